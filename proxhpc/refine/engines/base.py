@@ -1,0 +1,80 @@
+"""The engine protocol: what a refiner asks of whatever writes its programs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Level = Literal["doc", "chunk"]
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to an engine.
+
+    Language models read `prompt` (token ids, special tokens included); the rules engine, which
+    has no tokenizer, reads `lines`: the document's lines, or those of one window, the first of
+    which bears the number `first_line` in the prompt.
+    """
+
+    level: Level
+    prompt: Sequence[int]
+    lines: Sequence[str]
+    first_line: int
+    max_new_tokens: int
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An engine's answer.
+
+    Token counts are what the engine really did: `prompt_tokens` n, of them `cached_tokens` c
+    from a prefix cache, and `new_tokens` m sampled, the end-of-sequence token included.
+    """
+
+    text: str
+    finish: Finish
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+
+
+class Tokenizer(Protocol):
+    """What prompts and windows need of a tokenizer. Text never becomes a special token."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` alone, without special tokens added or recognised in it."""
+        ...
+
+    def count(self, lines: Sequence[str]) -> list[int]:
+        """Token counts of each line by itself."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`."""
+        ...
+
+    def special(self, token: str) -> int:
+        """Id of a special token; UserError if the vocabulary has none of that name."""
+        ...
+
+    def chat(self, system: str | None, user: str) -> list[int]:
+        """Ids of the model's own chat template around `user`; UserError where it has none."""
+        ...
+
+
+class Engine(Protocol):
+    """Writes programs. `tokenizer` is None for an engine that reads lines instead of tokens."""
+
+    name: str
+    tokenizer: Tokenizer | None
+    max_model_len: int
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer one request; many may be in flight. RetryError when the engine has died."""
+        ...
+
+    async def close(self) -> None:
+        """Free the device and end every child process. Never raises."""
+        ...
