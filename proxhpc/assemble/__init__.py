@@ -1,0 +1,1 @@
+"""What runs on CPU nodes once every shard is refined."""

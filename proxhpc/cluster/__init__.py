@@ -1,0 +1,1 @@
+"""Where jobs run: the only room that knows submitit and Slurm commands."""

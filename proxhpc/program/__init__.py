@@ -1,0 +1,1 @@
+"""The ProX program language: pure functions of text, program and policy."""

@@ -4,8 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from proxhpc.errors import ProxError
+
 Level = Literal["doc", "chunk"]
 Finish = Literal["stop", "length"]
+
+
+class RequestError(ProxError):
+    """One request that can never be answered; the others are unharmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,9 @@ class Completion:
 class Tokenizer(Protocol):
     """What prompts and windows need of a tokenizer. Text never becomes a special token."""
 
+    bos: Sequence[int]
+    """Ids that the model's own tokenizer puts before every prompt; often one, or none."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` alone, without special tokens added or recognised in it."""
         ...
@@ -51,8 +60,12 @@ class Tokenizer(Protocol):
         """Token counts of each line by itself."""
         ...
 
+    def head(self, text: str, tokens: int) -> str:
+        """The longest start of `text` that the first `tokens` of its tokens cover."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`."""
+        """Text of `ids`, special tokens left out."""
         ...
 
     def special(self, token: str) -> int:
@@ -78,3 +91,19 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Free the device and end every child process. Never raises."""
         ...
+
+
+def check_request(request: Request, max_model_len: int) -> None:
+    """Raise RequestError unless the prompt and the longest answer fit the model's context."""
+    prompt, new = len(request.prompt), request.max_new_tokens
+    if prompt < 1 or new < 1:
+        raise RequestError(
+            f"{request.level} request with {prompt} prompt tokens for at most {new} new ones",
+            hint="both must be at least 1",
+        )
+    if prompt + new > max_model_len:
+        raise RequestError(
+            f"{request.level} prompt of {prompt} tokens and {new} new ones do not fit the "
+            f"model's context of {max_model_len}",
+            hint="lower window_tokens, max_prompt_tokens or max_new_tokens of this stage",
+        )

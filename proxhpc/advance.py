@@ -1,0 +1,171 @@
+"""The one step function: look at the run directory and the queue, do the next thing.
+
+`launch` is plan and advance. On Slurm a small job calls `advance` whenever an array has ended, so
+a run carries itself through time limits and dead nodes; where jobs may not submit, launching
+again does the same. Any of it may die at any point and be run again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import orjson
+
+from proxhpc.cluster import tasks
+from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.slurm import Queue
+from proxhpc.cluster.submit import Backend, Job, make_backend
+from proxhpc.errors import RetryError, StopError
+from proxhpc.plan import Plan
+from proxhpc.refine.lease import Leases, Owner
+from proxhpc.refine.leaser import missing
+from proxhpc.refine.progress import latest
+from proxhpc.report import write_report
+from proxhpc.rundir import RunDir
+from proxhpc.site import Site
+
+ROUNDS_WITHOUT_PROGRESS = 3
+LEASE = "advance"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one call of `advance` did, or why it did nothing."""
+
+    phase: Literal["refine", "merge", "report", "finished"]
+    did: Literal["submitted", "waiting", "wrote", "nothing"]
+    message: str
+
+
+@contextmanager
+def alone(run: RunDir) -> Iterator[None]:
+    """Hold the lease on stepping this run forward. RetryError while somebody else does."""
+    leases = Leases(run, Owner.me("advance"), Queue().alive)
+    attempt = leases.held().get(LEASE, 0)
+    if attempt:
+        owner = leases.holder(LEASE, attempt)
+        if owner is None or leases.alive(owner) is not False:
+            where = f"{owner.host}, process {owner.pid}" if owner else "somewhere"
+            raise RetryError(
+                f"another launch is at work on this run ({where})",
+                hint="proxhpc status shows what it does; launch again when it has ended",
+            )
+        lease = leases.steal(LEASE, attempt)
+    else:
+        lease = leases.take(LEASE, 1)
+    if lease is None:
+        raise RetryError("another launch was faster; nothing is lost, it does the same")
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def advance(run: RunDir, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
+    """Take the next step of a run. The caller holds the lease (`alone`).
+
+    StopError when going on by itself makes no sense: a task met an error that only a person can
+    mend, or several rounds in a row brought nothing. `by_hand` says that a person has looked.
+    """
+    if run.report_json.exists():
+        return Step("finished", "nothing", f"finished: the corpus is in {run.corpus}")
+    notes = backend.reconcile()
+    left = 0 if run.merge_summary.exists() else sum(1 for _ in missing(run, plan))
+    if left:
+        step = _refine(run, backend, Round(run, plan, left, by_hand))
+    elif not run.merge_summary.exists():
+        step = _merge(run, backend, Round(run, plan, left, by_hand))
+    else:
+        write_report(run)
+        step = Step("report", "wrote", f"finished: the corpus is in {run.corpus}")
+    return Step(step.phase, step.did, "\n".join([*notes, step.message]))
+
+
+def advance_job(root: str) -> str:
+    """Be the control job of a run: one step, submissions included; what it did."""
+    run = RunDir(Path(root))
+    plan = Plan.load(run)
+    with alone(run):
+        step = advance(run, plan, make_backend(run, plan, load(run)))
+    return step.message
+
+
+def load(run: RunDir) -> Site:
+    """The site of the latest launch."""
+    return Site.model_validate(orjson.loads(run.site.read_bytes()))
+
+
+class Round:
+    """One more try at a phase: what is known before it, and whether it makes sense."""
+
+    def __init__(self, run: RunDir, plan: Plan, left: int, by_hand: bool) -> None:
+        self.run = run
+        self.left = left
+        last = latest(run)
+        self.fatal = [line for line in last if line.get("error") in ("StopError", "UserError")]
+        self.failed = [line for line in last if line["state"] == "failed"]
+        self.about = {
+            "published": len(plan.shards) - left,
+            "committed": sum(line["counts"]["documents"] for line in last),
+            "fatal": len(self.fatal),
+            "by_hand": int(by_hand),
+        }
+
+    def check(self, phase: str) -> None:
+        """Raise StopError if another round would bring nothing."""
+        if self.about["by_hand"]:
+            return
+        rounds = [s for s in Journal(self.run).read() if s.phase == phase and not s.abandoned]
+        by_hand = [i for i, entry in enumerate(rounds) if entry.about["by_hand"]]
+        rounds = rounds[by_hand[-1] :] if by_hand else rounds
+        if rounds and self.about["fatal"] > rounds[0].about["fatal"]:
+            raise StopError(
+                f"the {phase} stopped: {self.fatal[-1]['message']}",
+                hint="mend it, then launch again: the run goes on where it stopped",
+            )
+        keys = ("published", "committed")
+        now = [self.about[key] for key in keys]
+        recent = rounds[-ROUNDS_WITHOUT_PROGRESS:]
+        if len(recent) == ROUNDS_WITHOUT_PROGRESS and all(
+            [entry.about[key] for key in keys] == now for entry in recent
+        ):
+            why = f"; the last error: {self.failed[-1]['message']}" if self.failed else ""
+            raise StopError(
+                f"{len(recent)} rounds of {phase} in a row brought nothing{why}",
+                hint=f"look into {self.run.logs}, mend it and launch again",
+            )
+
+
+def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
+    if active := backend.active("refine"):
+        return Step("refine", "waiting", f"{active} workers wait or run, {around.left} shards left")
+    around.check("refine")
+    resources = load(run).resources("refine")
+    per_node = resources.tasks_per_node
+    elements = min(backend.elements(resources), -(-around.left // per_node))
+    of = elements * per_node
+    arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
+    job = Job("refine", tasks.refine_element, arguments, around.about)
+    ids = backend.submit(job, _control(run))
+    return Step("refine", "submitted", f"{of} workers for {around.left} shards: {_named(ids)}")
+
+
+def _merge(run: RunDir, backend: Backend, around: Round) -> Step:
+    if backend.active("merge"):
+        return Step("merge", "waiting", "the merge waits or runs")
+    around.check("merge")
+    cpus = load(run).resources("merge").cpus
+    job = Job("merge", tasks.merge, [(str(run.root), cpus)], around.about)
+    ids = backend.submit(job, _control(run))
+    return Step("merge", "submitted", f"every shard is refined; merging: {_named(ids)}")
+
+
+def _control(run: RunDir) -> Job:
+    return Job("control", advance_job, [(str(run.root),)], {})
+
+
+def _named(ids: list[str]) -> str:
+    shown = ", ".join(ids[:4]) + (" …" if len(ids) > 4 else "")
+    return f"{'job' if len(ids) == 1 else 'jobs'} {shown}"

@@ -1,0 +1,208 @@
+"""The command line: parse, call, print. Imports wait until a command needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from proxhpc import __version__
+from proxhpc.errors import ProxError
+
+STORY = """\
+Refine pre-training corpora on Slurm clusters with small language models that write programs.
+
+  proxhpc plan MANIFEST       what would happen; submits nothing
+  proxhpc launch MANIFEST     plan once, then refine, merge and report; run it again to go on
+  proxhpc status RUN          how far a run is
+  proxhpc inspect RUN ID      one document before and after, with its programs
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="proxhpc", description=STORY, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"proxhpc {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    plan = verbs.add_parser("plan", help="say what a launch would do; submit nothing")
+    _manifest(plan)
+    _json(plan)
+
+    launch = verbs.add_parser("launch", help="plan once, then take the run forward")
+    _manifest(launch)
+    launch.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
+
+    status = verbs.add_parser("status", help="show how far a run is")
+    _run(status)
+    status.add_argument("--watch", action="store_true", help="keep looking until it has ended")
+    _json(status)
+
+    inspect = verbs.add_parser("inspect", help="show a document before and after")
+    _run(inspect)
+    inspect.add_argument("id", metavar="ID", help="a document's id, or FILE:POSITION")
+    _json(inspect)
+
+    report = verbs.add_parser("report", help="write the report of a merged run again")
+    _run(report)
+    _json(report)
+
+    worker = verbs.add_parser("worker", help="refine shards until none is left (what jobs run)")
+    _run(worker)
+    worker.add_argument("--number", type=int, default=0, help="which of the workers (from 0)")
+    worker.add_argument("--of", type=int, default=1, help="how many workers there are")
+
+    merge = verbs.add_parser("merge", help="assemble the corpus of a refined run")
+    _run(merge)
+    merge.add_argument("--processes", type=int, default=1, metavar="N")
+
+    advance = verbs.add_parser("advance", help="take a run's next step (what control jobs run)")
+    _run(advance)
+
+    schema = verbs.add_parser("schema", help="print the JSON Schema of manifests or sites")
+    schema.add_argument("kind", choices=["manifest", "site"])
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status (see `proxhpc.errors` for those of errors)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(COMMANDS[arguments.verb](arguments) or 0)
+    except ProxError as error:
+        if arguments.debug:
+            raise
+        print(f"proxhpc: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("proxhpc: interrupted; what was committed stays", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`); Python would complain again at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from proxhpc.estimate import estimate, render
+    from proxhpc.launch import choose_site
+    from proxhpc.manifest import load_manifest
+    from proxhpc.plan import make_plan
+
+    manifest = load_manifest(arguments.manifest)
+    site = choose_site(manifest, arguments.site)
+    result = estimate(make_plan(manifest), site)
+    _print_json(result) if arguments.json else _print(render(result))
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch import launch, prepare
+    from proxhpc.status import Ticker
+
+    run = prepare(arguments.manifest, arguments.site, arguments.run)
+    print(f"run directory: {run.dir.root}")
+    with Ticker(run.dir) as ticker:
+        step = launch(run, ticker.tick)
+    print(step.message)
+    if step.phase in ("report", "finished"):
+        from proxhpc.report import load_report
+        from proxhpc.report import render as render_report
+
+        _print(render_report(load_report(run.dir)))
+        print(f"report: {run.dir.report_html}")
+    else:
+        print(f"look at it with: proxhpc status {run.dir.root}")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from proxhpc.cluster.slurm import Queue, available
+    from proxhpc.status import show
+
+    queue = Queue() if available() else None
+    show(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from proxhpc.inspect import show
+
+    show(_open(arguments), arguments.id, as_json=arguments.json)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from proxhpc.report import render, write_report
+
+    report = write_report(_open(arguments))
+    _print_json(report) if arguments.json else _print(render(report))
+
+
+def _worker(arguments: argparse.Namespace) -> None:
+    from proxhpc.cluster import tasks
+
+    print(tasks.refine(str(_open(arguments).root), arguments.number, arguments.of))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from proxhpc.cluster import tasks
+
+    print(tasks.merge(str(_open(arguments).root), arguments.processes))
+
+
+def _advance(arguments: argparse.Namespace) -> None:
+    from proxhpc.advance import advance_job
+
+    print(advance_job(str(_open(arguments).root)))
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from proxhpc import manifest, site
+
+    _print_json((manifest if arguments.kind == "manifest" else site).json_schema())
+
+
+COMMANDS = {
+    "plan": _plan,
+    "launch": _launch,
+    "status": _status,
+    "inspect": _inspect,
+    "report": _report,
+    "worker": _worker,
+    "merge": _merge,
+    "advance": _advance,
+    "schema": _schema,
+}
+
+
+def _manifest(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("manifest", type=Path, metavar="MANIFEST", help="manifest file (YAML)")
+    verb.add_argument("--site", help="site file or name, or auto (else the manifest's)")
+
+
+def _run(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", type=Path, metavar="RUN", help="run directory")
+
+
+def _json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _open(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from proxhpc.rundir import RunDir
+
+    return RunDir(arguments.run.absolute())
+
+
+def _print(renderable: object) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def _print_json(data: object) -> None:
+    import orjson
+
+    sys.stdout.buffer.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Slurm's commands: one place that runs them, reads what they print and judges how they failed."""
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from proxhpc.errors import RetryError
+
+TIMEOUT = 60.0  # seconds; a busy slurmctld answers late, a dead one never
+SNAPSHOT_AGE = 10.0  # seconds that one look at the queue is good for
+DEFAULT_MAX_ARRAY_SIZE = 1001  # slurm.conf(5)
+_INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
+
+
+def available() -> bool:
+    """Whether this machine can submit to Slurm."""
+    return shutil.which("sbatch") is not None
+
+
+def run(*command: str) -> str:
+    """Standard output of a Slurm command. RetryError when it fails or does not answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RetryError(f"{command[0]} did not answer: {error}") from error
+    if done.returncode:
+        raise RetryError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Hide what an enclosing job left in the environment: sbatch would hand it on to new jobs."""
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k != "SLURM_CONF"}
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job or array element in the queue."""
+
+    id: str  # `123`, or `123_4` for an array element
+    state: str  # PENDING, RUNNING, COMPLETING, …
+    comment: str
+    reason: str
+
+    @property
+    def array(self) -> str:
+        """Id of the whole array, or of the job itself."""
+        return self.id.partition("_")[0]
+
+
+class Queue:
+    """The user's own jobs as squeue sees them; asked at most every few seconds."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Job] = []
+        self._at = -SNAPSHOT_AGE
+
+    def all(self) -> list[Job]:
+        """Every job of this user that is waiting or running. RetryError without an answer."""
+        if time.monotonic() - self._at >= SNAPSHOT_AGE:
+            self._jobs = [*self._ask()]
+            self._at = time.monotonic()
+        return self._jobs
+
+    def jobs(self, run_id: str) -> list[Job]:
+        """Those that carry the tag of this run."""
+        prefix = f"{tag(run_id)}:"
+        return [job for job in self.all() if job.comment.startswith(prefix)]
+
+    def alive(self, element: str) -> bool | None:
+        """Whether a job or array element is in the queue; None when nobody can say."""
+        if shutil.which("squeue") is None:
+            return None
+        try:
+            return any(job.id == element for job in self.all())
+        except RetryError:
+            return None
+
+    def forget(self) -> None:
+        """Ask anew next time: something was just submitted or cancelled."""
+        self._at = -SNAPSHOT_AGE
+
+    def _ask(self) -> Iterator[Job]:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        lines = run("squeue", "-h", "-r", "-u", user, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
+        for line in lines:
+            fields = line.strip().split("\x1f")
+            if len(fields) == 4:
+                yield Job(*fields)
+
+
+def tag(run_id: str) -> str:
+    """What every job of a run carries in its comment."""
+    return f"proxhpc:{run_id}"
+
+
+def max_array_size() -> int:
+    """MaxArraySize of this cluster: array indices stay below it (slurm.conf(5))."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config"), re.M)
+    return int(found.group(1)) if found else DEFAULT_MAX_ARRAY_SIZE
+
+
+def seconds_left() -> float | None:
+    """Time until this job's limit; None outside Slurm or without a limit."""
+    env = os.environ
+    if "SLURM_JOB_END_TIME" in env:
+        return float(env["SLURM_JOB_END_TIME"]) - time.time()
+    if "SLURM_JOB_ID" not in env or shutil.which("squeue") is None:
+        return None
+    try:
+        left = run("squeue", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L").strip()
+    except RetryError:
+        return None
+    return parse_duration(left)
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of Slurm's `D-HH:MM:SS`, `HH:MM:SS` or `MM:SS`; None for UNLIMITED and the like."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

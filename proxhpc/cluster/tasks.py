@@ -1,0 +1,58 @@
+"""What a job runs. Jobs carry pointers only: the run directory and a number."""
+
+import os
+from pathlib import Path
+
+from proxhpc.cluster.slurm import Queue, seconds_left
+from proxhpc.rundir import RunDir
+
+
+def refine(root: str, number: int, of: int) -> str:
+    """Be the worker `number` of `of`; its final state."""
+    from proxhpc.refine.worker import Assignment, run_worker
+
+    left = seconds_left()
+    seconds = None if left is None else max(0.0, left - margin(left))
+    return run_worker(RunDir(Path(root)), Assignment(number, of, seconds), Queue().alive)
+
+
+def refine_element(root: str, element: int, tasks_per_node: int, of: int) -> str:
+    """Be one task of an array element: with several tasks a node, each takes a GPU of its own."""
+    local = int(os.environ.get("SLURM_LOCALID", "0"))
+    if tasks_per_node > 1:
+        take_gpu(local, tasks_per_node)
+    return refine(root, element * tasks_per_node + local, of)
+
+
+def merge(root: str, processes: int) -> str:
+    """Merge the run; its final state."""
+    from proxhpc.assemble.merge import merge as merge_run
+    from proxhpc.refine.lease import Owner
+    from proxhpc.refine.progress import ProgressLog
+
+    run = RunDir(Path(root))
+    log = ProgressLog(run, Owner.me("merge"), "merge")
+    log.write("starting")
+    try:
+        merge_run(run, processes=processes)
+    except BaseException as error:
+        log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+        raise
+    log.write("done")
+    return "done"
+
+
+def margin(left: float) -> float:
+    """Seconds before the limit at which a worker stops: commit, close, be gone."""
+    return min(120.0, 0.1 * left)
+
+
+def take_gpu(local: int, tasks: int) -> None:
+    """Narrow CUDA_VISIBLE_DEVICES to this task's share where Slurm gave every task all GPUs.
+
+    Entries may be numbers or UUIDs; they are passed on as they are.
+    """
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    share = len(visible) // tasks
+    if share:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[local * share : (local + 1) * share])

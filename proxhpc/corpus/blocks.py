@@ -1,0 +1,148 @@
+"""Compressed zstd frames taken apart into blocks, so that memory is bounded and a cut is seen.
+
+`zstandard.stream_reader` ends a truncated file without an error, and `decompressobj` inflates
+whatever it is given in one go. A frame's own structure is plain (RFC 8878, 3.1.1): this module
+walks it and decodes one block at a time, so that no step makes more than 128 KiB.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import zstandard
+
+MAX_WINDOW = 128 << 20  # what `zstd --long=27` needs; the zstd tool refuses more by default
+MAGIC = b"\x28\xb5\x2f\xfd"
+
+_SKIPPABLE = b"\x2a\x4d\x18"  # magic 0x184D2A5?, the low half-byte is free
+_MAX_BLOCK = 128 << 10
+_STEP = 1 << 20
+_RAW, _RLE, _COMPRESSED = 0, 1, 2
+
+
+class DamageError(Exception):
+    """A compressed stream cannot be followed any further; readers turn it into a `Bad`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """What a frame says about itself; `content_size` is None where its writer did not know it."""
+
+    raw: bytes
+    start: int
+    window: int
+    content_size: int | None
+    has_checksum: bool
+
+
+class FrameReader:
+    """The frames of a file in order: `header()`, then all of its `blocks()`, again and again.
+
+    `offset` counts the compressed bytes consumed.
+    """
+
+    def __init__(
+        self, file: BinaryIO, *, max_window: int = MAX_WINDOW, skippable: bool = True
+    ) -> None:
+        self.offset = 0
+        self._file = file
+        self._max_window = max_window
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window)
+        self._skippable = skippable
+
+    def header(self) -> FrameHeader | None:
+        """Return the next frame's header, or None at the end of the file. Raises DamageError."""
+        while True:
+            start = self.offset
+            magic = self._file.read(4)
+            self.offset += len(magic)
+            if not magic:
+                return None
+            if self._skippable and magic[0] & 0xF0 == 0x50 and magic[1:] == _SKIPPABLE:
+                self._skip(int.from_bytes(self._take(4), "little"))
+                continue
+            if magic != MAGIC:
+                if MAGIC.startswith(magic):
+                    raise self._cut()
+                raise DamageError("corrupt_input", f"no zstd frame begins at byte {start}")
+            return self._parse(start)
+
+    def blocks(self, header: FrameHeader) -> Iterator[bytes]:
+        """Yield the frame's content block by block; ends only behind a whole, verified frame."""
+        decoder = self._decompressor.decompressobj()
+        try:
+            decoder.decompress(header.raw)
+            last = False
+            while not last:
+                last, block = self._block()
+                data = decoder.decompress(block)
+                if data:
+                    yield data
+            if header.has_checksum:
+                decoder.decompress(self._take(4))
+        except zstandard.ZstdError as error:
+            raise self._corrupt(header, str(error)) from error
+        if not decoder.eof:
+            raise self._corrupt(header, "the frame does not end where its last block ends")
+
+    def _corrupt(self, header: FrameHeader, detail: str) -> DamageError:
+        where = f"zstd frame at byte {header.start}, near byte {self.offset}"
+        return DamageError("corrupt_input", f"{where}: {detail}")
+
+    def _cut(self) -> DamageError:
+        return DamageError(
+            "truncated_input", f"the file ends inside a zstd frame, at byte {self.offset}"
+        )
+
+    def _take(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.offset += len(data)
+        if len(data) < size:
+            raise self._cut()
+        return data
+
+    def _skip(self, size: int) -> None:
+        while size > 0:
+            size -= len(self._take(min(size, _STEP)))
+
+    def _parse(self, start: int) -> FrameHeader:
+        descriptor = self._take(1)
+        flags = descriptor[0]
+        single = bool(flags & 0x20)
+        rest = self._take(0 if single else 1)
+        dictionary = self._take((0, 1, 2, 4)[flags & 3])
+        if any(dictionary):
+            raise DamageError(
+                "corrupt_input", f"the zstd frame at byte {start} needs a dictionary to be read"
+            )
+        coded = self._take((1 if single else 0, 2, 4, 8)[flags >> 6])
+        size = int.from_bytes(coded, "little") + (256 if len(coded) == 2 else 0) if coded else None
+        window = _window(rest[0]) if rest else size or 0
+        if window > self._max_window:
+            raise DamageError(
+                "zstd_window_too_large",
+                f"the zstd frame at byte {start} needs a window of {window / 2**20:.0f} MiB, more "
+                f"than {self._max_window >> 20} MiB: compress it again without --long=28 or more",
+            )
+        raw = MAGIC + descriptor + rest + dictionary + coded
+        return FrameHeader(raw, start, window, size, bool(flags & 4))
+
+    def _block(self) -> tuple[bool, bytes]:
+        head = self._take(3)
+        word = int.from_bytes(head, "little")
+        kind, size = word >> 1 & 3, word >> 3
+        if kind not in (_RAW, _RLE, _COMPRESSED) or size > _MAX_BLOCK:
+            raise DamageError(
+                "corrupt_input", f"no zstd block begins at byte {self.offset - len(head)}"
+            )
+        return bool(word & 1), head + self._take(1 if kind == _RLE else size)
+
+
+def _window(descriptor: int) -> int:
+    base = 1 << (10 + (descriptor >> 3))
+    return base + (base >> 3) * (descriptor & 7)

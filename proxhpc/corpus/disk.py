@@ -1,0 +1,134 @@
+"""Files that are whole or absent: publish by link, replace atomically, append one line.
+
+Only exclusive create, link and rename within one directory are trusted: they hold on NFS and
+Lustre too, where locks may not.
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from proxhpc.errors import RetryError, UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of its block into an error that names `path`.
+
+    FileExistsError passes: an exclusive create which came second is an answer. RetryError where
+    the disk or quota is full or the file system fails, UserError where writing is not allowed.
+    """
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _explain(path, error) from error
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`, going on after short writes. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        if done == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        view, offset = view[done:], offset + done
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names created or removed in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems refuse to sync a directory; there the server keeps names.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def temporary(path: Path) -> Path:
+    """Return a hidden name beside `path` that no other process on any node will choose."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def publish(tmp: Path, final: Path) -> bool:
+    """Give the finished file `tmp` its final name; True if we were first, False if it existed.
+
+    `tmp` keeps its own name too. A link that NFS carried out but reported as failed (its reply
+    was lost and the request repeated) counts as ours.
+    """
+    with writing(final):
+        try:
+            os.link(tmp, final)
+        except FileExistsError:
+            if not os.path.samefile(tmp, final):
+                return False
+        except OSError as error:
+            if error.errno in _NO_LINKS and tmp.exists():
+                raise UserError(
+                    f"{final.parent}: no hard link can be made there: {error.strerror}",
+                    hint="put the run directory on a file system with hard links "
+                    "(NFS, Lustre, GPFS, ext4, xfs), where you may write",
+                ) from error
+            raise
+        sync_directory(final.parent)
+    return True
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; a reader sees the old file or the new one, never a part."""
+    tmp = temporary(path)
+    with writing(path):
+        try:
+            fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                write_all(fd, data, 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(tmp, path)
+        except BaseException:
+            tmp.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def append_line(path: Path, line: bytes, *, fsync: bool = False) -> None:
+    r"""Append `line` and one b"\n" with a single write. One process writes a file."""
+    data = line.removesuffix(b"\n") + b"\n"
+    with writing(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if fsync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _explain(path: Path, error: OSError) -> RetryError | UserError:
+    if error.errno in _FULL:
+        return RetryError(
+            f"disk full: cannot write {path.name} in {path.parent} ({error.strerror})",
+            hint="free space or raise the quota there (df, lfs quota), then launch again: "
+            "the run goes on where it stopped",
+        )
+    if error.errno in _REFUSED:
+        return UserError(
+            f"no permission to write {path}: {error.strerror}",
+            hint="choose a directory that you may write to, or change its permissions",
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
+        return UserError(f"cannot write {path}: there is no directory {path.parent}")
+    return RetryError(f"cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,225 @@
+"""The frozen plan of a run: inputs with fingerprints, shards, models, and the manifest."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from proxhpc import __version__
+from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.frames import publish, write_atomic
+from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe
+from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.errors import StopError, UserError
+from proxhpc.manifest import Manifest, diff, find_inputs
+from proxhpc.models import ModelRef, resolve_model
+from proxhpc.rundir import RunDir
+
+BYTES_PER_TOKEN = 4  # UTF-8 bytes, where no tokenizer counts; an estimate, and labelled so
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one lease covers: spans of one or several files, in input order."""
+
+    spans: tuple[Span, ...]
+    estimated_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker or a merge needs to know; never changed once written."""
+
+    run_id: str
+    created: float
+    code: str
+    manifest: Manifest
+    inputs: tuple[InputInfo, ...]
+    shards: tuple[Shard, ...]
+    models: dict[str, ModelRef]
+    digest: str = ""
+    _checked: set[int] = field(default_factory=set, compare=False, repr=False)
+
+    @cached_property
+    def token_unit(self) -> str:
+        """How the run counts tokens: a model's name, or the byte estimate."""
+        for level in ("chunk", "doc"):
+            if level in self.models:
+                return self.models[level].name
+        return f"UTF-8 bytes / {BYTES_PER_TOKEN} (estimate)"
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Decompressed input bytes, estimated."""
+        return sum(info.estimated_bytes for info in self.inputs)
+
+    @property
+    def estimated_tokens(self) -> int:
+        """Raw tokens, from the bytes."""
+        return self.estimated_bytes // BYTES_PER_TOKEN
+
+    def check_input(self, file: int) -> None:
+        """Raise StopError when input `file` is not what it was at planning; looks once."""
+        if file not in self._checked:
+            check_unchanged(self.inputs[file])
+            self._checked.add(file)
+
+    def read(self, span: Span) -> Iterator[Document | Bad | End]:
+        """Records of a span of one of the plan's inputs."""
+        corpus = self.manifest.corpus
+        fields = Fields(corpus.text, corpus.id)
+        return read_span(
+            self.inputs[span.file], corpus.format, span, fields, corpus.max_record_bytes
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the digest."""
+        return {
+            "version": VERSION,
+            "run_id": self.run_id,
+            "created": self.created,
+            "code": self.code,
+            "manifest": self.manifest.model_dump(mode="json"),
+            "models": {level: ref.to_dict() for level, ref in self.models.items()},
+            "inputs": [asdict(info) | {"path": str(info.path)} for info in self.inputs],
+            "shards": [
+                [shard.estimated_bytes, *([s.file, s.start, s.stop] for s in shard.spans)]
+                for shard in self.shards
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Plan":
+        """Read what `to_dict` wrote."""
+        if data.get("version") != VERSION:
+            raise UserError(
+                f"plan version {data.get('version')} is not {VERSION}",
+                hint="this run was planned by another proxhpc; go on with that version",
+            )
+        return cls(
+            run_id=data["run_id"],
+            created=data["created"],
+            code=data["code"],
+            manifest=Manifest.model_validate(data["manifest"]),
+            inputs=tuple(
+                InputInfo(**info | {"path": Path(info["path"])}) for info in data["inputs"]
+            ),
+            shards=tuple(
+                Shard(tuple(Span(*span) for span in spans), size) for size, *spans in data["shards"]
+            ),
+            models={k: ModelRef.from_dict(ref) for k, ref in data["models"].items()},
+            digest=_digest(data),
+        )
+
+    @classmethod
+    def load(cls, run: RunDir) -> "Plan":
+        """The plan of a run. UserError when there is none."""
+        try:
+            raw = run.plan.read_bytes()
+        except FileNotFoundError:
+            raise UserError(
+                f"{run.root} is not a run directory: it has no plan.json",
+                hint="proxhpc launch MANIFEST makes one",
+            ) from None
+        try:
+            return cls.from_dict(orjson.loads(raw))
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise StopError(f"{run.plan} is damaged: {error}") from error
+
+    def save(self, run: RunDir, manifest_text: bytes) -> None:
+        """Write the plan, once and for all, and make the run's folders."""
+        try:
+            for folder in run.folders():
+                folder.mkdir(parents=True, exist_ok=True)
+            for shard in range(len(self.shards)):
+                run.shard_folder(shard).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the run directory {run.root}: {error.strerror}",
+                hint="choose another with run_dir in the manifest or --run DIR",
+            ) from error
+        write_atomic(run.manifest, manifest_text)
+        draft = run.plan.with_name(f".plan-{secrets.token_hex(4)}")
+        write_atomic(draft, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        try:
+            # Link, not rename: of two launches at once, one makes the plan and both use it.
+            publish(draft, run.plan)
+        finally:
+            draft.unlink()
+
+
+def make_plan(manifest: Manifest) -> Plan:
+    """Look at inputs and models and cut the shards. UserError when something is missing."""
+    corpus = manifest.corpus
+    inputs = tuple(describe(path, corpus.format, name=name) for path, name in find_inputs(manifest))
+    models: dict[str, ModelRef] = {
+        stage.level: resolve_model(stage.model)
+        for stage in manifest.stages
+        if stage.model is not None
+    }
+    plan = Plan(
+        run_id=secrets.token_hex(4),
+        created=round(time.time(), 3),
+        code=__version__,
+        manifest=manifest,
+        inputs=inputs,
+        shards=tuple(
+            cut(inputs, manifest.sharding.tokens * BYTES_PER_TOKEN, manifest.sharding.max_files)
+        ),
+        models=models,
+    )
+    return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
+
+
+def cut(inputs: tuple[InputInfo, ...], target: int, max_files: int) -> Iterator[Shard]:
+    """Shards of about `target` decompressed bytes, in input order.
+
+    A file of more than one and a half targets is cut into equal spans of its own; smaller ones
+    are gathered. The spans of a file tile it, whatever its true length.
+    """
+    spans: list[Span] = []
+    size = 0
+    for file, info in enumerate(inputs):
+        pieces = max(1, round(info.estimated_bytes / target))
+        if spans and (pieces > 1 or size + info.estimated_bytes > target * 1.25):
+            yield Shard(tuple(spans), size)
+            spans, size = [], 0
+        if pieces > 1:
+            for span in _pieces(file, info, pieces):
+                yield Shard((span,), info.estimated_bytes // pieces)
+            continue
+        spans.append(Span(file))
+        size += info.estimated_bytes
+        if size >= target or len(spans) >= max_files:
+            yield Shard(tuple(spans), size)
+            spans, size = [], 0
+    if spans:
+        yield Shard(tuple(spans), size)
+
+
+def _pieces(file: int, info: InputInfo, pieces: int) -> Iterator[Span]:
+    length = info.rows if info.rows is not None else info.estimated_bytes
+    cuts = [length * i // pieces for i in range(pieces)]
+    yield from (Span(file, a, b) for a, b in zip(cuts, [*cuts[1:], None], strict=True))
+
+
+def check_same(plan: Plan, manifest: Manifest) -> None:
+    """Raise UserError when a started run's manifest was changed."""
+    keys = diff(plan.manifest, manifest)
+    if keys:
+        raise UserError(
+            f"this run was started with another manifest; changed: {', '.join(keys)}",
+            hint="undo the change, or start a new run: --run DIR (or another name)",
+        )
+
+
+def _digest(data: dict[str, Any]) -> str:
+    canonical = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).hexdigest()[:32]

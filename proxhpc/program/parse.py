@@ -1,0 +1,245 @@
+"""Reads programs: a quote-aware scanner, left to right, each character once.
+
+What is well formed in a dialect becomes a statement; anything else becomes a rejected one with
+a reason and is never guessed at. A rejected call ends at the end of the line on which it went
+wrong; a string that is never closed takes the rest of the program with it.
+"""
+
+import re
+from collections.abc import Callable
+
+from proxhpc.program.syntax import (
+    Dialect,
+    Finish,
+    Keep,
+    Normalize,
+    ParseReason,
+    Program,
+    Quoted,
+    Rejected,
+    RemoveAll,
+    RemoveLines,
+    RemoveStr,
+    ReplaceStr,
+    Statement,
+    Verdict,
+)
+
+_BODY = {quote: rf"[^{quote}\\]*+(?:\\.[^{quote}\\]*+)*+" for quote in "\"'"}
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*+"
+_SKIP = re.compile(
+    r"(?:[\s;]++|#[^\n]*+|```(?:[\w+-]*+(?=[ \t]*+(?:\n|\Z))|(?:python|py)(?=[ \t]))?+)*+"
+)
+_CALL = re.compile(rf"({_NAME})[ \t]*+\(")
+_EMPTY = re.compile(r"\s*+\)")
+_ARGUMENT = re.compile(
+    rf"""\s*+(?:({_NAME})\s*+=\s*+)?+
+    (?:"({_BODY['"']})"|'({_BODY["'"]})'|(-?[0-9]{{1,9}})(?![0-9])|(True)\b)
+    \s*+([,)])""",
+    re.DOTALL | re.VERBOSE,
+)
+_READABLE = re.compile(
+    rf"""\s*+(?:{_NAME}\s*+=\s*+)?+(?:"{_BODY['"']}"|'{_BODY["'"]}')?+""", re.DOTALL | re.VERBOSE
+)
+_UNFINISHED = re.compile(
+    rf"""\s*+(?:{_NAME}\s*+=\s*+)?+
+    (?:"{_BODY['"']}(?:"\s*+|\\)?+|'{_BODY["'"]}(?:'\s*+|\\)?+|-?[0-9]*+\s*+|{_NAME}\s*+)\Z""",
+    re.DOTALL | re.VERBOSE,
+)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+Value = int | bool | Quoted
+_KEEP = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
+_VERDICT = {"keep_doc": False, "drop_doc": True}
+_BARE = {"keep": False, "drop": True, **_VERDICT}
+_FORMS: dict[str, tuple[tuple[frozenset[str], type], ...]] = {
+    "remove_lines": (
+        (frozenset({"start", "line_start"}), int),
+        (frozenset({"end", "line_end"}), int),
+    ),
+    "normalize": ((frozenset({"source_str"}), Quoted), (frozenset({"target_str"}), Quoted)),
+    "remove_str": ((frozenset({"line"}), int), (frozenset({"del_str"}), Quoted)),
+    "replace_str": (
+        (frozenset({"line"}), int),
+        (frozenset({"old"}), Quoted),
+        (frozenset({"new"}), Quoted),
+    ),
+}
+_ONLY: dict[str, Dialect] = {"normalize": "prox", "remove_str": "line", "replace_str": "line"}
+_BUILD: dict[str, Callable[..., Statement]] = {
+    "remove_lines": RemoveLines,
+    "normalize": Normalize,
+    "remove_str": RemoveStr,
+    "replace_str": ReplaceStr,
+}
+
+
+class _Call:
+    """One call as scanned: its arguments, or the reason why it has none, and where it ends."""
+
+    __slots__ = ("arguments", "reason", "stop")
+
+    def __init__(self, text: str, at: int) -> None:
+        """Scan the arguments behind the parenthesis that ends at `at`."""
+        self.arguments: list[tuple[str | None, Value]] = []
+        self.reason: ParseReason | None = None
+        empty = _EMPTY.match(text, at)
+        if empty:
+            self.stop = empty.end()
+            return
+        while True:
+            match = _ARGUMENT.match(text, at)
+            if match is None:
+                self._give_up(text, at)
+                return
+            name, double, single, number, _, closing = match.groups()
+            value: Value = True
+            if number is not None:
+                value = int(number)
+            elif double is not None or single is not None:
+                value = Quoted(double if double is not None else single)
+            self.arguments.append((name, value))
+            at = match.end()
+            if closing == ")":
+                self.stop = at
+                return
+
+    def _give_up(self, text: str, at: int) -> None:
+        if _UNFINISHED.match(text, at):
+            self.reason, self.stop = "unterminated", len(text)
+            return
+        readable = _READABLE.match(text, at)
+        end = text.find("\n", readable.end() if readable else at)
+        self.reason, self.stop = "bad_arguments", len(text) if end < 0 else end
+
+
+def _bind(name: str, arguments: list[tuple[str | None, Value]]) -> list[Value] | None:
+    """Arguments in the order of the form, or None where they do not fit it."""
+    form = _FORMS[name]
+    bound: list[Value | None] = [None] * len(form)
+    named = False
+    for place, (keyword, value) in enumerate(arguments):
+        if keyword is not None:
+            named = True
+            place = next((i for i, (names, _) in enumerate(form) if keyword in names), len(form))
+        elif named:
+            return None
+        if place >= len(form) or bound[place] is not None or type(value) is not form[place][1]:
+            return None
+        bound[place] = value
+    if name == "normalize" and bound[1] is None:
+        bound[1] = Quoted("")
+    values = [value for value in bound if value is not None]
+    return values if len(values) == len(form) else None
+
+
+def _unencodable(values: list[Value]) -> bool:
+    return any(isinstance(v, Quoted) and _SURROGATE.search(v.body) for v in values)
+
+
+def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statement | ParseReason:
+    """Make the statement of a complete call at chunk level, or say why it makes none."""
+    at = {"start": start, "stop": call.stop}
+    if name in _KEEP or name == "remove_all":
+        if call.arguments:
+            return "bad_arguments"
+        return RemoveAll(**at) if name == "remove_all" else Keep(name, **at)
+    if name in _VERDICT:
+        return "wrong_level"
+    if name not in _FORMS:
+        return "unknown_call"
+    if _ONLY.get(name, dialect) != dialect:
+        return "wrong_dialect"
+    if name == "remove_lines" and call.arguments == [("all", True)]:
+        return RemoveAll(**at)
+    values = _bind(name, call.arguments)
+    if values is None or _unencodable(values):
+        return "bad_arguments"
+    return _BUILD[name](*values, **at)
+
+
+def _line_end(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
+
+
+class _Reader:
+    """Collects statements and rejections of one program."""
+
+    def __init__(self, text: str, finish: Finish) -> None:
+        self.text, self.finish = text, finish
+        self.statements: list[Statement] = []
+        self.rejected: list[Rejected] = []
+        self.cut = False
+
+    def reject(self, reason: ParseReason, start: int, stop: int) -> None:
+        """Record a rejection; a call that the token limit broke off is none."""
+        broken = reason == "unterminated" or (reason == "not_a_call" and stop == len(self.text))
+        if broken and self.finish == "length":
+            self.cut = True
+        else:
+            self.rejected.append(Rejected(reason, start, stop))
+
+    def take(self, statement: Statement | ParseReason, start: int, stop: int) -> None:
+        """Record what a call came to."""
+        if isinstance(statement, Statement):
+            self.statements.append(statement)
+        else:
+            self.reject(statement, start, stop)
+
+    def program(self) -> Program:
+        """Everything collected."""
+        return Program(tuple(self.statements), tuple(self.rejected), self.cut)
+
+
+def parse_chunk(text: str, dialect: Dialect = "prox", finish: Finish = "stop") -> Program:
+    """Read a program that edits lines. Never raises; linear in `text`."""
+    reader = _Reader(text, finish)
+    at = _end(_SKIP.match(text))
+    while at < len(text):
+        name = _CALL.match(text, at)
+        if name is None:
+            stop = _line_end(text, at)
+            reader.reject("not_a_call", at, stop)
+        else:
+            call = _Call(text, name.end())
+            stop = call.stop
+            made = call.reason or _statement(name.group(1), call, dialect, at)
+            reader.take(made, at, stop)
+        at = _end(_SKIP.match(text, stop))
+    return reader.program()
+
+
+def parse_doc(text: str, finish: Finish = "stop") -> Program:
+    """Read a program that keeps or drops a document: calls, or a bare `keep` or `drop` a line."""
+    reader = _Reader(text, finish)
+    at = _end(_SKIP.match(text))
+    while at < len(text):
+        name = _CALL.match(text, at)
+        if name is None:
+            stop = _line_end(text, at)
+            word = text[at:stop].rstrip(" \t\r;")
+            broken = stop == len(text) and finish == "length"
+            if word in _BARE and not broken:
+                reader.take(Verdict(_BARE[word], start=at, stop=at + len(word)), at, stop)
+            else:
+                reader.reject("not_a_call", at, stop)
+        else:
+            call = _Call(text, name.end())
+            stop = call.stop
+            reader.take(call.reason or _verdict(name.group(1), call, at), at, stop)
+        at = _end(_SKIP.match(text, stop))
+    return reader.program()
+
+
+def _verdict(name: str, call: _Call, start: int) -> Statement | ParseReason:
+    if name in _VERDICT:
+        if call.arguments:
+            return "bad_arguments"
+        return Verdict(_VERDICT[name], start=start, stop=call.stop)
+    return "wrong_level" if name in (*_KEEP, *_FORMS, "remove_all") else "unknown_call"
+
+
+def _end(match: re.Match[str] | None) -> int:
+    assert match is not None  # the skip expression matches the empty string everywhere
+    return match.end()

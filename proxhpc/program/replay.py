@@ -1,0 +1,212 @@
+"""Turns a document and the programs that models wrote for it into its outcome.
+
+A pure function: the worker that counts, the merge that writes and a person who inspects all get
+the same answer from a ledger row, without a model.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+from proxhpc.errors import ShardError
+from proxhpc.program import reference
+from proxhpc.program.edits import read_edits
+from proxhpc.program.execute import UNSPACED, execute
+from proxhpc.program.parse import parse_doc
+from proxhpc.program.policy import Action, AnyPolicy, Policy
+from proxhpc.program.syntax import FIRST_LINE, Dialect, Finish, Verdict
+
+Status = Literal["kept", "edited", "dropped", "quarantined"]
+_WORD = re.compile(r"\S++")
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a model wrote for one request, and why it stopped."""
+
+    program: str
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class WindowProgram:
+    """What a model wrote for the lines [start, stop) of a text split at newlines."""
+
+    start: int
+    stop: int
+    emitted: Emitted
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How to read programs: their dialect, and whether lines count from the window's first."""
+
+    dialect: Dialect = "prox"
+    numbering: Literal["document", "window"] = "document"
+
+
+@dataclass(frozen=True, slots=True)
+class DocVerdict:
+    """What a doc-level program comes to. `rejected` counts what was unclear in it, by reason."""
+
+    action: Literal["keep", "drop"]
+    reason: str = ""
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of a document.
+
+    `text` is empty when it was dropped or quarantined, for `reason`. `rejected` counts by reason
+    the statements and windows that were not executed, and limits that kept the original.
+    """
+
+    status: Status
+    text: str
+    reason: str = ""
+    lines_removed: int = 0
+    strings_replaced: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+def doc_verdict(emitted: Emitted, policy: AnyPolicy) -> DocVerdict:
+    """Whether a doc-level program keeps or drops; what is unclear keeps."""
+    if policy == "reference":
+        drop = reference.drops(emitted.program)
+        return DocVerdict("drop", "doc_program") if drop else DocVerdict("keep")
+    program = parse_doc(emitted.program, emitted.finish)
+    verdicts = {s.drop for s in program.statements if isinstance(s, Verdict)}
+    if len(verdicts) == 1 and not program.rejected:
+        return DocVerdict("drop", "doc_program") if verdicts.pop() else DocVerdict("keep")
+    rejected = Counter[str](item.reason for item in program.rejected)
+    rejected["cut"] += program.cut
+    rejected["unclear_verdict"] += 1
+    return DocVerdict("keep", rejected=dict(+rejected))
+
+
+def replay(
+    text: str,
+    doc: Emitted | None,
+    windows: Sequence[WindowProgram],
+    policy: AnyPolicy,
+    style: Style,
+) -> Outcome:
+    """Apply a document's programs to it.
+
+    ShardError: the windows are not ascending, disjoint ranges of the text's lines.
+    """
+    rejected: dict[str, int] = {}
+    if doc is not None:
+        verdict = doc_verdict(doc, policy)
+        if verdict.action == "drop":
+            return Outcome("dropped", "", verdict.reason)
+        rejected = dict(verdict.rejected)
+    if not windows:
+        return Outcome("kept", text, rejected=rejected)
+    if isinstance(policy, Policy):
+        return _replay_windows(text, windows, policy, style, rejected)
+    return _replay_reference(text, windows)
+
+
+def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> Outcome:
+    program = reference.merge(window.emitted.program for window in windows)
+    try:
+        result = reference.run_chunk(text, program)
+    except reference.ReferenceRunError as error:
+        return Outcome("quarantined", "", error.reason)
+    rejected = {"reference_errors": result.errors} if result.errors else {}
+    if not result.text:
+        return Outcome("dropped", "", result.reason, rejected=rejected)
+    status: Status = "kept" if result.text == text else "edited"
+    counts = (result.lines_removed, result.strings_replaced)
+    return Outcome(status, result.text, "", *counts, rejected)
+
+
+def _replay_windows(
+    text: str,
+    windows: Sequence[WindowProgram],
+    policy: Policy,
+    style: Style,
+    rejected: dict[str, int],
+) -> Outcome:
+    lines = text.split("\n")
+    base = FIRST_LINE[style.dialect]
+    pieces: list[str] = []
+    at = removed = replaced = 0
+    for window in windows:
+        start, stop, emitted = window.start, window.stop, window.emitted
+        if not at <= start < stop <= len(lines):
+            raise _misfit(window, at, len(lines))
+        whole = stop - start == len(lines)
+        own = lines if whole else lines[start:stop]
+        own_text = text if whole else "\n".join(own)
+        pieces += lines[at:start]
+        at = stop
+        edits = read_edits(emitted.program, style.dialect, emitted.finish)
+        first = base + start if style.numbering == "document" else base
+        result = execute(edits, own_text, own, policy, first)
+        if edits.cut:
+            _add(rejected, {"cut": 1})
+        if result.rejected:
+            _add(rejected, result.rejected)
+            if sum(result.rejected.values()) > policy.max_errors:
+                if policy.on_errors != "keep":
+                    return _at_limit(policy.on_errors, "error_budget", text, rejected)
+                _add(rejected, {"error_budget": 1})
+                pieces.append(own_text)
+                continue
+        pieces += result.pieces
+        removed += result.removed
+        replaced += result.replaced
+    pieces += lines[at:]
+    return _judged(text, "\n".join(pieces), policy, (removed, replaced), rejected)
+
+
+def _misfit(window: WindowProgram, at: int, count: int) -> ShardError:
+    return ShardError(
+        f"window of lines {window.start} to {window.stop} does not fit: lines up to {at}"
+        f" are taken and the text has {count}",
+        hint="the input changed after its programs were written; refine the shard again",
+    )
+
+
+def _add(total: dict[str, int], more: dict[str, int]) -> None:
+    for reason, count in more.items():
+        total[reason] = total.get(reason, 0) + count
+
+
+def _judged(
+    before: str, after: str, policy: Policy, counts: tuple[int, int], rejected: dict[str, int]
+) -> Outcome:
+    """Apply the limits of a whole document."""
+    if after == before:
+        return Outcome("kept", before, "", *counts, rejected)
+    if len(before) - len(after) > policy.max_removed_share * len(before):
+        return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
+    if is_short(after, policy) and not is_short(before, policy):
+        return _at_limit(policy.on_short, "short", before, rejected)
+    return Outcome("edited", after, "", *counts, rejected)
+
+
+def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> Outcome:
+    if action == "drop":
+        return Outcome("dropped", "", reason, rejected=rejected)
+    if action == "quarantine":
+        return Outcome("quarantined", "", reason, rejected=rejected)
+    _add(rejected, {reason: 1})
+    return Outcome("kept", text, rejected=rejected)
+
+
+def is_short(text: str, policy: Policy) -> bool:
+    """Whether `text` has fewer words, and fewer characters of unspaced scripts, than allowed."""
+    words = sum(1 for _ in islice(_WORD.finditer(text), policy.min_kept_words))
+    if words >= policy.min_kept_words:
+        return False
+    if text.isascii():
+        return True
+    chars = sum(1 for _ in islice(UNSPACED.finditer(text), policy.min_kept_chars))
+    return chars < policy.min_kept_chars

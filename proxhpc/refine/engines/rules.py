@@ -1,0 +1,102 @@
+"""The rules engine: no model, expert heuristics that write the same programs as one would.
+
+The human-expert baseline of the ProX paper, a dry run of a cluster, and the deterministic engine of
+the tests.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from proxhpc.errors import UserError
+from proxhpc.refine.engines import heuristics
+from proxhpc.refine.engines.base import Completion, Request, Tokenizer
+from proxhpc.refine.engines.boilerplate import furniture
+from proxhpc.refine.engines.repetition import gopher_repetition
+
+Rule = Literal["c4", "gopher", "fineweb"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+_Judge = Callable[[heuristics.Page], str]
+# The order of FineWeb's pipeline, cheap rules first; the first reason is the one reported.
+_JUDGES: tuple[tuple[Rule, _Judge], ...] = (
+    ("gopher", heuristics.gopher_quality),
+    ("gopher", gopher_repetition),
+    ("c4", heuristics.c4_document),
+    ("fineweb", heuristics.fineweb),
+)
+
+
+class RulesEngine:
+    """Answers from the lines of a request; the same lines give the same program, always.
+
+    At level doc `keep_doc()` or `drop_doc()`, with the rule that condemns in a comment. At level
+    chunk a `remove_lines(…)` for each run of lines that are page furniture (`boilerplate`) or, with
+    "c4" among the rules, fall to C4's line rules, which spare prose only; `keep_all()` for none. An
+    empty `rules` leaves the furniture alone.
+    """
+
+    name = "rules"
+    tokenizer: Tokenizer | None = None
+    max_model_len = 2**31 - 1
+
+    def __init__(self, rules: Sequence[Rule] = RULES) -> None:
+        """UserError for a rule that does not exist."""
+        for rule in rules:
+            if rule not in RULES:
+                nearest = get_close_matches(str(rule), RULES, n=1)
+                guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+                raise UserError(
+                    f"engine rules: no rule is named {rule!r}",
+                    hint=f"{guess}The rules are {', '.join(RULES)}.",
+                )
+        self.rules = frozenset(rules)
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer with a program; no tokens are counted, for none are read or written."""
+        await asyncio.sleep(0)  # a document of many windows must not hold up the heartbeat
+        program = self._judge(request) if request.level == "doc" else self._edit(request)
+        return Completion(program, "stop", prompt_tokens=0, cached_tokens=0, new_tokens=0)
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    def _judge(self, request: Request) -> str:
+        page = heuristics.Page.of("\n".join(request.lines))
+        for rule, judge in _JUDGES:
+            if rule in self.rules and (reason := judge(page)):
+                return f"drop_doc()  # {rule}: {reason}"
+        return "keep_doc()"
+
+    def _edit(self, request: Request) -> str:
+        reasons = furniture(request.lines)
+        if "c4" in self.rules:
+            for position, line in enumerate(request.lines):
+                if not reasons[position] and line.strip() and (why := heuristics.c4_line(line)):
+                    reasons[position] = f"c4: {why}"
+        first = request.first_line
+        calls = [
+            f"remove_lines(start={first + start}, end={first + end})  # {why}"
+            for start, end, why in _runs(request.lines, reasons)
+        ]
+        return "\n".join(calls) or "keep_all()"
+
+
+def _runs(lines: Sequence[str], reasons: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """First and last line of each run of condemned lines, and its most frequent reason.
+
+    Blank lines are never condemned, but those between two lines of a run go with them.
+    """
+    start = end = -1
+    tally: dict[str, int] = {}
+    for position, line in enumerate(lines):
+        if reason := reasons[position]:
+            start = position if start < 0 else start
+            end = position
+            tally[reason] = tally.get(reason, 0) + 1
+        elif start >= 0 and line.strip():
+            yield start, end, max(tally, key=tally.__getitem__)
+            start, tally = -1, {}
+    if start >= 0:
+        yield start, end, max(tally, key=tally.__getitem__)

@@ -1,0 +1,157 @@
+"""What an engine that runs in child processes needs around its start and its end."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+# Slurm sends these to every process of a step; a child that inherits "ignored" outlives them.
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+FIRST_PORT, PORTS_PER_WORKER, PORT_BLOCKS = 20_000, 16, 750  # below the ephemeral ports
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+# Reads "pid start-time" lines until its standard input ends, then kills those still the same.
+_WATCH = """
+import os, signal, sys
+def born(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+watched = [line.split() for line in sys.stdin]
+for pid, start in watched:
+    if born(pid) == start:
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except OSError:
+            pass
+"""
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore the signals of SIGNALS meanwhile, then restore their handlers.
+
+    Children started inside inherit it. A signal that comes meanwhile is lost: a worker that is
+    told to stop while it boots has nothing in flight. Only the main thread can change handlers,
+    so elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: the handler was not set from Python and cannot be set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def node_local_environment() -> Path:
+    """Set what vLLM reads from the environment, where the user has not; returns a scratch folder.
+
+    No network and no telemetry; caches in the scratch folder, so that workers of one node never
+    write the same files; a block of ports by process id; logs to standard error.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="proxhpc-engine-"))
+    port = FIRST_PORT + os.getpid() % PORT_BLOCKS * PORTS_PER_WORKER
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_PORT": str(port),
+        # CPU backend: an explicit size needs no share of the node's memory to be free, and
+        # without binding several workers do not crowd onto the same first cores.
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **{name: str(scratch / name.lower()) for name in CACHES},
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return scratch
+
+
+def drop_scratch(scratch: Path) -> None:
+    """Remove a scratch folder and the settings that point into it."""
+    for name in CACHES:
+        if Path(os.environ.get(name, "/")).is_relative_to(scratch):
+            del os.environ[name]
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Tie:
+    """Ends child processes when this process dies, however it dies.
+
+    A process killed with SIGKILL cannot end its children, and an orphaned engine holds its
+    device's memory. A small helper, in a session of its own, waits for the end of a pipe.
+    """
+
+    def __init__(self) -> None:
+        self._helper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WATCH],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+
+    def watch(self, pids: set[int]) -> None:
+        """Watch these processes; ends with `release`."""
+        assert self._helper.stdin is not None
+        for pid in sorted(pids):
+            if (start := start_time(pid)) is not None:
+                self._helper.stdin.write(f"{pid} {start}\n")
+        self._helper.stdin.flush()
+
+    def release(self) -> None:
+        """End what is watched and still there, and the helper."""
+        assert self._helper.stdin is not None
+        try:
+            self._helper.stdin.close()
+            self._helper.wait(timeout=10)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("the helper that ends orphaned engines is stuck: %s", error)
+            self._helper.kill()
+            self._helper.wait()
+
+
+def start_time(pid: int) -> str | None:
+    """Clock ticks from boot to the start of a process, for pids recur; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def descendants(pid: int) -> set[int]:
+    """Numbers of all processes below `pid`; empty where there is no /proc."""
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        for children in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+            try:
+                new = {int(child) for child in children.read_text().split()} - found
+            except OSError:  # it ended while we looked
+                continue
+            found |= new
+            todo += new
+    return found

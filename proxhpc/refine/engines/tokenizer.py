@@ -1,0 +1,139 @@
+"""The tokenizer of a model directory, for text that may try to be markup."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from proxhpc.errors import UserError
+
+# Stands for the user's text while a chat template is rendered; plain enough for any filter.
+_SLOT = "PROXHPC0USER0TEXT"
+
+
+class HFTokenizer:
+    """Implements `base.Tokenizer` on the fast tokenizer of a Hugging Face directory.
+
+    The strings of special tokens (`</s>`, `<|im_start|>`) in a text are tokenised like any
+    other text. Other added tokens, which belong to the vocabulary proper, are recognised.
+    Methods may be called from several threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """UserError when the directory has no tokenizer that loads without its own code."""
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        try:
+            own = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=False, local_files_only=True, use_fast=True
+            )
+        except Exception as error:  # whatever a foreign file makes three libraries raise
+            reason = str(error).strip().splitlines() or [""]
+            raise UserError(
+                f"cannot load the tokenizer in {path}: {reason[0]}",
+                hint="a directory with only tokenizer.model needs the packages sentencepiece "
+                "and protobuf; otherwise its files may be damaged",
+            ) from error
+        if not isinstance(own, PreTrainedTokenizerFast):
+            raise UserError(
+                f"the tokenizer in {path} ({type(own).__name__}) has no fast version",
+                hint="save one with transformers: tokenizer.json is missing",
+            )
+        self._own = own
+        self._text = Tokenizer.from_str(own.backend_tokenizer.to_str())
+        self._markup = Tokenizer.from_str(own.backend_tokenizer.to_str())
+        for tokenizer in (self._text, self._markup):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self._text.encode_special_tokens = True
+        self._markup.encode_special_tokens = False
+        self._frames: dict[str | None, tuple[list[int], str, str, list[int]]] = {}
+        added = self._markup.encode("", add_special_tokens=True).ids
+        self.bos: Sequence[int] = [i for i in added[:1] if i == own.bos_token_id]
+        self.stop_ids: Sequence[int] = [i for i in [own.eos_token_id] if i is not None]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` alone, without special tokens added or recognised in it."""
+        ids: list[int] = self._text.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def count(self, lines: Sequence[str]) -> list[int]:
+        """Token counts of each line by itself."""
+        batch = self._text.encode_batch_fast(list(lines), add_special_tokens=False)
+        return [len(encoding) for encoding in batch]
+
+    def head(self, text: str, tokens: int) -> str:
+        """The longest start of `text` that the first `tokens` of its tokens cover."""
+        offsets = self._text.encode(text, add_special_tokens=False).offsets
+        if tokens >= len(offsets):
+            return text
+        return text[: max((end for _, end in offsets[: max(tokens, 0)]), default=0)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        text: str = self._text.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def special(self, token: str) -> int:
+        """Id of a special token; UserError if the vocabulary has none of that name."""
+        for number, added in self._markup.get_added_tokens_decoder().items():
+            if added.content == token and added.special:
+                return int(number)
+        raise UserError(
+            f"the model's vocabulary has no special token {token!r}",
+            hint="choose another `prompt` for this stage: prox-plain or chat-template",
+        )
+
+    def chat(self, system: str | None, user: str) -> list[int]:
+        """Ids of the model's own chat template around `user`; UserError where it has none.
+
+        The text and the plain text of the template next to it are tokenised as one string, so
+        the ids are those of the whole prompt, except that special tokens in `user` stay text.
+        """
+        if system not in self._frames:
+            self._frames[system] = self._frame(system)
+        before, left, right, after = self._frames[system]
+        return [*before, *self.encode(f"{left}{user}{right}"), *after]
+
+    def _frame(self, system: str | None) -> tuple[list[int], str, str, list[int]]:
+        """The template in four parts: ids, plain text, (the user's text), plain text, ids."""
+        rendered = self._render(system)
+        left, slot, right = rendered.partition(_SLOT)
+        if not slot or _SLOT in right:
+            raise UserError(
+                "the model's chat template does not show the user's text exactly once",
+                hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
+            )
+        special = {
+            number
+            for number, added in self._markup.get_added_tokens_decoder().items()
+            if added.special
+        }
+        first = self._markup.encode(left, add_special_tokens=False)
+        ends = [i + 1 for i, number in enumerate(first.ids) if number in special]
+        cut = ends[-1] if ends else 0
+        left_at = first.offsets[cut - 1][1] if cut else 0
+        last = self._markup.encode(right, add_special_tokens=False)
+        starts = [i for i, number in enumerate(last.ids) if number in special]
+        resume = starts[0] if starts else len(last.ids)
+        right_at = last.offsets[resume][0] if starts else len(right)
+        return first.ids[:cut], left[left_at:], right[:right_at], last.ids[resume:]
+
+    def _render(self, system: str | None) -> str:
+        if not self._own.chat_template:
+            raise UserError(
+                "the model has no chat template",
+                hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
+            )
+        messages = [{"role": "user", "content": _SLOT}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            rendered = self._own.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # the template is a program of the model's author
+            raise UserError(
+                f"the model's chat template fails: {type(error).__name__}: {error}",
+                hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
+            ) from error
+        return str(rendered)

@@ -1,0 +1,222 @@
+"""The vLLM engine: AsyncLLM in this process, its core in a child, token ids in and out."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import count
+from multiprocessing import resource_tracker
+from typing import Any
+
+from proxhpc.errors import RetryError, UserError
+from proxhpc.models import ModelRef
+from proxhpc.refine.engines.base import (
+    Completion,
+    Request,
+    RequestError,
+    Tokenizer,
+    check_request,
+)
+from proxhpc.refine.engines.spawn import (
+    Tie,
+    descendants,
+    drop_scratch,
+    node_local_environment,
+    signals_ignored,
+    start_time,
+)
+from proxhpc.refine.engines.tokenizer import HFTokenizer
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_S = 20.0  # what the core gets to end by itself before it is killed
+# What the engine sets itself; anything else of AsyncEngineArgs may be an option.
+MANAGED = (
+    "disable_log_stats",
+    "dtype",
+    "enable_prefix_caching",
+    "generation_config",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "model",
+    "seed",
+    "tokenizer",
+    "trust_remote_code",
+)
+
+
+class VLLMEngine:
+    """Many requests in flight, batched continuously by vLLM, with prefix caching.
+
+    `dtype` "auto" is bfloat16 on a GPU (float16 where it has none) and float32 on a CPU. Make it
+    in the event loop that will use it. `gpu_memory_utilization` is without effect on a CPU, where
+    VLLM_CPU_KVCACHE_SPACE (GiB, here 2 unless set) bounds the cache.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: ModelRef,
+        *,
+        dtype: str = "auto",
+        gpu_memory_utilization: float = 0.9,
+        max_model_len: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start the engine; this takes about a minute and blocks.
+
+        UserError for wrong options, RetryError when the device is not ready for it.
+        """
+        asyncio.get_running_loop()  # AsyncLLM binds itself to the loop it is made in
+        self._tokenizer = HFTokenizer(model.path)
+        self.tokenizer: Tokenizer | None = self._tokenizer
+        self.max_model_len = model.context_length(max_model_len)
+        self._stop = sorted({*model.stop_ids, *self._tokenizer.stop_ids})
+        self._numbers = count()
+        self._dead: str | None = None
+        arguments = {
+            "model": str(model.path),
+            "tokenizer": str(model.path),
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "max_model_len": self.max_model_len,
+        }
+        self._scratch = node_local_environment()
+        self._tie = Tie()
+        resource_tracker.ensure_running()  # this process's own, not a child of the engine
+        before = descendants(os.getpid())
+        try:
+            with signals_ignored():
+                self._engine = _start(arguments, dtype, options or {})
+            self._children = descendants(os.getpid()) - before
+            self._tie.watch(self._children)
+        except BaseException:
+            self._tie.watch(descendants(os.getpid()) - before)
+            self._tie.release()
+            drop_scratch(self._scratch)
+            raise
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer one request. RequestError when it is wrong, RetryError when the engine died."""
+        from vllm.exceptions import VLLMValidationError
+        from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        check_request(request, self.max_model_len)
+        if self._dead is not None:
+            raise RetryError(self._dead)
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
+        final = None
+        try:
+            async for output in self._engine.generate(
+                prompt, self._sampling(request), str(next(self._numbers))
+            ):
+                final = output
+        except EngineDeadError as error:
+            self._dead = "the vLLM engine has died; its last words are in the worker's log"
+            raise RetryError(self._dead) from error
+        except EngineGenerateError as error:
+            raise RetryError(f"vLLM could not answer a request: {error.__cause__}") from error
+        except (VLLMValidationError, ValueError) as error:
+            raise RequestError(f"vLLM refuses a request: {error}") from error
+        if final is None or final.outputs[0].finish_reason not in {"stop", "length"}:
+            raise RetryError("vLLM ended a request without an answer")
+        return self._completion(final)
+
+    async def close(self) -> None:
+        """End the core and every other child, remove scratch files. Never raises."""
+        self._dead = "the vLLM engine has been closed"
+        try:
+            await asyncio.to_thread(self._engine.shutdown, timeout=SHUTDOWN_S)
+        except Exception:  # whatever state it is in, its processes are ended below
+            log.warning("vLLM did not shut down cleanly", exc_info=True)
+        await asyncio.to_thread(self._tie.release)
+        drop_scratch(self._scratch)
+        left = [pid for pid in self._children if start_time(pid) is not None]
+        if left:
+            log.warning("vLLM processes are still ending: %s", left)
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        grammar = request.grammar
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=self._stop,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
+        )
+
+    def _completion(self, final: Any) -> Completion:
+        answer = final.outputs[0]
+        ids = list(answer.token_ids)
+        text = ids[:-1] if ids and ids[-1] in self._stop else ids
+        return Completion(
+            text=self._tokenizer.decode(text),
+            finish="length" if answer.finish_reason == "length" else "stop",
+            prompt_tokens=len(final.prompt_token_ids),
+            cached_tokens=max(final.num_cached_tokens or 0, 0),
+            new_tokens=len(ids),
+        )
+
+
+def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) -> Any:
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise missing_vllm(error) from error
+    known = {name for name in AsyncEngineArgs.__dataclass_fields__ if name not in MANAGED}
+    for name in options:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+            reason = "is set by proxhpc itself" if name in MANAGED else "is unknown to vLLM"
+            raise UserError(
+                f"engine.options: {name!r} {reason}",
+                hint=f"{guess}engine.options takes the arguments of vLLM's AsyncEngineArgs",
+            )
+    try:
+        args = AsyncEngineArgs(
+            **arguments,
+            dtype=_dtype(dtype),
+            seed=0,
+            trust_remote_code=False,
+            enable_prefix_caching=True,
+            generation_config="vllm",
+            disable_log_stats=True,
+            **options,
+        )
+        config = args.create_engine_config()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"vLLM refuses its arguments: {error}") from error
+    try:
+        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    except Exception as error:  # what the core says is in the log; here only that it failed
+        raise RetryError(
+            f"the vLLM engine did not start: {error}",
+            hint="the reason is further up in this log; is another process on this device?",
+        ) from error
+
+
+def missing_vllm(error: ImportError) -> UserError:
+    """What to say when vLLM cannot be imported."""
+    return UserError(
+        f"engine vllm: vLLM cannot be imported: {error}",
+        hint="pip install 'proxhpc[vllm]'; or use `engine: {name: transformers}`",
+    )
+
+
+def _dtype(name: str) -> str:
+    import torch
+    from vllm.platforms import current_platform
+
+    if name != "auto":
+        return name
+    if current_platform.is_cpu():
+        return "float32"
+    return "bfloat16" if torch.bfloat16 in current_platform.supported_dtypes else "float16"

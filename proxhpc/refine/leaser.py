@@ -1,0 +1,74 @@
+"""Which shard a worker takes next."""
+
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+from proxhpc.plan import Plan
+from proxhpc.refine.lease import Lease, Leases
+from proxhpc.refine.shard import OpenShard, attempts, open_shard
+from proxhpc.rundir import RunDir
+
+
+class Leaser:
+    """Hands out shards: this worker's own stretch first, then what is free, then dead ones'.
+
+    Each of `of` workers starts at its own place in the list, so that workers rarely meet and an
+    undisturbed run gives every worker the same shards each time.
+    """
+
+    def __init__(self, run: RunDir, plan: Plan, leases: Leases, place: tuple[int, int]) -> None:
+        self.run, self.plan, self.leases = run, plan, leases
+        number, of = place
+        count = len(plan.shards)
+        first = (number % of) * count // of
+        # Insertion order is the order of preference; a dict forgets a finished shard in O(1).
+        self._open = dict.fromkeys([*range(first, count), *range(first)])
+
+    def next(self) -> OpenShard | Literal["wait"] | None:
+        """A shard to work on; "wait" while it is unclear whether a lease holder lives."""
+        held = self.leases.held()
+        taken: list[tuple[int, int]] = []
+        for shard in list(self._open):
+            if self.run.ledger(shard).exists():
+                del self._open[shard]
+            elif attempt := held.get(_name(shard)):
+                taken.append((shard, attempt))
+            elif opened := self._begin(shard, self._fresh(shard)):
+                return opened
+        return self._from_the_dead(taken)
+
+    def _from_the_dead(self, taken: list[tuple[int, int]]) -> OpenShard | Literal["wait"] | None:
+        unclear = False
+        for shard, attempt in taken:
+            owner = self.leases.holder(_name(shard), attempt)
+            alive = self.leases.alive(owner) if owner else None
+            if alive is False:
+                opened = self._begin(shard, self.leases.steal(_name(shard), attempt))
+                if opened:
+                    return opened
+            unclear = unclear or alive is None
+        return "wait" if unclear else None
+
+    def _fresh(self, shard: int) -> Lease | None:
+        last = max(attempts(self.run, shard), default=0)
+        return self.leases.take(_name(shard), last + 1)
+
+    def _begin(self, shard: int, lease: Lease | None) -> OpenShard | None:
+        return open_shard(self.run, self.plan, shard, lease) if lease else None
+
+
+def _name(shard: int) -> str:
+    return f"{shard:05d}"
+
+
+def missing(run: RunDir, plan: Plan) -> Iterator[int]:
+    """Shards without a published ledger, in order; one folder listing per thousand shards."""
+    folder, names = None, set[str]()
+    for shard in range(len(plan.shards)):
+        path = run.ledger(shard)
+        if path.parent != folder:
+            folder = path.parent
+            names = {entry.name for entry in os.scandir(folder)} if folder.exists() else set()
+        if path.name not in names:
+            yield shard

@@ -1,0 +1,61 @@
+"""A worker's progress file: one line per commit and heartbeat; the last line is its state."""
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from proxhpc.account.counts import Counts
+from proxhpc.corpus.frames import append_line
+from proxhpc.refine.lease import Owner
+from proxhpc.rundir import RunDir
+
+HEARTBEAT = 15.0  # seconds between two lines when nothing is committed
+TAIL = 64 * 1024  # bytes; holds the last few lines of a progress file
+
+
+@dataclass(slots=True)
+class ProgressLog:
+    """Appends what this worker does; `status` and thieves read it, nobody else writes it."""
+
+    run: RunDir
+    owner: Owner
+    role: str
+    shards: int = 0
+    counts: Counts = field(default_factory=Counts)
+    busy_seconds: float = 0.0
+    boot_seconds: float = 0.0
+    _last: float = 0.0
+
+    def write(self, state: str, **more: Any) -> None:
+        """Append one line. States: starting, working, done, stopped, failed."""
+        line = {"t": round(time.time(), 3), "state": state, "role": self.role}
+        line |= {"owner": asdict(self.owner), "shards": self.shards}
+        line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
+        line |= {"boot_s": round(self.boot_seconds, 3)} | more
+        append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
+        self._last = time.monotonic()
+
+    def heartbeat(self) -> None:
+        """Append a line unless one was written lately."""
+        if time.monotonic() - self._last >= HEARTBEAT:
+            self.write("working")
+
+
+def latest(run: RunDir) -> list[dict[str, Any]]:
+    """The last whole line of every progress file, in the order of the files' names."""
+    lines = (tail(path) for path in sorted(run.workers.glob("[!.]*.jsonl")))
+    return [found[-1] for found in lines if found]
+
+
+def tail(path: Path) -> list[dict[str, Any]]:
+    """The last lines of a progress file, oldest first; a torn one is left out."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        lines = file.read().split(b"\n")
+    whole = lines[1 if size > TAIL else 0 : -1]
+    return [orjson.loads(line) for line in whole]

@@ -1,0 +1,80 @@
+"""The pump: many items in flight, results in the order of the items, memory bounded."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+class Budget:
+    """Bounds what is in flight by number and by weight; one item always fits."""
+
+    def __init__(self, items: int, weight: int) -> None:
+        self._items = items
+        self._free_items, self._free_weight = items, weight
+        self._changed = asyncio.Condition()
+
+    async def acquire(self, weight: int) -> None:
+        """Wait until an item of `weight` fits."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._fits(weight))
+            self._free_items -= 1
+            self._free_weight -= weight
+
+    async def release(self, weight: int) -> None:
+        """Give the place of an item back."""
+        async with self._changed:
+            self._free_items += 1
+            self._free_weight += weight
+            self._changed.notify_all()
+
+    def _fits(self, weight: int) -> bool:
+        empty = self._free_items == self._items
+        return empty or (self._free_items > 0 and self._free_weight >= weight)
+
+
+async def ordered(
+    events: AsyncIterator[E],
+    work: Callable[[E], Awaitable[R]],
+    weigh: Callable[[E], int],
+    budget: Budget,
+) -> AsyncGenerator[tuple[E, R], None]:
+    """Pairs of event and result, in the order of the events.
+
+    Events are taken ahead of their results as far as `budget` goes, so whatever does the work is
+    kept full across batches, files and shards. An exception of `events` or of the work is raised
+    in its place. Closing the iterator cancels what is in flight.
+    """
+    # The budget bounds this queue too: nothing enters it without a place.
+    queue: asyncio.Queue[tuple[E, asyncio.Future[R]] | None] = asyncio.Queue()
+
+    async def produce() -> None:
+        try:
+            async for event in events:
+                await budget.acquire(weigh(event))
+                queue.put_nowait((event, asyncio.ensure_future(work(event))))
+        finally:
+            queue.put_nowait(None)
+
+    producer = asyncio.create_task(produce())
+    open_tasks: list[asyncio.Future[R]] = []
+    try:
+        while (item := await queue.get()) is not None:
+            event, task = item
+            open_tasks = [task]
+            result = await task
+            open_tasks = []
+            await budget.release(weigh(event))
+            yield event, result
+        await producer
+    finally:
+        producer.cancel()
+        while not queue.empty():
+            rest = queue.get_nowait()
+            if rest is not None:
+                open_tasks.append(rest[1])
+        for task in open_tasks:
+            task.cancel()
+        await asyncio.gather(producer, *open_tasks, return_exceptions=True)

@@ -1,0 +1,117 @@
+"""One leased shard: what is left of it, the rows on their way into its ledger, publishing."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.frames import FrameWriter, publish
+from proxhpc.plan import Plan
+from proxhpc.refine.lease import Lease
+from proxhpc.refine.ledger import LedgerWriter, Progress, Row, resume
+from proxhpc.rundir import RunDir
+
+Item = Document | Bad | End
+
+
+@dataclass(slots=True)
+class OpenShard:
+    """A shard under lease, with the ledger of this attempt."""
+
+    run: RunDir
+    plan: Plan
+    index: int
+    lease: Lease
+    writer: LedgerWriter
+    rows: list[Row] = field(default_factory=list)
+    ends: list[End] = field(default_factory=list)
+    lost: bool = False
+    committed_at: float = field(default_factory=time.monotonic)
+
+    def items(self) -> Iterator[Item]:
+        """Records behind the last commit, and the end of each span."""
+        progress = self.writer.progress
+        for span in self.plan.shards[self.index].spans[len(progress.ends) :]:
+            last = progress.last
+            skip = last[1] if last and last[0] == span.file else -1
+            self.plan.check_input(span.file)
+            for item in self.plan.read(Span(span.file, max(span.start, skip), span.stop)):
+                if isinstance(item, End) or item.position > skip:
+                    yield item
+
+    def add(self, row: Row) -> None:
+        """Take the next row, in input order."""
+        self.rows.append(row)
+
+    def due(self) -> bool:
+        """Whether it is time to commit."""
+        rule = self.plan.manifest.commit
+        waited = time.monotonic() - self.committed_at
+        return len(self.rows) >= rule.documents or waited >= rule.seconds
+
+    def commit(self) -> list[Row]:
+        """Make the waiting rows durable; these rows, or none when the lease was lost."""
+        if self.lost or self.lease.lost():
+            self.lost = True
+            return []
+        done, ends = self.rows, tuple(self.ends)
+        if done or ends:
+            self.writer.commit(done, ends)
+        self.rows, self.ends, self.committed_at = [], [], time.monotonic()
+        return done
+
+    def publish(self) -> None:
+        """Finish the ledger and publish it; the first finisher wins, then tidy up."""
+        self.writer.finish()
+        self.writer.close()
+        mine = self.run.attempt(self.index, self.lease.attempt)
+        publish(mine, self.run.ledger(self.index))
+        for attempt in attempts(self.run, self.index):
+            self.run.attempt(self.index, attempt).unlink(missing_ok=True)
+        self.lease.release()
+
+    def leave(self) -> None:
+        """Give the shard back; what was committed waits for the next attempt."""
+        self.writer.close()
+        self.lease.release()
+
+
+def attempts(run: RunDir, shard: int) -> list[int]:
+    """Numbers of the attempts on `shard` that have a file."""
+    prefix = run.attempt(shard, 0).name.removesuffix("0")
+    names = (entry.name for entry in os.scandir(run.shard_folder(shard)))
+    numbers = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def open_shard(run: RunDir, plan: Plan, index: int, lease: Lease) -> OpenShard | None:
+    """Start an attempt on a leased shard behind the best earlier one.
+
+    None when the shard was finished meanwhile, or this attempt number has been used.
+    """
+    if run.ledger(index).exists():
+        _tidy(run, index, lease)
+        return None
+    path = run.attempt(index, lease.attempt)
+    earlier = [run.attempt(index, number) for number in attempts(run, index)]
+    try:
+        frames = FrameWriter(path)
+    except FileExistsError:
+        lease.release()
+        return None
+    progress = Progress()
+    if earlier:
+        best = max(earlier, key=lambda attempt: attempt.stat().st_size)
+        progress = resume(best, frames, plan.digest, index)
+    for old in earlier:
+        old.unlink(missing_ok=True)
+    writer = LedgerWriter(frames, plan.digest, index, progress)
+    return OpenShard(run, plan, index, lease, writer)
+
+
+def _tidy(run: RunDir, index: int, lease: Lease) -> None:
+    """Remove what a worker left that died between publishing and tidying up."""
+    for attempt in attempts(run, index):
+        run.attempt(index, attempt).unlink(missing_ok=True)
+    lease.release()

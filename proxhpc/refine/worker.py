@@ -1,0 +1,198 @@
+"""A worker: lease shards, refine their documents, commit, publish, until nothing is left."""
+
+import asyncio
+import itertools
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proxhpc.corpus.document import Bad, Document, End
+from proxhpc.plan import Plan
+from proxhpc.refine.lease import JobAlive, Leases, Owner
+from proxhpc.refine.leaser import Leaser
+from proxhpc.refine.ledger import Row, bad_row
+from proxhpc.refine.progress import ProgressLog
+from proxhpc.refine.pump import Budget, ordered
+from proxhpc.refine.refiner import Refiner, open_refiner
+from proxhpc.refine.shard import Item, OpenShard
+from proxhpc.rundir import RunDir
+
+IN_FLIGHT_DOCUMENTS = 512
+IN_FLIGHT_BYTES = 64 * 1024 * 1024
+BATCH = 64  # records read per hop to the reading thread
+POLL = 5.0  # seconds between two looks at an unclear lease
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where a worker stands: the `number`-th of `of`, and how long it may run."""
+
+    number: int = 0
+    of: int = 1
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Event: every record of the shard has been handed out."""
+
+    shard: OpenShard
+
+
+Event = OpenShard | Item | Closed
+
+
+def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
+    """Work until no shard is left, time is nearly up or a signal comes; the final state.
+
+    Errors are recorded in the worker's progress file and raised.
+    """
+    plan = Plan.load(run)
+    log = ProgressLog(run, Owner.me(), "refine")
+    log.write("starting")
+    try:
+        return asyncio.run(_main(run, plan, log, assignment, job_alive))
+    except BaseException as error:
+        log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+        raise
+
+
+async def _main(
+    run: RunDir, plan: Plan, log: ProgressLog, assignment: Assignment, job_alive: JobAlive
+) -> str:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    if assignment.seconds is not None:
+        loop.call_later(assignment.seconds, stop.set)
+    began = time.monotonic()
+    refiner = await open_refiner(plan)
+    log.boot_seconds = time.monotonic() - began
+    # Only now: an engine installs handlers of its own while it starts.
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    leaser = Leaser(
+        run, plan, Leases(run, log.owner, job_alive), (assignment.number, assignment.of)
+    )
+    worker = Worker(refiner, leaser, log)
+    try:
+        working = asyncio.create_task(worker.work())
+        stopping = asyncio.create_task(stop.wait())
+        beating = asyncio.create_task(_beat(log))
+        await asyncio.wait({working, stopping, beating}, return_when=asyncio.FIRST_COMPLETED)
+        state = "done" if working.done() else "stopped"
+        working.cancel()
+        stopping.cancel()
+        beating.cancel()
+        results = await asyncio.gather(working, beating, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+    finally:
+        await refiner.close()
+    log.write(state)
+    return state
+
+
+async def _beat(log: ProgressLog) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        log.heartbeat()
+
+
+class Worker:
+    """Moves documents from leased shards through the refiner into their ledgers."""
+
+    def __init__(self, refiner: Refiner, leaser: Leaser, log: ProgressLog) -> None:
+        self.refiner, self.leaser, self.log = refiner, leaser, log
+        self._open: list[OpenShard] = []
+
+    async def work(self) -> None:
+        """Until there is nothing left to lease. Cancelling commits and gives leases back."""
+        budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
+        shard: OpenShard | None = None
+        started = time.monotonic()
+        try:
+            async with aclosing(ordered(self._events(), self._do, _weigh, budget)) as results:
+                async for event, row in results:
+                    self.log.busy_seconds = time.monotonic() - started
+                    if isinstance(event, OpenShard):
+                        shard = event
+                    elif isinstance(event, Closed):
+                        self._publish(event.shard)
+                    elif shard is not None:
+                        self._take(shard, event, row)
+        finally:
+            with ExitStack() as leaving:
+                for left in self._open:
+                    leaving.callback(left.leave)
+                for left in self._open:
+                    self._commit(left)
+
+    def _take(self, shard: OpenShard, event: Item, row: Row | None) -> None:
+        if shard.lost:
+            return
+        if row is not None:
+            shard.add(row)
+        elif isinstance(event, End):
+            shard.ends.append(event)
+        if shard.due():
+            self._commit(shard)
+
+    def _commit(self, shard: OpenShard) -> None:
+        for row in shard.commit():
+            self.log.counts += row.count()
+        self.log.write("working", shard=shard.index)
+
+    def _publish(self, shard: OpenShard) -> None:
+        self._commit(shard)
+        if shard.lost:
+            shard.writer.close()
+        else:
+            shard.publish()
+            self.log.shards += 1
+        self._open.remove(shard)
+
+    async def _do(self, event: Event) -> Row | None:
+        if isinstance(event, Document):
+            return await self.refiner.refine(event)
+        return bad_row(event) if isinstance(event, Bad) else None
+
+    async def _lease(self) -> OpenShard | Literal["wait"] | None:
+        task = asyncio.ensure_future(asyncio.to_thread(self.leaser.next))
+        try:
+            # A thread cannot be cancelled: whatever it leases must be given back.
+            await asyncio.shield(task)
+        finally:
+            shard = await task
+            if isinstance(shard, OpenShard):
+                self._open.append(shard)
+        return shard
+
+    async def _events(self) -> AsyncIterator[Event]:
+        while True:
+            shard = await self._lease()
+            if shard is None:
+                return
+            if shard == "wait":
+                await asyncio.sleep(POLL)
+                continue
+            yield shard
+            items = shard.items()
+            while batch := await asyncio.to_thread(_batch, items):
+                for item in batch:
+                    yield item
+                if shard.lost:
+                    break
+            yield Closed(shard)
+
+
+def _batch(items: Iterator[Item]) -> list[Any]:
+    return list(itertools.islice(items, BATCH))
+
+
+def _weigh(event: Event) -> int:
+    return len(event.text) if isinstance(event, Document) else 1

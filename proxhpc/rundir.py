@@ -1,0 +1,132 @@
+"""Every path of a run. Nobody else joins strings to make one."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARDS_PER_FOLDER = 1000  # keeps every folder small enough to list on Lustre
+_SAFE = re.compile(r"[A-Za-z0-9._-]{1,120}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The run directory: the only state a run has."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest as the user gave it."""
+        return self.root / "manifest.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The frozen plan."""
+        return self.root / "plan.json"
+
+    @property
+    def site(self) -> Path:
+        """The site of the latest launch; it may change between launches."""
+        return self.root / "site.json"
+
+    @property
+    def submissions(self) -> Path:
+        """Intents, receipts and releases, one line each, only ever appended."""
+        return self.root / "submissions.jsonl"
+
+    @property
+    def leases(self) -> Path:
+        """Who works on what, one file per live lease."""
+        return self.root / "leases"
+
+    @property
+    def shards(self) -> Path:
+        """Attempt files and published ledgers."""
+        return self.root / "shards"
+
+    @property
+    def workers(self) -> Path:
+        """One progress file per worker."""
+        return self.root / "workers"
+
+    @property
+    def logs(self) -> Path:
+        """Standard output and error of every job."""
+        return self.root / "logs"
+
+    @property
+    def merge(self) -> Path:
+        """Intermediate files of the merge."""
+        return self.root / "merge"
+
+    @property
+    def merge_summary(self) -> Path:
+        """Counts of the whole run; written last, so it says that the merge is done."""
+        return self.merge / "summary.json"
+
+    @property
+    def corpus(self) -> Path:
+        """The refined corpus."""
+        return self.root / "corpus"
+
+    @property
+    def report(self) -> Path:
+        """The account of the run."""
+        return self.root / "report"
+
+    @property
+    def report_json(self) -> Path:
+        """The report's numbers; its presence says that the run is finished."""
+        return self.report / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The same for people."""
+        return self.report / "report.html"
+
+    def lease(self, name: str, attempt: int) -> Path:
+        """The lease of attempt `attempt` on `name` (a shard's number or a phase)."""
+        return self.leases / f"{_checked(name)}.a{attempt}"
+
+    def shard_folder(self, shard: int) -> Path:
+        """The folder that holds the files of `shard`."""
+        return self.shards / f"{shard // SHARDS_PER_FOLDER:03d}"
+
+    def attempt(self, shard: int, attempt: int) -> Path:
+        """The frames that attempt `attempt` on `shard` has committed."""
+        return self.shard_folder(shard) / f"{shard:05d}.a{attempt}"
+
+    def ledger(self, shard: int) -> Path:
+        """The published ledger of `shard`; exists means done."""
+        return self.shard_folder(shard) / f"{shard:05d}.ledger.zst"
+
+    def worker(self, worker: str) -> Path:
+        """The progress file of `worker`."""
+        return self.workers / f"{_checked(worker)}.jsonl"
+
+    def sketch(self, group: int) -> Path:
+        """Hashes of the refined documents of one group of shards."""
+        return self.merge / "sketch" / f"{group:05d}.npy"
+
+    def sketch_counts(self, group: int) -> Path:
+        """Checked counts of one group; written after its hashes."""
+        return self.merge / "sketch" / f"{group:05d}.json"
+
+    def part_receipt(self, part: int) -> Path:
+        """What was written into one part of the corpus."""
+        return self.merge / "parts" / f"{part:05d}.json"
+
+    def part(self, part: int) -> Path:
+        """One part of the corpus."""
+        return self.corpus / f"part-{part:05d}.jsonl.zst"
+
+    def folders(self) -> list[Path]:
+        """The folders that a new run needs."""
+        return [self.leases, self.shards, self.workers, self.logs, self.merge]
+
+
+def _checked(name: str) -> str:
+    """`name`, which must be one plain path component."""
+    if not _SAFE.fullmatch(name) or name.startswith("."):
+        raise ValueError(f"not a file name: {name!r}")
+    return name

@@ -1,0 +1,286 @@
+"""The sections of a manifest, one model each."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from proxhpc import config
+from proxhpc.config import Config, Count, Flag, Positive, Seconds, Size, Text, refuse
+from proxhpc.yamltree import Key, show
+
+EngineName = Literal["rules", "transformers", "vllm"]
+RuleSet = Literal["c4", "gopher", "fineweb"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,95})?", re.ASCII)
+FieldName = Annotated[
+    str, *config.matching(r"[^.\s]+(\.[^.\s]+)*", "a field's name, or names with dots between")
+]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Corpus(Config):
+    """The raw documents."""
+
+    paths: Annotated[
+        tuple[Text, ...],
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        Field(
+            min_length=1,
+            description="Files, as glob patterns (`**` crosses directories); one or a list. "
+            "Relative to the manifest.",
+        ),
+    ]
+    format: Literal["auto", "jsonl", "parquet"] = Field(
+        default="auto",
+        description="`auto` goes by the suffix: `.jsonl`, `.ndjson` or `.json`, alone or with "
+        "`.zst` or `.gz`; `.parquet`.",
+    )
+    text: FieldName = Field(
+        default="text", description="Field with the text; dots lead into nested fields."
+    )
+    id: FieldName | None = Field(
+        default=None,
+        description="Field with the document's id, dots as above. Without one, and for records "
+        "that lack it, the id is `path:position`.",
+    )
+    max_record_bytes: Size = Field(
+        default=32 << 20, description="A longer record is quarantined, not read into memory."
+    )
+
+    @field_validator("paths")
+    @classmethod
+    def _from_base(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(config.absolute(path, config.base_of(info), pattern=True) for path in paths)
+
+
+def _by_level(doc: int | None, chunk: int | None) -> Any:
+    return lambda data: doc if data.get("level") == "doc" else chunk
+
+
+class Stage(Config):
+    """One pass of a refining model over the corpus."""
+
+    level: Literal["doc", "chunk"] = Field(
+        description="`doc`: keep or drop whole documents. `chunk`: edit lines, window by window."
+    )
+    model: Text | None = Field(
+        default=None,
+        description="Hub id (`org/name`, `org/name@revision`) or directory (starts with `/`, `./`, "
+        "`../`, `~`, or exists beside the manifest). Only `engine.name: rules` does without; it "
+        "loads none.",
+    )
+    prompt: Literal["prox-llama2", "prox-plain", "chat-template"] = Field(
+        "prox-llama2",
+        description="`prox-llama2`: the Llama-2 template that the ProX models were trained with. "
+        "`prox-plain`: the same text without a template. `chat-template`: the model's own.",
+    )
+    dialect: Literal["prox", "line"] = Field(
+        default="prox",
+        description="Language of the programs. `prox`: `remove_lines(start, end)`, "
+        "`normalize(source, target)`. `line`: `remove_lines`, "
+        "`remove_str`, `replace_str`, lines counted from 1.",
+    )
+    numbering: Literal["document", "window"] = Field(
+        default="document",
+        description="Chunk stage: line numbers run through the document or restart in each window.",
+    )
+    window_tokens: Positive = Field(
+        default=1500, description="Chunk stage: most tokens of text in one window."
+    )
+    max_prompt_tokens: Positive | None = Field(
+        default_factory=_by_level(2000, None),
+        description="Longest prompt. Doc stage (default 2000): the document is cut to fit. Chunk "
+        "stage (default: what the model's context leaves): a longer window is left untouched.",
+    )
+    max_new_tokens: Positive = Field(
+        default_factory=_by_level(16, 256),
+        description="Most tokens a program may have. Default 16 for doc, 256 for chunk.",
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _directory_or_hub_id(cls, model: str | None, info: ValidationInfo) -> str | None:
+        return None if model is None else _model(model, config.base_of(info))
+
+    @model_validator(mode="after")
+    def _chunk_keys(self) -> Self:
+        if self.level == "doc":
+            refuse(_changed(self, ("numbering", "window_tokens"), "only with level: chunk"))
+        return self
+
+
+def _model(text: str, base: Path | None) -> str:
+    """Return a model's absolute directory or its hub id; ValueError if it can be neither."""
+    path = config.absolute(text, base)
+    if text.startswith(("/", "./", "../", "~")) or (base is not None and os.path.exists(path)):
+        return path
+    if not _HUB_ID.fullmatch(text):
+        raise ValueError(f'{show(text)} is neither a directory here nor a hub id "org/name"')
+    return text
+
+
+def _changed(model: Config, keys: tuple[str, ...], why: str) -> Iterator[tuple[Key, str]]:
+    """Yield a problem for each key that differs from its default where it has no effect."""
+    for key in keys:
+        if getattr(model, key) != type(model).model_fields[key].get_default():
+            yield (key,), why
+
+
+_REFUSED_OPTIONS = {
+    "trust_remote_code": "it would run code from the model's repository on every node",
+    "worker_cls": "it would import code by name",
+    "worker_extension_cls": "it would import code by name",
+    "logits_processors": "it would import code by name",
+    "model": "use stages[].model",
+    "tokenizer": "the model's own tokenizer is used",
+    "dtype": "use engine.dtype",
+    "seed": "use seed",
+    "gpu_memory_utilization": "use engine.gpu_memory_utilization",
+    "max_model_len": "use engine.max_model_len",
+    "enable_prefix_caching": "always on",
+    "hf_token": "manifests are copied into run directories; set HF_TOKEN in the environment",
+    "token": "manifests are copied into run directories; set HF_TOKEN in the environment",
+}
+
+
+class EngineOptions(Config):
+    """What writes the programs."""
+
+    name: EngineName = Field(
+        description="`vllm`: GPUs. `transformers`: a CPU or one GPU. `rules`: no model; the C4, "
+        "Gopher and FineWeb heuristics write the programs, on any CPU."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Precision of the weights; `auto` takes the checkpoint's."
+    )
+    batch_size: Positive = Field(
+        default=8, description="`transformers`: prompts generated at a time."
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.9,
+        strict=True,
+        gt=0,
+        le=1,
+        description="`vllm`: share of the device's memory it may take.",
+    )
+    max_model_len: Positive | None = Field(
+        default=None, description="Context length in tokens; the model's own if not given."
+    )
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="`vllm`, `transformers`: further engine arguments, passed on as given. "
+        "Refused by name: " + ", ".join(f"`{name}`" for name in _REFUSED_OPTIONS) + ".",
+    )
+    rules: tuple[RuleSet, ...] = Field(
+        default=("c4", "gopher", "fineweb"),
+        min_length=1,
+        description="`rules`: which sets of heuristics.",
+    )
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> Self:
+        problems: list[tuple[Key, str]] = []
+        if self.name != "transformers":
+            problems += _changed(self, ("batch_size",), "only with name: transformers")
+        if self.name != "vllm":
+            problems += _changed(self, ("gpu_memory_utilization",), "only with name: vllm")
+        if self.name != "rules":
+            problems += _changed(self, ("rules",), "only with name: rules")
+        elif self.options:
+            problems.append((("options",), "only with name: vllm or transformers"))
+        if len(set(self.rules)) < len(self.rules):
+            problems.append((("rules",), "a set is named twice"))
+        for option in self.options:
+            key = option.strip("-").replace("-", "_").lower()
+            if key in _REFUSED_OPTIONS:
+                problems.append((("options", option), f"not allowed: {_REFUSED_OPTIONS[key]}"))
+            elif not re.fullmatch(r"[a-z][a-z0-9_]{0,79}", option):
+                problems.append((("options", option), "an option's name is like max_num_seqs"))
+        refuse(problems)
+        return self
+
+
+class Sharding(Config):
+    """How the corpus is cut into shards, the unit that a worker leases."""
+
+    tokens: Count = Field(
+        default=20_000_000,
+        description="Raw tokens of one shard, estimated: 5 to 15 minutes of one worker. Units as "
+        "in `20M`.",
+    )
+    max_files: Positive = Field(default=1000, description="Most input files in one shard.")
+
+
+class Commit(Config):
+    """When a worker commits: what was committed is never computed again."""
+
+    documents: Positive = Field(default=256, description="After so many documents.")
+    seconds: Seconds = Field(default=60.0, description="Or so many seconds after the last commit.")
+
+
+class Dedup(Config):
+    """Removal of duplicates from the refined corpus."""
+
+    exact: Flag = Field(
+        default=True, description="Keep one of the documents with the same refined text."
+    )
+
+
+class Output(Config):
+    """The final corpus."""
+
+    format: Literal["jsonl.zst"] = Field(default="jsonl.zst", description="Format of the parts.")
+    part_size: Size = Field(
+        default=256 << 20, description="Size of one part before compression, as in `512MiB`."
+    )
+    level: Annotated[int, Field(strict=True, ge=1, le=19)] = Field(
+        default=3, description="zstd compression level."
+    )
+    provenance: Flag = Field(
+        default=True, description="Record each document's source and programs beside its text."
+    )
+
+
+class Comparison(Config):
+    """A model to be trained on the corpus: its training FLOPs, raw against refined."""
+
+    model: Text | None = Field(
+        default=None, description="Directory with the model's `config.json`; or give `parameters`."
+    )
+    parameters: Count | None = Field(
+        default=None,
+        description="Parameters without the embeddings, as in `1.7B` (training: 6·N·D FLOPs).",
+    )
+    name: Text | None = Field(
+        default=None, description="What to call it; default: the directory's or `parameters`."
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _from_base(cls, model: str | None, info: ValidationInfo) -> str | None:
+        return None if model is None else config.absolute(model, config.base_of(info))
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.model is None) == (self.parameters is None):
+            raise ValueError("give either model (a directory) or parameters (a number)")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name, or what stands for it."""
+        return self.name or (Path(self.model).name if self.model else f"{self.parameters:,}")

@@ -1,0 +1,106 @@
+"""The last line of a worker's progress file and an earlier one, however long the file is."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from proxhpc.account.counts import Counts
+from proxhpc.refine.lease import Owner
+
+CHUNK = 16 * 1024  # bytes of one read; a line takes one to two KiB
+LONGEST = 1024 * 1024  # bytes to look back for one whole line
+STEPS = (8 * CHUNK, 64 * CHUNK, 512 * CHUNK)  # how far back to look for the earlier line
+SPAN = 120.0  # seconds that the two lines should lie apart
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One line of a progress file. `time` is the worker's own clock."""
+
+    time: float
+    state: str
+    role: str
+    owner: Owner
+    shard: int | None
+    shards: int
+    counts: Counts
+    busy_seconds: float
+    boot_seconds: float
+    error: str
+    message: str
+
+    @classmethod
+    def parse(cls, line: bytes) -> "Beat | None":
+        """From one line; None when it is torn or not one of ours."""
+        try:
+            data: dict[str, Any] = orjson.loads(line)
+            return cls(
+                time=float(data["t"]),
+                state=str(data["state"]),
+                role=str(data["role"]),
+                owner=Owner(**data["owner"]),
+                shard=data.get("shard"),
+                shards=int(data["shards"]),
+                counts=Counts.from_dict(data["counts"]),
+                busy_seconds=float(data["busy_s"]),
+                boot_seconds=float(data["boot_s"]),
+                error=str(data.get("error", "")),
+                message=str(data.get("message", "")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A worker's state now, and an earlier one to measure speed against."""
+
+    last: Beat
+    earlier: Beat | None
+
+    @property
+    def seconds(self) -> float:
+        """Time between the two; 0 when there is nothing to compare."""
+        return self.last.time - self.earlier.time if self.earlier else 0.0
+
+
+def read_recent(path: Path) -> Recent | None:
+    """The state of one worker from a few bounded reads; None while it has written nothing.
+
+    A torn last line, which its writer may be about to finish, counts as not there.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        chunk, beats = CHUNK, _beats(fd, size - CHUNK, CHUNK)
+        while not beats and chunk < min(size, LONGEST):
+            chunk *= 4
+            beats = _beats(fd, size - chunk, chunk)
+        if not beats:
+            return None
+        earlier = _working(beats)
+        for back in STEPS:
+            if size <= chunk or (earlier and beats[-1].time - earlier.time >= SPAN):
+                break
+            # What lies further back is looked at only until the two lines are far enough apart.
+            earlier = _working(_beats(fd, size - back, CHUNK, limit=4)) or earlier
+            chunk = back
+    finally:
+        os.close(fd)
+    last = beats[-1]
+    return Recent(last, earlier if earlier and earlier.time < last.time else None)
+
+
+def _working(beats: list[Beat]) -> Beat | None:
+    """The first line behind the start of the engine, whose time is none of the work's."""
+    return next((beat for beat in beats if beat.state == "working"), None)
+
+
+def _beats(fd: int, offset: int, length: int, limit: int | None = None) -> list[Beat]:
+    """The whole lines in a piece of a file, in order, at most the first `limit`."""
+    lines = os.pread(fd, length, max(0, offset)).split(b"\n")
+    whole = lines[1 if offset > 0 else 0 : -1]
+    return [beat for line in whole[:limit] if (beat := Beat.parse(line))]

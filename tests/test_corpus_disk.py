@@ -1,0 +1,137 @@
+"""Files whole or absent, and one clear line when the disk is full or not ours."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_corpus_inputs import not_root
+
+from proxhpc.corpus.disk import append_line, publish, write_atomic
+from proxhpc.corpus.frames import FrameWriter, scan
+from proxhpc.corpus.writer import PartWriter
+from proxhpc.errors import RetryError, UserError
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """One MiB of disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("NOT TESTED: a full disk; mounting a small tmpfs needs root")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "ballast").write_bytes(b"\0" * (free - leave))
+
+
+def test_a_commit_on_a_full_disk_is_undone_and_may_be_retried(small_disk: Path) -> None:
+    path = small_disk / "a1"
+    with FrameWriter(path) as writer:
+        end = writer.append(b"good")
+        fill(small_disk, 64 << 10)
+        with pytest.raises(RetryError) as caught:
+            writer.append(os.urandom(300_000))
+    assert caught.value.message.startswith(f"disk full: cannot write a1 in {small_disk}")
+    assert "free space" in caught.value.hint
+    assert path.stat().st_size == end
+    (small_disk / "ballast").unlink()
+    with FrameWriter(path, resume_at=scan(path).end) as writer:
+        writer.append(b"again")
+    assert scan(path).frames == 2
+
+
+def test_a_part_on_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
+    path = small_disk / "part-00000.jsonl.zst"
+    with pytest.raises(RetryError, match="disk full"), PartWriter(path) as writer:  # noqa: PT012
+        for _ in range(40):
+            writer.write({"text": os.urandom(50_000).hex()})
+    assert list(small_disk.iterdir()) == []
+
+
+def test_replacing_on_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:
+    path = small_disk / "plan.json"
+    write_atomic(path, b"old")
+    fill(small_disk, 8 << 10)
+    with pytest.raises(RetryError, match="disk full"):
+        write_atomic(path, b"new" * 100_000)
+    assert path.read_bytes() == b"old"
+    assert sorted(os.listdir(small_disk)) == ["ballast", "plan.json"]
+    with pytest.raises(RetryError, match="disk full"):
+        append_line(small_disk / "w.jsonl", b"x" * 100_000)
+
+
+def test_no_write_permission_is_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with not_root():
+        with pytest.raises(UserError, match=r"no permission to write .*closed/a1"):
+            FrameWriter(closed / "a1")
+        with pytest.raises(UserError, match="no permission to write"):
+            PartWriter(closed / "part.jsonl.zst")
+        with pytest.raises(UserError, match="no permission to write"):
+            write_atomic(closed / "plan.json", b"x")
+        with pytest.raises(UserError, match="no permission to write"):
+            append_line(closed / "w.jsonl", b"x")
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no directory .*gone"):
+        write_atomic(tmp_path / "gone" / "x", b"x")
+
+
+def test_the_first_to_publish_wins(tmp_path: Path) -> None:
+    first, second, final = tmp_path / "a1", tmp_path / "a2", tmp_path / "ledger"
+    first.write_bytes(b"1")
+    second.write_bytes(b"2")
+    assert publish(first, final)
+    assert not publish(second, final)
+    assert publish(first, final)  # the answer was lost, the link was made
+    assert final.read_bytes() == b"1"
+
+
+def test_a_file_system_without_links_is_the_users_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a1").write_bytes(b"1")
+
+    def no_links(*args: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("proxhpc.corpus.disk.os.link", no_links)
+    with pytest.raises(UserError, match="no hard link can be made there"):
+        publish(tmp_path / "a1", tmp_path / "ledger")
+
+
+def test_replacing_is_atomic_and_leaves_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "site.json"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("proxhpc.corpus.disk.os.replace", fail)
+    with pytest.raises(RetryError, match=r"cannot write .*site\.json: Input/output error"):
+        write_atomic(path, b"three")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["site.json"]
+
+
+def test_lines_are_appended_whole(tmp_path: Path) -> None:
+    path = tmp_path / "w.jsonl"
+    append_line(path, b'{"a":1}')
+    append_line(path, b'{"b":2}\n', fsync=True)
+    assert path.read_bytes() == b'{"a":1}\n{"b":2}\n'

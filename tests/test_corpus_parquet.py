@@ -1,0 +1,196 @@
+"""Parquet: rows as documents, values that JSON can hold, damage row group by row group."""
+
+import builtins
+import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from corpus_files import FIELDS, LIMIT, ids, read
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.inputs import describe
+from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def write(tmp_path: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def numbered(tmp_path: Path, count: int = 25, group: int = 10) -> Path:
+    columns = {"id": [f"d{i}" for i in range(count)], "text": [f"text {i}" for i in range(count)]}
+    return write(tmp_path, columns, row_group_size=group, compression="none", use_dictionary=False)
+
+
+def damage(path: Path, needle: bytes) -> None:
+    """Flip a bit in a page; pages carry a checksum."""
+    data = bytearray(path.read_bytes())
+    data[data.index(needle)] ^= 1
+    path.write_bytes(data)
+
+
+def test_rows_are_documents_and_positions_are_row_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, {"text": ["a", "b"], "id": [7, None], "n": [1, 2]})
+    items, end = read(path)
+    assert items == [
+        Document("7", "a", 0, 0, {"id": 7, "n": 1}),
+        Document("c.parquet:1", "b", 0, 1, {"id": None, "n": 2}),
+    ]
+    assert end == End(0, 2, at_eof=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(cuts=st.lists(st.integers(0, 30), max_size=5))
+def test_spans_that_tile_the_rows_give_each_once(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    path = numbered(tmp_path_factory.mktemp("tile"))
+    starts = sorted({0, *cuts})
+    seen = []
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        items, end = read(path, start, stop)
+        seen += ids(items)
+        assert end.at_eof == (stop is None or stop >= 25)
+        assert end.position == max(start, 25 if stop is None else min(stop, 25))
+    assert seen == [f"d{i}" for i in range(25)]
+
+
+def test_every_column_becomes_something_json_can_hold(tmp_path: Path) -> None:
+    utc = datetime.UTC
+    columns = {
+        "text": ["t"],
+        "day": pa.array([datetime.date(2024, 2, 29)]),
+        "ns": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")),
+        "zoned": pa.array(
+            [datetime.datetime(2024, 1, 1, 12, tzinfo=utc)], pa.timestamp("ms", "+02:00")
+        ),
+        "time": pa.array([datetime.time(1, 2, 3)], pa.time64("ns")),
+        "wait": pa.array([1500], pa.duration("ms")),
+        "price": pa.array([Decimal("1.50")], pa.decimal128(9, 2)),
+        "blob": pa.array([b"\xff\x00"]),
+        "bytes": pa.array(["né".encode()]),
+        "half": pa.array([1.5], pa.float16()),
+        "code": pa.array(["en"]).dictionary_encode(),
+        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())),
+        "deep": pa.array([{"when": [datetime.datetime(2024, 1, 1)]}]),
+        "none": pa.array([None], pa.int32()),
+    }
+    (item,), _ = read(write(tmp_path, columns))
+    assert isinstance(item, Document)
+    assert item.fields == {
+        "day": "2024-02-29",
+        "ns": "2023-11-14T22:13:20.123456",
+        "zoned": "2024-01-01T12:00:00+00:00",
+        "time": "01:02:03",
+        "wait": 1.5,
+        "price": "1.50",
+        "blob": "/wA=",
+        "bytes": "né",
+        "half": 1.5,
+        "code": "en",
+        "map": [["k", 1]],
+        "deep": {"when": ["2024-01-01T00:00:00"]},
+        "none": None,
+    }
+    assert orjson.loads(orjson.dumps(item.fields)) == item.fields
+
+
+def test_a_nested_text_and_id(tmp_path: Path) -> None:
+    path = write(tmp_path, {"doc": [{"body": "t", "key": 3}]})
+    (item,), _ = read(path, fields=Fields("doc.body", "doc.key"))
+    assert item == Document("3", "t", 0, 0, {"doc": {"key": 3}})
+
+
+def test_rows_that_are_no_documents_are_set_aside(tmp_path: Path) -> None:
+    broken = pa.array([b"ok", b"\xff\xfe", None, b"x" * 50]).view(pa.string())
+    path = write(tmp_path, {"text": broken, "n": [0, 1, 2, 3]})
+    items, _ = read(path, limit=40)
+    assert ids(items) == ["c.parquet:0", "invalid_utf8", "null_text", "record_too_long"]
+    assert [item.position for item in items] == [0, 1, 2, 3]
+    assert isinstance(items[2], Bad)
+    assert items[2].head == b'{"text":null,"n":2}'
+    assert isinstance(items[3], Bad)
+    assert (items[3].size, items[3].head) == (50, b"x" * 50)
+    assert ids(read(path, fields=Fields("content"))[0])[0] == "missing_text"
+
+
+def test_a_date_that_python_cannot_hold_costs_one_row(tmp_path: Path) -> None:
+    when = pa.array([0, 2**60], pa.timestamp("us"))
+    items, _ = read(write(tmp_path, {"text": ["a", "b"], "when": when}))
+    assert ids(items) == ["c.parquet:0", "unreadable_row"]
+
+
+def test_a_damaged_row_group_is_one_bad_and_the_others_are_read(tmp_path: Path) -> None:
+    columns = {"id": [f"d{i}" for i in range(25)], "text": [f"text {i}" for i in range(25)]}
+    path = write(
+        tmp_path,
+        columns,
+        row_group_size=10,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    damage(path, b"text 14")
+    items, end = read(path)
+    good = [f"d{i}" for i in [*range(10), *range(20, 25)]]
+    assert ids(items) == [*good[:10], "corrupt_input", *good[10:]]
+    bad = items[10]
+    assert isinstance(bad, Bad)
+    assert bad.position == 10
+    assert "rows 10 to 19 of row group 1 are lost" in bad.detail
+    assert end == End(0, 25, at_eof=True)
+    assert read(path, 0, 15)[0] + read(path, 15)[0] == items
+
+
+@pytest.mark.parametrize("keep", [3, 40, -1])
+def test_a_cut_file_is_described_with_a_note_and_read_as_one_bad(tmp_path: Path, keep: int) -> None:
+    path = numbered(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    info = describe(path)
+    assert info.rows is None
+    assert info.note.startswith("corrupt: ")
+    items, end = read(path)
+    assert ids(items) == ["corrupt_input"]
+    assert end == End(0, 0, at_eof=True)
+    assert read(path, 10) == ([], End(0, 10, at_eof=True))
+
+
+def test_an_empty_file_holds_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    path.touch()
+    assert read(path) == ([], End(0, 0, at_eof=True))
+    assert (describe(path).rows, describe(path).note) == (0, "")
+
+
+def test_the_description_knows_the_rows(tmp_path: Path) -> None:
+    info = describe(numbered(tmp_path))
+    assert (info.format, info.rows, info.estimated_records) == ("parquet", 25, 25)
+    assert 0 < info.estimated_bytes < info.size
+
+
+def test_without_pyarrow_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = numbered(tmp_path)
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(UserError) as caught:
+        list(read_span(path, "parquet", Span(0), FIELDS, LIMIT))
+    assert "c.parquet" in caught.value.message
+    assert "proxhpc[parquet]" in caught.value.hint

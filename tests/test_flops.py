@@ -1,0 +1,131 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxhpc.account.flops import (
+    ModelShape,
+    Usage,
+    break_even_parameters,
+    flops,
+    paper_flops,
+    tokens_for,
+    training_flops,
+)
+from proxhpc.errors import UserError
+
+TINY = ModelShape(
+    hidden=8, layers=2, heads=2, head_dim=4, kv_heads=1, intermediate=16, vocab=32, tied=True
+)
+# Sizes for which the count gives the published 354,284,800 parameters of the ProX XS refiners.
+PROX_XS = {
+    "model_type": "llama",
+    "hidden_size": 1280,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 1,
+    "intermediate_size": 2048,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+def one_by_one(shape: ModelShape, n: int, c: int, m: int) -> int:
+    """FLOPs of a request, token by token and matrix by matrix."""
+    width, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    matrices = [
+        (shape.hidden, width),
+        (shape.hidden, kv),
+        (shape.hidden, kv),
+        (width, shape.hidden),
+        (shape.hidden, shape.intermediate),
+        (shape.hidden, shape.intermediate),
+        (shape.intermediate, shape.hidden),
+    ]
+    total = 0
+    for position in [*range(c, n), *range(n, n + m - 1)]:
+        for _ in range(shape.layers):
+            total += sum(2 * a * b for a, b in matrices)
+            total += shape.heads * (position + 1) * 2 * (2 * shape.head_dim)
+    return total + m * 2 * shape.hidden * shape.vocab
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 20))
+def test_a_request_costs_what_its_tokens_cost(n: int, c: int, m: int) -> None:
+    c = min(c, n - 1)
+    assert flops(TINY, Usage.of_request(n, c, m)) == one_by_one(TINY, n, c, m)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 20)), max_size=8))
+def test_sums_of_usage_give_sums_of_flops(requests: list[tuple[int, int]]) -> None:
+    usages = [Usage.of_request(n, n // 2, m) for n, m in requests]
+    total = sum(usages, Usage())
+    assert total.requests == len(requests)
+    assert flops(TINY, total) == sum(flops(TINY, usage) for usage in usages)
+    assert Usage.from_dict(total.to_dict()) == total
+
+
+def test_a_request_by_hand() -> None:
+    # 3 prompt tokens see 1 + 2 + 3 keys, of 4 sampled ones 3 are fed and see 4 + 5 + 6.
+    assert Usage.of_request(3, 0, 4) == Usage(1, 3, 0, 6, 4, 21)
+    # With 2 cached only the third prompt token is fed.
+    assert Usage.of_request(3, 2, 1) == Usage(1, 3, 2, 1, 1, 3)
+    # Per layer 8·8 + 2·8·4 + 8·8 of attention and 3·8·16 of MLP: 576.
+    assert TINY.body_parameters == 2 * 576
+    assert flops(TINY, Usage(fed=6, new_tokens=4, attended=21)) == (
+        2 * 1152 * 6 + 2 * 8 * 32 * 4 + 4 * 2 * 2 * 4 * 21
+    )
+
+
+@pytest.mark.parametrize(("n", "c", "m"), [(3, 4, 1), (3, -1, 1), (3, 0, -1)])
+def test_impossible_counts_are_refused(n: int, c: int, m: int) -> None:
+    with pytest.raises(ValueError, match="impossible"):
+        Usage.of_request(n, c, m)
+
+
+def test_published_sizes() -> None:
+    xs = ModelShape.from_config(PROX_XS)
+    assert xs.parameters == 354_284_800
+    assert xs.body_parameters == 272_302_080
+    smol = ModelShape.from_config(SMOLLM2)
+    assert smol.parameters == 134_515_008
+    assert smol.head_dim == 64
+    assert smol.tied
+
+
+def test_published_flops() -> None:
+    """ProX, appendix E.3: both stages with XS on 60B and 62.5B raw tokens, 19B reach stage 2."""
+    xs = ModelShape.from_config(PROX_XS)
+    assert f"{paper_flops(xs, 60_000_000_000 + 19_000_000_000):.2e}" == "4.95e+19"
+    spent = paper_flops(xs, 62_500_000_000 + 19_000_000_000)
+    assert f"{spent:.2e}" == "5.11e+19"
+    # The paper's figure: as much as 12B training tokens of the 0.7B model.
+    assert round(tokens_for(spent, 758_982_144 - 32000 * 1536) / 1e9, 1) == 12.0
+
+
+def test_training_and_break_even() -> None:
+    assert training_flops(10, 7) == 420
+    size = break_even_parameters(1_000, 100, 40)
+    assert size == 3  # 360·N saved; two do not pay for 1,000, three do
+    assert 1_000 + training_flops(3, 40) <= training_flops(3, 100)
+    assert 1_000 + training_flops(2, 40) > training_flops(2, 100)
+    assert break_even_parameters(10**20 + 1, 10**9 + 1, 10**9) == (10**20 + 1 + 5) // 6
+    assert break_even_parameters(1_000, 40, 40) is None
+
+
+def test_configs_that_cannot_be_counted() -> None:
+    with pytest.raises(UserError, match="mixtral"):
+        ModelShape.from_config({**SMOLLM2, "model_type": "mixtral"})
+    with pytest.raises(UserError, match="num_hidden_layers is '30'"):
+        ModelShape.from_config({**SMOLLM2, "num_hidden_layers": "30"})
+    with pytest.raises(UserError, match="vocab_size is None"):
+        ModelShape.from_config({**SMOLLM2, "vocab_size": None})

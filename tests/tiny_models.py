@@ -1,0 +1,71 @@
+"""A tokenizer and a random Llama, small enough to make in a test."""
+
+import json
+from pathlib import Path
+
+TEXT = "Home | About\nThe quick brown fox jumps over the lazy dog. 0123456789 [doc] [INST]\n"
+SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
+    """Writes a byte-level BPE tokenizer that begins every prompt with <s>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        [TEXT],
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=template,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_llama(folder: Path, **config: object) -> Path:
+    """Writes a random Llama of two layers with that tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    shape = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.4,  # large enough for answers that differ from prompt to prompt
+        **config,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    return save_tokenizer(folder)
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    """Changes keys of a JSON file; None removes one."""
+    data = json.loads(file.read_text()) if file.exists() else {}
+    data = {key: value for key, value in {**data, **changes}.items() if value is not None}
+    file.write_text(json.dumps(data))

@@ -1,0 +1,210 @@
+"""Gather a demo corpus of real text found on any machine with Python: `demo_corpus.py OUT_DIR`.
+
+Takes the long descriptions (READMEs) of the installed packages, of this environment and of the
+Python it is made from, and the documentation in the standard library: module, class and function
+docstrings, the help topics, and text files. Writes OUT_DIR/demo-00.jsonl.zst to demo-03.jsonl.zst;
+demo-01 consists of many zstd frames, as corpora written in pieces do. The same machine gives the
+same bytes.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import site
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from email import message_from_bytes, message_from_string
+from html.parser import HTMLParser
+from pathlib import Path
+
+import orjson
+import zstandard
+
+FILES = 4
+FRAMED_FILE = 1  # the one of many frames
+RECORDS_PER_FRAME = 40
+SHORTEST = 200  # characters; a docstring of one line is no document
+SHORTEST_MEMBER = 600  # of a class or function: those with something to tell
+LARGEST_SOURCE = 2_000_000  # bytes
+SKIPPED_FOLDERS = frozenset(
+    ("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "config")
+)
+TEXT_FILES = (".txt", ".rst", ".md", ".html")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One document of the demo corpus."""
+
+    id: str
+    text: str
+    source: str
+    kind: str
+
+
+def main() -> int:
+    """Write the corpus; prints one line."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("usage: demo_corpus.py OUT_DIR", file=sys.stderr)
+        return 2
+    out = Path(sys.argv[1])
+    documents = gather()
+    size = sum(len(document.text.encode()) for document in documents)
+    write(documents, out)
+    print(f"{len(documents)} documents, {size / 1e6:.1f} MB, into {out}")
+    return 0
+
+
+def gather() -> list[Found]:
+    """All documents, without a second one of the same id, in an order that mixes the kinds."""
+    found: dict[str, Found] = {}
+    for document in (*descriptions(), *bundled(), *topics(), *standard_library()):
+        text = document.text.encode(errors="replace").decode().replace("\r\n", "\n").strip()
+        if len(text) >= SHORTEST:
+            found.setdefault(document.id, Found(document.id, text, document.source, document.kind))
+    return sorted(found.values(), key=lambda d: (hashlib.sha256(d.id.encode()).digest(), d.id))
+
+
+def descriptions() -> Iterator[Found]:
+    """Long descriptions of the distributions in this environment and in its base Python."""
+    base = set(site.getsitepackages([sys.base_prefix, sys.base_exec_prefix]))
+    base.add(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
+    ours = [path for path in dict.fromkeys(sys.path) if path and path not in base]
+    for environment, paths in (("env", ours), ("base", sorted(base))):
+        for distribution in importlib.metadata.distributions(path=paths):
+            try:
+                raw = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")
+            except UnicodeDecodeError:
+                continue  # packages older than the rule that metadata is UTF-8
+            metadata = message_from_string(raw or "")
+            if metadata["Name"]:  # not so for the leftover folder of an uninstalled package
+                text = metadata.get_payload() or metadata["Description"] or ""
+                name = f"{metadata['Name']}-{metadata['Version']}"
+                yield Found(f"{environment}/{name}", str(text), name, "readme")
+
+
+def bundled() -> Iterator[Found]:
+    """Long descriptions of the wheels that come with Python for ensurepip."""
+    for wheel in sorted(_library().glob("ensurepip/_bundled/*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            for member in sorted(archive.namelist()):
+                if member.count("/") == 1 and member.endswith(".dist-info/METADATA"):
+                    metadata = message_from_bytes(archive.read(member))
+                    payload = metadata.get_payload(decode=True)
+                    text = payload.decode(errors="replace") if isinstance(payload, bytes) else ""
+                    yield Found(f"ensurepip/{wheel.stem}", text, wheel.name, "readme")
+
+
+def topics() -> Iterator[Found]:
+    """Language reference as help() shows it, one document a topic."""
+    if importlib.util.find_spec("pydoc_data") is None:
+        return  # some distributors split it off
+    from pydoc_data.topics import topics as texts
+
+    for name, text in sorted(texts.items()):
+        yield Found(f"topic/{name}", text, "pydoc_data.topics", "topic")
+
+
+def standard_library() -> Iterator[Found]:
+    """Docstrings and text files under the standard library's folder; nothing is imported."""
+    library = _library()
+    for folder, folders, names in os.walk(library):
+        folders[:] = sorted(f for f in folders if not _skipped(f))
+        for name in sorted(names):
+            path = Path(folder, name)
+            relative = path.relative_to(library).as_posix()
+            if path.stat().st_size > LARGEST_SOURCE:
+                continue
+            if name.endswith(".py"):
+                yield from docstrings(path.read_bytes(), relative)
+            elif name.endswith(TEXT_FILES):
+                text = path.read_text(encoding="utf-8", errors="replace")
+                text = html_text(text) if name.endswith(".html") else text
+                yield Found(f"file/{relative}", text, relative, "file")
+
+
+def docstrings(source: bytes, relative: str) -> Iterator[Found]:
+    """Docstring of a module, and those of its classes and functions that are long."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return  # a template or a file of another Python
+    module = relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    yield Found(f"module/{module}", ast.get_docstring(tree) or "", relative, "module")
+    owners: list[tuple[str, ast.AST]] = [(module, tree)]
+    for owner, node in owners:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{owner}.{child.name}"
+                owners.append((name, child))
+                text = ast.get_docstring(child) or ""
+                if len(text) >= SHORTEST_MEMBER:
+                    yield Found(f"docstring/{name}", text, relative, "docstring")
+
+
+class _Text(HTMLParser):
+    """Collects the text of a page, blocks on lines of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = [""]
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "style"):
+            self._hidden += 1
+        elif tag not in ("a", "b", "code", "em", "i", "span", "strong", "tt", "kbd", "cite"):
+            self.lines.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._hidden -= 1
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.lines[-1] += " " * data[:1].isspace() + " ".join(data.split())
+            self.lines[-1] += " " * data[-1:].isspace()
+
+
+def html_text(page: str) -> str:
+    """Text of an HTML page, one block a line."""
+    parser = _Text()
+    parser.feed(page)
+    parser.close()
+    return "\n".join(" ".join(line.split()) for line in parser.lines if line.strip())
+
+
+def write(documents: list[Found], out: Path) -> None:
+    """Deal the documents out to the files; each file appears whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    share = -(-len(documents) // FILES)
+    for number in range(FILES):
+        rows = documents[number * share : (number + 1) * share]
+        step = RECORDS_PER_FRAME if number == FRAMED_FILE else max(1, len(rows))
+        compressor = zstandard.ZstdCompressor(level=9, write_checksum=True)
+        content = io.BytesIO()
+        for start in range(0, len(rows), step):
+            lines = (orjson.dumps(asdict(row)) + b"\n" for row in rows[start : start + step])
+            content.write(compressor.compress(b"".join(lines)))
+        path = out / f"demo-{number:02d}.jsonl.zst"
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        scratch.write_bytes(content.getvalue())
+        scratch.replace(path)
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _skipped(folder: str) -> bool:
+    return folder in SKIPPED_FOLDERS or folder.startswith(("config-", "."))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

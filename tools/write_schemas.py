@@ -1,0 +1,126 @@
+"""Write what is generated from the models of manifest and site: JSON Schemas, docs/manifest.md.
+
+python tools/write_schemas.py            write the files
+python tools/write_schemas.py --check    exit 1 if one is not current
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from proxhpc import manifest, site  # noqa: E402
+from proxhpc.slurm_notation import MANAGED  # noqa: E402
+
+REFERENCE = ROOT / "docs" / "manifest.md"
+_WORDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "mapping",
+}
+
+
+def contents() -> dict[Path, str]:
+    """Return every generated file with what it should hold."""
+    schemas = {
+        ROOT / "manifests" / "schema.json": manifest.json_schema(),
+        ROOT / "slurm" / "sites" / "schema.json": site.json_schema(),
+    }
+    files = {path: json.dumps(schema, indent=2) + "\n" for path, schema in schemas.items()}
+    text = REFERENCE.read_text(encoding="utf-8")
+    tables = {
+        "manifest": sections(manifest.json_schema(), skip=()),
+        "site": sections(site.json_schema(), skip=("Phase", "RefinePhase")),
+        "managed": managed(),
+    }
+    for name, table in tables.items():
+        begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        if len(re.findall(pattern, text, re.DOTALL)) != 1:
+            sys.exit(f"{REFERENCE}: needs one pair of {begin.strip()} and {end}")
+        text = re.sub(pattern, lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
+    return files | {REFERENCE: text}
+
+
+def sections(schema: dict[str, Any], skip: tuple[str, ...]) -> str:
+    """Return one table for the top level and one for each section, in the schema's order."""
+    blocks = [f"### Top level\n\n{table(schema)}"]
+    for name, rule in schema["properties"].items():
+        for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(rule)):
+            if reference not in ("Variable", *skip):
+                part = schema["$defs"][reference]
+                about = " ".join(part["description"].split())
+                blocks.append(f"### `{name}`\n\n{about}\n\n{table(part)}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(part: dict[str, Any]) -> str:
+    """Return the keys of one section as a Markdown table."""
+    rows = ["| Key | Value | Default | Meaning |", "|---|---|---|---|"]
+    for name, rule in part["properties"].items():
+        about = rule.get("description", "") or f"See [`{name}`](#{name}) below."
+        default = default_of(rule, required=name in part.get("required", ()))
+        cells = (f"`{name}`", value_of(rule), default, about)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def value_of(rule: dict[str, Any]) -> str:
+    """Return in words which values a key takes."""
+    if "$ref" in rule:
+        return "" if rule["$ref"].endswith("/Variable") else "section"
+    if "anyOf" in rule:
+        return " or ".join(dict.fromkeys(filter(None, map(value_of, rule["anyOf"]))))
+    if "enum" in rule or "const" in rule:
+        return ", ".join(f"`{choice}`" for choice in rule.get("enum", [rule.get("const")]))
+    if rule.get("type") == "array":
+        return f"list of {value_of(rule['items'])}"
+    if rule.get("type") == "null":
+        return ""
+    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤"}
+    bounds = ", ".join(f"{sign} {rule[k]}" for k, sign in limits.items() if k in rule)
+    if "_][0-9]" in rule.get("pattern", "") or "[0-9_]*" in rule.get("pattern", ""):
+        return "with a unit"
+    return _WORDS.get(rule.get("type", ""), "any") + (f" {bounds}" if bounds else "")
+
+
+def default_of(rule: dict[str, Any], *, required: bool) -> str:
+    """Return a key's default as it would be written."""
+    value = rule.get("default")
+    if required:
+        return "**required**"
+    if value is None or isinstance(value, dict):
+        return ""
+    if "KiB" in json.dumps(rule) and value % (1 << 20) == 0:
+        return f"`{value >> 20}MiB`"
+    if isinstance(value, list):
+        return "all" if value else ""
+    return f"`{json.dumps(value).strip(chr(34))}`"
+
+
+def managed() -> str:
+    """Return the sbatch options that the launcher manages as a Markdown table."""
+    rows = ["| Option | Instead |", "|---|---|"]
+    rows += [f"| `{name}` | {advice} |" for name, advice in sorted(MANAGED.items())]
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Write or check the files."""
+    stale = [p for p, text in contents().items() if not p.exists() or p.read_text("utf-8") != text]
+    if "--check" in sys.argv[1:]:
+        sys.exit("\n".join(f"{p.relative_to(ROOT)} is not current" for p in stale) or 0)
+    for path, text in contents().items():
+        if path in stale:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
