@@ -186,7 +186,7 @@ def find_inputs(manifest: Manifest) -> list[tuple[Path, str]]:
         if not paths:
             key = dotted(("corpus", "paths", number))
             empty.append(f"{key}: no file matches {show(pattern, _PATH)}: {_why_empty(pattern)}")
-        found |= {path: os.path.relpath(path, root) for path in paths if path not in found}
+        found |= {path: os.path.relpath(path, root) for path in paths}
     if empty:
         raise UserError("\n".join(empty))
     for path in found:

@@ -112,6 +112,44 @@ class RunDir:
         """Checked counts of one group; written after its hashes."""
         return self.merge / "sketch" / f"{group:05d}.json"
 
+    def sketch_quarantine(self, group: int) -> Path:
+        """Records of one group that were set aside; no file where there are none."""
+        return self.merge / "sketch" / f"{group:05d}.quarantine.jsonl.zst"
+
+    def dropped(self, group: int) -> Path:
+        """Which documents of one group are duplicates: a bit for each of its hashes."""
+        return self.merge / "match" / f"{group:05d}.npy"
+
+    @property
+    def pairs(self) -> Path:
+        """Each duplicate and the document that is kept for it, as numbers."""
+        return self.merge / "match" / "pairs.npy"
+
+    @property
+    def match(self) -> Path:
+        """What the match decided; written after everything else of it."""
+        return self.merge / "match.json"
+
+    @property
+    def duplicates(self) -> Path:
+        """Each duplicate and the document that is kept for it, by name."""
+        return self.merge / "duplicates.jsonl.zst"
+
+    @property
+    def quarantine(self) -> Path:
+        """Records that could not be read or refined, with the reason; no file without any."""
+        return self.root / "quarantine" / "quarantine.jsonl.zst"
+
+    @property
+    def card(self) -> Path:
+        """The corpus's dataset card."""
+        return self.corpus / "README.md"
+
+    @property
+    def checksums(self) -> Path:
+        """SHA-256 of every other file of the corpus; written last, so it says that it is whole."""
+        return self.corpus / "SHA256SUMS"
+
     def part_receipt(self, part: int) -> Path:
         """What was written into one part of the corpus."""
         return self.merge / "parts" / f"{part:05d}.json"

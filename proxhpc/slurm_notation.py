@@ -53,9 +53,7 @@ def _memory(value: Any) -> Any:
 
 
 def least_memory(first: str, second: str) -> str:
-    """Return the smaller of two amounts of memory; "0", all of a node, stays what it is."""
-    if first == "0":
-        return first
+    """Return the smaller of two amounts of memory; Slurm's "0", all of a node, counts as none."""
     return min(first, second, key=_kib)
 
 

@@ -17,7 +17,8 @@ import pytest
 from slurm_cluster import INHERITED, SlurmCluster, missing
 
 REPO = Path(__file__).parents[1]
-MARKS = {"slurm": "slurm", "smollm2": "model", "vllm": "model"}  # fixture → marker
+# What a fixture asks for, as a marker.
+MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm": "model"}
 lacking: dict[str, str] = {}  # real part → why this run went without it
 used: set[str] = set()
 
@@ -65,18 +66,23 @@ def lack(part: str, reason: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[SlurmCluster]:
+def slurm_programs() -> None:
+    """Asks for an installed Slurm; a test that starts a cluster of its own takes this fixture."""
+    if absent := missing():
+        lack("slurm", f"no {', '.join(absent)} on this machine; run tools/install_slurm.sh as root")
+    used.add("slurm")
+
+
+@pytest.fixture(scope="session")
+def slurm(slurm_programs: None) -> Iterator[SlurmCluster]:
     """A running cluster of four nodes with accounting, shared by all tests of the session.
 
     A test cancels what it submitted and starts the nodes it killed: `slurm.reset()`.
     """
-    if absent := missing():
-        lack("slurm", f"no {', '.join(absent)} on this machine; run tools/install_slurm.sh as root")
     with (
         tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as root,
         SlurmCluster(Path(root)) as cluster,
     ):
-        used.add("slurm")
         yield cluster
 
 

@@ -34,10 +34,10 @@ ACCOUNTING_PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacct", "s
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 # Variables by which an outer job, or the user's defaults, would steer the commands of the tests.
 INHERITED = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
-FINISHED = frozenset(
-    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"]
-    + ["TIMEOUT"]
+ENDED_BADLY = frozenset(
+    ["BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"]
 )
+FINISHED = ENDED_BADLY | {"COMPLETED"}
 # A Unix socket's path has 107 bytes, and slurmd puts "spool/NODE/NODE_JOB.STEP" below the root.
 LONGEST_ROOT = 60
 

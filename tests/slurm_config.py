@@ -66,7 +66,7 @@ def slurm_conf(root: Path, spec: Spec, ports: Sequence[int]) -> str:
         f"SlurmctldHost={host}(127.0.0.1)\nSlurmctldPort={ports[0]}",
         f"SlurmUser={user}\nSlurmdUser={user}",
         # cred_expire is also how long a requeued job waits; Slurm's default is 120 s.
-        f"AuthType=auth/munge\nCredType=cred/munge\nAuthInfo=socket={root}/munge/socket,cred_expire=15",
+        f"AuthType=auth/munge\nCredType=cred/munge\nAuthInfo=socket={root}/munge/socket,cred_expire=10",
         f"StateSaveLocation={root}/state\nSlurmdSpoolDir={root}/spool/%n",
         f"SlurmctldPidFile={root}/slurmctld.pid\nSlurmdPidFile={root}/%n.pid",
         f"SlurmdLogFile={root}/log/%n.steps",

@@ -417,6 +417,24 @@ def test_inputs_are_in_order_and_named_from_what_all_share(load: Load, tmp_path:
     assert [path for path, name in found] == [tmp_path / "in" / name for _, name in found]
 
 
+def test_inputs_do_not_depend_on_the_order_of_a_listing(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{n}.jsonl" for n in "abc"]
+    for name in names:
+        (tmp_path / name).touch()
+    listing = [str(tmp_path / name) for name in reversed(names)]
+    monkeypatch.setattr("glob.iglob", lambda *_, **__: iter(listing))
+    assert [name for _, name in find_inputs(load(SMALL))] == names
+
+
+def test_paths_start_from_the_folder_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real/manifests").mkdir(parents=True)
+    (tmp_path / "real/manifests/x.yaml").write_text(SMALL + "run_dir: ../runs\n")
+    (tmp_path / "link").symlink_to("real/manifests")
+    assert load_manifest(tmp_path / "link/x.yaml").run_dir == tmp_path / "real/runs"
+
+
 def test_inputs_in_a_folder_with_wildcards_in_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "run[1]*"
     folder.mkdir()

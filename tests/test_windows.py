@@ -75,7 +75,7 @@ def test_a_huge_line_is_not_tokenised() -> None:
 
 def test_empty_documents() -> None:
     assert cut_windows(Letters(), [], 20) == []
-    assert cut_windows(Letters(), "".split("\n"), 20) == [Window(0, 1, 6, blank=True)]
+    assert cut_windows(Letters(), [""], 20) == [Window(0, 1, 6, blank=True)]
     assert cut_windows(Letters(), [" ", "\t", "\u3000"], 12)[0].blank
     assert not cut_windows(Letters(), ["", "x"], 20)[0].blank
 
@@ -90,7 +90,7 @@ def test_windows_tile_the_lines_and_are_greedy(counts: list[int], budget: int) -
     lines = ["x"] * len(counts)
     windows = pack(lines, counts, budget)
     assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(counts)))
-    for window, following in zip(windows, [*windows[1:], None], strict=True):
+    for window, following in zip(windows, [*windows, None][1:], strict=True):
         cost = sum(counts[window.start : window.stop]) + window.stop - window.start
         assert window.tokens == cost
         assert window.too_long == (cost > budget)

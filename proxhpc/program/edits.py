@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxhpc.program.parse import parse_chunk
+from proxhpc.program.parse import SURROGATE, parse_chunk
 from proxhpc.program.syntax import (
     Dialect,
     Finish,
@@ -74,16 +74,17 @@ def lower(program: Program) -> Edits:
 def read_edits(text: str, dialect: Dialect, finish: Finish) -> Edits:
     """Return what a program's text asks for. Never raises; linear in `text`."""
     edits = Edits()
-    if text == "untouch_doc()":
+    usual = text.strip()
+    if usual == "untouch_doc()":
         return edits
-    if dialect == "prox" and text.isascii():
-        for first, last, source, target, other in _USUAL.findall(text):
+    if dialect == "prox" and (usual.isascii() or not SURROGATE.search(usual)):
+        for first, last, source, target, other in _USUAL.findall(usual):
             if first:
                 edits.ranges.append((int(first), int(last)))
-            elif other:
-                break
-            else:
+            elif not other:
                 edits.strings.append(StringEdit(None, Quoted(source), Quoted(target)))
+            else:
+                break
         else:
             return edits
     return lower(parse_chunk(text, dialect, finish))

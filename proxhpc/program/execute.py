@@ -160,8 +160,7 @@ def _changes(
             _count(rejected, found)
             continue
         replaced += len(found)
-        for edit in found:
-            accepted.add(edit)
+        accepted.add(found)
     if len(different) > most:
         _count(rejected, "too_many_strings", len(different) - most)
     return accepted.edits, replaced
@@ -288,9 +287,13 @@ class _Accepted:
         others = self.edits[self._overlapped(edit)]
         return not others or not (edit.target or any(other.target for other in others))
 
-    def add(self, edit: _Edit) -> None:
-        """Insert `edit`, which fits, joining the deletions that it overlaps."""
-        place = self._overlapped(edit)
-        joined = [edit, *self.edits[place]]
-        start, stop = min(e.start for e in joined), max(e.stop for e in joined)
-        self.edits[place] = [_Edit(start, stop, edit.target)]
+    def add(self, found: list[_Edit]) -> None:
+        """Insert ascending edits, which fit, joining deletions that overlap."""
+        if not self.edits:
+            self.edits = found
+            return
+        for edit in found:
+            place = self._overlapped(edit)
+            joined = [edit, *self.edits[place]]
+            start, stop = min(e.start for e in joined), max(e.stop for e in joined)
+            self.edits[place] = [_Edit(start, stop, edit.target)]

@@ -46,7 +46,8 @@ _UNFINISHED = re.compile(
     (?:"{_BODY['"']}(?:"\s*+|\\)?+|'{_BODY["'"]}(?:'\s*+|\\)?+|-?[0-9]*+\s*+|{_NAME}\s*+)\Z""",
     re.DOTALL | re.VERBOSE,
 )
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""What no UTF-8 file can hold, so that no program may put it into one."""
 
 Value = int | bool | Quoted
 _KEEP = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
@@ -134,7 +135,7 @@ def _bind(name: str, arguments: list[tuple[str | None, Value]]) -> list[Value] |
 
 
 def _unencodable(values: list[Value]) -> bool:
-    return any(isinstance(v, Quoted) and _SURROGATE.search(v.body) for v in values)
+    return any(isinstance(v, Quoted) and SURROGATE.search(v.body) for v in values)
 
 
 def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statement | ParseReason:

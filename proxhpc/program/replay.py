@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Literal
 
@@ -20,7 +21,6 @@ from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect, Finish, Verdict
 
 Status = Literal["kept", "edited", "dropped", "quarantined"]
-_WORD = re.compile(r"\S++")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +203,12 @@ def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) 
 
 def is_short(text: str, policy: Policy) -> bool:
     """Whether `text` has fewer words, and fewer characters of unspaced scripts, than allowed."""
-    words = sum(1 for _ in islice(_WORD.finditer(text), policy.min_kept_words))
-    if words >= policy.min_kept_words:
+    if not policy.min_kept_words or _enough_words(policy.min_kept_words).match(text):
         return False
-    if text.isascii():
-        return True
-    chars = sum(1 for _ in islice(UNSPACED.finditer(text), policy.min_kept_chars))
-    return chars < policy.min_kept_chars
+    chars = islice(UNSPACED.finditer(text), policy.min_kept_chars)
+    return text.isascii() or sum(1 for _ in chars) < policy.min_kept_chars
+
+
+@lru_cache(maxsize=16)
+def _enough_words(count: int) -> re.Pattern[str]:
+    return re.compile(rf"\s*+(?:\S++\s++){{{count - 1}}}\S")

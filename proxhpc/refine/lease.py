@@ -92,7 +92,7 @@ class Leases:
     def take(self, name: str, attempt: int) -> Lease | None:
         """The lease of exactly this attempt, or None if it is taken."""
         path = self.run.lease(name, attempt)
-        draft = self.run.leases / f".{self.owner.worker}.{name}"
+        draft = self.run.leases / f".{self.owner.worker}"
         draft.write_bytes(orjson.dumps(asdict(self.owner)))
         try:
             won = publish(draft, path)
@@ -138,8 +138,11 @@ class Leases:
         path = self.run.worker(worker)
         size = path.stat().st_size if path.exists() else -1
         now = time.monotonic()
-        before, since = self._seen.get(worker, (None, now))
-        if before != size:
+        if worker not in self._seen:
             self._seen[worker] = (size, now)
             return None
+        before, since = self._seen[worker]
+        if before != size:
+            self._seen[worker] = (size, now)
+            return True
         return False if now - since >= STALE_AFTER else None

@@ -213,17 +213,18 @@ class Progress:
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
     finished: bool = False
 
-    def add(self, header: Header, rows: list[Row], payload: bytes) -> None:
-        """Count one commit."""
-        self.commits += 1
-        self.ends += header.ends
-        for end in header.ends:
-            self.counts.blank_lines += end.blank
+    def add(self, header: Header, rows: list[Row], payload: bytes) -> Counts:
+        """Count one commit; its share of the counts."""
+        share = Counts(blank_lines=sum(end.blank for end in header.ends))
         for row in rows:
-            self.counts += row.count()
+            share += row.count()
+        self.commits += 1
+        self.counts += share
+        self.ends += header.ends
         if rows:
             self.last = (rows[-1].file, rows[-1].position)
         self.digest.update(payload)
+        return share
 
 
 class LedgerWriter:
@@ -232,12 +233,12 @@ class LedgerWriter:
     def __init__(self, frames: FrameWriter, plan: str, shard: int, progress: Progress) -> None:
         self.frames, self.plan, self.shard, self.progress = frames, plan, shard, progress
 
-    def commit(self, rows: list[Row], ends: tuple[End, ...] = ()) -> None:
-        """Make `rows` durable. RetryError when the file system will not take them."""
+    def commit(self, rows: list[Row], ends: tuple[End, ...] = ()) -> Counts:
+        """Make `rows` durable; their counts. RetryError when the file system will not take them."""
         header = Header(self.plan, self.shard, self.progress.commits, len(rows), ends)
         payload = b"\n".join([header.encode(), *(row.encode() for row in rows)])
         self.frames.append(payload)
-        self.progress.add(header, rows, payload)
+        return self.progress.add(header, rows, payload)
 
     def finish(self) -> Counts:
         """Append the summary; the file is then ready to be published."""

@@ -25,6 +25,15 @@ class PromptStyle:
     name: str
     wrap: _Wrap
 
+    def check(self, tokenizer: Tokenizer, budget: int) -> None:
+        """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
+        frame = len(self.wrap(tokenizer, ""))
+        if frame > budget:
+            raise UserError(
+                f"prompt {self.name}: its frame is {frame} tokens, the longest prompt {budget}",
+                hint="raise max_prompt_tokens of this stage or engine.max_model_len",
+            )
+
     def doc_prompt(self, tokenizer: Tokenizer, text: str, budget: int) -> tuple[list[int], bool]:
         """Prompt ids of a document, at most `budget`, and whether the document was cut to fit.
 
@@ -36,13 +45,8 @@ class PromptStyle:
         ids = self.wrap(tokenizer, start)
         if len(ids) <= budget and whole:
             return ids, False
-        frame = len(self.wrap(tokenizer, ""))
-        room = budget - frame
-        if room < 0:
-            raise UserError(
-                f"prompt {self.name}: its frame is {frame} tokens, the longest prompt {budget}",
-                hint="raise max_prompt_tokens of this stage or engine.max_model_len",
-            )
+        self.check(tokenizer, budget)
+        room = budget - len(self.wrap(tokenizer, ""))
         while len(ids) > budget:
             start = tokenizer.head(start, room).rstrip() if room > 0 else ""
             ids = self.wrap(tokenizer, start)

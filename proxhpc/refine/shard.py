@@ -5,8 +5,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from proxhpc.account.counts import Counts
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.frames import FrameWriter, publish
+from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease
 from proxhpc.refine.ledger import LedgerWriter, Progress, Row, resume
@@ -50,23 +52,27 @@ class OpenShard:
         waited = time.monotonic() - self.committed_at
         return len(self.rows) >= rule.documents or waited >= rule.seconds
 
-    def commit(self) -> list[Row]:
-        """Make the waiting rows durable; these rows, or none when the lease was lost."""
-        if self.lost or self.lease.lost():
-            self.lost = True
-            return []
-        done, ends = self.rows, tuple(self.ends)
-        if done or ends:
-            self.writer.commit(done, ends)
-        self.rows, self.ends, self.committed_at = [], [], time.monotonic()
-        return done
+    def commit(self) -> Counts:
+        """Make the waiting rows durable; what was committed, nothing when the lease was lost."""
+        share = Counts()
+        self.lost = self.lost or self.lease.lost()
+        if not self.lost and (self.rows or self.ends):
+            rows, ends, self.rows, self.ends = self.rows, self.ends, [], []
+            share = self.writer.commit(rows, tuple(ends))
+        self.committed_at = time.monotonic()
+        return share
 
     def publish(self) -> None:
         """Finish the ledger and publish it; the first finisher wins, then tidy up."""
         self.writer.finish()
         self.writer.close()
         mine = self.run.attempt(self.index, self.lease.attempt)
-        publish(mine, self.run.ledger(self.index))
+        try:
+            publish(mine, self.run.ledger(self.index))
+        except RetryError:
+            # A faster finisher may have tidied this attempt away: then the ledger is there.
+            if not self.run.ledger(self.index).exists():
+                raise
         for attempt in attempts(self.run, self.index):
             self.run.attempt(self.index, attempt).unlink(missing_ok=True)
         self.lease.release()

@@ -143,8 +143,7 @@ class Worker:
             self._commit(shard)
 
     def _commit(self, shard: OpenShard) -> None:
-        for row in shard.commit():
-            self.log.counts += row.count()
+        self.log.counts += shard.commit()
         self.log.write("working", shard=shard.index)
 
     def _publish(self, shard: OpenShard) -> None:

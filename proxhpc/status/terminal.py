@@ -16,6 +16,7 @@ _HARMFUL = re.compile(
     "\U000e0000-\U000e007f]"
 )
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_LARGEST = 1e15  # beyond it, powers of ten
 _PLAIN_WIDTH = 160  # columns where nobody says how wide a line may be
 
 
@@ -37,8 +38,10 @@ def make_console() -> Console:
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that cannot show a character gets a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False) if sys.stdout.isatty() else Console(
-        highlight=False, width=_PLAIN_WIDTH
+    return (
+        Console(highlight=False)
+        if sys.stdout.isatty()
+        else Console(highlight=False, width=_PLAIN_WIDTH)
     )
 
 
@@ -48,13 +51,20 @@ def whole(number: int | None) -> str:
 
 
 def short(number: float | None) -> str:
-    """`1.23M`, or `?` where it is unknown."""
+    """`1.23M`, `4.95e+19`, or `?` where it is unknown."""
     if number is None:
         return "?"
+    if abs(number) >= _LARGEST:
+        return f"{number:.2e}"
     for size, unit in _UNITS:
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}" if number < size * 1000 else f"{number:.3g}"
-    return f"{number:.3g}" if number != int(number) else f"{int(number)}"
+        # 999.7 is 1k, not 1000: the unit is chosen after rounding to three digits.
+        if abs(number) >= 0.9995 * size:
+            return f"{_three_digits(number / size)}{unit}"
+    return _three_digits(number)
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if abs(number) >= 99.95 else f"{number:.3g}"
 
 
 def share(part: float, total: float) -> str:

@@ -1,0 +1,107 @@
+"""The rows of the refined corpus, and of the listings beside it.
+
+A row of the corpus is
+
+    {"id": string, "text": string, …every other field of the record…, "proxhpc": {…}}
+
+Nothing of a record is lost. A field of its own that is called `id`, `text` or `proxhpc` and is not
+the one that the row shows under this name goes by `original_id`, `original_text`,
+`original_proxhpc` (with a further `original_` where that is taken too). Values are written as JSON
+has them: NaN and infinities, which parquet may hold, become null.
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from proxhpc.assemble.replay import Refined
+from proxhpc.corpus.document import Document
+from proxhpc.plan import Plan
+from proxhpc.refine.ledger import HEAD_BYTES, Row
+
+PREFIX = "original_"
+_LEVELS = 100  # of nesting in one piece; orjson writes 254, but reads 1024
+
+
+def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
+    """The row of a document that reaches the corpus."""
+    document = refined.document
+    if document is None or refined.text is None:
+        raise ValueError(f"record {refined.number} is not for the corpus")
+    provenance = plan.manifest.output.provenance
+    row: dict[str, Any] = {"id": document.id, "text": refined.text}
+    taken = {"id", "text", "proxhpc"} if provenance else {"id", "text"}
+    for name, value in document.fields.items():
+        if name == "id" and _is_id(value, document):
+            continue
+        while name in taken:
+            name = PREFIX + name
+            if name in document.fields:
+                taken.add(name)
+        row[name] = _writable(value) if isinstance(value, dict | list) else value
+    if provenance:
+        row["proxhpc"] = _provenance(plan, refined.row)
+    return row
+
+
+def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
+    """The row of a record that was set aside; `head` is its beginning, base64."""
+    row, document = refined.row, refined.document
+    head = row.head
+    if document is not None and not head:
+        head = document.text[:HEAD_BYTES].encode("utf-8", "surrogatepass")[:HEAD_BYTES]
+    return {
+        "id": row.id,
+        "source": source(plan, row),
+        "reason": row.reason,
+        "detail": row.detail,
+        "bytes": row.bytes_in,
+        "head": base64.b64encode(head).decode("ascii"),
+    }
+
+
+def source(plan: Plan, row: Row) -> str:
+    """Where a record stands in the input: the file's name and the record's position."""
+    return f"{plan.inputs[row.file].name}:{row.position}"
+
+
+def _provenance(plan: Plan, row: Row) -> dict[str, Any]:
+    """Where the text is from and the programs that made it; the same keys in every row of a run."""
+    out: dict[str, Any] = {"source": source(plan, row), "outcome": row.status}
+    for stage in plan.manifest.stages:
+        if stage.level == "doc":
+            out["doc"] = row.doc.program if row.doc else None
+        else:
+            out["chunk"] = [call.program for call in row.windows]
+    return out
+
+
+def _is_id(value: Any, document: Document) -> bool:
+    """Whether a field holds no more than the row's id does."""
+    scalar = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return scalar and str(value) == document.id
+
+
+def _writable(value: Any) -> Any:
+    """Return `value`, which orjson may have read but cannot write: the inner levels as JSON."""
+    try:
+        orjson.dumps([value])
+    except orjson.JSONEncodeError:
+        pieces = [piece for piece in _walk(value) if piece[0] % _LEVELS == 0]
+        for _, holder, key in sorted(pieces, key=lambda piece: -piece[0]):
+            holder[key] = orjson.Fragment(orjson.dumps(holder[key]))
+    return value
+
+
+def _walk(value: Any) -> Iterator[tuple[int, Any, Any]]:
+    """Yield every container below `value`: its depth, what holds it, and under which key."""
+    todo = [(1, value)]
+    while todo:
+        depth, holder = todo.pop()
+        entries = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        for key, inner in entries:
+            if isinstance(inner, dict | list):
+                yield depth, holder, key
+                todo.append((depth + 1, inner))

@@ -1,0 +1,61 @@
+"""Look at documents: before and after, with the programs that made the difference."""
+
+import json
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from proxhpc.inspect import find as finder
+from proxhpc.inspect.document import Inspection, examine
+from proxhpc.inspect.view import render
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+from proxhpc.status.terminal import make_console
+
+__all__ = ["Inspection", "inspect", "render", "sample", "show", "show_sample"]
+
+
+def inspect(run: RunDir, query: str) -> list[Inspection]:
+    """Every document with this id, or the one at `<input name>:<position>`.
+
+    UserError with the nearest ids when there is none.
+    """
+    plan = Plan.load(run)
+    found = [examine(plan, row) for row in finder.find(run, plan, query)]
+    if not found:
+        raise finder.not_found(run, plan, query)
+    return found
+
+
+def sample(run: RunDir, number: int, status: str = "", seed: int = 0) -> list[Inspection]:
+    """Documents picked at random, of one status if given."""
+    plan = Plan.load(run)
+    return [examine(plan, found) for found in finder.sample(run, plan, number, status, seed)]
+
+
+def show(run: RunDir, query: str, *, as_json: bool = False, console: Console | None = None) -> None:
+    """Print what `inspect` finds."""
+    _print(inspect(run, query), as_json, console or make_console())
+
+
+def show_sample(
+    run: RunDir,
+    number: int,
+    *,
+    status: str = "",
+    seed: int = 0,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Print what `sample` picks."""
+    _print(sample(run, number, status, seed), as_json, console or make_console())
+
+
+def _print(items: Iterable[Inspection], as_json: bool, console: Console) -> None:
+    if as_json:
+        # ASCII only: JSON leaves characters alone that a terminal may obey.
+        console.file.write(f"{json.dumps([item.to_dict() for item in items], indent=2)}\n")
+        return
+    for item in items:
+        # A line of a document is a line here too, however narrow the terminal.
+        console.print(render(item), soft_wrap=True)

@@ -1,0 +1,130 @@
+"""A document before and after, line by line, with what changed within a line."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+LONG = 2000  # lines or characters above which the comparison may be rough, to stay quick
+PAIRS = 2500  # pairs of lines to compare within one replaced block
+ALIKE = 0.5  # share of characters in common from which a line counts as an edited one
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a line, and whether it is in the other version as well."""
+
+    text: str
+    changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line. `number` counts the lines of the text before, from 0; -1 for an added line."""
+
+    kind: Literal["same", "removed", "added"]
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole line."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+def compare(before: Sequence[str], after: Sequence[str]) -> Iterator[Change]:
+    """Every line of both versions, in order; an edited line comes as removed and then added."""
+    head = _common(before, after)
+    tail = _common(before[head:][::-1], after[head:][::-1])
+    yield from _same(before, 0, head)
+    old, new = before[head : len(before) - tail], after[head : len(after) - tail]
+    rough = max(len(old), len(new)) > LONG
+    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=rough).get_opcodes():
+        if kind == "equal":
+            yield from _same(before, head + a, head + b)
+        else:
+            yield from _block(old[a:b], new[c:d], head + a)
+    yield from _same(before, len(before) - tail, len(before))
+
+
+def hunks(changes: Sequence[Change], context: int) -> Iterator[Change | int]:
+    """The changes with `context` lines around them; for lines left out, how many they are."""
+    near = bytearray(len(changes))
+    for place, change in enumerate(changes):
+        if change.kind != "same":
+            for at in range(max(0, place - context), min(len(changes), place + context + 1)):
+                near[at] = 1
+    skipped = 0
+    for place, change in enumerate(changes):
+        if near[place]:
+            if skipped:
+                yield skipped
+            skipped = 0
+            yield change
+        else:
+            skipped += 1
+    if skipped:
+        yield skipped
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    pairs = zip(a, b, strict=False)
+    return next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+def _same(lines: Sequence[str], start: int, stop: int) -> Iterator[Change]:
+    return (Change("same", n, (Piece(lines[n]),)) for n in range(start, stop))
+
+
+def _block(old: Sequence[str], new: Sequence[str], first: int) -> Iterator[Change]:
+    """Lines in place of others: each new line goes with the first old one that is like it."""
+    at = 0
+    for line in new:
+        partner = _partner(old, at, line) if len(old) * len(new) <= PAIRS else None
+        if partner is None:
+            yield Change("added", -1, (Piece(line, changed=True),))
+            continue
+        yield from _removed(old, at, partner, first)
+        gone, come = _within(old[partner], line)
+        yield Change("removed", first + partner, gone)
+        yield Change("added", -1, come)
+        at = partner + 1
+    yield from _removed(old, at, len(old), first)
+
+
+def _removed(old: Sequence[str], start: int, stop: int, first: int) -> Iterator[Change]:
+    return (Change("removed", first + n, (Piece(old[n]),)) for n in range(start, stop))
+
+
+def _partner(old: Sequence[str], start: int, line: str) -> int | None:
+    for place in range(start, len(old)):
+        if len(line) > LONG or len(old[place]) > LONG:
+            if _common(line, old[place]) >= min(len(line), len(old[place])) * ALIKE:
+                return place
+            continue
+        matcher = SequenceMatcher(None, old[place], line, autojunk=False)
+        if matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE:
+            return place
+    return None
+
+
+def _within(old: str, new: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """Both versions of a line in pieces."""
+    if max(len(old), len(new)) > LONG:
+        head = _common(old, new)
+        tail = _common(old[head:][::-1], new[head:][::-1])
+        return _cut(old, head, tail), _cut(new, head, tail)
+    gone, come = [], []
+    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        gone.append(Piece(old[a:b], kind != "equal"))
+        come.append(Piece(new[c:d], kind != "equal"))
+    return _filled(gone), _filled(come)
+
+
+def _cut(line: str, head: int, tail: int) -> tuple[Piece, ...]:
+    end = len(line) - tail
+    return _filled([Piece(line[:head]), Piece(line[head:end], True), Piece(line[end:])])
+
+
+def _filled(pieces: list[Piece]) -> tuple[Piece, ...]:
+    return tuple(piece for piece in pieces if piece.text)

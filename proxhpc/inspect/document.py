@@ -1,0 +1,134 @@
+"""One document of a run: its row, its raw text, and what its programs make of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxhpc.corpus.document import Bad, Document, Span
+from proxhpc.errors import ShardError, StopError
+from proxhpc.inspect.find import Found
+from proxhpc.plan import Plan
+from proxhpc.program.replay import Outcome, Style, replay
+from proxhpc.program.syntax import FIRST_LINE
+from proxhpc.refine.ledger import Call, Row, text_digest
+from proxhpc.refine.refiner import chunk_style
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A document before and after.
+
+    `before` is None for a record that could not be read, `after` for what is not in the corpus.
+    `notes` say what does not fit together.
+    """
+
+    source: str
+    shard: int
+    published: bool
+    row: Row
+    style: Style
+    token_unit: str
+    before: str | None
+    after: str | None
+    notes: tuple[str, ...] = field(default=())
+
+    def number(self, line: int) -> int | None:
+        """What the model saw in front of a line; None for a line that no model saw."""
+        for call in self.row.windows:
+            if call.start <= line < call.stop:
+                base = 0 if self.style.numbering == "document" else call.start
+                return line - base + FIRST_LINE[self.style.dialect]
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        row = self.row
+        return {
+            "id": row.id,
+            "source": self.source,
+            "shard": self.shard,
+            "published": self.published,
+            "status": row.status,
+            "reason": row.reason,
+            "detail": row.detail,
+            "flags": list(row.flags),
+            "rejected": row.rejected,
+            "bytes": [row.bytes_in, row.bytes_out],
+            "tokens": [row.tokens_in, row.tokens_out],
+            "token_unit": self.token_unit,
+            "lines_removed": row.lines_removed,
+            "strings_replaced": row.strings_replaced,
+            "doc_program": _call(row.doc) if row.doc else None,
+            "chunk_programs": [_call(call) for call in row.windows],
+            "before": self.before,
+            "after": self.after,
+            "unreadable": row.head.decode("utf-8", "replace") if self.before is None else None,
+            "notes": list(self.notes),
+        }
+
+
+def examine(plan: Plan, found: Found) -> Inspection:
+    """Read the raw record of a row again and run its programs.
+
+    StopError when the input is no longer what was refined.
+    """
+    row = found.row
+    style = chunk_style(plan)
+    document = _read(plan, row)
+    after: str | None = None
+    notes: list[str] = []
+    if document is not None and row.status != "quarantined":
+        outcome = _outcome(plan, row, document.text, style, notes)
+        if outcome is not None and outcome.status in ("kept", "edited"):
+            after = outcome.text
+    return Inspection(
+        source=f"{plan.inputs[row.file].name}:{row.position}",
+        shard=found.shard,
+        published=found.published,
+        row=row,
+        style=style,
+        token_unit=plan.token_unit,
+        before=document.text if document else None,
+        after=after,
+        notes=tuple(notes),
+    )
+
+
+def _read(plan: Plan, row: Row) -> Document | None:
+    plan.check_input(row.file)
+    span = Span(row.file, row.position, row.position + 1)
+    item = next((i for i in plan.read(span) if isinstance(i, Document | Bad)), None)
+    if isinstance(item, Document):
+        if item.id == row.id and text_digest(item.text) == row.digest:
+            return item
+    elif item is not None and row.status == "quarantined" and not row.digest:
+        return None
+    raise StopError(
+        f"input {plan.inputs[row.file].path} is not what was refined: the record at"
+        f" {row.position} is another now",
+        hint="put the old input back, or start a new run with this one",
+    )
+
+
+def _outcome(plan: Plan, row: Row, text: str, style: Style, notes: list[str]) -> Outcome | None:
+    doc = row.doc.emitted if row.doc else None
+    windows = [call.window for call in row.windows]
+    try:
+        outcome = replay(text, doc, windows, plan.manifest.policy, style)
+    except ShardError as error:
+        notes.append(error.message)
+        return None
+    if (outcome.status, outcome.reason) != (row.status, row.reason):
+        now = f"{outcome.status} {outcome.reason}".strip()
+        notes.append(f"the programs now make it {now}: this proxhpc is not the one that wrote it")
+    return outcome
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {
+        "lines": [call.start, call.stop],
+        "program": call.program,
+        "finish": call.finish,
+        "prompt_tokens": call.prompt,
+        "cached_tokens": call.cached,
+        "new_tokens": call.new,
+    }

@@ -1,0 +1,137 @@
+"""An inspected document on a terminal: what is known of it, its programs, and the diff."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from proxhpc.inspect.diff import Change, compare, hunks
+from proxhpc.inspect.document import Inspection
+from proxhpc.refine.ledger import Call
+from proxhpc.status.terminal import safe, safe_line, share, whole
+
+CONTEXT = 3  # unchanged lines around a change
+DROPPED_LINES = 40  # lines to show of a document that is not in the corpus
+_STATUS = {"kept": "green", "edited": "yellow", "dropped": "red", "quarantined": "bold red"}
+_SIGNS = {"same": " ", "removed": "-", "added": "+"}
+_COLOURS = {"same": "", "removed": "red", "added": "green"}
+_CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
+
+
+def render(item: Inspection) -> RenderableType:
+    """One document."""
+    return Group(*_parts(item))
+
+
+def _parts(item: Inspection) -> Iterator[RenderableType]:
+    yield Rule(Text(safe(item.row.id or item.source, 200), style="bold"), align="left")
+    yield _facts(item)
+    for note in item.notes:
+        yield Text(f"note: {safe(note)}", style="bold yellow")
+    if item.row.doc is not None:
+        yield Text("\ndoc program", style="bold").append_text(_remark(item.row.doc))
+        yield _program(item.row.doc)
+    for number, call in enumerate(item.row.windows, 1):
+        lines = f"lines {_label(item, call.start)} to {_label(item, call.stop - 1)}"
+        title = f"\nchunk program {number} of {len(item.row.windows)}, {lines}"
+        yield Text(title, style="bold").append_text(_remark(call))
+        yield _program(call)
+    yield Text("\ntext", style="bold")
+    yield from _text(item)
+
+
+def _facts(item: Inspection) -> Table:
+    row = item.row
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    outcome = Text(safe(row.status), style=_STATUS.get(row.status, ""))
+    if row.reason:
+        outcome.append(f" ({safe(row.reason)})", style="")
+    state = "" if item.published else ", not finished: this is an unpublished attempt"
+    facts: list[tuple[str, Text]] = [
+        ("source", Text(safe(item.source))),
+        ("shard", Text(f"{item.shard}{state}")),
+        ("outcome", outcome),
+        ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
+        ("tokens", Text(f"{_change(row.tokens_in, row.tokens_out)}, {safe(item.token_unit)}")),
+        (
+            "edits",
+            Text(f"{row.lines_removed} lines removed, {row.strings_replaced} strings replaced"),
+        ),
+        ("rejected", Text(safe(", ".join(f"{k} {v}" for k, v in sorted(row.rejected.items()))))),
+        ("flags", Text(safe(", ".join(row.flags)))),
+        ("detail", Text(safe(row.detail, 2000))),
+    ]
+    for name, value in facts:
+        if value.plain:
+            table.add_row(Text(name), value)
+    return table
+
+
+def _change(before: int, after: int) -> str:
+    return f"{whole(before)} → {whole(after)}  {share(after, before)}".rstrip()
+
+
+def _remark(call: Call) -> Text:
+    parts = []
+    if call.prompt:
+        cached = f", {whole(call.cached)} of them cached" if call.cached else ""
+        parts.append(f"{whole(call.prompt)} tokens in{cached}, {whole(call.new)} out")
+    if call.finish == "length":
+        parts.append("cut at its length limit")
+    return Text("".join(f"  ({part})" for part in parts), style="dim")
+
+
+def _program(call: Call) -> Text:
+    lines = call.program.rstrip("\n").split("\n")
+    return Text("\n".join(f"  {safe_line(line)}" for line in lines), style="cyan")
+
+
+def _text(item: Inspection) -> Iterator[Text]:
+    if item.before is None:
+        yield Text("  the record could not be read; it begins:", style="dim")
+        yield Text(f"  {safe(item.row.head[:2000].decode('utf-8', 'backslashreplace'))}")
+        return
+    before = item.before.split("\n")
+    if item.after is None:
+        for number, line in enumerate(before[:DROPPED_LINES]):
+            yield _line(item, "-", number, Text(safe_line(line), style="red"))
+        yield from _left_out(len(before) - DROPPED_LINES)
+        return
+    if item.after == item.before:
+        yield Text("  unchanged", style="dim")
+        return
+    for change in hunks(list(compare(before, item.after.split("\n"))), CONTEXT):
+        if isinstance(change, int):
+            yield from _left_out(change)
+        else:
+            yield _line(item, _SIGNS[change.kind], change.number, _pieces(change))
+
+
+def _left_out(lines: int) -> Iterator[Text]:
+    if lines > 0:
+        yield Text(
+            f"        … {whole(lines)} more {'line' if lines == 1 else 'lines'}", style="dim"
+        )
+
+
+def _line(item: Inspection, sign: str, number: int, content: Text) -> Text:
+    label = "" if number < 0 else _label(item, number)
+    return Text.assemble((f"{label:>7} ", "dim"), f"{sign} ").append_text(content)
+
+
+def _label(item: Inspection, line: int) -> str:
+    """The number that the model saw in front of a line."""
+    number = item.number(line)
+    return "" if number is None else f"[{number:03d}]"
+
+
+def _pieces(change: Change) -> Text:
+    text = Text()
+    for piece in change.pieces:
+        style = _CHANGED if piece.changed else _COLOURS
+        text.append(safe_line(piece.text), style=style[change.kind])
+    return text

@@ -1,0 +1,242 @@
+"""What a run directory and the queue say of a run at this moment. Reads, and never writes."""
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from proxhpc.account.counts import Counts
+from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.slurm import Job
+from proxhpc.errors import RetryError
+from proxhpc.plan import Plan
+from proxhpc.refine.lease import STALE_AFTER, Leases, Owner, process_start
+from proxhpc.refine.leaser import missing
+from proxhpc.rundir import RunDir
+from proxhpc.status.beats import Recent, read_recent
+from proxhpc.status.judge import ALIVE, Signs, failures, judge
+from proxhpc.status.model import Shards, Speed, Status, WorkerStatus
+
+
+class QueueView(Protocol):
+    """The queue, as far as status asks it."""
+
+    def jobs(self, run_id: str) -> Sequence[Job]:
+        """Jobs of a run that wait or run. RetryError when the queue does not answer."""
+        ...
+
+
+class Collector:
+    """Looks at one run again and again; the plan, which never changes, is read once."""
+
+    def __init__(self, run: RunDir, queue: QueueView | None) -> None:
+        self.run, self.queue = run, queue
+        self.plan = Plan.load(run)
+        self._me = Owner.me("status")
+        self._sizes = [shard.estimated_bytes for shard in self.plan.shards]
+
+    def collect(self) -> Status:
+        """The state of the run now. UserError when the directory is no run."""
+        jobs, problem = self._ask()
+        now = time.time()
+        recents = [recent for path in _progress_files(self.run) if (recent := _read(path))]
+        states = {job.id: job for job in jobs or ()}
+        workers = tuple(self._worker(recent, states, jobs is not None, now) for recent in recents)
+        left = list(missing(self.run, self.plan))
+        held = self._held()
+        in_work = [shard for shard in left if f"{shard:05d}" in held]
+        merged = _load(self.run.merge_summary)
+        signs = Signs(
+            run=self.run,
+            workers=workers,
+            jobs=jobs,
+            local=_load(self.run.site).get("kind") == "local",
+            submissions=len(Journal(self.run).read()),
+            left=len(left),
+            stepping=self._stepping(held),
+        )
+        phase, reason, next_step = judge(signs)
+        return Status(
+            run=str(self.run.root),
+            name=self.plan.manifest.name,
+            run_id=self.plan.run_id,
+            time=round(now, 3),
+            phase=phase,
+            reason=reason,
+            next_step=next_step,
+            shards=Shards(len(self._sizes), len(self._sizes) - len(left), len(in_work)),
+            counts=_counts(merged, recents),
+            exact=bool(merged),
+            token_unit=self.plan.token_unit,
+            duplicates=merged.get("duplicates"),
+            written=merged.get("written"),
+            speed=self._speed(recents, workers, left, in_work),
+            workers=workers,
+            failures=failures(signs),
+            queue=None if jobs is None else _queue(jobs),
+            queue_problem=problem,
+        )
+
+    def _ask(self) -> tuple[list[Job] | None, str]:
+        if self.queue is None:
+            return None, ""
+        try:
+            return list(self.queue.jobs(self.plan.run_id)), ""
+        except RetryError as error:
+            return None, error.message
+
+    def _held(self) -> dict[str, int]:
+        if not self.run.leases.is_dir():
+            return {}
+        return Leases(self.run, self._me, lambda job: None).held()
+
+    def _stepping(self, held: dict[str, int]) -> bool:
+        """Whether a launcher or control job holds the lease on stepping the run forward."""
+        attempt = held.get("advance")
+        if attempt is None:
+            return False
+        try:
+            owner = Leases(self.run, self._me, lambda job: None).holder("advance", attempt)
+        except (ValueError, TypeError):  # being written
+            return True
+        return owner is not None and _process_alive(owner) is not False
+
+    def _worker(
+        self, recent: Recent, jobs: dict[str, Job], asked: bool, now: float
+    ) -> WorkerStatus:
+        beat, earlier, seconds = recent.last, recent.earlier, recent.seconds
+        age = max(0.0, now - beat.time)
+        job = jobs.get(beat.owner.job) if beat.owner.job else None
+        state = beat.state
+        if state in ALIVE:
+            state = _liveness(beat.owner, state, age, (job is not None) if asked else None)
+        working = earlier is not None and state == "working"
+        before = earlier.counts if earlier else Counts()
+        return WorkerStatus(
+            worker=beat.owner.worker,
+            role=beat.role,
+            host=beat.owner.host,
+            job=beat.owner.job,
+            state=state,
+            age_s=round(age, 1),
+            shard=beat.shard,
+            shards=beat.shards,
+            documents=beat.counts.documents,
+            documents_per_s=(beat.counts.documents - before.documents) / seconds
+            if working
+            else None,
+            tokens_per_s=(beat.counts.tokens_in - before.tokens_in) / seconds if working else None,
+            busy_s=beat.busy_seconds,
+            boot_s=beat.boot_seconds,
+            slurm=job.state if job else "",
+            error=beat.error,
+            message=beat.message,
+        )
+
+    def _speed(
+        self,
+        recents: list[Recent],
+        workers: Sequence[WorkerStatus],
+        left: list[int],
+        in_work: list[int],
+    ) -> Speed:
+        """Sums over the workers that work, and how long what is left will take them.
+
+        Shard sizes are estimates of decompressed bytes with all fields; rows count bytes of text.
+        The ratio of the two is taken from what is done; a shard in work counts as half done.
+        """
+        pairs = [
+            (recent, worker)
+            for recent, worker in zip(recents, workers, strict=True)
+            if worker.documents_per_s is not None and worker.role == "refine"
+        ]
+        if not pairs:
+            return Speed(None, None, 0.0 if not left else None)
+        documents = sum(worker.documents_per_s or 0.0 for _, worker in pairs)
+        tokens = sum(worker.tokens_per_s or 0.0 for _, worker in pairs)
+        read = sum(_bytes_per_second(recent) for recent, _ in pairs)
+        seen = sum(r.last.counts.bytes_in for r in recents if r.last.role == "refine")
+        remaining = float(sum(self._sizes[shard] for shard in left))
+        done = sum(self._sizes) - remaining
+        if done and seen:
+            half = sum(self._sizes[shard] for shard in in_work) / 2
+            remaining = max(0.0, remaining - half) * min(1.0, seen / (done + half))
+        else:
+            remaining = max(0.0, remaining - seen)
+        return Speed(round(documents, 2), round(tokens, 1), remaining / read if read else None)
+
+
+def collect(run: RunDir, queue: QueueView | None) -> Status:
+    """The state of a run now. `queue` is None where nobody can ask Slurm."""
+    return Collector(run, queue).collect()
+
+
+def _progress_files(run: RunDir) -> Iterator[Path]:
+    if run.workers.is_dir():
+        names = sorted(entry.name for entry in os.scandir(run.workers))
+        yield from (run.workers / n for n in names if n.endswith(".jsonl") and n[0] != ".")
+
+
+def _read(path: Path) -> Recent | None:
+    try:
+        return read_recent(path)
+    except FileNotFoundError:
+        return None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A JSON file that is written whole; empty while it is not there."""
+    try:
+        data = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _counts(merged: dict[str, Any], recents: list[Recent]) -> Counts:
+    """The merge's proven counts, or what the workers say that they have committed so far."""
+    if merged:
+        return Counts.from_dict(merged["counts"])
+    total = Counts()
+    for recent in recents:
+        if recent.last.role == "refine":
+            total += recent.last.counts
+    return total
+
+
+def _queue(jobs: Sequence[Job]) -> dict[str, int]:
+    """Jobs by phase and state; a waiting one with the reason that Slurm gives."""
+    found: Counter[str] = Counter()
+    for job in jobs:
+        phase = [*job.comment.split(":"), "", "", ""][2]
+        reason = f" ({job.reason})" if job.state == "PENDING" and job.reason else ""
+        found[f"{phase} {job.state}{reason}".strip()] += 1
+    return dict(sorted(found.items()))
+
+
+def _process_alive(owner: Owner) -> bool | None:
+    """Whether a process of this machine still runs; None on another machine."""
+    if owner.host != socket.gethostname() or not owner.started:
+        return None
+    return process_start(owner.pid) == owner.started
+
+
+def _liveness(owner: Owner, state: str, age: float, in_queue: bool | None) -> str:
+    """`state`, or `gone` when its process or job is known to be, or `silent` when it may be."""
+    alive = _process_alive(owner)
+    if alive is None and owner.job:
+        alive = in_queue
+    if alive is False:
+        return "gone"
+    return "silent" if alive is None and age > STALE_AFTER else state
+
+
+def _bytes_per_second(recent: Recent) -> float:
+    if recent.earlier is None:
+        return 0.0
+    return (recent.last.counts.bytes_in - recent.earlier.counts.bytes_in) / recent.seconds

@@ -1,0 +1,98 @@
+"""Where a run stands, why it does not go on, and what to type next."""
+
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxhpc.cluster.slurm import Job
+from proxhpc.rundir import RunDir
+from proxhpc.status.model import Failure, Phase, WorkerStatus
+
+ALIVE = ("starting", "working")
+FATAL = ("StopError", "UserError")  # launching again does not help before a person has acted
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What the judgement rests on. `jobs` is None where the queue cannot be seen."""
+
+    run: RunDir
+    workers: Sequence[WorkerStatus]
+    jobs: Sequence[Job] | None
+    local: bool
+    submissions: int
+    left: int
+    stepping: bool
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody works, waits in the queue or takes the next step."""
+        return bool(self.jobs) or self.stepping or any(w.state in ALIVE for w in self.workers)
+
+
+def judge(signs: Signs) -> tuple[Phase, str, str]:
+    """Phase, the reason where one is needed, and the next command to type, or ""."""
+    run = signs.run
+    if run.report_json.exists():
+        return "finished", f"the corpus is in {run.corpus}", f"open {_quoted(run.report_html)}"
+    phase = _phase(signs)
+    if signs.busy:
+        return phase, "", ""
+    again = f"proxhpc launch MANIFEST --run {_quoted(run.root)}"
+    if not signs.submissions and not signs.workers:
+        return "planned", "nothing was submitted yet", again
+    if signs.jobs is None and not signs.local:
+        return phase, "no worker reports, and the queue cannot be seen from here", ""
+    return "stopped", _why(signs), again
+
+
+def failures(signs: Signs) -> tuple[Failure, ...]:
+    """What went wrong, the most frequent first; the same message of many workers is one."""
+    groups: dict[tuple[str, str], list[WorkerStatus]] = defaultdict(list)
+    for worker in signs.workers:
+        if worker.state == "failed":
+            groups[f"{worker.error}: {worker.message}", _hint(signs.run, worker)].append(worker)
+        elif worker.state in ("gone", "silent"):
+            groups[_LOST[worker.state], _hint(signs.run, worker)].append(worker)
+    found = [
+        Failure(message, len(workers), workers[0].worker, hint)
+        for (message, hint), workers in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda failure: -failure.workers))
+
+
+_LOST = {
+    "gone": "ended without a word: killed, out of memory, preempted, or its node failed",
+    "silent": "has not been heard of for a while",
+}
+
+
+def _phase(signs: Signs) -> Phase:
+    if signs.left:
+        return "refining"
+    return "reporting" if signs.run.merge_summary.exists() else "merging"
+
+
+def _why(signs: Signs) -> str:
+    failed = [worker for worker in signs.workers if worker.state == "failed"]
+    fatal = [worker for worker in failed if worker.error in FATAL]
+    if fatal or failed:
+        return (fatal or failed)[-1].message.partition("\n")[0]
+    what = f"{signs.left} shards are left" if signs.left else "every shard is refined"
+    lost = sum(1 for worker in signs.workers if worker.state in ("gone", "silent"))
+    if lost:
+        return f"{what}, but {lost} of {len(signs.workers)} workers ended without a word"
+    return f"{what}, but no worker is at work and no job waits"
+
+
+def _hint(run: RunDir, worker: WorkerStatus) -> str:
+    if worker.state == "failed":
+        if worker.error in FATAL:
+            return "mend it, then launch again: the run goes on where it stopped"
+        return f"its log is in {run.logs}; its shards go to other workers"
+    return f"its shards go to other workers; {run.logs} may say why"
+
+
+def _quoted(path: object) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,175 @@
+"""A status as a page for a terminal or as plain lines."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from proxhpc.status.judge import ALIVE
+from proxhpc.status.model import Failure, Status, WorkerStatus
+from proxhpc.status.terminal import duration, safe, share, short, whole
+
+ROWS = 24  # workers in the table; the JSON has all
+BAR = 40  # columns
+_COLOURS = {
+    "working": "green",
+    "starting": "cyan",
+    "done": "dim",
+    "stopped": "yellow",
+    "silent": "yellow",
+    "gone": "red",
+    "failed": "bold red",
+}
+_PHASE_COLOURS = {"finished": "bold green", "stopped": "bold red"}
+_ORDER = ("failed", "gone", "silent", "working", "starting", "stopped", "done")
+
+
+def one_line(status: Status) -> str:
+    """Where the run stands, in one line."""
+    speed, shards = status.speed, status.shards
+    parts = [
+        f"{status.phase}: {shards.done}/{shards.total} shards",
+        f"{whole(status.counts.documents)} documents",
+    ]
+    if speed.documents_per_s is not None:
+        parts.append(f"{short(speed.documents_per_s)}/s, {short(speed.tokens_per_s)} tokens/s")
+    if speed.eta_s is not None and status.phase == "refining":
+        parts.append(f"{duration(speed.eta_s)} left")
+    if status.reason:
+        parts.append(safe(status.reason))
+    return ", ".join(parts)
+
+
+def render(status: Status) -> RenderableType:
+    """The page: where the run stands, what became of documents, workers, failures, next step."""
+    return Group(*_page(status))
+
+
+def _page(status: Status) -> Iterator[RenderableType]:
+    yield _headline(status)
+    yield _progress(status)
+    yield _outcome(status)
+    if status.workers:
+        yield Text()
+        yield _workers(status.workers)
+    if status.queue is not None:
+        jobs = ", ".join(f"{number} {safe(what)}" for what, number in status.queue.items())
+        yield Text(f"Slurm: {jobs or 'no job of this run in the queue'}", style="dim")
+    elif status.queue_problem:
+        yield Text(f"Slurm: {safe(status.queue_problem)}", style="yellow")
+    for failure in status.failures if status.phase != "finished" else ():
+        yield _failure(failure)
+    if status.next_step:
+        yield Text.assemble(("next: ", "bold"), safe(status.next_step))
+
+
+def _headline(status: Status) -> Text:
+    style = _PHASE_COLOURS.get(status.phase, "bold cyan")
+    line = Text.assemble((safe(status.name), "bold"), "  ", (status.phase, style))
+    if status.reason:
+        line.append(f": {safe(status.reason)}")
+    return line.append(f"  ({safe(status.run)})", style="dim")
+
+
+def _progress(status: Status) -> Text:
+    shards, speed = status.shards, status.speed
+    full = BAR * shards.done // shards.total if shards.total else BAR
+    text = Text.assemble(
+        ("█" * full, "green"),
+        ("░" * (BAR - full), "dim"),
+        f"  {whole(shards.done)} / {whole(shards.total)} shards",
+        f"  {share(shards.done, shards.total)}",
+    )
+    if shards.working:
+        text.append(f"  {whole(shards.working)} in work")
+    if status.phase == "refining":
+        text.append(f"  {short(speed.documents_per_s)} documents/s")
+        text.append(f"  {short(speed.tokens_per_s)} tokens/s")
+        text.append(f"  {duration(speed.eta_s)} left")
+    return text
+
+
+def _outcome(status: Status) -> Table:
+    counts = status.counts
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column(style="dim", overflow="fold")
+    origin = "" if status.exact else "committed so far, as the workers say"
+    _add(table, "documents", whole(counts.documents), "", origin)
+    rows = [
+        ("kept", counts.kept, ""),
+        (
+            "edited",
+            counts.edited,
+            f"{short(counts.lines_removed)} lines removed, "
+            f"{short(counts.strings_replaced)} strings replaced",
+        ),
+        ("dropped", counts.dropped.total(), _reasons(counts.dropped)),
+        ("quarantined", counts.quarantined.total(), _reasons(counts.quarantined)),
+    ]
+    for name, number, remark in rows:
+        _add(table, name, whole(number), share(number, counts.documents), remark)
+    if status.duplicates is not None:
+        _add(table, "duplicates", whole(status.duplicates), "", "of kept and edited ones")
+    if status.written is not None:
+        part = share(status.written, counts.documents)
+        _add(table, "written", whole(status.written), part, "documents in the corpus")
+    part = share(counts.tokens_out, counts.tokens_in)
+    unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(status.token_unit)}"
+    _add(table, "tokens", short(counts.tokens_out), part, unit)
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row of plain text: a string by itself would be read as markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _reasons(reasons: dict[str, int]) -> str:
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{safe(reason)} {whole(number)}" for reason, number in ordered)
+
+
+def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("worker", "host", "job", "state", "Slurm"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name in ("last heard", "shard", "done", "documents", "docs/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rank = {state: place for place, state in enumerate(_ORDER)}
+    ordered = sorted(workers, key=lambda worker: (rank.get(worker.state, -1), worker.worker))
+    for worker in ordered[:ROWS]:
+        table.add_row(*_cells(worker))
+    rest = ordered[ROWS:]
+    if not rest:
+        return table
+    alive = sum(1 for worker in rest if worker.state in ALIVE)
+    more = f"and {len(rest)} more workers, {alive} of them at work (--json lists all)"
+    return Group(table, Text(more, style="dim"))
+
+
+def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
+    alive = worker.state in ALIVE
+    shard = "" if worker.shard is None or not alive else str(worker.shard)
+    rate = "" if worker.documents_per_s is None else short(worker.documents_per_s)
+    return (
+        Text(safe(worker.worker)),
+        Text(safe(worker.host)),
+        Text(safe(worker.job)),
+        Text(safe(worker.state), style=_COLOURS.get(worker.state, "")),
+        Text(safe(worker.slurm)),
+        Text(f"{duration(worker.age_s)} ago"),
+        Text(safe(shard)),
+        Text(whole(worker.shards)),
+        Text(whole(worker.documents)),
+        Text(rate),
+    )
+
+
+def _failure(failure: Failure) -> Text:
+    who = safe(failure.example) if failure.workers == 1 else f"{failure.workers} workers"
+    line = Text.assemble((f"{who}: ", "bold red"), safe(failure.message, 400))
+    return line.append(f"\n  {safe(failure.hint)}", style="dim")

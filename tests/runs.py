@@ -1,0 +1,84 @@
+"""Small runs for tests: documents in, a planned run directory out."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+import zstandard
+
+from proxhpc.launch import Run, prepare
+from proxhpc.plan import Plan
+from proxhpc.refine.ledger import Row, read_ledger
+from proxhpc.rundir import RunDir
+
+PARAGRAPH = (
+    "The river rises in the hills to the north of the town and flows through the valley.\n"
+    "In the spring the meadows on both of its banks are under water for several weeks.\n"
+    "People who live there have built their houses on higher ground since the great flood.\n"
+    "A narrow road with old trees on either side connects the two villages to each other.\n"
+    "Every year in the autumn the farmers meet in the market hall and settle their accounts.\n"
+)
+
+
+def document(number: int, **more: Any) -> dict[str, Any]:
+    """A document that the rules keep and edit: five sentences and a navigation line."""
+    text = f"Home | About | Contact\n{PARAGRAPH}Number {number} of the series ends with this line."
+    return {"id": f"doc-{number}", "text": text, "url": f"http://example.org/{number}"} | more
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """A JSON lines file, compressed by its suffix; bytes are lines as they are."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    data = b"".join(line + b"\n" for line in lines)
+    if path.suffix == ".zst":
+        data = zstandard.ZstdCompressor().compress(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def manifest(folder: Path, paths: Sequence[Path], **sections: Any) -> Path:
+    """A manifest file for these inputs, rules engine unless told otherwise."""
+    data: dict[str, Any] = {
+        "name": "small",
+        "run_dir": str(folder / "run"),
+        "corpus": {"paths": [str(path) for path in paths], "id": "id"},
+        "stages": [{"level": "doc"}, {"level": "chunk"}],
+        "engine": {"name": "rules"},
+        "sharding": {"tokens": 2000},
+        "commit": {"documents": 4},
+    }
+    for key, value in sections.items():
+        data[key] = data[key] | value if isinstance(value, dict) and key in data else value
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def planned(folder: Path, count: int = 60, **sections: Any) -> Run:
+    """A planned run over `count` documents in two files."""
+    rows = [document(number) for number in range(count)]
+    files = [
+        write_jsonl(folder / "in" / "a.jsonl.zst", rows[: count // 3]),
+        write_jsonl(folder / "in" / "b.jsonl", rows[count // 3 :]),
+    ]
+    return prepare(manifest(folder, files, **sections), local_site(folder), None)
+
+
+def local_site(folder: Path, workers: int = 2) -> str:
+    """A site file of local processes."""
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump({"name": "here", "kind": "local", "workers": workers}))
+    return str(path)
+
+
+def rows_of(run: RunDir, plan: Plan) -> list[Row]:
+    """Every row of every published ledger, verified, in input order."""
+    return [
+        item
+        for shard in range(len(plan.shards))
+        for item in read_ledger(run.ledger(shard), plan.digest, shard)
+        if isinstance(item, Row)
+    ]

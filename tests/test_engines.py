@@ -1,0 +1,408 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import edit_json, save_llama
+
+from proxhpc.errors import RetryError, UserError
+from proxhpc.manifest import EngineOptions
+from proxhpc.models import ModelRef, resolve_model
+from proxhpc.refine.engines import make_engine
+from proxhpc.refine.engines.base import Completion, Engine, Request, RequestError
+from proxhpc.refine.engines.spawn import (
+    Tie,
+    descendants,
+    drop_scratch,
+    node_local_environment,
+    signals_ignored,
+    start_time,
+)
+from proxhpc.refine.prompts import prompt_style
+
+PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]
+
+
+def request(prompt: list[int], new: int = 12, grammar: str | None = None) -> Request:
+    return Request("chunk", prompt, (), 0, new, grammar)
+
+
+async def ask(engine: Engine, *requests: Request) -> list[Any]:
+    """Answers or exceptions, all requests in flight at once."""
+    return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
+
+
+class Loop:
+    """An event loop for several calls, in which an engine lives."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+
+    def __call__(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(work)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
+    pytest.importorskip("transformers")
+    return resolve_model(str(save_llama(tmp_path_factory.mktemp("tiny") / "llama")))
+
+
+def options(name: str = "transformers", **values: Any) -> EngineOptions:
+    return EngineOptions(name=name, **values)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: ModelRef, loop: Loop) -> Iterator[Engine]:
+    made = loop(make_engine(options(batch_size=3, dtype="float32"), tiny))
+    yield made
+    loop(made.close())
+
+
+def step_by_step(model: ModelRef, prompt: list[int], new: int) -> list[int]:
+    """Greedy tokens without a cache, padding or `generate`."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    llama = LlamaForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    ids = list(prompt)
+    with torch.inference_mode():
+        while len(ids) < len(prompt) + new:
+            ids.append(int(llama(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] in model.stop_ids:
+                break
+    return ids[len(prompt) :]
+
+
+def test_batches_answer_like_a_plain_loop(engine: Engine, tiny: ModelRef, loop: Loop) -> None:
+    """Padding, batching and each request's own limit change nothing."""
+    assert engine.tokenizer is not None
+    limits = [1, 12, 3, 20, 7, 12, 2, 5]
+    answers = loop(ask(engine, *(request(p, m) for p, m in zip(PROMPTS, limits, strict=True))))
+    for prompt, limit, answer in zip(PROMPTS, limits, answers, strict=True):
+        tokens = step_by_step(tiny, prompt, limit)
+        stopped = tokens[-1] == 2
+        assert answer == Completion(
+            text=engine.tokenizer.decode(tokens[:-1] if stopped else tokens),
+            finish="stop" if stopped else "length",
+            prompt_tokens=len(prompt),
+            cached_tokens=0,
+            new_tokens=len(tokens),
+        )
+    assert len({answer.text for answer in answers}) > 4
+
+
+def test_every_stop_token_of_the_model_stops(tmp_path: Path, tiny: ModelRef, loop: Loop) -> None:
+    tokens = step_by_step(tiny, PROMPTS[3], 12)
+    assert len(set(tokens[:4])) == 4
+    model = save_llama(tmp_path / "llama")
+    # Sampling defaults of the model must not be used; its end-of-sequence tokens must.
+    edit_json(
+        model / "generation_config.json",
+        do_sample=True,
+        temperature=9.0,
+        repetition_penalty=3.0,
+        no_repeat_ngram_size=1,
+        eos_token_id=[2, tokens[3]],
+    )
+    made = loop(make_engine(options(), resolve_model(str(model))))
+    answer, other = loop(ask(made, request(PROMPTS[3]), request(PROMPTS[3], 3)))
+    loop(made.close())
+    assert (answer.finish, answer.new_tokens) == ("stop", 4)
+    assert (other.finish, other.new_tokens) == ("length", 3)
+    assert answer.text == other.text == made.tokenizer.decode(tokens[:3])
+
+
+def test_a_wrong_request_harms_no_other(engine: Engine, loop: Loop) -> None:
+    long, fine, empty, mute, exact, grammar = loop(
+        ask(
+            engine,
+            request([1] * 245, 12),
+            request(PROMPTS[0]),
+            request([]),
+            request([1], 0),
+            request([1] * 244, 12),
+            request([1], 3, "a+"),
+        )
+    )
+    assert isinstance(long, RequestError)
+    assert "245 tokens and 12 new ones do not fit the model's context of 256" in str(long)
+    for refused in (empty, mute, grammar):
+        assert isinstance(refused, RequestError)
+    assert fine.prompt_tokens == len(PROMPTS[0])
+    assert exact.prompt_tokens == 244
+
+
+def test_a_failing_batch_is_tried_in_halves(
+    engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    generate = engine._generate  # type: ignore[attr-defined]
+
+    def small_memory(requests: list[Request]) -> list[Completion]:
+        sizes.append(len(requests))
+        if len(requests) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        if len(requests[0].prompt) == len(PROMPTS[2]):
+            raise RuntimeError("broken")
+        return list(generate(requests))
+
+    monkeypatch.setattr(engine, "_generate", small_memory)
+    first, second, third = loop(ask(engine, *map(request, PROMPTS[:3])))
+    assert (first.prompt_tokens, second.prompt_tokens) == (5, 11)
+    assert isinstance(third, RetryError)
+    assert "broken" in str(third)
+    assert sorted(sizes) == [1, 1, 1, 2, 3]
+
+
+def test_cancelled_and_closed(tiny: ModelRef, loop: Loop) -> None:
+    async def work() -> None:
+        engine = await make_engine(options(batch_size=2), tiny)
+        tasks = [asyncio.create_task(engine.complete(request(p, 100))) for p in PROMPTS]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        results = asyncio.gather(*tasks, return_exceptions=True)
+        await engine.close()
+        kinds = {type(result) for result in await results}
+        assert kinds <= {asyncio.CancelledError, Completion, RetryError}
+        assert RetryError in kinds
+        with pytest.raises(RetryError, match="closed"):
+            await engine.complete(request([1]))
+
+    loop(work())
+
+
+def test_what_cannot_be_made(tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="needs a model"):
+        loop(make_engine(options(), None))
+    with pytest.raises(UserError, match="unknown option 'device_map'"):
+        loop(make_engine(options(options={"device_map": "auto"}), tiny))
+    with pytest.raises(UserError, match="max_model_len is 257"):
+        loop(make_engine(options(max_model_len=257), tiny))
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match="engine vllm needs the package vllm") as caught:
+        loop(make_engine(options("vllm"), tiny))
+    assert "proxhpc[vllm]" in caught.value.hint
+
+
+def test_rules_need_no_model(loop: Loop) -> None:
+    made = loop(make_engine(options("rules", rules=("c4",)), None))
+    assert made.name == "rules"
+    assert made.tokenizer is None
+
+
+def test_children_inherit_ignored_signals() -> None:
+    got: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: got.append(number))
+    try:
+        with signals_ignored():
+            child = subprocess.Popen(["sleep", "60"])
+            os.kill(os.getpid(), signal.SIGUSR2)
+        assert got == []
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert got == [signal.SIGUSR2]
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            child.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.2)
+        assert child.pid in descendants(os.getpid())
+        child.kill()
+        child.wait()
+        assert start_time(child.pid) is None
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"VLLM_CACHE_ROOT": "/mine", "DO_NOT_TRACK": "0"})
+    scratch = node_local_environment()
+    assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
+    assert os.environ["DO_NOT_TRACK"] == "0"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
+    assert 20_000 <= int(os.environ["VLLM_PORT"]) < 32_000
+    drop_scratch(scratch)
+    assert not scratch.exists()
+    assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
+ORPHAN = """
+import os, signal, subprocess
+from proxhpc.refine.engines.spawn import Tie
+child = subprocess.Popen(["sleep", "60"])
+Tie().watch({child.pid})
+print(child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_children_die_with_a_killed_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    wait_gone(int(done.stdout))
+
+
+def test_release_ends_what_is_watched() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    tie = Tie()
+    tie.watch({child.pid})
+    tie.release()
+    assert child.wait() == -signal.SIGKILL
+
+
+def wait_gone(pid: int) -> None:
+    """Waits for a process to end; the test's own time limit is the limit."""
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and ") Z " not in stat.read_text():
+        time.sleep(0.02)
+
+
+# --- a real model, on both engines ---------------------------------------------------------
+
+DOCUMENTS = [
+    ["Home | About | Contact", "The fox is a small omnivorous mammal.", "Share on Facebook"],
+    ["Skip to content", "", "Water boils at 100 degrees Celsius at sea level.", "© 2021"],
+    ["Subscribe to our newsletter!", "Click here", "Read more >>"],
+    ["def add(a, b):", "    return a + b"],
+    ["Die Katze sitzt auf der Matte.", "Impressum"],
+    ["1. Introduction", "We study the spectrum of a linear operator.", "[1] [2] [3]"],
+    ["Price: $12.00 </s> <|im_end|>", "Add to cart"],
+    ["The capital of France is Paris. It lies on the Seine. " * 12],
+]
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: Path) -> ModelRef:
+    return resolve_model(str(smollm2))
+
+
+def windows(engine: Engine, new: int = 24) -> list[Request]:
+    assert engine.tokenizer is not None
+    style = prompt_style("chat-template")
+    return [
+        Request("chunk", style.chunk_prompt(engine.tokenizer, lines, 0), lines, 0, new)
+        for lines in DOCUMENTS
+    ]
+
+
+@pytest.fixture(scope="module")
+def core(real: ModelRef, vllm: None, loop: Loop) -> Iterator[Engine]:
+    """One vLLM for all tests: it takes most of a minute to start."""
+    made = loop(
+        make_engine(
+            options("vllm", dtype="float32", max_model_len=1024, options={"enforce_eager": True}),
+            real,
+        )
+    )
+    yield made
+    loop(made.close())
+    left = descendants(os.getpid())
+    assert not [pid for pid in made._children if pid in left]
+
+
+@pytest.fixture(scope="module")
+def expected(real: ModelRef, loop: Loop) -> list[Completion]:
+    """What the transformers engine answers."""
+
+    async def work() -> list[Completion]:
+        engine = await make_engine(options(dtype="float32", max_model_len=1024), real)
+        answers = await ask(engine, *windows(engine))
+        await engine.close()
+        return answers
+
+    return list(loop(work()))
+
+
+@pytest.mark.model
+def test_both_engines_write_the_same_programs(
+    core: Engine, expected: list[Completion], loop: Loop
+) -> None:
+    requests = windows(core)
+    answers = loop(ask(core, *requests))
+    assert [a.text for a in answers] == [e.text for e in expected]
+    assert all(a.text.strip() for a in answers)
+    for answer, wanted, asked in zip(answers, expected, requests, strict=True):
+        assert (answer.finish, answer.new_tokens) == (wanted.finish, wanted.new_tokens)
+        assert answer.prompt_tokens == wanted.prompt_tokens == len(asked.prompt)
+    # Asked again, whole blocks of the longest prompt come from the cache.
+    again = loop(core.complete(requests[-1]))
+    assert 0 < again.cached_tokens < again.prompt_tokens
+    assert again.text == answers[-1].text
+
+
+@pytest.mark.model
+def test_vllm_writes_under_a_grammar(core: Engine, loop: Loop) -> None:
+    asked = windows(core, 40)[0]
+    grammar = r"remove_lines\(line_start=[0-9], line_end=[0-9]\)"
+    answer, wrong = loop(
+        ask(
+            core,
+            Request("chunk", asked.prompt, (), 0, 40, grammar),
+            Request("chunk", asked.prompt, (), 0, 40, "("),
+        )
+    )
+    assert answer.finish == "stop"
+    assert answer.text.startswith("remove_lines(line_start=")
+    assert answer.text.endswith(")")
+    assert isinstance(wrong, RequestError)
+
+
+@pytest.mark.model
+def test_vllm_outlives_a_wrong_request_and_signals(core: Engine, loop: Loop) -> None:
+    for pid in core._children:  # type: ignore[attr-defined]
+        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, signal.SIGUSR2)
+    long, fine = loop(ask(core, request([1] * 1020, 12), windows(core, 4)[0]))
+    assert isinstance(long, RequestError)
+    assert fine.new_tokens == 4
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
+@pytest.mark.model
+def test_vllm_options_are_checked(core: Engine, real: ModelRef, loop: Loop) -> None:
+    wrong = {
+        "enforce_eagr": "did you mean 'enforce_eager'",
+        "trust_remote_code": "is set by proxhpc itself",
+    }
+    for name, message in wrong.items():
+        made = EngineOptions.model_construct(
+            **{**options("vllm").model_dump(), "options": {name: True}}
+        )
+        with pytest.raises(UserError, match=name) as caught:
+            loop(make_engine(made, real))
+        assert message in str(caught.value)
+
+
+@pytest.mark.model
+def test_a_killed_core_is_an_error_to_retry(core: Engine, loop: Loop) -> None:
+    """The last test with this engine."""
+
+    async def work() -> list[Any]:
+        asked = [Request("chunk", w.prompt, (), 0, 500) for w in windows(core)]
+        tasks = asyncio.gather(*map(core.complete, asked), return_exceptions=True)
+        await asyncio.sleep(0.5)
+        for pid in core._children:  # type: ignore[attr-defined]
+            os.kill(pid, signal.SIGKILL)
+        return await tasks
+
+    answers = loop(work())
+    assert any(isinstance(answer, RetryError) for answer in answers)
+    assert all(isinstance(answer, RetryError | Completion) for answer in answers)
+    with pytest.raises(RetryError, match="died"):
+        loop(core.complete(windows(core)[0]))

@@ -1,0 +1,296 @@
+"""The worker: leases, commits, resumes behind a crash, publishes once."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proxhpc.account.counts import Counts
+from proxhpc.cluster import tasks
+from proxhpc.corpus.document import End
+from proxhpc.errors import RetryError, StopError
+from proxhpc.launch import Run
+from proxhpc.refine.lease import Leases, Owner, process_start
+from proxhpc.refine.leaser import Leaser, missing
+from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
+from proxhpc.refine.progress import latest
+from proxhpc.refine.shard import OpenShard
+from runs import document, manifest, planned, rows_of, write_jsonl
+
+FORK = multiprocessing.get_context("fork")
+
+
+def refine(run: Run) -> None:
+    tasks.refine(str(run.dir.root), 0, 1)
+
+
+def crash(run: Run, patch: Callable[[], None]) -> None:
+    """Work in a child that dies of SIGKILL where `patch` says."""
+
+    def child() -> None:
+        patch()
+        refine(run)
+
+    process = FORK.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    assert len(run.plan.shards) > 3
+    refine(run)
+    rows = rows_of(run.dir, run.plan)
+    assert [row.id for row in rows] == [f"doc-{number}" for number in range(60)]
+    assert {row.status for row in rows} == {"edited"}
+    assert list(missing(run.dir, run.plan)) == []
+
+
+def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    refine(run)
+    assert [*run.dir.leases.glob('[!.]*')] == []
+    files = [path for path in run.dir.shards.rglob("*") if path.is_file()]
+    assert sorted(files) == [run.dir.ledger(shard) for shard in range(len(run.plan.shards))]
+
+
+@pytest.mark.parametrize("commits", [1, 2, 5, 9])
+def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -> None:
+    quiet = planned(tmp_path / "quiet") if (tmp_path / "quiet").mkdir() is None else None
+    assert quiet is not None
+    refine(quiet)
+    (tmp_path / "rough").mkdir()
+    run = planned(tmp_path / "rough")
+    done = 0
+    original = LedgerWriter.commit
+
+    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[End, ...] = ()) -> Counts:
+        nonlocal done
+        share = original(self, rows, ends)
+        done += 1
+        if done == commits:
+            die()
+        return share
+
+    crash(run, lambda: setattr(LedgerWriter, "commit", commit))
+    refine(run)
+    assert rows_of(run.dir, run.plan) == rows_of(quiet.dir, quiet.plan)
+    assert [*run.dir.leases.glob('[!.]*')] == []
+
+
+def test_killed_between_publishing_and_tidying_up(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    original = OpenShard.publish
+
+    def publish(self: OpenShard) -> None:
+        unlink = Path.unlink
+        Path.unlink = lambda *a, **k: die()  # type: ignore[method-assign,assignment]
+        try:
+            original(self)
+        finally:
+            Path.unlink = unlink  # type: ignore[method-assign]
+
+    crash(run, lambda: setattr(OpenShard, "publish", publish))
+    assert run.dir.ledger(0).exists()
+    assert [*run.dir.leases.iterdir()]
+    refine(run)
+    assert len(rows_of(run.dir, run.plan)) == 60
+
+
+def test_a_torn_tail_is_cut_off_and_refined_again(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    commits = 0
+    original = LedgerWriter.commit
+
+    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[End, ...] = ()) -> Counts:
+        nonlocal commits
+        share = original(self, rows, ends)
+        commits += 1
+        if commits == 2:
+            die()
+        return share
+
+    crash(run, lambda: setattr(LedgerWriter, "commit", commit))
+    attempt = run.dir.attempt(0, 1)
+    attempt.write_bytes(attempt.read_bytes()[:-5])
+    refine(run)
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
+
+
+def test_the_first_finisher_wins(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    owner = Owner.me()
+    slow = Leaser(run.dir, run.plan, Leases(run.dir, owner, lambda _: None), (0, 1)).next()
+    assert isinstance(slow, OpenShard)
+    # The slow one's lease is taken from it and the shard finished by somebody else.
+    leases = Leases(run.dir, owner, lambda _: None)
+    fast = leases.steal("00000", 1)
+    assert fast is not None
+    assert slow.lease.lost()
+    fast.release()
+    refine(run)
+    before = run.dir.ledger(0).read_bytes()
+    assert slow.commit().documents == 0
+    slow.publish()
+    assert run.dir.ledger(0).read_bytes() == before
+
+
+def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
+    run = planned(tmp_path, 30_000, commit={"documents": 1000}, sharding={"tokens": 1_000_000})
+    command = [sys.executable, "-m", "proxhpc.cli", "worker", str(run.dir.root)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(line["counts"]["documents"] for line in latest(run.dir)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGTERM)
+    out, _ = worker.communicate(timeout=30)
+    assert out.strip() == "stopped"
+    assert worker.returncode == 0
+    assert [*run.dir.leases.glob('[!.]*')] == []
+    (line,) = latest(run.dir)
+    assert line["state"] == "stopped"
+    assert 0 < line["counts"]["documents"] < 30_000
+
+
+def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    me = Owner.me()
+    assert leases.alive(me) is True
+    assert leases.alive(Owner("gone", me.host, 2**22 - 1, "123")) is False
+    assert leases.alive(Owner("reused", me.host, os.getpid(), "1")) is False
+    elsewhere = Owner("elsewhere", "other-host", 1, "1")
+    assert leases.alive(elsewhere) is None
+    in_queue = Leases(run.dir, me, {"7_1": True, "7_2": False}.get)
+    assert in_queue.alive(Owner("a", "other-host", 1, "1", "7_1")) is True
+    assert in_queue.alive(Owner("b", "other-host", 1, "1", "7_2")) is False
+
+
+def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path)
+    clock = 1000.0
+    monkeypatch.setattr("proxhpc.refine.lease.time.monotonic", lambda: clock)
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    owner = Owner("elsewhere", "other-host", 1, "1")
+    assert leases.alive(owner) is None
+    clock += 119
+    assert leases.alive(owner) is None
+    run.dir.worker("elsewhere").write_text("beat\n")
+    assert leases.alive(owner) is True
+    clock += 119
+    assert leases.alive(owner) is None
+    clock += 2
+    assert leases.alive(owner) is False
+
+
+def test_process_start_tells_processes_apart() -> None:
+    assert process_start(os.getpid()) == process_start(os.getpid()) != ""
+    assert process_start(2**22 - 1) == ""
+
+
+def test_an_input_that_changed_since_the_plan_stops_the_run(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    path = run.plan.inputs[1].path
+    path.write_bytes(path.read_bytes() + b'{"id": "more", "text": "x"}\n')
+    with pytest.raises(StopError, match=r"b\.jsonl"):
+        refine(run)
+    (line,) = latest(run.dir)
+    assert (line["state"], line["error"]) == ("failed", "StopError")
+    assert "b.jsonl" in line["message"]
+
+
+def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
+    good = document(1)
+    rows: list[object] = [
+        good,
+        b'{"id": "broken", "text": ',
+        b'{"id": "latin", "text": "caf\xe9"}',
+        {"id": "null", "text": None},
+        {"id": "missing"},
+        {"id": "number", "text": 5},
+        ["not", "an", "object"],
+        {"id": "long", "text": "x" * 60_000},
+        b"",
+        document(2),
+        document(2),
+    ]
+    source = write_jsonl(tmp_path / "in.jsonl.zst", rows)
+    cut = write_jsonl(tmp_path / "in2.jsonl.zst", [document(n) for n in range(3, 40)])
+    cut.write_bytes(cut.read_bytes()[:-20])
+    empty = tmp_path / "in3.jsonl"
+    empty.write_bytes(b"")
+    path = manifest(tmp_path, [source, cut, empty], corpus={"max_record_bytes": 50_000})
+    from proxhpc.launch import prepare
+    from runs import local_site
+
+    run = prepare(path, local_site(tmp_path), None)
+    refine(run)
+    rows_out = rows_of(run.dir, run.plan)
+    reasons = [row.reason for row in rows_out if row.file == 0 and row.status == "quarantined"]
+    assert reasons == [
+        "invalid_json",
+        "invalid_utf8",
+        "null_text",
+        "missing_text",
+        "text_not_string",
+        "not_an_object",
+        "record_too_long",
+    ]
+    assert [row.id for row in rows_out if row.file == 0 and row.status == "edited"] == [
+        "doc-1",
+        "doc-2",
+        "doc-2",
+    ]
+    assert [row.reason for row in rows_out if row.file == 1][-1] == "truncated_input"
+    (line,) = latest(run.dir)
+    assert line["counts"]["blank_lines"] == 1
+    assert line["counts"]["documents"] == len(rows_out)
+
+
+def test_a_ledger_with_a_changed_count_is_refused(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    refine(run)
+    ledger = run.dir.ledger(0)
+    data = bytearray(ledger.read_bytes())
+    data[len(data) // 2] ^= 1
+    ledger.write_bytes(bytes(data))
+    with pytest.raises((StopError, Exception), match=r"00000\.ledger"):
+        list(read_ledger(ledger, run.plan.digest, 0))
+
+
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    run = planned(tmp_path, 200)
+    original = os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    os.pwrite = full  # type: ignore[assignment]
+    try:
+        with pytest.raises(RetryError, match="disk full"):
+            refine(run)
+    finally:
+        os.pwrite = original
+    refine(run)
+    assert len(rows_of(run.dir, run.plan)) == 200
+
+
+def test_rows_survive_json() -> None:
+    row = Row("i", 0, 5, "edited", flags=("truncated",), rejected={"x": 2}, head=b"\xff\x00")
+    assert Row.decode(row.encode()) == row
+    assert json.loads(row.encode())["at"] == [0, 5]
