@@ -29,10 +29,12 @@ def parser() -> argparse.ArgumentParser:
     plan = verbs.add_parser("plan", help="say what a launch would do; submit nothing")
     _manifest(plan)
     _json(plan)
+    plan.add_argument(
+        "--freeze", action="store_true", help="make the run directory too, for slurm/*.sbatch"
+    )
 
     launch = verbs.add_parser("launch", help="plan once, then take the run forward")
     _manifest(launch)
-    launch.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
 
     status = verbs.add_parser("status", help="show how far a run is")
     _run(status)
@@ -86,13 +88,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from proxhpc.estimate import estimate, render
-    from proxhpc.launch import choose_site
-    from proxhpc.manifest import load_manifest
-    from proxhpc.plan import make_plan
+    from proxhpc.launch import prepare
 
-    manifest = load_manifest(arguments.manifest)
-    site = choose_site(manifest, arguments.site)
-    result = estimate(make_plan(manifest), site)
+    run = prepare(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
+    result = estimate(run.plan, run.site, run.dir)
     _print_json(result) if arguments.json else _print(render(result))
 
 
@@ -176,6 +175,7 @@ COMMANDS = {
 def _manifest(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("manifest", type=Path, metavar="MANIFEST", help="manifest file (YAML)")
     verb.add_argument("--site", help="site file or name, or auto (else the manifest's)")
+    verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
 
 
 def _run(verb: argparse.ArgumentParser) -> None:
@@ -201,7 +201,9 @@ def _print(renderable: object) -> None:
 def _print_json(data: object) -> None:
     import orjson
 
-    sys.stdout.buffer.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.write(
+        orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    )
 
 
 if __name__ == "__main__":

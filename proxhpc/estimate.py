@@ -4,6 +4,7 @@ from typing import Any
 
 from proxhpc.account.flops import paper_flops
 from proxhpc.plan import BYTES_PER_TOKEN, Plan
+from proxhpc.rundir import RunDir
 from proxhpc.site import Site
 
 # Measured on rule-made and model-made ledgers of web pages: about 80 bytes a document, compressed.
@@ -12,7 +13,7 @@ A100_BF16_FLOPS = 312e12  # dense peak of the A100 datasheet
 MODEL_FLOPS_UTILISATION = 0.4  # of that peak; prefill of a 0.3B model reaches about this much
 
 
-def estimate(plan: Plan, site: Site) -> dict[str, Any]:
+def estimate(plan: Plan, site: Site, run: RunDir) -> dict[str, Any]:
     """Every figure of the plan; null where nobody can know. Estimates are named so."""
     records = [info.estimated_records for info in plan.inputs]
     documents = None if None in records else sum(r for r in records if r is not None)
@@ -21,7 +22,7 @@ def estimate(plan: Plan, site: Site) -> dict[str, Any]:
     flops = _flops(plan)
     return {
         "name": plan.manifest.name,
-        "run_dir": str(plan.manifest.run_dir),
+        "run_dir": str(run.root),
         "files": len(plan.inputs),
         "bytes_on_disk": sum(info.size for info in plan.inputs),
         "estimated_bytes": plan.estimated_bytes,
@@ -49,7 +50,9 @@ def render(figures: dict[str, Any]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"plan of {escape(figures['name'])}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"plan of {escape(figures['name'])}", show_header=False, title_justify="left"
+    )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     hours = figures["a100_hours_at_most"]

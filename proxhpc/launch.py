@@ -31,19 +31,28 @@ class Run:
     site: Site
 
 
-def prepare(manifest_path: Path, site: str | None, root: Path | None) -> Run:
-    """Plan a new run, or take up the one that is there; its site is recorded for later steps."""
+def prepare(
+    manifest_path: Path, site: str | None, root: Path | None, *, freeze: bool = True
+) -> Run:
+    """Plan a new run, or take up the one that is there; its site is recorded for later steps.
+
+    Writes nothing unless `freeze`.
+    """
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
     chosen = choose_site(manifest, site)
     if run.plan.exists():
         plan = Plan.load(run)
+    elif not freeze:
+        return Run(run, make_plan(manifest), chosen)
     else:
         make_plan(manifest).save(run, manifest_path.read_bytes())
         # Of two launches at once one made the plan; both go by that one.
         plan = Plan.load(run)
     check_same(plan, manifest)
-    write_atomic(run.site, orjson.dumps(chosen.model_dump(mode="json", exclude_unset=True)))
+    if freeze:
+        site_json = chosen.model_dump(mode="json", exclude_unset=True)
+        write_atomic(run.site, orjson.dumps(site_json))
     return Run(run, plan, chosen)
 
 

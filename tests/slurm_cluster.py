@@ -8,7 +8,6 @@ By hand:  python tests/slurm_cluster.py run -- bash -c 'sinfo; srun -N4 hostname
 """
 
 import argparse
-import getpass
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import slurm_reaper
-from slurm_config import Spec, write_config
+from slurm_config import Spec, user_name, write_config
 from slurm_reaper import kill_all, processes
 
 T = TypeVar("T")
@@ -34,10 +33,10 @@ ACCOUNTING_PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacct", "s
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 # Variables by which an outer job, or the user's defaults, would steer the commands of the tests.
 INHERITED = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
-ENDED_BADLY = frozenset(
+FAILED = frozenset(
     ["BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"]
 )
-FINISHED = ENDED_BADLY | {"COMPLETED"}
+FINISHED = FAILED | {"COMPLETED"}
 # A Unix socket's path has 107 bytes, and slurmd puts "spool/NODE/NODE_JOB.STEP" below the root.
 LONGEST_ROOT = 60
 
@@ -198,7 +197,7 @@ class SlurmCluster:
 
     def reset(self) -> None:
         """Cancels every job and starts every killed node: what a test leaves for the next one."""
-        self.run("scancel", f"--user={getpass.getuser()}")
+        self.run("scancel", f"--user={user_name()}")
         for name in self.spec.names:
             if name not in self.daemons:
                 self.start_node(name)
@@ -208,7 +207,7 @@ class SlurmCluster:
 
     def describe(self) -> str:
         """The queue and what the controller and the nodes last said, for a failed test."""
-        queue = "\n".join(map(str, self.jobs()))
+        queue = self.run("squeue", "-a", "-r", "-t", "all", check=False).stdout
         return "\n".join([queue, *(self.tail(name) for name in ("slurmctld", *self.spec.names))])
 
     def until(
@@ -280,7 +279,7 @@ class SlurmCluster:
         common = [
             "--no-defaults",
             f"--datadir={self.root}/db",
-            f"--user={getpass.getuser()}",
+            f"--user={user_name()}",
             "--skip-name-resolve",
             "--innodb-log-file-size=8M",
             "--innodb-buffer-pool-size=32M",

@@ -1,13 +1,72 @@
 """The shape of a throw-away Slurm cluster and the configuration files that make it."""
 
 import contextlib
-import getpass
 import os
+import pwd
 import random
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# cred_expire is also how long a requeued job waits (Slurm's default is 120 s). SlurmdTimeout is
+# long, for a host that vLLM keeps busy; config_overrides lets nodes claim more than the host has.
+SLURM_CONF = """\
+ClusterName=proxhpc
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={root}/munge/socket,cred_expire=10
+StateSaveLocation={root}/state
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdSpoolDir={root}/spool/%n
+SlurmdPidFile={root}/%n.pid
+SlurmdLogFile={root}/log/%n.steps
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU={mem_per_cpu}
+SchedulerType=sched/backfill
+SchedulerParameters=sched_min_interval=50000,batch_sched_delay=0,sched_interval=2,bf_interval=2
+MaxArraySize={max_array_size}
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+MinJobAge=3600
+SlurmdTimeout=60
+MessageTimeout=20
+TCPTimeout=10
+"""
+
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={root}/munge/socket
+AccountingStoreFlags=job_comment
+"""
+
+SLURMDBD_CONF = """\
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket
+PidFile={root}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +101,7 @@ def write_config(root: Path, spec: Spec) -> None:
     if spec.accounting:
         conf = root / "slurmdbd.conf"
         conf.touch(0o600)
-        conf.write_text(slurmdbd_conf(root, ports[1]))
+        conf.write_text(SLURMDBD_CONF.format(root=root, port=ports[1], user=user_name()))
     if spec.gpus:
         # slurmd wants device files, and takes the number at a file's end for the card's.
         for number in range(spec.gpus):
@@ -52,60 +111,32 @@ def write_config(root: Path, spec: Spec) -> None:
 
 
 def slurm_conf(root: Path, spec: Spec, ports: Sequence[int]) -> str:
-    """The text of slurm.conf: everything below `root`, and as quick as Slurm can be made."""
-    host, user = socket.gethostname().partition(".")[0], getpass.getuser()
-    accounting = [
-        "AccountingStorageType=accounting_storage/slurmdbd",
-        f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={ports[1]}",
-        f"AccountingStoragePass={root}/munge/socket",
-        "AccountingStoreFlags=job_comment",
+    """The text of slurm.conf; `ports` are the controller's, slurmdbd's and one for each node."""
+    host = socket.gethostname().partition(".")[0]
+    text = SLURM_CONF.format(
+        root=root,
+        host=host,
+        user=user_name(),
+        port=ports[0],
+        mem_per_cpu=spec.mem_mb // spec.cpus,
+        max_array_size=spec.max_array_size,
+    )
+    if spec.accounting:
+        text += ACCOUNTING.format(root=root, port=ports[1])
+    if spec.gpus:
+        text += "GresTypes=gpu\n"
+    gres = f" Gres=gpu:{spec.gpus}" if spec.gpus else ""
+    nodes = [
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
+        f"CPUs={spec.cpus} RealMemory={spec.mem_mb}{gres}"
+        for name, port in zip(spec.names, ports[2:], strict=True)
     ]
-    gpus = f" Gres=gpu:{spec.gpus}" if spec.gpus else ""
-    lines = [
-        "ClusterName=proxhpc",
-        f"SlurmctldHost={host}(127.0.0.1)\nSlurmctldPort={ports[0]}",
-        f"SlurmUser={user}\nSlurmdUser={user}",
-        # cred_expire is also how long a requeued job waits; Slurm's default is 120 s.
-        f"AuthType=auth/munge\nCredType=cred/munge\nAuthInfo=socket={root}/munge/socket,cred_expire=10",
-        f"StateSaveLocation={root}/state\nSlurmdSpoolDir={root}/spool/%n",
-        f"SlurmctldPidFile={root}/slurmctld.pid\nSlurmdPidFile={root}/%n.pid",
-        f"SlurmdLogFile={root}/log/%n.steps",
-        "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/none",
-        "SelectType=select/cons_tres\nSelectTypeParameters=CR_Core_Memory",
-        f"DefMemPerCPU={spec.mem_mb // spec.cpus}",
-        "MailProg=/bin/true\nMpiDefault=none\nSwitchType=switch/none",
-        "ReturnToService=2\nJobRequeue=1\nKillWait=5\nMinJobAge=3600",
-        # Short enough for a test of a dead node, long enough for a host that is busy.
-        "SlurmdTimeout=15\nTCPTimeout=10\nMessageTimeout=20",
-        "SchedulerType=sched/backfill",
-        "SchedulerParameters=sched_min_interval=50000,batch_sched_delay=0,sched_interval=2,"
-        "bf_interval=2,bf_continue",
-        f"MaxArraySize={spec.max_array_size}",
-        # The nodes claim more than this host has.
-        "SlurmdParameters=config_overrides",
-        *(["GresTypes=gpu"] if spec.gpus else []),
-        *(accounting if spec.accounting else ["AccountingStorageType=accounting_storage/none"]),
-        *(
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
-            f"CPUs={spec.cpus} RealMemory={spec.mem_mb}{gpus}"
-            for name, port in zip(spec.names, ports[2:], strict=True)
-        ),
-        *spec.partitions,
-        *spec.extra,
-    ]
-    return "\n".join(lines) + "\n"
+    return text + "\n".join([*nodes, *spec.partitions, *spec.extra]) + "\n"
 
 
-def slurmdbd_conf(root: Path, port: int) -> str:
-    """The text of slurmdbd.conf."""
-    user = getpass.getuser()
-    lines = [
-        f"DbdHost=localhost\nDbdAddr=127.0.0.1\nDbdPort={port}\nSlurmUser={user}",
-        f"AuthType=auth/munge\nAuthInfo=socket={root}/munge/socket",
-        f"PidFile={root}/slurmdbd.pid",
-        "StorageType=accounting_storage/mysql\nStorageHost=localhost\nStorageUser=root",
-    ]
-    return "\n".join(lines) + "\n"
+def user_name() -> str:
+    """The name of the user that the daemons run as, whatever the environment claims."""
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def free_ports(count: int) -> list[int]:

@@ -155,6 +155,10 @@ def test_the_limit_is_the_longest_record_allowed(tmp_path: Path) -> None:
     path = write(tmp_path, line + b"\n" + line)
     assert ids(read(path, limit=len(line))[0]) == ["d0", "d0"]
     assert ids(read(path, limit=len(line) - 1)[0]) == ["record_too_long"] * 2
+    path.write_bytes(b"y" * 9000 + b"\n")
+    (bad,), _ = read(path, limit=2000)
+    assert isinstance(bad, Bad)
+    assert (bad.size, bad.head) == (9000, b"y" * 1024)
 
 
 def test_a_record_belongs_to_the_span_that_holds_its_first_byte(tmp_path: Path) -> None:

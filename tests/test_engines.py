@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -304,12 +305,10 @@ def windows(engine: Engine, new: int = 24) -> list[Request]:
 @pytest.fixture(scope="module")
 def core(real: ModelRef, vllm: None, loop: Loop) -> Iterator[Engine]:
     """One vLLM for all tests: it takes most of a minute to start."""
-    made = loop(
-        make_engine(
-            options("vllm", dtype="float32", max_model_len=1024, options={"enforce_eager": True}),
-            real,
-        )
-    )
+    wanted = options("vllm", dtype="float32", max_model_len=1024, options={"enforce_eager": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
+        made = loop(make_engine(wanted, real))
     yield made
     loop(made.close())
     left = descendants(os.getpid())

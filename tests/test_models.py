@@ -41,7 +41,7 @@ def test_shards_named_by_an_index(model: Path) -> None:
     edit_json(model / "model.safetensors.index.json", weight_map=weight_map)
     assert resolve_model(str(model)).max_model_len == 256
     (model / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="model-00002-of-00002[.]safetensors is missing"):
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is missing"):
         resolve_model(str(model))
     edit_json(model / "model.safetensors.index.json", weight_map={"a": "../x.safetensors"})
     with pytest.raises(UserError, match="names no weight files of this directory"):

@@ -61,7 +61,7 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
 def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
-    assert [*run.dir.leases.glob('[!.]*')] == []
+    assert [*run.dir.leases.glob("[!.]*")] == []
     files = [path for path in run.dir.shards.rglob("*") if path.is_file()]
     assert sorted(files) == [run.dir.ledger(shard) for shard in range(len(run.plan.shards))]
 
@@ -87,7 +87,7 @@ def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -
     crash(run, lambda: setattr(LedgerWriter, "commit", commit))
     refine(run)
     assert rows_of(run.dir, run.plan) == rows_of(quiet.dir, quiet.plan)
-    assert [*run.dir.leases.glob('[!.]*')] == []
+    assert [*run.dir.leases.glob("[!.]*")] == []
 
 
 def test_killed_between_publishing_and_tidying_up(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     out, _ = worker.communicate(timeout=30)
     assert out.strip() == "stopped"
     assert worker.returncode == 0
-    assert [*run.dir.leases.glob('[!.]*')] == []
+    assert [*run.dir.leases.glob("[!.]*")] == []
     (line,) = latest(run.dir)
     assert line["state"] == "stopped"
     assert 0 < line["counts"]["documents"] < 30_000

@@ -1,15 +1,14 @@
 """Listings beside the corpus: what was set aside, and what was left out as a duplicate."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import Match
+from proxhpc.assemble.match import Match, read_match
 from proxhpc.assemble.rows import source
 from proxhpc.assemble.sketch import Receipt, groups
 from proxhpc.corpus.document import End
@@ -35,36 +34,36 @@ def write_quarantine(run: RunDir, receipts: Sequence[Receipt]) -> int:
             for row in read_rows(run.sketch_quarantine(group)):
                 writer.write(row)
                 count += 1
-        writer.close()
     return count
 
 
 def names(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
-    """Id and source of those documents of a group that the list of duplicates needs."""
-    pairs = _pairs(run)
+    """Id and source of those documents of a group that are named: duplicates, shared ids."""
+    pairs, match = np.load(run.pairs), read_match(run)
     found: list[tuple[Place, Name]] = []
-    places = np.concatenate([pairs[:, :2], pairs[:, 2:]])
+    examples = np.array(match.examples if match else (), np.uint32).reshape(-1, 2)
+    places = np.concatenate([pairs[:, :2], pairs[:, 2:], examples])
     shards = groups(plan)[group]
     places = places[(places[:, 0] >= shards.start) & (places[:, 0] < shards.stop)]
     for shard in np.unique(places[:, 0]).tolist():
         wanted = set(places[places[:, 0] == shard, 1].tolist())
-        rows = (r for r in read_ledger(run.ledger(shard), plan.digest, shard) if not _is_end(r))
-        for number, row in enumerate(rows):
-            if number in wanted and not isinstance(row, End):
+        number = 0
+        for row in read_ledger(run.ledger(shard), plan.digest, shard):
+            if isinstance(row, End):
+                continue
+            if number in wanted:
                 found.append(((shard, number), (row.id, source(plan, row))))
+            number += 1
     return found
 
 
-def write_duplicates(
-    run: RunDir, match: Match, found: Iterable[tuple[Place, Name]]
-) -> None:
+def write_duplicates(run: RunDir, match: Match, name: Mapping[Place, Name]) -> None:
     """Write which document is kept for which, in input order. No file for none."""
     if not match.duplicates:
         run.duplicates.unlink(missing_ok=True)
         return
-    name = dict(found)
     with PartWriter(run.duplicates) as writer:
-        for a, b, c, d in _pairs(run).tolist():
+        for a, b, c, d in np.load(run.pairs).tolist():
             dropped, kept = name[a, b], name[c, d]
             writer.write(
                 {
@@ -72,7 +71,6 @@ def write_duplicates(
                     "kept": {"id": kept[0], "source": kept[1]},
                 }
             )
-        writer.close()
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -83,12 +81,3 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         while chunk := reader.read(1 << 20):
             *lines, rest = (rest + chunk).split(b"\n")
             yield from map(orjson.loads, lines)
-
-
-def _pairs(run: RunDir) -> npt.NDArray[np.uint32]:
-    pairs: npt.NDArray[np.uint32] = np.load(run.pairs)
-    return pairs
-
-
-def _is_end(item: object) -> bool:
-    return isinstance(item, End)

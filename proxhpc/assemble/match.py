@@ -185,9 +185,7 @@ def _shared_ids(ids: npt.NDArray[np.uint64], alive: Flags) -> Indices:
     return indices[repeated]
 
 
-def _by_file(
-    plan: Plan, receipts: Sequence[Receipt], hashes: Sketch, alive: Flags
-) -> list[int]:
+def _by_file(plan: Plan, receipts: Sequence[Receipt], hashes: Sketch, alive: Flags) -> list[int]:
     """Count survivors by input file."""
     totals = np.zeros(len(plan.inputs), np.int64)
     at, shard = 0, 0

@@ -61,7 +61,7 @@ class Receipt:
         """JSON form."""
         data = vars(self) | {"counts": self.counts.to_dict()}
         data.pop("digest", None)
-        return orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(data, default=tuple, option=orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def decode(cls, raw: bytes) -> "Receipt":
@@ -104,9 +104,12 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_counts(group).unlink(missing_ok=True)
     work = _Group(run, plan, group)
-    for shard in shards:
-        work.add_shard(shard)
-    receipt = work.finish(ledgers)
+    try:
+        for shard in shards:
+            work.add_shard(shard)
+        receipt = work.finish(ledgers)
+    finally:
+        work.abandon()
     write_atomic(run.sketch_counts(group), receipt.encode())
     return receipt
 
@@ -215,6 +218,11 @@ class _Group:
             self.counts,
             tuple(self.tiles),
         )
+
+    def abandon(self) -> None:
+        """Remove what is unfinished; nothing is, after `finish`."""
+        if self.aside is not None:
+            self.aside.abandon()
 
     def _add_document(self, shard: int, item: Refined) -> None:
         text = item.text or ""

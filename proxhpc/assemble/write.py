@@ -21,8 +21,9 @@ from proxhpc.rundir import RunDir
 
 @dataclass(frozen=True, slots=True)
 class PartReceipt:
-    """What one part holds: rows and their bytes, the file, and sums over its documents.
+    """What one part holds: its rows, the file on disk, and sums over its documents.
 
+    `bytes_raw` are those of the rows, `text_bytes` those of the texts alone.
     `files` counts documents by number of input file, in input order.
     """
 
@@ -30,7 +31,7 @@ class PartReceipt:
     name: str
     documents: int
     bytes_raw: int
-    bytes: int
+    bytes_stored: int
     sha256: str
     text_bytes: int
     tokens: int
@@ -44,9 +45,13 @@ class PartReceipt:
     @classmethod
     def decode(cls, raw: bytes) -> "PartReceipt":
         """Read what `encode` wrote."""
-        data: dict[str, Any] = orjson.loads(raw)
-        data["files"] = {int(file): count for file, count in data["files"].items()}
-        return cls(**data)
+        return cls.from_dict(orjson.loads(raw))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "PartReceipt":
+        """From its parsed JSON form."""
+        files = {int(file): count for file, count in data["files"].items()}
+        return cls(**data | {"files": files})
 
 
 def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
@@ -76,7 +81,7 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         name=made.name,
         documents=made.documents,
         bytes_raw=made.bytes_raw,
-        bytes=made.bytes,
+        bytes_stored=made.bytes,
         sha256=made.sha256,
         text_bytes=text_bytes,
         tokens=tokens,
@@ -95,7 +100,7 @@ def _done(run: RunDir, match: Match, part: int) -> PartReceipt | None:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None  # a damaged receipt says nothing; the part is simply made again
-    same = receipt.match == match.digest and receipt.bytes == size
+    same = receipt.match == match.digest and receipt.bytes_stored == size
     return receipt if same else None
 
 

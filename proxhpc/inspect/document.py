@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxhpc.assemble.rows import source
 from proxhpc.corpus.document import Bad, Document, Span
 from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import Found
@@ -81,7 +82,7 @@ def examine(plan: Plan, found: Found) -> Inspection:
         if outcome is not None and outcome.status in ("kept", "edited"):
             after = outcome.text
     return Inspection(
-        source=f"{plan.inputs[row.file].name}:{row.position}",
+        source=source(plan, row),
         shard=found.shard,
         published=found.published,
         row=row,

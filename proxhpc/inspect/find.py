@@ -15,6 +15,7 @@ from proxhpc.plan import Plan
 from proxhpc.refine.ledger import Row, parse_frame
 from proxhpc.refine.shard import attempts
 from proxhpc.rundir import RunDir
+from proxhpc.status.terminal import safe
 
 NEARBY = 20_000  # rows to look through for the ids nearest to one that is not there
 
@@ -81,13 +82,15 @@ def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
     near = get_close_matches(query, ids, n=3, cutoff=0.5)
     list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
     if near:
-        return UserError(f"no document {query!r}", hint=f"near it: {', '.join(near)}; {list_some}")
+        return UserError(
+            f"no document {query!r}", hint=f"near it: {', '.join(map(safe, near))}; {list_some}"
+        )
     if not ids:
         return UserError(
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    hint = f"give an id, or FILE:POSITION as in {min(ids)}; {list_some}"
+    hint = f"give an id, or FILE:POSITION as in {safe(min(ids))}; {list_some}"
     return UserError(f"no document {query!r}", hint=hint)
 
 

@@ -57,10 +57,7 @@ def _facts(item: Inspection) -> Table:
         ("outcome", outcome),
         ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
         ("tokens", Text(f"{_change(row.tokens_in, row.tokens_out)}, {safe(item.token_unit)}")),
-        (
-            "edits",
-            Text(f"{row.lines_removed} lines removed, {row.strings_replaced} strings replaced"),
-        ),
+        ("edits", Text(_edits(item))),
         ("rejected", Text(safe(", ".join(f"{k} {v}" for k, v in sorted(row.rejected.items()))))),
         ("flags", Text(safe(", ".join(row.flags)))),
         ("detail", Text(safe(row.detail, 2000))),
@@ -69,6 +66,13 @@ def _facts(item: Inspection) -> Table:
         if value.plain:
             table.add_row(Text(name), value)
     return table
+
+
+def _edits(item: Inspection) -> str:
+    removed, replaced = item.row.lines_removed, item.row.strings_replaced
+    parts = [f"lines removed: {whole(removed)}"] if removed else []
+    parts += [f"strings replaced: {whole(replaced)}"] if replaced else []
+    return ", ".join(parts)
 
 
 def _change(before: int, after: int) -> str:

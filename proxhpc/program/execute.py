@@ -1,19 +1,21 @@
-"""Executes a chunk-level program on its own window.
+"""Executes chunk-level programs, each on its own window of a document.
 
-Every statement speaks of the window as the model saw it: line numbers and strings are those of
+Every statement speaks of the document as the model saw it: line numbers and strings are those of
 the text before any edit. So the order of statements does not matter, but for one thing: where
 two replacements overlap, and one of them at least puts something in, the later one is rejected.
 Overlapping deletions join. Removed lines go whatever else edits them.
+
+Windows are ranges of lines and become ranges of characters of the one text; nothing is copied
+but what stays, once.
 """
 
 import re
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxhpc.program.edits import Edits, StringEdit
 from proxhpc.program.policy import Policy
-from proxhpc.program.syntax import Quoted
 
 EXECUTE_REASONS = (
     "outside_window",
@@ -37,70 +39,106 @@ _UNSPACED_RANGES = (
 )
 UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 """One character of a script that writes no spaces between words."""
-_SPACED_WORD = re.compile(rf"[^\W_{_UNSPACED_RANGES}]")
+_in_word = re.compile(rf"[^\W_{_UNSPACED_RANGES}]").match
+
+Range = tuple[int, int]
 
 
-class WindowResult(NamedTuple):
-    """A window after its program: pieces to be joined by newlines, and what was done.
+class Window(NamedTuple):
+    """The lines [start, stop) of a document and what a program asks for there.
 
-    `removed` counts lines, `replaced` occurrences of strings in lines that stay, `rejected`
-    statements by reason, those that the parser rejected included.
+    `first_line` is the number by which the program knows the line `start`.
     """
 
-    pieces: list[str]
-    removed: int
-    replaced: int
-    rejected: dict[str, int]
+    start: int
+    stop: int
+    first_line: int
+    edits: Edits
 
 
-class _Edit(NamedTuple):
-    """Characters [start, stop) of the window become `target`."""
+class Change(NamedTuple):
+    """Characters [start, stop) of a document become `target`."""
 
     start: int
     stop: int
     target: str
 
 
-Range = tuple[int, int]
+class WindowResult(NamedTuple):
+    """What a program comes to in its window, in characters of the document.
 
-
-def execute(
-    edits: Edits, text: str, lines: list[str], policy: Policy, first_line: int
-) -> WindowResult:
-    """Edit a window, `text`, also given as its `lines`, the first of which bears `first_line`.
-
-    The error budget is the caller's to apply. Never raises; linear in the window times the
-    different strings edited, of which the policy bounds the number.
+    `holes` are the ranges of its `removed` lines, the newline behind each included; `changes`
+    stand for `replaced` occurrences outside of them. Both are disjoint and ascending.
+    `rejected` counts statements by reason, those that the parser rejected included.
     """
-    rejected = dict(edits.rejected)
-    removed = _removed(edits, len(lines), first_line, rejected)
-    if not (removed or edits.strings):
-        return WindowResult([text], 0, 0, rejected)
-    holes = _characters(removed, lines)
-    changes: list[_Edit] = []
-    replaced = 0
-    if edits.strings:
-        changes, replaced = _changes(
-            edits.strings, _Window(text, lines, first_line, policy, holes), rejected
-        )
-    pieces = _pieces(text, holes, changes)
-    return WindowResult(pieces, sum([b - a for a, b in removed]), replaced, rejected)
+
+    holes: list[Range]
+    changes: list[Change]
+    removed: int
+    replaced: int
+    rejected: dict[str, int]
+
+
+def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) -> list[WindowResult]:
+    """Find out what each program comes to in a text of `total` lines.
+
+    `windows` are ascending and disjoint.
+
+    Error budgets are the caller's to apply. Never raises; linear in text and programs, times the
+    different strings edited in a window, of which the policy bounds the number.
+    """
+    rejected = [dict(window.edits.rejected) for window in windows]
+    removed = [_removed(*each) for each in zip(windows, rejected, strict=True)]
+    starts = _starts(text, total, _needed(windows, removed))
+    results = []
+    for window, ranges, reasons in zip(windows, removed, rejected, strict=True):
+        holes = [(starts[a], starts[b]) for a, b in ranges]
+        changes: list[Change] = []
+        replaced = 0
+        if window.edits.strings:
+            finder = _Finder(text, window, starts, holes, policy)
+            changes, replaced = _changes(window.edits.strings, finder, reasons)
+        lines = sum([b - a for a, b in ranges])
+        results.append(WindowResult(holes, changes, lines, replaced, reasons))
+    return results
+
+
+def apply(text: str, results: Sequence[WindowResult]) -> str:
+    """Return `text` with holes and changes made; ascending results of disjoint windows."""
+    cuts = [(start, stop, "") for result in results for start, stop in result.holes]
+    end = len(text) + 1
+    while cuts and cuts[-1][1] == end:  # the last line that stays loses its newline
+        end = cuts.pop()[0]
+    for result in results:
+        cuts += result.changes
+    cuts.sort()
+    pieces = []
+    at = 0
+    for start, stop, target in cuts:
+        pieces.append(text[at:start])
+        if target:
+            pieces.append(target)
+        at = stop
+    pieces.append(text[at : max(at, end - 1)])
+    return "".join(pieces)
 
 
 def _count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
     rejected[reason] = rejected.get(reason, 0) + number
 
 
-def _removed(edits: Edits, count: int, first_line: int, rejected: dict[str, int]) -> list[Range]:
-    """Disjoint ascending ranges [a, b) of the window's lines that go, none next to another."""
-    ranges: list[Range] = [(0, count)] if edits.everything else []
+def _removed(window: Window, rejected: dict[str, int]) -> list[Range]:
+    """Disjoint ascending ranges [a, b) of the document's lines that go, none next to another."""
+    low, high, first_line, edits = window
+    shift = low - first_line
+    ranges: list[Range] = [(low, high)] if edits.everything else []
     for first, last in edits.ranges:
         if first > last:
             _count(rejected, "reversed_range")
-        elif first < first_line or last - first_line >= count:
+        elif first + shift < low or last + shift >= high:
             _count(rejected, "outside_window")
         else:
-            ranges.append((first - first_line, last + 1 - first_line))
+            ranges.append((first + shift, last + 1 + shift))
     if len(ranges) < 2:
         return ranges
     ranges.sort()
@@ -113,110 +151,112 @@ def _removed(edits: Edits, count: int, first_line: int, rejected: dict[str, int]
     return joined
 
 
-def _characters(removed: list[Range], lines: list[str]) -> list[Range]:
-    """Ranges of lines as ranges of characters, the newline behind each line included."""
-    holes = []
-    line = at = 0
-    for first, stop in removed:
-        start = at + sum(map(len, lines[line:first])) + first - line
-        at = start + sum(map(len, lines[first:stop])) + stop - first
-        line = stop
-        holes.append((start, at))
-    return holes
+def _needed(windows: Sequence[Window], removed: list[list[Range]]) -> list[int]:
+    """Lines, ascending, of which execution needs to know where they start."""
+    needed: list[int] = []
+    for window, ranges in zip(windows, removed, strict=True):
+        for pair in ranges:
+            needed += pair
+        if window.edits.strings:
+            needed += window[:2]
+            first, last = window.first_line, window.first_line + window.stop - window.start - 1
+            for number in {edit.line for edit in window.edits.strings}:
+                if number is not None and first <= number <= last:
+                    line = number - first + window.start
+                    needed += (line, line + 1)
+    needed.sort()
+    return needed
 
 
-def _pieces(text: str, holes: list[Range], changes: list[_Edit]) -> list[str]:
-    """Return what stays between `holes`, changed, as pieces to be joined by newlines."""
-    pieces = []
-    at = upcoming = 0
-    size = len(text)
-    for start, stop in [*holes, (size + 1, size + 1)]:
-        if start > at:
-            parts = []
-            while upcoming < len(changes) and changes[upcoming].start < start:
-                change = changes[upcoming]
-                parts += [text[at : change.start], change.target]
-                at = change.stop
-                upcoming += 1
-            last = text[at : start - 1]
-            pieces.append("".join([*parts, last]) if parts else last)
-        at = stop
-    return pieces
+def _starts(text: str, total: int, lines: list[int]) -> dict[int, int]:
+    """Where `lines`, ascending, of `total` start; the line behind the last, behind its newline.
+
+    Walks from the nearer end of the text.
+    """
+    starts = {0: 0, total: len(text) + 1}
+    half = bisect_right(lines, total // 2)
+    known = at = 0
+    find = text.find
+    for line in lines[:half]:
+        for _ in range(line - known):
+            at = find("\n", at) + 1
+        known = line
+        starts[line] = at
+    known, at = total, len(text) + 1
+    rfind = text.rfind
+    for line in reversed(lines[half:]):
+        for _ in range(known - line):
+            at = rfind("\n", 0, at - 1) + 1
+        known = line
+        starts[line] = at
+    return starts
 
 
 def _changes(
-    strings: list[StringEdit], window: "_Window", rejected: dict[str, int]
-) -> tuple[list[_Edit], int]:
-    """Disjoint ascending edits outside removed lines, and of how many occurrences."""
+    strings: list[StringEdit], finder: "_Finder", rejected: dict[str, int]
+) -> tuple[list[Change], int]:
+    """Disjoint ascending changes outside removed lines, and of how many occurrences."""
     accepted = _Accepted()
     replaced = 0
-    different = list(dict.fromkeys(strings))
-    most = window.policy.max_strings
+    different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
+    most = finder.policy.max_strings
     for string in different[:most]:
-        found = window.find(string)
-        if isinstance(found, list) and accepted.edits and not all(map(accepted.fits, found)):
+        found = finder.find(string)
+        if isinstance(found, list) and accepted.changes and not all(map(accepted.fits, found)):
             found = "overlap"
         if isinstance(found, str):
             _count(rejected, found)
-            continue
-        replaced += len(found)
-        accepted.add(found)
+        else:
+            replaced += len(found)
+            accepted.add(found)
     if len(different) > most:
         _count(rejected, "too_many_strings", len(different) - most)
-    return accepted.edits, replaced
+    return accepted.changes, replaced
 
 
-class _Window:
-    """A window's text, in which the strings of statements are looked up."""
+class _Finder:
+    """Looks strings up in one window."""
 
-    __slots__ = ("first_line", "holes", "lines", "policy", "starts", "text")
+    __slots__ = ("high", "holes", "low", "policy", "starts", "text", "window")
 
     def __init__(
-        self, text: str, lines: list[str], first_line: int, policy: Policy, holes: list[Range]
+        self,
+        text: str,
+        window: Window,
+        starts: dict[int, int],
+        holes: list[Range],
+        policy: Policy,
     ) -> None:
-        self.text, self.lines, self.first_line = text, lines, first_line
-        self.policy, self.holes = policy, holes
-        self.starts: list[int] = []
+        self.text, self.window, self.starts = text, window, starts
+        self.holes, self.policy = holes, policy
+        self.low, self.high = starts[window.start], starts[window.stop] - 1
 
-    def find(self, edit: StringEdit) -> list[_Edit] | str:
-        """All edits that one statement asks for, or the reason why it is rejected."""
-        low, high = 0, len(self.text)
-        if edit.line is not None:
-            line = edit.line - self.first_line
-            if not 0 <= line < len(self.lines):
+    def find(self, edit: StringEdit) -> list[Change] | str:
+        """All changes that one statement asks for, or the reason why it is rejected."""
+        number, quoted, target = edit
+        low, high = self.low, self.high
+        if number is not None:
+            line = number - self.window.first_line + self.window.start
+            if not self.window.start <= line < self.window.stop:
                 return "outside_window"
-            low, high = self._line(line)
-        read = self._reading(edit.source, low, high)
-        if read is None:
-            return "ambiguous"
-        source, verbatim = read
+            low, high = self.starts[line], self.starts[line + 1] - 1
+        verbatim = False
+        source = quoted.value
+        if source != quoted.body:
+            verbatim = self.text.find(quoted.body, low, high) >= 0
+            if verbatim and self.text.find(source, low, high) >= 0:
+                return "ambiguous"
+            source = quoted.body if verbatim else source
         if not source or source.isspace():
             return "blank_source"
-        places = self._places(source) if edit.line is None else self._only(source, low, high)
+        places = self._places(source) if number is None else self._only(source, low, high)
         if isinstance(places, str):
             return places
-        target = edit.target.body if verbatim else edit.target.value
-        if len(places) * (len(target) - len(source)) > self.policy.max_growth:
+        written = target.body if verbatim else target.value
+        if len(places) * (len(written) - len(source)) > self.policy.max_growth:
             return "growth"
-        found = [_Edit(at, at + len(source), target) for at in places]
+        found = [Change(at, at + len(source), written) for at in places]
         return self._outside(found) if self.holes else found
-
-    def _line(self, line: int) -> Range:
-        """Characters of one line, its newline left out."""
-        if not self.starts:
-            self.starts = list(accumulate((len(line) + 1 for line in self.lines), initial=0))
-        return self.starts[line], self.starts[line + 1] - 1
-
-    def _reading(self, literal: Quoted, low: int, high: int) -> tuple[str, bool] | None:
-        """Choose the reading of a literal that occurs; True if it is the verbatim one.
-
-        None: both occur.
-        """
-        value = literal.value
-        if value == literal.body:
-            return value, False
-        decoded, verbatim = (self.text.find(s, low, high) >= 0 for s in (value, literal.body))
-        return None if decoded and verbatim else (literal.body if verbatim else value, verbatim)
 
     def _only(self, source: str, low: int, high: int) -> list[int] | str:
         """Where `source` stands in characters [low, high), if only once."""
@@ -227,73 +267,72 @@ class _Window:
 
     def _places(self, source: str) -> list[int] | str:
         """Where `source` stands as whole words, from left to right, not overlapping."""
+        text, high, policy = self.text, self.high, self.policy
+        head = policy.whole_words and _in_word(source)
+        tail = policy.whole_words and _in_word(source, len(source) - 1)
         places: list[int] = []
-        text, inside = self.text, 0
-        head, tail = (
-            self.policy.whole_words and _SPACED_WORD.match(source[end]) is not None
-            for end in (0, -1)
-        )
-        at = text.find(source)
+        inside = 0
+        at = text.find(source, self.low, high)
         while at >= 0:
             stop = at + len(source)
-            if (head and at and _SPACED_WORD.match(text, at - 1)) or (
-                tail and _SPACED_WORD.match(text, stop)
-            ):
+            if (head and at and _in_word(text, at - 1)) or (tail and _in_word(text, stop)):
                 inside += 1
-            elif len(places) == self.policy.max_matches:
+            elif len(places) == policy.max_matches:
                 return "too_many_matches"
             else:
                 places.append(at)
-            at = text.find(source, stop)
+            at = text.find(source, stop, high)
         return places or ("inside_word" if inside else "not_found")
 
-    def _outside(self, found: list[_Edit]) -> list[_Edit] | str:
-        """Edits that touch no removed line, or why the statement falls."""
+    def _outside(self, found: list[Change]) -> list[Change] | str:
+        """Changes that touch no removed line, or why the statement falls."""
         outside = []
-        for edit in found:
-            behind = bisect_right(self.holes, edit.start, key=_start)
-            if behind and edit.start < self.holes[behind - 1][1]:
-                if edit.stop > self.holes[behind - 1][1]:
+        for change in found:
+            behind = bisect_right(self.holes, change.start, key=_start)
+            if behind and change.start < self.holes[behind - 1][1]:
+                if change.stop > self.holes[behind - 1][1]:
                     return "crosses_removed"
-            elif behind < len(self.holes) and edit.stop >= self.holes[behind][0]:
+            elif behind < len(self.holes) and change.stop >= self.holes[behind][0]:
                 return "crosses_removed"
             else:
-                outside.append(edit)
+                outside.append(change)
         return outside
 
 
-def _start(item: Range | _Edit) -> int:
+def _start(item: Range | Change) -> int:
     return item[0]
 
 
-def _stop(item: _Edit) -> int:
-    return item.stop
+def _stop(item: Change) -> int:
+    return item[1]
 
 
 class _Accepted:
-    """Disjoint ascending edits, as one grows them statement by statement."""
+    """Disjoint ascending changes, as one grows them statement by statement."""
+
+    __slots__ = ("changes",)
 
     def __init__(self) -> None:
-        self.edits: list[_Edit] = []
+        self.changes: list[Change] = []
 
-    def _overlapped(self, edit: _Edit) -> slice:
-        """Where in `edits` those stand that share a character with `edit`."""
-        low = bisect_left(self.edits, edit.start + 1, key=_stop)
-        high = bisect_left(self.edits, edit.stop, key=_start)
+    def _overlapped(self, change: Change) -> slice:
+        """Where in `changes` those stand that share a character with `change`."""
+        low = bisect_left(self.changes, change.start + 1, key=_stop)
+        high = bisect_left(self.changes, change.stop, key=_start)
         return slice(low, max(low, high))
 
-    def fits(self, edit: _Edit) -> bool:
-        """Whether `edit` shares no character with another, or all of them only delete."""
-        others = self.edits[self._overlapped(edit)]
-        return not others or not (edit.target or any(other.target for other in others))
+    def fits(self, change: Change) -> bool:
+        """Whether `change` shares no character with another, or all of them only delete."""
+        others = self.changes[self._overlapped(change)]
+        return not others or not (change.target or any(other.target for other in others))
 
-    def add(self, found: list[_Edit]) -> None:
-        """Insert ascending edits, which fit, joining deletions that overlap."""
-        if not self.edits:
-            self.edits = found
+    def add(self, found: list[Change]) -> None:
+        """Insert ascending changes, which fit, joining deletions that overlap."""
+        if not self.changes:
+            self.changes = found
             return
-        for edit in found:
-            place = self._overlapped(edit)
-            joined = [edit, *self.edits[place]]
-            start, stop = min(e.start for e in joined), max(e.stop for e in joined)
-            self.edits[place] = [_Edit(start, stop, edit.target)]
+        for change in found:
+            place = self._overlapped(change)
+            joined = [change, *self.changes[place]]
+            start, stop = min(c.start for c in joined), max(c.stop for c in joined)
+            self.changes[place] = [Change(start, stop, change.target)]

@@ -132,17 +132,6 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _kept(lines: list[str], ranges: Iterable[tuple[int, int]]) -> list[str]:
-    """Lines in none of `ranges`, which come sorted by their first line."""
-    kept: list[str] = []
-    at = 0
-    for first, last in ranges:
-        if first <= last and last >= at:
-            kept += lines[at : max(first, at)]
-            at = last + 1
-    return kept + lines[at:]
-
-
 def run_chunk(text: str, program: str) -> ReferenceResult:
     """Execute a document's merged program as the public code does.
 
@@ -153,8 +142,11 @@ def run_chunk(text: str, program: str) -> ReferenceResult:
         machine.step(line)
     lines = machine.text.split("\n")
     merged = _merged(machine.ranges)
-    kept = [] if machine.everything else _kept(lines, sorted(machine.ranges))
     errors = machine.errors + sum(max(pair) >= len(lines) for pair in merged)
+    removed: set[int] = set(range(len(lines))) if machine.everything else set()
+    for first, last in merged:
+        removed.update(range(max(first, 0), min(last, len(lines) - 1) + 1))
+    kept = [line for number, line in enumerate(lines) if number not in removed]
     return _judged(text, "\n".join(kept), (errors, len(lines) - len(kept), machine.replaced))
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
 from proxhpc.program.edits import read_edits
-from proxhpc.program.execute import UNSPACED, execute
+from proxhpc.program.execute import UNSPACED, Window, apply, execute
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect, Finish, Verdict
@@ -133,23 +133,11 @@ def _replay_windows(
     style: Style,
     rejected: dict[str, int],
 ) -> Outcome:
-    lines = text.split("\n")
-    base = FIRST_LINE[style.dialect]
-    pieces: list[str] = []
-    at = removed = replaced = 0
-    for window in windows:
-        start, stop, emitted = window.start, window.stop, window.emitted
-        if not at <= start < stop <= len(lines):
-            raise _misfit(window, at, len(lines))
-        whole = stop - start == len(lines)
-        own = lines if whole else lines[start:stop]
-        own_text = text if whole else "\n".join(own)
-        pieces += lines[at:start]
-        at = stop
-        edits = read_edits(emitted.program, style.dialect, emitted.finish)
-        first = base + start if style.numbering == "document" else base
-        result = execute(edits, own_text, own, policy, first)
-        if edits.cut:
+    total = text.count("\n") + 1
+    readable = _readable(total, windows, style)
+    accepted = []
+    for window, result in zip(readable, execute(text, total, readable, policy), strict=True):
+        if window.edits.cut:
             _add(rejected, {"cut": 1})
         if result.rejected:
             _add(rejected, result.rejected)
@@ -157,21 +145,29 @@ def _replay_windows(
                 if policy.on_errors != "keep":
                     return _at_limit(policy.on_errors, "error_budget", text, rejected)
                 _add(rejected, {"error_budget": 1})
-                pieces.append(own_text)
                 continue
-        pieces += result.pieces
-        removed += result.removed
-        replaced += result.replaced
-    pieces += lines[at:]
-    return _judged(text, "\n".join(pieces), policy, (removed, replaced), rejected)
+        accepted.append(result)
+    counts = sum([r.removed for r in accepted]), sum([r.replaced for r in accepted])
+    after = apply(text, accepted) if any(counts) else text
+    return _judged(text, after, policy, counts, rejected)
 
 
-def _misfit(window: WindowProgram, at: int, count: int) -> ShardError:
-    return ShardError(
-        f"window of lines {window.start} to {window.stop} does not fit: lines up to {at}"
-        f" are taken and the text has {count}",
-        hint="the input changed after its programs were written; refine the shard again",
-    )
+def _readable(total: int, windows: Sequence[WindowProgram], style: Style) -> list[Window]:
+    """Return what programs ask for. ShardError: a window does not fit a text of `total` lines."""
+    base = FIRST_LINE[style.dialect]
+    readable, at = [], 0
+    for window in windows:
+        if not at <= window.start < window.stop <= total:
+            raise ShardError(
+                f"window of lines {window.start} to {window.stop} does not fit: lines up to {at}"
+                f" are taken and the text has {total}",
+                hint="the input changed after its programs were written; refine the shard again",
+            )
+        at = window.stop
+        edits = read_edits(window.emitted.program, style.dialect, window.emitted.finish)
+        first = base + window.start if style.numbering == "document" else base
+        readable.append(Window(window.start, at, first, edits))
+    return readable
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

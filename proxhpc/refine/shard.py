@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from proxhpc.account.counts import Counts
-from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.corpus.frames import FrameWriter, publish
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
@@ -38,7 +38,9 @@ class OpenShard:
             last = progress.last
             skip = last[1] if last and last[0] == span.file else -1
             self.plan.check_input(span.file)
-            for item in self.plan.read(Span(span.file, max(span.start, skip), span.stop)):
+            # From the span's start, though rows up to `skip` are committed: what End says of the
+            # span (its blank lines) must not depend on where an attempt died.
+            for item in self.plan.read(span):
                 if isinstance(item, End) or item.position > skip:
                     yield item
 

@@ -1,6 +1,7 @@
 """The last line of a worker's progress file and an earlier one, however long the file is."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,32 +76,34 @@ def read_recent(path: Path) -> Recent | None:
     fd = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
-        chunk, beats = CHUNK, _beats(fd, size - CHUNK, CHUNK)
-        while not beats and chunk < min(size, LONGEST):
-            chunk *= 4
-            beats = _beats(fd, size - chunk, chunk)
-        if not beats:
+        length, lines = CHUNK, _lines(fd, size - CHUNK, CHUNK)
+        while (last := _first(reversed(lines))) is None and length < min(size, LONGEST):
+            length *= 4
+            lines = _lines(fd, size - length, length)
+        if last is None:
             return None
-        earlier = _working(beats)
+        earlier = _first(lines, "working")
         for back in STEPS:
-            if size <= chunk or (earlier and beats[-1].time - earlier.time >= SPAN):
+            if size <= length or (earlier and last.time - earlier.time >= SPAN):
                 break
             # What lies further back is looked at only until the two lines are far enough apart.
-            earlier = _working(_beats(fd, size - back, CHUNK, limit=4)) or earlier
-            chunk = back
+            earlier = _first(_lines(fd, size - back, CHUNK), "working") or earlier
+            length = back
     finally:
         os.close(fd)
-    last = beats[-1]
     return Recent(last, earlier if earlier and earlier.time < last.time else None)
 
 
-def _working(beats: list[Beat]) -> Beat | None:
-    """The first line behind the start of the engine, whose time is none of the work's."""
-    return next((beat for beat in beats if beat.state == "working"), None)
-
-
-def _beats(fd: int, offset: int, length: int, limit: int | None = None) -> list[Beat]:
-    """The whole lines in a piece of a file, in order, at most the first `limit`."""
+def _lines(fd: int, offset: int, length: int) -> list[bytes]:
+    """The whole lines in a piece of a file."""
     lines = os.pread(fd, length, max(0, offset)).split(b"\n")
-    whole = lines[1 if offset > 0 else 0 : -1]
-    return [beat for line in whole[:limit] if (beat := Beat.parse(line))]
+    return lines[1 if offset > 0 else 0 : -1]
+
+
+def _first(lines: Iterable[bytes], state: str = "") -> Beat | None:
+    """The first line that can be read and, if asked, is of that state.
+
+    Speed is measured from `working` on: loading the engine is none of it.
+    """
+    beats = (beat for line in lines if (beat := Beat.parse(line)))
+    return next((beat for beat in beats if state in ("", beat.state)), None)

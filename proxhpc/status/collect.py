@@ -73,7 +73,7 @@ class Collector:
             counts=_counts(merged, recents),
             exact=bool(merged),
             token_unit=self.plan.token_unit,
-            duplicates=merged.get("duplicates"),
+            duplicates=merged["duplicates"]["documents"] if merged else None,
             written=merged.get("written"),
             speed=self._speed(recents, workers, left, in_work),
             workers=workers,

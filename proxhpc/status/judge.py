@@ -32,10 +32,10 @@ class Signs:
 
 
 def judge(signs: Signs) -> tuple[Phase, str, str]:
-    """Phase, the reason where one is needed, and the next command to type, or ""."""
+    """Phase, the reason where one is needed, and the next command to type, "" for none."""
     run = signs.run
     if run.report_json.exists():
-        return "finished", f"the corpus is in {run.corpus}", f"open {_quoted(run.report_html)}"
+        return "finished", f"the corpus is in {run.corpus}, the report in {run.report}", ""
     phase = _phase(signs)
     if signs.busy:
         return phase, "", ""

@@ -1,6 +1,7 @@
 """A status as a page for a terminal or as plain lines."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +13,11 @@ from proxhpc.status.terminal import duration, safe, share, short, whole
 
 ROWS = 24  # workers in the table; the JSON has all
 BAR = 40  # columns
+HEADER = (
+    *("worker", "host", "job", "state", "Slurm"),
+    *("last heard", "shard", "done", "documents", "docs/s"),
+)
+WORDS = 5  # columns of the header that are no numbers
 _COLOURS = {
     "working": "green",
     "starting": "cyan",
@@ -134,15 +140,17 @@ def _reasons(reasons: dict[str, int]) -> str:
 
 
 def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("worker", "host", "job", "state", "Slurm"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for name in ("last heard", "shard", "done", "documents", "docs/s"):
-        table.add_column(name, justify="right", no_wrap=True)
     rank = {state: place for place, state in enumerate(_ORDER)}
     ordered = sorted(workers, key=lambda worker: (rank.get(worker.state, -1), worker.worker))
-    for worker in ordered[:ROWS]:
-        table.add_row(*_cells(worker))
+    rows = [_cells(worker) for worker in ordered[:ROWS]]
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    # A column without anything in it, such as Slurm's on a laptop, is only in the way.
+    filled = [n for n in range(len(HEADER)) if any(row[n].plain for row in rows)]
+    for n in filled:
+        justify: Literal["left", "right"] = "left" if n < WORDS else "right"
+        table.add_column(HEADER[n], justify=justify, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[n] for n in filled))
     rest = ordered[ROWS:]
     if not rest:
         return table

@@ -127,8 +127,11 @@ class VLLMEngine:
     async def close(self) -> None:
         """End the core and every other child, remove scratch files. Never raises."""
         self._dead = "the vLLM engine has been closed"
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
         try:
-            await asyncio.to_thread(self._engine.shutdown, timeout=SHUTDOWN_S)
+            await asyncio.to_thread(engine.shutdown, timeout=SHUTDOWN_S)
         except Exception:  # whatever state it is in, its processes are ended below
             log.warning("vLLM did not shut down cleanly", exc_info=True)
         await asyncio.to_thread(self._tie.release)

@@ -1,0 +1,154 @@
+"""The dataset card: what the corpus holds, how it was made, and how to load it; and checksums.
+
+It says nothing of shards, workers or paths, so the same documents and manifest give the same card.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from proxhpc import __version__
+from proxhpc.assemble.summary import MergeSummary
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+
+MAX_FILES = 100  # input files in the table
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&#!@:$\"]|(?<=www)\.", re.IGNORECASE)
+_PART = "part-*.jsonl.zst"
+
+
+def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
+    """README.md of a corpus; `datasets.load_dataset` reads its first lines."""
+    name = plan.manifest.name
+    blocks = [
+        _front_matter(name, bool(summary.parts)),
+        f"# {_cell(name)}",
+        f"Refined with proxhpc {_cell(__version__)}: small language models, or rules in their"
+        " place, wrote a program for every document, and the programs were run over the raw text.",
+        *_counts(plan, summary),
+        *_rows(plan, summary),
+        *_making(plan),
+        *_files(summary),
+    ]
+    return "\n\n".join(blocks).encode() + b"\n"
+
+
+def checksums(run: RunDir, summary: MergeSummary, card: bytes) -> bytes:
+    """SHA256SUMS over every file of the corpus, as `sha256sum -c` reads it."""
+    sums = {part.name: part.sha256 for part in summary.parts}
+    sums[run.card.name] = hashlib.sha256(card).hexdigest()
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def _front_matter(name: str, loadable: bool) -> str:
+    lines = ["---", f"pretty_name: {json.dumps(name)}", "tags:", "- pretraining", "- proxhpc"]
+    if loadable:
+        lines += ["configs:", "- config_name: default", "  data_files:"]
+        lines += ["  - split: train", f"    path: {_PART}"]
+    return "\n".join([*lines, "---"])
+
+
+def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
+    counts = summary.counts
+    lost = summary.duplicates
+    yield "## What became of the documents"
+    yield _table(
+        ("", "documents", "bytes of text", "tokens"),
+        [
+            ("raw input", counts.documents, counts.bytes_in, counts.tokens_in),
+            ("refined", counts.in_corpus, counts.bytes_out, counts.tokens_out),
+            ("in this corpus", summary.written, summary.text_bytes, summary.tokens),
+        ],
+    )
+    yield f"Tokens are counted as: {_cell(_short(plan.token_unit))}."
+    rows: list[tuple[str | int, ...]] = [("kept as it was", counts.kept), ("edited", counts.edited)]
+    rows += [(f"dropped, {why}", n) for why, n in sorted(counts.dropped.items())]
+    rows += [(f"set aside, {why}", n) for why, n in sorted(counts.quarantined.items())]
+    rows += [("all documents of the input", counts.documents)]
+    rows += [("refined, and left out as a duplicate", lost.documents)]
+    rows += [("refined, and in this corpus", summary.written)]
+    yield _table(("outcome", "documents"), rows)
+    yield (
+        f"Duplicates came in {lost.clusters:,} sets, the largest of {lost.largest_cluster:,}"
+        f" documents. {summary.shared_ids.documents:,} documents bear the id of an earlier one with"
+        " another text."
+    )
+
+
+def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
+    yield "## Rows"
+    rows = [
+        ("id", "string; the record's own id, or its source"),
+        ("text", "string; the refined text"),
+        ("every other field", "as in the raw record; original_… where its name was taken"),
+    ]
+    if plan.manifest.output.provenance:
+        rows.append(("proxhpc.source", "input file and position of the raw record in it"))
+        rows.append(("proxhpc.outcome", "kept or edited"))
+        what = {"doc": "the program for the document", "chunk": "the programs for its windows"}
+        rows += [(f"proxhpc.{s.level}", what[s.level]) for s in plan.manifest.stages]
+    yield _table(("field", "content"), rows)
+    if summary.parts:
+        yield '```python\nimport datasets\n\ncorpus = datasets.load_dataset("path/to/here")\n```'
+    yield "`sha256sum -c SHA256SUMS` checks the files."
+
+
+def _making(plan: Plan) -> Iterator[str]:
+    yield "## How it was made"
+    manifest = plan.manifest.model_dump(mode="json")
+    stages = [stage | {"model": _short(stage["model"] or "none")} for stage in manifest["stages"]]
+    shown = {
+        "corpus": {k: v for k, v in manifest["corpus"].items() if k != "paths"},
+        "stages": stages,
+        "engine": manifest["engine"],
+        "policy": manifest["policy"],
+        "dedup": manifest["dedup"],
+        "output": manifest["output"],
+    }
+    models = {level: [_short(ref.name), ref.snapshot] for level, ref in plan.models.items()}
+    if models:
+        yield _table(
+            ("stage", "model", "snapshot"), [(level, *about) for level, about in models.items()]
+        )
+    yield _fenced(shown)
+
+
+def _files(summary: MergeSummary) -> Iterator[str]:
+    yield "## Input"
+    keys = ("documents", "kept", "edited", "dropped", "quarantined", "duplicates", "written")
+    rows = [(f.name, *(getattr(f, key) for key in keys)) for f in summary.files[:MAX_FILES]]
+    yield _table(("file", *keys), rows)
+    if (more := len(summary.files) - MAX_FILES) > 0:
+        yield f"And {more:,} more files."
+
+
+def _short(model: str) -> str:
+    """A model's name without the directories of the machine that it lay on."""
+    return PurePath(model).name if model.startswith("/") else model
+
+
+def _fenced(data: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10**6)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text}{fence}"
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str | int]]) -> str:
+    lines = [[_cell(name) for name in header]]
+    lines += [[_cell(cell) for cell in row] for row in rows]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: str | int) -> str:
+    """A number with separators, or text of which nothing is Markdown, HTML or invisible."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    printable = "".join(char if char.isprintable() else "\ufffd" for char in value)
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable)

@@ -1,0 +1,93 @@
+"""The merge: sketch, match, write, and what makes a folder of parts a published corpus.
+
+Every phase leaves files that are whole or absent, the one that says "done" last, and each names by
+digest what it was made of. So a merge may be killed anywhere and run again: it goes on with the
+first thing that is missing or was made of something else. What it writes depends on the documents
+and the manifest alone, not on shards, workers, processes or attempts.
+
+The parts appear under their final names one by one. The corpus is finished when SHA256SUMS is
+there, which covers every other file, and the run when `merge/summary.json` is.
+"""
+
+import re
+from collections.abc import Sequence
+
+from proxhpc.assemble.card import checksums, dataset_card
+from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
+from proxhpc.assemble.match import Match, match
+from proxhpc.assemble.pool import Pool, Progress, open_pool
+from proxhpc.assemble.sketch import Receipt, groups, sketch
+from proxhpc.assemble.summary import MergeSummary, summarise
+from proxhpc.assemble.write import write
+from proxhpc.corpus.frames import write_atomic
+from proxhpc.errors import RetryError
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+
+_PART = re.compile(r"part-\d{5,}\.jsonl\.zst|\..+\.tmp")  # or what a killed writer left of one
+
+
+def merge(run: RunDir, *, processes: int = 1, progress: Progress | None = None) -> MergeSummary:
+    """Make the corpus of a refined run, or what is missing of it, and return its counts.
+
+    RetryError while shards are not refined; StopError naming the input, ledger or file of the
+    merge where something does not fit or does not balance.
+    """
+    plan = Plan.load(run)
+    _check_refined(run, plan)
+    with open_pool(run, plan, processes, progress) as pool:
+        receipts = pool.map("sketch", sketch, range(len(groups(plan))))
+        found = match(run, plan, receipts)
+        summary = MergeSummary.load(run)
+        if summary and summary.match == found.digest and _whole(run, summary):
+            return summary
+        _retract(run, len(found.parts))
+        return _finish(pool, receipts, found)
+
+
+def _check_refined(run: RunDir, plan: Plan) -> None:
+    missing = [n for n in range(len(plan.shards)) if not run.ledger(n).exists()]
+    if missing:
+        raise RetryError(
+            f"{len(missing)} of {len(plan.shards)} shards are not refined yet;"
+            f" the first without a ledger is {run.ledger(missing[0])}",
+            hint="proxhpc launch refines them; then merge again",
+        )
+
+
+def _whole(run: RunDir, summary: MergeSummary) -> bool:
+    """Whether every file of a published corpus is there, in its size."""
+    try:
+        sizes = [run.corpus.joinpath(part.name).stat().st_size for part in summary.parts]
+    except FileNotFoundError:
+        return False
+    present = run.card.exists() and run.checksums.exists()
+    return present and sizes == [part.bytes_stored for part in summary.parts]
+
+
+def _retract(run: RunDir, parts: int) -> None:
+    """Take back what says that the corpus is finished, and what will not be part of it."""
+    run.merge_summary.unlink(missing_ok=True)
+    run.checksums.unlink(missing_ok=True)
+    if run.corpus.is_dir():
+        wanted = {run.part(part).name for part in range(parts)}
+        for path in run.corpus.iterdir():
+            if _PART.fullmatch(path.name) and path.name not in wanted:
+                path.unlink()
+
+
+def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSummary:
+    """Write parts and listings, prove the balance, and publish."""
+    run, plan = pool.run, pool.plan
+    parts = pool.map("write", write, range(len(found.parts)))
+    named = range(len(receipts)) if found.duplicates or found.examples else ()
+    name = {place: who for own in pool.map("list", names, named) for place, who in own}
+    write_duplicates(run, found, name)
+    write_quarantine(run, receipts)
+    summary = summarise(plan, receipts, found, parts, name)
+    run.corpus.mkdir(parents=True, exist_ok=True)
+    card = dataset_card(plan, summary)
+    write_atomic(run.card, card)
+    write_atomic(run.checksums, checksums(run, summary, card))
+    write_atomic(run.merge_summary, summary.encode())
+    return summary

@@ -1,0 +1,183 @@
+"""The merge in numbers: what went in, what came out, and the proof that they agree."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+
+from proxhpc.account.counts import Counts
+from proxhpc.assemble.listings import Name, Place
+from proxhpc.assemble.match import Match
+from proxhpc.assemble.sketch import Receipt, spans_of
+from proxhpc.assemble.write import PartReceipt
+from proxhpc.errors import StopError
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+
+STATUSES = ("kept", "edited", "dropped", "quarantined")
+
+
+@dataclass(frozen=True, slots=True)
+class FileCounts:
+    """What became of the documents of one input file."""
+
+    name: str
+    documents: int
+    kept: int
+    edited: int
+    dropped: int
+    quarantined: int
+    duplicates: int
+    written: int
+
+    def check(self) -> None:
+        """Raise StopError unless every document is accounted for once, into the corpus or not."""
+        reached = self.kept + self.edited
+        if self.documents != reached + self.dropped + self.quarantined:
+            raise StopError(f"input {self.name}: {self} does not add up")
+        if reached != self.written + self.duplicates:
+            raise StopError(
+                f"input {self.name}: {reached} documents reached the merge,"
+                f" {self.written} were written and {self.duplicates} are duplicates"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Documents left out for another with the same text, and in how many sets they came."""
+
+    documents: int = 0
+    clusters: int = 0
+    largest_cluster: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedIds:
+    """Documents in the corpus that bear the id of an earlier one, with other text."""
+
+    documents: int = 0
+    examples: tuple[Name, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSummary:
+    """Counts of a merged run. `text_bytes` and `tokens` are those of the corpus's texts."""
+
+    match: str
+    counts: Counts
+    duplicates: Duplicates
+    shared_ids: SharedIds
+    written: int
+    text_bytes: int
+    tokens: int
+    files: tuple[FileCounts, ...]
+    parts: tuple[PartReceipt, ...]
+
+    def check(self) -> None:
+        """Raise StopError unless files, phases and the run balance."""
+        self.counts.check("run")
+        for file in self.files:
+            file.check()
+        totals = {
+            "documents": self.counts.documents,
+            "kept": self.counts.kept,
+            "edited": self.counts.edited,
+            "dropped": self.counts.dropped.total(),
+            "quarantined": self.counts.quarantined.total(),
+            "duplicates": self.duplicates.documents,
+            "written": self.written,
+        }
+        for name, total in totals.items():
+            if (found := sum(getattr(file, name) for file in self.files)) != total:
+                raise StopError(f"run: {total} documents {name}, by input file {found}")
+        if self.counts.in_corpus != self.written + self.duplicates.documents:
+            raise StopError(
+                f"run: {self.counts.in_corpus} documents reached the merge, {self.written} were"
+                f" written and {self.duplicates.documents} are duplicates"
+            )
+
+    def encode(self) -> bytes:
+        """JSON form."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        data["counts"] = self.counts.to_dict()
+        data["parts"] = [asdict(part) for part in self.parts]
+        options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+        return orjson.dumps(data, option=options)
+
+    @classmethod
+    def load(cls, run: RunDir) -> "MergeSummary | None":
+        """The summary of a merged run; None where the merge has not ended."""
+        try:
+            data: dict[str, Any] = orjson.loads(run.merge_summary.read_bytes())
+            ids = data["shared_ids"]
+            return cls(
+                match=data["match"],
+                counts=Counts.from_dict(data["counts"]),
+                duplicates=Duplicates(**data["duplicates"]),
+                shared_ids=SharedIds(ids["documents"], tuple((a, b) for a, b in ids["examples"])),
+                written=data["written"],
+                text_bytes=data["text_bytes"],
+                tokens=data["tokens"],
+                files=tuple(FileCounts(**file) for file in data["files"]),
+                parts=tuple(PartReceipt.from_dict(part) for part in data["parts"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise StopError(
+                f"{run.merge_summary} is damaged", hint="delete it and merge again: it is made anew"
+            ) from error
+
+
+def summarise(
+    plan: Plan,
+    receipts: Sequence[Receipt],
+    match: Match,
+    parts: Sequence[PartReceipt],
+    name: Mapping[Place, Name],
+) -> MergeSummary:
+    """Add up the phases. StopError unless they balance, by file and for the run."""
+    counts = Counts()
+    for receipt in receipts:
+        counts += receipt.counts
+    written: Counter[int] = Counter()
+    for part in parts:
+        written.update(part.files)
+    summary = MergeSummary(
+        match=match.digest,
+        counts=counts,
+        duplicates=Duplicates(match.duplicates, match.clusters, match.largest_cluster),
+        shared_ids=SharedIds(match.shared_ids, tuple(name[place] for place in match.examples)),
+        written=sum(part.documents for part in parts),
+        text_bytes=sum(part.text_bytes for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        files=tuple(_files(plan, receipts, match, written)),
+        parts=tuple(parts),
+    )
+    summary.check()
+    return summary
+
+
+def _files(
+    plan: Plan, receipts: Sequence[Receipt], match: Match, written: Mapping[int, int]
+) -> list[FileCounts]:
+    """Counts by input file: records from the replay, survivors from the match, and the written."""
+    sums = [Counter[str]() for _ in plan.inputs]
+    for receipt in receipts:
+        for tile in spans_of(receipt):
+            for status in STATUSES:
+                sums[tile.file][status] += getattr(tile, status)
+    return [
+        FileCounts(
+            name=info.name,
+            documents=own.total(),
+            **{status: own[status] for status in STATUSES},
+            duplicates=own["kept"] + own["edited"] - survivors,
+            written=written.get(file, 0),
+        )
+        for file, (info, own, survivors) in enumerate(
+            zip(plan.inputs, sums, match.survivors, strict=True)
+        )
+    ]

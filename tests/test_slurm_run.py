@@ -1,0 +1,218 @@
+"""Whole runs on a real Slurm of four nodes: launched once, everything else happens by itself."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import yaml
+import zstandard
+from slurm_cluster import FINISHED, SlurmCluster
+
+from proxhpc.launch import prepare
+from proxhpc.plan import Plan
+from proxhpc.refine.progress import latest
+from proxhpc.rundir import RunDir
+from runs import local_site, manifest, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+
+
+@pytest.fixture
+def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
+    yield slurm
+    slurm.reset()
+
+
+@pytest.fixture(scope="module")
+def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The demo corpus eight times over, each copy with a last line of its own."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "demo_corpus.py"), str(folder)], check=True
+    )
+    out = []
+    for part in sorted(folder.glob("*.zst")):
+        with zstandard.open(part, "rb") as file:
+            rows = [orjson.loads(line) for line in file.read().splitlines()]
+        copies = [
+            row
+            | {"id": f"{row['id']}#{n}", "text": f"{row['text']}\nCopy {n} ends with this line."}
+            for n in range(8)
+            for row in rows
+        ]
+        out.append(write_jsonl(folder / f"many-{part.name}", copies))
+    return out
+
+
+def site(folder: Path, **more: object) -> str:
+    path = folder / "slurm.yaml"
+    text = {"name": "test", "kind": "slurm", "workers": 4, "cpus": 1, "time": 10} | more
+    path.write_text(yaml.safe_dump(text))
+    return str(path)
+
+
+def launch(cluster: SlurmCluster, path: Path, where: str, run: Path) -> str:
+    command = [*PROXHPC, "launch", str(path), "--site", where, "--run", str(run)]
+    done = subprocess.run(
+        command, env=cluster.env(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def finished(run: RunDir) -> Callable[[], bool]:
+    return lambda: run.report_json.exists()
+
+
+def idle(cluster: SlurmCluster) -> bool:
+    return all(job.state in FINISHED for job in cluster.jobs())
+
+
+def corpus_bytes(run: RunDir) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.corpus.glob("part-*"))
+    }
+
+
+def check_balance(run: RunDir) -> dict[str, int]:
+    """Recompute the balance from the corpus files and the merge's own sums."""
+    summary = json.loads(run.merge_summary.read_bytes())
+    counts = summary["counts"]
+    written = 0
+    for path in run.corpus.glob("part-*"):
+        with zstandard.open(path, "rb") as file:
+            written += file.read().count(b"\n")
+    in_corpus = counts["kept"] + counts["edited"]
+    assert counts["documents"] == in_corpus + sum(counts["dropped"].values()) + sum(
+        counts["quarantined"].values()
+    )
+    assert in_corpus == written + summary["duplicates"]["documents"]
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=run.corpus, check=True)
+    return {"documents": counts["documents"], "written": written}
+
+
+def undisturbed(tmp_path: Path, inputs: list[Path], **sections: object) -> RunDir:
+    """The same corpus through local processes, for comparison."""
+    folder = tmp_path / "quiet"
+    folder.mkdir()
+    path = manifest(folder, inputs, **sections)
+    where = local_site(folder)
+    subprocess.run([*PROXHPC, "launch", str(path), "--site", where], check=True, timeout=250)
+    return RunDir(folder / "run")
+
+
+def test_one_launch_does_it_all_and_a_second_one_says_so(
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+) -> None:
+    path = manifest(tmp_path, real_text, sharding={"tokens": 250_000}, commit={"documents": 64})
+    run = RunDir(tmp_path / "run")
+    said = launch(cluster, path, site(tmp_path), run.root)
+    assert "4 workers" in said
+    cluster.until(finished(run), "the report", timeout=240)
+    plan = Plan.load(run)
+    assert len(plan.shards) >= 20
+    balance = check_balance(run)
+    assert balance["documents"] == sum(line["counts"]["documents"] for line in latest(run))
+    refiners = [line for line in latest(run) if line["role"] == "refine"]
+    assert len(refiners) == 4
+    assert sum(line["shards"] for line in refiners) == len(plan.shards)
+    before = corpus_bytes(run)
+    again = launch(cluster, path, site(tmp_path), run.root)
+    assert "finished" in again
+    assert corpus_bytes(run) == before
+    assert before == corpus_bytes(undisturbed(tmp_path, real_text))
+
+
+def test_a_cancelled_element_is_made_up_for_by_itself(
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+) -> None:
+    path = manifest(tmp_path, real_text, sharding={"tokens": 250_000}, commit={"documents": 32})
+    run = RunDir(tmp_path / "run")
+    launch(cluster, path, site(tmp_path), run.root)
+
+    def victim() -> str:
+        for line in latest(run):
+            if (
+                line["role"] == "refine"
+                and line["state"] == "working"
+                and line["counts"]["documents"]
+            ):
+                return str(line["owner"]["job"])
+        return ""
+
+    element = cluster.until(victim, "a worker that has committed something", timeout=60)
+    cluster.run("scancel", element)
+    cluster.until(finished(run), "the report", timeout=240)
+    check_balance(run)
+    states = {line["owner"]["job"]: line["state"] for line in latest(run)}
+    assert states[element] in ("stopped", "working")
+    assert corpus_bytes(run) == corpus_bytes(undisturbed(tmp_path, real_text))
+    assert [*run.leases.glob("[!.]*")] == []
+
+
+def test_a_killed_element_leaves_a_lease_that_is_taken_over(
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+) -> None:
+    """SIGKILL leaves no time to give anything back."""
+    path = manifest(tmp_path, real_text, sharding={"tokens": 250_000}, commit={"documents": 32})
+    run = RunDir(tmp_path / "run")
+    launch(cluster, path, site(tmp_path), run.root)
+
+    def victim() -> int:
+        for line in latest(run):
+            if (
+                line["role"] == "refine"
+                and line["state"] == "working"
+                and line["counts"]["documents"]
+            ):
+                return int(line["owner"]["pid"])
+        return 0
+
+    os.kill(cluster.until(victim, "a worker that has committed something", timeout=60), 9)
+    cluster.until(finished(run), "the report", timeout=240)
+    check_balance(run)
+    assert corpus_bytes(run) == corpus_bytes(undisturbed(tmp_path, real_text))
+
+
+def test_where_jobs_may_not_submit_launching_again_goes_on(
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+) -> None:
+    path = manifest(tmp_path, real_text[:1], sharding={"tokens": 250_000})
+    run = RunDir(tmp_path / "run")
+    where = site(tmp_path, submit_from_jobs=False)
+    for _ in range(3):
+        said = launch(cluster, path, where, run.root)
+        cluster.until(lambda: idle(cluster), "the queue to empty", timeout=120)
+    assert "finished" in said
+    check_balance(run)
+
+
+def test_plain_sbatch_without_the_launcher(
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+) -> None:
+    path = manifest(tmp_path, real_text[:2], sharding={"tokens": 250_000})
+    program = tmp_path / "proxhpc"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli "$@"\n')
+    program.chmod(0o755)
+    run = RunDir(tmp_path / "run")
+    prepare(path, site(tmp_path), run.root)
+    folder = ROOT / "slurm"
+    options = ["--parsable", "--time=10", f"--output={tmp_path}/%A_%a.log", "--cpus-per-task=1"]
+    options.append(f"--export=ALL,PROXHPC={program}")
+    array = cluster.run(
+        *("sbatch", *options, "--array=0-2", str(folder / "refine.sbatch"), str(run.root)),
+    ).stdout.strip()
+    cluster.run(
+        *("sbatch", *options, f"--dependency=afterany:{array}"),
+        *(str(folder / "merge.sbatch"), str(run.root)),
+    )
+    cluster.until(finished(run), "the report", timeout=120)
+    check_balance(run)
