@@ -21,10 +21,11 @@ from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Leases, Owner
 from proxhpc.refine.leaser import missing
-from proxhpc.refine.progress import latest
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
 from proxhpc.site import Site
+from proxhpc.status.beats import latest
+from proxhpc.status.judge import FATAL
 
 ROUNDS_WITHOUT_PROGRESS = 3
 LEASE = "advance"
@@ -88,11 +89,11 @@ def advance_job(root: str) -> str:
     run = RunDir(Path(root))
     plan = Plan.load(run)
     with alone(run):
-        step = advance(run, plan, make_backend(run, plan, load(run)))
+        step = advance(run, plan, make_backend(run, plan, recorded_site(run)))
     return step.message
 
 
-def load(run: RunDir) -> Site:
+def recorded_site(run: RunDir) -> Site:
     """The site of the latest launch."""
     return Site.model_validate(orjson.loads(run.site.read_bytes()))
 
@@ -104,11 +105,11 @@ class Round:
         self.run = run
         self.left = left
         last = latest(run)
-        self.fatal = [line for line in last if line.get("error") in ("StopError", "UserError")]
-        self.failed = [line for line in last if line["state"] == "failed"]
+        self.fatal = [beat for beat in last if beat.error in FATAL]
+        self.failed = [beat for beat in last if beat.state == "failed"]
         self.about = {
             "published": len(plan.shards) - left,
-            "committed": sum(line["counts"]["documents"] for line in last),
+            "committed": sum(beat.counts.documents for beat in last),
             "fatal": len(self.fatal),
             "by_hand": int(by_hand),
         }
@@ -122,7 +123,7 @@ class Round:
         rounds = rounds[by_hand[-1] :] if by_hand else rounds
         if rounds and self.about["fatal"] > rounds[0].about["fatal"]:
             raise StopError(
-                f"the {phase} stopped: {self.fatal[-1]['message']}",
+                f"the {phase} stopped: {self.fatal[-1].message}",
                 hint="mend it, then launch again: the run goes on where it stopped",
             )
         keys = ("published", "committed")
@@ -131,7 +132,7 @@ class Round:
         if len(recent) == ROUNDS_WITHOUT_PROGRESS and all(
             [entry.about[key] for key in keys] == now for entry in recent
         ):
-            why = f"; the last error: {self.failed[-1]['message']}" if self.failed else ""
+            why = f"; the last error: {self.failed[-1].message}" if self.failed else ""
             raise StopError(
                 f"{len(recent)} rounds of {phase} in a row brought nothing{why}",
                 hint=f"look into {self.run.logs}, mend it and launch again",
@@ -142,7 +143,7 @@ def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     if active := backend.active("refine"):
         return Step("refine", "waiting", f"{active} workers wait or run, {around.left} shards left")
     around.check("refine")
-    resources = load(run).resources("refine")
+    resources = recorded_site(run).resources("refine")
     per_node = resources.tasks_per_node
     elements = min(backend.elements(resources), -(-around.left // per_node))
     of = elements * per_node
@@ -156,7 +157,7 @@ def _merge(run: RunDir, backend: Backend, around: Round) -> Step:
     if backend.active("merge"):
         return Step("merge", "waiting", "the merge waits or runs")
     around.check("merge")
-    cpus = load(run).resources("merge").cpus
+    cpus = recorded_site(run).resources("merge").cpus
     job = Job("merge", tasks.merge, [(str(run.root), cpus)], around.about)
     ids = backend.submit(job, _control(run))
     return Step("merge", "submitted", f"every shard is refined; merging: {_named(ids)}")

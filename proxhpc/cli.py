@@ -3,9 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proxhpc import __version__
-from proxhpc.errors import ProxError
+from proxhpc.errors import ProxError, UserError
+
+if TYPE_CHECKING:
+    from proxhpc.rundir import RunDir
 
 STORY = """\
 Refine pre-training corpora on Slurm clusters with small language models that write programs.
@@ -43,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = verbs.add_parser("inspect", help="show a document before and after")
     _run(inspect)
-    inspect.add_argument("id", metavar="ID", help="a document's id, or FILE:POSITION")
+    inspect.add_argument("id", metavar="ID", nargs="?", help="a document's id, or FILE:POSITION")
+    inspect.add_argument("--sample", type=int, metavar="N", help="instead: N documents at random")
+    inspect.add_argument(
+        "--status", choices=["kept", "edited", "dropped", "quarantined"], help="of these only"
+    )
+    inspect.add_argument("--seed", type=int, default=0, help="choose other ones")
     _json(inspect)
 
     report = verbs.add_parser("report", help="write the report of a merged run again")
@@ -82,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader has seen enough (`| head`); Python would complain again at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
 
 
@@ -123,9 +132,21 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from proxhpc.inspect import show
+    from proxhpc.inspect import show, show_sample
 
-    show(_open(arguments), arguments.id, as_json=arguments.json)
+    run = _open(arguments)
+    if (arguments.id is None) == (arguments.sample is None):
+        raise UserError("inspect takes the id of a document, or --sample N")
+    if arguments.id is not None:
+        show(run, arguments.id, as_json=arguments.json)
+    else:
+        show_sample(
+            run,
+            arguments.sample,
+            status=arguments.status,
+            seed=arguments.seed,
+            as_json=arguments.json,
+        )
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -173,7 +194,9 @@ COMMANDS = {
 
 
 def _manifest(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("manifest", type=Path, metavar="MANIFEST", help="manifest file (YAML)")
+    verb.add_argument(
+        "manifest", type=Path, metavar="MANIFEST", help="manifest (YAML), or a run to go on with"
+    )
     verb.add_argument("--site", help="site file or name, or auto (else the manifest's)")
     verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
 
@@ -186,24 +209,23 @@ def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def _open(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _open(arguments: argparse.Namespace) -> "RunDir":
     from proxhpc.rundir import RunDir
 
     return RunDir(arguments.run.absolute())
 
 
 def _print(renderable: object) -> None:
-    from rich.console import Console
+    from proxhpc.status.terminal import make_console
 
-    Console().print(renderable)
+    make_console().print(renderable)
 
 
 def _print_json(data: object) -> None:
-    import orjson
+    import json
 
-    sys.stdout.buffer.write(
-        orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    )
+    # Not orjson: FLOPs go beyond 64 bits, and whatever steers a terminal must be escaped.
+    print(json.dumps(data, indent=2))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from types import FrameType
 
 import orjson
 
-from proxhpc.advance import Step, advance, alone
+from proxhpc.advance import Step, advance, alone, recorded_site
 from proxhpc.cluster import slurm
 from proxhpc.cluster.submit import LocalBackend, make_backend
 from proxhpc.corpus.frames import write_atomic
@@ -38,6 +38,8 @@ def prepare(
 
     Writes nothing unless `freeze`.
     """
+    if manifest_path.is_dir():
+        return _take_up(RunDir(manifest_path.absolute()), site, freeze)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
     chosen = choose_site(manifest, site)
@@ -50,10 +52,21 @@ def prepare(
         # Of two launches at once one made the plan; both go by that one.
         plan = Plan.load(run)
     check_same(plan, manifest)
+    return _on_site(Run(run, plan, chosen), freeze)
+
+
+def _take_up(run: RunDir, site: str | None, freeze: bool) -> Run:
+    """A run by its directory: the manifest is in its plan, the site that of its last launch."""
+    plan = Plan.load(run)
+    chosen = load_site(site) if site else recorded_site(run)
+    return _on_site(Run(run, plan, chosen), freeze)
+
+
+def _on_site(run: Run, freeze: bool) -> Run:
     if freeze:
-        site_json = chosen.model_dump(mode="json", exclude_unset=True)
-        write_atomic(run.site, orjson.dumps(site_json))
-    return Run(run, plan, chosen)
+        site = run.site.model_dump(mode="json", exclude_unset=True)
+        write_atomic(run.dir.site, orjson.dumps(site))
+    return run
 
 
 def choose_site(manifest: Manifest, given: str | None) -> Site:

@@ -162,7 +162,7 @@ def make_plan(manifest: Manifest) -> Plan:
     models: dict[str, ModelRef] = {
         stage.level: resolve_model(stage.model)
         for stage in manifest.stages
-        if stage.model is not None
+        if stage.model is not None and manifest.engine.name != "rules"
     }
     plan = Plan(
         run_id=secrets.token_hex(4),

@@ -98,7 +98,7 @@ class RunDir:
 
     def ledger(self, shard: int) -> Path:
         """The published ledger of `shard`; exists means done."""
-        return self.shard_folder(shard) / f"{shard:05d}.ledger.zst"
+        return self.shard_folder(shard) / ledger_name(shard)
 
     def worker(self, worker: str) -> Path:
         """The progress file of `worker`."""
@@ -161,6 +161,11 @@ class RunDir:
     def folders(self) -> list[Path]:
         """The folders that a new run needs."""
         return [self.leases, self.shards, self.workers, self.logs, self.merge]
+
+
+def ledger_name(shard: int) -> str:
+    """File name of a shard's ledger."""
+    return f"{shard:05d}.ledger.zst"
 
 
 def _checked(name: str) -> str:

@@ -1,3 +1,4 @@
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TEMPLATE, save_tokenizer
+from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
 
 from proxhpc.errors import UserError
 from proxhpc.refine.engines.tokenizer import HFTokenizer
@@ -204,6 +205,38 @@ def test_a_budget_under_the_frame_is_refused(tiny: HFTokenizer) -> None:
     with pytest.raises(UserError, match="its frame is") as caught:
         style.doc_prompt(tiny, "The fox", 20)
     assert "max_prompt_tokens" in caught.value.hint
+
+
+def test_a_directory_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
+    """The released refiners carry no tokenizer.json."""
+    pytest.importorskip("transformers")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([TEXT]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=310,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    edit_json(tmp_path / "config.json", model_type="llama")
+    config = tmp_path / "tokenizer_config.json"
+    edit_json(config, tokenizer_class="LlamaTokenizer", bos_token="<s>", add_bos_token=True)
+    tokenizer = HFTokenizer(tmp_path)
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    text = "The fox\n\n  漢 [/INST]"
+    ids = prompt_style("prox-plain").wrap(tokenizer, text)
+    assert ids == [1, *own.encode(text)]
+    assert tokenizer.decode(ids) == text
+    # Without its class the conversion loses the space before the first word.
+    edit_json(config, tokenizer_class=None)
+    with pytest.raises(UserError, match="gives other tokens than the file itself"):
+        HFTokenizer(tmp_path)
 
 
 def test_errors_name_the_choices(tmp_path: Path) -> None:

@@ -12,13 +12,16 @@ TEST = Path(__file__).with_name("test_slurm_cluster.py")
 
 def run_without_slurm(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Runs one test of the cluster where no program is on PATH."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("CI", "PROXHPC_REQUIRE")}
+    # PYTEST_ADDOPTS could name this very file, which then would run itself without end.
+    dropped = ("CI", "PROXHPC_REQUIRE", "PYTEST_ADDOPTS")
+    kept = {k: v for k, v in os.environ.items() if k not in dropped}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{TEST}::test_by_hand"],
         cwd=TEST.parents[1],
         env={**kept, "PATH": str(tmp_path), **settings},
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )
 

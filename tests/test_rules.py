@@ -219,7 +219,7 @@ def test_c4_line_rules(line: str, reason: str) -> None:
 README = """\
 # Fastlib
 
-[![PyPI](https://img.shields.io/pypi/v/fastlib.svg)](https://pypi.org/project/fastlib)
+[![PyPI](https://img.shields.io/pypi/v/fastlib.svg)](https://example.org/project/fastlib)
 [![Build](https://github.com/x/fastlib/actions/workflows/ci.yml/badge.svg)](https://github.com/x)
 
 - [Install](#install)

@@ -16,8 +16,8 @@ from slurm_cluster import FINISHED, SlurmCluster
 
 from proxhpc.launch import prepare
 from proxhpc.plan import Plan
-from proxhpc.refine.progress import latest
 from proxhpc.rundir import RunDir
+from proxhpc.status.beats import Beat, latest
 from runs import local_site, manifest, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +71,10 @@ def finished(run: RunDir) -> Callable[[], bool]:
     return lambda: run.report_json.exists()
 
 
+def is_at_work(beat: Beat) -> bool:
+    return beat.role == "refine" and beat.state == "working" and beat.counts.documents > 0
+
+
 def idle(cluster: SlurmCluster) -> bool:
     return all(job.state in FINISHED for job in cluster.jobs())
 
@@ -112,7 +116,7 @@ def undisturbed(tmp_path: Path, inputs: list[Path], **sections: object) -> RunDi
 def test_one_launch_does_it_all_and_a_second_one_says_so(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text, sharding={"tokens": 250_000}, commit={"documents": 64})
+    path = manifest(tmp_path, real_text, sharding={"tokens": 150_000}, commit={"documents": 64})
     run = RunDir(tmp_path / "run")
     said = launch(cluster, path, site(tmp_path), run.root)
     assert "4 workers" in said
@@ -120,10 +124,10 @@ def test_one_launch_does_it_all_and_a_second_one_says_so(
     plan = Plan.load(run)
     assert len(plan.shards) >= 20
     balance = check_balance(run)
-    assert balance["documents"] == sum(line["counts"]["documents"] for line in latest(run))
-    refiners = [line for line in latest(run) if line["role"] == "refine"]
+    assert balance["documents"] == sum(beat.counts.documents for beat in latest(run))
+    refiners = [beat for beat in latest(run) if beat.role == "refine"]
     assert len(refiners) == 4
-    assert sum(line["shards"] for line in refiners) == len(plan.shards)
+    assert sum(beat.shards for beat in refiners) == len(plan.shards)
     before = corpus_bytes(run)
     again = launch(cluster, path, site(tmp_path), run.root)
     assert "finished" in again
@@ -134,25 +138,18 @@ def test_one_launch_does_it_all_and_a_second_one_says_so(
 def test_a_cancelled_element_is_made_up_for_by_itself(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text, sharding={"tokens": 250_000}, commit={"documents": 32})
+    path = manifest(tmp_path, real_text, sharding={"tokens": 150_000}, commit={"documents": 32})
     run = RunDir(tmp_path / "run")
     launch(cluster, path, site(tmp_path), run.root)
 
     def victim() -> str:
-        for line in latest(run):
-            if (
-                line["role"] == "refine"
-                and line["state"] == "working"
-                and line["counts"]["documents"]
-            ):
-                return str(line["owner"]["job"])
-        return ""
+        return next((beat.owner.job for beat in latest(run) if is_at_work(beat)), "")
 
     element = cluster.until(victim, "a worker that has committed something", timeout=60)
     cluster.run("scancel", element)
     cluster.until(finished(run), "the report", timeout=240)
     check_balance(run)
-    states = {line["owner"]["job"]: line["state"] for line in latest(run)}
+    states = {beat.owner.job: beat.state for beat in latest(run)}
     assert states[element] in ("stopped", "working")
     assert corpus_bytes(run) == corpus_bytes(undisturbed(tmp_path, real_text))
     assert [*run.leases.glob("[!.]*")] == []
@@ -162,19 +159,12 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
     """SIGKILL leaves no time to give anything back."""
-    path = manifest(tmp_path, real_text, sharding={"tokens": 250_000}, commit={"documents": 32})
+    path = manifest(tmp_path, real_text, sharding={"tokens": 150_000}, commit={"documents": 32})
     run = RunDir(tmp_path / "run")
     launch(cluster, path, site(tmp_path), run.root)
 
     def victim() -> int:
-        for line in latest(run):
-            if (
-                line["role"] == "refine"
-                and line["state"] == "working"
-                and line["counts"]["documents"]
-            ):
-                return int(line["owner"]["pid"])
-        return 0
+        return next((beat.owner.pid for beat in latest(run) if is_at_work(beat)), 0)
 
     os.kill(cluster.until(victim, "a worker that has committed something", timeout=60), 9)
     cluster.until(finished(run), "the report", timeout=240)
@@ -185,7 +175,7 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
 def test_where_jobs_may_not_submit_launching_again_goes_on(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[:1], sharding={"tokens": 250_000})
+    path = manifest(tmp_path, real_text[:1], sharding={"tokens": 150_000})
     run = RunDir(tmp_path / "run")
     where = site(tmp_path, submit_from_jobs=False)
     for _ in range(3):
@@ -198,7 +188,7 @@ def test_where_jobs_may_not_submit_launching_again_goes_on(
 def test_plain_sbatch_without_the_launcher(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[:2], sharding={"tokens": 250_000})
+    path = manifest(tmp_path, real_text[:2], sharding={"tokens": 150_000})
     program = tmp_path / "proxhpc"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli "$@"\n')
     program.chmod(0o755)

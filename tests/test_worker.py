@@ -20,8 +20,8 @@ from proxhpc.launch import Run
 from proxhpc.refine.lease import Leases, Owner, process_start
 from proxhpc.refine.leaser import Leaser, missing
 from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
-from proxhpc.refine.progress import latest
 from proxhpc.refine.shard import OpenShard
+from proxhpc.status.beats import latest
 from runs import document, manifest, planned, rows_of, write_jsonl
 
 FORK = multiprocessing.get_context("fork")
@@ -152,7 +152,7 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "proxhpc.cli", "worker", str(run.dir.root)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not any(line["counts"]["documents"] for line in latest(run.dir)):
+    while not any(beat.counts.documents for beat in latest(run.dir)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
@@ -160,9 +160,9 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     assert out.strip() == "stopped"
     assert worker.returncode == 0
     assert [*run.dir.leases.glob("[!.]*")] == []
-    (line,) = latest(run.dir)
-    assert line["state"] == "stopped"
-    assert 0 < line["counts"]["documents"] < 30_000
+    (beat,) = latest(run.dir)
+    assert beat.state == "stopped"
+    assert 0 < beat.counts.documents < 30_000
 
 
 def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_an_input_that_changed_since_the_plan_stops_the_run(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes() + b'{"id": "more", "text": "x"}\n')
     with pytest.raises(StopError, match=r"b\.jsonl"):
         refine(run)
-    (line,) = latest(run.dir)
-    assert (line["state"], line["error"]) == ("failed", "StopError")
-    assert "b.jsonl" in line["message"]
+    (beat,) = latest(run.dir)
+    assert (beat.state, beat.error) == ("failed", "StopError")
+    assert "b.jsonl" in beat.message
 
 
 def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
         "doc-2",
     ]
     assert [row.reason for row in rows_out if row.file == 1][-1] == "truncated_input"
-    (line,) = latest(run.dir)
-    assert line["counts"]["blank_lines"] == 1
-    assert line["counts"]["documents"] == len(rows_out)
+    (beat,) = latest(run.dir)
+    assert beat.counts.blank_lines == 1
+    assert beat.counts.documents == len(rows_out)
 
 
 def test_a_ledger_with_a_changed_count_is_refused(tmp_path: Path) -> None:

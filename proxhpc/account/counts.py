@@ -28,6 +28,7 @@ class Counts:
     bytes_out: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_chunk: int = 0  # raw tokens of the documents that the chunk stage read
     lines_removed: int = 0
     strings_replaced: int = 0
     windows: int = 0

@@ -14,8 +14,6 @@ from proxhpc.account.flops import (
     training_flops,
 )
 
-DOC_DROP = "doc_program"  # reason of the documents that the doc stage drops
-
 
 @dataclass(frozen=True, slots=True)
 class StageFlops:
@@ -49,14 +47,9 @@ def stage_flops(shape: ModelShape | None, usage: Usage, documents_tokens: int | 
     )
 
 
-def tokens_read(level: str, counts: Counts, after_doc: bool) -> int | None:
-    """Raw tokens of the documents that a stage reads; None where they were not counted apart.
-
-    The doc stage reads all. The chunk stage reads what the doc stage before it keeps.
-    """
-    if level == "doc" or not after_doc or not counts.dropped[DOC_DROP]:
-        return counts.tokens_in
-    return None
+def tokens_read(level: str, counts: Counts) -> int:
+    """Raw tokens of the documents that a stage reads: all, or what a doc stage before it keeps."""
+    return counts.tokens_in if level == "doc" else counts.tokens_chunk
 
 
 def added(numbers: list[int | None]) -> int | None:

@@ -1,7 +1,7 @@
 """Match: one survivor of every set of duplicates, and where each part of the corpus begins.
 
 Everything follows from the documents and their order in the input, nothing from shards or workers.
-All hashes are in memory at once: about 120 bytes a document at the peak, for 40 on disk.
+All hashes are in memory at once: about 100 bytes a document at the peak, for 40 on disk.
 """
 
 from collections.abc import Iterator, Sequence

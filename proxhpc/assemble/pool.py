@@ -88,9 +88,11 @@ def open_pool(
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         # Every file of the merge is whole or absent, so a unit may die anywhere.
-        for child in set(multiprocessing.active_children()) - others:
+        children = set(multiprocessing.active_children()) - others
+        for child in children:
             child.terminate()
-            child.join()
+        for child in children:
+            wait([child.sentinel])  # the executor's own thread may have taken its exit status
         raise
 
 

@@ -32,15 +32,14 @@ def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
         raise ValueError(f"record {refined.number} is not for the corpus")
     provenance = plan.manifest.output.provenance
     row: dict[str, Any] = {"id": document.id, "text": refined.text}
-    taken = {"id", "text", "proxhpc"} if provenance else {"id", "text"}
+    reserved = {"id", "text", "proxhpc"} if provenance else {"id", "text"}
     for name, value in document.fields.items():
         if name == "id" and _is_id(value, document):
             continue
-        while name in taken:
-            name = PREFIX + name
-            if name in document.fields:
-                taken.add(name)
-        row[name] = _writable(value) if isinstance(value, dict | list) else value
+        free = name
+        while free in reserved or free in row or (free != name and free in document.fields):
+            free = PREFIX + free
+        row[free] = _writable(value) if isinstance(value, dict | list) else value
     if provenance:
         row["proxhpc"] = _provenance(plan, refined.row)
     return row

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from proxhpc.cluster import slurm
 from proxhpc.cluster.journal import Journal, Submission
+from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import slurm_element
@@ -112,8 +113,8 @@ class SlurmBackend:
 
     def _held(self, journal: Journal, intent: int, job: Job, dependency: str) -> str:
         journal.write("intent", intent, phase=job.phase, count=len(job.arguments), about=job.about)
-        executor = self._executor(intent, job, dependency)
-        with slurm.clean_environment():
+        with slurm.clean_environment(), writing(self.run.logs):
+            executor = self._executor(intent, job, dependency)
             jobs = executor.map_array(job.function, *zip(*job.arguments, strict=True))
         identity = str(jobs[0].job_id).partition("_")[0]
         journal.write("receipt", intent, job=identity)
@@ -187,15 +188,22 @@ class LocalBackend:
         number = len(journal.read())
         journal.write("intent", number, phase=job.phase, count=len(job.arguments), about=job.about)
         folder = self.run.logs / f"{number:04d}-{job.phase}"
-        executor = submitit.LocalExecutor(folder=folder, python=self.site.python)
-        executor.update_parameters(
-            timeout_min=UNLIMITED_MINUTES,
-            tasks_per_node=1,
-            gpus_per_node=resources.gpus,
-            setup=list(resources.setup),
-        )
-        started = [executor.submit(job.function, *arguments) for arguments in job.arguments]
-        self._jobs.setdefault(job.phase, []).extend(started)
+        started = self._jobs.setdefault(job.phase, [])
+        started.clear()
+        with writing(self.run.logs):
+            executor = submitit.LocalExecutor(folder=folder, python=self.site.python)
+            executor.update_parameters(
+                timeout_min=UNLIMITED_MINUTES,
+                tasks_per_node=1,
+                gpus_per_node=resources.gpus,
+                setup=list(resources.setup),
+            )
+            gpus = resources.gpus
+            for number, arguments in enumerate(job.arguments):
+                # Each worker its own cards; with none asked for, all are hidden.
+                own = range(number * gpus, (number + 1) * gpus)
+                executor.update_parameters(visible_gpus=list(own))
+                started.append(executor.submit(job.function, *arguments))
         for process in started:
             journal.write("receipt", number, job=process.job_id)
         journal.write("released", number)

@@ -1,7 +1,7 @@
 """Finds rows in the ledgers of a run, those of unfinished shards included."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -114,24 +114,21 @@ def _shards_of(plan: Plan, file: int, position: int) -> Iterator[int]:
 def _rows(run: RunDir, shard: int, needle: bytes) -> Iterator[Found]:
     """Rows of one shard, from frames that contain `needle`."""
     while True:
-        path, published = _file(run, shard)
-        if path is None:
-            return
         try:
-            yield from _read(path, shard, published, needle)
+            if run.ledger(shard).exists():
+                yield from _read(run.ledger(shard), shard, True, needle)
+            elif best := _best_attempt(run, shard):
+                yield from _read(best, shard, False, needle)
         except FileNotFoundError:
             continue  # published, or taken over by the next attempt, while we came to it
         return
 
 
-def _file(run: RunDir, shard: int) -> tuple[Path | None, bool]:
-    ledger = run.ledger(shard)
-    if ledger.exists():
-        return ledger, True
-    if not ledger.parent.is_dir():
-        return None, False
-    size: Callable[[Path], int] = lambda path: path.stat().st_size if path.exists() else -1  # noqa: E731
-    return max((run.attempt(shard, n) for n in attempts(run, shard)), key=size, default=None), False
+def _best_attempt(run: RunDir, shard: int) -> Path | None:
+    if not run.shard_folder(shard).is_dir():
+        return None
+    paths = [run.attempt(shard, number) for number in attempts(run, shard)]
+    return max(paths, key=lambda path: path.stat().st_size, default=None)
 
 
 def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[Found]:

@@ -6,7 +6,6 @@ a call a line as they were trained on; every other program is parsed. Both ways 
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxhpc.program.parse import SURROGATE, parse_chunk
@@ -32,59 +31,70 @@ _USUAL = re.compile(
 
 
 class StringEdit(NamedTuple):
-    """Replace `source` by `target`: the only one on `line`, or all in the window if None."""
+    """Replace `source` by `target`: the only one on `line`, or all in the window if None.
+
+    `verbatim` holds both as written, escapes undecoded, where that is another reading.
+    """
 
     line: int | None
-    source: Quoted
-    target: Quoted
+    source: str
+    target: str
+    verbatim: tuple[str, str] | None = None
 
 
-@dataclass(slots=True)
-class Edits:
+def _string_edit(line: int | None, source: Quoted, target: Quoted) -> StringEdit:
+    value = source.value
+    verbatim = None if value == source.body else (source.body, target.body)
+    return StringEdit(line, value, target.value, verbatim)
+
+
+class Edits(NamedTuple):
     """The effects that a program asks for, in numbers and strings as it wrote them.
 
     `ranges` are lines, both ends included. `rejected` counts statements by reason.
     """
 
-    ranges: list[tuple[int, int]] = field(default_factory=list)
-    strings: list[StringEdit] = field(default_factory=list)
-    everything: bool = False
-    rejected: dict[str, int] = field(default_factory=dict)
-    cut: bool = False
+    ranges: list[tuple[int, int]]
+    strings: list[StringEdit]
+    everything: bool
+    rejected: dict[str, int]
+    cut: bool
 
 
 def lower(program: Program) -> Edits:
     """Return what a parsed program asks for."""
-    edits = Edits(rejected=dict(Counter(r.reason for r in program.rejected)), cut=program.cut)
+    ranges: list[tuple[int, int]] = []
+    strings: list[StringEdit] = []
+    everything = False
     for statement in program.statements:
         match statement:
             case RemoveLines(first, last):
-                edits.ranges.append((first, last))
+                ranges.append((first, last))
             case RemoveAll():
-                edits.everything = True
+                everything = True
             case Normalize(source, target):
-                edits.strings.append(StringEdit(None, source, target))
+                strings.append(_string_edit(None, source, target))
             case RemoveStr(line, source):
-                edits.strings.append(StringEdit(line, source, Quoted("")))
+                strings.append(_string_edit(line, source, Quoted("")))
             case ReplaceStr(line, source, target):
-                edits.strings.append(StringEdit(line, source, target))
-    return edits
+                strings.append(_string_edit(line, source, target))
+    rejected = Counter[str](item.reason for item in program.rejected)
+    return Edits(ranges, strings, everything, dict(rejected), program.cut)
 
 
 def read_edits(text: str, dialect: Dialect, finish: Finish) -> Edits:
     """Return what a program's text asks for. Never raises; linear in `text`."""
-    edits = Edits()
+    ranges: list[tuple[int, int]] = []
+    strings: list[StringEdit] = []
     usual = text.strip()
-    if usual == "untouch_doc()":
-        return edits
     if dialect == "prox" and (usual.isascii() or not SURROGATE.search(usual)):
         for first, last, source, target, other in _USUAL.findall(usual):
             if first:
-                edits.ranges.append((int(first), int(last)))
+                ranges.append((int(first), int(last)))
             elif not other:
-                edits.strings.append(StringEdit(None, Quoted(source), Quoted(target)))
-            else:
+                strings.append(StringEdit(None, source, target))
+            elif other != "untouch_doc()":
                 break
         else:
-            return edits
+            return Edits(ranges, strings, False, {}, False)
     return lower(parse_chunk(text, dialect, finish))

@@ -39,7 +39,6 @@ _UNSPACED_RANGES = (
 )
 UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 """One character of a script that writes no spaces between words."""
-_in_word = re.compile(rf"[^\W_{_UNSPACED_RANGES}]").match
 
 Range = tuple[int, int]
 
@@ -87,19 +86,19 @@ def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) ->
     Error budgets are the caller's to apply. Never raises; linear in text and programs, times the
     different strings edited in a window, of which the policy bounds the number.
     """
-    rejected = [dict(window.edits.rejected) for window in windows]
-    removed = [_removed(*each) for each in zip(windows, rejected, strict=True)]
-    starts = _starts(text, total, _needed(windows, removed))
+    plans = [_plan(window) for window in windows]
+    needed = [line for plan in plans for line in plan.needed]
+    starts = _starts(text, total, sorted(needed))
     results = []
-    for window, ranges, reasons in zip(windows, removed, rejected, strict=True):
-        holes = [(starts[a], starts[b]) for a, b in ranges]
+    for window, (removed, _, rejected) in zip(windows, plans, strict=True):
+        holes = [(starts[a], starts[b]) for a, b in removed]
         changes: list[Change] = []
         replaced = 0
         if window.edits.strings:
             finder = _Finder(text, window, starts, holes, policy)
-            changes, replaced = _changes(window.edits.strings, finder, reasons)
-        lines = sum([b - a for a, b in ranges])
-        results.append(WindowResult(holes, changes, lines, replaced, reasons))
+            changes, replaced = finder.changes(rejected)
+        lines = sum([b - a for a, b in removed])
+        results.append(WindowResult(holes, changes, lines, replaced, rejected))
     return results
 
 
@@ -123,24 +122,82 @@ def apply(text: str, results: Sequence[WindowResult]) -> str:
     return "".join(pieces)
 
 
+def only_place(text: str, low: int, high: int, source: str) -> list[int] | str:
+    """Where `source` stands in characters [low, high), if only once, or why it does not count."""
+    at = text.find(source, low, high)
+    if at < 0:
+        return "not_found"
+    return "ambiguous" if text.find(source, at + 1, high) >= 0 else [at]
+
+
+def word_places(text: str, low: int, high: int, source: str, policy: Policy) -> list[int] | str:
+    """Where `source` stands in characters [low, high), or why none of it counts.
+
+    Read from left to right without overlap, as whole words where the policy says so.
+    """
+    size, most, whole = len(source), policy.max_matches, policy.whole_words
+    head, tail = whole and _in_word(source[0]), whole and _in_word(source[-1])
+    places: list[int] = []
+    inside = False
+    at = text.find(source, low, high)
+    while at >= 0:
+        stop = at + size
+        if (head and at > low and _in_word(text[at - 1])) or (
+            tail and stop < high and _in_word(text[stop])
+        ):
+            inside = True
+        elif len(places) == most:
+            return "too_many_matches"
+        else:
+            places.append(at)
+        at = text.find(source, stop, high)
+    return places or ("inside_word" if inside else "not_found")
+
+
+def _in_word(char: str) -> bool:
+    """Whether `char` belongs to a word of a script that has spaces."""
+    return char.isalnum() and (char.isascii() or not UNSPACED.match(char))
+
+
 def _count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
     rejected[reason] = rejected.get(reason, 0) + number
 
 
-def _removed(window: Window, rejected: dict[str, int]) -> list[Range]:
-    """Disjoint ascending ranges [a, b) of the document's lines that go, none next to another."""
-    low, high, first_line, edits = window
+class _Plan(NamedTuple):
+    """The lines of a window that go, disjoint ascending ranges [a, b) none next to another.
+
+    `needed` are the lines of which execution must know where they start.
+    """
+
+    removed: list[Range]
+    needed: list[int]
+    rejected: dict[str, int]
+
+
+def _plan(window: Window) -> _Plan:
+    low, high, first_line, (asked, strings, everything, rejected, _) = window
+    rejected = dict(rejected)
     shift = low - first_line
-    ranges: list[Range] = [(low, high)] if edits.everything else []
-    for first, last in edits.ranges:
+    ranges = [(low, high)] if everything else []
+    for first, last in asked:
         if first > last:
             _count(rejected, "reversed_range")
         elif first + shift < low or last + shift >= high:
             _count(rejected, "outside_window")
         else:
-            ranges.append((first + shift, last + 1 + shift))
-    if len(ranges) < 2:
-        return ranges
+            ranges.append((first + shift, last + shift + 1))
+    if len(ranges) > 1:
+        ranges = _joined(ranges)
+    needed = [line for pair in ranges for line in pair]
+    if strings:
+        needed += (low, high)
+        for number in {edit.line for edit in strings}:
+            if number is not None and low <= number + shift < high:
+                needed += (number + shift, number + shift + 1)
+    return _Plan(ranges, needed, rejected)
+
+
+def _joined(ranges: list[Range]) -> list[Range]:
     ranges.sort()
     joined = ranges[:1]
     for start, stop in ranges[1:]:
@@ -149,23 +206,6 @@ def _removed(window: Window, rejected: dict[str, int]) -> list[Range]:
         elif stop > joined[-1][1]:
             joined[-1] = (joined[-1][0], stop)
     return joined
-
-
-def _needed(windows: Sequence[Window], removed: list[list[Range]]) -> list[int]:
-    """Lines, ascending, of which execution needs to know where they start."""
-    needed: list[int] = []
-    for window, ranges in zip(windows, removed, strict=True):
-        for pair in ranges:
-            needed += pair
-        if window.edits.strings:
-            needed += window[:2]
-            first, last = window.first_line, window.first_line + window.stop - window.start - 1
-            for number in {edit.line for edit in window.edits.strings}:
-                if number is not None and first <= number <= last:
-                    line = number - first + window.start
-                    needed += (line, line + 1)
-    needed.sort()
-    return needed
 
 
 def _starts(text: str, total: int, lines: list[int]) -> dict[int, int]:
@@ -192,28 +232,6 @@ def _starts(text: str, total: int, lines: list[int]) -> dict[int, int]:
     return starts
 
 
-def _changes(
-    strings: list[StringEdit], finder: "_Finder", rejected: dict[str, int]
-) -> tuple[list[Change], int]:
-    """Disjoint ascending changes outside removed lines, and of how many occurrences."""
-    accepted = _Accepted()
-    replaced = 0
-    different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
-    most = finder.policy.max_strings
-    for string in different[:most]:
-        found = finder.find(string)
-        if isinstance(found, list) and accepted.changes and not all(map(accepted.fits, found)):
-            found = "overlap"
-        if isinstance(found, str):
-            _count(rejected, found)
-        else:
-            replaced += len(found)
-            accepted.add(found)
-    if len(different) > most:
-        _count(rejected, "too_many_strings", len(different) - most)
-    return accepted.changes, replaced
-
-
 class _Finder:
     """Looks strings up in one window."""
 
@@ -231,58 +249,51 @@ class _Finder:
         self.holes, self.policy = holes, policy
         self.low, self.high = starts[window.start], starts[window.stop] - 1
 
+    def changes(self, rejected: dict[str, int]) -> tuple[list[Change], int]:
+        """Disjoint ascending changes outside removed lines, and of how many occurrences."""
+        strings, most = self.window.edits.strings, self.policy.max_strings
+        different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
+        accepted = _Accepted()
+        replaced = 0
+        for string in different[:most]:
+            found = self.find(string)
+            if accepted.changes and not (isinstance(found, str) or all(map(accepted.fits, found))):
+                found = "overlap"
+            if isinstance(found, str):
+                _count(rejected, found)
+            else:
+                replaced += len(found)
+                accepted.add(found)
+        if len(different) > most:
+            _count(rejected, "too_many_strings", len(different) - most)
+        return accepted.changes, replaced
+
     def find(self, edit: StringEdit) -> list[Change] | str:
         """All changes that one statement asks for, or the reason why it is rejected."""
-        number, quoted, target = edit
+        number, source, target, verbatim = edit
         low, high = self.low, self.high
         if number is not None:
             line = number - self.window.first_line + self.window.start
             if not self.window.start <= line < self.window.stop:
                 return "outside_window"
             low, high = self.starts[line], self.starts[line + 1] - 1
-        verbatim = False
-        source = quoted.value
-        if source != quoted.body:
-            verbatim = self.text.find(quoted.body, low, high) >= 0
-            if verbatim and self.text.find(source, low, high) >= 0:
+        if verbatim and self.text.find(verbatim[0], low, high) >= 0:
+            if self.text.find(source, low, high) >= 0:
                 return "ambiguous"
-            source = quoted.body if verbatim else source
+            source, target = verbatim
         if not source or source.isspace():
             return "blank_source"
-        places = self._places(source) if number is None else self._only(source, low, high)
+        if number is None:
+            places = word_places(self.text, low, high, source, self.policy)
+        else:
+            places = only_place(self.text, low, high, source)
         if isinstance(places, str):
             return places
-        written = target.body if verbatim else target.value
-        if len(places) * (len(written) - len(source)) > self.policy.max_growth:
+        size = len(source)
+        if len(places) * (len(target) - size) > self.policy.max_growth:
             return "growth"
-        found = [Change(at, at + len(source), written) for at in places]
+        found = [Change(at, at + size, target) for at in places]
         return self._outside(found) if self.holes else found
-
-    def _only(self, source: str, low: int, high: int) -> list[int] | str:
-        """Where `source` stands in characters [low, high), if only once."""
-        at = self.text.find(source, low, high)
-        if at < 0:
-            return "not_found"
-        return "ambiguous" if self.text.find(source, at + 1, high) >= 0 else [at]
-
-    def _places(self, source: str) -> list[int] | str:
-        """Where `source` stands as whole words, from left to right, not overlapping."""
-        text, high, policy = self.text, self.high, self.policy
-        head = policy.whole_words and _in_word(source)
-        tail = policy.whole_words and _in_word(source, len(source) - 1)
-        places: list[int] = []
-        inside = 0
-        at = text.find(source, self.low, high)
-        while at >= 0:
-            stop = at + len(source)
-            if (head and at and _in_word(text, at - 1)) or (tail and _in_word(text, stop)):
-                inside += 1
-            elif len(places) == policy.max_matches:
-                return "too_many_matches"
-            else:
-                places.append(at)
-            at = text.find(source, stop, high)
-        return places or ("inside_word" if inside else "not_found")
 
     def _outside(self, found: list[Change]) -> list[Change] | str:
         """Changes that touch no removed line, or why the statement falls."""

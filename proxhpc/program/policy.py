@@ -21,35 +21,38 @@ class Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_errors: Count = Field(
-        1, description="rejected statements that a window's program may have and still be executed"
+        default=1,
+        description="rejected statements that a window's program may have and still be executed",
     )
     on_errors: Action = Field(
-        "keep", description="above max_errors: keep the window's lines, or drop or quarantine all"
+        default="keep",
+        description="above max_errors: keep the window's lines, or drop or quarantine all",
     )
     max_removed_share: Share = Field(
-        0.95, description="largest share of a document's characters that edits may take away"
+        default=0.95,
+        description="largest share of a document's characters that edits may take away",
     )
-    on_removed_share: Action = Field("keep", description="above max_removed_share")
+    on_removed_share: Action = Field(default="keep", description="above max_removed_share")
     min_kept_words: Count = Field(
-        11, description="fewest words, separated by white space, that edits may leave"
+        default=11, description="fewest words, separated by white space, that edits may leave"
     )
     min_kept_chars: Count = Field(
-        20,
+        default=20,
         description="fewest characters that edits may leave of a script without spaces"
         " (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan); enough words suffice too",
     )
-    on_short: Action = Field("drop", description="below min_kept_words and min_kept_chars")
+    on_short: Action = Field(default="drop", description="below min_kept_words and min_kept_chars")
     max_matches: Count = Field(
-        32, description="most occurrences that one normalize may replace in its window"
+        default=32, description="most occurrences that one normalize may replace in its window"
     )
     max_growth: Count = Field(
-        256, description="most characters that one statement may add to its window"
+        default=256, description="most characters that one statement may add to its window"
     )
     max_strings: Count = Field(
-        64, description="most different string edits of one window; it bounds the time"
+        default=64, description="most different string edits of one window; it bounds the time"
     )
     whole_words: bool = Field(
-        True, description="never replace a part of a word of a script that has spaces"
+        default=True, description="never replace a part of a word of a script that has spaces"
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-MAX_CHARS = 1 << 28
+MAX_CHARS = 1 << 26
 """Characters that a document may grow to."""
 MAX_SCANNED = 1 << 34
 """Characters that all replacements of one program may read; some ten seconds."""
@@ -106,7 +106,8 @@ class _Machine:
         if self.scanned > MAX_SCANNED:
             raise ReferenceRunError("reference_time")
         count = self.text.count(source)
-        if len(self.text) + count * (len(target) - len(source)) > MAX_CHARS:
+        growth = count * (len(target) - len(source))
+        if growth > 0 and len(self.text) + growth > MAX_CHARS:
             raise ReferenceRunError("reference_memory")
         if count:
             self.text = self.text.replace(source, target)

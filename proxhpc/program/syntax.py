@@ -166,3 +166,13 @@ class Program:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.statements))
+
+
+def render(program: Program, dialect: Dialect) -> str:
+    """Return the program as models of a dialect are trained to write it."""
+    if dialect == "prox":
+        return str(program)
+    return "\n".join(
+        f"remove_lines({s.first}, {s.last})" if isinstance(s, RemoveLines) else str(s)
+        for s in program.statements
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease, Leases
 from proxhpc.refine.shard import OpenShard, attempts, open_shard
-from proxhpc.rundir import RunDir
+from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir, ledger_name
 
 
 class Leaser:
@@ -64,11 +64,9 @@ def _name(shard: int) -> str:
 
 def missing(run: RunDir, plan: Plan) -> Iterator[int]:
     """Shards without a published ledger, in order; one folder listing per thousand shards."""
-    folder, names = None, set[str]()
-    for shard in range(len(plan.shards)):
-        path = run.ledger(shard)
-        if path.parent != folder:
-            folder = path.parent
-            names = {entry.name for entry in os.scandir(folder)} if folder.exists() else set()
-        if path.name not in names:
-            yield shard
+    total = len(plan.shards)
+    for first in range(0, total, SHARDS_PER_FOLDER):
+        folder = run.shard_folder(first)
+        names = {entry.name for entry in os.scandir(folder)} if folder.exists() else set()
+        last = min(first + SHARDS_PER_FOLDER, total)
+        yield from (shard for shard in range(first, last) if ledger_name(shard) not in names)

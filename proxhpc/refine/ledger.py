@@ -112,7 +112,8 @@ class Row:
 
     def count(self) -> Counts:
         """The row's share of the totals."""
-        counts = Counts(documents=1, windows=len(self.windows))
+        read = self.tokens_in if self.windows else 0
+        counts = Counts(documents=1, windows=len(self.windows), tokens_chunk=read)
         if self.status in ("kept", "edited"):
             setattr(counts, self.status, 1)
         elif self.status in ("dropped", "quarantined"):

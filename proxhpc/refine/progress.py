@@ -1,9 +1,7 @@
 """A worker's progress file: one line per commit and heartbeat; the last line is its state."""
 
-import os
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,7 +12,6 @@ from proxhpc.refine.lease import Owner
 from proxhpc.rundir import RunDir
 
 HEARTBEAT = 15.0  # seconds between two lines when nothing is committed
-TAIL = 64 * 1024  # bytes; holds the last few lines of a progress file
 
 
 @dataclass(slots=True)
@@ -43,19 +40,3 @@ class ProgressLog:
         """Append a line unless one was written lately."""
         if time.monotonic() - self._last >= HEARTBEAT:
             self.write("working")
-
-
-def latest(run: RunDir) -> list[dict[str, Any]]:
-    """The last whole line of every progress file, in the order of the files' names."""
-    lines = (tail(path) for path in sorted(run.workers.glob("[!.]*.jsonl")))
-    return [found[-1] for found in lines if found]
-
-
-def tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a progress file, oldest first; a torn one is left out."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL))
-        lines = file.read().split(b"\n")
-    whole = lines[1 if size > TAIL else 0 : -1]
-    return [orjson.loads(line) for line in whole]

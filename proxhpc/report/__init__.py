@@ -6,7 +6,7 @@ from typing import Any
 from proxhpc.corpus.frames import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.report.build import build_report
-from proxhpc.report.page import page
+from proxhpc.report.html import page
 from proxhpc.report.view import render
 from proxhpc.rundir import RunDir
 

@@ -133,8 +133,7 @@ class _Stage:
         self.model = plan.models.get(stage.level)
         self.usage: Usage = counts.doc if stage.level == "doc" else counts.chunk
         self.shape = self.model.shape if self.model else None
-        after_doc = plan.manifest.stages[0].level == "doc"
-        self.tokens_read = tokens_read(stage.level, counts, after_doc)
+        self.tokens_read = tokens_read(stage.level, counts)
         if plan.manifest.engine.name == "rules":
             self.flops = NO_MODEL
         else:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 from proxhpc.site import Site
-from proxhpc.status.beats import Beat, read_recent
+from proxhpc.status.beats import Beat, latest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def execution(run: RunDir, plan: Plan, documents: int, tokens: int) -> dict[str,
     `gpu_seconds` are the workers' seconds, loading included, times the GPUs of one worker at the
     latest launch's site; null where the site asks for GPUs in Slurm's own words.
     """
-    beats = _beats(run)
+    beats = latest(run)
     refining = [beat for beat in beats if beat.role == "refine"]
     times = _Times(
         sum(beat.busy_seconds for beat in refining), sum(beat.boot_seconds for beat in refining)
@@ -49,14 +49,6 @@ def execution(run: RunDir, plan: Plan, documents: int, tokens: int) -> dict[str,
         "tokens_per_worker_second": _rate(tokens, times.busy),
         "by_worker": [_worker(beat) for beat in beats],
     }
-
-
-def _beats(run: RunDir) -> list[Beat]:
-    if not run.workers.is_dir():
-        return []
-    names = sorted(entry.name for entry in os.scandir(run.workers) if entry.name[0] != ".")
-    recents = (read_recent(run.workers / name) for name in names if name.endswith(".jsonl"))
-    return [recent.last for recent in recents if recent]
 
 
 def _worker(beat: Beat) -> dict[str, Any]:

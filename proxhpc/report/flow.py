@@ -49,8 +49,8 @@ def diagram(report: dict[str, Any]) -> str:
     height = max(box.y + max(box.size, SLOT) for box in (raw, *middle, *last)) + 4
     title = "Where the documents went"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{title}">'
-        f"{''.join(shapes)}</svg>\n"
+        f'<div class=wide><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{title}">'
+        f"{''.join(shapes)}</svg></div>\n"
     )
 
 

@@ -36,8 +36,9 @@ h2 {
 table { border-collapse: collapse; font-size: .9rem; min-width: 20rem; }
 th { text-align: left; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid var(--line); }
+.wide svg { min-width: 36rem; }
 td { vertical-align: top; overflow-wrap: anywhere; max-width: 26rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 svg { display: block; width: 100%; height: auto; margin: .5rem 0 1rem; }
 svg text { fill: var(--ink); font-size: 13px; }
 svg .soft { fill: var(--soft); }

@@ -10,6 +10,7 @@ import orjson
 
 from proxhpc.account.counts import Counts
 from proxhpc.refine.lease import Owner
+from proxhpc.rundir import RunDir
 
 CHUNK = 16 * 1024  # bytes of one read; a line takes one to two KiB
 LONGEST = 1024 * 1024  # bytes to look back for one whole line
@@ -92,6 +93,15 @@ def read_recent(path: Path) -> Recent | None:
     finally:
         os.close(fd)
     return Recent(last, earlier if earlier and earlier.time < last.time else None)
+
+
+def latest(run: RunDir) -> list[Beat]:
+    """The last line of every worker that has written one, in the order of their names."""
+    if not run.workers.is_dir():
+        return []
+    names = sorted(entry.name for entry in os.scandir(run.workers) if entry.name[0] != ".")
+    recents = (read_recent(run.workers / name) for name in names if name.endswith(".jsonl"))
+    return [recent.last for recent in recents if recent]
 
 
 def _lines(fd: int, offset: int, length: int) -> list[bytes]:

@@ -42,7 +42,8 @@ class Collector:
 
     def collect(self) -> Status:
         """The state of the run now. UserError when the directory is no run."""
-        jobs, problem = self._ask()
+        local = _load(self.run.site).get("kind") == "local"
+        jobs, problem = (None, "") if local else self._ask()
         now = time.time()
         recents = [recent for path in _progress_files(self.run) if (recent := _read(path))]
         states = {job.id: job for job in jobs or ()}
@@ -55,7 +56,7 @@ class Collector:
             run=self.run,
             workers=workers,
             jobs=jobs,
-            local=_load(self.run.site).get("kind") == "local",
+            local=local,
             submissions=len(Journal(self.run).read()),
             left=len(left),
             stepping=self._stepping(held),
@@ -88,7 +89,7 @@ class Collector:
         try:
             return list(self.queue.jobs(self.plan.run_id)), ""
         except RetryError as error:
-            return None, error.message
+            return None, error.message.partition("\n")[0]
 
     def _held(self) -> dict[str, int]:
         if not self.run.leases.is_dir():

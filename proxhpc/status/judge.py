@@ -39,7 +39,7 @@ def judge(signs: Signs) -> tuple[Phase, str, str]:
     phase = _phase(signs)
     if signs.busy:
         return phase, "", ""
-    again = f"proxhpc launch MANIFEST --run {_quoted(run.root)}"
+    again = f"proxhpc launch {_quoted(run.root)}"
     if not signs.submissions and not signs.workers:
         return "planned", "nothing was submitted yet", again
     if signs.jobs is None and not signs.local:

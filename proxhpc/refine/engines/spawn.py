@@ -83,6 +83,8 @@ def node_local_environment() -> Path:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **{name: str(scratch / name.lower()) for name in CACHES},
     }
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        defaults["OMP_NUM_THREADS"] = cpus  # a site without binding shows a task all cores
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return scratch

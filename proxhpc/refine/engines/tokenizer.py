@@ -7,6 +7,8 @@ from proxhpc.errors import UserError
 
 # Stands for the user's text while a chat template is rendered; plain enough for any filter.
 _SLOT = "PROXHPC0USER0TEXT"
+# Where conversions of SentencePiece models go wrong: first word, runs of spaces, unknown letters.
+_PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
 
 
 class HFTokenizer:
@@ -46,10 +48,23 @@ class HFTokenizer:
             tokenizer.no_padding()
         self._text.encode_special_tokens = True
         self._markup.encode_special_tokens = False
+        if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
+            self._check_conversion(path / "tokenizer.model")
         self._frames: dict[str | None, tuple[list[int], str, str, list[int]]] = {}
         added = self._markup.encode("", add_special_tokens=True).ids
         self.bos: Sequence[int] = [i for i in added[:1] if i == own.bos_token_id]
         self.stop_ids: Sequence[int] = [i for i in [own.eos_token_id] if i is not None]
+
+    def _check_conversion(self, file: Path) -> None:
+        """Raise UserError unless the converted tokenizer agrees with its SentencePiece model."""
+        from sentencepiece import SentencePieceProcessor
+
+        if self.encode(_PROBE) != SentencePieceProcessor(model_file=str(file)).encode(_PROBE):
+            raise UserError(
+                f"the tokenizer converted from {file} gives other tokens than the file itself",
+                hint="name its class in tokenizer_config.json, as "
+                '"tokenizer_class": "LlamaTokenizer", or add a tokenizer.json',
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` alone, without special tokens added or recognised in it."""

@@ -131,7 +131,8 @@ class VLLMEngine:
         if engine is None:
             return
         try:
-            await asyncio.to_thread(engine.shutdown, timeout=SHUTDOWN_S)
+            # Not in a thread: the loop would see the core end and report it as a crash.
+            engine.shutdown(timeout=SHUTDOWN_S)
         except Exception:  # whatever state it is in, its processes are ended below
             log.warning("vLLM did not shut down cleanly", exc_info=True)
         await asyncio.to_thread(self._tie.release)
@@ -183,6 +184,10 @@ def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) ->
                 f"engine.options: {name!r} {reason}",
                 hint=f"{guess}engine.options takes the arguments of vLLM's AsyncEngineArgs",
             )
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():  # compiling small models there costs more than it gives
+        options = {"enforce_eager": True, **options}
     try:
         args = AsyncEngineArgs(
             **arguments,

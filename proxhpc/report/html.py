@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -12,6 +13,7 @@ from proxhpc.report.style import STYLE
 from proxhpc.report.view import COSTS
 from proxhpc.status.terminal import safe, short, whole
 
+_NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
 MAX_ROWS = 100  # input files and workers; the JSON has all
 
 
@@ -75,8 +77,8 @@ def _duplicates(report: dict[str, Any]) -> str:
     return _note(
         f"Documents in = kept + edited + dropped + quarantined; kept + edited = duplicates + "
         f"written. Duplicates came in {whole(docs['duplicate_sets'])} sets, the largest of "
-        f"{whole(docs['largest_duplicate_set'])}. {whole(docs['shared_ids'])} documents bear the "
-        "id of an earlier one with another text."
+        f"{whole(docs['largest_duplicate_set'])}. Documents that bear the id of an earlier one, "
+        f"with another text: {whole(docs['shared_ids'])}."
     )
 
 
@@ -138,15 +140,21 @@ def _note(words: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th scope=col>{_text(name)}</th>" for name in header)
+    rows = list(rows)
+    first = rows[0] if rows else [""] * len(header)
+    pairs = zip(header, first, strict=True)
+    head = "".join(f"<th scope=col{_kind(below)}>{_text(name)}</th>" for name, below in pairs)
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>\n" for row in rows)
     thead = f"<thead><tr>{head}</tr></thead>\n" if any(header) else ""
     return f"<div class=wide><table>{thead}<tbody>\n{body}</tbody></table></div>\n"
 
 
 def _cell(value: str) -> str:
-    kind = " class=number" if value[:1].isdigit() or value in ("?", "none") else ""
-    return f"<td{kind}>{_text(value)}</td>"
+    return f"<td{_kind(value)}>{_text(value)}</td>"
+
+
+def _kind(value: str) -> str:
+    return " class=number" if _NUMBER.fullmatch(value) else ""
 
 
 def _text(value: str) -> str:

@@ -1,0 +1,304 @@
+"""The merge: the same bytes whatever the shards and however often killed, all accounted for."""
+
+import base64
+import hashlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+import zstandard
+from merging import PART, corpus, output, records, refined, remake
+
+from proxhpc.assemble import sketch
+from proxhpc.assemble.listings import read_rows
+from proxhpc.assemble.merge import merge
+from proxhpc.assemble.summary import MergeSummary
+from proxhpc.cluster import tasks
+from proxhpc.corpus.document import End
+from proxhpc.launch import prepare
+from proxhpc.refine.ledger import Row
+from proxhpc.rundir import RunDir
+from runs import document, local_site, manifest, rows_of, write_jsonl
+
+FORK = multiprocessing.get_context("fork")
+
+
+def test_the_corpus_is_what_ledgers_and_input_say(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    rows = {row.id: row for row in rows_of(run.dir, run.plan) if row.digest}
+    raw = {row["id"]: row for row in records() if isinstance(row, dict)}
+    merge(run.dir)
+    written = corpus(run.dir)
+    ids = [row["id"] for row in written]
+    # 3 repeats 30, 7 repeats 8 before it, 11 is 12 in capitals, the short and the empty are out.
+    gone = {"early copy", "doc-8", "doc-12", "doc-14", "doc-26", "no text"}
+    order = [row["id"] for row in records() if isinstance(row, dict)]
+    assert ids == [name for name in order if name not in gone]
+    changed = (None, 11, 15, 16, 28)
+    for row in (row for row in written if row.get("n") not in changed):
+        name, number = row["id"], row["n"]
+        assert list(row) == ["id", "text", "url", "n", "deep", "proxhpc"]
+        assert row["text"].rstrip() == document(number)["text"].split("\n", 1)[1]
+        assert {key: row[key] for key in ("url", "n", "deep")} == {
+            key: raw[name][key] for key in ("url", "n", "deep")
+        }
+        file = run.plan.inputs[rows[name].file].name
+        assert row["proxhpc"] == {
+            "source": f"{file}:{rows[name].position}",
+            "outcome": "edited",
+            "doc": "keep_doc()",
+            "chunk": [call.program for call in rows[name].windows],
+        }
+
+
+def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    summary = merge(run.dir)
+    assert MergeSummary.load(run.dir) == summary
+    rows, written = rows_of(run.dir, run.plan), corpus(run.dir)
+    assert summary.counts.documents == len(rows) == 39
+    assert summary.counts.quarantined == {"invalid_json": 1, "missing_text": 1, "invalid_utf8": 1}
+    assert summary.written == len(written) == sum(part.documents for part in summary.parts)
+    assert summary.text_bytes == sum(len(row["text"].encode()) for row in written)
+    assert summary.tokens == sum(-(-len(row["text"].encode()) // 4) for row in written)
+    assert summary.duplicates.documents == summary.counts.in_corpus - len(written) == 3
+    assert (summary.duplicates.clusters, summary.duplicates.largest_cluster) == (3, 2)
+    assert summary.counts.blank_lines == 1
+    for file, counts in enumerate(summary.files):
+        own = [row for row in rows if row.file == file]
+        assert counts.documents == len(own)
+        assert counts.kept == sum(row.status == "kept" for row in own)
+        assert counts.edited == sum(row.status == "edited" for row in own)
+        assert counts.dropped == sum(row.status == "dropped" for row in own)
+        sources = [row["proxhpc"]["source"].split(":")[0] for row in written]
+        assert counts.written == sources.count(counts.name)
+    assert summary.shared_ids.documents == 1
+    assert [name for name, _ in summary.shared_ids.examples] == ["doc-15"]
+
+
+def test_parts_hold_what_begins_within_their_size(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    summary = merge(run.dir)
+    assert len(summary.parts) > 2
+    at, expected = 0, [0]
+    for row in corpus(run.dir):
+        expected[-1] += 1
+        at += len(orjson.dumps(row)) + 1
+        if at // PART > len(expected) - 1:
+            expected.append(0)
+    assert [part.documents for part in summary.parts] == [count for count in expected if count]
+
+
+def test_shards_commits_and_processes_leave_no_trace(tmp_path: Path) -> None:
+    whole = refined(tmp_path, sharding={"tokens": 10_000_000})
+    merge(whole.dir)
+    many = refined(tmp_path, sharding={"tokens": 400}, run_dir=str(tmp_path / "many"))
+    merge(many.dir, processes=2)
+    few = refined(tmp_path, commit={"documents": 1}, run_dir=str(tmp_path / "few"))
+    merge(few.dir)
+    assert len(whole.plan.shards) == 1
+    assert len(many.plan.shards) > len(few.plan.shards) + 4 > 8
+    assert output(many.dir) == output(whole.dir)
+    assert output(few.dir) == output(whole.dir)
+
+
+def killed(run: RunDir, allowed: int) -> bool:
+    """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
+
+    def child() -> None:
+        rename, left = os.replace, itertools.count(allowed, -1)
+
+        def one_more(source: Any, target: Any) -> None:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = one_more  # type: ignore[assignment]
+        merge(run)
+
+    process = FORK.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def test_killed_before_every_single_file_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
+    run = refined(tmp_path).dir
+    other = RunDir(tmp_path / "undisturbed")
+    shutil.copytree(run.root, other.root)
+    expected = merge(other)
+    made = sum(
+        1 for folder in (other.merge, other.corpus) for p in folder.rglob("*") if p.is_file()
+    )
+    for allowed in range(made + 1):
+        shutil.rmtree(run.merge)
+        shutil.rmtree(run.corpus, ignore_errors=True)
+        run.merge.mkdir()
+        assert killed(run, allowed)
+        assert not run.merge_summary.exists()
+        assert MergeSummary.load(run) is None
+        assert merge(run) == expected
+        assert output(run) == output(other)
+    assert not killed(run, 0)
+
+
+def test_merging_again_changes_nothing(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    first = merge(run.dir)
+    times = {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")}
+    assert merge(run.dir) == first
+    assert {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")} == times
+
+
+def test_what_is_missing_of_a_corpus_is_made_again(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    merge(run.dir)
+    before = output(run.dir)
+    run.dir.part(1).write_bytes(run.dir.part(1).read_bytes()[:-5])
+    run.dir.part(99).write_bytes(b"of an earlier merge")
+    (run.dir.corpus / ".part-00000.jsonl.zst.0a.tmp").write_bytes(b"of a killed one")
+    (run.dir.corpus / "notes.txt").write_bytes(b"the user's")
+    merge(run.dir)
+    assert output(run.dir) == before | {"notes.txt": b"the user's"}
+
+
+def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    merge(run.dir)
+    before = output(run.dir)
+
+    def drop_one(rows: list[Row], ends: list[End]) -> None:
+        place = next(i for i, row in enumerate(rows) if row.status == "edited")
+        row, doc = rows[place], rows[place].doc
+        assert doc is not None
+        rows[place] = replace(
+            row,
+            status="dropped",
+            reason="doc_program",
+            doc=doc._replace(program="drop_doc()"),
+            windows=(),
+            bytes_out=0,
+            tokens_out=0,
+            lines_removed=0,
+        )
+
+    remake(run, 1, drop_one)
+    summary = merge(run.dir)
+    fresh = RunDir(tmp_path / "fresh")
+    shutil.copytree(run.dir.root, fresh.root, ignore=shutil.ignore_patterns("merge", "corpus"))
+    fresh.merge.mkdir()
+    assert summary.counts.dropped["doc_program"] == merge(fresh).counts.dropped["doc_program"]
+    assert output(run.dir) == output(fresh) != before
+
+
+def test_without_dedup_every_refined_document_is_written(tmp_path: Path) -> None:
+    run = refined(tmp_path, dedup={"exact": False})
+    summary = merge(run.dir)
+    assert summary.written == summary.counts.in_corpus
+    assert summary.duplicates.documents == 0
+    assert not run.dir.duplicates.exists()
+
+
+def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    merge(run.dir)
+    pairs = list(read_rows(run.dir.duplicates))
+    assert [(row["dropped"]["id"], row["kept"]["id"]) for row in pairs] == [
+        ("early copy", "doc-30"),
+        ("doc-8", "before"),
+        ("doc-12", "doc-11"),
+    ]
+    aside = list(read_rows(run.dir.quarantine))
+    assert [row["reason"] for row in aside] == ["invalid_json", "missing_text", "invalid_utf8"]
+    assert base64.b64decode(aside[2]["head"]) == b'{"id": "latin", "text": "caf\xe9"}'
+    assert aside[0]["source"].startswith("a.jsonl.zst:")
+
+
+def test_a_quarantined_document_is_kept_verbatim(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+
+    def set_aside(rows: list[Row], ends: list[End]) -> None:
+        rows[0] = replace(rows[0], status="quarantined", reason="by_policy", bytes_out=0)
+
+    remake(run, 0, set_aside)
+    merge(run.dir)
+    first = next(read_rows(run.dir.quarantine))
+    assert (first["id"], first["reason"]) == ("doc-0", "by_policy")
+    assert base64.b64decode(first["head"]).decode() == document(0)["text"]
+
+
+def test_nothing_left_is_an_empty_corpus(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "in.jsonl", [{"id": str(n), "text": "too short"} for n in range(9)]
+    )
+    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine(str(run.dir.root), 0, 1)
+    summary = merge(run.dir)
+    assert (summary.written, summary.parts, summary.counts.dropped.total()) == (0, (), 9)
+    assert b"configs:" not in run.dir.card.read_bytes()
+
+
+def test_checksums_cover_every_file(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    merge(run.dir)
+    names = [line.split("  ")[1] for line in run.dir.checksums.read_text().splitlines()]
+    assert set(names) == {path.name for path in run.dir.corpus.iterdir()} - {"SHA256SUMS"}
+    for line in run.dir.checksums.read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((run.dir.corpus / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_card_shows_hostile_names_as_text(tmp_path: Path) -> None:
+    hostile = "a|b<script>alert(1)<#script> [x](javascript:1) `c` \u202e www.evil.jsonl"
+    path = write_jsonl(tmp_path / hostile, [document(n) for n in range(3)])
+    sections = {"corpus": {"paths": [str(tmp_path / "a*.jsonl")], "id": "id", "text": "```x"}}
+    row = [document(n) | {"```x": document(n)["text"]} for n in range(3)]
+    write_jsonl(path, row)
+    run = prepare(manifest(tmp_path, [], **sections), local_site(tmp_path), None)
+    tasks.refine(str(run.dir.root), 0, 1)
+    merge(run.dir)
+    card = run.dir.card.read_text()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["configs"][0]["data_files"][0]["path"] == "part-*.jsonl.zst"
+    line = next(line for line in body.splitlines() if "script" in line)
+    assert line.count("|") == 9
+    assert not set("<>[]`\u202e") & set(line)
+    assert "www&#46;evil" in line
+    assert "\n````yaml\n" in body
+    assert str(tmp_path) not in card
+
+
+def test_progress_is_told_by_phase(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    told: list[tuple[str, int, int]] = []
+    summary = merge(run.dir, progress=lambda *step: told.append(step))
+    parts = len(summary.parts)
+    assert [step for step in told if step[0] == "write"] == [
+        ("write", done, parts) for done in range(parts + 1)
+    ]
+
+
+@pytest.mark.skipif("PROXHPC_DATA" not in os.environ, reason="PROXHPC_DATA names no real corpus")
+def test_real_documents_balance(tmp_path: Path) -> None:
+    path = Path(os.environ["PROXHPC_DATA"]) / "corpus_sample.jsonl.zst"
+    sections = {"sharding": {"tokens": 2_000_000}, "output": {"part_size": "4MiB"}}
+    run = prepare(manifest(tmp_path, [path], **sections), local_site(tmp_path), None)
+    tasks.refine(str(run.dir.root), 0, 1)
+    summary = merge(run.dir)
+    with path.open("rb") as file:
+        raw = zstandard.ZstdDecompressor().stream_reader(file).read()
+    assert summary.counts.documents == raw.count(b"\n")
+    assert summary.written == len(corpus(run.dir))
+    assert summary.text_bytes == sum(len(row["text"].encode()) for row in corpus(run.dir))

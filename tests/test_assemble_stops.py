@@ -1,0 +1,236 @@
+"""The merge stops, naming the file, where input, ledgers and its own files do not agree."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from merging import plan_of_one, refined, remake
+
+from proxhpc.assemble.merge import merge
+from proxhpc.assemble.replay import Tile
+from proxhpc.assemble.tiling import check_tiling
+from proxhpc.cluster import tasks
+from proxhpc.corpus.document import End
+from proxhpc.errors import RetryError, StopError
+from proxhpc.launch import prepare
+from proxhpc.refine.ledger import Row
+from runs import document, local_site, manifest, planned, write_jsonl
+
+
+def no_row(rows: list[Row], ends: list[End]) -> None:
+    del rows[1]
+
+
+def one_more_row(rows: list[Row], ends: list[End]) -> None:
+    rows.append(replace(rows[-1], position=rows[-1].position + 1))
+
+
+def other_position(rows: list[Row], ends: list[End]) -> None:
+    rows[1] = replace(rows[1], position=rows[1].position - 1)
+
+
+def other_status(rows: list[Row], ends: list[End]) -> None:
+    rows[0] = replace(rows[0], status="kept")
+
+
+def other_program(rows: list[Row], ends: list[End]) -> None:
+    call = rows[0].windows[0]._replace(program="remove_lines(2, 2)")
+    rows[0] = replace(rows[0], windows=(call,))
+
+
+def other_size(rows: list[Row], ends: list[End]) -> None:
+    rows[0] = replace(rows[0], bytes_out=rows[0].bytes_out + 1)
+
+
+def other_reason(rows: list[Row], ends: list[End]) -> None:
+    place = next(i for i, row in enumerate(rows) if not row.digest)
+    rows[place] = replace(rows[place], reason="invalid_utf8")
+
+
+def other_window(rows: list[Row], ends: list[End]) -> None:
+    call = rows[0].windows[0]._replace(stop=1000)
+    rows[0] = replace(rows[0], windows=(call,))
+
+
+def other_end(rows: list[Row], ends: list[End]) -> None:
+    ends[0] = replace(ends[0], position=ends[0].position + 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        no_row,
+        one_more_row,
+        other_position,
+        other_status,
+        other_program,
+        other_size,
+        other_reason,
+        other_window,
+        other_end,
+    ],
+)
+def test_a_doctored_ledger_stops_the_merge(
+    tmp_path: Path, change: Callable[[list[Row], list[End]], None]
+) -> None:
+    run = refined(tmp_path, sharding={"tokens": 100_000})
+    path = remake(run, 0, change)
+    with pytest.raises(StopError, match=r"is not what was refined|does not fit") as stop:
+        merge(run.dir)
+    assert str(path) in str(stop.value)
+    assert not run.dir.corpus.exists()
+
+
+def test_a_damaged_ledger_stops_the_merge(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    path = run.dir.ledger(2)
+    data = bytearray(path.read_bytes())
+    for cut in (bytes(data[: len(data) // 2]), bytes(data[:-20]), b""):
+        path.write_bytes(cut)
+        with pytest.raises(StopError, match=r"2\.ledger"):
+            merge(run.dir)
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(StopError, match=r"2\.ledger"):
+        merge(run.dir, processes=2)
+
+
+def test_a_ledger_of_another_shard_stops_the_merge(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    shutil.copy(run.dir.ledger(1), run.dir.ledger(2))
+    with pytest.raises(StopError, match=r"00002\.ledger\.zst: it belongs to another"):
+        merge(run.dir)
+
+
+def test_shards_without_a_ledger_are_named(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    for shard in (1, 3):
+        run.dir.ledger(shard).unlink()
+    with pytest.raises(RetryError, match=f"^2 of {len(run.plan.shards)} .*00001.ledger.zst"):
+        merge(run.dir)
+
+
+def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
+    rows = [document(number, pad="x" * 3000) for number in range(100)]
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine(str(run.dir.root), 0, 1)
+    good = path.read_bytes()
+    # In the middle of the file, where its fingerprint does not look.
+    path.write_bytes(good.replace(b"Number 50 of", b"Number 5O of"))
+    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*another now"):
+        merge(run.dir)
+    path.write_bytes(good.replace(b'{"id": "doc-50"', b'{"id": "doc-50}'))
+    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*invalid_json"):
+        merge(run.dir)
+    path.write_bytes(good + b"{}\n")
+    with pytest.raises(StopError, match=r"in\.jsonl: its size was"):
+        merge(run.dir)
+    path.write_bytes(good)
+    assert merge(run.dir).written == 100
+
+
+@pytest.mark.parametrize("name", ["sketch/00000.npy", "sketch/00000.json", "match.json"])
+def test_a_damaged_file_of_the_merge_is_named(tmp_path: Path, name: str) -> None:
+    run = refined(tmp_path)
+    expected = merge(run.dir)
+    damaged, other = run.dir.merge / name, run.dir.merge / "match.json"
+    damaged.write_bytes(damaged.read_bytes()[:-3] + b"\7\7\7")
+    if name.endswith("npy"):
+        other.unlink()
+    with pytest.raises(StopError, match="damaged") as stop:
+        merge(run.dir)
+    assert str(damaged) in str(stop.value)
+    damaged.unlink()
+    if name.endswith("npy"):
+        run.dir.sketch_counts(0).unlink()
+    assert merge(run.dir) == expected
+
+
+def test_a_plan_that_skips_a_span_stops_the_merge(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    data = json.loads(run.dir.plan.read_bytes())
+    place = next(n for n, shard in enumerate(data["shards"]) if shard[1][1] > 0)
+    del data["shards"][place]
+    run.dir.plan.write_bytes(orjson.dumps(data))
+    tasks.refine(str(run.dir.root), 0, 1)
+    with pytest.raises(StopError, match=r"b\.jsonl is not covered by the run"):
+        merge(run.dir)
+
+
+def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    good = merge(run.dir)
+    first, *rest = good.files
+    lost = replace(first, written=first.written - 1)
+    with pytest.raises(StopError, match=r"a\.jsonl\.zst: .* reached the merge"):
+        replace(good, files=(lost, *rest)).check()
+    with pytest.raises(StopError, match=r"a\.jsonl\.zst: .* does not add up"):
+        replace(good, files=(replace(first, dropped=first.dropped + 1), *rest)).check()
+    with pytest.raises(StopError, match="documents written, by input file"):
+        replace(good, written=good.written + 1).check()
+    with pytest.raises(StopError, match="by input file"):
+        replace(good, files=tuple(rest)).check()
+
+
+def tile(**more: Any) -> Tile:
+    empty = dict.fromkeys(("blank", "kept", "edited", "dropped", "quarantined"), 0)
+    return Tile(**{"file": 0, "first": -1, "last": -1, "at_eof": False} | empty | more)
+
+
+FIRST = tile(start=0, stop=50, end=55, first=0, last=40)
+SECOND = tile(start=50, stop=None, end=90, first=55, last=70, at_eof=True)
+SHORT = tile(start=0, stop=50, end=30, first=0, last=20, at_eof=True)
+BEHIND = tile(start=50, stop=None, end=50, at_eof=True)
+
+
+def test_tilings_that_hold_every_record_once() -> None:
+    plan = plan_of_one(True)
+    check_tiling(plan, [FIRST, SECOND])
+    check_tiling(plan, [SHORT, BEHIND])
+    check_tiling(plan, [tile(start=0, stop=None, end=0, at_eof=True)])
+    broken_off = tile(start=0, stop=None, end=9, first=3, last=9, at_eof=True)
+    check_tiling(plan, [broken_off])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "problem"),
+    [
+        ([], "no shard has read it"),
+        ([SECOND], "first span begins at 50"),
+        ([FIRST], "nothing was read behind 55"),
+        ([FIRST, SECOND._replace(start=60, first=60)], "stops at 50, the next begins at 60"),
+        ([FIRST, SECOND._replace(first=52)], "record at 52 lies before the end"),
+        ([FIRST._replace(end=45), SECOND], "read only up to 45"),
+        ([FIRST._replace(last=50), SECOND], "record at 50 lies behind the span's stop 50"),
+        ([FIRST._replace(last=60), SECOND], "records at 0 to 60"),
+        ([FIRST, SECOND._replace(first=40)], "records at 40"),
+        ([FIRST, SECOND._replace(at_eof=False)], "read only up to 90"),
+        ([FIRST._replace(at_eof=True), SECOND], "record at 55 lies before"),
+        ([SHORT, BEHIND._replace(at_eof=False, stop=50), BEHIND], "a later span ends at 50"),
+    ],
+)
+def test_tilings_that_do_not(tiles: Iterable[Tile], problem: str) -> None:
+    with pytest.raises(StopError, match=problem) as stop:
+        check_tiling(plan_of_one(True), tiles)
+    assert "in.jsonl" in str(stop.value)
+
+
+def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    merge(run.dir)
+    match = json.loads(run.dir.match.read_bytes())
+    match["parts"][1]["bytes"] += 1
+    run.dir.match.write_bytes(orjson.dumps(match))
+    run.dir.part_receipt(1).unlink()
+    run.dir.part(1).unlink()
+    with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst came to"):
+        merge(run.dir)
+    assert not run.dir.part(1).exists()
+    assert not run.dir.checksums.exists()
+    assert not run.dir.merge_summary.exists()

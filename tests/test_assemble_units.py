@@ -1,0 +1,186 @@
+"""The pieces of the merge: replay, rows, duplicates, parts, and the pool that runs units."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from merging import fall, plan_of_one, raising, refined
+
+from proxhpc.assemble.match import cut_parts, find_duplicates
+from proxhpc.assemble.pool import open_pool
+from proxhpc.assemble.replay import Refined, replay_shard
+from proxhpc.assemble.rows import corpus_row
+from proxhpc.assemble.sketch import SKETCH, normalise
+from proxhpc.corpus.document import Document
+from proxhpc.errors import ProxError, RetryError, StopError
+from proxhpc.plan import Plan
+from proxhpc.refine.ledger import Row
+from runs import planned
+
+
+def test_replay_of_some_records_reads_no_further(tmp_path: Path) -> None:
+    run = refined(tmp_path, sharding={"tokens": 10_000_000})
+    everything = [i for i in replay_shard(run.dir, run.plan, 0) if isinstance(i, Refined)]
+    assert [item.number for item in everything] == list(range(39))
+    wanted = [2, 5, 23]
+    assert list(replay_shard(run.dir, run.plan, 0, wanted)) == [everything[n] for n in wanted]
+    assert list(replay_shard(run.dir, run.plan, 0, [])) == []
+    run.plan.inputs[2].path.unlink()
+    run = replace(run, plan=Plan.load(run.dir))
+    assert list(replay_shard(run.dir, run.plan, 0, [2])) == [everything[2]]
+    with pytest.raises(StopError, match=r"c\.jsonl"):
+        list(replay_shard(run.dir, run.plan, 0, [38]))
+
+
+NAMES = ["id", "text", "proxhpc", "original_id", "original_text", "original_original_text", "x"]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers(), max_size=7), st.booleans())
+def test_no_field_of_a_record_is_lost(fields: dict[str, Any], provenance: bool) -> None:
+    plan = plan_of_one(provenance)
+    found = Document("7", "raw", 0, 5, dict(fields))
+    row = corpus_row(plan, Refined(0, Row("7", 0, 5, "kept"), found, "refined"))
+    assert (row.pop("id"), row.pop("text")) == ("7", "refined")
+    if provenance:
+        assert row.pop("proxhpc")["source"] == "in.jsonl:5"
+    if fields.get("id") == 7:
+        del fields["id"]
+    assert sorted(row.values()) == sorted(fields.values())
+    for name, value in row.items():
+        while name not in fields or fields[name] != value:
+            assert name.startswith("original_")
+            name = name.removeprefix("original_")
+
+
+@pytest.mark.parametrize("depth", [200, 254, 256, 300, 500, 1000])
+def test_a_deeply_nested_field_survives(depth: int) -> None:
+    raw = b'{"a":[' * (depth // 2) + b"1" + b"]}" * (depth // 2)
+    found = Document("7", "raw", 0, 5, {"deep": orjson.loads(raw)})
+    row = corpus_row(plan_of_one(False), Refined(0, Row("7", 0, 5, "kept"), found, "refined"))
+    assert orjson.dumps(row) == b'{"id":"7","text":"refined","deep":%b}' % raw
+
+
+def test_bad_records_have_no_text() -> None:
+    with pytest.raises(ValueError, match="not for the corpus"):
+        corpus_row(plan_of_one(True), Refined(0, Row("", 0, 5, "quarantined")))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 3)), max_size=40),
+)
+def test_duplicates_against_a_plain_search(documents: list[tuple[int, int, int]]) -> None:
+    hashes = np.zeros(len(documents), SKETCH)
+    for index, (high, low, chars) in enumerate(documents):
+        hashes[index] = (high, low, index, chars, 1, 0, index)
+    best: dict[tuple[int, int], int] = {}
+    for index, (high, low, chars) in enumerate(documents):
+        held = best.setdefault((high, low), index)
+        if chars > documents[held][2]:
+            best[high, low] = index
+    expected = [
+        (index, best[high, low])
+        for index, (high, low, _) in enumerate(documents)
+        if best[high, low] != index
+    ]
+    dropped, kept = find_duplicates(hashes)
+    assert list(zip(dropped.tolist(), kept.tolist(), strict=True)) == expected
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))
+def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: int) -> None:
+    hashes = np.zeros(len(documents), SKETCH)
+    hashes["size"] = [size for size, _ in documents]
+    hashes["number"] = range(len(documents))
+    alive = np.array([stays for _, stays in documents], bool)
+    parts = list(cut_parts(hashes, alive, part_size))
+    left = [number for number, (_, stays) in enumerate(documents) if stays]
+    at = 0
+    for part in parts:
+        own, left = left[: part.documents], left[part.documents :]
+        assert own
+        assert (part.first, part.last) == ((0, own[0]), (0, own[-1]))
+        assert part.bytes == sum(documents[number][0] for number in own)
+        begins = [at + sum(documents[n][0] for n in own[:k]) for k in range(len(own))]
+        assert len({begin // part_size for begin in begins}) == 1
+        at += part.bytes
+    assert not left
+
+
+def test_what_counts_as_the_same_text() -> None:
+    assert normalise("Cafe\u0301  \n\tX") == normalise("caf\u00e9 x ") == "caf\u00e9 x"
+    assert normalise("a b") != normalise("ab")
+
+
+def test_a_killed_process_of_the_pool_is_one_line(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    with (
+        pytest.raises(RetryError, match="a process of the merge died"),
+        open_pool(run.dir, run.plan, 2) as pool,
+    ):
+        pool.map("fall", fall, range(2))
+    assert none_left()
+
+
+def test_an_error_ends_the_others_at_once(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    with (
+        pytest.raises(ProxError, match="told so\n  and so"),
+        open_pool(run.dir, run.plan, 2) as pool,
+    ):
+        pool.map("raising", raising, range(2))
+    assert none_left()
+    assert (run.dir.merge / "pid-0").exists()
+    assert not (run.dir.merge / "done-0").exists()
+
+
+def none_left() -> bool:
+    """Whether all children of this process end long before their units would."""
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not multiprocessing.active_children()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+def test_processes_of_the_pool_die_with_the_merge(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from proxhpc.rundir import RunDir; from proxhpc.plan import Plan\n"
+        "from proxhpc.assemble.pool import open_pool; from merging import linger\n"
+        "if __name__ == '__main__':\n"
+        "    run = RunDir(Path(sys.argv[1]))\n"
+        "    with open_pool(run, Plan.load(run), 2) as pool: pool.map('x', linger, range(2))\n"
+    )
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here.parent}:{here}"}
+    command = [sys.executable, "-c", code, str(run.dir.root)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as parent:
+        marks = [run.dir.merge / f"pid-{number}" for number in range(2)]
+        deadline = time.monotonic() + 60
+        while not all(m.exists() and m.read_text() for m in marks) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(10) == -signal.SIGTERM
+    pids = [int(mark.read_text()) for mark in marks]
+    while not all(map(gone, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert all(map(gone, pids))

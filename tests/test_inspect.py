@@ -1,0 +1,338 @@
+"""Inspect: finding a document, replaying its programs, and a diff that hides nothing."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from proxhpc.cluster import tasks
+from proxhpc.corpus.document import Document, End
+from proxhpc.corpus.frames import FrameWriter
+from proxhpc.errors import ShardError, StopError, UserError
+from proxhpc.inspect import Inspection, inspect, sample, show, show_sample
+from proxhpc.inspect import find as finder
+from proxhpc.inspect.diff import Change, compare, hunks
+from proxhpc.launch import Run, prepare
+from proxhpc.refine.ledger import Call, LedgerWriter, Progress, Row, bad_row, text_digest
+from proxhpc.refine.ledger import set_aside as set_row_aside
+from proxhpc.rundir import RunDir
+from runs import document, local_site, manifest, planned, rows_of, write_jsonl
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31m[red]x[/red]\x9b2J\u202e"
+TEXT = "\n".join(
+    ["Home | About", "The first line of it stays.", "See colour here and stay.", "Fourth.", "Last."]
+)
+
+
+def call(program: str, start: int = 0, stop: int = 5, finish: str = "stop") -> Call:
+    return Call(start, stop, program, finish, 100, 0, 7)
+
+
+def small(folder: Path, texts: dict[str, str], **sections: Any) -> Run:
+    """A planned run of one shard."""
+    rows = [{"id": name, "text": text} for name, text in texts.items()]
+    path = write_jsonl(folder / "in" / "a.jsonl", rows)
+    policy = {"min_kept_words": 1, "max_removed_share": 1.0, "whole_words": False}
+    made = manifest(folder, [path], policy=policy, sharding={"tokens": 100_000}, **sections)
+    return prepare(made, local_site(folder), None)
+
+
+def documents(run: Run) -> list[Document]:
+    items = run.plan.read(run.plan.shards[0].spans[0])
+    return [item for item in items if isinstance(item, Document)]
+
+
+def row(of: Document, status: str, **more: Any) -> Row:
+    return Row(of.id, of.file, of.position, status, digest=text_digest(of.text), **more)
+
+
+def write(run: Run, rows: Sequence[Row], path: Path | None = None) -> None:
+    """Commit the rows and, unless `path` is an attempt's, publish them."""
+    with FrameWriter(path or run.dir.ledger(0)) as frames:
+        writer = LedgerWriter(frames, run.plan.digest, 0, Progress())
+        writer.commit(list(rows[:1]))
+        writer.commit(list(rows[1:]), (End(0, 10**6, at_eof=True),))
+        if path is None:
+            writer.finish()
+
+
+def shown(run: Run, query: str, *, terminal: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
+    show(run.dir, query, console=console)
+    return out.getvalue()
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Run:
+    run = small(tmp_path, {"one": TEXT, "two": "Another text.", "three": "To be dropped."})
+    one, two, three = documents(run)
+    programs = 'remove_lines(start=0, end=0)\nnormalize(source_str="colour", target_str="color")'
+    write(
+        run,
+        [
+            row(one, "edited", doc=call("keep_doc()"), windows=(call(programs),), bytes_in=70,
+                bytes_out=56, lines_removed=1, strings_replaced=1),
+            row(two, "kept", doc=call("keep_doc()"), windows=(call("untouch_doc()", stop=1),)),
+            row(three, "dropped", reason="doc_program", doc=call("drop_doc()", stop=1)),
+        ],
+    )  # fmt: skip
+    return run
+
+
+def test_a_document_is_found_by_its_id_and_replayed(edited: Run) -> None:
+    (found,) = inspect(edited.dir, "one")
+    assert isinstance(found, Inspection)
+    assert found.before == TEXT
+    assert found.after == TEXT.partition("\n")[2].replace("colour", "color")
+    assert (found.shard, found.published, found.source) == (0, True, "a.jsonl:0")
+    assert found.notes == ()
+
+
+def test_and_by_its_place(edited: Run) -> None:
+    position = documents(edited)[1].position
+    (found,) = inspect(edited.dir, f"a.jsonl:{position}")
+    assert found.row.id == "two"
+    (same,) = inspect(edited.dir, f"{edited.plan.inputs[0].path}:{position}")
+    assert same.row.id == "two"
+
+
+def test_an_id_that_looks_like_a_place_is_found_too(tmp_path: Path) -> None:
+    run = small(tmp_path, {"one": "Text one.", "a.jsonl:0": "Text two."})
+    rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
+    write(run, rows)
+    assert [found.row.id for found in inspect(run.dir, "a.jsonl:0")] == ["one", "a.jsonl:0"]
+
+
+def test_the_page_shows_programs_and_the_lines_as_the_model_saw_them(edited: Run) -> None:
+    lines = [line.strip() for line in shown(edited, "one").splitlines()]
+    assert "keep_doc()" in lines
+    assert "remove_lines(start=0, end=0)" in lines
+    diff = lines[lines.index("text") + 1 :]
+    assert diff == [
+        "[000] - Home | About",
+        "[001]   The first line of it stays.",
+        "[002] - See colour here and stay.",
+        "+ See color here and stay.",
+        "[003]   Fourth.",
+        "[004]   Last.",
+    ]
+
+
+def test_colours_mark_what_changed_within_a_line(edited: Run) -> None:
+    text = shown(edited, "one", terminal=True)
+    assert "\x1b[31mHome | About\x1b[0m" in text
+    assert "\x1b[1;37;41mu\x1b[0m" in text, "the one letter that goes"
+
+
+def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> None:
+    stages = [{"level": "chunk", "dialect": "line", "numbering": "window"}]
+    run = small(tmp_path, {"one": TEXT}, stages=stages)
+    (one,) = documents(run)
+    windows = (call("keep_all()", 0, 2), call("remove_lines(2, 2)", 3, 5))
+    write(run, [row(one, "edited", windows=windows, lines_removed=1)])
+    (found,) = inspect(run.dir, "one")
+    assert found.after == TEXT.removesuffix("\nLast.")
+    assert [found.number(line) for line in range(5)] == [1, 2, None, 1, 2]
+    assert "[002] - Last." in shown(run, "one")
+
+
+def test_a_dropped_document_is_shown_whole_but_for_its_length(edited: Run) -> None:
+    text = shown(edited, "three")
+    assert "dropped (doc_program)" in text
+    assert "- To be dropped." in text
+
+
+def test_an_unchanged_one_says_so(edited: Run) -> None:
+    assert "unchanged" in shown(edited, "two")
+
+
+def test_a_record_that_cannot_be_read_shows_its_first_bytes(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "in" / "a.jsonl", [b'{"id": "x", "text": \x1b[31m\xff'])
+    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    (bad,) = (i for i in run.plan.read(run.plan.shards[0].spans[0]) if not isinstance(i, End))
+    assert not isinstance(bad, Document)
+    write(run, [bad_row(bad)])
+    text = shown(run, "a.jsonl:0")
+    assert "quarantined (invalid_utf8)" in text
+    assert '{"id": "x", "text": \\x1b[31m\\xff' in text
+
+
+def test_a_document_set_aside_keeps_its_text_and_the_error(tmp_path: Path) -> None:
+    run = small(tmp_path, {"one": "Some text."})
+    write(run, [set_row_aside(documents(run)[0], "internal_error", "Traceback: \x1b[31m boom")])
+    text = shown(run, "one")
+    assert "Traceback: \\x1b[31m boom" in text
+    assert "Some text." in text
+
+
+def test_nothing_hostile_reaches_the_terminal(tmp_path: Path) -> None:
+    name = f"id {HOSTILE}"
+    run = small(tmp_path, {name: f"{HOSTILE}\nkeep\tthis\r\nand this line"})
+    (one,) = documents(run)
+    program = f"remove_lines(start=0, end=0)\n# {HOSTILE}"
+    more = {"flags": (HOSTILE,), "rejected": {HOSTILE: 1}, "detail": HOSTILE, "lines_removed": 1}
+    write(run, [row(one, "edited", windows=(call(program, 0, 3),), **more)])
+    plain = shown(run, name)
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r", "\t"} & set(plain)
+    assert "[red]x[/red]" in plain, "markup is shown, not obeyed"
+    coloured = shown(run, name, terminal=True)
+    assert "\x1b]0" not in coloured
+    assert not {"\x07", "\x9b", "\u202e"} & set(coloured)
+    out = io.StringIO()
+    show(run.dir, name, as_json=True, console=Console(file=out))
+    assert out.getvalue().isascii()
+    assert "\x1b" not in out.getvalue()
+    (data,) = json.loads(out.getvalue())
+    assert data["id"] == name
+    assert data["chunk_programs"][0]["program"] == program
+    assert data["after"] == "keep\tthis\r\nand this line"
+
+
+def test_an_unfinished_shard_is_looked_through_too(tmp_path: Path) -> None:
+    run = small(tmp_path, {"one": "Text one.", "two": "Text two."})
+    rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
+    path = run.dir.attempt(0, 1)
+    write(run, rows, path)
+    with path.open("ab") as file:
+        file.write(b"\x28\xb5\x2f\xfd torn")
+    (found,) = inspect(run.dir, "two")
+    assert not found.published
+    assert "not finished" in shown(run, "two")
+
+
+def test_a_shard_that_is_published_meanwhile_is_still_found(
+    edited: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = edited.dir.ledger(0)
+    attempt = edited.dir.attempt(0, 1)
+    ledger.rename(attempt)
+    before = finder.attempts
+
+    def listed(run: RunDir, shard: int) -> list[int]:
+        found = before(run, shard)
+        if found:
+            attempt.rename(ledger)
+        return found
+
+    monkeypatch.setattr(finder, "attempts", listed)
+    (found,) = inspect(edited.dir, "one")
+    assert found.published
+
+
+def test_an_id_that_is_not_there_names_the_nearest(edited: Run) -> None:
+    with pytest.raises(UserError, match="no document 'thre'") as error:
+        inspect(edited.dir, "thre")
+    assert "near it: three" in error.value.hint
+    with pytest.raises(UserError) as error:
+        inspect(edited.dir, "zzzzzzzzzzzz")
+    assert "FILE:POSITION" in error.value.hint
+
+
+def test_before_the_first_commit_it_says_that(tmp_path: Path) -> None:
+    run = small(tmp_path, {"one": "Text."})
+    with pytest.raises(UserError, match="no shard has committed any yet"):
+        inspect(run.dir, "one")
+
+
+def test_an_input_that_changed_stops(edited: Run) -> None:
+    path = edited.plan.inputs[0].path
+    path.write_bytes(path.read_bytes().replace(b"Home", b"Hoem"))
+    with pytest.raises(StopError, match=r"a\.jsonl"):
+        inspect(edited.dir, "one")
+
+
+def test_a_row_of_another_text_stops(tmp_path: Path) -> None:
+    run = small(tmp_path, {"one": "Text."})
+    write(run, [Row("one", 0, 0, "kept", digest="0" * 16)])
+    with pytest.raises(StopError, match="another now"):
+        inspect(run.dir, "one")
+
+
+def test_a_damaged_ledger_is_named(edited: Run) -> None:
+    path = edited.dir.ledger(0)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ShardError, match=r"00000\.ledger\.zst"):
+        inspect(edited.dir, "nobody")
+
+
+def test_programs_that_come_to_something_else_now_are_noted(tmp_path: Path) -> None:
+    run = small(tmp_path, {"one": "Text one.\nText two."})
+    (one,) = documents(run)
+    write(run, [row(one, "kept", windows=(call("remove_lines(start=0, end=0)", stop=2),))])
+    assert "now make it edited" in shown(run, "one")
+
+
+def test_real_refinements_are_found_by_any_id(tmp_path: Path) -> None:
+    run = planned(tmp_path, 20)
+    tasks.refine(str(run.dir.root), 0, 1)
+    for number in (0, 7, 19):
+        (found,) = inspect(run.dir, f"doc-{number}")
+        assert found.before == document(number)["text"]
+        assert found.after == document(number)["text"].partition("\n")[2]
+        assert found.row in rows_of(run.dir, run.plan)
+
+
+def test_duplicate_ids_are_all_shown(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "in" / "a.jsonl", [document(1), document(2, id="doc-1")])
+    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine(str(run.dir.root), 0, 1)
+    assert len(inspect(run.dir, "doc-1")) == 2
+
+
+def test_a_sample_is_the_same_for_one_seed(tmp_path: Path) -> None:
+    run = planned(tmp_path, 40)
+    tasks.refine(str(run.dir.root), 0, 1)
+    ids = [item.row.id for item in sample(run.dir, 6, seed=1)]
+    assert len(set(ids)) == 6
+    assert ids == [item.row.id for item in sample(run.dir, 6, seed=1)]
+    assert ids != [item.row.id for item in sample(run.dir, 6, seed=2)]
+    assert len(sample(run.dir, 1000)) == 40
+    assert sample(run.dir, 3, status="dropped") == []
+    out = io.StringIO()
+    show_sample(run.dir, 2, status="edited", console=Console(file=out, width=100))
+    assert out.getvalue().count("outcome  edited") == 2
+
+
+lines = st.lists(st.sampled_from(["", "a", "b", "alpha beta", "alpha gamma", "alpha betas"]))
+
+
+@given(lines, lines)
+def test_a_diff_gives_both_versions_back(before: list[str], after: list[str]) -> None:
+    changes = list(compare(before, after))
+    assert [c.text for c in changes if c.kind != "added"] == before
+    assert [c.text for c in changes if c.kind != "removed"] == after
+    numbers = [c.number for c in changes if c.kind != "added"]
+    assert numbers == list(range(len(before)))
+
+
+@given(lines, lines, st.integers(0, 3))
+def test_hunks_leave_out_unchanged_lines_only(
+    before: list[str], after: list[str], context: int
+) -> None:
+    changes = list(compare(before, after))
+    shown_parts = list(hunks(changes, context))
+    skipped = sum(part for part in shown_parts if isinstance(part, int))
+    kept = [part for part in shown_parts if isinstance(part, Change)]
+    assert len(kept) + skipped == len(changes)
+    assert [c for c in kept if c.kind != "same"] == [c for c in changes if c.kind != "same"]
+
+
+def test_a_huge_text_of_equal_lines_is_compared_quickly() -> None:
+    before = ["", "x"] * 20_000
+    after = [*before[:100], "new", *before[110:30_000], *before[30_004:]]
+    changes = list(compare(before, after))
+    assert [c.text for c in changes if c.kind != "removed"] == after
+
+
+def test_a_line_of_a_megabyte_is_compared_quickly() -> None:
+    before = "word " * 200_000
+    (gone, come) = list(compare([before], [before[:500_000] + before[500_005:]]))
+    assert (gone.kind, come.kind) == ("removed", "added")
+    assert [p.text for p in gone.pieces if p.changed] == ["word "]

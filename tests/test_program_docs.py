@@ -1,0 +1,63 @@
+"""The language page's examples are what happens, and no rejection lacks one."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from proxhpc.program.execute import EXECUTE_REASONS
+from proxhpc.program.policy import Policy
+from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.syntax import ParseReason
+
+PAGE = Path(__file__).parent.parent / "docs" / "language.md"
+BLOCKS = re.findall(r"^```((?:prox|line|doc)[^\n]*)\n(.*?)\n```$", PAGE.read_text(), re.M | re.S)
+POLICY_REASONS = ("error_budget", "removed_share", "short", "cut", "unclear_verdict")
+
+
+def parts(block):
+    """Split a block into before, program, and what is said to come of it."""
+    before, program, after, last = [], [], [], ""
+    for line in block.split("\n"):
+        if line.startswith("> "):
+            program.append(line[2:])
+        elif line.startswith("|"):
+            (after if program else before).append(line[1:])
+        else:
+            last = line
+    return "\n".join(before), "\n".join(program), "\n".join(after), last
+
+
+def happens(head, before, program):
+    kind, *options = head.split()
+    finish = "length" if "length" in options else "stop"
+    limits = dict(option.split("=") for option in options if "=" in option)
+    policy = Policy.model_validate({"min_kept_words": 0, "max_removed_share": 1, **limits})
+    emitted = Emitted(program, finish)
+    if kind == "doc":
+        return replay(before, emitted, [], policy, Style())
+    windows = [WindowProgram(0, before.count("\n") + 1, emitted)]
+    return replay(before, None, windows, policy, Style(kind))
+
+
+@pytest.mark.parametrize(("head", "block"), BLOCKS)
+def test_example(head, block):
+    before, program, after, last = parts(block)
+    outcome = happens(head, before, program)
+    if last.startswith("dropped: "):
+        assert (outcome.status, f"dropped: {outcome.reason}") == ("dropped", last)
+        return
+    assert outcome.text == after
+    counts = ", ".join(f"{reason} {count}" for reason, count in outcome.rejected.items())
+    assert counts == last.removeprefix("= ")
+
+
+def test_every_rejection_has_an_example():
+    shown = {word for _, block in BLOCKS for word in re.findall(r"[a-z_]+(?= \d)", parts(block)[3])}
+    assert shown == {*get_args(ParseReason), *EXECUTE_REASONS, *POLICY_REASONS}
+
+
+def test_the_page_names_every_limit():
+    text = PAGE.read_text()
+    assert [name for name in Policy.model_fields if name not in text] == []

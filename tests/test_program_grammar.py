@@ -1,0 +1,114 @@
+"""All that a grammar admits is read and executed without a rejection."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar, number_range
+from proxhpc.program.parse import parse_chunk, parse_doc
+from proxhpc.program.policy import Policy
+from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.syntax import FIRST_LINE, Program, RemoveLines, Verdict
+
+WORDS = [
+    "Home",
+    "a",
+    "a,b",
+    "(x)",
+    "x=1",
+    "it's",
+    '"q"',
+    "\\alpha",
+    "点击",
+    "é",
+    "  ",
+    "\t",
+    "[0-9]+",
+]
+lines = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), min_size=1, max_size=6)
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_a_number_range_is_exact(low, size):
+    expression = re.compile(number_range(low, low + size))
+    inside = {low, low + size, low + size // 2, low + size // 3}
+    assert all(expression.fullmatch(str(number)) for number in inside)
+    around = {low - 1, low + size + 1, low * 10, (low + size) * 10, low // 10} - set(
+        range(low, low + size + 1)
+    )
+    assert not any(expression.fullmatch(str(number)) for number in around)
+    assert not expression.fullmatch(f"0{low}")
+
+
+@given(st.from_regex(DOC_GRAMMAR, fullmatch=True))
+def test_doc_programs_are_verdicts(text):
+    assert parse_doc(text).statements in ((Verdict(True),), (Verdict(False),))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), lines, st.sampled_from(["prox", "line"]), st.integers(0, 120), st.booleans())
+def test_all_that_is_admitted_is_executed(data, own, dialect, start, strings):
+    first = FIRST_LINE[dialect] + start
+    grammar = chunk_grammar(dialect, first, first + len(own) - 1, lines=own if strings else ())
+    program = data.draw(st.from_regex(grammar, fullmatch=True))
+    assert parse_chunk(program, dialect).rejected == ()
+    text = "\n".join([*["above"] * start, *own, "below"])
+    windows = [WindowProgram(start, start + len(own), Emitted(program, "stop"))]
+    policy = Policy(min_kept_words=0, max_removed_share=1)
+    assert replay(text, None, windows, policy, Style(dialect)).rejected == {}
+
+
+def test_calls_within_the_window_are_admitted_and_no_others():
+    grammar = re.compile(chunk_grammar("prox", 8, 12))
+    for first in range(6, 15):
+        for last in range(6, 15):
+            admitted = grammar.fullmatch(str(RemoveLines(first, last))) is not None
+            assert admitted == (8 <= first <= last <= 12)
+    assert grammar.fullmatch("untouch_doc()")
+    assert not grammar.fullmatch("")
+    assert not grammar.fullmatch('normalize(source_str="Home", target_str="")')
+    line = re.compile(chunk_grammar("line", 1, 3))
+    assert line.fullmatch("remove_lines(1, 3)\nremove_lines(2, 2)")
+    assert not line.fullmatch("remove_lines(0, 1)")
+
+
+def test_strings_of_the_window_are_admitted_where_they_count():
+    own = ["Home | About", "the cat sat on the mat", 'say "hi" now', "w " * 40]
+    prox = re.compile(chunk_grammar("prox", 0, 3, lines=own))
+    line = re.compile(chunk_grammar("line", 1, 4, lines=own))
+    for source, place, everywhere, once in (
+        ("Home | About", 1, True, True),
+        ("cat sat", 2, True, True),
+        ("the", 2, True, False),
+        ("the cat", 2, True, True),
+        ("sat mat", 2, False, False),
+        ("at", 2, False, False),
+        ('"hi"', 3, False, False),
+        ("w", 4, False, False),
+    ):
+        admitted = prox.fullmatch(f'normalize(source_str="{source}", target_str="")')
+        assert (admitted is not None) == everywhere, source
+        assert (line.fullmatch(f'remove_str({place}, "{source}")') is not None) == once, source
+
+
+def test_the_number_of_calls_ends_a_loop():
+    grammar = re.compile(chunk_grammar("prox", 0, 9, max_calls=3))
+    call = "remove_lines(start=7, end=7)\n"
+    assert grammar.fullmatch(call * 3)
+    assert not grammar.fullmatch(call * 4)
+    assert parse_chunk(call * 3) == Program((RemoveLines(7, 7),) * 3)
+
+
+def test_a_grammar_grows_with_its_window_not_with_its_square():
+    assert len(chunk_grammar("prox", 0, 999)) < 8 * len(chunk_grammar("prox", 0, 199))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "first", "last", "own"),
+    [("prox", 3, 2, ()), ("prox", -1, 2, ()), ("line", 0, 2, ()), ("prox", 0, 2, ("a",))],
+)
+def test_windows_that_are_none(dialect, first, last, own):
+    with pytest.raises(ValueError, match="lines"):
+        chunk_grammar(dialect, first, last, lines=own)

@@ -1,0 +1,299 @@
+"""The parser: every form that refiners were seen to write, and every rejection."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxhpc.program.edits import lower, read_edits
+from proxhpc.program.parse import parse_chunk, parse_doc
+from proxhpc.program.syntax import (
+    Keep,
+    Normalize,
+    Program,
+    Quoted,
+    RemoveAll,
+    RemoveLines,
+    RemoveStr,
+    ReplaceStr,
+    Verdict,
+    render,
+)
+
+NAMES = "keep_all keep_chunk skip_chunk untouch_doc remove_lines normalize remove_str replace_str"
+PIECES = (
+    *(name + "(" for name in (*NAMES.split(), "remove_all", "keep_doc", "drop_doc", "foo")),
+    *("start=", "end = ", "line_start=", "source_str=", "target_str=", "all=True", "line="),
+    *(
+        '"',
+        "'",
+        "\\",
+        ",",
+        ")",
+        "(",
+        "=",
+        "#",
+        ";",
+        "\n",
+        " ",
+        "```python\n",
+        "```",
+        "drop",
+        "keep",
+    ),
+    *("0", "3", "-1", "12345678901", "é", "\ud800", "\\u00e9", "word", "\t"),
+)
+soups = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text()
+values = st.text(st.characters(exclude_categories=["Cs"]))
+quoted = values.map(Quoted.of)
+numbers = st.integers(-5, 10**9 - 1)
+shared = (
+    st.builds(Keep, st.sampled_from(["keep_all", "keep_chunk", "skip_chunk", "untouch_doc"]))
+    | st.builds(RemoveLines, numbers, numbers)
+    | st.just(RemoveAll())
+)
+statements = {
+    "prox": shared | st.builds(Normalize, quoted, quoted),
+    "line": shared
+    | st.builds(RemoveStr, numbers, quoted)
+    | st.builds(ReplaceStr, numbers, quoted, quoted),
+}
+dialects = st.sampled_from(["prox", "line"])
+finishes = st.sampled_from(["stop", "length"])
+
+
+def normalize(source, target=""):
+    return Normalize(Quoted.of(source), Quoted.of(target))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("remove_lines(start=13, end=13)", RemoveLines(13, 13)),
+        ("remove_lines( start=0, end=74)", RemoveLines(0, 74)),
+        ("remove_lines(line_start=0, line_end=5)", RemoveLines(0, 5)),
+        ("remove_lines(line_start=0,line_end=5)", RemoveLines(0, 5)),
+        ("remove_lines(0, 0)", RemoveLines(0, 0)),
+        ("remove_lines(0, end=3)", RemoveLines(0, 3)),
+        ("remove_lines(end=2, start=0)", RemoveLines(0, 2)),
+        ("\t remove_lines (\n start = 007 ,\n end = 012\n)", RemoveLines(7, 12)),
+        ("remove_lines(start=-3, end=2)", RemoveLines(-3, 2)),
+        ("remove_lines(all=True)", RemoveAll()),
+        ("remove_all()", RemoveAll()),
+        ('normalize(source_str="a", target_str="b")', normalize("a", "b")),
+        ('normalize(source_str="a")', normalize("a")),
+        ("normalize('ClickHere','')", normalize("ClickHere")),
+        ("normalize(\"a\", target_str='b')", normalize("a", "b")),
+        ('normalize(target_str="b", source_str="a")', normalize("a", "b")),
+        ('normalize("http://a.com/x?user=ME")', normalize("http://a.com/x?user=ME")),
+        ('normalize("foo (beta), bar")', normalize("foo (beta), bar")),
+        ('normalize("# no comment")', normalize("# no comment")),
+        (r'normalize("\alpha")', Normalize(Quoted(r"\alpha"), Quoted(""))),
+    ],
+)
+def test_every_form_that_refiners_write(text, expected):
+    assert parse_chunk(text) == Program((expected,))
+
+
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        ('"one\ntwo"', "one\ntwo"),
+        (r'"a\tb\n\"c\" \\ \u00e9"', 'a\tb\n"c" \\ é'),
+        (r"'it\'s \"so\"'", 'it\'s "so"'),
+        (r'"\alpha \ud800"', r"\alpha \ud800"),
+    ],
+)
+def test_strings_may_hold_newlines_and_escapes(literal, value):
+    (statement,) = parse_chunk(f"normalize({literal})").statements
+    assert statement.source.value == value
+
+
+@pytest.mark.parametrize("name", ["keep_chunk", "keep_all", "skip_chunk", "untouch_doc"])
+def test_no_edit(name):
+    program = parse_chunk(f"{name}()")
+    assert program == Program((Keep(name),))
+    assert str(program) == f"{name}()"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nremove_lines(1, 2)\nremove_lines(4, 4)\n```",
+        "``` \nremove_lines(1, 2)\nremove_lines(4, 4)```",
+        "# head\nremove_lines(1, 2) # noise (all=True)\n# between\nremove_lines(4, 4)# tail",
+        "remove_lines(1, 2) remove_lines(4, 4)",
+        "remove_lines(1, 2);remove_lines(4, 4);",
+        "remove_lines(1, 2)remove_lines(4, 4)",
+    ],
+)
+def test_fences_comments_and_several_calls_a_line(text):
+    assert parse_chunk(text) == Program((RemoveLines(1, 2), RemoveLines(4, 4)))
+
+
+def test_line_dialect():
+    text = 'remove_str(3, "a")\nreplace_str(line=4, old=\'b\', new="c")\nremove_lines(1, 2)'
+    expected = (
+        RemoveStr(3, Quoted("a")),
+        ReplaceStr(4, Quoted("b"), Quoted("c")),
+        RemoveLines(1, 2),
+    )
+    assert parse_chunk(text, "line") == Program(expected)
+    assert render(Program(expected[2:]), "line") == "remove_lines(1, 2)"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("garbage", "not_a_call"),
+        ("Here is the program: remove_lines(0, 1)", "not_a_call"),
+        ("Remove_lines (0, 1", "unterminated"),
+        ("remove_lines_but_not_really(0, 1)", "unknown_call"),
+        ("remove_para(0)", "unknown_call"),
+        ("drop_doc()", "wrong_level"),
+        ('remove_str(0, "a")', "wrong_dialect"),
+        ("remove_lines(start=1)", "bad_arguments"),
+        ("remove_lines(1, 2, 3)", "bad_arguments"),
+        ("remove_lines(start=0, 3)", "bad_arguments"),
+        ("remove_lines(start=0, start=3)", "bad_arguments"),
+        ("remove_lines(start=+3, end=1_0)", "bad_arguments"),
+        ("remove_lines(0, 12345678901)", "bad_arguments"),
+        ('remove_lines("0", "3")', "bad_arguments"),
+        ("remove_lines(a, b)", "bad_arguments"),
+        ("normalize()", "bad_arguments"),
+        ("normalize(1)", "bad_arguments"),
+        ('normalize("a", )', "bad_arguments"),
+        ('normalize("say "hi" now", "")', "bad_arguments"),
+        ("normalize('it's')", "bad_arguments"),
+        ("normalize(source_str=page, target_str=home)", "bad_arguments"),
+        ('normalize("\ud800")', "bad_arguments"),
+        ("keep_all(1)", "bad_arguments"),
+        ("remove_lines(", "unterminated"),
+        ("remove_lines(start=1, end=5", "unterminated"),
+        ('normalize(source_str="The adv', "unterminated"),
+        ('normalize("a\\', "unterminated"),
+    ],
+)
+def test_what_is_unclear_is_rejected_with_a_reason(text, reason):
+    program = parse_chunk(text)
+    assert [item.reason for item in program.rejected] == [reason]
+    assert program.statements == ()
+
+
+def test_a_rejected_call_costs_its_line_and_no_more():
+    program = parse_chunk('normalize("a" "b") remove_lines(1, 1)\nremove_lines(2, 2)')
+    assert program.statements == (RemoveLines(2, 2),)
+    assert len(program.rejected) == 1
+
+
+@pytest.mark.parametrize(
+    "tail", ["remove_li", "remove_lines(", "remove_lines(start=7, end=1", 'normalize("The adv', "n"]
+)
+def test_a_call_cut_by_the_token_limit_is_dropped_and_else_rejected(tail):
+    text = f"remove_lines(7, 7)\n{tail}"
+    assert parse_chunk(text, finish="length") == Program((RemoveLines(7, 7),), (), True)
+    stopped = parse_chunk(text)
+    assert stopped.statements == (RemoveLines(7, 7),)
+    assert len(stopped.rejected) == 1
+    assert not stopped.cut
+
+
+def test_only_the_last_call_can_be_cut():
+    program = parse_chunk("garbage\nremove_lines(7, 7)", finish="length")
+    assert [item.reason for item in program.rejected] == ["not_a_call"]
+
+
+def test_statements_know_where_they_stand():
+    text = "# x\n remove_lines(1, 2) ; foo()\nkeep_all()"
+    program = parse_chunk(text)
+    assert [text[s.start : s.stop] for s in program.statements] == [
+        "remove_lines(1, 2)",
+        "keep_all()",
+    ]
+    assert [text[r.start : r.stop] for r in program.rejected] == ["foo()"]
+
+
+@pytest.mark.parametrize(
+    ("text", "drop"),
+    [
+        ("drop_doc()", True),
+        (" drop_doc() ", True),
+        ("drop", True),
+        ("drop_doc", True),
+        ("keep_doc()", False),
+        ("keep", False),
+        ("```python\nkeep_doc()\n```", False),
+    ],
+)
+def test_verdicts(text, drop):
+    assert parse_doc(text) == Program((Verdict(drop),))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("I would drop", "not_a_call"),
+        ("DROP_DOC()", "unknown_call"),
+        ("kee", "not_a_call"),
+        ("drop_doc(1)", "bad_arguments"),
+        ("remove_lines(0, 1)", "wrong_level"),
+        ("drop_doc(", "unterminated"),
+    ],
+)
+def test_unclear_verdicts(text, reason):
+    assert [item.reason for item in parse_doc(text).rejected] == [reason]
+
+
+def test_a_bare_verdict_at_the_token_limit_may_be_the_head_of_another_word():
+    assert parse_doc("drop", "length") == Program((), (), True)
+
+
+@given(dialects.flatmap(lambda d: st.tuples(st.just(d), st.lists(statements[d]))))
+def test_what_is_printed_is_read_back(case):
+    dialect, items = case
+    program = Program(tuple(items))
+    assert parse_chunk(str(program), dialect) == program
+    assert parse_chunk(render(program, dialect), dialect) == program
+
+
+@given(st.lists(st.booleans().map(Verdict)))
+def test_printed_verdicts_are_read_back(items):
+    assert parse_doc(str(Program(tuple(items)))) == Program(tuple(items))
+
+
+@given(values)
+def test_a_quoted_string_means_what_was_quoted(value):
+    assert Quoted.of(value).value == value
+
+
+@given(soups, dialects, finishes)
+def test_soup_never_raises_and_what_is_read_prints_and_reads_the_same(text, dialect, finish):
+    program = parse_chunk(text, dialect, finish)
+    assert parse_chunk(str(program), dialect).statements == program.statements
+    ends = [0]
+    for item in sorted((*program.statements, *program.rejected), key=lambda s: s.start):
+        assert ends[-1] <= item.start < item.stop <= len(text)
+        ends.append(item.stop)
+
+
+usual = st.lists(
+    st.sampled_from(
+        [
+            "remove_lines(start=1, end=2)",
+            "remove_lines( start=0, end=74)",
+            'normalize(source_str="a, (b)", target_str="")',
+            'normalize(source_str="é\n#",target_str="x")',
+            'normalize(source_str="a")',
+            "untouch_doc()",
+            "\n",
+            " ",
+            "remove_lines(start=1, end",
+            'normalize(source_str="\ud800")',
+        ]
+    ),
+    max_size=6,
+).map("\n".join)
+
+
+@given(usual | soups, dialects, finishes)
+def test_the_short_way_agrees_with_the_parser(text, dialect, finish):
+    assert read_edits(text, dialect, finish) == lower(parse_chunk(text, dialect, finish))

@@ -1,0 +1,186 @@
+"""The reference policy: the public executor's behaviour, case by case."""
+
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxhpc.program import reference
+from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+
+BODY = "\n".join(f"line {n} has these five more words" for n in range(8))
+
+
+def run(program, text=BODY):
+    windows = [WindowProgram(0, text.count("\n") + 1, Emitted(program, "stop"))]
+    return replay(text, None, windows, "reference", Style())
+
+
+def without(*numbers, text=BODY):
+    return "\n".join(line for n, line in enumerate(text.split("\n")) if n not in numbers)
+
+
+def test_all_shared_cases_are_equal():
+    if "PROXHPC_DATA" not in os.environ:
+        pytest.skip("PROXHPC_DATA names no directory with prox_reference_cases.jsonl.zst")
+    path = Path(os.environ["PROXHPC_DATA"], "prox_reference_cases.jsonl.zst")
+    seen = Counter()
+    with zstandard.open(path, "rb") as file:
+        for line in io.TextIOWrapper(file, encoding="utf-8"):
+            case = json.loads(line)
+            seen[answer(case) == case.get("out", case.get("raises"))] += 1
+    assert seen == {True: 5000}
+
+
+def answer(case):
+    emitted = Emitted(case["program"], "stop")
+    windows = [WindowProgram(0, case["text"].count("\n") + 1, emitted)]
+    doc, chunk = (emitted, []) if case["level"] == "doc" else (None, windows)
+    outcome = replay(case["text"], doc, chunk, "reference", Style())
+    if outcome.status == "quarantined":
+        return {"reference_zero_division": "ZeroDivisionError"}[outcome.reason]
+    return outcome.text
+
+
+@pytest.mark.parametrize("program", ["drop", "I would drop", "keep_doc(), no drop", " drop_doc() "])
+def test_a_document_whose_program_has_drop_anywhere_is_dropped(program):
+    outcome = replay(BODY, Emitted(program, "stop"), [], "reference", Style())
+    assert (outcome.status, outcome.reason, outcome.text) == ("dropped", "doc_program", "")
+
+
+@pytest.mark.parametrize("program", ["", "keep_doc()", "DROP_DOC()", "dro"])
+def test_any_other_doc_program_keeps(program):
+    outcome = replay(BODY, Emitted(program, "stop"), [], "reference", Style())
+    assert (outcome.status, outcome.text) == ("kept", BODY)
+
+
+@pytest.mark.parametrize(
+    ("program", "removed"),
+    [
+        ("remove_lines(start=0, end=1)", {0, 1}),
+        ("   remove_lines(start=0, end=1)", {0, 1}),
+        ("untouch_doc()\nremove_lines(start=0, end=1)", {0, 1}),
+        ("x\n remove_lines(start=0, end=1)", set()),
+        ("remove_lines(start=0, end=0) remove_lines(start=3, end=3)", {0}),
+        ("remove_lines_but_not_really(start=0, end=0)", {0}),
+        ("remove_lines(end=2, start=0)", set()),
+        ("remove_lines(start=2, end=1)", set()),
+        ("remove_lines(start=-3, end=1)", {0, 1}),
+        ("remove_lines(start=0, end=19", {0, 1}),
+        ("remove_lines(start=1, end=2, end=7)", {1, 2}),
+        ("remove_lines(start=0_1, end=+2)", {1, 2}),
+        ("remove_lines(start=7, end=8)", {7}),
+        ("remove_lines(start=7, end=100000000000)", {7}),
+    ],
+)
+def test_removals(program, removed):
+    outcome = run(program)
+    assert outcome.text == without(*removed)
+    assert outcome.lines_removed == len(removed)
+    assert outcome.status == ("edited" if removed else "kept")
+
+
+@pytest.mark.parametrize(
+    ("program", "old", "new"),
+    [
+        ('normalize(source_str="line ")', "line ", ""),
+        ('normalize(source_str="li', "l", ""),
+        ('normalize(source_str="five", target_str="5")', "five", "5"),
+        ('normalize(source_str="five, a=six")', "five", "six"),
+        ('normalize(source_str="e=x")', "e", ""),
+        ('normalize(source_str="more) words")', "more", ""),
+        ('normalize(source_str=" ")', " ", ""),
+        ('normalize(source_str=" ", target_str="_")', " ", " "),
+        ('normalize(source_str="", target_str="_")', " ", " "),
+        ('normalize(source_str="a", target_str="b", c="d")', " ", " "),
+        (r'normalize(source_str="line", target_str="\n")', "line", r"\n"),
+        ("normalize(source_str='line')", "'line'", ""),
+    ],
+)
+def test_replacements_are_those_of_the_whole_document(program, old, new):
+    text = BODY.replace(" ", "\t ") if old == " " else BODY
+    assert run(program, text).text == text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("program", "errors"),
+    [
+        ("remove_lines(0, 0)", 1),
+        ("normalize('a', '')", 1),
+        ("remove_lines", 1),
+        ("normalize", 1),
+        ("remove_lines(", 2),
+        ("remove_lines(start=0, end=5", 2),
+        ("remove_lines(start=7, end=8)", 1),
+        ("remove_lines(start=9, end=9)\n" * 3, 1),
+        ("remove_lines(start=9, end=9)\nremove_lines(start=11, end=11)", 2),
+        ("remove_lines(start=9, end=9)\nremove_lines(start=10, end=11)", 1),
+        ("remove_lines(start=9, end=2)\nremove_lines(start=9, end=9)", 2),
+        ("remove_lines(start=9, end=9)\nremove_lines(start=9, end=2)", 1),
+        ("unknown()\nnormalize(source_str=zzz)\nremove_lines(start=2, end=1)", 0),
+    ],
+)
+def test_errors(program, errors):
+    assert run(program).rejected == ({"reference_errors": errors} if errors else {})
+
+
+def test_two_errors_keep_the_original():
+    edit = "remove_lines(start=0, end=0)\n"
+    assert run(f"{edit}remove_lines(1, 1)").text == without(0)
+    outcome = run(f"{edit}remove_lines(1, 1)\nremove_lines(1, 1)")
+    assert (outcome.status, outcome.text, outcome.lines_removed) == ("kept", BODY, 0)
+
+
+@pytest.mark.parametrize("line", ["remove_lines(all=True)", "remove_lines(1, 2) # not all=True"])
+def test_all_true_anywhere_wipes(line):
+    outcome = run(line)
+    assert (outcome.status, outcome.reason) == ("dropped", "reference_removed_share")
+
+
+def test_exactly_95_percent_is_too_much():
+    text = "\n".join(["word " * 19 * 11, "word " * 11])
+    outcome = run("remove_lines(start=0, end=0)", text)
+    assert outcome.reason == "reference_removed_share"
+    outcome = run("remove_lines(start=0, end=0)", text + "word")
+    assert outcome.status == "edited"
+
+
+def test_ten_words_are_too_short_even_untouched_and_with_errors():
+    for program in ("untouch_doc()", "remove_lines(0, 0)\n" * 2):
+        outcome = run(program, "one two three four five six seven eight nine ten")
+        assert (outcome.status, outcome.reason) == ("dropped", "reference_short")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n\n"])
+def test_a_document_without_words_raises_there_and_is_set_aside_here(text):
+    outcome = run("", text)
+    assert (outcome.status, outcome.reason) == ("quarantined", "reference_zero_division")
+
+
+def test_programs_of_all_windows_are_merged_and_reach_the_whole_document():
+    programs = [' normalize(source_str="these") ', "remove_lines(start=0, end=0)"]
+    windows = [WindowProgram(4 * n, 4 * n + 4, Emitted(p, "stop")) for n, p in enumerate(programs)]
+    outcome = replay(BODY, None, windows, "reference", Style())
+    assert outcome.text == without(0).replace("these", "")
+    assert outcome.strings_replaced == 8
+
+
+def test_growth_that_would_exhaust_memory_is_set_aside(monkeypatch):
+    monkeypatch.setattr(reference, "MAX_CHARS", 10_000)
+    growth = 'normalize(source_str="e", target_str="eeeeeeeeee")\n' * 6
+    assert run(growth).reason == "reference_memory"
+    monkeypatch.setattr(reference, "MAX_SCANNED", 3 * len(BODY))
+    assert run('normalize(source_str="zzz")\n' * 3).status == "kept"
+    assert run('normalize(source_str="zzz")\n' * 4).reason == "reference_time"
+
+
+@given(st.text(), st.text(), st.integers(0, 10**30))
+def test_no_program_raises_anything_else(text, program, number):
+    outcome = run(f"remove_lines(start=0, end={number})\n{program}", text)
+    assert outcome.status == "quarantined" or text.split()

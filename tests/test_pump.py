@@ -1,0 +1,105 @@
+"""The pump: order kept, flight bounded, errors raised, nothing left running."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from proxhpc.refine.pump import Budget, ordered
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        yield number
+
+
+def test_results_come_in_the_order_of_the_events() -> None:
+    async def slow_first(number: int) -> int:
+        await asyncio.sleep(0.02 / (number + 1))
+        return number * 10
+
+    async def main() -> list[tuple[int, int]]:
+        budget = Budget(8, 100)
+        return [pair async for pair in ordered(numbers(20), slow_first, lambda _: 1, budget)]
+
+    assert asyncio.run(main()) == [(n, n * 10) for n in range(20)]
+
+
+@pytest.mark.parametrize(("items", "weight", "most"), [(3, 100, 3), (100, 10, 2), (100, 3, 1)])
+def test_flight_is_bounded_by_number_and_weight(items: int, weight: int, most: int) -> None:
+    flying = highest = 0
+
+    async def work(number: int) -> None:
+        nonlocal flying, highest
+        flying += 1
+        highest = max(highest, flying)
+        await asyncio.sleep(0.001)
+        flying -= 1
+
+    async def main() -> None:
+        async for _ in ordered(numbers(30), work, lambda _: 5, Budget(items, weight)):
+            pass
+
+    asyncio.run(main())
+    assert highest == most
+
+
+def test_an_error_of_the_work_comes_in_its_place() -> None:
+    async def work(number: int) -> int:
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    seen: list[int] = []
+
+    async def main() -> None:
+        async for event, _ in ordered(numbers(10), work, lambda _: 1, Budget(4, 100)):
+            seen.append(event)
+
+    with pytest.raises(ValueError, match="three"):
+        asyncio.run(main())
+    assert seen == [0, 1, 2]
+
+
+def test_an_error_of_the_events_comes_behind_what_was_there() -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    async def work(number: int) -> int:
+        return number
+
+    seen: list[int] = []
+
+    async def main() -> None:
+        async for event, _ in ordered(broken(), work, lambda _: 1, Budget(4, 100)):
+            seen.append(event)
+
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(main())
+    assert seen == [1]
+
+
+def test_closing_cancels_what_is_in_flight() -> None:
+    cancelled: list[int] = []
+
+    async def work(number: int) -> int:
+        if number == 0:
+            return 0
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+        return number
+
+    async def main() -> None:
+        async with aclosing(ordered(numbers(100), work, lambda _: 1, Budget(5, 100))) as results:
+            async for _ in results:
+                await asyncio.sleep(0.01)
+                break
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+    assert cancelled == [1, 2, 3, 4, 5]

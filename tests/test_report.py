@@ -1,0 +1,401 @@
+"""The report: totals by hand, FLOPs by hand, and a page on which nothing of a stranger runs."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zstandard
+from rich.console import Console
+
+from proxhpc.account.counts import Counts
+from proxhpc.account.flops import ModelShape, Usage
+from proxhpc.assemble.summary import Duplicates, FileCounts, MergeSummary, SharedIds
+from proxhpc.assemble.write import PartReceipt
+from proxhpc.cluster import tasks
+from proxhpc.errors import StopError, UserError
+from proxhpc.launch import Run, prepare
+from proxhpc.plan import Plan
+from proxhpc.refine.lease import Owner
+from proxhpc.refine.progress import ProgressLog
+from proxhpc.report import build_report, load_report, page, render, write_report
+from proxhpc.rundir import RunDir
+from runs import document, local_site, manifest, planned, rows_of, write_jsonl
+
+HOSTILE = "\x1b]0;owned\x07[red]<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e"
+SHAPE = ModelShape(
+    hidden=8, layers=2, heads=4, head_dim=2, kv_heads=2, intermediate=16, vocab=100, tied=False
+)
+# By hand: attention 2·8·2·(4+2) = 192, MLP 3·8·16 = 384, two layers: 1152; head 8·100 = 800,
+# norms 5·8 = 40, so N without the input embedding is 1152 + 800 + 40 = 1992.
+BODY, HEAD, PAPER = 1152, 800, 1992
+DOC = Usage(3, 300, 20, 290, 12, 20_000)
+CHUNK = Usage(2, 200, 0, 230, 32, 30_000)
+
+
+def counts() -> Counts:
+    return Counts(
+        documents=10,
+        kept=3,
+        edited=4,
+        dropped=Counter(short=2),
+        quarantined=Counter(invalid_json=1),
+        rejected=Counter(unknown_call=5),
+        flags=Counter(truncated=1),
+        bytes_in=4000,
+        bytes_out=2400,
+        tokens_in=1000,
+        tokens_out=600,
+        lines_removed=11,
+        strings_replaced=6,
+        windows=9,
+        doc=DOC,
+        chunk=CHUNK,
+    )
+
+
+def summary(**changes: Any) -> MergeSummary:
+    part = PartReceipt("m", "part-00000.jsonl.zst", 5, 3000, 900, "ab", 2000, 500, {0: 5})
+    values: dict[str, Any] = {
+        "match": "m",
+        "counts": counts(),
+        "duplicates": Duplicates(2, 1, 3),
+        "shared_ids": SharedIds(1, (("x", "a:0"),)),
+        "written": 5,
+        "text_bytes": 2000,
+        "tokens": 500,
+        "files": (
+            FileCounts("a.jsonl", 6, 3, 2, 1, 0, 1, 4),
+            FileCounts("b.jsonl", 4, 0, 2, 1, 1, 1, 1),
+        ),
+        "parts": (part,),
+    }
+    return MergeSummary(**values | changes)
+
+
+def merged(run: RunDir, found: MergeSummary) -> None:
+    run.merge.mkdir(parents=True, exist_ok=True)
+    run.merge_summary.write_bytes(found.encode())
+
+
+def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -> None:
+    """Let the plan name a model for both stages."""
+    data = orjson.loads(run.plan.read_bytes())
+    data["manifest"]["engine"] = {"name": "transformers"}
+    for stage in data["manifest"]["stages"]:
+        stage["model"] = "org/refiner"
+        ref = {"name": "org/refiner", "path": "/m", "config_sha": "", "max_model_len": 2048,
+               "snapshot": "abc", "stop_ids": []}  # fmt: skip
+        data["models"][stage["level"]] = ref | {"shape": shape.to_dict() if shape else None}
+    data["manifest"] |= sections
+    run.plan.write_bytes(orjson.dumps(data))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return planned(tmp_path, 10).dir
+
+
+def printed(report: dict[str, Any]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=160, highlight=False).print(render(report))
+    return out.getvalue()
+
+
+def test_totals_are_those_of_the_merge(run: RunDir) -> None:
+    merged(run, summary())
+    report = build_report(run)
+    assert report["documents"] == {
+        "in": 10,
+        "kept": 3,
+        "edited": 4,
+        "dropped": {"short": 2},
+        "quarantined": {"invalid_json": 1},
+        "refined": 7,
+        "duplicates": 2,
+        "written": 5,
+        "kept_ratio": 0.5,
+        "duplicate_sets": 1,
+        "largest_duplicate_set": 3,
+        "shared_ids": 1,
+    }
+    assert report["tokens"] == {
+        "counted": "UTF-8 bytes / 4 (estimate)",
+        "in": 1000,
+        "refined": 600,
+        "written": 500,
+        "kept_ratio": 0.5,
+    }
+    assert report["bytes"] == {
+        "in": 4000, "refined": 2400, "written": 2000, "stored": 900, "kept_ratio": 0.5,
+    }  # fmt: skip
+    assert [entry["kept_ratio"] for entry in report["inputs"]] == [0.666667, 0.25]
+    assert report["edits"]["rejected"] == {"unknown_call": 5}
+
+
+def test_flops_are_those_computed_by_hand(run: RunDir) -> None:
+    with_model(run)
+    merged(run, summary())
+    report = build_report(run)
+    doc, chunk = (stage["flops"] for stage in report["stages"])
+    # 2·body·fed + 2·head·new + 4·layers·heads·head size·attended
+    assert doc["exact"] == 2 * BODY * 290 + 2 * HEAD * 12 + 4 * 2 * 4 * 2 * 20_000 == 1_967_360
+    assert chunk["exact"] == 2 * BODY * 230 + 2 * HEAD * 32 + 4 * 2 * 4 * 2 * 30_000 == 2_501_120
+    assert doc["paper_measured"] == 2 * PAPER * (300 + 12)
+    assert doc["paper_corpus"] == 2 * PAPER * 1000
+    assert report["flops"]["exact"] == 1_967_360 + 2_501_120
+    assert report["stages"][0]["usage"]["cached_tokens"] == 20
+    assert report["stages"][0]["parameters"] == PAPER + 800
+    assert report["tokens"]["counted"] == "org/refiner"
+
+
+def test_the_chunk_stage_reads_what_the_doc_stage_keeps(run: RunDir) -> None:
+    with_model(run)
+    found = counts()
+    found.dropped = Counter(doc_program=2)
+    found.tokens_chunk = 700
+    merged(run, summary(counts=found))
+    report = build_report(run)
+    assert report["stages"][0]["tokens_read"] == 1000
+    assert report["stages"][1]["tokens_read"] == 700
+    assert report["flops"]["paper_corpus"] == 2 * PAPER * 1700
+    assert report["flops"]["exact"] == 1_967_360 + 2_501_120
+
+
+def test_an_unknown_shape_makes_flops_unknown_not_zero(run: RunDir) -> None:
+    with_model(run, None, comparison={"parameters": 1000})
+    merged(run, summary())
+    report = build_report(run)
+    assert report["flops"] == {"exact": None, "paper_measured": None, "paper_corpus": None}
+    assert report["comparison"]["saved_flops"] == 6 * 1000 * 500
+    assert report["comparison"]["net_saved_flops"] is None
+    assert report["comparison"]["break_even_parameters"] is None
+    assert "?" in printed(report)
+
+
+def test_rules_cost_no_flops(run: RunDir) -> None:
+    merged(run, summary())
+    assert build_report(run)["flops"] == {"exact": 0, "paper_measured": 0, "paper_corpus": 0}
+
+
+def test_the_break_even_is_where_saved_training_pays_for_refining(run: RunDir) -> None:
+    with_model(run, comparison={"parameters": 2000, "name": "tiny"})
+    merged(run, summary())
+    found = build_report(run)["comparison"]
+    refining = 1_967_360 + 2_501_120
+    assert found["raw_flops"] == 6 * 2000 * 1000
+    assert found["refined_flops"] == 6 * 2000 * 500
+    assert found["saved_flops"] == 6 * 2000 * 500
+    assert found["net_saved_flops"] == 6 * 2000 * 500 - refining
+    even = found["break_even_parameters"]
+    assert 6 * even * 500 >= refining > 6 * (even - 1) * 500
+    assert found["refining_as_tokens"] == refining // (6 * 2000)
+    assert "tiny" in printed(build_report(run))
+
+
+def test_a_corpus_that_did_not_shrink_never_pays(run: RunDir) -> None:
+    with_model(run, comparison={"parameters": 2000})
+    merged(run, summary(tokens=1000))
+    report = build_report(run)
+    assert report["comparison"]["break_even_parameters"] is None
+    assert "never" in printed(report)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "note"),
+    [
+        (json.dumps({"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "head_dim": 2, "num_key_value_heads": 2,
+                     "intermediate_size": 16, "vocab_size": 100}), PAPER, ""),
+        (json.dumps({"model_type": "mamba"}), None, "mamba"),
+        ("[]", None, "not an object"),
+        ("{", None, "not JSON"),
+        (None, None, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_model_to_compare_with_may_be_a_directory(
+    run: RunDir, tmp_path: Path, config: str | None, parameters: int | None, note: str
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with_model(run, comparison={"model": str(tmp_path)})
+    merged(run, summary())
+    found = build_report(run)["comparison"]
+    assert found["parameters"] == parameters
+    assert note in found["note"]
+    assert page(build_report(run))
+
+
+def test_a_run_that_is_not_merged_has_no_report(run: RunDir) -> None:
+    with pytest.raises(UserError, match="not merged yet"):
+        build_report(run)
+    with pytest.raises(UserError, match="no report yet"):
+        load_report(run)
+
+
+@pytest.mark.parametrize("changes", [{"written": 6}, {"duplicates": Duplicates(1, 1, 2)}])
+def test_what_does_not_balance_stops(run: RunDir, changes: dict[str, Any]) -> None:
+    merged(run, summary(**changes))
+    with pytest.raises(StopError):
+        write_report(run)
+    assert not run.report_json.exists()
+
+
+def test_workers_times_are_summed_and_kept_apart(run: RunDir) -> None:
+    merged(run, summary())
+    for name, busy in (("w1", 30.0), ("w2", 50.0)):
+        log = ProgressLog(run, Owner(name, HOSTILE, 1, "1"), "refine")
+        log.busy_seconds, log.boot_seconds, log.counts = busy, 10.0, counts()
+        log.write("starting")
+        log.write("failed", error="RetryError", message=HOSTILE)
+    ProgressLog(run, Owner("m", "h", 1, "1"), "merge", busy_seconds=7.0).write("done")
+    report = build_report(run)
+    times = report["execution"]
+    assert (times["workers"], times["busy_seconds"], times["boot_seconds"]) == (2, 80.0, 20.0)
+    assert times["gpu_seconds"] == 0
+    run.site.write_bytes(orjson.dumps({"name": "s", "kind": "slurm", "gpus": 2}))
+    assert build_report(run)["execution"]["gpu_seconds"] == 200.0
+    run.site.write_bytes(orjson.dumps({"name": "s", "kind": "slurm", "gres": "gpu:a100:2"}))
+    assert build_report(run)["execution"]["gpu_seconds"] is None
+    assert times["tokens_per_worker_second"] == 12.5
+    again = build_report(run)
+    report.pop("execution")
+    again.pop("execution")
+    assert json.dumps(report) == json.dumps(again)
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, and whether every one is closed."""
+
+    VOID = frozenset({"meta", "br", "img", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def hostile_run(run: RunDir) -> None:
+    found = counts()
+    found.dropped = Counter({HOSTILE: 2})
+    found.rejected = Counter({HOSTILE: 2})
+    files = summary().files
+    named = (FileCounts(HOSTILE, 6, 3, 2, 1, 0, 1, 4), files[1])
+    with_model(run, comparison={"parameters": 10, "name": "[red]<script>"})
+    merged(run, summary(counts=found, files=named))
+    log = ProgressLog(run, Owner("w1", HOSTILE, 1, "1"), "refine")
+    log.write("failed", error="X", message=HOSTILE)
+
+
+def test_nothing_of_a_stranger_runs_on_the_page(run: RunDir) -> None:
+    hostile_run(run)
+    write_report(run)
+    html = run.report_html.read_text(encoding="utf-8")
+    parsed = Page(html)
+    assert parsed.open == []
+    assert not {"script", "img", "iframe", "link", "object", "form", "a"} & set(parsed.tags)
+    assert not {name for name in parsed.attributes if name.startswith("on")}
+    assert not {"src", "href", "style"} & parsed.attributes
+    assert "<script>alert(1)</script>" in parsed.words, "the text is shown, escaped"
+    assert not {"\x1b", "\x07", "\u202e"} & set(html)
+    assert "http" not in html.replace('http-equiv="', "")
+
+
+def test_the_page_lets_in_its_own_style_only(run: RunDir) -> None:
+    merged(run, summary())
+    html = page(build_report(run))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy
+    assert policy[1].startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy[1]
+    style = re.search(r"<style>(.*?)</style>", html, re.S)
+    assert style
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert digest in policy[1]
+
+
+def test_nothing_hostile_reaches_the_terminal(run: RunDir) -> None:
+    hostile_run(run)
+    report = write_report(run)
+    text = printed(report)
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert "[red]<script>" in text
+    assert run.report_json.read_bytes().isascii()
+    assert load_report(run) == report
+
+
+def test_many_inputs_are_cut_on_the_page_and_whole_in_the_json(run: RunDir) -> None:
+    one = summary()
+    files = (*one.files, *(FileCounts(f"f{n}", 0, 0, 0, 0, 0, 0, 0) for n in range(300)))
+    merged(run, summary(files=files))
+    report = write_report(run)
+    assert len(report["inputs"]) == 302
+    assert "And 202 more files" in run.report_html.read_text()
+
+
+def test_an_empty_corpus_can_be_reported(run: RunDir) -> None:
+    nothing = summary(
+        counts=Counts(), duplicates=Duplicates(), shared_ids=SharedIds(), written=0, text_bytes=0,
+        tokens=0, files=(), parts=(),
+    )  # fmt: skip
+    merged(run, nothing)
+    report = write_report(run)
+    assert report["documents"]["kept_ratio"] is None
+    assert "?" in printed(report)
+
+
+def unpacked(part: Path) -> bytes:
+    with part.open("rb") as file:
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+
+
+def test_the_report_of_a_real_run_equals_sums_over_its_files(tmp_path: Path) -> None:
+    rows: list[Any] = [document(number) for number in range(30)]
+    rows += [
+        document(3, id="again"),
+        b"{broken",
+        {"id": "n", "text": None},
+        {"id": "s", "text": "a"},
+    ]
+    path = write_jsonl(tmp_path / "in" / "a.jsonl.zst", rows)
+    run: Run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.merge(str(run.dir.root), 1)
+    report = write_report(run.dir)
+    ledger = rows_of(run.dir, run.plan)
+    texts = [
+        orjson.loads(line)["text"]
+        for part in sorted(run.dir.corpus.glob("part-*"))
+        for line in unpacked(part).splitlines()
+    ]
+    assert report["documents"]["in"] == len(ledger) == 34
+    assert report["documents"]["written"] == len(texts) == 30
+    assert report["documents"]["duplicates"] == 1
+    assert report["documents"]["quarantined"] == {"invalid_json": 1, "null_text": 1}
+    assert report["bytes"]["written"] == sum(len(text.encode()) for text in texts)
+    assert report["tokens"]["written"] == sum(-(-len(text.encode()) // 4) for text in texts)
+    assert report["tokens"]["in"] == sum(row.tokens_in for row in ledger)
+    assert Plan.load(run.dir).digest == report["execution"]["plan"]

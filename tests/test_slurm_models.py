@@ -1,0 +1,112 @@
+"""A real small Llama under a real Slurm: programs arrive, and the FLOPs are those of its tokens."""
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+
+import pytest
+import yaml
+from slurm_cluster import SlurmCluster
+from test_slurm_run import check_balance, finished, launch
+
+from proxhpc.plan import Plan
+from proxhpc.refine.ledger import Call
+from proxhpc.rundir import RunDir
+from runs import manifest, rows_of, write_jsonl
+
+DOCUMENTS = 30
+MAX_NEW = 12
+
+
+def pages() -> list[dict[str, str]]:
+    """Short pages with navigation around a few sentences; no two alike."""
+    return [
+        {
+            "id": f"page-{n}",
+            "text": f"Home | Shop | Cart ({n})\nThe {n}th lighthouse on the coast was built of "
+            f"grey stone.\nIts lamp could be seen from {n + 10} miles away.\nClick here to "
+            f"subscribe!\nToday a keeper still lives in it with {n % 5} cats.",
+        }
+        for n in range(DOCUMENTS)
+    ]
+
+
+def matmul_parameters(model: Path) -> tuple[int, dict[str, int]]:
+    """Weights of matrix products between embedding and head, read off the weights' file."""
+    config = json.loads((model / "config.json").read_text())
+    body = 0
+    for path in model.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        for name, tensor in header.items():
+            if name.endswith("proj.weight"):
+                body += prod(tensor["shape"])
+    return body, config
+
+
+def by_hand(call: Call, body: int, config: dict[str, int]) -> int:
+    """FLOPs of one request, token by token."""
+    width = config["num_attention_heads"] * (
+        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    )
+    total = 0
+    last = call.prompt + max(call.new - 1, 0)
+    for position in range(call.cached, last):
+        total += 2 * body + 4 * config["num_hidden_layers"] * width * (position + 1)
+    return total + 2 * config["hidden_size"] * config["vocab_size"] * call.new
+
+
+def run_engine(
+    cluster: SlurmCluster, tmp_path: Path, model: Path, engine: dict[str, object]
+) -> None:
+    source = write_jsonl(tmp_path / "pages.jsonl.zst", pages())
+    stage = {"model": str(model), "prompt": "chat-template", "max_new_tokens": MAX_NEW}
+    path = manifest(
+        tmp_path,
+        [source],
+        stages=[{"level": "doc"} | stage, {"level": "chunk", "window_tokens": 400} | stage],
+        engine=engine,
+        commit={"documents": 8},
+        sharding={"tokens": 1000},
+    )
+    where = tmp_path / "site.yaml"
+    site = {"name": "test", "kind": "slurm", "workers": 1, "cpus": 2, "time": 15}
+    where.write_text(yaml.safe_dump(site))
+    run = RunDir(tmp_path / "run")
+    launch(cluster, path, str(where), run.root)
+    cluster.until(finished(run), "the report", timeout=420, seen=lambda: worker_log(run))
+    assert check_balance(run)["documents"] == DOCUMENTS
+
+    plan = Plan.load(run)
+    assert len(plan.shards) > 1
+    rows = rows_of(run, plan)
+    assert [row.id for row in rows] == [f"page-{n}" for n in range(DOCUMENTS)]
+    assert not [row.reason for row in rows if row.status == "quarantined"]
+    calls = [call for row in rows for call in (row.doc, *row.windows) if call]
+    assert all(call.prompt > 30 and 0 < call.new <= MAX_NEW for call in calls)
+    assert any(call.program.strip() for call in calls)
+    body, config = matmul_parameters(model)
+    report = json.loads(run.report_json.read_bytes())
+    assert report["flops"]["exact"] == sum(by_hand(call, body, config) for call in calls)
+    requests = sum(stage["usage"]["requests"] for stage in report["stages"])
+    assert requests == len(calls) >= DOCUMENTS
+    assert report["execution"]["boot_seconds"] > 0
+
+
+def worker_log(run: RunDir) -> str:
+    return "\n".join(path.read_text()[-2000:] for path in sorted(run.logs.rglob("*.err")))
+
+
+@pytest.mark.timeout(480)
+def test_transformers(slurm: SlurmCluster, smollm2: Path, tmp_path: Path) -> None:
+    engine = {"name": "transformers", "dtype": "bfloat16", "batch_size": 8}
+    run_engine(slurm, tmp_path, smollm2, engine)
+
+
+@pytest.mark.timeout(480)
+def test_vllm(slurm: SlurmCluster, smollm2: Path, vllm: None, tmp_path: Path) -> None:
+    run_engine(
+        slurm, tmp_path, smollm2, {"name": "vllm", "dtype": "bfloat16", "max_model_len": 1024}
+    )

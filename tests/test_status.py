@@ -1,0 +1,443 @@
+"""Status: what it makes of plan, ledgers, leases, progress files and the queue, without writing."""
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from proxhpc.account.counts import Counts
+from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.slurm import Job
+from proxhpc.corpus.frames import append_line
+from proxhpc.errors import RetryError, UserError
+from proxhpc.launch import Run
+from proxhpc.refine.lease import Owner, process_start
+from proxhpc.rundir import RunDir
+from proxhpc.status import Status, Ticker, collect, render, show
+from proxhpc.status.beats import read_recent
+from proxhpc.status.terminal import duration, safe, share, short
+from runs import planned
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31m[red]<script>\x9b2J\u202e\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return planned(tmp_path)
+
+
+def owner(name: str = "w1", **more: Any) -> Owner:
+    return replace(Owner(name, "node7", 12, "99", "77_1"), **more)
+
+
+def counts(documents: int, **more: Any) -> Counts:
+    return Counts(
+        documents=documents,
+        kept=documents,
+        tokens_in=10 * documents,
+        tokens_out=9 * documents,
+        bytes_in=40 * documents,
+        **more,
+    )
+
+
+def beat(run: Run, who: Owner, age: float, documents: int = 0, **more: Any) -> None:
+    """One line of a progress file, written `age` seconds ago."""
+    line = {
+        "t": time.time() - age,
+        "state": "working",
+        "role": "refine",
+        "owner": asdict(who),
+        "shards": 0,
+        "counts": counts(documents).to_dict(),
+        "busy_s": 5.0,
+        "boot_s": 2.0,
+    }
+    append_line(run.dir.worker(who.worker), orjson.dumps(line | more))
+
+
+def publish(run: Run, *shards: int) -> None:
+    for shard in shards:
+        run.dir.ledger(shard).touch()
+
+
+def slurm_site(run: Run) -> None:
+    run.dir.site.write_bytes(orjson.dumps({"name": "c", "kind": "slurm"}))
+
+
+class FakeQueue:
+    def __init__(self, jobs: Sequence[Job] = (), error: str = "") -> None:
+        self.answer, self.error = jobs, error
+
+    def jobs(self, run_id: str) -> Sequence[Job]:
+        if self.error:
+            raise RetryError(self.error)
+        return [job for job in self.answer if job.comment.startswith(f"proxhpc:{run_id}:")]
+
+
+def job(run: Run, identity: str, state: str = "RUNNING", reason: str = "None") -> Job:
+    return Job(identity, state, f"proxhpc:{run.plan.run_id}:refine:0", reason)
+
+
+def page(status: Status, *, terminal: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=200, highlight=False)
+    console.print(render(status))
+    return out.getvalue()
+
+
+def test_a_planned_run_says_what_to_type(run: Run) -> None:
+    status = collect(run.dir, None)
+    assert (status.phase, status.shards.done) == ("planned", 0)
+    assert status.shards.total == len(run.plan.shards)
+    assert status.next_step == f"proxhpc launch {run.dir.root}"
+
+
+def test_a_directory_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no plan\.json"):
+        collect(RunDir(tmp_path), None)
+
+
+def test_counts_speed_and_time_left_are_sums_over_the_workers(run: Run) -> None:
+    shards = len(run.plan.shards)
+    publish(run, 0, 1)
+    (run.dir.leases / "00002.a1").write_bytes(b"{}")
+    for name, now in (("w1", 160), ("w2", 220)):
+        who = owner(name, job="")
+        beat(run, who, 101, 0, state="starting")
+        beat(run, who, 61, 100)
+        beat(run, who, 1, now, shard=2)
+    status = collect(run.dir, None)
+    assert status.phase == "refining"
+    assert (status.shards.done, status.shards.working) == (2, 1)
+    assert status.counts.documents == 380
+    # From the first line of work on: 60 and 120 documents in 60 seconds.
+    assert status.speed.documents_per_s == pytest.approx(3.0, abs=0.02)
+    assert status.speed.tokens_per_s == pytest.approx(30.0, abs=0.2)
+    sizes = [shard.estimated_bytes for shard in run.plan.shards]
+    done, seen = sum(sizes[:2]) + sizes[2] / 2, 380 * 40
+    remaining = (sum(sizes) - done) * min(1, seen / done)
+    assert status.speed.eta_s == pytest.approx(remaining / 120, rel=0.01)
+    assert shards > 3
+    text = page(status)
+    assert f"2 / {shards} shards" in text
+    assert "380" in text
+
+
+def test_a_merge_worker_adds_nothing_to_what_was_refined(run: Run) -> None:
+    beat(run, owner("w1", job=""), 1, 7, state="done")
+    beat(run, owner("m1", job=""), 1, 7, role="merge")
+    assert collect(run.dir, None).counts.documents == 7
+
+
+def test_reasons_add_up_over_workers(run: Run) -> None:
+    for name in ("w1", "w2"):
+        more = counts(3, dropped=Counter(short=2), quarantined=Counter(invalid_json=1))
+        beat(run, owner(name), 1, counts=more.to_dict())
+    status = collect(run.dir, None)
+    assert status.counts.dropped == {"short": 4}
+    text = page(status)
+    assert "short 4" in text
+    assert "invalid_json 2" in text
+
+
+@pytest.mark.parametrize("tail", [b'{"t": 1, "sta', b"\x00" * 40, b'{"t": 1}\n', b"[]\n"])
+def test_a_line_that_is_torn_or_not_ours_is_passed_over(run: Run, tail: bytes) -> None:
+    beat(run, owner(), 10, 5)
+    beat(run, owner(), 5, 9)
+    with run.dir.worker("w1").open("ab") as file:
+        file.write(tail)
+    assert collect(run.dir, None).workers[0].documents == 9
+
+
+def test_every_torn_length_of_a_progress_file_can_be_read(run: Run) -> None:
+    for documents in (5, 9):
+        beat(run, owner(), 5, documents)
+    path = run.dir.worker("w1")
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in (*range(0, len(whole), 7), len(whole) - 1, len(whole)):
+        path.write_bytes(whole[:length])
+        recent = read_recent(path)
+        found = recent.last.counts.documents if recent else None
+        assert found == (None if length < first else 5 if length < len(whole) else 9)
+
+
+def test_a_long_history_is_read_from_its_end_only(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(3000):
+        beat(run, owner(), 3000 - step, step)
+    read: list[int] = []
+    pread = os.pread
+
+    def counted(fd: int, length: int, offset: int) -> bytes:
+        data = pread(fd, length, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    recent = read_recent(run.dir.worker("w1"))
+    assert recent
+    assert recent.last.counts.documents == 2999
+    assert recent.seconds >= 120
+    size = run.dir.worker("w1").stat().st_size
+    assert sum(read) < 80_000 < size
+
+
+def test_a_line_longer_than_one_read_is_found(run: Run) -> None:
+    beat(run, owner(), 1, 3, message="x" * 100_000)
+    recent = read_recent(run.dir.worker("w1"))
+    assert recent
+    assert recent.last.counts.documents == 3
+
+
+def test_slurm_says_which_worker_lives(run: Run) -> None:
+    slurm_site(run)
+    beat(run, owner("w1", job="77_1"), 500, 1)
+    beat(run, owner("w2", job="77_2"), 5, 1)
+    queue = FakeQueue(
+        [job(run, "77_1"), job(run, "77_3", "PENDING", "Priority"), Job("5", "RUNNING", "", "")]
+    )
+    status = collect(run.dir, queue)
+    found = {worker.worker: (worker.state, worker.slurm) for worker in status.workers}
+    assert found == {"w1": ("working", "RUNNING"), "w2": ("gone", "")}
+    assert status.queue == {"refine PENDING (Priority)": 1, "refine RUNNING": 1}
+    assert status.phase == "refining"
+    assert "1 refine PENDING (Priority)" in page(status)
+
+
+def test_without_a_queue_an_old_heartbeat_is_silence_not_death(run: Run) -> None:
+    slurm_site(run)
+    beat(run, owner("w1"), 500, 1)
+    for queue in (None, FakeQueue(error="squeue did not answer")):
+        status = collect(run.dir, queue)
+        assert status.workers[0].state == "silent"
+        assert status.phase == "refining"
+        assert "cannot be seen" in status.reason
+        assert status.queue is None
+    assert "squeue did not answer" in page(status)
+
+
+def test_a_process_of_this_machine_is_asked_directly(run: Run) -> None:
+    me = Owner.me()
+    beat(run, replace(me, worker="alive", job=""), 500, 1)
+    beat(run, replace(me, worker="dead", job="", started="1"), 1, 1)
+    states = {worker.worker: worker.state for worker in collect(run.dir, None).workers}
+    assert states == {"alive": "working", "dead": "gone"}
+
+
+def test_a_stopped_run_gives_the_reason_and_the_next_command(run: Run) -> None:
+    slurm_site(run)
+    beat(run, owner("w1"), 60, 5, state="stopped")
+    beat(run, owner("w2"), 50, 5, state="failed", error="StopError",
+         message="input changed since the plan: a.jsonl\nput it back")  # fmt: skip
+    beat(run, owner("w3"), 40, 5, state="failed", error="RetryError", message="disk full")
+    status = collect(run.dir, FakeQueue())
+    assert (status.phase, status.reason) == ("stopped", "input changed since the plan: a.jsonl")
+    assert status.next_step.endswith(str(run.dir.root))
+    assert [failure.example for failure in status.failures] == ["w2", "w3"]
+    assert "mend it" in status.failures[0].hint
+    text = page(status)
+    assert "disk full" in text
+    assert "next: proxhpc launch" in text
+
+
+def test_the_queue_is_not_asked_about_local_processes(run: Run) -> None:
+    beat(run, owner("w1", job=""), 1, 5)
+    status = collect(run.dir, FakeQueue(error="no Slurm here"))
+    assert (status.queue, status.queue_problem) == (None, "")
+
+
+def test_many_workers_with_one_message_are_one_failure(run: Run) -> None:
+    for number in range(5):
+        beat(run, owner(f"w{number}"), 1, state="failed", error="RetryError", message="disk full")
+    (failure,) = collect(run.dir, FakeQueue()).failures
+    assert (failure.workers, failure.message) == (5, "RetryError: disk full")
+
+
+def test_a_launcher_at_work_means_the_run_is_not_stopped(run: Run) -> None:
+    beat(run, owner("w1", job=""), 60, 5, state="done")
+    assert collect(run.dir, None).phase == "stopped"
+    lease = run.dir.lease("advance", 1)
+    me = Owner("a", Owner.me().host, os.getpid(), process_start(os.getpid()))
+    lease.write_bytes(orjson.dumps(asdict(me)))
+    assert collect(run.dir, None).phase == "refining"
+    lease.write_bytes(orjson.dumps(asdict(replace(me, started="1"))))
+    assert collect(run.dir, None).phase == "stopped"
+
+
+def test_phases_follow_the_files(run: Run) -> None:
+    beat(run, owner("w1", job=""), 1, 5)
+    assert collect(run.dir, None).phase == "refining"
+    publish(run, *range(len(run.plan.shards)))
+    assert collect(run.dir, None).phase == "merging"
+    summary = {"counts": counts(60).to_dict(), "duplicates": {"documents": 4}, "written": 56}
+    run.dir.merge_summary.write_bytes(orjson.dumps(summary))
+    status = collect(run.dir, None)
+    assert (status.phase, status.exact, status.counts.documents) == ("reporting", True, 60)
+    assert (status.duplicates, status.written) == (4, 56)
+    run.dir.report.mkdir()
+    run.dir.report_json.write_text("{}")
+    status = collect(run.dir, None)
+    assert (status.phase, status.next_step) == ("finished", "")
+    assert "56" in page(status)
+
+
+def test_submissions_that_wait_are_not_a_planned_run(run: Run) -> None:
+    slurm_site(run)
+    Journal(run.dir).write("intent", 0, phase="refine", count=2, about={})
+    assert collect(run.dir, FakeQueue([job(run, "8_0", "PENDING")])).phase == "refining"
+    assert collect(run.dir, FakeQueue()).phase == "stopped"
+
+
+def test_hostile_text_does_not_reach_the_terminal(run: Run) -> None:
+    slurm_site(run)
+    who = owner("w1", worker=HOSTILE, host=HOSTILE, job=HOSTILE)
+    line = counts(1, dropped=Counter({HOSTILE: 1}), quarantined=Counter({HOSTILE: 1})).to_dict()
+    more = {"counts": line, "state": "failed", "error": HOSTILE, "message": HOSTILE}
+    append_line(run.dir.worker("x"), orjson.dumps(
+        {"t": 1.0, "role": "refine", "owner": asdict(who), "shards": 1, "busy_s": 1.0,
+         "boot_s": 1.0, "shard": HOSTILE} | more))  # fmt: skip
+    queue = FakeQueue([job(run, "1", HOSTILE, HOSTILE)])
+    status = collect(run.dir, queue)
+    text = page(status)
+    harmful = {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert not harmful & set(text)
+    for start in ("dropped", "quarantined", "Slurm:", "\\x1b]0;owned"):
+        line = next(line for line in text.splitlines() if line.startswith(start))
+        assert "[red]" in line, "markup is shown, not obeyed"
+    out = io.StringIO()
+    show(run.dir, as_json=True, queue=queue, console=Console(file=out))
+    assert out.getvalue().isascii()
+    assert not harmful & set(out.getvalue())
+    assert json.loads(out.getvalue())["workers"][0]["message"] == HOSTILE
+
+
+@given(st.text())
+def test_safe_text_is_one_line_that_can_be_printed(text: str) -> None:
+    out = safe(text)
+    assert "\x1b" not in out
+    assert "\n" not in out
+    out.encode("utf-8")  # a lone surrogate would raise
+    if text.isprintable():
+        assert out == text
+
+
+def test_on_a_terminal_the_colours_are_ours_alone(run: Run) -> None:
+    beat(run, owner("w1", host="\x1b[5mnode"), 1, 5)
+    text = page(collect(run.dir, None), terminal=True)
+    assert "\x1b[32m" in text
+    assert "\x1b[5m" not in text
+    assert "\\x1b[5mnode" in text
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    stats = ((path, path.stat()) for path in sorted(root.rglob("*")))
+    return {str(path): (found.st_mtime_ns, found.st_size) for path, found in stats}
+
+
+@pytest.fixture
+def read_only(run: Run) -> Iterator[Run]:
+    beat(run, owner("w1"), 1, 5)
+    folders = [run.dir.root, *(path for path in run.dir.root.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    yield run
+    for folder in folders:
+        folder.chmod(stat.S_IRWXU)
+
+
+def test_status_writes_nothing(read_only: Run) -> None:
+    before = snapshot(read_only.dir.root)
+    collect(read_only.dir, FakeQueue())
+    out = io.StringIO()
+    show(read_only.dir, console=Console(file=out, width=150))
+    assert "w1" in out.getvalue()
+    assert snapshot(read_only.dir.root) == before
+
+
+def test_watching_ends_when_the_run_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat(run, owner("w1", job=""), 1, 5)
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            run.dir.report.mkdir()
+            run.dir.report_json.write_text("{}")
+
+    monkeypatch.setattr("proxhpc.status.screen.time.sleep", sleep)
+    for terminal in (True, False):
+        pauses.clear()
+        run.dir.report_json.unlink(missing_ok=True)
+        run.dir.report.exists() and run.dir.report.rmdir()
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=150, highlight=False)
+        show(run.dir, watch=True, console=console)
+        assert len(pauses) == 2
+        assert "finished" in out.getvalue()
+        assert ("\x1b" in out.getvalue()) == terminal
+        if not terminal:
+            assert out.getvalue().count("refining: 0/") == 1, "a line only when it changed"
+
+
+def test_a_ticker_looks_no_more_often_than_it_should(run: Run) -> None:
+    out = io.StringIO()
+    with Ticker(run.dir, console=Console(file=out, width=150)) as ticker:
+        for _ in range(50):
+            ticker.tick(run)
+    assert out.getvalue().count("planned") == 1
+
+
+def test_json_has_every_field(run: Run) -> None:
+    beat(run, owner("w1"), 1, 5)
+    out = io.StringIO()
+    show(run.dir, as_json=True, console=Console(file=out))
+    data = json.loads(out.getvalue())
+    assert set(data) == set(Status.__slots__)
+    assert data["counts"]["documents"] == 5
+    assert data["workers"][0]["host"] == "node7"
+
+
+def test_status_starts_without_heavy_imports() -> None:
+    code = "import proxhpc.status, sys; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "vllm", "transformers", "submitit", "pyarrow", "numpy"}
+    assert not heavy & {name.partition(".")[0] for name in eval(done.stdout)}
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.7, "1k"),
+        (1234, "1.23k"),
+        (2.5e13, "25T"),
+        (4.95e19, "4.95e+19"),
+    ],
+)
+def test_short_numbers(number: float, words: str) -> None:
+    assert short(number) == words
+
+
+def test_durations_and_shares() -> None:
+    assert [duration(s) for s in (None, 3, 75, 3700, 200_000)] == [
+        "?", "3 s", "1 min 15 s", "1 h 01 min", "2 d 07 h",
+    ]  # fmt: skip
+    assert (share(1, 8), share(1, 0)) == ("12.5 %", "")
