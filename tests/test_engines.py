@@ -1,5 +1,4 @@
 import asyncio
-import gc
 import os
 import signal
 import subprocess
@@ -58,9 +57,6 @@ def loop() -> Iterator[Loop]:
     loop = Loop()
     yield loop
     loop.close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM leaves its sockets to the garbage collector
-        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +109,9 @@ def test_batches_answer_like_a_plain_loop(engine: Engine, tiny: ModelRef, loop: 
     assert len({answer.text for answer in answers}) > 4
 
 
-def test_every_stop_token_of_the_model_stops(tmp_path: Path, tiny: ModelRef, loop: Loop) -> None:
+def test_every_stop_token_of_the_model_stops(
+    tmp_path: Path, tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = step_by_step(tiny, PROMPTS[3], 12)
     assert len(set(tokens[:4])) == 4
     model = save_llama(tmp_path / "llama")
@@ -123,12 +121,22 @@ def test_every_stop_token_of_the_model_stops(tmp_path: Path, tiny: ModelRef, loo
         do_sample=True,
         temperature=9.0,
         repetition_penalty=3.0,
-        no_repeat_ngram_size=1,
+        suppress_tokens=[tokens[0]],
         eos_token_id=[2, tokens[3]],
     )
     made = loop(make_engine(options(), resolve_model(str(model))))
-    answer, other = loop(ask(made, request(PROMPTS[3]), request(PROMPTS[3], 3)))
+    widths: list[int] = []
+    generate = made._model.generate
+
+    def measured(ids: Any, **arguments: Any) -> Any:
+        out = generate(ids, **arguments)
+        widths.append(out.shape[1] - ids.shape[1])
+        return out
+
+    monkeypatch.setattr(made._model, "generate", measured)
+    answer, other = loop(ask(made, request(PROMPTS[3], 99), request(PROMPTS[3], 3)))
     loop(made.close())
+    assert widths == [4]  # one batch, and it ends with its last row
     assert (answer.finish, answer.new_tokens) == ("stop", 4)
     assert (other.finish, other.new_tokens) == ("length", 3)
     assert answer.text == other.text == made.tokenizer.decode(tokens[:3])
@@ -314,9 +322,11 @@ def core(real: ModelRef, vllm: None, loop: Loop) -> Iterator[Engine]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
         made = loop(make_engine(wanted, real))
+    context = made._engine.engine_core.resources.ctx
     yield made
     loop(made.close())
     loop(made.close())  # closing twice is no error
+    context.destroy(linger=0)  # vLLM leaves it to the garbage collector, which warns
     os.environ.clear()
     os.environ.update(before)
     assert not made._children & descendants(os.getpid())

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import zstandard
 
 from proxhpc.plan import Plan, cut
 from proxhpc.rundir import RunDir
+from proxhpc.status.beats import latest
 from runs import document, local_site, manifest, planned, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
@@ -207,6 +210,34 @@ def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None
         done = launch(tmp_path / "manifest.yaml", tmp_path)
     assert done.returncode == 75
     assert "another launch" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_local_launch_leaves_nothing_behind_and_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    rows = [document(n) for n in range(12_000)]
+    source = write_jsonl(tmp_path / "in.jsonl.zst", rows)
+    path = manifest(tmp_path, [source], sharding={"tokens": 400_000})
+    command = [*PROXHPC, "launch", str(path), "--site", local_site(tmp_path)]
+    launcher = subprocess.Popen(command, start_new_session=True)
+    run = RunDir(tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while not any(beat.counts.documents for beat in latest(run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(launcher.pid, number)  # as a terminal does
+    else:
+        launcher.send_signal(number)
+    assert launcher.wait(timeout=60) == 130
+    assert [*run.leases.glob("[!.]*")] == []
+    assert not run.report_json.exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(launcher.pid, 0)
+    again = launch(path, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(corpus(run)) == 12_000
 
 
 def test_shards_tile_the_inputs_in_order(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
         if name == "id" and _is_id(value, document):
             continue
         free = name
-        while free in reserved or free in row or (free != name and free in document.fields):
+        while free in reserved or (free != name and free in document.fields):
             free = PREFIX + free
         row[free] = _writable(value) if isinstance(value, dict | list) else value
     if provenance:

@@ -199,9 +199,9 @@ class LocalBackend:
                 setup=list(resources.setup),
             )
             gpus = resources.gpus
-            for number, arguments in enumerate(job.arguments):
+            for worker, arguments in enumerate(job.arguments):
                 # Each worker its own cards; with none asked for, all are hidden.
-                own = range(number * gpus, (number + 1) * gpus)
+                own = range(worker * gpus, (worker + 1) * gpus)
                 executor.update_parameters(visible_gpus=list(own))
                 started.append(executor.submit(job.function, *arguments))
         for process in started:

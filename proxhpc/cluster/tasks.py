@@ -34,7 +34,7 @@ def merge(root: str, processes: int) -> str:
     log = ProgressLog(run, Owner.me("merge"), "merge")
     log.write("starting")
     try:
-        merge_run(run, processes=processes)
+        merge_run(run, processes=processes, progress=lambda *_: log.heartbeat())
     except BaseException as error:
         log.write("failed", error=type(error).__name__, message=str(error)[:2000])
         raise

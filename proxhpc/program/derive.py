@@ -13,7 +13,7 @@ from functools import partial
 from itertools import groupby, pairwise
 
 from proxhpc.program.edits import lower
-from proxhpc.program.execute import Window, apply, execute, only_place, word_places
+from proxhpc.program.execute import apply, execute, only_place, place_edits, word_places
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import (
     FIRST_LINE,
@@ -75,10 +75,10 @@ def derive(
     if isinstance(edits, NoProgram):
         return edits
     program = Program((*statements, *edits))
-    window = Window(0, len(lines), first, lower(program))
+    window = place_edits(0, len(lines), first, lower(program))
     results = execute(before, len(lines), [window], policy)
-    if results[0].rejected or apply(before, results) != after:
-        reasons = ", ".join(results[0].rejected) or "its effect differs"
+    if window.rejected or apply(before, results) != after:
+        reasons = ", ".join(window.rejected) or "its effect differs"
         return NoProgram(f"the only candidate is not executed: {reasons}")
     return program
 

@@ -46,13 +46,34 @@ Range = tuple[int, int]
 class Window(NamedTuple):
     """The lines [start, stop) of a document and what a program asks for there.
 
-    `first_line` is the number by which the program knows the line `start`.
+    `removed` are its lines that go, as disjoint ascending ranges [a, b) none next to another;
+    the program knows a line by its number in the document less `shift`. `rejected` counts
+    statements by reason.
     """
 
     start: int
     stop: int
-    first_line: int
-    edits: Edits
+    shift: int
+    removed: list[Range]
+    strings: list[StringEdit]
+    rejected: dict[str, int]
+
+
+def place_edits(start: int, stop: int, first_line: int, edits: Edits) -> Window:
+    """Put edits into the window of lines [start, stop), whose first they know as `first_line`."""
+    asked, strings, everything, rejected, _ = edits
+    shift = start - first_line
+    ranges = [(start, stop)] if everything else []
+    for first, last in asked:
+        if first > last:
+            _count(rejected, "reversed_range")
+        elif first + shift < start or last + shift >= stop:
+            _count(rejected, "outside_window")
+        else:
+            ranges.append((first + shift, last + shift + 1))
+    if len(ranges) > 1:
+        ranges = _joined(ranges)
+    return Window(start, stop, shift, ranges, strings, rejected)
 
 
 class Change(NamedTuple):
@@ -66,39 +87,31 @@ class Change(NamedTuple):
 class WindowResult(NamedTuple):
     """What a program comes to in its window, in characters of the document.
 
-    `holes` are the ranges of its `removed` lines, the newline behind each included; `changes`
-    stand for `replaced` occurrences outside of them. Both are disjoint and ascending.
-    `rejected` counts statements by reason, those that the parser rejected included.
+    `holes` are the removed lines, the newline behind each included; `changes` stand for
+    `replaced` occurrences outside of them. Both are disjoint and ascending.
     """
 
     holes: list[Range]
     changes: list[Change]
-    removed: int
     replaced: int
-    rejected: dict[str, int]
 
 
 def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) -> list[WindowResult]:
     """Find out what each program comes to in a text of `total` lines.
 
-    `windows` are ascending and disjoint.
-
-    Error budgets are the caller's to apply. Never raises; linear in text and programs, times the
+    `windows` are ascending and disjoint; what is rejected is added to their counts. Error budgets
+    are the caller's to apply. Never raises; linear in text and programs, times the
     different strings edited in a window, of which the policy bounds the number.
     """
-    plans = [_plan(window) for window in windows]
-    needed = [line for plan in plans for line in plan.needed]
-    starts = _starts(text, total, sorted(needed))
+    starts = _starts(text, total, windows)
     results = []
-    for window, (removed, _, rejected) in zip(windows, plans, strict=True):
-        holes = [(starts[a], starts[b]) for a, b in removed]
+    for window in windows:
+        holes = [(starts[a], starts[b]) for a, b in window.removed]
         changes: list[Change] = []
         replaced = 0
-        if window.edits.strings:
-            finder = _Finder(text, window, starts, holes, policy)
-            changes, replaced = finder.changes(rejected)
-        lines = sum([b - a for a, b in removed])
-        results.append(WindowResult(holes, changes, lines, replaced, rejected))
+        if window.strings:
+            changes, replaced = _Finder(text, window, starts, holes, policy).changes()
+        results.append(WindowResult(holes, changes, replaced))
     return results
 
 
@@ -163,40 +176,6 @@ def _count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
     rejected[reason] = rejected.get(reason, 0) + number
 
 
-class _Plan(NamedTuple):
-    """The lines of a window that go, disjoint ascending ranges [a, b) none next to another.
-
-    `needed` are the lines of which execution must know where they start.
-    """
-
-    removed: list[Range]
-    needed: list[int]
-    rejected: dict[str, int]
-
-
-def _plan(window: Window) -> _Plan:
-    low, high, first_line, (asked, strings, everything, rejected, _) = window
-    rejected = dict(rejected)
-    shift = low - first_line
-    ranges = [(low, high)] if everything else []
-    for first, last in asked:
-        if first > last:
-            _count(rejected, "reversed_range")
-        elif first + shift < low or last + shift >= high:
-            _count(rejected, "outside_window")
-        else:
-            ranges.append((first + shift, last + shift + 1))
-    if len(ranges) > 1:
-        ranges = _joined(ranges)
-    needed = [line for pair in ranges for line in pair]
-    if strings:
-        needed += (low, high)
-        for number in {edit.line for edit in strings}:
-            if number is not None and low <= number + shift < high:
-                needed += (number + shift, number + shift + 1)
-    return _Plan(ranges, needed, rejected)
-
-
 def _joined(ranges: list[Range]) -> list[Range]:
     ranges.sort()
     joined = ranges[:1]
@@ -208,13 +187,22 @@ def _joined(ranges: list[Range]) -> list[Range]:
     return joined
 
 
-def _starts(text: str, total: int, lines: list[int]) -> dict[int, int]:
-    """Where `lines`, ascending, of `total` start; the line behind the last, behind its newline.
+def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
+    """Where the lines that `windows` speak of start; line `total`, behind the last newline.
 
     Walks from the nearer end of the text.
     """
-    starts = {0: 0, total: len(text) + 1}
+    lines: list[int] = []
+    for start, stop, shift, removed, strings, _ in windows:
+        for pair in removed:
+            lines += pair
+        if strings:
+            lines += (start, stop)
+            numbers = {edit[0] + shift for edit in strings if edit[0] is not None}
+            lines += (line + end for line in numbers if start <= line < stop for end in (0, 1))
+    lines.sort()
     half = bisect_right(lines, total // 2)
+    starts = {}
     known = at = 0
     find = text.find
     for line in lines[:half]:
@@ -249,9 +237,9 @@ class _Finder:
         self.holes, self.policy = holes, policy
         self.low, self.high = starts[window.start], starts[window.stop] - 1
 
-    def changes(self, rejected: dict[str, int]) -> tuple[list[Change], int]:
+    def changes(self) -> tuple[list[Change], int]:
         """Disjoint ascending changes outside removed lines, and of how many occurrences."""
-        strings, most = self.window.edits.strings, self.policy.max_strings
+        strings, most = self.window.strings, self.policy.max_strings
         different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
         accepted = _Accepted()
         replaced = 0
@@ -260,12 +248,12 @@ class _Finder:
             if accepted.changes and not (isinstance(found, str) or all(map(accepted.fits, found))):
                 found = "overlap"
             if isinstance(found, str):
-                _count(rejected, found)
+                _count(self.window.rejected, found)
             else:
                 replaced += len(found)
                 accepted.add(found)
         if len(different) > most:
-            _count(rejected, "too_many_strings", len(different) - most)
+            _count(self.window.rejected, "too_many_strings", len(different) - most)
         return accepted.changes, replaced
 
     def find(self, edit: StringEdit) -> list[Change] | str:
@@ -273,7 +261,7 @@ class _Finder:
         number, source, target, verbatim = edit
         low, high = self.low, self.high
         if number is not None:
-            line = number - self.window.first_line + self.window.start
+            line = number + self.window.shift
             if not self.window.start <= line < self.window.stop:
                 return "outside_window"
             low, high = self.starts[line], self.starts[line + 1] - 1
@@ -299,7 +287,7 @@ class _Finder:
         """Changes that touch no removed line, or why the statement falls."""
         outside = []
         for change in found:
-            behind = bisect_right(self.holes, change.start, key=_start)
+            behind = bisect_right(self.holes, (change.start, len(self.text) + 1))
             if behind and change.start < self.holes[behind - 1][1]:
                 if change.stop > self.holes[behind - 1][1]:
                     return "crosses_removed"

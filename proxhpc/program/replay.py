@@ -15,7 +15,7 @@ from typing import Literal
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
 from proxhpc.program.edits import read_edits
-from proxhpc.program.execute import UNSPACED, Window, apply, execute
+from proxhpc.program.execute import UNSPACED, Window, apply, execute, place_edits
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect, Finish, Verdict
@@ -134,40 +134,45 @@ def _replay_windows(
     rejected: dict[str, int],
 ) -> Outcome:
     total = text.count("\n") + 1
-    readable = _readable(total, windows, style)
+    placed = _placed(total, windows, style, rejected)
     accepted = []
-    for window, result in zip(readable, execute(text, total, readable, policy), strict=True):
-        if window.edits.cut:
-            _add(rejected, {"cut": 1})
-        if result.rejected:
-            _add(rejected, result.rejected)
-            if sum(result.rejected.values()) > policy.max_errors:
+    removed = replaced = 0
+    for window, result in zip(placed, execute(text, total, placed, policy), strict=True):
+        if window.rejected:
+            _add(rejected, window.rejected)
+            if sum(window.rejected.values()) > policy.max_errors:
                 if policy.on_errors != "keep":
                     return _at_limit(policy.on_errors, "error_budget", text, rejected)
                 _add(rejected, {"error_budget": 1})
                 continue
         accepted.append(result)
-    counts = sum([r.removed for r in accepted]), sum([r.replaced for r in accepted])
-    after = apply(text, accepted) if any(counts) else text
-    return _judged(text, after, policy, counts, rejected)
+        removed += sum([stop - start for start, stop in window.removed])
+        replaced += result.replaced
+    after = apply(text, accepted) if removed or replaced else text
+    return _judged(text, after, policy, (removed, replaced), rejected)
 
 
-def _readable(total: int, windows: Sequence[WindowProgram], style: Style) -> list[Window]:
+def _placed(
+    total: int, windows: Sequence[WindowProgram], style: Style, rejected: dict[str, int]
+) -> list[Window]:
     """Return what programs ask for. ShardError: a window does not fit a text of `total` lines."""
     base = FIRST_LINE[style.dialect]
-    readable, at = [], 0
+    placed, at = [], 0
     for window in windows:
-        if not at <= window.start < window.stop <= total:
+        start, stop, emitted = window.start, window.stop, window.emitted
+        if not at <= start < stop <= total:
             raise ShardError(
-                f"window of lines {window.start} to {window.stop} does not fit: lines up to {at}"
+                f"window of lines {start} to {stop} does not fit: lines up to {at}"
                 f" are taken and the text has {total}",
                 hint="the input changed after its programs were written; refine the shard again",
             )
-        at = window.stop
-        edits = read_edits(window.emitted.program, style.dialect, window.emitted.finish)
-        first = base + window.start if style.numbering == "document" else base
-        readable.append(Window(window.start, at, first, edits))
-    return readable
+        at = stop
+        edits = read_edits(emitted.program, style.dialect, emitted.finish)
+        if edits.cut:
+            _add(rejected, {"cut": 1})
+        first = base + start if style.numbering == "document" else base
+        placed.append(place_edits(start, stop, first, edits))
+    return placed
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:
