@@ -165,7 +165,9 @@ class EngineOptions(Config):
         "Gopher and FineWeb heuristics write the programs, on any CPU."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Precision of the weights; `auto` takes the checkpoint's."
+        default="auto",
+        description="Precision of the weights; `auto`: bfloat16 on a GPU (float16 where it has "
+        "none), float32 on a CPU.",
     )
     batch_size: Positive = Field(
         default=8, description="`transformers`: prompts generated at a time."
@@ -175,7 +177,8 @@ class EngineOptions(Config):
         strict=True,
         gt=0,
         le=1,
-        description="`vllm`: share of the device's memory it may take.",
+        description="`vllm`: share of the device's memory that a worker may take; two models "
+        "divide it.",
     )
     max_model_len: Positive | None = Field(
         default=None, description="Context length in tokens; the model's own if not given."

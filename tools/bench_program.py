@@ -2,10 +2,10 @@
 
     python tools/bench_program.py corpus.jsonl.zst
 
-Each document gets one window and a program of four calls on its own lines and words, as refiners
-write them: `remove_lines` at the head, at the foot and somewhere between, and a `normalize`, in
-a form that both executors understand. Both parse and
-execute the same programs through `replay`, on one core, in turn, and the best of the rounds
+Each document gets one window and four calls on its own lines and words, in the form that
+refiners write and both executors understand, at both ends of the document where boilerplate is:
+either four `remove_lines`, or three and a `normalize` of words from anywhere. Both policies parse
+and execute the same programs through `replay`, on one core, in turn, and the best of the rounds
 counts. `equal` is the share of documents of which both make the same text; they differ where a
 limit of either keeps the original or drops.
 """
@@ -43,18 +43,19 @@ def read(path: Path, field: str, limit: int) -> Iterator[str]:
             yield json.loads(line)[field]
 
 
-def four_calls(text: str, rng: random.Random) -> list[WindowProgram]:
-    """Return one window whose program cuts head, foot and a line between, and a string."""
+def four_calls(text: str, rng: random.Random, strings: int) -> list[WindowProgram]:
+    """Return one window with four calls that fit `text`, `strings` of them on strings."""
     lines = text.split("\n")
     last = len(lines) - 1
-    head, foot, inside = rng.randrange(3), rng.randrange(3), rng.randint(0, last)
-    ranges = ((0, min(head, last)), (inside, inside), (max(last - foot, 0), last))
-    calls = [f"remove_lines(start={first}, end={stop})" for first, stop in ranges]
-    words = [word for word in rng.choice(lines).split() if word.isalnum()]
-    at = rng.randrange(max(1, len(words) - 2))
-    calls.append(
-        f'normalize(source_str="{" ".join(words[at : at + 3]) or "Share"}", target_str="")'
-    )
+    head, foot = min(rng.randrange(3), last), max(last - rng.randrange(3), 0)
+    near, far = min(rng.randint(3, 12), last), max(last - rng.randint(3, 12), 0)
+    ranges = ((0, head), (foot, last), (near, near), (far, far))
+    calls = [f"remove_lines(start={first}, end={stop})" for first, stop in ranges[strings:]]
+    for _ in range(strings):
+        words = [word for word in rng.choice(lines).split() if word.isalnum()]
+        at = rng.randrange(max(1, len(words) - 2))
+        source = " ".join(words[at : at + 3]) or "Share"
+        calls.append(f'normalize(source_str="{source}", target_str="")')
     return [WindowProgram(0, len(lines), Emitted("\n".join(calls), "stop"))]
 
 
@@ -68,7 +69,7 @@ def run(cases: list[Case], policy: AnyPolicy) -> float:
 
 
 def main() -> int:
-    """Print documents per second of both policies and their ratio."""
+    """Compare the policies on a corpus, with and without strings."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("corpus", type=Path, help="JSON lines, plain, .gz or .zst")
     parser.add_argument("--field", default="text", help="field that holds the text (text)")
@@ -76,27 +77,31 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds, the best counts (5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the programs (0)")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
-    texts = read(options.corpus, options.field, options.limit)
-    cases = [(text, four_calls(text, rng)) for text in texts]
-    if not cases:
+    texts = list(read(options.corpus, options.field, options.limit))
+    if not texts:
         print(f"{options.corpus} holds no documents", file=sys.stderr)
         return 1
+    print(f"{len(texts)} documents, {sum(map(len, texts)) // len(texts)} characters on average")
+    for strings in (0, 1):
+        rng = random.Random(options.seed)
+        cases = [(text, four_calls(text, rng, strings)) for text in texts]
+        print(f"\n{4 - strings} remove_lines, {strings} normalize")
+        compare(cases, options.rounds)
+    return 0
+
+
+def compare(cases: list[Case], rounds: int) -> None:
+    """Print documents per second of both policies and their ratio."""
     best = dict.fromkeys(POLICIES, float("inf"))
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, policy in POLICIES.items():
             best[name] = min(best[name], run(cases, policy))
-    texts_by = [{replay(t, None, w, p, Style()).text for p in POLICIES.values()} for t, w in cases]
-    equal = sum(len(made) == 1 for made in texts_by) / len(cases)
-    print(
-        f"documents   {len(cases)}, mean {sum(len(t) for t, _ in cases) // len(cases)} characters"
-    )
-    for policy, seconds in best.items():
+    for name, seconds in best.items():
         rate = len(cases) / seconds
-        print(f"{policy:<11} {rate:10.0f} documents/s {1e6 / rate:8.1f} us/document")
-    print(f"ratio       {best['reference'] / best['default']:10.2f}")
-    print(f"equal       {equal:10.3f}")
-    return 0
+        print(f"  {name:<10} {rate:8.0f} documents/s {1e6 / rate:8.1f} us/document")
+    made = [{replay(t, None, w, p, Style()).text for p in POLICIES.values()} for t, w in cases]
+    print(f"  ratio      {best['reference'] / best['default']:8.2f}")
+    print(f"  equal      {sum(len(texts) == 1 for texts in made) / len(cases):8.3f}")
 
 
 if __name__ == "__main__":

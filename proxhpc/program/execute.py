@@ -198,8 +198,9 @@ def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
             lines += pair
         if strings:
             lines += (start, stop)
-            numbers = {edit[0] + shift for edit in strings if edit[0] is not None}
-            lines += (line + end for line in numbers if start <= line < stop for end in (0, 1))
+            if strings[0][0] is not None:
+                numbers = {line + shift for line, *_ in strings if line is not None}
+                lines += [n + end for n in numbers if start <= n < stop for end in (0, 1)]
     lines.sort()
     half = bisect_right(lines, total // 2)
     starts = {}

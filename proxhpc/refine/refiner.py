@@ -42,6 +42,8 @@ class StageRunner:
             stage.max_prompt_tokens or engine.max_model_len,
             engine.max_model_len - stage.max_new_tokens,
         )
+        if engine.tokenizer:
+            self.prompt.check(engine.tokenizer, self.budget)
 
     async def judge(self, text: str, lines: Sequence[str]) -> Answer:
         """Ask whether to keep the document; flagged when the model saw only its start."""
@@ -160,12 +162,17 @@ async def open_refiner(plan: Plan) -> Refiner:
     """Load the engines of a plan; stages that share a model share its engine."""
     engines: dict[str, Engine] = {}
     runners: dict[str, StageRunner] = {}
+    options = plan.manifest.engine
+    if models := {ref.path for ref in plan.models.values()}:
+        # Engines side by side on one device share what one would have taken.
+        share = options.gpu_memory_utilization / len(models)
+        options = options.model_copy(update={"gpu_memory_utilization": share})
     try:
         for stage in plan.manifest.stages:
             model = plan.models.get(stage.level)
             key = str(model.path) if model else ""
             if key not in engines:
-                engines[key] = await make_engine(plan.manifest.engine, model)
+                engines[key] = await make_engine(options, model)
             runners[stage.level] = StageRunner(stage, engines[key])
     except BaseException:
         for engine in engines.values():
