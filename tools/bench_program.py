@@ -11,6 +11,7 @@ limit of either keeps the original or drops.
 """
 
 import argparse
+import contextlib
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import zstandard
 
@@ -31,12 +33,13 @@ Case = tuple[str, list[WindowProgram]]
 
 def read(path: Path, field: str, limit: int) -> Iterator[str]:
     """Yield up to `limit` texts of a JSON lines file, plain, gzip or zstd."""
-    raw = path.open("rb")
-    if path.suffix == ".zst":
-        stream = zstandard.ZstdDecompressor().stream_reader(raw)
-    else:
-        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-    with raw, io.TextIOWrapper(stream, encoding="utf-8", newline="\n") as lines:
+    with contextlib.ExitStack() as stack:
+        raw: IO[bytes] = stack.enter_context(path.open("rb"))
+        if path.suffix == ".zst":
+            raw = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(raw))
+        elif path.suffix == ".gz":
+            raw = stack.enter_context(gzip.open(raw))
+        lines = io.TextIOWrapper(raw, encoding="utf-8", newline="\n")
         for number, line in enumerate(lines):
             if number == limit:
                 return
@@ -49,7 +52,7 @@ def four_calls(text: str, rng: random.Random, strings: int) -> list[WindowProgra
     last = len(lines) - 1
     head, foot = min(rng.randrange(3), last), max(last - rng.randrange(3), 0)
     near, far = min(rng.randint(3, 12), last), max(last - rng.randint(3, 12), 0)
-    ranges = ((0, head), (foot, last), (near, near), (far, far))
+    ranges = ((near, near), (0, head), (foot, last), (far, far))
     calls = [f"remove_lines(start={first}, end={stop})" for first, stop in ranges[strings:]]
     for _ in range(strings):
         words = [word for word in rng.choice(lines).split() if word.isalnum()]

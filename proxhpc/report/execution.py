@@ -1,6 +1,5 @@
 """How this particular run went: its workers and their time. The rest of a report repeats itself."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
