@@ -19,12 +19,11 @@ from proxhpc.refine.engines import make_engine
 from proxhpc.refine.engines.base import Completion, Engine, Request, RequestError
 from proxhpc.refine.engines.spawn import (
     Tie,
-    descendants,
     drop_scratch,
     node_local_environment,
     signals_ignored,
-    start_time,
 )
+from proxhpc.refine.process import descendants, start_time
 from proxhpc.refine.prompts import prompt_style
 
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]

@@ -25,7 +25,8 @@ from proxhpc.cluster.slurm import Job
 from proxhpc.corpus.frames import append_line
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch import Run
-from proxhpc.refine.lease import Owner, process_start
+from proxhpc.refine.lease import Owner
+from proxhpc.refine.process import start_time
 from proxhpc.rundir import RunDir
 from proxhpc.status import Status, Ticker, collect, render, show
 from proxhpc.status.beats import read_recent
@@ -274,7 +275,7 @@ def test_a_launcher_at_work_means_the_run_is_not_stopped(run: Run) -> None:
     beat(run, owner("w1", job=""), 60, 5, state="done")
     assert collect(run.dir, None).phase == "stopped"
     lease = run.dir.lease("advance", 1)
-    me = Owner("a", Owner.me().host, os.getpid(), process_start(os.getpid()))
+    me = Owner("a", Owner.me().host, os.getpid(), start_time(os.getpid()) or "")
     lease.write_bytes(orjson.dumps(asdict(me)))
     assert collect(run.dir, None).phase == "refining"
     lease.write_bytes(orjson.dumps(asdict(replace(me, started="1"))))

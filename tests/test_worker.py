@@ -17,7 +17,7 @@ from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch import Run
-from proxhpc.refine.lease import Leases, Owner, process_start
+from proxhpc.refine.lease import Leases, Owner
 from proxhpc.refine.leaser import Leaser, missing
 from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
 from proxhpc.refine.shard import OpenShard
@@ -196,11 +196,6 @@ def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(
     assert leases.alive(owner) is None
     clock += 2
     assert leases.alive(owner) is False
-
-
-def test_process_start_tells_processes_apart() -> None:
-    assert process_start(os.getpid()) == process_start(os.getpid()) != ""
-    assert process_start(2**22 - 1) == ""
 
 
 def test_an_input_that_changed_since_the_plan_stops_the_run(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import orjson
 
 from proxhpc.corpus.frames import publish
+from proxhpc.refine.process import start_time
 from proxhpc.rundir import RunDir
 
 STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's own monotonic clock
@@ -38,7 +38,7 @@ class Owner:
         """The owner that this process is."""
         env = os.environ
         host, pid = socket.gethostname(), os.getpid()
-        started = process_start(pid)
+        started = start_time(pid) or ""
         job = slurm_element()
         if job:
             name = f"{job}.{env.get('SLURM_PROCID', '0')}-r{env.get('SLURM_RESTART_COUNT', '0')}"
@@ -53,15 +53,6 @@ def slurm_element() -> str:
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '0')}"
     return env.get("SLURM_JOB_ID", "")
-
-
-def process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot; "" when there is none (proc(5))."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return ""
-    return stat.rpartition(b")")[2].split()[19].decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +122,7 @@ class Leases:
             if in_queue is not None:
                 return in_queue
         if owner.host == self.owner.host and owner.started:
-            return process_start(owner.pid) == owner.started
+            return start_time(owner.pid) == owner.started
         return self._heartbeat(owner.worker)
 
     def _heartbeat(self, worker: str) -> bool | None:

@@ -15,8 +15,9 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
-from proxhpc.refine.lease import STALE_AFTER, Leases, Owner, process_start
+from proxhpc.refine.lease import STALE_AFTER, Leases, Owner
 from proxhpc.refine.leaser import missing
+from proxhpc.refine.process import start_time
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import Recent, read_recent
 from proxhpc.status.judge import ALIVE, Signs, failures, judge
@@ -224,7 +225,7 @@ def _process_alive(owner: Owner) -> bool | None:
     """Whether a process of this machine still runs; None on another machine."""
     if owner.host != socket.gethostname() or not owner.started:
         return None
-    return process_start(owner.pid) == owner.started
+    return start_time(owner.pid) == owner.started
 
 
 def _liveness(owner: Owner, state: str, age: float, in_queue: bool | None) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from proxhpc.refine.process import start_time
+
 log = logging.getLogger(__name__)
 
 # Slurm sends these to every process of a step; a child that inherits "ignored" outlives them.
@@ -133,27 +135,3 @@ class Tie:
             log.warning("the helper that ends orphaned engines is stuck: %s", error)
             self._helper.kill()
             self._helper.wait()
-
-
-def start_time(pid: int) -> str | None:
-    """Clock ticks from boot to the start of a process, for pids recur; None if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]
-
-
-def descendants(pid: int) -> set[int]:
-    """Numbers of all processes below `pid`; empty where there is no /proc."""
-    found: set[int] = set()
-    todo = [pid]
-    while todo:
-        for children in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
-            try:
-                new = {int(child) for child in children.read_text().split()} - found
-            except OSError:  # it ended while we looked
-                continue
-            found |= new
-            todo += new
-    return found

@@ -20,13 +20,12 @@ from proxhpc.refine.engines.base import (
 )
 from proxhpc.refine.engines.spawn import (
     Tie,
-    descendants,
     drop_scratch,
     node_local_environment,
     signals_ignored,
-    start_time,
 )
 from proxhpc.refine.engines.tokenizer import HFTokenizer
+from proxhpc.refine.process import descendants, start_time
 
 log = logging.getLogger(__name__)
 
