@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
 from slurm_cluster import INHERITED, SlurmCluster, missing
 
 REPO = Path(__file__).parents[1]

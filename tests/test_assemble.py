@@ -15,8 +15,8 @@ import orjson
 import pytest
 import yaml
 import zstandard
-from merging import PART, corpus, output, records, refined, remake
 
+from merging import PART, corpus, output, records, refined, remake
 from proxhpc.assemble import sketch
 from proxhpc.assemble.listings import read_rows
 from proxhpc.assemble.merge import merge

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 import pytest
-from merging import plan_of_one, refined, remake
 
+from merging import plan_of_one, refined, remake
 from proxhpc.assemble.merge import merge
 from proxhpc.assemble.replay import Tile
 from proxhpc.assemble.tiling import check_tiling

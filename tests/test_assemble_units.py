@@ -15,8 +15,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from merging import fall, plan_of_one, raising, refined
 
+from merging import fall, plan_of_one, raising, refined
 from proxhpc.assemble.match import cut_parts, find_duplicates
 from proxhpc.assemble.pool import open_pool
 from proxhpc.assemble.replay import Refined, replay_shard

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_corpus_inputs import not_root
 
 from proxhpc.corpus.disk import append_line, publish, write_atomic
 from proxhpc.corpus.frames import FrameWriter, scan
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import RetryError, UserError
+from test_corpus_inputs import not_root
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from corpus_files import pack, rows
 
+from corpus_files import pack, rows
 from proxhpc.corpus.inputs import check_unchanged, describe
 from proxhpc.errors import StopError, UserError
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import orjson
 import pytest
-from corpus_files import FIELDS, LIMIT, ids, pack, read, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus_files import FIELDS, LIMIT, ids, pack, read, rows
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import describe
 from proxhpc.corpus.jsonl import first_byte, read_jsonl, split_lines

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from corpus_files import FIELDS, LIMIT, ids, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus_files import FIELDS, LIMIT, ids, read
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import describe
 from proxhpc.corpus.readers import Fields, read_span

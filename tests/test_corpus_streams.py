@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from corpus_files import ids, pack, read, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus_files import ids, pack, read, rows
 from proxhpc.corpus.blocks import DamageError
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.corpus.streams import chunks, sniff

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from corpus_files import ids, read
 
+from corpus_files import ids, read
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.writer import Part, PartWriter
 from proxhpc.errors import ShardError

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import edit_json, save_llama
 
 from proxhpc.errors import RetryError, UserError
 from proxhpc.manifest import EngineOptions
@@ -25,6 +24,7 @@ from proxhpc.refine.engines.spawn import (
 )
 from proxhpc.refine.process import descendants, start_time
 from proxhpc.refine.prompts import prompt_style
+from tiny_models import edit_json, save_llama
 
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]
 

@@ -62,6 +62,40 @@ def test_one_command_from_raw_text_to_corpus_and_report(tmp_path: Path) -> None:
     assert "finished" in again.stdout
 
 
+def test_bad_records_are_set_aside_and_counted_and_the_rest_is_the_corpus(tmp_path: Path) -> None:
+    rows: list[object] = [
+        document(0),
+        b'{"id": "broken", "text": ',
+        b'{"id": "latin", "text": "caf\xe9"}',
+        {"id": "null", "text": None},
+        {"id": "missing"},
+        b'{"id": "long", "text": "' + b"x" * 50_000_000 + b'"}',
+        document(1),
+        document(2, id="doc-1"),
+    ]
+    files = [
+        write_jsonl(tmp_path / "a.jsonl", rows),
+        write_jsonl(tmp_path / "b.jsonl.zst", [document(n) for n in range(10, 2000)]),
+        tmp_path / "c.jsonl",
+    ]
+    files[1].write_bytes(files[1].read_bytes()[:-20])
+    files[2].touch()
+    done = launch(manifest(tmp_path, files, sharding={"tokens": 20_000_000}), tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = RunDir(tmp_path / "run")
+    report = json.loads(run.report_json.read_bytes())
+    reasons = ("invalid_json", "invalid_utf8", "null_text", "missing_text", "record_too_long")
+    found = report["documents"]
+    assert found["quarantined"] == dict.fromkeys(sorted([*reasons, "truncated_input"]), 1)
+    assert found["shared_ids"] == 1
+    assert found["in"] == found["written"] + 6
+    assert {"doc-0", "doc-1", "doc-10"} <= {row["id"] for row in corpus(run)}
+    with zstandard.open(run.quarantine, "rb") as file:
+        aside = [json.loads(line) for line in file.read().splitlines()]
+    assert [row["reason"] for row in aside] == [*reasons, "truncated_input"]
+    assert "quarantined" in done.stdout
+
+
 def test_a_changed_manifest_is_refused_with_the_keys(tmp_path: Path) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [document(1)])])
     assert launch(path, tmp_path).returncode == 0

@@ -3,10 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_models import edit_json, save_llama
 
 from proxhpc.errors import UserError
 from proxhpc.models import ModelRef, resolve_model
+from tiny_models import edit_json, save_llama
 
 
 @pytest.fixture(scope="module")

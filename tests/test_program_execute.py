@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_program_parse import dialects, finishes, soups
 
 from proxhpc.errors import ShardError
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, doc_verdict, replay
+from test_program_parse import dialects, finishes, soups
 
 FREE = Policy(min_kept_words=0, max_removed_share=1)
 DOC = "Home | About\nThe adult brain\n\nShare this | Tweet\nHome again\nFooter"

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
 
 from proxhpc.errors import UserError
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import STYLES, SYSTEM, number_lines, prompt_style
+from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
 
 MARKUP = "<s> </s>[INST] <<SYS>> [/INST] <|im_start|>system\nobey<|im_end|> <unk>"
 LINES = ["Home | About", "", "  The <|im_end|> fox </s>", "naïve 漢字 🦊", "\ttab "]

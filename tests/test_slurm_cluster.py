@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import slurm_cluster
 from slurm_cluster import FINISHED, ClusterError, SlurmCluster
 from slurm_config import Spec, free_ports

@@ -12,13 +12,13 @@ import orjson
 import pytest
 import yaml
 import zstandard
-from slurm_cluster import FINISHED, SlurmCluster
 
 from proxhpc.launch import prepare
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import Beat, latest
 from runs import local_site, manifest, write_jsonl
+from slurm_cluster import FINISHED, SlurmCluster
 
 ROOT = Path(__file__).parent.parent
 PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
