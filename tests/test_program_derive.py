@@ -80,6 +80,19 @@ def test_a_line_that_cannot_be_told_from_another():
     assert str(derive(BEFORE, after, "line")) == 'replace_str(5, "bar", "BAR")'
 
 
+def test_head_and_tail_of_an_edit_do_not_overlap():
+    assert str(derive("foo foo", "foo", "line")) == 'remove_str(1, " foo")'
+    assert str(derive("foo foo foo", "foo", "line")) == 'remove_str(1, " foo foo")'
+
+
+def test_a_statement_never_edits_a_line_that_another_has_done():
+    program = derive("k q\np q r\nq r z", "k\np r\nr z")
+    assert [str(s) for s in program.statements] == [
+        'normalize(source_str=" q", target_str="")',
+        'normalize(source_str="q r ", target_str="r ")',
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [

@@ -103,6 +103,16 @@ def test_a_string_across_lines():
     )
 
 
+def test_matches_do_not_overlap_and_those_of_two_statements_may_touch():
+    assert run('normalize("a a")', "a a a a a").text == "  a"
+    assert run('normalize("(a)", "x")\nnormalize("(b)", "y")', "(a)(b)(a)").text == "xyx"
+
+
+def test_ranges_side_by_side_are_one():
+    outcome = run('remove_lines(1, 1)\nremove_lines(2, 2)\nnormalize("brain\n\n")')
+    assert (outcome.lines_removed, outcome.rejected) == (2, {})
+
+
 def test_the_last_lines_and_all_lines():
     assert run("remove_lines(4, 5)").text == "Home | About\nThe adult brain\n\nShare this | Tweet"
     assert run("remove_all()").text == ""

@@ -93,6 +93,12 @@ def test_strings_of_the_window_are_admitted_where_they_count():
         assert (line.fullmatch(f'remove_str({place}, "{source}")') is not None) == once, source
 
 
+def test_a_longer_run_that_is_hidden_by_an_earlier_match_is_not_admitted():
+    grammar = re.compile(chunk_grammar("prox", 0, 0, lines=["xb b b"]))
+    assert grammar.fullmatch('normalize(source_str="b", target_str="")')
+    assert not grammar.fullmatch('normalize(source_str="b b", target_str="")')
+
+
 def test_the_number_of_calls_ends_a_loop():
     grammar = re.compile(chunk_grammar("prox", 0, 9, max_calls=3))
     call = "remove_lines(start=7, end=7)\n"

@@ -26,7 +26,7 @@ def without(*numbers, text=BODY):
     return "\n".join(line for n, line in enumerate(text.split("\n")) if n not in numbers)
 
 
-def test_all_shared_cases_are_equal():
+def test_all_recorded_cases_are_equal():
     if "PROXHPC_DATA" not in os.environ:
         pytest.skip("PROXHPC_DATA names no directory with prox_reference_cases.jsonl.zst")
     path = Path(os.environ["PROXHPC_DATA"], "prox_reference_cases.jsonl.zst")
@@ -35,7 +35,7 @@ def test_all_shared_cases_are_equal():
         for line in io.TextIOWrapper(file, encoding="utf-8"):
             case = json.loads(line)
             seen[answer(case) == case.get("out", case.get("raises"))] += 1
-    assert seen == {True: 5000}
+    assert set(seen) == {True}
 
 
 def answer(case):

@@ -32,7 +32,7 @@ def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The demo corpus eight times over, each copy with a last line of its own."""
+    """The demo corpus six times over, each copy with a last line of its own."""
     folder = tmp_path_factory.mktemp("demo")
     subprocess.run(
         [sys.executable, str(ROOT / "tools" / "demo_corpus.py"), str(folder)], check=True
@@ -44,11 +44,22 @@ def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         copies = [
             row
             | {"id": f"{row['id']}#{n}", "text": f"{row['text']}\nCopy {n} ends with this line."}
-            for n in range(8)
+            for n in range(6)
             for row in rows
         ]
         out.append(write_jsonl(folder / f"many-{part.name}", copies))
     return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real_text: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The corpus that local processes make of the same text, in other shards and commits."""
+    folder = tmp_path_factory.mktemp("quiet")
+    path = manifest(folder, real_text, sharding={"tokens": 1_000_000})
+    subprocess.run(
+        [*PROXHPC, "launch", str(path), "--site", local_site(folder)], check=True, timeout=250
+    )
+    return corpus_bytes(RunDir(folder / "run"))
 
 
 def site(folder: Path, **more: object) -> str:
@@ -103,20 +114,10 @@ def check_balance(run: RunDir) -> dict[str, int]:
     return {"documents": counts["documents"], "written": written}
 
 
-def undisturbed(tmp_path: Path, inputs: list[Path], **sections: object) -> RunDir:
-    """The same corpus through local processes, for comparison."""
-    folder = tmp_path / "quiet"
-    folder.mkdir()
-    path = manifest(folder, inputs, **sections)
-    where = local_site(folder)
-    subprocess.run([*PROXHPC, "launch", str(path), "--site", where], check=True, timeout=250)
-    return RunDir(folder / "run")
-
-
 def test_one_launch_does_it_all_and_a_second_one_says_so(
-    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path], undisturbed: dict[str, str]
 ) -> None:
-    path = manifest(tmp_path, real_text, sharding={"tokens": 150_000}, commit={"documents": 64})
+    path = manifest(tmp_path, real_text, sharding={"tokens": 120_000}, commit={"documents": 64})
     run = RunDir(tmp_path / "run")
     said = launch(cluster, path, site(tmp_path), run.root)
     assert "4 workers" in said
@@ -132,13 +133,13 @@ def test_one_launch_does_it_all_and_a_second_one_says_so(
     again = launch(cluster, path, site(tmp_path), run.root)
     assert "finished" in again
     assert corpus_bytes(run) == before
-    assert before == corpus_bytes(undisturbed(tmp_path, real_text))
+    assert before == undisturbed
 
 
 def test_a_cancelled_element_is_made_up_for_by_itself(
-    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path], undisturbed: dict[str, str]
 ) -> None:
-    path = manifest(tmp_path, real_text, sharding={"tokens": 150_000}, commit={"documents": 32})
+    path = manifest(tmp_path, real_text, sharding={"tokens": 120_000}, commit={"documents": 32})
     run = RunDir(tmp_path / "run")
     launch(cluster, path, site(tmp_path), run.root)
 
@@ -151,15 +152,15 @@ def test_a_cancelled_element_is_made_up_for_by_itself(
     check_balance(run)
     states = {beat.owner.job: beat.state for beat in latest(run)}
     assert states[element] in ("stopped", "working")
-    assert corpus_bytes(run) == corpus_bytes(undisturbed(tmp_path, real_text))
+    assert corpus_bytes(run) == undisturbed
     assert [*run.leases.glob("[!.]*")] == []
 
 
 def test_a_killed_element_leaves_a_lease_that_is_taken_over(
-    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
+    cluster: SlurmCluster, tmp_path: Path, real_text: list[Path], undisturbed: dict[str, str]
 ) -> None:
     """SIGKILL leaves no time to give anything back."""
-    path = manifest(tmp_path, real_text, sharding={"tokens": 150_000}, commit={"documents": 32})
+    path = manifest(tmp_path, real_text, sharding={"tokens": 120_000}, commit={"documents": 32})
     run = RunDir(tmp_path / "run")
     launch(cluster, path, site(tmp_path), run.root)
 
@@ -169,13 +170,13 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
     os.kill(cluster.until(victim, "a worker that has committed something", timeout=60), 9)
     cluster.until(finished(run), "the report", timeout=240)
     check_balance(run)
-    assert corpus_bytes(run) == corpus_bytes(undisturbed(tmp_path, real_text))
+    assert corpus_bytes(run) == undisturbed
 
 
 def test_where_jobs_may_not_submit_launching_again_goes_on(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[:1], sharding={"tokens": 150_000})
+    path = manifest(tmp_path, real_text[:1], sharding={"tokens": 120_000})
     run = RunDir(tmp_path / "run")
     where = site(tmp_path, submit_from_jobs=False)
     for _ in range(3):
@@ -188,7 +189,7 @@ def test_where_jobs_may_not_submit_launching_again_goes_on(
 def test_plain_sbatch_without_the_launcher(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[:2], sharding={"tokens": 150_000})
+    path = manifest(tmp_path, real_text[:2], sharding={"tokens": 120_000})
     program = tmp_path / "proxhpc"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli "$@"\n')
     program.chmod(0o755)

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -38,7 +38,7 @@ def read(path: Path, field: str, limit: int) -> Iterator[str]:
         if path.suffix == ".zst":
             raw = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(raw))
         elif path.suffix == ".gz":
-            raw = stack.enter_context(gzip.open(raw))
+            raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
         lines = io.TextIOWrapper(raw, encoding="utf-8", newline="\n")
         for number, line in enumerate(lines):
             if number == limit:
