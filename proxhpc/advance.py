@@ -5,6 +5,8 @@ a run carries itself through time limits and dead nodes; where jobs may not subm
 again does the same. Any of it may die at any point and be run again.
 """
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +21,9 @@ from proxhpc.cluster.slurm import Queue
 from proxhpc.cluster.submit import Backend, Job, make_backend
 from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
-from proxhpc.refine.lease import Leases, Owner
+from proxhpc.refine.lease import Lease, Leases, Owner
 from proxhpc.refine.leaser import missing
+from proxhpc.refine.progress import HEARTBEAT
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
 from proxhpc.site import Site
@@ -29,6 +32,8 @@ from proxhpc.status.judge import FATAL
 
 ROUNDS_WITHOUT_PROGRESS = 3
 LEASE = "advance"
+POLL = 5.0  # seconds between two looks at a holder that may be dead
+CONTROL_PAUSES = (10, 30, 60, 120, 240, 240)  # seconds; within the control job's half hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +47,45 @@ class Step:
 
 @contextmanager
 def alone(run: RunDir) -> Iterator[None]:
-    """Hold the lease on stepping this run forward. RetryError while somebody else does."""
-    leases = Leases(run, Owner.me("advance"), Queue().alive)
-    attempt = leases.held().get(LEASE, 0)
-    if attempt:
-        owner = leases.holder(LEASE, attempt)
-        if owner is None or leases.alive(owner) is not False:
-            where = f"{owner.host}, process {owner.pid}" if owner else "somewhere"
-            raise RetryError(
-                f"another launch is at work on this run ({where})",
-                hint="proxhpc status shows what it does; launch again when it has ended",
-            )
-        lease = leases.steal(LEASE, attempt)
-    else:
-        lease = leases.take(LEASE, 1)
-    if lease is None:
-        raise RetryError("another launch was faster; nothing is lost, it does the same")
+    """Hold the lease on stepping this run forward. RetryError while somebody else does.
+
+    Where it cannot be told at once whether the holder lives, it takes two minutes to find out.
+    """
+    lease = _acquire(run)
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(lease, done), daemon=True)
+    beating.start()
     try:
         yield
     finally:
+        done.set()
+        beating.join()
         lease.release()
+
+
+def _acquire(run: RunDir) -> Lease:
+    leases = Leases(run, Owner.me("advance"), Queue().alive)
+    while attempt := leases.held().get(LEASE, 0):
+        owner = leases.holder(LEASE, attempt)
+        if owner is None:
+            continue  # released between the two looks
+        alive = leases.alive(owner, run.lease(LEASE, attempt))
+        if alive:
+            raise RetryError(
+                f"another launch is at work on this run ({owner.host}, process {owner.pid})",
+                hint="proxhpc status shows what it does; launch again when it has ended",
+            )
+        if alive is False and (lease := leases.steal(LEASE, attempt)):
+            return lease
+        time.sleep(POLL)
+    if lease := leases.take(LEASE, 1):
+        return lease
+    raise RetryError("another launch was faster; nothing is lost, it does the same")
+
+
+def _beat(lease: Lease, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT):
+        lease.beat()
 
 
 def advance(run: RunDir, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
@@ -85,12 +109,22 @@ def advance(run: RunDir, plan: Plan, backend: Backend, *, by_hand: bool = False)
 
 
 def advance_job(root: str) -> str:
-    """Be the control job of a run: one step, submissions included; what it did."""
+    """Be the control job of a run: one step, submissions included; what it did.
+
+    The chain of jobs hangs on it, so what may pass (a busy slurmctld, a launch at work) is tried
+    again; each try settles first what the one before left.
+    """
     run = RunDir(Path(root))
     plan = Plan.load(run)
-    with alone(run):
-        step = advance(run, plan, make_backend(run, plan, recorded_site(run)))
-    return step.message
+    for pause in (*CONTROL_PAUSES, None):
+        try:
+            with alone(run):
+                return advance(run, plan, make_backend(run, plan, recorded_site(run))).message
+        except RetryError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 def recorded_site(run: RunDir) -> Site:

@@ -16,6 +16,7 @@ from proxhpc.rundir import RunDir
 from proxhpc.site import PhaseName, Resources, Site
 
 SIGNAL_SECONDS = 90  # before the limit; workers stop by their own clock, this is the second net
+ENDING = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
 UNLIMITED_MINUTES = 60 * 24 * 365
 
 
@@ -65,7 +66,9 @@ class SlurmBackend:
         """Elements of this phase in the queue, this job itself left out."""
         me = slurm_element()
         jobs = self.queue.jobs(self.plan.run_id)
-        return sum(1 for job in jobs if job.comment.split(":")[2] == phase and job.id != me)
+        # What is being cleaned up works no more, and a control job starts before that is over.
+        jobs = [job for job in jobs if job.state not in ENDING and job.id != me]
+        return sum(1 for job in jobs if job.comment.split(":")[2] == phase)
 
     def elements(self, resources: Resources) -> int:
         """As many as the workers need, below MaxArraySize, which caps the index."""

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import orjson
 
@@ -68,6 +69,11 @@ class Lease:
         """Whether somebody has taken the next attempt, and this file with it."""
         return not self.run.lease(self.name, self.attempt).exists()
 
+    def beat(self) -> None:
+        """Show that the holder lives, where it has no progress file: the lease grows a blank."""
+        with self.run.lease(self.name, self.attempt).open("ab") as file:
+            file.write(b" ")
+
     def release(self) -> None:
         """Give it back; harmless when it is already gone."""
         self.run.lease(self.name, self.attempt).unlink(missing_ok=True)
@@ -78,7 +84,7 @@ class Leases:
 
     def __init__(self, run: RunDir, owner: Owner, job_alive: JobAlive) -> None:
         self.run, self.owner, self.job_alive = run, owner, job_alive
-        self._seen: dict[str, tuple[int, float]] = {}  # worker -> heartbeat size, since when
+        self._seen: dict[Path, tuple[int, float]] = {}  # size, and since when it stands
 
     def take(self, name: str, attempt: int) -> Lease | None:
         """The lease of exactly this attempt, or None if it is taken."""
@@ -115,25 +121,27 @@ class Leases:
             return None
         return Owner(**orjson.loads(data))
 
-    def alive(self, owner: Owner) -> bool | None:
-        """Whether the owner still works. None: too early to tell, ask again later."""
+    def alive(self, owner: Owner, beats: Path | None = None) -> bool | None:
+        """Whether the owner still works. None: too early to tell, ask again later.
+
+        `beats` is the file that grows while it does; a worker's is its progress file.
+        """
         if owner.job:
             in_queue = self.job_alive(owner.job)
             if in_queue is not None:
                 return in_queue
         if owner.host == self.owner.host and owner.started:
             return start_time(owner.pid) == owner.started
-        return self._heartbeat(owner.worker)
+        return self._growing(beats or self.run.worker(owner.worker))
 
-    def _heartbeat(self, worker: str) -> bool | None:
-        path = self.run.worker(worker)
-        size = path.stat().st_size if path.exists() else -1
+    def _growing(self, path: Path) -> bool | None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            size = -1
         now = time.monotonic()
-        if worker not in self._seen:
-            self._seen[worker] = (size, now)
-            return None
-        before, since = self._seen[worker]
+        before, since = self._seen.setdefault(path, (size, now))
         if before != size:
-            self._seen[worker] = (size, now)
+            self._seen[path] = (size, now)
             return True
         return False if now - since >= STALE_AFTER else None
