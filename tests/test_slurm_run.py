@@ -32,7 +32,10 @@ def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The demo corpus six times over, each copy with a last line of its own."""
+    """The corpus in PROXHPC_DATA; else the demo corpus six times over, no two copies alike."""
+    own = Path(os.environ.get("PROXHPC_DATA", "")) / "corpus_sample.jsonl.zst"
+    if own.is_file():
+        return [own]
     folder = tmp_path_factory.mktemp("demo")
     subprocess.run(
         [sys.executable, str(ROOT / "tools" / "demo_corpus.py"), str(folder)], check=True
@@ -176,7 +179,7 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
 def test_where_jobs_may_not_submit_launching_again_goes_on(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[:1], sharding={"tokens": 120_000})
+    path = manifest(tmp_path, real_text[-1:], sharding={"tokens": 120_000})
     run = RunDir(tmp_path / "run")
     where = site(tmp_path, submit_from_jobs=False)
     for _ in range(3):
@@ -189,7 +192,7 @@ def test_where_jobs_may_not_submit_launching_again_goes_on(
 def test_plain_sbatch_without_the_launcher(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[:2], sharding={"tokens": 120_000})
+    path = manifest(tmp_path, real_text[-2:], sharding={"tokens": 120_000})
     program = tmp_path / "proxhpc"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli "$@"\n')
     program.chmod(0o755)
