@@ -5,10 +5,8 @@ a run carries itself through time limits and dead nodes; where jobs may not subm
 again does the same. Any of it may die at any point and be run again.
 """
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,12 +16,11 @@ import orjson
 from proxhpc.cluster import tasks
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Queue
-from proxhpc.cluster.submit import Backend, Job, make_backend
+from proxhpc.cluster.submit import Backend, Work, make_backend
 from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
-from proxhpc.refine.lease import Lease, Leases, Owner
+from proxhpc.refine.lease import Lease, hold
 from proxhpc.refine.leaser import missing
-from proxhpc.refine.progress import HEARTBEAT
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
 from proxhpc.site import Site
@@ -31,8 +28,6 @@ from proxhpc.status.beats import latest
 from proxhpc.status.judge import FATAL
 
 ROUNDS_WITHOUT_PROGRESS = 3
-LEASE = "advance"
-POLL = 5.0  # seconds between two looks at a holder that may be dead
 CONTROL_PAUSES = (10, 30, 60, 120, 240, 240)  # seconds; within the control job's half hour
 
 
@@ -45,57 +40,22 @@ class Step:
     message: str
 
 
-@contextmanager
-def alone(run: RunDir) -> Iterator[None]:
-    """Hold the lease on stepping this run forward. RetryError while somebody else does.
-
-    Where it cannot be told at once whether the holder lives, it takes two minutes to find out.
-    """
-    lease = _acquire(run)
-    done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lease, done), daemon=True)
-    beating.start()
-    try:
-        yield
-    finally:
-        done.set()
-        beating.join()
-        lease.release()
+def alone(run: RunDir) -> AbstractContextManager[Lease]:
+    """Hold the lease on stepping this run forward. RetryError while somebody else does."""
+    return hold(run, "advance", Queue().alive)
 
 
-def _acquire(run: RunDir) -> Lease:
-    leases = Leases(run, Owner.me("advance"), Queue().alive)
-    while attempt := leases.held().get(LEASE, 0):
-        owner = leases.holder(LEASE, attempt)
-        if owner is None:
-            continue  # released between the two looks
-        alive = leases.alive(owner, run.lease(LEASE, attempt))
-        if alive:
-            raise RetryError(
-                f"another launch is at work on this run ({owner.host}, process {owner.pid})",
-                hint="proxhpc status shows what it does; launch again when it has ended",
-            )
-        if alive is False and (lease := leases.steal(LEASE, attempt)):
-            return lease
-        time.sleep(POLL)
-    if lease := leases.take(LEASE, 1):
-        return lease
-    raise RetryError("another launch was faster; nothing is lost, it does the same")
-
-
-def _beat(lease: Lease, done: threading.Event) -> None:
-    while not done.wait(HEARTBEAT):
-        lease.beat()
-
-
-def advance(run: RunDir, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
-    """Take the next step of a run. The caller holds the lease (`alone`).
+def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
+    """Take the next step of the run whose `advance` lease the caller holds (`alone`).
 
     StopError when going on by itself makes no sense: a task met an error that only a person can
     mend, or several rounds in a row brought nothing. `by_hand` says that a person has looked.
     """
+    run = lease.run
     if run.report_json.exists():
         return Step("finished", "nothing", f"finished: the corpus is in {run.corpus}")
+    if lease.lost():
+        raise RetryError("another launch has taken this run over; it does what is next")
     notes = backend.reconcile()
     left = 0 if run.merge_summary.exists() else sum(1 for _ in missing(run, plan))
     if left:
@@ -118,8 +78,8 @@ def advance_job(root: str) -> str:
     plan = Plan.load(run)
     for pause in (*CONTROL_PAUSES, None):
         try:
-            with alone(run):
-                return advance(run, plan, make_backend(run, plan, recorded_site(run))).message
+            with alone(run) as lease:
+                return advance(lease, plan, make_backend(run, plan, recorded_site(run))).message
         except RetryError:
             if pause is None:
                 raise
@@ -144,6 +104,7 @@ class Round:
         self.about = {
             "published": len(plan.shards) - left,
             "committed": sum(beat.counts.documents for beat in last),
+            "merged": sum(1 for _ in run.merge.rglob("*.json")),
             "fatal": len(self.fatal),
             "by_hand": int(by_hand),
         }
@@ -152,7 +113,7 @@ class Round:
         """Raise StopError if another round would bring nothing."""
         if self.about["by_hand"]:
             return
-        rounds = [s for s in Journal(self.run).read() if s.phase == phase and not s.abandoned]
+        rounds = [entry for entry in Journal(self.run).read() if not entry.abandoned]
         by_hand = [i for i, entry in enumerate(rounds) if entry.about["by_hand"]]
         rounds = rounds[by_hand[-1] :] if by_hand else rounds
         if rounds and self.about["fatal"] > rounds[0].about["fatal"]:
@@ -160,9 +121,9 @@ class Round:
                 f"the {phase} stopped: {self.fatal[-1].message}",
                 hint="mend it, then launch again: the run goes on where it stopped",
             )
-        keys = ("published", "committed")
+        keys = ("published", "committed", "merged")
         now = [self.about[key] for key in keys]
-        recent = rounds[-ROUNDS_WITHOUT_PROGRESS:]
+        recent = [entry for entry in rounds if entry.phase == phase][-ROUNDS_WITHOUT_PROGRESS:]
         if len(recent) == ROUNDS_WITHOUT_PROGRESS and all(
             [entry.about[key] for key in keys] == now for entry in recent
         ):
@@ -175,16 +136,24 @@ class Round:
 
 def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     if active := backend.active("refine"):
-        return Step("refine", "waiting", f"{active} workers wait or run, {around.left} shards left")
+        return Step(
+            "refine",
+            "waiting",
+            f"{_counted(active, 'worker')} at it or waiting, {_counted(around.left, 'shard')} left",
+        )
     around.check("refine")
     resources = recorded_site(run).resources("refine")
     per_node = resources.tasks_per_node
     elements = min(backend.elements(resources), -(-around.left // per_node))
     of = elements * per_node
     arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
-    job = Job("refine", tasks.refine_element, arguments, around.about)
-    ids = backend.submit(job, _control(run))
-    return Step("refine", "submitted", f"{of} workers for {around.left} shards: {_named(ids)}")
+    work = Work("refine", tasks.refine_element, arguments, around.about)
+    ids = backend.submit(work, _control(run))
+    return Step(
+        "refine",
+        "submitted",
+        f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}: {_named(ids)}",
+    )
 
 
 def _merge(run: RunDir, backend: Backend, around: Round) -> Step:
@@ -192,13 +161,17 @@ def _merge(run: RunDir, backend: Backend, around: Round) -> Step:
         return Step("merge", "waiting", "the merge waits or runs")
     around.check("merge")
     cpus = recorded_site(run).resources("merge").cpus
-    job = Job("merge", tasks.merge, [(str(run.root), cpus)], around.about)
-    ids = backend.submit(job, _control(run))
+    work = Work("merge", tasks.merge, [(str(run.root), cpus)], around.about)
+    ids = backend.submit(work, _control(run))
     return Step("merge", "submitted", f"every shard is refined; merging: {_named(ids)}")
 
 
-def _control(run: RunDir) -> Job:
-    return Job("control", advance_job, [(str(run.root),)], {})
+def _control(run: RunDir) -> Work:
+    return Work("control", advance_job, [(str(run.root),)], {})
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _named(ids: list[str]) -> str:

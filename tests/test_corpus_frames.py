@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxhpc.corpus import frames
-from proxhpc.corpus.frames import FrameWriter, Scan, copy_whole_frames, read_frames, scan
+from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import RetryError, ShardError
 
 PAYLOADS = [b"first " * 9, b"", b"\0" * 300_000, b"last"]
@@ -31,7 +31,6 @@ def test_frames_come_back_in_order_with_their_offsets(tmp_path: Path) -> None:
     assert [frame.end for frame in read] == ends
     assert [frame.start for frame in read] == [0, *ends[:-1]]
     assert ends[-1] == path.stat().st_size
-    assert scan(path) == Scan(ends[-1], 4)
 
 
 def test_any_zstd_tool_reads_the_file(tmp_path: Path) -> None:
@@ -48,21 +47,6 @@ def test_a_file_is_created_once(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         FrameWriter(path)
     assert path.read_bytes() == before
-
-
-def test_resuming_cuts_the_torn_tail_and_goes_on_behind_it(tmp_path: Path) -> None:
-    path = tmp_path / "a1"
-    ends = write(path)
-    with path.open("r+b") as file:
-        file.truncate(ends[2] - 3)
-    found = scan(path)
-    assert (found.end, found.frames, found.torn_bytes) == (ends[1], 2, ends[2] - 3 - ends[1])
-    assert "ends inside a zstd frame" in found.reason
-    with FrameWriter(path, resume_at=found.end) as writer:
-        writer.append(b"anew")
-    assert payloads(path) == [*PAYLOADS[:2], b"anew"]
-    with pytest.raises(ShardError, match="shorter than"):
-        FrameWriter(path, resume_at=10**6)
 
 
 def test_strict_reading_refuses_a_torn_tail_and_lenient_reading_stops_at_it(
@@ -95,7 +79,6 @@ def test_a_flip_or_a_cut_leaves_a_prefix_of_the_frames(
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data[: cut % len(data)])
     assert payloads(path, strict=False) == written[: sum(end <= cut % len(data) for end in ends)]
-    assert scan(path).end + scan(path).torn_bytes == cut % len(data)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +129,11 @@ def test_copying_takes_the_whole_frames_of_another_attempt(tmp_path: Path) -> No
     with old.open("r+b") as file:
         file.truncate(ends[3] - 1)
     with FrameWriter(new) as writer:
-        assert copy_whole_frames(old, writer).frames == 3
+        writer.copy(old, ends[2])
         writer.append(b"next")
     assert payloads(new) == [*PAYLOADS[:3], b"next"]
+    with FrameWriter(tmp_path / "a3") as writer, pytest.raises(ShardError, match="shorter"):
+        writer.copy(old, ends[3])
 
 
 @pytest.mark.parametrize("call", ["fsync", "pwrite"])

@@ -22,7 +22,7 @@ from rich.console import Console
 from proxhpc.account.counts import Counts
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
-from proxhpc.corpus.frames import append_line
+from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch import Run
 from proxhpc.refine.lease import Owner

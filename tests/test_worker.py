@@ -1,5 +1,6 @@
 """The worker: leases, commits, resumes behind a crash, publishes once."""
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -8,18 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from proxhpc.account.counts import Counts
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import Document, End
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch import Run
 from proxhpc.refine.lease import Leases, Owner
 from proxhpc.refine.leaser import Leaser, missing
 from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
+from proxhpc.refine.refiner import open_refiner
 from proxhpc.refine.shard import OpenShard
 from proxhpc.status.beats import latest
 from runs import document, manifest, planned, rows_of, write_jsonl
@@ -167,16 +170,98 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
 
 def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
     me = Owner.me()
+    leases = Leases(run.dir, me, lambda _: None)
     assert leases.alive(me) is True
-    assert leases.alive(Owner("gone", me.host, 2**22 - 1, "123")) is False
-    assert leases.alive(Owner("reused", me.host, os.getpid(), "1")) is False
-    elsewhere = Owner("elsewhere", "other-host", 1, "1")
-    assert leases.alive(elsewhere) is None  # unclear as yet
-    in_queue = Leases(run.dir, me, {"7_1": True, "7_2": False}.get)
-    assert in_queue.alive(Owner("a", "other-host", 1, "1", "7_1")) is True
-    assert in_queue.alive(Owner("b", "other-host", 1, "1", "7_2")) is False
+    assert leases.alive(replace(me, pid=2**22 - 1)) is False
+    assert leases.alive(replace(me, started="1")) is False
+    assert leases.alive(replace(me, space="pid:[1]")) is None  # a container's own pids
+    elsewhere = replace(me, host="other-host")
+    assert leases.alive(elsewhere) is None
+
+
+def test_the_queue_proves_death_only(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    me = replace(Owner.me(), job="7_0")
+    elsewhere = replace(me, worker="w", host="other-host")
+    leases = Leases(run.dir, me, {"7_0": False, "7_1": True, "7_2": False}.get)
+    assert leases.alive(replace(elsewhere, job="7_2")) is False
+    # A job in the queue may have lost this process, or be a later life of itself.
+    assert leases.alive(replace(elsewhere, job="7_1")) is None
+    assert leases.alive(elsewhere) is None
+    assert leases.alive(replace(elsewhere, job="7_2", user=me.user + 1)) is None
+    there = Leases(run.dir, replace(me, cluster="here"), {"7_2": False}.get)
+    assert there.alive(replace(elsewhere, job="7_2", cluster="there")) is None
+
+
+def test_processes_of_one_job_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    assert f"-99-{Owner.me().host[:40]}-{os.getpid()}-" in Owner.me().worker
+
+
+def test_an_unreadable_lease_is_judged_by_its_growth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path)
+    run.dir.lease("00000", 1).write_bytes(b"")
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    owner = leases.holder("00000", 1)
+    assert owner is not None
+    assert leases.alive(owner) is None
+    later = time.monotonic() + 121
+    monkeypatch.setattr("proxhpc.refine.lease.time.monotonic", lambda: later)
+    assert leases.alive(owner) is False
+
+
+def test_a_lost_lease_does_not_come_back_by_beating(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    lease = leases.take("advance", 1)
+    assert lease is not None
+    lease.beat()
+    assert leases.holder("advance", 1) == Owner.me()
+    lease.release()
+    lease.beat()
+    assert lease.lost()
+
+
+def test_a_stale_look_at_the_leases_takes_nothing_from_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    first = Leaser(run.dir, run.plan, leases, (0, 1)).next()
+    assert isinstance(first, OpenShard)
+    monkeypatch.setattr(leases, "held", dict)  # what was there before the first one came
+    assert all(
+        not isinstance(Leaser(run.dir, run.plan, leases, (0, 1)).next(), OpenShard)
+        for _ in range(3)
+    )
+    assert not first.lease.lost()
+    assert run.dir.attempt(0, 1).exists()
+    first.leave()
+
+
+def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+
+    async def main(every: int) -> list[str]:
+        refiner = await open_refiner(run.plan)
+        original = refiner._refine
+
+        async def broken(doc: Document) -> Row:
+            if int(doc.id.removeprefix("doc-")) % every:
+                return await original(doc)
+            raise ZeroDivisionError("a defect")
+
+        refiner._refine = broken  # type: ignore[method-assign]
+        rows = [document(number) for number in range(60)]
+        docs = [Document(str(row["id"]), str(row["text"]), 0, n) for n, row in enumerate(rows)]
+        return [(await refiner.refine(doc)).reason for doc in docs]
+
+    assert asyncio.run(main(10)).count("internal_error") == 6
+    with pytest.raises(StopError, match="in a row"):
+        asyncio.run(main(1))
 
 
 def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(

@@ -15,7 +15,7 @@ import xxhash
 
 from proxhpc.assemble.sketch import SKETCH, Receipt, Sketch, load_sketch, save_array, spans_of
 from proxhpc.assemble.tiling import check_tiling
-from proxhpc.corpus.frames import write_atomic
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir

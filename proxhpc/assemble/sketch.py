@@ -18,7 +18,7 @@ import xxhash
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row
-from proxhpc.corpus.frames import write_atomic
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
 from proxhpc.plan import Plan

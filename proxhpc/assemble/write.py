@@ -12,7 +12,7 @@ from proxhpc.assemble.match import Match, PartRange, load_alive, read_match
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.assemble.sketch import groups, load_sketch, read_receipt
-from proxhpc.corpus.frames import write_atomic
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
 from proxhpc.plan import Plan

@@ -11,21 +11,27 @@ from typing import Any
 
 import orjson
 
-from proxhpc.corpus.frames import append_line
+from proxhpc.corpus.disk import append_line
 from proxhpc.rundir import RunDir
 
 
 @dataclass(slots=True)
 class Submission:
-    """One intent and what became of it."""
+    """One intent, to submit an array and perhaps a control job behind it, and what became of it."""
 
     intent: int
     phase: str
     count: int
+    chained: bool  # a control job belongs to it
     about: dict[str, int]  # the state of the run before it
-    jobs: list[str] = field(default_factory=list)
-    released: bool = False
+    jobs: dict[str, list[str]] = field(default_factory=dict)  # ids by phase
+    settled: bool = False  # released, or given up
     abandoned: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was meant has a receipt."""
+        return self.phase in self.jobs and (not self.chained or "control" in self.jobs)
 
 
 class Journal:
@@ -40,13 +46,16 @@ class Journal:
         for line in self._lines():
             event, number = line["event"], line["intent"]
             if event == "intent":
-                out[number] = Submission(number, line["phase"], line["count"], line["about"])
+                out[number] = Submission(
+                    number, line["phase"], line["count"], line["chained"], line["about"]
+                )
+            elif number not in out:
+                continue  # its intent was torn by a full disk: nothing was submitted for it
             elif event == "receipt":
-                out[number].jobs.append(line["job"])
-            elif event == "released":
-                out[number].released = True
-            elif event == "abandoned":
-                out[number].abandoned = True
+                out[number].jobs.setdefault(line["phase"], []).append(line["job"])
+            else:
+                out[number].settled = True
+                out[number].abandoned = event == "abandoned"
         return list(out.values())
 
     def write(self, event: str, intent: int, **more: Any) -> None:
@@ -61,5 +70,5 @@ class Journal:
             try:
                 line = orjson.loads(raw)
             except orjson.JSONDecodeError:
-                continue  # a torn line: its writer died, and what it meant did not happen
+                continue  # torn or empty: its writer died, and what it meant did not happen
             yield line

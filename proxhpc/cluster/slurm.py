@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, UserError
 
 TIMEOUT = 60.0  # seconds; a busy slurmctld answers late, a dead one never
 SNAPSHOT_AGE = 10.0  # seconds that one look at the queue is good for
 DEFAULT_MAX_ARRAY_SIZE = 1001  # slurm.conf(5)
+# Still listed, but its processes are being ended; it will work no more.
+ENDING = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 
@@ -85,9 +87,19 @@ class Queue:
         if shutil.which("squeue") is None:
             return None
         try:
-            return any(job.id == element for job in self.all())
+            found = self._find(element)
+            if found is None and time.monotonic() - self._at > 1.0:
+                # What an older look does not show may have been submitted since.
+                self.forget()
+                found = self._find(element)
         except RetryError:
             return None
+        if found and found.state in ENDING:
+            return None
+        return found is not None
+
+    def _find(self, element: str) -> Job | None:
+        return next((job for job in self.all() if job.id == element), None)
 
     def forget(self) -> None:
         """Ask anew next time: something was just submitted or cancelled."""
@@ -134,3 +146,11 @@ def parse_duration(text: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def refusal(error: Exception) -> RetryError | UserError:
+    """What it means that sbatch failed: something in the site is wrong, or it may pass."""
+    said = " ".join(str(error).split())[-500:]
+    if re.search(r"invalid|not permitted|unrecognized|configuration is not available", said, re.I):
+        return UserError(f"sbatch refuses the job: {said}", hint="mend the site and launch again")
+    return RetryError(f"sbatch failed: {said}", hint="launch again; nothing was left running")

@@ -1,27 +1,30 @@
 """Jobs of a run on Slurm and as local processes: the only place that knows submitit."""
 
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from proxhpc.cluster import slurm
+from proxhpc.cluster import slurm, tasks
 from proxhpc.cluster.journal import Journal, Submission
 from proxhpc.corpus.disk import writing
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, UserError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import slurm_element
+from proxhpc.refine.process import descendants
 from proxhpc.rundir import RunDir
 from proxhpc.site import PhaseName, Resources, Site
 
 SIGNAL_SECONDS = 90  # before the limit; workers stop by their own clock, this is the second net
-ENDING = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
+STOP_SECONDS = 60  # for a local process to commit and go
 UNLIMITED_MINUTES = 60 * 24 * 365
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Work:
     """Work for one phase: `function(*arguments)` for each tuple, as elements of an array."""
 
     phase: PhaseName
@@ -39,7 +42,7 @@ class Backend(Protocol):
         """Jobs of a phase that wait or run."""
         ...
 
-    def submit(self, job: Job, then: Job | None) -> list[str]:
+    def submit(self, work: Work, then: Work | None) -> list[str]:
         """Start a job, and `then` when it has ended however it ends; ids for people."""
         ...
 
@@ -67,70 +70,81 @@ class SlurmBackend:
         me = slurm_element()
         jobs = self.queue.jobs(self.plan.run_id)
         # What is being cleaned up works no more, and a control job starts before that is over.
-        jobs = [job for job in jobs if job.state not in ENDING and job.id != me]
+        jobs = [job for job in jobs if job.state not in slurm.ENDING and job.id != me]
         return sum(1 for job in jobs if job.comment.split(":")[2] == phase)
 
     def elements(self, resources: Resources) -> int:
         """As many as the workers need, below MaxArraySize, which caps the index."""
         return min(resources.jobs, self.site.max_array_size or slurm.max_array_size())
 
-    def submit(self, job: Job, then: Job | None) -> list[str]:
-        """Submit held, record, chain the follow-up, release."""
+    def submit(self, work: Work, then: Work | None) -> list[str]:
+        """Submit held, record, chain the follow-up, release.
+
+        RetryError or UserError when sbatch refuses; what is there by then is settled next time.
+        """
         journal = Journal(self.run)
         number = len(journal.read())
-        first = self._held(journal, number, job, "")
-        second = []
-        if then is not None and self.site.submit_from_jobs:
-            second = [(number + 1, self._held(journal, number + 1, then, f"afterany:{first}"))]
-        # The follow-up is let go first: should we die between the two, it is there.
-        for intent, identity in [*second, (number, first)]:
-            slurm.run("scontrol", "release", identity)
-            journal.write("released", intent)
-        self.queue.forget()
-        return [first, *(identity for _, identity in second)]
+        follow_up = then if self.site.submit_from_jobs else None
+        _intend(journal, number, work, chained=follow_up is not None)
+        first = self._held(journal, number, work, "")
+        ids = [first]
+        if follow_up is not None:
+            ids.append(self._held(journal, number, follow_up, f"afterany:{first}"))
+        self._release(journal, number, reversed(ids))
+        return ids
 
     def reconcile(self) -> list[str]:
-        """Release what has a receipt, cancel what has none, give up what is not in the queue."""
+        """Release what is recorded whole, cancel what is not."""
         journal = Journal(self.run)
-        out = []
-        for entry in journal.read():
-            if entry.released or entry.abandoned:
-                continue
-            out.append(self._settle(journal, entry))
+        out = [self._settle(journal, entry) for entry in journal.read() if not entry.settled]
         self.queue.forget()
         return out
 
     def _settle(self, journal: Journal, entry: Submission) -> str:
-        mark = self._mark(entry.intent, entry.phase)
-        found = {job.array for job in self.queue.all() if job.comment == mark}
-        for identity in found & set(entry.jobs):
-            slurm.run("scontrol", "release", identity)
-            journal.write("released", entry.intent)
-            return f"released {entry.phase} job {identity}, which an earlier launch left held"
-        # Without a receipt the job's files may not be in place (submitit moves them after
-        # sbatch has answered): it would only fail.
+        jobs = self.queue.jobs(self.plan.run_id)
+        found = {job.array for job in jobs if job.comment.endswith(f":{entry.intent}")}
+        recorded = [identity for ids in reversed(entry.jobs.values()) for identity in ids]
+        if entry.complete:
+            self._release(journal, entry.intent, [i for i in recorded if i in found])
+            return f"released {entry.phase} jobs that an earlier launch left held"
+        # An array without a receipt may lack its files (submitit moves them in place after sbatch
+        # has answered), and one without its control job would be the last of the run.
         for identity in found:
             slurm.run("scancel", identity)
         journal.write("abandoned", entry.intent)
-        return f"gave up {entry.phase} submission {entry.intent}: it was never completed"
+        return f"gave up a {entry.phase} submission that an earlier launch left half done"
 
-    def _held(self, journal: Journal, intent: int, job: Job, dependency: str) -> str:
-        journal.write("intent", intent, phase=job.phase, count=len(job.arguments), about=job.about)
-        with slurm.clean_environment(), writing(self.run.logs):
-            executor = self._executor(intent, job, dependency)
-            jobs = executor.map_array(job.function, *zip(*job.arguments, strict=True))
+    def _release(self, journal: Journal, number: int, ids: Iterable[str]) -> None:
+        # The follow-up is let go before what it follows: should we die between, it is there.
+        for identity in ids:
+            slurm.run("scontrol", "release", identity)
+        journal.write("released", number)
+        self.queue.forget()
+
+    def _held(self, journal: Journal, intent: int, work: Work, dependency: str) -> str:
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with slurm.clean_environment(), writing(self.run.logs):
+                executor = self._executor(intent, work, dependency)
+                jobs = executor.map_array(work.function, *zip(*work.arguments, strict=True))
+        except FailedJobError as error:
+            raise slurm.refusal(error) from error
         identity = str(jobs[0].job_id).partition("_")[0]
-        journal.write("receipt", intent, job=identity)
+        journal.write("receipt", intent, phase=work.phase, job=identity)
         return identity
 
-    def _executor(self, intent: int, job: Job, dependency: str) -> Any:
+    def _executor(self, intent: int, work: Work, dependency: str) -> Any:
         import submitit
 
-        resources = self.site.resources(job.phase)
+        resources = self.site.resources(work.phase)
         executor = submitit.SlurmExecutor(
-            folder=self.run.logs / f"{intent:04d}-{job.phase}", python=self.site.python
+            folder=self.run.logs / f"{intent:04d}-{work.phase}", python=self.site.python
         )
-        extra: dict[str, Any] = {"hold": True, "comment": self._mark(intent, job.phase)}
+        extra: dict[str, Any] = {
+            "hold": True,
+            "comment": f"{slurm.tag(self.plan.run_id)}:{work.phase}:{intent}",
+        }
         extra |= {"no-requeue": True, **resources.sbatch}
         if dependency:
             extra["dependency"] = dependency
@@ -139,7 +153,7 @@ class SlurmBackend:
         if resources.mem:
             extra["mem"] = resources.mem
         wanted = {
-            "job_name": f"{self.plan.manifest.name}-{job.phase}",
+            "job_name": f"{self.plan.manifest.name}-{work.phase}",
             "partition": resources.partition,
             "account": resources.account,
             "qos": resources.qos,
@@ -153,14 +167,11 @@ class SlurmBackend:
             "gpus_per_node": resources.gpus * resources.tasks_per_node or None,
             "signal_delay_s": SIGNAL_SECONDS,
             "setup": list(resources.setup) or None,
-            "array_parallelism": len(job.arguments),
+            "array_parallelism": len(work.arguments),
             "additional_parameters": extra,
         }
         executor.update_parameters(**{k: v for k, v in wanted.items() if v is not None})
         return executor
-
-    def _mark(self, intent: int, phase: str) -> str:
-        return f"{slurm.tag(self.plan.run_id)}:{phase}:{intent}"
 
 
 @dataclass
@@ -172,7 +183,6 @@ class LocalBackend:
     site: Site
     kind: str = "local"
     _jobs: dict[str, list[Any]] = field(default_factory=dict)
-    _submitted: int = 0
 
     def active(self, phase: PhaseName) -> int:
         """Processes of this phase that run."""
@@ -182,50 +192,75 @@ class LocalBackend:
         """As many as there are workers."""
         return resources.workers
 
-    def submit(self, job: Job, then: Job | None) -> list[str]:
+    def submit(self, work: Work, then: Work | None) -> list[str]:
         """Start the processes; the launcher itself is what comes then."""
-        import submitit
-
-        resources = self.site.resources(job.phase)
         journal = Journal(self.run)
         number = len(journal.read())
-        journal.write("intent", number, phase=job.phase, count=len(job.arguments), about=job.about)
-        folder = self.run.logs / f"{number:04d}-{job.phase}"
-        started = self._jobs.setdefault(job.phase, [])
-        started.clear()
-        with writing(self.run.logs):
-            executor = submitit.LocalExecutor(folder=folder, python=self.site.python)
-            executor.update_parameters(
-                timeout_min=UNLIMITED_MINUTES,
-                tasks_per_node=1,
-                gpus_per_node=resources.gpus,
-                setup=list(resources.setup),
-            )
-            gpus = resources.gpus
-            for worker, arguments in enumerate(job.arguments):
-                # Each worker its own cards; with none asked for, all are hidden.
-                own = range(worker * gpus, (worker + 1) * gpus)
-                executor.update_parameters(visible_gpus=list(own))
-                started.append(executor.submit(job.function, *arguments))
+        _intend(journal, number, work, chained=False)
+        devices = _devices(self.site.resources(work.phase).gpus, len(work.arguments))
+        started = self._jobs[work.phase] = []
+        # A terminal's Ctrl-C is for the launcher, which lets its workers commit: submitit would
+        # give them a second. They set handlers of their own for the other signals.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with slurm.clean_environment(), writing(self.run.logs):
+                executor = self._executor(number, work)
+                for own, arguments in zip(devices, work.arguments, strict=True):
+                    call = (tasks.on_devices, own, work.function, *arguments)
+                    started.append(executor.submit(*call))
+        finally:
+            signal.signal(signal.SIGINT, before)
         for process in started:
-            journal.write("receipt", number, job=process.job_id)
+            journal.write("receipt", number, phase=work.phase, job=process.job_id)
         journal.write("released", number)
         return [process.job_id for process in started]
+
+    def _executor(self, intent: int, work: Work) -> Any:
+        import submitit
+
+        executor = submitit.LocalExecutor(
+            folder=self.run.logs / f"{intent:04d}-{work.phase}", python=self.site.python
+        )
+        setup = list(self.site.resources(work.phase).setup)
+        executor.update_parameters(timeout_min=UNLIMITED_MINUTES, tasks_per_node=1, setup=setup)
+        return executor
 
     def reconcile(self) -> list[str]:
         """Nothing to settle: processes need no release."""
         return []
 
     def stop(self) -> None:
-        """Tell every process to commit and go, and wait for it."""
+        """Tell every process to commit and go, wait for it, and end what does not go."""
         running = [job for jobs in self._jobs.values() for job in jobs if not job.done()]
         for job in running:
             job._process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while any(not job.done() for job in running):
-            if time.monotonic() > deadline:
-                raise RetryError("local workers did not stop within a minute")
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(not job.done() for job in running) and time.monotonic() < deadline:
             time.sleep(0.2)
+        for job in running:
+            if not job.done():
+                for pid in (*descendants(job._process.pid), job._process.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+def _intend(journal: Journal, number: int, work: Work, *, chained: bool) -> None:
+    about = {"phase": work.phase, "count": len(work.arguments), "about": work.about}
+    journal.write("intent", number, chained=chained, **about)
+
+
+def _devices(gpus: int, workers: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each worker: its share of what the launcher may use."""
+    if not gpus:
+        return [""] * workers
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = mine.split(",") if mine else [str(card) for card in range(gpus * workers)]
+    if len(cards) < gpus * workers:
+        raise UserError(
+            f"{workers} workers with {gpus} GPUs each, but CUDA_VISIBLE_DEVICES is {mine}",
+            hint="lower workers or gpus in the site",
+        )
+    return [",".join(cards[n * gpus : (n + 1) * gpus]) for n in range(workers)]
 
 
 def make_backend(run: RunDir, plan: Plan, site: Site) -> SlurmBackend | LocalBackend:

@@ -1,10 +1,17 @@
 """What a job runs. Jobs carry pointers only: the run directory and a number."""
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
 
 from proxhpc.cluster.slurm import Queue, seconds_left
+from proxhpc.refine.lease import Owner, hold
 from proxhpc.rundir import RunDir
+
+T = TypeVar("T")
 
 
 def refine(root: str, number: int, of: int) -> str:
@@ -24,22 +31,34 @@ def refine_element(root: str, element: int, tasks_per_node: int, of: int) -> str
     return refine(root, element * tasks_per_node + local, of)
 
 
+def on_devices(devices: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` with these GPUs visible, and no others."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    return function(*arguments)
+
+
 def merge(root: str, processes: int) -> str:
-    """Merge the run; its final state."""
+    """Merge the run, alone; its final state. RetryError while somebody else merges it."""
     from proxhpc.assemble.merge import merge as merge_run
-    from proxhpc.refine.lease import Owner
     from proxhpc.refine.progress import ProgressLog
 
     run = RunDir(Path(root))
     log = ProgressLog(run, Owner.me("merge"), "merge")
     log.write("starting")
+    # submitit would swallow it. Every file of a merge is whole or absent, so it may end anywhere.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        merge_run(run, processes=processes, progress=lambda *_: log.heartbeat())
+        with hold(run, "merge", Queue().alive):
+            merge_run(run, processes=processes, progress=lambda *_: log.heartbeat())
     except BaseException as error:
         log.write("failed", error=type(error).__name__, message=str(error)[:2000])
         raise
     log.write("done")
     return "done"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def margin(left: float) -> float:

@@ -71,7 +71,11 @@ def publish(tmp: Path, final: Path) -> bool:
         try:
             os.link(tmp, final)
         except FileExistsError:
-            if not os.path.samefile(tmp, final):
+            try:
+                ours = os.path.samefile(tmp, final)
+            except FileNotFoundError:
+                return False  # whoever was first has already taken it away again
+            if not ours:
                 return False
         except OSError as error:
             if error.errno in _NO_LINKS and tmp.exists():
@@ -83,6 +87,19 @@ def publish(tmp: Path, final: Path) -> bool:
             raise
         sync_directory(final.parent)
     return True
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Make `path` hold `data`, durably and whole; False if it exists, which leaves it alone.
+
+    By link: an exclusive open has no content at first, and is broken on old NFS (open(2)).
+    """
+    tmp = temporary(path)
+    write_atomic(tmp, data)
+    try:
+        return publish(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -104,12 +121,19 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: bytes, *, fsync: bool = False) -> None:
-    r"""Append `line` and one b"\n" with a single write. One process writes a file."""
+    r"""Append `line` and one b"\n" with a single write. One process at a time writes a file.
+
+    What a full disk or a dead writer left of a line never swallows the next one.
+    """
     data = line.removesuffix(b"\n") + b"\n"
     with writing(path):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                data = b"\n" + data
             if os.write(fd, data) < len(data):
+                os.ftruncate(fd, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if fsync:
                 os.fsync(fd)

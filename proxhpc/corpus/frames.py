@@ -15,28 +15,8 @@ from typing import Self
 import zstandard
 
 from proxhpc.corpus.blocks import DamageError, FrameReader
-from proxhpc.corpus.disk import (
-    append_line,
-    publish,
-    sync_directory,
-    write_all,
-    write_atomic,
-    writing,
-)
+from proxhpc.corpus.disk import sync_directory, write_all, writing
 from proxhpc.errors import RetryError, ShardError
-
-__all__ = [
-    "MAX_PAYLOAD",
-    "Frame",
-    "FrameWriter",
-    "Scan",
-    "append_line",
-    "copy_whole_frames",
-    "publish",
-    "read_frames",
-    "scan",
-    "write_atomic",
-]
 
 MAX_PAYLOAD = 256 << 20
 _READ = 1 << 20
@@ -51,37 +31,21 @@ class Frame:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """How far a frame file is good: `frames` whole ones up to byte `end`, then `torn_bytes`.
-
-    `reason` says what is wrong behind `end`; it is empty where nothing is.
-    """
-
-    end: int
-    frames: int
-    torn_bytes: int = 0
-    reason: str = ""
-
-
 class FrameWriter:
-    """Append frames to one file, each durable when `append` returns.
+    """Append frames to one new file, each durable when `append` returns.
 
-    Creates the file exclusively (FileExistsError where it exists), or, with `resume_at`, cuts an
-    existing one back to that offset, which `scan` gave, and goes on there.
+    Creates the file exclusively: FileExistsError where it exists.
     """
 
-    def __init__(self, path: Path, *, level: int = 3, resume_at: int | None = None) -> None:
+    def __init__(self, path: Path, *, level: int = 3) -> None:
         self.path = path
+        self.end = 0
         self._fd = -1
         self._broken = False
         self._level = level
         with writing(path):
-            new = resume_at is None
-            self._fd = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if new else 0), 0o666)
-            self.end = resume_at or 0
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                self._cut_back()
                 sync_directory(path.parent)
             except BaseException:
                 self.close()
@@ -101,9 +65,15 @@ class FrameWriter:
         self._write(compressor.compress(payload))
         return self.end
 
-    def append_frames(self, data: bytes, *, last: bool) -> None:
-        """Append a piece of already verified frames; made durable with the last piece."""
-        self._write(data, sync=last)
+    def copy(self, source: Path, end: int) -> None:
+        """Append the first `end` bytes of another frame file, which are verified whole frames."""
+        with source.open("rb") as file:
+            while end:
+                data = file.read(min(end, _READ))
+                if not data:
+                    raise ShardError(f"{source} became shorter while it was being copied")
+                end -= len(data)
+                self._write(data, sync=not end)
 
     def close(self) -> None:
         """Close the file; what was appended stays."""
@@ -134,15 +104,9 @@ class FrameWriter:
                 # After a failed write or fsync nobody knows what the disk holds behind `end`.
                 self._broken = True
                 with suppress(OSError):  # the first error is the one to tell
-                    self._cut_back()
+                    os.ftruncate(self._fd, self.end)
                 raise
         self.end += len(data)
-
-    def _cut_back(self) -> None:
-        size = os.fstat(self._fd).st_size
-        if size < self.end:
-            raise ShardError(f"{self.path}: {size} bytes long, shorter than its {self.end} good")
-        os.ftruncate(self._fd, self.end)
 
 
 def read_frames(
@@ -150,8 +114,7 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Yield the whole, verified frames in order.
 
-    At any damage `strict` raises ShardError; otherwise the frames end there, and `scan` tells
-    where and why.
+    At any damage `strict` raises ShardError; otherwise the frames end there.
     """
     try:
         yield from _frames(path, max_payload)
@@ -161,32 +124,6 @@ def read_frames(
                 f"{path} is damaged: {error.detail}",
                 hint="remove the file and launch again: what it held is made anew",
             ) from error
-
-
-def scan(path: Path, *, max_payload: int = MAX_PAYLOAD) -> Scan:
-    """Return how much of a frame file is whole, and what is wrong behind that."""
-    end = count = 0
-    reason = ""
-    try:
-        for frame in _frames(path, max_payload):
-            end, count = frame.end, count + 1
-    except DamageError as error:
-        reason = error.detail
-    return Scan(end, count, path.stat().st_size - end if reason else 0, reason)
-
-
-def copy_whole_frames(source: Path, target: FrameWriter) -> Scan:
-    """Copy the good frames of another attempt's file; return what `scan` says of it."""
-    found = scan(source)
-    left = found.end
-    with source.open("rb") as file:
-        while left:
-            data = file.read(min(left, _READ))
-            if not data:
-                raise ShardError(f"{source} became shorter while it was being copied")
-            left -= len(data)
-            target.append_frames(data, last=not left)
-    return found
 
 
 def _frames(path: Path, max_payload: int) -> Iterator[Frame]:

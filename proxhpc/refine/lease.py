@@ -7,17 +7,22 @@ is taking K+1 and then removing K, so of many thieves one wins; whose file is go
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
-from proxhpc.corpus.frames import publish
-from proxhpc.refine.process import start_time
+from proxhpc.corpus.disk import create
+from proxhpc.errors import RetryError
+from proxhpc.refine.process import pid_namespace, start_time
 from proxhpc.rundir import RunDir
 
+BEAT = 15.0  # seconds between two signs of life
+POLL = 5.0  # seconds between two looks at a holder that may be dead
 STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's own monotonic clock
 
 JobAlive = Callable[[str], bool | None]
@@ -33,19 +38,32 @@ class Owner:
     pid: int
     started: str  # the process's start time in clock ticks, so that a reused pid is not it
     job: str = ""  # Slurm job or array element, as squeue prints it
+    space: str = ""  # pid namespace: within a container the same pid is another process
+    user: int = -1
+    cluster: str = ""
 
     @classmethod
     def me(cls, role: str = "worker") -> "Owner":
         """The owner that this process is."""
-        env = os.environ
         host, pid = socket.gethostname(), os.getpid()
         started = start_time(pid) or ""
         job = slurm_element()
-        if job:
-            name = f"{job}.{env.get('SLURM_PROCID', '0')}-r{env.get('SLURM_RESTART_COUNT', '0')}"
-        else:
-            name = f"{host[:60]}-{pid}-{started}"
-        return cls(worker=f"{role}-{name}", host=host, pid=pid, started=started, job=job)
+        # Processes of one job may be many: only the process tells them apart.
+        name = "-".join(filter(None, [role, job, host[:40], str(pid), started]))
+        return cls(
+            worker=name,
+            host=host,
+            pid=pid,
+            started=started,
+            job=job,
+            space=pid_namespace(),
+            user=os.getuid(),
+            cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+        )
+
+
+UNREADABLE = Owner("unreadable", "?", 0, "")
+"""Stands for the holder of a lease whose content was lost with its writer's machine."""
 
 
 def slurm_element() -> str:
@@ -71,8 +89,14 @@ class Lease:
 
     def beat(self) -> None:
         """Show that the holder lives, where it has no progress file: the lease grows a blank."""
-        with self.run.lease(self.name, self.attempt).open("ab") as file:
-            file.write(b" ")
+        try:
+            fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            return  # lost; whoever holds it says so to `lost`
+        try:
+            os.write(fd, b" ")
+        finally:
+            os.close(fd)
 
     def release(self) -> None:
         """Give it back; harmless when it is already gone."""
@@ -88,13 +112,7 @@ class Leases:
 
     def take(self, name: str, attempt: int) -> Lease | None:
         """The lease of exactly this attempt, or None if it is taken."""
-        path = self.run.lease(name, attempt)
-        draft = self.run.leases / f".{self.owner.worker}"
-        draft.write_bytes(orjson.dumps(asdict(self.owner)))
-        try:
-            won = publish(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        won = create(self.run.lease(name, attempt), orjson.dumps(asdict(self.owner)))
         return Lease(self.run, name, attempt, self.owner) if won else None
 
     def steal(self, name: str, attempt: int) -> Lease | None:
@@ -119,19 +137,24 @@ class Leases:
             data = self.run.lease(name, attempt).read_bytes()
         except FileNotFoundError:
             return None
-        return Owner(**orjson.loads(data))
+        try:
+            return Owner(**orjson.loads(data))
+        except (orjson.JSONDecodeError, TypeError):
+            return UNREADABLE
 
     def alive(self, owner: Owner, beats: Path | None = None) -> bool | None:
         """Whether the owner still works. None: too early to tell, ask again later.
 
         `beats` is the file that grows while it does; a worker's is its progress file.
         """
-        if owner.job:
-            in_queue = self.job_alive(owner.job)
-            if in_queue is not None:
-                return in_queue
-        if owner.host == self.owner.host and owner.started:
+        me = self.owner
+        if (owner.host, owner.space) == (me.host, me.space) and owner.started:
             return start_time(owner.pid) == owner.started
+        # A job in the queue may be a later life of itself, or have lost one of its processes;
+        # a job that is not there is dead for certain, if it is this queue that it was in.
+        foreign = owner.user != me.user or {owner.cluster, me.cluster, ""} - {"", me.cluster}
+        if owner.job and owner.job != me.job and not foreign and self.job_alive(owner.job) is False:
+            return False
         return self._growing(beats or self.run.worker(owner.worker))
 
     def _growing(self, path: Path) -> bool | None:
@@ -145,3 +168,47 @@ class Leases:
             self._seen[path] = (size, now)
             return True
         return False if now - since >= STALE_AFTER else None
+
+
+@contextmanager
+def hold(run: RunDir, name: str, job_alive: JobAlive) -> Iterator[Lease]:
+    """Hold the lease on a step of the whole run. RetryError while somebody else does.
+
+    Where it cannot be told at once whether the holder lives, it takes two minutes to find out.
+    """
+    lease = _acquire(Leases(run, Owner.me(name), job_alive), name)
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(lease, done), daemon=True)
+    beating.start()
+    try:
+        yield lease
+    finally:
+        done.set()
+        beating.join()
+        lease.release()
+
+
+def _acquire(leases: Leases, name: str) -> Lease:
+    while attempt := leases.held().get(name, 0):
+        owner = leases.holder(name, attempt)
+        if owner is None:
+            continue  # released between the two looks
+        alive = leases.alive(owner, leases.run.lease(name, attempt))
+        if alive:
+            what = "launch" if name == "advance" else name
+            raise RetryError(
+                f"another {what} is at work on this run ({owner.host}, process {owner.pid})",
+                hint="proxhpc status shows what it does; launch again when it has ended",
+            )
+        if alive is False and (lease := leases.steal(name, attempt)):
+            return lease
+        time.sleep(POLL)
+    if lease := leases.take(name, 1):
+        return lease
+    raise RetryError(f"another {name} was faster; nothing is lost, it does the same")
+
+
+def _beat(lease: Lease, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        with suppress(OSError):  # a full disk must not end the beating for good
+            lease.beat()

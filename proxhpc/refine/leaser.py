@@ -52,7 +52,12 @@ class Leaser:
 
     def _fresh(self, shard: int) -> Lease | None:
         last = max(attempts(self.run, shard), default=0)
-        return self.leases.take(_name(shard), last + 1)
+        lease = self.leases.take(_name(shard), last + 1)
+        if lease and last and self.run.lease(_name(shard), last).exists():
+            # Somebody took it since we looked; that file is what he is writing.
+            lease.release()
+            return None
+        return lease
 
     def _begin(self, shard: int, lease: Lease | None) -> OpenShard | None:
         return open_shard(self.run, self.plan, shard, lease) if lease else None

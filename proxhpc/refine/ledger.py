@@ -212,7 +212,6 @@ class Progress:
     ends: list[End] = field(default_factory=list)
     last: tuple[int, int] | None = None  # file and position of the last committed record
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
-    finished: bool = False
 
     def add(self, header: Header, rows: list[Row], payload: bytes) -> Counts:
         """Count one commit; its share of the counts."""
@@ -255,7 +254,6 @@ class LedgerWriter:
             "counts": counts.to_dict(),
         }
         self.frames.append(orjson.dumps(summary))
-        self.progress.finished = True
         return counts
 
     def close(self) -> None:
@@ -275,14 +273,16 @@ def resume(source: Path, target: FrameWriter, plan: str, shard: int) -> Progress
     A torn tail, and everything behind a frame that is not this shard's next commit, is left out.
     """
     progress = Progress()
+    end = 0
     for frame in read_frames(source, strict=False):
         head, rows = parse_frame(frame.payload)
         if head.get("plan") != plan or head.get("shard") != shard:
             break
         if head.get("commit") != progress.commits or "summary" in head:
             break
-        target.append(frame.payload)
         progress.add(Header.decode(head), rows, frame.payload)
+        end = frame.end
+    target.copy(source, end)
     return progress
 
 

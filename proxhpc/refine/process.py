@@ -1,5 +1,6 @@
 """Other processes of this machine, as /proc shows them."""
 
+import os
 from pathlib import Path
 
 
@@ -25,3 +26,11 @@ def descendants(pid: int) -> set[int]:
             found |= new
             todo += new
     return found
+
+
+def pid_namespace() -> str:
+    """Name of the pid namespace that this process is in; "" where there is no /proc."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

@@ -7,11 +7,9 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
-from proxhpc.corpus.frames import append_line
-from proxhpc.refine.lease import Owner
+from proxhpc.corpus.disk import append_line
+from proxhpc.refine.lease import BEAT, Owner
 from proxhpc.rundir import RunDir
-
-HEARTBEAT = 15.0  # seconds between two lines when nothing is committed
 
 
 @dataclass(slots=True)
@@ -38,5 +36,5 @@ class ProgressLog:
 
     def heartbeat(self) -> None:
         """Append a line unless one was written lately."""
-        if time.monotonic() - self._last >= HEARTBEAT:
+        if time.monotonic() - self._last >= BEAT:
             self.write("working")

@@ -22,6 +22,7 @@ from proxhpc.refine.prompts import prompt_style
 from proxhpc.refine.windows import Window, cut_windows, pack
 
 T = TypeVar("T")
+ERRORS_IN_A_ROW = 20  # then it is no matter of single documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +102,37 @@ class Refiner:
         last = chunk or doc
         self.tokenizer = last.engine.tokenizer if last else None
         self.style = chunk_style(plan)
+        self._errors = 0
 
     async def refine(self, document: Document) -> Row:
         """The document's row. What goes wrong with this document alone quarantines it."""
         try:
-            return await self._refine(document)
+            row = await self._refine(document)
         except (RetryError, StopError, asyncio.CancelledError):
             raise
         except RequestError as error:
             return set_aside(document, "request_refused", str(error))
-        except Exception:
-            # A defect of ours or of an engine must cost one document, and be seen in the counts.
-            return set_aside(document, "internal_error", traceback.format_exc())
+        except (OSError, MemoryError) as error:
+            raise RetryError(
+                f"this machine cannot go on: {type(error).__name__}: {error}"
+            ) from error
+        except Exception as error:
+            if "can't start new thread" in str(error):
+                raise RetryError(f"this machine cannot go on: {error}") from error
+            return self._internal(document, error)
+        self._errors = 0
+        return row
+
+    def _internal(self, document: Document, error: Exception) -> Row:
+        """Set aside a document that met a defect of ours, unless nothing else is met any more."""
+        self._errors += 1
+        if self._errors >= ERRORS_IN_A_ROW:
+            raise StopError(
+                f"{self._errors} documents in a row met an error within proxhpc or the engine: "
+                f"{type(error).__name__}: {error}",
+                hint="the worker's log has the traceback; please report it",
+            ) from error
+        return set_aside(document, "internal_error", traceback.format_exc())
 
     async def close(self) -> None:
         """Close the engines."""

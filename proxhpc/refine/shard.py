@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from proxhpc.account.counts import Counts
+from proxhpc.corpus.disk import publish
 from proxhpc.corpus.document import Bad, Document, End
-from proxhpc.corpus.frames import FrameWriter, publish
+from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease
@@ -64,20 +65,25 @@ class OpenShard:
         self.committed_at = time.monotonic()
         return share
 
-    def publish(self) -> None:
-        """Finish the ledger and publish it; the first finisher wins, then tidy up."""
+    def publish(self) -> bool:
+        """Finish the ledger and publish it, then tidy up; whether this attempt still counted.
+
+        The first finisher wins, and may have tidied this attempt away.
+        """
         self.writer.finish()
         self.writer.close()
         mine = self.run.attempt(self.index, self.lease.attempt)
         try:
             publish(mine, self.run.ledger(self.index))
         except RetryError:
-            # A faster finisher may have tidied this attempt away: then the ledger is there.
-            if not self.run.ledger(self.index).exists():
+            if mine.exists():
                 raise
+            self.lost = True
+            return False
         for attempt in attempts(self.run, self.index):
             self.run.attempt(self.index, attempt).unlink(missing_ok=True)
         self.lease.release()
+        return True
 
     def leave(self) -> None:
         """Give the shard back; what was committed waits for the next attempt."""
@@ -109,9 +115,16 @@ def open_shard(run: RunDir, plan: Plan, index: int, lease: Lease) -> OpenShard |
         lease.release()
         return None
     progress = Progress()
-    if earlier:
-        best = max(earlier, key=lambda attempt: attempt.stat().st_size)
-        progress = resume(best, frames, plan.digest, index)
+    try:
+        if earlier:
+            best = max(earlier, key=lambda attempt: attempt.stat().st_size)
+            progress = resume(best, frames, plan.digest, index)
+    except FileNotFoundError:
+        # A finisher tidied up under our eyes: the shard is done.
+        frames.close()
+        path.unlink(missing_ok=True)
+        lease.release()
+        return None
     for old in earlier:
         old.unlink(missing_ok=True)
     writer = LedgerWriter(frames, plan.digest, index, progress)

@@ -5,11 +5,12 @@ import itertools
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from proxhpc.corpus.document import Bad, Document, End
+from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import JobAlive, Leases, Owner
 from proxhpc.refine.leaser import Leaser
@@ -57,7 +58,8 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
     try:
         return asyncio.run(_main(run, plan, log, assignment, job_alive))
     except BaseException as error:
-        log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+        with suppress(RetryError):  # on a full disk the error itself matters more
+            log.write("failed", error=type(error).__name__, message=str(error)[:2000])
         raise
 
 
@@ -150,8 +152,7 @@ class Worker:
         self._commit(shard)
         if shard.lost:
             shard.writer.close()
-        else:
-            shard.publish()
+        elif shard.publish():
             self.log.shards += 1
         self._open.remove(shard)
 

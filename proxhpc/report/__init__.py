@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from proxhpc.corpus.frames import write_atomic
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.report.build import build_report
 from proxhpc.report.html import page
