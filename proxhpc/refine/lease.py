@@ -18,7 +18,7 @@ import orjson
 
 from proxhpc.corpus.disk import create
 from proxhpc.errors import RetryError
-from proxhpc.refine.process import pid_namespace, start_time
+from proxhpc.refine.process import pid_space, start_time
 from proxhpc.rundir import RunDir
 
 BEAT = 15.0  # seconds between two signs of life
@@ -38,7 +38,7 @@ class Owner:
     pid: int
     started: str  # the process's start time in clock ticks, so that a reused pid is not it
     job: str = ""  # Slurm job or array element, as squeue prints it
-    space: str = ""  # pid namespace: within a container the same pid is another process
+    space: str = ""  # where the pid counts: a boot of a machine and a pid namespace
     user: int = -1
     cluster: str = ""
 
@@ -56,10 +56,16 @@ class Owner:
             pid=pid,
             started=started,
             job=job,
-            space=pid_namespace(),
+            space=pid_space(),
             user=os.getuid(),
             cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
         )
+
+    def runs(self) -> bool | None:
+        """Whether its process runs; None where its pid means nothing here."""
+        if not self.started or not self.space or self.space != pid_space():
+            return None
+        return start_time(self.pid) == self.started
 
 
 UNREADABLE = Owner("unreadable", "?", 0, "")
@@ -148,8 +154,8 @@ class Leases:
         `beats` is the file that grows while it does; a worker's is its progress file.
         """
         me = self.owner
-        if (owner.host, owner.space) == (me.host, me.space) and owner.started:
-            return start_time(owner.pid) == owner.started
+        if (runs := owner.runs()) is not None:
+            return runs
         # A job in the queue may be a later life of itself, or have lost one of its processes;
         # a job that is not there is dead for certain, if it is this queue that it was in.
         foreign = owner.user != me.user or {owner.cluster, me.cluster, ""} - {"", me.cluster}

@@ -28,9 +28,13 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def pid_namespace() -> str:
-    """Name of the pid namespace that this process is in; "" where there is no /proc."""
+def pid_space() -> str:
+    """What a pid is good for: this boot of this machine and the pid namespace; "" if unknown.
+
+    Host names do not do: containers on many nodes may share one.
+    """
     try:
-        return os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""

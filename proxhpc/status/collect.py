@@ -1,7 +1,6 @@
 """What a run directory and the queue say of a run at this moment. Reads, and never writes."""
 
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import STALE_AFTER, Leases, Owner
 from proxhpc.refine.leaser import missing
-from proxhpc.refine.process import start_time
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import Recent, read_recent
 from proxhpc.status.judge import ALIVE, Signs, failures, judge
@@ -106,7 +104,7 @@ class Collector:
             owner = Leases(self.run, self._me, lambda job: None).holder("advance", attempt)
         except (ValueError, TypeError):  # being written
             return True
-        return owner is not None and _process_alive(owner) is not False
+        return owner is not None and owner.runs() is not False
 
     def _worker(
         self, recent: Recent, jobs: dict[str, Job], asked: bool, now: float
@@ -221,16 +219,9 @@ def _queue(jobs: Sequence[Job]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _process_alive(owner: Owner) -> bool | None:
-    """Whether a process of this machine still runs; None on another machine."""
-    if owner.host != socket.gethostname() or not owner.started:
-        return None
-    return start_time(owner.pid) == owner.started
-
-
 def _liveness(owner: Owner, state: str, age: float, in_queue: bool | None) -> str:
     """`state`, or `gone` when its process or job is known to be, or `silent` when it may be."""
-    alive = _process_alive(owner)
+    alive = owner.runs()
     if alive is None and owner.job:
         alive = in_queue
     if alive is False:
