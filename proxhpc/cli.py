@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
     merge = verbs.add_parser("merge", help="assemble the corpus of a refined run")
     _run(merge)
-    merge.add_argument("--processes", type=int, default=1, metavar="N")
+    merge.add_argument("--processes", type=int, default=1, metavar="N", help="how many at a time")
 
     advance = verbs.add_parser("advance", help="take a run's next step (what control jobs run)")
     _run(advance)
@@ -93,6 +93,18 @@ def main(argv: list[str] | None = None) -> int:
         # The reader has seen enough (`| head`); Python would complain again at exit.
         sys.stdout = None
         return 0
+    except OSError as error:
+        if arguments.debug:
+            raise
+        print(f"proxhpc: {_reason(error)}", file=sys.stderr)
+        return 1
+
+
+def _reason(error: OSError) -> str:
+    """An error that nobody explained, in one line."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -143,28 +155,39 @@ def _inspect(arguments: argparse.Namespace) -> None:
         show_sample(
             run,
             arguments.sample,
-            status=arguments.status,
+            status=arguments.status or "",
             seed=arguments.seed,
             as_json=arguments.json,
         )
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from proxhpc.report import render, write_report
+    from proxhpc.report import load_report, render, write_report
 
-    report = write_report(_open(arguments))
+    run = _open(arguments)
+    try:
+        report = write_report(run)
+    except UserError as error:
+        # A finished run may be on a file system that can only be read.
+        if not (run.merge_summary.exists() and run.report_json.exists()):
+            raise
+        print(f"proxhpc: the report is not written again: {error.message}", file=sys.stderr)
+        report = load_report(run)
     _print_json(report) if arguments.json else _print(render(report))
 
 
 def _worker(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
+    _at_least(0, "--number", arguments.number)
+    _at_least(1, "--of", arguments.of)
     print(tasks.refine(str(_open(arguments).root), arguments.number, arguments.of))
 
 
 def _merge(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
+    _at_least(1, "--processes", arguments.processes)
     print(tasks.merge(str(_open(arguments).root), arguments.processes))
 
 
@@ -191,6 +214,11 @@ COMMANDS = {
     "advance": _advance,
     "schema": _schema,
 }
+
+
+def _at_least(least: int, option: str, given: int) -> None:
+    if given < least:
+        raise UserError(f"{option} {given}: it must be {least} or more")
 
 
 def _manifest(verb: argparse.ArgumentParser) -> None:

@@ -5,16 +5,27 @@ from typing import Any
 from proxhpc.account.flops import paper_flops
 from proxhpc.plan import BYTES_PER_TOKEN, Plan
 from proxhpc.rundir import RunDir
-from proxhpc.site import Site
+from proxhpc.site import Resources, Site
 
 # Measured on rule-made and model-made ledgers of web pages: about 80 bytes a document, compressed.
 LEDGER_BYTES_PER_DOCUMENT = 120
+# Measured on extracted web pages with zstd level 3, the output's default.
+CORPUS_COMPRESSION = 2.8
+LOG_FILES = 4  # of a job: script, pickled task, standard output and error
+RUN_FILES = 20  # plan, merge, report, card and so on: once a run
 A100_BF16_FLOPS = 312e12  # dense peak of the A100 datasheet
 MODEL_FLOPS_UTILISATION = 0.4  # of that peak; prefill of a 0.3B model reaches about this much
 
+FLOPS_COUNTED_AS = (
+    "2·N·D, D being all raw tokens for each stage; left out: prompt frames, line numbers, decoding"
+)
+
 
 def estimate(plan: Plan, site: Site, run: RunDir) -> dict[str, Any]:
-    """Every figure of the plan; null where nobody can know. Estimates are named so."""
+    """Every figure of the plan; null where nobody can know.
+
+    What is called estimated is about right, and no bound.
+    """
     records = [info.estimated_records for info in plan.inputs]
     documents = None if None in records else sum(r for r in records if r is not None)
     resources = site.resources("refine")
@@ -34,12 +45,13 @@ def estimate(plan: Plan, site: Site, run: RunDir) -> dict[str, Any]:
         "workers": min(resources.workers, shards),
         "engine": plan.manifest.engine.name,
         "models": {level: _model(plan, level) for level in plan.models},
-        "disk_ledgers_bytes": documents and documents * LEDGER_BYTES_PER_DOCUMENT,
-        "disk_corpus_bytes_at_most": sum(info.size for info in plan.inputs),
-        "files_at_most": 3 * shards + 5 * resources.workers,
-        "flops_at_most": flops,
-        "a100_hours_at_most": flops
+        "estimated_ledger_bytes": documents and documents * LEDGER_BYTES_PER_DOCUMENT,
+        "estimated_corpus_bytes": round(plan.estimated_bytes / CORPUS_COMPRESSION),
+        "estimated_run_files": _files(plan, resources),
+        "estimated_flops": flops,
+        "estimated_a100_hours": flops
         and round(flops / (A100_BF16_FLOPS * MODEL_FLOPS_UTILISATION) / 3600, 3),
+        "flops_counted_as": flops and FLOPS_COUNTED_AS,
         "notes": [f"{info.name}: {info.note}" for info in plan.inputs if info.note],
     }
 
@@ -55,7 +67,6 @@ def render(figures: dict[str, Any]) -> Any:
     )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    hours = figures["a100_hours_at_most"]
     rows = {
         "run directory": figures["run_dir"],
         "input": f"{figures['files']:,} files, {_size(figures['bytes_on_disk'])} on disk, "
@@ -68,22 +79,44 @@ def render(figures: dict[str, Any]) -> Any:
             f"{level} model": f"{model['name']}, {_about(model['parameters'])} parameters"
             for level, model in figures["models"].items()
         },
-        "disk": f"corpus at most about {_size(figures['disk_corpus_bytes_at_most'])}, ledgers "
-        f"about {_size(figures['disk_ledgers_bytes'])}; at most {figures['files_at_most']:,} files",
-        "model work": "none"
-        if not figures["models"]
-        else f"at most {figures['flops_at_most']:.2e} FLOPs, {hours:,} A100 hours at "
-        f"{MODEL_FLOPS_UTILISATION:.0%} of peak"
-        if hours is not None
-        else "unknown: the model's shape is not known",
+        "disk": f"corpus about {_size(figures['estimated_corpus_bytes'])} if nothing is dropped, "
+        f"ledgers about {_size(figures['estimated_ledger_bytes'])}; "
+        f"about {figures['estimated_run_files']:,} files",
+        "model work": _work(figures),
     }
     for name, value in rows.items():
         table.add_row(name, escape(str(value)))
     return Group(table, *(escape(note) for note in figures["notes"]))
 
 
+def _work(figures: dict[str, Any]) -> str:
+    if not figures["models"]:
+        return "none"
+    if figures["estimated_flops"] is None:
+        return "unknown: the model's shape is not known"
+    return (
+        f"about {figures['estimated_flops']:.2e} FLOPs, {figures['estimated_a100_hours']:,} A100 "
+        f"hours at {MODEL_FLOPS_UTILISATION:.0%} of peak ({figures['flops_counted_as']})"
+    )
+
+
+def _files(plan: Plan, resources: Resources) -> int:
+    """Files of a finished run whose workers were submitted once.
+
+    A ledger for each shard, logs for each job, a progress file for each worker, four files of the
+    merge for each group of shards (see `assemble.sketch.groups`), and two for each part.
+    """
+    shards = len(plan.shards)
+    workers = min(resources.workers, shards)
+    jobs = -(-workers // resources.tasks_per_node) + 3  # the merge, and a control job after each
+    group = max(32 << 20, plan.estimated_bytes // 4096)
+    groups = min(shards, -(-plan.estimated_bytes // group) + shards // 64)
+    parts = -(-plan.estimated_bytes // plan.manifest.output.part_size)
+    return shards + workers + LOG_FILES * jobs + 4 * groups + 2 * parts + RUN_FILES
+
+
 def _flops(plan: Plan) -> int | None:
-    """The paper's 2·N·D for every stage over all raw tokens: nothing is dropped, so at most."""
+    """The paper's 2·N·D for every stage over all raw tokens."""
     shapes = [ref.shape for ref in plan.models.values()]
     if not shapes or None in shapes:
         return None

@@ -4,21 +4,24 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 import orjson
 
 from proxhpc.advance import Step, advance, alone, recorded_site
+from proxhpc.assemble.merge import what_is_lost
 from proxhpc.cluster import slurm
 from proxhpc.cluster.submit import LocalBackend, make_backend
-from proxhpc.corpus.frames import write_atomic
+from proxhpc.corpus.disk import write_atomic, writing
+from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, load_manifest
 from proxhpc.plan import Plan, check_same, make_plan
 from proxhpc.rundir import RunDir
 from proxhpc.site import Site, load_site
 
+INTERRUPTIONS = (signal.SIGTERM, signal.SIGHUP)
 TICK = 0.5  # seconds between two looks at local processes
 
 
@@ -39,6 +42,11 @@ def prepare(
     Writes nothing unless `freeze`.
     """
     if manifest_path.is_dir():
+        if root is not None:
+            raise UserError(
+                f"{manifest_path} is a directory: --run goes with a manifest",
+                hint=f"proxhpc launch {manifest_path} goes on with the run that is there",
+            )
         return _take_up(RunDir(manifest_path.absolute()), site, freeze)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
@@ -46,9 +54,9 @@ def prepare(
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
-        return Run(run, make_plan(manifest), chosen)
+        return Run(run, make_plan(manifest, run), chosen)
     else:
-        make_plan(manifest).save(run, manifest_path.read_bytes())
+        make_plan(manifest, run).save(run, manifest_path.read_bytes())
         # Of two launches at once one made the plan; both go by that one.
         plan = Plan.load(run)
     check_same(plan, manifest)
@@ -56,14 +64,19 @@ def prepare(
 
 
 def _take_up(run: RunDir, site: str | None, freeze: bool) -> Run:
-    """A run by its directory: the manifest is in its plan, the site that of its last launch."""
+    """A run by its directory: the manifest is in its plan, the site that of its last launch.
+
+    A launch that was killed before it recorded one leaves the manifest's.
+    """
     plan = Plan.load(run)
-    chosen = load_site(site) if site else recorded_site(run)
+    recorded = site is None and run.site.exists()
+    chosen = recorded_site(run) if recorded else choose_site(plan.manifest, site)
     return _on_site(Run(run, plan, chosen), freeze)
 
 
 def _on_site(run: Run, freeze: bool) -> Run:
-    if freeze:
+    # Of a finished run nothing is written: it may be on a file system that can only be read.
+    if freeze and not is_finished(run.dir):
         site = run.site.model_dump(mode="json", exclude_unset=True)
         write_atomic(run.dir.site, orjson.dumps(site))
     return run
@@ -79,29 +92,51 @@ def choose_site(manifest: Manifest, given: str | None) -> Site:
     return Site(name="auto", kind="local", workers=min(4, os.cpu_count() or 1))
 
 
+def is_finished(run: RunDir) -> bool:
+    """Whether a run has its report, and its corpus is still as the report says."""
+    return run.report_json.exists() and not what_is_lost(run)
+
+
 def launch(run: Run, on_tick: Callable[[Run], None]) -> Step:
     """Take the run as far as this process can; the last step taken.
 
     A Slurm run is handed over after one step. A local one is driven to its end, `on_tick` being
     called twice a second; Ctrl-C or SIGTERM lets its workers commit, and launching again goes on.
+    A finished run whose corpus lost files is merged again.
     """
-    with alone(run.dir):
+    if is_finished(run.dir):
+        return Step("finished", "nothing", f"finished: the corpus is in {run.dir.corpus}")
+    with alone(run.dir) as lease:
+        again = _reopen(run.dir)
         backend = make_backend(run.dir, run.plan, run.site)
-        step = advance(run.dir, run.plan, backend, by_hand=True)
+        step = advance(lease, run.plan, backend, by_hand=True)
         if not isinstance(backend, LocalBackend):
-            return step
-        before = signal.signal(signal.SIGTERM, _interrupt)
+            return replace(step, message=again + step.message)
+        # A closed terminal or a lost connection is an interruption too.
+        before = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
         try:
             while step.phase not in ("report", "finished"):
                 while backend.active("refine") or backend.active("merge"):
                     on_tick(run)
                     time.sleep(TICK)
                 on_tick(run)
-                step = advance(run.dir, run.plan, backend)
+                step = advance(lease, run.plan, backend)
         finally:
             backend.stop()
-            signal.signal(signal.SIGTERM, before)
-    return step
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return replace(step, message=again + step.message)
+
+
+def _reopen(run: RunDir) -> str:
+    """Take back that a run is merged where its corpus no longer is whole; what to say of it."""
+    if not run.report_json.exists() or not (lost := what_is_lost(run)):
+        return ""
+    with writing(run.report_json):
+        # The report first: without it a run is not finished, whatever happens in between.
+        run.report_json.unlink()
+        run.merge_summary.unlink()
+    return f"the corpus is not whole, it lacks {lost}; it is made again\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

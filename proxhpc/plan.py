@@ -1,9 +1,11 @@
 """The frozen plan of a run: inputs with fingerprints, shards, models, and the manifest."""
 
 import hashlib
+import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +14,22 @@ from typing import Any
 import orjson
 
 from proxhpc import __version__
+from proxhpc.corpus.disk import publish, write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.frames import publish, write_atomic
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe
+from proxhpc.corpus.probe import misread
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
 from proxhpc.manifest import Manifest, diff, find_inputs
 from proxhpc.models import ModelRef, resolve_model
 from proxhpc.rundir import RunDir
+from proxhpc.yamltree import show
 
 BYTES_PER_TOKEN = 4  # UTF-8 bytes, where no tokenizer counts; an estimate, and labelled so
 VERSION = 1
+
+_DRAFT = re.compile(r"\.+plan-.*|\..*\.tmp")  # what a killed launch may leave of its plan
+_ELSEWHERE = "choose another with run_dir in the manifest or --run DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +80,9 @@ class Plan:
 
     def read(self, span: Span) -> Iterator[Document | Bad | End]:
         """Records of a span of one of the plan's inputs."""
-        corpus = self.manifest.corpus
+        corpus, info = self.manifest.corpus, self.inputs[span.file]
         fields = Fields(corpus.text, corpus.id)
-        return read_span(
-            self.inputs[span.file], corpus.format, span, fields, corpus.max_record_bytes
-        )
+        return read_span(info, info.format, span, fields, corpus.max_record_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without the digest."""
@@ -123,7 +128,7 @@ class Plan:
         """The plan of a run. UserError when there is none."""
         try:
             raw = run.plan.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{run.root} is not a run directory: it has no plan.json",
                 hint="proxhpc launch MANIFEST makes one",
@@ -134,7 +139,11 @@ class Plan:
             raise StopError(f"{run.plan} is damaged: {error}") from error
 
     def save(self, run: RunDir, manifest_text: bytes) -> None:
-        """Write the plan, once and for all, and make the run's folders."""
+        """Write the plan, once and for all, and make the run's folders.
+
+        UserError, and nothing written, where the directory holds what is no run's.
+        """
+        check_new(run)
         try:
             for folder in run.folders():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -142,23 +151,79 @@ class Plan:
                 run.shard_folder(shard).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"cannot make the run directory {run.root}: {error.strerror}",
-                hint="choose another with run_dir in the manifest or --run DIR",
+                f"cannot make the run directory {run.root}: {error.strerror}", hint=_ELSEWHERE
             ) from error
-        write_atomic(run.manifest, manifest_text)
         draft = run.plan.with_name(f".plan-{secrets.token_hex(4)}")
         write_atomic(draft, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
         try:
             # Link, not rename: of two launches at once, one makes the plan and both use it.
-            publish(draft, run.plan)
+            first = publish(draft, run.plan)
         finally:
             draft.unlink()
+        if first:
+            write_atomic(run.manifest, manifest_text)
 
 
-def make_plan(manifest: Manifest) -> Plan:
-    """Look at inputs and models and cut the shards. UserError when something is missing."""
+def check_new(run: RunDir) -> None:
+    """Raise UserError unless a new run may be made there: nothing of anybody else's is in it.
+
+    A run writes, replaces and deletes files in its directory, so it must be its own. The empty
+    folders and drafts of a launch that was killed are.
+    """
+    try:
+        names = sorted(os.listdir(run.root))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"cannot make a run in {run.root}: {error.strerror}", hint=_ELSEWHERE
+        ) from error
+    own = {folder.name: folder for folder in run.folders()}
+    foreign = [
+        name
+        for name in names
+        if not _DRAFT.fullmatch(name) and (name not in own or _holds_files(own[name]))
+    ]
+    # Looked at last: another launch may have made its plan, and then files, in the meantime.
+    if foreign and not run.plan.exists():
+        raise UserError(
+            f"{run.root} is no run and not empty: it has {show(foreign[0])}"
+            + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
+            hint=f"a run needs a directory of its own, new or empty; {_ELSEWHERE}",
+        )
+
+
+def _holds_files(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return True
+    return any(files for _, _, files in os.walk(folder))
+
+
+def check_outside(run: RunDir, paths: Iterable[Path]) -> None:
+    """Raise UserError where an input file lies in the run directory, symlinks followed or not."""
+    root = run.root.resolve()
+    parents: dict[Path, Path] = {}
+    for path in paths:
+        named = parents.setdefault(path.parent, path.parent.resolve())
+        if named.is_relative_to(root) or path.resolve().is_relative_to(root):
+            raise UserError(
+                f"the input {path} lies in the run directory {run.root}, where a run writes and"
+                " deletes files",
+                hint=_ELSEWHERE,
+            )
+
+
+def make_plan(manifest: Manifest, run: RunDir) -> Plan:
+    """Look at the place, the inputs and the models of a new run and cut its shards.
+
+    Writes nothing. UserError when something is missing, or the place is not free.
+    """
+    check_new(run)
     corpus = manifest.corpus
-    inputs = tuple(describe(path, corpus.format, name=name) for path, name in find_inputs(manifest))
+    found = find_inputs(manifest)
+    check_outside(run, (path for path, _ in found))
+    inputs = tuple(describe(path, corpus.format, name=name) for path, name in found)
+    _check_text(manifest, inputs)
     models: dict[str, ModelRef] = {
         stage.level: resolve_model(stage.model)
         for stage in manifest.stages
@@ -176,6 +241,19 @@ def make_plan(manifest: Manifest) -> Plan:
         models=models,
     )
     return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
+
+
+def _check_text(manifest: Manifest, inputs: tuple[InputInfo, ...]) -> None:
+    """Raise UserError where no record looked at has a text: all would be quarantined."""
+    corpus = manifest.corpus
+    found = misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)
+    if found is not None:
+        info, bad = found
+        where = f"{info.path}, record at {bad.position}"
+        raise UserError(
+            f"no record has a text: {where}: {bad.reason}: {show(bad.detail, 500)[1:-1]}",
+            hint="set corpus.text to the field with the text (and corpus.format, if it is wrong)",
+        )
 
 
 def cut(inputs: tuple[InputInfo, ...], target: int, max_files: int) -> Iterator[Shard]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from corpus_files import pack, rows
-from proxhpc.corpus.inputs import check_unchanged, describe
+from corpus_files import FIELDS, LIMIT, pack, rows
+from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe, resolve
+from proxhpc.corpus.probe import misread
+from proxhpc.corpus.records import Fields
 from proxhpc.errors import StopError, UserError
 
 DATA = b"\n".join(rows(300, size=50)) + b"\n"
@@ -118,6 +120,86 @@ def test_an_input_that_changed_stops_the_run_with_its_name(tmp_path: Path) -> No
     path.mkdir()
     with pytest.raises(StopError, match=r"c\.jsonl: it can no longer be read"):
         check_unchanged(info)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson.gz", "jsonl"),
+        ("A.JSON.ZST", "jsonl"),
+        ("a.json", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("a.PQ", "parquet"),
+    ],
+)
+def test_auto_goes_by_the_name(name: str, kind: str) -> None:
+    assert resolve(Path(name), "auto") == kind
+
+
+@pytest.mark.parametrize("name", ["README.md", "a.txt.zst", "a.zst", "a.parquet.gz", "jsonl", "a"])
+def test_auto_refuses_a_name_that_says_nothing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(DATA)
+    with pytest.raises(UserError, match=f"{name}: its name does not say") as error:
+        describe(path)
+    assert "set corpus.format" in error.value.hint
+    assert describe(path, "jsonl").estimated_records == 300
+
+
+def infos(folder: Path, *files: bytes) -> list[InputInfo]:
+    paths = [folder / f"{number}.jsonl" for number in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    return [describe(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        (b'{"content": "a", "url": "b"}', "missing_text", "it has: content, url"),
+        (b'{"text": null}', "null_text", "is null"),
+        (b'{"text": ["a"]}', "text_not_string", "is a array"),
+        (b'["a"]', "not_an_object", "a JSON array"),
+    ],
+)
+def test_a_corpus_without_any_text_is_seen(
+    tmp_path: Path, line: bytes, reason: str, detail: str
+) -> None:
+    found = misread(infos(tmp_path, b"", b"{broken\n" + line, line), FIELDS, LIMIT)
+    assert found is not None
+    info, bad = found
+    assert (info.name, bad.position, bad.reason) == ("1.jsonl", 8, reason)
+    assert detail in bad.detail
+
+
+def test_one_text_in_the_last_file_is_enough(tmp_path: Path) -> None:
+    files = [b'{"body": "a"}'] * 200 + [b""] * 9
+    assert misread(infos(tmp_path, *files), FIELDS, LIMIT)
+    files[0] = b'{"body": "a"}\n{"text": "b"}'
+    assert misread(infos(tmp_path, *files), FIELDS, LIMIT) is None
+
+
+def test_records_that_are_bad_for_other_reasons_go_on(tmp_path: Path) -> None:
+    cut = infos(tmp_path, b"", b'{"text": "no end', b'{"text": "caf\xe9"}\n', b"x" * (5 << 20))
+    assert misread(cut, FIELDS, LIMIT) is None
+    assert misread([], FIELDS, LIMIT) is None
+
+
+def test_only_the_beginning_of_a_file_is_looked_at(tmp_path: Path) -> None:
+    blank = b'{"body": "a"}\n'
+    late = blank * (3 * 2**20 // len(blank)) + b'{"text": "b"}\n'
+    assert misread(infos(tmp_path, late), FIELDS, LIMIT)
+
+
+def test_a_parquet_file_is_looked_at_too(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"content": ["a", "b"]}), path)
+    assert misread([describe(path)], FIELDS, LIMIT)
+    assert misread([describe(path)], Fields("content"), LIMIT) is None
 
 
 def test_reading_json_lines_does_not_import_pyarrow() -> None:

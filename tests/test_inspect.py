@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from proxhpc.cli import main
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.frames import FrameWriter
@@ -232,7 +234,10 @@ def test_an_id_that_is_not_there_names_the_nearest(edited: Run) -> None:
     assert "near it: three" in error.value.hint
     with pytest.raises(UserError) as error:
         inspect(edited.dir, "zzzzzzzzzzzz")
-    assert "FILE:POSITION" in error.value.hint
+    place = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
+    assert place
+    assert place[1] == "a.jsonl:0"
+    assert inspect(edited.dir, place[1])[0].row.id == "one"
 
 
 def test_before_the_first_commit_it_says_that(tmp_path: Path) -> None:
@@ -298,6 +303,23 @@ def test_a_sample_is_the_same_for_one_seed(tmp_path: Path) -> None:
     out = io.StringIO()
     show_sample(run.dir, 2, status="edited", console=Console(file=out, width=100))
     assert out.getvalue().count("outcome  edited") == 2
+
+
+def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = planned(tmp_path, 20)
+    command = ["inspect", str(run.dir.root), "--sample", "3"]
+    assert main(command) == 0
+    assert "no document is refined yet" in capsys.readouterr().out
+    tasks.refine(str(run.dir.root), 0, 1)
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("outcome  ") == 3
+    assert main([*command, "--status", "dropped"]) == 0
+    assert capsys.readouterr().out == "no dropped document\n"
+    assert main([*command, "--status", "dropped", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    for number in ("0", "-1"):
+        assert main(["inspect", str(run.dir.root), "--sample", number]) == 2
+        assert "asks for no document" in capsys.readouterr().err
 
 
 lines = st.lists(st.sampled_from(["", "a", "b", "alpha beta", "alpha gamma", "alpha betas"]))

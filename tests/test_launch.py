@@ -1,5 +1,6 @@
 """Launching from the command line: whole local runs, and one clear line where one goes wrong."""
 
+import io
 import json
 import os
 import signal
@@ -7,14 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 import zstandard
+from rich.console import Console
 
-from proxhpc.plan import Plan, cut
+from proxhpc.assemble.merge import is_whole
+from proxhpc.cli import main
+from proxhpc.errors import UserError
+from proxhpc.estimate import estimate, render
+from proxhpc.launch import prepare
+from proxhpc.plan import Plan, check_new, check_outside, cut
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
 from runs import document, local_site, manifest, planned, write_jsonl
@@ -210,10 +218,140 @@ def test_plan_submits_and_writes_nothing(tmp_path: Path) -> None:
     figures = json.loads(done.stdout)
     assert figures["files"] == 1
     assert figures["estimated_documents"] == 9
-    assert figures["a100_hours_at_most"] is None
+    assert figures["estimated_a100_hours"] is None
+    assert not [key for key in figures if "at_most" in key]
     assert not (tmp_path / "run").exists()
     shown = proxhpc("plan", path, "--site", local_site(tmp_path)).stdout
     assert "shards" in shown
+    assert "at most" not in shown
+
+
+def test_the_estimated_number_of_files_is_about_right(tmp_path: Path) -> None:
+    rows = [document(n) for n in range(400)]
+    path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", rows)])
+    figures = json.loads(proxhpc("plan", path, "--site", local_site(tmp_path), "--json").stdout)
+    assert launch(path, tmp_path).returncode == 0
+    made = sum(1 for file in (tmp_path / "run").rglob("*") if file.is_file())
+    assert 0.7 * made < figures["estimated_run_files"] < 1.4 * made
+
+
+def test_model_work_says_what_it_leaves_out(tmp_path: Path) -> None:
+    from proxhpc.account.flops import ModelShape
+    from proxhpc.models import ModelRef
+
+    run = planned(tmp_path)
+    shape = ModelShape(8, 2, 4, 2, 2, 16, 100, tied=False)
+    ref = ModelRef.from_dict(
+        {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
+         "stop_ids": [], "shape": shape.to_dict()}
+    )  # fmt: skip
+    figures = estimate(replace(run.plan, models={"doc": ref}), run.site, run.dir)
+    assert figures["estimated_flops"] == 2 * shape.paper_parameters * run.plan.estimated_tokens
+    assert "left out: prompt frames" in figures["flops_counted_as"]
+    out = io.StringIO()
+    Console(file=out, width=200).print(render(figures))
+    assert "A100 hours" in out.getvalue()
+    assert "left out" in out.getvalue()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: Path) -> None:
+    raw = write_jsonl(tmp_path / "corpus" / "part-00000.jsonl.zst", [document(1)])
+    path = manifest(tmp_path, [raw], run_dir=".")
+    before = files_of(tmp_path) | {"site.yaml": Path(local_site(tmp_path)).read_bytes()}
+    for verb in ("launch", "plan"):
+        done = proxhpc(verb, path, "--site", tmp_path / "site.yaml")
+        assert done.returncode == 2
+        assert "is no run and not empty" in done.stderr
+        assert "--run DIR" in done.stderr
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["corpus/part-00000.jsonl.zst", "logs/a.jsonl", "merge/sketch/a.jsonl", "manifest.yaml", "x"],
+)
+def test_what_is_no_runs_is_refused(tmp_path: Path, where: str) -> None:
+    run = RunDir(tmp_path / "run")
+    write_jsonl(run.root / where, [document(1)])
+    with pytest.raises(UserError, match="is no run and not empty"):
+        check_new(run)
+
+
+def test_what_a_killed_launch_leaves_is_taken_up(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    check_new(run)
+    for folder in (*run.folders(), run.shard_folder(0)):
+        folder.mkdir(parents=True)
+    (run.root / ".plan-0011aabb").write_bytes(b"{")
+    (run.root / "..plan-0011aabb.00.tmp").write_bytes(b"{")
+    check_new(run)
+    assert planned(tmp_path).dir == run
+
+
+def test_a_directory_where_another_launch_made_its_plan_is_its_run(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    text, manifest_text = run.dir.plan.read_bytes(), run.dir.manifest.read_bytes()
+    run.plan.save(run.dir, b"of the loser")
+    assert run.dir.plan.read_bytes() == text
+    assert run.dir.manifest.read_bytes() == manifest_text
+
+
+@pytest.mark.parametrize("kind", ["file", "link in", "link out", "linked directory"])
+def test_an_input_inside_of_the_run_directory_is_refused(tmp_path: Path, kind: str) -> None:
+    inside, outside = tmp_path / "run" / "logs" / "a.jsonl", tmp_path / "in" / "a.jsonl"
+    given = inside if kind == "link out" else outside
+    write_jsonl(inside if kind in ("file", "link in") else outside, [document(1)])
+    given.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "file":
+        given = inside
+    elif kind == "link in":
+        given.symlink_to(inside)
+    elif kind == "link out":
+        given.symlink_to(outside)
+    else:
+        (tmp_path / "run").symlink_to(outside.parent)
+    with pytest.raises(UserError, match="lies in the run directory"):
+        check_outside(RunDir(tmp_path / "run"), [given])
+
+
+def test_planning_looks_where_its_inputs_are(tmp_path: Path) -> None:
+    raw = write_jsonl(tmp_path / "run" / ".raw.tmp", [document(1)])  # else taken for a draft
+    path = manifest(tmp_path, [raw], corpus={"format": "jsonl"})
+    with pytest.raises(UserError, match="lies in the run directory"):
+        prepare(path, local_site(tmp_path), None, freeze=False)
+
+
+def test_a_merge_deletes_nothing_but_parts(tmp_path: Path) -> None:
+    from proxhpc.assemble import merge
+
+    run = RunDir(tmp_path)
+    old = ["part-00001.jsonl.zst", ".part-00000.jsonl.zst.00aa.tmp", ".README.md.00aa.tmp"]
+    other = ["part-00001.jsonl.gz", "part-1.jsonl.zst", ".mine.tmp", "part-00000.jsonl.zst"]
+    for name in (*old, *other):
+        write_jsonl(run.corpus / name, [])
+    run.merge.mkdir()
+    merge._retract(run, 1)
+    assert sorted(path.name for path in run.corpus.iterdir()) == sorted(other)
+
+
+def test_a_wrong_text_field_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    rows = [{"content": "a", "\x1b[31murl": "b"} for _ in range(9)]
+    path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl.zst", rows)])
+    done = launch(path, tmp_path)
+    assert done.returncode == 2
+    assert "no field 'text'; it has: content" in done.stderr
+    assert "set corpus.text" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_corpus_is_legal(tmp_path: Path) -> None:
+    path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [])])
+    assert launch(path, tmp_path).returncode == 0
 
 
 @pytest.fixture
@@ -236,6 +374,82 @@ def test_status_inspect_and_report_of_a_finished_run(finished: RunDir) -> None:
     assert "Traceback" not in missing.stderr
 
 
+def test_a_finished_run_that_can_only_be_read_is_still_shown(
+    finished: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise UserError(f"no permission to write {path}: Read-only file system")
+
+    for module in ("proxhpc.report", "proxhpc.launch", "proxhpc.plan"):
+        monkeypatch.setattr(f"{module}.write_atomic", refuse)
+    monkeypatch.setattr("proxhpc.launch.alone", refuse)
+    assert main(["report", str(finished.root), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads(finished.report_json.read_bytes())
+    assert "the report is not written again: no permission" in shown.err
+    assert main(["launch", str(finished.root)]) == 0
+    assert "finished" in capsys.readouterr().out
+    finished.report_json.unlink()
+    assert main(["report", str(finished.root)]) == 2
+
+
+def test_a_part_of_a_finished_corpus_that_is_gone_is_made_again(finished: RunDir) -> None:
+    before = finished.part(0).read_bytes()
+    assert is_whole(finished)
+    finished.part(0).unlink()
+    assert not is_whole(finished)
+    done = proxhpc("launch", finished.root)
+    assert done.returncode == 0, done.stderr
+    assert "it lacks part-00000.jsonl.zst" in done.stdout
+    assert finished.part(0).read_bytes() == before
+    assert is_whole(finished)
+    assert finished.report_json.exists()
+
+
+def test_a_run_without_its_site_goes_on_with_the_manifests(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    run = planned(tmp_path, site=local_site(tmp_path / "own", 3))
+    run.dir.site.unlink()
+    assert prepare(run.dir.root, None, None).site.workers == 3
+    assert run.dir.site.exists()
+
+
+def test_a_run_and_another_run_directory_are_one_too_many(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    with pytest.raises(UserError, match="--run goes with a manifest"):
+        prepare(run.dir.root, None, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["worker", "RUN", "--of", "0"], "--of 0: it must be 1 or more"),
+        (["worker", "RUN", "--number", "-1"], "--number -1: it must be 0 or more"),
+        (["merge", "RUN", "--processes", "0"], "--processes 0: it must be 1 or more"),
+        (["status", "FILE"], "it has no plan.json"),
+    ],
+)
+def test_impossible_arguments_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "FILE").touch()
+    assert main([str(tmp_path / a) if a.isupper() else a for a in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run: RunDir, **_: object) -> None:
+        raise OSError(5, "Input/output error", str(run.root))
+
+    monkeypatch.setattr("proxhpc.status.show", fail)
+    assert main(["status", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"proxhpc: {tmp_path}: Input/output error\n"
+    with pytest.raises(OSError, match="Input/output"):
+        main(["--debug", "status", str(tmp_path)])
+
+
 def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None:
     run = planned(tmp_path)
     from proxhpc.advance import alone
@@ -246,7 +460,7 @@ def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None
     assert "another launch" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_an_interrupted_local_launch_leaves_nothing_behind_and_goes_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -287,8 +501,6 @@ def test_shards_tile_the_inputs_in_order(tmp_path: Path) -> None:
 
 def test_small_files_are_gathered_and_the_number_of_files_is_bounded(tmp_path: Path) -> None:
     files = [write_jsonl(tmp_path / f"{n:03}.jsonl", [document(n)]) for n in range(50)]
-    from proxhpc.launch import prepare
-
     run = prepare(manifest(tmp_path, files), local_site(tmp_path), None)
     sizes = [len(shard.spans) for shard in run.plan.shards]
     assert sum(sizes) == 50

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from proxhpc.account.counts import Counts
+from proxhpc.assemble.summary import Duplicates, MergeSummary, SharedIds
+from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch import Run
 from proxhpc.refine.lease import Owner
-from proxhpc.refine.process import start_time
 from proxhpc.rundir import RunDir
 from proxhpc.status import Status, Ticker, collect, render, show
 from proxhpc.status.beats import read_recent
@@ -109,8 +110,11 @@ def test_a_planned_run_says_what_to_type(run: Run) -> None:
 
 
 def test_a_directory_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no plan\.json"):
-        collect(RunDir(tmp_path), None)
+    file = tmp_path / "file"
+    file.touch()
+    for path in (tmp_path, file):
+        with pytest.raises(UserError, match=r"no plan\.json"):
+            collect(RunDir(path), None)
 
 
 def test_counts_speed_and_time_left_are_sums_over_the_workers(run: Run) -> None:
@@ -271,11 +275,22 @@ def test_many_workers_with_one_message_are_one_failure(run: Run) -> None:
     assert (failure.workers, failure.message) == (5, "RetryError: disk full")
 
 
+def test_a_failed_merge_leaves_no_shards_and_its_hint_is_on_the_line(run: Run) -> None:
+    message = "disk full\n  free space"
+    beat(run, owner(), 1, role="merge", state="failed", error="RetryError", message=message)
+    (failure,) = collect(run.dir, None).failures
+    assert failure.message == "RetryError: disk full; free space"
+    assert "the next merge goes on" in failure.hint
+    text = page(collect(run.dir, None))
+    assert "other workers" not in text
+    assert "\\n" not in text
+
+
 def test_a_launcher_at_work_means_the_run_is_not_stopped(run: Run) -> None:
     beat(run, owner("w1", job=""), 60, 5, state="done")
     assert collect(run.dir, None).phase == "stopped"
     lease = run.dir.lease("advance", 1)
-    me = Owner("a", Owner.me().host, os.getpid(), start_time(os.getpid()) or "")
+    me = Owner.me("a")
     lease.write_bytes(orjson.dumps(asdict(me)))
     assert collect(run.dir, None).phase == "refining"
     lease.write_bytes(orjson.dumps(asdict(replace(me, started="1"))))
@@ -287,8 +302,14 @@ def test_phases_follow_the_files(run: Run) -> None:
     assert collect(run.dir, None).phase == "refining"
     publish(run, *range(len(run.plan.shards)))
     assert collect(run.dir, None).phase == "merging"
-    summary = {"counts": counts(60).to_dict(), "duplicates": {"documents": 4}, "written": 56}
-    run.dir.merge_summary.write_bytes(orjson.dumps(summary))
+    part = PartReceipt("m", run.dir.part(0).name, 56, 900, 5, "ab", 800, 200, {0: 56})
+    merged = MergeSummary(
+        "m", counts(60), Duplicates(4, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
+    )
+    run.dir.merge_summary.write_bytes(merged.encode())
+    run.dir.corpus.mkdir()
+    for path in (run.dir.part(0), run.dir.card, run.dir.checksums):
+        path.write_bytes(b"12345")
     status = collect(run.dir, None)
     assert (status.phase, status.exact, status.counts.documents) == ("reporting", True, 60)
     assert (status.duplicates, status.written) == (4, 56)
@@ -297,11 +318,16 @@ def test_phases_follow_the_files(run: Run) -> None:
     status = collect(run.dir, None)
     assert (status.phase, status.next_step) == ("finished", "")
     assert "56" in page(status)
+    run.dir.part(0).write_bytes(b"1234")
+    status = collect(run.dir, None)
+    assert status.phase == "finished"
+    assert "lacks part-00000.jsonl.zst" in status.reason
+    assert status.next_step.startswith("proxhpc launch")
 
 
 def test_submissions_that_wait_are_not_a_planned_run(run: Run) -> None:
     slurm_site(run)
-    Journal(run.dir).write("intent", 0, phase="refine", count=2, about={})
+    Journal(run.dir).write("intent", 0, phase="refine", count=2, chained=True, about={})
     assert collect(run.dir, FakeQueue([job(run, "8_0", "PENDING")])).phase == "refining"
     assert collect(run.dir, FakeQueue()).phase == "stopped"
 

@@ -18,9 +18,10 @@ HEAD = """\
 
 <!-- written by tools/write_cli_docs.py -->
 
-Exit status: 0 done, 2 the user must act (manifest, option, path, permission), 3 one shard cannot go
-on, 4 the run must stop until a person has looked, 75 nothing is wrong and the same command may
-succeed later, 130 interrupted. `proxhpc --debug COMMAND …` shows the traceback of an error.
+Exit status: 0 done, 1 an error of the system that nobody foresaw, 2 the user must act (manifest,
+option, path, permission), 3 one shard cannot go on, 4 the run must stop until a person has looked,
+75 nothing is wrong and the same command may succeed later, 130 interrupted. `proxhpc --debug
+COMMAND …` shows the traceback of an error.
 """
 
 

@@ -19,12 +19,17 @@ from proxhpc.assemble.pool import Pool, Progress, open_pool
 from proxhpc.assemble.sketch import Receipt, groups, sketch
 from proxhpc.assemble.summary import MergeSummary, summarise
 from proxhpc.assemble.write import write
-from proxhpc.corpus.frames import write_atomic
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
-_PART = re.compile(r"part-\d{5,}\.jsonl\.zst|\..+\.tmp")  # or what a killed writer left of one
+# A part, or what a killed writer left of one, of the card or of the checksums. Nothing else in the
+# folder is ours to delete.
+_PART = re.compile(
+    r"part-\d{5,}\.jsonl\.zst"
+    r"|\.(part-\d{5,}\.jsonl\.zst|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
+)
 
 
 def merge(run: RunDir, *, processes: int = 1, progress: Progress | None = None) -> MergeSummary:
@@ -39,7 +44,7 @@ def merge(run: RunDir, *, processes: int = 1, progress: Progress | None = None) 
         receipts = pool.map("sketch", sketch, range(len(groups(plan))))
         found = match(run, plan, receipts)
         summary = MergeSummary.load(run)
-        if summary and summary.match == found.digest and _whole(run, summary):
+        if summary and summary.match == found.digest and not _missing(run, summary):
             return summary
         _retract(run, len(found.parts))
         return _finish(pool, receipts, found)
@@ -55,14 +60,35 @@ def _check_refined(run: RunDir, plan: Plan) -> None:
         )
 
 
-def _whole(run: RunDir, summary: MergeSummary) -> bool:
-    """Whether every file of a published corpus is there, in its size."""
+def is_whole(run: RunDir) -> bool:
+    """Whether a merged run's corpus is there, file by file and each in its size."""
+    summary = MergeSummary.load(run)
+    return summary is not None and not _missing(run, summary)
+
+
+def what_is_lost(run: RunDir) -> str:
+    """The files of a merged run's corpus that are gone or cut, in a few words; "" for none.
+
+    "" too without the merge's summary, when nobody can tell.
+    """
+    summary = MergeSummary.load(run)
+    lost = _missing(run, summary) if summary else []
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return f"{lost[0]}{more}" if lost else ""
+
+
+def _missing(run: RunDir, summary: MergeSummary) -> list[str]:
+    """Names of the files of a published corpus that are not there, or not in their size."""
+    lost = [part.name for part in summary.parts if _size(run, part.name) != part.bytes_stored]
+    others = [path for path in (run.card, run.checksums) if not path.exists()]
+    return [*lost, *(path.name for path in others)]
+
+
+def _size(run: RunDir, name: str) -> int | None:
     try:
-        sizes = [run.corpus.joinpath(part.name).stat().st_size for part in summary.parts]
-    except FileNotFoundError:
-        return False
-    present = run.card.exists() and run.checksums.exists()
-    return present and sizes == [part.bytes_stored for part in summary.parts]
+        return run.corpus.joinpath(name).stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _retract(run: RunDir, parts: int) -> None:

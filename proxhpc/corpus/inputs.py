@@ -14,6 +14,10 @@ from proxhpc.errors import RetryError, StopError, UserError
 
 Format = Literal["auto", "jsonl", "parquet"]
 
+_PARQUET = (".parquet", ".pq")
+_JSONL = (".jsonl", ".ndjson", ".json")
+_PACKED = (".zst", ".zstd", ".gz")
+
 _SAMPLE = 4 << 20
 _EDGE = 64 << 10
 
@@ -46,11 +50,10 @@ def describe(path: Path, format: Format = "auto", *, name: str | None = None) ->
     Raises UserError naming the file where it is missing, no regular file, or not readable. A
     file with damaged content is described all the same: its records are set aside when read.
     """
-    kind = resolve(path, format)
     name = path.name if name is None else name
     try:
         size, fingerprint = _fingerprint(path)
-        if kind == "parquet":
+        if resolve(path, format) == "parquet":
             return _parquet(path, name, size, fingerprint)
         return _jsonl(path, name, size, fingerprint)
     except OSError as error:
@@ -58,10 +61,21 @@ def describe(path: Path, format: Format = "auto", *, name: str | None = None) ->
 
 
 def resolve(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  # noqa: A002
-    """Return the format of a file; `auto` goes by the name, everything else is JSON lines."""
-    if format == "auto":
-        return "parquet" if path.suffix.lower() in (".parquet", ".pq") else "jsonl"
-    return format
+    """Return the format of a file; `auto` goes by the name. UserError where that does not tell."""
+    if format != "auto":
+        return format
+    name = path.name.lower()
+    if name.endswith(_PARQUET):
+        return "parquet"
+    if name.endswith(_JSONL + tuple(kind + packed for kind in _JSONL for packed in _PACKED)):
+        return "jsonl"
+    if path.is_dir():
+        raise _irregular(path)
+    raise UserError(
+        f"{path}: its name does not say what it holds",
+        hint=f"set corpus.format to jsonl or parquet, or name other files in corpus.paths; known "
+        f"are {', '.join(_JSONL)}, alone or with {', '.join(_PACKED)}, and {', '.join(_PARQUET)}",
+    )
 
 
 def check_unchanged(info: InputInfo) -> None:

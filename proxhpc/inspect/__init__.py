@@ -47,8 +47,12 @@ def show_sample(
     as_json: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print what `sample` picks."""
-    _print(sample(run, number, status, seed), as_json, console or make_console())
+    """Print what `sample` picks, or that there is nothing to pick from."""
+    console = console or make_console()
+    items = sample(run, number, status, seed)
+    _print(items, as_json, console)
+    if not items and not as_json:
+        console.print(f"no {status} document" if status else "no document is refined yet")
 
 
 def _print(items: Iterable[Inspection], as_json: bool, console: Console) -> None:

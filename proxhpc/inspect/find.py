@@ -9,6 +9,7 @@ from pathlib import Path
 
 import orjson
 
+from proxhpc.assemble.rows import source
 from proxhpc.corpus.frames import read_frames
 from proxhpc.errors import ShardError, UserError
 from proxhpc.plan import Plan
@@ -53,8 +54,10 @@ def find(run: RunDir, plan: Plan, query: str) -> Iterator[Found]:
 def sample(run: RunDir, plan: Plan, number: int, status: str = "", seed: int = 0) -> list[Found]:
     """Rows picked at random, of one status if given; the same ones each time for one seed.
 
-    Few shards are read: not every set of rows is equally likely.
+    Few shards are read: not every set of rows is equally likely. UserError for less than one.
     """
+    if number < 1:
+        raise UserError(f"--sample {number} asks for no document", hint="give 1 or more")
     draw = random.Random(seed)  # noqa: S311 - nobody's secret depends on it
     shards = list(range(len(plan.shards)))
     draw.shuffle(shards)
@@ -78,19 +81,22 @@ def sample(run: RunDir, plan: Plan, number: int, status: str = "", seed: int = 0
 def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
     """What to tell a person whose document is not there."""
     rows = (found.row for shard in range(len(plan.shards)) for found in _rows(run, shard, b""))
+    first = next(rows, None)
     ids = {row.id for row in islice(rows, NEARBY) if row.id}
+    if first is not None and first.id:
+        ids.add(first.id)
     near = get_close_matches(query, ids, n=3, cutoff=0.5)
     list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
     if near:
         return UserError(
             f"no document {query!r}", hint=f"near it: {', '.join(map(safe, near))}; {list_some}"
         )
-    if not ids:
+    if first is None:
         return UserError(
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    hint = f"give an id, or FILE:POSITION as in {safe(min(ids))}; {list_some}"
+    hint = f"give an id, or FILE:POSITION as in {safe(source(plan, first))}; {list_some}"
     return UserError(f"no document {query!r}", hint=hint)
 
 

@@ -34,12 +34,12 @@ class Signs:
 def judge(signs: Signs) -> tuple[Phase, str, str]:
     """Phase, the reason where one is needed, and the next command to type, "" for none."""
     run = signs.run
+    again = f"proxhpc launch {_quoted(run.root)}"
     if run.report_json.exists():
-        return "finished", f"the corpus is in {run.corpus}, the report in {run.report}", ""
+        return _finished(run, again)
     phase = _phase(signs)
     if signs.busy:
         return phase, "", ""
-    again = f"proxhpc launch {_quoted(run.root)}"
     if not signs.submissions and not signs.workers:
         return "planned", "nothing was submitted yet", again
     if signs.jobs is None and not signs.local:
@@ -47,12 +47,22 @@ def judge(signs: Signs) -> tuple[Phase, str, str]:
     return "stopped", _why(signs), again
 
 
+def _finished(run: RunDir, again: str) -> tuple[Phase, str, str]:
+    from proxhpc.assemble.merge import what_is_lost  # numpy: not before a run is finished
+
+    lost = what_is_lost(run)
+    if lost:
+        return "finished", f"but {run.corpus} lacks {lost} now; launch makes it again", again
+    return "finished", f"the corpus is in {run.corpus}, the report in {run.report}", ""
+
+
 def failures(signs: Signs) -> tuple[Failure, ...]:
     """What went wrong, the most frequent first; the same message of many workers is one."""
     groups: dict[tuple[str, str], list[WorkerStatus]] = defaultdict(list)
     for worker in signs.workers:
         if worker.state == "failed":
-            groups[f"{worker.error}: {worker.message}", _hint(signs.run, worker)].append(worker)
+            message = f"{worker.error}: {_one_line(worker.message)}"
+            groups[message, _hint(signs.run, worker)].append(worker)
         elif worker.state in ("gone", "silent"):
             groups[_LOST[worker.state], _hint(signs.run, worker)].append(worker)
     found = [
@@ -87,11 +97,21 @@ def _why(signs: Signs) -> str:
 
 
 def _hint(run: RunDir, worker: WorkerStatus) -> str:
+    if worker.state == "failed" and worker.error in FATAL:
+        return "mend it, then launch again: the run goes on where it stopped"
+    what = (
+        "the next merge goes on where it stopped"
+        if worker.role == "merge"
+        else "its shards go to other workers"
+    )
     if worker.state == "failed":
-        if worker.error in FATAL:
-            return "mend it, then launch again: the run goes on where it stopped"
-        return f"its log is in {run.logs}; its shards go to other workers"
-    return f"its shards go to other workers; {run.logs} may say why"
+        return f"its log is in {run.logs}; {what}"
+    return f"{what}; {run.logs} may say why"
+
+
+def _one_line(message: str) -> str:
+    """An error and its hint, which have a line each, on one."""
+    return "; ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
 def _quoted(path: object) -> str:
