@@ -109,20 +109,19 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> Step:
     with alone(run.dir) as lease:
         again = _reopen(run.dir)
         backend = make_backend(run.dir, run.plan, run.site)
-        step = advance(lease, run.plan, backend, by_hand=True)
-        if not isinstance(backend, LocalBackend):
-            return replace(step, message=again + step.message)
         # A closed terminal or a lost connection is an interruption too.
         before = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
         try:
-            while step.phase not in ("report", "finished"):
+            step = advance(lease, run.plan, backend, by_hand=True)
+            while backend.kind == "local" and step.phase not in ("report", "finished"):
                 while backend.active("refine") or backend.active("merge"):
                     on_tick(run)
                     time.sleep(TICK)
                 on_tick(run)
                 step = advance(lease, run.plan, backend)
         finally:
-            backend.stop()
+            if isinstance(backend, LocalBackend):
+                backend.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
     return replace(step, message=again + step.message)

@@ -15,6 +15,7 @@ from proxhpc.cluster.submit import _devices
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch import launch, prepare
 from proxhpc.rundir import RunDir
+from proxhpc.status.beats import latest
 from runs import document, manifest, write_jsonl
 from slurm_cluster import SlurmCluster
 from test_slurm_run import check_balance, finished
@@ -91,6 +92,18 @@ def test_more_workers_than_max_array_size_are_capped(cluster: SlurmCluster, tmp_
     step = launch(run, lambda _: None)
     assert step.message.startswith("2 workers")
     cluster.until(finished(run.dir), "the report", timeout=60)
+
+
+def test_whole_nodes_hold_several_workers(cluster: SlurmCluster, tmp_path: Path) -> None:
+    path, where = small(tmp_path, workers=4, tasks_per_node=2, exclusive=True)
+    run = prepare(path, where, None)
+    step = launch(run, lambda _: None)
+    assert step.message.startswith("4 workers")
+    cluster.until(finished(run.dir), "the report", timeout=60)
+    assert check_balance(run.dir)["documents"] == 20
+    refiners = [beat.owner for beat in latest(run.dir) if beat.role == "refine"]
+    assert len({owner.worker for owner in refiners}) == 4
+    assert sorted(owner.job.partition("_")[2] for owner in refiners) == ["0", "0", "1", "1"]
 
 
 def test_the_queue_speaks_of_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
