@@ -11,7 +11,7 @@ import yaml
 
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.submit import _devices
+from proxhpc.cluster.submit import _devices, make_backend
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch import launch, prepare
 from proxhpc.rundir import RunDir
@@ -75,6 +75,19 @@ def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
     assert len(arrays) == 1
     held = [job for job in cluster.jobs() if job.comment.startswith(tag) and job.state == "PENDING"]
     assert held == []
+
+
+def test_a_submission_that_was_given_up_and_came_late_is_cancelled(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = prepare(*small(tmp_path), None)
+    mark = f"{slurm_commands.tag(run.plan.run_id)}:refine:0"
+    late = cluster.sbatch("sleep 60", "--hold", f"--comment={mark}")
+    journal = Journal(run.dir)
+    journal.write("intent", 0, phase="refine", count=1, chained=True, about={"by_hand": 0})
+    journal.write("abandoned", 0)
+    make_backend(run.dir, run.plan, run.site).reconcile()
+    cluster.wait_jobs(late, ["CANCELLED"])
 
 
 def test_what_sbatch_refuses_is_one_clear_line(cluster: SlurmCluster, tmp_path: Path) -> None:

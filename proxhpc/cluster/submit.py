@@ -96,7 +96,13 @@ class SlurmBackend:
     def reconcile(self) -> list[str]:
         """Release what is recorded whole, cancel what is not."""
         journal = Journal(self.run)
-        out = [self._settle(journal, entry) for entry in journal.read() if not entry.settled]
+        entries = journal.read()
+        out = [self._settle(journal, entry) for entry in entries if not entry.settled]
+        # An sbatch that was given up as lost may have arrived after all.
+        given_up = {f":{entry.intent}" for entry in entries if entry.abandoned}
+        for job in self.queue.jobs(self.plan.run_id):
+            if job.comment[job.comment.rfind(":") :] in given_up:
+                slurm.run("scancel", job.id)
         self.queue.forget()
         return out
 
