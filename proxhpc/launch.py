@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import orjson
 
@@ -14,6 +13,7 @@ from proxhpc.advance import Step, advance, alone, recorded_site
 from proxhpc.assemble.merge import what_is_lost
 from proxhpc.cluster import slurm
 from proxhpc.cluster.submit import LocalBackend, make_backend
+from proxhpc.cluster.tasks import interrupt
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, load_manifest
@@ -110,10 +110,10 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> Step:
         again = _reopen(run.dir)
         backend = make_backend(run.dir, run.plan, run.site)
         # A closed terminal or a lost connection is an interruption too.
-        before = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
+        before = {number: signal.signal(number, interrupt) for number in INTERRUPTIONS}
         try:
             step = advance(lease, run.plan, backend, by_hand=True)
-            while backend.kind == "local" and step.phase not in ("report", "finished"):
+            while isinstance(backend, LocalBackend) and step.phase not in ("report", "finished"):
                 while backend.active("refine") or backend.active("merge"):
                     on_tick(run)
                     time.sleep(TICK)
@@ -136,7 +136,3 @@ def _reopen(run: RunDir) -> str:
         run.report_json.unlink()
         run.merge_summary.unlink()
     return f"the corpus is not whole, it lacks {lost}; it is made again\n"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
 from proxhpc.manifest import Manifest, diff, find_inputs
 from proxhpc.models import ModelRef, resolve_model
-from proxhpc.rundir import RunDir
+from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir
 from proxhpc.yamltree import show
 
 BYTES_PER_TOKEN = 4  # UTF-8 bytes, where no tokenizer counts; an estimate, and labelled so
@@ -147,7 +147,7 @@ class Plan:
         try:
             for folder in run.folders():
                 folder.mkdir(parents=True, exist_ok=True)
-            for shard in range(len(self.shards)):
+            for shard in range(0, len(self.shards), SHARDS_PER_FOLDER):
                 run.shard_folder(shard).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(

@@ -94,7 +94,7 @@ class RunDir:
 
     def attempt(self, shard: int, attempt: int) -> Path:
         """The frames that attempt `attempt` on `shard` has committed."""
-        return self.shard_folder(shard) / f"{shard:05d}.a{attempt}"
+        return self.shard_folder(shard) / f"{shard_name(shard)}.a{attempt}"
 
     def ledger(self, shard: int) -> Path:
         """The published ledger of `shard`; exists means done."""
@@ -163,9 +163,14 @@ class RunDir:
         return [self.leases, self.shards, self.workers, self.logs, self.merge]
 
 
+def shard_name(shard: int) -> str:
+    """What leases and files call a shard."""
+    return f"{shard:05d}"
+
+
 def ledger_name(shard: int) -> str:
     """File name of a shard's ledger."""
-    return f"{shard:05d}.ledger.zst"
+    return f"{shard_name(shard)}.ledger.zst"
 
 
 def _checked(name: str) -> str:

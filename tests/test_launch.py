@@ -17,7 +17,7 @@ import yaml
 import zstandard
 from rich.console import Console
 
-from proxhpc.assemble.merge import is_whole
+from proxhpc.assemble.merge import what_is_lost
 from proxhpc.cli import main
 from proxhpc.errors import UserError
 from proxhpc.estimate import estimate, render
@@ -43,6 +43,10 @@ def proxhpc(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 def launch(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return proxhpc("launch", path, "--site", local_site(folder))
+
+
+def is_whole(run: RunDir) -> bool:
+    return run.merge_summary.exists() and what_is_lost(run) == ""
 
 
 def corpus(run: RunDir) -> list[dict[str, object]]:

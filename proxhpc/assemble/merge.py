@@ -22,6 +22,7 @@ from proxhpc.assemble.write import write
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
+from proxhpc.refine.leaser import missing
 from proxhpc.rundir import RunDir
 
 # A part, or what a killed writer left of one, of the card or of the checksums. Nothing else in the
@@ -44,26 +45,20 @@ def merge(run: RunDir, *, processes: int = 1, progress: Progress | None = None) 
         receipts = pool.map("sketch", sketch, range(len(groups(plan))))
         found = match(run, plan, receipts)
         summary = MergeSummary.load(run)
-        if summary and summary.match == found.digest and not _missing(run, summary):
+        if summary and summary.match == found.digest and not _lost(run, summary):
             return summary
         _retract(run, len(found.parts))
         return _finish(pool, receipts, found)
 
 
 def _check_refined(run: RunDir, plan: Plan) -> None:
-    missing = [n for n in range(len(plan.shards)) if not run.ledger(n).exists()]
-    if missing:
+    left = list(missing(run, plan))
+    if left:
         raise RetryError(
-            f"{len(missing)} of {len(plan.shards)} shards are not refined yet;"
-            f" the first without a ledger is {run.ledger(missing[0])}",
+            f"{len(left)} of {len(plan.shards)} shards are not refined yet;"
+            f" the first without a ledger is {run.ledger(left[0])}",
             hint="proxhpc launch refines them; then merge again",
         )
-
-
-def is_whole(run: RunDir) -> bool:
-    """Whether a merged run's corpus is there, file by file and each in its size."""
-    summary = MergeSummary.load(run)
-    return summary is not None and not _missing(run, summary)
 
 
 def what_is_lost(run: RunDir) -> str:
@@ -72,12 +67,12 @@ def what_is_lost(run: RunDir) -> str:
     "" too without the merge's summary, when nobody can tell.
     """
     summary = MergeSummary.load(run)
-    lost = _missing(run, summary) if summary else []
+    lost = _lost(run, summary) if summary else []
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return f"{lost[0]}{more}" if lost else ""
 
 
-def _missing(run: RunDir, summary: MergeSummary) -> list[str]:
+def _lost(run: RunDir, summary: MergeSummary) -> list[str]:
     """Names of the files of a published corpus that are not there, or not in their size."""
     lost = [part.name for part in summary.parts if _size(run, part.name) != part.bytes_stored]
     others = [path for path in (run.card, run.checksums) if not path.exists()]

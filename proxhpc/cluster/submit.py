@@ -36,8 +36,6 @@ class Work:
 class Backend(Protocol):
     """Where jobs run."""
 
-    kind: str
-
     def active(self, phase: PhaseName) -> int:
         """Jobs of a phase that wait or run."""
         ...
@@ -63,7 +61,6 @@ class SlurmBackend:
     plan: Plan
     site: Site
     queue: slurm.Queue
-    kind: str = "slurm"
 
     def active(self, phase: PhaseName) -> int:
         """Elements of this phase in the queue, this job itself left out."""
@@ -187,7 +184,6 @@ class LocalBackend:
     run: RunDir
     plan: Plan
     site: Site
-    kind: str = "local"
     _jobs: dict[str, list[Any]] = field(default_factory=dict)
 
     def active(self, phase: PhaseName) -> int:

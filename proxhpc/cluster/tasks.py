@@ -46,7 +46,7 @@ def merge(root: str, processes: int) -> str:
     log = ProgressLog(run, Owner.me("merge"), "merge")
     log.write("starting")
     # submitit would swallow it. Every file of a merge is whole or absent, so it may end anywhere.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         with hold(run, "merge", Queue().alive):
             merge_run(run, processes=processes, progress=lambda *_: log.heartbeat())
@@ -57,7 +57,8 @@ def merge(root: str, processes: int) -> str:
     return "done"
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Signal handler: end as at Ctrl-C, through every `finally`."""
     raise KeyboardInterrupt
 
 

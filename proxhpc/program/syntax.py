@@ -11,7 +11,6 @@ from typing import Literal
 
 Dialect = Literal["prox", "line"]
 Finish = Literal["stop", "length"]
-DIALECTS: tuple[Dialect, ...] = ("prox", "line")
 FIRST_LINE: dict[Dialect, int] = {"prox": 0, "line": 1}
 """The number of a text's first line, by dialect."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease, Leases
 from proxhpc.refine.shard import OpenShard, attempts, open_shard
-from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir, ledger_name
+from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir, ledger_name, shard_name
 
 
 class Leaser:
@@ -32,7 +32,7 @@ class Leaser:
         for shard in list(self._open):
             if self.run.ledger(shard).exists():
                 del self._open[shard]
-            elif attempt := held.get(_name(shard)):
+            elif attempt := held.get(shard_name(shard)):
                 taken.append((shard, attempt))
             elif opened := self._begin(shard, self._fresh(shard)):
                 return opened
@@ -41,10 +41,10 @@ class Leaser:
     def _from_the_dead(self, taken: list[tuple[int, int]]) -> OpenShard | Literal["wait"] | None:
         unclear = False
         for shard, attempt in taken:
-            owner = self.leases.holder(_name(shard), attempt)
+            owner = self.leases.holder(shard_name(shard), attempt)
             alive = self.leases.alive(owner) if owner else None
             if alive is False:
-                opened = self._begin(shard, self.leases.steal(_name(shard), attempt))
+                opened = self._begin(shard, self.leases.steal(shard_name(shard), attempt))
                 if opened:
                     return opened
             unclear = unclear or alive is None
@@ -52,8 +52,8 @@ class Leaser:
 
     def _fresh(self, shard: int) -> Lease | None:
         last = max(attempts(self.run, shard), default=0)
-        lease = self.leases.take(_name(shard), last + 1)
-        if lease and last and self.run.lease(_name(shard), last).exists():
+        lease = self.leases.take(shard_name(shard), last + 1)
+        if lease and last and self.run.lease(shard_name(shard), last).exists():
             # Somebody took it since we looked; that file is what he is writing.
             lease.release()
             return None
@@ -61,10 +61,6 @@ class Leaser:
 
     def _begin(self, shard: int, lease: Lease | None) -> OpenShard | None:
         return open_shard(self.run, self.plan, shard, lease) if lease else None
-
-
-def _name(shard: int) -> str:
-    return f"{shard:05d}"
 
 
 def missing(run: RunDir, plan: Plan) -> Iterator[int]:

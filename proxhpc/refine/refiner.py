@@ -43,8 +43,12 @@ class StageRunner:
             stage.max_prompt_tokens or engine.max_model_len,
             engine.max_model_len - stage.max_new_tokens,
         )
+        self.window_tokens = stage.window_tokens
         if engine.tokenizer:
             self.prompt.check(engine.tokenizer, self.budget)
+            if stage.level == "chunk":
+                room = self.budget - self.prompt.chunk_overhead(engine.tokenizer)
+                self.window_tokens = min(stage.window_tokens, room)
 
     async def judge(self, text: str, lines: Sequence[str]) -> Answer:
         """Ask whether to keep the document; flagged when the model saw only its start."""
@@ -75,14 +79,11 @@ class StageRunner:
 
     def windows(self, lines: Sequence[str]) -> list[Window]:
         """Windows that tile the document."""
-        stage = self.stage
         if tokenizer := self.engine.tokenizer:
-            overhead = self.prompt.chunk_overhead(tokenizer)
-            budget = min(stage.window_tokens, self.budget - overhead)
-            return cut_windows(tokenizer, lines, budget, stage.numbering)
+            return cut_windows(tokenizer, lines, self.window_tokens, self.stage.numbering)
         counts = [_estimate(line) for line in lines]
         # Without a model nothing can be too long: each line is a window of its own at most.
-        return pack(lines, counts, max(stage.window_tokens, max(counts, default=0) + 1))
+        return pack(lines, counts, max(self.window_tokens, max(counts, default=0) + 1))
 
     async def _complete(
         self, prompt: Sequence[int], lines: Sequence[str], first: int

@@ -74,7 +74,10 @@ def read_recent(path: Path) -> Recent | None:
 
     A torn last line, which its writer may be about to finish, counts as not there.
     """
-    fd = os.open(path, os.O_RDONLY)
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         size = os.fstat(fd).st_size
         length, lines = CHUNK, _lines(fd, size - CHUNK, CHUNK)
@@ -95,13 +98,18 @@ def read_recent(path: Path) -> Recent | None:
     return Recent(last, earlier if earlier and earlier.time < last.time else None)
 
 
-def latest(run: RunDir) -> list[Beat]:
-    """The last line of every worker that has written one, in the order of their names."""
+def recents(run: RunDir) -> list[Recent]:
+    """The state of every worker that has written a line, in the order of their names."""
     if not run.workers.is_dir():
         return []
     names = sorted(entry.name for entry in os.scandir(run.workers) if entry.name[0] != ".")
-    recents = (read_recent(run.workers / name) for name in names if name.endswith(".jsonl"))
-    return [recent.last for recent in recents if recent]
+    found = (read_recent(run.workers / name) for name in names if name.endswith(".jsonl"))
+    return [recent for recent in found if recent]
+
+
+def latest(run: RunDir) -> list[Beat]:
+    """The last line of every worker that has written one, in the order of their names."""
+    return [recent.last for recent in recents(run)]
 
 
 def _lines(fd: int, offset: int, length: int) -> list[bytes]:

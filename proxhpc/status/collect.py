@@ -1,9 +1,8 @@
 """What a run directory and the queue say of a run at this moment. Reads, and never writes."""
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +15,8 @@ from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import STALE_AFTER, Leases, Owner
 from proxhpc.refine.leaser import missing
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import Recent, read_recent
+from proxhpc.rundir import RunDir, shard_name
+from proxhpc.status.beats import Recent, recents
 from proxhpc.status.judge import ALIVE, Signs, failures, judge
 from proxhpc.status.model import Shards, Speed, Status, WorkerStatus
 
@@ -36,7 +35,7 @@ class Collector:
     def __init__(self, run: RunDir, queue: QueueView | None) -> None:
         self.run, self.queue = run, queue
         self.plan = Plan.load(run)
-        self._me = Owner.me("status")
+        self._leases = Leases(run, Owner.me("status"), lambda job: None)
         self._sizes = [shard.estimated_bytes for shard in self.plan.shards]
 
     def collect(self) -> Status:
@@ -44,12 +43,12 @@ class Collector:
         local = _load(self.run.site).get("kind") == "local"
         jobs, problem = (None, "") if local else self._ask()
         now = time.time()
-        recents = [recent for path in _progress_files(self.run) if (recent := _read(path))]
+        beats = recents(self.run)
         states = {job.id: job for job in jobs or ()}
-        workers = tuple(self._worker(recent, states, jobs is not None, now) for recent in recents)
+        workers = tuple(self._worker(recent, states, jobs is not None, now) for recent in beats)
         left = list(missing(self.run, self.plan))
         held = self._held()
-        in_work = [shard for shard in left if f"{shard:05d}" in held]
+        in_work = [shard for shard in left if shard_name(shard) in held]
         merged = _load(self.run.merge_summary)
         signs = Signs(
             run=self.run,
@@ -70,12 +69,12 @@ class Collector:
             reason=reason,
             next_step=next_step,
             shards=Shards(len(self._sizes), len(self._sizes) - len(left), len(in_work)),
-            counts=_counts(merged, recents),
+            counts=_counts(merged, beats),
             exact=bool(merged),
             token_unit=self.plan.token_unit,
             duplicates=merged["duplicates"]["documents"] if merged else None,
             written=merged.get("written"),
-            speed=self._speed(recents, workers, left, in_work),
+            speed=self._speed(beats, workers, left, in_work),
             workers=workers,
             failures=failures(signs),
             queue=None if jobs is None else _queue(jobs),
@@ -93,17 +92,14 @@ class Collector:
     def _held(self) -> dict[str, int]:
         if not self.run.leases.is_dir():
             return {}
-        return Leases(self.run, self._me, lambda job: None).held()
+        return self._leases.held()
 
     def _stepping(self, held: dict[str, int]) -> bool:
         """Whether a launcher or control job holds the lease on stepping the run forward."""
         attempt = held.get("advance")
         if attempt is None:
             return False
-        try:
-            owner = Leases(self.run, self._me, lambda job: None).holder("advance", attempt)
-        except (ValueError, TypeError):  # being written
-            return True
+        owner = self._leases.holder("advance", attempt)
         return owner is not None and owner.runs() is not False
 
     def _worker(
@@ -140,7 +136,7 @@ class Collector:
 
     def _speed(
         self,
-        recents: list[Recent],
+        beats: list[Recent],
         workers: Sequence[WorkerStatus],
         left: list[int],
         in_work: list[int],
@@ -152,7 +148,7 @@ class Collector:
         """
         pairs = [
             (recent, worker)
-            for recent, worker in zip(recents, workers, strict=True)
+            for recent, worker in zip(beats, workers, strict=True)
             if worker.documents_per_s is not None and worker.role == "refine"
         ]
         if not pairs:
@@ -160,7 +156,7 @@ class Collector:
         documents = sum(worker.documents_per_s or 0.0 for _, worker in pairs)
         tokens = sum(worker.tokens_per_s or 0.0 for _, worker in pairs)
         read = sum(_bytes_per_second(recent) for recent, _ in pairs)
-        seen = sum(r.last.counts.bytes_in for r in recents if r.last.role == "refine")
+        seen = sum(r.last.counts.bytes_in for r in beats if r.last.role == "refine")
         remaining = float(sum(self._sizes[shard] for shard in left))
         done = sum(self._sizes) - remaining
         if done and seen:
@@ -176,19 +172,6 @@ def collect(run: RunDir, queue: QueueView | None) -> Status:
     return Collector(run, queue).collect()
 
 
-def _progress_files(run: RunDir) -> Iterator[Path]:
-    if run.workers.is_dir():
-        names = sorted(entry.name for entry in os.scandir(run.workers))
-        yield from (run.workers / n for n in names if n.endswith(".jsonl") and n[0] != ".")
-
-
-def _read(path: Path) -> Recent | None:
-    try:
-        return read_recent(path)
-    except FileNotFoundError:
-        return None
-
-
 def _load(path: Path) -> dict[str, Any]:
     """A JSON file that is written whole; empty while it is not there."""
     try:
@@ -198,12 +181,12 @@ def _load(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _counts(merged: dict[str, Any], recents: list[Recent]) -> Counts:
+def _counts(merged: dict[str, Any], beats: list[Recent]) -> Counts:
     """The merge's proven counts, or what the workers say that they have committed so far."""
     if merged:
         return Counts.from_dict(merged["counts"])
     total = Counts()
-    for recent in recents:
+    for recent in beats:
         if recent.last.role == "refine":
             total += recent.last.counts
     return total
