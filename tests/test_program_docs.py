@@ -33,7 +33,9 @@ def happens(head, before, program):
     kind, *options = head.split()
     finish = "length" if "length" in options else "stop"
     limits = dict(option.split("=") for option in options if "=" in option)
-    policy = Policy.model_validate({"min_kept_words": 0, "max_removed_share": 1, **limits})
+    policy = Policy.model_validate_strings(
+        {"min_kept_words": "0", "max_removed_share": "1", **limits}, strict=True
+    )
     emitted = Emitted(program, finish)
     if kind == "doc":
         return replay(before, emitted, [], policy, Style())

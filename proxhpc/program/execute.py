@@ -76,22 +76,17 @@ def place_edits(start: int, stop: int, first_line: int, edits: Edits) -> Window:
     return Window(start, stop, shift, ranges, strings, rejected)
 
 
-class Change(NamedTuple):
-    """Characters [start, stop) of a document become `target`."""
-
-    start: int
-    stop: int
-    target: str
+Change = tuple[int, int, str]
+"""Characters [start, stop) of a document become the string."""
 
 
 class WindowResult(NamedTuple):
     """What a program comes to in its window, in characters of the document.
 
-    `holes` are the removed lines, the newline behind each included; `changes` stand for
-    `replaced` occurrences outside of them. Both are disjoint and ascending.
+    `changes`, disjoint and ascending, take removed lines out, the newline behind each included,
+    and replace `replaced` occurrences of strings outside of those.
     """
 
-    holes: list[Range]
     changes: list[Change]
     replaced: int
 
@@ -106,30 +101,25 @@ def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) ->
     starts = _starts(text, total, windows)
     results = []
     for window in windows:
-        holes = [(starts[a], starts[b]) for a, b in window.removed]
-        changes: list[Change] = []
+        holes = [(starts[a], starts[b], "") for a, b in window.removed]
         replaced = 0
         if window.strings:
-            changes, replaced = _Finder(text, window, starts, holes, policy).changes()
-        results.append(WindowResult(holes, changes, replaced))
+            changes, replaced = _changes(text, window, starts, holes, policy)
+            holes = sorted(holes + changes) if changes else holes
+        results.append(WindowResult(holes, replaced))
     return results
 
 
 def apply(text: str, results: Sequence[WindowResult]) -> str:
-    """Return `text` with holes and changes made; ascending results of disjoint windows."""
-    cuts = [(start, stop, "") for result in results for start, stop in result.holes]
+    """Return `text` with all changes made; ascending results of disjoint windows."""
+    changes = [change for result in results for change in result.changes]
     end = len(text) + 1
-    while cuts and cuts[-1][1] == end:  # the last line that stays loses its newline
-        end = cuts.pop()[0]
-    for result in results:
-        cuts += result.changes
-    cuts.sort()
-    pieces = []
+    while changes and changes[-1][1] == end:  # the last line that stays loses its newline
+        end = changes.pop()[0]
+    pieces: list[str] = []
     at = 0
-    for start, stop, target in cuts:
-        pieces.append(text[at:start])
-        if target:
-            pieces.append(target)
+    for start, stop, target in changes:
+        pieces += text[at:start], target
         at = stop
     pieces.append(text[at : max(at, end - 1)])
     return "".join(pieces)
@@ -148,28 +138,30 @@ def word_places(text: str, low: int, high: int, source: str, policy: Policy) -> 
 
     Read from left to right without overlap, as whole words where the policy says so.
     """
-    size, most, whole = len(source), policy.max_matches, policy.whole_words
-    head, tail = whole and _in_word(source[0]), whole and _in_word(source[-1])
+    find, size, most, whole = text.find, len(source), policy.max_matches, policy.whole_words
+    at = find(source, low, high)
     places: list[int] = []
     inside = False
-    at = text.find(source, low, high)
     while at >= 0:
         stop = at + size
-        if (head and at > low and _in_word(text[at - 1])) or (
-            tail and stop < high and _in_word(text[stop])
+        if whole and (
+            (at > low and _in_word(text, at - 1)) or (stop < high and _in_word(text, stop - 1))
         ):
             inside = True
         elif len(places) == most:
             return "too_many_matches"
         else:
             places.append(at)
-        at = text.find(source, stop, high)
+        at = find(source, stop, high)
     return places or ("inside_word" if inside else "not_found")
 
 
-def _in_word(char: str) -> bool:
-    """Whether `char` belongs to a word of a script that has spaces."""
-    return char.isalnum() and (char.isascii() or not UNSPACED.match(char))
+def _in_word(text: str, at: int) -> bool:
+    """Whether characters `at` and the next belong to one word of a script that has spaces."""
+    left, right = text[at], text[at + 1]
+    if not (left.isalnum() and right.isalnum()):
+        return False
+    return not (UNSPACED.match(left) or UNSPACED.match(right))
 
 
 def _count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
@@ -197,13 +189,16 @@ def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
         for pair in removed:
             lines += pair
         if strings:
-            lines += (start, stop)
+            if start:
+                lines.append(start)
+            if stop < total:
+                lines.append(stop)
             if strings[0][0] is not None:
                 numbers = {line + shift for line, *_ in strings if line is not None}
                 lines += [n + end for n in numbers if start <= n < stop for end in (0, 1)]
     lines.sort()
     half = bisect_right(lines, total // 2)
-    starts = {}
+    starts = {0: 0, total: len(text) + 1}
     known = at = 0
     find = text.find
     for line in lines[:half]:
@@ -221,85 +216,80 @@ def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
     return starts
 
 
-class _Finder:
-    """Looks strings up in one window."""
-
-    __slots__ = ("high", "holes", "low", "policy", "starts", "text", "window")
-
-    def __init__(
-        self,
-        text: str,
-        window: Window,
-        starts: dict[int, int],
-        holes: list[Range],
-        policy: Policy,
-    ) -> None:
-        self.text, self.window, self.starts = text, window, starts
-        self.holes, self.policy = holes, policy
-        self.low, self.high = starts[window.start], starts[window.stop] - 1
-
-    def changes(self) -> tuple[list[Change], int]:
-        """Disjoint ascending changes outside removed lines, and of how many occurrences."""
-        strings, most = self.window.strings, self.policy.max_strings
-        different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
-        accepted = _Accepted()
-        replaced = 0
-        for string in different[:most]:
-            found = self.find(string)
-            if accepted.changes and not (isinstance(found, str) or all(map(accepted.fits, found))):
-                found = "overlap"
-            if isinstance(found, str):
-                _count(self.window.rejected, found)
-            else:
-                replaced += len(found)
-                accepted.add(found)
-        if len(different) > most:
-            _count(self.window.rejected, "too_many_strings", len(different) - most)
-        return accepted.changes, replaced
-
-    def find(self, edit: StringEdit) -> list[Change] | str:
-        """All changes that one statement asks for, or the reason why it is rejected."""
-        number, source, target, verbatim = edit
-        low, high = self.low, self.high
-        if number is not None:
-            line = number + self.window.shift
-            if not self.window.start <= line < self.window.stop:
-                return "outside_window"
-            low, high = self.starts[line], self.starts[line + 1] - 1
-        if verbatim and self.text.find(verbatim[0], low, high) >= 0:
-            if self.text.find(source, low, high) >= 0:
-                return "ambiguous"
-            source, target = verbatim
-        if not source or source.isspace():
-            return "blank_source"
-        if number is None:
-            places = word_places(self.text, low, high, source, self.policy)
+def _changes(
+    text: str, window: Window, starts: dict[int, int], holes: list[Change], policy: Policy
+) -> tuple[list[Change], int]:
+    """Disjoint ascending changes outside removed lines, and of how many occurrences."""
+    strings, most = window.strings, policy.max_strings
+    different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
+    accepted: list[Change] = []
+    replaced = 0
+    for string in different[:most]:
+        found = _find(text, window, starts, string, policy)
+        if holes and not isinstance(found, str):
+            found = _outside(found, holes)
+        if accepted and not isinstance(found, str):
+            found = _fitting(found, accepted)
+        if isinstance(found, str):
+            _count(window.rejected, found)
+            continue
+        replaced += len(found)
+        if accepted:
+            _insert(found, accepted)
         else:
-            places = only_place(self.text, low, high, source)
-        if isinstance(places, str):
-            return places
-        size = len(source)
-        if len(places) * (len(target) - size) > self.policy.max_growth:
-            return "growth"
-        found = [Change(at, at + size, target) for at in places]
-        return self._outside(found) if self.holes else found
+            accepted = found
+    if len(different) > most:
+        _count(window.rejected, "too_many_strings", len(different) - most)
+    return accepted, replaced
 
-    def _outside(self, found: list[Change]) -> list[Change] | str:
-        """Changes that touch no removed line, or why the statement falls."""
-        outside = []
-        for change in found:
-            behind = bisect_right(self.holes, (change.start, len(self.text) + 1))
-            if behind and change.start < self.holes[behind - 1][1]:
-                if change.stop > self.holes[behind - 1][1]:
-                    return "crosses_removed"
-            elif behind < len(self.holes) and change.stop >= self.holes[behind][0]:
+
+def _find(
+    text: str, window: Window, starts: dict[int, int], edit: StringEdit, policy: Policy
+) -> list[Change] | str:
+    """All changes that one statement asks for, or the reason why it is rejected."""
+    number, source, target, verbatim = edit
+    line, stop = window.start, window.stop
+    if number is not None:
+        line = number + window.shift
+        if not window.start <= line < stop:
+            return "outside_window"
+        stop = line + 1
+    low, high = starts[line], starts[stop] - 1
+    if verbatim and text.find(verbatim[0], low, high) >= 0:
+        if text.find(source, low, high) >= 0:
+            return "ambiguous"
+        source, target = verbatim
+    if not source or source.isspace():
+        return "blank_source"
+    if number is None:
+        places = word_places(text, low, high, source, policy)
+    else:
+        places = only_place(text, low, high, source)
+    if isinstance(places, str):
+        return places
+    size = len(source)
+    if len(places) * (len(target) - size) > policy.max_growth:
+        return "growth"
+    return [(at, at + size, target) for at in places]
+
+
+def _outside(found: list[Change], holes: list[Change]) -> list[Change] | str:
+    """Changes that touch no removed line, or why the statement falls."""
+    outside = []
+    for change in found:
+        start, stop, _ = change
+        behind = bisect_right(holes, start, key=_start)
+        if behind and start < holes[behind - 1][1]:
+            if stop > holes[behind - 1][1]:
                 return "crosses_removed"
-            else:
-                outside.append(change)
-        return outside
+        elif behind < len(holes) and stop >= holes[behind][0]:
+            return "crosses_removed"
+        else:
+            outside.append(change)
+    return outside
 
 
-def _start(item: Range | Change) -> int:
+def _start(item: Change) -> int:
     return item[0]
 
 
@@ -307,32 +297,26 @@ def _stop(item: Change) -> int:
     return item[1]
 
 
-class _Accepted:
-    """Disjoint ascending changes, as one grows them statement by statement."""
+def _overlapped(change: Change, accepted: list[Change]) -> slice:
+    """Where in `accepted` those stand that share a character with `change`."""
+    low = bisect_left(accepted, change[0] + 1, key=_stop)
+    high = bisect_left(accepted, change[1], key=_start)
+    return slice(low, max(low, high))
 
-    __slots__ = ("changes",)
 
-    def __init__(self) -> None:
-        self.changes: list[Change] = []
+def _fitting(found: list[Change], accepted: list[Change]) -> list[Change] | str:
+    """`found`, if its changes share no character with others, or all that do only delete."""
+    for change in found:
+        others = accepted[_overlapped(change, accepted)]
+        if others and any(target for _, _, target in (change, *others)):
+            return "overlap"
+    return found
 
-    def _overlapped(self, change: Change) -> slice:
-        """Where in `changes` those stand that share a character with `change`."""
-        low = bisect_left(self.changes, change.start + 1, key=_stop)
-        high = bisect_left(self.changes, change.stop, key=_start)
-        return slice(low, max(low, high))
 
-    def fits(self, change: Change) -> bool:
-        """Whether `change` shares no character with another, or all of them only delete."""
-        others = self.changes[self._overlapped(change)]
-        return not others or not (change.target or any(other.target for other in others))
-
-    def add(self, found: list[Change]) -> None:
-        """Insert ascending changes, which fit, joining deletions that overlap."""
-        if not self.changes:
-            self.changes = found
-            return
-        for change in found:
-            place = self._overlapped(change)
-            joined = [change, *self.changes[place]]
-            start, stop = min(c.start for c in joined), max(c.stop for c in joined)
-            self.changes[place] = [Change(start, stop, change.target)]
+def _insert(found: list[Change], accepted: list[Change]) -> None:
+    """Insert ascending changes, which fit, joining deletions that overlap."""
+    for change in found:
+        place = _overlapped(change, accepted)
+        joined = [change, *accepted[place]]
+        start, stop = min(map(_start, joined)), max(map(_stop, joined))
+        accepted[place] = [(start, stop, change[2])]

@@ -18,7 +18,7 @@ class Policy(BaseModel):
     Not used by the policy `reference`, which has the public code's own fixed limits.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     max_errors: Count = Field(
         default=1,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
@@ -57,8 +57,7 @@ class DocVerdict:
     rejected: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What becomes of a document.
 
     `text` is empty when it was dropped or quarantined, for `reason`. `rejected` counts by reason
@@ -67,10 +66,10 @@ class Outcome:
 
     status: Status
     text: str
+    rejected: dict[str, int]
     reason: str = ""
     lines_removed: int = 0
     strings_replaced: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
 
 
 def doc_verdict(emitted: Emitted, policy: AnyPolicy) -> DocVerdict:
@@ -103,10 +102,10 @@ def replay(
     if doc is not None:
         verdict = doc_verdict(doc, policy)
         if verdict.action == "drop":
-            return Outcome("dropped", "", verdict.reason)
+            return Outcome("dropped", "", {}, verdict.reason)
         rejected = dict(verdict.rejected)
     if not windows:
-        return Outcome("kept", text, rejected=rejected)
+        return Outcome("kept", text, rejected)
     if isinstance(policy, Policy):
         return _replay_windows(text, windows, policy, style, rejected)
     return _replay_reference(text, windows)
@@ -117,13 +116,13 @@ def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> Outcome:
     try:
         result = reference.run_chunk(text, program)
     except reference.ReferenceRunError as error:
-        return Outcome("quarantined", "", error.reason)
+        return Outcome("quarantined", "", {}, error.reason)
     rejected = {"reference_errors": result.errors} if result.errors else {}
     if not result.text:
-        return Outcome("dropped", "", result.reason, rejected=rejected)
+        return Outcome("dropped", "", rejected, result.reason)
     status: Status = "kept" if result.text == text else "edited"
     counts = (result.lines_removed, result.strings_replaced)
-    return Outcome(status, result.text, "", *counts, rejected)
+    return Outcome(status, result.text, rejected, "", *counts)
 
 
 def _replay_windows(
@@ -185,21 +184,21 @@ def _judged(
 ) -> Outcome:
     """Apply the limits of a whole document."""
     if after == before:
-        return Outcome("kept", before, "", *counts, rejected)
+        return Outcome("kept", before, rejected, "", *counts)
     if len(before) - len(after) > policy.max_removed_share * len(before):
         return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
     if is_short(after, policy) and not is_short(before, policy):
         return _at_limit(policy.on_short, "short", before, rejected)
-    return Outcome("edited", after, "", *counts, rejected)
+    return Outcome("edited", after, rejected, "", *counts)
 
 
 def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> Outcome:
     if action == "drop":
-        return Outcome("dropped", "", reason, rejected=rejected)
+        return Outcome("dropped", "", rejected, reason)
     if action == "quarantine":
-        return Outcome("quarantined", "", reason, rejected=rejected)
+        return Outcome("quarantined", "", rejected, reason)
     _add(rejected, {reason: 1})
-    return Outcome("kept", text, rejected=rejected)
+    return Outcome("kept", text, rejected)
 
 
 def is_short(text: str, policy: Policy) -> bool:
