@@ -102,7 +102,7 @@ class Manifest(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse((*self._order(), *self._models(), *self._lengths()))
+        refuse((*self._order(), *self._models(), *self._lengths(), *self._vllm_keys()))
         return self
 
     def _order(self) -> Iterator[tuple[Key, str]]:
@@ -130,6 +130,24 @@ class Manifest(Config):
                     ("stages", n, key),
                     f"{need} tokens leave no room for a prompt in engine.max_model_len: {limit}",
                 )
+
+    def _vllm_keys(self) -> Iterator[tuple[Key, str]]:
+        shares = [stage.gpu_memory_utilization for stage in self.stages]
+        models = {stage.model for stage in self.stages}
+        for n, stage in enumerate(self.stages):
+            if stage.grammar != "none" and self.engine.name != "vllm":
+                yield ("stages", n, "grammar"), "only with engine.name: vllm"
+            if shares[n] is None:
+                continue
+            key: Key = ("stages", n, "gpu_memory_utilization")
+            if self.engine.name != "vllm":
+                yield key, "only with engine.name: vllm"
+            elif len(models) == 1:
+                yield key, "there is one model only: use engine.gpu_memory_utilization"
+            elif None in shares:
+                yield key, "give it to both stages or to none"
+            elif n == 1 and sum(share or 0 for share in shares) > 1:
+                yield key, "both stages together take more than the device"
 
     def computed(self) -> dict[str, Any]:
         """Return, as plain JSON data, everything that decides what the run computes."""

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from proxhpc import config
-from proxhpc.config import Config, Count, Flag, Positive, Seconds, Size, Text, refuse
+from proxhpc.config import Config, Count, Flag, Positive, Seconds, Size, Text, Whole, refuse
 from proxhpc.yamltree import Key, show
 
 EngineName = Literal["rules", "transformers", "vllm"]
@@ -26,6 +26,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{
 FieldName = Annotated[
     str, *config.matching(r"[^.\s]+(\.[^.\s]+)*", "a field's name, or names with dots between")
 ]
+
+
+GpuShare = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
 def _as_list(value: Any) -> Any:
@@ -83,10 +86,12 @@ class Stage(Config):
         "`../`, `~`, or exists beside the manifest). Only `engine.name: rules` does without; it "
         "loads none.",
     )
-    prompt: Literal["prox-llama2", "prox-plain", "chat-template"] = Field(
+    prompt: Literal["prox-llama2", "prox-plain", "chat-template", "compact"] = Field(
         "prox-llama2",
         description="`prox-llama2`: the Llama-2 template that the ProX models were trained with. "
-        "`prox-plain`: the same text without a template. `chat-template`: the model's own.",
+        "`prox-plain`: the same text without a template. `chat-template`: the model's own. "
+        "`compact`: short numbers behind the lines and the question last, so that two stages of "
+        "one model read a document once.",
     )
     dialect: Literal["prox", "line"] = Field(
         default="prox",
@@ -108,7 +113,20 @@ class Stage(Config):
     )
     max_new_tokens: Positive = Field(
         default_factory=_by_level(16, 256),
-        description="Most tokens a program may have. Default 16 for doc, 256 for chunk.",
+        description="Most tokens a program may have. Default 16 for doc, 256 for chunk; a small "
+        "window allows fewer.",
+    )
+    grammar: Literal["none", "lines", "strings"] = Field(
+        default="none",
+        description="With `engine.name: vllm`: decode under a grammar, so that only valid "
+        "programs come out. `lines`: verdicts, and removals of the window's own lines. "
+        "`strings`: also deletions of its words; slower, for each window has a grammar of its "
+        "own.",
+    )
+    gpu_memory_utilization: GpuShare | None = Field(
+        default=None,
+        description="Share of the device's memory for this stage's model; default: an equal part "
+        "of `engine.gpu_memory_utilization`.",
     )
 
     @field_validator("model")
@@ -120,6 +138,8 @@ class Stage(Config):
     def _chunk_keys(self) -> Self:
         if self.level == "doc":
             refuse(_changed(self, ("numbering", "window_tokens"), "only with level: chunk"))
+            if self.grammar == "strings":
+                refuse([(("grammar",), "strings is for level: chunk")])
         return self
 
 
@@ -172,13 +192,16 @@ class EngineOptions(Config):
     batch_size: Positive = Field(
         default=8, description="`transformers`: prompts generated at a time."
     )
-    gpu_memory_utilization: float = Field(
+    gpu_memory_utilization: GpuShare = Field(
         default=0.9,
-        strict=True,
-        gt=0,
-        le=1,
         description="`vllm`: share of the device's memory that a worker may take; two models "
         "divide it.",
+    )
+    ngram_tokens: Whole = Field(
+        default=0,
+        description="`vllm`: guess up to so many tokens at a time by copying from the prompt "
+        "(n-gram speculation), for stages that quote much. The programs stay the same; FLOPs of "
+        "wrong guesses are not counted.",
     )
     max_model_len: Positive | None = Field(
         default=None, description="Context length in tokens; the model's own if not given."
@@ -200,7 +223,8 @@ class EngineOptions(Config):
         if self.name != "transformers":
             problems += _changed(self, ("batch_size",), "only with name: transformers")
         if self.name != "vllm":
-            problems += _changed(self, ("gpu_memory_utilization",), "only with name: vllm")
+            keys = ("gpu_memory_utilization", "ngram_tokens")
+            problems += _changed(self, keys, "only with name: vllm")
         if self.name != "rules":
             problems += _changed(self, ("rules",), "only with name: rules")
         elif self.options:
@@ -236,8 +260,13 @@ class Commit(Config):
 
 
 class Dedup(Config):
-    """Removal of duplicates from the refined corpus."""
+    """Removal of duplicates."""
 
+    before: Literal["none", "exact"] = Field(
+        default="none",
+        description="`exact`: a worker that meets a text again, of those it remembers, copies "
+        "the programs instead of asking the models. The merge decides which copy stays.",
+    )
     exact: Flag = Field(
         default=True, description="Keep one of the documents with the same refined text."
     )

@@ -245,7 +245,7 @@ def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> 
     run = planned(tmp_path)
 
     async def main(every: int) -> list[str]:
-        refiner = await open_refiner(run.plan)
+        refiner = await open_refiner(run.plan.manifest, run.plan.models)
         original = refiner._refine
 
         async def broken(doc: Document) -> Row:

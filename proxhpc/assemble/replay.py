@@ -75,7 +75,7 @@ class _Replay:
         self.spans = plan.shards[shard].spans
         self.ledger = _Ledger(run, plan, shard)
         self.policy = plan.manifest.policy
-        self.style = chunk_style(plan)
+        self.style = chunk_style(plan.manifest)
         self.number = 0
 
     def records(self, wanted: Sequence[int] | None) -> Iterator[Refined | Tile]:

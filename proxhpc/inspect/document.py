@@ -73,7 +73,7 @@ def examine(plan: Plan, found: Found) -> Inspection:
     StopError when the input is no longer what was refined.
     """
     row = found.row
-    style = chunk_style(plan)
+    style = chunk_style(plan.manifest)
     document = _read(plan, row)
     after: str | None = None
     notes: list[str] = []

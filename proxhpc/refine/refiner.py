@@ -6,14 +6,15 @@ windows; a chunk program edits each; the row says what came of it.
 
 import asyncio
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from proxhpc.corpus.document import Document
 from proxhpc.errors import RetryError, StopError
-from proxhpc.manifest import Stage
-from proxhpc.plan import BYTES_PER_TOKEN, Plan
+from proxhpc.manifest import Manifest, Stage
+from proxhpc.models import ModelRef
+from proxhpc.plan import BYTES_PER_TOKEN
 from proxhpc.program.replay import Emitted, Outcome, Style, doc_verdict, replay
 from proxhpc.refine.engines import make_engine
 from proxhpc.refine.engines.base import Completion, Engine, Request, RequestError, Tokenizer
@@ -97,12 +98,14 @@ class StageRunner:
 class Refiner:
     """Turns documents into ledger rows; any number at a time."""
 
-    def __init__(self, plan: Plan, doc: StageRunner | None, chunk: StageRunner | None) -> None:
-        self.policy = plan.manifest.policy
+    def __init__(
+        self, manifest: Manifest, doc: StageRunner | None, chunk: StageRunner | None
+    ) -> None:
+        self.policy = manifest.policy
         self.doc, self.chunk = doc, chunk
         last = chunk or doc
         self.tokenizer = last.engine.tokenizer if last else None
-        self.style = chunk_style(plan)
+        self.style = chunk_style(manifest)
         self._errors = 0
 
     async def refine(self, document: Document) -> Row:
@@ -171,35 +174,37 @@ class Refiner:
         return await asyncio.to_thread(function, *arguments)
 
 
-def chunk_style(plan: Plan) -> Style:
+def chunk_style(manifest: Manifest) -> Style:
     """How this run's chunk programs are to be read."""
-    for stage in plan.manifest.stages:
+    for stage in manifest.stages:
         if stage.level == "chunk":
             return Style(stage.dialect, stage.numbering)
     return Style()
 
 
-async def open_refiner(plan: Plan) -> Refiner:
-    """Load the engines of a plan; stages that share a model share its engine."""
+async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Refiner:
+    """Load the engines of a manifest; stages that share a model share its engine.
+
+    `models` are those of the stages, by level; none for the rules.
+    """
     engines: dict[str, Engine] = {}
     runners: dict[str, StageRunner] = {}
-    options = plan.manifest.engine
-    if models := {ref.path for ref in plan.models.values()}:
-        # Engines side by side on one device share what one would have taken.
-        share = options.gpu_memory_utilization / len(models)
-        options = options.model_copy(update={"gpu_memory_utilization": share})
+    options = manifest.engine
+    # Engines side by side on one device share what one would have taken.
+    equal = options.gpu_memory_utilization / max(1, len({ref.path for ref in models.values()}))
     try:
-        for stage in plan.manifest.stages:
-            model = plan.models.get(stage.level)
+        for stage in manifest.stages:
+            model = models.get(stage.level)
             key = str(model.path) if model else ""
             if key not in engines:
-                engines[key] = await make_engine(options, model)
+                share = {"gpu_memory_utilization": stage.gpu_memory_utilization or equal}
+                engines[key] = await make_engine(options.model_copy(update=share), model)
             runners[stage.level] = StageRunner(stage, engines[key])
     except BaseException:
         for engine in engines.values():
             await engine.close()
         raise
-    return Refiner(plan, runners.get("doc"), runners.get("chunk"))
+    return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
 
 
 def _call(start: int, stop: int, done: Completion) -> Call:

@@ -71,7 +71,7 @@ async def _main(
     if assignment.seconds is not None:
         loop.call_later(assignment.seconds, stop.set)
     began = time.monotonic()
-    refiner = await open_refiner(plan)
+    refiner = await open_refiner(plan.manifest, plan.models)
     log.boot_seconds = time.monotonic() - began
     # Only now: an engine installs handlers of its own while it starts.
     for number in STOP_SIGNALS:

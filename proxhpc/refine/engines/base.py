@@ -20,7 +20,8 @@ class Request:
 
     Language models read `prompt` (token ids, special tokens included); the rules engine, which
     has no tokenizer, reads `lines`: the document's lines, or those of one window, the first of
-    which bears the number `first_line` in the prompt.
+    which bears the number `first_line` in the prompt. The answer ends behind the first of the
+    strings `stop` that comes up in it, which stays part of it; `grammar` is a regular expression.
     """
 
     level: Level
@@ -28,6 +29,7 @@ class Request:
     lines: Sequence[str]
     first_line: int
     max_new_tokens: int
+    stop: tuple[str, ...] = ()
     grammar: str | None = None
 
 
