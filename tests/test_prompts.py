@@ -86,6 +86,19 @@ def test_plain_prompts(tiny: HFTokenizer) -> None:
     assert tiny.decode(chunk[1:]) == "[doc]\n[998]Home\n[999]\n[1000]fox\n[/doc]"
 
 
+def test_compact_prompts_begin_alike(tiny: HFTokenizer) -> None:
+    style = prompt_style("compact")
+    lines = ["Home </s>", "", "The fox", "jumps", "over"]
+    doc, cut = style.doc_prompt(tiny, "\n".join(lines), 200)
+    assert not cut
+    assert tiny.decode(doc) == "Home </s>[0]\n[1]\nThe fox[2]\njumps[3]\nover[4]\n[keep?]"
+    window = style.chunk_prompt(tiny, lines[:3], 0)
+    assert tiny.decode(window) == "Home </s>[0]\n[1]\nThe fox[2]\n[edit?]"
+    shared = tiny.encode("Home </s>[0]\n[1]\nThe fox[2]")
+    assert doc[1:][: len(shared)] == window[1:][: len(shared)] == shared
+    assert tiny.decode(style.chunk_prompt(tiny, ["x"], 12)) == "x[12]\n[edit?]"
+
+
 def test_llama2_wrapper_is_exact() -> None:
     fake = Bytes()
     ids = prompt_style("prox-llama2").chunk_prompt(fake, ["Home | About", "Body text"], 0)
@@ -159,18 +172,21 @@ def test_cutting_takes_the_document_never_the_frame(
     tiny: HFTokenizer, text: str, room: int, name: str
 ) -> None:
     style = prompt_style(name)
-    frame = style.wrap(tiny, "")
-    budget = len(frame) + room
+    budget = len(style.ask(tiny, "")) + room
     ids, cut = style.doc_prompt(tiny, text, budget)
     assert len(ids) <= budget
-    whole = style.wrap(tiny, text.rstrip())
+    whole = style.ask(tiny, text.rstrip())
     assert cut == (len(whole) > budget)
     if not cut:
         assert ids == whole
     got, all_of_it = tiny.decode(ids), tiny.decode(whole)
-    marker = {"prox-llama2": " [/INST]", "chat-template": "\nassistant\n"}.get(name, "")
+    markers = {"prox-llama2": " [/INST]", "chat-template": "\nassistant\n", "compact": "[keep?]"}
+    marker = markers.get(name, "")
     assert got.endswith(marker)
-    assert all_of_it.startswith(got.removesuffix(marker).rstrip())
+    seen = got.removesuffix(marker).rstrip()
+    if name == "compact":  # the last line seen bears its number, cut or not
+        seen = seen[: seen.rindex("[")]
+    assert all_of_it.startswith(seen)
 
 
 def test_a_cut_fills_the_budget(tiny: HFTokenizer) -> None:

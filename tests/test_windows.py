@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.refine.windows import MAX_CHARS_PER_TOKEN, Window, cut_windows, pack
+from proxhpc.refine.windows import MAX_CHARS_PER_TOKEN, LineTokens, Window, pack
 
 
 class Letters:
@@ -35,49 +35,43 @@ class Letters:
         return self.encode(user)
 
 
-def test_a_line_costs_its_number_its_text_and_its_end() -> None:
-    # "[000]ab" and a line end: 8 tokens.
-    assert cut_windows(Letters(), ["ab", "ab", "ab"], 16) == [Window(0, 2, 16), Window(2, 3, 8)]
-    assert cut_windows(Letters(), ["ab", "ab", "ab"], 15) == [
-        Window(0, 1, 8),
-        Window(1, 2, 8),
-        Window(2, 3, 8),
-    ]
-
-
-def test_numbers_over_999_cost_what_they_cost() -> None:
-    lines = ["ab"] * 1001
-    assert sum(w.tokens for w in cut_windows(Letters(), lines, 80)) == 8 * 1001 + 1
-    restarting = cut_windows(Letters(), lines, 80, numbering="window")
-    assert sum(w.tokens for w in restarting) == 8 * 1001
+def test_windows_of_nothing_and_of_blank_lines() -> None:
+    assert pack([], [], 20) == []
+    assert pack([""], [5], 20) == [Window(0, 1, 6, blank=True)]
+    assert pack([" ", "\t", "\u3000"], [1, 1, 1], 12) == [Window(0, 3, 6, blank=True)]
+    assert not pack(["", "x"], [0, 1], 20)[0].blank
 
 
 def test_a_line_over_the_budget_stands_alone() -> None:
-    windows = cut_windows(Letters(), ["a", "b" * 30, "c", "d"], 20)
-    assert windows == [
+    assert pack(["a", "b" * 30, "c", "d"], [6, 35, 6, 6], 20) == [
         Window(0, 1, 7),
         Window(1, 2, 36, too_long=True),
         Window(2, 4, 14),
     ]
 
 
-def test_a_huge_line_is_not_tokenised() -> None:
+def test_each_line_is_counted_once() -> None:
     tokenizer = Letters()
-    huge = "x" * (20 * MAX_CHARS_PER_TOKEN + 1)
-    windows = cut_windows(tokenizer, ["a", huge, "b"], 20)
-    assert [(w.start, w.stop, w.too_long) for w in windows] == [
-        (0, 1, False),
-        (1, 2, True),
-        (2, 3, False),
-    ]
-    assert tokenizer.calls == [["[000]a", "[001]", "[002]b"]]
+    tokens = LineTokens(tokenizer, "ab\n\nc", 100)
+    assert (tokens.counts, tokens.total) == ([2, 0, 1], 5)
+    assert tokens.of("ab\nc") == 4
+    assert tokens.of("ab\nnew\nnew\n") == 11
+    assert tokens.of("new") == 3
+    assert tokenizer.calls == [["ab", "", "c"], ["new", "new"]]
 
 
-def test_empty_documents() -> None:
-    assert cut_windows(Letters(), [], 20) == []
-    assert cut_windows(Letters(), [""], 20) == [Window(0, 1, 6, blank=True)]
-    assert cut_windows(Letters(), [" ", "\t", "\u3000"], 12)[0].blank
-    assert not cut_windows(Letters(), ["", "x"], 20)[0].blank
+def test_a_huge_line_is_counted_in_pieces() -> None:
+    tokenizer = Letters()
+    longest = 2 * MAX_CHARS_PER_TOKEN
+    tokens = LineTokens(tokenizer, "a\n" + "x" * (2 * longest + 7) + "\n", 2)
+    assert tokens.counts == [1, 2 * longest + 7, 0]
+    assert max(map(len, tokenizer.calls[0])) == longest
+    assert len(tokenizer.calls) == 1
+
+
+def test_without_a_tokenizer_bytes_are_counted() -> None:
+    tokens = LineTokens(None, "abcde\n\n漢字", 0)
+    assert (tokens.counts, tokens.total, tokens.of("漢字")) == ([2, 0, 2], 4, 2)
 
 
 def test_counts_belong_to_lines() -> None:

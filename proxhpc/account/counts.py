@@ -35,6 +35,9 @@ class Counts:
     blank_lines: int = 0
     doc: Usage = field(default_factory=Usage)
     chunk: Usage = field(default_factory=Usage)
+    # What requests would have taken that were answered from the answers of others.
+    doc_saved: Usage = field(default_factory=Usage)
+    chunk_saved: Usage = field(default_factory=Usage)
 
     def __add__(self, other: "Counts") -> "Counts":
         total = Counts()

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 
 from proxhpc.program.syntax import (
+    NO_EDIT,
+    VERDICTS,
     Dialect,
     Finish,
     Keep,
@@ -50,9 +52,7 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 """What no UTF-8 file can hold, so that no program may put it into one."""
 
 Value = int | bool | Quoted
-_KEEP = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
-_VERDICT = {"keep_doc": False, "drop_doc": True}
-_BARE = {"keep": False, "drop": True, **_VERDICT}
+_BARE = {"keep": False, "drop": True, **VERDICTS}
 _FORMS: dict[str, tuple[tuple[frozenset[str], type], ...]] = {
     "remove_lines": (
         (frozenset({"start", "line_start"}), int),
@@ -141,11 +141,11 @@ def _unencodable(values: list[Value]) -> bool:
 def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statement | ParseReason:
     """Make the statement of a complete call at chunk level, or say why it makes none."""
     at = {"start": start, "stop": call.stop}
-    if name in _KEEP or name == "remove_all":
+    if name in NO_EDIT or name == "remove_all":
         if call.arguments:
             return "bad_arguments"
         return RemoveAll(**at) if name == "remove_all" else Keep(name, **at)
-    if name in _VERDICT:
+    if name in VERDICTS:
         return "wrong_level"
     if name not in _FORMS:
         return "unknown_call"
@@ -234,11 +234,11 @@ def parse_doc(text: str, finish: Finish = "stop") -> Program:
 
 
 def _verdict(name: str, call: _Call, start: int) -> Statement | ParseReason:
-    if name in _VERDICT:
+    if name in VERDICTS:
         if call.arguments:
             return "bad_arguments"
-        return Verdict(_VERDICT[name], start=start, stop=call.stop)
-    return "wrong_level" if name in (*_KEEP, *_FORMS, "remove_all") else "unknown_call"
+        return Verdict(VERDICTS[name], start=start, stop=call.stop)
+    return "wrong_level" if name in (*NO_EDIT, *_FORMS, "remove_all") else "unknown_call"
 
 
 def _end(match: re.Match[str] | None) -> int:

@@ -14,6 +14,11 @@ Finish = Literal["stop", "length"]
 FIRST_LINE: dict[Dialect, int] = {"prox": 0, "line": 1}
 """The number of a text's first line, by dialect."""
 
+VERDICTS = {"keep_doc": False, "drop_doc": True}
+"""The doc level's functions, and whether each drops."""
+NO_EDIT = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
+"""The chunk level's functions that edit nothing."""
+
 ParseReason = Literal[
     "not_a_call", "unknown_call", "wrong_level", "wrong_dialect", "bad_arguments", "unterminated"
 ]
@@ -82,7 +87,7 @@ class Verdict(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Keep(Statement):
-    """No edit: `keep_all()`, `keep_chunk()`, `skip_chunk()`, `untouch_doc()`."""
+    """No edit, by one of the names in NO_EDIT."""
 
     name: str = field(default="keep_all", compare=False)
 

@@ -6,7 +6,7 @@ rows of one commit, in input order; the last holds the summary. All lines are JS
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ HEAD_BYTES = 64 * 1024  # how much of a quarantined record the ledger keeps
 class Call(NamedTuple):
     """One answered request: lines [start, stop), the program as emitted, and its token counts.
 
-    `prompt` n tokens went in, `cached` c of them from a prefix cache, `new` m were sampled.
+    `prompt` n tokens went in, `cached` c of them from a prefix cache, `new` m were sampled; all
+    of it for the first request of this prompt, where `again` says that this is a later one.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Call(NamedTuple):
     prompt: int
     cached: int
     new: int
+    again: bool = False
 
     @property
     def emitted(self) -> Emitted:
@@ -51,6 +53,15 @@ class Call(NamedTuple):
     @property
     def usage(self) -> Usage:
         """Model work of this request."""
+        return Usage() if self.again else self._usage
+
+    @property
+    def saved(self) -> Usage:
+        """Model work that this request would have taken, had it not been answered before."""
+        return self._usage if self.again else Usage()
+
+    @property
+    def _usage(self) -> Usage:
         # An engine without a model reports no tokens at all; it has done no model work.
         return Usage.of_request(self.prompt, self.cached, self.new) if self.prompt else Usage()
 
@@ -110,6 +121,18 @@ class Row:
             **values,
         )
 
+    def copy(self, document: Document) -> "Row":
+        """The row of another document with the same text, about which no model was asked."""
+        return replace(
+            self,
+            id=document.id,
+            file=document.file,
+            position=document.position,
+            doc=self.doc and self.doc._replace(again=True),
+            windows=tuple(call._replace(again=True) for call in self.windows),
+            flags=(*self.flags, "copy"),
+        )
+
     def count(self) -> Counts:
         """The row's share of the totals."""
         read = self.tokens_in if self.windows else 0
@@ -123,9 +146,10 @@ class Row:
         for name in _SUMS:
             setattr(counts, name, getattr(self, name))
         if self.doc is not None:
-            counts.doc = self.doc.usage
+            counts.doc, counts.doc_saved = self.doc.usage, self.doc.saved
         for call in self.windows:
             counts.chunk += call.usage
+            counts.chunk_saved += call.saved
         return counts
 
 

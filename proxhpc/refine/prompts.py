@@ -18,21 +18,50 @@ _CHARS_PER_TOKEN = 8
 _Wrap = Callable[[Tokenizer, str], list[int]]
 
 
+def number_lines(lines: Sequence[str], first_line: int) -> list[str]:
+    """Each line behind its number, as the models read it: `[007]text`, `[1000]text`."""
+    return [f"{_number(number)}{line}" for number, line in enumerate(lines, first_line)]
+
+
+def _number(number: int) -> str:
+    return f"[{number:03d}]"
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _numbered(lines: Sequence[str], first_line: int) -> str:
+    body = "".join(f"{line}\n" for line in number_lines(lines, first_line))
+    return f"[doc]\n{body}[/doc]"
+
+
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """How text becomes a prompt. `wrap` puts the style's frame around one user message."""
+    """How text becomes a prompt.
+
+    `document` and `window` make the user's message of a text or of numbered lines, `number` is
+    what such a message says of a line's number; `wrap` puts the frame around a message.
+    """
 
     name: str
     wrap: _Wrap
+    document: Callable[[str], str] = _as_it_is
+    window: Callable[[Sequence[str], int], str] = _numbered
+    number: Callable[[int], str] = _number
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
-        frame = len(self.wrap(tokenizer, ""))
+        frame = len(self.ask(tokenizer, ""))
         if frame > budget:
             raise UserError(
                 f"prompt {self.name}: its frame is {frame} tokens, the longest prompt {budget}",
                 hint="raise max_prompt_tokens of this stage or engine.max_model_len",
             )
+
+    def ask(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Prompt ids of a whole document, however long."""
+        return self.wrap(tokenizer, self.document(text))
 
     def doc_prompt(self, tokenizer: Tokenizer, text: str, budget: int) -> tuple[list[int], bool]:
         """Prompt ids of a document, at most `budget`, and whether the document was cut to fit.
@@ -42,14 +71,14 @@ class PromptStyle:
         """
         text = text.rstrip()
         start, whole = self._start(tokenizer, text, budget)
-        ids = self.wrap(tokenizer, start)
+        ids = self.ask(tokenizer, start)
         if len(ids) <= budget and whole:
             return ids, False
         self.check(tokenizer, budget)
-        room = budget - len(self.wrap(tokenizer, ""))
+        room = budget - len(self.ask(tokenizer, ""))
         while len(ids) > budget:
             start = tokenizer.head(start, room).rstrip() if room > 0 else ""
-            ids = self.wrap(tokenizer, start)
+            ids = self.ask(tokenizer, start)
             room -= max(1, len(ids) - budget)
         return ids, True
 
@@ -57,12 +86,11 @@ class PromptStyle:
         self, tokenizer: Tokenizer, lines: Sequence[str], first_line: int
     ) -> list[int]:
         """Prompt ids of a window whose first line bears the number `first_line`. Never cut."""
-        body = "\n".join(number_lines(lines, first_line))
-        return self.wrap(tokenizer, f"[doc]\n{body}\n[/doc]")
+        return self.wrap(tokenizer, self.window(lines, first_line))
 
     def chunk_overhead(self, tokenizer: Tokenizer) -> int:
         """Tokens of a window's prompt beside its numbered lines, each with its line end."""
-        return len(self.wrap(tokenizer, "[doc]\n[/doc]"))
+        return len(self.chunk_prompt(tokenizer, (), 0))
 
     def _start(self, tokenizer: Tokenizer, text: str, budget: int) -> tuple[str, bool]:
         """Enough of the start of `text` to fill the budget, and whether that is all of it.
@@ -75,11 +103,6 @@ class PromptStyle:
                 return text[:size], False
             size *= 2
         return text, True
-
-
-def number_lines(lines: Sequence[str], first_line: int) -> list[str]:
-    """Each line behind its number, as the models read it: `[007]text`, `[1000]text`."""
-    return [f"[{number:03d}]{line}" for number, line in enumerate(lines, first_line)]
 
 
 def prompt_style(name: str) -> PromptStyle:
@@ -107,11 +130,31 @@ def _chat_template(tokenizer: Tokenizer, user: str) -> list[int]:
     return tokenizer.chat(SYSTEM, user)
 
 
+def _compact_number(number: int) -> str:
+    return f"[{number}]"
+
+
+def _compact(lines: Sequence[str], first_line: int) -> str:
+    numbered = enumerate(lines, first_line)
+    return "".join(f"{line}{_compact_number(number)}\n" for number, line in numbered)
+
+
+def _compact_document(text: str) -> str:
+    return f"{_compact(text.split(chr(10)), 0)}[keep?]"
+
+
+def _compact_window(lines: Sequence[str], first_line: int) -> str:
+    return f"{_compact(lines, first_line)}[edit?]"
+
+
 STYLES = {
     style.name: style
     for style in (
         PromptStyle("prox-llama2", _prox_llama2),
         PromptStyle("prox-plain", _prox_plain),
         PromptStyle("chat-template", _chat_template),
+        # A number stands behind its line, where a causal model has read it, and the question
+        # last: a document and its first window begin alike and share the engine's prefix cache.
+        PromptStyle("compact", _prox_plain, _compact_document, _compact_window, _compact_number),
     )
 }

@@ -6,93 +6,23 @@ windows; a chunk program edits each; the row says what came of it.
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from proxhpc.corpus.document import Document
 from proxhpc.errors import RetryError, StopError
-from proxhpc.manifest import Manifest, Stage
+from proxhpc.manifest import Manifest
 from proxhpc.models import ModelRef
-from proxhpc.plan import BYTES_PER_TOKEN
 from proxhpc.program.replay import Emitted, Outcome, Style, doc_verdict, replay
 from proxhpc.refine.engines import make_engine
-from proxhpc.refine.engines.base import Completion, Engine, Request, RequestError, Tokenizer
+from proxhpc.refine.engines.base import Engine, RequestError
 from proxhpc.refine.ledger import Call, Row, set_aside, text_digest
-from proxhpc.refine.prompts import prompt_style
-from proxhpc.refine.windows import Window, cut_windows, pack
+from proxhpc.refine.memo import Memo, digest
+from proxhpc.refine.stage import MEMO_BYTES, Answer, StageRunner
+from proxhpc.refine.windows import LineTokens
 
 T = TypeVar("T")
 ERRORS_IN_A_ROW = 20  # then it is no matter of single documents
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The call that a request became, and how its document was flagged on the way."""
-
-    call: Call | None
-    flag: str = ""
-
-
-class StageRunner:
-    """One stage of the manifest on its engine."""
-
-    def __init__(self, stage: Stage, engine: Engine) -> None:
-        self.stage, self.engine = stage, engine
-        self.prompt = prompt_style(stage.prompt)
-        self.budget = min(
-            stage.max_prompt_tokens or engine.max_model_len,
-            engine.max_model_len - stage.max_new_tokens,
-        )
-        self.window_tokens = stage.window_tokens
-        if engine.tokenizer:
-            self.prompt.check(engine.tokenizer, self.budget)
-            if stage.level == "chunk":
-                room = self.budget - self.prompt.chunk_overhead(engine.tokenizer)
-                self.window_tokens = min(stage.window_tokens, room)
-
-    async def judge(self, text: str, lines: Sequence[str]) -> Answer:
-        """Ask whether to keep the document; flagged when the model saw only its start."""
-        prompt: list[int] = []
-        truncated = False
-        if tokenizer := self.engine.tokenizer:
-            prompt, truncated = await asyncio.to_thread(
-                self.prompt.doc_prompt, tokenizer, text, self.budget
-            )
-        completion = await self._complete(prompt, lines, 0)
-        return Answer(_call(0, len(lines), completion), "truncated" if truncated else "")
-
-    async def edit(self, lines: Sequence[str], window: Window) -> Answer:
-        """Ask for the program of one window; none for a window that must not be sent."""
-        if window.blank:
-            return Answer(None)
-        if window.too_long:
-            return Answer(None, "line_too_long")
-        own = lines[window.start : window.stop]
-        first = window.start if self.stage.numbering == "document" else 0
-        prompt: list[int] = []
-        if tokenizer := self.engine.tokenizer:
-            prompt = self.prompt.chunk_prompt(tokenizer, own, first)
-            if len(prompt) > self.budget:
-                return Answer(None, "window_too_long")
-        completion = await self._complete(prompt, own, first)
-        return Answer(_call(window.start, window.stop, completion))
-
-    def windows(self, lines: Sequence[str]) -> list[Window]:
-        """Windows that tile the document."""
-        if tokenizer := self.engine.tokenizer:
-            return cut_windows(tokenizer, lines, self.window_tokens, self.stage.numbering)
-        counts = [_estimate(line) for line in lines]
-        # Without a model nothing can be too long: each line is a window of its own at most.
-        return pack(lines, counts, max(self.window_tokens, max(counts, default=0) + 1))
-
-    async def _complete(
-        self, prompt: Sequence[int], lines: Sequence[str], first: int
-    ) -> Completion:
-        stage = self.stage
-        return await self.engine.complete(
-            Request(stage.level, prompt, lines, first, stage.max_new_tokens)
-        )
 
 
 class Refiner:
@@ -103,15 +33,17 @@ class Refiner:
     ) -> None:
         self.policy = manifest.policy
         self.doc, self.chunk = doc, chunk
-        last = chunk or doc
-        self.tokenizer = last.engine.tokenizer if last else None
         self.style = chunk_style(manifest)
+        self._last = chunk or doc
+        self._copies: Memo[Row] | None = None
+        if manifest.dedup.before == "exact":
+            self._copies = Memo(MEMO_BYTES, _memory)
         self._errors = 0
 
     async def refine(self, document: Document) -> Row:
         """The document's row. What goes wrong with this document alone quarantines it."""
         try:
-            row = await self._refine(document)
+            row = await self._row(document)
         except (RetryError, StopError, asyncio.CancelledError):
             raise
         except RequestError as error:
@@ -144,8 +76,17 @@ class Refiner:
         for engine in engines.values():
             await engine.close()
 
+    async def _row(self, document: Document) -> Row:
+        if self._copies is None:
+            return await self._refine(document)
+        key = digest(document.text.encode("utf-8", "surrogatepass"))
+        row, again = await self._copies.get(key, lambda: self._refine(document))
+        return row.copy(document) if again else row
+
     async def _refine(self, document: Document) -> Row:
-        text, lines = document.text, document.text.split("\n")
+        text = document.text
+        tokens = await self._off_loop(self._count, text)
+        lines = tokens.lines
         answers: list[Answer] = []
         verdict: Emitted | None = None
         doc_call: Call | None = None
@@ -158,18 +99,25 @@ class Refiner:
         calls: tuple[Call, ...] = ()
         if self.chunk and not dropped:
             chunk = self.chunk
-            windows = await self._off_loop(chunk.windows, lines)
-            edits = await asyncio.gather(*(chunk.edit(lines, window) for window in windows))
+            questions = await self._off_loop(chunk.questions, lines, tokens.counts)
+            edits = await asyncio.gather(*(chunk.edit(lines, asked) for asked in questions))
             calls = tuple(edit.call for edit in edits if edit.call)
             answers += edits
         outcome = replay(text, verdict, [c.window for c in calls], self.policy, self.style)
-        tokens = await self._off_loop(_tokens, self.tokenizer, text, outcome)
+        refined = tokens.total if outcome.text == text else 0
+        if outcome.text and outcome.text != text:
+            refined = await self._off_loop(tokens.of, outcome.text)
         flags = tuple(dict.fromkeys(answer.flag for answer in answers if answer.flag))
-        return _row(document, (doc_call, calls), outcome, tokens, flags)
+        return _row(document, (doc_call, calls), outcome, (tokens.total, refined), flags)
+
+    def _count(self, text: str) -> LineTokens:
+        if self._last is None:
+            return LineTokens(None, text, 0)
+        return LineTokens(self._last.engine.tokenizer, text, self._last.window_tokens)
 
     async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run `function`, in a thread where it tokenises: that would hold up the engine."""
-        if self.tokenizer is None:
+        if self._last is None or self._last.engine.tokenizer is None:
             return function(*arguments)
         return await asyncio.to_thread(function, *arguments)
 
@@ -199,24 +147,12 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
             if key not in engines:
                 share = {"gpu_memory_utilization": stage.gpu_memory_utilization or equal}
                 engines[key] = await make_engine(options.model_copy(update=share), model)
-            runners[stage.level] = StageRunner(stage, engines[key])
+            runners[stage.level] = StageRunner(stage, engines[key], manifest.policy)
     except BaseException:
         for engine in engines.values():
             await engine.close()
         raise
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
-
-
-def _call(start: int, stop: int, done: Completion) -> Call:
-    return Call(
-        start,
-        stop,
-        done.text,
-        done.finish,
-        done.prompt_tokens,
-        done.cached_tokens,
-        done.new_tokens,
-    )
 
 
 def _row(
@@ -247,20 +183,7 @@ def _row(
     )
 
 
-def _tokens(tokenizer: Tokenizer | None, text: str, outcome: Outcome) -> tuple[int, int]:
-    """Tokens of the raw and of the refined text, each counted line by line."""
-    before = _count(tokenizer, text)
-    if outcome.status == "kept":
-        return before, before
-    return before, _count(tokenizer, outcome.text) if outcome.text else 0
-
-
-def _count(tokenizer: Tokenizer | None, text: str) -> int:
-    if tokenizer is None:
-        return _estimate(text)
-    lines = text.split("\n")
-    return sum(tokenizer.count(lines)) + len(lines) - 1
-
-
-def _estimate(text: str) -> int:
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
+def _memory(row: Row) -> int:
+    """Bytes that a remembered row takes, roughly."""
+    calls = [row.doc, *row.windows] if row.doc else list(row.windows)
+    return 1000 + sum(400 + len(call.program.encode()) for call in calls)

@@ -1,14 +1,13 @@
-"""Windows: runs of whole lines that fit a model's token budget."""
+"""Lines and their tokens; windows: runs of whole lines that fit a model's token budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from proxhpc.plan import BYTES_PER_TOKEN
 from proxhpc.refine.engines.base import Tokenizer
-from proxhpc.refine.prompts import number_lines
 
 # A line of more characters a token than this is over any budget of its own length or is not text
-# (one token of a long run of spaces or dashes covers 16 to 128): it is never tokenised.
+# (one token of a long run of spaces or dashes covers 16 to 128).
 MAX_CHARS_PER_TOKEN = 64
 
 
@@ -27,30 +26,6 @@ class Window:
     blank: bool = False
 
 
-def cut_windows(
-    tokenizer: Tokenizer,
-    lines: Sequence[str],
-    budget: int,
-    numbering: Literal["document", "window"] = "document",
-) -> list[Window]:
-    """Windows of numbered lines of at most `budget` tokens each, that tile the document.
-
-    The tokenizer is called once. Numbers that restart in each window are all counted like 000;
-    the length of the prompt itself decides before it is sent.
-    """
-    longest = budget * MAX_CHARS_PER_TOKEN
-    short = [line if len(line) <= longest else "" for line in lines]
-    if numbering == "document":
-        numbered = number_lines(short, 0)
-    else:
-        numbered = [f"[000]{line}" for line in short]
-    counts = [
-        count if len(line) <= longest else budget + 1
-        for line, count in zip(lines, tokenizer.count(numbered), strict=True)
-    ]
-    return pack(lines, counts, budget)
-
-
 def pack(lines: Sequence[str], counts: Sequence[int], budget: int) -> list[Window]:
     """Greedy windows, in order, that tile [0, len(lines)); no line is ever split.
 
@@ -62,14 +37,65 @@ def pack(lines: Sequence[str], counts: Sequence[int], budget: int) -> list[Windo
     for number, (_, count) in enumerate(zip(lines, counts, strict=True)):
         cost = count + 1
         if number > start and tokens + cost > budget:
-            windows.append(_window(lines, start, number, tokens, budget))
+            windows.append(window_of(lines, counts, start, number, budget))
             start, tokens = number, 0
         tokens += cost
     if start < len(lines):
-        windows.append(_window(lines, start, len(lines), tokens, budget))
+        windows.append(window_of(lines, counts, start, len(lines), budget))
     return windows
 
 
-def _window(lines: Sequence[str], start: int, stop: int, tokens: int, budget: int) -> Window:
+def window_of(
+    lines: Sequence[str], counts: Sequence[int], start: int, stop: int, budget: int
+) -> Window:
+    """The window of lines [start, stop), of which `pack` tells what they cost."""
+    tokens = sum(counts[start:stop]) + stop - start
     blank = not any(line.strip() for line in lines[start:stop])
     return Window(start, stop, tokens, too_long=tokens > budget, blank=blank)
+
+
+class LineTokens:
+    """A document's lines and the tokens of each, counted once.
+
+    `total` is that of the document, one more for each line end. Without a tokenizer UTF-8 bytes
+    stand for tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, text: str, longest: int) -> None:
+        """A line that `longest` tokens cannot cover is counted in pieces."""
+        self._tokenizer, self._longest = tokenizer, longest * MAX_CHARS_PER_TOKEN
+        self.lines = text.split("\n")
+        self.counts = self._count(self.lines)
+        self._known = dict(zip(self.lines, self.counts, strict=True))
+        self.total = self.of(text)
+
+    def of(self, text: str) -> int:
+        """Tokens of a text most of whose lines are the document's."""
+        if self._tokenizer is None:
+            return _estimate(text)
+        lines = text.split("\n")
+        new = [line for line in lines if line not in self._known]
+        if new:
+            self._known.update(zip(new, self._count(new), strict=True))
+        return sum(self._known[line] for line in lines) + len(lines) - 1
+
+    def _count(self, lines: Sequence[str]) -> list[int]:
+        """One call of the tokenizer, never with a line that would cost it much memory."""
+        if self._tokenizer is None:
+            return [_estimate(line) for line in lines]
+        if max(map(len, lines), default=0) <= self._longest:
+            return self._tokenizer.count(lines)
+        pieces = [
+            (number, line[at : at + self._longest])
+            for number, line in enumerate(lines)
+            for at in range(0, len(line), self._longest)
+        ]
+        counts = [0] * len(lines)
+        counted = self._tokenizer.count([piece for _, piece in pieces])
+        for (number, _), count in zip(pieces, counted, strict=True):
+            counts[number] += count
+        return counts
+
+
+def _estimate(text: str) -> int:
+    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)

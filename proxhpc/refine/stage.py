@@ -1,0 +1,172 @@
+"""One stage on its engine: what is asked about a document, and how it is answered."""
+
+import asyncio
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from proxhpc.manifest import Stage
+from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
+from proxhpc.program.policy import AnyPolicy, Policy
+from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
+from proxhpc.refine.engines.base import Completion, Engine, Request, Tokenizer
+from proxhpc.refine.ledger import Call
+from proxhpc.refine.memo import Memo, digest
+from proxhpc.refine.prompts import prompt_style
+from proxhpc.refine.windows import Window, pack, window_of
+
+MEMO_BYTES = 32 * 1024 * 1024
+SPARE_CALLS = 2  # that a window's cap allows beside one for every second line
+_CALL = "remove_lines(start=1000, end=1000)\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The call that a request became, and how its document was flagged on the way."""
+
+    call: Call | None
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A window and the prompt that asks about it; `flag` says why it must not be asked."""
+
+    window: Window
+    prompt: Sequence[int] = ()
+    flag: str = ""
+
+
+class StageRunner:
+    """One stage of the manifest on its engine."""
+
+    def __init__(self, stage: Stage, engine: Engine, policy: AnyPolicy) -> None:
+        self.stage, self.engine, self.policy = stage, engine, policy
+        self.style = prompt_style(stage.prompt)
+        self.budget = min(
+            stage.max_prompt_tokens or engine.max_model_len,
+            engine.max_model_len - stage.max_new_tokens,
+        )
+        self.window_tokens = stage.window_tokens
+        # For replication of the public code its answers are read to their end, like there.
+        last = VERDICTS if stage.level == "doc" else NO_EDIT
+        self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
+        self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
+        self._number_costs: dict[int, int] = {}
+        if tokenizer := engine.tokenizer:
+            self.style.check(tokenizer, self.budget)
+            if stage.level == "chunk":
+                room = self.budget - self.style.chunk_overhead(tokenizer)
+                self.window_tokens = min(stage.window_tokens, room)
+            (self._call_tokens,) = tokenizer.count([_CALL])
+
+    async def judge(self, text: str, lines: Sequence[str]) -> Answer:
+        """Ask whether to keep the document; flagged when the model saw only its start."""
+        prompt: Sequence[int] = ()
+        truncated = False
+        if tokenizer := self.engine.tokenizer:
+            prompt, truncated = await asyncio.to_thread(
+                self.style.doc_prompt, tokenizer, text, self.budget
+            )
+        grammar = DOC_GRAMMAR if self.stage.grammar != "none" else None
+        limit = self.stage.max_new_tokens
+        request = Request("doc", prompt, lines, 0, limit, self._stop, grammar)
+        call = await self._call(0, len(lines), request)
+        return Answer(call, "truncated" if truncated else "")
+
+    def questions(self, lines: Sequence[str], counts: Sequence[int]) -> list[Question]:
+        """What to ask about windows that tile the document; `counts` are the lines' tokens."""
+        if self.engine.tokenizer is None:
+            # Without a model nothing can be too long: each line is a window of its own at most.
+            budget = max(self.window_tokens, max(counts, default=0) + 1)
+            return [Question(window) for window in pack(lines, counts, budget)]
+        # Where numbers restart in each window, they are taken to have three digits.
+        restart = self.stage.numbering == "window"
+        costs = [
+            count + self._number_cost(100 if restart else number)
+            for number, count in enumerate(counts)
+        ]
+        return [
+            question
+            for window in pack(lines, costs, self.window_tokens)
+            for question in self._ask(self.engine.tokenizer, lines, costs, window)
+        ]
+
+    def _ask(
+        self, tokenizer: Tokenizer, lines: Sequence[str], costs: Sequence[int], window: Window
+    ) -> Iterator[Question]:
+        """The question about a window; about its halves where its prompt is too long after all."""
+        start, stop = window.start, window.stop
+        if window.blank or window.too_long:
+            yield Question(window, flag="line_too_long" if window.too_long else "")
+            return
+        prompt = self.style.chunk_prompt(tokenizer, lines[start:stop], self._first(window))
+        if len(prompt) <= self.budget:
+            yield Question(window, array("I", prompt))
+        elif stop - start == 1:
+            yield Question(window, flag="line_too_long")
+        else:
+            middle = (start + stop) // 2
+            for low, high in ((start, middle), (middle, stop)):
+                half = window_of(lines, costs, low, high, self.window_tokens)
+                yield from self._ask(tokenizer, lines, costs, half)
+
+    def _number_cost(self, number: int) -> int:
+        digits = len(str(number))
+        if digits not in self._number_costs and self.engine.tokenizer:
+            (cost,) = self.engine.tokenizer.count([self.style.number(number)])
+            self._number_costs[digits] = cost
+        return self._number_costs[digits]
+
+    def _first(self, window: Window) -> int:
+        """The number that the window's first line bears."""
+        start = window.start if self.stage.numbering == "document" else 0
+        return FIRST_LINE[self.stage.dialect] + start
+
+    async def edit(self, lines: Sequence[str], question: Question) -> Answer:
+        """Ask for the program of one window; none for a window that must not be asked about."""
+        window = question.window
+        if question.flag or window.blank:
+            return Answer(None, question.flag)
+        own, first = lines[window.start : window.stop], self._first(window)
+        request = Request(
+            "chunk",
+            question.prompt,
+            own,
+            first,
+            self._limit(window),
+            self._stop,
+            self._grammar(own, first),
+        )
+        return Answer(await self._call(window.start, window.stop, request))
+
+    def _limit(self, window: Window) -> int:
+        """Most tokens of a window's program.
+
+        Room to remove every second line, the most ranges there can be, and to quote all of the
+        window once. It ends endless repetition early, and costs no program that makes sense.
+        """
+        if self.engine.tokenizer is None:
+            return self.stage.max_new_tokens
+        ranges = (window.stop - window.start + 1) // 2
+        most = (ranges + SPARE_CALLS) * self._call_tokens + window.tokens
+        return min(self.stage.max_new_tokens, most)
+
+    def _grammar(self, own: Sequence[str], first: int) -> str | None:
+        if self.stage.grammar == "none":
+            return None
+        text = own if self.stage.grammar == "strings" else ()
+        policy = self.policy if isinstance(self.policy, Policy) else None
+        last = first + len(own) - 1
+        return chunk_grammar(self.stage.dialect, first, last, lines=text, policy=policy)
+
+    async def _call(self, start: int, stop: int, request: Request) -> Call:
+        """Have the engine answer, unless it has answered the same before."""
+        if not request.prompt:
+            done, again = await self.engine.complete(request), False
+        else:
+            # The prompt says the rest: a window's limit and grammar follow from its lines.
+            key = digest(array("I", request.prompt).tobytes())
+            done, again = await self._memo.get(key, lambda: self.engine.complete(request))
+        tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
+        return Call(start, stop, done.text, done.finish, *tokens, again)
