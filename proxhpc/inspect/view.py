@@ -84,6 +84,8 @@ def _remark(call: Call) -> Text:
     if call.prompt:
         cached = f", {whole(call.cached)} of them cached" if call.cached else ""
         parts.append(f"{whole(call.prompt)} tokens in{cached}, {whole(call.new)} out")
+    if call.again:
+        parts.append("answered before, not asked again")
     if call.finish == "length":
         parts.append("cut at its length limit")
     return Text("".join(f"  ({part})" for part in parts), style="dim")

@@ -131,13 +131,16 @@ class _Stage:
     def __init__(self, plan: Plan, stage: Stage, counts: Counts) -> None:
         self.stage = stage
         self.model = plan.models.get(stage.level)
-        self.usage: Usage = counts.doc if stage.level == "doc" else counts.chunk
+        doc = stage.level == "doc"
+        self.usage: Usage = counts.doc if doc else counts.chunk
+        self.saved: Usage = counts.doc_saved if doc else counts.chunk_saved
         self.shape = self.model.shape if self.model else None
         self.tokens_read = tokens_read(stage.level, counts)
         if plan.manifest.engine.name == "rules":
-            self.flops = NO_MODEL
+            self.flops = self.saved_flops = NO_MODEL
         else:
             self.flops = stage_flops(self.shape, self.usage, self.tokens_read)
+            self.saved_flops = stage_flops(self.shape, self.saved, None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -150,6 +153,8 @@ class _Stage:
             "tokens_read": self.tokens_read,
             "usage": self.usage.to_dict(),
             "flops": self.flops.to_dict(),
+            "saved_usage": self.saved.to_dict(),
+            "saved_flops": self.saved_flops.to_dict(),
         }
 
 

@@ -35,20 +35,23 @@ def sizes(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 def costs(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """FLOPs by stage and in all: exact, the paper's on measured tokens, the paper's short form."""
-    lines = [
-        (
-            f"{stage['level']} stage",
-            safe(stage["model"] or "no model"),
-            whole(stage["usage"]["requests"]),
-            whole(stage["usage"]["prompt_tokens"]),
-            whole(stage["usage"]["cached_tokens"]),
-            whole(stage["usage"]["new_tokens"]),
-            *_flops(stage["flops"]),
-        )
-        for stage in report["stages"]
-    ]
+    """FLOPs by stage and in all: exact, the paper's on measured tokens, the paper's short form.
+
+    What was answered from memory stands under its stage and is in no sum.
+    """
+    lines = []
+    for stage in report["stages"]:
+        name, model = f"{stage['level']} stage", safe(stage["model"] or "no model")
+        lines.append((name, model, *_usage(stage["usage"]), *_flops(stage["flops"])))
+        if stage["saved_usage"]["requests"]:
+            saved = *_usage(stage["saved_usage"]), *_flops(stage["saved_flops"])
+            lines.append(("  saved", "asked before", *saved))
     return [*lines, ("all", "", "", "", "", "", *_flops(report["flops"]))]
+
+
+def _usage(usage: dict[str, int]) -> tuple[str, ...]:
+    keys = ("requests", "prompt_tokens", "cached_tokens", "new_tokens")
+    return tuple(whole(usage[key]) for key in keys)
 
 
 def training(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -73,8 +76,9 @@ def training(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 FORMULAS = (
     "Exact: 2·body·fed + 2·hidden·vocab·new + 4·layers·heads·head size·attended, from the token "
-    "sums of every request; cached tokens cost nothing. Paper, measured: 2·N·(prompt + new "
-    "tokens). Paper, short: 2·N·(tokens of the documents read). N leaves out the input embedding.",
+    "sums of every request; cached tokens and requests answered before cost nothing. Paper, "
+    "measured: 2·N·(prompt + new tokens). Paper, short: 2·N·(tokens of the documents read). N "
+    "leaves out the input embedding.",
     "Training is 6·N·tokens for one epoch. Refining pays for itself where 6·N·(raw − refined "
     "tokens) ≥ refining FLOPs. None of this says how good the trained model is.",
 )

@@ -1,0 +1,220 @@
+"""What is asked of an engine, and what is not; the engine is a script."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxhpc.corpus.document import Document
+from proxhpc.manifest import Manifest
+from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
+from proxhpc.refine.engines.base import Completion, Request, Tokenizer
+from proxhpc.refine.ledger import Row
+from proxhpc.refine.refiner import Refiner
+from proxhpc.refine.stage import StageRunner
+
+LINES = [f"This is line number {n} of a page of some length, as pages are." for n in range(40)]
+TEXT = "\n".join(LINES)
+SHORT = "\n".join(LINES[:20])
+
+
+class Words:
+    """One token a character, but for lines together, which cost `extra` more for each line."""
+
+    bos: Sequence[int] = ()
+
+    def __init__(self, extra: int = 0) -> None:
+        self.extra = extra
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text] + [0] * (self.extra * text.count("\n"))
+
+    def count(self, lines: Sequence[str]) -> list[int]:
+        return [len(line) for line in lines]
+
+    def head(self, text: str, tokens: int) -> str:
+        return text[:tokens]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def special(self, token: str) -> int:
+        return 1
+
+    def chat(self, system: str | None, user: str) -> list[int]:
+        return self.encode(user)
+
+
+class Script:
+    """Answers every request by a function and remembers them all."""
+
+    name = "script"
+
+    def __init__(
+        self, answer: Callable[[Request], str], context: int = 4000, extra: int = 0
+    ) -> None:
+        self.answer, self.asked = answer, list[Request]()
+        self.tokenizer: Tokenizer | None = Words(extra)
+        self.max_model_len = context
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request)
+        await asyncio.sleep(0)
+        return Completion(self.answer(request), "stop", len(request.prompt), 3, 5)
+
+    async def close(self) -> None:
+        pass
+
+
+def keep(request: Request) -> str:
+    return "keep_doc()" if request.level == "doc" else "untouch_doc()"
+
+
+def refine(
+    engine: Script, texts: Sequence[str], *, doc: bool = True, chunk: bool = True, **more: Any
+) -> list[Row]:
+    stage = more.pop("stage", {})
+    stages = [{"level": "doc", "model": "a/b"} | stage] if doc else []
+    own = {"window_tokens": 1000, "prompt": "prox-plain"}
+    stages += [{"level": "chunk", "model": "a/b"} | own | stage] if chunk else []
+    data = {"name": "x", "corpus": {"paths": "x"}, "engine": {"name": "vllm"}, "stages": stages}
+    manifest = Manifest.model_validate(data | more, context={"base": Path("/")})
+    runners = {
+        stage.level: StageRunner(stage, engine, manifest.policy) for stage in manifest.stages
+    }
+    refiner = Refiner(manifest, runners.get("doc"), runners.get("chunk"))
+
+    async def main() -> list[Row]:
+        documents = [Document(f"d{n}", text, 0, n) for n, text in enumerate(texts)]
+        return await asyncio.gather(*map(refiner.refine, documents))
+
+    return asyncio.run(main())
+
+
+def test_windows_tile_and_their_prompts_bear_the_documents_numbers() -> None:
+    engine = Script(keep)
+    (row,) = refine(engine, [TEXT], doc=False)
+    assert [call.start for call in row.windows] == [0, *(c.stop for c in row.windows[:-1])]
+    assert row.windows[-1].stop == len(LINES)
+    for call, request in zip(row.windows, engine.asked, strict=True):
+        prompt = Words().decode(request.prompt)
+        assert prompt.startswith(f"[doc]\n[{call.start:03d}]{LINES[call.start]}\n")
+        assert prompt.endswith(f"[{call.stop - 1:03d}]{LINES[call.stop - 1]}\n[/doc]")
+        assert len(prompt) <= 1000 + len("[doc]\n[/doc]")
+    assert row.tokens_in == row.tokens_out == len(TEXT)
+
+
+@pytest.mark.parametrize(("dialect", "numbering"), [("line", "document"), ("line", "window")])
+def test_a_program_means_the_numbers_of_its_prompt(dialect: str, numbering: str) -> None:
+    """It removes the line that it read behind the number it names."""
+
+    def answer(request: Request) -> str:
+        lines = Words().decode(request.prompt).split("\n")[1:-1]
+        number = next(
+            line for line in lines if line.endswith("7 of a page of some length, as pages are.")
+        )
+        return f"remove_lines({int(number[1:4])}, {int(number[1:4])})"
+
+    engine = Script(answer)
+    stage = {"dialect": dialect, "numbering": numbering, "window_tokens": 800}
+    (row,) = refine(engine, [TEXT], doc=False, stage=stage)
+    assert len(row.windows) == 4
+    assert (row.status, row.lines_removed, row.rejected) == ("edited", 4, {})
+    sevens = [line for line in LINES if "7 of" in line]
+    assert row.tokens_out == len(TEXT) - sum(len(line) + 1 for line in sevens)
+
+
+def test_a_window_that_costs_more_together_is_halved() -> None:
+    engine = Script(keep, context=1400, extra=9)
+    (row,) = refine(engine, [TEXT], doc=False)
+    budget = 1400 - 256
+    assert [call.start for call in row.windows] == [0, *(c.stop for c in row.windows[:-1])]
+    assert row.windows[-1].stop == len(LINES)
+    assert all(budget / 4 < len(request.prompt) <= budget for request in engine.asked[:-1])
+    assert row.flags == ()
+
+
+def test_a_line_that_is_too_long_is_kept_flagged_and_never_sent() -> None:
+    engine = Script(lambda request: "remove_lines(start=0, end=0)")
+    long = "word " * 1000
+    (row,) = refine(engine, [f"Menu\n{long}\n{TEXT}"], doc=False)
+    assert row.flags == ("line_too_long",)
+    assert not any(long in Words().decode(request.prompt) for request in engine.asked)
+    assert row.tokens_out == len(long) + 1 + len(TEXT)
+
+
+def test_the_answers_length_follows_from_the_window() -> None:
+    engine = Script(keep)
+    refine(engine, ["Home\nAbout", TEXT], doc=False)
+    small, large = engine.asked[0].max_new_tokens, engine.asked[1].max_new_tokens
+    # One range and two calls to spare, and all of its text.
+    assert small == 3 * len("remove_lines(start=1000, end=1000)\n") + len("[000]Home\n[001]About\n")
+    assert large == 256
+
+
+def test_answers_end_with_a_verdict_or_without_an_edit() -> None:
+    engine = Script(keep)
+    refine(engine, [TEXT])
+    doc, *chunks = engine.asked
+    assert set(doc.stop) == {"keep_doc()", "drop_doc()"}
+    assert {"untouch_doc()", "keep_all()"} <= set(chunks[0].stop)
+    assert doc.grammar is chunks[0].grammar is None
+    replication = Script(keep)
+    refine(replication, [TEXT], policy="reference")
+    assert {request.stop for request in replication.asked} == {()}
+
+
+def test_grammars_are_the_windows_own() -> None:
+    engine = Script(keep)
+    refine(engine, ["Home\nAbout us"], stage={"grammar": "lines"})
+    doc, chunk = engine.asked
+    assert (doc.grammar, chunk.grammar) == (DOC_GRAMMAR, chunk_grammar("prox", 0, 1))
+    engine = Script(keep)
+    refine(engine, ["Home\nAbout us"], doc=False, stage={"grammar": "strings", "dialect": "line"})
+    own = chunk_grammar("line", 1, 2, lines=["Home", "About us"])
+    assert engine.asked[0].grammar == own
+
+
+def test_the_same_prompt_is_asked_once_and_the_saving_counted() -> None:
+    engine = Script(keep)
+    rows = refine(engine, [SHORT, "Other text.", SHORT, SHORT])
+    asked = [bytes(c % 256 for c in request.prompt) for request in engine.asked]
+    assert len(asked) == len(set(asked))
+    first, other, *copies = rows
+    for copy in copies:
+        assert [c.program for c in copy.windows] == [c.program for c in first.windows]
+        assert copy.count().doc == other.count().doc_saved == type(copy.count().doc)()
+        assert copy.count().doc_saved == first.count().doc
+        assert copy.count().chunk_saved == first.count().chunk
+        assert copy.flags == ()
+        assert Row.decode(copy.encode()) == copy
+
+
+def test_copies_are_refined_once_and_counted() -> None:
+    engine = Script(
+        lambda request: keep(request) if request.level == "doc" else "remove_lines(0, 0)"
+    )
+    rows = refine(engine, [SHORT, SHORT, "Other text."], dedup={"before": "exact"})
+    first, copy, other = rows
+    assert (copy.id, copy.position, copy.flags) == ("d1", 1, ("copy",))
+    assert first.flags == other.flags == ()
+    keys = ("status", "digest", "tokens_in", "tokens_out", "lines_removed", "bytes_out")
+    assert [getattr(copy, key) for key in keys] == [getattr(first, key) for key in keys]
+    assert copy.count().chunk_saved == first.count().chunk
+    assert copy.count().chunk.requests == copy.count().doc.requests == 0
+    assert Row.decode(copy.encode()) == copy
+
+
+def test_a_copy_does_not_share_its_firsts_failure() -> None:
+    failing = iter([True])
+
+    def answer(request: Request) -> str:
+        if next(failing, False):
+            raise ZeroDivisionError("a defect")
+        return keep(request)
+
+    rows = refine(Script(answer), [SHORT, SHORT, SHORT], dedup={"before": "exact"})
+    assert [row.reason for row in rows] == ["internal_error", "", ""]
+    assert [row.flags for row in rows] == [(), (), ("copy",)]
