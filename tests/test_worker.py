@@ -1,6 +1,7 @@
 """The worker: leases, commits, resumes behind a crash, publishes once."""
 
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +26,7 @@ from proxhpc.refine.leaser import Leaser, missing
 from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
 from proxhpc.refine.refiner import open_refiner
 from proxhpc.refine.shard import OpenShard
+from proxhpc.refine.worker import Assignment, run_worker
 from proxhpc.status.beats import latest
 from runs import document, manifest, planned, rows_of, write_jsonl
 
@@ -166,6 +169,30 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     (beat,) = latest(run.dir)
     assert beat.state == "stopped"
     assert 0 < beat.counts.documents < 30_000
+
+
+def test_no_shard_is_leased_that_would_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path, sharding={"tokens": 1000})
+    clock = itertools.count(1000.0)  # a second passes at every look
+    looks = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("proxhpc.refine.worker.time", looks)
+    monkeypatch.setattr("proxhpc.refine.worker.IN_FLIGHT_DOCUMENTS", 1)
+
+    def work(seconds: float) -> tuple[str, int]:
+        state = run_worker(run.dir, Assignment(seconds=seconds), lambda _: None)
+        assert not list(run.dir.leases.iterdir())
+        assert not list(run.dir.root.glob("shards/*/*.a*"))  # it left nothing half done
+        return state, len(list(missing(run.dir, run.plan)))
+
+    state, left = work(80)
+    assert state == "stopped"
+    assert 0 < left < len(run.plan.shards) - 1
+    # Always one, or a run under a short limit would never end.
+    assert work(20) == ("stopped", left - 1)
+    assert work(10_000) == ("done", 0)
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
 
 
 def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:

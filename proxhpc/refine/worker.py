@@ -24,6 +24,7 @@ from proxhpc.rundir import RunDir
 IN_FLIGHT_DOCUMENTS = 512
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 BATCH = 64  # records read per hop to the reading thread
+COMMITS_WORTH_A_LEASE = 2
 POLL = 5.0  # seconds between two looks at an unclear lease
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -68,8 +69,10 @@ async def _main(
 ) -> str:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    deadline = None
     if assignment.seconds is not None:
         loop.call_later(assignment.seconds, stop.set)
+        deadline = time.monotonic() + assignment.seconds
     began = time.monotonic()
     refiner = await open_refiner(plan.manifest, plan.models)
     log.boot_seconds = time.monotonic() - began
@@ -79,13 +82,13 @@ async def _main(
     leaser = Leaser(
         run, plan, Leases(run, log.owner, job_alive), (assignment.number, assignment.of)
     )
-    worker = Worker(refiner, leaser, log)
+    worker = Worker(refiner, leaser, log, deadline)
     try:
         working = asyncio.create_task(worker.work())
         stopping = asyncio.create_task(stop.wait())
         beating = asyncio.create_task(_beat(log))
         await asyncio.wait({working, stopping, beating}, return_when=asyncio.FIRST_COMPLETED)
-        state = "done" if working.done() else "stopped"
+        state = "done" if working.done() and not worker.out_of_time else "stopped"
         working.cancel()
         stopping.cancel()
         beating.cancel()
@@ -108,19 +111,24 @@ async def _beat(log: ProgressLog) -> None:
 class Worker:
     """Moves documents from leased shards through the refiner into their ledgers."""
 
-    def __init__(self, refiner: Refiner, leaser: Leaser, log: ProgressLog) -> None:
-        self.refiner, self.leaser, self.log = refiner, leaser, log
+    def __init__(
+        self, refiner: Refiner, leaser: Leaser, log: ProgressLog, deadline: float | None = None
+    ) -> None:
+        """`deadline` is when it must have ended, on the monotonic clock."""
+        self.refiner, self.leaser, self.log, self.deadline = refiner, leaser, log, deadline
+        self.out_of_time = False
         self._open: list[OpenShard] = []
+        self._started = time.monotonic()
 
     async def work(self) -> None:
         """Until there is nothing left to lease. Cancelling commits and gives leases back."""
         budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
         shard: OpenShard | None = None
-        started = time.monotonic()
+        self._started = time.monotonic()
         try:
             async with aclosing(ordered(self._events(), self._do, _weigh, budget)) as results:
                 async for event, row in results:
-                    self.log.busy_seconds = time.monotonic() - started
+                    self.log.busy_seconds = time.monotonic() - self._started
                     if isinstance(event, OpenShard):
                         shard = event
                     elif isinstance(event, Closed):
@@ -172,8 +180,26 @@ class Worker:
                 self._open.append(shard)
         return shard
 
+    def _ends_soon(self) -> bool:
+        """Whether another shard would come to nothing in what is left of the job's time.
+
+        A shard that fits is worth its lease; so is one that does not, for what is committed of
+        it stays done, unless there is not even time for that.
+        """
+        plan, done = self.leaser.plan, self.log.counts.bytes_in
+        if self.deadline is None or not done:  # a job too short for one shard must get on, too
+            return False
+        now = time.monotonic()
+        size = sum(shard.estimated_bytes for shard in plan.shards) / len(plan.shards)
+        shard_seconds = size * (now - self._started) / done
+        commits_seconds = COMMITS_WORTH_A_LEASE * plan.manifest.commit.seconds
+        return self.deadline - now < min(shard_seconds, commits_seconds)
+
     async def _events(self) -> AsyncIterator[Event]:
         while True:
+            if self._ends_soon():
+                self.out_of_time = True
+                return
             shard = await self._lease()
             if shard is None:
                 return
