@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import pytest
 from proxhpc.errors import RetryError, UserError
 from proxhpc.manifest import EngineOptions
 from proxhpc.models import ModelRef, resolve_model
+from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
+from proxhpc.program.policy import Policy
+from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine.engines import make_engine
 from proxhpc.refine.engines.base import Completion, Engine, Request, RequestError
 from proxhpc.refine.engines.spawn import (
@@ -29,8 +34,8 @@ from tiny_models import edit_json, save_llama
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]
 
 
-def request(prompt: list[int], new: int = 12, grammar: str | None = None) -> Request:
-    return Request("chunk", prompt, (), 0, new, grammar)
+def request(prompt: list[int], new: int = 12, stop: tuple[str, ...] = ()) -> Request:
+    return Request("chunk", prompt, (), 0, new, stop)
 
 
 async def ask(engine: Engine, *requests: Request) -> list[Any]:
@@ -108,6 +113,34 @@ def test_batches_answer_like_a_plain_loop(engine: Engine, tiny: ModelRef, loop: 
     assert len({answer.text for answer in answers}) > 4
 
 
+def test_a_stop_string_ends_an_answer(engine: Engine, loop: Loop) -> None:
+    """Behind it, though its last token says more; others of the batch go on."""
+    stops_work(engine, [request(prompt, 20) for prompt in PROMPTS], loop)
+
+
+def stops_work(engine: Engine, requests: list[Request], loop: Loop) -> None:
+    """Asks again with what came up in the middle of each answer as stop string, and without."""
+    free = loop(ask(engine, *requests))
+    assert engine.tokenizer is not None
+    asked = []
+    for number, (first, answer) in enumerate(zip(requests, free, strict=True)):
+        middle = len(answer.text) // 2
+        mark = answer.text[middle - 2 : middle + 1]
+        stop = ("never comes up", mark) if number % 3 and mark else ()
+        asked.append(replace(first, stop=stop))
+    stopped = 0
+    for request_, whole, answer in zip(asked, free, loop(ask(engine, *asked)), strict=True):
+        if not request_.stop:
+            assert replace(answer, cached_tokens=0) == replace(whole, cached_tokens=0)
+            continue
+        mark = request_.stop[1]
+        assert answer.text == whole.text[: whole.text.index(mark) + len(mark)]
+        assert answer.finish == "stop"
+        assert answer.new_tokens <= whole.new_tokens
+        stopped += answer.new_tokens < whole.new_tokens
+    assert stopped >= 2
+
+
 def test_every_stop_token_of_the_model_stops(
     tmp_path: Path, tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +184,7 @@ def test_a_wrong_request_harms_no_other(engine: Engine, loop: Loop) -> None:
             request([]),
             request([1], 0),
             request([1] * 244, 12),
-            request([1], 3, "a+"),
+            replace(request([1], 3), grammar="a+"),
         )
     )
     assert isinstance(long, RequestError)
@@ -322,14 +355,21 @@ def core(real: ModelRef, vllm: None, loop: Loop) -> Iterator[Engine]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
         made = loop(make_engine(wanted, real))
-    context = made._engine.engine_core.resources.ctx
+    contexts = [made._engine._engine.engine_core.resources.ctx]
+    made.contexts = contexts
     yield made
     loop(made.close())
     loop(made.close())  # closing twice is no error
-    context.destroy(linger=0)  # vLLM leaves it to the garbage collector, which warns
+    for context in contexts:
+        context.destroy(linger=0)  # vLLM leaves it to the garbage collector, which warns
     os.environ.clear()
     os.environ.update(before)
-    assert not made._children & descendants(os.getpid())
+    assert not children(made) & descendants(os.getpid())
+
+
+def children(core: Any) -> set[int]:
+    """The processes of the vLLM engine at work."""
+    return set(core._engine._children)
 
 
 @pytest.fixture(scope="module")
@@ -369,8 +409,8 @@ def test_vllm_writes_under_a_grammar(core: Engine, loop: Loop) -> None:
     answer, wrong = loop(
         ask(
             core,
-            Request("chunk", asked.prompt, (), 0, 40, grammar),
-            Request("chunk", asked.prompt, (), 0, 40, "("),
+            replace(asked, grammar=grammar),
+            replace(asked, grammar="("),
         )
     )
     assert answer.finish == "stop"
@@ -380,8 +420,39 @@ def test_vllm_writes_under_a_grammar(core: Engine, loop: Loop) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("dialect", ["prox", "line"])
+def test_programs_under_a_windows_grammar_are_executed(
+    core: Engine, loop: Loop, dialect: Dialect
+) -> None:
+    """Whatever a model without training writes: no word of it is rejected."""
+    first = FIRST_LINE[dialect]
+    odd = [*DOCUMENTS[5], 'naïve 漢字 (a|b)* [x] {1,2} ^$ . ? + \\ "quoted" </s>']
+    asked = []
+    for lines in [*DOCUMENTS[:4], odd]:
+        prompt = prompt_style("chat-template").chunk_prompt(core.tokenizer, lines, first)
+        for text in ((), lines):
+            grammar = chunk_grammar(dialect, first, first + len(lines) - 1, lines=text)
+            asked.append(Request("chunk", prompt, lines, first, 60, ("keep_all()",), grammar))
+    answers = loop(ask(core, *asked))
+    for question, answer in zip(asked, answers, strict=True):
+        emitted = Emitted(answer.text, answer.finish)
+        text, policy = "\n".join(question.lines), Policy(min_kept_words=0, max_removed_share=1)
+        windows = [WindowProgram(0, len(question.lines), emitted)]
+        outcome = replay(text, None, windows, policy, Style(dialect))
+        assert set(outcome.rejected) <= {"cut"}
+    assert len({answer.text for answer in answers}) > 3
+    verdict = loop(core.complete(replace(asked[0], level="doc", grammar=DOC_GRAMMAR)))
+    assert verdict.text in ("keep_doc()", "drop_doc()")
+
+
+@pytest.mark.model
+def test_a_stop_string_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
+    stops_work(core, windows(core), loop)
+
+
+@pytest.mark.model
 def test_vllm_outlives_a_wrong_request_and_signals(core: Engine, loop: Loop) -> None:
-    for pid in core._children:  # type: ignore[attr-defined]
+    for pid in children(core):
         os.kill(pid, signal.SIGUSR1)
         os.kill(pid, signal.SIGUSR2)
     long, fine = loop(ask(core, request([1] * 1020, 12), windows(core, 4)[0]))
@@ -406,19 +477,29 @@ def test_vllm_options_are_checked(core: Engine, real: ModelRef, loop: Loop) -> N
 
 
 @pytest.mark.model
-def test_a_killed_core_is_an_error_to_retry(core: Engine, loop: Loop) -> None:
-    """The last test with this engine."""
+def test_a_killed_core_is_replaced_once(
+    core: Engine, expected: list[Completion], loop: Loop
+) -> None:
+    """The last test with this engine: what was under way is asked again."""
 
-    async def work() -> list[Any]:
-        asked = [Request("chunk", w.prompt, (), 0, 500) for w in windows(core)]
-        tasks = asyncio.gather(*map(core.complete, asked), return_exceptions=True)
+    async def killed(*requests: Request) -> list[Any]:
+        tasks = asyncio.gather(*map(core.complete, requests), return_exceptions=True)
         await asyncio.sleep(0.5)
-        for pid in core._children:  # type: ignore[attr-defined]
+        for pid in children(core):
             os.kill(pid, signal.SIGKILL)
         return await tasks
 
-    answers = loop(work())
+    before = children(core)
+    long = [replace(window, max_new_tokens=500) for window in windows(core)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answers = loop(killed(*long, *windows(core)))
+    core.contexts.append(core._engine._engine.engine_core.resources.ctx)  # type: ignore[attr-defined]
+    assert all(isinstance(answer, Completion) for answer in answers)
+    assert [answer.text for answer in answers[len(long) :]] == [e.text for e in expected]
+    assert not before & children(core)
+    answers = loop(killed(*long))
     assert any(isinstance(answer, RetryError) for answer in answers)
     assert all(isinstance(answer, RetryError | Completion) for answer in answers)
-    with pytest.raises(RetryError, match="died"):
+    with pytest.raises(RetryError, match="died again"):
         loop(core.complete(windows(core)[0]))

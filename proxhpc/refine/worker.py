@@ -21,7 +21,7 @@ from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.refine.shard import Item, OpenShard
 from proxhpc.rundir import RunDir
 
-IN_FLIGHT_DOCUMENTS = 512
+IN_FLIGHT_DOCUMENTS = 2048  # twice what vLLM runs at a time on a large GPU
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 BATCH = 64  # records read per hop to the reading thread
 COMMITS_WORTH_A_LEASE = 2

@@ -1,5 +1,6 @@
 """Engines: what writes the programs. Each is imported only when it is asked for."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from proxhpc.errors import UserError
@@ -8,6 +9,8 @@ from proxhpc.refine.engines.base import Engine
 if TYPE_CHECKING:
     from proxhpc.manifest import EngineOptions
     from proxhpc.models import ModelRef
+
+NGRAM = 4  # tokens that must agree before the next ones are guessed
 
 
 async def make_engine(options: "EngineOptions", model: "ModelRef | None") -> Engine:
@@ -25,16 +28,7 @@ async def make_engine(options: "EngineOptions", model: "ModelRef | None") -> Eng
             hint="give the stage a `model`, or use `engine: {name: rules}`",
         )
     if options.name == "vllm":
-        from proxhpc.refine.engines.vllm_engine import VLLMEngine
-
-        _need("vllm", "vllm")
-        return VLLMEngine(
-            model,
-            dtype=options.dtype,
-            gpu_memory_utilization=options.gpu_memory_utilization,
-            max_model_len=options.max_model_len,
-            options=options.options,
-        )
+        return await _lasting_vllm(options, model)
     from proxhpc.refine.engines.transformers_engine import TransformersEngine
 
     _need("transformers", "transformers")
@@ -46,6 +40,36 @@ async def make_engine(options: "EngineOptions", model: "ModelRef | None") -> Eng
         max_model_len=options.max_model_len,
         options=options.options,
     )
+
+
+async def _lasting_vllm(options: "EngineOptions", model: "ModelRef") -> Engine:
+    from proxhpc.refine.engines.device import wait_for_memory
+    from proxhpc.refine.engines.lasting import LastingEngine
+    from proxhpc.refine.engines.vllm_engine import VLLMEngine
+
+    _need("vllm", "vllm")
+    more = dict(options.options)
+    devices = more.get("tensor_parallel_size")
+    if options.ngram_tokens:
+        more["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": options.ngram_tokens,
+            "prompt_lookup_max": NGRAM,
+        }
+
+    async def start() -> Engine:
+        share = options.gpu_memory_utilization
+        # In a thread: a worker that starts its engine again must not fall silent for so long.
+        await asyncio.to_thread(wait_for_memory, share, devices if isinstance(devices, int) else 1)
+        return VLLMEngine(
+            model,
+            dtype=options.dtype,
+            gpu_memory_utilization=share,
+            max_model_len=options.max_model_len,
+            options=more,
+        )
+
+    return LastingEngine(await start(), start)
 
 
 def _need(package: str, extra: str) -> None:

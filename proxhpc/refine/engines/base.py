@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from proxhpc.errors import ProxError
+from proxhpc.errors import ProxError, RetryError
 
 Level = Literal["doc", "chunk"]
 Finish = Literal["stop", "length"]
@@ -12,6 +12,10 @@ Finish = Literal["stop", "length"]
 
 class RequestError(ProxError):
     """One request that can never be answered; the others are unharmed."""
+
+
+class EngineDiedError(RetryError):
+    """The engine is gone; another one may answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Engine(Protocol):
     max_model_len: int
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request; many may be in flight. RetryError when the engine has died."""
+        """Answer one request; many may be in flight. EngineDiedError when the engine has died."""
         ...
 
     async def close(self) -> None:
@@ -109,3 +113,9 @@ def check_request(request: Request, max_model_len: int) -> None:
             f"model's context of {max_model_len}",
             hint="lower window_tokens, max_prompt_tokens or max_new_tokens of this stage",
         )
+
+
+def end_of(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of the strings `stop` that comes up in `text` ends; None without one."""
+    ends = [at + len(mark) for mark in stop if (at := text.find(mark)) >= 0]
+    return min(ends, default=None)

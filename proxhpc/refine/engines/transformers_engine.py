@@ -15,6 +15,7 @@ from proxhpc.refine.engines.base import (
     RequestError,
     Tokenizer,
     check_request,
+    end_of,
 )
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 
@@ -157,16 +158,20 @@ class TransformersEngine:
         for row, request in enumerate(requests):
             ids[row, width - len(request.prompt) :] = torch.tensor(list(request.prompt))
             mask[row, width - len(request.prompt) :] = 1
-        limits = torch.tensor([request.max_new_tokens for request in requests])
+        longest = max(request.max_new_tokens for request in requests)
+        ends = _ends(requests, self._tokenizer, width)
         with torch.inference_mode():
             out = self._model.generate(
                 ids.to(self._device),
                 attention_mask=mask.to(self._device),
-                generation_config=self._greedy(int(limits.max())),
-                stopping_criteria=StoppingCriteriaList([_limit(limits.to(self._device), width)]),
+                generation_config=self._greedy(longest),
+                stopping_criteria=StoppingCriteriaList([ends]),
             )
         rows = out[:, width:].tolist()
-        return [self._completion(r, row) for r, row in zip(requests, rows, strict=True)]
+        return [
+            self._completion(request, row[:length])
+            for request, row, length in zip(requests, rows, ends.lengths, strict=True)
+        ]
 
     def _greedy(self, max_new_tokens: int) -> Any:
         from transformers import GenerationConfig
@@ -181,27 +186,46 @@ class TransformersEngine:
             use_cache=True,
         )
 
-    def _completion(self, request: Request, row: Sequence[int]) -> Completion:
-        new = list(row[: request.max_new_tokens])
+    def _completion(self, request: Request, new: Sequence[int]) -> Completion:
+        """What a row's `new` tokens say, which end at the first stop or with the padding."""
         end = next((i for i, token in enumerate(new) if token in self._stop), None)
+        text = self._tokenizer.decode(new[:end])
+        stop = end_of(text, request.stop)
         return Completion(
-            text=self._tokenizer.decode(new[:end]),
-            finish="length" if end is None else "stop",
+            text=text[:stop],
+            finish="length" if end is None and stop is None else "stop",
             prompt_tokens=len(request.prompt),
             cached_tokens=0,
             new_tokens=len(new) if end is None else end + 1,
         )
 
 
-def _limit(limits: Any, width: int) -> Any:
-    """A stopping criterion that ends each row at its own number of new tokens."""
+def _ends(requests: Sequence[Request], tokenizer: Tokenizer, width: int) -> Any:
+    """A stopping criterion that ends each row at its own limit or stop string.
+
+    Its `lengths` are the rows' numbers of new tokens; rows that end otherwise have their limit.
+    """
+    import torch
     from transformers import StoppingCriteria
 
-    class PerRow(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return input_ids.shape[1] - width >= limits
+    # A token of a stop string is one of its characters at least.
+    tails = [max(map(len, request.stop), default=0) + 1 for request in requests]
 
-    return PerRow()
+    class Ends(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
+        def __init__(self) -> None:
+            self.lengths = [request.max_new_tokens for request in requests]
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            new = input_ids.shape[1] - width
+            for row, request in enumerate(requests):
+                if new < self.lengths[row] and request.stop:
+                    tail = input_ids[row, width:][-tails[row] :].tolist()
+                    if end_of(tokenizer.decode(tail), request.stop) is not None:
+                        self.lengths[row] = new
+            done = [new >= length for length in self.lengths]
+            return torch.tensor(done, device=input_ids.device)
+
+    return Ends()
 
 
 def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import count
 from multiprocessing import resource_tracker
@@ -13,10 +13,12 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.models import ModelRef
 from proxhpc.refine.engines.base import (
     Completion,
+    EngineDiedError,
     Request,
     RequestError,
     Tokenizer,
     check_request,
+    end_of,
 )
 from proxhpc.refine.engines.spawn import (
     Tie,
@@ -97,31 +99,31 @@ class VLLMEngine:
             raise
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request. RequestError when it is wrong, RetryError when the engine died."""
+        """Answer one request. RequestError when it is wrong, EngineDiedError when it died."""
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         check_request(request, self.max_model_len)
         if self._dead is not None:
-            raise RetryError(self._dead)
+            raise EngineDiedError(self._dead)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
         final = None
         try:
             async for output in self._engine.generate(
-                prompt, self._sampling(request), str(next(self._numbers))
+                prompt, sampling(request, self._stop), str(next(self._numbers))
             ):
                 final = output
         except EngineDeadError as error:
             self._dead = "the vLLM engine has died; its last words are in the worker's log"
-            raise RetryError(self._dead) from error
+            raise EngineDiedError(self._dead) from error
         except EngineGenerateError as error:
             raise RetryError(f"vLLM could not answer a request: {error.__cause__}") from error
         except (VLLMValidationError, ValueError) as error:
             raise RequestError(f"vLLM refuses a request: {error}") from error
         if final is None or final.outputs[0].finish_reason not in {"stop", "length"}:
             raise RetryError("vLLM ended a request without an answer")
-        return self._completion(final)
+        return self._completion(final, request.stop)
 
     async def close(self) -> None:
         """End the core and every other child, remove scratch files. Never raises."""
@@ -140,26 +142,12 @@ class VLLMEngine:
         if left:
             log.warning("vLLM processes are still ending: %s", left)
 
-    def _sampling(self, request: Request) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        grammar = request.grammar
-        return SamplingParams(
-            temperature=0.0,
-            max_tokens=request.max_new_tokens,
-            stop_token_ids=self._stop,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
-        )
-
-    def _completion(self, final: Any) -> Completion:
+    def _completion(self, final: Any, stop: Sequence[str]) -> Completion:
         answer = final.outputs[0]
         ids = list(answer.token_ids)
-        text = ids[:-1] if ids and ids[-1] in self._stop else ids
+        text = self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop else ids)
         return Completion(
-            text=self._tokenizer.decode(text),
+            text=text[: end_of(text, stop)],
             finish="length" if answer.finish_reason == "length" else "stop",
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=max(final.num_cached_tokens or 0, 0),
@@ -167,9 +155,28 @@ class VLLMEngine:
         )
 
 
+def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
+    """Sampling parameters of vLLM for a request: greedy, and only the final answer handed out."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    grammar = request.grammar
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=request.max_new_tokens,
+        stop_token_ids=list(stop_ids),
+        stop=list(request.stop),
+        include_stop_str_in_output=bool(request.stop),
+        detokenize=bool(request.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
+    )
+
+
 def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) -> Any:
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise missing_vllm(error) from error
@@ -198,7 +205,8 @@ def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) ->
             disable_log_stats=True,
             **options,
         )
-        config = args.create_engine_config()
+        # The defaults of offline batches: a server's run 128 at a time where these run 1024.
+        config = args.create_engine_config(usage_context=UsageContext.LLM_CLASS)
     except (ValueError, TypeError) as error:
         raise UserError(f"vLLM refuses its arguments: {error}") from error
     try:

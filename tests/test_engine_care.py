@@ -1,0 +1,165 @@
+"""What keeps engines going: another start after death, waiting for memory."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxhpc.errors import RetryError
+from proxhpc.refine.engines import device
+from proxhpc.refine.engines.base import (
+    Completion,
+    EngineDiedError,
+    Request,
+    RequestError,
+    Tokenizer,
+    end_of,
+)
+from proxhpc.refine.engines.lasting import LastingEngine
+
+REQUEST = Request("doc", [1], (), 0, 5)
+
+
+class Mortal:
+    """Answers so many requests, then dies with all that are under way."""
+
+    name = "mortal"
+    tokenizer: Tokenizer | None = None
+    max_model_len = 100
+
+    def __init__(self, answers: int) -> None:
+        self.answers, self.closed = answers, 0
+
+    async def complete(self, request: Request) -> Completion:
+        await asyncio.sleep(0)
+        if request.max_new_tokens == 0:
+            raise RequestError("wrong")
+        if self.closed or self.answers == 0:
+            raise EngineDiedError("the engine has died")
+        self.answers -= 1
+        return Completion(str(id(self)), "stop", 1, 0, 1)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def lasting(*engines: Mortal) -> LastingEngine:
+    following = iter(engines[1:])
+
+    async def start() -> Mortal:
+        await asyncio.sleep(0.01)
+        return next(following)
+
+    return LastingEngine(engines[0], start)
+
+
+async def ask(engine: LastingEngine, *requests: Request) -> list[Any]:
+    return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
+
+
+def test_what_was_under_way_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Mortal(3), Mortal(100)
+    answers = asyncio.run(ask(lasting(first, second), *[REQUEST] * 50))
+    assert sorted(a.text for a in answers) == sorted([str(id(first))] * 3 + [str(id(second))] * 47)
+    assert (first.closed, second.closed) == (1, 0)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_it_is_started_again_once() -> None:
+    engine = lasting(Mortal(3), Mortal(4), Mortal(100))
+    answers = asyncio.run(ask(engine, *[REQUEST] * 20))
+    assert sum(isinstance(answer, Completion) for answer in answers) == 7
+    assert sum(isinstance(answer, RetryError) for answer in answers) == 13
+    with pytest.raises(RetryError, match="died again after 1 restart"):
+        asyncio.run(engine.complete(REQUEST))
+
+
+def test_a_start_that_fails_is_the_end_of_all() -> None:
+    async def start() -> Mortal:
+        raise RetryError("no memory")
+
+    answers = asyncio.run(ask(LastingEngine(Mortal(1), start), *[REQUEST] * 3))
+    assert [type(answer) for answer in answers] == [Completion, RetryError, RetryError]
+
+
+def test_a_closed_engine_stays_closed_and_a_wrong_request_kills_none() -> None:
+    only = Mortal(10)
+    engine = lasting(only)
+
+    async def work() -> list[Any]:
+        wrong = await ask(engine, Request("doc", [1], (), 0, 0), REQUEST)
+        await engine.close()
+        return [*wrong, *await ask(engine, REQUEST)]
+
+    wrong, fine, late = asyncio.run(work())
+    assert isinstance(wrong, RequestError)
+    assert isinstance(fine, Completion)
+    assert isinstance(late, EngineDiedError)
+    assert only.closed == 1
+
+
+def test_the_first_stop_string_ends_a_text() -> None:
+    assert end_of("a keep() b drop()", ("drop()", "keep()")) == 8
+    assert end_of("a keep(", ("drop()", "keep()")) is None
+    assert end_of("x", ()) is None
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts a script on PATH that answers for each device the lines of its file, one by one."""
+
+    def install(**answers: str) -> Path:
+        script = tmp_path / "nvidia-smi"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'cd {tmp_path}; echo "$@" >> asked\n'
+            'for last; do :; done; head -n 1 "$last"\n'
+            'if [ $(wc -l < "$last") -gt 1 ]; then sed -i 1d "$last"; fi\n'
+        )
+        script.chmod(0o755)
+        for name, lines in answers.items():
+            (tmp_path / name).write_text(lines)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(answers))
+        monkeypatch.setattr(device, "PAUSE_S", 0)
+        return tmp_path / "asked"
+
+    return install
+
+
+def test_memory_is_waited_for(nvidia_smi: Callable[..., Path]) -> None:
+    asked = nvidia_smi(GPU_a="100, 1000\n899, 1000\n900, 1000\n", GPU_b="50, 1000\n")
+    device.wait_for_memory(0.9)
+    lines = asked.read_text().splitlines()
+    assert len(lines) == 3  # the other device is not this engine's
+    assert all(line.endswith("-i GPU_a") and "memory.free,memory.total" in line for line in lines)
+
+
+def test_waiting_ends_with_a_warning(
+    nvidia_smi: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nvidia_smi(GPU_a="950, 1000\n", GPU_b="50, 1000\n")
+    monkeypatch.setattr(device, "WAIT_S", 0.05)
+    device.wait_for_memory(0.9, devices=2)
+    assert "device GPU_b: 90 % of its memory is not free" in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["", "No devices were found\n", "[N/A], [N/A]\n"])
+def test_what_cannot_be_told_is_not_waited_for(
+    nvidia_smi: Callable[..., Path], answer: str
+) -> None:
+    asked = nvidia_smi(GPU_a=answer)
+    device.wait_for_memory(0.9)
+    assert len(asked.read_text().splitlines()) == 1
+
+
+def test_without_nvidia_smi_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    device.wait_for_memory(0.9)
