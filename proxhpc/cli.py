@@ -16,6 +16,7 @@ Refine pre-training corpora on Slurm clusters with small language models that wr
 
   proxhpc plan MANIFEST       what would happen; submits nothing
   proxhpc launch MANIFEST     plan once, then refine, merge and report; run it again to go on
+  proxhpc refine FILE --diff  what a model makes of some documents, right here
   proxhpc status RUN          how far a run is
   proxhpc inspect RUN ID      one document before and after, with its programs
 """
@@ -44,6 +45,25 @@ def parser() -> argparse.ArgumentParser:
     _run(status)
     status.add_argument("--watch", action="store_true", help="keep looking until it has ended")
     _json(status)
+
+    refine = verbs.add_parser("refine", help="refine documents right here, for a first look")
+    refine.add_argument(
+        "files",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="corpus files, or any other file as one document; - or none: JSON lines on stdin",
+    )
+    refine.add_argument("--manifest", type=Path, help="stages, engine, policy and fields from here")
+    refine.add_argument("--model", help="else: model of the chunk stage (no model: the rules)")
+    refine.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
+    refine.add_argument("--prompt", default="prox-llama2", help="prompt style (prox-llama2)")
+    refine.add_argument("--engine", choices=["rules", "transformers", "vllm"])
+    refine.add_argument("--plain", action="store_true", help="stdin is one document of plain text")
+    refine.add_argument("--limit", type=int, metavar="N", help="the first N documents only")
+    shape = refine.add_mutually_exclusive_group()
+    shape.add_argument("--text", action="store_true", help="print the refined text and no more")
+    shape.add_argument("--diff", action="store_true", help="show each document before and after")
 
     inspect = verbs.add_parser("inspect", help="show a document before and after")
     _run(inspect)
@@ -143,6 +163,23 @@ def _status(arguments: argparse.Namespace) -> None:
     show(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
 
 
+def _refine(arguments: argparse.Namespace) -> int:
+    from proxhpc import here
+
+    if arguments.limit is not None:
+        _at_least(1, "--limit", arguments.limit)
+    manifest = here.manifest_of(
+        arguments.manifest,
+        engine=arguments.engine,
+        model=arguments.model,
+        doc_model=arguments.doc_model,
+        prompt=arguments.prompt,
+    )
+    items = here.items(manifest, arguments.files or [Path("-")], plain=arguments.plain)
+    form: here.Form = "diff" if arguments.diff else "text" if arguments.text else "json"
+    return here.refine(manifest, items, form, arguments.limit)
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from proxhpc.inspect import show, show_sample
 
@@ -207,6 +244,7 @@ COMMANDS = {
     "plan": _plan,
     "launch": _launch,
     "status": _status,
+    "refine": _refine,
     "inspect": _inspect,
     "report": _report,
     "worker": _worker,

@@ -213,6 +213,15 @@ def check_outside(run: RunDir, paths: Iterable[Path]) -> None:
             )
 
 
+def find_models(manifest: Manifest) -> dict[str, ModelRef]:
+    """The stages' models by level, on disk and whole; none for the rules. UserError as ever."""
+    return {
+        stage.level: resolve_model(stage.model)
+        for stage in manifest.stages
+        if stage.model is not None and manifest.engine.name != "rules"
+    }
+
+
 def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     """Look at the place, the inputs and the models of a new run and cut its shards.
 
@@ -224,11 +233,7 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     check_outside(run, (path for path, _ in found))
     inputs = tuple(describe(path, corpus.format, name=name) for path, name in found)
     _check_text(manifest, inputs)
-    models: dict[str, ModelRef] = {
-        stage.level: resolve_model(stage.model)
-        for stage in manifest.stages
-        if stage.model is not None and manifest.engine.name != "rules"
-    }
+    models = find_models(manifest)
     plan = Plan(
         run_id=secrets.token_hex(4),
         created=round(time.time(), 3),

@@ -31,7 +31,15 @@ def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
     if document is None or refined.text is None:
         raise ValueError(f"record {refined.number} is not for the corpus")
     provenance = plan.manifest.output.provenance
-    row: dict[str, Any] = {"id": document.id, "text": refined.text}
+    row = record(document, refined.text, provenance=provenance)
+    if provenance:
+        row["proxhpc"] = _provenance(plan, refined.row)
+    return row
+
+
+def record(document: Document, text: str | None, *, provenance: bool) -> dict[str, Any]:
+    """A document's record with its refined text; `provenance` keeps the field's name free."""
+    row: dict[str, Any] = {"id": document.id, "text": text}
     reserved = {"id", "text", "proxhpc"} if provenance else {"id", "text"}
     for name, value in document.fields.items():
         if name == "id" and _is_id(value, document):
@@ -40,8 +48,6 @@ def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
         while free in reserved or (free != name and free in document.fields):
             free = PREFIX + free
         row[free] = _writable(value) if isinstance(value, dict | list) else value
-    if provenance:
-        row["proxhpc"] = _provenance(plan, refined.row)
     return row
 
 

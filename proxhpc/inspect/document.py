@@ -19,11 +19,11 @@ class Inspection:
     """A document before and after.
 
     `before` is None for a record that could not be read, `after` for what is not in the corpus.
-    `notes` say what does not fit together.
+    `notes` say what does not fit together. `shard` is None for what is no part of a run.
     """
 
     source: str
-    shard: int
+    shard: int | None
     published: bool
     row: Row
     style: Style

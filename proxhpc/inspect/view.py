@@ -53,7 +53,7 @@ def _facts(item: Inspection) -> Table:
     state = "" if item.published else ", not finished: this is an unpublished attempt"
     facts: list[tuple[str, Text]] = [
         ("source", Text(safe(item.source))),
-        ("shard", Text(f"{item.shard}{state}")),
+        ("shard", Text("" if item.shard is None else f"{item.shard}{state}")),
         ("outcome", outcome),
         ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
         ("tokens", Text(f"{_change(row.tokens_in, row.tokens_out)}, {safe(item.token_unit)}")),

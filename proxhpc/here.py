@@ -1,0 +1,230 @@
+"""Refining documents right here, for a first look at a model on one's own data.
+
+The same stages, engines and policy as in a run, and the same records as of its corpus, but no run
+directory: nothing is kept, resumed or merged.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import ValidationError
+
+from proxhpc.account.counts import Counts
+from proxhpc.account.flops import flops
+from proxhpc.assemble.rows import record
+from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.inputs import resolve, unreadable
+from proxhpc.corpus.jsonl import read_jsonl, split_lines
+from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.corpus.streams import plain as raw_chunks
+from proxhpc.errors import UserError
+from proxhpc.inspect import Inspection, render
+from proxhpc.manifest import Manifest, load_manifest
+from proxhpc.plan import find_models
+from proxhpc.program.replay import replay
+from proxhpc.refine.ledger import Row, bad_row
+from proxhpc.refine.pump import Budget, ordered
+from proxhpc.refine.refiner import chunk_style, open_refiner
+from proxhpc.refine.worker import BATCH, IN_FLIGHT_BYTES, IN_FLIGHT_DOCUMENTS
+from proxhpc.report.text import power
+from proxhpc.status.terminal import make_console, safe, whole
+
+Form = Literal["json", "text", "diff"]
+Named = tuple[str, Document | Bad]
+
+
+def manifest_of(
+    path: Path | None, *, engine: str | None, model: str | None, doc_model: str | None, prompt: str
+) -> Manifest:
+    """The manifest in a file, or that of a model or two; without either, of the rules."""
+    if path is not None:
+        if engine or model or doc_model:
+            raise UserError("--manifest names the models and the engine: give it alone")
+        return load_manifest(path)
+    stages = [("doc", doc_model), ("chunk", model)]
+    if model or doc_model:
+        stages = [stage for stage in stages if stage[1]]
+        engine = engine or ("vllm" if find_spec("vllm") else "transformers")
+    data = {
+        "name": "here",
+        "corpus": {"paths": "-", "id": "id"},
+        "engine": {"name": engine or "rules"},
+        "stages": [{"level": level, "model": name, "prompt": prompt} for level, name in stages],
+    }
+    try:
+        return Manifest.model_validate(data, context={"base": Path.cwd()})
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(str(problem["msg"]).strip() for problem in error.errors()),
+            hint="--model and --doc-model take a directory or a hub id, --prompt a prompt style",
+        ) from None
+
+
+def items(manifest: Manifest, paths: Sequence[Path], *, plain: bool = False) -> Iterator[Named]:
+    """Documents and bad records of files, each with the name of where it stands.
+
+    `-` is standard input: JSON lines, or with `plain` one document. UserError for a file that
+    cannot be read.
+    """
+    corpus = manifest.corpus
+    fields, limit = Fields(corpus.text, corpus.id), corpus.max_record_bytes
+    for number, path in enumerate(paths):
+        name = "stdin" if path == Path("-") else os.fsencode(path).decode("utf-8", "replace")
+        found: Iterator[Document | Bad | End]
+        if name == "stdin" and not plain:
+            lines = split_lines(raw_chunks(sys.stdin.buffer), 0, limit)
+            found = read_jsonl(lines, Span(number), fields, name, limit)
+        elif name == "stdin" or not _is_corpus(path, manifest):
+            found = iter([_whole(path, name, number, limit)])
+        else:
+            found = read_span(path, corpus.format, Span(number), fields, limit)
+        for item in found:
+            if not isinstance(item, End):
+                yield f"{name}:{item.position}", item
+
+
+def _is_corpus(path: Path, manifest: Manifest) -> bool:
+    try:
+        resolve(path, manifest.corpus.format)
+    except UserError:
+        if path.is_dir():
+            raise
+        return False
+    return True
+
+
+def _whole(path: Path, name: str, number: int, limit: int) -> Document | Bad:
+    """A file as one document of plain text."""
+    try:
+        if name == "stdin":
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    head = data[:2000]
+    if len(data) > limit:
+        return Bad("too_long", number, 0, len(data), head, f"more than {limit:,} bytes")
+    try:
+        return Document(name, data.decode("utf-8"), number, 0)
+    except UnicodeDecodeError as error:
+        return Bad("invalid_utf8", number, 0, len(data), head, str(error))
+
+
+def refine(manifest: Manifest, found: Iterator[Named], form: Form, limit: int | None = None) -> int:
+    """Refine and print, in the order of the input, then a summary on stderr; the exit status.
+
+    That is 1 where not one record could be read.
+    """
+    printer = _Printer(manifest, form)
+    asyncio.run(_refine(manifest, islice(found, limit), printer))
+    printer.sum_up()
+    return int(printer.bad == printer.counts.documents > 0)
+
+
+async def _refine(manifest: Manifest, found: Iterator[Named], printer: "_Printer") -> None:
+    refiner = await open_refiner(manifest, find_models(manifest))
+
+    async def events() -> AsyncIterator[Named]:
+        while batch := await asyncio.to_thread(lambda: list(islice(found, BATCH))):
+            for event in batch:
+                yield event
+
+    async def work(event: Named) -> Row:
+        item = event[1]
+        return bad_row(item) if isinstance(item, Bad) else await refiner.refine(item)
+
+    def weigh(event: Named) -> int:
+        return len(event[1].text) if isinstance(event[1], Document) else 1
+
+    budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
+    try:
+        async for (source, item), row in ordered(events(), work, weigh, budget):
+            printer.show(source, item, row)
+    finally:
+        await refiner.close()
+
+
+class _Printer:
+    """Prints results and counts them."""
+
+    def __init__(self, manifest: Manifest, form: Form) -> None:
+        self.manifest, self.form = manifest, form
+        self.style = chunk_style(manifest)
+        self.console = make_console()
+        self.counts, self.bad = Counts(), 0
+
+    def show(self, source: str, item: Document | Bad, row: Row) -> None:
+        """One result, as asked for."""
+        self.counts += row.count()
+        if row.status == "quarantined":
+            self.bad += isinstance(item, Bad)
+            said = safe(f"{source}: {row.reason}: {row.detail}".strip(": "), 500)
+            sys.stderr.write(f"proxhpc: {said}\n")
+        text = self._text(item, row)
+        if self.form == "diff":
+            self.console.print(render(self._inspection(source, item, row, text)), soft_wrap=True)
+        elif self.form == "json":
+            self._write(_json(source, item, row, text) + b"\n")
+        elif text is not None:
+            self._write(text.encode("utf-8", "surrogatepass") + b"\n" * (not text.endswith("\n")))
+
+    def _text(self, item: Document | Bad, row: Row) -> str | None:
+        if isinstance(item, Bad) or row.status not in ("kept", "edited"):
+            return None
+        doc = row.doc.emitted if row.doc else None
+        windows = [call.window for call in row.windows]
+        return replay(item.text, doc, windows, self.manifest.policy, self.style).text
+
+    def _inspection(
+        self, source: str, item: Document | Bad, row: Row, text: str | None
+    ) -> Inspection:
+        return Inspection(
+            source=source,
+            shard=None,
+            published=True,
+            row=row,
+            style=self.style,
+            token_unit="tokens" if self.manifest.engine.name != "rules" else "bytes / 4",
+            before=item.text if isinstance(item, Document) else None,
+            after=text,
+        )
+
+    def _write(self, data: bytes) -> None:
+        # Not the text layer: a corpus is UTF-8 whatever the locale says.
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    def sum_up(self) -> None:
+        """How many of what, and what it cost."""
+        counts = self.counts
+        parts = [f"kept {whole(counts.kept)}", f"edited {whole(counts.edited)}"]
+        parts += [f"dropped {whole(counts.dropped.total())}"]
+        parts += [f"quarantined {whole(counts.quarantined.total())}"]
+        cost = 0
+        for level, model in find_models(self.manifest).items():
+            usage = counts.doc if level == "doc" else counts.chunk
+            parts.append(f"{level} stage: {whole(usage.prompt_tokens)} tokens in")
+            cost += flops(model.shape, usage) if model.shape else 0
+        parts += [f"{power(cost)} FLOPs"] if cost else []
+        sys.stderr.write(f"{whole(counts.documents)} documents: {', '.join(parts)}\n")
+
+
+def _json(source: str, item: Document | Bad, row: Row, text: str | None) -> bytes:
+    """A row like the corpus's; `text` is null where nothing stays."""
+    document = item if isinstance(item, Document) else Document("", "", row.file, row.position)
+    about: dict[str, Any] = {"source": source, "outcome": row.status, "reason": row.reason}
+    if row.doc:
+        about["doc"] = row.doc.program
+    about["chunk"] = [call.program for call in row.windows]
+    about |= {"rejected": row.rejected, "flags": row.flags}
+    return orjson.dumps(record(document, text, provenance=True) | {"proxhpc": about})

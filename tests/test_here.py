@@ -1,0 +1,185 @@
+"""`proxhpc refine`: the same as a run makes of the documents, on standard output."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from proxhpc.cli import main
+from proxhpc.cluster import tasks
+from proxhpc.errors import UserError
+from proxhpc.here import manifest_of
+from runs import PARAGRAPH, document, manifest, planned, write_jsonl
+from tiny_models import save_llama
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refined(text: str) -> str:
+    return text.removeprefix("Home | About | Contact\n")
+
+
+def rows(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_files_of_each_kind_in_the_order_given(tmp_path: Path, capsys: Capture) -> None:
+    packed = write_jsonl(tmp_path / "a.jsonl.zst", [document(1), document(2, id=None)])
+    page = tmp_path / "page.html"
+    page.write_text(document(3)["text"])
+    assert main(["refine", str(packed), str(page)]) == 0
+    out, err = capsys.readouterr()
+    first, second, third = rows(out)
+    assert first["id"] == "doc-1"
+    assert first["url"] == "http://example.org/1"
+    assert second["id"] == f"a.jsonl.zst:{len(json.dumps(document(1))) + 1}"
+    assert third["id"] == str(page)
+    for number, row in enumerate((first, second, third), 1):
+        assert row["text"] == refined(document(number)["text"])
+        about = row["proxhpc"]
+        assert about["outcome"] == "edited"
+        assert about["doc"] == "keep_doc()"
+        assert about["chunk"][0].startswith("remove_lines(start=0, end=0)")
+    assert err == "3 documents: kept 0, edited 3, dropped 0, quarantined 0\n"
+
+
+def test_it_is_what_a_run_makes_of_them(tmp_path: Path, capsys: Capture) -> None:
+    run = planned(tmp_path, 12)
+    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.merge(str(run.dir.root), 1)
+    parts = sorted(run.dir.corpus.glob("part-*"))
+    written = subprocess.run(
+        ["zstd", "-dc", *parts], capture_output=True, check=True, text=True
+    ).stdout
+    files = [str(info.path) for info in run.plan.inputs]
+    assert main(["refine", "--manifest", str(tmp_path / "manifest.yaml"), *files]) == 0
+    ours = rows(capsys.readouterr().out)
+    keys = ("id", "text", "url")
+    assert [[r[k] for k in keys] for r in ours] == [[r[k] for k in keys] for r in rows(written)]
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    lines = b"".join(json.dumps(document(n)).encode() + b"\n" for n in range(200))
+    feed(monkeypatch, lines)
+    assert main(["refine", "--limit", "150", "--text"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(refined(document(n)["text"]) + "\n" for n in range(150))
+    assert err.startswith("150 documents")
+    feed(monkeypatch, document(7)["text"].encode())
+    assert main(["refine", "--plain", "-"]) == 0
+    assert rows(capsys.readouterr().out)[0]["text"] == refined(document(7)["text"])
+
+
+def test_every_record_has_its_line(tmp_path: Path, capsys: Capture) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"id": "no", "text": "Short."}, b"{broken\x1b[2J", document(1)]
+    )
+    bad = tmp_path / "latin.txt"
+    bad.write_bytes(b"caf\xe9")
+    assert main(["refine", str(path), str(bad)]) == 0
+    out, err = capsys.readouterr()
+    outcomes = [(r["proxhpc"]["outcome"], r["proxhpc"]["reason"]) for r in rows(out)]
+    assert outcomes == [
+        ("dropped", "doc_program"),
+        ("quarantined", "invalid_json"),
+        ("edited", ""),
+        ("quarantined", "invalid_utf8"),
+    ]
+    assert [r["text"] is None for r in rows(out)] == [True, True, False, True]
+    assert err.count("proxhpc: ") == 2
+    assert "\x1b" not in err
+    assert main(["refine", str(bad)]) == 1  # nothing at all could be read
+
+
+def test_before_and_after_cannot_steer_the_terminal(tmp_path: Path, capsys: Capture) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[31m[red]x[/red]"
+    page = tmp_path / "page.txt"
+    page.write_text(
+        f"Home | About | Contact\n{hostile} is in this page of some length.\n{PARAGRAPH}"
+    )
+    assert main(["refine", "--diff", str(page)]) == 0
+    out, _ = capsys.readouterr()
+    assert "- Home | About | Contact" in out
+    assert "remove_lines(start=0, end=0)" in out
+    assert r"\x1b]0;owned\x07" in out
+    assert "\x1b" not in out.replace("\x1b[0m", "")
+    assert "shard" not in out
+
+
+def test_a_model_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("transformers")
+    model = save_llama(tmp_path / "llama")
+    page = tmp_path / "page.txt"
+    page.write_text("Home\nThe fox jumps.")
+    arguments = ["--engine", "transformers", "--prompt", "prox-plain", "--model", str(model)]
+    sections: dict[str, Any] = {
+        "engine": {"name": "transformers"},
+        "stages": [
+            {"level": "chunk", "model": str(model), "prompt": "prox-plain", "max_new_tokens": 16}
+        ],
+    }
+    with pytest.raises(SystemExit):
+        main(["refine", "--text", "--diff", str(page)])
+    made = manifest(tmp_path, [page], **sections)
+    capsys.readouterr()
+    assert main(["refine", "--manifest", str(made), str(page)]) == 0
+    out, err = capsys.readouterr()
+    (row,) = rows(out)
+    assert len(row["proxhpc"]["chunk"]) == 1
+    assert "doc" not in row["proxhpc"]
+    assert "chunk stage: " in err
+    assert "FLOPs" in err
+    # The whole answer of 256 tokens does not fit this model: an error, said before it is loaded.
+    assert main(["refine", *arguments, str(page)]) == 2
+    assert "its frame is" in capsys.readouterr().err
+
+
+def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(("engine", "model", "doc_model"))
+    assert [s.level for s in manifest_of(None, **nothing, prompt="compact").stages] == [
+        "doc",
+        "chunk",
+    ]
+    one = manifest_of(None, **nothing | {"doc_model": "a/b", "engine": "vllm"}, prompt="compact")
+    assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
+    with pytest.raises(UserError, match="give it alone"):
+        manifest_of(tmp_path / "m.yaml", **nothing | {"model": "a/b"}, prompt="compact")
+    with pytest.raises(UserError, match="neither a directory"):
+        manifest_of(None, **nothing | {"model": "a b"}, prompt="compact")
+    with pytest.raises(UserError, match="compact"):
+        manifest_of(None, **nothing, prompt="compactt")
+
+
+def test_the_reader_may_leave(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [document(n) for n in range(3000)])
+    command = [sys.executable, "-m", "proxhpc.cli", "refine", "--text", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith(b"The river")
+        process.stdout.close()
+        assert process.stderr
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["refine", str(tmp_path / "none.txt")]) == 2
+    assert "no such input file" in capsys.readouterr().err
+    assert main(["refine", str(tmp_path)]) == 2
+    assert "not a file" in capsys.readouterr().err
+    locked = tmp_path / "locked.jsonl"
+    locked.write_text("")
+    locked.chmod(0)
+    if os.access(locked, os.R_OK):  # root reads everything
+        return
+    assert main(["refine", str(locked)]) == 2
