@@ -114,6 +114,11 @@ class Bare:
         ]
         return answers, seconds
 
+    def close(self) -> None:
+        """End what vLLM started: it would be waited for at the end of this process."""
+        if self.options.name == "vllm":
+            self.llm.llm_engine.engine_core.shutdown()
+
     def _transformers(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
         async def work() -> tuple[list[Completion], float]:
             engine = await make_engine(self.options, self.model)
@@ -129,7 +134,9 @@ class Bare:
 def bare(folder: Path, requests: Sequence[Request]) -> Result:
     """All requests of the worker at once."""
     manifest = load_manifest(folder / "manifest.yaml")
-    answers, seconds = Bare(manifest.engine, Path(str(manifest.stages[0].model))).run(requests)
+    engine = Bare(manifest.engine, Path(str(manifest.stages[0].model)))
+    answers, seconds = engine.run(requests)
+    engine.close()
     return Result(seconds, usage_of(answers))
 
 
@@ -162,6 +169,7 @@ def published(folder: Path, requests: Sequence[Request]) -> Result:
                 asked.append(Request("chunk", prompt, (), 0, limit))
     preparing += time.perf_counter() - began
     edits, editing = engine.run(asked)
+    engine.close()
     return Result(preparing + judging + editing, usage_of([*verdicts, *edits]))
 
 

@@ -13,7 +13,7 @@ from proxhpc.refine.engines.base import Tokenizer
 # Of the released refiners' training and inference, at both levels.
 SYSTEM = "You are a helpful, respectful and honest assistant."
 # Characters a token is first taken to cover when a long document is cut; doubled where too few.
-_CHARS_PER_TOKEN = 8
+_CHARS_PER_TOKEN = 5
 
 _Wrap = Callable[[Tokenizer, str], list[int]]
 
@@ -70,9 +70,13 @@ class PromptStyle:
         it was in training. UserError when the frame alone is over the budget.
         """
         text = text.rstrip()
-        start, whole = self._start(tokenizer, text, budget)
-        ids = self.ask(tokenizer, start)
-        if len(ids) <= budget and whole:
+        size = max(budget, 1) * _CHARS_PER_TOKEN
+        start = text[:size]
+        # Spares a long document's tail, which no model will see, the tokenizer.
+        while len(ids := self.ask(tokenizer, start)) <= budget and len(start) < len(text):
+            size *= 2
+            start = text[:size]
+        if len(ids) <= budget:
             return ids, False
         self.check(tokenizer, budget)
         room = budget - len(self.ask(tokenizer, ""))
@@ -91,18 +95,6 @@ class PromptStyle:
     def chunk_overhead(self, tokenizer: Tokenizer) -> int:
         """Tokens of a window's prompt beside its numbered lines, each with its line end."""
         return len(self.chunk_prompt(tokenizer, (), 0))
-
-    def _start(self, tokenizer: Tokenizer, text: str, budget: int) -> tuple[str, bool]:
-        """Enough of the start of `text` to fill the budget, and whether that is all of it.
-
-        Spares a long document's tail, which no model will see, the tokenizer.
-        """
-        size = max(budget, 1) * _CHARS_PER_TOKEN
-        while size < len(text):
-            if len(tokenizer.encode(text[:size])) > budget:
-                return text[:size], False
-            size *= 2
-        return text, True
 
 
 def prompt_style(name: str) -> PromptStyle:

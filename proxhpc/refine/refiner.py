@@ -7,6 +7,7 @@ windows; a chunk program edits each; the row says what came of it.
 import asyncio
 import traceback
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any, TypeVar
 
 from proxhpc.corpus.document import Document
@@ -38,6 +39,7 @@ class Refiner:
         self._copies: Memo[Row] | None = None
         if manifest.dedup.before == "exact":
             self._copies = Memo(MEMO_BYTES, _memory)
+        self._orders = count()
         self._errors = 0
 
     async def refine(self, document: Document) -> Row:
@@ -84,14 +86,14 @@ class Refiner:
         return row.copy(document) if again else row
 
     async def _refine(self, document: Document) -> Row:
-        text = document.text
+        text, order = document.text, next(self._orders)
         tokens = await self._off_loop(self._count, text)
         lines = tokens.lines
         answers: list[Answer] = []
         verdict: Emitted | None = None
         doc_call: Call | None = None
         if self.doc:
-            answer = await self.doc.judge(text, lines)
+            answer = await self.doc.judge(text, lines, order)
             doc_call = answer.call
             verdict = doc_call.emitted if doc_call else None
             answers.append(answer)
@@ -100,7 +102,7 @@ class Refiner:
         if self.chunk and not dropped:
             chunk = self.chunk
             questions = await self._off_loop(chunk.questions, lines, tokens.counts)
-            edits = await asyncio.gather(*(chunk.edit(lines, asked) for asked in questions))
+            edits = await asyncio.gather(*(chunk.edit(lines, asked, order) for asked in questions))
             calls = tuple(edit.call for edit in edits if edit.call)
             answers += edits
         outcome = replay(text, verdict, [c.window for c in calls], self.policy, self.style)

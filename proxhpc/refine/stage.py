@@ -60,8 +60,11 @@ class StageRunner:
                 self.window_tokens = min(stage.window_tokens, room)
             (self._call_tokens,) = tokenizer.count([_CALL])
 
-    async def judge(self, text: str, lines: Sequence[str]) -> Answer:
-        """Ask whether to keep the document; flagged when the model saw only its start."""
+    async def judge(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
+        """Ask whether to keep the document; flagged when the model saw only its start.
+
+        Documents of lower `order` are to be done with first.
+        """
         prompt: Sequence[int] = ()
         truncated = False
         if tokenizer := self.engine.tokenizer:
@@ -70,7 +73,7 @@ class StageRunner:
             )
         grammar = DOC_GRAMMAR if self.stage.grammar != "none" else None
         limit = self.stage.max_new_tokens
-        request = Request("doc", prompt, lines, 0, limit, self._stop, grammar)
+        request = Request("doc", prompt, lines, 0, limit, self._stop, grammar, order)
         call = await self._call(0, len(lines), request)
         return Answer(call, "truncated" if truncated else "")
 
@@ -123,7 +126,7 @@ class StageRunner:
         start = window.start if self.stage.numbering == "document" else 0
         return FIRST_LINE[self.stage.dialect] + start
 
-    async def edit(self, lines: Sequence[str], question: Question) -> Answer:
+    async def edit(self, lines: Sequence[str], question: Question, order: int = 0) -> Answer:
         """Ask for the program of one window; none for a window that must not be asked about."""
         window = question.window
         if question.flag or window.blank:
@@ -137,6 +140,7 @@ class StageRunner:
             self._limit(window),
             self._stop,
             self._grammar(own, first),
+            order,
         )
         return Answer(await self._call(window.start, window.stop, request))
 

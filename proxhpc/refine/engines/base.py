@@ -26,6 +26,7 @@ class Request:
     has no tokenizer, reads `lines`: the document's lines, or those of one window, the first of
     which bears the number `first_line` in the prompt. The answer ends behind the first of the
     strings `stop` that comes up in it, which stays part of it; `grammar` is a regular expression.
+    An engine that can answers requests of lower `order` first.
     """
 
     level: Level
@@ -35,6 +36,7 @@ class Request:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)

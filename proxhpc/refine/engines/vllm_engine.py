@@ -111,7 +111,10 @@ class VLLMEngine:
         final = None
         try:
             async for output in self._engine.generate(
-                prompt, sampling(request, self._stop), str(next(self._numbers))
+                prompt,
+                sampling(request, self._stop),
+                str(next(self._numbers)),
+                priority=request.order,
             ):
                 final = output
         except EngineDeadError as error:
@@ -192,6 +195,8 @@ def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) ->
             )
     from vllm.platforms import current_platform
 
+    # What follows up on an answer goes before what is new, while the cache still has its prompt.
+    options = {"scheduling_policy": "priority", **options}
     if current_platform.is_cpu():  # compiling small models there costs more than it gives
         options = {"enforce_eager": True, **options}
     try:
