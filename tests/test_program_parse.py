@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.program.edits import lower, read_edits
+from proxhpc.program.edits import read_window, window_of
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import (
     Keep,
@@ -296,4 +296,5 @@ usual = st.lists(
 
 @given(usual | soups, dialects, finishes)
 def test_the_short_way_agrees_with_the_parser(text, dialect, finish):
-    assert read_edits(text, dialect, finish) == lower(parse_chunk(text, dialect, finish))
+    short = read_window(text, dialect, finish, 3, 40, 5)
+    assert short == window_of(parse_chunk(text, dialect, finish), 3, 40, 5)

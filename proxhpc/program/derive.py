@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
 
-from proxhpc.program.edits import lower
-from proxhpc.program.execute import apply, execute, only_place, place_edits, word_places
+from proxhpc.program.edits import window_of
+from proxhpc.program.execute import apply, execute, only_place, word_places
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import (
     FIRST_LINE,
@@ -75,7 +75,7 @@ def derive(
     if isinstance(edits, NoProgram):
         return edits
     program = Program((*statements, *edits))
-    window = place_edits(0, len(lines), first, lower(program))
+    window = window_of(program, 0, len(lines), first)
     results = execute(before, len(lines), [window], policy)
     if window.rejected or apply(before, results) != after:
         reasons = ", ".join(window.rejected) or "its effect differs"

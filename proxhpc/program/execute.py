@@ -10,11 +10,11 @@ but what stays, once.
 """
 
 import re
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from proxhpc.program.edits import Edits, StringEdit
+from proxhpc.program.edits import StringEdit, Window, count
 from proxhpc.program.policy import Policy
 
 EXECUTE_REASONS = (
@@ -40,58 +40,21 @@ _UNSPACED_RANGES = (
 UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 """One character of a script that writes no spaces between words."""
 
-Range = tuple[int, int]
-
-
-class Window(NamedTuple):
-    """The lines [start, stop) of a document and what a program asks for there.
-
-    `removed` are its lines that go, as disjoint ascending ranges [a, b) none next to another;
-    the program knows a line by its number in the document less `shift`. `rejected` counts
-    statements by reason.
-    """
-
-    start: int
-    stop: int
-    shift: int
-    removed: list[Range]
-    strings: list[StringEdit]
-    rejected: dict[str, int]
-
-
-def place_edits(start: int, stop: int, first_line: int, edits: Edits) -> Window:
-    """Put edits into the window of lines [start, stop), whose first they know as `first_line`."""
-    asked, strings, everything, rejected, _ = edits
-    shift = start - first_line
-    ranges = [(start, stop)] if everything else []
-    for first, last in asked:
-        if first > last:
-            _count(rejected, "reversed_range")
-        elif first + shift < start or last + shift >= stop:
-            _count(rejected, "outside_window")
-        else:
-            ranges.append((first + shift, last + shift + 1))
-    if len(ranges) > 1:
-        ranges = _joined(ranges)
-    return Window(start, stop, shift, ranges, strings, rejected)
-
+_END = sys.maxsize  # behind the last character of any text
 
 Change = tuple[int, int, str]
 """Characters [start, stop) of a document become the string."""
 
 
-class WindowResult(NamedTuple):
-    """What a program comes to in its window, in characters of the document.
+Executed = tuple[list[Change], int]
+"""(changes, replaced): what a program comes to in its window, in characters of the document.
 
-    `changes`, disjoint and ascending, take removed lines out, the newline behind each included,
-    and replace `replaced` occurrences of strings outside of those.
-    """
-
-    changes: list[Change]
-    replaced: int
+`changes`, disjoint and ascending, take removed lines out, the newline behind each included,
+and replace `replaced` occurrences of strings outside of those.
+"""
 
 
-def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) -> list[WindowResult]:
+def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) -> list[Executed]:
     """Find out what each program comes to in a text of `total` lines.
 
     `windows` are ascending and disjoint; what is rejected is added to their counts. Error budgets
@@ -106,20 +69,25 @@ def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) ->
         if window.strings:
             changes, replaced = _changes(text, window, starts, holes, policy)
             holes = sorted(holes + changes) if changes else holes
-        results.append(WindowResult(holes, replaced))
+        results.append((holes, replaced))
     return results
 
 
-def apply(text: str, results: Sequence[WindowResult]) -> str:
+def apply(text: str, results: Sequence[Executed]) -> str:
     """Return `text` with all changes made; ascending results of disjoint windows."""
-    changes = [change for result in results for change in result.changes]
+    changes: list[Change] = []
+    for own, _ in results:
+        changes += own
     end = len(text) + 1
     while changes and changes[-1][1] == end:  # the last line that stays loses its newline
         end = changes.pop()[0]
     pieces: list[str] = []
     at = 0
     for start, stop, target in changes:
-        pieces += text[at:start], target
+        if at < start:
+            pieces.append(text[at:start])
+        if target:
+            pieces.append(target)
         at = stop
     pieces.append(text[at : max(at, end - 1)])
     return "".join(pieces)
@@ -140,43 +108,30 @@ def word_places(text: str, low: int, high: int, source: str, policy: Policy) -> 
     """
     find, size, most, whole = text.find, len(source), policy.max_matches, policy.whole_words
     at = find(source, low, high)
+    if at < 0:
+        return "not_found"
     places: list[int] = []
-    inside = False
     while at >= 0:
         stop = at + size
         if whole and (
-            (at > low and _in_word(text, at - 1)) or (stop < high and _in_word(text, stop - 1))
+            (at > low and text[at - 1].isalnum() and _in_word(text, at))
+            or (stop < high and text[stop].isalnum() and _in_word(text, stop))
         ):
-            inside = True
+            pass
         elif len(places) == most:
             return "too_many_matches"
         else:
             places.append(at)
         at = find(source, stop, high)
-    return places or ("inside_word" if inside else "not_found")
+    return places or "inside_word"
 
 
 def _in_word(text: str, at: int) -> bool:
-    """Whether characters `at` and the next belong to one word of a script that has spaces."""
-    left, right = text[at], text[at + 1]
+    """Whether character `at` continues a word of the one before, in a script that has spaces."""
+    left, right = text[at - 1], text[at]
     if not (left.isalnum() and right.isalnum()):
         return False
     return not (UNSPACED.match(left) or UNSPACED.match(right))
-
-
-def _count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
-    rejected[reason] = rejected.get(reason, 0) + number
-
-
-def _joined(ranges: list[Range]) -> list[Range]:
-    ranges.sort()
-    joined = ranges[:1]
-    for start, stop in ranges[1:]:
-        if start > joined[-1][1]:
-            joined.append((start, stop))
-        elif stop > joined[-1][1]:
-            joined[-1] = (joined[-1][0], stop)
-    return joined
 
 
 def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
@@ -185,7 +140,7 @@ def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
     Walks from the nearer end of the text.
     """
     lines: list[int] = []
-    for start, stop, shift, removed, strings, _ in windows:
+    for start, stop, removed, strings, _, _ in windows:
         for pair in removed:
             lines += pair
         if strings:
@@ -194,24 +149,27 @@ def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
             if stop < total:
                 lines.append(stop)
             if strings[0][0] is not None:
-                numbers = {line + shift for line, *_ in strings if line is not None}
-                lines += [n + end for n in numbers if start <= n < stop for end in (0, 1)]
+                lines += [line + end for line, *_ in strings if line is not None for end in (0, 1)]
     lines.sort()
-    half = bisect_right(lines, total // 2)
     starts = {0: 0, total: len(text) + 1}
+    half = total // 2
     known = at = 0
     find = text.find
-    for line in lines[:half]:
-        for _ in range(line - known):
+    for line in lines:
+        if line > half:
+            break
+        while known < line:
             at = find("\n", at) + 1
-        known = line
+            known += 1
         starts[line] = at
     known, at = total, len(text) + 1
     rfind = text.rfind
-    for line in reversed(lines[half:]):
-        for _ in range(known - line):
+    for line in reversed(lines):
+        if line <= half:
+            break
+        while known > line:
             at = rfind("\n", 0, at - 1) + 1
-        known = line
+            known -= 1
         starts[line] = at
     return starts
 
@@ -221,25 +179,26 @@ def _changes(
 ) -> tuple[list[Change], int]:
     """Disjoint ascending changes outside removed lines, and of how many occurrences."""
     strings, most = window.strings, policy.max_strings
-    different = list(dict.fromkeys(strings)) if len(strings) > 1 else strings
+    if len(strings) > 1:
+        strings = list(dict.fromkeys(strings))
     accepted: list[Change] = []
     replaced = 0
-    for string in different[:most]:
+    for string in strings if len(strings) <= most else strings[:most]:
         found = _find(text, window, starts, string, policy)
         if holes and not isinstance(found, str):
             found = _outside(found, holes)
         if accepted and not isinstance(found, str):
             found = _fitting(found, accepted)
         if isinstance(found, str):
-            _count(window.rejected, found)
+            count(window.rejected, found)
             continue
         replaced += len(found)
         if accepted:
             _insert(found, accepted)
         else:
             accepted = found
-    if len(different) > most:
-        _count(window.rejected, "too_many_strings", len(different) - most)
+    if len(strings) > most:
+        count(window.rejected, "too_many_strings", len(strings) - most)
     return accepted, replaced
 
 
@@ -247,21 +206,18 @@ def _find(
     text: str, window: Window, starts: dict[int, int], edit: StringEdit, policy: Policy
 ) -> list[Change] | str:
     """All changes that one statement asks for, or the reason why it is rejected."""
-    number, source, target, verbatim = edit
-    line, stop = window.start, window.stop
-    if number is not None:
-        line = number + window.shift
-        if not window.start <= line < stop:
-            return "outside_window"
-        stop = line + 1
-    low, high = starts[line], starts[stop] - 1
+    line, source, target, verbatim = edit
+    if line is None:
+        low, high = starts[window.start], starts[window.stop] - 1
+    else:
+        low, high = starts[line], starts[line + 1] - 1
     if verbatim and text.find(verbatim[0], low, high) >= 0:
         if text.find(source, low, high) >= 0:
             return "ambiguous"
         source, target = verbatim
     if not source or source.isspace():
         return "blank_source"
-    if number is None:
+    if line is None:
         places = word_places(text, low, high, source, policy)
     else:
         places = only_place(text, low, high, source)
@@ -278,7 +234,7 @@ def _outside(found: list[Change], holes: list[Change]) -> list[Change] | str:
     outside = []
     for change in found:
         start, stop, _ = change
-        behind = bisect_right(holes, start, key=_start)
+        behind = bisect_right(holes, (start, _END, ""))
         if behind and start < holes[behind - 1][1]:
             if stop > holes[behind - 1][1]:
                 return "crosses_removed"

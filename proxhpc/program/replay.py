@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
-from proxhpc.program.edits import read_edits
-from proxhpc.program.execute import UNSPACED, Window, apply, execute, place_edits
+from proxhpc.program.edits import Window, read_window
+from proxhpc.program.execute import UNSPACED, apply, execute
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect, Finish, Verdict
@@ -145,10 +145,11 @@ def _replay_windows(
                 _add(rejected, {"error_budget": 1})
                 continue
         accepted.append(result)
-        removed += sum([stop - start for start, stop in window.removed])
-        replaced += result.replaced
+        for start, stop in window.removed:
+            removed += stop - start
+        replaced += result[1]
     after = apply(text, accepted) if removed or replaced else text
-    return _judged(text, after, policy, (removed, replaced), rejected)
+    return _judged(text, after, policy, removed, replaced, rejected)
 
 
 def _placed(
@@ -166,11 +167,11 @@ def _placed(
                 hint="the input changed after its programs were written; refine the shard again",
             )
         at = stop
-        edits = read_edits(emitted.program, style.dialect, emitted.finish)
-        if edits.cut:
-            _add(rejected, {"cut": 1})
         first = base + start if style.numbering == "document" else base
-        placed.append(place_edits(start, stop, first, edits))
+        read = read_window(emitted.program, style.dialect, emitted.finish, start, stop, first)
+        if read.cut:
+            _add(rejected, {"cut": 1})
+        placed.append(read)
     return placed
 
 
@@ -180,16 +181,16 @@ def _add(total: dict[str, int], more: dict[str, int]) -> None:
 
 
 def _judged(
-    before: str, after: str, policy: Policy, counts: tuple[int, int], rejected: dict[str, int]
+    before: str, after: str, policy: Policy, removed: int, replaced: int, rejected: dict[str, int]
 ) -> Outcome:
     """Apply the limits of a whole document."""
     if after == before:
-        return Outcome("kept", before, rejected, "", *counts)
+        return Outcome("kept", before, rejected, "", removed, replaced)
     if len(before) - len(after) > policy.max_removed_share * len(before):
         return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
     if is_short(after, policy) and not is_short(before, policy):
         return _at_limit(policy.on_short, "short", before, rejected)
-    return Outcome("edited", after, rejected, "", *counts)
+    return Outcome("edited", after, rejected, "", removed, replaced)
 
 
 def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> Outcome:
