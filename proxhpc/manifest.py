@@ -137,6 +137,8 @@ class Manifest(Config):
         for n, stage in enumerate(self.stages):
             if stage.grammar != "none" and self.engine.name != "vllm":
                 yield ("stages", n, "grammar"), "only with engine.name: vllm"
+            elif stage.grammar != "none" and self.policy == "reference":
+                yield ("stages", n, "grammar"), "not with policy: reference, which reads otherwise"
             if shares[n] is None:
                 continue
             key: Key = ("stages", n, "gpu_memory_utilization")

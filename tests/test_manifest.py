@@ -238,6 +238,13 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
         "x.yaml:3: stages[0].window_tokens: 1500 + 256 tokens leave no room for a prompt in "
         "engine.max_model_len: 1756",
     ),
+    "grammar of the reference": (
+        SMALL.replace("level: doc", "level: doc, model: a/b, grammar: lines").replace(
+            "rules", "vllm"
+        )
+        + "policy: reference\n",
+        "x.yaml:3: stages[0].grammar: not with policy: reference, which reads otherwise",
+    ),
     "comparison": (
         SMALL + "comparison: {name: x}\n",
         "x.yaml:5: comparison: give either model (a directory) or parameters (a number)",

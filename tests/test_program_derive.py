@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.program import derive as module
+from proxhpc.program import align
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
@@ -72,17 +72,76 @@ def test_numbers_of_a_window_in_the_middle_of_a_document():
     assert str(program) == "remove_lines(start=41, end=41)"
 
 
-def test_a_line_that_cannot_be_told_from_another():
-    after = (
-        "Home | About\nThe adult brain is here.\nShare this\nfoo bar baz\nfoo BAR baz\n\nend of it"
-    )
-    assert derive(BEFORE, after) == NoProgram("line 4 cannot be edited without another")
-    assert str(derive(BEFORE, after, "line")) == 'replace_str(5, "bar", "BAR")'
+EDITS = [  # before, after, program in each dialect
+    ("foo foo", "foo", 'normalize("foo ", "")', 'remove_str(1, "foo ")'),
+    ("x b bar", "x bar", 'normalize(" b", "")', 'replace_str(1, " b ", " ")'),
+    ("a b", "a\nb", r'normalize(" b", "\u000ab")', r'replace_str(1, " b", "\u000ab")'),
+    ("x\n\ny", "x\nz\n\ny", r'normalize("x", "x\u000az")', r'replace_str(1, "x", "x\u000az")'),
+    ("\nfoo", "bar\nfoo", r'normalize("\u000afoo", "bar\u000afoo")', ""),
+    ("a\n\nb", "a\nx\nb", r'normalize("\u000ab", "x\u000ab")', ""),
+    ('foo "b\nx \\"b', 'foo b\nx \\"b', """normalize(' "', " ")""", """remove_str(1, '"')"""),
+    (
+        "foo x bar\nfoo x baz",
+        "foo y bar\nfoo x baz",
+        'normalize("x bar", "y bar")',
+        'replace_str(1, "x", "y")',
+    ),
+    (
+        "the cat saw the cat\nthe cat ran",
+        "the dog saw the dog\nthe dog ran",
+        'normalize("cat", "dog")',
+        'replace_str(1, "cat saw the cat", "dog saw the dog")\nreplace_str(2, "cat", "dog")',
+    ),
+    (
+        f"Home {' '.join(map(str, range(30)))} Share",
+        " ".join(map(str, range(30))),
+        'normalize("Home ", "")\nnormalize(" Share", "")',
+        'remove_str(1, "Home ")\nremove_str(1, " Share")',
+    ),
+    (
+        "Home Homepage\nabout Home",
+        "Homepage\nabout",
+        'normalize("Home ", "")\nnormalize(" Home", "")',
+        'remove_str(1, "Home ")\nremove_str(2, " Home")',
+    ),
+    (  # more matches in lines that go than a statement may have
+        "\n".join(["Share this"] * 40 + ["Share foo bar"]),
+        "foo bar",
+        'remove_lines(start=0, end=39)\nnormalize("Share foo", "foo")',
+        'remove_lines(1, 40)\nremove_str(41, "Share ")',
+    ),
+    (
+        BEFORE,
+        BEFORE.replace("bar baz\n\n", "BAR baz\n\n"),
+        r'normalize("baz\u000afoo bar", "baz\u000afoo BAR")',
+        'replace_str(5, "bar", "BAR")',
+    ),
+]
 
 
-def test_head_and_tail_of_an_edit_do_not_overlap():
-    assert str(derive("foo foo", "foo", "line")) == 'remove_str(1, " foo")'
-    assert str(derive("foo foo foo", "foo", "line")) == 'remove_str(1, " foo foo")'
+@pytest.mark.parametrize(("before", "after", "prox", "line"), EDITS)
+def test_edits(before, after, prox, line):
+    program = derive(before, after)
+    assert isinstance(program, Program)
+    assert str(program).replace("source_str=", "").replace("target_str=", "") == prox
+    assert execute(before, program, "prox").text == after
+    program = derive(before, after, "line")
+    if not line:  # a blank line has nothing to hold on to
+        assert isinstance(program, NoProgram)
+        return
+    assert isinstance(program, Program)
+    assert render(program, "line") == line
+    assert execute(before, program, "line").text == after
+
+
+def test_many_lines_that_differ_in_their_edit():
+    before = "\n".join(f"item {n} [edit]" for n in range(40))
+    program = derive(before, before.replace(" [edit]", ""))
+    assert isinstance(program, Program)  # more matches of " [edit]" than a statement may have
+    assert len(program.statements) == 40
+    many = "\n".join(f"item {n} [edit]" for n in range(80))
+    answer = derive(many, many.replace(" [edit]", ""))
+    assert answer == NoProgram("more than 64 different strings to edit")
 
 
 def test_a_statement_never_edits_a_line_that_another_has_done():
@@ -96,16 +155,24 @@ def test_a_statement_never_edits_a_line_that_another_has_done():
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        ("a", "a\nb", "more lines"),
-        ("a\n\nb", "a\nx\nb", "blank"),
-        ("a b", f"a {'b' * 300}", "growth"),
+        ("a b", f"a {'b' * 300}", "no string was found"),  # it grows too much
+        ("a \ud800 b", "a b", "no string was found"),
+        ("", "a", "no string was found"),
+        ("  ", "a", "no string was found"),
     ],
 )
-def test_where_no_program_exists(before, after, reason):
+def test_where_no_program_is_found(before, after, reason):
     for dialect in ("prox", "line"):
         answer = derive(before, after, dialect)
         assert isinstance(answer, NoProgram)
         assert reason in answer.reason
+
+
+def test_long_lines_and_many_of_them_take_no_time_to_speak_of():
+    line = "word " * 20_000
+    assert isinstance(derive(f"{line}x {line}", f"{line}y {line}"), Program)
+    lines = [f"{'same ' * 400}{number}" for number in range(100)]
+    assert isinstance(derive("\n".join(lines), "\n".join([*lines[7:], "more"])), Program)
 
 
 def test_large_texts_are_aligned_by_the_lines_that_both_have_once(monkeypatch):
@@ -113,7 +180,7 @@ def test_large_texts_are_aligned_by_the_lines_that_both_have_once(monkeypatch):
     lines = [f"line {n}" if n % 3 else "again" for n in range(400)]
     kept = [line for line in lines if chooser.random() < 0.7]
     kept[100] += " more"
-    monkeypatch.setattr(module, "MAX_CELLS", 2000)
+    monkeypatch.setattr(align, "MAX_CELLS", 2000)
     before, after = "\n".join(lines), "\n".join(kept)
     program = derive(before, after, "line")
     assert isinstance(program, Program)

@@ -6,13 +6,18 @@ from typing import get_args
 
 import pytest
 
+from proxhpc.program.derive import derive
 from proxhpc.program.execute import EXECUTE_REASONS
+from proxhpc.program.grammar import chunk_grammar
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
-from proxhpc.program.syntax import ParseReason
+from proxhpc.program.syntax import ParseReason, Program, render
 
 PAGE = Path(__file__).parent.parent / "docs" / "language.md"
-BLOCKS = re.findall(r"^```((?:prox|line|doc)[^\n]*)\n(.*?)\n```$", PAGE.read_text(), re.M | re.S)
+ALL = re.findall(r"^```(\w[^\n]*)\n(.*?)\n```$", PAGE.read_text(), re.M | re.S)
+BLOCKS = [block for block in ALL if block[0].split()[0] in ("prox", "line", "doc")]
+DERIVED = [block for block in ALL if block[0].split()[0] == "derive"]
+GRAMMARS = [block for head, block in ALL if head == "grammar"]
 POLICY_REASONS = ("error_budget", "removed_share", "short", "cut", "unclear_verdict")
 
 
@@ -53,6 +58,30 @@ def test_example(head, block):
     assert outcome.text == after
     counts = ", ".join(f"{reason} {count}" for reason, count in outcome.rejected.items())
     assert counts == last.removeprefix("= ")
+
+
+@pytest.mark.parametrize(("head", "block"), DERIVED)
+def test_example_of_the_inverse(head, block):
+    dialect = head.split()[1]
+    before, program, after, _ = parts(block)
+    found = derive(before, after, dialect)
+    assert isinstance(found, Program)
+    assert render(found, dialect) == program
+
+
+@pytest.mark.parametrize("block", GRAMMARS)
+def test_example_of_a_grammar(block):
+    lines = block.split("\n")
+    own = [line[1:] for line in lines if line.startswith("|")]
+    grammar = re.compile(chunk_grammar("prox", 0, len(own) - 1, lines=own))
+    said = [(line[0] == ">", line[2:]) for line in lines if line[0] in ">!"]
+    assert [(bool(grammar.fullmatch(program)), program) for _, program in said] == said
+
+
+def test_every_block_is_executed():
+    assert len(ALL) == len(BLOCKS) + len(DERIVED) + len(GRAMMARS)
+    assert DERIVED
+    assert GRAMMARS
 
 
 def test_every_rejection_has_an_example():

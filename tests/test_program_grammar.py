@@ -107,6 +107,20 @@ def test_the_number_of_calls_ends_a_loop():
     assert parse_chunk(call * 3) == Program((RemoveLines(7, 7),) * 3)
 
 
+def test_no_more_strings_than_the_policy_allows():
+    policy = Policy(max_strings=2)
+    grammar = re.compile(chunk_grammar("prox", 0, 0, lines=["a b c d"], policy=policy))
+    assert grammar.fullmatch('normalize(source_str="a", target_str="")\n' * 2)
+    assert not grammar.fullmatch('normalize(source_str="a", target_str="")\n' * 3)
+    none = chunk_grammar("prox", 0, 0, lines=["a b"], policy=Policy(max_strings=0))
+    assert none == chunk_grammar("prox", 0, 0)
+
+
+def test_a_grammar_without_calls_is_none():
+    with pytest.raises(ValueError, match="no calls"):
+        chunk_grammar("prox", 0, 0, max_calls=0)
+
+
 def test_a_grammar_grows_with_its_window_not_with_its_square():
     assert len(chunk_grammar("prox", 0, 999)) < 8 * len(chunk_grammar("prox", 0, 199))
 

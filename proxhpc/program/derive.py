@@ -1,19 +1,31 @@
 """The inverse of execution: the program that turns one text into another.
 
 It builds training targets out of text pairs, whoever made the second text. Lines are aligned so
-that the program gets the fewest characters; an edited line becomes the shortest replacement that
-hits what it should and nothing else. What comes out was executed, and made the second text.
+that the program gets the fewest characters. What differs within lines are hunks, tokens that
+become others; each gets the shortest string around it that hits what it should and nothing else.
+What comes out was executed, and made the second text.
 """
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Sequence
+import heapq
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby, pairwise
+from difflib import SequenceMatcher
+from itertools import accumulate, groupby
 
+from proxhpc.program.align import MAX_CELLS, Pairs, Prices, align, shared
 from proxhpc.program.edits import window_of
-from proxhpc.program.execute import apply, execute, only_place, word_places
+from proxhpc.program.execute import (
+    UNSPACED,
+    Change,
+    apply,
+    execute,
+    only_place,
+    outside,
+    word_places,
+)
+from proxhpc.program.parse import SURROGATE
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import (
     FIRST_LINE,
@@ -28,20 +40,26 @@ from proxhpc.program.syntax import (
     Statement,
 )
 
-MAX_CELLS = 250_000
-"""Pairs of lines that one alignment looks at; above, lines unique to both texts anchor it."""
-
-Pairs = list[tuple[int, int]]
-_RANGE: dict[Dialect, int] = {"prox": 30, "line": 20}  # characters of a call that removes lines
-_STRING: dict[Dialect, int] = {"prox": 40, "line": 20}  # characters of a call around its strings
-_NEVER = 1 << 60
+PRICES: dict[Dialect, Prices] = {"prox": Prices(30, 40), "line": Prices(20, 20)}
+CANDIDATES = 60  # strings that are tried for one hunk, from the shortest, before its whole line
+REACH = 400  # characters to each side of a hunk that they may take in
+_TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class NoProgram:
-    """No program of the dialect makes the second text, for `reason`."""
+    """No program was found that makes the second text, for `reason`."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hunk:
+    """Characters [start, stop) of the first text are to become `new`."""
+
+    start: int
+    stop: int
+    new: str
 
 
 def derive(
@@ -52,7 +70,7 @@ def derive(
     first_line: int | None = None,
     policy: Policy | None = None,
 ) -> Program | NoProgram:
-    """Return the shortest program that turns `before`, a window, into `after`.
+    """Return the shortest program found that turns `before`, a window, into `after`.
 
     Line removals come first, then strings. `first_line` is the number of the window's first line
     (the dialect's own). `policy` gives the limits on single statements, not those on documents.
@@ -65,215 +83,232 @@ def derive(
     if not after:
         return Program((RemoveLines(first, first + len(lines) - 1),))
     wanted = after.split("\n")
-    pairs = _align(lines, wanted, dialect)
-    if isinstance(pairs, NoProgram):
-        return pairs
-    removed = _ranges(sorted(set(range(len(lines))) - {place for place, _ in pairs}))
-    statements: list[Statement] = [RemoveLines(a + first, b + first) for a, b in removed]
-    target = [(place, lines[place], wanted[goal]) for place, goal in pairs]
-    edits = _edit_all(target, dialect, first, policy)
-    if isinstance(edits, NoProgram):
-        return edits
-    program = Program((*statements, *edits))
-    window = window_of(program, 0, len(lines), first)
-    results = execute(before, len(lines), [window], policy)
-    if window.rejected or apply(before, results) != after:
-        reasons = ", ".join(window.rejected) or "its effect differs"
-        return NoProgram(f"the only candidate is not executed: {reasons}")
-    return program
-
-
-def _ranges(places: list[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive numbers as pairs of their first and last."""
-    groups = groupby(enumerate(places), key=lambda item: item[1] - item[0])
-    runs = [[place for _, place in group] for _, group in groups]
-    return [(run[0], run[-1]) for run in runs]
-
-
-def _align(lines: Sequence[str], wanted: Sequence[str], dialect: Dialect) -> Pairs | NoProgram:
-    """Which line becomes which, ascending in both, at the least cost."""
-    if len(wanted) > len(lines):
-        return NoProgram("it has more lines")
-    anchors = [(-1, -1)]
-    if len(lines) * len(wanted) > MAX_CELLS:
-        anchors += _anchors(lines, wanted)
-    anchors.append((len(lines), len(wanted)))
-    pairs: Pairs = []
-    for (low, goal_low), (high, goal_high) in pairwise(anchors):
-        part, goal = lines[low + 1 : high], wanted[goal_low + 1 : goal_high]
-        if len(goal) > len(part):
-            return NoProgram("it has lines put in")
-        if len(part) * len(goal) > MAX_CELLS:
-            return NoProgram(f"too large: {len(part)} lines against {len(goal)}; take windows")
-        found = _cheapest(part, goal, dialect)
-        if found is None:
-            return NoProgram("it has text on a line that was blank")
-        pairs += [(a + low + 1, b + goal_low + 1) for a, b in found]
-        pairs.append((high, goal_high))
-    return pairs[:-1]
-
-
-def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> Pairs:
-    """Lines that both texts have once, in the longest run ascending in both."""
-    often, sought = Counter(lines), Counter(wanted)
-    places = {line: place for place, line in enumerate(lines) if often[line] == 1}
-    common = [(places[w], g) for g, w in enumerate(wanted) if sought[w] == 1 and w in places]
-    tails: list[int] = []
-    ends: list[int] = []
-    previous: list[int] = []
-    for index, (place, _) in enumerate(common):
-        rank = bisect_left(tails, place)
-        previous.append(ends[rank - 1] if rank else -1)
-        tails[rank:] = [place, *tails[rank + 1 :]]
-        ends[rank:] = [index, *ends[rank + 1 :]]
-    chain: Pairs = []
-    index = ends[-1] if ends else -1
-    while index >= 0:
-        chain.append(common[index])
-        index = previous[index]
-    return chain[::-1]
-
-
-def _cheapest(lines: Sequence[str], wanted: Sequence[str], dialect: Dialect) -> Pairs | None:
-    """Align by dynamic programming: cost[kept][goal], of the lines so far.
-
-    `kept` says whether the last line stayed, for only the first line of a range costs.
-    """
-    rows, opening = len(wanted), _RANGE[dialect]
-    kept = [0, *[_NEVER] * rows]
-    gone = [_NEVER] * (rows + 1)
-    steps: list[list[int]] = []  # per line and goal: 2 bits that say how each state was reached
-    for line in lines:
-        new_kept, new_gone, step = [_NEVER], [], [0] * (rows + 1)
-        for goal in range(rows + 1):
-            new_gone.append(min(gone[goal], kept[goal] + opening))
-            step[goal] |= gone[goal] <= kept[goal] + opening
-            if goal:
-                cost = min(kept[goal - 1], gone[goal - 1])
-                step[goal] |= 2 * (gone[goal - 1] < kept[goal - 1])
-                if cost < _NEVER:
-                    cost += _price(line, wanted[goal - 1], dialect)
-                new_kept.append(min(cost, _NEVER))
-        kept, gone = new_kept, new_gone
-        steps.append(step)
-    if min(kept[rows], gone[rows]) >= _NEVER:
-        return None
-    pairs: Pairs = []
-    stays, goal = kept[rows] <= gone[rows], rows
-    for place in range(len(lines) - 1, -1, -1):
-        step_here = steps[place][goal]
-        if stays:
-            goal -= 1
-            pairs.append((place, goal))
-            stays = not step_here & 2
+    pairs = align(lines, wanted, PRICES[dialect])
+    if pairs is None:
+        return NoProgram(f"too large: {len(lines)} lines against {len(wanted)}; take windows")
+    if not pairs:
+        return NoProgram("no line of the first text stays")
+    text = _Text(before, lines, pairs, policy)
+    removals = [RemoveLines(a + first, b + first - 1) for a, b in text.removed]
+    hunks = _hunks(text, lines, wanted, pairs)
+    found: list[Program] = []
+    problem = NoProgram("")
+    for gap in (0, PRICES[dialect].replace // 2):  # copying that much costs as much as a call
+        edits = _edits(text, _joined(hunks, before, gap), dialect, first)
+        if isinstance(edits, NoProgram):
+            problem = edits
         else:
-            stays = not step_here & 1
-    return pairs[::-1]
+            found.append(Program((*removals, *edits)))
+    for program in sorted(found, key=lambda program: len(str(program))):
+        window = window_of(program, 0, len(lines), first)
+        if apply(before, execute(before, len(lines), [window], policy)) != after:
+            problem = NoProgram("the only candidate has another effect")
+        elif window.rejected:
+            problem = NoProgram(f"the only candidate is rejected: {', '.join(window.rejected)}")
+        else:
+            return program
+    return problem
 
 
-def _price(line: str, wanted: str, dialect: Dialect) -> int:
-    if line == wanted:
-        return 0
-    if not line.strip():
-        return _NEVER
-    head, tail = _same(line, wanted)
-    return _STRING[dialect] + len(line) + len(wanted) - 2 * (head + tail)
+class _Text:
+    """The first text: where its lines stand, and which of them go."""
+
+    def __init__(self, text: str, lines: Sequence[str], pairs: Pairs, policy: Policy) -> None:
+        self.text, self.policy = text, policy
+        self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
+        gone = sorted(set(range(len(lines))) - {place for place, _ in pairs})
+        groups = groupby(enumerate(gone), key=lambda item: item[1] - item[0])
+        runs = [[place for _, place in group] for _, group in groups]
+        self.removed = [(run[0], run[-1] + 1) for run in runs]
+        self.holes = [(self.starts[a], self.starts[b], "") for a, b in self.removed]
+
+    def line_of(self, at: int) -> int:
+        """The line that character `at` belongs to."""
+        return bisect_right(self.starts, at) - 1
 
 
-def _same(old: str, new: str) -> tuple[int, int]:
-    """How many characters two lines share at the head, and behind it at the tail."""
-    most = min(len(old), len(new))
-    head = next((i for i in range(most) if old[i] != new[i]), most)
-    rest = most - head
-    return head, next((i for i in range(rest) if old[-1 - i] != new[-1 - i]), rest)
+def _hunks(text: _Text, lines: Sequence[str], wanted: Sequence[str], pairs: Pairs) -> list[Hunk]:
+    """What must become what, ascending and disjoint; each replaces a character at least."""
+    hunks: list[Hunk] = []
+    made = 0
+    for number, (place, goal) in enumerate(pairs):
+        # Lines put in belong to the line before them, those at the head to the first.
+        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(wanted)
+        new = "\n".join(wanted[made if number == 0 else goal : stop])
+        made = stop
+        if lines[place]:
+            hunks += _line_hunks(lines[place], new, text.starts[place])
+        elif new:
+            # A blank line has nothing to hold on to but its own end, or the last its start.
+            at = text.starts[place]
+            behind = at < len(text.text)
+            hunks.append(Hunk(at, at + 1, f"{new}\n") if behind else Hunk(at - 1, at, f"\n{new}"))
+    return hunks
 
 
-Goal = tuple[int, str, str]
-
-
-def _edit_all(
-    goals: list[Goal], dialect: Dialect, first: int, policy: Policy
-) -> list[Statement] | NoProgram:
-    """Statements that make every line that stays what it should be."""
-    statements: list[Statement] = []
-    whole = _Kept(goals, policy)
-    for place, old, new in goals:
-        if old == new or place in whole.done:
+def _line_hunks(old: str, new: str, start: int) -> Iterator[Hunk]:
+    """What differs between two lines, of which the old one begins at character `start`."""
+    if old == new:
+        return
+    a, b = _TOKEN.findall(old), _TOKEN.findall(new)
+    if len(a) * len(b) > MAX_CELLS:
+        head, tail = shared(old, new)
+        a = [old[:head], old[head : len(old) - tail], old[len(old) - tail :]]
+        b = [new[:head], new[head : len(new) - tail], new[len(new) - tail :]]
+    at = list(accumulate(map(len, a), initial=0))
+    done = 0
+    for kind, low, high, goal, stop in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind == "equal":
             continue
-        found = None
-        for source, target in _candidates(old, new):
-            if dialect == "line":
-                if isinstance(only_place(old, 0, len(old), source), list):
-                    found = _on_line(place + first, source, target)
-                    break
-            elif whole.take(source, target):
-                found = Normalize(Quoted.of(source), Quoted.of(target))
-                break
+        begin, end, made = at[low], at[high], "".join(b[goal:stop])
+        if kind == "insert":  # on the back of a token that stays
+            begin, end = (at[low - 1], at[low]) if low else (0, at[1])
+            made = old[begin:end] + made if low else made + old[begin:end]
+        elif (
+            kind == "delete"
+        ):  # as far to the left as it is the same, so that equal ones look alike
+            while begin > done and old[begin - 1] == old[end - 1]:
+                begin, end = begin - 1, end - 1
+        yield Hunk(start + begin, start + end, made)
+        done = end
+
+
+def _joined(hunks: Sequence[Hunk], text: str, gap: int) -> list[Hunk]:
+    """Hunks with less than `gap` characters of a line between them made one."""
+    joined: list[Hunk] = []
+    for hunk in hunks:
+        if joined and hunk.start - joined[-1].stop < gap:
+            last = joined[-1]
+            between = text[last.stop : hunk.start]
+            if "\n" not in between:
+                joined[-1] = Hunk(last.start, hunk.stop, last.new + between + hunk.new)
+                continue
+        joined.append(hunk)
+    return joined
+
+
+def _edits(
+    text: _Text, hunks: list[Hunk], dialect: Dialect, first: int
+) -> list[Statement] | NoProgram:
+    """Statements that make all hunks, in their order."""
+    search = _Search(text, hunks)
+    statements: list[Statement] = []
+    for number, hunk in enumerate(hunks):
+        if search.done[number]:
+            continue
+        if len(statements) == text.policy.max_strings:
+            return NoProgram(f"more than {len(statements)} different strings to edit")
+        line = text.line_of(hunk.start)
+        found = search.take(number, line if dialect == "line" else None)
         if found is None:
-            return NoProgram(f"line {place + first} cannot be edited without another")
-        statements.append(found)
+            return NoProgram(f"line {line + first}: no string was found that hits it alone")
+        source, target = map(Quoted.of, found)
+        if dialect == "prox":
+            statements.append(Normalize(source, target))
+        elif found[1]:
+            statements.append(ReplaceStr(line + first, source, target))
+        else:
+            statements.append(RemoveStr(line + first, source))
     return statements
 
 
-def _on_line(number: int, source: str, target: str) -> Statement:
-    if target:
-        return ReplaceStr(number, Quoted.of(source), Quoted.of(target))
-    return RemoveStr(number, Quoted.of(source))
+class _Search:
+    """Finds strings around hunks, and knows which hunks are done."""
 
+    def __init__(self, text: _Text, hunks: list[Hunk]) -> None:
+        self.text, self.hunks = text, hunks
+        self.done = [False] * len(hunks)
+        self._starts = [hunk.start for hunk in hunks]
+        self._taken: list[tuple[int, int]] = []  # what statements replace, ascending
 
-def _candidates(old: str, new: str) -> list[tuple[str, str]]:
-    """Replacements that turn `old` into `new`, from the shortest to that of the whole line."""
-    head, tail = _same(old, new)
-    low, high = head, len(old) - tail
-    spans = [(low, high)]
-    while (low, high) != (0, len(old)):
-        low, high = _wider(old, low, high)
-        spans.append((low, high))
-    end = len(new) - len(old)
-    pairs = [(old[a:b], new[a : b + end]) for a, b in spans]
-    return [pair for pair in pairs if pair[0].strip()]
+    def take(self, number: int, line: int | None) -> tuple[str, str] | None:
+        """The first string around a hunk that can be replaced, and by what; None without one.
 
+        Wherever the text has it, or if a line is given, the only one on it.
+        """
+        text, policy = self.text.text, self.text.policy
+        low, high = 0, len(text)
+        if line is not None:
+            low, high = self.text.starts[line], self.text.starts[line + 1] - 1
+        for start, stop in _spans(text, self.hunks[number], low, high):
+            source, target = text[start:stop], self._image(start, stop)
+            if target is None or not source.strip() or SURROGATE.search(source + target):
+                continue
+            if line is None:
+                places = word_places(text, low, high, source, policy)
+            else:
+                places = only_place(text, low, high, source)
+            if isinstance(places, str):
+                continue
+            if len(places) * (len(target) - len(source)) > policy.max_growth:
+                continue
+            if self._replace([(at, at + len(source), target) for at in places]):
+                return source, target
+        return None
 
-def _wider(line: str, low: int, high: int) -> tuple[int, int]:
-    """Return the span widened to whole words, or if it is that, by one word to each side."""
-    start, stop = low, high
-    while start and not line[start - 1].isspace():
-        start -= 1
-    while stop < len(line) and not line[stop].isspace():
-        stop += 1
-    if (start, stop) != (low, high):
-        return start, stop
-    while start and line[start - 1].isspace():
-        start -= 1
-    while stop < len(line) and line[stop].isspace():
-        stop += 1
-    return start, stop
-
-
-class _Kept:
-    """The lines that stay, in which a `normalize` finds more than the one place meant."""
-
-    def __init__(self, goals: list[Goal], policy: Policy) -> None:
-        self.goals = goals
-        self.policy = policy
-        self.done: set[int] = set()
-
-    def take(self, source: str, target: str) -> bool:
-        """Whether a replacement makes of every line that has `source` what it should be."""
-        places = partial(word_places, source=source, policy=self.policy)
-        explained = []
-        for place, old, new in self.goals:
-            found = places(old, 0, len(old)) if source in old else "not_found"
-            if found == "too_many_matches":
+    def _replace(self, changes: list[Change]) -> bool:
+        """Take these changes if they do what the hunks say; those in lines that go do not count."""
+        found = outside(changes, self.text.holes)
+        if isinstance(found, str):
+            return False
+        for start, stop, target in found:
+            if self._image(start, stop) != target or self._meets(start, stop):
                 return False
-            if isinstance(found, list):
-                made = self._made(old, found, len(source), target)
-                if made != new or place in self.done:
-                    return False
-                explained.append(place)
-        self.done.update(explained)
-        return bool(explained)
+        for start, stop, _ in found:
+            self._taken.insert(bisect_left(self._taken, (start, stop)), (start, stop))
+            for number in self._within(start, stop):
+                self.done[number] = True
+        return bool(found)
 
-    def _made(self, old: str, places: list[int], size: int, target: str) -> str:
-        stops = [0, *(place + size for place in places)]
-        return target.join(old[a:b] for a, b in zip(stops, [*places, len(old)], strict=True))
+    def _meets(self, start: int, stop: int) -> bool:
+        """Whether characters [start, stop) share one with what is taken."""
+        place = bisect_left(self._taken, (start, stop))
+        near = self._taken[max(0, place - 1) : place + 1]
+        return any(low < stop and start < high for low, high in near)
+
+    def _within(self, start: int, stop: int) -> range:
+        """Numbers of the hunks that share a character with [start, stop)."""
+        first = bisect_right(self._starts, start)
+        if first and self.hunks[first - 1].stop > start:
+            first -= 1
+        return range(first, bisect_left(self._starts, stop))
+
+    def _image(self, start: int, stop: int) -> str | None:
+        """What characters [start, stop) are to become; None if a hunk is only partly among them."""
+        pieces: list[str] = []
+        at = start
+        for number in self._within(start, stop):
+            hunk = self.hunks[number]
+            if hunk.start < start or hunk.stop > stop:
+                return None
+            pieces += self.text.text[at : hunk.start], hunk.new
+            at = hunk.stop
+        return "".join([*pieces, self.text.text[at:stop]])
+
+
+def _spans(text: str, hunk: Hunk, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """A hunk's characters, then wider within [low, high), by tokens, the shortest first."""
+    before = _TOKEN.findall(text[max(low, hunk.start - REACH) : hunk.start])
+    behind = _TOKEN.findall(text[hunk.stop : min(high, hunk.stop + REACH)])
+    lefts = list(accumulate(map(len, reversed(before)), initial=0))
+    rights = list(accumulate(map(len, behind), initial=0))
+    cost_left = list(accumulate(map(_printed, reversed(before)), initial=0))
+    cost_right = list(accumulate(map(_printed, behind), initial=0))
+    queue, seen = [(0, 0, 0)], {(0, 0)}
+    for _ in range(CANDIDATES):
+        if not queue:
+            return
+        _, left, right = heapq.heappop(queue)
+        yield hunk.start - lefts[left], hunk.stop + rights[right]
+        for a, b in ((left + 1, right), (left, right + 1)):
+            if a < len(lefts) and b < len(rights) and (a, b) not in seen:
+                seen.add((a, b))
+                heapq.heappush(queue, (cost_left[a] + cost_right[b], a, b))
+    start = text.rfind("\n", low, hunk.start) + 1
+    stop = text.find("\n", hunk.stop, high)
+    yield max(start, low), stop if stop >= 0 else high
+
+
+def _printed(token: str) -> int:
+    """Characters that a token takes in a program; a newline may be a whole escape."""
+    return len(token) + 5 * token.count("\n")

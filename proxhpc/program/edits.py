@@ -33,7 +33,7 @@ Range = tuple[int, int]
 StringEdit = tuple[int | None, str, str, tuple[str, str] | None]
 """(line, source, target, verbatim): replace `source` by `target`, the only one on a line of the
 document, or all in the window if None. `verbatim` holds both as written, escapes undecoded, where
-that is another reading.
+that is another reading of either.
 """
 
 
@@ -60,52 +60,54 @@ def read_window(
     The first of them it knows as `first_line`. Never raises; linear in `text`.
     """
     usual = text.strip()
-    if dialect != "prox" or not (usual.isascii() or not SURROGATE.search(usual)):
-        return window_of(parse_chunk(text, dialect, finish), start, stop, first_line)
-    shift = start - first_line
-    ranges: list[Range] = []
-    strings: list[StringEdit] = []
-    rejected: dict[str, int] = {}
-    for first, last, source, target, other in _USUAL.findall(usual):
-        if first:
-            low, high = int(first) + shift, int(last) + shift + 1
-            if start <= low < high <= stop:
+    if dialect == "prox" and (usual.isascii() or not SURROGATE.search(usual)):
+        shift = start - first_line
+        ranges: list[Range] = []
+        strings: list[StringEdit] = []
+        for first, last, source, target, other in _USUAL.findall(usual):
+            if first:
+                low, high = int(first) + shift, int(last) + shift + 1
+                if not start <= low < high <= stop:
+                    break
                 ranges.append((low, high))
-            else:
-                _refuse(rejected, low, high)
-        elif not other:
-            strings.append((None, source, target, None))
-        elif other != "untouch_doc()":
-            return window_of(parse_chunk(text, dialect, finish), start, stop, first_line)
-    if len(ranges) > 1:
-        ranges = _joined(ranges)
-    return Window(start, stop, ranges, strings, rejected, False)
+            elif not other:
+                strings.append((None, source, target, None))
+            elif other != "untouch_doc()":
+                break
+        else:
+            return Window(start, stop, _joined(ranges), strings, {}, False)
+    return window_of(parse_chunk(text, dialect, finish), start, stop, first_line)
 
 
 def window_of(program: Program, start: int, stop: int, first_line: int) -> Window:
-    """Return what a parsed program asks for in the lines [start, stop) of a document."""
+    """Return what a parsed program asks for in the lines [start, stop) of a document.
+
+    Statements that are repeated count once.
+    """
     shift = start - first_line
     ranges: list[Range] = []
     strings: list[StringEdit] = []
     rejected: dict[str, int] = {}
     for item in program.rejected:
         count(rejected, item.reason)
-    for statement in program.statements:
+    for statement in dict.fromkeys(program.statements):
         match statement:
             case RemoveLines(first, last):
                 low, high = first + shift, last + shift + 1
-                if start <= low < high <= stop:
-                    ranges.append((low, high))
+                if low >= high:
+                    count(rejected, "reversed_range")
+                elif low < start or high > stop:
+                    count(rejected, "outside_window")
                 else:
-                    _refuse(rejected, low, high)
+                    ranges.append((low, high))
             case RemoveAll():
                 ranges.append((start, stop))
             case Normalize(source, target):
                 strings.append(_string_edit(None, source, target))
-            case RemoveStr(line, source) | ReplaceStr(line, source):
+            case RemoveStr(line) | ReplaceStr(line):
                 target = statement.target if isinstance(statement, ReplaceStr) else Quoted("")
                 if start <= line + shift < stop:
-                    strings.append(_string_edit(line + shift, source, target))
+                    strings.append(_string_edit(line + shift, statement.source, target))
                 else:
                     count(rejected, "outside_window")
     return Window(start, stop, _joined(ranges), strings, rejected, program.cut)
@@ -116,18 +118,14 @@ def count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
     rejected[reason] = rejected.get(reason, 0) + number
 
 
-def _refuse(rejected: dict[str, int], low: int, high: int) -> None:
-    count(rejected, "reversed_range" if low >= high else "outside_window")
-
-
 def _string_edit(line: int | None, source: Quoted, target: Quoted) -> StringEdit:
     value = source.value
-    verbatim = None if value == source.body else (source.body, target.body)
-    return line, value, target.value, verbatim
+    two = value != source.body or target.is_ambiguous
+    return line, value, target.value, (source.body, target.body) if two else None
 
 
 def _joined(ranges: list[Range]) -> list[Range]:
-    if not ranges:
+    if len(ranges) < 2:
         return ranges
     ranges.sort()
     joined = []

@@ -13,6 +13,7 @@ import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from unicodedata import category
 
 from proxhpc.program.edits import StringEdit, Window, count
 from proxhpc.program.policy import Policy
@@ -114,8 +115,8 @@ def word_places(text: str, low: int, high: int, source: str, policy: Policy) -> 
     while at >= 0:
         stop = at + size
         if whole and (
-            (at > low and text[at - 1].isalnum() and _in_word(text, at))
-            or (stop < high and text[stop].isalnum() and _in_word(text, stop))
+            (at > low and not text[at - 1].isspace() and _in_word(text, at))
+            or (stop < high and not text[stop].isspace() and _in_word(text, stop))
         ):
             pass
         elif len(places) == most:
@@ -129,9 +130,30 @@ def word_places(text: str, low: int, high: int, source: str, policy: Policy) -> 
 def _in_word(text: str, at: int) -> bool:
     """Whether character `at` continues a word of the one before, in a script that has spaces."""
     left, right = text[at - 1], text[at]
-    if not (left.isalnum() and right.isalnum()):
+    if not (_of_word(left) and _of_word(right)):
         return False
     return not (UNSPACED.match(left) or UNSPACED.match(right))
+
+
+def _of_word(char: str) -> bool:
+    """Whether a character is a letter, a digit, or a mark on one (accents, vowel signs)."""
+    return char.isalnum() or (not char.isascii() and category(char)[0] == "M")
+
+
+def outside(found: list[Change], holes: list[Change]) -> list[Change] | str:
+    """Changes that touch no removed line, or why the statement falls."""
+    outside = []
+    for change in found:
+        start, stop, _ = change
+        behind = bisect_right(holes, (start, _END, ""))
+        if behind and start < holes[behind - 1][1]:
+            if stop > holes[behind - 1][1]:
+                return "crosses_removed"
+        elif behind < len(holes) and stop >= holes[behind][0]:
+            return "crosses_removed"
+        else:
+            outside.append(change)
+    return outside
 
 
 def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
@@ -186,7 +208,7 @@ def _changes(
     for string in strings if len(strings) <= most else strings[:most]:
         found = _find(text, window, starts, string, policy)
         if holes and not isinstance(found, str):
-            found = _outside(found, holes)
+            found = outside(found, holes)
         if accepted and not isinstance(found, str):
             found = _fitting(found, accepted)
         if isinstance(found, str):
@@ -211,10 +233,13 @@ def _find(
         low, high = starts[window.start], starts[window.stop] - 1
     else:
         low, high = starts[line], starts[line + 1] - 1
-    if verbatim and text.find(verbatim[0], low, high) >= 0:
-        if text.find(source, low, high) >= 0:
-            return "ambiguous"
-        source, target = verbatim
+    if verbatim:
+        if verbatim[0] == source:
+            return "ambiguous"  # nothing in the text can tell what the target means
+        if text.find(verbatim[0], low, high) >= 0:
+            if text.find(source, low, high) >= 0:
+                return "ambiguous"
+            source, target = verbatim
     if not source or source.isspace():
         return "blank_source"
     if line is None:
@@ -227,22 +252,6 @@ def _find(
     if len(places) * (len(target) - size) > policy.max_growth:
         return "growth"
     return [(at, at + size, target) for at in places]
-
-
-def _outside(found: list[Change], holes: list[Change]) -> list[Change] | str:
-    """Changes that touch no removed line, or why the statement falls."""
-    outside = []
-    for change in found:
-        start, stop, _ = change
-        behind = bisect_right(holes, (start, _END, ""))
-        if behind and start < holes[behind - 1][1]:
-            if stop > holes[behind - 1][1]:
-                return "crosses_removed"
-        elif behind < len(holes) and stop >= holes[behind][0]:
-            return "crosses_removed"
-        else:
-            outside.append(change)
-    return outside
 
 
 def _start(item: Change) -> int:

@@ -35,16 +35,21 @@ def chunk_grammar(
     """Return what a model may write for a window with lines numbered `first` to `last`.
 
     With `lines`, the window's text, it may also delete up to eight words of a line; the
-    expression then grows with the text. `max_calls` ends repetition loops. ValueError: an empty
-    window, a number below the dialect's first line, or `lines` that are not the window's.
+    expression then grows with the text, and the calls are no more than the policy allows strings.
+    `max_calls` ends repetition loops. ValueError: an empty window, a number below the dialect's
+    first line, no calls, or `lines` that are not the window's.
     """
+    policy = policy or Policy()
     if not FIRST_LINE[dialect] <= first <= last:
         raise ValueError(f"no lines {first} to {last} in dialect {dialect}")
     if lines and len(lines) != last - first + 1:
         raise ValueError(f"{len(lines)} lines given for lines {first} to {last}")
+    if max_calls < 1:
+        raise ValueError("no calls: a program has one at least")
     calls = [_remove(dialect, first, last)]
-    if lines:
-        calls += _strings(dialect, first, lines, policy or Policy())
+    if lines and policy.max_strings:
+        calls += _strings(dialect, first, lines, policy)
+        max_calls = min(max_calls, policy.max_strings)
     return rf"(?:{_NO_EDIT[dialect]}|(?:{_any(calls)}\n?){{1,{max_calls}}})"
 
 

@@ -2,7 +2,8 @@
 
 What is well formed in a dialect becomes a statement; anything else becomes a rejected one with
 a reason and is never guessed at. A rejected call ends at the end of the line on which it went
-wrong; a string that is never closed takes the rest of the program with it.
+wrong, and so does one with other text behind it on its line: where quotes stand within quotes, a
+call seems to end too early. A string that is never closed takes the rest of the program with it.
 """
 
 import re
@@ -40,9 +41,13 @@ _ARGUMENT = re.compile(
     \s*+([,)])""",
     re.DOTALL | re.VERBOSE,
 )
+# The name and the string of an argument that is none; the empty string where there is neither.
 _READABLE = re.compile(
     rf"""\s*+(?:{_NAME}\s*+=\s*+)?+(?:"{_BODY['"']}"|'{_BODY["'"]}')?+""", re.DOTALL | re.VERBOSE
 )
+# What may follow a statement on its line; and the head of a call that the token limit cut.
+_NEXT = re.compile(rf"[^\S\n]*+(?:\Z|[\n;#]|```|{_NAME}[ \t]*+\()")
+_CUT_NAME = re.compile(rf"[^\S\n]*+{_NAME}[ \t]*+\Z")
 _UNFINISHED = re.compile(
     rf"""\s*+(?:{_NAME}\s*+=\s*+)?+
     (?:"{_BODY['"']}(?:"\s*+|\\)?+|'{_BODY["'"]}(?:'\s*+|\\)?+|-?[0-9]*+\s*+|{_NAME}\s*+)\Z""",
@@ -53,6 +58,7 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 Value = int | bool | Quoted
 _BARE = {"keep": False, "drop": True, **VERDICTS}
+_BARE_WORD = re.compile(rf"({'|'.join(_BARE)})(?![\w(])")
 _FORMS: dict[str, tuple[tuple[frozenset[str], type], ...]] = {
     "remove_lines": (
         (frozenset({"start", "line_start"}), int),
@@ -109,9 +115,7 @@ class _Call:
         if _UNFINISHED.match(text, at):
             self.reason, self.stop = "unterminated", len(text)
             return
-        readable = _READABLE.match(text, at)
-        end = text.find("\n", readable.end() if readable else at)
-        self.reason, self.stop = "bad_arguments", len(text) if end < 0 else end
+        self.reason, self.stop = "bad_arguments", _line_end(text, _end(_READABLE.match(text, at)))
 
 
 def _bind(name: str, arguments: list[tuple[str | None, Value]]) -> list[Value] | None:
@@ -159,16 +163,12 @@ def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statemen
     return _BUILD[name](*values, **at)
 
 
-def _line_end(text: str, at: int) -> int:
-    end = text.find("\n", at)
-    return len(text) if end < 0 else end
-
-
 class _Reader:
     """Collects statements and rejections of one program."""
 
-    def __init__(self, text: str, finish: Finish) -> None:
-        self.text, self.finish = text, finish
+    def __init__(self, text: str, finish: Finish, *, bare: bool) -> None:
+        """`bare`: the words `keep` and `drop` are verdicts too."""
+        self.text, self.finish, self.bare = text, finish, bare
         self.statements: list[Statement] = []
         self.rejected: list[Rejected] = []
         self.cut = False
@@ -181,56 +181,53 @@ class _Reader:
         else:
             self.rejected.append(Rejected(reason, start, stop))
 
-    def take(self, statement: Statement | ParseReason, start: int, stop: int) -> None:
-        """Record what a call came to."""
-        if isinstance(statement, Statement):
-            self.statements.append(statement)
+    def take(self, made: Statement | ParseReason, start: int, stop: int) -> int:
+        """Record what characters [start, stop) came to; where the next statement may begin."""
+        text = self.text
+        cut = self.finish == "length" and _CUT_NAME.match(text, stop)
+        if not cut and not _NEXT.match(text, stop):
+            stop = _line_end(text, stop)
+            if isinstance(made, Statement):
+                made = "trailing_text"
+        if isinstance(made, Statement):
+            self.statements.append(made)
         else:
-            self.reject(statement, start, stop)
+            self.reject(made, start, stop)
+        return _end(_SKIP.match(text, stop))
 
-    def program(self) -> Program:
-        """Everything collected."""
+    def read(self, statement: Callable[[str, _Call, int], Statement | ParseReason]) -> Program:
+        """Read all of the program; `statement` makes one of a call's name, arguments and start."""
+        text = self.text
+        at = _end(_SKIP.match(text))
+        while at < len(text):
+            name = _CALL.match(text, at)
+            if name is not None:
+                call = _Call(text, name.end())
+                at = self.take(call.reason or statement(name.group(1), call, at), at, call.stop)
+            elif self.bare and (word := _BARE_WORD.match(text, at)) and not self._broken(word):
+                verdict = Verdict(_BARE[word.group()], start=at, stop=word.end())
+                at = self.take(verdict, at, word.end())
+            else:
+                at = self.take("not_a_call", at, _line_end(text, at))
         return Program(tuple(self.statements), tuple(self.rejected), self.cut)
+
+    def _broken(self, word: re.Match[str]) -> bool:
+        """Whether a bare word may be the head of another that the token limit cut."""
+        return self.finish == "length" and word.end() == len(self.text)
 
 
 def parse_chunk(text: str, dialect: Dialect = "prox", finish: Finish = "stop") -> Program:
     """Read a program that edits lines. Never raises; linear in `text`."""
-    reader = _Reader(text, finish)
-    at = _end(_SKIP.match(text))
-    while at < len(text):
-        name = _CALL.match(text, at)
-        if name is None:
-            stop = _line_end(text, at)
-            reader.reject("not_a_call", at, stop)
-        else:
-            call = _Call(text, name.end())
-            stop = call.stop
-            made = call.reason or _statement(name.group(1), call, dialect, at)
-            reader.take(made, at, stop)
-        at = _end(_SKIP.match(text, stop))
-    return reader.program()
+
+    def statement(name: str, call: _Call, start: int) -> Statement | ParseReason:
+        return _statement(name, call, dialect, start)
+
+    return _Reader(text, finish, bare=False).read(statement)
 
 
 def parse_doc(text: str, finish: Finish = "stop") -> Program:
-    """Read a program that keeps or drops a document: calls, or a bare `keep` or `drop` a line."""
-    reader = _Reader(text, finish)
-    at = _end(_SKIP.match(text))
-    while at < len(text):
-        name = _CALL.match(text, at)
-        if name is None:
-            stop = _line_end(text, at)
-            word = text[at:stop].rstrip(" \t\r;")
-            broken = stop == len(text) and finish == "length"
-            if word in _BARE and not broken:
-                reader.take(Verdict(_BARE[word], start=at, stop=at + len(word)), at, stop)
-            else:
-                reader.reject("not_a_call", at, stop)
-        else:
-            call = _Call(text, name.end())
-            stop = call.stop
-            reader.take(call.reason or _verdict(name.group(1), call, at), at, stop)
-        at = _end(_SKIP.match(text, stop))
-    return reader.program()
+    """Read a program that keeps or drops a document: calls, or a bare `keep` or `drop`."""
+    return _Reader(text, finish, bare=True).read(_verdict)
 
 
 def _verdict(name: str, call: _Call, start: int) -> Statement | ParseReason:
@@ -241,6 +238,11 @@ def _verdict(name: str, call: _Call, start: int) -> Statement | ParseReason:
     return "wrong_level" if name in (*NO_EDIT, *_FORMS, "remove_all") else "unknown_call"
 
 
+def _line_end(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
+
+
 def _end(match: re.Match[str] | None) -> int:
-    assert match is not None  # the skip expression matches the empty string everywhere
+    assert match is not None  # these expressions match the empty string everywhere
     return match.end()

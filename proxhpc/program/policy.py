@@ -9,7 +9,7 @@ Action = Literal["keep", "drop", "quarantine"]
 
 ReferencePolicy = Literal["reference"]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Policy(BaseModel):

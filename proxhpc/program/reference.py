@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-MAX_CHARS = 1 << 26
+MAX_CHARS = 1 << 24
 """Characters that a document may grow to."""
-MAX_SCANNED = 1 << 34
+MAX_SCANNED = 1 << 31
 """Characters that all replacements of one program may read; some ten seconds."""
 
 REMOVED_SHARE = 0.95

@@ -204,12 +204,12 @@ def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) 
 
 def is_short(text: str, policy: Policy) -> bool:
     """Whether `text` has fewer words, and fewer characters of unspaced scripts, than allowed."""
-    if not policy.min_kept_words or _enough_words(policy.min_kept_words).match(text):
+    if _enough_words(policy.min_kept_words).match(text):
         return False
     chars = islice(UNSPACED.finditer(text), policy.min_kept_chars)
-    return text.isascii() or sum(1 for _ in chars) < policy.min_kept_chars
+    return sum(1 for _ in chars) < policy.min_kept_chars
 
 
 @lru_cache(maxsize=16)
 def _enough_words(count: int) -> re.Pattern[str]:
-    return re.compile(rf"\s*+(?:\S++\s++){{{count - 1}}}\S")
+    return re.compile(rf"\s*+(?:\S++\s++){{{count - 1}}}\S" if count else "")

@@ -20,15 +20,26 @@ NO_EDIT = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
 """The chunk level's functions that edit nothing."""
 
 ParseReason = Literal[
-    "not_a_call", "unknown_call", "wrong_level", "wrong_dialect", "bad_arguments", "unterminated"
+    "not_a_call",
+    "unknown_call",
+    "wrong_level",
+    "wrong_dialect",
+    "bad_arguments",
+    "trailing_text",
+    "unterminated",
 ]
 """Why the parser rejects a statement; `docs/language.md` shows one of each."""
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([ntr\"'\\]))")
 _DECODED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\"}
 _OPEN_DOUBLE = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
-_SPECIAL = re.compile(r'[\\"\n\r\t]')
+_SPECIAL = re.compile(r"""([\n\r\t])(?=[A-Za-z])|[\n\r\t\\"]""")
 _ENCODED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
+
+
+def _encode(match: re.Match[str]) -> str:
+    before_letter = match.group(1)
+    return f"\\u{ord(before_letter):04x}" if before_letter else _ENCODED[match.group()]
 
 
 def _decode(match: re.Match[str]) -> str:
@@ -51,8 +62,9 @@ class Quoted:
 
     @classmethod
     def of(cls, value: str) -> "Quoted":
-        """Return the literal whose `value` is `value`."""
-        return cls(_SPECIAL.sub(lambda match: _ENCODED[match.group()], value))
+        """Return the shortest literal that means `value`, and nothing else."""
+        body = _SPECIAL.sub(_encode, value)
+        return cls(body if "'" in value else body.replace('\\"', '"'))
 
     @property
     def value(self) -> str:
@@ -61,6 +73,15 @@ class Quoted:
         Any other backslash stands for itself; so does an escaped lone surrogate.
         """
         return _ESCAPE.sub(_decode, self.body) if "\\" in self.body else self.body
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether an escape in it may as well begin the name of a LaTeX command."""
+        body = self.body
+        return any(
+            match.group(2) in ("n", "t", "r") and body[match.end() : match.end() + 1].isalpha()
+            for match in _ESCAPE.finditer(body)
+        )
 
     def __str__(self) -> str:
         quote = "'" if _OPEN_DOUBLE.match(self.body) else '"'

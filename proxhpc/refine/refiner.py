@@ -101,8 +101,8 @@ class Refiner:
         calls: tuple[Call, ...] = ()
         if self.chunk and not dropped:
             chunk = self.chunk
-            questions = await self._off_loop(chunk.questions, lines, tokens.counts)
-            edits = await asyncio.gather(*(chunk.edit(lines, asked, order) for asked in questions))
+            questions = await self._off_loop(chunk.questions, lines, tokens.counts, order)
+            edits = await asyncio.gather(*map(chunk.edit, questions))
             calls = tuple(edit.call for edit in edits if edit.call)
             answers += edits
         outcome = replay(text, verdict, [c.window for c in calls], self.policy, self.style)

@@ -15,7 +15,7 @@ from proxhpc.refine.memo import Memo, digest
 from proxhpc.refine.prompts import prompt_style
 from proxhpc.refine.windows import Window, pack, window_of
 
-MEMO_BYTES = 32 * 1024 * 1024
+MEMO_BYTES = 16 * 1024 * 1024  # some 40,000 answers
 SPARE_CALLS = 2  # that a window's cap allows beside one for every second line
 _CALL = "remove_lines(start=1000, end=1000)\n"
 
@@ -30,10 +30,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A window and the prompt that asks about it; `flag` says why it must not be asked."""
+    """A window and the request that asks about it; `flag` says why there must be none."""
 
     window: Window
-    prompt: Sequence[int] = ()
+    request: Request | None = None
     flag: str = ""
 
 
@@ -77,12 +77,17 @@ class StageRunner:
         call = await self._call(0, len(lines), request)
         return Answer(call, "truncated" if truncated else "")
 
-    def questions(self, lines: Sequence[str], counts: Sequence[int]) -> list[Question]:
+    def questions(
+        self, lines: Sequence[str], counts: Sequence[int], order: int = 0
+    ) -> list[Question]:
         """What to ask about windows that tile the document; `counts` are the lines' tokens."""
         if self.engine.tokenizer is None:
             # Without a model nothing can be too long: each line is a window of its own at most.
             budget = max(self.window_tokens, max(counts, default=0) + 1)
-            return [Question(window) for window in pack(lines, counts, budget)]
+            windows = pack(lines, counts, budget)
+            return [
+                Question(w, None if w.blank else self._edit(lines, w, (), order)) for w in windows
+            ]
         # Where numbers restart in each window, they are taken to have three digits.
         restart = self.stage.numbering == "window"
         costs = [
@@ -92,11 +97,16 @@ class StageRunner:
         return [
             question
             for window in pack(lines, costs, self.window_tokens)
-            for question in self._ask(self.engine.tokenizer, lines, costs, window)
+            for question in self._ask(self.engine.tokenizer, lines, costs, window, order)
         ]
 
     def _ask(
-        self, tokenizer: Tokenizer, lines: Sequence[str], costs: Sequence[int], window: Window
+        self,
+        tokenizer: Tokenizer,
+        lines: Sequence[str],
+        costs: Sequence[int],
+        window: Window,
+        order: int,
     ) -> Iterator[Question]:
         """The question about a window; about its halves where its prompt is too long after all."""
         start, stop = window.start, window.stop
@@ -105,14 +115,21 @@ class StageRunner:
             return
         prompt = self.style.chunk_prompt(tokenizer, lines[start:stop], self._first(window))
         if len(prompt) <= self.budget:
-            yield Question(window, array("I", prompt))
+            yield Question(window, self._edit(lines, window, array("I", prompt), order))
         elif stop - start == 1:
             yield Question(window, flag="line_too_long")
         else:
             middle = (start + stop) // 2
             for low, high in ((start, middle), (middle, stop)):
                 half = window_of(lines, costs, low, high, self.window_tokens)
-                yield from self._ask(tokenizer, lines, costs, half)
+                yield from self._ask(tokenizer, lines, costs, half, order)
+
+    def _edit(
+        self, lines: Sequence[str], window: Window, prompt: Sequence[int], order: int
+    ) -> Request:
+        own, first = lines[window.start : window.stop], self._first(window)
+        limit, grammar = self._limit(window), self._grammar(own, first)
+        return Request("chunk", prompt, own, first, limit, self._stop, grammar, order)
 
     def _number_cost(self, number: int) -> int:
         digits = len(str(number))
@@ -126,23 +143,12 @@ class StageRunner:
         start = window.start if self.stage.numbering == "document" else 0
         return FIRST_LINE[self.stage.dialect] + start
 
-    async def edit(self, lines: Sequence[str], question: Question, order: int = 0) -> Answer:
+    async def edit(self, question: Question) -> Answer:
         """Ask for the program of one window; none for a window that must not be asked about."""
         window = question.window
-        if question.flag or window.blank:
+        if question.request is None:
             return Answer(None, question.flag)
-        own, first = lines[window.start : window.stop], self._first(window)
-        request = Request(
-            "chunk",
-            question.prompt,
-            own,
-            first,
-            self._limit(window),
-            self._stop,
-            self._grammar(own, first),
-            order,
-        )
-        return Answer(await self._call(window.start, window.stop, request))
+        return Answer(await self._call(window.start, window.stop, question.request))
 
     def _limit(self, window: Window) -> int:
         """Most tokens of a window's program.
