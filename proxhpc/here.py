@@ -30,9 +30,9 @@ from proxhpc.manifest import Manifest, load_manifest
 from proxhpc.plan import find_models
 from proxhpc.program.replay import replay
 from proxhpc.refine.ledger import Row, bad_row
-from proxhpc.refine.pump import Budget, ordered
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
 from proxhpc.refine.refiner import chunk_style, open_refiner
-from proxhpc.refine.worker import BATCH, IN_FLIGHT_BYTES, IN_FLIGHT_DOCUMENTS
+from proxhpc.refine.worker import BATCH, IN_FLIGHT_BYTES
 from proxhpc.report.text import power
 from proxhpc.status.terminal import make_console, safe, whole
 

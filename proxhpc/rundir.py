@@ -54,6 +54,11 @@ class RunDir:
         """Standard output and error of every job."""
         return self.root / "logs"
 
+    def job_logs(self, job: str, pid: int) -> list[Path]:
+        """Standard error of a job (an id as squeue prints it), or of a local process."""
+        name = job if re.fullmatch(r"\d+(_\d+)?", job) else str(pid)
+        return [*self.logs.glob(f"*/{name}_*_log.err")]
+
     @property
     def merge(self) -> Path:
         """Intermediate files of the merge."""

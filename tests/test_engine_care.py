@@ -29,7 +29,7 @@ class Mortal:
 
     name = "mortal"
     tokenizer: Tokenizer | None = None
-    max_model_len = 100
+    max_model_len, cache_tokens = 100, 0
 
     def __init__(self, answers: int) -> None:
         self.answers, self.closed = answers, 0
@@ -83,7 +83,8 @@ def test_a_start_that_fails_is_the_end_of_all() -> None:
         raise RetryError("no memory")
 
     answers = asyncio.run(ask(LastingEngine(Mortal(1), start), *[REQUEST] * 3))
-    assert [type(answer) for answer in answers] == [Completion, RetryError, RetryError]
+    assert [type(answer) for answer in answers] == [Completion, EngineDiedError, EngineDiedError]
+    assert "no other did start: no memory" in str(answers[1])
 
 
 def test_a_closed_engine_stays_closed_and_a_wrong_request_kills_none() -> None:

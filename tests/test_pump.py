@@ -103,3 +103,44 @@ def test_closing_cancels_what_is_in_flight() -> None:
 
     asyncio.run(main())
     assert cancelled == [1, 2, 3, 4, 5]
+
+
+def test_places_are_given_in_the_order_of_asking() -> None:
+    async def main() -> list[int]:
+        budget, got = Budget(4, 10), list[int]()
+
+        async def take(weight: int) -> None:
+            await budget.acquire(weight)
+            got.append(weight)
+
+        await take(8)
+        waiting = [asyncio.create_task(take(weight)) for weight in (9, 1, 2, 30, 3)]
+        await asyncio.sleep(0)
+        assert got == [8]  # 1 would fit, but 9 was first
+        budget.release(8)
+        await asyncio.sleep(0)
+        assert got == [8, 9, 1]
+        waiting[2].cancel()  # it gives way while it waits
+        budget.release(9)
+        budget.release(1)
+        await asyncio.sleep(0.01)
+        assert got == [8, 9, 1, 30]  # alone, for it fits no budget
+        budget.release(30)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return got
+
+    assert asyncio.run(main()) == [8, 9, 1, 30, 3]
+
+
+def test_a_place_given_to_one_who_is_cancelled_is_given_on() -> None:
+    async def main() -> bool:
+        budget = Budget(1, 10)
+        await budget.acquire(1)
+        first, second = (asyncio.create_task(budget.acquire(1)) for _ in range(2))
+        await asyncio.sleep(0)
+        budget.release(1)
+        first.cancel()  # its place was just given to it
+        await asyncio.gather(first, second, return_exceptions=True)
+        return second.done() and second.exception() is None
+
+    assert asyncio.run(main())

@@ -57,7 +57,7 @@ class Script:
     ) -> None:
         self.answer, self.asked = answer, list[Request]()
         self.tokenizer: Tokenizer | None = Words(extra)
-        self.max_model_len = context
+        self.max_model_len, self.cache_tokens = context, 0
 
     async def complete(self, request: Request) -> Completion:
         self.asked.append(request)
@@ -190,6 +190,32 @@ def test_the_same_prompt_is_asked_once_and_the_saving_counted() -> None:
         assert copy.count().chunk_saved == first.count().chunk
         assert copy.flags == ()
         assert Row.decode(copy.encode()) == copy
+
+
+def test_a_shared_cache_is_not_overrun() -> None:
+    """Documents enter as their prompts fit; each is done with while the cache has it."""
+    flying = most = 0
+
+    class Slow(Script):
+        async def complete(self, request: Request) -> Completion:
+            nonlocal flying, most
+            flying += len(request.prompt)
+            most = max(most, flying)
+            await asyncio.sleep(0.001)
+            flying -= len(request.prompt)
+            return await super().complete(request)
+
+    texts = [f"line {n} of this text\nand another one" for n in range(40)]
+    engine = Slow(keep)
+    rows = refine(engine, texts)
+    unbounded = most
+    most = 0
+    bounded = Slow(keep)
+    bounded.cache_tokens = 200
+    assert refine(bounded, texts) == rows
+    assert most < 300 < unbounded
+    assert [r.level for r in bounded.asked[:30]].count("chunk") > 5
+    assert [r.level for r in engine.asked[:30]].count("chunk") == 0
 
 
 def test_copies_are_refined_once_and_counted() -> None:

@@ -29,7 +29,7 @@ from proxhpc.refine.engines.tokenizer import HFTokenizer
 class Instant:
     """An engine that answers at once: keep the document, remove the window's first line."""
 
-    name, max_model_len = "instant", 2048
+    name, max_model_len, cache_tokens = "instant", 2048, 0
 
     def __init__(self, model: Path) -> None:
         self.tokenizer = HFTokenizer(model)

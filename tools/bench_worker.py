@@ -5,7 +5,7 @@
 Three ways to refine the same documents, of which `--copies` are exact copies of others:
 
   bare       every request that our worker makes, given to the engine all at once
-  published  the doc stage over all documents, then the chunk stage over all that it keeps: string
+  published  the doc stage over all documents, then the chunk stage over all that it keeps: their
              prompts, 2000 new tokens for a verdict, 256 for a window, every document asked about
   worker     `proxhpc worker` on a planned run: reading, tokenising, windows, ledger, commits
 
@@ -47,7 +47,7 @@ from proxhpc.refine.prompts import prompt_style
 from proxhpc.refine.windows import LineTokens
 
 PUBLISHED = {"doc": 2000, "chunk": 256}  # most new tokens; and its prompts, and its windows:
-PUBLISHED_PROMPT, PUBLISHED_WINDOW = 2000, 1500
+PUBLISHED_PROMPT, PUBLISHED_WINDOW, PUBLISHED_STYLE = 2000, 1500, "prox-plain"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def usage_of(answers: Sequence[Completion]) -> Usage:
 class Bare:
     """An engine without us: takes a list of requests, gives their answers and the seconds."""
 
-    def __init__(self, options: EngineOptions, model: Path) -> None:
+    def __init__(self, options: EngineOptions, model: Path, *, caching: bool) -> None:
         self.options, self.model = options, resolve_model(str(model))
         self.context = self.model.context_length(options.max_model_len)
         self.run = self._vllm if options.name == "vllm" else self._transformers
@@ -84,7 +84,7 @@ class Bare:
                 enforce_eager=cpu,
                 max_model_len=self.context,
                 gpu_memory_utilization=options.gpu_memory_utilization,
-                enable_prefix_caching=True,
+                enable_prefix_caching=caching,
                 generation_config="vllm",
                 seed=0,
                 **options.options,
@@ -134,7 +134,7 @@ class Bare:
 def bare(folder: Path, requests: Sequence[Request]) -> Result:
     """All requests of the worker at once."""
     manifest = load_manifest(folder / "manifest.yaml")
-    engine = Bare(manifest.engine, Path(str(manifest.stages[0].model)))
+    engine = Bare(manifest.engine, Path(str(manifest.stages[0].model)), caching=True)
     answers, seconds = engine.run(requests)
     engine.close()
     return Result(seconds, usage_of(answers))
@@ -144,9 +144,9 @@ def published(folder: Path, requests: Sequence[Request]) -> Result:
     """Both stages one after the other, over everything."""
     manifest = load_manifest(folder / "manifest.yaml")
     model = Path(str(manifest.stages[0].model))
-    engine = Bare(manifest.engine, model)
+    engine = Bare(manifest.engine, model, caching=False)  # as the vLLM that they pin
     tokenizer = HFTokenizer(model)
-    style = prompt_style(manifest.stages[0].prompt)
+    style = prompt_style(PUBLISHED_STYLE)  # a frame of 30 tokens more would favour us
     texts = [row["text"] for row in _rows(folder)]
     began = time.perf_counter()
     asked = []
@@ -191,7 +191,7 @@ class Recorded:
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self.engine, self.requests = engine, requests
         self.name, self.tokenizer = engine.name, engine.tokenizer
-        self.max_model_len = engine.max_model_len
+        self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
         self.close = engine.close
 
     async def complete(self, request: Request) -> Completion:
@@ -294,7 +294,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True, help="directory of a model")
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--prompt", default="prox-plain", help="prompt style of both stages")
+    parser.add_argument(
+        "--prompt", default="prox-plain", help="the worker's prompt style (prox-plain)"
+    )
     parser.add_argument("--field", default="text", help="field that holds the text (text)")
     parser.add_argument("--limit", type=int, default=300, help="documents, with copies (300)")
     parser.add_argument("--copies", type=float, default=0.1, help="share of copies (0.1)")

@@ -41,6 +41,7 @@ class Owner:
     space: str = ""  # where the pid counts: a boot of a machine and a pid namespace
     user: int = -1
     cluster: str = ""
+    node: str = ""  # Slurm's name of the node, which need not be the host's
 
     @classmethod
     def me(cls, role: str = "worker") -> "Owner":
@@ -59,6 +60,7 @@ class Owner:
             space=pid_space(),
             user=os.getuid(),
             cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+            node=os.environ.get("SLURMD_NODENAME", ""),
         )
 
     def runs(self) -> bool | None:

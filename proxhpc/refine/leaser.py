@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from proxhpc.plan import Plan
-from proxhpc.refine.lease import Lease, Leases
+from proxhpc.refine.care import TAIL
+from proxhpc.refine.lease import Lease, Leases, Owner
 from proxhpc.refine.shard import OpenShard, attempts, open_shard
 from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir, ledger_name, shard_name
 
@@ -43,9 +44,9 @@ class Leaser:
         for shard, attempt in taken:
             owner = self.leases.holder(shard_name(shard), attempt)
             alive = self.leases.alive(owner) if owner else None
-            if alive is False:
-                opened = self._begin(shard, self.leases.steal(shard_name(shard), attempt))
-                if opened:
+            if owner and alive is False:
+                lease = self.leases.steal(shard_name(shard), attempt)
+                if opened := self._begin(shard, lease, last_words(self.run, owner)):
                     return opened
             unclear = unclear or alive is None
         return "wait" if unclear else None
@@ -59,8 +60,20 @@ class Leaser:
             return None
         return lease
 
-    def _begin(self, shard: int, lease: Lease | None) -> OpenShard | None:
-        return open_shard(self.run, self.plan, shard, lease) if lease else None
+    def _begin(self, shard: int, lease: Lease | None, died: str = "") -> OpenShard | None:
+        return open_shard(self.run, self.plan, shard, lease, died) if lease else None
+
+
+def last_words(run: RunDir, owner: Owner) -> str:
+    """What a worker that is gone left in its log, behind who it was."""
+    who = f"{owner.worker} on {owner.node or owner.host} ended without a word"
+    try:
+        with max(run.job_logs(owner.job, owner.pid), key=os.path.getmtime).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            tail = file.read(TAIL).decode("utf-8", "replace").strip()
+    except (OSError, ValueError):  # no log, or it is gone by now
+        return who
+    return f"{who}; its log ends with:\n{tail}" if tail else who
 
 
 def missing(run: RunDir, plan: Plan) -> Iterator[int]:

@@ -1,7 +1,8 @@
 """The ledger: one row per document, one frame per commit, one summary, published last.
 
-A shard's ledger is a file of zstd frames. Each frame but the last holds a header line and the
-rows of one commit, in input order; the last holds the summary. All lines are JSON.
+A shard's ledger is a file of zstd frames. Each frame holds a header line and the rows of one
+commit, in input order, or a note of a worker's death behind the last commit; the last holds the
+summary. All lines are JSON.
 """
 
 import base64
@@ -19,6 +20,7 @@ from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
 from proxhpc.program.replay import Emitted, WindowProgram
+from proxhpc.refine.care import Care
 
 VERSION = 1
 HEAD_BYTES = 64 * 1024  # how much of a quarantined record the ledger keeps
@@ -235,6 +237,7 @@ class Progress:
     counts: Counts = field(default_factory=Counts)
     ends: list[End] = field(default_factory=list)
     last: tuple[int, int] | None = None  # file and position of the last committed record
+    care: Care = field(default_factory=Care)
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
 
     def add(self, header: Header, rows: list[Row], payload: bytes) -> Counts:
@@ -244,6 +247,7 @@ class Progress:
             share += row.count()
         self.commits += 1
         self.counts += share
+        self.care = self.care.passed(len(rows))
         self.ends += header.ends
         if rows:
             self.last = (rows[-1].file, rows[-1].position)
@@ -263,6 +267,12 @@ class LedgerWriter:
         payload = b"\n".join([header.encode(), *(row.encode() for row in rows)])
         self.frames.append(payload)
         return self.progress.add(header, rows, payload)
+
+    def note(self, care: Care) -> None:
+        """Make what is known of deaths behind the last commit durable."""
+        head = {"v": VERSION, "plan": self.plan, "shard": self.shard, "care": care.to_dict()}
+        self.frames.append(orjson.dumps(head))
+        self.progress.care = care
 
     def finish(self) -> Counts:
         """Append the summary; the file is then ready to be published."""
@@ -302,6 +312,10 @@ def resume(source: Path, target: FrameWriter, plan: str, shard: int) -> Progress
         head, rows = parse_frame(frame.payload)
         if head.get("plan") != plan or head.get("shard") != shard:
             break
+        if "care" in head:
+            progress.care = Care(**head["care"])
+            end = frame.end
+            continue
         if head.get("commit") != progress.commits or "summary" in head:
             break
         progress.add(Header.decode(head), rows, frame.payload)
@@ -323,6 +337,8 @@ def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | End]:
         head, rows = parse_frame(frame.payload)
         if head["plan"] != plan or head["shard"] != shard:
             raise _damaged(path, "it belongs to another plan or shard")
+        if "care" in head:
+            continue
         if head["commit"] != progress.commits:
             raise _damaged(path, f"commit {progress.commits} is missing")
         if "summary" in head:

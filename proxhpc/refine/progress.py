@@ -21,8 +21,10 @@ class ProgressLog:
     role: str
     shards: int = 0
     counts: Counts = field(default_factory=Counts)
+    deaths: int = 0  # of workers and engines that this worker has noted in ledgers
     busy_seconds: float = 0.0
     boot_seconds: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
     _last: float = 0.0
 
     def write(self, state: str, **more: Any) -> None:
@@ -30,7 +32,8 @@ class ProgressLog:
         line = {"t": round(time.time(), 3), "state": state, "role": self.role}
         line |= {"owner": asdict(self.owner), "shards": self.shards}
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
-        line |= {"boot_s": round(self.boot_seconds, 3)} | more
+        line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
+        line |= {"up_s": round(time.monotonic() - self._began, 3)} | more
         append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
         self._last = time.monotonic()
 

@@ -1,38 +1,58 @@
 """The pump: many items in flight, results in the order of the items, memory bounded."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
+
+IN_FLIGHT_DOCUMENTS = 2048  # twice what vLLM runs at a time on a large GPU
 
 E = TypeVar("E")
 R = TypeVar("R")
 
 
 class Budget:
-    """Bounds what is in flight by number and by weight; one item always fits."""
+    """Bounds what is in flight by number and by weight, first come, first served.
+
+    One item always fits.
+    """
 
     def __init__(self, items: int, weight: int) -> None:
         self._items = items
         self._free_items, self._free_weight = items, weight
-        self._changed = asyncio.Condition()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def acquire(self, weight: int) -> None:
         """Wait until an item of `weight` fits."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(weight))
+        if self._waiting or not self._take(weight):
+            place = asyncio.get_running_loop().create_future()
+            self._waiting.append((weight, place))
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self.release(weight)
+                raise
+
+    def release(self, weight: int) -> None:
+        """Give the place of an item back."""
+        self._free_items += 1
+        self._free_weight += weight
+        while self._waiting:
+            weight, place = self._waiting[0]
+            if not place.cancelled():
+                if not self._take(weight):
+                    return
+                place.set_result(None)
+            self._waiting.popleft()
+
+    def _take(self, weight: int) -> bool:
+        empty = self._free_items == self._items
+        fits = empty or (self._free_items > 0 and self._free_weight >= weight)
+        if fits:
             self._free_items -= 1
             self._free_weight -= weight
-
-    async def release(self, weight: int) -> None:
-        """Give the place of an item back."""
-        async with self._changed:
-            self._free_items += 1
-            self._free_weight += weight
-            self._changed.notify_all()
-
-    def _fits(self, weight: int) -> bool:
-        empty = self._free_items == self._items
-        return empty or (self._free_items > 0 and self._free_weight >= weight)
+        return fits
 
 
 async def ordered(
@@ -66,7 +86,7 @@ async def ordered(
             open_tasks = [task]
             result = await task
             open_tasks = []
-            await budget.release(weigh(event))
+            budget.release(weigh(event))
             yield event, result
         await producer
     finally:

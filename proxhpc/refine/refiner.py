@@ -16,9 +16,10 @@ from proxhpc.manifest import Manifest
 from proxhpc.models import ModelRef
 from proxhpc.program.replay import Emitted, Outcome, Style, doc_verdict, replay
 from proxhpc.refine.engines import make_engine
-from proxhpc.refine.engines.base import Engine, RequestError
+from proxhpc.refine.engines.base import Engine, EngineDiedError, RequestError
 from proxhpc.refine.ledger import Call, Row, set_aside, text_digest
 from proxhpc.refine.memo import Memo, digest
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
 from proxhpc.refine.stage import MEMO_BYTES, Answer, StageRunner
 from proxhpc.refine.windows import LineTokens
 
@@ -39,6 +40,10 @@ class Refiner:
         self._copies: Memo[Row] | None = None
         if manifest.dedup.before == "exact":
             self._copies = Memo(MEMO_BYTES, _memory)
+        # A chunk prompt finds its document's in the cache, unless too many others came between.
+        self._room: Budget | None = None
+        if doc and chunk and doc.engine is chunk.engine and doc.engine.cache_tokens:
+            self._room = Budget(IN_FLIGHT_DOCUMENTS, doc.engine.cache_tokens // 2)
         self._orders = count()
         self._errors = 0
 
@@ -51,12 +56,12 @@ class Refiner:
         except RequestError as error:
             return set_aside(document, "request_refused", str(error))
         except (OSError, MemoryError) as error:
-            raise RetryError(
+            raise EngineDiedError(
                 f"this machine cannot go on: {type(error).__name__}: {error}"
             ) from error
         except Exception as error:
             if "can't start new thread" in str(error):
-                raise RetryError(f"this machine cannot go on: {error}") from error
+                raise EngineDiedError(f"this machine cannot go on: {error}") from error
             return self._internal(document, error)
         self._errors = 0
         return row
@@ -86,9 +91,18 @@ class Refiner:
         return row.copy(document) if again else row
 
     async def _refine(self, document: Document) -> Row:
-        text, order = document.text, next(self._orders)
-        tokens = await self._off_loop(self._count, text)
-        lines = tokens.lines
+        order = next(self._orders)
+        tokens = await self._off_loop(self._count, document.text)
+        if self._room is None:
+            return await self._ask(document, tokens, order)
+        await self._room.acquire(tokens.total)
+        try:
+            return await self._ask(document, tokens, order)
+        finally:
+            self._room.release(tokens.total)
+
+    async def _ask(self, document: Document, tokens: LineTokens, order: int) -> Row:
+        text, lines = document.text, tokens.lines
         answers: list[Answer] = []
         verdict: Emitted | None = None
         doc_call: Call | None = None

@@ -12,10 +12,12 @@ from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease
-from proxhpc.refine.ledger import LedgerWriter, Progress, Row, resume
+from proxhpc.refine.ledger import LedgerWriter, Progress, Row, resume, set_aside
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS
 from proxhpc.rundir import RunDir
 
-Item = Document | Bad | End
+Item = Document | Bad | End | Row
+"""What a shard holds; a row is that of a document about which nobody is asked any more."""
 
 
 @dataclass(slots=True)
@@ -29,12 +31,14 @@ class OpenShard:
     writer: LedgerWriter
     rows: list[Row] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
+    stolen: bool = False  # from a worker whose death was noted
     lost: bool = False
     committed_at: float = field(default_factory=time.monotonic)
 
     def items(self) -> Iterator[Item]:
         """Records behind the last commit, and the end of each span."""
         progress = self.writer.progress
+        poison = progress.care.poison
         for span in self.plan.shards[self.index].spans[len(progress.ends) :]:
             last = progress.last
             skip = last[1] if last and last[0] == span.file else -1
@@ -43,7 +47,16 @@ class OpenShard:
             # span (its blank lines) must not depend on where an attempt died.
             for item in self.plan.read(span):
                 if isinstance(item, End) or item.position > skip:
-                    yield item
+                    if poison and isinstance(item, Document):
+                        poison = False
+                        yield set_aside(item, "poison", progress.care.words)
+                    else:
+                        yield item
+
+    @property
+    def batch(self) -> int | None:
+        """Documents that may be in flight, alone, for fear of one of them; None for no limit."""
+        return self.writer.progress.care.batch
 
     def add(self, row: Row) -> None:
         """Take the next row, in input order."""
@@ -85,10 +98,17 @@ class OpenShard:
         self.lease.release()
         return True
 
-    def leave(self) -> None:
-        """Give the shard back; what was committed waits for the next attempt."""
-        self.writer.close()
-        self.lease.release()
+    def leave(self, died: str = "") -> None:
+        """Give the shard back; what was committed waits for the next attempt.
+
+        `died` are the last words of an engine that died while documents of it were in flight.
+        """
+        try:
+            if died and not self.lost:
+                self.writer.note(self.writer.progress.care.died(died, IN_FLIGHT_DOCUMENTS))
+        finally:
+            self.writer.close()
+            self.lease.release()
 
 
 def attempts(run: RunDir, shard: int) -> list[int]:
@@ -99,10 +119,13 @@ def attempts(run: RunDir, shard: int) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
-def open_shard(run: RunDir, plan: Plan, index: int, lease: Lease) -> OpenShard | None:
+def open_shard(
+    run: RunDir, plan: Plan, index: int, lease: Lease, died: str = ""
+) -> OpenShard | None:
     """Start an attempt on a leased shard behind the best earlier one.
 
-    None when the shard was finished meanwhile, or this attempt number has been used.
+    `died` are the last words of the worker that the lease was taken from. None when the shard was
+    finished meanwhile, or this attempt number has been used.
     """
     if run.ledger(index).exists():
         _tidy(run, index, lease)
@@ -125,10 +148,13 @@ def open_shard(run: RunDir, plan: Plan, index: int, lease: Lease) -> OpenShard |
         path.unlink(missing_ok=True)
         lease.release()
         return None
+    writer = LedgerWriter(frames, plan.digest, index, progress)
+    if died:
+        writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
     for old in earlier:
         old.unlink(missing_ok=True)
-    writer = LedgerWriter(frames, plan.digest, index, progress)
-    return OpenShard(run, plan, index, lease, writer)
+    progress.care.check(index)
+    return OpenShard(run, plan, index, lease, writer, stolen=bool(died))
 
 
 def _tidy(run: RunDir, index: int, lease: Lease) -> None:

@@ -7,21 +7,22 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
+from proxhpc.refine.engines.base import EngineDiedError
 from proxhpc.refine.lease import JobAlive, Leases, Owner
 from proxhpc.refine.leaser import Leaser
 from proxhpc.refine.ledger import Row, bad_row
 from proxhpc.refine.progress import ProgressLog
-from proxhpc.refine.pump import Budget, ordered
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.refine.shard import Item, OpenShard
 from proxhpc.rundir import RunDir
 
-IN_FLIGHT_DOCUMENTS = 2048  # twice what vLLM runs at a time on a large GPU
+LIVES = 8  # engines that a worker outlives within one job
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 BATCH = 64  # records read per hop to the reading thread
 COMMITS_WORTH_A_LEASE = 2
@@ -45,19 +46,33 @@ class Closed:
     shard: OpenShard
 
 
-Event = OpenShard | Item | Closed
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Event: whatever came before is to be done with, and committed, before anything follows."""
+
+    done: asyncio.Event
+
+
+Event = OpenShard | Item | Closed | Flush
 
 
 def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
     """Work until no shard is left, time is nearly up or a signal comes; the final state.
 
-    Errors are recorded in the worker's progress file and raised.
+    Errors are recorded in the worker's progress file and raised. An engine's death is noted in
+    the ledgers of the shards at work, and the worker begins anew with another one.
     """
     plan = Plan.load(run)
     log = ProgressLog(run, Owner.me(), "refine")
+    ends = None if assignment.seconds is None else time.monotonic() + assignment.seconds
     log.write("starting")
     try:
-        return asyncio.run(_main(run, plan, log, assignment, job_alive))
+        for _ in range(LIVES - 1):
+            try:
+                return asyncio.run(_main(run, plan, log, assignment, ends, job_alive))
+            except EngineDiedError as error:
+                log.write("starting", error=type(error).__name__, message=str(error)[:2000])
+        return asyncio.run(_main(run, plan, log, assignment, ends, job_alive))
     except BaseException as error:
         with suppress(RetryError):  # on a full disk the error itself matters more
             log.write("failed", error=type(error).__name__, message=str(error)[:2000])
@@ -65,24 +80,27 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
 
 
 async def _main(
-    run: RunDir, plan: Plan, log: ProgressLog, assignment: Assignment, job_alive: JobAlive
+    run: RunDir,
+    plan: Plan,
+    log: ProgressLog,
+    assignment: Assignment,
+    ends: float | None,
+    job_alive: JobAlive,
 ) -> str:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    deadline = None
-    if assignment.seconds is not None:
-        loop.call_later(assignment.seconds, stop.set)
-        deadline = time.monotonic() + assignment.seconds
+    if ends is not None:
+        loop.call_later(max(0.0, ends - time.monotonic()), stop.set)
     began = time.monotonic()
     refiner = await open_refiner(plan.manifest, plan.models)
-    log.boot_seconds = time.monotonic() - began
+    log.boot_seconds += time.monotonic() - began
     # Only now: an engine installs handlers of its own while it starts.
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     leaser = Leaser(
         run, plan, Leases(run, log.owner, job_alive), (assignment.number, assignment.of)
     )
-    worker = Worker(refiner, leaser, log, deadline)
+    worker = Worker(refiner, leaser, log, ends)
     try:
         working = asyncio.create_task(worker.work())
         stopping = asyncio.create_task(stop.wait())
@@ -118,27 +136,41 @@ class Worker:
         self.refiner, self.leaser, self.log, self.deadline = refiner, leaser, log, deadline
         self.out_of_time = False
         self._open: list[OpenShard] = []
+        self._busy_before = log.busy_seconds  # in earlier lives
+        self._done_before = log.counts.bytes_in
         self._started = time.monotonic()
 
     async def work(self) -> None:
-        """Until there is nothing left to lease. Cancelling commits and gives leases back."""
+        """Until there is nothing left to lease. Cancelling commits and gives leases back.
+
+        EngineDiedError: noted in the ledgers of the shards at work.
+        """
         budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
         shard: OpenShard | None = None
+        died = ""
         self._started = time.monotonic()
         try:
             async with aclosing(ordered(self._events(), self._do, _weigh, budget)) as results:
                 async for event, row in results:
-                    self.log.busy_seconds = time.monotonic() - self._started
+                    self.log.busy_seconds = self._busy_before + self._seconds()
                     if isinstance(event, OpenShard):
                         shard = event
                     elif isinstance(event, Closed):
                         self._publish(event.shard)
+                    elif isinstance(event, Flush):
+                        if shard is not None and shard in self._open:
+                            self._commit(shard)
+                        event.done.set()
                     elif shard is not None:
                         self._take(shard, event, row)
+        except EngineDiedError as error:
+            died = str(error)
+            raise
         finally:
             with ExitStack() as leaving:
                 for left in self._open:
-                    leaving.callback(left.leave)
+                    leaving.callback(left.leave, died)
+                    self.log.deaths += bool(died)
                 for left in self._open:
                     self._commit(left)
 
@@ -167,6 +199,8 @@ class Worker:
     async def _do(self, event: Event) -> Row | None:
         if isinstance(event, Document):
             return await self.refiner.refine(event)
+        if isinstance(event, Row):
+            return event
         return bad_row(event) if isinstance(event, Bad) else None
 
     async def _lease(self) -> OpenShard | Literal["wait"] | None:
@@ -178,6 +212,9 @@ class Worker:
             shard = await task
             if isinstance(shard, OpenShard):
                 self._open.append(shard)
+                if shard.stolen:  # told at once: this worker may die of it, too
+                    self.log.deaths += 1
+                    self.log.write("working", shard=shard.index)
         return shard
 
     def _ends_soon(self) -> bool:
@@ -186,14 +223,16 @@ class Worker:
         A shard that fits is worth its lease; so is one that does not, for what is committed of
         it stays done, unless there is not even time for that.
         """
-        plan, done = self.leaser.plan, self.log.counts.bytes_in
+        plan, done = self.leaser.plan, self.log.counts.bytes_in - self._done_before
         if self.deadline is None or not done:  # a job too short for one shard must get on, too
             return False
-        now = time.monotonic()
         size = sum(shard.estimated_bytes for shard in plan.shards) / len(plan.shards)
-        shard_seconds = size * (now - self._started) / done
+        shard_seconds = size * self._seconds() / done
         commits_seconds = COMMITS_WORTH_A_LEASE * plan.manifest.commit.seconds
-        return self.deadline - now < min(shard_seconds, commits_seconds)
+        return self.deadline - time.monotonic() < min(shard_seconds, commits_seconds)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
 
     async def _events(self) -> AsyncIterator[Event]:
         while True:
@@ -206,18 +245,36 @@ class Worker:
             if shard == "wait":
                 await asyncio.sleep(POLL)
                 continue
+            if shard.batch:  # alone from its first document on
+                async for flush in _flush():
+                    yield flush
             yield shard
-            items = shard.items()
-            while batch := await asyncio.to_thread(_batch, items):
-                for item in batch:
-                    yield item
-                if shard.lost:
-                    break
+            async for item in _items(shard):
+                yield item
             yield Closed(shard)
 
 
-def _batch(items: Iterator[Item]) -> list[Any]:
-    return list(itertools.islice(items, BATCH))
+async def _flush() -> AsyncIterator[Flush]:
+    done = asyncio.Event()
+    yield Flush(done)
+    await done.wait()
+
+
+async def _items(shard: OpenShard) -> AsyncIterator[Item | Flush]:
+    """What a shard holds; where it needs care in batches, each done with before the next."""
+    items = shard.items()
+    while batch := await asyncio.to_thread(_batch, items, shard.batch or BATCH):
+        for item in batch:
+            yield item
+        if shard.batch:
+            async for event in _flush():
+                yield event
+        if shard.lost:
+            break
+
+
+def _batch(items: Iterator[Item], size: int) -> list[Item]:
+    return list(itertools.islice(items, size))
 
 
 def _weigh(event: Event) -> int:

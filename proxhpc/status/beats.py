@@ -31,6 +31,8 @@ class Beat:
     counts: Counts
     busy_seconds: float
     boot_seconds: float
+    up_seconds: float  # since the worker began
+    deaths: int  # of other workers or engines, as it has noted them in ledgers
     error: str
     message: str
 
@@ -49,6 +51,8 @@ class Beat:
                 counts=Counts.from_dict(data["counts"]),
                 busy_seconds=float(data["busy_s"]),
                 boot_seconds=float(data["boot_s"]),
+                up_seconds=float(data["up_s"]),
+                deaths=int(data["deaths"]),
                 error=str(data.get("error", "")),
                 message=str(data.get("message", "")),
             )

@@ -15,7 +15,7 @@ class RequestError(ProxError):
 
 
 class EngineDiedError(RetryError):
-    """The engine is gone; another one may answer."""
+    """The engine, or the machine's memory, is gone; another one may answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ class Engine(Protocol):
     name: str
     tokenizer: Tokenizer | None
     max_model_len: int
+    cache_tokens: int
+    """Prompt tokens that it remembers what it made of, for prompts that begin alike; 0 for none."""
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; many may be in flight. EngineDiedError when the engine has died."""

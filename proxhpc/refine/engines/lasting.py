@@ -17,14 +17,14 @@ class LastingEngine:
 
     def __init__(self, engine: Engine, start: Callable[[], Awaitable[Engine]]) -> None:
         self.name, self.tokenizer = engine.name, engine.tokenizer
-        self.max_model_len = engine.max_model_len
+        self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
         self._engine, self._start = engine, start
         self._starting = asyncio.Lock()
         self._left = RESTARTS
         self._closed = False
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request. RetryError when the last engine has died."""
+        """Answer one request. EngineDiedError when the last engine has died."""
         while True:
             engine = self._engine
             try:
@@ -38,14 +38,19 @@ class LastingEngine:
         if self._closed:
             raise error
         if self._left == 0:
-            raise RetryError(
+            raise EngineDiedError(
                 f"the engine died again after {RESTARTS} restart: {error.message}",
                 hint="its log says why; the next worker goes on behind what is committed",
             ) from error
         self._left -= 1
         log.warning("%s; it is started again", error.message)
         await self._engine.close()
-        self._engine = await self._start()
+        try:
+            self._engine = await self._start()
+        except RetryError as failure:
+            raise EngineDiedError(
+                f"{error.message}, and no other did start: {failure.message}", hint=failure.hint
+            ) from failure
 
     async def close(self) -> None:
         """Close the engine for good. Never raises."""

@@ -39,7 +39,7 @@ class RulesEngine:
 
     name = "rules"
     tokenizer: Tokenizer | None = None
-    max_model_len = 2**31 - 1
+    max_model_len, cache_tokens = 2**31 - 1, 0
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         """UserError for a rule that does not exist."""

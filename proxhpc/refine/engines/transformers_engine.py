@@ -56,6 +56,7 @@ class TransformersEngine:
     """
 
     name = "transformers"
+    cache_tokens = 0
 
     def __init__(
         self,

@@ -90,6 +90,8 @@ class VLLMEngine:
         try:
             with signals_ignored():
                 self._engine = _start(arguments, dtype, options or {})
+            cache = self._engine.vllm_config.cache_config
+            self.cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
             self._children = descendants(os.getpid()) - before
             self._tie.watch(self._children)
         except BaseException:

@@ -1,0 +1,153 @@
+"""Documents that kill workers and engines: found, set aside, and nothing else lost."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from proxhpc.corpus.document import Document
+from proxhpc.errors import RetryError, StopError
+from proxhpc.launch import Run
+from proxhpc.refine.care import BATCHES, DEATHS, MOST_POISON, Care
+from proxhpc.refine.engines.base import EngineDiedError
+from proxhpc.refine.ledger import Row
+from proxhpc.refine.refiner import Refiner
+from proxhpc.refine.worker import Assignment, run_worker
+from proxhpc.status.beats import latest
+from runs import planned, rows_of
+from test_worker import crash
+
+MOST_DEATHS = DEATHS + len(BATCHES) - 1 + DEATHS  # until a document is given up
+
+
+def died(care: Care, times: int) -> Care:
+    for _ in range(times):
+        care = care.died("words", 2048)
+    return care
+
+
+def test_one_death_changes_nothing_and_two_in_a_row_make_batches() -> None:
+    once = died(Care(), 1)
+    assert once.batch is None
+    assert once.passed(3) == Care()
+    assert (died(Care(), 2).batch, died(Care(), 2).left) == (64, 2048)
+    assert (died(Care(), 3).batch, died(Care(), 3).left) == (8, 64)
+    assert (died(Care(), 4).batch, died(Care(), 4).left) == (1, 8)
+
+
+def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
+    alone = died(Care(), 4)
+    assert not died(alone, 1).poison
+    assert died(alone, 2).poison
+    assert not died(died(alone, 1).passed(1), 1).poison
+    after = died(alone, 2).passed(1)
+    assert (after.poison, after.given_up, after.left, after.batch) == (False, 1, 7, 1)
+
+
+def test_care_ends_behind_the_suspects() -> None:
+    batches = died(Care(), 3)
+    assert batches.passed(63).batch == 8
+    assert batches.passed(64) == Care()
+
+
+def test_a_shard_full_of_poison_stops_the_run() -> None:
+    Care(given_up=MOST_POISON - 1).check(7)
+    with pytest.raises(StopError, match="of shard 7 each killed"):
+        Care(given_up=MOST_POISON).check(7)
+
+
+def work(run: Run) -> None:
+    run_worker(run.dir, Assignment(), lambda job: None)
+
+
+def killing(victims: set[str], kill: Callable[[], None]) -> Callable[..., object]:
+    """A `refine` that meets `kill` at some documents."""
+    original = Refiner.refine
+
+    async def refine(self: Refiner, document: Document) -> Row:
+        await asyncio.sleep(0.001 * (int(document.id.removeprefix("doc-")) % 3))
+        if document.id in victims:
+            kill()
+        return await original(self, document)
+
+    return refine
+
+
+def undisturbed(folder: Path) -> dict[str, Row]:
+    run = planned(folder, sharding={"tokens": 20_000_000})
+    work(run)
+    return {row.id: row for row in rows_of(run.dir, run.plan)}
+
+
+def check(run: Run, expected: dict[str, Row], victims: set[str]) -> None:
+    rows = {row.id: row for row in rows_of(run.dir, run.plan)}
+    assert list(rows) == list(expected)
+    assert {who for who, row in rows.items() if row.reason == "poison"} == victims
+    assert {who: row for who, row in rows.items() if who not in victims} == {
+        who: row for who, row in expected.items() if who not in victims
+    }
+
+
+@pytest.mark.parametrize("victims", [{"doc-0"}, {"doc-17"}, {"doc-17", "doc-18", "doc-59"}])
+def test_a_document_that_kills_its_workers(tmp_path: Path, victims: set[str]) -> None:
+    expected = undisturbed(tmp_path / "quiet")
+    run = planned(tmp_path / "loud", sharding={"tokens": 20_000_000})
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    lives = 0
+    while not run.dir.ledger(0).exists():
+        lives += 1
+        assert lives <= MOST_DEATHS * len(victims) + 1
+        try:
+            crash(run, lambda: setattr(Refiner, "refine", killing(victims, kill)))
+        except AssertionError:
+            break  # it was not killed: the shard is done
+    check(run, expected, victims)
+    (poison, *_) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
+    assert "ended without a word" in poison.detail
+    assert sum(beat.deaths for beat in latest(run.dir)) == lives - 1
+
+
+def test_a_document_that_kills_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker outlives them all."""
+    expected = undisturbed(tmp_path / "quiet")
+    run = planned(tmp_path / "loud", sharding={"tokens": 20_000_000})
+
+    def kill() -> None:
+        raise EngineDiedError("the engine died of a broken kernel")
+
+    monkeypatch.setattr(Refiner, "refine", killing({"doc-17"}, kill))
+    work(run)
+    check(run, expected, {"doc-17"})
+    (poison,) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
+    assert "broken kernel" in poison.detail
+    (beat,) = latest(run.dir)
+    assert (beat.state, beat.deaths) == ("done", MOST_DEATHS)
+    assert beat.counts.documents == len(expected)
+
+
+def test_an_engine_that_dies_of_everything_ends_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path, sharding={"tokens": 20_000_000})
+
+    def kill() -> None:
+        raise EngineDiedError("the engine died")
+
+    monkeypatch.setattr(Refiner, "refine", killing({f"doc-{n}" for n in range(60)}, kill))
+
+    def again_and_again() -> None:
+        for _ in range(20):
+            with suppress(RetryError):
+                work(run)
+
+    with pytest.raises(StopError, match="each killed 2 workers"):
+        again_and_again()
+    (beat,) = latest(run.dir)
+    assert beat.error == "StopError"
