@@ -20,7 +20,7 @@ from proxhpc.cluster.submit import Backend, Work, make_backend
 from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease, hold
-from proxhpc.refine.leaser import missing
+from proxhpc.refine.leaser import missing, sweep
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
 from proxhpc.site import Site
@@ -61,7 +61,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False
     if left:
         step = _refine(run, backend, Round(run, plan, left, by_hand))
     elif not run.merge_summary.exists():
-        step = _merge(run, backend, Round(run, plan, left, by_hand))
+        step = _merge(run, plan, backend, Round(run, plan, left, by_hand))
     else:
         write_report(run)
         step = Step("report", "wrote", f"finished: the corpus is in {run.corpus}")
@@ -156,10 +156,11 @@ def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     )
 
 
-def _merge(run: RunDir, backend: Backend, around: Round) -> Step:
+def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
     if backend.active("merge"):
         return Step("merge", "waiting", "the merge waits or runs")
     around.check("merge")
+    sweep(run, plan)
     cpus = recorded_site(run).resources("merge").cpus
     work = Work("merge", tasks.merge, [(str(run.root), cpus)], around.about)
     ids = backend.submit(work, _control(run))

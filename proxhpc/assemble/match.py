@@ -17,6 +17,7 @@ from proxhpc.assemble.sketch import SKETCH, Receipt, Sketch, load_sketch, save_a
 from proxhpc.assemble.tiling import check_tiling
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError
+from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
@@ -103,6 +104,7 @@ def match(run: RunDir, plan: Plan, receipts: Sequence[Receipt]) -> Match:
         parts=tuple(cut_parts(hashes, alive, manifest.output.part_size)),
     )
     write_atomic(run.match, orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+    reach("match written")
     return found
 
 

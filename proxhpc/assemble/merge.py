@@ -21,6 +21,7 @@ from proxhpc.assemble.summary import MergeSummary, summarise
 from proxhpc.assemble.write import write
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import RetryError
+from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.refine.leaser import missing
 from proxhpc.rundir import RunDir
@@ -109,6 +110,9 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)
+    reach("card written")
     write_atomic(run.checksums, checksums(run, summary, card))
+    reach("corpus sealed")
     write_atomic(run.merge_summary, summary.encode())
+    reach("merge summed")
     return summary

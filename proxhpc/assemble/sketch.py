@@ -21,6 +21,7 @@ from proxhpc.assemble.rows import corpus_row, quarantine_row
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
+from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
@@ -110,6 +111,7 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
         receipt = work.finish(ledgers)
     finally:
         work.abandon()
+    reach("sketch written")
     write_atomic(run.sketch_counts(group), receipt.encode())
     return receipt
 

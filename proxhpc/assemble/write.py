@@ -15,6 +15,7 @@ from proxhpc.assemble.sketch import groups, load_sketch, read_receipt
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
+from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
@@ -87,6 +88,7 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         tokens=tokens,
         files=dict(sorted(files.items())),
     )
+    reach("part written")
     write_atomic(run.part_receipt(part), receipt.encode())
     return receipt
 

@@ -12,6 +12,7 @@ from proxhpc.cluster import slurm, tasks
 from proxhpc.cluster.journal import Journal, Submission
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError, UserError
+from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import slurm_element
 from proxhpc.refine.process import descendants
@@ -84,9 +85,11 @@ class SlurmBackend:
         follow_up = then if self.site.submit_from_jobs else None
         _intend(journal, number, work, chained=follow_up is not None)
         first = self._held(journal, number, work, "")
+        reach("array recorded")
         ids = [first]
         if follow_up is not None:
             ids.append(self._held(journal, number, follow_up, f"afterany:{first}"))
+            reach("control recorded")
         self._release(journal, number, reversed(ids))
         return ids
 
@@ -121,7 +124,9 @@ class SlurmBackend:
         # The follow-up is let go before what it follows: should we die between, it is there.
         for identity in ids:
             slurm.run("scontrol", "release", identity)
+            reach("one released")
         journal.write("released", number)
+        reach("all released")
         self.queue.forget()
 
     def _held(self, journal: Journal, intent: int, work: Work, dependency: str) -> str:
@@ -133,6 +138,7 @@ class SlurmBackend:
                 jobs = executor.map_array(work.function, *zip(*work.arguments, strict=True))
         except FailedJobError as error:
             raise slurm.refusal(error) from error
+        reach("control held" if work.phase == "control" else "array held")
         identity = str(jobs[0].job_id).partition("_")[0]
         journal.write("receipt", intent, phase=work.phase, job=identity)
         return identity
@@ -215,6 +221,7 @@ class LocalBackend:
         for process in started:
             journal.write("receipt", number, phase=work.phase, job=process.job_id)
         journal.write("released", number)
+        reach("all released")
         return [process.job_id for process in started]
 
     def _executor(self, intent: int, work: Work) -> Any:
@@ -249,6 +256,7 @@ class LocalBackend:
 def _intend(journal: Journal, number: int, work: Work, *, chained: bool) -> None:
     about = {"phase": work.phase, "count": len(work.arguments), "about": work.about}
     journal.write("intent", number, chained=chained, **about)
+    reach("intent written")
 
 
 def _devices(gpus: int, workers: int) -> list[str]:

@@ -18,6 +18,7 @@ import orjson
 
 from proxhpc.corpus.disk import create
 from proxhpc.errors import RetryError
+from proxhpc.faults import reach
 from proxhpc.refine.process import pid_space, start_time
 from proxhpc.rundir import RunDir
 
@@ -120,13 +121,16 @@ class Leases:
 
     def take(self, name: str, attempt: int) -> Lease | None:
         """The lease of exactly this attempt, or None if it is taken."""
-        won = create(self.run.lease(name, attempt), orjson.dumps(asdict(self.owner)))
-        return Lease(self.run, name, attempt, self.owner) if won else None
+        if not create(self.run.lease(name, attempt), orjson.dumps(asdict(self.owner))):
+            return None
+        reach("advance held" if name == "advance" else "lease taken")
+        return Lease(self.run, name, attempt, self.owner)
 
     def steal(self, name: str, attempt: int) -> Lease | None:
         """The lease behind `attempt`, whose owner is dead; None if another thief was first."""
         lease = self.take(name, attempt + 1)
         if lease:
+            reach("lease stolen")
             self.run.lease(name, attempt).unlink(missing_ok=True)
         return lease
 

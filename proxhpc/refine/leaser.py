@@ -1,6 +1,7 @@
 """Which shard a worker takes next."""
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -74,6 +75,21 @@ def last_words(run: RunDir, owner: Owner) -> str:
     except (OSError, ValueError):  # no log, or it is gone by now
         return who
     return f"{who}; its log ends with:\n{tail}" if tail else who
+
+
+def sweep(run: RunDir, plan: Plan) -> None:
+    """Remove leases and attempts of workers that died behind a publication.
+
+    Only for a run of which every shard has its ledger: whoever still works on one has lost it.
+    """
+    for entry in os.scandir(run.leases):
+        if entry.name.partition(".")[0].isdigit():
+            run.leases.joinpath(entry.name).unlink(missing_ok=True)
+    for first in range(0, len(plan.shards), SHARDS_PER_FOLDER):
+        folder = run.shard_folder(first)
+        for entry in os.scandir(folder):
+            if re.fullmatch(r"\d+\.a\d+", entry.name):
+                folder.joinpath(entry.name).unlink(missing_ok=True)
 
 
 def missing(run: RunDir, plan: Plan) -> Iterator[int]:

@@ -19,6 +19,7 @@ from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
+from proxhpc.faults import reach
 from proxhpc.program.replay import Emitted, WindowProgram
 from proxhpc.refine.care import Care
 
@@ -45,7 +46,7 @@ class Call(NamedTuple):
     @property
     def emitted(self) -> Emitted:
         """What the program language needs of it."""
-        return Emitted(self.program, "length" if self.finish == "length" else "stop")
+        return Emitted(self.program, "stop" if self.finish == "stop" else "length")
 
     @property
     def window(self) -> WindowProgram:
@@ -266,12 +267,14 @@ class LedgerWriter:
         header = Header(self.plan, self.shard, self.progress.commits, len(rows), ends)
         payload = b"\n".join([header.encode(), *(row.encode() for row in rows)])
         self.frames.append(payload)
+        reach("commit synced")
         return self.progress.add(header, rows, payload)
 
     def note(self, care: Care) -> None:
         """Make what is known of deaths behind the last commit durable."""
         head = {"v": VERSION, "plan": self.plan, "shard": self.shard, "care": care.to_dict()}
         self.frames.append(orjson.dumps(head))
+        reach("death noted")
         self.progress.care = care
 
     def finish(self) -> Counts:
@@ -288,6 +291,7 @@ class LedgerWriter:
             "counts": counts.to_dict(),
         }
         self.frames.append(orjson.dumps(summary))
+        reach("summary written")
         return counts
 
     def close(self) -> None:

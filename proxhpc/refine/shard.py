@@ -10,6 +10,7 @@ from proxhpc.corpus.disk import publish
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError
+from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease
 from proxhpc.refine.ledger import LedgerWriter, Progress, Row, resume, set_aside
@@ -93,8 +94,10 @@ class OpenShard:
                 raise
             self.lost = True
             return False
+        reach("ledger published")
         for attempt in attempts(self.run, self.index):
             self.run.attempt(self.index, attempt).unlink(missing_ok=True)
+        reach("attempts removed")
         self.lease.release()
         return True
 
@@ -108,6 +111,7 @@ class OpenShard:
                 self.writer.note(self.writer.progress.care.died(died, IN_FLIGHT_DOCUMENTS))
         finally:
             self.writer.close()
+            reach("shard left")
             self.lease.release()
 
 
@@ -137,6 +141,7 @@ def open_shard(
     except FileExistsError:
         lease.release()
         return None
+    reach("attempt created")
     progress = Progress()
     try:
         if earlier:
@@ -151,6 +156,8 @@ def open_shard(
     writer = LedgerWriter(frames, plan.digest, index, progress)
     if died:
         writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
+    if earlier:
+        reach("attempt resumed")
     for old in earlier:
         old.unlink(missing_ok=True)
     progress.care.check(index)

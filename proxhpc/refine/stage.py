@@ -129,7 +129,8 @@ class StageRunner:
     ) -> Request:
         own, first = lines[window.start : window.stop], self._first(window)
         limit, grammar = self._limit(window), self._grammar(own, first)
-        return Request("chunk", prompt, own, first, limit, self._stop, grammar, order)
+        loops = self.policy != "reference"
+        return Request("chunk", prompt, own, first, limit, self._stop, grammar, order, loops)
 
     def _number_cost(self, number: int) -> int:
         digits = len(str(number))
@@ -148,7 +149,8 @@ class StageRunner:
         window = question.window
         if question.request is None:
             return Answer(None, question.flag)
-        return Answer(await self._call(window.start, window.stop, question.request))
+        call = await self._call(window.start, window.stop, question.request)
+        return Answer(call, "looped" if call.finish == "loop" else "")
 
     def _limit(self, window: Window) -> int:
         """Most tokens of a window's program.

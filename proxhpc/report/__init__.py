@@ -5,6 +5,7 @@ from typing import Any
 
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
+from proxhpc.faults import reach
 from proxhpc.report.build import build_report
 from proxhpc.report.html import page
 from proxhpc.report.view import render
@@ -20,6 +21,7 @@ def write_report(run: RunDir) -> dict[str, Any]:
     write_atomic(run.report_html, page(report).encode("utf-8"))
     # FLOPs outgrow 64 bits, which is where orjson stops.
     write_atomic(run.report_json, f"{json.dumps(report, indent=2)}\n".encode("ascii"))
+    reach("report written")
     return report
 
 

@@ -7,7 +7,9 @@ from typing import Literal, Protocol
 from proxhpc.errors import ProxError, RetryError
 
 Level = Literal["doc", "chunk"]
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "loop"]
+LOOP_TOKENS = range(8, 41)  # a call has eight tokens at least, and two long ones forty
+LOOP_COUNT = 4
 
 
 class RequestError(ProxError):
@@ -25,8 +27,9 @@ class Request:
     Language models read `prompt` (token ids, special tokens included); the rules engine, which
     has no tokenizer, reads `lines`: the document's lines, or those of one window, the first of
     which bears the number `first_line` in the prompt. The answer ends behind the first of the
-    strings `stop` that comes up in it, which stays part of it; `grammar` is a regular expression.
-    An engine that can answers requests of lower `order` first.
+    strings `stop` that comes up in it, which stays part of it, or with `end_loops` where it does
+    nothing but repeat itself any more (`is_loop`); `grammar` is a regular expression. An engine
+    that can answers requests of lower `order` first.
     """
 
     level: Level
@@ -37,6 +40,7 @@ class Request:
     stop: tuple[str, ...] = ()
     grammar: str | None = None
     order: int = 0
+    end_loops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,20 @@ def check_request(request: Request, max_model_len: int) -> None:
             f"model's context of {max_model_len}",
             hint="lower window_tokens, max_prompt_tokens or max_new_tokens of this stage",
         )
+
+
+def is_loop(ids: Sequence[int]) -> bool:
+    """Whether the same run of LOOP_TOKENS ids stands LOOP_COUNT times in a row at the end."""
+    for size in LOOP_TOKENS:
+        if size * LOOP_COUNT > len(ids):
+            return False
+        last = ids[-size:]
+        if all(
+            ids[-size * times : len(ids) - size * (times - 1)] == last
+            for times in range(2, LOOP_COUNT + 1)
+        ):
+            return True
+    return False
 
 
 def end_of(text: str, stop: Sequence[str]) -> int | None:

@@ -11,11 +11,13 @@ from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.models import ModelRef
 from proxhpc.refine.engines.base import (
     Completion,
+    Finish,
     Request,
     RequestError,
     Tokenizer,
     check_request,
     end_of,
+    is_loop,
 )
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 
@@ -192,9 +194,12 @@ class TransformersEngine:
         end = next((i for i, token in enumerate(new) if token in self._stop), None)
         text = self._tokenizer.decode(new[:end])
         stop = end_of(text, request.stop)
+        finish: Finish = "stop"
+        if end is None and stop is None:
+            finish = "loop" if request.end_loops and is_loop(new) else "length"
         return Completion(
             text=text[:stop],
-            finish="length" if end is None and stop is None else "stop",
+            finish=finish,
             prompt_tokens=len(request.prompt),
             cached_tokens=0,
             new_tokens=len(new) if end is None else end + 1,
@@ -202,7 +207,7 @@ class TransformersEngine:
 
 
 def _ends(requests: Sequence[Request], tokenizer: Tokenizer, width: int) -> Any:
-    """A stopping criterion that ends each row at its own limit or stop string.
+    """A stopping criterion that ends each row at its own limit or stop string, or in a loop.
 
     Its `lengths` are the rows' numbers of new tokens; rows that end otherwise have their limit.
     """
@@ -219,9 +224,14 @@ def _ends(requests: Sequence[Request], tokenizer: Tokenizer, width: int) -> Any:
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
             new = input_ids.shape[1] - width
             for row, request in enumerate(requests):
-                if new < self.lengths[row] and request.stop:
-                    tail = input_ids[row, width:][-tails[row] :].tolist()
-                    if end_of(tokenizer.decode(tail), request.stop) is not None:
+                if new >= self.lengths[row] or not (request.stop or request.end_loops):
+                    continue
+                ids = input_ids[row, width:].tolist()
+                if request.end_loops and is_loop(ids):
+                    self.lengths[row] = new
+                elif request.stop:
+                    tail = tokenizer.decode(ids[-tails[row] :])
+                    if end_of(tail, request.stop) is not None:
                         self.lengths[row] = new
             done = [new >= length for length in self.lengths]
             return torch.tensor(done, device=input_ids.device)

@@ -12,8 +12,11 @@ from typing import Any
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import ModelRef
 from proxhpc.refine.engines.base import (
+    LOOP_COUNT,
+    LOOP_TOKENS,
     Completion,
     EngineDiedError,
+    Finish,
     Request,
     RequestError,
     Tokenizer,
@@ -31,6 +34,7 @@ from proxhpc.refine.process import descendants, start_time
 
 log = logging.getLogger(__name__)
 
+_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "repetition": "loop"}
 SHUTDOWN_S = 20.0  # what the core gets to end by itself before it is killed
 # What the engine sets itself; anything else of AsyncEngineArgs may be an option.
 MANAGED = (
@@ -126,7 +130,7 @@ class VLLMEngine:
             raise RetryError(f"vLLM could not answer a request: {error.__cause__}") from error
         except (VLLMValidationError, ValueError) as error:
             raise RequestError(f"vLLM refuses a request: {error}") from error
-        if final is None or final.outputs[0].finish_reason not in {"stop", "length"}:
+        if final is None or final.outputs[0].finish_reason not in _FINISH:
             raise RetryError("vLLM ended a request without an answer")
         return self._completion(final, request.stop)
 
@@ -153,7 +157,7 @@ class VLLMEngine:
         text = self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop else ids)
         return Completion(
             text=text[: end_of(text, stop)],
-            finish="length" if answer.finish_reason == "length" else "stop",
+            finish=_FINISH[answer.finish_reason],
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=max(final.num_cached_tokens or 0, 0),
             new_tokens=len(ids),
@@ -175,7 +179,20 @@ def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
         detokenize=bool(request.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
+        **(_loops() if request.end_loops else {}),
     )
+
+
+def _loops() -> dict[str, Any]:
+    """The option that ends what `is_loop` tells, where this vLLM has it."""
+    try:
+        from vllm.sampling_params import RepetitionDetectionParams
+    except ImportError:
+        return {}
+    found = RepetitionDetectionParams(
+        min_pattern_size=LOOP_TOKENS[0], max_pattern_size=LOOP_TOKENS[-1], min_count=LOOP_COUNT
+    )
+    return {"repetition_detection": found}
 
 
 def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) -> Any:

@@ -1,0 +1,114 @@
+"""A process killed at each point of a run: the same corpus, every document once, nobody helps."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from proxhpc.faults import POINTS
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+from runs import document, local_site, manifest, rows_of, write_jsonl
+
+PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+# What only a submission to Slurm reaches (tests/test_submit.py), or a worker that is told to stop.
+ELSEWHERE = (
+    *("array held", "array recorded", "control held", "control recorded", "one released"),
+    "shard left",
+)
+# What only happens behind another death.
+BEHIND = {
+    "lease stolen": ("commit synced",),
+    "death noted": ("commit synced",),
+    "attempt resumed": ("commit synced",),
+}
+# Leases that a process has no time to give back, and nobody needs any more.
+AFTERWARDS = {"merge summed": {"merge"}, "report written": {"advance"}}
+
+
+def launch(folder: Path, *, faults: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Launch the run of `folder`; the faults have a file each."""
+    armed = ",".join(f"{point}:{folder / point.replace(' ', '-')}" for point in faults)
+    return subprocess.run(
+        [*PROXHPC, "launch", str(folder / "manifest.yaml"), "--site", local_site(folder)],
+        env=os.environ | {"PROXHPC_FAULT": armed},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def plan(folder: Path, *, copies: int = 1) -> RunDir:
+    rows = [
+        document(number % 50 + 1000 * copy, id=f"doc-{copy}-{number}")
+        for copy in range(copies)
+        for number in range(80)
+    ]
+    source = write_jsonl(folder / "in.jsonl.zst", rows)
+    manifest(folder, [source], sharding={"tokens": 4000}, output={"part_size": 4000})
+    return RunDir(folder / "run")
+
+
+def bytes_of(run: RunDir) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.corpus.iterdir())
+        if path.name.startswith("part-")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("quiet")
+    run = plan(folder)
+    assert launch(folder).returncode == 0
+    return bytes_of(run)
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in ELSEWHERE])
+def test_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    run = plan(tmp_path)
+    faults = (*BEHIND.get(point, ()), point)
+    tokens = [tmp_path / fault.replace(" ", "-") for fault in faults]
+    for token in tokens:
+        token.touch()
+    for _ in range(2 + len(faults)):
+        done = launch(tmp_path, faults=faults)
+        if done.returncode == 0 and run.report_json.exists():
+            break
+    assert done.returncode == 0, done.stderr
+    assert not any(token.exists() for token in tokens), "nobody came to this point"
+    assert bytes_of(run) == undisturbed
+    rows = rows_of(run, Plan.load(run))
+    assert sorted(row.id for row in rows) == sorted(f"doc-0-{number}" for number in range(80))
+    left = {path.name.partition(".")[0] for path in run.leases.glob("[!.]*")}
+    assert left <= AFTERWARDS.get(point, set())
+    assert [path.name for path in run.shards.rglob("*.a*")] == []
+
+
+def test_killed_while_leaving(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """Told to stop, one worker dies between closing its file and giving the lease back."""
+    run = plan(tmp_path, copies=40)
+    expected = plan(tmp_path / "quiet", copies=40)
+    assert launch(tmp_path / "quiet").returncode == 0
+    token = tmp_path / "shard-left"
+    token.touch()
+    with subprocess.Popen(
+        [*PROXHPC, "launch", str(tmp_path / "manifest.yaml"), "--site", local_site(tmp_path)],
+        env=os.environ | {"PROXHPC_FAULT": f"shard left:{token}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as launcher:
+        while not any(path.stat().st_size for path in run.shards.rglob("*.a1")):
+            assert launcher.poll() is None
+            time.sleep(0.01)
+        launcher.terminate()
+    assert not token.exists()
+    assert launch(tmp_path).returncode == 0
+    assert bytes_of(run) == bytes_of(expected)
