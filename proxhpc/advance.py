@@ -16,7 +16,8 @@ import orjson
 from proxhpc.cluster import tasks
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Queue
-from proxhpc.cluster.submit import Backend, Work, make_backend
+from proxhpc.cluster.submit import make_backend
+from proxhpc.cluster.work import Backend, Work
 from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease, hold
@@ -101,9 +102,11 @@ class Round:
         last = latest(run)
         self.fatal = [beat for beat in last if beat.error in FATAL]
         self.failed = [beat for beat in last if beat.state == "failed"]
+        self.worked = {beat.owner.job for beat in last if beat.counts.documents}
         self.about = {
             "published": len(plan.shards) - left,
             "committed": sum(beat.counts.documents for beat in last),
+            "deaths": sum(beat.deaths for beat in last),
             "merged": sum(1 for _ in run.merge.rglob("*.json")),
             "fatal": len(self.fatal),
             "by_hand": int(by_hand),
@@ -121,7 +124,7 @@ class Round:
                 f"the {phase} stopped: {self.fatal[-1].message}",
                 hint="mend it, then launch again: the run goes on where it stopped",
             )
-        keys = ("published", "committed", "merged")
+        keys = ("published", "committed", "deaths", "merged")
         now = [self.about[key] for key in keys]
         recent = [entry for entry in rounds if entry.phase == phase][-ROUNDS_WITHOUT_PROGRESS:]
         if len(recent) == ROUNDS_WITHOUT_PROGRESS and all(
@@ -147,13 +150,15 @@ def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     elements = min(backend.elements(resources), -(-around.left // per_node))
     of = elements * per_node
     arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
-    work = Work("refine", tasks.refine_element, arguments, around.about)
+    failing = backend.failing(around.worked)
+    work = Work("refine", tasks.refine_element, arguments, around.about, tuple(sorted(failing)))
     ids = backend.submit(work, _control(run))
-    return Step(
-        "refine",
-        "submitted",
-        f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}: {_named(ids)}",
-    )
+    said = [f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}: {_named(ids)}"]
+    said += [
+        f"node {node} is left out: the last {count} workers there ended at once"
+        for node, count in sorted(failing.items())
+    ]
+    return Step("refine", "submitted", "\n".join(said))
 
 
 def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:

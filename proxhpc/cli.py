@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 STORY = """\
 Refine pre-training corpora on Slurm clusters with small language models that write programs.
 
+  proxhpc doctor SITE         whether a launch would work there, and how
   proxhpc plan MANIFEST       what would happen; submits nothing
   proxhpc launch MANIFEST     plan once, then refine, merge and report; run it again to go on
   proxhpc refine FILE --diff  what a model makes of some documents, right here
   proxhpc status RUN          how far a run is
   proxhpc inspect RUN ID      one document before and after, with its programs
+  proxhpc verify RUN          every checksum and count of a run, proved again
 """
 
 
@@ -40,11 +42,31 @@ def parser() -> argparse.ArgumentParser:
 
     launch = verbs.add_parser("launch", help="plan once, then take the run forward")
     _manifest(launch)
+    launch.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the batch scripts and what Slurm says of them; submit and write nothing",
+    )
+
+    doctor = verbs.add_parser("doctor", help="say whether a launch would work, and how")
+    doctor.add_argument("site", metavar="SITE", nargs="?", default="auto", help="file or name")
+    doctor.add_argument("--manifest", type=Path, help="look at its models and run directory, too")
+    doctor.add_argument("--run", type=Path, metavar="DIR", help="where runs are to be")
+    _json(doctor)
 
     status = verbs.add_parser("status", help="show how far a run is")
     _run(status)
     status.add_argument("--watch", action="store_true", help="keep looking until it has ended")
     _json(status)
+
+    cancel = verbs.add_parser("cancel", help="end a run's jobs; launch goes on later")
+    _run(cancel)
+
+    verify = verbs.add_parser("verify", help="prove every checksum and count of a run again")
+    _run(verify)
+    verify.add_argument("--processes", type=int, default=1, metavar="N", help="how many at a time")
+    verify.add_argument("--repair", action="store_true", help="take away what is damaged")
+    _json(verify)
 
     refine = verbs.add_parser("refine", help="refine documents right here, for a first look")
     refine.add_argument(
@@ -140,6 +162,9 @@ def _launch(arguments: argparse.Namespace) -> None:
     from proxhpc.launch import launch, prepare
     from proxhpc.status import Ticker
 
+    if arguments.dry_run:
+        _dry_run(arguments)
+        return
     run = prepare(arguments.manifest, arguments.site, arguments.run)
     print(f"run directory: {run.dir.root}")
     with Ticker(run.dir) as ticker:
@@ -153,6 +178,52 @@ def _launch(arguments: argparse.Namespace) -> None:
         print(f"report: {run.dir.report_html}")
     else:
         print(f"look at it with: proxhpc status {run.dir.root}")
+
+
+def _dry_run(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch import prepare, rehearse
+
+    run = prepare(arguments.manifest, arguments.site, arguments.run, freeze=False)
+    for phase, script, said in rehearse(run):
+        print(f"# {phase}\n{script}\n# sbatch --test-only: {said}\n")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from proxhpc import doctor
+
+    site, folder, models = doctor.subject(arguments.site, arguments.manifest, arguments.run)
+    findings = list(doctor.examine(site, folder, models))
+    result = doctor.summary(findings)
+    _print_json(result) if arguments.json else _print(doctor.render(findings))
+    return 0 if result["launch_would_work"] else 2
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch import cancel
+
+    gone = cancel(_open(arguments))
+    print(f"ended: {', '.join(gone)}" if gone else "no job of this run was there")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from proxhpc import verify
+    from proxhpc.advance import alone
+    from proxhpc.status.terminal import safe
+
+    _at_least(1, "--processes", arguments.processes)
+    run = _open(arguments)
+    proof = verify.verify(run, processes=arguments.processes)
+    if arguments.json:
+        _print_json(proof.to_dict(run))
+    else:
+        for line in verify.lines(run, proof):
+            print(safe(line))
+    if arguments.repair and not proof.good:
+        with alone(run):
+            taken = verify.repair(run, proof)
+        for path in taken:
+            print(f"taken away: {safe(path)}", file=sys.stderr)
+    return 0 if proof.good else 4
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -243,6 +314,9 @@ def _schema(arguments: argparse.Namespace) -> None:
 COMMANDS = {
     "plan": _plan,
     "launch": _launch,
+    "doctor": _doctor,
+    "cancel": _cancel,
+    "verify": _verify,
     "status": _status,
     "refine": _refine,
     "inspect": _inspect,

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import orjson
 
-from proxhpc.advance import Step, advance, alone, recorded_site
+from proxhpc.advance import Step, advance, advance_job, alone, recorded_site
 from proxhpc.assemble.merge import what_is_lost
-from proxhpc.cluster import slurm
-from proxhpc.cluster.submit import LocalBackend, make_backend
+from proxhpc.cluster import slurm, tasks
+from proxhpc.cluster.local import LocalBackend
+from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import interrupt
+from proxhpc.cluster.work import Work
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, load_manifest
 from proxhpc.plan import Plan, check_same, make_plan
 from proxhpc.rundir import RunDir
-from proxhpc.site import Site, load_site
+from proxhpc.site import PhaseName, Site, load_site
 
 INTERRUPTIONS = (signal.SIGTERM, signal.SIGHUP)
 TICK = 0.5  # seconds between two looks at local processes
@@ -125,6 +127,36 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> Step:
             for number, handler in before.items():
                 signal.signal(number, handler)
     return replace(step, message=again + step.message)
+
+
+def rehearse(run: Run) -> list[tuple[PhaseName, str, str]]:
+    """Each phase's batch script, and what Slurm says of it; nothing is submitted or written.
+
+    UserError for a local site, whose jobs have no scripts.
+    """
+    backend = make_backend(run.dir, run.plan, run.site)
+    if isinstance(backend, LocalBackend):
+        raise UserError(
+            f"site {run.site.name} is local: its jobs are processes, not batch scripts",
+            hint="proxhpc plan says what would happen",
+        )
+    resources = run.site.resources("refine")
+    per_node = resources.tasks_per_node
+    elements = range(min(resources.jobs, -(-len(run.plan.shards) // per_node)))
+    root = str(run.dir.root)
+    workers = [(root, element, per_node, len(elements) * per_node) for element in elements]
+    works = [Work("refine", tasks.refine_element, workers, {})]
+    works.append(Work("merge", tasks.merge, [(root, run.site.resources("merge").cpus)], {}))
+    if run.site.submit_from_jobs:
+        works.append(Work("control", advance_job, [(root,)], {}))
+    return backend.preview(works)
+
+
+def cancel(run: RunDir) -> list[str]:
+    """End every job of a run; ids or names for people. What was committed stays."""
+    plan = Plan.load(run)
+    site = recorded_site(run) if run.site.exists() else choose_site(plan.manifest, None)
+    return make_backend(run, plan, site).cancel()
 
 
 def _reopen(run: RunDir) -> str:

@@ -35,6 +35,36 @@ def _option_names(value: Any) -> Any:
     return dict(zip(names, value.values(), strict=True))
 
 
+class Container(Config):
+    """The container that a phase's workers run in; `control` jobs never do, for they call sbatch.
+
+    proxhpc must be installed in it. The run directory, the inputs' folder and the models are
+    mounted.
+    """
+
+    kind: Literal["apptainer", "singularity", "pyxis"] = Field(
+        description="`apptainer` (or `singularity`): the worker is run by `apptainer exec`. "
+        "`pyxis`: by srun's `--container-image`."
+    )
+    image: Text = Field(
+        description="Image file, relative to the site, or what the container's program takes as "
+        "one, like `docker://…`."
+    )
+    mounts: tuple[Text, ...] = Field(
+        default=(), description="Further mounts: `PATH`, or `FROM:TO`, or `FROM:TO:ro`."
+    )
+    options: tuple[Text, ...] = Field(
+        default=(), description="Further options of `apptainer exec`, or of srun for pyxis."
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _file(cls, image: str, info: ValidationInfo) -> str:
+        if "://" in image or not image.endswith((".sif", ".sqsh", ".img", "/")):
+            return image
+        return config.absolute(image, config.base_of(info))
+
+
 class Request(Config):
     """What is asked of Slurm for one job."""
 
@@ -68,6 +98,9 @@ class Request(Config):
         default=None,
         description="Shell lines run on the node before the worker (`module load …`), yours and "
         "trusted; `$` in them is the shell's.",
+    )
+    container: Container | None = Field(
+        default=None, description="Container that the worker runs in; see below."
     )
     sbatch: Annotated[
         dict[str, str | int | bool | None],
@@ -139,6 +172,7 @@ class Resources:
     tasks_per_node: int
     workers: int
     setup: tuple[str, ...]
+    container: Container | None
     sbatch: Mapping[str, Option]
 
     @property
@@ -152,8 +186,15 @@ class Resources:
         return -(-self.workers // self.tasks_per_node)
 
 
-# CPU phases take nothing of a GPU worker's node; control reads a plan and submits jobs.
-_CPU_PHASE: dict[str, Any] = {"gpus": 0, "gres": None, "exclusive": False, "tasks_per_node": 1}
+# CPU phases take nothing of a GPU worker's node; control reads a plan and submits jobs. What runs
+# them is what launches: the launcher's own Python.
+_CPU_PHASE: dict[str, Any] = {
+    "gpus": 0,
+    "gres": None,
+    "exclusive": False,
+    "tasks_per_node": 1,
+    "container": None,
+}
 _DEFAULTS: dict[PhaseName, dict[str, Any]] = {
     "refine": {},
     "merge": _CPU_PHASE,
@@ -162,7 +203,8 @@ _DEFAULTS: dict[PhaseName, dict[str, Any]] = {
 _CONTROL_MEMORY = "4G"
 _SLURM_ONLY = (
     *("account", "partition", "qos", "constraint", "reservation", "time", "mem", "gres"),
-    *("exclusive", "tasks_per_node", "setup", "sbatch", "max_array_size", "submit_from_jobs"),
+    *("exclusive", "tasks_per_node", "setup", "container", "sbatch"),
+    *("max_array_size", "max_submit_jobs", "submit_from_jobs"),
 )
 
 
@@ -188,10 +230,16 @@ class Site(Request):
     )
     python: Text | None = Field(
         default=None,
-        description="Python on the nodes, absolute or relative to the site; default: this one.",
+        description="Python on the nodes, absolute or relative to the site; default: this one, "
+        "and `python3` in a container.",
     )
     max_array_size: Positive | None = Field(
         default=None, description="Slurm's MaxArraySize; asked of `scontrol` if not given."
+    )
+    max_submit_jobs: Positive | None = Field(
+        default=None,
+        description="Most jobs you may have in the queue, elements of arrays counted each; asked "
+        "of `sacctmgr` if not given.",
     )
     submit_from_jobs: Flag = Field(
         default=True,

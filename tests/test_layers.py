@@ -23,6 +23,7 @@ LINES = [
     ["assemble"],
     ["cluster"],
     ["status", "inspect", "report"],
+    ["doctor", "verify"],
     ["here"],
     ["advance", "launch"],
     ["cli", "__main__"],

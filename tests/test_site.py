@@ -1,5 +1,7 @@
 """Sites: what a phase asks for, and what a site may not say."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,7 +177,7 @@ account: 123
 x.yaml:2: workers: must be greater than 0, not 0
 x.yaml:3: mem: "32GB" is no amount of memory like 32G (units: K, M, G, T)
 x.yaml:4: phases.merge.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
-account, constraint, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, sbatch, setup, \
+account, constraint, container, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, sbatch, setup, \
 tasks_per_node, time)
 x.yaml:4: phases.refin: unknown key; did you mean "refine"? (keys here: control, merge, refine)
 x.yaml:5: gpus: must be a whole number, not true
@@ -241,4 +243,13 @@ def test_unknown_site_names_those_there_are(
     with pytest.raises(UserError) as caught:
         load_site("whole-nod", {})
     assert caught.value.message == 'no site named "whole-nod"; did you mean "whole-node"?'
-    assert "cpu, gpu, local, whole-node" in caught.value.hint
+    assert "apptainer, cpu, gpu, local, pyxis, whole-node" in caught.value.hint
+
+
+def test_batch_scripts_of_the_shipped_sites_are_as_they_were() -> None:
+    """Whole texts; `python tools/write_goldens.py` renews them."""
+    tool = Path(__file__).parent.parent / "tools" / "write_goldens.py"
+    done = subprocess.run(
+        [sys.executable, tool, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,6 @@
 """Submission is a transaction: whatever dies half way, the next launch settles it."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,19 +11,19 @@ import pytest
 import yaml
 
 from proxhpc.cluster import slurm as slurm_commands
+from proxhpc.cluster import tasks
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.submit import _devices, make_backend
+from proxhpc.cluster.local import _devices
+from proxhpc.cluster.submit import SlurmBackend, make_backend
+from proxhpc.cluster.work import Work, intend
 from proxhpc.errors import RetryError, UserError
+from proxhpc.faults import Point
 from proxhpc.launch import launch, prepare
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
 from runs import document, manifest, write_jsonl
-from slurm_cluster import SlurmCluster
-from test_slurm_run import check_balance, finished
-
-
-class DieError(BaseException):
-    """The launcher is gone."""
+from slurm_cluster import FINISHED, SlurmCluster
+from test_slurm_run import check_balance, finished, idle
 
 
 @pytest.fixture
@@ -43,26 +44,29 @@ def small(tmp_path: Path, **site: Any) -> tuple[Path, str]:
     return path, str(where)
 
 
-# Before each line of the journal: the intent, the array's receipt, the control job's, the release.
-@pytest.mark.parametrize("step", range(4))
+SUBMISSION = (
+    *("advance held", "intent written", "array held", "array recorded", "control held"),
+    *("control recorded", "one released", "all released"),
+)
+
+
+@pytest.mark.parametrize("point", SUBMISSION)
 def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
-    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    cluster: SlurmCluster, tmp_path: Path, point: Point
 ) -> None:
     run = prepare(*small(tmp_path), None)
-    original = Journal.write
-    lines = 0
-
-    def write(self: Journal, *arguments: Any, **more: Any) -> None:
-        nonlocal lines
-        if lines == step:
-            raise DieError
-        lines += 1
-        original(self, *arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "write", write)
-        with pytest.raises(DieError):
-            launch(run, lambda _: None)
+    token = tmp_path / "token"
+    token.touch()
+    command = [sys.executable, "-m", "proxhpc.cli", "launch", str(run.dir.root)]
+    died = subprocess.run(
+        command,
+        env=cluster.env(PROXHPC_FAULT=f"{point}:{token}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=60)
     assert check_balance(run.dir)["documents"] == 20
@@ -84,7 +88,7 @@ def test_a_submission_that_was_given_up_and_came_late_is_cancelled(
     mark = f"{slurm_commands.tag(run.plan.run_id)}:refine:0"
     late = cluster.sbatch("sleep 60", "--hold", f"--comment={mark}")
     journal = Journal(run.dir)
-    journal.write("intent", 0, phase="refine", count=1, chained=True, about={"by_hand": 0})
+    intend(journal, 0, Work("refine", print, [()], {"by_hand": 0}), arrays=1, chained=True)
     journal.write("abandoned", 0)
     make_backend(run.dir, run.plan, run.site).reconcile()
     cluster.wait_jobs(late, ["CANCELLED"])
@@ -99,12 +103,148 @@ def test_what_sbatch_refuses_is_one_clear_line(cluster: SlurmCluster, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_more_workers_than_max_array_size_are_capped(cluster: SlurmCluster, tmp_path: Path) -> None:
-    path, where = small(tmp_path, workers=9, max_array_size=2)
+def test_more_workers_than_max_array_size_go_in_several_arrays(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    path, where = small(tmp_path, workers=5, max_array_size=2)
     run = prepare(path, where, None)
     step = launch(run, lambda _: None)
-    assert step.message.startswith("2 workers")
+    assert step.message.startswith("5 workers")
     cluster.until(finished(run.dir), "the report", timeout=60)
+    first = Journal(run.dir).read()[0]
+    assert (first.count, first.arrays, len(first.jobs["refine"])) == (5, 3, 3)
+    assert len([beat for beat in latest(run.dir) if beat.role == "refine"]) == 5
+
+
+def test_no_more_is_submitted_than_a_user_may(cluster: SlurmCluster, tmp_path: Path) -> None:
+    path, where = small(tmp_path, workers=5, max_submit_jobs=3)
+    run = prepare(path, where, None)
+    cluster.until(lambda: idle(cluster), "an empty queue")
+    waiting = cluster.sbatch("sleep 60", "--hold")
+    step = launch(run, lambda _: None)
+    assert step.message.startswith("1 worker ")
+    cluster.until(finished(run.dir), "the report", timeout=90)
+    cluster.wait_jobs(Journal(run.dir).read()[-1].jobs["control"][0], FINISHED)
+    backend = make_backend(run.dir, run.plan, run.site)
+    more = [cluster.sbatch("sleep 60", "--hold") for _ in range(2)]
+    with pytest.raises(RetryError, match="you may have 3 jobs in the queue, and have 3"):
+        backend.elements(run.site.resources("refine"))
+    cluster.run("scancel", waiting, *more)
+
+
+def test_the_limit_on_jobs_is_asked_of_accounting(cluster: SlurmCluster) -> None:
+    for what in (
+        ("account", "limited"),
+        ("user", slurm_commands.user(), "account=limited", "MaxSubmitJobs=7"),
+    ):
+        cluster.run("sacctmgr", "-i", "add", *what)
+    assert slurm_commands.submit_limit("limited", None) == 7
+    assert slurm_commands.submit_limit("other", None) is None
+    cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=5")
+    assert slurm_commands.submit_limit("limited", "normal") == 5
+    cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=-1")
+    cluster.run("sacctmgr", "-i", "delete", "user", slurm_commands.user(), "account=limited")
+
+
+def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = prepare(*small(tmp_path), None)
+    backend = make_backend(run.dir, run.plan, run.site)
+    assert isinstance(backend, SlurmBackend)
+    # Where a node fails at once it takes one element after the other.
+    bad = cluster.sbatch("[ $SLURMD_NODENAME != n2 ] && sleep 2", "--array=0-15")
+    cluster.wait_jobs(bad, FINISHED)
+    journal = Journal(run.dir)
+    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=1, chained=False)
+    journal.write("receipt", 0, phase="refine", job=bad)
+    journal.write("released", 0)
+    failed = [job for job in cluster.jobs(bad) if job.state == "FAILED"]
+    assert len(failed) >= 3
+    assert backend.failing(set()) == {"n2": len(failed)}
+    assert backend.failing({job.id for job in failed}) == {}  # had they worked first
+    work = Work("refine", tasks.merge, [("x", 1)] * 2, {"by_hand": 0}, ("n2",))
+    (job, *_) = backend.submit(work, None)
+    assert "ExcNodeList=n2" in cluster.run("scontrol", "show", "job", job).stdout
+    assert Journal(run.dir).read()[1].exclude == ("n2",)
+
+
+def test_where_all_nodes_fail_none_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = prepare(*small(tmp_path), None)
+    backend = make_backend(run.dir, run.plan, run.site)
+    bad = cluster.sbatch("exit 1", "--array=0-19")
+    cluster.wait_jobs(bad, FINISHED)
+    journal = Journal(run.dir)
+    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=1, chained=False)
+    journal.write("receipt", 0, phase="refine", job=bad)
+    assert backend.failing(set()) == {}
+
+
+def test_cancel_ends_everything_and_launch_goes_on(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, where = small(tmp_path)
+    source = write_jsonl(tmp_path / "many.jsonl", [document(n) for n in range(6000)])
+    path = manifest(tmp_path, [source], sharding={"tokens": 50_000}, commit={"documents": 32})
+    run = prepare(path, where, None)
+    launch(run, lambda _: None)
+
+    def working() -> bool:
+        return any(beat.counts.documents for beat in latest(run.dir))
+
+    cluster.until(working, "a commit", timeout=60)
+    command = [sys.executable, "-m", "proxhpc.cli", "cancel", str(run.dir.root)]
+    done = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ended: ")
+    cluster.until(lambda: idle(cluster), "the queue to empty", timeout=60)
+    assert not run.dir.report_json.exists()
+    assert [*run.dir.leases.glob("0*")] == []  # the workers had the time to give them back
+    again = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
+    assert "no job of this run was there" in again.stdout
+    launch(run, lambda _: None)
+    cluster.until(finished(run.dir), "the report", timeout=120)
+    assert check_balance(run.dir)["documents"] == 6000
+
+
+PHASES = ("# refine", "# merge", "# control")
+
+
+def test_a_dry_run_shows_scripts_and_writes_nothing(cluster: SlurmCluster, tmp_path: Path) -> None:
+    path, where = small(tmp_path, workers=3)
+    command = [sys.executable, "-m", "proxhpc.cli", "launch", str(path), "--site", where]
+    done = subprocess.run(
+        [*command, "--dry-run"], env=cluster.env(), capture_output=True, text=True, check=True
+    )
+    phases = [line[2:] for line in done.stdout.splitlines() if line in PHASES]
+    assert phases == ["refine", "merge", "control"]
+    assert "#SBATCH --array=0-2%3" in done.stdout
+    assert done.stdout.count(" to start at ") == 3
+    assert not (tmp_path / "run").exists()
+    assert cluster.run("squeue", "-h").stdout == ""
+
+
+def test_workers_in_a_container(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """The container's program is a stand-in that notes how it is called and runs the rest."""
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n'
+        f'while [ "$1" != image.sif ]; do shift; done; shift 2; exec {sys.executable} "$@"\n'
+    )
+    stand_in.chmod(0o755)
+    container = {"kind": "apptainer", "image": "image.sif", "mounts": ["/opt"]}
+    path, where = small(
+        tmp_path, container=container, setup=[f"export PATH={stand_in.parent}:$PATH"]
+    )
+    text = Path(where).read_text().replace("image.sif", "docker://image.sif")
+    Path(where).write_text(text)
+    stand_in.write_text(stand_in.read_text().replace("image.sif", "docker://image.sif"))
+    run = prepare(path, where, None)
+    launch(run, lambda _: None)
+    cluster.until(finished(run.dir), "the report", timeout=60)
+    called = set((tmp_path / "called").read_text().splitlines())
+    assert called == {
+        f"exec --bind {run.dir.root} --bind {tmp_path} --bind /opt docker://image.sif python3 -u"
+        f" -m submitit.core._submit {run.dir.logs}/0000-refine"
+    }
 
 
 def test_whole_nodes_hold_several_workers(cluster: SlurmCluster, tmp_path: Path) -> None:
@@ -171,8 +311,7 @@ def test_local_workers_share_the_cards_that_the_launcher_may_use(
 def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     journal = Journal(run)
-    about = {"phase": "refine", "count": 2, "chained": True, "about": {}}
-    journal.write("intent", 0, **about)
+    intend(journal, 0, Work("refine", print, [(), ()], {}), arrays=1, chained=True)
     with run.submissions.open("ab") as file:
         file.write(b'{"event": "intent", "inte')
     journal.write("receipt", 1, phase="refine", job="9")

@@ -66,12 +66,18 @@ def program(level: str, lines: Sequence[str]) -> str:
 def examples(
     texts: Sequence[str], styles: Sequence[PromptStyle], tokenizer: HFTokenizer, rng: random.Random
 ) -> Iterator[Example]:
-    """Yield prompts and programs without end; windows are starts of documents, most short."""
+    """Yield prompts and programs without end; windows are starts of documents, most short.
+
+    Half of the documents asked about are kept, or the model would learn to drop them all.
+    """
+    verdicts = {text: program("doc", text.split("\n")) for text in texts}
+    answers = ("keep_doc()", "drop_doc()")
+    pools = [[text for text in texts if verdicts[text] == answer] for answer in answers]
     while True:
-        text, style = rng.choice(texts), rng.choice(styles)
+        text, style = rng.choice(rng.choice(pools)), rng.choice(styles)
         if rng.random() < 0.5:
             prompt, _ = style.doc_prompt(tokenizer, text, CONTEXT - 48)
-            answer = program("doc", text.split("\n"))
+            answer = verdicts[text]
         else:
             lines = text.split("\n")[: rng.choice((8, 20, 50, 120))]
             prompt, answer = style.chunk_prompt(tokenizer, lines, 0), program("chunk", lines)

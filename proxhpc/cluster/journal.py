@@ -17,12 +17,14 @@ from proxhpc.rundir import RunDir
 
 @dataclass(slots=True)
 class Submission:
-    """One intent, to submit an array and perhaps a control job behind it, and what became of it."""
+    """One intent, to submit arrays and perhaps a control job behind them, and what became of it."""
 
     intent: int
     phase: str
-    count: int
+    count: int  # elements of all arrays together
+    arrays: int
     chained: bool  # a control job belongs to it
+    exclude: tuple[str, ...]  # nodes that were left out
     about: dict[str, int]  # the state of the run before it
     jobs: dict[str, list[str]] = field(default_factory=dict)  # ids by phase
     settled: bool = False  # released, or given up
@@ -31,7 +33,8 @@ class Submission:
     @property
     def complete(self) -> bool:
         """Whether everything that was meant has a receipt."""
-        return self.phase in self.jobs and (not self.chained or "control" in self.jobs)
+        submitted = len(self.jobs.get(self.phase, ())) == self.arrays
+        return submitted and (not self.chained or "control" in self.jobs)
 
 
 class Journal:
@@ -47,7 +50,13 @@ class Journal:
             event, number = line["event"], line["intent"]
             if event == "intent":
                 out[number] = Submission(
-                    number, line["phase"], line["count"], line["chained"], line["about"]
+                    number,
+                    line["phase"],
+                    line["count"],
+                    line["arrays"],
+                    line["chained"],
+                    tuple(line["exclude"]),
+                    line["about"],
                 )
             elif number not in out:
                 continue  # its intent was torn by a full disk: nothing was submitted for it

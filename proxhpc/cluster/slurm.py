@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -106,8 +106,7 @@ class Queue:
         self._at = -SNAPSHOT_AGE
 
     def _ask(self) -> Iterator[Job]:
-        user = pwd.getpwuid(os.getuid()).pw_name
-        lines = run("squeue", "-h", "-r", "-u", user, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
+        lines = run("squeue", "-h", "-r", "-u", user(), "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
         for line in lines:
             fields = line.strip().split("\x1f")
             if len(fields) == 4:
@@ -123,6 +122,94 @@ def max_array_size() -> int:
     """MaxArraySize of this cluster: array indices stay below it (slurm.conf(5))."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config"), re.M)
     return int(found.group(1)) if found else DEFAULT_MAX_ARRAY_SIZE
+
+
+def submit_limit(account: str | None, qos: str | None) -> int | None:
+    """How many jobs this user may have in the queue; None where accounting sets or tells none.
+
+    An array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs).
+    """
+    if shutil.which("sacctmgr") is None:
+        return None
+    show = ("sacctmgr", "-n", "-P", "show")
+    try:
+        own = run(*show, "assoc", f"user={user()}", "format=Account,MaxSubmitJobs,DefaultQOS")
+        limits = run(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
+    except RetryError:
+        return None
+    rows = [row.split("|") for row in own.splitlines() if row.count("|") == 2]
+    rows = [row for row in rows if account in (None, row[0])]
+    names = {qos} if qos else {row[2] for row in rows if row[2]}
+    found = [row[1] for row in rows]
+    found += [
+        row.partition("|")[2] for row in limits.splitlines() if row.partition("|")[0] in names
+    ]
+    return min((int(limit) for limit in found if limit.isdigit()), default=None)
+
+
+def test_only(script: str) -> str:
+    """What sbatch says when it would run a script, or why it would not."""
+    try:
+        done = subprocess.run(
+            ["sbatch", "--test-only"],
+            input=script,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"sbatch did not answer: {error}"
+    return (done.stderr or done.stdout).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job or array element that has ended: where, how, and after how long."""
+
+    id: str
+    state: str
+    node: str
+    seconds: float
+    end: str  # Slurm's time, for an order
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended badly by itself or its node's doing, not by a person's or a limit's."""
+        return self.state in ("FAILED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
+
+
+def ended(arrays: Sequence[str]) -> list[Ended]:
+    """The ended elements of these arrays, in the order of their ends, as far as Slurm knows them.
+
+    squeue knows a job for MinJobAge seconds after its end, sacct for ever, where it exists.
+    """
+    if not arrays:
+        return []
+    ids = ",".join(arrays)
+    shape = "%i\x1f%T\x1f%N\x1f%M\x1f%e"
+    found: dict[str, Ended] = {}
+    for command in (
+        ("sacct", "-X", "-n", "-P", "-j", ids, "-o", "JobID,State,NodeList,Elapsed,End"),
+        ("squeue", "-h", "-r", "-t", "all", "-j", ids, "-o", shape),
+    ):
+        try:
+            lines = run(*command).splitlines()
+        except RetryError:
+            continue  # no accounting, or none of them is known any more
+        for line in lines:
+            fields = line.strip().split("\x1f" if command[0] == "squeue" else "|")
+            if len(fields) == 5 and fields[1].split()[:1] and fields[2]:
+                state = fields[1].split()[0]
+                seconds = parse_duration(fields[3]) or 0.0
+                found[fields[0]] = Ended(fields[0], state, fields[2], seconds, fields[4])
+    done = (job for job in found.values() if job.state not in ("PENDING", "RUNNING"))
+    return sorted(done, key=lambda job: job.end)
+
+
+def user() -> str:
+    """The name of the user that this process runs as, whatever the environment claims."""
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def seconds_left() -> float | None:

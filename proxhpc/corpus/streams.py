@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from proxhpc.corpus.blocks import MAGIC, DamageError, FrameReader
+from proxhpc.errors import ShardError
 
 Compression = Literal["none", "gzip", "zstd"]
 
@@ -104,3 +105,11 @@ class GzipReader:
 
     def _where(self) -> str:
         return f"byte {self._file.tell() - len(self._pending)}"
+
+
+def count_lines(path: Path) -> int:
+    """Line ends in a file, decompressed by its suffix. ShardError where it is damaged."""
+    try:
+        return sum(chunk.count(b"\n") for chunk in chunks(path, sniff(path)))
+    except DamageError as error:
+        raise ShardError(f"{path} is damaged: {error.detail}") from error

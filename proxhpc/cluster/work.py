@@ -1,0 +1,59 @@
+"""What is to be run, and the protocol of where it runs."""
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from proxhpc.cluster.journal import Journal
+from proxhpc.faults import reach
+from proxhpc.site import PhaseName, Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Work for one phase: `function(*arguments)` for each tuple, as elements of arrays."""
+
+    phase: PhaseName
+    function: Callable[..., Any]
+    arguments: list[tuple[Any, ...]]
+    about: dict[str, int]  # the state of the run, noted with the intent
+    exclude: tuple[str, ...] = ()  # nodes that it must not run on
+
+
+class Backend(Protocol):
+    """Where jobs run."""
+
+    def active(self, phase: PhaseName) -> int:
+        """Jobs of a phase that wait or run."""
+        ...
+
+    def submit(self, work: Work, then: Work | None) -> list[str]:
+        """Start a job, and `then` when it has ended however it ends; ids for people."""
+        ...
+
+    def reconcile(self) -> list[str]:
+        """Settle what a submitter left that died half way; one line for each case."""
+        ...
+
+    def elements(self, resources: Resources) -> int:
+        """How many elements may be submitted for these resources now."""
+        ...
+
+    def failing(self, worked: Container[str]) -> dict[str, int]:
+        """Nodes on which element after element ends in no time, and how many did.
+
+        Those that `worked` have done something first.
+        """
+        ...
+
+    def cancel(self) -> list[str]:
+        """End every job of the run, waiting ones too; ids or names for people."""
+        ...
+
+
+def intend(journal: Journal, number: int, work: Work, *, arrays: int, chained: bool) -> None:
+    """Write down what is about to be submitted."""
+    about: dict[str, Any] = {"phase": work.phase, "count": len(work.arguments), "about": work.about}
+    about |= {"arrays": arrays, "chained": chained, "exclude": list(work.exclude)}
+    journal.write("intent", number, **about)
+    reach("intent written")

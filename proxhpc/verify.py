@@ -1,0 +1,274 @@
+"""Proves a run again from its files, whatever was proved before: every checksum, every count.
+
+Ledgers are read whole and their sums made anew; their spans must tile the inputs; the merge's and
+the report's numbers must be the ledgers'; every file of the corpus must have its digest and its
+number of documents. What is damaged is named, and with `repair` taken away, so that the next
+launch makes just that again.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from proxhpc.account.counts import Counts
+from proxhpc.assemble.replay import Tile
+from proxhpc.assemble.summary import MergeSummary
+from proxhpc.assemble.tiling import check_tiling
+from proxhpc.corpus.document import End
+from proxhpc.corpus.streams import count_lines
+from proxhpc.errors import ProxError, StopError
+from proxhpc.plan import Plan
+from proxhpc.refine.leaser import missing
+from proxhpc.refine.ledger import Row, read_ledger
+from proxhpc.rundir import RunDir
+
+
+@dataclass(slots=True)
+class Proof:
+    """What was proved, and what is damaged: a file and what is wrong with it."""
+
+    shards: int = 0
+    open: int = 0  # shards that are not refined yet
+    counts: Counts = field(default_factory=Counts)
+    parts: int = 0
+    written: int = 0
+    bad_inputs: dict[Path, str] = field(default_factory=dict)
+    bad_ledgers: dict[int, str] = field(default_factory=dict)
+    bad_corpus: dict[Path, str] = field(default_factory=dict)
+    bad_sums: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is damaged."""
+        return not (self.bad_inputs or self.bad_ledgers or self.bad_corpus or self.bad_sums)
+
+    def to_dict(self, run: RunDir) -> dict[str, Any]:
+        """JSON form."""
+        damaged = {str(path): why for path, why in self.bad_inputs.items()}
+        damaged |= {str(run.ledger(shard)): why for shard, why in self.bad_ledgers.items()}
+        damaged |= {str(path): why for path, why in self.bad_corpus.items()}
+        return {
+            "good": self.good,
+            "shards": self.shards,
+            "not_refined": self.open,
+            "counts": self.counts.to_dict(),
+            "parts": self.parts,
+            "documents_written": self.written,
+            "damaged": damaged,
+            "sums": self.bad_sums,
+        }
+
+
+def verify(run: RunDir, *, processes: int = 1) -> Proof:
+    """Read everything that a run has written and prove it. Writes nothing.
+
+    UserError where there is no run.
+    """
+    plan = Plan.load(run)
+    proof = Proof(shards=len(plan.shards))
+    _inputs(plan, proof)
+    _ledgers(run, plan, proof, processes)
+    if run.merge_summary.exists():
+        _corpus(run, proof)
+    return proof
+
+
+def repair(run: RunDir, proof: Proof) -> list[Path]:
+    """Take away what is damaged and what was made of it; the next launch makes it again.
+
+    For the holder of the `advance` lease only. Inputs are not ours to mend.
+    """
+    taken: list[Path] = []
+    if proof.bad_ledgers or proof.bad_corpus or proof.bad_sums:
+        # What says that the run is finished goes first, whatever happens in between.
+        taken += [run.report_json, run.merge_summary]
+        taken += [run.checksums] if run.checksums in proof.bad_corpus else []
+    taken += [run.ledger(shard) for shard in proof.bad_ledgers]
+    taken += [path for path in proof.bad_corpus if path.parent == run.corpus]
+    taken = [path for path in dict.fromkeys(taken) if path.exists()]
+    for path in taken:
+        path.unlink()
+    return taken
+
+
+def _inputs(plan: Plan, proof: Proof) -> None:
+    for number, info in enumerate(plan.inputs):
+        try:
+            plan.check_input(number)
+        except (ProxError, OSError) as error:
+            proof.bad_inputs[info.path] = str(error).splitlines()[0]
+
+
+def _ledgers(run: RunDir, plan: Plan, proof: Proof, processes: int) -> None:
+    left = set(missing(run, plan))
+    proof.open = len(left)
+    done = [shard for shard in range(len(plan.shards)) if shard not in left]
+    tiles: list[Tile] = []
+    for shard, counts, own, problem in _each(run, done, processes):
+        if problem:
+            proof.bad_ledgers[shard] = problem
+            continue
+        proof.counts += counts
+        tiles += own
+    if not left and not proof.bad_ledgers:
+        try:
+            check_tiling(plan, tiles)
+        except StopError as error:
+            proof.bad_sums.append(error.message)
+
+
+Read = tuple[int, Counts, list[Tile], str]
+
+
+def _each(run: RunDir, shards: list[int], processes: int) -> Iterator[Read]:
+    if processes <= 1:
+        plan = Plan.load(run)
+        yield from (_read(run, plan, shard) for shard in shards)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        size = max(1, min(64, len(shards) // (4 * processes)))
+        yield from pool.map(partial(_load_and_read, run), shards, chunksize=size)
+
+
+_plans: dict[RunDir, Plan] = {}  # of a process of the pool
+
+
+def _load_and_read(run: RunDir, shard: int) -> Read:
+    if run not in _plans:
+        _plans[run] = Plan.load(run)
+    return _read(run, _plans[run], shard)
+
+
+def _read(run: RunDir, plan: Plan, shard: int) -> Read:
+    """A ledger's counts and the tiles of its spans, or what is wrong with it."""
+    counts, rows, ends = Counts(), list[Row](), list[End]()
+    tiles: list[Tile] = []
+    try:
+        for item in read_ledger(run.ledger(shard), plan.digest, shard):
+            if isinstance(item, Row):
+                counts += item.count()
+                rows.append(Row("", item.file, item.position, item.status))
+            else:
+                ends.append(item)
+                counts += Counts(blank_lines=item.blank)
+    except (ProxError, OSError) as error:
+        return shard, Counts(), [], str(error).splitlines()[0]
+    spans = plan.shards[shard].spans
+    if [end.file for end in ends] != [span.file for span in spans]:
+        return shard, Counts(), [], "it does not have the spans of its shard"
+    for span, end in zip(spans, ends, strict=True):
+        own = [r for r in rows if r.file == span.file and span.start <= r.position]
+        own = [r for r in own if span.stop is None or r.position < span.stop]
+        status = Counter(row.status for row in own)
+        tiles.append(
+            Tile(
+                file=span.file,
+                start=span.start,
+                stop=span.stop,
+                end=end.position,
+                at_eof=end.at_eof,
+                blank=end.blank,
+                first=own[0].position if own else -1,
+                last=own[-1].position if own else -1,
+                **{name: status[name] for name in ("kept", "edited", "dropped", "quarantined")},
+            )
+        )
+    if sum(tile.records for tile in tiles) != len(rows):
+        return shard, Counts(), [], "it has rows outside of its spans"
+    return shard, counts, tiles, ""
+
+
+def _corpus(run: RunDir, proof: Proof) -> None:
+    """The merge's sums against the ledgers', and every file of the corpus."""
+    try:
+        summary = MergeSummary.load(run)
+        assert summary is not None  # the caller has seen it
+        summary.check()
+    except StopError as error:
+        proof.bad_corpus[run.merge_summary] = error.message
+        return
+    if not proof.bad_ledgers and summary.counts != proof.counts:
+        proof.bad_sums.append(f"{run.merge_summary} does not have the sums of the ledgers")
+    for name, problem in _files(run, {part.name: part.documents for part in summary.parts}, proof):
+        proof.bad_corpus[run.corpus / name] = problem
+    if not proof.bad_corpus and proof.written != summary.written:
+        wrong = f"{summary.written} documents written, in the corpus there are {proof.written}"
+        proof.bad_sums.append(f"{run.merge_summary}: {wrong}")
+    if run.report_json.exists():
+        said = json.loads(run.report_json.read_bytes()).get("documents", {})
+        counts = summary.counts
+        right = {
+            "in": counts.documents,
+            "kept": counts.kept,
+            "edited": counts.edited,
+            "dropped": dict(counts.dropped),
+            "quarantined": dict(counts.quarantined),
+            "written": summary.written,
+        }
+        if {name: said.get(name) for name in right} != right:
+            proof.bad_sums.append(f"{run.report_json} does not have the sums of the merge")
+
+
+def _files(run: RunDir, documents: dict[str, int], proof: Proof) -> Iterator[tuple[str, str]]:
+    """Files of the corpus that are damaged, by name, and what is wrong with each."""
+    try:
+        lines = run.checksums.read_text().splitlines()
+    except OSError as error:
+        yield run.checksums.name, str(error)
+        return
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in sorted(documents.keys() - digests.keys()):
+        yield name, f"{run.checksums.name} does not have it"
+    for name, digest in digests.items():
+        path = run.corpus / Path(name).name
+        try:
+            if sha256(path) != digest:
+                yield name, "its SHA-256 is another"
+                continue
+            found = count_lines(path) if name in documents else 0
+        except (OSError, ProxError) as error:
+            yield name, str(error).splitlines()[0]
+            continue
+        if found != documents.get(name, 0):
+            yield name, f"it has {found} documents, not {documents.get(name, 0)}"
+        elif name in documents:
+            proof.parts += 1
+            proof.written += found
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lines(run: RunDir, proof: Proof) -> Iterable[str]:
+    """What was proved, for people, and what to do."""
+    done = proof.shards - proof.open
+    yield f"{done:,} of {proof.shards:,} ledgers read: {proof.counts.documents:,} documents"
+    counts = proof.counts
+    yield (
+        f"  kept {counts.kept:,}, edited {counts.edited:,}, dropped {counts.dropped.total():,},"
+        f" quarantined {counts.quarantined.total():,}"
+    )
+    if proof.parts:
+        yield f"{proof.parts:,} parts of the corpus read: {proof.written:,} documents"
+    for path, problem in {
+        **proof.bad_inputs,
+        **{run.ledger(shard): why for shard, why in proof.bad_ledgers.items()},
+        **proof.bad_corpus,
+    }.items():
+        yield f"DAMAGED {path}: {problem}"
+    yield from (f"WRONG {problem}" for problem in proof.bad_sums)
+    if proof.good:
+        yield "all of it agrees" + ("" if not proof.open else f"; {proof.open:,} shards to refine")
+    elif proof.bad_inputs:
+        yield "put the inputs back as they were, or start a new run"
+    else:
+        yield f"proxhpc verify {run.root} --repair takes it away; the next launch makes it again"
