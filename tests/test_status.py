@@ -24,6 +24,7 @@ from proxhpc.assemble.summary import Duplicates, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
+from proxhpc.cluster.work import Work, intend
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch import Run
@@ -68,6 +69,8 @@ def beat(run: Run, who: Owner, age: float, documents: int = 0, **more: Any) -> N
         "counts": counts(documents).to_dict(),
         "busy_s": 5.0,
         "boot_s": 2.0,
+        "up_s": 60.0,
+        "deaths": 0,
     }
     append_line(run.dir.worker(who.worker), orjson.dumps(line | more))
 
@@ -327,7 +330,7 @@ def test_phases_follow_the_files(run: Run) -> None:
 
 def test_submissions_that_wait_are_not_a_planned_run(run: Run) -> None:
     slurm_site(run)
-    Journal(run.dir).write("intent", 0, phase="refine", count=2, chained=True, about={})
+    intend(Journal(run.dir), 0, Work("refine", print, [(), ()], {}), arrays=1, chained=True)
     assert collect(run.dir, FakeQueue([job(run, "8_0", "PENDING")])).phase == "refining"
     assert collect(run.dir, FakeQueue()).phase == "stopped"
 
@@ -339,7 +342,7 @@ def test_hostile_text_does_not_reach_the_terminal(run: Run) -> None:
     more = {"counts": line, "state": "failed", "error": HOSTILE, "message": HOSTILE}
     append_line(run.dir.worker("x"), orjson.dumps(
         {"t": 1.0, "role": "refine", "owner": asdict(who), "shards": 1, "busy_s": 1.0,
-         "boot_s": 1.0, "shard": HOSTILE} | more))  # fmt: skip
+         "boot_s": 1.0, "up_s": 9.0, "deaths": 0, "shard": HOSTILE} | more))  # fmt: skip
     queue = FakeQueue([job(run, "1", HOSTILE, HOSTILE)])
     status = collect(run.dir, queue)
     text = page(status)
