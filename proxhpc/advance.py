@@ -5,26 +5,28 @@ a run carries itself through time limits and dead nodes; where jobs may not subm
 again does the same. Any of it may die at any point and be run again.
 """
 
+import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
-
-import orjson
 
 from proxhpc.cluster import tasks
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Queue
 from proxhpc.cluster.submit import make_backend
-from proxhpc.cluster.work import Backend, Work
+from proxhpc.cluster.tasks import interrupt
+from proxhpc.cluster.work import Backend, Work, recorded_site, stale_after
 from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Lease, hold
 from proxhpc.refine.leaser import missing, sweep
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
-from proxhpc.site import Site
 from proxhpc.status.beats import latest
 from proxhpc.status.judge import FATAL
 
@@ -43,7 +45,7 @@ class Step:
 
 def alone(run: RunDir) -> AbstractContextManager[Lease]:
     """Hold the lease on stepping this run forward. RetryError while somebody else does."""
-    return hold(run, "advance", Queue().alive)
+    return hold(run, "advance", Queue().alive, stale_after(run))
 
 
 def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
@@ -73,24 +75,26 @@ def advance_job(root: str) -> str:
     """Be the control job of a run: one step, submissions included; what it did.
 
     The chain of jobs hangs on it, so what may pass (a busy slurmctld, a launch at work) is tried
-    again; each try settles first what the one before left.
+    again, and each try is a process of its own, which may be killed, as for want of memory. It
+    settles first what the one before left.
     """
-    run = RunDir(Path(root))
-    plan = Plan.load(run)
+    signal.signal(signal.SIGTERM, interrupt)  # a try that was told to end is not tried again
     for pause in (*CONTROL_PAUSES, None):
         try:
-            with alone(run) as lease:
-                return advance(lease, plan, make_backend(run, plan, recorded_site(run))).message
-        except RetryError:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                return pool.submit(_step, root).result()
+        except (RetryError, BrokenProcessPool):
             if pause is None:
                 raise
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
-def recorded_site(run: RunDir) -> Site:
-    """The site of the latest launch."""
-    return Site.model_validate(orjson.loads(run.site.read_bytes()))
+def _step(root: str) -> str:
+    run = RunDir(Path(root))
+    plan = Plan.load(run)
+    with alone(run) as lease:
+        return advance(lease, plan, make_backend(run, plan, recorded_site(run))).message
 
 
 class Round:

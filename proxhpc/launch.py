@@ -9,13 +9,13 @@ from pathlib import Path
 
 import orjson
 
-from proxhpc.advance import Step, advance, advance_job, alone, recorded_site
+from proxhpc.advance import Step, advance, advance_job, alone
 from proxhpc.assemble.merge import what_is_lost
 from proxhpc.cluster import slurm, tasks
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import interrupt
-from proxhpc.cluster.work import Work
+from proxhpc.cluster.work import Work, recorded_site
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, load_manifest

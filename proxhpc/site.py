@@ -241,6 +241,13 @@ class Site(Request):
         description="Most jobs you may have in the queue, elements of arrays counted each; asked "
         "of `sacctmgr` if not given.",
     )
+    stale_after: Positive | None = Field(
+        default=None,
+        ge=30,
+        description="Seconds without a sign of life after which a worker's shards go to others, "
+        "where neither its process nor its job can be asked; default 120. More where a file "
+        "system stalls for longer; a worker that comes back late does no harm.",
+    )
     submit_from_jobs: Flag = Field(
         default=True,
         description="Whether jobs may call `sbatch`. Where they may not, `proxhpc launch` goes on "

@@ -16,12 +16,19 @@ from typing import NoReturn
 import pytest
 
 from slurm_cluster import INHERITED, SlurmCluster, missing
+from slurm_config import Spec
 
 REPO = Path(__file__).parents[1]
 # What a fixture asks for, as a marker.
 MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm": "model"}
 lacking: dict[str, str] = {}  # real part → why this run went without it
 used: set[str] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The shape of the Slurm that the tests share: `pytest -m slurm --max-array-size 5 …`."""
+    parser.addoption("--max-array-size", type=int, default=Spec().max_array_size)
+    parser.addoption("--no-accounting", action="store_true", help="a Slurm without sacct")
 
 
 def pytest_configure() -> None:
@@ -75,16 +82,25 @@ def slurm_programs() -> None:
 
 
 @pytest.fixture(scope="session")
-def slurm(slurm_programs: None) -> Iterator[SlurmCluster]:
-    """A running cluster of four nodes with accounting, shared by all tests of the session.
+def slurm(slurm_programs: None, pytestconfig: pytest.Config) -> Iterator[SlurmCluster]:
+    """A running cluster of four nodes, shared by all tests of the session.
 
     A test cancels what it submitted and starts the nodes it killed: `slurm.reset()`.
     """
+    option = pytestconfig.getoption
+    spec = Spec(max_array_size=option("--max-array-size"), accounting=not option("--no-accounting"))
     with (
         tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as root,
-        SlurmCluster(Path(root)) as cluster,
+        SlurmCluster(Path(root), spec) as cluster,
     ):
         yield cluster
+
+
+@pytest.fixture
+def accounting(pytestconfig: pytest.Config) -> None:
+    """Asks for a cluster with sacct: the one of the session, unless its options say otherwise."""
+    if pytestconfig.getoption("--no-accounting"):
+        pytest.skip("--no-accounting")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 """Small runs for tests: documents in, a planned run directory out."""
 
+import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 import zstandard
 
@@ -13,6 +17,12 @@ from proxhpc.plan import Plan
 from proxhpc.refine.ledger import Row, read_ledger
 from proxhpc.rundir import RunDir
 
+# Points of proxhpc.faults that are only reached behind deaths at others.
+BEHIND = {
+    "lease stolen": ("commit synced",),
+    "death noted": ("commit synced",),
+    "attempt resumed": ("commit synced",),
+}
 PARAGRAPH = (
     "The river rises in the hills to the north of the town and flows through the valley.\n"
     "In the spring the meadows on both of its banks are under water for several weeks.\n"
@@ -65,6 +75,49 @@ def planned(folder: Path, count: int = 60, **sections: Any) -> Run:
         write_jsonl(folder / "in" / "b.jsonl", rows[count // 3 :]),
     ]
     return prepare(manifest(folder, files, **sections), local_site(folder), None)
+
+
+def demo_copies(folder: Path, copies: int) -> list[Path]:
+    """The demo corpus so many times over, no two copies alike."""
+    tool = Path(__file__).parents[1] / "tools" / "demo_corpus.py"
+    subprocess.run([sys.executable, str(tool), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    out = []
+    for part in sorted(folder.glob("*.zst")):
+        with zstandard.open(part, "rb") as file:
+            rows = [orjson.loads(line) for line in file.read().splitlines()]
+        more = [
+            row
+            | {"id": f"{row['id']}#{n}", "text": f"{row['text']}\nCopy {n} ends with this line."}
+            for n in range(copies)
+            for row in rows
+        ]
+        out.append(write_jsonl(folder / f"many-{part.name}", more))
+    return out
+
+
+def corpus_bytes(run: RunDir) -> dict[str, str]:
+    """SHA-256 of each part of the corpus."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.corpus.glob("part-*"))
+    }
+
+
+def check_balance(run: RunDir) -> dict[str, int]:
+    """Recompute the balance from the corpus files and the merge's own sums."""
+    summary = json.loads(run.merge_summary.read_bytes())
+    counts = summary["counts"]
+    written = 0
+    for path in run.corpus.glob("part-*"):
+        with zstandard.open(path, "rb") as file:
+            written += file.read().count(b"\n")
+    in_corpus = counts["kept"] + counts["edited"]
+    assert counts["documents"] == in_corpus + sum(counts["dropped"].values()) + sum(
+        counts["quarantined"].values()
+    )
+    assert in_corpus == written + summary["duplicates"]["documents"]
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=run.corpus, check=True)
+    return {"documents": counts["documents"], "written": written}
 
 
 def local_site(folder: Path, workers: int = 2) -> str:

@@ -49,12 +49,13 @@ def test_a_site_that_works(slurm: SlurmCluster, tmp_path: Path) -> None:
     code, result = doctor(where, "--run", str(tmp_path / "run"), env=slurm.env())
     assert (code, result["launch_would_work"]) == (0, True)
     found = by_name(result)
-    assert found["MaxArraySize"]["found"] == "1001"
-    assert found["sacct"]["found"].startswith("answers")
+    assert found["MaxArraySize"]["found"] == str(slurm.spec.max_array_size)
+    answers = "answers" if slurm.spec.accounting else "does not answer"
+    assert found["sacct"]["found"].startswith(answers)
     assert found["KillWait"]["verdict"] == "note"  # five seconds
     assert " to start at " in found["sbatch --test-only"]["found"]
     assert found["exclusive create, by link"]["found"] == "works"
-    assert "2 nodes" in found["partition of refine"]["found"].replace("4 nodes", "2 nodes")
+    assert "4 nodes" in found["partition of refine"]["found"]
     assert [*tmp_path.iterdir()] == [tmp_path / "site.yaml"]
     assert slurm.run("squeue", "-h").stdout == ""
 

@@ -1,6 +1,5 @@
 """A process killed at each point of a run: the same corpus, every document once, nobody helps."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from proxhpc.faults import POINTS
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
-from runs import document, local_site, manifest, rows_of, write_jsonl
+from runs import BEHIND, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
 # What only a submission to Slurm reaches (tests/test_submit.py), or a worker that is told to stop.
@@ -21,12 +20,6 @@ ELSEWHERE = (
     *("array held", "array recorded", "control held", "control recorded", "one released"),
     "shard left",
 )
-# What only happens behind another death.
-BEHIND = {
-    "lease stolen": ("commit synced",),
-    "death noted": ("commit synced",),
-    "attempt resumed": ("commit synced",),
-}
 # Leases that a process has no time to give back, and nobody needs any more.
 AFTERWARDS = {"merge summed": {"merge"}, "report written": {"advance"}}
 
@@ -55,20 +48,12 @@ def plan(folder: Path, *, copies: int = 1) -> RunDir:
     return RunDir(folder / "run")
 
 
-def bytes_of(run: RunDir) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run.corpus.iterdir())
-        if path.name.startswith("part-")
-    }
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("quiet")
     run = plan(folder)
     assert launch(folder).returncode == 0
-    return bytes_of(run)
+    return corpus_bytes(run)
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point not in ELSEWHERE])
@@ -84,7 +69,7 @@ def test_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> N
             break
     assert done.returncode == 0, done.stderr
     assert not any(token.exists() for token in tokens), "nobody came to this point"
-    assert bytes_of(run) == undisturbed
+    assert corpus_bytes(run) == undisturbed
     rows = rows_of(run, Plan.load(run))
     assert sorted(row.id for row in rows) == sorted(f"doc-0-{number}" for number in range(80))
     left = {path.name.partition(".")[0] for path in run.leases.glob("[!.]*")}
@@ -111,4 +96,4 @@ def test_killed_while_leaving(tmp_path: Path, undisturbed: dict[str, str]) -> No
         launcher.terminate()
     assert not token.exists()
     assert launch(tmp_path).returncode == 0
-    assert bytes_of(run) == bytes_of(expected)
+    assert corpus_bytes(run) == corpus_bytes(expected)

@@ -33,7 +33,9 @@ def states(cluster: SlurmCluster, job: str) -> dict[str, str]:
     return {element.id: element.state for element in cluster.jobs(job)}
 
 
-def test_an_array_runs_on_every_node_and_sacct_knows(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_an_array_runs_on_every_node_and_sacct_knows(
+    cluster: SlurmCluster, accounting: None, tmp_path: Path
+) -> None:
     script = f"echo $SLURM_ARRAY_TASK_ID $SLURMD_NODENAME > {tmp_path}/$SLURM_ARRAY_TASK_ID"
     job = cluster.sbatch(script, "--array=0-3", "--partition=whole")
 

@@ -11,9 +11,9 @@ import yaml
 from proxhpc.plan import Plan
 from proxhpc.refine.ledger import Call
 from proxhpc.rundir import RunDir
-from runs import manifest, rows_of, write_jsonl
+from runs import check_balance, manifest, rows_of, write_jsonl
 from slurm_cluster import SlurmCluster
-from test_slurm_run import check_balance, finished, launch
+from test_slurm_run import finished, launch
 
 DOCUMENTS = 30
 MAX_NEW = 12

@@ -1,23 +1,19 @@
 """Whole runs on a real Slurm of four nodes: launched once, everything else happens by itself."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import orjson
 import pytest
 import yaml
-import zstandard
 
 from proxhpc.launch import prepare
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import Beat, latest
-from runs import local_site, manifest, write_jsonl
+from runs import check_balance, corpus_bytes, demo_copies, local_site, manifest
 from slurm_cluster import FINISHED, SlurmCluster
 
 ROOT = Path(__file__).parent.parent
@@ -36,22 +32,7 @@ def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     own = Path(os.environ.get("PROXHPC_DATA", "")) / "corpus_sample.jsonl.zst"
     if own.is_file():
         return [own]
-    folder = tmp_path_factory.mktemp("demo")
-    subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "demo_corpus.py"), str(folder)], check=True
-    )
-    out = []
-    for part in sorted(folder.glob("*.zst")):
-        with zstandard.open(part, "rb") as file:
-            rows = [orjson.loads(line) for line in file.read().splitlines()]
-        copies = [
-            row
-            | {"id": f"{row['id']}#{n}", "text": f"{row['text']}\nCopy {n} ends with this line."}
-            for n in range(6)
-            for row in rows
-        ]
-        out.append(write_jsonl(folder / f"many-{part.name}", copies))
-    return out
+    return demo_copies(tmp_path_factory.mktemp("demo"), 6)
 
 
 @pytest.fixture(scope="module")
@@ -91,30 +72,6 @@ def is_at_work(beat: Beat) -> bool:
 
 def idle(cluster: SlurmCluster) -> bool:
     return all(job.state in FINISHED for job in cluster.jobs())
-
-
-def corpus_bytes(run: RunDir) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run.corpus.glob("part-*"))
-    }
-
-
-def check_balance(run: RunDir) -> dict[str, int]:
-    """Recompute the balance from the corpus files and the merge's own sums."""
-    summary = json.loads(run.merge_summary.read_bytes())
-    counts = summary["counts"]
-    written = 0
-    for path in run.corpus.glob("part-*"):
-        with zstandard.open(path, "rb") as file:
-            written += file.read().count(b"\n")
-    in_corpus = counts["kept"] + counts["edited"]
-    assert counts["documents"] == in_corpus + sum(counts["dropped"].values()) + sum(
-        counts["quarantined"].values()
-    )
-    assert in_corpus == written + summary["duplicates"]["documents"]
-    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=run.corpus, check=True)
-    return {"documents": counts["documents"], "written": written}
 
 
 def test_one_launch_does_it_all_and_a_second_one_says_so(

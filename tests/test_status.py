@@ -335,6 +335,20 @@ def test_submissions_that_wait_are_not_a_planned_run(run: Run) -> None:
     assert collect(run.dir, FakeQueue()).phase == "stopped"
 
 
+def test_deaths_and_nodes_that_are_left_out_are_told(run: Run) -> None:
+    slurm_site(run)
+    for number, nodes in enumerate([("n1",), ("n2", "n\x1b7")]):
+        work = Work("refine", print, [()], {}, nodes)
+        intend(Journal(run.dir), number, work, arrays=1, chained=True)
+    beat(run, owner("w1"), 1, 5, deaths=2)
+    beat(run, owner("w2"), 1, 5, deaths=1)
+    status = collect(run.dir, FakeQueue())
+    assert (status.deaths, status.left_out) == (3, ("n2", "n\x1b7"))
+    assert "3 deaths of workers or engines made up for" in page(status)
+    assert "left out, for workers there ended at once: n2, n" in page(status)
+    assert "\x1b" not in page(status)
+
+
 def test_hostile_text_does_not_reach_the_terminal(run: Run) -> None:
     slurm_site(run)
     who = owner("w1", worker=HOSTILE, host=HOSTILE, job=HOSTILE)

@@ -21,9 +21,9 @@ from proxhpc.faults import Point
 from proxhpc.launch import launch, prepare
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
-from runs import document, manifest, write_jsonl
+from runs import check_balance, document, manifest, write_jsonl
 from slurm_cluster import FINISHED, SlurmCluster
-from test_slurm_run import check_balance, finished, idle
+from test_slurm_run import finished, idle
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_no_more_is_submitted_than_a_user_may(cluster: SlurmCluster, tmp_path: P
     cluster.run("scancel", waiting, *more)
 
 
-def test_the_limit_on_jobs_is_asked_of_accounting(cluster: SlurmCluster) -> None:
+def test_the_limit_on_jobs_is_asked_of_accounting(cluster: SlurmCluster, accounting: None) -> None:
     for what in (
         ("account", "limited"),
         ("user", slurm_commands.user(), "account=limited", "MaxSubmitJobs=7"),
@@ -146,18 +146,26 @@ def test_the_limit_on_jobs_is_asked_of_accounting(cluster: SlurmCluster) -> None
     cluster.run("sacctmgr", "-i", "delete", "user", slurm_commands.user(), "account=limited")
 
 
+def arrays(cluster: SlurmCluster, script: str) -> list[str]:
+    """Sixteen elements that run this, in arrays small enough for any cluster, ended."""
+    ids = [cluster.sbatch(script, "--array=0-3") for _ in range(4)]
+    for array in ids:
+        cluster.wait_jobs(array, FINISHED)
+    return ids
+
+
 def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = prepare(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
     assert isinstance(backend, SlurmBackend)
     # Where a node fails at once it takes one element after the other.
-    bad = cluster.sbatch("[ $SLURMD_NODENAME != n2 ] && sleep 2", "--array=0-15")
-    cluster.wait_jobs(bad, FINISHED)
+    bad = arrays(cluster, "[ $SLURMD_NODENAME != n2 ] && sleep 2")
     journal = Journal(run.dir)
-    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=1, chained=False)
-    journal.write("receipt", 0, phase="refine", job=bad)
+    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=4, chained=False)
+    for array in bad:
+        journal.write("receipt", 0, phase="refine", job=array)
     journal.write("released", 0)
-    failed = [job for job in cluster.jobs(bad) if job.state == "FAILED"]
+    failed = [job for array in bad for job in cluster.jobs(array) if job.state == "FAILED"]
     assert len(failed) >= 3
     assert backend.failing(set()) == {"n2": len(failed)}
     assert backend.failing({job.id for job in failed}) == {}  # had they worked first
@@ -170,11 +178,11 @@ def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_pa
 def test_where_all_nodes_fail_none_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = prepare(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
-    bad = cluster.sbatch("exit 1", "--array=0-19")
-    cluster.wait_jobs(bad, FINISHED)
+    bad = arrays(cluster, "exit 1")
     journal = Journal(run.dir)
-    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=1, chained=False)
-    journal.write("receipt", 0, phase="refine", job=bad)
+    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=4, chained=False)
+    for array in bad:
+        journal.write("receipt", 0, phase="refine", job=array)
     assert backend.failing(set()) == {}
 
 

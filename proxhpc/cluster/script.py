@@ -26,7 +26,9 @@ def executor(
     extra: dict[str, Any] = {
         "hold": True,
         "comment": f"{slurm.tag(plan.run_id)}:{work.phase}:{intent}",
-        "no-requeue": True,
+        # The chain of jobs hangs on the control job, which may run again; what else dies is made
+        # up for by a fresh submission.
+        "requeue" if work.phase == "control" else "no-requeue": True,
         **resources.sbatch,
     }
     if dependency:

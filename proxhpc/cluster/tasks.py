@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from proxhpc.cluster.slurm import Queue, seconds_left
+from proxhpc.cluster.work import stale_after
 from proxhpc.refine.lease import Owner, hold
 from proxhpc.rundir import RunDir
 
@@ -18,9 +19,10 @@ def refine(root: str, number: int, of: int) -> str:
     """Be the worker `number` of `of`; its final state."""
     from proxhpc.refine.worker import Assignment, run_worker
 
+    run = RunDir(Path(root))
     left = seconds_left()
     seconds = None if left is None else max(0.0, left - margin(left))
-    return run_worker(RunDir(Path(root)), Assignment(number, of, seconds), Queue().alive)
+    return run_worker(run, Assignment(number, of, seconds, stale_after(run)), Queue().alive)
 
 
 def refine_element(root: str, element: int, tasks_per_node: int, of: int) -> str:
@@ -48,7 +50,7 @@ def merge(root: str, processes: int) -> str:
     # submitit would swallow it. Every file of a merge is whole or absent, so it may end anywhere.
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with hold(run, "merge", Queue().alive):
+        with hold(run, "merge", Queue().alive, stale_after(run)):
             merge_run(run, processes=processes, progress=lambda *_: log.heartbeat())
     except BaseException as error:
         log.write("failed", error=type(error).__name__, message=str(error)[:2000])

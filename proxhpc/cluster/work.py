@@ -4,9 +4,13 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import orjson
+
 from proxhpc.cluster.journal import Journal
 from proxhpc.faults import reach
-from proxhpc.site import PhaseName, Resources
+from proxhpc.refine.lease import STALE_AFTER
+from proxhpc.rundir import RunDir
+from proxhpc.site import PhaseName, Resources, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,17 @@ class Backend(Protocol):
     def cancel(self) -> list[str]:
         """End every job of the run, waiting ones too; ids or names for people."""
         ...
+
+
+def recorded_site(run: RunDir) -> Site:
+    """The site of the latest launch."""
+    return Site.model_validate(orjson.loads(run.site.read_bytes()))
+
+
+def stale_after(run: RunDir) -> float:
+    """Seconds without a sign of life after which a holder of leases counts as dead."""
+    given = recorded_site(run).stale_after if run.site.exists() else None
+    return given or STALE_AFTER
 
 
 def intend(journal: Journal, number: int, work: Work, *, arrays: int, chained: bool) -> None:

@@ -69,7 +69,7 @@ def _submit_limit(site: Site) -> Finding:
 def _requeue(config: dict[str, str]) -> Finding:
     mode = config.get("PreemptMode", "?")
     found = f"JobRequeue={config.get('JobRequeue', '?')}, PreemptMode={mode}"
-    so = "jobs are submitted with --no-requeue: what is missing is submitted anew"
+    so = "workers are submitted with --no-requeue: what is missing is submitted anew"
     if "SUSPEND" in mode:
         so += "; a suspended worker loses its shard after two minutes, and nothing else"
         return Finding("requeue, preemption", found, so, "note")

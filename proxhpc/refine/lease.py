@@ -115,8 +115,11 @@ class Lease:
 class Leases:
     """Takes leases for one owner and judges those of others."""
 
-    def __init__(self, run: RunDir, owner: Owner, job_alive: JobAlive) -> None:
+    def __init__(
+        self, run: RunDir, owner: Owner, job_alive: JobAlive, stale_after: float = STALE_AFTER
+    ) -> None:
         self.run, self.owner, self.job_alive = run, owner, job_alive
+        self.stale_after = stale_after
         self._seen: dict[Path, tuple[int, float]] = {}  # size, and since when it stands
 
     def take(self, name: str, attempt: int) -> Lease | None:
@@ -179,16 +182,18 @@ class Leases:
         if before != size:
             self._seen[path] = (size, now)
             return True
-        return False if now - since >= STALE_AFTER else None
+        return False if now - since >= self.stale_after else None
 
 
 @contextmanager
-def hold(run: RunDir, name: str, job_alive: JobAlive) -> Iterator[Lease]:
+def hold(
+    run: RunDir, name: str, job_alive: JobAlive, stale_after: float = STALE_AFTER
+) -> Iterator[Lease]:
     """Hold the lease on a step of the whole run. RetryError while somebody else does.
 
-    Where it cannot be told at once whether the holder lives, it takes two minutes to find out.
+    Where it cannot be told at once whether the holder lives, it takes `stale_after` seconds.
     """
-    lease = _acquire(Leases(run, Owner.me(name), job_alive), name)
+    lease = _acquire(Leases(run, Owner.me(name), job_alive, stale_after), name)
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(lease, done), daemon=True)
     beating.start()

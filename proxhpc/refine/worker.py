@@ -13,7 +13,7 @@ from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.engines.base import EngineDiedError
-from proxhpc.refine.lease import JobAlive, Leases, Owner
+from proxhpc.refine.lease import STALE_AFTER, JobAlive, Leases, Owner
 from proxhpc.refine.leaser import Leaser
 from proxhpc.refine.ledger import Row, bad_row
 from proxhpc.refine.progress import ProgressLog
@@ -32,11 +32,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where a worker stands: the `number`-th of `of`, and how long it may run."""
+    """Where a worker stands: the `number`-th of `of`, and how long it may run.
+
+    After `stale_after` seconds without a sign of life another worker counts as dead.
+    """
 
     number: int = 0
     of: int = 1
     seconds: float | None = None
+    stale_after: float = STALE_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +101,8 @@ async def _main(
     # Only now: an engine installs handlers of its own while it starts.
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    leaser = Leaser(
-        run, plan, Leases(run, log.owner, job_alive), (assignment.number, assignment.of)
-    )
+    leases = Leases(run, log.owner, job_alive, assignment.stale_after)
+    leaser = Leaser(run, plan, leases, (assignment.number, assignment.of))
     worker = Worker(refiner, leaser, log, ends)
     try:
         working = asyncio.create_task(worker.work())

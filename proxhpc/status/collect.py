@@ -11,9 +11,10 @@ import orjson
 from proxhpc.account.counts import Counts
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
+from proxhpc.cluster.work import stale_after
 from proxhpc.errors import RetryError
 from proxhpc.plan import Plan
-from proxhpc.refine.lease import STALE_AFTER, Leases, Owner
+from proxhpc.refine.lease import Leases, Owner
 from proxhpc.refine.leaser import missing
 from proxhpc.rundir import RunDir, shard_name
 from proxhpc.status.beats import Recent, recents
@@ -45,21 +46,26 @@ class Collector:
         now = time.time()
         beats = recents(self.run)
         states = {job.id: job for job in jobs or ()}
-        workers = tuple(self._worker(recent, states, jobs is not None, now) for recent in beats)
+        quiet = stale_after(self.run)
+        workers = tuple(
+            self._worker(recent, states, jobs is not None, now, quiet) for recent in beats
+        )
         left = list(missing(self.run, self.plan))
         held = self._held()
         in_work = [shard for shard in left if shard_name(shard) in held]
         merged = _load(self.run.merge_summary)
+        submissions = Journal(self.run).read()
         signs = Signs(
             run=self.run,
             workers=workers,
             jobs=jobs,
             local=local,
-            submissions=len(Journal(self.run).read()),
+            submissions=len(submissions),
             left=len(left),
             stepping=self._stepping(held),
         )
         phase, reason, next_step = judge(signs)
+        refinements = [entry for entry in submissions if entry.phase == "refine"]
         return Status(
             run=str(self.run.root),
             name=self.plan.manifest.name,
@@ -76,6 +82,8 @@ class Collector:
             written=merged.get("written"),
             speed=self._speed(beats, workers, left, in_work),
             workers=workers,
+            deaths=sum(recent.last.deaths for recent in beats),
+            left_out=refinements[-1].exclude if refinements else (),
             failures=failures(signs),
             queue=None if jobs is None else _queue(jobs),
             queue_problem=problem,
@@ -103,14 +111,15 @@ class Collector:
         return owner is not None and owner.runs() is not False
 
     def _worker(
-        self, recent: Recent, jobs: dict[str, Job], asked: bool, now: float
+        self, recent: Recent, jobs: dict[str, Job], asked: bool, now: float, quiet: float
     ) -> WorkerStatus:
         beat, earlier, seconds = recent.last, recent.earlier, recent.seconds
         age = max(0.0, now - beat.time)
         job = jobs.get(beat.owner.job) if beat.owner.job else None
         state = beat.state
         if state in ALIVE:
-            state = _liveness(beat.owner, state, age, (job is not None) if asked else None)
+            in_queue = (job is not None) if asked else None
+            state = _liveness(beat.owner, state, in_queue, age > quiet)
         working = earlier is not None and state == "working"
         before = earlier.counts if earlier else Counts()
         return WorkerStatus(
@@ -202,14 +211,14 @@ def _queue(jobs: Sequence[Job]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _liveness(owner: Owner, state: str, age: float, in_queue: bool | None) -> str:
+def _liveness(owner: Owner, state: str, in_queue: bool | None, stale: bool) -> str:
     """`state`, or `gone` when its process or job is known to be, or `silent` when it may be."""
     alive = owner.runs()
     if alive is None and owner.job:
         alive = in_queue
     if alive is False:
         return "gone"
-    return "silent" if alive is None and age > STALE_AFTER else state
+    return "silent" if alive is None and stale else state
 
 
 def _bytes_per_second(recent: Recent) -> float:

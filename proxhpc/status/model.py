@@ -68,7 +68,9 @@ class Status:
 
     `counts` are exact (`exact`) once the run is merged; before, they are what the workers say
     they have committed, which counts a document twice where a shard was taken from a dead worker
-    before its last commit was seen. `next_step` is a command to type, or empty.
+    before its last commit was seen. `next_step` is a command to type, or empty. `deaths` are those
+    of workers and engines that others have noted; `left_out` are the nodes that the last array
+    keeps away from.
     """
 
     run: str
@@ -86,6 +88,8 @@ class Status:
     written: int | None
     speed: Speed
     workers: tuple[WorkerStatus, ...]
+    deaths: int
+    left_out: tuple[str, ...]
     failures: tuple[Failure, ...]
     queue: dict[str, int] | None
     queue_problem: str

@@ -64,10 +64,20 @@ def _page(status: Status) -> Iterator[RenderableType]:
         yield Text(f"Slurm: {jobs or 'no job of this run in the queue'}", style="dim")
     elif status.queue_problem:
         yield Text(f"Slurm: {safe(status.queue_problem)}", style="yellow")
+    yield from _care(status)
     for failure in status.failures if status.phase != "finished" else ():
         yield _failure(failure)
     if status.next_step:
         yield Text.assemble(("next: ", "bold"), safe(status.next_step))
+
+
+def _care(status: Status) -> Iterator[Text]:
+    if status.deaths:
+        plural = "" if status.deaths == 1 else "s"
+        yield Text(f"{status.deaths} death{plural} of workers or engines made up for", style="dim")
+    if status.left_out:
+        nodes = ", ".join(map(safe, status.left_out))
+        yield Text(f"left out, for workers there ended at once: {nodes}", style="yellow")
 
 
 def _headline(status: Status) -> Text:
