@@ -109,6 +109,9 @@ def parser() -> argparse.ArgumentParser:
     merge = verbs.add_parser("merge", help="assemble the corpus of a refined run")
     _run(merge)
     merge.add_argument("--processes", type=int, default=1, metavar="N", help="how many at a time")
+    merge.add_argument(
+        "--max-ram", metavar="SIZE", help="memory for matching duplicates, as in 64MiB (1GiB)"
+    )
 
     advance = verbs.add_parser("advance", help="take a run's next step (what control jobs run)")
     _run(advance)
@@ -269,6 +272,21 @@ def _inspect(arguments: argparse.Namespace) -> None:
         )
 
 
+def _memory(text: str) -> int:
+    """Bytes of a size with a unit. UserError if it is none, or less than matching needs."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from proxhpc.config import Size
+
+    try:
+        size: int = TypeAdapter(Size).validate_python(text)
+    except ValidationError as error:
+        raise UserError(f"--max-ram {text}: {error.errors()[0]['msg']}") from None
+    if size < LEAST_RAM:
+        raise UserError(f"--max-ram {text}: it must be 16MiB or more")
+    return size
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from proxhpc.report import load_report, render, write_report
 
@@ -296,7 +314,8 @@ def _merge(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
     _at_least(1, "--processes", arguments.processes)
-    print(tasks.merge(str(_open(arguments).root), arguments.processes))
+    memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
+    print(tasks.merge(str(_open(arguments).root), arguments.processes, memory))
 
 
 def _advance(arguments: argparse.Namespace) -> None:
@@ -311,6 +330,7 @@ def _schema(arguments: argparse.Namespace) -> None:
     _print_json((manifest if arguments.kind == "manifest" else site).json_schema())
 
 
+LEAST_RAM = 16 << 20  # bytes for matching
 COMMANDS = {
     "plan": _plan,
     "launch": _launch,

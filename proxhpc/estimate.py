@@ -51,6 +51,7 @@ def estimate(plan: Plan, site: Site, run: RunDir) -> dict[str, Any]:
         "estimated_flops": flops,
         "estimated_a100_hours": flops
         and round(flops / (A100_BF16_FLOPS * MODEL_FLOPS_UTILISATION) / 3600, 3),
+        "near_duplicates_compared": _compared(plan),
         "flops_counted_as": flops and FLOPS_COUNTED_AS,
         "notes": [f"{info.name}: {info.note}" for info in plan.inputs if info.note],
     }
@@ -83,6 +84,7 @@ def render(figures: dict[str, Any]) -> Any:
         f"ledgers about {_size(figures['estimated_ledger_bytes'])}; "
         f"about {figures['estimated_run_files']:,} files",
         "model work": _work(figures),
+        **_near(figures),
     }
     for name, value in rows.items():
         table.add_row(name, escape(str(value)))
@@ -100,11 +102,27 @@ def _work(figures: dict[str, Any]) -> str:
     )
 
 
+def _compared(plan: Plan) -> dict[str, float] | None:
+    """How probably two documents are compared, by their similarity."""
+    near = plan.manifest.dedup.near
+    if near is None:
+        return None
+    return {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)}
+
+
+def _near(figures: dict[str, Any]) -> dict[str, str]:
+    curve = figures["near_duplicates_compared"]
+    if curve is None:
+        return {}
+    shown = ", ".join(f"{chance:.1%} at {alike}" for alike, chance in curve.items())
+    return {"near-duplicates": f"chance that two are compared, by similarity: {shown}"}
+
+
 def _files(plan: Plan, resources: Resources) -> int:
     """Files of a finished run whose workers were submitted once.
 
-    A ledger for each shard, logs for each job, a progress file for each worker, four files of the
-    merge for each group of shards (see `assemble.sketch.groups`), and two for each part.
+    A ledger for each shard, logs for each job, a progress file for each worker, up to six files of
+    the merge for each group of shards (see `assemble.sketch.groups`), and two for each part.
     """
     shards = len(plan.shards)
     workers = min(resources.workers, shards)
@@ -112,7 +130,7 @@ def _files(plan: Plan, resources: Resources) -> int:
     group = max(32 << 20, plan.estimated_bytes // 4096)
     groups = min(shards, -(-plan.estimated_bytes // group) + shards // 64)
     parts = -(-plan.estimated_bytes // plan.manifest.output.part_size)
-    return shards + workers + LOG_FILES * jobs + 4 * groups + 2 * parts + RUN_FILES
+    return shards + workers + LOG_FILES * jobs + 6 * groups + 2 * parts + RUN_FILES
 
 
 def _flops(plan: Plan) -> int | None:

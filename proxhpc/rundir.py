@@ -113,6 +113,14 @@ class RunDir:
         """Hashes of the refined documents of one group of shards."""
         return self.merge / "sketch" / f"{group:05d}.npy"
 
+    def bands(self, group: int) -> Path:
+        """By what the documents of one group may equal others, sorted."""
+        return self.merge / "sketch" / f"{group:05d}.bands"
+
+    def signatures(self, group: int) -> Path:
+        """MinHash signatures of one group's documents; no file without near-duplicates."""
+        return self.merge / "sketch" / f"{group:05d}.minhash.npy"
+
     def sketch_counts(self, group: int) -> Path:
         """Checked counts of one group; written after its hashes."""
         return self.merge / "sketch" / f"{group:05d}.json"
@@ -127,7 +135,7 @@ class RunDir:
 
     @property
     def pairs(self) -> Path:
-        """Each duplicate and the document that is kept for it, as numbers."""
+        """Each duplicate, the document that is kept for it, and how alike they are, as numbers."""
         return self.merge / "match" / "pairs.npy"
 
     @property

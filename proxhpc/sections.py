@@ -259,6 +259,30 @@ class Commit(Config):
     seconds: Seconds = Field(default=60.0, description="Or so many seconds after the last commit.")
 
 
+class Near(Config):
+    """When two documents are nearly the same: by MinHash over their runs of words."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.8,
+        description="Least estimated share of common shingles (Jaccard similarity) of duplicates.",
+    )
+    shingle: Positive = Field(
+        default=5,
+        description="Words in a shingle; in scripts without spaces between words, characters.",
+    )
+    bands: Positive = Field(
+        default=24, le=512, description="Bands of a signature; more find more pairs."
+    )
+    rows: Positive = Field(
+        default=8, le=64, description="Slots of a band; more compare fewer documents for nothing."
+    )
+    seed: Whole = Field(default=1, description="Seed of the hash functions.")
+
+    def compared(self, similarity: float) -> float:
+        """The probability that two documents so alike are compared at all."""
+        return float(1 - (1 - similarity**self.rows) ** self.bands)
+
+
 class Dedup(Config):
     """Removal of duplicates."""
 
@@ -269,6 +293,11 @@ class Dedup(Config):
     )
     exact: Flag = Field(
         default=True, description="Keep one of the documents with the same refined text."
+    )
+    near: Near | None = Field(
+        default=None,
+        description="Keep one of the documents with nearly the same refined text; `near: {}` takes "
+        "the defaults. Off if not given.",
     )
 
 

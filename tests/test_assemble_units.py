@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging import fall, plan_of_one, raising, refined
-from proxhpc.assemble.match import cut_parts, find_duplicates
+from proxhpc.assemble.clusters import Forest, survivors
+from proxhpc.assemble.match import PartCutter
+from proxhpc.assemble.pairs import same_text
 from proxhpc.assemble.pool import open_pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
@@ -76,6 +78,15 @@ def test_bad_records_have_no_text() -> None:
         corpus_row(plan_of_one(True), Refined(0, Row("", 0, 5, "quarantined")))
 
 
+def duplicates(pairs: Any, hashes: Any) -> list[tuple[int, int]]:
+    forest = Forest()
+    forest.add(pairs)
+    documents, firsts = forest.sets()
+    kept = documents[survivors(firsts, hashes["chars"][documents])]
+    lost = documents != kept
+    return list(zip(documents[lost].tolist(), kept[lost].tolist(), strict=True))
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 3)), max_size=40),
 )
@@ -93,8 +104,7 @@ def test_duplicates_against_a_plain_search(documents: list[tuple[int, int, int]]
         for index, (high, low, _) in enumerate(documents)
         if best[high, low] != index
     ]
-    dropped, kept = find_duplicates(hashes)
-    assert list(zip(dropped.tolist(), kept.tolist(), strict=True)) == expected
+    assert duplicates(same_text(np.arange(len(hashes)), hashes), hashes) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))
@@ -103,7 +113,10 @@ def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: 
     hashes["size"] = [size for size, _ in documents]
     hashes["number"] = range(len(documents))
     alive = np.array([stays for _, stays in documents], bool)
-    parts = list(cut_parts(hashes, alive, part_size))
+    cutter = PartCutter(part_size)
+    for start in range(0, len(hashes), 7):  # groups
+        cutter.add(hashes[start : start + 7][alive[start : start + 7]])
+    parts = cutter.finish()
     left = [number for number, (_, stays) in enumerate(documents) if stays]
     at = 0
     for part in parts:

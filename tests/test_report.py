@@ -66,7 +66,7 @@ def summary(**changes: Any) -> MergeSummary:
     values: dict[str, Any] = {
         "match": "m",
         "counts": counts(),
-        "duplicates": Duplicates(2, 1, 3),
+        "duplicates": Duplicates(2, 0, 1, 3),
         "shared_ids": SharedIds(1, (("x", "a:0"),)),
         "written": 5,
         "text_bytes": 2000,
@@ -120,6 +120,7 @@ def test_totals_are_those_of_the_merge(run: RunDir) -> None:
         "quarantined": {"invalid_json": 1},
         "refined": 7,
         "duplicates": 2,
+        "near_duplicates": 0,
         "written": 5,
         "kept_ratio": 0.5,
         "duplicate_sets": 1,
@@ -240,7 +241,7 @@ def test_a_run_that_is_not_merged_has_no_report(run: RunDir) -> None:
         load_report(run)
 
 
-@pytest.mark.parametrize("changes", [{"written": 6}, {"duplicates": Duplicates(1, 1, 2)}])
+@pytest.mark.parametrize("changes", [{"written": 6}, {"duplicates": Duplicates(1, 0, 1, 2)}])
 def test_what_does_not_balance_stops(run: RunDir, changes: dict[str, Any]) -> None:
     merged(run, summary(**changes))
     with pytest.raises(StopError):

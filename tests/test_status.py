@@ -307,7 +307,7 @@ def test_phases_follow_the_files(run: Run) -> None:
     assert collect(run.dir, None).phase == "merging"
     part = PartReceipt("m", run.dir.part(0).name, 56, 900, 5, "ab", 800, 200, {0: 56})
     merged = MergeSummary(
-        "m", counts(60), Duplicates(4, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
+        "m", counts(60), Duplicates(4, 0, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
     )
     run.dir.merge_summary.write_bytes(merged.encode())
     run.dir.corpus.mkdir()

@@ -346,8 +346,8 @@ def follow(field: Battlefield, act: Callable[[Counter[str]], bool]) -> Counter[s
         if time.monotonic() > end:
             raise BrokenPromiseError("the run does not end, and nobody helps")
         time.sleep(0.1)
-    wish = "the run's jobs to end"
-    field.cluster.until(lambda: all(job.state in FINISHED for job in ours(field)), wish, 60)
+    wish = "the run's jobs to end"  # a control job may sleep before it tries again
+    field.cluster.until(lambda: all(job.state in FINISHED for job in ours(field)), wish, PATIENCE)
     tell(field, field.catch_up(), done)
     del done["after"]
     return done

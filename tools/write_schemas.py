@@ -51,12 +51,17 @@ def contents() -> dict[Path, str]:
 def sections(schema: dict[str, Any], skip: tuple[str, ...]) -> str:
     """Return one table for the top level and one for each section, in the schema's order."""
     blocks = [f"### Top level\n\n{table(schema)}"]
-    for name, rule in schema["properties"].items():
-        for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(rule)):
-            if reference not in ("Variable", *skip):
-                part = schema["$defs"][reference]
-                about = " ".join(part["description"].split())
-                blocks.append(f"### `{name}`\n\n{about}\n\n{table(part)}")
+
+    def add(part: dict[str, Any], path: str) -> None:
+        for name, rule in part["properties"].items():
+            for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(rule)):
+                inner = schema["$defs"][reference]
+                if "description" in inner and "properties" in inner and reference not in skip:
+                    about = " ".join(inner["description"].split())
+                    blocks.append(f"### `{path}{name}`\n\n{about}\n\n{table(inner)}")
+                    add(inner, f"{path}{name}.")
+
+    add(schema, "")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -70,7 +70,9 @@ def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
     rows += [(f"dropped, {why}", n) for why, n in sorted(counts.dropped.items())]
     rows += [(f"set aside, {why}", n) for why, n in sorted(counts.quarantined.items())]
     rows += [("all documents of the input", counts.documents)]
-    rows += [("refined, and left out as a duplicate", lost.documents)]
+    rows += [("refined, and left out as a duplicate", lost.documents - lost.near)]
+    if plan.manifest.dedup.near:
+        rows += [("refined, and left out as nearly a duplicate", lost.near)]
     rows += [("refined, and in this corpus", summary.written)]
     yield _table(("outcome", "documents"), rows)
     yield (

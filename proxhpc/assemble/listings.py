@@ -42,7 +42,7 @@ def names(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
     pairs, match = np.load(run.pairs), read_match(run)
     found: list[tuple[Place, Name]] = []
     examples = np.array(match.examples if match else (), np.uint32).reshape(-1, 2)
-    places = np.concatenate([pairs[:, :2], pairs[:, 2:], examples])
+    places = np.concatenate([pairs[:, :2], pairs[:, 2:4], examples])
     shards = groups(plan)[group]
     places = places[(places[:, 0] >= shards.start) & (places[:, 0] < shards.stop)]
     for shard in np.unique(places[:, 0]).tolist():
@@ -63,12 +63,13 @@ def write_duplicates(run: RunDir, match: Match, name: Mapping[Place, Name]) -> N
         run.duplicates.unlink(missing_ok=True)
         return
     with PartWriter(run.duplicates) as writer:
-        for a, b, c, d in np.load(run.pairs).tolist():
+        for a, b, c, d, alike in np.load(run.pairs).tolist():
             dropped, kept = name[a, b], name[c, d]
             writer.write(
                 {
                     "dropped": {"id": dropped[0], "source": dropped[1]},
                     "kept": {"id": kept[0], "source": kept[1]},
+                    "similarity": alike / 1000,
                 }
             )
 

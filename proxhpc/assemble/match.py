@@ -1,11 +1,13 @@
 """Match: one survivor of every set of duplicates, and where each part of the corpus begins.
 
 Everything follows from the documents and their order in the input, nothing from shards or workers.
-All hashes are in memory at once: about 100 bytes a document at the peak, for 40 on disk.
+Keys are matched range by range, so memory does not grow with the corpus but by 24 bytes for each
+document that has a duplicate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,19 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from proxhpc.assemble.sketch import SKETCH, Receipt, Sketch, load_sketch, save_array, spans_of
+from proxhpc.assemble.bands import SHARED_ID, ranges
+from proxhpc.assemble.clusters import Documents, Forest, survivors
+from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
+from proxhpc.assemble.pool import Pool
+from proxhpc.assemble.sketch import (
+    Receipt,
+    Sketch,
+    check_files,
+    groups,
+    load_sketch,
+    save_array,
+    spans_of,
+)
 from proxhpc.assemble.tiling import check_tiling
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError
@@ -22,8 +36,8 @@ from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
 EXAMPLES = 10
+SLICE = 1 << 16  # documents that are looked up at a time
 
-Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -41,6 +55,7 @@ class PartRange:
 class Match:
     """What the match decided. `digest` carries on what it was decided from.
 
+    `near` are the duplicates with another text than the document that is kept for them.
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
     (shard, record).
@@ -49,6 +64,7 @@ class Match:
     digest: str
     documents: int
     duplicates: int
+    near: int
     clusters: int
     largest_cluster: int
     shared_ids: int
@@ -69,10 +85,14 @@ class Match:
         return cls(**data)
 
 
-def match(run: RunDir, plan: Plan, receipts: Sequence[Receipt]) -> Match:
-    """Decide what is a duplicate and what goes where, unless that was done."""
+def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
+    """Decide what is a duplicate and what goes where, unless that was done.
+
+    `memory` bytes are for all processes of the pool together.
+    """
+    run, plan = pool.run, pool.plan
     manifest = plan.manifest
-    rules = [manifest.dedup.exact, manifest.output.part_size]
+    rules = [manifest.dedup.model_dump(mode="json"), manifest.output.part_size]
     digest = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
     if earlier and earlier.digest == digest:
@@ -80,28 +100,32 @@ def match(run: RunDir, plan: Plan, receipts: Sequence[Receipt]) -> Match:
     check_tiling(plan, (tile for receipt in receipts for tile in spans_of(receipt)))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
-    # Group by group, so that no second copy of everything is ever made.
-    hashes = np.empty(sum(receipt.documents for receipt in receipts), SKETCH)
-    at = 0
     for receipt in receipts:
-        hashes[at : at + receipt.documents] = load_sketch(run, receipt)
-        at += receipt.documents
-    dropped, kept = find_duplicates(hashes) if manifest.dedup.exact else (_none(), _none())
-    alive = np.ones(len(hashes), np.bool_)
-    alive[dropped] = False
-    _save(run, receipts, hashes, alive, (dropped, kept))
-    shared = _shared_ids(hashes["id"], alive)
-    sizes = np.unique(kept, return_counts=True)[1]
+        check_files(run, receipt)
+    sketches = Sketches(run, len(receipts))
+    dropped, kept, firsts = _duplicates(pool, sketches, memory)
+    alive = Alive(sketches, dropped)
+    for receipt in receipts:
+        save_array(run.dropped(receipt.group), np.packbits(~alive.of(receipt.group)))
+    shared = _shared_ids(sketches, alive, memory)
+    sizes = np.unique(firsts, return_counts=True)[1]
+    by_file = np.zeros(len(plan.inputs), np.int64)
+    parts = PartCutter(manifest.output.part_size)
+    for receipt in receipts:
+        own = load_sketch(run, receipt)[alive.of(receipt.group)]
+        by_file += _by_file(plan, receipt, own)
+        parts.add(own)
     found = Match(
         digest=digest,
-        documents=len(hashes),
+        documents=len(sketches),
         duplicates=len(dropped),
+        near=_save_pairs(run, sketches, dropped, kept),
         clusters=len(sizes),
         largest_cluster=int(sizes.max()) + 1 if len(sizes) else 0,
         shared_ids=len(shared),
-        examples=tuple(_place(hashes, index) for index in shared[:EXAMPLES]),
-        survivors=tuple(_by_file(plan, receipts, hashes, alive)),
-        parts=tuple(cut_parts(hashes, alive, manifest.output.part_size)),
+        examples=tuple(_places(sketches, shared[:EXAMPLES])),
+        survivors=tuple(by_file.tolist()),
+        parts=tuple(parts.finish()),
     )
     write_atomic(run.match, orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
     reach("match written")
@@ -120,100 +144,150 @@ def read_match(run: RunDir) -> Match | None:
         ) from error
 
 
-def find_duplicates(hashes: Sketch) -> tuple[Indices, Indices]:
-    """Indices of the duplicates, ascending, and beside each the index of its survivor.
-
-    The survivor of documents with the same hash is the longest, then the first in input order.
-    """
-    # Stable, so that what has the same hash and length stays in input order.
-    order = np.lexsort((~hashes["chars"], hashes["low"], hashes["high"]))
-    leads = np.ones(len(order), np.bool_)
-    for key in ("high", "low"):
-        column = hashes[key][order]
-        same = column[1:] == column[:-1]
-        leads[1:] = ~same if key == "high" else leads[1:] | ~same
-    survivors = order[leads][np.cumsum(leads) - 1]
-    dropped, kept = order[~leads], survivors[~leads]
-    back = np.argsort(dropped)
-    return dropped[back], kept[back]
-
-
-def cut_parts(hashes: Sketch, alive: Flags, part_size: int) -> Iterator[PartRange]:
-    """Ranges of documents: a part takes those that begin within its `part_size` bytes of rows."""
-    indices = np.flatnonzero(alive)
-    if not len(indices):
-        return
-    sizes = hashes["size"][indices].astype(np.uint64)
-    before = np.cumsum(sizes) - sizes
-    starts = np.unique(before // np.uint64(part_size), return_index=True)[1]
-    stops = [*starts[1:].tolist(), len(indices)]
-    for start, stop in zip(starts.tolist(), stops, strict=True):
-        yield PartRange(
-            documents=stop - start,
-            bytes=int(sizes[start:stop].sum()),
-            first=_place(hashes, indices[start]),
-            last=_place(hashes, indices[stop - 1]),
-        )
-
-
 def load_alive(run: RunDir, group: int, documents: int) -> Flags:
     """Which of a group's documents are written."""
     return ~np.unpackbits(np.load(run.dropped(group)), count=documents).astype(np.bool_)
 
 
-def _save(
-    run: RunDir,
-    receipts: Sequence[Receipt],
-    hashes: Sketch,
-    alive: Flags,
-    duplicates: tuple[Indices, Indices],
-) -> None:
-    """Write the bits of each group, and the pairs as (shard, record, shard, record)."""
-    at = 0
-    for receipt in receipts:
-        bits = np.packbits(~alive[at : at + receipt.documents])
-        save_array(run.dropped(receipt.group), bits)
-        at += receipt.documents
-    columns = [hashes[key][index] for index in duplicates for key in ("shard", "number")]
-    save_array(run.pairs, np.stack(columns, axis=1))
+class Alive:
+    """Which documents of a run are no duplicates, a bit each."""
+
+    def __init__(self, sketches: Sketches, dropped: Documents) -> None:
+        self._edges = sketches.firsts
+        self._dropped = dropped  # ascending
+
+    def of(self, group: int) -> Flags:
+        """Those of one group."""
+        first, last = self._edges[group : group + 2]
+        out = np.ones(last - first, np.bool_)
+        low, high = np.searchsorted(self._dropped, (first, last))
+        out[self._dropped[low:high] - first] = False
+        return out
+
+    def among(self, documents: Documents) -> Flags:
+        """Those of these documents."""
+        return ~np.isin(documents, self._dropped)
 
 
-def _shared_ids(ids: npt.NDArray[np.uint64], alive: Flags) -> Indices:
-    """Indices of survivors with the id of an earlier one, ascending."""
-    indices = np.flatnonzero(alive)
-    first = np.unique(ids[indices], return_index=True)[1]
-    repeated = np.ones(len(indices), np.bool_)
-    repeated[first] = False
-    return indices[repeated]
+class PartCutter:
+    """Cuts the documents that stay into parts: one takes those that begin in its bytes of rows."""
+
+    def __init__(self, part_size: int) -> None:
+        self._size = np.uint64(part_size)
+        self._before = np.uint64(0)
+        self._last = -1  # number of the latest part, if every size had documents
+        self._parts: list[PartRange] = []
+
+    def add(self, documents: Sketch) -> None:
+        """Take the next documents, in input order."""
+        sizes = documents["size"].astype(np.uint64)
+        before = self._before + np.cumsum(sizes) - sizes
+        self._before += sizes.sum()
+        numbers, starts = np.unique(before // self._size, return_index=True)
+        stops = [*starts.tolist(), len(documents)][1:]
+        for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops, strict=True):
+            own = PartRange(
+                documents=stop - start,
+                bytes=int(sizes[start:stop].sum()),
+                first=_place(documents[start]),
+                last=_place(documents[stop - 1]),
+            )
+            if number == self._last:
+                earlier = self._parts.pop()
+                own = PartRange(
+                    earlier.documents + own.documents,
+                    earlier.bytes + own.bytes,
+                    earlier.first,
+                    own.last,
+                )
+            self._parts.append(own)
+            self._last = number
+
+    def finish(self) -> list[PartRange]:
+        """All parts."""
+        return self._parts
 
 
-def _by_file(plan: Plan, receipts: Sequence[Receipt], hashes: Sketch, alive: Flags) -> list[int]:
-    """Count survivors by input file."""
-    totals = np.zeros(len(plan.inputs), np.int64)
-    at, shard = 0, 0
-    for receipt in receipts:
-        part = slice(at, at + receipt.documents)
-        own = hashes[part][alive[part]]
-        places = own["shard"].astype(np.uint64) << np.uint64(32) | own["number"]
-        starts, files = [], []
-        for tiles in receipt.tiles:
-            number = 0
-            for tile in tiles:
-                starts.append(shard << 32 | number)
-                files.append(tile.file)
-                number += tile.records
-            shard += 1
-        # A span without records begins where the next one does: the last of equals is the owner.
-        owners = np.searchsorted(np.array(starts, np.uint64), places, side="right") - 1
-        totals += np.bincount(np.array(files)[owners], minlength=len(totals))
-        at += receipt.documents
-    counted: list[int] = totals.tolist()
-    return counted
+def _duplicates(
+    pool: Pool, sketches: Sketches, memory: int
+) -> tuple[Documents, Documents, Documents]:
+    """Duplicates, ascending; beside each its survivor, and the first document of its set."""
+    share = memory // pool.processes
+    todo = range(len(tasks(pool.plan, len(sketches), share)))
+    forest = Forest()
+    for _, pairs in pool.each("match", partial(pairs_of, memory=share), todo):
+        forest.add(pairs)
+    documents, firsts = forest.sets()
+    if not len(documents):
+        return documents, documents, firsts
+    kept = documents[survivors(firsts, sketches.rows(documents)["chars"])]
+    lost = documents != kept
+    return documents[lost], kept[lost], firsts[lost]
 
 
-def _place(hashes: Sketch, index: Any) -> tuple[int, int]:
-    return int(hashes["shard"][index]), int(hashes["number"][index])
+def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents) -> int:
+    """Write the pairs as (shard, record, shard, record, similarity); how many differ in text."""
+    differ = 0
+    columns = np.empty((len(dropped), 5), np.uint32)
+    for start in range(0, len(dropped), SLICE):
+        part = slice(start, start + SLICE)
+        for side, documents in ((0, dropped[part]), (2, kept[part])):
+            rows = sketches.rows(documents)
+            columns[part, side], columns[part, side + 1] = rows["shard"], rows["number"]
+        same = _same(sketches, dropped[part], kept[part])
+        columns[part, 4] = _thousandths(sketches, dropped[part], kept[part], same)
+        differ += int((~same).sum())
+    save_array(run.pairs, columns)
+    return differ
 
 
-def _none() -> Indices:
-    return np.empty(0, np.int64)
+def _thousandths(
+    sketches: Sketches, dropped: Documents, kept: Documents, same: Flags
+) -> npt.NDArray[np.uint32]:
+    """How alike duplicates and survivors are: 1000 for the same text, else as estimated."""
+    out = np.full(len(dropped), 1000, np.uint32)
+    out[~same] = 1000 * estimate(sketches, np.stack([dropped[~same], kept[~same]], axis=1))
+    return out
+
+
+def _same(sketches: Sketches, left: Documents, right: Documents) -> Flags:
+    """Whether documents have the same text, pair by pair."""
+    if not len(left):
+        return np.ones(0, np.bool_)
+    one, other = sketches.rows(left), sketches.rows(right)
+    same: Flags = (one["high"] == other["high"]) & (one["low"] == other["low"])
+    return same
+
+
+def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> Documents:
+    """Survivors with the id of an earlier one, ascending."""
+    found = [np.empty(0, np.int64)]
+    for low, high in ranges(len(sketches), memory):
+        ids, documents = sketches.band(Task(SHARED_ID, low, high))
+        stay = alive.among(documents)
+        ids, documents = repeated(ids[stay], documents[stay])
+        found.append(documents[1:][ids[1:] == ids[:-1]])
+    return np.sort(np.concatenate(found))
+
+
+def _by_file(plan: Plan, receipt: Receipt, survivors: Sketch) -> npt.NDArray[np.int64]:
+    """Count a group's survivors by input file."""
+    places = survivors["shard"].astype(np.uint64) << np.uint64(32) | survivors["number"]
+    starts, files = [], []
+    for shard, tiles in zip(groups(plan)[receipt.group], receipt.tiles, strict=True):
+        number = 0
+        for tile in tiles:
+            starts.append(shard << 32 | number)
+            files.append(tile.file)
+            number += tile.records
+    # A span without records begins where the next one does: the last of equals is the owner.
+    owners = np.searchsorted(np.array(starts, np.uint64), places, side="right") - 1
+    return np.bincount(np.array(files)[owners], minlength=len(plan.inputs))
+
+
+def _places(sketches: Sketches, documents: Documents) -> list[tuple[int, int]]:
+    return [_place(row) for row in sketches.rows(documents)] if len(documents) else []
+
+
+def _place(row: Any) -> tuple[int, int]:
+    return int(row["shard"]), int(row["number"])

@@ -26,6 +26,8 @@ from proxhpc.plan import Plan
 from proxhpc.refine.leaser import missing
 from proxhpc.rundir import RunDir
 
+MEMORY = 1 << 30  # bytes for matching
+
 # A part, or what a killed writer left of one, of the card or of the checksums. Nothing else in the
 # folder is ours to delete.
 _PART = re.compile(
@@ -34,8 +36,17 @@ _PART = re.compile(
 )
 
 
-def merge(run: RunDir, *, processes: int = 1, progress: Progress | None = None) -> MergeSummary:
+def merge(
+    run: RunDir,
+    *,
+    processes: int = 1,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> MergeSummary:
     """Make the corpus of a refined run, or what is missing of it, and return its counts.
+
+    `memory` bytes are what matching may take in all processes together, beside what they need
+    anyway.
 
     RetryError while shards are not refined; StopError naming the input, ledger or file of the
     merge where something does not fit or does not balance.
@@ -44,7 +55,7 @@ def merge(run: RunDir, *, processes: int = 1, progress: Progress | None = None) 
     _check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = pool.map("sketch", sketch, range(len(groups(plan))))
-        found = match(run, plan, receipts)
+        found = match(pool, receipts, memory)
         summary = MergeSummary.load(run)
         if summary and summary.match == found.digest and not _lost(run, summary):
             return summary

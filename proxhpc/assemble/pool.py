@@ -34,7 +34,9 @@ class Pool:
         plan: Plan,
         executor: ProcessPoolExecutor | None,
         progress: Progress | None,
+        processes: int = 1,
     ) -> None:
+        self.processes = processes
         self.run, self.plan = run, plan
         self._executor = executor
         self._progress = progress or (lambda phase, done, of: None)
@@ -42,12 +44,16 @@ class Pool:
     def map(self, phase: str, unit: Unit[T], numbers: Iterable[int]) -> list[T]:
         """Results of a phase's units, in the order of `numbers`; the first error is raised."""
         todo = list(numbers)
-        self._progress(phase, 0, len(todo))
-        results: dict[int, T] = {}
-        for number, result in self._results(unit, todo):
-            results[number] = result
-            self._progress(phase, len(results), len(todo))
+        results = dict(self.each(phase, unit, todo))
         return [results[number] for number in todo]
+
+    def each(self, phase: str, unit: Unit[T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+        """Number and result of each of a phase's units as it ends, in any order."""
+        todo = list(numbers)
+        self._progress(phase, 0, len(todo))
+        for done, result in enumerate(self._results(unit, todo), 1):
+            yield result
+            self._progress(phase, done, len(todo))
 
     def _results(self, unit: Unit[T], todo: list[int]) -> Iterator[tuple[int, T]]:
         if self._executor is None:
@@ -59,7 +65,7 @@ class Pool:
                 self._executor.submit(_call, unit, number): number for number in todo
             }
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                yield futures.pop(future), future.result()
         except BrokenProcessPool as error:
             raise RetryError(
                 "a process of the merge died; the kernel may have killed it for its memory",
@@ -83,7 +89,7 @@ def open_pool(
         initargs=(str(run.root),),
     )
     try:
-        yield Pool(run, plan, executor, progress)
+        yield Pool(run, plan, executor, progress, processes)
         executor.shutdown()
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,8 @@
-"""Sketch: every refined document as 40 bytes, and the checked counts of a group of shards."""
+"""Sketch: every refined document as fixed-width numbers, and the checked counts of a group.
+
+Three files a group: 40 bytes a document in input order, the keys by which it may equal others
+(`bands`), and, where near-duplicates are looked for, its MinHash signature.
+"""
 
 import io
 import unicodedata
@@ -16,14 +20,18 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
+from proxhpc.assemble.bands import digest, write_bands
+from proxhpc.assemble.minhash import band_keys, signatures, slots
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row
+from proxhpc.assemble.shingles import Hashes, shingles
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
+from proxhpc.sections import Near
 
 SKETCH = np.dtype(
     [
@@ -41,6 +49,7 @@ _PACK = Struct("<QQQIIII")
 MAX_GROUPS = 4096
 MAX_SHARDS = 64
 MIN_BYTES = 32 << 20
+BATCH = 1 << 20  # shingles that are hashed into slots together, of 4096 documents at most
 _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
 
 Sketch = npt.NDArray[np.void]
@@ -48,12 +57,14 @@ Sketch = npt.NDArray[np.void]
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one group came to. `ledgers` and `hashes` tell whether it is still true."""
+    """What one group came to. `ledgers` and its files' digests tell whether it is still so."""
 
     plan: str
     group: int
     ledgers: tuple[str, ...]
     hashes: str
+    bands: str
+    signatures: str
     documents: int
     counts: Counts
     tiles: tuple[tuple[Tile, ...], ...]  # by shard
@@ -138,6 +149,16 @@ def load_sketch(run: RunDir, receipt: Receipt) -> Sketch:
     return array  # type: ignore[no-any-return]
 
 
+def check_files(run: RunDir, receipt: Receipt) -> None:
+    """Raise StopError unless the keys and signatures of a group are those of its receipt."""
+    for path, known in (
+        (run.bands(receipt.group), receipt.bands),
+        (run.signatures(receipt.group), receipt.signatures),
+    ):
+        if known and digest(path) != known:
+            raise damaged(path)
+
+
 def damaged(path: Path) -> StopError:
     """Return the error that a file of the merge is not as it was written."""
     return StopError(f"{path} is damaged", hint="delete it and merge again: it is made anew")
@@ -179,6 +200,10 @@ class _Group:
     packed: bytearray = field(default_factory=bytearray)
     tiles: list[tuple[Tile, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
+    waiting: list[Hashes] = field(default_factory=list)  # shingles of documents without slots yet
+    weight: int = 0  # of what waits
+    slots: list[npt.NDArray[np.uint32]] = field(default_factory=list)
+    bare: list[int] = field(default_factory=list)  # documents without a shingle
 
     def add_shard(self, shard: int) -> None:
         """Replay one shard and check that its documents add up."""
@@ -211,11 +236,14 @@ class _Group:
             raise StopError(f"group {self.group}: {len(array)} of {self.counts.in_corpus} hashed")
         save_array(self.run.sketch(self.group), array)
         hashes = xxhash.xxh3_128_hexdigest(array.data)
+        bands, signatures = self._write_keys(array)
         return Receipt(
             self.plan.digest,
             self.group,
             ledgers,
             hashes,
+            bands,
+            signatures,
             len(array),
             self.counts,
             tuple(self.tiles),
@@ -234,16 +262,46 @@ class _Group:
                 f"document {item.row.id!r} is too large for one row: {len(row)} bytes",
                 hint="set corpus.max_record_bytes below 4GiB",
             )
-        digest = xxhash.xxh3_128_intdigest(normalise(text).encode())
+        content = xxhash.xxh3_128_intdigest(normalise(text).encode())
         self.packed += _PACK.pack(
-            digest >> 64,
-            digest & 0xFFFFFFFFFFFFFFFF,
+            content >> 64,
+            content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(item.row.id.encode()),
             len(text),
             len(row),
             shard,
             item.number,
         )
+
+        if near := self.plan.manifest.dedup.near:
+            self.waiting.append(own := shingles(text, near.shingle))
+            self.weight += len(own) + BATCH // 4096
+            if self.weight > BATCH:
+                self._sign(near)
+
+    def _sign(self, near: Near) -> None:
+        if self.waiting:
+            done = sum(map(len, self.slots))
+            self.bare += [done + i for i, each in enumerate(self.waiting) if not len(each)]
+            self.slots.append(slots(self.waiting, near.bands * near.rows, near.seed))
+            self.waiting.clear()
+            self.weight = 0
+
+    def _write_keys(self, array: Sketch) -> tuple[str, str]:
+        """Write keys and signatures; the digests of the files, "" for one that there is not."""
+        numbers = np.arange(len(array), dtype=np.uint32)
+        bands = [(array["high"], numbers), (array["id"], numbers)]
+        signed = self.run.signatures(self.group)
+        near = self.plan.manifest.dedup.near
+        if near is None:
+            signed.unlink(missing_ok=True)
+            return write_bands(self.run.bands(self.group), bands), ""
+        self._sign(near)
+        own = np.concatenate([np.empty((0, near.bands * near.rows), np.uint32), *self.slots])
+        some = np.delete(numbers, self.bare)
+        bands += [(keys, some) for keys in band_keys(own[some], near.bands)]
+        save_array(signed, signatures(own))
+        return write_bands(self.run.bands(self.group), bands), digest(signed)
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:

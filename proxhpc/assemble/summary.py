@@ -46,9 +46,13 @@ class FileCounts:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Documents left out for another with the same text, and in how many sets they came."""
+    """Documents left out for another with the same or nearly the same text, and their sets.
+
+    `near` of them have another text than the document that is kept.
+    """
 
     documents: int = 0
+    near: int = 0
     clusters: int = 0
     largest_cluster: int = 0
 
@@ -148,7 +152,7 @@ def summarise(
     summary = MergeSummary(
         match=match.digest,
         counts=counts,
-        duplicates=Duplicates(match.duplicates, match.clusters, match.largest_cluster),
+        duplicates=Duplicates(match.duplicates, match.near, match.clusters, match.largest_cluster),
         shared_ids=SharedIds(match.shared_ids, tuple(name[place] for place in match.examples)),
         written=sum(part.documents for part in parts),
         text_bytes=sum(part.text_bytes for part in parts),

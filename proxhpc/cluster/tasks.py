@@ -39,8 +39,9 @@ def on_devices(devices: str, function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def merge(root: str, processes: int) -> str:
+def merge(root: str, processes: int, memory: int | None = None) -> str:
     """Merge the run, alone; its final state. RetryError while somebody else merges it."""
+    from proxhpc.assemble.merge import MEMORY
     from proxhpc.assemble.merge import merge as merge_run
     from proxhpc.refine.progress import ProgressLog
 
@@ -51,7 +52,12 @@ def merge(root: str, processes: int) -> str:
     signal.signal(signal.SIGTERM, interrupt)
     try:
         with hold(run, "merge", Queue().alive, stale_after(run)):
-            merge_run(run, processes=processes, progress=lambda *_: log.heartbeat())
+            merge_run(
+                run,
+                processes=processes,
+                memory=memory or MEMORY,
+                progress=lambda *_: log.heartbeat(),
+            )
     except BaseException as error:
         log.write("failed", error=type(error).__name__, message=str(error)[:2000])
         raise

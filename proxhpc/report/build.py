@@ -75,6 +75,7 @@ def _documents(merged: MergeSummary) -> dict[str, Any]:
         "quarantined": dict(sorted(counts.quarantined.items())),
         "refined": counts.in_corpus,
         "duplicates": merged.duplicates.documents,
+        "near_duplicates": merged.duplicates.near,
         "written": merged.written,
         "kept_ratio": _ratio(merged.written, counts.documents),
         "duplicate_sets": merged.duplicates.clusters,

@@ -76,9 +76,10 @@ def _duplicates(report: dict[str, Any]) -> str:
     docs = report["documents"]
     return _note(
         f"Documents in = kept + edited + dropped + quarantined; kept + edited = duplicates + "
-        f"written. Duplicates came in {whole(docs['duplicate_sets'])} sets, the largest of "
-        f"{whole(docs['largest_duplicate_set'])}. Documents that bear the id of an earlier one, "
-        f"with another text: {whole(docs['shared_ids'])}."
+        f"written. {whole(docs['near_duplicates'])} of the duplicates have nearly the same text "
+        f"as what is kept, the others the same. They came in {whole(docs['duplicate_sets'])} sets, "
+        f"the largest of {whole(docs['largest_duplicate_set'])}. Documents that bear the id of an "
+        f"earlier one, with another text: {whole(docs['shared_ids'])}."
     )
 
 

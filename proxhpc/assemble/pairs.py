@@ -1,0 +1,157 @@
+"""Pairs of duplicates, a range of keys of one band after the other, in bounded memory.
+
+Documents with the same key are compared: by the rest of their hash where the key is of the whole
+text, by their signatures where it is a band of MinHash. Everything follows from the documents and
+their order in the input, nothing from groups, ranges or processes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
+from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs
+from proxhpc.assemble.minhash import Signatures, similarity
+from proxhpc.assemble.sketch import Sketch, groups
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+
+LEADERS = 16  # documents of one key that others are compared with; what is like none stays
+SLICE = 8 << 20  # bytes of signatures that are compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The keys in [low, high) of one band."""
+
+    band: int
+    low: int
+    high: int
+
+
+def tasks(plan: Plan, documents: int, memory: int) -> list[Task]:
+    """What there is to match, in pieces that fit into so many bytes."""
+    dedup = plan.manifest.dedup
+    bands = [EXACT] if dedup.exact else []
+    if dedup.near:
+        bands += range(NEAR, NEAR + dedup.near.bands)
+    return [Task(band, *edges) for band in bands for edges in ranges(documents, memory)]
+
+
+class Sketches:
+    """The documents of a run as they lie in the groups' files, by their numbers in the run."""
+
+    def __init__(self, run: RunDir, groups: int) -> None:
+        self.run = run
+        sizes = [len(np.load(run.sketch(group), mmap_mode="r")) for group in range(groups)]
+        self.firsts = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def rows(self, documents: Documents) -> Sketch:
+        """The 40 bytes of each of these documents."""
+        rows: Sketch = self._gather(documents, self.run.sketch)
+        return rows
+
+    def signatures(self, documents: Documents) -> Signatures:
+        """The signature of each of these documents."""
+        signatures: Signatures = self._gather(documents, self.run.signatures)
+        return signatures
+
+    def band(self, task: Task) -> tuple[Keys, Documents]:
+        """The keys of a task that more than one document has, ascending, then in input order."""
+        keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for group, first in enumerate(self.firsts[:-1].tolist()):
+            own, numbers = BandFile(self.run.bands(group)).read(task.band, task.low, task.high)
+            keys.append(own)
+            documents.append(numbers + first)
+        return repeated(np.concatenate(keys), np.concatenate(documents))
+
+    def _gather(self, documents: Documents, path: Callable[[int], Path]) -> npt.NDArray[Any]:
+        order = np.argsort(documents, kind="stable")
+        edges = np.searchsorted(documents[order], self.firsts).tolist()
+        out = None
+        for group, (first, last) in enumerate(pairwise(edges)):
+            if first == last:
+                continue
+            there = order[first:last]
+            taken = np.load(path(group), mmap_mode="r")[documents[there] - self.firsts[group]]
+            if out is None:
+                out = np.empty((len(documents), *taken.shape[1:]), taken.dtype)
+            out[there] = taken
+        if out is None:
+            raise ValueError("no document asked for")
+        return out
+
+
+def repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
+    """Those keys that more than one document has, ascending, and whose they are, in input order."""
+    order = np.argsort(keys, kind="stable")  # groups are in input order, and a group's documents
+    keys = keys[order]
+    same = np.zeros(len(keys) + 1, np.bool_)
+    same[1:-1] = keys[1:] == keys[:-1]
+    several = same[1:] | same[:-1]
+    return keys[several], documents[order[several]]
+
+
+def find_pairs(documents: Sketches, task: Task, threshold: float) -> Pairs:
+    """The duplicates among documents that share a key: each with an earlier one."""
+    keys, numbers = documents.band(task)
+    if not len(keys):
+        return NO_PAIRS
+    if task.band == EXACT:
+        return same_text(numbers, documents.rows(numbers))
+    return np.concatenate([NO_PAIRS, *_alike(documents, keys, numbers, threshold)])
+
+
+def same_text(numbers: Documents, sketches: Sketch) -> Pairs:
+    """Documents with the same 128 bits, each with the first of them."""
+    order = np.lexsort((sketches["low"], sketches["high"]))
+    high, low = sketches["high"][order], sketches["low"][order]
+    leads = np.ones(len(order), np.bool_)
+    leads[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    first = order[leads][np.cumsum(leads) - 1]
+    return np.stack([numbers[order[~leads]], numbers[first[~leads]]], axis=1)
+
+
+def _alike(
+    documents: Sketches, keys: Keys, numbers: Documents, threshold: float
+) -> Iterator[Pairs]:
+    """Documents compared with the first of their key, and the rest with the first of the rest."""
+    for _ in range(LEADERS):
+        leads = np.ones(len(keys), np.bool_)
+        leads[1:] = keys[1:] != keys[:-1]
+        leader = numbers[leads][np.cumsum(leads) - 1]
+        pairs = np.stack([numbers[~leads], leader[~leads]], axis=1)
+        alike = estimate(documents, pairs) >= threshold
+        yield pairs[alike]
+        keys, numbers = repeated(keys[~leads][~alike], numbers[~leads][~alike])
+        if not len(keys):
+            return
+
+
+def estimate(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.float64]:
+    """Estimated Jaccard similarity of the two documents of each pair."""
+    out = np.empty(len(pairs))
+    if not len(pairs):
+        return out
+    step = max(1, SLICE // (2 * documents.signatures(pairs[:1, 0]).nbytes))
+    for start in range(0, len(pairs), step):
+        some = pairs[start : start + step]
+        left, right = (documents.signatures(some[:, side]) for side in (0, 1))
+        out[start : start + step] = similarity(left, right)
+    return out
+
+
+def pairs_of(run: RunDir, plan: Plan, number: int, memory: int) -> Pairs:
+    """Pairs of one of the tasks that fit into `memory`: a unit of work for any process."""
+    sketches = Sketches(run, len(groups(plan)))
+    near = plan.manifest.dedup.near
+    task = tasks(plan, len(sketches), memory)[number]
+    return find_pairs(sketches, task, near.threshold if near else 1.0)

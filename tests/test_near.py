@@ -1,0 +1,174 @@
+"""Near-duplicates: found whatever the shards, the order of work and the memory."""
+
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxhpc.assemble.bands import BandFile, ranges, write_bands
+from proxhpc.assemble.clusters import Forest
+from proxhpc.assemble.listings import read_rows
+from proxhpc.assemble.merge import merge
+from proxhpc.assemble.minhash import band_keys, signatures, similarity, slots
+from proxhpc.assemble.shingles import BLOCK, shingles, word_hashes
+from proxhpc.errors import StopError
+from proxhpc.launch import prepare
+from proxhpc.refine.worker import Assignment, run_worker
+from proxhpc.rundir import RunDir
+from proxhpc.sections import Near
+from runs import local_site, manifest, write_jsonl
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="bands-")
+WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("an", "elo", "ira", "ost", "urn", "ydde")]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["Röslein", "a1", "x_y", "the", "日", "ไ", "e\u0301t"]), max_size=9)
+)
+def test_a_words_hash_depends_on_the_word_alone(words: list[str]) -> None:
+    apart = [word_hashes(word) for word in words]
+    expected = np.concatenate([np.empty(0, np.uint64), *apart])
+    for between in (" ", "\n\n", ", «", " - ... "):
+        assert word_hashes(between.join(["", *words, ""])).tolist() == expected.tolist()
+    assert word_hashes(" ".join(words).upper()).tolist() == expected.tolist()
+
+
+def test_words_differ_and_letters_of_unspaced_scripts_are_words() -> None:
+    hashes = word_hashes(" ".join(f"{a}{b}" for a in WORDS for b in WORDS))
+    assert len(np.unique(hashes)) == len(WORDS) ** 2
+    assert len(word_hashes("我们去北京")) == 5
+    assert len(word_hashes("we go to 北京")) == 5
+
+
+def test_a_long_text_is_hashed_in_blocks_without_a_trace() -> None:
+    words = random.Random(0).choices(WORDS, k=BLOCK // 2)
+    assert word_hashes(" ".join(words)).tolist() == [int(word_hashes(w)[0]) for w in words]
+
+
+def test_shingles_are_runs_of_words() -> None:
+    assert len(shingles("a b c d e f", 5)) == 2
+    assert len(shingles("a b", 5)) == 1
+    assert len(shingles(" ... ", 5)) == 0
+    first, second = shingles("a b c d e f", 5)
+    assert first == shingles("A, b; c d - e!", 5)[0]
+    assert second == shingles("b c d e f", 5)[0]
+    assert shingles("b a", 2)[0] != shingles("a b", 2)[0]
+
+
+def test_equal_slots_estimate_the_jaccard_similarity() -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 63, 3000, np.uint64)
+    sets = [values[:2000], values[1000:], values[:2000][::-1], values[500:2500]]
+    made = slots(sets, 256, 1)
+    signed = signatures(made)
+    for other, truth in ((1, 1 / 3), (2, 1.0), (3, 0.6)):
+        assert similarity(signed[:1], signed[other : other + 1])[0] == pytest.approx(truth, abs=0.1)
+    keys = band_keys(made, 32)
+    assert keys.shape == (32, 4)
+    assert (keys[:, 0] == keys[:, 2]).all()
+    assert not (keys[:, 0] == keys[:, 1]).all()
+    assert not np.array_equal(made, slots(sets, 256, 2))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60),
+    st.integers(1, 9),
+)
+def test_a_forest_joins_what_a_plain_search_joins(pairs: list[tuple[int, int]], at: int) -> None:
+    forest = Forest()
+    for some in (pairs[:at], pairs[at:]):
+        forest.add(np.array(some, np.int64).reshape(-1, 2))
+        forest._settle()
+    sets = {n: {n} for pair in pairs for n in pair}
+    for a, b in pairs:
+        union = sets[a] | sets[b]
+        for member in union:
+            sets[member] = union
+    documents, firsts = forest.sets()
+    found = dict(zip(documents.tolist(), firsts.tolist(), strict=True))
+    assert found == {n: min(own) for n, own in sets.items() if len(own) > 1}
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=50), st.integers(64, 4096))
+def test_ranges_of_a_band_file_hold_each_key_once(keys: list[int], memory: int) -> None:
+    path = Path(_FOLDER.name) / "x.bands"
+    numbers = np.arange(len(keys), dtype=np.uint32)
+    write_bands(path, [(np.array(keys, np.uint64), numbers)] * 2)
+    file = BandFile(path)
+    found = [file.read(1, low, high) for low, high in ranges(len(keys), memory)]
+    got = [pair for own, who in found for pair in zip(own.tolist(), who.tolist(), strict=True)]
+    assert got == sorted(zip(keys, numbers.tolist(), strict=True))
+
+
+def test_what_is_no_band_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"something else that is long enough for a header")
+    with pytest.raises(StopError, match="is damaged"):
+        BandFile(tmp_path / "x")
+
+
+def test_the_curve_of_comparisons() -> None:
+    near = Near(bands=14, rows=8)
+    assert near.compared(0.8) == pytest.approx(0.924, abs=0.001)
+    assert (near.compared(0.0), near.compared(1.0)) == (0.0, 1.0)
+
+
+def texts() -> list[str]:
+    """Sets of documents with a few words changed among documents that share nothing."""
+    chance = random.Random(7)
+    out = []
+    for number in range(60):
+        words = chance.choices(WORDS, k=200)
+        out.append(lines(words))
+        for copy in range(number % 4):
+            changed = list(words)
+            changed[50 * copy + 3] = "changed"
+            out.append(lines([*changed, "and", "more"]))
+    chance.shuffle(out)
+    return out
+
+
+def lines(words: Sequence[str]) -> str:
+    return "\n".join(" ".join(words[n : n + 10]) + "." for n in range(0, len(words), 10))
+
+
+def merged(folder: Path, tokens: int, **options: Any) -> RunDir:
+    folder.mkdir(exist_ok=True)
+    rows = [{"id": f"d{n}", "text": text} for n, text in enumerate(texts())]
+    source = write_jsonl(folder / "in.jsonl", rows)
+    path = manifest(
+        folder,
+        [source],
+        stages=[{"level": "chunk"}],
+        sharding={"tokens": tokens},
+        dedup={"near": {}},
+    )
+    run = prepare(path, local_site(folder), None)
+    run_worker(run.dir, Assignment(), lambda _: None)
+    merge(run.dir, **options)
+    return run.dir
+
+
+def test_near_duplicates_are_found_whatever_the_shards_and_the_memory(tmp_path: Path) -> None:
+    run = merged(tmp_path / "one", 10**6)
+    rows = [*read_rows(run.part(0))]
+    assert len(rows) == 60
+    pairs = [*read_rows(run.duplicates)]
+    assert len(pairs) == sum(number % 4 for number in range(60))
+    assert all(0.8 <= pair["similarity"] < 1 for pair in pairs)
+    # The longest of a set stays; of equals the first.
+    length = {f"d{n}": len(text) for n, text in enumerate(texts())}
+    for pair in pairs:
+        dropped, kept = pair["dropped"]["id"], pair["kept"]["id"]
+        assert (-length[kept], int(kept[1:])) < (-length[dropped], int(dropped[1:]))
+    for tokens, options in ((2000, {"memory": 2000}), (500, {"processes": 2})):
+        other = merged(tmp_path / str(tokens), tokens, **options)
+        assert other.part(0).read_bytes() == run.part(0).read_bytes()
+        assert [*read_rows(other.duplicates)] == pairs
