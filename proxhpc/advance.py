@@ -21,16 +21,18 @@ from proxhpc.cluster.slurm import Queue
 from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import interrupt
 from proxhpc.cluster.work import Backend, Work, recorded_site, stale_after
-from proxhpc.errors import RetryError, StopError
+from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.plan import Plan
-from proxhpc.refine.lease import Lease, hold
+from proxhpc.refine.lease import Lease, Leases, Owner, hold
 from proxhpc.refine.leaser import missing, sweep
+from proxhpc.refine.progress import ProgressLog
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
 from proxhpc.status.judge import FATAL
 
 ROUNDS_WITHOUT_PROGRESS = 3
+PAUSES = (0, 60, 300)  # seconds before a round, after none, one, and more that brought nothing
 CONTROL_PAUSES = (10, 30, 60, 120, 240, 240)  # seconds; within the control job's half hour
 
 
@@ -79,12 +81,18 @@ def advance_job(root: str) -> str:
     settles first what the one before left.
     """
     signal.signal(signal.SIGTERM, interrupt)  # a try that was told to end is not tried again
+    log = ProgressLog(RunDir(Path(root)), Owner.me("control"), "control")
     for pause in (*CONTROL_PAUSES, None):
         try:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 return pool.submit(_step, root).result()
-        except (RetryError, BrokenProcessPool):
+        except StopError as error:
+            # The end of this job, and no failure of its node: it must not be run again.
+            log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+            return f"stopped: {error}"
+        except (ProxError, OSError, BrokenProcessPool) as error:
             if pause is None:
+                log.write("failed", error=type(error).__name__, message=str(error)[:2000])
                 raise
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
@@ -93,8 +101,11 @@ def advance_job(root: str) -> str:
 def _step(root: str) -> str:
     run = RunDir(Path(root))
     plan = Plan.load(run)
+    site = recorded_site(run)
+    if site.kind == "local":
+        return "the run goes on without Slurm, where it was launched"
     with alone(run) as lease:
-        return advance(lease, plan, make_backend(run, plan, recorded_site(run))).message
+        return advance(lease, plan, make_backend(run, plan, site)).message
 
 
 class Round:
@@ -104,7 +115,8 @@ class Round:
         self.run = run
         self.left = left
         last = latest(run)
-        self.fatal = [beat for beat in last if beat.error in FATAL]
+        self.fatal = [beat for beat in last if beat.error in FATAL and left]
+        self.hosts = {beat.owner.host for beat in last if beat.role == "refine"}
         self.failed = [beat for beat in last if beat.state == "failed"]
         self.worked = {beat.owner.job for beat in last if beat.counts.documents}
         self.about = {
@@ -112,9 +124,14 @@ class Round:
             "committed": sum(beat.counts.documents for beat in last),
             "deaths": sum(beat.deaths for beat in last),
             "merged": sum(1 for _ in run.merge.rglob("*.json")),
-            "fatal": len(self.fatal),
+            "fatal": self._fatal_hosts(),
             "by_hand": int(by_hand),
         }
+
+    def _fatal_hosts(self) -> int:
+        """Hosts with an error that only a person can mend; 0 where it may be one host's alone."""
+        met = len({beat.owner.host for beat in self.fatal})
+        return met if met >= min(2, len(self.hosts)) else 0
 
     def check(self, phase: str) -> None:
         """Raise StopError if another round would bring nothing."""
@@ -128,26 +145,36 @@ class Round:
                 f"the {phase} stopped: {self.fatal[-1].message}",
                 hint="mend it, then launch again: the run goes on where it stopped",
             )
-        keys = ("published", "committed", "deaths", "merged")
-        now = [self.about[key] for key in keys]
-        recent = [entry for entry in rounds if entry.phase == phase][-ROUNDS_WITHOUT_PROGRESS:]
-        if len(recent) == ROUNDS_WITHOUT_PROGRESS and all(
-            [entry.about[key] for key in keys] == now for entry in recent
-        ):
+        if (empty := self._empty(phase)) >= ROUNDS_WITHOUT_PROGRESS:
             why = f"; the last error: {self.failed[-1].message}" if self.failed else ""
             raise StopError(
-                f"{len(recent)} rounds of {phase} in a row brought nothing{why}",
+                f"{empty} rounds of {phase} in a row brought nothing{why}",
                 hint=f"look into {self.run.logs}, mend it and launch again",
             )
+
+    def pause(self, phase: str) -> int:
+        """Seconds until another round should begin: what hinders it may need time to pass."""
+        return PAUSES[min(self._empty(phase), len(PAUSES) - 1)]
+
+    def _empty(self, phase: str) -> int:
+        """Rounds in a row, up to now, that brought nothing."""
+        rounds = [entry for entry in Journal(self.run).read() if not entry.abandoned]
+        by_hand = [i for i, entry in enumerate(rounds) if entry.about["by_hand"]]
+        rounds = [
+            entry for entry in rounds[by_hand[-1] if by_hand else 0 :] if entry.phase == phase
+        ]
+        keys = ("published", "committed", "deaths", "merged")
+        now = [self.about[key] for key in keys]
+        same = [[entry.about[key] for key in keys] == now for entry in reversed(rounds)]
+        return same.index(False) if False in same else len(same)
 
 
 def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     if active := backend.active("refine"):
-        return Step(
-            "refine",
-            "waiting",
-            f"{_counted(active, 'worker')} at it or waiting, {_counted(around.left, 'shard')} left",
+        said = (
+            f"{_counted(active, 'worker')} at it or waiting, {_counted(around.left, 'shard')} left"
         )
+        return Step("refine", "waiting", _followed(run, backend, around, said))
     around.check("refine")
     resources = recorded_site(run).resources("refine")
     per_node = resources.tasks_per_node
@@ -155,29 +182,57 @@ def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     of = elements * per_node
     arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
     failing = backend.failing(around.worked)
-    work = Work("refine", tasks.refine_element, arguments, around.about, tuple(sorted(failing)))
-    ids = backend.submit(work, _control(run))
-    said = [f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}: {_named(ids)}"]
-    said += [
-        f"node {node} is left out: the last {count} workers there ended at once"
-        for node, count in sorted(failing.items())
-    ]
-    return Step("refine", "submitted", "\n".join(said))
+    exclude = tuple(sorted(failing))
+    pause = around.pause("refine")
+    work = Work("refine", tasks.refine_element, arguments, around.about, exclude, pause)
+    ids = backend.submit(work, _control(run, exclude))
+    told = [f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}: {_named(ids)}"]
+    return Step("refine", "submitted", "\n".join([*told, *_left_out(failing)]))
 
 
 def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
     if backend.active("merge"):
-        return Step("merge", "waiting", "the merge waits or runs")
+        said = "the merge waits or runs"
+        return Step("merge", "waiting", _followed(run, backend, around, said))
+    leases = Leases(run, Owner.me("look"), Queue().alive)
+    if attempt := leases.held().get("merge"):
+        owner = leases.holder("merge", attempt)
+        if owner and leases.alive(owner, run.lease("merge", attempt)) is not False:
+            raise RetryError(
+                f"a merge of this run is at work, or was ({owner.host}, process {owner.pid})",
+                hint="launch again when it has ended",
+            )
     around.check("merge")
     sweep(run, plan)
     cpus = recorded_site(run).resources("merge").cpus
-    work = Work("merge", tasks.merge, [(str(run.root), cpus)], around.about)
-    ids = backend.submit(work, _control(run))
-    return Step("merge", "submitted", f"every shard is refined; merging: {_named(ids)}")
+    failing = backend.failing(around.worked)
+    exclude = tuple(sorted(failing))
+    pause = around.pause("merge")
+    work = Work("merge", tasks.merge, [(str(run.root), cpus)], around.about, exclude, pause)
+    ids = backend.submit(work, _control(run, exclude))
+    told = [f"every shard is refined; merging: {_named(ids)}", *_left_out(failing)]
+    return Step("merge", "submitted", "\n".join(told))
 
 
-def _control(run: RunDir) -> Work:
-    return Work("control", advance_job, [(str(run.root),)], {})
+def _left_out(failing: dict[str, int]) -> list[str]:
+    return [
+        f"node {node} is left out: the last {count} jobs there ended at once"
+        for node, count in sorted(failing.items())
+    ]
+
+
+def _followed(run: RunDir, backend: Backend, around: Round, said: str) -> str:
+    """Put a control job behind what is at work, should it have none; `said`, and whether it did."""
+    work = _control(run, (), around.about)
+    return (
+        f"{said}\nits control job was gone: another one follows" if backend.follow(work) else said
+    )
+
+
+def _control(
+    run: RunDir, exclude: tuple[str, ...] = (), about: dict[str, int] | None = None
+) -> Work:
+    return Work("control", advance_job, [(str(run.root),)], about or {}, exclude)
 
 
 def _counted(number: int, what: str) -> str:

@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     except ProxError as error:
         if arguments.debug:
             raise
-        print(f"proxhpc: {error}", file=sys.stderr)
+        print(f"proxhpc: {_safe(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("proxhpc: interrupted; what was committed stays", file=sys.stderr)
@@ -141,8 +141,15 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if arguments.debug:
             raise
-        print(f"proxhpc: {_reason(error)}", file=sys.stderr)
+        print(f"proxhpc: {_safe(_reason(error))}", file=sys.stderr)
         return 1
+
+
+def _safe(text: object) -> str:
+    """Lines of which nothing steers a terminal: messages may quote logs, paths and documents."""
+    from proxhpc.status.terminal import safe
+
+    return "\n".join(map(safe, str(text).split("\n")))
 
 
 def _reason(error: OSError) -> str:
@@ -169,18 +176,18 @@ def _launch(arguments: argparse.Namespace) -> None:
         _dry_run(arguments)
         return
     run = prepare(arguments.manifest, arguments.site, arguments.run)
-    print(f"run directory: {run.dir.root}")
+    print(_safe(f"run directory: {run.dir.root}"))
     with Ticker(run.dir) as ticker:
         step = launch(run, ticker.tick)
-    print(step.message)
+    print(_safe(step.message))
     if step.phase in ("report", "finished"):
         from proxhpc.report import load_report
         from proxhpc.report import render as render_report
 
         _print(render_report(load_report(run.dir)))
-        print(f"report: {run.dir.report_html}")
+        print(_safe(f"report: {run.dir.report_html}"))
     else:
-        print(f"look at it with: proxhpc status {run.dir.root}")
+        print(_safe(f"look at it with: proxhpc status {run.dir.root}"))
 
 
 def _dry_run(arguments: argparse.Namespace) -> None:
@@ -188,7 +195,7 @@ def _dry_run(arguments: argparse.Namespace) -> None:
 
     run = prepare(arguments.manifest, arguments.site, arguments.run, freeze=False)
     for phase, script, said in rehearse(run):
-        print(f"# {phase}\n{script}\n# sbatch --test-only: {said}\n")
+        print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {said}\n"))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -205,7 +212,7 @@ def _cancel(arguments: argparse.Namespace) -> None:
     from proxhpc.launch import cancel
 
     gone = cancel(_open(arguments))
-    print(f"ended: {', '.join(gone)}" if gone else "no job of this run was there")
+    print(_safe(f"ended: {', '.join(gone)}") if gone else "no job of this run was there")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -297,7 +304,7 @@ def _report(arguments: argparse.Namespace) -> None:
         # A finished run may be on a file system that can only be read.
         if not (run.merge_summary.exists() and run.report_json.exists()):
             raise
-        print(f"proxhpc: the report is not written again: {error.message}", file=sys.stderr)
+        print(f"proxhpc: the report is not written again: {_safe(error.message)}", file=sys.stderr)
         report = load_report(run)
     _print_json(report) if arguments.json else _print(render(report))
 
@@ -321,7 +328,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 def _advance(arguments: argparse.Namespace) -> None:
     from proxhpc.advance import advance_job
 
-    print(advance_job(str(_open(arguments).root)))
+    print(_safe(advance_job(str(_open(arguments).root))))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

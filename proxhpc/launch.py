@@ -52,7 +52,8 @@ def prepare(
         return _take_up(RunDir(manifest_path.absolute()), site, freeze)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
-    chosen = choose_site(manifest, site)
+    recorded = site is None and run.site.exists()
+    chosen = recorded_site(run) if recorded else choose_site(manifest, site)
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
@@ -77,11 +78,20 @@ def _take_up(run: RunDir, site: str | None, freeze: bool) -> Run:
 
 
 def _on_site(run: Run, freeze: bool) -> Run:
-    # Of a finished run nothing is written: it may be on a file system that can only be read.
-    if freeze and not is_finished(run.dir):
-        site = run.site.model_dump(mode="json", exclude_unset=True)
-        write_atomic(run.dir.site, orjson.dumps(site))
+    if run.site.kind == "slurm" and "%" in str(run.dir.root):
+        raise UserError(
+            f"{run.dir.root}: sbatch would read % and what follows as a pattern",
+            hint="take a run directory without % in its path",
+        )
+    # Workers without a launcher need one; a later one is recorded by the launch that steps.
+    if freeze and not run.dir.site.exists():
+        _record(run)
     return run
+
+
+def _record(run: Run) -> None:
+    site = run.site.model_dump(mode="json", exclude_unset=True)
+    write_atomic(run.dir.site, orjson.dumps(site))
 
 
 def choose_site(manifest: Manifest, given: str | None) -> Site:
@@ -109,6 +119,7 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> Step:
     if is_finished(run.dir):
         return Step("finished", "nothing", f"finished: the corpus is in {run.dir.corpus}")
     with alone(run.dir) as lease:
+        _record(run)
         again = _reopen(run.dir)
         backend = make_backend(run.dir, run.plan, run.site)
         # A closed terminal or a lost connection is an interruption too.

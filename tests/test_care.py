@@ -12,7 +12,7 @@ import pytest
 from proxhpc.corpus.document import Document
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch import Run
-from proxhpc.refine.care import BATCHES, DEATHS, MOST_POISON, Care
+from proxhpc.refine.care import BATCHES, DEATHS, MOST_DEATHS, MOST_POISON, Care
 from proxhpc.refine.engines.base import EngineDiedError
 from proxhpc.refine.ledger import Row
 from proxhpc.refine.refiner import Refiner
@@ -21,7 +21,7 @@ from proxhpc.status.beats import latest
 from runs import planned, rows_of
 from test_worker import crash
 
-MOST_DEATHS = DEATHS + len(BATCHES) - 1 + DEATHS  # until a document is given up
+UNTIL_GIVEN_UP = DEATHS + len(BATCHES) - 1 + DEATHS  # deaths until a document is given up
 
 
 def died(care: Care, times: int) -> Care:
@@ -55,9 +55,13 @@ def test_care_ends_behind_the_suspects() -> None:
 
 
 def test_a_shard_full_of_poison_stops_the_run() -> None:
-    Care(given_up=MOST_POISON - 1).check(7)
-    with pytest.raises(StopError, match="of shard 7 each killed"):
-        Care(given_up=MOST_POISON).check(7)
+    assert Care(given_up=MOST_POISON - 1).problem(7) is None
+    assert "of shard 7 each killed" in str(Care(given_up=MOST_POISON).problem(7))
+
+
+def test_deaths_without_end_at_one_place_stop_the_run() -> None:
+    assert died(Care(), 4 + MOST_DEATHS - 1).problem(7) is None
+    assert "5 workers in a row died" in str(died(Care(), 4 + MOST_DEATHS).problem(7))
 
 
 def work(run: Run) -> None:
@@ -103,7 +107,7 @@ def test_a_document_that_kills_its_workers(tmp_path: Path, victims: set[str]) ->
     lives = 0
     while not run.dir.ledger(0).exists():
         lives += 1
-        assert lives <= MOST_DEATHS * len(victims) + 1
+        assert lives <= UNTIL_GIVEN_UP * len(victims) + 1
         try:
             crash(run, lambda: setattr(Refiner, "refine", killing(victims, kill)))
         except AssertionError:
@@ -128,7 +132,7 @@ def test_a_document_that_kills_its_engines(tmp_path: Path, monkeypatch: pytest.M
     (poison,) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
     assert "broken kernel" in poison.detail
     (beat,) = latest(run.dir)
-    assert (beat.state, beat.deaths) == ("done", MOST_DEATHS)
+    assert (beat.state, beat.deaths) == ("done", UNTIL_GIVEN_UP)
     assert beat.counts.documents == len(expected)
 
 

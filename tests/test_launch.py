@@ -12,17 +12,23 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import orjson
 import pytest
 import yaml
 import zstandard
 from rich.console import Console
 
+from proxhpc.advance import Round
 from proxhpc.assemble.merge import what_is_lost
 from proxhpc.cli import main
-from proxhpc.errors import UserError
+from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.work import Work, intend
+from proxhpc.errors import StopError, UserError
 from proxhpc.estimate import estimate, render
 from proxhpc.launch import prepare
 from proxhpc.plan import Plan, check_new, check_outside, cut
+from proxhpc.refine.lease import Owner
+from proxhpc.refine.progress import ProgressLog
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
 from runs import document, local_site, manifest, planned, write_jsonl
@@ -452,6 +458,43 @@ def test_an_error_of_the_system_is_one_line(
     assert capsys.readouterr().err == f"proxhpc: {tmp_path}: Input/output error\n"
     with pytest.raises(OSError, match="Input/output"):
         main(["--debug", "status", str(tmp_path)])
+
+
+def test_one_host_that_cannot_go_on_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path)
+    run.dir.site.write_bytes(orjson.dumps({"name": "here", "kind": "local"}))
+    for name, hosts in (("one", ["a"]), ("two", ["b", "b"]), ("three", ["a", "b"])):
+        for number, host in enumerate(hosts):
+            owner = replace(Owner.me(), worker=f"{name}-{number}", host=host)
+            log = ProgressLog(run.dir, owner, "refine")
+            log.write("failed", error="StopError", message="input changed")
+        fatal = Round(run.dir, run.plan, 3, False).about["fatal"]
+        # One of one host, one of two, then both.
+        assert fatal == {"one": 1, "two": 2, "three": 2}[name]
+    assert Round(run.dir, run.plan, 0, False).about["fatal"] == 0  # all is refined
+
+
+def test_rounds_that_bring_nothing_wait_longer_and_longer(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    journal = Journal(run.dir)
+    pauses = []
+    for number in range(4):
+        around = Round(run.dir, run.plan, 3, number == 0)
+        pauses.append(around.pause("refine"))
+        work = Work("refine", print, [()], around.about)
+        intend(journal, number, work, arrays=1, chained=True)
+    assert pauses == [0, 60, 300, 300]
+    with pytest.raises(StopError, match="in a row brought nothing"):
+        Round(run.dir, run.plan, 3, False).check("refine")
+
+
+def test_nothing_in_a_message_steers_the_terminal(tmp_path: Path) -> None:
+    done = proxhpc("status", tmp_path / "x\x1b]52;c;aGk=\x07")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+    assert "\\x1b]52" in done.stderr
 
 
 def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None:

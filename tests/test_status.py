@@ -26,7 +26,7 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
 from proxhpc.cluster.work import Work, intend
 from proxhpc.corpus.disk import append_line
-from proxhpc.errors import RetryError, UserError
+from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.launch import Run
 from proxhpc.refine.lease import Owner
 from proxhpc.rundir import RunDir
@@ -333,6 +333,23 @@ def test_submissions_that_wait_are_not_a_planned_run(run: Run) -> None:
     intend(Journal(run.dir), 0, Work("refine", print, [(), ()], {}), arrays=1, chained=True)
     assert collect(run.dir, FakeQueue([job(run, "8_0", "PENDING")])).phase == "refining"
     assert collect(run.dir, FakeQueue()).phase == "stopped"
+
+
+def test_a_launch_that_was_cut_short_is_no_run_at_work(run: Run) -> None:
+    slurm_site(run)
+    held = [job(run, "7_0", "PENDING", "JobHeldUser"), job(run, "8", "PENDING", "JobHeldUser")]
+    status = collect(run.dir, FakeQueue(held))
+    assert (status.phase, status.next_step) == ("stopped", f"proxhpc launch {run.dir.root}")
+    assert "held" in status.reason
+    held[1] = job(run, "8", "PENDING", "Dependency")
+    assert collect(run.dir, FakeQueue(held)).phase == "refining"
+
+
+def test_a_damaged_file_is_named(run: Run) -> None:
+    slurm_site(run)
+    run.dir.merge_summary.write_bytes(b'{"coun')
+    with pytest.raises(StopError, match=r"summary\.json is damaged"):
+        collect(run.dir, FakeQueue())
 
 
 def test_deaths_and_nodes_that_are_left_out_are_told(run: Run) -> None:

@@ -175,6 +175,70 @@ def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_pa
     assert Journal(run.dir).read()[1].exclude == ("n2",)
 
 
+def failing_on(folder: Path, node: str) -> str:
+    """A Python that fails at once on one node."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {node} ] && exec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_control_job_that_meets_a_bad_node_is_run_again_elsewhere(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """The first node fails at once, so it is always free, and gets the control jobs too."""
+    cluster.until(lambda: idle(cluster), "an empty queue")
+    source = write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(60)])
+    path = manifest(tmp_path, [source], sharding={"tokens": 500})
+    _, where = small(tmp_path / "site", workers=12, python=failing_on(tmp_path, "n1"))
+    run = prepare(path, where, None)
+    assert len(run.plan.shards) >= 12
+    launch(run, lambda _: None)
+    cluster.until(finished(run.dir), "the report", timeout=150)
+    assert check_balance(run.dir)["documents"] == 60
+    cluster.until(lambda: idle(cluster), "the queue to empty")
+    tag = slurm_commands.tag(run.plan.run_id)
+    ours = [job for job in cluster.jobs() if job.comment.startswith(tag)]
+    assert {job.state for job in ours if ":control:" in job.comment} == {"COMPLETED"}
+    assert "FAILED" in {job.state for job in ours}
+
+
+def test_a_control_job_that_is_gone_is_replaced(cluster: SlurmCluster, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "many.jsonl", [document(n) for n in range(4000)])
+    _, where = small(tmp_path)
+    run = prepare(manifest(tmp_path, [source], sharding={"tokens": 50_000}), where, None)
+    launch(run, lambda _: None)
+    control = Journal(run.dir).read()[0].jobs["control"][0]
+    cluster.run("scancel", control)
+    cluster.wait_jobs(control, ["CANCELLED"])
+    assert "another one follows" in launch(run, lambda _: None).message
+    assert "another one follows" not in launch(run, lambda _: None).message
+    cluster.until(finished(run.dir), "the report", timeout=120)
+    assert check_balance(run.dir)["documents"] == 4000
+
+
+def test_a_users_defaults_hide_no_jobs(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = cluster.sbatch("sleep 60", "--hold")
+    monkeypatch.setenv("SQUEUE_PARTITION", "nowhere")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    assert slurm_commands.Queue().alive(job) is True
+    cluster.run("scancel", job)
+
+
+def test_a_path_that_sbatch_would_expand_is_refused(tmp_path: Path) -> None:
+    path, where = small(tmp_path)
+    with pytest.raises(UserError, match="as a pattern"):
+        prepare(path, where, tmp_path / "100%j")
+
+
+def test_a_launch_without_a_site_keeps_the_recorded_one(tmp_path: Path) -> None:
+    path, where = small(tmp_path, workers=3)
+    first = prepare(path, where, None)
+    assert prepare(path, None, None).site == first.site
+
+
 def test_where_all_nodes_fail_none_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = prepare(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)

@@ -66,6 +66,28 @@ def test_a_good_run(run: RunDir, processes: str) -> None:
     assert result["documents_written"] == 60
 
 
+def test_what_is_no_text_or_no_json_is_damage_and_no_crash(run: RunDir) -> None:
+    run.checksums.write_bytes(b"\xff\xfe")
+    code, said = verify(run)
+    assert code == 4
+    assert "DAMAGED" in said
+    assert "SHA256SUMS" in said
+    launch(run.root.parent)
+    run.report_json.write_bytes(b'{"docu')
+    code, said = verify(run)
+    assert code == 4
+    assert "report.json does not have the sums" in said
+
+
+def test_a_part_that_nobody_wrote_is_told(run: RunDir) -> None:
+    run.part(77).write_bytes(b"")
+    code, said = verify(run, "--repair")
+    assert code == 4
+    assert "part-00077.jsonl.zst: it is no part of the corpus" in said
+    launch(run.root.parent)
+    assert verify(run)[0] == 0
+
+
 def test_a_run_that_is_not_done(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [document(number) for number in range(60)])
     manifest(tmp_path, [source])

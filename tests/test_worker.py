@@ -8,25 +8,30 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from proxhpc.account.counts import Counts
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document, End
+from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch import Run
+from proxhpc.refine.care import MOST_POISON, Care
 from proxhpc.refine.lease import Leases, Owner
 from proxhpc.refine.leaser import Leaser, missing
 from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
+from proxhpc.refine.progress import ProgressLog
 from proxhpc.refine.refiner import open_refiner
-from proxhpc.refine.shard import OpenShard
-from proxhpc.refine.worker import Assignment, run_worker
+from proxhpc.refine.shard import OpenShard, open_shard
+from proxhpc.refine.worker import Assignment, Worker, run_worker
 from proxhpc.status.beats import latest
 from runs import document, manifest, planned, rows_of, write_jsonl
 
@@ -153,6 +158,111 @@ def test_the_first_finisher_wins(tmp_path: Path) -> None:
     assert run.dir.ledger(0).read_bytes() == before
 
 
+def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    taken: list[OpenShard | None] = []
+
+    class Frozen(FrameWriter):
+        """Frozen before its file is made, until a thief has taken the shard."""
+
+        def __init__(self, path: Path) -> None:
+            monkeypatch.undo()
+            taken.append(open_shard(run.dir, run.plan, 0, leases.steal("00000", 1)))
+            super().__init__(path)
+
+    monkeypatch.setattr("proxhpc.refine.shard.FrameWriter", Frozen)
+    lease = leases.take("00000", 1)
+    assert lease is not None
+    assert open_shard(run.dir, run.plan, 0, lease) is None
+    (thief,) = taken
+    assert thief is not None
+    assert not thief.lease.lost()
+    assert [path.name for path in run.dir.shards.rglob("*.a*")] == ["00000.a2"]
+    thief.leave()
+    refine(run)
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
+
+
+def test_a_shard_that_cannot_be_opened_is_given_back(tmp_path: Path) -> None:
+    run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
+    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
+    assert isinstance(shard, OpenShard)
+    shard.writer.note(Care(given_up=MOST_POISON))
+    shard.leave()
+    with pytest.raises(StopError, match="each killed"):
+        refine(run)
+    assert [*run.dir.leases.iterdir()] == []
+    refine(run)  # whoever launches again has looked
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
+
+
+def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path) -> None:
+    """Told to stop while it looks for a shard and Slurm does not answer, it commits first."""
+    run = planned(tmp_path, 10, commit={"documents": 1000}, sharding={"tokens": 20_000_000})
+    asked, answer = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    async def main() -> None:
+        refiner = await open_refiner(run.plan.manifest, run.plan.models)
+        owner = Owner.me()
+        leaser = Leaser(run.dir, run.plan, Leases(run.dir, owner, lambda _: None), (0, 1))
+        first = leaser.next()
+
+        def silent() -> None:
+            asked.set()
+            answer.wait(20)
+
+        shards = iter([first, None])
+
+        def following() -> OpenShard | None:
+            shard = next(shards)
+            if shard is None:
+                silent()
+            assert shard is None or isinstance(shard, OpenShard)
+            return shard
+
+        leaser.next = following  # type: ignore[method-assign]
+        original = refiner.refine
+
+        async def slow(item: Document) -> Row:
+            row = await original(item)
+            if int(item.id.removeprefix("doc-")) >= 5:
+                await asyncio.sleep(60)
+            return row
+
+        refiner.refine = slow  # type: ignore[method-assign]
+        worker = Worker(refiner, leaser, ProgressLog(run.dir, owner, "refine"))
+        monitor = OpenShard.commit
+
+        def commit(self: OpenShard) -> Counts:
+            done.append("commit")
+            return monitor(self)
+
+        working = asyncio.create_task(worker.work())
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        OpenShard.commit = commit  # type: ignore[method-assign]
+        try:
+            working.cancel()
+            await asyncio.sleep(0.5)
+            done.append("answer")
+            answer.set()
+            await asyncio.gather(working, return_exceptions=True)
+        finally:
+            OpenShard.commit = monitor  # type: ignore[method-assign]
+            await refiner.close()
+
+    asyncio.run(main())
+    assert done == ["commit", "answer"]
+    assert not [*run.dir.leases.iterdir()]
+    refine(run)
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
+
+
 def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     run = planned(tmp_path, 30_000, commit={"documents": 1000}, sharding={"tokens": 1_000_000})
     command = [sys.executable, "-m", "proxhpc.cli", "worker", str(run.dir.root)]
@@ -275,9 +385,9 @@ def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> 
         refiner = await open_refiner(run.plan.manifest, run.plan.models)
         original = refiner._refine
 
-        async def broken(doc: Document) -> Row:
+        async def broken(doc: Document, *more: Any) -> Row:
             if int(doc.id.removeprefix("doc-")) % every:
-                return await original(doc)
+                return await original(doc, *more)
             raise ZeroDivisionError("a defect")
 
         refiner._refine = broken  # type: ignore[method-assign]

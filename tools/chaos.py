@@ -371,7 +371,7 @@ def disturb(field: Battlefield, events: int, kinds: dict[str, int]) -> Counter[s
         kind = field.chance.choices([*kinds], [*kinds.values()])[0]
         if what := getattr(field, kind)():
             tell(field, [(kind, what)], done)
-        due = time.monotonic() + field.chance.uniform(0.5, 3)
+        due = time.monotonic() + field.chance.uniform(0.2, 1.5)
         return bool(what)
 
     field.relaunch()

@@ -21,15 +21,20 @@ from proxhpc.plan import Plan
 
 def check_tiling(plan: Plan, tiles: Iterable[Tile]) -> None:
     """Raise StopError naming the input whose spans do not hold each of its records once."""
+    for file, problem in uncovered(plan, tiles).items():
+        raise StopError(
+            f"input {plan.inputs[file].path} is not covered by the run: {problem}",
+            hint="the plan or a ledger is damaged; proxhpc verify RUN --repair",
+        )
+
+
+def uncovered(plan: Plan, tiles: Iterable[Tile]) -> dict[int, str]:
+    """Inputs, by number, whose spans do not hold each of their records once, and why."""
     by_file: dict[int, list[Tile]] = {}
     for tile in tiles:
         by_file.setdefault(tile.file, []).append(tile)
-    for file, info in enumerate(plan.inputs):
-        if problem := _problem(by_file.get(file, [])):
-            raise StopError(
-                f"input {info.path} is not covered by the run: {problem}",
-                hint="the plan or a ledger is damaged; start a new run",
-            )
+    found = {file: _problem(by_file.get(file, [])) for file in range(len(plan.inputs))}
+    return {file: problem for file, problem in found.items() if problem}
 
 
 def _problem(tiles: Sequence[Tile]) -> str:

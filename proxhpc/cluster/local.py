@@ -65,6 +65,10 @@ class LocalBackend:
         reach("all released")
         return [process.job_id for process in started]
 
+    def follow(self, then: Work) -> bool:
+        """Nothing to do: the launcher itself is what comes then."""
+        return False
+
     def reconcile(self) -> list[str]:
         """Nothing to settle: processes need no release."""
         return []

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from proxhpc.cluster import slurm
@@ -10,6 +12,20 @@ from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 from proxhpc.site import Container, Resources, Site
 
+# A node where everything fails at once is always free, so it gets the control job too. What ends
+# badly by itself is put back, away from that node; what somebody cancels is not RUNNING by then.
+AGAIN = """\
+again() {
+  code=$?
+  trap "" TERM
+  if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 4 ] &&
+     [ "$(squeue -a -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+    scontrol requeue "$SLURM_JOB_ID" &&
+    scontrol update jobid="$SLURM_JOB_ID" excnodelist="$SLURMD_NODENAME"
+  fi
+  exit $code
+}
+trap again EXIT"""
 SIGNAL_SECONDS = 90  # before the limit; workers stop by their own clock, this is the second net
 
 
@@ -31,6 +47,8 @@ def executor(
         "requeue" if work.phase == "control" else "no-requeue": True,
         **resources.sbatch,
     }
+    if work.delay:
+        extra["begin"] = f"now+{work.delay}"
     if dependency:
         extra["dependency"] = dependency
     if resources.reservation:
@@ -38,6 +56,7 @@ def executor(
     if resources.mem:
         extra["mem"] = resources.mem
     given = str(extra.pop("exclude", "") or "")
+    setup = [*resources.setup, AGAIN] if work.phase == "control" else [*resources.setup]
     wanted = {
         "job_name": f"{plan.manifest.name}-{work.phase}",
         "partition": resources.partition,
@@ -53,7 +72,7 @@ def executor(
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus * resources.tasks_per_node or None,
         "signal_delay_s": SIGNAL_SECONDS,
-        "setup": list(resources.setup) or None,
+        "setup": setup or None,
         "srun_args": _pyxis(run, plan, resources.container),
         "array_parallelism": len(work.arguments),
         "additional_parameters": extra,
@@ -103,9 +122,17 @@ def _pyxis(run: RunDir, plan: Plan, container: Container | None) -> list[str] | 
 
 def _mounts(run: RunDir, plan: Plan, container: Container) -> list[str]:
     """The run directory, the inputs' folders, the models, and what the site says."""
-    own = [str(run.root)]
-    if folders := {str(info.path.parent) for info in plan.inputs}:
-        own.append(os.path.commonpath(folders))
-    own += [str(model.path) for model in plan.models.values()]
-    own = [path for path in dict.fromkeys(own) if path != "/"]
-    return [*own, *container.mounts]
+    own = [str(run.root), *_folders(info.path.parent for info in plan.inputs)]
+    for model in plan.models.values():
+        # The files of a hub's snapshot are links to blobs that lie beside the snapshots.
+        hub = model.path.parent.name == "snapshots"
+        own.append(str(model.path.parent.parent if hub else model.path))
+    return [*dict.fromkeys(own), *container.mounts]
+
+
+def _folders(paths: Iterable[Path]) -> list[str]:
+    """Few folders that hold all of these: those below one top folder share their common part."""
+    tops: dict[tuple[str, ...], list[str]] = {}
+    for path in sorted(set(paths)):
+        tops.setdefault(path.parts[:3], []).append(str(path))
+    return [os.path.commonpath(inner) for inner in tops.values()]

@@ -17,6 +17,7 @@ SNAPSHOT_AGE = 10.0  # seconds that one look at the queue is good for
 DEFAULT_MAX_ARRAY_SIZE = 1001  # slurm.conf(5)
 # Still listed, but its processes are being ended; it will work no more.
 ENDING = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
+_DEFAULTS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SLURM_CLUSTERS")
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 
@@ -28,7 +29,17 @@ def available() -> bool:
 def run(*command: str) -> str:
     """Standard output of a Slurm command. RetryError when it fails or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+            # A user's defaults (SQUEUE_PARTITION and the like) would hide jobs from us.
+            env={k: v for k, v in os.environ.items() if not k.startswith(_DEFAULTS)},
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RetryError(f"{command[0]} did not answer: {error}") from error
     if done.returncode:
@@ -106,7 +117,9 @@ class Queue:
         self._at = -SNAPSHOT_AGE
 
     def _ask(self) -> Iterator[Job]:
-        lines = run("squeue", "-h", "-r", "-u", user(), "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
+        # -a: jobs in partitions that are hidden from this user, too.
+        command = ("squeue", "-a", "-h", "-r", "-u", str(os.getuid()))
+        lines = run(*command, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
         for line in lines:
             fields = line.strip().split("\x1f")
             if len(fields) == 4:
@@ -191,7 +204,7 @@ def ended(arrays: Sequence[str]) -> list[Ended]:
     found: dict[str, Ended] = {}
     for command in (
         ("sacct", "-X", "-n", "-P", "-j", ids, "-o", "JobID,State,NodeList,Elapsed,End"),
-        ("squeue", "-h", "-r", "-t", "all", "-j", ids, "-o", shape),
+        ("squeue", "-a", "-h", "-r", "-t", "all", "-j", ids, "-o", shape),
     ):
         try:
             lines = run(*command).splitlines()
@@ -220,7 +233,7 @@ def seconds_left() -> float | None:
     if "SLURM_JOB_ID" not in env or shutil.which("squeue") is None:
         return None
     try:
-        left = run("squeue", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L").strip()
+        left = run("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L").strip()
     except RetryError:
         return None
     return parse_duration(left)
@@ -238,6 +251,12 @@ def parse_duration(text: str) -> float | None:
 def refusal(error: Exception) -> RetryError | UserError:
     """What it means that sbatch failed: something in the site is wrong, or it may pass."""
     said = " ".join(str(error).split())[-500:]
-    if re.search(r"invalid|not permitted|unrecognized|configuration is not available", said, re.I):
+    if re.search(r"submit limit|job violates accounting", said, re.I):
+        return RetryError(
+            f"sbatch failed: {said}",
+            hint="launch again when fewer jobs wait; max_submit_jobs in the site sets a limit",
+        )
+    wrong = r"invalid|not permitted|unrecognized|configuration is not available"
+    if re.search(wrong, said, re.I) and not re.search(r"authentication|credential", said, re.I):
         return UserError(f"sbatch refuses the job: {said}", hint="mend the site and launch again")
     return RetryError(f"sbatch failed: {said}", hint="launch again; nothing was left running")

@@ -50,9 +50,10 @@ class SlurmBackend:
         if limit is None:
             return resources.jobs
         taken = sum(job.state not in slurm.ENDING for job in self.queue.all())
-        if (free := limit - taken - 1) < 1:
+        more = int(self.site.submit_from_jobs)  # the control job behind the workers
+        if (free := limit - taken - more) < 1:
             raise RetryError(
-                f"you may have {limit} jobs in the queue, and have {taken}",
+                f"you may have {limit} jobs in the queue, and have {taken}; {1 + more} are wanted",
                 hint="launch again when some have ended",
             )
         return min(resources.jobs, free)
@@ -73,6 +74,23 @@ class SlurmBackend:
             ids.append(self._held(journal, number, follow_up, f"afterany:{':'.join(ids)}"))
         self._release(journal, number, reversed(ids))
         return ids
+
+    def follow(self, then: Work) -> bool:
+        """Put `then` behind what is in the queue, unless a job of its phase is there."""
+        self.queue.forget()
+        me = slurm_element()
+        jobs = self.queue.jobs(self.plan.run_id)
+        jobs = [job for job in jobs if job.state not in slurm.ENDING and job.id != me]
+        phases = {job.comment.split(":")[2] for job in jobs}
+        if not self.site.submit_from_jobs or not jobs or then.phase in phases:
+            return False
+        journal = Journal(self.run)
+        number = len(journal.read())
+        intend(journal, number, then, arrays=1, chained=False)
+        arrays = dict.fromkeys(job.array for job in jobs)
+        identity = self._held(journal, number, then, f"afterany:{':'.join(arrays)}")
+        self._release(journal, number, [identity])
+        return True
 
     def preview(self, works: Iterable[Work]) -> list[tuple[PhaseName, str, str]]:
         """Each work's phase, its batch script, and what `sbatch --test-only` says of it."""
@@ -98,7 +116,7 @@ class SlurmBackend:
         return out
 
     def failing(self, worked: Container[str]) -> dict[str, int]:
-        """Nodes of which the last workers ended badly within minutes, and how many did.
+        """Nodes of which the last jobs ended badly within minutes, and how many did.
 
         Of those since a person last launched, who may have mended the node, and without elements
         that `worked`. Where all nodes fail the fault is not a node's, and none is named.
@@ -106,7 +124,7 @@ class SlurmBackend:
         entries = [e for e in Journal(self.run).read() if not e.abandoned]
         by_hand = [i for i, entry in enumerate(entries) if entry.about["by_hand"]]
         recent = entries[by_hand[-1] :] if by_hand else entries
-        arrays = [job for entry in recent for job in entry.jobs.get("refine", ())]
+        arrays = [job for entry in recent for job in entry.jobs.get(entry.phase, ())]
         nodes: dict[str, list[bool]] = defaultdict(list)
         for ended in slurm.ended(arrays):
             quick = ended.failed and ended.seconds < QUICK_SECONDS and ended.id not in worked
@@ -138,7 +156,8 @@ class SlurmBackend:
 
     def _windows(self, work: Work) -> list[Work]:
         """The work in arrays that a cluster takes."""
-        size = self.site.max_array_size or slurm.max_array_size()
+        # Where it is 0 there are no arrays, and an array of one is submitted as a plain job.
+        size = max(1, self.site.max_array_size or slurm.max_array_size())
         count = len(work.arguments)
         return [
             replace(work, arguments=work.arguments[i : i + size]) for i in range(0, count, size)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import orjson
 
 from proxhpc.cluster.journal import Journal
+from proxhpc.errors import UserError
 from proxhpc.faults import reach
 from proxhpc.refine.lease import STALE_AFTER
 from proxhpc.rundir import RunDir
@@ -22,6 +23,7 @@ class Work:
     arguments: list[tuple[Any, ...]]
     about: dict[str, int]  # the state of the run, noted with the intent
     exclude: tuple[str, ...] = ()  # nodes that it must not run on
+    delay: int = 0  # seconds before it may start
 
 
 class Backend(Protocol):
@@ -33,6 +35,10 @@ class Backend(Protocol):
 
     def submit(self, work: Work, then: Work | None) -> list[str]:
         """Start a job, and `then` when it has ended however it ends; ids for people."""
+        ...
+
+    def follow(self, then: Work) -> bool:
+        """Start `then` when what is at work has ended; False where that was arranged before."""
         ...
 
     def reconcile(self) -> list[str]:
@@ -56,8 +62,13 @@ class Backend(Protocol):
 
 
 def recorded_site(run: RunDir) -> Site:
-    """The site of the latest launch."""
-    return Site.model_validate(orjson.loads(run.site.read_bytes()))
+    """The site of the latest launch. UserError if its file is not as it was written."""
+    try:
+        return Site.model_validate(orjson.loads(run.site.read_bytes()))
+    except ValueError as error:
+        raise UserError(
+            f"{run.site} is damaged: {error}", hint="delete it and launch again with --site"
+        ) from error
 
 
 def stale_after(run: RunDir) -> float:

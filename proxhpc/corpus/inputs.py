@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,16 @@ def resolve(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  # noqa:
 def check_unchanged(info: InputInfo) -> None:
     """Raise StopError naming the file if it is no longer the one that was described.
 
-    Compares the size and the first and last 64 KiB, so it costs two reads whatever the size.
+    RetryError if it cannot be read here, which may be this node's fault alone. Compares the size
+    and the first and last 64 KiB, so it costs two reads whatever the size.
     """
     try:
         size, fingerprint = _fingerprint(info.path)
     except (UserError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise _changed(info, f"it can no longer be read: {error}") from error
+        raise RetryError(
+            f"input {info.path} cannot be read on {socket.gethostname()}: {error}",
+            hint="put it back, or mend the node; every node of the run must see it",
+        ) from error
     except OSError as error:
         raise unreadable(info.path, error) from error
     if size != info.size:

@@ -56,12 +56,13 @@ def _submit_limit(site: Site) -> Finding:
     limit = site.max_submit_jobs or slurm.submit_limit(resources.account, resources.qos)
     if limit is None:
         return Finding("jobs per user", "no limit known", "all workers are submitted at once")
-    wanted = resources.jobs + 1
-    if limit < 2:
-        so = "a run needs two at least: the workers and the control job behind them"
+    # A control job that runs counts too, while it submits workers and another one behind them.
+    others = 2 if site.submit_from_jobs else 0
+    if limit < 1 + others:
+        so = "a run needs three at least: workers, and two control jobs; or submit_from_jobs: false"
         return Finding("jobs per user", str(limit), so, "bad")
-    if limit < wanted:
-        so = f"{limit - 1} of {resources.jobs} array elements are submitted at a time"
+    if limit < resources.jobs + others:
+        so = f"{limit - others} of {resources.jobs} array elements are submitted at a time"
         return Finding("jobs per user", str(limit), so, "note")
     return Finding("jobs per user", str(limit), "all workers are submitted at once")
 
@@ -103,7 +104,7 @@ def _kill_wait(config: dict[str, str]) -> Finding:
 
 def _partitions(site: Site) -> Iterator[Finding]:
     try:
-        rows = slurm.run("sinfo", "-h", "-o", "%R|%l|%D|%a|%G|%c|%m").splitlines()
+        rows = slurm.run("sinfo", "-a", "-h", "-o", "%R|%l|%D|%a|%G|%c|%m").splitlines()
     except RetryError as error:
         yield Finding("partitions", error.message, "", "note")
         return

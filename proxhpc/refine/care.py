@@ -18,6 +18,7 @@ from proxhpc.errors import StopError
 
 DEATHS = 2  # in a row at one place: then it is not by chance
 BATCHES = (64, 8, 1)  # documents alone in flight, after more and more deaths at a place
+MOST_DEATHS = 5  # at one document: it is not asked about any more, and still they die
 MOST_POISON = 8  # documents of one shard that may be given up; then it is no matter of documents
 TAIL = 1500  # characters of a dead worker's last words
 
@@ -64,14 +65,18 @@ class Care:
             self, deaths=0, left=left, poison=False, given_up=self.given_up + self.poison
         )
 
-    def check(self, shard: int) -> None:
-        """Raise StopError where too many documents of a shard were given up."""
+    def problem(self, shard: int) -> StopError | None:
+        """What to say where it is no matter of single documents: the run must stop."""
         if self.given_up >= MOST_POISON:
-            raise StopError(
-                f"{self.given_up} documents of shard {shard} each killed {DEATHS} workers; "
-                f"the last one's words: {self.words}",
-                hint="look into the logs of the workers; mend it, then launch again",
-            )
+            what = f"{self.given_up} documents of shard {shard} each killed {DEATHS} workers"
+        elif self.level == len(BATCHES) and self.deaths >= MOST_DEATHS:
+            what = f"{self.deaths} workers in a row died at the same place of shard {shard}"
+        else:
+            return None
+        return StopError(
+            f"{what}; the last one's words: {self.words}",
+            hint="look into the logs of the workers; mend it, then launch again",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -12,6 +12,7 @@ from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
+from proxhpc.refine.care import Care
 from proxhpc.refine.lease import Lease
 from proxhpc.refine.ledger import LedgerWriter, Progress, Row, resume, set_aside
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS
@@ -93,6 +94,7 @@ class OpenShard:
             if mine.exists():
                 raise
             self.lost = True
+            self.lease.release()
             return False
         reach("ledger published")
         for attempt in attempts(self.run, self.index):
@@ -135,32 +137,40 @@ def open_shard(
         _tidy(run, index, lease)
         return None
     path = run.attempt(index, lease.attempt)
-    earlier = [run.attempt(index, number) for number in attempts(run, index)]
+    numbers = [number for number in attempts(run, index) if number < lease.attempt]
+    earlier = [run.attempt(index, number) for number in numbers]
     try:
         frames = FrameWriter(path)
     except FileExistsError:
         lease.release()
         return None
     reach("attempt created")
-    progress = Progress()
     try:
+        progress = Progress()
         if earlier:
             best = max(earlier, key=lambda attempt: attempt.stat().st_size)
             progress = resume(best, frames, plan.digest, index)
-    except FileNotFoundError:
-        # A finisher tidied up under our eyes: the shard is done.
+        writer = LedgerWriter(frames, plan.digest, index, progress)
+        if died:
+            writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
+        if problem := progress.care.problem(index):
+            writer.note(Care())  # whoever launches again has looked
+            raise problem
+        if lease.lost():  # frozen since the lease was taken: the files are another's now
+            raise FileNotFoundError(path)
+    except BaseException as error:
         frames.close()
-        path.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError):
+            # A finisher tidied up under our eyes, or the shard was taken over.
+            path.unlink(missing_ok=True)
         lease.release()
-        return None
-    writer = LedgerWriter(frames, plan.digest, index, progress)
-    if died:
-        writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
     if earlier:
         reach("attempt resumed")
     for old in earlier:
         old.unlink(missing_ok=True)
-    progress.care.check(index)
     return OpenShard(run, plan, index, lease, writer, stolen=bool(died))
 
 

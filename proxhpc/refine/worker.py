@@ -1,10 +1,10 @@
 """A worker: lease shards, refine their documents, commit, publish, until nothing is left."""
 
 import asyncio
-import itertools
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +17,14 @@ from proxhpc.refine.lease import STALE_AFTER, JobAlive, Leases, Owner
 from proxhpc.refine.leaser import Leaser
 from proxhpc.refine.ledger import Row, bad_row
 from proxhpc.refine.progress import ProgressLog
-from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, batch, ordered
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.refine.shard import Item, OpenShard
 from proxhpc.rundir import RunDir
 
 LIVES = 8  # engines that a worker outlives within one job
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
-BATCH = 64  # records read per hop to the reading thread
+BATCH, BATCH_BYTES = 64, 4 * 1024 * 1024  # read per hop to the reading thread, ahead of budgets
 COMMITS_WORTH_A_LEASE = 2
 POLL = 5.0  # seconds between two looks at an unclear lease
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -64,7 +64,8 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
     """Work until no shard is left, time is nearly up or a signal comes; the final state.
 
     Errors are recorded in the worker's progress file and raised. An engine's death is noted in
-    the ledgers of the shards at work, and the worker begins anew with another one.
+    the ledgers of the shards at work, and the worker begins anew with another one, if there is
+    time to load it.
     """
     plan = Plan.load(run)
     log = ProgressLog(run, Owner.me(), "refine")
@@ -72,10 +73,14 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
     log.write("starting")
     try:
         for _ in range(LIVES - 1):
+            booted = log.boot_seconds
             try:
                 return asyncio.run(_main(run, plan, log, assignment, ends, job_alive))
             except EngineDiedError as error:
                 log.write("starting", error=type(error).__name__, message=str(error)[:2000])
+            if ends is not None and ends - time.monotonic() < log.boot_seconds - booted:
+                log.write("stopped")
+                return "stopped"
         return asyncio.run(_main(run, plan, log, assignment, ends, job_alive))
     except BaseException as error:
         with suppress(RetryError):  # on a full disk the error itself matters more
@@ -139,6 +144,7 @@ class Worker:
         self.refiner, self.leaser, self.log, self.deadline = refiner, leaser, log, deadline
         self.out_of_time = False
         self._open: list[OpenShard] = []
+        self._leasing: asyncio.Future[OpenShard | Literal["wait"] | None] | None = None
         self._busy_before = log.busy_seconds  # in earlier lives
         self._done_before = log.counts.bytes_in
         self._started = time.monotonic()
@@ -153,7 +159,7 @@ class Worker:
         died = ""
         self._started = time.monotonic()
         try:
-            async with aclosing(ordered(self._events(), self._do, _weigh, budget)) as results:
+            async with aclosing(ordered(self._events(), self._do, weigh, budget)) as results:
                 async for event, row in results:
                     self.log.busy_seconds = self._busy_before + self._seconds()
                     if isinstance(event, OpenShard):
@@ -176,6 +182,10 @@ class Worker:
                     self.log.deaths += bool(died)
                 for left in self._open:
                     self._commit(left)
+            if self._leasing is not None:
+                unused = await self._leasing
+                if isinstance(unused, OpenShard):
+                    unused.leave()
 
     def _take(self, shard: OpenShard, event: Item, row: Row | None) -> None:
         if shard.lost:
@@ -207,17 +217,15 @@ class Worker:
         return bad_row(event) if isinstance(event, Bad) else None
 
     async def _lease(self) -> OpenShard | Literal["wait"] | None:
-        task = asyncio.ensure_future(asyncio.to_thread(self.leaser.next))
-        try:
-            # A thread cannot be cancelled: whatever it leases must be given back.
-            await asyncio.shield(task)
-        finally:
-            shard = await task
-            if isinstance(shard, OpenShard):
-                self._open.append(shard)
-                if shard.stolen:  # told at once: this worker may die of it, too
-                    self.log.deaths += 1
-                    self.log.write("working", shard=shard.index)
+        # A thread cannot be cancelled, and may wait for Slurm: `work` gives back what it leases.
+        self._leasing = asyncio.ensure_future(asyncio.to_thread(self.leaser.next))
+        shard = await asyncio.shield(self._leasing)
+        self._leasing = None
+        if isinstance(shard, OpenShard):
+            self._open.append(shard)
+            if shard.stolen:  # told at once: this worker may die of it, too
+                self.log.deaths += 1
+                self.log.write("working", shard=shard.index)
         return shard
 
     def _ends_soon(self) -> bool:
@@ -266,8 +274,9 @@ async def _flush() -> AsyncIterator[Flush]:
 async def _items(shard: OpenShard) -> AsyncIterator[Item | Flush]:
     """What a shard holds; where it needs care in batches, each done with before the next."""
     items = shard.items()
-    while batch := await asyncio.to_thread(_batch, items, shard.batch or BATCH):
-        for item in batch:
+    number = shard.batch or BATCH
+    while read := await asyncio.to_thread(batch, items, number, BATCH_BYTES, weigh):
+        for item in read:
             yield item
         if shard.batch:
             async for event in _flush():
@@ -276,9 +285,6 @@ async def _items(shard: OpenShard) -> AsyncIterator[Item | Flush]:
             break
 
 
-def _batch(items: Iterator[Item], size: int) -> list[Item]:
-    return list(itertools.islice(items, size))
-
-
-def _weigh(event: Event) -> int:
-    return len(event.text) if isinstance(event, Document) else 1
+def weigh(event: object) -> int:
+    """Bytes of memory that a document's text takes; 1 for anything else."""
+    return sys.getsizeof(event.text) if isinstance(event, Document) else 1

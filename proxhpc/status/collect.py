@@ -12,7 +12,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Job
 from proxhpc.cluster.work import stale_after
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, StopError
 from proxhpc.plan import Plan
 from proxhpc.refine.lease import Leases, Owner
 from proxhpc.refine.leaser import missing
@@ -187,6 +187,10 @@ def _load(path: Path) -> dict[str, Any]:
         data = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
+    except orjson.JSONDecodeError as error:
+        raise StopError(
+            f"{path} is damaged: {error}", hint="proxhpc verify says what else is, and mends it"
+        ) from error
     return data if isinstance(data, dict) else {}
 
 

@@ -28,7 +28,12 @@ class Signs:
     @property
     def busy(self) -> bool:
         """Whether somebody works, waits in the queue or takes the next step."""
-        return bool(self.jobs) or self.stepping or any(w.state in ALIVE for w in self.workers)
+        return bool(self.jobs) or self.working
+
+    @property
+    def working(self) -> bool:
+        """Whether somebody works or takes the next step."""
+        return self.stepping or any(worker.state in ALIVE for worker in self.workers)
 
 
 def judge(signs: Signs) -> tuple[Phase, str, str]:
@@ -38,6 +43,8 @@ def judge(signs: Signs) -> tuple[Phase, str, str]:
     if run.report_json.exists():
         return _finished(run, again)
     phase = _phase(signs)
+    if signs.jobs and all("held" in job.reason.lower() for job in signs.jobs) and not signs.working:
+        return "stopped", "all of its jobs are held: a launch was cut short, or somebody did", again
     if signs.busy:
         return phase, "", ""
     if not signs.submissions and not signs.workers:

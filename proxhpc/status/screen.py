@@ -44,7 +44,7 @@ def show(
 def _watch(ticker: "Ticker") -> None:
     try:
         with ticker:
-            while ticker.look().phase != "finished":
+            while ticker.look().phase not in ("finished", "stopped"):
                 time.sleep(ticker.pause)
             ticker.leave()
     except KeyboardInterrupt:
