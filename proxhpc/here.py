@@ -8,10 +8,12 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 from pydantic import ValidationError
@@ -23,7 +25,6 @@ from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import resolve, unreadable
 from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
-from proxhpc.corpus.streams import plain as raw_chunks
 from proxhpc.errors import UserError
 from proxhpc.inspect import Inspection, render
 from proxhpc.manifest import Manifest, load_manifest
@@ -32,7 +33,7 @@ from proxhpc.program.replay import replay
 from proxhpc.refine.ledger import Row, bad_row
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
 from proxhpc.refine.refiner import chunk_style, open_refiner
-from proxhpc.refine.worker import BATCH, IN_FLIGHT_BYTES
+from proxhpc.refine.worker import IN_FLIGHT_BYTES, weigh
 from proxhpc.report.text import power
 from proxhpc.status.terminal import make_console, safe, whole
 
@@ -79,7 +80,10 @@ def items(manifest: Manifest, paths: Sequence[Path], *, plain: bool = False) -> 
         name = "stdin" if path == Path("-") else os.fsencode(path).decode("utf-8", "replace")
         found: Iterator[Document | Bad | End]
         if name == "stdin" and not plain:
-            lines = split_lines(raw_chunks(sys.stdin.buffer), 0, limit)
+            # What is there, not whole blocks: the writer may wait for an answer.
+            piped = cast(BufferedReader, sys.stdin.buffer)
+            chunks = iter(partial(piped.read1, 1 << 20), b"")
+            lines = split_lines(chunks, 0, limit)
             found = read_jsonl(lines, Span(number), fields, name, limit)
         elif name == "stdin" or not _is_corpus(path, manifest):
             found = iter([_whole(path, name, number, limit)])
@@ -134,20 +138,19 @@ async def _refine(manifest: Manifest, found: Iterator[Named], printer: "_Printer
     refiner = await open_refiner(manifest, find_models(manifest))
 
     async def events() -> AsyncIterator[Named]:
-        while batch := await asyncio.to_thread(lambda: list(islice(found, BATCH))):
-            for event in batch:
-                yield event
+        # One by one: who writes line by line into a pipe is answered line by line.
+        while (event := await asyncio.to_thread(next, found, None)) is not None:
+            yield event
 
     async def work(event: Named) -> Row:
         item = event[1]
         return bad_row(item) if isinstance(item, Bad) else await refiner.refine(item)
 
-    def weigh(event: Named) -> int:
-        return len(event[1].text) if isinstance(event[1], Document) else 1
-
     budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
     try:
-        async for (source, item), row in ordered(events(), work, weigh, budget):
+        async for (source, item), row in ordered(
+            events(), work, lambda event: weigh(event[1]), budget
+        ):
             printer.show(source, item, row)
     finally:
         await refiner.close()
@@ -210,12 +213,16 @@ class _Printer:
         parts = [f"kept {whole(counts.kept)}", f"edited {whole(counts.edited)}"]
         parts += [f"dropped {whole(counts.dropped.total())}"]
         parts += [f"quarantined {whole(counts.quarantined.total())}"]
-        cost = 0
+        costs: list[int | None] = []
         for level, model in find_models(self.manifest).items():
             usage = counts.doc if level == "doc" else counts.chunk
             parts.append(f"{level} stage: {whole(usage.prompt_tokens)} tokens in")
-            cost += flops(model.shape, usage) if model.shape else 0
-        parts += [f"{power(cost)} FLOPs"] if cost else []
+            costs.append(flops(model.shape, usage) if model.shape else None)
+        known = [cost for cost in costs if cost is not None]
+        if len(known) < len(costs):
+            parts.append("FLOPs unknown")
+        elif cost := sum(known):
+            parts.append(f"{power(cost)} FLOPs")
         sys.stderr.write(f"{whole(counts.documents)} documents: {', '.join(parts)}\n")
 
 

@@ -109,7 +109,8 @@ class Stage(Config):
     max_prompt_tokens: Positive | None = Field(
         default_factory=_by_level(2000, None),
         description="Longest prompt. Doc stage (default 2000): the document is cut to fit. Chunk "
-        "stage (default: what the model's context leaves): a longer window is left untouched.",
+        "stage (default: what the model's context leaves): windows are packed to fit, and only a "
+        "line that none can hold is left untouched.",
     )
     max_new_tokens: Positive = Field(
         default_factory=_by_level(16, 256),

@@ -155,3 +155,31 @@ def test_an_engine_that_dies_of_everything_ends_its_worker(
         again_and_again()
     (beat,) = latest(run.dir)
     assert beat.error == "StopError"
+
+
+def test_no_engine_is_loaded_that_has_no_time_to_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path)
+    booted = 0
+
+    class Dying:
+        name, tokenizer, max_model_len, cache_tokens = "dying", None, 10**6, 0
+
+        async def complete(self, request: object) -> object:
+            raise EngineDiedError("the engine died")
+
+        async def close(self) -> None:
+            pass
+
+    async def boot(*arguments: object) -> Dying:
+        nonlocal booted
+        booted += 1
+        await asyncio.sleep(0.5)
+        return Dying()
+
+    monkeypatch.setattr("proxhpc.refine.refiner.make_engine", boot)
+    assert run_worker(run.dir, Assignment(seconds=0.9), lambda job: None) == "stopped"
+    assert booted == 1
+    (beat,) = latest(run.dir)
+    assert (beat.state, beat.deaths) == ("stopped", 1)

@@ -1,4 +1,5 @@
 import asyncio
+import multiprocessing
 import os
 import random
 import signal
@@ -6,9 +7,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from proxhpc.refine.engines.base import (
     LOOP_TOKENS,
     Completion,
     Engine,
+    EngineDiedError,
     Request,
     RequestError,
     is_loop,
@@ -34,7 +37,7 @@ from proxhpc.refine.engines.spawn import (
     Tie,
     drop_scratch,
     node_local_environment,
-    signals_ignored,
+    signals_deferred,
 )
 from proxhpc.refine.process import descendants, start_time
 from proxhpc.refine.prompts import prompt_style
@@ -248,18 +251,18 @@ def test_a_failing_batch_is_tried_in_halves(
     sizes: list[int] = []
     generate = engine._generate  # type: ignore[attr-defined]
 
-    def small_memory(requests: list[Request]) -> list[Completion]:
+    def small_memory(requests: list[Request], given_up: object) -> list[Completion]:
         sizes.append(len(requests))
         if len(requests) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         if len(requests[0].prompt) == len(PROMPTS[2]):
             raise RuntimeError("broken")
-        return list(generate(requests))
+        return list(generate(requests, given_up))
 
     monkeypatch.setattr(engine, "_generate", small_memory)
     first, second, third = loop(ask(engine, *map(request, PROMPTS[:3])))
     assert (first.prompt_tokens, second.prompt_tokens) == (5, 11)
-    assert isinstance(third, RetryError)
+    assert isinstance(third, EngineDiedError)  # so its death is noted: it may be the document's
     assert "broken" in str(third)
     assert sorted(sizes) == [1, 1, 1, 2, 3]
 
@@ -281,6 +284,48 @@ def test_cancelled_and_closed(tiny: ModelRef, loop: Loop) -> None:
     loop(work())
 
 
+def test_an_answer_that_nobody_waits_for_is_given_up(tiny: ModelRef, loop: Loop) -> None:
+    async def work() -> float:
+        engine = await make_engine(options(batch_size=2), tiny)
+        engine._model.register_forward_hook(lambda *_: time.sleep(0.1))  # type: ignore[attr-defined]
+        long = [request(prompt, 200) for prompt in PROMPTS[:2]]
+        gone = [asyncio.create_task(engine.complete(asked)) for asked in long]
+        await asyncio.sleep(0.3)
+        for task in gone:
+            task.cancel()
+        began = time.monotonic()
+        assert (await engine.complete(request(PROMPTS[0], 2))).new_tokens <= 2
+        left = asyncio.create_task(engine.complete(long[0]))
+        await asyncio.sleep(0.3)
+        await engine.close()
+        with pytest.raises(RetryError, match="closed"):
+            await left  # half an answer is none
+        return time.monotonic() - began
+
+    assert loop(work()) < 8
+
+
+def test_the_limit_ends_an_answer_before_its_loop_does(engine: Engine) -> None:
+    looping = list(range(10, 18)) * 4
+    for limit, finish in ((32, "length"), (33, "loop")):
+        asked = replace(request([1], limit), end_loops=True)
+        assert engine._completion(asked, looping).finish == finish  # type: ignore[attr-defined]
+
+
+def test_an_old_vllm_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from proxhpc.refine.engines.vllm_engine import _loops
+
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", ModuleType("vllm.sampling_params"))
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    _loops.cache_clear()
+    assert [_loops(), _loops()] == [{}, {}]
+    _loops.cache_clear()
+    assert len(caplog.records) == 1
+    assert "they run on" in caplog.text
+
+
 def test_what_cannot_be_made(tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="needs a model"):
         loop(make_engine(options(), None))
@@ -300,26 +345,32 @@ def test_rules_need_no_model(loop: Loop) -> None:
     assert made.tokenizer is None
 
 
-def test_children_inherit_ignored_signals() -> None:
+def test_signals_come_late_and_never_to_children() -> None:
     got: list[int] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, _: got.append(number))
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = {n: signal.signal(n, lambda number, _: got.append(number)) for n in numbers}
     try:
-        with signals_ignored():
-            child = subprocess.Popen(["sleep", "60"])
+        with signals_deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+            child.start()
             os.kill(os.getpid(), signal.SIGUSR2)
-        assert got == []
-        os.kill(os.getpid(), signal.SIGUSR2)
-        assert got == [signal.SIGUSR2]
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            child.send_signal(number)
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(0.2)
+            assert got == []
+        assert got == [signal.SIGTERM, signal.SIGUSR2]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert got[2:] == [signal.SIGINT]
+        assert child.pid is not None
+        for number in numbers:
+            os.kill(child.pid, number)
+        child.join(0.5)
+        assert child.is_alive()
         assert child.pid in descendants(os.getpid())
         child.kill()
-        child.wait()
+        child.join()
         assert start_time(child.pid) is None
     finally:
-        signal.signal(signal.SIGUSR2, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +381,10 @@ def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPat
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
     assert 20_000 <= int(os.environ["VLLM_PORT"]) < 32_000
+    assert node_local_environment() == scratch  # of another engine in this process
+    drop_scratch(scratch)
+    assert scratch.exists()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
     drop_scratch(scratch)
     assert not scratch.exists()
     assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
@@ -528,6 +583,41 @@ def test_vllm_outlives_a_wrong_request_and_signals(core: Engine, loop: Loop) -> 
     assert isinstance(long, RequestError)
     assert fine.new_tokens == 4
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
+@pytest.mark.model
+def test_what_vllm_does_not_answer_is_its_death(
+    vllm: None, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one request: it may be the document's doing, and deaths are counted.
+
+    Others of that engine, which is closed now, are told.
+    """
+    warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    from proxhpc.refine.engines.vllm_engine import VLLMEngine
+
+    async def fails(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        raise EngineGenerateError
+        yield
+
+    async def aborts(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort")])
+
+    for generate in (fails, aborts):
+        engine: Any = VLLMEngine.__new__(VLLMEngine)
+        engine._engine, engine._dead, engine._stop = SimpleNamespace(generate=generate), None, [2]
+        engine._numbers, engine.max_model_len = iter(range(9)), 100
+        (answer,) = loop(ask(engine, request([1])))
+        assert isinstance(answer, EngineDiedError)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    told: list[Exception] = []
+    outputs = SimpleNamespace(propagate_error=told.append)
+    engine._engine = SimpleNamespace(output_processor=outputs, shutdown=lambda timeout: None)
+    engine._tie, engine._scratch, engine._children = Tie(), node_local_environment(), set()
+    loop(engine.close())
+    assert [type(error) for error in told] == [EngineDeadError]
 
 
 @pytest.mark.model

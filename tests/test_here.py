@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from proxhpc import here
+from proxhpc.account.flops import ModelShape, Usage
 from proxhpc.cli import main
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
@@ -183,3 +185,36 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
     if os.access(locked, os.R_OK):  # root reads everything
         return
     assert main(["refine", str(locked)]) == 2
+
+
+def test_a_slow_pipe_is_answered_line_by_line() -> None:
+    command = [sys.executable, "-m", "proxhpc.cli", "refine", "--text"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for number in range(3):
+            process.stdin.write(json.dumps(document(number)).encode() + b"\n")
+            process.stdin.flush()
+            answer = [
+                process.stdout.readline() for _ in refined(document(number)["text"]).split("\n")
+            ]
+            assert answer[-1].startswith(f"Number {number} ".encode())
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_flops_of_an_unknown_shape_are_not_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(("engine", "doc_model"))
+    made = manifest_of(None, **nothing | {"model": "a/b", "doc_model": "a/b"}, prompt="compact")
+    known = SimpleNamespace(shape=ModelShape(32, 2, 4, 8, 2, 64, 320, False))
+    printer = here._Printer(made, "json")
+    printer.counts.doc = printer.counts.chunk = Usage.of_request(1000, 0, 2)
+    for unknown, said in ((known, " FLOPs\n"), (SimpleNamespace(shape=None), "FLOPs unknown\n")):
+        models = {"doc": known, "chunk": unknown}
+        monkeypatch.setattr(here, "find_models", lambda _, models=models: models)
+        printer.sum_up()
+        assert capsys.readouterr().err.endswith(said)

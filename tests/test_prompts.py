@@ -64,6 +64,40 @@ def test_markup_in_a_text_stays_text(tiny: HFTokenizer) -> None:
     assert tiny.count([MARKUP, "", "a"]) == [len(ids), 0, 1]
 
 
+def test_a_unigram_tokenizer_finds_no_markup_in_a_text(tmp_path: Path) -> None:
+    """Its special tokens are in the vocabulary that it cuts text by."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    letters = [(c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz<>/"]
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -3.0), *letters]
+    unigram = Tokenizer(models.Unigram(vocabulary, 0))
+    unigram.normalizer = normalizers.NFKC()
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.decoder = decoders.Metaspace()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=unigram, **names)
+    own.save_pretrained(tmp_path)
+    assert own.eos_token_id in own("so </s> it", add_special_tokens=False)["input_ids"]
+    tokenizer = HFTokenizer(tmp_path)
+    texts = [
+        "</s>",
+        "so </s> it",
+        "a</s><s></s>b",
+        "wide \uff1c/s\uff1e",
+        "</</s>s>",
+        "plain text",
+        "",
+    ]
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert not {1, 2} & set(ids)
+        assert tokenizer.head(text, len(ids)) == text
+        assert text.startswith(tokenizer.head(text, 4))
+    assert tokenizer.count(texts) == [len(tokenizer.encode(text)) for text in texts]
+    assert len(tokenizer.encode("</s>" * 20_000)) > 80_000
+
+
 def test_specials_are_left_out_of_decoded_text(tiny: HFTokenizer) -> None:
     assert tiny.decode([tiny.special("<s>"), *tiny.encode("fox"), tiny.special("</s>")]) == "fox"
 

@@ -1,12 +1,16 @@
 """The pump: order kept, flight bounded, errors raised, nothing left running."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from proxhpc.refine.pump import Budget, ordered
+from proxhpc.corpus.document import Document
+from proxhpc.refine.pump import Budget, batch, ordered
+from proxhpc.refine.worker import BATCH, BATCH_BYTES, _items, weigh
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -144,3 +148,54 @@ def test_a_place_given_to_one_who_is_cancelled_is_given_on() -> None:
         return second.done() and second.exception() is None
 
     assert asyncio.run(main())
+
+
+def test_an_item_gives_back_the_weight_it_took() -> None:
+    weights = iter([4, 9, 4, 9, 4, 9])
+
+    async def work(number: int) -> int:
+        return number
+
+    async def main() -> Budget:
+        budget = Budget(8, 10)
+        async for _ in ordered(numbers(3), work, lambda _: next(weights), budget):
+            pass
+        return budget
+
+    assert asyncio.run(main())._free_weight == 10
+
+
+def test_a_batch_ends_by_number_and_by_weight() -> None:
+    items = iter(range(1, 10))
+    assert batch(items, 3, 100, lambda item: item) == [1, 2, 3]
+    assert batch(items, 9, 9, lambda item: item) == [4, 5]
+    assert batch(items, 9, 1, lambda item: item) == [6]
+    assert batch(items, 9, 100, lambda item: item) == [7, 8, 9]
+    assert batch(items, 9, 100, lambda item: item) == []
+
+
+@pytest.mark.parametrize(("text", "most"), [("x", BATCH), ("x" * (BATCH_BYTES // 4), 4)])
+def test_a_worker_reads_little_ahead(text: str, most: int) -> None:
+    read = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal read
+        for number in range(1000):
+            read += 1
+            yield Document(str(number), text, 0, number)
+
+    shard: Any = SimpleNamespace(items=documents, batch=None, lost=False)
+
+    async def main() -> None:
+        async with aclosing(_items(shard)) as items:
+            await anext(items)
+
+    asyncio.run(main())
+    assert read == most
+
+
+def test_a_text_weighs_what_it_takes_in_memory() -> None:
+    plain, emoji = (Document("", text, 0, 0) for text in ("x" * 1000, "\U0001f98a" * 1000))
+    assert 1000 < weigh(plain) < 1100
+    assert 4000 < weigh(emoji) < 4100
+    assert weigh("else") == 1

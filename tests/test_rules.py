@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from proxhpc.errors import UserError
 from proxhpc.program.parse import parse_chunk, parse_doc
-from proxhpc.refine.engines.base import Request
+from proxhpc.refine.engines.base import Completion, Request
 from proxhpc.refine.engines.boilerplate import badge, furniture
 from proxhpc.refine.engines.heuristics import (
     Page,
@@ -30,6 +31,7 @@ from proxhpc.refine.engines.heuristics import (
 )
 from proxhpc.refine.engines.repetition import gopher_repetition, ngram_shares
 from proxhpc.refine.engines.rules import RULES, Rule, RulesEngine
+from proxhpc.refine.pump import LARGE
 
 PROSE = """\
 The harbour of the small town had been built by fishermen long before anyone kept records.
@@ -422,3 +424,62 @@ def test_real_documents_are_judged_as_people_judge_them() -> None:
         rows = [row for row in map(orjson.loads, io.BufferedReader(reader)) if row["unanimous"]]
     right = sum((verdict(row["text"]) == "keep_doc()") == bool(row["keep"]) for row in rows)
     assert right / len(rows) >= 0.74
+
+
+def test_the_event_loop_comes_round_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals and the heartbeat wait for one answer at most; commits, for the first documents."""
+    monkeypatch.setattr("proxhpc.refine.engines.rules.BURST", 0)
+    lines = ["Home | About | Contact", "This is a sentence of some length, it says."] * 100
+    done: list[tuple[int, str]] = []
+
+    async def document(engine: RulesEngine, order: int) -> None:
+        for level in ("doc", "chunk"):
+            await engine.complete(Request(level, (), lines, 0, 9, order=order))  # type: ignore[arg-type]
+            done.append((order, level))
+
+    async def main() -> int:
+        engine, rounds = RulesEngine(), 0
+        tasks = [asyncio.ensure_future(document(engine, order)) for order in range(30)]
+        tasks[7].cancel()
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            rounds += 1
+        return rounds
+
+    assert asyncio.run(main()) >= 58
+    assert done == [(n, level) for n in range(30) if n != 7 for level in ("doc", "chunk")]
+
+
+def test_a_large_text_is_judged_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def judge(self: RulesEngine, request: Request) -> str:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return "keep_doc()"
+
+    monkeypatch.setattr(RulesEngine, "_judge", judge)
+
+    async def main() -> None:
+        engine = RulesEngine()
+        for size in (10, LARGE):
+            await engine.complete(Request("doc", (), ["x" * size], 0, 9))
+
+    asyncio.run(main())
+    assert threads == [True, False]
+
+
+def test_an_error_of_the_rules_comes_to_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(self: RulesEngine, request: Request) -> str:
+        raise ZeroDivisionError(request.lines[0])
+
+    monkeypatch.setattr(RulesEngine, "_judge", judge)
+
+    async def main() -> list[object]:
+        engine = RulesEngine()
+        asked = [Request("doc", (), [text], 0, 9) for text in "ab"]
+        asked.append(Request("chunk", (), ["Home"], 0, 9))
+        return await asyncio.gather(*map(engine.complete, asked), return_exceptions=True)
+
+    first, second, third = asyncio.run(main())
+    assert (str(first), str(second)) == ("a", "b")
+    assert isinstance(third, Completion)

@@ -1,6 +1,7 @@
 """What is asked of an engine, and what is not; the engine is a script."""
 
 import asyncio
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,19 @@ from typing import Any
 import pytest
 
 from proxhpc.corpus.document import Document
+from proxhpc.errors import StopError, UserError
 from proxhpc.manifest import Manifest
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
-from proxhpc.refine.engines.base import Completion, Request, Tokenizer
+from proxhpc.refine.engines.base import (
+    Completion,
+    EngineDiedError,
+    Request,
+    RequestError,
+    Tokenizer,
+)
 from proxhpc.refine.ledger import Row
-from proxhpc.refine.refiner import Refiner
+from proxhpc.refine.prompts import LEAST_ROOM
+from proxhpc.refine.refiner import ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
 
 LINES = [f"This is line number {n} of a page of some length, as pages are." for n in range(40)]
@@ -246,3 +255,83 @@ def test_a_copy_does_not_share_its_firsts_failure() -> None:
     rows = refine(Script(answer), [SHORT, SHORT, SHORT], dedup={"before": "exact"})
     assert [row.reason for row in rows] == ["internal_error", "", ""]
     assert [row.flags for row in rows] == [(), (), ("copy",)]
+
+
+def test_a_refused_window_leaks_nothing_and_the_account_is_right() -> None:
+    def answer(request: Request) -> str:
+        if request.level == "chunk" and "number 20 " in "".join(request.lines):
+            raise RequestError("its grammar does not compile")
+        return keep(request)
+
+    class Slow(Script):
+        async def complete(self, request: Request) -> Completion:
+            await asyncio.sleep(0.001 * request.first_line)
+            done = await super().complete(request)
+            self.spent += len(request.prompt)
+            return done
+
+        spent = 0
+
+    engine = Slow(answer)
+    (row,) = refine(engine, [TEXT])
+    assert (row.status, row.reason) == ("quarantined", "request_refused")
+    counts = row.count()
+    assert counts.doc.prompt_tokens + counts.chunk.prompt_tokens == engine.spent > 0
+    assert len(row.windows) == len(engine.asked) - 2 > 1
+    assert (row.tokens_in, row.tokens_out) == (len(TEXT), 0)
+    assert Row.decode(row.encode()) == row
+
+
+def test_what_kills_the_engine_comes_before_what_is_refused() -> None:
+    def answer(request: Request) -> str:
+        raise EngineDiedError("died") if request.first_line else RequestError("refused")
+
+    with pytest.raises(EngineDiedError):
+        refine(Script(answer), [TEXT], doc=False)
+
+
+def test_texts_of_one_prompt_are_asked_about_each_under_its_own_grammar() -> None:
+    class Composing(Words):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(unicodedata.normalize("NFC", text))
+
+    def answer(request: Request) -> str:
+        return f'normalize(source_str="{request.lines[0].split()[0]}", target_str="")'
+
+    composed = "caf\u00e9 one two three four five six seven eight nine ten eleven twelve"
+    engine = Script(answer)
+    engine.tokenizer = Composing()
+    texts = [composed, unicodedata.normalize("NFD", composed)]
+    rows = refine(engine, texts, doc=False, stage={"grammar": "strings"})
+    assert [(row.status, row.rejected) for row in rows] == [("edited", {})] * 2
+    assert engine.asked[0].prompt == engine.asked[1].prompt
+
+
+def test_what_a_window_says_itself_ends_no_program() -> None:
+    """It may be quoted: `normalize(source_str="call keep_all() now", ...)`."""
+    engine = Script(keep)
+    refine(engine, ["Home | About\nAdvert: call keep_all() now", "Home"], doc=False)
+    quoting, other = (set(request.stop) for request in engine.asked)
+    assert other - quoting == {"keep_all()"}
+    assert "untouch_doc()" in quoting
+
+
+def test_a_budget_without_room_for_a_line_is_refused() -> None:
+    frame = len("[doc]\n[/doc]")
+    for prompt in range(1, frame + LEAST_ROOM):
+        with pytest.raises(UserError, match="its frame is 12 tokens"):
+            refine(Script(keep), ["a line"], doc=False, stage={"max_prompt_tokens": prompt})
+    engine = Script(keep)
+    least = {"max_prompt_tokens": frame + LEAST_ROOM}
+    refine(engine, ["a line"], doc=False, stage=least)
+    assert len(engine.asked) == 1
+
+
+def test_errors_of_one_text_are_one_error() -> None:
+    def fails(request: Request) -> str:
+        raise ZeroDivisionError("a defect")
+
+    rows = refine(Script(fails), [TEXT] * (ERRORS_IN_A_ROW + 5))
+    assert {row.reason for row in rows} == {"internal_error"}
+    with pytest.raises(StopError, match=f"{ERRORS_IN_A_ROW} documents in a row"):
+        refine(Script(fails), [f"{n} {TEXT}" for n in range(ERRORS_IN_A_ROW)])

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.refine.windows import MAX_CHARS_PER_TOKEN, LineTokens, Window, pack
+from proxhpc.refine.windows import (
+    CALL_CHARS,
+    CALL_LINES,
+    MAX_CHARS_PER_TOKEN,
+    LineTokens,
+    Window,
+    pack,
+)
 
 
 class Letters:
@@ -67,6 +74,20 @@ def test_a_huge_line_is_counted_in_pieces() -> None:
     assert tokens.counts == [1, 2 * longest + 7, 0]
     assert max(map(len, tokenizer.calls[0])) == longest
     assert len(tokenizer.calls) == 1
+
+
+@pytest.mark.parametrize(("line", "number"), [("a", 20_000), ("word " * 1000, 1000)])
+def test_no_call_of_the_tokenizer_is_large(line: str, number: int) -> None:
+    tokenizer = Letters()
+    tokens = LineTokens(tokenizer, "\n".join([line] * number), 100)
+    assert tokens.counts == [len(line)] * number
+    assert len(tokenizer.calls) > 2
+    assert max(map(len, tokenizer.calls)) <= CALL_LINES
+    assert max(sum(map(len, call)) for call in tokenizer.calls) < CALL_CHARS + len(line)
+
+
+def test_any_budget_will_do() -> None:
+    assert LineTokens(Letters(), "abc\n\nd", 0).counts == [3, 0, 1]
 
 
 def test_without_a_tokenizer_bytes_are_counted() -> None:

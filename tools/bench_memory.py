@@ -5,13 +5,12 @@
 All documents are in one shard. Each is the start of one of the corpus behind a line of its own, so
 that no two are alike and every bounded memory of the worker fills. The engine answers at once and
 keeps nothing; all else is the real worker: reading, tokenising, windows, programs, commits. Each
-number of documents is a process of its own, and what it printed is the kernel's account of it.
+number of documents is a process of its own, and what is printed is the most that it ever held.
 """
 
 import argparse
 import itertools
 import multiprocessing
-import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,14 @@ def _child(folder: Path, model: Path, out: Any) -> None:
     with patch("proxhpc.refine.refiner.make_engine", instant):
         run_worker(run.dir, Assignment(), lambda _: None)
     (beat,) = latest(run.dir)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    out.send((len(run.plan.shards), beat.counts.documents, beat.busy_seconds, peak))
+    out.send((len(run.plan.shards), beat.counts.documents, beat.busy_seconds, peak_memory()))
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held; `ru_maxrss` begins with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    (kib,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(kib) * 1024
 
 
 def main() -> int:

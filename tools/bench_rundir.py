@@ -93,6 +93,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--dir", type=Path, help="on the file system to measure (else TMPDIR)")
     options = parser.parse_args()
+    if options.processes < 1 or not 1 <= options.workers <= options.shards // 2:
+        parser.error("there must be a process, a worker, and two shards for each worker")
     with tempfile.TemporaryDirectory(prefix="bench-rundir-", dir=options.dir) as name:
         run = plan_run(Path(name), options.shards)
         size = run.plan.stat().st_size
@@ -109,6 +111,8 @@ def main() -> int:
             player.start()
         for player in players:
             player.join()
+        if any(player.exitcode for player in players):
+            raise SystemExit("a player failed; see above")
         seconds = time.perf_counter() - began
         plan = Plan.load(run)
         done = options.shards - sum(1 for _ in missing(run, plan))

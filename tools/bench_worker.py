@@ -73,6 +73,7 @@ class Bare:
     def __init__(self, options: EngineOptions, model: Path, *, caching: bool) -> None:
         self.options, self.model = options, resolve_model(str(model))
         self.context = self.model.context_length(options.max_model_len)
+        self.stop_ids = sorted({*self.model.stop_ids, *HFTokenizer(model).stop_ids})  # as ours
         self.run = self._vllm if options.name == "vllm" else self._transformers
         if options.name == "vllm":
             from vllm import LLM
@@ -96,7 +97,7 @@ class Bare:
         from proxhpc.refine.engines.vllm_engine import sampling
 
         began = time.perf_counter()
-        limits = [sampling(request, self.model.stop_ids) for request in requests]
+        limits = [sampling(request, self.stop_ids) for request in requests]
         for limit in limits:
             limit.detokenize = True  # as it is unless one says otherwise
         prompts = [TokensPrompt(prompt_token_ids=list(r.prompt)) for r in requests]
@@ -186,13 +187,19 @@ def _published_windows(tokenizer: Any, text: str) -> Iterator[tuple[list[str], i
 
 
 class Recorded:
-    """Our engine, with a list of what it was asked."""
+    """Our engine, with a list of what it was asked, and when it was closed."""
+
+    closed = 0.0
 
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self.engine, self.requests = engine, requests
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
-        self.close = engine.close
+
+    async def close(self) -> None:
+        """Note the time, close it: by then the last shard is published."""
+        self.closed = time.perf_counter()
+        await self.engine.close()
 
     async def complete(self, request: Request) -> Completion:
         """Note the request, pass it on."""
@@ -201,23 +208,27 @@ class Recorded:
 
 
 def worker(folder: Path, requests: Sequence[Request]) -> Result:
-    """One worker on a planned run; its time is from the first lease to the last commit."""
+    """One worker on a planned run; its time is until the last shard is published, less its boot."""
     from proxhpc.refine.worker import Assignment, run_worker
     from proxhpc.status.beats import latest
 
     asked: list[Request] = []
+    engines: list[Recorded] = []
 
     async def recorded(*arguments: Any) -> Engine:
-        return Recorded(await make_engine(*arguments), asked)
+        engines.append(Recorded(await make_engine(*arguments), asked))
+        return engines[-1]
 
     run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    began = time.perf_counter()
     with patch("proxhpc.refine.refiner.make_engine", recorded):
         run_worker(run.dir, Assignment(), lambda _: None)
     (beat,) = latest(run.dir)
     counts = beat.counts
     if counts.documents != len(_rows(folder)) or counts.quarantined:
         raise SystemExit(f"not every document was refined: {counts}")
-    return Result(beat.busy_seconds, counts.doc + counts.chunk, tuple(asked))
+    seconds = engines[-1].closed - began - beat.boot_seconds
+    return Result(seconds, counts.doc + counts.chunk, tuple(asked))
 
 
 WAYS: dict[str, Callable[[Path, Sequence[Request]], Result]] = {

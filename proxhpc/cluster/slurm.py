@@ -221,8 +221,14 @@ def ended(arrays: Sequence[str]) -> list[Ended]:
 
 
 def user() -> str:
-    """The name of the user that this process runs as, whatever the environment claims."""
-    return pwd.getpwuid(os.getuid()).pw_name
+    """The name of the user that this process runs as, whatever the environment claims.
+
+    The number where a directory service does not answer; Slurm takes it for most purposes.
+    """
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def seconds_left() -> float | None:

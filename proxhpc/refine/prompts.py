@@ -14,6 +14,9 @@ from proxhpc.refine.engines.base import Tokenizer
 SYSTEM = "You are a helpful, respectful and honest assistant."
 # Characters a token is first taken to cover when a long document is cut; doubled where too few.
 _CHARS_PER_TOKEN = 5
+LEAST_ROOM = (
+    32  # tokens of a window: one numbered line of some words; less would leave all as it is
+)
 
 _Wrap = Callable[[Tokenizer, str], list[int]]
 
@@ -52,10 +55,20 @@ class PromptStyle:
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
-        frame = len(self.ask(tokenizer, ""))
-        if frame > budget:
+        self._check(len(self.ask(tokenizer, "")), 0, budget)
+
+    def chunk_room(self, tokenizer: Tokenizer, budget: int) -> int:
+        """Tokens of numbered lines that a prompt may hold; UserError where those are too few."""
+        frame = self.chunk_overhead(tokenizer)
+        self._check(frame, LEAST_ROOM, budget)
+        return budget - frame
+
+    def _check(self, frame: int, least: int, budget: int) -> None:
+        if frame + least > budget:
+            more = f", its text takes {least}" if least else ""
             raise UserError(
-                f"prompt {self.name}: its frame is {frame} tokens, the longest prompt {budget}",
+                f"prompt {self.name}: its frame is {frame} tokens{more}, the longest prompt "
+                f"{budget}",
                 hint="raise max_prompt_tokens of this stage or engine.max_model_len",
             )
 

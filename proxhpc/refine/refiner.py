@@ -6,7 +6,8 @@ windows; a chunk program edits each; the row says what came of it.
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
@@ -19,12 +20,21 @@ from proxhpc.refine.engines import make_engine
 from proxhpc.refine.engines.base import Engine, EngineDiedError, RequestError
 from proxhpc.refine.ledger import Call, Row, set_aside, text_digest
 from proxhpc.refine.memo import Memo, digest
-from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, LARGE, Budget
 from proxhpc.refine.stage import MEMO_BYTES, Answer, StageRunner
 from proxhpc.refine.windows import LineTokens
 
 T = TypeVar("T")
 ERRORS_IN_A_ROW = 20  # then it is no matter of single documents
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What a document has taken so far: that stays in the account whatever becomes of it."""
+
+    tokens: int = 0
+    doc: Call | None = None
+    windows: tuple[Call, ...] = ()
 
 
 class Refiner:
@@ -45,16 +55,18 @@ class Refiner:
         if doc and chunk and doc.engine is chunk.engine and doc.engine.cache_tokens:
             self._room = Budget(IN_FLIGHT_DOCUMENTS, doc.engine.cache_tokens // 2)
         self._orders = count()
-        self._errors = 0
+        self._turn = asyncio.Lock()
+        self._errors: set[str] = set()
 
     async def refine(self, document: Document) -> Row:
         """The document's row. What goes wrong with this document alone quarantines it."""
+        spent = _Spent()
         try:
-            row = await self._row(document)
+            row = await self._row(document, spent)
         except (RetryError, StopError, asyncio.CancelledError):
             raise
         except RequestError as error:
-            return set_aside(document, "request_refused", str(error))
+            return _set_aside(document, spent, "request_refused", str(error))
         except (OSError, MemoryError) as error:
             raise EngineDiedError(
                 f"this machine cannot go on: {type(error).__name__}: {error}"
@@ -62,20 +74,20 @@ class Refiner:
         except Exception as error:
             if "can't start new thread" in str(error):
                 raise EngineDiedError(f"this machine cannot go on: {error}") from error
-            return self._internal(document, error)
-        self._errors = 0
+            return self._internal(document, spent, error)
+        self._errors.clear()
         return row
 
-    def _internal(self, document: Document, error: Exception) -> Row:
+    def _internal(self, document: Document, spent: _Spent, error: Exception) -> Row:
         """Set aside a document that met a defect of ours, unless nothing else is met any more."""
-        self._errors += 1
-        if self._errors >= ERRORS_IN_A_ROW:
+        self._errors.add(text_digest(document.text))  # copies meet the same
+        if len(self._errors) >= ERRORS_IN_A_ROW:
             raise StopError(
-                f"{self._errors} documents in a row met an error within proxhpc or the engine: "
+                f"{ERRORS_IN_A_ROW} documents in a row met an error within proxhpc or the engine: "
                 f"{type(error).__name__}: {error}",
                 hint="the worker's log has the traceback; please report it",
             ) from error
-        return set_aside(document, "internal_error", traceback.format_exc())
+        return _set_aside(document, spent, "internal_error", traceback.format_exc())
 
     async def close(self) -> None:
         """Close the engines."""
@@ -83,59 +95,70 @@ class Refiner:
         for engine in engines.values():
             await engine.close()
 
-    async def _row(self, document: Document) -> Row:
+    async def _row(self, document: Document, spent: _Spent) -> Row:
         if self._copies is None:
-            return await self._refine(document)
+            return await self._refine(document, spent)
         key = digest(document.text.encode("utf-8", "surrogatepass"))
-        row, again = await self._copies.get(key, lambda: self._refine(document))
+        row, again = await self._copies.get(key, lambda: self._refine(document, spent))
         return row.copy(document) if again else row
 
-    async def _refine(self, document: Document) -> Row:
+    async def _refine(self, document: Document, spent: _Spent) -> Row:
         order = next(self._orders)
-        tokens = await self._off_loop(self._count, document.text)
+        tokens = await self._off_loop(document, self._count, document.text)
+        spent.tokens = tokens.total
         if self._room is None:
-            return await self._ask(document, tokens, order)
+            return await self._ask(document, tokens, order, spent)
         await self._room.acquire(tokens.total)
         try:
-            return await self._ask(document, tokens, order)
+            return await self._ask(document, tokens, order, spent)
         finally:
             self._room.release(tokens.total)
 
-    async def _ask(self, document: Document, tokens: LineTokens, order: int) -> Row:
+    async def _ask(self, document: Document, tokens: LineTokens, order: int, spent: _Spent) -> Row:
         text, lines = document.text, tokens.lines
         answers: list[Answer] = []
         verdict: Emitted | None = None
-        doc_call: Call | None = None
         if self.doc:
             answer = await self.doc.judge(text, lines, order)
-            doc_call = answer.call
-            verdict = doc_call.emitted if doc_call else None
+            spent.doc = answer.call
+            verdict = answer.call.emitted if answer.call else None
             answers.append(answer)
         dropped = verdict and doc_verdict(verdict, self.policy).action == "drop"
-        calls: tuple[Call, ...] = ()
         if self.chunk and not dropped:
             chunk = self.chunk
-            questions = await self._off_loop(chunk.questions, lines, tokens.counts, order)
-            edits = await asyncio.gather(*map(chunk.edit, questions))
-            calls = tuple(edit.call for edit in edits if edit.call)
-            answers += edits
-        outcome = replay(text, verdict, [c.window for c in calls], self.policy, self.style)
+            questions = await self._off_loop(document, chunk.questions, lines, tokens.counts, order)
+            edits = await asyncio.gather(*map(chunk.edit, questions), return_exceptions=True)
+            answered = [edit for edit in edits if isinstance(edit, Answer)]
+            spent.windows = tuple(edit.call for edit in answered if edit.call)
+            _raise_worst(edits)
+            answers += answered
+        windows = [call.window for call in spent.windows]
+        outcome = await self._aside(
+            document, replay, text, verdict, windows, self.policy, self.style
+        )
         refined = tokens.total if outcome.text == text else 0
         if outcome.text and outcome.text != text:
-            refined = await self._off_loop(tokens.of, outcome.text)
+            refined = await self._off_loop(document, tokens.of, outcome.text)
         flags = tuple(dict.fromkeys(answer.flag for answer in answers if answer.flag))
-        return _row(document, (doc_call, calls), outcome, (tokens.total, refined), flags)
+        return _row(document, (spent.doc, spent.windows), outcome, (tokens.total, refined), flags)
 
     def _count(self, text: str) -> LineTokens:
         if self._last is None:
             return LineTokens(None, text, 0)
         return LineTokens(self._last.engine.tokenizer, text, self._last.window_tokens)
 
-    async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _off_loop(self, document: Document, function: Callable[..., T], *arguments: Any) -> T:
         """Run `function`, in a thread where it tokenises: that would hold up the engine."""
         if self._last is None or self._last.engine.tokenizer is None:
-            return function(*arguments)
+            return await self._aside(document, function, *arguments)
         return await asyncio.to_thread(function, *arguments)
+
+    async def _aside(self, document: Document, function: Callable[..., T], *arguments: Any) -> T:
+        """Run `function`, for a large document in a thread, one at a time: Python has but one."""
+        if len(document.text) < LARGE:
+            return function(*arguments)
+        async with self._turn:
+            return await asyncio.to_thread(function, *arguments)
 
 
 def chunk_style(manifest: Manifest) -> Style:
@@ -169,6 +192,18 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
             await engine.close()
         raise
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
+
+
+def _raise_worst(results: Sequence[object]) -> None:
+    """Raise the error among results, if there is one: first what is not a single request's."""
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, RequestError)):
+        raise error
+
+
+def _set_aside(document: Document, spent: _Spent, reason: str, detail: str) -> Row:
+    row = set_aside(document, reason, detail)
+    return replace(row, doc=spent.doc, windows=spent.windows, tokens_in=spent.tokens)
 
 
 def _row(

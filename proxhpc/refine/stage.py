@@ -54,10 +54,11 @@ class StageRunner:
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._number_costs: dict[int, int] = {}
         if tokenizer := engine.tokenizer:
-            self.style.check(tokenizer, self.budget)
             if stage.level == "chunk":
-                room = self.budget - self.style.chunk_overhead(tokenizer)
+                room = self.style.chunk_room(tokenizer, self.budget)
                 self.window_tokens = min(stage.window_tokens, room)
+            else:
+                self.style.check(tokenizer, self.budget)
             (self._call_tokens,) = tokenizer.count([_CALL])
 
     async def judge(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
@@ -129,8 +130,11 @@ class StageRunner:
     ) -> Request:
         own, first = lines[window.start : window.stop], self._first(window)
         limit, grammar = self._limit(window), self._grammar(own, first)
+        # What stands in the window may be quoted, and must not end the program that quotes it.
+        text = "\n".join(own)
+        stop = tuple(mark for mark in self._stop if mark not in text)
         loops = self.policy != "reference"
-        return Request("chunk", prompt, own, first, limit, self._stop, grammar, order, loops)
+        return Request("chunk", prompt, own, first, limit, stop, grammar, order, loops)
 
     def _number_cost(self, number: int) -> int:
         digits = len(str(number))
@@ -177,8 +181,9 @@ class StageRunner:
         if not request.prompt:
             done, again = await self.engine.complete(request), False
         else:
-            # The prompt says the rest: a window's limit and grammar follow from its lines.
-            key = digest(array("I", request.prompt).tobytes())
+            # Texts that a tokenizer makes alike may yet differ in what may be answered.
+            rest = repr((request.max_new_tokens, request.stop, request.grammar))
+            key = digest(array("I", request.prompt).tobytes(), rest.encode())
             done, again = await self._memo.get(key, lambda: self.engine.complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
         return Call(start, stop, done.text, done.finish, *tokens, again)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from proxhpc.plan import BYTES_PER_TOKEN
 from proxhpc.refine.engines.base import Tokenizer
+from proxhpc.refine.pump import batch
 
 # A line of more characters a token than this is over any budget of its own length or is not text
 # (one token of a long run of spaces or dashes covers 16 to 128).
 MAX_CHARS_PER_TOKEN = 64
+# Of one call of the tokenizer, whose answer takes some KiB a line and 100 bytes a token.
+CALL_LINES, CALL_CHARS = 8192, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class LineTokens:
 
     def __init__(self, tokenizer: Tokenizer | None, text: str, longest: int) -> None:
         """A line that `longest` tokens cannot cover is counted in pieces."""
-        self._tokenizer, self._longest = tokenizer, longest * MAX_CHARS_PER_TOKEN
+        self._tokenizer, self._longest = tokenizer, max(1, longest) * MAX_CHARS_PER_TOKEN
         self.lines = text.split("\n")
         self.counts = self._count(self.lines)
         self._known = dict(zip(self.lines, self.counts, strict=True))
@@ -80,20 +83,19 @@ class LineTokens:
         return sum(self._known[line] for line in lines) + len(lines) - 1
 
     def _count(self, lines: Sequence[str]) -> list[int]:
-        """One call of the tokenizer, never with a line that would cost it much memory."""
+        """Tokens of each line; no call of the tokenizer with so much that it costs much memory."""
         if self._tokenizer is None:
             return [_estimate(line) for line in lines]
-        if max(map(len, lines), default=0) <= self._longest:
-            return self._tokenizer.count(lines)
-        pieces = [
+        pieces = (
             (number, line[at : at + self._longest])
             for number, line in enumerate(lines)
-            for at in range(0, len(line), self._longest)
-        ]
+            for at in range(0, max(1, len(line)), self._longest)
+        )
         counts = [0] * len(lines)
-        counted = self._tokenizer.count([piece for _, piece in pieces])
-        for (number, _), count in zip(pieces, counted, strict=True):
-            counts[number] += count
+        while some := batch(pieces, CALL_LINES, CALL_CHARS, lambda piece: len(piece[1])):
+            counted = self._tokenizer.count([piece for _, piece in some])
+            for (number, _), count in zip(some, counted, strict=True):
+                counts[number] += count
         return counts
 
 

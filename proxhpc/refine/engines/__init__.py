@@ -1,6 +1,5 @@
 """Engines: what writes the programs. Each is imported only when it is asked for."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from proxhpc.errors import UserError
@@ -59,8 +58,7 @@ async def _lasting_vllm(options: "EngineOptions", model: "ModelRef") -> Engine:
 
     async def start() -> Engine:
         share = options.gpu_memory_utilization
-        # In a thread: a worker that starts its engine again must not fall silent for so long.
-        await asyncio.to_thread(wait_for_memory, share, devices if isinstance(devices, int) else 1)
+        await wait_for_memory(share, devices if isinstance(devices, int) else 1)
         return VLLMEngine(
             model,
             dtype=options.dtype,

@@ -1,5 +1,6 @@
 """The memory of GPUs, asked of nvidia-smi: this process must not touch CUDA before its engine."""
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -12,20 +13,21 @@ PAUSE_S = 2.0
 _QUERY = ("--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits")
 
 
-def wait_for_memory(share: float, devices: int = 1) -> None:
+async def wait_for_memory(share: float, devices: int = 1) -> None:
     """Wait until `share` of the memory of the first visible devices is free, as vLLM wants it.
 
     A process that has just ended may hold it for a while. After WAIT_S the engine is tried all
     the same and says what it lacks. Where memory cannot be told, nothing is waited for.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    every = ",".join(map(str, range(devices)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
     names = [name for name in visible if name.strip()][:devices]
     end = time.monotonic() + WAIT_S
-    while busy := [name for name in names if _lacks(name, share)]:
+    while busy := [name for name in names if await asyncio.to_thread(_lacks, name, share)]:
         if time.monotonic() > end:
             log.warning("device %s: %.0f %% of its memory is not free", busy[0], 100 * share)
             return
-        time.sleep(PAUSE_S)
+        await asyncio.sleep(PAUSE_S)
 
 
 def _lacks(device: str, share: float) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from proxhpc.errors import RetryError
+from proxhpc.errors import ProxError
 from proxhpc.refine.engines.base import Completion, Engine, EngineDiedError, Request
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,11 @@ class LastingEngine:
         await self._engine.close()
         try:
             self._engine = await self._start()
-        except RetryError as failure:
+        except Exception as failure:  # no document's fault, whatever it is
+            what = failure.message if isinstance(failure, ProxError) else repr(failure)
             raise EngineDiedError(
-                f"{error.message}, and no other did start: {failure.message}", hint=failure.hint
+                f"{error.message}, and no other did start: {what}",
+                hint=getattr(failure, "hint", ""),
             ) from failure
 
     async def close(self) -> None:

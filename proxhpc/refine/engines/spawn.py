@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 from proxhpc.refine.process import start_time
 
@@ -43,32 +45,65 @@ for pid, start in watched:
 
 
 @contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Ignore the signals of SIGNALS meanwhile, then restore their handlers.
+def signals_deferred() -> Iterator[None]:
+    """Hold the signals of SIGNALS back meanwhile; processes of multiprocessing ignore them.
 
-    Children started inside inherit it. A signal that comes meanwhile is lost: a worker that is
-    told to stop while it boots has nothing in flight. Only the main thread can change handlers,
-    so elsewhere this does nothing.
+    A process born while its parent ignores a signal does so, too. So the parent ignores them for
+    the milliseconds of each birth, and only what comes just then is lost; all else is raised
+    again at the end, when the handlers of before are back. Only the main thread can change
+    handlers, so elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    came: list[int] = []
+    start = BaseProcess.start
+
+    def start_deaf(process: BaseProcess) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            start(process)
+            return
+        with _handlers(signal.SIG_IGN):
+            start(process)
+
+    try:
+        with _handlers(lambda number, _: came.append(number)):
+            BaseProcess.start = start_deaf  # type: ignore[assignment, method-assign]
+            try:
+                yield
+            finally:
+                BaseProcess.start = start  # type: ignore[method-assign]
+    finally:
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def _handlers(
+    handler: Callable[[int, FrameType | None], object] | signal.Handlers,
+) -> Iterator[None]:
+    """Handle the signals of SIGNALS so meanwhile, then as before."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, old in before.items():
             # None: the handler was not set from Python and cannot be set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+_using: list[Path] = []  # this process's scratch folder, once for each engine that uses it
 
 
 def node_local_environment() -> Path:
     """Set what vLLM reads from the environment, where the user has not; returns a scratch folder.
 
-    No network and no telemetry; caches in the scratch folder, so that workers of one node never
-    write the same files; a block of ports by process id; logs to standard error.
+    No network and no telemetry; caches in the scratch folder, one for all engines of this process,
+    so that workers of one node never write the same files; a block of ports by process id; logs
+    to standard error.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="proxhpc-engine-"))
+    scratch = _using[0] if _using else Path(tempfile.mkdtemp(prefix="proxhpc-engine-"))
+    _using.append(scratch)
     port = FIRST_PORT + os.getpid() % PORT_BLOCKS * PORTS_PER_WORKER
     defaults = {
         "HF_HUB_OFFLINE": "1",
@@ -93,7 +128,10 @@ def node_local_environment() -> Path:
 
 
 def drop_scratch(scratch: Path) -> None:
-    """Remove a scratch folder and the settings that point into it."""
+    """Remove the scratch folder, with the last engine that uses it, and what points into it."""
+    _using.remove(scratch)
+    if _using:
+        return
     for name in CACHES:
         if Path(os.environ.get(name, "/")).is_relative_to(scratch):
             del os.environ[name]

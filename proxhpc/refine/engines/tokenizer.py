@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from proxhpc.errors import UserError
 
@@ -48,12 +49,38 @@ class HFTokenizer:
             tokenizer.no_padding()
         self._text.encode_special_tokens = True
         self._markup.encode_special_tokens = False
+        self._never: frozenset[int] = frozenset()
+        self._never = self._find_leaks()
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
             self._check_conversion(path / "tokenizer.model")
         self._frames: dict[str | None, tuple[list[int], str, str, list[int]]] = {}
         added = self._markup.encode("", add_special_tokens=True).ids
         self.bos: Sequence[int] = [i for i in added[:1] if i == own.bos_token_id]
         self.stop_ids: Sequence[int] = [i for i in [own.eos_token_id] if i is not None]
+
+    def _find_leaks(self) -> frozenset[int]:
+        """Ids that a text must not have and yet gets: Unigram models find them in their vocabulary.
+
+        UserError where cutting the text does not help.
+        """
+        specials = {
+            number: added.content
+            for number, added in self._markup.get_added_tokens_decoder().items()
+            if added.special and number != self._own.unk_token_id  # as any unknown letter
+        }
+        leaks = frozenset(
+            number
+            for number, name in specials.items()
+            if number in self.encode(name) + self.encode(f"a{name}b") + self.encode(f"a {name} b")
+        )
+        self._never = leaks
+        for number in leaks:
+            if number in self.encode(f"a {specials[number]} b"):
+                raise UserError(
+                    f"this tokenizer takes {specials[number]!r} in a text for its special token",
+                    hint="choose a model whose tokenizer keeps text and special tokens apart",
+                )
+        return leaks
 
     def _check_conversion(self, file: Path) -> None:
         """Raise UserError unless the converted tokenizer agrees with its SentencePiece model."""
@@ -68,20 +95,44 @@ class HFTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` alone, without special tokens added or recognised in it."""
-        ids: list[int] = self._text.encode(text, add_special_tokens=False).ids
-        return ids
+        return [number for _, piece in self._pieces(text) for number in piece.ids]
+
+    def _pieces(self, text: str) -> list[tuple[str, Any]]:
+        """The text and its tokens, cut inside of whatever would become a special token."""
+        tokens = self._text.encode(text, add_special_tokens=False)
+        if not self._never or self._never.isdisjoint(tokens.ids):
+            return [(text, tokens)]
+        cuts = [
+            start + 1
+            for number, (start, end) in zip(tokens.ids, tokens.offsets, strict=True)
+            if number in self._never and start + 1 < end
+        ]
+        if not cuts:
+            return [(text, tokens)]
+        ends = [*cuts, len(text)]
+        parts = [text[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
+        return [piece for part in parts for piece in self._pieces(part)]
 
     def count(self, lines: Sequence[str]) -> list[int]:
         """Token counts of each line by itself."""
         batch = self._text.encode_batch_fast(list(lines), add_special_tokens=False)
-        return [len(encoding) for encoding in batch]
+        if not self._never:
+            return [len(tokens) for tokens in batch]
+        return [
+            len(tokens) if self._never.isdisjoint(tokens.ids) else len(self.encode(line))
+            for line, tokens in zip(lines, batch, strict=True)
+        ]
 
     def head(self, text: str, tokens: int) -> str:
         """The longest start of `text` that the first `tokens` of its tokens cover."""
-        offsets = self._text.encode(text, add_special_tokens=False).offsets
-        if tokens >= len(offsets):
+        ends: list[int] = []
+        at = 0
+        for part, piece in self._pieces(text):
+            ends += [at + end for _, end in piece.offsets]
+            at += len(part)
+        if tokens >= len(ends):
             return text
-        return text[: max((end for _, end in offsets[: max(tokens, 0)]), default=0)]
+        return text[: max(ends[: max(tokens, 0)], default=0)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.models import ModelRef
 from proxhpc.refine.engines.base import (
     Completion,
+    EngineDiedError,
     Finish,
     Request,
     RequestError,
@@ -85,7 +86,7 @@ class TransformersEngine:
         self._thread.start()
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request. RequestError when it is too long, RetryError on failure."""
+        """Answer one request. RequestError when it is too long, EngineDiedError on failure."""
         check_request(request, self.max_model_len)
         if request.grammar is not None:
             raise RequestError(
@@ -96,13 +97,13 @@ class TransformersEngine:
         pending = _Pending(request, loop.create_future(), loop)
         with self._changed:
             if self._closing:
-                raise RetryError("the transformers engine has been closed")
+                raise _closed()
             self._waiting.append(pending)
             self._changed.notify()
         return await pending.future
 
     async def close(self) -> None:
-        """Stop behind the batch at work, refuse what waits, free the device. Never raises."""
+        """Stop at the next token, refuse what is open, free the device. Never raises."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -114,7 +115,7 @@ class TransformersEngine:
         while batch := self._next_batch():
             self._answer(batch)
         for pending in self._waiting:
-            pending.answer(RetryError("the transformers engine has been closed"))
+            pending.answer(_closed())
 
     def _next_batch(self) -> list[_Pending]:
         """The oldest request and those nearest to it in length; empty when closing."""
@@ -136,7 +137,10 @@ class TransformersEngine:
     def _answer(self, batch: Sequence[_Pending]) -> None:
         """Answer a batch; in two halves, and so on, when the device's memory is too small."""
         try:
-            completions = self._generate([pending.request for pending in batch])
+            completions = self._generate(
+                [pending.request for pending in batch],
+                lambda: self._closing or all(pending.future.cancelled() for pending in batch),
+            )
         except Exception as error:  # whatever torch raises must reach those who wait
             if len(batch) > 1 and _out_of_memory(error):
                 log.warning("no memory for %d prompts at a time: halving", len(batch))
@@ -150,8 +154,10 @@ class TransformersEngine:
         for pending, completion in zip(batch, completions, strict=True):
             pending.answer(completion)
 
-    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Greedy completions of left-padded prompts."""
+    def _generate(
+        self, requests: Sequence[Request], given_up: Callable[[], bool]
+    ) -> list[Completion]:
+        """Greedy completions of left-padded prompts; RetryError where they are given up."""
         import torch
         from transformers import StoppingCriteriaList
 
@@ -162,7 +168,7 @@ class TransformersEngine:
             ids[row, width - len(request.prompt) :] = torch.tensor(list(request.prompt))
             mask[row, width - len(request.prompt) :] = 1
         longest = max(request.max_new_tokens for request in requests)
-        ends = _ends(requests, self._tokenizer, width)
+        ends = _ends(requests, self._tokenizer, width, given_up)
         with torch.inference_mode():
             out = self._model.generate(
                 ids.to(self._device),
@@ -196,7 +202,9 @@ class TransformersEngine:
         stop = end_of(text, request.stop)
         finish: Finish = "stop"
         if end is None and stop is None:
-            finish = "loop" if request.end_loops and is_loop(new) else "length"
+            # The limit comes first where both do, as in vLLM.
+            full = len(new) >= request.max_new_tokens
+            finish = "loop" if request.end_loops and not full and is_loop(new) else "length"
         return Completion(
             text=text[:stop],
             finish=finish,
@@ -206,7 +214,9 @@ class TransformersEngine:
         )
 
 
-def _ends(requests: Sequence[Request], tokenizer: Tokenizer, width: int) -> Any:
+def _ends(
+    requests: Sequence[Request], tokenizer: Tokenizer, width: int, given_up: Callable[[], bool]
+) -> Any:
     """A stopping criterion that ends each row at its own limit or stop string, or in a loop.
 
     Its `lengths` are the rows' numbers of new tokens; rows that end otherwise have their limit.
@@ -222,6 +232,8 @@ def _ends(requests: Sequence[Request], tokenizer: Tokenizer, width: int) -> Any:
             self.lengths = [request.max_new_tokens for request in requests]
 
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            if given_up():
+                raise _closed()
             new = input_ids.shape[1] - width
             for row, request in enumerate(requests):
                 if new >= self.lengths[row] or not (request.stop or request.end_loops):
@@ -297,8 +309,15 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
+def _closed() -> RetryError:
+    return RetryError("the transformers engine has been closed")
+
+
 def _failure(error: Exception) -> ProxError:
-    failure = RetryError(
+    """What to tell those who wait: that the engine has died, unless it was told to end."""
+    if isinstance(error, ProxError):
+        return error
+    failure = EngineDiedError(
         f"the transformers engine failed: {type(error).__name__}: {error}",
         hint="out of memory? Lower engine.batch_size, or take a bigger device.",
     )

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from itertools import count
 from multiprocessing import resource_tracker
 from typing import Any
@@ -27,7 +28,7 @@ from proxhpc.refine.engines.spawn import (
     Tie,
     drop_scratch,
     node_local_environment,
-    signals_ignored,
+    signals_deferred,
 )
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.process import descendants, start_time
@@ -92,12 +93,12 @@ class VLLMEngine:
         resource_tracker.ensure_running()  # this process's own, not a child of the engine
         before = descendants(os.getpid())
         try:
-            with signals_ignored():
+            with signals_deferred():
                 self._engine = _start(arguments, dtype, options or {})
-            cache = self._engine.vllm_config.cache_config
-            self.cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
-            self._children = descendants(os.getpid()) - before
-            self._tie.watch(self._children)
+                self._children = descendants(os.getpid()) - before
+                self._tie.watch(self._children)
+            config = self._engine.vllm_config.cache_config
+            self.cache_tokens: int = (config.num_gpu_blocks or 0) * config.block_size
         except BaseException:
             self._tie.watch(descendants(os.getpid()) - before)
             self._tie.release()
@@ -127,20 +128,24 @@ class VLLMEngine:
             self._dead = "the vLLM engine has died; its last words are in the worker's log"
             raise EngineDiedError(self._dead) from error
         except EngineGenerateError as error:
-            raise RetryError(f"vLLM could not answer a request: {error.__cause__}") from error
+            raise EngineDiedError(f"vLLM could not answer a request: {error.__cause__}") from error
         except (VLLMValidationError, ValueError) as error:
             raise RequestError(f"vLLM refuses a request: {error}") from error
         if final is None or final.outputs[0].finish_reason not in _FINISH:
-            raise RetryError("vLLM ended a request without an answer")
+            raise EngineDiedError("vLLM ended a request without an answer")
         return self._completion(final, request.stop)
 
     async def close(self) -> None:
         """End the core and every other child, remove scratch files. Never raises."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._dead = "the vLLM engine has been closed"
         engine, self._engine = self._engine, None
         if engine is None:
             return
         try:
+            # Who still waits for an answer of an engine that has not died would do so for ever.
+            engine.output_processor.propagate_error(EngineDeadError())
             # Not in a thread: the loop would see the core end and report it as a crash.
             engine.shutdown(timeout=SHUTDOWN_S)
         except Exception:  # whatever state it is in, its processes are ended below
@@ -183,11 +188,13 @@ def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
     )
 
 
+@cache
 def _loops() -> dict[str, Any]:
-    """The option that ends what `is_loop` tells, where this vLLM has it."""
+    """The option that ends what `is_loop` tells, where this vLLM has it; told once if not."""
     try:
         from vllm.sampling_params import RepetitionDetectionParams
     except ImportError:
+        log.warning("this vLLM is too old to end answers that repeat themselves: they run on")
         return {}
     found = RepetitionDetectionParams(
         min_pattern_size=LOOP_TOKENS[0], max_pattern_size=LOOP_TOKENS[-1], min_count=LOOP_COUNT
