@@ -14,9 +14,7 @@ from proxhpc.refine.engines.base import Tokenizer
 SYSTEM = "You are a helpful, respectful and honest assistant."
 # Characters a token is first taken to cover when a long document is cut; doubled where too few.
 _CHARS_PER_TOKEN = 5
-LEAST_ROOM = (
-    32  # tokens of a window: one numbered line of some words; less would leave all as it is
-)
+LEAST_ROOM = 32  # tokens of a window: a numbered line of some words
 
 _Wrap = Callable[[Tokenizer, str], list[int]]
 
