@@ -28,11 +28,11 @@ def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The corpus in PROXHPC_DATA; else the demo corpus six times over, no two copies alike."""
+    """The corpus in PROXHPC_DATA; else the demo corpus four times over, no two copies alike."""
     own = Path(os.environ.get("PROXHPC_DATA", "")) / "corpus_sample.jsonl.zst"
     if own.is_file():
         return [own]
-    return demo_copies(tmp_path_factory.mktemp("demo"), 6)
+    return demo_copies(tmp_path_factory.mktemp("demo"), 4)
 
 
 @pytest.fixture(scope="module")
