@@ -31,8 +31,10 @@ from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
 from proxhpc.status.judge import FATAL
 
-ROUNDS_WITHOUT_PROGRESS = 3
-PAUSES = (0, 60, 300)  # seconds before a round, after none, one, and more that brought nothing
+ROUNDS_WITHOUT_PROGRESS = 5
+# Seconds before a round, after so many that brought nothing: what hinders them (a file system, a
+# licence server, preemption while models load) may need most of an hour to pass.
+PAUSES = (0, 60, 300, 900, 1800)
 CONTROL_PAUSES = (10, 30, 60, 120, 240, 240)  # seconds; within the control job's half hour
 
 

@@ -480,12 +480,12 @@ def test_rounds_that_bring_nothing_wait_longer_and_longer(tmp_path: Path) -> Non
     run = planned(tmp_path)
     journal = Journal(run.dir)
     pauses = []
-    for number in range(4):
+    for number in range(5):
         around = Round(run.dir, run.plan, 3, number == 0)
         pauses.append(around.pause("refine"))
         work = Work("refine", print, [()], around.about)
         intend(journal, number, work, arrays=1, chained=True)
-    assert pauses == [0, 60, 300, 300]
+    assert pauses == [0, 60, 300, 900, 1800]
     with pytest.raises(StopError, match="in a row brought nothing"):
         Round(run.dir, run.plan, 3, False).check("refine")
 

@@ -49,7 +49,7 @@ from slurm_reaper import processes
 PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
 SUBMITTING = POINTS[POINTS.index("advance held") : POINTS.index("all released") + 1]
 STALE_AFTER = 30  # seconds; a frozen worker sleeps longer
-PATIENCE = 420  # seconds that a run may take once nothing more is done to it
+PATIENCE = 2400  # seconds that a run may take once nothing more is done to it
 DISK_MB = 192
 WORKERS = 6  # more than an array of MaxArraySize 5 holds
 FEWEST = 10  # events of a run, if it lasts for them
