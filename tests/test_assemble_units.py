@@ -41,7 +41,7 @@ def test_replay_of_some_records_reads_no_further(tmp_path: Path) -> None:
     run.plan.inputs[2].path.unlink()
     run = replace(run, plan=Plan.load(run.dir))
     assert list(replay_shard(run.dir, run.plan, 0, [2])) == [everything[2]]
-    with pytest.raises(StopError, match=r"c\.jsonl"):
+    with pytest.raises(RetryError, match=r"c\.jsonl"):
         list(replay_shard(run.dir, run.plan, 0, [38]))
 
 
