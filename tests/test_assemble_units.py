@@ -25,7 +25,7 @@ from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.assemble.sketch import SKETCH, normalise
 from proxhpc.corpus.document import Document
-from proxhpc.errors import ProxError, RetryError, StopError
+from proxhpc.errors import ProxError, RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.ledger import Row
 from runs import planned
