@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from proxhpc.refine.leaser import missing, sweep
 from proxhpc.refine.progress import ProgressLog
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
+from proxhpc.site import Resources, Site
 from proxhpc.status.beats import latest
 from proxhpc.status.judge import FATAL
 
@@ -139,9 +140,7 @@ class Round:
         """Raise StopError if another round would bring nothing."""
         if self.about["by_hand"]:
             return
-        rounds = [entry for entry in Journal(self.run).read() if not entry.abandoned]
-        by_hand = [i for i, entry in enumerate(rounds) if entry.about["by_hand"]]
-        rounds = rounds[by_hand[-1] :] if by_hand else rounds
+        rounds = Journal(self.run).since_by_hand()
         if rounds and self.about["fatal"] > rounds[0].about["fatal"]:
             raise StopError(
                 f"the {phase} stopped: {self.fatal[-1].message}",
@@ -160,11 +159,7 @@ class Round:
 
     def _empty(self, phase: str) -> int:
         """Rounds in a row, up to now, that brought nothing."""
-        rounds = [entry for entry in Journal(self.run).read() if not entry.abandoned]
-        by_hand = [i for i, entry in enumerate(rounds) if entry.about["by_hand"]]
-        rounds = [
-            entry for entry in rounds[by_hand[-1] if by_hand else 0 :] if entry.phase == phase
-        ]
+        rounds = [e for e in Journal(self.run).since_by_hand() if e.phase == phase]
         keys = ("published", "committed", "deaths", "merged")
         now = [self.about[key] for key in keys]
         same = [[entry.about[key] for key in keys] == now for entry in reversed(rounds)]
@@ -173,68 +168,74 @@ class Round:
 
 def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
     if active := backend.active("refine"):
-        said = (
-            f"{_counted(active, 'worker')} at it or waiting, {_counted(around.left, 'shard')} left"
-        )
-        return Step("refine", "waiting", _followed(run, backend, around, said))
+        left = _counted(around.left, "shard")
+        said = f"{_counted(active, 'worker')} at it or waiting, {left} left"
+        return _waiting(run, backend, around, "refine", said)
     around.check("refine")
     resources = recorded_site(run).resources("refine")
-    per_node = resources.tasks_per_node
-    elements = min(backend.elements(resources), -(-around.left // per_node))
-    of = elements * per_node
-    arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
-    failing = backend.failing(around.worked)
-    exclude = tuple(sorted(failing))
-    pause = around.pause("refine")
-    work = Work("refine", tasks.refine_element, arguments, around.about, exclude, pause)
-    ids = backend.submit(work, _control(run, exclude))
-    told = [f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}: {_named(ids)}"]
-    return Step("refine", "submitted", "\n".join([*told, *_left_out(failing)]))
+    work = refine_work(run, resources, backend.elements(resources), around.left)
+    of = len(work.arguments) * resources.tasks_per_node
+    said = f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}"
+    return _submitted(run, backend, around, work, said)
 
 
 def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
     if backend.active("merge"):
-        said = "the merge waits or runs"
-        return Step("merge", "waiting", _followed(run, backend, around, said))
+        return _waiting(run, backend, around, "merge", "the merge waits or runs")
     leases = Leases(run, Owner.me("look"), Queue().alive)
-    if attempt := leases.held().get("merge"):
-        owner = leases.holder("merge", attempt)
-        if owner and leases.alive(owner, run.lease("merge", attempt)) is not False:
+    if held := leases.current("merge"):
+        attempt, owner = held
+        if leases.alive(owner, run.lease("merge", attempt)) is not False:
             raise RetryError(
                 f"a merge of this run is at work, or was ({owner.host}, process {owner.pid})",
                 hint="launch again when it has ended",
             )
     around.check("merge")
     sweep(run, plan)
-    cpus = recorded_site(run).resources("merge").cpus
+    work = merge_work(run, recorded_site(run))
+    return _submitted(run, backend, around, work, "every shard is refined; merging")
+
+
+def refine_work(run: RunDir, resources: Resources, most: int, left: int) -> Work:
+    """Workers for the shards that are left, in `most` array elements or fewer."""
+    per_node = resources.tasks_per_node
+    elements = min(most, -(-left // per_node))
+    of = elements * per_node
+    arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
+    return Work("refine", tasks.refine_element, arguments, {})
+
+
+def merge_work(run: RunDir, site: Site) -> Work:
+    """The merge, in as many processes as the site gives it cores."""
+    return Work("merge", tasks.merge, [(str(run.root), site.resources("merge").cpus)], {})
+
+
+def control_work(run: RunDir) -> Work:
+    """The job that takes the next step."""
+    return Work("control", advance_job, [(str(run.root),)], {})
+
+
+def _submitted(run: RunDir, backend: Backend, around: Round, work: Work, said: str) -> Step:
     failing = backend.failing(around.worked)
     exclude = tuple(sorted(failing))
-    pause = around.pause("merge")
-    work = Work("merge", tasks.merge, [(str(run.root), cpus)], around.about, exclude, pause)
-    ids = backend.submit(work, _control(run, exclude))
-    told = [f"every shard is refined; merging: {_named(ids)}", *_left_out(failing)]
-    return Step("merge", "submitted", "\n".join(told))
-
-
-def _left_out(failing: dict[str, int]) -> list[str]:
-    return [
+    phase = work.phase
+    work = replace(work, about=around.about, exclude=exclude, delay=around.pause(phase))
+    ids = backend.submit(work, replace(control_work(run), exclude=exclude))
+    told = [f"{said}: {_named(ids)}"]
+    told += [
         f"node {node} is left out: the last {count} jobs there ended at once"
         for node, count in sorted(failing.items())
     ]
+    return Step("refine" if phase == "refine" else "merge", "submitted", "\n".join(told))
 
 
-def _followed(run: RunDir, backend: Backend, around: Round, said: str) -> str:
-    """Put a control job behind what is at work, should it have none; `said`, and whether it did."""
-    work = _control(run, (), around.about)
-    return (
-        f"{said}\nits control job was gone: another one follows" if backend.follow(work) else said
-    )
-
-
-def _control(
-    run: RunDir, exclude: tuple[str, ...] = (), about: dict[str, int] | None = None
-) -> Work:
-    return Work("control", advance_job, [(str(run.root),)], about or {}, exclude)
+def _waiting(
+    run: RunDir, backend: Backend, around: Round, phase: Literal["refine", "merge"], said: str
+) -> Step:
+    """Nothing but to wait; should what is at work have no control job behind it, it gets one."""
+    if backend.follow(replace(control_work(run), about=around.about)):
+        said += "\nits control job was gone: another one follows"
+    return Step(phase, "waiting", said)
 
 
 def _counted(number: int, what: str) -> str:

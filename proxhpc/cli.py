@@ -11,6 +11,7 @@ from proxhpc.errors import ProxError, UserError
 if TYPE_CHECKING:
     from proxhpc.rundir import RunDir
 
+LEAST_RAM = 16 << 20  # bytes for matching
 STORY = """\
 Refine pre-training corpora on Slurm clusters with small language models that write programs.
 
@@ -218,7 +219,6 @@ def _cancel(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from proxhpc import verify
     from proxhpc.advance import alone
-    from proxhpc.status.terminal import safe
 
     _at_least(1, "--processes", arguments.processes)
     run = _open(arguments)
@@ -227,12 +227,12 @@ def _verify(arguments: argparse.Namespace) -> int:
         _print_json(proof.to_dict(run))
     else:
         for line in verify.lines(run, proof):
-            print(safe(line))
+            print(_safe(line))
     if arguments.repair and not proof.good:
         with alone(run):
             taken = verify.repair(run, proof)
         for path in taken:
-            print(f"taken away: {safe(path)}", file=sys.stderr)
+            print(f"taken away: {_safe(path)}", file=sys.stderr)
     return 0 if proof.good else 4
 
 
@@ -337,7 +337,6 @@ def _schema(arguments: argparse.Namespace) -> None:
     _print_json((manifest if arguments.kind == "manifest" else site).json_schema())
 
 
-LEAST_RAM = 16 << 20  # bytes for matching
 COMMANDS = {
     "plan": _plan,
     "launch": _launch,

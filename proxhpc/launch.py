@@ -9,13 +9,13 @@ from pathlib import Path
 
 import orjson
 
-from proxhpc.advance import Step, advance, advance_job, alone
+from proxhpc.advance import Step, advance, alone, control_work, merge_work, refine_work
 from proxhpc.assemble.merge import what_is_lost
-from proxhpc.cluster import slurm, tasks
+from proxhpc.cluster import slurm
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import interrupt
-from proxhpc.cluster.work import Work, recorded_site
+from proxhpc.cluster.work import recorded_site
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, load_manifest
@@ -52,8 +52,7 @@ def prepare(
         return _take_up(RunDir(manifest_path.absolute()), site, freeze)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
-    recorded = site is None and run.site.exists()
-    chosen = recorded_site(run) if recorded else choose_site(manifest, site)
+    chosen = _site_of(run, manifest, site)
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
@@ -72,9 +71,7 @@ def _take_up(run: RunDir, site: str | None, freeze: bool) -> Run:
     A launch that was killed before it recorded one leaves the manifest's.
     """
     plan = Plan.load(run)
-    recorded = site is None and run.site.exists()
-    chosen = recorded_site(run) if recorded else choose_site(plan.manifest, site)
-    return _on_site(Run(run, plan, chosen), freeze)
+    return _on_site(Run(run, plan, _site_of(run, plan.manifest, site)), freeze)
 
 
 def _on_site(run: Run, freeze: bool) -> Run:
@@ -92,6 +89,13 @@ def _on_site(run: Run, freeze: bool) -> Run:
 def _record(run: Run) -> None:
     site = run.site.model_dump(mode="json", exclude_unset=True)
     write_atomic(run.dir.site, orjson.dumps(site))
+
+
+def _site_of(run: RunDir, manifest: Manifest, given: str | None) -> Site:
+    """The site that was given, else that of the latest launch, else the manifest's."""
+    if given is None and run.site.exists():
+        return recorded_site(run)
+    return choose_site(manifest, given)
 
 
 def choose_site(manifest: Manifest, given: str | None) -> Site:
@@ -152,22 +156,17 @@ def rehearse(run: Run) -> list[tuple[PhaseName, str, str]]:
             hint="proxhpc plan says what would happen",
         )
     resources = run.site.resources("refine")
-    per_node = resources.tasks_per_node
-    elements = range(min(resources.jobs, -(-len(run.plan.shards) // per_node)))
-    root = str(run.dir.root)
-    workers = [(root, element, per_node, len(elements) * per_node) for element in elements]
-    works = [Work("refine", tasks.refine_element, workers, {})]
-    works.append(Work("merge", tasks.merge, [(root, run.site.resources("merge").cpus)], {}))
+    works = [refine_work(run.dir, resources, resources.jobs, len(run.plan.shards))]
+    works.append(merge_work(run.dir, run.site))
     if run.site.submit_from_jobs:
-        works.append(Work("control", advance_job, [(root,)], {}))
+        works.append(control_work(run.dir))
     return backend.preview(works)
 
 
 def cancel(run: RunDir) -> list[str]:
     """End every job of a run; ids or names for people. What was committed stays."""
     plan = Plan.load(run)
-    site = recorded_site(run) if run.site.exists() else choose_site(plan.manifest, None)
-    return make_backend(run, plan, site).cancel()
+    return make_backend(run, plan, _site_of(run, plan.manifest, None)).cancel()
 
 
 def _reopen(run: RunDir) -> str:

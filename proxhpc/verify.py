@@ -8,7 +8,6 @@ launch makes just that again.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.replay import Tile
+from proxhpc.assemble.replay import Seen, Tile
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.assemble.tiling import uncovered
 from proxhpc.corpus.document import End
@@ -166,20 +165,10 @@ def _read(run: RunDir, plan: Plan, shard: int) -> Read:
     for span, end in zip(spans, ends, strict=True):
         own = [r for r in rows if r.file == span.file and span.start <= r.position]
         own = [r for r in own if span.stop is None or r.position < span.stop]
-        status = Counter(row.status for row in own)
-        tiles.append(
-            Tile(
-                file=span.file,
-                start=span.start,
-                stop=span.stop,
-                end=end.position,
-                at_eof=end.at_eof,
-                blank=end.blank,
-                first=own[0].position if own else -1,
-                last=own[-1].position if own else -1,
-                **{name: status[name] for name in ("kept", "edited", "dropped", "quarantined")},
-            )
-        )
+        seen = Seen()
+        for row in own:
+            seen.add(row)
+        tiles.append(seen.tile(span, end))
     if sum(tile.records for tile in tiles) != len(rows):
         return shard, Counts(), [], "it has rows outside of its spans"
     return shard, counts, tiles, ""

@@ -18,11 +18,9 @@ import xxhash
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError
 
-EXACT, SHARED_ID, NEAR = (
-    0,
-    1,
-    2,
-)  # bands: hash of the text, hash of the id, and the first of MinHash
+EXACT, SHARED_ID = 0, 1  # bands: the hash of the text, and that of the id
+NEAR = 2  # the first band of MinHash
+BYTES_PER_KEY = 64  # at the peak of matching: keys, documents, their order, and copies
 
 Keys = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.uint32]
@@ -41,6 +39,11 @@ def write_bands(path: Path, bands: Sequence[tuple[Keys, Numbers]]) -> str:
     data = b"".join(pieces)
     write_atomic(path, data)
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def damaged(path: Path) -> StopError:
+    """Return the error that a file of the merge is not as it was written."""
+    return StopError(f"{path} is damaged", hint="delete it and merge again: it is made anew")
 
 
 def digest(path: Path) -> str:
@@ -64,9 +67,7 @@ class BandFile:
         with path.open("rb") as file:
             head = file.read(_HEADER.size)
             if len(head) < _HEADER.size or head[:8] != _MAGIC:
-                raise StopError(
-                    f"{path} is damaged", hint="delete it and merge again: it is made anew"
-                )
+                raise damaged(path)
             _, count, _ = _HEADER.unpack(head)
             self.sizes: tuple[int, ...] = struct.unpack(f"<{count}Q", file.read(8 * count))
         starts = np.cumsum([_HEADER.size + 8 * count, *(12 * size for size in self.sizes)])
@@ -90,6 +91,3 @@ def ranges(keys: int, memory: int) -> Iterator[tuple[int, int]]:
     count = max(1, -(-keys * BYTES_PER_KEY // memory))
     edges = [(1 << 64) * i // count for i in range(count + 1)]
     yield from pairwise(edges)
-
-
-BYTES_PER_KEY = 64  # at the peak of matching: keys, documents, their order, and copies

@@ -1,5 +1,7 @@
 """Sets of duplicates, from pairs of documents, on arrays over those documents alone."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -57,14 +59,20 @@ class Forest:
         self._pairs = np.stack([documents[others], documents[first[others]]], axis=1)
 
 
+def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Which rows of sorted columns begin a run of equals, and for each row where its run begins."""
+    leads = np.ones(len(columns[0]), np.bool_)
+    leads[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]
+
+
 def survivors(firsts: Documents, chars: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
     """For each document of a set, the place of its set's survivor: the longest, then the first.
 
     `firsts` and `chars` are of the documents of all sets, in input order.
     """
     order = np.lexsort((~chars, firsts))  # stable: equals stay in input order
-    leads = np.ones(len(order), np.bool_)
-    leads[1:] = firsts[order][1:] != firsts[order][:-1]
+    _, begins = leaders(firsts[order])
     out = np.empty(len(order), np.int64)
-    out[order] = order[leads][np.cumsum(leads) - 1]
+    out[order] = order[begins]
     return out

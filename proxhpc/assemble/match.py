@@ -15,7 +15,7 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from proxhpc.assemble.bands import SHARED_ID, ranges
+from proxhpc.assemble.bands import SHARED_ID, damaged, ranges
 from proxhpc.assemble.clusters import Documents, Forest, survivors
 from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
 from proxhpc.assemble.pool import Pool
@@ -30,7 +30,6 @@ from proxhpc.assemble.sketch import (
 )
 from proxhpc.assemble.tiling import check_tiling
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.errors import StopError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
@@ -139,9 +138,7 @@ def read_match(run: RunDir) -> Match | None:
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise StopError(
-            f"{run.match} is damaged", hint="delete it and merge again: it is made anew"
-        ) from error
+        raise damaged(run.match) from error
 
 
 def load_alive(run: RunDir, group: int, documents: int) -> Flags:
@@ -150,7 +147,7 @@ def load_alive(run: RunDir, group: int, documents: int) -> Flags:
 
 
 class Alive:
-    """Which documents of a run are no duplicates, a bit each."""
+    """Which documents of a run are no duplicates."""
 
     def __init__(self, sketches: Sketches, dropped: Documents) -> None:
         self._edges = sketches.firsts
@@ -226,37 +223,22 @@ def _duplicates(
 
 
 def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents) -> int:
-    """Write the pairs as (shard, record, shard, record, similarity); how many differ in text."""
+    """Write the pairs as (shard, record, shard, record, thousandths alike); how many differ."""
     differ = 0
     columns = np.empty((len(dropped), 5), np.uint32)
     for start in range(0, len(dropped), SLICE):
         part = slice(start, start + SLICE)
-        for side, documents in ((0, dropped[part]), (2, kept[part])):
-            rows = sketches.rows(documents)
-            columns[part, side], columns[part, side + 1] = rows["shard"], rows["number"]
-        same = _same(sketches, dropped[part], kept[part])
-        columns[part, 4] = _thousandths(sketches, dropped[part], kept[part], same)
-        differ += int((~same).sum())
+        lost, stays = dropped[part], kept[part]
+        one, other = sketches.rows(lost), sketches.rows(stays)
+        for column, rows in ((0, one), (2, other)):
+            columns[part, column], columns[part, column + 1] = rows["shard"], rows["number"]
+        apart = (one["high"] != other["high"]) | (one["low"] != other["low"])
+        alike = np.full(len(lost), 1000, np.uint32)
+        alike[apart] = 1000 * estimate(sketches, np.stack([lost[apart], stays[apart]], axis=1))
+        columns[part, 4] = alike
+        differ += int(apart.sum())
     save_array(run.pairs, columns)
     return differ
-
-
-def _thousandths(
-    sketches: Sketches, dropped: Documents, kept: Documents, same: Flags
-) -> npt.NDArray[np.uint32]:
-    """How alike duplicates and survivors are: 1000 for the same text, else as estimated."""
-    out = np.full(len(dropped), 1000, np.uint32)
-    out[~same] = 1000 * estimate(sketches, np.stack([dropped[~same], kept[~same]], axis=1))
-    return out
-
-
-def _same(sketches: Sketches, left: Documents, right: Documents) -> Flags:
-    """Whether documents have the same text, pair by pair."""
-    if not len(left):
-        return np.ones(0, np.bool_)
-    one, other = sketches.rows(left), sketches.rows(right)
-    same: Flags = (one["high"] == other["high"]) & (one["low"] == other["low"])
-    return same
 
 
 def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> Documents:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
-from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs
+from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs, leaders
 from proxhpc.assemble.minhash import Signatures, similarity
 from proxhpc.assemble.sketch import Sketch, groups
 from proxhpc.plan import Plan
@@ -113,11 +113,8 @@ def find_pairs(documents: Sketches, task: Task, threshold: float) -> Pairs:
 def same_text(numbers: Documents, sketches: Sketch) -> Pairs:
     """Documents with the same 128 bits, each with the first of them."""
     order = np.lexsort((sketches["low"], sketches["high"]))
-    high, low = sketches["high"][order], sketches["low"][order]
-    leads = np.ones(len(order), np.bool_)
-    leads[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    first = order[leads][np.cumsum(leads) - 1]
-    return np.stack([numbers[order[~leads]], numbers[first[~leads]]], axis=1)
+    leads, begins = leaders(sketches["high"][order], sketches["low"][order])
+    return np.stack([numbers[order[~leads]], numbers[order[begins[~leads]]]], axis=1)
 
 
 def _alike(
@@ -125,10 +122,8 @@ def _alike(
 ) -> Iterator[Pairs]:
     """Documents compared with the first of their key, and the rest with the first of the rest."""
     for _ in range(LEADERS):
-        leads = np.ones(len(keys), np.bool_)
-        leads[1:] = keys[1:] != keys[:-1]
-        leader = numbers[leads][np.cumsum(leads) - 1]
-        pairs = np.stack([numbers[~leads], leader[~leads]], axis=1)
+        leads, begins = leaders(keys)
+        pairs = np.stack([numbers[~leads], numbers[begins[~leads]]], axis=1)
         alike = estimate(documents, pairs) >= threshold
         yield pairs[alike]
         keys, numbers = repeated(keys[~leads][~alike], numbers[~leads][~alike])

@@ -86,7 +86,7 @@ class _Replay:
             if following is None:
                 return
             self.plan.check_input(span.file)
-            seen = _Seen()
+            seen = Seen()
             for item in self.plan.read(span):
                 if isinstance(item, End):
                     ends.append(item)
@@ -204,7 +204,7 @@ class _Ledger:
         )
 
 
-class _Seen:
+class Seen:
     """Records of one span so far."""
 
     def __init__(self) -> None:
@@ -212,12 +212,14 @@ class _Seen:
         self.status: Counter[str] = Counter()
 
     def add(self, row: Row) -> None:
+        """Take the next record's row."""
         if self.first < 0:
             self.first = row.position
         self.last = row.position
         self.status[row.status] += 1
 
     def tile(self, span: Span, end: End) -> Tile:
+        """The span, read up to its end."""
         return Tile(
             file=span.file,
             start=span.start,

@@ -20,7 +20,7 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.bands import digest, write_bands
+from proxhpc.assemble.bands import damaged, digest, write_bands
 from proxhpc.assemble.minhash import band_keys, signatures, slots
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row
@@ -159,11 +159,6 @@ def check_files(run: RunDir, receipt: Receipt) -> None:
             raise damaged(path)
 
 
-def damaged(path: Path) -> StopError:
-    """Return the error that a file of the merge is not as it was written."""
-    return StopError(f"{path} is damaged", hint="delete it and merge again: it is made anew")
-
-
 def ledger_tail(path: Path) -> str:
     """Identify a ledger by its length and its last bytes, which hold its own digest."""
     try:
@@ -182,11 +177,12 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).lower().split())
 
 
-def save_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array as .npy, whole or not at all."""
+def save_array(path: Path, array: npt.NDArray[Any]) -> str:
+    """Write an array as .npy, whole or not at all; the file's digest."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
+    return xxhash.xxh3_128_hexdigest(buffer.getbuffer())
 
 
 @dataclass
@@ -272,7 +268,6 @@ class _Group:
             shard,
             item.number,
         )
-
         if near := self.plan.manifest.dedup.near:
             self.waiting.append(own := shingles(text, near.shingle))
             self.weight += len(own) + BATCH // 4096
@@ -300,8 +295,8 @@ class _Group:
         own = np.concatenate([np.empty((0, near.bands * near.rows), np.uint32), *self.slots])
         some = np.delete(numbers, self.bare)
         bands += [(keys, some) for keys in band_keys(own[some], near.bands)]
-        save_array(signed, signatures(own))
-        return write_bands(self.run.bands(self.group), bands), digest(signed)
+        made = save_array(signed, signatures(own))
+        return write_bands(self.run.bands(self.group), bands), made
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
+from proxhpc.assemble.bands import damaged
 from proxhpc.assemble.listings import Name, Place
 from proxhpc.assemble.match import Match
 from proxhpc.assemble.sketch import Receipt, spans_of
@@ -130,9 +131,7 @@ class MergeSummary:
         except FileNotFoundError:
             return None
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise StopError(
-                f"{run.merge_summary} is damaged", hint="delete it and merge again: it is made anew"
-            ) from error
+            raise damaged(run.merge_summary) from error
 
 
 def summarise(

@@ -67,6 +67,12 @@ class Journal:
                 out[number].abandoned = event == "abandoned"
         return list(out.values())
 
+    def since_by_hand(self) -> list[Submission]:
+        """Those that were not given up, from the last one on that a person launched."""
+        kept = [entry for entry in self.read() if not entry.abandoned]
+        by_hand = [place for place, entry in enumerate(kept) if entry.about["by_hand"]]
+        return kept[by_hand[-1] :] if by_hand else kept
+
     def write(self, event: str, intent: int, **more: Any) -> None:
         """Append one line and make it durable."""
         line = {"t": round(time.time(), 3), "event": event, "intent": intent} | more

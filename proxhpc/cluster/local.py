@@ -80,9 +80,11 @@ class LocalBackend:
     def cancel(self) -> list[str]:
         """Tell the launcher to stop, which lets its processes commit. RetryError if elsewhere."""
         leases = Leases(self.run, Owner.me("cancel"), lambda job: None)
-        attempt = leases.held().get("advance")
-        owner = leases.holder("advance", attempt) if attempt else None
-        if owner is None or (alive := owner.runs()) is False:
+        held = leases.current("advance")
+        if held is None:
+            return []
+        _, owner = held
+        if (alive := owner.runs()) is False:
             return []
         if alive is None:
             raise RetryError(

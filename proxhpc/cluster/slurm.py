@@ -28,10 +28,18 @@ def available() -> bool:
 
 def run(*command: str) -> str:
     """Standard output of a Slurm command. RetryError when it fails or does not answer."""
+    done = _call(*command)
+    if done.returncode:
+        raise RetryError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _call(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command, with `given` on its input. RetryError when it does not answer."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             errors="replace",
@@ -42,9 +50,6 @@ def run(*command: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RetryError(f"{command[0]} did not answer: {error}") from error
-    if done.returncode:
-        raise RetryError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
 
 
 @contextmanager
@@ -67,6 +72,11 @@ class Job:
     state: str  # PENDING, RUNNING, COMPLETING, …
     comment: str
     reason: str
+
+    @property
+    def phase(self) -> str:
+        """The phase of a run that it was submitted for, as its comment says; "" if none."""
+        return [*self.comment.split(":"), "", "", ""][2]
 
     @property
     def array(self) -> str:
@@ -163,16 +173,10 @@ def submit_limit(account: str | None, qos: str | None) -> int | None:
 def test_only(script: str) -> str:
     """What sbatch says when it would run a script, or why it would not."""
     try:
-        done = subprocess.run(
-            ["sbatch", "--test-only"],
-            input=script,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"sbatch did not answer: {error}"
+        with clean_environment():
+            done = _call("sbatch", "--test-only", given=script)
+    except RetryError as error:
+        return error.message
     return (done.stderr or done.stdout).strip()
 
 

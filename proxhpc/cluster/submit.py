@@ -33,11 +33,7 @@ class SlurmBackend:
 
     def active(self, phase: PhaseName) -> int:
         """Elements of this phase in the queue, this job itself left out."""
-        me = slurm_element()
-        jobs = self.queue.jobs(self.plan.run_id)
-        # What is being cleaned up works no more, and a control job starts before that is over.
-        jobs = [job for job in jobs if job.state not in slurm.ENDING and job.id != me]
-        return sum(1 for job in jobs if job.comment.split(":")[2] == phase)
+        return sum(1 for job in self._others() if job.phase == phase)
 
     def elements(self, resources: Resources) -> int:
         """As many as the workers need, and the limit on submitted jobs leaves beside a follow-up.
@@ -78,10 +74,8 @@ class SlurmBackend:
     def follow(self, then: Work) -> bool:
         """Put `then` behind what is in the queue, unless a job of its phase is there."""
         self.queue.forget()
-        me = slurm_element()
-        jobs = self.queue.jobs(self.plan.run_id)
-        jobs = [job for job in jobs if job.state not in slurm.ENDING and job.id != me]
-        phases = {job.comment.split(":")[2] for job in jobs}
+        jobs = self._others()
+        phases = {job.phase for job in jobs}
         if not self.site.submit_from_jobs or not jobs or then.phase in phases:
             return False
         journal = Journal(self.run)
@@ -98,8 +92,7 @@ class SlurmBackend:
         for work in works:
             made = script.executor(self.run, self.plan, self.site, work, intent=0)
             text = script.text(made, len(self._windows(work)[0].arguments))
-            with slurm.clean_environment():
-                out.append((work.phase, text, slurm.test_only(text)))
+            out.append((work.phase, text, slurm.test_only(text)))
         return out
 
     def reconcile(self) -> list[str]:
@@ -121,9 +114,7 @@ class SlurmBackend:
         Of those since a person last launched, who may have mended the node, and without elements
         that `worked`. Where all nodes fail the fault is not a node's, and none is named.
         """
-        entries = [e for e in Journal(self.run).read() if not e.abandoned]
-        by_hand = [i for i, entry in enumerate(entries) if entry.about["by_hand"]]
-        recent = entries[by_hand[-1] :] if by_hand else entries
+        recent = Journal(self.run).since_by_hand()
         arrays = [job for entry in recent for job in entry.jobs.get(entry.phase, ())]
         nodes: dict[str, list[bool]] = defaultdict(list)
         for ended in slurm.ended(arrays):
@@ -148,11 +139,18 @@ class SlurmBackend:
             if time.monotonic() > deadline:
                 raise RetryError(f"{len(jobs)} jobs of this run are still in the queue")
             # Control jobs first: one that runs may be about to submit more.
-            for job in sorted(jobs, key=lambda job: ":control:" not in job.comment):
+            for job in sorted(jobs, key=lambda job: job.phase != "control"):
                 if job.array not in gone or job.state == "PENDING":
                     slurm.run("scancel", job.array)
                 gone[job.array] = None
             time.sleep(1)
+
+    def _others(self) -> list[slurm.Job]:
+        """The run's jobs but this one, that wait or work."""
+        me = slurm_element()
+        jobs = self.queue.jobs(self.plan.run_id)
+        # What is being cleaned up works no more, and a control job starts before that is over.
+        return [job for job in jobs if job.state not in slurm.ENDING and job.id != me]
 
     def _windows(self, work: Work) -> list[Work]:
         """The work in arrays that a cluster takes."""

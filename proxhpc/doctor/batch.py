@@ -163,8 +163,7 @@ def _submission(site: Site) -> Finding:
         for name, value in options.items()
         if value is not None
     ]
-    with slurm.clean_environment():
-        said = slurm.test_only("\n".join(["#!/bin/sh", *lines, "#SBATCH --nodes=1", "true", ""]))
+    said = slurm.test_only("\n".join(["#!/bin/sh", *lines, "#SBATCH --nodes=1", "true", ""]))
     good = " to start at " in said
     return Finding(
         "sbatch --test-only",

@@ -146,6 +146,14 @@ class Leases:
                 out[name] = max(out.get(name, 0), int(attempt))
         return out
 
+    def current(self, name: str) -> tuple[int, Owner] | None:
+        """The highest attempt on `name` and who holds it; None where nobody does."""
+        while attempt := self.held().get(name, 0):
+            if owner := self.holder(name, attempt):
+                return attempt, owner
+            # released between the two looks
+        return None
+
     def holder(self, name: str, attempt: int) -> Owner | None:
         """Who holds it; None when it was released meanwhile."""
         try:
@@ -206,10 +214,8 @@ def hold(
 
 
 def _acquire(leases: Leases, name: str) -> Lease:
-    while attempt := leases.held().get(name, 0):
-        owner = leases.holder(name, attempt)
-        if owner is None:
-            continue  # released between the two looks
+    while held := leases.current(name):
+        attempt, owner = held
         alive = leases.alive(owner, leases.run.lease(name, attempt))
         if alive:
             what = "launch" if name == "advance" else name

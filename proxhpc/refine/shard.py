@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from proxhpc.account.counts import Counts
 from proxhpc.corpus.disk import publish
@@ -145,33 +146,43 @@ def open_shard(
         lease.release()
         return None
     reach("attempt created")
+    writer = None
     try:
-        progress = Progress()
-        if earlier:
-            best = max(earlier, key=lambda attempt: attempt.stat().st_size)
-            progress = resume(best, frames, plan.digest, index)
-        writer = LedgerWriter(frames, plan.digest, index, progress)
-        if died:
-            writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
-        if problem := progress.care.problem(index):
-            writer.note(Care())  # whoever launches again has looked
-            raise problem
-        if lease.lost():  # frozen since the lease was taken: the files are another's now
-            raise FileNotFoundError(path)
-    except BaseException as error:
+        progress = _resumed(earlier, frames, plan, index)
+        if progress is not None:
+            writer = LedgerWriter(frames, plan.digest, index, progress)
+            if died:
+                writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
+            if problem := progress.care.problem(index):
+                writer.note(Care())  # whoever launches again has looked
+                raise problem
+            if lease.lost():  # frozen since the lease was taken: the files are another's now
+                writer = None
+    except BaseException:
         frames.close()
-        if isinstance(error, FileNotFoundError):
-            # A finisher tidied up under our eyes, or the shard was taken over.
-            path.unlink(missing_ok=True)
         lease.release()
-        if isinstance(error, FileNotFoundError):
-            return None
         raise
+    if writer is None:
+        frames.close()
+        path.unlink(missing_ok=True)
+        lease.release()
+        return None
     if earlier:
         reach("attempt resumed")
     for old in earlier:
         old.unlink(missing_ok=True)
     return OpenShard(run, plan, index, lease, writer, stolen=bool(died))
+
+
+def _resumed(earlier: list[Path], frames: FrameWriter, plan: Plan, index: int) -> Progress | None:
+    """What the best earlier attempt came to; None where a finisher has tidied it up meanwhile."""
+    if not earlier:
+        return Progress()
+    try:
+        best = max(earlier, key=lambda attempt: attempt.stat().st_size)
+        return resume(best, frames, plan.digest, index)
+    except FileNotFoundError:
+        return None
 
 
 def _tidy(run: RunDir, index: int, lease: Lease) -> None:

@@ -209,9 +209,8 @@ def _queue(jobs: Sequence[Job]) -> dict[str, int]:
     """Jobs by phase and state; a waiting one with the reason that Slurm gives."""
     found: Counter[str] = Counter()
     for job in jobs:
-        phase = [*job.comment.split(":"), "", "", ""][2]
         reason = f" ({job.reason})" if job.state == "PENDING" and job.reason else ""
-        found[f"{phase} {job.state}{reason}".strip()] += 1
+        found[f"{job.phase} {job.state}{reason}".strip()] += 1
     return dict(sorted(found.items()))
 
 
