@@ -11,12 +11,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.shingles import Hashes, mixed
+from proxhpc.assemble.shingles import Hashes, mixed, shingles
+from proxhpc.sections import Near
 
 Signatures = npt.NDArray[np.uint16]
 """One row a document; of each slot 16 bits, by which 1 in 65,536 that differ look the same."""
 
+BATCH = 1 << 20  # shingles that are hashed into slots together, of 4096 documents at most
 _ODD = np.uint32(0x9E3779B1)
+
+
+class Signer:
+    """Takes texts, and gives their slots, which are made for many at a time."""
+
+    def __init__(self, near: Near) -> None:
+        self._near = near
+        self._waiting: list[Hashes] = []
+        self._weight = 0  # of what waits
+        self._slots = [np.empty((0, near.bands * near.rows), np.uint32)]
+        self._any: list[bool] = []
+
+    def add(self, text: str) -> None:
+        """Take the next text."""
+        own = shingles(text, self._near.shingle)
+        self._waiting.append(own)
+        self._any.append(len(own) > 0)
+        self._weight += len(own) + BATCH // 4096
+        if self._weight > BATCH:
+            self._make()
+
+    def finish(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+        """The slots of every text, a row each, and which texts have a shingle at all."""
+        self._make()
+        return np.concatenate(self._slots), np.array(self._any, np.bool_)
+
+    def _make(self) -> None:
+        if self._waiting:
+            count = self._near.bands * self._near.rows
+            self._slots.append(slots(self._waiting, count, self._near.seed))
+            self._waiting.clear()
+            self._weight = 0
 
 
 def slots(shingles: Sequence[Hashes], count: int, seed: int) -> npt.NDArray[np.uint32]:

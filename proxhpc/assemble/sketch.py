@@ -21,17 +21,15 @@ import xxhash
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.bands import damaged, digest, write_bands
-from proxhpc.assemble.minhash import band_keys, signatures, slots
+from proxhpc.assemble.minhash import Signer, band_keys, signatures
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row
-from proxhpc.assemble.shingles import Hashes, shingles
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
-from proxhpc.sections import Near
 
 SKETCH = np.dtype(
     [
@@ -49,7 +47,6 @@ _PACK = Struct("<QQQIIII")
 MAX_GROUPS = 4096
 MAX_SHARDS = 64
 MIN_BYTES = 32 << 20
-BATCH = 1 << 20  # shingles that are hashed into slots together, of 4096 documents at most
 _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
 
 Sketch = npt.NDArray[np.void]
@@ -196,10 +193,11 @@ class _Group:
     packed: bytearray = field(default_factory=bytearray)
     tiles: list[tuple[Tile, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
-    waiting: list[Hashes] = field(default_factory=list)  # shingles of documents without slots yet
-    weight: int = 0  # of what waits
-    slots: list[npt.NDArray[np.uint32]] = field(default_factory=list)
-    bare: list[int] = field(default_factory=list)  # documents without a shingle
+    signer: Signer | None = None  # where near-duplicates are looked for
+
+    def __post_init__(self) -> None:
+        if near := self.plan.manifest.dedup.near:
+            self.signer = Signer(near)
 
     def add_shard(self, shard: int) -> None:
         """Replay one shard and check that its documents add up."""
@@ -268,19 +266,8 @@ class _Group:
             shard,
             item.number,
         )
-        if near := self.plan.manifest.dedup.near:
-            self.waiting.append(own := shingles(text, near.shingle))
-            self.weight += len(own) + BATCH // 4096
-            if self.weight > BATCH:
-                self._sign(near)
-
-    def _sign(self, near: Near) -> None:
-        if self.waiting:
-            done = sum(map(len, self.slots))
-            self.bare += [done + i for i, each in enumerate(self.waiting) if not len(each)]
-            self.slots.append(slots(self.waiting, near.bands * near.rows, near.seed))
-            self.waiting.clear()
-            self.weight = 0
+        if self.signer is not None:
+            self.signer.add(text)
 
     def _write_keys(self, array: Sketch) -> tuple[str, str]:
         """Write keys and signatures; the digests of the files, "" for one that there is not."""
@@ -288,13 +275,11 @@ class _Group:
         bands = [(array["high"], numbers), (array["id"], numbers)]
         signed = self.run.signatures(self.group)
         near = self.plan.manifest.dedup.near
-        if near is None:
+        if self.signer is None or near is None:
             signed.unlink(missing_ok=True)
             return write_bands(self.run.bands(self.group), bands), ""
-        self._sign(near)
-        own = np.concatenate([np.empty((0, near.bands * near.rows), np.uint32), *self.slots])
-        some = np.delete(numbers, self.bare)
-        bands += [(keys, some) for keys in band_keys(own[some], near.bands)]
+        own, some = self.signer.finish()
+        bands += [(keys, numbers[some]) for keys in band_keys(own[some], near.bands)]
         made = save_array(signed, signatures(own))
         return write_bands(self.run.bands(self.group), bands), made
 
