@@ -190,22 +190,22 @@ def _differing(a: Any, b: Any, key: Key) -> Iterator[Key]:
         yield key
 
 
-def find_inputs(manifest: Manifest) -> list[tuple[Path, str]]:
-    """Return the corpus files, each with the name that documents without an id are called by.
+def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> list[tuple[Path, str]]:
+    """Return a corpus's files, each with the name that documents without an id are called by.
 
     The order is the patterns', and by name within one; a file counts once. Names are relative to
     the deepest folder that all patterns share, so they do not change when the corpus moves.
-    UserError names every pattern without a file.
+    UserError names every pattern without a file, `key` being where the manifest has the corpus.
     """
-    patterns = manifest.corpus.paths
+    patterns = corpus.paths
     root = os.path.commonpath([_fixed_folder(pattern) for pattern in patterns])
     found: dict[str, str] = {}
     empty = []
     for number, pattern in enumerate(patterns):
         paths = sorted(p for p in glob.iglob(pattern, recursive=True) if os.path.isfile(p))
         if not paths:
-            key = dotted(("corpus", "paths", number))
-            empty.append(f"{key}: no file matches {show(pattern, _PATH)}: {_why_empty(pattern)}")
+            where = dotted((*key, "paths", number))
+            empty.append(f"{where}: no file matches {show(pattern, _PATH)}: {_why_empty(pattern)}")
         found |= {path: os.path.relpath(path, root) for path in paths}
     if empty:
         raise UserError("\n".join(empty))

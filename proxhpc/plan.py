@@ -20,13 +20,13 @@ from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe
 from proxhpc.corpus.probe import misread
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
-from proxhpc.manifest import Manifest, diff, find_inputs
+from proxhpc.manifest import Corpus, Manifest, diff, find_inputs
 from proxhpc.models import ModelRef, resolve_model
 from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir
-from proxhpc.yamltree import show
+from proxhpc.yamltree import Key, dotted, show
 
 BYTES_PER_TOKEN = 4  # UTF-8 bytes, where no tokenizer counts; an estimate, and labelled so
-VERSION = 1
+VERSION = 2
 
 _DRAFT = re.compile(r"\.+plan-.*|\..*\.tmp")  # what a killed launch may leave of its plan
 _ELSEWHERE = "choose another with run_dir in the manifest or --run DIR"
@@ -51,6 +51,7 @@ class Plan:
     inputs: tuple[InputInfo, ...]
     shards: tuple[Shard, ...]
     models: dict[str, ModelRef]
+    against: tuple[InputInfo, ...] = ()  # files of the corpus that duplicates are also looked for in
     digest: str = ""
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
@@ -80,9 +81,14 @@ class Plan:
 
     def read(self, span: Span) -> Iterator[Document | Bad | End]:
         """Records of a span of one of the plan's inputs."""
-        corpus, info = self.manifest.corpus, self.inputs[span.file]
-        fields = Fields(corpus.text, corpus.id)
-        return read_span(info, info.format, span, fields, corpus.max_record_bytes)
+        return _read(self.manifest.corpus, self.inputs[span.file], span)
+
+    def read_against(self, span: Span) -> Iterator[Document | Bad | End]:
+        """Records of a span of the corpus to compare with; StopError where a file has changed."""
+        if self.manifest.dedup.against is None:
+            raise ValueError("there is no corpus to compare with")
+        check_unchanged(self.against[span.file])
+        return _read(self.manifest.dedup.against, self.against[span.file], span)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without the digest."""
@@ -94,6 +100,7 @@ class Plan:
             "manifest": self.manifest.model_dump(mode="json"),
             "models": {level: ref.to_dict() for level, ref in self.models.items()},
             "inputs": [asdict(info) | {"path": str(info.path)} for info in self.inputs],
+            "against": [asdict(info) | {"path": str(info.path)} for info in self.against],
             "shards": [
                 [shard.estimated_bytes, *([s.file, s.start, s.stop] for s in shard.spans)]
                 for shard in self.shards
@@ -113,9 +120,8 @@ class Plan:
             created=data["created"],
             code=data["code"],
             manifest=Manifest.model_validate(data["manifest"]),
-            inputs=tuple(
-                InputInfo(**info | {"path": Path(info["path"])}) for info in data["inputs"]
-            ),
+            inputs=_infos(data["inputs"]),
+            against=_infos(data["against"]),
             shards=tuple(
                 Shard(tuple(Span(*span) for span in spans), size) for size, *spans in data["shards"]
             ),
@@ -228,11 +234,9 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     Writes nothing. UserError when something is missing, or the place is not free.
     """
     check_new(run)
-    corpus = manifest.corpus
-    found = find_inputs(manifest)
-    check_outside(run, (path for path, _ in found))
-    inputs = tuple(describe(path, corpus.format, name=name) for path, name in found)
-    _check_text(manifest, inputs)
+    inputs = _find(manifest.corpus, run, ("corpus",))
+    other = manifest.dedup.against
+    against = _find(other, run, ("dedup", "against")) if other else ()
     models = find_models(manifest)
     plan = Plan(
         run_id=secrets.token_hex(4),
@@ -244,21 +248,35 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
             cut(inputs, manifest.sharding.tokens * BYTES_PER_TOKEN, manifest.sharding.max_files)
         ),
         models=models,
+        against=against,
     )
     return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
 
 
-def _check_text(manifest: Manifest, inputs: tuple[InputInfo, ...]) -> None:
-    """Raise UserError where no record looked at has a text: all would be quarantined."""
-    corpus = manifest.corpus
-    found = misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)
-    if found is not None:
-        info, bad = found
+def _find(corpus: Corpus, run: RunDir, key: Key) -> tuple[InputInfo, ...]:
+    """The files of a corpus. UserError where no record looked at has a text."""
+    found = find_inputs(corpus, key)
+    check_outside(run, (path for path, _ in found))
+    inputs = tuple(describe(path, corpus.format, name=name) for path, name in found)
+    wrong = misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)
+    if wrong is not None:
+        info, bad = wrong
         where = f"{info.path}, record at {bad.position}"
         raise UserError(
             f"no record has a text: {where}: {bad.reason}: {show(bad.detail, 500)[1:-1]}",
-            hint="set corpus.text to the field with the text (and corpus.format, if it is wrong)",
+            hint=f"set {dotted((*key, 'text'))} to the field with the text"
+            f" (and {dotted((*key, 'format'))}, if it is wrong)",
         )
+    return inputs
+
+
+def _read(corpus: Corpus, info: InputInfo, span: Span) -> Iterator[Document | Bad | End]:
+    fields = Fields(corpus.text, corpus.id)
+    return read_span(info, info.format, span, fields, corpus.max_record_bytes)
+
+
+def _infos(data: list[dict[str, Any]]) -> tuple[InputInfo, ...]:
+    return tuple(InputInfo(**info | {"path": Path(info["path"])}) for info in data)
 
 
 def cut(inputs: tuple[InputInfo, ...], target: int, max_files: int) -> Iterator[Shard]:

@@ -265,7 +265,7 @@ class Near(Config):
 
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.8,
-        description="Least estimated share of common shingles (Jaccard similarity) of duplicates.",
+        description="Least share of common shingles (Jaccard similarity) of duplicates.",
     )
     shingle: Positive = Field(
         default=5,
@@ -278,6 +278,11 @@ class Near(Config):
         default=8, le=64, description="Slots of a band; more compare fewer documents for nothing."
     )
     seed: Whole = Field(default=1, description="Seed of the hash functions.")
+    verify: Literal["text", "signature"] = Field(
+        default="text",
+        description="How candidates are compared: by what their signatures estimate, or by their "
+        "texts where the estimate cannot tell, which reads those documents once more.",
+    )
 
     def compared(self, similarity: float) -> float:
         """The probability that two documents so alike are compared at all."""
@@ -300,6 +305,34 @@ class Dedup(Config):
         description="Keep one of the documents with nearly the same refined text; `near: {}` takes "
         "the defaults. Off if not given.",
     )
+    keep: Literal["longest", "first", "highest", "lowest"] = Field(
+        default="longest",
+        description="Which document of a set of duplicates stays: the longest; the first in the "
+        "input; that with the highest or lowest value of the field `by`. Of equals the longest, "
+        "then the first.",
+    )
+    by: FieldName | None = Field(
+        default=None,
+        description="Field with a number or an ISO 8601 date, dots as in `corpus.id`. A document "
+        "without either stays only if all of its set are.",
+    )
+    against: Corpus | None = Field(
+        default=None,
+        description="Another corpus, as it is (no models read it). A document that duplicates one "
+        "of its documents is left out.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        chosen = self.keep in ("highest", "lowest")
+        if chosen != (self.by is not None):
+            yield ("by",), f"{'required' if chosen else 'of no use'} with keep: {self.keep}"
+        if self.against and not (self.exact or self.near):
+            yield ("against",), "needs exact or near: without them nothing is compared"
 
 
 class Output(Config):

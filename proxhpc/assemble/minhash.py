@@ -19,6 +19,7 @@ Signatures = npt.NDArray[np.uint16]
 
 BATCH = 1 << 20  # shingles that are hashed into slots together, of 4096 documents at most
 _ODD = np.uint32(0x9E3779B1)
+_DEVIATIONS = 3
 
 
 class Signer:
@@ -81,3 +82,15 @@ def similarity(left: Signatures, right: Signatures) -> npt.NDArray[np.float64]:
     """Estimated Jaccard similarity of documents row by row."""
     same: npt.NDArray[Any] = (left == right).mean(axis=1)
     return same
+
+
+def bounds(estimates: npt.NDArray[np.float64], slots: int) -> tuple[Any, Any]:
+    """Between what the true similarities lie, but for one in 370.
+
+    Wilson's score interval at three standard deviations (JASA 22, 1927): each slot is a trial.
+    """
+    weight = _DEVIATIONS**2 / slots
+    middle = (estimates + weight / 2) / (1 + weight)
+    spread = estimates * (1 - estimates) / slots + weight / (4 * slots)
+    half = _DEVIATIONS * np.sqrt(spread) / (1 + weight)
+    return middle - half, middle + half

@@ -1,25 +1,27 @@
 """Pairs of duplicates, a range of keys of one band after the other, in bounded memory.
 
 Documents with the same key are compared: by the rest of their hash where the key is of the whole
-text, by their signatures where it is a band of MinHash. Everything follows from the documents and
-their order in the input, nothing from groups, ranges or processes.
+text, by their signatures where it is a band of MinHash; pairs that signatures cannot tell are left
+to their texts. Everything follows from the documents and their order in the input, nothing from
+groups, ranges or processes.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
 from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs, leaders
-from proxhpc.assemble.minhash import Signatures, similarity
+from proxhpc.assemble.minhash import Signatures, bounds, similarity
 from proxhpc.assemble.sketch import Sketch, groups
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
+from proxhpc.sections import Near
 
 LEADERS = 16  # documents of one key that others are compared with; what is like none stays
 SLICE = 8 << 20  # bytes of signatures that are compared at a time
@@ -32,6 +34,13 @@ class Task:
     band: int
     low: int
     high: int
+
+
+class Found(NamedTuple):
+    """Pairs of a document and an earlier one: duplicates, and those whose texts must tell."""
+
+    same: Pairs
+    unsure: Pairs
 
 
 def tasks(plan: Plan, documents: int, memory: int) -> list[Task]:
@@ -100,14 +109,16 @@ def repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
     return keys[several], documents[order[several]]
 
 
-def find_pairs(documents: Sketches, task: Task, threshold: float) -> Pairs:
-    """The duplicates among documents that share a key: each with an earlier one."""
+def find_pairs(documents: Sketches, task: Task, near: Near | None) -> Found:
+    """The duplicates among documents that share a key."""
     keys, numbers = documents.band(task)
     if not len(keys):
-        return NO_PAIRS
-    if task.band == EXACT:
-        return same_text(numbers, documents.rows(numbers))
-    return np.concatenate([NO_PAIRS, *_alike(documents, keys, numbers, threshold)])
+        return Found(NO_PAIRS, NO_PAIRS)
+    if task.band == EXACT or near is None:
+        return Found(same_text(numbers, documents.rows(numbers)), NO_PAIRS)
+    rounds = [*_alike(documents, keys, numbers, near)]
+    same, unsure = (np.concatenate([NO_PAIRS, *pairs]) for pairs in zip(*rounds, strict=True))
+    return Found(same, unsure)
 
 
 def same_text(numbers: Documents, sketches: Sketch) -> Pairs:
@@ -117,15 +128,16 @@ def same_text(numbers: Documents, sketches: Sketch) -> Pairs:
     return np.stack([numbers[order[~leads]], numbers[order[begins[~leads]]]], axis=1)
 
 
-def _alike(
-    documents: Sketches, keys: Keys, numbers: Documents, threshold: float
-) -> Iterator[Pairs]:
+def _alike(documents: Sketches, keys: Keys, numbers: Documents, near: Near) -> Iterator[Found]:
     """Documents compared with the first of their key, and the rest with the first of the rest."""
     for _ in range(LEADERS):
         leads, begins = leaders(keys)
         pairs = np.stack([numbers[~leads], numbers[begins[~leads]]], axis=1)
-        alike = estimate(documents, pairs) >= threshold
-        yield pairs[alike]
+        low = high = estimate(documents, pairs)
+        if near.verify == "text":
+            low, high = bounds(low, near.bands * near.rows)
+        alike = low >= near.threshold
+        yield Found(pairs[alike], pairs[~alike & (high >= near.threshold)])
         keys, numbers = repeated(keys[~leads][~alike], numbers[~leads][~alike])
         if not len(keys):
             return
@@ -144,9 +156,8 @@ def estimate(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.float64]:
     return out
 
 
-def pairs_of(run: RunDir, plan: Plan, number: int, memory: int) -> Pairs:
+def pairs_of(run: RunDir, plan: Plan, number: int, memory: int) -> Found:
     """Pairs of one of the tasks that fit into `memory`: a unit of work for any process."""
     sketches = Sketches(run, len(groups(plan)))
-    near = plan.manifest.dedup.near
     task = tasks(plan, len(sketches), memory)[number]
-    return find_pairs(sketches, task, near.threshold if near else 1.0)
+    return find_pairs(sketches, task, plan.manifest.dedup.near)

@@ -1,68 +1,52 @@
-"""Sketch: every refined document as fixed-width numbers, and the checked counts of a group.
+"""Sketch: the refined documents of a group of shards as numbers, and its checked counts.
 
-Three files a group: 40 bytes a document in input order, the keys by which it may equal others
-(`bands`), and, where near-duplicates are looked for, its MinHash signature.
+The corpus to compare with, where there is one, is sketched as it is, in groups behind the run's.
 """
 
-import io
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from struct import Struct
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.bands import damaged, digest, write_bands
-from proxhpc.assemble.minhash import Signer, band_keys, signatures
+from proxhpc.assemble.bands import damaged
+from proxhpc.assemble.hashed import Files, Hasher
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row
 from proxhpc.corpus.disk import write_atomic
+from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
 from proxhpc.faults import reach
-from proxhpc.plan import Plan
+from proxhpc.plan import Plan, Shard, cut
 from proxhpc.rundir import RunDir
-
-SKETCH = np.dtype(
-    [
-        ("high", "<u8"),  # XXH3-128 of the refined text, normalised
-        ("low", "<u8"),
-        ("id", "<u8"),  # XXH3-64 of the document's id
-        ("chars", "<u4"),  # of the refined text
-        ("size", "<u4"),  # bytes of the row as it would be written
-        ("shard", "<u4"),
-        ("number", "<u4"),  # of the record in its shard
-    ]
-)
-_PACK = Struct("<QQQIIII")
 
 MAX_GROUPS = 4096
 MAX_SHARDS = 64
 MIN_BYTES = 32 << 20
+MAX_FILES = 10_000  # in a group of the corpus to compare with
 _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
-
-Sketch = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one group came to. `ledgers` and its files' digests tell whether it is still so."""
+    """What one group came to. `sources` and its files' digests tell whether it is still so.
+
+    `documents` are those that are matched, `unreadable` records that the corpus to compare with
+    has beside them; of the run's own, `counts` tells.
+    """
 
     plan: str
     group: int
-    ledgers: tuple[str, ...]
-    hashes: str
-    bands: str
-    signatures: str
+    sources: tuple[str, ...]
+    files: Files
     documents: int
+    unreadable: int
     counts: Counts
     tiles: tuple[tuple[Tile, ...], ...]  # by shard
 
@@ -78,8 +62,8 @@ class Receipt:
         data: dict[str, Any] = orjson.loads(raw)
         tiles = tuple(tuple(Tile(*tile) for tile in shard) for shard in data.pop("tiles"))
         counts = Counts.from_dict(data.pop("counts"))
-        ledgers = tuple(data.pop("ledgers"))
-        return cls(**data, ledgers=ledgers, counts=counts, tiles=tiles)
+        sources, files = tuple(data.pop("sources")), Files(*data.pop("files"))
+        return cls(**data, sources=sources, files=files, counts=counts, tiles=tiles)
 
     @cached_property
     def digest(self) -> str:
@@ -103,25 +87,37 @@ def groups(plan: Plan) -> list[range]:
     return [range(a, b) for a, b in pairwise([*cuts, len(plan.shards)])]
 
 
+def against(plan: Plan) -> list[Shard]:
+    """The corpus to compare with, in as few pieces as a group of the run's is large."""
+    size = max(MIN_BYTES, sum(info.estimated_bytes for info in plan.against) // MAX_GROUPS)
+    return [*cut(plan.against, size, MAX_FILES)]
+
+
 def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
-    """Replay one group, unless that was done, and return what it came to."""
-    shards = groups(plan)[group]
-    ledgers = tuple(ledger_tail(run.ledger(shard)) for shard in shards)
+    """Sketch one group, unless that was done, and return what it came to.
+
+    The numbers of groups go on behind the run's with those of the corpus to compare with.
+    """
+    own = groups(plan)
+    work = _Group(run, plan, group) if group < len(own) else _Against(run, plan, group, len(own))
+    sources = work.sources()
     earlier = read_receipt(run, group)
-    if earlier and (earlier.plan, earlier.ledgers) == (plan.digest, ledgers):
+    if earlier and (earlier.plan, earlier.sources) == (plan.digest, sources):
         return earlier
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_counts(group).unlink(missing_ok=True)
-    work = _Group(run, plan, group)
-    try:
-        for shard in shards:
-            work.add_shard(shard)
-        receipt = work.finish(ledgers)
-    finally:
-        work.abandon()
+    receipt = work.make(sources)
     reach("sketch written")
     write_atomic(run.sketch_counts(group), receipt.encode())
     return receipt
+
+
+def records_against(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
+    """The records of a piece of the corpus to compare with."""
+    for span in piece.spans:
+        for item in plan.read_against(span):
+            if not isinstance(item, End):
+                yield item
 
 
 def read_receipt(run: RunDir, group: int) -> Receipt | None:
@@ -132,28 +128,6 @@ def read_receipt(run: RunDir, group: int) -> Receipt | None:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run.sketch_counts(group)) from error
-
-
-def load_sketch(run: RunDir, receipt: Receipt) -> Sketch:
-    """The hashes of a group, proved to be those of its receipt."""
-    path = run.sketch(receipt.group)
-    try:
-        array = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise damaged(path) from error
-    if array.dtype != SKETCH or xxhash.xxh3_128_hexdigest(array.data) != receipt.hashes:
-        raise damaged(path)
-    return array  # type: ignore[no-any-return]
-
-
-def check_files(run: RunDir, receipt: Receipt) -> None:
-    """Raise StopError unless the keys and signatures of a group are those of its receipt."""
-    for path, known in (
-        (run.bands(receipt.group), receipt.bands),
-        (run.signatures(receipt.group), receipt.signatures),
-    ):
-        if known and digest(path) != known:
-            raise damaged(path)
 
 
 def ledger_tail(path: Path) -> str:
@@ -169,19 +143,6 @@ def ledger_tail(path: Path) -> str:
         ) from None
 
 
-def normalise(text: str) -> str:
-    """What the exact hash sees: NFC, lower case, and white space as single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
-
-
-def save_array(path: Path, array: npt.NDArray[Any]) -> str:
-    """Write an array as .npy, whole or not at all; the file's digest."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
-    return xxhash.xxh3_128_hexdigest(buffer.getbuffer())
-
-
 @dataclass
 class _Group:
     """The work on one group of shards."""
@@ -190,17 +151,28 @@ class _Group:
     plan: Plan
     group: int
     counts: Counts = field(default_factory=Counts)
-    packed: bytearray = field(default_factory=bytearray)
     tiles: list[tuple[Tile, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
-    signer: Signer | None = None  # where near-duplicates are looked for
 
     def __post_init__(self) -> None:
-        if near := self.plan.manifest.dedup.near:
-            self.signer = Signer(near)
+        self.shards = groups(self.plan)[self.group]
+        self.hasher = Hasher(self.plan.manifest.dedup)
 
-    def add_shard(self, shard: int) -> None:
-        """Replay one shard and check that its documents add up."""
+    def sources(self) -> tuple[str, ...]:
+        """What the group is made of."""
+        return tuple(ledger_tail(self.run.ledger(shard)) for shard in self.shards)
+
+    def make(self, sources: tuple[str, ...]) -> Receipt:
+        """Replay the shards; write the hashes and what was set aside."""
+        try:
+            for shard in self.shards:
+                self._add_shard(shard)
+            return self._finish(sources)
+        finally:
+            if self.aside is not None:
+                self.aside.abandon()
+
+    def _add_shard(self, shard: int) -> None:
         tiles, counts = [], Counts()
         for item in replay_shard(self.run, self.plan, shard):
             if isinstance(item, Tile):
@@ -218,75 +190,86 @@ class _Group:
         self.counts += counts
         self.tiles.append(tuple(tiles))
 
-    def finish(self, ledgers: tuple[str, ...]) -> Receipt:
-        """Write the hashes and what was set aside; the receipt is the caller's to write."""
+    def _finish(self, sources: tuple[str, ...]) -> Receipt:
         aside = self.run.sketch_quarantine(self.group)
         if self.aside is not None:
             self.aside.close()
         else:
             aside.unlink(missing_ok=True)
-        array = np.frombuffer(bytes(self.packed), SKETCH)
-        if len(array) != self.counts.in_corpus:
-            raise StopError(f"group {self.group}: {len(array)} of {self.counts.in_corpus} hashed")
-        save_array(self.run.sketch(self.group), array)
-        hashes = xxhash.xxh3_128_hexdigest(array.data)
-        bands, signatures = self._write_keys(array)
+        if len(self.hasher) != self.counts.in_corpus:
+            found = f"{len(self.hasher)} of {self.counts.in_corpus}"
+            raise StopError(f"group {self.group}: {found} hashed")
         return Receipt(
-            self.plan.digest,
-            self.group,
-            ledgers,
-            hashes,
-            bands,
-            signatures,
-            len(array),
-            self.counts,
-            tuple(self.tiles),
+            plan=self.plan.digest,
+            group=self.group,
+            sources=sources,
+            files=self.hasher.write(self.run, self.group),
+            documents=len(self.hasher),
+            unreadable=0,
+            counts=self.counts,
+            tiles=tuple(self.tiles),
         )
 
-    def abandon(self) -> None:
-        """Remove what is unfinished; nothing is, after `finish`."""
-        if self.aside is not None:
-            self.aside.abandon()
-
     def _add_document(self, shard: int, item: Refined) -> None:
-        text = item.text or ""
         row = orjson.dumps(corpus_row(self.plan, item), option=orjson.OPT_APPEND_NEWLINE)
         if len(row) >= 1 << 32:
             raise StopError(
                 f"document {item.row.id!r} is too large for one row: {len(row)} bytes",
                 hint="set corpus.max_record_bytes below 4GiB",
             )
-        content = xxhash.xxh3_128_intdigest(normalise(text).encode())
-        self.packed += _PACK.pack(
-            content >> 64,
-            content & 0xFFFFFFFFFFFFFFFF,
-            xxhash.xxh3_64_intdigest(item.row.id.encode()),
-            len(text),
-            len(row),
-            shard,
-            item.number,
+        if item.document is None or item.text is None:
+            raise ValueError(f"record {item.number} is not for the corpus")
+        self.hasher.add(
+            item.document, item.text, size=len(row), shard=shard, number=item.number
         )
-        if self.signer is not None:
-            self.signer.add(text)
-
-    def _write_keys(self, array: Sketch) -> tuple[str, str]:
-        """Write keys and signatures; the digests of the files, "" for one that there is not."""
-        numbers = np.arange(len(array), dtype=np.uint32)
-        bands = [(array["high"], numbers), (array["id"], numbers)]
-        signed = self.run.signatures(self.group)
-        near = self.plan.manifest.dedup.near
-        if self.signer is None or near is None:
-            signed.unlink(missing_ok=True)
-            return write_bands(self.run.bands(self.group), bands), ""
-        own, some = self.signer.finish()
-        bands += [(keys, numbers[some]) for keys in band_keys(own[some], near.bands)]
-        made = save_array(signed, signatures(own))
-        return write_bands(self.run.bands(self.group), bands), made
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:
             self.aside = PartWriter(self.run.sketch_quarantine(self.group))
         self.aside.write(quarantine_row(self.plan, item))
+
+
+@dataclass
+class _Against:
+    """The work on one piece of the corpus to compare with."""
+
+    run: RunDir
+    plan: Plan
+    group: int
+    first: int  # group of that corpus
+
+    def __post_init__(self) -> None:
+        self.number = self.group - self.first
+        self.piece = against(self.plan)[self.number]
+
+    def sources(self) -> tuple[str, ...]:
+        """What the group is made of; each file is compared with the plan when it is read."""
+        return tuple(_span(self.plan, span) for span in self.piece.spans)
+
+    def make(self, sources: tuple[str, ...]) -> Receipt:
+        """Write the hashes of the texts as they are."""
+        hasher = Hasher(self.plan.manifest.dedup)
+        unreadable = 0
+        shard = len(self.plan.shards) + self.number
+        for number, item in enumerate(records_against(self.plan, self.piece)):
+            if isinstance(item, Bad):
+                unreadable += 1
+            else:
+                hasher.add(item, item.text, size=0, shard=shard, number=number)
+        return Receipt(
+            plan=self.plan.digest,
+            group=self.group,
+            sources=sources,
+            files=hasher.write(self.run, self.group),
+            documents=len(hasher),
+            unreadable=unreadable,
+            counts=Counts(),
+            tiles=(),
+        )
+
+
+def _span(plan: Plan, span: Span) -> str:
+    return f"{plan.against[span.file].fingerprint}-{span.start}-{span.stop}"
 
 
 def spans_of(receipt: Receipt) -> Iterator[Tile]:

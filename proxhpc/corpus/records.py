@@ -63,6 +63,12 @@ def to_document(
     return Document(name or f"{source.name}:{position}", text, source.file, position, record)
 
 
+def lookup(record: dict[str, Any], path: str) -> Any:
+    """What a record has under a key or a dotted path; None for nothing."""
+    holder, leaf = _find(record, path)
+    return None if holder is None else holder[leaf]
+
+
 def _find(record: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
     if path in record:
         return record, path

@@ -1,0 +1,156 @@
+"""Documents as fixed-width numbers, and the keys by which one may equal others.
+
+Three files a group of documents: 48 bytes each in input order, the keys (`bands`), and, where
+near-duplicates are looked for, the MinHash signatures.
+"""
+
+import io
+import struct
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from proxhpc.assemble.bands import damaged, digest, write_bands
+from proxhpc.assemble.minhash import Signer, band_keys, signatures
+from proxhpc.corpus.disk import write_atomic
+from proxhpc.corpus.document import Document
+from proxhpc.corpus.records import lookup
+from proxhpc.rundir import RunDir
+from proxhpc.sections import Dedup
+
+SKETCH = np.dtype(
+    [
+        ("high", "<u8"),  # XXH3-128 of the refined text, normalised
+        ("low", "<u8"),
+        ("id", "<u8"),  # XXH3-64 of the document's id
+        ("rank", "<u8"),  # by the manifest's dedup.by; 0 for a document without a value
+        ("chars", "<u4"),  # of the refined text
+        ("size", "<u4"),  # bytes of the row as it would be written
+        ("shard", "<u4"),  # behind the run's come the pieces of the corpus to compare with
+        ("number", "<u4"),  # of the record in its shard
+    ]
+)
+_PACK = struct.Struct("<QQQQIIII")
+
+Sketch = npt.NDArray[np.void]
+
+
+class Files(NamedTuple):
+    """Digests of what was written for a group; `signatures` is "" where there are none."""
+
+    hashes: str
+    bands: str
+    signatures: str
+
+
+class Hasher:
+    """Takes the documents of a group in input order, and writes its files."""
+
+    def __init__(self, dedup: Dedup) -> None:
+        self._dedup = dedup
+        self._packed = bytearray()
+        self._signer = Signer(dedup.near) if dedup.near else None
+
+    def __len__(self) -> int:
+        return len(self._packed) // SKETCH.itemsize
+
+    def add(self, document: Document, text: str, *, size: int, shard: int, number: int) -> None:
+        """Take the next document; `text` is what is to be compared."""
+        content = xxhash.xxh3_128_intdigest(normalise(text).encode())
+        self._packed += _PACK.pack(
+            content >> 64,
+            content & 0xFFFFFFFFFFFFFFFF,
+            xxhash.xxh3_64_intdigest(document.id.encode()),
+            rank(self._dedup, document.fields),
+            len(text),
+            size,
+            shard,
+            number,
+        )
+        if self._signer is not None:
+            self._signer.add(text)
+
+    def write(self, run: RunDir, group: int) -> Files:
+        """Write the group's files, each whole or not at all."""
+        array = np.frombuffer(bytes(self._packed), SKETCH)
+        save_array(run.sketch(group), array)
+        numbers = np.arange(len(array), dtype=np.uint32)
+        bands = [(array["high"], numbers), (array["id"], numbers)]
+        signed = ""
+        if self._signer is not None and self._dedup.near is not None:
+            own, some = self._signer.finish()
+            keys = band_keys(own[some], self._dedup.near.bands)
+            bands += [(band, numbers[some]) for band in keys]
+            signed = save_array(run.signatures(group), signatures(own))
+        else:
+            run.signatures(group).unlink(missing_ok=True)
+        hashes = xxhash.xxh3_128_hexdigest(array.data)
+        return Files(hashes, write_bands(run.bands(group), bands), signed)
+
+
+def load_sketch(run: RunDir, group: int, files: Files) -> Sketch:
+    """The 48 bytes of each document of a group, proved to be those that were written."""
+    path = run.sketch(group)
+    try:
+        array = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(path) from error
+    if array.dtype != SKETCH or xxhash.xxh3_128_hexdigest(array.data) != files.hashes:
+        raise damaged(path)
+    return array  # type: ignore[no-any-return]
+
+
+def check_files(run: RunDir, group: int, files: Files) -> None:
+    """Raise StopError unless the keys and signatures of a group are those that were written."""
+    for path, known in ((run.bands(group), files.bands), (run.signatures(group), files.signatures)):
+        if known and digest(path) != known:
+            raise damaged(path)
+
+
+def normalise(text: str) -> str:
+    """What the exact hash sees: NFC, lower case, and white space as single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def rank(dedup: Dedup, fields: dict[str, Any]) -> int:
+    """Where a document stands among its duplicates by the field of the manifest, 64 bits.
+
+    The highest stays. 0 where no field is asked for, or the document has no number or date there.
+    """
+    if dedup.by is None:
+        return 0
+    value = _number(lookup(fields, dedup.by))
+    if value is None:
+        return 0
+    bits: int = struct.unpack(">Q", struct.pack(">d", value + 0.0))[0]  # -0.0 is 0.0
+    # IEEE 754 doubles, as integers, are in order once the negative ones are turned round.
+    ordered = (1 << 64) - 1 - bits if bits >> 63 else bits | 1 << 63
+    return ordered if dedup.keep == "highest" else (1 << 64) - 1 - ordered
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a date as seconds since 1970, of what a field holds; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        try:
+            date = datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            return None
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    return None if number != number else number
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> str:
+    """Write an array as .npy, whole or not at all; the file's digest."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+    return xxhash.xxh3_128_hexdigest(buffer.getbuffer())
