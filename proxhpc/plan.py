@@ -51,7 +51,9 @@ class Plan:
     inputs: tuple[InputInfo, ...]
     shards: tuple[Shard, ...]
     models: dict[str, ModelRef]
-    against: tuple[InputInfo, ...] = ()  # files of the corpus that duplicates are also looked for in
+    against: tuple[
+        InputInfo, ...
+    ] = ()  # files of the corpus that duplicates are also looked for in
     digest: str = ""
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 

@@ -139,6 +139,20 @@ class RunDir:
         return self.merge / "match" / "pairs.npy"
 
     @property
+    def unsure(self) -> Path:
+        """Pairs that are compared by their texts, while they are."""
+        return self.merge / "match" / "unsure.npy"
+
+    @property
+    def compared(self) -> Path:
+        """The documents of those pairs, ascending."""
+        return self.merge / "match" / "compared.npy"
+
+    def shingles(self, group: int) -> Path:
+        """Shingles of those of them that are in one group."""
+        return self.merge / "match" / f"{group:05d}.shingles"
+
+    @property
     def match(self) -> Path:
         """What the match decided; written after everything else of it."""
         return self.merge / "match.json"

@@ -20,6 +20,7 @@ from proxhpc.assemble.replay import Seen, Tile
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.assemble.tiling import uncovered
 from proxhpc.corpus.document import End
+from proxhpc.corpus.inputs import check_unchanged
 from proxhpc.corpus.streams import count_lines
 from proxhpc.errors import ProxError, StopError
 from proxhpc.plan import Plan
@@ -97,9 +98,9 @@ def repair(run: RunDir, proof: Proof) -> list[Path]:
 
 
 def _inputs(plan: Plan, proof: Proof) -> None:
-    for number, info in enumerate(plan.inputs):
+    for info in (*plan.inputs, *plan.against):
         try:
-            plan.check_input(number)
+            check_unchanged(info)
         except (ProxError, OSError) as error:
             proof.bad_inputs[info.path] = str(error).splitlines()[0]
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from merging import fall, plan_of_one, raising, refined
 from proxhpc.assemble.clusters import Forest, survivors
+from proxhpc.assemble.hashed import SKETCH, normalise
 from proxhpc.assemble.match import PartCutter
 from proxhpc.assemble.pairs import same_text
 from proxhpc.assemble.pool import open_pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.sketch import SKETCH, normalise
 from proxhpc.corpus.document import Document
 from proxhpc.errors import ProxError, RetryError
 from proxhpc.plan import Plan
@@ -93,7 +93,7 @@ def duplicates(pairs: Any, hashes: Any) -> list[tuple[int, int]]:
 def test_duplicates_against_a_plain_search(documents: list[tuple[int, int, int]]) -> None:
     hashes = np.zeros(len(documents), SKETCH)
     for index, (high, low, chars) in enumerate(documents):
-        hashes[index] = (high, low, index, chars, 1, 0, index)
+        hashes[index] = (high, low, index, 0, chars, 1, 0, index)
     best: dict[tuple[int, int], int] = {}
     for index, (high, low, chars) in enumerate(documents):
         held = best.setdefault((high, low), index)

@@ -419,7 +419,7 @@ def test_inputs_are_in_order_and_named_from_what_all_share(load: Load, tmp_path:
         (tmp_path / name).touch()
     (tmp_path / "in/b/folder.jsonl").mkdir()
     paths = '["in/b/*.jsonl", "in/**/*.jsonl"]'
-    found = find_inputs(load(SMALL.replace('"*.jsonl"', paths)))
+    found = find_inputs(load(SMALL.replace('"*.jsonl"', paths)).corpus)
     assert [name for _, name in found] == ["b/1.jsonl", "b/2.jsonl", "a/x/3.jsonl"]
     assert [path for path, name in found] == [tmp_path / "in" / name for _, name in found]
 
@@ -432,7 +432,7 @@ def test_inputs_do_not_depend_on_the_order_of_a_listing(
         (tmp_path / name).touch()
     listing = [str(tmp_path / name) for name in reversed(names)]
     monkeypatch.setattr("glob.iglob", lambda *_, **__: iter(listing))
-    assert [name for _, name in find_inputs(load(SMALL))] == names
+    assert [name for _, name in find_inputs(load(SMALL).corpus)] == names
 
 
 def test_paths_start_from_the_folder_behind_a_link(tmp_path: Path) -> None:
@@ -447,14 +447,14 @@ def test_inputs_in_a_folder_with_wildcards_in_its_name(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.jsonl").touch()
     (folder / "x.yaml").write_text(SMALL)
-    assert find_inputs(load_manifest(folder / "x.yaml")) == [(folder / "a.jsonl", "a.jsonl")]
+    assert find_inputs(load_manifest(folder / "x.yaml").corpus) == [(folder / "a.jsonl", "a.jsonl")]
 
 
 def test_missing_inputs_are_all_named(load: Load, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     manifest = load(SMALL.replace('"*.jsonl"', "[there/*.jsonl, gone/a/*.jsonl, there]"))
     with pytest.raises(UserError) as caught:
-        find_inputs(manifest)
+        find_inputs(manifest.corpus)
     there = tmp_path / "there"
     assert caught.value.message.split("\n") == [
         f'corpus.paths[0]: no file matches "{there}/*.jsonl": the folder "{there}" has none',
@@ -468,7 +468,7 @@ def test_missing_inputs_are_all_named(load: Load, tmp_path: Path) -> None:
 def test_a_file_name_that_is_not_utf8_is_refused(load: Load, tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.jsonl")).touch()
     with pytest.raises(UserError, match="name is not UTF-8"):
-        find_inputs(load(SMALL))
+        find_inputs(load(SMALL).corpus)
 
 
 def test_stage_can_be_made_in_code() -> None:

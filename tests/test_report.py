@@ -66,7 +66,7 @@ def summary(**changes: Any) -> MergeSummary:
     values: dict[str, Any] = {
         "match": "m",
         "counts": counts(),
-        "duplicates": Duplicates(2, 0, 1, 3),
+        "duplicates": Duplicates(2, clusters=1, largest_cluster=3),
         "shared_ids": SharedIds(1, (("x", "a:0"),)),
         "written": 5,
         "text_bytes": 2000,

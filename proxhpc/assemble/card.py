@@ -80,6 +80,12 @@ def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
         f" documents. {summary.shared_ids.documents:,} documents bear the id of an earlier one with"
         " another text."
     )
+    if plan.against:
+        yield (
+            f"{lost.outside:,} of them are duplicates of documents of another corpus, of which"
+            f" {lost.compared:,} documents were compared and {lost.unreadable:,} records could not"
+            " be read."
+        )
 
 
 def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:

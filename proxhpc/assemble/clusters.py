@@ -37,6 +37,15 @@ class Forest:
         order = np.argsort(documents)
         return documents[order], firsts[order]
 
+    def apart(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
+        """Which of these pairs are not in one set yet."""
+        documents, firsts = self.sets()
+        if not len(documents) or not len(pairs):
+            return np.ones(len(pairs), np.bool_)
+        places = np.searchsorted(documents, pairs).clip(max=len(documents) - 1)
+        ends = np.where(documents[places] == pairs, firsts[places], pairs)
+        return np.asarray(ends[:, 0] != ends[:, 1])
+
     def _settle(self) -> None:
         """Reduce everything to pairs of a document and the first of its set."""
         pairs = np.concatenate([self._pairs, *self._waiting])
@@ -59,6 +68,12 @@ class Forest:
         self._pairs = np.stack([documents[others], documents[first[others]]], axis=1)
 
 
+def distinct(pairs: Pairs) -> Pairs:
+    """Each pair once, in order."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return pairs[leaders(pairs[:, 0], pairs[:, 1])[0]] if len(pairs) else pairs
+
+
 def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Which rows of sorted columns begin a run of equals, and for each row where its run begins."""
     leads = np.ones(len(columns[0]), np.bool_)
@@ -66,12 +81,14 @@ def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDAr
     return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]
 
 
-def survivors(firsts: Documents, chars: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-    """For each document of a set, the place of its set's survivor: the longest, then the first.
+def survivors(firsts: Documents, *worth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """For each document of a set, the place of its set's survivor.
 
-    `firsts` and `chars` are of the documents of all sets, in input order.
+    That is the one with the highest `worth` (unsigned, the most important last), then the first.
+    `firsts` and `worth` are of the documents of all sets, in input order.
     """
-    order = np.lexsort((~chars, firsts))  # stable: equals stay in input order
+    columns = [~column for column in worth]
+    order = np.lexsort((*columns, firsts))  # stable: equals stay in input order
     _, begins = leaders(firsts[order])
     out = np.empty(len(order), np.int64)
     out[order] = order[begins]

@@ -10,8 +10,8 @@ import zstandard
 
 from proxhpc.assemble.match import Match, read_match
 from proxhpc.assemble.rows import source
-from proxhpc.assemble.sketch import Receipt, groups
-from proxhpc.corpus.document import End
+from proxhpc.assemble.sketch import Receipt, against, groups, records_against
+from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.plan import Plan
 from proxhpc.refine.ledger import read_ledger
@@ -43,18 +43,27 @@ def names(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
     found: list[tuple[Place, Name]] = []
     examples = np.array(match.examples if match else (), np.uint32).reshape(-1, 2)
     places = np.concatenate([pairs[:, :2], pairs[:, 2:4], examples])
-    shards = groups(plan)[group]
+    own = groups(plan)
+    behind = len(plan.shards) + group - len(own)  # the place of a piece that is compared with
+    shards = own[group] if group < len(own) else range(behind, behind + 1)
     places = places[(places[:, 0] >= shards.start) & (places[:, 0] < shards.stop)]
     for shard in np.unique(places[:, 0]).tolist():
         wanted = set(places[places[:, 0] == shard, 1].tolist())
-        number = 0
-        for row in read_ledger(run.ledger(shard), plan.digest, shard):
-            if isinstance(row, End):
-                continue
-            if number in wanted:
-                found.append(((shard, number), (row.id, source(plan, row))))
-            number += 1
+        every = enumerate(_names_of(run, plan, shard))
+        found += [((shard, number), name) for number, name in every if number in wanted]
     return found
+
+
+def _names_of(run: RunDir, plan: Plan, shard: int) -> Iterator[Name]:
+    """Names of the records of a shard, or of a piece of the corpus to compare with."""
+    if shard < len(plan.shards):
+        for row in read_ledger(run.ledger(shard), plan.digest, shard):
+            if not isinstance(row, End):
+                yield row.id, source(plan, row)
+        return
+    for record in records_against(plan, against(plan)[shard - len(plan.shards)]):
+        place = f"{plan.against[record.file].name}:{record.position}"
+        yield (record.id if isinstance(record, Document) else ""), place
 
 
 def write_duplicates(run: RunDir, match: Match, name: Mapping[Place, Name]) -> None:

@@ -2,7 +2,7 @@
 
 Everything follows from the documents and their order in the input, nothing from shards or workers.
 Keys are matched range by range, so memory does not grow with the corpus but by 24 bytes for each
-document that has a duplicate.
+document that has a duplicate, and 16 for each pair that is compared by text.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,12 @@ import orjson
 import xxhash
 
 from proxhpc.assemble.bands import SHARED_ID, damaged, ranges
-from proxhpc.assemble.clusters import Documents, Forest, survivors
+from proxhpc.assemble.clusters import NO_PAIRS, Documents, Forest, distinct, survivors
+from proxhpc.assemble.hashed import Sketch, check_files, load_sketch, save_array
 from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
 from proxhpc.assemble.pool import Pool
-from proxhpc.assemble.sketch import (
-    Receipt,
-    Sketch,
-    check_files,
-    groups,
-    load_sketch,
-    save_array,
-    spans_of,
-)
+from proxhpc.assemble.sketch import Receipt, groups, spans_of
+from proxhpc.assemble.texts import compare
 from proxhpc.assemble.tiling import check_tiling
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.faults import reach
@@ -54,7 +48,8 @@ class PartRange:
 class Match:
     """What the match decided. `digest` carries on what it was decided from.
 
-    `near` are the duplicates with another text than the document that is kept for them.
+    `near` are the duplicates with another text than the document that is kept for them, `outside`
+    those for which one of the corpus to compare with is kept.
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
     (shard, record).
@@ -64,6 +59,7 @@ class Match:
     documents: int
     duplicates: int
     near: int
+    outside: int
     clusters: int
     largest_cluster: int
     shared_ids: int
@@ -96,29 +92,31 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     earlier = read_match(run)
     if earlier and earlier.digest == digest:
         return earlier
-    check_tiling(plan, (tile for receipt in receipts for tile in spans_of(receipt)))
+    own = receipts[: len(groups(plan))]
+    check_tiling(plan, (tile for receipt in own for tile in spans_of(receipt)))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
     for receipt in receipts:
-        check_files(run, receipt)
-    sketches = Sketches(run, len(receipts))
+        check_files(run, receipt.group, receipt.files)
+    sketches = Sketches(run, plan)
     dropped, kept, firsts = _duplicates(pool, sketches, memory)
     alive = Alive(sketches, dropped)
-    for receipt in receipts:
+    for receipt in own:
         save_array(run.dropped(receipt.group), np.packbits(~alive.of(receipt.group)))
     shared = _shared_ids(sketches, alive, memory)
     sizes = np.unique(firsts, return_counts=True)[1]
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = PartCutter(manifest.output.part_size)
-    for receipt in receipts:
-        own = load_sketch(run, receipt)[alive.of(receipt.group)]
-        by_file += _by_file(plan, receipt, own)
-        parts.add(own)
+    for receipt in own:
+        stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
+        by_file += _by_file(plan, receipt, stay)
+        parts.add(stay)
     found = Match(
         digest=digest,
-        documents=len(sketches),
+        documents=sketches.own,
         duplicates=len(dropped),
         near=_save_pairs(run, sketches, dropped, kept),
+        outside=int((kept >= sketches.own).sum()),
         clusters=len(sizes),
         largest_cluster=int(sizes.max()) + 1 if len(sizes) else 0,
         shared_ids=len(shared),
@@ -211,15 +209,24 @@ def _duplicates(
     """Duplicates, ascending; beside each its survivor, and the first document of its set."""
     share = memory // pool.processes
     todo = range(len(tasks(pool.plan, len(sketches), share)))
-    forest = Forest()
-    for _, pairs in pool.each("match", partial(pairs_of, memory=share), todo):
-        forest.add(pairs)
+    forest, unsure = Forest(), NO_PAIRS
+    for _, found in pool.each("match", partial(pairs_of, memory=share), todo):
+        forest.add(found.same)
+        unsure = distinct(np.concatenate([unsure, found.unsure]))
+    forest.add(compare(pool, unsure[forest.apart(unsure)], sketches))
     documents, firsts = forest.sets()
     if not len(documents):
         return documents, documents, firsts
-    kept = documents[survivors(firsts, sketches.rows(documents)["chars"])]
-    lost = documents != kept
+    kept = documents[survivors(firsts, *_worth(pool.plan, sketches, documents))]
+    lost = (documents != kept) & (documents < sketches.own)
     return documents[lost], kept[lost], firsts[lost]
+
+
+def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[npt.NDArray[Any]]:
+    """What decides which of its duplicates a document is, the most important last."""
+    rows = sketches.rows(documents)
+    longer = [] if plan.manifest.dedup.keep == "first" else [rows["chars"]]
+    return [*longer, rows["rank"], (documents >= sketches.own).astype(np.uint8)]
 
 
 def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents) -> int:
@@ -246,7 +253,7 @@ def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> Documents:
     found = [np.empty(0, np.int64)]
     for low, high in ranges(len(sketches), memory):
         ids, documents = sketches.band(Task(SHARED_ID, low, high))
-        stay = alive.among(documents)
+        stay = alive.among(documents) & (documents < sketches.own)
         ids, documents = repeated(ids[stay], documents[stay])
         found.append(documents[1:][ids[1:] == ids[:-1]])
     return np.sort(np.concatenate(found))

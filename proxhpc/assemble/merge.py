@@ -16,7 +16,7 @@ from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
 from proxhpc.assemble.match import Match, match
 from proxhpc.assemble.pool import Pool, Progress, open_pool
-from proxhpc.assemble.sketch import Receipt, groups, sketch
+from proxhpc.assemble.sketch import Receipt, all_groups, sketch
 from proxhpc.assemble.summary import MergeSummary, summarise
 from proxhpc.assemble.write import write
 from proxhpc.corpus.disk import write_atomic
@@ -54,7 +54,7 @@ def merge(
     plan = Plan.load(run)
     _check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
-        receipts = pool.map("sketch", sketch, range(len(groups(plan))))
+        receipts = pool.map("sketch", sketch, all_groups(plan))
         found = match(pool, receipts, memory)
         summary = MergeSummary.load(run)
         if summary and summary.match == found.digest and not _lost(run, summary):

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
 from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs, leaders
+from proxhpc.assemble.hashed import Sketch
 from proxhpc.assemble.minhash import Signatures, bounds, similarity
-from proxhpc.assemble.sketch import Sketch, groups
+from proxhpc.assemble.sketch import all_groups, groups
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 from proxhpc.sections import Near
@@ -55,16 +56,17 @@ def tasks(plan: Plan, documents: int, memory: int) -> list[Task]:
 class Sketches:
     """The documents of a run as they lie in the groups' files, by their numbers in the run."""
 
-    def __init__(self, run: RunDir, groups: int) -> None:
+    def __init__(self, run: RunDir, plan: Plan) -> None:
         self.run = run
-        sizes = [len(np.load(run.sketch(group), mmap_mode="r")) for group in range(groups)]
+        sizes = [len(np.load(run.sketch(group), mmap_mode="r")) for group in all_groups(plan)]
         self.firsts = np.cumsum([0, *sizes])
+        self.own = int(self.firsts[len(groups(plan))])  # behind them is what they are compared with
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
 
     def rows(self, documents: Documents) -> Sketch:
-        """The 40 bytes of each of these documents."""
+        """The 48 bytes of each of these documents."""
         rows: Sketch = self._gather(documents, self.run.sketch)
         return rows
 
@@ -72,6 +74,10 @@ class Sketches:
         """The signature of each of these documents."""
         signatures: Signatures = self._gather(documents, self.run.signatures)
         return signatures
+
+    def group_of(self, documents: Documents) -> npt.NDArray[np.int64]:
+        """The group of each of these documents."""
+        return np.searchsorted(self.firsts, documents, "right") - 1
 
     def band(self, task: Task) -> tuple[Keys, Documents]:
         """The keys of a task that more than one document has, ascending, then in input order."""
@@ -158,6 +164,6 @@ def estimate(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.float64]:
 
 def pairs_of(run: RunDir, plan: Plan, number: int, memory: int) -> Found:
     """Pairs of one of the tasks that fit into `memory`: a unit of work for any process."""
-    sketches = Sketches(run, len(groups(plan)))
+    sketches = Sketches(run, plan)
     task = tasks(plan, len(sketches), memory)[number]
     return find_pairs(sketches, task, plan.manifest.dedup.near)

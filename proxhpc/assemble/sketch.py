@@ -93,6 +93,11 @@ def against(plan: Plan) -> list[Shard]:
     return [*cut(plan.against, size, MAX_FILES)]
 
 
+def all_groups(plan: Plan) -> range:
+    """Numbers of all groups: the run's, then those of the corpus to compare with."""
+    return range(len(groups(plan)) + len(against(plan)))
+
+
 def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     """Sketch one group, unless that was done, and return what it came to.
 
@@ -219,9 +224,7 @@ class _Group:
             )
         if item.document is None or item.text is None:
             raise ValueError(f"record {item.number} is not for the corpus")
-        self.hasher.add(
-            item.document, item.text, size=len(row), shard=shard, number=item.number
-        )
+        self.hasher.add(item.document, item.text, size=len(row), shard=shard, number=item.number)
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:

@@ -49,11 +49,16 @@ class FileCounts:
 class Duplicates:
     """Documents left out for another with the same or nearly the same text, and their sets.
 
-    `near` of them have another text than the document that is kept.
+    `near` of them have another text than the document that is kept, and for `outside` of them it
+    is one of the corpus to compare with, of which `compared` documents were read and `unreadable`
+    records could not be.
     """
 
     documents: int = 0
     near: int = 0
+    outside: int = 0
+    compared: int = 0
+    unreadable: int = 0
     clusters: int = 0
     largest_cluster: int = 0
 
@@ -151,7 +156,15 @@ def summarise(
     summary = MergeSummary(
         match=match.digest,
         counts=counts,
-        duplicates=Duplicates(match.duplicates, match.near, match.clusters, match.largest_cluster),
+        duplicates=Duplicates(
+            documents=match.duplicates,
+            near=match.near,
+            outside=match.outside,
+            compared=sum(r.documents for r in receipts) - match.documents,
+            unreadable=sum(r.unreadable for r in receipts),
+            clusters=match.clusters,
+            largest_cluster=match.largest_cluster,
+        ),
         shared_ids=SharedIds(match.shared_ids, tuple(name[place] for place in match.examples)),
         written=sum(part.documents for part in parts),
         text_bytes=sum(part.text_bytes for part in parts),

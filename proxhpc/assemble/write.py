@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import orjson
 
+from proxhpc.assemble.hashed import load_sketch
 from proxhpc.assemble.match import Match, PartRange, load_alive, read_match
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.sketch import groups, load_sketch, read_receipt
+from proxhpc.assemble.sketch import groups, read_receipt
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import StopError
@@ -123,7 +124,7 @@ def _documents(run: RunDir, plan: Plan, part: PartRange) -> Iterator[Refined]:
         receipt = read_receipt(run, group)
         if receipt is None:
             raise StopError(f"there is no {run.sketch_counts(group)}", hint="merge again")
-        hashes = load_sketch(run, receipt)
+        hashes = load_sketch(run, group, receipt.files)
         hashes = hashes[load_alive(run, group, receipt.documents)]
         places = hashes["shard"].astype(np.uint64) << np.uint64(32) | hashes["number"]
         first, last = (np.uint64(shard << 32 | number) for shard, number in (part.first, part.last))

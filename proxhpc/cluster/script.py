@@ -122,7 +122,7 @@ def _pyxis(run: RunDir, plan: Plan, container: Container | None) -> list[str] | 
 
 def _mounts(run: RunDir, plan: Plan, container: Container) -> list[str]:
     """The run directory, the inputs' folders, the models, and what the site says."""
-    own = [str(run.root), *_folders(info.path.parent for info in plan.inputs)]
+    own = [str(run.root), *_folders(info.path.parent for info in (*plan.inputs, *plan.against))]
     for model in plan.models.values():
         # The files of a hub's snapshot are links to blobs that lie beside the snapshots.
         hub = model.path.parent.name == "snapshots"
