@@ -56,11 +56,11 @@ class Duplicates:
 
     documents: int = 0
     near: int = 0
+    clusters: int = 0
+    largest_cluster: int = 0
     outside: int = 0
     compared: int = 0
     unreadable: int = 0
-    clusters: int = 0
-    largest_cluster: int = 0
 
 
 @dataclass(frozen=True, slots=True)
