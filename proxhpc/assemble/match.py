@@ -28,7 +28,7 @@ from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
-EXAMPLES = 10
+EXAMPLES = 10  # of shared ids, and of large sets of duplicates
 SLICE = 1 << 16  # documents that are looked up at a time
 
 Flags = npt.NDArray[np.bool_]
@@ -52,7 +52,8 @@ class Match:
     those for which one of the corpus to compare with is kept.
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
-    (shard, record).
+    (shard, record). `set_sizes` counts sets by the octave of their size, and `largest` are the
+    largest ones: size, and the (shard, record) of the first document.
     """
 
     digest: str
@@ -66,6 +67,8 @@ class Match:
     examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
     parts: tuple[PartRange, ...]
+    set_sizes: tuple[int, ...] = ()
+    largest: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def decode(cls, raw: bytes) -> "Match":
@@ -73,6 +76,8 @@ class Match:
         data: dict[str, Any] = orjson.loads(raw)
         data["examples"] = tuple((a, b) for a, b in data["examples"])
         data["survivors"] = tuple(data["survivors"])
+        data["set_sizes"] = tuple(data["set_sizes"])
+        data["largest"] = tuple((size, a, b) for size, a, b in data["largest"])
         data["parts"] = tuple(
             PartRange(**part | {"first": tuple(part["first"]), "last": tuple(part["last"])})
             for part in data["parts"]
@@ -104,7 +109,8 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     for receipt in own:
         save_array(run.dropped(receipt.group), np.packbits(~alive.of(receipt.group)))
     shared = _shared_ids(sketches, alive, memory)
-    sizes = np.unique(firsts, return_counts=True)[1]
+    first, sizes = np.unique(firsts, return_counts=True)
+    order = np.lexsort((first, -sizes))[:EXAMPLES]
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = PartCutter(manifest.output.part_size)
     for receipt in own:
@@ -123,6 +129,11 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         examples=tuple(_places(sketches, shared[:EXAMPLES])),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
+        set_sizes=tuple(np.bincount(np.frexp(sizes + 1)[1]).tolist()),
+        largest=tuple(
+            (int(size) + 1, *place)
+            for size, place in zip(sizes[order], _places(sketches, first[order]), strict=True)
+        ),
     )
     write_atomic(run.match, orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
     reach("match written")
