@@ -53,7 +53,7 @@ class Match:
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
     (shard, record). `set_sizes` counts sets by the octave of their size, and `largest` are the
-    largest ones: size, and the (shard, record) of the first document.
+    largest ones: size, and the (shard, record) of the first document that is left out.
     """
 
     digest: str
@@ -109,8 +109,8 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     for receipt in own:
         save_array(run.dropped(receipt.group), np.packbits(~alive.of(receipt.group)))
     shared = _shared_ids(sketches, alive, memory)
-    first, sizes = np.unique(firsts, return_counts=True)
-    order = np.lexsort((first, -sizes))[:EXAMPLES]
+    _, at, sizes = np.unique(firsts, return_index=True, return_counts=True)
+    order = np.lexsort((at, -sizes))[:EXAMPLES]
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = PartCutter(manifest.output.part_size)
     for receipt in own:
@@ -132,7 +132,7 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         set_sizes=tuple(np.bincount(np.frexp(sizes + 1)[1]).tolist()),
         largest=tuple(
             (int(size) + 1, *place)
-            for size, place in zip(sizes[order], _places(sketches, first[order]), strict=True)
+            for size, place in zip(sizes[order], _places(sketches, dropped[at[order]]), strict=True)
         ),
     )
     write_atomic(run.match, orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))

@@ -190,7 +190,7 @@ class _Group:
                 counts.blank_lines += item.blank
                 continue
             counts += item.row.count()
-            self.traits.add(self.plan, item)
+            self.traits.add(self.plan, shard, item)
             if item.text is not None:
                 self._add_document(shard, item)
             elif item.row.status == "quarantined":

@@ -53,7 +53,7 @@ class Duplicates:
     `near` of them have another text than the document that is kept, and for `outside` of them it
     is one of the corpus to compare with, of which `compared` documents were read and `unreadable`
     records could not be. `sizes` counts the sets by the octave of their size; `largest` are the
-    largest ones: size, and name of the first document.
+    largest ones: size, and name of the first document that is left out.
     """
 
     documents: int = 0
@@ -69,7 +69,7 @@ class Duplicates:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Duplicates":
         """From its parsed JSON form."""
-        largest = tuple((size, (id, source)) for size, (id, source) in data["largest"])
+        largest = tuple((size, (name, source)) for size, (name, source) in data["largest"])
         return cls(**data | {"sizes": tuple(data["sizes"]), "largest": largest})
 
 

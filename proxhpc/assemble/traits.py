@@ -1,7 +1,7 @@
 """What the documents and programs of a run are like, as integers that add, and a few examples.
 
-Examples are the documents with the lowest hashes under the run's own seed: every document is as
-likely, and the choice does not depend on shards, workers or order.
+Examples are the documents with the lowest hashes, seeded by the plan: each is as likely, and the
+choice does not depend on shards, workers or order.
 """
 
 from collections import Counter
@@ -26,8 +26,8 @@ class Example(NamedTuple):
 
     hash: int
     status: str
-    file: int
-    position: int
+    shard: int
+    number: int
 
 
 @dataclass(slots=True)
@@ -48,8 +48,8 @@ class Traits:
     lost_tokens: Counter[str] = field(default_factory=Counter)
     examples: list[Example] = field(default_factory=list)
 
-    def add(self, plan: Plan, item: Refined) -> None:
-        """Take one more record."""
+    def add(self, plan: Plan, shard: int, item: Refined) -> None:
+        """Take one more record of a shard."""
         row = item.row
         if item.document is not None:
             self.raw_tokens[octave(row.tokens_in)] += 1
@@ -57,7 +57,7 @@ class Traits:
         if item.text is not None:
             self.refined_tokens[octave(row.tokens_out)] += 1
             self.refined_lines[octave(item.text.count("\n") + 1)] += 1
-        else:
+        elif row.tokens_in:
             self.lost_tokens[f"{row.status} {row.reason}"] += row.tokens_in
         if row.doc is not None:
             self._program("doc", row.doc, "prox")
@@ -66,7 +66,7 @@ class Traits:
         if row.status in EXAMPLES:
             place = f"{plan.digest} {row.file} {row.position}"
             number = xxhash.xxh3_64_intdigest(place.encode())
-            self._take(Example(number, row.status, row.file, row.position))
+            self._take(Example(number, row.status, shard, item.number))
 
     def __iadd__(self, other: "Traits") -> "Traits":
         for name in _COUNTERS:
@@ -80,16 +80,18 @@ class Traits:
         out: dict[str, Any] = {
             name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS
         }
-        return out | {"examples": [list(example) for example in sorted(self.examples)]}
+        return out | {"examples": [list(example) for example in self.examples]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Traits":
         """Read what `to_dict` wrote, as JSON or not."""
-        counters = {
-            name: Counter({int(k) if name in _BY_OCTAVE else k: n for k, n in data[name].items()})
-            for name in _COUNTERS
-        }
-        return cls(**counters, examples=[Example(*example) for example in data["examples"]])
+        traits = cls(examples=sorted(Example(*example) for example in data["examples"]))
+        for name in _COUNTERS:
+            by_octave = name in _BY_OCTAVE
+            getattr(traits, name).update(
+                {int(key) if by_octave else key: number for key, number in data[name].items()}
+            )
+        return traits
 
     def _program(self, level: str, call: Call, dialect: Dialect) -> None:
         self.finishes[f"{level} {call.finish}"] += 1
@@ -105,6 +107,7 @@ class Traits:
         own = [other for other in self.examples if other.status == example.status]
         if len(own) > EXAMPLES[example.status]:
             self.examples.remove(max(own))
+        self.examples.sort()
 
 
 _BY_OCTAVE = ("raw_tokens", "refined_tokens", "raw_lines", "refined_lines")
