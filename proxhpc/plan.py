@@ -17,6 +17,7 @@ from proxhpc import __version__
 from proxhpc.corpus.disk import publish, write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe
+from proxhpc.corpus.parquet import need_pyarrow
 from proxhpc.corpus.probe import misread
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
@@ -236,6 +237,8 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     Writes nothing. UserError when something is missing, or the place is not free.
     """
     check_new(run)
+    if manifest.output.format == "parquet":
+        need_pyarrow("output.format: parquet")
     inputs = _find(manifest.corpus, run, ("corpus",))
     other = manifest.dedup.against
     against = _find(other, run, ("dedup", "against")) if other else ()

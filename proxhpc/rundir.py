@@ -181,9 +181,18 @@ class RunDir:
         """What was written into one part of the corpus."""
         return self.merge / "parts" / f"{part:05d}.json"
 
-    def part(self, part: int) -> Path:
-        """One part of the corpus."""
-        return self.corpus / f"part-{part:05d}.jsonl.zst"
+    def part(self, part: int, suffix: str = "jsonl.zst") -> Path:
+        """One part of the corpus; its format is its suffix."""
+        return self.corpus / f"part-{part:05d}.{suffix}"
+
+    @property
+    def shuffled(self) -> Path:
+        """Rows on their way to their places; gone when the corpus is whole."""
+        return self.merge / "shuffled"
+
+    def scattered(self, group: int) -> Path:
+        """The rows of one group, by the bucket that they go to."""
+        return self.shuffled / f"{group:05d}.rows"
 
     def folders(self) -> list[Path]:
         """The folders that a new run needs."""

@@ -2,7 +2,9 @@
 
 import functools
 import gzip
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.assemble.listings import read_rows
+from proxhpc.assemble.merge import merge
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
 from proxhpc.corpus.frames import FrameWriter
@@ -25,6 +28,7 @@ from runs import PARAGRAPH, document, local_site, manifest, write_jsonl
 
 PART = 6000  # bytes; a few documents
 SECTIONS: dict[str, Any] = {"output": {"part_size": PART}, "sharding": {"tokens": 1000}}
+FORK = multiprocessing.get_context("fork")
 _HOME = tempfile.TemporaryDirectory(prefix="merging-")
 
 
@@ -86,6 +90,27 @@ def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None])
     writer.finish()
     writer.close()
     return path
+
+
+def killed(run: RunDir, allowed: int) -> bool:
+    """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
+
+    def child() -> None:
+        rename, left = os.replace, itertools.count(allowed, -1)
+
+        def one_more(source: Any, target: Any) -> None:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = one_more  # type: ignore[assignment]
+        merge(run)
+
+    process = FORK.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
 def output(run: RunDir) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ from proxhpc.assemble.bands import SHARED_ID, damaged, ranges
 from proxhpc.assemble.clusters import NO_PAIRS, Documents, Forest, distinct, survivors
 from proxhpc.assemble.hashed import Sketch, check_files, load_sketch, save_array
 from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
+from proxhpc.assemble.parts import PartRange, cut_parts
 from proxhpc.assemble.pool import Pool
 from proxhpc.assemble.sketch import Receipt, groups, spans_of
 from proxhpc.assemble.texts import compare
@@ -32,16 +33,6 @@ EXAMPLES = 10
 SLICE = 1 << 16  # documents that are looked up at a time
 
 Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class PartRange:
-    """Documents of one part, without duplicates: from `first` to `last`, each (shard, record)."""
-
-    documents: int
-    bytes: int
-    first: tuple[int, int]
-    last: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +64,7 @@ class Match:
         data: dict[str, Any] = orjson.loads(raw)
         data["examples"] = tuple((a, b) for a, b in data["examples"])
         data["survivors"] = tuple(data["survivors"])
-        data["parts"] = tuple(
-            PartRange(**part | {"first": tuple(part["first"]), "last": tuple(part["last"])})
-            for part in data["parts"]
-        )
+        data["parts"] = tuple(PartRange(**part) for part in data["parts"])
         return cls(**data)
 
 
@@ -87,7 +75,7 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     """
     run, plan = pool.run, pool.plan
     manifest = plan.manifest
-    rules = [manifest.dedup.model_dump(mode="json"), manifest.output.part_size]
+    rules = [part.model_dump(mode="json") for part in (manifest.dedup, manifest.output)]
     digest = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
     if earlier and earlier.digest == digest:
@@ -106,7 +94,7 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     shared = _shared_ids(sketches, alive, memory)
     sizes = np.unique(firsts, return_counts=True)[1]
     by_file = np.zeros(len(plan.inputs), np.int64)
-    parts = PartCutter(manifest.output.part_size)
+    parts = cut_parts(manifest.output)
     for receipt in own:
         stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
         by_file += _by_file(plan, receipt, stay)
@@ -162,45 +150,6 @@ class Alive:
     def among(self, documents: Documents) -> Flags:
         """Those of these documents."""
         return ~np.isin(documents, self._dropped)
-
-
-class PartCutter:
-    """Cuts the documents that stay into parts: one takes those that begin in its bytes of rows."""
-
-    def __init__(self, part_size: int) -> None:
-        self._size = np.uint64(part_size)
-        self._before = np.uint64(0)
-        self._last = -1  # number of the latest part, if every size had documents
-        self._parts: list[PartRange] = []
-
-    def add(self, documents: Sketch) -> None:
-        """Take the next documents, in input order."""
-        sizes = documents["size"].astype(np.uint64)
-        before = self._before + np.cumsum(sizes) - sizes
-        self._before += sizes.sum()
-        numbers, starts = np.unique(before // self._size, return_index=True)
-        stops = [*starts.tolist(), len(documents)][1:]
-        for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops, strict=True):
-            own = PartRange(
-                documents=stop - start,
-                bytes=int(sizes[start:stop].sum()),
-                first=_place(documents[start]),
-                last=_place(documents[stop - 1]),
-            )
-            if number == self._last:
-                earlier = self._parts.pop()
-                own = PartRange(
-                    earlier.documents + own.documents,
-                    earlier.bytes + own.bytes,
-                    earlier.first,
-                    own.last,
-                )
-            self._parts.append(own)
-            self._last = number
-
-    def finish(self) -> list[PartRange]:
-        """All parts."""
-        return self._parts
 
 
 def _duplicates(

@@ -10,15 +10,17 @@ there, which covers every other file, and the run when `merge/summary.json` is.
 """
 
 import re
+import shutil
 from collections.abc import Sequence
 
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
 from proxhpc.assemble.match import Match, match
 from proxhpc.assemble.pool import Pool, Progress, open_pool
-from proxhpc.assemble.sketch import Receipt, all_groups, sketch
+from proxhpc.assemble.shuffle import scatter
+from proxhpc.assemble.sketch import Receipt, all_groups, groups, sketch
 from proxhpc.assemble.summary import MergeSummary, summarise
-from proxhpc.assemble.write import write
+from proxhpc.assemble.write import write, written
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import RetryError
 from proxhpc.faults import reach
@@ -31,8 +33,8 @@ MEMORY = 1 << 30  # bytes for matching
 # A part, or what a killed writer left of one, of the card or of the checksums. Nothing else in the
 # folder is ours to delete.
 _PART = re.compile(
-    r"part-\d{5,}\.jsonl\.zst"
-    r"|\.(part-\d{5,}\.jsonl\.zst|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
+    r"part-\d{5,}\.(jsonl\.zst|parquet)"
+    r"|\.(part-\d{5,}\.(jsonl\.zst|parquet)|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
 )
 
 
@@ -59,7 +61,7 @@ def merge(
         summary = MergeSummary.load(run)
         if summary and summary.match == found.digest and not _lost(run, summary):
             return summary
-        _retract(run, len(found.parts))
+        _retract(run, plan, len(found.parts))
         return _finish(pool, receipts, found)
 
 
@@ -98,12 +100,13 @@ def _size(run: RunDir, name: str) -> int | None:
         return None
 
 
-def _retract(run: RunDir, parts: int) -> None:
+def _retract(run: RunDir, plan: Plan, parts: int) -> None:
     """Take back what says that the corpus is finished, and what will not be part of it."""
     run.merge_summary.unlink(missing_ok=True)
     run.checksums.unlink(missing_ok=True)
     if run.corpus.is_dir():
-        wanted = {run.part(part).name for part in range(parts)}
+        suffix = plan.manifest.output.format
+        wanted = {run.part(part, suffix).name for part in range(parts)}
         for path in run.corpus.iterdir():
             if _PART.fullmatch(path.name) and path.name not in wanted:
                 path.unlink()
@@ -112,7 +115,11 @@ def _retract(run: RunDir, parts: int) -> None:
 def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSummary:
     """Write parts and listings, prove the balance, and publish."""
     run, plan = pool.run, pool.plan
-    parts = pool.map("write", write, range(len(found.parts)))
+    todo = range(len(found.parts))
+    if plan.manifest.output.shuffle and not all(written(run, plan, found, n) for n in todo):
+        pool.map("scatter", scatter, range(len(groups(plan))))
+    parts = pool.map("write", write, todo)
+    shutil.rmtree(run.shuffled, ignore_errors=True)
     named = range(len(receipts)) if found.duplicates or found.examples else ()
     name = {place: who for own in pool.map("list", names, named) for place, who in own}
     write_duplicates(run, found, name)

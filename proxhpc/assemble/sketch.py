@@ -17,7 +17,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.assemble.bands import damaged
 from proxhpc.assemble.hashed import Files, Hasher
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
-from proxhpc.assemble.rows import corpus_row, quarantine_row
+from proxhpc.assemble.rows import corpus_row, place, quarantine_row
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
@@ -30,6 +30,7 @@ MAX_GROUPS = 4096
 MAX_SHARDS = 64
 MIN_BYTES = 32 << 20
 MAX_FILES = 10_000  # in a group of the corpus to compare with
+_LONGEST = {"jsonl.zst": 1 << 32, "parquet": 1 << 31}  # bytes of a row
 _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
 
 
@@ -217,14 +218,15 @@ class _Group:
 
     def _add_document(self, shard: int, item: Refined) -> None:
         row = orjson.dumps(corpus_row(self.plan, item), option=orjson.OPT_APPEND_NEWLINE)
-        if len(row) >= 1 << 32:
+        if len(row) >= _LONGEST[self.plan.manifest.output.format]:
             raise StopError(
                 f"document {item.row.id!r} is too large for one row: {len(row)} bytes",
-                hint="set corpus.max_record_bytes below 4GiB",
+                hint="set corpus.max_record_bytes lower",
             )
         if item.document is None or item.text is None:
             raise ValueError(f"record {item.number} is not for the corpus")
-        self.hasher.add(item.document, item.text, size=len(row), shard=shard, number=item.number)
+        at = place(self.plan, item.row)
+        self.hasher.add(item.document, item.text, (shard, item.number), size=len(row), place=at)
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:
@@ -258,7 +260,7 @@ class _Against:
             if isinstance(item, Bad):
                 unreadable += 1
             else:
-                hasher.add(item, item.text, size=0, shard=shard, number=number)
+                hasher.add(item, item.text, (shard, number))
         return Receipt(
             plan=self.plan.digest,
             group=self.group,
