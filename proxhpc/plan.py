@@ -23,6 +23,7 @@ from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
 from proxhpc.manifest import Corpus, Manifest, diff, find_inputs
 from proxhpc.models import ModelRef, resolve_model
+from proxhpc.program.policy import AnyPolicy
 from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir
 from proxhpc.yamltree import Key, dotted, show
 
@@ -56,6 +57,7 @@ class Plan:
         InputInfo, ...
     ] = ()  # files of the corpus that duplicates are also looked for in
     digest: str = ""
+    refined_under: AnyPolicy | None = None  # where the manifest's policy is another (variant.py)
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
     @cached_property

@@ -199,6 +199,33 @@ class RunDir:
         return [self.leases, self.shards, self.workers, self.logs, self.merge]
 
 
+@dataclass(frozen=True, slots=True)
+class VariantDir(RunDir):
+    """Another corpus of a run, with the files of its merge beside it; the run is only read."""
+
+    refined: Path  # root of the run
+
+    @property
+    def shards(self) -> Path:
+        """The run's ledgers."""
+        return self.refined / "shards"
+
+    @property
+    def corpus(self) -> Path:
+        """The corpus: the directory itself."""
+        return self.root
+
+    @property
+    def leases(self) -> Path:
+        """Who is merging."""
+        return self.merge / "leases"
+
+    @property
+    def variant(self) -> Path:
+        """Of which run it is, and with which manifest."""
+        return self.merge / "variant.json"
+
+
 def shard_name(shard: int) -> str:
     """What leases and files call a shard."""
     return f"{shard:05d}"

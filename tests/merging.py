@@ -92,7 +92,7 @@ def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None])
     return path
 
 
-def killed(run: RunDir, allowed: int) -> bool:
+def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge) -> bool:
     """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
 
     def child() -> None:
@@ -104,7 +104,7 @@ def killed(run: RunDir, allowed: int) -> bool:
             rename(source, target)
 
         os.replace = one_more  # type: ignore[assignment]
-        merge(run)
+        make(run)
 
     process = FORK.Process(target=child)
     process.start()

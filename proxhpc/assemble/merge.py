@@ -40,6 +40,7 @@ _PART = re.compile(
 
 def merge(
     run: RunDir,
+    plan: Plan | None = None,
     *,
     processes: int = 1,
     memory: int = MEMORY,
@@ -48,12 +49,12 @@ def merge(
     """Make the corpus of a refined run, or what is missing of it, and return its counts.
 
     `memory` bytes are what matching may take in all processes together, beside what they need
-    anyway.
+    anyway. `plan` is the run's if not given.
 
     RetryError while shards are not refined; StopError naming the input, ledger or file of the
     merge where something does not fit or does not balance.
     """
-    plan = Plan.load(run)
+    plan = plan or Plan.load(run)
     _check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = pool.map("sketch", sketch, all_groups(plan))
