@@ -115,7 +115,8 @@ def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge) -> 
 
 def output(run: RunDir) -> dict[str, bytes]:
     """Every file that must not depend on how the work was cut."""
-    files = [*run.corpus.iterdir(), run.quarantine, run.duplicates]
+    listings = [path for path in (run.quarantine, run.duplicates) if path.exists()]
+    files = [*run.corpus.iterdir(), *listings]
     return {path.name: path.read_bytes() for path in files}
 
 

@@ -1,4 +1,4 @@
-"""Another corpus of the same ledgers: what a run with that manifest would have made, byte for byte."""
+"""Another corpus of the same ledgers is, byte for byte, what a run of its own would have made."""
 
 import json
 import subprocess
@@ -27,9 +27,9 @@ PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
 PARTS = SECTIONS["output"]
 
 
-def made(folder: Path, files: Sequence[Path], name: str, **sections: Any) -> Run:
+def made(folder: Path, files: Sequence[Path], place: str, **sections: Any) -> Run:
     """A refined run in a folder of that name."""
-    path = manifest(folder, files, **SECTIONS | sections | {"run_dir": str(folder / name)})
+    path = manifest(folder, files, **SECTIONS | sections | {"run_dir": str(folder / place)})
     run = prepare(path, local_site(folder), None)
     tasks.refine(str(run.dir.root), 0, 1)
     return run
@@ -49,7 +49,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, files: list[Path]) -> Run:
 def every_file(out: VariantDir) -> dict[str, bytes]:
     """What `merging.output` says of a run."""
     own = [path for path in out.root.iterdir() if path.is_file()]
-    return {path.name: path.read_bytes() for path in [*own, out.quarantine, out.duplicates]}
+    return {path.name: path.read_bytes() for path in [*own, *listings(out)]}
+
+
+def listings(run: RunDir) -> list[Path]:
+    return [path for path in (run.quarantine, run.duplicates) if path.exists()]
 
 
 def snapshot(run: RunDir) -> dict[str, int]:
@@ -110,7 +114,7 @@ def test_what_was_not_asked_for_is_set_aside(tmp_path: Path, files: list[Path]) 
             rejected={},
         )
 
-    remake(run.dir, 0, drop)
+    remake(run, 0, drop)
     out = VariantDir(tmp_path / "out", run.dir.root)
     asked = run.plan.manifest.model_dump(mode="json") | {"policy": {}}
     summary = variant.merge(run.dir, out.root, Manifest.model_validate(asked))
@@ -201,5 +205,5 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path: Path, base: Run, files: l
     with pytest.raises(UserError, match="a corpus of another run"):
         variant.merge(other.dir, tmp_path / "out", asked)
     other.dir.ledger(1).unlink()
-    with pytest.raises(RetryError, match="1 of .* shards are not refined yet"):
+    with pytest.raises(RetryError, match=r"1 of .* shards are not refined yet"):
         variant.merge(other.dir, tmp_path / "new", asked)

@@ -109,7 +109,8 @@ def load_sketch(run: RunDir, group: int, files: Files) -> Sketch:
 
 
 def check_files(run: RunDir, group: int, files: Files) -> None:
-    """Raise StopError unless the keys and signatures of a group are those that were written."""
+    """Raise StopError unless the files of a group are those that were written."""
+    load_sketch(run, group, files)
     for path, known in ((run.bands(group), files.bands), (run.signatures(group), files.signatures)):
         if known and digest(path) != known:
             raise damaged(path)
@@ -149,6 +150,13 @@ def _number(value: Any) -> float | None:
             return None
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     return None if number != number else number
+
+
+def load_array(path: Path, known: str) -> npt.NDArray[Any]:
+    """Read what `save_array` wrote. StopError where its digest is not the known one."""
+    if digest(path) != known:
+        raise damaged(path)
+    return np.load(path)  # type: ignore[no-any-return]
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> str:

@@ -17,10 +17,11 @@ import xxhash
 
 from proxhpc.assemble.bands import SHARED_ID, damaged, ranges
 from proxhpc.assemble.clusters import NO_PAIRS, Documents, Forest, distinct, survivors
-from proxhpc.assemble.hashed import Sketch, check_files, load_sketch, save_array
+from proxhpc.assemble.hashed import Sketch, check_files, load_array, load_sketch, save_array
 from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
 from proxhpc.assemble.parts import PartRange, cut_parts
 from proxhpc.assemble.pool import Pool
+from proxhpc.assemble.sealed import seal, unseal
 from proxhpc.assemble.sketch import Receipt, groups, spans_of
 from proxhpc.assemble.texts import compare
 from proxhpc.assemble.tiling import check_tiling
@@ -43,7 +44,8 @@ class Match:
     those for which one of the corpus to compare with is kept.
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
-    (shard, record).
+    (shard, record). `dropped` and `pairs` are digests of files: which documents of each group are
+    duplicates, and of what.
     """
 
     digest: str
@@ -57,6 +59,8 @@ class Match:
     examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
     parts: tuple[PartRange, ...]
+    dropped: tuple[str, ...]
+    pairs: str
 
     @classmethod
     def decode(cls, raw: bytes) -> "Match":
@@ -64,6 +68,7 @@ class Match:
         data: dict[str, Any] = orjson.loads(raw)
         data["examples"] = tuple((a, b) for a, b in data["examples"])
         data["survivors"] = tuple(data["survivors"])
+        data["dropped"] = tuple(data["dropped"])
         data["parts"] = tuple(PartRange(**part) for part in data["parts"])
         return cls(**data)
 
@@ -78,9 +83,10 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     rules = [part.model_dump(mode="json") for part in (manifest.dedup, manifest.output)]
     digest = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
-    if earlier and earlier.digest == digest:
-        return earlier
     own = receipts[: len(groups(plan))]
+    made = [run.pairs, *(run.dropped(receipt.group) for receipt in own)]
+    if earlier and earlier.digest == digest and all(path.exists() for path in made):
+        return earlier
     check_tiling(plan, (tile for receipt in own for tile in spans_of(receipt)))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
@@ -89,8 +95,7 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     sketches = Sketches(run, plan)
     dropped, kept, firsts = _duplicates(pool, sketches, memory)
     alive = Alive(sketches, dropped)
-    for receipt in own:
-        save_array(run.dropped(receipt.group), np.packbits(~alive.of(receipt.group)))
+    flags = [save_array(run.dropped(r.group), np.packbits(~alive.of(r.group))) for r in own]
     shared = _shared_ids(sketches, alive, memory)
     sizes = np.unique(firsts, return_counts=True)[1]
     by_file = np.zeros(len(plan.inputs), np.int64)
@@ -99,11 +104,12 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
         by_file += _by_file(plan, receipt, stay)
         parts.add(stay)
+    near, pairs = _save_pairs(run, sketches, dropped, kept)
     found = Match(
         digest=digest,
         documents=sketches.own,
         duplicates=len(dropped),
-        near=_save_pairs(run, sketches, dropped, kept),
+        near=near,
         outside=int((kept >= sketches.own).sum()),
         clusters=len(sizes),
         largest_cluster=int(sizes.max()) + 1 if len(sizes) else 0,
@@ -111,8 +117,10 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         examples=tuple(_places(sketches, shared[:EXAMPLES])),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
+        dropped=tuple(flags),
+        pairs=pairs,
     )
-    write_atomic(run.match, orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+    write_atomic(run.match, seal(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE)))
     reach("match written")
     return found
 
@@ -120,16 +128,17 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
 def read_match(run: RunDir) -> Match | None:
     """What was decided before, None if nothing."""
     try:
-        return Match.decode(run.match.read_bytes())
+        return Match.decode(unseal(run.match))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run.match) from error
 
 
-def load_alive(run: RunDir, group: int, documents: int) -> Flags:
+def load_alive(run: RunDir, match: Match, group: int, documents: int) -> Flags:
     """Which of a group's documents are written."""
-    return ~np.unpackbits(np.load(run.dropped(group)), count=documents).astype(np.bool_)
+    dropped = load_array(run.dropped(group), match.dropped[group])
+    return ~np.unpackbits(dropped, count=documents).astype(np.bool_)
 
 
 class Alive:
@@ -178,8 +187,13 @@ def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[npt.NDA
     return [*longer, rows["rank"], (documents >= sketches.own).astype(np.uint8)]
 
 
-def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents) -> int:
-    """Write the pairs as (shard, record, shard, record, thousandths alike); how many differ."""
+def _save_pairs(
+    run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents
+) -> tuple[int, str]:
+    """Write the pairs as (shard, record, shard, record, thousandths alike).
+
+    How many of them differ, and the file's digest.
+    """
     differ = 0
     columns = np.empty((len(dropped), 5), np.uint32)
     for start in range(0, len(dropped), SLICE):
@@ -193,8 +207,7 @@ def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Docum
         alike[apart] = 1000 * estimate(sketches, np.stack([lost[apart], stays[apart]], axis=1))
         columns[part, 4] = alike
         differ += int(apart.sum())
-    save_array(run.pairs, columns)
-    return differ
+    return differ, save_array(run.pairs, columns)
 
 
 def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> Documents:

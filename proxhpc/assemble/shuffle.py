@@ -53,7 +53,7 @@ def scatter(run: RunDir, plan: Plan, group: int) -> None:
     match, path = decided(run), run.scattered(group)
     if _made_of(path) == match.digest:
         return
-    documents = survivors(run, group)
+    documents = survivors(run, match, group)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = temporary(path)
     with writing(path):

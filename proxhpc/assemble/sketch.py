@@ -14,10 +14,11 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.bands import damaged
+from proxhpc.assemble.bands import damaged, digest
 from proxhpc.assemble.hashed import Files, Hasher
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, place, quarantine_row
+from proxhpc.assemble.sealed import seal, unseal
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
@@ -39,7 +40,8 @@ class Receipt:
     """What one group came to. `sources` and its files' digests tell whether it is still so.
 
     `documents` are those that are matched, `unreadable` records that the corpus to compare with
-    has beside them; of the run's own, `counts` tells.
+    has beside them; of the run's own, `counts` tells. `aside` is the digest of the file with what
+    was set aside, "" for none.
     """
 
     plan: str
@@ -50,6 +52,7 @@ class Receipt:
     unreadable: int
     counts: Counts
     tiles: tuple[tuple[Tile, ...], ...]  # by shard
+    aside: str = ""
 
     def encode(self) -> bytes:
         """JSON form."""
@@ -109,12 +112,13 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     sources = work.sources()
     earlier = read_receipt(run, group)
     if earlier and (earlier.plan, earlier.sources) == (plan.digest, sources):
-        return earlier
+        if all(path.exists() for path in _files(run, earlier)):
+            return earlier
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_counts(group).unlink(missing_ok=True)
     receipt = work.make(sources)
     reach("sketch written")
-    write_atomic(run.sketch_counts(group), receipt.encode())
+    write_atomic(run.sketch_counts(group), seal(receipt.encode()))
     return receipt
 
 
@@ -129,11 +133,20 @@ def records_against(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
 def read_receipt(run: RunDir, group: int) -> Receipt | None:
     """The receipt of a group, None if it has none."""
     try:
-        return Receipt.decode(run.sketch_counts(group).read_bytes())
+        return Receipt.decode(unseal(run.sketch_counts(group)))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run.sketch_counts(group)) from error
+
+
+def _files(run: RunDir, receipt: Receipt) -> Iterator[Path]:
+    """What was written for a group beside its receipt."""
+    yield from (run.sketch(receipt.group), run.bands(receipt.group))
+    if receipt.files.signatures:
+        yield run.signatures(receipt.group)
+    if receipt.aside:
+        yield run.sketch_quarantine(receipt.group)
 
 
 def ledger_tail(path: Path) -> str:
@@ -214,6 +227,7 @@ class _Group:
             unreadable=0,
             counts=self.counts,
             tiles=tuple(self.tiles),
+            aside=digest(aside),
         )
 
     def _add_document(self, shard: int, item: Refined) -> None:

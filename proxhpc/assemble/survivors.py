@@ -31,13 +31,13 @@ def decided(run: RunDir) -> Match:
     return match
 
 
-def survivors(run: RunDir, group: int) -> Sketch:
+def survivors(run: RunDir, match: Match, group: int) -> Sketch:
     """A group's documents that are no duplicates, in input order."""
     receipt = read_receipt(run, group)
     if receipt is None:
         raise StopError(f"there is no {run.sketch_counts(group)}", hint="merge again")
     documents = load_sketch(run, group, receipt.files)
-    return documents[load_alive(run, group, receipt.documents)]
+    return documents[load_alive(run, match, group, receipt.documents)]
 
 
 def replayed(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[Refined]:

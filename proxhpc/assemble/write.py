@@ -74,7 +74,7 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     run.part_receipt(part).parent.mkdir(parents=True, exist_ok=True)
     text_bytes = tokens = 0
     files: Counter[int] = Counter()
-    rows = gather(run, plan, match, part) if output.shuffle else _rows(run, plan, match.parts[part])
+    rows = gather(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
     with PartWriter(path, _encoder(output)) as writer:
         for item in rows:
             writer.write(item.row)
@@ -125,13 +125,14 @@ def _check(writer: PartWriter, wanted: PartRange) -> None:
         )
 
 
-def _rows(run: RunDir, plan: Plan, part: PartRange) -> Iterator[Written]:
+def _rows(run: RunDir, plan: Plan, match: Match, number: int) -> Iterator[Written]:
     """Yield the rows of a part in input order."""
+    part = match.parts[number]
     first, last = np.uint64(part.first), np.uint64(part.last)
     for group, shards in enumerate(groups(plan)):
         if shards.stop <= part.first >> 32 or shards.start > part.last >> 32:
             continue
-        documents = survivors(run, group)
+        documents = survivors(run, match, group)
         at = places(documents, plan.manifest.output)
         for refined in replayed(run, plan, documents[(at >= first) & (at <= last)]):
             row = refined.row
