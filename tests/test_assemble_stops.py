@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from merging import output, plan_of_one, refined, remake
+from proxhpc.assemble import merge as merging_steps
 from proxhpc.assemble.merge import merge
 from proxhpc.assemble.replay import Tile
 from proxhpc.assemble.sealed import seal, unseal
@@ -265,3 +266,28 @@ def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> 
     assert not run.dir.part(1).exists()
     assert not run.dir.checksums.exists()
     assert not run.dir.merge_summary.exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_part_that_is_cut_before_the_corpus_is_sealed_stops_the_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run = refined(tmp_path)
+    part = run.dir.part(1)
+
+    def lose(*_: Any) -> None:
+        if how == "cut":
+            part.write_bytes(part.read_bytes()[:-1])
+        else:
+            part.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging_steps, "write_quarantine", lose)
+        with pytest.raises(StopError, match="bytes, not the") as stop:
+            merge(run.dir)
+    assert str(part) in str(stop.value)
+    assert not run.dir.checksums.exists()
+    merge(run.dir)
+    whole = refined(tmp_path / "whole")
+    merge(whole.dir)
+    assert output(run.dir) == output(whole.dir)

@@ -20,9 +20,9 @@ from proxhpc.assemble.pool import Pool, Progress, open_pool
 from proxhpc.assemble.shuffle import scatter
 from proxhpc.assemble.sketch import Receipt, all_groups, groups, sketch
 from proxhpc.assemble.summary import MergeSummary, summarise
-from proxhpc.assemble.write import write, written
+from proxhpc.assemble.write import PartReceipt, write, written
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, StopError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.refine.leaser import missing
@@ -126,6 +126,7 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     write_duplicates(run, found, name)
     write_quarantine(run, receipts)
     summary = summarise(plan, receipts, found, parts, name)
+    _check_parts(run, parts)
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)
@@ -135,3 +136,14 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     write_atomic(run.merge_summary, summary.encode())
     reach("merge summed")
     return summary
+
+
+def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:
+    """Raise StopError unless the parts on disk are as long as they were written."""
+    for part in parts:
+        if (size := _size(run, part.name)) != part.bytes_stored:
+            raise StopError(
+                f"{run.corpus / part.name} has {size or 0} bytes, not the {part.bytes_stored} that"
+                " were written",
+                hint="the file system lost them, or somebody else writes there; merge again",
+            )

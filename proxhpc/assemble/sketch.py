@@ -111,9 +111,9 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     work = _Group(run, plan, group) if group < len(own) else _Against(run, plan, group, len(own))
     sources = work.sources()
     earlier = read_receipt(run, group)
-    if earlier and (earlier.plan, earlier.sources) == (plan.digest, sources):
-        if all(path.exists() for path in _files(run, earlier)):
-            return earlier
+    same = earlier and (earlier.plan, earlier.sources) == (plan.digest, sources)
+    if earlier and same and all(path.exists() for path in _files(run, earlier)):
+        return earlier
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_counts(group).unlink(missing_ok=True)
     receipt = work.make(sources)
