@@ -102,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
     _run(report)
     _json(report)
 
+    flops = verbs.add_parser("flops", help="account for a run's compute, finished or not")
+    _run(flops)
+    _json(flops)
+
     worker = verbs.add_parser("worker", help="refine shards until none is left (what jobs run)")
     _run(worker)
     worker.add_argument("--number", type=int, default=0, help="which of the workers (from 0)")
@@ -185,7 +189,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     from proxhpc.launch import prepare
 
     run = prepare(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
-    result = estimate(run.plan, run.site, run.dir)
+    counts = None
+    if run.dir.plan.exists():
+        from proxhpc.report import so_far
+
+        counts = so_far(run.dir)
+    result = estimate(run.plan, run.site, run.dir, counts)
     _print_json(result) if arguments.json else _print(render(result))
 
 
@@ -329,6 +338,13 @@ def _report(arguments: argparse.Namespace) -> None:
     _print_json(report) if arguments.json else _print(render(report))
 
 
+def _flops(arguments: argparse.Namespace) -> None:
+    from proxhpc.report import account, render_account
+
+    result = account(_open(arguments))
+    _print_json(result) if arguments.json else _print(render_account(result))
+
+
 def _worker(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
@@ -378,6 +394,7 @@ COMMANDS = {
     "refine": _refine,
     "inspect": _inspect,
     "report": _report,
+    "flops": _flops,
     "worker": _worker,
     "merge": _merge,
     "advance": _advance,

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from proxhpc.account.flops import Usage
 from proxhpc.manifest import Stage
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
@@ -53,6 +54,7 @@ class StageRunner:
         self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._number_costs: dict[int, int] = {}
+        self.asked = Usage()  # of all that the engine answered, whatever became of it
         if tokenizer := engine.tokenizer:
             if stage.level == "chunk":
                 room = self.style.chunk_room(tokenizer, self.budget)
@@ -184,6 +186,11 @@ class StageRunner:
             # Texts that a tokenizer makes alike may yet differ in what may be answered.
             rest = repr((request.max_new_tokens, request.stop, request.grammar))
             key = digest(array("I", request.prompt).tobytes(), rest.encode())
-            done, again = await self._memo.get(key, lambda: self.engine.complete(request))
+            done, again = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
         return Call(start, stop, done.text, done.finish, *tokens, again)
+
+    async def _complete(self, request: Request) -> Completion:
+        done = await self.engine.complete(request)
+        self.asked += Usage.of_request(done.prompt_tokens, done.cached_tokens, done.new_tokens)
+        return done
