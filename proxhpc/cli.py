@@ -118,6 +118,26 @@ def parser() -> argparse.ArgumentParser:
         "--max-ram", metavar="SIZE", help="memory for matching duplicates, as in 64MiB (1GiB)"
     )
 
+    merge.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="instead: another corpus there, from the same ledgers; the run is only read",
+    )
+    merge.add_argument(
+        "--with",
+        type=Path,
+        dest="manifest",
+        metavar="MANIFEST",
+        help="with --out: another policy, dedup, output or seed from here",
+    )
+    merge.add_argument(
+        "--policy", metavar="FILE", help="with --out: policy from here (YAML), or: reference"
+    )
+    merge.add_argument(
+        "--threshold", type=float, metavar="T", help="with --out: dedup.near.threshold"
+    )
+
     advance = verbs.add_parser("advance", help="take a run's next step (what control jobs run)")
     _run(advance)
 
@@ -338,6 +358,17 @@ def _merge(arguments: argparse.Namespace) -> None:
 
     _at_least(1, "--processes", arguments.processes)
     memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
+    changes = arguments.manifest, arguments.policy, arguments.threshold
+    if arguments.out is not None:
+        from proxhpc import variant
+
+        run, out = _open(arguments), arguments.out.absolute()
+        manifest = variant.manifest_of(run, *changes)
+        made = variant.merge(run, out, manifest, processes=arguments.processes, memory=memory)
+        print(_safe(f"{made.written:,} documents in {len(made.parts):,} parts: {out}"))
+        return
+    if any(change is not None for change in changes):
+        raise UserError("--with, --policy and --threshold make another corpus: add --out DIR")
     print(tasks.merge(str(_open(arguments).root), arguments.processes, memory))
 
 
