@@ -68,6 +68,10 @@ class Tokenizer(Protocol):
         """Token ids of `text` alone, without special tokens added or recognised in it."""
         ...
 
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of each line by itself, as `encode` gives them."""
+        ...
+
     def count(self, lines: Sequence[str]) -> list[int]:
         """Token counts of each line by itself."""
         ...
@@ -82,6 +86,10 @@ class Tokenizer(Protocol):
 
     def special(self, token: str) -> int:
         """Id of a special token; UserError if the vocabulary has none of that name."""
+        ...
+
+    def added(self, token: str) -> int:
+        """Id of a token of text that was added to the vocabulary whole; UserError without one."""
         ...
 
     def chat(self, system: str | None, user: str) -> list[int]:
