@@ -163,6 +163,6 @@ def test_the_tokenizer_is_what_its_texts_make_it(tmp_path: Path, tokenizer: HFTo
 
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(UserError, match=re.escape("no special token '[doc]'")) as caught:
+    with pytest.raises(UserError, match=re.escape("no special token '[doc+]'")) as caught:
         Walk(HFTokenizer(save_tokenizer(tmp_path)))
     assert "prompt" in caught.value.hint

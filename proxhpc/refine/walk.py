@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from proxhpc.refine import walk_vocabulary as vocabulary
 from proxhpc.refine.engines.base import Tokenizer
+from proxhpc.refine.engines.steps import Steps
 from proxhpc.refine.windows import CALL_LINES, Window, pack
 
 Ids = Sequence[int]
-Steps = tuple[tuple[int, ...], ...]
 
 WINDOW_TOKENS = 480  # of numbered lines
 WINDOW_LINES = 64
