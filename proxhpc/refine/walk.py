@@ -133,6 +133,14 @@ class Walk:
         """The same for a document's answer."""
         return (self._verdicts, (self.end,))
 
+    def bias(self, lines: int, value: float) -> tuple[tuple[int, float], ...]:
+        """What is added to the logits of answers that remove one of so many lines."""
+        return tuple((number, value) for number in self._remove[:lines]) if value else ()
+
+    def verdict_bias(self, value: float) -> tuple[tuple[int, float], ...]:
+        """What is added to the logit of the answer that drops a document."""
+        return ((self._verdicts[1], value),) if value else ()
+
     # --- within a prompt --------------------------------------------------------------------
 
     def _encode(self, lines: Sequence[str]) -> list[Ids]:
