@@ -20,6 +20,8 @@ from proxhpc.config import Config, Count, Flag, Positive, Seconds, Size, Text, W
 from proxhpc.yamltree import Key, show
 
 EngineName = Literal["rules", "transformers", "vllm"]
+Level = Literal["doc", "chunk"]
+Prompt = Literal["prox-llama2", "prox-plain", "chat-template", "compact", "walk"]
 RuleSet = Literal["c4", "gopher", "fineweb"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,95})?", re.ASCII)
@@ -94,7 +96,7 @@ def _walk_answer(data: dict[str, Any]) -> int:
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
-    level: Literal["doc", "chunk"] = Field(
+    level: Level = Field(
         description="`doc`: keep or drop whole documents. `chunk`: edit lines, window by window."
     )
     model: Text | None = Field(
@@ -103,9 +105,11 @@ class Stage(Config):
         "`../`, `~`, or exists beside the manifest). Only `engine.name: rules` does without; it "
         "loads none. `embedded`: the tiny refiner that comes with proxhpc.",
     )
-    prompt: Literal["prox-llama2", "prox-plain", "chat-template", "compact", "walk"] = Field(
+    prompt: Prompt = Field(
         "prox-llama2",
-        description="`prox-llama2`: the Llama-2 template that the ProX models were trained with. "
+        description="How the model is asked; a model's `refiner.json` may say so for this and "
+        "other keys that the stage does not give. `prox-llama2`: the Llama-2 template that the "
+        "ProX models were trained with. "
         "`prox-plain`: the same text without a template. `chat-template`: the model's own. "
         "`compact`: short numbers behind the lines and the question last, so that two stages of "
         "one model read a document once. `walk`: for tiny models with a vocabulary made for it.",

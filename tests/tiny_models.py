@@ -53,8 +53,16 @@ def save_walk(folder: Path, **config: object) -> Path:
     """Writes a random Llama of that style; its end is token 320."""
     from proxhpc.refine.walk_vocabulary import PROGRAMS, SPECIAL
 
-    more = {"vocab_size": 320 + len(SPECIAL) + len(PROGRAMS), "max_position_embeddings": 1024}
-    _save(folder, more | {"bos_token_id": None, "eos_token_id": 320} | config)
+    more: dict[str, object] = {
+        "vocab_size": 320 + len(SPECIAL) + len(PROGRAMS),
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": 320,
+        "hidden_size": 128,  # heads of 64: the smallest that vLLM takes on a CPU is 32
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    _save(folder, more | config)
     return save_walk_tokenizer(folder)
 
 

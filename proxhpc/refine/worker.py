@@ -11,6 +11,7 @@ from typing import Literal
 
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.errors import RetryError
+from proxhpc.models import check_model
 from proxhpc.plan import Plan
 from proxhpc.refine.engines.base import EngineDiedError
 from proxhpc.refine.lease import STALE_AFTER, JobAlive, Leases, Owner
@@ -101,6 +102,8 @@ async def _main(
     if ends is not None:
         loop.call_later(max(0.0, ends - time.monotonic()), stop.set)
     began = time.monotonic()
+    for model in plan.models.values():
+        check_model(model)
     refiner = await open_refiner(plan.manifest, plan.models)
     log.boot_seconds += time.monotonic() - began
     # Only now: an engine installs handlers of its own while it starts.
