@@ -241,6 +241,12 @@ def settle(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manifest:
         model = models.get(stage.level)
         refiner = model.refiner if model else None
         stages.append(refiner.complete(stage, model.name) if model and refiner else stage)
+        if stages[-1].bias and stages[-1].prompt != "walk":
+            raise UserError(
+                f"the {stage.level} stage has a bias, which is only for prompt: walk",
+                hint="its model has no refiner.json that says so: give the stage that prompt, "
+                "or another model",
+            )
     given = {key: getattr(manifest, key) for key in manifest.model_fields_set}
     try:
         return Manifest.model_validate(given | {"stages": tuple(stages)})

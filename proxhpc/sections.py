@@ -186,8 +186,9 @@ class Stage(Config):
 
     def _walk_keys(self) -> Iterator[tuple[Key, str]]:
         if self.prompt != "walk":
-            yield from _changed(self, ("bias",), "only with prompt: walk")
-            return
+            if "prompt" in self.model_fields_set or self.model is None:
+                yield from _changed(self, ("bias",), "only with prompt: walk")
+            return  # else the model may yet say that this is its style
         if self.dialect != "prox":
             yield ("dialect",), "must be prox with prompt: walk"
         if self.level == "chunk" and self.numbering != "window":
