@@ -104,6 +104,10 @@ def parser() -> argparse.ArgumentParser:
     _run(report)
     _json(report)
 
+    flops = verbs.add_parser("flops", help="account for a run's compute, finished or not")
+    _run(flops)
+    _json(flops)
+
     worker = verbs.add_parser("worker", help="refine shards until none is left (what jobs run)")
     _run(worker)
     worker.add_argument("--number", type=int, default=0, help="which of the workers (from 0)")
@@ -114,6 +118,26 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("--processes", type=int, default=1, metavar="N", help="how many at a time")
     merge.add_argument(
         "--max-ram", metavar="SIZE", help="memory for matching duplicates, as in 64MiB (1GiB)"
+    )
+
+    merge.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="instead: another corpus there, from the same ledgers; the run is only read",
+    )
+    merge.add_argument(
+        "--with",
+        type=Path,
+        dest="manifest",
+        metavar="MANIFEST",
+        help="with --out: another policy, dedup, output or seed from here",
+    )
+    merge.add_argument(
+        "--policy", metavar="FILE", help="with --out: policy from here (YAML), or: reference"
+    )
+    merge.add_argument(
+        "--threshold", type=float, metavar="T", help="with --out: dedup.near.threshold"
     )
 
     advance = verbs.add_parser("advance", help="take a run's next step (what control jobs run)")
@@ -167,7 +191,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     from proxhpc.launch import prepare
 
     run = prepare(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
-    result = estimate(run.plan, run.site, run.dir)
+    counts = None
+    if run.dir.plan.exists():
+        from proxhpc.report import so_far
+
+        counts = so_far(run.dir)
+    result = estimate(run.plan, run.site, run.dir, counts)
     _print_json(result) if arguments.json else _print(render(result))
 
 
@@ -311,6 +340,13 @@ def _report(arguments: argparse.Namespace) -> None:
     _print_json(report) if arguments.json else _print(render(report))
 
 
+def _flops(arguments: argparse.Namespace) -> None:
+    from proxhpc.report import account, render_account
+
+    result = account(_open(arguments))
+    _print_json(result) if arguments.json else _print(render_account(result))
+
+
 def _worker(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
@@ -324,6 +360,17 @@ def _merge(arguments: argparse.Namespace) -> None:
 
     _at_least(1, "--processes", arguments.processes)
     memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
+    changes = arguments.manifest, arguments.policy, arguments.threshold
+    if arguments.out is not None:
+        from proxhpc import variant
+
+        run, out = _open(arguments), arguments.out.absolute()
+        manifest = variant.manifest_of(run, *changes)
+        made = variant.merge(run, out, manifest, processes=arguments.processes, memory=memory)
+        print(_safe(f"{made.written:,} documents in {len(made.parts):,} parts: {out}"))
+        return
+    if any(change is not None for change in changes):
+        raise UserError("--with, --policy and --threshold make another corpus: add --out DIR")
     print(tasks.merge(str(_open(arguments).root), arguments.processes, memory))
 
 
@@ -349,6 +396,7 @@ COMMANDS = {
     "refine": _refine,
     "inspect": _inspect,
     "report": _report,
+    "flops": _flops,
     "worker": _worker,
     "merge": _merge,
     "advance": _advance,

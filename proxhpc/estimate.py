@@ -1,8 +1,12 @@
 """What a launch would do: files, documents, tokens, shards, workers, disk and GPU-hours."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from proxhpc.account.counts import Counts
+from proxhpc.account.devices import peak
 from proxhpc.account.flops import paper_flops
+from proxhpc.account.summary import added, tokens_read
 from proxhpc.plan import BYTES_PER_TOKEN, Plan
 from proxhpc.rundir import RunDir
 from proxhpc.site import Resources, Site
@@ -13,7 +17,6 @@ LEDGER_BYTES_PER_DOCUMENT = 120
 CORPUS_COMPRESSION = 2.8
 LOG_FILES = 4  # of a job: script, pickled task, standard output and error
 RUN_FILES = 20  # plan, merge, report, card and so on: once a run
-A100_BF16_FLOPS = 312e12  # dense peak of the A100 datasheet
 MODEL_FLOPS_UTILISATION = 0.4  # of that peak; prefill of a 0.3B model reaches about this much
 
 FLOPS_COUNTED_AS = (
@@ -21,16 +24,55 @@ FLOPS_COUNTED_AS = (
 )
 
 
-def estimate(plan: Plan, site: Site, run: RunDir) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a run takes, foreseen or counted; null is unknown.
+
+    `flops` are the paper's short form, 2·N·D for each stage, and `a100_hours` what they take at
+    MODEL_FLOPS_UTILISATION: the same rules before and after.
+    """
+
+    documents: int | None
+    tokens: int
+    flops: int | None
+
+    @property
+    def a100_hours(self) -> float | None:
+        """GPU-hours; None without a model."""
+        speed = (peak("A100") or 0) * MODEL_FLOPS_UTILISATION
+        return round(self.flops / speed / 3600, 3) if self.flops else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self) | {"a100_hours": self.a100_hours}
+
+
+def foreseen(plan: Plan) -> Figures:
+    """From the inputs alone, every stage reading all of them."""
+    tokens = plan.estimated_tokens
+    return Figures(
+        documents=added([info.estimated_records for info in plan.inputs]),
+        tokens=tokens,
+        flops=_flops(plan, dict.fromkeys(plan.models, tokens)),
+    )
+
+
+def counted(plan: Plan, counts: Counts) -> Figures:
+    """From what was read."""
+    read = {level: tokens_read(level, counts) for level in plan.models}
+    return Figures(counts.documents, counts.tokens_in, _flops(plan, read))
+
+
+def estimate(plan: Plan, site: Site, run: RunDir, counts: Counts | None = None) -> dict[str, Any]:
     """Every figure of the plan; null where nobody can know.
 
-    What is called estimated is about right, and no bound.
+    What is called estimated is about right, and no bound. `counts` are those of a run that has
+    begun.
     """
-    records = [info.estimated_records for info in plan.inputs]
-    documents = None if None in records else sum(r for r in records if r is not None)
+    about = foreseen(plan)
+    documents = about.documents
     resources = site.resources("refine")
     shards = len(plan.shards)
-    flops = _flops(plan)
     return {
         "name": plan.manifest.name,
         "run_dir": str(run.root),
@@ -48,11 +90,11 @@ def estimate(plan: Plan, site: Site, run: RunDir) -> dict[str, Any]:
         "estimated_ledger_bytes": documents and documents * LEDGER_BYTES_PER_DOCUMENT,
         "estimated_corpus_bytes": round(plan.estimated_bytes / CORPUS_COMPRESSION),
         "estimated_run_files": _files(plan, resources),
-        "estimated_flops": flops,
-        "estimated_a100_hours": flops
-        and round(flops / (A100_BF16_FLOPS * MODEL_FLOPS_UTILISATION) / 3600, 3),
+        "estimated_flops": about.flops,
+        "estimated_a100_hours": about.a100_hours,
         "near_duplicates_compared": _compared(plan),
-        "flops_counted_as": flops and FLOPS_COUNTED_AS,
+        "flops_counted_as": about.flops and FLOPS_COUNTED_AS,
+        "measured": counted(plan, counts).to_dict() if counts else None,
         "notes": [f"{info.name}: {info.note}" for info in plan.inputs if info.note],
     }
 
@@ -85,6 +127,7 @@ def render(figures: dict[str, Any]) -> Any:
         f"about {figures['estimated_run_files']:,} files",
         "model work": _work(figures),
         **_near(figures),
+        **_measured(figures["measured"]),
     }
     for name, value in rows.items():
         table.add_row(name, escape(str(value)))
@@ -100,6 +143,16 @@ def _work(figures: dict[str, Any]) -> str:
         f"about {figures['estimated_flops']:.2e} FLOPs, {figures['estimated_a100_hours']:,} A100 "
         f"hours at {MODEL_FLOPS_UTILISATION:.0%} of peak ({figures['flops_counted_as']})"
     )
+
+
+def _measured(found: dict[str, Any] | None) -> dict[str, str]:
+    """What a run that has begun has read so far, in the estimate's own terms."""
+    if found is None:
+        return {}
+    parts = [f"{found['documents']:,} documents", f"{found['tokens']:,} tokens"]
+    if found["flops"]:
+        parts.append(f"{found['flops']:.2e} FLOPs, {found['a100_hours']:,} A100 hours")
+    return {"measured so far": ", ".join(parts)}
 
 
 def _compared(plan: Plan) -> dict[str, float] | None:
@@ -133,12 +186,17 @@ def _files(plan: Plan, resources: Resources) -> int:
     return shards + workers + LOG_FILES * jobs + 6 * groups + 2 * parts + RUN_FILES
 
 
-def _flops(plan: Plan) -> int | None:
-    """The paper's 2·N·D for every stage over all raw tokens."""
-    shapes = [ref.shape for ref in plan.models.values()]
-    if not shapes or None in shapes:
-        return None
-    return sum(paper_flops(shape, plan.estimated_tokens) for shape in shapes if shape)
+def _flops(plan: Plan, tokens: dict[str, int]) -> int | None:
+    """The paper's 2·N·D for every stage over the tokens that it reads; None without a model."""
+    return (
+        added(
+            [
+                paper_flops(ref.shape, tokens[level]) if ref.shape else None
+                for level, ref in plan.models.items()
+            ]
+        )
+        or None
+    )
 
 
 def _model(plan: Plan, level: str) -> dict[str, Any]:

@@ -243,4 +243,4 @@ def _json(source: str, item: Document | Bad, row: Row, text: str | None) -> byte
         about["doc"] = row.doc.program
     about["chunk"] = [call.program for call in row.windows]
     about |= {"rejected": row.rejected, "flags": row.flags}
-    return orjson.dumps(record(document, text, provenance=True) | {"proxhpc": about})
+    return orjson.dumps(record(document, text, {}, {"proxhpc": about}))

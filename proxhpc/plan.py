@@ -18,11 +18,13 @@ from proxhpc import __version__
 from proxhpc.corpus.disk import publish, write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe
+from proxhpc.corpus.parquet import need_pyarrow
 from proxhpc.corpus.probe import misread
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
 from proxhpc.manifest import Corpus, Manifest, diff, find_inputs
 from proxhpc.models import ModelRef, resolve_model
+from proxhpc.program.policy import AnyPolicy
 from proxhpc.rundir import SHARDS_PER_FOLDER, RunDir
 from proxhpc.yamltree import Key, dotted, show
 
@@ -56,6 +58,7 @@ class Plan:
         InputInfo, ...
     ] = ()  # files of the corpus that duplicates are also looked for in
     digest: str = ""
+    refined_under: AnyPolicy | None = None  # where the manifest's policy is another (variant.py)
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
     @cached_property
@@ -264,6 +267,8 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     Writes nothing. UserError when something is missing, or the place is not free.
     """
     check_new(run)
+    if manifest.output.format == "parquet":
+        need_pyarrow("output.format: parquet")
     inputs = _find(manifest.corpus, run, ("corpus",))
     other = manifest.dedup.against
     against = _find(other, run, ("dedup", "against")) if other else ()

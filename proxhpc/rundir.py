@@ -181,13 +181,49 @@ class RunDir:
         """What was written into one part of the corpus."""
         return self.merge / "parts" / f"{part:05d}.json"
 
-    def part(self, part: int) -> Path:
-        """One part of the corpus."""
-        return self.corpus / f"part-{part:05d}.jsonl.zst"
+    def part(self, part: int, suffix: str = "jsonl.zst") -> Path:
+        """One part of the corpus; its format is its suffix."""
+        return self.corpus / f"part-{part:05d}.{suffix}"
+
+    @property
+    def shuffled(self) -> Path:
+        """Rows on their way to their places; gone when the corpus is whole."""
+        return self.merge / "shuffled"
+
+    def scattered(self, group: int) -> Path:
+        """The rows of one group, by the bucket that they go to."""
+        return self.shuffled / f"{group:05d}.rows"
 
     def folders(self) -> list[Path]:
         """The folders that a new run needs."""
         return [self.leases, self.shards, self.workers, self.logs, self.merge]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantDir(RunDir):
+    """Another corpus of a run, with the files of its merge beside it; the run is only read."""
+
+    refined: Path  # root of the run
+
+    @property
+    def shards(self) -> Path:
+        """The run's ledgers."""
+        return self.refined / "shards"
+
+    @property
+    def corpus(self) -> Path:
+        """The corpus: the directory itself."""
+        return self.root
+
+    @property
+    def leases(self) -> Path:
+        """Who is merging."""
+        return self.merge / "leases"
+
+    @property
+    def variant(self) -> Path:
+        """Of which run it is, and with which manifest."""
+        return self.merge / "variant.json"
 
 
 def shard_name(shard: int) -> str:

@@ -402,15 +402,28 @@ class Dedup(Config):
 class Output(Config):
     """The final corpus."""
 
-    format: Literal["jsonl.zst"] = Field(default="jsonl.zst", description="Format of the parts.")
+    format: Literal["jsonl.zst", "parquet"] = Field(
+        default="jsonl.zst",
+        description="Format of the parts. `parquet` (needs pyarrow) has one schema whatever the "
+        "records have: all fields but `id` and `text` are JSON in the column `metadata`.",
+    )
     part_size: Size = Field(
-        default=256 << 20, description="Size of one part before compression, as in `512MiB`."
+        default=256 << 20,
+        description="Size of one part's rows as JSON lines before compression, as in `512MiB`.",
     )
     level: Annotated[int, Field(strict=True, ge=1, le=19)] = Field(
         default=3, description="zstd compression level."
     )
     provenance: Flag = Field(
         default=True, description="Record each document's source and programs beside its text."
+    )
+    original: Flag = Field(
+        default=False, description="Keep each document's raw text, as `original_text`."
+    )
+    shuffle: Flag = Field(
+        default=False,
+        description="Write the documents in a random order that only `seed` and their places in "
+        "the input decide. It needs temporary space for about one more corpus.",
     )
 
 

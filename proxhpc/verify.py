@@ -21,6 +21,7 @@ from proxhpc.assemble.summary import MergeSummary
 from proxhpc.assemble.tiling import uncovered
 from proxhpc.corpus.document import End
 from proxhpc.corpus.inputs import check_unchanged
+from proxhpc.corpus.parquet import count_rows, need_pyarrow
 from proxhpc.corpus.streams import count_lines
 from proxhpc.errors import ProxError, StopError
 from proxhpc.plan import Plan
@@ -75,6 +76,8 @@ def verify(run: RunDir, *, processes: int = 1) -> Proof:
     _inputs(plan, proof)
     _ledgers(run, plan, proof, processes)
     if run.merge_summary.exists():
+        if plan.manifest.output.format == "parquet":
+            need_pyarrow("reading the corpus")  # without it they are not damaged
         _corpus(run, proof)
     return proof
 
@@ -233,7 +236,8 @@ def _files(run: RunDir, documents: dict[str, int], proof: Proof) -> Iterator[tup
             if sha256(path) != digest:
                 yield name, "its SHA-256 is another"
                 continue
-            found = count_lines(path) if name in documents else 0
+            count = count_rows if path.suffix == ".parquet" else count_lines
+            found = count(path) if name in documents else 0
         except (OSError, ProxError) as error:
             yield name, str(error).splitlines()[0]
             continue

@@ -2,7 +2,9 @@
 
 import functools
 import gzip
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.assemble.listings import read_rows
+from proxhpc.assemble.merge import merge
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
 from proxhpc.corpus.frames import FrameWriter
@@ -25,6 +28,7 @@ from runs import PARAGRAPH, document, local_site, manifest, write_jsonl
 
 PART = 6000  # bytes; a few documents
 SECTIONS: dict[str, Any] = {"output": {"part_size": PART}, "sharding": {"tokens": 1000}}
+FORK = multiprocessing.get_context("fork")
 _HOME = tempfile.TemporaryDirectory(prefix="merging-")
 
 
@@ -88,9 +92,31 @@ def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None])
     return path
 
 
+def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge) -> bool:
+    """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
+
+    def child() -> None:
+        rename, left = os.replace, itertools.count(allowed, -1)
+
+        def one_more(source: Any, target: Any) -> None:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = one_more  # type: ignore[assignment]
+        make(run)
+
+    process = FORK.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
 def output(run: RunDir) -> dict[str, bytes]:
     """Every file that must not depend on how the work was cut."""
-    files = [*run.corpus.iterdir(), run.quarantine, run.duplicates]
+    listings = [path for path in (run.quarantine, run.duplicates) if path.exists()]
+    files = [*run.corpus.iterdir(), *listings]
     return {path.name: path.read_bytes() for path in files}
 
 

@@ -2,21 +2,17 @@
 
 import base64
 import hashlib
-import itertools
-import multiprocessing
 import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 import yaml
 import zstandard
 
-from merging import PART, corpus, output, records, refined, remake
+from merging import PART, corpus, killed, output, records, refined, remake
 from proxhpc.assemble import sketch
 from proxhpc.assemble.listings import read_rows
 from proxhpc.assemble.merge import merge
@@ -27,8 +23,6 @@ from proxhpc.launch import prepare
 from proxhpc.refine.ledger import Row
 from proxhpc.rundir import RunDir
 from runs import document, local_site, manifest, rows_of, write_jsonl
-
-FORK = multiprocessing.get_context("fork")
 
 
 def test_the_corpus_is_what_ledgers_and_input_say(tmp_path: Path) -> None:
@@ -108,27 +102,6 @@ def test_shards_commits_and_processes_leave_no_trace(tmp_path: Path) -> None:
     assert len(many.plan.shards) > len(few.plan.shards) + 4 > 8
     assert output(many.dir) == output(whole.dir)
     assert output(few.dir) == output(whole.dir)
-
-
-def killed(run: RunDir, allowed: int) -> bool:
-    """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
-
-    def child() -> None:
-        rename, left = os.replace, itertools.count(allowed, -1)
-
-        def one_more(source: Any, target: Any) -> None:
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(source, target)
-
-        os.replace = one_more  # type: ignore[assignment]
-        merge(run)
-
-    process = FORK.Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
 
 
 def test_killed_before_every_single_file_it_goes_on(

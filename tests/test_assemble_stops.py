@@ -10,14 +10,17 @@ from typing import Any
 import orjson
 import pytest
 
-from merging import plan_of_one, refined, remake
+from merging import output, plan_of_one, refined, remake
+from proxhpc.assemble import merge as merging_steps
 from proxhpc.assemble.merge import merge
 from proxhpc.assemble.replay import Tile
+from proxhpc.assemble.sealed import seal, unseal
+from proxhpc.assemble.summary import MergeSummary
 from proxhpc.assemble.tiling import check_tiling
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
 from proxhpc.errors import RetryError, StopError
-from proxhpc.launch import prepare
+from proxhpc.launch import Run, prepare
 from proxhpc.refine.ledger import Row
 from runs import document, local_site, manifest, planned, write_jsonl
 
@@ -135,21 +138,50 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     assert merge(run.dir).written == 100
 
 
-@pytest.mark.parametrize("name", ["sketch/00000.npy", "sketch/00000.json", "match.json"])
-def test_a_damaged_file_of_the_merge_is_named(tmp_path: Path, name: str) -> None:
-    run = refined(tmp_path)
-    expected = merge(run.dir)
-    damaged, other = run.dir.merge / name, run.dir.merge / "match.json"
-    damaged.write_bytes(damaged.read_bytes()[:-3] + b"\7\7\7")
-    if name.endswith("npy"):
-        other.unlink()
-    with pytest.raises(StopError, match="damaged") as stop:
+# A file of the merge, and what else must be gone for it to be read again.
+FILES = {
+    "sketch/00000.json": "",
+    "sketch/00000.npy": "merge/match.json",
+    "sketch/00000.bands": "merge/match.json",
+    "sketch/00000.minhash.npy": "merge/match.json",
+    "sketch/00000.quarantine.jsonl.zst": "merge/summary.json",
+    "match/00000.npy": "corpus/part-00000.jsonl.zst",
+    "match/pairs.npy": "merge/summary.json",
+    "match.json": "",
+    "summary.json": "",
+}
+
+
+def spoil(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"changed": bytes(data), "cut": bytes(data[:-3]), "emptied": b""}[how])
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, MergeSummary]:
+    """A merged run, of which each test spoils one file that it makes good again."""
+    run = refined(tmp_path_factory.mktemp("merged"), dedup={"near": {"bands": 4, "rows": 2}})
+    return run, merge(run.dir)
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "emptied"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_of_the_merge_is_named_and_made_again(
+    merged: tuple[Run, MergeSummary], name: str, how: str
+) -> None:
+    run, expected = merged
+    before = output(run.dir)
+    if FILES[name]:
+        (run.dir.root / FILES[name]).unlink()
+    path = run.dir.merge / name
+    spoil(path, how)
+    with pytest.raises(StopError, match="is damaged") as stop:
         merge(run.dir)
-    assert str(damaged) in str(stop.value)
-    damaged.unlink()
-    if name.endswith("npy"):
-        run.dir.sketch_counts(0).unlink()
+    assert str(path) in str(stop.value)
+    path.unlink()  # as the error says
     assert merge(run.dir) == expected
+    assert output(run.dir) == before
 
 
 def test_a_plan_that_skips_a_span_stops_the_merge(tmp_path: Path) -> None:
@@ -224,9 +256,9 @@ def test_tilings_that_do_not(tiles: Iterable[Tile], problem: str) -> None:
 def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> None:
     run = refined(tmp_path)
     merge(run.dir)
-    match = json.loads(run.dir.match.read_bytes())
+    match = json.loads(unseal(run.dir.match))
     match["parts"][1]["bytes"] += 1
-    run.dir.match.write_bytes(orjson.dumps(match))
+    run.dir.match.write_bytes(seal(orjson.dumps(match, option=orjson.OPT_APPEND_NEWLINE)))
     run.dir.part_receipt(1).unlink()
     run.dir.part(1).unlink()
     with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst came to"):
@@ -234,3 +266,28 @@ def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> 
     assert not run.dir.part(1).exists()
     assert not run.dir.checksums.exists()
     assert not run.dir.merge_summary.exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_part_that_is_cut_before_the_corpus_is_sealed_stops_the_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run = refined(tmp_path)
+    part = run.dir.part(1)
+
+    def lose(*_: Any) -> None:
+        if how == "cut":
+            part.write_bytes(part.read_bytes()[:-1])
+        else:
+            part.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging_steps, "write_quarantine", lose)
+        with pytest.raises(StopError, match="bytes, not the") as stop:
+            merge(run.dir)
+    assert str(part) in str(stop.value)
+    assert not run.dir.checksums.exists()
+    merge(run.dir)
+    whole = refined(tmp_path / "whole")
+    merge(whole.dir)
+    assert output(run.dir) == output(whole.dir)

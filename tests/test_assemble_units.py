@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from merging import fall, plan_of_one, raising, refined
 from proxhpc.assemble.clusters import Forest, survivors
 from proxhpc.assemble.hashed import SKETCH, normalise
-from proxhpc.assemble.match import PartCutter
 from proxhpc.assemble.pairs import same_text
+from proxhpc.assemble.parts import PartCutter, ShuffledCutter, buckets
 from proxhpc.assemble.pool import open_pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
@@ -28,6 +28,7 @@ from proxhpc.corpus.document import Document
 from proxhpc.errors import ProxError, RetryError
 from proxhpc.plan import Plan
 from proxhpc.refine.ledger import Row
+from proxhpc.sections import Output
 from runs import planned
 
 
@@ -93,7 +94,7 @@ def duplicates(pairs: Any, hashes: Any) -> list[tuple[int, int]]:
 def test_duplicates_against_a_plain_search(documents: list[tuple[int, int, int]]) -> None:
     hashes = np.zeros(len(documents), SKETCH)
     for index, (high, low, chars) in enumerate(documents):
-        hashes[index] = (high, low, index, 0, chars, 1, 0, index)
+        hashes[index] = (high, low, index, 0, 0, chars, 1, 0, index)
     best: dict[tuple[int, int], int] = {}
     for index, (high, low, chars) in enumerate(documents):
         held = best.setdefault((high, low), index)
@@ -113,7 +114,7 @@ def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: 
     hashes["size"] = [size for size, _ in documents]
     hashes["number"] = range(len(documents))
     alive = np.array([stays for _, stays in documents], bool)
-    cutter = PartCutter(part_size)
+    cutter = PartCutter(Output(part_size=part_size))
     for start in range(0, len(hashes), 7):  # groups
         cutter.add(hashes[start : start + 7][alive[start : start + 7]])
     parts = cutter.finish()
@@ -122,12 +123,41 @@ def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: 
     for part in parts:
         own, left = left[: part.documents], left[part.documents :]
         assert own
-        assert (part.first, part.last) == ((0, own[0]), (0, own[-1]))
+        assert (part.first, part.last) == (own[0], own[-1])
         assert part.bytes == sum(documents[number][0] for number in own)
         begins = [at + sum(documents[n][0] for n in own[:k]) for k in range(len(own))]
         assert len({begin // part_size for begin in begins}) == 1
         at += part.bytes
     assert not left
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, (1 << 64) - 1)), max_size=40),
+    st.integers(1, 300),
+)
+def test_shuffled_parts_tile_all_places(documents: list[tuple[int, int]], part_size: int) -> None:
+    hashes = np.zeros(len(documents), SKETCH)
+    hashes["size"] = [size for size, _ in documents]
+    hashes["place"] = np.array([place for _, place in documents], np.uint64)
+    cutter = ShuffledCutter(Output(part_size=part_size, shuffle=True))
+    for start in range(0, len(hashes), 7):  # groups
+        cutter.add(hashes[start : start + 7])
+    parts = cutter.finish()
+    edges = [0, *(part.last + 1 for part in parts)]
+    assert [part.first for part in parts] == edges[:-1]
+    assert not parts or edges[-1] == 1 << 64
+    cells = {place >> 44 for _, place in documents}
+    for part in parts:
+        own = [size for size, place in documents if part.first <= place <= part.last]
+        assert (part.documents, part.bytes) == (len(own), sum(own))
+        assert own
+        last = max(cell for cell in cells if cell <= part.last >> 44)
+        before = sum(size for size, place in documents if part.first >> 44 <= place >> 44 < last)
+        assert before < part_size
+        pieces = buckets(part, 10)
+        assert (pieces[0], len(pieces)) == (part.first, -(-part.bytes // 10))
+        assert pieces == sorted(set(pieces))
+        assert pieces[-1] <= part.last
 
 
 def test_what_counts_as_the_same_text() -> None:

@@ -6,8 +6,11 @@ from proxhpc.account.flops import (
     ModelShape,
     Usage,
     break_even_parameters,
+    cached_flops,
+    decode_flops,
     flops,
     paper_flops,
+    prefill_flops,
     tokens_for,
     training_flops,
 )
@@ -52,7 +55,7 @@ def one_by_one(shape: ModelShape, n: int, c: int, m: int) -> int:
         (shape.intermediate, shape.hidden),
     ]
     total = 0
-    for position in [*range(c, n), *range(n, n + m - 1)]:
+    for position in [*range(c, n), *range(n, n + max(m - 1, 0))]:
         for _ in range(shape.layers):
             total += sum(2 * a * b for a, b in matrices)
             total += shape.heads * (position + 1) * 2 * (2 * shape.head_dim)
@@ -76,14 +79,26 @@ def test_sums_of_usage_give_sums_of_flops(requests: list[tuple[int, int]]) -> No
 
 def test_a_request_by_hand() -> None:
     # 3 prompt tokens see 1 + 2 + 3 keys, of 4 sampled ones 3 are fed and see 4 + 5 + 6.
-    assert Usage.of_request(3, 0, 4) == Usage(1, 3, 0, 6, 4, 21)
-    # With 2 cached only the third prompt token is fed.
-    assert Usage.of_request(3, 2, 1) == Usage(1, 3, 2, 1, 1, 3)
+    assert Usage.of_request(3, 0, 4) == Usage(1, 3, 0, 6, 4, 21, 15, 0)
+    # With 2 cached only the third prompt token is fed; the first two would have seen 1 + 2 keys.
+    assert Usage.of_request(3, 2, 1) == Usage(1, 3, 2, 1, 1, 3, 0, 3)
     # Per layer 8·8 + 2·8·4 + 8·8 of attention and 3·8·16 of MLP: 576.
     assert TINY.body_parameters == 2 * 576
     assert flops(TINY, Usage(fed=6, new_tokens=4, attended=21)) == (
         2 * 1152 * 6 + 2 * 8 * 32 * 4 + 4 * 2 * 2 * 4 * 21
     )
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 20))
+def test_prefill_and_decode_and_what_the_cache_spared(n: int, c: int, m: int) -> None:
+    c = min(c, n - 1)
+    usage, whole = Usage.of_request(n, c, m), Usage.of_request(n, 0, m)
+    head = 2 * TINY.hidden * TINY.vocab
+    # A prompt by itself, and what one more sampled token costs each time.
+    assert prefill_flops(TINY, usage) == one_by_one(TINY, n, c, 0 if m == 0 else 1) - bool(m) * head
+    assert decode_flops(TINY, usage) == flops(TINY, usage) - prefill_flops(TINY, usage)
+    assert decode_flops(TINY, usage) == decode_flops(TINY, whole)
+    assert flops(TINY, usage) + cached_flops(TINY, usage) == flops(TINY, whole)
 
 
 @pytest.mark.parametrize(("n", "c", "m"), [(3, 4, 1), (3, -1, 1), (3, 0, -1)])

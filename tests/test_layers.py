@@ -25,7 +25,7 @@ LINES = [
     ["status", "inspect", "report"],
     ["doctor", "verify"],
     ["here"],
-    ["advance", "launch"],
+    ["advance", "launch", "variant"],
     ["cli", "__main__"],
 ]
 LINE = {room: number for number, line in enumerate(LINES) for room in line}

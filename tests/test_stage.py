@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxhpc.account.counts import Counts
 from proxhpc.corpus.document import Document
 from proxhpc.errors import StopError, UserError
 from proxhpc.manifest import Manifest
@@ -99,7 +100,11 @@ def refine(
         documents = [Document(f"d{n}", text, 0, n) for n, text in enumerate(texts)]
         return await asyncio.gather(*map(refiner.refine, documents))
 
-    return asyncio.run(main())
+    rows = asyncio.run(main())
+    totals = sum((row.count() for row in rows), Counts())
+    for level, asked in refiner.asked.items():
+        assert asked == getattr(totals, level), "what engines did is what the rows say"
+    return rows
 
 
 def test_windows_tile_and_their_prompts_bear_the_documents_numbers() -> None:
@@ -239,7 +244,7 @@ def test_copies_are_refined_once_and_counted() -> None:
     assert first.flags == other.flags == ()
     keys = ("status", "digest", "tokens_in", "tokens_out", "lines_removed", "bytes_out")
     assert [getattr(copy, key) for key in keys] == [getattr(first, key) for key in keys]
-    assert copy.count().chunk_saved == first.count().chunk
+    assert copy.count().chunk_copied == first.count().chunk
     assert copy.count().chunk.requests == copy.count().doc.requests == 0
     assert Row.decode(copy.encode()) == copy
 

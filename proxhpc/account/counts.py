@@ -35,9 +35,11 @@ class Counts:
     blank_lines: int = 0
     doc: Usage = field(default_factory=Usage)
     chunk: Usage = field(default_factory=Usage)
-    # What requests would have taken that were answered from the answers of others.
+    # What requests would have taken: answered from memory, and not made at all for copies.
     doc_saved: Usage = field(default_factory=Usage)
     chunk_saved: Usage = field(default_factory=Usage)
+    doc_copied: Usage = field(default_factory=Usage)
+    chunk_copied: Usage = field(default_factory=Usage)
 
     def __add__(self, other: "Counts") -> "Counts":
         total = Counts()

@@ -6,7 +6,7 @@ sampling and padding are not.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from math import ceil
 from typing import Any, Self
@@ -84,7 +84,8 @@ class Usage:
 
     `prompt_tokens` n went in, `cached_tokens` c of them came from a prefix cache, `new_tokens` m
     were sampled. `fed` tokens went through the layers; `attended` is the number of (query, key)
-    pairs under full causal attention.
+    pairs under full causal attention, `attended_decoding` those of them whose query was sampled,
+    and `attended_cached` those that the prefix cache spared.
     """
 
     requests: int = 0
@@ -93,6 +94,8 @@ class Usage:
     fed: int = 0
     new_tokens: int = 0
     attended: int = 0
+    attended_decoding: int = 0
+    attended_cached: int = 0
 
     @classmethod
     def of_request(cls, n: int, c: int, m: int) -> Self:
@@ -103,8 +106,15 @@ class Usage:
         if not (0 <= c <= n and m >= 0):
             raise ValueError(f"impossible token counts: prompt {n}, cached {c}, new {m}")
         decoded = max(m - 1, 0)
-        attended = (n * (n + 1) - c * (c + 1)) // 2 + n * decoded + m * decoded // 2
-        return cls(1, n, c, n - c + decoded, m, attended)
+        decoding = n * decoded + m * decoded // 2
+        cached = c * (c + 1) // 2
+        attended = n * (n + 1) // 2 - cached + decoding
+        return cls(1, n, c, n - c + decoded, m, attended, decoding, cached)
+
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens that went through the layers."""
+        return self.prompt_tokens - self.cached_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -114,7 +124,14 @@ class Usage:
             self.fed + other.fed,
             self.new_tokens + other.new_tokens,
             self.attended + other.attended,
+            self.attended_decoding + other.attended_decoding,
+            self.attended_cached + other.attended_cached,
         )
+
+    def beyond(self, other: "Usage") -> "Usage":
+        """What it is more than `other`, each sum by itself; never below zero."""
+        names = [f.name for f in fields(Usage)]
+        return Usage(*(max(0, getattr(self, name) - getattr(other, name)) for name in names))
 
     def to_dict(self) -> dict[str, int]:
         """JSON form."""
@@ -132,10 +149,28 @@ def flops(shape: ModelShape, usage: Usage) -> int:
     2·body·fed + 2·hidden·vocab·new + 4·layers·heads·head_dim·attended. The head is counted
     once per sampled token, since an engine computes logits nowhere else.
     """
-    body = 2 * shape.body_parameters * usage.fed
+    return prefill_flops(shape, usage) + decode_flops(shape, usage)
+
+
+def prefill_flops(shape: ModelShape, usage: Usage) -> int:
+    """The part of `flops` that reads prompts."""
+    return _layers(shape, usage.prefilled, usage.attended - usage.attended_decoding)
+
+
+def decode_flops(shape: ModelShape, usage: Usage) -> int:
+    """The part of `flops` that writes: the head for every sampled token, the first one's too."""
     head = 2 * shape.hidden * shape.vocab * usage.new_tokens
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * usage.attended
-    return body + head + attention
+    return _layers(shape, usage.fed - usage.prefilled, usage.attended_decoding) + head
+
+
+def cached_flops(shape: ModelShape, usage: Usage) -> int:
+    """FLOPs that the prefix cache spared, by the same rule; no part of `flops`."""
+    return _layers(shape, usage.cached_tokens, usage.attended_cached)
+
+
+def _layers(shape: ModelShape, fed: int, attended: int) -> int:
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * attended
+    return 2 * shape.body_parameters * fed + attention
 
 
 def paper_flops(shape: ModelShape, tokens: int) -> int:

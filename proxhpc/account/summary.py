@@ -1,5 +1,6 @@
 """FLOPs of a refinement from its counts, and what they buy: training on the refined corpus."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,8 +9,10 @@ from proxhpc.account.flops import (
     ModelShape,
     Usage,
     break_even_parameters,
+    decode_flops,
     flops,
     paper_flops,
+    prefill_flops,
     tokens_for,
     training_flops,
 )
@@ -19,12 +22,15 @@ from proxhpc.account.flops import (
 class StageFlops:
     """FLOPs of one stage, counted in three ways; null is unknown.
 
-    `exact` follows from the token sums and the model's shape. `paper_measured` is the ProX
-    paper's 2·N·(prefill + decode) on the tokens that went in and out, prompts included, cached
-    ones too. `paper_corpus` is its short form 2·N·D, D the tokens of the documents read.
+    `exact` = `prefill` + `decode` follows from the token sums and the model's shape.
+    `paper_measured` is the ProX paper's 2·N·(prefill + decode) on the tokens that went in and out,
+    prompts included, cached ones too. `paper_corpus` is its short form 2·N·D, D the tokens of the
+    documents read.
     """
 
     exact: int | None
+    prefill: int | None
+    decode: int | None
     paper_measured: int | None
     paper_corpus: int | None
 
@@ -33,15 +39,17 @@ class StageFlops:
         return asdict(self)
 
 
-NO_MODEL = StageFlops(0, 0, 0)
+NO_MODEL = StageFlops(0, 0, 0, 0, 0)
 
 
 def stage_flops(shape: ModelShape | None, usage: Usage, documents_tokens: int | None) -> StageFlops:
     """FLOPs of a stage whose model has `shape`; None where that is not known."""
     if shape is None:
-        return StageFlops(None, None, None)
+        return StageFlops(None, None, None, None, None)
     return StageFlops(
         exact=flops(shape, usage),
+        prefill=prefill_flops(shape, usage),
+        decode=decode_flops(shape, usage),
         paper_measured=paper_flops(shape, usage.prompt_tokens + usage.new_tokens),
         paper_corpus=None if documents_tokens is None else paper_flops(shape, documents_tokens),
     )
@@ -52,7 +60,7 @@ def tokens_read(level: str, counts: Counts) -> int:
     return counts.tokens_in if level == "doc" else counts.tokens_chunk
 
 
-def added(numbers: list[int | None]) -> int | None:
+def added(numbers: Sequence[int | None]) -> int | None:
     """The sum, unknown if one of them is."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None

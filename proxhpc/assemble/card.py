@@ -19,14 +19,13 @@ from proxhpc.rundir import RunDir
 
 MAX_FILES = 100  # input files in the table
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&#!@:$\"]|(?<=www)\.", re.IGNORECASE)
-_PART = "part-*.jsonl.zst"
 
 
 def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
     """README.md of a corpus; `datasets.load_dataset` reads its first lines."""
     name = plan.manifest.name
     blocks = [
-        _front_matter(name, bool(summary.parts)),
+        _front_matter(name, plan.manifest.output.format if summary.parts else ""),
         f"# {_cell(name)}",
         f"Refined with proxhpc {_cell(__version__)}: small language models, or rules in their"
         " place, wrote a program for every document, and the programs were run over the raw text.",
@@ -45,11 +44,11 @@ def checksums(run: RunDir, summary: MergeSummary, card: bytes) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
 
 
-def _front_matter(name: str, loadable: bool) -> str:
+def _front_matter(name: str, suffix: str) -> str:
     lines = ["---", f"pretty_name: {json.dumps(name)}", "tags:", "- pretraining", "- proxhpc"]
-    if loadable:
+    if suffix:
         lines += ["configs:", "- config_name: default", "  data_files:"]
-        lines += ["  - split: train", f"    path: {_PART}"]
+        lines += ["  - split: train", f"    path: part-*.{suffix}"]
     return "\n".join([*lines, "---"])
 
 
@@ -95,12 +94,19 @@ def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
         ("text", "string; the refined text"),
         ("every other field", "as in the raw record; original_… where its name was taken"),
     ]
-    if plan.manifest.output.provenance:
+    output = plan.manifest.output
+    if output.format == "parquet":
+        rows[2] = ("metadata", "JSON; every other field of the raw record")
+    if output.original:
+        rows.append(("original_text", "string; the raw text"))
+    if output.provenance:
         rows.append(("proxhpc.source", "input file and position of the raw record in it"))
         rows.append(("proxhpc.outcome", "kept or edited"))
         what = {"doc": "the program for the document", "chunk": "the programs for its windows"}
         rows += [(f"proxhpc.{s.level}", what[s.level]) for s in plan.manifest.stages]
     yield _table(("field", "content"), rows)
+    if output.provenance and output.format == "parquet":
+        yield "The column `proxhpc` is JSON."
     if summary.parts:
         yield '```python\nimport datasets\n\ncorpus = datasets.load_dataset("path/to/here")\n```'
     yield "`sha256sum -c SHA256SUMS` checks the files."

@@ -1,6 +1,6 @@
 """Documents as fixed-width numbers, and the keys by which one may equal others.
 
-Three files a group of documents: 48 bytes each in input order, the keys (`bands`), and, where
+Three files a group of documents: 56 bytes each in input order, the keys (`bands`), and, where
 near-duplicates are looked for, the MinHash signatures.
 """
 
@@ -29,13 +29,14 @@ SKETCH = np.dtype(
         ("low", "<u8"),
         ("id", "<u8"),  # XXH3-64 of the document's id
         ("rank", "<u8"),  # by the manifest's dedup.by; 0 for a document without a value
+        ("place", "<u8"),  # in a shuffled corpus, else 0
         ("chars", "<u4"),  # of the refined text
         ("size", "<u4"),  # bytes of the row as it would be written
         ("shard", "<u4"),  # behind the run's come the pieces of the corpus to compare with
         ("number", "<u4"),  # of the record in its shard
     ]
 )
-_PACK = struct.Struct("<QQQQIIII")
+_PACK = struct.Struct("<QQQQQIIII")
 
 Sketch = npt.NDArray[np.void]
 
@@ -59,18 +60,20 @@ class Hasher:
     def __len__(self) -> int:
         return len(self._packed) // SKETCH.itemsize
 
-    def add(self, document: Document, text: str, *, size: int, shard: int, number: int) -> None:
-        """Take the next document; `text` is what is to be compared."""
+    def add(
+        self, document: Document, text: str, at: tuple[int, int], *, size: int = 0, place: int = 0
+    ) -> None:
+        """Take the next document, at (shard, number); `text` is what is to be compared."""
         content = xxhash.xxh3_128_intdigest(normalise(text).encode())
         self._packed += _PACK.pack(
             content >> 64,
             content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(document.id.encode()),
             rank(self._dedup, document.fields),
+            place,
             len(text),
             size,
-            shard,
-            number,
+            *at,
         )
         if self._signer is not None:
             self._signer.add(text)
@@ -94,7 +97,7 @@ class Hasher:
 
 
 def load_sketch(run: RunDir, group: int, files: Files) -> Sketch:
-    """The 48 bytes of each document of a group, proved to be those that were written."""
+    """The 56 bytes of each document of a group, proved to be those that were written."""
     path = run.sketch(group)
     try:
         array = np.load(path)
@@ -106,7 +109,8 @@ def load_sketch(run: RunDir, group: int, files: Files) -> Sketch:
 
 
 def check_files(run: RunDir, group: int, files: Files) -> None:
-    """Raise StopError unless the keys and signatures of a group are those that were written."""
+    """Raise StopError unless the files of a group are those that were written."""
+    load_sketch(run, group, files)
     for path, known in ((run.bands(group), files.bands), (run.signatures(group), files.signatures)):
         if known and digest(path) != known:
             raise damaged(path)
@@ -146,6 +150,13 @@ def _number(value: Any) -> float | None:
             return None
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     return None if number != number else number
+
+
+def load_array(path: Path, known: str) -> npt.NDArray[Any]:
+    """Read what `save_array` wrote. StopError where its digest is not the known one."""
+    if digest(path) != known:
+        raise damaged(path)
+    return np.load(path)  # type: ignore[no-any-return]
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> str:

@@ -8,9 +8,12 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import Match, read_match
+from proxhpc.assemble.bands import damaged, digest
+from proxhpc.assemble.hashed import load_array
+from proxhpc.assemble.match import Match
 from proxhpc.assemble.rows import source
 from proxhpc.assemble.sketch import Receipt, against, groups, records_against
+from proxhpc.assemble.survivors import decided
 from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.plan import Plan
@@ -24,14 +27,17 @@ Name = tuple[str, str]  # id, source
 def write_quarantine(run: RunDir, receipts: Sequence[Receipt]) -> int:
     """Gather what the groups set aside into one file; how many records. No file for none."""
     count = 0
-    with_any = [r.group for r in receipts if r.counts.quarantined.total()]
+    with_any = [r for r in receipts if r.aside]
     if not with_any:
         run.quarantine.unlink(missing_ok=True)
         return 0
     run.quarantine.parent.mkdir(parents=True, exist_ok=True)
     with PartWriter(run.quarantine) as writer:
-        for group in with_any:
-            for row in read_rows(run.sketch_quarantine(group)):
+        for receipt in with_any:
+            path = run.sketch_quarantine(receipt.group)
+            if digest(path) != receipt.aside:
+                raise damaged(path)
+            for row in read_rows(path):
                 writer.write(row)
                 count += 1
     return count
@@ -39,9 +45,10 @@ def write_quarantine(run: RunDir, receipts: Sequence[Receipt]) -> int:
 
 def names(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
     """Id and source of those documents of a group that are named: duplicates, shared ids."""
-    pairs, match = np.load(run.pairs), read_match(run)
+    match = decided(run)
+    pairs = load_array(run.pairs, match.pairs)
     found: list[tuple[Place, Name]] = []
-    examples = np.array(match.examples if match else (), np.uint32).reshape(-1, 2)
+    examples = np.array(match.examples, np.uint32).reshape(-1, 2)
     places = np.concatenate([pairs[:, :2], pairs[:, 2:4], examples])
     own = groups(plan)
     behind = len(plan.shards) + group - len(own)  # the place of a piece that is compared with
@@ -72,7 +79,7 @@ def write_duplicates(run: RunDir, match: Match, name: Mapping[Place, Name]) -> N
         run.duplicates.unlink(missing_ok=True)
         return
     with PartWriter(run.duplicates) as writer:
-        for a, b, c, d, alike in np.load(run.pairs).tolist():
+        for a, b, c, d, alike in load_array(run.pairs, match.pairs).tolist():
             dropped, kept = name[a, b], name[c, d]
             writer.write(
                 {

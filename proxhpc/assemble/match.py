@@ -17,9 +17,11 @@ import xxhash
 
 from proxhpc.assemble.bands import SHARED_ID, damaged, ranges
 from proxhpc.assemble.clusters import NO_PAIRS, Documents, Forest, distinct, survivors
-from proxhpc.assemble.hashed import Sketch, check_files, load_sketch, save_array
+from proxhpc.assemble.hashed import Sketch, check_files, load_array, load_sketch, save_array
 from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
+from proxhpc.assemble.parts import PartRange, cut_parts
 from proxhpc.assemble.pool import Pool
+from proxhpc.assemble.sealed import seal, unseal
 from proxhpc.assemble.sketch import Receipt, groups, spans_of
 from proxhpc.assemble.texts import compare
 from proxhpc.assemble.tiling import check_tiling
@@ -35,16 +37,6 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class PartRange:
-    """Documents of one part, without duplicates: from `first` to `last`, each (shard, record)."""
-
-    documents: int
-    bytes: int
-    first: tuple[int, int]
-    last: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Match:
     """What the match decided. `digest` carries on what it was decided from.
 
@@ -52,7 +44,8 @@ class Match:
     those for which one of the corpus to compare with is kept.
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
-    (shard, record).
+    (shard, record). `dropped` and `pairs` are digests of files: which documents of each group are
+    duplicates, and of what.
     """
 
     digest: str
@@ -66,6 +59,8 @@ class Match:
     examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
     parts: tuple[PartRange, ...]
+    dropped: tuple[str, ...]
+    pairs: str
 
     @classmethod
     def decode(cls, raw: bytes) -> "Match":
@@ -73,10 +68,8 @@ class Match:
         data: dict[str, Any] = orjson.loads(raw)
         data["examples"] = tuple((a, b) for a, b in data["examples"])
         data["survivors"] = tuple(data["survivors"])
-        data["parts"] = tuple(
-            PartRange(**part | {"first": tuple(part["first"]), "last": tuple(part["last"])})
-            for part in data["parts"]
-        )
+        data["dropped"] = tuple(data["dropped"])
+        data["parts"] = tuple(PartRange(**part) for part in data["parts"])
         return cls(**data)
 
 
@@ -87,12 +80,13 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     """
     run, plan = pool.run, pool.plan
     manifest = plan.manifest
-    rules = [manifest.dedup.model_dump(mode="json"), manifest.output.part_size]
+    rules = [part.model_dump(mode="json") for part in (manifest.dedup, manifest.output)]
     digest = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
-    if earlier and earlier.digest == digest:
-        return earlier
     own = receipts[: len(groups(plan))]
+    made = [run.pairs, *(run.dropped(receipt.group) for receipt in own)]
+    if earlier and earlier.digest == digest and all(path.exists() for path in made):
+        return earlier
     check_tiling(plan, (tile for receipt in own for tile in spans_of(receipt)))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
@@ -101,21 +95,21 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     sketches = Sketches(run, plan)
     dropped, kept, firsts = _duplicates(pool, sketches, memory)
     alive = Alive(sketches, dropped)
-    for receipt in own:
-        save_array(run.dropped(receipt.group), np.packbits(~alive.of(receipt.group)))
+    flags = [save_array(run.dropped(r.group), np.packbits(~alive.of(r.group))) for r in own]
     shared = _shared_ids(sketches, alive, memory)
     sizes = np.unique(firsts, return_counts=True)[1]
     by_file = np.zeros(len(plan.inputs), np.int64)
-    parts = PartCutter(manifest.output.part_size)
+    parts = cut_parts(manifest.output)
     for receipt in own:
         stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
         by_file += _by_file(plan, receipt, stay)
         parts.add(stay)
+    near, pairs = _save_pairs(run, sketches, dropped, kept)
     found = Match(
         digest=digest,
         documents=sketches.own,
         duplicates=len(dropped),
-        near=_save_pairs(run, sketches, dropped, kept),
+        near=near,
         outside=int((kept >= sketches.own).sum()),
         clusters=len(sizes),
         largest_cluster=int(sizes.max()) + 1 if len(sizes) else 0,
@@ -123,8 +117,10 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         examples=tuple(_places(sketches, shared[:EXAMPLES])),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
+        dropped=tuple(flags),
+        pairs=pairs,
     )
-    write_atomic(run.match, orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+    write_atomic(run.match, seal(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE)))
     reach("match written")
     return found
 
@@ -132,16 +128,17 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
 def read_match(run: RunDir) -> Match | None:
     """What was decided before, None if nothing."""
     try:
-        return Match.decode(run.match.read_bytes())
+        return Match.decode(unseal(run.match))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run.match) from error
 
 
-def load_alive(run: RunDir, group: int, documents: int) -> Flags:
+def load_alive(run: RunDir, match: Match, group: int, documents: int) -> Flags:
     """Which of a group's documents are written."""
-    return ~np.unpackbits(np.load(run.dropped(group)), count=documents).astype(np.bool_)
+    dropped = load_array(run.dropped(group), match.dropped[group])
+    return ~np.unpackbits(dropped, count=documents).astype(np.bool_)
 
 
 class Alive:
@@ -162,45 +159,6 @@ class Alive:
     def among(self, documents: Documents) -> Flags:
         """Those of these documents."""
         return ~np.isin(documents, self._dropped)
-
-
-class PartCutter:
-    """Cuts the documents that stay into parts: one takes those that begin in its bytes of rows."""
-
-    def __init__(self, part_size: int) -> None:
-        self._size = np.uint64(part_size)
-        self._before = np.uint64(0)
-        self._last = -1  # number of the latest part, if every size had documents
-        self._parts: list[PartRange] = []
-
-    def add(self, documents: Sketch) -> None:
-        """Take the next documents, in input order."""
-        sizes = documents["size"].astype(np.uint64)
-        before = self._before + np.cumsum(sizes) - sizes
-        self._before += sizes.sum()
-        numbers, starts = np.unique(before // self._size, return_index=True)
-        stops = [*starts.tolist(), len(documents)][1:]
-        for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops, strict=True):
-            own = PartRange(
-                documents=stop - start,
-                bytes=int(sizes[start:stop].sum()),
-                first=_place(documents[start]),
-                last=_place(documents[stop - 1]),
-            )
-            if number == self._last:
-                earlier = self._parts.pop()
-                own = PartRange(
-                    earlier.documents + own.documents,
-                    earlier.bytes + own.bytes,
-                    earlier.first,
-                    own.last,
-                )
-            self._parts.append(own)
-            self._last = number
-
-    def finish(self) -> list[PartRange]:
-        """All parts."""
-        return self._parts
 
 
 def _duplicates(
@@ -229,8 +187,13 @@ def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[npt.NDA
     return [*longer, rows["rank"], (documents >= sketches.own).astype(np.uint8)]
 
 
-def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents) -> int:
-    """Write the pairs as (shard, record, shard, record, thousandths alike); how many differ."""
+def _save_pairs(
+    run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents
+) -> tuple[int, str]:
+    """Write the pairs as (shard, record, shard, record, thousandths alike).
+
+    How many of them differ, and the file's digest.
+    """
     differ = 0
     columns = np.empty((len(dropped), 5), np.uint32)
     for start in range(0, len(dropped), SLICE):
@@ -244,8 +207,7 @@ def _save_pairs(run: RunDir, sketches: Sketches, dropped: Documents, kept: Docum
         alike[apart] = 1000 * estimate(sketches, np.stack([lost[apart], stays[apart]], axis=1))
         columns[part, 4] = alike
         differ += int(apart.sum())
-    save_array(run.pairs, columns)
-    return differ
+    return differ, save_array(run.pairs, columns)
 
 
 def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> Documents:

@@ -10,17 +10,19 @@ there, which covers every other file, and the run when `merge/summary.json` is.
 """
 
 import re
+import shutil
 from collections.abc import Sequence
 
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
 from proxhpc.assemble.match import Match, match
 from proxhpc.assemble.pool import Pool, Progress, open_pool
-from proxhpc.assemble.sketch import Receipt, all_groups, sketch
+from proxhpc.assemble.shuffle import scatter
+from proxhpc.assemble.sketch import Receipt, all_groups, groups, sketch
 from proxhpc.assemble.summary import MergeSummary, summarise
-from proxhpc.assemble.write import write
+from proxhpc.assemble.write import PartReceipt, write, written
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, StopError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.refine.leaser import missing
@@ -31,13 +33,14 @@ MEMORY = 1 << 30  # bytes for matching
 # A part, or what a killed writer left of one, of the card or of the checksums. Nothing else in the
 # folder is ours to delete.
 _PART = re.compile(
-    r"part-\d{5,}\.jsonl\.zst"
-    r"|\.(part-\d{5,}\.jsonl\.zst|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
+    r"part-\d{5,}\.(jsonl\.zst|parquet)"
+    r"|\.(part-\d{5,}\.(jsonl\.zst|parquet)|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
 )
 
 
 def merge(
     run: RunDir,
+    plan: Plan | None = None,
     *,
     processes: int = 1,
     memory: int = MEMORY,
@@ -46,12 +49,12 @@ def merge(
     """Make the corpus of a refined run, or what is missing of it, and return its counts.
 
     `memory` bytes are what matching may take in all processes together, beside what they need
-    anyway.
+    anyway. `plan` is the run's if not given.
 
     RetryError while shards are not refined; StopError naming the input, ledger or file of the
     merge where something does not fit or does not balance.
     """
-    plan = Plan.load(run)
+    plan = plan or Plan.load(run)
     _check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = pool.map("sketch", sketch, all_groups(plan))
@@ -59,7 +62,7 @@ def merge(
         summary = MergeSummary.load(run)
         if summary and summary.match == found.digest and not _lost(run, summary):
             return summary
-        _retract(run, len(found.parts))
+        _retract(run, plan, len(found.parts))
         return _finish(pool, receipts, found)
 
 
@@ -98,12 +101,13 @@ def _size(run: RunDir, name: str) -> int | None:
         return None
 
 
-def _retract(run: RunDir, parts: int) -> None:
+def _retract(run: RunDir, plan: Plan, parts: int) -> None:
     """Take back what says that the corpus is finished, and what will not be part of it."""
     run.merge_summary.unlink(missing_ok=True)
     run.checksums.unlink(missing_ok=True)
     if run.corpus.is_dir():
-        wanted = {run.part(part).name for part in range(parts)}
+        suffix = plan.manifest.output.format
+        wanted = {run.part(part, suffix).name for part in range(parts)}
         for path in run.corpus.iterdir():
             if _PART.fullmatch(path.name) and path.name not in wanted:
                 path.unlink()
@@ -112,12 +116,17 @@ def _retract(run: RunDir, parts: int) -> None:
 def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSummary:
     """Write parts and listings, prove the balance, and publish."""
     run, plan = pool.run, pool.plan
-    parts = pool.map("write", write, range(len(found.parts)))
+    todo = range(len(found.parts))
+    if plan.manifest.output.shuffle and not all(written(run, plan, found, n) for n in todo):
+        pool.map("scatter", scatter, range(len(groups(plan))))
+    parts = pool.map("write", write, todo)
+    shutil.rmtree(run.shuffled, ignore_errors=True)
     named = range(len(receipts)) if found.duplicates or found.examples else ()
     name = {place: who for own in pool.map("list", names, named) for place, who in own}
     write_duplicates(run, found, name)
     write_quarantine(run, receipts)
     summary = summarise(plan, receipts, found, parts, name)
+    _check_parts(run, parts)
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)
@@ -127,3 +136,14 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     write_atomic(run.merge_summary, summary.encode())
     reach("merge summed")
     return summary
+
+
+def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:
+    """Raise StopError unless the parts on disk are as long as they were written."""
+    for part in parts:
+        if (size := _size(run, part.name)) != part.bytes_stored:
+            raise StopError(
+                f"{run.corpus / part.name} has {size or 0} bytes, not the {part.bytes_stored} that"
+                " were written",
+                hint="the file system lost them, or somebody else writes there; merge again",
+            )

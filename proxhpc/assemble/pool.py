@@ -13,7 +13,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import TypeVar
 
 from proxhpc.errors import RetryError
@@ -86,7 +85,7 @@ def open_pool(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(str(run.root),),
+        initargs=(run, plan),
     )
     try:
         yield Pool(run, plan, executor, progress, processes)
@@ -102,17 +101,16 @@ def open_pool(
         raise
 
 
-_state: tuple[RunDir, Plan] | None = None  # of a process of the pool: loaded once, for all units
+_state: tuple[RunDir, Plan] | None = None  # of a process of the pool: sent once, for all units
 
 
-def _start(root: str) -> None:
+def _start(run: RunDir, plan: Plan) -> None:
     """Begin a process of the pool, which lives no longer than the one that opened it."""
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    run = RunDir(Path(root))
-    _state = run, Plan.load(run)
+    _state = run, plan
 
 
 def _die_with(sentinel: int) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import orjson
 
+from proxhpc.assemble.rejudge import Rejudge
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.errors import ShardError, StopError
 from proxhpc.plan import Plan
@@ -74,7 +75,8 @@ class _Replay:
         self.plan = plan
         self.spans = plan.shards[shard].spans
         self.ledger = _Ledger(run, plan, shard)
-        self.policy = plan.manifest.policy
+        self.policy = plan.refined_under or plan.manifest.policy
+        self.again = Rejudge(plan) if plan.refined_under else None
         self.style = chunk_style(plan.manifest)
         self.number = 0
 
@@ -95,7 +97,9 @@ class _Replay:
                     continue
                 row = self._row(item)
                 if self.number == following:
-                    yield self._refined(item, row)
+                    refined = self._refined(item, row)
+                    yield refined
+                    row = refined.row
                     following = self.number + 1 if numbers is None else next(numbers, None)
                     if following is None:
                         return
@@ -122,9 +126,11 @@ class _Replay:
             return Refined(self.number, row)
         if row.id != item.id or row.digest != text_digest(item.text):
             raise self._differs(item, "its id or text is another now")
-        if row.status == "quarantined":
-            return Refined(self.number, row, item)
+        if row.status == "quarantined" and (self.again is None or row.detail or row.head):
+            return Refined(self.number, row, item)  # no policy's doing, or as it was
         outcome = self._outcome(item, row)
+        if self.again is not None:
+            row, outcome = self.again.judge(item, row, outcome)
         text = outcome.text if outcome.status in ("kept", "edited") else None
         return Refined(self.number, row, item, text)
 

@@ -4,17 +4,20 @@ A row of the corpus is
 
     {"id": string, "text": string, …every other field of the record…, "proxhpc": {…}}
 
-Nothing of a record is lost. A field of its own that is called `id`, `text` or `proxhpc` and is not
-the one that the row shows under this name goes by `original_id`, `original_text`,
-`original_proxhpc` (with a further `original_` where that is taken too). Values are written as JSON
-has them: NaN and infinities, which parquet may hold, become null.
+with `original_text`, the raw text, behind `text` where the manifest asks for it.
+
+Nothing of a record is lost. A field of its own that is called `id`, `text`, `original_text` or
+`proxhpc` and is not the one that the row shows under this name goes by `original_id` and so on
+(with a further `original_` where that is taken too). Values are written as JSON has them: NaN and
+infinities, which parquet may hold, become null.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
+import xxhash
 
 from proxhpc.assemble.replay import Refined
 from proxhpc.corpus.document import Document
@@ -30,25 +33,33 @@ def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
     document = refined.document
     if document is None or refined.text is None:
         raise ValueError(f"record {refined.number} is not for the corpus")
-    provenance = plan.manifest.output.provenance
-    row = record(document, refined.text, provenance=provenance)
-    if provenance:
-        row["proxhpc"] = _provenance(plan, refined.row)
-    return row
+    output = plan.manifest.output
+    more = {"proxhpc": _provenance(plan, refined.row)} if output.provenance else {}
+    original = {"original_text": document.text} if output.original else {}
+    return record(document, refined.text, original, more)
 
 
-def record(document: Document, text: str | None, *, provenance: bool) -> dict[str, Any]:
-    """A document's record with its refined text; `provenance` keeps the field's name free."""
-    row: dict[str, Any] = {"id": document.id, "text": text}
-    reserved = {"id", "text", "proxhpc"} if provenance else {"id", "text"}
+def record(
+    document: Document, text: str | None, front: Mapping[str, Any], back: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A document's record with its refined text, and fields of ours before and behind its own."""
+    row: dict[str, Any] = {"id": document.id, "text": text, **front}
+    reserved = {*row, *back}
     for name, value in document.fields.items():
         if name == "id" and _is_id(value, document):
             continue
         free = name
-        while free in reserved or (free != name and free in document.fields):
+        while free in reserved or (free != name and (free in document.fields or free in row)):
             free = PREFIX + free
         row[free] = _writable(value) if isinstance(value, dict | list) else value
-    return row
+    return {**row, **back}
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """A row that was written as JSON, ready to be written again."""
+    row: dict[str, Any] = orjson.loads(line)
+    nested = {name: value for name, value in row.items() if isinstance(value, dict | list)}
+    return row | {name: _writable(value) for name, value in nested.items()}
 
 
 def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
@@ -70,6 +81,18 @@ def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
 def source(plan: Plan, row: Row) -> str:
     """Where a record stands in the input: the file's name and the record's position."""
     return f"{plan.inputs[row.file].name}:{row.position}"
+
+
+def place(plan: Plan, row: Row) -> int:
+    """Where a document stands in a shuffled corpus, 64 bits; 0 where the input's order stays.
+
+    It depends on the seed and the document's source alone, so of two corpora of one input with
+    the same seed the documents that both have are in the same order.
+    """
+    manifest = plan.manifest
+    if not manifest.output.shuffle:
+        return 0
+    return xxhash.xxh3_64_intdigest(f"{manifest.seed} {source(plan, row)}".encode())
 
 
 def _provenance(plan: Plan, row: Row) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.bands import damaged
+from proxhpc.assemble.bands import damaged, digest
 from proxhpc.assemble.hashed import Files, Hasher
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
-from proxhpc.assemble.rows import corpus_row, quarantine_row
+from proxhpc.assemble.rows import corpus_row, place, quarantine_row
+from proxhpc.assemble.sealed import seal, unseal
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
@@ -30,6 +31,7 @@ MAX_GROUPS = 4096
 MAX_SHARDS = 64
 MIN_BYTES = 32 << 20
 MAX_FILES = 10_000  # in a group of the corpus to compare with
+_LONGEST = {"jsonl.zst": 1 << 32, "parquet": 1 << 31}  # bytes of a row
 _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
 
 
@@ -38,7 +40,8 @@ class Receipt:
     """What one group came to. `sources` and its files' digests tell whether it is still so.
 
     `documents` are those that are matched, `unreadable` records that the corpus to compare with
-    has beside them; of the run's own, `counts` tells.
+    has beside them; of the run's own, `counts` tells. `aside` is the digest of the file with what
+    was set aside, "" for none.
     """
 
     plan: str
@@ -49,6 +52,7 @@ class Receipt:
     unreadable: int
     counts: Counts
     tiles: tuple[tuple[Tile, ...], ...]  # by shard
+    aside: str = ""
 
     def encode(self) -> bytes:
         """JSON form."""
@@ -107,13 +111,14 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     work = _Group(run, plan, group) if group < len(own) else _Against(run, plan, group, len(own))
     sources = work.sources()
     earlier = read_receipt(run, group)
-    if earlier and (earlier.plan, earlier.sources) == (plan.digest, sources):
+    same = earlier and (earlier.plan, earlier.sources) == (plan.digest, sources)
+    if earlier and same and all(path.exists() for path in _files(run, earlier)):
         return earlier
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_counts(group).unlink(missing_ok=True)
     receipt = work.make(sources)
     reach("sketch written")
-    write_atomic(run.sketch_counts(group), receipt.encode())
+    write_atomic(run.sketch_counts(group), seal(receipt.encode()))
     return receipt
 
 
@@ -128,11 +133,20 @@ def records_against(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
 def read_receipt(run: RunDir, group: int) -> Receipt | None:
     """The receipt of a group, None if it has none."""
     try:
-        return Receipt.decode(run.sketch_counts(group).read_bytes())
+        return Receipt.decode(unseal(run.sketch_counts(group)))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run.sketch_counts(group)) from error
+
+
+def _files(run: RunDir, receipt: Receipt) -> Iterator[Path]:
+    """What was written for a group beside its receipt."""
+    yield from (run.sketch(receipt.group), run.bands(receipt.group))
+    if receipt.files.signatures:
+        yield run.signatures(receipt.group)
+    if receipt.aside:
+        yield run.sketch_quarantine(receipt.group)
 
 
 def ledger_tail(path: Path) -> str:
@@ -213,18 +227,20 @@ class _Group:
             unreadable=0,
             counts=self.counts,
             tiles=tuple(self.tiles),
+            aside=digest(aside),
         )
 
     def _add_document(self, shard: int, item: Refined) -> None:
         row = orjson.dumps(corpus_row(self.plan, item), option=orjson.OPT_APPEND_NEWLINE)
-        if len(row) >= 1 << 32:
+        if len(row) >= _LONGEST[self.plan.manifest.output.format]:
             raise StopError(
                 f"document {item.row.id!r} is too large for one row: {len(row)} bytes",
-                hint="set corpus.max_record_bytes below 4GiB",
+                hint="set corpus.max_record_bytes lower",
             )
         if item.document is None or item.text is None:
             raise ValueError(f"record {item.number} is not for the corpus")
-        self.hasher.add(item.document, item.text, size=len(row), shard=shard, number=item.number)
+        at = place(self.plan, item.row)
+        self.hasher.add(item.document, item.text, (shard, item.number), size=len(row), place=at)
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:
@@ -258,7 +274,7 @@ class _Against:
             if isinstance(item, Bad):
                 unreadable += 1
             else:
-                hasher.add(item, item.text, size=0, shard=shard, number=number)
+                hasher.add(item, item.text, (shard, number))
         return Receipt(
             plan=self.plan.digest,
             group=self.group,

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import orjson
 
-from proxhpc.assemble.hashed import load_sketch
-from proxhpc.assemble.match import Match, PartRange, load_alive, read_match
-from proxhpc.assemble.replay import Refined, replay_shard
+from proxhpc.assemble.columns import Columns
+from proxhpc.assemble.match import Match
+from proxhpc.assemble.parts import PartRange, places
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.sketch import groups, read_receipt
+from proxhpc.assemble.shuffle import gather
+from proxhpc.assemble.sketch import groups
+from proxhpc.assemble.survivors import Written, decided, replayed, survivors
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.corpus.writer import PartWriter
+from proxhpc.corpus.writer import Encoder, JsonLines, PartWriter
 from proxhpc.errors import StopError
 from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
+from proxhpc.sections import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +64,23 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
 
     The part appears under its name when it is whole, its receipt after it.
     """
-    match = read_match(run)
-    if match is None or part >= len(match.parts):
+    match, output = decided(run), plan.manifest.output
+    if part >= len(match.parts):
         raise StopError(f"{run.match} knows no part {part}", hint="merge again from the start")
-    if earlier := _done(run, match, part):
+    if earlier := written(run, plan, match, part):
         return earlier
-    run.part(part).parent.mkdir(parents=True, exist_ok=True)
+    path = run.part(part, output.format)
+    path.parent.mkdir(parents=True, exist_ok=True)
     run.part_receipt(part).parent.mkdir(parents=True, exist_ok=True)
     text_bytes = tokens = 0
     files: Counter[int] = Counter()
-    with PartWriter(run.part(part), plan.manifest.output.level) as writer:
-        for refined in _documents(run, plan, match.parts[part]):
-            writer.write(corpus_row(plan, refined))
-            text_bytes += refined.row.bytes_out
-            tokens += refined.row.tokens_out
-            files[refined.row.file] += 1
+    rows = gather(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
+    with PartWriter(path, _encoder(output)) as writer:
+        for item in rows:
+            writer.write(item.row)
+            text_bytes += item.text_bytes
+            tokens += item.tokens
+            files[item.file] += 1
         _check(writer, match.parts[part])
         made = writer.close()
     receipt = PartReceipt(
@@ -94,11 +99,15 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     return receipt
 
 
-def _done(run: RunDir, match: Match, part: int) -> PartReceipt | None:
+def _encoder(output: Output) -> Encoder:
+    return Columns(output) if output.format == "parquet" else JsonLines(output.level)
+
+
+def written(run: RunDir, plan: Plan, match: Match, part: int) -> PartReceipt | None:
     """The receipt of a part that is there, whole, and made of this match."""
     try:
         receipt = PartReceipt.decode(run.part_receipt(part).read_bytes())
-        size = run.part(part).stat().st_size
+        size = run.part(part, plan.manifest.output.format).stat().st_size
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
@@ -116,21 +125,15 @@ def _check(writer: PartWriter, wanted: PartRange) -> None:
         )
 
 
-def _documents(run: RunDir, plan: Plan, part: PartRange) -> Iterator[Refined]:
-    """Yield the part's documents, in input order."""
+def _rows(run: RunDir, plan: Plan, match: Match, number: int) -> Iterator[Written]:
+    """Yield the rows of a part in input order."""
+    part = match.parts[number]
+    first, last = np.uint64(part.first), np.uint64(part.last)
     for group, shards in enumerate(groups(plan)):
-        if shards.stop <= part.first[0] or shards.start > part.last[0]:
+        if shards.stop <= part.first >> 32 or shards.start > part.last >> 32:
             continue
-        receipt = read_receipt(run, group)
-        if receipt is None:
-            raise StopError(f"there is no {run.sketch_counts(group)}", hint="merge again")
-        hashes = load_sketch(run, group, receipt.files)
-        hashes = hashes[load_alive(run, group, receipt.documents)]
-        places = hashes["shard"].astype(np.uint64) << np.uint64(32) | hashes["number"]
-        first, last = (np.uint64(shard << 32 | number) for shard, number in (part.first, part.last))
-        hashes = hashes[(places >= first) & (places <= last)]
-        for shard in np.unique(hashes["shard"]).tolist():
-            wanted = hashes["number"][hashes["shard"] == shard].tolist()
-            for item in replay_shard(run, plan, shard, wanted):
-                if isinstance(item, Refined):
-                    yield item
+        documents = survivors(run, match, group)
+        at = places(documents, plan.manifest.output)
+        for refined in replayed(run, plan, documents[(at >= first) & (at <= last)]):
+            row = refined.row
+            yield Written(corpus_row(plan, refined), row.file, row.bytes_out, row.tokens_out)

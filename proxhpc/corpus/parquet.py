@@ -11,7 +11,7 @@ import orjson
 
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.records import HEAD_BYTES, Fields, Refusal, Source, to_document
-from proxhpc.errors import UserError
+from proxhpc.errors import ShardError, UserError
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
@@ -22,14 +22,10 @@ def open_parquet(path: Path) -> Any:
 
     Raises UserError where pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading parquet needs pyarrow, which is not installed",
-            hint="pip install 'proxhpc[parquet]'",
-        ) from error
+    need_pyarrow(f"reading {path}")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
     except (pa.ArrowException, ValueError, EOFError) as error:
@@ -40,11 +36,31 @@ def open_parquet(path: Path) -> Any:
         return BrokenParquet(_short(error))  # pyarrow says OSError for damaged thrift, too
 
 
+def need_pyarrow(what: str) -> None:
+    """Raise UserError unless there is pyarrow, which `what` needs."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs pyarrow, which is not installed",
+            hint="pip install 'proxhpc[parquet]'",
+        ) from error
+
+
 class BrokenParquet:
     """Why a parquet file's footer cannot be read."""
 
     def __init__(self, detail: str) -> None:
         self.detail = detail
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a parquet file, as its footer has them. ShardError where that cannot be read."""
+    file = open_parquet(path)
+    if isinstance(file, BrokenParquet):
+        raise ShardError(f"{path}: {file.detail}")
+    with file:
+        return int(file.metadata.num_rows)
 
 
 def read_parquet(

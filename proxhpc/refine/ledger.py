@@ -148,11 +148,12 @@ class Row:
         counts.flags.update(self.flags)
         for name in _SUMS:
             setattr(counts, name, getattr(self, name))
+        kind = "copied" if "copy" in self.flags else "saved"
         if self.doc is not None:
-            counts.doc, counts.doc_saved = self.doc.usage, self.doc.saved
-        for call in self.windows:
-            counts.chunk += call.usage
-            counts.chunk_saved += call.saved
+            counts.doc = self.doc.usage
+            setattr(counts, f"doc_{kind}", self.doc.saved)
+        counts.chunk = sum((call.usage for call in self.windows), Usage())
+        setattr(counts, f"chunk_{kind}", sum((call.saved for call in self.windows), Usage()))
         return counts
 
 

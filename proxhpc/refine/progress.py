@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage
 from proxhpc.corpus.disk import append_line
 from proxhpc.refine.lease import BEAT, Owner
 from proxhpc.rundir import RunDir
@@ -24,6 +25,9 @@ class ProgressLog:
     deaths: int = 0  # of workers and engines that this worker has noted in ledgers
     busy_seconds: float = 0.0
     boot_seconds: float = 0.0
+    device: str | None = None  # name of its GPUs; None on a CPU
+    devices: int = 0
+    asked: dict[str, Usage] = field(default_factory=dict)  # of engines, committed or not, by level
     _began: float = field(default_factory=time.monotonic)
     _last: float = 0.0
 
@@ -33,6 +37,8 @@ class ProgressLog:
         line |= {"owner": asdict(self.owner), "shards": self.shards}
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
         line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
+        line |= {"device": self.device, "devices": self.devices}
+        line |= {"asked": {level: usage.to_dict() for level, usage in self.asked.items()}}
         line |= {"up_s": round(time.monotonic() - self._began, 3)} | more
         append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
         self._last = time.monotonic()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
+from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
 from proxhpc.errors import RetryError, StopError
 from proxhpc.manifest import Manifest, Stage
@@ -89,6 +90,12 @@ class Refiner:
                 hint="the worker's log has the traceback; please report it",
             ) from error
         return _set_aside(document, spent, "internal_error", traceback.format_exc())
+
+    @property
+    def asked(self) -> dict[str, Usage]:
+        """Model work done so far by level, committed or not."""
+        stages = (stage for stage in (self.doc, self.chunk) if stage)
+        return {stage.stage.level: stage.asked for stage in stages}
 
     async def close(self) -> None:
         """Close the engines."""

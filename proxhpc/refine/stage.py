@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from proxhpc.account.flops import Usage
 from proxhpc.manifest import Stage
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
@@ -52,6 +53,7 @@ class StageRunner:
         self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._number_costs: dict[int, int] = {}
+        self.asked = Usage()  # of all that the engine answered, whatever became of it
         if engine.tokenizer:
             self._prepare(engine.tokenizer)
 
@@ -186,20 +188,18 @@ class StageRunner:
             done, again = await self.engine.complete(request), False
         else:
             # Texts that a tokenizer makes alike may yet differ in what may be answered.
-            rest = repr(
-                (
-                    request.max_new_tokens,
-                    request.stop,
-                    request.grammar,
-                    request.steps,
-                    request.bias,
-                )
-            )
+            limits = request.max_new_tokens, request.stop, request.grammar
+            rest = repr((*limits, request.steps, request.bias))
             key = digest(array("I", request.prompt).tobytes(), rest.encode())
-            done, again = await self._memo.get(key, lambda: self.engine.complete(request))
+            done, again = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
         return Call(start, stop, self._program(done.text), done.finish, *tokens, again)
 
     def _program(self, text: str) -> str:
         """An answer's text as a program: that is what models write."""
         return text
+
+    async def _complete(self, request: Request) -> Completion:
+        done = await self.engine.complete(request)
+        self.asked += Usage.of_request(done.prompt_tokens, done.cached_tokens, done.new_tokens)
+        return done

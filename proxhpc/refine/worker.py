@@ -9,11 +9,13 @@ from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.errors import RetryError
 from proxhpc.models import check_model
 from proxhpc.plan import Plan
 from proxhpc.refine.engines.base import EngineDiedError
+from proxhpc.refine.engines.device import device_name
 from proxhpc.refine.lease import STALE_AFTER, JobAlive, Leases, Owner
 from proxhpc.refine.leaser import Leaser
 from proxhpc.refine.ledger import Row, bad_row
@@ -106,6 +108,7 @@ async def _main(
         check_model(model)
     refiner = await open_refiner(plan.manifest, plan.models)
     log.boot_seconds += time.monotonic() - began
+    log.device, log.devices = device_name(plan.manifest.engine.name)
     # Only now: an engine installs handlers of its own while it starts.
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
@@ -150,6 +153,7 @@ class Worker:
         self._leasing: asyncio.Future[OpenShard | Literal["wait"] | None] | None = None
         self._busy_before = log.busy_seconds  # in earlier lives
         self._done_before = log.counts.bytes_in
+        self._asked_before = log.asked
         self._started = time.monotonic()
 
     async def work(self) -> None:
@@ -164,7 +168,7 @@ class Worker:
         try:
             async with aclosing(ordered(self._events(), self._do, weigh, budget)) as results:
                 async for event, row in results:
-                    self.log.busy_seconds = self._busy_before + self._seconds()
+                    self._account()
                     if isinstance(event, OpenShard):
                         shard = event
                     elif isinstance(event, Closed):
@@ -179,6 +183,7 @@ class Worker:
             died = str(error)
             raise
         finally:
+            self._account()
             with ExitStack() as leaving:
                 for left in self._open:
                     leaving.callback(left.leave, died)
@@ -189,6 +194,13 @@ class Worker:
                 unused = await self._leasing
                 if isinstance(unused, OpenShard):
                     unused.leave()
+
+    def _account(self) -> None:
+        self.log.busy_seconds = self._busy_before + self._seconds()
+        self.log.asked = {
+            level: usage + self._asked_before.get(level, Usage())
+            for level, usage in self.refiner.asked.items()
+        }
 
     def _take(self, shard: OpenShard, event: Item, row: Row | None) -> None:
         if shard.lost:

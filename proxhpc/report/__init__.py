@@ -7,11 +7,21 @@ from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import reach
 from proxhpc.report.build import build_report
+from proxhpc.report.compute import account, so_far
 from proxhpc.report.html import page
-from proxhpc.report.view import render
+from proxhpc.report.view import render, render_account
 from proxhpc.rundir import RunDir
 
-__all__ = ["build_report", "load_report", "page", "render", "write_report"]
+__all__ = [
+    "account",
+    "build_report",
+    "load_report",
+    "page",
+    "render",
+    "render_account",
+    "so_far",
+    "write_report",
+]
 
 
 def write_report(run: RunDir) -> dict[str, Any]:

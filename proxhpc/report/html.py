@@ -10,7 +10,6 @@ from typing import Any
 from proxhpc.report import text
 from proxhpc.report.flow import diagram
 from proxhpc.report.style import STYLE
-from proxhpc.report.view import COSTS
 from proxhpc.status.terminal import safe, short, whole
 
 _NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
@@ -50,7 +49,11 @@ def _body(report: dict[str, Any]) -> str:
             ),
             _section("Edits", *_edits(report)),
             _section(
-                "FLOPs of refining", _table(COSTS, text.costs(report)), _note(text.FORMULAS[0])
+                "Compute",
+                _table(text.WORK, text.work(report)),
+                _table(text.COSTS, text.costs(report)),
+                _maybe(text.SPARED, text.spared(report)),
+                _note(text.FORMULAS[0]),
             ),
             *_training(report),
             _section("Input files", *_inputs(report)),
@@ -138,6 +141,11 @@ def _section(title: str, *parts: str) -> str:
 
 def _note(words: str) -> str:
     return f"<p class=note>{_text(words)}</p>\n"
+
+
+def _maybe(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that is left out when it is empty."""
+    return _table(header, rows) if rows else ""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -34,24 +34,73 @@ def sizes(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     return out  # type: ignore[return-value]
 
 
-def costs(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """FLOPs by stage and in all: exact, the paper's on measured tokens, the paper's short form.
-
-    What was answered from memory stands under its stage and is in no sum.
-    """
-    lines = []
-    for stage in report["stages"]:
-        name, model = f"{stage['level']} stage", safe(stage["model"] or "no model")
-        lines.append((name, model, *_usage(stage["usage"]), *_flops(stage["flops"])))
-        if stage["saved_usage"]["requests"]:
-            saved = *_usage(stage["saved_usage"]), *_flops(stage["saved_flops"])
-            lines.append(("  saved", "asked before", *saved))
-    return [*lines, ("all", "", "", "", "", "", *_flops(report["flops"]))]
+WORK = ("", "model", "requests", "tokens in", "cached", "tokens out")
 
 
-def _usage(usage: dict[str, int]) -> tuple[str, ...]:
+def work(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What the models were asked, by stage; the columns are WORK."""
     keys = ("requests", "prompt_tokens", "cached_tokens", "new_tokens")
-    return tuple(whole(usage[key]) for key in keys)
+    return [
+        (
+            f"{stage['level']} stage",
+            safe(stage["model"] or "no model"),
+            *(whole(stage["usage"][key]) for key in keys),
+        )
+        for stage in report["stages"]
+    ]
+
+
+COSTS = ("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")
+
+
+def costs(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """FLOPs by stage and in all; the columns are COSTS."""
+    keys = ("exact", "prefill", "decode", "paper_measured", "paper_corpus")
+    named = [(f"{stage['level']} stage", stage["flops"]) for stage in report["stages"]]
+    named.append(("all", report["flops"]))
+    return [(name, *(power(flops[key]) for key in keys)) for name, flops in named]
+
+
+SPARED = ("beside it", "requests", "prompt tokens", "FLOPs")
+
+
+def spared(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What was not spent, and what was lost and done again; in no sum. The columns are SPARED."""
+    rows: list[tuple[str, str, int, int | None]] = []
+    for stage in report["stages"]:
+        level, saved = stage["level"], stage["saved"]
+        for name, what in (("memo", "asked before"), ("copies", "copies of documents")):
+            usage = saved[name]["usage"]
+            of = usage["requests"], usage["prompt_tokens"]
+            rows.append(
+                (f"{level} stage, spared: {what}", whole(of[0]), of[1], saved[name]["flops"])
+            )
+        cache = saved["prefix_cache"]
+        rows.append((f"{level} stage, spared: prefix cache", "", cache["tokens"], cache["flops"]))
+    what = "not committed yet, or lost" if report.get("partial") else "lost, and done again"
+    for level, redone in report["execution"]["redone"].items():
+        of = redone["usage"]["requests"], redone["usage"]["prompt_tokens"]
+        rows.append((f"{level} stage, {what}", whole(of[0]), of[1], redone["flops"]))
+    return [(name, requests, whole(n), power(flops)) for name, requests, n, flops in rows if n]
+
+
+ESTIMATE = ("", "foreseen", "counted")
+
+
+def estimate(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What the plan foresaw and what was counted, by the same rules; the columns are ESTIMATE."""
+    both = report["estimate"]["foreseen"], report["estimate"]["counted"]
+    lines = [
+        ("documents", *(whole(of["documents"]) for of in both)),
+        ("raw tokens", *(whole(of["tokens"]) for of in both)),
+    ]
+    if any(stage["model"] for stage in report["stages"]):
+        usual = f"A100 hours at {report['estimate']['utilisation']:.0%} of peak"
+        lines += [
+            ("FLOPs: paper, short", *(power(of["flops"]) for of in both)),
+            (usual, *(short(of["a100_hours"]) for of in both)),
+        ]
+    return lines
 
 
 def training(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -86,15 +135,26 @@ FORMULAS = (
 
 def timing(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Workers and their time."""
-    run = report["execution"]
-    gpu = run["gpu_seconds"]
-    return [
+    run, gpus = report["execution"], report["execution"]["gpus"]
+    lines = [
         ("workers", whole(run["workers"])),
         ("at work, all together", duration(run["busy_seconds"])),
         ("loading models, all together", duration(run["boot_seconds"])),
-        ("GPU time", "unknown" if gpu is None else duration(gpu) if gpu else "none"),
         ("tokens per worker and second", short(run["tokens_per_worker_second"])),
     ]
+    if gpus["busy_seconds"] != 0:
+        lines += [
+            ("GPUs", ", ".join(map(safe, gpus["devices"])) or "unknown"),
+            ("GPU hours at work", hours(gpus["busy_seconds"])),
+            ("GPU hours loading models", hours(gpus["boot_seconds"])),
+            ("model FLOPs utilisation", percent(gpus["model_flops_utilisation"])),
+        ]
+    return lines
+
+
+def hours(seconds: float | None) -> str:
+    """`3.21`, or `?` where it is unknown."""
+    return "?" if seconds is None else f"{seconds / 3600:,.2f}"
 
 
 def percent(ratio: float | None) -> str:
@@ -105,14 +165,6 @@ def percent(ratio: float | None) -> str:
 def power(flops: int | None) -> str:
     """`4.95e+19`, `0`, or `?` where it is unknown."""
     return "?" if flops is None else f"{flops:.3g}" if abs(flops) >= 1000 else str(flops)
-
-
-def _flops(flops: dict[str, int | None]) -> tuple[str, str, str]:
-    return (
-        power(flops["exact"]),
-        power(flops["paper_measured"]),
-        power(flops["paper_corpus"]),
-    )
 
 
 def _break_even(found: dict[str, Any]) -> str:

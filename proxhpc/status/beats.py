@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage
 from proxhpc.refine.lease import Owner
 from proxhpc.rundir import RunDir
 
@@ -35,6 +36,9 @@ class Beat:
     deaths: int  # of other workers or engines, as it has noted them in ledgers
     error: str
     message: str
+    device: str | None  # of its GPUs
+    devices: int
+    asked: dict[str, Usage]  # of engines, committed or not, by level
 
     @classmethod
     def parse(cls, line: bytes) -> "Beat | None":
@@ -55,6 +59,9 @@ class Beat:
                 deaths=int(data["deaths"]),
                 error=str(data.get("error", "")),
                 message=str(data.get("message", "")),
+                device=data.get("device"),
+                devices=int(data.get("devices", 0)),
+                asked={k: Usage.from_dict(v) for k, v in data.get("asked", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None

@@ -1,4 +1,7 @@
-"""The memory of GPUs, asked of nvidia-smi: this process must not touch CUDA before its engine."""
+"""What GPUs there are and how full: this process must not touch CUDA before its engine.
+
+Memory is asked of nvidia-smi.
+"""
 
 import asyncio
 import logging
@@ -45,3 +48,22 @@ def _lacks(device: str, share: float) -> bool:
         log.debug("the memory of device %s cannot be told: %s", device, error)
         return False
     return free < share * total
+
+
+def device_name(engine: str) -> tuple[str | None, int]:
+    """Name of the GPUs on which a loaded engine runs, and how many it may use; (None, 0) without.
+
+    vLLM's child holds the GPUs: its platform asks the driver, and this process needs no CUDA.
+    """
+    if engine == "rules":
+        return None, 0
+    import torch
+
+    devices = int(torch.cuda.device_count())  # of NVML, where it can
+    if not devices:
+        return None, 0
+    if engine == "vllm":
+        from vllm.platforms import current_platform
+
+        return str(current_platform.get_device_name()), devices
+    return str(torch.cuda.get_device_name()), devices

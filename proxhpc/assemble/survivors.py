@@ -1,0 +1,49 @@
+"""The documents that are written, read again with what became of them."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from proxhpc.assemble.hashed import Sketch, load_sketch
+from proxhpc.assemble.match import Match, load_alive, read_match
+from proxhpc.assemble.replay import Refined, replay_shard
+from proxhpc.assemble.sketch import read_receipt
+from proxhpc.errors import StopError
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+
+
+class Written(NamedTuple):
+    """A row of the corpus, the number of its input file, and what is added up of its text."""
+
+    row: dict[str, Any]
+    file: int
+    text_bytes: int
+    tokens: int
+
+
+def decided(run: RunDir) -> Match:
+    """What was matched. StopError where nothing was."""
+    match = read_match(run)
+    if match is None:
+        raise StopError(f"there is no {run.match}", hint="merge again from the start")
+    return match
+
+
+def survivors(run: RunDir, match: Match, group: int) -> Sketch:
+    """A group's documents that are no duplicates, in input order."""
+    receipt = read_receipt(run, group)
+    if receipt is None:
+        raise StopError(f"there is no {run.sketch_counts(group)}", hint="merge again")
+    documents = load_sketch(run, group, receipt.files)
+    return documents[load_alive(run, match, group, receipt.documents)]
+
+
+def replayed(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[Refined]:
+    """What became of these documents of one group, in input order."""
+    for shard in np.unique(documents["shard"]).tolist():
+        wanted = documents["number"][documents["shard"] == shard].tolist()
+        for item in replay_shard(run, plan, shard, wanted):
+            if isinstance(item, Refined):
+                yield item
