@@ -78,9 +78,11 @@ def parser() -> argparse.ArgumentParser:
         help="corpus files, or any other file as one document; - or none: JSON lines on stdin",
     )
     refine.add_argument("--manifest", type=Path, help="stages, engine, policy and fields from here")
-    refine.add_argument("--model", help="else: model of the chunk stage (no model: the rules)")
+    refine.add_argument(
+        "--model", help="else: model of the chunk stage, or embedded (no model: the rules)"
+    )
     refine.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
-    refine.add_argument("--prompt", default="prox-llama2", help="prompt style (prox-llama2)")
+    refine.add_argument("--prompt", help="prompt style (the model's own, else prox-llama2)")
     refine.add_argument("--engine", choices=["rules", "transformers", "vllm"])
     refine.add_argument("--plain", action="store_true", help="stdin is one document of plain text")
     refine.add_argument("--limit", type=int, metavar="N", help="the first N documents only")

@@ -28,7 +28,8 @@ from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 from proxhpc.inspect import Inspection, render
 from proxhpc.manifest import Manifest, load_manifest
-from proxhpc.plan import find_models
+from proxhpc.models import ModelRef
+from proxhpc.plan import find_models, settle
 from proxhpc.program.replay import replay
 from proxhpc.refine.ledger import Row, bad_row
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
@@ -42,7 +43,12 @@ Named = tuple[str, Document | Bad]
 
 
 def manifest_of(
-    path: Path | None, *, engine: str | None, model: str | None, doc_model: str | None, prompt: str
+    path: Path | None,
+    *,
+    engine: str | None,
+    model: str | None,
+    doc_model: str | None,
+    prompt: str | None,
 ) -> Manifest:
     """The manifest in a file, or that of a model or two; without either, of the rules."""
     if path is not None:
@@ -53,11 +59,12 @@ def manifest_of(
     if model or doc_model:
         stages = [stage for stage in stages if stage[1]]
         engine = engine or ("vllm" if find_spec("vllm") else "transformers")
+    style: dict[str, str | None] = {"prompt": prompt} if prompt else {}
     data = {
         "name": "here",
         "corpus": {"paths": "-", "id": "id"},
         "engine": {"name": engine or "rules"},
-        "stages": [{"level": level, "model": name, "prompt": prompt} for level, name in stages],
+        "stages": [{"level": level, "model": name} | style for level, name in stages],
     }
     try:
         return Manifest.model_validate(data, context={"base": Path.cwd()})
@@ -128,14 +135,16 @@ def refine(manifest: Manifest, found: Iterator[Named], form: Form, limit: int | 
 
     That is 1 where not one record could be read.
     """
-    printer = _Printer(manifest, form)
+    models = find_models(manifest)
+    manifest = settle(manifest, models)
+    printer = _Printer(manifest, models, form)
     asyncio.run(_refine(manifest, islice(found, limit), printer))
     printer.sum_up()
     return int(printer.bad == printer.counts.documents > 0)
 
 
 async def _refine(manifest: Manifest, found: Iterator[Named], printer: "_Printer") -> None:
-    refiner = await open_refiner(manifest, find_models(manifest))
+    refiner = await open_refiner(manifest, printer.models)
 
     async def events() -> AsyncIterator[Named]:
         # One by one: who writes line by line into a pipe is answered line by line.
@@ -159,8 +168,8 @@ async def _refine(manifest: Manifest, found: Iterator[Named], printer: "_Printer
 class _Printer:
     """Prints results and counts them."""
 
-    def __init__(self, manifest: Manifest, form: Form) -> None:
-        self.manifest, self.form = manifest, form
+    def __init__(self, manifest: Manifest, models: dict[str, ModelRef], form: Form) -> None:
+        self.manifest, self.models, self.form = manifest, models, form
         self.style = chunk_style(manifest)
         self.console = make_console()
         self.counts, self.bad = Counts(), 0
@@ -214,7 +223,7 @@ class _Printer:
         parts += [f"dropped {whole(counts.dropped.total())}"]
         parts += [f"quarantined {whole(counts.quarantined.total())}"]
         costs: list[int | None] = []
-        for level, model in find_models(self.manifest).items():
+        for level, model in self.models.items():
             usage = counts.doc if level == "doc" else counts.chunk
             parts.append(f"{level} stage: {whole(usage.prompt_tokens)} tokens in")
             costs.append(flops(model.shape, usage) if model.shape else None)

@@ -135,7 +135,9 @@ class Manifest(Config):
         shares = [stage.gpu_memory_utilization for stage in self.stages]
         models = {stage.model for stage in self.stages}
         for n, stage in enumerate(self.stages):
-            if stage.grammar != "none" and self.engine.name != "vllm":
+            if stage.prompt == "walk":
+                yield from self._walk(n)
+            elif stage.grammar != "none" and self.engine.name != "vllm":
                 yield ("stages", n, "grammar"), "only with engine.name: vllm"
             elif stage.grammar != "none" and self.policy == "reference":
                 yield ("stages", n, "grammar"), "not with policy: reference, which reads otherwise"
@@ -150,6 +152,15 @@ class Manifest(Config):
                 yield key, "give it to both stages or to none"
             elif n == 1 and sum(share or 0 for share in shares) > 1:
                 yield key, "both stages together take more than the device"
+
+    def _walk(self, n: int) -> Iterator[tuple[Key, str]]:
+        if self.policy == "reference":
+            yield (
+                ("stages", n, "prompt"),
+                "walk is not for policy: reference, which reads otherwise",
+            )
+        if self.engine.ngram_tokens:
+            yield ("engine", "ngram_tokens"), "not with prompt: walk, which quotes nothing"
 
     def computed(self) -> dict[str, Any]:
         """Return, as plain JSON data, everything that decides what the run computes."""

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from proxhpc.account.flops import GATED_DECODERS, ModelShape
-from proxhpc.errors import UserError
+from proxhpc.errors import StopError, UserError
+from proxhpc.refiner_file import RefinerFile, read_refiner
+from proxhpc.sections import EMBEDDED
 
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest real index or header is a few MiB
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -30,7 +32,8 @@ class ModelRef:
 
     `snapshot` pins its content: the hub's commit, or a digest over the configuration, the
     tokenizer and the headers of the weights. `shape` is None where FLOPs cannot be counted.
-    `stop_ids` are the end-of-sequence tokens that the model's configuration names.
+    `stop_ids` are the end-of-sequence tokens that the model's configuration names, `refiner` is
+    what its refiner.json says.
     """
 
     name: str
@@ -40,6 +43,7 @@ class ModelRef:
     max_model_len: int
     snapshot: str
     stop_ids: tuple[int, ...] = ()
+    refiner: RefinerFile | None = None
 
     def context_length(self, wanted: int | None = None) -> int:
         """Context length to use; UserError when `wanted` is more than the model has."""
@@ -60,18 +64,20 @@ class ModelRef:
             "max_model_len": self.max_model_len,
             "snapshot": self.snapshot,
             "stop_ids": list(self.stop_ids),
+            "refiner": self.refiner.to_dict() if self.refiner else None,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote."""
-        shape = data["shape"]
+        shape, refiner = data["shape"], data.get("refiner")
         return cls(
             **{
                 **data,
                 "path": Path(data["path"]),
                 "shape": ModelShape(**shape) if shape else None,
                 "stop_ids": tuple(data["stop_ids"]),
+                "refiner": RefinerFile.model_validate(refiner) if refiner else None,
             }
         )
 
@@ -81,7 +87,7 @@ class _IncompleteError(UserError):
 
 
 def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
-    """The model in directory `name`, or the local snapshot of hub id `org/name[@revision]`.
+    """The model in directory `name`, the local snapshot of hub id `org/name[@revision]`, or ours.
 
     A snapshot that is not there whole is downloaded unless `offline` (default: HF_HUB_OFFLINE).
     UserError names what is wrong with the model and what to do.
@@ -89,6 +95,14 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
     if offline is None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     folder = Path(name).expanduser()
+    if name == EMBEDDED:
+        folder = Path(__file__).parent / EMBEDDED
+        if not folder.is_dir():
+            raise UserError(
+                "this proxhpc comes without an embedded refiner",
+                hint="give a directory with config.json and safetensors, or a hub id org/name; "
+                "`engine: {name: rules}` needs no model",
+            )
     if folder.is_dir():
         return _inspect(name, folder.resolve())
     match = HUB_ID.fullmatch(name)
@@ -106,6 +120,15 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
                 hint=f"on a node with a network: {_download_command(match)}",
             ) from missing
     return _inspect(name, _snapshot(match, name, local=False))
+
+
+def check_model(ref: ModelRef) -> None:
+    """Raise StopError where the model is not what it was when the run was planned."""
+    if _inspect(ref.name, ref.path).snapshot != ref.snapshot:
+        raise StopError(
+            f"model {ref.name!r} in {ref.path} has changed since this run was planned",
+            hint="put back what was there, or start a new run: --run DIR (or another name)",
+        )
 
 
 def _snapshot(match: re.Match[str], name: str, *, local: bool) -> Path:
@@ -168,6 +191,7 @@ def _inspect(name: str, path: Path) -> ModelRef:
         max_model_len=_context_length(name, config),
         snapshot=commit or _fingerprint(path, headers),
         stop_ids=_stop_ids(name, path, config),
+        refiner=read_refiner(path),
     )
 
 

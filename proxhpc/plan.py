@@ -5,13 +5,14 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from proxhpc import __version__
 from proxhpc.corpus.disk import publish, write_atomic
@@ -233,6 +234,33 @@ def find_models(manifest: Manifest) -> dict[str, ModelRef]:
     }
 
 
+def settle(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manifest:
+    """The manifest with what its stages leave open taken from their models' refiner.json.
+
+    UserError where the two do not go together.
+    """
+    stages = []
+    for stage in manifest.stages:
+        model = models.get(stage.level)
+        refiner = model.refiner if model else None
+        stages.append(refiner.complete(stage, model.name) if model and refiner else stage)
+        if stages[-1].bias and stages[-1].prompt != "walk":
+            raise UserError(
+                f"the {stage.level} stage has a bias, which is only for prompt: walk",
+                hint="its model has no refiner.json that says so: give the stage that prompt, "
+                "or another model",
+            )
+    given = {key: getattr(manifest, key) for key in manifest.model_fields_set}
+    try:
+        return Manifest.model_validate(given | {"stages": tuple(stages)})
+    except ValidationError as error:
+        raise UserError(
+            "the manifest and a model's refiner.json do not go together: "
+            + "; ".join(str(problem["msg"]) for problem in error.errors()),
+            hint="what a stage says itself comes first",
+        ) from None
+
+
 def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     """Look at the place, the inputs and the models of a new run and cut its shards.
 
@@ -245,6 +273,7 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     other = manifest.dedup.against
     against = _find(other, run, ("dedup", "against")) if other else ()
     models = find_models(manifest)
+    manifest = settle(manifest, models)
     plan = Plan(
         run_id=secrets.token_hex(4),
         created=round(time.time(), 3),
@@ -320,7 +349,7 @@ def _pieces(file: int, info: InputInfo, pieces: int) -> Iterator[Span]:
 
 def check_same(plan: Plan, manifest: Manifest) -> None:
     """Raise UserError when a started run's manifest was changed."""
-    keys = diff(plan.manifest, manifest)
+    keys = diff(plan.manifest, settle(manifest, plan.models))
     if keys:
         raise UserError(
             f"this run was started with another manifest; changed: {', '.join(keys)}",

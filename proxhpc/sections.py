@@ -20,6 +20,8 @@ from proxhpc.config import Config, Count, Flag, Positive, Seconds, Size, Text, W
 from proxhpc.yamltree import Key, show
 
 EngineName = Literal["rules", "transformers", "vllm"]
+Level = Literal["doc", "chunk"]
+Prompt = Literal["prox-llama2", "prox-plain", "chat-template", "compact", "walk"]
 RuleSet = Literal["c4", "gopher", "fineweb"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,95})?", re.ASCII)
@@ -70,28 +72,47 @@ class Corpus(Config):
         return tuple(config.absolute(path, config.base_of(info), pattern=True) for path in paths)
 
 
-def _by_level(doc: int | None, chunk: int | None) -> Any:
-    return lambda data: doc if data.get("level") == "doc" else chunk
+# What a stage's key is if the manifest does not say: by its level and prompt style. The limits of
+# `walk` are those that its models are trained within (proxhpc/refine/walk.py).
+_WALK_LINES = 64
+
+
+def _default(doc: Any, chunk: Any, walk: Any) -> Any:
+    """Return a default by level and, for `prompt: walk`, one by the keys before."""
+
+    def choose(data: dict[str, Any]) -> Any:
+        if data.get("prompt") == "walk":
+            return walk(data) if callable(walk) else walk
+        return doc if data.get("level") == "doc" else chunk
+
+    return choose
+
+
+def _walk_answer(data: dict[str, Any]) -> int:
+    """Most tokens of a walk: one for each line, or the verdict, and the end."""
+    return 2 if data.get("level") == "doc" else (data.get("window_lines") or _WALK_LINES) + 1
 
 
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
-    level: Literal["doc", "chunk"] = Field(
+    level: Level = Field(
         description="`doc`: keep or drop whole documents. `chunk`: edit lines, window by window."
     )
     model: Text | None = Field(
         default=None,
         description="Hub id (`org/name`, `org/name@revision`) or directory (starts with `/`, `./`, "
         "`../`, `~`, or exists beside the manifest). Only `engine.name: rules` does without; it "
-        "loads none.",
+        "loads none. `embedded`: the tiny refiner that comes with proxhpc.",
     )
-    prompt: Literal["prox-llama2", "prox-plain", "chat-template", "compact"] = Field(
+    prompt: Prompt = Field(
         "prox-llama2",
-        description="`prox-llama2`: the Llama-2 template that the ProX models were trained with. "
+        description="How the model is asked; a model's `refiner.json` may say so for this and "
+        "other keys that the stage does not give. `prox-llama2`: the Llama-2 template that the "
+        "ProX models were trained with. "
         "`prox-plain`: the same text without a template. `chat-template`: the model's own. "
         "`compact`: short numbers behind the lines and the question last, so that two stages of "
-        "one model read a document once.",
+        "one model read a document once. `walk`: for tiny models with a vocabulary made for it.",
     )
     dialect: Literal["prox", "line"] = Field(
         default="prox",
@@ -100,29 +121,45 @@ class Stage(Config):
         "`remove_str`, `replace_str`, lines counted from 1.",
     )
     numbering: Literal["document", "window"] = Field(
-        default="document",
-        description="Chunk stage: line numbers run through the document or restart in each window.",
+        default_factory=_default(
+            "document", "document", lambda d: "document" if d.get("level") == "doc" else "window"
+        ),
+        description="Chunk stage: line numbers run through the document (the default) or restart "
+        "in each window (with `prompt: walk` always).",
     )
     window_tokens: Positive = Field(
-        default=1500, description="Chunk stage: most tokens of text in one window."
+        default_factory=_default(1500, 1500, lambda d: 1500 if d.get("level") == "doc" else 480),
+        description="Chunk stage: most tokens of text in one window. Default 1500; 480 for `walk`.",
+    )
+    window_lines: Annotated[int, Field(strict=True, gt=0, le=300)] | None = Field(
+        default_factory=_default(
+            None, None, lambda d: None if d.get("level") == "doc" else _WALK_LINES
+        ),
+        description="Chunk stage: most lines in one window. Default 64 for `walk`, whose numbers "
+        "end at 299; no bound for others.",
     )
     max_prompt_tokens: Positive | None = Field(
-        default_factory=_by_level(2000, None),
+        default_factory=_default(2000, None, None),
         description="Longest prompt. Doc stage (default 2000): the document is cut to fit. Chunk "
         "stage (default: what the model's context leaves): windows are packed to fit, and only a "
         "line that none can hold is left untouched.",
     )
     max_new_tokens: Positive = Field(
-        default_factory=_by_level(16, 256),
+        default_factory=_default(16, 256, _walk_answer),
         description="Most tokens a program may have. Default 16 for doc, 256 for chunk; a small "
-        "window allows fewer.",
+        "window allows fewer. With `walk` one for each line, and the end.",
+    )
+    bias: Annotated[float, Field(ge=-100, le=100)] = Field(
+        default=0.0,
+        description="`prompt: walk`: added to the log-odds of removing a line or dropping a "
+        "document; below 0 more is kept.",
     )
     grammar: Literal["none", "lines", "strings"] = Field(
-        default="none",
+        default_factory=_default("none", "none", "lines"),
         description="With `engine.name: vllm`: decode under a grammar, so that only valid "
         "programs come out. `lines`: verdicts, and removals of the window's own lines. "
         "`strings`: also deletions of its words; slower, for each window has a grammar of its "
-        "own.",
+        "own. With `walk`: `lines` (the default) on any engine; needs no grammar at all.",
     )
     gpu_memory_utilization: GpuShare | None = Field(
         default=None,
@@ -136,16 +173,41 @@ class Stage(Config):
         return None if model is None else _model(model, config.base_of(info))
 
     @model_validator(mode="after")
-    def _chunk_keys(self) -> Self:
-        if self.level == "doc":
-            refuse(_changed(self, ("numbering", "window_tokens"), "only with level: chunk"))
-            if self.grammar == "strings":
-                refuse([(("grammar",), "strings is for level: chunk")])
+    def _consistent(self) -> Self:
+        refuse((*self._chunk_keys(), *self._walk_keys()))
         return self
+
+    def _chunk_keys(self) -> Iterator[tuple[Key, str]]:
+        if self.level == "doc":
+            keys = ("numbering", "window_tokens", "window_lines")
+            yield from _changed(self, keys, "only with level: chunk")
+            if self.grammar == "strings":
+                yield ("grammar",), "strings is for level: chunk"
+
+    def _walk_keys(self) -> Iterator[tuple[Key, str]]:
+        if self.prompt != "walk":
+            if "prompt" in self.model_fields_set or self.model is None:
+                yield from _changed(self, ("bias",), "only with prompt: walk")
+            return  # else the model may yet say that this is its style
+        if self.dialect != "prox":
+            yield ("dialect",), "must be prox with prompt: walk"
+        if self.level == "chunk" and self.numbering != "window":
+            yield ("numbering",), "must be window with prompt: walk"
+        if self.level == "chunk" and self.window_lines is None:
+            yield ("window_lines",), "must be a number with prompt: walk"
+        if self.grammar == "strings":
+            yield ("grammar",), "a walk removes lines, no strings: lines or none"
+        if self.max_new_tokens < 2:
+            yield ("max_new_tokens",), "a walk has two tokens at least"
+
+
+EMBEDDED = "embedded"  # names the model within this package
 
 
 def _model(text: str, base: Path | None) -> str:
-    """Return a model's absolute directory or its hub id; ValueError if it can be neither."""
+    """Return a model's absolute directory, its hub id or EMBEDDED; ValueError if it is none."""
+    if text == EMBEDDED:
+        return text
     path = config.absolute(text, base)
     if text.startswith(("/", "./", "../", "~")) or (base is not None and os.path.exists(path)):
         return path
@@ -156,8 +218,10 @@ def _model(text: str, base: Path | None) -> str:
 
 def _changed(model: Config, keys: tuple[str, ...], why: str) -> Iterator[tuple[Key, str]]:
     """Yield a problem for each key that differs from its default where it has no effect."""
+    given = model.__dict__
     for key in keys:
-        if getattr(model, key) != type(model).model_fields[key].get_default():
+        field = type(model).model_fields[key]
+        if given[key] != field.get_default(call_default_factory=True, validated_data=given):
             yield (key,), why
 
 

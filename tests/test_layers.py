@@ -18,7 +18,7 @@ LINES = [
     ["corpus"],
     ["account"],
     ["yamltree", "config", "slurm_notation", "sections", "manifest", "site"],
-    ["rundir", "models", "plan", "estimate"],
+    ["rundir", "refiner_file", "models", "plan", "estimate"],
     ["refine"],
     ["assemble"],
     ["cluster"],

@@ -41,27 +41,55 @@ def save_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
     return folder
 
 
+def save_walk_tokenizer(folder: Path) -> Path:
+    """Writes a tokenizer of the style `walk`, of few words."""
+    from proxhpc.refine.walk_vocabulary import train_tokenizer
+
+    train_tokenizer([TEXT * 3, "keep the document, remove lines of it"], folder, 320)
+    return folder
+
+
+def save_walk(folder: Path, **config: object) -> Path:
+    """Writes a random Llama of that style; its end is token 320."""
+    from proxhpc.refine.walk_vocabulary import PROGRAMS, SPECIAL
+
+    more: dict[str, object] = {
+        "vocab_size": 320 + len(SPECIAL) + len(PROGRAMS),
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": 320,
+        "hidden_size": 128,  # heads of 64: the smallest that vLLM takes on a CPU is 32
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    _save(folder, more | config)
+    return save_walk_tokenizer(folder)
+
+
 def save_llama(folder: Path, **config: object) -> Path:
-    """Writes a random Llama of two layers with that tokenizer."""
+    """Writes a random Llama of two layers with the first tokenizer."""
+    _save(folder, config)
+    return save_tokenizer(folder)
+
+
+def _save(folder: Path, config: dict[str, object]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
-    shape = LlamaConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.4,  # large enough for answers that differ from prompt to prompt
-        **config,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
-    return save_tokenizer(folder)
+    own: dict[str, object] = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.4,  # large enough for answers that differ from prompt to prompt
+    }
+    LlamaForCausalLM(LlamaConfig(**own | config)).save_pretrained(folder)
 
 
 def edit_json(file: Path, **changes: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
 from proxhpc.errors import RetryError, StopError
-from proxhpc.manifest import Manifest
+from proxhpc.manifest import Manifest, Stage
 from proxhpc.models import ModelRef
 from proxhpc.program.replay import Emitted, Outcome, Style, doc_verdict, replay
 from proxhpc.refine.engines import make_engine
@@ -23,6 +23,7 @@ from proxhpc.refine.ledger import Call, Row, set_aside, text_digest
 from proxhpc.refine.memo import Memo, digest
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, LARGE, Budget
 from proxhpc.refine.stage import MEMO_BYTES, Answer, StageRunner
+from proxhpc.refine.walk_stage import make_runner
 from proxhpc.refine.windows import LineTokens
 
 T = TypeVar("T")
@@ -192,13 +193,21 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
             key = str(model.path) if model else ""
             if key not in engines:
                 share = {"gpu_memory_utilization": stage.gpu_memory_utilization or equal}
-                engines[key] = await make_engine(options.model_copy(update=share), model)
-            runners[stage.level] = StageRunner(stage, engines[key], manifest.policy)
+                engines[key] = await make_engine(
+                    options.model_copy(update=share), model, stepwise=_stepwise(manifest, stage)
+                )
+            runners[stage.level] = make_runner(stage, engines[key], manifest.policy)
     except BaseException:
         for engine in engines.values():
             await engine.close()
         raise
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
+
+
+def _stepwise(manifest: Manifest, stage: Stage) -> bool:
+    """Whether a stage of this model restricts single tokens of its answers."""
+    same = [other for other in manifest.stages if other.model == stage.model]
+    return any(other.prompt == "walk" and other.grammar != "none" for other in same)
 
 
 def _raise_worst(results: Sequence[object]) -> None:

@@ -43,7 +43,6 @@ class StageRunner:
 
     def __init__(self, stage: Stage, engine: Engine, policy: AnyPolicy) -> None:
         self.stage, self.engine, self.policy = stage, engine, policy
-        self.style = prompt_style(stage.prompt)
         self.budget = min(
             stage.max_prompt_tokens or engine.max_model_len,
             engine.max_model_len - stage.max_new_tokens,
@@ -55,13 +54,18 @@ class StageRunner:
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._number_costs: dict[int, int] = {}
         self.asked = Usage()  # of all that the engine answered, whatever became of it
-        if tokenizer := engine.tokenizer:
-            if stage.level == "chunk":
-                room = self.style.chunk_room(tokenizer, self.budget)
-                self.window_tokens = min(stage.window_tokens, room)
-            else:
-                self.style.check(tokenizer, self.budget)
-            (self._call_tokens,) = tokenizer.count([_CALL])
+        if engine.tokenizer:
+            self._prepare(engine.tokenizer)
+
+    def _prepare(self, tokenizer: Tokenizer) -> None:
+        """Get ready to ask a model. UserError where prompts of this style cannot be."""
+        self.style = prompt_style(self.stage.prompt)
+        if self.stage.level == "chunk":
+            room = self.style.chunk_room(tokenizer, self.budget)
+            self.window_tokens = min(self.stage.window_tokens, room)
+        else:
+            self.style.check(tokenizer, self.budget)
+        (self._call_tokens,) = tokenizer.count([_CALL])
 
     async def judge(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
         """Ask whether to keep the document; flagged when the model saw only its start.
@@ -87,7 +91,7 @@ class StageRunner:
         if self.engine.tokenizer is None:
             # Without a model nothing can be too long: each line is a window of its own at most.
             budget = max(self.window_tokens, max(counts, default=0) + 1)
-            windows = pack(lines, counts, budget)
+            windows = pack(lines, counts, budget, self.stage.window_lines)
             return [
                 Question(w, None if w.blank else self._edit(lines, w, (), order)) for w in windows
             ]
@@ -99,7 +103,7 @@ class StageRunner:
         ]
         return [
             question
-            for window in pack(lines, costs, self.window_tokens)
+            for window in pack(lines, costs, self.window_tokens, self.stage.window_lines)
             for question in self._ask(self.engine.tokenizer, lines, costs, window, order)
         ]
 
@@ -184,11 +188,16 @@ class StageRunner:
             done, again = await self.engine.complete(request), False
         else:
             # Texts that a tokenizer makes alike may yet differ in what may be answered.
-            rest = repr((request.max_new_tokens, request.stop, request.grammar))
+            limits = request.max_new_tokens, request.stop, request.grammar
+            rest = repr((*limits, request.steps, request.bias))
             key = digest(array("I", request.prompt).tobytes(), rest.encode())
             done, again = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
-        return Call(start, stop, done.text, done.finish, *tokens, again)
+        return Call(start, stop, self._program(done.text), done.finish, *tokens, again)
+
+    def _program(self, text: str) -> str:
+        """An answer's text as a program: that is what models write."""
+        return text
 
     async def _complete(self, request: Request) -> Completion:
         done = await self.engine.complete(request)

@@ -29,17 +29,19 @@ class Window:
     blank: bool = False
 
 
-def pack(lines: Sequence[str], counts: Sequence[int], budget: int) -> list[Window]:
+def pack(
+    lines: Sequence[str], counts: Sequence[int], budget: int, most: int | None = None
+) -> list[Window]:
     """Greedy windows, in order, that tile [0, len(lines)); no line is ever split.
 
     `counts` are the tokens of each line with its number; a line end costs one more. A line over
-    the budget is a window by itself.
+    the budget is a window by itself. `most` bounds the lines of a window.
     """
     windows: list[Window] = []
     start = tokens = 0
     for number, (_, count) in enumerate(zip(lines, counts, strict=True)):
         cost = count + 1
-        if number > start and tokens + cost > budget:
+        if number > start and (tokens + cost > budget or number - start == most):
             windows.append(window_of(lines, counts, start, number, budget))
             start, tokens = number, 0
         tokens += cost

@@ -12,6 +12,7 @@ from typing import Literal
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.errors import RetryError
+from proxhpc.models import check_model
 from proxhpc.plan import Plan
 from proxhpc.refine.engines.base import EngineDiedError
 from proxhpc.refine.engines.device import device_name
@@ -103,6 +104,8 @@ async def _main(
     if ends is not None:
         loop.call_later(max(0.0, ends - time.monotonic()), stop.set)
     began = time.monotonic()
+    for model in plan.models.values():
+        check_model(model)
     refiner = await open_refiner(plan.manifest, plan.models)
     log.boot_seconds += time.monotonic() - began
     log.device, log.devices = device_name(plan.manifest.engine.name)

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 NGRAM = 4  # tokens that must agree before the next ones are guessed
 
 
-async def make_engine(options: "EngineOptions", model: "ModelRef | None") -> Engine:
+async def make_engine(
+    options: "EngineOptions", model: "ModelRef | None", *, stepwise: bool = False
+) -> Engine:
     """The engine that `options` names, loaded and ready; blocks until it is.
 
-    UserError when a model or a package is missing or does not load.
+    `stepwise`: its requests may have `steps`. UserError when a model or a package is missing or
+    does not load.
     """
     if options.name == "rules":
         from proxhpc.refine.engines.rules import RulesEngine
@@ -27,7 +30,7 @@ async def make_engine(options: "EngineOptions", model: "ModelRef | None") -> Eng
             hint="give the stage a `model`, or use `engine: {name: rules}`",
         )
     if options.name == "vllm":
-        return await _lasting_vllm(options, model)
+        return await _lasting_vllm(options, model, stepwise)
     from proxhpc.refine.engines.transformers_engine import TransformersEngine
 
     _need("transformers", "transformers")
@@ -41,7 +44,7 @@ async def make_engine(options: "EngineOptions", model: "ModelRef | None") -> Eng
     )
 
 
-async def _lasting_vllm(options: "EngineOptions", model: "ModelRef") -> Engine:
+async def _lasting_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool) -> Engine:
     from proxhpc.refine.engines.device import wait_for_memory
     from proxhpc.refine.engines.lasting import LastingEngine
     from proxhpc.refine.engines.vllm_engine import VLLMEngine
@@ -64,6 +67,7 @@ async def _lasting_vllm(options: "EngineOptions", model: "ModelRef") -> Engine:
             dtype=options.dtype,
             gpu_memory_utilization=share,
             max_model_len=options.max_model_len,
+            stepwise=stepwise,
             options=more,
         )
 

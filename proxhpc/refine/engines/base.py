@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from proxhpc.errors import ProxError, RetryError
+from proxhpc.refine.engines.steps import Steps
 
 Level = Literal["doc", "chunk"]
 Finish = Literal["stop", "length", "loop"]
@@ -28,8 +29,9 @@ class Request:
     has no tokenizer, reads `lines`: the document's lines, or those of one window, the first of
     which bears the number `first_line` in the prompt. The answer ends behind the first of the
     strings `stop` that comes up in it, which stays part of it, or with `end_loops` where it does
-    nothing but repeat itself any more (`is_loop`); `grammar` is a regular expression. An engine
-    that can answers requests of lower `order` first.
+    nothing but repeat itself any more (`is_loop`); `grammar` is a regular expression. Each token
+    is one of those of its step, if there are `steps`; `bias` is added to the logits of the ids
+    that it names. An engine that can answers requests of lower `order` first.
     """
 
     level: Level
@@ -41,6 +43,8 @@ class Request:
     grammar: str | None = None
     order: int = 0
     end_loops: bool = False
+    steps: Steps = ()
+    bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,10 @@ class Tokenizer(Protocol):
         """Token ids of `text` alone, without special tokens added or recognised in it."""
         ...
 
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of each line by itself, as `encode` gives them."""
+        ...
+
     def count(self, lines: Sequence[str]) -> list[int]:
         """Token counts of each line by itself."""
         ...
@@ -82,6 +90,10 @@ class Tokenizer(Protocol):
 
     def special(self, token: str) -> int:
         """Id of a special token; UserError if the vocabulary has none of that name."""
+        ...
+
+    def added(self, token: str) -> int:
+        """Id of a token of text that was added to the vocabulary whole; UserError without one."""
         ...
 
     def chat(self, system: str | None, user: str) -> list[int]:

@@ -49,6 +49,10 @@ class HFTokenizer:
             tokenizer.no_padding()
         self._text.encode_special_tokens = True
         self._markup.encode_special_tokens = False
+        self._added = {
+            (added.content, bool(added.special)): int(number)
+            for number, added in self._markup.get_added_tokens_decoder().items()
+        }
         self._never: frozenset[int] = frozenset()
         self._never = self._find_leaks()
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
@@ -64,9 +68,9 @@ class HFTokenizer:
         UserError where cutting the text does not help.
         """
         specials = {
-            number: added.content
-            for number, added in self._markup.get_added_tokens_decoder().items()
-            if added.special and number != self._own.unk_token_id  # as any unknown letter
+            number: name
+            for (name, special), number in self._added.items()
+            if special and number != self._own.unk_token_id  # as any unknown letter
         }
         leaks = frozenset(
             number
@@ -113,15 +117,19 @@ class HFTokenizer:
         parts = [text[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
         return [piece for part in parts for piece in self._pieces(part)]
 
-    def count(self, lines: Sequence[str]) -> list[int]:
-        """Token counts of each line by itself."""
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of each line by itself, as `encode` gives them."""
         batch = self._text.encode_batch_fast(list(lines), add_special_tokens=False)
         if not self._never:
-            return [len(tokens) for tokens in batch]
+            return [tokens.ids for tokens in batch]
         return [
-            len(tokens) if self._never.isdisjoint(tokens.ids) else len(self.encode(line))
+            tokens.ids if self._never.isdisjoint(tokens.ids) else self.encode(line)
             for line, tokens in zip(lines, batch, strict=True)
         ]
+
+    def count(self, lines: Sequence[str]) -> list[int]:
+        """Token counts of each line by itself."""
+        return [len(ids) for ids in self.encode_lines(lines)]
 
     def head(self, text: str, tokens: int) -> str:
         """The longest start of `text` that the first `tokens` of its tokens cover."""
@@ -141,13 +149,23 @@ class HFTokenizer:
 
     def special(self, token: str) -> int:
         """Id of a special token; UserError if the vocabulary has none of that name."""
-        for number, added in self._markup.get_added_tokens_decoder().items():
-            if added.content == token and added.special:
-                return int(number)
-        raise UserError(
-            f"the model's vocabulary has no special token {token!r}",
-            hint="choose another `prompt` for this stage: prox-plain or chat-template",
-        )
+        number = self._added.get((token, True))
+        if number is None:
+            raise UserError(
+                f"the model's vocabulary has no special token {token!r}",
+                hint="choose another `prompt` for this stage: prox-plain or chat-template",
+            )
+        return number
+
+    def added(self, token: str) -> int:
+        """Id of a token of text that was added to the vocabulary whole; UserError without one."""
+        number = self._added.get((token, False))
+        if number is None:
+            raise UserError(
+                f"the model's vocabulary has no added token {token!r}",
+                hint="`prompt: walk` is for models trained for it",
+            )
+        return number
 
     def chat(self, system: str | None, user: str) -> list[int]:
         """Ids of the model's own chat template around `user`; UserError where it has none.
@@ -169,11 +187,7 @@ class HFTokenizer:
                 "the model's chat template does not show the user's text exactly once",
                 hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
             )
-        special = {
-            number
-            for number, added in self._markup.get_added_tokens_decoder().items()
-            if added.special
-        }
+        special = {number for (_, special), number in self._added.items() if special}
         first = self._markup.encode(left, add_special_tokens=False)
         ends = [i + 1 for i, number in enumerate(first.ids) if number in special]
         cut = ends[-1] if ends else 0

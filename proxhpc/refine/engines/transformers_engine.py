@@ -20,6 +20,7 @@ from proxhpc.refine.engines.base import (
     end_of,
     is_loop,
 )
+from proxhpc.refine.engines.steps import restrict
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Greedy completions of left-padded prompts; RetryError where they are given up."""
         import torch
-        from transformers import StoppingCriteriaList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         width = max(len(request.prompt) for request in requests)
         ids = torch.zeros((len(requests), width), dtype=torch.long)
@@ -175,6 +176,7 @@ class TransformersEngine:
                 attention_mask=mask.to(self._device),
                 generation_config=self._greedy(longest),
                 stopping_criteria=StoppingCriteriaList([ends]),
+                logits_processor=LogitsProcessorList(_choosing(requests, width)),
             )
         rows = out[:, width:].tolist()
         return [
@@ -249,6 +251,31 @@ def _ends(
             return torch.tensor(done, device=input_ids.device)
 
     return Ends()
+
+
+def _choosing(requests: Sequence[Request], width: int) -> list[Any]:
+    """What applies the requests' bias and steps to the logits, where any has them."""
+    if not any(request.steps or request.bias for request in requests):
+        return []
+    import torch
+    from transformers import LogitsProcessor
+
+    rows = [row for row, request in enumerate(requests) for _ in request.bias]
+    pairs = [pair for request in requests for pair in request.bias]
+
+    class Choosing(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            scores = scores.clone()
+            if pairs:
+                more = torch.tensor([value for _, value in pairs], device=scores.device)
+                scores[rows, [number for number, _ in pairs]] += more
+            step = input_ids.shape[1] - width
+            open_ = [(n, r.steps[step]) for n, r in enumerate(requests) if step < len(r.steps)]
+            if open_:
+                restrict(scores, [row for row, _ in open_], [ids for _, ids in open_])
+            return scores
+
+    return [Choosing()]
 
 
 def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:

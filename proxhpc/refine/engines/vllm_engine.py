@@ -30,6 +30,7 @@ from proxhpc.refine.engines.spawn import (
     node_local_environment,
     signals_deferred,
 )
+from proxhpc.refine.engines.steps import STEP_PROCESSOR, STEPS
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.process import descendants, start_time
 
@@ -44,6 +45,7 @@ MANAGED = (
     "enable_prefix_caching",
     "generation_config",
     "gpu_memory_utilization",
+    "logits_processors",
     "max_model_len",
     "model",
     "seed",
@@ -57,7 +59,8 @@ class VLLMEngine:
 
     `dtype` "auto" is bfloat16 on a GPU (float16 where it has none) and float32 on a CPU. Make it
     in the event loop that will use it. `gpu_memory_utilization` is without effect on a CPU, where
-    VLLM_CPU_KVCACHE_SPACE (GiB, here 2 unless set) bounds the cache.
+    VLLM_CPU_KVCACHE_SPACE (GiB, here 2 unless set) bounds the cache. Requests may have `steps`
+    where `stepwise`, which cannot be had together with speculation.
     """
 
     name = "vllm"
@@ -69,6 +72,7 @@ class VLLMEngine:
         dtype: str = "auto",
         gpu_memory_utilization: float = 0.9,
         max_model_len: int | None = None,
+        stepwise: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Start the engine; this takes about a minute and blocks.
@@ -80,15 +84,20 @@ class VLLMEngine:
         self.tokenizer: Tokenizer | None = self._tokenizer
         self.max_model_len = model.context_length(max_model_len)
         self._stop = sorted({*model.stop_ids, *self._tokenizer.stop_ids})
+        self._stepwise = stepwise
         self._numbers = count()
         self._dead: str | None = None
-        arguments = {
+        arguments: dict[str, Any] = {
             "model": str(model.path),
             "tokenizer": str(model.path),
             "gpu_memory_utilization": gpu_memory_utilization,
             "max_model_len": self.max_model_len,
         }
+        if stepwise:
+            arguments["logits_processors"] = [STEP_PROCESSOR]
         self._scratch = node_local_environment()
+        if stepwise:  # the interface of that processor; the other runner has another
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         self._tie = Tie()
         resource_tracker.ensure_running()  # this process's own, not a child of the engine
         before = descendants(os.getpid())
@@ -112,6 +121,8 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         check_request(request, self.max_model_len)
+        if request.steps and not self._stepwise:
+            raise RequestError("this vLLM was started without what restricts single tokens")
         if self._dead is not None:
             raise EngineDiedError(self._dead)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
@@ -184,6 +195,8 @@ def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
         detokenize=bool(request.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
+        logit_bias=dict(request.bias) or None,
+        extra_args={STEPS: [list(ids) for ids in request.steps]} if request.steps else None,
         **(_loops() if request.end_loops else {}),
     )
 

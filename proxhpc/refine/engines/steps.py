@@ -1,0 +1,27 @@
+"""Answers of which each token is one of a few: what engines do to logits for that."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Steps = tuple[tuple[int, ...], ...]
+"""Of each token of an answer, in order, the ids that it may be."""
+
+# What vLLM's core loads by name, and the key of a request's arguments that is for it.
+STEP_PROCESSOR = "proxhpc.refine.engines.vllm_steps:StepProcessor"
+STEPS = "proxhpc_steps"
+
+
+def restrict(logits: Any, rows: Sequence[int], allowed: Sequence[Sequence[int]]) -> None:
+    """Leave in each of these rows of `logits` [requests, vocabulary] the allowed ids alone.
+
+    One operation for all rows: there may be a thousand, at every token.
+    """
+    import torch
+
+    width = max(map(len, allowed))
+    padded = [[*ids, *[ids[0]] * (width - len(ids))] for ids in allowed]
+    ids = torch.tensor(padded, device=logits.device)
+    at = torch.tensor(rows, device=logits.device)
+    kept = logits[at[:, None], ids]
+    logits[at] = float("-inf")
+    logits[at[:, None], ids] = kept

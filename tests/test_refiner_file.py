@@ -1,0 +1,132 @@
+"""refiner.json: a model that says itself how it is asked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxhpc import models
+from proxhpc.errors import UserError
+from proxhpc.manifest import Manifest, Stage
+from proxhpc.models import ModelRef, resolve_model
+from proxhpc.plan import find_models, settle
+from proxhpc.refiner_file import NAME, RefinerFile, read_refiner
+from tiny_models import save_walk
+
+WALK: dict[str, Any] = {
+    "version": 1,
+    "prompt": "walk",
+    "doc": {"bias": -0.5},
+    "chunk": {"window_lines": 40, "bias": -2.0},
+    "notes": {"trained on": "${NOTHING}", "lines": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    folder = save_walk(tmp_path_factory.mktemp("model") / "walk")
+    RefinerFile.model_validate(WALK).write(folder)
+    return folder
+
+
+def manifest(*stages: dict[str, Any], **more: Any) -> Manifest:
+    return Manifest.model_validate(
+        {
+            "name": "x",
+            "corpus": {"paths": "*.jsonl"},
+            "stages": list(stages),
+            "engine": {"name": "transformers"},
+        }
+        | more,
+        context={"base": Path.cwd()},
+    )
+
+
+def test_what_is_written_is_what_is_read(saved: Path, tmp_path: Path) -> None:
+    assert json.loads((saved / NAME).read_bytes()) == WALK
+    read = read_refiner(saved)
+    assert read is not None
+    assert read.to_dict() == WALK
+    assert read.levels == ["doc", "chunk"]
+    ref = resolve_model(str(saved))
+    assert ref.refiner == read
+    assert ModelRef.from_dict(json.loads(json.dumps(ref.to_dict()))) == ref
+    copy = Path(shutil.copytree(saved, tmp_path / "walk"))
+    (copy / NAME).unlink()
+    assert read_refiner(copy) is None
+    assert resolve_model(str(copy)).refiner is None
+    assert resolve_model(str(copy)).snapshot != ref.snapshot
+
+
+def test_a_stage_needs_nothing_but_the_directory(saved: Path) -> None:
+    bare = manifest({"level": "doc", "model": str(saved)}, {"level": "chunk", "model": str(saved)})
+    doc, chunk = settle(bare, find_models(bare)).stages
+    assert (doc.prompt, doc.bias, doc.max_new_tokens, doc.grammar) == ("walk", -0.5, 2, "lines")
+    assert (chunk.prompt, chunk.bias, chunk.grammar) == ("walk", -2.0, "lines")
+    assert (chunk.numbering, chunk.window_tokens, chunk.window_lines) == ("window", 480, 40)
+    assert chunk.max_new_tokens == 41
+    # It is the same as if the manifest had said all of it.
+    again = settle(settle(bare, find_models(bare)), find_models(bare))
+    assert again.stages == (doc, chunk)
+
+
+def test_what_a_stage_says_itself_comes_first(saved: Path) -> None:
+    own = manifest({"level": "chunk", "model": str(saved), "bias": 1.0, "window_lines": 20})
+    (chunk,) = settle(own, find_models(own)).stages
+    assert (chunk.prompt, chunk.bias, chunk.window_lines) == ("walk", 1.0, 20)
+    other = manifest({"level": "chunk", "model": str(saved), "prompt": "compact"})
+    assert settle(other, find_models(other)).stages == other.stages
+
+
+def test_what_does_not_go_together_is_refused(saved: Path, tmp_path: Path) -> None:
+    wrong = manifest({"level": "chunk", "model": str(saved), "dialect": "line"})
+    with pytest.raises(UserError, match=r"refiner\.json of model .* must be prox with prompt"):
+        settle(wrong, find_models(wrong))
+    (tmp_path / "bare").mkdir()
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        shutil.copy(saved / file, tmp_path / "bare")
+    biased = manifest({"level": "chunk", "model": str(tmp_path / "bare"), "bias": 1.0})
+    with pytest.raises(UserError, match="has a bias, which is only for prompt: walk"):
+        settle(biased, find_models(biased))
+    replica = manifest({"level": "chunk", "model": str(saved)}, policy="reference")
+    with pytest.raises(UserError, match=r"walk is not for policy: reference"):
+        settle(replica, find_models(replica))
+    RefinerFile(version=1, prompt="compact", doc=Stage(level="doc")).write(tmp_path)
+    one = read_refiner(tmp_path)
+    assert one is not None
+    with pytest.raises(UserError, match=r"not for level chunk: its refiner\.json has doc"):
+        one.complete(Stage(level="chunk"), "m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chunk": {"window_tokns": 3}}, r"chunk\.window_tokns"),
+        ({"chunk": {"model": "a/b"}}, "not a key of this file"),
+        ({"doc": {"window_lines": 3}}, "only with level: chunk"),
+        ({"version": 2}, "version"),
+        ({"prompt": "wlak"}, "prompt"),
+        ({"doc": None, "chunk": None}, "it serves no level"),
+    ],
+)
+def test_a_wrong_file_is_told_by_line_and_key(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    (tmp_path / NAME).write_text(json.dumps(WALK | changes, indent=1))
+    with pytest.raises(UserError, match=said) as caught:
+        read_refiner(tmp_path)
+    assert f"{NAME}:" in caught.value.message
+
+
+def test_the_embedded_model(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "models.py"))
+    with pytest.raises(UserError, match="comes without an embedded refiner") as caught:
+        find_models(manifest({"level": "doc", "model": "embedded"}))
+    assert "rules" in (caught.value.hint or "")
+    (tmp_path / "embedded").symlink_to(saved)
+    found = find_models(manifest({"level": "doc", "model": "embedded"}))["doc"]
+    assert (found.name, found.path) == ("embedded", saved)
+    assert found.refiner is not None
