@@ -7,7 +7,7 @@ from proxhpc.report.markup import Drawn
 from proxhpc.status.terminal import duration, short, whole
 
 WIDTH, HEIGHT = 360, 180  # of a drawing, in its own units: a phone's width
-LEFT, TOP, BOTTOM = 34, 22, 34  # margins for labels
+LEFT, TOP, BOTTOM = 44, 22, 34  # margins for labels
 
 
 def bar(ratio: float, kind: str) -> Drawn:
@@ -37,8 +37,8 @@ def histogram(title: str, bins: Sequence[dict[str, Any]]) -> Drawn:
                 f'width="{0.38 * step:.1f}" height="{size:.1f}">'
                 f"<title>{_range(one)}: {whole(one[name])} {name}</title></rect>"
             )
-        if place % (len(bins) // 8 + 1) == 0:
-            shapes.append(_label(x + step / 2, bottom + 14, short(one["from"]), "middle"))
+        if place % (len(bins) // 7 + 1) == 0:
+            shapes.append(_label(x + step / 10, bottom + 14, short(one["from"])))
     shapes.append(f'<rect class="in" x="{LEFT}" y="{HEIGHT - 11}" width="9" height="9"/>')
     shapes.append(_label(LEFT + 13, HEIGHT - 3, "raw"))
     shapes.append(f'<rect class="kept" x="{LEFT + 52}" y="{HEIGHT - 11}" width="9" height="9"/>')

@@ -9,6 +9,7 @@ from proxhpc.status.terminal import whole
 
 CONTEXT = 2  # unchanged lines around a change
 LINES = 40  # of one document
+DROPPED = 15  # of one that was dropped
 CHARS = 240  # of a piece of a line; its middle is left out of a longer one
 PROGRAM = 1500  # characters of the programs
 SAMPLE = 300  # characters of a copy
@@ -18,7 +19,8 @@ _SIGNS = {"same": " ", "removed": "-", "added": "+"}
 def example(one: Shown) -> str:
     """A document that opens to what changed in it."""
     outcome = f"{one.status}: {one.reason}" if one.reason else one.status
-    summary = f"<b>{text(outcome)}</b> {text(one.id, 120)} <span>{text(one.source, 120)}</span>"
+    place = "" if one.id == one.source else f" <span>{text(one.source, 120)}</span>"
+    summary = f"<b>{text(outcome)}</b> {text(one.id, 120)}{place}"
     programs = "\n".join(one.programs).strip()
     shown = f"<pre class=program>{_lines(programs[:PROGRAM])}</pre>" if programs else ""
     cut = "<p class=note>Only the beginning of this long document is shown.</p>" if one.cut else ""
@@ -31,7 +33,8 @@ def example(one: Shown) -> str:
 def sample(one: Shown | None) -> Drawn:
     """The beginning of a copy."""
     words = one.before if one is not None and one.after is None else one.after if one else ""
-    return Drawn(f"<span class=sample>{text((words or '')[:SAMPLE])}</span>")
+    line = (words or "")[:SAMPLE].replace("\n", " ¶ ")
+    return Drawn(f"<span class=sample>{text(line)}</span>")
 
 
 def _diff(one: Shown) -> Iterator[str]:
@@ -42,19 +45,20 @@ def _diff(one: Shown) -> Iterator[str]:
         ]
     else:
         changes = list(hunks(list(compare(before, one.after.split("\n"))), CONTEXT))
-    for change in changes[:LINES]:
+    limit = DROPPED if one.after is None else LINES
+    for change in changes[:limit]:
         if isinstance(change, int):
             yield _skipped(change)
         else:
             words = "".join(_piece(piece) for piece in change.pieces)
-            yield f"<span class={change.kind}>{_SIGNS[change.kind]} {words}</span>\n"
-    rest = sum(change if isinstance(change, int) else 1 for change in changes[LINES:])
+            yield f"<span class={change.kind}>{_SIGNS[change.kind]} {words}</span>"
+    rest = sum(change if isinstance(change, int) else 1 for change in changes[limit:])
     if rest:
         yield _skipped(rest)
 
 
 def _skipped(lines: int) -> str:
-    return f"<span class=skipped>  … {whole(lines)} {'line' if lines == 1 else 'lines'}</span>\n"
+    return f"<span class=skipped>  … {whole(lines)} {'line' if lines == 1 else 'lines'}</span>"
 
 
 def _piece(piece: Piece) -> str:

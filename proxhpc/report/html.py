@@ -132,10 +132,13 @@ _END = {"stop": "complete", "length": "cut at their length limit"}
 
 
 def _compute(report: dict[str, Any]) -> Iterable[str]:
-    yield table(text.WORK, text.work(report))
-    yield table(text.COSTS, text.costs(report))
-    yield maybe(text.SPARED, text.spared(report))
-    yield note(text.FORMULAS[0])
+    if any(stage["model"] for stage in report["stages"]):
+        yield table(text.WORK, text.work(report))
+        yield table(text.COSTS, text.costs(report))
+        yield maybe(text.SPARED, text.spared(report))
+        yield note(text.FORMULAS[0])
+    else:
+        yield note("The programs were written without a model: no FLOPs.")
     yield heading("Estimate and truth")
     yield table(text.ESTIMATE, text.estimate(report))
     if lines := text.training(report):

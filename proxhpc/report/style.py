@@ -37,6 +37,7 @@ table { border-collapse: collapse; font-size: .9rem; min-width: 20rem; }
 th { text-align: left; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid var(--line); }
 .wide svg { min-width: 36rem; }
+td:first-child { min-width: 7rem; }
 td { vertical-align: top; overflow-wrap: anywhere; max-width: 26rem; }
 .number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 h3 { font-size: .95rem; margin: 1.5rem 0 .25rem; }
