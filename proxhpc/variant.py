@@ -20,7 +20,7 @@ from proxhpc.cluster.slurm import Queue
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, diff, load_manifest
-from proxhpc.plan import Plan
+from proxhpc.plan import Plan, settle
 from proxhpc.program.policy import Policy
 from proxhpc.refine.lease import hold
 from proxhpc.rundir import RunDir, VariantDir
@@ -38,7 +38,8 @@ def manifest_of(
 
     `policy` is a file, or "reference"; `threshold` that of near-duplicates. UserError as ever.
     """
-    manifest = load_manifest(given) if given else Plan.load(run).manifest
+    plan = Plan.load(run)
+    manifest = settle(load_manifest(given), plan.models) if given else plan.manifest
     data = manifest.model_dump(mode="json")
     if policy is not None:
         own = policy == "reference"
