@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 
 from proxhpc.assemble.card import checksums, dataset_card
+from proxhpc.assemble.examples import write_examples
 from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
 from proxhpc.assemble.match import Match, match
 from proxhpc.assemble.pool import Pool, Progress, open_pool
@@ -127,6 +128,8 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     write_quarantine(run, receipts)
     summary = summarise(plan, receipts, found, parts, name)
     _check_parts(run, parts)
+    shown = [(example.shard, example.number) for example in summary.traits.examples]
+    write_examples(pool, [*shown, *((shard, number) for _, shard, number in found.largest)])
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)
