@@ -1,9 +1,7 @@
-"""Stages of the style `walk` on real engines: one model for both, and every answer a program."""
+"""Stages of the style `walk` on a real engine: one model for both, and every answer a program."""
 
 import asyncio
-import os
 import random
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -163,27 +161,3 @@ def test_drafts_are_what_greedy_decoding_gives(
     free = replace(asked[0], steps=asked[0].steps[:-2])
     assert not drafts.can_draft(engine._model, [*asked, free], engine._stop)
     asyncio.run(engine.close())
-
-
-@pytest.mark.timeout(300)
-def test_both_engines_write_the_same(model: Path, answers: list[Row], vllm: None) -> None:
-    before = dict(os.environ)
-
-    async def run() -> list[Row]:
-        refiner = await opened(model, "vllm")
-        context = refiner.doc.engine._engine._engine.engine_core.resources.ctx
-        try:
-            return await rows(refiner, pages(24))
-        finally:
-            await refiner.close()
-            context.destroy(linger=0)  # vLLM leaves it to the garbage collector, which warns
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
-        found = asyncio.run(run())
-    os.environ.clear()
-    os.environ.update(before)
-    pairs = list(zip(programs(answers), programs(found), strict=True))
-    assert sum(one == other for one, other in pairs) >= 0.99 * len(pairs)
-    finishes = {call.finish for row in found for call in (row.doc, *row.windows) if call}
-    assert finishes == {"stop"}
