@@ -54,6 +54,19 @@ def manifest_of(
         raise UserError("\n".join(lines)) from None
 
 
+def asked_otherwise(before: Manifest, now: Manifest) -> str:
+    """In what a new run would have asked the models differently, "" for nothing."""
+    if all(stage.model is None for stage in before.stages) or before.policy == now.policy:
+        return ""
+    if before.policy == "reference":
+        return "policy: reference had the models write on behind their verdicts"
+    if now.policy == "reference":
+        return "a run with policy: reference lets the models write on behind their verdicts"
+    if any(stage.grammar == "strings" for stage in before.stages):
+        return "grammar: strings offers what the policy allows"
+    return ""
+
+
 def merge(
     run: RunDir,
     out: Path,

@@ -214,3 +214,20 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path: Path, base: Run, files: l
     other.dir.ledger(1).unlink()
     with pytest.raises(RetryError, match=r"1 of .* shards are not refined yet"):
         variant.merge(other.dir, tmp_path / "new", asked)
+
+
+def test_what_models_would_have_been_asked_otherwise_is_told() -> None:
+    chunk = {"level": "chunk", "model": "org/model"}
+    base = {"name": "n", "run_dir": "/r", "corpus": {"paths": ["/in"]}, "stages": [chunk]}
+    base |= {"engine": {"name": "vllm"}}
+
+    def told(before: Any, now: Any, **more: Any) -> str:
+        both = [Manifest.model_validate(base | more | {"policy": p}) for p in (before, now)]
+        return variant.asked_otherwise(*both)
+
+    assert "lets the models write on" in told(STRICT, "reference")
+    assert "had the models write on" in told("reference", {})
+    assert "what the policy allows" in told({}, STRICT, stages=[chunk | {"grammar": "strings"}])
+    assert told({}, STRICT) == told("reference", "reference") == ""
+    rules = {"engine": {"name": "rules"}, "stages": [{"level": "chunk"}]}
+    assert told({}, "reference", **rules) == ""
