@@ -371,9 +371,12 @@ def _merge(arguments: argparse.Namespace) -> None:
         if arguments.phase:
             raise UserError("--phase is for the merge of the run itself: leave out --out")
         from proxhpc import variant
+        from proxhpc.plan import Plan
 
         run, out = _open(arguments), arguments.out.absolute()
         manifest = variant.manifest_of(run, *changes)
+        if told := variant.asked_otherwise(Plan.load(run).manifest, manifest):
+            print(f"a new run might get other programs: {told}", file=sys.stderr)
         made = variant.merge(run, out, manifest, processes=arguments.processes, memory=memory)
         print(_safe(f"{made.written:,} documents in {len(made.parts):,} parts: {out}"))
         return
