@@ -75,6 +75,11 @@ class RunDir:
         return self.root / "corpus"
 
     @property
+    def examples(self) -> Path:
+        """Documents that the report shows."""
+        return self.merge / "examples.jsonl"
+
+    @property
     def report(self) -> Path:
         """The account of the run."""
         return self.root / "report"

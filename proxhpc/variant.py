@@ -20,7 +20,7 @@ from proxhpc.cluster.slurm import Queue
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.manifest import Manifest, diff, load_manifest
-from proxhpc.plan import Plan
+from proxhpc.plan import Plan, settle
 from proxhpc.program.policy import Policy
 from proxhpc.refine.lease import hold
 from proxhpc.rundir import RunDir, VariantDir
@@ -38,7 +38,8 @@ def manifest_of(
 
     `policy` is a file, or "reference"; `threshold` that of near-duplicates. UserError as ever.
     """
-    manifest = load_manifest(given) if given else Plan.load(run).manifest
+    plan = Plan.load(run)
+    manifest = settle(load_manifest(given), plan.models) if given else plan.manifest
     data = manifest.model_dump(mode="json")
     if policy is not None:
         own = policy == "reference"
@@ -51,6 +52,19 @@ def manifest_of(
         found = error.errors(include_url=False)
         lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found]
         raise UserError("\n".join(lines)) from None
+
+
+def asked_otherwise(before: Manifest, now: Manifest) -> str:
+    """In what a new run would have asked the models differently, "" for nothing."""
+    if all(stage.model is None for stage in before.stages) or before.policy == now.policy:
+        return ""
+    if before.policy == "reference":
+        return "policy: reference had the models write on behind their verdicts"
+    if now.policy == "reference":
+        return "a run with policy: reference lets the models write on behind their verdicts"
+    if any(stage.grammar == "strings" for stage in before.stages):
+        return "grammar: strings offers what the policy allows"
+    return ""
 
 
 def merge(

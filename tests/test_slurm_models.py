@@ -9,14 +9,18 @@ import pytest
 import yaml
 
 from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Call
+from proxhpc.refine.ledger import Call, Row
+from proxhpc.refiner_file import RefinerFile
 from proxhpc.rundir import RunDir
 from runs import check_balance, manifest, rows_of, write_jsonl
 from slurm_cluster import SlurmCluster
 from test_slurm_run import finished, launch
+from test_walk_stage import programs, refined
+from tiny_models import save_walk
 
 DOCUMENTS = 30
 MAX_NEW = 12
+REFINER = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"bias": 0.5}}
 
 
 def pages() -> list[dict[str, str]]:
@@ -59,10 +63,10 @@ def by_hand(call: Call, body: int, config: dict[str, int]) -> int:
 
 
 def run_engine(
-    cluster: SlurmCluster, tmp_path: Path, model: Path, engine: dict[str, object]
-) -> None:
+    cluster: SlurmCluster, tmp_path: Path, stage: dict[str, object], engine: dict[str, object]
+) -> list[Row]:
+    """What becomes of the pages, after checks of all that the run says of them."""
     source = write_jsonl(tmp_path / "pages.jsonl.zst", pages())
-    stage = {"model": str(model), "prompt": "chat-template", "max_new_tokens": MAX_NEW}
     path = manifest(
         tmp_path,
         [source],
@@ -87,12 +91,13 @@ def run_engine(
     calls = [call for row in rows for call in (row.doc, *row.windows) if call]
     assert all(call.prompt > 30 and 0 < call.new <= MAX_NEW for call in calls)
     assert any(call.program.strip() for call in calls)
-    body, config = matmul_parameters(model)
+    body, config = matmul_parameters(Path(str(stage["model"])))
     report = json.loads(run.report_json.read_bytes())
     assert report["flops"]["exact"] == sum(by_hand(call, body, config) for call in calls)
     requests = sum(stage["usage"]["requests"] for stage in report["stages"])
     assert requests == len(calls) >= DOCUMENTS
     assert report["execution"]["boot_seconds"] > 0
+    return rows
 
 
 def worker_log(run: RunDir) -> str:
@@ -102,11 +107,20 @@ def worker_log(run: RunDir) -> str:
 @pytest.mark.timeout(480)
 def test_transformers(slurm: SlurmCluster, smollm2: Path, tmp_path: Path) -> None:
     engine = {"name": "transformers", "dtype": "bfloat16", "batch_size": 8}
-    run_engine(slurm, tmp_path, smollm2, engine)
+    stage = {"model": str(smollm2), "prompt": "chat-template", "max_new_tokens": MAX_NEW}
+    run_engine(slurm, tmp_path, stage, engine)
 
 
 @pytest.mark.timeout(480)
-def test_vllm(slurm: SlurmCluster, smollm2: Path, vllm: None, tmp_path: Path) -> None:
-    run_engine(
-        slurm, tmp_path, smollm2, {"name": "vllm", "dtype": "bfloat16", "max_model_len": 1024}
-    )
+def test_vllm(slurm: SlurmCluster, vllm: None, tmp_path: Path) -> None:
+    """A model that says itself how it is asked; it writes the same programs on another engine."""
+    model = save_walk(tmp_path / "walk")
+    RefinerFile.model_validate(REFINER).write(model)
+    stage: dict[str, object] = {"model": str(model)}
+    rows = run_engine(slurm, tmp_path, stage, {"name": "vllm", "dtype": "float32"})
+    lines = [page["text"].split("\n") for page in pages()]
+    again = programs(refined(model, "transformers", lines))
+    pairs = list(zip(programs(rows), again, strict=True))
+    assert sum(one == other for one, other in pairs) >= 0.99 * len(pairs)
+    finishes = {call.finish for row in rows for call in (row.doc, *row.windows) if call}
+    assert finishes == {"stop"}

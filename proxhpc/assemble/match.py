@@ -30,7 +30,7 @@ from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
-EXAMPLES = 10
+EXAMPLES = 10  # of shared ids, and of large sets of duplicates
 SLICE = 1 << 16  # documents that are looked up at a time
 
 Flags = npt.NDArray[np.bool_]
@@ -45,7 +45,8 @@ class Match:
     `survivors` counts by input file the documents that are written. `shared_ids` are documents
     whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
     (shard, record). `dropped` and `pairs` are digests of files: which documents of each group are
-    duplicates, and of what.
+    duplicates, and of what. `set_sizes` counts sets by the octave of their size, and `largest` are
+    the largest ones: size, and the (shard, record) of the first document that is left out.
     """
 
     digest: str
@@ -61,6 +62,8 @@ class Match:
     parts: tuple[PartRange, ...]
     dropped: tuple[str, ...]
     pairs: str
+    set_sizes: tuple[int, ...] = ()
+    largest: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def decode(cls, raw: bytes) -> "Match":
@@ -68,6 +71,8 @@ class Match:
         data: dict[str, Any] = orjson.loads(raw)
         data["examples"] = tuple((a, b) for a, b in data["examples"])
         data["survivors"] = tuple(data["survivors"])
+        data["set_sizes"] = tuple(data["set_sizes"])
+        data["largest"] = tuple((size, a, b) for size, a, b in data["largest"])
         data["dropped"] = tuple(data["dropped"])
         data["parts"] = tuple(PartRange(**part) for part in data["parts"])
         return cls(**data)
@@ -97,7 +102,8 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     alive = Alive(sketches, dropped)
     flags = [save_array(run.dropped(r.group), np.packbits(~alive.of(r.group))) for r in own]
     shared = _shared_ids(sketches, alive, memory)
-    sizes = np.unique(firsts, return_counts=True)[1]
+    _, at, sizes = np.unique(firsts, return_index=True, return_counts=True)
+    order = np.lexsort((at, -sizes))[:EXAMPLES]
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = cut_parts(manifest.output)
     for receipt in own:
@@ -117,6 +123,11 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         examples=tuple(_places(sketches, shared[:EXAMPLES])),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
+        set_sizes=tuple(np.bincount(np.frexp(sizes + 1)[1]).tolist()),
+        largest=tuple(
+            (int(size) + 1, *place)
+            for size, place in zip(sizes[order], _places(sketches, dropped[at[order]]), strict=True)
+        ),
         dropped=tuple(flags),
         pairs=pairs,
     )

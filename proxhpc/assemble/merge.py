@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 
 from proxhpc.assemble.card import checksums, dataset_card
+from proxhpc.assemble.examples import write_examples
 from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
 from proxhpc.assemble.match import Match, match
 from proxhpc.assemble.pool import Pool, Progress, open_pool
@@ -55,7 +56,7 @@ def merge(
     merge where something does not fit or does not balance.
     """
     plan = plan or Plan.load(run)
-    _check_refined(run, plan)
+    check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = pool.map("sketch", sketch, all_groups(plan))
         found = match(pool, receipts, memory)
@@ -66,7 +67,8 @@ def merge(
         return _finish(pool, receipts, found)
 
 
-def _check_refined(run: RunDir, plan: Plan) -> None:
+def check_refined(run: RunDir, plan: Plan) -> None:
+    """Raise RetryError unless every shard has its ledger."""
     left = list(missing(run, plan))
     if left:
         raise RetryError(
@@ -127,6 +129,8 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     write_quarantine(run, receipts)
     summary = summarise(plan, receipts, found, parts, name)
     _check_parts(run, parts)
+    shown = [(example.shard, example.number) for example in summary.traits.examples]
+    write_examples(pool, [*shown, *((shard, number) for _, shard, number in found.largest)])
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)

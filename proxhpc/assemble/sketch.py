@@ -19,6 +19,7 @@ from proxhpc.assemble.hashed import Files, Hasher
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.assemble.rows import corpus_row, place, quarantine_row
 from proxhpc.assemble.sealed import seal, unseal
+from proxhpc.assemble.traits import Traits
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
@@ -53,12 +54,14 @@ class Receipt:
     counts: Counts
     tiles: tuple[tuple[Tile, ...], ...]  # by shard
     aside: str = ""
+    traits: Traits = field(default_factory=Traits)
 
     def encode(self) -> bytes:
         """JSON form."""
-        data = vars(self) | {"counts": self.counts.to_dict()}
+        data = vars(self) | {"counts": self.counts.to_dict(), "traits": self.traits.to_dict()}
         data.pop("digest", None)
-        return orjson.dumps(data, default=tuple, option=orjson.OPT_APPEND_NEWLINE)
+        options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+        return orjson.dumps(data, default=tuple, option=options)
 
     @classmethod
     def decode(cls, raw: bytes) -> "Receipt":
@@ -66,6 +69,7 @@ class Receipt:
         data: dict[str, Any] = orjson.loads(raw)
         tiles = tuple(tuple(Tile(*tile) for tile in shard) for shard in data.pop("tiles"))
         counts = Counts.from_dict(data.pop("counts"))
+        data["traits"] = Traits.from_dict(data["traits"])
         sources, files = tuple(data.pop("sources")), Files(*data.pop("files"))
         return cls(**data, sources=sources, files=files, counts=counts, tiles=tiles)
 
@@ -170,6 +174,7 @@ class _Group:
     plan: Plan
     group: int
     counts: Counts = field(default_factory=Counts)
+    traits: Traits = field(default_factory=Traits)
     tiles: list[tuple[Tile, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
 
@@ -199,6 +204,7 @@ class _Group:
                 counts.blank_lines += item.blank
                 continue
             counts += item.row.count()
+            self.traits.add(self.plan, shard, item)
             if item.text is not None:
                 self._add_document(shard, item)
             elif item.row.status == "quarantined":
@@ -226,6 +232,7 @@ class _Group:
             documents=len(self.hasher),
             unreadable=0,
             counts=self.counts,
+            traits=self.traits,
             tiles=tuple(self.tiles),
             aside=digest(aside),
         )

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -12,6 +12,7 @@ from proxhpc.assemble.bands import damaged
 from proxhpc.assemble.listings import Name, Place
 from proxhpc.assemble.match import Match
 from proxhpc.assemble.sketch import Receipt, spans_of
+from proxhpc.assemble.traits import Traits
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.errors import StopError
 from proxhpc.plan import Plan
@@ -51,7 +52,8 @@ class Duplicates:
 
     `near` of them have another text than the document that is kept, and for `outside` of them it
     is one of the corpus to compare with, of which `compared` documents were read and `unreadable`
-    records could not be.
+    records could not be. `sizes` counts the sets by the octave of their size; `largest` are the
+    largest ones: size, and name of the first document that is left out.
     """
 
     documents: int = 0
@@ -61,6 +63,14 @@ class Duplicates:
     outside: int = 0
     compared: int = 0
     unreadable: int = 0
+    sizes: tuple[int, ...] = ()
+    largest: tuple[tuple[int, Name], ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Duplicates":
+        """From its parsed JSON form."""
+        largest = tuple((size, (name, source)) for size, (name, source) in data["largest"])
+        return cls(**data | {"sizes": tuple(data["sizes"]), "largest": largest})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,7 @@ class MergeSummary:
     tokens: int
     files: tuple[FileCounts, ...]
     parts: tuple[PartReceipt, ...]
+    traits: Traits = field(default_factory=Traits)
 
     def check(self) -> None:
         """Raise StopError unless files, phases and the run balance."""
@@ -111,7 +122,7 @@ class MergeSummary:
     def encode(self) -> bytes:
         """JSON form."""
         data = {name: getattr(self, name) for name in self.__slots__}
-        data["counts"] = self.counts.to_dict()
+        data["counts"], data["traits"] = self.counts.to_dict(), self.traits.to_dict()
         data["parts"] = [asdict(part) for part in self.parts]
         options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         return orjson.dumps(data, option=options)
@@ -125,13 +136,14 @@ class MergeSummary:
             return cls(
                 match=data["match"],
                 counts=Counts.from_dict(data["counts"]),
-                duplicates=Duplicates(**data["duplicates"]),
+                duplicates=Duplicates.from_dict(data["duplicates"]),
                 shared_ids=SharedIds(ids["documents"], tuple((a, b) for a, b in ids["examples"])),
                 written=data["written"],
                 text_bytes=data["text_bytes"],
                 tokens=data["tokens"],
                 files=tuple(FileCounts(**file) for file in data["files"]),
                 parts=tuple(PartReceipt.from_dict(part) for part in data["parts"]),
+                traits=Traits.from_dict(data["traits"]),
             )
         except FileNotFoundError:
             return None
@@ -147,9 +159,10 @@ def summarise(
     name: Mapping[Place, Name],
 ) -> MergeSummary:
     """Add up the phases. StopError unless they balance, by file and for the run."""
-    counts = Counts()
+    counts, traits = Counts(), Traits()
     for receipt in receipts:
         counts += receipt.counts
+        traits += receipt.traits
     written: Counter[int] = Counter()
     for part in parts:
         written.update(part.files)
@@ -164,6 +177,8 @@ def summarise(
             unreadable=sum(r.unreadable for r in receipts),
             clusters=match.clusters,
             largest_cluster=match.largest_cluster,
+            sizes=match.set_sizes,
+            largest=tuple((size, name[shard, number]) for size, shard, number in match.largest),
         ),
         shared_ids=SharedIds(match.shared_ids, tuple(name[place] for place in match.examples)),
         written=sum(part.documents for part in parts),
@@ -171,6 +186,7 @@ def summarise(
         tokens=sum(part.tokens for part in parts),
         files=tuple(_files(plan, receipts, match, written)),
         parts=tuple(parts),
+        traits=traits,
     )
     summary.check()
     return summary

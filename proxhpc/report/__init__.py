@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from proxhpc.assemble.examples import read_examples
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import reach
@@ -28,7 +29,7 @@ def write_report(run: RunDir) -> dict[str, Any]:
     """Write the page and, last, the JSON that says the run is finished; the report."""
     report = build_report(run)
     run.report.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.report_html, page(report).encode("utf-8"))
+    write_atomic(run.report_html, page(report, read_examples(run)).encode("utf-8"))
     # FLOPs outgrow 64 bits, which is where orjson stops.
     write_atomic(run.report_json, f"{json.dumps(report, indent=2)}\n".encode("ascii"))
     reach("report written")

@@ -4,12 +4,15 @@ from dataclasses import asdict
 from typing import Any
 
 from proxhpc.account.counts import Counts
+from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import FileCounts, MergeSummary
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.errors import UserError
 from proxhpc.plan import Plan
 from proxhpc.report.compute import compute, short_name
 from proxhpc.report.execution import execution
+from proxhpc.report.timeline import timeline
+from proxhpc.report.traits import traits
 from proxhpc.rundir import RunDir
 
 VERSION = 1
@@ -38,10 +41,11 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "tokens": _tokens(plan, merged),
         "bytes": _bytes(merged),
         "edits": _edits(counts),
+        **traits(merged, read_examples(run)),
         **compute(plan, counts, merged.tokens),
         "inputs": [_input(file) for file in merged.files],
         "parts": [_part(part) for part in merged.parts],
-        "execution": execution(run, plan, counts),
+        "execution": execution(run, plan, counts) | {"timeline": timeline(run)},
     }
 
 

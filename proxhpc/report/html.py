@@ -2,25 +2,34 @@
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
+from proxhpc.assemble.examples import Shown
 from proxhpc.report import text
+from proxhpc.report.charts import area, bar, histogram, lane
+from proxhpc.report.examples import copies, example
 from proxhpc.report.flow import diagram
+from proxhpc.report.markup import (
+    MAX_ROWS,
+    Drawn,
+    heading,
+    maybe,
+    more,
+    note,
+    section,
+    table,
+)
+from proxhpc.report.markup import text as escaped
 from proxhpc.report.style import STYLE
-from proxhpc.status.terminal import safe, short, whole
-
-_NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
-MAX_ROWS = 100  # input files and workers; the JSON has all
+from proxhpc.status.terminal import duration, share, short, whole
 
 
-def page(report: dict[str, Any]) -> str:
-    """The whole document."""
+def page(report: dict[str, Any], shown: Sequence[Shown] = ()) -> str:
+    """The whole document; `shown` are the documents that the report names."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    name = _text(report["name"])
+    name = escaped(report["name"])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -28,36 +37,22 @@ def page(report: dict[str, Any]) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{name}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{_body(report)}\n</main>\n</body>\n</html>\n"
+        f"{_body(report, {one.source: one for one in shown})}\n</main>\n</body>\n</html>\n"
     )
 
 
-def _body(report: dict[str, Any]) -> str:
+def _body(report: dict[str, Any], shown: dict[str, Shown]) -> str:
     return "\n".join(
         [
             _head(report),
-            _section(
-                "Documents",
-                diagram(report),
-                _table(("", "documents", ""), text.flow(report)),
-                _duplicates(report),
-            ),
-            _section(
-                "Size",
-                _table(("", "raw", "refined", "written", "kept"), text.sizes(report)),
-                _note(f"Tokens: {report['tokens']['counted']}."),
-            ),
-            _section("Edits", *_edits(report)),
-            _section(
-                "Compute",
-                _table(text.WORK, text.work(report)),
-                _table(text.COSTS, text.costs(report)),
-                _maybe(text.SPARED, text.spared(report)),
-                _note(text.FORMULAS[0]),
-            ),
-            *_training(report),
-            _section("Input files", *_inputs(report)),
-            _section("Workers", *_workers(report)),
+            section("Documents", *_documents(report)),
+            section("Size", *_size(report)),
+            section("Programs", *_programs(report)),
+            section("Compute", *_compute(report)),
+            section("Duplicates", *_duplicates(report, shown)),
+            section("Before and after", *_examples(report, shown)),
+            section("Input files", *_inputs(report)),
+            section("Workers", *_workers(report)),
         ]
     )
 
@@ -70,23 +65,46 @@ def _head(report: dict[str, Any]) -> str:
         (short(tokens["written"]), "tokens in the corpus"),
         (text.power(report["flops"]["exact"]), "FLOPs to refine"),
     ]
-    tiles = "".join(f"<li><b>{_text(a)}</b><span>{_text(b)}</span></li>" for a, b in figures)
+    tiles = "".join(f"<li><b>{escaped(a)}</b><span>{escaped(b)}</span></li>" for a, b in figures)
     about = f"engine {report['engine']}, proxhpc {report['code']}"
-    return f"<h1>{_text(report['name'])}</h1>\n{_note(about)}\n<ul class=figures>{tiles}</ul>"
+    return f"<h1>{escaped(report['name'])}</h1>\n{note(about)}\n<ul class=figures>{tiles}</ul>"
 
 
-def _duplicates(report: dict[str, Any]) -> str:
-    docs = report["documents"]
-    return _note(
-        f"Documents in = kept + edited + dropped + quarantined; kept + edited = duplicates + "
-        f"written. {whole(docs['near_duplicates'])} of the duplicates have nearly the same text "
-        f"as what is kept, the others the same. They came in {whole(docs['duplicate_sets'])} sets, "
-        f"the largest of {whole(docs['largest_duplicate_set'])}. Documents that bear the id of an "
-        f"earlier one, with another text: {whole(docs['shared_ids'])}."
+def _documents(report: dict[str, Any]) -> Iterable[str]:
+    yield diagram(report)
+    yield table(("", "documents", ""), text.flow(report))
+    yield note(
+        "Documents in = kept + edited + dropped + quarantined; kept + edited = duplicates + "
+        "written."
+    )
+    yield heading("Where the raw tokens went")
+    total = report["tokens"]["in"]
+    rows = [
+        (
+            f"{one['outcome']}: {one['reason']}" if one["reason"] else one["outcome"],
+            whole(one["raw_tokens"]),
+            share(one["raw_tokens"], total),
+            bar(one["raw_tokens"] / total if total else 0.0, one["outcome"]),
+        )
+        for one in report["outcomes"]
+    ]
+    yield table(("", "tokens", "share", ""), rows)
+    yield note("Of edited documents, the tokens that were taken away. All add up to the raw ones.")
+
+
+def _size(report: dict[str, Any]) -> Iterable[str]:
+    yield table(("", "raw", "refined", "written", "kept"), text.sizes(report))
+    bins = report["distributions"]
+    tokens = histogram("documents by tokens", bins["tokens"])
+    lines = histogram("documents by lines", bins["lines"])
+    yield f"<div class=charts>{tokens}{lines}</div>\n"
+    yield note(
+        f"Tokens: {report['tokens']['counted']}. Bars begin at the number below them and double in "
+        "width; refined documents are those that reach the merge, duplicates among them."
     )
 
 
-def _edits(report: dict[str, Any]) -> Iterable[str]:
+def _programs(report: dict[str, Any]) -> Iterable[str]:
     edits = report["edits"]
     rows = [
         ("lines removed", whole(edits["lines_removed"])),
@@ -95,26 +113,110 @@ def _edits(report: dict[str, Any]) -> Iterable[str]:
     ]
     rows += [(f"not executed: {name}", whole(n)) for name, n in edits["rejected"].items()]
     rows += [(f"flagged: {name}", whole(n)) for name, n in edits["flags"].items()]
-    yield _table(("", ""), rows)
+    yield table(("", ""), rows)
+    calls = [
+        (f"{level} stage", name, whole(number), share(number, sum(found["calls"].values())))
+        for level, found in report["programs"].items()
+        for name, number in found["calls"].items()
+    ]
+    yield maybe(("", "call", "times", "share"), calls)
+    ends = [
+        (f"{level} stage", _END.get(name, name), whole(number))
+        for level, found in report["programs"].items()
+        for name, number in found["finishes"].items()
+    ]
+    yield maybe(("", "answers", "number"), ends)
 
 
-def _training(report: dict[str, Any]) -> Iterable[str]:
+_END = {"stop": "complete", "length": "cut at their length limit"}
+
+
+def _compute(report: dict[str, Any]) -> Iterable[str]:
+    if any(stage["model"] for stage in report["stages"]):
+        yield table(text.WORK, text.work(report))
+        yield table(text.COSTS, text.costs(report))
+        yield maybe(text.SPARED, text.spared(report))
+        yield note(text.FORMULAS[0])
+    else:
+        yield note("The programs were written without a model: no FLOPs.")
+    yield heading("Estimate and truth")
+    yield table(text.ESTIMATE, text.estimate(report))
     if lines := text.training(report):
-        yield _section("Training on it", _table(("", ""), lines), _note(text.FORMULAS[1]))
+        yield heading("Training on it")
+        yield table(("", ""), lines)
+        yield _training_bars(report["comparison"])
+        yield note(text.FORMULAS[1])
+
+
+def _training_bars(found: dict[str, Any]) -> str:
+    """Training on raw tokens against refining and training on what is left."""
+    if found["parameters"] is None or not found["raw_flops"]:
+        return ""
+    rows = [
+        (name, text.power(found[key]), bar((found[key] or 0) / found["raw_flops"], kind))
+        for name, key, kind in (
+            ("training on raw", "raw_flops", "in"),
+            ("training on refined", "refined_flops", "written"),
+            ("refining", "refining_flops", "edited"),
+        )
+    ]
+    return table(("", "FLOPs", ""), rows)
+
+
+def _duplicates(report: dict[str, Any], shown: dict[str, Shown]) -> Iterable[str]:
+    docs, sets = report["documents"], report["duplicate_sets"]
+    yield note(
+        f"{whole(docs['duplicates'])} documents were left out for another one, "
+        f"{whole(docs['near_duplicates'])} of them for one with nearly the same text, the others "
+        f"for the same. They came in {whole(docs['duplicate_sets'])} sets, the largest of "
+        f"{whole(docs['largest_duplicate_set'])}. Documents that bear the id of an earlier one, "
+        f"with another text: {whole(docs['shared_ids'])}."
+    )
+    most = max((one["sets"] for one in sets["sizes"]), default=0)
+    sizes = [
+        (_span(one["from"], one["to"]), whole(one["sets"]), bar(one["sets"] / most, "duplicates"))
+        for one in sets["sizes"]
+    ]
+    yield maybe(("documents in a set", "sets", ""), sizes)
+    if sets["largest"]:
+        yield heading("The largest sets")
+    for one in sets["largest"]:
+        yield copies(one["size"], one["id"], shown.get(one["source"]))
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low} to {high}" if high > low else str(low)
+
+
+def _examples(report: dict[str, Any], shown: dict[str, Shown]) -> Iterable[str]:
+    found = [shown[one["source"]] for one in report["examples"] if one["source"] in shown]
+    yield note(
+        f"{len(found)} edited and dropped documents, chosen by the plan's digest as seed: a "
+        "document's hash decides, so that each was as likely. Open one to see what changed."
+        if found
+        else "No document was edited or dropped."
+    )
+    yield from map(example, found)
 
 
 def _inputs(report: dict[str, Any]) -> Iterable[str]:
     keys = ("documents", "kept", "edited", "dropped", "quarantined", "duplicates", "written")
     rows = [
-        (entry["name"], *(whole(entry[key]) for key in keys), text.percent(entry["kept_ratio"]))
+        (
+            entry["name"],
+            *(whole(entry[key]) for key in keys),
+            text.percent(entry["kept_ratio"]),
+            bar(entry["kept_ratio"] or 0.0, "written"),
+        )
         for entry in report["inputs"][:MAX_ROWS]
     ]
-    yield _table(("file", *keys, "share written"), rows)
-    yield _more(len(report["inputs"]), "files")
+    yield table(("file", *keys, "share written", ""), rows)
+    yield more(len(report["inputs"]), "files")
 
 
 def _workers(report: dict[str, Any]) -> Iterable[str]:
-    yield _table(("", ""), text.timing(report))
+    yield table(("", ""), text.timing(report))
+    yield from _timeline(report["execution"]["timeline"])
     everyone = report["execution"]["by_worker"]
     rows = [
         (
@@ -126,47 +228,30 @@ def _workers(report: dict[str, Any]) -> Iterable[str]:
         )
         for entry in everyone[:MAX_ROWS]
     ]
-    yield _table(("worker", "host", "state", "shards", "documents", "at work", ""), rows)
-    yield _more(len(everyone), "workers")
+    yield table(("worker", "host", "state", "shards", "documents", "at work", ""), rows)
+    yield more(len(everyone), "workers")
 
 
-def _more(number: int, what: str) -> str:
-    rest = number - MAX_ROWS
-    return _note(f"And {whole(rest)} more {what}: see report.json.") if rest > 0 else ""
+def _timeline(found: dict[str, Any]) -> Iterable[str]:
+    if not any(found["tokens_per_second"]):
+        return
+    total = area("tokens per second, all workers", found["tokens_per_second"], found["seconds"])
+    yield f"<div class=charts>{total}</div>\n"
+    highest = max(max(one["tokens_per_second"]) for one in found["workers"])
+    rows = [
+        (
+            one["worker"],
+            lane(one["tokens_per_second"], highest, one["trouble"]),
+            short(max(one["tokens_per_second"])),
+            Drawn(f"<span class=trouble>{escaped(_ENDS.get(one['end'], ''))}</span>"),
+        )
+        for one in found["workers"]
+    ]
+    yield table(("worker", f"over {duration(found['seconds'])}", "tokens/s at most", ""), rows)
+    yield note(
+        "From what workers said when they committed. A red line is a worker's failure, or the "
+        "death of a worker or engine that it noted. At most 32 workers, those with failures first."
+    )
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>\n{''.join(parts)}</section>"
-
-
-def _note(words: str) -> str:
-    return f"<p class=note>{_text(words)}</p>\n"
-
-
-def _maybe(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that is left out when it is empty."""
-    return _table(header, rows) if rows else ""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rows = list(rows)
-    first = rows[0] if rows else [""] * len(header)
-    pairs = zip(header, first, strict=True)
-    head = "".join(f"<th scope=col{_kind(below)}>{_text(name)}</th>" for name, below in pairs)
-    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>\n" for row in rows)
-    thead = f"<thead><tr>{head}</tr></thead>\n" if any(header) else ""
-    return f"<div class=wide><table>{thead}<tbody>\n{body}</tbody></table></div>\n"
-
-
-def _cell(value: str) -> str:
-    return f"<td{_kind(value)}>{_text(value)}</td>"
-
-
-def _kind(value: str) -> str:
-    return " class=number" if _NUMBER.fullmatch(value) else ""
-
-
-def _text(value: str) -> str:
-    """Text of strangers: no markup, no control characters, and its own reading direction."""
-    words = escape(safe(value, 2000))
-    return words if words.isascii() else f"<bdi>{words}</bdi>"
+_ENDS = {"failed": "failed", "gone": "ended without a word"}

@@ -36,9 +36,35 @@ h2 {
 table { border-collapse: collapse; font-size: .9rem; min-width: 20rem; }
 th { text-align: left; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid var(--line); }
-.wide svg { min-width: 36rem; }
-td { vertical-align: top; overflow-wrap: anywhere; max-width: 26rem; }
+svg.flow { min-width: 34rem; max-width: 46rem; }
+td { vertical-align: top; overflow-wrap: break-word; max-width: 26rem; }
 .number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+h3 { font-size: .95rem; margin: 1.5rem 0 .25rem; }
+.charts {
+  display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr));
+}
+.chart { max-width: 30rem; }
+.wide svg.bar { width: 8rem; min-width: 5rem; height: .65rem; margin: .4rem 0 0; }
+.wide svg.lane { width: 22rem; min-width: 12rem; height: 1.4rem; margin: 0; }
+svg.lane path, svg.chart path { opacity: .55; }
+.track { fill: var(--line); }
+.trouble { color: var(--dropped); }
+.copy { margin: .6rem 0; max-width: 48rem; overflow-wrap: anywhere; }
+.copy span { color: var(--soft); font-size: .82rem; display: block; }
+details { border-bottom: 1px solid var(--line); padding: .35rem 0; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+summary span { color: var(--soft); font-size: .82rem; }
+pre {
+  margin: .5rem 0; padding: .6rem .8rem; background: var(--tint); border-radius: .4rem;
+  font: 12px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere;
+}
+.program { color: var(--edited); }
+.diff span { display: block; min-height: 1.45em; }
+.removed { color: var(--dropped); }
+.added { color: var(--kept); }
+.skipped { color: var(--soft); }
+mark { background: none; color: inherit; font-weight: 700; text-decoration: underline; }
 svg { display: block; width: 100%; height: auto; margin: .5rem 0 1rem; }
 svg text { fill: var(--ink); font-size: 13px; }
 svg .soft { fill: var(--soft); }
@@ -51,5 +77,6 @@ svg path { opacity: .28; }
   main { max-width: none; padding: 0; }
   section { break-inside: avoid; }
   .wide { overflow: visible; }
+  details::details-content { content-visibility: visible; height: auto; }
 }
 """

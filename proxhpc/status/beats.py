@@ -109,6 +109,27 @@ def read_recent(path: Path) -> Recent | None:
     return Recent(last, earlier if earlier and earlier.time < last.time else None)
 
 
+def history(path: Path, points: int) -> list[Beat]:
+    """Some `points` lines of a worker from first to last, evenly far apart in the file."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    try:
+        size = os.fstat(fd).st_size
+        if size <= points * CHUNK:
+            lines = _lines(fd, 0, size)
+        else:
+            stride = (size - CHUNK) // (points - 1)
+            pieces = [_lines(fd, place * stride, CHUNK) for place in range(points)]
+            lines = [piece[0] for piece in pieces[:-1] if piece] + pieces[-1]
+    finally:
+        os.close(fd)
+    beats = [beat for line in lines if (beat := Beat.parse(line))]
+    rest = beats[-1:]
+    return beats[: -1 : max(1, len(beats) // points)] + rest
+
+
 def recents(run: RunDir) -> list[Recent]:
     """The state of every worker that has written a line, in the order of their names."""
     if not run.workers.is_dir():

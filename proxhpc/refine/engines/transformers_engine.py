@@ -20,7 +20,8 @@ from proxhpc.refine.engines.base import (
     end_of,
     is_loop,
 )
-from proxhpc.refine.engines.steps import restrict
+from proxhpc.refine.engines.drafts import can_draft, draft, padded
+from proxhpc.refine.engines.generation import closed, length_to_stop, make_choosers, make_ends
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class TransformersEngine:
         pending = _Pending(request, loop.create_future(), loop)
         with self._changed:
             if self._closing:
-                raise _closed()
+                raise closed()
             self._waiting.append(pending)
             self._changed.notify()
         return await pending.future
@@ -116,7 +117,7 @@ class TransformersEngine:
         while batch := self._next_batch():
             self._answer(batch)
         for pending in self._waiting:
-            pending.answer(_closed())
+            pending.answer(closed())
 
     def _next_batch(self) -> list[_Pending]:
         """The oldest request and those nearest to it in length; empty when closing."""
@@ -158,31 +159,46 @@ class TransformersEngine:
     def _generate(
         self, requests: Sequence[Request], given_up: Callable[[], bool]
     ) -> list[Completion]:
-        """Greedy completions of left-padded prompts; RetryError where they are given up."""
+        """Greedy completions; RetryError where they are given up."""
         import torch
+
+        with torch.inference_mode():
+            if can_draft(self._model, requests, self._stop):
+                rows = self._draft(requests, given_up)
+            else:
+                rows = self._decode(requests, given_up)
+        return [self._completion(*pair) for pair in zip(requests, rows, strict=True)]
+
+    def _draft(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[list[int]]:
+        """New tokens of each request, all of an answer at a time."""
+
+        def check() -> None:
+            if given_up():
+                raise closed()
+
+        rows = draft(self._model, requests, check)
+        return [
+            row[: length_to_stop(row, request.stop, self._tokenizer)]
+            for request, row in zip(requests, rows, strict=True)
+        ]
+
+    def _decode(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[list[int]]:
+        """New tokens of each request, one by one for all of them."""
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        width = max(len(request.prompt) for request in requests)
-        ids = torch.zeros((len(requests), width), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, request in enumerate(requests):
-            ids[row, width - len(request.prompt) :] = torch.tensor(list(request.prompt))
-            mask[row, width - len(request.prompt) :] = 1
+        ids, mask = padded([request.prompt for request in requests], self._device)
+        width = ids.shape[1]
         longest = max(request.max_new_tokens for request in requests)
-        ends = _ends(requests, self._tokenizer, width, given_up)
-        with torch.inference_mode():
-            out = self._model.generate(
-                ids.to(self._device),
-                attention_mask=mask.to(self._device),
-                generation_config=self._greedy(longest),
-                stopping_criteria=StoppingCriteriaList([ends]),
-                logits_processor=LogitsProcessorList(_choosing(requests, width)),
-            )
+        ends = make_ends(requests, self._tokenizer, width, given_up)
+        out = self._model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=self._greedy(longest),
+            stopping_criteria=StoppingCriteriaList([ends]),
+            logits_processor=LogitsProcessorList(make_choosers(requests, width)),
+        )
         rows = out[:, width:].tolist()
-        return [
-            self._completion(request, row[:length])
-            for request, row, length in zip(requests, rows, ends.lengths, strict=True)
-        ]
+        return [row[:length] for row, length in zip(rows, ends.lengths, strict=True)]
 
     def _greedy(self, max_new_tokens: int) -> Any:
         from transformers import GenerationConfig
@@ -214,68 +230,6 @@ class TransformersEngine:
             cached_tokens=0,
             new_tokens=len(new) if end is None else end + 1,
         )
-
-
-def _ends(
-    requests: Sequence[Request], tokenizer: Tokenizer, width: int, given_up: Callable[[], bool]
-) -> Any:
-    """A stopping criterion that ends each row at its own limit or stop string, or in a loop.
-
-    Its `lengths` are the rows' numbers of new tokens; rows that end otherwise have their limit.
-    """
-    import torch
-    from transformers import StoppingCriteria
-
-    # A token of a stop string is one of its characters at least.
-    tails = [max(map(len, request.stop), default=0) + 1 for request in requests]
-
-    class Ends(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-        def __init__(self) -> None:
-            self.lengths = [request.max_new_tokens for request in requests]
-
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            if given_up():
-                raise _closed()
-            new = input_ids.shape[1] - width
-            for row, request in enumerate(requests):
-                if new >= self.lengths[row] or not (request.stop or request.end_loops):
-                    continue
-                ids = input_ids[row, width:].tolist()
-                if request.end_loops and is_loop(ids):
-                    self.lengths[row] = new
-                elif request.stop:
-                    tail = tokenizer.decode(ids[-tails[row] :])
-                    if end_of(tail, request.stop) is not None:
-                        self.lengths[row] = new
-            done = [new >= length for length in self.lengths]
-            return torch.tensor(done, device=input_ids.device)
-
-    return Ends()
-
-
-def _choosing(requests: Sequence[Request], width: int) -> list[Any]:
-    """What applies the requests' bias and steps to the logits, where any has them."""
-    if not any(request.steps or request.bias for request in requests):
-        return []
-    import torch
-    from transformers import LogitsProcessor
-
-    rows = [row for row, request in enumerate(requests) for _ in request.bias]
-    pairs = [pair for request in requests for pair in request.bias]
-
-    class Choosing(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            scores = scores.clone()
-            if pairs:
-                more = torch.tensor([value for _, value in pairs], device=scores.device)
-                scores[rows, [number for number, _ in pairs]] += more
-            step = input_ids.shape[1] - width
-            open_ = [(n, r.steps[step]) for n, r in enumerate(requests) if step < len(r.steps)]
-            if open_:
-                restrict(scores, [row for row, _ in open_], [ids for _, ids in open_])
-            return scores
-
-    return [Choosing()]
 
 
 def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:
@@ -334,10 +288,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-
-
-def _closed() -> RetryError:
-    return RetryError("the transformers engine has been closed")
 
 
 def _failure(error: Exception) -> ProxError:

@@ -1,0 +1,75 @@
+"""Documents on the page: before and after, and samples of what was left out as a copy."""
+
+from collections.abc import Iterator, Sequence
+
+from proxhpc.assemble.examples import Shown
+from proxhpc.inspect.diff import Change, Piece, compare, hunks
+from proxhpc.report.markup import text
+from proxhpc.status.terminal import whole
+
+CONTEXT = 2  # unchanged lines around a change
+LINES = 40  # of one document
+DROPPED = 15  # of one that was dropped
+CHARS = 240  # of a piece of a line; its middle is left out of a longer one
+PROGRAM = 1500  # characters of the programs
+SAMPLE = 300  # characters of a copy
+_SIGNS = {"same": " ", "removed": "-", "added": "+"}
+
+
+def example(one: Shown) -> str:
+    """A document that opens to what changed in it."""
+    outcome = f"{one.status}: {one.reason}" if one.reason else one.status
+    place = "" if one.id == one.source else f" <span>{text(one.source, 120)}</span>"
+    summary = f"<b>{text(outcome)}</b> {text(one.id, 120)}{place}"
+    programs = "\n".join(one.programs).strip()
+    shown = f"<pre class=program>{_lines(programs[:PROGRAM])}</pre>" if programs else ""
+    cut = "<p class=note>Only the beginning of this long document is shown.</p>" if one.cut else ""
+    return (
+        f"<details><summary>{summary}</summary>\n{cut}{shown}"
+        f"<pre class=diff>{''.join(_diff(one))}</pre></details>\n"
+    )
+
+
+def copies(size: int, name: str, one: Shown | None) -> str:
+    """A set of duplicates: how many, the id of one, and how it begins."""
+    words = one.before if one is not None and one.after is None else one.after if one else ""
+    line = (words or "")[:SAMPLE].replace("\n", " ¶ ")
+    return (
+        f"<p class=copy><b>{whole(size)}</b> like {text(name, 120)}<span>{text(line)}</span></p>\n"
+    )
+
+
+def _diff(one: Shown) -> Iterator[str]:
+    before = one.before.split("\n")
+    if one.after is None:
+        changes: Sequence[Change | int] = [
+            Change("removed", n, (Piece(line),)) for n, line in enumerate(before)
+        ]
+    else:
+        changes = list(hunks(list(compare(before, one.after.split("\n"))), CONTEXT))
+    limit = DROPPED if one.after is None else LINES
+    for change in changes[:limit]:
+        if isinstance(change, int):
+            yield _skipped(change)
+        else:
+            words = "".join(_piece(piece) for piece in change.pieces)
+            yield f"<span class={change.kind}>{_SIGNS[change.kind]} {words}</span>"
+    rest = sum(change if isinstance(change, int) else 1 for change in changes[limit:])
+    if rest:
+        yield _skipped(rest)
+
+
+def _skipped(lines: int) -> str:
+    return f"<span class=skipped>  … {whole(lines)} {'line' if lines == 1 else 'lines'}</span>"
+
+
+def _piece(piece: Piece) -> str:
+    words = piece.text
+    if len(words) > CHARS:
+        half = CHARS // 2
+        words = f"{words[:half]} … {words[-half:]}"
+    return f"<mark>{text(words)}</mark>" if piece.changed else text(words)
+
+
+def _lines(words: str) -> str:
+    return "\n".join(text(line) for line in words.split("\n"))

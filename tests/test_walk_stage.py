@@ -1,0 +1,163 @@
+"""Stages of the style `walk` on a real engine: one model for both, and every answer a program."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxhpc.corpus.document import Document
+from proxhpc.manifest import Manifest
+from proxhpc.plan import find_models, settle
+from proxhpc.refine.engines.base import Request
+from proxhpc.refine.ledger import Row
+from proxhpc.refine.refiner import Refiner, open_refiner
+from proxhpc.refine.walk import Walk
+from proxhpc.refiner_file import RefinerFile
+from tiny_models import save_walk
+
+WORDS = ["Home", "About", "Contact", "the brown", "fox", "jumps", "over", "a lazy", "dog", "den"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For models this small more of them only get in each other's way."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    folder = save_walk(tmp_path_factory.mktemp("model") / "walk")
+    file = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"window_lines": 30}}
+    RefinerFile.model_validate(file).write(folder)
+    return folder
+
+
+def pages(count: int, most: int = 60) -> list[list[str]]:
+    """Documents of random lines, some of them blank."""
+    rng = random.Random(3)
+    return [
+        [" ".join(rng.choices(WORDS, k=rng.randint(0, 9))) for _ in range(rng.randint(1, most))]
+        for _ in range(count)
+    ]
+
+
+def opened(model: Path, engine: str, **chunk: Any) -> Any:
+    """A refiner whose manifest says nothing but the model's directory; or one stage with more."""
+    stages = [{"level": level, "model": str(model)} for level in ("doc", "chunk")]
+    stages = [stages[1] | chunk] if chunk else stages
+    data = {"name": "x", "corpus": {"paths": "-"}, "stages": stages}
+    data["engine"] = {"name": engine, "dtype": "float32"}
+    manifest = Manifest.model_validate(data, context={"base": Path.cwd()})
+    models = find_models(manifest)
+    return open_refiner(settle(manifest, models), models)
+
+
+async def rows(refiner: Refiner, lines: list[list[str]]) -> list[Row]:
+    """What becomes of documents, all in flight at once."""
+    texts = ["\n".join(page) for page in lines]
+    documents = [Document(str(n), text, 0, n) for n, text in enumerate(texts)]
+    return await asyncio.gather(*map(refiner.refine, documents))
+
+
+def refined(model: Path, engine: str, lines: list[list[str]], **chunk: Any) -> list[Row]:
+    async def run() -> list[Row]:
+        refiner = await opened(model, engine, **chunk)
+        assert refiner.doc is None or refiner.doc.engine is refiner.chunk.engine
+        try:
+            return await rows(refiner, lines)
+        finally:
+            await refiner.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def answers(model: Path) -> list[Row]:
+    return refined(model, "transformers", pages(24))
+
+
+def programs(found: list[Row]) -> list[str]:
+    return [call.program for row in found for call in (row.doc, *row.windows) if call]
+
+
+def test_both_stages_of_one_model(answers: list[Row]) -> None:
+    """Every answer is a whole program of its own window."""
+    assert {row.status for row in answers} >= {"dropped", "edited"}
+    verdicts = {row.doc.program for row in answers if row.doc}
+    assert verdicts == {"keep_doc()", "drop_doc()"}
+    windows = [window for row in answers for window in row.windows]
+    assert len(windows) > 10
+    for window in windows:
+        size = window.stop - window.start
+        assert 0 < size <= 30
+        assert (window.finish, window.new) == ("stop", size + 1)
+    assert not any(row.rejected or row.flags for row in answers)
+
+
+def test_a_bias_keeps_or_removes(model: Path) -> None:
+    page = [["Home", "The brown fox", "About"] * 5]
+    kept, removed = (refined(model, "transformers", page, bias=bias)[0] for bias in (-100, 100))
+    assert (kept.status, programs([kept])) == ("kept", [""])
+    assert programs([removed]) == ["remove_lines(start=0, end=14)"]
+
+
+def test_what_is_not_restricted_may_be_nothing(model: Path) -> None:
+    """A random model says anything then, which is read for what it is."""
+    found = refined(model, "transformers", pages(2, 20), grammar="none")
+    calls = [call for row in found for call in row.windows]
+    assert calls
+    assert {call.finish for call in calls} == {"length"}
+
+
+def questions(walk: Walk) -> Iterator[Request]:
+    rng = random.Random(4)
+    for lines in pages(7, 30):
+        page = walk.page(lines)
+        for window in walk.windows(page, 200, 30):
+            size = window.stop - window.start
+            prompt = walk.prompt(page, window.start, window.stop)
+            bias = walk.bias(size, rng.choice([0.0, -0.5, 0.5]))
+            limit = rng.choice([size + 1, size + 1, 3])  # too few for the answer, but no harm
+            yield Request("chunk", prompt, (), 0, limit, steps=walk.steps(size), bias=bias)
+        stop = rng.choice([(), ("keep_doc()", "drop_doc()")])
+        yield Request("doc", walk.judge(lines), (), 0, 5, stop, steps=walk.verdict_steps)
+
+
+def test_drafts_are_what_greedy_decoding_gives(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token, whatever requests share a batch; in fewer passes."""
+    from proxhpc.models import resolve_model
+    from proxhpc.refine.engines import drafts
+    from proxhpc.refine.engines.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(resolve_model(str(model)), batch_size=6)
+    assert engine.tokenizer
+    asked = list(questions(Walk(engine.tokenizer)))
+    passes = 0
+
+    def pass_by() -> None:
+        nonlocal passes
+        passes += 1
+
+    for start in range(0, len(asked), 6):
+        batch = asked[start : start + 6]
+        assert drafts.can_draft(engine._model, batch, engine._stop)
+        drafted = engine._generate(batch, lambda: bool(pass_by()))
+        monkeypatch.setattr("proxhpc.refine.engines.transformers_engine.can_draft", lambda *_: 0)
+        assert drafted == engine._generate(batch, lambda: False)
+        monkeypatch.undo()
+    tokens = sum(max(r.max_new_tokens for r in asked[n : n + 6]) for n in range(0, len(asked), 6))
+    assert passes < tokens / 2
+    free = replace(asked[0], steps=asked[0].steps[:-2])
+    assert not drafts.can_draft(engine._model, [*asked, free], engine._stop)
+    asyncio.run(engine.close())
