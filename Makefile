@@ -1,5 +1,5 @@
 # make demo    the whole pipeline on a small made corpus, with no GPU, no Slurm and no model
-# make test    format, lint, types and all tests; installs vLLM and Slurm for them where it can
+# make test    format, lint, types and all tests; installs vLLM, Slurm, Chromium for them if it can
 # make check   the same with what is installed
 # make format  rewrites the code as `make check` wants it
 # make clean   removes what these targets made
@@ -18,8 +18,9 @@ demo: .venv/.package
 # .venv/.real names the real parts that could be installed: their tests then may not be skipped.
 test: lint
 	@real=$$(cat .venv/.real); \
-	if tools/install_slurm.sh; then real=$$real,slurm; \
-	elif [ "$${CI:-}" = true ]; then exit 1; fi; \
+	for part in slurm chromium; do \
+	if tools/install_$$part.sh; then real=$$real,$$part; \
+	elif [ "$${CI:-}" = true ]; then exit 1; fi; done; \
 	PROXHPC_REQUIRE=$$real $(BIN)/python -m pytest -rs
 
 check: lint

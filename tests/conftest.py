@@ -1,4 +1,4 @@
-"""Shared by all tests: the real parts (a Slurm cluster, a small model, vLLM) and when to skip.
+"""Shared by all tests: the real parts (Slurm, a small model, vLLM, a browser) and when to skip.
 
 A real part that this machine lacks skips its tests and is named at the end of the run. It fails
 them instead where the part is named in PROXHPC_REQUIRE (a comma list) or where CI is "true".
@@ -6,6 +6,7 @@ them instead where the part is named in PROXHPC_REQUIRE (a comma list) or where 
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from slurm_config import Spec
 REPO = Path(__file__).parents[1]
 # What a fixture asks for, as a marker.
 MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm": "model"}
+MARKS["chromium"] = "chromium"
 lacking: dict[str, str] = {}  # real part → why this run went without it
 used: set[str] = set()
 
@@ -101,6 +103,19 @@ def accounting(pytestconfig: pytest.Config) -> None:
     """Asks for a cluster with sacct: the one of the session, unless its options say otherwise."""
     if pytestconfig.getoption("--no-accounting"):
         pytest.skip("--no-accounting")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The program of a browser that needs no windows."""
+    programs = ("chromium-headless-shell", "chromium", "google-chrome")
+    if importlib.util.find_spec("playwright") is None:
+        lack("chromium", "no playwright in this environment; install the extra dev")
+    program = next((path for name in programs if (path := shutil.which(name))), None)
+    if program is None:
+        lack("chromium", "no browser on this machine; run tools/install_chromium.sh as root")
+    used.add("chromium")
+    return program
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from proxhpc.assemble.examples import Shown
 from proxhpc.inspect.diff import Change, Piece, compare, hunks
-from proxhpc.report.markup import Drawn, text
+from proxhpc.report.markup import text
 from proxhpc.status.terminal import whole
 
 CONTEXT = 2  # unchanged lines around a change
@@ -30,11 +30,13 @@ def example(one: Shown) -> str:
     )
 
 
-def sample(one: Shown | None) -> Drawn:
-    """The beginning of a copy."""
+def copies(size: int, name: str, one: Shown | None) -> str:
+    """A set of duplicates: how many, the id of one, and how it begins."""
     words = one.before if one is not None and one.after is None else one.after if one else ""
     line = (words or "")[:SAMPLE].replace("\n", " ¶ ")
-    return Drawn(f"<span class=sample>{text(line)}</span>")
+    return (
+        f"<p class=copy><b>{whole(size)}</b> like {text(name, 120)}<span>{text(line)}</span></p>\n"
+    )
 
 
 def _diff(one: Shown) -> Iterator[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from proxhpc.status.terminal import safe, share, whole
 
-WIDTH, HEIGHT = 900, 300
+WIDTH, HEIGHT = 640, 240
 BAR = 14  # width of a column's boxes
-COLUMNS = (0, 330, 660)  # left edges
+COLUMNS = (0, 220, 440)  # left edges
 SLOT = 34  # least distance of two boxes, so that their labels do not meet
 
 
@@ -49,7 +49,8 @@ def diagram(report: dict[str, Any]) -> str:
     height = max(box.y + max(box.size, SLOT) for box in (raw, *middle, *last)) + 4
     title = "Where the documents went"
     return (
-        f'<div class=wide><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{title}">'
+        f'<div class=wide><svg class=flow viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'aria-label="{title}">'
         f"{''.join(shapes)}</svg></div>\n"
     )
 

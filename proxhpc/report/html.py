@@ -8,7 +8,7 @@ from typing import Any
 from proxhpc.assemble.examples import Shown
 from proxhpc.report import text
 from proxhpc.report.charts import area, bar, histogram, lane
-from proxhpc.report.examples import example, sample
+from proxhpc.report.examples import copies, example
 from proxhpc.report.flow import diagram
 from proxhpc.report.markup import (
     MAX_ROWS,
@@ -178,10 +178,10 @@ def _duplicates(report: dict[str, Any], shown: dict[str, Shown]) -> Iterable[str
         for one in sets["sizes"]
     ]
     yield maybe(("documents in a set", "sets", ""), sizes)
-    largest = [
-        (whole(one["size"]), one["id"], sample(shown.get(one["source"]))) for one in sets["largest"]
-    ]
-    yield maybe(("size", "one left out", "begins"), largest)
+    if sets["largest"]:
+        yield heading("The largest sets")
+    for one in sets["largest"]:
+        yield copies(one["size"], one["id"], shown.get(one["source"]))
 
 
 def _span(low: int, high: int) -> str:

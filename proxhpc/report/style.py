@@ -36,9 +36,8 @@ h2 {
 table { border-collapse: collapse; font-size: .9rem; min-width: 20rem; }
 th { text-align: left; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid var(--line); }
-.wide svg { min-width: 36rem; }
-td:first-child { min-width: 7rem; }
-td { vertical-align: top; overflow-wrap: anywhere; max-width: 26rem; }
+svg.flow { min-width: 34rem; max-width: 46rem; }
+td { vertical-align: top; overflow-wrap: break-word; max-width: 26rem; }
 .number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 h3 { font-size: .95rem; margin: 1.5rem 0 .25rem; }
 .charts {
@@ -50,7 +49,8 @@ h3 { font-size: .95rem; margin: 1.5rem 0 .25rem; }
 svg.lane path, svg.chart path { opacity: .55; }
 .track { fill: var(--line); }
 .trouble { color: var(--dropped); }
-.sample { color: var(--soft); font-size: .82rem; }
+.copy { margin: .6rem 0; max-width: 48rem; overflow-wrap: anywhere; }
+.copy span { color: var(--soft); font-size: .82rem; display: block; }
 details { border-bottom: 1px solid var(--line); padding: .35rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 summary span { color: var(--soft); font-size: .82rem; }

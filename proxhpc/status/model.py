@@ -18,6 +18,15 @@ class Shards:
 
 
 @dataclass(frozen=True, slots=True)
+class MergePhase:
+    """How far a phase of the merge is, in its own units: groups of shards, or parts."""
+
+    phase: str
+    total: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
 class Speed:
     """Of all workers together over the last few minutes; null is unknown."""
 
@@ -70,7 +79,7 @@ class Status:
     they have committed, which counts a document twice where a shard was taken from a dead worker
     before its last commit was seen. `next_step` is a command to type, or empty. `deaths` are those
     of workers and engines that others have noted; `left_out` are the nodes that the last array
-    keeps away from.
+    keeps away from. `merge` has the phases of the merge, as far as they are known, while it is on.
     """
 
     run: str
@@ -81,6 +90,7 @@ class Status:
     reason: str
     next_step: str
     shards: Shards
+    merge: tuple[MergePhase, ...]
     counts: Counts
     exact: bool
     token_unit: str
@@ -99,6 +109,7 @@ class Status:
         out = {name: getattr(self, name) for name in self.__slots__}
         out["counts"] = self.counts.to_dict()
         out["shards"], out["speed"] = asdict(self.shards), asdict(self.speed)
+        out["merge"] = [asdict(phase) for phase in self.merge]
         out["workers"] = [asdict(worker) for worker in self.workers]
         out["failures"] = [asdict(failure) for failure in self.failures]
         return out

@@ -38,6 +38,7 @@ def one_line(status: Status) -> str:
         f"{status.phase}: {shards.done}/{shards.total} shards",
         f"{whole(status.counts.documents)} documents",
     ]
+    parts += [f"{p.phase} {p.done}/{p.total}" for p in status.merge if p.total > 1]
     if speed.documents_per_s is not None:
         parts.append(f"{short(speed.documents_per_s)}/s, {short(speed.tokens_per_s)} tokens/s")
     if speed.eta_s is not None and status.phase == "refining":
@@ -55,6 +56,8 @@ def render(status: Status) -> RenderableType:
 def _page(status: Status) -> Iterator[RenderableType]:
     yield _headline(status)
     yield _progress(status)
+    if status.merge:
+        yield _merge(status)
     yield _outcome(status)
     if status.workers:
         yield Text()
@@ -104,6 +107,12 @@ def _progress(status: Status) -> Text:
         text.append(f"  {short(speed.tokens_per_s)} tokens/s")
         text.append(f"  {duration(speed.eta_s)} left")
     return text
+
+
+def _merge(status: Status) -> Text:
+    """Phases of the merge, and how many of their units are done."""
+    shown = (f"{p.phase} {whole(p.done)} / {whole(p.total)}" for p in status.merge)
+    return Text("merge: " + "   ".join(shown))
 
 
 def _outcome(status: Status) -> Table:

@@ -1,0 +1,137 @@
+"""The report's page in a real browser: quiet, whole on a phone, dark at night, safe."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxhpc.cluster import tasks
+from proxhpc.launch import prepare
+from proxhpc.refine.lease import Owner
+from proxhpc.refine.progress import ProgressLog
+from proxhpc.report import write_report
+from runs import PARAGRAPH, document, local_site, manifest, write_jsonl
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HOSTILE = (
+    "\x1b[2J</pre></td><script>window.owned=1</script><img src=x onerror=window.owned=1>"
+    "<svg onload=window.owned=1><style>*{display:none}</style>&lt;\u202e"
+)
+LONG = "w" * 600  # nothing to break a line at
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report in which every text of a stranger is hostile."""
+    folder = tmp_path_factory.mktemp("page")
+    rows: list[Any] = [
+        document(n, id=f"{HOSTILE}{n}", text=f"Home | About | Us\n{PARAGRAPH}{HOSTILE} {n}.")
+        for n in range(12)
+    ]
+    rows += [document(n, id=f"copy {HOSTILE}") | {"text": rows[n]["text"]} for n in (3, 4, 4)]
+    rows += [document(90, text=HOSTILE), document(91, text=f"{LONG} {HOSTILE}"), b"{broken"]
+    path = write_jsonl(folder / "in" / "<img src=x onerror=alert(1)>.jsonl", rows)
+    sections: dict[str, Any] = {"engine": {"name": "rules", "rules": ["gopher", "fineweb"]}}
+    sections |= {"comparison": {"name": HOSTILE[7:60], "parameters": 1000}}
+    run = prepare(manifest(folder, [path], **sections), local_site(folder), None).dir
+    tasks.refine(str(run.root), 0, 1)
+    log = ProgressLog(run, Owner("w9", HOSTILE, 1, HOSTILE), "refine")
+    log.write("failed", error=HOSTILE, message=HOSTILE)
+    tasks.merge(str(run.root), 1)
+    write_report(run)
+    return run.report_html.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, url: str) -> "Iterator[Browser]":
+    """A browser, which comes after the run: its driver keeps this thread's event loop."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", url: str) -> "Iterator[Page]":
+    """The page on a phone; at the end it must have said and asked for nothing."""
+    with browser.new_context(viewport=PHONE) as context:
+        opened = context.new_page()
+        heard: list[str] = []
+        opened.on("console", lambda message: heard.append(message.text))
+        opened.on("pageerror", lambda error: heard.append(str(error)))
+        opened.on("dialog", lambda dialog: heard.append(dialog.message))
+        opened.on("request", lambda request: heard.append(request.url))
+        opened.goto(url)
+        yield opened
+        assert heard == [url]
+
+
+def test_nothing_of_a_stranger_runs(page: "Page") -> None:
+    assert "<script>window.owned=1</script>" in page.inner_text("body")
+    assert page.evaluate("window.owned") is None
+    assert page.locator("script, img, iframe, svg[onload], main style").count() == 0
+    assert page.locator("h2").first.is_visible()
+
+
+def test_the_policy_would_stop_what_is_not_escaped(browser: "Browser", url: str) -> None:
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(url)
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.owned = 1";
+        document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.owned = 1'>");
+    }""")
+    page.wait_for_timeout(50)
+    assert page.evaluate("window.owned") is None
+    assert "Content Security Policy" in " ".join(said)
+    page.close()
+
+
+def test_a_phone_scrolls_one_way(page: "Page") -> None:
+    for details in page.locator("details").all():
+        details.locator("summary").click()
+    assert page.locator("details[open]").count() > 10
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    # What may be wider scrolls by itself.
+    assert page.locator(".wide").first.evaluate("e => getComputedStyle(e).overflowX") == "auto"
+    charts = page.locator("svg.chart").all()
+    assert charts
+    assert all(0 < chart.bounding_box()["width"] <= PHONE["width"] for chart in charts)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_by_day_and_night(page: "Page", scheme: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
+    paper = luminance(page, "body", "backgroundColor")
+    assert paper < 0.1 if scheme == "dark" else paper > 0.9
+    for words in ("body", ".note", ".removed", "svg .soft"):
+        where = page.locator(words).first
+        colour = "fill" if words.startswith("svg") else "color"
+        ink = luminance(page, where, colour)
+        light, dark = max(ink, paper), min(ink, paper)
+        assert (light + 0.05) / (dark + 0.05) >= 4.0, f"{words} on {scheme} paper"
+
+
+def luminance(page: "Page", where: Any, name: str) -> float:
+    """Relative luminance of a computed colour, as WCAG has it."""
+    found = page.locator(where).first if isinstance(where, str) else where
+    colour = found.evaluate("(e, name) => getComputedStyle(e)[name]", name)
+    parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_on_paper_every_example_is_there(page: "Page") -> None:
+    diff = page.locator("details pre.diff").first
+    assert not diff.evaluate("e => e.checkVisibility()")
+    page.emulate_media(media="print")
+    assert diff.evaluate("e => e.checkVisibility()")
+    assert page.pdf(format="A4").startswith(b"%PDF")
