@@ -9,6 +9,7 @@ from proxhpc import __version__
 from proxhpc.errors import ProxError, UserError
 
 if TYPE_CHECKING:
+    from proxhpc.manifest import Manifest
     from proxhpc.rundir import RunDir
 
 LEAST_RAM = 16 << 20  # bytes for matching
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="corpus files, or any other file as one document; - or none: JSON lines on stdin",
     )
-    _refiner(refine)
+    _refiner(refine, "stages, engine, policy and fields from here")
     refine.add_argument("--plain", action="store_true", help="stdin is one document of plain text")
     refine.add_argument("--limit", type=int, metavar="N", help="the first N documents only")
     shape = refine.add_mutually_exclusive_group()
@@ -89,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines of gold records"
     )
-    _refiner(evaluate)
+    _refiner(evaluate, "stages, engine and policy from here")
     evaluate.add_argument(
         "--fields",
         default="",
@@ -271,18 +272,24 @@ def _status(arguments: argparse.Namespace) -> None:
     show(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
 
 
-def _refine(arguments: argparse.Namespace) -> int:
-    from proxhpc import here
+def _asked(arguments: argparse.Namespace) -> "Manifest":
+    from proxhpc.here import manifest_of
 
-    if arguments.limit is not None:
-        _at_least(1, "--limit", arguments.limit)
-    manifest = here.manifest_of(
+    return manifest_of(
         arguments.manifest,
         engine=arguments.engine,
         model=arguments.model,
         doc_model=arguments.doc_model,
         prompt=arguments.prompt,
     )
+
+
+def _refine(arguments: argparse.Namespace) -> int:
+    from proxhpc import here
+
+    if arguments.limit is not None:
+        _at_least(1, "--limit", arguments.limit)
+    manifest = _asked(arguments)
     items = here.items(manifest, arguments.files or [Path("-")], plain=arguments.plain)
     form: here.Form = "diff" if arguments.diff else "text" if arguments.text else "json"
     return here.refine(manifest, items, form, arguments.limit)
@@ -291,7 +298,6 @@ def _refine(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     import json
 
-    from proxhpc import here
     from proxhpc.corpus.disk import write_atomic
     from proxhpc.evaluate import gold, result, view
 
@@ -299,13 +305,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _at_least(1, "--limit", arguments.limit)
     _at_least(0, "--bootstrap", arguments.bootstrap)
     _at_least(0, "--seed", arguments.seed)
-    manifest = here.manifest_of(
-        arguments.manifest,
-        engine=arguments.engine,
-        model=arguments.model,
-        doc_model=arguments.doc_model,
-        prompt=arguments.prompt,
-    )
+    manifest = _asked(arguments)
     where, exclude = (
         tuple(map(gold.condition, given)) for given in (arguments.where, arguments.exclude)
     )
@@ -428,8 +428,8 @@ def _manifest(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
 
 
-def _refiner(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--manifest", type=Path, help="stages, engine, policy and fields from here")
+def _refiner(verb: argparse.ArgumentParser, from_manifest: str) -> None:
+    verb.add_argument("--manifest", type=Path, help=from_manifest)
     verb.add_argument("--model", help="else: model of the chunk stage (no model: the rules)")
     verb.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
     verb.add_argument("--prompt", default="prox-llama2", help="prompt style (prox-llama2)")

@@ -162,10 +162,10 @@ class GoldLines:
         lines = gold.text.split("\n")
         by_line = [tokens(line) for line in lines]
         sizes = np.fromiter(map(len, by_line), np.int64, len(lines))
-        types: dict[str, int] = {}
-        type_of = [types.setdefault(token, len(types)) for line in by_line for token in line]
+        flat = [token for line in by_line for token in line]
+        types = {token: number for number, token in enumerate(dict.fromkeys(flat))}
         theirs = Counter(tokens(gold.wanted or ""))
-        labels = np.array(list(gold.labels or " " * len(lines)))
+        labels = np.array(list(gold.labels or " " * len(lines)))  # no byte a letter: any letter
         content = labels == CONTENT
         return cls(
             gold=gold,
@@ -175,8 +175,8 @@ class GoldLines:
             tokens=sizes,
             bytes=np.array([len(line.encode("utf-8", "surrogatepass")) + 1 for line in lines]),
             line_of=np.repeat(np.arange(len(lines), dtype=np.int32), sizes),
-            type_of=np.array(type_of, np.int32),
-            wanted=np.fromiter((theirs[token] for token in types), np.int64, len(types)),
+            type_of=np.fromiter(map(types.__getitem__, flat), np.int32, len(flat)),
+            wanted=np.fromiter((theirs.get(token, 0) for token in types), np.int64, len(types)),
             wanted_total=theirs.total(),
         )
 

@@ -120,7 +120,7 @@ def _groups(level: LevelName, records: Sequence[Gold]) -> list[tuple[str, list[i
     """Names of groups, and which records belong to each."""
     groups = [("all", list(range(len(records))))]
     agreed = [place for place, gold in enumerate(records) if gold.unanimous]
-    if level == "doc" and agreed:
+    if level == "doc" and 0 < len(agreed) < len(records):
         groups.append(("unanimous", agreed))
     sources: dict[str, list[int]] = {}
     for place, gold in enumerate(records):

@@ -38,7 +38,7 @@ def render(found: Evaluation) -> RenderableType:
         groups = [group for group in found.groups if group.level == level]
         if groups:
             number = whole(groups[0].documents)
-            parts += [Text(f"{what}, {number} documents", style="bold"), _table(groups), Text()]
+            parts += [Text(f"{what} ({number})", style="bold"), _table(groups), Text()]
     parts += [Text(line, style="dim") for line in _remarks(found)]
     return Together(*parts)
 
@@ -61,10 +61,15 @@ def _table(groups: list[Group]) -> Table:
 
 
 def _row(system: System, main: tuple[str, ...]) -> Iterator[str]:
-    yield safe(system.name, 40)
+    yield _short(system.name)
     for name, score in system.scores.items():
         yield _interval(score) if name in main else _three(score.value)
     yield " ".join(_interval(score, "+") for name, score in system.ahead.items() if name in main)
+
+
+def _short(name: str) -> str:
+    """Models without their directories."""
+    return safe(" + ".join(model.rpartition("/")[2] for model in name.split(" + ")), 40)
 
 
 def _three(value: float | None, sign: str = "") -> str:
@@ -92,9 +97,12 @@ def _remarks(found: Evaluation) -> Iterator[str]:
     if uncounted:
         said = ", ".join(f"{whole(number)} {safe(name)}" for name, number in uncounted.items())
         yield f"lines of no known kind, not counted: {said}"
-    for run in found.running:
-        if run.name == found.refiner:
-            yield from _ran(run)
+    ran = [run for run in found.running if run.name == found.refiner]
+    for level in dict.fromkeys(group.level for group in found.groups):
+        if level not in (run.level for run in ran):
+            yield f"the refiner has no {level} stage and was not asked about {level}-level records"
+    for run in ran:
+        yield from _ran(run)
 
 
 def _ran(run: Running) -> Iterator[str]:
