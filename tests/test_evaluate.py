@@ -87,7 +87,6 @@ def test_scores_by_group(tmp_path: Path, capsys: Capture) -> None:
 
 def test_files_options_and_table(tmp_path: Path, capsys: Capture) -> None:
     hostile = "\x1b]0;owned\x07"
-    rows = [chunk(n, source=hostile if n % 2 else "x", line_labels=f"?{LABELS[1:]}") for n in "12"]
     rows = [chunk(n, source=hostile if n % 2 else "x") for n in range(6)]
     rows[0]["line_labels"] = f"?{LABELS[1:]}"
     path = write_jsonl(tmp_path / "gold.jsonl", rows)
@@ -138,13 +137,14 @@ def test_what_programs_do_is_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> 
     """Edits within lines, rejected statements, limits of the policy: as in a run."""
     two = Manifest.model_validate(
         {"name": "m", "corpus": {"paths": "-"}, "engine": {"name": "rules"},
+         "policy": {"on_removed_share": "drop"},
          "stages": [{"level": "doc"}, {"level": "chunk"}]},
         context={"base": Path.cwd()},
     )  # fmt: skip
     answers = {
         "Number 0": 'remove_lines(start=0, end=0)\nnormalize(source_str="Number 0 of ")',
         "Number 1": "remove_lines(start=0, end=70)",
-        "Number 2": "remove_lines(start=1, end=6)",  # leaves too little: dropped
+        "Number 2": "remove_lines(start=1, end=6)",  # too much of it: dropped
         "Number 3": "drop_doc()",
     }
     engine = Scripted(answers)
