@@ -20,6 +20,7 @@ from proxhpc.rundir import RunDir, shard_name
 from proxhpc.status.beats import Recent, recents
 from proxhpc.status.judge import ALIVE, Signs, failures, judge
 from proxhpc.status.model import Shards, Speed, Status, WorkerStatus
+from proxhpc.status.steps import steps
 
 
 class QueueView(Protocol):
@@ -74,6 +75,7 @@ class Collector:
             phase=phase,
             reason=reason,
             next_step=next_step,
+            steps=steps(self.run, self.plan, len(left)),
             shards=Shards(len(self._sizes), len(self._sizes) - len(left), len(in_work)),
             counts=_counts(merged, beats),
             exact=bool(merged),

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from proxhpc.account.counts import Counts
+from proxhpc.status.steps import Step
 
 Phase = Literal["planned", "refining", "merging", "reporting", "stopped", "finished"]
 
@@ -80,6 +81,7 @@ class Status:
     phase: Phase
     reason: str
     next_step: str
+    steps: tuple[Step, ...]
     shards: Shards
     counts: Counts
     exact: bool
@@ -99,6 +101,7 @@ class Status:
         out = {name: getattr(self, name) for name in self.__slots__}
         out["counts"] = self.counts.to_dict()
         out["shards"], out["speed"] = asdict(self.shards), asdict(self.speed)
+        out["steps"] = [asdict(step) for step in self.steps]
         out["workers"] = [asdict(worker) for worker in self.workers]
         out["failures"] = [asdict(failure) for failure in self.failures]
         return out

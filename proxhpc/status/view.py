@@ -55,7 +55,9 @@ def render(status: Status) -> RenderableType:
 def _page(status: Status) -> Iterator[RenderableType]:
     yield _headline(status)
     yield _progress(status)
+    yield _steps(status)
     yield _outcome(status)
+    yield from _work(status)
     if status.workers:
         yield Text()
         yield _workers(status.workers)
@@ -106,6 +108,38 @@ def _progress(status: Status) -> Text:
     return text
 
 
+def _steps(status: Status) -> Text:
+    """The way to the report: what is done, what is at work and how far it is, what is to come."""
+    line, before = Text(), True
+    for step in status.steps:
+        line.append("   " if line else "")
+        amount = f" {whole(step.done)}/{whole(step.total)}" if (step.total or 0) > 1 else ""
+        if step.finished:
+            line.append(f"✓ {step.name}", style="green")
+        elif before:
+            line.append(f"▸ {step.name}{amount}", style="bold cyan")
+        else:
+            line.append(f"· {step.name}", style="dim")
+        before = before and step.finished
+    return line
+
+
+def _work(status: Status) -> Iterator[Table]:
+    """What models were asked, by stage; nothing for rules."""
+    stages = (("doc stage", status.counts.doc), ("chunk stage", status.counts.chunk))
+    if not any(usage.requests for _, usage in stages):
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name in ("requests", "tokens in", "cached", "tokens out"):
+        table.add_column(name, justify="right")
+    for name, usage in stages:
+        cached = share(usage.cached_tokens, usage.prompt_tokens)
+        cells = (whole(usage.requests), short(usage.prompt_tokens), cached, short(usage.new_tokens))
+        _add(table, name, *cells)
+    yield table
+
+
 def _outcome(status: Status) -> Table:
     counts = status.counts
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -134,9 +168,15 @@ def _outcome(status: Status) -> Table:
         part = share(status.written, counts.documents)
         _add(table, "written", whole(status.written), part, "documents in the corpus")
     part = share(counts.tokens_out, counts.tokens_in)
-    unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(status.token_unit)}"
+    unit = f"kept of {short(counts.tokens_in)}; tokens: {_unit(status)}"
     _add(table, "tokens", short(counts.tokens_out), part, unit)
     return table
+
+
+def _unit(status: Status) -> str:
+    """What counted the tokens; of a model in a folder, its name."""
+    unit = status.token_unit
+    return safe(unit.rpartition("/")[2] if unit.startswith("/") else unit)
 
 
 def _add(table: Table, *cells: str) -> None:
