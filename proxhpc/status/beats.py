@@ -120,8 +120,8 @@ def history(path: Path, points: int) -> list[Beat]:
         if size <= points * CHUNK:
             lines = _lines(fd, 0, size)
         else:
-            stride = (size - CHUNK) // (points - 1)
-            pieces = [_lines(fd, place * stride, CHUNK) for place in range(points)]
+            places = [(size - CHUNK) * n // (points - 1) for n in range(points)]
+            pieces = [_lines(fd, place, CHUNK) for place in places]
             lines = [piece[0] for piece in pieces[:-1] if piece] + pieces[-1]
     finally:
         os.close(fd)
