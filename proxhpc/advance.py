@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+from proxhpc.assemble.phases import left
 from proxhpc.cluster import tasks
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Queue
@@ -28,7 +29,7 @@ from proxhpc.refine.leaser import missing, sweep
 from proxhpc.refine.progress import ProgressLog
 from proxhpc.report import write_report
 from proxhpc.rundir import RunDir
-from proxhpc.site import Resources, Site
+from proxhpc.site import Resources
 from proxhpc.status.beats import latest
 from proxhpc.status.judge import FATAL
 
@@ -65,11 +66,11 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False
     if lease.lost():
         raise RetryError("another launch has taken this run over; it does what is next")
     notes = backend.reconcile()
-    left = 0 if run.merge_summary.exists() else sum(1 for _ in missing(run, plan))
-    if left:
-        step = _refine(run, backend, Round(run, plan, left, by_hand))
+    shards = 0 if run.merge_summary.exists() else sum(1 for _ in missing(run, plan))
+    if shards:
+        step = _refine(run, backend, Round(run, plan, shards, by_hand))
     elif not run.merge_summary.exists():
-        step = _merge(run, plan, backend, Round(run, plan, left, by_hand))
+        step = _merge(run, plan, backend, Round(run, plan, shards, by_hand))
     else:
         write_report(run)
         step = Step("report", "wrote", f"finished: the corpus is in {run.corpus}")
@@ -126,7 +127,7 @@ class Round:
             "published": len(plan.shards) - left,
             "committed": sum(beat.counts.documents for beat in last),
             "deaths": sum(beat.deaths for beat in last),
-            "merged": sum(1 for _ in run.merge.rglob("*.json")),
+            "merged": sum(1 for own in ("*.json", "*.rows") for _ in run.merge.rglob(own)),
             "fatal": self._fatal_hosts(),
             "by_hand": int(by_hand),
         }
@@ -146,7 +147,7 @@ class Round:
                 f"the {phase} stopped: {self.fatal[-1].message}",
                 hint="mend it, then launch again: the run goes on where it stopped",
             )
-        if (empty := self._empty(phase)) >= ROUNDS_WITHOUT_PROGRESS:
+        if (empty := self.empty(phase)) >= ROUNDS_WITHOUT_PROGRESS:
             why = f"; the last error: {self.failed[-1].message}" if self.failed else ""
             raise StopError(
                 f"{empty} rounds of {phase} in a row brought nothing{why}",
@@ -155,9 +156,9 @@ class Round:
 
     def pause(self, phase: str) -> int:
         """Seconds until another round should begin: what hinders it may need time to pass."""
-        return PAUSES[min(self._empty(phase), len(PAUSES) - 1)]
+        return PAUSES[min(self.empty(phase), len(PAUSES) - 1)]
 
-    def _empty(self, phase: str) -> int:
+    def empty(self, phase: str) -> int:
         """Rounds in a row, up to now, that brought nothing."""
         rounds = [e for e in Journal(self.run).since_by_hand() if e.phase == phase]
         keys = ("published", "committed", "deaths", "merged")
@@ -172,6 +173,7 @@ def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
         said = f"{_counted(active, 'worker')} at it or waiting, {left} left"
         return _waiting(run, backend, around, "refine", said)
     around.check("refine")
+    run.match.unlink(missing_ok=True)  # what was decided without these shards
     resources = recorded_site(run).resources("refine")
     work = refine_work(run, resources, backend.elements(resources), around.left)
     of = len(work.arguments) * resources.tasks_per_node
@@ -192,8 +194,15 @@ def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
             )
     around.check("merge")
     sweep(run, plan)
-    work = merge_work(run, recorded_site(run))
-    return _submitted(run, backend, around, work, "every shard is refined; merging")
+    resources = recorded_site(run).resources("merge")
+    if around.empty("merge"):
+        # Arrays trust names. One job finds out what else there is to make again.
+        resources = replace(resources, workers=1)
+    work = merge_work(run, plan, resources, backend.elements(resources))
+    said = "every shard is refined; merging"
+    if work.function is tasks.merge_share:
+        said += f" ({work.arguments[0][1]}) in {_counted(len(work.arguments), 'element')}"
+    return _submitted(run, backend, around, work, said)
 
 
 def refine_work(run: RunDir, resources: Resources, most: int, left: int) -> Work:
@@ -205,9 +214,20 @@ def refine_work(run: RunDir, resources: Resources, most: int, left: int) -> Work
     return Work("refine", tasks.refine_element, arguments, {})
 
 
-def merge_work(run: RunDir, site: Site) -> Work:
-    """The merge, in as many processes as the site gives it cores."""
-    return Work("merge", tasks.merge, [(str(run.root), site.resources("merge").cpus)], {})
+def merge_work(run: RunDir, plan: Plan, resources: Resources, most: int) -> Work:
+    """The next of the merge: all that is left in one job, or of one phase in an array.
+
+    An array has `most` elements or fewer, one for each share in which something is left. A run
+    with fewer groups of shards than workers is merged by one job.
+    """
+    root, cpus, phases = str(run.root), resources.cpus, left(run, plan)
+    todo = next((phase for phase in phases if phase.units), None)
+    if todo is None or not 1 < resources.workers <= phases[0].total:
+        return Work("merge", tasks.merge, [(root, cpus)], {})
+    of = min(resources.workers, todo.total)
+    shares = sorted({unit % of for unit in todo.units})[:most]
+    arguments = [(root, todo.phase, share, of, cpus) for share in shares]
+    return Work("merge", tasks.merge_share, arguments, {})
 
 
 def control_work(run: RunDir) -> Work:

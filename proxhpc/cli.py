@@ -119,7 +119,13 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--max-ram", metavar="SIZE", help="memory for matching duplicates, as in 64MiB (1GiB)"
     )
-
+    merge.add_argument(
+        "--phase",
+        choices=["sketch", "match", "scatter", "write"],
+        help="this phase only, as in elements of an array; merge without it when all are done",
+    )
+    merge.add_argument("--number", type=int, default=0, help="with --phase: which share (from 0)")
+    merge.add_argument("--of", type=int, default=1, help="with --phase: how many shares there are")
     merge.add_argument(
         "--out",
         type=Path,
@@ -362,6 +368,8 @@ def _merge(arguments: argparse.Namespace) -> None:
     memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
     changes = arguments.manifest, arguments.policy, arguments.threshold
     if arguments.out is not None:
+        if arguments.phase:
+            raise UserError("--phase is for the merge of the run itself: leave out --out")
         from proxhpc import variant
         from proxhpc.plan import Plan
 
@@ -374,7 +382,16 @@ def _merge(arguments: argparse.Namespace) -> None:
         return
     if any(change is not None for change in changes):
         raise UserError("--with, --policy and --threshold make another corpus: add --out DIR")
-    print(tasks.merge(str(_open(arguments).root), arguments.processes, memory))
+    root = str(_open(arguments).root)
+    if arguments.phase:
+        number, of = arguments.number, arguments.of
+        if not 0 <= number < of:
+            raise UserError(f"--number {number} --of {of}: of {of} shares the first is 0")
+        print(tasks.merge_share(root, arguments.phase, number, of, arguments.processes, memory))
+        return
+    if (arguments.number, arguments.of) != (0, 1):
+        raise UserError("--number and --of are shares of a phase: add --phase")
+    print(tasks.merge(root, arguments.processes, memory))
 
 
 def _advance(arguments: argparse.Namespace) -> None:

@@ -172,7 +172,7 @@ def _near(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def _files(plan: Plan, resources: Resources) -> int:
-    """Files of a finished run whose workers were submitted once.
+    """Files of a finished run whose workers were submitted once, and merged by one job.
 
     A ledger for each shard, logs for each job, a progress file for each worker, up to six files of
     the merge for each group of shards (see `assemble.sketch.groups`), and two for each part.

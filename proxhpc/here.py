@@ -36,6 +36,7 @@ from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
 from proxhpc.refine.refiner import chunk_style, open_refiner
 from proxhpc.refine.worker import IN_FLIGHT_BYTES, weigh
 from proxhpc.report.text import power
+from proxhpc.sections import EMBEDDED
 from proxhpc.status.terminal import make_console, safe, whole
 
 Form = Literal["json", "text", "diff"]
@@ -58,7 +59,9 @@ def manifest_of(
     stages = [("doc", doc_model), ("chunk", model)]
     if model or doc_model:
         stages = [stage for stage in stages if stage[1]]
-        engine = engine or ("vllm" if find_spec("vllm") else "transformers")
+        # The embedded model is done with many documents before vLLM would have started.
+        large = {model, doc_model} - {None, EMBEDDED}
+        engine = engine or ("vllm" if large and find_spec("vllm") else "transformers")
     style: dict[str, str | None] = {"prompt": prompt} if prompt else {}
     data = {
         "name": "here",

@@ -155,9 +155,9 @@ def rehearse(run: Run) -> list[tuple[PhaseName, str, str]]:
             f"site {run.site.name} is local: its jobs are processes, not batch scripts",
             hint="proxhpc plan says what would happen",
         )
-    resources = run.site.resources("refine")
-    works = [refine_work(run.dir, resources, resources.jobs, len(run.plan.shards))]
-    works.append(merge_work(run.dir, run.site))
+    refine, merge = run.site.resources("refine"), run.site.resources("merge")
+    works = [refine_work(run.dir, refine, refine.jobs, len(run.plan.shards))]
+    works.append(merge_work(run.dir, run.plan, merge, merge.jobs))
     if run.site.submit_from_jobs:
         works.append(control_work(run.dir))
     return backend.preview(works)

@@ -139,14 +139,24 @@ class RefinePhase(Phase):
     workers: Positive | None = Field(default=None, description="Workers at a time.")
 
 
+class MergePhase(Phase):
+    """Overrides for what makes the corpus of ledgers."""
+
+    workers: Positive | None = Field(
+        default=None,
+        description="Elements, at a time, of the arrays that sketch and write a run of 32 MiB for "
+        "each of them or more; 1, the default: one job does all.",
+    )
+
+
 class Phases(Config):
     """Overrides by phase. `merge` and `control` use no GPU unless asked to here."""
 
     refine: RefinePhase = Field(
         default=RefinePhase(), description="The workers that write programs."
     )
-    merge: Phase = Field(
-        default=Phase(), description="Running the programs, duplicates, the final corpus."
+    merge: MergePhase = Field(
+        default=MergePhase(), description="Running the programs, duplicates, the final corpus."
     )
     control: Phase = Field(
         default=Phase(), description="The small job that takes the run's next step."
@@ -292,7 +302,8 @@ class Site(Request):
             merged["gpus"] = 0
         options = {**self.sbatch, **overrides.sbatch}
         merged["sbatch"] = {k: v for k, v in options.items() if v is not None and v is not False}
-        workers = self.phases.refine.workers or self.workers if phase == "refine" else 1
+        defaults = {"refine": self.workers}
+        workers = getattr(overrides, "workers", None) or defaults.get(phase, 1)
         return Resources(phase=phase, workers=workers, **merged)
 
 

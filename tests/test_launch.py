@@ -18,6 +18,7 @@ import yaml
 import zstandard
 from rich.console import Console
 
+from merging import plan_of_one
 from proxhpc.advance import Round
 from proxhpc.assemble.merge import what_is_lost
 from proxhpc.cli import main
@@ -344,7 +345,7 @@ def test_a_merge_deletes_nothing_but_parts(tmp_path: Path) -> None:
     for name in (*old, *other):
         write_jsonl(run.corpus / name, [])
     run.merge.mkdir()
-    merge._retract(run, 1)
+    merge._retract(run, plan_of_one(provenance=True), 1)
     assert sorted(path.name for path in run.corpus.iterdir()) == sorted(other)
 
 

@@ -169,14 +169,14 @@ GOLDEN = {
 name: s
 workers: 0
 mem: 32GB
-phases: {merge: {workers: 2}, refin: {}}
+phases: {control: {workers: 2}, refin: {}}
 gpus: true
 account: 123
 """,
         """\
 x.yaml:2: workers: must be greater than 0, not 0
 x.yaml:3: mem: "32GB" is no amount of memory like 32G (units: K, M, G, T)
-x.yaml:4: phases.merge.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
+x.yaml:4: phases.control.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
 account, constraint, container, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, \
 sbatch, setup, tasks_per_node, time)
 x.yaml:4: phases.refin: unknown key; did you mean "refine"? (keys here: control, merge, refine)

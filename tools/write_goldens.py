@@ -47,9 +47,14 @@ def contents() -> dict[Path, str]:
         for site in SITES:
             run = prepare(folder / "manifest.yaml", str(site), folder / "run", freeze=False)
             workers = [("RUN", n, 1, 8) for n in range(run.site.resources("refine").jobs)]
+            merge = run.site.resources("merge")
+            share = Work("merge", tasks.merge, [("RUN", merge.cpus)], {})
+            if merge.workers > 1:
+                own = [("RUN", "sketch", n, merge.workers, merge.cpus) for n in range(merge.jobs)]
+                share = Work("merge", tasks.merge_share, own, {})
             works = [
                 Work("refine", tasks.refine_element, workers, {}, ("n7",)),
-                Work("merge", tasks.merge, [("RUN", 1)], {}),
+                share,
                 Work("control", advance_job, [("RUN",)], {}),
             ]
             for work in works:

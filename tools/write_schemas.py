@@ -36,7 +36,7 @@ def contents() -> dict[Path, str]:
     text = REFERENCE.read_text(encoding="utf-8")
     tables = {
         "manifest": sections(manifest.json_schema(), skip=()),
-        "site": sections(site.json_schema(), skip=("Phase", "RefinePhase")),
+        "site": sections(site.json_schema(), skip=("Phase", "RefinePhase", "MergePhase")),
         "managed": managed(),
     }
     for name, table in tables.items():

@@ -56,7 +56,7 @@ def merge(
     merge where something does not fit or does not balance.
     """
     plan = plan or Plan.load(run)
-    _check_refined(run, plan)
+    check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = pool.map("sketch", sketch, all_groups(plan))
         found = match(pool, receipts, memory)
@@ -67,7 +67,8 @@ def merge(
         return _finish(pool, receipts, found)
 
 
-def _check_refined(run: RunDir, plan: Plan) -> None:
+def check_refined(run: RunDir, plan: Plan) -> None:
+    """Raise RetryError unless every shard has its ledger."""
     left = list(missing(run, plan))
     if left:
         raise RetryError(

@@ -2,15 +2,21 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxhpc.cluster.slurm import Queue, seconds_left
 from proxhpc.cluster.work import stale_after
 from proxhpc.refine.lease import Owner, hold
+from proxhpc.refine.progress import ProgressLog
 from proxhpc.rundir import RunDir
+
+if TYPE_CHECKING:  # numpy: not before there is something to merge
+    from proxhpc.assemble.phases import PhaseName
+    from proxhpc.assemble.pool import Progress
 
 T = TypeVar("T")
 
@@ -43,26 +49,50 @@ def merge(root: str, processes: int, memory: int | None = None) -> str:
     """Merge the run, alone; its final state. RetryError while somebody else merges it."""
     from proxhpc.assemble.merge import MEMORY
     from proxhpc.assemble.merge import merge as merge_run
-    from proxhpc.refine.progress import ProgressLog
 
     run = RunDir(Path(root))
+    with _merging(run) as progress, hold(run, "merge", Queue().alive, stale_after(run)):
+        merge_run(run, processes=processes, memory=memory or MEMORY, progress=progress)
+    return "done"
+
+
+def merge_share(
+    root: str, phase: "PhaseName", number: int, of: int, processes: int, memory: int | None = None
+) -> str:
+    """Do share `number` of `of` of one phase of the merge; its final state.
+
+    Others do theirs at the same time. The match has no shares, and is done alone, as a merge is.
+    """
+    from proxhpc.assemble.merge import MEMORY
+    from proxhpc.assemble.phases import share
+
+    run = RunDir(Path(root))
+    alone = hold(run, "merge", Queue().alive, stale_after(run))
+    with _merging(run) as progress, alone if phase == "match" else nullcontext():
+        share(
+            run,
+            phase,
+            (number, of),
+            processes=processes,
+            memory=memory or MEMORY,
+            progress=progress,
+        )
+    return "done"
+
+
+@contextmanager
+def _merging(run: RunDir) -> Iterator["Progress"]:
+    """Tell how a job of the merge fares, in a progress file of its own."""
     log = ProgressLog(run, Owner.me("merge"), "merge")
     log.write("starting")
     # submitit would swallow it. Every file of a merge is whole or absent, so it may end anywhere.
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with hold(run, "merge", Queue().alive, stale_after(run)):
-            merge_run(
-                run,
-                processes=processes,
-                memory=memory or MEMORY,
-                progress=lambda *_: log.heartbeat(),
-            )
+        yield lambda *_: log.heartbeat()
     except BaseException as error:
         log.write("failed", error=type(error).__name__, message=str(error)[:2000])
         raise
     log.write("done")
-    return "done"
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

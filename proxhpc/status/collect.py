@@ -19,8 +19,7 @@ from proxhpc.refine.leaser import missing
 from proxhpc.rundir import RunDir, shard_name
 from proxhpc.status.beats import Recent, recents
 from proxhpc.status.judge import ALIVE, Signs, failures, judge
-from proxhpc.status.model import Shards, Speed, Status, WorkerStatus
-from proxhpc.status.steps import steps
+from proxhpc.status.model import MergePhase, Shards, Speed, Status, WorkerStatus
 
 
 class QueueView(Protocol):
@@ -75,8 +74,8 @@ class Collector:
             phase=phase,
             reason=reason,
             next_step=next_step,
-            steps=steps(self.run, self.plan, len(left)),
             shards=Shards(len(self._sizes), len(self._sizes) - len(left), len(in_work)),
+            merge=() if left or merged else self._merge(),
             counts=_counts(merged, beats),
             exact=bool(merged),
             token_unit=self.plan.token_unit,
@@ -111,6 +110,12 @@ class Collector:
             return False
         owner = self._leases.holder("advance", attempt)
         return owner is not None and owner.runs() is not False
+
+    def _merge(self) -> tuple[MergePhase, ...]:
+        from proxhpc.assemble.phases import left  # numpy: not while a run is refined
+
+        phases = left(self.run, self.plan)
+        return tuple(MergePhase(p.phase, p.total, p.total - len(p.units)) for p in phases)
 
     def _worker(
         self, recent: Recent, jobs: dict[str, Job], asked: bool, now: float, quiet: float

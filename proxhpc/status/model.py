@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from proxhpc.account.counts import Counts
-from proxhpc.status.steps import Step
 
 Phase = Literal["planned", "refining", "merging", "reporting", "stopped", "finished"]
 
@@ -16,6 +15,15 @@ class Shards:
     total: int
     done: int
     working: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergePhase:
+    """How far a phase of the merge is, in its own units: groups of shards, or parts."""
+
+    phase: str
+    total: int
+    done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class Status:
     they have committed, which counts a document twice where a shard was taken from a dead worker
     before its last commit was seen. `next_step` is a command to type, or empty. `deaths` are those
     of workers and engines that others have noted; `left_out` are the nodes that the last array
-    keeps away from.
+    keeps away from. `merge` has the phases of the merge, as far as they are known, while it is on.
     """
 
     run: str
@@ -81,8 +89,8 @@ class Status:
     phase: Phase
     reason: str
     next_step: str
-    steps: tuple[Step, ...]
     shards: Shards
+    merge: tuple[MergePhase, ...]
     counts: Counts
     exact: bool
     token_unit: str
@@ -101,7 +109,7 @@ class Status:
         out = {name: getattr(self, name) for name in self.__slots__}
         out["counts"] = self.counts.to_dict()
         out["shards"], out["speed"] = asdict(self.shards), asdict(self.speed)
-        out["steps"] = [asdict(step) for step in self.steps]
+        out["merge"] = [asdict(phase) for phase in self.merge]
         out["workers"] = [asdict(worker) for worker in self.workers]
         out["failures"] = [asdict(failure) for failure in self.failures]
         return out

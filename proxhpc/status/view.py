@@ -38,6 +38,7 @@ def one_line(status: Status) -> str:
         f"{status.phase}: {shards.done}/{shards.total} shards",
         f"{whole(status.counts.documents)} documents",
     ]
+    parts += [f"{p.phase} {p.done}/{p.total}" for p in status.merge if p.total > 1]
     if speed.documents_per_s is not None:
         parts.append(f"{short(speed.documents_per_s)}/s, {short(speed.tokens_per_s)} tokens/s")
     if speed.eta_s is not None and status.phase == "refining":
@@ -111,17 +112,30 @@ def _progress(status: Status) -> Text:
 def _steps(status: Status) -> Text:
     """The way to the report: what is done, what is at work and how far it is, what is to come."""
     line, before = Text(), True
-    for step in status.steps:
+    for name, done, total in _amounts(status):
         line.append("   " if line else "")
-        amount = f" {whole(step.done)}/{whole(step.total)}" if (step.total or 0) > 1 else ""
-        if step.finished:
-            line.append(f"✓ {step.name}", style="green")
+        amount = f" {whole(done)}/{whole(total)}" if total > 1 else ""
+        if done == total:
+            line.append(f"✓ {name}", style="green")
         elif before:
-            line.append(f"▸ {step.name}{amount}", style="bold cyan")
+            line.append(f"▸ {name}{amount}", style="bold cyan")
         else:
-            line.append(f"· {step.name}", style="dim")
-        before = before and step.finished
+            line.append(f"· {name}", style="dim")
+        before = before and done == total
     return line
+
+
+def _amounts(status: Status) -> Iterator[tuple[str, int, int]]:
+    """Each step with its units: done, and in all."""
+    shards = status.shards
+    yield "refine", shards.done, max(1, shards.total)
+    told = {phase.phase: (phase.done, phase.total) for phase in status.merge}
+    for name in ("sketch", "match", "scatter", "write"):
+        if name in told:
+            yield name, *told[name]
+        elif name != "scatter":
+            yield name, int(status.exact), 1
+    yield "report", int(status.phase == "finished"), 1
 
 
 def _work(status: Status) -> Iterator[Table]:

@@ -1,0 +1,92 @@
+"""The phases of a merge as arrays: what is left of each, and the share of one element.
+
+Units of a phase are idempotent, and of N elements one does every Nth. What is left is told from
+names alone, for it is asked often. The merge behind the last array goes through all phases, proves
+what it finds, and makes again what is not as it should be; so an array only saves time.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from proxhpc.assemble.match import match, read_match
+from proxhpc.assemble.merge import MEMORY, check_refined
+from proxhpc.assemble.pool import Progress, Unit, open_pool
+from proxhpc.assemble.shuffle import scatter
+from proxhpc.assemble.sketch import all_groups, groups, sketch
+from proxhpc.assemble.survivors import decided
+from proxhpc.assemble.write import write
+from proxhpc.plan import Plan
+from proxhpc.rundir import RunDir
+
+PhaseName = Literal["sketch", "match", "scatter", "write"]
+
+_UNITS: dict[PhaseName, Unit[Any]] = {"sketch": sketch, "scatter": scatter, "write": write}
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is left of a phase: numbers of its units, of `total`."""
+
+    phase: PhaseName
+    total: int
+    units: tuple[int, ...]
+
+
+def left(run: RunDir, plan: Plan) -> list[Left]:
+    """What is left of the phases, in order; how many parts are written is known once matched."""
+    found = read_match(run)
+    out = [
+        _left(run.sketch_counts, "sketch", len(all_groups(plan))),
+        Left("match", 1, () if found else (0,)),
+    ]
+    if found:
+        parts = _left(run.part_receipt, "write", len(found.parts))
+        if plan.manifest.output.shuffle:
+            rows = _left(run.scattered, "scatter", len(groups(plan)))
+            out.append(rows if parts.units else replace(rows, units=()))
+        out.append(parts)
+    return out
+
+
+def share(
+    run: RunDir,
+    phase: PhaseName,
+    shares: tuple[int, int],
+    *,
+    processes: int = 1,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> None:
+    """Do one of so many `shares` (its number and theirs) of a phase; what is done stays.
+
+    The match has no shares: its one element does all, within `memory` bytes.
+    RetryError while shards are not refined; StopError where the phase before is not done, or as
+    `merge` does.
+    """
+    plan = Plan.load(run)
+    check_refined(run, plan)
+    number, of = shares
+    with open_pool(run, plan, processes, progress) as pool:
+        if phase == "match":
+            match(pool, pool.map("sketch", sketch, all_groups(plan)), memory)
+            return
+        for _ in pool.each(phase, _UNITS[phase], range(number, _total(run, plan, phase), of)):
+            pass  # its result is in a file
+
+
+def _total(run: RunDir, plan: Plan, phase: PhaseName) -> int:
+    if phase == "write":
+        return len(decided(run).parts)
+    if phase == "scatter":
+        return len(groups(plan)) if plan.manifest.output.shuffle else 0
+    return len(all_groups(plan))
+
+
+def _left(path: Callable[[int], Path], phase: PhaseName, total: int) -> Left:
+    """The units of which `path` is not there, by one listing of its folder."""
+    folder = path(0).parent
+    names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    return Left(phase, total, tuple(n for n in range(total) if path(n).name not in names))

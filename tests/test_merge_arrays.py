@@ -1,0 +1,247 @@
+"""The merge in arrays: any share, in any order, as often as you like, makes the same corpus."""
+
+import shutil
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merging import killed, output, refined
+from proxhpc.advance import advance, alone, merge_work
+from proxhpc.assemble import sketch
+from proxhpc.assemble.merge import merge
+from proxhpc.assemble.phases import left, share
+from proxhpc.cli import main
+from proxhpc.cluster import tasks
+from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.work import Work, intend
+from proxhpc.errors import ProxError, RetryError, StopError
+from proxhpc.launch import Run
+from proxhpc.rundir import RunDir
+from proxhpc.site import PhaseName, Resources, Site
+from proxhpc.status.collect import collect
+from proxhpc.status.view import one_line
+
+Phase = Any  # a phase of the merge, as the parameters of tests have it
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketch, "MIN_BYTES", 1)  # a group for each shard
+
+
+def twins(folder: Path, **sections: Any) -> tuple[Run, Run]:
+    """A run that one job has merged, and the same one before."""
+    whole = refined(folder, **sections)
+    run = replace(whole, dir=RunDir(folder / "twin"))
+    shutil.copytree(whole.dir.root, run.dir.root)
+    merge(whole.dir)
+    return whole, run
+
+
+def phases(run: Run) -> dict[str, tuple[int, int]]:
+    """How many units of each phase are left, of how many."""
+    return {each.phase: (len(each.units), each.total) for each in left(run.dir, run.plan)}
+
+
+def resources(workers: int) -> Resources:
+    site = {"name": "s", "phases": {"merge": {"workers": workers}}}
+    return Site.model_validate(site).resources("merge")
+
+
+class HereBackend:
+    """Runs elements in this process when they are submitted; those in `lost` are killed at once."""
+
+    def __init__(self, run: RunDir, lost: Container[int] = ()) -> None:
+        self.run, self.lost = run, lost
+        self.works: list[Work] = []
+
+    def active(self, phase: PhaseName) -> int:
+        return 0
+
+    def submit(self, work: Work, then: Work | None) -> list[str]:
+        intend(Journal(self.run), len(self.works), work, arrays=1, chained=False)
+        Journal(self.run).write("released", len(self.works))
+        for number, arguments in enumerate(work.arguments):
+            if len(self.works) or number not in self.lost:
+                with suppress(ProxError):  # it says so in its progress file
+                    work.function(*arguments)
+        self.works.append(work)
+        return ["7"]
+
+    def follow(self, then: Work) -> bool:
+        return False
+
+    def reconcile(self) -> list[str]:
+        return []
+
+    def elements(self, resources: Resources) -> int:
+        return resources.jobs
+
+    def failing(self, worked: Container[str]) -> dict[str, int]:
+        return {}
+
+    def cancel(self) -> list[str]:
+        return []
+
+    @property
+    def told(self) -> list[tuple[str, list[int]]]:
+        """What was submitted: phase, "all" for the one job, and its shares."""
+        return [
+            (w.arguments[0][1], [a[2] for a in w.arguments])
+            if w.function is tasks.merge_share
+            else ("all", [])
+            for w in self.works
+        ]
+
+
+def advanced(run: Run, backend: HereBackend, workers: int) -> list[tuple[str, list[int]]]:
+    """Step until the report is there, on a site with so many workers; what was submitted."""
+    site = Site.model_validate({"name": "s", "phases": {"merge": {"workers": workers}}})
+    run.dir.site.write_text(site.model_dump_json(exclude_unset=True))
+    for step in range(12):
+        with alone(run.dir) as lease:
+            if advance(lease, run.plan, backend, by_hand=step == 0).phase == "report":
+                return backend.told
+    raise AssertionError(f"no report after {backend.told}")
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_shares_in_any_order_and_twice_make_the_same_corpus(tmp_path: Path, shuffle: bool) -> None:
+    more = {"output": {"part_size": 6000, "shuffle": shuffle}}
+    whole, run = twins(tmp_path, **more)
+    assert phases(run)["sketch"] == (6, 6)
+    for number in (2, 0, 2, 1):
+        share(run.dir, "sketch", (number, 3))
+    assert phases(run) == {"sketch": (0, 6), "match": (1, 1)}
+    share(run.dir, "match", (0, 1))
+    share(run.dir, "match", (0, 1))
+    assert phases(run)["write"] == (4, 4)
+    for number in (1, 0, 0):
+        share(run.dir, "scatter", (number, 2))
+    assert phases(run).get("scatter") == ((0, 6) if shuffle else None)
+    share(run.dir, "write", (3, 4))
+    assert phases(run)["write"] == (3, 4)
+    for number in (1, 0, 1):  # in other shares than before
+        share(run.dir, "write", (number, 2))
+    assert phases(run)["write"] == (0, 4)
+    assert not run.dir.checksums.exists()
+    merge(run.dir)
+    assert output(run.dir) == output(whole.dir)
+
+
+@pytest.mark.parametrize("phase", ["sketch", "write"])
+def test_a_share_killed_at_any_file_is_what_is_left(tmp_path: Path, phase: Phase) -> None:
+    whole, run = twins(tmp_path)
+    if phase == "write":
+        share(run.dir, "sketch", (0, 1))
+        share(run.dir, "match", (0, 1))
+    every = set(range(phases(run)[phase][1]))
+    own = {unit for unit in every if unit % 2}
+    for allowed in range(20):
+        dead = killed(run.dir, allowed, lambda r: share(r, phase, (1, 2)))
+        found = next(each for each in left(run.dir, run.plan) if each.phase == phase)
+        assert set(found.units) - own == every - own
+        assert dead == bool(set(found.units) & own)
+        if not dead:
+            break
+    assert allowed > 2
+    merge(run.dir)
+    assert output(run.dir) == output(whole.dir)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_run_goes_through_its_phases_and_makes_up_for_lost_elements(
+    tmp_path: Path, shuffle: bool
+) -> None:
+    more = {"output": {"part_size": 6000, "shuffle": shuffle}}
+    whole, run = twins(tmp_path, **more)
+    told = advanced(run, HereBackend(run.dir, lost=[1]), workers=3)
+    expected = [
+        ("sketch", [0, 1, 2]),
+        ("sketch", [1]),
+        ("match", [0]),
+        ("scatter", [0, 1, 2]),
+        ("write", [0, 1, 2]),
+        ("all", []),
+    ]
+    assert told == [each for each in expected if shuffle or each[0] != "scatter"]
+    assert output(run.dir) == output(whole.dir)
+    assert run.dir.report_json.exists()
+
+
+def test_a_small_run_or_one_worker_is_one_job(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    for workers, function in ((1, tasks.merge), (6, tasks.merge_share), (7, tasks.merge)):
+        work = merge_work(run.dir, run.plan, resources(workers), workers)
+        assert work.function is function
+    assert len(merge_work(run.dir, run.plan, resources(6), 4).arguments) == 4
+    assert advanced(run, HereBackend(run.dir), workers=7) == [("all", [])]
+
+
+def test_what_names_hide_is_made_again_by_one_job(tmp_path: Path) -> None:
+    whole, run = twins(tmp_path)
+    share(run.dir, "sketch", (0, 1))
+    share(run.dir, "match", (0, 1))
+    for group in range(6):
+        run.dir.sketch(group).unlink()
+    told = advanced(run, HereBackend(run.dir), workers=2)
+    assert told == [("write", [0, 1]), ("all", [])]
+    assert output(run.dir) == output(whole.dir)
+
+
+def test_shards_that_are_refined_again_are_matched_again(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    share(run.dir, "sketch", (0, 1))
+    share(run.dir, "match", (0, 1))
+    run.dir.ledger(2).unlink()
+    backend = HereBackend(run.dir)
+    with alone(run.dir) as lease:
+        run.dir.site.write_text('{"name": "s"}')
+        advance(lease, run.plan, backend, by_hand=True)
+    assert backend.works[0].phase == "refine"
+    assert phases(run) == {"sketch": (0, 6), "match": (1, 1)}
+
+
+def test_a_phase_before_its_time_says_what_is_missing(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    with pytest.raises(StopError, match=r"there is no .*match\.json"):
+        share(run.dir, "write", (0, 1))
+    run.dir.ledger(0).unlink()
+    with pytest.raises(RetryError, match="1 of 6 shards are not refined yet"):
+        share(run.dir, "sketch", (0, 1))
+
+
+def test_status_shows_how_far_each_phase_is(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    share(run.dir, "sketch", (0, 3))
+    status = collect(run.dir, None)
+    assert [(p.phase, p.done, p.total) for p in status.merge] == [("sketch", 2, 6), ("match", 0, 1)]
+    assert "sketch 2/6" in one_line(status)
+    merge(run.dir)
+    assert collect(run.dir, None).merge == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--phase sketch --number 2 --of 2", "of 2 shares the first is 0"),
+        ("--number 1 --of 2", "add --phase"),
+        ("--phase write --out DIR", "leave out --out"),
+    ],
+)
+def test_impossible_shares_are_one_line(
+    tmp_path: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = refined(tmp_path)
+    assert main(["merge", str(run.dir.root), *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_line_does_a_share(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    assert main(f"merge {run.dir.root} --phase sketch --number 1 --of 2".split()) == 0
+    assert phases(run)["sketch"] == (3, 6)
