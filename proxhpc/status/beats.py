@@ -122,7 +122,7 @@ def history(path: Path, points: int) -> list[Beat]:
         else:
             places = [(size - CHUNK) * n // (points - 1) for n in range(points)]
             pieces = [_lines(fd, place, CHUNK) for place in places]
-            lines = [piece[0] for piece in pieces[:-1] if piece] + pieces[-1]
+            lines = [piece[0] for piece in pieces if piece] + pieces[-1][-1:]
     finally:
         os.close(fd)
     beats = [beat for line in lines if (beat := Beat.parse(line))]
