@@ -184,7 +184,7 @@ class _Group:
                 tiles.append(item)
                 counts.blank_lines += item.blank
                 continue
-            counts += item.row.count()
+            item.row.add_to(counts)
             if item.text is not None:
                 self._add_document(shard, item)
             elif item.row.status == "quarantined":
