@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.models import short_name
 from proxhpc.status.judge import ALIVE
 from proxhpc.status.model import Failure, Status, WorkerStatus
 from proxhpc.status.terminal import duration, safe, share, short, whole
@@ -182,15 +183,9 @@ def _outcome(status: Status) -> Table:
         part = share(status.written, counts.documents)
         _add(table, "written", whole(status.written), part, "documents in the corpus")
     part = share(counts.tokens_out, counts.tokens_in)
-    unit = f"kept of {short(counts.tokens_in)}; tokens: {_unit(status)}"
+    unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(short_name(status.token_unit))}"
     _add(table, "tokens", short(counts.tokens_out), part, unit)
     return table
-
-
-def _unit(status: Status) -> str:
-    """What counted the tokens; of a model in a folder, its name."""
-    unit = status.token_unit
-    return safe(unit.rpartition("/")[2] if unit.startswith("/") else unit)
 
 
 def _add(table: Table, *cells: str) -> None:
