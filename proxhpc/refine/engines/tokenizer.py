@@ -99,6 +99,11 @@ class HFTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` alone, without special tokens added or recognised in it."""
+        # A batch, though of one: only for batches the library lets other threads run meanwhile
+        # and spares the offsets.
+        (tokens,) = self._text.encode_batch_fast([text], add_special_tokens=False)
+        if self._never.isdisjoint(tokens.ids):
+            return list(tokens.ids)
         return [number for _, piece in self._pieces(text) for number in piece.ids]
 
     def _pieces(self, text: str) -> list[tuple[str, Any]]:
