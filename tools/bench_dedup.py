@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 import yaml
@@ -70,7 +71,7 @@ def write_files(texts: Sequence[str], folder: Path, files: int) -> None:
         (folder / f"{number}.jsonl.zst").write_bytes(packer.compress(b"".join(pile)))
 
 
-def keep_all(corpus: Path, folder: Path, threshold: float) -> Path:
+def keep_all(corpus: Path, folder: Path, dedup: dict[str, Any]) -> Path:
     """Return a finished run over the files in which every document was kept as it is."""
     folder.mkdir()
     manifest = {
@@ -79,7 +80,7 @@ def keep_all(corpus: Path, folder: Path, threshold: float) -> Path:
         "corpus": {"paths": str(corpus / "*.jsonl.zst"), "id": "id"},
         "stages": [{"level": "chunk"}],
         "engine": {"name": "rules"},
-        "dedup": {"exact": True, "near": {"threshold": threshold}},
+        "dedup": dedup,
         "output": {"provenance": False},
     }
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
@@ -111,7 +112,7 @@ def ours(threshold: float) -> Tool:
     """Return what runs our merge on the files of a folder."""
 
     def tool(corpus: Path, out: Path, processes: int) -> tuple[peak.Cost, set[int]]:
-        run = keep_all(corpus, out, threshold)
+        run = keep_all(corpus, out, {"near": {"threshold": threshold}})
         merge = [sys.executable, "-m", "proxhpc.cli", "merge", str(run)]
         cost = peak.run([*merge, "--processes", str(processes)], out / "log")
         parts = sorted((run / "corpus").rglob("*.jsonl.zst"))
