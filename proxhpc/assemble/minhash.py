@@ -32,9 +32,9 @@ class Signer:
         self._slots = [np.empty((0, near.bands * near.rows), np.uint32)]
         self._any: list[bool] = []
 
-    def add(self, text: str) -> None:
-        """Take the next text."""
-        own = shingles(text, self._near.shingle)
+    def add(self, folded: str) -> None:
+        """Take the next text, folded."""
+        own = shingles(folded, self._near.shingle)
         self._waiting.append(own)
         self._any.append(len(own) > 0)
         self._weight += len(own) + BATCH // 4096
