@@ -20,6 +20,7 @@ Refine pre-training corpora on Slurm clusters with small language models that wr
   proxhpc launch MANIFEST     plan once, then refine, merge and report; run it again to go on
   proxhpc refine FILE --diff  what a model makes of some documents, right here
   proxhpc status RUN          how far a run is
+  proxhpc annotate SOURCE     examples to train a refiner on, from a run or from pairs
   proxhpc inspect RUN ID      one document before and after, with its programs
   proxhpc verify RUN          every checksum and count of a run, proved again
 """
@@ -87,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     shape = refine.add_mutually_exclusive_group()
     shape.add_argument("--text", action="store_true", help="print the refined text and no more")
     shape.add_argument("--diff", action="store_true", help="show each document before and after")
+
+    _annotate_options(verbs.add_parser("annotate", help="make examples to train a refiner on"))
 
     inspect = verbs.add_parser("inspect", help="show a document before and after")
     _run(inspect)
@@ -261,6 +264,32 @@ def _refine(arguments: argparse.Namespace) -> int:
     return here.refine(manifest, items, form, arguments.limit)
 
 
+def _annotate(arguments: argparse.Namespace) -> None:
+    from proxhpc.adapt.annotate import Options, annotate
+    from proxhpc.adapt.examples import Cut
+    from proxhpc.adapt.gold import gold_fields
+    from proxhpc.adapt.sources import open_sources
+    from proxhpc.adapt.view import render
+
+    for option in ("validation", "untouched"):
+        _share(f"--{option}", getattr(arguments, option))
+    if arguments.per_source is not None:
+        _at_least(1, "--per-source", arguments.per_source)
+    options = Options(
+        dialect=arguments.dialect,
+        cut=Cut.parse(arguments.windows),
+        validation=arguments.validation,
+        untouched=arguments.untouched,
+        per_source=arguments.per_source,
+        held_out=tuple(arguments.held_out),
+        fields=gold_fields(arguments.field),
+        seed=arguments.seed,
+    )
+    sources = open_sources(arguments.sources, options.fields, options.dialect)
+    summary = annotate(sources, arguments.out, options)
+    _print_json(summary.to_dict()) if arguments.json else _print(render(summary))
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from proxhpc.inspect import show, show_sample
 
@@ -345,6 +374,7 @@ COMMANDS = {
     "verify": _verify,
     "status": _status,
     "refine": _refine,
+    "annotate": _annotate,
     "inspect": _inspect,
     "report": _report,
     "worker": _worker,
@@ -359,12 +389,67 @@ def _at_least(least: int, option: str, given: int) -> None:
         raise UserError(f"{option} {given}: it must be {least} or more")
 
 
+def _share(option: str, given: float) -> None:
+    if not 0 <= given <= 1:
+        raise UserError(f"{option} {given}: it must be from 0 to 1")
+
+
 def _manifest(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "manifest", type=Path, metavar="MANIFEST", help="manifest (YAML), or a run to go on with"
     )
     verb.add_argument("--site", help="site file or name, or auto (else the manifest's)")
     verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
+
+
+def _annotate_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="a refined run (its programs teach), or a file of pairs of noisy text and gold",
+    )
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="examples (.jsonl.zst)"
+    )
+    verb.add_argument("--dialect", choices=["prox", "line"], default="prox")
+    verb.add_argument(
+        "--windows",
+        default="64,6000",
+        metavar="CUT",
+        help="windows of at most LINES or LINES,CHARACTERS, or document: whole ones (64,6000)",
+    )
+    verb.add_argument(
+        "--validation", type=float, default=0.15, metavar="SHARE", help="of the hosts (0.15)"
+    )
+    verb.add_argument(
+        "--untouched",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="most windows without an edit among those of training (1: any)",
+    )
+    verb.add_argument(
+        "--per-source", type=int, metavar="N", help="most training documents of one source"
+    )
+    verb.add_argument(
+        "--held-out",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="keep training clear of these files' hosts and of near-duplicates",
+    )
+    verb.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="KEY=FIELD",
+        help="where noisy, gold, labels, keep, id, source, host, url are in a record",
+    )
+    verb.add_argument("--seed", type=int, default=0, help="of what is drawn by lot")
+    _json(verb)
 
 
 def _run(verb: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ LINES = [
     ["status", "inspect", "report"],
     ["doctor", "verify"],
     ["here"],
+    ["adapt"],
     ["advance", "launch"],
     ["cli", "__main__"],
 ]
