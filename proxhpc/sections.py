@@ -74,6 +74,11 @@ def _by_level(doc: int | None, chunk: int | None) -> Any:
     return lambda data: doc if data.get("level") == "doc" else chunk
 
 
+def _most_new_tokens(data: dict[str, Any]) -> int:
+    short, long = (256, 1024) if data.get("prompt") == "teacher" else (16, 256)
+    return short if data.get("level") == "doc" else long
+
+
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
@@ -86,12 +91,13 @@ class Stage(Config):
         "`../`, `~`, or exists beside the manifest). Only `engine.name: rules` does without; it "
         "loads none.",
     )
-    prompt: Literal["prox-llama2", "prox-plain", "chat-template", "compact"] = Field(
+    prompt: Literal["prox-llama2", "prox-plain", "chat-template", "compact", "teacher"] = Field(
         "prox-llama2",
         description="`prox-llama2`: the Llama-2 template that the ProX models were trained with. "
         "`prox-plain`: the same text without a template. `chat-template`: the model's own. "
         "`compact`: short numbers behind the lines and the question last, so that two stages of "
-        "one model read a document once.",
+        "one model read a document once. `teacher`: instructions for a large chat model, whose "
+        "programs are to be learnt from (`proxhpc annotate`).",
     )
     dialect: Literal["prox", "line"] = Field(
         default="prox",
@@ -113,9 +119,9 @@ class Stage(Config):
         "line that none can hold is left untouched.",
     )
     max_new_tokens: Positive = Field(
-        default_factory=_by_level(16, 256),
-        description="Most tokens a program may have. Default 16 for doc, 256 for chunk; a small "
-        "window allows fewer.",
+        default_factory=_most_new_tokens,
+        description="Most tokens a program may have. Default 16 for doc, 256 for chunk, with "
+        "`prompt: teacher` 256 and 1024; a small window allows fewer.",
     )
     grammar: Literal["none", "lines", "strings"] = Field(
         default="none",
@@ -141,6 +147,14 @@ class Stage(Config):
             refuse(_changed(self, ("numbering", "window_tokens"), "only with level: chunk"))
             if self.grammar == "strings":
                 refuse([(("grammar",), "strings is for level: chunk")])
+        return self
+
+    @model_validator(mode="after")
+    def _as_teacher(self) -> Self:
+        if self.prompt == "teacher":
+            refuse(_changed(self, ("dialect",), "not with prompt: teacher, which asks for prox"))
+            if self.level == "doc":
+                refuse(_changed(self, ("grammar",), "not with prompt: teacher, which gives marks"))
         return self
 
 

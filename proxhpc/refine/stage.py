@@ -76,6 +76,9 @@ class StageRunner:
         limit = self.stage.max_new_tokens
         request = Request("doc", prompt, lines, 0, limit, self._stop, grammar, order)
         call = await self._call(0, len(lines), request)
+        if self.style.verdict:
+            program = self.style.verdict(call.program, call.finish != "stop")
+            call = call._replace(program=program)
         return Answer(call, "truncated" if truncated else "")
 
     def questions(
