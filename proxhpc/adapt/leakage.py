@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from proxhpc.adapt.examples import Split
 from proxhpc.assemble.minhash import Signer, band_keys, signatures, similarity, slots
-from proxhpc.assemble.shingles import shingles
+from proxhpc.assemble.shingles import fold, shingles
 from proxhpc.sections import Near
 
 
@@ -28,7 +28,7 @@ class Likeness:
     def __init__(self, texts: Iterable[str], near: Near) -> None:
         signer = Signer(near)
         for text in texts:
-            signer.add(text)
+            signer.add(fold(text))
         found, has_shingles = signer.finish()
         found = found[has_shingles]
         self._near = near
@@ -39,7 +39,7 @@ class Likeness:
 
     def has(self, text: str) -> bool:
         """Whether `text` nearly duplicates one of the texts."""
-        own = shingles(text, self._near.shingle)
+        own = shingles(fold(text), self._near.shingle)
         if not len(own) or not len(self._signatures):
             return False
         found = slots([own], self._near.bands * self._near.rows, self._near.seed)

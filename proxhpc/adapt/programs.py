@@ -143,7 +143,7 @@ def _string_edits(
         while starts[line + 1] <= change[0]:
             line += 1
         stop = line + 1
-        while starts[stop] <= change[1] - 1:
+        while starts[stop] <= change[1]:  # the newline before that line goes too
             stop += 1
         if spans and spans[-1][1] > line:
             first, _, own = spans[-1]
