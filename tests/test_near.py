@@ -71,6 +71,7 @@ def test_equal_slots_estimate_the_jaccard_similarity() -> None:
         assert similarity(signed[:1], signed[other : other + 1])[0] == pytest.approx(truth, abs=0.1)
     keys = band_keys(made, 32)
     assert keys.shape == (32, 4)
+    assert band_keys(made[:0], 32).shape == (32, 0)  # of a group whose documents have no words
     assert (keys[:, 0] == keys[:, 2]).all()
     assert not (keys[:, 0] == keys[:, 1]).all()
     assert not np.array_equal(made, slots(sets, 256, 2))

@@ -66,7 +66,7 @@ def slots(shingles: Sequence[Hashes], count: int, seed: int) -> npt.NDArray[np.u
 
 def band_keys(slots: npt.NDArray[np.uint32], bands: int) -> npt.NDArray[np.uint64]:
     """A key for each band (first axis) of each document; equal where all slots of the band are."""
-    rows = slots.reshape(len(slots), bands, -1).astype(np.uint64)
+    rows = slots.reshape(len(slots), bands, slots.shape[1] // bands).astype(np.uint64)
     keys = np.zeros(rows.shape[:2], np.uint64)
     for row in range(rows.shape[2]):
         keys = mixed(keys + rows[:, :, row])
