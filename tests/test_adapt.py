@@ -111,7 +111,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_a_walk_is_learnt(examples: Path, tmp_path: Path) -> None:
-    adapted = trained(walk_recipe(examples, steps=60, average=0.8), tmp_path)
+    adapted = trained(walk_recipe(examples, steps=110, average=0.8, learning_rate=0.02), tmp_path)
     assert adapted.scores["f1"] > 0.95
     assert adapted.scores["verdict_accuracy"] == 1.0
     ref = resolve_model(str(tmp_path))
@@ -165,7 +165,8 @@ def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
     assert ref.refiner.chunk is not None
     assert (ref.refiner.chunk.numbering, ref.refiner.chunk.window_lines) == ("window", 6)
     before, after = weights(base), weights(tmp_path / "out")
-    assert not torch.equal(before["model.norm.weight"].bfloat16(), after["model.norm.weight"])
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(before[name].bfloat16(), after[name])
 
 
 def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
@@ -181,8 +182,8 @@ def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
         assert batch.targets[own].tolist() == lesson.program
         first = int(batch.places[own][0])
         assert batch.inputs[number, : first + 1].tolist() == lesson.prompt
+    short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
     with pytest.raises(UserError, match="at most 16 tokens"):
-        short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
         ProgramCourse(short, list(read_rows([examples])))
 
 
@@ -213,7 +214,7 @@ def test_chances_and_labels(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_are_no_examples(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"row 1: no example: .*{said}"):
+    with pytest.raises(UserError, match=f"at byte [1-9][0-9]+: no example: .*{said}"):
         list(read_rows([write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])]))
 
 

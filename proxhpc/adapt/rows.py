@@ -85,5 +85,5 @@ def _row(data: dict[str, Any], program: str) -> Row:
 
 def _refused(path: Path, position: int, why: str) -> UserError:
     return UserError(
-        f"{path}, row {position}: no example: {why}", hint="examples come from proxhpc annotate"
+        f"{path}, at byte {position}: no example: {why}", hint="examples come from proxhpc annotate"
     )
