@@ -9,6 +9,7 @@ from proxhpc import __version__
 from proxhpc.errors import ProxError, UserError
 
 if TYPE_CHECKING:
+    from proxhpc.manifest import Manifest
     from proxhpc.rundir import RunDir
 
 LEAST_RAM = 16 << 20  # bytes for matching
@@ -20,6 +21,7 @@ Refine pre-training corpora on Slurm clusters with small language models that wr
   proxhpc launch MANIFEST     plan once, then refine, merge and report; run it again to go on
   proxhpc refine FILE --diff  what a model makes of some documents, right here
   proxhpc status RUN          how far a run is
+  proxhpc evaluate GOLD       how good a model is, where people said what is to be kept
   proxhpc inspect RUN ID      one document before and after, with its programs
   proxhpc verify RUN          every checksum and count of a run, proved again
 """
@@ -77,18 +79,42 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="corpus files, or any other file as one document; - or none: JSON lines on stdin",
     )
-    refine.add_argument("--manifest", type=Path, help="stages, engine, policy and fields from here")
-    refine.add_argument(
-        "--model", help="else: model of the chunk stage, or embedded (no model: the rules)"
-    )
-    refine.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
-    refine.add_argument("--prompt", help="prompt style (the model's own, else prox-llama2)")
-    refine.add_argument("--engine", choices=["rules", "transformers", "vllm"])
+    _refiner(refine, "stages, engine, policy and fields from here")
     refine.add_argument("--plain", action="store_true", help="stdin is one document of plain text")
     refine.add_argument("--limit", type=int, metavar="N", help="the first N documents only")
     shape = refine.add_mutually_exclusive_group()
     shape.add_argument("--text", action="store_true", help="print the refined text and no more")
     shape.add_argument("--diff", action="store_true", help="show each document before and after")
+
+    evaluate = verbs.add_parser("evaluate", help="score a refiner on gold data, right here")
+    evaluate.add_argument(
+        "gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines of gold records"
+    )
+    _refiner(evaluate, "stages, engine and policy from here")
+    evaluate.add_argument(
+        "--fields",
+        default="",
+        metavar="NAME=KEY,…",
+        help="where records hold noisy, gold, labels, text, keep, unanimous, id and source",
+    )
+    evaluate.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="only records with this"
+    )
+    evaluate.add_argument(
+        "--exclude", action="append", default=[], metavar="KEY=VALUE", help="no record with this"
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="N of the records, at random")
+    evaluate.add_argument("--seed", type=int, default=0, help="of --limit and --bootstrap (0)")
+    evaluate.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="resamplings for the intervals (1000); 0 for none",
+    )
+    evaluate.add_argument(
+        "--json", type=Path, metavar="FILE", help="write one JSON document there; - to print it"
+    )
 
     inspect = verbs.add_parser("inspect", help="show a document before and after")
     _run(inspect)
@@ -281,21 +307,53 @@ def _status(arguments: argparse.Namespace) -> None:
     show(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
 
 
-def _refine(arguments: argparse.Namespace) -> int:
-    from proxhpc import here
+def _asked(arguments: argparse.Namespace) -> "Manifest":
+    from proxhpc.here import manifest_of
 
-    if arguments.limit is not None:
-        _at_least(1, "--limit", arguments.limit)
-    manifest = here.manifest_of(
+    return manifest_of(
         arguments.manifest,
         engine=arguments.engine,
         model=arguments.model,
         doc_model=arguments.doc_model,
         prompt=arguments.prompt,
     )
+
+
+def _refine(arguments: argparse.Namespace) -> int:
+    from proxhpc import here
+
+    if arguments.limit is not None:
+        _at_least(1, "--limit", arguments.limit)
+    manifest = _asked(arguments)
     items = here.items(manifest, arguments.files or [Path("-")], plain=arguments.plain)
     form: here.Form = "diff" if arguments.diff else "text" if arguments.text else "json"
     return here.refine(manifest, items, form, arguments.limit)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import json
+
+    from proxhpc.corpus.disk import write_atomic
+    from proxhpc.evaluate import gold, result, view
+
+    if arguments.limit is not None:
+        _at_least(1, "--limit", arguments.limit)
+    _at_least(0, "--bootstrap", arguments.bootstrap)
+    _at_least(0, "--seed", arguments.seed)
+    manifest = _asked(arguments)
+    where, exclude = (
+        tuple(map(gold.condition, given)) for given in (arguments.where, arguments.exclude)
+    )
+    selection = gold.Selection(where, exclude, arguments.limit, arguments.seed)
+    fields = gold.GoldFields.parse(arguments.fields)
+    records = gold.read_gold(arguments.gold, fields, selection)
+    found = result.evaluate(manifest, records, arguments.gold, selection, arguments.bootstrap)
+    if arguments.json == Path("-"):
+        _print_json(found.to_dict())
+        return
+    if arguments.json:
+        write_atomic(arguments.json, json.dumps(found.to_dict(), indent=2).encode() + b"\n")
+    _print(view.render(found))
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -414,6 +472,7 @@ COMMANDS = {
     "verify": _verify,
     "status": _status,
     "refine": _refine,
+    "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,
     "flops": _flops,
@@ -435,6 +494,16 @@ def _manifest(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--site", help="site file or name, or auto (else the manifest's)")
     verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (else run_dir)")
+
+
+def _refiner(verb: argparse.ArgumentParser, from_manifest: str) -> None:
+    verb.add_argument("--manifest", type=Path, help=from_manifest)
+    verb.add_argument(
+        "--model", help="else: model of the chunk stage, or embedded (no model: the rules)"
+    )
+    verb.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
+    verb.add_argument("--prompt", help="prompt style (the model's own, else prox-llama2)")
+    verb.add_argument("--engine", choices=["rules", "transformers", "vllm"])
 
 
 def _run(verb: argparse.ArgumentParser) -> None:

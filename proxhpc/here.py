@@ -7,7 +7,7 @@ directory: nothing is kept, resumed or merged.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from io import BufferedReader
@@ -33,9 +33,10 @@ from proxhpc.plan import find_models, settle
 from proxhpc.program.replay import replay
 from proxhpc.refine.ledger import Row, bad_row
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, ordered
-from proxhpc.refine.refiner import chunk_style, open_refiner
+from proxhpc.refine.refiner import Refiner, chunk_style, open_refiner
 from proxhpc.refine.worker import IN_FLIGHT_BYTES, weigh
 from proxhpc.report.text import power
+from proxhpc.sections import EMBEDDED
 from proxhpc.status.terminal import make_console, safe, whole
 
 Form = Literal["json", "text", "diff"]
@@ -58,7 +59,9 @@ def manifest_of(
     stages = [("doc", doc_model), ("chunk", model)]
     if model or doc_model:
         stages = [stage for stage in stages if stage[1]]
-        engine = engine or ("vllm" if find_spec("vllm") else "transformers")
+        # The embedded model is done with many documents before vLLM would have started.
+        large = {model, doc_model} - {None, EMBEDDED}
+        engine = engine or ("vllm" if large and find_spec("vllm") else "transformers")
     style: dict[str, str | None] = {"prompt": prompt} if prompt else {}
     data = {
         "name": "here",
@@ -145,6 +148,15 @@ def refine(manifest: Manifest, found: Iterator[Named], form: Form, limit: int | 
 
 async def _refine(manifest: Manifest, found: Iterator[Named], printer: "_Printer") -> None:
     refiner = await open_refiner(manifest, printer.models)
+    try:
+        async for (source, item), row in rows(refiner, found):
+            printer.show(source, item, row)
+    finally:
+        await refiner.close()
+
+
+def rows(refiner: Refiner, found: Iterator[Named]) -> AsyncGenerator[tuple[Named, Row], None]:
+    """Each item with its row, in order, many in flight."""
 
     async def events() -> AsyncIterator[Named]:
         # One by one: who writes line by line into a pipe is answered line by line.
@@ -156,13 +168,7 @@ async def _refine(manifest: Manifest, found: Iterator[Named], printer: "_Printer
         return bad_row(item) if isinstance(item, Bad) else await refiner.refine(item)
 
     budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
-    try:
-        async for (source, item), row in ordered(
-            events(), work, lambda event: weigh(event[1]), budget
-        ):
-            printer.show(source, item, row)
-    finally:
-        await refiner.close()
+    return ordered(events(), work, lambda event: weigh(event[1]), budget)
 
 
 class _Printer:

@@ -154,6 +154,8 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     ]
     one = manifest_of(None, **nothing | {"doc_model": "a/b", "engine": "vllm"}, prompt="compact")
     assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
+    tiny = manifest_of(None, **nothing | {"model": "embedded"}, prompt=None)
+    assert (tiny.engine.name, tiny.stages[0].model) == ("transformers", "embedded")
     with pytest.raises(UserError, match="give it alone"):
         manifest_of(tmp_path / "m.yaml", **nothing | {"model": "a/b"}, prompt="compact")
     with pytest.raises(UserError, match="neither a directory"):

@@ -12,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from merging import refined
+from proxhpc.assemble.listings import read_rows
+from proxhpc.assemble.merge import merge
 from proxhpc.cli import main
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document, End
@@ -358,3 +361,29 @@ def test_a_line_of_a_megabyte_is_compared_quickly() -> None:
     (gone, come) = list(compare([before], [before[:500_000] + before[500_005:]]))
     assert (gone.kind, come.kind) == ("removed", "added")
     assert [p.text for p in gone.pieces if p.changed] == ["word "]
+
+
+def test_a_duplicate_names_what_is_kept(tmp_path: Path) -> None:
+    made = refined(tmp_path)
+    assert inspect(made.dir, "before")[0].duplicate_of is None, "not merged yet"
+    merge(made.dir)
+    (copy,) = inspect(made.dir, "doc-8")
+    assert copy.duplicate_of is not None
+    assert copy.duplicate_of.id == "before"
+    assert copy.duplicate_of.source == inspect(made.dir, "before")[0].source
+    assert copy.to_dict()["duplicate_of"]["similarity"] == 1
+    out = io.StringIO()
+    show(made.dir, "doc-8", console=Console(file=out, width=200))
+    assert "as a duplicate: the same text as before (a.jsonl.zst:" in out.getvalue()
+    listed = {row["dropped"]["source"]: row["kept"]["id"] for row in read_rows(made.dir.duplicates)}
+    assert len(listed) == 3
+    for item in sample(made.dir, 1000):
+        kept = item.duplicate_of.id if item.duplicate_of else None
+        assert kept == listed.get(item.source)
+
+
+def test_a_corpus_without_duplicates_has_none(tmp_path: Path) -> None:
+    made = planned(tmp_path, 4)
+    tasks.refine(str(made.dir.root), 0, 1)
+    merge(made.dir)
+    assert [item.duplicate_of for item in sample(made.dir, 9)] == [None] * 4

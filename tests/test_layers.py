@@ -25,6 +25,7 @@ LINES = [
     ["status", "inspect", "report"],
     ["doctor", "verify"],
     ["here"],
+    ["evaluate"],
     ["advance", "launch", "variant"],
     ["cli", "__main__"],
 ]

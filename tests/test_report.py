@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from proxhpc.refine.lease import Owner
 from proxhpc.refine.progress import ProgressLog
 from proxhpc.report import build_report, load_report, page, render, write_report
 from proxhpc.rundir import RunDir
+from proxhpc.status.beats import history
 from runs import document, local_site, manifest, planned, rows_of, write_jsonl
 
 HOSTILE = "\x1b]0;owned\x07[red]<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e"
@@ -405,3 +407,47 @@ def test_the_report_of_a_real_run_equals_sums_over_its_files(tmp_path: Path) -> 
     assert report["tokens"]["written"] == sum(-(-len(text.encode()) // 4) for text in texts)
     assert report["tokens"]["in"] == sum(row.tokens_in for row in ledger)
     assert Plan.load(run.dir).digest == report["execution"]["plan"]
+
+
+def test_workers_over_time_with_their_failures(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 bins of a second: w1 reads 100 tokens a second and fails after 30, w2 40 to the end."""
+    merged(run, summary())
+    for name, words in (
+        ("w1", [(0, "starting", 0, 0), (10, "working", 1000, 0), (30, "failed", 3000, 0)]),
+        ("w2", [(0, "working", 0, 0), (45, "working", 1800, 1), (60, "done", 2400, 1)]),
+        ("w3", [(20, "working", 0, 0)]),
+    ):
+        log = ProgressLog(run, Owner(name, "node7", 1, "1"), "refine")
+        for at, state, tokens, deaths in words:
+            monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
+            log.counts, log.deaths = Counts(tokens_in=tokens), deaths
+            log.write(state)
+    found = build_report(run)["execution"]["timeline"]
+    assert found["seconds"] == 60
+    assert found["tokens_per_second"] == [140.0] * 30 + [40.0] * 30
+    told = {one["worker"]: (one["end"], one["trouble"]) for one in found["workers"]}
+    assert told == {"w1": ("failed", [0.5]), "w2": ("done", [0.75]), "w3": ("gone", [0.3333])}
+    html = page(build_report(run))
+    assert html.count("ended without a word") == 1
+
+
+def test_a_long_history_is_read_here_and_there(run: RunDir) -> None:
+    log = ProgressLog(run, Owner("w1", "node7", 1, "1"), "refine")
+    for number in range(2000):
+        log.counts = Counts(tokens_in=number)
+        log.write("working")
+    beats = history(run.worker("w1"), 20)
+    read = [beat.counts.tokens_in for beat in beats]
+    assert read[0] == 0
+    assert read[-1] == 1999
+    assert 20 <= len(read) <= 22
+    assert max(b - a for a, b in pairwise(read)) < 300
+
+
+def test_what_is_damaged_of_the_examples_is_named(run: RunDir) -> None:
+    merged(run, summary())
+    run.examples.write_bytes(b'{"id": 1}\n')
+    with pytest.raises(StopError, match="damaged"):
+        build_report(run)

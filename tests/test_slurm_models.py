@@ -24,13 +24,14 @@ REFINER = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"bia
 
 
 def pages() -> list[dict[str, str]]:
-    """Short pages with navigation around a few sentences; no two alike."""
+    """Short pages with navigation around a few sentences; no two alike, numbers aside."""
     return [
         {
             "id": f"page-{n}",
-            "text": f"Home | Shop | Cart ({n})\nThe {n}th lighthouse on the coast was built of "
-            f"grey stone.\nIts lamp could be seen from {n + 10} miles away.\nClick here to "
-            f"subscribe!\nToday a keeper still lives in it with {n % 5} cats.",
+            "text": f"Home | Shop {chr(65 + n)} | Cart ({n})\n"
+            f"The {n}th lighthouse on the coast was built of grey stone.\n"
+            f"Its lamp could be seen from {n + 10} miles away.\nClick here to subscribe!\n"
+            f"Today a keeper still lives in it with {n % 5} cats.",
         }
         for n in range(DOCUMENTS)
     ]

@@ -19,7 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from merging import refined
 from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage
+from proxhpc.assemble.merge import merge
 from proxhpc.assemble.summary import Duplicates, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster.journal import Journal
@@ -27,8 +30,11 @@ from proxhpc.cluster.slurm import Job
 from proxhpc.cluster.work import Work, intend
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, StopError, UserError
+from proxhpc.inspect import sample
 from proxhpc.launch import Run
 from proxhpc.refine.lease import Owner
+from proxhpc.refine.progress import ProgressLog
+from proxhpc.report import account
 from proxhpc.rundir import RunDir
 from proxhpc.status import Status, Ticker, collect, render, show
 from proxhpc.status.beats import read_recent
@@ -305,6 +311,7 @@ def test_phases_follow_the_files(run: Run) -> None:
     assert collect(run.dir, None).phase == "refining"
     publish(run, *range(len(run.plan.shards)))
     assert collect(run.dir, None).phase == "merging"
+    assert "✓ refine   ▸ sketch   · match   · write   · report" in page(collect(run.dir, None))
     part = PartReceipt("m", run.dir.part(0).name, 56, 900, 5, "ab", 800, 200, {0: 56})
     merged = MergeSummary(
         "m", counts(60), Duplicates(4, 0, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
@@ -315,6 +322,7 @@ def test_phases_follow_the_files(run: Run) -> None:
         path.write_bytes(b"12345")
     status = collect(run.dir, None)
     assert (status.phase, status.exact, status.counts.documents) == ("reporting", True, 60)
+    assert "✓ write   ▸ report" in page(status)
     assert (status.duplicates, status.written) == (4, 56)
     run.dir.report.mkdir()
     run.dir.report_json.write_text("{}")
@@ -429,7 +437,33 @@ def test_status_writes_nothing(read_only: Run) -> None:
     out = io.StringIO()
     show(read_only.dir, console=Console(file=out, width=150))
     assert "w1" in out.getvalue()
+    assert account(read_only.dir)["documents"] == 5
+    assert sample(read_only.dir, 1) == []
     assert snapshot(read_only.dir.root) == before
+
+
+def test_steps_of_a_merge_are_told_as_it_goes(tmp_path: Path) -> None:
+    made = refined(tmp_path)
+    told: list[str] = []
+
+    def look(phase: str, done: int, of: int) -> None:
+        if phase in ("sketch", "write") and done < of:
+            assert f"▸ {phase} {done}/{of}" in page(collect(made.dir, None)) or of == 1
+            told.append(phase)
+
+    merge(made.dir, progress=look)
+    assert Counter(told)["write"] > 2
+    assert set(told) == {"sketch", "write"}
+    assert "✓ write   ▸ report" in page(collect(made.dir, None))
+
+
+def test_what_models_did_is_told_by_stage(run: Run) -> None:
+    assert "requests" not in page(collect(run.dir, None))
+    found = counts(5)
+    found.doc = Usage.of_request(100, 25, 3)
+    ProgressLog(run.dir, owner("w1"), "refine", counts=found).write("working")
+    lines = [line.split() for line in page(collect(run.dir, None)).splitlines()]
+    assert ["doc", "stage", "1", "100", "25.0", "%", "3"] in lines
 
 
 def test_watching_ends_when_the_run_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

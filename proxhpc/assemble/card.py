@@ -7,13 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from proxhpc import __version__
 from proxhpc.assemble.summary import MergeSummary
+from proxhpc.models import short_name
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
@@ -64,7 +64,7 @@ def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
             ("in this corpus", summary.written, summary.text_bytes, summary.tokens),
         ],
     )
-    yield f"Tokens are counted as: {_cell(_short(plan.token_unit))}."
+    yield f"Tokens are counted as: {_cell(short_name(plan.token_unit))}."
     rows: list[tuple[str | int, ...]] = [("kept as it was", counts.kept), ("edited", counts.edited)]
     rows += [(f"dropped, {why}", n) for why, n in sorted(counts.dropped.items())]
     rows += [(f"set aside, {why}", n) for why, n in sorted(counts.quarantined.items())]
@@ -115,7 +115,9 @@ def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
 def _making(plan: Plan) -> Iterator[str]:
     yield "## How it was made"
     manifest = plan.manifest.model_dump(mode="json")
-    stages = [stage | {"model": _short(stage["model"] or "none")} for stage in manifest["stages"]]
+    stages = [
+        stage | {"model": short_name(stage["model"] or "none")} for stage in manifest["stages"]
+    ]
     shown = {
         "corpus": {k: v for k, v in manifest["corpus"].items() if k != "paths"},
         "stages": stages,
@@ -124,7 +126,7 @@ def _making(plan: Plan) -> Iterator[str]:
         "dedup": manifest["dedup"],
         "output": manifest["output"],
     }
-    models = {level: [_short(ref.name), ref.snapshot] for level, ref in plan.models.items()}
+    models = {level: [short_name(ref.name), ref.snapshot] for level, ref in plan.models.items()}
     if models:
         yield _table(
             ("stage", "model", "snapshot"), [(level, *about) for level, about in models.items()]
@@ -139,11 +141,6 @@ def _files(summary: MergeSummary) -> Iterator[str]:
     yield _table(("file", *keys), rows)
     if (more := len(summary.files) - MAX_FILES) > 0:
         yield f"And {more:,} more files."
-
-
-def _short(model: str) -> str:
-    """A model's name without the directories of the machine that it lay on."""
-    return PurePath(model).name if model.startswith("/") else model
 
 
 def _fenced(data: Mapping[str, Any]) -> str:

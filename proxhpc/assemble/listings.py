@@ -56,12 +56,12 @@ def names(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
     places = places[(places[:, 0] >= shards.start) & (places[:, 0] < shards.stop)]
     for shard in np.unique(places[:, 0]).tolist():
         wanted = set(places[places[:, 0] == shard, 1].tolist())
-        every = enumerate(_names_of(run, plan, shard))
+        every = enumerate(names_of(run, plan, shard))
         found += [((shard, number), name) for number, name in every if number in wanted]
     return found
 
 
-def _names_of(run: RunDir, plan: Plan, shard: int) -> Iterator[Name]:
+def names_of(run: RunDir, plan: Plan, shard: int) -> Iterator[Name]:
     """Names of the records of a shard, or of a piece of the corpus to compare with."""
     if shard < len(plan.shards):
         for row in read_ledger(run.ledger(shard), plan.digest, shard):

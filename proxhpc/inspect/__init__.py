@@ -21,7 +21,7 @@ def inspect(run: RunDir, query: str) -> list[Inspection]:
     UserError with the nearest ids when there is none.
     """
     plan = Plan.load(run)
-    found = [examine(plan, row) for row in finder.find(run, plan, query)]
+    found = [examine(run, plan, row) for row in finder.find(run, plan, query)]
     if not found:
         raise finder.not_found(run, plan, query)
     return found
@@ -30,7 +30,7 @@ def inspect(run: RunDir, query: str) -> list[Inspection]:
 def sample(run: RunDir, number: int, status: str = "", seed: int = 0) -> list[Inspection]:
     """Documents picked at random, of one status if given."""
     plan = Plan.load(run)
-    return [examine(plan, found) for found in finder.sample(run, plan, number, status, seed)]
+    return [examine(run, plan, found) for found in finder.sample(run, plan, number, status, seed)]
 
 
 def show(run: RunDir, query: str, *, as_json: bool = False, console: Console | None = None) -> None:

@@ -1,25 +1,28 @@
 """One document of a run: its row, its raw text, and what its programs make of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from proxhpc.assemble.rows import source
 from proxhpc.corpus.document import Bad, Document, Span
 from proxhpc.errors import ShardError, StopError
+from proxhpc.inspect.copies import Kept, kept_for
 from proxhpc.inspect.find import Found
 from proxhpc.plan import Plan
 from proxhpc.program.replay import Outcome, Style, replay
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.refine.ledger import Call, Row, text_digest
 from proxhpc.refine.refiner import chunk_style
+from proxhpc.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """A document before and after.
 
-    `before` is None for a record that could not be read, `after` for what is not in the corpus.
-    `notes` say what does not fit together. `shard` is None for what is no part of a run.
+    `before` is None for a record that could not be read, `after` for what does not reach the
+    merge. `duplicate_of` is what the merge kept in its place. `notes` say what does not fit
+    together. `shard` is None for what is no part of a run.
     """
 
     source: str
@@ -31,6 +34,7 @@ class Inspection:
     before: str | None
     after: str | None
     notes: tuple[str, ...] = field(default=())
+    duplicate_of: Kept | None = None
 
     def number(self, line: int) -> int | None:
         """What the model saw in front of a line; None for a line that no model saw."""
@@ -63,11 +67,12 @@ class Inspection:
             "before": self.before,
             "after": self.after,
             "unreadable": row.head.decode("utf-8", "replace") if self.before is None else None,
+            "duplicate_of": asdict(self.duplicate_of) if self.duplicate_of else None,
             "notes": list(self.notes),
         }
 
 
-def examine(plan: Plan, found: Found) -> Inspection:
+def examine(run: RunDir, plan: Plan, found: Found) -> Inspection:
     """Read the raw record of a row again and run its programs.
 
     StopError when the input is no longer what was refined.
@@ -91,6 +96,7 @@ def examine(plan: Plan, found: Found) -> Inspection:
         before=document.text if document else None,
         after=after,
         notes=tuple(notes),
+        duplicate_of=kept_for(run, plan, found),
     )
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from proxhpc.inspect.diff import Change, compare, hunks
 from proxhpc.inspect.document import Inspection
+from proxhpc.models import short_name
 from proxhpc.refine.ledger import Call
 from proxhpc.status.terminal import safe, safe_line, share, whole
 
@@ -55,8 +56,12 @@ def _facts(item: Inspection) -> Table:
         ("source", Text(safe(item.source))),
         ("shard", Text("" if item.shard is None else f"{item.shard}{state}")),
         ("outcome", outcome),
+        ("left out", Text(_duplicate(item))),
         ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
-        ("tokens", Text(f"{_change(row.tokens_in, row.tokens_out)}, {safe(item.token_unit)}")),
+        (
+            "tokens",
+            Text(f"{_change(row.tokens_in, row.tokens_out)}, {safe(short_name(item.token_unit))}"),
+        ),
         ("edits", Text(_edits(item))),
         ("rejected", Text(safe(", ".join(f"{k} {v}" for k, v in sorted(row.rejected.items()))))),
         ("flags", Text(safe(", ".join(row.flags)))),
@@ -66,6 +71,15 @@ def _facts(item: Inspection) -> Table:
         if value.plain:
             table.add_row(Text(name), value)
     return table
+
+
+def _duplicate(item: Inspection) -> str:
+    kept = item.duplicate_of
+    if kept is None:
+        return ""
+    how = "the same text as" if kept.similarity == 1 else f"{kept.similarity:.0%} like"
+    where = "" if kept.id == kept.source else f" ({safe(kept.source)})"
+    return f"as a duplicate: {how} {safe(kept.id, 200)}{where}, which is kept"
 
 
 def _edits(item: Inspection) -> str:

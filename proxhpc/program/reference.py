@@ -39,13 +39,18 @@ class ReferenceRunError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """What the public executor returns and what it does not tell: which rule fired, counts."""
+    """What the public executor returns and what it does not tell: which rule fired, counts.
+
+    `removed` are the lines of the text that went, as ascending ranges [a, b): replacements keep
+    their number.
+    """
 
     text: str
     reason: Reason
     errors: int
     lines_removed: int
     strings_replaced: int
+    removed: tuple[tuple[int, int], ...] = ()
 
 
 class _Machine:
@@ -144,14 +149,20 @@ def run_chunk(text: str, program: str) -> ReferenceResult:
     lines = machine.text.split("\n")
     merged = _merged(machine.ranges)
     errors = machine.errors + sum(max(pair) >= len(lines) for pair in merged)
-    removed: set[int] = set(range(len(lines))) if machine.everything else set()
-    for first, last in merged:
-        removed.update(range(max(first, 0), min(last, len(lines) - 1) + 1))
+    ranges = [(max(first, 0), min(last + 1, len(lines))) for first, last in merged]
+    ranges = [(0, len(lines))] if machine.everything else [(a, b) for a, b in ranges if a < b]
+    removed = {number for pair in ranges for number in range(*pair)}
     kept = [line for number, line in enumerate(lines) if number not in removed]
-    return _judged(text, "\n".join(kept), (errors, len(lines) - len(kept), machine.replaced))
+    counts = (errors, len(lines) - len(kept), machine.replaced)
+    return _judged(text, "\n".join(kept), counts, tuple(ranges))
 
 
-def _judged(before: str, after: str, counts: tuple[int, int, int]) -> ReferenceResult:
+def _judged(
+    before: str,
+    after: str,
+    counts: tuple[int, int, int],
+    removed: tuple[tuple[int, int], ...],
+) -> ReferenceResult:
     """Apply the fixed limits, in their order and in their floating-point arithmetic."""
     errors = counts[0]
     words, left = len(before.split()), len(after.split())
@@ -162,7 +173,7 @@ def _judged(before: str, after: str, counts: tuple[int, int, int]) -> ReferenceR
     if left <= SHORT:
         return ReferenceResult("", "reference_short", *counts)
     if errors < ERRORS:
-        return ReferenceResult(after, "", *counts)
+        return ReferenceResult(after, "", *counts, removed)
     return ReferenceResult(before, "reference_errors", errors, 0, 0)
 
 

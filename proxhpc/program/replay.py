@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
-from proxhpc.program.edits import Window, read_window
+from proxhpc.program.edits import Range, Window, read_window
 from proxhpc.program.execute import UNSPACED, apply, execute
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
@@ -62,6 +62,7 @@ class Outcome(NamedTuple):
 
     `text` is empty when it was dropped or quarantined, for `reason`. `rejected` counts by reason
     the statements and windows that were not executed, and limits that kept the original.
+    `removed` are the ranges [a, b) of lines that went.
     """
 
     status: Status
@@ -70,6 +71,7 @@ class Outcome(NamedTuple):
     reason: str = ""
     lines_removed: int = 0
     strings_replaced: int = 0
+    removed: Sequence[Range] = ()
 
 
 def doc_verdict(emitted: Emitted, policy: AnyPolicy) -> DocVerdict:
@@ -122,7 +124,7 @@ def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> Outcome:
         return Outcome("dropped", "", rejected, result.reason)
     status: Status = "kept" if result.text == text else "edited"
     counts = (result.lines_removed, result.strings_replaced)
-    return Outcome(status, result.text, rejected, "", *counts)
+    return Outcome(status, result.text, rejected, "", *counts, result.removed)
 
 
 def _replay_windows(
@@ -135,7 +137,8 @@ def _replay_windows(
     total = text.count("\n") + 1
     placed = _placed(total, windows, style, rejected)
     accepted = []
-    removed = replaced = 0
+    removed: list[Range] = []
+    replaced = 0
     for window, result in zip(placed, execute(text, total, placed, policy), strict=True):
         if window.rejected:
             _add(rejected, window.rejected)
@@ -145,8 +148,7 @@ def _replay_windows(
                 _add(rejected, {"error_budget": 1})
                 continue
         accepted.append(result)
-        for start, stop in window.removed:
-            removed += stop - start
+        removed += window.removed
         replaced += result[1]
     after = apply(text, accepted) if removed or replaced else text
     return _judged(text, after, policy, removed, replaced, rejected)
@@ -181,16 +183,22 @@ def _add(total: dict[str, int], more: dict[str, int]) -> None:
 
 
 def _judged(
-    before: str, after: str, policy: Policy, removed: int, replaced: int, rejected: dict[str, int]
+    before: str,
+    after: str,
+    policy: Policy,
+    removed: Sequence[Range],
+    replaced: int,
+    rejected: dict[str, int],
 ) -> Outcome:
     """Apply the limits of a whole document."""
+    counts = (sum(stop - start for start, stop in removed), replaced)
     if after == before:
-        return Outcome("kept", before, rejected, "", removed, replaced)
+        return Outcome("kept", before, rejected, "", *counts, removed)
     if len(before) - len(after) > policy.max_removed_share * len(before):
         return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
     if is_short(after, policy) and not is_short(before, policy):
         return _at_limit(policy.on_short, "short", before, rejected)
-    return Outcome("edited", after, rejected, "", removed, replaced)
+    return Outcome("edited", after, rejected, "", *counts, removed)
 
 
 def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> Outcome:

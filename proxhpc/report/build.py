@@ -8,8 +8,9 @@ from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import FileCounts, MergeSummary
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.errors import UserError
+from proxhpc.models import short_name
 from proxhpc.plan import Plan
-from proxhpc.report.compute import compute, short_name
+from proxhpc.report.compute import compute
 from proxhpc.report.execution import execution
 from proxhpc.report.timeline import timeline
 from proxhpc.report.traits import traits

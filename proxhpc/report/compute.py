@@ -1,7 +1,7 @@
 """What refining took and spared in FLOPs, what training gains by it, and what was foreseen."""
 
 import json
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from proxhpc.account.counts import Counts
@@ -18,6 +18,7 @@ from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
 from proxhpc.estimate import MODEL_FLOPS_UTILISATION, counted, foreseen
 from proxhpc.manifest import Comparison, Stage
+from proxhpc.models import short_name
 from proxhpc.plan import Plan
 from proxhpc.report.execution import execution
 from proxhpc.rundir import RunDir
@@ -144,8 +145,3 @@ def _parameters(folder: Path) -> tuple[int | None, str]:
         return None, "its config.json is not JSON"
     except UserError as error:
         return None, error.message
-
-
-def short_name(model: str) -> str:
-    """A model's name without the folders of the machine it lies on."""
-    return PurePath(model).name if model.startswith("/") else model

@@ -224,11 +224,12 @@ def _workers(report: dict[str, Any]) -> Iterable[str]:
             whole(entry["shards"]),
             whole(entry["documents"]),
             f"{entry['busy_seconds']:.0f} s",
+            short(entry["tokens_per_second"]),
             entry["message"],
         )
         for entry in everyone[:MAX_ROWS]
     ]
-    yield table(("worker", "host", "state", "shards", "documents", "at work", ""), rows)
+    yield table(("worker", "host", "state", "shards", "documents", "at work", "tokens/s", ""), rows)
     yield more(len(everyone), "workers")
 
 

@@ -140,7 +140,7 @@ def timing(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("workers", whole(run["workers"])),
         ("at work, all together", duration(run["busy_seconds"])),
         ("loading models, all together", duration(run["boot_seconds"])),
-        ("tokens per worker and second", short(run["tokens_per_worker_second"])),
+        ("tokens per worker and second", _per_worker(run)),
     ]
     if gpus["busy_seconds"] != 0:
         lines += [
@@ -150,6 +150,14 @@ def timing(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("model FLOPs utilisation", percent(gpus["model_flops_utilisation"])),
         ]
     return lines
+
+
+def _per_worker(run: dict[str, Any]) -> str:
+    """The mean, and the slowest and fastest worker's."""
+    every = [worker["tokens_per_second"] for worker in run["by_worker"]]
+    known = [rate for rate in every if rate]
+    mean = short(run["tokens_per_worker_second"])
+    return f"{mean} ({short(min(known))} to {short(max(known))})" if len(known) > 1 else mean
 
 
 def hours(seconds: float | None) -> str:

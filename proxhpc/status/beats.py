@@ -120,9 +120,9 @@ def history(path: Path, points: int) -> list[Beat]:
         if size <= points * CHUNK:
             lines = _lines(fd, 0, size)
         else:
-            stride = (size - CHUNK) // (points - 1)
-            pieces = [_lines(fd, place * stride, CHUNK) for place in range(points)]
-            lines = [piece[0] for piece in pieces[:-1] if piece] + pieces[-1]
+            places = [(size - CHUNK) * n // (points - 1) for n in range(points)]
+            pieces = [_lines(fd, place, CHUNK) for place in places]
+            lines = [piece[0] for piece in pieces if piece] + pieces[-1][-1:]
     finally:
         os.close(fd)
     beats = [beat for line in lines if (beat := Beat.parse(line))]

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.models import short_name
 from proxhpc.status.judge import ALIVE
 from proxhpc.status.model import Failure, Status, WorkerStatus
 from proxhpc.status.terminal import duration, safe, share, short, whole
@@ -56,9 +57,9 @@ def render(status: Status) -> RenderableType:
 def _page(status: Status) -> Iterator[RenderableType]:
     yield _headline(status)
     yield _progress(status)
-    if status.merge:
-        yield _merge(status)
+    yield _steps(status)
     yield _outcome(status)
+    yield from _work(status)
     if status.workers:
         yield Text()
         yield _workers(status.workers)
@@ -109,10 +110,49 @@ def _progress(status: Status) -> Text:
     return text
 
 
-def _merge(status: Status) -> Text:
-    """Phases of the merge, and how many of their units are done."""
-    shown = (f"{p.phase} {whole(p.done)} / {whole(p.total)}" for p in status.merge)
-    return Text("merge: " + "   ".join(shown))
+def _steps(status: Status) -> Text:
+    """The way to the report: what is done, what is at work and how far it is, what is to come."""
+    line, before = Text(), True
+    for name, done, total in _amounts(status):
+        line.append("   " if line else "")
+        amount = f" {whole(done)}/{whole(total)}" if total > 1 else ""
+        if done == total:
+            line.append(f"✓ {name}", style="green")
+        elif before:
+            line.append(f"▸ {name}{amount}", style="bold cyan")
+        else:
+            line.append(f"· {name}", style="dim")
+        before = before and done == total
+    return line
+
+
+def _amounts(status: Status) -> Iterator[tuple[str, int, int]]:
+    """Each step with its units: done, and in all."""
+    shards = status.shards
+    yield "refine", shards.done, max(1, shards.total)
+    told = {phase.phase: (phase.done, phase.total) for phase in status.merge}
+    for name in ("sketch", "match", "scatter", "write"):
+        if name in told:
+            yield name, *told[name]
+        elif name != "scatter":
+            yield name, int(status.exact), 1
+    yield "report", int(status.phase == "finished"), 1
+
+
+def _work(status: Status) -> Iterator[Table]:
+    """What models were asked, by stage; nothing for rules."""
+    stages = (("doc stage", status.counts.doc), ("chunk stage", status.counts.chunk))
+    if not any(usage.requests for _, usage in stages):
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name in ("requests", "tokens in", "cached", "tokens out"):
+        table.add_column(name, justify="right")
+    for name, usage in stages:
+        cached = share(usage.cached_tokens, usage.prompt_tokens)
+        cells = (whole(usage.requests), short(usage.prompt_tokens), cached, short(usage.new_tokens))
+        _add(table, name, *cells)
+    yield table
 
 
 def _outcome(status: Status) -> Table:
@@ -143,7 +183,7 @@ def _outcome(status: Status) -> Table:
         part = share(status.written, counts.documents)
         _add(table, "written", whole(status.written), part, "documents in the corpus")
     part = share(counts.tokens_out, counts.tokens_in)
-    unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(status.token_unit)}"
+    unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(short_name(status.token_unit))}"
     _add(table, "tokens", short(counts.tokens_out), part, unit)
     return table
 

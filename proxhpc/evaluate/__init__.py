@@ -1,0 +1,1 @@
+"""How good a refiner is, on gold data: what people would have kept."""

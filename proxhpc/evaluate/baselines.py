@@ -1,0 +1,42 @@
+"""What a refiner has to beat, and what none can: line rules of one line, and the oracle.
+
+Each baseline returns a byte for each line of a chunk-level record, 1 where the line is kept. The
+published rules for documents are the engine `rules` and run like any refiner.
+"""
+
+from collections.abc import Callable
+
+from proxhpc.evaluate.gold import BOILERPLATE, Gold
+from proxhpc.evaluate.metrics import tokens
+from proxhpc.refine.engines.heuristics import c4_line
+
+Baseline = Callable[[Gold], bytes | None]
+MIN_TOKENS = 8
+
+
+def keep_all(gold: Gold) -> bytes:
+    """Keep every line."""
+    return b"\1" * (gold.text.count("\n") + 1)
+
+
+def c4_lines(gold: Gold) -> bytes:
+    """Keep the lines that C4's line rules keep (`heuristics.c4_line`)."""
+    return bytes(not c4_line(line) for line in gold.text.split("\n"))
+
+
+def eight_words(gold: Gold) -> bytes:
+    """Keep lines of at least 8 tokens."""
+    return bytes(len(tokens(line)) >= MIN_TOKENS for line in gold.text.split("\n"))
+
+
+def oracle(gold: Gold) -> bytes | None:
+    """Remove the lines labelled boilerplate and no other; None where lines have no labels."""
+    return bytes(label != BOILERPLATE for label in gold.labels) if gold.labels else None
+
+
+BASELINES: dict[str, Baseline] = {
+    "keep all": keep_all,
+    "C4 line rule": c4_lines,
+    "8 words": eight_words,
+    "oracle": oracle,
+}

@@ -1,0 +1,226 @@
+"""Gold records: texts with what people would have kept of them.
+
+A chunk-level record holds a noisy text and the text wanted in its place, and may label each line;
+a doc-level record holds a text and whether to keep it. A record may be both.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from proxhpc.corpus.inputs import resolve, unreadable
+from proxhpc.corpus.jsonl import split_lines
+from proxhpc.corpus.records import lookup
+from proxhpc.corpus.streams import chunks, sniff
+from proxhpc.errors import UserError
+
+MAX_RECORD_BYTES = 64 << 20
+CONTENT, BOILERPLATE = "G", "B"
+"""The letters of lines to keep and of lines to remove; lines with any other are not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """One gold record; `place` says where it stands, as `file:line`.
+
+    Chunk-level where `wanted`, the text that should have come out, is not None; `labels` is then
+    a letter for each line of `text`, or empty where nobody labelled lines. Doc-level where `keep`
+    is not None; `unanimous` says that all who judged it agreed.
+    """
+
+    id: str
+    place: str
+    source: str
+    text: str
+    wanted: str | None = None
+    labels: str = ""
+    keep: bool | None = None
+    unanimous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GoldFields:
+    """Where a record holds what: a key, or a dotted path into nested objects."""
+
+    noisy: str = "text_noisy"
+    gold: str = "text_gold"
+    labels: str = "line_labels"
+    text: str = "text"
+    keep: str = "keep"
+    unanimous: str = "unanimous"
+    id: str = "id"
+    source: str = "source"
+
+    @classmethod
+    def parse(cls, given: str) -> "GoldFields":
+        """Read `noisy=KEY,gold=KEY,…`; what is not named keeps its default. UserError."""
+        known = [field.name for field in fields(cls)]
+        found = cls()
+        for part in filter(None, given.split(",")):
+            name, equals, key = part.partition("=")
+            if name not in known or not equals or not key:
+                raise UserError(
+                    f"--fields {given}: {part!r} names no field",
+                    hint=f"write NAME=KEY with a NAME of {', '.join(known)}",
+                )
+            found = replace(found, **{name: key})
+        return found
+
+
+Condition = tuple[str, str]
+"""A field and its value, as in `source=dragnet`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records: those that meet `where`, and no condition of `exclude`; `limit` at random.
+
+    Conditions of `where` on one field are alternatives; those on several must all hold.
+    """
+
+    where: tuple[Condition, ...] = ()
+    exclude: tuple[Condition, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+
+    def takes(self, record: dict[str, Any]) -> bool:
+        """Whether a record meets the conditions."""
+        has = {key: _scalar(lookup(record, key)) for key, _ in (*self.where, *self.exclude)}
+        wanted = {key for key, value in self.where if has[key] == value}
+        return wanted == {key for key, _ in self.where} and not any(
+            has[key] == value for key, value in self.exclude
+        )
+
+    def sample(self, records: Iterable[Gold]) -> list[Gold]:
+        """The records, or `limit` of them at random, in their order."""
+        if self.limit is None:
+            return list(records)
+        chance = random.Random(self.seed)  # noqa: S311
+        taken: list[tuple[int, Gold]] = []
+        for number, record in enumerate(records):
+            if number < self.limit:
+                taken.append((number, record))
+            elif (place := chance.randint(0, number)) < self.limit:
+                taken[place] = (number, record)
+        return [record for _, record in sorted(taken, key=lambda item: item[0])]
+
+
+def condition(given: str) -> Condition:
+    """Read `KEY=VALUE`. UserError where it is none."""
+    key, equals, value = given.partition("=")
+    if not key or not equals:
+        raise UserError(f"{given!r} is no condition", hint="write KEY=VALUE, as in source=dragnet")
+    return key, value
+
+
+def read_gold(
+    paths: Sequence[Path],
+    where: GoldFields = GoldFields(),
+    selection: Selection = Selection(),
+) -> list[Gold]:
+    """The gold records of JSON-lines files, in order.
+
+    UserError naming file and line for the first record that is none, or that contradicts itself,
+    and where no record is selected.
+    """
+    found = selection.sample(_records(paths, where, selection))
+    if not found:
+        asked = selection.where or selection.exclude
+        raise UserError(
+            f"no gold record in {', '.join(map(str, paths))}",
+            hint="no record meets --where and --exclude" if asked else "",
+        )
+    return found
+
+
+def _records(paths: Sequence[Path], names: GoldFields, selection: Selection) -> Iterator[Gold]:
+    for path in paths:
+        for place, record in _objects(path):
+            gold = _gold(record, names, place)
+            if selection.takes(record):
+                yield gold
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every JSON object of a file, with its place."""
+    if resolve(path, "auto") != "jsonl":
+        raise UserError(f"{path}: gold records are read from JSON lines only")
+    try:
+        lines = split_lines(chunks(path, sniff(path)), 0, MAX_RECORD_BYTES)
+        for number, line in enumerate(lines, 1):
+            place = f"{path}:{number}"
+            if line.damage:
+                raise _refused(place, f"the file is damaged here: {line.damage.detail}")
+            if line.size > MAX_RECORD_BYTES:
+                raise _refused(place, f"longer than {MAX_RECORD_BYTES:,} bytes")
+            data = line.data.removeprefix(b"\xef\xbb\xbf")
+            if not data.strip():
+                continue
+            try:
+                record = orjson.loads(data)
+            except orjson.JSONDecodeError as error:
+                raise _refused(place, f"no JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise _refused(place, "no JSON object")
+            yield place, record
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _gold(record: dict[str, Any], names: GoldFields, place: str) -> Gold:
+    noisy, wanted = (_text(record, key, place) for key in (names.noisy, names.gold))
+    keep = _flag(record, names.keep, place)
+    text = noisy if noisy is not None else _text(record, names.text, place)
+    if (wanted is not None and noisy is None) or (keep is not None and text is None):
+        missing = names.noisy if wanted is not None else names.text
+        raise _refused(place, f"no field {missing!r}, the text that was judged")
+    if text is None or (wanted is None and keep is None):
+        has = ", ".join(key[:40] for key in list(record)[:12]) or "no fields"
+        raise UserError(
+            f"{place}: no gold record: it has {has}",
+            hint=f"a chunk-level record has {names.noisy!r} and {names.gold!r}, a doc-level one "
+            f"{names.text!r} and {names.keep!r}; --fields gives them other names",
+        )
+    labels = _text(record, names.labels, place) if wanted is not None else None
+    if labels is not None and len(labels) != text.count("\n") + 1:
+        said = f"{len(labels)} labels for {text.count(chr(10)) + 1} lines of {names.noisy!r}"
+        raise _refused(place, f"{names.labels!r} has {said}")
+    return Gold(
+        id=_scalar(lookup(record, names.id)) or place,
+        place=place,
+        source=_scalar(lookup(record, names.source)),
+        text=text,
+        wanted=wanted,
+        labels=labels or "",
+        keep=keep,
+        unanimous=bool(_flag(record, names.unanimous, place)),
+    )
+
+
+def _text(record: dict[str, Any], key: str, place: str) -> str | None:
+    value = lookup(record, key)
+    if value is not None and not isinstance(value, str):
+        raise _refused(place, f"{key!r} is no string")
+    return value
+
+
+def _flag(record: dict[str, Any], key: str, place: str) -> bool | None:
+    value = lookup(record, key)
+    if value is not None and value not in (0, 1):
+        raise _refused(place, f"{key!r} is {value!r:.40}, neither 0 nor 1, true nor false")
+    return None if value is None else bool(value)
+
+
+def _scalar(value: Any) -> str:
+    """A value as it is written in JSON, strings without quotes; nothing for null."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
+
+
+def _refused(place: str, why: str) -> UserError:
+    return UserError(f"{place}: {why}")
