@@ -14,15 +14,17 @@ import zstandard
 
 from proxhpc.adapt import loop
 from proxhpc.adapt.adapt import Adapted, adapt
-from proxhpc.adapt.recipe import Recipe, load_recipe
+from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
 from proxhpc.adapt.rows import Row, read_rows
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import resolve_model
+from proxhpc.yamltree import parse
 from tiny_models import save_llama
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+ROOT = Path(__file__).parent.parent
 GOOD = "The quick brown fox jumps over the lazy dog, and nobody minds at all."
 BAD = "Home | About | Login"
 
@@ -229,6 +231,15 @@ def test_a_recipe_says_what_is_wrong(tmp_path: Path) -> None:
     assert "give either steps or hours" in caught.value.message
     path.write_text("name: x\nexamples: [a.jsonl.zst]\nbase: b\nsteps: 2\n")
     assert load_recipe(path).examples == (str(tmp_path / "a.jsonl.zst"),)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_recipes(path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    assert path.read_text().startswith("# yaml-language-server: $schema=./schema.json\n")
+    jsonschema.validate(parse(path, {}).data, json_schema())
+    recipe = load_recipe(path, {"EXAMPLES": "x.jsonl.zst", "MODEL": "m"})
+    assert recipe.examples == (str(ROOT / "recipes/x.jsonl.zst"),)
 
 
 def test_muon_moves_along_orthogonal_matrices() -> None:

@@ -26,6 +26,7 @@ LINES = [
     ["doctor", "verify"],
     ["here"],
     ["evaluate"],
+    ["adapt"],
     ["advance", "launch", "variant"],
     ["cli", "__main__"],
 ]

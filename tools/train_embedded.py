@@ -34,7 +34,7 @@ import zstandard
 from proxhpc.adapt.adapt import adapt
 from proxhpc.adapt.annotate import Options, annotate
 from proxhpc.adapt.gold import Gold
-from proxhpc.adapt.recipe import Recipe
+from proxhpc.adapt.recipe import load_recipe
 from proxhpc.corpus.disk import write_atomic
 
 ROOT = Path(__file__).parent.parent
@@ -44,18 +44,7 @@ JUDGED_ONLY = "dragnet"  # its licence does not allow training
 LABELED = "labeler"  # the source of what only the labeler has labelled
 LEAST_LINES, LEAST_CHARS = 8, 200
 PARTS = 2  # parts of a document that are documents of their own
-PARAMETERS: dict[str, Any] = {
-    "shape": {},
-    "prompt": "walk",
-    "optimizer": "muon",
-    "learning_rate": 3e-3,
-    "precision": "bfloat16",
-    "batch_tokens": 4000,
-    "average": 0.995,
-    "minutes": 15,
-    "walk": {"documents": 0.12},
-    "seed": 0,
-}
+RECIPE = ROOT / "recipes" / "embedded.yaml"
 
 Rows = Iterator[dict[str, Any]]
 
@@ -265,14 +254,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     python = (given.make_env or given.out / "labeler") / "bin" / "python"
     work = Work(given.data, given.out, python)
-    recipe = Recipe.model_validate(
-        {
-            "name": "proxhpc-embedded",
-            "examples": [str(examples(work))],
-            "hours": given.hours,
-            **PARAMETERS,
-        }
-    )
+    variables = {"EXAMPLES": str(examples(work).absolute()), "HOURS": str(given.hours)}
+    recipe = load_recipe(RECIPE, variables)
     adapted = adapt(recipe, given.out / "model", resume=given.resume, say=print)
     print(orjson.dumps(adapted.scores, option=orjson.OPT_INDENT_2).decode())
 

@@ -1,9 +1,10 @@
 """The recipe: what a refiner is taught with, and how, as one frozen model of a YAML file."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from proxhpc import config
 from proxhpc.config import Config, Positive, Slug, Text, Whole, refuse
@@ -11,6 +12,10 @@ from proxhpc.config import Config, Positive, Slug, Text, Whole, refuse
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class Shape(Config):
@@ -64,9 +69,10 @@ class Recipe(Config):
     """What a refiner is taught with, and how."""
 
     name: Slug = Field(description="Name of the model.")
-    examples: tuple[Text, ...] = Field(
-        min_length=1, description="Files that `proxhpc annotate` wrote."
-    )
+    examples: Annotated[
+        tuple[Text, ...],
+        BeforeValidator(_one_or_several, json_schema_input_type=Text | tuple[Text, ...]),
+    ] = Field(min_length=1, description="A file that `proxhpc annotate` wrote, or several.")
     base: Text | None = Field(default=None, description="Directory of the model to start from.")
     shape: Shape | None = Field(default=None, description="Instead: a new model of this shape.")
     prompt: Literal["walk", "compact", "prox-plain", "prox-llama2", "chat-template"] = Field(
@@ -128,6 +134,11 @@ class Recipe(Config):
         return self
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, environ: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a YAML file, its paths absolute; UserError lists every problem."""
-    return config.load(path, Recipe, context={"base": path.absolute().parent})
+    return config.load(path, Recipe, environ=environ, context={"base": path.absolute().parent})
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file."""
+    return config.json_schema(Recipe, "proxhpc recipe")
