@@ -22,6 +22,7 @@ Refine pre-training corpora on Slurm clusters with small language models that wr
   proxhpc refine FILE --diff  what a model makes of some documents, right here
   proxhpc status RUN          how far a run is
   proxhpc evaluate GOLD       how good a model is, where people said what is to be kept
+  proxhpc annotate SOURCE     examples to train a refiner on, from a run or from pairs
   proxhpc adapt RECIPE        teach a model to write programs, from examples
   proxhpc inspect RUN ID      one document before and after, with its programs
   proxhpc verify RUN          every checksum and count of a run, proved again
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--json", type=Path, metavar="FILE", help="write one JSON document there; - to print it"
     )
+    _annotate_options(verbs.add_parser("annotate", help="make examples to train a refiner on"))
 
     inspect = verbs.add_parser("inspect", help="show a document before and after")
     _run(inspect)
@@ -381,6 +383,32 @@ def _adapt(arguments: argparse.Namespace) -> None:
     print(_safe(f"model: {out}"))
 
 
+def _annotate(arguments: argparse.Namespace) -> None:
+    from proxhpc.adapt.annotate import Options, annotate
+    from proxhpc.adapt.examples import Cut
+    from proxhpc.adapt.gold import gold_fields
+    from proxhpc.adapt.sources import open_sources
+    from proxhpc.adapt.view import render
+
+    for option in ("validation", "untouched"):
+        _share(f"--{option}", getattr(arguments, option))
+    if arguments.per_source is not None:
+        _at_least(1, "--per-source", arguments.per_source)
+    options = Options(
+        dialect=arguments.dialect,
+        cut=Cut.parse(arguments.windows),
+        validation=arguments.validation,
+        untouched=arguments.untouched,
+        per_source=arguments.per_source,
+        held_out=tuple(arguments.held_out),
+        fields=gold_fields(arguments.field),
+        seed=arguments.seed,
+    )
+    sources = open_sources(arguments.sources, options.fields, options.dialect)
+    summary = annotate(sources, arguments.out, options)
+    _print_json(summary.to_dict()) if arguments.json else _print(render(summary))
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from proxhpc.inspect import show, show_sample
 
@@ -500,6 +528,7 @@ COMMANDS = {
     "status": _status,
     "refine": _refine,
     "evaluate": _evaluate,
+    "annotate": _annotate,
     "adapt": _adapt,
     "inspect": _inspect,
     "report": _report,
@@ -514,6 +543,11 @@ COMMANDS = {
 def _at_least(least: int, option: str, given: int) -> None:
     if given < least:
         raise UserError(f"{option} {given}: it must be {least} or more")
+
+
+def _share(option: str, given: float) -> None:
+    if not 0 <= given <= 1:
+        raise UserError(f"{option} {given}: it must be from 0 to 1")
 
 
 def _manifest(verb: argparse.ArgumentParser) -> None:
@@ -532,6 +566,56 @@ def _refiner(verb: argparse.ArgumentParser, from_manifest: str) -> None:
     verb.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
     verb.add_argument("--prompt", help="prompt style (the model's own, else prox-llama2)")
     verb.add_argument("--engine", choices=["rules", "transformers", "vllm"])
+
+
+def _annotate_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="a refined run (its programs teach), or a file of pairs of noisy text and gold",
+    )
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="examples (.jsonl.zst)"
+    )
+    verb.add_argument("--dialect", choices=["prox", "line"], default="prox")
+    verb.add_argument(
+        "--windows",
+        default="64,6000",
+        metavar="CUT",
+        help="windows of at most LINES or LINES,CHARACTERS, or document: whole ones (64,6000)",
+    )
+    verb.add_argument(
+        "--validation", type=float, default=0.15, metavar="SHARE", help="of the hosts (0.15)"
+    )
+    verb.add_argument(
+        "--untouched",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="most windows without an edit among those of training (1: any)",
+    )
+    verb.add_argument(
+        "--per-source", type=int, metavar="N", help="most training documents of one source"
+    )
+    verb.add_argument(
+        "--held-out",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="keep training clear of these files' hosts and of near-duplicates",
+    )
+    verb.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="KEY=FIELD",
+        help="where noisy, gold, labels, keep, id, source, host, url are in a record",
+    )
+    verb.add_argument("--seed", type=int, default=0, help="of what is drawn by lot")
+    _json(verb)
 
 
 def _run(verb: argparse.ArgumentParser) -> None:

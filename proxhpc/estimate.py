@@ -89,7 +89,7 @@ def estimate(plan: Plan, site: Site, run: RunDir, counts: Counts | None = None) 
         "models": {level: _model(plan, level) for level in plan.models},
         "estimated_ledger_bytes": documents and documents * LEDGER_BYTES_PER_DOCUMENT,
         "estimated_corpus_bytes": round(plan.estimated_bytes / CORPUS_COMPRESSION),
-        "estimated_run_files": _files(plan, resources),
+        "estimated_run_files": _files(plan, resources, site.resources("merge").workers),
         "estimated_flops": about.flops,
         "estimated_a100_hours": about.a100_hours,
         "near_duplicates_compared": _compared(plan),
@@ -171,8 +171,8 @@ def _near(figures: dict[str, Any]) -> dict[str, str]:
     return {"near-duplicates": f"chance that two are compared, by similarity: {shown}"}
 
 
-def _files(plan: Plan, resources: Resources) -> int:
-    """Files of a finished run whose workers were submitted once, and merged by one job.
+def _files(plan: Plan, resources: Resources, mergers: int) -> int:
+    """Files of a finished run whose workers were submitted once, and those of its merge, too.
 
     A ledger for each shard, logs for each job, a progress file for each worker, up to six files of
     the merge for each group of shards (see `assemble.sketch.groups`), and two for each part.
@@ -183,6 +183,8 @@ def _files(plan: Plan, resources: Resources) -> int:
     group = max(32 << 20, plan.estimated_bytes // 4096)
     groups = min(shards, -(-plan.estimated_bytes // group) + shards // 64)
     parts = -(-plan.estimated_bytes // plan.manifest.output.part_size)
+    if 1 < mergers <= groups:  # arrays that sketch and write; the match, and more control jobs
+        workers, jobs = workers + 2 * mergers, jobs + 2 * mergers + 4
     return shards + workers + LOG_FILES * jobs + 6 * groups + 2 * parts + RUN_FILES
 
 

@@ -182,7 +182,7 @@ class _Printer:
 
     def show(self, source: str, item: Document | Bad, row: Row) -> None:
         """One result, as asked for."""
-        self.counts += row.count()
+        row.add_to(self.counts)
         if row.status == "quarantined":
             self.bad += isinstance(item, Bad)
             said = safe(f"{source}: {row.reason}: {row.detail}".strip(": "), 500)

@@ -21,7 +21,7 @@ from proxhpc.yamltree import Key, show
 
 EngineName = Literal["rules", "transformers", "vllm"]
 Level = Literal["doc", "chunk"]
-Prompt = Literal["prox-llama2", "prox-plain", "chat-template", "compact", "walk"]
+Prompt = Literal["prox-llama2", "prox-plain", "chat-template", "compact", "walk", "teacher"]
 RuleSet = Literal["c4", "gopher", "fineweb"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,95})?", re.ASCII)
@@ -93,6 +93,13 @@ def _walk_answer(data: dict[str, Any]) -> int:
     return 2 if data.get("level") == "doc" else (data.get("window_lines") or _WALK_LINES) + 1
 
 
+def _most_new_tokens(data: dict[str, Any]) -> int:
+    if data.get("prompt") == "walk":
+        return _walk_answer(data)
+    doc, chunk = (256, 1024) if data.get("prompt") == "teacher" else (16, 256)
+    return doc if data.get("level") == "doc" else chunk
+
+
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
@@ -112,7 +119,9 @@ class Stage(Config):
         "ProX models were trained with. "
         "`prox-plain`: the same text without a template. `chat-template`: the model's own. "
         "`compact`: short numbers behind the lines and the question last, so that two stages of "
-        "one model read a document once. `walk`: for tiny models with a vocabulary made for it.",
+        "one model read a document once. `walk`: for tiny models with a vocabulary made for it. "
+        "`teacher`: instructions for a large chat model, whose programs are to be learnt from "
+        "(`proxhpc annotate`).",
     )
     dialect: Literal["prox", "line"] = Field(
         default="prox",
@@ -145,9 +154,10 @@ class Stage(Config):
         "line that none can hold is left untouched.",
     )
     max_new_tokens: Positive = Field(
-        default_factory=_default(16, 256, _walk_answer),
-        description="Most tokens a program may have. Default 16 for doc, 256 for chunk; a small "
-        "window allows fewer. With `walk` one for each line, and the end.",
+        default_factory=_most_new_tokens,
+        description="Most tokens a program may have. Default 16 for doc, 256 for chunk, with "
+        "`teacher` 256 and 1024, with `walk` one for each line, and the end; a small window allows "
+        "fewer.",
     )
     bias: Annotated[float, Field(ge=-100, le=100)] = Field(
         default=0.0,
@@ -174,7 +184,7 @@ class Stage(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse((*self._chunk_keys(), *self._walk_keys()))
+        refuse((*self._chunk_keys(), *self._walk_keys(), *self._teacher_keys()))
         return self
 
     def _chunk_keys(self) -> Iterator[tuple[Key, str]]:
@@ -199,6 +209,14 @@ class Stage(Config):
             yield ("grammar",), "a walk removes lines, no strings: lines or none"
         if self.max_new_tokens < 2:
             yield ("max_new_tokens",), "a walk has two tokens at least"
+
+    def _teacher_keys(self) -> Iterator[tuple[Key, str]]:
+        if self.prompt == "teacher":
+            yield from _changed(self, ("dialect",), "must be prox with prompt: teacher")
+            if self.level == "doc":
+                yield from _changed(
+                    self, ("grammar",), "not with prompt: teacher, which gives documents marks"
+                )
 
 
 EMBEDDED = "embedded"  # names the model within this package

@@ -156,7 +156,7 @@ def _read(run: RunDir, plan: Plan, shard: int) -> Read:
     try:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
             if isinstance(item, Row):
-                counts += item.count()
+                item.add_to(counts)
                 rows.append(Row("", item.file, item.position, item.status))
             else:
                 ends.append(item)

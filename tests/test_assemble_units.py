@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from merging import fall, plan_of_one, raising, refined
 from proxhpc.assemble.clusters import Forest, survivors
-from proxhpc.assemble.hashed import SKETCH, normalise
+from proxhpc.assemble.hashed import SKETCH, squeezed
 from proxhpc.assemble.pairs import same_text
 from proxhpc.assemble.parts import PartCutter, ShuffledCutter, buckets
 from proxhpc.assemble.pool import open_pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
+from proxhpc.assemble.shingles import fold
 from proxhpc.corpus.document import Document
 from proxhpc.errors import ProxError, RetryError
 from proxhpc.plan import Plan
@@ -161,8 +162,13 @@ def test_shuffled_parts_tile_all_places(documents: list[tuple[int, int]], part_s
 
 
 def test_what_counts_as_the_same_text() -> None:
-    assert normalise("Cafe\u0301  \n\tX") == normalise("caf\u00e9 x ") == "caf\u00e9 x"
-    assert normalise("a b") != normalise("ab")
+    assert squeezed(fold("Cafe\u0301  \n\tX")) == squeezed("caf\u00e9 x ") == "caf\u00e9 x".encode()
+    spaces = [c for c in map(chr, range(0x110000)) if c.isspace()]
+    for between in spaces, [c * 2 for c in spaces]:
+        text = "".join(f"é{some}x" for some in between)
+        assert squeezed(f" {text}\t").decode() == " ".join(text.split())
+    assert squeezed("a\rb") != squeezed("ab")
+    assert squeezed(" \n") == b""
 
 
 def test_a_killed_process_of_the_pool_is_one_line(tmp_path: Path) -> None:

@@ -363,6 +363,17 @@ def test_a_line_of_a_megabyte_is_compared_quickly() -> None:
     assert [p.text for p in gone.pieces if p.changed] == ["word "]
 
 
+def test_long_lines_that_all_changed_are_compared_quickly() -> None:
+    """Letter by letter this took minutes."""
+    before = [" ".join(f"{(n * k) % 97}" for k in range(230)) for n in range(2, 50)]
+    after = [line.replace("13", "thirteen") for line in before]
+    changes = list(compare(before, after))
+    assert [c.text for c in changes if c.kind != "removed"] == after
+    assert [c.text for c in changes if c.kind != "added"] == before
+    marked = {piece.text for c in changes for piece in c.pieces if piece.changed}
+    assert marked == {"13", "thirteen"}
+
+
 def test_a_duplicate_names_what_is_kept(tmp_path: Path) -> None:
     made = refined(tmp_path)
     assert inspect(made.dir, "before")[0].duplicate_of is None, "not merged yet"

@@ -23,7 +23,8 @@ from proxhpc.yamltree import expand_variables
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "manifests").glob("*.yaml"))
 ENVIRON = {
-    f"{name}_DIR": "/data" for name in ("FINEWEB", "C4", "REDPAJAMA_V2", "OPENWEBMATH", "DCLM")
+    f"{name}_DIR": "/data"
+    for name in ("FINEWEB", "C4", "REDPAJAMA_V2", "OPENWEBMATH", "DCLM", "TEACHER")
 }
 SMALL = """\
 name: small
@@ -77,6 +78,8 @@ def test_shipped_manifest_fits_the_schema(path: Path) -> None:
 
 def test_shipped_manifests_name_the_published_models() -> None:
     for path in SHIPPED:
+        if path.stem == "teacher":
+            continue
         kind = "math" if path.stem == "openwebmath" else "web"
         models = [stage.model for stage in load_manifest(path, ENVIRON).stages]
         expected = [f"gair-prox/{kind}-{level}-refining-lm" for level in ("doc", "chunk")]

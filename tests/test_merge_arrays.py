@@ -1,6 +1,8 @@
 """The merge in arrays: any share, in any order, as often as you like, makes the same corpus."""
 
+import os
 import shutil
+import subprocess
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import replace
@@ -241,7 +243,16 @@ def test_impossible_shares_are_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_the_command_line_does_a_share(tmp_path: Path) -> None:
+def test_the_batch_script_does_a_share(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    assert main(f"merge {run.dir.root} --phase sketch --number 1 --of 2".split()) == 0
+    script = Path(__file__).parents[1] / "slurm" / "merge.sbatch"
+    said = subprocess.run(
+        ["bash", str(script), str(run.dir.root), "sketch"],
+        env=os.environ
+        | {"PROXHPC": "echo", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert main(said.split()) == 0
     assert phases(run)["sketch"] == (3, 6)

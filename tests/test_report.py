@@ -427,10 +427,16 @@ def test_workers_over_time_with_their_failures(
     found = build_report(run)["execution"]["timeline"]
     assert found["seconds"] == 60
     assert found["tokens_per_second"] == [140.0] * 30 + [40.0] * 30
-    told = {one["worker"]: (one["end"], one["trouble"]) for one in found["workers"]}
-    assert told == {"w1": ("failed", [0.5]), "w2": ("done", [0.75]), "w3": ("gone", [0.3333])}
+    told = {
+        one["worker"]: (one["end"], one["failed"], one["deaths_noted"]) for one in found["workers"]
+    }
+    assert told == {
+        "w1": ("failed", 0.5, []),
+        "w2": ("done", None, [0.75]),
+        "w3": ("gone", 0.3333, []),
+    }
     html = page(build_report(run))
-    assert html.count("ended without a word") == 1
+    assert html.count("ended without a word") == 2, "in both tables"
 
 
 def test_a_long_history_is_read_here_and_there(run: RunDir) -> None:

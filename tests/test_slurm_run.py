@@ -1,6 +1,8 @@
 """Whole runs on a real Slurm of four nodes: launched once, everything else happens by itself."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from proxhpc.assemble.merge import merge
 from proxhpc.launch import prepare
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
@@ -136,14 +139,26 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
 def test_where_jobs_may_not_submit_launching_again_goes_on(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    path = manifest(tmp_path, real_text[-1:], sharding={"tokens": 120_000})
+    """Refining and every phase of the merge, of which an element is lost."""
+    more = {"sharding": {"tokens": 10_000}, "output": {"part_size": 400_000}}
+    path = manifest(tmp_path, real_text[-1:], **more)
     run = RunDir(tmp_path / "run")
-    where = site(tmp_path, submit_from_jobs=False)
-    for _ in range(3):
-        said = launch(cluster, path, where, run.root)
+    where = site(tmp_path, submit_from_jobs=False, phases={"merge": {"workers": 2}})
+    told = [launch(cluster, path, where, run.root)]
+    while "finished" not in told[-1]:
+        if array := re.search(r"\(sketch\) in 2 elements: job (\d+)", told[-1]):
+            cluster.run("scancel", f"{array[1]}_1")
         cluster.until(lambda: idle(cluster), "the queue to empty", timeout=120)
-    assert "finished" in said
+        told.append(launch(cluster, path, where, run.root))
+    arrays = re.findall(r"merging \((\w+)\) in (\d)", "".join(told))
+    assert arrays == [("sketch", "2"), ("sketch", "1"), ("match", "1"), ("write", "2")]
     check_balance(run)
+    before = corpus_bytes(run)
+    for folder in (run.merge, run.corpus):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    merge(run)
+    assert corpus_bytes(run) == before
 
 
 def test_plain_sbatch_without_the_launcher(

@@ -369,7 +369,7 @@ def test_deaths_and_nodes_that_are_left_out_are_told(run: Run) -> None:
     beat(run, owner("w2"), 1, 5, deaths=1)
     status = collect(run.dir, FakeQueue())
     assert (status.deaths, status.left_out) == (3, ("n2", "n\x1b7"))
-    assert "3 deaths of workers or engines made up for" in page(status)
+    assert "taken on from workers or engines that died: 3 shards" in page(status)
     assert "left out, for workers there ended at once: n2, n" in page(status)
     assert "\x1b" not in page(status)
 

@@ -319,6 +319,7 @@ def slurm_site(field: Battlefield) -> str:
         "stale_after": STALE_AFTER,
         "python": str(python),
         "setup": [f"export PROXHPC_FAULT='{armed}'"],
+        "phases": {"merge": {"workers": 2}},  # arrays, where the corpus is not a small one
     }
     path = field.folder / "slurm.yaml"
     path.write_text(yaml.safe_dump(site))

@@ -6,7 +6,6 @@ near-duplicates are looked for, the MinHash signatures.
 
 import io
 import struct
-import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import xxhash
 
 from proxhpc.assemble.bands import damaged, digest, write_bands
 from proxhpc.assemble.minhash import Signer, band_keys, signatures
+from proxhpc.assemble.shingles import fold
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.records import lookup
@@ -35,6 +35,12 @@ SKETCH = np.dtype(
         ("shard", "<u4"),  # behind the run's come the pieces of the corpus to compare with
         ("number", "<u4"),  # of the record in its shard
     ]
+)
+# All that str.isspace holds for, within ASCII and beyond.
+_SPACES = bytes.maketrans(b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f", b" " * 9)
+_WIDE_SPACES = (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
 )
 _PACK = struct.Struct("<QQQQQIIII")
 
@@ -64,7 +70,8 @@ class Hasher:
         self, document: Document, text: str, at: tuple[int, int], *, size: int = 0, place: int = 0
     ) -> None:
         """Take the next document, at (shard, number); `text` is what is to be compared."""
-        content = xxhash.xxh3_128_intdigest(normalise(text).encode())
+        folded = fold(text)
+        content = xxhash.xxh3_128_intdigest(squeezed(folded))
         self._packed += _PACK.pack(
             content >> 64,
             content & 0xFFFFFFFFFFFFFFFF,
@@ -76,7 +83,7 @@ class Hasher:
             *at,
         )
         if self._signer is not None:
-            self._signer.add(text)
+            self._signer.add(folded)
 
     def write(self, run: RunDir, group: int) -> Files:
         """Write the group's files, each whole or not at all."""
@@ -116,9 +123,18 @@ def check_files(run: RunDir, group: int, files: Files) -> None:
             raise damaged(path)
 
 
-def normalise(text: str) -> str:
-    """What the exact hash sees: NFC, lower case, and white space as single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+def squeezed(folded: str) -> bytes:
+    """What the exact hash sees of a folded text: UTF-8, with all white space as single blanks."""
+    if not folded.isascii():
+        for char in _WIDE_SPACES:
+            if char in folded:
+                folded = folded.replace(char, " ")
+    data = np.frombuffer(folded.encode().translate(_SPACES).strip(b" "), np.uint8)
+    stays = np.ones(len(data), np.bool_)
+    blank = data == ord(" ")
+    np.logical_and(blank[1:], blank[:-1], out=stays[1:])
+    np.logical_not(stays[1:], out=stays[1:])
+    return data[stays].tobytes()
 
 
 def rank(dedup: Dedup, fields: dict[str, Any]) -> int:

@@ -32,9 +32,9 @@ class Signer:
         self._slots = [np.empty((0, near.bands * near.rows), np.uint32)]
         self._any: list[bool] = []
 
-    def add(self, text: str) -> None:
-        """Take the next text."""
-        own = shingles(text, self._near.shingle)
+    def add(self, folded: str) -> None:
+        """Take the next text, folded."""
+        own = shingles(folded, self._near.shingle)
         self._waiting.append(own)
         self._any.append(len(own) > 0)
         self._weight += len(own) + BATCH // 4096
@@ -66,7 +66,7 @@ def slots(shingles: Sequence[Hashes], count: int, seed: int) -> npt.NDArray[np.u
 
 def band_keys(slots: npt.NDArray[np.uint32], bands: int) -> npt.NDArray[np.uint64]:
     """A key for each band (first axis) of each document; equal where all slots of the band are."""
-    rows = slots.reshape(len(slots), bands, -1).astype(np.uint64)
+    rows = slots.reshape(len(slots), bands, slots.shape[1] // bands).astype(np.uint64)
     keys = np.zeros(rows.shape[:2], np.uint64)
     for row in range(rows.shape[2]):
         keys = mixed(keys + rows[:, :, row])

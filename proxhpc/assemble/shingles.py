@@ -7,6 +7,7 @@ over the whole text, so that a text costs a handful of passes in numpy however m
 
 import functools
 import re
+import unicodedata
 
 import numpy as np
 import numpy.typing as npt
@@ -17,56 +18,72 @@ Hashes = npt.NDArray[np.uint64]
 
 BLOCK = 1 << 16  # characters at a time; a longer word is cut
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_SEPARATOR, _WORD, _ALONE = 0, 1, 2
+_WORD, _ALONE = 1, 2  # 0: what parts words
 _LAST = 0x110000
 _WORD_RUN = re.compile(r"[\w\u0300-\u036f]+")
 
 
-def shingles(text: str, size: int) -> Hashes:
-    """Hashes of the runs of `size` words, in their order, repeats included.
+def fold(text: str) -> str:
+    """A text as it is compared: composed (NFC) and in lower case."""
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).lower()
+
+
+def shingles(folded: str, size: int) -> Hashes:
+    """Hashes of the runs of `size` words of a folded text, in their order, repeats included.
 
     A text of fewer words is one shingle, one of none has none.
     """
-    words = word_hashes(text)
+    words = word_hashes(folded)
     size = min(size, len(words))
     if not size:
         return words
     count = len(words) - size + 1
-    out = np.zeros(count, np.uint64)
-    for place in range(size):
-        out = out * np.uint64(_BASE) + words[place : place + count]
+    out = words[:count].copy()
+    for place in range(1, size):
+        out *= np.uint64(_BASE)
+        out += words[place : place + count]
     return mixed(out)
 
 
-def word_hashes(text: str) -> Hashes:
-    """A hash of each word, in their order; case and what stands between words do not matter."""
-    text = text.lower()
-    if len(text) <= BLOCK:
-        return _block(text)
+def word_hashes(folded: str) -> Hashes:
+    """A hash of each word, in their order; what stands between words does not matter."""
+    if len(folded) <= BLOCK:
+        return _block(folded)
     blocks = []
     start = 0
-    while start < len(text):
+    while start < len(folded):
         stop = start + BLOCK
-        if stop < len(text) and (cut := max(text.rfind(sep, start, stop) for sep in " \n")) > 0:
+        if stop < len(folded) and (cut := max(folded.rfind(s, start, stop) for s in " \n")) > 0:
             stop = cut + 1
-        blocks.append(_block(text[start:stop]))
+        blocks.append(_block(folded[start:stop]))
         start = stop
     return np.concatenate(blocks)
 
 
 def _block(text: str) -> Hashes:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[codes]
-    alone = kinds == _ALONE
+    if not len(codes):
+        return np.empty(0, np.uint64)
+    kinds, values = _tables(int(codes.max()).bit_length())
+    kinds = kinds.take(codes)
     word = np.zeros(len(kinds) + 2, np.bool_)
-    word[1:-1] = kinds == _WORD
-    starts = np.flatnonzero((word[1:-1] & ~word[:-2]) | alone)
-    stops = np.flatnonzero((word[1:-1] & ~word[2:]) | alone) + 1
+    np.equal(kinds, _WORD, out=word[1:-1])
+    edges = np.flatnonzero(word[1:] != word[:-1])
+    starts, stops = edges[::2], edges[1::2]
+    alone = np.flatnonzero(kinds == _ALONE)
+    if len(alone):
+        starts = np.sort(np.concatenate([starts, alone]))
+        stops = np.sort(np.concatenate([stops, alone + 1]))
     powers, inverses = _powers()
     sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(mixed(codes.astype(np.uint64)) * powers[: len(codes)], out=sums[1:])
+    placed = values.take(codes)
+    placed *= powers[: len(codes)]
+    np.cumsum(placed, out=sums[1:])
     # The sum over a word, shifted back to where it would stand at the text's beginning.
-    return mixed((sums[stops] - sums[starts]) * inverses[starts])
+    hashes = sums[stops]
+    hashes -= sums[starts]
+    hashes *= inverses[starts]
+    return mixed(hashes)
 
 
 @functools.cache
@@ -81,21 +98,28 @@ def _powers() -> tuple[Hashes, Hashes]:
 
 
 @functools.cache
-def _kinds() -> npt.NDArray[np.uint8]:
-    """For each code point, whether it parts words, belongs to one or is one."""
-    kinds = np.zeros(_LAST, np.uint8)
-    every = "".join(map(chr, range(_LAST)))
+def _tables(bits: int) -> tuple[npt.NDArray[np.uint8], Hashes]:
+    """For each code point of so many bits: what it is for words, and the number it stands for.
+
+    Most texts need few bits; a table of all code points would take as long as thousands of them.
+    """
+    count = min(1 << bits, _LAST)
+    kinds = np.zeros(count, np.uint8)
+    every = "".join(map(chr, range(count)))
     for kind, pattern in ((_WORD, _WORD_RUN), (_ALONE, UNSPACED)):
         for match in pattern.finditer(every):
             kinds[match.start() : match.end()] = kind
-    return kinds
+    return kinds, mixed(np.arange(count, dtype=np.uint64))
 
 
 def mixed(values: Hashes) -> Hashes:
     """SplitMix64's finaliser: every bit of the result depends on every bit of the value."""
-    values = values ^ (values >> np.uint64(30))
+    shifted = values >> np.uint64(30)
+    values = values ^ shifted
     values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
+    np.right_shift(values, np.uint64(27), out=shifted)
+    values ^= shifted
     values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
+    np.right_shift(values, np.uint64(31), out=shifted)
+    values ^= shifted
     return values

@@ -203,7 +203,7 @@ class _Group:
                 tiles.append(item)
                 counts.blank_lines += item.blank
                 continue
-            counts += item.row.count()
+            item.row.add_to(counts)
             self.traits.add(self.plan, shard, item)
             if item.text is not None:
                 self._add_document(shard, item)

@@ -15,7 +15,7 @@ from proxhpc.assemble.hashed import Sketch, save_array
 from proxhpc.assemble.pairs import Sketches
 from proxhpc.assemble.pool import Pool
 from proxhpc.assemble.replay import Refined, replay_shard
-from proxhpc.assemble.shingles import Hashes, shingles
+from proxhpc.assemble.shingles import Hashes, fold, shingles
 from proxhpc.assemble.sketch import against, records_against
 from proxhpc.corpus.disk import temporary, writing
 from proxhpc.corpus.document import Document
@@ -58,7 +58,7 @@ def keep_shingles(run: RunDir, plan: Plan, group: int) -> None:
         try:
             with draft.open("xb") as file:
                 for text in _texts(run, plan, sketches.rows(own)):
-                    hashes = np.unique(shingles(text, near.shingle))
+                    hashes = np.unique(shingles(fold(text), near.shingle))
                     file.write(hashes.astype("<u8").tobytes())
                     edges.append(edges[-1] + len(hashes))
                 file.write(np.array(edges, "<u8").tobytes())

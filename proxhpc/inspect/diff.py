@@ -1,13 +1,17 @@
 """A document before and after, line by line, with what changed within a line."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-LONG = 2000  # lines or characters above which the comparison may be rough, to stay quick
+LONG = 2000  # lines above which the comparison may be rough, to stay quick
 PAIRS = 2500  # pairs of lines to compare within one replaced block
-ALIKE = 0.5  # share of characters in common from which a line counts as an edited one
+MATCHES = 250_000  # pairs of words to compare within a line; a longer one has one change in all
+ALIKE = 0.5  # share of words in common from which a line counts as an edited one
+_WORDS = re.compile(r"[A-Za-z0-9]+|.", re.DOTALL)  # in other scripts, and of signs, each character
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,10 @@ def _same(lines: Sequence[str], start: int, stop: int) -> Iterator[Change]:
 def _block(old: Sequence[str], new: Sequence[str], first: int) -> Iterator[Change]:
     """Lines in place of others: each new line goes with the first old one that is like it."""
     at = 0
+    few = len(old) * len(new) <= PAIRS
+    bags = [Counter(_WORDS.findall(line)) for line in old] if few else []
     for line in new:
-        partner = _partner(old, at, line) if len(old) * len(new) <= PAIRS else None
+        partner = _partner(bags, at, Counter(_WORDS.findall(line))) if few else None
         if partner is None:
             yield Change("added", -1, (Piece(line, changed=True),))
             continue
@@ -96,34 +102,34 @@ def _removed(old: Sequence[str], start: int, stop: int, first: int) -> Iterator[
     return (Change("removed", first + n, (Piece(old[n]),)) for n in range(start, stop))
 
 
-def _partner(old: Sequence[str], start: int, line: str) -> int | None:
-    for place in range(start, len(old)):
-        if len(line) > LONG or len(old[place]) > LONG:
-            if _common(line, old[place]) >= min(len(line), len(old[place])) * ALIKE:
-                return place
-            continue
-        matcher = SequenceMatcher(None, old[place], line, autojunk=False)
-        if matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE:
+def _partner(bags: Sequence[Counter[str]], start: int, bag: Counter[str]) -> int | None:
+    """The first line from `start` on that has enough words in common with `bag`."""
+    for place in range(start, len(bags)):
+        other = bags[place]
+        if 2 * (bag & other).total() >= ALIKE * (bag.total() + other.total()):
             return place
     return None
 
 
 def _within(old: str, new: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """Both versions of a line in pieces."""
-    if max(len(old), len(new)) > LONG:
-        head = _common(old, new)
-        tail = _common(old[head:][::-1], new[head:][::-1])
-        return _cut(old, head, tail), _cut(new, head, tail)
-    gone, come = [], []
-    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        gone.append(Piece(old[a:b], kind != "equal"))
-        come.append(Piece(new[c:d], kind != "equal"))
+    head = _common(old, new)
+    tail = _common(old[head:][::-1], new[head:][::-1])
+    middle = old[head : len(old) - tail], new[head : len(new) - tail]
+    words = [_WORDS.findall(text) for text in middle]
+    gone, come = [Piece(old[:head])], [Piece(new[:head])]
+    if len(words[0]) * len(words[1]) > MATCHES:
+        gone.append(Piece(middle[0], True))
+        come.append(Piece(middle[1], True))
+    else:
+        for kind, a, b, c, d in SequenceMatcher(
+            None, words[0], words[1], autojunk=False
+        ).get_opcodes():
+            gone.append(Piece("".join(words[0][a:b]), kind != "equal"))
+            come.append(Piece("".join(words[1][c:d]), kind != "equal"))
+    gone.append(Piece(old[len(old) - tail :]))
+    come.append(Piece(new[len(new) - tail :]))
     return _filled(gone), _filled(come)
-
-
-def _cut(line: str, head: int, tail: int) -> tuple[Piece, ...]:
-    end = len(line) - tail
-    return _filled([Piece(line[:head]), Piece(line[head:end], True), Piece(line[end:])])
 
 
 def _filled(pieces: list[Piece]) -> tuple[Piece, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from proxhpc.errors import UserError
+from proxhpc.refine import teacher
 from proxhpc.refine.engines.base import Tokenizer
 
 # Of the released refiners' training and inference, at both levels.
@@ -17,6 +18,8 @@ _CHARS_PER_TOKEN = 5
 LEAST_ROOM = 32  # tokens of a window: a numbered line of some words
 
 _Wrap = Callable[[Tokenizer, str], list[int]]
+Verdict = Callable[[str, bool], str]
+"""Makes a doc program of an answer, which may have been cut."""
 
 
 def number_lines(lines: Sequence[str], first_line: int) -> list[str]:
@@ -42,7 +45,8 @@ class PromptStyle:
     """How text becomes a prompt.
 
     `document` and `window` make the user's message of a text or of numbered lines, `number` is
-    what such a message says of a line's number; `wrap` puts the frame around a message.
+    what such a message says of a line's number; `wrap` puts the frame around a message. Where a
+    document is not answered by a program, `verdict` makes one of the answer.
     """
 
     name: str
@@ -50,6 +54,7 @@ class PromptStyle:
     document: Callable[[str], str] = _as_it_is
     window: Callable[[Sequence[str], int], str] = _numbered
     number: Callable[[int], str] = _number
+    verdict: Verdict | None = None
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
@@ -133,6 +138,14 @@ def _chat_template(tokenizer: Tokenizer, user: str) -> list[int]:
     return tokenizer.chat(SYSTEM, user)
 
 
+def _chat_alone(tokenizer: Tokenizer, user: str) -> list[int]:
+    return tokenizer.chat(None, user)
+
+
+def _teacher_window(lines: Sequence[str], first_line: int) -> str:
+    return teacher.window_message("\n".join(number_lines(lines, first_line)))
+
+
 def _compact_number(number: int) -> str:
     return f"[{number}]"
 
@@ -159,5 +172,12 @@ STYLES = {
         # A number stands behind its line, where a causal model has read it, and the question
         # last: a document and its first window begin alike and share the engine's prefix cache.
         PromptStyle("compact", _prox_plain, _compact_document, _compact_window, _compact_number),
+        PromptStyle(
+            "teacher",
+            _chat_alone,
+            teacher.document_message,
+            _teacher_window,
+            verdict=teacher.verdict,
+        ),
     )
 }

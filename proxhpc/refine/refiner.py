@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
 from proxhpc.errors import RetryError, StopError
-from proxhpc.manifest import Manifest, Stage
+from proxhpc.manifest import Manifest
 from proxhpc.models import ModelRef
 from proxhpc.program.replay import Emitted, Outcome, Style, doc_verdict, replay
 from proxhpc.refine.engines import make_engine
@@ -194,7 +194,9 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
             if key not in engines:
                 share = {"gpu_memory_utilization": stage.gpu_memory_utilization or equal}
                 engines[key] = await make_engine(
-                    options.model_copy(update=share), model, stepwise=_stepwise(manifest, stage)
+                    options.model_copy(update=share),
+                    model,
+                    stepwise=_stepwise(manifest, models, model),
                 )
             runners[stage.level] = make_runner(stage, engines[key], manifest.policy)
     except BaseException:
@@ -204,10 +206,13 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
 
 
-def _stepwise(manifest: Manifest, stage: Stage) -> bool:
+def _stepwise(manifest: Manifest, models: Mapping[str, ModelRef], model: ModelRef | None) -> bool:
     """Whether a stage of this model restricts single tokens of its answers."""
-    same = [other for other in manifest.stages if other.model == stage.model]
-    return any(other.prompt == "walk" and other.grammar != "none" for other in same)
+    return model is not None and any(
+        stage.prompt == "walk" and stage.grammar != "none"
+        for stage in manifest.stages
+        if models[stage.level].path == model.path
+    )
 
 
 def _raise_worst(results: Sequence[object]) -> None:

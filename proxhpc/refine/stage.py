@@ -13,7 +13,7 @@ from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
 from proxhpc.refine.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.refine.ledger import Call
 from proxhpc.refine.memo import Memo, digest
-from proxhpc.refine.prompts import prompt_style
+from proxhpc.refine.prompts import Verdict, prompt_style
 from proxhpc.refine.windows import Window, pack, window_of
 
 MEMO_BYTES = 16 * 1024 * 1024  # some 40,000 answers
@@ -53,6 +53,7 @@ class StageRunner:
         self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._number_costs: dict[int, int] = {}
+        self._verdict: Verdict | None = None
         self.asked = Usage()  # of all that the engine answered, whatever became of it
         if engine.tokenizer:
             self._prepare(engine.tokenizer)
@@ -65,6 +66,7 @@ class StageRunner:
             self.window_tokens = min(self.stage.window_tokens, room)
         else:
             self.style.check(tokenizer, self.budget)
+            self._verdict = self.style.verdict
         (self._call_tokens,) = tokenizer.count([_CALL])
 
     async def judge(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
@@ -193,11 +195,11 @@ class StageRunner:
             key = digest(array("I", request.prompt).tobytes(), rest.encode())
             done, again = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
-        return Call(start, stop, self._program(done.text), done.finish, *tokens, again)
+        return Call(start, stop, self._program(done), done.finish, *tokens, again)
 
-    def _program(self, text: str) -> str:
-        """An answer's text as a program: that is what models write."""
-        return text
+    def _program(self, done: Completion) -> str:
+        """An answer as a program: that is what models write, unless asked for something else."""
+        return self._verdict(done.text, done.finish != "stop") if self._verdict else done.text
 
     async def _complete(self, request: Request) -> Completion:
         done = await self.engine.complete(request)

@@ -8,7 +8,7 @@ from proxhpc.errors import UserError
 from proxhpc.manifest import Stage
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.refine import walk
-from proxhpc.refine.engines.base import Engine, Request, Tokenizer
+from proxhpc.refine.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.refine.stage import Answer, Question, StageRunner
 from proxhpc.refine.walk import Page, Walk
 from proxhpc.refine.windows import Window
@@ -84,5 +84,5 @@ class WalkRunner(StageRunner):
             bias=self._walk.bias(size, self.stage.bias),
         )
 
-    def _program(self, text: str) -> str:
-        return walk.program(text)
+    def _program(self, done: Completion) -> str:
+        return walk.program(done.text)

@@ -63,18 +63,19 @@ def area(title: str, values: Sequence[float], seconds: float) -> Drawn:
     return _figure(title, shapes)
 
 
-def lane(values: Sequence[float], highest: float, marks: Sequence[float]) -> Drawn:
-    """The same of one worker as a line of a table; `marks`, from 0 to 1, are failures."""
+def lane(
+    values: Sequence[float], highest: float, failed: float | None, noted: Sequence[float]
+) -> Drawn:
+    """The same of one worker as a line of a table; the marks lie from 0 to 1."""
     step = 200 / len(values)
     line = "".join(f"V{20 - 18 * value / (highest or 1):.1f}h{step:.2f}" for value in values)
-    crosses = "".join(
-        f'<rect class="dropped" x="{min(198 * mark, 197):.1f}" width="3" height="20"/>'
-        for mark in marks
-    )
+    marks = [f'<rect class="noted" x="{199 * at:.1f}" width="1" height="20"/>' for at in noted]
+    if failed is not None:
+        marks.append(f'<rect class="dropped" x="{197 * failed:.1f}" width="3" height="20"/>')
     return Drawn(
         '<svg class=lane viewBox="0 0 200 20" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="track" y="19" width="200" height="1"/>'
-        f'<path class="edited" d="M0 20{line}V20Z"/>{crosses}</svg>'
+        f'<path class="edited" d="M0 20{line}V20Z"/>{"".join(marks)}</svg>'
     )
 
 

@@ -220,7 +220,8 @@ def _workers(report: dict[str, Any]) -> Iterable[str]:
     everyone = report["execution"]["by_worker"]
     rows = [
         (
-            *(entry[key] for key in ("worker", "host", "state")),
+            *(entry[key] for key in ("worker", "host")),
+            _ENDS["gone"] if entry["state"] in ("starting", "working") else entry["state"],
             whole(entry["shards"]),
             whole(entry["documents"]),
             f"{entry['busy_seconds']:.0f} s",
@@ -242,7 +243,7 @@ def _timeline(found: dict[str, Any]) -> Iterable[str]:
     rows = [
         (
             one["worker"],
-            lane(one["tokens_per_second"], highest, one["trouble"]),
+            lane(one["tokens_per_second"], highest, one["failed"], one["deaths_noted"]),
             short(max(one["tokens_per_second"])),
             Drawn(f"<span class=trouble>{escaped(_ENDS.get(one['end'], ''))}</span>"),
         )
@@ -250,8 +251,8 @@ def _timeline(found: dict[str, Any]) -> Iterable[str]:
     ]
     yield table(("worker", f"over {duration(found['seconds'])}", "tokens/s at most", ""), rows)
     yield note(
-        "From what workers said when they committed. A red line is a worker's failure, or the "
-        "death of a worker or engine that it noted. At most 32 workers, those with failures first."
+        "From what workers said when they committed. Red: it failed. Yellow: it noted that a "
+        "worker or engine had died at work on a shard. At most 32 workers, failed ones first."
     )
 
 

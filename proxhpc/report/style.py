@@ -48,6 +48,7 @@ h3 { font-size: .95rem; margin: 1.5rem 0 .25rem; }
 .wide svg.lane { width: 22rem; min-width: 12rem; height: 1.4rem; margin: 0; }
 svg.lane path, svg.chart path { opacity: .55; }
 .track { fill: var(--line); }
+.noted { fill: var(--duplicates); }
 .trouble { color: var(--dropped); }
 .copy { margin: .6rem 0; max-width: 48rem; overflow-wrap: anywhere; }
 .copy span { color: var(--soft); font-size: .82rem; display: block; }

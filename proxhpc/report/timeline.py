@@ -28,10 +28,14 @@ class _Lane:
         return "gone" if last in ("starting", "working") else last
 
     @property
-    def trouble(self) -> list[float]:
-        """When it failed, and when it noted the death of another or of its engine."""
-        times = [b.time for a, b in pairwise(self.beats) if b.deaths > a.deaths]
-        return [*times, self.beats[-1].time] if self.end in ("gone", "failed") else times
+    def noted(self) -> list[float]:
+        """When it noted the death of another worker or of its engine."""
+        return [b.time for a, b in pairwise(self.beats) if b.deaths > a.deaths]
+
+    @property
+    def failed(self) -> float | None:
+        """When it was heard of last, if it did not end as it should."""
+        return self.beats[-1].time if self.end in ("gone", "failed") else None
 
 
 def timeline(run: RunDir) -> dict[str, Any]:
@@ -42,7 +46,11 @@ def timeline(run: RunDir) -> dict[str, Any]:
     start = min(beats[0].time for beats in found)
     seconds = max(max(beats[-1].time for beats in found) - start, 1e-3)
     lanes = [_Lane(beats, _rates(beats, start, seconds)) for beats in found]
-    told = sorted(lanes, key=lambda lane: (not lane.trouble, lane.beats[0].time))[:LANES]
+    told = sorted(lanes, key=lambda lane: (lane.failed is None, lane.beats[0].time))[:LANES]
+
+    def part(time: float) -> float:
+        return round((time - start) / seconds, 4)
+
     return {
         "start": start,
         "seconds": round(seconds, 3),
@@ -54,7 +62,8 @@ def timeline(run: RunDir) -> dict[str, Any]:
                 "worker": lane.beats[-1].owner.worker,
                 "end": lane.end,
                 "tokens_per_second": [round(rate, 3) for rate in lane.rates],
-                "trouble": [round((time - start) / seconds, 4) for time in lane.trouble],
+                "failed": None if lane.failed is None else part(lane.failed),
+                "deaths_noted": [part(time) for time in lane.noted],
             }
             for lane in told
         ],

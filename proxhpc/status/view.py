@@ -77,8 +77,8 @@ def _page(status: Status) -> Iterator[RenderableType]:
 
 def _care(status: Status) -> Iterator[Text]:
     if status.deaths:
-        plural = "" if status.deaths == 1 else "s"
-        yield Text(f"{status.deaths} death{plural} of workers or engines made up for", style="dim")
+        shards = "1 shard" if status.deaths == 1 else f"{whole(status.deaths)} shards"
+        yield Text(f"taken on from workers or engines that died: {shards}", style="dim")
     if status.left_out:
         nodes = ", ".join(map(safe, status.left_out))
         yield Text(f"left out, for workers there ended at once: {nodes}", style="yellow")

@@ -1,0 +1,1 @@
+"""Refiners of one's own: examples from teachers, and what is trained on them."""

@@ -1,0 +1,152 @@
+"""Sources in, one file of examples and a summary out; every document and window accounted for.
+
+What a refiner will be judged by comes first: documents of validation hosts and of held-out files
+are signed before any is taught, so that training is kept clear of them. Examples wait in a
+temporary file until it is known how many there are to choose from; of each only some bytes stay
+in memory.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+
+import orjson
+import zstandard
+
+from proxhpc.adapt.balance import Balance
+from proxhpc.adapt.examples import Cut, Example, Missing, Split, examples
+from proxhpc.adapt.gold import GoldFields, records
+from proxhpc.adapt.leakage import Likeness, split_of
+from proxhpc.adapt.summary import Summary
+from proxhpc.adapt.teachers import Source, Subject
+from proxhpc.corpus.disk import write_atomic, writing
+from proxhpc.corpus.document import Bad
+from proxhpc.corpus.writer import PartWriter
+from proxhpc.errors import UserError
+from proxhpc.program.syntax import Dialect
+from proxhpc.sections import Near
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How examples are cut, split, balanced and kept clear of what they are judged by.
+
+    `validation` is the share of hosts for validation, `untouched` the largest share of windows
+    without an edit in training, `per_source` the most training documents of a source (None: no
+    limit). Files `held_out` have `fields`.
+    """
+
+    dialect: Dialect = "prox"
+    cut: Cut = field(default_factory=Cut)
+    validation: float = 0.15
+    untouched: float = 1.0
+    per_source: int | None = None
+    held_out: tuple[Path, ...] = ()
+    fields: GoldFields = field(default_factory=GoldFields)
+    near: Near = field(default_factory=Near)
+    seed: int = 0
+
+
+def annotate(sources: Sequence[Source], out: Path, options: Options) -> Summary:
+    """Write the examples of all sources to `out`, the summary beside it; the summary.
+
+    UserError or RetryError where an input cannot be read or `out` not be written.
+    """
+    summary = Summary()
+    balance = Balance(options.seed, options.untouched, options.per_source)
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no directory {out.parent}")
+    with tempfile.TemporaryFile(dir=out.parent) as file:
+        guard = _Guard(sources, options, summary)
+        with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as waiting:
+            for source in sources:
+                for item in source.subjects():
+                    for example in _taught(item, guard, options, summary):
+                        balance.add(summary.documents, example)
+                        with writing(out):
+                            waiting.write(orjson.dumps(example.row) + b"\n")
+        file.seek(0)
+        with PartWriter(out) as part, zstandard.ZstdDecompressor().stream_reader(file) as rows:
+            for line, reason in zip(BufferedReader(rows), balance.verdicts(), strict=True):
+                if reason:
+                    summary.not_chosen[reason] += 1
+                else:
+                    row = orjson.loads(line)
+                    part.write(row)
+                    summary.write(row)
+            summary.check()
+            summary.sha256 = part.close().sha256
+    data = orjson.dumps(summary.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    write_atomic(summary_path(out), data)
+    return summary
+
+
+def summary_path(out: Path) -> Path:
+    """Where the summary of an examples file is."""
+    return out.with_name(f"{out.name.removesuffix('.zst').removesuffix('.jsonl')}.summary.json")
+
+
+class _Guard:
+    """Says where a document belongs, and why it must not be trained on."""
+
+    def __init__(self, sources: Sequence[Source], options: Options, summary: Summary) -> None:
+        self._options, self._summary = options, summary
+        self._hosts: set[str] = set()
+        self._likeness = Likeness(self._judged_by(sources), options.near)
+
+    def _judged_by(self, sources: Sequence[Source]) -> Iterator[str]:
+        """Texts of held-out files and of validation documents."""
+        names = self._options.fields
+        for path in self._options.held_out:
+            for item in records(path, names):
+                if isinstance(item, Bad):
+                    self._summary.held_out["unreadable"] += 1
+                    continue
+                self._summary.held_out["documents"] += 1
+                self._hosts.add(names.host_of(item.fields))
+                yield item.text
+        self._hosts.discard("")
+        for source in sources:
+            for subject in source.subjects():
+                if isinstance(subject, Subject) and self.split(subject) == "validation":
+                    yield subject.text
+
+    def split(self, subject: Subject) -> Split:
+        """The document's split."""
+        return split_of(subject.host, subject.id, self._options.validation)
+
+    def objection(self, subject: Subject) -> str:
+        """Why a document of the training split must not be trained on; empty if it may."""
+        if subject.host in self._hosts:
+            return "held_out_host"
+        return "near_duplicate" if self._likeness.has(subject.text) else ""
+
+
+def _taught(
+    item: Subject | Bad, guard: _Guard, options: Options, summary: Summary
+) -> Iterator[Example]:
+    """The examples of a document; what becomes of it is counted."""
+    summary.documents += 1
+    if isinstance(item, Bad):
+        summary.left_out[item.reason] += 1
+        return
+    split = guard.split(item)
+    if split == "train" and (reason := guard.objection(item)):
+        summary.left_out[reason] += 1
+        return
+    lesson = item.teach()
+    summary.aside.update(lesson.aside)
+    made = 0
+    for found in examples(item, lesson, split, options.cut, options.dialect):
+        if isinstance(found, Missing):
+            summary.aside["chunk", found.reason] += 1
+        else:
+            made += 1
+            yield found
+    summary.made += made
+    if made:
+        summary.taught += 1
+    else:
+        summary.left_out["nothing_to_teach"] += 1

@@ -1,0 +1,89 @@
+"""What a teacher says of a document, whoever it is: the one interface behind all of them.
+
+A source gives subjects, again from the start whenever it is read. Only where a subject is wanted
+for an example is its lesson asked for.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from proxhpc.corpus.document import Bad
+from proxhpc.corpus.records import lookup
+
+_HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/?#@]*@)?([^/?#:\[\]]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Lines [start, stop) of a document become `new`, which may be several; None: they go."""
+
+    start: int
+    stop: int
+    new: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a teacher says of a document, as far as it says anything.
+
+    `keep` is its verdict on the whole. `edits`, ascending and disjoint, is all that changes in
+    its lines; what it says nothing reliable about are the lines in `unknown`. `aside` counts by
+    level and reason the answers that were not understood or not believed.
+    """
+
+    keep: bool | None = None
+    edits: tuple[Edit, ...] | None = None
+    unknown: frozenset[int] = frozenset()
+    aside: Mapping[tuple[str, str], int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A document to be taught. `teach` asks for the lesson; `host` and `source` may be empty."""
+
+    id: str
+    text: str
+    source: str
+    host: str
+    teacher: str
+    teach: Callable[[], Lesson]
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Its lines."""
+        return self.text.split("\n")
+
+
+class Source(Protocol):
+    """Documents and what one teacher says of them."""
+
+    def subjects(self) -> Iterator[Subject | Bad]:
+        """Every document, in the order of the input; what could not be read is a Bad."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Fields of a record that say where a document comes from, dots as in `corpus.id`."""
+
+    id: str = "id"
+    source: str = "source"
+    host: str = "host"
+    url: str = "url"
+
+    def host_of(self, record: dict[str, Any]) -> str:
+        """The host a record names, or that of its URL, in small letters; empty without one."""
+        named, url = lookup(record, self.host), lookup(record, self.url)
+        host = named.strip() if isinstance(named, str) else ""
+        if not host and isinstance(url, str) and (match := _HOST.match(url.strip())):
+            host = match.group(1)
+        return host.lower().rstrip(".").removeprefix("www.")
+
+    def source_of(self, record: dict[str, Any], default: str) -> str:
+        """The source a record names, or the file it is in."""
+        source = lookup(record, self.source)
+        return source if isinstance(source, str) and source else default

@@ -1,0 +1,41 @@
+"""A summary of examples on a terminal."""
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from proxhpc.adapt.summary import Summary
+from proxhpc.status.terminal import safe, whole
+
+_COLUMNS = (
+    *("examples", "dropped", "untouched", "with_strings"),
+    *("lines", "lines_dropped", "lines_unknown"),
+)
+
+
+def render(summary: Summary) -> RenderableType:
+    """What the examples are, and what became of everything that is none."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("teacher", "source", "level", "split"):
+        table.add_column(name, overflow="fold")
+    for name in _COLUMNS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for key, counts in sorted(summary.groups.items()):
+        numbers = [whole(counts[name]) if name in counts else "" for name in _COLUMNS]
+        table.add_row(*(Text(safe(cell, 60)) for cell in (*key, *numbers)))
+    aside = Counter({f"{level}: {why}": n for (level, why), n in summary.aside.items()})
+    rest = (
+        ("documents", summary.documents, summary.left_out),
+        ("examples", summary.made, summary.not_chosen),
+        ("answers and windows set aside", aside.total(), aside),
+        ("records held out", summary.held_out.total(), summary.held_out),
+    )
+    lines = [Text(f"{whole(total)} {name}{_but(counts)}") for name, total, counts in rest if total]
+    return Group(table, Text(), *lines)
+
+
+def _but(counts: Counter[str]) -> str:
+    parts = [f"{safe(reason, 60)} {whole(number)}" for reason, number in counts.most_common()]
+    return f"; {', '.join(parts)}" if parts else ""

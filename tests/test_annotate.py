@@ -1,0 +1,390 @@
+"""Examples for refiners: what teachers say becomes programs that do just that."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zstandard
+
+from proxhpc.adapt.annotate import summary_path
+from proxhpc.adapt.examples import Cut, Example, examples
+from proxhpc.adapt.gold import aligned, labelled
+from proxhpc.adapt.leakage import Likeness, split_of
+from proxhpc.adapt.programs import lesson
+from proxhpc.adapt.teachers import Lesson, Names, Subject
+from proxhpc.cli import main
+from proxhpc.cluster import tasks
+from proxhpc.corpus.document import Document
+from proxhpc.manifest import Manifest
+from proxhpc.program.derive import PRICES
+from proxhpc.program.policy import Policy
+from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.syntax import Dialect
+from proxhpc.refine import teacher
+from proxhpc.refine.ledger import Call, Row
+from proxhpc.refine.refiner import Refiner
+from proxhpc.refine.walk_stage import make_runner
+from proxhpc.sections import Near
+from runs import PARAGRAPH, document, planned, rows_of, write_jsonl
+from test_stage import Script
+from tiny_models import edit_json, save_llama
+
+WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn")
+CUTS = (Cut(), Cut(2), Cut(3, 200), Cut(5, 90))
+# Nothing is too much: whatever a program asks for is done.
+LOOSE = Policy(max_removed_share=1.0, min_kept_words=0, min_kept_chars=0, max_errors=100)
+
+
+def subject(text: str, found: Lesson, host: str = "h.org") -> Subject:
+    return Subject("d", text, "s", host, "t", lambda: found)
+
+
+def made(text: str, found: Lesson, cut: Cut, dialect: Dialect = "prox") -> list[dict[str, Any]]:
+    """Rows of a document; none may be missing."""
+    out = list(examples(subject(text, found), found, "train", cut, dialect))
+    assert all(isinstance(example, Example) for example in out), out
+    return [example.row for example in out if isinstance(example, Example)]
+
+
+def executed(row: dict[str, Any], dialect: Dialect = "prox") -> str | None:
+    """What a row's program makes of its lines; None where nothing stays."""
+    lines = row["lines"]
+    window = WindowProgram(0, len(lines), Emitted(row["program"], "stop"))
+    done = replay("\n".join(lines), None, [window], LOOSE, Style(dialect, "window"))
+    assert not done.rejected
+    return None if done.lines_removed == len(lines) else done.text
+
+
+def joined(rows: list[dict[str, Any]], dialect: Dialect = "prox") -> str:
+    return "\n".join(part for row in rows if (part := executed(row, dialect)) is not None)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with zstandard.open(path, "rb") as file:
+        return [orjson.loads(line) for line in file.read().splitlines()]
+
+
+def annotate(*arguments: object, status: int = 0) -> None:
+    assert main(["annotate", *map(str, arguments)]) == status
+
+
+def pair(number: int, **more: Any) -> dict[str, Any]:
+    gold = f"{PARAGRAPH}Number {number} of them ends with this line, as they all do."
+    noisy = f"Home | About | Contact\n{gold}\nShare this page"
+    url = f"https://www.host{number}.org:80/page"
+    return {"id": f"p{number}", "text_noisy": noisy, "text_gold": gold, "url": url} | more
+
+
+def test_labels_become_removals_and_what_nobody_knows_is_said() -> None:
+    text = "a b\nc d\ne f\ng h\ni j"
+    found = labelled(text, "BBG?B")
+    assert isinstance(found, Lesson)
+    (row,) = made(text, found, Cut())
+    assert row["program"] == "remove_lines(start=0, end=1)\nremove_lines(start=4, end=4)"
+    assert (row["keep"], row["first"], row["of"]) == ("DDK?D", 0, 5)
+    first, second, third = made(text, found, Cut(2))
+    assert [first["keep"], second["keep"], third["keep"]] == ["DD", "K?", "D"]
+    assert second["program"] == "untouch_doc()"
+    assert (second["before"], second["lines"]) == (["a b", "c d"], ["e f", "g h"])
+    assert (third["first"], third["program"]) == (4, "remove_lines(start=0, end=0)")
+    assert [row["program"] for row in made(text, found, Cut(2), "line")] == [
+        "remove_lines(1, 2)",
+        "keep_all()",
+        "remove_lines(1, 1)",
+    ]
+    assert labelled(text, "BB") == "labels_do_not_fit"
+    assert labelled(text, 7) == "labels_unreadable"
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("dialect", ["prox", "line"])
+def test_programs_of_all_windows_together_make_the_gold_text(cut: Cut, dialect: Dialect) -> None:
+    noisy = "Home | About\nThe cat sat on the matt.\nIt was warm there. [Edit]\n\nShare\nThe end."
+    gold = "A word first.\nThe cat sat on the mat.\nIt was warm there.\n\nThe end."
+    found = aligned(noisy, gold, PRICES[dialect])
+    assert isinstance(found, Lesson)
+    rows = made(noisy, found, cut, dialect)
+    assert joined(rows, dialect) == gold
+    assert sum(len(row["lines"]) for row in rows) == 6
+
+
+def _calls(chance: random.Random, lines: list[str]) -> Iterator[Call]:
+    """Programs of random windows, some of which lines have no program."""
+    at = 0
+    while at < len(lines):
+        stop = min(len(lines), at + chance.randint(1, 5))
+        statements = []
+        for _ in range(chance.randint(0, 3)):
+            a, b = sorted((chance.randrange(at, stop), chance.randrange(at, stop)))
+            window = "\n".join(lines[at:stop])
+            start = chance.randrange(len(window))
+            source = window[start : start + chance.randint(1, 12)].replace("\n", "\\n")
+            statements += [
+                f"remove_lines(start={a}, end={b})",
+                f'normalize(source_str="{source}", target_str="{chance.choice(["", "u v"])}")',
+            ]
+        program = "\n".join(chance.sample(statements, len(statements) // 2))
+        yield Call(at, stop, program or "untouch_doc()", "stop", 0, 0, 0)
+        at = stop
+
+
+def test_what_is_learnt_from_a_ledger_is_what_its_programs_did() -> None:
+    chance = random.Random(5)
+    strings = 0
+    for _ in range(500):
+        lines = [" ".join(chance.choice(WORDS) for _ in range(4)) for _ in "12345678"]
+        text = "\n".join(lines)
+        calls = list(_calls(chance, lines))
+        windows = [call.window for call in calls]
+        done = replay(text, None, windows, LOOSE, Style())
+        if done.rejected or done.lines_removed == len(lines):
+            continue
+        row = Row("d", 0, 0, done.status, windows=tuple(calls))
+        found = lesson(text, row, LOOSE, Style())
+        rows = made(text, found, Cut())
+        assert joined(rows) == done.text
+        strings += rows[0]["keep"] is None
+    assert strings > 30
+
+
+def test_answers_that_are_not_whole_teach_nothing() -> None:
+    text = "a b c\nd e f\ng h i\nj k l"
+    calls = (
+        Call(0, 1, "remove_lines(start=0, end=0)", "stop", 0, 0, 0),
+        Call(1, 2, "remove_lines(start=1, end=1)\nI hope this helps!", "stop", 0, 0, 0),
+        Call(2, 3, "remove_lines(start=2, end=2)\n", "length", 0, 0, 0),
+    )
+    row = Row("d", 0, 0, "edited", doc=Call(0, 4, "Keep it.", "stop", 0, 0, 0), windows=calls)
+    found = lesson(text, row, LOOSE, Style())
+    assert found.keep is None
+    assert found.aside == {("doc", "bad_answer"): 1, ("chunk", "bad_answer"): 2}
+    (example,) = made(text, found, Cut())
+    assert example["keep"] == "D???"
+    too_much = Row("d", 0, 0, "kept", windows=calls[:1], rejected={"removed_share": 1})
+    found = lesson(text, too_much, LOOSE, Style())
+    assert (found.edits, found.aside) == (None, {("chunk", "removed_share"): 1})
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        ("Solid.\nEducational: 3\nFormat: 0", "keep_doc()  # educational 3, format 0"),
+        ("Educational: 2\nFormat: 4\n", "keep_doc()  # educational 2, format 4"),
+        ("Educational: 2\nFormat: 3", "drop_doc()  # educational 2, format 3"),
+        ("x\nEducational: 1\n\nFormat: 5", "drop_doc()  # educational 1, format 5"),
+        ("drop_doc()\nEducational: 6\nFormat: 3", None),
+        ("Educational: 4\nFormat: 4\nThanks", "# no marks in: Educational: 4 Format: 4 Thanks"),
+        ("Educational: 1\nEducational: 4\nFormat: 4", None),
+        ("Educational: 3.5\nFormat: 4", None),
+        ("", "# no marks in: "),
+    ],
+)  # fmt: skip
+def test_marks_are_read_strictly(answer: str, program: str | None) -> None:
+    found = teacher.verdict(answer, False)
+    assert found.startswith("# no marks in:") if program is None else found == program
+    assert teacher.verdict("Educational: 3\nFormat: 3", True).startswith("# no marks")
+
+
+def test_a_teacher_is_asked_and_its_marks_decide() -> None:
+    """The engine is a script that answers as a large model would."""
+    pages = {"good": "4\nFormat: 4", "poor": "1\nFormat: 5", "odd": "many\nFormat: 5"}
+
+    def answer(request: Any) -> str:
+        prompt = "".join(map(chr, request.prompt))
+        if request.level == "chunk":
+            assert "[001]this page is good" in prompt
+            return "```python\nremove_lines(start=0, end=0)\n```"
+        assert "<page>\nMenu\nthis page is" in prompt
+        (kind,) = (kind for kind in pages if f"page is {kind}" in prompt)
+        return f"It is {kind}.\nEducational: {pages[kind]}"
+
+    stages = [{"level": level, "prompt": "teacher"} for level in ("doc", "chunk")]
+    manifest = Manifest.model_validate(
+        {"name": "t", "corpus": {"paths": "x"}, "stages": stages, "engine": {"name": "rules"}}
+        | {"policy": LOOSE.model_dump()}
+    )
+    engine = Script(answer, 9000)
+    runners = [make_runner(stage, engine, manifest.policy) for stage in manifest.stages]
+    refiner = Refiner(manifest, *runners)
+    texts = {kind: f"Menu\nthis page is {kind}\n{PARAGRAPH}" for kind in pages}
+    found = {}
+    for kind, text in texts.items():
+        row = asyncio.run(refiner.refine(Document(kind, text, 0, 0)))
+        found[kind] = lesson(text, row, LOOSE, Style())
+    assert [found[kind].keep for kind in texts] == [True, False, None]
+    assert found["odd"].aside == {("doc", "bad_answer"): 1}
+    rows = made(texts["good"], found["good"], Cut())
+    assert rows[0] | {"program": "keep_doc()", "level": "doc"} == rows[0]
+    assert rows[1]["program"] == "remove_lines(start=0, end=0)"
+    assert found["poor"].edits is None
+
+
+def test_a_run_of_rules_teaches_what_it_did(tmp_path: Path, capsys: Any) -> None:
+    run = planned(tmp_path, 12)
+    out = tmp_path / "ex.jsonl.zst"
+    annotate(run.dir.root, "--out", out, status=2)
+    assert "shards are not refined yet" in capsys.readouterr().err
+    tasks.refine(str(run.dir.root), 0, 1)
+    annotate(run.dir.root, "--out", out, "--windows", "3")
+    refined = {row.id: row for row in rows_of(run.dir, run.plan)}
+    rows = read(out)
+    assert {row["teacher"] for row in rows} == {"rules"}
+    assert {row["host"] for row in rows} == {"example.org"}
+    for number in range(12):
+        name, text = f"doc-{number}", document(number)["text"]
+        doc, *windows = [row for row in rows if row["id"] == name]
+        assert (doc["level"], doc["program"], doc["text"]) == ("doc", "keep_doc()", text)
+        assert [line for row in windows for line in row["lines"]] == text.split("\n")
+        assert len(joined(windows).encode()) == refined[name].bytes_out
+    summary = json.loads(summary_path(out).read_bytes())
+    assert summary["documents"] == {"read": 12, "taught": 12, "left_out": {}}
+    assert summary["examples"]["written"] == len(rows)
+
+
+@pytest.mark.model
+def test_a_model_as_teacher(tmp_path: Path) -> None:
+    """A random one, whose answers are no marks and no programs: all are counted, none believed."""
+    model = save_llama(tmp_path / "llama")
+    edit_json(model / "config.json", max_position_embeddings=8192)
+    stages = [
+        {"level": level, "model": str(model), "prompt": "teacher", "max_new_tokens": 12}
+        | ({"max_prompt_tokens": 6000} if level == "doc" else {})
+        for level in ("doc", "chunk")
+    ]
+    engine = {"name": "transformers"}
+    run = planned(tmp_path, 3, stages=stages, engine=engine)
+    tasks.refine(str(run.dir.root), 0, 1)
+    out = tmp_path / "ex.jsonl.zst"
+    annotate(run.dir.root, "--out", out)
+    summary = json.loads(summary_path(out).read_bytes())
+    assert summary["documents"] == {"read": 3, "taught": 0, "left_out": {"nothing_to_teach": 3}}
+    assert summary["set_aside"] == {
+        "chunk": {"bad_answer": 3, "unknown": 3},
+        "doc": {"bad_answer": 3},
+    }
+    for row in rows_of(run.dir, run.plan):
+        assert row.doc is not None
+        assert row.doc.program.startswith("# no marks in: ")
+        assert row.status == "kept"
+
+
+def test_training_is_clear_of_what_it_is_judged_by(tmp_path: Path) -> None:
+    names = {split_of(f"host{n}.org", "", 0.3): n for n in range(20)}
+    train, validation = names["train"], names["validation"]
+    copy = pair(train, text_noisy=pair(validation)["text_noisy"] + "!")
+    held = pair(100 + train, text_noisy="Something else.", host="HELD.org.")
+    rows = [pair(validation), copy, pair(train, id="mine", text_noisy="Only here it is.")]
+    rows += [pair(train, id="theirs", url="http://www.held.org/x", text_noisy="A page of it.")]
+    rows += [b"no json"]
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    aside = write_jsonl(tmp_path / "held.jsonl", [held])
+    out = tmp_path / "ex.jsonl.zst"
+    validation_share = ("--validation", 0.3, "--held-out", aside)
+    annotate(pairs, "--out", out, "--field", "gold=", "--field", "labels=ll", *validation_share)
+    assert read(out) == []
+    for row in rows[:4]:
+        assert isinstance(row, dict)
+        row["ll"] = "G" * (str(row["text_noisy"]).count("\n") + 1)
+    write_jsonl(pairs, rows)
+    annotate(pairs, "--out", out, "--field", "labels=ll", *validation_share)
+    assert [(row["id"], row["split"]) for row in read(out)] == [
+        (f"p{validation}", "validation"),
+        ("mine", "train"),
+    ]
+    summary = json.loads(summary_path(out).read_bytes())
+    left_out = {"held_out_host": 1, "invalid_json": 1, "near_duplicate": 1}
+    assert summary["documents"] == {"read": 5, "taught": 2, "left_out": left_out}
+    assert summary["held_out"] == {"documents": 1}
+
+
+def test_near_duplicates_are_found_by_their_words() -> None:
+    texts = [f"{PARAGRAPH}So it was {n}." for n in range(3)]
+    others = [" ".join(random.Random(n).choices(PARAGRAPH.split(), k=60)) for n in range(40)]
+    alike = Likeness([*others, *texts, ""], Near())
+    assert alike.has(PARAGRAPH.upper() + "So it is")
+    assert not alike.has(" ".join(reversed(PARAGRAPH.split())))
+    assert not alike.has("")
+    assert not Likeness([], Near()).has(PARAGRAPH)
+
+
+def test_what_there_is_too_much_of_is_left_out_by_lot(tmp_path: Path) -> None:
+    rows = [pair(n, source=f"s{n % 2}", line_labels="B" + "G" * 7) for n in range(40)]
+    pairs = write_jsonl(tmp_path / "pairs.jsonl.zst", rows)
+    out = tmp_path / "ex.jsonl.zst"
+    common = (pairs, "--out", out, "--validation", 0, "--windows", 2)
+    annotate(*common)
+    everything = read(out)
+    assert len(everything) == 160
+    annotate(*common, "--untouched", 0.5)
+    chosen = read(out)
+    assert sum(row["program"] == "untouch_doc()" for row in chosen) == 40
+    assert len(chosen) == 80
+    assert [row for row in everything if row in chosen] == chosen
+    annotate(*common, "--untouched", 0.5, "--seed", 1)
+    assert read(out) != chosen
+    annotate(*common, "--per-source", 5)
+    few = read(out)
+    assert len({row["id"] for row in few if row["source"] == "s0"}) == 5
+    assert len(few) == 40
+    summary = json.loads(summary_path(out).read_bytes())
+    assert summary["examples"] == {"made": 160, "written": 40, "left_out": {"per_source": 120}}
+    annotate(*common[:3], "--untouched", 0, "--validation", 1)
+    assert len(read(out)) == 40, "validation is as it is"
+
+
+def test_labels_of_documents_and_other_fields(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "body": "One page.", "label": 1},
+        {"id": 2, "body": "Another.", "label": "drop"},
+        {"id": 3, "body": "A third.", "label": "perhaps"},
+    ]
+    pairs = write_jsonl(tmp_path / "docs.jsonl", rows)
+    out = tmp_path / "ex.jsonl.zst"
+    annotate(pairs, "--out", out, "--field", "noisy=body", "--field", "keep=label")
+    found = read(out)
+    assert [(row["id"], row["program"]) for row in found] == [
+        ("1", "keep_doc()"),
+        ("2", "drop_doc()"),
+    ]
+    assert found[0]["text"] == "One page."
+    assert found[0]["source"] == "docs.jsonl"
+    summary = json.loads(summary_path(out).read_bytes())
+    assert summary["set_aside"] == {"doc": {"label_unknown": 1}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--windows", "0"), "--windows 0: it must be document, LINES or LINES,CHARS"),
+        (("--field", "gld=x"), "keys are id, source, host, url, noisy, gold, labels, keep"),
+        (("--untouched", "2"), "--untouched 2.0: it must be from 0 to 1"),
+        (("--held-out", "nowhere.jsonl"), "no such input file: nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    tmp_path: Path, capsys: Any, arguments: tuple[str, ...], said: str
+) -> None:
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [pair(1)])
+    annotate(pairs, "--out", tmp_path / "ex.jsonl.zst", *arguments, status=2)
+    assert said in capsys.readouterr().err
+    annotate(pairs, "--out", tmp_path / "no" / "ex.jsonl.zst", status=2)
+    assert "there is no directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("record", "host"),
+    [
+        ({"host": "WWW.Example.org."}, "example.org"),
+        ({"host": "", "url": "https://u:p@www.a.b:8080/c"}, "a.b"),
+        ({"url": "//x.org"}, "x.org"),
+        ({"url": "no url"}, ""),
+        ({"host": 5, "url": None}, ""),
+    ],
+)
+def test_hosts(record: dict[str, Any], host: str) -> None:
+    assert Names().host_of(record) == host
