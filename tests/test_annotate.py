@@ -391,7 +391,8 @@ def test_hosts(record: dict[str, Any], host: str) -> None:
 
 
 def test_the_split_is_of_hosts_and_always_the_same() -> None:
-    assert [split_of(f"host{n}.org", "any") for n in (0, 1, 2)] == ["train"] * 3
+    held = [n for n in range(20) if split_of(f"host{n}.org", "any") == "validation"]
+    assert held == [3, 8]  # by hand: sha256sum
     hosts = [f"{n}.example" for n in range(4000)]
     share = sum(split_of(host, "") == "validation" for host in hosts) / len(hosts)
     assert abs(share - VALIDATION) < 0.02
