@@ -23,6 +23,7 @@ Refine pre-training corpora on Slurm clusters with small language models that wr
   proxhpc status RUN          how far a run is
   proxhpc evaluate GOLD       how good a model is, where people said what is to be kept
   proxhpc annotate SOURCE     examples to train a refiner on, from a run or gold data
+  proxhpc adapt RECIPE        teach a model to write programs, from examples
   proxhpc inspect RUN ID      one document before and after, with its programs
   proxhpc verify RUN          every checksum and count of a run, proved again
 """
@@ -86,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     shape = refine.add_mutually_exclusive_group()
     shape.add_argument("--text", action="store_true", help="print the refined text and no more")
     shape.add_argument("--diff", action="store_true", help="show each document before and after")
+
+    adapt = verbs.add_parser("adapt", help="teach a model to write programs, from examples")
+    adapt.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe (YAML)")
+    adapt.add_argument("--out", type=Path, required=True, metavar="DIR", help="model directory")
+    adapt.add_argument("--resume", action="store_true", help="go on with the training in DIR")
+    adapt.add_argument("--site", help="site file or name: submit it as a Slurm job there")
 
     evaluate = verbs.add_parser("evaluate", help="score a refiner on gold data, right here")
     evaluate.add_argument(
@@ -175,8 +182,8 @@ def parser() -> argparse.ArgumentParser:
     advance = verbs.add_parser("advance", help="take a run's next step (what control jobs run)")
     _run(advance)
 
-    schema = verbs.add_parser("schema", help="print the JSON Schema of manifests or sites")
-    schema.add_argument("kind", choices=["manifest", "site"])
+    schema = verbs.add_parser("schema", help="print the JSON Schema of manifests, sites or recipes")
+    schema.add_argument("kind", choices=["manifest", "site", "recipe"])
     return top
 
 
@@ -356,6 +363,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _print(view.render(found))
 
 
+def _adapt(arguments: argparse.Namespace) -> None:
+    from proxhpc.adapt.adapt import adapt
+    from proxhpc.adapt.recipe import load_recipe
+
+    recipe, out = load_recipe(arguments.recipe), arguments.out.absolute()
+    if arguments.site:
+        from proxhpc.adapt.job import submit
+        from proxhpc.site import load_site
+
+        job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
+        print(_safe(f"job {job}; it writes {out / 'training' / 'log.jsonl'}"))
+        return
+    adapted = adapt(recipe, out, resume=arguments.resume, say=lambda line: print(_safe(line)))
+    for name, score in adapted.scores.items():
+        print(f"{name:18} {score:.4g}")
+    print(_safe(f"model: {out}"))
+
+
 def _annotate(arguments: argparse.Namespace) -> None:
     from proxhpc.adapt.annotate import Options, annotate
     from proxhpc.adapt.examples import Cut
@@ -484,8 +509,10 @@ def _advance(arguments: argparse.Namespace) -> None:
 
 def _schema(arguments: argparse.Namespace) -> None:
     from proxhpc import manifest, site
+    from proxhpc.adapt import recipe
 
-    _print_json((manifest if arguments.kind == "manifest" else site).json_schema())
+    kinds = {"manifest": manifest, "site": site, "recipe": recipe}
+    _print_json(kinds[arguments.kind].json_schema())
 
 
 COMMANDS = {
@@ -498,6 +525,7 @@ COMMANDS = {
     "refine": _refine,
     "evaluate": _evaluate,
     "annotate": _annotate,
+    "adapt": _adapt,
     "inspect": _inspect,
     "report": _report,
     "flops": _flops,

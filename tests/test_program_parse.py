@@ -284,6 +284,8 @@ usual = st.lists(
         [
             "remove_lines(start=1, end=2)",
             "remove_lines( start=0, end=74)",
+            "remove_lines(start=3, end=3)  # menu; remove_all()",
+            "remove_lines(start=4, end=9)\t#",
             'normalize(source_str="a, (b)", target_str="")',
             'normalize(source_str="é\n#",target_str="x")',
             'normalize(source_str="a")',

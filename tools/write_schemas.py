@@ -1,4 +1,4 @@
-"""Write what is generated from the models of manifest and site: JSON Schemas, docs/manifest.md.
+"""Write what is generated from the models of manifest, site and recipe: schemas, docs' tables.
 
 python tools/write_schemas.py            write the files
 python tools/write_schemas.py --check    exit 1 if one is not current
@@ -14,9 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from proxhpc import manifest, site  # noqa: E402
+from proxhpc.adapt import recipe  # noqa: E402
 from proxhpc.slurm_notation import MANAGED  # noqa: E402
 
-REFERENCE = ROOT / "docs" / "manifest.md"
+PAGES = {
+    ROOT / "docs" / "manifest.md": ("manifest", "site", "managed"),
+    ROOT / "docs" / "adapt.md": ("recipe",),
+}
 _WORDS = {
     "string": "text",
     "integer": "whole number",
@@ -31,21 +35,30 @@ def contents() -> dict[Path, str]:
     schemas = {
         ROOT / "manifests" / "schema.json": manifest.json_schema(),
         ROOT / "slurm" / "sites" / "schema.json": site.json_schema(),
+        ROOT / "recipes" / "schema.json": recipe.json_schema(),
     }
     files = {path: json.dumps(schema, indent=2) + "\n" for path, schema in schemas.items()}
-    text = REFERENCE.read_text(encoding="utf-8")
     tables = {
         "manifest": sections(manifest.json_schema(), skip=()),
         "site": sections(site.json_schema(), skip=("Phase", "RefinePhase", "MergePhase")),
         "managed": managed(),
+        "recipe": sections(recipe.json_schema(), skip=()),
     }
+    for page, names in PAGES.items():
+        files[page] = filled(page, {name: tables[name] for name in names})
+    return files
+
+
+def filled(page: Path, tables: dict[str, str]) -> str:
+    """Return a page with its tables renewed."""
+    text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         if len(re.findall(pattern, text, re.DOTALL)) != 1:
-            sys.exit(f"{REFERENCE}: needs one pair of {begin.strip()} and {end}")
+            sys.exit(f"{page}: needs one pair of {begin.strip()} and {end}")
         text = re.sub(pattern, lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
-    return files | {REFERENCE: text}
+    return text
 
 
 def sections(schema: dict[str, Any], skip: tuple[str, ...]) -> str:

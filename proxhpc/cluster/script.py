@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from proxhpc.cluster import slurm
 from proxhpc.cluster.work import Work
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
-from proxhpc.site import Container, Resources, Site
+from proxhpc.site import Container, PhaseName, Resources, Site
 
 # A node where everything fails at once is always free, so it gets the control job too. What ends
 # badly by itself is put back, away from that node; what somebody cancels is not RUNNING by then.
@@ -29,26 +30,62 @@ trap again EXIT"""
 SIGNAL_SECONDS = 90  # before the limit; workers stop by their own clock, this is the second net
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a batch script runs, as far as Slurm is concerned.
+
+    `comment` is how it is found in the queue, `mounts` are the directories that it reads and
+    writes, for a container. `held`: it begins when it is released; `again`: it may be requeued.
+    """
+
+    name: str
+    phase: PhaseName
+    logs: Path
+    comment: str
+    mounts: tuple[str, ...]
+    elements: int = 1
+    exclude: tuple[str, ...] = ()
+    delay: int = 0
+    held: bool = False
+    again: bool = False
+
+
 def executor(
     run: RunDir, plan: Plan, site: Site, work: Work, *, intent: int, dependency: str = ""
 ) -> Any:
     """A submitit executor for `work`, whose jobs begin held and bear the run's and intent's tag."""
-    import submitit
-
-    resources = site.resources(work.phase)
-    made = submitit.SlurmExecutor(
-        folder=run.logs / f"{intent:04d}-{work.phase}", python=_python(run, plan, site, resources)
-    )
-    extra: dict[str, Any] = {
-        "hold": True,
-        "comment": f"{slurm.tag(plan.run_id)}:{work.phase}:{intent}",
+    job = Job(
+        name=f"{plan.manifest.name}-{work.phase}",
+        phase=work.phase,
+        logs=run.logs / f"{intent:04d}-{work.phase}",
+        comment=f"{slurm.tag(plan.run_id)}:{work.phase}:{intent}",
+        mounts=_mounts(run, plan),
+        elements=len(work.arguments),
+        exclude=work.exclude,
+        delay=work.delay,
+        held=True,
         # The chain of jobs hangs on the control job, which may run again; what else dies is made
         # up for by a fresh submission.
-        "requeue" if work.phase == "control" else "no-requeue": True,
+        again=work.phase == "control",
+    )
+    return executor_of(job, site, dependency)
+
+
+def executor_of(job: Job, site: Site, dependency: str = "") -> Any:
+    """A submitit executor for a job, with what the site asks for its phase."""
+    import submitit
+
+    resources = site.resources(job.phase)
+    made = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
+    extra: dict[str, Any] = {
+        "comment": job.comment,
+        "requeue" if job.again else "no-requeue": True,
         **resources.sbatch,
     }
-    if work.delay:
-        extra["begin"] = f"now+{work.delay}"
+    if job.held:
+        extra = {"hold": True} | extra
+    if job.delay:
+        extra["begin"] = f"now+{job.delay}"
     if dependency:
         extra["dependency"] = dependency
     if resources.reservation:
@@ -56,15 +93,14 @@ def executor(
     if resources.mem:
         extra["mem"] = resources.mem
     given = str(extra.pop("exclude", "") or "")
-    setup = [*resources.setup, AGAIN] if work.phase == "control" else [*resources.setup]
     wanted = {
-        "job_name": f"{plan.manifest.name}-{work.phase}",
+        "job_name": job.name,
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
         "gres": resources.gres,
-        "exclude": ",".join(filter(None, (given, *work.exclude))) or None,
+        "exclude": ",".join(filter(None, (given, *job.exclude))) or None,
         "exclusive": resources.exclusive or None,
         "time": -(-resources.seconds // 60) if resources.seconds else None,
         "nodes": 1,
@@ -72,9 +108,9 @@ def executor(
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus * resources.tasks_per_node or None,
         "signal_delay_s": SIGNAL_SECONDS,
-        "setup": setup or None,
-        "srun_args": _pyxis(run, plan, resources.container),
-        "array_parallelism": len(work.arguments),
+        "setup": [*resources.setup, *([AGAIN] if job.again else [])] or None,
+        "srun_args": _pyxis(job, resources.container),
+        "array_parallelism": job.elements,
         "additional_parameters": extra,
     }
     # submitit's own wckey is refused where keys are tracked and this one is unknown.
@@ -93,7 +129,7 @@ def text(made: Any, elements: int) -> str:
     return script
 
 
-def _python(run: RunDir, plan: Plan, site: Site, resources: Resources) -> str | None:
+def _python(job: Job, site: Site, resources: Resources) -> str | None:
     """The command that is Python for a job; None for the one that runs this."""
     container = resources.container
     if container is None:
@@ -103,16 +139,16 @@ def _python(run: RunDir, plan: Plan, site: Site, resources: Resources) -> str | 
         return python
     words = [container.kind, "exec"]
     words += ["--nv"] if resources.gpus or resources.gres else []
-    for mount in _mounts(run, plan, container):
+    for mount in (*job.mounts, *container.mounts):
         words += ["--bind", mount]
     words += [*container.options, container.image]
     return " ".join([*map(shlex.quote, words), python])
 
 
-def _pyxis(run: RunDir, plan: Plan, container: Container | None) -> list[str] | None:
+def _pyxis(job: Job, container: Container | None) -> list[str] | None:
     if container is None or container.kind != "pyxis":
         return None
-    mounts = [m if ":" in m else f"{m}:{m}" for m in _mounts(run, plan, container)]
+    mounts = [m if ":" in m else f"{m}:{m}" for m in (*job.mounts, *container.mounts)]
     return [
         f"--container-image={container.image}",
         f"--container-mounts={','.join(mounts)}",
@@ -120,14 +156,22 @@ def _pyxis(run: RunDir, plan: Plan, container: Container | None) -> list[str] | 
     ]
 
 
-def _mounts(run: RunDir, plan: Plan, container: Container) -> list[str]:
-    """The run directory, the inputs' folders, the models, and what the site says."""
-    own = [str(run.root), *_folders(info.path.parent for info in (*plan.inputs, *plan.against))]
-    for model in plan.models.values():
+def _mounts(run: RunDir, plan: Plan) -> tuple[str, ...]:
+    """The run directory, the inputs' folders and the models."""
+    inputs = (info.path for info in (*plan.inputs, *plan.against))
+    return folders([run.root], inputs, (model.path for model in plan.models.values()))
+
+
+def folders(
+    written: Iterable[Path], files: Iterable[Path], models: Iterable[Path]
+) -> tuple[str, ...]:
+    """The directories to be seen in a container: those themselves, of files, and of models."""
+    own = [*map(str, written), *_folders(path.parent for path in files)]
+    for model in models:
         # The files of a hub's snapshot are links to blobs that lie beside the snapshots.
-        hub = model.path.parent.name == "snapshots"
-        own.append(str(model.path.parent.parent if hub else model.path))
-    return [*dict.fromkeys(own), *container.mounts]
+        hub = model.parent.name == "snapshots"
+        own.append(str(model.parent.parent if hub else model))
+    return tuple(dict.fromkeys(own))
 
 
 def _folders(paths: Iterable[Path]) -> list[str]:

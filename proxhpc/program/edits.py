@@ -1,7 +1,8 @@
 """What a program asks for in its window: ranges and strings to edit, ready to be executed.
 
 `read_window` takes a short way for the form in which refiners write nearly all of their programs,
-a call a line as they were trained on; every other program is parsed. Both ways agree.
+a call a line as they were trained on, and our rules, which say behind it why; every other program
+is parsed. Both ways agree.
 """
 
 import re
@@ -22,7 +23,7 @@ from proxhpc.program.syntax import (
 
 # The other group takes whatever is no such call: the program then goes the long way.
 _USUAL = re.compile(
-    r"""remove_lines\([ ]?start=([0-9]{1,9}),[ ]end=([0-9]{1,9})\)(?:\n++|\Z)
+    r"""remove_lines\([ ]?start=([0-9]{1,9}),[ ]end=([0-9]{1,9})\)(?:[ ]*+\#[^\n]*+)?+(?:\n++|\Z)
     |normalize\(source_str="([^"\\]*+)"(?:,[ ]?target_str="([^"\\]*+)")?\)(?:\n++|\Z)
     |((?s:.)++)""",
     re.VERBOSE,

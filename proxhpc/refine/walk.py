@@ -58,6 +58,7 @@ class Walk:
         self._lengths = [special(vocabulary.length(n)) for n in range(vocabulary.LENGTHS)]
         every = range(vocabulary.NUMBERS)
         self._numbers = [special(vocabulary.number(n)) for n in every]
+        self._all_numbers = frozenset(self._numbers)
         self._keep = [special(vocabulary.keep(n)) for n in every]
         self._remove = [added(vocabulary.remove(n)) for n in every]
         self._verdicts = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
@@ -91,6 +92,10 @@ class Walk:
             ids += [self._gap, *self._ended(after)]
         ids.append(self._foot[stop == total])
         return ids
+
+    def places(self, prompt: Ids) -> list[int]:
+        """Where in a window's prompt the numbers of its lines stand."""
+        return [place for place, token in enumerate(prompt) if token in self._all_numbers]
 
     def judge(self, lines: Sequence[str]) -> list[int]:
         """Prompt ids of a document, from its first and last lines; at most JUDGE_TOKENS."""

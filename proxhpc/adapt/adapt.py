@@ -1,0 +1,76 @@
+"""A training from its recipe to the model's directory."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxhpc.adapt.card import card
+from proxhpc.adapt.checkpoint import Folder, Progress
+from proxhpc.adapt.course import Course
+from proxhpc.adapt.export import export
+from proxhpc.adapt.loop import Trainer
+from proxhpc.adapt.recipe import Recipe
+from proxhpc.adapt.rows import Row, read_rows
+from proxhpc.adapt.score import Scores
+from proxhpc.errors import UserError
+from proxhpc.refiner_file import NAME, RefinerFile
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A finished training: how far it went, and the best weights' scores on all validation rows."""
+
+    progress: Progress
+    scores: Scores
+
+
+def adapt(
+    recipe: Recipe, out: Path, *, resume: bool = False, say: Callable[[str], None] = print
+) -> Adapted:
+    """Train, and write the model with the best weights into `out`.
+
+    UserError for examples or a base model that do not fit the recipe, RetryError when it is told
+    to stop; the same call with `resume` goes on.
+    """
+    folder = Folder(out)
+    folder.begin(resume=resume)
+    rows = list(read_rows(Path(path) for path in recipe.examples))
+    if not any(row.split == "train" for row in rows):
+        raise UserError(
+            f"no example of the training split in {', '.join(recipe.examples)}",
+            hint="all are of hosts kept for validation (docs/annotate.md): add documents of others",
+        )
+    trainer = Trainer(recipe, _course(recipe, rows, folder), folder, say)
+    if not trainer.ended:
+        trainer.run()
+    trainer.take_best()
+    adapted = Adapted(trainer.progress, trainer.scores(None))
+    _write(recipe, trainer.course, rows, adapted, out)
+    return adapted
+
+
+def _course(recipe: Recipe, rows: Sequence[Row], folder: Folder) -> Course:
+    if recipe.prompt == "walk":
+        from proxhpc.adapt.walk_course import WalkCourse
+
+        return WalkCourse(recipe, rows, folder.tokenizer)
+    from proxhpc.adapt.program_course import ProgramCourse
+
+    return ProgramCourse(recipe, rows)
+
+
+def _write(
+    recipe: Recipe, course: Course, rows: Sequence[Row], adapted: Adapted, out: Path
+) -> None:
+    levels = {row.level for row in rows if row.split == "train"}
+    stages = course.stages(adapted.scores)
+    refiner = RefinerFile.model_validate(
+        {"version": 1, "prompt": recipe.prompt, **{k: v for k, v in stages.items() if k in levels}}
+    )
+    size = sum(p.numel() for p in course.llama.parameters())
+    texts = {
+        NAME: json.dumps(refiner.to_dict(), indent=2) + "\n",
+        "README.md": card(recipe, rows, adapted.progress, adapted.scores, size),
+    }
+    export(course.llama, course.vocabulary, texts, out)

@@ -1,0 +1,86 @@
+"""Checkpoints: everything that a training needs to go on as if nothing had been."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from proxhpc.adapt.recipe import Recipe
+from proxhpc.corpus.disk import write_atomic
+from proxhpc.errors import UserError
+
+# Keys of a recipe that may change between two parts of a training.
+FREE = frozenset(
+    {"steps", "hours", "minutes", "save_minutes", "validation", "notes", "precision", "name"}
+)
+
+
+@dataclass
+class Progress:
+    """How far a training is: steps done, seconds spent in them, the next batch, the best score."""
+
+    step: int = 0
+    seconds: float = 0.0
+    cursor: tuple[int, int] = (0, 0)
+    best: dict[str, float] | None = None
+    best_step: int = 0
+    tokens: int = 0
+
+
+class Folder:
+    """Where a training keeps its state, beside the model it will write."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.root = out / "training"
+        self.state = self.root / "state.pt"
+        self.best = self.root / "best.pt"
+        self.log = self.root / "log.jsonl"
+        self.tokenizer = self.root / "tokenizer"
+
+    def begin(self, *, resume: bool) -> None:
+        """Make the folder. UserError where a training is there that is not to be gone on with."""
+        if self.state.exists() and not resume:
+            raise UserError(
+                f"{self.out} holds a training already",
+                hint="go on with it: --resume; or give another --out, or delete it",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def save(self, path: Path, data: dict[str, Any]) -> None:
+        """Write one file, whole or not at all."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(data, buffer)
+        write_atomic(path, buffer.getvalue())
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Read what `save` wrote; no code in it is run."""
+        import torch
+
+        try:
+            data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read: {error}", hint="delete the folder and train again"
+            ) from error
+        return data
+
+
+def taught_by(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe must not change while a training goes on."""
+    data: dict[str, Any] = recipe.model_dump(mode="json")
+    return {key: value for key, value in data.items() if key not in FREE}
+
+
+def check_same(recipe: Recipe, saved: dict[str, Any], folder: Folder) -> None:
+    """Raise UserError where a training was begun with another recipe."""
+    own = taught_by(recipe)
+    # Examples may move: they are told by their content, which the rest of the state holds.
+    differ = sorted(key for key in own if own[key] != saved.get(key) and key != "examples")
+    if differ:
+        raise UserError(
+            f"{folder.out}: its training was begun with another {', '.join(differ)}",
+            hint="put these keys back, or give another --out",
+        )

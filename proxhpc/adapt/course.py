@@ -1,0 +1,43 @@
+"""What a training loop asks of what is taught."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from proxhpc.adapt.loss import Losses
+from proxhpc.adapt.score import Scores
+
+Cursor = tuple[int, int]
+"""Where in its batches a training is: two numbers that the course gives a meaning."""
+
+
+class Course(Protocol):
+    """What is taught: the module that learns, batches, loss, judgement.
+
+    `module` may hold more than the model that is to be written, `llama`; `vocabulary` is the
+    directory of its tokenizer. A batch is a dataclass of tensors, `inputs` among them.
+    """
+
+    module: Any
+    vocabulary: Path
+
+    @property
+    def llama(self) -> Any:
+        """The model to be written."""
+        ...
+
+    def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Any]]:
+        """Batches without end from the cursor on, each with that of the next."""
+        ...
+
+    def loss(self, batch: Any, done: float) -> Losses:
+        """The loss of a batch, with the share `done` of the training behind it."""
+        ...
+
+    def validate(self, most: int | None) -> Scores:
+        """Scores on `most` validation examples; None: on all."""
+        ...
+
+    def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:
+        """How the model is to be asked, by level: keys of a manifest's stage."""
+        ...

@@ -1,0 +1,176 @@
+"""Teaching a language model to write programs as text: prompts and programs of the examples."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proxhpc.adapt.course import Cursor
+from proxhpc.adapt.generate import answers
+from proxhpc.adapt.loss import Losses, weighted_mean
+from proxhpc.adapt.packing import packed
+from proxhpc.adapt.recipe import Recipe
+from proxhpc.adapt.rows import Row
+from proxhpc.adapt.score import Scores, program_scores
+from proxhpc.errors import UserError
+from proxhpc.models import ModelRef, resolve_model
+from proxhpc.program.syntax import FIRST_LINE
+from proxhpc.refine.engines.base import Tokenizer
+from proxhpc.refine.engines.tokenizer import HFTokenizer
+from proxhpc.refine.prompts import PromptStyle, prompt_style
+
+POOL = 512  # examples that batches of like sizes are made of
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A prompt, and the program to be written behind it, its end included."""
+
+    prompt: list[int]
+    program: list[int]
+    weight: float
+
+    @property
+    def size(self) -> int:
+        """Tokens of both."""
+        return len(self.prompt) + len(self.program)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of a step: `inputs` (B, width), padded on the right.
+
+    Token p of the programs is foretold at `rows[p]`, `places[p]`, is `targets[p]` and counts
+    `weight[p]`.
+    """
+
+    inputs: Any
+    rows: Any
+    places: Any
+    targets: Any
+    weight: Any
+
+
+class ProgramCourse:
+    """A base model and the programs it is to learn."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Row]) -> None:
+        """UserError for a model that cannot be loaded, and where no example fits."""
+        from transformers import AutoModelForCausalLM
+
+        assert recipe.base is not None
+        self._recipe = recipe
+        ref = resolve_model(recipe.base, offline=True)
+        self.vocabulary = ref.path
+        self.tokenizer = HFTokenizer(ref.path)
+        self._end = _end(ref, self.tokenizer)
+        limit = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
+        self._style = prompt_style(recipe.prompt)
+        train = (self._lesson(row) for row in rows if row.split == "train")
+        self._train = [lesson for lesson in train if lesson.size <= limit]
+        if not self._train:
+            raise UserError(
+                f"no example of the training split has at most {limit} tokens",
+                hint="raise max_tokens, or make shorter windows: proxhpc annotate --windows",
+            )
+        self._lines = [
+            len(row.lines) for row in rows if row.split == "train" and row.level == "chunk"
+        ]
+        held = [row for row in rows if row.split == "validation"]
+        self._held = [row for row in held if self._lesson(row).size <= limit]
+        self.module = AutoModelForCausalLM.from_pretrained(
+            ref.path, dtype="float32", local_files_only=True, trust_remote_code=False
+        )
+
+    @property
+    def llama(self) -> Any:
+        """The model to be written."""
+        return self.module
+
+    def _lesson(self, row: Row) -> Lesson:
+        program = [*self.tokenizer.encode(row.program), self._end]
+        return Lesson(prompt(self._style, self.tokenizer, row), program, row.weight)
+
+    def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Batch]]:
+        """Batches from the cursor on, each with that of the next: epoch and place in it."""
+        epoch, first = cursor
+        while True:
+            chance = np.random.default_rng([self._recipe.seed, epoch])
+            groups = self._grouped(chance)
+            for number in range(first, len(groups)):
+                yield (epoch, number + 1), collate(groups[number], self._end)
+            epoch, first = epoch + 1, 0
+
+    def _grouped(self, chance: np.random.Generator) -> list[list[Lesson]]:
+        order = chance.permutation(len(self._train)).tolist()
+        groups: list[list[Lesson]] = []
+        for at in range(0, len(order), POOL):
+            pool = sorted((self._train[n] for n in order[at : at + POOL]), key=lambda x: x.size)
+            groups += packed(pool, self._recipe.batch_tokens)
+        return [groups[number] for number in chance.permutation(len(groups))]
+
+    def loss(self, batch: Batch, done: float) -> Losses:
+        """The cross-entropy of the programs' tokens."""
+        from torch.nn import functional
+
+        last = self.module.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state
+        logits = self.module.get_output_embeddings()(last[batch.rows, batch.places]).float()
+        costs = functional.cross_entropy(logits, batch.targets, reduction="none")
+        total = weighted_mean(costs, batch.weight)
+        right = (logits.argmax(1) == batch.targets).float().mean()
+        return Losses(total, {"programs": float(total.detach()), "right": float(right)})
+
+    def validate(self, most: int | None) -> Scores:
+        """Scores of the programs written for `most` validation examples at random."""
+        rows: Sequence[Row] = self._held
+        if most is not None and len(rows) > most:
+            chance = np.random.default_rng(self._recipe.seed)
+            rows = [rows[n] for n in sorted(chance.choice(len(rows), most, replace=False))]
+        lessons = [self._lesson(row) for row in rows]
+        longest = max((len(lesson.program) for lesson in self._train), default=1)
+        written = answers(
+            self.module, [lesson.prompt for lesson in lessons], self._end, 2 * longest
+        )
+        texts = [self.tokenizer.decode(ids) for ids in written]
+        return program_scores(rows, texts)
+
+    def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:
+        """How the model is to be asked: within the limits of what it has learnt."""
+        longest = max(len(lesson.program) for lesson in self._train)
+        room = max(len(lesson.prompt) for lesson in self._train)
+        asked = {"max_prompt_tokens": room, "max_new_tokens": longest}
+        lines = max(self._lines, default=1)
+        chunk = {"numbering": "window", "window_tokens": room, "window_lines": min(lines, 300)}
+        return {"doc": asked, "chunk": asked | chunk}
+
+
+def prompt(style: PromptStyle, tokenizer: Tokenizer, row: Row) -> list[int]:
+    """The prompt of an example, as engines will make it."""
+    if row.level == "doc":
+        return style.ask(tokenizer, "\n".join(row.lines).rstrip())
+    return style.chunk_prompt(tokenizer, row.lines, FIRST_LINE["prox"])
+
+
+def collate(lessons: Sequence[Lesson], pad: int) -> Batch:
+    """One batch."""
+    import torch
+
+    width = max(lesson.size for lesson in lessons)
+    inputs = np.full((len(lessons), width), pad)
+    for row, lesson in enumerate(lessons):
+        inputs[row, : lesson.size] = lesson.prompt + lesson.program
+    sizes = [len(lesson.program) for lesson in lessons]
+    rows = np.repeat(np.arange(len(lessons)), sizes)
+    places = np.concatenate([np.arange(lesson.size)[len(lesson.prompt) :] for lesson in lessons])
+    weight = np.repeat(np.array([lesson.weight for lesson in lessons], np.float32), sizes)
+    targets = inputs[rows, places]
+    return Batch(*map(torch.as_tensor, (inputs, rows, places - 1, targets, weight)))
+
+
+def _end(ref: ModelRef, tokenizer: HFTokenizer) -> int:
+    """The token that ends an answer. UserError where the model has none."""
+    ends = [*tokenizer.stop_ids, *ref.stop_ids]
+    if not ends:
+        raise UserError(f"model {ref.name!r} has no end-of-sequence token")
+    return ends[0]

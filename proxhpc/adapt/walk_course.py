@@ -1,0 +1,166 @@
+"""Teaching a walk: documents of the examples, batches, loss, and how well the model does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from proxhpc.adapt.course import Cursor
+from proxhpc.adapt.examples import DROPPED
+from proxhpc.adapt.loss import Losses
+from proxhpc.adapt.packing import packed
+from proxhpc.adapt.recipe import Recipe
+from proxhpc.adapt.rows import Row
+from proxhpc.adapt.score import Decision, Scores, best_bias, verdict_scores
+from proxhpc.adapt.walk_batch import BACK, Batch, Sampler, collate
+from proxhpc.adapt.walk_loss import walk_loss
+from proxhpc.adapt.walk_model import Learner, new_model
+from proxhpc.adapt.walk_pages import Item, Pages, taught, verdict, window
+from proxhpc.errors import UserError
+from proxhpc.refine.engines.tokenizer import HFTokenizer
+from proxhpc.refine.walk import Walk
+from proxhpc.refine.walk_vocabulary import train_tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TEXT_CHARS = 20_000  # of a document, for the tokenizer
+PASSES = 2  # over a window to judge it; the second reads the first's answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A window of the validation: its row, its first line, its question."""
+
+    row: int
+    start: int
+    item: Item
+
+
+class WalkCourse:
+    """A walk and everything it is taught with."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Row], folder: Path) -> None:
+        """`folder` gets the tokenizer of a new model. UserError without examples."""
+        self._recipe, self._options = recipe, recipe.walk
+        train = [row for row in rows if row.split == "train"]
+        self.vocabulary = self._vocabulary(train, folder)
+        self.tokenizer = HFTokenizer(self.vocabulary)
+        self._walk = walk = Walk(self.tokenizer)
+        pages = [taught(row, walk, self._options) for row in train if row.level == "chunk"]
+        if not pages:
+            raise UserError("no example of the training split is a window of level chunk")
+        verdicts = [verdict(row, walk, self._options) for row in train if row.level == "doc"]
+        self._sampler = Sampler(Pages(pages, walk, self._options), verdicts, walk.end, recipe.seed)
+        held = [row for row in rows if row.split == "validation"]
+        self._pages = [row for row in held if row.level == "chunk" and row.marks is not None]
+        self._verdicts = [row for row in held if row.level == "doc"]
+        self.module = Learner.make(self._model(), BACK)
+
+    def _vocabulary(self, rows: Sequence[Row], folder: Path) -> Path:
+        """The directory of the tokenizer: the base model's, or one made of the examples."""
+        if self._recipe.base is not None:
+            return Path(self._recipe.base)
+        assert self._recipe.shape is not None
+        if not (folder / "tokenizer.json").exists():
+            texts = ("\n".join(row.lines)[:TEXT_CHARS] for row in rows)
+            train_tokenizer(texts, folder, self._recipe.shape.vocabulary)
+        return folder
+
+    def _model(self) -> Any:
+        if self._recipe.shape is not None:
+            return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self._recipe.base, local_files_only=True)
+
+    @property
+    def llama(self) -> Any:
+        """The model to be written."""
+        return self.module.llama
+
+    def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Batch]]:
+        """Batches from the cursor on, each with that of the next."""
+        options, tokens = self._options, self._recipe.batch_tokens
+        return self._sampler.batches(cursor, tokens, options.history, options.documents)
+
+    def loss(self, batch: Batch, done: float) -> Losses:
+        """The loss of a batch, with the share `done` of the training behind it."""
+        return walk_loss(self.module, batch, self._options, done)
+
+    def validate(self, most: int | None) -> Scores:
+        """Scores on `most` validation documents at random (None: on all), at the best bias."""
+        pages = _some(self._pages, most, self._recipe.seed)
+        margins = self._margins(pages)
+        decisions = [
+            Decision(row.lines, np.array(list(row.marks or "")) == DROPPED, margin)
+            for row, margin in zip(pages, margins, strict=True)
+        ]
+        scores = best_bias(decisions) if decisions else {}
+        rows = _some(self._verdicts, most, self._recipe.seed)
+        if rows:
+            items = [verdict(row, self._walk, self._options) for row in rows]
+            found = np.concatenate(self._ask(items))
+            scores |= verdict_scores([row.marks == DROPPED for row in rows], found)
+        return scores
+
+    def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:
+        """How the model is to be asked: with the bias that scored best."""
+        bias = scores.get("bias", 0.0)
+        return {"doc": {}, "chunk": {"bias": bias} if bias else {}}
+
+    def _margins(self, rows: Sequence[Row]) -> "list[NDArray[np.float32]]":
+        """Of each line of each row the log-odds of dropping it."""
+        windows: list[_Judged] = []
+        for number, row in enumerate(rows):
+            page = taught(row, self._walk, self._options)
+            for span in self._walk.windows(self._walk.page(row.lines)):
+                item = window(self._walk, page, span.start, span.stop)
+                windows.append(_Judged(number, span.start, item))
+        found = self._ask([one.item for one in windows])
+        margins = [np.zeros(len(row.lines), np.float32) for row in rows]
+        for one, values in zip(windows, found, strict=True):
+            margins[one.row][one.start : one.start + len(values)] = values
+        return margins
+
+    def _ask(self, items: Sequence[Item]) -> "list[NDArray[np.float32]]":
+        """Of each step of each item the log-odds of dropping.
+
+        A pass over all steps at once reads the answers of the pass before; in use each answer is
+        read by those behind it.
+        """
+        order = sorted(range(len(items)), key=lambda number: items[number].size)
+        found: dict[int, NDArray[np.float32]] = {}
+        at = 0
+        for group in packed([items[number] for number in order], 2 * self._recipe.batch_tokens):
+            answers = [np.zeros(len(item.drop), bool) for item in group]
+            for _ in range(PASSES):
+                margins = self._group(group, answers)
+                answers = [margin > 0 for margin in margins]
+            found.update(zip(order[at : at + len(group)], margins, strict=True))
+            at += len(group)
+        return [found[number] for number in range(len(items))]
+
+    def _group(
+        self, items: Sequence[Item], answers: "Sequence[NDArray[np.bool_]]"
+    ) -> "list[NDArray[np.float32]]":
+        import torch
+
+        device = self.llama.device
+        batch = collate(items, answers, self._walk.end)
+        with torch.inference_mode():
+            last, _ = self.module.hidden(batch.inputs.to(device))
+            logits = self.module.logits(last[batch.rows.to(device), batch.places.to(device)])
+            chosen = logits.float().gather(1, batch.choices.to(device))
+            margins = (chosen[:, 1] - chosen[:, 0]).cpu().numpy()
+        ends = np.cumsum([len(item.drop) for item in items])
+        return np.split(margins, ends[:-1])
+
+
+def _some(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
+    if most is None or len(rows) <= most:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+    return [rows[number] for number in sorted(chosen)]

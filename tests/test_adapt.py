@@ -1,0 +1,279 @@
+"""Teaching refiners: what is learnt from examples, the loop and its resumption, what is written."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import yaml
+import zstandard
+
+from proxhpc.adapt import loop
+from proxhpc.adapt.adapt import Adapted, adapt
+from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
+from proxhpc.adapt.rows import Row, read_rows
+from proxhpc.errors import RetryError, UserError
+from proxhpc.models import resolve_model
+from tiny_models import save_llama
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+ROOT = Path(__file__).parent.parent
+GOOD = "The quick brown fox jumps over the lazy dog, and nobody minds at all."
+BAD = "Home | About | Login"
+
+
+def row(number: int, split: str = "train", **changes: Any) -> dict[str, Any]:
+    """An example of a document whose lines are good or bad by the number."""
+    marks = ["KD"[(number >> n) % 2] for n in range(6)]
+    lines = [f"{GOOD} {n}" if mark == "K" else f"{BAD} {n}" for n, mark in enumerate(marks)]
+    calls = [f"remove_lines(start={n}, end={n})" for n, mark in enumerate(marks) if mark == "D"]
+    data = {
+        "id": f"{split}-{number}",
+        "level": "chunk",
+        "source": "made",
+        "host": f"{number}.example",
+        "split": split,
+        "teacher": "gold",
+        "of": len(lines),
+        "program": "\n".join(calls) or "untouch_doc()",
+        "weight": 1.0,
+        "first": 0,
+        "lines": lines,
+        "before": [],
+        "after": [],
+        "keep": "".join(marks),
+    }
+    return data | changes
+
+
+def doc_row(number: int, split: str = "train") -> dict[str, Any]:
+    keep = number % 2
+    own = {"level": "doc", "program": "keep_doc()" if keep else "drop_doc()"}
+    made = row(63 * (1 - keep), split, id=f"{split}-doc-{number}", **own)
+    made["text"] = "\n".join(made.pop("lines"))
+    return made
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
+    path.write_bytes(zstandard.compress(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [row(n) for n in range(1, 63)] + [doc_row(n) for n in range(8)]
+    rows += [row(n, "validation") for n in (5, 42, 27)] + [doc_row(n, "validation") for n in (0, 1)]
+    return write(tmp_path_factory.mktemp("examples") / "examples.jsonl.zst", rows)
+
+
+def walk_recipe(examples: Path, **changes: Any) -> Recipe:
+    shape = {"layers": 2, "hidden": 64, "intermediate": 64, "kv_heads": 1, "vocabulary": 300}
+    data = {
+        "name": "tiny",
+        "examples": [str(examples)],
+        "shape": shape,
+        "steps": 6,
+        "batch_tokens": 900,
+        "optimizer": "muon",
+        "learning_rate": 0.01,
+        "warmup": 5,
+    }
+    return Recipe.model_validate(data | changes)
+
+
+def trained(recipe: Recipe, out: Path, **more: Any) -> Adapted:
+    return adapt(recipe, out, say=lambda _: None, **more)
+
+
+def weights(out: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(out / "model.safetensors"))
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices so small are slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_walk_is_learnt(examples: Path, tmp_path: Path) -> None:
+    adapted = trained(walk_recipe(examples, steps=110, average=0.8, learning_rate=0.02), tmp_path)
+    assert adapted.scores["f1"] > 0.95
+    assert adapted.scores["verdict_accuracy"] == 1.0
+    ref = resolve_model(str(tmp_path))
+    assert ref.refiner is not None
+    assert ref.refiner.levels == ["doc", "chunk"]
+    assert {str(tensor.dtype) for tensor in weights(tmp_path).values()} == {"torch.bfloat16"}
+    card = (tmp_path / "README.md").read_text()
+    assert "| made | chunk | gold | train | 62 | 372 |" in card
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = walk_recipe(examples)
+    trained(recipe, tmp_path / "whole")
+    rate = loop.rate
+
+    def stopping(recipe: Recipe, step: int, done: float) -> float:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(recipe, step, done)
+
+    monkeypatch.setattr(loop, "rate", stopping)
+    with pytest.raises(RetryError, match="SIGTERM after step 3") as stopped:
+        trained(recipe, tmp_path / "parts")
+    assert "--resume" in (stopped.value.hint or "")
+    monkeypatch.setattr(loop, "rate", rate)
+    with pytest.raises(UserError, match="holds a training already"):
+        trained(recipe, tmp_path / "parts")
+    with pytest.raises(UserError, match="another learning_rate"):
+        trained(walk_recipe(examples, learning_rate=0.1), tmp_path / "parts", resume=True)
+    adapted = trained(recipe, tmp_path / "parts", resume=True)
+    assert adapted.progress.step == 6
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+    assert [line["step"] for line in log(tmp_path / "parts")] == [6]
+
+
+def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
+    base = save_llama(tmp_path / "base", max_position_embeddings=1024)
+    common = {"name": "more", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
+    recipe = Recipe.model_validate(
+        common | {"steps": 8, "batch_tokens": 6000, "learning_rate": 1e-3, "validation": 2}
+    )
+    adapted = trained(recipe, tmp_path / "out")
+    assert [line["what"] for line in log(tmp_path / "out")] == ["judged"]
+    assert adapted.scores["examples"] == 5
+    ref = resolve_model(str(tmp_path / "out"))
+    assert ref.refiner is not None
+    assert ref.refiner.prompt == "compact"
+    assert ref.refiner.chunk is not None
+    assert (ref.refiner.chunk.numbering, ref.refiner.chunk.window_lines) == ("window", 6)
+    before, after = weights(base), weights(tmp_path / "out")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(before[name].bfloat16(), after[name])
+
+
+def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
+    from proxhpc.adapt.program_course import ProgramCourse, collate
+
+    base = save_llama(tmp_path / "base", max_position_embeddings=1024)
+    data = {"name": "x", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
+    course = ProgramCourse(Recipe.model_validate(data | {"steps": 1}), list(read_rows([examples])))
+    lessons = [course._lesson(one) for one in list(read_rows([examples]))[:2]]
+    batch = collate(lessons, 2)
+    for number, lesson in enumerate(lessons):
+        own = batch.rows == number
+        assert batch.targets[own].tolist() == lesson.program
+        first = int(batch.places[own][0])
+        assert batch.inputs[number, : first + 1].tolist() == lesson.prompt
+    short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
+    with pytest.raises(UserError, match="at most 16 tokens"):
+        ProgramCourse(short, list(read_rows([examples])))
+
+
+def made(data: dict[str, Any], tmp_path: Path) -> Row:
+    return next(read_rows([write(tmp_path / "one.jsonl.zst", [data])]))
+
+
+def test_chances_and_labels(tmp_path: Path) -> None:
+    from proxhpc.adapt.walk_pages import targets
+
+    labelled = made(row(0, keep="KD?KKK", chance=[0.5] * 6), tmp_path)
+    drop, sure = targets(labelled, trust=0.4)
+    assert drop.tolist() == pytest.approx([0.2, 0.8, 0.5, 0.2, 0.2, 0.2])
+    assert sure.tolist() == [True, True, False, True, True, True]
+    taught = made(row(0, keep="??????", chance=[0, 1, 0.3, 0, 0, 0]), tmp_path)
+    drop, sure = targets(taught, trust=0.4)
+    assert drop.tolist() == pytest.approx([0, 1, 0.3, 0, 0, 0])
+    assert sure.all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep": "KD"}, "marks or chances do not fit 6 lines"),
+        ({"keep": "KDXXXX"}, "marks 'KDXXXX'"),
+        ({"split": None, "level": "doc", "text": "a", "program": "untouch_doc()"}, "KeyError"),
+        ({"chance": [0.5]}, "do not fit"),
+    ],
+)
+def test_rows_that_are_no_examples(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"at byte [1-9][0-9]+: no example: .*{said}"):
+        list(read_rows([write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])]))
+
+
+def test_a_recipe_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nexamples: [a.jsonl.zst]\nsteps: 3\nshape: {hidden: 100}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml:4: shape: hidden must be a multiple of 64"):
+        load_recipe(path)
+    path.write_text("name: x\nexamples: [a.jsonl.zst]\nbase: b\nshape: {}\n")
+    with pytest.raises(UserError, match="give either base or shape") as caught:
+        load_recipe(path)
+    assert "give either steps or hours" in caught.value.message
+    path.write_text("name: x\nexamples: [a.jsonl.zst]\nbase: b\nsteps: 2\n")
+    assert load_recipe(path).examples == (str(tmp_path / "a.jsonl.zst"),)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_recipes(path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    assert path.read_text().startswith("# yaml-language-server: $schema=./schema.json\n")
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+    recipe = load_recipe(path, {"EXAMPLES": "x.jsonl.zst", "MODEL": "m"})
+    assert recipe.examples == (str(ROOT / "recipes/x.jsonl.zst"),)
+
+
+def test_muon_moves_along_orthogonal_matrices() -> None:
+    from proxhpc.adapt.optimizer import Muon
+
+    matrix = torch.nn.Parameter(torch.zeros(8, 16))
+    generator = torch.Generator().manual_seed(0)
+    matrix.grad = torch.randn(8, 16, generator=generator)
+    with torch.no_grad():
+        Muon([matrix], 0.0).step(1.0)
+    values = torch.linalg.svdvals(matrix.detach()) / (0.2 * 16**0.5)
+    assert ((values > 0.6) & (values < 1.3)).all()
+    assert float((matrix.detach() * matrix.grad).sum()) < 0
+
+
+def test_windows_keep_their_lines_together(examples: Path, tmp_path: Path) -> None:
+    from proxhpc.adapt.walk_course import WalkCourse
+
+    recipe = walk_recipe(examples)
+    course = WalkCourse(recipe, list(read_rows([examples])), tmp_path)
+    steps = course.batches((0, 0))
+    drawn = [next(steps) for _ in range(6)]
+    again = course.batches(drawn[2][0])
+    for (cursor, batch), (same, copy) in zip(drawn[3:], again, strict=False):
+        assert cursor == same
+        assert torch.equal(batch.inputs, copy.inputs)
+    for _, batch in drawn:
+        assert batch.inputs.numel() <= recipe.batch_tokens
+        # Whatever was moved and cut: a good line's number is still told to be kept.
+        for number, place, step in zip(
+            batch.number_rows, batch.number_places, batch.number_steps, strict=True
+        ):
+            line = batch.inputs[number, max(0, place - 3) : place].tolist()
+            bar = course.tokenizer.encode("Login")[-1]
+            if bar in line:
+                assert batch.drop[step] == 1
+    assert np.mean([float(batch.drop.mean()) for _, batch in drawn]) > 0.2
