@@ -25,6 +25,7 @@ from proxhpc.assemble.sorting import Scratch, Sorter, heads
 TOOL = Path(__file__).parents[1] / "tools" / "bench_match_memory.py"
 _FOLDER = tempfile.TemporaryDirectory(prefix="sorting-")
 SMALL = Scratch(Path(_FOLDER.name), 0)
+LITTLE = settings(deadline=None, max_examples=40)
 PAIRS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=80)
 
 
@@ -50,6 +51,7 @@ def listed(blocks: Any) -> list[tuple[int, ...]]:
     return [tuple(row) for rows in blocks for row in rows.tolist()]
 
 
+@LITTLE
 @given(
     st.lists(st.tuples(*[st.integers(-2, 2) | st.integers(-(1 << 63), (1 << 63) - 1)] * 3)),
     st.integers(1, 20),
@@ -85,6 +87,7 @@ def forest(pairs: list[tuple[int, int]], by: int) -> Forest:
     return made
 
 
+@LITTLE
 @given(PAIRS, st.integers(1, 9))
 def test_sets_against_a_plain_search(pairs: list[tuple[int, int]], by: int) -> None:
     assert listed(forest(pairs, by).sets()) == sorted(joined(pairs).items())
@@ -96,7 +99,7 @@ def test_a_chain_that_is_longer_than_memory_is_one_set() -> None:
     assert listed(forest(pairs, 4).sets()) == [(n, 0) for n in range(80)]
 
 
-@settings(max_examples=40)
+@LITTLE
 @given(PAIRS, PAIRS)
 def test_pairs_that_are_apart(pairs: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
     first = joined(pairs)
@@ -104,6 +107,7 @@ def test_pairs_that_are_apart(pairs: list[tuple[int, int]], others: list[tuple[i
     assert listed(apart(SMALL, filled(others), forest(pairs, 3).sets())) == sorted(expected)
 
 
+@LITTLE
 @given(st.lists(st.integers(0, 6), max_size=60), st.integers(1, 9))
 def test_sizes_of_sets(firsts: list[int], by: int) -> None:
     rows = sorted((first, 100 - n) for n, first in enumerate(firsts))
@@ -119,6 +123,7 @@ def test_sizes_of_sets(firsts: list[int], by: int) -> None:
     assert found.octaves.tolist() == [sizes.count(octave) for octave in range(64)]
 
 
+@LITTLE
 @given(st.sets(st.integers(0, 30)), st.lists(st.integers(0, 31), max_size=6))
 def test_flags_of_groups(documents: set[int], edges: list[int]) -> None:
     cuts = np.array([0, *sorted(edges), 31])
