@@ -198,7 +198,8 @@ def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
     if around.empty("merge"):
         # Arrays trust names. One job finds out what else there is to make again.
         resources = replace(resources, workers=1)
-    work = merge_work(run, plan, resources, backend.elements(resources))
+    most = backend.elements(resources) if resources.workers > 1 else 1
+    work = merge_work(run, plan, resources, most)
     said = "every shard is refined; merging"
     if work.function is tasks.merge_share:
         said += f" ({work.arguments[0][1]}) in {_counted(len(work.arguments), 'element')}"

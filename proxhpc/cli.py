@@ -22,7 +22,7 @@ Refine pre-training corpora on Slurm clusters with small language models that wr
   proxhpc refine FILE --diff  what a model makes of some documents, right here
   proxhpc status RUN          how far a run is
   proxhpc evaluate GOLD       how good a model is, where people said what is to be kept
-  proxhpc annotate SOURCE     examples to train a refiner on, from a run or from pairs
+  proxhpc annotate SOURCE     examples to train a refiner on, from a run or gold data
   proxhpc adapt RECIPE        teach a model to write programs, from examples
   proxhpc inspect RUN ID      one document before and after, with its programs
   proxhpc verify RUN          every checksum and count of a run, proved again
@@ -99,17 +99,15 @@ def parser() -> argparse.ArgumentParser:
         "gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines of gold records"
     )
     _refiner(evaluate, "stages, engine and policy from here")
-    evaluate.add_argument(
-        "--fields",
-        default="",
-        metavar="NAME=KEY,…",
-        help="where records hold noisy, gold, labels, text, keep, unanimous, id and source",
-    )
+    _fields(evaluate)
     evaluate.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE", help="only records with this"
     )
     evaluate.add_argument(
         "--exclude", action="append", default=[], metavar="KEY=VALUE", help="no record with this"
+    )
+    evaluate.add_argument(
+        "--split", choices=["train", "validation"], help="only hosts of this split"
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="N of the records, at random")
     evaluate.add_argument("--seed", type=int, default=0, help="of --limit and --bootstrap (0)")
@@ -353,7 +351,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     where, exclude = (
         tuple(map(gold.condition, given)) for given in (arguments.where, arguments.exclude)
     )
-    selection = gold.Selection(where, exclude, arguments.limit, arguments.seed)
+    selection = gold.Selection(where, exclude, arguments.limit, arguments.seed, arguments.split)
     fields = gold.GoldFields.parse(arguments.fields)
     records = gold.read_gold(arguments.gold, fields, selection)
     found = result.evaluate(manifest, records, arguments.gold, selection, arguments.bootstrap)
@@ -386,22 +384,20 @@ def _adapt(arguments: argparse.Namespace) -> None:
 def _annotate(arguments: argparse.Namespace) -> None:
     from proxhpc.adapt.annotate import Options, annotate
     from proxhpc.adapt.examples import Cut
-    from proxhpc.adapt.gold import gold_fields
     from proxhpc.adapt.sources import open_sources
     from proxhpc.adapt.view import render
+    from proxhpc.evaluate.gold import GoldFields
 
-    for option in ("validation", "untouched"):
-        _share(f"--{option}", getattr(arguments, option))
+    _share("--untouched", arguments.untouched)
     if arguments.per_source is not None:
         _at_least(1, "--per-source", arguments.per_source)
     options = Options(
         dialect=arguments.dialect,
         cut=Cut.parse(arguments.windows),
-        validation=arguments.validation,
         untouched=arguments.untouched,
         per_source=arguments.per_source,
         held_out=tuple(arguments.held_out),
-        fields=gold_fields(arguments.field),
+        fields=GoldFields.parse(arguments.fields),
         seed=arguments.seed,
     )
     sources = open_sources(arguments.sources, options.fields, options.dialect)
@@ -568,13 +564,22 @@ def _refiner(verb: argparse.ArgumentParser, from_manifest: str) -> None:
     verb.add_argument("--engine", choices=["rules", "transformers", "vllm"])
 
 
+def _fields(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--fields",
+        default="",
+        metavar="NAME=KEY,…",
+        help="where records hold noisy, gold, labels, text, keep, unanimous, id, source, host, url",
+    )
+
+
 def _annotate_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "sources",
         type=Path,
         nargs="+",
         metavar="SOURCE",
-        help="a refined run (its programs teach), or a file of pairs of noisy text and gold",
+        help="a refined run (its programs teach), or a file of gold records",
     )
     verb.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="examples (.jsonl.zst)"
@@ -585,9 +590,6 @@ def _annotate_options(verb: argparse.ArgumentParser) -> None:
         default="64,6000",
         metavar="CUT",
         help="windows of at most LINES or LINES,CHARACTERS, or document: whole ones (64,6000)",
-    )
-    verb.add_argument(
-        "--validation", type=float, default=0.15, metavar="SHARE", help="of the hosts (0.15)"
     )
     verb.add_argument(
         "--untouched",
@@ -607,13 +609,7 @@ def _annotate_options(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep training clear of these files' hosts and of near-duplicates",
     )
-    verb.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="KEY=FIELD",
-        help="where noisy, gold, labels, keep, id, source, host, url are in a record",
-    )
+    _fields(verb)
     verb.add_argument("--seed", type=int, default=0, help="of what is drawn by lot")
     _json(verb)
 

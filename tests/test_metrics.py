@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from proxhpc.corpus.hosts import split_of
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import c4_lines, eight_words, keep_all, oracle
 from proxhpc.evaluate.bootstrap import Score, resample, score, weights
@@ -160,14 +161,14 @@ def test_no_interval_of_what_may_have_no_value() -> None:
 def test_records_of_either_kind_with_other_names(tmp_path: Path) -> None:
     rows = [
         {"raw": "a\nb", "clean": {"text": "a"}, "kinds": "GB", "n": 7},
-        {"text": "c", "good": False, "unanimous": True, "id": "z"},
+        {"text": "c", "good": False, "unanimous": True, "id": "z", "url": "http://www.a.b/c"},
         {"raw": "a", "clean": {"text": "a"}, "good": 1},
     ]
     path = write_jsonl(tmp_path / "g.jsonl.zst", [*rows[:2], b"  ", rows[2]])
     names = GoldFields.parse("noisy=raw,gold=clean.text,labels=kinds,keep=good,id=n")
     assert read_gold([path], names) == [
         Gold("7", f"{path}:1", "", "a\nb", "a", "GB"),
-        Gold(f"{path}:2", f"{path}:2", "", "c", keep=False, unanimous=True),
+        Gold(f"{path}:2", f"{path}:2", "", "c", keep=False, unanimous=True, host="a.b"),
         Gold(f"{path}:4", f"{path}:4", "", "a", "a", keep=True),
     ]
     with pytest.raises(UserError, match="NAME of noisy, gold, labels"):
@@ -183,6 +184,7 @@ def test_records_of_either_kind_with_other_names(tmp_path: Path) -> None:
         (b'{"text_gold": "x"}', "no field 'text_noisy'"),
         (b'{"keep": 1}', "no field 'text'"),
         (b'{"text_noisy": "a\\nb", "text_gold": "a", "line_labels": "G"}', "1 labels for 2 lines"),
+        (b'{"text": "a"}', "no gold record: it has text"),
         (b'{"text_noisy": 3, "text_gold": "a"}', "'text_noisy' is no string"),
         (b'{"text": "a", "keep": "yes"}', "'keep' is 'yes', neither 0 nor 1"),
         (b'{"text": "a", "keep": 2}', "'keep' is 2"),
@@ -225,6 +227,10 @@ def test_selection(tmp_path: Path) -> None:
     assert len(set(some)) == 8
     assert some != texts([], [], 8, seed=1)
     assert texts([], [], 99) == list(range(30))
+    held = [int(gold.text) for gold in read_gold([path], selection=Selection(split="validation"))]
+    rest = [int(gold.text) for gold in read_gold([path], selection=Selection(split="train"))]
+    assert held == [n for n in range(30) if split_of("", str(n)) == "validation"]
+    assert sorted([*held, *rest]) == list(range(30))
     with pytest.raises(UserError, match="no record meets"):
         texts(["source=d"], [])
     with pytest.raises(UserError, match="no condition"):

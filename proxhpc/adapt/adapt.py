@@ -39,7 +39,7 @@ def adapt(
     if not any(row.split == "train" for row in rows):
         raise UserError(
             f"no example of the training split in {', '.join(recipe.examples)}",
-            hint="proxhpc annotate --validation says which share of hosts is not",
+            hint="all are of hosts kept for validation (docs/annotate.md): add documents of others",
         )
     trainer = Trainer(recipe, _course(recipe, rows, folder), folder, say)
     if not trainer.ended:

@@ -16,31 +16,29 @@ import orjson
 import zstandard
 
 from proxhpc.adapt.balance import Balance
-from proxhpc.adapt.examples import Cut, Example, Missing, Split, examples
-from proxhpc.adapt.gold import GoldFields, records
-from proxhpc.adapt.leakage import Likeness, split_of
+from proxhpc.adapt.examples import Cut, Example, Missing, examples
+from proxhpc.adapt.leakage import Likeness
 from proxhpc.adapt.summary import Summary
 from proxhpc.adapt.teachers import Source, Subject
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.corpus.document import Bad
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import UserError
+from proxhpc.evaluate.gold import GoldFields, records
 from proxhpc.program.syntax import Dialect
 from proxhpc.sections import Near
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How examples are cut, split, balanced and kept clear of what they are judged by.
+    """How examples are cut, balanced and kept clear of what refiners are judged by.
 
-    `validation` is the share of hosts for validation, `untouched` the largest share of windows
-    without an edit in training, `per_source` the most training documents of a source (None: no
-    limit). Files `held_out` have `fields`.
+    `untouched` is the largest share of windows without an edit in training, `per_source` the most
+    training documents of a source (None: no limit). Files `held_out` have `fields`.
     """
 
     dialect: Dialect = "prox"
     cut: Cut = field(default_factory=Cut)
-    validation: float = 0.15
     untouched: float = 1.0
     per_source: int | None = None
     held_out: tuple[Path, ...] = ()
@@ -89,7 +87,7 @@ def summary_path(out: Path) -> Path:
 
 
 class _Guard:
-    """Says where a document belongs, and why it must not be trained on."""
+    """Says which documents must not be trained on."""
 
     def __init__(self, sources: Sequence[Source], options: Options, summary: Summary) -> None:
         self._options, self._summary = options, summary
@@ -98,27 +96,21 @@ class _Guard:
 
     def _judged_by(self, sources: Sequence[Source]) -> Iterator[str]:
         """Texts of held-out files and of validation documents."""
-        names = self._options.fields
         for path in self._options.held_out:
-            for item in records(path, names):
-                if isinstance(item, Bad):
-                    self._summary.held_out["unreadable"] += 1
-                    continue
-                self._summary.held_out["documents"] += 1
-                self._hosts.add(names.host_of(item.fields))
-                yield item.text
+            for record in records(path, self._options.fields):
+                self._summary.held_out += 1
+                self._hosts.add(record.host)
+                yield record.text
         self._hosts.discard("")
         for source in sources:
             for subject in source.subjects():
-                if isinstance(subject, Subject) and self.split(subject) == "validation":
+                if isinstance(subject, Subject) and subject.split == "validation":
                     yield subject.text
-
-    def split(self, subject: Subject) -> Split:
-        """The document's split."""
-        return split_of(subject.host, subject.id, self._options.validation)
 
     def objection(self, subject: Subject) -> str:
         """Why a document of the training split must not be trained on; empty if it may."""
+        if subject.split == "validation":
+            return ""
         if subject.host in self._hosts:
             return "held_out_host"
         return "near_duplicate" if self._likeness.has(subject.text) else ""
@@ -132,14 +124,13 @@ def _taught(
     if isinstance(item, Bad):
         summary.left_out[item.reason] += 1
         return
-    split = guard.split(item)
-    if split == "train" and (reason := guard.objection(item)):
+    if reason := guard.objection(item):
         summary.left_out[reason] += 1
         return
     lesson = item.teach()
     summary.aside.update(lesson.aside)
     made = 0
-    for found in examples(item, lesson, split, options.cut, options.dialect):
+    for found in examples(item, lesson, options.cut, options.dialect):
         if isinstance(found, Missing):
             summary.aside["chunk", found.reason] += 1
         else:

@@ -11,7 +11,7 @@ the teacher wants of them, and nothing else.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 from proxhpc.adapt.teachers import Edit, Lesson, Subject
 from proxhpc.errors import UserError
@@ -29,8 +29,6 @@ from proxhpc.program.syntax import (
 
 BEFORE, AFTER = 4, 3  # lines of the document around a window that an example shows
 KEPT, DROPPED, UNKNOWN = "KD?"
-
-Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +71,16 @@ class Missing:
 
 
 def examples(
-    subject: Subject, lesson: Lesson, split: Split, cut: Cut, dialect: Dialect
+    subject: Subject, lesson: Lesson, cut: Cut, dialect: Dialect
 ) -> Iterator[Example | Missing]:
     """What a lesson gives: an example of the document's verdict, and one for each window."""
     if lesson.keep is not None:
         text, program = subject.text, str(Verdict(not lesson.keep))
-        yield Example(_about(subject, "doc", split, program) | {"text": text})
+        yield Example(_about(subject, "doc", program) | {"text": text})
     if lesson.edits is None:
         return
     for start, stop in windows(subject.lines, lesson.edits, cut):
-        yield _window(subject, lesson, (start, stop), split, cut, dialect)
+        yield _window(subject, lesson, (start, stop), cut, dialect)
 
 
 def windows(lines: list[str], edits: tuple[Edit, ...], cut: Cut) -> Iterator[tuple[int, int]]:
@@ -104,7 +102,6 @@ def _window(
     subject: Subject,
     lesson: Lesson,
     span: tuple[int, int],
-    split: Split,
     cut: Cut,
     dialect: Dialect,
 ) -> Example | Missing:
@@ -133,17 +130,17 @@ def _window(
         "after": subject.lines[stop : stop + AFTER],
         "keep": marks if only_removes else None,
     }
-    row = _about(subject, "chunk", split, render(program, dialect)) | around
+    row = _about(subject, "chunk", render(program, dialect)) | around
     return Example(row, untouched=not edits)
 
 
-def _about(subject: Subject, level: str, split: Split, program: str) -> dict[str, Any]:
+def _about(subject: Subject, level: str, program: str) -> dict[str, Any]:
     return {
         "id": subject.id,
         "level": level,
         "source": subject.source,
         "host": subject.host,
-        "split": split,
+        "split": subject.split,
         "teacher": subject.teacher,
         "of": len(subject.lines),
         "program": program,

@@ -1,21 +1,13 @@
 """What must not be trained on: hosts and near-duplicates of what a refiner is judged by."""
 
-import hashlib
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.adapt.examples import Split
 from proxhpc.assemble.minhash import Signer, band_keys, signatures, similarity, slots
 from proxhpc.assemble.shingles import fold, shingles
 from proxhpc.sections import Near
-
-
-def split_of(host: str, name: str, validation: float) -> Split:
-    """The split of a host, or of a document without one by its id: always the same."""
-    key = hashlib.sha256((host or name).encode("utf-8", "surrogatepass")).digest()
-    return "validation" if int.from_bytes(key[:8]) / 2**64 < validation else "train"
 
 
 class Likeness:

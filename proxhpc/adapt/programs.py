@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from proxhpc.adapt.teachers import Edit, Lesson, Names, Subject
+from proxhpc.adapt.teachers import Edit, Lesson, Subject
 from proxhpc.assemble.replay import Refined, Tile, replay_shard
 from proxhpc.corpus.document import Bad
+from proxhpc.corpus.hosts import host_of
+from proxhpc.corpus.records import lookup
 from proxhpc.errors import UserError
+from proxhpc.evaluate.gold import GoldFields
 from proxhpc.plan import Plan
 from proxhpc.program.edits import Window, read_window
 from proxhpc.program.execute import Change, execute
@@ -31,7 +34,7 @@ LIMITS = ("removed_share", "short")
 class Programs:
     """A refined run as a source: its documents, taught by the programs in its ledgers."""
 
-    def __init__(self, run: RunDir, names: Names) -> None:
+    def __init__(self, run: RunDir, names: GoldFields) -> None:
         """UserError where shards are still to be refined, or programs run as the public code."""
         self.run, self.names, self.plan = run, names, Plan.load(run)
         manifest = self.plan.manifest
@@ -61,11 +64,13 @@ class Programs:
         row, document = refined.row, refined.document
         if document is None or row.status == "quarantined":
             return Bad(row.reason, row.file, row.position, row.bytes_in)
+        source = lookup(document.fields, self.names.source)
+        named = self.plan.inputs[document.file].name
         return Subject(
             id=document.id,
             text=document.text,
-            source=self.names.source_of(document.fields, self.plan.inputs[document.file].name),
-            host=self.names.host_of(document.fields),
+            source=source if isinstance(source, str) and source else named,
+            host=host_of(document.fields, self.names.host, self.names.url),
             teacher=self.teacher,
             teach=partial(lesson, document.text, row, self.policy, self.style),
         )

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxhpc.adapt.examples import DROPPED, KEPT, UNKNOWN, Split
+from proxhpc.adapt.examples import DROPPED, KEPT, UNKNOWN
 from proxhpc.corpus.document import Bad, End, Span
+from proxhpc.corpus.hosts import Split
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 from proxhpc.refine.engines.base import Level

@@ -1,17 +1,18 @@
-"""What a path on the command line teaches with: a run's programs, or pairs of texts."""
+"""What a path on the command line teaches with: a run's programs, or gold records."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxhpc.adapt.gold import Gold, GoldFields
+from proxhpc.adapt.gold import Gold
 from proxhpc.adapt.programs import Programs
 from proxhpc.adapt.teachers import Source
+from proxhpc.evaluate.gold import GoldFields
 from proxhpc.program.syntax import Dialect
 from proxhpc.rundir import RunDir
 
 
 def open_sources(paths: Sequence[Path], fields: GoldFields, dialect: Dialect) -> list[Source]:
-    """A source for each path: a directory is a run, anything else a file of pairs."""
+    """A source for each path: a directory is a run, anything else a file of gold records."""
     return [
         Programs(RunDir(path.absolute()), fields) if path.is_dir() else Gold(path, fields, dialect)
         for path in paths

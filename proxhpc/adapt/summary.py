@@ -23,7 +23,7 @@ class Summary:
     documents: int = 0
     taught: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    held_out: Counter[str] = field(default_factory=Counter)
+    held_out: int = 0
     aside: Counter[tuple[str, str]] = field(default_factory=Counter)
     made: int = 0
     not_chosen: Counter[str] = field(default_factory=Counter)
@@ -70,7 +70,7 @@ class Summary:
                 "left_out": dict(sorted(self.left_out.items())),
             },
             "set_aside": aside,
-            "held_out": dict(sorted(self.held_out.items())),
+            "held_out": self.held_out,
             "examples": {
                 "made": self.made,
                 "written": self.made - self.not_chosen.total(),

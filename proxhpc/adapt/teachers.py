@@ -4,17 +4,14 @@ A source gives subjects, again from the start whenever it is read. Only where a 
 for an example is its lesson asked for.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from proxhpc.corpus.document import Bad
-from proxhpc.corpus.records import lookup
-
-_HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/?#@]*@)?([^/?#:\[\]]+)", re.IGNORECASE)
+from proxhpc.corpus.hosts import Split, split_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,11 @@ class Subject:
     teach: Callable[[], Lesson]
 
     @cached_property
+    def split(self) -> Split:
+        """Whether it is trained on or judged by."""
+        return split_of(self.host, self.text)
+
+    @cached_property
     def lines(self) -> list[str]:
         """Its lines."""
         return self.text.split("\n")
@@ -64,26 +66,3 @@ class Source(Protocol):
     def subjects(self) -> Iterator[Subject | Bad]:
         """Every document, in the order of the input; what could not be read is a Bad."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Fields of a record that say where a document comes from, dots as in `corpus.id`."""
-
-    id: str = "id"
-    source: str = "source"
-    host: str = "host"
-    url: str = "url"
-
-    def host_of(self, record: dict[str, Any]) -> str:
-        """The host a record names, or that of its URL, in small letters; empty without one."""
-        named, url = lookup(record, self.host), lookup(record, self.url)
-        host = named.strip() if isinstance(named, str) else ""
-        if not host and isinstance(url, str) and (match := _HOST.match(url.strip())):
-            host = match.group(1)
-        return host.lower().rstrip(".").removeprefix("www.")
-
-    def source_of(self, record: dict[str, Any], default: str) -> str:
-        """The source a record names, or the file it is in."""
-        source = lookup(record, self.source)
-        return source if isinstance(source, str) and source else default

@@ -26,11 +26,12 @@ def render(summary: Summary) -> RenderableType:
         numbers = [whole(counts[name]) if name in counts else "" for name in _COLUMNS]
         table.add_row(*(Text(safe(cell, 60)) for cell in (*key, *numbers)))
     aside = Counter({f"{level}: {why}": n for (level, why), n in summary.aside.items()})
+    none = Counter[str]()
     rest = (
         ("documents", summary.documents, summary.left_out),
         ("examples", summary.made, summary.not_chosen),
         ("answers and windows set aside", aside.total(), aside),
-        ("records held out", summary.held_out.total(), summary.held_out),
+        ("records held out", summary.held_out, none),
     )
     lines = [Text(f"{whole(total)} {name}{_but(counts)}") for name, total, counts in rest if total]
     return Group(table, Text(), *lines)

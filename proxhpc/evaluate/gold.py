@@ -1,7 +1,8 @@
 """Gold records: texts with what people would have kept of them.
 
 A chunk-level record holds a noisy text and the text wanted in its place, and may label each line;
-a doc-level record holds a text and whether to keep it. A record may be both.
+a doc-level record holds a text and whether to keep it. A record may be both. Refiners are judged
+by such records (`read_gold`), and taught (`proxhpc.adapt.gold`).
 """
 
 import random
@@ -12,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from proxhpc.corpus.hosts import Split, host_of, split_of
 from proxhpc.corpus.inputs import resolve, unreadable
 from proxhpc.corpus.jsonl import split_lines
 from proxhpc.corpus.records import lookup
@@ -27,9 +29,9 @@ CONTENT, BOILERPLATE = "G", "B"
 class Gold:
     """One gold record; `place` says where it stands, as `file:line`.
 
-    Chunk-level where `wanted`, the text that should have come out, is not None; `labels` is then
-    a letter for each line of `text`, or empty where nobody labelled lines. Doc-level where `keep`
-    is not None; `unanimous` says that all who judged it agreed.
+    Chunk-level where `wanted`, the text that should have come out, is not None; `labels` is a
+    letter for each line of `text`, or empty where nobody labelled lines. Doc-level where `keep`
+    is not None; `unanimous` says that all who judged it agreed. `host` and `source` may be empty.
     """
 
     id: str
@@ -40,11 +42,12 @@ class Gold:
     labels: str = ""
     keep: bool | None = None
     unanimous: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class GoldFields:
-    """Where a record holds what: a key, or a dotted path into nested objects."""
+    """Where a record holds what: a key, or a dotted path into nested objects; empty: nowhere."""
 
     noisy: str = "text_noisy"
     gold: str = "text_gold"
@@ -54,6 +57,8 @@ class GoldFields:
     unanimous: str = "unanimous"
     id: str = "id"
     source: str = "source"
+    host: str = "host"
+    url: str = "url"
 
     @classmethod
     def parse(cls, given: str) -> "GoldFields":
@@ -62,7 +67,7 @@ class GoldFields:
         found = cls()
         for part in filter(None, given.split(",")):
             name, equals, key = part.partition("=")
-            if name not in known or not equals or not key:
+            if name not in known or not equals:
                 raise UserError(
                     f"--fields {given}: {part!r} names no field",
                     hint=f"write NAME=KEY with a NAME of {', '.join(known)}",
@@ -77,8 +82,9 @@ Condition = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records: those that meet `where`, and no condition of `exclude`; `limit` at random.
+    """Which records: those of `split` that meet `where`, and no condition of `exclude`.
 
+    `limit` of them, at random.
     Conditions of `where` on one field are alternatives; those on several must all hold.
     """
 
@@ -86,9 +92,12 @@ class Selection:
     exclude: tuple[Condition, ...] = ()
     limit: int | None = None
     seed: int = 0
+    split: Split | None = None
 
-    def takes(self, record: dict[str, Any]) -> bool:
-        """Whether a record meets the conditions."""
+    def takes(self, record: dict[str, Any], gold: Gold) -> bool:
+        """Whether a record, read as `gold`, meets the conditions and is of the split."""
+        if self.split not in (None, split_of(gold.host, gold.text)):
+            return False
         has = {key: _scalar(lookup(record, key)) for key, _ in (*self.where, *self.exclude)}
         wanted = {key for key, value in self.where if has[key] == value}
         return wanted == {key for key, _ in self.where} and not any(
@@ -127,21 +136,32 @@ def read_gold(
     UserError naming file and line for the first record that is none, or that contradicts itself,
     and where no record is selected.
     """
-    found = selection.sample(_records(paths, where, selection))
+    found = selection.sample(_selected(paths, where, selection))
     if not found:
-        asked = selection.where or selection.exclude
+        asked = selection.where or selection.exclude or selection.split
         raise UserError(
             f"no gold record in {', '.join(map(str, paths))}",
-            hint="no record meets --where and --exclude" if asked else "",
+            hint="no record meets --where, --exclude and --split" if asked else "",
         )
     return found
 
 
-def _records(paths: Sequence[Path], names: GoldFields, selection: Selection) -> Iterator[Gold]:
+def records(path: Path, names: GoldFields = GoldFields()) -> Iterator[Gold]:
+    """Every record of a JSON-lines file, also those that nobody judged: they need have a text only.
+
+    UserError naming file and line for the first that has none, or that contradicts itself.
+    """
+    for place, record in _objects(path):
+        yield _gold(record, names, place)
+
+
+def _selected(paths: Sequence[Path], names: GoldFields, selection: Selection) -> Iterator[Gold]:
     for path in paths:
         for place, record in _objects(path):
             gold = _gold(record, names, place)
-            if selection.takes(record):
+            if gold.wanted is None and gold.keep is None:
+                raise _unjudged(record, names, place)
+            if selection.takes(record, gold):
                 yield gold
 
 
@@ -172,22 +192,18 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _gold(record: dict[str, Any], names: GoldFields, place: str) -> Gold:
-    noisy, wanted = (_text(record, key, place) for key in (names.noisy, names.gold))
+    noisy, wanted, labels = (
+        _text(record, key, place) for key in (names.noisy, names.gold, names.labels)
+    )
     keep = _flag(record, names.keep, place)
     text = noisy if noisy is not None else _text(record, names.text, place)
-    if (wanted is not None and noisy is None) or (keep is not None and text is None):
+    if text is None or (wanted is not None and noisy is None):
+        if wanted is None and keep is None:
+            raise _unjudged(record, names, place)
         missing = names.noisy if wanted is not None else names.text
         raise _refused(place, f"no field {missing!r}, the text that was judged")
-    if text is None or (wanted is None and keep is None):
-        has = ", ".join(key[:40] for key in list(record)[:12]) or "no fields"
-        raise UserError(
-            f"{place}: no gold record: it has {has}",
-            hint=f"a chunk-level record has {names.noisy!r} and {names.gold!r}, a doc-level one "
-            f"{names.text!r} and {names.keep!r}; --fields gives them other names",
-        )
-    labels = _text(record, names.labels, place) if wanted is not None else None
     if labels is not None and len(labels) != text.count("\n") + 1:
-        said = f"{len(labels)} labels for {text.count(chr(10)) + 1} lines of {names.noisy!r}"
+        said = f"{len(labels)} labels for {text.count(chr(10)) + 1} lines of its text"
         raise _refused(place, f"{names.labels!r} has {said}")
     return Gold(
         id=_scalar(lookup(record, names.id)) or place,
@@ -198,6 +214,16 @@ def _gold(record: dict[str, Any], names: GoldFields, place: str) -> Gold:
         labels=labels or "",
         keep=keep,
         unanimous=bool(_flag(record, names.unanimous, place)),
+        host=host_of(record, names.host, names.url),
+    )
+
+
+def _unjudged(record: dict[str, Any], names: GoldFields, place: str) -> UserError:
+    has = ", ".join(key[:40] for key in list(record)[:12]) or "no fields"
+    return UserError(
+        f"{place}: no gold record: it has {has}",
+        hint=f"a chunk-level record has {names.noisy!r} and {names.gold!r}, a doc-level one "
+        f"{names.text!r} and {names.keep!r}; --fields gives them other names",
     )
 
 

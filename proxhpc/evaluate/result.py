@@ -1,5 +1,6 @@
 """Scores of every system by group of documents, with intervals, and differences to the refiner."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,14 +89,13 @@ def evaluate(
     for none. UserError as `run.ask`.
     """
     asked = ask(manifest, records)
-    labels: dict[str, int] = {}
-    for gold in records:
-        for letter in sorted(set(gold.labels)):
-            labels[letter] = labels.get(letter, 0) + gold.labels.count(letter)
     of_level: dict[LevelName, list[Gold]] = {
         "chunk": [gold for gold in records if gold.wanted is not None],
         "doc": [gold for gold in records if gold.keep is not None],
     }
+    labels: Counter[str] = Counter()
+    for gold in of_level["chunk"]:
+        labels.update(gold.labels)
     name = name_of(manifest)
     groups = []
     for level, systems in asked.items():
