@@ -29,6 +29,7 @@ Point = Literal[
     "one released",
     "all released",
     "sketch written",
+    "pairs found",
     "match written",
     "part written",
     "card written",

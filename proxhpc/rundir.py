@@ -143,19 +143,9 @@ class RunDir:
         """Each duplicate, the document that is kept for it, and how alike they are, as numbers."""
         return self.merge / "match" / "pairs.npy"
 
-    @property
-    def unsure(self) -> Path:
-        """Pairs that are compared by their texts, while they are."""
-        return self.merge / "match" / "unsure.npy"
-
-    @property
-    def compared(self) -> Path:
-        """The documents of those pairs, ascending."""
-        return self.merge / "match" / "compared.npy"
-
-    def shingles(self, group: int) -> Path:
-        """Shingles of those of them that are in one group."""
-        return self.merge / "match" / f"{group:05d}.shingles"
+    def matching(self, made_of: str) -> "Matching":
+        """Files of a match while it goes on."""
+        return Matching(self.merge / "match" / made_of)
 
     @property
     def match(self) -> Path:
@@ -229,6 +219,35 @@ class VariantDir(RunDir):
     def variant(self) -> Path:
         """Of which run it is, and with which manifest."""
         return self.merge / "variant.json"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Files of a match, named by what they are made of; the folder is gone when it is done."""
+
+    root: Path
+
+    def pairs(self, task: int) -> Path:
+        """Pairs of documents that one task found."""
+        return self.root / f"{task:05d}.npy"
+
+    @property
+    def unsure(self) -> Path:
+        """Pairs that are compared by their texts."""
+        return self.root / "unsure.npy"
+
+    @property
+    def compared(self) -> Path:
+        """The documents of those pairs, ascending."""
+        return self.root / "compared.npy"
+
+    def shingles(self, group: int) -> Path:
+        """Shingles of those of them that are in one group."""
+        return self.root / f"{group:05d}.shingles"
+
+    def alike(self, number: int) -> Path:
+        """Those of some of the pairs whose texts are alike."""
+        return self.root / f"{number:05d}.alike.npy"
 
 
 def shard_name(shard: int) -> str:

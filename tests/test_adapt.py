@@ -15,10 +15,14 @@ import zstandard
 
 from proxhpc.adapt import loop
 from proxhpc.adapt.adapt import Adapted, adapt
+from proxhpc.adapt.checkpoint import Folder
+from proxhpc.adapt.job import submit
 from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
 from proxhpc.adapt.rows import Row, read_rows
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import resolve_model
+from proxhpc.site import load_site
+from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
 
 torch = pytest.importorskip("torch")
@@ -277,3 +281,31 @@ def test_windows_keep_their_lines_together(examples: Path, tmp_path: Path) -> No
             if bar in line:
                 assert batch.drop[step] == 1
     assert np.mean([float(batch.drop.mean()) for _, batch in drawn]) > 0.2
+
+
+def test_a_training_is_a_slurm_job(
+    slurm: SlurmCluster, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.env()[name])
+    site = load_site(ROOT / "slurm/sites/local.yaml")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="is no Slurm site"):
+        submit(walk_recipe(examples), out, site)
+    where = tmp_path / "slurm.yaml"
+    where.write_text("name: test\ncpus: 1\ntime: 10\n")
+    site = load_site(where)
+    # Far too many steps: the job is told to end, as before its time limit.
+    endless = submit(walk_recipe(examples, steps=100_000, save_minutes=0.001), out, site)
+    slurm.until((out / "training/state.pt").exists, "a checkpoint", timeout=90)
+    slurm.run("scancel", "--signal=USR2", endless)
+    slurm.wait_jobs(endless, FINISHED)
+    error = next((out / "training/logs").glob("*.err")).read_text()
+    assert "training stopped by SIGUSR2" in error
+    assert not (out / "model.safetensors").exists()
+    step = Folder(out).load(out / "training/state.pt")["progress"]["step"]
+    more = submit(walk_recipe(examples, steps=step + 2), out, site, resume=True)
+    slurm.wait_jobs(more, FINISHED)
+    assert resolve_model(str(out)).refiner is not None
+    assert [line["step"] for line in log(out)][-1] == step + 2
+    slurm.reset()

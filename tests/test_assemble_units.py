@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging import fall, plan_of_one, raising, refined
-from proxhpc.assemble.clusters import Forest, survivors
 from proxhpc.assemble.hashed import SKETCH, squeezed
 from proxhpc.assemble.pairs import same_text
 from proxhpc.assemble.parts import PartCutter, ShuffledCutter, buckets
@@ -80,33 +79,15 @@ def test_bad_records_have_no_text() -> None:
         corpus_row(plan_of_one(True), Refined(0, Row("", 0, 5, "quarantined")))
 
 
-def duplicates(pairs: Any, hashes: Any) -> list[tuple[int, int]]:
-    forest = Forest()
-    forest.add(pairs)
-    documents, firsts = forest.sets()
-    kept = documents[survivors(firsts, hashes["chars"][documents])]
-    lost = documents != kept
-    return list(zip(documents[lost].tolist(), kept[lost].tolist(), strict=True))
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 3)), max_size=40),
-)
-def test_duplicates_against_a_plain_search(documents: list[tuple[int, int, int]]) -> None:
-    hashes = np.zeros(len(documents), SKETCH)
-    for index, (high, low, chars) in enumerate(documents):
-        hashes[index] = (high, low, index, 0, 0, chars, 1, 0, index)
-    best: dict[tuple[int, int], int] = {}
-    for index, (high, low, chars) in enumerate(documents):
-        held = best.setdefault((high, low), index)
-        if chars > documents[held][2]:
-            best[high, low] = index
-    expected = [
-        (index, best[high, low])
-        for index, (high, low, _) in enumerate(documents)
-        if best[high, low] != index
-    ]
-    assert duplicates(same_text(np.arange(len(hashes)), hashes), hashes) == expected
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=40))
+def test_equal_texts_against_a_plain_search(documents: list[tuple[int, int]]) -> None:
+    high, low = np.array(documents, np.uint64).reshape(-1, 2).T
+    first: dict[tuple[int, int], int] = {}
+    expected = []
+    for index, content in enumerate(documents):
+        if first.setdefault(content, index) != index:
+            expected.append([index, first[content]])
+    assert sorted(same_text(np.arange(len(high)), high, low).tolist()) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))

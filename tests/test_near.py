@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxhpc.assemble.bands import BandFile, ranges, write_bands
-from proxhpc.assemble.clusters import Forest
 from proxhpc.assemble.listings import read_rows
 from proxhpc.assemble.merge import merge
 from proxhpc.assemble.minhash import band_keys, signatures, similarity, slots
@@ -75,26 +74,6 @@ def test_equal_slots_estimate_the_jaccard_similarity() -> None:
     assert (keys[:, 0] == keys[:, 2]).all()
     assert not (keys[:, 0] == keys[:, 1]).all()
     assert not np.array_equal(made, slots(sets, 256, 2))
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60),
-    st.integers(1, 9),
-)
-def test_a_forest_joins_what_a_plain_search_joins(pairs: list[tuple[int, int]], at: int) -> None:
-    forest = Forest()
-    for some in (pairs[:at], pairs[at:]):
-        forest.add(np.array(some, np.int64).reshape(-1, 2))
-        forest._settle()
-    sets = {n: {n} for pair in pairs for n in pair}
-    for a, b in pairs:
-        union = sets[a] | sets[b]
-        for member in union:
-            sets[member] = union
-    documents, firsts = forest.sets()
-    found = dict(zip(documents.tolist(), firsts.tolist(), strict=True))
-    assert found == {n: min(own) for n, own in sets.items() if len(own) > 1}
 
 
 @settings(deadline=None)

@@ -29,8 +29,9 @@ import xxhash
 import yaml
 
 from bench_memory import peak_memory
+from proxhpc.assemble.arrays import save_array
 from proxhpc.assemble.bands import write_bands
-from proxhpc.assemble.hashed import SKETCH, Files, save_array
+from proxhpc.assemble.hashed import SKETCH, Files
 from proxhpc.assemble.match import match
 from proxhpc.assemble.minhash import band_keys, signatures
 from proxhpc.assemble.pool import open_pool

@@ -1,9 +1,18 @@
-"""Sets of duplicates, from pairs of documents, on arrays over those documents alone."""
+"""Sets of duplicates, from pairs of documents, in bounded memory.
 
+Pairs that fit into memory are joined there. Of more, each block is reduced to the stars of its own
+sets, and the stars are joined by sorting: in turns, each document is tied to the smallest of its
+earlier neighbours with these, and later neighbours to the smallest of all (Kiveris et al.:
+Connected Components in MapReduce and Beyond, SoCC 2014, the alternating algorithm).
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from proxhpc.assemble.sorting import Rows, Scratch, Sorter, heads
 
 Documents = npt.NDArray[np.int64]
 """Numbers of documents in the whole run, in input order."""
@@ -12,66 +21,123 @@ Pairs = npt.NDArray[np.int64]
 """Shape (pairs, 2): documents that are duplicates of each other."""
 
 NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
-_BUFFER = 1 << 20  # pairs that wait
 
 
 class Forest:
-    """Joins pairs into sets; it keeps 16 bytes for each document that is in one."""
+    """Joins pairs into sets."""
 
-    def __init__(self) -> None:
-        self._pairs = NO_PAIRS
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._limit = scratch.rows(2)
+        self._stars = Sorter(scratch, 2)
         self._waiting: list[Pairs] = []
+        self._held = 0
+        self._blocks = 0
 
     def add(self, pairs: Pairs) -> None:
         """Take in more pairs; their order makes no difference."""
-        self._waiting.append(pairs)
-        if sum(map(len, self._waiting)) > _BUFFER:
-            self._settle()
+        for start in range(0, len(pairs), self._limit):
+            some = pairs[start : start + self._limit]
+            if self._held + len(some) > self._limit:
+                self._reduce()
+            self._waiting.append(some)
+            self._held += len(some)
 
-    def sets(self) -> tuple[Documents, Documents]:
-        """Every document that has a duplicate, ascending, and beside each the first of its set."""
-        self._settle()
-        first = np.unique(self._pairs[:, 1])
-        documents = np.concatenate([self._pairs[:, 0], first])
-        firsts = np.concatenate([self._pairs[:, 1], first])
-        order = np.argsort(documents)
-        return documents[order], firsts[order]
+    def sets(self) -> Sorter:
+        """Every document that has a duplicate, ascending, and the first of its set."""
+        self._reduce()
+        stars, blocks = self._stars, self._blocks
+        changed = blocks > 1
+        while changed:
+            smaller, joined = _small_star(self._scratch, stars)
+            stars, moved = _large_star(self._scratch, smaller)
+            changed = joined or moved
+        out = Sorter(self._scratch, 2)
+        for rows in stars:
+            out.add(rows)
+            out.add(np.repeat(rows[:, 1:], 2, axis=1))
+        return out
 
-    def apart(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
-        """Which of these pairs are not in one set yet."""
-        documents, firsts = self.sets()
-        if not len(documents) or not len(pairs):
-            return np.ones(len(pairs), np.bool_)
-        places = np.searchsorted(documents, pairs).clip(max=len(documents) - 1)
-        ends = np.where(documents[places] == pairs, firsts[places], pairs)
-        return np.asarray(ends[:, 0] != ends[:, 1])
-
-    def _settle(self) -> None:
-        """Reduce everything to pairs of a document and the first of its set."""
-        pairs = np.concatenate([self._pairs, *self._waiting])
-        self._waiting.clear()
-        documents, ends = np.unique(pairs, return_inverse=True)
-        left, right = ends.reshape(pairs.shape).T
-        first = np.arange(len(documents))
-        # Hook the later of two roots to the earlier one, then let all point to their roots:
-        # the number of rounds grows with the logarithm of the longest chain.
-        while True:
-            a, b = first[left], first[right]
-            apart = a != b
-            if not apart.any():
-                break
-            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
-            np.minimum.at(first, high, low)
-            while not np.array_equal(up := first[first], first):
-                first = up
-        others = first != np.arange(len(documents))
-        self._pairs = np.stack([documents[others], documents[first[others]]], axis=1)
+    def _reduce(self) -> None:
+        if self._held:
+            self._stars.add(stars_of(np.concatenate(self._waiting)))
+            self._waiting.clear()
+            self._held = 0
+            self._blocks += 1
 
 
-def distinct(pairs: Pairs) -> Pairs:
-    """Each pair once, in order."""
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    return pairs[leaders(pairs[:, 0], pairs[:, 1])[0]] if len(pairs) else pairs
+def stars_of(pairs: Pairs) -> Pairs:
+    """The sets that some pairs make: each document with the first of its set."""
+    documents, ends = np.unique(pairs, return_inverse=True)
+    left, right = ends.reshape(pairs.shape).T
+    first = np.arange(len(documents))
+    # Hook the later of two roots to the earlier one, then let all point to their roots:
+    # the number of rounds grows with the logarithm of the longest chain.
+    while True:
+        a, b = first[left], first[right]
+        apart = a != b
+        if not apart.any():
+            break
+        low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+        np.minimum.at(first, high, low)
+        while not np.array_equal(up := first[first], first):
+            first = up
+    others = first != np.arange(len(documents))
+    return np.stack([documents[others], documents[first[others]]], axis=1)
+
+
+def _small_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
+    """Each document and its earlier neighbours tied to the first of these; whether any moved."""
+    out, moved = Sorter(scratch, 2), False
+    for rows, first in heads(pairs):
+        lead = rows[:, 1] == first[:, 1]
+        moved |= not lead.all()
+        out.add(np.stack([np.where(lead, rows[:, 0], rows[:, 1]), first[:, 1]], axis=1))
+    return out, moved
+
+
+def _large_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
+    """Later neighbours of each document tied to the first of all; whether any moved."""
+    both = Sorter(scratch, 2)
+    for rows in pairs:
+        both.add(rows)
+        both.add(rows[:, ::-1])
+    out, moved = Sorter(scratch, 2), False
+    for rows, first in heads(both):
+        later = rows[:, 1] > rows[:, 0]
+        root = np.minimum(rows[later, 0], first[later, 1])
+        moved |= bool((root != rows[later, 0]).any())
+        out.add(np.stack([rows[later, 1], root], axis=1))
+    return out, moved
+
+
+def apart(scratch: Scratch, pairs: Sorter, sets: Sorter) -> Sorter:
+    """Those of the pairs that are not in one of the sets."""
+    left = Sorter(scratch, 3)
+    for rows, first in _labelled(scratch, pairs, sets):
+        left.add(np.column_stack([rows[:, ::-1], first]))  # the other end is asked for next
+    out = Sorter(scratch, 2)
+    for rows, first in _labelled(scratch, left, sets):
+        out.add(rows[first != rows[:, 2], 1::-1])
+    return out
+
+
+def _labelled(scratch: Scratch, wanted: Sorter, sets: Sorter) -> Iterator[tuple[Rows, Documents]]:
+    """Blocks of rows, and the first of the set of the document in their first column.
+
+    Itself where it is in no set.
+    """
+    both = Sorter(scratch, wanted.columns + 1)
+    for rows in sets:
+        label = np.zeros((len(rows), both.columns), np.int64)
+        label[:, 0], label[:, 2] = rows[:, 0], rows[:, 1]
+        both.add(label)
+    for rows in wanted:
+        both.add(np.insert(rows, 1, 1, axis=1))  # behind the document's label
+    for rows, first in heads(both):
+        asked = rows[:, 1] == 1
+        rows, first = rows[asked], first[asked]
+        yield np.delete(rows, 1, axis=1), np.where(first[:, 1] == 0, first[:, 2], rows[:, 0])
 
 
 def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
@@ -79,17 +145,3 @@ def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDAr
     leads = np.ones(len(columns[0]), np.bool_)
     leads[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]
-
-
-def survivors(firsts: Documents, *worth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """For each document of a set, the place of its set's survivor.
-
-    That is the one with the highest `worth` (unsigned, the most important last), then the first.
-    `firsts` and `worth` are of the documents of all sets, in input order.
-    """
-    columns = [~column for column in worth]
-    order = np.lexsort((*columns, firsts))  # stable: equals stay in input order
-    _, begins = leaders(firsts[order])
-    out = np.empty(len(order), np.int64)
-    out[order] = order[begins]
-    return out

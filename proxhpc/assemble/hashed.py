@@ -4,20 +4,18 @@ Three files a group of documents: 56 bytes each in input order, the keys (`bands
 near-duplicates are looked for, the MinHash signatures.
 """
 
-import io
 import struct
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from proxhpc.assemble.arrays import save_array
 from proxhpc.assemble.bands import damaged, digest, write_bands
 from proxhpc.assemble.minhash import Signer, band_keys, signatures
 from proxhpc.assemble.shingles import fold
-from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.records import lookup
 from proxhpc.rundir import RunDir
@@ -166,18 +164,3 @@ def _number(value: Any) -> float | None:
             return None
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     return None if number != number else number
-
-
-def load_array(path: Path, known: str) -> npt.NDArray[Any]:
-    """Read what `save_array` wrote. StopError where its digest is not the known one."""
-    if digest(path) != known:
-        raise damaged(path)
-    return np.load(path)  # type: ignore[no-any-return]
-
-
-def save_array(path: Path, array: npt.NDArray[Any]) -> str:
-    """Write an array as .npy, whole or not at all; the file's digest."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
-    return xxhash.xxh3_128_hexdigest(buffer.getbuffer())

@@ -8,8 +8,8 @@ import numpy as np
 import orjson
 import zstandard
 
+from proxhpc.assemble.arrays import load_array
 from proxhpc.assemble.bands import damaged, digest
-from proxhpc.assemble.hashed import load_array
 from proxhpc.assemble.match import Match
 from proxhpc.assemble.rows import source
 from proxhpc.assemble.sketch import Receipt, against, groups, records_against

@@ -1,11 +1,12 @@
 """Match: one survivor of every set of duplicates, and where each part of the corpus begins.
 
 Everything follows from the documents and their order in the input, nothing from shards or workers.
-Keys are matched range by range, so memory does not grow with the corpus but by 24 bytes for each
-document that has a duplicate, and 16 for each pair that is compared by text.
+Pairs are found a range of keys after the other, and written; they, the sets that they make and
+what is left out of these are sorted on disk where they do not fit into memory.
 """
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,14 +16,17 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from proxhpc.assemble.bands import SHARED_ID, damaged, ranges
-from proxhpc.assemble.clusters import NO_PAIRS, Documents, Forest, distinct, survivors
-from proxhpc.assemble.hashed import Sketch, check_files, load_array, load_sketch, save_array
-from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, repeated, tasks
+from proxhpc.assemble.arrays import load_array, save_array, save_blocks
+from proxhpc.assemble.bands import SHARED_ID, damaged, digest, ranges
+from proxhpc.assemble.clusters import Documents, Forest, apart
+from proxhpc.assemble.duplicates import Sets, flags, left_out
+from proxhpc.assemble.hashed import Sketch, check_files, load_sketch
+from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, read_pairs, repeated, tasks
 from proxhpc.assemble.parts import PartRange, cut_parts
 from proxhpc.assemble.pool import Pool
 from proxhpc.assemble.sealed import seal, unseal
 from proxhpc.assemble.sketch import Receipt, groups, spans_of
+from proxhpc.assemble.sorting import Scratch, Sorter
 from proxhpc.assemble.texts import compare
 from proxhpc.assemble.tiling import check_tiling
 from proxhpc.corpus.disk import write_atomic
@@ -30,8 +34,8 @@ from proxhpc.faults import reach
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 
-EXAMPLES = 10  # of shared ids, and of large sets of duplicates
-SLICE = 1 << 16  # documents that are looked up at a time
+EXAMPLES = 10  # of shared ids
+SLICE = 1 << 14  # documents that are looked up at a time
 
 Flags = npt.NDArray[np.bool_]
 
@@ -86,11 +90,11 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     run, plan = pool.run, pool.plan
     manifest = plan.manifest
     rules = [part.model_dump(mode="json") for part in (manifest.dedup, manifest.output)]
-    digest = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
+    made_of = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
     own = receipts[: len(groups(plan))]
     made = [run.pairs, *(run.dropped(receipt.group) for receipt in own)]
-    if earlier and earlier.digest == digest and all(path.exists() for path in made):
+    if earlier and earlier.digest == made_of and all(path.exists() for path in made):
         return earlier
     check_tiling(plan, (tile for receipt in own for tile in spans_of(receipt)))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
@@ -98,41 +102,37 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     for receipt in receipts:
         check_files(run, receipt.group, receipt.files)
     sketches = Sketches(run, plan)
-    dropped, kept, firsts = _duplicates(pool, sketches, memory)
-    alive = Alive(sketches, dropped)
-    flags = [save_array(run.dropped(r.group), np.packbits(~alive.of(r.group))) for r in own]
-    shared = _shared_ids(sketches, alive, memory)
-    _, at, sizes = np.unique(firsts, return_index=True, return_counts=True)
-    order = np.lexsort((at, -sizes))[:EXAMPLES]
+    lost, sets = _duplicates(pool, sketches, made_of, memory)
+    alive = _save_flags(run, sketches, own, lost)
+    shared, examples = _shared_ids(sketches, alive, memory)
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = cut_parts(manifest.output)
     for receipt in own:
         stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
         by_file += _by_file(plan, receipt, stay)
         parts.add(stay)
-    near, pairs = _save_pairs(run, sketches, dropped, kept)
+    pairs = _save_pairs(run, sketches, lost)
+    largest = zip(sets.largest[:, 0].tolist(), _places(sketches, sets.largest[:, 1]), strict=True)
     found = Match(
-        digest=digest,
+        digest=made_of,
         documents=sketches.own,
-        duplicates=len(dropped),
-        near=near,
-        outside=int((kept >= sketches.own).sum()),
-        clusters=len(sizes),
-        largest_cluster=int(sizes.max()) + 1 if len(sizes) else 0,
-        shared_ids=len(shared),
-        examples=tuple(_places(sketches, shared[:EXAMPLES])),
+        duplicates=pairs.documents,
+        near=pairs.near,
+        outside=pairs.outside,
+        clusters=sets.count,
+        largest_cluster=int(sets.largest[0, 0]) if sets.count else 0,
+        shared_ids=shared,
+        examples=tuple(_places(sketches, examples)),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
-        set_sizes=tuple(np.bincount(np.frexp(sizes + 1)[1]).tolist()),
-        largest=tuple(
-            (int(size) + 1, *place)
-            for size, place in zip(sizes[order], _places(sketches, dropped[at[order]]), strict=True)
-        ),
-        dropped=tuple(flags),
-        pairs=pairs,
+        set_sizes=tuple(np.trim_zeros(sets.octaves, "b").tolist()),
+        largest=tuple((size, *place) for size, place in largest),
+        dropped=alive.digests,
+        pairs=pairs.digest,
     )
     write_atomic(run.match, seal(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE)))
     reach("match written")
+    _clear(run)
     return found
 
 
@@ -148,88 +148,128 @@ def read_match(run: RunDir) -> Match | None:
 
 def load_alive(run: RunDir, match: Match, group: int, documents: int) -> Flags:
     """Which of a group's documents are written."""
-    dropped = load_array(run.dropped(group), match.dropped[group])
-    return ~np.unpackbits(dropped, count=documents).astype(np.bool_)
+    return _load_flags(run, group, match.dropped[group], documents)
 
 
+@dataclass(frozen=True, slots=True)
 class Alive:
-    """Which documents of a run are no duplicates."""
+    """Which documents of a run are no duplicates, read group by group."""
 
-    def __init__(self, sketches: Sketches, dropped: Documents) -> None:
-        self._edges = sketches.firsts
-        self._dropped = dropped  # ascending
+    run: RunDir
+    edges: npt.NDArray[np.int64]
+    digests: tuple[str, ...]  # of the run's own groups
 
     def of(self, group: int) -> Flags:
         """Those of one group."""
-        first, last = self._edges[group : group + 2]
-        out = np.ones(last - first, np.bool_)
-        low, high = np.searchsorted(self._dropped, (first, last))
-        out[self._dropped[low:high] - first] = False
-        return out
+        first, last = self.edges[group : group + 2].tolist()
+        return _load_flags(self.run, group, self.digests[group], last - first)
 
     def among(self, documents: Documents) -> Flags:
-        """Those of these documents."""
-        return ~np.isin(documents, self._dropped)
+        """Those of these documents, of the run's own."""
+        out = np.zeros(len(documents), np.bool_)
+        groups = np.searchsorted(self.edges, documents, "right") - 1
+        for group in np.unique(groups[groups < len(self.digests)]).tolist():
+            there = groups == group
+            out[there] = self.of(group)[documents[there] - self.edges[group]]
+        return out
 
 
-def _duplicates(
-    pool: Pool, sketches: Sketches, memory: int
-) -> tuple[Documents, Documents, Documents]:
-    """Duplicates, ascending; beside each its survivor, and the first document of its set."""
+def _load_flags(run: RunDir, group: int, known: str, documents: int) -> Flags:
+    bits = load_array(run.dropped(group), known)
+    return ~np.unpackbits(bits, count=documents).astype(np.bool_)
+
+
+def _duplicates(pool: Pool, sketches: Sketches, made_of: str, memory: int) -> tuple[Sorter, Sets]:
+    """What is left out, and the sets that it is in."""
+    run, plan = pool.run, pool.plan
     share = memory // pool.processes
-    todo = range(len(tasks(pool.plan, len(sketches), share)))
-    forest, unsure = Forest(), NO_PAIRS
-    for _, found in pool.each("match", partial(pairs_of, memory=share), todo):
-        forest.add(found.same)
-        unsure = distinct(np.concatenate([unsure, found.unsure]))
-    forest.add(compare(pool, unsure[forest.apart(unsure)], sketches))
-    documents, firsts = forest.sets()
-    if not len(documents):
-        return documents, documents, firsts
-    kept = documents[survivors(firsts, *_worth(pool.plan, sketches, documents))]
-    lost = (documents != kept) & (documents < sketches.own)
-    return documents[lost], kept[lost], firsts[lost]
+    todo = range(len(tasks(plan, len(sketches), share)))
+    # Where the ranges begin and end depends on their number, and that on the memory.
+    made_of = f"{made_of}-{len(todo)}"
+    folder = run.matching(made_of).root
+    _clear(run, made_of)
+    folder.mkdir(exist_ok=True)
+    scratch = Scratch(folder, memory)
+    for _ in pool.each("match", partial(pairs_of, made_of=made_of, memory=share), todo):
+        reach("pairs found")
+    forest, unsure = Forest(scratch), Sorter(scratch, 2)
+    for number in todo:
+        for found in read_pairs(run.matching(made_of).pairs(number), scratch.rows(3)):
+            forest.add(found.same)
+            unsure.add(found.unsure)
+    sets = forest.sets()
+    if any(True for _ in unsure):
+        forest = Forest(scratch)
+        for rows in sets:
+            forest.add(rows)
+        for rows in compare(pool, scratch, apart(scratch, unsure, sets), made_of):
+            forest.add(rows)
+        sets = forest.sets()
+    return left_out(scratch, plan, sketches, sets)
 
 
-def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[npt.NDArray[Any]]:
-    """What decides which of its duplicates a document is, the most important last."""
-    rows = sketches.rows(documents)
-    longer = [] if plan.manifest.dedup.keep == "first" else [rows["chars"]]
-    return [*longer, rows["rank"], (documents >= sketches.own).astype(np.uint8)]
+def _clear(run: RunDir, but: str = "") -> None:
+    """Delete what other matches left on their way."""
+    for path in run.pairs.parent.iterdir():
+        if path.is_dir() and path.name != but:
+            shutil.rmtree(path)
 
 
-def _save_pairs(
-    run: RunDir, sketches: Sketches, dropped: Documents, kept: Documents
-) -> tuple[int, str]:
-    """Write the pairs as (shard, record, shard, record, thousandths alike).
+def _save_flags(run: RunDir, sketches: Sketches, own: Sequence[Receipt], lost: Sorter) -> Alive:
+    """Write for each group which of its documents are left out."""
+    digests = [
+        save_array(run.dropped(receipt.group), np.packbits(dropped))
+        for receipt, dropped in zip(own, flags(lost, sketches.firsts[: len(own) + 1]), strict=True)
+    ]
+    return Alive(run, sketches.firsts, tuple(digests))
 
-    How many of them differ, and the file's digest.
-    """
-    differ = 0
-    columns = np.empty((len(dropped), 5), np.uint32)
-    for start in range(0, len(dropped), SLICE):
-        part = slice(start, start + SLICE)
-        lost, stays = dropped[part], kept[part]
-        one, other = sketches.rows(lost), sketches.rows(stays)
+
+@dataclass(slots=True)
+class _SavedPairs:
+    """What is told of the file of pairs."""
+
+    documents: int = 0
+    near: int = 0
+    outside: int = 0
+    digest: str = ""
+
+
+def _save_pairs(run: RunDir, sketches: Sketches, lost: Sorter) -> _SavedPairs:
+    """Write the pairs as (shard, record, shard, record, thousandths alike)."""
+    saved = _SavedPairs()
+    save_blocks(run.pairs, _numbers(sketches, lost, saved), "<u4", 5)
+    saved.digest = digest(run.pairs)
+    return saved
+
+
+def _numbers(
+    sketches: Sketches, lost: Sorter, saved: _SavedPairs
+) -> Iterator[npt.NDArray[np.uint32]]:
+    for pairs in (rows[at : at + SLICE] for rows in lost for at in range(0, len(rows), SLICE)):
+        columns = np.empty((len(pairs), 5), np.uint32)
+        one, other = (sketches.rows(side) for side in pairs.T)
         for column, rows in ((0, one), (2, other)):
-            columns[part, column], columns[part, column + 1] = rows["shard"], rows["number"]
+            columns[:, column], columns[:, column + 1] = rows["shard"], rows["number"]
         apart = (one["high"] != other["high"]) | (one["low"] != other["low"])
-        alike = np.full(len(lost), 1000, np.uint32)
-        alike[apart] = 1000 * estimate(sketches, np.stack([lost[apart], stays[apart]], axis=1))
-        columns[part, 4] = alike
-        differ += int(apart.sum())
-    return differ, save_array(run.pairs, columns)
+        columns[:, 4] = 1000
+        columns[apart, 4] = 1000 * estimate(sketches, pairs[apart])
+        saved.documents += len(pairs)
+        saved.near += int(apart.sum())
+        saved.outside += int((pairs[:, 1] >= sketches.own).sum())
+        yield columns
 
 
-def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> Documents:
-    """Survivors with the id of an earlier one, ascending."""
-    found = [np.empty(0, np.int64)]
+def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> tuple[int, Documents]:
+    """How many survivors have the id of an earlier one, and the first of them."""
+    count, examples = 0, np.empty(0, np.int64)
     for low, high in ranges(len(sketches), memory):
         ids, documents = sketches.band(Task(SHARED_ID, low, high))
-        stay = alive.among(documents) & (documents < sketches.own)
+        stay = alive.among(documents)
         ids, documents = repeated(ids[stay], documents[stay])
-        found.append(documents[1:][ids[1:] == ids[:-1]])
-    return np.sort(np.concatenate(found))
+        found = documents[1:][ids[1:] == ids[:-1]]
+        count += len(found)
+        examples = np.sort(np.concatenate([examples, found]))[:EXAMPLES]
+    return count, examples
 
 
 def _by_file(plan: Plan, receipt: Receipt, survivors: Sketch) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from proxhpc.assemble.arrays import Rows, open_array, save_blocks
 from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
 from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs, leaders
 from proxhpc.assemble.hashed import Sketch
@@ -25,7 +26,7 @@ from proxhpc.rundir import RunDir
 from proxhpc.sections import Near
 
 LEADERS = 16  # documents of one key that others are compared with; what is like none stays
-SLICE = 8 << 20  # bytes of signatures that are compared at a time
+SLICE = 4 << 20  # bytes of signatures that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,22 @@ class Sketches:
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self.run = run
-        sizes = [len(np.load(run.sketch(group), mmap_mode="r")) for group in all_groups(plan)]
+        sizes = [len(open_array(run.sketch(group))) for group in all_groups(plan)]
         self.firsts = np.cumsum([0, *sizes])
         self.own = int(self.firsts[len(groups(plan))])  # behind them is what they are compared with
+        self._opened: dict[Path, Rows] = {}
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
 
     def rows(self, documents: Documents) -> Sketch:
-        """The 48 bytes of each of these documents."""
+        """The 56 bytes of each of these documents."""
         rows: Sketch = self._gather(documents, self.run.sketch)
         return rows
+
+    def low(self, documents: Documents) -> npt.NDArray[np.uint64]:
+        """The lower half of the hash of each of these documents' texts."""
+        return self._gather(documents, self.run.sketch, "low")
 
     def signatures(self, documents: Documents) -> Signatures:
         """The signature of each of these documents."""
@@ -88,15 +94,19 @@ class Sketches:
             documents.append(numbers + first)
         return repeated(np.concatenate(keys), np.concatenate(documents))
 
-    def _gather(self, documents: Documents, path: Callable[[int], Path]) -> npt.NDArray[Any]:
+    def _gather(
+        self, documents: Documents, path: Callable[[int], Path], field: str | None = None
+    ) -> npt.NDArray[Any]:
         order = np.argsort(documents, kind="stable")
         edges = np.searchsorted(documents[order], self.firsts).tolist()
         out = None
         for group, (first, last) in enumerate(pairwise(edges)):
             if first == last:
                 continue
-            there = order[first:last]
-            taken = np.load(path(group), mmap_mode="r")[documents[there] - self.firsts[group]]
+            there, file = order[first:last], path(group)
+            if file not in self._opened:
+                self._opened[file] = Rows(file)
+            taken = self._opened[file].take(documents[there] - self.firsts[group], field)
             if out is None:
                 out = np.empty((len(documents), *taken.shape[1:]), taken.dtype)
             out[there] = taken
@@ -115,22 +125,21 @@ def repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
     return keys[several], documents[order[several]]
 
 
-def find_pairs(documents: Sketches, task: Task, near: Near | None) -> Found:
+def find_pairs(documents: Sketches, task: Task, near: Near | None) -> Iterator[Found]:
     """The duplicates among documents that share a key."""
     keys, numbers = documents.band(task)
     if not len(keys):
-        return Found(NO_PAIRS, NO_PAIRS)
+        return
     if task.band == EXACT or near is None:
-        return Found(same_text(numbers, documents.rows(numbers)), NO_PAIRS)
-    rounds = [*_alike(documents, keys, numbers, near)]
-    same, unsure = (np.concatenate([NO_PAIRS, *pairs]) for pairs in zip(*rounds, strict=True))
-    return Found(same, unsure)
+        yield Found(same_text(numbers, keys, documents.low(numbers)), NO_PAIRS)
+    else:
+        yield from _alike(documents, keys, numbers, near)
 
 
-def same_text(numbers: Documents, sketches: Sketch) -> Pairs:
+def same_text(numbers: Documents, high: Keys, low: Keys) -> Pairs:
     """Documents with the same 128 bits, each with the first of them."""
-    order = np.lexsort((sketches["low"], sketches["high"]))
-    leads, begins = leaders(sketches["high"][order], sketches["low"][order])
+    order = np.lexsort((low, high))
+    leads, begins = leaders(high[order], low[order])
     return np.stack([numbers[order[~leads]], numbers[order[begins[~leads]]]], axis=1)
 
 
@@ -157,13 +166,31 @@ def estimate(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.float64]:
     step = max(1, SLICE // (2 * documents.signatures(pairs[:1, 0]).nbytes))
     for start in range(0, len(pairs), step):
         some = pairs[start : start + step]
-        left, right = (documents.signatures(some[:, side]) for side in (0, 1))
-        out[start : start + step] = similarity(left, right)
+        both = documents.signatures(some.T.reshape(-1))
+        out[start : start + step] = similarity(both[: len(some)], both[len(some) :])
     return out
 
 
-def pairs_of(run: RunDir, plan: Plan, number: int, memory: int) -> Found:
-    """Pairs of one of the tasks that fit into `memory`: a unit of work for any process."""
+def pairs_of(run: RunDir, plan: Plan, number: int, made_of: str, memory: int) -> None:
+    """Write the pairs of one of the tasks that fit into `memory`, unless that was done.
+
+    Rows of two documents and 1 where their texts must tell. A unit of work for any process.
+    """
+    path = run.matching(made_of).pairs(number)
+    if path.exists():
+        return
     sketches = Sketches(run, plan)
     task = tasks(plan, len(sketches), memory)[number]
-    return find_pairs(sketches, task, plan.manifest.dedup.near)
+    found = find_pairs(sketches, task, plan.manifest.dedup.near)
+    rows = (
+        np.insert(pairs, 2, unsure, axis=1) for each in found for unsure, pairs in enumerate(each)
+    )
+    save_blocks(path, rows, "<i8", 3)
+
+
+def read_pairs(path: Path, rows: int) -> Iterator[Found]:
+    """What was written of a task, so many rows at a time."""
+    for start in range(0, len(open_array(path)), rows):
+        some = np.array(open_array(path)[start : start + rows])
+        unsure = some[:, 2] == 1
+        yield Found(some[~unsure, :2], some[unsure, :2])

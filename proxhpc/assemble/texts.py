@@ -1,57 +1,66 @@
 """Pairs of documents that only their texts can tell, compared by the shingles themselves.
 
 The documents that are in such pairs are read once, group by group, and their distinct shingles
-kept in a file until the pairs are compared: 8 bytes a shingle, for few of all documents.
+kept in a file until the pairs are compared: 8 bytes a shingle, for few of all documents. Each unit
+leaves a file, so that a match which is killed goes on with the next.
 """
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs
-from proxhpc.assemble.hashed import Sketch, save_array
+from proxhpc.assemble.arrays import open_array, save_blocks
+from proxhpc.assemble.clusters import Documents, Pairs
+from proxhpc.assemble.hashed import Sketch
 from proxhpc.assemble.pairs import Sketches
 from proxhpc.assemble.pool import Pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.shingles import Hashes, fold, shingles
 from proxhpc.assemble.sketch import against, records_against
+from proxhpc.assemble.sorting import Scratch, Sorter
 from proxhpc.corpus.disk import temporary, writing
 from proxhpc.corpus.document import Document
 from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.rundir import Matching, RunDir
+from proxhpc.sections import Near
 
 PAIRS = 1 << 14  # compared in one go
 
 
-def compare(pool: Pool, unsure: Pairs, sketches: Sketches) -> Pairs:
+def compare(pool: Pool, scratch: Scratch, unsure: Sorter, made_of: str) -> Iterator[Pairs]:
     """Those of the pairs whose documents have the manifest's share of shingles in common."""
-    if not len(unsure):
-        return NO_PAIRS
-    run = pool.run
-    compared = np.unique(unsure)
-    save_array(run.compared, compared)
-    save_array(run.unsure, unsure)
-    groups = np.unique(sketches.group_of(compared)).tolist()
-    pool.map("read", keep_shingles, groups)
-    found = pool.map("compare", alike, range(-(-len(unsure) // PAIRS)))
-    for path in (run.compared, run.unsure, *map(run.shingles, groups)):
-        path.unlink()
-    return np.concatenate(found)
+    files, sketches = pool.run.matching(made_of), Sketches(pool.run, pool.plan)
+    save_blocks(files.unsure, unsure, "<i8", 2)
+    pairs = len(open_array(files.unsure))
+    if not pairs:
+        return
+    compared, groups = Sorter(scratch, 1), set[int]()
+    for rows in unsure:
+        compared.add(rows.reshape(-1, 1))
+        groups.update(np.unique(sketches.group_of(rows)).tolist())
+    save_blocks(files.compared, compared, "<i8", 1)
+    pool.map("read", partial(keep_shingles, made_of=made_of), sorted(groups))
+    numbers = range(-(-pairs // PAIRS))
+    pool.map("compare", partial(alike, made_of=made_of), numbers)
+    for number in numbers:
+        yield np.array(open_array(files.alike(number)))
 
 
-def keep_shingles(run: RunDir, plan: Plan, group: int) -> None:
+def keep_shingles(run: RunDir, plan: Plan, group: int, made_of: str) -> None:
     """Write the distinct shingles of those documents of one group that are to be compared.
 
     One document's behind the other's, ascending, and last where each begins and all end.
     """
-    near = plan.manifest.dedup.near
-    if near is None:
-        raise ValueError("no near-duplicates are looked for")
+    path = run.matching(made_of).shingles(group)
+    if path.exists():
+        return
+    near = _near(plan)
     sketches = Sketches(run, plan)
-    own = _compared(run, sketches, group)
-    path = run.shingles(group)
+    first, last = _compared(run.matching(made_of), sketches, np.array([group, group + 1])).tolist()
+    own = np.array(open_array(run.matching(made_of).compared)[first:last, 0])
     edges = [0]
     draft = temporary(path)
     with writing(path):
@@ -62,6 +71,8 @@ def keep_shingles(run: RunDir, plan: Plan, group: int) -> None:
                     file.write(hashes.astype("<u8").tobytes())
                     edges.append(edges[-1] + len(hashes))
                 file.write(np.array(edges, "<u8").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
             if len(edges) != len(own) + 1:
                 raise RuntimeError(f"{len(edges) - 1} of {len(own)} documents of group {group}")
             os.replace(draft, path)
@@ -69,15 +80,15 @@ def keep_shingles(run: RunDir, plan: Plan, group: int) -> None:
             draft.unlink(missing_ok=True)
 
 
-def alike(run: RunDir, plan: Plan, number: int) -> Pairs:
-    """Those of some pairs whose share of common shingles reaches the threshold."""
-    near = plan.manifest.dedup.near
-    if near is None:
-        raise ValueError("no near-duplicates are looked for")
-    kept = _Kept(run, Sketches(run, plan))
-    pairs = np.load(run.unsure, mmap_mode="r")[number * PAIRS : (number + 1) * PAIRS]
+def alike(run: RunDir, plan: Plan, number: int, made_of: str) -> None:
+    """Write those of some pairs whose share of common shingles reaches the threshold."""
+    files, near = run.matching(made_of), _near(plan)
+    if files.alike(number).exists():
+        return
+    pairs = np.array(open_array(files.unsure)[number * PAIRS : (number + 1) * PAIRS])
+    kept = _Kept(files, Sketches(run, plan), pairs)
     shares = [jaccard(kept.of(left), kept.of(right)) for left, right in pairs.tolist()]
-    return np.array(pairs[np.array(shares) >= near.threshold])
+    save_blocks(files.alike(number), [pairs[np.array(shares) >= near.threshold]], "<i8", 2)
 
 
 def jaccard(left: Hashes, right: Hashes) -> float:
@@ -87,29 +98,42 @@ def jaccard(left: Hashes, right: Hashes) -> float:
 
 
 class _Kept:
-    """Shingles of the documents that are compared."""
+    """Shingles of the documents of some pairs, read where they are asked for."""
 
-    def __init__(self, run: RunDir, sketches: Sketches) -> None:
-        self._run, self._sketches = run, sketches
-        self._files: dict[int, tuple[Documents, npt.NDArray[np.uint64]]] = {}
+    def __init__(self, files: Matching, sketches: Sketches, pairs: Pairs) -> None:
+        documents = np.unique(pairs)
+        groups = sketches.group_of(documents)
+        firsts = _compared(files, sketches, groups)
+        sizes = _compared(files, sketches, groups + 1) - firsts
+        every = open_array(files.compared)[:, 0]
+        # Of a group with n documents the last n + 1 numbers say where each begins and all end.
+        behind = np.searchsorted(every, documents) - firsts - sizes - 1
+        places = zip(groups.tolist(), behind.tolist(), strict=True)
+        self._places = dict(zip(documents.tolist(), places, strict=True))
+        self._files = files
 
     def of(self, document: int) -> Hashes:
         """One document's."""
-        group = int(self._sketches.group_of(np.array([document]))[0])
-        if group not in self._files:
-            values: Hashes = np.memmap(self._run.shingles(group), "<u8", "r")
-            self._files[group] = _compared(self._run, self._sketches, group), values
-        own, values = self._files[group]
-        place = int(np.searchsorted(own, document)) - len(own) - 1
-        first, last = int(values[place]), values[place + 1]
-        return np.array(values[first : int(last)])
+        group, behind = self._places[document]
+        path = self._files.shingles(group)
+        at = path.stat().st_size + 8 * behind
+        first, last = np.fromfile(path, "<u8", 2, offset=at).tolist()
+        return np.fromfile(path, "<u8", last - first, offset=8 * first)
 
 
-def _compared(run: RunDir, sketches: Sketches, group: int) -> Documents:
-    """Documents of one group that are to be compared, ascending."""
-    every = np.load(run.compared, mmap_mode="r")
-    first, last = np.searchsorted(every, sketches.firsts[group : group + 2])
-    return np.array(every[first:last])
+def _compared(
+    files: Matching, sketches: Sketches, groups: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """How many of the documents that are compared lie before each of these groups."""
+    every: Documents = open_array(files.compared)[:, 0]
+    return np.searchsorted(every, sketches.firsts[groups])
+
+
+def _near(plan: Plan) -> Near:
+    near = plan.manifest.dedup.near
+    if near is None:
+        raise ValueError("no near-duplicates are looked for")
+    return near
 
 
 def _texts(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[str]:

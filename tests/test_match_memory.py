@@ -1,0 +1,166 @@
+"""Matching in bounded memory: what waits on disk, sets of more than fits, and going on."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merging import killed, output, refined
+from proxhpc.assemble import sorting
+from proxhpc.assemble.arrays import Rows, open_array, save_blocks
+from proxhpc.assemble.clusters import Forest, apart
+from proxhpc.assemble.duplicates import Sets, flags
+from proxhpc.assemble.merge import merge
+from proxhpc.assemble.sorting import Scratch, Sorter, heads
+
+TOOL = Path(__file__).parents[1] / "tools" / "bench_match_memory.py"
+_FOLDER = tempfile.TemporaryDirectory(prefix="sorting-")
+SMALL = Scratch(Path(_FOLDER.name), 0)
+LITTLE = settings(deadline=None, max_examples=40)
+PAIRS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=80)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_rows() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "LEAST", 5)
+        yield
+
+
+def array(rows: Sequence[Sequence[int]], columns: int = 2) -> npt.NDArray[np.int64]:
+    return np.array(rows, np.int64).reshape(-1, columns)
+
+
+def filled(rows: Sequence[Sequence[int]], columns: int = 2, by: int = 3) -> Sorter:
+    sorter = Sorter(SMALL, columns)
+    for start in range(0, len(rows), by):
+        sorter.add(array(rows[start : start + by], columns))
+    return sorter
+
+
+def listed(blocks: Any) -> list[tuple[int, ...]]:
+    return [tuple(row) for rows in blocks for row in rows.tolist()]
+
+
+@LITTLE
+@given(
+    st.lists(st.tuples(*[st.integers(-2, 2) | st.integers(-(1 << 63), (1 << 63) - 1)] * 3)),
+    st.integers(1, 20),
+)
+def test_rows_come_back_once_and_in_order(rows: list[tuple[int, int, int]], by: int) -> None:
+    sorter = filled(rows, 3, by)
+    for _ in range(2):
+        blocks = [*sorter]
+        assert listed(blocks) == sorted(set(rows))
+        assert all(0 < len(block) <= 10 for block in blocks)
+    first: dict[int, tuple[int, ...]] = {}
+    for row in sorted(set(rows)):
+        first.setdefault(row[0], row)
+    pairs = [pair for some, own in heads(sorter) for pair in zip(some, own, strict=True)]
+    assert all(tuple(own.tolist()) == first[int(row[0])] for row, own in pairs)
+    assert len(pairs) == len(set(rows))
+
+
+def joined(pairs: list[tuple[int, int]]) -> dict[int, int]:
+    """The first of the set of every document, by a plain search."""
+    sets = {n: {n} for pair in pairs for n in pair}
+    for a, b in pairs:
+        union = sets[a] | sets[b]
+        for member in union:
+            sets[member] = union
+    return {n: min(own) for n, own in sets.items() if len(own) > 1}
+
+
+def forest(pairs: list[tuple[int, int]], by: int) -> Forest:
+    made = Forest(SMALL)
+    for start in range(0, len(pairs), by):
+        made.add(array(pairs[start : start + by]))
+    return made
+
+
+@LITTLE
+@given(PAIRS, st.integers(1, 9))
+def test_sets_against_a_plain_search(pairs: list[tuple[int, int]], by: int) -> None:
+    assert listed(forest(pairs, by).sets()) == sorted(joined(pairs).items())
+
+
+def test_a_chain_that_is_longer_than_memory_is_one_set() -> None:
+    numbers = np.random.default_rng(0).permutation(80).tolist()
+    pairs = [*pairwise(numbers)]
+    assert listed(forest(pairs, 4).sets()) == [(n, 0) for n in range(80)]
+
+
+@LITTLE
+@given(PAIRS, PAIRS)
+def test_pairs_that_are_apart(pairs: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    first = joined(pairs)
+    expected = {(a, b) for a, b in others if first.get(a, a) != first.get(b, b)}
+    assert listed(apart(SMALL, filled(others), forest(pairs, 3).sets())) == sorted(expected)
+
+
+@LITTLE
+@given(st.lists(st.integers(0, 6), max_size=60), st.integers(1, 9))
+def test_sizes_of_sets(firsts: list[int], by: int) -> None:
+    rows = sorted((first, 100 - n) for n, first in enumerate(firsts))
+    found = Sets()
+    for start in range(0, len(rows), by):
+        found.add(*array(rows[start : start + by]).T)
+    found.finish()
+    lost = {first: [document for own, document in rows if own == first] for first in firsts}
+    largest = sorted((-len(own) - 1, min(own)) for own in lost.values())
+    assert found.count == len(lost)
+    assert listed([found.largest]) == [(-size, document) for size, document in largest]
+    sizes = [(len(own) + 1).bit_length() for own in lost.values()]
+    assert found.octaves.tolist() == [sizes.count(octave) for octave in range(64)]
+
+
+@LITTLE
+@given(st.sets(st.integers(0, 30)), st.lists(st.integers(0, 31), max_size=6))
+def test_flags_of_groups(documents: set[int], edges: list[int]) -> None:
+    cuts = np.array([0, *sorted(edges), 31])
+    blocks = [array([[n, 0] for n in some]) for some in np.array_split(sorted(documents), 4)]
+    found = [flag for own in flags((b for b in blocks if len(b)), cuts) for flag in own.tolist()]
+    assert found == [n in documents for n in range(31)]
+
+
+def test_rows_of_a_file_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.arange(3000).reshape(-1, 3)
+    save_blocks(tmp_path / "a.npy", np.array_split(rows, 7), "<u4", 3)
+    assert np.array_equal(open_array(tmp_path / "a.npy"), rows)
+    monkeypatch.setattr("proxhpc.assemble.arrays.WINDOW", 100)
+    places = np.array([0, 0, 7, 8, 9, 500, 999])
+    assert np.array_equal(Rows(tmp_path / "a.npy").take(places), rows[places])
+
+
+def test_a_killed_match_goes_on_with_the_next_task(tmp_path: Path) -> None:
+    run, whole = (refined(tmp_path / name, dedup={"near": {}}) for name in ("run", "whole"))
+    merge(whole.dir)
+    before: set[str] = set()
+    for allowed in range(4, 60, 9):
+        assert killed(run.dir, allowed)
+        found = {path.name: path.stat().st_mtime_ns for path in run.dir.merge.glob("match/*/*.npy")}
+        assert before <= {f"{name}{time}" for name, time in found.items()}
+        before = {f"{name}{time}" for name, time in found.items()}
+        if before:
+            break
+    assert before
+    merge(run.dir)
+    assert not [path for path in run.dir.pairs.parent.iterdir() if path.is_dir()]
+    assert output(run.dir) == output(whole.dir)
+
+
+def test_many_documents_are_matched_in_the_memory_that_is_allowed() -> None:
+    sizes = ["--documents", "40000", "--groups", "2", "--max-ram", "32", "512"]
+    done = subprocess.run(
+        [sys.executable, str(TOOL), *sizes], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
