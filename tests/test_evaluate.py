@@ -186,6 +186,7 @@ def test_a_model_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert out.splitlines()[2].startswith("llama ")
     assert out.splitlines()[3].startswith("rules ")
+    assert re.search(r"^chunk stage: \S+ documents/s, [1-9]\S*[kM] FLOPs a document$", out, re.M)
 
 
 @pytest.mark.skipif("PROXHPC_DATA" not in os.environ, reason="PROXHPC_DATA names no gold data")
