@@ -160,15 +160,15 @@ def test_what_programs_do_is_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     records.append(Gold("3", "f:3", "", document(3)["text"], keep=False))
     asked = run.ask(two, records)
-    mine = asked["chunk"][0].rows
+    mine = asked["chunk"][0].cells
     wanted = len(records[0].wanted or "")
     assert mine[0]["bytes_kept"] == wanted - len("Number 0 of ")
     assert 0.9 < mine[0]["token_f1"] < 1
     assert (mine[0]["removed_right"], mine[0]["programs"], mine[0]["valid"]) == (1, 1, 1)
     assert (mine[1]["removed_right"], mine[1]["missed"], mine[1]["valid"]) == (0, 1, 0)
     assert (mine[2]["bytes_kept"], mine[2]["token_f1"], mine[2]["removed_wrong"]) == (0, 0, 6)
-    assert asked["chunk"][0].rejected == {"outside_window": 1}
-    assert asked["doc"][0].rows[0] | {"right": 1, "valid": 1} == asked["doc"][0].rows[0]
+    assert asked["chunk"][0].counts.rejected == {"outside_window": 1}
+    assert asked["doc"][0].cells[0] | {"right": 1, "valid": 1} == asked["doc"][0].cells[0]
     found = evaluate(two, records, [], rounds=0)
     assert found.groups[0].systems[0].scores["valid_programs"].value == pytest.approx(2 / 3)
     assert Style() == Refiner(two, None, None).style
