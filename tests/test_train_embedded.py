@@ -66,8 +66,9 @@ def test_what_judges_does_not_teach(
         for n, kind in zip(range(200, 240), ["web_html", "pretraining"] * 20, strict=True)
     ]
     # Copies of what judges, on other hosts.
-    corpus += [corpus[0] | {"id": "copy", "text": pages[40]["text_noisy"], "host": "else.example"}]
-    corpus += [corpus[1] | {"id": "copy2", "text": verdicts[0]["text"], "host": "else2.example"}]
+    for n in range(4):
+        copy = {"id": f"copy{n}", "host": f"else{n}.example"}
+        corpus.append(corpus[0] | copy | {"text": pages[40]["text_noisy"]})
     for name, rows in (
         ("eval_dev", pages),
         ("eval_docquality_dev", verdicts),
