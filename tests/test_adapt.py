@@ -15,10 +15,14 @@ import zstandard
 
 from proxhpc.adapt import loop
 from proxhpc.adapt.adapt import Adapted, adapt
+from proxhpc.adapt.checkpoint import Folder
+from proxhpc.adapt.job import submit
 from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
-from proxhpc.adapt.rows import Row, read_rows
+from proxhpc.adapt.rows import Examples, Row, read_rows
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import resolve_model
+from proxhpc.site import load_site
+from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
 
 torch = pytest.importorskip("torch")
@@ -113,15 +117,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_a_walk_is_learnt(examples: Path, tmp_path: Path) -> None:
-    adapted = trained(walk_recipe(examples, steps=110, average=0.8, learning_rate=0.02), tmp_path)
+    out = tmp_path / "out"
+    adapted = trained(walk_recipe(examples, steps=110, average=0.8, learning_rate=0.02), out)
     assert adapted.scores["f1"] > 0.95
     assert adapted.scores["verdict_accuracy"] == 1.0
-    ref = resolve_model(str(tmp_path))
+    ref = resolve_model(str(out))
     assert ref.refiner is not None
     assert ref.refiner.levels == ["doc", "chunk"]
-    assert {str(tensor.dtype) for tensor in weights(tmp_path).values()} == {"torch.bfloat16"}
-    card = (tmp_path / "README.md").read_text()
+    assert {str(tensor.dtype) for tensor in weights(out).values()} == {"torch.bfloat16"}
+    card = (out / "README.md").read_text()
     assert "| made | chunk | gold | train | 62 | 372 |" in card
+    more = {"shape": None, "base": str(out), "steps": 1, "learning_rate": 1e-5}
+    assert trained(walk_recipe(examples, **more), tmp_path / "more").scores["f1"] > 0.95
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
@@ -176,17 +183,17 @@ def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
 
     base = save_llama(tmp_path / "base", max_position_embeddings=1024)
     data = {"name": "x", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
-    course = ProgramCourse(Recipe.model_validate(data | {"steps": 1}), list(read_rows([examples])))
-    lessons = [course._lesson(one) for one in list(read_rows([examples]))[:2]]
+    course = ProgramCourse(Recipe.model_validate(data | {"steps": 1}), Examples((examples,)))
+    lessons = [course._lesson(one) for one in list(Examples((examples,)))[:2]]
     batch = collate(lessons, 2)
     for number, lesson in enumerate(lessons):
         own = batch.rows == number
-        assert batch.targets[own].tolist() == lesson.program
+        assert batch.targets[own].tolist() == list(lesson.program)
         first = int(batch.places[own][0])
-        assert batch.inputs[number, : first + 1].tolist() == lesson.prompt
+        assert batch.inputs[number, : first + 1].tolist() == list(lesson.prompt)
     short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
     with pytest.raises(UserError, match="at most 16 tokens"):
-        ProgramCourse(short, list(read_rows([examples])))
+        ProgramCourse(short, Examples((examples,)))
 
 
 def made(data: dict[str, Any], tmp_path: Path) -> Row:
@@ -259,7 +266,7 @@ def test_windows_keep_their_lines_together(examples: Path, tmp_path: Path) -> No
     from proxhpc.adapt.walk_course import WalkCourse
 
     recipe = walk_recipe(examples)
-    course = WalkCourse(recipe, list(read_rows([examples])), tmp_path)
+    course = WalkCourse(recipe, Examples((examples,)), tmp_path)
     steps = course.batches((0, 0))
     drawn = [next(steps) for _ in range(6)]
     again = course.batches(drawn[2][0])
@@ -277,3 +284,29 @@ def test_windows_keep_their_lines_together(examples: Path, tmp_path: Path) -> No
             if bar in line:
                 assert batch.drop[step] == 1
     assert np.mean([float(batch.drop.mean()) for _, batch in drawn]) > 0.2
+
+
+def test_a_training_is_a_slurm_job(
+    slurm: SlurmCluster, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.env()[name])
+    site = load_site(ROOT / "slurm/sites/local.yaml")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="is no Slurm site"):
+        submit(walk_recipe(examples), out, site)
+    where = tmp_path / "slurm.yaml"
+    where.write_text("name: test\ncpus: 1\ntime: 10\n")
+    site = load_site(where)
+    # Far too many steps: the job is told to end, as before its time limit.
+    endless = submit(walk_recipe(examples, steps=100_000, save_minutes=0.001), out, site)
+    slurm.until((out / "training/state.pt").exists, "a checkpoint", timeout=90)
+    slurm.run("scancel", "--signal=USR2", endless)
+    slurm.wait_jobs(endless, FINISHED)
+    error = next((out / "training/logs").glob("*.err")).read_text()
+    assert "training stopped by SIGUSR2" in error
+    assert not (out / "model.safetensors").exists()
+    step = Folder(out).load(out / "training/state.pt")["progress"]["step"]
+    trained(walk_recipe(examples, steps=step + 2), out, resume=True)
+    assert log(out)[-1]["step"] == step + 2
+    slurm.reset()

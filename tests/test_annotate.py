@@ -255,15 +255,15 @@ def test_a_model_as_teacher(tmp_path: Path) -> None:
         for level in ("doc", "chunk")
     ]
     engine = {"name": "transformers"}
-    run = planned(tmp_path, 3, stages=stages, engine=engine)
+    run = planned(tmp_path, 1, stages=stages, engine=engine)
     tasks.refine(str(run.dir.root), 0, 1)
     out = tmp_path / "ex.jsonl.zst"
     annotate(run.dir.root, "--out", out)
     summary = json.loads(summary_path(out).read_bytes())
-    assert summary["documents"] == {"read": 3, "taught": 0, "left_out": {"nothing_to_teach": 3}}
+    assert summary["documents"] == {"read": 1, "taught": 0, "left_out": {"nothing_to_teach": 1}}
     assert summary["set_aside"] == {
-        "chunk": {"bad_answer": 3, "unknown": 3},
-        "doc": {"bad_answer": 3},
+        "chunk": {"bad_answer": 1, "unknown": 1},
+        "doc": {"bad_answer": 1},
     }
     for row in rows_of(run.dir, run.plan):
         assert row.doc is not None

@@ -1,6 +1,7 @@
 """Trains the embedded refiner: annotate, the classical labeler, adapt, evaluate, in one go.
 
     python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--threads 2] [--resume]
+    python tools/train_embedded.py DATA_DIR --out DIR --publish proxhpc/embedded
     python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
 
 DATA_DIR holds JSON lines:
@@ -22,15 +23,16 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import zstandard
 
+from embedded_scores import judge, markdown
 from proxhpc.adapt.adapt import adapt
 from proxhpc.adapt.annotate import Options, annotate
 from proxhpc.adapt.gold import Gold
@@ -201,14 +203,15 @@ def join(work: Work) -> None:
     def rows() -> Rows:
         for row in read(work.file("all-examples")):
             own = row["source"] != LABELED
-            if not own and row["split"] != "train":
+            human = row["level"] == "doc" and documents[row["id"]]
+            if not own and not human and row["split"] != "train":
                 continue
             row["chance"] = chances[row["level"], row["id"]]
             if not own and row["level"] == "chunk":
                 row["teacher"], row["weight"] = LABELED, 0.6
                 row["keep"] = "?" * len(row["lines"])
-            elif row["level"] == "doc" and not documents[row["id"]]:
-                row["teacher"] = LABELED
+            elif row["level"] == "doc":
+                row["teacher"] = "human" if human else LABELED
             yield row
 
     write(work.file("examples"), rows())
@@ -229,6 +232,33 @@ def examples(work: Work) -> Path:
     return work.once("examples", lambda: join(work))
 
 
+def validation(work: Work) -> None:
+    """The pages of validation hosts as gold records."""
+    held = {r["id"] for r in read(work.file("gold-examples")) if r["split"] == "validation"}
+    rows = (row for row in read(work.file("pages")) if row["id"] in held)
+    write(work.file("validation"), rows)
+
+
+def scored(work: Work, model: Path) -> str:
+    """Scores of the model for its card."""
+    chances = _chances(work)
+    held = work.once("validation", lambda: validation(work))
+    sets = (
+        ("Pages of hosts that nothing was learnt from", held, None),
+        (f"Pages of {JUDGED_ONLY}, which nothing was learnt from", work.file("judged"), 160),
+        ("Documents with human verdicts that nothing was learnt from", work.file("verdicts"), None),
+    )
+    return markdown([judge(model, *one, chances) for one in sets])
+
+
+def publish(model: Path, folder: Path) -> None:
+    """Copy what a model's directory holds beside its training."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(model.iterdir()):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
 def make_env(folder: Path) -> None:
     """A virtual environment for the labeler."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -243,6 +273,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0, metavar="H")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--resume", action="store_true", help="go on with what is in DIR")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model there")
     parser.add_argument("--make-env", type=Path, metavar="DIR", help="the labeler's environment")
     given = parser.parse_args()
     if given.make_env:
@@ -256,8 +287,14 @@ def main() -> None:
     work = Work(given.data, given.out, python)
     variables = {"EXAMPLES": str(examples(work).absolute()), "HOURS": str(given.hours)}
     recipe = load_recipe(RECIPE, variables)
-    adapted = adapt(recipe, given.out / "model", resume=given.resume, say=print)
-    print(orjson.dumps(adapted.scores, option=orjson.OPT_INDENT_2).decode())
+    model = given.out / "model"
+    adapt(recipe, model, resume=given.resume)
+    scores = scored(work, model)
+    print(scores)
+    card = (model / "README.md").read_text(encoding="utf-8")
+    write_atomic(model / "README.md", f"{card}\n## By gold data\n\n{scores}".encode())
+    if given.publish:
+        publish(model, given.publish)
 
 
 if __name__ == "__main__":

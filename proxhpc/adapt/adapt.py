@@ -1,7 +1,7 @@
 """A training from its recipe to the model's directory."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from proxhpc.adapt.course import Course
 from proxhpc.adapt.export import export
 from proxhpc.adapt.loop import Trainer
 from proxhpc.adapt.recipe import Recipe
-from proxhpc.adapt.rows import Row, read_rows
+from proxhpc.adapt.rows import Examples
 from proxhpc.adapt.score import Scores
 from proxhpc.errors import UserError
 from proxhpc.refiner_file import NAME, RefinerFile
@@ -35,35 +35,33 @@ def adapt(
     """
     folder = Folder(out)
     folder.begin(resume=resume)
-    rows = list(read_rows(Path(path) for path in recipe.examples))
-    if not any(row.split == "train" for row in rows):
+    examples = Examples(tuple(map(Path, recipe.examples)))
+    if not any(row.split == "train" for row in examples):
         raise UserError(
             f"no example of the training split in {', '.join(recipe.examples)}",
             hint="all are of hosts kept for validation (docs/annotate.md): add documents of others",
         )
-    trainer = Trainer(recipe, _course(recipe, rows, folder), folder, say)
+    trainer = Trainer(recipe, _course(recipe, examples, folder), folder, say)
     if not trainer.ended:
         trainer.run()
     trainer.take_best()
     adapted = Adapted(trainer.progress, trainer.scores(None))
-    _write(recipe, trainer.course, rows, adapted, out)
+    _write(recipe, trainer.course, examples, adapted, out)
     return adapted
 
 
-def _course(recipe: Recipe, rows: Sequence[Row], folder: Folder) -> Course:
+def _course(recipe: Recipe, examples: Examples, folder: Folder) -> Course:
     if recipe.prompt == "walk":
         from proxhpc.adapt.walk_course import WalkCourse
 
-        return WalkCourse(recipe, rows, folder.tokenizer)
+        return WalkCourse(recipe, examples, folder.tokenizer)
     from proxhpc.adapt.program_course import ProgramCourse
 
-    return ProgramCourse(recipe, rows)
+    return ProgramCourse(recipe, examples)
 
 
-def _write(
-    recipe: Recipe, course: Course, rows: Sequence[Row], adapted: Adapted, out: Path
-) -> None:
-    levels = {row.level for row in rows if row.split == "train"}
+def _write(recipe: Recipe, course: Course, examples: Examples, adapted: Adapted, out: Path) -> None:
+    levels = {row.level for row in examples if row.split == "train"}
     stages = course.stages(adapted.scores)
     refiner = RefinerFile.model_validate(
         {"version": 1, "prompt": recipe.prompt, **{k: v for k, v in stages.items() if k in levels}}
@@ -71,6 +69,6 @@ def _write(
     size = sum(p.numel() for p in course.llama.parameters())
     texts = {
         NAME: json.dumps(refiner.to_dict(), indent=2) + "\n",
-        "README.md": card(recipe, rows, adapted.progress, adapted.scores, size),
+        "README.md": card(recipe, examples, adapted.progress, adapted.scores, size),
     }
     export(course.llama, course.vocabulary, texts, out)

@@ -7,7 +7,7 @@ in memory.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -57,28 +57,31 @@ def annotate(sources: Sequence[Source], out: Path, options: Options) -> Summary:
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no directory {out.parent}")
     with tempfile.TemporaryFile(dir=out.parent) as file:
-        guard = _Guard(sources, options, summary)
         with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as waiting:
-            for source in sources:
-                for item in source.subjects():
-                    for example in _taught(item, guard, options, summary):
-                        balance.add(summary.documents, example)
-                        with writing(out):
-                            waiting.write(orjson.dumps(example.row) + b"\n")
+            for example in _made(sources, options, summary):
+                balance.add(summary.documents, example)
+                with writing(out):
+                    waiting.write(orjson.dumps(example.row) + b"\n")
         file.seek(0)
-        with PartWriter(out) as part, zstandard.ZstdDecompressor().stream_reader(file) as rows:
-            for line, reason in zip(BufferedReader(rows), balance.verdicts(), strict=True):
-                if reason:
-                    summary.not_chosen[reason] += 1
-                else:
-                    row = orjson.loads(line)
-                    part.write(row)
-                    summary.write(row)
-            summary.check()
-            summary.sha256 = part.close().sha256
+        with zstandard.ZstdDecompressor().stream_reader(file) as rows:
+            _publish(zip(BufferedReader(rows), balance.verdicts(), strict=True), out, summary)
     data = orjson.dumps(summary.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     write_atomic(summary_path(out), data)
     return summary
+
+
+def _publish(made: Iterable[tuple[bytes, str]], out: Path, summary: Summary) -> None:
+    """Write the examples for which there is no reason to leave them out."""
+    with PartWriter(out) as part:
+        for line, reason in made:
+            if reason:
+                summary.not_chosen[reason] += 1
+            else:
+                row = orjson.loads(line)
+                part.write(row)
+                summary.write(row)
+        summary.check()
+        summary.sha256 = part.close().sha256
 
 
 def summary_path(out: Path) -> Path:
@@ -114,6 +117,14 @@ class _Guard:
         if subject.host in self._hosts:
             return "held_out_host"
         return "near_duplicate" if self._likeness.has(subject.text) else ""
+
+
+def _made(sources: Sequence[Source], options: Options, summary: Summary) -> Iterator[Example]:
+    """The examples of all documents that may be taught."""
+    guard = _Guard(sources, options, summary)
+    for source in sources:
+        for item in source.subjects():
+            yield from _taught(item, guard, options, summary)
 
 
 def _taught(

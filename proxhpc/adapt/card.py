@@ -1,7 +1,7 @@
 """The model card: what the model is, what taught it, how it does."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxhpc import __version__
@@ -43,7 +43,7 @@ By what the examples' own programs make, not by gold texts:
 """
 
 
-def card(recipe: Recipe, rows: Sequence[Row], progress: Progress, scores: Scores, size: int) -> str:
+def card(recipe: Recipe, rows: Iterable[Row], progress: Progress, scores: Scores, size: int) -> str:
     """The card's text, in Markdown; `size` are the model's parameters."""
     said = recipe.model_dump(mode="json", exclude_unset=True, exclude={"notes", "examples", "name"})
     about = [("parameters", f"{size:,}"), *_flat(said)]
@@ -83,7 +83,7 @@ def _flat(data: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _examples(rows: Sequence[Row]) -> str:
+def _examples(rows: Iterable[Row]) -> str:
     """Examples and their lines by source, level, teacher and split."""
     examples, lines = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
     for row in rows:

@@ -1,6 +1,7 @@
 """Teaching a language model to write programs as text: prompts and programs of the examples."""
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from proxhpc.refine.engines.base import Tokenizer
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import PromptStyle, prompt_style
 
+MOST_LINES = 300  # that a stage may be given in a window
 POOL = 512  # examples that batches of like sizes are made of
 
 
@@ -27,8 +29,8 @@ POOL = 512  # examples that batches of like sizes are made of
 class Lesson:
     """A prompt, and the program to be written behind it, its end included."""
 
-    prompt: list[int]
-    program: list[int]
+    prompt: "array[int]"
+    program: "array[int]"
     weight: float
 
     @property
@@ -55,7 +57,7 @@ class Batch:
 class ProgramCourse:
     """A base model and the programs it is to learn."""
 
-    def __init__(self, recipe: Recipe, rows: Sequence[Row]) -> None:
+    def __init__(self, recipe: Recipe, rows: Iterable[Row]) -> None:
         """UserError for a model that cannot be loaded, and where no example fits."""
         from transformers import AutoModelForCausalLM
 
@@ -67,18 +69,24 @@ class ProgramCourse:
         self._end = _end(ref, self.tokenizer)
         limit = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
         self._style = prompt_style(recipe.prompt)
-        train = (self._lesson(row) for row in rows if row.split == "train")
-        self._train = [lesson for lesson in train if lesson.size <= limit]
+        self._train: list[Lesson] = []
+        self._held: list[Row] = []
+        self._lines = 1  # most of a window that is learnt
+        for row in rows:
+            lesson = self._lesson(row)
+            if lesson.size > limit:
+                continue
+            if row.split == "validation":
+                self._held.append(row)
+                continue
+            self._train.append(lesson)
+            if row.level == "chunk":
+                self._lines = max(self._lines, len(row.lines))
         if not self._train:
             raise UserError(
                 f"no example of the training split has at most {limit} tokens",
                 hint="raise max_tokens, or make shorter windows: proxhpc annotate --windows",
             )
-        self._lines = [
-            len(row.lines) for row in rows if row.split == "train" and row.level == "chunk"
-        ]
-        held = [row for row in rows if row.split == "validation"]
-        self._held = [row for row in held if self._lesson(row).size <= limit]
         self.module = AutoModelForCausalLM.from_pretrained(
             ref.path, dtype="float32", local_files_only=True, trust_remote_code=False
         )
@@ -89,8 +97,9 @@ class ProgramCourse:
         return self.module
 
     def _lesson(self, row: Row) -> Lesson:
-        program = [*self.tokenizer.encode(row.program), self._end]
-        return Lesson(prompt(self._style, self.tokenizer, row), program, row.weight)
+        program = array("I", [*self.tokenizer.encode(row.program), self._end])
+        asked = array("I", prompt(self._style, self.tokenizer, row))
+        return Lesson(asked, program, row.weight)
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Batch]]:
         """Batches from the cursor on, each with that of the next: epoch and place in it."""
@@ -140,8 +149,8 @@ class ProgramCourse:
         longest = max(len(lesson.program) for lesson in self._train)
         room = max(len(lesson.prompt) for lesson in self._train)
         asked = {"max_prompt_tokens": room, "max_new_tokens": longest}
-        lines = max(self._lines, default=1)
-        chunk = {"numbering": "window", "window_tokens": room, "window_lines": min(lines, 300)}
+        lines = min(self._lines, MOST_LINES)
+        chunk = {"numbering": "window", "window_tokens": room, "window_lines": lines}
         return {"doc": asked, "chunk": asked | chunk}
 
 

@@ -17,12 +17,10 @@ from proxhpc.corpus.records import lookup
 from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields
 from proxhpc.plan import Plan
-from proxhpc.program.edits import Window, read_window
+from proxhpc.program.edits import Window
 from proxhpc.program.execute import Change, execute
-from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Style
-from proxhpc.program.syntax import FIRST_LINE, Verdict
+from proxhpc.program.replay import Style, doc_verdict, read_placed
 from proxhpc.refine.ledger import Call, Row
 from proxhpc.refine.refiner import chunk_style
 from proxhpc.rundir import RunDir
@@ -83,7 +81,7 @@ def lesson(text: str, row: Row, policy: Policy, style: Style) -> Lesson:
     if row.doc is not None:
         keep = verdict(row.doc)
         aside["doc", "bad_answer"] += keep is None
-    windows = [_read(call, style) for call in row.windows]
+    windows = [read_placed(call.window, style) for call in row.windows]
     limit = next((name for name in LIMITS if name == row.reason or name in row.rejected), "")
     if limit:
         aside["chunk", limit] += len(windows)
@@ -114,18 +112,8 @@ def _model(name: str) -> str:
 
 def verdict(call: Call) -> bool | None:
     """Whether a doc program keeps; None where it does not say so, or says more."""
-    program = parse_doc(call.program, call.emitted.finish)
-    verdicts = {s.drop for s in program.statements if isinstance(s, Verdict)}
-    if len(verdicts) != 1 or program.rejected or call.finish != "stop":
-        return None
-    return not verdicts.pop()
-
-
-def _read(call: Call, style: Style) -> Window:
-    base = FIRST_LINE[style.dialect]
-    first = base + call.start if style.numbering == "document" else base
-    program, finish = call.emitted.program, call.emitted.finish
-    return read_window(program, style.dialect, finish, call.start, call.stop, first)
+    found = doc_verdict(call.emitted, Policy())
+    return None if found.rejected or call.finish != "stop" else found.action == "keep"
 
 
 def _line_starts(text: str) -> list[int]:

@@ -40,6 +40,16 @@ class Row:
     chances: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The rows of files, read again whenever they are asked for."""
+
+    paths: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return read_rows(self.paths)
+
+
 def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
     """The rows of files that `annotate` wrote; UserError names the first line that is none."""
     for path in paths:

@@ -1,6 +1,6 @@
 """A summary of examples on a terminal."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -18,12 +18,15 @@ _COLUMNS = (
 def render(summary: Summary) -> RenderableType:
     """What the examples are, and what became of everything that is none."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("teacher", "source", "level", "split"):
+    for name in ("teacher", "level", "split"):
         table.add_column(name, overflow="fold")
-    for name in _COLUMNS:
+    for name in ("sources", *_COLUMNS):
         table.add_column(name.replace("_", " "), justify="right")
-    for key, counts in sorted(summary.groups.items()):
-        numbers = [whole(counts[name]) if name in counts else "" for name in _COLUMNS]
+    groups: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for (teacher, _, level, split), counts in summary.groups.items():
+        groups[teacher, level, split].update(counts | {"sources": 1})
+    for key, counts in sorted(groups.items()):
+        numbers = [whole(counts[name]) if name in counts else "" for name in ("sources", *_COLUMNS)]
         table.add_row(*(Text(safe(cell, 60)) for cell in (*key, *numbers)))
     aside = Counter({f"{level}: {why}": n for (level, why), n in summary.aside.items()})
     none = Counter[str]()
@@ -34,7 +37,8 @@ def render(summary: Summary) -> RenderableType:
         ("records held out", summary.held_out, none),
     )
     lines = [Text(f"{whole(total)} {name}{_but(counts)}") for name, total, counts in rest if total]
-    return Group(table, Text(), *lines)
+    hosts = (f"{whole(len(summary.hosts[split]))} {split}" for split in ("train", "validation"))
+    return Group(table, Text(), *lines, Text(f"hosts: {', '.join(hosts)}"))
 
 
 def _but(counts: Counter[str]) -> str:

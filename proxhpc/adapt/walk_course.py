@@ -1,6 +1,6 @@
 """Teaching a walk: documents of the examples, batches, loss, and how well the model does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from proxhpc.adapt.score import Decision, Scores, best_bias, verdict_scores
 from proxhpc.adapt.walk_batch import BACK, Batch, Sampler, collate
 from proxhpc.adapt.walk_loss import walk_loss
 from proxhpc.adapt.walk_model import Learner, new_model
-from proxhpc.adapt.walk_pages import Item, Pages, taught, verdict, window
+from proxhpc.adapt.walk_pages import Item, Pages, Taught, taught, verdict, window
 from proxhpc.errors import UserError
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.walk import Walk
@@ -42,30 +42,41 @@ class _Judged:
 class WalkCourse:
     """A walk and everything it is taught with."""
 
-    def __init__(self, recipe: Recipe, rows: Sequence[Row], folder: Path) -> None:
-        """`folder` gets the tokenizer of a new model. UserError without examples."""
+    def __init__(self, recipe: Recipe, rows: Iterable[Row], folder: Path) -> None:
+        """`rows` are gone through several times; `folder` gets the tokenizer of a new model.
+
+        UserError without examples.
+        """
         self._recipe, self._options = recipe, recipe.walk
-        train = [row for row in rows if row.split == "train"]
-        self.vocabulary = self._vocabulary(train, folder)
+        self.vocabulary = self._vocabulary(rows, folder)
         self.tokenizer = HFTokenizer(self.vocabulary)
         self._walk = walk = Walk(self.tokenizer)
-        pages = [taught(row, walk, self._options) for row in train if row.level == "chunk"]
+        pages: list[Taught] = []
+        verdicts: list[Item] = []
+        self._pages: list[Row] = []
+        self._verdicts: list[Row] = []
+        for row in rows:
+            if row.split == "train" and row.level == "chunk":
+                pages.append(taught(row, walk, self._options))
+            elif row.split == "train":
+                verdicts.append(verdict(row, walk, self._options))
+            elif row.level == "doc":
+                self._verdicts.append(row)
+            elif row.marks is not None:
+                self._pages.append(row)
         if not pages:
             raise UserError("no example of the training split is a window of level chunk")
-        verdicts = [verdict(row, walk, self._options) for row in train if row.level == "doc"]
         self._sampler = Sampler(Pages(pages, walk, self._options), verdicts, walk.end, recipe.seed)
-        held = [row for row in rows if row.split == "validation"]
-        self._pages = [row for row in held if row.level == "chunk" and row.marks is not None]
-        self._verdicts = [row for row in held if row.level == "doc"]
         self.module = Learner.make(self._model(), BACK)
 
-    def _vocabulary(self, rows: Sequence[Row], folder: Path) -> Path:
+    def _vocabulary(self, rows: Iterable[Row], folder: Path) -> Path:
         """The directory of the tokenizer: the base model's, or one made of the examples."""
         if self._recipe.base is not None:
             return Path(self._recipe.base)
         assert self._recipe.shape is not None
         if not (folder / "tokenizer.json").exists():
-            texts = ("\n".join(row.lines)[:TEXT_CHARS] for row in rows)
+            train = (row for row in rows if row.split == "train")
+            texts = ("\n".join(row.lines)[:TEXT_CHARS] for row in train)
             train_tokenizer(texts, folder, self._recipe.shape.vocabulary)
         return folder
 
@@ -74,7 +85,9 @@ class WalkCourse:
             return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self._recipe.base, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            self._recipe.base, dtype="float32", local_files_only=True, trust_remote_code=False
+        )
 
     @property
     def llama(self) -> Any:

@@ -6,7 +6,7 @@ from proxhpc.adapt.loss import Losses, weighted_mean
 from proxhpc.adapt.recipe import Course
 from proxhpc.adapt.walk_batch import BACK, Batch
 
-END_LOSS, VERDICT_LOSS = 0.05, 0.3
+END_LOSS, VERDICT_LOSS = 0.05, 0.5
 FAINT = 0.05  # share of the text loss's weight below which it is left out
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 LONG_LINE = 20
 """Tokens from which a line counts as a long one."""
 
+Cells = dict[str, float]
+"""What a document counts for, by the names of its level's counts."""
+
 Scores = dict[str, float | None]
 """Metrics by name; None where there is nothing to have a share of."""
 
@@ -202,11 +205,10 @@ class GoldLines:
         return _f1(shared, len(here), self.wanted_total)
 
 
-def line_row(lines: GoldLines, kept: "Flags", text: str | None = None) -> "dict[str, float]":
+def line_row(lines: GoldLines, kept: "Flags", text: str | None = None) -> Cells:
     """The counts of LINES of one decision; `text` is what came out where lines changed as well."""
     flags = lines.flags(kept)
     removed = ~flags
-    count = _count
     if text is None:
         f1, left = lines.overlap(flags), int(lines.tokens[flags].sum())
         size = max(0, int(lines.bytes[flags].sum()) - 1)
@@ -216,11 +218,11 @@ def line_row(lines: GoldLines, kept: "Flags", text: str | None = None) -> "dict[
     return {
         "documents": 1,
         "token_f1": f1,
-        "removed_right": count(lines.boilerplate & removed),
-        "removed_wrong": count(lines.content & removed),
-        "missed": count(lines.boilerplate & flags),
-        "long": count(lines.long),
-        "long_removed": count(lines.long & removed),
+        "removed_right": _count(lines.boilerplate & removed),
+        "removed_wrong": _count(lines.content & removed),
+        "missed": _count(lines.boilerplate & flags),
+        "long": _count(lines.long),
+        "long_removed": _count(lines.long & removed),
         "bytes": int(lines.bytes.sum()) - 1,
         "bytes_kept": size,
         "tokens": int(lines.tokens.sum()),
@@ -232,7 +234,7 @@ def _count(flags: "NDArray[np.bool_]") -> int:
     return int(flags.sum())
 
 
-def document_row(gold: Gold, kept: bool) -> "dict[str, float]":
+def document_row(gold: Gold, kept: bool) -> Cells:
     """The counts of DOCUMENTS of one decision on a doc-level record."""
     size, length = len(gold.text.encode("utf-8", "surrogatepass")), len(tokens(gold.text))
     return {
@@ -249,7 +251,7 @@ def document_row(gold: Gold, kept: bool) -> "dict[str, float]":
     }
 
 
-def table(level: Level, rows: "Sequence[dict[str, float]]") -> "Table":
+def table(level: Level, rows: Sequence[Cells]) -> "Table":
     """Rows as an array (documents, counts); what a row does not name is 0."""
     import numpy as np
 

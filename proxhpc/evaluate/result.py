@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from proxhpc.evaluate.bootstrap import Score, resample, score
 from proxhpc.evaluate.gold import Gold, Selection
 from proxhpc.evaluate.metrics import DOCUMENTS, LINES, Level, table
-from proxhpc.evaluate.run import Answers, Asked, LevelName, ask, name_of
+from proxhpc.evaluate.run import Answers, LevelName, ask, name_of
 from proxhpc.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """How a system got on with all records of a level; rates are None where nothing was timed."""
+    """How a system got on with all records of a level.
+
+    Documents per second are None where nothing was timed, FLOPs without a model of known shape.
+    """
 
     level: LevelName
     name: str
     documents_per_second: float | None
+    flops_per_document: float | None
     rejected: dict[str, int]
     flags: dict[str, int]
     quarantined: dict[str, int]
@@ -99,7 +103,7 @@ def evaluate(
     name = name_of(manifest)
     groups = []
     for level, systems in asked.items():
-        tables = {one.name: table(LEVELS[level], one.rows) for one in systems}
+        tables = {one.name: table(LEVELS[level], one.cells) for one in systems}
         for group, places in _groups(level, of_level[level]):
             some = {system: rows[places] for system, rows in tables.items()}
             found = _compare(some, name, LEVELS[level], rounds, selection.seed)
@@ -112,7 +116,7 @@ def evaluate(
         labels=dict(sorted(labels.items())),
         bootstrap=rounds,
         groups=tuple(groups),
-        running=tuple(_running(asked)),
+        running=tuple(_running(level, one) for level, systems in asked.items() for one in systems),
     )
 
 
@@ -165,14 +169,14 @@ def _scores(level: Level, values: "Table", drawn: "Table | None") -> dict[str, S
     }
 
 
-def _running(asked: Asked) -> list[Running]:
-    def rate(answers: Answers) -> float | None:
-        return len(answers.rows) / answers.seconds if answers.seconds > 0 else None
-
-    return [
-        Running(
-            level, one.name, rate(one), dict(one.rejected), dict(one.flags), dict(one.quarantined)
-        )
-        for level, systems in asked.items()
-        for one in systems
-    ]
+def _running(level: LevelName, answers: Answers) -> Running:
+    counts, seconds, documents = answers.counts, answers.seconds, len(answers.cells)
+    return Running(
+        level,
+        answers.name,
+        documents_per_second=documents / seconds if seconds > 0 else None,
+        flops_per_document=None if answers.flops is None else answers.flops / documents,
+        rejected=dict(counts.rejected),
+        flags=dict(counts.flags),
+        quarantined=dict(counts.quarantined),
+    )

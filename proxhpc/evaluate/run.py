@@ -6,50 +6,42 @@ people said about a page's lines does not tell whether the page is worth keeping
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from proxhpc import here
+from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage, flops
 from proxhpc.corpus.document import Document
 from proxhpc.errors import UserError
-from proxhpc.evaluate.baselines import BASELINES
+from proxhpc.evaluate.baselines import BASELINES, Baseline
 from proxhpc.evaluate.gold import Gold
-from proxhpc.evaluate.metrics import GoldLines, document_row, line_row
+from proxhpc.evaluate.metrics import Cells, GoldLines, document_row, line_row
 from proxhpc.manifest import Manifest
+from proxhpc.models import ModelRef
 from proxhpc.plan import find_models, settle
-from proxhpc.program.edits import read_window
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Outcome, doc_verdict, replay
-from proxhpc.program.syntax import FIRST_LINE
-from proxhpc.refine.ledger import Call, Row
+from proxhpc.program.replay import doc_verdict, read_placed, replay
+from proxhpc.refine.ledger import Row, tally
 from proxhpc.refine.refiner import Refiner, open_refiner
 
 LevelName = Literal["chunk", "doc"]
-Cells = dict[str, float]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Answers:
-    """A system's decisions on the records of one level, scored: a row of counts for each.
+    """A system's decisions on the records of one level, scored: a row of cells for each.
 
-    `rejected` and `flags` are those of the ledger rows, `quarantined` documents by reason.
+    `seconds` is what deciding took, scoring left out, 0 where nothing was to decide; `counts` are
+    those of a refiner's ledger rows, `flops` what its model did; None: no model, or not known.
     """
 
     name: str
-    rows: list[Cells] = field(default_factory=list)
+    cells: list[Cells]
     seconds: float = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    flags: Counter[str] = field(default_factory=Counter)
-    quarantined: Counter[str] = field(default_factory=Counter)
-
-    def note(self, row: Row) -> None:
-        """Count what a ledger row tells beside the decision."""
-        self.rejected.update(row.rejected)
-        self.flags.update(row.flags)
-        if row.status == "quarantined":
-            self.quarantined[row.reason] += 1
+    counts: Counts = field(default_factory=Counts)
+    flops: int | None = None
 
 
 Asked = dict[LevelName, list[Answers]]
@@ -76,12 +68,10 @@ def ask(manifest: Manifest, records: Sequence[Gold]) -> Asked:
     for one in (manifest,) if manifest.engine.name == "rules" else (manifest, rules):
         for level, answers in asyncio.run(_refine(one, chunk, doc)).items():
             asked[level].append(answers)
-    for name, baseline in BASELINES.items():
-        if chunk:
-            asked["chunk"].append(_decide(name, chunk, baseline))
+    if chunk:
+        asked["chunk"] += [_decide(name, chunk, rule) for name, rule in BASELINES.items()]
     if doc:
-        rows = [document_row(gold, kept=True) for gold in doc]
-        asked["doc"].append(Answers("keep all", rows))
+        asked["doc"].append(Answers("keep all", [document_row(gold, kept=True) for gold in doc]))
     return asked
 
 
@@ -91,17 +81,13 @@ def name_of(manifest: Manifest) -> str:
     return "rules" if manifest.engine.name == "rules" else " + ".join(models)
 
 
-def _decide(
-    name: str, documents: Sequence[GoldLines], baseline: Callable[[Gold], bytes | None]
-) -> Answers:
+def _decide(name: str, documents: Sequence[GoldLines], baseline: Baseline) -> Answers:
     began = time.monotonic()
     decisions = [baseline(lines.gold) for lines in documents]
-    answers = Answers(name, seconds=time.monotonic() - began)
-    answers.rows = [
-        {} if kept is None else line_row(lines, kept)
-        for lines, kept in zip(documents, decisions, strict=True)
-    ]
-    return answers
+    seconds = time.monotonic() - began
+    pairs = zip(documents, decisions, strict=True)
+    cells = [{} if kept is None else line_row(lines, kept) for lines, kept in pairs]
+    return Answers(name, cells, seconds)
 
 
 async def _refine(
@@ -109,69 +95,62 @@ async def _refine(
 ) -> Mapping[LevelName, Answers]:
     models = find_models(manifest)
     manifest = settle(manifest, models)
+    name = name_of(manifest)
     refiner = await open_refiner(manifest, models)
     found: dict[LevelName, Answers] = {}
     try:
         if refiner.chunk and chunk:
-            found["chunk"] = answers = Answers(name_of(manifest))
             alone = Refiner(manifest, None, refiner.chunk)
-            await _run(alone, [lines.gold for lines in chunk], answers, _Lines(alone, chunk))
+            rows, seconds = await _rows(alone, [lines.gold for lines in chunk])
+            edits = zip(chunk, rows, strict=True)
+            cells = [_edited(lines, row, alone) for lines, row in edits]
+            counts = tally(rows)
+            done = _flops(models.get("chunk"), counts.chunk)
+            found["chunk"] = Answers(name, cells, seconds, counts, done)
         if refiner.doc and doc:
-            found["doc"] = answers = Answers(name_of(manifest))
-            await _run(Refiner(manifest, refiner.doc, None), doc, answers, _document)
+            rows, seconds = await _rows(Refiner(manifest, refiner.doc, None), doc)
+            cells = [_judged(gold, row) for gold, row in zip(doc, rows, strict=True)]
+            counts = tally(rows)
+            done = _flops(models.get("doc"), counts.doc)
+            found["doc"] = Answers(name, cells, seconds, counts, done)
     finally:
         await refiner.close()
     return found
 
 
-Score = Callable[[int, Gold, Row], Cells]
+def _flops(model: ModelRef | None, usage: Usage) -> int | None:
+    return flops(model.shape, usage) if model and model.shape else None
 
 
-async def _run(refiner: Refiner, records: Sequence[Gold], answers: Answers, score: Score) -> None:
-    """Refine all records, then score them: the time is the refiner's alone."""
+async def _rows(refiner: Refiner, records: Sequence[Gold]) -> tuple[list[Row], float]:
+    """The ledger rows of records, and the seconds that they took."""
     found: Iterator[here.Named] = (
         (gold.place, Document(gold.id, gold.text, 0, number)) for number, gold in enumerate(records)
     )
     began = time.monotonic()
-    rows = [row async for _, row in here.rows(refiner, found)]
-    answers.seconds = time.monotonic() - began
-    for number, (gold, row) in enumerate(zip(records, rows, strict=True)):
-        answers.note(row)
-        answers.rows.append(score(number, gold, row))
+    return [row async for _, row in here.rows(refiner, found)], time.monotonic() - began
 
 
-def _document(number: int, gold: Gold, row: Row) -> Cells:
-    programs = [] if row.doc is None else [not doc_verdict(row.doc.emitted, Policy()).rejected]
-    return document_row(gold, row.status == "kept") | _programs(programs)
+def _edited(lines: GoldLines, row: Row, refiner: Refiner) -> Cells:
+    """The cells of what a chunk stage made of a document."""
+    windows = [call.window for call in row.windows]
+    kept = bytearray(lines.gold.text.count("\n") + 1)  # where nothing would be in the corpus
+    text = None
+    if row.status in ("kept", "edited"):
+        kept = bytearray(b"\1" * len(kept))
+        outcome = replay(lines.gold.text, None, windows, refiner.policy, refiner.style)
+        for start, stop in outcome.removed:
+            kept[start:stop] = bytes(stop - start)
+        text = outcome.text if outcome.strings_replaced else None
+    read = [read_placed(window, refiner.style) for window in windows]
+    valid = [not window.rejected and not window.cut for window in read]
+    return line_row(lines, kept, text) | _programs(valid)
 
 
-class _Lines:
-    """Scores the rows of a chunk stage."""
-
-    def __init__(self, refiner: Refiner, documents: Sequence[GoldLines]) -> None:
-        self.policy, self.style, self.documents = refiner.policy, refiner.style, documents
-
-    def __call__(self, number: int, gold: Gold, row: Row) -> Cells:
-        windows = [call.window for call in row.windows]
-        kept = bytearray(b"\1" * (gold.text.count("\n") + 1))
-        text = None
-        if row.status in ("kept", "edited"):
-            outcome: Outcome = replay(gold.text, None, windows, self.policy, self.style)
-            for start, stop in outcome.removed:
-                kept[start:stop] = bytes(stop - start)
-            text = outcome.text if outcome.strings_replaced else None
-        else:  # nothing of it would be in the corpus
-            kept = bytearray(len(kept))
-        programs = [self._valid(call) for call in row.windows]
-        return line_row(self.documents[number], kept, text) | _programs(programs)
-
-    def _valid(self, call: Call) -> bool:
-        """Whether every statement of a program is well formed and within its window."""
-        first = FIRST_LINE[self.style.dialect]
-        first += call.start if self.style.numbering == "document" else 0
-        program, finish = call.emitted.program, call.emitted.finish
-        read = read_window(program, self.style.dialect, finish, call.start, call.stop, first)
-        return not read.rejected and not read.cut
+def _judged(gold: Gold, row: Row) -> Cells:
+    """The cells of a doc stage's verdict."""
+    clear = [] if row.doc is None else [not doc_verdict(row.doc.emitted, Policy()).rejected]
+    return document_row(gold, row.status == "kept") | _programs(clear)
 
 
 def _programs(valid: Sequence[bool]) -> Cells:

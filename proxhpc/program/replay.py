@@ -154,23 +154,28 @@ def _replay_windows(
     return _judged(text, after, policy, removed, replaced, rejected)
 
 
+def read_placed(window: WindowProgram, style: Style) -> Window:
+    """Return what a window's program asks for, in lines of its document."""
+    start, stop, emitted = window.start, window.stop, window.emitted
+    base = FIRST_LINE[style.dialect]
+    first = base + start if style.numbering == "document" else base
+    return read_window(emitted.program, style.dialect, emitted.finish, start, stop, first)
+
+
 def _placed(
     total: int, windows: Sequence[WindowProgram], style: Style, rejected: dict[str, int]
 ) -> list[Window]:
     """Return what programs ask for. ShardError: a window does not fit a text of `total` lines."""
-    base = FIRST_LINE[style.dialect]
     placed, at = [], 0
     for window in windows:
-        start, stop, emitted = window.start, window.stop, window.emitted
-        if not at <= start < stop <= total:
+        if not at <= window.start < window.stop <= total:
             raise ShardError(
-                f"window of lines {start} to {stop} does not fit: lines up to {at}"
+                f"window of lines {window.start} to {window.stop} does not fit: lines up to {at}"
                 f" are taken and the text has {total}",
                 hint="the input changed after its programs were written; refine the shard again",
             )
-        at = stop
-        first = base + start if style.numbering == "document" else base
-        read = read_window(emitted.program, style.dialect, emitted.finish, start, stop, first)
+        at = window.stop
+        read = read_placed(window, style)
         if read.cut:
             _add(rejected, {"cut": 1})
         placed.append(read)
