@@ -105,7 +105,7 @@ def _tables(bits: int) -> tuple[npt.NDArray[np.uint8], Hashes]:
     """
     count = min(1 << bits, _LAST)
     kinds = np.zeros(count, np.uint8)
-    every = "".join(map(chr, range(count)))
+    every = np.arange(count, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for kind, pattern in ((_WORD, _WORD_RUN), (_ALONE, UNSPACED)):
         for match in pattern.finditer(every):
             kinds[match.start() : match.end()] = kind
