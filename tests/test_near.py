@@ -148,7 +148,7 @@ def test_near_duplicates_are_found_whatever_the_shards_and_the_memory(tmp_path: 
     for pair in pairs:
         dropped, kept = pair["dropped"]["id"], pair["kept"]["id"]
         assert (-length[kept], int(kept[1:])) < (-length[dropped], int(dropped[1:]))
-    for tokens, options in ((2000, {"memory": 2000}), (500, {"processes": 2})):
+    for tokens, options in ((2000, {"memory": 6000}), (500, {"processes": 2})):
         other = merged(tmp_path / str(tokens), tokens, **options)
         assert other.part(0).read_bytes() == run.part(0).read_bytes()
         assert [*read_rows(other.duplicates)] == pairs
