@@ -15,7 +15,7 @@ from proxhpc.assemble.bands import BandFile, ranges, write_bands
 from proxhpc.assemble.listings import read_rows
 from proxhpc.assemble.merge import merge
 from proxhpc.assemble.minhash import band_keys, signatures, similarity, slots
-from proxhpc.assemble.shingles import BLOCK, fold, shingles, word_hashes
+from proxhpc.assemble.shingles import BLOCK, fold, shingles, shingles_of_each, word_hashes
 from proxhpc.errors import StopError
 from proxhpc.launch import prepare
 from proxhpc.refine.worker import Assignment, run_worker
@@ -59,6 +59,13 @@ def test_shingles_are_runs_of_words() -> None:
     assert first == shingles(fold("A, b; c d - e!"), 5)[0]
     assert second == shingles("b c d e f", 5)[0]
     assert shingles("b a", 2)[0] != shingles("a b", 2)[0]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.sampled_from("ab 我\n\u0301\ud800")), max_size=6))
+def test_shingles_made_together_are_those_of_each_text(texts: list[str]) -> None:
+    found = shingles_of_each(texts, 3)
+    assert [own.tolist() for own in found] == [shingles(text, 3).tolist() for text in texts]
 
 
 def test_equal_slots_estimate_the_jaccard_similarity() -> None:
