@@ -12,8 +12,8 @@ made before and not timed, as there is nothing to refine.
 Quality is measured on some of the documents with planted near-duplicates, against all pairs by
 their exact similarity (near_truth.py); the others' settings are in near_others.py. Times are of
 whole commands, start and imports included (of modules that were compiled before, as by an
-installer), the best of --rounds; processor seconds are of all processes together, and the ones to
-look at where the machine has other work.
+installer), the best of --rounds. Processor seconds are the ones to look at where the machine has
+other work; of datatrove's they are known for one process only, as nobody waits for its others.
 """
 
 import argparse
