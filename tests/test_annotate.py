@@ -359,6 +359,7 @@ def test_labels_of_documents_and_other_fields(tmp_path: Path) -> None:
     assert found[0]["source"] == "docs.jsonl"
     summary = json.loads(summary_path(out).read_bytes())
     assert summary["documents"]["left_out"] == {"nothing_to_teach": 1}
+    assert summary["without_host"] == 3
 
 
 @pytest.mark.parametrize(
