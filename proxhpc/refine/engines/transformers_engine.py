@@ -244,7 +244,9 @@ class TransformersEngine:
 
 def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # stderr is for what proxhpc has to say
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise UserError(
             f"engine transformers: unknown option {unknown[0]!r}",
