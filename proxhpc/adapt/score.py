@@ -25,6 +25,8 @@ Scores = dict[str, float]
 """By name; `f1` is what checkpoints are chosen by."""
 _POLICY = Policy()
 BIASES = (0.0, -0.25, -0.5, -0.75, -1.0, -1.5, -2.0)
+VERDICT_BIASES = (0.0, *(sign * quarter / 4 for quarter in range(1, 9) for sign in (-1, 1)))
+ENOUGH = 30  # verdicts to choose a bias by
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,18 @@ def line_scores(decisions: Sequence[Decision], bias: float) -> Scores:
 
 
 def verdict_scores(wanted: Sequence[bool], margin: "NDArray[np.float32]") -> Scores:
-    """Accuracy and AUC of verdicts: whether each document is to go, the log-odds that it does."""
-    right = (margin > 0) == np.array(wanted)
+    """Accuracy and AUC of verdicts: whether each document is to go, the log-odds that it does.
+
+    The accuracy is that at the best bias, the one nearest to 0 of those; 0 for a few verdicts.
+    """
+
+    def accuracy(bias: float) -> float:
+        return float(((margin + bias > 0) == np.array(wanted)).mean())
+
+    bias = max(VERDICT_BIASES, key=accuracy) if len(wanted) >= ENOUGH else 0.0
+    scores = {"verdict_accuracy": accuracy(bias), "verdict_bias": bias}
+    scores["verdicts"] = float(len(wanted))
     area = auc(wanted, margin.tolist())
-    scores = {"verdict_accuracy": float(right.mean()), "verdicts": float(len(wanted))}
     return scores if area is None else scores | {"verdict_auc": area}
 
 
