@@ -48,11 +48,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """How a system got on with all records of a level; rates are None where nothing was timed."""
+    """How a system got on with all records of a level.
+
+    Documents per second are None where nothing was timed, FLOPs without a model of known shape.
+    """
 
     level: LevelName
     name: str
     documents_per_second: float | None
+    flops_per_document: float | None
     rejected: dict[str, int]
     flags: dict[str, int]
     quarantined: dict[str, int]
@@ -166,11 +170,12 @@ def _scores(level: Level, values: "Table", drawn: "Table | None") -> dict[str, S
 
 
 def _running(level: LevelName, answers: Answers) -> Running:
-    counts, seconds = answers.counts, answers.seconds
+    counts, seconds, documents = answers.counts, answers.seconds, len(answers.cells)
     return Running(
         level,
         answers.name,
-        documents_per_second=len(answers.cells) / seconds if seconds > 0 else None,
+        documents_per_second=documents / seconds if seconds > 0 else None,
+        flops_per_document=None if answers.flops is None else answers.flops / documents,
         rejected=dict(counts.rejected),
         flags=dict(counts.flags),
         quarantined=dict(counts.quarantined),

@@ -12,12 +12,14 @@ from typing import Literal
 
 from proxhpc import here
 from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage, flops
 from proxhpc.corpus.document import Document
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
 from proxhpc.evaluate.gold import Gold
 from proxhpc.evaluate.metrics import Cells, GoldLines, document_row, line_row
 from proxhpc.manifest import Manifest
+from proxhpc.models import ModelRef
 from proxhpc.plan import find_models, settle
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import doc_verdict, read_placed, replay
@@ -32,13 +34,14 @@ class Answers:
     """A system's decisions on the records of one level, scored: a row of cells for each.
 
     `seconds` is what deciding took, scoring left out, 0 where nothing was to decide; `counts` are
-    those of a refiner's ledger rows.
+    those of a refiner's ledger rows, `flops` what its model did; None: no model, or not known.
     """
 
     name: str
     cells: list[Cells]
     seconds: float = 0
     counts: Counts = field(default_factory=Counts)
+    flops: int | None = None
 
 
 Asked = dict[LevelName, list[Answers]]
@@ -101,14 +104,22 @@ async def _refine(
             rows, seconds = await _rows(alone, [lines.gold for lines in chunk])
             edits = zip(chunk, rows, strict=True)
             cells = [_edited(lines, row, alone) for lines, row in edits]
-            found["chunk"] = Answers(name, cells, seconds, tally(rows))
+            counts = tally(rows)
+            done = _flops(models.get("chunk"), counts.chunk)
+            found["chunk"] = Answers(name, cells, seconds, counts, done)
         if refiner.doc and doc:
             rows, seconds = await _rows(Refiner(manifest, refiner.doc, None), doc)
             cells = [_judged(gold, row) for gold, row in zip(doc, rows, strict=True)]
-            found["doc"] = Answers(name, cells, seconds, tally(rows))
+            counts = tally(rows)
+            done = _flops(models.get("doc"), counts.doc)
+            found["doc"] = Answers(name, cells, seconds, counts, done)
     finally:
         await refiner.close()
     return found
+
+
+def _flops(model: ModelRef | None, usage: Usage) -> int | None:
+    return flops(model.shape, usage) if model and model.shape else None
 
 
 async def _rows(refiner: Refiner, records: Sequence[Gold]) -> tuple[list[Row], float]:

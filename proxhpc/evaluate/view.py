@@ -106,7 +106,9 @@ def _remarks(found: Evaluation) -> Iterator[str]:
 
 
 def _ran(run: Running) -> Iterator[str]:
-    yield f"{run.level} stage: {short(run.documents_per_second)} documents/s"
+    work = run.flops_per_document
+    cost = "" if work is None else f", {short(work)} FLOPs a document"
+    yield f"{run.level} stage: {short(run.documents_per_second)} documents/s{cost}"
     for what in ("rejected", "flags", "quarantined"):
         counts: dict[str, int] = getattr(run, what)
         if counts:
