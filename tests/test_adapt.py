@@ -254,7 +254,14 @@ def test_biases_are_those_that_score_best() -> None:
     margin = np.array([-2.0, -0.6, -0.4, 1.0] * 10)
     scores = verdict_scores([False, True, True, True] * 10, margin)
     assert (scores["verdict_bias"], scores["verdict_accuracy"]) == (0.75, 1.0)
-    assert verdict_scores([False, True, True, True], margin[:4])["verdict_bias"] == 0.0
+    # 36 of 40 at 0 are about as good as 37 with a bias.
+    margin = np.array([-2.0] * 17 + [2.0] * 3 + [2.0] * 19 + [-0.1])
+    scores = verdict_scores([False] * 20 + [True] * 20, margin)
+    assert (scores["verdict_bias"], scores["verdict_accuracy"]) == (0.0, 0.9)
+    assert (
+        verdict_scores([False, True, True, True], np.array([-2.0, -0.6, -0.4, 1.0]))["verdict_bias"]
+        == 0.0
+    )
     lines = ["a long line of text that stays", "menu", "another long line of text"]
     wanted = np.array([False, True, False])
     found = best_bias([Decision(lines, wanted, np.array([0.3, 2.0, -1.0]))])
