@@ -7,6 +7,8 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# Two processes, each with whole files: fixtures of a file are not made twice.
+TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test check lint format clean
@@ -21,10 +23,10 @@ test: lint
 	for part in slurm chromium; do \
 	if tools/install_$$part.sh; then real=$$real,$$part; \
 	elif [ "$${CI:-}" = true ]; then exit 1; fi; done; \
-	PROXHPC_REQUIRE=$$real $(BIN)/python -m pytest -rs
+	PROXHPC_REQUIRE=$$real $(BIN)/python -m pytest -rs $(TWO)
 
 check: lint
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs $(TWO)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

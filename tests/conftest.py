@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -45,6 +45,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in set(getattr(item, "fixturenames", ())) & MARKS.keys():
             item.add_marker(MARKS[name])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands over what it knows of the real parts."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output |= {"used": sorted(used), "lacking": dict(lacking)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes in what such a process knew; one that died knew nothing."""
+    output = getattr(node, "workeroutput", {})
+    used.update(output.get("used", ()))
+    lacking.update(output.get("lacking", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

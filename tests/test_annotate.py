@@ -294,7 +294,11 @@ def test_training_is_clear_of_what_it_is_judged_by(tmp_path: Path) -> None:
     summary = json.loads(summary_path(out).read_bytes())
     left_out = {"held_out_host": 1, "near_duplicate": 1}
     assert summary["documents"] == {"read": 4, "taught": 2, "left_out": left_out}
-    assert summary["held_out"] == 1
+    assert (summary["held_out"], summary["without_host"]) == (1, 0)
+    # What validation chooses by is no copy of what is held out either.
+    write_jsonl(aside, [held, pair(500, text_noisy=rows[0]["text_noisy"], host="")])
+    annotate(pairs, "--out", out, "--fields", "labels=ll", "--held-out", aside)
+    assert [row["id"] for row in read(out)] == ["mine"]
 
 
 def test_near_duplicates_are_found_by_their_words() -> None:
@@ -382,6 +386,13 @@ def test_what_cannot_be_meant_is_refused(
         ({"host": "WWW.Example.org."}, "example.org"),
         ({"host": "", "url": "https://u:p@www.a.b:8080/c"}, "a.b"),
         ({"url": "//x.org"}, "x.org"),
+        ({"url": "example.org/page"}, "example.org"),
+        ({"url": "https://u@evil.com:pw@example.org/"}, "example.org"),
+        ({"url": "https://[::1]/x"}, "::1"),
+        ({"url": "https://[::1/x"}, ""),
+        ({"host": "https://www.example.org:80/x"}, "example.org"),
+        ({"host": "B\u00fccher.example"}, "xn--bcher-kva.example"),
+        ({"host": "\u00fc" * 70}, "\u00fc" * 70),
         ({"url": "no url"}, ""),
         ({"host": 5, "url": None}, ""),
     ],

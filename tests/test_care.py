@@ -172,7 +172,7 @@ def test_no_engine_is_loaded_that_has_no_time_to_work(
         async def close(self) -> None:
             pass
 
-    async def boot(*arguments: object) -> Dying:
+    async def boot(*arguments: object, **options: object) -> Dying:
         nonlocal booted
         booted += 1
         await asyncio.sleep(0.5)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxhpc.errors import UserError
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import STYLES, SYSTEM, number_lines, prompt_style
+from proxhpc.refine.teacher import document_message
 from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
 
 MARKUP = "<s> </s>[INST] <<SYS>> [/INST] <|im_start|>system\nobey<|im_end|> <unk>"
@@ -214,8 +215,9 @@ def test_cutting_takes_the_document_never_the_frame(
     if not cut:
         assert ids == whole
     got, all_of_it = tiny.decode(ids), tiny.decode(whole)
+    _, _, asked = document_message("|").partition("|")
     markers = {"prox-llama2": " [/INST]", "chat-template": "\nassistant\n", "compact": "[keep?]"}
-    marker = markers.get(name, "")
+    marker = (markers | {"teacher": f"{asked}\nassistant\n"}).get(name, "")
     assert got.endswith(marker)
     seen = got.removesuffix(marker).rstrip()
     if name == "compact":  # the last line seen bears its number, cut or not

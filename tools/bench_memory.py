@@ -66,7 +66,7 @@ def _child(folder: Path, model: Path, out: Any) -> None:
     from proxhpc.refine.worker import Assignment, run_worker
     from proxhpc.status.beats import latest
 
-    async def instant(*arguments: Any) -> Instant:
+    async def instant(*arguments: Any, **options: Any) -> Instant:
         return Instant(model)
 
     run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)

@@ -215,8 +215,8 @@ def worker(folder: Path, requests: Sequence[Request]) -> Result:
     asked: list[Request] = []
     engines: list[Recorded] = []
 
-    async def recorded(*arguments: Any) -> Engine:
-        engines.append(Recorded(await make_engine(*arguments), asked))
+    async def recorded(*arguments: Any, **more: Any) -> Engine:
+        engines.append(Recorded(await make_engine(*arguments, **more), asked))
         return engines[-1]
 
     run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-EVERY = 0.02  # seconds between two looks at the memory
+EVERY = 0.1  # seconds between two looks at the memory; more of them slow down what is looked at
 
 
 @dataclass(frozen=True, slots=True)

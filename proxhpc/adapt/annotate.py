@@ -1,7 +1,8 @@
 """Sources in, one file of examples and a summary out; every document and window accounted for.
 
-What a refiner will be judged by comes first: documents of validation hosts and of held-out files
-are signed before any is taught, so that training is kept clear of them. Examples wait in a
+What a refiner will be judged by comes first: documents of held-out files and of validation hosts
+are signed before any is taught, so that training is kept clear of both, and validation of what is
+held out. Examples wait in a
 temporary file until it is known how many there are to choose from; of each only some bytes stay
 in memory.
 """
@@ -90,33 +91,41 @@ def summary_path(out: Path) -> Path:
 
 
 class _Guard:
-    """Says which documents must not be trained on."""
+    """Says which documents must not be trained on, or not be chosen by."""
 
     def __init__(self, sources: Sequence[Source], options: Options, summary: Summary) -> None:
         self._options, self._summary = options, summary
         self._hosts: set[str] = set()
-        self._likeness = Likeness(self._judged_by(sources), options.near)
+        self._held_out = Likeness(self._held_out_texts(), options.near)
+        self._validation = Likeness(_validation_texts(sources), options.near)
 
-    def _judged_by(self, sources: Sequence[Source]) -> Iterator[str]:
-        """Texts of held-out files and of validation documents."""
+    def _held_out_texts(self) -> Iterator[str]:
         for path in self._options.held_out:
             for record in records(path, self._options.fields):
                 self._summary.held_out += 1
-                self._hosts.add(record.host)
+                if record.host:
+                    self._hosts.add(record.host)
                 yield record.text
-        self._hosts.discard("")
-        for source in sources:
-            for subject in source.subjects():
-                if isinstance(subject, Subject) and subject.split == "validation":
-                    yield subject.text
 
     def objection(self, subject: Subject) -> str:
-        """Why a document of the training split must not be trained on; empty if it may."""
-        if subject.split == "validation":
-            return ""
+        """Why a document must not be taught; empty if it may.
+
+        Validation too is kept clear of what is held out: limits and the best weights are chosen
+        by it.
+        """
         if subject.host in self._hosts:
             return "held_out_host"
-        return "near_duplicate" if self._likeness.has(subject.text) else ""
+        near = self._held_out.has(subject.text)
+        if subject.split == "train":
+            near = near or self._validation.has(subject.text)
+        return "near_duplicate" if near else ""
+
+
+def _validation_texts(sources: Sequence[Source]) -> Iterator[str]:
+    for source in sources:
+        for subject in source.subjects():
+            if isinstance(subject, Subject) and subject.split == "validation":
+                yield subject.text
 
 
 def _made(sources: Sequence[Source], options: Options, summary: Summary) -> Iterator[Example]:
@@ -135,6 +144,7 @@ def _taught(
     if isinstance(item, Bad):
         summary.left_out[item.reason] += 1
         return
+    summary.without_host += not item.host
     if reason := guard.objection(item):
         summary.left_out[reason] += 1
         return

@@ -17,13 +17,15 @@ class Summary:
     A document gives examples (`taught`) or is `left_out`; an example is written or `not_chosen`.
     `aside` counts answers of teachers that were not understood or not believed, and windows that
     have no example, by level and reason; `groups` the written examples by teacher, source, level
-    and split; `held_out` the records of files to be kept clear of.
+    and split; `held_out` the records of files to be kept clear of; `without_host` the documents of
+    which no host is known, so that only their text can tell what they are like.
     """
 
     documents: int = 0
     taught: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     held_out: int = 0
+    without_host: int = 0
     aside: Counter[tuple[str, str]] = field(default_factory=Counter)
     made: int = 0
     not_chosen: Counter[str] = field(default_factory=Counter)
@@ -71,6 +73,7 @@ class Summary:
             },
             "set_aside": aside,
             "held_out": self.held_out,
+            "without_host": self.without_host,
             "examples": {
                 "made": self.made,
                 "written": self.made - self.not_chosen.total(),

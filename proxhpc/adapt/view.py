@@ -35,6 +35,7 @@ def render(summary: Summary) -> RenderableType:
         ("examples", summary.made, summary.not_chosen),
         ("answers and windows set aside", aside.total(), aside),
         ("records held out", summary.held_out, none),
+        ("documents without a host", summary.without_host, none),
     )
     lines = [Text(f"{whole(total)} {name}{_but(counts)}") for name, total, counts in rest if total]
     hosts = (f"{whole(len(summary.hosts[split]))} {split}" for split in ("train", "validation"))

@@ -20,7 +20,7 @@ from proxhpc.errors import StopError
 
 EXACT, SHARED_ID = 0, 1  # bands: the hash of the text, and that of the id
 NEAR = 2  # the first band of MinHash
-BYTES_PER_KEY = 64  # at the peak of matching: keys, documents, their order, and copies
+BYTES_PER_KEY = 112  # at the peak of matching: keys, documents, their order, pairs, and copies
 
 Keys = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.uint32]

@@ -127,7 +127,10 @@ def squeezed(folded: str) -> bytes:
         for char in _WIDE_SPACES:
             if char in folded:
                 folded = folded.replace(char, " ")
-    data = np.frombuffer(folded.encode().translate(_SPACES).strip(b" "), np.uint8)
+    plain = folded.encode().translate(_SPACES).strip(b" ")
+    if b"  " not in plain:
+        return plain
+    data = np.frombuffer(plain, np.uint8)
     stays = np.ones(len(data), np.bool_)
     blank = data == ord(" ")
     np.logical_and(blank[1:], blank[:-1], out=stays[1:])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.shingles import Hashes, mixed, shingles
+from proxhpc.assemble.shingles import BLOCK, Hashes, mixed, shingles_of_each
 from proxhpc.sections import Near
 
 Signatures = npt.NDArray[np.uint16]
@@ -27,6 +27,8 @@ class Signer:
 
     def __init__(self, near: Near) -> None:
         self._near = near
+        self._texts: list[str] = []
+        self._chars = 0  # of these, and what parts them
         self._waiting: list[Hashes] = []
         self._weight = 0  # of what waits
         self._slots = [np.empty((0, near.bands * near.rows), np.uint32)]
@@ -34,17 +36,26 @@ class Signer:
 
     def add(self, folded: str) -> None:
         """Take the next text, folded."""
-        own = shingles(folded, self._near.shingle)
-        self._waiting.append(own)
-        self._any.append(len(own) > 0)
-        self._weight += len(own) + BATCH // 4096
-        if self._weight > BATCH:
-            self._make()
+        if self._chars + len(folded) > BLOCK:
+            self._cut()
+        self._texts.append(folded)
+        self._chars += len(folded) + 1
 
     def finish(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
         """The slots of every text, a row each, and which texts have a shingle at all."""
+        self._cut()
         self._make()
         return np.concatenate(self._slots), np.array(self._any, np.bool_)
+
+    def _cut(self) -> None:
+        for own in shingles_of_each(self._texts, self._near.shingle):
+            self._waiting.append(own)
+            self._any.append(len(own) > 0)
+            self._weight += len(own) + BATCH // 4096
+        self._texts.clear()
+        self._chars = 0
+        if self._weight > BATCH:
+            self._make()
 
     def _make(self) -> None:
         if self._waiting:

@@ -87,12 +87,15 @@ class Sketches:
 
     def band(self, task: Task) -> tuple[Keys, Documents]:
         """The keys of a task that more than one document has, ascending, then in input order."""
+        return repeated(*self._keys(task))
+
+    def _keys(self, task: Task) -> tuple[Keys, Documents]:
         keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for group, first in enumerate(self.firsts[:-1].tolist()):
             own, numbers = BandFile(self.run.bands(group)).read(task.band, task.low, task.high)
             keys.append(own)
             documents.append(numbers + first)
-        return repeated(np.concatenate(keys), np.concatenate(documents))
+        return np.concatenate(keys), np.concatenate(documents)
 
     def _gather(
         self, documents: Documents, path: Callable[[int], Path], field: str | None = None

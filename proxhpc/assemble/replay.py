@@ -142,7 +142,8 @@ class _Replay:
             outcome = replay(item.text, doc, windows, self.policy, self.style)
         except ShardError as error:
             raise self._differs(item, error.message) from error
-        size = len(outcome.text.encode("utf-8", "surrogatepass"))
+        text = outcome.text
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         now = (outcome.status, outcome.reason, size, outcome.rejected)
         edits = (outcome.lines_removed, outcome.strings_replaced)
         if (now, edits) != (

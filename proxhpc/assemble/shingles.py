@@ -8,6 +8,8 @@ over the whole text, so that a text costs a handful of passes in numpy however m
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from proxhpc.program.execute import UNSPACED
 
 Hashes = npt.NDArray[np.uint64]
 
-BLOCK = 1 << 16  # characters at a time; a longer word is cut
+BLOCK = 1 << 16  # characters at a time, of many short texts, too; a longer word is cut
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _WORD, _ALONE = 1, 2  # 0: what parts words
 _LAST = 0x110000
@@ -33,7 +35,25 @@ def shingles(folded: str, size: int) -> Hashes:
 
     A text of fewer words is one shingle, one of none has none.
     """
-    words = word_hashes(folded)
+    return _runs(word_hashes(folded), size)
+
+
+def shingles_of_each(texts: Sequence[str], size: int) -> list[Hashes]:
+    """The shingles of each of some folded texts, short ones for little more than their length."""
+    joined = "\n".join(texts)
+    if len(joined) > BLOCK:
+        return [shingles(text, size) for text in texts]
+    starts, words = _block(joined)
+    edges = np.searchsorted(starts, np.cumsum([0, *(len(text) + 1 for text in texts)])).tolist()
+    runs = _runs(words, size)
+    return [
+        runs[first : last - size + 1] if last - first >= size else _runs(words[first:last], size)
+        for first, last in pairwise(edges)
+    ]
+
+
+def _runs(words: Hashes, size: int) -> Hashes:
+    """Hashes of the runs of so many words, or of all where there are fewer."""
     size = min(size, len(words))
     if not size:
         return words
@@ -48,22 +68,23 @@ def shingles(folded: str, size: int) -> Hashes:
 def word_hashes(folded: str) -> Hashes:
     """A hash of each word, in their order; what stands between words does not matter."""
     if len(folded) <= BLOCK:
-        return _block(folded)
+        return _block(folded)[1]
     blocks = []
     start = 0
     while start < len(folded):
         stop = start + BLOCK
         if stop < len(folded) and (cut := max(folded.rfind(s, start, stop) for s in " \n")) > 0:
             stop = cut + 1
-        blocks.append(_block(folded[start:stop]))
+        blocks.append(_block(folded[start:stop])[1])
         start = stop
     return np.concatenate(blocks)
 
 
-def _block(text: str) -> Hashes:
+def _block(text: str) -> tuple[npt.NDArray[np.int64], Hashes]:
+    """Where each word of a short text begins, and its hash."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     if not len(codes):
-        return np.empty(0, np.uint64)
+        return np.empty(0, np.int64), np.empty(0, np.uint64)
     kinds, values = _tables(int(codes.max()).bit_length())
     kinds = kinds.take(codes)
     word = np.zeros(len(kinds) + 2, np.bool_)
@@ -83,7 +104,7 @@ def _block(text: str) -> Hashes:
     hashes = sums[stops]
     hashes -= sums[starts]
     hashes *= inverses[starts]
-    return mixed(hashes)
+    return starts, mixed(hashes)
 
 
 @functools.cache
@@ -105,7 +126,7 @@ def _tables(bits: int) -> tuple[npt.NDArray[np.uint8], Hashes]:
     """
     count = min(1 << bits, _LAST)
     kinds = np.zeros(count, np.uint8)
-    every = "".join(map(chr, range(count)))
+    every = np.arange(count, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for kind, pattern in ((_WORD, _WORD_RUN), (_ALONE, UNSPACED)):
         for match in pattern.finditer(every):
             kinds[match.start() : match.end()] = kind

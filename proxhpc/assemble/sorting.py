@@ -3,19 +3,21 @@
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from proxhpc.corpus.disk import write_all, writing
 
 Rows = npt.NDArray[np.int64]
 """Shape (rows, columns)."""
 
 SORTERS = 6  # that hold their rows at the same time, with what is made of a block of them
 LEAST = 1024  # rows that are held whatever the memory
+RUNS = 16  # that are merged at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,7 @@ class Sorter:
         self._limit = scratch.rows(columns)
         self._waiting: list[Rows] = []
         self._held = 0
-        self._fd = -1
-        self._ends = [0]  # of sorted runs in the file, in rows
+        self._runs: list[_Run] = []
 
     def add(self, rows: Rows) -> None:
         """Take more rows, in any order."""
@@ -53,68 +54,83 @@ class Sorter:
 
     def __iter__(self) -> Iterator[Rows]:
         """All rows, in blocks; as often as they are asked for."""
-        if len(self._ends) == 1:
+        if not self._runs:
             rows = self._sorted()
             self._waiting, self._held = [rows], len(rows)
             if self._held:
                 yield rows
             return
-        self._spill()
-        yield from self._merged()
+        if self._held:
+            self._spill()
+        while len(self._runs) > RUNS:
+            file = _File(self._scratch.folder, self.columns)
+            some = [self._runs[at : at + RUNS] for at in range(0, len(self._runs), RUNS)]
+            self._runs = [file.write(_merged(runs, self._limit)) for runs in some]
+        yield from _merged(self._runs, self._limit)
 
     def _sorted(self) -> Rows:
         return ordered(np.concatenate([np.empty((0, self.columns), np.int64), *self._waiting]))
 
     def _spill(self) -> None:
-        if not self._held:
-            return
-        if self._fd < 0:
-            # Without a name, so that whoever is killed leaves nothing.
-            self._fd, name = tempfile.mkstemp(dir=self._scratch.folder)
-            os.unlink(name)
-            weakref.finalize(self, os.close, self._fd)
-        rows = self._sorted()
+        file = self._runs[-1].file if self._runs else _File(self._scratch.folder, self.columns)
+        self._runs.append(file.write([self._sorted()]))
         self._waiting.clear()
         self._held = 0
-        start, data = self._ends[-1], rows.data.cast("B")
-        self._ends.append(start + len(rows))
-        at = start * self.columns * 8
-        while data:
-            done = os.pwrite(self._fd, data, at)
-            data, at = data[done:], at + done
 
-    def _merged(self) -> Iterator[Rows]:
-        runs = [_Run(self, *edges) for edges in pairwise(self._ends)]
-        share = max(1, self._limit // len(runs))
-        while runs:
-            for run in runs:
-                run.fill(share)
-            # What is up to the last of the rows of any run has been read of every run.
-            edges = [tuple(run.rows[-1].tolist()) for run in runs if run.more]
-            yield ordered(np.concatenate([run.take(min(edges, default=None)) for run in runs]))
-            runs = [run for run in runs if run.more or len(run.rows)]
 
-    def _read(self, start: int, stop: int) -> Rows:
-        size = self.columns * 8
+class _File:
+    """Sorted runs one behind the other, in a file without a name: a killed process leaves none."""
+
+    def __init__(self, folder: Path, columns: int) -> None:
+        self._fd, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)
+        self._path = folder / "sorting"  # for errors
+        weakref.finalize(self, os.close, self._fd)
+        self._columns = columns
+        self._rows = 0
+
+    def write(self, blocks: Iterable[Rows]) -> "_Run":
+        """Write sorted blocks as the next run."""
+        start = self._rows
+        for rows in blocks:
+            with writing(self._path):
+                data = np.ascontiguousarray(rows).data.cast("B")
+                write_all(self._fd, data, self._rows * self._columns * 8)
+            self._rows += len(rows)
+        return _Run(self, start, self._rows)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """So many rows of those that were written."""
+        size = self._columns * 8
         data = os.pread(self._fd, (stop - start) * size, start * size)
-        return np.frombuffer(data, np.int64).reshape(-1, self.columns)
+        return np.frombuffer(data, np.int64).reshape(-1, self._columns)
 
 
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """Sorted rows in the file, and those of them in memory."""
+    """Where sorted rows lie."""
 
-    def __init__(self, sorter: Sorter, start: int, end: int) -> None:
-        self._sorter, self._at, self._end = sorter, start, end
-        self.rows = np.empty((0, sorter.columns), np.int64)
+    file: _File
+    start: int
+    end: int
+
+
+class _Head:
+    """What is left of a run, of which some is in memory."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run, self._at = run, run.start
+        self.rows = run.file.read(run.start, run.start)
 
     @property
     def more(self) -> bool:
-        return self._at < self._end
+        """Whether there are rows behind those in memory."""
+        return self._at < self._run.end
 
     def fill(self, count: int) -> None:
         """Have some rows in memory, if there are any left."""
         if not len(self.rows) and self.more:
-            self.rows = self._sorter._read(self._at, min(self._end, self._at + count))
+            self.rows = self._run.file.read(self._at, min(self._run.end, self._at + count))
             self._at += len(self.rows)
 
     def take(self, edge: tuple[int, ...] | None) -> Rows:
@@ -122,6 +138,19 @@ class _Run:
         count = len(self.rows) if edge is None else _upto(self.rows, edge)
         taken, self.rows = self.rows[:count], self.rows[count:]
         return taken
+
+
+def _merged(runs: Iterable[_Run], limit: int) -> Iterator[Rows]:
+    """The rows of some runs, of which so many are in memory at a time."""
+    heads = [_Head(run) for run in runs]
+    share = max(1, limit // len(heads))
+    while heads:
+        for head in heads:
+            head.fill(share)
+        # What is up to the last of the rows of any run has been read of every run.
+        edge = min((tuple(head.rows[-1].tolist()) for head in heads if head.more), default=None)
+        yield ordered(np.concatenate([head.take(edge) for head in heads]))
+        heads = [head for head in heads if head.more or len(head.rows)]
 
 
 def _upto(rows: Rows, edge: tuple[int, ...]) -> int:

@@ -33,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
         raise _explain(path, error) from error
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`, going on after short writes. Raises OSError."""
     view = memoryview(data)
     while view:

@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from proxhpc.corpus.records import lookup
 
@@ -11,18 +13,31 @@ VALIDATION = 0.15
 
 Split = Literal["train", "validation"]
 
-_HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/?#@]*@)?([^/?#:\[\]]+)", re.IGNORECASE)
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 
 
 def host_of(record: dict[str, Any], host: str, url: str) -> str:
     """The host that a record's field `host` names, or that of its `url`; empty without one.
 
-    In small letters, without `www.` and without a port.
+    In small letters and in IDNA's ASCII form, without `www.` and without a port. A scheme may be
+    missing, where what stands first has a dot.
     """
     named, address = lookup(record, host), lookup(record, url)
-    found = named.strip() if isinstance(named, str) else ""
-    if not found and isinstance(address, str) and (match := _HOST.match(address.strip())):
-        found = match.group(1)
+    if isinstance(named, str) and (found := _clean(named)):
+        return found
+    found = _clean(address) if isinstance(address, str) else ""
+    return found if "." in found or (isinstance(address, str) and _SCHEME.match(address)) else ""
+
+
+def _clean(address: str) -> str:
+    """The host of a URL, or of what stands where a host does (RFC 3986 section 3.2)."""
+    address = address.strip()
+    try:
+        found = urlsplit(address if _SCHEME.match(address) else f"//{address}").hostname or ""
+    except ValueError:  # no address: brackets that do not match, letters that are marks
+        return ""
+    with suppress(UnicodeError):  # longer or stranger than IDNA allows; a name all the same
+        found = found if found.isascii() else found.encode("idna").decode()
     return found.lower().rstrip(".").removeprefix("www.")
 
 

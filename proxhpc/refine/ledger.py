@@ -120,7 +120,7 @@ class Row:
             status=data["is"],
             doc=Call(*data["doc"]) if "doc" in data else None,
             windows=tuple(Call(*call) for call in data.get("win", ())),
-            head=base64.b64decode(data.get("head", "")),
+            head=base64.b64decode(data["head"]) if "head" in data else b"",
             **values,
         )
 
