@@ -19,6 +19,7 @@ from proxhpc.adapt.checkpoint import Folder
 from proxhpc.adapt.job import submit
 from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
 from proxhpc.adapt.rows import Examples, Row, read_rows
+from proxhpc.adapt.score import Decision, best_bias, verdict_scores
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import resolve_model
 from proxhpc.site import load_site
@@ -247,6 +248,24 @@ def test_shipped_recipes_are_recipes(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
     recipe = load_recipe(path, {"EXAMPLES": "x.jsonl.zst", "MODEL": "m"})
     assert recipe.examples == (str(ROOT / "recipes/x.jsonl.zst"),)
+
+
+def test_biases_are_those_that_score_best() -> None:
+    margin = np.array([-2.0, -0.6, -0.4, 1.0] * 10)
+    scores = verdict_scores([False, True, True, True] * 10, margin)
+    assert (scores["verdict_bias"], scores["verdict_accuracy"]) == (0.75, 1.0)
+    # 36 of 40 at 0 are about as good as 37 with a bias.
+    margin = np.array([-2.0] * 17 + [2.0] * 3 + [2.0] * 19 + [-0.1])
+    scores = verdict_scores([False] * 20 + [True] * 20, margin)
+    assert (scores["verdict_bias"], scores["verdict_accuracy"]) == (0.0, 0.9)
+    assert (
+        verdict_scores([False, True, True, True], np.array([-2.0, -0.6, -0.4, 1.0]))["verdict_bias"]
+        == 0.0
+    )
+    lines = ["a long line of text that stays", "menu", "another long line of text"]
+    wanted = np.array([False, True, False])
+    found = best_bias([Decision(lines, wanted, np.array([0.3, 2.0, -1.0]))])
+    assert (found["bias"], found["f1"]) == (-0.5, 1.0)
 
 
 def test_muon_moves_along_orthogonal_matrices() -> None:

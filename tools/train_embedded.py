@@ -204,7 +204,9 @@ def join(work: Work) -> None:
         for row in read(work.file("all-examples")):
             own = row["source"] != LABELED
             human = row["level"] == "doc" and documents[row["id"]]
-            if not own and not human and row["split"] != "train":
+            if human:  # the labeler hands on what is learnt from these; they set the bias
+                row["split"] = "validation"
+            elif not own and row["split"] != "train":
                 continue
             row["chance"] = chances[row["level"], row["id"]]
             if not own and row["level"] == "chunk":

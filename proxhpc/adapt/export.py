@@ -35,6 +35,7 @@ def export(llama: Any, tokenizer: Path, texts: dict[str, str], out: Path) -> Non
             (made / name).write_text(text, encoding="utf-8")
         names = sorted(path.name for path in made.iterdir())
         for name in sorted(names, key=lambda name: name in texts):
+            (made / name).chmod(0o644)  # as weights were not, which a group is to load
             os.replace(made / name, out / name)
         made.rmdir()
     sync_directory(out)

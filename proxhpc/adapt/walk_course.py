@@ -120,9 +120,9 @@ class WalkCourse:
         return scores
 
     def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:
-        """How the model is to be asked: with the bias that scored best."""
-        bias = scores.get("bias", 0.0)
-        return {"doc": {}, "chunk": {"bias": bias} if bias else {}}
+        """How the model is to be asked: with the biases that scored best."""
+        biases = {"doc": scores.get("verdict_bias"), "chunk": scores.get("bias")}
+        return {level: {"bias": bias} if bias else {} for level, bias in biases.items()}
 
     def _margins(self, rows: Sequence[Row]) -> "list[NDArray[np.float32]]":
         """Of each line of each row the log-odds of dropping it."""

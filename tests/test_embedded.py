@@ -1,0 +1,76 @@
+"""The refiner that comes with proxhpc: small, whole, and better than keeping everything."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from proxhpc.corpus.document import Document
+from proxhpc.here import manifest_of, rows
+from proxhpc.models import resolve_model
+from proxhpc.plan import find_models, settle
+from proxhpc.refine.ledger import Row
+from proxhpc.refine.refiner import open_refiner
+
+FOLDER = Path(__file__).parent.parent / "proxhpc" / "embedded"
+STORY = [
+    "The harbour was built in 1843, when the town had some four thousand inhabitants, and it was "
+    "enlarged twice before the war.",
+    "Most of the fishing boats have gone since then. What is left of the old quay is now a place "
+    "where people sit in the evening and watch the ferries come in.",
+    "A small museum in the customs house tells the story of the families who lived here, and of "
+    "the storm that took eleven boats in one night.",
+    "“Nobody who was there ever forgot it,” says the woman who sells the tickets, whose "
+    "grandfather was one of the survivors.",
+]
+MENU = ["Home", "News", "Sport", "Login", "Subscribe now", "Share on Facebook", "Tweet"]
+FOOT = ["Related articles", "Terms of use", "Privacy policy", "Contact us", "Sitemap", "© 2019"]
+
+
+def refined(texts: list[str]) -> list[Row]:
+    pytest.importorskip("transformers")
+    manifest = manifest_of(
+        None, engine="transformers", model="embedded", doc_model="embedded", prompt=None
+    )
+    models = find_models(manifest)
+
+    async def all_of() -> list[Row]:
+        refiner = await open_refiner(settle(manifest, models), models)
+        try:
+            named = ((str(n), Document(str(n), text, 0, n)) for n, text in enumerate(texts))
+            return [row async for _, row in rows(refiner, named)]
+        finally:
+            await refiner.close()
+
+    return asyncio.run(all_of())
+
+
+def test_it_is_small_and_says_how_it_is_asked() -> None:
+    ref = resolve_model("embedded")
+    assert ref.path == FOLDER
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) <= 16_000_000
+    config = json.loads((FOLDER / "config.json").read_text())
+    assert (config["model_type"], config["dtype"]) == ("llama", "bfloat16")
+    assert ref.refiner is not None
+    assert (ref.refiner.prompt, ref.refiner.levels) == ("walk", ["doc", "chunk"])
+    card = (FOLDER / "README.md").read_text()
+    for section in ("## Recipe", "## What it is for", "## Data", "## By gold data"):
+        assert section in card
+
+
+def test_it_tells_a_menu_from_a_story() -> None:
+    page = [*MENU, *STORY, *STORY, *STORY, *FOOT]
+    story, junk = refined(["\n".join(page), "\n".join((*MENU, *FOOT) * 6)])
+    assert (story.status, junk.status) == ("edited", "dropped")
+    removed = {n for call in story.windows for n in removed_lines(call.emitted.program)}
+    texts = range(len(MENU), len(page) - len(FOOT))
+    assert not removed & set(texts)
+    assert len(removed) >= 5
+
+
+def removed_lines(program: str) -> set[int]:
+    from proxhpc.program.edits import read_window
+
+    ranges = read_window(program, "prox", "stop", 0, 100, 0).removed
+    return {line for start, stop in ranges for line in range(start, stop)}
