@@ -77,13 +77,12 @@ class Corpus(Config):
 _WALK_LINES = 64
 
 
-def _default(doc: Any, chunk: Any, walk: Any) -> Any:
-    """Return a default by level and, for `prompt: walk`, one by the keys before."""
+def _default(doc: Any, chunk: Any, *, walk: tuple[Any, Any]) -> Any:
+    """Return a default by level; `walk` has those for `prompt: walk`, of doc and of chunk."""
 
     def choose(data: dict[str, Any]) -> Any:
-        if data.get("prompt") == "walk":
-            return walk(data) if callable(walk) else walk
-        return doc if data.get("level") == "doc" else chunk
+        of_doc, of_chunk = walk if data.get("prompt") == "walk" else (doc, chunk)
+        return of_doc if data.get("level") == "doc" else of_chunk
 
     return choose
 
@@ -130,25 +129,21 @@ class Stage(Config):
         "`remove_str`, `replace_str`, lines counted from 1.",
     )
     numbering: Literal["document", "window"] = Field(
-        default_factory=_default(
-            "document", "document", lambda d: "document" if d.get("level") == "doc" else "window"
-        ),
+        default_factory=_default("document", "document", walk=("document", "window")),
         description="Chunk stage: line numbers run through the document (the default) or restart "
         "in each window (with `prompt: walk` always).",
     )
     window_tokens: Positive = Field(
-        default_factory=_default(1500, 1500, lambda d: 1500 if d.get("level") == "doc" else 480),
+        default_factory=_default(1500, 1500, walk=(1500, 480)),
         description="Chunk stage: most tokens of text in one window. Default 1500; 480 for `walk`.",
     )
     window_lines: Annotated[int, Field(strict=True, gt=0, le=300)] | None = Field(
-        default_factory=_default(
-            None, None, lambda d: None if d.get("level") == "doc" else _WALK_LINES
-        ),
+        default_factory=_default(None, None, walk=(None, _WALK_LINES)),
         description="Chunk stage: most lines in one window. Default 64 for `walk`, whose numbers "
         "end at 299; no bound for others.",
     )
     max_prompt_tokens: Positive | None = Field(
-        default_factory=_default(2000, None, None),
+        default_factory=_default(2000, None, walk=(None, None)),
         description="Longest prompt. Doc stage (default 2000): the document is cut to fit. Chunk "
         "stage (default: what the model's context leaves): windows are packed to fit, and only a "
         "line that none can hold is left untouched.",
@@ -165,7 +160,7 @@ class Stage(Config):
         "document; below 0 more is kept.",
     )
     grammar: Literal["none", "lines", "strings"] = Field(
-        default_factory=_default("none", "none", "lines"),
+        default_factory=_default("none", "none", walk=("lines", "lines")),
         description="With `engine.name: vllm`: decode under a grammar, so that only valid "
         "programs come out. `lines`: verdicts, and removals of the window's own lines. "
         "`strings`: also deletions of its words; slower, for each window has a grammar of its "

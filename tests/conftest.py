@@ -7,6 +7,7 @@ them instead where the part is named in PROXHPC_REQUIRE (a comma list) or where 
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Makes the run independent of an outer Slurm job, of the user's defaults and of any hub."""
+    """Makes the run independent of an outer Slurm job, of the user's defaults and of any hub.
+
+    What a shell puts in the background ignores SIGINT, and all that it starts would too.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith(INHERITED)]:
         del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"

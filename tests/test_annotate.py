@@ -359,6 +359,7 @@ def test_labels_of_documents_and_other_fields(tmp_path: Path) -> None:
     assert found[0]["source"] == "docs.jsonl"
     summary = json.loads(summary_path(out).read_bytes())
     assert summary["documents"]["left_out"] == {"nothing_to_teach": 1}
+    assert summary["without_host"] == 3
 
 
 @pytest.mark.parametrize(
@@ -390,6 +391,8 @@ def test_what_cannot_be_meant_is_refused(
         ({"url": "https://u@evil.com:pw@example.org/"}, "example.org"),
         ({"url": "https://[::1]/x"}, "::1"),
         ({"url": "https://[::1/x"}, ""),
+        ({"host": "2001:DB8::1"}, "2001:db8::1"),
+        ({"host": "192.0.2.1"}, "192.0.2.1"),
         ({"host": "https://www.example.org:80/x"}, "example.org"),
         ({"host": "B\u00fccher.example"}, "xn--bcher-kva.example"),
         ({"host": "\u00fc" * 70}, "\u00fc" * 70),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxhpc.corpus.disk import append_line, create, publish, write_atomic
+from proxhpc.corpus.disk import append_line, create, publish, write_atomic, writing
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import RetryError, UserError
@@ -89,6 +89,13 @@ def test_no_write_permission_is_named(tmp_path: Path) -> None:
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no directory .*gone"):
         write_atomic(tmp_path / "gone" / "x", b"x")
+
+
+def test_a_file_in_place_of_a_directory_is_the_users_to_change(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write .*taken: it is a file"), writing(taken):
+        os.listdir(taken)
 
 
 def test_the_first_to_publish_wins(tmp_path: Path) -> None:

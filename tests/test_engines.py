@@ -107,6 +107,16 @@ def step_by_step(model: ModelRef, prompt: list[int], new: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+def test_loading_says_nothing(
+    tiny: ModelRef, loop: Loop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    loop(loop(make_engine(options(dtype="float32"), tiny)).close())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_batches_answer_like_a_plain_loop(engine: Engine, tiny: ModelRef, loop: Loop) -> None:
     """Padding, batching and each request's own limit change nothing."""
     assert engine.tokenizer is not None

@@ -18,7 +18,7 @@ from proxhpc.refine.engines.base import Completion, Request
 from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.stage import StageRunner
 from runs import PARAGRAPH, document, manifest, write_jsonl
-from tiny_models import save_llama
+from tiny_models import save_llama, save_walk
 
 Capture = pytest.CaptureFixture[str]
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text()
@@ -189,6 +189,52 @@ def test_a_model_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     assert out.splitlines()[2].startswith("llama ")
     assert out.splitlines()[3].startswith("rules ")
     assert re.search(r"^chunk stage: \S+ documents/s, [1-9]\S*[kM] FLOPs a document$", out, re.M)
+
+
+def test_the_auc_of_verdicts(tmp_path: Path, capsys: Capture) -> None:
+    """The order in which thresholds would drop documents, whatever the bias at which they are."""
+    pytest.importorskip("transformers")
+    folder = save_walk(tmp_path / "walk")
+    texts = ["Home", "The brown fox", "jumps over", "a lazy dog", "About us", "lines of it"]
+    keeps = [1, 0, 1, 0, 0, 1]
+    rows = [{"text": text, "keep": keep} for text, keep in zip(texts, keeps, strict=True)]
+    path = write_jsonl(tmp_path / "gold.jsonl", rows)
+
+    def evaluated(bias: float) -> str:
+        stages = [{"level": "doc", "model": str(folder), "prompt": "walk", "bias": bias}]
+        engine = {"name": "transformers", "dtype": "float32"}
+        made = manifest(tmp_path, [tmp_path], engine=engine, stages=stages)
+        out = tmp_path / "out.json"
+        asked = ["evaluate", "--manifest", str(made), str(path), "--json", str(out)]
+        assert main([*asked, "--bootstrap", "50"]) == 0
+        assert " AUC " in capsys.readouterr().out.splitlines()[1]
+        return out.read_text()
+
+    kept, dropped = evaluated(-100), evaluated(100)
+    one, other = (scores(out, "doc", "all", str(folder)) for out in (kept, dropped))
+    assert (one["documents_kept"], other["documents_kept"]) == (1, 0)
+    assert one["auc"] == other["auc"] == pytest.approx(by_hand(folder, texts, keeps))
+    rules = scores(kept, "doc", "all", "rules")
+    assert rules["auc"] is None
+    assert "auc" not in rules["ahead"]
+
+
+def by_hand(folder: Path, texts: list[str], keeps: list[int]) -> float:
+    """How many pairs of a document to drop and one to keep the model has in that order."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from proxhpc.refine.engines.tokenizer import HFTokenizer
+    from proxhpc.refine.walk import Walk
+
+    walk = Walk(HFTokenizer(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        last = [model(torch.tensor([walk.judge([text])])).logits[0, -1] for text in texts]
+    margins = [float(row[walk.verdicts[1]] - row[walk.verdicts[0]]) for row in last]
+    drop, keep = ([m for m, k in zip(margins, keeps, strict=True) if k == n] for n in (0, 1))
+    pairs = [d > k for d in drop for k in keep]
+    return sum(pairs) / len(pairs)
 
 
 @pytest.mark.skipif("PROXHPC_DATA" not in os.environ, reason="PROXHPC_DATA names no gold data")

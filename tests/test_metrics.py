@@ -14,7 +14,6 @@ from proxhpc.evaluate.gold import Gold, GoldFields, Selection, condition, read_g
 from proxhpc.evaluate.metrics import (
     LINES,
     GoldLines,
-    auc,
     line_row,
     score_documents,
     score_lines,
@@ -22,6 +21,7 @@ from proxhpc.evaluate.metrics import (
     token_f1,
     tokens,
 )
+from proxhpc.evaluate.ranking import auc, auc_score
 from runs import write_jsonl
 
 LONG = " ".join(f"w{n}" for n in range(20))
@@ -112,6 +112,29 @@ def test_documents_by_hand() -> None:
     assert auc([True, True], [1, 2]) is None
     with pytest.raises(ValueError, match="not a number"):
         auc([True, False], [1, float("nan")])
+
+
+def test_an_interval_of_the_auc_by_hand() -> None:
+    """Each resampling written out as the documents it took, ties and all."""
+    rng = np.random.default_rng(2)
+    drop = rng.random(20) < 0.5
+    scores = np.round(rng.normal(size=20) + drop, 1)
+    found = auc_score(list(drop), list(scores), rounds=50, seed=3)
+    areas = []
+    for taken in np.concatenate(list(weights(20, 50, 3))).astype(int):
+        pairs = [
+            (p > n) + (p == n) / 2
+            for p in np.repeat(scores, taken * drop)
+            for n in np.repeat(scores, taken * ~drop)
+        ]
+        areas.append(sum(pairs) / len(pairs))
+    low, high = np.percentile(areas, (2.5, 97.5))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.low < found.value == auc(list(drop), list(scores)) < found.high
+    assert auc([True, False], [float("inf"), float("inf")]) == 0.5
+    assert auc_score([], [], rounds=5, seed=0) == Score(None)
+    # One of two documents: many a resampling takes it twice.
+    assert auc_score([True, False], [1, 0], rounds=20, seed=0) == Score(1)
 
 
 def test_baselines() -> None:

@@ -22,7 +22,7 @@ from proxhpc.launch import launch, prepare
 from proxhpc.rundir import RunDir
 from proxhpc.status.beats import latest
 from runs import check_balance, document, manifest, write_jsonl
-from slurm_cluster import FINISHED, SlurmCluster
+from slurm_cluster import FINISHED, Job, SlurmCluster
 from test_slurm_run import finished, idle
 
 
@@ -165,9 +165,14 @@ def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_pa
     for array in bad:
         journal.write("receipt", 0, phase="refine", job=array)
     journal.write("released", 0)
-    failed = [job for array in bad for job in cluster.jobs(array) if job.state == "FAILED"]
+
+    def agreed() -> list[Job]:
+        failed = [job for array in bad for job in cluster.jobs(array) if job.state == "FAILED"]
+        return failed if backend.failing(set()) == {"n2": len(failed)} else []
+
+    # The controller and the accounting, which is asked here, may be a moment apart.
+    failed = cluster.until(agreed, "the accounting to know what the controller does")
     assert len(failed) >= 3
-    assert backend.failing(set()) == {"n2": len(failed)}
     assert backend.failing({job.id for job in failed}) == {}  # had they worked first
     work = Work("refine", tasks.merge, [("x", 1)] * 2, {"by_hand": 0}, ("n2",))
     (job, *_) = backend.submit(work, None)

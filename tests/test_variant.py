@@ -203,6 +203,9 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path: Path, base: Run, files: l
     (tmp_path / "full" / "notes").write_text("mine")
     with pytest.raises(UserError, match=r"full is not empty.*notes"):
         variant.merge(base.dir, tmp_path / "full", asked)
+    with pytest.raises(UserError, match=r"notes: it is a file, no directory"):
+        variant.merge(base.dir, tmp_path / "full" / "notes", asked)
+    assert (tmp_path / "full" / "notes").read_text() == "mine"
     with pytest.raises(UserError, match="lies in the run"):
         variant.merge(base.dir, base.dir.root / "corpus2", asked)
     with pytest.raises(UserError, match="is not empty"):

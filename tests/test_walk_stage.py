@@ -129,7 +129,18 @@ def questions(walk: Walk) -> Iterator[Request]:
             limit = rng.choice([size + 1, size + 1, 3])  # too few for the answer, but no harm
             yield Request("chunk", prompt, (), 0, limit, steps=walk.steps(size), bias=bias)
         stop = rng.choice([(), ("keep_doc()", "drop_doc()")])
-        yield Request("doc", walk.judge(lines), (), 0, 5, stop, steps=walk.verdict_steps)
+        doc = Request("doc", walk.judge(lines), (), 0, 5, stop, steps=walk.verdict_steps)
+        # The score is that before the bias.
+        yield replace(doc, bias=walk.verdict_bias(rng.choice([0.0, -9.0])), odds=walk.verdicts)
+
+
+def first_logits(engine: Any, request: Request) -> list[float]:
+    """The model's logits of the first token, of this prompt alone."""
+    import torch
+
+    with torch.inference_mode():
+        found = engine._model(torch.tensor([list(request.prompt)])).logits[0, -1]
+    return list(found.tolist())
 
 
 def test_drafts_are_what_greedy_decoding_gives(
@@ -142,7 +153,8 @@ def test_drafts_are_what_greedy_decoding_gives(
 
     engine = TransformersEngine(resolve_model(str(model)), batch_size=6)
     assert engine.tokenizer
-    asked = list(questions(Walk(engine.tokenizer)))
+    walk = Walk(engine.tokenizer)
+    asked = list(questions(walk))
     passes = 0
 
     def pass_by() -> None:
@@ -154,7 +166,17 @@ def test_drafts_are_what_greedy_decoding_gives(
         assert drafts.can_draft(engine._model, batch, engine._stop)
         drafted = engine._generate(batch, lambda: bool(pass_by()))
         monkeypatch.setattr("proxhpc.refine.engines.transformers_engine.can_draft", lambda *_: 0)
-        assert drafted == engine._generate(batch, lambda: False)
+        plain = engine._generate(batch, lambda: False)
+        assert drafted == plain
+        for request, one, other in zip(batch, drafted, plain, strict=True):
+            wanted = None
+            if request.odds:
+                logits = first_logits(engine, request)
+                wanted = pytest.approx(
+                    logits[walk.verdicts[1]] - logits[walk.verdicts[0]], abs=1e-4
+                )
+            assert one.score == wanted
+            assert other.score == wanted
         monkeypatch.undo()
     tokens = sum(max(r.max_new_tokens for r in asked[n : n + 6]) for n in range(0, len(asked), 6))
     assert passes < tokens / 2

@@ -2,9 +2,8 @@
 
 What a refiner will be judged by comes first: documents of held-out files and of validation hosts
 are signed before any is taught, so that training is kept clear of both, and validation of what is
-held out. Examples wait in a
-temporary file until it is known how many there are to choose from; of each only some bytes stay
-in memory.
+held out. Examples wait in a temporary file until it is known how many there are to choose from; of
+each only some bytes stay in memory.
 """
 
 import tempfile

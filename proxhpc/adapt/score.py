@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from proxhpc.adapt.rows import Row
-from proxhpc.evaluate.metrics import auc, token_f1
+from proxhpc.evaluate.metrics import token_f1
+from proxhpc.evaluate.ranking import auc
 from proxhpc.program.edits import read_window
 from proxhpc.program.execute import apply, execute
 from proxhpc.program.policy import Policy

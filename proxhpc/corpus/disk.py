@@ -155,4 +155,8 @@ def _explain(path: Path, error: OSError) -> RetryError | UserError:
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
         return UserError(f"cannot write {path}: there is no directory {path.parent}")
+    if error.errno == errno.ENOTDIR:
+        return UserError(
+            f"cannot write {path}: it is a file, no directory", hint="name another place"
+        )
     return RetryError(f"cannot write {path}: {error.strerror or error}")

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -32,6 +33,8 @@ def host_of(record: dict[str, Any], host: str, url: str) -> str:
 def _clean(address: str) -> str:
     """The host of a URL, or of what stands where a host does (RFC 3986 section 3.2)."""
     address = address.strip()
+    with suppress(ValueError):  # IPv6 without its brackets, whose colons begin no port
+        return str(ip_address(address))
     try:
         found = urlsplit(address if _SCHEME.match(address) else f"//{address}").hostname or ""
     except ValueError:  # no address: brackets that do not match, letters that are marks

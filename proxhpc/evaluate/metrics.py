@@ -12,9 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, Gold
+from proxhpc.evaluate.ranking import auc
 from proxhpc.program.execute import UNSPACED
 
 if TYPE_CHECKING:
@@ -276,20 +277,3 @@ def score_documents(
     found = DOCUMENTS.scores(table(DOCUMENTS, [document_row(gold, bool(k)) for gold, k in pairs]))
     drop = [not gold.keep for gold in records]
     return found | {"auc": None if scores is None else auc(drop, scores)}
-
-
-def auc(positive: Sequence[bool], scores: Sequence[float]) -> float | None:
-    """How often a positive has a higher score than a negative, ties half; None without both."""
-    import numpy as np
-
-    flags, values = np.asarray(positive, bool), np.asarray(scores, float)
-    if np.isnan(values).any():
-        raise ValueError("a score is not a number")
-    _, rank, count = np.unique(values, return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2  # the mean rank, from 1, of equal scores
-    ones = int(flags.sum())
-    zeros = len(flags) - ones
-    if not ones or not zeros:
-        return None
-    total: Any = middle[rank][flags].sum() - ones * (ones + 1) / 2
-    return float(total / (ones * zeros))

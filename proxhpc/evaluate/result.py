@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxhpc.evaluate.bootstrap import Score, resample, score
 from proxhpc.evaluate.gold import Gold, Selection
 from proxhpc.evaluate.metrics import DOCUMENTS, LINES, Level, table
+from proxhpc.evaluate.ranking import auc_score
 from proxhpc.evaluate.run import Answers, LevelName, ask, name_of
 from proxhpc.manifest import Manifest
 
@@ -27,7 +28,7 @@ class System:
     """A system's scores in a group, by metric.
 
     `ahead` is by how much the refiner's scores are higher, on the same documents; empty for the
-    refiner itself.
+    refiner itself, and without `auc`: no baseline has one.
     """
 
     name: str
@@ -104,9 +105,16 @@ def evaluate(
     groups = []
     for level, systems in asked.items():
         tables = {one.name: table(LEVELS[level], one.cells) for one in systems}
+        scores = {one.name: one.scores for one in systems}
         for group, places in _groups(level, of_level[level]):
             some = {system: rows[places] for system, rows in tables.items()}
             found = _compare(some, name, LEVELS[level], rounds, selection.seed)
+            if level == "doc":
+                some_gold = [(place, of_level["doc"][place]) for place in places]
+                found = tuple(
+                    _ranked(one, some_gold, scores[one.name], (rounds, selection.seed))
+                    for one in found
+                )
             groups.append(Group(level, group, len(places), found))
     return Evaluation(
         refiner=name,
@@ -160,6 +168,22 @@ def _system(
         lead = None if mine is None or theirs is None else theirs - mine
         ahead = _scores(level, values[1] - values[0], lead)
     return System(name, len(pair[0]), scores, ahead)
+
+
+def _ranked(
+    system: System,
+    records: Sequence[tuple[int, Gold]],
+    scores: Sequence[float | None],
+    drawing: tuple[int, int],
+) -> System:
+    """The system with its AUC on the documents that have a score; `scores` are by place."""
+    pairs = [
+        (not gold.keep, value)
+        for place, gold in records
+        if scores and (value := scores[place]) is not None
+    ]
+    area = auc_score([drop for drop, _ in pairs], [value for _, value in pairs], *drawing)
+    return replace(system, scores=system.scores | {"auc": area})
 
 
 def _scores(level: Level, values: "Table", drawn: "Table | None") -> dict[str, Score]:

@@ -35,6 +35,7 @@ class Answers:
 
     `seconds` is what deciding took, scoring left out, 0 where nothing was to decide; `counts` are
     those of a refiner's ledger rows, `flops` what its model did; None: no model, or not known.
+    `scores` are log-odds of dropping, None where an engine gives none; empty for whole systems.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Answers:
     seconds: float = 0
     counts: Counts = field(default_factory=Counts)
     flops: int | None = None
+    scores: Sequence[float | None] = ()
 
 
 Asked = dict[LevelName, list[Answers]]
@@ -108,11 +110,13 @@ async def _refine(
             done = _flops(models.get("chunk"), counts.chunk)
             found["chunk"] = Answers(name, cells, seconds, counts, done)
         if refiner.doc and doc:
+            refiner.doc.scored = True
             rows, seconds = await _rows(Refiner(manifest, refiner.doc, None), doc)
             cells = [_judged(gold, row) for gold, row in zip(doc, rows, strict=True)]
             counts = tally(rows)
             done = _flops(models.get("doc"), counts.doc)
-            found["doc"] = Answers(name, cells, seconds, counts, done)
+            scores = [row.score for row in rows]
+            found["doc"] = Answers(name, cells, seconds, counts, done, scores)
     finally:
         await refiner.close()
     return found

@@ -12,8 +12,8 @@ from proxhpc.evaluate.result import Evaluation, Group, Running, System
 from proxhpc.evaluate.run import LevelName
 from proxhpc.status.terminal import safe, short, whole
 
-MAIN: dict[LevelName, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy",)}
-"""Metrics shown with their interval, and with the refiner's lead over each baseline."""
+MAIN: dict[LevelName, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy", "auc")}
+"""Metrics shown with their interval, and with the refiner's lead over baselines that have them."""
 
 HEADS = {
     "token_f1": "token F1",
@@ -28,6 +28,7 @@ HEADS = {
     "bytes_kept": "bytes kept",
     "tokens_kept": "tokens kept",
     "valid_programs": "valid",
+    "auc": "AUC",
 }
 
 

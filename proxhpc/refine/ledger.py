@@ -71,7 +71,11 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one document, and the programs that say why."""
+    """What became of one document, and the programs that say why.
+
+    `score`, the log-odds of dropping it before any bias, is not written: its last digits depend on
+    what shared a batch, and a run that goes on after a kill is to write the same bytes.
+    """
 
     id: str
     file: int
@@ -91,6 +95,7 @@ class Row:
     flags: tuple[str, ...] = ()
     detail: str = ""
     head: bytes = b""
+    score: float | None = field(default=None, compare=False)
 
     def encode(self) -> bytes:
         """One JSON line without its end; empty fields are left out."""

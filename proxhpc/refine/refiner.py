@@ -126,10 +126,12 @@ class Refiner:
         text, lines = document.text, tokens.lines
         answers: list[Answer] = []
         verdict: Emitted | None = None
+        score: float | None = None
         if self.doc:
             answer = await self.doc.judge(text, lines, order)
             spent.doc = answer.call
             verdict = answer.call.emitted if answer.call else None
+            score = answer.score
             answers.append(answer)
         dropped = verdict and doc_verdict(verdict, self.policy).action == "drop"
         if self.chunk and not dropped:
@@ -148,7 +150,8 @@ class Refiner:
         if outcome.text and outcome.text != text:
             refined = await self._off_loop(document, tokens.of, outcome.text)
         flags = tuple(dict.fromkeys(answer.flag for answer in answers if answer.flag))
-        return _row(document, (spent.doc, spent.windows), outcome, (tokens.total, refined), flags)
+        row = _row(document, (spent.doc, spent.windows), outcome, (tokens.total, refined), flags)
+        return row if score is None else replace(row, score=score)
 
     def _count(self, text: str) -> LineTokens:
         if self._last is None:

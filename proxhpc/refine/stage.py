@@ -23,10 +23,11 @@ _CALL = "remove_lines(start=1000, end=1000)\n"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The call that a request became, and how its document was flagged on the way."""
+    """The call that a request became, how its document was flagged, and the engine's score."""
 
     call: Call | None
     flag: str = ""
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,13 @@ class Question:
 
 
 class StageRunner:
-    """One stage of the manifest on its engine."""
+    """One stage of the manifest on its engine.
+
+    `scored`: verdicts are asked for with their score, where the style has one. vLLM has a little
+    more to do for that, and runs have no use for it.
+    """
+
+    scored = False
 
     def __init__(self, stage: Stage, engine: Engine, policy: AnyPolicy) -> None:
         self.stage, self.engine, self.policy = stage, engine, policy
@@ -83,8 +90,7 @@ class StageRunner:
         grammar = DOC_GRAMMAR if self.stage.grammar != "none" else None
         limit = self.stage.max_new_tokens
         request = Request("doc", prompt, lines, 0, limit, self._stop, grammar, order)
-        call = await self._call(0, len(lines), request)
-        return Answer(call, "truncated" if truncated else "")
+        return await self._answer(0, len(lines), request, "truncated" if truncated else "")
 
     def questions(
         self, lines: Sequence[str], counts: Sequence[int], order: int = 0
@@ -161,8 +167,7 @@ class StageRunner:
         window = question.window
         if question.request is None:
             return Answer(None, question.flag)
-        call = await self._call(window.start, window.stop, question.request)
-        return Answer(call, "looped" if call.finish == "loop" else "")
+        return await self._answer(window.start, window.stop, question.request)
 
     def _limit(self, window: Window) -> int:
         """Most tokens of a window's program.
@@ -184,18 +189,19 @@ class StageRunner:
         last = first + len(own) - 1
         return chunk_grammar(self.stage.dialect, first, last, lines=text, policy=policy)
 
-    async def _call(self, start: int, stop: int, request: Request) -> Call:
+    async def _answer(self, start: int, stop: int, request: Request, flag: str = "") -> Answer:
         """Have the engine answer, unless it has answered the same before."""
         if not request.prompt:
             done, again = await self.engine.complete(request), False
         else:
             # Texts that a tokenizer makes alike may yet differ in what may be answered.
             limits = request.max_new_tokens, request.stop, request.grammar
-            rest = repr((*limits, request.steps, request.bias))
+            rest = repr((*limits, request.steps, request.bias, request.odds))
             key = digest(array("I", request.prompt).tobytes(), rest.encode())
             done, again = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
-        return Call(start, stop, self._program(done), done.finish, *tokens, again)
+        call = Call(start, stop, self._program(done), done.finish, *tokens, again)
+        return Answer(call, flag or ("looped" if done.finish == "loop" else ""), done.score)
 
     def _program(self, done: Completion) -> str:
         """An answer as a program: that is what models write, unless asked for something else."""

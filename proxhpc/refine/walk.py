@@ -61,7 +61,7 @@ class Walk:
         self._all_numbers = frozenset(self._numbers)
         self._keep = [special(vocabulary.keep(n)) for n in every]
         self._remove = [added(vocabulary.remove(n)) for n in every]
-        self._verdicts = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
+        self.verdicts = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
 
     # --- what the model reads ---------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Walk:
 
     def verdict(self, keep: bool) -> list[int]:
         """Answer ids of a document."""
-        return [self._verdicts[not keep], self.end]
+        return [self.verdicts[not keep], self.end]
 
     def example(
         self, lines: Sequence[str], window: Window, keep: Sequence[bool]
@@ -136,7 +136,7 @@ class Walk:
     @property
     def verdict_steps(self) -> Steps:
         """The same for a document's answer."""
-        return (self._verdicts, (self.end,))
+        return (self.verdicts, (self.end,))
 
     def bias(self, lines: int, value: float) -> tuple[tuple[int, float], ...]:
         """What is added to the logits of answers that remove one of so many lines."""
@@ -144,7 +144,7 @@ class Walk:
 
     def verdict_bias(self, value: float) -> tuple[tuple[int, float], ...]:
         """What is added to the logit of the answer that drops a document."""
-        return ((self._verdicts[1], value),) if value else ()
+        return ((self.verdicts[1], value),) if value else ()
 
     # --- within a prompt --------------------------------------------------------------------
 

@@ -57,8 +57,9 @@ class WalkRunner(StageRunner):
             order=order,
             steps=self._walk.verdict_steps if self._steps else (),
             bias=self._walk.verdict_bias(self.stage.bias),
+            odds=self._walk.verdicts if self.scored and self._steps else None,
         )
-        return Answer(await self._call(0, len(lines), request))
+        return await self._answer(0, len(lines), request)
 
     def questions(
         self, lines: Sequence[str], counts: Sequence[int], order: int = 0

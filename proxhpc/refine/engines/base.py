@@ -1,7 +1,7 @@
 """The engine protocol: what a refiner asks of whatever writes its programs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from proxhpc.errors import ProxError, RetryError
@@ -31,7 +31,8 @@ class Request:
     strings `stop` that comes up in it, which stays part of it, or with `end_loops` where it does
     nothing but repeat itself any more (`is_loop`); `grammar` is a regular expression. Each token
     is one of those of its step, if there are `steps`; `bias` is added to the logits of the ids
-    that it names. An engine that can answers requests of lower `order` first.
+    that it names. `odds` are two ids whose log-odds as the first token are to be told. An engine
+    that can answers requests of lower `order` first.
     """
 
     level: Level
@@ -45,6 +46,7 @@ class Request:
     end_loops: bool = False
     steps: Steps = ()
     bias: tuple[tuple[int, float], ...] = ()
+    odds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,9 @@ class Completion:
     """An engine's answer.
 
     Token counts are what the engine really did: `prompt_tokens` n, of them `cached_tokens` c
-    from a prefix cache, and `new_tokens` m sampled, the end-of-sequence token included.
+    from a prefix cache, and `new_tokens` m sampled, the end-of-sequence token included. `score` is
+    by how much the second of the request's `odds` is likelier than the first, in nats, before any
+    bias. It does not make answers differ: the last digits of sums depend on what shared a batch.
     """
 
     text: str
@@ -60,6 +64,7 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int
+    score: float | None = field(default=None, compare=False)
 
 
 class Tokenizer(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from proxhpc.account.flops import GATED_DECODERS
 from proxhpc.refine.engines.base import Request
-from proxhpc.refine.engines.steps import Steps
+from proxhpc.refine.engines.steps import Steps, log_odds
 
 
 def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> bool:
@@ -24,8 +24,13 @@ def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> 
     )
 
 
-def draft(model: Any, requests: Sequence[Request], check: Callable[[], None]) -> list[list[int]]:
-    """The tokens that greedy decoding gives each request; `check` is called before each pass."""
+def draft(
+    model: Any, requests: Sequence[Request], check: Callable[[], None]
+) -> tuple[list[list[int]], list[float | None]]:
+    """The tokens that greedy decoding gives each request, and the scores of the first ones.
+
+    `check` is called before each pass.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -38,6 +43,7 @@ def draft(model: Any, requests: Sequence[Request], check: Callable[[], None]) ->
     size = answers.guess.shape[1]
     known = 0  # so many tokens of each answer are settled
     done: dict[int, list[int]] = {}
+    scores: list[float | None] = []
     while True:
         check()
         out = model(
@@ -47,11 +53,13 @@ def draft(model: Any, requests: Sequence[Request], check: Callable[[], None]) ->
             past_key_values=cache,
             logits_to_keep=size - known,
         )
+        scores = scores or log_odds(out.logits[:, 0], [request.odds for request in requests])
         answers.settle(out.logits, known)
         done |= answers.finished()
         rows = answers.open()
         if not rows:
-            return [done[row] + _forced(request) for row, request in enumerate(requests)]
+            found = [done[row] + _forced(request) for row, request in enumerate(requests)]
+            return found, scores
         if len(rows) < len(mask):
             answers, mask, places = answers.only(rows), mask[rows], places[rows]
             cache.batch_select_indices(torch.tensor(rows, device=model.device))

@@ -5,7 +5,7 @@ from typing import Any
 
 from proxhpc.errors import RetryError
 from proxhpc.refine.engines.base import Request, Tokenizer, end_of, is_loop
-from proxhpc.refine.engines.steps import restrict
+from proxhpc.refine.engines.steps import log_odds, restrict
 
 
 def make_ends(
@@ -68,6 +68,22 @@ def make_choosers(requests: Sequence[Request], width: int) -> list[Any]:
             return scores
 
     return [Choosing()]
+
+
+def make_scorer(requests: Sequence[Request]) -> Any:
+    """What reads the scores of the requests' first tokens into its `scores`; goes first."""
+    from transformers import LogitsProcessor
+
+    class Scoring(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+        def __init__(self) -> None:
+            self.scores: list[float | None] = []
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            if not self.scores:
+                self.scores = log_odds(scores, [request.odds for request in requests])
+            return scores
+
+    return Scoring()
 
 
 def length_to_stop(ids: Sequence[int], stop: Sequence[str], tokenizer: Tokenizer) -> int:

@@ -1,4 +1,4 @@
-"""Answers of which each token is one of a few: what engines do to logits for that."""
+"""Answers of which each token is one of a few: what engines do to logits, and read from them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,3 +25,21 @@ def restrict(logits: Any, rows: Sequence[int], allowed: Sequence[Sequence[int]])
     kept = logits[at[:, None], ids]
     logits[at] = float("-inf")
     logits[at[:, None], ids] = kept
+
+
+def log_odds(logits: Any, odds: Sequence[tuple[int, int] | None]) -> list[float | None]:
+    """Of each row of `logits` [requests, vocabulary] that of its second id less that of its first.
+
+    None for a row without ids.
+    """
+    import torch
+
+    rows = [row for row, ids in enumerate(odds) if ids is not None]
+    found: list[float | None] = [None] * len(odds)
+    if not rows:
+        return found
+    ids = torch.tensor([odds[row] for row in rows], device=logits.device)
+    pairs = logits[torch.tensor(rows, device=logits.device)[:, None], ids].float()
+    for row, value in zip(rows, (pairs[:, 1] - pairs[:, 0]).tolist(), strict=True):
+        found[row] = value
+    return found

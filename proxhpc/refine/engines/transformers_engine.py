@@ -21,7 +21,13 @@ from proxhpc.refine.engines.base import (
     is_loop,
 )
 from proxhpc.refine.engines.drafts import can_draft, draft, padded
-from proxhpc.refine.engines.generation import closed, length_to_stop, make_choosers, make_ends
+from proxhpc.refine.engines.generation import (
+    closed,
+    length_to_stop,
+    make_choosers,
+    make_ends,
+    make_scorer,
+)
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 
 log = logging.getLogger(__name__)
@@ -29,6 +35,7 @@ log = logging.getLogger(__name__)
 LINGER_S = 0.01  # how long a batch that is not full waits for the next request
 # What `from_pretrained` may be given beside what the engine sets itself.
 OPTIONS = ("attn_implementation", "low_cpu_mem_usage", "quantization_config")
+_Found = tuple[list[list[int]], list[float | None]]  # new tokens and score of each request
 
 
 @dataclass(slots=True, eq=False)
@@ -164,25 +171,25 @@ class TransformersEngine:
 
         with torch.inference_mode():
             if can_draft(self._model, requests, self._stop):
-                rows = self._draft(requests, given_up)
+                rows, scores = self._draft(requests, given_up)
             else:
-                rows = self._decode(requests, given_up)
-        return [self._completion(*pair) for pair in zip(requests, rows, strict=True)]
+                rows, scores = self._decode(requests, given_up)
+        return [self._completion(*of) for of in zip(requests, rows, scores, strict=True)]
 
-    def _draft(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[list[int]]:
+    def _draft(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> _Found:
         """New tokens of each request, all of an answer at a time."""
 
         def check() -> None:
             if given_up():
                 raise closed()
 
-        rows = draft(self._model, requests, check)
+        rows, scores = draft(self._model, requests, check)
         return [
             row[: length_to_stop(row, request.stop, self._tokenizer)]
             for request, row in zip(requests, rows, strict=True)
-        ]
+        ], scores
 
-    def _decode(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[list[int]]:
+    def _decode(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> _Found:
         """New tokens of each request, one by one for all of them."""
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -190,15 +197,17 @@ class TransformersEngine:
         width = ids.shape[1]
         longest = max(request.max_new_tokens for request in requests)
         ends = make_ends(requests, self._tokenizer, width, given_up)
+        scorer = make_scorer(requests)
         out = self._model.generate(
             ids,
             attention_mask=mask,
             generation_config=self._greedy(longest),
             stopping_criteria=StoppingCriteriaList([ends]),
-            logits_processor=LogitsProcessorList(make_choosers(requests, width)),
+            logits_processor=LogitsProcessorList([scorer, *make_choosers(requests, width)]),
         )
         rows = out[:, width:].tolist()
-        return [row[:length] for row, length in zip(rows, ends.lengths, strict=True)]
+        ended = [row[:length] for row, length in zip(rows, ends.lengths, strict=True)]
+        return ended, scorer.scores
 
     def _greedy(self, max_new_tokens: int) -> Any:
         from transformers import GenerationConfig
@@ -213,7 +222,7 @@ class TransformersEngine:
             use_cache=True,
         )
 
-    def _completion(self, request: Request, new: Sequence[int]) -> Completion:
+    def _completion(self, request: Request, new: Sequence[int], score: float | None) -> Completion:
         """What a row's `new` tokens say, which end at the first stop or with the padding."""
         end = next((i for i, token in enumerate(new) if token in self._stop), None)
         text = self._tokenizer.decode(new[:end])
@@ -229,12 +238,15 @@ class TransformersEngine:
             prompt_tokens=len(request.prompt),
             cached_tokens=0,
             new_tokens=len(new) if end is None else end + 1,
+            score=score,
         )
 
 
 def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # stderr is for what proxhpc has to say
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise UserError(
             f"engine transformers: unknown option {unknown[0]!r}",

@@ -144,7 +144,7 @@ class VLLMEngine:
             raise RequestError(f"vLLM refuses a request: {error}") from error
         if final is None or final.outputs[0].finish_reason not in _FINISH:
             raise EngineDiedError("vLLM ended a request without an answer")
-        return self._completion(final, request.stop)
+        return self._completion(final, request)
 
     async def close(self) -> None:
         """End the core and every other child, remove scratch files. Never raises."""
@@ -167,16 +167,17 @@ class VLLMEngine:
         if left:
             log.warning("vLLM processes are still ending: %s", left)
 
-    def _completion(self, final: Any, stop: Sequence[str]) -> Completion:
+    def _completion(self, final: Any, request: Request) -> Completion:
         answer = final.outputs[0]
         ids = list(answer.token_ids)
         text = self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop else ids)
         return Completion(
-            text=text[: end_of(text, stop)],
+            text=text[: end_of(text, request.stop)],
             finish=_FINISH[answer.finish_reason],
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=max(final.num_cached_tokens or 0, 0),
             new_tokens=len(ids),
+            score=_score(answer.logprobs, request),
         )
 
 
@@ -198,7 +199,27 @@ def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
         logit_bias=dict(request.bias) or None,
         extra_args={STEPS: [list(ids) for ids in request.steps]} if request.steps else None,
         **(_loops() if request.end_loops else {}),
+        **({"logprob_token_ids": list(request.odds)} if request.odds and _can_score() else {}),
     )
+
+
+def _score(logprobs: Any, request: Request) -> float | None:
+    """Log-odds of the request's two ids, of vLLM's log-probabilities of every new token."""
+    if not logprobs or request.odds is None:
+        return None
+    first, second = (logprobs[0][number].logprob for number in request.odds)
+    return float(second - first)
+
+
+@cache
+def _can_score() -> bool:
+    """Whether this vLLM tells the log-probabilities of tokens by id; told once if not."""
+    from vllm import SamplingParams
+
+    if hasattr(SamplingParams, "logprob_token_ids"):
+        return True
+    log.warning("this vLLM is too old to tell log-odds: answers have no score")
+    return False
 
 
 @cache
