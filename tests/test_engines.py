@@ -319,7 +319,7 @@ def test_the_limit_ends_an_answer_before_its_loop_does(engine: Engine) -> None:
     looping = list(range(10, 18)) * 4
     for limit, finish in ((32, "length"), (33, "loop")):
         asked = replace(request([1], limit), end_loops=True)
-        assert engine._completion(asked, looping).finish == finish  # type: ignore[attr-defined]
+        assert engine._completion(asked, looping, None).finish == finish  # type: ignore[attr-defined]
 
 
 def test_an_old_vllm_is_told_once(
