@@ -78,6 +78,8 @@ def run_engine(
     )
     where = tmp_path / "site.yaml"
     site = {"name": "test", "kind": "slurm", "workers": 1, "cpus": 2, "time": 15}
+    # Two threads of torch beside another test's take many times longer than one.
+    site["setup"] = ["export OMP_NUM_THREADS=1"]
     where.write_text(yaml.safe_dump(site))
     run = RunDir(tmp_path / "run")
     launch(cluster, path, str(where), run.root)
