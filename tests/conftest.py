@@ -43,6 +43,8 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith(INHERITED)]:
         del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Threads of torch that wait for each other are many times slower where other tests run too.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
