@@ -38,7 +38,7 @@ import proxhpc
 from bench_program import read
 from proxhpc.corpus.document import Bad, End
 from proxhpc.corpus.frames import FrameWriter
-from proxhpc.launch import prepare
+from proxhpc.launch import Run, prepare
 from proxhpc.refine.ledger import LedgerWriter, Progress, Row, bad_row, text_digest
 
 # Of the others, what `pip install` is given. datatrove's hashes need the xxhash of before.
@@ -75,8 +75,8 @@ def write_files(texts: Sequence[str], folder: Path, files: int) -> None:
         (folder / f"{number}.jsonl.zst").write_bytes(packer.compress(b"".join(pile)))
 
 
-def keep_all(corpus: Path, folder: Path, dedup: dict[str, Any]) -> Path:
-    """Return a finished run over the files in which every document was kept as it is."""
+def planned(corpus: Path, folder: Path, **sections: Any) -> Run:
+    """Return a planned run of the rules over the files, with these sections in its manifest."""
     folder.mkdir()
     manifest = {
         "name": "bench",
@@ -84,12 +84,15 @@ def keep_all(corpus: Path, folder: Path, dedup: dict[str, Any]) -> Path:
         "corpus": {"paths": str(corpus / "*.jsonl.zst"), "id": "id"},
         "stages": [{"level": "chunk"}],
         "engine": {"name": "rules"},
-        "dedup": dedup,
-        "output": {"provenance": False},
     }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest | sections))
     (folder / "site.yaml").write_text("name: here\nkind: local\n")
-    run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    return prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+
+
+def keep_all(corpus: Path, folder: Path, dedup: dict[str, Any]) -> Path:
+    """Return a finished run over the files in which every document was kept as it is."""
+    run = planned(corpus, folder, dedup=dedup, output={"provenance": False})
     for number, shard in enumerate(run.plan.shards):
         rows: list[Row] = []
         ends: list[End] = []

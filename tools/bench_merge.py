@@ -21,14 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
-import yaml
 import zstandard
 
-from bench_dedup import keep_all, write_files
+from bench_dedup import keep_all, planned, write_files
 from bench_program import read
 from proxhpc.assemble.merge import merge
 from proxhpc.corpus.writer import JsonLines
-from proxhpc.launch import prepare
 from proxhpc.refine.worker import Assignment, run_worker
 from proxhpc.rundir import RunDir
 
@@ -51,18 +49,8 @@ def ceiling(files: Path, out: Path) -> Seconds:
 
 def edited(files: Path, folder: Path) -> Path:
     """Return a refined run over the files, edited by the C4 rules."""
-    folder.mkdir()
-    manifest = {
-        "name": "bench",
-        "run_dir": str(folder / "run"),
-        "corpus": {"paths": str(files / "*.jsonl.zst"), "id": "id"},
-        "stages": [{"level": "chunk"}],
-        "engine": {"name": "rules", "rules": ["c4"]},
-        "dedup": {"exact": False},
-    }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
-    (folder / "site.yaml").write_text("name: here\nkind: local\n")
-    run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    engine = {"name": "rules", "rules": ["c4"]}
+    run = planned(files, folder, engine=engine, dedup={"exact": False})
     run_worker(run.dir, Assignment(), lambda _: None)
     return run.dir.root
 

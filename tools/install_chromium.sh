@@ -14,17 +14,9 @@ found() {
 }
 
 found && exit 0
-if ! command -v apt-get >/dev/null; then
-  echo "install_chromium: no apt-get here; install one of ${programs[*]} by hand" >&2
-  exit 1
-fi
-if [ "$(id -u)" != 0 ]; then
-  echo "install_chromium: not root; ask for: apt-get install $package" >&2
-  exit 1
-fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-if ! apt-get install -qq -y --no-install-recommends "$package" >/dev/null || ! found; then
-  echo "install_chromium: no package $package here; install one of ${programs[*]} by hand" >&2
+. "$(dirname "$0")/apt_install.sh"
+by_hand="install one of ${programs[*]} by hand"
+if ! apt_install install_chromium "$by_hand" "$package" || ! found; then
+  echo "install_chromium: no package $package here; $by_hand" >&2
   exit 1
 fi

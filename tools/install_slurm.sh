@@ -14,17 +14,8 @@ lacking() {
 }
 
 [ -n "$(lacking)" ] || exit 0
-if ! command -v apt-get >/dev/null; then
-  echo "install_slurm: no apt-get here; install by hand:" $(lacking) >&2
-  exit 1
-fi
-if [ "$(id -u)" != 0 ]; then
-  echo "install_slurm: not root; ask for: apt-get install ${packages[*]}" >&2
-  exit 1
-fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+. "$(dirname "$0")/apt_install.sh"
+apt_install install_slurm "install by hand: $(lacking | xargs)" "${packages[@]}"
 if [ -n "$(lacking)" ]; then
   echo "install_slurm: still missing after the installation:" $(lacking) >&2
   exit 1

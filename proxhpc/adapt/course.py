@@ -41,3 +41,12 @@ class Course(Protocol):
     def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:
         """How the model is to be asked, by level: keys of a manifest's stage."""
         ...
+
+
+def load_base(path: Path) -> Any:
+    """The model in a directory, in float32, to be taught on. No code of its own is run."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype="float32", local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from proxhpc.refine.engines.drafts import padded
+
 BATCH = 8
 
 
@@ -21,18 +23,11 @@ def _greedy(model: Any, prompts: Sequence[Sequence[int]], end: int, most: int) -
     import torch
     from transformers import GenerationConfig
 
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), end)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
+    ids, mask = padded(prompts, model.device)
     config = GenerationConfig(
         do_sample=False, max_new_tokens=most, eos_token_id=end, pad_token_id=end
     )
     with torch.inference_mode():
-        out = model.generate(
-            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-        )
-    rows = out[:, width:].tolist()
+        out = model.generate(ids, attention_mask=mask, generation_config=config)
+    rows = out[:, ids.shape[1] :].tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]

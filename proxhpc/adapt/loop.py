@@ -17,6 +17,7 @@ from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.score import Scores
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError
+from proxhpc.refine.engines.transformers_engine import default_device
 
 SAY_SECONDS = 60
 
@@ -30,7 +31,7 @@ class Trainer:
         """It goes on from the folder's checkpoint if there is one."""
         self.recipe, self.course, self.folder, self._say = recipe, course, folder, say
         self.progress = Progress()
-        self._device = _device()
+        self._device = default_device()
         course.module.to(self._device)
         self._optimizer = Optimizer(course.module, recipe)
         self._average = Average(course.module, recipe.average)
@@ -186,12 +187,6 @@ class Trainer:
 def _smoothed(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
     """A running mean of each number over some 50 steps."""
     return {name: before.get(name, value) * 0.98 + value * 0.02 for name, value in now.items()}
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _on(device: str, batch: Any) -> Any:

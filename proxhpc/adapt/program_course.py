@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from proxhpc.adapt.course import Cursor
+from proxhpc.adapt.course import Cursor, load_base
 from proxhpc.adapt.generate import answers
 from proxhpc.adapt.loss import Losses, weighted_mean
 from proxhpc.adapt.packing import packed
 from proxhpc.adapt.recipe import Recipe
-from proxhpc.adapt.rows import Row
+from proxhpc.adapt.rows import Row, some
 from proxhpc.adapt.score import Scores, program_scores
 from proxhpc.errors import UserError
 from proxhpc.models import ModelRef, resolve_model
@@ -59,8 +59,6 @@ class ProgramCourse:
 
     def __init__(self, recipe: Recipe, rows: Iterable[Row]) -> None:
         """UserError for a model that cannot be loaded, and where no example fits."""
-        from transformers import AutoModelForCausalLM
-
         assert recipe.base is not None
         self._recipe = recipe
         ref = resolve_model(recipe.base, offline=True)
@@ -87,9 +85,7 @@ class ProgramCourse:
                 f"no example of the training split has at most {limit} tokens",
                 hint="raise max_tokens, or make shorter windows: proxhpc annotate --windows",
             )
-        self.module = AutoModelForCausalLM.from_pretrained(
-            ref.path, dtype="float32", local_files_only=True, trust_remote_code=False
-        )
+        self.module = load_base(ref.path)
 
     @property
     def llama(self) -> Any:
@@ -132,10 +128,7 @@ class ProgramCourse:
 
     def validate(self, most: int | None) -> Scores:
         """Scores of the programs written for `most` validation examples at random."""
-        rows: Sequence[Row] = self._held
-        if most is not None and len(rows) > most:
-            chance = np.random.default_rng(self._recipe.seed)
-            rows = [rows[n] for n in sorted(chance.choice(len(rows), most, replace=False))]
+        rows = some(self._held, most, self._recipe.seed)
         lessons = [self._lesson(row) for row in rows]
         longest = max((len(lesson.program) for lesson in self._train), default=1)
         written = answers(

@@ -16,6 +16,7 @@ from proxhpc.corpus.hosts import host_of
 from proxhpc.corpus.records import lookup
 from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields
+from proxhpc.models import short_name
 from proxhpc.plan import Plan
 from proxhpc.program.edits import Window
 from proxhpc.program.execute import Change, execute
@@ -48,7 +49,7 @@ class Programs:
                 hint="teach with a run under proxhpc's own policy",
             )
         self.policy, self.style = manifest.policy, chunk_style(manifest)
-        models = [_model(ref.name) for ref in self.plan.models.values()]
+        models = [short_name(ref.name) for ref in self.plan.models.values()]
         self.teacher = " + ".join(dict.fromkeys(models)) or manifest.engine.name
 
     def subjects(self) -> Iterator[Subject | Bad]:
@@ -103,11 +104,6 @@ def lesson(text: str, row: Row, policy: Policy, style: Style) -> Lesson:
             edits += _string_edits(text, starts, window, changes)
     unknown = frozenset(range(total)) - known
     return Lesson(keep, tuple(sorted(edits, key=lambda edit: edit.start)), unknown, +aside)
-
-
-def _model(name: str) -> str:
-    """What a model is called: its hub id, or the last name of its directory."""
-    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
 def verdict(call: Call) -> bool | None:

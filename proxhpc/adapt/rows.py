@@ -1,6 +1,6 @@
 """Example files read again: what a refiner is taught, row by row."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,16 @@ def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
                 yield _row(item.fields, item.text)
             except (KeyError, TypeError, ValueError) as error:
                 raise _refused(path, item.position, f"{type(error).__name__}: {error}") from error
+
+
+def some(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
+    """So many of the rows at random, the same for one seed, in their order; None: all."""
+    import numpy as np
+
+    if most is None or len(rows) <= most:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+    return [rows[number] for number in sorted(chosen)]
 
 
 def _row(data: dict[str, Any], program: str) -> Row:

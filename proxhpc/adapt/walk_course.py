@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proxhpc.adapt.course import Cursor
+from proxhpc.adapt.course import Cursor, load_base
 from proxhpc.adapt.examples import DROPPED
 from proxhpc.adapt.loss import Losses
 from proxhpc.adapt.packing import packed
 from proxhpc.adapt.recipe import Recipe
-from proxhpc.adapt.rows import Row
+from proxhpc.adapt.rows import Row, some
 from proxhpc.adapt.score import Decision, Scores, best_bias, verdict_scores
 from proxhpc.adapt.walk_batch import BACK, Batch, Sampler, collate
 from proxhpc.adapt.walk_loss import walk_loss
@@ -20,7 +20,7 @@ from proxhpc.adapt.walk_model import Learner, new_model
 from proxhpc.adapt.walk_pages import Item, Pages, Taught, taught, verdict, window
 from proxhpc.errors import UserError
 from proxhpc.refine.engines.tokenizer import HFTokenizer
-from proxhpc.refine.walk import Walk
+from proxhpc.refine.walk import Page, Walk
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 
 if TYPE_CHECKING:
@@ -83,11 +83,8 @@ class WalkCourse:
     def _model(self) -> Any:
         if self._recipe.shape is not None:
             return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(
-            self._recipe.base, dtype="float32", local_files_only=True, trust_remote_code=False
-        )
+        assert self._recipe.base is not None
+        return load_base(Path(self._recipe.base))
 
     @property
     def llama(self) -> Any:
@@ -105,14 +102,14 @@ class WalkCourse:
 
     def validate(self, most: int | None) -> Scores:
         """Scores on `most` validation documents at random (None: on all), at the best bias."""
-        pages = _some(self._pages, most, self._recipe.seed)
+        pages = some(self._pages, most, self._recipe.seed)
         margins = self._margins(pages)
         decisions = [
             Decision(row.lines, np.array(list(row.marks or "")) == DROPPED, margin)
             for row, margin in zip(pages, margins, strict=True)
         ]
         scores = best_bias(decisions) if decisions else {}
-        rows = _some(self._verdicts, most, self._recipe.seed)
+        rows = some(self._verdicts, most, self._recipe.seed)
         if rows:
             items = [verdict(row, self._walk, self._options) for row in rows]
             found = np.concatenate(self._ask(items))
@@ -129,7 +126,7 @@ class WalkCourse:
         windows: list[_Judged] = []
         for number, row in enumerate(rows):
             page = taught(row, self._walk, self._options)
-            for span in self._walk.windows(self._walk.page(row.lines)):
+            for span in self._walk.windows(Page(row.lines, page.ids)):
                 item = window(self._walk, page, span.start, span.stop)
                 windows.append(_Judged(number, span.start, item))
         found = self._ask([one.item for one in windows])
@@ -170,10 +167,3 @@ class WalkCourse:
             margins = (chosen[:, 1] - chosen[:, 0]).cpu().numpy()
         ends = np.cumsum([len(item.drop) for item in items])
         return np.split(margins, ends[:-1])
-
-
-def _some(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
-    if most is None or len(rows) <= most:
-        return rows
-    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
-    return [rows[number] for number in sorted(chosen)]

@@ -7,12 +7,11 @@ Connected Components in MapReduce and Beyond, SoCC 2014, the alternating algorit
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.sorting import Rows, Scratch, Sorter, heads
+from proxhpc.assemble.sorting import Held, Rows, Scratch, Sorter, heads
 
 Documents = npt.NDArray[np.int64]
 """Numbers of documents in the whole run, in input order."""
@@ -28,26 +27,21 @@ class Forest:
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._limit = scratch.rows(2)
+        self._held = Held(scratch.rows(2), 2)
         self._stars = Sorter(scratch, 2)
-        self._waiting: list[Pairs] = []
-        self._held = 0
         self._blocks = 0
 
     def add(self, pairs: Pairs) -> None:
         """Take in more pairs; their order makes no difference."""
-        for start in range(0, len(pairs), self._limit):
-            some = pairs[start : start + self._limit]
-            if self._held + len(some) > self._limit:
-                self._reduce()
-            self._waiting.append(some)
-            self._held += len(some)
+        for full in self._held.add(pairs):
+            self._reduce(full)
 
     def sets(self) -> Sorter:
         """Every document that has a duplicate, ascending, and the first of its set."""
-        self._reduce()
-        stars, blocks = self._stars, self._blocks
-        changed = blocks > 1
+        if self._held:
+            self._reduce(self._held.take())
+        stars = self._stars
+        changed = self._blocks > 1
         while changed:
             smaller, joined = _small_star(self._scratch, stars)
             stars, moved = _large_star(self._scratch, smaller)
@@ -58,12 +52,9 @@ class Forest:
             out.add(np.repeat(rows[:, 1:], 2, axis=1))
         return out
 
-    def _reduce(self) -> None:
-        if self._held:
-            self._stars.add(stars_of(np.concatenate(self._waiting)))
-            self._waiting.clear()
-            self._held = 0
-            self._blocks += 1
+    def _reduce(self, pairs: Pairs) -> None:
+        self._stars.add(stars_of(pairs))
+        self._blocks += 1
 
 
 def stars_of(pairs: Pairs) -> Pairs:
@@ -138,10 +129,3 @@ def _labelled(scratch: Scratch, wanted: Sorter, sets: Sorter) -> Iterator[tuple[
         asked = rows[:, 1] == 1
         rows, first = rows[asked], first[asked]
         yield np.delete(rows, 1, axis=1), np.where(first[:, 1] == 0, first[:, 2], rows[:, 0])
-
-
-def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Which rows of sorted columns begin a run of equals, and for each row where its run begins."""
-    leads = np.ones(len(columns[0]), np.bool_)
-    leads[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]

@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.clusters import Documents, Pairs, leaders
+from proxhpc.assemble.clusters import Documents, Pairs
 from proxhpc.assemble.pairs import Sketches
-from proxhpc.assemble.sorting import Rows, Scratch, Sorter, heads
+from proxhpc.assemble.sorting import Rows, Scratch, Sorter, heads, leaders
 from proxhpc.plan import Plan
 
 Worth = npt.NDArray[np.uint64]

@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from proxhpc.assemble.arrays import Rows, open_array, save_blocks
 from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
-from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs, leaders
+from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs
 from proxhpc.assemble.hashed import Sketch
 from proxhpc.assemble.minhash import Signatures, bounds, similarity
 from proxhpc.assemble.sketch import all_groups, groups
+from proxhpc.assemble.sorting import leaders
 from proxhpc.plan import Plan
 from proxhpc.rundir import RunDir
 from proxhpc.sections import Near

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,34 @@ class Scratch:
         return max(LEAST, self.memory // SORTERS // (24 * columns + 32))
 
 
+class Held:
+    """Rows that are held together, `limit` at most."""
+
+    def __init__(self, limit: int, columns: int) -> None:
+        self._limit, self._columns = limit, columns
+        self._waiting: list[Rows] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: Rows) -> Iterator[Rows]:
+        """Take in more rows; all that were held are given back where there is no room for more."""
+        for start in range(0, len(rows), self._limit):
+            some = rows[start : start + self._limit]
+            if self._count + len(some) > self._limit:
+                yield self.take()
+            self._waiting.append(some)
+            self._count += len(some)
+
+    def take(self) -> Rows:
+        """All rows that are held, which no longer are."""
+        rows: Rows = np.concatenate([np.empty((0, self._columns), np.int64), *self._waiting])
+        self._waiting.clear()
+        self._count = 0
+        return rows
+
+
 class Sorter:
     """Takes rows, and gives each of them once, ascending by the first column, then the next."""
 
@@ -39,43 +68,33 @@ class Sorter:
         self.columns = columns
         self._scratch = scratch
         self._limit = scratch.rows(columns)
-        self._waiting: list[Rows] = []
-        self._held = 0
+        self._held = Held(self._limit, columns)
         self._runs: list[_Run] = []
 
     def add(self, rows: Rows) -> None:
         """Take more rows, in any order."""
-        for start in range(0, len(rows), self._limit):
-            some = rows[start : start + self._limit]
-            if self._held + len(some) > self._limit:
-                self._spill()
-            self._waiting.append(some)
-            self._held += len(some)
+        for full in self._held.add(rows):
+            self._spill(full)
 
     def __iter__(self) -> Iterator[Rows]:
         """All rows, in blocks; as often as they are asked for."""
         if not self._runs:
-            rows = self._sorted()
-            self._waiting, self._held = [rows], len(rows)
-            if self._held:
+            rows = ordered(self._held.take())
+            self.add(rows)
+            if len(rows):
                 yield rows
             return
         if self._held:
-            self._spill()
+            self._spill(self._held.take())
         while len(self._runs) > RUNS:
             file = _File(self._scratch.folder, self.columns)
             some = [self._runs[at : at + RUNS] for at in range(0, len(self._runs), RUNS)]
             self._runs = [file.write(_merged(runs, self._limit)) for runs in some]
         yield from _merged(self._runs, self._limit)
 
-    def _sorted(self) -> Rows:
-        return ordered(np.concatenate([np.empty((0, self.columns), np.int64), *self._waiting]))
-
-    def _spill(self) -> None:
+    def _spill(self, rows: Rows) -> None:
         file = self._runs[-1].file if self._runs else _File(self._scratch.folder, self.columns)
-        self._runs.append(file.write([self._sorted()]))
-        self._waiting.clear()
-        self._held = 0
+        self._runs.append(file.write([ordered(rows)]))
 
 
 class _File:
@@ -170,13 +189,18 @@ def ordered(rows: Rows) -> Rows:
     return rows if first.all() else rows[first]
 
 
+def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Which rows of sorted columns begin a run of equals, and for each row where its run begins."""
+    leads = np.ones(len(columns[0]), np.bool_)
+    leads[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]
+
+
 def heads(blocks: Iterator[Rows] | Sorter) -> Iterator[tuple[Rows, Rows]]:
     """Blocks of sorted rows, and for each row the first one with the same first column."""
     last = None
     for rows in blocks:
-        leads = np.ones(len(rows), np.bool_)
-        np.not_equal(rows[1:, 0], rows[:-1, 0], out=leads[1:])
-        first = rows[np.flatnonzero(leads)[np.cumsum(leads) - 1]]
+        first = rows[leaders(rows[:, 0])[1]]
         if last is not None and last[0] == rows[0, 0]:
             first[: np.searchsorted(rows[:, 0], last[0], "right")] = last
         last = first[-1].copy()

@@ -86,7 +86,7 @@ class TransformersEngine:
         self.max_model_len = model.context_length(max_model_len)
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})
         self._batch_size = batch_size
-        self._device = device or _default_device()
+        self._device = device or default_device()
         self._model = _load(model, _dtype(dtype, self._device), self._device, options or {})
         self._waiting: list[_Pending] = []
         self._changed = threading.Condition()
@@ -277,7 +277,8 @@ def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) 
     return loaded
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """Where models run if nobody says where."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
