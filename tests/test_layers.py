@@ -28,6 +28,7 @@ LINES = [
     ["evaluate"],
     ["adapt"],
     ["advance", "launch", "variant"],
+    ["options"],
     ["cli", "__main__"],
 ]
 LINE = {room: number for number, line in enumerate(LINES) for room in line}
