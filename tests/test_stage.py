@@ -222,16 +222,19 @@ def test_a_shared_cache_is_not_overrun() -> None:
             return await super().complete(request)
 
     texts = [f"line {n} of this text\nand another one" for n in range(40)]
-    engine = Slow(keep)
-    rows = refine(engine, texts)
+    engine, stage = Slow(keep), {"prompt": "compact"}
+    rows = refine(engine, texts, stage=stage)
     unbounded = most
     most = 0
     bounded = Slow(keep)
     bounded.cache_tokens = 200
-    assert refine(bounded, texts) == rows
+    assert refine(bounded, texts, stage=stage) == rows
     assert most < 300 < unbounded
     assert [r.level for r in bounded.asked[:30]].count("chunk") > 5
     assert [r.level for r in engine.asked[:30]].count("chunk") == 0
+    most = 0
+    refine(bounded, texts)
+    assert most > 300, "where a window shares nothing with its document nothing waits"
 
 
 def test_copies_are_refined_once_and_counted() -> None:

@@ -46,7 +46,8 @@ class PromptStyle:
 
     `document` and `window` make the user's message of a text or of numbered lines, `number` is
     what such a message says of a line's number; `wrap` puts the frame around a message. Where a
-    document is not answered by a program, `verdict` makes one of the answer.
+    document is not answered by a program, `verdict` makes one of the answer. `alike`: a document
+    and its first window begin alike, so that the engine may have read much of the second already.
     """
 
     name: str
@@ -55,6 +56,7 @@ class PromptStyle:
     window: Callable[[Sequence[str], int], str] = _numbered
     number: Callable[[int], str] = _number
     verdict: Verdict | None = None
+    alike: bool = False
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
@@ -169,9 +171,15 @@ STYLES = {
         PromptStyle("prox-llama2", _prox_llama2),
         PromptStyle("prox-plain", _prox_plain),
         PromptStyle("chat-template", _chat_template),
-        # A number stands behind its line, where a causal model has read it, and the question
-        # last: a document and its first window begin alike and share the engine's prefix cache.
-        PromptStyle("compact", _prox_plain, _compact_document, _compact_window, _compact_number),
+        # A number stands behind its line, where a causal model has read it, and the question last.
+        PromptStyle(
+            "compact",
+            _prox_plain,
+            _compact_document,
+            _compact_window,
+            _compact_number,
+            alike=True,
+        ),
         PromptStyle(
             "teacher",
             _chat_alone,

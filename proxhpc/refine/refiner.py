@@ -52,10 +52,7 @@ class Refiner:
         self._copies: Memo[Row] | None = None
         if manifest.dedup.before == "exact":
             self._copies = Memo(MEMO_BYTES, _memory)
-        # A chunk prompt finds its document's in the cache, unless too many others came between.
-        self._room: Budget | None = None
-        if doc and chunk and doc.engine is chunk.engine and doc.engine.cache_tokens:
-            self._room = Budget(IN_FLIGHT_DOCUMENTS, doc.engine.cache_tokens // 2)
+        self._room = _room(doc, chunk)
         self._orders = count()
         self._turn = asyncio.Lock()
         self._errors: set[str] = set()
@@ -207,6 +204,19 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
             await engine.close()
         raise
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
+
+
+def _room(doc: StageRunner | None, chunk: StageRunner | None) -> Budget | None:
+    """A bound on the tokens of documents in flight, where that saves the engine work.
+
+    A window's prompt then finds what it shares with its document's in the cache: not too many
+    others came between. Elsewhere a bound would only keep the engine from larger batches.
+    """
+    if not (doc and chunk and doc.engine is chunk.engine and doc.engine.cache_tokens):
+        return None
+    if not (doc.alike and doc.stage.prompt == chunk.stage.prompt):
+        return None
+    return Budget(IN_FLIGHT_DOCUMENTS, doc.engine.cache_tokens // 2)
 
 
 def _stepwise(manifest: Manifest, models: Mapping[str, ModelRef], model: ModelRef | None) -> bool:

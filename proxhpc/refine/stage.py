@@ -43,10 +43,11 @@ class StageRunner:
     """One stage of the manifest on its engine.
 
     `scored`: verdicts are asked for with their score, where the style has one. vLLM has a little
-    more to do for that, and runs have no use for it.
+    more to do for that, and runs have no use for it. `alike`: as the prompt style says.
     """
 
     scored = False
+    alike = False
 
     def __init__(self, stage: Stage, engine: Engine, policy: AnyPolicy) -> None:
         self.stage, self.engine, self.policy = stage, engine, policy
@@ -68,6 +69,7 @@ class StageRunner:
     def _prepare(self, tokenizer: Tokenizer) -> None:
         """Get ready to ask a model. UserError where prompts of this style cannot be."""
         self.style = prompt_style(self.stage.prompt)
+        self.alike = self.style.alike
         if self.stage.level == "chunk":
             room = self.style.chunk_room(tokenizer, self.budget)
             self.window_tokens = min(self.stage.window_tokens, room)
