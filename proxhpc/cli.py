@@ -203,7 +203,15 @@ def _adapt(arguments: argparse.Namespace) -> None:
         job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
         print(_safe(f"job {job}; it writes {out / 'training' / 'log.jsonl'}"))
         return
-    adapted = adapt(recipe, out, resume=arguments.resume, say=lambda line: print(_safe(line)))
+    if arguments.processes is not None:
+        _at_least(1, "--processes", arguments.processes)
+    adapted = adapt(
+        recipe,
+        out,
+        resume=arguments.resume,
+        processes=arguments.processes,
+        say=lambda line: print(_safe(line)),
+    )
     for name, score in adapted.scores.items():
         print(f"{name:18} {score:.4g}")
     print(_safe(f"model: {out}"))

@@ -84,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe (YAML)")
     adapt.add_argument("--out", type=Path, required=True, metavar="DIR", help="model directory")
     adapt.add_argument("--resume", action="store_true", help="go on with the training in DIR")
+    adapt.add_argument(
+        "--processes", type=int, metavar="N", help="train in so many (one for each GPU)"
+    )
     adapt.add_argument("--site", help="site file or name: submit it as a Slurm job there")
 
     evaluate = verbs.add_parser("evaluate", help="score a refiner on gold data, right here")

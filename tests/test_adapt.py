@@ -1,5 +1,6 @@
 """Teaching refiners: what is learnt from examples, the loop and its resumption, what is written."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,10 +17,14 @@ import zstandard
 from proxhpc.adapt import loop
 from proxhpc.adapt.adapt import Adapted, adapt
 from proxhpc.adapt.checkpoint import Folder
+from proxhpc.adapt.course import Course
 from proxhpc.adapt.job import submit
+from proxhpc.adapt.program_course import ProgramCourse, collate
+from proxhpc.adapt.ranks import Ranks, together
 from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
 from proxhpc.adapt.rows import Examples, Row, read_rows
 from proxhpc.adapt.score import Decision, best_bias, verdict_scores
+from proxhpc.adapt.walk_course import WalkCourse
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import resolve_model
 from proxhpc.site import load_site
@@ -160,6 +165,68 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert [line["step"] for line in log(tmp_path / "parts")] == [6]
 
 
+def test_processes_learn_together(examples: Path, tmp_path: Path) -> None:
+    recipe = walk_recipe(examples, steps=60, average=0.8, learning_rate=0.02)
+    adapted = adapt(recipe, tmp_path / "out", processes=2, say=print)
+    assert adapted.progress.step == 60
+    assert adapted.scores["f1"] > 0.95
+    again = adapt(recipe, tmp_path / "out", resume=True, processes=2, say=print)
+    assert again.progress.step == 60, "and what is finished stays finished"
+
+
+@pytest.mark.parametrize("kind", ["walk", "programs"])
+def test_processes_share_the_batches(kind: str, examples: Path, tmp_path: Path) -> None:
+    course: Course
+    if kind == "walk":
+        course = WalkCourse(walk_recipe(examples), Examples((examples,)), tmp_path / "tokenizer")
+    else:
+        base = save_llama(tmp_path / "base", max_position_embeddings=1024)
+        data = {"name": "x", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
+        recipe = Recipe.model_validate(data | {"steps": 1, "batch_tokens": 800})
+        course = ProgramCourse(recipe, Examples((examples,)))
+
+    def taken(rank: int, count: int) -> list[bytes]:
+        batches = course.batches((0, 0), Ranks(rank, count))
+        first = itertools.takewhile(lambda pair: pair[0][0] == 0, batches)
+        return [batch.inputs.numpy().tobytes() for _, batch in first]
+
+    alone, left, right = taken(0, 1), taken(0, 2), taken(1, 2)
+    assert len(left) == len(right) == -(-len(alone) // 2)
+    assert set(left) | set(right) == set(alone)
+    assert [left[0], right[0]] == alone[:2]
+    few = [taken(rank, 3 * len(alone)) for rank in range(3 * len(alone))]
+    assert all(len(one) == 1 for one in few), "no process is left without a batch"
+
+
+def test_gradients_are_the_mean_of_all(tmp_path: Path) -> None:
+    with together(2, _other_gradient) as ranks:
+        one, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
+        one.grad = torch.tensor([1.0, 2.0, 3.0])
+        ranks.mean([one, unused])
+    assert one.grad.tolist() == [3.0, 2.0, 1.0]
+    assert unused.grad is not None
+    assert unused.grad.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def _other_gradient(ranks: Ranks) -> None:
+    one, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
+    one.grad, unused.grad = torch.tensor([5.0, 2.0, -1.0]), torch.ones(2, 2)
+    ranks.mean([one, unused])
+
+
+def test_a_process_that_dies_ends_the_training() -> None:
+    with (
+        pytest.raises(RetryError, match="ended with -9") as died,
+        together(2, _killed) as ranks,
+    ):
+        ranks.agree(True, 0.0, "cpu")
+    assert "--resume" in (died.value.hint or "")
+
+
+def _killed(ranks: Ranks) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
     base = save_llama(tmp_path / "base", max_position_embeddings=1024)
     common = {"name": "more", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
@@ -180,8 +247,6 @@ def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
 
 
 def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
-    from proxhpc.adapt.program_course import ProgramCourse, collate
-
     base = save_llama(tmp_path / "base", max_position_embeddings=1024)
     data = {"name": "x", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
     course = ProgramCourse(Recipe.model_validate(data | {"steps": 1}), Examples((examples,)))
@@ -282,13 +347,11 @@ def test_muon_moves_along_orthogonal_matrices() -> None:
 
 
 def test_windows_keep_their_lines_together(examples: Path, tmp_path: Path) -> None:
-    from proxhpc.adapt.walk_course import WalkCourse
-
     recipe = walk_recipe(examples)
     course = WalkCourse(recipe, Examples((examples,)), tmp_path)
-    steps = course.batches((0, 0))
+    steps = course.batches((0, 0), Ranks())
     drawn = [next(steps) for _ in range(6)]
-    again = course.batches(drawn[2][0])
+    again = course.batches(drawn[2][0], Ranks())
     for (cursor, batch), (same, copy) in zip(drawn[3:], again, strict=False):
         assert cursor == same
         assert torch.equal(batch.inputs, copy.inputs)

@@ -10,6 +10,7 @@ from proxhpc.adapt.checkpoint import Folder, Progress
 from proxhpc.adapt.course import Course
 from proxhpc.adapt.export import export
 from proxhpc.adapt.loop import Trainer
+from proxhpc.adapt.ranks import Ranks, here, together
 from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.rows import Examples
 from proxhpc.adapt.score import Scores
@@ -26,12 +27,18 @@ class Adapted:
 
 
 def adapt(
-    recipe: Recipe, out: Path, *, resume: bool = False, say: Callable[[str], None] = print
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    processes: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> Adapted:
     """Train, and write the model with the best weights into `out`.
 
-    UserError for examples or a base model that do not fit the recipe, RetryError when it is told
-    to stop; the same call with `resume` goes on.
+    In so many processes, each with batches of its own; None: one for each GPU here. UserError for
+    examples or a base model that do not fit the recipe, RetryError when it is told to stop; the
+    same call with `resume` goes on.
     """
     folder = Folder(out)
     folder.begin(resume=resume)
@@ -41,13 +48,22 @@ def adapt(
             f"no example of the training split in {', '.join(recipe.examples)}",
             hint="all are of hosts kept for validation (docs/annotate.md): add documents of others",
         )
-    trainer = Trainer(recipe, _course(recipe, examples, folder), folder, say)
-    if not trainer.ended:
+    course = _course(recipe, examples, folder)
+    with together(processes or here(), _follow, recipe.model_dump_json(), out) as ranks:
+        trainer = Trainer(recipe, course, folder, say, ranks)
         trainer.run()
     trainer.take_best()
     adapted = Adapted(trainer.progress, trainer.scores(None))
     _write(recipe, trainer.course, examples, adapted, out)
     return adapted
+
+
+def _follow(recipe: str, out: Path, ranks: Ranks) -> None:
+    """What the other processes of a training do."""
+    parsed, folder = Recipe.model_validate_json(recipe), Folder(out)
+    examples = Examples(tuple(map(Path, parsed.examples)))
+    course = _course(parsed, examples, folder)
+    Trainer(parsed, course, folder, lambda _: None, ranks).follow()
 
 
 def _course(recipe: Recipe, examples: Examples, folder: Folder) -> Course:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from proxhpc.adapt.loss import Losses
+from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.score import Scores
 
 Cursor = tuple[int, int]
@@ -26,8 +27,11 @@ class Course(Protocol):
         """The model to be written."""
         ...
 
-    def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Any]]:
-        """Batches without end from the cursor on, each with that of the next."""
+    def batches(self, cursor: Cursor, ranks: Ranks) -> Iterator[tuple[Cursor, Any]]:
+        """Batches of this process without end from the cursor on, each with that of the next.
+
+        All processes have as many between two cursors, and no two the same ones.
+        """
         ...
 
     def loss(self, batch: Any, done: float) -> Losses:
@@ -41,6 +45,15 @@ class Course(Protocol):
     def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:
         """How the model is to be asked, by level: keys of a manifest's stage."""
         ...
+
+
+def own_turns(count: int, first: int, ranks: Ranks) -> Iterator[tuple[int, int]]:
+    """Of `count` batches those that are this process's, from its `first` one on: turn and batch.
+
+    Where they do not go round evenly, some are had twice.
+    """
+    for turn in range(first, -(-count // ranks.count)):
+        yield turn, (turn * ranks.count + ranks.rank) % count
 
 
 def load_base(path: Path) -> Any:

@@ -13,6 +13,7 @@ import orjson
 from proxhpc.adapt.checkpoint import Folder, Progress, check_same, taught_by
 from proxhpc.adapt.course import Course
 from proxhpc.adapt.optimizer import Average, Optimizer, rate
+from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.score import Scores
 from proxhpc.corpus.disk import append_line
@@ -26,10 +27,16 @@ class Trainer:
     """One training; `say` is called with a line now and then."""
 
     def __init__(
-        self, recipe: Recipe, course: Course, folder: Folder, say: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        course: Course,
+        folder: Folder,
+        say: Callable[[str], None],
+        ranks: Ranks,
     ) -> None:
         """It goes on from the folder's checkpoint if there is one."""
         self.recipe, self.course, self.folder, self._say = recipe, course, folder, say
+        self._ranks = ranks
         self.progress = Progress()
         self._device = default_device()
         course.module.to(self._device)
@@ -38,19 +45,25 @@ class Trainer:
         self._stop = ""
         if folder.state.exists():
             self._load()
+        ranks.share(course.module)
 
     def run(self) -> Progress:
         """Train to the end; the progress. RetryError at SIGTERM or Ctrl-C, with a checkpoint."""
-        progress, recipe = self.progress, self.recipe
+        progress, recipe, ranks = self.progress, self.recipe, self._ranks
+        before = progress.step
         saved = judged = said = progress.seconds
         parts: dict[str, float] = {}
         self.course.module.train()
         with self._signals():
-            batches = self.course.batches(progress.cursor)
-            while not self.ended and not self._stop:
+            batches = self.course.batches(progress.cursor, ranks)
+            while True:
+                go = not self.ended and not self._stop
+                go, done = ranks.agree(go, self.done, self._device)
+                if not go:
+                    break
                 clock = time.monotonic()
                 cursor, batch = next(batches)
-                parts = _smoothed(parts, self._step(batch))
+                parts = _smoothed(parts, self._step(batch, done))
                 progress.cursor = cursor
                 progress.seconds += time.monotonic() - clock
                 if progress.seconds - said >= SAY_SECONDS:
@@ -68,9 +81,18 @@ class Trainer:
                 f"training stopped by {self._stop} after step {progress.step}",
                 hint="go on with --resume",
             )
-        self.judge(recipe.validation)
-        self.save()
+        if progress.step > before or progress.best is None:
+            self.judge(recipe.validation)
+            self.save()
         return progress
+
+    def follow(self) -> None:
+        """Train as another process of a training: by the first one's word, to its end."""
+        self.course.module.train()
+        batches = self.course.batches(self.progress.cursor, self._ranks)
+        while (told := self._ranks.agree(False, 0.0, self._device))[0]:
+            _, batch = next(batches)
+            self._step(batch, told[1])
 
     @property
     def done(self) -> float:
@@ -84,16 +106,17 @@ class Trainer:
         """Whether all of it is."""
         return self.done >= 1
 
-    def _step(self, batch: Any) -> dict[str, float]:
-        progress, done = self.progress, self.done
+    def _step(self, batch: Any, done: float) -> dict[str, float]:
+        progress = self.progress
         batch = _on(self._device, batch)
         with self._autocast():
             losses = self.course.loss(batch, done)
         losses.total.backward()
+        self._ranks.mean(self._optimizer.parameters)
         speed = rate(self.recipe, progress.step, done)
         norm = self._optimizer.step(speed)
         progress.step += 1
-        progress.tokens += batch.inputs.numel()
+        progress.tokens += self._ranks.count * batch.inputs.numel()
         self._average.update(progress.step)
         return {**losses.parts, "norm": norm}
 

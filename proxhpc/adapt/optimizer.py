@@ -55,14 +55,14 @@ class Optimizer:
         import torch
 
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self._all = [p for _, p in named]
+        self.parameters = [p for _, p in named]
         matrices = [
             p
             for name, p in named
             if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name
         ]
         mine = {id(p) for p in matrices}
-        rest = [p for p in self._all if id(p) not in mine]
+        rest = [p for p in self.parameters if id(p) not in mine]
         groups = [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
@@ -78,14 +78,14 @@ class Optimizer:
         """Move the weights and forget the gradients; the gradients' norm, clipped to 1."""
         import torch
 
-        norm = torch.nn.utils.clip_grad_norm_(self._all, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         with torch.no_grad():
             self._muon.step(learning_rate)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        for parameter in self._all:
+        for parameter in self.parameters:
             parameter.grad = None
         return float(norm)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from proxhpc.adapt.course import Cursor, load_base
+from proxhpc.adapt.course import Cursor, load_base, own_turns
 from proxhpc.adapt.generate import answers
 from proxhpc.adapt.loss import Losses, weighted_mean
 from proxhpc.adapt.packing import packed
+from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.rows import Row, some
 from proxhpc.adapt.score import Scores, program_scores
@@ -97,14 +98,14 @@ class ProgramCourse:
         asked = array("I", prompt(self._style, self.tokenizer, row))
         return Lesson(asked, program, row.weight)
 
-    def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Batch]]:
-        """Batches from the cursor on, each with that of the next: epoch and place in it."""
+    def batches(self, cursor: Cursor, ranks: Ranks) -> Iterator[tuple[Cursor, Batch]]:
+        """Batches from the cursor on, each with that of the next: epoch and turn in it."""
         epoch, first = cursor
         while True:
             chance = np.random.default_rng([self._recipe.seed, epoch])
             groups = self._grouped(chance)
-            for number in range(first, len(groups)):
-                yield (epoch, number + 1), collate(groups[number], self._end)
+            for turn, number in own_turns(len(groups), first, ranks):
+                yield (epoch, turn + 1), collate(groups[number], self._end)
             epoch, first = epoch + 1, 0
 
     def _grouped(self, chance: np.random.Generator) -> list[list[Lesson]]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proxhpc.adapt.course import Cursor
+from proxhpc.adapt.course import Cursor, own_turns
 from proxhpc.adapt.packing import packed
+from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.walk_pages import Item, Pages
 
 if TYPE_CHECKING:
@@ -86,26 +87,24 @@ def collate(
 
 
 class Sampler:
-    """Batches at random, each a function of the seed and its cursor alone: pool and place in it."""
+    """Batches at random, each a function of the seed and its cursor alone: pool and turn in it."""
 
     def __init__(self, pages: Pages, verdicts: Sequence[Item], pad: int, seed: int) -> None:
         """`verdicts` are drawn evenly."""
         self._pages, self._verdicts, self._pad, self._seed = pages, verdicts, pad, seed
 
     def batches(
-        self, cursor: Cursor, tokens: int, history: float, documents: float
+        self, cursor: Cursor, ranks: Ranks, tokens: int, history: float, documents: float
     ) -> Iterator[tuple[Cursor, Batch]]:
         """Batches of at most so many tokens, from the cursor on, each with that of the next."""
         pool, first = cursor
         while True:
             chance = np.random.default_rng([self._seed, pool])
             groups = self._grouped(chance, tokens, documents if self._verdicts else 0.0)
-            for number, group in enumerate(groups):
+            for turn, number in own_turns(len(groups), first, ranks):
                 own = np.random.default_rng([self._seed, pool, number])
-                if number < first:
-                    continue
-                histories = [own.random(len(item.drop)) < history for item in group]
-                yield (pool, number + 1), collate(group, histories, self._pad, own)
+                histories = [own.random(len(item.drop)) < history for item in groups[number]]
+                yield (pool, turn + 1), collate(groups[number], histories, self._pad, own)
             pool, first = pool + 1, 0
 
     def _grouped(

@@ -11,6 +11,7 @@ from proxhpc.adapt.course import Cursor, load_base
 from proxhpc.adapt.examples import DROPPED
 from proxhpc.adapt.loss import Losses
 from proxhpc.adapt.packing import packed
+from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.rows import Row, some
 from proxhpc.adapt.score import Decision, Scores, best_bias, verdict_scores
@@ -91,10 +92,10 @@ class WalkCourse:
         """The model to be written."""
         return self.module.llama
 
-    def batches(self, cursor: Cursor) -> Iterator[tuple[Cursor, Batch]]:
+    def batches(self, cursor: Cursor, ranks: Ranks) -> Iterator[tuple[Cursor, Batch]]:
         """Batches from the cursor on, each with that of the next."""
         options, tokens = self._options, self._recipe.batch_tokens
-        return self._sampler.batches(cursor, tokens, options.history, options.documents)
+        return self._sampler.batches(cursor, ranks, tokens, options.history, options.documents)
 
     def loss(self, batch: Batch, done: float) -> Losses:
         """The loss of a batch, with the share `done` of the training behind it."""
