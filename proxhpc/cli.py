@@ -182,7 +182,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     selection = gold.Selection(where, exclude, arguments.limit, arguments.seed, arguments.split)
     fields = gold.GoldFields.parse(arguments.fields)
     records = gold.read_gold(arguments.gold, fields, selection)
-    found = result.evaluate(manifest, records, arguments.gold, selection, arguments.bootstrap)
+    found = result.evaluate(
+        manifest,
+        records,
+        arguments.gold,
+        selection,
+        arguments.bootstrap,
+        say=lambda line: print(line, file=sys.stderr),
+    )
     if arguments.json == Path("-"):
         _print_json(found.to_dict())
         return

@@ -160,7 +160,10 @@ def test_what_programs_do_is_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> 
         for n in range(3)
     ]
     records += [Gold(str(n), f"f:{n}", "", document(n)["text"], keep=False) for n in (3, 4)]
-    asked = run.ask(two, records)
+    said: list[str] = []
+    monkeypatch.setattr(run, "SAY_SECONDS", 0)
+    asked = run.ask(two, records, said.append)
+    assert said[:3] == [f"{n} of 3 documents" for n in (1, 2, 3)]
     mine = asked["chunk"][0].cells
     wanted = len(records[0].wanted or "")
     assert mine[0]["bytes_kept"] == wanted - len("Number 0 of ")

@@ -10,7 +10,7 @@ from proxhpc.evaluate.bootstrap import Score, resample, score
 from proxhpc.evaluate.gold import Gold, Selection
 from proxhpc.evaluate.metrics import DOCUMENTS, LINES, Level, table
 from proxhpc.evaluate.ranking import auc_score
-from proxhpc.evaluate.run import Answers, LevelName, ask, name_of
+from proxhpc.evaluate.run import Answers, LevelName, Say, ask, name_of
 from proxhpc.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -87,13 +87,14 @@ def evaluate(
     files: Sequence[Path],
     selection: Selection = Selection(),  # noqa: B008
     rounds: int = ROUNDS,
+    say: Say = lambda _: None,
 ) -> Evaluation:
     """Score a manifest's refiner and the baselines on gold records.
 
     `rounds` resamplings of the documents, drawn from the selection's seed, make the intervals; 0
-    for none. UserError as `run.ask`.
+    for none. `say` and UserError as `run.ask`.
     """
-    asked = ask(manifest, records)
+    asked = ask(manifest, records, say)
     of_level: dict[LevelName, list[Gold]] = {
         "chunk": [gold for gold in records if gold.wanted is not None],
         "doc": [gold for gold in records if gold.keep is not None],

@@ -6,7 +6,7 @@ people said about a page's lines does not tell whether the page is worth keeping
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,8 @@ from proxhpc.refine.ledger import Row, tally
 from proxhpc.refine.refiner import Refiner, open_refiner
 
 LevelName = Literal["chunk", "doc"]
+Say = Callable[[str], object]
+SAY_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,11 @@ Asked = dict[LevelName, list[Answers]]
 """By level the refiner's answers, first if it has that stage, and those of the baselines."""
 
 
-def ask(manifest: Manifest, records: Sequence[Gold]) -> Asked:
+def ask(manifest: Manifest, records: Sequence[Gold], say: Say) -> Asked:
     """Have the manifest's refiner, the rules and the other baselines decide about gold records.
 
-    UserError where no stage of the manifest is of the level of any record.
+    `say` is told now and then how far a refiner is. UserError where no stage of the manifest is
+    of the level of any record.
     """
     chunk = [GoldLines.of(gold) for gold in records if gold.wanted is not None]
     doc = [gold for gold in records if gold.keep is not None]
@@ -68,7 +71,7 @@ def ask(manifest: Manifest, records: Sequence[Gold]) -> Asked:
     asked: Asked = {level: [] for level, number in levels.items() if number}
     rules = here.manifest_of(None, engine=None, model=None, doc_model=None, prompt=None)
     for one in (manifest,) if manifest.engine.name == "rules" else (manifest, rules):
-        for level, answers in asyncio.run(_refine(one, chunk, doc)).items():
+        for level, answers in asyncio.run(_refine(one, chunk, doc, say)).items():
             asked[level].append(answers)
     if chunk:
         asked["chunk"] += [_decide(name, chunk, rule) for name, rule in BASELINES.items()]
@@ -93,7 +96,7 @@ def _decide(name: str, documents: Sequence[GoldLines], baseline: Baseline) -> An
 
 
 async def _refine(
-    manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[Gold]
+    manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[Gold], say: Say
 ) -> Mapping[LevelName, Answers]:
     models = find_models(manifest)
     manifest = settle(manifest, models)
@@ -103,7 +106,7 @@ async def _refine(
     try:
         if refiner.chunk and chunk:
             alone = Refiner(manifest, None, refiner.chunk)
-            rows, seconds = await _rows(alone, [lines.gold for lines in chunk])
+            rows, seconds = await _rows(alone, [lines.gold for lines in chunk], say)
             edits = zip(chunk, rows, strict=True)
             cells = [_edited(lines, row, alone) for lines, row in edits]
             counts = tally(rows)
@@ -111,7 +114,7 @@ async def _refine(
             found["chunk"] = Answers(name, cells, seconds, counts, done)
         if refiner.doc and doc:
             refiner.doc.scored = True
-            rows, seconds = await _rows(Refiner(manifest, refiner.doc, None), doc)
+            rows, seconds = await _rows(Refiner(manifest, refiner.doc, None), doc, say)
             cells = [_judged(gold, row) for gold, row in zip(doc, rows, strict=True)]
             counts = tally(rows)
             done = _flops(models.get("doc"), counts.doc)
@@ -126,13 +129,19 @@ def _flops(model: ModelRef | None, usage: Usage) -> int | None:
     return flops(model.shape, usage) if model and model.shape else None
 
 
-async def _rows(refiner: Refiner, records: Sequence[Gold]) -> tuple[list[Row], float]:
+async def _rows(refiner: Refiner, records: Sequence[Gold], say: Say) -> tuple[list[Row], float]:
     """The ledger rows of records, and the seconds that they took."""
     found: Iterator[here.Named] = (
         (gold.place, Document(gold.id, gold.text, 0, number)) for number, gold in enumerate(records)
     )
-    began = time.monotonic()
-    return [row async for _, row in here.rows(refiner, found)], time.monotonic() - began
+    began = said = time.monotonic()
+    rows = []
+    async for _, row in here.rows(refiner, found):
+        rows.append(row)
+        if time.monotonic() - said >= SAY_SECONDS:
+            said = time.monotonic()
+            say(f"{len(rows):,} of {len(records):,} documents")
+    return rows, time.monotonic() - began
 
 
 def _edited(lines: GoldLines, row: Row, refiner: Refiner) -> Cells:
