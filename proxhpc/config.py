@@ -164,7 +164,7 @@ def _explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list
     """Return pydantic's findings as problems with lines."""
     problems = []
     for found in error.errors(include_url=False):
-        if _follows(found):
+        if follows(found):
             continue
         cause = found.get("ctx", {}).get("error")
         text = _wording(found, model, _place(found["loc"], tree.data))
@@ -189,7 +189,7 @@ def _place(loc: Key, data: Any) -> Key:
     return key
 
 
-def _follows(found: Mapping[str, Any]) -> bool:
+def follows(found: Mapping[str, Any]) -> bool:
     """Return whether a finding only follows from another, or is of another union member."""
     kind, value, ctx = found["type"], found.get("input"), found.get("ctx", {})
     if kind == "too_short":  # items that failed are not counted

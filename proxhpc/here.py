@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import flops
+from proxhpc.config import follows
 from proxhpc.assemble.rows import record
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import resolve, unreadable
@@ -72,8 +73,9 @@ def manifest_of(
     try:
         return Manifest.model_validate(data, context={"base": Path.cwd()})
     except ValidationError as error:
+        found = [problem["msg"] for problem in error.errors() if not follows(problem)]
         raise UserError(
-            "; ".join(str(problem["msg"]).strip() for problem in error.errors()),
+            "; ".join(text.removeprefix("Value error, ").strip() for text in found),
             hint="--model and --doc-model take a directory or a hub id, --prompt a prompt style",
         ) from None
 

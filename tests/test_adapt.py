@@ -279,6 +279,18 @@ def test_chances_and_labels(tmp_path: Path) -> None:
     assert sure.all()
 
 
+def test_a_walk_leaves_out_what_it_cannot_answer(examples: Path, tmp_path: Path) -> None:
+    strings = row(1, keep=None, program='normalize(source_str=" 0", target_str="")')
+    rows = [row(n) for n in range(9)] + [strings, strings | {"split": "validation"}]
+    file = write(tmp_path / "x.jsonl.zst", [*rows, strings | {"chance": [0.5] * 6}])
+    recipe = walk_recipe(examples)
+    course = WalkCourse(recipe, Examples((file,)), tmp_path)
+    assert len(course._sampler._pages._pages) == 10
+    only = write(tmp_path / "y.jsonl.zst", [strings])
+    with pytest.raises(UserError, match="marks or chances of its lines"):
+        WalkCourse(recipe, Examples((only,)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -286,6 +298,12 @@ def test_chances_and_labels(tmp_path: Path) -> None:
         ({"keep": "KDXXXX"}, "marks 'KDXXXX'"),
         ({"split": None, "level": "doc", "text": "a", "program": "untouch_doc()"}, "KeyError"),
         ({"chance": [0.5]}, "do not fit"),
+        ({"chance": [0.5] * 5 + [1.5]}, "not from 0 to 1"),
+        ({"level": "page"}, "level 'page' is none of doc, chunk"),
+        ({"split": "test"}, "split 'test' is none of train, validation"),
+        ({"lines": [], "keep": ""}, "no list of one or more strings"),
+        ({"lines": "abcdef"}, "no list of one or more strings"),
+        ({"level": "doc", "text": 1}, "AttributeError"),
     ],
 )
 def test_rows_that_are_no_examples(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

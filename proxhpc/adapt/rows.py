@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from proxhpc.adapt.examples import DROPPED, KEPT, UNKNOWN
 from proxhpc.corpus.document import Bad, End, Span
@@ -60,7 +60,7 @@ def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
                 raise _refused(path, item.position, item.reason)
             try:
                 yield _row(item.fields, item.text)
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise _refused(path, item.position, f"{type(error).__name__}: {error}") from error
 
 
@@ -81,11 +81,7 @@ def _row(data: dict[str, Any], program: str) -> Row:
     marks = data.get("keep")
     if doc:
         marks = {"keep_doc()": KEPT, "drop_doc()": DROPPED}[program]
-    size = 1 if doc else len(lines)
-    if (marks is not None and len(marks) != size) or (chances is not None and len(chances) != size):
-        raise ValueError(f"marks or chances do not fit {size} lines")
-    if marks is not None and not set(marks) <= {KEPT, DROPPED, UNKNOWN}:
-        raise ValueError(f"marks {marks[:20]!r}")
+    _check(data, lines, marks, chances)
     return Row(
         id=data["id"],
         level=data["level"],
@@ -102,6 +98,22 @@ def _row(data: dict[str, Any], program: str) -> Row:
         marks=marks,
         chances=None if chances is None else tuple(float(c) for c in chances),
     )
+
+
+def _check(data: dict[str, Any], lines: Any, marks: Any, chances: Any) -> None:
+    """Raise ValueError, or TypeError, unless these are of one example."""
+    for key, choices in (("level", get_args(Level)), ("split", get_args(Split))):
+        if data[key] not in choices:
+            raise ValueError(f"{key} {data[key]!r:.20} is none of {', '.join(choices)}")
+    if not isinstance(lines, list) or not lines or not all(isinstance(n, str) for n in lines):
+        raise ValueError("lines is no list of one or more strings")
+    size = 1 if data["level"] == "doc" else len(lines)
+    if (marks is not None and len(marks) != size) or (chances is not None and len(chances) != size):
+        raise ValueError(f"marks or chances do not fit {size} lines")
+    if marks is not None and not set(marks) <= {KEPT, DROPPED, UNKNOWN}:
+        raise ValueError(f"marks {marks[:20]!r}")
+    if chances is not None and not all(0 <= chance <= 1 for chance in chances):
+        raise ValueError("a chance that is not from 0 to 1")
 
 
 def _refused(path: Path, position: int, why: str) -> UserError:

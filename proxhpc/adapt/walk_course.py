@@ -57,6 +57,8 @@ class WalkCourse:
         self._pages: list[Row] = []
         self._verdicts: list[Row] = []
         for row in rows:
+            if row.marks is None and row.chances is None:
+                continue  # strings are edited, and an answer has no more than lines that go
             if row.split == "train" and row.level == "chunk":
                 pages.append(taught(row, walk, self._options))
             elif row.split == "train":
@@ -66,7 +68,11 @@ class WalkCourse:
             elif row.marks is not None:
                 self._pages.append(row)
         if not pages:
-            raise UserError("no example of the training split is a window of level chunk")
+            raise UserError(
+                "no example of the training split is a window with marks or chances of its lines",
+                hint="a walk learns from rows of level chunk that have `keep`: of gold records "
+                "with line_labels, or where whole lines go (docs/adapt.md)",
+            )
         self._sampler = Sampler(Pages(pages, walk, self._options), verdicts, walk.end, recipe.seed)
         self.module = Learner.make(self._model(), BACK)
 

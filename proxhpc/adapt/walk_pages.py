@@ -102,7 +102,7 @@ def targets(row: Row, trust: float) -> tuple["Floats", "NDArray[np.bool_]"]:
 
     Where lines have labels those without are not; where none has any, a teacher is believed.
     """
-    marks = np.array(list(row.marks or ""))
+    marks = np.array(list(row.marks or UNKNOWN * len(row.chances or ())))
     known = marks != UNKNOWN
     label = (marks == DROPPED).astype(np.float32)
     if row.chances is None:

@@ -103,7 +103,7 @@ def check_unchanged(info: InputInfo) -> None:
 def unreadable(path: Path, error: OSError) -> UserError | RetryError:
     """Return what to tell the user about a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UserError(f"no such input file: {path}", hint="check the manifest's corpus paths")
+        return UserError(f"no such input file: {path}", hint="check the path that names it")
     if isinstance(error, PermissionError):
         return UserError(
             f"no permission to read {path}",
