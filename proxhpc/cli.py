@@ -204,6 +204,8 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
     recipe, out = load_recipe(arguments.recipe), arguments.out.absolute()
     if arguments.site:
+        if arguments.processes is not None:
+            raise UserError("--processes is for training right here: a job has one for each GPU")
         from proxhpc.adapt.job import submit
         from proxhpc.site import load_site
 

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import flops
-from proxhpc.config import follows
 from proxhpc.assemble.rows import record
+from proxhpc.config import follows
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import resolve, unreadable
 from proxhpc.corpus.jsonl import read_jsonl, split_lines

@@ -19,14 +19,17 @@ from proxhpc.adapt.adapt import Adapted, adapt
 from proxhpc.adapt.checkpoint import Folder
 from proxhpc.adapt.course import Course
 from proxhpc.adapt.job import submit
+from proxhpc.adapt.optimizer import Average
 from proxhpc.adapt.program_course import ProgramCourse, collate
 from proxhpc.adapt.ranks import Ranks, together
 from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
 from proxhpc.adapt.rows import Examples, Row, read_rows
 from proxhpc.adapt.score import Decision, best_bias, verdict_scores
 from proxhpc.adapt.walk_course import WalkCourse
+from proxhpc.cli import main
 from proxhpc.errors import RetryError, UserError
 from proxhpc.models import resolve_model
+from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.site import load_site
 from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
@@ -165,6 +168,59 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert [line["step"] for line in log(tmp_path / "parts")] == [6]
 
 
+def test_the_last_weights_are_judged_by_whoever_goes_on(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, loss = walk_recipe(examples, steps=2, minutes=1e-9), WalkCourse.loss
+
+    def stopping(course: WalkCourse, batch: Any, done: float) -> Any:
+        if done == 0.5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(course, batch, done)
+
+    monkeypatch.setattr(WalkCourse, "loss", stopping)
+    with pytest.raises(RetryError, match="SIGTERM after step 2"):
+        trained(recipe, tmp_path / "out")
+    assert [line["step"] for line in log(tmp_path / "out")] == [1]
+    monkeypatch.setattr(WalkCourse, "loss", loss)
+    for _ in range(2):
+        trained(recipe, tmp_path / "out", resume=True)
+        assert [line["step"] for line in log(tmp_path / "out")] == [1, 2]
+    state = Folder(tmp_path / "out").load(tmp_path / "out/training/state.pt")
+    made: list[dict[str, Any]] = []
+
+    class Noted(Average):
+        def __init__(self, module: Any, decay: float) -> None:
+            super().__init__(module, decay)
+            made.append(dict(self.weights))
+
+    monkeypatch.setattr(loop, "Average", Noted)
+    course = WalkCourse(recipe, Examples((examples,)), tmp_path / "out/training/tokenizer")
+    trainer = loop.Trainer(recipe, course, Folder(tmp_path / "out"), print, Ranks())
+    average = trainer._average.weights
+    assert all(average[name] is own for name, own in made[0].items()), "still where the model is"
+    assert all(torch.equal(average[name], value) for name, value in state["average"].items())
+    for damaged in (b"", b"no checkpoint", b"\x80\x02garbage"):
+        (tmp_path / "out/training/state.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"state\.pt cannot be read: ."):
+            trained(recipe, tmp_path / "out", resume=True)
+
+
+def test_a_training_that_diverges_says_so(examples: Path, tmp_path: Path) -> None:
+    recipe = walk_recipe(examples, learning_rate=1e30, optimizer="adamw")
+    with pytest.raises(UserError, match=r"diverged: no finite gradient at step [2-6]"):
+        trained(recipe, tmp_path / "out")
+    assert not (tmp_path / "out/training/state.pt").exists()
+
+
+def test_a_training_without_a_checkpoint_begins_anew(examples: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out/training/tokenizer"
+    train_tokenizer(["of another recipe " * 9], left, 260)
+    trained(walk_recipe(examples, steps=1), tmp_path / "out")
+    words = json.loads((tmp_path / "out/tokenizer.json").read_text())["model"]["vocab"]
+    assert len(words) == 300
+
+
 def test_processes_learn_together(examples: Path, tmp_path: Path) -> None:
     recipe = walk_recipe(examples, steps=60, average=0.8, learning_rate=0.02)
     adapted = adapt(recipe, tmp_path / "out", processes=2, say=print)
@@ -260,6 +316,9 @@ def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
     short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
     with pytest.raises(UserError, match="at most 16 tokens"):
         ProgramCourse(short, Examples((examples,)))
+    other = write(tmp_path / "line.jsonl.zst", [row(1), row(2, program="remove_lines(2, 2)")])
+    with pytest.raises(UserError, match=r"'train-2': in the dialect prox 'remove_lines\(2, 2"):
+        ProgramCourse(Recipe.model_validate(data | {"steps": 1}), Examples((other,)))
 
 
 def made(data: dict[str, Any], tmp_path: Path) -> Row:
@@ -309,6 +368,16 @@ def test_a_walk_leaves_out_what_it_cannot_answer(examples: Path, tmp_path: Path)
 def test_rows_that_are_no_examples(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"at byte [1-9][0-9]+: no example: .*{said}"):
         list(read_rows([write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])]))
+
+
+def test_a_job_has_a_process_for_each_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nexamples: a.jsonl.zst\nbase: b\nsteps: 2\n")
+    given = ["adapt", str(path), "--out", str(tmp_path / "out"), "--site", "gpu"]
+    assert main([*given, "--processes", "2"]) == 2
+    assert "--processes is for training right here" in capsys.readouterr().err
 
 
 def test_a_recipe_says_what_is_wrong(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def adapt(
     """
     folder = Folder(out)
     folder.begin(resume=resume)
+    folder.clear()
     examples = Examples(tuple(map(Path, recipe.examples)))
     if not any(row.split == "train" for row in examples):
         raise UserError(

@@ -1,12 +1,14 @@
 """Checkpoints: everything that a training needs to go on as if nothing had been."""
 
 import io
+import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from proxhpc.adapt.recipe import Recipe
-from proxhpc.corpus.disk import write_atomic
+from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
 
 # Keys of a recipe that may change between two parts of a training.
@@ -17,7 +19,10 @@ FREE = frozenset(
 
 @dataclass
 class Progress:
-    """How far a training is: steps done, seconds spent in them, the next batch, the best score."""
+    """How far a training is: steps done, seconds spent in them, the next batch, the best score.
+
+    `judged_step` is the step after which weights were judged last, `best_step` that of the best.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -25,6 +30,7 @@ class Progress:
     best: dict[str, float] | None = None
     best_step: int = 0
     tokens: int = 0
+    judged_step: int = 0
 
 
 class Folder:
@@ -45,7 +51,13 @@ class Folder:
                 f"{self.out} holds a training already",
                 hint="go on with it: --resume; or give another --out, or delete it",
             )
-        self.root.mkdir(parents=True, exist_ok=True)
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def clear(self) -> None:
+        """Without a checkpoint forget the tokenizer, too: it may be of other examples."""
+        if not self.state.exists():
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
 
     def save(self, path: Path, data: dict[str, Any]) -> None:
         """Write one file, whole or not at all."""
@@ -61,9 +73,10 @@ class Folder:
 
         try:
             data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (EOFError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
             raise UserError(
-                f"{path} cannot be read: {error}", hint="delete the folder and train again"
+                f"{path} cannot be read: {str(error).partition(chr(10))[0] or 'it ends too soon'}",
+                hint="delete the folder and train again",
             ) from error
         return data
 

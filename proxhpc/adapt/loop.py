@@ -1,5 +1,6 @@
 """The training loop: steps, judgements, checkpoints, an end by time or signal."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.score import Scores
 from proxhpc.corpus.disk import append_line
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, UserError
 from proxhpc.refine.engines.transformers_engine import default_device
 
 SAY_SECONDS = 60
@@ -50,7 +51,6 @@ class Trainer:
     def run(self) -> Progress:
         """Train to the end; the progress. RetryError at SIGTERM or Ctrl-C, with a checkpoint."""
         progress, recipe, ranks = self.progress, self.recipe, self._ranks
-        before = progress.step
         saved = judged = said = progress.seconds
         parts: dict[str, float] = {}
         self.course.module.train()
@@ -70,8 +70,9 @@ class Trainer:
                     said = progress.seconds
                     self._log("step", parts)
                 if progress.seconds - judged >= recipe.minutes * 60 and not self.ended:
-                    judged = progress.seconds
+                    judged = saved = progress.seconds
                     self.judge(recipe.validation)
+                    self.save()  # with it, lest the best weights be those of a later step
                 if progress.seconds - saved >= recipe.save_minutes * 60:
                     saved = progress.seconds
                     self.save()
@@ -81,7 +82,7 @@ class Trainer:
                 f"training stopped by {self._stop} after step {progress.step}",
                 hint="go on with --resume",
             )
-        if progress.step > before or progress.best is None:
+        if progress.step > progress.judged_step or progress.best is None:
             self.judge(recipe.validation)
             self.save()
         return progress
@@ -115,6 +116,12 @@ class Trainer:
         self._ranks.mean(self._optimizer.parameters)
         speed = rate(self.recipe, progress.step, done)
         norm = self._optimizer.step(speed)
+        if self._ranks.first and not math.isfinite(norm):
+            raise UserError(
+                f"the training diverged: no finite gradient at step {progress.step + 1}",
+                hint="begin again with a lower learning_rate or a longer warmup; a checkpoint of "
+                "before goes on with --resume, as with precision: float32",
+            )
         progress.step += 1
         progress.tokens += self._ranks.count * batch.inputs.numel()
         self._average.update(progress.step)
@@ -139,6 +146,7 @@ class Trainer:
         module.train()
         module.load_state_dict(own)
         self._log("judged", scores)
+        self.progress.judged_step = self.progress.step
         best = self.progress.best
         if best is None or scores.get("f1", 0.0) >= best.get("f1", 0.0):
             self.progress.best, self.progress.best_step = scores, self.progress.step
@@ -172,7 +180,7 @@ class Trainer:
         state = self.folder.load(self.folder.state)
         check_same(self.recipe, state["recipe"], self.folder)
         self.course.module.load_state_dict(state["module"])
-        self._average.weights = state["average"]
+        self._average.load(state["average"])
         self._optimizer.load(state["optimizer"])
         found = state["progress"]
         self.progress = Progress(**found | {"cursor": tuple(found["cursor"])})

@@ -111,6 +111,11 @@ class Average:
         self._decay, self._module = decay, module
         self.weights = {name: value.clone() for name, value in module.state_dict().items()}
 
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Go on from such weights, which may be on another device."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
     def update(self, step: int) -> None:
         """Take in the weights after a step."""
         import torch

@@ -14,7 +14,7 @@ from proxhpc.adapt.packing import packed
 from proxhpc.adapt.ranks import Ranks
 from proxhpc.adapt.recipe import Recipe
 from proxhpc.adapt.rows import Row, some
-from proxhpc.adapt.score import Scores, program_scores
+from proxhpc.adapt.score import Scores, program_scores, well_formed
 from proxhpc.errors import UserError
 from proxhpc.models import ModelRef, resolve_model
 from proxhpc.program.syntax import FIRST_LINE
@@ -94,6 +94,12 @@ class ProgramCourse:
         return self.module
 
     def _lesson(self, row: Row) -> Lesson:
+        if row.level == "chunk" and not well_formed(row):
+            raise UserError(
+                f"example {row.id!r}: in the dialect prox {row.program[:60]!r} does not remove "
+                "the lines that go, or is no program",
+                hint="make the examples with: proxhpc annotate --dialect prox",
+            )
         program = array("I", [*self.tokenizer.encode(row.program), self._end])
         asked = array("I", prompt(self._style, self.tokenizer, row))
         return Lesson(asked, program, row.weight)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from proxhpc.adapt.examples import DROPPED
 from proxhpc.adapt.rows import Row
 from proxhpc.evaluate.metrics import token_f1
 from proxhpc.evaluate.ranking import auc
@@ -114,6 +115,14 @@ def program_scores(rows: Sequence[Row], written: Sequence[str]) -> Scores:
         scores["verdict_accuracy"] = sum(right) / len(right)
     scores["f1"] = sum([*f1, *right]) / max(1, len(rows))
     return scores
+
+
+def well_formed(row: Row) -> bool:
+    """Whether a window's program, in the dialect prox, removes the lines that are marked so."""
+    window = read_window(row.program, "prox", "stop", 0, len(row.lines), FIRST_LINE["prox"])
+    gone = {line for start, stop in window.removed for line in range(start, stop)}
+    wanted = gone if row.marks is None else {n for n, m in enumerate(row.marks) if m == DROPPED}
+    return not window.rejected and not window.cut and gone == wanted
 
 
 def _made(row: Row, program: str) -> tuple[str, bool]:
