@@ -219,7 +219,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
         out,
         resume=arguments.resume,
         processes=arguments.processes,
-        say=lambda line: print(_safe(line)),
+        say=lambda line: print(_safe(line), flush=True),
     )
     for name, score in adapted.scores.items():
         print(f"{name:18} {score:.4g}")
@@ -229,7 +229,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
 def _annotate(arguments: argparse.Namespace) -> None:
     from proxhpc.adapt.annotate import Options, annotate
     from proxhpc.adapt.examples import Cut
-    from proxhpc.adapt.sources import open_sources
+    from proxhpc.adapt.sources import not_among, open_sources
     from proxhpc.adapt.view import render
     from proxhpc.evaluate.gold import GoldFields
 
@@ -246,7 +246,8 @@ def _annotate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     sources = open_sources(arguments.sources, options.fields, options.dialect)
-    summary = annotate(sources, arguments.out, options)
+    out = not_among(arguments.out, [*arguments.sources, *options.held_out])
+    summary = annotate(sources, out, options)
     _print_json(summary.to_dict()) if arguments.json else _print(render(summary))
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,7 +162,11 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
         trained(recipe, tmp_path / "parts")
     with pytest.raises(UserError, match="another learning_rate"):
         trained(walk_recipe(examples, learning_rate=0.1), tmp_path / "parts", resume=True)
-    adapted = trained(recipe, tmp_path / "parts", resume=True)
+    other = write(tmp_path / "other.jsonl.zst", [row(n) for n in range(1, 40)])
+    with pytest.raises(UserError, match="begun with other examples"):
+        trained(walk_recipe(other), tmp_path / "parts", resume=True)
+    moved = Path(shutil.copyfile(examples, tmp_path / "moved.jsonl.zst"))
+    adapted = trained(walk_recipe(moved), tmp_path / "parts", resume=True)
     assert adapted.progress.step == 6
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
@@ -289,6 +294,8 @@ def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         common | {"steps": 8, "batch_tokens": 6000, "learning_rate": 1e-3, "validation": 2}
     )
+    with pytest.raises(UserError, match="holds the base model, which would be replaced"):
+        trained(recipe, base)
     adapted = trained(recipe, tmp_path / "out")
     assert [line["what"] for line in log(tmp_path / "out")] == ["judged"]
     assert adapted.scores["examples"] == 5
@@ -345,6 +352,8 @@ def test_a_walk_leaves_out_what_it_cannot_answer(examples: Path, tmp_path: Path)
     recipe = walk_recipe(examples)
     course = WalkCourse(recipe, Examples((file,)), tmp_path)
     assert len(course._sampler._pages._pages) == 10
+    with pytest.raises(UserError, match="no such directory"):
+        WalkCourse(walk_recipe(examples, shape=None, base="/no/model"), [], tmp_path)
     only = write(tmp_path / "y.jsonl.zst", [strings])
     with pytest.raises(UserError, match="marks or chances of its lines"):
         WalkCourse(recipe, Examples((only,)), tmp_path)

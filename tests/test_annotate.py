@@ -379,6 +379,10 @@ def test_what_cannot_be_meant_is_refused(
     assert said in capsys.readouterr().err
     annotate(pairs, "--out", tmp_path / "no" / "ex.jsonl.zst", status=2)
     assert "there is no directory" in capsys.readouterr().err
+    was = pairs.read_bytes()
+    annotate(pairs, "--out", pairs, status=2)
+    assert "would replace what is read" in capsys.readouterr().err
+    assert pairs.read_bytes() == was
 
 
 @pytest.mark.parametrize(

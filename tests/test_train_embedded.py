@@ -99,3 +99,13 @@ def test_what_judges_does_not_teach(
     assert kinds == {("gold", "chunk"), ("human", "doc"), ("labeler", "chunk"), ("labeler", "doc")}
     tool.validation(work)
     assert {row["id"] for row in tool.read(work.file("validation"))} == held
+
+
+def test_a_training_needs_data_and_a_place(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_embedded.py", "data"])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert ended.value.code == 2
+    assert "DATA_DIR and --out are required" in capsys.readouterr().err

@@ -297,7 +297,9 @@ def main() -> None:
             chance = [round(float(value), 3) for value in chances]
             line = {"id": row["id"], "level": level, "chance": chance}
             out.write(json.dumps(line).encode() + b"\n")
-    target.write_bytes(zstandard.ZstdCompressor().compress(out.getvalue()))
+    part = target.with_name(f".{target.name}.part")  # what is there is whole
+    part.write_bytes(zstandard.ZstdCompressor().compress(out.getvalue()))
+    part.replace(target)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ eval_docquality_dev.jsonl.zst  documents with `text`, `keep` (0 or 1), `unanimou
 corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; `web_html` pages
                                and `pretraining` documents in English are labelled by the labeler
 
-Every step leaves its files in DIR, and is not done again with --resume. Seeds are fixed; how many
+Every step leaves its files in DIR, and is not done again while they are there; a training that was
+begun goes on with --resume only. Seeds are fixed; how many
 steps the hours are depends on the machine.
 """
 
@@ -280,8 +281,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.make_env:
         make_env(given.make_env)
-    if given.data is None or given.out is None:
+    if given.data is None and given.make_env:
         return
+    if given.data is None or given.out is None:
+        parser.error("DATA_DIR and --out are required to train")
     import torch
 
     torch.set_num_threads(given.threads)

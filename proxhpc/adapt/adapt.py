@@ -41,7 +41,7 @@ def adapt(
     same call with `resume` goes on.
     """
     folder = Folder(out)
-    folder.begin(resume=resume)
+    folder.begin(recipe, resume=resume)
     folder.clear()
     examples = Examples(tuple(map(Path, recipe.examples)))
     if not any(row.split == "train" for row in examples):

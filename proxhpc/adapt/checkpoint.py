@@ -1,5 +1,6 @@
 """Checkpoints: everything that a training needs to go on as if nothing had been."""
 
+import hashlib
 import io
 import pickle
 import shutil
@@ -15,6 +16,9 @@ from proxhpc.errors import UserError
 FREE = frozenset(
     {"steps", "hours", "minutes", "save_minutes", "validation", "notes", "precision", "name"}
 )
+
+CONTENT = "content"
+MOVED = frozenset({"examples", CONTENT})  # files may have other names, but no other content
 
 
 @dataclass
@@ -44,8 +48,16 @@ class Folder:
         self.log = self.root / "log.jsonl"
         self.tokenizer = self.root / "tokenizer"
 
-    def begin(self, *, resume: bool) -> None:
-        """Make the folder. UserError where a training is there that is not to be gone on with."""
+    def begin(self, recipe: Recipe, *, resume: bool) -> None:
+        """Make the folder.
+
+        UserError where a training is there that is not to be gone on with, or the base model is.
+        """
+        if recipe.base is not None and self.out.resolve() == Path(recipe.base).resolve():
+            raise UserError(
+                f"{self.out} holds the base model, which would be replaced",
+                hint="give another --out",
+            )
         if self.state.exists() and not resume:
             raise UserError(
                 f"{self.out} holds a training already",
@@ -82,16 +94,25 @@ class Folder:
 
 
 def taught_by(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe must not change while a training goes on."""
+    """What of a recipe must not change while a training goes on; of examples the content."""
     data: dict[str, Any] = recipe.model_dump(mode="json")
-    return {key: value for key, value in data.items() if key not in FREE}
+    found = {key: value for key, value in data.items() if key not in FREE}
+    return found | {CONTENT: [_sha256(Path(path)) for path in recipe.examples]}
 
 
-def check_same(recipe: Recipe, saved: dict[str, Any], folder: Folder) -> None:
-    """Raise UserError where a training was begun with another recipe."""
-    own = taught_by(recipe)
-    # Examples may move: they are told by their content, which the rest of the state holds.
-    differ = sorted(key for key in own if own[key] != saved.get(key) and key != "examples")
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same(own: dict[str, Any], saved: dict[str, Any], folder: Folder) -> None:
+    """Raise UserError where a training was begun with another recipe, as `taught_by` tells it."""
+    if own[CONTENT] != saved.get(CONTENT, own[CONTENT]):  # older checkpoints do not say
+        raise UserError(
+            f"{folder.out}: its training was begun with other examples",
+            hint="put them back, in their order, or give another --out",
+        )
+    differ = sorted(key for key in own if own[key] != saved.get(key) and key not in MOVED)
     if differ:
         raise UserError(
             f"{folder.out}: its training was begun with another {', '.join(differ)}",

@@ -28,7 +28,7 @@ def submit(recipe: Recipe, out: Path, site: Site, *, resume: bool = False) -> st
             f"site {site.name} is a Slurm site, but there is no sbatch on this machine",
             hint="call this on a login node, or leave --site out to train right here",
         )
-    Folder(out).begin(resume=resume)
+    Folder(out).begin(recipe, resume=resume)
     try:
         with slurm.clean_environment(), writing(out / "training"):
             made = script.executor_of(_job(recipe, out), site)

@@ -44,6 +44,7 @@ class Trainer:
         self._optimizer = Optimizer(course.module, recipe)
         self._average = Average(course.module, recipe.average)
         self._stop = ""
+        self._taught_by = taught_by(recipe)
         if folder.state.exists():
             self._load()
         ranks.share(course.module)
@@ -172,13 +173,13 @@ class Trainer:
                 "average": self._average.weights,
                 "optimizer": self._optimizer.state(),
                 "progress": asdict(self.progress),
-                "recipe": taught_by(self.recipe),
+                "recipe": self._taught_by,
             },
         )
 
     def _load(self) -> None:
         state = self.folder.load(self.folder.state)
-        check_same(self.recipe, state["recipe"], self.folder)
+        check_same(self._taught_by, state["recipe"], self.folder)
         self.course.module.load_state_dict(state["module"])
         self._average.load(state["average"])
         self._optimizer.load(state["optimizer"])

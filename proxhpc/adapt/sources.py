@@ -1,14 +1,22 @@
 """What a path on the command line teaches with: a run's programs, or gold records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from proxhpc.adapt.gold import Gold
 from proxhpc.adapt.programs import Programs
 from proxhpc.adapt.teachers import Source
+from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields
 from proxhpc.program.syntax import Dialect
 from proxhpc.rundir import RunDir
+
+
+def not_among(out: Path, inputs: Iterable[Path]) -> Path:
+    """`out`, which is to be written. UserError where it is one of the files that are read."""
+    if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
+        raise UserError(f"--out {out} would replace what is read", hint="name another file")
+    return out
 
 
 def open_sources(paths: Sequence[Path], fields: GoldFields, dialect: Dialect) -> list[Source]:

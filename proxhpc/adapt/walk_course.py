@@ -20,6 +20,7 @@ from proxhpc.adapt.walk_loss import walk_loss
 from proxhpc.adapt.walk_model import Learner, new_model
 from proxhpc.adapt.walk_pages import Item, Pages, Taught, taught, verdict, window
 from proxhpc.errors import UserError
+from proxhpc.models import resolve_model
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.walk import Page, Walk
 from proxhpc.refine.walk_vocabulary import train_tokenizer
@@ -79,7 +80,7 @@ class WalkCourse:
     def _vocabulary(self, rows: Iterable[Row], folder: Path) -> Path:
         """The directory of the tokenizer: the base model's, or one made of the examples."""
         if self._recipe.base is not None:
-            return Path(self._recipe.base)
+            return resolve_model(self._recipe.base, offline=True).path
         assert self._recipe.shape is not None
         if not (folder / "tokenizer.json").exists():
             train = (row for row in rows if row.split == "train")
@@ -90,8 +91,7 @@ class WalkCourse:
     def _model(self) -> Any:
         if self._recipe.shape is not None:
             return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
-        assert self._recipe.base is not None
-        return load_base(Path(self._recipe.base))
+        return load_base(self.vocabulary)
 
     @property
     def llama(self) -> Any:
