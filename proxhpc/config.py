@@ -193,7 +193,7 @@ def follows(found: Mapping[str, Any]) -> bool:
     """Return whether a finding only follows from another, or is of another union member."""
     kind, value, ctx = found["type"], found.get("input"), found.get("ctx", {})
     if kind == "too_short":  # items that failed are not counted
-        return isinstance(value, list) and len(value) >= ctx["min_length"]
+        return isinstance(value, list | tuple) and len(value) >= ctx["min_length"]
     return kind == "default_factory_not_called" or (
         kind == "literal_error" and isinstance(value, dict) and "[" in str(found["loc"][-1])
     )

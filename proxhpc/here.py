@@ -5,7 +5,6 @@ directory: nothing is kept, resumed or merged.
 """
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from proxhpc.account.flops import flops
 from proxhpc.assemble.rows import record
 from proxhpc.config import follows
 from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.inputs import resolve, unreadable
+from proxhpc.corpus.inputs import resolve, shown, unreadable
 from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
@@ -89,7 +88,7 @@ def items(manifest: Manifest, paths: Sequence[Path], *, plain: bool = False) -> 
     corpus = manifest.corpus
     fields, limit = Fields(corpus.text, corpus.id), corpus.max_record_bytes
     for number, path in enumerate(paths):
-        name = "stdin" if path == Path("-") else os.fsencode(path).decode("utf-8", "replace")
+        name = "stdin" if path == Path("-") else shown(path)
         found: Iterator[Document | Bad | End]
         if name == "stdin" and not plain:
             # What is there, not whole blocks: the writer may wait for an answer.

@@ -398,6 +398,10 @@ def test_a_recipe_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give either base or shape") as caught:
         load_recipe(path)
     assert "give either steps or hours" in caught.value.message
+    path.write_text('name: x\nexamples: "a\\nb"\nbase: b\nsteps: 2\n')
+    with pytest.raises(UserError, match="must be one line of text") as caught:
+        load_recipe(path)
+    assert "at least" not in caught.value.message
     path.write_text("name: x\nexamples: [a.jsonl.zst]\nbase: b\nsteps: 2\n")
     assert load_recipe(path).examples == (str(tmp_path / "a.jsonl.zst"),)
 

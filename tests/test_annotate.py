@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -360,6 +361,14 @@ def test_labels_of_documents_and_other_fields(tmp_path: Path) -> None:
     summary = json.loads(summary_path(out).read_bytes())
     assert summary["documents"]["left_out"] == {"nothing_to_teach": 1}
     assert summary["without_host"] == 3
+
+
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    pairs = write_jsonl(tmp_path / os.fsdecode(b"p\xff.jsonl"), [{"text": "One.", "keep": 1}])
+    annotate(pairs, "--out", tmp_path / "ex.jsonl.zst")
+    [row] = read(tmp_path / "ex.jsonl.zst")
+    assert row["id"].endswith("p\ufffd.jsonl:1")
+    assert row["source"] == "p\ufffd.jsonl"
 
 
 @pytest.mark.parametrize(

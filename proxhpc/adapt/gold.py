@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from proxhpc.adapt.teachers import Edit, Lesson, Subject
+from proxhpc.corpus.inputs import shown
 from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldFields, records
 from proxhpc.evaluate.gold import Gold as Record
 from proxhpc.program.align import Prices, align
@@ -31,7 +32,7 @@ class Gold:
             yield Subject(
                 id=record.id,
                 text=record.text,
-                source=record.source or self.path.name,
+                source=record.source or shown(Path(self.path.name)),
                 host=record.host,
                 teacher="gold",
                 teach=partial(lesson, record, PRICES[self.dialect]),

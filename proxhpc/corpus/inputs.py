@@ -100,6 +100,11 @@ def check_unchanged(info: InputInfo) -> None:
         raise _changed(info, "its content is another, at the same size")
 
 
+def shown(path: Path) -> str:
+    """A path as text that can be written anywhere; bytes that are no UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def unreadable(path: Path, error: OSError) -> UserError | RetryError:
     """Return what to tell the user about a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):

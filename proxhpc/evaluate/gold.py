@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from proxhpc.corpus.hosts import Split, host_of, split_of
-from proxhpc.corpus.inputs import resolve, unreadable
+from proxhpc.corpus.inputs import resolve, shown, unreadable
 from proxhpc.corpus.jsonl import split_lines
 from proxhpc.corpus.records import lookup
 from proxhpc.corpus.streams import chunks, sniff
@@ -172,7 +172,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         lines = split_lines(chunks(path, sniff(path)), 0, MAX_RECORD_BYTES)
         for number, line in enumerate(lines, 1):
-            place = f"{path}:{number}"
+            place = f"{shown(path)}:{number}"
             if line.damage:
                 raise _refused(place, f"the file is damaged here: {line.damage.detail}")
             if line.size > MAX_RECORD_BYTES:
