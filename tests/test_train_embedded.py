@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from proxhpc.evaluate.gold import records
+
 pytest.importorskip("transformers")
 TOOLS = Path(__file__).parent.parent / "tools"
 WORDS = [f"{a}{b}" for a in ("alpha", "beta", "gamma", "delta") for b in "wxyz"]
@@ -99,6 +101,11 @@ def test_what_judges_does_not_teach(
     assert kinds == {("gold", "chunk"), ("human", "doc"), ("labeler", "chunk"), ("labeler", "doc")}
     tool.validation(work)
     assert {row["id"] for row in tool.read(work.file("validation"))} == held
+
+
+def test_pages_with_lone_surrogates_can_be_annotated(tool: ModuleType, tmp_path: Path) -> None:
+    path = tool.write(tmp_path / "x.jsonl.zst", [{"text": "a\ud800b\u00e9", "keep": 1}])
+    assert [record.text for record in records(path)] == ["a?b\u00e9"]
 
 
 def test_a_training_needs_data_and_a_place(

@@ -60,8 +60,9 @@ def read(path: Path) -> Rows:
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """A file of JSON lines."""
-    lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    """A file of JSON lines; lone surrogates, which annotate would refuse, become `?`."""
+    texts = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = b"".join(text.encode("utf-8", "replace") for text in texts)
     write_atomic(path, zstandard.ZstdCompressor().compress(lines))
     return path
 
