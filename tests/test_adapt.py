@@ -17,7 +17,8 @@ import zstandard
 
 from proxhpc.adapt import loop
 from proxhpc.adapt.adapt import Adapted, adapt
-from proxhpc.adapt.checkpoint import Folder
+from proxhpc.adapt.card import card
+from proxhpc.adapt.checkpoint import Folder, Progress
 from proxhpc.adapt.course import Course
 from proxhpc.adapt.job import submit
 from proxhpc.adapt.optimizer import Average
@@ -323,6 +324,14 @@ def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
     short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
     with pytest.raises(UserError, match="at most 16 tokens"):
         ProgramCourse(short, Examples((examples,)))
+    brief = doc_row(1) | {"text": "Short."}
+    few = write(tmp_path / "few.jsonl.zst", [brief, row(1), row(2, "validation")])
+    apart = max(len(lesson.prompt) for lesson in lessons) - 1
+    course = ProgramCourse(
+        Recipe.model_validate(data | {"steps": 1, "max_tokens": apart}), Examples((few,))
+    )
+    assert course.unused == {f"more than {apart} tokens": 2}
+    assert list(course.stages({})) == ["doc"], "and not what it has learnt nothing of"
     other = write(tmp_path / "line.jsonl.zst", [row(1), row(2, program="remove_lines(2, 2)")])
     with pytest.raises(UserError, match=r"'train-2': in the dialect prox 'remove_lines\(2, 2"):
         ProgramCourse(Recipe.model_validate(data | {"steps": 1}), Examples((other,)))
@@ -352,6 +361,9 @@ def test_a_walk_leaves_out_what_it_cannot_answer(examples: Path, tmp_path: Path)
     recipe = walk_recipe(examples)
     course = WalkCourse(recipe, Examples((file,)), tmp_path)
     assert len(course._sampler._pages._pages) == 10
+    assert course.unused == {"strings are edited": 2}
+    text = card(recipe, [], course.unused, Progress(), {}, 1)
+    assert "\n\nOf these 2 are not used: strings are edited.\n\n## On" in text
     with pytest.raises(UserError, match="no such directory"):
         WalkCourse(walk_recipe(examples, shape=None, base="/no/model"), [], tmp_path)
     only = write(tmp_path / "y.jsonl.zst", [strings])

@@ -50,6 +50,8 @@ def adapt(
             hint="all are of hosts kept for validation (docs/annotate.md): add documents of others",
         )
     course = _course(recipe, examples, folder)
+    for reason, number in course.unused.items():
+        say(f"{number:,} examples are not used: {reason}")
     with together(processes or here(), _follow, recipe.model_dump_json(), out) as ranks:
         trainer = Trainer(recipe, course, folder, say, ranks)
         trainer.run()
@@ -86,6 +88,6 @@ def _write(recipe: Recipe, course: Course, examples: Examples, adapted: Adapted,
     size = sum(p.numel() for p in course.llama.parameters())
     texts = {
         NAME: json.dumps(refiner.to_dict(), indent=2) + "\n",
-        "README.md": card(recipe, examples, adapted.progress, adapted.scores, size),
+        "README.md": card(recipe, examples, course.unused, adapted.progress, adapted.scores, size),
     }
     export(course.llama, course.vocabulary, texts, out)

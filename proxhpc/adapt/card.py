@@ -43,7 +43,14 @@ By what the examples' own programs make, not by gold texts:
 """
 
 
-def card(recipe: Recipe, rows: Iterable[Row], progress: Progress, scores: Scores, size: int) -> str:
+def card(
+    recipe: Recipe,
+    rows: Iterable[Row],
+    unused: Mapping[str, int],
+    progress: Progress,
+    scores: Scores,
+    size: int,
+) -> str:
     """The card's text, in Markdown; `size` are the model's parameters."""
     said = recipe.model_dump(mode="json", exclude_unset=True, exclude={"notes", "examples", "name"})
     about = [("parameters", f"{size:,}"), *_flat(said)]
@@ -55,7 +62,7 @@ def card(recipe: Recipe, rows: Iterable[Row], progress: Progress, scores: Scores
         tokens=progress.tokens,
         minutes=progress.seconds / 60,
         best=progress.best_step,
-        examples=_examples(rows),
+        examples="\n\n".join([_examples(rows), *_left_out(unused)]),
         scores=table(("score", "value"), [(k, f"{v:.4g}") for k, v in scores.items()]),
     )
     parts = [f"\n## {heading}\n\n{body}\n" for heading, body in recipe.notes.items()]
@@ -81,6 +88,10 @@ def _flat(data: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
         name = f"{above}{key}"
         found += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
     return found
+
+
+def _left_out(unused: Mapping[str, int]) -> list[str]:
+    return [f"Of these {number:,} are not used: {why}." for why, number in unused.items()]
 
 
 def _examples(rows: Iterable[Row]) -> str:

@@ -1,5 +1,6 @@
 """What a training loop asks of what is taught."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,13 @@ class Course(Protocol):
     """What is taught: the module that learns, batches, loss, judgement.
 
     `module` may hold more than the model that is to be written, `llama`; `vocabulary` is the
-    directory of its tokenizer. A batch is a dataclass of tensors, `inputs` among them.
+    directory of its tokenizer. `unused` counts examples that are left out, by reason. A batch is a
+    dataclass of tensors, `inputs` among them.
     """
 
     module: Any
     vocabulary: Path
+    unused: Counter[str]
 
     @property
     def llama(self) -> Any:

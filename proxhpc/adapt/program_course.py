@@ -1,6 +1,7 @@
 """Teaching a language model to write programs as text: prompts and programs of the examples."""
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,15 +71,19 @@ class ProgramCourse:
         self._style = prompt_style(recipe.prompt)
         self._train: list[Lesson] = []
         self._held: list[Row] = []
+        self.unused = Counter[str]()
+        self._levels: set[str] = set()
         self._lines = 1  # most of a window that is learnt
         for row in rows:
             lesson = self._lesson(row)
             if lesson.size > limit:
+                self.unused[f"more than {limit} tokens"] += 1
                 continue
             if row.split == "validation":
                 self._held.append(row)
                 continue
             self._train.append(lesson)
+            self._levels.add(row.level)
             if row.level == "chunk":
                 self._lines = max(self._lines, len(row.lines))
         if not self._train:
@@ -151,7 +156,8 @@ class ProgramCourse:
         asked = {"max_prompt_tokens": room, "max_new_tokens": longest}
         lines = min(self._lines, MOST_LINES)
         chunk = {"numbering": "window", "window_tokens": room, "window_lines": lines}
-        return {"doc": asked, "chunk": asked | chunk}
+        every: dict[str, dict[str, Any]] = {"doc": asked, "chunk": asked | chunk}
+        return {level: keys for level, keys in every.items() if level in self._levels}
 
 
 def prompt(style: PromptStyle, tokenizer: Tokenizer, row: Row) -> list[int]:

@@ -1,5 +1,6 @@
 """Teaching a walk: documents of the examples, batches, loss, and how well the model does."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,13 @@ class WalkCourse:
         self._walk = walk = Walk(self.tokenizer)
         pages: list[Taught] = []
         verdicts: list[Item] = []
+        self.unused = Counter[str]()
         self._pages: list[Row] = []
         self._verdicts: list[Row] = []
         for row in rows:
             if row.marks is None and row.chances is None:
-                continue  # strings are edited, and an answer has no more than lines that go
+                self.unused["strings are edited"] += 1  # an answer says which lines go, no more
+                continue
             if row.split == "train" and row.level == "chunk":
                 pages.append(taught(row, walk, self._options))
             elif row.split == "train":
