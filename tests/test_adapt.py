@@ -219,6 +219,16 @@ def test_a_training_that_diverges_says_so(examples: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out/training/state.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"), [([], "there are none at all"), ([row(1, "validation")], "hosts kept")]
+)
+def test_nothing_to_learn_from(rows: list[dict[str, Any]], said: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl.zst", rows)
+    with pytest.raises(UserError, match="no example of the training split") as caught:
+        trained(walk_recipe(file), tmp_path / "out")
+    assert said in caught.value.hint
+
+
 def test_a_training_without_a_checkpoint_begins_anew(examples: Path, tmp_path: Path) -> None:
     left = tmp_path / "out/training/tokenizer"
     train_tokenizer(["of another recipe " * 9], left, 260)

@@ -45,9 +45,11 @@ def adapt(
     folder.clear()
     examples = Examples(tuple(map(Path, recipe.examples)))
     if not any(row.split == "train" for row in examples):
+        kept = "all are of hosts kept for validation (docs/annotate.md): add documents of others"
+        none = "there are none at all: the summary beside the file says what became of documents"
         raise UserError(
             f"no example of the training split in {', '.join(recipe.examples)}",
-            hint="all are of hosts kept for validation (docs/annotate.md): add documents of others",
+            hint=kept if any(True for _ in examples) else none,
         )
     course = _course(recipe, examples, folder)
     for reason, number in course.unused.items():
