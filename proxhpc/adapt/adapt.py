@@ -17,10 +17,12 @@ from proxhpc.adapt.score import Scores
 from proxhpc.errors import UserError
 from proxhpc.refiner_file import NAME, RefinerFile
 
+FINAL = 8  # times the validation on the way: programs take long to write
+
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """A finished training: how far it went, and the best weights' scores on all validation rows."""
+    """A finished training: how far it went, and the best weights' scores in the end."""
 
     progress: Progress
     scores: Scores
@@ -58,7 +60,7 @@ def adapt(
         trainer = Trainer(recipe, course, folder, say, ranks)
         trainer.run()
     trainer.take_best()
-    adapted = Adapted(trainer.progress, trainer.scores(None))
+    adapted = Adapted(trainer.progress, trainer.scores(FINAL * recipe.validation))
     _write(recipe, trainer.course, examples, adapted, out)
     return adapted
 

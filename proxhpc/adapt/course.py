@@ -41,8 +41,8 @@ class Course(Protocol):
         """The loss of a batch, with the share `done` of the training behind it."""
         ...
 
-    def validate(self, most: int | None) -> Scores:
-        """Scores on `most` validation examples; None: on all."""
+    def validate(self, most: int) -> Scores:
+        """Scores on `most` validation examples at random."""
         ...
 
     def stages(self, scores: Scores) -> dict[str, dict[str, Any]]:

@@ -137,7 +137,7 @@ class Trainer:
             wanted = self.recipe.precision == "bfloat16"
         return torch.autocast(self._device, torch.bfloat16, enabled=wanted)
 
-    def judge(self, most: int | None) -> Scores:
+    def judge(self, most: int) -> Scores:
         """Scores of the averaged weights; the best ones so far are kept."""
         module = self.course.module
         own = {name: value.clone() for name, value in module.state_dict().items()}
@@ -154,7 +154,7 @@ class Trainer:
             self.folder.save(self.folder.best, {"weights": self._average.weights})
         return scores
 
-    def scores(self, most: int | None) -> Scores:
+    def scores(self, most: int) -> Scores:
         """Scores of the weights as they are."""
         with self._autocast():
             return self.course.validate(most)

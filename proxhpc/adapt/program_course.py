@@ -138,7 +138,7 @@ class ProgramCourse:
         right = (logits.argmax(1) == batch.targets).float().mean()
         return Losses(total, {"programs": float(total.detach()), "right": float(right)})
 
-    def validate(self, most: int | None) -> Scores:
+    def validate(self, most: int) -> Scores:
         """Scores of the programs written for `most` validation examples at random."""
         rows = some(self._held, most, self._recipe.seed)
         lessons = [self._lesson(row) for row in rows]

@@ -101,7 +101,9 @@ class Recipe(Config):
         description="Of matrix products; `auto`: bfloat16 on a GPU that has it, else float32.",
     )
     validation: Positive = Field(
-        default=64, description="Documents, or windows of other styles, to judge by on the way."
+        default=64,
+        description="Documents, or windows of other styles, to judge by on the way; 8 times as "
+        "many in the end.",
     )
     minutes: Rate = Field(default=10.0, description="Minutes of training between two judgements.")
     save_minutes: Rate = Field(default=3.0, description="Minutes between two checkpoints.")

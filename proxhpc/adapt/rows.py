@@ -64,11 +64,11 @@ def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
                 raise _refused(path, item.position, f"{type(error).__name__}: {error}") from error
 
 
-def some(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
-    """So many of the rows at random, the same for one seed, in their order; None: all."""
+def some(rows: Sequence[Row], most: int, seed: int) -> Sequence[Row]:
+    """So many of the rows at random, the same for one seed, in their order."""
     import numpy as np
 
-    if most is None or len(rows) <= most:
+    if len(rows) <= most:
         return rows
     chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
     return [rows[number] for number in sorted(chosen)]

@@ -110,8 +110,8 @@ class WalkCourse:
         """The loss of a batch, with the share `done` of the training behind it."""
         return walk_loss(self.module, batch, self._options, done)
 
-    def validate(self, most: int | None) -> Scores:
-        """Scores on `most` validation documents at random (None: on all), at the best bias."""
+    def validate(self, most: int) -> Scores:
+        """Scores on `most` validation documents at random, at the best bias."""
         pages = some(self._pages, most, self._recipe.seed)
         margins = self._margins(pages)
         decisions = [
