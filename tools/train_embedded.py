@@ -248,7 +248,7 @@ def scored(work: Work, model: Path) -> str:
     chances = _chances(work)
     held = work.once("validation", lambda: validation(work))
     sets = (
-        ("Pages of hosts that nothing was learnt from", held, None),
+        ("Pages of other hosts; the bias and the best weights were chosen by these", held, None),
         (f"Pages of {JUDGED_ONLY}, which nothing was learnt from", work.file("judged"), 160),
         ("Documents with human verdicts that nothing was learnt from", work.file("verdicts"), None),
     )
