@@ -111,11 +111,13 @@ def test_a_bias_keeps_or_removes(model: Path) -> None:
 
 
 def test_what_is_not_restricted_may_be_nothing(model: Path) -> None:
-    """A random model says anything then, which is read for what it is."""
+    """A random model says anything then, a token for each line, which is read for what it is."""
     found = refined(model, "transformers", pages(2, 20), grammar="none")
     calls = [call for row in found for call in row.windows]
     assert calls
-    assert {call.finish for call in calls} == {"length"}
+    assert {call.finish for call in calls} == {"stop"}
+    assert all(call.new <= call.stop - call.start for call in calls)
+    assert all(row.rejected for row in found if row.windows)
 
 
 def questions(walk: Walk) -> Iterator[Request]:

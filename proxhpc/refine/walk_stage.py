@@ -3,6 +3,7 @@
 import asyncio
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 from proxhpc.errors import UserError
 from proxhpc.manifest import Stage
@@ -79,11 +80,18 @@ class WalkRunner(StageRunner):
             array("I", self._walk.prompt(page, window.start, window.stop)),
             page.lines[window.start : window.stop],
             0,
-            size + 1,
+            size + self._steps,
             order=order,
             steps=self._walk.steps(size) if self._steps else (),
             bias=self._walk.bias(size, self.stage.bias),
         )
+
+    async def _complete(self, request: Request) -> Completion:
+        done = await super()._complete(request)
+        # Where nothing makes a model end it need not: its answer is whole with a token a line.
+        if request.level == "chunk" and not request.steps and done.finish == "length":
+            return replace(done, finish="stop")
+        return done
 
     def _program(self, done: Completion) -> str:
         return walk.program(done.text)
