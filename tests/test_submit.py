@@ -1,5 +1,6 @@
 """Submission is a transaction: whatever dies half way, the next launch settles it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -383,6 +384,18 @@ def test_local_workers_share_the_cards_that_the_launcher_may_use(
     assert _devices(1, 2) == ["GPU-a", "GPU-b"]
     with pytest.raises(UserError, match="GPU-a"):
         _devices(1, 3)
+
+
+def test_a_local_worker_has_its_own_cards_and_as_many_threads_as_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def seen(name: str) -> list[str | None]:
+        return [name, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS")]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert tasks.with_share("1", 3, seen, "w") == ["w", "1", "3"]
+    assert tasks.with_share("2", 5, seen, "w") == ["w", "2", "3"], "what is given stays"
 
 
 def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:

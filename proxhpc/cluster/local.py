@@ -46,7 +46,8 @@ class LocalBackend:
         journal = Journal(self.run)
         number = len(journal.read())
         intend(journal, number, work, arrays=1, chained=False)
-        devices = _devices(self.site.resources(work.phase).gpus, len(work.arguments))
+        share = self.site.resources(work.phase)
+        devices = _devices(share.gpus, len(work.arguments))
         started = self._jobs[work.phase] = []
         # A terminal's Ctrl-C is for the launcher, which lets its workers commit: submitit would
         # give them a second. They set handlers of their own for the other signals.
@@ -55,7 +56,7 @@ class LocalBackend:
             with slurm.clean_environment(), writing(self.run.logs):
                 executor = self._executor(number, work)
                 for own, arguments in zip(devices, work.arguments, strict=True):
-                    call = (tasks.on_devices, own, work.function, *arguments)
+                    call = (tasks.with_share, own, share.cpus, work.function, *arguments)
                     started.append(executor.submit(*call))
         finally:
             signal.signal(signal.SIGINT, before)

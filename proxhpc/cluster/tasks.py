@@ -39,9 +39,13 @@ def refine_element(root: str, element: int, tasks_per_node: int, of: int) -> str
     return refine(root, element * tasks_per_node + local, of)
 
 
-def on_devices(devices: str, function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` with these GPUs visible, and no others."""
+def with_share(devices: str, cpus: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` with these GPUs visible, and no others, and as many threads as cores.
+
+    Processes that each start a thread for every core of the machine wait for each other in vain.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
     return function(*arguments)
 
 

@@ -92,6 +92,12 @@ def _handlers(
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
+def cores() -> int | None:
+    """Cores of this Slurm task, where it says so: one without binding shows a task all of them."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdecimal() else None
+
+
 _using: list[Path] = []  # this process's scratch folder, once for each engine that uses it
 
 
@@ -120,8 +126,8 @@ def node_local_environment() -> Path:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **{name: str(scratch / name.lower()) for name in CACHES},
     }
-    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-        defaults["OMP_NUM_THREADS"] = cpus  # a site without binding shows a task all cores
+    if cpus := cores():
+        defaults["OMP_NUM_THREADS"] = str(cpus)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return scratch

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from proxhpc.refine.engines.generation import (
     make_ends,
     make_scorer,
 )
+from proxhpc.refine.engines.spawn import cores
 from proxhpc.refine.engines.tokenizer import HFTokenizer
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,8 @@ class TransformersEngine:
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})
         self._batch_size = batch_size
         self._device = device or default_device()
+        if (cpus := cores()) and "OMP_NUM_THREADS" not in os.environ:
+            _set_threads(cpus)
         self._model = _load(model, _dtype(dtype, self._device), self._device, options or {})
         self._waiting: list[_Pending] = []
         self._changed = threading.Condition()
@@ -282,6 +286,12 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _set_threads(number: int) -> None:
+    import torch
+
+    torch.set_num_threads(number)
 
 
 def _dtype(name: str, device: str) -> Any:
