@@ -20,6 +20,7 @@ from proxhpc.adapt.adapt import Adapted, adapt
 from proxhpc.adapt.card import card
 from proxhpc.adapt.checkpoint import Folder, Progress
 from proxhpc.adapt.course import Course
+from proxhpc.adapt.generate import answers
 from proxhpc.adapt.job import submit
 from proxhpc.adapt.optimizer import Average
 from proxhpc.adapt.program_course import ProgramCourse, collate
@@ -210,6 +211,30 @@ def test_the_last_weights_are_judged_by_whoever_goes_on(
         (tmp_path / "out/training/state.pt").write_bytes(damaged)
         with pytest.raises(UserError, match=r"state\.pt cannot be read: ."):
             trained(recipe, tmp_path / "out", resume=True)
+
+
+def test_of_two_trainings_in_one_folder_the_first_ends(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of two are never mixed; a call that is refused takes nothing."""
+    recipe, rate, out = walk_recipe(examples), loop.rate, tmp_path / "out"
+
+    def joined(own: Recipe, step: int, done: float) -> float:
+        if step == 2:
+            monkeypatch.setattr(loop, "rate", rate)
+            trained(recipe, out)
+            kept.update(weights(out))
+            with pytest.raises(UserError, match="another learning_rate"):
+                trained(walk_recipe(examples, learning_rate=0.1), out, resume=True)
+        return rate(own, step, done)
+
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(loop, "rate", joined)
+    with pytest.raises(UserError, match="another training has begun there"):
+        trained(walk_recipe(examples, learning_rate=0.002), out)
+    assert kept
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights(out).items())
+    assert trained(recipe, out, resume=True).progress.step == 6
 
 
 def test_a_training_that_diverges_says_so(examples: Path, tmp_path: Path) -> None:
@@ -514,3 +539,16 @@ def test_a_training_is_a_slurm_job(
     trained(walk_recipe(examples, steps=step + 2), out, resume=True)
     assert log(out)[-1]["step"] == step + 2
     slurm.reset()
+
+
+def test_answers_stay_within_the_context() -> None:
+    """Positions that a model has learnt end there."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0
+    )
+    model = GPT2LMHeadModel(shape).eval()
+    found = answers(model, [[5] * 13, [5] * 4], 0, 50, shape.n_positions)
+    assert all(1 <= len(ids) <= 3 for ids in found)

@@ -61,6 +61,7 @@ def adapt(
         trainer.run()
     trainer.take_best()
     adapted = Adapted(trainer.progress, trainer.scores(FINAL * recipe.validation))
+    folder.check_owner()
     _write(recipe, trainer.course, examples, adapted, out)
     return adapted
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class Folder:
         self.best = self.root / "best.pt"
         self.log = self.root / "log.jsonl"
         self.tokenizer = self.root / "tokenizer"
+        self._owner, self._token = self.root / "owner", secrets.token_hex(8).encode()
 
     def begin(self, recipe: Recipe, *, resume: bool) -> None:
         """Make the folder.
@@ -71,10 +73,23 @@ class Folder:
         if not self.state.exists():
             shutil.rmtree(self.tokenizer, ignore_errors=True)
 
+    def claim(self) -> None:
+        """Take the folder: whoever had it, perhaps on a node that was given up, saves no more."""
+        write_atomic(self._owner, self._token)
+
+    def check_owner(self) -> None:
+        """Raise UserError where another training has taken the folder."""
+        if self._owner.read_bytes() != self._token:
+            raise UserError(
+                f"{self.out}: another training has begun there, so this one ends",
+                hint="give each training an --out of its own",
+            )
+
     def save(self, path: Path, data: dict[str, Any]) -> None:
-        """Write one file, whole or not at all."""
+        """Write one file, whole or not at all. UserError where the folder is another's."""
         import torch
 
+        self.check_owner()
         buffer = io.BytesIO()
         torch.save(data, buffer)
         write_atomic(path, buffer.getvalue())

@@ -8,13 +8,16 @@ from proxhpc.refine.engines.drafts import padded
 BATCH = 8
 
 
-def answers(model: Any, prompts: Sequence[Sequence[int]], end: int, most: int) -> list[list[int]]:
-    """Of each prompt the ids of the answer, up to `end` or `most` tokens."""
+def answers(
+    model: Any, prompts: Sequence[Sequence[int]], end: int, most: int, context: int
+) -> list[list[int]]:
+    """Of each prompt the ids of the answer, up to `end` or `most` tokens, within the context."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found: dict[int, list[int]] = {}
     for at in range(0, len(order), BATCH):
         group = order[at : at + BATCH]
-        written = _greedy(model, [prompts[number] for number in group], end, most)
+        room = context - len(prompts[group[-1]])  # learned positions end there
+        written = _greedy(model, [prompts[number] for number in group], end, min(most, room))
         found.update(zip(group, written, strict=True))
     return [found[number] for number in range(len(prompts))]
 

@@ -51,6 +51,7 @@ class Trainer:
 
     def run(self) -> Progress:
         """Train to the end; the progress. RetryError at SIGTERM or Ctrl-C, with a checkpoint."""
+        self.folder.claim()
         progress, recipe, ranks = self.progress, self.recipe, self._ranks
         saved = judged = said = progress.seconds
         parts: dict[str, float] = {}

@@ -67,6 +67,7 @@ class ProgramCourse:
         self.vocabulary = ref.path
         self.tokenizer = HFTokenizer(ref.path)
         self._end = _end(ref, self.tokenizer)
+        self._context = ref.context_length(None)
         limit = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
         self._style = prompt_style(recipe.prompt)
         self._train: list[Lesson] = []
@@ -143,9 +144,8 @@ class ProgramCourse:
         rows = some(self._held, most, self._recipe.seed)
         lessons = [self._lesson(row) for row in rows]
         longest = max((len(lesson.program) for lesson in self._train), default=1)
-        written = answers(
-            self.module, [lesson.prompt for lesson in lessons], self._end, 2 * longest
-        )
+        prompts = [lesson.prompt for lesson in lessons]
+        written = answers(self.module, prompts, self._end, 2 * longest, self._context)
         texts = [self.tokenizer.decode(ids) for ids in written]
         return program_scores(rows, texts)
 
