@@ -1,5 +1,6 @@
 """Teaching refiners: what is learnt from examples, the loop and its resumption, what is written."""
 
+import atexit
 import itertools
 import json
 import os
@@ -322,6 +323,17 @@ def test_a_process_that_dies_ends_the_training() -> None:
 
 def _killed(ranks: Ranks) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_whose_work_is_done_cannot_fail() -> None:
+    """Python's own end aborts now and then, with threads of a group about."""
+    with together(2, _aborted_at_its_end) as ranks:
+        assert ranks.agree(True, 0.5, "cpu") == (True, 0.5)
+
+
+def _aborted_at_its_end(ranks: Ranks) -> None:
+    atexit.register(os.abort)
+    ranks.agree(False, 0.0, "cpu")
 
 
 def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:

@@ -128,6 +128,11 @@ def _be(rank: int, count: int, port: int, other: Callable[..., None], given: Seq
     _join(rank, count, store)
     other(*given, Ranks(rank, count))
     distributed.destroy_process_group()
+    # Without Python's own end: a thread of the group's that lets go of a tensor then aborts the
+    # process (pytorch#190489), whose work is done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _join(rank: int, count: int, store: Any) -> None:
