@@ -238,6 +238,20 @@ def test_of_two_trainings_in_one_folder_the_first_ends(
     assert trained(recipe, out, resume=True).progress.step == 6
 
 
+def test_a_training_whose_folder_is_gone_says_so(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = loop.rate
+
+    def deleting(recipe: Recipe, step: int, done: float) -> float:
+        shutil.rmtree(tmp_path / "out/training", ignore_errors=True)
+        return rate(recipe, step, done)
+
+    monkeypatch.setattr(loop, "rate", deleting)
+    with pytest.raises(UserError, match="there is no directory .*out/training"):
+        trained(walk_recipe(examples, steps=2), tmp_path / "out")
+
+
 def test_a_training_that_diverges_says_so(examples: Path, tmp_path: Path) -> None:
     recipe = walk_recipe(examples, learning_rate=1e30, optimizer="adamw")
     with pytest.raises(UserError, match=r"diverged: no finite gradient at step [2-6]"):

@@ -78,8 +78,10 @@ class Folder:
         write_atomic(self._owner, self._token)
 
     def check_owner(self) -> None:
-        """Raise UserError where another training has taken the folder."""
-        if self._owner.read_bytes() != self._token:
+        """Raise UserError where another training has taken the folder, or it is gone."""
+        with writing(self._owner):
+            owner = self._owner.read_bytes()
+        if owner != self._token:
             raise UserError(
                 f"{self.out}: another training has begun there, so this one ends",
                 hint="give each training an --out of its own",

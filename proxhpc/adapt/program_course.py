@@ -67,7 +67,7 @@ class ProgramCourse:
         self.vocabulary = ref.path
         self.tokenizer = HFTokenizer(ref.path)
         self._end = _end(ref, self.tokenizer)
-        self._context = ref.context_length(None)
+        self._context = ref.max_model_len
         limit = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
         self._style = prompt_style(recipe.prompt)
         self._train: list[Lesson] = []
