@@ -248,7 +248,7 @@ def test_a_training_whose_folder_is_gone_says_so(
         return rate(recipe, step, done)
 
     monkeypatch.setattr(loop, "rate", deleting)
-    with pytest.raises(UserError, match="there is no directory .*out/training"):
+    with pytest.raises(UserError, match=r"there is no directory .*out/training"):
         trained(walk_recipe(examples, steps=2), tmp_path / "out")
 
 
