@@ -43,7 +43,7 @@ _ARMED = dict(
 )
 
 
-def reach(point: Point) -> None:
+def fault_point(point: Point) -> None:
     """Die here if the environment says so."""
     if point not in _ARMED:
         return

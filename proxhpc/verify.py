@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.replay import Seen, Tile
+from proxhpc.assemble.coverage import uncovered
+from proxhpc.assemble.replay import Seen, SpanStats
 from proxhpc.assemble.summary import MergeSummary
-from proxhpc.assemble.tiling import uncovered
 from proxhpc.corpus.document import End
 from proxhpc.corpus.inputs import check_unchanged
 from proxhpc.corpus.parquet import count_rows, need_pyarrow
 from proxhpc.corpus.streams import count_lines
 from proxhpc.errors import ProxError, StopError
-from proxhpc.plan import Plan
-from proxhpc.refine.leaser import missing
-from proxhpc.refine.ledger import Row, read_ledger
-from proxhpc.rundir import RunDir
+from proxhpc.run.ledger import Row, read_ledger
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import missing_shards
 
 
 @dataclass(slots=True)
@@ -109,10 +109,10 @@ def _inputs(plan: Plan, proof: Proof) -> None:
 
 
 def _ledgers(run: RunDir, plan: Plan, proof: Proof, processes: int) -> None:
-    left = set(missing(run, plan))
+    left = set(missing_shards(run, plan))
     proof.open = len(left)
     done = [shard for shard in range(len(plan.shards)) if shard not in left]
-    tiles: list[Tile] = []
+    tiles: list[SpanStats] = []
     for shard, counts, own, problem in _each(run, done, processes):
         if problem:
             proof.bad_ledgers[shard] = problem
@@ -127,7 +127,7 @@ def _ledgers(run: RunDir, plan: Plan, proof: Proof, processes: int) -> None:
                     proof.bad_ledgers[shard] = f"with the others of its input: {problem}"
 
 
-Read = tuple[int, Counts, list[Tile], str]
+Read = tuple[int, Counts, list[SpanStats], str]
 
 
 def _each(run: RunDir, shards: list[int], processes: int) -> Iterator[Read]:
@@ -152,7 +152,7 @@ def _load_and_read(run: RunDir, shard: int) -> Read:
 def _read(run: RunDir, plan: Plan, shard: int) -> Read:
     """A ledger's counts and the tiles of its spans, or what is wrong with it."""
     counts, rows, ends = Counts(), list[Row](), list[End]()
-    tiles: list[Tile] = []
+    tiles: list[SpanStats] = []
     try:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
             if isinstance(item, Row):

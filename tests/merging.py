@@ -14,16 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from proxhpc.assemble.listings import read_rows
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import StopError
-from proxhpc.launch import Run, prepare
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import LedgerWriter, Progress, Row, read_ledger
-from proxhpc.rundir import RunDir
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.ledger import LedgerState, LedgerWriter, Row, read_ledger
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 from runs import PARAGRAPH, document, local_site, manifest, write_jsonl
 
 PART = 6000  # bytes; a few documents
@@ -66,8 +66,8 @@ def refined(folder: Path, **sections: Any) -> Run:
         shutil.copytree(_model().dir.root, run.root)
         return Run(run, Plan.load(run), _model().site)
     path = manifest(folder, inputs(folder), **SECTIONS | sections)
-    run_of_its_own = prepare(path, local_site(folder), None)
-    tasks.refine(str(run_of_its_own.dir.root), 0, 1)
+    run_of_its_own = prepare_run(path, local_site(folder), None)
+    tasks.refine_task(str(run_of_its_own.dir.root), 0, 1)
     return run_of_its_own
 
 
@@ -85,14 +85,14 @@ def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None])
     ends = [item for item in items if isinstance(item, End)]
     change(rows, ends)
     path.unlink()
-    writer = LedgerWriter(FrameWriter(path), run.plan.digest, shard, Progress())
+    writer = LedgerWriter(FrameWriter(path), run.plan.digest, shard, LedgerState())
     writer.commit(rows, tuple(ends))
     writer.finish()
     writer.close()
     return path
 
 
-def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge) -> bool:
+def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge_run) -> bool:
     """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
 
     def child() -> None:
@@ -121,7 +121,7 @@ def output(run: RunDir) -> dict[str, bytes]:
 
 
 def corpus(run: RunDir) -> list[dict[str, Any]]:
-    return [row for path in sorted(run.corpus.glob("part-*")) for row in read_rows(path)]
+    return [row for path in sorted(run.corpus.glob("part-*")) for row in read_listing(path)]
 
 
 @functools.cache
@@ -131,7 +131,7 @@ def plan_of_one(provenance: bool) -> Plan:
         folder = Path(name)
         path = write_jsonl(folder / "in.jsonl", [document(0)])
         sections = {"output": {"provenance": provenance}}
-        return prepare(manifest(folder, [path], **sections), local_site(folder), None).plan
+        return prepare_run(manifest(folder, [path], **sections), local_site(folder), None).plan
 
 
 def linger(run: RunDir, plan: Plan, number: int) -> int:

@@ -12,10 +12,10 @@ import orjson
 import yaml
 import zstandard
 
-from proxhpc.launch import Run, prepare
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Row, read_ledger
-from proxhpc.rundir import RunDir
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.ledger import Row, read_ledger
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 # Points of proxhpc.faults that are only reached behind deaths at others.
 BEHIND = {
@@ -74,7 +74,7 @@ def planned(folder: Path, count: int = 60, **sections: Any) -> Run:
         write_jsonl(folder / "in" / "a.jsonl.zst", rows[: count // 3]),
         write_jsonl(folder / "in" / "b.jsonl", rows[count // 3 :]),
     ]
-    return prepare(manifest(folder, files, **sections), local_site(folder), None)
+    return prepare_run(manifest(folder, files, **sections), local_site(folder), None)
 
 
 def demo_copies(folder: Path, copies: int) -> list[Path]:

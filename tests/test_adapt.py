@@ -16,25 +16,26 @@ import pytest
 import yaml
 import zstandard
 
-from proxhpc.adapt import loop
-from proxhpc.adapt.adapt import Adapted, adapt
-from proxhpc.adapt.card import card
-from proxhpc.adapt.checkpoint import Folder, Progress
-from proxhpc.adapt.course import Course
-from proxhpc.adapt.generate import answers
-from proxhpc.adapt.job import submit
-from proxhpc.adapt.optimizer import Average
-from proxhpc.adapt.program_course import ProgramCourse, collate
-from proxhpc.adapt.ranks import Ranks, together
-from proxhpc.adapt.recipe import Recipe, json_schema, load_recipe
-from proxhpc.adapt.rows import Examples, Row, read_rows
-from proxhpc.adapt.score import Decision, best_bias, verdict_scores
-from proxhpc.adapt.walk_course import WalkCourse
-from proxhpc.cli import main
+from proxhpc.cli.main import main
 from proxhpc.errors import RetryError, UserError
-from proxhpc.models import resolve_model
 from proxhpc.refine.walk_vocabulary import train_tokenizer
-from proxhpc.site import load_site
+from proxhpc.run.models import resolve_model
+from proxhpc.spec.load import json_schema
+from proxhpc.spec.recipe import Recipe, load_recipe
+from proxhpc.spec.site import load_site
+from proxhpc.train import loop
+from proxhpc.train.adapt import Adapted, adapt
+from proxhpc.train.card import card
+from proxhpc.train.checkpoint import Folder, TrainingState
+from proxhpc.train.distributed import Ranks, launch_processes
+from proxhpc.train.generate import answers
+from proxhpc.train.job import submit
+from proxhpc.train.optimizer import Average
+from proxhpc.train.program_task import ProgramTask, collate_programs
+from proxhpc.train.rows import ExampleRow, Examples, read_example_rows
+from proxhpc.train.score import Decision, best_bias, verdict_scores
+from proxhpc.train.task import TrainingTask
+from proxhpc.train.walk_task import WalkTask
 from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
 
@@ -149,7 +150,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 ) -> None:
     recipe = walk_recipe(examples)
     trained(recipe, tmp_path / "whole")
-    rate = loop.rate
+    rate = loop.learning_rate
 
     def stopping(recipe: Recipe, step: int, done: float) -> float:
         if step == 2:
@@ -179,18 +180,18 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 def test_the_last_weights_are_judged_by_whoever_goes_on(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, loss = walk_recipe(examples, steps=2, minutes=1e-9), WalkCourse.loss
+    recipe, loss = walk_recipe(examples, steps=2, minutes=1e-9), WalkTask.loss
 
-    def stopping(course: WalkCourse, batch: Any, done: float) -> Any:
+    def stopping(course: WalkTask, batch: Any, done: float) -> Any:
         if done == 0.5:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(course, batch, done)
 
-    monkeypatch.setattr(WalkCourse, "loss", stopping)
+    monkeypatch.setattr(WalkTask, "loss", stopping)
     with pytest.raises(RetryError, match="SIGTERM after step 2"):
         trained(recipe, tmp_path / "out")
     assert [line["step"] for line in log(tmp_path / "out")] == [1]
-    monkeypatch.setattr(WalkCourse, "loss", loss)
+    monkeypatch.setattr(WalkTask, "loss", loss)
     for _ in range(2):
         trained(recipe, tmp_path / "out", resume=True)
         assert [line["step"] for line in log(tmp_path / "out")] == [1, 2]
@@ -203,7 +204,7 @@ def test_the_last_weights_are_judged_by_whoever_goes_on(
             made.append(dict(self.weights))
 
     monkeypatch.setattr(loop, "Average", Noted)
-    course = WalkCourse(recipe, Examples((examples,)), tmp_path / "out/training/tokenizer")
+    course = WalkTask(recipe, Examples((examples,)), tmp_path / "out/training/tokenizer")
     trainer = loop.Trainer(recipe, course, Folder(tmp_path / "out"), print, Ranks())
     average = trainer._average.weights
     assert all(average[name] is own for name, own in made[0].items()), "still where the model is"
@@ -218,7 +219,7 @@ def test_of_two_trainings_in_one_folder_the_first_ends(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of two are never mixed; a call that is refused takes nothing."""
-    recipe, rate, out = walk_recipe(examples), loop.rate, tmp_path / "out"
+    recipe, rate, out = walk_recipe(examples), loop.learning_rate, tmp_path / "out"
 
     def joined(own: Recipe, step: int, done: float) -> float:
         if step == 2:
@@ -241,7 +242,7 @@ def test_of_two_trainings_in_one_folder_the_first_ends(
 def test_a_training_whose_folder_is_gone_says_so(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rate = loop.rate
+    rate = loop.learning_rate
 
     def deleting(recipe: Recipe, step: int, done: float) -> float:
         shutil.rmtree(tmp_path / "out/training", ignore_errors=True)
@@ -288,14 +289,14 @@ def test_processes_learn_together(examples: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["walk", "programs"])
 def test_processes_share_the_batches(kind: str, examples: Path, tmp_path: Path) -> None:
-    course: Course
+    course: TrainingTask
     if kind == "walk":
-        course = WalkCourse(walk_recipe(examples), Examples((examples,)), tmp_path / "tokenizer")
+        course = WalkTask(walk_recipe(examples), Examples((examples,)), tmp_path / "tokenizer")
     else:
         base = save_llama(tmp_path / "base", max_position_embeddings=1024)
         data = {"name": "x", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
         recipe = Recipe.model_validate(data | {"steps": 1, "batch_tokens": 800})
-        course = ProgramCourse(recipe, Examples((examples,)))
+        course = ProgramTask(recipe, Examples((examples,)))
 
     def taken(rank: int, count: int) -> list[bytes]:
         batches = course.batches((0, 0), Ranks(rank, count))
@@ -311,7 +312,7 @@ def test_processes_share_the_batches(kind: str, examples: Path, tmp_path: Path) 
 
 
 def test_gradients_are_the_mean_of_all(tmp_path: Path) -> None:
-    with together(2, _other_gradient) as ranks:
+    with launch_processes(2, _other_gradient) as ranks:
         one, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
         one.grad = torch.tensor([1.0, 2.0, 3.0])
         ranks.mean([one, unused])
@@ -329,7 +330,7 @@ def _other_gradient(ranks: Ranks) -> None:
 def test_a_process_that_dies_ends_the_training() -> None:
     with (
         pytest.raises(RetryError, match="ended with -9") as died,
-        together(2, _killed) as ranks,
+        launch_processes(2, _killed) as ranks,
     ):
         ranks.agree(True, 0.0, "cpu")
     assert "--resume" in (died.value.hint or "")
@@ -341,7 +342,7 @@ def _killed(ranks: Ranks) -> None:
 
 def test_a_process_whose_work_is_done_cannot_fail() -> None:
     """Python's own end aborts now and then, with threads of a group about."""
-    with together(2, _aborted_at_its_end) as ranks:
+    with launch_processes(2, _aborted_at_its_end) as ranks:
         assert ranks.agree(True, 0.5, "cpu") == (True, 0.5)
 
 
@@ -374,9 +375,9 @@ def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
 def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
     base = save_llama(tmp_path / "base", max_position_embeddings=1024)
     data = {"name": "x", "examples": [str(examples)], "base": str(base), "prompt": "compact"}
-    course = ProgramCourse(Recipe.model_validate(data | {"steps": 1}), Examples((examples,)))
+    course = ProgramTask(Recipe.model_validate(data | {"steps": 1}), Examples((examples,)))
     lessons = [course._lesson(one) for one in list(Examples((examples,)))[:2]]
-    batch = collate(lessons, 2)
+    batch = collate_programs(lessons, 2)
     for number, lesson in enumerate(lessons):
         own = batch.rows == number
         assert batch.targets[own].tolist() == list(lesson.program)
@@ -384,26 +385,26 @@ def test_only_programs_count(examples: Path, tmp_path: Path) -> None:
         assert batch.inputs[number, : first + 1].tolist() == list(lesson.prompt)
     short = Recipe.model_validate(data | {"steps": 1, "max_tokens": 16})
     with pytest.raises(UserError, match="at most 16 tokens"):
-        ProgramCourse(short, Examples((examples,)))
+        ProgramTask(short, Examples((examples,)))
     brief = doc_row(1) | {"text": "Short."}
     few = write(tmp_path / "few.jsonl.zst", [brief, row(1), row(2, "validation")])
     apart = max(len(lesson.prompt) for lesson in lessons) - 1
-    course = ProgramCourse(
+    course = ProgramTask(
         Recipe.model_validate(data | {"steps": 1, "max_tokens": apart}), Examples((few,))
     )
     assert course.unused == {f"more than {apart} tokens": 2}
     assert list(course.stages({})) == ["doc"], "and not what it has learnt nothing of"
     other = write(tmp_path / "line.jsonl.zst", [row(1), row(2, program="remove_lines(2, 2)")])
     with pytest.raises(UserError, match=r"'train-2': in the dialect prox 'remove_lines\(2, 2"):
-        ProgramCourse(Recipe.model_validate(data | {"steps": 1}), Examples((other,)))
+        ProgramTask(Recipe.model_validate(data | {"steps": 1}), Examples((other,)))
 
 
-def made(data: dict[str, Any], tmp_path: Path) -> Row:
-    return next(read_rows([write(tmp_path / "one.jsonl.zst", [data])]))
+def made(data: dict[str, Any], tmp_path: Path) -> ExampleRow:
+    return next(read_example_rows([write(tmp_path / "one.jsonl.zst", [data])]))
 
 
 def test_chances_and_labels(tmp_path: Path) -> None:
-    from proxhpc.adapt.walk_pages import targets
+    from proxhpc.train.walk_pages import targets
 
     labelled = made(row(0, keep="KD?KKK", chance=[0.5] * 6), tmp_path)
     drop, sure = targets(labelled, trust=0.4)
@@ -420,16 +421,16 @@ def test_a_walk_leaves_out_what_it_cannot_answer(examples: Path, tmp_path: Path)
     rows = [row(n) for n in range(9)] + [strings, strings | {"split": "validation"}]
     file = write(tmp_path / "x.jsonl.zst", [*rows, strings | {"chance": [0.5] * 6}])
     recipe = walk_recipe(examples)
-    course = WalkCourse(recipe, Examples((file,)), tmp_path)
+    course = WalkTask(recipe, Examples((file,)), tmp_path)
     assert len(course._sampler._pages._pages) == 10
     assert course.unused == {"strings are edited": 2}
-    text = card(recipe, [], course.unused, Progress(), {}, 1)
+    text = card(recipe, [], course.unused, TrainingState(), {}, 1)
     assert "\n\nOf these 2 are not used: strings are edited.\n\n## On" in text
     with pytest.raises(UserError, match="no such directory"):
-        WalkCourse(walk_recipe(examples, shape=None, base="/no/model"), [], tmp_path)
+        WalkTask(walk_recipe(examples, shape=None, base="/no/model"), [], tmp_path)
     only = write(tmp_path / "y.jsonl.zst", [strings])
     with pytest.raises(UserError, match="marks or chances of its lines"):
-        WalkCourse(recipe, Examples((only,)), tmp_path)
+        WalkTask(recipe, Examples((only,)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +450,7 @@ def test_a_walk_leaves_out_what_it_cannot_answer(examples: Path, tmp_path: Path)
 )
 def test_rows_that_are_no_examples(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"at byte [1-9][0-9]+: no example: .*{said}"):
-        list(read_rows([write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])]))
+        list(read_example_rows([write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])]))
 
 
 def test_a_job_has_a_process_for_each_gpu(
@@ -483,7 +484,7 @@ def test_a_recipe_says_what_is_wrong(tmp_path: Path) -> None:
 def test_shipped_recipes_are_recipes(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     assert path.read_text().startswith("# yaml-language-server: $schema=./schema.json\n")
-    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema(Recipe))
     recipe = load_recipe(path, {"EXAMPLES": "x.jsonl.zst", "MODEL": "m"})
     assert recipe.examples == (str(ROOT / "recipes/x.jsonl.zst"),)
 
@@ -507,7 +508,7 @@ def test_biases_are_those_that_score_best() -> None:
 
 
 def test_muon_moves_along_orthogonal_matrices() -> None:
-    from proxhpc.adapt.optimizer import Muon
+    from proxhpc.train.optimizer import Muon
 
     matrix = torch.nn.Parameter(torch.zeros(8, 16))
     generator = torch.Generator().manual_seed(0)
@@ -521,7 +522,7 @@ def test_muon_moves_along_orthogonal_matrices() -> None:
 
 def test_windows_keep_their_lines_together(examples: Path, tmp_path: Path) -> None:
     recipe = walk_recipe(examples)
-    course = WalkCourse(recipe, Examples((examples,)), tmp_path)
+    course = WalkTask(recipe, Examples((examples,)), tmp_path)
     steps = course.batches((0, 0), Ranks())
     drawn = [next(steps) for _ in range(6)]
     again = course.batches(drawn[2][0], Ranks())

@@ -12,45 +12,47 @@ import orjson
 import pytest
 import zstandard
 
-from proxhpc.adapt.annotate import summary_path
-from proxhpc.adapt.examples import Cut, Example, examples
-from proxhpc.adapt.gold import aligned, labelled
-from proxhpc.adapt.leakage import Likeness
-from proxhpc.adapt.programs import lesson
-from proxhpc.adapt.teachers import Lesson, Subject
-from proxhpc.cli import main
+from proxhpc.annotate.annotate import summary_path
+from proxhpc.annotate.examples import TrainingExample, WindowCutter, examples
+from proxhpc.annotate.gold import aligned, labelled
+from proxhpc.annotate.labels import Subject, TeacherLabels
+from proxhpc.annotate.leakage import NearDuplicateIndex
+from proxhpc.annotate.programs import program_labels
+from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.hosts import VALIDATION, host_of, split_of
-from proxhpc.manifest import Manifest
 from proxhpc.program.derive import PRICES
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
 from proxhpc.program.syntax import Dialect
 from proxhpc.refine import teacher
-from proxhpc.refine.ledger import Call, Row
 from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.walk_stage import make_runner
-from proxhpc.sections import Near
+from proxhpc.run.ledger import Call, Row
+from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.sections import Near
 from runs import PARAGRAPH, document, planned, rows_of, write_jsonl
 from test_stage import Script
 from tiny_models import edit_json, save_llama
 
 WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn")
-CUTS = (Cut(), Cut(2), Cut(3, 200), Cut(5, 90))
+CUTS = (WindowCutter(), WindowCutter(2), WindowCutter(3, 200), WindowCutter(5, 90))
 # Nothing is too much: whatever a program asks for is done.
 LOOSE = Policy(max_removed_share=1.0, min_kept_words=0, min_kept_chars=0, max_errors=100)
 
 
-def subject(text: str, found: Lesson, host: str = "h.org") -> Subject:
+def subject(text: str, found: TeacherLabels, host: str = "h.org") -> Subject:
     return Subject("d", text, "s", host, "t", lambda: found)
 
 
-def made(text: str, found: Lesson, cut: Cut, dialect: Dialect = "prox") -> list[dict[str, Any]]:
+def made(
+    text: str, found: TeacherLabels, cut: WindowCutter, dialect: Dialect = "prox"
+) -> list[dict[str, Any]]:
     """Rows of a document; none may be missing."""
     out = list(examples(subject(text, found), found, cut, dialect))
-    assert all(isinstance(example, Example) for example in out), out
-    return [example.row for example in out if isinstance(example, Example)]
+    assert all(isinstance(example, TrainingExample) for example in out), out
+    return [example.row for example in out if isinstance(example, TrainingExample)]
 
 
 def executed(row: dict[str, Any], dialect: Dialect = "prox") -> str | None:
@@ -85,15 +87,15 @@ def pair(number: int, **more: Any) -> dict[str, Any]:
 def test_labels_become_removals_and_what_nobody_knows_is_said() -> None:
     text = "a b\nc d\ne f\ng h\ni j"
     found = labelled("BBG?B")
-    (row,) = made(text, found, Cut())
+    (row,) = made(text, found, WindowCutter())
     assert row["program"] == "remove_lines(start=0, end=1)\nremove_lines(start=4, end=4)"
     assert (row["keep"], row["first"], row["of"]) == ("DDK?D", 0, 5)
-    first, second, third = made(text, found, Cut(2))
+    first, second, third = made(text, found, WindowCutter(2))
     assert [first["keep"], second["keep"], third["keep"]] == ["DD", "K?", "D"]
     assert second["program"] == "untouch_doc()"
     assert (second["before"], second["lines"]) == (["a b", "c d"], ["e f", "g h"])
     assert (third["first"], third["program"]) == (4, "remove_lines(start=0, end=0)")
-    assert [row["program"] for row in made(text, found, Cut(2), "line")] == [
+    assert [row["program"] for row in made(text, found, WindowCutter(2), "line")] == [
         "remove_lines(1, 2)",
         "keep_all()",
         "remove_lines(1, 1)",
@@ -102,11 +104,13 @@ def test_labels_become_removals_and_what_nobody_knows_is_said() -> None:
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("dialect", ["prox", "line"])
-def test_programs_of_all_windows_together_make_the_gold_text(cut: Cut, dialect: Dialect) -> None:
+def test_programs_of_all_windows_together_make_the_gold_text(
+    cut: WindowCutter, dialect: Dialect
+) -> None:
     noisy = "Home | About\nThe cat sat on the matt.\nIt was warm there. [Edit]\n\nShare\nThe end."
     gold = "A word first.\nThe cat sat on the mat.\nIt was warm there.\n\nThe end."
     found = aligned(noisy, gold, PRICES[dialect])
-    assert isinstance(found, Lesson)
+    assert isinstance(found, TeacherLabels)
     rows = made(noisy, found, cut, dialect)
     assert joined(rows, dialect) == gold
     assert sum(len(row["lines"]) for row in rows) == 6
@@ -144,8 +148,8 @@ def test_what_is_learnt_from_a_ledger_is_what_its_programs_did() -> None:
         if done.rejected or done.lines_removed == len(lines):
             continue
         row = Row("d", 0, 0, done.status, windows=tuple(calls))
-        found = lesson(text, row, LOOSE, Style())
-        rows = made(text, found, Cut())
+        found = program_labels(text, row, LOOSE, Style())
+        rows = made(text, found, WindowCutter())
         assert joined(rows) == done.text
         strings += rows[0]["keep"] is None
     assert strings > 30
@@ -159,13 +163,13 @@ def test_answers_that_are_not_whole_teach_nothing() -> None:
         Call(2, 3, "remove_lines(start=2, end=2)\n", "length", 0, 0, 0),
     )
     row = Row("d", 0, 0, "edited", doc=Call(0, 4, "Keep it.", "stop", 0, 0, 0), windows=calls)
-    found = lesson(text, row, LOOSE, Style())
+    found = program_labels(text, row, LOOSE, Style())
     assert found.keep is None
     assert found.aside == {("doc", "bad_answer"): 1, ("chunk", "bad_answer"): 2}
-    (example,) = made(text, found, Cut())
+    (example,) = made(text, found, WindowCutter())
     assert example["keep"] == "D???"
     too_much = Row("d", 0, 0, "kept", windows=calls[:1], rejected={"removed_share": 1})
-    found = lesson(text, too_much, LOOSE, Style())
+    found = program_labels(text, too_much, LOOSE, Style())
     assert (found.edits, found.aside) == (None, {("chunk", "removed_share"): 1})
 
 
@@ -184,9 +188,9 @@ def test_answers_that_are_not_whole_teach_nothing() -> None:
     ],
 )  # fmt: skip
 def test_marks_are_read_strictly(answer: str, program: str | None) -> None:
-    found = teacher.verdict(answer, False)
+    found = teacher.verdict_program(answer, False)
     assert found.startswith("# no marks in:") if program is None else found == program
-    assert teacher.verdict("Educational: 3\nFormat: 3", True).startswith("# no marks")
+    assert teacher.verdict_program("Educational: 3\nFormat: 3", True).startswith("# no marks")
 
 
 def test_a_teacher_is_asked_and_its_marks_decide() -> None:
@@ -214,10 +218,10 @@ def test_a_teacher_is_asked_and_its_marks_decide() -> None:
     found = {}
     for kind, text in texts.items():
         row = asyncio.run(refiner.refine(Document(kind, text, 0, 0)))
-        found[kind] = lesson(text, row, LOOSE, Style())
+        found[kind] = program_labels(text, row, LOOSE, Style())
     assert [found[kind].keep for kind in texts] == [True, False, None]
     assert found["odd"].aside == {("doc", "bad_answer"): 1}
-    rows = made(texts["good"], found["good"], Cut())
+    rows = made(texts["good"], found["good"], WindowCutter())
     assert rows[0] | {"program": "keep_doc()", "level": "doc"} == rows[0]
     assert rows[1]["program"] == "remove_lines(start=0, end=0)"
     assert found["poor"].edits is None
@@ -228,7 +232,7 @@ def test_a_run_of_rules_teaches_what_it_did(tmp_path: Path, capsys: Any) -> None
     out = tmp_path / "ex.jsonl.zst"
     annotate(run.dir.root, "--out", out, status=2)
     assert "shards are not refined yet" in capsys.readouterr().err
-    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     annotate(run.dir.root, "--out", out, "--windows", "3")
     refined = {row.id: row for row in rows_of(run.dir, run.plan)}
     rows = read(out)
@@ -257,7 +261,7 @@ def test_a_model_as_teacher(tmp_path: Path) -> None:
     ]
     engine = {"name": "transformers"}
     run = planned(tmp_path, 1, stages=stages, engine=engine)
-    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     out = tmp_path / "ex.jsonl.zst"
     annotate(run.dir.root, "--out", out)
     summary = json.loads(summary_path(out).read_bytes())
@@ -305,11 +309,11 @@ def test_training_is_clear_of_what_it_is_judged_by(tmp_path: Path) -> None:
 def test_near_duplicates_are_found_by_their_words() -> None:
     texts = [f"{PARAGRAPH}So it was {n}." for n in range(3)]
     others = [" ".join(random.Random(n).choices(PARAGRAPH.split(), k=60)) for n in range(40)]
-    alike = Likeness([*others, *texts, ""], Near())
+    alike = NearDuplicateIndex([*others, *texts, ""], Near())
     assert alike.has(PARAGRAPH.upper() + "So it is")
     assert not alike.has(" ".join(reversed(PARAGRAPH.split())))
     assert not alike.has("")
-    assert not Likeness([], Near()).has(PARAGRAPH)
+    assert not NearDuplicateIndex([], Near()).has(PARAGRAPH)
 
 
 def test_what_there_is_too_much_of_is_left_out_by_lot(tmp_path: Path) -> None:

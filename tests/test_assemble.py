@@ -14,14 +14,14 @@ import zstandard
 
 from merging import PART, corpus, killed, output, records, refined, remake
 from proxhpc.assemble import sketch
-from proxhpc.assemble.listings import read_rows
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
-from proxhpc.launch import prepare
-from proxhpc.refine.ledger import Row
-from proxhpc.rundir import RunDir
+from proxhpc.launch.launch import prepare_run
+from proxhpc.run.ledger import Row
+from proxhpc.run.paths import RunDir
 from runs import document, local_site, manifest, rows_of, write_jsonl
 
 
@@ -29,7 +29,7 @@ def test_the_corpus_is_what_ledgers_and_input_say(tmp_path: Path) -> None:
     run = refined(tmp_path)
     rows = {row.id: row for row in rows_of(run.dir, run.plan) if row.digest}
     raw = {row["id"]: row for row in records() if isinstance(row, dict)}
-    merge(run.dir)
+    merge_run(run.dir)
     written = corpus(run.dir)
     ids = [row["id"] for row in written]
     # 3 repeats 30, 7 repeats 8 before it, 11 is 12 in capitals, the short and the empty are out.
@@ -55,7 +55,7 @@ def test_the_corpus_is_what_ledgers_and_input_say(tmp_path: Path) -> None:
 
 def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    summary = merge(run.dir)
+    summary = merge_run(run.dir)
     assert MergeSummary.load(run.dir) == summary
     rows, written = rows_of(run.dir, run.plan), corpus(run.dir)
     assert summary.counts.documents == len(rows) == 39
@@ -80,7 +80,7 @@ def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
 
 def test_parts_hold_what_begins_within_their_size(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    summary = merge(run.dir)
+    summary = merge_run(run.dir)
     assert len(summary.parts) > 2
     at, expected = 0, [0]
     for row in corpus(run.dir):
@@ -93,11 +93,11 @@ def test_parts_hold_what_begins_within_their_size(tmp_path: Path) -> None:
 
 def test_shards_commits_and_processes_leave_no_trace(tmp_path: Path) -> None:
     whole = refined(tmp_path, sharding={"tokens": 10_000_000})
-    merge(whole.dir)
+    merge_run(whole.dir)
     many = refined(tmp_path, sharding={"tokens": 400}, run_dir=str(tmp_path / "many"))
-    merge(many.dir, processes=2)
+    merge_run(many.dir, processes=2)
     few = refined(tmp_path, commit={"documents": 1}, run_dir=str(tmp_path / "few"))
-    merge(few.dir)
+    merge_run(few.dir)
     assert len(whole.plan.shards) == 1
     assert len(many.plan.shards) > len(few.plan.shards) + 4 > 8
     assert output(many.dir) == output(whole.dir)
@@ -111,7 +111,7 @@ def test_killed_before_every_single_file_it_goes_on(
     run = refined(tmp_path).dir
     other = RunDir(tmp_path / "undisturbed")
     shutil.copytree(run.root, other.root)
-    expected = merge(other)
+    expected = merge_run(other)
     made = sum(
         1 for folder in (other.merge, other.corpus) for p in folder.rglob("*") if p.is_file()
     )
@@ -122,34 +122,34 @@ def test_killed_before_every_single_file_it_goes_on(
         assert killed(run, allowed)
         assert not run.merge_summary.exists()
         assert MergeSummary.load(run) is None
-        assert merge(run) == expected
+        assert merge_run(run) == expected
         assert output(run) == output(other)
     assert not killed(run, 0)
 
 
 def test_merging_again_changes_nothing(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    first = merge(run.dir)
+    first = merge_run(run.dir)
     times = {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")}
-    assert merge(run.dir) == first
+    assert merge_run(run.dir) == first
     assert {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")} == times
 
 
 def test_what_is_missing_of_a_corpus_is_made_again(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    merge(run.dir)
+    merge_run(run.dir)
     before = output(run.dir)
     run.dir.part(1).write_bytes(run.dir.part(1).read_bytes()[:-5])
     run.dir.part(99).write_bytes(b"of an earlier merge")
     (run.dir.corpus / ".part-00000.jsonl.zst.0a.tmp").write_bytes(b"of a killed one")
     (run.dir.corpus / "notes.txt").write_bytes(b"the user's")
-    merge(run.dir)
+    merge_run(run.dir)
     assert output(run.dir) == before | {"notes.txt": b"the user's"}
 
 
 def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    merge(run.dir)
+    merge_run(run.dir)
     before = output(run.dir)
 
     def drop_one(rows: list[Row], ends: list[End]) -> None:
@@ -168,17 +168,17 @@ def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
         )
 
     remake(run, 1, drop_one)
-    summary = merge(run.dir)
+    summary = merge_run(run.dir)
     fresh = RunDir(tmp_path / "fresh")
     shutil.copytree(run.dir.root, fresh.root, ignore=shutil.ignore_patterns("merge", "corpus"))
     fresh.merge.mkdir()
-    assert summary.counts.dropped["doc_program"] == merge(fresh).counts.dropped["doc_program"]
+    assert summary.counts.dropped["doc_program"] == merge_run(fresh).counts.dropped["doc_program"]
     assert output(run.dir) == output(fresh) != before
 
 
 def test_without_dedup_every_refined_document_is_written(tmp_path: Path) -> None:
     run = refined(tmp_path, dedup={"exact": False})
-    summary = merge(run.dir)
+    summary = merge_run(run.dir)
     assert summary.written == summary.counts.in_corpus
     assert summary.duplicates.documents == 0
     assert not run.dir.duplicates.exists()
@@ -186,14 +186,14 @@ def test_without_dedup_every_refined_document_is_written(tmp_path: Path) -> None
 
 def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    merge(run.dir)
-    pairs = list(read_rows(run.dir.duplicates))
+    merge_run(run.dir)
+    pairs = list(read_listing(run.dir.duplicates))
     assert [(row["dropped"]["id"], row["kept"]["id"]) for row in pairs] == [
         ("early copy", "doc-30"),
         ("doc-8", "before"),
         ("doc-12", "doc-11"),
     ]
-    aside = list(read_rows(run.dir.quarantine))
+    aside = list(read_listing(run.dir.quarantine))
     assert [row["reason"] for row in aside] == ["invalid_json", "missing_text", "invalid_utf8"]
     assert base64.b64decode(aside[2]["head"]) == b'{"id": "latin", "text": "caf\xe9"}'
     assert aside[0]["source"].startswith("a.jsonl.zst:")
@@ -206,8 +206,8 @@ def test_a_quarantined_document_is_kept_verbatim(tmp_path: Path) -> None:
         rows[0] = replace(rows[0], status="quarantined", reason="by_policy", bytes_out=0)
 
     remake(run, 0, set_aside)
-    merge(run.dir)
-    first = next(read_rows(run.dir.quarantine))
+    merge_run(run.dir)
+    first = next(read_listing(run.dir.quarantine))
     assert (first["id"], first["reason"]) == ("doc-0", "by_policy")
     assert base64.b64decode(first["head"]).decode() == document(0)["text"]
 
@@ -216,16 +216,16 @@ def test_nothing_left_is_an_empty_corpus(tmp_path: Path) -> None:
     path = write_jsonl(
         tmp_path / "in.jsonl", [{"id": str(n), "text": "too short"} for n in range(9)]
     )
-    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
-    tasks.refine(str(run.dir.root), 0, 1)
-    summary = merge(run.dir)
+    run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    summary = merge_run(run.dir)
     assert (summary.written, summary.parts, summary.counts.dropped.total()) == (0, (), 9)
     assert b"configs:" not in run.dir.card.read_bytes()
 
 
 def test_checksums_cover_every_file(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    merge(run.dir)
+    merge_run(run.dir)
     names = [line.split("  ")[1] for line in run.dir.checksums.read_text().splitlines()]
     assert set(names) == {path.name for path in run.dir.corpus.iterdir()} - {"SHA256SUMS"}
     for line in run.dir.checksums.read_text().splitlines():
@@ -239,9 +239,9 @@ def test_the_card_shows_hostile_names_as_text(tmp_path: Path) -> None:
     sections = {"corpus": {"paths": [str(tmp_path / "a*.jsonl")], "id": "id", "text": "```x"}}
     row = [document(n) | {"```x": document(n)["text"]} for n in range(3)]
     write_jsonl(path, row)
-    run = prepare(manifest(tmp_path, [], **sections), local_site(tmp_path), None)
-    tasks.refine(str(run.dir.root), 0, 1)
-    merge(run.dir)
+    run = prepare_run(manifest(tmp_path, [], **sections), local_site(tmp_path), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    merge_run(run.dir)
     card = run.dir.card.read_text()
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["configs"][0]["data_files"][0]["path"] == "part-*.jsonl.zst"
@@ -256,7 +256,7 @@ def test_the_card_shows_hostile_names_as_text(tmp_path: Path) -> None:
 def test_progress_is_told_by_phase(tmp_path: Path) -> None:
     run = refined(tmp_path)
     told: list[tuple[str, int, int]] = []
-    summary = merge(run.dir, progress=lambda *step: told.append(step))
+    summary = merge_run(run.dir, progress=lambda *step: told.append(step))
     parts = len(summary.parts)
     assert [step for step in told if step[0] == "write"] == [
         ("write", done, parts) for done in range(parts + 1)
@@ -267,9 +267,9 @@ def test_progress_is_told_by_phase(tmp_path: Path) -> None:
 def test_real_documents_balance(tmp_path: Path) -> None:
     path = Path(os.environ["PROXHPC_DATA"]) / "corpus_sample.jsonl.zst"
     sections = {"sharding": {"tokens": 2_000_000}, "output": {"part_size": "4MiB"}}
-    run = prepare(manifest(tmp_path, [path], **sections), local_site(tmp_path), None)
-    tasks.refine(str(run.dir.root), 0, 1)
-    summary = merge(run.dir)
+    run = prepare_run(manifest(tmp_path, [path], **sections), local_site(tmp_path), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    summary = merge_run(run.dir)
     with path.open("rb") as file:
         raw = zstandard.ZstdDecompressor().stream_reader(file).read()
     assert summary.counts.documents == raw.count(b"\n")

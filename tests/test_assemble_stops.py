@@ -12,16 +12,16 @@ import pytest
 
 from merging import output, plan_of_one, refined, remake
 from proxhpc.assemble import merge as merging_steps
-from proxhpc.assemble.merge import merge
-from proxhpc.assemble.replay import Tile
-from proxhpc.assemble.sealed import seal, unseal
+from proxhpc.assemble.coverage import check_coverage
+from proxhpc.assemble.merge import merge_run
+from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
-from proxhpc.assemble.tiling import check_tiling
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
+from proxhpc.dedup.arrays import add_checksum, read_checksummed
 from proxhpc.errors import RetryError, StopError
-from proxhpc.launch import Run, prepare
-from proxhpc.refine.ledger import Row
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.ledger import Row
 from runs import document, local_site, manifest, planned, write_jsonl
 
 
@@ -84,7 +84,7 @@ def test_a_doctored_ledger_stops_the_merge(
     run = refined(tmp_path, sharding={"tokens": 100_000})
     path = remake(run, 0, change)
     with pytest.raises(StopError, match=r"is not what was refined|does not fit") as stop:
-        merge(run.dir)
+        merge_run(run.dir)
     assert str(path) in str(stop.value)
     assert not run.dir.corpus.exists()
 
@@ -96,18 +96,18 @@ def test_a_damaged_ledger_stops_the_merge(tmp_path: Path) -> None:
     for cut in (bytes(data[: len(data) // 2]), bytes(data[:-20]), b""):
         path.write_bytes(cut)
         with pytest.raises(StopError, match=r"2\.ledger"):
-            merge(run.dir)
+            merge_run(run.dir)
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(StopError, match=r"2\.ledger"):
-        merge(run.dir, processes=2)
+        merge_run(run.dir, processes=2)
 
 
 def test_a_ledger_of_another_shard_stops_the_merge(tmp_path: Path) -> None:
     run = refined(tmp_path)
     shutil.copy(run.dir.ledger(1), run.dir.ledger(2))
     with pytest.raises(StopError, match=r"00002\.ledger\.zst: it belongs to another"):
-        merge(run.dir)
+        merge_run(run.dir)
 
 
 def test_shards_without_a_ledger_are_named(tmp_path: Path) -> None:
@@ -115,27 +115,27 @@ def test_shards_without_a_ledger_are_named(tmp_path: Path) -> None:
     for shard in (1, 3):
         run.dir.ledger(shard).unlink()
     with pytest.raises(RetryError, match=f"^2 of {len(run.plan.shards)} .*00001.ledger.zst"):
-        merge(run.dir)
+        merge_run(run.dir)
 
 
 def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     rows = [document(number, pad="x" * 3000) for number in range(100)]
     path = write_jsonl(tmp_path / "in.jsonl", rows)
-    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
-    tasks.refine(str(run.dir.root), 0, 1)
+    run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     good = path.read_bytes()
     # In the middle of the file, where its fingerprint does not look.
     path.write_bytes(good.replace(b"Number 50 of", b"Number 5O of"))
     with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*another now"):
-        merge(run.dir)
+        merge_run(run.dir)
     path.write_bytes(good.replace(b'{"id": "doc-50"', b'{"id": "doc-50}'))
     with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*invalid_json"):
-        merge(run.dir)
+        merge_run(run.dir)
     path.write_bytes(good + b"{}\n")
     with pytest.raises(StopError, match=r"in\.jsonl: its size was"):
-        merge(run.dir)
+        merge_run(run.dir)
     path.write_bytes(good)
-    assert merge(run.dir).written == 100
+    assert merge_run(run.dir).written == 100
 
 
 # A file of the merge, and what else must be gone for it to be read again.
@@ -162,7 +162,7 @@ def spoil(path: Path, how: str) -> None:
 def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, MergeSummary]:
     """A merged run, of which each test spoils one file that it makes good again."""
     run = refined(tmp_path_factory.mktemp("merged"), dedup={"near": {"bands": 4, "rows": 2}})
-    return run, merge(run.dir)
+    return run, merge_run(run.dir)
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "emptied"])
@@ -177,10 +177,10 @@ def test_a_damaged_file_of_the_merge_is_named_and_made_again(
     path = run.dir.merge / name
     spoil(path, how)
     with pytest.raises(StopError, match="is damaged") as stop:
-        merge(run.dir)
+        merge_run(run.dir)
     assert str(path) in str(stop.value)
     path.unlink()  # as the error says
-    assert merge(run.dir) == expected
+    assert merge_run(run.dir) == expected
     assert output(run.dir) == before
 
 
@@ -190,14 +190,14 @@ def test_a_plan_that_skips_a_span_stops_the_merge(tmp_path: Path) -> None:
     place = next(n for n, shard in enumerate(data["shards"]) if shard[1][1] > 0)
     del data["shards"][place]
     run.dir.plan.write_bytes(orjson.dumps(data))
-    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     with pytest.raises(StopError, match=r"b\.jsonl is not covered by the run"):
-        merge(run.dir)
+        merge_run(run.dir)
 
 
 def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    good = merge(run.dir)
+    good = merge_run(run.dir)
     first, *rest = good.files
     lost = replace(first, written=first.written - 1)
     with pytest.raises(StopError, match=r"a\.jsonl\.zst: .* reached the merge"):
@@ -210,9 +210,9 @@ def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
         replace(good, files=tuple(rest)).check()
 
 
-def tile(**more: Any) -> Tile:
+def tile(**more: Any) -> SpanStats:
     empty = dict.fromkeys(("blank", "kept", "edited", "dropped", "quarantined"), 0)
-    return Tile(**{"file": 0, "first": -1, "last": -1, "at_eof": False} | empty | more)
+    return SpanStats(**{"file": 0, "first": -1, "last": -1, "at_eof": False} | empty | more)
 
 
 FIRST = tile(start=0, stop=50, end=55, first=0, last=40)
@@ -223,11 +223,11 @@ BEHIND = tile(start=50, stop=None, end=50, at_eof=True)
 
 def test_tilings_that_hold_every_record_once() -> None:
     plan = plan_of_one(True)
-    check_tiling(plan, [FIRST, SECOND])
-    check_tiling(plan, [SHORT, BEHIND])
-    check_tiling(plan, [tile(start=0, stop=None, end=0, at_eof=True)])
+    check_coverage(plan, [FIRST, SECOND])
+    check_coverage(plan, [SHORT, BEHIND])
+    check_coverage(plan, [tile(start=0, stop=None, end=0, at_eof=True)])
     broken_off = tile(start=0, stop=None, end=9, first=3, last=9, at_eof=True)
-    check_tiling(plan, [broken_off])
+    check_coverage(plan, [broken_off])
 
 
 @pytest.mark.parametrize(
@@ -247,22 +247,22 @@ def test_tilings_that_hold_every_record_once() -> None:
         ([SHORT, BEHIND._replace(at_eof=False, stop=50), BEHIND], "a later span ends at 50"),
     ],
 )
-def test_tilings_that_do_not(tiles: Iterable[Tile], problem: str) -> None:
+def test_tilings_that_do_not(tiles: Iterable[SpanStats], problem: str) -> None:
     with pytest.raises(StopError, match=problem) as stop:
-        check_tiling(plan_of_one(True), tiles)
+        check_coverage(plan_of_one(True), tiles)
     assert "in.jsonl" in str(stop.value)
 
 
 def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    merge(run.dir)
-    match = json.loads(unseal(run.dir.match))
+    merge_run(run.dir)
+    match = json.loads(read_checksummed(run.dir.match))
     match["parts"][1]["bytes"] += 1
-    run.dir.match.write_bytes(seal(orjson.dumps(match, option=orjson.OPT_APPEND_NEWLINE)))
+    run.dir.match.write_bytes(add_checksum(orjson.dumps(match, option=orjson.OPT_APPEND_NEWLINE)))
     run.dir.part_receipt(1).unlink()
     run.dir.part(1).unlink()
     with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst came to"):
-        merge(run.dir)
+        merge_run(run.dir)
     assert not run.dir.part(1).exists()
     assert not run.dir.checksums.exists()
     assert not run.dir.merge_summary.exists()
@@ -284,10 +284,10 @@ def test_a_part_that_is_cut_before_the_corpus_is_sealed_stops_the_merge(
     with monkeypatch.context() as patch:
         patch.setattr(merging_steps, "write_quarantine", lose)
         with pytest.raises(StopError, match="bytes, not the") as stop:
-            merge(run.dir)
+            merge_run(run.dir)
     assert str(part) in str(stop.value)
     assert not run.dir.checksums.exists()
-    merge(run.dir)
+    merge_run(run.dir)
     whole = refined(tmp_path / "whole")
-    merge(whole.dir)
+    merge_run(whole.dir)
     assert output(run.dir) == output(whole.dir)

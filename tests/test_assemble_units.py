@@ -17,18 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging import fall, plan_of_one, raising, refined
-from proxhpc.assemble.hashed import SKETCH, squeezed
 from proxhpc.assemble.pairs import same_text
 from proxhpc.assemble.parts import PartCutter, ShuffledCutter, buckets
 from proxhpc.assemble.pool import open_pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.shingles import fold
 from proxhpc.corpus.document import Document
+from proxhpc.dedup.hashes import SKETCH, squeezed
+from proxhpc.dedup.shingles import fold
 from proxhpc.errors import ProxError, RetryError
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Row
-from proxhpc.sections import Output
+from proxhpc.run.ledger import Row
+from proxhpc.run.plan import Plan
+from proxhpc.spec.sections import Output
 from runs import planned
 
 
@@ -194,7 +194,7 @@ def test_processes_of_the_pool_die_with_the_merge(tmp_path: Path) -> None:
     run = planned(tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
-        "from proxhpc.rundir import RunDir; from proxhpc.plan import Plan\n"
+        "from proxhpc.run.paths import RunDir; from proxhpc.run.plan import Plan\n"
         "from proxhpc.assemble.pool import open_pool; from merging import linger\n"
         "if __name__ == '__main__':\n"
         "    run = RunDir(Path(sys.argv[1]))\n"

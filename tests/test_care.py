@@ -10,37 +10,37 @@ from pathlib import Path
 import pytest
 
 from proxhpc.corpus.document import Document
+from proxhpc.engines.base import EngineDiedError
 from proxhpc.errors import RetryError, StopError
-from proxhpc.launch import Run
-from proxhpc.refine.care import BATCHES, DEATHS, MOST_DEATHS, MOST_POISON, Care
-from proxhpc.refine.engines.base import EngineDiedError
-from proxhpc.refine.ledger import Row
+from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import Refiner
-from proxhpc.refine.worker import Assignment, run_worker
-from proxhpc.status.beats import latest
+from proxhpc.run.crash_backoff import BATCHES, DEATHS, MOST_DEATHS, MOST_POISON, CrashBackoff
+from proxhpc.run.ledger import Row
+from proxhpc.status.heartbeats import latest
+from proxhpc.worker.worker import Assignment, run_worker
 from runs import planned, rows_of
 from test_worker import crash
 
 UNTIL_GIVEN_UP = DEATHS + len(BATCHES) - 1 + DEATHS  # deaths until a document is given up
 
 
-def died(care: Care, times: int) -> Care:
+def died(care: CrashBackoff, times: int) -> CrashBackoff:
     for _ in range(times):
         care = care.died("words", 2048)
     return care
 
 
 def test_one_death_changes_nothing_and_two_in_a_row_make_batches() -> None:
-    once = died(Care(), 1)
+    once = died(CrashBackoff(), 1)
     assert once.batch is None
-    assert once.passed(3) == Care()
-    assert (died(Care(), 2).batch, died(Care(), 2).left) == (64, 2048)
-    assert (died(Care(), 3).batch, died(Care(), 3).left) == (8, 64)
-    assert (died(Care(), 4).batch, died(Care(), 4).left) == (1, 8)
+    assert once.passed(3) == CrashBackoff()
+    assert (died(CrashBackoff(), 2).batch, died(CrashBackoff(), 2).left) == (64, 2048)
+    assert (died(CrashBackoff(), 3).batch, died(CrashBackoff(), 3).left) == (8, 64)
+    assert (died(CrashBackoff(), 4).batch, died(CrashBackoff(), 4).left) == (1, 8)
 
 
 def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
-    alone = died(Care(), 4)
+    alone = died(CrashBackoff(), 4)
     assert not died(alone, 1).poison
     assert died(alone, 2).poison
     assert not died(died(alone, 1).passed(1), 1).poison
@@ -49,19 +49,19 @@ def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
 
 
 def test_care_ends_behind_the_suspects() -> None:
-    batches = died(Care(), 3)
+    batches = died(CrashBackoff(), 3)
     assert batches.passed(63).batch == 8
-    assert batches.passed(64) == Care()
+    assert batches.passed(64) == CrashBackoff()
 
 
 def test_a_shard_full_of_poison_stops_the_run() -> None:
-    assert Care(given_up=MOST_POISON - 1).problem(7) is None
-    assert "of shard 7 each killed" in str(Care(given_up=MOST_POISON).problem(7))
+    assert CrashBackoff(given_up=MOST_POISON - 1).problem(7) is None
+    assert "of shard 7 each killed" in str(CrashBackoff(given_up=MOST_POISON).problem(7))
 
 
 def test_deaths_without_end_at_one_place_stop_the_run() -> None:
-    assert died(Care(), 4 + MOST_DEATHS - 1).problem(7) is None
-    assert "5 workers in a row died" in str(died(Care(), 4 + MOST_DEATHS).problem(7))
+    assert died(CrashBackoff(), 4 + MOST_DEATHS - 1).problem(7) is None
+    assert "5 workers in a row died" in str(died(CrashBackoff(), 4 + MOST_DEATHS).problem(7))
 
 
 def work(run: Run) -> None:

@@ -17,14 +17,14 @@ from proxhpc.account.flops import (
     paper_flops,
     tokens_for,
 )
-from proxhpc.cli import main
-from proxhpc.estimate import counted, foreseen
-from proxhpc.plan import Plan
-from proxhpc.refine.lease import Owner
-from proxhpc.refine.ledger import Call, Row
-from proxhpc.refine.progress import ProgressLog
+from proxhpc.cli.main import main
 from proxhpc.report import account, render_account
-from proxhpc.rundir import RunDir
+from proxhpc.run.estimate import counted, predicted_tokens
+from proxhpc.run.lease import Owner
+from proxhpc.run.ledger import Call, Row
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.progress import ProgressLog
 from runs import planned
 from test_flops import PROX_XS
 from test_report import SHAPE, counts, merged, printed_of, summary, with_model
@@ -142,9 +142,9 @@ def test_estimate_and_truth_are_counted_by_one_rule(run: RunDir) -> None:
     with_model(run)
     plan = Plan.load(run)
     everything = Counts(tokens_in=plan.estimated_tokens, tokens_chunk=plan.estimated_tokens)
-    assert counted(plan, everything).flops == foreseen(plan).flops
-    assert counted(plan, everything).a100_hours == foreseen(plan).a100_hours
-    assert foreseen(plan).documents == 10
+    assert counted(plan, everything).flops == predicted_tokens(plan).flops
+    assert counted(plan, everything).a100_hours == predicted_tokens(plan).a100_hours
+    assert predicted_tokens(plan).documents == 10
 
 
 def test_an_account_before_the_merge_says_that_it_is_partial(

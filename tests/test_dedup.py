@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from proxhpc.assemble.hashed import rank
-from proxhpc.assemble.listings import read_rows
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
+from proxhpc.dedup.hashes import rank
 from proxhpc.errors import StopError, UserError
-from proxhpc.launch import prepare
-from proxhpc.refine.worker import Assignment, run_worker
-from proxhpc.rundir import RunDir
-from proxhpc.sections import Dedup
+from proxhpc.launch.launch import prepare_run
+from proxhpc.run.paths import RunDir
+from proxhpc.spec.sections import Dedup
+from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("ld", "mp", "nt", "rk")]
@@ -32,14 +32,14 @@ def merged(folder: Path, rows: list[dict[str, Any]], **dedup: Any) -> RunDir:
         dedup=dedup,
         sharding={"tokens": 700},
     )
-    run = prepare(path, local_site(folder), None)
+    run = prepare_run(path, local_site(folder), None)
     run_worker(run.dir, Assignment(), lambda _: None)
-    merge(run.dir)
+    merge_run(run.dir)
     return run.dir
 
 
 def written(run: RunDir) -> list[str]:
-    return [row["id"] for row in read_rows(run.part(0))]
+    return [row["id"] for row in read_listing(run.part(0))]
 
 
 def spread() -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", copies())], dedup=dedup)
     with pytest.raises(UserError, match=message):
-        prepare(path, local_site(tmp_path), None)
+        prepare_run(path, local_site(tmp_path), None)
 
 
 def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
     lost = summary.duplicates
     assert (lost.compared, lost.unreadable) == (len(others) - 1, 1)
     assert lost.outside == 10 + sum(alike[:10])
-    kept = {pair["dropped"]["id"]: pair["kept"] for pair in read_rows(run.duplicates)}
+    kept = {pair["dropped"]["id"]: pair["kept"] for pair in read_listing(run.duplicates)}
     assert kept["a0"]["id"] == "old-a0"
     assert kept["a0"]["source"].startswith("0.jsonl.zst:")
     assert "duplicates of documents of another corpus" in run.card.read_text()
@@ -188,7 +188,7 @@ def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
     run.sketch_counts(len([*run.merge.glob("sketch/*.json")]) - 1).unlink()
     files[1].write_bytes(files[0].read_bytes())
     with pytest.raises(StopError, match=r"1\.jsonl\.zst"):
-        merge(run)
+        merge_run(run)
 
 
 def test_another_corpus_must_be_there_and_have_texts(tmp_path: Path) -> None:
@@ -197,4 +197,4 @@ def test_another_corpus_must_be_there_and_have_texts(tmp_path: Path) -> None:
     for name, message in (("none.jsonl", r"dedup\.against\.paths\[0\]"), ("old.jsonl", "no text")):
         path = manifest(tmp_path, [source], dedup={"against": {"paths": str(tmp_path / name)}})
         with pytest.raises(UserError, match=message if "dedup" in message else "dedup.against"):
-            prepare(path, local_site(tmp_path), None)
+            prepare_run(path, local_site(tmp_path), None)

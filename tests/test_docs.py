@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxhpc.options import parser
+from proxhpc.cli.options import parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

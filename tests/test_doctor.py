@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from proxhpc.doctor import Finding, examine, render
-from proxhpc.site import Site
+from proxhpc.doctor import Finding, examine_site, render_findings
+from proxhpc.spec.site import Site
 from proxhpc.status.terminal import make_console
 from slurm_cluster import SlurmCluster
 from slurm_config import Spec
 from tiny_models import save_llama
 
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 
 
 def site_file(folder: Path, **more: Any) -> str:
@@ -115,7 +115,7 @@ def test_models_must_be_whole(tmp_path: Path) -> None:
     site = Site(name="here", kind="local")
     verdicts = {
         finding.what: finding.verdict
-        for finding in examine(site, tmp_path, [str(whole), str(broken)])
+        for finding in examine_site(site, tmp_path, [str(whole), str(broken)])
     }
     assert verdicts[f"model {whole}"] == "fine"
     assert verdicts[f"model {broken}"] == "bad"
@@ -127,12 +127,14 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
     else:
         place = tmp_path / "closed"
         place.mkdir(mode=0o500)
-    found = {finding.what: finding for finding in examine(Site(name="x", kind="local"), place, [])}
+    found = {
+        finding.what: finding for finding in examine_site(Site(name="x", kind="local"), place, [])
+    }
     assert found["run directory"].verdict == "bad"
 
 
 def test_strangers_text_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    make_console().print(render([Finding("a\x1b[2J", "b[red]", "c", "bad")]))
+    make_console().print(render_findings([Finding("a\x1b[2J", "b[red]", "c", "bad")]))
     shown = capsys.readouterr().out
     assert "\x1b[2J" not in shown
     assert r"a\x1b[2J" in shown

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from proxhpc.corpus.document import Document
-from proxhpc.here import manifest_of, rows
-from proxhpc.models import resolve_model
-from proxhpc.plan import find_models, settle
-from proxhpc.refine.ledger import Row
+from proxhpc.preview import preview_manifest, rows
 from proxhpc.refine.refiner import open_refiner
+from proxhpc.run.ledger import Row
+from proxhpc.run.models import resolve_model
+from proxhpc.run.plan import find_models, freeze_manifest
 
 FOLDER = Path(__file__).parent.parent / "proxhpc" / "embedded"
 STORY = [
@@ -30,13 +30,13 @@ FOOT = ["Related articles", "Terms of use", "Privacy policy", "Contact us", "Sit
 
 def refined(texts: list[str]) -> list[Row]:
     pytest.importorskip("transformers")
-    manifest = manifest_of(
+    manifest = preview_manifest(
         None, engine="transformers", model="embedded", doc_model="embedded", prompt=None
     )
     models = find_models(manifest)
 
     async def all_of() -> list[Row]:
-        refiner = await open_refiner(settle(manifest, models), models)
+        refiner = await open_refiner(freeze_manifest(manifest, models), models)
         try:
             named = ((str(n), Document(str(n), text, 0, n)) for n, text in enumerate(texts))
             return [row async for _, row in rows(refiner, named)]

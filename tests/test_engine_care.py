@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from proxhpc.errors import RetryError, UserError
-from proxhpc.refine.engines import device
-from proxhpc.refine.engines.base import (
+from proxhpc.engines import device
+from proxhpc.engines.base import (
     Completion,
     EngineDiedError,
     Request,
@@ -20,7 +19,8 @@ from proxhpc.refine.engines.base import (
     Tokenizer,
     end_of,
 )
-from proxhpc.refine.engines.lasting import LastingEngine
+from proxhpc.engines.restarting import RestartingEngine
+from proxhpc.errors import RetryError, UserError
 
 REQUEST = Request("doc", [1], (), 0, 5)
 
@@ -48,17 +48,17 @@ class Mortal:
         self.closed += 1
 
 
-def lasting(*engines: Mortal) -> LastingEngine:
+def lasting(*engines: Mortal) -> RestartingEngine:
     following = iter(engines[1:])
 
     async def start() -> Mortal:
         await asyncio.sleep(0.01)
         return next(following)
 
-    return LastingEngine(engines[0], start)
+    return RestartingEngine(engines[0], start)
 
 
-async def ask(engine: LastingEngine, *requests: Request) -> list[Any]:
+async def ask(engine: RestartingEngine, *requests: Request) -> list[Any]:
     return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
 
 
@@ -88,7 +88,7 @@ def test_a_start_that_fails_is_the_end_of_all(error: Exception) -> None:
     async def start() -> Mortal:
         raise error
 
-    answers = asyncio.run(ask(LastingEngine(Mortal(1), start), *[REQUEST] * 3))
+    answers = asyncio.run(ask(RestartingEngine(Mortal(1), start), *[REQUEST] * 3))
     assert [type(answer) for answer in answers] == [Completion, EngineDiedError, EngineDiedError]
     assert "no other did start: " in str(answers[1])
     assert "no memory" in str(answers[1])

@@ -15,15 +15,8 @@ from typing import Any
 
 import pytest
 
-from proxhpc.errors import RetryError, UserError
-from proxhpc.manifest import EngineOptions
-from proxhpc.models import ModelRef, resolve_model
-from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
-from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
-from proxhpc.program.syntax import FIRST_LINE, Dialect
-from proxhpc.refine.engines import make_engine
-from proxhpc.refine.engines.base import (
+from proxhpc.engines import make_engine
+from proxhpc.engines.base import (
     LOOP_COUNT,
     LOOP_TOKENS,
     Completion,
@@ -33,14 +26,21 @@ from proxhpc.refine.engines.base import (
     RequestError,
     is_loop,
 )
-from proxhpc.refine.engines.spawn import (
-    Tie,
+from proxhpc.engines.spawn import (
+    OrphanKiller,
     drop_scratch,
     node_local_environment,
     signals_deferred,
 )
-from proxhpc.refine.process import descendants, start_time
+from proxhpc.errors import RetryError, UserError
+from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
+from proxhpc.program.policy import Policy
+from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine.prompts import prompt_style
+from proxhpc.run.models import ModelRef, resolve_model
+from proxhpc.run.process import descendants, start_time
+from proxhpc.spec.manifest import EngineOptions
 from tiny_models import edit_json, save_llama
 
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]
@@ -325,7 +325,7 @@ def test_the_limit_ends_an_answer_before_its_loop_does(engine: Engine) -> None:
 def test_an_old_vllm_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from proxhpc.refine.engines.vllm_engine import _loops
+    from proxhpc.engines.vllm_engine import _loops
 
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", ModuleType("vllm.sampling_params"))
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
@@ -403,7 +403,7 @@ def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPat
 
 ORPHAN = """
 import os, signal, subprocess
-from proxhpc.refine.engines.spawn import Tie
+from proxhpc.engines.spawn import Tie
 child = subprocess.Popen(["sleep", "60"])
 Tie().watch({child.pid})
 print(child.pid, flush=True)
@@ -419,7 +419,7 @@ def test_children_die_with_a_killed_parent() -> None:
 
 def test_release_ends_what_is_watched() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    tie = Tie()
+    tie = OrphanKiller()
     tie.watch({child.pid})
     tie.release()
     assert child.wait() == -signal.SIGKILL
@@ -571,7 +571,7 @@ def test_a_loop_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
 def test_vllm_tells_loops_as_we_do(vllm: None) -> None:
     from vllm.v1.core.sched.utils import check_sequence_repetition
 
-    from proxhpc.refine.engines.vllm_engine import _loops
+    from proxhpc.engines.vllm_engine import _loops
 
     params = _loops()["repetition_detection"]
     chooser = random.Random(3)
@@ -606,7 +606,7 @@ def test_what_vllm_does_not_answer_is_its_death(
     warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    from proxhpc.refine.engines.vllm_engine import VLLMEngine
+    from proxhpc.engines.vllm_engine import VLLMEngine
 
     async def fails(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
         raise EngineGenerateError
@@ -625,7 +625,7 @@ def test_what_vllm_does_not_answer_is_its_death(
     told: list[Exception] = []
     outputs = SimpleNamespace(propagate_error=told.append)
     engine._engine = SimpleNamespace(output_processor=outputs, shutdown=lambda timeout: None)
-    engine._tie, engine._scratch, engine._children = Tie(), node_local_environment(), set()
+    engine._tie, engine._scratch, engine._children = OrphanKiller(), node_local_environment(), set()
     loop(engine.close())
     assert [type(error) for error in told] == [EngineDeadError]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from proxhpc.cli import main
+from proxhpc.cli.main import main
+from proxhpc.engines.base import Completion, Request
 from proxhpc.evaluate import run
-from proxhpc.evaluate.gold import Gold
+from proxhpc.evaluate.gold import GoldRecord
 from proxhpc.evaluate.result import evaluate
-from proxhpc.manifest import Manifest
 from proxhpc.program.replay import Style
-from proxhpc.refine.engines.base import Completion, Request
 from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.stage import StageRunner
+from proxhpc.spec.manifest import Manifest
 from runs import PARAGRAPH, document, manifest, write_jsonl
 from tiny_models import save_llama, save_walk
 
@@ -156,10 +156,10 @@ def test_what_programs_do_is_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(run, "open_refiner", opened)
     records = [
-        Gold(str(n), f"f:{n}", "", document(n)["text"], chunk(n)["text_gold"], LABELS)
+        GoldRecord(str(n), f"f:{n}", "", document(n)["text"], chunk(n)["text_gold"], LABELS)
         for n in range(3)
     ]
-    records += [Gold(str(n), f"f:{n}", "", document(n)["text"], keep=False) for n in (3, 4)]
+    records += [GoldRecord(str(n), f"f:{n}", "", document(n)["text"], keep=False) for n in (3, 4)]
     said: list[str] = []
     monkeypatch.setattr(run, "SAY_SECONDS", 0)
     asked = run.ask(two, records, said.append)
@@ -227,7 +227,7 @@ def by_hand(folder: Path, texts: list[str], keeps: list[int]) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from proxhpc.refine.engines.tokenizer import HFTokenizer
+    from proxhpc.engines.tokenizer import HFTokenizer
     from proxhpc.refine.walk import Walk
 
     walk = Walk(HFTokenizer(folder))

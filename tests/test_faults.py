@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from proxhpc.faults import POINTS
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 from runs import BEHIND, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
 
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 # What only a submission to Slurm reaches (tests/test_submit.py), or a worker that is told to stop.
 ELSEWHERE = (
     *("array held", "array recorded", "control held", "control recorded", "one released"),

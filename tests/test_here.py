@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from proxhpc import here
+from proxhpc import preview as here
 from proxhpc.account.flops import ModelShape, Usage
-from proxhpc.cli import main
+from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
-from proxhpc.here import manifest_of
+from proxhpc.preview import preview_manifest
 from runs import PARAGRAPH, document, manifest, planned, write_jsonl
 from tiny_models import save_llama
 
@@ -53,8 +53,8 @@ def test_files_of_each_kind_in_the_order_given(tmp_path: Path, capsys: Capture) 
 
 def test_it_is_what_a_run_makes_of_them(tmp_path: Path, capsys: Capture) -> None:
     run = planned(tmp_path, 12)
-    tasks.refine(str(run.dir.root), 0, 1)
-    tasks.merge(str(run.dir.root), 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    tasks.merge_task(str(run.dir.root), 1)
     parts = sorted(run.dir.corpus.glob("part-*"))
     written = subprocess.run(
         ["zstd", "-dc", *parts], capture_output=True, check=True, text=True
@@ -148,25 +148,27 @@ def test_a_model_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
 
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("engine", "model", "doc_model"))
-    assert [s.level for s in manifest_of(None, **nothing, prompt="compact").stages] == [
+    assert [s.level for s in preview_manifest(None, **nothing, prompt="compact").stages] == [
         "doc",
         "chunk",
     ]
-    one = manifest_of(None, **nothing | {"doc_model": "a/b", "engine": "vllm"}, prompt="compact")
+    one = preview_manifest(
+        None, **nothing | {"doc_model": "a/b", "engine": "vllm"}, prompt="compact"
+    )
     assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
-    tiny = manifest_of(None, **nothing | {"model": "embedded"}, prompt=None)
+    tiny = preview_manifest(None, **nothing | {"model": "embedded"}, prompt=None)
     assert (tiny.engine.name, tiny.stages[0].model) == ("transformers", "embedded")
     with pytest.raises(UserError, match="give it alone"):
-        manifest_of(tmp_path / "m.yaml", **nothing | {"model": "a/b"}, prompt="compact")
+        preview_manifest(tmp_path / "m.yaml", **nothing | {"model": "a/b"}, prompt="compact")
     with pytest.raises(UserError, match=r'^"a b" is neither a directory[^;]*$'):
-        manifest_of(None, **nothing | {"model": "a b"}, prompt="compact")
+        preview_manifest(None, **nothing | {"model": "a b"}, prompt="compact")
     with pytest.raises(UserError, match="compact"):
-        manifest_of(None, **nothing, prompt="compactt")
+        preview_manifest(None, **nothing, prompt="compactt")
 
 
 def test_the_reader_may_leave(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [document(n) for n in range(3000)])
-    command = [sys.executable, "-m", "proxhpc.cli", "refine", "--text", str(path)]
+    command = [sys.executable, "-m", "proxhpc", "refine", "--text", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline().startswith(b"The river")
@@ -190,7 +192,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_a_slow_pipe_is_answered_line_by_line() -> None:
-    command = [sys.executable, "-m", "proxhpc.cli", "refine", "--text"]
+    command = [sys.executable, "-m", "proxhpc", "refine", "--text"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
@@ -209,7 +211,9 @@ def test_a_slow_pipe_is_answered_line_by_line() -> None:
 
 def test_flops_of_an_unknown_shape_are_not_left_out(capsys: Capture) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("engine", "doc_model"))
-    made = manifest_of(None, **nothing | {"model": "a/b", "doc_model": "a/b"}, prompt="compact")
+    made = preview_manifest(
+        None, **nothing | {"model": "a/b", "doc_model": "a/b"}, prompt="compact"
+    )
     known = SimpleNamespace(shape=ModelShape(32, 2, 4, 8, 2, 64, 320, False))
     unknown = SimpleNamespace(shape=None)
     for chunk, said in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):

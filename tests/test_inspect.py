@@ -13,20 +13,26 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from merging import refined
-from proxhpc.assemble.listings import read_rows
-from proxhpc.assemble.merge import merge
-from proxhpc.cli import main
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.merge import merge_run
+from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import ShardError, StopError, UserError
-from proxhpc.inspect import Inspection, inspect, sample, show, show_sample
+from proxhpc.inspect import (
+    Inspection,
+    inspect_documents,
+    sample_documents,
+    show_document,
+    show_sample,
+)
 from proxhpc.inspect import find as finder
-from proxhpc.inspect.diff import Change, compare, hunks
-from proxhpc.launch import Run, prepare
-from proxhpc.refine.ledger import Call, LedgerWriter, Progress, Row, bad_row, text_digest
-from proxhpc.refine.ledger import set_aside as set_row_aside
-from proxhpc.rundir import RunDir
+from proxhpc.inspect.diff import LineChange, diff_lines, hunks
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.ledger import Call, LedgerState, LedgerWriter, Row, bad_row, text_digest
+from proxhpc.run.ledger import set_aside as set_row_aside
+from proxhpc.run.paths import RunDir
 from runs import document, local_site, manifest, planned, rows_of, write_jsonl
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m[red]x[/red]\x9b2J\u202e"
@@ -45,7 +51,7 @@ def small(folder: Path, texts: dict[str, str], **sections: Any) -> Run:
     path = write_jsonl(folder / "in" / "a.jsonl", rows)
     policy = {"min_kept_words": 1, "max_removed_share": 1.0, "whole_words": False}
     made = manifest(folder, [path], policy=policy, sharding={"tokens": 100_000}, **sections)
-    return prepare(made, local_site(folder), None)
+    return prepare_run(made, local_site(folder), None)
 
 
 def documents(run: Run) -> list[Document]:
@@ -60,7 +66,7 @@ def row(of: Document, status: str, **more: Any) -> Row:
 def write(run: Run, rows: Sequence[Row], path: Path | None = None) -> None:
     """Commit the rows and, unless `path` is an attempt's, publish them."""
     with FrameWriter(path or run.dir.ledger(0)) as frames:
-        writer = LedgerWriter(frames, run.plan.digest, 0, Progress())
+        writer = LedgerWriter(frames, run.plan.digest, 0, LedgerState())
         writer.commit(list(rows[:1]))
         writer.commit(list(rows[1:]), (End(0, 10**6, at_eof=True),))
         if path is None:
@@ -70,7 +76,7 @@ def write(run: Run, rows: Sequence[Row], path: Path | None = None) -> None:
 def shown(run: Run, query: str, *, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
-    show(run.dir, query, console=console)
+    show_document(run.dir, query, console=console)
     return out.getvalue()
 
 
@@ -92,7 +98,7 @@ def edited(tmp_path: Path) -> Run:
 
 
 def test_a_document_is_found_by_its_id_and_replayed(edited: Run) -> None:
-    (found,) = inspect(edited.dir, "one")
+    (found,) = inspect_documents(edited.dir, "one")
     assert isinstance(found, Inspection)
     assert found.before == TEXT
     assert found.after == TEXT.partition("\n")[2].replace("colour", "color")
@@ -102,9 +108,9 @@ def test_a_document_is_found_by_its_id_and_replayed(edited: Run) -> None:
 
 def test_and_by_its_place(edited: Run) -> None:
     position = documents(edited)[1].position
-    (found,) = inspect(edited.dir, f"a.jsonl:{position}")
+    (found,) = inspect_documents(edited.dir, f"a.jsonl:{position}")
     assert found.row.id == "two"
-    (same,) = inspect(edited.dir, f"{edited.plan.inputs[0].path}:{position}")
+    (same,) = inspect_documents(edited.dir, f"{edited.plan.inputs[0].path}:{position}")
     assert same.row.id == "two"
 
 
@@ -112,7 +118,10 @@ def test_an_id_that_looks_like_a_place_is_found_too(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text one.", "a.jsonl:0": "Text two."})
     rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
     write(run, rows)
-    assert [found.row.id for found in inspect(run.dir, "a.jsonl:0")] == ["one", "a.jsonl:0"]
+    assert [found.row.id for found in inspect_documents(run.dir, "a.jsonl:0")] == [
+        "one",
+        "a.jsonl:0",
+    ]
 
 
 def test_the_page_shows_programs_and_the_lines_as_the_model_saw_them(edited: Run) -> None:
@@ -142,7 +151,7 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
     (one,) = documents(run)
     windows = (call("keep_all()", 0, 2), call("remove_lines(2, 2)", 3, 5))
     write(run, [row(one, "edited", windows=windows, lines_removed=1)])
-    (found,) = inspect(run.dir, "one")
+    (found,) = inspect_documents(run.dir, "one")
     assert found.after == TEXT.removesuffix("\nLast.")
     assert [found.number(line) for line in range(5)] == [1, 2, None, 1, 2]
     assert "[002] - Last." in shown(run, "one")
@@ -160,7 +169,7 @@ def test_an_unchanged_one_says_so(edited: Run) -> None:
 
 def test_a_record_that_cannot_be_read_shows_its_first_bytes(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "in" / "a.jsonl", [b'{"id": "x", "text": \x1b[31m\xff'])
-    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
     (bad,) = (i for i in run.plan.read(run.plan.shards[0].spans[0]) if not isinstance(i, End))
     assert not isinstance(bad, Document)
     write(run, [bad_row(bad)])
@@ -191,7 +200,7 @@ def test_nothing_hostile_reaches_the_terminal(tmp_path: Path) -> None:
     assert "\x1b]0" not in coloured
     assert not {"\x07", "\x9b", "\u202e"} & set(coloured)
     out = io.StringIO()
-    show(run.dir, name, as_json=True, console=Console(file=out))
+    show_document(run.dir, name, as_json=True, console=Console(file=out))
     assert out.getvalue().isascii()
     assert "\x1b" not in out.getvalue()
     (data,) = json.loads(out.getvalue())
@@ -207,7 +216,7 @@ def test_an_unfinished_shard_is_looked_through_too(tmp_path: Path) -> None:
     write(run, rows, path)
     with path.open("ab") as file:
         file.write(b"\x28\xb5\x2f\xfd torn")
-    (found,) = inspect(run.dir, "two")
+    (found,) = inspect_documents(run.dir, "two")
     assert not found.published
     assert "not finished" in shown(run, "two")
 
@@ -227,47 +236,47 @@ def test_a_shard_that_is_published_meanwhile_is_still_found(
         return found
 
     monkeypatch.setattr(finder, "attempts", listed)
-    (found,) = inspect(edited.dir, "one")
+    (found,) = inspect_documents(edited.dir, "one")
     assert found.published
 
 
 def test_an_id_that_is_not_there_names_the_nearest(edited: Run) -> None:
     with pytest.raises(UserError, match="no document 'thre'") as error:
-        inspect(edited.dir, "thre")
+        inspect_documents(edited.dir, "thre")
     assert "near it: three" in error.value.hint
     with pytest.raises(UserError) as error:
-        inspect(edited.dir, "zzzzzzzzzzzz")
+        inspect_documents(edited.dir, "zzzzzzzzzzzz")
     place = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
     assert place
     assert place[1] == "a.jsonl:0"
-    assert inspect(edited.dir, place[1])[0].row.id == "one"
+    assert inspect_documents(edited.dir, place[1])[0].row.id == "one"
 
 
 def test_before_the_first_commit_it_says_that(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text."})
     with pytest.raises(UserError, match="no shard has committed any yet"):
-        inspect(run.dir, "one")
+        inspect_documents(run.dir, "one")
 
 
 def test_an_input_that_changed_stops(edited: Run) -> None:
     path = edited.plan.inputs[0].path
     path.write_bytes(path.read_bytes().replace(b"Home", b"Hoem"))
     with pytest.raises(StopError, match=r"a\.jsonl"):
-        inspect(edited.dir, "one")
+        inspect_documents(edited.dir, "one")
 
 
 def test_a_row_of_another_text_stops(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text."})
     write(run, [Row("one", 0, 0, "kept", digest="0" * 16)])
     with pytest.raises(StopError, match="another now"):
-        inspect(run.dir, "one")
+        inspect_documents(run.dir, "one")
 
 
 def test_a_damaged_ledger_is_named(edited: Run) -> None:
     path = edited.dir.ledger(0)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ShardError, match=r"00000\.ledger\.zst"):
-        inspect(edited.dir, "nobody")
+        inspect_documents(edited.dir, "nobody")
 
 
 def test_programs_that_come_to_something_else_now_are_noted(tmp_path: Path) -> None:
@@ -279,9 +288,9 @@ def test_programs_that_come_to_something_else_now_are_noted(tmp_path: Path) -> N
 
 def test_real_refinements_are_found_by_any_id(tmp_path: Path) -> None:
     run = planned(tmp_path, 20)
-    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     for number in (0, 7, 19):
-        (found,) = inspect(run.dir, f"doc-{number}")
+        (found,) = inspect_documents(run.dir, f"doc-{number}")
         assert found.before == document(number)["text"]
         assert found.after == document(number)["text"].partition("\n")[2]
         assert found.row in rows_of(run.dir, run.plan)
@@ -289,20 +298,20 @@ def test_real_refinements_are_found_by_any_id(tmp_path: Path) -> None:
 
 def test_duplicate_ids_are_all_shown(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "in" / "a.jsonl", [document(1), document(2, id="doc-1")])
-    run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
-    tasks.refine(str(run.dir.root), 0, 1)
-    assert len(inspect(run.dir, "doc-1")) == 2
+    run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    assert len(inspect_documents(run.dir, "doc-1")) == 2
 
 
 def test_a_sample_is_the_same_for_one_seed(tmp_path: Path) -> None:
     run = planned(tmp_path, 40)
-    tasks.refine(str(run.dir.root), 0, 1)
-    ids = [item.row.id for item in sample(run.dir, 6, seed=1)]
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    ids = [item.row.id for item in sample_documents(run.dir, 6, seed=1)]
     assert len(set(ids)) == 6
-    assert ids == [item.row.id for item in sample(run.dir, 6, seed=1)]
-    assert ids != [item.row.id for item in sample(run.dir, 6, seed=2)]
-    assert len(sample(run.dir, 1000)) == 40
-    assert sample(run.dir, 3, status="dropped") == []
+    assert ids == [item.row.id for item in sample_documents(run.dir, 6, seed=1)]
+    assert ids != [item.row.id for item in sample_documents(run.dir, 6, seed=2)]
+    assert len(sample_documents(run.dir, 1000)) == 40
+    assert sample_documents(run.dir, 3, status="dropped") == []
     out = io.StringIO()
     show_sample(run.dir, 2, status="edited", console=Console(file=out, width=100))
     assert out.getvalue().count("outcome  edited") == 2
@@ -313,7 +322,7 @@ def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     command = ["inspect", str(run.dir.root), "--sample", "3"]
     assert main(command) == 0
     assert "no document is refined yet" in capsys.readouterr().out
-    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     assert main(command) == 0
     assert capsys.readouterr().out.count("outcome  ") == 3
     assert main([*command, "--status", "dropped"]) == 0
@@ -330,7 +339,7 @@ lines = st.lists(st.sampled_from(["", "a", "b", "alpha beta", "alpha gamma", "al
 
 @given(lines, lines)
 def test_a_diff_gives_both_versions_back(before: list[str], after: list[str]) -> None:
-    changes = list(compare(before, after))
+    changes = list(diff_lines(before, after))
     assert [c.text for c in changes if c.kind != "added"] == before
     assert [c.text for c in changes if c.kind != "removed"] == after
     numbers = [c.number for c in changes if c.kind != "added"]
@@ -341,10 +350,10 @@ def test_a_diff_gives_both_versions_back(before: list[str], after: list[str]) ->
 def test_hunks_leave_out_unchanged_lines_only(
     before: list[str], after: list[str], context: int
 ) -> None:
-    changes = list(compare(before, after))
+    changes = list(diff_lines(before, after))
     shown_parts = list(hunks(changes, context))
     skipped = sum(part for part in shown_parts if isinstance(part, int))
-    kept = [part for part in shown_parts if isinstance(part, Change)]
+    kept = [part for part in shown_parts if isinstance(part, LineChange)]
     assert len(kept) + skipped == len(changes)
     assert [c for c in kept if c.kind != "same"] == [c for c in changes if c.kind != "same"]
 
@@ -352,13 +361,13 @@ def test_hunks_leave_out_unchanged_lines_only(
 def test_a_huge_text_of_equal_lines_is_compared_quickly() -> None:
     before = ["", "x"] * 20_000
     after = [*before[:100], "new", *before[110:30_000], *before[30_004:]]
-    changes = list(compare(before, after))
+    changes = list(diff_lines(before, after))
     assert [c.text for c in changes if c.kind != "removed"] == after
 
 
 def test_a_line_of_a_megabyte_is_compared_quickly() -> None:
     before = "word " * 200_000
-    (gone, come) = list(compare([before], [before[:500_000] + before[500_005:]]))
+    (gone, come) = list(diff_lines([before], [before[:500_000] + before[500_005:]]))
     assert (gone.kind, come.kind) == ("removed", "added")
     assert [p.text for p in gone.pieces if p.changed] == ["word "]
 
@@ -367,7 +376,7 @@ def test_long_lines_that_all_changed_are_compared_quickly() -> None:
     """Letter by letter this took minutes."""
     before = [" ".join(f"{(n * k) % 97}" for k in range(230)) for n in range(2, 50)]
     after = [line.replace("13", "thirteen") for line in before]
-    changes = list(compare(before, after))
+    changes = list(diff_lines(before, after))
     assert [c.text for c in changes if c.kind != "removed"] == after
     assert [c.text for c in changes if c.kind != "added"] == before
     marked = {piece.text for c in changes for piece in c.pieces if piece.changed}
@@ -376,25 +385,27 @@ def test_long_lines_that_all_changed_are_compared_quickly() -> None:
 
 def test_a_duplicate_names_what_is_kept(tmp_path: Path) -> None:
     made = refined(tmp_path)
-    assert inspect(made.dir, "before")[0].duplicate_of is None, "not merged yet"
-    merge(made.dir)
-    (copy,) = inspect(made.dir, "doc-8")
+    assert inspect_documents(made.dir, "before")[0].duplicate_of is None, "not merged yet"
+    merge_run(made.dir)
+    (copy,) = inspect_documents(made.dir, "doc-8")
     assert copy.duplicate_of is not None
     assert copy.duplicate_of.id == "before"
-    assert copy.duplicate_of.source == inspect(made.dir, "before")[0].source
+    assert copy.duplicate_of.source == inspect_documents(made.dir, "before")[0].source
     assert copy.to_dict()["duplicate_of"]["similarity"] == 1
     out = io.StringIO()
-    show(made.dir, "doc-8", console=Console(file=out, width=200))
+    show_document(made.dir, "doc-8", console=Console(file=out, width=200))
     assert "as a duplicate: the same text as before (a.jsonl.zst:" in out.getvalue()
-    listed = {row["dropped"]["source"]: row["kept"]["id"] for row in read_rows(made.dir.duplicates)}
+    listed = {
+        row["dropped"]["source"]: row["kept"]["id"] for row in read_listing(made.dir.duplicates)
+    }
     assert len(listed) == 3
-    for item in sample(made.dir, 1000):
+    for item in sample_documents(made.dir, 1000):
         kept = item.duplicate_of.id if item.duplicate_of else None
         assert kept == listed.get(item.source)
 
 
 def test_a_corpus_without_duplicates_has_none(tmp_path: Path) -> None:
     made = planned(tmp_path, 4)
-    tasks.refine(str(made.dir.root), 0, 1)
-    merge(made.dir)
-    assert [item.duplicate_of for item in sample(made.dir, 9)] == [None] * 4
+    tasks.refine_task(str(made.dir.root), 0, 1)
+    merge_run(made.dir)
+    assert [item.duplicate_of for item in sample_documents(made.dir, 9)] == [None] * 4

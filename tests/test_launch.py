@@ -19,22 +19,22 @@ import zstandard
 from rich.console import Console
 
 from merging import plan_of_one
-from proxhpc.advance import Round
 from proxhpc.assemble.merge import what_is_lost
-from proxhpc.cli import main
+from proxhpc.cli.main import main
+from proxhpc.cluster.backend import Work, intend
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.work import Work, intend
 from proxhpc.errors import StopError, UserError
-from proxhpc.estimate import estimate, render
-from proxhpc.launch import prepare
-from proxhpc.plan import Plan, check_new, check_outside, cut
-from proxhpc.refine.lease import Owner
-from proxhpc.refine.progress import ProgressLog
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import latest
+from proxhpc.launch.launch import prepare_run
+from proxhpc.launch.step import Round
+from proxhpc.run.estimate import estimate_run, render_estimate
+from proxhpc.run.lease import Owner
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan, check_new, check_outside, split_into_shards
+from proxhpc.run.progress import ProgressLog
+from proxhpc.status.heartbeats import latest
 from runs import document, local_site, manifest, planned, write_jsonl
 
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 
 
 def proxhpc(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -248,7 +248,7 @@ def test_the_estimated_number_of_files_is_about_right(tmp_path: Path) -> None:
 
 def test_model_work_says_what_it_leaves_out(tmp_path: Path) -> None:
     from proxhpc.account.flops import ModelShape
-    from proxhpc.models import ModelRef
+    from proxhpc.run.models import ModelRef
 
     run = planned(tmp_path)
     shape = ModelShape(8, 2, 4, 2, 2, 16, 100, tied=False)
@@ -256,11 +256,11 @@ def test_model_work_says_what_it_leaves_out(tmp_path: Path) -> None:
         {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
          "stop_ids": [], "shape": shape.to_dict()}
     )  # fmt: skip
-    figures = estimate(replace(run.plan, models={"doc": ref}), run.site, run.dir)
+    figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)
     assert figures["estimated_flops"] == 2 * shape.paper_parameters * run.plan.estimated_tokens
     assert "left out: prompt frames" in figures["flops_counted_as"]
     out = io.StringIO()
-    Console(file=out, width=200).print(render(figures))
+    Console(file=out, width=200).print(render_estimate(figures))
     assert "A100 hours" in out.getvalue()
     assert "left out" in out.getvalue()
 
@@ -333,7 +333,7 @@ def test_planning_looks_where_its_inputs_are(tmp_path: Path) -> None:
     raw = write_jsonl(tmp_path / "run" / ".raw.tmp", [document(1)])  # else taken for a draft
     path = manifest(tmp_path, [raw], corpus={"format": "jsonl"})
     with pytest.raises(UserError, match="lies in the run directory"):
-        prepare(path, local_site(tmp_path), None, freeze=False)
+        prepare_run(path, local_site(tmp_path), None, freeze=False)
 
 
 def test_a_merge_deletes_nothing_but_parts(tmp_path: Path) -> None:
@@ -391,9 +391,9 @@ def test_a_finished_run_that_can_only_be_read_is_still_shown(
     def refuse(path: Path, data: bytes) -> None:
         raise UserError(f"no permission to write {path}: Read-only file system")
 
-    for module in ("proxhpc.report", "proxhpc.launch", "proxhpc.plan"):
+    for module in ("proxhpc.report", "proxhpc.launch.launch", "proxhpc.run.plan"):
         monkeypatch.setattr(f"{module}.write_atomic", refuse)
-    monkeypatch.setattr("proxhpc.launch.alone", refuse)
+    monkeypatch.setattr("proxhpc.launch.launch.alone", refuse)
     assert main(["report", str(finished.root), "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out) == json.loads(finished.report_json.read_bytes())
@@ -421,14 +421,14 @@ def test_a_run_without_its_site_goes_on_with_the_manifests(tmp_path: Path) -> No
     (tmp_path / "own").mkdir()
     run = planned(tmp_path, site=local_site(tmp_path / "own", 3))
     run.dir.site.unlink()
-    assert prepare(run.dir.root, None, None).site.workers == 3
+    assert prepare_run(run.dir.root, None, None).site.workers == 3
     assert run.dir.site.exists()
 
 
 def test_a_run_and_another_run_directory_are_one_too_many(tmp_path: Path) -> None:
     run = planned(tmp_path)
     with pytest.raises(UserError, match="--run goes with a manifest"):
-        prepare(run.dir.root, None, tmp_path / "other")
+        prepare_run(run.dir.root, None, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_an_error_of_the_system_is_one_line(
     def fail(run: RunDir, **_: object) -> None:
         raise OSError(5, "Input/output error", str(run.root))
 
-    monkeypatch.setattr("proxhpc.status.show", fail)
+    monkeypatch.setattr("proxhpc.status.show_status", fail)
     assert main(["status", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"proxhpc: {tmp_path}: Input/output error\n"
     with pytest.raises(OSError, match="Input/output"):
@@ -500,9 +500,9 @@ def test_nothing_in_a_message_steers_the_terminal(tmp_path: Path) -> None:
 
 def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    from proxhpc.advance import alone
+    from proxhpc.launch.step import advance_lock
 
-    with alone(run.dir):
+    with advance_lock(run.dir):
         done = launch(tmp_path / "manifest.yaml", tmp_path)
     assert done.returncode == 75
     assert "another launch" in done.stderr
@@ -549,11 +549,11 @@ def test_shards_tile_the_inputs_in_order(tmp_path: Path) -> None:
 
 def test_small_files_are_gathered_and_the_number_of_files_is_bounded(tmp_path: Path) -> None:
     files = [write_jsonl(tmp_path / f"{n:03}.jsonl", [document(n)]) for n in range(50)]
-    run = prepare(manifest(tmp_path, files), local_site(tmp_path), None)
+    run = prepare_run(manifest(tmp_path, files), local_site(tmp_path), None)
     sizes = [len(shard.spans) for shard in run.plan.shards]
     assert sum(sizes) == 50
     assert max(sizes) > 5
-    few = [len(shard.spans) for shard in cut(run.plan.inputs, 10**9, max_files=7)]
+    few = [len(shard.spans) for shard in split_into_shards(run.plan.inputs, 10**9, max_files=7)]
     assert few == [7] * 7 + [1]
 
 

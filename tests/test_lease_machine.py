@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from proxhpc.corpus.document import Document, End
 from proxhpc.errors import RetryError
-from proxhpc.refine.lease import STALE_AFTER, Leases, Owner
-from proxhpc.refine.leaser import Leaser
-from proxhpc.refine.ledger import Row, read_ledger
-from proxhpc.refine.shard import OpenShard
+from proxhpc.run.lease import STALE_AFTER, Leases, Owner
+from proxhpc.run.ledger import Row, read_ledger
+from proxhpc.worker.leaser import Leaser
+from proxhpc.worker.shard import OpenShard
 from runs import planned
 
 WORKERS = 4
@@ -229,7 +229,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def _looking(self, life: Life, look: "object") -> "object":
         """Call `look` while the observer's clock shows what this world's does."""
-        import proxhpc.refine.lease as module
+        import proxhpc.run.lease as module
 
         real = module.time.monotonic
         module.time.monotonic = lambda: self.clock  # type: ignore[assignment]

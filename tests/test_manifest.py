@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from proxhpc import manifest as module
 from proxhpc.errors import UserError
-from proxhpc.manifest import Manifest, Stage, diff, find_inputs, load_manifest
-from proxhpc.yamltree import expand_variables
+from proxhpc.spec.load import json_schema
+from proxhpc.spec.manifest import Manifest, Stage, diff, find_inputs, load_manifest
+from proxhpc.spec.sections import Comparison
+from proxhpc.spec.yaml_lines import expand_variables
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "manifests").glob("*.yaml"))
@@ -73,7 +74,7 @@ def test_shipped_manifest_is_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_manifest_fits_the_schema(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(yaml.safe_load(path.read_text()), module.json_schema())
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema(Manifest))
 
 
 def test_shipped_manifests_name_the_published_models() -> None:
@@ -94,7 +95,7 @@ def test_generated_files_are_current() -> None:
 
 def test_reference_describes_every_key() -> None:
     text = (ROOT / "docs/manifest.md").read_text("utf-8")
-    schema = module.json_schema()
+    schema = json_schema(Manifest)
     for part in (schema, *schema["$defs"].values()):
         for key, rule in part.get("properties", {}).items():
             assert f"| `{key}` |" in text
@@ -355,7 +356,7 @@ def test_sizes(written: str, meant: int, load: Load) -> None:
 @given(st.integers(1, 10**6), st.sampled_from([("K", 10**3), ("M", 10**6), ("B", 10**9)]))
 def test_counts(number: int, unit: tuple[str, int]) -> None:
     data = {"parameters": f"{number}{unit[0]}", "name": "x"}
-    assert module.Comparison.model_validate(data).parameters == number * unit[1]
+    assert Comparison.model_validate(data).parameters == number * unit[1]
 
 
 @pytest.mark.parametrize("written", ["-1", "0", "1e6", "1.0005K", "MiB", "1XB", "true", "1.5"])
@@ -480,7 +481,7 @@ def test_stage_can_be_made_in_code() -> None:
 
 
 def test_imports_are_light() -> None:
-    code = "import proxhpc.manifest, proxhpc.site, sys; print(*sys.modules)"
+    code = "import proxhpc.spec.manifest, proxhpc.spec.site, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "vllm", "submitit", "pyarrow", "numpy", "rich", "zstandard"}
     assert not heavy & set(done.stdout.split())

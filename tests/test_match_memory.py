@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging import killed, output, refined
-from proxhpc.assemble import sorting
-from proxhpc.assemble.arrays import Rows, open_array, save_blocks
-from proxhpc.assemble.clusters import Forest, apart
-from proxhpc.assemble.duplicates import Sets, flags
-from proxhpc.assemble.merge import merge
-from proxhpc.assemble.sorting import Scratch, Sorter, heads
+from proxhpc.assemble.duplicates import DuplicateSets, flags
+from proxhpc.assemble.merge import merge_run
+from proxhpc.dedup import sorting
+from proxhpc.dedup.arrays import RowReader, open_array, save_blocks
+from proxhpc.dedup.clusters import Forest, apart
+from proxhpc.dedup.sorting import Scratch, Sorter, group_starts
 
 TOOL = Path(__file__).parents[1] / "tools" / "bench_match_memory.py"
 _FOLDER = tempfile.TemporaryDirectory(prefix="sorting-")
@@ -65,7 +65,7 @@ def test_rows_come_back_once_and_in_order(rows: list[tuple[int, int, int]], by: 
     first: dict[int, tuple[int, ...]] = {}
     for row in sorted(set(rows)):
         first.setdefault(row[0], row)
-    pairs = [pair for some, own in heads(sorter) for pair in zip(some, own, strict=True)]
+    pairs = [pair for some, own in group_starts(sorter) for pair in zip(some, own, strict=True)]
     assert all(tuple(own.tolist()) == first[int(row[0])] for row, own in pairs)
     assert len(pairs) == len(set(rows))
 
@@ -111,7 +111,7 @@ def test_pairs_that_are_apart(pairs: list[tuple[int, int]], others: list[tuple[i
 @given(st.lists(st.integers(0, 6), max_size=60), st.integers(1, 9))
 def test_sizes_of_sets(firsts: list[int], by: int) -> None:
     rows = sorted((first, 100 - n) for n, first in enumerate(firsts))
-    found = Sets()
+    found = DuplicateSets()
     for start in range(0, len(rows), by):
         found.add(*array(rows[start : start + by]).T)
     found.finish()
@@ -136,14 +136,14 @@ def test_rows_of_a_file_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = np.arange(3000).reshape(-1, 3)
     save_blocks(tmp_path / "a.npy", np.array_split(rows, 7), "<u4", 3)
     assert np.array_equal(open_array(tmp_path / "a.npy"), rows)
-    monkeypatch.setattr("proxhpc.assemble.arrays.WINDOW", 100)
+    monkeypatch.setattr("proxhpc.dedup.arrays.WINDOW", 100)
     places = np.array([0, 0, 7, 8, 9, 500, 999])
-    assert np.array_equal(Rows(tmp_path / "a.npy").take(places), rows[places])
+    assert np.array_equal(RowReader(tmp_path / "a.npy").take(places), rows[places])
 
 
 def test_a_killed_match_goes_on_with_the_next_task(tmp_path: Path) -> None:
     run, whole = (refined(tmp_path / name, dedup={"near": {}}) for name in ("run", "whole"))
-    merge(whole.dir)
+    merge_run(whole.dir)
     before: set[str] = set()
     for allowed in range(4, 60, 9):
         assert killed(run.dir, allowed)
@@ -153,7 +153,7 @@ def test_a_killed_match_goes_on_with_the_next_task(tmp_path: Path) -> None:
         if before:
             break
     assert before
-    merge(run.dir)
+    merge_run(run.dir)
     assert not [path for path in run.dir.pairs.parent.iterdir() if path.is_dir()]
     assert output(run.dir) == output(whole.dir)
 

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from merging import killed, output, refined
-from proxhpc.advance import advance, alone, merge_work
 from proxhpc.assemble import sketch
-from proxhpc.assemble.merge import merge
-from proxhpc.assemble.phases import left, share
-from proxhpc.cli import main
+from proxhpc.assemble.merge import merge_run
+from proxhpc.assemble.phases import pending_units, run_share
+from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
+from proxhpc.cluster.backend import Work, intend
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.work import Work, intend
 from proxhpc.errors import ProxError, RetryError, StopError
-from proxhpc.launch import Run
-from proxhpc.rundir import RunDir
-from proxhpc.site import PhaseName, Resources, Site
+from proxhpc.launch.launch import Run
+from proxhpc.launch.step import advance, advance_lock, merge_work
+from proxhpc.run.paths import RunDir
+from proxhpc.spec.site import PhaseName, Resources, Site
 from proxhpc.status.collect import collect
 from proxhpc.status.view import one_line
 
@@ -40,13 +40,13 @@ def twins(folder: Path, **sections: Any) -> tuple[Run, Run]:
     whole = refined(folder, **sections)
     run = replace(whole, dir=RunDir(folder / "twin"))
     shutil.copytree(whole.dir.root, run.dir.root)
-    merge(whole.dir)
+    merge_run(whole.dir)
     return whole, run
 
 
 def phases(run: Run) -> dict[str, tuple[int, int]]:
     """How many units of each phase are left, of how many."""
-    return {each.phase: (len(each.units), each.total) for each in left(run.dir, run.plan)}
+    return {each.phase: (len(each.units), each.total) for each in pending_units(run.dir, run.plan)}
 
 
 def resources(workers: int) -> Resources:
@@ -105,7 +105,7 @@ def advanced(run: Run, backend: HereBackend, workers: int) -> list[tuple[str, li
     site = Site.model_validate({"name": "s", "phases": {"merge": {"workers": workers}}})
     run.dir.site.write_text(site.model_dump_json(exclude_unset=True))
     for step in range(12):
-        with alone(run.dir) as lease:
+        with advance_lock(run.dir) as lease:
             if advance(lease, run.plan, backend, by_hand=step == 0).phase == "report":
                 return backend.told
     raise AssertionError(f"no report after {backend.told}")
@@ -117,21 +117,21 @@ def test_shares_in_any_order_and_twice_make_the_same_corpus(tmp_path: Path, shuf
     whole, run = twins(tmp_path, **more)
     assert phases(run)["sketch"] == (6, 6)
     for number in (2, 0, 2, 1):
-        share(run.dir, "sketch", (number, 3))
+        run_share(run.dir, "sketch", (number, 3))
     assert phases(run) == {"sketch": (0, 6), "match": (1, 1)}
-    share(run.dir, "match", (0, 1))
-    share(run.dir, "match", (0, 1))
+    run_share(run.dir, "match", (0, 1))
+    run_share(run.dir, "match", (0, 1))
     assert phases(run)["write"] == (4, 4)
     for number in (1, 0, 0):
-        share(run.dir, "scatter", (number, 2))
+        run_share(run.dir, "scatter", (number, 2))
     assert phases(run).get("scatter") == ((0, 6) if shuffle else None)
-    share(run.dir, "write", (3, 4))
+    run_share(run.dir, "write", (3, 4))
     assert phases(run)["write"] == (3, 4)
     for number in (1, 0, 1):  # in other shares than before
-        share(run.dir, "write", (number, 2))
+        run_share(run.dir, "write", (number, 2))
     assert phases(run)["write"] == (0, 4)
     assert not run.dir.checksums.exists()
-    merge(run.dir)
+    merge_run(run.dir)
     assert output(run.dir) == output(whole.dir)
 
 
@@ -139,19 +139,19 @@ def test_shares_in_any_order_and_twice_make_the_same_corpus(tmp_path: Path, shuf
 def test_a_share_killed_at_any_file_is_what_is_left(tmp_path: Path, phase: Phase) -> None:
     whole, run = twins(tmp_path)
     if phase == "write":
-        share(run.dir, "sketch", (0, 1))
-        share(run.dir, "match", (0, 1))
+        run_share(run.dir, "sketch", (0, 1))
+        run_share(run.dir, "match", (0, 1))
     every = set(range(phases(run)[phase][1]))
     own = {unit for unit in every if unit % 2}
     for allowed in range(20):
-        dead = killed(run.dir, allowed, lambda r: share(r, phase, (1, 2)))
-        found = next(each for each in left(run.dir, run.plan) if each.phase == phase)
+        dead = killed(run.dir, allowed, lambda r: run_share(r, phase, (1, 2)))
+        found = next(each for each in pending_units(run.dir, run.plan) if each.phase == phase)
         assert set(found.units) - own == every - own
         assert dead == bool(set(found.units) & own)
         if not dead:
             break
     assert allowed > 2
-    merge(run.dir)
+    merge_run(run.dir)
     assert output(run.dir) == output(whole.dir)
 
 
@@ -177,7 +177,7 @@ def test_a_run_goes_through_its_phases_and_makes_up_for_lost_elements(
 
 def test_a_small_run_or_one_worker_is_one_job(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    for workers, function in ((1, tasks.merge), (6, tasks.merge_share), (7, tasks.merge)):
+    for workers, function in ((1, tasks.merge_task), (6, tasks.merge_share), (7, tasks.merge_task)):
         work = merge_work(run.dir, run.plan, resources(workers), workers)
         assert work.function is function
     assert len(merge_work(run.dir, run.plan, resources(6), 4).arguments) == 4
@@ -186,8 +186,8 @@ def test_a_small_run_or_one_worker_is_one_job(tmp_path: Path) -> None:
 
 def test_what_names_hide_is_made_again_by_one_job(tmp_path: Path) -> None:
     whole, run = twins(tmp_path)
-    share(run.dir, "sketch", (0, 1))
-    share(run.dir, "match", (0, 1))
+    run_share(run.dir, "sketch", (0, 1))
+    run_share(run.dir, "match", (0, 1))
     for group in range(6):
         run.dir.sketch(group).unlink()
     told = advanced(run, HereBackend(run.dir), workers=2)
@@ -197,11 +197,11 @@ def test_what_names_hide_is_made_again_by_one_job(tmp_path: Path) -> None:
 
 def test_shards_that_are_refined_again_are_matched_again(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    share(run.dir, "sketch", (0, 1))
-    share(run.dir, "match", (0, 1))
+    run_share(run.dir, "sketch", (0, 1))
+    run_share(run.dir, "match", (0, 1))
     run.dir.ledger(2).unlink()
     backend = HereBackend(run.dir)
-    with alone(run.dir) as lease:
+    with advance_lock(run.dir) as lease:
         run.dir.site.write_text('{"name": "s"}')
         advance(lease, run.plan, backend, by_hand=True)
     assert backend.works[0].phase == "refine"
@@ -211,19 +211,19 @@ def test_shards_that_are_refined_again_are_matched_again(tmp_path: Path) -> None
 def test_a_phase_before_its_time_says_what_is_missing(tmp_path: Path) -> None:
     run = refined(tmp_path)
     with pytest.raises(StopError, match=r"there is no .*match\.json"):
-        share(run.dir, "write", (0, 1))
+        run_share(run.dir, "write", (0, 1))
     run.dir.ledger(0).unlink()
     with pytest.raises(RetryError, match="1 of 6 shards are not refined yet"):
-        share(run.dir, "sketch", (0, 1))
+        run_share(run.dir, "sketch", (0, 1))
 
 
 def test_status_shows_how_far_each_phase_is(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    share(run.dir, "sketch", (0, 3))
+    run_share(run.dir, "sketch", (0, 3))
     status = collect(run.dir, None)
     assert [(p.phase, p.done, p.total) for p in status.merge] == [("sketch", 2, 6), ("match", 0, 1)]
     assert "sketch 2/6" in one_line(status)
-    merge(run.dir)
+    merge_run(run.dir)
     assert collect(run.dir, None).merge == ()
 
 

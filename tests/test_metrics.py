@@ -10,14 +10,14 @@ from proxhpc.corpus.hosts import split_of
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import c4_lines, eight_words, keep_all, oracle
 from proxhpc.evaluate.bootstrap import Score, resample, score, weights
-from proxhpc.evaluate.gold import Gold, GoldFields, Selection, condition, read_gold
+from proxhpc.evaluate.gold import GoldFields, GoldRecord, Selection, condition, read_gold
 from proxhpc.evaluate.metrics import (
-    LINES,
+    LINE_METRICS,
     GoldLines,
+    count_table,
     line_row,
     score_documents,
     score_lines,
-    table,
     token_f1,
     tokens,
 )
@@ -25,11 +25,13 @@ from proxhpc.evaluate.ranking import auc, auc_score
 from runs import write_jsonl
 
 LONG = " ".join(f"w{n}" for n in range(20))
-PAGE = Gold("a", "f:1", "x", f"Menu é\n{LONG}\nsome text\nads ads\nlate", f"{LONG} some", "BGG?B")
-OTHER = Gold("b", "f:2", "y", "one two\nthree", "one two four", "GB")
+PAGE = GoldRecord(
+    "a", "f:1", "x", f"Menu é\n{LONG}\nsome text\nads ads\nlate", f"{LONG} some", "BGG?B"
+)
+OTHER = GoldRecord("b", "f:2", "y", "one two\nthree", "one two four", "GB")
 
 
-def lines_of(*records: Gold) -> list[GoldLines]:
+def lines_of(*records: GoldRecord) -> list[GoldLines]:
     return [GoldLines.of(record) for record in records]
 
 
@@ -88,7 +90,7 @@ def test_a_text_with_edits_within_lines() -> None:
 
 
 def test_nothing_left_and_nothing_labelled() -> None:
-    (page,) = lines_of(Gold("c", "f:3", "", "a\nb", ""))
+    (page,) = lines_of(GoldRecord("c", "f:3", "", "a\nb", ""))
     found = score_lines([page], [b"\0\0"])
     assert (found["token_f1"], found["bytes_kept"], found["line_f1"]) == (1, 0, None)
     assert score_lines([], [])["token_f1"] is None
@@ -96,7 +98,7 @@ def test_nothing_left_and_nothing_labelled() -> None:
 
 def test_documents_by_hand() -> None:
     records = [
-        Gold(str(n), f"f:{n}", "", "four words are here", keep=keep)
+        GoldRecord(str(n), f"f:{n}", "", "four words are here", keep=keep)
         for n, keep in enumerate([True, True, False, False, False])
     ]
     # Right: keep 0, drop 2 and 3. Wrong: drop 1, keep 4.
@@ -138,12 +140,12 @@ def test_an_interval_of_the_auc_by_hand() -> None:
 
 
 def test_baselines() -> None:
-    gold = Gold("a", "f:1", "", f"Menu\n{LONG}\nThis is a sentence of C4.\n东西", "", "BG?B")
+    gold = GoldRecord("a", "f:1", "", f"Menu\n{LONG}\nThis is a sentence of C4.\n东西", "", "BG?B")
     assert keep_all(gold) == b"\1\1\1\1"
     assert c4_lines(gold) == b"\0\0\1\0"
     assert eight_words(gold) == b"\0\1\0\0"
     assert oracle(gold) == b"\0\1\1\0"
-    assert oracle(Gold("a", "f:1", "", "Menu", "")) is None
+    assert oracle(GoldRecord("a", "f:1", "", "Menu", "")) is None
 
 
 def test_resampling_is_of_documents_and_repeatable() -> None:
@@ -166,8 +168,11 @@ def test_intervals_are_paired() -> None:
     """Scores that differ by the same in each document differ by that in each resampling."""
     rng = np.random.default_rng(0)
     f1 = rng.uniform(0.2, 0.8, 400)
-    rows = [table(LINES, [{"documents": 1, "token_f1": v} for v in x]) for x in (f1, f1 + 0.1)]
-    low, high = (drawn[:, 0] for drawn in resample(rows, LINES.of, 500, 0))
+    rows = [
+        count_table(LINE_METRICS, [{"documents": 1, "token_f1": v} for v in x])
+        for x in (f1, f1 + 0.1)
+    ]
+    low, high = (drawn[:, 0] for drawn in resample(rows, LINE_METRICS.of, 500, 0))
     lead = score(0.1, high - low)
     assert (lead.low, lead.high) == (pytest.approx(0.1), pytest.approx(0.1))
     own = score(f1.mean(), low)
@@ -190,9 +195,9 @@ def test_records_of_either_kind_with_other_names(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "g.jsonl.zst", [*rows[:2], b"  ", rows[2]])
     names = GoldFields.parse("noisy=raw,gold=clean.text,labels=kinds,keep=good,id=n")
     assert read_gold([path], names) == [
-        Gold("7", f"{path}:1", "", "a\nb", "a", "GB"),
-        Gold(f"{path}:2", f"{path}:2", "", "c", keep=False, unanimous=True, host="a.b"),
-        Gold(f"{path}:4", f"{path}:4", "", "a", "a", keep=True),
+        GoldRecord("7", f"{path}:1", "", "a\nb", "a", "GB"),
+        GoldRecord(f"{path}:2", f"{path}:2", "", "c", keep=False, unanimous=True, host="a.b"),
+        GoldRecord(f"{path}:4", f"{path}:4", "", "a", "a", keep=True),
     ]
     with pytest.raises(UserError, match="NAME of noisy, gold, labels"):
         GoldFields.parse("nosy=raw")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxhpc.errors import UserError
-from proxhpc.models import ModelRef, resolve_model
+from proxhpc.run.models import ModelRef, resolve_model
 from tiny_models import edit_json, save_llama
 
 

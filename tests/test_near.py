@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxhpc.assemble.bands import BandFile, ranges, write_bands
-from proxhpc.assemble.listings import read_rows
-from proxhpc.assemble.merge import merge
-from proxhpc.assemble.minhash import band_keys, signatures, similarity, slots
-from proxhpc.assemble.shingles import BLOCK, fold, shingles, shingles_of_each, word_hashes
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.merge import merge_run
+from proxhpc.dedup.bands import BandFile, ranges, write_bands
+from proxhpc.dedup.minhash import band_keys, signatures, similarity, slots
+from proxhpc.dedup.shingles import BLOCK, fold, shingles, shingles_of_each, word_hashes
 from proxhpc.errors import StopError
-from proxhpc.launch import prepare
-from proxhpc.refine.worker import Assignment, run_worker
-from proxhpc.rundir import RunDir
-from proxhpc.sections import Near
+from proxhpc.launch.launch import prepare_run
+from proxhpc.run.paths import RunDir
+from proxhpc.spec.sections import Near
+from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="bands-")
@@ -137,17 +137,17 @@ def merged(folder: Path, tokens: int, **options: Any) -> RunDir:
         sharding={"tokens": tokens},
         dedup={"near": {}},
     )
-    run = prepare(path, local_site(folder), None)
+    run = prepare_run(path, local_site(folder), None)
     run_worker(run.dir, Assignment(), lambda _: None)
-    merge(run.dir, **options)
+    merge_run(run.dir, **options)
     return run.dir
 
 
 def test_near_duplicates_are_found_whatever_the_shards_and_the_memory(tmp_path: Path) -> None:
     run = merged(tmp_path / "one", 10**6)
-    rows = [*read_rows(run.part(0))]
+    rows = [*read_listing(run.part(0))]
     assert len(rows) == 60
-    pairs = [*read_rows(run.duplicates)]
+    pairs = [*read_listing(run.duplicates)]
     assert len(pairs) == sum(number % 4 for number in range(60))
     assert all(0.8 <= pair["similarity"] < 1 for pair in pairs)
     # The longest of a set stays; of equals the first.
@@ -158,4 +158,4 @@ def test_near_duplicates_are_found_whatever_the_shards_and_the_memory(tmp_path: 
     for tokens, options in ((2000, {"memory": 6000}), (500, {"processes": 2})):
         other = merged(tmp_path / str(tokens), tokens, **options)
         assert other.part(0).read_bytes() == run.part(0).read_bytes()
-        assert [*read_rows(other.duplicates)] == pairs
+        assert [*read_listing(other.duplicates)] == pairs

@@ -13,11 +13,11 @@ import pytest
 
 from merging import SECTIONS, corpus, killed, output, refined
 from proxhpc.assemble import columns, shuffle, sketch
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
-from proxhpc.launch import Run, prepare
-from proxhpc.rundir import RunDir
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.paths import RunDir
 from proxhpc.verify import verify
 from runs import document, local_site, manifest, write_jsonl
 
@@ -33,7 +33,7 @@ def made(folder: Path, **options: Any) -> Run:
     """A merged run with these keys of `output`."""
     folder.mkdir(exist_ok=True)
     run = refined(folder, output=SECTIONS["output"] | options)
-    merge(run.dir)
+    merge_run(run.dir)
     return run
 
 
@@ -59,7 +59,7 @@ def test_parquet_says_what_json_lines_say_in_the_same_parts(tmp_path: Path) -> N
     assert len(names) > 2
     before = output(tables.dir)
     tables.dir.part(0, "parquet").unlink()
-    merge(tables.dir)
+    merge_run(tables.dir)
     assert output(tables.dir) == before
 
 
@@ -138,9 +138,9 @@ def test_fields_that_bear_our_names_move_aside(tmp_path: Path) -> None:
         path = manifest(
             folder, [source], corpus={"paths": [str(source)], "text": "body"}, output=asked
         )
-        run = prepare(path, local_site(folder), None)
-        tasks.refine(str(run.dir.root), 0, 1)
-        merge(run.dir)
+        run = prepare_run(path, local_site(folder), None)
+        tasks.refine_task(str(run.dir.root), 0, 1)
+        merge_run(run.dir)
         rows = parquet_rows(run.dir) if kind == "parquet" else corpus(run.dir)
         seen += [as_jsonl(each) if kind == "parquet" else each for each in rows]
     assert seen[0] == seen[1] == seen[2]
@@ -160,7 +160,7 @@ def test_parquet_without_pyarrow_is_told_when_planning(
     source = write_jsonl(tmp_path / "in.jsonl", [document(0)])
     path = manifest(tmp_path, [source], output={"format": "parquet"})
     with pytest.raises(UserError, match=r"output\.format.* needs pyarrow"):
-        prepare(path, local_site(tmp_path), None)
+        prepare_run(path, local_site(tmp_path), None)
 
 
 def ids(run: RunDir) -> list[str]:
@@ -182,7 +182,7 @@ def test_a_shuffled_corpus_has_the_same_rows_in_an_order_of_its_own(tmp_path: Pa
     sizes = [part.stat().st_size for part in mixed.dir.corpus.glob("part-*")]
     assert len(sizes) > 2
     other = refined(tmp_path / "b", output={"shuffle": True}, seed=1, run_dir=str(tmp_path / "c"))
-    merge(other.dir)
+    merge_run(other.dir)
     assert sorted(ids(other.dir)) == sorted(order)
     assert ids(other.dir) != order
 
@@ -195,7 +195,7 @@ def test_documents_that_go_leave_the_order_of_the_others(tmp_path: Path) -> None
         dedup={"exact": False},
         run_dir=str(tmp_path / "b"),
     )
-    merge(every.dir)
+    merge_run(every.dir)
     gone = set(ids(every.dir)) - set(ids(some.dir))
     assert len(gone) == 3
     assert [name for name in ids(every.dir) if name not in gone] == ids(some.dir)
@@ -216,7 +216,7 @@ def test_buckets_blocks_and_processes_leave_no_trace(
         sharding={"tokens": 400},
         run_dir=str(tmp_path / "c"),
     )
-    merge(many.dir, processes=2)
+    merge_run(many.dir, processes=2)
     assert output(many.dir) == output(whole.dir)
 
 
@@ -234,7 +234,7 @@ def test_a_shuffle_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         scattered.add(len([*run.dir.shuffled.glob("*.rows")]))
     assert lives > 2
     assert len(scattered) > 1
-    merge(run.dir)
+    merge_run(run.dir)
     assert output(run.dir) == expected
     assert not run.dir.shuffled.exists()
 
@@ -250,8 +250,8 @@ def test_rows_that_are_damaged_on_their_way_are_named(tmp_path: Path) -> None:
     data[20] ^= 1
     path.write_bytes(data)
     with pytest.raises(StopError, match="is damaged") as stop:
-        merge(run.dir)
+        merge_run(run.dir)
     assert str(path) in str(stop.value)
     path.write_bytes(data[:-7])  # not whole: made anew
-    merge(run.dir)
+    merge_run(run.dir)
     assert output(run.dir) == before

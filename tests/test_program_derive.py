@@ -10,14 +10,14 @@ from proxhpc.program import align
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
-from proxhpc.program.syntax import Program, render
+from proxhpc.program.syntax import Program, format_program
 
 FREE = Policy(min_kept_words=0, max_removed_share=1)
 BEFORE = "Home | About\nThe adult brain is here.\nShare this\nfoo bar baz\nfoo bar baz\n\nend of it"
 
 
 def execute(before, program, dialect):
-    emitted = Emitted(render(program, dialect), "stop")
+    emitted = Emitted(format_program(program, dialect), "stop")
     windows = [WindowProgram(0, before.count("\n") + 1, emitted)]
     return replay(before, None, windows, FREE, Style(dialect))
 
@@ -63,7 +63,7 @@ def test_the_shortest_program(after, prox, line):
     for dialect, expected in (("prox", prox), ("line", line)):
         program = derive(BEFORE, after, dialect)
         assert isinstance(program, Program)
-        assert render(program, dialect) == expected
+        assert format_program(program, dialect) == expected
         assert execute(BEFORE, program, dialect).text == after
 
 
@@ -130,7 +130,7 @@ def test_edits(before, after, prox, line):
         assert isinstance(program, NoProgram)
         return
     assert isinstance(program, Program)
-    assert render(program, "line") == line
+    assert format_program(program, "line") == line
     assert execute(before, program, "line").text == after
 
 

@@ -11,7 +11,7 @@ from proxhpc.program.execute import EXECUTE_REASONS
 from proxhpc.program.grammar import chunk_grammar
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
-from proxhpc.program.syntax import ParseReason, Program, render
+from proxhpc.program.syntax import ParseReason, Program, format_program
 
 PAGE = Path(__file__).parent.parent / "docs" / "language.md"
 ALL = re.findall(r"^```(\w[^\n]*)\n(.*?)\n```$", PAGE.read_text(), re.M | re.S)
@@ -66,7 +66,7 @@ def test_example_of_the_inverse(head, block):
     before, program, after, _ = parts(block)
     found = derive(before, after, dialect)
     assert isinstance(found, Program)
-    assert render(found, dialect) == program
+    assert format_program(found, dialect) == program
 
 
 @pytest.mark.parametrize("block", GRAMMARS)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.program.edits import read_window, window_of
+from proxhpc.program.edits import edits_of, read_window
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import (
     Keep,
@@ -16,7 +16,7 @@ from proxhpc.program.syntax import (
     RemoveStr,
     ReplaceStr,
     Verdict,
-    render,
+    format_program,
 )
 
 NAMES = "keep_all keep_chunk skip_chunk untouch_doc remove_lines normalize remove_str replace_str"
@@ -138,7 +138,7 @@ def test_line_dialect():
         RemoveLines(1, 2),
     )
     assert parse_chunk(text, "line") == Program(expected)
-    assert render(Program(expected[2:]), "line") == "remove_lines(1, 2)"
+    assert format_program(Program(expected[2:]), "line") == "remove_lines(1, 2)"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_what_is_printed_is_read_back(case):
     dialect, items = case
     program = Program(tuple(items))
     assert parse_chunk(str(program), dialect) == program
-    assert parse_chunk(render(program, dialect), dialect) == program
+    assert parse_chunk(format_program(program, dialect), dialect) == program
 
 
 @given(st.lists(st.booleans().map(Verdict)))
@@ -304,5 +304,5 @@ usual = st.lists(
 def test_the_short_way_agrees_with_the_parser(text, dialect, finish):
     short = read_window(text, dialect, finish, 3, 40, 5)
     different = list(dict.fromkeys(short.strings))
-    expected = window_of(parse_chunk(text, dialect, finish), 3, 40, 5)
+    expected = edits_of(parse_chunk(text, dialect, finish), 3, 40, 5)
     assert short._replace(strings=different) == expected

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
-from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import STYLES, SYSTEM, number_lines, prompt_style
 from proxhpc.refine.teacher import document_message
 from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer

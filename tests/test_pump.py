@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from proxhpc.corpus.document import Document
-from proxhpc.refine.pump import Budget, batch, ordered
-from proxhpc.refine.worker import BATCH, BATCH_BYTES, _items, weigh
+from proxhpc.refine.pump import Budget, in_order, take_batch
+from proxhpc.worker.worker import BATCH, BATCH_BYTES, _items, event_weight
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_events() -> None:
 
     async def main() -> list[tuple[int, int]]:
         budget = Budget(8, 100)
-        return [pair async for pair in ordered(numbers(20), slow_first, lambda _: 1, budget)]
+        return [pair async for pair in in_order(numbers(20), slow_first, lambda _: 1, budget)]
 
     assert asyncio.run(main()) == [(n, n * 10) for n in range(20)]
 
@@ -42,7 +42,7 @@ def test_flight_is_bounded_by_number_and_weight(items: int, weight: int, most: i
         flying -= 1
 
     async def main() -> None:
-        async for _ in ordered(numbers(30), work, lambda _: 5, Budget(items, weight)):
+        async for _ in in_order(numbers(30), work, lambda _: 5, Budget(items, weight)):
             pass
 
     asyncio.run(main())
@@ -58,7 +58,7 @@ def test_an_error_of_the_work_comes_in_its_place() -> None:
     seen: list[int] = []
 
     async def main() -> None:
-        async for event, _ in ordered(numbers(10), work, lambda _: 1, Budget(4, 100)):
+        async for event, _ in in_order(numbers(10), work, lambda _: 1, Budget(4, 100)):
             seen.append(event)
 
     with pytest.raises(ValueError, match="three"):
@@ -77,7 +77,7 @@ def test_an_error_of_the_events_comes_behind_what_was_there() -> None:
     seen: list[int] = []
 
     async def main() -> None:
-        async for event, _ in ordered(broken(), work, lambda _: 1, Budget(4, 100)):
+        async for event, _ in in_order(broken(), work, lambda _: 1, Budget(4, 100)):
             seen.append(event)
 
     with pytest.raises(OSError, match="gone"):
@@ -99,7 +99,7 @@ def test_closing_cancels_what_is_in_flight() -> None:
         return number
 
     async def main() -> None:
-        async with aclosing(ordered(numbers(100), work, lambda _: 1, Budget(5, 100))) as results:
+        async with aclosing(in_order(numbers(100), work, lambda _: 1, Budget(5, 100))) as results:
             async for _ in results:
                 await asyncio.sleep(0.01)
                 break
@@ -158,7 +158,7 @@ def test_an_item_gives_back_the_weight_it_took() -> None:
 
     async def main() -> Budget:
         budget = Budget(8, 10)
-        async for _ in ordered(numbers(3), work, lambda _: next(weights), budget):
+        async for _ in in_order(numbers(3), work, lambda _: next(weights), budget):
             pass
         return budget
 
@@ -167,11 +167,11 @@ def test_an_item_gives_back_the_weight_it_took() -> None:
 
 def test_a_batch_ends_by_number_and_by_weight() -> None:
     items = iter(range(1, 10))
-    assert batch(items, 3, 100, lambda item: item) == [1, 2, 3]
-    assert batch(items, 9, 9, lambda item: item) == [4, 5]
-    assert batch(items, 9, 1, lambda item: item) == [6]
-    assert batch(items, 9, 100, lambda item: item) == [7, 8, 9]
-    assert batch(items, 9, 100, lambda item: item) == []
+    assert take_batch(items, 3, 100, lambda item: item) == [1, 2, 3]
+    assert take_batch(items, 9, 9, lambda item: item) == [4, 5]
+    assert take_batch(items, 9, 1, lambda item: item) == [6]
+    assert take_batch(items, 9, 100, lambda item: item) == [7, 8, 9]
+    assert take_batch(items, 9, 100, lambda item: item) == []
 
 
 @pytest.mark.parametrize(("text", "most"), [("x", BATCH), ("x" * (BATCH_BYTES // 4), 4)])
@@ -196,6 +196,6 @@ def test_a_worker_reads_little_ahead(text: str, most: int) -> None:
 
 def test_a_text_weighs_what_it_takes_in_memory() -> None:
     plain, emoji = (Document("", text, 0, 0) for text in ("x" * 1000, "\U0001f98a" * 1000))
-    assert 1000 < weigh(plain) < 1100
-    assert 4000 < weigh(emoji) < 4100
-    assert weigh("else") == 1
+    assert 1000 < event_weight(plain) < 1100
+    assert 4000 < event_weight(emoji) < 4100
+    assert event_weight("else") == 1

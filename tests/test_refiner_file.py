@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxhpc import models
 from proxhpc.errors import UserError
-from proxhpc.manifest import Manifest, Stage
-from proxhpc.models import ModelRef, resolve_model
-from proxhpc.plan import find_models, settle
-from proxhpc.refiner_file import NAME, RefinerFile, read_refiner
+from proxhpc.run import models
+from proxhpc.run.models import ModelRef, resolve_model
+from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.manifest import Manifest, Stage
+from proxhpc.spec.refiner_file import NAME, RefinerFile, read_refiner
 from tiny_models import save_walk
 
 WALK: dict[str, Any] = {
@@ -63,37 +63,37 @@ def test_what_is_written_is_what_is_read(saved: Path, tmp_path: Path) -> None:
 
 def test_a_stage_needs_nothing_but_the_directory(saved: Path) -> None:
     bare = manifest({"level": "doc", "model": str(saved)}, {"level": "chunk", "model": str(saved)})
-    doc, chunk = settle(bare, find_models(bare)).stages
+    doc, chunk = freeze_manifest(bare, find_models(bare)).stages
     assert (doc.prompt, doc.bias, doc.max_new_tokens, doc.grammar) == ("walk", -0.5, 2, "lines")
     assert (chunk.prompt, chunk.bias, chunk.grammar) == ("walk", -2.0, "lines")
     assert (chunk.numbering, chunk.window_tokens, chunk.window_lines) == ("window", 480, 40)
     assert chunk.max_new_tokens == 41
     # It is the same as if the manifest had said all of it.
-    again = settle(settle(bare, find_models(bare)), find_models(bare))
+    again = freeze_manifest(freeze_manifest(bare, find_models(bare)), find_models(bare))
     assert again.stages == (doc, chunk)
 
 
 def test_what_a_stage_says_itself_comes_first(saved: Path) -> None:
     own = manifest({"level": "chunk", "model": str(saved), "bias": 1.0, "window_lines": 20})
-    (chunk,) = settle(own, find_models(own)).stages
+    (chunk,) = freeze_manifest(own, find_models(own)).stages
     assert (chunk.prompt, chunk.bias, chunk.window_lines) == ("walk", 1.0, 20)
     other = manifest({"level": "chunk", "model": str(saved), "prompt": "compact"})
-    assert settle(other, find_models(other)).stages == other.stages
+    assert freeze_manifest(other, find_models(other)).stages == other.stages
 
 
 def test_what_does_not_go_together_is_refused(saved: Path, tmp_path: Path) -> None:
     wrong = manifest({"level": "chunk", "model": str(saved), "dialect": "line"})
     with pytest.raises(UserError, match=r"refiner\.json of model .* must be prox with prompt"):
-        settle(wrong, find_models(wrong))
+        freeze_manifest(wrong, find_models(wrong))
     (tmp_path / "bare").mkdir()
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         shutil.copy(saved / file, tmp_path / "bare")
     biased = manifest({"level": "chunk", "model": str(tmp_path / "bare"), "bias": 1.0})
     with pytest.raises(UserError, match="has a bias, which is only for prompt: walk"):
-        settle(biased, find_models(biased))
+        freeze_manifest(biased, find_models(biased))
     replica = manifest({"level": "chunk", "model": str(saved)}, policy="reference")
     with pytest.raises(UserError, match=r"walk is not for policy: reference"):
-        settle(replica, find_models(replica))
+        freeze_manifest(replica, find_models(replica))
     RefinerFile(version=1, prompt="compact", doc=Stage(level="doc")).write(tmp_path)
     one = read_refiner(tmp_path)
     assert one is not None
@@ -122,7 +122,7 @@ def test_a_wrong_file_is_told_by_line_and_key(
 
 
 def test_the_embedded_model(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "__file__", str(tmp_path / "models.py"))
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "run" / "models.py"))
     with pytest.raises(UserError, match="comes without an embedded refiner") as caught:
         find_models(manifest({"level": "doc", "model": "embedded"}))
     assert "rules" in (caught.value.hint or "")

@@ -22,13 +22,13 @@ from proxhpc.assemble.summary import Duplicates, FileCounts, MergeSummary, Share
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
-from proxhpc.launch import Run, prepare
-from proxhpc.plan import Plan
-from proxhpc.refine.lease import Owner
-from proxhpc.refine.progress import ProgressLog
-from proxhpc.report import build_report, load_report, page, render, write_report
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import history
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.report import build_report, load_report, page, render_report, write_report
+from proxhpc.run.lease import Owner
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.progress import ProgressLog
+from proxhpc.status.heartbeats import history
 from runs import document, local_site, manifest, planned, rows_of, write_jsonl
 
 HOSTILE = "\x1b]0;owned\x07[red]<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e"
@@ -106,7 +106,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def printed(report: dict[str, Any]) -> str:
-    return printed_of(render(report))
+    return printed_of(render_report(report))
 
 
 def printed_of(page: RenderableType) -> str:
@@ -389,9 +389,9 @@ def test_the_report_of_a_real_run_equals_sums_over_its_files(tmp_path: Path) -> 
         {"id": "s", "text": "a"},
     ]
     path = write_jsonl(tmp_path / "in" / "a.jsonl.zst", rows)
-    run: Run = prepare(manifest(tmp_path, [path]), local_site(tmp_path), None)
-    tasks.refine(str(run.dir.root), 0, 1)
-    tasks.merge(str(run.dir.root), 1)
+    run: Run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    tasks.merge_task(str(run.dir.root), 1)
     report = write_report(run.dir)
     ledger = rows_of(run.dir, run.plan)
     texts = [

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxhpc.cluster import tasks
-from proxhpc.launch import prepare
-from proxhpc.refine.lease import Owner
-from proxhpc.refine.progress import ProgressLog
+from proxhpc.launch.launch import prepare_run
 from proxhpc.report import write_report
+from proxhpc.run.lease import Owner
+from proxhpc.run.progress import ProgressLog
 from runs import PARAGRAPH, document, local_site, manifest, write_jsonl
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = write_jsonl(folder / "in" / "<img src=x onerror=alert(1)>.jsonl", rows)
     sections: dict[str, Any] = {"engine": {"name": "rules", "rules": ["gopher", "fineweb"]}}
     sections |= {"comparison": {"name": HOSTILE[7:60], "parameters": 1000}}
-    run = prepare(manifest(folder, [path], **sections), local_site(folder), None).dir
-    tasks.refine(str(run.root), 0, 1)
+    run = prepare_run(manifest(folder, [path], **sections), local_site(folder), None).dir
+    tasks.refine_task(str(run.root), 0, 1)
     log = ProgressLog(run, Owner("w9", HOSTILE, 1, HOSTILE), "refine")
     log.write("failed", error=HOSTILE, message=HOSTILE)
-    tasks.merge(str(run.root), 1)
+    tasks.merge_task(str(run.root), 1)
     write_report(run)
     return run.report_html.as_uri()
 

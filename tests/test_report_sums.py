@@ -13,9 +13,9 @@ import zstandard
 
 from merging import refined
 from proxhpc.assemble.examples import read_examples
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.merge import merge_run
 from proxhpc.report import write_report
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
 
 Texts = dict[str, str]  # by source
 NAMES = ("a.jsonl.zst", "b.jsonl.gz", "c.jsonl")
@@ -90,7 +90,7 @@ def bins(report: dict[str, Any], what: str, which: str) -> dict[int, int]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
     made = refined(tmp_path_factory.mktemp("sums"))
-    merge(made.dir)
+    merge_run(made.dir)
     write_report(made.dir)
     return made.dir, Path(made.plan.inputs[0].path).parent
 

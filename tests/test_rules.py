@@ -15,12 +15,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.errors import UserError
-from proxhpc.program.parse import parse_chunk, parse_doc
-from proxhpc.refine.engines.base import Completion, Request
-from proxhpc.refine.engines.boilerplate import badge, furniture
-from proxhpc.refine.engines.heuristics import (
-    Page,
+from proxhpc.engines.base import LARGE, Completion, Request
+from proxhpc.engines.rules.boilerplate import badge, boilerplate_lines
+from proxhpc.engines.rules.engine import RULES, Rule, RulesEngine
+from proxhpc.engines.rules.heuristics import (
+    ParsedDocument,
     c4_document,
     c4_line,
     count_sentences,
@@ -29,9 +28,9 @@ from proxhpc.refine.engines.heuristics import (
     script_of,
     stop_words,
 )
-from proxhpc.refine.engines.repetition import gopher_repetition, ngram_shares
-from proxhpc.refine.engines.rules import RULES, Rule, RulesEngine
-from proxhpc.refine.pump import LARGE
+from proxhpc.engines.rules.repetition import gopher_repetition, ngram_shares
+from proxhpc.errors import UserError
+from proxhpc.program.parse import parse_chunk, parse_doc
 
 PROSE = """\
 The harbour of the small town had been built by fishermen long before anyone kept records.
@@ -143,10 +142,10 @@ def test_chinese_counts_two_characters_as_a_word() -> None:
     assert script_of(CHINESE) == "unspaced"
     assert script_of(THAI) == "unpunctuated"
     assert script_of("Naïve café, 東 in one place") == "spaced"
-    assert gopher_quality(Page.of(CHINESE[:80])) == "39 words < 50"
-    assert gopher_quality(Page.of(CHINESE)) == ""
-    assert c4_document(Page.of(CHINESE[:57])) == "2 sentences < 5"
-    assert "duplicate" in gopher_repetition(Page.of(CHINESE + CHINESE[:100]))
+    assert gopher_quality(ParsedDocument.of(CHINESE[:80])) == "39 words < 50"
+    assert gopher_quality(ParsedDocument.of(CHINESE)) == ""
+    assert c4_document(ParsedDocument.of(CHINESE[:57])) == "2 sentences < 5"
+    assert "duplicate" in gopher_repetition(ParsedDocument.of(CHINESE + CHINESE[:100]))
 
 
 def test_sentences_do_not_end_in_an_abbreviation_before_a_small_letter() -> None:
@@ -177,20 +176,20 @@ def naive_shares(units: Sequence[str], scale: int) -> dict[str, float]:
 
 @given(st.lists(st.sampled_from(["a", "of", "tree", "house", "Z9"]), min_size=1, max_size=60))
 def test_ngram_shares_match_a_naive_count(words: list[str]) -> None:
-    shares = {name: share for name, share, _ in ngram_shares(Page.of(" ".join(words)))}
+    shares = {name: share for name, share, _ in ngram_shares(ParsedDocument.of(" ".join(words)))}
     assert shares == pytest.approx(naive_shares(words, 1))
 
 
 @given(st.text(alphabet="山水月日𠀀", min_size=1, max_size=60))
 def test_ngram_shares_of_chinese_take_two_characters_for_a_word(text: str) -> None:
-    shares = {name: share for name, share, _ in ngram_shares(Page.of(text * 2))}
+    shares = {name: share for name, share, _ in ngram_shares(ParsedDocument.of(text * 2))}
     assert shares == pytest.approx(naive_shares(text * 2, 2))
 
 
 def test_repeated_ngrams_condemn() -> None:
     passage = "the boats come home before the night and leave again when the sun is up"
     text = PROSE.replace("\n", f" {passage}\n")
-    assert gopher_repetition(Page.of(text)) == "duplicate 5-gram characters 0.31 > 0.15"
+    assert gopher_repetition(ParsedDocument.of(text)) == "duplicate 5-gram characters 0.31 > 0.15"
 
 
 # Lines -----------------------------------------------------------------------------------------
@@ -258,7 +257,9 @@ Share this on your favourite network"""
 
 def test_furniture_of_a_readme_goes_and_its_content_stays() -> None:
     lines = README.split("\n")
-    gone = {line[:12]: why for line, why in zip(lines, furniture(lines), strict=True) if why}
+    gone = {
+        line[:12]: why for line, why in zip(lines, boilerplate_lines(lines), strict=True) if why
+    }
     assert gone == {
         "[![PyPI](htt": "badge",
         "[![Build](ht": "badge",
@@ -284,7 +285,7 @@ def test_furniture_of_a_web_page() -> None:
         "Cookies are baked in an oven; the recipe is older than the town.",
         "Copyright © 2024 The Harbour Post. All rights reserved.",
     ]
-    assert [line for line, why in zip(page, furniture(page), strict=True) if not why] == [
+    assert [line for line, why in zip(page, boilerplate_lines(page), strict=True) if not why] == [
         "",
         page[9],
         page[10],
@@ -295,17 +296,19 @@ def test_furniture_of_a_web_page() -> None:
 
 def test_six_short_lines_make_a_menu_and_five_a_list() -> None:
     entries = ["News", "Sport", "Weather", "Travel", "Opinion", "Jobs"]
-    assert furniture(entries) == ["menu"] * 6
-    assert furniture(entries[:5]) == [""] * 5
-    assert furniture([*entries[:5], "and this is a line of text", *entries[:5]]) == [""] * 11
+    assert boilerplate_lines(entries) == ["menu"] * 6
+    assert boilerplate_lines(entries[:5]) == [""] * 5
+    assert (
+        boilerplate_lines([*entries[:5], "and this is a line of text", *entries[:5]]) == [""] * 11
+    )
 
 
 def test_rows_of_tables_are_no_menus() -> None:
     grid = ["+------+------+-------+", "| Name | Type | Value |", "+======+======+=======+"]
-    assert furniture(grid) == [""] * 3
-    assert furniture(["Name | Type | Value", "Size | Int | Ten"]) == [""] * 2
-    assert furniture(["Name | Type | Value", "and more"]) == ["link row", ""]
-    assert furniture(["Fastlib for Python |Build| |PyPI|"]) == [""]
+    assert boilerplate_lines(grid) == [""] * 3
+    assert boilerplate_lines(["Name | Type | Value", "Size | Int | Ten"]) == [""] * 2
+    assert boilerplate_lines(["Name | Type | Value", "and more"]) == ["link row", ""]
+    assert boilerplate_lines(["Fastlib for Python |Build| |PyPI|"]) == [""]
 
 
 @pytest.mark.parametrize(
@@ -403,9 +406,9 @@ def test_hostile_lines_take_linear_time(line: str) -> None:
     assert re.fullmatch(
         r"keep_all\(\)|remove_lines\(start=\d, end=1\)  # .*", ask(engine, [line] * 2)
     )
-    page = Page.of(line + "\n" + line)
+    page = ParsedDocument.of(line + "\n" + line)
     assert {type(rule(page)) for rule in (gopher_repetition, c4_document, fineweb)} == {str}
-    assert furniture([line[:1990]] * 50) is not None
+    assert boilerplate_lines([line[:1990]] * 50) is not None
 
 
 def test_an_unknown_rule_is_named_with_the_choices() -> None:
@@ -428,7 +431,7 @@ def test_real_documents_are_judged_as_people_judge_them() -> None:
 
 def test_the_event_loop_comes_round_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signals and the heartbeat wait for one answer at most; commits, for the first documents."""
-    monkeypatch.setattr("proxhpc.refine.engines.rules.BURST", 0)
+    monkeypatch.setattr("proxhpc.engines.rules.engine.BURST", 0)
     lines = ["Home | About | Contact", "This is a sentence of some length, it says."] * 100
     done: list[tuple[int, str]] = []
 

@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc import site as module
 from proxhpc.errors import UserError
-from proxhpc.site import Site, load_site
-from proxhpc.slurm_notation import MANAGED, format_time, least_memory, parse_time
-from proxhpc.yamltree import parse
+from proxhpc.spec.load import json_schema
+from proxhpc.spec.site import Site, load_site
+from proxhpc.spec.slurm_notation import (
+    MANAGED_SBATCH_OPTIONS,
+    format_time,
+    least_memory,
+    parse_time,
+)
+from proxhpc.spec.yaml_lines import parse
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "slurm/sites").glob("*.yaml"))
@@ -60,7 +65,7 @@ def test_shipped_site_is_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_site_fits_the_schema(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(parse(path, {}).data, module.json_schema())
+    jsonschema.validate(parse(path, {}).data, json_schema(Site))
 
 
 TIMES = {
@@ -153,12 +158,12 @@ def test_json_round_trip(load: Load) -> None:
         assert Site.model_validate_json(site.model_dump_json()) == site
 
 
-@pytest.mark.parametrize("option", sorted(MANAGED))
+@pytest.mark.parametrize("option", sorted(MANAGED_SBATCH_OPTIONS))
 @pytest.mark.parametrize("form", ["{}", "--{}"])
 def test_managed_options_are_refused_by_name(option: str, form: str, load: Load) -> None:
     with pytest.raises(UserError) as caught:
         load(f'name: s\nsbatch:\n  "{form.format(option)}": x\n')
-    expected = f"sbatch.{option}: not allowed here: {MANAGED[option]}"
+    expected = f"sbatch.{option}: not allowed here: {MANAGED_SBATCH_OPTIONS[option]}"
     assert expected in caught.value.message
     load(f'name: s\nsbatch:\n  "x{option}": x\n')
 

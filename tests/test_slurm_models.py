@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Call, Row
-from proxhpc.refiner_file import RefinerFile
-from proxhpc.rundir import RunDir
+from proxhpc.run.ledger import Call, Row
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.refiner_file import RefinerFile
 from runs import check_balance, manifest, rows_of, write_jsonl
 from slurm_cluster import SlurmCluster
 from test_slurm_run import finished, launch

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxhpc.assemble.merge import merge
-from proxhpc.launch import prepare
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import Beat, latest
+from proxhpc.assemble.merge import merge_run
+from proxhpc.launch.launch import prepare_run
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.status.heartbeats import Heartbeat, latest
 from runs import check_balance, corpus_bytes, demo_copies, local_site, manifest
 from slurm_cluster import FINISHED, SlurmCluster
 
 ROOT = Path(__file__).parent.parent
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def finished(run: RunDir) -> Callable[[], bool]:
     return lambda: run.report_json.exists()
 
 
-def is_at_work(beat: Beat) -> bool:
+def is_at_work(beat: Heartbeat) -> bool:
     return beat.role == "refine" and beat.state == "working" and beat.counts.documents > 0
 
 
@@ -157,7 +157,7 @@ def test_where_jobs_may_not_submit_launching_again_goes_on(
     for folder in (run.merge, run.corpus):
         shutil.rmtree(folder)
         folder.mkdir()
-    merge(run)
+    merge_run(run)
     assert corpus_bytes(run) == before
 
 
@@ -166,10 +166,10 @@ def test_plain_sbatch_without_the_launcher(
 ) -> None:
     path = manifest(tmp_path, real_text[-2:], sharding={"tokens": 120_000})
     program = tmp_path / "proxhpc"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli.main "$@"\n')
     program.chmod(0o755)
     run = RunDir(tmp_path / "run")
-    prepare(path, site(tmp_path), run.root)
+    prepare_run(path, site(tmp_path), run.root)
     folder = ROOT / "slurm"
     options = ["--parsable", "--time=10", f"--output={tmp_path}/%A_%a.log", "--cpus-per-task=1"]
     options.append(f"--export=ALL,PROXHPC={program}")

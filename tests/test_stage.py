@@ -10,20 +10,20 @@ import pytest
 
 from proxhpc.account.counts import Counts
 from proxhpc.corpus.document import Document
-from proxhpc.errors import StopError, UserError
-from proxhpc.manifest import Manifest
-from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
-from proxhpc.refine.engines.base import (
+from proxhpc.engines.base import (
     Completion,
     EngineDiedError,
     Request,
     RequestError,
     Tokenizer,
 )
-from proxhpc.refine.ledger import Row
+from proxhpc.errors import StopError, UserError
+from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.refine.prompts import LEAST_ROOM
 from proxhpc.refine.refiner import ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
+from proxhpc.run.ledger import Row
+from proxhpc.spec.manifest import Manifest
 
 LINES = [f"This is line number {n} of a page of some length, as pages are." for n in range(40)]
 TEXT = "\n".join(LINES)

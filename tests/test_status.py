@@ -22,23 +22,23 @@ from rich.console import Console
 from merging import refined
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import Duplicates, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
+from proxhpc.cluster.backend import Work, intend
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import Job
-from proxhpc.cluster.work import Work, intend
+from proxhpc.cluster.slurm import QueuedJob
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, StopError, UserError
-from proxhpc.inspect import sample
-from proxhpc.launch import Run
-from proxhpc.refine.lease import Owner
-from proxhpc.refine.progress import ProgressLog
+from proxhpc.inspect import sample_documents
+from proxhpc.launch.launch import Run
 from proxhpc.report import account
-from proxhpc.rundir import RunDir
-from proxhpc.status import Status, Ticker, collect, render, show
-from proxhpc.status.beats import read_recent
-from proxhpc.status.terminal import duration, safe, share, short
+from proxhpc.run.lease import Owner
+from proxhpc.run.paths import RunDir
+from proxhpc.run.progress import ProgressLog
+from proxhpc.status import Status, Ticker, collect, render_status, show_status
+from proxhpc.status.heartbeats import read_recent
+from proxhpc.status.terminal import duration, percentage, safe, short
 from runs import planned
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m[red]<script>\x9b2J\u202e\n"
@@ -91,23 +91,23 @@ def slurm_site(run: Run) -> None:
 
 
 class FakeQueue:
-    def __init__(self, jobs: Sequence[Job] = (), error: str = "") -> None:
+    def __init__(self, jobs: Sequence[QueuedJob] = (), error: str = "") -> None:
         self.answer, self.error = jobs, error
 
-    def jobs(self, run_id: str) -> Sequence[Job]:
+    def jobs(self, run_id: str) -> Sequence[QueuedJob]:
         if self.error:
             raise RetryError(self.error)
         return [job for job in self.answer if job.comment.startswith(f"proxhpc:{run_id}:")]
 
 
-def job(run: Run, identity: str, state: str = "RUNNING", reason: str = "None") -> Job:
-    return Job(identity, state, f"proxhpc:{run.plan.run_id}:refine:0", reason)
+def job(run: Run, identity: str, state: str = "RUNNING", reason: str = "None") -> QueuedJob:
+    return QueuedJob(identity, state, f"proxhpc:{run.plan.run_id}:refine:0", reason)
 
 
 def page(status: Status, *, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=200, highlight=False)
-    console.print(render(status))
+    console.print(render_status(status))
     return out.getvalue()
 
 
@@ -225,7 +225,11 @@ def test_slurm_says_which_worker_lives(run: Run) -> None:
     beat(run, owner("w1", job="77_1"), 500, 1)
     beat(run, owner("w2", job="77_2"), 5, 1)
     queue = FakeQueue(
-        [job(run, "77_1"), job(run, "77_3", "PENDING", "Priority"), Job("5", "RUNNING", "", "")]
+        [
+            job(run, "77_1"),
+            job(run, "77_3", "PENDING", "Priority"),
+            QueuedJob("5", "RUNNING", "", ""),
+        ]
     )
     status = collect(run.dir, queue)
     found = {worker.worker: (worker.state, worker.slurm) for worker in status.workers}
@@ -391,7 +395,7 @@ def test_hostile_text_does_not_reach_the_terminal(run: Run) -> None:
         line = next(line for line in text.splitlines() if line.startswith(start))
         assert "[red]" in line, "markup is shown, not obeyed"
     out = io.StringIO()
-    show(run.dir, as_json=True, queue=queue, console=Console(file=out))
+    show_status(run.dir, as_json=True, queue=queue, console=Console(file=out))
     assert out.getvalue().isascii()
     assert not harmful & set(out.getvalue())
     assert json.loads(out.getvalue())["workers"][0]["message"] == HOSTILE
@@ -435,10 +439,10 @@ def test_status_writes_nothing(read_only: Run) -> None:
     before = snapshot(read_only.dir.root)
     collect(read_only.dir, FakeQueue())
     out = io.StringIO()
-    show(read_only.dir, console=Console(file=out, width=150))
+    show_status(read_only.dir, console=Console(file=out, width=150))
     assert "w1" in out.getvalue()
     assert account(read_only.dir)["documents"] == 5
-    assert sample(read_only.dir, 1) == []
+    assert sample_documents(read_only.dir, 1) == []
     assert snapshot(read_only.dir.root) == before
 
 
@@ -451,7 +455,7 @@ def test_steps_of_a_merge_are_told_as_it_goes(tmp_path: Path) -> None:
             assert f"▸ {phase} {done}/{of}" in page(collect(made.dir, None)) or of == 1
             told.append(phase)
 
-    merge(made.dir, progress=look)
+    merge_run(made.dir, progress=look)
     assert Counter(told)["write"] > 2
     assert set(told) == {"sketch", "write"}
     assert "✓ write   ▸ report" in page(collect(made.dir, None))
@@ -483,7 +487,7 @@ def test_watching_ends_when_the_run_is_finished(run: Run, monkeypatch: pytest.Mo
         run.dir.report.exists() and run.dir.report.rmdir()
         out = io.StringIO()
         console = Console(file=out, force_terminal=terminal, width=150, highlight=False)
-        show(run.dir, watch=True, console=console)
+        show_status(run.dir, watch=True, console=console)
         assert len(pauses) == 2
         assert "finished" in out.getvalue()
         assert ("\x1b" in out.getvalue()) == terminal
@@ -502,7 +506,7 @@ def test_a_ticker_looks_no_more_often_than_it_should(run: Run) -> None:
 def test_json_has_every_field(run: Run) -> None:
     beat(run, owner("w1"), 1, 5)
     out = io.StringIO()
-    show(run.dir, as_json=True, console=Console(file=out))
+    show_status(run.dir, as_json=True, console=Console(file=out))
     data = json.loads(out.getvalue())
     assert set(data) == set(Status.__slots__)
     assert data["counts"]["documents"] == 5
@@ -535,4 +539,4 @@ def test_durations_and_shares() -> None:
     assert [duration(s) for s in (None, 3, 75, 3700, 200_000)] == [
         "?", "3 s", "1 min 15 s", "1 h 01 min", "2 d 07 h",
     ]  # fmt: skip
-    assert (share(1, 8), share(1, 0)) == ("12.5 %", "")
+    assert (percentage(1, 8), percentage(1, 0)) == ("12.5 %", "")

@@ -13,15 +13,15 @@ import yaml
 
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster import tasks
+from proxhpc.cluster.backend import Work, intend
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.local import _devices
 from proxhpc.cluster.submit import SlurmBackend, make_backend
-from proxhpc.cluster.work import Work, intend
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import Point
-from proxhpc.launch import launch, prepare
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import latest
+from proxhpc.launch.launch import launch, prepare_run
+from proxhpc.run.paths import RunDir
+from proxhpc.status.heartbeats import latest
 from runs import check_balance, document, manifest, write_jsonl
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from test_slurm_run import finished, idle
@@ -55,10 +55,10 @@ SUBMISSION = (
 def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
     cluster: SlurmCluster, tmp_path: Path, point: Point
 ) -> None:
-    run = prepare(*small(tmp_path), None)
+    run = prepare_run(*small(tmp_path), None)
     token = tmp_path / "token"
     token.touch()
-    command = [sys.executable, "-m", "proxhpc.cli", "launch", str(run.dir.root)]
+    command = [sys.executable, "-m", "proxhpc", "launch", str(run.dir.root)]
     died = subprocess.run(
         command,
         env=cluster.env(PROXHPC_FAULT=f"{point}:{token}"),
@@ -85,7 +85,7 @@ def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
 def test_a_submission_that_was_given_up_and_came_late_is_cancelled(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    run = prepare(*small(tmp_path), None)
+    run = prepare_run(*small(tmp_path), None)
     mark = f"{slurm_commands.tag(run.plan.run_id)}:refine:0"
     late = cluster.sbatch("sleep 60", "--hold", f"--comment={mark}")
     journal = Journal(run.dir)
@@ -97,7 +97,7 @@ def test_a_submission_that_was_given_up_and_came_late_is_cancelled(
 
 def test_what_sbatch_refuses_is_one_clear_line(cluster: SlurmCluster, tmp_path: Path) -> None:
     path, where = small(tmp_path, partition="nowhere")
-    command = [sys.executable, "-m", "proxhpc.cli", "launch", str(path), "--site", where]
+    command = [sys.executable, "-m", "proxhpc", "launch", str(path), "--site", where]
     done = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "nvalid partition" in done.stderr
@@ -108,7 +108,7 @@ def test_more_workers_than_max_array_size_go_in_several_arrays(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     path, where = small(tmp_path, workers=5, max_array_size=2)
-    run = prepare(path, where, None)
+    run = prepare_run(path, where, None)
     step = launch(run, lambda _: None)
     assert step.message.startswith("5 workers")
     cluster.until(finished(run.dir), "the report", timeout=60)
@@ -119,7 +119,7 @@ def test_more_workers_than_max_array_size_go_in_several_arrays(
 
 def test_no_more_is_submitted_than_a_user_may(cluster: SlurmCluster, tmp_path: Path) -> None:
     path, where = small(tmp_path, workers=5, max_submit_jobs=3)
-    run = prepare(path, where, None)
+    run = prepare_run(path, where, None)
     cluster.until(lambda: idle(cluster), "an empty queue")
     waiting = cluster.sbatch("sleep 60", "--hold")
     step = launch(run, lambda _: None)
@@ -156,7 +156,7 @@ def arrays(cluster: SlurmCluster, script: str) -> list[str]:
 
 
 def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = prepare(*small(tmp_path), None)
+    run = prepare_run(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
     assert isinstance(backend, SlurmBackend)
     # Where a node fails at once it takes one element after the other.
@@ -175,7 +175,7 @@ def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_pa
     failed = cluster.until(agreed, "the accounting to know what the controller does")
     assert len(failed) >= 3
     assert backend.failing({job.id for job in failed}) == {}  # had they worked first
-    work = Work("refine", tasks.merge, [("x", 1)] * 2, {"by_hand": 0}, ("n2",))
+    work = Work("refine", tasks.merge_task, [("x", 1)] * 2, {"by_hand": 0}, ("n2",))
     (job, *_) = backend.submit(work, None)
     assert "ExcNodeList=n2" in cluster.run("scontrol", "show", "job", job).stdout
     assert Journal(run.dir).read()[1].exclude == ("n2",)
@@ -197,7 +197,7 @@ def test_a_control_job_that_meets_a_bad_node_is_run_again_elsewhere(
     source = write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(60)])
     path = manifest(tmp_path, [source], sharding={"tokens": 500})
     _, where = small(tmp_path / "site", workers=12, python=failing_on(tmp_path, "n1"))
-    run = prepare(path, where, None)
+    run = prepare_run(path, where, None)
     assert len(run.plan.shards) >= 12
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=150)
@@ -212,7 +212,7 @@ def test_a_control_job_that_meets_a_bad_node_is_run_again_elsewhere(
 def test_a_control_job_that_is_gone_is_replaced(cluster: SlurmCluster, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "many.jsonl", [document(n) for n in range(4000)])
     _, where = small(tmp_path)
-    run = prepare(manifest(tmp_path, [source], sharding={"tokens": 50_000}), where, None)
+    run = prepare_run(manifest(tmp_path, [source], sharding={"tokens": 50_000}), where, None)
     launch(run, lambda _: None)
     control = Journal(run.dir).read()[0].jobs["control"][0]
     cluster.run("scancel", control)
@@ -236,17 +236,17 @@ def test_a_users_defaults_hide_no_jobs(
 def test_a_path_that_sbatch_would_expand_is_refused(tmp_path: Path) -> None:
     path, where = small(tmp_path)
     with pytest.raises(UserError, match="as a pattern"):
-        prepare(path, where, tmp_path / "100%j")
+        prepare_run(path, where, tmp_path / "100%j")
 
 
 def test_a_launch_without_a_site_keeps_the_recorded_one(tmp_path: Path) -> None:
     path, where = small(tmp_path, workers=3)
-    first = prepare(path, where, None)
-    assert prepare(path, None, None).site == first.site
+    first = prepare_run(path, where, None)
+    assert prepare_run(path, None, None).site == first.site
 
 
 def test_where_all_nodes_fail_none_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = prepare(*small(tmp_path), None)
+    run = prepare_run(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
     bad = arrays(cluster, "exit 1")
     journal = Journal(run.dir)
@@ -262,14 +262,14 @@ def test_cancel_ends_everything_and_launch_goes_on(
     _, where = small(tmp_path)
     source = write_jsonl(tmp_path / "many.jsonl", [document(n) for n in range(6000)])
     path = manifest(tmp_path, [source], sharding={"tokens": 50_000}, commit={"documents": 32})
-    run = prepare(path, where, None)
+    run = prepare_run(path, where, None)
     launch(run, lambda _: None)
 
     def working() -> bool:
         return any(beat.counts.documents for beat in latest(run.dir))
 
     cluster.until(working, "a commit", timeout=60)
-    command = [sys.executable, "-m", "proxhpc.cli", "cancel", str(run.dir.root)]
+    command = [sys.executable, "-m", "proxhpc", "cancel", str(run.dir.root)]
     done = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
     assert done.stdout.startswith("ended: ")
     cluster.until(lambda: idle(cluster), "the queue to empty", timeout=60)
@@ -287,7 +287,7 @@ PHASES = ("# refine", "# merge", "# control")
 
 def test_a_dry_run_shows_scripts_and_writes_nothing(cluster: SlurmCluster, tmp_path: Path) -> None:
     path, where = small(tmp_path, workers=3)
-    command = [sys.executable, "-m", "proxhpc.cli", "launch", str(path), "--site", where]
+    command = [sys.executable, "-m", "proxhpc", "launch", str(path), "--site", where]
     done = subprocess.run(
         [*command, "--dry-run"], env=cluster.env(), capture_output=True, text=True, check=True
     )
@@ -315,7 +315,7 @@ def test_workers_in_a_container(cluster: SlurmCluster, tmp_path: Path) -> None:
     text = Path(where).read_text().replace("image.sif", "docker://image.sif")
     Path(where).write_text(text)
     stand_in.write_text(stand_in.read_text().replace("image.sif", "docker://image.sif"))
-    run = prepare(path, where, None)
+    run = prepare_run(path, where, None)
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=60)
     called = set((tmp_path / "called").read_text().splitlines())
@@ -327,7 +327,7 @@ def test_workers_in_a_container(cluster: SlurmCluster, tmp_path: Path) -> None:
 
 def test_whole_nodes_hold_several_workers(cluster: SlurmCluster, tmp_path: Path) -> None:
     path, where = small(tmp_path, workers=4, tasks_per_node=2, exclusive=True)
-    run = prepare(path, where, None)
+    run = prepare_run(path, where, None)
     step = launch(run, lambda _: None)
     assert step.message.startswith("4 workers")
     cluster.until(finished(run.dir), "the report", timeout=60)

@@ -11,28 +11,28 @@ from typing import Any
 import pytest
 
 from merging import SECTIONS, inputs, killed, output, remake
-from proxhpc import variant
-from proxhpc.assemble.listings import read_rows
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import End
 from proxhpc.errors import RetryError, UserError
-from proxhpc.launch import Run, prepare
-from proxhpc.manifest import Manifest, load_manifest
-from proxhpc.refine.ledger import Row
-from proxhpc.rundir import RunDir, VariantDir
+from proxhpc.launch import variant
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.ledger import Row
+from proxhpc.run.paths import RunDir, VariantDir
+from proxhpc.spec.manifest import Manifest, load_manifest
 from runs import local_site, manifest
 
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 PARTS = SECTIONS["output"]
 
 
 def made(folder: Path, files: Sequence[Path], place: str, **sections: Any) -> Run:
     """A refined run in a folder of that name."""
     path = manifest(folder, files, **SECTIONS | sections | {"run_dir": str(folder / place)})
-    run = prepare(path, local_site(folder), None)
-    tasks.refine(str(run.dir.root), 0, 1)
+    run = prepare_run(path, local_site(folder), None)
+    tasks.refine_task(str(run.dir.root), 0, 1)
     return run
 
 
@@ -85,19 +85,19 @@ def test_it_is_what_a_run_of_its_own_would_make(
     tmp_path: Path, base: Run, files: list[Path], sections: dict[str, Any]
 ) -> None:
     fresh = made(tmp_path, files, "fresh", **sections)
-    summary = merge(fresh.dir)
+    summary = merge_run(fresh.dir)
     before = snapshot(base.dir)
     out = VariantDir(tmp_path / "out", base.dir.root)
     asked = load_manifest(tmp_path / "manifest.yaml")
-    found = variant.merge(base.dir, out.root, asked)
+    found = variant.merge_variant(base.dir, out.root, asked)
     assert every_file(out) == output(fresh.dir)
     assert alike(found) == alike(summary)
     assert snapshot(base.dir) == before
     # And the way back, from what the other policy dropped or set aside.
     again = VariantDir(tmp_path / "again", fresh.dir.root)
-    variant.merge(fresh.dir, again.root, base.plan.manifest)
+    variant.merge_variant(fresh.dir, again.root, base.plan.manifest)
     there = VariantDir(tmp_path / "there", base.dir.root)
-    variant.merge(base.dir, there.root, base.plan.manifest)
+    variant.merge_variant(base.dir, there.root, base.plan.manifest)
     assert every_file(again) == every_file(there) != every_file(out)
 
 
@@ -124,9 +124,9 @@ def test_what_was_not_asked_for_is_set_aside(tmp_path: Path, files: list[Path]) 
     remake(run, 0, drop)
     out = VariantDir(tmp_path / "out", run.dir.root)
     asked = run.plan.manifest.model_dump(mode="json") | {"policy": {}}
-    summary = variant.merge(run.dir, out.root, Manifest.model_validate(asked))
+    summary = variant.merge_variant(run.dir, out.root, Manifest.model_validate(asked))
     assert summary.counts.quarantined["not_asked"] == 1
-    aside = [row for row in read_rows(out.quarantine) if row["reason"] == "not_asked"]
+    aside = [row for row in read_listing(out.quarantine) if row["reason"] == "not_asked"]
     assert len(aside) == 1
 
 
@@ -135,10 +135,10 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path, base: Run) -> None:
     data = base.plan.manifest.model_dump(mode="json")
     data["output"] |= {"shuffle": True}
     asked = Manifest.model_validate(data)
-    variant.merge(base.dir, expected.root, asked)
+    variant.merge_variant(base.dir, expected.root, asked)
 
     def make(run: RunDir) -> None:
-        variant.merge(run, out.root, asked)
+        variant.merge_variant(run, out.root, asked)
 
     lives = 0
     assert killed(base.dir, 0, make)  # before it says what it is
@@ -193,7 +193,7 @@ def test_what_only_a_new_run_can_change_is_named(
     for keys, sections in changes:
         asked = load_manifest(manifest(tmp_path, files, **SECTIONS | sections))
         with pytest.raises(UserError, match=f"^only a new run can change {keys}"):
-            variant.merge(base.dir, tmp_path / "out", asked)
+            variant.merge_variant(base.dir, tmp_path / "out", asked)
     assert not (tmp_path / "out").exists()
 
 
@@ -202,21 +202,21 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path: Path, base: Run, files: l
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
     with pytest.raises(UserError, match=r"full is not empty.*notes"):
-        variant.merge(base.dir, tmp_path / "full", asked)
+        variant.merge_variant(base.dir, tmp_path / "full", asked)
     with pytest.raises(UserError, match=r"notes: it is a file, no directory"):
-        variant.merge(base.dir, tmp_path / "full" / "notes", asked)
+        variant.merge_variant(base.dir, tmp_path / "full" / "notes", asked)
     assert (tmp_path / "full" / "notes").read_text() == "mine"
     with pytest.raises(UserError, match="lies in the run"):
-        variant.merge(base.dir, base.dir.root / "corpus2", asked)
+        variant.merge_variant(base.dir, base.dir.root / "corpus2", asked)
     with pytest.raises(UserError, match="is not empty"):
-        variant.merge(base.dir, base.dir.root.parent, asked)
+        variant.merge_variant(base.dir, base.dir.root.parent, asked)
     other = made(tmp_path, files, "other")
-    variant.merge(base.dir, tmp_path / "out", asked)
+    variant.merge_variant(base.dir, tmp_path / "out", asked)
     with pytest.raises(UserError, match="a corpus of another run"):
-        variant.merge(other.dir, tmp_path / "out", asked)
+        variant.merge_variant(other.dir, tmp_path / "out", asked)
     other.dir.ledger(1).unlink()
     with pytest.raises(RetryError, match=r"1 of .* shards are not refined yet"):
-        variant.merge(other.dir, tmp_path / "new", asked)
+        variant.merge_variant(other.dir, tmp_path / "new", asked)
 
 
 def test_what_models_would_have_been_asked_otherwise_is_told() -> None:

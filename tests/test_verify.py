@@ -12,12 +12,12 @@ import zstandard
 
 from proxhpc import verify as module
 from proxhpc.corpus.frames import FrameWriter, read_frames
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Header, Progress, parse_frame
-from proxhpc.rundir import RunDir
+from proxhpc.run.ledger import Header, LedgerState, parse_frame
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 from runs import document, local_site, manifest, write_jsonl
 
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def rewrite(path: Path) -> None:
     """Drop a ledger's first row, with every checksum and sum made right."""
     frames = [frame.payload for frame in read_frames(path)]
     path.unlink()
-    progress = Progress()
+    progress = LedgerState()
     with FrameWriter(path) as out:
         for payload in frames[:-1]:
             head, rows = parse_frame(payload)

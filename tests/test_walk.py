@@ -7,12 +7,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.edits import read_window
 from proxhpc.refine import walk
-from proxhpc.refine.engines.tokenizer import HFTokenizer
 from proxhpc.refine.walk import Walk, program
-from proxhpc.refine.walk_vocabulary import NUMBERS, PROGRAMS, SPECIAL, train_tokenizer
+from proxhpc.refine.walk_vocabulary import NUMBERS, PROGRAM_TOKENS, SPECIAL, train_tokenizer
 from proxhpc.refine.windows import Window
 from tiny_models import save_tokenizer, save_walk_tokenizer
 
@@ -152,7 +152,7 @@ def test_the_tokenizer_is_what_its_texts_make_it(tmp_path: Path, tokenizer: HFTo
     one, two = save_walk_tokenizer(tmp_path / "1"), save_walk_tokenizer(tmp_path / "2")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert len(tokenizer._own) == TEXT_TOKENS + len(SPECIAL) + len(PROGRAMS)
+    assert len(tokenizer._own) == TEXT_TOKENS + len(SPECIAL) + len(PROGRAM_TOKENS)
     for text in HOSTILE:
         assert max(tokenizer.encode(text)) < TEXT_TOKENS
     assert tokenizer.encode("ﬁx ２024") == tokenizer.encode("fix 0000")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from proxhpc.corpus.document import Document
-from proxhpc.manifest import Manifest
-from proxhpc.plan import find_models, settle
-from proxhpc.refine.engines.base import Request
-from proxhpc.refine.ledger import Row
+from proxhpc.engines.base import Request
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.refine.walk import Walk
-from proxhpc.refiner_file import RefinerFile
+from proxhpc.run.ledger import Row
+from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.refiner_file import RefinerFile
 from tiny_models import save_walk
 
 WORDS = ["Home", "About", "Contact", "the brown", "fox", "jumps", "over", "a lazy", "dog", "den"]
@@ -58,7 +58,7 @@ def opened(model: Path, engine: str, **chunk: Any) -> Any:
     data["engine"] = {"name": engine, "dtype": "float32"}
     manifest = Manifest.model_validate(data, context={"base": Path.cwd()})
     models = find_models(manifest)
-    return open_refiner(settle(manifest, models), models)
+    return open_refiner(freeze_manifest(manifest, models), models)
 
 
 async def rows(refiner: Refiner, lines: list[list[str]]) -> list[Row]:
@@ -149,9 +149,9 @@ def test_drafts_are_what_greedy_decoding_gives(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token by token, whatever requests share a batch; in fewer passes."""
-    from proxhpc.models import resolve_model
-    from proxhpc.refine.engines import drafts
-    from proxhpc.refine.engines.transformers_engine import TransformersEngine
+    from proxhpc.engines import drafts
+    from proxhpc.engines.transformers_engine import TransformersEngine
+    from proxhpc.run.models import resolve_model
 
     engine = TransformersEngine(resolve_model(str(model)), batch_size=6)
     assert engine.tokenizer
@@ -167,7 +167,7 @@ def test_drafts_are_what_greedy_decoding_gives(
         batch = asked[start : start + 6]
         assert drafts.can_draft(engine._model, batch, engine._stop)
         drafted = engine._generate(batch, lambda: bool(pass_by()))
-        monkeypatch.setattr("proxhpc.refine.engines.transformers_engine.can_draft", lambda *_: 0)
+        monkeypatch.setattr("proxhpc.engines.transformers_engine.can_draft", lambda *_: 0)
         plain = engine._generate(batch, lambda: False)
         assert drafted == plain
         for request, one, other in zip(batch, drafted, plain, strict=True):

@@ -23,23 +23,24 @@ from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, StopError
-from proxhpc.launch import Run
-from proxhpc.refine.care import MOST_POISON, Care
-from proxhpc.refine.lease import Leases, Owner
-from proxhpc.refine.leaser import Leaser, missing
-from proxhpc.refine.ledger import LedgerWriter, Row, read_ledger
-from proxhpc.refine.progress import ProgressLog
+from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import open_refiner
-from proxhpc.refine.shard import OpenShard, open_shard
-from proxhpc.refine.worker import Assignment, Worker, run_worker
-from proxhpc.status.beats import latest
+from proxhpc.run.crash_backoff import MOST_POISON, CrashBackoff
+from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.ledger import LedgerWriter, Row, read_ledger
+from proxhpc.run.progress import ProgressLog
+from proxhpc.run.shards import missing_shards
+from proxhpc.status.heartbeats import latest
+from proxhpc.worker.leaser import Leaser
+from proxhpc.worker.shard import OpenShard, open_shard
+from proxhpc.worker.worker import Assignment, Worker, run_worker
 from runs import document, manifest, planned, rows_of, write_jsonl
 
 FORK = multiprocessing.get_context("fork")
 
 
 def refine(run: Run) -> None:
-    tasks.refine(str(run.dir.root), 0, 1)
+    tasks.refine_task(str(run.dir.root), 0, 1)
 
 
 def crash(run: Run, patch: Callable[[], None]) -> None:
@@ -66,7 +67,7 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     rows = rows_of(run.dir, run.plan)
     assert [row.id for row in rows] == [f"doc-{number}" for number in range(60)]
     assert {row.status for row in rows} == {"edited"}
-    assert list(missing(run.dir, run.plan)) == []
+    assert list(missing_shards(run.dir, run.plan)) == []
 
 
 def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
             taken.append(open_shard(run.dir, run.plan, 0, leases.steal("00000", 1)))
             super().__init__(path)
 
-    monkeypatch.setattr("proxhpc.refine.shard.FrameWriter", Frozen)
+    monkeypatch.setattr("proxhpc.worker.shard.FrameWriter", Frozen)
     lease = leases.take("00000", 1)
     assert lease is not None
     assert open_shard(run.dir, run.plan, 0, lease) is None
@@ -191,7 +192,7 @@ def test_a_shard_that_cannot_be_opened_is_given_back(tmp_path: Path) -> None:
     leases = Leases(run.dir, Owner.me(), lambda _: None)
     shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
     assert isinstance(shard, OpenShard)
-    shard.writer.note(Care(given_up=MOST_POISON))
+    shard.writer.note(CrashBackoff(given_up=MOST_POISON))
     shard.leave()
     with pytest.raises(StopError, match="each killed"):
         refine(run)
@@ -265,7 +266,7 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
 
 def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     run = planned(tmp_path, 30_000, commit={"documents": 1000}, sharding={"tokens": 1_000_000})
-    command = [sys.executable, "-m", "proxhpc.cli", "worker", str(run.dir.root)]
+    command = [sys.executable, "-m", "proxhpc", "worker", str(run.dir.root)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not any(beat.counts.documents for beat in latest(run.dir)):
@@ -287,14 +288,14 @@ def test_no_shard_is_leased_that_would_not_fit(
     run = planned(tmp_path, sharding={"tokens": 1000})
     clock = itertools.count(1000.0)  # a second passes at every look
     looks = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("proxhpc.refine.worker.time", looks)
-    monkeypatch.setattr("proxhpc.refine.worker.IN_FLIGHT_DOCUMENTS", 1)
+    monkeypatch.setattr("proxhpc.worker.worker.time", looks)
+    monkeypatch.setattr("proxhpc.worker.worker.IN_FLIGHT_DOCUMENTS", 1)
 
     def work(seconds: float) -> tuple[str, int]:
         state = run_worker(run.dir, Assignment(seconds=seconds), lambda _: None)
         assert not list(run.dir.leases.iterdir())
         assert not list(run.dir.root.glob("shards/*/*.a*"))  # it left nothing half done
-        return state, len(list(missing(run.dir, run.plan)))
+        return state, len(list(missing_shards(run.dir, run.plan)))
 
     state, left = work(80)
     assert state == "stopped"
@@ -345,7 +346,7 @@ def test_an_unreadable_lease_is_judged_by_its_growth(
     assert owner is not None
     assert leases.alive(owner) is None
     later = time.monotonic() + 121
-    monkeypatch.setattr("proxhpc.refine.lease.time.monotonic", lambda: later)
+    monkeypatch.setattr("proxhpc.run.lease.time.monotonic", lambda: later)
     assert leases.alive(owner) is False
 
 
@@ -405,7 +406,7 @@ def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(
 ) -> None:
     run = planned(tmp_path)
     clock = 1000.0
-    monkeypatch.setattr("proxhpc.refine.lease.time.monotonic", lambda: clock)
+    monkeypatch.setattr("proxhpc.run.lease.time.monotonic", lambda: clock)
     leases = Leases(run.dir, Owner.me(), lambda _: None)
     owner = Owner("elsewhere", "other-host", 1, "1")
     assert leases.alive(owner) is None
@@ -451,10 +452,10 @@ def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
     empty = tmp_path / "in3.jsonl"
     empty.write_bytes(b"")
     path = manifest(tmp_path, [source, cut, empty], corpus={"max_record_bytes": 50_000})
-    from proxhpc.launch import prepare
+    from proxhpc.launch.launch import prepare_run
     from runs import local_site
 
-    run = prepare(path, local_site(tmp_path), None)
+    run = prepare_run(path, local_site(tmp_path), None)
     refine(run)
     rows_out = rows_of(run.dir, run.plan)
     reasons = [row.reason for row in rows_out if row.file == 0 and row.status == "quarantined"]

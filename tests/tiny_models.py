@@ -51,10 +51,10 @@ def save_walk_tokenizer(folder: Path) -> Path:
 
 def save_walk(folder: Path, **config: object) -> Path:
     """Writes a random Llama of that style; its end is token 320."""
-    from proxhpc.refine.walk_vocabulary import PROGRAMS, SPECIAL
+    from proxhpc.refine.walk_vocabulary import PROGRAM_TOKENS, SPECIAL
 
     more: dict[str, object] = {
-        "vocab_size": 320 + len(SPECIAL) + len(PROGRAMS),
+        "vocab_size": 320 + len(SPECIAL) + len(PROGRAM_TOKENS),
         "max_position_embeddings": 1024,
         "bos_token_id": None,
         "eos_token_id": 320,

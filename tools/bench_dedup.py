@@ -38,8 +38,8 @@ import proxhpc
 from bench_program import read
 from proxhpc.corpus.document import Bad, End
 from proxhpc.corpus.frames import FrameWriter
-from proxhpc.launch import Run, prepare
-from proxhpc.refine.ledger import LedgerWriter, Progress, Row, bad_row, text_digest
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.ledger import LedgerState, LedgerWriter, Row, bad_row, text_digest
 
 # Of the others, what `pip install` is given. datatrove's hashes need the xxhash of before.
 OTHERS = {
@@ -87,7 +87,7 @@ def planned(corpus: Path, folder: Path, **sections: Any) -> Run:
     }
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest | sections))
     (folder / "site.yaml").write_text("name: here\nkind: local\n")
-    return prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    return prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None)
 
 
 def keep_all(corpus: Path, folder: Path, dedup: dict[str, Any]) -> Path:
@@ -108,7 +108,7 @@ def keep_all(corpus: Path, folder: Path, dedup: dict[str, Any]) -> Path:
                 rows.append(Row(*place, "kept", digest=digest, bytes_in=size, bytes_out=size))
         path = run.dir.ledger(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        ledger = LedgerWriter(FrameWriter(path), run.plan.digest, number, Progress())
+        ledger = LedgerWriter(FrameWriter(path), run.plan.digest, number, LedgerState())
         ledger.commit(rows, tuple(ends))
         ledger.finish()
         ledger.close()
@@ -120,7 +120,7 @@ def ours(threshold: float) -> Tool:
 
     def tool(corpus: Path, out: Path, processes: int) -> tuple[peak.Cost, set[int]]:
         run = keep_all(corpus, out, {"near": {"threshold": threshold}})
-        merge = [sys.executable, "-m", "proxhpc.cli", "merge", str(run)]
+        merge = [sys.executable, "-m", "proxhpc", "merge", str(run)]
         cost = peak.run([*merge, "--processes", str(processes)], out / "log")
         parts = sorted((run / "corpus").rglob("*.jsonl.zst"))
         rows = (line for part in parts for line in zstandard.open(part, "rb").read().splitlines())

@@ -29,17 +29,17 @@ import xxhash
 import yaml
 
 from bench_memory import peak_memory
-from proxhpc.assemble.arrays import save_array
-from proxhpc.assemble.bands import write_bands
-from proxhpc.assemble.hashed import SKETCH, Files
 from proxhpc.assemble.match import match
-from proxhpc.assemble.minhash import band_keys, signatures
 from proxhpc.assemble.pool import open_pool
-from proxhpc.assemble.shingles import mixed
 from proxhpc.assemble.sketch import Receipt, groups, sketch
-from proxhpc.launch import Run, prepare
-from proxhpc.refine.worker import Assignment, run_worker
-from proxhpc.sections import Near
+from proxhpc.dedup.arrays import save_array
+from proxhpc.dedup.bands import write_bands
+from proxhpc.dedup.hashes import SKETCH, Files
+from proxhpc.dedup.minhash import band_keys, signatures
+from proxhpc.dedup.shingles import mixed
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.spec.sections import Near
+from proxhpc.worker.worker import Assignment, run_worker
 
 ONE_GROUP = patch("proxhpc.assemble.sketch.MAX_SHARDS", 1)  # each shard is a group
 
@@ -63,7 +63,7 @@ def make_run(folder: Path, number: int) -> Run:
     }
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
     (folder / "site.yaml").write_text("name: here\nkind: local\n")
-    run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    run = prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None)
     run_worker(run.dir, Assignment(), lambda _: None)
     return run
 

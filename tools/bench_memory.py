@@ -20,9 +20,9 @@ import orjson
 import yaml
 
 from bench_program import read
-from proxhpc.launch import prepare
-from proxhpc.refine.engines.base import Completion, Request
-from proxhpc.refine.engines.tokenizer import HFTokenizer
+from proxhpc.engines.base import Completion, Request
+from proxhpc.engines.tokenizer import HFTokenizer
+from proxhpc.launch.launch import prepare_run
 
 
 class Instant:
@@ -63,13 +63,13 @@ def write_input(options: argparse.Namespace, documents: int, folder: Path) -> No
 
 
 def _child(folder: Path, model: Path, out: Any) -> None:
-    from proxhpc.refine.worker import Assignment, run_worker
-    from proxhpc.status.beats import latest
+    from proxhpc.status.heartbeats import latest
+    from proxhpc.worker.worker import Assignment, run_worker
 
     async def instant(*arguments: Any, **options: Any) -> Instant:
         return Instant(model)
 
-    run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    run = prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None)
     with patch("proxhpc.refine.refiner.make_engine", instant):
         run_worker(run.dir, Assignment(), lambda _: None)
     (beat,) = latest(run.dir)

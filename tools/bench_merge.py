@@ -25,10 +25,10 @@ import zstandard
 
 from bench_dedup import keep_all, planned, write_files
 from bench_program import read
-from proxhpc.assemble.merge import merge
+from proxhpc.assemble.merge import merge_run
 from proxhpc.corpus.writer import JsonLines
-from proxhpc.refine.worker import Assignment, run_worker
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.worker.worker import Assignment, run_worker
 
 Seconds = dict[str, float]
 
@@ -62,7 +62,7 @@ def merged(root: Path) -> Seconds:
         shutil.rmtree(path, ignore_errors=True)
     at: dict[str, list[float]] = {}
     began = time.perf_counter()
-    merge(run, progress=lambda phase, *_: at.setdefault(phase, []).append(time.perf_counter()))
+    merge_run(run, progress=lambda phase, *_: at.setdefault(phase, []).append(time.perf_counter()))
     return {"merge": time.perf_counter() - began, "write": at["write"][-1] - at["write"][0]}
 
 

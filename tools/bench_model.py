@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench_program import read
-from proxhpc.refine.engines.base import Request
-from proxhpc.refine.engines.rules import RulesEngine
-from proxhpc.refine.engines.tokenizer import HFTokenizer
+from proxhpc.engines.base import Request
+from proxhpc.engines.rules.engine import RulesEngine
+from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import PromptStyle, prompt_style
 
 CONTEXT = 2048

@@ -21,9 +21,9 @@ import torch
 
 from bench_program import read
 from proxhpc.corpus.document import Document
-from proxhpc.manifest import Manifest
-from proxhpc.plan import find_models, settle
 from proxhpc.refine.refiner import open_refiner
+from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.manifest import Manifest
 
 
 async def refine(stage: dict[str, Any], texts: Sequence[str], batch: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ async def refine(stage: dict[str, Any], texts: Sequence[str], batch: int) -> dic
     given["engine"] = {"name": "transformers", "dtype": "float32", "batch_size": batch}
     manifest = Manifest.model_validate(given, context={"base": Path.cwd()})
     models = find_models(manifest)
-    refiner = await open_refiner(settle(manifest, models), models)
+    refiner = await open_refiner(freeze_manifest(manifest, models), models)
     try:
         start = time.process_time()
         documents = [Document(str(n), text, 0, n) for n, text in enumerate(texts)]

@@ -22,14 +22,15 @@ import yaml
 
 from proxhpc.account.counts import Counts
 from proxhpc.cluster.journal import Journal
-from proxhpc.launch import prepare
-from proxhpc.plan import Plan, Shard, make_plan
-from proxhpc.refine.lease import Leases, Owner
-from proxhpc.refine.leaser import Leaser, missing
-from proxhpc.refine.progress import ProgressLog
-from proxhpc.refine.shard import OpenShard
-from proxhpc.rundir import RunDir
+from proxhpc.launch.launch import prepare_run
+from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan, Shard, make_plan
+from proxhpc.run.progress import ProgressLog
+from proxhpc.run.shards import missing_shards
 from proxhpc.status.collect import collect
+from proxhpc.worker.leaser import Leaser
+from proxhpc.worker.shard import OpenShard
 
 
 def plan_run(folder: Path, shards: int) -> RunDir:
@@ -44,7 +45,7 @@ def plan_run(folder: Path, shards: int) -> RunDir:
     }
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
     (folder / "site.yaml").write_text("name: here\nkind: local\n")
-    run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None, freeze=False)
+    run = prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None, freeze=False)
     plan = make_plan(run.plan.manifest, run.dir)
     span = plan.shards[0].spans
     plan = replace(plan, shards=tuple(Shard(span, 100) for _ in range(shards)))
@@ -115,14 +116,14 @@ def main() -> int:
             raise SystemExit("a player failed; see above")
         seconds = time.perf_counter() - began
         plan = Plan.load(run)
-        done = options.shards - sum(1 for _ in missing(run, plan))
+        done = options.shards - sum(1 for _ in missing_shards(run, plan))
         print(f"  {done} shards leased, committed and published in {seconds:.1f} s: ", end="")
         print(f"{done / seconds:.0f} a second by {options.processes} processes")
         files = sum(len(names) for _, _, names in os.walk(run.root))
         print(f"  {files} files, {files / done:.2f} for each finished shard")
         timed("status", lambda: collect(run, None))
         timed("loading the plan", lambda: Plan.load(run))
-        timed("what is missing", lambda: sum(1 for _ in missing(run, plan)))
+        timed("what is missing", lambda: sum(1 for _ in missing_shards(run, plan)))
         timed("launch, taking the run up again", lambda: _take_up(run))
 
         def search() -> object:
@@ -137,9 +138,9 @@ def main() -> int:
 
 
 def _take_up(run: RunDir) -> None:
-    taken = prepare(run.root, str(run.root.parent / "site.yaml"), None)
+    taken = prepare_run(run.root, str(run.root.parent / "site.yaml"), None)
     Journal(taken.dir).read()
-    sum(1 for _ in missing(taken.dir, taken.plan))
+    sum(1 for _ in missing_shards(taken.dir, taken.plan))
 
 
 if __name__ == "__main__":

@@ -36,15 +36,15 @@ import yaml
 
 from bench_program import read
 from proxhpc.account.flops import Usage, flops
-from proxhpc.launch import prepare
-from proxhpc.manifest import EngineOptions, load_manifest
-from proxhpc.models import resolve_model
-from proxhpc.refine.engines import make_engine
-from proxhpc.refine.engines.base import Completion, Engine, Request
-from proxhpc.refine.engines.spawn import node_local_environment
-from proxhpc.refine.engines.tokenizer import HFTokenizer
+from proxhpc.engines import make_engine
+from proxhpc.engines.base import Completion, Engine, Request
+from proxhpc.engines.spawn import node_local_environment
+from proxhpc.engines.tokenizer import HFTokenizer
+from proxhpc.launch.launch import prepare_run
 from proxhpc.refine.prompts import prompt_style
 from proxhpc.refine.windows import LineTokens
+from proxhpc.run.models import resolve_model
+from proxhpc.spec.manifest import EngineOptions, load_manifest
 
 PUBLISHED = {"doc": 2000, "chunk": 256}  # most new tokens; and its prompts, and its windows:
 PUBLISHED_PROMPT, PUBLISHED_WINDOW, PUBLISHED_STYLE = 2000, 1500, "prox-plain"
@@ -94,7 +94,7 @@ class Bare:
     def _vllm(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
         from vllm.inputs import TokensPrompt
 
-        from proxhpc.refine.engines.vllm_engine import sampling
+        from proxhpc.engines.vllm_engine import sampling
 
         began = time.perf_counter()
         limits = [sampling(request, self.stop_ids) for request in requests]
@@ -209,8 +209,8 @@ class Recorded:
 
 def worker(folder: Path, requests: Sequence[Request]) -> Result:
     """One worker on a planned run; its time is until the last shard is published, less its boot."""
-    from proxhpc.refine.worker import Assignment, run_worker
-    from proxhpc.status.beats import latest
+    from proxhpc.status.heartbeats import latest
+    from proxhpc.worker.worker import Assignment, run_worker
 
     asked: list[Request] = []
     engines: list[Recorded] = []
@@ -219,7 +219,7 @@ def worker(folder: Path, requests: Sequence[Request]) -> Result:
         engines.append(Recorded(await make_engine(*arguments, **more), asked))
         return engines[-1]
 
-    run = prepare(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    run = prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None)
     began = time.perf_counter()
     with patch("proxhpc.refine.refiner.make_engine", recorded):
         run_worker(run.dir, Assignment(), lambda _: None)

@@ -39,14 +39,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import tag
 from proxhpc.faults import POINTS, Point
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 from runs import BEHIND, corpus_bytes, demo_copies, local_site, manifest
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from slurm_config import Spec
 from slurm_reaper import processes
 
-PROXHPC = [sys.executable, "-m", "proxhpc.cli"]
+PROXHPC = [sys.executable, "-m", "proxhpc"]
 SUBMITTING = POINTS[POINTS.index("advance held") : POINTS.index("all released") + 1]
 STALE_AFTER = 30  # seconds; a frozen worker sleeps longer
 PATIENCE = 2400  # seconds that a run may take once nothing more is done to it

@@ -18,9 +18,9 @@ from typing import Any
 
 from bench_program import read
 from proxhpc.corpus.document import Document
-from proxhpc.manifest import Manifest
-from proxhpc.plan import find_models, settle
 from proxhpc.refine.refiner import open_refiner
+from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.manifest import Manifest
 
 ENGINES = ("vllm", "transformers")
 Programs = list[str]
@@ -32,7 +32,7 @@ async def ask(engine: str, stage: dict[str, Any], texts: list[str]) -> tuple[Pro
     given["engine"] = {"name": engine, "dtype": "float32"}
     manifest = Manifest.model_validate(given, context={"base": Path.cwd()})
     models = find_models(manifest)
-    refiner = await open_refiner(settle(manifest, models), models)
+    refiner = await open_refiner(freeze_manifest(manifest, models), models)
     try:
         documents = [Document(str(n), text, 0, n) for n, text in enumerate(texts)]
         rows = await asyncio.gather(*map(refiner.refine, documents))

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxhpc.adapt.card import table
-from proxhpc.evaluate.gold import Gold, Selection, read_gold
-from proxhpc.evaluate.metrics import GoldLines, Scores, score_documents, score_lines
+from proxhpc.evaluate.gold import GoldRecord, Selection, read_gold
+from proxhpc.evaluate.metrics import GoldLines, MetricScores, score_documents, score_lines
 from proxhpc.evaluate.result import Evaluation, Group, System, evaluate
-from proxhpc.here import manifest_of
+from proxhpc.preview import preview_manifest
+from proxhpc.train.card import markdown_table
 
 Chances = Mapping[tuple[str, str], Sequence[float]]
 LABELER = "labeler (LightGBM)"
@@ -28,14 +28,14 @@ class Judged:
 
     title: str
     found: Evaluation
-    labeler: dict[str, Scores]
+    labeler: dict[str, MetricScores]
 
 
 def judge(model: Path, title: str, file: Path, limit: int | None, chances: Chances) -> Judged:
     """Score a model's directory on a file of gold records, `limit` of them at random."""
     selection = Selection(limit=limit)
     records = read_gold([file], selection=selection)
-    manifest = manifest_of(
+    manifest = preview_manifest(
         None, engine="transformers", model=str(model), doc_model=str(model), prompt=None
     )
     found = evaluate(manifest, records, [file], selection, rounds=500)
@@ -43,14 +43,14 @@ def judge(model: Path, title: str, file: Path, limit: int | None, chances: Chanc
     return Judged(title, found, labeler)
 
 
-def _members(group: Group, records: Sequence[Gold]) -> list[Gold]:
+def _members(group: Group, records: Sequence[GoldRecord]) -> list[GoldRecord]:
     if group.name == "unanimous":
         return [record for record in records if record.unanimous]
     wanted = group.name.removeprefix("source=")
     return [record for record in records if wanted in ("all", record.source)]
 
 
-def _labeler(records: Sequence[Gold], chances: Chances) -> Scores:
+def _labeler(records: Sequence[GoldRecord], chances: Chances) -> MetricScores:
     if records[0].keep is not None:
         drop = [chances["doc", record.id][0] for record in records]
         return score_documents(records, [chance < 0.5 for chance in drop], drop)
@@ -73,7 +73,9 @@ def _table(one: Judged) -> str:
             rows.append([about, name, *_cells(system, metrics)])
         labeler = one.labeler[group.name]
         rows.append([about, LABELER, *(_number(labeler.get(name)) for name in metrics)])
-    return table(("documents", "refiner", *(name.replace("_", " ") for name in metrics)), rows)
+    return markdown_table(
+        ("documents", "refiner", *(name.replace("_", " ") for name in metrics)), rows
+    )
 
 
 def _cells(system: System, metrics: Sequence[str]) -> Iterator[str]:

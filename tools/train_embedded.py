@@ -34,11 +34,11 @@ from typing import Any
 import zstandard
 
 from embedded_scores import judge, markdown
-from proxhpc.adapt.adapt import adapt
-from proxhpc.adapt.annotate import Options, annotate
-from proxhpc.adapt.gold import Gold
-from proxhpc.adapt.recipe import load_recipe
+from proxhpc.annotate.annotate import Options, annotate
+from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
+from proxhpc.spec.recipe import load_recipe
+from proxhpc.train.adapt import adapt
 
 ROOT = Path(__file__).parent.parent
 LABELER = ROOT / "tools" / "labeler.py"
@@ -224,13 +224,13 @@ def join(work: Work) -> None:
 def examples(work: Work) -> Path:
     """The examples to train with."""
     work.once("pages", lambda: split_gold(work))
-    gold = Gold(work.file("pages"))
+    gold = GoldSource(work.file("pages"))
     made = work.file("gold-examples")
     work.once("gold-examples", lambda: annotate([gold], made, options(work)))
     work.once("to-label", lambda: to_label(work))
     work.once("chances", lambda: label(work))
     work.once("labelled", lambda: labelled_pairs(work))
-    sources = [gold, Gold(work.file("labelled"))]
+    sources = [gold, GoldSource(work.file("labelled"))]
     every = work.file("all-examples")
     work.once("all-examples", lambda: annotate(sources, every, options(work)))
     return work.once("examples", lambda: join(work))

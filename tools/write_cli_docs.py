@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from proxhpc.options import parser
+from proxhpc.cli.options import parser
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 WIDTH = "96"  # columns, so that the page does not depend on a terminal

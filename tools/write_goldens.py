@@ -17,10 +17,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from proxhpc.advance import advance_job  # noqa: E402
 from proxhpc.cluster import script, tasks  # noqa: E402
-from proxhpc.cluster.work import Work  # noqa: E402
-from proxhpc.launch import prepare  # noqa: E402
+from proxhpc.cluster.backend import Work  # noqa: E402
+from proxhpc.launch.launch import prepare_run  # noqa: E402
+from proxhpc.launch.step import advance_job  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
 SITES = sorted(path for path in (ROOT / "slurm" / "sites").glob("*.yaml") if path.stem != "local")
@@ -45,10 +45,10 @@ def contents() -> dict[Path, str]:
         }
         (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
         for site in SITES:
-            run = prepare(folder / "manifest.yaml", str(site), folder / "run", freeze=False)
+            run = prepare_run(folder / "manifest.yaml", str(site), folder / "run", freeze=False)
             workers = [("RUN", n, 1, 8) for n in range(run.site.resources("refine").jobs)]
             merge = run.site.resources("merge")
-            share = Work("merge", tasks.merge, [("RUN", merge.cpus)], {})
+            share = Work("merge", tasks.merge_task, [("RUN", merge.cpus)], {})
             if merge.workers > 1:
                 own = [("RUN", "sketch", n, merge.workers, merge.cpus) for n in range(merge.jobs)]
                 share = Work("merge", tasks.merge_share, own, {})
@@ -62,7 +62,7 @@ def contents() -> dict[Path, str]:
                 made = script.executor(
                     run.dir, run.plan, run.site, work, intent=3, dependency=after
                 )
-                text = script.text(made, len(work.arguments))
+                text = script.script_text(made, len(work.arguments))
                 for found, shown in (
                     (sys.executable, "PYTHON"),
                     (str(run.dir.root), "RUN"),

@@ -13,9 +13,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from proxhpc import manifest, site  # noqa: E402
-from proxhpc.adapt import recipe  # noqa: E402
-from proxhpc.slurm_notation import MANAGED  # noqa: E402
+from proxhpc.spec.load import json_schema  # noqa: E402
+from proxhpc.spec.manifest import Manifest  # noqa: E402
+from proxhpc.spec.recipe import Recipe  # noqa: E402
+from proxhpc.spec.site import Site  # noqa: E402
+from proxhpc.spec.slurm_notation import MANAGED_SBATCH_OPTIONS  # noqa: E402
 
 PAGES = {
     ROOT / "docs" / "manifest.md": ("manifest", "site", "managed"),
@@ -33,16 +35,16 @@ _WORDS = {
 def contents() -> dict[Path, str]:
     """Return every generated file with what it should hold."""
     schemas = {
-        ROOT / "manifests" / "schema.json": manifest.json_schema(),
-        ROOT / "slurm" / "sites" / "schema.json": site.json_schema(),
-        ROOT / "recipes" / "schema.json": recipe.json_schema(),
+        ROOT / "manifests" / "schema.json": json_schema(Manifest),
+        ROOT / "slurm" / "sites" / "schema.json": json_schema(Site),
+        ROOT / "recipes" / "schema.json": json_schema(Recipe),
     }
     files = {path: json.dumps(schema, indent=2) + "\n" for path, schema in schemas.items()}
     tables = {
-        "manifest": sections(manifest.json_schema(), skip=()),
-        "site": sections(site.json_schema(), skip=("Phase", "RefinePhase", "MergePhase")),
+        "manifest": sections(json_schema(Manifest), skip=()),
+        "site": sections(json_schema(Site), skip=("Phase", "RefinePhase", "MergePhase")),
         "managed": managed(),
-        "recipe": sections(recipe.json_schema(), skip=()),
+        "recipe": sections(json_schema(Recipe), skip=()),
     }
     for page, names in PAGES.items():
         files[page] = filled(page, {name: tables[name] for name in names})
@@ -125,7 +127,7 @@ def default_of(rule: dict[str, Any], *, required: bool) -> str:
 def managed() -> str:
     """Return the sbatch options that the launcher manages as a Markdown table."""
     rows = ["| Option | Instead |", "|---|---|"]
-    rows += [f"| `{name}` | {advice} |" for name, advice in sorted(MANAGED.items())]
+    rows += [f"| `{name}` | {advice} |" for name, advice in sorted(MANAGED_SBATCH_OPTIONS.items())]
     return "\n".join(rows) + "\n"
 
 

@@ -13,11 +13,11 @@ import yaml
 
 from proxhpc import __version__
 from proxhpc.assemble.summary import MergeSummary
-from proxhpc.models import short_name
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.models import short_name
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
-MAX_FILES = 100  # input files in the table
+_MAX_LISTED_FILES = 100  # input files in the table
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&#!@:$\"]|(?<=www)\.", re.IGNORECASE)
 
 
@@ -137,9 +137,9 @@ def _making(plan: Plan) -> Iterator[str]:
 def _files(summary: MergeSummary) -> Iterator[str]:
     yield "## Input"
     keys = ("documents", "kept", "edited", "dropped", "quarantined", "duplicates", "written")
-    rows = [(f.name, *(getattr(f, key) for key in keys)) for f in summary.files[:MAX_FILES]]
+    rows = [(f.name, *(getattr(f, key) for key in keys)) for f in summary.files[:_MAX_LISTED_FILES]]
     yield _table(("file", *keys), rows)
-    if (more := len(summary.files) - MAX_FILES) > 0:
+    if (more := len(summary.files) - _MAX_LISTED_FILES) > 0:
         yield f"And {more:,} more files."
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 
 from proxhpc.corpus.parquet import need_pyarrow
-from proxhpc.sections import Output
+from proxhpc.spec.sections import Output
 
 GROUP_ROWS = 1 << 16
 GROUP_BYTES = 32 << 20  # as JSON lines; a row group is what is held in memory
 
 
-def names(output: Output) -> list[str]:
+def column_names(output: Output) -> list[str]:
     """The columns, all of strings that are never null."""
     asked = {"proxhpc": output.provenance, "original_text": output.original}
     return ["id", "text", "metadata", *(name for name, wanted in asked.items() if wanted)]
@@ -31,7 +31,7 @@ class Columns:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._names = names(output)
+        self._names = column_names(output)
         self._schema = pa.schema([pa.field(name, pa.string(), False) for name in self._names])
         self._sink = _Sink()
         self._file = pq.ParquetWriter(

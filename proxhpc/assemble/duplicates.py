@@ -9,18 +9,18 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.clusters import Documents, Pairs
 from proxhpc.assemble.pairs import Sketches
-from proxhpc.assemble.sorting import Rows, Scratch, Sorter, heads, leaders
-from proxhpc.plan import Plan
+from proxhpc.dedup.clusters import Documents, Pairs
+from proxhpc.dedup.sorting import IntRows, Scratch, Sorter, group_starts, leaders
+from proxhpc.run.plan import Plan
 
-Worth = npt.NDArray[np.uint64]
+Preference = npt.NDArray[np.uint64]
 
 LARGEST = 10  # sets that are told one by one
 _SIGN = np.uint64(1 << 63)
 
 
-class Sets:
+class DuplicateSets:
     """How many sets of duplicates there are, and of what sizes, told in the order of their firsts.
 
     `octaves` counts them by the octave of their size; `largest` are (size, first document that is
@@ -30,7 +30,7 @@ class Sets:
     def __init__(self) -> None:
         self.count = 0
         self.octaves = np.zeros(64, np.int64)
-        self.largest: Rows = np.empty((0, 2), np.int64)
+        self.largest: IntRows = np.empty((0, 2), np.int64)
         self._open = np.empty((0, 3), np.int64)  # of the last set: first, documents left out, first
 
     def add(self, firsts: Documents, documents: Documents) -> None:
@@ -48,13 +48,13 @@ class Sets:
         self._close(sets[:-1])
         self._open = sets[-1:]
 
-    def finish(self) -> "Sets":
+    def finish(self) -> "DuplicateSets":
         """Take the last set as whole."""
         self._close(self._open)
         self._open = self._open[:0]
         return self
 
-    def _close(self, sets: Rows) -> None:
+    def _close(self, sets: IntRows) -> None:
         self.count += len(sets)
         sizes = sets[:, 1] + 1
         self.octaves += np.bincount(np.frexp(sizes)[1], minlength=len(self.octaves))
@@ -62,15 +62,17 @@ class Sets:
         self.largest = known[np.lexsort((known[:, 1], -known[:, 0]))[:LARGEST]]
 
 
-def left_out(scratch: Scratch, plan: Plan, sketches: Sketches, sets: Sorter) -> tuple[Sorter, Sets]:
+def removed_documents(
+    scratch: Scratch, plan: Plan, sketches: Sketches, sets: Sorter
+) -> tuple[Sorter, DuplicateSets]:
     """The documents that are left out, ascending, each with its survivor; and their sets."""
     by_worth = Sorter(scratch, 5)
     for rows in sets:
         documents, firsts = rows.T
         worth = [~_signed(each) for each in _worth(plan, sketches, documents)]
         by_worth.add(np.stack([firsts, *worth, documents], axis=1))
-    lost, found = Sorter(scratch, 2), Sets()
-    for rows, best in heads(by_worth):
+    lost, found = Sorter(scratch, 2), DuplicateSets()
+    for rows, best in group_starts(by_worth):
         documents, kept = rows[:, -1], best[:, -1]
         out = (documents != kept) & (documents < sketches.own)
         lost.add(np.stack([documents[out], kept[out]], axis=1))
@@ -78,7 +80,7 @@ def left_out(scratch: Scratch, plan: Plan, sketches: Sketches, sets: Sorter) -> 
     return lost, found.finish()
 
 
-def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[Worth]:
+def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[Preference]:
     """What decides which of its duplicates a document is, the most important first."""
     rows = sketches.rows(documents)
     chars = rows["chars"] if plan.manifest.dedup.keep != "first" else np.zeros(len(rows))
@@ -86,7 +88,7 @@ def _worth(plan: Plan, sketches: Sketches, documents: Documents) -> list[Worth]:
     return [each.astype(np.uint64) for each in (outside, rows["rank"], chars)]
 
 
-def _signed(values: Worth) -> Documents:
+def _signed(values: Preference) -> Documents:
     """Signed numbers in the same order."""
     return (values ^ _SIGN).view(np.int64)
 

@@ -15,16 +15,16 @@ from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.rows import source
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Call
-from proxhpc.rundir import RunDir
+from proxhpc.run.ledger import Call
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
-LONGEST = 1 << 16  # characters of a text; the rest of a longer one is not shown
-PROGRAMS = 32  # of a document
+_MAX_CHARS = 1 << 16  # characters of a text; the rest of a longer one is not shown
+_MAX_PROGRAMS = 32  # of a document
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ExampleTexts:
     """A document to be shown. `after` is None for what is not in the corpus, `cut` if too long."""
 
     shard: int
@@ -55,11 +55,11 @@ def write_examples(pool: Pool, places: Iterable[tuple[int, int]]) -> None:
     write_atomic(pool.run.examples, "".join(lines).encode("ascii"))
 
 
-def read_examples(run: RunDir) -> list[Shown]:
+def read_examples(run: RunDir) -> list[ExampleTexts]:
     """What `write_examples` kept, nothing for a run that was merged without."""
     try:
         rows = [json.loads(line) for line in run.examples.read_bytes().splitlines()]
-        return [Shown(**row | {"programs": tuple(row["programs"])}) for row in rows]
+        return [ExampleTexts(**row | {"programs": tuple(row["programs"])}) for row in rows]
     except FileNotFoundError:
         return []
     except (KeyError, TypeError, ValueError) as error:
@@ -68,7 +68,9 @@ def read_examples(run: RunDir) -> list[Shown]:
         ) from error
 
 
-def _texts(run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int]]) -> list[Shown]:
+def _texts(
+    run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int]]
+) -> list[ExampleTexts]:
     return [
         _shown(plan, shard, item)
         for item in replay_shard(run, plan, shard, wanted[shard])
@@ -76,24 +78,24 @@ def _texts(run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int
     ]
 
 
-def _shown(plan: Plan, shard: int, item: Refined) -> Shown:
+def _shown(plan: Plan, shard: int, item: Refined) -> ExampleTexts:
     row, before, after = item.row, item.document.text if item.document else "", item.text
-    return Shown(
+    return ExampleTexts(
         shard=shard,
         number=item.number,
         id=row.id,
         source=source(plan, row),
         status=row.status,
         reason=row.reason,
-        programs=tuple(islice(_programs(row.doc, row.windows), PROGRAMS)),
-        before=before[:LONGEST],
-        after=after if after is None else after[:LONGEST],
-        cut=len(before) > LONGEST,
+        programs=tuple(islice(_programs(row.doc, row.windows), _MAX_PROGRAMS)),
+        before=before[:_MAX_CHARS],
+        after=after if after is None else after[:_MAX_CHARS],
+        cut=len(before) > _MAX_CHARS,
     )
 
 
 def _programs(doc: Call | None, windows: Iterable[Call]) -> Iterator[str]:
     if doc is not None:
-        yield doc.program[:LONGEST]
+        yield doc.program[:_MAX_CHARS]
     for call in windows:
-        yield call.program[:LONGEST]
+        yield call.program[:_MAX_CHARS]

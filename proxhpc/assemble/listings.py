@@ -8,17 +8,17 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.arrays import load_array
-from proxhpc.assemble.bands import damaged, digest
 from proxhpc.assemble.match import Match
 from proxhpc.assemble.rows import source
 from proxhpc.assemble.sketch import Receipt, against, groups, records_against
 from proxhpc.assemble.survivors import decided
 from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.writer import PartWriter
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import read_ledger
-from proxhpc.rundir import RunDir
+from proxhpc.dedup.arrays import load_array
+from proxhpc.dedup.bands import damaged, digest
+from proxhpc.run.ledger import read_ledger
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 Place = tuple[int, int]  # shard, record
 Name = tuple[str, str]  # id, source
@@ -37,13 +37,13 @@ def write_quarantine(run: RunDir, receipts: Sequence[Receipt]) -> int:
             path = run.sketch_quarantine(receipt.group)
             if digest(path) != receipt.aside:
                 raise damaged(path)
-            for row in read_rows(path):
+            for row in read_listing(path):
                 writer.write(row)
                 count += 1
     return count
 
 
-def names(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
+def documents_to_name(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
     """Id and source of those documents of a group that are named: duplicates, shared ids."""
     match = decided(run)
     pairs = load_array(run.pairs, match.pairs)
@@ -90,7 +90,7 @@ def write_duplicates(run: RunDir, match: Match, name: Mapping[Place, Name]) -> N
             )
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_listing(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .jsonl.zst that the merge wrote itself."""
     with path.open("rb") as file:
         reader = zstandard.ZstdDecompressor().stream_reader(file)

@@ -16,26 +16,33 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from proxhpc.assemble.arrays import load_array, save_array, save_blocks
-from proxhpc.assemble.bands import SHARED_ID, damaged, digest, ranges
-from proxhpc.assemble.clusters import Documents, Forest, apart
-from proxhpc.assemble.duplicates import Sets, flags, left_out
-from proxhpc.assemble.hashed import Sketch, check_files, load_sketch
-from proxhpc.assemble.pairs import Sketches, Task, estimate, pairs_of, read_pairs, repeated, tasks
+from proxhpc.assemble.coverage import check_coverage
+from proxhpc.assemble.duplicates import DuplicateSets, flags, removed_documents
+from proxhpc.assemble.pairs import (
+    Sketches,
+    Task,
+    estimate_similarity,
+    pairs_of,
+    read_pairs,
+    repeated,
+    tasks,
+)
 from proxhpc.assemble.parts import PartRange, cut_parts
 from proxhpc.assemble.pool import Pool
-from proxhpc.assemble.sealed import seal, unseal
 from proxhpc.assemble.sketch import Receipt, groups, spans_of
-from proxhpc.assemble.sorting import Scratch, Sorter
-from proxhpc.assemble.texts import compare
-from proxhpc.assemble.tiling import check_tiling
+from proxhpc.assemble.text_pairs import verify_pairs
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.faults import reach
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.dedup.arrays import add_checksum, load_array, read_checksummed, save_array, save_blocks
+from proxhpc.dedup.bands import SHARED_ID, damaged, digest, ranges
+from proxhpc.dedup.clusters import Documents, Forest, apart
+from proxhpc.dedup.hashes import Sketch, check_files, load_sketch
+from proxhpc.dedup.sorting import Scratch, Sorter
+from proxhpc.faults import fault_point
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
-EXAMPLES = 10  # of shared ids
-SLICE = 1 << 14  # documents that are looked up at a time
+_SHARED_ID_EXAMPLES = 10  # of shared ids
+_SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
 
 Flags = npt.NDArray[np.bool_]
 
@@ -96,7 +103,7 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     made = [run.pairs, *(run.dropped(receipt.group) for receipt in own)]
     if earlier and earlier.digest == made_of and all(path.exists() for path in made):
         return earlier
-    check_tiling(plan, (tile for receipt in own for tile in spans_of(receipt)))
+    check_coverage(plan, (tile for receipt in own for tile in spans_of(receipt)))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
     for receipt in receipts:
@@ -130,8 +137,10 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
         dropped=alive.digests,
         pairs=pairs.digest,
     )
-    write_atomic(run.match, seal(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE)))
-    reach("match written")
+    write_atomic(
+        run.match, add_checksum(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+    )
+    fault_point("match written")
     _clear(run)
     return found
 
@@ -139,20 +148,20 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
 def read_match(run: RunDir) -> Match | None:
     """What was decided before, None if nothing."""
     try:
-        return Match.decode(unseal(run.match))
+        return Match.decode(read_checksummed(run.match))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run.match) from error
 
 
-def load_alive(run: RunDir, match: Match, group: int, documents: int) -> Flags:
+def load_survivors(run: RunDir, match: Match, group: int, documents: int) -> Flags:
     """Which of a group's documents are written."""
     return _load_flags(run, group, match.dropped[group], documents)
 
 
 @dataclass(frozen=True, slots=True)
-class Alive:
+class SurvivorMask:
     """Which documents of a run are no duplicates, read group by group."""
 
     run: RunDir
@@ -179,7 +188,9 @@ def _load_flags(run: RunDir, group: int, known: str, documents: int) -> Flags:
     return ~np.unpackbits(bits, count=documents).astype(np.bool_)
 
 
-def _duplicates(pool: Pool, sketches: Sketches, made_of: str, memory: int) -> tuple[Sorter, Sets]:
+def _duplicates(
+    pool: Pool, sketches: Sketches, made_of: str, memory: int
+) -> tuple[Sorter, DuplicateSets]:
     """What is left out, and the sets that it is in."""
     run, plan = pool.run, pool.plan
     share = memory // pool.processes
@@ -191,7 +202,7 @@ def _duplicates(pool: Pool, sketches: Sketches, made_of: str, memory: int) -> tu
     folder.mkdir(exist_ok=True)
     scratch = Scratch(folder, memory)
     for _ in pool.each("match", partial(pairs_of, made_of=made_of, memory=share), todo):
-        reach("pairs found")
+        fault_point("pairs found")
     forest, unsure = Forest(scratch), Sorter(scratch, 2)
     for number in todo:
         for found in read_pairs(run.matching(made_of).pairs(number), scratch.rows(3)):
@@ -202,10 +213,10 @@ def _duplicates(pool: Pool, sketches: Sketches, made_of: str, memory: int) -> tu
         forest = Forest(scratch)
         for rows in sets:
             forest.add(rows)
-        for rows in compare(pool, scratch, apart(scratch, unsure, sets), made_of):
+        for rows in verify_pairs(pool, scratch, apart(scratch, unsure, sets), made_of):
             forest.add(rows)
         sets = forest.sets()
-    return left_out(scratch, plan, sketches, sets)
+    return removed_documents(scratch, plan, sketches, sets)
 
 
 def _clear(run: RunDir, but: str = "") -> None:
@@ -215,13 +226,15 @@ def _clear(run: RunDir, but: str = "") -> None:
             shutil.rmtree(path)
 
 
-def _save_flags(run: RunDir, sketches: Sketches, own: Sequence[Receipt], lost: Sorter) -> Alive:
+def _save_flags(
+    run: RunDir, sketches: Sketches, own: Sequence[Receipt], lost: Sorter
+) -> SurvivorMask:
     """Write for each group which of its documents are left out."""
     digests = [
         save_array(run.dropped(receipt.group), np.packbits(dropped))
         for receipt, dropped in zip(own, flags(lost, sketches.firsts[: len(own) + 1]), strict=True)
     ]
-    return Alive(run, sketches.firsts, tuple(digests))
+    return SurvivorMask(run, sketches.firsts, tuple(digests))
 
 
 @dataclass(slots=True)
@@ -245,21 +258,25 @@ def _save_pairs(run: RunDir, sketches: Sketches, lost: Sorter) -> _SavedPairs:
 def _numbers(
     sketches: Sketches, lost: Sorter, saved: _SavedPairs
 ) -> Iterator[npt.NDArray[np.uint32]]:
-    for pairs in (rows[at : at + SLICE] for rows in lost for at in range(0, len(rows), SLICE)):
+    for pairs in (
+        rows[at : at + _SLICE_DOCUMENTS]
+        for rows in lost
+        for at in range(0, len(rows), _SLICE_DOCUMENTS)
+    ):
         columns = np.empty((len(pairs), 5), np.uint32)
         one, other = (sketches.rows(side) for side in pairs.T)
         for column, rows in ((0, one), (2, other)):
             columns[:, column], columns[:, column + 1] = rows["shard"], rows["number"]
         apart = (one["high"] != other["high"]) | (one["low"] != other["low"])
         columns[:, 4] = 1000
-        columns[apart, 4] = 1000 * estimate(sketches, pairs[apart])
+        columns[apart, 4] = 1000 * estimate_similarity(sketches, pairs[apart])
         saved.documents += len(pairs)
         saved.near += int(apart.sum())
         saved.outside += int((pairs[:, 1] >= sketches.own).sum())
         yield columns
 
 
-def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> tuple[int, Documents]:
+def _shared_ids(sketches: Sketches, alive: SurvivorMask, memory: int) -> tuple[int, Documents]:
     """How many survivors have the id of an earlier one, and the first of them."""
     count, examples = 0, np.empty(0, np.int64)
     for low, high in ranges(len(sketches), memory):
@@ -268,7 +285,7 @@ def _shared_ids(sketches: Sketches, alive: Alive, memory: int) -> tuple[int, Doc
         ids, documents = repeated(ids[stay], documents[stay])
         found = documents[1:][ids[1:] == ids[:-1]]
         count += len(found)
-        examples = np.sort(np.concatenate([examples, found]))[:EXAMPLES]
+        examples = np.sort(np.concatenate([examples, found]))[:_SHARED_ID_EXAMPLES]
     return count, examples
 
 

@@ -15,19 +15,19 @@ from collections.abc import Sequence
 
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import write_examples
-from proxhpc.assemble.listings import names, write_duplicates, write_quarantine
+from proxhpc.assemble.listings import documents_to_name, write_duplicates, write_quarantine
 from proxhpc.assemble.match import Match, match
-from proxhpc.assemble.pool import Pool, Progress, open_pool
+from proxhpc.assemble.pool import Pool, ReportProgress, open_pool
 from proxhpc.assemble.shuffle import scatter
 from proxhpc.assemble.sketch import Receipt, all_groups, groups, sketch
 from proxhpc.assemble.summary import MergeSummary, summarise
 from proxhpc.assemble.write import PartReceipt, write, written
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import RetryError, StopError
-from proxhpc.faults import reach
-from proxhpc.plan import Plan
-from proxhpc.refine.leaser import missing
-from proxhpc.rundir import RunDir
+from proxhpc.faults import fault_point
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import missing_shards
 
 MEMORY = 1 << 30  # bytes for matching
 
@@ -39,13 +39,13 @@ _PART = re.compile(
 )
 
 
-def merge(
+def merge_run(
     run: RunDir,
     plan: Plan | None = None,
     *,
     processes: int = 1,
     memory: int = MEMORY,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> MergeSummary:
     """Make the corpus of a refined run, or what is missing of it, and return its counts.
 
@@ -69,7 +69,7 @@ def merge(
 
 def check_refined(run: RunDir, plan: Plan) -> None:
     """Raise RetryError unless every shard has its ledger."""
-    left = list(missing(run, plan))
+    left = list(missing_shards(run, plan))
     if left:
         raise RetryError(
             f"{len(left)} of {len(plan.shards)} shards are not refined yet;"
@@ -124,7 +124,7 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     parts = pool.map("write", write, todo)
     shutil.rmtree(run.shuffled, ignore_errors=True)
     named = range(len(receipts)) if found.duplicates or found.examples else ()
-    name = {place: who for own in pool.map("list", names, named) for place, who in own}
+    name = {place: who for own in pool.map("list", documents_to_name, named) for place, who in own}
     write_duplicates(run, found, name)
     write_quarantine(run, receipts)
     summary = summarise(plan, receipts, found, parts, name)
@@ -134,11 +134,11 @@ def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSumma
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)
-    reach("card written")
+    fault_point("card written")
     write_atomic(run.checksums, checksums(run, summary, card))
-    reach("corpus sealed")
+    fault_point("corpus sealed")
     write_atomic(run.merge_summary, summary.encode())
-    reach("merge summed")
+    fault_point("merge summed")
     return summary
 
 

@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.arrays import Rows, open_array, save_blocks
-from proxhpc.assemble.bands import EXACT, NEAR, BandFile, Keys, ranges
-from proxhpc.assemble.clusters import NO_PAIRS, Documents, Pairs
-from proxhpc.assemble.hashed import Sketch
-from proxhpc.assemble.minhash import Signatures, bounds, similarity
 from proxhpc.assemble.sketch import all_groups, groups
-from proxhpc.assemble.sorting import leaders
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
-from proxhpc.sections import Near
+from proxhpc.dedup.arrays import RowReader, open_array, save_blocks
+from proxhpc.dedup.bands import EXACT, NEAR, BandFile, Keys, ranges
+from proxhpc.dedup.clusters import NO_PAIRS, Documents, Pairs
+from proxhpc.dedup.hashes import Sketch
+from proxhpc.dedup.minhash import Signatures, bounds, similarity
+from proxhpc.dedup.sorting import leaders
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.sections import Near
 
 LEADERS = 16  # documents of one key that others are compared with; what is like none stays
-SLICE = 4 << 20  # bytes of signatures that are compared at a time
+_SLICE_BYTES = 4 << 20  # bytes of signatures that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Task:
     high: int
 
 
-class Found(NamedTuple):
+class PairCandidates(NamedTuple):
     """Pairs of a document and an earlier one: duplicates, and those whose texts must tell."""
 
     same: Pairs
@@ -63,7 +63,7 @@ class Sketches:
         sizes = [len(open_array(run.sketch(group))) for group in all_groups(plan)]
         self.firsts = np.cumsum([0, *sizes])
         self.own = int(self.firsts[len(groups(plan))])  # behind them is what they are compared with
-        self._opened: dict[Path, Rows] = {}
+        self._opened: dict[Path, RowReader] = {}
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
@@ -109,7 +109,7 @@ class Sketches:
                 continue
             there, file = order[first:last], path(group)
             if file not in self._opened:
-                self._opened[file] = Rows(file)
+                self._opened[file] = RowReader(file)
             taken = self._opened[file].take(documents[there] - self.firsts[group], field)
             if out is None:
                 out = np.empty((len(documents), *taken.shape[1:]), taken.dtype)
@@ -129,13 +129,13 @@ def repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
     return keys[several], documents[order[several]]
 
 
-def find_pairs(documents: Sketches, task: Task, near: Near | None) -> Iterator[Found]:
+def find_pairs(documents: Sketches, task: Task, near: Near | None) -> Iterator[PairCandidates]:
     """The duplicates among documents that share a key."""
     keys, numbers = documents.band(task)
     if not len(keys):
         return
     if task.band == EXACT or near is None:
-        yield Found(same_text(numbers, keys, documents.low(numbers)), NO_PAIRS)
+        yield PairCandidates(same_text(numbers, keys, documents.low(numbers)), NO_PAIRS)
     else:
         yield from _alike(documents, keys, numbers, near)
 
@@ -147,27 +147,29 @@ def same_text(numbers: Documents, high: Keys, low: Keys) -> Pairs:
     return np.stack([numbers[order[~leads]], numbers[order[begins[~leads]]]], axis=1)
 
 
-def _alike(documents: Sketches, keys: Keys, numbers: Documents, near: Near) -> Iterator[Found]:
+def _alike(
+    documents: Sketches, keys: Keys, numbers: Documents, near: Near
+) -> Iterator[PairCandidates]:
     """Documents compared with the first of their key, and the rest with the first of the rest."""
     for _ in range(LEADERS):
         leads, begins = leaders(keys)
         pairs = np.stack([numbers[~leads], numbers[begins[~leads]]], axis=1)
-        low = high = estimate(documents, pairs)
+        low = high = estimate_similarity(documents, pairs)
         if near.verify == "text":
             low, high = bounds(low, near.bands * near.rows)
         alike = low >= near.threshold
-        yield Found(pairs[alike], pairs[~alike & (high >= near.threshold)])
+        yield PairCandidates(pairs[alike], pairs[~alike & (high >= near.threshold)])
         keys, numbers = repeated(keys[~leads][~alike], numbers[~leads][~alike])
         if not len(keys):
             return
 
 
-def estimate(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.float64]:
+def estimate_similarity(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.float64]:
     """Estimated Jaccard similarity of the two documents of each pair."""
     out = np.empty(len(pairs))
     if not len(pairs):
         return out
-    step = max(1, SLICE // (2 * documents.signatures(pairs[:1, 0]).nbytes))
+    step = max(1, _SLICE_BYTES // (2 * documents.signatures(pairs[:1, 0]).nbytes))
     for start in range(0, len(pairs), step):
         some = pairs[start : start + step]
         both = documents.signatures(some.T.reshape(-1))
@@ -192,9 +194,9 @@ def pairs_of(run: RunDir, plan: Plan, number: int, made_of: str, memory: int) ->
     save_blocks(path, rows, "<i8", 3)
 
 
-def read_pairs(path: Path, rows: int) -> Iterator[Found]:
+def read_pairs(path: Path, rows: int) -> Iterator[PairCandidates]:
     """What was written of a task, so many rows at a time."""
     for start in range(0, len(open_array(path)), rows):
         some = np.array(open_array(path)[start : start + rows])
         unsure = some[:, 2] == 1
-        yield Found(some[~unsure, :2], some[unsure, :2])
+        yield PairCandidates(some[~unsure, :2], some[unsure, :2])

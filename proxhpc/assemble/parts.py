@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.hashed import Sketch
-from proxhpc.sections import Output
+from proxhpc.dedup.hashes import Sketch
+from proxhpc.spec.sections import Output
 
 CELL_BITS = (
     20  # places of a shuffled corpus are counted in 2^20 cells, and parts made of whole ones

@@ -13,34 +13,34 @@ from typing import Any, Literal
 
 from proxhpc.assemble.match import match, read_match
 from proxhpc.assemble.merge import MEMORY, check_refined
-from proxhpc.assemble.pool import Progress, Unit, open_pool
+from proxhpc.assemble.pool import ReportProgress, Unit, open_pool
 from proxhpc.assemble.shuffle import scatter
 from proxhpc.assemble.sketch import all_groups, groups, sketch
 from proxhpc.assemble.survivors import decided
 from proxhpc.assemble.write import write
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
-PhaseName = Literal["sketch", "match", "scatter", "write"]
+MergePhaseName = Literal["sketch", "match", "scatter", "write"]
 
-_UNITS: dict[PhaseName, Unit[Any]] = {"sketch": sketch, "scatter": scatter, "write": write}
+_UNITS: dict[MergePhaseName, Unit[Any]] = {"sketch": sketch, "scatter": scatter, "write": write}
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class PendingUnits:
     """What is left of a phase: numbers of its units, of `total`."""
 
-    phase: PhaseName
+    phase: MergePhaseName
     total: int
     units: tuple[int, ...]
 
 
-def left(run: RunDir, plan: Plan) -> list[Left]:
+def pending_units(run: RunDir, plan: Plan) -> list[PendingUnits]:
     """What is left of the phases, in order; how many parts are written is known once matched."""
     found = read_match(run)
     out = [
         _left(run.sketch_counts, "sketch", len(all_groups(plan))),
-        Left("match", 1, () if found else (0,)),
+        PendingUnits("match", 1, () if found else (0,)),
     ]
     if found:
         parts = _left(run.part_receipt, "write", len(found.parts))
@@ -51,14 +51,14 @@ def left(run: RunDir, plan: Plan) -> list[Left]:
     return out
 
 
-def share(
+def run_share(
     run: RunDir,
-    phase: PhaseName,
+    phase: MergePhaseName,
     shares: tuple[int, int],
     *,
     processes: int = 1,
     memory: int = MEMORY,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> None:
     """Do one of so many `shares` (its number and theirs) of a phase; what is done stays.
 
@@ -77,7 +77,7 @@ def share(
             pass  # its result is in a file
 
 
-def _total(run: RunDir, plan: Plan, phase: PhaseName) -> int:
+def _total(run: RunDir, plan: Plan, phase: MergePhaseName) -> int:
     if phase == "write":
         return len(decided(run).parts)
     if phase == "scatter":
@@ -85,8 +85,8 @@ def _total(run: RunDir, plan: Plan, phase: PhaseName) -> int:
     return len(all_groups(plan))
 
 
-def _left(path: Callable[[int], Path], phase: PhaseName, total: int) -> Left:
+def _left(path: Callable[[int], Path], phase: MergePhaseName, total: int) -> PendingUnits:
     """The units of which `path` is not there, by one listing of its folder."""
     folder = path(0).parent
     names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    return Left(phase, total, tuple(n for n in range(total) if path(n).name not in names))
+    return PendingUnits(phase, total, tuple(n for n in range(total) if path(n).name not in names))

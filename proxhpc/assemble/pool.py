@@ -16,12 +16,12 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from proxhpc.errors import RetryError
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 T = TypeVar("T")
 Unit = Callable[[RunDir, Plan, int], T]
-Progress = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 
 class Pool:
@@ -32,7 +32,7 @@ class Pool:
         run: RunDir,
         plan: Plan,
         executor: ProcessPoolExecutor | None,
-        progress: Progress | None,
+        progress: ReportProgress | None,
         processes: int = 1,
     ) -> None:
         self.processes = processes
@@ -74,7 +74,7 @@ class Pool:
 
 @contextmanager
 def open_pool(
-    run: RunDir, plan: Plan, processes: int, progress: Progress | None = None
+    run: RunDir, plan: Plan, processes: int, progress: ReportProgress | None = None
 ) -> Iterator[Pool]:
     """A pool of `processes`, this one alone for 1. On an error its work is stopped at once."""
     if processes <= 1:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import orjson
 
-from proxhpc.assemble.rejudge import Rejudge
+from proxhpc.assemble.policy_change import PolicyChange
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.errors import ShardError, StopError
-from proxhpc.plan import Plan
-from proxhpc.program.replay import Outcome, replay
-from proxhpc.refine.ledger import Row, read_ledger, text_digest
-from proxhpc.refine.refiner import chunk_style
-from proxhpc.rundir import RunDir
+from proxhpc.program.replay import ReplayResult, replay
+from proxhpc.run.ledger import Row, read_ledger, text_digest
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Refined:
     text: str | None = None
 
 
-class Tile(NamedTuple):
+class SpanStats(NamedTuple):
     """What was read of one span: where it ended, its first and last record, and its records.
 
     `first` and `last` are -1 in a span without records.
@@ -58,7 +57,7 @@ class Tile(NamedTuple):
 
 def replay_shard(
     run: RunDir, plan: Plan, shard: int, wanted: Sequence[int] | None = None
-) -> Iterator[Refined | Tile]:
+) -> Iterator[Refined | SpanStats]:
     """Yield every record of a shard in input order, and behind each span its Tile.
 
     `wanted`, ascending record numbers, yields only those: the others are matched with the ledger
@@ -76,11 +75,11 @@ class _Replay:
         self.spans = plan.shards[shard].spans
         self.ledger = _Ledger(run, plan, shard)
         self.policy = plan.refined_under or plan.manifest.policy
-        self.again = Rejudge(plan) if plan.refined_under else None
-        self.style = chunk_style(plan.manifest)
+        self.again = PolicyChange(plan) if plan.refined_under else None
+        self.style = plan.manifest.chunk_style
         self.number = 0
 
-    def records(self, wanted: Sequence[int] | None) -> Iterator[Refined | Tile]:
+    def records(self, wanted: Sequence[int] | None) -> Iterator[Refined | SpanStats]:
         numbers = None if wanted is None else iter(wanted)
         following = 0 if numbers is None else next(numbers, None)
         ends: list[End] = []
@@ -134,7 +133,7 @@ class _Replay:
         text = outcome.text if outcome.status in ("kept", "edited") else None
         return Refined(self.number, row, item, text)
 
-    def _outcome(self, item: Document, row: Row) -> Outcome:
+    def _outcome(self, item: Document, row: Row) -> ReplayResult:
         """Run a row's programs; they must come to what the worker found."""
         doc = row.doc.emitted if row.doc else None
         windows = [call.window for call in row.windows]
@@ -225,9 +224,9 @@ class Seen:
         self.last = row.position
         self.status[row.status] += 1
 
-    def tile(self, span: Span, end: End) -> Tile:
+    def tile(self, span: Span, end: End) -> SpanStats:
         """The span, read up to its end."""
-        return Tile(
+        return SpanStats(
             file=span.file,
             start=span.start,
             stop=span.stop,

@@ -21,8 +21,8 @@ import xxhash
 
 from proxhpc.assemble.replay import Refined
 from proxhpc.corpus.document import Document
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import HEAD_BYTES, Row
+from proxhpc.run.ledger import QUARANTINE_BYTES, Row
+from proxhpc.run.plan import Plan
 
 PREFIX = "original_"
 _LEVELS = 100  # of nesting in one piece; orjson writes 254, but reads 1024
@@ -67,7 +67,7 @@ def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
     row, document = refined.row, refined.document
     head = row.head
     if document is not None and not head:
-        head = document.text[:HEAD_BYTES].encode("utf-8", "surrogatepass")[:HEAD_BYTES]
+        head = document.text[:QUARANTINE_BYTES].encode("utf-8", "surrogatepass")[:QUARANTINE_BYTES]
     return {
         "id": row.id,
         "source": source(plan, row),
@@ -83,7 +83,7 @@ def source(plan: Plan, row: Row) -> str:
     return f"{plan.inputs[row.file].name}:{row.position}"
 
 
-def place(plan: Plan, row: Row) -> int:
+def sort_key(plan: Plan, row: Row) -> int:
     """Where a document stands in a shuffled corpus, 64 bits; 0 where the input's order stays.
 
     It depends on the seed and the document's source alone, so of two corpora of one input with

@@ -17,16 +17,16 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.bands import damaged
 from proxhpc.assemble.match import Match
 from proxhpc.assemble.parts import buckets
-from proxhpc.assemble.rows import corpus_row, decode, place
+from proxhpc.assemble.rows import corpus_row, decode, sort_key
 from proxhpc.assemble.sketch import groups
 from proxhpc.assemble.survivors import Written, decided, replayed, survivors
 from proxhpc.corpus.disk import temporary, writing
+from proxhpc.dedup.bands import damaged
 from proxhpc.errors import StopError
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 BUCKET = 256 << 20  # bytes of rows that are held and sorted at a time
 
@@ -63,7 +63,7 @@ def scatter(run: RunDir, plan: Plan, group: int) -> None:
                 for refined in replayed(run, plan, documents):
                     row = refined.row
                     line = orjson.dumps(corpus_row(plan, refined))
-                    at = place(plan, row)
+                    at = sort_key(plan, row)
                     file.add(_Record(at, row.bytes_out, row.tokens_out, row.file, line))
                 file.finish()
                 os.fsync(out.fileno())

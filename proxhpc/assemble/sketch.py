@@ -14,24 +14,24 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.bands import damaged, digest
-from proxhpc.assemble.hashed import Files, Hasher
-from proxhpc.assemble.replay import Refined, Tile, replay_shard
-from proxhpc.assemble.rows import corpus_row, place, quarantine_row
-from proxhpc.assemble.sealed import seal, unseal
-from proxhpc.assemble.traits import Traits
+from proxhpc.assemble.replay import Refined, SpanStats, replay_shard
+from proxhpc.assemble.rows import corpus_row, quarantine_row, sort_key
+from proxhpc.assemble.stats import CorpusStats
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
+from proxhpc.dedup.arrays import add_checksum, read_checksummed
+from proxhpc.dedup.bands import damaged, digest
+from proxhpc.dedup.hashes import Files, Hasher
 from proxhpc.errors import StopError
-from proxhpc.faults import reach
-from proxhpc.plan import Plan, Shard, cut
-from proxhpc.rundir import RunDir
+from proxhpc.faults import fault_point
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan, Shard, split_into_shards
 
 MAX_GROUPS = 4096
 MAX_SHARDS = 64
 MIN_BYTES = 32 << 20
-MAX_FILES = 10_000  # in a group of the corpus to compare with
+MAX_GROUP_FILES = 10_000  # in a group of the corpus to compare with
 _LONGEST = {"jsonl.zst": 1 << 32, "parquet": 1 << 31}  # bytes of a row
 _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
 
@@ -52,9 +52,9 @@ class Receipt:
     documents: int
     unreadable: int
     counts: Counts
-    tiles: tuple[tuple[Tile, ...], ...]  # by shard
+    tiles: tuple[tuple[SpanStats, ...], ...]  # by shard
     aside: str = ""
-    traits: Traits = field(default_factory=Traits)
+    traits: CorpusStats = field(default_factory=CorpusStats)
 
     def encode(self) -> bytes:
         """JSON form."""
@@ -67,9 +67,9 @@ class Receipt:
     def decode(cls, raw: bytes) -> "Receipt":
         """Read what `encode` wrote."""
         data: dict[str, Any] = orjson.loads(raw)
-        tiles = tuple(tuple(Tile(*tile) for tile in shard) for shard in data.pop("tiles"))
+        tiles = tuple(tuple(SpanStats(*tile) for tile in shard) for shard in data.pop("tiles"))
         counts = Counts.from_dict(data.pop("counts"))
-        data["traits"] = Traits.from_dict(data["traits"])
+        data["traits"] = CorpusStats.from_dict(data["traits"])
         sources, files = tuple(data.pop("sources")), Files(*data.pop("files"))
         return cls(**data, sources=sources, files=files, counts=counts, tiles=tiles)
 
@@ -98,7 +98,7 @@ def groups(plan: Plan) -> list[range]:
 def against(plan: Plan) -> list[Shard]:
     """The corpus to compare with, in as few pieces as a group of the run's is large."""
     size = max(MIN_BYTES, sum(info.estimated_bytes for info in plan.against) // MAX_GROUPS)
-    return [*cut(plan.against, size, MAX_FILES)]
+    return [*split_into_shards(plan.against, size, MAX_GROUP_FILES)]
 
 
 def all_groups(plan: Plan) -> range:
@@ -121,8 +121,8 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_counts(group).unlink(missing_ok=True)
     receipt = work.make(sources)
-    reach("sketch written")
-    write_atomic(run.sketch_counts(group), seal(receipt.encode()))
+    fault_point("sketch written")
+    write_atomic(run.sketch_counts(group), add_checksum(receipt.encode()))
     return receipt
 
 
@@ -137,7 +137,7 @@ def records_against(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
 def read_receipt(run: RunDir, group: int) -> Receipt | None:
     """The receipt of a group, None if it has none."""
     try:
-        return Receipt.decode(unseal(run.sketch_counts(group)))
+        return Receipt.decode(read_checksummed(run.sketch_counts(group)))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -174,8 +174,8 @@ class _Group:
     plan: Plan
     group: int
     counts: Counts = field(default_factory=Counts)
-    traits: Traits = field(default_factory=Traits)
-    tiles: list[tuple[Tile, ...]] = field(default_factory=list)
+    traits: CorpusStats = field(default_factory=CorpusStats)
+    tiles: list[tuple[SpanStats, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
 
     def __post_init__(self) -> None:
@@ -199,7 +199,7 @@ class _Group:
     def _add_shard(self, shard: int) -> None:
         tiles, counts = [], Counts()
         for item in replay_shard(self.run, self.plan, shard):
-            if isinstance(item, Tile):
+            if isinstance(item, SpanStats):
                 tiles.append(item)
                 counts.blank_lines += item.blank
                 continue
@@ -246,7 +246,7 @@ class _Group:
             )
         if item.document is None or item.text is None:
             raise ValueError(f"record {item.number} is not for the corpus")
-        at = place(self.plan, item.row)
+        at = sort_key(self.plan, item.row)
         self.hasher.add(item.document, item.text, (shard, item.number), size=len(row), place=at)
 
     def _set_aside(self, item: Refined) -> None:
@@ -298,7 +298,7 @@ def _span(plan: Plan, span: Span) -> str:
     return f"{plan.against[span.file].fingerprint}-{span.start}-{span.stop}"
 
 
-def spans_of(receipt: Receipt) -> Iterator[Tile]:
+def spans_of(receipt: Receipt) -> Iterator[SpanStats]:
     """All tiles of a group, in input order."""
     for shard in receipt.tiles:
         yield from shard

@@ -8,15 +8,15 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.bands import damaged
 from proxhpc.assemble.listings import Name, Place
 from proxhpc.assemble.match import Match
 from proxhpc.assemble.sketch import Receipt, spans_of
-from proxhpc.assemble.traits import Traits
+from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
+from proxhpc.dedup.bands import damaged
 from proxhpc.errors import StopError
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 STATUSES = ("kept", "edited", "dropped", "quarantined")
 
@@ -94,7 +94,7 @@ class MergeSummary:
     tokens: int
     files: tuple[FileCounts, ...]
     parts: tuple[PartReceipt, ...]
-    traits: Traits = field(default_factory=Traits)
+    traits: CorpusStats = field(default_factory=CorpusStats)
 
     def check(self) -> None:
         """Raise StopError unless files, phases and the run balance."""
@@ -143,7 +143,7 @@ class MergeSummary:
                 tokens=data["tokens"],
                 files=tuple(FileCounts(**file) for file in data["files"]),
                 parts=tuple(PartReceipt.from_dict(part) for part in data["parts"]),
-                traits=Traits.from_dict(data["traits"]),
+                traits=CorpusStats.from_dict(data["traits"]),
             )
         except FileNotFoundError:
             return None
@@ -159,7 +159,7 @@ def summarise(
     name: Mapping[Place, Name],
 ) -> MergeSummary:
     """Add up the phases. StopError unless they balance, by file and for the run."""
-    counts, traits = Counts(), Traits()
+    counts, traits = Counts(), CorpusStats()
     for receipt in receipts:
         counts += receipt.counts
         traits += receipt.traits

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxhpc.assemble.hashed import Sketch, load_sketch
-from proxhpc.assemble.match import Match, load_alive, read_match
+from proxhpc.assemble.match import Match, load_survivors, read_match
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.sketch import read_receipt
+from proxhpc.dedup.hashes import Sketch, load_sketch
 from proxhpc.errors import StopError
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 
 class Written(NamedTuple):
@@ -37,7 +37,7 @@ def survivors(run: RunDir, match: Match, group: int) -> Sketch:
     if receipt is None:
         raise StopError(f"there is no {run.sketch_counts(group)}", hint="merge again")
     documents = load_sketch(run, group, receipt.files)
-    return documents[load_alive(run, match, group, receipt.documents)]
+    return documents[load_survivors(run, match, group, receipt.documents)]
 
 
 def replayed(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[Refined]:

@@ -18,10 +18,10 @@ from proxhpc.assemble.survivors import Written, decided, replayed, survivors
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import Encoder, JsonLines, PartWriter
 from proxhpc.errors import StopError
-from proxhpc.faults import reach
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
-from proxhpc.sections import Output
+from proxhpc.faults import fault_point
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.sections import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         tokens=tokens,
         files=dict(sorted(files.items())),
     )
-    reach("part written")
+    fault_point("part written")
     write_atomic(run.part_receipt(part), receipt.encode())
     return receipt
 

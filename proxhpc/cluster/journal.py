@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from proxhpc.corpus.disk import append_line
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
 
 
 @dataclass(slots=True)

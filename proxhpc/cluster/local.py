@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxhpc.cluster import slurm, tasks
+from proxhpc.cluster.backend import Work, intend
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.work import Work, intend
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError, UserError
-from proxhpc.faults import reach
-from proxhpc.plan import Plan
-from proxhpc.refine.lease import Leases, Owner
-from proxhpc.refine.process import descendants
-from proxhpc.rundir import RunDir
-from proxhpc.site import PhaseName, Resources, Site
+from proxhpc.faults import fault_point
+from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.process import descendants
+from proxhpc.spec.site import PhaseName, Resources, Site
 
 STOP_SECONDS = 60  # for a local process to commit and go
 UNLIMITED_MINUTES = 60 * 24 * 365
@@ -63,7 +63,7 @@ class LocalBackend:
         for process in started:
             journal.write("receipt", number, phase=work.phase, job=process.job_id)
         journal.write("released", number)
-        reach("all released")
+        fault_point("all released")
         return [process.job_id for process in started]
 
     def follow(self, then: Work) -> bool:

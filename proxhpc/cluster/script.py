@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.cluster import slurm
-from proxhpc.cluster.work import Work
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
-from proxhpc.site import Container, PhaseName, Resources, Site
+from proxhpc.cluster.backend import Work
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.site import Container, PhaseName, Resources, Site
 
 # A node where everything fails at once is always free, so it gets the control job too. What ends
 # badly by itself is put back, away from that node; what somebody cancels is not RUNNING by then.
@@ -31,7 +31,7 @@ SIGNAL_SECONDS = 90  # before the limit; workers stop by their own clock, this i
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """What a batch script runs, as far as Slurm is concerned.
 
     `comment` is how it is found in the queue, `mounts` are the directories that it reads and
@@ -54,7 +54,7 @@ def executor(
     run: RunDir, plan: Plan, site: Site, work: Work, *, intent: int, dependency: str = ""
 ) -> Any:
     """A submitit executor for `work`, whose jobs begin held and bear the run's and intent's tag."""
-    job = Job(
+    job = BatchJob(
         name=f"{plan.manifest.name}-{work.phase}",
         phase=work.phase,
         logs=run.logs / f"{intent:04d}-{work.phase}",
@@ -71,7 +71,7 @@ def executor(
     return executor_of(job, site, dependency)
 
 
-def executor_of(job: Job, site: Site, dependency: str = "") -> Any:
+def executor_of(job: BatchJob, site: Site, dependency: str = "") -> Any:
     """A submitit executor for a job, with what the site asks for its phase."""
     import submitit
 
@@ -118,7 +118,7 @@ def executor_of(job: Job, site: Site, dependency: str = "") -> Any:
     return made
 
 
-def text(made: Any, elements: int) -> str:
+def script_text(made: Any, elements: int) -> str:
     """The batch script that this executor submits for so many elements."""
     parameters = made.parameters | ({"map_count": elements} if elements > 1 else {})
     from submitit.slurm.slurm import _make_sbatch_string
@@ -129,7 +129,7 @@ def text(made: Any, elements: int) -> str:
     return script
 
 
-def _python(job: Job, site: Site, resources: Resources) -> str | None:
+def _python(job: BatchJob, site: Site, resources: Resources) -> str | None:
     """The command that is Python for a job; None for the one that runs this."""
     container = resources.container
     if container is None:
@@ -145,7 +145,7 @@ def _python(job: Job, site: Site, resources: Resources) -> str | None:
     return " ".join([*map(shlex.quote, words), python])
 
 
-def _pyxis(job: Job, container: Container | None) -> list[str] | None:
+def _pyxis(job: BatchJob, container: Container | None) -> list[str] | None:
     if container is None or container.kind != "pyxis":
         return None
     mounts = [m if ":" in m else f"{m}:{m}" for m in (*job.mounts, *container.mounts)]

@@ -26,7 +26,7 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def run(*command: str) -> str:
+def run_command(*command: str) -> str:
     """Standard output of a Slurm command. RetryError when it fails or does not answer."""
     done = _call(*command)
     if done.returncode:
@@ -65,7 +65,7 @@ def clean_environment() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class QueuedJob:
     """One job or array element in the queue."""
 
     id: str  # `123`, or `123_4` for an array element
@@ -88,17 +88,17 @@ class Queue:
     """The user's own jobs as squeue sees them; asked at most every few seconds."""
 
     def __init__(self) -> None:
-        self._jobs: list[Job] = []
+        self._jobs: list[QueuedJob] = []
         self._at = -SNAPSHOT_AGE
 
-    def all(self) -> list[Job]:
+    def all(self) -> list[QueuedJob]:
         """Every job of this user that is waiting or running. RetryError without an answer."""
         if time.monotonic() - self._at >= SNAPSHOT_AGE:
             self._jobs = [*self._ask()]
             self._at = time.monotonic()
         return self._jobs
 
-    def jobs(self, run_id: str) -> list[Job]:
+    def jobs(self, run_id: str) -> list[QueuedJob]:
         """Those that carry the tag of this run."""
         prefix = f"{tag(run_id)}:"
         return [job for job in self.all() if job.comment.startswith(prefix)]
@@ -119,21 +119,21 @@ class Queue:
             return None
         return found is not None
 
-    def _find(self, element: str) -> Job | None:
+    def _find(self, element: str) -> QueuedJob | None:
         return next((job for job in self.all() if job.id == element), None)
 
     def forget(self) -> None:
         """Ask anew next time: something was just submitted or cancelled."""
         self._at = -SNAPSHOT_AGE
 
-    def _ask(self) -> Iterator[Job]:
+    def _ask(self) -> Iterator[QueuedJob]:
         # -a: jobs in partitions that are hidden from this user, too.
         command = ("squeue", "-a", "-h", "-r", "-u", str(os.getuid()))
-        lines = run(*command, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
+        lines = run_command(*command, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
         for line in lines:
             fields = line.strip().split("\x1f")
             if len(fields) == 4:
-                yield Job(*fields)
+                yield QueuedJob(*fields)
 
 
 def tag(run_id: str) -> str:
@@ -143,7 +143,7 @@ def tag(run_id: str) -> str:
 
 def max_array_size() -> int:
     """MaxArraySize of this cluster: array indices stay below it (slurm.conf(5))."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config"), re.M)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", run_command("scontrol", "show", "config"), re.M)
     return int(found.group(1)) if found else DEFAULT_MAX_ARRAY_SIZE
 
 
@@ -156,8 +156,10 @@ def submit_limit(account: str | None, qos: str | None) -> int | None:
         return None
     show = ("sacctmgr", "-n", "-P", "show")
     try:
-        own = run(*show, "assoc", f"user={user()}", "format=Account,MaxSubmitJobs,DefaultQOS")
-        limits = run(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
+        own = run_command(
+            *show, "assoc", f"user={user()}", "format=Account,MaxSubmitJobs,DefaultQOS"
+        )
+        limits = run_command(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
     except RetryError:
         return None
     rows = [row.split("|") for row in own.splitlines() if row.count("|") == 2]
@@ -181,7 +183,7 @@ def test_only(script: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedElement:
     """A job or array element that has ended: where, how, and after how long."""
 
     id: str
@@ -196,7 +198,7 @@ class Ended:
         return self.state in ("FAILED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 
 
-def ended(arrays: Sequence[str]) -> list[Ended]:
+def ended_elements(arrays: Sequence[str]) -> list[EndedElement]:
     """The ended elements of these arrays, in the order of their ends, as far as Slurm knows them.
 
     squeue knows a job for MinJobAge seconds after its end, sacct for ever, where it exists.
@@ -205,13 +207,13 @@ def ended(arrays: Sequence[str]) -> list[Ended]:
         return []
     ids = ",".join(arrays)
     shape = "%i\x1f%T\x1f%N\x1f%M\x1f%e"
-    found: dict[str, Ended] = {}
+    found: dict[str, EndedElement] = {}
     for command in (
         ("sacct", "-X", "-n", "-P", "-j", ids, "-o", "JobID,State,NodeList,Elapsed,End"),
         ("squeue", "-a", "-h", "-r", "-t", "all", "-j", ids, "-o", shape),
     ):
         try:
-            lines = run(*command).splitlines()
+            lines = run_command(*command).splitlines()
         except RetryError:
             continue  # no accounting, or none of them is known any more
         for line in lines:
@@ -219,7 +221,7 @@ def ended(arrays: Sequence[str]) -> list[Ended]:
             if len(fields) == 5 and fields[1].split()[:1] and fields[2]:
                 state = fields[1].split()[0]
                 seconds = parse_duration(fields[3]) or 0.0
-                found[fields[0]] = Ended(fields[0], state, fields[2], seconds, fields[4])
+                found[fields[0]] = EndedElement(fields[0], state, fields[2], seconds, fields[4])
     done = (job for job in found.values() if job.state not in ("PENDING", "RUNNING"))
     return sorted(done, key=lambda job: job.end)
 
@@ -243,7 +245,7 @@ def seconds_left() -> float | None:
     if "SLURM_JOB_ID" not in env or shutil.which("squeue") is None:
         return None
     try:
-        left = run("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L").strip()
+        left = run_command("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L").strip()
     except RetryError:
         return None
     return parse_duration(left)

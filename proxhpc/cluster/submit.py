@@ -6,16 +6,16 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
 from proxhpc.cluster import script, slurm
+from proxhpc.cluster.backend import Work, intend
 from proxhpc.cluster.journal import Journal, Submission
 from proxhpc.cluster.local import LocalBackend
-from proxhpc.cluster.work import Work, intend
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError
-from proxhpc.faults import reach
-from proxhpc.plan import Plan
-from proxhpc.refine.lease import slurm_element
-from proxhpc.rundir import RunDir
-from proxhpc.site import PhaseName, Resources, Site
+from proxhpc.faults import fault_point
+from proxhpc.run.lease import slurm_element
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.site import PhaseName, Resources, Site
 
 QUICK_SECONDS = 600  # a worker that ended badly within them had no time to do anything
 QUICK_DEATHS = 3  # in a row on one node: then the node is at fault
@@ -91,7 +91,7 @@ class SlurmBackend:
         out = []
         for work in works:
             made = script.executor(self.run, self.plan, self.site, work, intent=0)
-            text = script.text(made, len(self._windows(work)[0].arguments))
+            text = script.script_text(made, len(self._windows(work)[0].arguments))
             out.append((work.phase, text, slurm.test_only(text)))
         return out
 
@@ -104,7 +104,7 @@ class SlurmBackend:
         given_up = {f":{entry.intent}" for entry in entries if entry.abandoned}
         for job in self.queue.jobs(self.plan.run_id):
             if job.comment[job.comment.rfind(":") :] in given_up:
-                slurm.run("scancel", job.id)
+                slurm.run_command("scancel", job.id)
         self.queue.forget()
         return out
 
@@ -117,7 +117,7 @@ class SlurmBackend:
         recent = Journal(self.run).since_by_hand()
         arrays = [job for entry in recent for job in entry.jobs.get(entry.phase, ())]
         nodes: dict[str, list[bool]] = defaultdict(list)
-        for ended in slurm.ended(arrays):
+        for ended in slurm.ended_elements(arrays):
             quick = ended.failed and ended.seconds < QUICK_SECONDS and ended.id not in worked
             nodes[ended.node].append(quick)
         failing = {
@@ -141,11 +141,11 @@ class SlurmBackend:
             # Control jobs first: one that runs may be about to submit more.
             for job in sorted(jobs, key=lambda job: job.phase != "control"):
                 if job.array not in gone or job.state == "PENDING":
-                    slurm.run("scancel", job.array)
+                    slurm.run_command("scancel", job.array)
                 gone[job.array] = None
             time.sleep(1)
 
-    def _others(self) -> list[slurm.Job]:
+    def _others(self) -> list[slurm.QueuedJob]:
         """The run's jobs but this one, that wait or work."""
         me = slurm_element()
         jobs = self.queue.jobs(self.plan.run_id)
@@ -171,17 +171,17 @@ class SlurmBackend:
         # An array without a receipt may lack its files (submitit moves them in place after sbatch
         # has answered), and one without its control job would be the last of the run.
         for identity in found:
-            slurm.run("scancel", identity)
+            slurm.run_command("scancel", identity)
         journal.write("abandoned", entry.intent)
         return f"gave up a {entry.phase} submission that an earlier launch left half done"
 
     def _release(self, journal: Journal, number: int, ids: Iterable[str]) -> None:
         # The follow-up is let go before what it follows: should we die between, it is there.
         for identity in ids:
-            slurm.run("scontrol", "release", identity)
-            reach("one released")
+            slurm.run_command("scontrol", "release", identity)
+            fault_point("one released")
         journal.write("released", number)
-        reach("all released")
+        fault_point("all released")
         self.queue.forget()
 
     def _held(self, journal: Journal, intent: int, work: Work, dependency: str) -> str:
@@ -195,10 +195,10 @@ class SlurmBackend:
                 jobs = made.map_array(work.function, *zip(*work.arguments, strict=True))
         except FailedJobError as error:
             raise slurm.refusal(error) from error
-        reach("control held" if work.phase == "control" else "array held")
+        fault_point("control held" if work.phase == "control" else "array held")
         identity = str(jobs[0].job_id).partition("_")[0]
         journal.write("receipt", intent, phase=work.phase, job=identity)
-        reach("control recorded" if work.phase == "control" else "array recorded")
+        fault_point("control recorded" if work.phase == "control" else "array recorded")
         return identity
 
 

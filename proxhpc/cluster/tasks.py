@@ -8,22 +8,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.slurm import Queue, seconds_left
-from proxhpc.cluster.work import stale_after
-from proxhpc.refine.lease import Owner, hold
-from proxhpc.refine.progress import ProgressLog
-from proxhpc.rundir import RunDir
+from proxhpc.run.lease import Owner, hold
+from proxhpc.run.paths import RunDir
+from proxhpc.run.progress import ProgressLog
 
 if TYPE_CHECKING:  # numpy: not before there is something to merge
-    from proxhpc.assemble.phases import PhaseName
-    from proxhpc.assemble.pool import Progress
+    from proxhpc.assemble.phases import MergePhaseName
+    from proxhpc.assemble.pool import ReportProgress
 
 T = TypeVar("T")
 
 
-def refine(root: str, number: int, of: int) -> str:
+def refine_task(root: str, number: int, of: int) -> str:
     """Be the worker `number` of `of`; its final state."""
-    from proxhpc.refine.worker import Assignment, run_worker
+    from proxhpc.worker.worker import Assignment, run_worker
 
     run = RunDir(Path(root))
     left = seconds_left()
@@ -36,7 +36,7 @@ def refine_element(root: str, element: int, tasks_per_node: int, of: int) -> str
     local = int(os.environ.get("SLURM_LOCALID", "0"))
     if tasks_per_node > 1:
         take_gpu(local, tasks_per_node)
-    return refine(root, element * tasks_per_node + local, of)
+    return refine_task(root, element * tasks_per_node + local, of)
 
 
 def with_share(devices: str, cpus: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -49,10 +49,9 @@ def with_share(devices: str, cpus: int, function: Callable[..., T], *arguments: 
     return function(*arguments)
 
 
-def merge(root: str, processes: int, memory: int | None = None) -> str:
+def merge_task(root: str, processes: int, memory: int | None = None) -> str:
     """Merge the run, alone; its final state. RetryError while somebody else merges it."""
-    from proxhpc.assemble.merge import MEMORY
-    from proxhpc.assemble.merge import merge as merge_run
+    from proxhpc.assemble.merge import MEMORY, merge_run
 
     run = RunDir(Path(root))
     with _merging(run) as progress, hold(run, "merge", Queue().alive, stale_after(run)):
@@ -61,19 +60,24 @@ def merge(root: str, processes: int, memory: int | None = None) -> str:
 
 
 def merge_share(
-    root: str, phase: "PhaseName", number: int, of: int, processes: int, memory: int | None = None
+    root: str,
+    phase: "MergePhaseName",
+    number: int,
+    of: int,
+    processes: int,
+    memory: int | None = None,
 ) -> str:
     """Do share `number` of `of` of one phase of the merge; its final state.
 
     Others do theirs at the same time. The match has no shares, and is done alone, as a merge is.
     """
     from proxhpc.assemble.merge import MEMORY
-    from proxhpc.assemble.phases import share
+    from proxhpc.assemble.phases import run_share
 
     run = RunDir(Path(root))
     alone = hold(run, "merge", Queue().alive, stale_after(run))
     with _merging(run) as progress, alone if phase == "match" else nullcontext():
-        share(
+        run_share(
             run,
             phase,
             (number, of),
@@ -85,7 +89,7 @@ def merge_share(
 
 
 @contextmanager
-def _merging(run: RunDir) -> Iterator["Progress"]:
+def _merging(run: RunDir) -> Iterator["ReportProgress"]:
     """Tell how a job of the merge fares, in a progress file of its own."""
     log = ProgressLog(run, Owner.me("merge"), "merge")
     log.write("starting")

@@ -17,7 +17,7 @@ import zstandard
 from proxhpc.corpus.blocks import DamageError, FrameReader
 from proxhpc.corpus.disk import sync_directory, write_all, writing
 from proxhpc.errors import RetryError, ShardError
-from proxhpc.faults import reach
+from proxhpc.faults import fault_point
 
 MAX_PAYLOAD = 256 << 20
 _READ = 1 << 20
@@ -99,7 +99,7 @@ class FrameWriter:
         with writing(self.path):
             try:
                 write_all(self._fd, data, self.end)
-                reach("commit written")
+                fault_point("commit written")
                 if sync:
                     os.fsync(self._fd)
             except OSError:

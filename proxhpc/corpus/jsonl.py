@@ -7,12 +7,12 @@ import orjson
 
 from proxhpc.corpus.blocks import DamageError
 from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.records import HEAD_BYTES, Fields, Refusal, Source, to_document
+from proxhpc.corpus.records import BAD_RECORD_BYTES, Fields, RecordSource, Refusal, to_document
 
 _BOM = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
+class RawLine(NamedTuple):
     """One line without its newline; `data` is its head alone where it is longer than the limit.
 
     `damage` marks the line in which the stream broke off.
@@ -26,14 +26,14 @@ class Line(NamedTuple):
 
 
 def read_jsonl(
-    lines: Iterator[Line], span: Span, fields: Fields, name: str, max_record_bytes: int
+    lines: Iterator[RawLine], span: Span, fields: Fields, name: str, max_record_bytes: int
 ) -> Iterator[Document | Bad | End]:
     """Yield the span's records in order and one End, last.
 
     `lines` begin at `first_byte(span)`. A line that begins before the span is not ours, a line
     that begins in it is, wherever it ends; both ends of a span use this one rule.
     """
-    source = Source(span.file, name)
+    source = RecordSource(span.file, name)
     position, blank = span.start, 0
     if span.start:
         line = next(lines, None)
@@ -59,7 +59,7 @@ def first_byte(span: Span) -> int:
     return max(span.start - 1, 0)
 
 
-def split_lines(chunks: Iterator[bytes], position: int, max_record_bytes: int) -> Iterator[Line]:
+def split_lines(chunks: Iterator[bytes], position: int, max_record_bytes: int) -> Iterator[RawLine]:
     r"""Yield the lines of a stream which begins at `position`; only b"\n" ends a line.
 
     Holds at most `max_record_bytes` and two chunks at a time, however long a line is.
@@ -72,21 +72,21 @@ def split_lines(chunks: Iterator[bytes], position: int, max_record_bytes: int) -
             for piece in whole:
                 tail.add(piece)
                 size, data = tail.take()
-                yield Line(position, position + size + 1, size, data)
+                yield RawLine(position, position + size + 1, size, data)
                 position += size + 1
             tail.add(rest)
     except DamageError as error:
         damage = error
     size, data = tail.take()
     if size or damage:
-        yield Line(position, position + size, size, data, damage)
+        yield RawLine(position, position + size, size, data, damage)
 
 
 class _Tail:
     """The line being gathered from chunks; beyond the limit its head alone."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = max(limit, HEAD_BYTES)
+        self._limit = max(limit, BAD_RECORD_BYTES)
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -98,7 +98,7 @@ class _Tail:
         if self._size <= self._limit:
             self._pieces.append(piece)
         elif fits:
-            self._pieces = [b"".join([*self._pieces, piece[:HEAD_BYTES]])[:HEAD_BYTES]]
+            self._pieces = [b"".join([*self._pieces, piece[:BAD_RECORD_BYTES]])[:BAD_RECORD_BYTES]]
 
     def take(self) -> tuple[int, bytes]:
         size, pieces = self._size, self._pieces
@@ -106,7 +106,7 @@ class _Tail:
         return size, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _item(line: Line, fields: Fields, source: Source, limit: int) -> Document | Bad | None:
+def _item(line: RawLine, fields: Fields, source: RecordSource, limit: int) -> Document | Bad | None:
     """Return what a line holds: a document, a bad record, or None where it is blank."""
     if line.damage:
         return _bad(line, source, Refusal(line.damage.reason, line.damage.detail))
@@ -124,8 +124,8 @@ def _item(line: Line, fields: Fields, source: Source, limit: int) -> Document | 
     return _bad(line, source, item) if isinstance(item, Refusal) else item
 
 
-def _bad(line: Line, source: Source, why: Refusal) -> Bad:
-    head = line.data[:HEAD_BYTES]
+def _bad(line: RawLine, source: RecordSource, why: Refusal) -> Bad:
+    head = line.data[:BAD_RECORD_BYTES]
     return Bad(why.reason, source.file, line.position, line.size, head, why.detail)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.records import HEAD_BYTES, Fields, Refusal, Source, to_document
+from proxhpc.corpus.records import BAD_RECORD_BYTES, Fields, RecordSource, Refusal, to_document
 from proxhpc.errors import ShardError, UserError
 
 _BATCH_BYTES = 8 << 20
@@ -70,7 +70,7 @@ def read_parquet(
 
     A row group that is damaged from row r on gives one Bad at r, and reading goes on behind it.
     """
-    source = Source(span.file, name)
+    source = RecordSource(span.file, name)
     if path.stat().st_size == 0:
         yield End(span.file, span.start, at_eof=True)
         return
@@ -205,16 +205,20 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _item(row: Any, position: int, fields: Fields, source: Source, limit: int) -> Document | Bad:
+def _item(
+    row: Any, position: int, fields: Fields, source: RecordSource, limit: int
+) -> Document | Bad:
     if isinstance(row, Refusal):
         return Bad(row.reason, source.file, position, 0, b"", row.detail)
     item = to_document(row, position, fields, source)
     if isinstance(item, Refusal):
         head = orjson.dumps(row)
-        return Bad(item.reason, source.file, position, len(head), head[:HEAD_BYTES], item.detail)
+        return Bad(
+            item.reason, source.file, position, len(head), head[:BAD_RECORD_BYTES], item.detail
+        )
     if len(item.text) > limit // 4 and (size := len(item.text.encode())) > limit:
         detail = f"longer than the limit of {limit} bytes"
-        head = item.text[:HEAD_BYTES].encode()[:HEAD_BYTES]
+        head = item.text[:BAD_RECORD_BYTES].encode()[:BAD_RECORD_BYTES]
         return Bad("record_too_long", source.file, position, size, head, detail)
     return item
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from proxhpc.corpus.document import Document
 
-HEAD_BYTES = 1024  # how much of a bad record is kept
+BAD_RECORD_BYTES = 1024  # how much of a bad record is kept
 
 _EXACT = 2**63  # orjson reads integers of more than 64 bits as floats
 
@@ -23,7 +23,7 @@ class Fields:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RecordSource:
     """Where records come from: the file's number in the plan and its display name."""
 
     file: int
@@ -39,7 +39,7 @@ class Refusal:
 
 
 def to_document(
-    record: Any, position: int, fields: Fields, source: Source, raw: bytes = b""
+    record: Any, position: int, fields: Fields, source: RecordSource, raw: bytes = b""
 ) -> Document | Refusal:
     """Return the record as a document, taking the text out of it, or why it is none.
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from proxhpc.cluster import slurm
-from proxhpc.doctor.batch import batch, containers
-from proxhpc.doctor.disk import disk
+from proxhpc.doctor.filesystem import examine_disk
 from proxhpc.doctor.finding import Finding
-from proxhpc.doctor.view import render
+from proxhpc.doctor.scheduler import examine_containers, examine_slurm
+from proxhpc.doctor.view import render_findings
 from proxhpc.errors import ProxError
-from proxhpc.manifest import load_manifest
-from proxhpc.models import resolve_model
-from proxhpc.site import Site, load_site
+from proxhpc.run.models import resolve_model
+from proxhpc.spec.manifest import load_manifest
+from proxhpc.spec.site import Site, load_site
 
-__all__ = ["Finding", "examine", "render", "subject", "summary"]
+__all__ = ["Finding", "examine_site", "render_findings", "subject", "summary"]
 
 
 def subject(name: str, manifest: Path | None, run: Path | None) -> tuple[Site, Path, list[str]]:
@@ -36,14 +36,14 @@ def subject(name: str, manifest: Path | None, run: Path | None) -> tuple[Site, P
     return site, folder.absolute(), list(dict.fromkeys(models))
 
 
-def examine(site: Site, folder: Path, models: list[str]) -> Iterator[Finding]:
+def examine_site(site: Site, folder: Path, models: list[str]) -> Iterator[Finding]:
     """Every finding about a site, the file system of `folder`, and models for offline use."""
     if site.kind == "slurm":
-        yield from batch(site)
+        yield from examine_slurm(site)
     else:
         yield Finding("site", f"{site.name}: local", "workers are processes of this machine")
-    yield from containers(site)
-    yield from disk(folder)
+    yield from examine_containers(site)
+    yield from examine_disk(folder)
     for model in models:
         yield _model(model)
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Verdict = Literal["fine", "note", "bad"]
+Severity = Literal["fine", "note", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Finding:
     what: str
     found: str
     so: str
-    verdict: Verdict = "fine"
+    verdict: Severity = "fine"
 
     def to_dict(self) -> dict[str, str]:
         """JSON form."""

@@ -6,17 +6,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.doctor.finding import Finding, Verdict
+from proxhpc.doctor.finding import Finding, Severity
 from proxhpc.status.terminal import safe
 
-_MARKS: dict[Verdict, tuple[str, str]] = {
+_MARKS: dict[Severity, tuple[str, str]] = {
     "fine": ("ok", ""),
     "note": ("note", "yellow"),
     "bad": ("BAD", "red"),
 }
 
 
-def render(findings: Sequence[Finding]) -> RenderableType:
+def render_findings(findings: Sequence[Finding]) -> RenderableType:
     """A table for a terminal, and the verdict behind it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "what", "found", "so"):

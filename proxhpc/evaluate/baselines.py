@@ -6,30 +6,30 @@ published rules for documents are the engine `rules` and run like any refiner.
 
 from collections.abc import Callable
 
-from proxhpc.evaluate.gold import BOILERPLATE, Gold
+from proxhpc.engines.rules.heuristics import c4_line
+from proxhpc.evaluate.gold import BOILERPLATE, GoldRecord
 from proxhpc.evaluate.metrics import tokens
-from proxhpc.refine.engines.heuristics import c4_line
 
-Baseline = Callable[[Gold], bytes | None]
+Baseline = Callable[[GoldRecord], bytes | None]
 MIN_TOKENS = 8
 
 
-def keep_all(gold: Gold) -> bytes:
+def keep_all(gold: GoldRecord) -> bytes:
     """Keep every line."""
     return b"\1" * (gold.text.count("\n") + 1)
 
 
-def c4_lines(gold: Gold) -> bytes:
+def c4_lines(gold: GoldRecord) -> bytes:
     """Keep the lines that C4's line rules keep (`heuristics.c4_line`)."""
     return bytes(not c4_line(line) for line in gold.text.split("\n"))
 
 
-def eight_words(gold: Gold) -> bytes:
+def eight_words(gold: GoldRecord) -> bytes:
     """Keep lines of at least 8 tokens."""
     return bytes(len(tokens(line)) >= MIN_TOKENS for line in gold.text.split("\n"))
 
 
-def oracle(gold: Gold) -> bytes | None:
+def oracle(gold: GoldRecord) -> bytes | None:
     """Remove the lines labelled boilerplate and no other; None where lines have no labels."""
     return bytes(label != BOILERPLATE for label in gold.labels) if gold.labels else None
 

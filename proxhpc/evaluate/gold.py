@@ -2,7 +2,7 @@
 
 A chunk-level record holds a noisy text and the text wanted in its place, and may label each line;
 a doc-level record holds a text and whether to keep it. A record may be both. Refiners are judged
-by such records (`read_gold`), and taught (`proxhpc.adapt.gold`).
+by such records (`read_gold`), and taught (`proxhpc.annotate.gold`).
 """
 
 import random
@@ -26,7 +26,7 @@ CONTENT, BOILERPLATE = "G", "B"
 
 
 @dataclass(frozen=True, slots=True)
-class Gold:
+class GoldRecord:
     """One gold record; `place` says where it stands, as `file:line`.
 
     Chunk-level where `wanted`, the text that should have come out, is not None; `labels` is a
@@ -94,7 +94,7 @@ class Selection:
     seed: int = 0
     split: Split | None = None
 
-    def takes(self, record: dict[str, Any], gold: Gold) -> bool:
+    def takes(self, record: dict[str, Any], gold: GoldRecord) -> bool:
         """Whether a record, read as `gold`, meets the conditions and is of the split."""
         if self.split not in (None, split_of(gold.host, gold.text)):
             return False
@@ -104,12 +104,12 @@ class Selection:
             has[key] == value for key, value in self.exclude
         )
 
-    def sample(self, records: Iterable[Gold]) -> list[Gold]:
+    def sample(self, records: Iterable[GoldRecord]) -> list[GoldRecord]:
         """The records, or `limit` of them at random, in their order."""
         if self.limit is None:
             return list(records)
         chance = random.Random(self.seed)  # noqa: S311
-        taken: list[tuple[int, Gold]] = []
+        taken: list[tuple[int, GoldRecord]] = []
         for number, record in enumerate(records):
             if number < self.limit:
                 taken.append((number, record))
@@ -130,7 +130,7 @@ def read_gold(
     paths: Sequence[Path],
     where: GoldFields = GoldFields(),
     selection: Selection = Selection(),
-) -> list[Gold]:
+) -> list[GoldRecord]:
     """The gold records of JSON-lines files, in order.
 
     UserError naming file and line for the first record that is none, or that contradicts itself,
@@ -146,7 +146,7 @@ def read_gold(
     return found
 
 
-def records(path: Path, names: GoldFields = GoldFields()) -> Iterator[Gold]:
+def records(path: Path, names: GoldFields = GoldFields()) -> Iterator[GoldRecord]:
     """Every record of a JSON-lines file, also those that nobody judged: they need have a text only.
 
     UserError naming file and line for the first that has none, or that contradicts itself.
@@ -155,7 +155,9 @@ def records(path: Path, names: GoldFields = GoldFields()) -> Iterator[Gold]:
         yield _gold(record, names, place)
 
 
-def _selected(paths: Sequence[Path], names: GoldFields, selection: Selection) -> Iterator[Gold]:
+def _selected(
+    paths: Sequence[Path], names: GoldFields, selection: Selection
+) -> Iterator[GoldRecord]:
     for path in paths:
         for place, record in _objects(path):
             gold = _gold(record, names, place)
@@ -191,7 +193,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise unreadable(path, error) from error
 
 
-def _gold(record: dict[str, Any], names: GoldFields, place: str) -> Gold:
+def _gold(record: dict[str, Any], names: GoldFields, place: str) -> GoldRecord:
     noisy, wanted, labels = (
         _text(record, key, place) for key in (names.noisy, names.gold, names.labels)
     )
@@ -205,7 +207,7 @@ def _gold(record: dict[str, Any], names: GoldFields, place: str) -> Gold:
     if labels is not None and len(labels) != text.count("\n") + 1:
         said = f"{len(labels)} labels for {text.count(chr(10)) + 1} lines of its text"
         raise _refused(place, f"{names.labels!r} has {said}")
-    return Gold(
+    return GoldRecord(
         id=_scalar(lookup(record, names.id)) or place,
         place=place,
         source=_scalar(lookup(record, names.source)),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, Gold
+from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldRecord
 from proxhpc.evaluate.ranking import auc
 from proxhpc.program.execute import UNSPACED
 
@@ -31,7 +31,7 @@ LONG_LINE = 20
 Cells = dict[str, float]
 """What a document counts for, by the names of its level's counts."""
 
-Scores = dict[str, float | None]
+MetricScores = dict[str, float | None]
 """Metrics by name; None where there is nothing to have a share of."""
 
 _INNER = UNSPACED.pattern[1:-1]
@@ -65,7 +65,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class MetricLevel:
     """What is counted of a document at a level, and the metrics made of it."""
 
     counts: tuple[str, ...]
@@ -84,7 +84,7 @@ class Level:
         np.divide(sums @ over, divisor, out=ratios, where=divisor > 0)
         return ratios
 
-    def scores(self, table: "Table") -> Scores:
+    def scores(self, table: "Table") -> MetricScores:
         """The metrics of documents, from their rows."""
         values = self.of(table.sum(axis=0)).tolist()
         pairs = zip(self.ratios, values, strict=True)
@@ -108,7 +108,7 @@ def _detection(true: str, false: str, missed: str) -> tuple[Ratio, Ratio, Ratio]
     )
 
 
-LINES = Level(
+LINE_METRICS = MetricLevel(
     (
         *("documents", "token_f1", "removed_right", "removed_wrong", "missed"),
         *("long", "long_removed", *_SIZES, "programs", "valid"),
@@ -123,7 +123,7 @@ LINES = Level(
         *(*_KEPT, _VALID),
     ),
 )
-DOCUMENTS = Level(
+DOCUMENT_METRICS = MetricLevel(
     (
         *("documents", "kept", "right", "dropped_right", "dropped_wrong", "missed"),
         *(*_SIZES, "programs", "valid"),
@@ -147,7 +147,7 @@ class GoldLines:
     wanted text has each of those, `wanted_total` how many tokens that has in all.
     """
 
-    gold: Gold
+    gold: GoldRecord
     boilerplate: "NDArray[np.bool_]"
     content: "NDArray[np.bool_]"
     long: "NDArray[np.bool_]"
@@ -159,7 +159,7 @@ class GoldLines:
     wanted_total: int
 
     @classmethod
-    def of(cls, gold: Gold) -> "GoldLines":
+    def of(cls, gold: GoldRecord) -> "GoldLines":
         """Take a chunk-level record apart."""
         import numpy as np
 
@@ -235,7 +235,7 @@ def _count(flags: "NDArray[np.bool_]") -> int:
     return int(flags.sum())
 
 
-def document_row(gold: Gold, kept: bool) -> Cells:
+def document_row(gold: GoldRecord, kept: bool) -> Cells:
     """The counts of DOCUMENTS of one decision on a doc-level record."""
     size, length = len(gold.text.encode("utf-8", "surrogatepass")), len(tokens(gold.text))
     return {
@@ -252,7 +252,7 @@ def document_row(gold: Gold, kept: bool) -> Cells:
     }
 
 
-def table(level: Level, rows: Sequence[Cells]) -> "Table":
+def count_table(level: MetricLevel, rows: Sequence[Cells]) -> "Table":
     """Rows as an array (documents, counts); what a row does not name is 0."""
     import numpy as np
 
@@ -260,20 +260,24 @@ def table(level: Level, rows: Sequence[Cells]) -> "Table":
     return np.array(cells, float).reshape(len(rows), len(level.counts))
 
 
-def score_lines(documents: Sequence[GoldLines], decisions: "Sequence[Flags]") -> Scores:
+def score_lines(documents: Sequence[GoldLines], decisions: "Sequence[Flags]") -> MetricScores:
     """The metrics of decisions on the lines of documents, one decision each, in their order.
 
     ValueError where numbers of documents, or of lines, differ.
     """
     pairs = zip(documents, decisions, strict=True)
-    return LINES.scores(table(LINES, [line_row(lines, kept) for lines, kept in pairs]))
+    return LINE_METRICS.scores(
+        count_table(LINE_METRICS, [line_row(lines, kept) for lines, kept in pairs])
+    )
 
 
 def score_documents(
-    records: Sequence[Gold], kept: Sequence[bool], scores: Sequence[float] | None = None
-) -> Scores:
+    records: Sequence[GoldRecord], kept: Sequence[bool], scores: Sequence[float] | None = None
+) -> MetricScores:
     """The metrics of decisions on doc-level records; `auc` of `scores`, higher for rather drop."""
     pairs = zip(records, kept, strict=True)
-    found = DOCUMENTS.scores(table(DOCUMENTS, [document_row(gold, bool(k)) for gold, k in pairs]))
+    found = DOCUMENT_METRICS.scores(
+        count_table(DOCUMENT_METRICS, [document_row(gold, bool(k)) for gold, k in pairs])
+    )
     drop = [not gold.keep for gold in records]
     return found | {"auc": None if scores is None else auc(drop, scores)}

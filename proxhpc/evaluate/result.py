@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxhpc.evaluate.bootstrap import Score, resample, score
-from proxhpc.evaluate.gold import Gold, Selection
-from proxhpc.evaluate.metrics import DOCUMENTS, LINES, Level, table
+from proxhpc.evaluate.gold import GoldRecord, Selection
+from proxhpc.evaluate.metrics import DOCUMENT_METRICS, LINE_METRICS, MetricLevel, count_table
 from proxhpc.evaluate.ranking import auc_score
 from proxhpc.evaluate.run import Answers, LevelName, Say, ask, name_of
-from proxhpc.manifest import Manifest
+from proxhpc.spec.manifest import Manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Table = NDArray[np.float64]
 
 ROUNDS = 1000
-LEVELS: dict[LevelName, Level] = {"chunk": LINES, "doc": DOCUMENTS}
+METRIC_LEVELS: dict[LevelName, MetricLevel] = {"chunk": LINE_METRICS, "doc": DOCUMENT_METRICS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Evaluation:
 
 def evaluate(
     manifest: Manifest,
-    records: Sequence[Gold],
+    records: Sequence[GoldRecord],
     files: Sequence[Path],
     selection: Selection = Selection(),  # noqa: B008
     rounds: int = ROUNDS,
@@ -95,7 +95,7 @@ def evaluate(
     for none. `say` and UserError as `run.ask`.
     """
     asked = ask(manifest, records, say)
-    of_level: dict[LevelName, list[Gold]] = {
+    of_level: dict[LevelName, list[GoldRecord]] = {
         "chunk": [gold for gold in records if gold.wanted is not None],
         "doc": [gold for gold in records if gold.keep is not None],
     }
@@ -105,11 +105,11 @@ def evaluate(
     name = name_of(manifest)
     groups = []
     for level, systems in asked.items():
-        tables = {one.name: table(LEVELS[level], one.cells) for one in systems}
+        tables = {one.name: count_table(METRIC_LEVELS[level], one.cells) for one in systems}
         scores = {one.name: one.scores for one in systems}
         for group, places in _groups(level, of_level[level]):
             some = {system: rows[places] for system, rows in tables.items()}
-            found = _compare(some, name, LEVELS[level], rounds, selection.seed)
+            found = _compare(some, name, METRIC_LEVELS[level], rounds, selection.seed)
             if level == "doc":
                 some_gold = [(place, of_level["doc"][place]) for place in places]
                 found = tuple(
@@ -129,7 +129,7 @@ def evaluate(
     )
 
 
-def _groups(level: LevelName, records: Sequence[Gold]) -> list[tuple[str, list[int]]]:
+def _groups(level: LevelName, records: Sequence[GoldRecord]) -> list[tuple[str, list[int]]]:
     """Names of groups, and which records belong to each."""
     groups = [("all", list(range(len(records))))]
     agreed = [place for place, gold in enumerate(records) if gold.unanimous]
@@ -144,7 +144,7 @@ def _groups(level: LevelName, records: Sequence[Gold]) -> list[tuple[str, list[i
 
 
 def _compare(
-    tables: "dict[str, Table]", refiner: str, level: Level, rounds: int, seed: int
+    tables: "dict[str, Table]", refiner: str, level: MetricLevel, rounds: int, seed: int
 ) -> tuple[System, ...]:
     return tuple(
         _system(name, own, tables.get(refiner) if name != refiner else None, level, (rounds, seed))
@@ -153,7 +153,7 @@ def _compare(
 
 
 def _system(
-    name: str, own: "Table", other: "Table | None", level: Level, drawing: tuple[int, int]
+    name: str, own: "Table", other: "Table | None", level: MetricLevel, drawing: tuple[int, int]
 ) -> System:
     """One system's scores, and the `other` one's lead, on documents that both decided about."""
     decided = own[:, 0] > 0
@@ -173,7 +173,7 @@ def _system(
 
 def _ranked(
     system: System,
-    records: Sequence[tuple[int, Gold]],
+    records: Sequence[tuple[int, GoldRecord]],
     scores: Sequence[float | None],
     drawing: tuple[int, int],
 ) -> System:
@@ -187,7 +187,7 @@ def _ranked(
     return replace(system, scores=system.scores | {"auc": area})
 
 
-def _scores(level: Level, values: "Table", drawn: "Table | None") -> dict[str, Score]:
+def _scores(level: MetricLevel, values: "Table", drawn: "Table | None") -> dict[str, Score]:
     return {
         ratio.name: score(values[place], None if drawn is None else drawn[:, place])
         for place, ratio in enumerate(level.ratios)

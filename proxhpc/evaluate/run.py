@@ -10,25 +10,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxhpc import here
+from proxhpc import preview as here
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage, flops
 from proxhpc.corpus.document import Document
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
-from proxhpc.evaluate.gold import Gold
+from proxhpc.evaluate.gold import GoldRecord
 from proxhpc.evaluate.metrics import Cells, GoldLines, document_row, line_row
-from proxhpc.manifest import Manifest
-from proxhpc.models import ModelRef
-from proxhpc.plan import find_models, settle
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import doc_verdict, read_placed, replay
-from proxhpc.refine.ledger import Row, tally
 from proxhpc.refine.refiner import Refiner, open_refiner
+from proxhpc.run.ledger import Row, tally
+from proxhpc.run.models import ModelRef
+from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.manifest import Manifest
 
 LevelName = Literal["chunk", "doc"]
 Say = Callable[[str], object]
-SAY_SECONDS = 10
+_PROGRESS_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ Asked = dict[LevelName, list[Answers]]
 """By level the refiner's answers, first if it has that stage, and those of the baselines."""
 
 
-def ask(manifest: Manifest, records: Sequence[Gold], say: Say) -> Asked:
+def ask(manifest: Manifest, records: Sequence[GoldRecord], say: Say) -> Asked:
     """Have the manifest's refiner, the rules and the other baselines decide about gold records.
 
     `say` is told now and then how far a refiner is. UserError where no stage of the manifest is
@@ -69,7 +69,7 @@ def ask(manifest: Manifest, records: Sequence[Gold], say: Say) -> Asked:
             hint="give --model for chunk-level records and --doc-model for doc-level ones",
         )
     asked: Asked = {level: [] for level, number in levels.items() if number}
-    rules = here.manifest_of(None, engine=None, model=None, doc_model=None, prompt=None)
+    rules = here.preview_manifest(None, engine=None, model=None, doc_model=None, prompt=None)
     for one in (manifest,) if manifest.engine.name == "rules" else (manifest, rules):
         for level, answers in asyncio.run(_refine(one, chunk, doc, say)).items():
             asked[level].append(answers)
@@ -96,10 +96,10 @@ def _decide(name: str, documents: Sequence[GoldLines], baseline: Baseline) -> An
 
 
 async def _refine(
-    manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[Gold], say: Say
+    manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[GoldRecord], say: Say
 ) -> Mapping[LevelName, Answers]:
     models = find_models(manifest)
-    manifest = settle(manifest, models)
+    manifest = freeze_manifest(manifest, models)
     name = name_of(manifest)
     refiner = await open_refiner(manifest, models)
     found: dict[LevelName, Answers] = {}
@@ -129,16 +129,18 @@ def _flops(model: ModelRef | None, usage: Usage) -> int | None:
     return flops(model.shape, usage) if model and model.shape else None
 
 
-async def _rows(refiner: Refiner, records: Sequence[Gold], say: Say) -> tuple[list[Row], float]:
+async def _rows(
+    refiner: Refiner, records: Sequence[GoldRecord], say: Say
+) -> tuple[list[Row], float]:
     """The ledger rows of records, and the seconds that they took."""
-    found: Iterator[here.Named] = (
+    found: Iterator[here.NamedDocument] = (
         (gold.place, Document(gold.id, gold.text, 0, number)) for number, gold in enumerate(records)
     )
     began = said = time.monotonic()
     rows = []
     async for _, row in here.rows(refiner, found):
         rows.append(row)
-        if time.monotonic() - said >= SAY_SECONDS:
+        if time.monotonic() - said >= _PROGRESS_SECONDS:
             said = time.monotonic()
             say(f"{len(rows):,} of {len(records):,} documents")
     return rows, time.monotonic() - began
@@ -160,7 +162,7 @@ def _edited(lines: GoldLines, row: Row, refiner: Refiner) -> Cells:
     return line_row(lines, kept, text) | _programs(valid)
 
 
-def _judged(gold: Gold, row: Row) -> Cells:
+def _judged(gold: GoldRecord, row: Row) -> Cells:
     """The cells of a doc stage's verdict."""
     clear = [] if row.doc is None else [not doc_verdict(row.doc.emitted, Policy()).rejected]
     return document_row(gold, row.status == "kept") | _programs(clear)

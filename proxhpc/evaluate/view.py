@@ -32,7 +32,7 @@ HEADS = {
 }
 
 
-def render(found: Evaluation) -> RenderableType:
+def render_evaluation(found: Evaluation) -> RenderableType:
     """Tables by level, a block for each group of documents, and remarks."""
     parts: list[RenderableType] = []
     for level, what in (("chunk", "lines and text"), ("doc", "whole documents")):

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from typing import Literal
 
 LONG = 2000  # lines above which the comparison may be rough, to stay quick
-PAIRS = 2500  # pairs of lines to compare within one replaced block
+_MAX_PAIRS = 2500  # pairs of lines to compare within one replaced block
 MATCHES = 250_000  # pairs of words to compare within a line; a longer one has one change in all
 ALIKE = 0.5  # share of words in common from which a line counts as an edited one
 _WORDS = re.compile(r"[A-Za-z0-9]+|.", re.DOTALL)  # in other scripts, and of signs, each character
@@ -23,7 +23,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class LineChange:
     """One line. `number` counts the lines of the text before, from 0; -1 for an added line."""
 
     kind: Literal["same", "removed", "added"]
@@ -36,7 +36,7 @@ class Change:
         return "".join(piece.text for piece in self.pieces)
 
 
-def compare(before: Sequence[str], after: Sequence[str]) -> Iterator[Change]:
+def diff_lines(before: Sequence[str], after: Sequence[str]) -> Iterator[LineChange]:
     """Every line of both versions, in order; an edited line comes as removed and then added."""
     head = _common(before, after)
     tail = _common(before[head:][::-1], after[head:][::-1])
@@ -51,7 +51,7 @@ def compare(before: Sequence[str], after: Sequence[str]) -> Iterator[Change]:
     yield from _same(before, len(before) - tail, len(before))
 
 
-def hunks(changes: Sequence[Change], context: int) -> Iterator[Change | int]:
+def hunks(changes: Sequence[LineChange], context: int) -> Iterator[LineChange | int]:
     """The changes with `context` lines around them; for lines left out, how many they are."""
     near = bytearray(len(changes))
     for place, change in enumerate(changes):
@@ -76,30 +76,30 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
     return next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def _same(lines: Sequence[str], start: int, stop: int) -> Iterator[Change]:
-    return (Change("same", n, (Piece(lines[n]),)) for n in range(start, stop))
+def _same(lines: Sequence[str], start: int, stop: int) -> Iterator[LineChange]:
+    return (LineChange("same", n, (Piece(lines[n]),)) for n in range(start, stop))
 
 
-def _block(old: Sequence[str], new: Sequence[str], first: int) -> Iterator[Change]:
+def _block(old: Sequence[str], new: Sequence[str], first: int) -> Iterator[LineChange]:
     """Lines in place of others: each new line goes with the first old one that is like it."""
     at = 0
-    few = len(old) * len(new) <= PAIRS
+    few = len(old) * len(new) <= _MAX_PAIRS
     bags = [Counter(_WORDS.findall(line)) for line in old] if few else []
     for line in new:
         partner = _partner(bags, at, Counter(_WORDS.findall(line))) if few else None
         if partner is None:
-            yield Change("added", -1, (Piece(line, changed=True),))
+            yield LineChange("added", -1, (Piece(line, changed=True),))
             continue
         yield from _removed(old, at, partner, first)
         gone, come = _within(old[partner], line)
-        yield Change("removed", first + partner, gone)
-        yield Change("added", -1, come)
+        yield LineChange("removed", first + partner, gone)
+        yield LineChange("added", -1, come)
         at = partner + 1
     yield from _removed(old, at, len(old), first)
 
 
-def _removed(old: Sequence[str], start: int, stop: int, first: int) -> Iterator[Change]:
-    return (Change("removed", first + n, (Piece(old[n]),)) for n in range(start, stop))
+def _removed(old: Sequence[str], start: int, stop: int, first: int) -> Iterator[LineChange]:
+    return (LineChange("removed", first + n, (Piece(old[n]),)) for n in range(start, stop))
 
 
 def _partner(bags: Sequence[Counter[str]], start: int, bag: Counter[str]) -> int | None:

@@ -6,14 +6,13 @@ from typing import Any
 from proxhpc.assemble.rows import source
 from proxhpc.corpus.document import Bad, Document, Span
 from proxhpc.errors import ShardError, StopError
-from proxhpc.inspect.copies import Kept, kept_for
-from proxhpc.inspect.find import Found
-from proxhpc.plan import Plan
-from proxhpc.program.replay import Outcome, Style, replay
+from proxhpc.inspect.find import FoundRow
+from proxhpc.inspect.survivor import Survivor, survivor_of
+from proxhpc.program.replay import ReplayResult, Style, replay
 from proxhpc.program.syntax import FIRST_LINE
-from proxhpc.refine.ledger import Call, Row, text_digest
-from proxhpc.refine.refiner import chunk_style
-from proxhpc.rundir import RunDir
+from proxhpc.run.ledger import Call, Row, text_digest
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Inspection:
     before: str | None
     after: str | None
     notes: tuple[str, ...] = field(default=())
-    duplicate_of: Kept | None = None
+    duplicate_of: Survivor | None = None
 
     def number(self, line: int) -> int | None:
         """What the model saw in front of a line; None for a line that no model saw."""
@@ -72,13 +71,13 @@ class Inspection:
         }
 
 
-def examine(run: RunDir, plan: Plan, found: Found) -> Inspection:
+def examine_document(run: RunDir, plan: Plan, found: FoundRow) -> Inspection:
     """Read the raw record of a row again and run its programs.
 
     StopError when the input is no longer what was refined.
     """
     row = found.row
-    style = chunk_style(plan.manifest)
+    style = plan.manifest.chunk_style
     document = _read(plan, row)
     after: str | None = None
     notes: list[str] = []
@@ -96,7 +95,7 @@ def examine(run: RunDir, plan: Plan, found: Found) -> Inspection:
         before=document.text if document else None,
         after=after,
         notes=tuple(notes),
-        duplicate_of=kept_for(run, plan, found),
+        duplicate_of=survivor_of(run, plan, found),
     )
 
 
@@ -116,7 +115,9 @@ def _read(plan: Plan, row: Row) -> Document | None:
     )
 
 
-def _outcome(plan: Plan, row: Row, text: str, style: Style, notes: list[str]) -> Outcome | None:
+def _outcome(
+    plan: Plan, row: Row, text: str, style: Style, notes: list[str]
+) -> ReplayResult | None:
     doc = row.doc.emitted if row.doc else None
     windows = [call.window for call in row.windows]
     try:

@@ -12,17 +12,17 @@ import orjson
 from proxhpc.assemble.rows import source
 from proxhpc.corpus.frames import read_frames
 from proxhpc.errors import ShardError, UserError
-from proxhpc.plan import Plan
-from proxhpc.refine.ledger import Row, parse_frame
-from proxhpc.refine.shard import attempts
-from proxhpc.rundir import RunDir
+from proxhpc.run.ledger import Row, parse_frame
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import attempts
 from proxhpc.status.terminal import safe
 
 NEARBY = 20_000  # rows to look through for the ids nearest to one that is not there
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundRow:
     """A ledger row and where it is. Not `published`: its shard is not finished yet."""
 
     shard: int
@@ -30,7 +30,7 @@ class Found:
     row: Row
 
 
-def find(run: RunDir, plan: Plan, query: str) -> Iterator[Found]:
+def find(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
     """Every row of the document with this id, or at this `<input name>:<position>`.
 
     An id alone does not say where its document is: then all ledgers are looked through.
@@ -51,7 +51,9 @@ def find(run: RunDir, plan: Plan, query: str) -> Iterator[Found]:
                 yield found
 
 
-def sample(run: RunDir, plan: Plan, number: int, status: str = "", seed: int = 0) -> list[Found]:
+def sample_rows(
+    run: RunDir, plan: Plan, number: int, status: str = "", seed: int = 0
+) -> list[FoundRow]:
     """Rows picked at random, of one status if given; the same ones each time for one seed.
 
     Few shards are read: not every set of rows is equally likely. UserError for less than one.
@@ -62,8 +64,8 @@ def sample(run: RunDir, plan: Plan, number: int, status: str = "", seed: int = 0
     shards = list(range(len(plan.shards)))
     draw.shuffle(shards)
     share = -(-number // max(1, min(len(shards), number)))
-    picked: list[Found] = []
-    spare: list[Found] = []
+    picked: list[FoundRow] = []
+    spare: list[FoundRow] = []
     for shard in shards:
         if len(picked) >= number:
             break
@@ -117,7 +119,7 @@ def _shards_of(plan: Plan, file: int, position: int) -> Iterator[int]:
                 yield number
 
 
-def _rows(run: RunDir, shard: int, needle: bytes) -> Iterator[Found]:
+def _rows(run: RunDir, shard: int, needle: bytes) -> Iterator[FoundRow]:
     """Rows of one shard, from frames that contain `needle`."""
     while True:
         try:
@@ -137,7 +139,7 @@ def _best_attempt(run: RunDir, shard: int) -> Path | None:
     return max(paths, key=lambda path: path.stat().st_size, default=None)
 
 
-def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[Found]:
+def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[FoundRow]:
     # An attempt may end in a torn frame, which its writer is about to finish; a ledger may not.
     for frame in read_frames(path, strict=published):
         if needle not in frame.payload:
@@ -147,12 +149,12 @@ def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[Fo
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ShardError(f"{path}: a row cannot be read: {error!r}") from error
         if "summary" not in head:
-            yield from (Found(shard, published, row) for row in rows)
+            yield from (FoundRow(shard, published, row) for row in rows)
 
 
-def _reservoir(rows: Iterator[Found], number: int, draw: random.Random) -> list[Found]:
+def _reservoir(rows: Iterator[FoundRow], number: int, draw: random.Random) -> list[FoundRow]:
     """`number` of the rows, each as likely as any other (algorithm R)."""
-    kept: list[Found] = []
+    kept: list[FoundRow] = []
     for count, row in enumerate(rows):
         if count < number:
             kept.append(row)

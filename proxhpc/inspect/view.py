@@ -7,13 +7,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.inspect.diff import Change, compare, hunks
+from proxhpc.inspect.diff import LineChange, diff_lines, hunks
 from proxhpc.inspect.document import Inspection
-from proxhpc.models import short_name
-from proxhpc.refine.ledger import Call
-from proxhpc.status.terminal import safe, safe_line, share, whole
+from proxhpc.run.ledger import Call
+from proxhpc.run.models import short_name
+from proxhpc.status.terminal import percentage, safe, safe_line, whole
 
-CONTEXT = 3  # unchanged lines around a change
+_CONTEXT = 3  # unchanged lines around a change
 DROPPED_LINES = 40  # lines to show of a document that is not in the corpus
 _STATUS = {"kept": "green", "edited": "yellow", "dropped": "red", "quarantined": "bold red"}
 _SIGNS = {"same": " ", "removed": "-", "added": "+"}
@@ -21,7 +21,7 @@ _COLOURS = {"same": "", "removed": "red", "added": "green"}
 _CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
 
 
-def render(item: Inspection) -> RenderableType:
+def render_inspection(item: Inspection) -> RenderableType:
     """One document."""
     return Group(*_parts(item))
 
@@ -90,7 +90,7 @@ def _edits(item: Inspection) -> str:
 
 
 def _change(before: int, after: int) -> str:
-    return f"{whole(before)} → {whole(after)}  {share(after, before)}".rstrip()
+    return f"{whole(before)} → {whole(after)}  {percentage(after, before)}".rstrip()
 
 
 def _remark(call: Call) -> Text:
@@ -124,7 +124,7 @@ def _text(item: Inspection) -> Iterator[Text]:
     if item.after == item.before:
         yield Text("  unchanged", style="dim")
         return
-    for change in hunks(list(compare(before, item.after.split("\n"))), CONTEXT):
+    for change in hunks(list(diff_lines(before, item.after.split("\n"))), _CONTEXT):
         if isinstance(change, int):
             yield from _left_out(change)
         else:
@@ -149,7 +149,7 @@ def _label(item: Inspection, line: int) -> str:
     return "" if number is None else f"[{number:03d}]"
 
 
-def _pieces(change: Change) -> Text:
+def _pieces(change: LineChange) -> Text:
     text = Text()
     for piece in change.pieces:
         style = _CHANGED if piece.changed else _COLOURS

@@ -13,17 +13,17 @@ from itertools import pairwise
 MAX_CELLS = 250_000
 """Pairs of lines that one alignment looks at; above, lines unique to both texts anchor it."""
 
-CONTEXT = 20
+_CONTEXT = 20
 """Characters that a replacement needs around a place that is blank."""
 
-Pairs = list[tuple[int, int]]
+LinePairs = list[tuple[int, int]]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 KEPT, GONE, PUT = range(3)  # what was last done: a line became one, went, or one was put in
 _STATES = (KEPT, GONE, PUT)
 _NEVER = 1 << 60
 
 
-class Line:
+class AlignedLine:
     """A line and the different words and signs in it."""
 
     __slots__ = ("text", "tokens")
@@ -40,7 +40,7 @@ class Prices:
     remove: int
     replace: int
 
-    def change(self, old: "Line", new: "Line") -> int:
+    def change(self, old: "AlignedLine", new: "AlignedLine") -> int:
         """Cost of a line that becomes another: of one replacement, or of two if that is less."""
         if old.text == new.text:
             return 0
@@ -52,10 +52,10 @@ class Prices:
 
     def put(self, new: str) -> int:
         """Cost of a line that is put in."""
-        return self.replace + CONTEXT + len(new)
+        return self.replace + _CONTEXT + len(new)
 
 
-def align(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> Pairs | None:
+def align(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> LinePairs | None:
     """Which line becomes which, ascending in both, at the least cost; None if it is too large.
 
     Lines in no pair go; wanted lines in no pair are to be put in.
@@ -64,7 +64,7 @@ def align(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> Pairs 
     if len(lines) * len(wanted) > MAX_CELLS:
         anchors += _anchors(lines, wanted)
     anchors.append((len(lines), len(wanted)))
-    pairs: Pairs = []
+    pairs: LinePairs = []
     for (low, goal_low), (high, goal_high) in pairwise(anchors):
         part, goal = lines[low + 1 : high], wanted[goal_low + 1 : goal_high]
         if len(part) * len(goal) > MAX_CELLS:
@@ -96,7 +96,7 @@ def _common(most: int, same: Callable[[int, int], bool]) -> int:
     return low
 
 
-def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> Pairs:
+def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> LinePairs:
     """Lines that both texts have once, in the longest run ascending in both."""
     often, sought = Counter(lines), Counter(wanted)
     places = {line: place for place, line in enumerate(lines) if often[line] == 1}
@@ -109,7 +109,7 @@ def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> Pairs:
         previous.append(ends[rank - 1] if rank else -1)
         tails[rank : rank + 1] = [place]
         ends[rank : rank + 1] = [index]
-    chain: Pairs = []
+    chain: LinePairs = []
     index = ends[-1] if ends else -1
     while index >= 0:
         chain.append(common[index])
@@ -118,17 +118,17 @@ def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> Pairs:
 
 
 Costs = list[list[int]]  # by state and number of wanted lines made so far
-Steps = list[bytearray]  # and from which state each was reached
+_Steps = list[bytearray]  # and from which state each was reached
 
 
-def _cheapest(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> Pairs:
+def _cheapest(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> LinePairs:
     """Align everything."""
     width = len(wanted) + 1
     puts = [prices.put(line) for line in wanted]
-    old, new = list(map(Line, lines)), list(map(Line, wanted))
+    old, new = list(map(AlignedLine, lines)), list(map(AlignedLine, wanted))
     cost = [[_NEVER] * width for _ in _STATES]
     cost[KEPT][0] = 0
-    came: list[Steps] = [[bytearray(width) for _ in _STATES]]
+    came: list[_Steps] = [[bytearray(width) for _ in _STATES]]
     for goal in range(1, width):
         _reach(cost, came[0], PUT, goal, _before(cost, goal - 1, puts[goal - 1]))
     for line in old:
@@ -150,14 +150,14 @@ def _before(cost: Costs, goal: int, price: int) -> tuple[int, int, int]:
     return cost[KEPT][goal] + price, cost[GONE][goal] + price, cost[PUT][goal] + price
 
 
-def _reach(cost: Costs, steps: Steps, state: int, goal: int, ways: tuple[int, int, int]) -> None:
+def _reach(cost: Costs, steps: _Steps, state: int, goal: int, ways: tuple[int, int, int]) -> None:
     best = min(ways)
     cost[state][goal] = best
     steps[state][goal] = ways.index(best)
 
 
-def _trace(cost: Costs, came: list[Steps]) -> Pairs:
-    pairs: Pairs = []
+def _trace(cost: Costs, came: list[_Steps]) -> LinePairs:
+    pairs: LinePairs = []
     place, goal = len(came) - 1, len(cost[KEPT]) - 1
     state = min(_STATES, key=lambda state: cost[state][goal])
     while place or goal:

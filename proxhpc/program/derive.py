@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import accumulate, groupby
 
-from proxhpc.program.align import MAX_CELLS, Pairs, Prices, align, shared
-from proxhpc.program.edits import window_of
+from proxhpc.program.align import MAX_CELLS, LinePairs, Prices, align, shared
+from proxhpc.program.edits import edits_of
 from proxhpc.program.execute import (
     UNSPACED,
-    Change,
+    SpanChange,
     apply,
     execute,
     only_place,
@@ -100,7 +100,7 @@ def derive(
         else:
             found.append(Program((*removals, *edits)))
     for program in sorted(found, key=lambda program: len(str(program))):
-        window = window_of(program, 0, len(lines), first)
+        window = edits_of(program, 0, len(lines), first)
         if apply(before, execute(before, len(lines), [window], policy)) != after:
             problem = NoProgram("the only candidate has another effect")
         elif window.rejected:
@@ -113,7 +113,7 @@ def derive(
 class _Text:
     """The first text: where its lines stand, and which of them go."""
 
-    def __init__(self, text: str, lines: Sequence[str], pairs: Pairs, policy: Policy) -> None:
+    def __init__(self, text: str, lines: Sequence[str], pairs: LinePairs, policy: Policy) -> None:
         self.text, self.policy = text, policy
         self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
         gone = sorted(set(range(len(lines))) - {place for place, _ in pairs})
@@ -127,7 +127,9 @@ class _Text:
         return bisect_right(self.starts, at) - 1
 
 
-def _hunks(text: _Text, lines: Sequence[str], wanted: Sequence[str], pairs: Pairs) -> list[Hunk]:
+def _hunks(
+    text: _Text, lines: Sequence[str], wanted: Sequence[str], pairs: LinePairs
+) -> list[Hunk]:
     """What must become what, ascending and disjoint; each replaces a character at least."""
     hunks: list[Hunk] = []
     made = 0
@@ -246,7 +248,7 @@ class _Search:
                 return source, target
         return None
 
-    def _replace(self, changes: list[Change]) -> bool:
+    def _replace(self, changes: list[SpanChange]) -> bool:
         """Take these changes if they do what the hunks say; those in lines that go do not count."""
         found = outside(changes, self.text.holes)
         if isinstance(found, str):

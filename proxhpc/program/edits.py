@@ -11,9 +11,9 @@ from typing import NamedTuple
 from proxhpc.program.parse import SURROGATE, parse_chunk
 from proxhpc.program.syntax import (
     Dialect,
-    Finish,
     Normalize,
     Program,
+    ProgramEnd,
     Quoted,
     RemoveAll,
     RemoveLines,
@@ -38,7 +38,7 @@ that is another reading of either.
 """
 
 
-class Window(NamedTuple):
+class WindowEdits(NamedTuple):
     """The lines [start, stop) of a document and what a program asks for there.
 
     `removed` are its lines that go, as disjoint ascending ranges [a, b) none next to another.
@@ -54,8 +54,8 @@ class Window(NamedTuple):
 
 
 def read_window(
-    text: str, dialect: Dialect, finish: Finish, start: int, stop: int, first_line: int
-) -> Window:
+    text: str, dialect: Dialect, finish: ProgramEnd, start: int, stop: int, first_line: int
+) -> WindowEdits:
     """Return what a program's text asks for in the lines [start, stop) of a document.
 
     The first of them it knows as `first_line`. Never raises; linear in `text`.
@@ -76,11 +76,11 @@ def read_window(
             elif other != "untouch_doc()":
                 break
         else:
-            return Window(start, stop, _joined(ranges), strings, {}, False)
-    return window_of(parse_chunk(text, dialect, finish), start, stop, first_line)
+            return WindowEdits(start, stop, _joined(ranges), strings, {}, False)
+    return edits_of(parse_chunk(text, dialect, finish), start, stop, first_line)
 
 
-def window_of(program: Program, start: int, stop: int, first_line: int) -> Window:
+def edits_of(program: Program, start: int, stop: int, first_line: int) -> WindowEdits:
     """Return what a parsed program asks for in the lines [start, stop) of a document.
 
     Statements that are repeated count once.
@@ -111,7 +111,7 @@ def window_of(program: Program, start: int, stop: int, first_line: int) -> Windo
                     strings.append(_string_edit(line + shift, statement.source, target))
                 else:
                     count(rejected, "outside_window")
-    return Window(start, stop, _joined(ranges), strings, rejected, program.cut)
+    return WindowEdits(start, stop, _joined(ranges), strings, rejected, program.cut)
 
 
 def count(rejected: dict[str, int], reason: str, number: int = 1) -> None:

@@ -15,7 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from unicodedata import category
 
-from proxhpc.program.edits import StringEdit, Window, count
+from proxhpc.program.edits import StringEdit, WindowEdits, count
 from proxhpc.program.policy import Policy
 
 EXECUTE_REASONS = (
@@ -43,11 +43,11 @@ UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 
 _END = sys.maxsize  # behind the last character of any text
 
-Change = tuple[int, int, str]
+SpanChange = tuple[int, int, str]
 """Characters [start, stop) of a document become the string."""
 
 
-Executed = tuple[list[Change], int]
+Execution = tuple[list[SpanChange], int]
 """(changes, replaced): what a program comes to in its window, in characters of the document.
 
 `changes`, disjoint and ascending, take removed lines out, the newline behind each included,
@@ -55,7 +55,9 @@ and replace `replaced` occurrences of strings outside of those.
 """
 
 
-def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) -> list[Executed]:
+def execute(
+    text: str, total: int, windows: Sequence[WindowEdits], policy: Policy
+) -> list[Execution]:
     """Find out what each program comes to in a text of `total` lines.
 
     `windows` are ascending and disjoint; what is rejected is added to their counts. Error budgets
@@ -74,9 +76,9 @@ def execute(text: str, total: int, windows: Sequence[Window], policy: Policy) ->
     return results
 
 
-def apply(text: str, results: Sequence[Executed]) -> str:
+def apply(text: str, results: Sequence[Execution]) -> str:
     """Return `text` with all changes made; ascending results of disjoint windows."""
-    changes: list[Change] = []
+    changes: list[SpanChange] = []
     for own, _ in results:
         changes += own
     end = len(text) + 1
@@ -140,7 +142,7 @@ def _of_word(char: str) -> bool:
     return char.isalnum() or (not char.isascii() and category(char)[0] == "M")
 
 
-def outside(found: list[Change], holes: list[Change]) -> list[Change] | str:
+def outside(found: list[SpanChange], holes: list[SpanChange]) -> list[SpanChange] | str:
     """Changes that touch no removed line, or why the statement falls."""
     outside = []
     for change in found:
@@ -156,7 +158,7 @@ def outside(found: list[Change], holes: list[Change]) -> list[Change] | str:
     return outside
 
 
-def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
+def _starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[int, int]:
     """Where the lines that `windows` speak of start; line `total`, behind the last newline.
 
     Walks from the nearer end of the text.
@@ -197,13 +199,13 @@ def _starts(text: str, total: int, windows: Sequence[Window]) -> dict[int, int]:
 
 
 def _changes(
-    text: str, window: Window, starts: dict[int, int], holes: list[Change], policy: Policy
-) -> tuple[list[Change], int]:
+    text: str, window: WindowEdits, starts: dict[int, int], holes: list[SpanChange], policy: Policy
+) -> tuple[list[SpanChange], int]:
     """Disjoint ascending changes outside removed lines, and of how many occurrences."""
     strings, most = window.strings, policy.max_strings
     if len(strings) > 1:
         strings = list(dict.fromkeys(strings))
-    accepted: list[Change] = []
+    accepted: list[SpanChange] = []
     replaced = 0
     for string in strings if len(strings) <= most else strings[:most]:
         found = _find(text, window, starts, string, policy)
@@ -225,8 +227,8 @@ def _changes(
 
 
 def _find(
-    text: str, window: Window, starts: dict[int, int], edit: StringEdit, policy: Policy
-) -> list[Change] | str:
+    text: str, window: WindowEdits, starts: dict[int, int], edit: StringEdit, policy: Policy
+) -> list[SpanChange] | str:
     """All changes that one statement asks for, or the reason why it is rejected."""
     line, source, target, verbatim = edit
     if line is None:
@@ -254,22 +256,22 @@ def _find(
     return [(at, at + size, target) for at in places]
 
 
-def _start(item: Change) -> int:
+def _start(item: SpanChange) -> int:
     return item[0]
 
 
-def _stop(item: Change) -> int:
+def _stop(item: SpanChange) -> int:
     return item[1]
 
 
-def _overlapped(change: Change, accepted: list[Change]) -> slice:
+def _overlapped(change: SpanChange, accepted: list[SpanChange]) -> slice:
     """Where in `accepted` those stand that share a character with `change`."""
     low = bisect_left(accepted, change[0] + 1, key=_stop)
     high = bisect_left(accepted, change[1], key=_start)
     return slice(low, max(low, high))
 
 
-def _fitting(found: list[Change], accepted: list[Change]) -> list[Change] | str:
+def _fitting(found: list[SpanChange], accepted: list[SpanChange]) -> list[SpanChange] | str:
     """`found`, if its changes share no character with others, or all that do only delete."""
     for change in found:
         others = accepted[_overlapped(change, accepted)]
@@ -278,7 +280,7 @@ def _fitting(found: list[Change], accepted: list[Change]) -> list[Change] | str:
     return found
 
 
-def _insert(found: list[Change], accepted: list[Change]) -> None:
+def _insert(found: list[SpanChange], accepted: list[SpanChange]) -> None:
     """Insert ascending changes, which fit, joining deletions that overlap."""
     for change in found:
         place = _overlapped(change, accepted)

@@ -13,11 +13,11 @@ from proxhpc.program.syntax import (
     NO_EDIT,
     VERDICTS,
     Dialect,
-    Finish,
     Keep,
     Normalize,
     ParseReason,
     Program,
+    ProgramEnd,
     Quoted,
     Rejected,
     RemoveAll,
@@ -166,7 +166,7 @@ def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statemen
 class _Reader:
     """Collects statements and rejections of one program."""
 
-    def __init__(self, text: str, finish: Finish, *, bare: bool) -> None:
+    def __init__(self, text: str, finish: ProgramEnd, *, bare: bool) -> None:
         """`bare`: the words `keep` and `drop` are verdicts too."""
         self.text, self.finish, self.bare = text, finish, bare
         self.statements: list[Statement] = []
@@ -216,7 +216,7 @@ class _Reader:
         return self.finish == "length" and word.end() == len(self.text)
 
 
-def parse_chunk(text: str, dialect: Dialect = "prox", finish: Finish = "stop") -> Program:
+def parse_chunk(text: str, dialect: Dialect = "prox", finish: ProgramEnd = "stop") -> Program:
     """Read a program that edits lines. Never raises; linear in `text`."""
 
     def statement(name: str, call: _Call, start: int) -> Statement | ParseReason:
@@ -225,7 +225,7 @@ def parse_chunk(text: str, dialect: Dialect = "prox", finish: Finish = "stop") -
     return _Reader(text, finish, bare=False).read(statement)
 
 
-def parse_doc(text: str, finish: Finish = "stop") -> Program:
+def parse_doc(text: str, finish: ProgramEnd = "stop") -> Program:
     """Read a program that keeps or drops a document: calls, or a bare `keep` or `drop`."""
     return _Reader(text, finish, bare=True).read(_verdict)
 

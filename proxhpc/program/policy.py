@@ -9,7 +9,7 @@ Action = Literal["keep", "drop", "quarantine"]
 
 ReferencePolicy = Literal["reference"]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Policy(BaseModel):
@@ -20,7 +20,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    max_errors: Count = Field(
+    max_errors: Limit = Field(
         default=1,
         description="rejected statements that a window's program may have and still be executed",
     )
@@ -33,22 +33,22 @@ class Policy(BaseModel):
         description="largest share of a document's characters that edits may take away",
     )
     on_removed_share: Action = Field(default="keep", description="above max_removed_share")
-    min_kept_words: Count = Field(
+    min_kept_words: Limit = Field(
         default=11, description="fewest words, separated by white space, that edits may leave"
     )
-    min_kept_chars: Count = Field(
+    min_kept_chars: Limit = Field(
         default=20,
         description="fewest characters that edits may leave of a script without spaces"
         " (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan); enough words suffice too",
     )
     on_short: Action = Field(default="drop", description="below min_kept_words and min_kept_chars")
-    max_matches: Count = Field(
+    max_matches: Limit = Field(
         default=32, description="most occurrences that one normalize may replace in its window"
     )
-    max_growth: Count = Field(
+    max_growth: Limit = Field(
         default=256, description="most characters that one statement may add to its window"
     )
-    max_strings: Count = Field(
+    max_strings: Limit = Field(
         default=64, description="most different string edits of one window; it bounds the time"
     )
     whole_words: bool = Field(

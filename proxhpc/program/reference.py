@@ -182,6 +182,6 @@ def drops(program: str) -> bool:
     return "drop" in program
 
 
-def merge(programs: Iterable[str]) -> str:
+def merge_programs(programs: Iterable[str]) -> str:
     """One program of those of a document's windows, as the public code merges them."""
     return "\n".join(program.strip(" ") for program in programs)

@@ -14,13 +14,13 @@ from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
-from proxhpc.program.edits import Range, Window, read_window
+from proxhpc.program.edits import Range, WindowEdits, read_window
 from proxhpc.program.execute import UNSPACED, apply, execute
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
-from proxhpc.program.syntax import FIRST_LINE, Dialect, Finish, Verdict
+from proxhpc.program.syntax import FIRST_LINE, Dialect, ProgramEnd, Verdict
 
-Status = Literal["kept", "edited", "dropped", "quarantined"]
+Outcome = Literal["kept", "edited", "dropped", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Emitted:
     """What a model wrote for one request, and why it stopped."""
 
     program: str
-    finish: Finish
+    finish: ProgramEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class DocVerdict:
     rejected: dict[str, int] = field(default_factory=dict)
 
 
-class Outcome(NamedTuple):
+class ReplayResult(NamedTuple):
     """What becomes of a document.
 
     `text` is empty when it was dropped or quarantined, for `reason`. `rejected` counts by reason
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
     `removed` are the ranges [a, b) of lines that went.
     """
 
-    status: Status
+    status: Outcome
     text: str
     rejected: dict[str, int]
     reason: str = ""
@@ -95,7 +95,7 @@ def replay(
     windows: Sequence[WindowProgram],
     policy: AnyPolicy,
     style: Style,
-) -> Outcome:
+) -> ReplayResult:
     """Apply a document's programs to it.
 
     ShardError: the windows are not ascending, disjoint ranges of the text's lines.
@@ -104,27 +104,27 @@ def replay(
     if doc is not None:
         verdict = doc_verdict(doc, policy)
         if verdict.action == "drop":
-            return Outcome("dropped", "", {}, verdict.reason)
+            return ReplayResult("dropped", "", {}, verdict.reason)
         rejected = dict(verdict.rejected)
     if not windows:
-        return Outcome("kept", text, rejected)
+        return ReplayResult("kept", text, rejected)
     if isinstance(policy, Policy):
         return _replay_windows(text, windows, policy, style, rejected)
     return _replay_reference(text, windows)
 
 
-def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> Outcome:
-    program = reference.merge(window.emitted.program for window in windows)
+def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> ReplayResult:
+    program = reference.merge_programs(window.emitted.program for window in windows)
     try:
         result = reference.run_chunk(text, program)
     except reference.ReferenceRunError as error:
-        return Outcome("quarantined", "", {}, error.reason)
+        return ReplayResult("quarantined", "", {}, error.reason)
     rejected = {"reference_errors": result.errors} if result.errors else {}
     if not result.text:
-        return Outcome("dropped", "", rejected, result.reason)
-    status: Status = "kept" if result.text == text else "edited"
+        return ReplayResult("dropped", "", rejected, result.reason)
+    status: Outcome = "kept" if result.text == text else "edited"
     counts = (result.lines_removed, result.strings_replaced)
-    return Outcome(status, result.text, rejected, "", *counts, result.removed)
+    return ReplayResult(status, result.text, rejected, "", *counts, result.removed)
 
 
 def _replay_windows(
@@ -133,7 +133,7 @@ def _replay_windows(
     policy: Policy,
     style: Style,
     rejected: dict[str, int],
-) -> Outcome:
+) -> ReplayResult:
     total = text.count("\n") + 1
     placed = _placed(total, windows, style, rejected)
     accepted = []
@@ -154,7 +154,7 @@ def _replay_windows(
     return _judged(text, after, policy, removed, replaced, rejected)
 
 
-def read_placed(window: WindowProgram, style: Style) -> Window:
+def read_placed(window: WindowProgram, style: Style) -> WindowEdits:
     """Return what a window's program asks for, in lines of its document."""
     start, stop, emitted = window.start, window.stop, window.emitted
     base = FIRST_LINE[style.dialect]
@@ -164,7 +164,7 @@ def read_placed(window: WindowProgram, style: Style) -> Window:
 
 def _placed(
     total: int, windows: Sequence[WindowProgram], style: Style, rejected: dict[str, int]
-) -> list[Window]:
+) -> list[WindowEdits]:
     """Return what programs ask for. ShardError: a window does not fit a text of `total` lines."""
     placed, at = [], 0
     for window in windows:
@@ -194,25 +194,25 @@ def _judged(
     removed: Sequence[Range],
     replaced: int,
     rejected: dict[str, int],
-) -> Outcome:
+) -> ReplayResult:
     """Apply the limits of a whole document."""
     counts = (sum(stop - start for start, stop in removed), replaced)
     if after == before:
-        return Outcome("kept", before, rejected, "", *counts, removed)
+        return ReplayResult("kept", before, rejected, "", *counts, removed)
     if len(before) - len(after) > policy.max_removed_share * len(before):
         return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
     if is_short(after, policy) and not is_short(before, policy):
         return _at_limit(policy.on_short, "short", before, rejected)
-    return Outcome("edited", after, rejected, "", *counts, removed)
+    return ReplayResult("edited", after, rejected, "", *counts, removed)
 
 
-def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> Outcome:
+def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> ReplayResult:
     if action == "drop":
-        return Outcome("dropped", "", rejected, reason)
+        return ReplayResult("dropped", "", rejected, reason)
     if action == "quarantine":
-        return Outcome("quarantined", "", rejected, reason)
+        return ReplayResult("quarantined", "", rejected, reason)
     _add(rejected, {reason: 1})
-    return Outcome("kept", text, rejected)
+    return ReplayResult("kept", text, rejected)
 
 
 def is_short(text: str, policy: Policy) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Dialect = Literal["prox", "line"]
-Finish = Literal["stop", "length"]
+ProgramEnd = Literal["stop", "length"]
 FIRST_LINE: dict[Dialect, int] = {"prox": 0, "line": 1}
 """The number of a text's first line, by dialect."""
 
@@ -193,7 +193,7 @@ class Program:
         return "\n".join(map(str, self.statements))
 
 
-def render(program: Program, dialect: Dialect) -> str:
+def format_program(program: Program, dialect: Dialect) -> str:
     """Return the program as models of a dialect are trained to write it."""
     if dialect == "prox":
         return str(program)

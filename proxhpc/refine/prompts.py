@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from proxhpc.engines.base import Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.refine import teacher
-from proxhpc.refine.engines.base import Tokenizer
 
 # Of the released refiners' training and inference, at both levels.
 SYSTEM = "You are a helpful, respectful and honest assistant."
@@ -18,7 +18,7 @@ _CHARS_PER_TOKEN = 5
 LEAST_ROOM = 32  # tokens of a window: a numbered line of some words
 
 _Wrap = Callable[[Tokenizer, str], list[int]]
-Verdict = Callable[[str, bool], str]
+ReadVerdict = Callable[[str, bool], str]
 """Makes a doc program of an answer, which may have been cut."""
 
 
@@ -55,8 +55,8 @@ class PromptStyle:
     document: Callable[[str], str] = _as_it_is
     window: Callable[[Sequence[str], int], str] = _numbered
     number: Callable[[int], str] = _number
-    verdict: Verdict | None = None
-    alike: bool = False
+    verdict: ReadVerdict | None = None
+    shares_prefix: bool = False
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
@@ -178,14 +178,14 @@ STYLES = {
             _compact_document,
             _compact_window,
             _compact_number,
-            alike=True,
+            shares_prefix=True,
         ),
         PromptStyle(
             "teacher",
             _chat_alone,
             teacher.document_message,
             _teacher_window,
-            verdict=teacher.verdict,
+            verdict=teacher.verdict_program,
         ),
     )
 }

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TypeVar
 
 IN_FLIGHT_DOCUMENTS = 2048  # twice what vLLM runs at a time on a large GPU
-LARGE = 1_000_000  # characters that Python looks through in 100 ms or so: longer in a thread
 
 E = TypeVar("E")
 R = TypeVar("R")
@@ -57,7 +56,7 @@ class Budget:
         return fits
 
 
-def batch(items: Iterator[E], number: int, weight: int, weigh: Callable[[E], int]) -> list[E]:
+def take_batch(items: Iterator[E], number: int, weight: int, weigh: Callable[[E], int]) -> list[E]:
     """The next items, `number` at most, ending with the one that brings them to `weight`.
 
     Empty when there are none left.
@@ -71,7 +70,7 @@ def batch(items: Iterator[E], number: int, weight: int, weigh: Callable[[E], int
     return taken
 
 
-async def ordered(
+async def in_order(
     events: AsyncIterator[E],
     work: Callable[[E], Awaitable[R]],
     weigh: Callable[[E], int],

@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
+from proxhpc.engines import make_engine
+from proxhpc.engines.base import LARGE, Engine, EngineDiedError, RequestError
 from proxhpc.errors import RetryError, StopError
-from proxhpc.manifest import Manifest
-from proxhpc.models import ModelRef
-from proxhpc.program.replay import Emitted, Outcome, Style, doc_verdict, replay
-from proxhpc.refine.engines import make_engine
-from proxhpc.refine.engines.base import Engine, EngineDiedError, RequestError
-from proxhpc.refine.ledger import Call, Row, set_aside, text_digest
+from proxhpc.program.replay import Emitted, ReplayResult, doc_verdict, replay
 from proxhpc.refine.memo import Memo, digest
-from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, LARGE, Budget
+from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
 from proxhpc.refine.stage import MEMO_BYTES, Answer, StageRunner
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.refine.windows import LineTokens
+from proxhpc.run.ledger import Call, Row, set_aside, text_digest
+from proxhpc.run.models import ModelRef
+from proxhpc.spec.manifest import Manifest
 
 T = TypeVar("T")
 ERRORS_IN_A_ROW = 20  # then it is no matter of single documents
@@ -47,7 +47,7 @@ class Refiner:
     ) -> None:
         self.policy = manifest.policy
         self.doc, self.chunk = doc, chunk
-        self.style = chunk_style(manifest)
+        self.style = manifest.chunk_style
         self._last = chunk or doc
         self._copies: Memo[Row] | None = None
         if manifest.dedup.before == "exact":
@@ -169,14 +169,6 @@ class Refiner:
             return await asyncio.to_thread(function, *arguments)
 
 
-def chunk_style(manifest: Manifest) -> Style:
-    """How this run's chunk programs are to be read."""
-    for stage in manifest.stages:
-        if stage.level == "chunk":
-            return Style(stage.dialect, stage.numbering)
-    return Style()
-
-
 async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Refiner:
     """Load the engines of a manifest; stages that share a model share its engine.
 
@@ -214,7 +206,7 @@ def _room(doc: StageRunner | None, chunk: StageRunner | None) -> Budget | None:
     """
     if not (doc and chunk and doc.engine is chunk.engine and doc.engine.cache_tokens):
         return None
-    if not (doc.alike and doc.stage.prompt == chunk.stage.prompt):
+    if not (doc.shares_prefix and doc.stage.prompt == chunk.stage.prompt):
         return None
     return Budget(IN_FLIGHT_DOCUMENTS, doc.engine.cache_tokens // 2)
 
@@ -243,7 +235,7 @@ def _set_aside(document: Document, spent: _Spent, reason: str, detail: str) -> R
 def _row(
     document: Document,
     calls: tuple[Call | None, tuple[Call, ...]],
-    outcome: Outcome,
+    outcome: ReplayResult,
     tokens: tuple[int, int],
     flags: tuple[str, ...],
 ) -> Row:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from proxhpc.account.flops import Usage
-from proxhpc.manifest import Stage
+from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
-from proxhpc.refine.engines.base import Completion, Engine, Request, Tokenizer
-from proxhpc.refine.ledger import Call
 from proxhpc.refine.memo import Memo, digest
-from proxhpc.refine.prompts import Verdict, prompt_style
-from proxhpc.refine.windows import Window, pack, window_of
+from proxhpc.refine.prompts import ReadVerdict, prompt_style
+from proxhpc.refine.windows import Window, make_window, pack
+from proxhpc.run.ledger import Call
+from proxhpc.spec.manifest import Stage
 
 MEMO_BYTES = 16 * 1024 * 1024  # some 40,000 answers
 SPARE_CALLS = 2  # that a window's cap allows beside one for every second line
@@ -61,7 +61,7 @@ class StageRunner:
         self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._number_costs: dict[int, int] = {}
-        self._verdict: Verdict | None = None
+        self._verdict: ReadVerdict | None = None
         self.asked = Usage()  # of all that the engine answered, whatever became of it
         if engine.tokenizer:
             self._prepare(engine.tokenizer)
@@ -69,7 +69,7 @@ class StageRunner:
     def _prepare(self, tokenizer: Tokenizer) -> None:
         """Get ready to ask a model. UserError where prompts of this style cannot be."""
         self.style = prompt_style(self.stage.prompt)
-        self.alike = self.style.alike
+        self.shares_prefix = self.style.shares_prefix
         if self.stage.level == "chunk":
             room = self.style.chunk_room(tokenizer, self.budget)
             self.window_tokens = min(self.stage.window_tokens, room)
@@ -138,7 +138,7 @@ class StageRunner:
         else:
             middle = (start + stop) // 2
             for low, high in ((start, middle), (middle, stop)):
-                half = window_of(lines, costs, low, high, self.window_tokens)
+                half = make_window(lines, costs, low, high, self.window_tokens)
                 yield from self._ask(tokenizer, lines, costs, half, order)
 
     def _edit(

@@ -88,7 +88,7 @@ def window_message(numbered: str) -> str:
     return _WINDOW.replace("{lines}", numbered)
 
 
-def marks(answer: str) -> tuple[int, int] | None:
+def read_marks(answer: str) -> tuple[int, int] | None:
     """The educational and the format mark of an answer; None unless it ends with both, given once.
 
     So a model that talks on, marks twice or quotes the scale has given none.
@@ -104,12 +104,12 @@ def keeps(educational: int, form: int) -> bool:
     return educational >= 3 or (educational == 2 and form >= 4)
 
 
-def verdict(answer: str, cut: bool) -> str:
+def verdict_program(answer: str, cut: bool) -> str:
     """The doc program that an answer comes to, its marks in a comment.
 
     An answer without marks, or which was cut, comes to a comment alone: that is no verdict.
     """
-    found = None if cut else marks(answer)
+    found = None if cut else read_marks(answer)
     if found is None:
         return f"# no marks in: {' '.join(answer.split())}"
     call = "keep_doc()" if keeps(*found) else "drop_doc()"

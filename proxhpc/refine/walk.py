@@ -9,9 +9,9 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from proxhpc.engines.base import Tokenizer
+from proxhpc.engines.steps import AllowedSteps
 from proxhpc.refine import walk_vocabulary as vocabulary
-from proxhpc.refine.engines.base import Tokenizer
-from proxhpc.refine.engines.steps import Steps
 from proxhpc.refine.windows import CALL_LINES, Window, pack
 
 Ids = Sequence[int]
@@ -35,7 +35,7 @@ _REMOVAL = re.compile(r"remove_lines\(start=([0-9]+), end=[0-9]+\)\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class WalkPage:
     """A document's lines and, of each, the ids of what the model reads; none for a blank line."""
 
     lines: Sequence[str]
@@ -54,31 +54,31 @@ class Walk:
         self._foot = special(vocabulary.DOC_END_MORE), special(vocabulary.DOC_END)
         self._judge = special(vocabulary.JUDGE), special(vocabulary.JUDGE_END)
         self._line, self._gap = special(vocabulary.LINE), special(vocabulary.GAP)
-        self._places = [special(vocabulary.place(n)) for n in range(vocabulary.PLACES)]
-        self._lengths = [special(vocabulary.length(n)) for n in range(vocabulary.LENGTHS)]
+        self._places = [special(vocabulary.position_token(n)) for n in range(vocabulary.PLACES)]
+        self._lengths = [special(vocabulary.length_token(n)) for n in range(vocabulary.LENGTHS)]
         every = range(vocabulary.NUMBERS)
-        self._numbers = [special(vocabulary.number(n)) for n in every]
+        self._numbers = [special(vocabulary.number_token(n)) for n in every]
         self._all_numbers = frozenset(self._numbers)
-        self._keep = [special(vocabulary.keep(n)) for n in every]
-        self._remove = [added(vocabulary.remove(n)) for n in every]
+        self._keep = [special(vocabulary.keep_token(n)) for n in every]
+        self._remove = [added(vocabulary.remove_token(n)) for n in every]
         self.verdicts = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
 
     # --- what the model reads ---------------------------------------------------------------
 
-    def page(self, lines: Sequence[str]) -> Page:
+    def page(self, lines: Sequence[str]) -> WalkPage:
         """The lines as the model reads them, encoded once for all windows."""
         ids: list[Ids] = []
         for at in range(0, len(lines), CALL_LINES):
             ids += self._encode(lines[at : at + CALL_LINES])
-        return Page(lines, ids)
+        return WalkPage(lines, ids)
 
     def windows(
-        self, page: Page, tokens: int = WINDOW_TOKENS, lines: int = WINDOW_LINES
+        self, page: WalkPage, tokens: int = WINDOW_TOKENS, lines: int = WINDOW_LINES
     ) -> list[Window]:
         """Windows that tile the page, of so many tokens and lines at most."""
         return pack(page.lines, [len(ids) for ids in page.ids], tokens, lines)
 
-    def prompt(self, page: Page, start: int, stop: int) -> list[int]:
+    def prompt(self, page: WalkPage, start: int, stop: int) -> list[int]:
         """Prompt ids of lines [start, stop): at most OVERHEAD more than a token and each's own."""
         total = len(page.ids)
         ids = [self._head[start == 0], self._places[start * len(self._places) // total]]
@@ -129,12 +129,12 @@ class Walk:
             raise ValueError(f"{len(keep)} decisions for {window.stop - window.start} lines")
         return self.prompt(self.page(lines), window.start, window.stop), self.answer(keep)
 
-    def steps(self, lines: int) -> Steps:
+    def steps(self, lines: int) -> AllowedSteps:
         """Of each token of the answer for so many lines the ids that it may be."""
         return (*zip(self._keep[:lines], self._remove[:lines], strict=True), (self.end,))
 
     @property
-    def verdict_steps(self) -> Steps:
+    def verdict_steps(self) -> AllowedSteps:
         """The same for a document's answer."""
         return (self.verdicts, (self.end,))
 
@@ -172,7 +172,7 @@ class Walk:
         middle = self._lengths[bucket]
         return array("I", [*head[:HEAD_TOKENS], middle, *tail[-TAIL_TOKENS:]])
 
-    def _context(self, page: Page, places: Iterable[int], most: int) -> list[Ids]:
+    def _context(self, page: WalkPage, places: Iterable[int], most: int) -> list[Ids]:
         """Lines that are not blank, from the nearest on, as far as there is room for them."""
         return _fitting((page.ids[n] for n in places if page.ids[n]), most, CONTEXT_TOKENS)
 
@@ -212,7 +212,7 @@ def program(text: str) -> str:
     What is no walk is left as it is. Empty where every line is kept, which is a program, too.
     """
     numbers = [int(number) for number in _REMOVAL.findall(text)]
-    if "".join(map(vocabulary.remove, numbers)) != text:
+    if "".join(map(vocabulary.remove_token, numbers)) != text:
         return text
     runs: list[list[int]] = []
     for number in numbers:

@@ -5,14 +5,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
+from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.errors import UserError
-from proxhpc.manifest import Stage
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.refine import walk
-from proxhpc.refine.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.refine.stage import Answer, Question, StageRunner
-from proxhpc.refine.walk import Page, Walk
+from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
+from proxhpc.spec.manifest import Stage
 
 
 def make_runner(stage: Stage, engine: Engine, policy: AnyPolicy) -> StageRunner:
@@ -73,7 +73,7 @@ class WalkRunner(StageRunner):
         windows = self._walk.windows(page, self.window_tokens, self._window_lines)
         return [Question(w, None if w.blank else self._window(page, w, order)) for w in windows]
 
-    def _window(self, page: Page, window: Window, order: int) -> Request:
+    def _window(self, page: WalkPage, window: Window, order: int) -> Request:
         size = window.stop - window.start
         return Request(
             "chunk",

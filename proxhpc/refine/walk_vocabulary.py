@@ -20,40 +20,40 @@ LINE, GAP = "[line]", "[gap]"
 KEEP_DOC, DROP_DOC = "keep_doc()\n", "drop_doc()\n"
 
 
-def place(eighth: int) -> str:
+def position_token(eighth: int) -> str:
     """The marker of a window that begins in that eighth of its document."""
     return f"<P{eighth}>"
 
 
-def length(bucket: int) -> str:
+def length_token(bucket: int) -> str:
     """The marker of what was left out of a line of that length."""
     return f"<L{bucket}>"
 
 
-def number(line: int) -> str:
+def number_token(line: int) -> str:
     """The marker behind a line of a window."""
     return f"[{line:03d}]"
 
 
-def keep(line: int) -> str:
+def keep_token(line: int) -> str:
     """The answer that keeps a line: a special token, so that decoded text has nothing of it."""
     return f"<keep {line}>"
 
 
-def remove(line: int) -> str:
+def remove_token(line: int) -> str:
     """The answer that removes a line: one token, whose text is a statement of a program."""
     return f"remove_lines(start={line}, end={line})\n"
 
 
 SPECIAL = (
     *(END, DOC, DOC_MORE, DOC_END, DOC_END_MORE, JUDGE, JUDGE_END, LINE, GAP),
-    *map(place, range(PLACES)),
-    *map(length, range(LENGTHS)),
-    *map(number, range(NUMBERS)),
-    *map(keep, range(NUMBERS)),
+    *map(position_token, range(PLACES)),
+    *map(length_token, range(LENGTHS)),
+    *map(number_token, range(NUMBERS)),
+    *map(keep_token, range(NUMBERS)),
 )
 # These end with a line end, and lines have none: no line of a text can hold one.
-PROGRAMS = (KEEP_DOC, DROP_DOC, *map(remove, range(NUMBERS)))
+PROGRAM_TOKENS = (KEEP_DOC, DROP_DOC, *map(remove_token, range(NUMBERS)))
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path, size: int = SIZE) -> None:
@@ -91,11 +91,11 @@ def train_tokenizer(texts: Iterable[str], folder: Path, size: int = SIZE) -> Non
             f"the texts give {tokenizer.get_vocab_size()} tokens, not {size}",
             hint="train the tokenizer on more text, or with a smaller vocabulary",
         )
-    taken = tokenizer.get_vocab().keys() & {*SPECIAL, *PROGRAMS}
+    taken = tokenizer.get_vocab().keys() & {*SPECIAL, *PROGRAM_TOKENS}
     if taken:
         raise ValueError(f"tokens of text are markers: {sorted(taken)}")
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PROGRAMS])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PROGRAM_TOKENS])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,

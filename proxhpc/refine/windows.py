@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxhpc.plan import BYTES_PER_TOKEN
-from proxhpc.refine.engines.base import Tokenizer
-from proxhpc.refine.pump import batch
+from proxhpc.engines.base import Tokenizer
+from proxhpc.refine.pump import take_batch
+from proxhpc.run.plan import BYTES_PER_TOKEN
 
 # A line of more characters a token than this is over any budget of its own length or is not text
 # (one token of a long run of spaces or dashes covers 16 to 128).
@@ -42,15 +42,15 @@ def pack(
     for number, (_, count) in enumerate(zip(lines, counts, strict=True)):
         cost = count + 1
         if number > start and (tokens + cost > budget or number - start == most):
-            windows.append(window_of(lines, counts, start, number, budget))
+            windows.append(make_window(lines, counts, start, number, budget))
             start, tokens = number, 0
         tokens += cost
     if start < len(lines):
-        windows.append(window_of(lines, counts, start, len(lines), budget))
+        windows.append(make_window(lines, counts, start, len(lines), budget))
     return windows
 
 
-def window_of(
+def make_window(
     lines: Sequence[str], counts: Sequence[int], start: int, stop: int, budget: int
 ) -> Window:
     """The window of lines [start, stop), of which `pack` tells what they cost."""
@@ -94,7 +94,7 @@ class LineTokens:
             for at in range(0, max(1, len(line)), self._longest)
         )
         counts = [0] * len(lines)
-        while some := batch(pieces, CALL_LINES, CALL_CHARS, lambda piece: len(piece[1])):
+        while some := take_batch(pieces, CALL_LINES, CALL_CHARS, lambda piece: len(piece[1])):
             counted = self._tokenizer.count([piece for _, piece in some])
             for (number, _), count in zip(some, counted, strict=True):
                 counts[number] += count

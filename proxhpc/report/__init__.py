@@ -6,20 +6,20 @@ from typing import Any
 from proxhpc.assemble.examples import read_examples
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
-from proxhpc.faults import reach
+from proxhpc.faults import fault_point
 from proxhpc.report.build import build_report
 from proxhpc.report.compute import account, so_far
 from proxhpc.report.html import page
-from proxhpc.report.view import render, render_account
-from proxhpc.rundir import RunDir
+from proxhpc.report.view import render_account, render_report
+from proxhpc.run.paths import RunDir
 
 __all__ = [
     "account",
     "build_report",
     "load_report",
     "page",
-    "render",
     "render_account",
+    "render_report",
     "so_far",
     "write_report",
 ]
@@ -32,7 +32,7 @@ def write_report(run: RunDir) -> dict[str, Any]:
     write_atomic(run.report_html, page(report, read_examples(run)).encode("utf-8"))
     # FLOPs outgrow 64 bits, which is where orjson stops.
     write_atomic(run.report_json, f"{json.dumps(report, indent=2)}\n".encode("ascii"))
-    reach("report written")
+    fault_point("report written")
     return report
 
 

@@ -8,15 +8,15 @@ from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import FileCounts, MergeSummary
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.errors import UserError
-from proxhpc.models import short_name
-from proxhpc.plan import Plan
 from proxhpc.report.compute import compute
 from proxhpc.report.execution import execution
+from proxhpc.report.stats import statistics
 from proxhpc.report.timeline import timeline
-from proxhpc.report.traits import traits
-from proxhpc.rundir import RunDir
+from proxhpc.run.models import short_name
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 
-VERSION = 1
+REPORT_VERSION = 1
 
 
 def build_report(run: RunDir) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
     merged.check()
     counts = merged.counts
     return {
-        "version": VERSION,
+        "version": REPORT_VERSION,
         "name": plan.manifest.name,
         "code": plan.code,
         "engine": plan.manifest.engine.name,
@@ -42,7 +42,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "tokens": _tokens(plan, merged),
         "bytes": _bytes(merged),
         "edits": _edits(counts),
-        **traits(merged, read_examples(run)),
+        **statistics(merged, read_examples(run)),
         **compute(plan, counts, merged.tokens),
         "inputs": [_input(file) for file in merged.files],
         "parts": [_part(part) for part in merged.parts],

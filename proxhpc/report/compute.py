@@ -16,13 +16,13 @@ from proxhpc.account.summary import (
 )
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
-from proxhpc.estimate import MODEL_FLOPS_UTILISATION, counted, foreseen
-from proxhpc.manifest import Comparison, Stage
-from proxhpc.models import short_name
-from proxhpc.plan import Plan
 from proxhpc.report.execution import execution
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import latest
+from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, counted, predicted_tokens
+from proxhpc.run.models import short_name
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.manifest import Comparison, Stage
+from proxhpc.status.heartbeats import latest
 
 LONGEST_CONFIG = 1 << 20  # bytes; a model's config.json is a few KiB
 
@@ -68,7 +68,7 @@ def compute(plan: Plan, counts: Counts, written: int) -> dict[str, Any]:
         "flops": total,
         "comparison": _comparison(plan.manifest.comparison, counts.tokens_in, written, exact),
         "estimate": {
-            "foreseen": foreseen(plan).to_dict(),
+            "foreseen": predicted_tokens(plan).to_dict(),
             "counted": counted(plan, counts).to_dict(),
             "utilisation": MODEL_FLOPS_UTILISATION,
         },

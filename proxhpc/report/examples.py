@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from proxhpc.assemble.examples import Shown
-from proxhpc.inspect.diff import Change, Piece, compare, hunks
-from proxhpc.report.markup import text
+from proxhpc.assemble.examples import ExampleTexts
+from proxhpc.inspect.diff import LineChange, Piece, diff_lines, hunks
+from proxhpc.report.markup import untrusted_text
 from proxhpc.status.terminal import whole
 
-CONTEXT = 2  # unchanged lines around a change
-LINES = 40  # of one document
+_CONTEXT = 2  # unchanged lines around a change
+_LINES = 40  # of one document
 DROPPED = 15  # of one that was dropped
 CHARS = 240  # of a piece of a line; its middle is left out of a longer one
 PROGRAM = 1500  # characters of the programs
@@ -16,11 +16,11 @@ SAMPLE = 300  # characters of a copy
 _SIGNS = {"same": " ", "removed": "-", "added": "+"}
 
 
-def example(one: Shown) -> str:
+def example(one: ExampleTexts) -> str:
     """A document that opens to what changed in it."""
     outcome = f"{one.status}: {one.reason}" if one.reason else one.status
-    place = "" if one.id == one.source else f" <span>{text(one.source, 120)}</span>"
-    summary = f"<b>{text(outcome)}</b> {text(one.id, 120)}{place}"
+    place = "" if one.id == one.source else f" <span>{untrusted_text(one.source, 120)}</span>"
+    summary = f"<b>{untrusted_text(outcome)}</b> {untrusted_text(one.id, 120)}{place}"
     programs = "\n".join(one.programs).strip()
     shown = f"<pre class=program>{_lines(programs[:PROGRAM])}</pre>" if programs else ""
     cut = "<p class=note>Only the beginning of this long document is shown.</p>" if one.cut else ""
@@ -30,24 +30,23 @@ def example(one: Shown) -> str:
     )
 
 
-def copies(size: int, name: str, one: Shown | None) -> str:
+def copies(size: int, name: str, one: ExampleTexts | None) -> str:
     """A set of duplicates: how many, the id of one, and how it begins."""
     words = one.before if one is not None and one.after is None else one.after if one else ""
     line = (words or "")[:SAMPLE].replace("\n", " ¶ ")
-    return (
-        f"<p class=copy><b>{whole(size)}</b> like {text(name, 120)}<span>{text(line)}</span></p>\n"
-    )
+    shown = f"{untrusted_text(name, 120)}<span>{untrusted_text(line)}</span>"
+    return f"<p class=copy><b>{whole(size)}</b> like {shown}</p>\n"
 
 
-def _diff(one: Shown) -> Iterator[str]:
+def _diff(one: ExampleTexts) -> Iterator[str]:
     before = one.before.split("\n")
     if one.after is None:
-        changes: Sequence[Change | int] = [
-            Change("removed", n, (Piece(line),)) for n, line in enumerate(before)
+        changes: Sequence[LineChange | int] = [
+            LineChange("removed", n, (Piece(line),)) for n, line in enumerate(before)
         ]
     else:
-        changes = list(hunks(list(compare(before, one.after.split("\n"))), CONTEXT))
-    limit = DROPPED if one.after is None else LINES
+        changes = list(hunks(list(diff_lines(before, one.after.split("\n"))), _CONTEXT))
+    limit = DROPPED if one.after is None else _LINES
     for change in changes[:limit]:
         if isinstance(change, int):
             yield _skipped(change)
@@ -68,8 +67,8 @@ def _piece(piece: Piece) -> str:
     if len(words) > CHARS:
         half = CHARS // 2
         words = f"{words[:half]} … {words[-half:]}"
-    return f"<mark>{text(words)}</mark>" if piece.changed else text(words)
+    return f"<mark>{untrusted_text(words)}</mark>" if piece.changed else untrusted_text(words)
 
 
 def _lines(words: str) -> str:
-    return "\n".join(text(line) for line in words.split("\n"))
+    return "\n".join(untrusted_text(line) for line in words.split("\n"))

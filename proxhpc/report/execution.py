@@ -10,10 +10,10 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak
 from proxhpc.account.flops import Usage, flops
 from proxhpc.account.summary import added
-from proxhpc.plan import Plan
-from proxhpc.rundir import RunDir
-from proxhpc.site import Site
-from proxhpc.status.beats import Beat, latest
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.site import Site
+from proxhpc.status.heartbeats import Heartbeat, latest
 
 MFU_COUNTED_AS = (
     "exact FLOPs, those done twice included, against the dense bfloat16 peak of the GPUs "
@@ -47,7 +47,7 @@ def execution(run: RunDir, plan: Plan, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _gpus(beats: Sequence[Beat], of_site: int | None, plan: Plan) -> dict[str, Any]:
+def _gpus(beats: Sequence[Heartbeat], of_site: int | None, plan: Plan) -> dict[str, Any]:
     """GPU time and how well it was used; the utilisation is null unless every peak is known."""
     number = [beat.devices if beat.device else of_site for beat in beats]
     known = [n for n in number if n is not None]
@@ -74,7 +74,7 @@ def _gpus(beats: Sequence[Beat], of_site: int | None, plan: Plan) -> dict[str, A
     }
 
 
-def _asked_flops(plan: Plan, beat: Beat) -> int | None:
+def _asked_flops(plan: Plan, beat: Heartbeat) -> int | None:
     """FLOPs that a worker's engines did, whatever became of it."""
     shapes = {level: ref.shape for level, ref in plan.models.items()}
     return added(
@@ -85,7 +85,7 @@ def _asked_flops(plan: Plan, beat: Beat) -> int | None:
     )
 
 
-def _redone(beats: Sequence[Beat], plan: Plan, counts: Counts) -> dict[str, Any]:
+def _redone(beats: Sequence[Heartbeat], plan: Plan, counts: Counts) -> dict[str, Any]:
     """By stage: what engines did beyond what the counts hold, and its FLOPs.
 
     It was lost with workers and done again by others; before the merge some of it is on its way
@@ -100,7 +100,7 @@ def _redone(beats: Sequence[Beat], plan: Plan, counts: Counts) -> dict[str, Any]
     return out
 
 
-def _worker(beat: Beat) -> dict[str, Any]:
+def _worker(beat: Heartbeat) -> dict[str, Any]:
     return {
         "worker": beat.owner.worker,
         "role": beat.role,

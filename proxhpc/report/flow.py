@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from proxhpc.status.terminal import safe, share, whole
+from proxhpc.status.terminal import percentage, safe, whole
 
 WIDTH, HEIGHT = 640, 240
-BAR = 14  # width of a column's boxes
+_BAR = 14  # width of a column's boxes
 COLUMNS = (0, 220, 440)  # left edges
 SLOT = 34  # least distance of two boxes, so that their labels do not meet
 
@@ -67,7 +67,7 @@ def _column(groups: list[tuple[str, int]], x: float, scale: float) -> Iterator[_
 def _links(source: _Box, targets: list[_Box]) -> Iterator[str]:
     at = source.y
     for target in targets:
-        yield _band((source.x + BAR, at), (target.x, target.y), target.size, target.kind)
+        yield _band((source.x + _BAR, at), (target.x, target.y), target.size, target.kind)
         at += target.size
 
 
@@ -79,7 +79,7 @@ def _merged(sources: list[_Box], targets: list[_Box]) -> Iterator[str]:
         while need > 1e-9 and queue:
             box, y, left = queue.pop(0)
             part = min(left, need)
-            yield _band((box.x + BAR, y), (target.x, at), part, target.kind)
+            yield _band((box.x + _BAR, y), (target.x, at), part, target.kind)
             at, need = at + part, need - part
             if left - part > 1e-9:
                 queue.insert(0, (box, y + part, left - part))
@@ -98,10 +98,10 @@ def _band(start: tuple[float, float], stop: tuple[float, float], size: float, ki
 
 def _draw(box: _Box, total: int) -> Iterator[str]:
     yield (
-        f'<rect class="{box.kind}" x="{box.x}" y="{box.y:.1f}" width="{BAR}" '
+        f'<rect class="{box.kind}" x="{box.x}" y="{box.y:.1f}" width="{_BAR}" '
         f'height="{max(box.size, 1.0):.1f}" rx="2"/>'
     )
-    x, y = box.x + BAR + 8, box.y + min(max(box.size / 2, 14), max(box.size, SLOT) - 18)
+    x, y = box.x + _BAR + 8, box.y + min(max(box.size / 2, 14), max(box.size, SLOT) - 18)
     yield f'<text x="{x}" y="{y:.1f}">{escape(safe(box.label))}</text>'
-    amount = f"{whole(box.documents)}  {share(box.documents, total)}"
+    amount = f"{whole(box.documents)}  {percentage(box.documents, total)}"
     yield f'<text class="soft" x="{x}" y="{y + 16:.1f}">{amount}</text>'

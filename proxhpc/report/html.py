@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from proxhpc.assemble.examples import Shown
+from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.report import text
 from proxhpc.report.charts import area, bar, histogram, lane
 from proxhpc.report.examples import copies, example
@@ -14,18 +14,18 @@ from proxhpc.report.markup import (
     MAX_ROWS,
     Drawn,
     heading,
+    html_table,
     maybe,
     more,
     note,
     section,
-    table,
 )
-from proxhpc.report.markup import text as escaped
+from proxhpc.report.markup import untrusted_text as escaped
 from proxhpc.report.style import STYLE
-from proxhpc.status.terminal import duration, share, short, whole
+from proxhpc.status.terminal import duration, percentage, short, whole
 
 
-def page(report: dict[str, Any], shown: Sequence[Shown] = ()) -> str:
+def page(report: dict[str, Any], shown: Sequence[ExampleTexts] = ()) -> str:
     """The whole document; `shown` are the documents that the report names."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -41,7 +41,7 @@ def page(report: dict[str, Any], shown: Sequence[Shown] = ()) -> str:
     )
 
 
-def _body(report: dict[str, Any], shown: dict[str, Shown]) -> str:
+def _body(report: dict[str, Any], shown: dict[str, ExampleTexts]) -> str:
     return "\n".join(
         [
             _head(report),
@@ -72,7 +72,7 @@ def _head(report: dict[str, Any]) -> str:
 
 def _documents(report: dict[str, Any]) -> Iterable[str]:
     yield diagram(report)
-    yield table(("", "documents", ""), text.flow(report))
+    yield html_table(("", "documents", ""), text.flow(report))
     yield note(
         "Documents in = kept + edited + dropped + quarantined; kept + edited = duplicates + "
         "written."
@@ -83,17 +83,17 @@ def _documents(report: dict[str, Any]) -> Iterable[str]:
         (
             f"{one['outcome']}: {one['reason']}" if one["reason"] else one["outcome"],
             whole(one["raw_tokens"]),
-            share(one["raw_tokens"], total),
+            percentage(one["raw_tokens"], total),
             bar(one["raw_tokens"] / total if total else 0.0, one["outcome"]),
         )
         for one in report["outcomes"]
     ]
-    yield table(("", "tokens", "share", ""), rows)
+    yield html_table(("", "tokens", "share", ""), rows)
     yield note("Of edited documents, the tokens that were taken away. All add up to the raw ones.")
 
 
 def _size(report: dict[str, Any]) -> Iterable[str]:
-    yield table(("", "raw", "refined", "written", "kept"), text.sizes(report))
+    yield html_table(("", "raw", "refined", "written", "kept"), text.sizes(report))
     bins = report["distributions"]
     tokens = histogram("documents by tokens", bins["tokens"])
     lines = histogram("documents by lines", bins["lines"])
@@ -113,9 +113,9 @@ def _programs(report: dict[str, Any]) -> Iterable[str]:
     ]
     rows += [(f"not executed: {name}", whole(n)) for name, n in edits["rejected"].items()]
     rows += [(f"flagged: {name}", whole(n)) for name, n in edits["flags"].items()]
-    yield table(("", ""), rows)
+    yield html_table(("", ""), rows)
     calls = [
-        (f"{level} stage", name, whole(number), share(number, sum(found["calls"].values())))
+        (f"{level} stage", name, whole(number), percentage(number, sum(found["calls"].values())))
         for level, found in report["programs"].items()
         for name, number in found["calls"].items()
     ]
@@ -133,17 +133,17 @@ _END = {"stop": "complete", "length": "cut at their length limit"}
 
 def _compute(report: dict[str, Any]) -> Iterable[str]:
     if any(stage["model"] for stage in report["stages"]):
-        yield table(text.WORK, text.work(report))
-        yield table(text.COSTS, text.costs(report))
+        yield html_table(text.WORK, text.work(report))
+        yield html_table(text.COSTS, text.costs(report))
         yield maybe(text.SPARED, text.spared(report))
         yield note(text.FORMULAS[0])
     else:
         yield note("The programs were written without a model: no FLOPs.")
     yield heading("Estimate and truth")
-    yield table(text.ESTIMATE, text.estimate(report))
+    yield html_table(text.ESTIMATE, text.estimate_rows(report))
     if lines := text.training(report):
         yield heading("Training on it")
-        yield table(("", ""), lines)
+        yield html_table(("", ""), lines)
         yield _training_bars(report["comparison"])
         yield note(text.FORMULAS[1])
 
@@ -160,10 +160,10 @@ def _training_bars(found: dict[str, Any]) -> str:
             ("refining", "refining_flops", "edited"),
         )
     ]
-    return table(("", "FLOPs", ""), rows)
+    return html_table(("", "FLOPs", ""), rows)
 
 
-def _duplicates(report: dict[str, Any], shown: dict[str, Shown]) -> Iterable[str]:
+def _duplicates(report: dict[str, Any], shown: dict[str, ExampleTexts]) -> Iterable[str]:
     docs, sets = report["documents"], report["duplicate_sets"]
     yield note(
         f"{whole(docs['duplicates'])} documents were left out for another one, "
@@ -188,7 +188,7 @@ def _span(low: int, high: int) -> str:
     return f"{low} to {high}" if high > low else str(low)
 
 
-def _examples(report: dict[str, Any], shown: dict[str, Shown]) -> Iterable[str]:
+def _examples(report: dict[str, Any], shown: dict[str, ExampleTexts]) -> Iterable[str]:
     found = [shown[one["source"]] for one in report["examples"] if one["source"] in shown]
     yield note(
         f"{len(found)} edited and dropped documents, chosen by the plan's digest as seed: a "
@@ -210,12 +210,12 @@ def _inputs(report: dict[str, Any]) -> Iterable[str]:
         )
         for entry in report["inputs"][:MAX_ROWS]
     ]
-    yield table(("file", *keys, "share written", ""), rows)
+    yield html_table(("file", *keys, "share written", ""), rows)
     yield more(len(report["inputs"]), "files")
 
 
 def _workers(report: dict[str, Any]) -> Iterable[str]:
-    yield table(("", ""), text.timing(report))
+    yield html_table(("", ""), text.timing(report))
     yield from _timeline(report["execution"]["timeline"])
     everyone = report["execution"]["by_worker"]
     rows = [
@@ -230,7 +230,9 @@ def _workers(report: dict[str, Any]) -> Iterable[str]:
         )
         for entry in everyone[:MAX_ROWS]
     ]
-    yield table(("worker", "host", "state", "shards", "documents", "at work", "tokens/s", ""), rows)
+    yield html_table(
+        ("worker", "host", "state", "shards", "documents", "at work", "tokens/s", ""), rows
+    )
     yield more(len(everyone), "workers")
 
 
@@ -249,7 +251,7 @@ def _timeline(found: dict[str, Any]) -> Iterable[str]:
         )
         for one in found["workers"]
     ]
-    yield table(("worker", f"over {duration(found['seconds'])}", "tokens/s at most", ""), rows)
+    yield html_table(("worker", f"over {duration(found['seconds'])}", "tokens/s at most", ""), rows)
     yield note(
         "From what workers said when they committed. Red: it failed. Yellow: it noted that a "
         "worker or engine had died at work on a shard. At most 32 workers, failed ones first."

@@ -18,17 +18,17 @@ class Drawn(str):
 
 def section(title: str, *parts: str) -> str:
     """A part of the page under its heading."""
-    return f"<section><h2>{text(title)}</h2>\n{''.join(parts)}</section>"
+    return f"<section><h2>{untrusted_text(title)}</h2>\n{''.join(parts)}</section>"
 
 
 def heading(title: str) -> str:
     """A heading within a section."""
-    return f"<h3>{text(title)}</h3>\n"
+    return f"<h3>{untrusted_text(title)}</h3>\n"
 
 
 def note(words: str) -> str:
     """A remark."""
-    return f"<p class=note>{text(words)}</p>\n"
+    return f"<p class=note>{untrusted_text(words)}</p>\n"
 
 
 def more(number: int, what: str) -> str:
@@ -39,22 +39,24 @@ def more(number: int, what: str) -> str:
 
 def maybe(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that is left out when it is empty."""
-    return table(header, rows) if rows else ""
+    return html_table(header, rows) if rows else ""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table, which scrolls by itself where the page is too narrow for it."""
     rows = list(rows)
     first = rows[0] if rows else [""] * len(header)
     pairs = zip(header, first, strict=True)
-    head = "".join(f"<th scope=col{_kind(below)}>{text(name)}</th>" for name, below in pairs)
+    head = "".join(
+        f"<th scope=col{_kind(below)}>{untrusted_text(name)}</th>" for name, below in pairs
+    )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>\n" for row in rows)
     thead = f"<thead><tr>{head}</tr></thead>\n" if any(header) else ""
     return f"<div class=wide><table>{thead}<tbody>\n{body}</tbody></table></div>\n"
 
 
 def _cell(value: str) -> str:
-    return f"<td{_kind(value)}>{text(value)}</td>"
+    return f"<td{_kind(value)}>{untrusted_text(value)}</td>"
 
 
 def _kind(value: str) -> str:
@@ -63,7 +65,7 @@ def _kind(value: str) -> str:
     return " class=number" if _NUMBER.fullmatch(value) else ""
 
 
-def text(value: str, limit: int = 2000) -> str:
+def untrusted_text(value: str, limit: int = 2000) -> str:
     """Text of strangers: no markup, no control characters, and its own reading direction."""
     if isinstance(value, Drawn):
         return value

@@ -2,25 +2,27 @@
 
 from typing import Any
 
-from proxhpc.status.terminal import duration, safe, share, short, whole
+from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
-Line = tuple[str, str, str]
+FlowLine = tuple[str, str, str]
 """A name, a number, a remark."""
 
 
-def flow(report: dict[str, Any]) -> list[Line]:
+def flow(report: dict[str, Any]) -> list[FlowLine]:
     """The conservation table: where every document went."""
     docs = report["documents"]
     total = docs["in"]
     lines = [("documents in", whole(total), "")]
-    lines += [(name, whole(docs[name]), share(docs[name], total)) for name in ("kept", "edited")]
+    lines += [
+        (name, whole(docs[name]), percentage(docs[name], total)) for name in ("kept", "edited")
+    ]
     for name in ("dropped", "quarantined"):
         lines += [
-            (f"{name}: {safe(reason)}", whole(number), share(number, total))
+            (f"{name}: {safe(reason)}", whole(number), percentage(number, total))
             for reason, number in docs[name].items()
         ]
-    lines.append(("duplicates", whole(docs["duplicates"]), share(docs["duplicates"], total)))
-    lines.append(("written", whole(docs["written"]), share(docs["written"], total)))
+    lines.append(("duplicates", whole(docs["duplicates"]), percentage(docs["duplicates"], total)))
+    lines.append(("written", whole(docs["written"]), percentage(docs["written"], total)))
     return lines
 
 
@@ -87,7 +89,7 @@ def spared(report: dict[str, Any]) -> list[tuple[str, ...]]:
 ESTIMATE = ("", "foreseen", "counted")
 
 
-def estimate(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def estimate_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """What the plan foresaw and what was counted, by the same rules; the columns are ESTIMATE."""
     both = report["estimate"]["foreseen"], report["estimate"]["counted"]
     lines = [

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from proxhpc.rundir import RunDir
-from proxhpc.status.beats import Beat, history
+from proxhpc.run.paths import RunDir
+from proxhpc.status.heartbeats import Heartbeat, history
 
 BINS = 60  # of the run's time
 LANES = 32  # workers that are told one by one, those that failed first
 READS = 8000  # of all files together
-POINTS = 48  # of one worker at most
+_POINTS = 48  # of one worker at most
 
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
     """One worker: what it had committed when, and how it ended."""
 
-    beats: Sequence[Beat]
+    beats: Sequence[Heartbeat]
     rates: Sequence[float]
 
     @property
@@ -70,14 +70,14 @@ def timeline(run: RunDir) -> dict[str, Any]:
     }
 
 
-def _histories(run: RunDir) -> list[list[Beat]]:
+def _histories(run: RunDir) -> list[list[Heartbeat]]:
     paths = sorted(run.workers.glob("[!.]*.jsonl")) if run.workers.is_dir() else []
-    points = max(4, min(POINTS, READS // max(1, len(paths))))
+    points = max(4, min(_POINTS, READS // max(1, len(paths))))
     found = (history(path, points) for path in paths)
     return [[beat for beat in beats if beat.role == "refine"] for beats in found]
 
 
-def _rates(beats: Sequence[Beat], start: float, seconds: float) -> list[float]:
+def _rates(beats: Sequence[Heartbeat], start: float, seconds: float) -> list[float]:
     """Tokens per second in each bin; what was committed between two lines is spread evenly."""
     sums, width = [0.0] * BINS, seconds / BINS
     for one, other in pairwise(beats):

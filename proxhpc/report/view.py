@@ -11,7 +11,7 @@ from proxhpc.report import text
 from proxhpc.status.terminal import safe, short, whole
 
 
-def render(report: dict[str, Any]) -> RenderableType:
+def render_report(report: dict[str, Any]) -> RenderableType:
     """The report's figures, for the end of a launch."""
     tokens = safe(report["tokens"]["counted"])
     return Group(
@@ -42,7 +42,7 @@ def _compute(report: dict[str, Any]) -> Iterator[RenderableType]:
         (text.COSTS, text.costs(report)),
         (text.SPARED, text.spared(report)),
         (("", ""), text.training(report)),
-        (text.ESTIMATE, text.estimate(report)),
+        (text.ESTIMATE, text.estimate_rows(report)),
         (("", ""), text.timing(report)),
     ):
         if rows:

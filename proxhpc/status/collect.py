@@ -9,23 +9,23 @@ from typing import Any, Protocol
 import orjson
 
 from proxhpc.account.counts import Counts
+from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import Job
-from proxhpc.cluster.work import stale_after
+from proxhpc.cluster.slurm import QueuedJob
 from proxhpc.errors import RetryError, StopError
-from proxhpc.plan import Plan
-from proxhpc.refine.lease import Leases, Owner
-from proxhpc.refine.leaser import missing
-from proxhpc.rundir import RunDir, shard_name
-from proxhpc.status.beats import Recent, recents
-from proxhpc.status.judge import ALIVE, Signs, failures, judge
-from proxhpc.status.model import MergePhase, Shards, Speed, Status, WorkerStatus
+from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.paths import RunDir, shard_name
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import missing_shards
+from proxhpc.status.assess import ALIVE, Evidence, assess, failures
+from proxhpc.status.heartbeats import Recent, recent_heartbeats
+from proxhpc.status.model import MergeProgress, Shards, Status, Throughput, WorkerStatus
 
 
 class QueueView(Protocol):
     """The queue, as far as status asks it."""
 
-    def jobs(self, run_id: str) -> Sequence[Job]:
+    def jobs(self, run_id: str) -> Sequence[QueuedJob]:
         """Jobs of a run that wait or run. RetryError when the queue does not answer."""
         ...
 
@@ -44,18 +44,18 @@ class Collector:
         local = _load(self.run.site).get("kind") == "local"
         jobs, problem = (None, "") if local else self._ask()
         now = time.time()
-        beats = recents(self.run)
+        beats = recent_heartbeats(self.run)
         states = {job.id: job for job in jobs or ()}
         quiet = stale_after(self.run)
         workers = tuple(
             self._worker(recent, states, jobs is not None, now, quiet) for recent in beats
         )
-        left = list(missing(self.run, self.plan))
+        left = list(missing_shards(self.run, self.plan))
         held = self._held()
         in_work = [shard for shard in left if shard_name(shard) in held]
         merged = _load(self.run.merge_summary)
         submissions = Journal(self.run).read()
-        signs = Signs(
+        signs = Evidence(
             run=self.run,
             workers=workers,
             jobs=jobs,
@@ -64,7 +64,7 @@ class Collector:
             left=len(left),
             stepping=self._stepping(held),
         )
-        phase, reason, next_step = judge(signs)
+        phase, reason, next_step = assess(signs)
         refinements = [entry for entry in submissions if entry.phase == "refine"]
         return Status(
             run=str(self.run.root),
@@ -90,7 +90,7 @@ class Collector:
             queue_problem=problem,
         )
 
-    def _ask(self) -> tuple[list[Job] | None, str]:
+    def _ask(self) -> tuple[list[QueuedJob] | None, str]:
         if self.queue is None:
             return None, ""
         try:
@@ -111,14 +111,14 @@ class Collector:
         owner = self._leases.holder("advance", attempt)
         return owner is not None and owner.runs() is not False
 
-    def _merge(self) -> tuple[MergePhase, ...]:
-        from proxhpc.assemble.phases import left  # numpy: not while a run is refined
+    def _merge(self) -> tuple[MergeProgress, ...]:
+        from proxhpc.assemble.phases import pending_units  # numpy: not while a run is refined
 
-        phases = left(self.run, self.plan)
-        return tuple(MergePhase(p.phase, p.total, p.total - len(p.units)) for p in phases)
+        phases = pending_units(self.run, self.plan)
+        return tuple(MergeProgress(p.phase, p.total, p.total - len(p.units)) for p in phases)
 
     def _worker(
-        self, recent: Recent, jobs: dict[str, Job], asked: bool, now: float, quiet: float
+        self, recent: Recent, jobs: dict[str, QueuedJob], asked: bool, now: float, quiet: float
     ) -> WorkerStatus:
         beat, earlier, seconds = recent.last, recent.earlier, recent.seconds
         age = max(0.0, now - beat.time)
@@ -156,7 +156,7 @@ class Collector:
         workers: Sequence[WorkerStatus],
         left: list[int],
         in_work: list[int],
-    ) -> Speed:
+    ) -> Throughput:
         """Sums over the workers that work, and how long what is left will take them.
 
         Shard sizes are estimates of decompressed bytes with all fields; rows count bytes of text.
@@ -168,7 +168,7 @@ class Collector:
             if worker.documents_per_s is not None and worker.role == "refine"
         ]
         if not pairs:
-            return Speed(None, None, 0.0 if not left else None)
+            return Throughput(None, None, 0.0 if not left else None)
         documents = sum(worker.documents_per_s or 0.0 for _, worker in pairs)
         tokens = sum(worker.tokens_per_s or 0.0 for _, worker in pairs)
         read = sum(_bytes_per_second(recent) for recent, _ in pairs)
@@ -180,7 +180,7 @@ class Collector:
             remaining = max(0.0, remaining - half) * min(1.0, seen / (done + half))
         else:
             remaining = max(0.0, remaining - seen)
-        return Speed(round(documents, 2), round(tokens, 1), remaining / read if read else None)
+        return Throughput(round(documents, 2), round(tokens, 1), remaining / read if read else None)
 
 
 def collect(run: RunDir, queue: QueueView | None) -> Status:
@@ -212,7 +212,7 @@ def _counts(merged: dict[str, Any], beats: list[Recent]) -> Counts:
     return total
 
 
-def _queue(jobs: Sequence[Job]) -> dict[str, int]:
+def _queue(jobs: Sequence[QueuedJob]) -> dict[str, int]:
     """Jobs by phase and state; a waiting one with the reason that Slurm gives."""
     found: Counter[str] = Counter()
     for job in jobs:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from proxhpc.account.counts import Counts
 
-Phase = Literal["planned", "refining", "merging", "reporting", "stopped", "finished"]
+RunPhase = Literal["planned", "refining", "merging", "reporting", "stopped", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Shards:
 
 
 @dataclass(frozen=True, slots=True)
-class MergePhase:
+class MergeProgress:
     """How far a phase of the merge is, in its own units: groups of shards, or parts."""
 
     phase: str
@@ -27,7 +27,7 @@ class MergePhase:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Throughput:
     """Of all workers together over the last few minutes; null is unknown."""
 
     documents_per_s: float | None
@@ -86,17 +86,17 @@ class Status:
     name: str
     run_id: str
     time: float
-    phase: Phase
+    phase: RunPhase
     reason: str
     next_step: str
     shards: Shards
-    merge: tuple[MergePhase, ...]
+    merge: tuple[MergeProgress, ...]
     counts: Counts
     exact: bool
     token_unit: str
     duplicates: int | None
     written: int | None
-    speed: Speed
+    speed: Throughput
     workers: tuple[WorkerStatus, ...]
     deaths: int
     left_out: tuple[str, ...]

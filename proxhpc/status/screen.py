@@ -9,18 +9,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from proxhpc.rundir import RunDir
+from proxhpc.run.paths import RunDir
 from proxhpc.status.collect import Collector, QueueView
 from proxhpc.status.model import Status
 from proxhpc.status.terminal import make_console
-from proxhpc.status.view import one_line, render
+from proxhpc.status.view import one_line, render_status
 
 REFRESH = 2.0  # seconds between two looks
 QUIET = 10.0  # the same where every look may be a new line
 GENTLE = 4  # a look that took long is followed by a pause of so many times its length
 
 
-def show(
+def show_status(
     run: RunDir,
     *,
     watch: bool = False,
@@ -38,7 +38,7 @@ def show(
         # ASCII only: JSON leaves characters alone that a terminal may obey.
         console.file.write(f"{json.dumps(status.to_dict(), indent=2)}\n")
     else:
-        console.print(render(status))
+        console.print(render_status(status))
 
 
 def _watch(ticker: "Ticker") -> None:
@@ -100,7 +100,7 @@ class Ticker:
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(render(status), refresh=True)
+        self._live.update(render_status(status), refresh=True)
 
     def __enter__(self) -> Self:
         return self
@@ -114,4 +114,4 @@ class Ticker:
         if self._live is not None:
             self._live.stop()
         if self._stay and self._status is not None:
-            self.console.print(render(self._status))
+            self.console.print(render_status(self._status))

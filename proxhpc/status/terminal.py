@@ -67,7 +67,7 @@ def _three_digits(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 99.95 else f"{number:.3g}"
 
 
-def share(part: float, total: float) -> str:
+def percentage(part: float, total: float) -> str:
     """`12.3 %`; empty where there is nothing to have a share of."""
     return f"{100 * part / total:.1f} %" if total else ""
 

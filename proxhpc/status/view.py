@@ -7,13 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.models import short_name
-from proxhpc.status.judge import ALIVE
+from proxhpc.run.models import short_name
+from proxhpc.status.assess import ALIVE
 from proxhpc.status.model import Failure, Status, WorkerStatus
-from proxhpc.status.terminal import duration, safe, share, short, whole
+from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
 ROWS = 24  # workers in the table; the JSON has all
-BAR = 40  # columns
+_BAR = 40  # columns
 HEADER = (
     *("worker", "host", "job", "state", "Slurm"),
     *("last heard", "shard", "done", "documents", "docs/s"),
@@ -49,7 +49,7 @@ def one_line(status: Status) -> str:
     return ", ".join(parts)
 
 
-def render(status: Status) -> RenderableType:
+def render_status(status: Status) -> RenderableType:
     """The page: where the run stands, what became of documents, workers, failures, next step."""
     return Group(*_page(status))
 
@@ -94,12 +94,12 @@ def _headline(status: Status) -> Text:
 
 def _progress(status: Status) -> Text:
     shards, speed = status.shards, status.speed
-    full = BAR * shards.done // shards.total if shards.total else BAR
+    full = _BAR * shards.done // shards.total if shards.total else _BAR
     text = Text.assemble(
         ("█" * full, "green"),
-        ("░" * (BAR - full), "dim"),
+        ("░" * (_BAR - full), "dim"),
         f"  {whole(shards.done)} / {whole(shards.total)} shards",
-        f"  {share(shards.done, shards.total)}",
+        f"  {percentage(shards.done, shards.total)}",
     )
     if shards.working:
         text.append(f"  {whole(shards.working)} in work")
@@ -149,7 +149,7 @@ def _work(status: Status) -> Iterator[Table]:
     for name in ("requests", "tokens in", "cached", "tokens out"):
         table.add_column(name, justify="right")
     for name, usage in stages:
-        cached = share(usage.cached_tokens, usage.prompt_tokens)
+        cached = percentage(usage.cached_tokens, usage.prompt_tokens)
         cells = (whole(usage.requests), short(usage.prompt_tokens), cached, short(usage.new_tokens))
         _add(table, name, *cells)
     yield table
@@ -176,13 +176,13 @@ def _outcome(status: Status) -> Table:
         ("quarantined", counts.quarantined.total(), _reasons(counts.quarantined)),
     ]
     for name, number, remark in rows:
-        _add(table, name, whole(number), share(number, counts.documents), remark)
+        _add(table, name, whole(number), percentage(number, counts.documents), remark)
     if status.duplicates is not None:
         _add(table, "duplicates", whole(status.duplicates), "", "of kept and edited ones")
     if status.written is not None:
-        part = share(status.written, counts.documents)
+        part = percentage(status.written, counts.documents)
         _add(table, "written", whole(status.written), part, "documents in the corpus")
-    part = share(counts.tokens_out, counts.tokens_in)
+    part = percentage(counts.tokens_out, counts.tokens_in)
     unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(short_name(status.token_unit))}"
     _add(table, "tokens", short(counts.tokens_out), part, unit)
     return table

@@ -1,0 +1,7 @@
+"""`python -m proxhpc`."""
+
+import sys
+
+from proxhpc.cli.main import main
+
+sys.exit(main())

@@ -1,1 +1,0 @@
-"""Refiners of one's own: examples from teachers, and what is trained on them."""

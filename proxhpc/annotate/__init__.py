@@ -1,0 +1,1 @@
+"""Training examples from people, rules and large models."""

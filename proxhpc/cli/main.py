@@ -1,0 +1,421 @@
+"""The command line: parse, call, print. Imports wait until a command needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxhpc.cli.options import parser
+from proxhpc.errors import ProxError, UserError
+
+if TYPE_CHECKING:
+    from proxhpc.run.paths import RunDir
+    from proxhpc.spec.manifest import Manifest
+
+LEAST_RAM = 16 << 20  # bytes for matching
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status (see `proxhpc.errors` for those of errors)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(COMMANDS[arguments.verb](arguments) or 0)
+    except ProxError as error:
+        if arguments.debug:
+            raise
+        print(f"proxhpc: {_safe(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("proxhpc: interrupted; what was committed stays", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`); Python would complain again at exit.
+        sys.stdout = None
+        return 0
+    except OSError as error:
+        if arguments.debug:
+            raise
+        print(f"proxhpc: {_safe(_reason(error))}", file=sys.stderr)
+        return 1
+
+
+def _safe(text: object) -> str:
+    """Lines of which nothing steers a terminal: messages may quote logs, paths and documents."""
+    from proxhpc.status.terminal import safe
+
+    return "\n".join(map(safe, str(text).split("\n")))
+
+
+def _reason(error: OSError) -> str:
+    """An error that nobody explained, in one line."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch.launch import prepare_run
+    from proxhpc.run.estimate import estimate_run, render_estimate
+
+    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
+    counts = None
+    if run.dir.plan.exists():
+        from proxhpc.report import so_far
+
+        counts = so_far(run.dir)
+    result = estimate_run(run.plan, run.site, run.dir, counts)
+    _print_json(result) if arguments.json else _print(render_estimate(result))
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch.launch import launch, prepare_run
+    from proxhpc.status import Ticker
+
+    if arguments.dry_run:
+        _dry_run(arguments)
+        return
+    run = prepare_run(arguments.manifest, arguments.site, arguments.run)
+    print(_safe(f"run directory: {run.dir.root}"))
+    with Ticker(run.dir) as ticker:
+        step = launch(run, ticker.tick)
+    print(_safe(step.message))
+    if step.phase in ("report", "finished"):
+        from proxhpc.report import load_report
+        from proxhpc.report import render_report as render_report
+
+        _print(render_report(load_report(run.dir)))
+        print(_safe(f"report: {run.dir.report_html}"))
+    else:
+        print(_safe(f"look at it with: proxhpc status {run.dir.root}"))
+
+
+def _dry_run(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch.launch import prepare_run, rehearse
+
+    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=False)
+    for phase, script, said in rehearse(run):
+        print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {said}\n"))
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from proxhpc import doctor
+
+    site, folder, models = doctor.subject(arguments.site, arguments.manifest, arguments.run)
+    findings = list(doctor.examine_site(site, folder, models))
+    result = doctor.summary(findings)
+    _print_json(result) if arguments.json else _print(doctor.render_findings(findings))
+    return 0 if result["launch_would_work"] else 2
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch.launch import cancel
+
+    gone = cancel(_open(arguments))
+    print(_safe(f"ended: {', '.join(gone)}") if gone else "no job of this run was there")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from proxhpc import verify
+    from proxhpc.launch.step import advance_lock
+
+    _at_least(1, "--processes", arguments.processes)
+    run = _open(arguments)
+    proof = verify.verify(run, processes=arguments.processes)
+    if arguments.json:
+        _print_json(proof.to_dict(run))
+    else:
+        for line in verify.lines(run, proof):
+            print(_safe(line))
+    if arguments.repair and not proof.good:
+        with advance_lock(run):
+            taken = verify.repair(run, proof)
+        for path in taken:
+            print(f"taken away: {_safe(path)}", file=sys.stderr)
+    return 0 if proof.good else 4
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from proxhpc.cluster.slurm import Queue, available
+    from proxhpc.status import show_status
+
+    queue = Queue() if available() else None
+    show_status(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
+
+
+def _asked(arguments: argparse.Namespace) -> "Manifest":
+    from proxhpc.preview import preview_manifest
+
+    return preview_manifest(
+        arguments.manifest,
+        engine=arguments.engine,
+        model=arguments.model,
+        doc_model=arguments.doc_model,
+        prompt=arguments.prompt,
+    )
+
+
+def _refine(arguments: argparse.Namespace) -> int:
+    from proxhpc import preview as here
+
+    if arguments.limit is not None:
+        _at_least(1, "--limit", arguments.limit)
+    manifest = _asked(arguments)
+    items = here.items(manifest, arguments.files or [Path("-")], plain=arguments.plain)
+    form: here.PreviewOptions = "diff" if arguments.diff else "text" if arguments.text else "json"
+    return here.refine_documents(manifest, items, form, arguments.limit)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import json
+
+    from proxhpc.corpus.disk import write_atomic
+    from proxhpc.evaluate import gold, result, view
+
+    if arguments.limit is not None:
+        _at_least(1, "--limit", arguments.limit)
+    _at_least(0, "--bootstrap", arguments.bootstrap)
+    _at_least(0, "--seed", arguments.seed)
+    manifest = _asked(arguments)
+    where, exclude = (
+        tuple(map(gold.condition, given)) for given in (arguments.where, arguments.exclude)
+    )
+    selection = gold.Selection(where, exclude, arguments.limit, arguments.seed, arguments.split)
+    fields = gold.GoldFields.parse(arguments.fields)
+    records = gold.read_gold(arguments.gold, fields, selection)
+    found = result.evaluate(
+        manifest,
+        records,
+        arguments.gold,
+        selection,
+        arguments.bootstrap,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    if arguments.json == Path("-"):
+        _print_json(found.to_dict())
+        return
+    if arguments.json:
+        write_atomic(arguments.json, json.dumps(found.to_dict(), indent=2).encode() + b"\n")
+    _print(view.render_evaluation(found))
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    from proxhpc.spec.recipe import load_recipe
+    from proxhpc.train.adapt import adapt
+
+    recipe, out = load_recipe(arguments.recipe), arguments.out.absolute()
+    if arguments.site:
+        if arguments.processes is not None:
+            raise UserError("--processes is for training right here: a job has one for each GPU")
+        from proxhpc.spec.site import load_site
+        from proxhpc.train.job import submit
+
+        job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
+        print(_safe(f"job {job}; it writes {out / 'training' / 'log.jsonl'}"))
+        return
+    if arguments.processes is not None:
+        _at_least(1, "--processes", arguments.processes)
+    adapted = adapt(
+        recipe,
+        out,
+        resume=arguments.resume,
+        processes=arguments.processes,
+        say=lambda line: print(_safe(line), flush=True),
+    )
+    for name, score in adapted.scores.items():
+        print(f"{name:18} {score:.4g}")
+    print(_safe(f"model: {out}"))
+
+
+def _annotate(arguments: argparse.Namespace) -> None:
+    from proxhpc.annotate.annotate import Options, annotate
+    from proxhpc.annotate.examples import WindowCutter
+    from proxhpc.annotate.sources import open_sources, reject_sources
+    from proxhpc.annotate.view import render_summary
+    from proxhpc.evaluate.gold import GoldFields
+
+    _share("--untouched", arguments.untouched)
+    if arguments.per_source is not None:
+        _at_least(1, "--per-source", arguments.per_source)
+    options = Options(
+        dialect=arguments.dialect,
+        cut=WindowCutter.parse(arguments.windows),
+        untouched=arguments.untouched,
+        per_source=arguments.per_source,
+        held_out=tuple(arguments.held_out),
+        fields=GoldFields.parse(arguments.fields),
+        seed=arguments.seed,
+    )
+    sources = open_sources(arguments.sources, options.fields, options.dialect)
+    out = reject_sources(arguments.out, [*arguments.sources, *options.held_out])
+    summary = annotate(sources, out, options)
+    _print_json(summary.to_dict()) if arguments.json else _print(render_summary(summary))
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from proxhpc.inspect import show_document, show_sample
+
+    run = _open(arguments)
+    if (arguments.id is None) == (arguments.sample is None):
+        raise UserError("inspect takes the id of a document, or --sample N")
+    if arguments.id is not None:
+        show_document(run, arguments.id, as_json=arguments.json)
+    else:
+        show_sample(
+            run,
+            arguments.sample,
+            status=arguments.status or "",
+            seed=arguments.seed,
+            as_json=arguments.json,
+        )
+
+
+def _memory(text: str) -> int:
+    """Bytes of a size with a unit. UserError if it is none, or less than matching needs."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from proxhpc.spec.load import Size
+
+    try:
+        size: int = TypeAdapter(Size).validate_python(text)
+    except ValidationError as error:
+        raise UserError(f"--max-ram {text}: {error.errors()[0]['msg']}") from None
+    if size < LEAST_RAM:
+        raise UserError(f"--max-ram {text}: it must be 16MiB or more")
+    return size
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from proxhpc.report import load_report, render_report, write_report
+
+    run = _open(arguments)
+    try:
+        report = write_report(run)
+    except UserError as error:
+        # A finished run may be on a file system that can only be read.
+        if not (run.merge_summary.exists() and run.report_json.exists()):
+            raise
+        print(f"proxhpc: the report is not written again: {_safe(error.message)}", file=sys.stderr)
+        report = load_report(run)
+    _print_json(report) if arguments.json else _print(render_report(report))
+
+
+def _flops(arguments: argparse.Namespace) -> None:
+    from proxhpc.report import account, render_account
+
+    result = account(_open(arguments))
+    _print_json(result) if arguments.json else _print(render_account(result))
+
+
+def _worker(arguments: argparse.Namespace) -> None:
+    from proxhpc.cluster import tasks
+
+    _at_least(0, "--number", arguments.number)
+    _at_least(1, "--of", arguments.of)
+    print(tasks.refine_task(str(_open(arguments).root), arguments.number, arguments.of))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from proxhpc.cluster import tasks
+
+    _at_least(1, "--processes", arguments.processes)
+    memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
+    changes = arguments.manifest, arguments.policy, arguments.threshold
+    if arguments.out is not None:
+        if arguments.phase:
+            raise UserError("--phase is for the merge of the run itself: leave out --out")
+        from proxhpc.launch import variant
+        from proxhpc.run.plan import Plan
+
+        run, out = _open(arguments), arguments.out.absolute()
+        manifest = variant.variant_manifest(run, *changes)
+        if told := variant.asked_otherwise(Plan.load(run).manifest, manifest):
+            print(f"a new run might get other programs: {told}", file=sys.stderr)
+        made = variant.merge_variant(
+            run, out, manifest, processes=arguments.processes, memory=memory
+        )
+        print(_safe(f"{made.written:,} documents in {len(made.parts):,} parts: {out}"))
+        return
+    if any(change is not None for change in changes):
+        raise UserError("--with, --policy and --threshold make another corpus: add --out DIR")
+    root = str(_open(arguments).root)
+    if arguments.phase:
+        number, of = arguments.number, arguments.of
+        if not 0 <= number < of:
+            raise UserError(f"--number {number} --of {of}: of {of} shares the first is 0")
+        print(tasks.merge_share(root, arguments.phase, number, of, arguments.processes, memory))
+        return
+    if (arguments.number, arguments.of) != (0, 1):
+        raise UserError("--number and --of are shares of a phase: add --phase")
+    print(tasks.merge_task(root, arguments.processes, memory))
+
+
+def _advance(arguments: argparse.Namespace) -> None:
+    from proxhpc.launch.step import advance_job
+
+    print(_safe(advance_job(str(_open(arguments).root))))
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from pydantic import BaseModel
+
+    from proxhpc.spec.load import json_schema
+    from proxhpc.spec.manifest import Manifest
+    from proxhpc.spec.recipe import Recipe
+    from proxhpc.spec.site import Site
+
+    kinds: dict[str, type[BaseModel]] = {"manifest": Manifest, "site": Site, "recipe": Recipe}
+    _print_json(json_schema(kinds[arguments.kind]))
+
+
+COMMANDS = {
+    "plan": _plan,
+    "launch": _launch,
+    "doctor": _doctor,
+    "cancel": _cancel,
+    "verify": _verify,
+    "status": _status,
+    "refine": _refine,
+    "evaluate": _evaluate,
+    "annotate": _annotate,
+    "adapt": _adapt,
+    "inspect": _inspect,
+    "report": _report,
+    "flops": _flops,
+    "worker": _worker,
+    "merge": _merge,
+    "advance": _advance,
+    "schema": _schema,
+}
+
+
+def _at_least(least: int, option: str, given: int) -> None:
+    if given < least:
+        raise UserError(f"{option} {given}: it must be {least} or more")
+
+
+def _share(option: str, given: float) -> None:
+    if not 0 <= given <= 1:
+        raise UserError(f"{option} {given}: it must be from 0 to 1")
+
+
+def _open(arguments: argparse.Namespace) -> "RunDir":
+    from proxhpc.run.paths import RunDir
+
+    return RunDir(arguments.run.absolute())
+
+
+def _print(renderable: object) -> None:
+    from proxhpc.status.terminal import make_console
+
+    make_console().print(renderable)
+
+
+def _print_json(data: object) -> None:
+    import json
+
+    # Not orjson: FLOPs go beyond 64 bits, and whatever steers a terminal must be escaped.
+    print(json.dumps(data, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Gopher's repetition rules: how much of a document says again what it has said."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from proxhpc.engines.rules.heuristics import CHARACTERS_PER_WORD, ParsedDocument, duplicates
+
+_TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
+_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+_PARAGRAPH = re.compile(r"\n{2,}")
+
+_Ids = npt.NDArray[np.int64]
+
+
+def gopher_repetition(page: ParsedDocument) -> str:
+    """Why Gopher's repetition rules remove this document, or "" (Rae et al. 2021, Table A1).
+
+    A duplicate is a second or later occurrence; characters are counted without white space and,
+    for n-grams, once however many n-grams cover them. Where words have no spaces the unit is the
+    character and each n doubles.
+    """
+    paragraphs = [part.strip() for part in _PARAGRAPH.split(page.text.strip())]
+    for name, parts in (("paragraph", paragraphs), ("line", page.lines)):
+        count, characters = duplicates(parts)
+        if count > 0.3:
+            return f"duplicate {name}s {count:.2f} > 0.3"
+        if characters > 0.2:
+            return f"characters in duplicate {name}s {characters:.2f} > 0.2"
+    for name, share, limit in ngram_shares(page):
+        if share > limit:
+            return f"{name} characters {share:.2f} > {limit:.2f}"
+    return ""
+
+
+def ngram_shares(page: ParsedDocument) -> Iterator[tuple[str, float, float]]:
+    """Name, share of the characters, and limit for each n-gram rule, up to where none repeats."""
+    ids, lengths, scale = _units(page)
+    total = int(lengths.sum())
+    for n, ranks in _ngrams(ids, scale * max(_DUPLICATE_NGRAMS)):
+        words, remainder = divmod(n, scale)
+        if remainder:
+            continue
+        if limit := _TOP_NGRAMS.get(words):
+            yield f"top {words}-gram", _top_share(ranks, lengths, n, total), limit
+        if limit := _DUPLICATE_NGRAMS.get(words):
+            yield f"duplicate {words}-gram", _covered(ranks, lengths, n) / total, limit
+
+
+def _units(page: ParsedDocument) -> tuple[_Ids, _Ids, int]:
+    """Ids and lengths of words, or of characters where there are no words; units to a word."""
+    if page.script == "spaced":
+        numbers: dict[str, int] = {}
+        ids = np.array([numbers.setdefault(w, len(numbers)) for w in page.words], np.int64)
+        return ids, np.array(list(map(len, page.words)), np.int64), 1
+    raw = "".join(page.words).encode("utf-32-le", "surrogatepass")
+    characters = np.frombuffer(raw, np.uint32).astype(np.int64)
+    return characters, np.ones_like(characters), CHARACTERS_PER_WORD
+
+
+def _ngrams(ids: _Ids, longest: int) -> Iterator[tuple[int, _Ids]]:
+    """For n = 2, 3, … the n-gram at each position as a rank: equal ranks, equal n-grams.
+
+    Exact, not hashed: an n-gram is the pair of its (n-1)-gram's rank and its last unit. Ends where
+    no n-gram repeats, for then no longer one does.
+    """
+    width = int(ids.max(initial=0)) + 1
+    ranks = ids
+    for n in range(2, min(longest, len(ids)) + 1):
+        values, inverse = np.unique(ranks[:-1] * width + ids[n - 1 :], return_inverse=True)
+        if len(values) == len(inverse):
+            return
+        ranks = inverse.astype(np.int64, copy=False)
+        yield n, ranks
+
+
+def _top_share(ranks: _Ids, lengths: _Ids, n: int, total: int) -> float:
+    """Share of characters in the most frequent n-gram; of equally frequent ones the longest."""
+    counts = np.bincount(ranks)
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    top = np.flatnonzero(counts[ranks] == counts.max())
+    longest: Any = (ends[top + n] - ends[top]).max()
+    return int(longest) * int(counts.max()) / total
+
+
+def _covered(ranks: _Ids, lengths: _Ids, n: int) -> int:
+    """Characters under the second and later occurrences of n-grams, each counted once."""
+    repeated = np.ones(len(ranks), np.bool_)
+    repeated[np.unique(ranks, return_index=True)[1]] = False
+    starts = np.flatnonzero(repeated)
+    depth = np.zeros(len(lengths) + 1, np.int64)
+    depth[starts] += 1
+    depth[starts + n] -= 1
+    return int(lengths[np.cumsum(depth[:-1]) > 0].sum())

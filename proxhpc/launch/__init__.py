@@ -1,0 +1,1 @@
+"""Plan a run and advance it: the one step function."""

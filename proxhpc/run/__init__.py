@@ -1,0 +1,1 @@
+"""What is on disk: paths, the frozen plan, models, ledgers, leases, progress."""

@@ -1,0 +1,331 @@
+"""Finds a refining model on disk and checks, from JSON and file headers alone, that it is whole.
+
+Imports neither torch nor transformers: a login node resolves models at launch, workers load them
+without a network.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Self
+
+from proxhpc.account.flops import GATED_DECODERS, ModelShape
+from proxhpc.errors import StopError, UserError
+from proxhpc.spec.refiner_file import RefinerFile, read_refiner
+from proxhpc.spec.sections import EMBEDDED
+
+MAX_JSON = 64 * 1024 * 1024  # bytes; the largest real index or header is a few MiB
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+# Weights, configuration and tokenizer; never pickles, never code.
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+
+
+def short_name(model: str) -> str:
+    """A model's name without the folders of the machine it lies on."""
+    return PurePath(model).name if model.startswith("/") else model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model found whole in a local directory.
+
+    `snapshot` pins its content: the hub's commit, or a digest over the configuration, the
+    tokenizer and the headers of the weights. `shape` is None where FLOPs cannot be counted.
+    `stop_ids` are the end-of-sequence tokens that the model's configuration names, `refiner` is
+    what its refiner.json says.
+    """
+
+    name: str
+    path: Path
+    config_sha: str
+    shape: ModelShape | None
+    max_model_len: int
+    snapshot: str
+    stop_ids: tuple[int, ...] = ()
+    refiner: RefinerFile | None = None
+
+    def context_length(self, wanted: int | None = None) -> int:
+        """Context length to use; UserError when `wanted` is more than the model has."""
+        if wanted is not None and wanted > self.max_model_len:
+            raise UserError(
+                f"engine.max_model_len is {wanted}, but {self.name} has {self.max_model_len}",
+                hint="lower it, or leave it out to take the model's own",
+            )
+        return wanted or self.max_model_len
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "config_sha": self.config_sha,
+            "shape": self.shape.to_dict() if self.shape else None,
+            "max_model_len": self.max_model_len,
+            "snapshot": self.snapshot,
+            "stop_ids": list(self.stop_ids),
+            "refiner": self.refiner.to_dict() if self.refiner else None,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        shape, refiner = data["shape"], data.get("refiner")
+        return cls(
+            **{
+                **data,
+                "path": Path(data["path"]),
+                "shape": ModelShape(**shape) if shape else None,
+                "stop_ids": tuple(data["stop_ids"]),
+                "refiner": RefinerFile.model_validate(refiner) if refiner else None,
+            }
+        )
+
+
+class _IncompleteError(UserError):
+    """Files of the model are missing; a download may bring them."""
+
+
+def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
+    """The model in directory `name`, the local snapshot of hub id `org/name[@revision]`, or ours.
+
+    A snapshot that is not there whole is downloaded unless `offline` (default: HF_HUB_OFFLINE).
+    UserError names what is wrong with the model and what to do.
+    """
+    if offline is None:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    folder = Path(name).expanduser()
+    if name == EMBEDDED:
+        folder = Path(__file__).parents[1] / EMBEDDED
+        if not folder.is_dir():
+            raise UserError(
+                "this proxhpc comes without an embedded refiner",
+                hint="give a directory with config.json and safetensors, or a hub id org/name; "
+                "`engine: {name: rules}` needs no model",
+            )
+    if folder.is_dir():
+        return _inspect(name, folder.resolve())
+    match = HUB_ID.fullmatch(name)
+    if match is None or name.startswith("."):
+        raise UserError(
+            f"model {name!r}: no such directory",
+            hint="give a directory with config.json and safetensors, or a hub id org/name",
+        )
+    try:
+        return _inspect(name, _snapshot(match, name, local=True))
+    except _IncompleteError as missing:
+        if offline:
+            raise UserError(
+                missing.message,
+                hint=f"on a node with a network: {_download_command(match)}",
+            ) from missing
+    return _inspect(name, _snapshot(match, name, local=False))
+
+
+def check_model(ref: ModelRef) -> None:
+    """Raise StopError where the model is not what it was when the run was planned."""
+    if _inspect(ref.name, ref.path).snapshot != ref.snapshot:
+        raise StopError(
+            f"model {ref.name!r} in {ref.path} has changed since this run was planned",
+            hint="put back what was there, or start a new run: --run DIR (or another name)",
+        )
+
+
+def _snapshot(match: re.Match[str], name: str, *, local: bool) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        raise UserError(
+            f"model {name!r}: hub models need the package huggingface_hub",
+            hint="pip install 'proxhpc[vllm]' or 'proxhpc[transformers]', or name a directory",
+        ) from None
+    try:
+        return Path(
+            snapshot_download(
+                match["repo"],
+                revision=match["revision"],
+                local_files_only=local,
+                allow_patterns=list(HUB_FILES),
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise _IncompleteError(
+            f"model {name!r} is not in the local hub cache",
+            hint=f"on a node with a network: {_download_command(match)}",
+        ) from error
+    except Exception as error:  # the hub client's own, its HTTP library's, the disk's
+        reason = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"model {name!r} cannot be downloaded: {type(error).__name__}: {reason[0]}",
+            hint=f"try it by hand: {_download_command(match)}",
+        ) from error
+
+
+def _download_command(match: re.Match[str]) -> str:
+    revision = f" --revision {match['revision']}" if match["revision"] else ""
+    include = " ".join(f"--include '{pattern}'" for pattern in HUB_FILES)
+    return f"hf download {match['repo']}{revision} {include}"
+
+
+def _inspect(name: str, path: Path) -> ModelRef:
+    config = _read_json(name, path / "config.json")
+    _refuse_code(name, config, path / "config.json")
+    if (path / "tokenizer_config.json").exists():
+        tokenizer = _read_json(name, path / "tokenizer_config.json")
+        _refuse_code(name, tokenizer, path / "tokenizer_config.json")
+    if not any(all((path / file).is_file() for file in files) for files in TOKENIZERS):
+        raise _IncompleteError(
+            f"model {name!r}: no tokenizer in {path}",
+            hint="it needs tokenizer.json, or tokenizer.model, or vocab.json and merges.txt",
+        )
+    headers = [(file, _check_weights(name, path / file)) for file in _weight_files(name, path)]
+    commit = path.name if path.parent.name == "snapshots" else None
+    return ModelRef(
+        name=name,
+        path=path,
+        config_sha=_sha256(path / "config.json"),
+        shape=(
+            ModelShape.from_config(config) if config.get("model_type") in GATED_DECODERS else None
+        ),
+        max_model_len=_context_length(name, config),
+        snapshot=commit or _fingerprint(path, headers),
+        stop_ids=_stop_ids(name, path, config),
+        refiner=read_refiner(path),
+    )
+
+
+def _read_json(name: str, file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(MAX_JSON + 1)
+    except FileNotFoundError:
+        raise _IncompleteError(
+            f"model {name!r}: {file.name} is missing in {file.parent}",
+            hint="is this the directory that holds config.json, the tokenizer and safetensors?",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"model {name!r}: cannot read {file}: {error.strerror}",
+            hint="workers need read permission on the whole directory",
+        ) from error
+    return _parse_object(name, file, raw)
+
+
+def _parse_object(name: str, file: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(raw) if len(raw) <= MAX_JSON else None
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise UserError(
+            f"model {name!r}: {file} is not valid JSON of an object",
+            hint="the file is damaged; copy or download the model again",
+        )
+    return data
+
+
+def _refuse_code(name: str, config: dict[str, Any], file: Path) -> None:
+    if config.get("auto_map"):
+        raise UserError(
+            f"model {name!r}: {file.name} asks for the model's own Python code (auto_map)",
+            hint="proxhpc runs no code of a model; use one that transformers knows by itself",
+        )
+
+
+def _weight_files(name: str, path: Path) -> list[str]:
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        return ["model.safetensors"]
+    if not index.exists():
+        pickles = any(path.glob("*.bin"))
+        raise _IncompleteError(
+            f"model {name!r}: no model.safetensors in {path}",
+            hint="pickled weights (*.bin) are never loaded; convert them to safetensors"
+            if pickles
+            else "copy or download the model's weights",
+        )
+    weight_map = _read_json(name, index).get("weight_map")
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    # A name with a folder in it could lead out of the directory.
+    if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
+        raise UserError(
+            f"model {name!r}: {index} names no weight files of this directory",
+            hint="the index is damaged; copy or download the model again",
+        )
+    return sorted(set(files))
+
+
+def _check_weights(name: str, file: Path) -> bytes:
+    """The header of a safetensors file, after checking that the file is as long as it says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(min(length, MAX_JSON + 1))
+    except FileNotFoundError:
+        raise _IncompleteError(
+            f"model {name!r}: {file.name} is missing in {file.parent}",
+            hint="copy or download the model's weights again",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"model {name!r}: cannot read {file}: {error.strerror}",
+            hint="workers need read permission on the whole directory",
+        ) from error
+    expected = 8 + length + max(_data_ends(_parse_object(name, file, header)), default=0)
+    if len(header) != length or size != expected:
+        raise UserError(
+            f"model {name!r}: {file.name} has {size:,} bytes, its header says {expected:,}",
+            hint="the file is cut short or damaged; copy or download it again",
+        )
+    return header
+
+
+def _data_ends(header: dict[str, Any]) -> Iterator[int]:
+    for tensor in header.values():
+        offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
+        if isinstance(offsets, list) and offsets and isinstance(offsets[-1], int):
+            yield offsets[-1]
+
+
+def _context_length(name: str, config: dict[str, Any]) -> int:
+    for key in _CONTEXT_KEYS:
+        if type(config.get(key)) is int and config[key] > 0:
+            return int(config[key])
+    raise UserError(
+        f"model {name!r}: config.json gives no context length",
+        hint=f"one of {', '.join(_CONTEXT_KEYS)} must be a positive whole number",
+    )
+
+
+def _stop_ids(name: str, path: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    sources = [config]
+    if (path / "generation_config.json").exists():
+        sources.append(_read_json(name, path / "generation_config.json"))
+    found: set[int] = set()
+    for source in sources:
+        ids = source.get("eos_token_id")
+        found.update(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
+    return tuple(sorted(found))
+
+
+def _fingerprint(path: Path, headers: list[tuple[str, bytes]]) -> str:
+    """Digest over configuration, tokenizer and weight headers; weights are not read."""
+    digest = hashlib.sha256()
+    small = [p for p in path.iterdir() if p.suffix in {".json", ".jinja", ".txt", ".model"}]
+    for file in sorted(small):
+        digest.update(f"{file.name} {_sha256(file)}\n".encode())
+    for file_name, header in headers:
+        digest.update(f"{file_name} {hashlib.sha256(header).hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()[:40]}"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

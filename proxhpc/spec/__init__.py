@@ -1,0 +1,1 @@
+"""What the user writes: manifest, site, recipe, refiner file."""

@@ -1,0 +1,312 @@
+"""YAML files into pydantic models; every problem is one line with file, line and key."""
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic.fields import FieldInfo
+
+from proxhpc.errors import UserError
+from proxhpc.spec.yaml_lines import Key, Problem, Tree, dotted, parse, quoted
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_PROBLEMS = 20
+
+
+class Config(BaseModel):
+    """Base of every model that a person writes: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class KeyProblems(ValueError):  # noqa: N818 - pydantic expects a ValueError of its validators
+    """Checks over several keys failed: where, below the model that was checked, and what."""
+
+    def __init__(self, *problems: tuple[Key, str]) -> None:
+        super().__init__("; ".join(f"{dotted(key)}: {text}" for key, text in problems))
+        self.problems = problems
+
+
+def refuse(problems: Iterable[tuple[Key, str]]) -> None:
+    """Raise KeyProblems if there is any problem."""
+    if found := tuple(problems):
+        raise KeyProblems(*found)
+
+
+def _scaled(units: Mapping[str, int], example: str) -> Callable[[Any], Any]:
+    """Return a validator for whole numbers that may be written with a unit."""
+    pattern = re.compile(rf"([0-9][0-9_]*(?:\.[0-9]+)?) ?({'|'.join(filter(None, units))})?")
+
+    def parse_scaled(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = pattern.fullmatch(value[:40])
+        exact = Decimal(match[1].replace("_", "")) * units[match[2] or ""] if match else None
+        if exact is None or exact != int(exact):
+            choices = ", ".join(filter(None, units))
+            raise ValueError(
+                f"{quoted(value)} is no whole number like {example} (units: {choices})"
+            )
+        return int(exact)
+
+    return parse_scaled
+
+
+_COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_SIZES = {"": 1, "B": 1}
+_SIZES |= {f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}
+_SIZES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
+
+
+def _scaled_schema(units: Mapping[str, int]) -> WithJsonSchema:
+    pattern = rf"^[0-9][0-9_]*(\.[0-9]+)? ?({'|'.join(filter(None, units))})?$"
+    forms = [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": pattern}]
+    return WithJsonSchema({"anyOf": forms})
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"must be one line of text, not {quoted(text)}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
+Flag = Annotated[bool, Strict()]
+Whole = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[int, Strict(), Field(gt=0)]
+Seconds = Annotated[float, Strict(), Field(gt=0)]
+Count = Annotated[
+    int, Strict(), Field(gt=0), BeforeValidator(_scaled(_COUNTS, "20M")), _scaled_schema(_COUNTS)
+]
+Size = Annotated[
+    int, Strict(), Field(gt=0), BeforeValidator(_scaled(_SIZES, "512MiB")), _scaled_schema(_SIZES)
+]
+
+
+def matching(pattern: str, wanted: str) -> tuple[AfterValidator, FieldInfo]:
+    """Return the annotations of a string that must match; `wanted` says in words what it is."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {wanted}, not {quoted(text)}")
+        return text
+
+    return AfterValidator(check), Field(json_schema_extra={"pattern": f"^{pattern}$"})
+
+
+Slug = Annotated[
+    str,
+    *matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "up to 64 letters, digits, '.', '_' or '-'"),
+]
+
+
+def base_of(info: ValidationInfo) -> Path | None:
+    """Return the directory that relative paths start from, when a file is being loaded."""
+    base = (info.context or {}).get("base")
+    return base if isinstance(base, Path) else None
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return `; did you mean "x"?` for the nearest of `known`, or nothing."""
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def load_yaml(
+    path: Path,
+    model: type[Model],
+    *,
+    environ: Mapping[str, str] | None = None,
+    verbatim: Collection[str] = (),
+    context: Mapping[str, Any] | None = None,
+) -> Model:
+    """Return the model that a YAML file describes, `${VAR}` expanded.
+
+    Strings below a key named in `verbatim` are taken as they stand. UserError lists all problems.
+    """
+    tree = parse(path, os.environ if environ is None else environ, verbatim)
+    problems = list(tree.problems)
+    if not problems and not isinstance(tree.data, dict):
+        problems.append(Problem(1, (), f"must be a mapping of keys, not {quoted(tree.data)}"))
+    if problems:
+        raise _refuse(path, problems)
+    try:
+        return model.model_validate(tree.data, context=dict(context or {}))
+    except ValidationError as error:
+        raise _refuse(path, _explain(error, model, tree)) from None
+
+
+def _refuse(path: Path, problems: Sequence[Problem]) -> UserError:
+    """Return one error with a line for each problem, in the file's order."""
+    ordered = sorted(problems, key=lambda p: p.line)
+    lines = [problem.render(path) for problem in ordered[:MAX_PROBLEMS]]
+    if len(ordered) > MAX_PROBLEMS:
+        lines.append(f"{path}: and {len(ordered) - MAX_PROBLEMS} more problems")
+    return UserError("\n".join(dict.fromkeys(lines)))
+
+
+def _explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[Problem]:
+    """Return pydantic's findings as problems with lines."""
+    problems = []
+    for found in error.errors(include_url=False):
+        if follows(found):
+            continue
+        cause = found.get("ctx", {}).get("error")
+        text = _wording(found, model, _place(found["loc"], tree.data))
+        parts = cause.problems if isinstance(cause, KeyProblems) else (((), text),)
+        for below, what in parts:
+            key = _place((*found["loc"], *below), tree.data)
+            near = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in tree.lines)
+            problems.append(Problem(tree.lines[near], key, what))
+    return problems
+
+
+def _place(loc: Key, data: Any) -> Key:
+    """Return pydantic's location without the names of union members, which are no keys."""
+    key: Key = ()
+    for n, part in enumerate(loc):
+        inside = isinstance(data, dict) and part in data
+        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
+        if inside:
+            data = data[part]
+        if inside or (n == len(loc) - 1 and isinstance(data, dict)):
+            key = (*key, part)
+    return key
+
+
+def follows(found: Mapping[str, Any]) -> bool:
+    """Return whether a finding only follows from another, or is of another union member."""
+    kind, value, ctx = found["type"], found.get("input"), found.get("ctx", {})
+    if kind == "too_short":  # items that failed are not counted
+        return isinstance(value, list | tuple) and len(value) >= ctx["min_length"]
+    return kind == "default_factory_not_called" or (
+        kind == "literal_error" and isinstance(value, dict) and "[" in str(found["loc"][-1])
+    )
+
+
+def _wording(found: Mapping[str, Any], model: type[BaseModel], key: Key) -> str:
+    """Return what is wrong in one line."""
+    kind, value, ctx = found["type"], found.get("input"), found.get("ctx", {})
+    if kind == "extra_forbidden":
+        name, keys = str(key[-1]), sorted(known_keys(model, key[:-1]))
+        guess = nearest(name, keys) or _elsewhere(model, name)
+        return f"unknown key{guess} (keys here: {', '.join(keys)})"
+    if kind == "missing":
+        return "required, but not given"
+    if kind == "value_error":
+        return str(ctx["error"])
+    if kind in ("too_short", "too_long"):
+        bound = "at least" if kind == "too_short" else "at most"
+        limit = ctx.get("min_length", ctx.get("max_length"))
+        return f"must have {bound} {limit} items, not {ctx['actual_length']}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", ctx["expected"])
+        guess = nearest(value, choices) if isinstance(value, str) else ""
+        return f"must be one of {', '.join(choices)}, not {quoted(value)}{guess}"
+    if kind == "string_type":
+        quote = "; put it in quotes" if isinstance(value, int | float) else ""
+        return f"must be text, not {quoted(value)}{quote}"
+    wanted = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "model_type": "a mapping of keys",
+        "dict_type": "a mapping of keys",
+        "tuple_type": "a list",
+        "list_type": "a list",
+        "path_type": "a path",
+    }.get(kind)
+    if wanted is None and "input should be " in found["msg"].lower():
+        wanted = re.sub(r"(?i)^.*?input should be ", "", found["msg"])
+    return f"must be {wanted}, not {quoted(value)}" if wanted else str(found["msg"])
+
+
+def known_keys(model: type[BaseModel], key: Key) -> set[str]:
+    """Return the keys that the mapping at `key` may hold; empty where any key may stand."""
+    models = [model]
+    for part in key:
+        if isinstance(part, str):
+            fields = (m.model_fields.get(part) for m in models)
+            models = [m for f in fields if f is not None for m in models_in(f.annotation)]
+    return {name for m in models for name in m.model_fields}
+
+
+def _elsewhere(model: type[BaseModel], name: str, above: Key = ()) -> str:
+    """Return `; did you mean "corpus.text"?` for a key of that name somewhere else, or nothing."""
+    for field, info in model.model_fields.items():
+        for inner in models_in(info.annotation):
+            if name in inner.model_fields:
+                return f'; did you mean "{dotted((*above, field, name))}"?'
+            if found := _elsewhere(inner, name, (*above, field)):
+                return found
+    return ""
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models inside a type such as `tuple[Stage, ...]` or `Comparison | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+def absolute(text: str, base: Path | None, *, pattern: bool = False) -> str:
+    """Return a path, or a glob pattern, made absolute from `base`; `~` expanded; kept if no base.
+
+    Only `base` has its symbolic links resolved: a virtual environment's python is one itself.
+    """
+    if text.startswith("~"):
+        text = os.path.expanduser(text)
+    if base is None:
+        return text
+    root = os.path.realpath(base)
+    return os.path.normpath(os.path.join(glob.escape(root) if pattern else root, text))
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of what a person may write, for editors and checks.
+
+    A value other than text may also be a string that holds `${VAR}`.
+    """
+    schema = model.model_json_schema()
+    schema.pop("title", None)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        part.pop("title", None)
+        properties = part.get("properties", {})
+        part["properties"] = {name: _property(rule) for name, rule in properties.items()}
+    variable = {"type": "string", "pattern": r"\$\{"}
+    schema["$defs"] = {**schema.get("$defs", {}), "Variable": variable}
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"proxhpc {model.__name__.lower()}",
+    }
+    return head | schema
+
+
+def _property(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule of one key without pydantic's titles, widened by `${VAR}`."""
+    notes = {k: rule[k] for k in ("description", "default") if k in rule}
+    check = {k: v for k, v in rule.items() if k not in (*notes, "title")}
+    options = check.get("anyOf", [check])
+    if any("enum" in o or o.get("type") in ("integer", "number", "boolean") for o in options):
+        check = {"anyOf": [*options, {"$ref": "#/$defs/Variable"}]}
+    return notes | check

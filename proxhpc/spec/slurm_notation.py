@@ -1,0 +1,111 @@
+"""Slurm's notation: time limits, memory, and the sbatch options that are not free to set."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from proxhpc.spec.yaml_lines import quoted
+
+_TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
+
+
+def parse_time(value: str | int) -> int:
+    """Return the seconds of a Slurm time limit; a bare number is minutes, as for Slurm.
+
+    ValueError for anything but minutes, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
+    """
+    match = _TIME.fullmatch(str(value).strip())
+    if isinstance(value, bool) or match is None:
+        raise ValueError(
+            f"{quoted(value)} is no time limit (HH:MM:SS, D-HH:MM:SS or minutes; "
+            "leave it out for the partition's default)"
+        )
+    days, first, second, third = (int(part) if part else 0 for part in match.groups())
+    parts = [match[n] is not None for n in (3, 4)]
+    if match[1] is not None or all(parts):
+        hours, minutes, seconds = first, second, third
+    else:
+        hours, minutes, seconds = 0, first, second
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if total == 0:
+        raise ValueError(f"{quoted(value)} is no time at all")
+    return total
+
+
+def format_time(seconds: int) -> str:
+    """Return a time limit as Slurm takes it: `HH:MM:SS`, or `D-HH:MM:SS` from one day on."""
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days}-" if days else "") + f"{hour:02}:{minute:02}:{second:02}"
+
+
+def _time(value: Any) -> Any:
+    return format_time(parse_time(value)) if isinstance(value, str | int) else value
+
+
+def _memory(value: Any) -> Any:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and not re.fullmatch(r"[0-9]{1,9}[KMGT]?", text):
+        raise ValueError(f"{quoted(value)} is no amount of memory like 32G (units: K, M, G, T)")
+    return text
+
+
+def least_memory(first: str, second: str) -> str:
+    """Return the smaller of two amounts of memory; Slurm's "0", all of a node, counts as none."""
+    return min(first, second, key=_kib)
+
+
+def _kib(memory: str) -> int:
+    unit = memory[-1] if memory[-1] in "KMGT" else "M"
+    return int(memory.rstrip("KMGT")) << 10 * "KMGT".index(unit)
+
+
+def _schema(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": pattern}]})
+
+
+TimeLimit = Annotated[str, BeforeValidator(_time), _schema(r"^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$")]
+Memory = Annotated[str, BeforeValidator(_memory), _schema(r"^[0-9]{1,9}[KMGT]?$")]
+
+_LAUNCHER = "set by the launcher"
+MANAGED_SBATCH_OPTIONS = {
+    "array": f"{_LAUNCHER}; the number of workers is workers",
+    "job-name": f"{_LAUNCHER}, from the manifest's name",
+    "output": f"{_LAUNCHER}; logs are in the run directory",
+    "error": f"{_LAUNCHER}; logs are in the run directory",
+    "comment": f"{_LAUNCHER}: it finds its jobs again by it",
+    "hold": f"{_LAUNCHER}: jobs are held until they are recorded",
+    "dependency": f"{_LAUNCHER}: phases depend on each other",
+    "signal": f"{_LAUNCHER}: workers know their own deadline",
+    "open-mode": _LAUNCHER,
+    "chdir": _LAUNCHER,
+    "wrap": _LAUNCHER,
+    "parsable": _LAUNCHER,
+    "wait": _LAUNCHER,
+    "test-only": _LAUNCHER,
+    "requeue": f"{_LAUNCHER}: only the control job may run again",
+    "no-requeue": f"{_LAUNCHER}: only the control job may run again",
+    "clusters": "one cluster per site",
+    "nodes": f"{_LAUNCHER}: a worker has one node",
+    "ntasks": "use tasks_per_node",
+    "ntasks-per-node": "use tasks_per_node",
+    "ntasks-per-gpu": "use tasks_per_node",
+    "cpus-per-task": "use cpus",
+    "cpus-per-gpu": "use cpus",
+    "mem": "use mem",
+    "mem-per-cpu": "use mem",
+    "mem-per-gpu": "use mem",
+    "gpus": "use gpus (per worker) or gres",
+    "gpus-per-node": "use gpus (per worker) or gres",
+    "gpus-per-task": "use gpus (per worker) or gres",
+    "gres": "use gres",
+    "time": "use time",
+    "partition": "use partition",
+    "account": "use account",
+    "qos": "use qos",
+    "constraint": "use constraint",
+    "reservation": "use reservation",
+    "exclusive": "use exclusive",
+}

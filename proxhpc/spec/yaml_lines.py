@@ -1,0 +1,255 @@
+"""YAML text into plain data that knows its lines, with variables expanded."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from proxhpc.errors import UserError
+
+Key = tuple[str | int, ...]
+
+_MAX_YAML_BYTES = (
+    1 << 20
+)  # a manifest is a page of text; a corpus given by mistake must not be parsed
+MAX_DEPTH = 32  # the YAML composer recurses
+
+_CORE = "tag:yaml.org,2002:"
+_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}$]*))?\})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in one file."""
+
+    line: int
+    key: Key
+    text: str
+
+    def render(self, path: Path) -> str:
+        """Return `file:line: key: text`."""
+        where = f"{path}:{self.line}: " if self.line else f"{path}: "
+        return where + (f"{dotted(self.key)}: " if self.key else "") + self.text
+
+
+def dotted(key: Key) -> str:
+    """Return a key as people write it: `stages[0].model`."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            word = part if re.fullmatch(r"[\w.-]{1,80}", part) else quoted(part)
+            text += f".{word}" if text else word
+    return text
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """Return a short form of a value that is safe to print on a terminal."""
+    if isinstance(value, dict | list | tuple):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, str):
+        value = value if len(value) <= limit else value[: limit - 3] + "..."
+        return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value) + '"'
+    try:
+        return json.dumps(value)[:limit]
+    except (TypeError, ValueError):
+        return type(value).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A YAML document as plain data, the line of every key, and what was wrong on the way."""
+
+    data: Any
+    lines: Mapping[Key, int]
+    problems: tuple[Problem, ...]
+
+
+def parse(path: Path, environ: Mapping[str, str], verbatim: Collection[str] = ()) -> Tree:
+    """Return the document in a file, `${VAR}` expanded but below the keys named in `verbatim`.
+
+    UserError where there is no document; what is wrong with single keys is in `problems`.
+    """
+    builder = _Builder(environ, verbatim)
+    data = builder.build(_compose(path, read_text(path)), ())
+    return Tree(data, builder.lines, tuple(builder.problems))
+
+
+def read_text(path: Path) -> str:
+    """Return a small UTF-8 file; UserError if it is missing, unreadable, too big or not text."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_MAX_YAML_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", hint=_neighbours(path)) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > _MAX_YAML_BYTES:
+        raise UserError(f"{path}: larger than {_MAX_YAML_BYTES} bytes: not a manifest or site file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        byte = raw[error.start]
+        raise UserError(f"{path}:{line}: not UTF-8 text (byte 0x{byte:02x})") from None
+
+
+def _neighbours(path: Path) -> str:
+    """Return a hint that names the YAML files beside a missing one."""
+    there = sorted(p.name for p in path.parent.glob("*.yaml"))[:12] if path.parent.is_dir() else []
+    return f"there are: {', '.join(there)}" if there else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: `no` is a word, `24:00:00` and `2024-01-01` are text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - shape set by PyYAML
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose one node; refuse what could expand or recurse without bound."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not allowed: write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            problem = f"nested deeper than {MAX_DEPTH} levels"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _tag_of(text: str) -> str:
+    """Return the tag of a plain scalar."""
+    resolver: Any = _Loader("")
+    return str(resolver.resolve(yaml.ScalarNode, text, (True, False)))
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(_CORE + _tag, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _compose(path: Path, text: str) -> yaml.Node:
+    """Return the node graph of one YAML document."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark, began = error.problem_mark or error.context_mark, error.context_mark
+        line = mark.line + 1 if mark else 0
+        text = ", ".join(filter(None, (error.context, error.problem)))
+        if began and mark and began.line != mark.line:
+            text += f" (begun in line {began.line + 1})"
+        raise UserError(Problem(line, (), text).render(path)) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, int(error.position)) + 1
+        code = f"character U+{error.character:04X} is not allowed"
+        raise UserError(Problem(line, (), code).render(path)) from None
+    if node is None:
+        raise UserError(f"{path}: the file is empty", hint="docs/manifest.md lists every key")
+    return node
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Turns nodes into plain data and remembers the line of every key."""
+
+    environ: Mapping[str, str]
+    verbatim: Collection[str]
+    lines: dict[Key, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def build(self, node: yaml.Node, key: Key) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(key, line)
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                return self._scalar(node, expand=not set(key) & set(self.verbatim))
+            if node.tag == f"{_CORE}seq":
+                return [self.build(child, (*key, i)) for i, child in enumerate(node.value)]
+            if node.tag == f"{_CORE}map":
+                return self._mapping(node, key)
+            raise ValueError(f"the tag {quoted(node.tag)} is not allowed")
+        except ValueError as error:
+            self.problems.append(Problem(line, key, str(error)))
+            return None
+
+    def _mapping(self, node: yaml.Node, key: Key) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for name, child in node.value:
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode) or name.tag != f"{_CORE}str":
+                text = quoted(name.value) if isinstance(name, yaml.ScalarNode) else "a collection"
+                self.problems.append(Problem(line, key, f"a key must be a word, not {text}"))
+                continue
+            here = (*key, str(name.value))
+            if name.value in data:
+                first = self.lines[here]
+                self.problems.append(Problem(line, here, f"given twice, first in line {first}"))
+                continue
+            self.lines[here] = line
+            data[name.value] = self.build(child, here)
+        return data
+
+    def _scalar(self, node: yaml.ScalarNode, *, expand: bool) -> Any:
+        text, tag = str(node.value), node.tag
+        if tag == f"{_CORE}str":
+            expanded = expand_variables(text, self.environ) if expand else text
+            if expanded == text or node.style is not None:
+                return expanded
+            # A plain scalar means what it would mean with the variable's value typed in.
+            text, tag = expanded, _tag_of(expanded)
+        match tag.removeprefix(_CORE):
+            case "str":
+                return text
+            case "null":
+                return None
+            case "bool":
+                return text.lower() == "true"
+            case "int" | "float" as kind:
+                try:
+                    return int(text) if kind == "int" else float(text)
+                except ValueError:  # an explicit tag, or thousands of digits
+                    raise ValueError(f"{quoted(text)} is no number") from None
+        raise ValueError(f"the tag {quoted(tag)} is not allowed")
+
+
+def expand_variables(text: str, environ: Mapping[str, str]) -> str:
+    """Return `text` with `${VAR}` and `${VAR:-default}` filled in and `$$` as a dollar.
+
+    ValueError for a variable that is unset or empty and has no default, and for any other `$`.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        if match[1] is None:
+            raise ValueError(
+                f"{quoted(text)}: write ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar"
+            )
+        found = environ.get(match[1], "") or match[2]
+        if found is None:
+            raise ValueError(
+                f"the environment variable {match[1]} is unset or empty; "
+                f"export it, or write ${{{match[1]}:-default}}"
+            )
+        return str(found)
+
+    return _VARIABLE.sub(value, text)

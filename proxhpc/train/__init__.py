@@ -1,0 +1,1 @@
+"""Trains a refiner of one's own."""

@@ -1,0 +1,1 @@
+"""Workers: lease a shard, refine it, commit, publish."""
