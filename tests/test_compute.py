@@ -20,7 +20,7 @@ from proxhpc.account.flops import (
 from proxhpc.cli.main import main
 from proxhpc.report import account, render_account
 from proxhpc.run.estimate import counted, predicted_tokens
-from proxhpc.run.lease import Owner
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.ledger import Call, Row
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def says(run: RunDir, name: str = "w1", **more: Any) -> ProgressLog:
     """A worker's word."""
-    log = ProgressLog(run, Owner(name, "node7", 1, "1"), "refine", **more)
+    log = ProgressLog(run, LeaseOwner(name, "node7", 1, "1"), "refine", **more)
     log.write("done")
     return log
 
@@ -155,7 +155,7 @@ def test_an_account_before_the_merge_says_that_it_is_partial(
     assert main(["flops", str(run.root), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["partial"]
-    assert told["tokens"] == {"in": 1000, "written": 600}
+    assert told["tokens"] == {"read": 1000, "written": 600}
     assert told["comparison"]["refined_tokens"] == 600
     assert main(["flops", str(run.root)]) == 0
     assert "so far: not merged yet" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.launch.step import Round
 from proxhpc.run.estimate import estimate_run, render_estimate
-from proxhpc.run.lease import Owner
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_new, check_outside, split_into_shards
 from proxhpc.run.progress import ProgressLog
@@ -75,7 +75,7 @@ def test_one_command_from_raw_text_to_corpus_and_report(tmp_path: Path) -> None:
     assert all("Home | About" not in str(row["text"]) for row in out)
     assert out[3]["url"] == "http://example.org/3"
     report = json.loads(run.report_json.read_bytes())
-    assert report["documents"] == report["documents"] | {"in": 41, "duplicates": 1, "written": 40}
+    assert report["documents"] == report["documents"] | {"read": 41, "duplicates": 1, "written": 40}
     again = launch(path, tmp_path)
     assert again.returncode == 0
     assert "finished" in again.stdout
@@ -107,7 +107,7 @@ def test_bad_records_are_set_aside_and_counted_and_the_rest_is_the_corpus(tmp_pa
     found = report["documents"]
     assert found["quarantined"] == dict.fromkeys(sorted([*reasons, "truncated_input"]), 1)
     assert found["shared_ids"] == 1
-    assert found["in"] == found["written"] + 6
+    assert found["read"] == found["written"] + 6
     assert {"doc-0", "doc-1", "doc-10"} <= {row["id"] for row in corpus(run)}
     with zstandard.open(run.quarantine, "rb") as file:
         aside = [json.loads(line) for line in file.read().splitlines()]
@@ -468,7 +468,7 @@ def test_one_host_that_cannot_go_on_does_not_stop_the_others(
     run.dir.site.write_bytes(orjson.dumps({"name": "here", "kind": "local"}))
     for name, hosts in (("one", ["a"]), ("two", ["b", "b"]), ("three", ["a", "b"])):
         for number, host in enumerate(hosts):
-            owner = replace(Owner.me(), worker=f"{name}-{number}", host=host)
+            owner = replace(LeaseOwner.current(), worker=f"{name}-{number}", host=host)
             log = ProgressLog(run.dir, owner, "refine")
             log.write("failed", error="StopError", message="input changed")
         fatal = Round(run.dir, run.plan, 3, False).about["fatal"]

@@ -24,7 +24,7 @@ from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.report import build_report, load_report, page, render_report, write_report
-from proxhpc.run.lease import Owner
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
@@ -119,7 +119,7 @@ def test_totals_are_those_of_the_merge(run: RunDir) -> None:
     merged(run, summary())
     report = build_report(run)
     assert report["documents"] == {
-        "in": 10,
+        "read": 10,
         "kept": 3,
         "edited": 4,
         "dropped": {"short": 2},
@@ -128,22 +128,22 @@ def test_totals_are_those_of_the_merge(run: RunDir) -> None:
         "duplicates": 2,
         "near_duplicates": 0,
         "written": 5,
-        "kept_ratio": 0.5,
+        "written_ratio": 0.5,
         "duplicate_sets": 1,
         "largest_duplicate_set": 3,
         "shared_ids": 1,
     }
     assert report["tokens"] == {
         "counted": "UTF-8 bytes / 4 (estimate)",
-        "in": 1000,
+        "read": 1000,
         "refined": 600,
         "written": 500,
-        "kept_ratio": 0.5,
+        "written_ratio": 0.5,
     }
     assert report["bytes"] == {
-        "in": 4000, "refined": 2400, "written": 2000, "stored": 900, "kept_ratio": 0.5,
+        "read": 4000, "refined": 2400, "written": 2000, "stored": 900, "written_ratio": 0.5,
     }  # fmt: skip
-    assert [entry["kept_ratio"] for entry in report["inputs"]] == [0.666667, 0.25]
+    assert [entry["written_ratio"] for entry in report["inputs"]] == [0.666667, 0.25]
     assert report["edits"]["rejected"] == {"unknown_call": 5}
 
 
@@ -258,11 +258,11 @@ def test_what_does_not_balance_stops(run: RunDir, changes: dict[str, Any]) -> No
 def test_workers_times_are_summed_and_kept_apart(run: RunDir) -> None:
     merged(run, summary())
     for name, busy in (("w1", 30.0), ("w2", 50.0)):
-        log = ProgressLog(run, Owner(name, HOSTILE, 1, "1"), "refine")
+        log = ProgressLog(run, LeaseOwner(name, HOSTILE, 1, "1"), "refine")
         log.busy_seconds, log.boot_seconds, log.counts = busy, 10.0, counts()
         log.write("starting")
         log.write("failed", error="RetryError", message=HOSTILE)
-    ProgressLog(run, Owner("m", "h", 1, "1"), "merge", busy_seconds=7.0).write("done")
+    ProgressLog(run, LeaseOwner("m", "h", 1, "1"), "merge", busy_seconds=7.0).write("done")
     report = build_report(run)
     times = report["execution"]
     assert (times["workers"], times["busy_seconds"], times["boot_seconds"]) == (2, 80.0, 20.0)
@@ -314,7 +314,7 @@ def hostile_run(run: RunDir) -> None:
     named = (FileCounts(HOSTILE, 6, 3, 2, 1, 0, 1, 4), files[1])
     with_model(run, comparison={"parameters": 10, "name": "[red]<script>"})
     merged(run, summary(counts=found, files=named))
-    log = ProgressLog(run, Owner("w1", HOSTILE, 1, "1"), "refine")
+    log = ProgressLog(run, LeaseOwner("w1", HOSTILE, 1, "1"), "refine")
     log.write("failed", error="X", message=HOSTILE)
 
 
@@ -371,7 +371,7 @@ def test_an_empty_corpus_can_be_reported(run: RunDir) -> None:
     )  # fmt: skip
     merged(run, nothing)
     report = write_report(run)
-    assert report["documents"]["kept_ratio"] is None
+    assert report["documents"]["written_ratio"] is None
     assert "?" in printed(report)
 
 
@@ -399,13 +399,13 @@ def test_the_report_of_a_real_run_equals_sums_over_its_files(tmp_path: Path) -> 
         for part in sorted(run.dir.corpus.glob("part-*"))
         for line in unpacked(part).splitlines()
     ]
-    assert report["documents"]["in"] == len(ledger) == 34
+    assert report["documents"]["read"] == len(ledger) == 34
     assert report["documents"]["written"] == len(texts) == 30
     assert report["documents"]["duplicates"] == 1
     assert report["documents"]["quarantined"] == {"invalid_json": 1, "null_text": 1}
     assert report["bytes"]["written"] == sum(len(text.encode()) for text in texts)
     assert report["tokens"]["written"] == sum(-(-len(text.encode()) // 4) for text in texts)
-    assert report["tokens"]["in"] == sum(row.tokens_in for row in ledger)
+    assert report["tokens"]["read"] == sum(row.tokens_in for row in ledger)
     assert Plan.load(run.dir).digest == report["execution"]["plan"]
 
 
@@ -419,7 +419,7 @@ def test_workers_over_time_with_their_failures(
         ("w2", [(0, "working", 0, 0), (45, "working", 1800, 1), (60, "done", 2400, 1)]),
         ("w3", [(20, "working", 0, 0)]),
     ):
-        log = ProgressLog(run, Owner(name, "node7", 1, "1"), "refine")
+        log = ProgressLog(run, LeaseOwner(name, "node7", 1, "1"), "refine")
         for at, state, tokens, deaths in words:
             monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
             log.counts, log.deaths = Counts(tokens_in=tokens), deaths
@@ -440,7 +440,7 @@ def test_workers_over_time_with_their_failures(
 
 
 def test_a_long_history_is_read_here_and_there(run: RunDir) -> None:
-    log = ProgressLog(run, Owner("w1", "node7", 1, "1"), "refine")
+    log = ProgressLog(run, LeaseOwner("w1", "node7", 1, "1"), "refine")
     for number in range(2000):
         log.counts = Counts(tokens_in=number)
         log.write("working")

@@ -108,7 +108,7 @@ def truth(run: tuple[RunDir, Path]) -> Truth:
 
 def test_documents(report: dict[str, Any], truth: Truth) -> None:
     docs = report["documents"]
-    assert docs["in"] == len(truth.readable) + truth.unreadable.total() == 39
+    assert docs["read"] == len(truth.readable) + truth.unreadable.total() == 39
     assert docs["written"] == len(truth.rows) == len(truth.written)
     assert docs["duplicates"] == len(truth.copies) == 3
     assert sum(docs["dropped"].values()) == len(truth.dropped) > 0
@@ -127,15 +127,15 @@ def test_files(report: dict[str, Any], truth: Truth) -> None:
         assert file["duplicates"] == truth.of(name, truth.copies)
         assert file["dropped"] == truth.of(name, truth.dropped)
         assert file["quarantined"] == truth.unreadable[name]
-        assert file["kept_ratio"] == round(file["written"] / file["documents"], 6)
+        assert file["written_ratio"] == round(file["written"] / file["documents"], 6)
 
 
 def test_tokens_and_bytes(report: dict[str, Any], truth: Truth) -> None:
     raw, written = truth.readable.values(), truth.written.values()
-    assert report["tokens"]["in"] == tokens(raw)
+    assert report["tokens"]["read"] == tokens(raw)
     assert report["tokens"]["written"] == tokens(written)
     assert report["bytes"]["written"] == sum(len(text.encode()) for text in written)
-    assert report["bytes"]["in"] == (
+    assert report["bytes"]["read"] == (
         sum(len(text.encode()) for text in raw) + truth.unreadable_bytes
     )
 

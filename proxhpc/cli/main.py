@@ -60,9 +60,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
     counts = None
     if run.dir.plan.exists():
-        from proxhpc.report import so_far
+        from proxhpc.status.heartbeats import latest
+        from proxhpc.status.totals import load_merge, run_counts
 
-        counts = so_far(run.dir)
+        counts = run_counts(load_merge(run.dir), latest(run.dir))
     result = estimate_run(run.plan, run.site, run.dir, counts)
     _print_json(result) if arguments.json else _print(render_estimate(result))
 

@@ -8,7 +8,7 @@ from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.report.build import build_report
-from proxhpc.report.compute import account, so_far
+from proxhpc.report.compute import account
 from proxhpc.report.html import page
 from proxhpc.report.view import render_account, render_report
 from proxhpc.run.paths import RunDir
@@ -20,7 +20,6 @@ __all__ = [
     "page",
     "render_account",
     "render_report",
-    "so_far",
     "write_report",
 ]
 

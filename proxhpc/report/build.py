@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from proxhpc.account.counts import Counts
 from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import FileCounts, MergeSummary
 from proxhpc.assemble.write import PartReceipt
@@ -15,6 +14,7 @@ from proxhpc.report.timeline import timeline
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.status.totals import ratio, run_totals
 
 REPORT_VERSION = 1
 
@@ -38,10 +38,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "name": plan.manifest.name,
         "code": plan.code,
         "engine": plan.manifest.engine.name,
-        "documents": _documents(merged),
-        "tokens": _tokens(plan, merged),
-        "bytes": _bytes(merged),
-        "edits": _edits(counts),
+        **_totals(plan, merged),
         **statistics(merged, read_examples(run)),
         **compute(plan, counts, merged.tokens),
         "inputs": [_input(file) for file in merged.files],
@@ -50,66 +47,23 @@ def build_report(run: RunDir) -> dict[str, Any]:
     }
 
 
-def _documents(merged: MergeSummary) -> dict[str, Any]:
-    counts = merged.counts
-    return {
-        "in": counts.documents,
-        "kept": counts.kept,
-        "edited": counts.edited,
-        "dropped": dict(sorted(counts.dropped.items())),
-        "quarantined": dict(sorted(counts.quarantined.items())),
-        "refined": counts.in_corpus,
-        "duplicates": merged.duplicates.documents,
-        "near_duplicates": merged.duplicates.near,
-        "written": merged.written,
-        "kept_ratio": _ratio(merged.written, counts.documents),
+def _totals(plan: Plan, merged: MergeSummary) -> dict[str, Any]:
+    """Documents, tokens, bytes and edits, with what only a merged run can tell."""
+    totals = run_totals(merged.counts, merged).model_dump()
+    totals["documents"] |= {
         "duplicate_sets": merged.duplicates.clusters,
         "largest_duplicate_set": merged.duplicates.largest_cluster,
         "shared_ids": merged.shared_ids.documents,
     }
-
-
-def _tokens(plan: Plan, merged: MergeSummary) -> dict[str, Any]:
-    """Tokens of what was read, of what was refined, and of the corpus."""
-    return {
-        "counted": short_name(plan.token_unit),
-        "in": merged.counts.tokens_in,
-        "refined": merged.counts.tokens_out,
-        "written": merged.tokens,
-        "kept_ratio": _ratio(merged.tokens, merged.counts.tokens_in),
-    }
-
-
-def _bytes(merged: MergeSummary) -> dict[str, Any]:
-    """UTF-8 bytes of texts, and of whole records where they could not be read."""
-    return {
-        "in": merged.counts.bytes_in,
-        "refined": merged.counts.bytes_out,
-        "written": merged.text_bytes,
-        "stored": sum(part.bytes_stored for part in merged.parts),
-        "kept_ratio": _ratio(merged.text_bytes, merged.counts.bytes_in),
-    }
+    totals["tokens"]["counted"] = short_name(plan.token_unit)
+    totals["bytes"]["stored"] = sum(part.bytes_stored for part in merged.parts)
+    return totals
 
 
 def _input(file: FileCounts) -> dict[str, Any]:
-    return asdict(file) | {"kept_ratio": _ratio(file.written, file.documents)}
+    return asdict(file) | {"written_ratio": ratio(file.written, file.documents)}
 
 
 def _part(part: PartReceipt) -> dict[str, Any]:
     keys = ("name", "documents", "tokens", "text_bytes", "bytes_stored", "sha256")
     return {key: getattr(part, key) for key in keys}
-
-
-def _edits(counts: Counts) -> dict[str, Any]:
-    return {
-        "lines_removed": counts.lines_removed,
-        "strings_replaced": counts.strings_replaced,
-        "windows": counts.windows,
-        "rejected": dict(sorted(counts.rejected.items())),
-        "flags": dict(sorted(counts.flags.items())),
-        "blank_lines": counts.blank_lines,
-    }
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return round(part / whole, 6) if whole else None

@@ -14,7 +14,6 @@ from proxhpc.account.summary import (
     stage_flops,
     tokens_read,
 )
-from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
 from proxhpc.report.execution import execution
 from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, counted, predicted_tokens
@@ -23,6 +22,7 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.manifest import Comparison, Stage
 from proxhpc.status.heartbeats import latest
+from proxhpc.status.totals import load_merge, run_counts
 
 LONGEST_CONFIG = 1 << 20  # bytes; a model's config.json is a few KiB
 
@@ -33,26 +33,18 @@ def account(run: RunDir) -> dict[str, Any]:
     `partial` before the merge: then the counts are what the workers say that they have committed,
     and the refined corpus still has its duplicates.
     """
-    plan, merged = Plan.load(run), MergeSummary.load(run)
-    counts = so_far(run)
+    plan, merged = Plan.load(run), load_merge(run)
+    counts = run_counts(merged, latest(run))
     written = merged.tokens if merged else counts.tokens_out
     return {
         "name": plan.manifest.name,
         "partial": merged is None,
         "token_unit": short_name(plan.token_unit),
         "documents": counts.documents,
-        "tokens": {"in": counts.tokens_in, "written": written},
+        "tokens": {"read": counts.tokens_in, "written": written},
         **compute(plan, counts, written),
         "execution": execution(run, plan, counts),
     }
-
-
-def so_far(run: RunDir) -> Counts:
-    """The merge's proven counts, or what the workers say that they have committed."""
-    if merged := MergeSummary.load(run):
-        return merged.counts
-    beats = (beat for beat in latest(run) if beat.role == "refine")
-    return sum((beat.counts for beat in beats), Counts())
 
 
 def compute(plan: Plan, counts: Counts, written: int) -> dict[str, Any]:

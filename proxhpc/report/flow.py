@@ -28,7 +28,7 @@ class _Box:
 def diagram(report: dict[str, Any]) -> str:
     """An SVG; the table beside it says the same in numbers."""
     docs = report["documents"]
-    total = docs["in"]
+    total = docs["read"]
     if not total:
         return ""
     outcomes = [

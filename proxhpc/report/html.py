@@ -60,8 +60,8 @@ def _body(report: dict[str, Any], shown: dict[str, ExampleTexts]) -> str:
 def _head(report: dict[str, Any]) -> str:
     documents, tokens = report["documents"], report["tokens"]
     figures = [
-        (text.percent(documents["kept_ratio"]), "of the documents kept"),
-        (text.percent(tokens["kept_ratio"]), "of the tokens kept"),
+        (text.percent(documents["written_ratio"]), "of the documents are in the corpus"),
+        (text.percent(tokens["written_ratio"]), "of the tokens are in the corpus"),
         (short(tokens["written"]), "tokens in the corpus"),
         (text.power(report["flops"]["exact"]), "FLOPs to refine"),
     ]
@@ -78,7 +78,7 @@ def _documents(report: dict[str, Any]) -> Iterable[str]:
         "written."
     )
     yield heading("Where the raw tokens went")
-    total = report["tokens"]["in"]
+    total = report["tokens"]["read"]
     rows = [
         (
             f"{one['outcome']}: {one['reason']}" if one["reason"] else one["outcome"],
@@ -205,8 +205,8 @@ def _inputs(report: dict[str, Any]) -> Iterable[str]:
         (
             entry["name"],
             *(whole(entry[key]) for key in keys),
-            text.percent(entry["kept_ratio"]),
-            bar(entry["kept_ratio"] or 0.0, "written"),
+            text.percent(entry["written_ratio"]),
+            bar(entry["written_ratio"] or 0.0, "written"),
         )
         for entry in report["inputs"][:MAX_ROWS]
     ]

@@ -11,7 +11,7 @@ FlowLine = tuple[str, str, str]
 def flow(report: dict[str, Any]) -> list[FlowLine]:
     """The conservation table: where every document went."""
     docs = report["documents"]
-    total = docs["in"]
+    total = docs["read"]
     lines = [("documents in", whole(total), "")]
     lines += [
         (name, whole(docs[name]), percentage(docs[name], total)) for name in ("kept", "edited")
@@ -31,8 +31,8 @@ def sizes(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     out = []
     for name in ("tokens", "bytes"):
         numbers = report[name]
-        cells = [whole(numbers[key]) for key in ("in", "refined", "written")]
-        out.append((name, *cells, percent(numbers["kept_ratio"])))
+        cells = [whole(numbers[key]) for key in ("read", "refined", "written")]
+        out.append((name, *cells, percent(numbers["written_ratio"])))
     return out  # type: ignore[return-value]
 
 

@@ -27,7 +27,7 @@ def render_report(report: dict[str, Any]) -> RenderableType:
 def render_account(account: dict[str, Any]) -> RenderableType:
     """A run's compute, at any time."""
     so_far = "  so far: not merged yet" if account["partial"] else ""
-    read = f"{short(account['tokens']['in'])} tokens of {whole(account['documents'])} documents"
+    read = f"{short(account['tokens']['read'])} tokens of {whole(account['documents'])} documents"
     return Group(
         Text.assemble((safe(account["name"]), "bold"), (so_far, "yellow")),
         Text(f"{read}; tokens: {safe(account['token_unit'])}", style="dim"),

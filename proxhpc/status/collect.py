@@ -13,13 +13,14 @@ from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import QueuedJob
 from proxhpc.errors import RetryError, StopError
-from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir, shard_name
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import missing_shards
 from proxhpc.status.assess import ALIVE, Evidence, assess, failures
 from proxhpc.status.heartbeats import Recent, recent_heartbeats
 from proxhpc.status.model import MergeProgress, Shards, Status, Throughput, WorkerStatus
+from proxhpc.status.totals import load_merge, run_counts
 
 
 class QueueView(Protocol):
@@ -36,7 +37,7 @@ class Collector:
     def __init__(self, run: RunDir, queue: QueueView | None) -> None:
         self.run, self.queue = run, queue
         self.plan = Plan.load(run)
-        self._leases = Leases(run, Owner.me("status"), lambda job: None)
+        self._leases = Leases(run, LeaseOwner.current("status"), lambda job: None)
         self._sizes = [shard.estimated_bytes for shard in self.plan.shards]
 
     def collect(self) -> Status:
@@ -53,7 +54,7 @@ class Collector:
         left = list(missing_shards(self.run, self.plan))
         held = self._held()
         in_work = [shard for shard in left if shard_name(shard) in held]
-        merged = _load(self.run.merge_summary)
+        merged = load_merge(self.run)
         submissions = Journal(self.run).read()
         signs = Evidence(
             run=self.run,
@@ -76,11 +77,11 @@ class Collector:
             next_step=next_step,
             shards=Shards(len(self._sizes), len(self._sizes) - len(left), len(in_work)),
             merge=() if left or merged else self._merge(),
-            counts=_counts(merged, beats),
-            exact=bool(merged),
+            counts=run_counts(merged, (recent.last for recent in beats)),
+            exact=merged is not None,
             token_unit=self.plan.token_unit,
-            duplicates=merged["duplicates"]["documents"] if merged else None,
-            written=merged.get("written"),
+            duplicates=merged.duplicates.documents if merged else None,
+            written=merged.written if merged else None,
             speed=self._speed(beats, workers, left, in_work),
             workers=workers,
             deaths=sum(recent.last.deaths for recent in beats),
@@ -101,7 +102,7 @@ class Collector:
     def _held(self) -> dict[str, int]:
         if not self.run.leases.is_dir():
             return {}
-        return self._leases.held()
+        return self._leases.highest_attempts()
 
     def _stepping(self, held: dict[str, int]) -> bool:
         """Whether a launcher or control job holds the lease on stepping the run forward."""
@@ -109,7 +110,7 @@ class Collector:
         if attempt is None:
             return False
         owner = self._leases.holder("advance", attempt)
-        return owner is not None and owner.runs() is not False
+        return owner is not None and owner.is_running() is not False
 
     def _merge(self) -> tuple[MergeProgress, ...]:
         from proxhpc.assemble.phases import pending_units  # numpy: not while a run is refined
@@ -201,17 +202,6 @@ def _load(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _counts(merged: dict[str, Any], beats: list[Recent]) -> Counts:
-    """The merge's proven counts, or what the workers say that they have committed so far."""
-    if merged:
-        return Counts.from_dict(merged["counts"])
-    total = Counts()
-    for recent in beats:
-        if recent.last.role == "refine":
-            total += recent.last.counts
-    return total
-
-
 def _queue(jobs: Sequence[QueuedJob]) -> dict[str, int]:
     """Jobs by phase and state; a waiting one with the reason that Slurm gives."""
     found: Counter[str] = Counter()
@@ -221,9 +211,9 @@ def _queue(jobs: Sequence[QueuedJob]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _liveness(owner: Owner, state: str, in_queue: bool | None, stale: bool) -> str:
+def _liveness(owner: LeaseOwner, state: str, in_queue: bool | None, stale: bool) -> str:
     """`state`, or `gone` when its process or job is known to be, or `silent` when it may be."""
-    alive = owner.runs()
+    alive = owner.is_running()
     if alive is None and owner.job:
         alive = in_queue
     if alive is False:

@@ -10,7 +10,7 @@ import orjson
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage
-from proxhpc.run.lease import Owner
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 
 CHUNK = 16 * 1024  # bytes of one read; a line takes one to two KiB
@@ -26,7 +26,7 @@ class Heartbeat:
     time: float
     state: str
     role: str
-    owner: Owner
+    owner: LeaseOwner
     shard: int | None
     shards: int
     counts: Counts
@@ -49,7 +49,7 @@ class Heartbeat:
                 time=float(data["t"]),
                 state=str(data["state"]),
                 role=str(data["role"]),
-                owner=Owner(**data["owner"]),
+                owner=LeaseOwner(**data["owner"]),
                 shard=data.get("shard"),
                 shards=int(data["shards"]),
                 counts=Counts.from_dict(data["counts"]),
