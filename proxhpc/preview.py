@@ -195,7 +195,7 @@ class _Printer:
     def show(self, source: str, item: Document | Bad, row: Row) -> None:
         """One result, as asked for."""
         row.add_to(self.counts)
-        if row.status == "quarantined":
+        if row.outcome == "quarantined":
             self.bad += isinstance(item, Bad)
             said = safe(f"{source}: {row.reason}: {row.detail}".strip(": "), 500)
             sys.stderr.write(f"proxhpc: {said}\n")
@@ -210,7 +210,7 @@ class _Printer:
             self._write(text.encode("utf-8", "surrogatepass") + b"\n" * (not text.endswith("\n")))
 
     def _text(self, item: Document | Bad, row: Row) -> str | None:
-        if isinstance(item, Bad) or row.status not in ("kept", "edited"):
+        if isinstance(item, Bad) or row.outcome not in ("kept", "edited"):
             return None
         doc = row.doc.emitted if row.doc else None
         windows = [call.window for call in row.windows]
@@ -258,7 +258,7 @@ class _Printer:
 def _json(source: str, item: Document | Bad, row: Row, text: str | None) -> bytes:
     """A row like the corpus's; `text` is null where nothing stays."""
     document = item if isinstance(item, Document) else Document("", "", row.file, row.position)
-    about: dict[str, Any] = {"source": source, "outcome": row.status, "reason": row.reason}
+    about: dict[str, Any] = {"source": source, "outcome": row.outcome, "reason": row.reason}
     if row.doc:
         about["doc"] = row.doc.program
     about["chunk"] = [call.program for call in row.windows]

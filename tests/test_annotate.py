@@ -273,7 +273,7 @@ def test_a_model_as_teacher(tmp_path: Path) -> None:
     for row in rows_of(run.dir, run.plan):
         assert row.doc is not None
         assert row.doc.program.startswith("# no marks in: ")
-        assert row.status == "kept"
+        assert row.outcome == "kept"
 
 
 def test_training_is_clear_of_what_it_is_judged_by(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
     for file, counts in enumerate(summary.files):
         own = [row for row in rows if row.file == file]
         assert counts.documents == len(own)
-        assert counts.kept == sum(row.status == "kept" for row in own)
-        assert counts.edited == sum(row.status == "edited" for row in own)
-        assert counts.dropped == sum(row.status == "dropped" for row in own)
+        assert counts.kept == sum(row.outcome == "kept" for row in own)
+        assert counts.edited == sum(row.outcome == "edited" for row in own)
+        assert counts.dropped == sum(row.outcome == "dropped" for row in own)
         sources = [row["proxhpc"]["source"].split(":")[0] for row in written]
         assert counts.written == sources.count(counts.name)
     assert summary.shared_ids.documents == 1
@@ -153,12 +153,12 @@ def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
     before = output(run.dir)
 
     def drop_one(rows: list[Row], ends: list[End]) -> None:
-        place = next(i for i, row in enumerate(rows) if row.status == "edited")
+        place = next(i for i, row in enumerate(rows) if row.outcome == "edited")
         row, doc = rows[place], rows[place].doc
         assert doc is not None
         rows[place] = replace(
             row,
-            status="dropped",
+            outcome="dropped",
             reason="doc_program",
             doc=doc._replace(program="drop_doc()"),
             windows=(),
@@ -203,7 +203,7 @@ def test_a_quarantined_document_is_kept_verbatim(tmp_path: Path) -> None:
     run = refined(tmp_path)
 
     def set_aside(rows: list[Row], ends: list[End]) -> None:
-        rows[0] = replace(rows[0], status="quarantined", reason="by_policy", bytes_out=0)
+        rows[0] = replace(rows[0], outcome="quarantined", reason="by_policy", bytes_out=0)
 
     remake(run, 0, set_aside)
     merge_run(run.dir)

@@ -38,7 +38,7 @@ def other_position(rows: list[Row], ends: list[End]) -> None:
 
 
 def other_status(rows: list[Row], ends: list[End]) -> None:
-    rows[0] = replace(rows[0], status="kept")
+    rows[0] = replace(rows[0], outcome="kept")
 
 
 def other_program(rows: list[Row], ends: list[End]) -> None:

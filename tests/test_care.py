@@ -14,7 +14,7 @@ from proxhpc.engines.base import EngineDiedError
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import Refiner
-from proxhpc.run.crash_backoff import BATCHES, DEATHS, MOST_DEATHS, MOST_POISON, CrashBackoff
+from proxhpc.run.crash_backoff import BATCHES, DEATHS, MAX_DEATHS, MAX_POISON, CrashBackoff
 from proxhpc.run.ledger import Row
 from proxhpc.status.heartbeats import latest
 from proxhpc.worker.worker import Assignment, run_worker
@@ -34,9 +34,9 @@ def test_one_death_changes_nothing_and_two_in_a_row_make_batches() -> None:
     once = died(CrashBackoff(), 1)
     assert once.batch is None
     assert once.passed(3) == CrashBackoff()
-    assert (died(CrashBackoff(), 2).batch, died(CrashBackoff(), 2).left) == (64, 2048)
-    assert (died(CrashBackoff(), 3).batch, died(CrashBackoff(), 3).left) == (8, 64)
-    assert (died(CrashBackoff(), 4).batch, died(CrashBackoff(), 4).left) == (1, 8)
+    assert (died(CrashBackoff(), 2).batch, died(CrashBackoff(), 2).suspects) == (64, 2048)
+    assert (died(CrashBackoff(), 3).batch, died(CrashBackoff(), 3).suspects) == (8, 64)
+    assert (died(CrashBackoff(), 4).batch, died(CrashBackoff(), 4).suspects) == (1, 8)
 
 
 def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
@@ -45,7 +45,7 @@ def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
     assert died(alone, 2).poison
     assert not died(died(alone, 1).passed(1), 1).poison
     after = died(alone, 2).passed(1)
-    assert (after.poison, after.given_up, after.left, after.batch) == (False, 1, 7, 1)
+    assert (after.poison, after.given_up, after.suspects, after.batch) == (False, 1, 7, 1)
 
 
 def test_care_ends_behind_the_suspects() -> None:
@@ -55,13 +55,13 @@ def test_care_ends_behind_the_suspects() -> None:
 
 
 def test_a_shard_full_of_poison_stops_the_run() -> None:
-    assert CrashBackoff(given_up=MOST_POISON - 1).problem(7) is None
-    assert "of shard 7 each killed" in str(CrashBackoff(given_up=MOST_POISON).problem(7))
+    assert CrashBackoff(given_up=MAX_POISON - 1).stop_error(7) is None
+    assert "of shard 7 each killed" in str(CrashBackoff(given_up=MAX_POISON).stop_error(7))
 
 
 def test_deaths_without_end_at_one_place_stop_the_run() -> None:
-    assert died(CrashBackoff(), 4 + MOST_DEATHS - 1).problem(7) is None
-    assert "5 workers in a row died" in str(died(CrashBackoff(), 4 + MOST_DEATHS).problem(7))
+    assert died(CrashBackoff(), 4 + MAX_DEATHS - 1).stop_error(7) is None
+    assert "5 workers in a row died" in str(died(CrashBackoff(), 4 + MAX_DEATHS).stop_error(7))
 
 
 def work(run: Run) -> None:

@@ -62,7 +62,7 @@ def test_it_is_small_and_says_how_it_is_asked() -> None:
 def test_it_tells_a_menu_from_a_story() -> None:
     page = [*MENU, *STORY, *STORY, *STORY, *FOOT]
     story, junk = refined(["\n".join(page), "\n".join((*MENU, *FOOT) * 6)])
-    assert (story.status, junk.status) == ("edited", "dropped")
+    assert (story.outcome, junk.outcome) == ("edited", "dropped")
     removed = {n for call in story.windows for n in removed_lines(call.emitted.program)}
     texts = range(len(MENU), len(page) - len(FOOT))
     assert not removed & set(texts)

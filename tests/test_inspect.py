@@ -30,8 +30,15 @@ from proxhpc.inspect import (
 from proxhpc.inspect import find as finder
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
 from proxhpc.launch.launch import Run, prepare_run
-from proxhpc.run.ledger import Call, LedgerState, LedgerWriter, Row, bad_row, text_digest
-from proxhpc.run.ledger import set_aside as set_row_aside
+from proxhpc.run.ledger import (
+    Call,
+    LedgerState,
+    LedgerWriter,
+    Row,
+    bad_row,
+    quarantine,
+    text_digest,
+)
 from proxhpc.run.paths import RunDir
 from runs import document, local_site, manifest, planned, rows_of, write_jsonl
 
@@ -180,7 +187,7 @@ def test_a_record_that_cannot_be_read_shows_its_first_bytes(tmp_path: Path) -> N
 
 def test_a_document_set_aside_keeps_its_text_and_the_error(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Some text."})
-    write(run, [set_row_aside(documents(run)[0], "internal_error", "Traceback: \x1b[31m boom")])
+    write(run, [quarantine(documents(run)[0], "internal_error", "Traceback: \x1b[31m boom")])
     text = shown(run, "one")
     assert "Traceback: \\x1b[31m boom" in text
     assert "Some text." in text

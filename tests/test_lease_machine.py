@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from proxhpc.corpus.document import Document, End
 from proxhpc.errors import RetryError
-from proxhpc.run.lease import STALE_AFTER, Leases, Owner
+from proxhpc.run.lease import STALE_AFTER, LeaseOwner, Leases
 from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.worker.leaser import Leaser
 from proxhpc.worker.shard import OpenShard
@@ -24,7 +24,7 @@ class Life:
     """One worker: what it believes to hold, and whether it can move or be seen to live."""
 
     def __init__(self, machine: "LeaseMachine", number: int, birth: int) -> None:
-        self.owner = Owner(f"w{number}-{birth}", "far-away", number, str(birth))
+        self.owner = LeaseOwner(f"w{number}-{birth}", "far-away", number, str(birth))
         self.leases = Leases(machine.run.dir, self.owner, lambda job: None)
         self.leaser = Leaser(machine.run.dir, machine.run.plan, self.leases, (number, WORKERS))
         self.shard: OpenShard | None = None
@@ -68,7 +68,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         """Remember what leases there are; somebody will act on it late."""
-        self.old_look = self.lives[0].leases.held()
+        self.old_look = self.lives[0].leases.highest_attempts()
 
     @rule(number=numbers, late=st.booleans())
     def lease(self, number: int, late: bool) -> None:
@@ -77,9 +77,9 @@ class LeaseMachine(RuleBasedStateMachine):
         if life.stalled or life.shard is not None:
             return
         if late:
-            life.leases.held = lambda: dict(self.old_look)  # type: ignore[method-assign]
+            life.leases.highest_attempts = lambda: dict(self.old_look)  # type: ignore[method-assign]
         found = self._looking(life, life.leaser.next)
-        life.leases.__dict__.pop("held", None)
+        life.leases.__dict__.pop("highest_attempts", None)
         if isinstance(found, OpenShard):
             life.shard = found
             life.todo = [item for item in found.items() if isinstance(item, Document | End)]

@@ -8,7 +8,7 @@ import pytest
 from proxhpc.cluster import tasks
 from proxhpc.launch.launch import prepare_run
 from proxhpc.report import write_report
-from proxhpc.run.lease import Owner
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.progress import ProgressLog
 from runs import PARAGRAPH, document, local_site, manifest, write_jsonl
 
@@ -38,7 +38,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     sections |= {"comparison": {"name": HOSTILE[7:60], "parameters": 1000}}
     run = prepare_run(manifest(folder, [path], **sections), local_site(folder), None).dir
     tasks.refine_task(str(run.root), 0, 1)
-    log = ProgressLog(run, Owner("w9", HOSTILE, 1, HOSTILE), "refine")
+    log = ProgressLog(run, LeaseOwner("w9", HOSTILE, 1, HOSTILE), "refine")
     log.write("failed", error=HOSTILE, message=HOSTILE)
     tasks.merge_task(str(run.root), 1)
     write_report(run)

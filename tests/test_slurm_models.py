@@ -90,7 +90,7 @@ def run_engine(
     assert len(plan.shards) > 1
     rows = rows_of(run, plan)
     assert [row.id for row in rows] == [f"page-{n}" for n in range(DOCUMENTS)]
-    assert not [row.reason for row in rows if row.status == "quarantined"]
+    assert not [row.reason for row in rows if row.outcome == "quarantined"]
     calls = [call for row in rows for call in (row.doc, *row.windows) if call]
     assert all(call.prompt > 30 and 0 < call.new <= MAX_NEW for call in calls)
     assert any(call.program.strip() for call in calls)

@@ -135,7 +135,7 @@ def test_a_program_means_the_numbers_of_its_prompt(dialect: str, numbering: str)
     stage = {"dialect": dialect, "numbering": numbering, "window_tokens": 800}
     (row,) = refine(engine, [TEXT], doc=False, stage=stage)
     assert len(row.windows) == 4
-    assert (row.status, row.lines_removed, row.rejected) == ("edited", 4, {})
+    assert (row.outcome, row.lines_removed, row.rejected) == ("edited", 4, {})
     sevens = [line for line in LINES if "7 of" in line]
     assert row.tokens_out == len(TEXT) - sum(len(line) + 1 for line in sevens)
 
@@ -282,7 +282,7 @@ def test_a_refused_window_leaks_nothing_and_the_account_is_right() -> None:
 
     engine = Slow(answer)
     (row,) = refine(engine, [TEXT])
-    assert (row.status, row.reason) == ("quarantined", "request_refused")
+    assert (row.outcome, row.reason) == ("quarantined", "request_refused")
     counts = row.count()
     assert counts.doc.prompt_tokens + counts.chunk.prompt_tokens == engine.spent > 0
     assert len(row.windows) == len(engine.asked) - 2 > 1
@@ -311,7 +311,7 @@ def test_texts_of_one_prompt_are_asked_about_each_under_its_own_grammar() -> Non
     engine.tokenizer = Composing()
     texts = [composed, unicodedata.normalize("NFD", composed)]
     rows = refine(engine, texts, doc=False, stage={"grammar": "strings"})
-    assert [(row.status, row.rejected) for row in rows] == [("edited", {})] * 2
+    assert [(row.outcome, row.rejected) for row in rows] == [("edited", {})] * 2
     assert engine.asked[0].prompt == engine.asked[1].prompt
 
 

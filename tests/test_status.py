@@ -33,7 +33,7 @@ from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.inspect import sample_documents
 from proxhpc.launch.launch import Run
 from proxhpc.report import account
-from proxhpc.run.lease import Owner
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.progress import ProgressLog
 from proxhpc.status import Status, Ticker, collect, render_status, show_status
@@ -49,8 +49,8 @@ def run(tmp_path: Path) -> Run:
     return planned(tmp_path)
 
 
-def owner(name: str = "w1", **more: Any) -> Owner:
-    return replace(Owner(name, "node7", 12, "99", "77_1"), **more)
+def owner(name: str = "w1", **more: Any) -> LeaseOwner:
+    return replace(LeaseOwner(name, "node7", 12, "99", "77_1"), **more)
 
 
 def counts(documents: int, **more: Any) -> Counts:
@@ -64,7 +64,7 @@ def counts(documents: int, **more: Any) -> Counts:
     )
 
 
-def beat(run: Run, who: Owner, age: float, documents: int = 0, **more: Any) -> None:
+def beat(run: Run, who: LeaseOwner, age: float, documents: int = 0, **more: Any) -> None:
     """One line of a progress file, written `age` seconds ago."""
     line = {
         "t": time.time() - age,
@@ -252,7 +252,7 @@ def test_without_a_queue_an_old_heartbeat_is_silence_not_death(run: Run) -> None
 
 
 def test_a_process_of_this_machine_is_asked_directly(run: Run) -> None:
-    me = Owner.me()
+    me = LeaseOwner.current()
     beat(run, replace(me, worker="alive", job=""), 500, 1)
     beat(run, replace(me, worker="dead", job="", started="1"), 1, 1)
     states = {worker.worker: worker.state for worker in collect(run.dir, None).workers}
@@ -303,7 +303,7 @@ def test_a_launcher_at_work_means_the_run_is_not_stopped(run: Run) -> None:
     beat(run, owner("w1", job=""), 60, 5, state="done")
     assert collect(run.dir, None).phase == "stopped"
     lease = run.dir.lease("advance", 1)
-    me = Owner.me("a")
+    me = LeaseOwner.current("a")
     lease.write_bytes(orjson.dumps(asdict(me)))
     assert collect(run.dir, None).phase == "refining"
     lease.write_bytes(orjson.dumps(asdict(replace(me, started="1"))))

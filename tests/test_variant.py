@@ -106,11 +106,11 @@ def test_what_was_not_asked_for_is_set_aside(tmp_path: Path, files: list[Path]) 
 
     def drop(rows: list[Row], ends: list[End]) -> None:
         """What the public code takes for a verdict, and ours for none."""
-        row = next(row for row in rows if row.status == "edited" and row.doc)
+        row = next(row for row in rows if row.outcome == "edited" and row.doc)
         assert row.doc is not None
         rows[rows.index(row)] = replace(
             row,
-            status="dropped",
+            outcome="dropped",
             reason="doc_program",
             doc=row.doc._replace(program="drop_doc() or keep_doc()"),
             windows=(),

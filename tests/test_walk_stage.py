@@ -91,7 +91,7 @@ def programs(found: list[Row]) -> list[str]:
 
 def test_both_stages_of_one_model(answers: list[Row]) -> None:
     """Every answer is a whole program of its own window."""
-    assert {row.status for row in answers} >= {"dropped", "edited"}
+    assert {row.outcome for row in answers} >= {"dropped", "edited"}
     verdicts = {row.doc.program for row in answers if row.doc}
     assert verdicts == {"keep_doc()", "drop_doc()"}
     windows = [window for row in answers for window in row.windows]
@@ -106,7 +106,7 @@ def test_both_stages_of_one_model(answers: list[Row]) -> None:
 def test_a_bias_keeps_or_removes(model: Path) -> None:
     page = [["Home", "The brown fox", "About"] * 5]
     kept, removed = (refined(model, "transformers", page, bias=bias)[0] for bias in (-100, 100))
-    assert (kept.status, programs([kept])) == ("kept", [""])
+    assert (kept.outcome, programs([kept])) == ("kept", [""])
     assert programs([removed]) == ["remove_lines(start=0, end=14)"]
 
 

@@ -25,8 +25,8 @@ from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import open_refiner
-from proxhpc.run.crash_backoff import MOST_POISON, CrashBackoff
-from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.crash_backoff import MAX_POISON, CrashBackoff
+from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.ledger import LedgerWriter, Row, read_ledger
 from proxhpc.run.progress import ProgressLog
 from proxhpc.run.shards import missing_shards
@@ -66,7 +66,7 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     refine(run)
     rows = rows_of(run.dir, run.plan)
     assert [row.id for row in rows] == [f"doc-{number}" for number in range(60)]
-    assert {row.status for row in rows} == {"edited"}
+    assert {row.outcome for row in rows} == {"edited"}
     assert list(missing_shards(run.dir, run.plan)) == []
 
 
@@ -143,14 +143,14 @@ def test_a_torn_tail_is_cut_off_and_refined_again(tmp_path: Path) -> None:
 
 def test_the_first_finisher_wins(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    owner = Owner.me()
+    owner = LeaseOwner.current()
     slow = Leaser(run.dir, run.plan, Leases(run.dir, owner, lambda _: None), (0, 1)).next()
     assert isinstance(slow, OpenShard)
     # The slow one's lease is taken from it and the shard finished by somebody else.
     leases = Leases(run.dir, owner, lambda _: None)
-    fast = leases.steal("00000", 1)
+    fast = leases.take_over("00000", 1)
     assert fast is not None
-    assert slow.lease.lost()
+    assert slow.lease.is_lost()
     fast.release()
     refine(run)
     before = run.dir.ledger(0).read_bytes()
@@ -163,7 +163,7 @@ def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     taken: list[OpenShard | None] = []
 
     class Frozen(FrameWriter):
@@ -171,7 +171,7 @@ def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
 
         def __init__(self, path: Path) -> None:
             monkeypatch.undo()
-            taken.append(open_shard(run.dir, run.plan, 0, leases.steal("00000", 1)))
+            taken.append(open_shard(run.dir, run.plan, 0, leases.take_over("00000", 1)))
             super().__init__(path)
 
     monkeypatch.setattr("proxhpc.worker.shard.FrameWriter", Frozen)
@@ -180,7 +180,7 @@ def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
     assert open_shard(run.dir, run.plan, 0, lease) is None
     (thief,) = taken
     assert thief is not None
-    assert not thief.lease.lost()
+    assert not thief.lease.is_lost()
     assert [path.name for path in run.dir.shards.rglob("*.a*")] == ["00000.a2"]
     thief.leave()
     refine(run)
@@ -189,10 +189,10 @@ def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
 
 def test_a_shard_that_cannot_be_opened_is_given_back(tmp_path: Path) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
     assert isinstance(shard, OpenShard)
-    shard.writer.note(CrashBackoff(given_up=MOST_POISON))
+    shard.writer.note(CrashBackoff(given_up=MAX_POISON))
     shard.leave()
     with pytest.raises(StopError, match="each killed"):
         refine(run)
@@ -209,7 +209,7 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
 
     async def main() -> None:
         refiner = await open_refiner(run.plan.manifest, run.plan.models)
-        owner = Owner.me()
+        owner = LeaseOwner.current()
         leaser = Leaser(run.dir, run.plan, Leases(run.dir, owner, lambda _: None), (0, 1))
         first = leaser.next()
 
@@ -308,32 +308,32 @@ def test_no_shard_is_leased_that_would_not_fit(
 
 def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    me = Owner.me()
+    me = LeaseOwner.current()
     leases = Leases(run.dir, me, lambda _: None)
-    assert leases.alive(me) is True
-    assert leases.alive(replace(me, pid=2**22 - 1)) is False
-    assert leases.alive(replace(me, started="1")) is False
-    assert leases.alive(replace(me, space="pid:[1]")) is None  # a container's own pids
-    assert leases.alive(replace(me, host="renamed")) is True
+    assert leases.is_alive(me) is True
+    assert leases.is_alive(replace(me, pid=2**22 - 1)) is False
+    assert leases.is_alive(replace(me, started="1")) is False
+    assert leases.is_alive(replace(me, space="pid:[1]")) is None  # a container's own pids
+    assert leases.is_alive(replace(me, host="renamed")) is True
 
 
 def test_the_queue_proves_death_only(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    me = replace(Owner.me(), job="7_0")
+    me = replace(LeaseOwner.current(), job="7_0")
     elsewhere = replace(me, worker="w", space="another boot")
     leases = Leases(run.dir, me, {"7_0": False, "7_1": True, "7_2": False}.get)
-    assert leases.alive(replace(elsewhere, job="7_2")) is False
+    assert leases.is_alive(replace(elsewhere, job="7_2")) is False
     # A job in the queue may have lost this process, or be a later life of itself.
-    assert leases.alive(replace(elsewhere, job="7_1")) is None
-    assert leases.alive(elsewhere) is None
-    assert leases.alive(replace(elsewhere, job="7_2", user=me.user + 1)) is None
+    assert leases.is_alive(replace(elsewhere, job="7_1")) is None
+    assert leases.is_alive(elsewhere) is None
+    assert leases.is_alive(replace(elsewhere, job="7_2", user=me.user + 1)) is None
     there = Leases(run.dir, replace(me, cluster="here"), {"7_2": False}.get)
-    assert there.alive(replace(elsewhere, job="7_2", cluster="there")) is None
+    assert there.is_alive(replace(elsewhere, job="7_2", cluster="there")) is None
 
 
 def test_processes_of_one_job_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "99")
-    assert f"-99-{Owner.me().host[:40]}-{os.getpid()}-" in Owner.me().worker
+    assert f"-99-{LeaseOwner.current().host[:40]}-{os.getpid()}-" in LeaseOwner.current().worker
 
 
 def test_an_unreadable_lease_is_judged_by_its_growth(
@@ -341,40 +341,42 @@ def test_an_unreadable_lease_is_judged_by_its_growth(
 ) -> None:
     run = planned(tmp_path)
     run.dir.lease("00000", 1).write_bytes(b"")
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     owner = leases.holder("00000", 1)
     assert owner is not None
-    assert leases.alive(owner) is None
+    assert leases.is_alive(owner) is None
     later = time.monotonic() + 121
     monkeypatch.setattr("proxhpc.run.lease.time.monotonic", lambda: later)
-    assert leases.alive(owner) is False
+    assert leases.is_alive(owner) is False
 
 
 def test_a_lost_lease_does_not_come_back_by_beating(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     lease = leases.take("advance", 1)
     assert lease is not None
-    lease.beat()
-    assert leases.holder("advance", 1) == Owner.me()
+    lease.heartbeat()
+    assert leases.holder("advance", 1) == LeaseOwner.current()
     lease.release()
-    lease.beat()
-    assert lease.lost()
+    lease.heartbeat()
+    assert lease.is_lost()
 
 
 def test_a_stale_look_at_the_leases_takes_nothing_from_the_living(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     first = Leaser(run.dir, run.plan, leases, (0, 1)).next()
     assert isinstance(first, OpenShard)
-    monkeypatch.setattr(leases, "held", dict)  # what was there before the first one came
+    monkeypatch.setattr(
+        leases, "highest_attempts", dict
+    )  # what was there before the first one came
     assert all(
         not isinstance(Leaser(run.dir, run.plan, leases, (0, 1)).next(), OpenShard)
         for _ in range(3)
     )
-    assert not first.lease.lost()
+    assert not first.lease.is_lost()
     assert run.dir.attempt(0, 1).exists()
     first.leave()
 
@@ -407,17 +409,17 @@ def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(
     run = planned(tmp_path)
     clock = 1000.0
     monkeypatch.setattr("proxhpc.run.lease.time.monotonic", lambda: clock)
-    leases = Leases(run.dir, Owner.me(), lambda _: None)
-    owner = Owner("elsewhere", "other-host", 1, "1")
-    assert leases.alive(owner) is None
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
+    owner = LeaseOwner("elsewhere", "other-host", 1, "1")
+    assert leases.is_alive(owner) is None
     clock += 119
-    assert leases.alive(owner) is None
+    assert leases.is_alive(owner) is None
     run.dir.worker("elsewhere").write_text("beat\n")
-    assert leases.alive(owner) is True
+    assert leases.is_alive(owner) is True
     clock += 119
-    assert leases.alive(owner) is None
+    assert leases.is_alive(owner) is None
     clock += 2
-    assert leases.alive(owner) is False
+    assert leases.is_alive(owner) is False
 
 
 def test_an_input_that_changed_since_the_plan_stops_the_run(tmp_path: Path) -> None:
@@ -458,7 +460,7 @@ def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
     run = prepare_run(path, local_site(tmp_path), None)
     refine(run)
     rows_out = rows_of(run.dir, run.plan)
-    reasons = [row.reason for row in rows_out if row.file == 0 and row.status == "quarantined"]
+    reasons = [row.reason for row in rows_out if row.file == 0 and row.outcome == "quarantined"]
     assert reasons == [
         "invalid_json",
         "invalid_utf8",
@@ -468,7 +470,7 @@ def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
         "not_an_object",
         "record_too_long",
     ]
-    assert [row.id for row in rows_out if row.file == 0 and row.status == "edited"] == [
+    assert [row.id for row in rows_out if row.file == 0 and row.outcome == "edited"] == [
         "doc-1",
         "doc-2",
         "doc-2",

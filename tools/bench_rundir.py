@@ -23,7 +23,7 @@ import yaml
 from proxhpc.account.counts import Counts
 from proxhpc.cluster.journal import Journal
 from proxhpc.launch.launch import prepare_run
-from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, Shard, make_plan
 from proxhpc.run.progress import ProgressLog
@@ -58,7 +58,7 @@ def play(run: RunDir, first: int, last: int, workers: int, shards: int) -> None:
     plan = Plan.load(run)
     each = shards // (2 * workers)
     for number in range(first, last):
-        owner = Owner(f"w{number}", f"node{number % 250}", number, "1")
+        owner = LeaseOwner(f"w{number}", f"node{number % 250}", number, "1")
         leaser = Leaser(run, plan, Leases(run, owner, lambda job: None), (number, workers))
         log = ProgressLog(run, owner, "refine")
         log.write("starting")
@@ -127,7 +127,7 @@ def main() -> int:
         timed("launch, taking the run up again", lambda: _take_up(run))
 
         def search() -> object:
-            leases = Leases(run, Owner.me("search"), lambda job: None)
+            leases = Leases(run, LeaseOwner.current("search"), lambda job: None)
             shard = Leaser(run, plan, leases, (0, 1)).next()
             assert isinstance(shard, OpenShard)
             shard.leave()

@@ -38,7 +38,7 @@ async def ask(engine: str, stage: dict[str, Any], texts: list[str]) -> tuple[Pro
         rows = await asyncio.gather(*map(refiner.refine, documents))
     finally:
         await refiner.close()
-    if lost := [row.detail for row in rows if row.status == "quarantined"]:
+    if lost := [row.detail for row in rows if row.outcome == "quarantined"]:
         raise SystemExit(f"{engine} set documents aside: {lost[0]}")
     calls = [call for row in rows for call in ([row.doc] if row.doc else row.windows)]
     return [call.program for call in calls], sum(sum(row.rejected.values()) for row in rows)

@@ -60,7 +60,7 @@ class Programs:
 
     def _subject(self, refined: Refined) -> Subject | Bad:
         row, document = refined.row, refined.document
-        if document is None or row.status == "quarantined":
+        if document is None or row.outcome == "quarantined":
             return Bad(row.reason, row.file, row.position, row.bytes_in)
         source = lookup(document.fields, self.names.source)
         named = self.plan.inputs[document.file].name

@@ -41,7 +41,7 @@ class PolicyChange:
     def _row(self, document: Document, row: Row, before: ReplayResult, now: ReplayResult) -> Row:
         return replace(
             row,
-            status=now.status,
+            outcome=now.status,
             reason=now.reason,
             bytes_out=len(now.text.encode("utf-8", "surrogatepass")),
             tokens_out=self._tokens(document, row, before, now),

@@ -120,12 +120,12 @@ class _Replay:
 
     def _refined(self, item: Document | Bad, row: Row) -> Refined:
         if isinstance(item, Bad):
-            if (row.status, row.reason, row.digest) != ("quarantined", item.reason, ""):
+            if (row.outcome, row.reason, row.digest) != ("quarantined", item.reason, ""):
                 raise self._differs(item, f"it cannot be read now ({item.reason})")
             return Refined(self.number, row)
         if row.id != item.id or row.digest != text_digest(item.text):
             raise self._differs(item, "its id or text is another now")
-        if row.status == "quarantined" and (self.again is None or row.detail or row.head):
+        if row.outcome == "quarantined" and (self.again is None or row.detail or row.head):
             return Refined(self.number, row, item)  # no policy's doing, or as it was
         outcome = self._outcome(item, row)
         if self.again is not None:
@@ -146,12 +146,12 @@ class _Replay:
         now = (outcome.status, outcome.reason, size, outcome.rejected)
         edits = (outcome.lines_removed, outcome.strings_replaced)
         if (now, edits) != (
-            (row.status, row.reason, row.bytes_out, row.rejected),
+            (row.outcome, row.reason, row.bytes_out, row.rejected),
             (row.lines_removed, row.strings_replaced),
         ):
             raise self.ledger.mismatch(
                 f"the programs of document {item.id!r} make it {outcome.status} with {size} bytes,"
-                f" recorded is {row.status} with {row.bytes_out}"
+                f" recorded is {row.outcome} with {row.bytes_out}"
             )
         return outcome
 
@@ -222,7 +222,7 @@ class Seen:
         if self.first < 0:
             self.first = row.position
         self.last = row.position
-        self.status[row.status] += 1
+        self.status[row.outcome] += 1
 
     def tile(self, span: Span, end: End) -> SpanStats:
         """The span, read up to its end."""

@@ -97,7 +97,7 @@ def sort_key(plan: Plan, row: Row) -> int:
 
 def _provenance(plan: Plan, row: Row) -> dict[str, Any]:
     """Where the text is from and the programs that made it; the same keys in every row of a run."""
-    out: dict[str, Any] = {"source": source(plan, row), "outcome": row.status}
+    out: dict[str, Any] = {"source": source(plan, row), "outcome": row.outcome}
     for stage in plan.manifest.stages:
         if stage.level == "doc":
             out["doc"] = row.doc.program if row.doc else None

@@ -57,15 +57,15 @@ class CorpusStats:
             self.refined_tokens[log2_bucket(row.tokens_out)] += 1
             self.refined_lines[log2_bucket(item.text.count("\n") + 1)] += 1
         elif row.tokens_in:
-            self.lost_tokens[f"{row.status} {row.reason}"] += row.tokens_in
+            self.lost_tokens[f"{row.outcome} {row.reason}"] += row.tokens_in
         if row.doc is not None:
             self._program("doc", row.doc, "prox")
         for call in row.windows:
             self._program("chunk", call, plan.manifest.chunk_style.dialect)
-        if row.status in EXAMPLES_BY_OUTCOME:
+        if row.outcome in EXAMPLES_BY_OUTCOME:
             place = f"{plan.digest} {row.file} {row.position}"
             number = xxhash.xxh3_64_intdigest(place.encode())
-            self._take(ExampleRef(number, row.status, shard, item.number))
+            self._take(ExampleRef(number, row.outcome, shard, item.number))
 
     def __iadd__(self, other: "CorpusStats") -> "CorpusStats":
         for name in _COUNTERS:

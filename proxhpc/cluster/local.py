@@ -14,7 +14,7 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import fault_point
-from proxhpc.run.lease import Leases, Owner
+from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.process import descendants
@@ -80,12 +80,12 @@ class LocalBackend:
 
     def cancel(self) -> list[str]:
         """Tell the launcher to stop, which lets its processes commit. RetryError if elsewhere."""
-        leases = Leases(self.run, Owner.me("cancel"), lambda job: None)
+        leases = Leases(self.run, LeaseOwner.current("cancel"), lambda job: None)
         held = leases.current("advance")
         if held is None:
             return []
         _, owner = held
-        if (alive := owner.runs()) is False:
+        if (alive := owner.is_running()) is False:
             return []
         if alive is None:
             raise RetryError(
@@ -94,7 +94,7 @@ class LocalBackend:
             )
         os.kill(owner.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        while owner.runs():
+        while owner.is_running():
             if time.monotonic() > deadline:
                 raise RetryError(f"the launcher, process {owner.pid}, has not ended yet")
             time.sleep(0.2)

@@ -12,7 +12,7 @@ from proxhpc.cluster.local import LocalBackend
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError
 from proxhpc.faults import fault_point
-from proxhpc.run.lease import slurm_element
+from proxhpc.run.lease import slurm_job_id
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import PhaseName, Resources, Site
@@ -147,7 +147,7 @@ class SlurmBackend:
 
     def _others(self) -> list[slurm.QueuedJob]:
         """The run's jobs but this one, that wait or work."""
-        me = slurm_element()
+        me = slurm_job_id()
         jobs = self.queue.jobs(self.plan.run_id)
         # What is being cleaned up works no more, and a control job starts before that is over.
         return [job for job in jobs if job.state not in slurm.ENDING and job.id != me]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.slurm import Queue, seconds_left
-from proxhpc.run.lease import Owner, hold
+from proxhpc.run.lease import LeaseOwner, hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.progress import ProgressLog
 
 if TYPE_CHECKING:  # numpy: not before there is something to merge
     from proxhpc.assemble.phases import MergePhaseName
-    from proxhpc.assemble.pool import ReportProgress
+    from proxhpc.run.pool import ReportProgress
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def merge_task(root: str, processes: int, memory: int | None = None) -> str:
     from proxhpc.assemble.merge import MEMORY, merge_run
 
     run = RunDir(Path(root))
-    with _merging(run) as progress, hold(run, "merge", Queue().alive, stale_after(run)):
+    with _merging(run) as progress, hold_lease(run, "merge", Queue().alive, stale_after(run)):
         merge_run(run, processes=processes, memory=memory or MEMORY, progress=progress)
     return "done"
 
@@ -75,7 +75,7 @@ def merge_share(
     from proxhpc.assemble.phases import run_share
 
     run = RunDir(Path(root))
-    alone = hold(run, "merge", Queue().alive, stale_after(run))
+    alone = hold_lease(run, "merge", Queue().alive, stale_after(run))
     with _merging(run) as progress, alone if phase == "match" else nullcontext():
         run_share(
             run,
@@ -91,7 +91,7 @@ def merge_share(
 @contextmanager
 def _merging(run: RunDir) -> Iterator["ReportProgress"]:
     """Tell how a job of the merge fares, in a progress file of its own."""
-    log = ProgressLog(run, Owner.me("merge"), "merge")
+    log = ProgressLog(run, LeaseOwner.current("merge"), "merge")
     log.write("starting")
     # submitit would swallow it. Every file of a merge is whole or absent, so it may end anywhere.
     signal.signal(signal.SIGTERM, interrupt)

@@ -151,7 +151,7 @@ def _edited(lines: GoldLines, row: Row, refiner: Refiner) -> Cells:
     windows = [call.window for call in row.windows]
     kept = bytearray(lines.gold.text.count("\n") + 1)  # where nothing would be in the corpus
     text = None
-    if row.status in ("kept", "edited"):
+    if row.outcome in ("kept", "edited"):
         kept = bytearray(b"\1" * len(kept))
         outcome = replay(lines.gold.text, None, windows, refiner.policy, refiner.style)
         for start, stop in outcome.removed:
@@ -165,7 +165,7 @@ def _edited(lines: GoldLines, row: Row, refiner: Refiner) -> Cells:
 def _judged(gold: GoldRecord, row: Row) -> Cells:
     """The cells of a doc stage's verdict."""
     clear = [] if row.doc is None else [not doc_verdict(row.doc.emitted, Policy()).rejected]
-    return document_row(gold, row.status == "kept") | _programs(clear)
+    return document_row(gold, row.outcome == "kept") | _programs(clear)
 
 
 def _programs(valid: Sequence[bool]) -> Cells:

@@ -51,7 +51,7 @@ class Inspection:
             "source": self.source,
             "shard": self.shard,
             "published": self.published,
-            "status": row.status,
+            "status": row.outcome,
             "reason": row.reason,
             "detail": row.detail,
             "flags": list(row.flags),
@@ -81,7 +81,7 @@ def examine_document(run: RunDir, plan: Plan, found: FoundRow) -> Inspection:
     document = _read(plan, row)
     after: str | None = None
     notes: list[str] = []
-    if document is not None and row.status != "quarantined":
+    if document is not None and row.outcome != "quarantined":
         outcome = _outcome(plan, row, document.text, style, notes)
         if outcome is not None and outcome.status in ("kept", "edited"):
             after = outcome.text
@@ -106,7 +106,7 @@ def _read(plan: Plan, row: Row) -> Document | None:
     if isinstance(item, Document):
         if item.id == row.id and text_digest(item.text) == row.digest:
             return item
-    elif item is not None and row.status == "quarantined" and not row.digest:
+    elif item is not None and row.outcome == "quarantined" and not row.digest:
         return None
     raise StopError(
         f"input {plan.inputs[row.file].path} is not what was refined: the record at"
@@ -125,7 +125,7 @@ def _outcome(
     except ShardError as error:
         notes.append(error.message)
         return None
-    if (outcome.status, outcome.reason) != (row.status, row.reason):
+    if (outcome.status, outcome.reason) != (row.outcome, row.reason):
         now = f"{outcome.status} {outcome.reason}".strip()
         notes.append(f"the programs now make it {now}: this proxhpc is not the one that wrote it")
     return outcome

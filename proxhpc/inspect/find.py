@@ -70,7 +70,7 @@ def sample_rows(
         if len(picked) >= number:
             break
         rows = _reservoir(
-            (found for found in _rows(run, shard, b"") if status in ("", found.row.status)),
+            (found for found in _rows(run, shard, b"") if status in ("", found.row.outcome)),
             number,
             draw,
         )

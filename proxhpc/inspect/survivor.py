@@ -22,7 +22,7 @@ class Survivor:
 
 def survivor_of(run: RunDir, plan: Plan, found: FoundRow) -> Survivor | None:
     """What is kept for a document; None for one that is no duplicate, or before the match."""
-    if found.row.status not in ("kept", "edited") or not run.pairs.exists():
+    if found.row.outcome not in ("kept", "edited") or not run.pairs.exists():
         return None
     import numpy as np  # not before there is something to look up
 

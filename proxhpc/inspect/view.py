@@ -48,7 +48,7 @@ def _facts(item: Inspection) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    outcome = Text(safe(row.status), style=_STATUS.get(row.status, ""))
+    outcome = Text(safe(row.outcome), style=_STATUS.get(row.outcome, ""))
     if row.reason:
         outcome.append(f" ({safe(row.reason)})", style="")
     state = "" if item.published else ", not finished: this is an unpublished attempt"

@@ -24,7 +24,7 @@ from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import interrupt
 from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.report import write_report
-from proxhpc.run.lease import Lease, Leases, Owner, hold
+from proxhpc.run.lease import Lease, LeaseOwner, Leases, hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
@@ -52,7 +52,7 @@ class Step:
 
 def advance_lock(run: RunDir) -> AbstractContextManager[Lease]:
     """Hold the lease on stepping this run forward. RetryError while somebody else does."""
-    return hold(run, "advance", Queue().alive, stale_after(run))
+    return hold_lease(run, "advance", Queue().alive, stale_after(run))
 
 
 def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
@@ -64,7 +64,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False
     run = lease.run
     if run.report_json.exists():
         return Step("finished", "nothing", f"finished: the corpus is in {run.corpus}")
-    if lease.lost():
+    if lease.is_lost():
         raise RetryError("another launch has taken this run over; it does what is next")
     notes = backend.reconcile()
     shards = 0 if run.merge_summary.exists() else sum(1 for _ in missing_shards(run, plan))
@@ -86,7 +86,7 @@ def advance_job(root: str) -> str:
     settles first what the one before left.
     """
     signal.signal(signal.SIGTERM, interrupt)  # a try that was told to end is not tried again
-    log = ProgressLog(RunDir(Path(root)), Owner.me("control"), "control")
+    log = ProgressLog(RunDir(Path(root)), LeaseOwner.current("control"), "control")
     for pause in (*CONTROL_PAUSES, None):
         try:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -185,10 +185,10 @@ def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
 def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
     if backend.active("merge"):
         return _waiting(run, backend, around, "merge", "the merge waits or runs")
-    leases = Leases(run, Owner.me("look"), Queue().alive)
+    leases = Leases(run, LeaseOwner.current("look"), Queue().alive)
     if held := leases.current("merge"):
         attempt, owner = held
-        if leases.alive(owner, run.lease("merge", attempt)) is not False:
+        if leases.is_alive(owner, run.lease("merge", attempt)) is not False:
             raise RetryError(
                 f"a merge of this run is at work, or was ({owner.host}, process {owner.pid})",
                 hint="launch again when it has ended",

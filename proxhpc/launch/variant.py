@@ -19,7 +19,7 @@ from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.dedup.bands import damaged
 from proxhpc.errors import UserError
 from proxhpc.program.policy import Policy
-from proxhpc.run.lease import hold
+from proxhpc.run.lease import hold_lease
 from proxhpc.run.paths import RunDir, VariantDir
 from proxhpc.run.plan import Plan, freeze_manifest
 from proxhpc.spec.load import load_yaml
@@ -81,7 +81,7 @@ def merge_variant(
     is neither new nor that corpus already; the rest as in `assemble.merge`.
     """
     variant, plan = prepare_variant(run, out, manifest)
-    with hold(variant, "merge", Queue().alive):
+    with hold_lease(variant, "merge", Queue().alive):
         return merge_run(variant, plan, processes=processes, memory=memory or MEMORY)
 
 

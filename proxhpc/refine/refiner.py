@@ -22,7 +22,7 @@ from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
 from proxhpc.refine.stage import MEMO_BYTES, Answer, StageRunner
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.refine.windows import LineTokens
-from proxhpc.run.ledger import Call, Row, set_aside, text_digest
+from proxhpc.run.ledger import Call, Row, quarantine, text_digest
 from proxhpc.run.models import ModelRef
 from proxhpc.spec.manifest import Manifest
 
@@ -228,7 +228,7 @@ def _raise_worst(results: Sequence[object]) -> None:
 
 
 def _set_aside(document: Document, spent: _Spent, reason: str, detail: str) -> Row:
-    row = set_aside(document, reason, detail)
+    row = quarantine(document, reason, detail)
     return replace(row, doc=spent.doc, windows=spent.windows, tokens_in=spent.tokens)
 
 
@@ -244,7 +244,7 @@ def _row(
         id=document.id,
         file=document.file,
         position=document.position,
-        status=outcome.status,
+        outcome=outcome.status,
         reason=outcome.reason,
         digest=text_digest(document.text),
         doc=calls[0],

@@ -18,9 +18,9 @@ from proxhpc.errors import StopError
 
 DEATHS = 2  # in a row at one place: then it is not by chance
 BATCHES = (64, 8, 1)  # documents alone in flight, after more and more deaths at a place
-MOST_DEATHS = 5  # at one document: it is not asked about any more, and still they die
-MOST_POISON = 8  # documents of one shard that may be given up; then it is no matter of documents
-TAIL = 1500  # characters of a dead worker's last words
+MAX_DEATHS = 5  # at one document: it is not asked about any more, and still they die
+MAX_POISON = 8  # documents of one shard that may be given up; then it is no matter of documents
+TAIL_CHARS = 1500  # characters of a dead worker's last words
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class CrashBackoff:
 
     deaths: int = 0
     level: int = 0
-    left: int = 0
+    suspects: int = 0
     poison: bool = False
     given_up: int = 0
-    words: str = ""
+    log_tail: str = ""
 
     @property
     def batch(self) -> int | None:
@@ -46,35 +46,35 @@ class CrashBackoff:
 
     def died(self, words: str, suspects: int) -> "CrashBackoff":
         """One more death at this place, with up to `suspects` documents in flight."""
-        after = replace(self, deaths=self.deaths + 1, words=words[-TAIL:])
+        after = replace(self, deaths=self.deaths + 1, log_tail=words[-TAIL_CHARS:])
         if self.level == len(BATCHES):
             return replace(after, poison=after.deaths >= DEATHS)
         if self.level or after.deaths >= DEATHS:
             left = self.batch or suspects
-            return replace(after, level=self.level + 1, left=left, deaths=0)
+            return replace(after, level=self.level + 1, suspects=left, deaths=0)
         return after
 
     def passed(self, documents: int) -> "CrashBackoff":
         """The state behind a commit of so many documents more."""
         if not documents:
             return self
-        left = self.left - documents
+        left = self.suspects - documents
         if not self.level or left <= 0:
             return CrashBackoff(given_up=self.given_up + self.poison)
         return replace(
-            self, deaths=0, left=left, poison=False, given_up=self.given_up + self.poison
+            self, deaths=0, suspects=left, poison=False, given_up=self.given_up + self.poison
         )
 
-    def problem(self, shard: int) -> StopError | None:
+    def stop_error(self, shard: int) -> StopError | None:
         """What to say where it is no matter of single documents: the run must stop."""
-        if self.given_up >= MOST_POISON:
+        if self.given_up >= MAX_POISON:
             what = f"{self.given_up} documents of shard {shard} each killed {DEATHS} workers"
-        elif self.level == len(BATCHES) and self.deaths >= MOST_DEATHS:
+        elif self.level == len(BATCHES) and self.deaths >= MAX_DEATHS:
             what = f"{self.deaths} workers in a row died at the same place of shard {shard}"
         else:
             return None
         return StopError(
-            f"{what}; the last one's words: {self.words}",
+            f"{what}; the last one's words: {self.log_tail}",
             hint="look into the logs of the workers; mend it, then launch again",
         )
 

@@ -22,7 +22,7 @@ from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.process import pid_space, start_time
 
-BEAT = 15.0  # seconds between two signs of life
+HEARTBEAT_SECONDS = 15.0  # seconds between two signs of life
 _POLL_SECONDS = 5.0  # seconds between two looks at a holder that may be dead
 STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's own monotonic clock
 
@@ -31,7 +31,7 @@ JobAlive = Callable[[str], bool | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class LeaseOwner:
     """Who holds a lease: enough for another process to find out whether it still lives."""
 
     worker: str
@@ -45,11 +45,11 @@ class Owner:
     node: str = ""  # Slurm's name of the node, which need not be the host's
 
     @classmethod
-    def me(cls, role: str = "worker") -> "Owner":
+    def current(cls, role: str = "worker") -> "LeaseOwner":
         """The owner that this process is."""
         host, pid = socket.gethostname(), os.getpid()
         started = start_time(pid) or ""
-        job = slurm_element()
+        job = slurm_job_id()
         # Processes of one job may be many: only the process tells them apart.
         name = "-".join(filter(None, [role, job, host[:40], str(pid), started]))
         return cls(
@@ -64,18 +64,18 @@ class Owner:
             node=os.environ.get("SLURMD_NODENAME", ""),
         )
 
-    def runs(self) -> bool | None:
+    def is_running(self) -> bool | None:
         """Whether its process runs; None where its pid means nothing here."""
         if not self.started or not self.space or self.space != pid_space():
             return None
         return start_time(self.pid) == self.started
 
 
-UNREADABLE = Owner("unreadable", "?", 0, "")
+UNREADABLE_OWNER = LeaseOwner("unreadable", "?", 0, "")
 """Stands for the holder of a lease whose content was lost with its writer's machine."""
 
 
-def slurm_element() -> str:
+def slurm_job_id() -> str:
     """The id of the enclosing job as squeue prints it (`123_4` within an array), or ""."""
     env = os.environ
     if "SLURM_ARRAY_JOB_ID" in env:
@@ -90,13 +90,13 @@ class Lease:
     run: RunDir
     name: str
     attempt: int
-    owner: Owner
+    owner: LeaseOwner
 
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether somebody has taken the next attempt, and this file with it."""
         return not self.run.lease(self.name, self.attempt).exists()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Show that the holder lives, where it has no progress file: the lease grows a blank."""
         try:
             fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
@@ -116,7 +116,7 @@ class Leases:
     """Takes leases for one owner and judges those of others."""
 
     def __init__(
-        self, run: RunDir, owner: Owner, job_alive: JobAlive, stale_after: float = STALE_AFTER
+        self, run: RunDir, owner: LeaseOwner, job_alive: JobAlive, stale_after: float = STALE_AFTER
     ) -> None:
         self.run, self.owner, self.job_alive = run, owner, job_alive
         self.stale_after = stale_after
@@ -129,7 +129,7 @@ class Leases:
         fault_point("advance held" if name == "advance" else "lease taken")
         return Lease(self.run, name, attempt, self.owner)
 
-    def steal(self, name: str, attempt: int) -> Lease | None:
+    def take_over(self, name: str, attempt: int) -> Lease | None:
         """The lease behind `attempt`, whose owner is dead; None if another thief was first."""
         lease = self.take(name, attempt + 1)
         if lease:
@@ -137,7 +137,7 @@ class Leases:
             self.run.lease(name, attempt).unlink(missing_ok=True)
         return lease
 
-    def held(self) -> dict[str, int]:
+    def highest_attempts(self) -> dict[str, int]:
         """Every name under lease, with its highest attempt."""
         out: dict[str, int] = {}
         for entry in os.scandir(self.run.leases):
@@ -146,32 +146,32 @@ class Leases:
                 out[name] = max(out.get(name, 0), int(attempt))
         return out
 
-    def current(self, name: str) -> tuple[int, Owner] | None:
+    def current(self, name: str) -> tuple[int, LeaseOwner] | None:
         """The highest attempt on `name` and who holds it; None where nobody does."""
-        while attempt := self.held().get(name, 0):
+        while attempt := self.highest_attempts().get(name, 0):
             if owner := self.holder(name, attempt):
                 return attempt, owner
             # released between the two looks
         return None
 
-    def holder(self, name: str, attempt: int) -> Owner | None:
+    def holder(self, name: str, attempt: int) -> LeaseOwner | None:
         """Who holds it; None when it was released meanwhile."""
         try:
             data = self.run.lease(name, attempt).read_bytes()
         except FileNotFoundError:
             return None
         try:
-            return Owner(**orjson.loads(data))
+            return LeaseOwner(**orjson.loads(data))
         except (orjson.JSONDecodeError, TypeError):
-            return UNREADABLE
+            return UNREADABLE_OWNER
 
-    def alive(self, owner: Owner, beats: Path | None = None) -> bool | None:
+    def is_alive(self, owner: LeaseOwner, beats: Path | None = None) -> bool | None:
         """Whether the owner still works. None: too early to tell, ask again later.
 
         `beats` is the file that grows while it does; a worker's is its progress file.
         """
         me = self.owner
-        if (runs := owner.runs()) is not None:
+        if (runs := owner.is_running()) is not None:
             return runs
         # A job in the queue may be a later life of itself, or have lost one of its processes;
         # a job that is not there is dead for certain, if it is this queue that it was in.
@@ -194,14 +194,14 @@ class Leases:
 
 
 @contextmanager
-def hold(
+def hold_lease(
     run: RunDir, name: str, job_alive: JobAlive, stale_after: float = STALE_AFTER
 ) -> Iterator[Lease]:
     """Hold the lease on a step of the whole run. RetryError while somebody else does.
 
     Where it cannot be told at once whether the holder lives, it takes `stale_after` seconds.
     """
-    lease = _acquire(Leases(run, Owner.me(name), job_alive, stale_after), name)
+    lease = _acquire(Leases(run, LeaseOwner.current(name), job_alive, stale_after), name)
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(lease, done), daemon=True)
     beating.start()
@@ -216,14 +216,14 @@ def hold(
 def _acquire(leases: Leases, name: str) -> Lease:
     while held := leases.current(name):
         attempt, owner = held
-        alive = leases.alive(owner, leases.run.lease(name, attempt))
+        alive = leases.is_alive(owner, leases.run.lease(name, attempt))
         if alive:
             what = "launch" if name == "advance" else name
             raise RetryError(
                 f"another {what} is at work on this run ({owner.host}, process {owner.pid})",
                 hint="proxhpc status shows what it does; launch again when it has ended",
             )
-        if alive is False and (lease := leases.steal(name, attempt)):
+        if alive is False and (lease := leases.take_over(name, attempt)):
             return lease
         time.sleep(_POLL_SECONDS)
     if lease := leases.take(name, 1):
@@ -232,6 +232,6 @@ def _acquire(leases: Leases, name: str) -> Lease:
 
 
 def _beat(lease: Lease, done: threading.Event) -> None:
-    while not done.wait(BEAT):
+    while not done.wait(HEARTBEAT_SECONDS):
         with suppress(OSError):  # a full disk must not end the beating for good
-            lease.beat()
+            lease.heartbeat()

@@ -6,7 +6,7 @@ summary. All lines are JSON.
 """
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.account.flops import Usage
+from proxhpc.account.flops import ModelWork, Usage
 from proxhpc.corpus.document import Bad, Document, End
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
@@ -23,7 +23,7 @@ from proxhpc.faults import fault_point
 from proxhpc.program.replay import Emitted, WindowProgram
 from proxhpc.run.crash_backoff import CrashBackoff
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 QUARANTINE_BYTES = 64 * 1024  # how much of a quarantined record the ledger keeps
 
 
@@ -31,7 +31,8 @@ class Call(NamedTuple):
     """One answered request: lines [start, stop), the program as emitted, and its token counts.
 
     `prompt` n tokens went in, `cached` c of them from a prefix cache, `new` m were sampled; all
-    of it for the first request of this prompt, where `again` says that this is a later one.
+    of it for the first request of this prompt, where `again` says that this is a later one. `work`
+    is what the model computed, where that is more or less than one pass for each new token.
     """
 
     start: int
@@ -42,6 +43,17 @@ class Call(NamedTuple):
     cached: int
     new: int
     again: bool = False
+    work: ModelWork | None = None
+
+    @classmethod
+    def decode(cls, values: Sequence[Any]) -> "Call":
+        """Read what `encode` wrote."""
+        call = cls(*values)
+        return call if call.work is None else call._replace(work=ModelWork(*call.work))
+
+    def encode(self) -> list[Any]:
+        """JSON form, without `work` where there is none."""
+        return [*self[:-1], *([list(self.work)] if self.work else [])]
 
     @property
     def emitted(self) -> Emitted:
@@ -59,14 +71,16 @@ class Call(NamedTuple):
         return Usage() if self.again else self._usage
 
     @property
-    def saved(self) -> Usage:
+    def saved_usage(self) -> Usage:
         """Model work that this request would have taken, had it not been answered before."""
         return self._usage if self.again else Usage()
 
     @property
     def _usage(self) -> Usage:
         # An engine without a model reports no tokens at all; it has done no model work.
-        return Usage.of_request(self.prompt, self.cached, self.new) if self.prompt else Usage()
+        if not self.prompt:
+            return Usage()
+        return Usage.of_request(self.prompt, self.cached, self.new, self.work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,7 @@ class Row:
     id: str
     file: int
     position: int
-    status: str
+    outcome: str
     reason: str = ""
     digest: str = ""
     doc: Call | None = None
@@ -99,11 +113,12 @@ class Row:
 
     def encode(self) -> bytes:
         """One JSON line without its end; empty fields are left out."""
-        out: dict[str, Any] = {"id": self.id, "at": [self.file, self.position], "is": self.status}
+        out: dict[str, Any] = {"id": self.id, "at": [self.file, self.position]}
+        out["outcome"] = self.outcome
         if self.doc is not None:
-            out["doc"] = list(self.doc)  # orjson takes no subclass of tuple
+            out["doc"] = self.doc.encode()
         if self.windows:
-            out["win"] = [list(call) for call in self.windows]
+            out["win"] = [call.encode() for call in self.windows]
         for key, name in _OPTIONAL.items():
             if value := getattr(self, name):
                 out[key] = value
@@ -122,9 +137,9 @@ class Row:
             id=data["id"],
             file=data["at"][0],
             position=data["at"][1],
-            status=data["is"],
-            doc=Call(*data["doc"]) if "doc" in data else None,
-            windows=tuple(Call(*call) for call in data.get("win", ())),
+            outcome=data["outcome"],
+            doc=Call.decode(data["doc"]) if "doc" in data else None,
+            windows=tuple(Call.decode(call) for call in data.get("win", ())),
             head=base64.b64decode(data["head"]) if "head" in data else b"",
             **values,
         )
@@ -154,12 +169,12 @@ class Row:
         total.tokens_out += self.tokens_out
         total.lines_removed += self.lines_removed
         total.strings_replaced += self.strings_replaced
-        if self.status == "kept":
+        if self.outcome == "kept":
             total.kept += 1
-        elif self.status == "edited":
+        elif self.outcome == "edited":
             total.edited += 1
-        elif self.status in ("dropped", "quarantined"):
-            getattr(total, self.status)[self.reason] += 1
+        elif self.outcome in ("dropped", "quarantined"):
+            getattr(total, self.outcome)[self.reason] += 1
         if self.rejected:
             total.rejected.update(self.rejected)
         if self.flags:
@@ -168,9 +183,9 @@ class Row:
         if self.doc is not None and self.doc.prompt:
             total.doc += self.doc.usage
             if copied:
-                total.doc_copied += self.doc.saved
+                total.doc_copied += self.doc.saved_usage
             else:
-                total.doc_saved += self.doc.saved
+                total.doc_saved += self.doc.saved_usage
         if self.windows:
             total.windows += len(self.windows)
             total.tokens_chunk += self.tokens_in
@@ -179,9 +194,9 @@ class Row:
                     continue
                 total.chunk += call.usage
                 if copied:
-                    total.chunk_copied += call.saved
+                    total.chunk_copied += call.saved_usage
                 else:
-                    total.chunk_saved += call.saved
+                    total.chunk_saved += call.saved_usage
 
 
 _OPTIONAL = {
@@ -218,7 +233,7 @@ def bad_row(bad: Bad) -> Row:
         id="",
         file=bad.file,
         position=bad.position,
-        status="quarantined",
+        outcome="quarantined",
         reason=bad.reason,
         bytes_in=bad.size,
         detail=bad.detail,
@@ -226,14 +241,14 @@ def bad_row(bad: Bad) -> Row:
     )
 
 
-def set_aside(document: Document, reason: str, detail: str) -> Row:
+def quarantine(document: Document, reason: str, detail: str) -> Row:
     """The quarantine row of a document that could not be refined."""
     raw = document.text.encode("utf-8", "surrogatepass")
     return Row(
         id=document.id,
         file=document.file,
         position=document.position,
-        status="quarantined",
+        outcome="quarantined",
         reason=reason,
         digest=text_digest(document.text),
         bytes_in=len(raw),
@@ -271,9 +286,9 @@ class LedgerState:
 
     commits: int = 0
     counts: Counts = field(default_factory=Counts)
-    ends: list[End] = field(default_factory=list)
-    last: tuple[int, int] | None = None  # file and position of the last committed record
-    care: CrashBackoff = field(default_factory=CrashBackoff)
+    span_ends: list[End] = field(default_factory=list)
+    last_position: tuple[int, int] | None = None  # file and position of the last committed record
+    backoff: CrashBackoff = field(default_factory=CrashBackoff)
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
 
     def add(self, header: Header, rows: list[Row], payload: bytes) -> Counts:
@@ -282,10 +297,10 @@ class LedgerState:
         share.blank_lines = sum(end.blank for end in header.ends)
         self.commits += 1
         self.counts += share
-        self.care = self.care.passed(len(rows))
-        self.ends += header.ends
+        self.backoff = self.backoff.passed(len(rows))
+        self.span_ends += header.ends
         if rows:
-            self.last = (rows[-1].file, rows[-1].position)
+            self.last_position = (rows[-1].file, rows[-1].position)
         self.digest.update(payload)
         return share
 
@@ -309,7 +324,7 @@ class LedgerWriter:
         head = {"v": LEDGER_VERSION, "plan": self.plan, "shard": self.shard, "care": care.to_dict()}
         self.frames.append(orjson.dumps(head))
         fault_point("death noted")
-        self.progress.care = care
+        self.progress.backoff = care
 
     def finish(self) -> Counts:
         """Append the summary; the file is then ready to be published."""
@@ -344,22 +359,22 @@ def resume(source: Path, target: FrameWriter, plan: str, shard: int) -> LedgerSt
 
     A torn tail, and everything behind a frame that is not this shard's next commit, is left out.
     """
-    progress = LedgerState()
+    state = LedgerState()
     end = 0
     for frame in read_frames(source, strict=False):
         head, rows = parse_frame(frame.payload)
         if head.get("plan") != plan or head.get("shard") != shard:
             break
         if "care" in head:
-            progress.care = CrashBackoff(**head["care"])
+            state.backoff = CrashBackoff(**head["care"])
             end = frame.end
             continue
-        if head.get("commit") != progress.commits or "summary" in head:
+        if head.get("commit") != state.commits or "summary" in head:
             break
-        progress.add(Header.decode(head), rows, frame.payload)
+        state.add(Header.decode(head), rows, frame.payload)
         end = frame.end
     target.copy(source, end)
-    return progress
+    return state
 
 
 def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | End]:

@@ -9,7 +9,7 @@ import orjson
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.disk import append_line
-from proxhpc.run.lease import BEAT, Owner
+from proxhpc.run.lease import HEARTBEAT_SECONDS, LeaseOwner
 from proxhpc.run.paths import RunDir
 
 
@@ -18,7 +18,7 @@ class ProgressLog:
     """Appends what this worker does; `status` and thieves read it, nobody else writes it."""
 
     run: RunDir
-    owner: Owner
+    owner: LeaseOwner
     role: str
     shards: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -45,5 +45,5 @@ class ProgressLog:
 
     def heartbeat(self) -> None:
         """Append a line unless one was written lately."""
-        if time.monotonic() - self._last >= BEAT:
+        if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
             self.write("working")

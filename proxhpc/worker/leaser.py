@@ -4,8 +4,8 @@ import os
 import re
 from typing import Literal
 
-from proxhpc.run.crash_backoff import TAIL
-from proxhpc.run.lease import Lease, Leases, Owner
+from proxhpc.run.crash_backoff import TAIL_CHARS
+from proxhpc.run.lease import Lease, LeaseOwner, Leases
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir, shard_name
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
@@ -29,7 +29,7 @@ class Leaser:
 
     def next(self) -> OpenShard | Literal["wait"] | None:
         """A shard to work on; "wait" while it is unclear whether a lease holder lives."""
-        held = self.leases.held()
+        held = self.leases.highest_attempts()
         taken: list[tuple[int, int]] = []
         for shard in list(self._open):
             if self.run.ledger(shard).exists():
@@ -44,9 +44,9 @@ class Leaser:
         unclear = False
         for shard, attempt in taken:
             owner = self.leases.holder(shard_name(shard), attempt)
-            alive = self.leases.alive(owner) if owner else None
+            alive = self.leases.is_alive(owner) if owner else None
             if owner and alive is False:
-                lease = self.leases.steal(shard_name(shard), attempt)
+                lease = self.leases.take_over(shard_name(shard), attempt)
                 if opened := self._begin(shard, lease, log_tail(self.run, owner)):
                     return opened
             unclear = unclear or alive is None
@@ -65,13 +65,13 @@ class Leaser:
         return open_shard(self.run, self.plan, shard, lease, died) if lease else None
 
 
-def log_tail(run: RunDir, owner: Owner) -> str:
+def log_tail(run: RunDir, owner: LeaseOwner) -> str:
     """What a worker that is gone left in its log, behind who it was."""
     who = f"{owner.worker} on {owner.node or owner.host} ended without a word"
     try:
         with max(run.job_logs(owner.job, owner.pid), key=os.path.getmtime).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            tail = file.read(TAIL).decode("utf-8", "replace").strip()
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_CHARS))
+            tail = file.read(TAIL_CHARS).decode("utf-8", "replace").strip()
     except (OSError, ValueError):  # no log, or it is gone by now
         return who
     return f"{who}; its log ends with:\n{tail}" if tail else who

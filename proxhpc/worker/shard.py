@@ -14,7 +14,7 @@ from proxhpc.faults import fault_point
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS
 from proxhpc.run.crash_backoff import CrashBackoff
 from proxhpc.run.lease import Lease
-from proxhpc.run.ledger import LedgerState, LedgerWriter, Row, resume, set_aside
+from proxhpc.run.ledger import LedgerState, LedgerWriter, Row, quarantine, resume
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
@@ -41,9 +41,9 @@ class OpenShard:
     def items(self) -> Iterator[ShardItem]:
         """Records behind the last commit, and the end of each span."""
         progress = self.writer.progress
-        poison = progress.care.poison
-        for span in self.plan.shards[self.index].spans[len(progress.ends) :]:
-            last = progress.last
+        poison = progress.backoff.poison
+        for span in self.plan.shards[self.index].spans[len(progress.span_ends) :]:
+            last = progress.last_position
             skip = last[1] if last and last[0] == span.file else -1
             self.plan.check_input(span.file)
             # From the span's start, though rows up to `skip` are committed: what End says of the
@@ -52,14 +52,14 @@ class OpenShard:
                 if isinstance(item, End) or item.position > skip:
                     if poison and isinstance(item, Document):
                         poison = False
-                        yield set_aside(item, "poison", progress.care.words)
+                        yield quarantine(item, "poison", progress.backoff.log_tail)
                     else:
                         yield item
 
     @property
     def batch(self) -> int | None:
         """Documents that may be in flight, alone, for fear of one of them; None for no limit."""
-        return self.writer.progress.care.batch
+        return self.writer.progress.backoff.batch
 
     def add(self, row: Row) -> None:
         """Take the next row, in input order."""
@@ -74,7 +74,7 @@ class OpenShard:
     def commit(self) -> Counts:
         """Make the waiting rows durable; what was committed, nothing when the lease was lost."""
         share = Counts()
-        self.lost = self.lost or self.lease.lost()
+        self.lost = self.lost or self.lease.is_lost()
         if not self.lost and (self.rows or self.ends):
             rows, ends, self.rows, self.ends = self.rows, self.ends, [], []
             share = self.writer.commit(rows, tuple(ends))
@@ -111,7 +111,7 @@ class OpenShard:
         """
         try:
             if died and not self.lost:
-                self.writer.note(self.writer.progress.care.died(died, IN_FLIGHT_DOCUMENTS))
+                self.writer.note(self.writer.progress.backoff.died(died, IN_FLIGHT_DOCUMENTS))
         finally:
             self.writer.close()
             fault_point("shard left")
@@ -144,11 +144,11 @@ def open_shard(
         if progress is not None:
             writer = LedgerWriter(frames, plan.digest, index, progress)
             if died:
-                writer.note(progress.care.died(died, IN_FLIGHT_DOCUMENTS))
-            if problem := progress.care.problem(index):
+                writer.note(progress.backoff.died(died, IN_FLIGHT_DOCUMENTS))
+            if problem := progress.backoff.stop_error(index):
                 writer.note(CrashBackoff())  # whoever launches again has looked
                 raise problem
-            if lease.lost():  # frozen since the lease was taken: the files are another's now
+            if lease.is_lost():  # frozen since the lease was taken: the files are another's now
                 writer = None
     except BaseException:
         frames.close()

@@ -16,7 +16,7 @@ from proxhpc.engines.device import device_name
 from proxhpc.errors import RetryError
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, in_order, take_batch
 from proxhpc.refine.refiner import Refiner, open_refiner
-from proxhpc.run.lease import STALE_AFTER, JobAlive, Leases, Owner
+from proxhpc.run.lease import STALE_AFTER, JobAlive, LeaseOwner, Leases
 from proxhpc.run.ledger import Row, bad_row
 from proxhpc.run.models import check_model
 from proxhpc.run.paths import RunDir
@@ -71,7 +71,7 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
     time to load it.
     """
     plan = Plan.load(run)
-    log = ProgressLog(run, Owner.me(), "refine")
+    log = ProgressLog(run, LeaseOwner.current(), "refine")
     ends = None if assignment.seconds is None else time.monotonic() + assignment.seconds
     log.write("starting")
     try:
