@@ -1,5 +1,7 @@
 """Base of the typed documents that `--json` prints; docs/json.md is generated from them."""
 
+import json
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,4 +12,37 @@ class OutputModel(BaseModel):
     key is removed or changes its meaning; new keys may appear without that.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True
+    )
+
+    def to_json(self) -> str:
+        """Indented JSON text.
+
+        It is ASCII, because some characters steer a terminal. Integers may exceed 64 bits, which
+        rules out orjson.
+        """
+        return json.dumps(self.model_dump(mode="json"), indent=2)
+
+
+class UsageTotals(OutputModel):
+    """Sums over requests to a model; `UsageTotals.model_validate` takes an `account.flops.Usage`."""
+
+    requests: int
+    """Requests that the engine answered."""
+    prompt_tokens: int
+    """Tokens of their prompts."""
+    cached_tokens: int
+    """Prompt tokens found in the prefix cache."""
+    new_tokens: int
+    """Tokens that the model generated."""
+    fed: int
+    """Tokens that went through the model's layers."""
+    attended: int
+    """Pairs of query and key in causal attention."""
+    attended_decoding: int
+    """Those of these pairs whose query is no prompt token."""
+    attended_cached: int
+    """Pairs that the prefix cache saved; not part of `attended`."""
+    logits: int
+    """Tokens at which the output head ran."""
