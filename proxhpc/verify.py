@@ -6,12 +6,9 @@ number of documents. What is damaged is named, and with `repair` taken away, so 
 launch makes just that again.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.assemble.coverage import uncovered
 from proxhpc.assemble.replay import Seen, SpanStats
 from proxhpc.assemble.summary import MergeSummary
+from proxhpc.corpus.disk import sha256_file
 from proxhpc.corpus.document import End
 from proxhpc.corpus.inputs import check_unchanged
 from proxhpc.corpus.parquet import count_rows, need_pyarrow
@@ -27,6 +25,7 @@ from proxhpc.errors import ProxError, StopError
 from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import open_pool
 from proxhpc.run.shards import missing_shards
 
 
@@ -112,41 +111,24 @@ def _ledgers(run: RunDir, plan: Plan, proof: Proof, processes: int) -> None:
     left = set(missing_shards(run, plan))
     proof.open = len(left)
     done = [shard for shard in range(len(plan.shards)) if shard not in left]
-    tiles: list[SpanStats] = []
-    for shard, counts, own, problem in _each(run, done, processes):
-        if problem:
-            proof.bad_ledgers[shard] = problem
-            continue
-        proof.counts += counts
-        tiles += own
+    spans: dict[int, list[SpanStats]] = {}
+    with open_pool(run, plan, processes, command="verify") as pool:
+        for shard, (counts, own, problem) in pool.each("verify", _read, done):
+            if problem:
+                proof.bad_ledgers[shard] = problem
+                continue
+            proof.counts += counts
+            spans[shard] = own
+    proof.bad_ledgers = dict(sorted(proof.bad_ledgers.items()))
     if not left and not proof.bad_ledgers:
         # Which of an input's ledgers is at fault cannot be told from where its spans end.
-        for file, problem in uncovered(plan, tiles).items():
+        for file, problem in uncovered(plan, (span for _, own in sorted(spans.items()) for span in own)).items():
             for shard, about in enumerate(plan.shards):
                 if any(span.file == file for span in about.spans):
                     proof.bad_ledgers[shard] = f"with the others of its input: {problem}"
 
 
-Read = tuple[int, Counts, list[SpanStats], str]
-
-
-def _each(run: RunDir, shards: list[int], processes: int) -> Iterator[Read]:
-    if processes <= 1:
-        plan = Plan.load(run)
-        yield from (_read(run, plan, shard) for shard in shards)
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        size = max(1, min(64, len(shards) // (4 * processes)))
-        yield from pool.map(partial(_load_and_read, run), shards, chunksize=size)
-
-
-_plans: dict[RunDir, Plan] = {}  # of a process of the pool
-
-
-def _load_and_read(run: RunDir, shard: int) -> Read:
-    if run not in _plans:
-        _plans[run] = Plan.load(run)
-    return _read(run, _plans[run], shard)
+Read = tuple[Counts, list[SpanStats], str]
 
 
 def _read(run: RunDir, plan: Plan, shard: int) -> Read:
@@ -157,15 +139,15 @@ def _read(run: RunDir, plan: Plan, shard: int) -> Read:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
             if isinstance(item, Row):
                 item.add_to(counts)
-                rows.append(Row("", item.file, item.position, item.status))
+                rows.append(Row("", item.file, item.position, item.outcome))
             else:
                 ends.append(item)
                 counts += Counts(blank_lines=item.blank)
     except (ProxError, OSError) as error:
-        return shard, Counts(), [], str(error).splitlines()[0]
+        return Counts(), [], str(error).splitlines()[0]
     spans = plan.shards[shard].spans
     if [end.file for end in ends] != [span.file for span in spans]:
-        return shard, Counts(), [], "it does not have the spans of its shard"
+        return Counts(), [], "it does not have the spans of its shard"
     for span, end in zip(spans, ends, strict=True):
         own = [r for r in rows if r.file == span.file and span.start <= r.position]
         own = [r for r in own if span.stop is None or r.position < span.stop]
@@ -174,8 +156,8 @@ def _read(run: RunDir, plan: Plan, shard: int) -> Read:
             seen.add(row)
         tiles.append(seen.tile(span, end))
     if sum(tile.records for tile in tiles) != len(rows):
-        return shard, Counts(), [], "it has rows outside of its spans"
-    return shard, counts, tiles, ""
+        return Counts(), [], "it has rows outside of its spans"
+    return counts, tiles, ""
 
 
 def _corpus(run: RunDir, proof: Proof) -> None:
@@ -233,7 +215,7 @@ def _files(run: RunDir, documents: dict[str, int], proof: Proof) -> Iterator[tup
     for name, digest in digests.items():
         path = run.corpus / Path(name).name
         try:
-            if sha256(path) != digest:
+            if sha256_file(path) != digest:
                 yield name, "its SHA-256 is another"
                 continue
             count = count_rows if path.suffix == ".parquet" else count_lines
@@ -246,12 +228,6 @@ def _files(run: RunDir, documents: dict[str, int], proof: Proof) -> Iterator[tup
         elif name in documents:
             proof.parts += 1
             proof.written += found
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lines(run: RunDir, proof: Proof) -> Iterable[str]:

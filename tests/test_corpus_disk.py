@@ -1,17 +1,32 @@
 """Files whole or absent, and one clear line when the disk is full or not ours."""
 
 import errno
+import hashlib
 import os
+import random
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from proxhpc.corpus.disk import append_line, create, publish, write_atomic, writing
+from proxhpc.assemble.merge import merge_run
+from proxhpc.corpus.disk import (
+    append_line,
+    create,
+    publish,
+    replacing,
+    sha256_file,
+    write_atomic,
+    writing,
+)
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import RetryError, UserError
+from proxhpc.launch.launch import prepare_run
+from proxhpc.worker.worker import Assignment, run_worker
+from runs import local_site, manifest, write_jsonl
 from test_corpus_inputs import not_root
 
 
@@ -137,6 +152,80 @@ def test_replacing_is_atomic_and_leaves_no_other_file(
         write_atomic(path, b"three")
     assert path.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["site.json"]
+
+
+def test_a_draft_whose_block_raises_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), replacing(path) as file:  # noqa: PT012
+        file.write(b"new")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["part"]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of files that were replaced; all of them and their directories must be synced."""
+    replaced: list[str] = []
+    files: set[int] = set()  # inodes of synced files whose names are not durable yet
+    names: set[Path] = set()  # replaced files whose directory has not been synced yet
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(fd: int) -> None:
+        fsync(fd)
+        about = os.fstat(fd)
+        if stat.S_ISDIR(about.st_mode):
+            directory = Path(f"/proc/self/fd/{fd}").readlink()
+            names.difference_update([path for path in names if path.parent == directory])
+        else:
+            files.add(about.st_ino)
+
+    def spy_replace(source: Path, target: Path) -> None:
+        files.remove(source.stat().st_ino)  # KeyError: its content was not synced before
+        replace(source, target)
+        replaced.append(target.name)
+        names.add(target)
+
+    monkeypatch.setattr("os.fsync", spy_fsync)
+    monkeypatch.setattr("os.replace", spy_replace)
+    yield replaced
+    assert names == set()
+
+
+def test_a_replaced_file_is_durable_with_its_name(tmp_path: Path, synced: list[str]) -> None:
+    with replacing(tmp_path / "draft") as file:
+        file.write(b"x")
+    write_atomic(tmp_path / "data", b"x")
+    with PartWriter(tmp_path / "part") as writer:
+        writer.write({"text": "x"})
+    assert synced == ["draft", "data", "part"]
+
+
+def test_every_file_of_a_merge_is_durable_with_its_name(tmp_path: Path, synced: list[str]) -> None:
+    words = [f"{a}{b}" for a in "bdfgklmn" for b in ("ald", "emp", "int")]
+    rows = []
+    for number in range(6):
+        text = random.Random(number).choices(words, k=100)
+        texts = [" ".join(text), " ".join([*text[:50], "another", *text[51:]])]
+        rows += [{"id": f"{n}{number}", "text": text} for n, text in zip("ab", texts, strict=True)]
+    path = manifest(
+        tmp_path,
+        [write_jsonl(tmp_path / "in.jsonl", rows)],
+        stages=[{"level": "chunk"}],
+        dedup={"near": {"bands": 48, "rows": 4}},
+        output={"shuffle": True},
+    )
+    run = prepare_run(path, local_site(tmp_path), None)
+    run_worker(run.dir, Assignment(), lambda _: None)
+    merge_run(run.dir)
+    assert {".rows", ".shingles", ".npy"} <= {Path(name).suffix for name in synced}
+
+
+def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 300_000)
+    assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_lines_are_appended_whole(tmp_path: Path) -> None:

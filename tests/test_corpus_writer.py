@@ -70,6 +70,13 @@ def test_an_exception_removes_the_unfinished_part(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_an_error_reading_the_rows_is_not_reported_as_one_of_writing(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl.zst"
+    with pytest.raises(FileNotFoundError, match="gone"), PartWriter(path) as writer:
+        writer.write({"text": (tmp_path / "gone").read_text()})
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_context_manager_closes_a_finished_part(tmp_path: Path) -> None:
     with PartWriter(tmp_path / "p.jsonl.zst") as writer:
         writer.write({"text": "x"})

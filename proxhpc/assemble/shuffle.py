@@ -7,7 +7,6 @@ A file has zstd frames, one a slice, then for each block of rows that were in me
 its slices begin and the last one ends, then a footer.
 """
 
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from proxhpc.assemble.parts import buckets
 from proxhpc.assemble.rows import corpus_row, decode, sort_key
 from proxhpc.assemble.sketch import groups
 from proxhpc.assemble.survivors import Written, decided, replayed, survivors
-from proxhpc.corpus.disk import temporary, writing
+from proxhpc.corpus.disk import replacing
 from proxhpc.dedup.bands import damaged
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
@@ -55,21 +54,14 @@ def scatter(run: RunDir, plan: Plan, group: int) -> None:
         return
     documents = survivors(run, match, group)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = temporary(path)
-    with writing(path):
-        try:
-            with draft.open("xb") as out:
-                file = _Scattered(out, match)
-                for refined in replayed(run, plan, documents):
-                    row = refined.row
-                    line = orjson.dumps(corpus_row(plan, refined))
-                    at = sort_key(plan, row)
-                    file.add(_Record(at, row.bytes_out, row.tokens_out, row.file, line))
-                file.finish()
-                os.fsync(out.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with replacing(path) as out:
+        file = _Scattered(out, match)
+        for refined in replayed(run, plan, documents):
+            row = refined.row
+            line = orjson.dumps(corpus_row(plan, refined))
+            at = sort_key(plan, row)
+            file.add(_Record(at, row.bytes_out, row.tokens_out, row.file, line))
+        file.finish()
 
 
 def gather(run: RunDir, plan: Plan, match: Match, part: int) -> Iterator[Written]:

@@ -4,6 +4,7 @@ The corpus to compare with, where there is one, is sketched as it is, in groups 
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -177,6 +178,7 @@ class _Group:
     traits: CorpusStats = field(default_factory=CorpusStats)
     tiles: list[tuple[SpanStats, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
+    drafts: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         self.shards = groups(self.plan)[self.group]
@@ -188,13 +190,10 @@ class _Group:
 
     def make(self, sources: tuple[str, ...]) -> Receipt:
         """Replay the shards; write the hashes and what was set aside."""
-        try:
+        with self.drafts:
             for shard in self.shards:
                 self._add_shard(shard)
             return self._finish(sources)
-        finally:
-            if self.aside is not None:
-                self.aside.abandon()
 
     def _add_shard(self, shard: int) -> None:
         tiles, counts = [], Counts()
@@ -207,7 +206,7 @@ class _Group:
             self.traits.add(self.plan, shard, item)
             if item.text is not None:
                 self._add_document(shard, item)
-            elif item.row.status == "quarantined":
+            elif item.row.outcome == "quarantined":
                 self._set_aside(item)
         counts.check(f"shard {shard}")
         if counts.documents != sum(tile.records for tile in tiles):
@@ -251,7 +250,8 @@ class _Group:
 
     def _set_aside(self, item: Refined) -> None:
         if self.aside is None:
-            self.aside = PartWriter(self.run.sketch_quarantine(self.group))
+            writer = PartWriter(self.run.sketch_quarantine(self.group))
+            self.aside = self.drafts.enter_context(writer)
         self.aside.write(quarantine_row(self.plan, item))
 
 

@@ -5,7 +5,6 @@ kept in a file until the pairs are compared: 8 bytes a shingle, for few of all d
 leaves a file, so that a match which is killed goes on with the next.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from proxhpc.assemble.pairs import Sketches
-from proxhpc.assemble.pool import Pool
+from proxhpc.run.pool import Pool
 from proxhpc.assemble.replay import Refined, replay_shard
 from proxhpc.assemble.sketch import against, records_against
-from proxhpc.corpus.disk import temporary, writing
+from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import Document
 from proxhpc.dedup.arrays import open_array, save_blocks
 from proxhpc.dedup.clusters import Documents, Pairs
@@ -62,22 +61,14 @@ def keep_shingles(run: RunDir, plan: Plan, group: int, made_of: str) -> None:
     first, last = _compared(run.matching(made_of), sketches, np.array([group, group + 1])).tolist()
     own = np.array(open_array(run.matching(made_of).compared)[first:last, 0])
     edges = [0]
-    draft = temporary(path)
-    with writing(path):
-        try:
-            with draft.open("xb") as file:
-                for text in _texts(run, plan, sketches.rows(own)):
-                    hashes = np.unique(shingles(fold(text), near.shingle))
-                    file.write(hashes.astype("<u8").tobytes())
-                    edges.append(edges[-1] + len(hashes))
-                file.write(np.array(edges, "<u8").tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            if len(edges) != len(own) + 1:
-                raise RuntimeError(f"{len(edges) - 1} of {len(own)} documents of group {group}")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with replacing(path) as file:
+        for text in _texts(run, plan, sketches.rows(own)):
+            hashes = np.unique(shingles(fold(text), near.shingle))
+            file.write(hashes.astype("<u8").tobytes())
+            edges.append(edges[-1] + len(hashes))
+        file.write(np.array(edges, "<u8").tobytes())
+        if len(edges) != len(own) + 1:
+            raise RuntimeError(f"{len(edges) - 1} of {len(own)} documents of group {group}")
 
 
 def alike(run: RunDir, plan: Plan, number: int, made_of: str) -> None:

@@ -5,11 +5,13 @@ Lustre too, where locks may not.
 """
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from proxhpc.errors import RetryError, UserError
 
@@ -104,20 +106,34 @@ def create(path: Path, data: bytes) -> bool:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader sees the old file or the new one, never a part."""
-    tmp = temporary(path)
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a draft beside `path`, opened for writing, that replaces `path` durably at the end.
+
+    If the block raises, the draft is removed and `path` stays as it was. Errors as in `writing`.
+    """
+    draft = temporary(path)
     with writing(path):
         try:
-            fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                write_all(fd, data, 0)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.replace(tmp, path)
+            with draft.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
         except BaseException:
-            tmp.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_line(path: Path, line: bytes, *, fsync: bool = False) -> None:

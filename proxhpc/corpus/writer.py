@@ -1,8 +1,8 @@
 """Part files of a corpus: complete under their name or absent, whatever their format."""
 
 import hashlib
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import orjson
 import zstandard
 
-from proxhpc.corpus.disk import sync_directory, temporary, write_all, writing
+from proxhpc.corpus.disk import replacing, writing
 from proxhpc.errors import ShardError
 
 _BATCH = 1 << 20
@@ -63,9 +63,9 @@ class JsonLines:
 
 
 class PartWriter:
-    """Writes one part under a temporary name beside it, renamed by `close`.
+    """Writes one part as a draft, which `close` gives its name.
 
-    As a context manager it closes the part, or on an exception removes it.
+    As a context manager it closes the part, or removes the draft if the block raises.
     """
 
     def __init__(self, path: Path, encoder: Encoder | None = None) -> None:
@@ -73,11 +73,11 @@ class PartWriter:
         self.documents = 0
         self.bytes_raw = 0
         self._encoder = encoder or JsonLines()
-        self._end = 0
+        self._size = 0
         self._hash = hashlib.sha256()
-        self._tmp = temporary(path)
-        with writing(path):
-            self._fd = os.open(self._tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._part: Part | None = None
+        self._draft = ExitStack()
+        self._file = self._draft.enter_context(replacing(path))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one row. Raises RetryError when the disk is full, naming its directory."""
@@ -91,22 +91,12 @@ class PartWriter:
 
     def close(self) -> Part:
         """Make the part durable, give it its name, and return what it holds."""
-        self._put(self._encoder.end())
-        with writing(self.path):
-            os.fsync(self._fd)
-            os.replace(self._tmp, self.path)
-            os.close(self._fd)
-            self._fd = -1
-            sync_directory(self.path.parent)
-        digest = self._hash.hexdigest()
-        return Part(self.path.name, self.documents, self.bytes_raw, self._end, digest)
-
-    def abandon(self) -> None:
-        """Remove what was written of an unfinished part."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._tmp.unlink(missing_ok=True)
+        if self._part is None:
+            with self._draft:
+                self._put(self._encoder.end())
+            digest = self._hash.hexdigest()
+            self._part = Part(self.path.name, self.documents, self.bytes_raw, self._size, digest)
+        return self._part
 
     def __enter__(self) -> Self:
         return self
@@ -117,16 +107,16 @@ class PartWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None and self._fd >= 0:
-                self.close()
-        finally:
-            self.abandon()
+        if kind is None:
+            self.close()
+        else:
+            # Not `error` itself: an OSError of the block would be reported as one of this file.
+            self._draft.__exit__(GeneratorExit, GeneratorExit(), None)
 
     def _put(self, data: bytes) -> None:
         if not data:
             return
         with writing(self.path):
-            write_all(self._fd, data, self._end)
-        self._end += len(data)
+            self._file.write(data)
+        self._size += len(data)
         self._hash.update(data)

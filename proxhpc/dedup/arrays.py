@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from proxhpc.corpus.disk import temporary, write_atomic, writing
+from proxhpc.corpus.disk import replacing, write_atomic
 from proxhpc.dedup.bands import damaged, digest
 
 WINDOW = 4 << 20  # bytes of a file that are mapped at a time
@@ -35,22 +35,14 @@ def load_array(path: Path, known: str) -> npt.NDArray[Any]:
 
 def save_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]], kind: str, columns: int) -> None:
     """Write the rows of blocks, one behind the other, as one array of that kind."""
-    draft = temporary(path)
-    with writing(path):
-        try:
-            with draft.open("xb") as file:
-                _write_header(file, kind, (0, columns))
-                rows = 0
-                for block in blocks:
-                    file.write(np.ascontiguousarray(block, kind).data)
-                    rows += len(block)
-                file.seek(0)
-                _write_header(file, kind, (rows, columns))  # as long as before: numpy leaves room
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with replacing(path) as file:
+        _write_header(file, kind, (0, columns))
+        rows = 0
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, kind).data)
+            rows += len(block)
+        file.seek(0)
+        _write_header(file, kind, (rows, columns))  # as long as before: numpy leaves room
 
 
 def _write_header(file: BinaryIO, kind: str, shape: tuple[int, int]) -> None:

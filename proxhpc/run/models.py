@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, Self
 
 from proxhpc.account.flops import GATED_DECODERS, ModelShape
+from proxhpc.corpus.disk import sha256_file
 from proxhpc.errors import StopError, UserError
 from proxhpc.spec.refiner_file import RefinerFile, read_refiner
 from proxhpc.spec.sections import EMBEDDED
@@ -189,7 +190,7 @@ def _inspect(name: str, path: Path) -> ModelRef:
     return ModelRef(
         name=name,
         path=path,
-        config_sha=_sha256(path / "config.json"),
+        config_sha=sha256_file(path / "config.json"),
         shape=(
             ModelShape.from_config(config) if config.get("model_type") in GATED_DECODERS else None
         ),
@@ -320,12 +321,7 @@ def _fingerprint(path: Path, headers: list[tuple[str, bytes]]) -> str:
     digest = hashlib.sha256()
     small = [p for p in path.iterdir() if p.suffix in {".json", ".jinja", ".txt", ".model"}]
     for file in sorted(small):
-        digest.update(f"{file.name} {_sha256(file)}\n".encode())
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     for file_name, header in headers:
         digest.update(f"{file_name} {hashlib.sha256(header).hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()[:40]}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

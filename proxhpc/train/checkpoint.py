@@ -1,7 +1,5 @@
 """Checkpoints: everything that a training needs to go on as if nothing had been."""
 
-import hashlib
-import io
 import pickle
 import secrets
 import shutil
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxhpc.corpus.disk import write_atomic, writing
+from proxhpc.corpus.disk import replacing, sha256_file, write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.spec.recipe import Recipe
 
@@ -92,9 +90,8 @@ class Folder:
         import torch
 
         self.check_owner()
-        buffer = io.BytesIO()
-        torch.save(data, buffer)
-        write_atomic(path, buffer.getvalue())
+        with replacing(path) as file:
+            torch.save(data, file)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Read what `save` wrote; no code in it is run."""
@@ -114,12 +111,7 @@ def recipe_fingerprint(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe must not change while a training goes on; of examples the content."""
     data: dict[str, Any] = recipe.model_dump(mode="json")
     found = {key: value for key, value in data.items() if key not in _CHANGEABLE}
-    return found | {CONTENT: [_sha256(Path(path)) for path in recipe.examples]}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return found | {CONTENT: [sha256_file(Path(path)) for path in recipe.examples]}
 
 
 def check_same_recipe(own: dict[str, Any], saved: dict[str, Any], folder: Folder) -> None:
