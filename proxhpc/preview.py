@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import flops
-from proxhpc.assemble.rows import record
+from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.inputs import resolve, shown, unreadable
 from proxhpc.corpus.jsonl import read_jsonl, split_lines
@@ -263,4 +263,4 @@ def _json(source: str, item: Document | Bad, row: Row, text: str | None) -> byte
         about["doc"] = row.doc.program
     about["chunk"] = [call.program for call in row.windows]
     about |= {"rejected": row.rejected, "flags": row.flags}
-    return orjson.dumps(record(document, text, {}, {"proxhpc": about}))
+    return orjson.dumps(build_row(document, text, {}, {"proxhpc": about}))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.coverage import uncovered
-from proxhpc.assemble.replay import Seen, SpanStats
+from proxhpc.assemble.coverage import coverage_problems
+from proxhpc.assemble.replay import SpanCounter, SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.corpus.document import End
@@ -30,48 +30,50 @@ from proxhpc.run.shards import missing_shards
 
 
 @dataclass(slots=True)
-class Proof:
+class Verification:
     """What was proved, and what is damaged: a file and what is wrong with it."""
 
     shards: int = 0
-    open: int = 0  # shards that are not refined yet
+    not_refined: int = 0  # shards that are not refined yet
     counts: Counts = field(default_factory=Counts)
     parts: int = 0
-    written: int = 0
-    bad_inputs: dict[Path, str] = field(default_factory=dict)
-    bad_ledgers: dict[int, str] = field(default_factory=dict)
-    bad_corpus: dict[Path, str] = field(default_factory=dict)
-    bad_sums: list[str] = field(default_factory=list)
+    documents_written: int = 0
+    damaged_inputs: dict[Path, str] = field(default_factory=dict)
+    damaged_ledgers: dict[int, str] = field(default_factory=dict)
+    damaged_corpus: dict[Path, str] = field(default_factory=dict)
+    wrong_sums: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
         """Whether nothing is damaged."""
-        return not (self.bad_inputs or self.bad_ledgers or self.bad_corpus or self.bad_sums)
+        return not (
+            self.damaged_inputs or self.damaged_ledgers or self.damaged_corpus or self.wrong_sums
+        )
 
     def to_dict(self, run: RunDir) -> dict[str, Any]:
         """JSON form."""
-        damaged = {str(path): why for path, why in self.bad_inputs.items()}
-        damaged |= {str(run.ledger(shard)): why for shard, why in self.bad_ledgers.items()}
-        damaged |= {str(path): why for path, why in self.bad_corpus.items()}
+        damaged = {str(path): why for path, why in self.damaged_inputs.items()}
+        damaged |= {str(run.ledger(shard)): why for shard, why in self.damaged_ledgers.items()}
+        damaged |= {str(path): why for path, why in self.damaged_corpus.items()}
         return {
             "good": self.good,
             "shards": self.shards,
-            "not_refined": self.open,
+            "not_refined": self.not_refined,
             "counts": self.counts.to_dict(),
             "parts": self.parts,
-            "documents_written": self.written,
+            "documents_written": self.documents_written,
             "damaged": damaged,
-            "sums": self.bad_sums,
+            "sums": self.wrong_sums,
         }
 
 
-def verify(run: RunDir, *, processes: int = 1) -> Proof:
+def verify(run: RunDir, *, processes: int = 1) -> Verification:
     """Read everything that a run has written and prove it. Writes nothing.
 
     UserError where there is no run.
     """
     plan = Plan.load(run)
-    proof = Proof(shards=len(plan.shards))
+    proof = Verification(shards=len(plan.shards))
     _inputs(plan, proof)
     _ledgers(run, plan, proof, processes)
     if run.merge_summary.exists():
@@ -81,51 +83,53 @@ def verify(run: RunDir, *, processes: int = 1) -> Proof:
     return proof
 
 
-def repair(run: RunDir, proof: Proof) -> list[Path]:
+def repair(run: RunDir, proof: Verification) -> list[Path]:
     """Take away what is damaged and what was made of it; the next launch makes it again.
 
     For the holder of the `advance` lease only. Inputs are not ours to mend.
     """
     taken: list[Path] = []
-    if proof.bad_ledgers or proof.bad_corpus or proof.bad_sums:
+    if proof.damaged_ledgers or proof.damaged_corpus or proof.wrong_sums:
         # What says that the run is finished goes first, whatever happens in between.
         taken += [run.report_json, run.merge_summary]
-        taken += [run.checksums] if run.checksums in proof.bad_corpus else []
-    taken += [run.ledger(shard) for shard in proof.bad_ledgers]
-    taken += [path for path in proof.bad_corpus if path.parent == run.corpus]
+        taken += [run.checksums] if run.checksums in proof.damaged_corpus else []
+    taken += [run.ledger(shard) for shard in proof.damaged_ledgers]
+    taken += [path for path in proof.damaged_corpus if path.parent == run.corpus]
     taken = [path for path in dict.fromkeys(taken) if path.exists()]
     for path in taken:
         path.unlink()
     return taken
 
 
-def _inputs(plan: Plan, proof: Proof) -> None:
+def _inputs(plan: Plan, proof: Verification) -> None:
     for info in (*plan.inputs, *plan.against):
         try:
             check_unchanged(info)
         except (ProxError, OSError) as error:
-            proof.bad_inputs[info.path] = str(error).splitlines()[0]
+            proof.damaged_inputs[info.path] = str(error).splitlines()[0]
 
 
-def _ledgers(run: RunDir, plan: Plan, proof: Proof, processes: int) -> None:
+def _ledgers(run: RunDir, plan: Plan, proof: Verification, processes: int) -> None:
     left = set(missing_shards(run, plan))
-    proof.open = len(left)
+    proof.not_refined = len(left)
     done = [shard for shard in range(len(plan.shards)) if shard not in left]
     spans: dict[int, list[SpanStats]] = {}
     with open_pool(run, plan, processes, command="verify") as pool:
         for shard, (counts, own, problem) in pool.each("verify", _read, done):
             if problem:
-                proof.bad_ledgers[shard] = problem
+                proof.damaged_ledgers[shard] = problem
                 continue
             proof.counts += counts
             spans[shard] = own
-    proof.bad_ledgers = dict(sorted(proof.bad_ledgers.items()))
-    if not left and not proof.bad_ledgers:
+    proof.damaged_ledgers = dict(sorted(proof.damaged_ledgers.items()))
+    if not left and not proof.damaged_ledgers:
         # Which of an input's ledgers is at fault cannot be told from where its spans end.
-        for file, problem in uncovered(plan, (span for _, own in sorted(spans.items()) for span in own)).items():
+        for file, problem in coverage_problems(
+            plan, (span for _, own in sorted(spans.items()) for span in own)
+        ).items():
             for shard, about in enumerate(plan.shards):
                 if any(span.file == file for span in about.spans):
-                    proof.bad_ledgers[shard] = f"with the others of its input: {problem}"
+                    proof.damaged_ledgers[shard] = f"with the others of its input: {problem}"
 
 
 Read = tuple[Counts, list[SpanStats], str]
@@ -151,31 +155,32 @@ def _read(run: RunDir, plan: Plan, shard: int) -> Read:
     for span, end in zip(spans, ends, strict=True):
         own = [r for r in rows if r.file == span.file and span.start <= r.position]
         own = [r for r in own if span.stop is None or r.position < span.stop]
-        seen = Seen()
+        seen = SpanCounter()
         for row in own:
             seen.add(row)
-        tiles.append(seen.tile(span, end))
+        tiles.append(seen.stats(span, end))
     if sum(tile.records for tile in tiles) != len(rows):
         return Counts(), [], "it has rows outside of its spans"
     return counts, tiles, ""
 
 
-def _corpus(run: RunDir, proof: Proof) -> None:
+def _corpus(run: RunDir, proof: Verification) -> None:
     """The merge's sums against the ledgers', and every file of the corpus."""
     try:
         summary = MergeSummary.load(run)
         assert summary is not None  # the caller has seen it
         summary.check()
     except StopError as error:
-        proof.bad_corpus[run.merge_summary] = error.message
+        proof.damaged_corpus[run.merge_summary] = error.message
         return
-    if not proof.bad_ledgers and summary.counts != proof.counts:
-        proof.bad_sums.append(f"{run.merge_summary} does not have the sums of the ledgers")
+    if not proof.damaged_ledgers and summary.counts != proof.counts:
+        proof.wrong_sums.append(f"{run.merge_summary} does not have the sums of the ledgers")
     for name, problem in _files(run, {part.name: part.documents for part in summary.parts}, proof):
-        proof.bad_corpus[run.corpus / name] = problem
-    if not proof.bad_corpus and proof.written != summary.written:
-        wrong = f"{summary.written} documents written, in the corpus there are {proof.written}"
-        proof.bad_sums.append(f"{run.merge_summary}: {wrong}")
+        proof.damaged_corpus[run.corpus / name] = problem
+    if not proof.damaged_corpus and proof.documents_written != summary.written:
+        found = proof.documents_written
+        wrong = f"{summary.written} documents written, in the corpus there are {found}"
+        proof.wrong_sums.append(f"{run.merge_summary}: {wrong}")
     if run.report_json.exists():
         said = _said(run.report_json)
         counts = summary.counts
@@ -188,7 +193,7 @@ def _corpus(run: RunDir, proof: Proof) -> None:
             "written": summary.written,
         }
         if {name: said.get(name) for name in right} != right:
-            proof.bad_sums.append(f"{run.report_json} does not have the sums of the merge")
+            proof.wrong_sums.append(f"{run.report_json} does not have the sums of the merge")
 
 
 def _said(report: Path) -> dict[str, Any]:
@@ -199,7 +204,9 @@ def _said(report: Path) -> dict[str, Any]:
         return {}
 
 
-def _files(run: RunDir, documents: dict[str, int], proof: Proof) -> Iterator[tuple[str, str]]:
+def _files(
+    run: RunDir, documents: dict[str, int], proof: Verification
+) -> Iterator[tuple[str, str]]:
     """Files of the corpus that are damaged, by name, and what is wrong with each."""
     try:
         lines = run.checksums.read_text().splitlines()
@@ -227,12 +234,12 @@ def _files(run: RunDir, documents: dict[str, int], proof: Proof) -> Iterator[tup
             yield name, f"it has {found} documents, not {documents.get(name, 0)}"
         elif name in documents:
             proof.parts += 1
-            proof.written += found
+            proof.documents_written += found
 
 
-def lines(run: RunDir, proof: Proof) -> Iterable[str]:
+def render_verification(run: RunDir, proof: Verification) -> Iterable[str]:
     """What was proved, for people, and what to do."""
-    done = proof.shards - proof.open
+    done = proof.shards - proof.not_refined
     yield f"{done:,} of {proof.shards:,} ledgers read: {proof.counts.documents:,} documents"
     counts = proof.counts
     yield (
@@ -240,17 +247,19 @@ def lines(run: RunDir, proof: Proof) -> Iterable[str]:
         f" quarantined {counts.quarantined.total():,}"
     )
     if proof.parts:
-        yield f"{proof.parts:,} parts of the corpus read: {proof.written:,} documents"
+        yield f"{proof.parts:,} parts of the corpus read: {proof.documents_written:,} documents"
     for path, problem in {
-        **proof.bad_inputs,
-        **{run.ledger(shard): why for shard, why in proof.bad_ledgers.items()},
-        **proof.bad_corpus,
+        **proof.damaged_inputs,
+        **{run.ledger(shard): why for shard, why in proof.damaged_ledgers.items()},
+        **proof.damaged_corpus,
     }.items():
         yield f"DAMAGED {path}: {problem}"
-    yield from (f"WRONG {problem}" for problem in proof.bad_sums)
+    yield from (f"WRONG {problem}" for problem in proof.wrong_sums)
     if proof.good:
-        yield "all of it agrees" + ("" if not proof.open else f"; {proof.open:,} shards to refine")
-    elif proof.bad_inputs:
+        yield "all of it agrees" + (
+            "" if not proof.not_refined else f"; {proof.not_refined:,} shards to refine"
+        )
+    elif proof.damaged_inputs:
         yield "put the inputs back as they were, or start a new run"
     else:
         yield f"proxhpc verify {run.root} --repair takes it away; the next launch makes it again"

@@ -64,7 +64,7 @@ def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
     assert summary.text_bytes == sum(len(row["text"].encode()) for row in written)
     assert summary.tokens == sum(-(-len(row["text"].encode()) // 4) for row in written)
     assert summary.duplicates.documents == summary.counts.in_corpus - len(written) == 3
-    assert (summary.duplicates.clusters, summary.duplicates.largest_cluster) == (3, 2)
+    assert (summary.duplicates.sets, summary.duplicates.largest_set) == (3, 2)
     assert summary.counts.blank_lines == 1
     for file, counts in enumerate(summary.files):
         own = [row for row in rows if row.file == file]

@@ -17,24 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging import fall, plan_of_one, raising, refined
-from proxhpc.assemble.pairs import same_text
-from proxhpc.assemble.parts import PartCutter, ShuffledCutter, buckets
-from proxhpc.assemble.pool import open_pool
-from proxhpc.assemble.replay import Refined, replay_shard
+from proxhpc.assemble.pairs import exact_pairs
+from proxhpc.assemble.parts import InputOrderSplitter, ShuffledSplitter, bucket_starts
+from proxhpc.assemble.replay import ReplayedRecord, replay_shard
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.corpus.document import Document
-from proxhpc.dedup.hashes import SKETCH, squeezed
+from proxhpc.dedup.hashes import SKETCH_DTYPE, normalized_bytes
 from proxhpc.dedup.shingles import fold
 from proxhpc.errors import ProxError, RetryError
 from proxhpc.run.ledger import Row
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import open_pool
 from proxhpc.spec.sections import Output
 from runs import planned
 
 
 def test_replay_of_some_records_reads_no_further(tmp_path: Path) -> None:
     run = refined(tmp_path, sharding={"tokens": 10_000_000})
-    everything = [i for i in replay_shard(run.dir, run.plan, 0) if isinstance(i, Refined)]
+    everything = [i for i in replay_shard(run.dir, run.plan, 0) if isinstance(i, ReplayedRecord)]
     assert [item.number for item in everything] == list(range(39))
     wanted = [2, 5, 23]
     assert list(replay_shard(run.dir, run.plan, 0, wanted)) == [everything[n] for n in wanted]
@@ -53,7 +53,7 @@ NAMES = ["id", "text", "proxhpc", "original_id", "original_text", "original_orig
 def test_no_field_of_a_record_is_lost(fields: dict[str, Any], provenance: bool) -> None:
     plan = plan_of_one(provenance)
     found = Document("7", "raw", 0, 5, dict(fields))
-    row = corpus_row(plan, Refined(0, Row("7", 0, 5, "kept"), found, "refined"))
+    row = corpus_row(plan, ReplayedRecord(0, Row("7", 0, 5, "kept"), found, "refined"))
     assert (row.pop("id"), row.pop("text")) == ("7", "refined")
     if provenance:
         assert row.pop("proxhpc")["source"] == "in.jsonl:5"
@@ -70,13 +70,15 @@ def test_no_field_of_a_record_is_lost(fields: dict[str, Any], provenance: bool) 
 def test_a_deeply_nested_field_survives(depth: int) -> None:
     raw = b'{"a":[' * (depth // 2) + b"1" + b"]}" * (depth // 2)
     found = Document("7", "raw", 0, 5, {"deep": orjson.loads(raw)})
-    row = corpus_row(plan_of_one(False), Refined(0, Row("7", 0, 5, "kept"), found, "refined"))
+    row = corpus_row(
+        plan_of_one(False), ReplayedRecord(0, Row("7", 0, 5, "kept"), found, "refined")
+    )
     assert orjson.dumps(row) == b'{"id":"7","text":"refined","deep":%b}' % raw
 
 
 def test_bad_records_have_no_text() -> None:
     with pytest.raises(ValueError, match="not for the corpus"):
-        corpus_row(plan_of_one(True), Refined(0, Row("", 0, 5, "quarantined")))
+        corpus_row(plan_of_one(True), ReplayedRecord(0, Row("", 0, 5, "quarantined")))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=40))
@@ -87,16 +89,16 @@ def test_equal_texts_against_a_plain_search(documents: list[tuple[int, int]]) ->
     for index, content in enumerate(documents):
         if first.setdefault(content, index) != index:
             expected.append([index, first[content]])
-    assert sorted(same_text(np.arange(len(high)), high, low).tolist()) == expected
+    assert sorted(exact_pairs(np.arange(len(high)), high, low).tolist()) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))
 def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: int) -> None:
-    hashes = np.zeros(len(documents), SKETCH)
+    hashes = np.zeros(len(documents), SKETCH_DTYPE)
     hashes["size"] = [size for size, _ in documents]
     hashes["number"] = range(len(documents))
     alive = np.array([stays for _, stays in documents], bool)
-    cutter = PartCutter(Output(part_size=part_size))
+    cutter = InputOrderSplitter(Output(part_size=part_size))
     for start in range(0, len(hashes), 7):  # groups
         cutter.add(hashes[start : start + 7][alive[start : start + 7]])
     parts = cutter.finish()
@@ -118,10 +120,10 @@ def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: 
     st.integers(1, 300),
 )
 def test_shuffled_parts_tile_all_places(documents: list[tuple[int, int]], part_size: int) -> None:
-    hashes = np.zeros(len(documents), SKETCH)
+    hashes = np.zeros(len(documents), SKETCH_DTYPE)
     hashes["size"] = [size for size, _ in documents]
     hashes["place"] = np.array([place for _, place in documents], np.uint64)
-    cutter = ShuffledCutter(Output(part_size=part_size, shuffle=True))
+    cutter = ShuffledSplitter(Output(part_size=part_size, shuffle=True))
     for start in range(0, len(hashes), 7):  # groups
         cutter.add(hashes[start : start + 7])
     parts = cutter.finish()
@@ -136,26 +138,30 @@ def test_shuffled_parts_tile_all_places(documents: list[tuple[int, int]], part_s
         last = max(cell for cell in cells if cell <= part.last >> 44)
         before = sum(size for size, place in documents if part.first >> 44 <= place >> 44 < last)
         assert before < part_size
-        pieces = buckets(part, 10)
+        pieces = bucket_starts(part, 10)
         assert (pieces[0], len(pieces)) == (part.first, -(-part.bytes // 10))
         assert pieces == sorted(set(pieces))
         assert pieces[-1] <= part.last
 
 
 def test_what_counts_as_the_same_text() -> None:
-    assert squeezed(fold("Cafe\u0301  \n\tX")) == squeezed("caf\u00e9 x ") == "caf\u00e9 x".encode()
+    assert (
+        normalized_bytes(fold("Cafe\u0301  \n\tX"))
+        == normalized_bytes("caf\u00e9 x ")
+        == "caf\u00e9 x".encode()
+    )
     spaces = [c for c in map(chr, range(0x110000)) if c.isspace()]
     for between in spaces, [c * 2 for c in spaces]:
         text = "".join(f"é{some}x" for some in between)
-        assert squeezed(f" {text}\t").decode() == " ".join(text.split())
-    assert squeezed("a\rb") != squeezed("ab")
-    assert squeezed(" \n") == b""
+        assert normalized_bytes(f" {text}\t").decode() == " ".join(text.split())
+    assert normalized_bytes("a\rb") != normalized_bytes("ab")
+    assert normalized_bytes(" \n") == b""
 
 
 def test_a_killed_process_of_the_pool_is_one_line(tmp_path: Path) -> None:
     run = planned(tmp_path)
     with (
-        pytest.raises(RetryError, match="a process of the merge died"),
+        pytest.raises(RetryError, match="a process of `proxhpc merge` died"),
         open_pool(run.dir, run.plan, 2) as pool,
     ):
         pool.map("fall", fall, range(2))
@@ -195,7 +201,7 @@ def test_processes_of_the_pool_die_with_the_merge(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from proxhpc.run.paths import RunDir; from proxhpc.run.plan import Plan\n"
-        "from proxhpc.assemble.pool import open_pool; from merging import linger\n"
+        "from proxhpc.run.pool import open_pool; from merging import linger\n"
         "if __name__ == '__main__':\n"
         "    run = RunDir(Path(sys.argv[1]))\n"
         "    with open_pool(run, Plan.load(run), 2) as pool: pool.map('x', linger, range(2))\n"

@@ -10,7 +10,7 @@ import pytest
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
-from proxhpc.dedup.hashes import rank
+from proxhpc.dedup.hashes import survivor_rank
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
@@ -132,13 +132,13 @@ def test_the_first_stays_though_it_is_shorter(tmp_path: Path) -> None:
 def test_ranks_are_in_the_order_of_the_values() -> None:
     values = [-1e308, -2, "-0.5", -0.0, 0, 1e-300, 3, "2001-01-01", "2001-01-01T00:00:01+00:00"]
     up, down = (Dedup.model_validate({"keep": keep, "by": "v"}) for keep in ("highest", "lowest"))
-    ranks = [rank(up, {"v": value}) for value in values]
+    ranks = [survivor_rank(up, {"v": value}) for value in values]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(values) - 1  # both zeros are one
-    falling = [rank(down, {"v": value}) for value in values]
+    falling = [survivor_rank(down, {"v": value}) for value in values]
     assert falling == sorted(falling, reverse=True)
     for nothing in (None, True, "soon", float("nan"), [1], {}):
-        assert rank(up, {"v": nothing}) == rank(down, {"v": nothing}) == 0
+        assert survivor_rank(up, {"v": nothing}) == survivor_rank(down, {"v": nothing}) == 0
     assert min(*ranks, *falling) > 0
 
 
@@ -178,14 +178,14 @@ def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
     summary = MergeSummary.load(run)
     assert summary is not None
     lost = summary.duplicates
-    assert (lost.compared, lost.unreadable) == (len(others) - 1, 1)
-    assert lost.outside == 10 + sum(alike[:10])
+    assert (lost.external_documents, lost.external_unreadable) == (len(others) - 1, 1)
+    assert lost.external == 10 + sum(alike[:10])
     kept = {pair["dropped"]["id"]: pair["kept"] for pair in read_listing(run.duplicates)}
     assert kept["a0"]["id"] == "old-a0"
     assert kept["a0"]["source"].startswith("0.jsonl.zst:")
     assert "duplicates of documents of another corpus" in run.card.read_text()
     # What it was compared with must be what the plan says.
-    run.sketch_counts(len([*run.merge.glob("sketch/*.json")]) - 1).unlink()
+    run.sketch_receipt(len([*run.merge.glob("sketch/*.json")]) - 1).unlink()
     files[1].write_bytes(files[0].read_bytes())
     with pytest.raises(StopError, match=r"1\.jsonl\.zst"):
         merge_run(run)

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging import killed, output, refined
-from proxhpc.assemble.duplicates import DuplicateSets, flags
+from proxhpc.assemble.duplicates import DuplicateSets, duplicate_flags
 from proxhpc.assemble.merge import merge_run
 from proxhpc.dedup import sorting
 from proxhpc.dedup.arrays import RowReader, open_array, save_blocks
-from proxhpc.dedup.clusters import Forest, apart
-from proxhpc.dedup.sorting import Scratch, Sorter, group_starts
+from proxhpc.dedup.clusters import SetBuilder, pairs_across_sets
+from proxhpc.dedup.sorting import Scratch, Sorter, with_leaders
 
 TOOL = Path(__file__).parents[1] / "tools" / "bench_match_memory.py"
 _FOLDER = tempfile.TemporaryDirectory(prefix="sorting-")
@@ -32,7 +32,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=80)
 @pytest.fixture(autouse=True, scope="module")
 def few_rows() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "LEAST", 5)
+        patch.setattr(sorting, "_MIN_ROWS", 5)
         yield
 
 
@@ -65,7 +65,7 @@ def test_rows_come_back_once_and_in_order(rows: list[tuple[int, int, int]], by: 
     first: dict[int, tuple[int, ...]] = {}
     for row in sorted(set(rows)):
         first.setdefault(row[0], row)
-    pairs = [pair for some, own in group_starts(sorter) for pair in zip(some, own, strict=True)]
+    pairs = [pair for some, own in with_leaders(sorter) for pair in zip(some, own, strict=True)]
     assert all(tuple(own.tolist()) == first[int(row[0])] for row, own in pairs)
     assert len(pairs) == len(set(rows))
 
@@ -80,8 +80,8 @@ def joined(pairs: list[tuple[int, int]]) -> dict[int, int]:
     return {n: min(own) for n, own in sets.items() if len(own) > 1}
 
 
-def forest(pairs: list[tuple[int, int]], by: int) -> Forest:
-    made = Forest(SMALL)
+def forest(pairs: list[tuple[int, int]], by: int) -> SetBuilder:
+    made = SetBuilder(SMALL)
     for start in range(0, len(pairs), by):
         made.add(array(pairs[start : start + by]))
     return made
@@ -90,13 +90,13 @@ def forest(pairs: list[tuple[int, int]], by: int) -> Forest:
 @LITTLE
 @given(PAIRS, st.integers(1, 9))
 def test_sets_against_a_plain_search(pairs: list[tuple[int, int]], by: int) -> None:
-    assert listed(forest(pairs, by).sets()) == sorted(joined(pairs).items())
+    assert listed(forest(pairs, by).build()) == sorted(joined(pairs).items())
 
 
 def test_a_chain_that_is_longer_than_memory_is_one_set() -> None:
     numbers = np.random.default_rng(0).permutation(80).tolist()
     pairs = [*pairwise(numbers)]
-    assert listed(forest(pairs, 4).sets()) == [(n, 0) for n in range(80)]
+    assert listed(forest(pairs, 4).build()) == [(n, 0) for n in range(80)]
 
 
 @LITTLE
@@ -104,7 +104,9 @@ def test_a_chain_that_is_longer_than_memory_is_one_set() -> None:
 def test_pairs_that_are_apart(pairs: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
     first = joined(pairs)
     expected = {(a, b) for a, b in others if first.get(a, a) != first.get(b, b)}
-    assert listed(apart(SMALL, filled(others), forest(pairs, 3).sets())) == sorted(expected)
+    assert listed(pairs_across_sets(SMALL, filled(others), forest(pairs, 3).build())) == sorted(
+        expected
+    )
 
 
 @LITTLE
@@ -120,7 +122,7 @@ def test_sizes_of_sets(firsts: list[int], by: int) -> None:
     assert found.count == len(lost)
     assert listed([found.largest]) == [(-size, document) for size, document in largest]
     sizes = [(len(own) + 1).bit_length() for own in lost.values()]
-    assert found.octaves.tolist() == [sizes.count(octave) for octave in range(64)]
+    assert found.size_histogram.tolist() == [sizes.count(octave) for octave in range(64)]
 
 
 @LITTLE
@@ -128,7 +130,11 @@ def test_sizes_of_sets(firsts: list[int], by: int) -> None:
 def test_flags_of_groups(documents: set[int], edges: list[int]) -> None:
     cuts = np.array([0, *sorted(edges), 31])
     blocks = [array([[n, 0] for n in some]) for some in np.array_split(sorted(documents), 4)]
-    found = [flag for own in flags((b for b in blocks if len(b)), cuts) for flag in own.tolist()]
+    found = [
+        flag
+        for own in duplicate_flags((b for b in blocks if len(b)), cuts)
+        for flag in own.tolist()
+    ]
     assert found == [n in documents for n in range(31)]
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
-from proxhpc.dedup.bands import BandFile, ranges, write_bands
-from proxhpc.dedup.minhash import band_keys, signatures, similarity, slots
+from proxhpc.dedup.bands import BandFile, key_ranges, write_bands
+from proxhpc.dedup.minhash import band_keys, compress_slots, minhash_slots, similarity
 from proxhpc.dedup.shingles import BLOCK, fold, shingles, shingles_of_each, word_hashes
 from proxhpc.errors import StopError
 from proxhpc.launch.launch import prepare_run
@@ -71,8 +71,8 @@ def test_shingles_made_together_are_those_of_each_text(texts: list[str]) -> None
 def test_equal_slots_estimate_the_jaccard_similarity() -> None:
     values = np.random.default_rng(0).integers(0, 1 << 63, 3000, np.uint64)
     sets = [values[:2000], values[1000:], values[:2000][::-1], values[500:2500]]
-    made = slots(sets, 256, 1)
-    signed = signatures(made)
+    made = minhash_slots(sets, 256, 1)
+    signed = compress_slots(made)
     for other, truth in ((1, 1 / 3), (2, 1.0), (3, 0.6)):
         assert similarity(signed[:1], signed[other : other + 1])[0] == pytest.approx(truth, abs=0.1)
     keys = band_keys(made, 32)
@@ -80,7 +80,7 @@ def test_equal_slots_estimate_the_jaccard_similarity() -> None:
     assert band_keys(made[:0], 32).shape == (32, 0)  # of a group whose documents have no words
     assert (keys[:, 0] == keys[:, 2]).all()
     assert not (keys[:, 0] == keys[:, 1]).all()
-    assert not np.array_equal(made, slots(sets, 256, 2))
+    assert not np.array_equal(made, minhash_slots(sets, 256, 2))
 
 
 @settings(deadline=None)
@@ -90,7 +90,7 @@ def test_ranges_of_a_band_file_hold_each_key_once(keys: list[int], memory: int) 
     numbers = np.arange(len(keys), dtype=np.uint32)
     write_bands(path, [(np.array(keys, np.uint64), numbers)] * 2)
     file = BandFile(path)
-    found = [file.read(1, low, high) for low, high in ranges(len(keys), memory)]
+    found = [file.read(1, low, high) for low, high in key_ranges(len(keys), memory)]
     got = [pair for own, who in found for pair in zip(own.tolist(), who.tolist(), strict=True)]
     assert got == sorted(zip(keys, numbers.tolist(), strict=True))
 

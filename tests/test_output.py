@@ -67,10 +67,10 @@ def test_a_parquet_corpus_is_verified(tmp_path: Path) -> None:
     run = made(tmp_path, format="parquet")
     proof = verify(run.dir)
     assert proof.good
-    assert proof.written == len(parquet_rows(run.dir))
+    assert proof.documents_written == len(parquet_rows(run.dir))
     part = run.dir.part(1, "parquet")
     part.write_bytes(part.read_bytes()[:-1])
-    assert verify(run.dir).bad_corpus == {part: "its SHA-256 is another"}
+    assert verify(run.dir).damaged_corpus == {part: "its SHA-256 is another"}
 
 
 def test_row_groups_are_cut_by_bytes_and_rows(
@@ -243,7 +243,7 @@ def test_rows_that_are_damaged_on_their_way_are_named(tmp_path: Path) -> None:
     run = made(tmp_path, shuffle=True)
     before = output(run.dir)
     run.dir.part(0).unlink()
-    killed_at_write = shuffle.scatter
+    killed_at_write = shuffle.scatter_group
     killed_at_write(run.dir, run.plan, 0)
     path = run.dir.scattered(0)
     data = bytearray(path.read_bytes())

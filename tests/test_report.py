@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import ModelShape, Usage
-from proxhpc.assemble.summary import Duplicates, FileCounts, MergeSummary, SharedIds
+from proxhpc.assemble.summary import DuplicateCounts, FileCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
@@ -28,7 +28,7 @@ from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
-from proxhpc.status.heartbeats import history
+from proxhpc.status.heartbeats import sample_heartbeats
 from runs import document, local_site, manifest, planned, rows_of, write_jsonl
 
 HOSTILE = "\x1b]0;owned\x07[red]<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e"
@@ -68,7 +68,7 @@ def summary(**changes: Any) -> MergeSummary:
     values: dict[str, Any] = {
         "match": "m",
         "counts": counts(),
-        "duplicates": Duplicates(2, clusters=1, largest_cluster=3),
+        "duplicates": DuplicateCounts(2, sets=1, largest_set=3),
         "shared_ids": SharedIds(1, (("x", "a:0"),)),
         "written": 5,
         "text_bytes": 2000,
@@ -247,7 +247,7 @@ def test_a_run_that_is_not_merged_has_no_report(run: RunDir) -> None:
         load_report(run)
 
 
-@pytest.mark.parametrize("changes", [{"written": 6}, {"duplicates": Duplicates(1, 0, 1, 2)}])
+@pytest.mark.parametrize("changes", [{"written": 6}, {"duplicates": DuplicateCounts(1, 0, 1, 2)}])
 def test_what_does_not_balance_stops(run: RunDir, changes: dict[str, Any]) -> None:
     merged(run, summary(**changes))
     with pytest.raises(StopError):
@@ -366,7 +366,7 @@ def test_many_inputs_are_cut_on_the_page_and_whole_in_the_json(run: RunDir) -> N
 
 def test_an_empty_corpus_can_be_reported(run: RunDir) -> None:
     nothing = summary(
-        counts=Counts(), duplicates=Duplicates(), shared_ids=SharedIds(), written=0, text_bytes=0,
+        counts=Counts(), duplicates=DuplicateCounts(), shared_ids=SharedIds(), written=0, text_bytes=0,
         tokens=0, files=(), parts=(),
     )  # fmt: skip
     merged(run, nothing)
@@ -444,7 +444,7 @@ def test_a_long_history_is_read_here_and_there(run: RunDir) -> None:
     for number in range(2000):
         log.counts = Counts(tokens_in=number)
         log.write("working")
-    beats = history(run.worker("w1"), 20)
+    beats = sample_heartbeats(run.worker("w1"), 20)
     read = [beat.counts.tokens_in for beat in beats]
     assert read[0] == 0
     assert read[-1] == 1999

@@ -55,8 +55,8 @@ def every_file(out: VariantDir) -> dict[str, bytes]:
 
 def alike(summary: MergeSummary) -> MergeSummary:
     """What two merges have in common; which documents a report shows depends on the plan."""
-    traits = replace(summary.traits, examples=[])
-    return replace(summary, match="", parts=(), traits=traits)
+    stats = replace(summary.stats, examples=[])
+    return replace(summary, match="", parts=(), stats=stats)
 
 
 def listings(run: RunDir) -> list[Path]:
@@ -226,7 +226,7 @@ def test_what_models_would_have_been_asked_otherwise_is_told() -> None:
 
     def told(before: Any, now: Any, **more: Any) -> str:
         both = [Manifest.model_validate(base | more | {"policy": p}) for p in (before, now)]
-        return variant.asked_otherwise(*both)
+        return variant.why_programs_may_differ(*both)
 
     assert "lets the models write on" in told(STRICT, "reference")
     assert "had the models write on" in told("reference", {})

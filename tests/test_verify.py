@@ -187,4 +187,4 @@ def test_a_part_with_the_wrong_number_of_documents(run: RunDir) -> None:
     new = hashlib.sha256(part.read_bytes()).hexdigest()
     run.checksums.write_text(run.checksums.read_text().replace(old, new))
     proof = module.verify(run)
-    assert proof.bad_corpus == {part: f"it has {len(rows) - 1} documents, not {len(rows)}"}
+    assert proof.damaged_corpus == {part: f"it has {len(rows) - 1} documents, not {len(rows)}"}

@@ -29,15 +29,15 @@ import xxhash
 import yaml
 
 from bench_memory import peak_memory
-from proxhpc.assemble.match import match
-from proxhpc.assemble.pool import open_pool
-from proxhpc.assemble.sketch import Receipt, groups, sketch
+from proxhpc.assemble.match import match_documents
+from proxhpc.assemble.sketch import SketchReceipt, shard_groups, sketch_group
 from proxhpc.dedup.arrays import save_array
 from proxhpc.dedup.bands import write_bands
-from proxhpc.dedup.hashes import SKETCH, Files
-from proxhpc.dedup.minhash import band_keys, signatures
-from proxhpc.dedup.shingles import mixed
+from proxhpc.dedup.hashes import SKETCH_DTYPE, SketchDigests
+from proxhpc.dedup.minhash import band_keys, compress_slots
+from proxhpc.dedup.shingles import mix_bits
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.run.pool import open_pool
 from proxhpc.spec.sections import Near
 from proxhpc.worker.worker import Assignment, run_worker
 
@@ -79,29 +79,29 @@ def contents(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     return found
 
 
-def write_group(run: Run, group: int, content: npt.NDArray[np.int64], first: int) -> Files:
+def write_group(run: Run, group: int, content: npt.NDArray[np.int64], first: int) -> SketchDigests:
     """Write the sketches of documents from `first` on; copies are exact or near by turns."""
     near = run.plan.manifest.dedup.near or Near()
     numbers = np.arange(first, first + len(content))
     exact = (numbers % 2 == 0) | (content == numbers) | (content == 0)
-    text = mixed(np.where(exact, content, numbers).astype(np.uint64))
-    rows = np.zeros(len(content), SKETCH)
-    rows["high"], rows["low"] = text, mixed(text)
-    rows["id"] = mixed(numbers.astype(np.uint64) + np.uint64(1 << 40))
+    text = mix_bits(np.where(exact, content, numbers).astype(np.uint64))
+    rows = np.zeros(len(content), SKETCH_DTYPE)
+    rows["high"], rows["low"] = text, mix_bits(text)
+    rows["id"] = mix_bits(numbers.astype(np.uint64) + np.uint64(1 << 40))
     rows["chars"], rows["size"], rows["shard"] = 2000 + text % np.uint64(100), 2100, group
     rows["number"] = numbers - first
     count = near.bands * near.rows
     places = np.arange(count, dtype=np.uint64)
-    own = mixed(content.astype(np.uint64)[:, None] * np.uint64(count) + places)
-    changed = mixed(own ^ text[:, None])
+    own = mix_bits(content.astype(np.uint64)[:, None] * np.uint64(count) + places)
+    changed = mix_bits(own ^ text[:, None])
     other = ~exact[:, None] & (changed % np.uint64(20) == 0)
     slots = np.where(other, changed, own).astype(np.uint32)
     who = np.arange(len(content), dtype=np.uint32)
     bands = [(rows["high"], who), (rows["id"], who)]
     bands += [(keys, who) for keys in band_keys(slots, near.bands)]
     hashes = save_group(run, group, rows)
-    signed = save_array(run.dir.signatures(group), signatures(slots))
-    return Files(hashes, write_bands(run.dir.bands(group), bands), signed)
+    signed = save_array(run.dir.signatures(group), compress_slots(slots))
+    return SketchDigests(hashes, write_bands(run.dir.bands(group), bands), signed)
 
 
 def save_group(run: Run, group: int, rows: npt.NDArray[np.void]) -> str:
@@ -110,11 +110,11 @@ def save_group(run: Run, group: int, rows: npt.NDArray[np.void]) -> str:
     return xxhash.xxh3_128_hexdigest(rows.data)
 
 
-def make_sketches(run: Run, documents: int, seed: int) -> list[Receipt]:
+def make_sketches(run: Run, documents: int, seed: int) -> list[SketchReceipt]:
     """Return the receipts of the groups, whose files hold so many documents together."""
-    number = len(groups(run.plan))
+    number = len(shard_groups(run.plan))
     with open_pool(run.dir, run.plan, 1) as pool:
-        receipts = pool.map("sketch", sketch, range(number))
+        receipts = pool.map("sketch", sketch_group, range(number))
     content = contents(documents, np.random.default_rng(seed))
     edges = [documents * group // number for group in range(number + 1)]
     out = []
@@ -124,12 +124,12 @@ def make_sketches(run: Run, documents: int, seed: int) -> list[Receipt]:
     return out
 
 
-def _child(run: Run, receipts: Sequence[Receipt], memory: int, out: Any) -> None:
+def _child(run: Run, receipts: Sequence[SketchReceipt], memory: int, out: Any) -> None:
     with ONE_GROUP, open_pool(run.dir, run.plan, 1) as pool:
         status = Path("/proc/self/status").read_text().split()
         before = int(status[status.index("VmRSS:") + 1]) * 1024
         start = time.monotonic()
-        found = match(pool, receipts, memory)
+        found = match_documents(pool, receipts, memory)
         out.send((found, time.monotonic() - start, peak_memory() - before))
 
 

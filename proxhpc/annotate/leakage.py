@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.dedup.minhash import Signer, band_keys, signatures, similarity, slots
+from proxhpc.dedup.minhash import MinHasher, band_keys, compress_slots, minhash_slots, similarity
 from proxhpc.dedup.shingles import fold, shingles
 from proxhpc.spec.sections import Near
 
@@ -18,13 +18,13 @@ class NearDuplicateIndex:
     """
 
     def __init__(self, texts: Iterable[str], near: Near) -> None:
-        signer = Signer(near)
+        signer = MinHasher(near)
         for text in texts:
             signer.add(fold(text))
         found, has_shingles = signer.finish()
         found = found[has_shingles]
         self._near = near
-        self._signatures = signatures(found)
+        self._signatures = compress_slots(found)
         keys = band_keys(found, near.bands)
         self._order: npt.NDArray[np.int64] = np.argsort(keys, axis=1)
         self._keys = np.take_along_axis(keys, self._order, axis=1)
@@ -34,7 +34,7 @@ class NearDuplicateIndex:
         own = shingles(fold(text), self._near.shingle)
         if not len(own) or not len(self._signatures):
             return False
-        found = slots([own], self._near.bands * self._near.rows, self._near.seed)
+        found = minhash_slots([own], self._near.bands * self._near.rows, self._near.seed)
         near: set[int] = set()
         for band, key in enumerate(band_keys(found, self._near.bands)[:, 0]):
             low, high = (np.searchsorted(self._keys[band], key, side) for side in ("left", "right"))
@@ -42,5 +42,5 @@ class NearDuplicateIndex:
         if not near:
             return False
         others = self._signatures[sorted(near)]
-        alike = similarity(np.broadcast_to(signatures(found), others.shape), others)
+        alike = similarity(np.broadcast_to(compress_slots(found), others.shape), others)
         return bool(alike.max() >= self._near.threshold)

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from proxhpc.annotate.labels import Edit, Subject, TeacherLabels
-from proxhpc.assemble.replay import Refined, SpanStats, replay_shard
+from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
+from proxhpc.assemble.replay import ReplayedRecord, SpanStats, replay_shard
 from proxhpc.corpus.document import Bad
 from proxhpc.corpus.hosts import host_of
 from proxhpc.corpus.records import lookup
@@ -19,7 +19,7 @@ from proxhpc.evaluate.gold import GoldFields
 from proxhpc.program.edits import WindowEdits
 from proxhpc.program.execute import SpanChange, execute
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Style, doc_verdict, read_placed
+from proxhpc.program.replay import ProgramFormat, doc_verdict, read_placed
 from proxhpc.run.ledger import Call, Row
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
@@ -29,7 +29,7 @@ LIMITS = ("removed_share", "short")
 """Limits of a policy on what programs may do to a document as a whole."""
 
 
-class Programs:
+class RunSource:
     """A refined run as a source: its documents, taught by the programs in its ledgers."""
 
     def __init__(self, run: RunDir, names: GoldFields) -> None:
@@ -51,20 +51,20 @@ class Programs:
         models = [short_name(ref.name) for ref in self.plan.models.values()]
         self.teacher = " + ".join(dict.fromkeys(models)) or manifest.engine.name
 
-    def subjects(self) -> Iterator[Subject | Bad]:
+    def subjects(self) -> Iterator[SourceDocument | Bad]:
         """Every record of the run; StopError where its input has changed since."""
         for shard in range(len(self.plan.shards)):
             for item in replay_shard(self.run, self.plan, shard):
                 if not isinstance(item, SpanStats):
                     yield self._subject(item)
 
-    def _subject(self, refined: Refined) -> Subject | Bad:
+    def _subject(self, refined: ReplayedRecord) -> SourceDocument | Bad:
         row, document = refined.row, refined.document
         if document is None or row.outcome == "quarantined":
             return Bad(row.reason, row.file, row.position, row.bytes_in)
         source = lookup(document.fields, self.names.source)
         named = self.plan.inputs[document.file].name
-        return Subject(
+        return SourceDocument(
             id=document.id,
             text=document.text,
             source=source if isinstance(source, str) and source else named,
@@ -74,7 +74,7 @@ class Programs:
         )
 
 
-def program_labels(text: str, row: Row, policy: Policy, style: Style) -> TeacherLabels:
+def program_labels(text: str, row: Row, policy: Policy, style: ProgramFormat) -> TeacherLabels:
     """What a row's programs say of its document."""
     aside: Counter[tuple[str, str]] = Counter()
     keep = None

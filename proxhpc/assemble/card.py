@@ -75,15 +75,15 @@ def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
     rows += [("refined, and in this corpus", summary.written)]
     yield _table(("outcome", "documents"), rows)
     yield (
-        f"Duplicates came in {lost.clusters:,} sets, the largest of {lost.largest_cluster:,}"
+        f"Duplicates came in {lost.sets:,} sets, the largest of {lost.largest_set:,}"
         f" documents. {summary.shared_ids.documents:,} documents bear the id of an earlier one with"
         " another text."
     )
     if plan.against:
         yield (
-            f"{lost.outside:,} of them are duplicates of documents of another corpus, of which"
-            f" {lost.compared:,} documents were compared and {lost.unreadable:,} records could not"
-            " be read."
+            f"{lost.external:,} of them are duplicates of documents of another corpus, of which"
+            f" {lost.external_documents:,} documents were compared and"
+            f" {lost.external_unreadable:,} records could not be read."
         )
 
 

@@ -23,7 +23,7 @@ def column_names(output: Output) -> list[str]:
     return ["id", "text", "metadata", *(name for name, wanted in asked.items() if wanted)]
 
 
-class Columns:
+class ParquetEncoder:
     """A parquet file: row groups by rows and bytes, zstd, no dictionaries, no time stamps."""
 
     def __init__(self, output: Output) -> None:

@@ -21,14 +21,14 @@ from proxhpc.run.plan import Plan
 
 def check_coverage(plan: Plan, tiles: Iterable[SpanStats]) -> None:
     """Raise StopError naming the input whose spans do not hold each of its records once."""
-    for file, problem in uncovered(plan, tiles).items():
+    for file, problem in coverage_problems(plan, tiles).items():
         raise StopError(
             f"input {plan.inputs[file].path} is not covered by the run: {problem}",
             hint="the plan or a ledger is damaged; proxhpc verify RUN --repair",
         )
 
 
-def uncovered(plan: Plan, tiles: Iterable[SpanStats]) -> dict[int, str]:
+def coverage_problems(plan: Plan, tiles: Iterable[SpanStats]) -> dict[int, str]:
     """Inputs, by number, whose spans do not hold each of their records once, and why."""
     by_file: dict[int, list[SpanStats]] = {}
     for tile in tiles:

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 
-from proxhpc.assemble.pool import Pool
-from proxhpc.assemble.replay import Refined, replay_shard
-from proxhpc.assemble.rows import source
+from proxhpc.assemble.replay import ReplayedRecord, replay_shard
+from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError
 from proxhpc.run.ledger import Call
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import Pool
 
 _MAX_CHARS = 1 << 16  # characters of a text; the rest of a longer one is not shown
 _MAX_PROGRAMS = 32  # of a document
@@ -31,12 +31,12 @@ class ExampleTexts:
     number: int
     id: str
     source: str
-    status: str
+    outcome: str
     reason: str
     programs: tuple[str, ...]
     before: str
     after: str | None
-    cut: bool
+    truncated: bool
 
     @property
     def place(self) -> tuple[int, int]:
@@ -74,23 +74,23 @@ def _texts(
     return [
         _shown(plan, shard, item)
         for item in replay_shard(run, plan, shard, wanted[shard])
-        if isinstance(item, Refined)
+        if isinstance(item, ReplayedRecord)
     ]
 
 
-def _shown(plan: Plan, shard: int, item: Refined) -> ExampleTexts:
+def _shown(plan: Plan, shard: int, item: ReplayedRecord) -> ExampleTexts:
     row, before, after = item.row, item.document.text if item.document else "", item.text
     return ExampleTexts(
         shard=shard,
         number=item.number,
         id=row.id,
-        source=source(plan, row),
-        status=row.status,
+        source=record_source(plan, row),
+        outcome=row.outcome,
         reason=row.reason,
         programs=tuple(islice(_programs(row.doc, row.windows), _MAX_PROGRAMS)),
         before=before[:_MAX_CHARS],
         after=after if after is None else after[:_MAX_CHARS],
-        cut=len(before) > _MAX_CHARS,
+        truncated=len(before) > _MAX_CHARS,
     )
 
 

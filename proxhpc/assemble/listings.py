@@ -8,26 +8,26 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import Match
-from proxhpc.assemble.rows import source
-from proxhpc.assemble.sketch import Receipt, against, groups, records_against
-from proxhpc.assemble.survivors import decided
+from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.rows import record_source
+from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records, shard_groups
+from proxhpc.assemble.survivors import require_match
 from proxhpc.corpus.document import Document, End
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import load_array
-from proxhpc.dedup.bands import damaged, digest
+from proxhpc.dedup.bands import damaged_file, file_digest
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
-Place = tuple[int, int]  # shard, record
-Name = tuple[str, str]  # id, source
+RecordKey = tuple[int, int]  # shard, record
+DocumentName = tuple[str, str]  # id, source
 
 
-def write_quarantine(run: RunDir, receipts: Sequence[Receipt]) -> int:
+def write_quarantine(run: RunDir, receipts: Sequence[SketchReceipt]) -> int:
     """Gather what the groups set aside into one file; how many records. No file for none."""
     count = 0
-    with_any = [r for r in receipts if r.aside]
+    with_any = [r for r in receipts if r.quarantine]
     if not with_any:
         run.quarantine.unlink(missing_ok=True)
         return 0
@@ -35,51 +35,53 @@ def write_quarantine(run: RunDir, receipts: Sequence[Receipt]) -> int:
     with PartWriter(run.quarantine) as writer:
         for receipt in with_any:
             path = run.sketch_quarantine(receipt.group)
-            if digest(path) != receipt.aside:
-                raise damaged(path)
+            if file_digest(path) != receipt.quarantine:
+                raise damaged_file(path)
             for row in read_listing(path):
                 writer.write(row)
                 count += 1
     return count
 
 
-def documents_to_name(run: RunDir, plan: Plan, group: int) -> list[tuple[Place, Name]]:
+def name_documents(run: RunDir, plan: Plan, group: int) -> list[tuple[RecordKey, DocumentName]]:
     """Id and source of those documents of a group that are named: duplicates, shared ids."""
-    match = decided(run)
-    pairs = load_array(run.pairs, match.pairs)
-    found: list[tuple[Place, Name]] = []
-    examples = np.array(match.examples, np.uint32).reshape(-1, 2)
+    match = require_match(run)
+    pairs = load_array(run.pairs, match.pairs_digest)
+    found: list[tuple[RecordKey, DocumentName]] = []
+    examples = np.array(match.shared_id_examples, np.uint32).reshape(-1, 2)
     places = np.concatenate([pairs[:, :2], pairs[:, 2:4], examples])
-    own = groups(plan)
+    own = shard_groups(plan)
     behind = len(plan.shards) + group - len(own)  # the place of a piece that is compared with
     shards = own[group] if group < len(own) else range(behind, behind + 1)
     places = places[(places[:, 0] >= shards.start) & (places[:, 0] < shards.stop)]
     for shard in np.unique(places[:, 0]).tolist():
         wanted = set(places[places[:, 0] == shard, 1].tolist())
-        every = enumerate(names_of(run, plan, shard))
+        every = enumerate(read_names(run, plan, shard))
         found += [((shard, number), name) for number, name in every if number in wanted]
     return found
 
 
-def names_of(run: RunDir, plan: Plan, shard: int) -> Iterator[Name]:
+def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
     """Names of the records of a shard, or of a piece of the corpus to compare with."""
     if shard < len(plan.shards):
         for row in read_ledger(run.ledger(shard), plan.digest, shard):
             if not isinstance(row, End):
-                yield row.id, source(plan, row)
+                yield row.id, record_source(plan, row)
         return
-    for record in records_against(plan, against(plan)[shard - len(plan.shards)]):
+    for record in external_records(plan, external_pieces(plan)[shard - len(plan.shards)]):
         place = f"{plan.against[record.file].name}:{record.position}"
         yield (record.id if isinstance(record, Document) else ""), place
 
 
-def write_duplicates(run: RunDir, match: Match, name: Mapping[Place, Name]) -> None:
+def write_duplicates(
+    run: RunDir, match: MatchResult, name: Mapping[RecordKey, DocumentName]
+) -> None:
     """Write which document is kept for which, in input order. No file for none."""
     if not match.duplicates:
         run.duplicates.unlink(missing_ok=True)
         return
     with PartWriter(run.duplicates) as writer:
-        for a, b, c, d, alike in load_array(run.pairs, match.pairs).tolist():
+        for a, b, c, d, alike in load_array(run.pairs, match.pairs_digest).tolist():
             dropped, kept = name[a, b], name[c, d]
             writer.write(
                 {

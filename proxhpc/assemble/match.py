@@ -17,29 +17,29 @@ import orjson
 import xxhash
 
 from proxhpc.assemble.coverage import check_coverage
-from proxhpc.assemble.duplicates import DuplicateSets, flags, removed_documents
+from proxhpc.assemble.duplicates import DuplicateSets, choose_survivors, duplicate_flags
 from proxhpc.assemble.pairs import (
+    KeyRange,
     Sketches,
-    Task,
     estimate_similarity,
-    pairs_of,
+    keep_repeated,
+    match_tasks,
     read_pairs,
-    repeated,
-    tasks,
+    write_pairs,
 )
-from proxhpc.assemble.parts import PartRange, cut_parts
-from proxhpc.assemble.pool import Pool
-from proxhpc.assemble.sketch import Receipt, groups, spans_of
-from proxhpc.assemble.text_pairs import verify_pairs
+from proxhpc.assemble.parts import PartRange, part_splitter
+from proxhpc.assemble.sketch import SketchReceipt, shard_groups, spans_of
+from proxhpc.assemble.text_pairs import compare_texts
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.dedup.arrays import add_checksum, load_array, read_checksummed, save_array, save_blocks
-from proxhpc.dedup.bands import SHARED_ID, damaged, digest, ranges
-from proxhpc.dedup.clusters import Documents, Forest, apart
+from proxhpc.dedup.bands import SHARED_ID, damaged_file, file_digest, key_ranges
+from proxhpc.dedup.clusters import Documents, SetBuilder, pairs_across_sets
 from proxhpc.dedup.hashes import Sketch, check_files, load_sketch
 from proxhpc.dedup.sorting import Scratch, Sorter
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import Pool
 
 _SHARED_ID_EXAMPLES = 10  # of shared ids
 _SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
@@ -48,7 +48,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class MatchResult:
     """What the match decided. `digest` carries on what it was decided from.
 
     `near` are the duplicates with another text than the document that is kept for them, `outside`
@@ -64,32 +64,32 @@ class Match:
     documents: int
     duplicates: int
     near: int
-    outside: int
-    clusters: int
-    largest_cluster: int
+    external: int
+    sets: int
+    largest_set: int
     shared_ids: int
-    examples: tuple[tuple[int, int], ...]
+    shared_id_examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
     parts: tuple[PartRange, ...]
-    dropped: tuple[str, ...]
-    pairs: str
+    flag_digests: tuple[str, ...]
+    pairs_digest: str
     set_sizes: tuple[int, ...] = ()
-    largest: tuple[tuple[int, int, int], ...] = ()
+    largest_sets: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
-    def decode(cls, raw: bytes) -> "Match":
+    def decode(cls, raw: bytes) -> "MatchResult":
         """Read its JSON form."""
         data: dict[str, Any] = orjson.loads(raw)
-        data["examples"] = tuple((a, b) for a, b in data["examples"])
+        data["shared_id_examples"] = tuple((a, b) for a, b in data["shared_id_examples"])
         data["survivors"] = tuple(data["survivors"])
         data["set_sizes"] = tuple(data["set_sizes"])
-        data["largest"] = tuple((size, a, b) for size, a, b in data["largest"])
-        data["dropped"] = tuple(data["dropped"])
+        data["largest_sets"] = tuple((size, a, b) for size, a, b in data["largest_sets"])
+        data["flag_digests"] = tuple(data["flag_digests"])
         data["parts"] = tuple(PartRange(**part) for part in data["parts"])
         return cls(**data)
 
 
-def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
+def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) -> MatchResult:
     """Decide what is a duplicate and what goes where, unless that was done.
 
     `memory` bytes are for all processes of the pool together.
@@ -99,8 +99,8 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     rules = [part.model_dump(mode="json") for part in (manifest.dedup, manifest.output)]
     made_of = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
-    own = receipts[: len(groups(plan))]
-    made = [run.pairs, *(run.dropped(receipt.group) for receipt in own)]
+    own = receipts[: len(shard_groups(plan))]
+    made = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own)]
     if earlier and earlier.digest == made_of and all(path.exists() for path in made):
         return earlier
     check_coverage(plan, (tile for receipt in own for tile in spans_of(receipt)))
@@ -113,29 +113,29 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     alive = _save_flags(run, sketches, own, lost)
     shared, examples = _shared_ids(sketches, alive, memory)
     by_file = np.zeros(len(plan.inputs), np.int64)
-    parts = cut_parts(manifest.output)
+    parts = part_splitter(manifest.output)
     for receipt in own:
         stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
         by_file += _by_file(plan, receipt, stay)
         parts.add(stay)
     pairs = _save_pairs(run, sketches, lost)
     largest = zip(sets.largest[:, 0].tolist(), _places(sketches, sets.largest[:, 1]), strict=True)
-    found = Match(
+    found = MatchResult(
         digest=made_of,
         documents=sketches.own,
         duplicates=pairs.documents,
         near=pairs.near,
-        outside=pairs.outside,
-        clusters=sets.count,
-        largest_cluster=int(sets.largest[0, 0]) if sets.count else 0,
+        external=pairs.outside,
+        sets=sets.count,
+        largest_set=int(sets.largest[0, 0]) if sets.count else 0,
         shared_ids=shared,
-        examples=tuple(_places(sketches, examples)),
+        shared_id_examples=tuple(_places(sketches, examples)),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
-        set_sizes=tuple(np.trim_zeros(sets.octaves, "b").tolist()),
-        largest=tuple((size, *place) for size, place in largest),
-        dropped=alive.digests,
-        pairs=pairs.digest,
+        set_sizes=tuple(np.trim_zeros(sets.size_histogram, "b").tolist()),
+        largest_sets=tuple((size, *place) for size, place in largest),
+        flag_digests=alive.digests,
+        pairs_digest=pairs.digest,
     )
     write_atomic(
         run.match, add_checksum(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
@@ -145,19 +145,19 @@ def match(pool: Pool, receipts: Sequence[Receipt], memory: int) -> Match:
     return found
 
 
-def read_match(run: RunDir) -> Match | None:
+def read_match(run: RunDir) -> MatchResult | None:
     """What was decided before, None if nothing."""
     try:
-        return Match.decode(read_checksummed(run.match))
+        return MatchResult.decode(read_checksummed(run.match))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise damaged(run.match) from error
+        raise damaged_file(run.match) from error
 
 
-def load_survivors(run: RunDir, match: Match, group: int, documents: int) -> Flags:
+def load_survivor_flags(run: RunDir, match: MatchResult, group: int, documents: int) -> Flags:
     """Which of a group's documents are written."""
-    return _load_flags(run, group, match.dropped[group], documents)
+    return _load_flags(run, group, match.flag_digests[group], documents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class SurvivorMask:
 
 
 def _load_flags(run: RunDir, group: int, known: str, documents: int) -> Flags:
-    bits = load_array(run.dropped(group), known)
+    bits = load_array(run.duplicate_flags(group), known)
     return ~np.unpackbits(bits, count=documents).astype(np.bool_)
 
 
@@ -194,29 +194,29 @@ def _duplicates(
     """What is left out, and the sets that it is in."""
     run, plan = pool.run, pool.plan
     share = memory // pool.processes
-    todo = range(len(tasks(plan, len(sketches), share)))
+    todo = range(len(match_tasks(plan, len(sketches), share)))
     # Where the ranges begin and end depends on their number, and that on the memory.
     made_of = f"{made_of}-{len(todo)}"
-    folder = run.matching(made_of).root
+    folder = run.match_files(made_of).root
     _clear(run, made_of)
     folder.mkdir(exist_ok=True)
     scratch = Scratch(folder, memory)
-    for _ in pool.each("match", partial(pairs_of, made_of=made_of, memory=share), todo):
+    for _ in pool.each("match", partial(write_pairs, made_of=made_of, memory=share), todo):
         fault_point("pairs found")
-    forest, unsure = Forest(scratch), Sorter(scratch, 2)
+    forest, unsure = SetBuilder(scratch), Sorter(scratch, 2)
     for number in todo:
-        for found in read_pairs(run.matching(made_of).pairs(number), scratch.rows(3)):
-            forest.add(found.same)
-            unsure.add(found.unsure)
-    sets = forest.sets()
+        for found in read_pairs(run.match_files(made_of).found_pairs(number), scratch.max_rows(3)):
+            forest.add(found.duplicates)
+            unsure.add(found.undecided)
+    sets = forest.build()
     if any(True for _ in unsure):
-        forest = Forest(scratch)
+        forest = SetBuilder(scratch)
         for rows in sets:
             forest.add(rows)
-        for rows in verify_pairs(pool, scratch, apart(scratch, unsure, sets), made_of):
+        for rows in compare_texts(pool, scratch, pairs_across_sets(scratch, unsure, sets), made_of):
             forest.add(rows)
-        sets = forest.sets()
-    return removed_documents(scratch, plan, sketches, sets)
+        sets = forest.build()
+    return choose_survivors(scratch, plan, sketches, sets)
 
 
 def _clear(run: RunDir, but: str = "") -> None:
@@ -227,12 +227,14 @@ def _clear(run: RunDir, but: str = "") -> None:
 
 
 def _save_flags(
-    run: RunDir, sketches: Sketches, own: Sequence[Receipt], lost: Sorter
+    run: RunDir, sketches: Sketches, own: Sequence[SketchReceipt], lost: Sorter
 ) -> SurvivorMask:
     """Write for each group which of its documents are left out."""
     digests = [
-        save_array(run.dropped(receipt.group), np.packbits(dropped))
-        for receipt, dropped in zip(own, flags(lost, sketches.firsts[: len(own) + 1]), strict=True)
+        save_array(run.duplicate_flags(receipt.group), np.packbits(dropped))
+        for receipt, dropped in zip(
+            own, duplicate_flags(lost, sketches.firsts[: len(own) + 1]), strict=True
+        )
     ]
     return SurvivorMask(run, sketches.firsts, tuple(digests))
 
@@ -251,7 +253,7 @@ def _save_pairs(run: RunDir, sketches: Sketches, lost: Sorter) -> _SavedPairs:
     """Write the pairs as (shard, record, shard, record, thousandths alike)."""
     saved = _SavedPairs()
     save_blocks(run.pairs, _numbers(sketches, lost, saved), "<u4", 5)
-    saved.digest = digest(run.pairs)
+    saved.digest = file_digest(run.pairs)
     return saved
 
 
@@ -279,21 +281,21 @@ def _numbers(
 def _shared_ids(sketches: Sketches, alive: SurvivorMask, memory: int) -> tuple[int, Documents]:
     """How many survivors have the id of an earlier one, and the first of them."""
     count, examples = 0, np.empty(0, np.int64)
-    for low, high in ranges(len(sketches), memory):
-        ids, documents = sketches.band(Task(SHARED_ID, low, high))
+    for low, high in key_ranges(len(sketches), memory):
+        ids, documents = sketches.band(KeyRange(SHARED_ID, low, high))
         stay = alive.among(documents)
-        ids, documents = repeated(ids[stay], documents[stay])
+        ids, documents = keep_repeated(ids[stay], documents[stay])
         found = documents[1:][ids[1:] == ids[:-1]]
         count += len(found)
         examples = np.sort(np.concatenate([examples, found]))[:_SHARED_ID_EXAMPLES]
     return count, examples
 
 
-def _by_file(plan: Plan, receipt: Receipt, survivors: Sketch) -> npt.NDArray[np.int64]:
+def _by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt.NDArray[np.int64]:
     """Count a group's survivors by input file."""
     places = survivors["shard"].astype(np.uint64) << np.uint64(32) | survivors["number"]
     starts, files = [], []
-    for shard, tiles in zip(groups(plan)[receipt.group], receipt.tiles, strict=True):
+    for shard, tiles in zip(shard_groups(plan)[receipt.group], receipt.spans, strict=True):
         number = 0
         for tile in tiles:
             starts.append(shard << 32 | number)

@@ -15,21 +15,21 @@ from collections.abc import Sequence
 
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import write_examples
-from proxhpc.assemble.listings import documents_to_name, write_duplicates, write_quarantine
-from proxhpc.assemble.match import Match, match
-from proxhpc.assemble.pool import Pool, ReportProgress, open_pool
-from proxhpc.assemble.shuffle import scatter
-from proxhpc.assemble.sketch import Receipt, all_groups, groups, sketch
+from proxhpc.assemble.listings import name_documents, write_duplicates, write_quarantine
+from proxhpc.assemble.match import MatchResult, match_documents
+from proxhpc.assemble.shuffle import scatter_group
+from proxhpc.assemble.sketch import SketchReceipt, all_groups, shard_groups, sketch_group
 from proxhpc.assemble.summary import MergeSummary, summarise
-from proxhpc.assemble.write import PartReceipt, write, written
+from proxhpc.assemble.write import PartReceipt, finished_part, write_part
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import RetryError, StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import Pool, ReportProgress, open_pool
 from proxhpc.run.shards import missing_shards
 
-MEMORY = 1 << 30  # bytes for matching
+DEFAULT_MEMORY = 1 << 30  # bytes for matching
 
 # A part, or what a killed writer left of one, of the card or of the checksums. Nothing else in the
 # folder is ours to delete.
@@ -44,7 +44,7 @@ def merge_run(
     plan: Plan | None = None,
     *,
     processes: int = 1,
-    memory: int = MEMORY,
+    memory: int = DEFAULT_MEMORY,
     progress: ReportProgress | None = None,
 ) -> MergeSummary:
     """Make the corpus of a refined run, or what is missing of it, and return its counts.
@@ -58,8 +58,8 @@ def merge_run(
     plan = plan or Plan.load(run)
     check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
-        receipts = pool.map("sketch", sketch, all_groups(plan))
-        found = match(pool, receipts, memory)
+        receipts = pool.map("sketch", sketch_group, all_groups(plan))
+        found = match_documents(pool, receipts, memory)
         summary = MergeSummary.load(run)
         if summary and summary.match == found.digest and not _lost(run, summary):
             return summary
@@ -78,7 +78,7 @@ def check_refined(run: RunDir, plan: Plan) -> None:
         )
 
 
-def what_is_lost(run: RunDir) -> str:
+def describe_missing_files(run: RunDir) -> str:
     """The files of a merged run's corpus that are gone or cut, in a few words; "" for none.
 
     "" too without the merge's summary, when nobody can tell.
@@ -115,22 +115,22 @@ def _retract(run: RunDir, plan: Plan, parts: int) -> None:
                 path.unlink()
 
 
-def _finish(pool: Pool, receipts: Sequence[Receipt], found: Match) -> MergeSummary:
+def _finish(pool: Pool, receipts: Sequence[SketchReceipt], found: MatchResult) -> MergeSummary:
     """Write parts and listings, prove the balance, and publish."""
     run, plan = pool.run, pool.plan
     todo = range(len(found.parts))
-    if plan.manifest.output.shuffle and not all(written(run, plan, found, n) for n in todo):
-        pool.map("scatter", scatter, range(len(groups(plan))))
-    parts = pool.map("write", write, todo)
+    if plan.manifest.output.shuffle and not all(finished_part(run, plan, found, n) for n in todo):
+        pool.map("scatter", scatter_group, range(len(shard_groups(plan))))
+    parts = pool.map("write", write_part, todo)
     shutil.rmtree(run.shuffled, ignore_errors=True)
-    named = range(len(receipts)) if found.duplicates or found.examples else ()
-    name = {place: who for own in pool.map("list", documents_to_name, named) for place, who in own}
+    named = range(len(receipts)) if found.duplicates or found.shared_id_examples else ()
+    name = {place: who for own in pool.map("list", name_documents, named) for place, who in own}
     write_duplicates(run, found, name)
     write_quarantine(run, receipts)
     summary = summarise(plan, receipts, found, parts, name)
     _check_parts(run, parts)
-    shown = [(example.shard, example.number) for example in summary.traits.examples]
-    write_examples(pool, [*shown, *((shard, number) for _, shard, number in found.largest)])
+    shown = [(example.shard, example.number) for example in summary.stats.examples]
+    write_examples(pool, [*shown, *((shard, number) for _, shard, number in found.largest_sets)])
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary)
     write_atomic(run.card, card)

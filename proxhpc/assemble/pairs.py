@@ -15,23 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.sketch import all_groups, groups
+from proxhpc.assemble.sketch import all_groups, shard_groups
 from proxhpc.dedup.arrays import RowReader, open_array, save_blocks
-from proxhpc.dedup.bands import EXACT, NEAR, BandFile, Keys, ranges
+from proxhpc.dedup.bands import EXACT, NEAR, BandFile, Keys, key_ranges
 from proxhpc.dedup.clusters import NO_PAIRS, Documents, Pairs
 from proxhpc.dedup.hashes import Sketch
-from proxhpc.dedup.minhash import Signatures, bounds, similarity
-from proxhpc.dedup.sorting import leaders
+from proxhpc.dedup.minhash import Signatures, similarity, similarity_bounds
+from proxhpc.dedup.sorting import group_leaders
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.sections import Near
 
-LEADERS = 16  # documents of one key that others are compared with; what is like none stays
+MAX_LEADERS = 16  # documents of one key that others are compared with; what is like none stays
 _SLICE_BYTES = 4 << 20  # bytes of signatures that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class KeyRange:
     """The keys in [low, high) of one band."""
 
     band: int
@@ -42,17 +42,17 @@ class Task:
 class PairCandidates(NamedTuple):
     """Pairs of a document and an earlier one: duplicates, and those whose texts must tell."""
 
-    same: Pairs
-    unsure: Pairs
+    duplicates: Pairs
+    undecided: Pairs
 
 
-def tasks(plan: Plan, documents: int, memory: int) -> list[Task]:
+def match_tasks(plan: Plan, documents: int, memory: int) -> list[KeyRange]:
     """What there is to match, in pieces that fit into so many bytes."""
     dedup = plan.manifest.dedup
     bands = [EXACT] if dedup.exact else []
     if dedup.near:
         bands += range(NEAR, NEAR + dedup.near.bands)
-    return [Task(band, *edges) for band in bands for edges in ranges(documents, memory)]
+    return [KeyRange(band, *edges) for band in bands for edges in key_ranges(documents, memory)]
 
 
 class Sketches:
@@ -62,7 +62,9 @@ class Sketches:
         self.run = run
         sizes = [len(open_array(run.sketch(group))) for group in all_groups(plan)]
         self.firsts = np.cumsum([0, *sizes])
-        self.own = int(self.firsts[len(groups(plan))])  # behind them is what they are compared with
+        self.own = int(
+            self.firsts[len(shard_groups(plan))]
+        )  # behind them is what they are compared with
         self._opened: dict[Path, RowReader] = {}
 
     def __len__(self) -> int:
@@ -86,11 +88,11 @@ class Sketches:
         """The group of each of these documents."""
         return np.searchsorted(self.firsts, documents, "right") - 1
 
-    def band(self, task: Task) -> tuple[Keys, Documents]:
+    def band(self, task: KeyRange) -> tuple[Keys, Documents]:
         """The keys of a task that more than one document has, ascending, then in input order."""
-        return repeated(*self._keys(task))
+        return keep_repeated(*self._keys(task))
 
-    def _keys(self, task: Task) -> tuple[Keys, Documents]:
+    def _keys(self, task: KeyRange) -> tuple[Keys, Documents]:
         keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for group, first in enumerate(self.firsts[:-1].tolist()):
             own, numbers = BandFile(self.run.bands(group)).read(task.band, task.low, task.high)
@@ -119,7 +121,7 @@ class Sketches:
         return out
 
 
-def repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
+def keep_repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
     """Those keys that more than one document has, ascending, and whose they are, in input order."""
     order = np.argsort(keys, kind="stable")  # groups are in input order, and a group's documents
     keys = keys[order]
@@ -129,37 +131,37 @@ def repeated(keys: Keys, documents: Documents) -> tuple[Keys, Documents]:
     return keys[several], documents[order[several]]
 
 
-def find_pairs(documents: Sketches, task: Task, near: Near | None) -> Iterator[PairCandidates]:
+def find_pairs(documents: Sketches, task: KeyRange, near: Near | None) -> Iterator[PairCandidates]:
     """The duplicates among documents that share a key."""
     keys, numbers = documents.band(task)
     if not len(keys):
         return
     if task.band == EXACT or near is None:
-        yield PairCandidates(same_text(numbers, keys, documents.low(numbers)), NO_PAIRS)
+        yield PairCandidates(exact_pairs(numbers, keys, documents.low(numbers)), NO_PAIRS)
     else:
-        yield from _alike(documents, keys, numbers, near)
+        yield from _near_pairs(documents, keys, numbers, near)
 
 
-def same_text(numbers: Documents, high: Keys, low: Keys) -> Pairs:
+def exact_pairs(numbers: Documents, high: Keys, low: Keys) -> Pairs:
     """Documents with the same 128 bits, each with the first of them."""
     order = np.lexsort((low, high))
-    leads, begins = leaders(high[order], low[order])
+    leads, begins = group_leaders(high[order], low[order])
     return np.stack([numbers[order[~leads]], numbers[order[begins[~leads]]]], axis=1)
 
 
-def _alike(
+def _near_pairs(
     documents: Sketches, keys: Keys, numbers: Documents, near: Near
 ) -> Iterator[PairCandidates]:
     """Documents compared with the first of their key, and the rest with the first of the rest."""
-    for _ in range(LEADERS):
-        leads, begins = leaders(keys)
+    for _ in range(MAX_LEADERS):
+        leads, begins = group_leaders(keys)
         pairs = np.stack([numbers[~leads], numbers[begins[~leads]]], axis=1)
         low = high = estimate_similarity(documents, pairs)
         if near.verify == "text":
-            low, high = bounds(low, near.bands * near.rows)
+            low, high = similarity_bounds(low, near.bands * near.rows)
         alike = low >= near.threshold
         yield PairCandidates(pairs[alike], pairs[~alike & (high >= near.threshold)])
-        keys, numbers = repeated(keys[~leads][~alike], numbers[~leads][~alike])
+        keys, numbers = keep_repeated(keys[~leads][~alike], numbers[~leads][~alike])
         if not len(keys):
             return
 
@@ -177,16 +179,16 @@ def estimate_similarity(documents: Sketches, pairs: Pairs) -> npt.NDArray[np.flo
     return out
 
 
-def pairs_of(run: RunDir, plan: Plan, number: int, made_of: str, memory: int) -> None:
+def write_pairs(run: RunDir, plan: Plan, number: int, made_of: str, memory: int) -> None:
     """Write the pairs of one of the tasks that fit into `memory`, unless that was done.
 
     Rows of two documents and 1 where their texts must tell. A unit of work for any process.
     """
-    path = run.matching(made_of).pairs(number)
+    path = run.match_files(made_of).found_pairs(number)
     if path.exists():
         return
     sketches = Sketches(run, plan)
-    task = tasks(plan, len(sketches), memory)[number]
+    task = match_tasks(plan, len(sketches), memory)[number]
     found = find_pairs(sketches, task, plan.manifest.dedup.near)
     rows = (
         np.insert(pairs, 2, unsure, axis=1) for each in found for unsure, pairs in enumerate(each)

@@ -27,7 +27,7 @@ class PartRange:
     last: int
 
 
-def places(documents: Sketch, output: Output) -> npt.NDArray[np.uint64]:
+def sort_keys(documents: Sketch, output: Output) -> npt.NDArray[np.uint64]:
     """Where documents stand in the corpus."""
     found: npt.NDArray[np.uint64] = documents["place"].astype(np.uint64)
     if not output.shuffle:
@@ -35,12 +35,12 @@ def places(documents: Sketch, output: Output) -> npt.NDArray[np.uint64]:
     return found
 
 
-def cut_parts(output: Output) -> "PartCutter | ShuffledCutter":
+def part_splitter(output: Output) -> "InputOrderSplitter | ShuffledSplitter":
     """What cuts the documents that stay into parts, by and by."""
-    return ShuffledCutter(output) if output.shuffle else PartCutter(output)
+    return ShuffledSplitter(output) if output.shuffle else InputOrderSplitter(output)
 
 
-class PartCutter:
+class InputOrderSplitter:
     """Cuts documents in input order; a part takes those that begin in its bytes of rows."""
 
     def __init__(self, output: Output) -> None:
@@ -52,7 +52,7 @@ class PartCutter:
 
     def add(self, documents: Sketch) -> None:
         """Take the next documents, in input order."""
-        own, sizes = places(documents, self._output), documents["size"].astype(np.uint64)
+        own, sizes = sort_keys(documents, self._output), documents["size"].astype(np.uint64)
         before = self._before + np.cumsum(sizes) - sizes
         self._before += sizes.sum()
         numbers, starts = np.unique(before // self._size, return_index=True)
@@ -76,7 +76,7 @@ class PartCutter:
         return self._parts
 
 
-class ShuffledCutter:
+class ShuffledSplitter:
     """Cuts the range of all places; a part takes the cells that begin in its bytes of rows."""
 
     def __init__(self, output: Output) -> None:
@@ -86,7 +86,7 @@ class ShuffledCutter:
 
     def add(self, documents: Sketch) -> None:
         """Take more documents, in any order."""
-        cells = (places(documents, self._output) >> np.uint64(64 - CELL_BITS)).astype(np.int64)
+        cells = (sort_keys(documents, self._output) >> np.uint64(64 - CELL_BITS)).astype(np.int64)
         np.add.at(self._documents, cells, 1)
         np.add.at(self._bytes, cells, documents["size"].astype(np.int64))
 
@@ -112,7 +112,7 @@ class ShuffledCutter:
         ]
 
 
-def buckets(part: PartRange, size: int) -> list[int]:
+def bucket_starts(part: PartRange, size: int) -> list[int]:
     """The first places of equal pieces of a shuffled part, each of about so many bytes or fewer."""
     count = max(1, -(-part.bytes // size))
     span = part.last + 1 - part.first

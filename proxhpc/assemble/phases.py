@@ -11,19 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from proxhpc.assemble.match import match, read_match
-from proxhpc.assemble.merge import MEMORY, check_refined
-from proxhpc.assemble.pool import ReportProgress, Unit, open_pool
-from proxhpc.assemble.shuffle import scatter
-from proxhpc.assemble.sketch import all_groups, groups, sketch
-from proxhpc.assemble.survivors import decided
-from proxhpc.assemble.write import write
+from proxhpc.assemble.match import match_documents, read_match
+from proxhpc.assemble.merge import DEFAULT_MEMORY, check_refined
+from proxhpc.assemble.shuffle import scatter_group
+from proxhpc.assemble.sketch import all_groups, shard_groups, sketch_group
+from proxhpc.assemble.survivors import require_match
+from proxhpc.assemble.write import write_part
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import ReportProgress, Unit, open_pool
 
 MergePhaseName = Literal["sketch", "match", "scatter", "write"]
 
-_UNITS: dict[MergePhaseName, Unit[Any]] = {"sketch": sketch, "scatter": scatter, "write": write}
+_UNITS: dict[MergePhaseName, Unit[Any]] = {
+    "sketch": sketch_group,
+    "scatter": scatter_group,
+    "write": write_part,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,13 @@ def pending_units(run: RunDir, plan: Plan) -> list[PendingUnits]:
     """What is left of the phases, in order; how many parts are written is known once matched."""
     found = read_match(run)
     out = [
-        _left(run.sketch_counts, "sketch", len(all_groups(plan))),
+        _left(run.sketch_receipt, "sketch", len(all_groups(plan))),
         PendingUnits("match", 1, () if found else (0,)),
     ]
     if found:
         parts = _left(run.part_receipt, "write", len(found.parts))
         if plan.manifest.output.shuffle:
-            rows = _left(run.scattered, "scatter", len(groups(plan)))
+            rows = _left(run.scattered, "scatter", len(shard_groups(plan)))
             out.append(rows if parts.units else replace(rows, units=()))
         out.append(parts)
     return out
@@ -57,7 +61,7 @@ def run_share(
     shares: tuple[int, int],
     *,
     processes: int = 1,
-    memory: int = MEMORY,
+    memory: int = DEFAULT_MEMORY,
     progress: ReportProgress | None = None,
 ) -> None:
     """Do one of so many `shares` (its number and theirs) of a phase; what is done stays.
@@ -71,7 +75,7 @@ def run_share(
     number, of = shares
     with open_pool(run, plan, processes, progress) as pool:
         if phase == "match":
-            match(pool, pool.map("sketch", sketch, all_groups(plan)), memory)
+            match_documents(pool, pool.map("sketch", sketch_group, all_groups(plan)), memory)
             return
         for _ in pool.each(phase, _UNITS[phase], range(number, _total(run, plan, phase), of)):
             pass  # its result is in a file
@@ -79,9 +83,9 @@ def run_share(
 
 def _total(run: RunDir, plan: Plan, phase: MergePhaseName) -> int:
     if phase == "write":
-        return len(decided(run).parts)
+        return len(require_match(run).parts)
     if phase == "scatter":
-        return len(groups(plan)) if plan.manifest.output.shuffle else 0
+        return len(shard_groups(plan)) if plan.manifest.output.shuffle else 0
     return len(all_groups(plan))
 
 

@@ -23,7 +23,7 @@ class PolicyChange:
         self._policy = plan.manifest.policy
         self._style = plan.manifest.chunk_style
 
-    def judge(self, document: Document, row: Row, before: ReplayResult) -> tuple[Row, ReplayResult]:
+    def apply(self, document: Document, row: Row, before: ReplayResult) -> tuple[Row, ReplayResult]:
         """The document's row and outcome now; `before` is what came of it under the old policy.
 
         A document that was dropped before the chunk stage, and now would not be, lacks the chunk
@@ -34,7 +34,7 @@ class PolicyChange:
         now = replay(document.text, doc, windows, self._policy, self._style)
         by_doc = before.status == "dropped" and before.reason == "doc_program"
         chunk = any(stage.level == "chunk" for stage in self._plan.manifest.stages)
-        if by_doc and chunk and now.status != "dropped":
+        if by_doc and chunk and now.outcome != "dropped":
             now = ReplayResult("quarantined", "", now.rejected, NOT_ASKED)
         return self._row(document, row, before, now), now
 

@@ -17,7 +17,7 @@ from proxhpc.run.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Refined:
+class ReplayedRecord:
     """One record of the input: its ledger row and, where it is a document, what became of it.
 
     `number` counts the records of the shard from 0. `document` is None for a record that could
@@ -57,7 +57,7 @@ class SpanStats(NamedTuple):
 
 def replay_shard(
     run: RunDir, plan: Plan, shard: int, wanted: Sequence[int] | None = None
-) -> Iterator[Refined | SpanStats]:
+) -> Iterator[ReplayedRecord | SpanStats]:
     """Yield every record of a shard in input order, and behind each span its Tile.
 
     `wanted`, ascending record numbers, yields only those: the others are matched with the ledger
@@ -79,7 +79,7 @@ class _Replay:
         self.style = plan.manifest.chunk_style
         self.number = 0
 
-    def records(self, wanted: Sequence[int] | None) -> Iterator[Refined | SpanStats]:
+    def records(self, wanted: Sequence[int] | None) -> Iterator[ReplayedRecord | SpanStats]:
         numbers = None if wanted is None else iter(wanted)
         following = 0 if numbers is None else next(numbers, None)
         ends: list[End] = []
@@ -87,12 +87,12 @@ class _Replay:
             if following is None:
                 return
             self.plan.check_input(span.file)
-            seen = Seen()
+            seen = SpanCounter()
             for item in self.plan.read(span):
                 if isinstance(item, End):
                     ends.append(item)
                     if numbers is None:
-                        yield seen.tile(span, item)
+                        yield seen.stats(span, item)
                     continue
                 row = self._row(item)
                 if self.number == following:
@@ -118,20 +118,20 @@ class _Replay:
             raise self._differs(item, what)
         return row
 
-    def _refined(self, item: Document | Bad, row: Row) -> Refined:
+    def _refined(self, item: Document | Bad, row: Row) -> ReplayedRecord:
         if isinstance(item, Bad):
             if (row.outcome, row.reason, row.digest) != ("quarantined", item.reason, ""):
                 raise self._differs(item, f"it cannot be read now ({item.reason})")
-            return Refined(self.number, row)
+            return ReplayedRecord(self.number, row)
         if row.id != item.id or row.digest != text_digest(item.text):
             raise self._differs(item, "its id or text is another now")
         if row.outcome == "quarantined" and (self.again is None or row.detail or row.head):
-            return Refined(self.number, row, item)  # no policy's doing, or as it was
+            return ReplayedRecord(self.number, row, item)  # no policy's doing, or as it was
         outcome = self._outcome(item, row)
         if self.again is not None:
-            row, outcome = self.again.judge(item, row, outcome)
-        text = outcome.text if outcome.status in ("kept", "edited") else None
-        return Refined(self.number, row, item, text)
+            row, outcome = self.again.apply(item, row, outcome)
+        text = outcome.text if outcome.outcome in ("kept", "edited") else None
+        return ReplayedRecord(self.number, row, item, text)
 
     def _outcome(self, item: Document, row: Row) -> ReplayResult:
         """Run a row's programs; they must come to what the worker found."""
@@ -143,14 +143,14 @@ class _Replay:
             raise self._differs(item, error.message) from error
         text = outcome.text
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        now = (outcome.status, outcome.reason, size, outcome.rejected)
+        now = (outcome.outcome, outcome.reason, size, outcome.rejected)
         edits = (outcome.lines_removed, outcome.strings_replaced)
         if (now, edits) != (
             (row.outcome, row.reason, row.bytes_out, row.rejected),
             (row.lines_removed, row.strings_replaced),
         ):
             raise self.ledger.mismatch(
-                f"the programs of document {item.id!r} make it {outcome.status} with {size} bytes,"
+                f"the programs of document {item.id!r} make it {outcome.outcome} with {size} bytes,"
                 f" recorded is {row.outcome} with {row.bytes_out}"
             )
         return outcome
@@ -210,7 +210,7 @@ class _Ledger:
         )
 
 
-class Seen:
+class SpanCounter:
     """Records of one span so far."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ class Seen:
         self.last = row.position
         self.status[row.outcome] += 1
 
-    def tile(self, span: Span, end: End) -> SpanStats:
+    def stats(self, span: Span, end: End) -> SpanStats:
         """The span, read up to its end."""
         return SpanStats(
             file=span.file,

@@ -19,16 +19,16 @@ from typing import Any
 import orjson
 import xxhash
 
-from proxhpc.assemble.replay import Refined
+from proxhpc.assemble.replay import ReplayedRecord
 from proxhpc.corpus.document import Document
 from proxhpc.run.ledger import QUARANTINE_BYTES, Row
 from proxhpc.run.plan import Plan
 
-PREFIX = "original_"
+ORIGINAL_PREFIX = "original_"
 _LEVELS = 100  # of nesting in one piece; orjson writes 254, but reads 1024
 
 
-def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
+def corpus_row(plan: Plan, refined: ReplayedRecord) -> dict[str, Any]:
     """The row of a document that reaches the corpus."""
     document = refined.document
     if document is None or refined.text is None:
@@ -36,10 +36,10 @@ def corpus_row(plan: Plan, refined: Refined) -> dict[str, Any]:
     output = plan.manifest.output
     more = {"proxhpc": _provenance(plan, refined.row)} if output.provenance else {}
     original = {"original_text": document.text} if output.original else {}
-    return record(document, refined.text, original, more)
+    return build_row(document, refined.text, original, more)
 
 
-def record(
+def build_row(
     document: Document, text: str | None, front: Mapping[str, Any], back: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A document's record with its refined text, and fields of ours before and behind its own."""
@@ -50,19 +50,19 @@ def record(
             continue
         free = name
         while free in reserved or (free != name and (free in document.fields or free in row)):
-            free = PREFIX + free
+            free = ORIGINAL_PREFIX + free
         row[free] = _writable(value) if isinstance(value, dict | list) else value
     return {**row, **back}
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def decode_row(line: bytes) -> dict[str, Any]:
     """A row that was written as JSON, ready to be written again."""
     row: dict[str, Any] = orjson.loads(line)
     nested = {name: value for name, value in row.items() if isinstance(value, dict | list)}
     return row | {name: _writable(value) for name, value in nested.items()}
 
 
-def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
+def quarantine_row(plan: Plan, refined: ReplayedRecord) -> dict[str, Any]:
     """The row of a record that was set aside; `head` is its beginning, base64."""
     row, document = refined.row, refined.document
     head = row.head
@@ -70,7 +70,7 @@ def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
         head = document.text[:QUARANTINE_BYTES].encode("utf-8", "surrogatepass")[:QUARANTINE_BYTES]
     return {
         "id": row.id,
-        "source": source(plan, row),
+        "source": record_source(plan, row),
         "reason": row.reason,
         "detail": row.detail,
         "bytes": row.bytes_in,
@@ -78,7 +78,7 @@ def quarantine_row(plan: Plan, refined: Refined) -> dict[str, Any]:
     }
 
 
-def source(plan: Plan, row: Row) -> str:
+def record_source(plan: Plan, row: Row) -> str:
     """Where a record stands in the input: the file's name and the record's position."""
     return f"{plan.inputs[row.file].name}:{row.position}"
 
@@ -92,12 +92,12 @@ def sort_key(plan: Plan, row: Row) -> int:
     manifest = plan.manifest
     if not manifest.output.shuffle:
         return 0
-    return xxhash.xxh3_64_intdigest(f"{manifest.seed} {source(plan, row)}".encode())
+    return xxhash.xxh3_64_intdigest(f"{manifest.seed} {record_source(plan, row)}".encode())
 
 
 def _provenance(plan: Plan, row: Row) -> dict[str, Any]:
     """Where the text is from and the programs that made it; the same keys in every row of a run."""
-    out: dict[str, Any] = {"source": source(plan, row), "outcome": row.outcome}
+    out: dict[str, Any] = {"source": record_source(plan, row), "outcome": row.outcome}
     for stage in plan.manifest.stages:
         if stage.level == "doc":
             out["doc"] = row.doc.program if row.doc else None

@@ -16,13 +16,13 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import Match
-from proxhpc.assemble.parts import buckets
-from proxhpc.assemble.rows import corpus_row, decode, sort_key
-from proxhpc.assemble.sketch import groups
-from proxhpc.assemble.survivors import Written, decided, replayed, survivors
+from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.parts import bucket_starts
+from proxhpc.assemble.rows import corpus_row, decode_row, sort_key
+from proxhpc.assemble.sketch import shard_groups
+from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_survivors, require_match
 from proxhpc.corpus.disk import replacing
-from proxhpc.dedup.bands import damaged
+from proxhpc.dedup.bands import damaged_file
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -47,16 +47,16 @@ class _Record(NamedTuple):
         return _RECORD.pack(*self[:4], len(self.line)) + self.line
 
 
-def scatter(run: RunDir, plan: Plan, group: int) -> None:
+def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
     """Write a group's rows by the buckets that they go to, unless that was done."""
-    match, path = decided(run), run.scattered(group)
+    match, path = require_match(run), run.scattered(group)
     if _made_of(path) == match.digest:
         return
-    documents = survivors(run, match, group)
+    documents = load_survivors(run, match, group)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as out:
         file = _Scattered(out, match)
-        for refined in replayed(run, plan, documents):
+        for refined in replay_survivors(run, plan, documents):
             row = refined.row
             line = orjson.dumps(corpus_row(plan, refined))
             at = sort_key(plan, row)
@@ -64,25 +64,25 @@ def scatter(run: RunDir, plan: Plan, group: int) -> None:
         file.finish()
 
 
-def gather(run: RunDir, plan: Plan, match: Match, part: int) -> Iterator[Written]:
+def gather_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Iterator[CorpusRow]:
     """The rows of a part, by their places; of equal ones in input order."""
-    counts = [len(buckets(each, BUCKET)) for each in match.parts[: part + 1]]
+    counts = [len(bucket_starts(each, BUCKET)) for each in match.parts[: part + 1]]
     for bucket in range(sum(counts[:-1]), sum(counts)):
         found = [
             record
-            for group in range(len(groups(plan)))
+            for group in range(len(shard_groups(plan)))
             for record in _records(run.scattered(group), match, bucket)
         ]
         for record in sorted(found, key=lambda record: record.place):
-            yield Written(decode(record.line), record.file, record.text_bytes, record.tokens)
+            yield CorpusRow(decode_row(record.line), record.file, record.text_bytes, record.tokens)
 
 
 class _Scattered:
     """The file of a group, as it is written."""
 
-    def __init__(self, out: BinaryIO, match: Match) -> None:
+    def __init__(self, out: BinaryIO, match: MatchResult) -> None:
         self._out, self._digest = out, match.digest
-        firsts = [first for part in match.parts for first in buckets(part, BUCKET)]
+        firsts = [first for part in match.parts for first in bucket_starts(part, BUCKET)]
         self._firsts = np.array(firsts, np.uint64)
         self._held: dict[int, list[bytes]] = {}
         self._size = self._end = 0
@@ -131,18 +131,18 @@ def _footer(file: BinaryIO, path: Path) -> tuple[str, int, int, int]:
     file.seek(max(0, size - _FOOTER.size))
     tail = file.read()
     if len(tail) < _FOOTER.size or tail[:8] != _MAGIC:
-        raise damaged(path)
+        raise damaged_file(path)
     _, digest, blocks, count = _FOOTER.unpack(tail)
     return digest.hex(), blocks, count, size - _FOOTER.size - 8 * blocks * (count + 1)
 
 
-def _records(path: Path, match: Match, bucket: int) -> Iterator[_Record]:
+def _records(path: Path, match: MatchResult, bucket: int) -> Iterator[_Record]:
     """The rows of one group that go to a bucket, in input order."""
     try:
         with path.open("rb") as file:
             digest, blocks, count, table = _footer(file, path)
             if digest != match.digest:
-                raise damaged(path)
+                raise damaged_file(path)
             for block in range(blocks):
                 file.seek(table + 8 * (block * (count + 1) + bucket))
                 start, end = struct.unpack("<QQ", file.read(16))
@@ -152,7 +152,7 @@ def _records(path: Path, match: Match, bucket: int) -> Iterator[_Record]:
     except FileNotFoundError:
         raise StopError(f"there is no {path}", hint="merge again") from None
     except (struct.error, zstandard.ZstdError, ValueError) as error:
-        raise damaged(path) from error
+        raise damaged_file(path) from error
 
 
 def _decoded(data: bytes) -> Iterator[_Record]:

@@ -15,15 +15,15 @@ import orjson
 import xxhash
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.replay import Refined, SpanStats, replay_shard
+from proxhpc.assemble.replay import ReplayedRecord, SpanStats, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row, sort_key
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import Bad, Document, End, Span
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import add_checksum, read_checksummed
-from proxhpc.dedup.bands import damaged, digest
-from proxhpc.dedup.hashes import Files, Hasher
+from proxhpc.dedup.bands import damaged_file, file_digest
+from proxhpc.dedup.hashes import SketchDigests, SketchWriter
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
@@ -38,7 +38,7 @@ _TAIL = 4096  # bytes; the summary frame, which ends a ledger, lies within them
 
 
 @dataclass(frozen=True)
-class Receipt:
+class SketchReceipt:
     """What one group came to. `sources` and its files' digests tell whether it is still so.
 
     `documents` are those that are matched, `unreadable` records that the corpus to compare with
@@ -49,30 +49,30 @@ class Receipt:
     plan: str
     group: int
     sources: tuple[str, ...]
-    files: Files
+    files: SketchDigests
     documents: int
     unreadable: int
     counts: Counts
-    tiles: tuple[tuple[SpanStats, ...], ...]  # by shard
-    aside: str = ""
-    traits: CorpusStats = field(default_factory=CorpusStats)
+    spans: tuple[tuple[SpanStats, ...], ...]  # by shard
+    quarantine: str = ""
+    stats: CorpusStats = field(default_factory=CorpusStats)
 
     def encode(self) -> bytes:
         """JSON form."""
-        data = vars(self) | {"counts": self.counts.to_dict(), "traits": self.traits.to_dict()}
+        data = vars(self) | {"counts": self.counts.to_dict(), "traits": self.stats.to_dict()}
         data.pop("digest", None)
         options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         return orjson.dumps(data, default=tuple, option=options)
 
     @classmethod
-    def decode(cls, raw: bytes) -> "Receipt":
+    def decode(cls, raw: bytes) -> "SketchReceipt":
         """Read what `encode` wrote."""
         data: dict[str, Any] = orjson.loads(raw)
-        tiles = tuple(tuple(SpanStats(*tile) for tile in shard) for shard in data.pop("tiles"))
+        spans = tuple(tuple(SpanStats(*tile) for tile in shard) for shard in data.pop("spans"))
         counts = Counts.from_dict(data.pop("counts"))
-        data["traits"] = CorpusStats.from_dict(data["traits"])
-        sources, files = tuple(data.pop("sources")), Files(*data.pop("files"))
-        return cls(**data, sources=sources, files=files, counts=counts, tiles=tiles)
+        data["stats"] = CorpusStats.from_dict(data["stats"])
+        sources, files = tuple(data.pop("sources")), SketchDigests(*data.pop("files"))
+        return cls(**data, sources=sources, files=files, counts=counts, spans=spans)
 
     @cached_property
     def digest(self) -> str:
@@ -80,7 +80,7 @@ class Receipt:
         return xxhash.xxh3_128_hexdigest(self.encode())
 
 
-def groups(plan: Plan) -> list[range]:
+def shard_groups(plan: Plan) -> list[range]:
     """Shards of each group: neighbours, of 32 MiB together or more in a large run.
 
     There are about 4,096 groups at most, unless of 64 shards each: three files a group are few
@@ -96,7 +96,7 @@ def groups(plan: Plan) -> list[range]:
     return [range(a, b) for a, b in pairwise([*cuts, len(plan.shards)])]
 
 
-def against(plan: Plan) -> list[Shard]:
+def external_pieces(plan: Plan) -> list[Shard]:
     """The corpus to compare with, in as few pieces as a group of the run's is large."""
     size = max(MIN_BYTES, sum(info.estimated_bytes for info in plan.against) // MAX_GROUPS)
     return [*split_into_shards(plan.against, size, MAX_GROUP_FILES)]
@@ -104,15 +104,15 @@ def against(plan: Plan) -> list[Shard]:
 
 def all_groups(plan: Plan) -> range:
     """Numbers of all groups: the run's, then those of the corpus to compare with."""
-    return range(len(groups(plan)) + len(against(plan)))
+    return range(len(shard_groups(plan)) + len(external_pieces(plan)))
 
 
-def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
+def sketch_group(run: RunDir, plan: Plan, group: int) -> SketchReceipt:
     """Sketch one group, unless that was done, and return what it came to.
 
     The numbers of groups go on behind the run's with those of the corpus to compare with.
     """
-    own = groups(plan)
+    own = shard_groups(plan)
     work = _Group(run, plan, group) if group < len(own) else _Against(run, plan, group, len(own))
     sources = work.sources()
     earlier = read_receipt(run, group)
@@ -120,14 +120,14 @@ def sketch(run: RunDir, plan: Plan, group: int) -> Receipt:
     if earlier and same and all(path.exists() for path in _files(run, earlier)):
         return earlier
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
-    run.sketch_counts(group).unlink(missing_ok=True)
+    run.sketch_receipt(group).unlink(missing_ok=True)
     receipt = work.make(sources)
     fault_point("sketch written")
-    write_atomic(run.sketch_counts(group), add_checksum(receipt.encode()))
+    write_atomic(run.sketch_receipt(group), add_checksum(receipt.encode()))
     return receipt
 
 
-def records_against(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
+def external_records(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
     """The records of a piece of the corpus to compare with."""
     for span in piece.spans:
         for item in plan.read_against(span):
@@ -135,22 +135,22 @@ def records_against(plan: Plan, piece: Shard) -> Iterator[Document | Bad]:
                 yield item
 
 
-def read_receipt(run: RunDir, group: int) -> Receipt | None:
+def read_receipt(run: RunDir, group: int) -> SketchReceipt | None:
     """The receipt of a group, None if it has none."""
     try:
-        return Receipt.decode(read_checksummed(run.sketch_counts(group)))
+        return SketchReceipt.decode(read_checksummed(run.sketch_receipt(group)))
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise damaged(run.sketch_counts(group)) from error
+        raise damaged_file(run.sketch_receipt(group)) from error
 
 
-def _files(run: RunDir, receipt: Receipt) -> Iterator[Path]:
+def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
     """What was written for a group beside its receipt."""
     yield from (run.sketch(receipt.group), run.bands(receipt.group))
     if receipt.files.signatures:
         yield run.signatures(receipt.group)
-    if receipt.aside:
+    if receipt.quarantine:
         yield run.sketch_quarantine(receipt.group)
 
 
@@ -175,20 +175,20 @@ class _Group:
     plan: Plan
     group: int
     counts: Counts = field(default_factory=Counts)
-    traits: CorpusStats = field(default_factory=CorpusStats)
-    tiles: list[tuple[SpanStats, ...]] = field(default_factory=list)
+    stats: CorpusStats = field(default_factory=CorpusStats)
+    spans: list[tuple[SpanStats, ...]] = field(default_factory=list)
     aside: PartWriter | None = None
     drafts: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
-        self.shards = groups(self.plan)[self.group]
-        self.hasher = Hasher(self.plan.manifest.dedup)
+        self.shards = shard_groups(self.plan)[self.group]
+        self.hasher = SketchWriter(self.plan.manifest.dedup)
 
     def sources(self) -> tuple[str, ...]:
         """What the group is made of."""
         return tuple(ledger_tail(self.run.ledger(shard)) for shard in self.shards)
 
-    def make(self, sources: tuple[str, ...]) -> Receipt:
+    def make(self, sources: tuple[str, ...]) -> SketchReceipt:
         """Replay the shards; write the hashes and what was set aside."""
         with self.drafts:
             for shard in self.shards:
@@ -203,7 +203,7 @@ class _Group:
                 counts.blank_lines += item.blank
                 continue
             item.row.add_to(counts)
-            self.traits.add(self.plan, shard, item)
+            self.stats.add(self.plan, shard, item)
             if item.text is not None:
                 self._add_document(shard, item)
             elif item.row.outcome == "quarantined":
@@ -212,9 +212,9 @@ class _Group:
         if counts.documents != sum(tile.records for tile in tiles):
             raise StopError(f"shard {shard}: not every record is in one of its spans")
         self.counts += counts
-        self.tiles.append(tuple(tiles))
+        self.spans.append(tuple(tiles))
 
-    def _finish(self, sources: tuple[str, ...]) -> Receipt:
+    def _finish(self, sources: tuple[str, ...]) -> SketchReceipt:
         aside = self.run.sketch_quarantine(self.group)
         if self.aside is not None:
             self.aside.close()
@@ -223,7 +223,7 @@ class _Group:
         if len(self.hasher) != self.counts.in_corpus:
             found = f"{len(self.hasher)} of {self.counts.in_corpus}"
             raise StopError(f"group {self.group}: {found} hashed")
-        return Receipt(
+        return SketchReceipt(
             plan=self.plan.digest,
             group=self.group,
             sources=sources,
@@ -231,12 +231,12 @@ class _Group:
             documents=len(self.hasher),
             unreadable=0,
             counts=self.counts,
-            traits=self.traits,
-            tiles=tuple(self.tiles),
-            aside=digest(aside),
+            stats=self.stats,
+            spans=tuple(self.spans),
+            quarantine=file_digest(aside),
         )
 
-    def _add_document(self, shard: int, item: Refined) -> None:
+    def _add_document(self, shard: int, item: ReplayedRecord) -> None:
         row = orjson.dumps(corpus_row(self.plan, item), option=orjson.OPT_APPEND_NEWLINE)
         if len(row) >= _LONGEST[self.plan.manifest.output.format]:
             raise StopError(
@@ -248,7 +248,7 @@ class _Group:
         at = sort_key(self.plan, item.row)
         self.hasher.add(item.document, item.text, (shard, item.number), size=len(row), place=at)
 
-    def _set_aside(self, item: Refined) -> None:
+    def _set_aside(self, item: ReplayedRecord) -> None:
         if self.aside is None:
             writer = PartWriter(self.run.sketch_quarantine(self.group))
             self.aside = self.drafts.enter_context(writer)
@@ -266,23 +266,23 @@ class _Against:
 
     def __post_init__(self) -> None:
         self.number = self.group - self.first
-        self.piece = against(self.plan)[self.number]
+        self.piece = external_pieces(self.plan)[self.number]
 
     def sources(self) -> tuple[str, ...]:
         """What the group is made of; each file is compared with the plan when it is read."""
         return tuple(_span(self.plan, span) for span in self.piece.spans)
 
-    def make(self, sources: tuple[str, ...]) -> Receipt:
+    def make(self, sources: tuple[str, ...]) -> SketchReceipt:
         """Write the hashes of the texts as they are."""
-        hasher = Hasher(self.plan.manifest.dedup)
+        hasher = SketchWriter(self.plan.manifest.dedup)
         unreadable = 0
         shard = len(self.plan.shards) + self.number
-        for number, item in enumerate(records_against(self.plan, self.piece)):
+        for number, item in enumerate(external_records(self.plan, self.piece)):
             if isinstance(item, Bad):
                 unreadable += 1
             else:
                 hasher.add(item, item.text, (shard, number))
-        return Receipt(
+        return SketchReceipt(
             plan=self.plan.digest,
             group=self.group,
             sources=sources,
@@ -290,7 +290,7 @@ class _Against:
             documents=len(hasher),
             unreadable=unreadable,
             counts=Counts(),
-            tiles=(),
+            spans=(),
         )
 
 
@@ -298,7 +298,7 @@ def _span(plan: Plan, span: Span) -> str:
     return f"{plan.against[span.file].fingerprint}-{span.start}-{span.stop}"
 
 
-def spans_of(receipt: Receipt) -> Iterator[SpanStats]:
+def spans_of(receipt: SketchReceipt) -> Iterator[SpanStats]:
     """All tiles of a group, in input order."""
-    for shard in receipt.tiles:
+    for shard in receipt.spans:
         yield from shard

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from proxhpc.assemble.replay import Refined
+from proxhpc.assemble.replay import ReplayedRecord
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import Dialect, ProgramEnd
 from proxhpc.run.ledger import Call
@@ -24,7 +24,7 @@ class ExampleRef(NamedTuple):
     """Where a document stands that a report may show."""
 
     hash: int
-    status: str
+    outcome: str
     shard: int
     number: int
 
@@ -47,7 +47,7 @@ class CorpusStats:
     lost_tokens: Counter[str] = field(default_factory=Counter)
     examples: list[ExampleRef] = field(default_factory=list)
 
-    def add(self, plan: Plan, shard: int, item: Refined) -> None:
+    def add(self, plan: Plan, shard: int, item: ReplayedRecord) -> None:
         """Take one more record of a shard."""
         row = item.row
         if item.document is not None:
@@ -103,8 +103,8 @@ class CorpusStats:
 
     def _take(self, example: ExampleRef) -> None:
         self.examples.append(example)
-        own = [other for other in self.examples if other.status == example.status]
-        if len(own) > EXAMPLES_BY_OUTCOME[example.status]:
+        own = [other for other in self.examples if other.outcome == example.outcome]
+        if len(own) > EXAMPLES_BY_OUTCOME[example.outcome]:
             self.examples.remove(max(own))
         self.examples.sort()
 

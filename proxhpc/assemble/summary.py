@@ -8,17 +8,17 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.listings import Name, Place
-from proxhpc.assemble.match import Match
-from proxhpc.assemble.sketch import Receipt, spans_of
+from proxhpc.assemble.listings import DocumentName, RecordKey
+from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.sketch import SketchReceipt, spans_of
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
-from proxhpc.dedup.bands import damaged
+from proxhpc.dedup.bands import damaged_file
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
-STATUSES = ("kept", "edited", "dropped", "quarantined")
+SPAN_OUTCOMES = ("kept", "edited", "dropped", "quarantined")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class FileCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Duplicates:
+class DuplicateCounts:
     """Documents left out for another with the same or nearly the same text, and their sets.
 
     `near` of them have another text than the document that is kept, and for `outside` of them it
@@ -58,19 +58,19 @@ class Duplicates:
 
     documents: int = 0
     near: int = 0
-    clusters: int = 0
-    largest_cluster: int = 0
-    outside: int = 0
-    compared: int = 0
-    unreadable: int = 0
-    sizes: tuple[int, ...] = ()
-    largest: tuple[tuple[int, Name], ...] = ()
+    sets: int = 0
+    largest_set: int = 0
+    external: int = 0
+    external_documents: int = 0
+    external_unreadable: int = 0
+    set_sizes: tuple[int, ...] = ()
+    largest_sets: tuple[tuple[int, DocumentName], ...] = ()
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Duplicates":
+    def from_dict(cls, data: dict[str, Any]) -> "DuplicateCounts":
         """From its parsed JSON form."""
-        largest = tuple((size, (name, source)) for size, (name, source) in data["largest"])
-        return cls(**data | {"sizes": tuple(data["sizes"]), "largest": largest})
+        largest = tuple((size, (name, source)) for size, (name, source) in data["largest_sets"])
+        return cls(**data | {"set_sizes": tuple(data["set_sizes"]), "largest_sets": largest})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class SharedIds:
     """Documents in the corpus that bear the id of an earlier one, with other text."""
 
     documents: int = 0
-    examples: tuple[Name, ...] = ()
+    examples: tuple[DocumentName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,14 @@ class MergeSummary:
 
     match: str
     counts: Counts
-    duplicates: Duplicates
+    duplicates: DuplicateCounts
     shared_ids: SharedIds
     written: int
     text_bytes: int
     tokens: int
     files: tuple[FileCounts, ...]
     parts: tuple[PartReceipt, ...]
-    traits: CorpusStats = field(default_factory=CorpusStats)
+    stats: CorpusStats = field(default_factory=CorpusStats)
 
     def check(self) -> None:
         """Raise StopError unless files, phases and the run balance."""
@@ -122,7 +122,7 @@ class MergeSummary:
     def encode(self) -> bytes:
         """JSON form."""
         data = {name: getattr(self, name) for name in self.__slots__}
-        data["counts"], data["traits"] = self.counts.to_dict(), self.traits.to_dict()
+        data["counts"], data["stats"] = self.counts.to_dict(), self.stats.to_dict()
         data["parts"] = [asdict(part) for part in self.parts]
         options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         return orjson.dumps(data, option=options)
@@ -136,76 +136,80 @@ class MergeSummary:
             return cls(
                 match=data["match"],
                 counts=Counts.from_dict(data["counts"]),
-                duplicates=Duplicates.from_dict(data["duplicates"]),
+                duplicates=DuplicateCounts.from_dict(data["duplicates"]),
                 shared_ids=SharedIds(ids["documents"], tuple((a, b) for a, b in ids["examples"])),
                 written=data["written"],
                 text_bytes=data["text_bytes"],
                 tokens=data["tokens"],
                 files=tuple(FileCounts(**file) for file in data["files"]),
                 parts=tuple(PartReceipt.from_dict(part) for part in data["parts"]),
-                traits=CorpusStats.from_dict(data["traits"]),
+                stats=CorpusStats.from_dict(data["stats"]),
             )
         except FileNotFoundError:
             return None
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise damaged(run.merge_summary) from error
+            raise damaged_file(run.merge_summary) from error
 
 
 def summarise(
     plan: Plan,
-    receipts: Sequence[Receipt],
-    match: Match,
+    receipts: Sequence[SketchReceipt],
+    match: MatchResult,
     parts: Sequence[PartReceipt],
-    name: Mapping[Place, Name],
+    name: Mapping[RecordKey, DocumentName],
 ) -> MergeSummary:
     """Add up the phases. StopError unless they balance, by file and for the run."""
     counts, traits = Counts(), CorpusStats()
     for receipt in receipts:
         counts += receipt.counts
-        traits += receipt.traits
+        traits += receipt.stats
     written: Counter[int] = Counter()
     for part in parts:
         written.update(part.files)
     summary = MergeSummary(
         match=match.digest,
         counts=counts,
-        duplicates=Duplicates(
+        duplicates=DuplicateCounts(
             documents=match.duplicates,
             near=match.near,
-            outside=match.outside,
-            compared=sum(r.documents for r in receipts) - match.documents,
-            unreadable=sum(r.unreadable for r in receipts),
-            clusters=match.clusters,
-            largest_cluster=match.largest_cluster,
-            sizes=match.set_sizes,
-            largest=tuple((size, name[shard, number]) for size, shard, number in match.largest),
+            external=match.external,
+            external_documents=sum(r.documents for r in receipts) - match.documents,
+            external_unreadable=sum(r.unreadable for r in receipts),
+            sets=match.sets,
+            largest_set=match.largest_set,
+            set_sizes=match.set_sizes,
+            largest_sets=tuple(
+                (size, name[shard, number]) for size, shard, number in match.largest_sets
+            ),
         ),
-        shared_ids=SharedIds(match.shared_ids, tuple(name[place] for place in match.examples)),
+        shared_ids=SharedIds(
+            match.shared_ids, tuple(name[place] for place in match.shared_id_examples)
+        ),
         written=sum(part.documents for part in parts),
         text_bytes=sum(part.text_bytes for part in parts),
         tokens=sum(part.tokens for part in parts),
         files=tuple(_files(plan, receipts, match, written)),
         parts=tuple(parts),
-        traits=traits,
+        stats=traits,
     )
     summary.check()
     return summary
 
 
 def _files(
-    plan: Plan, receipts: Sequence[Receipt], match: Match, written: Mapping[int, int]
+    plan: Plan, receipts: Sequence[SketchReceipt], match: MatchResult, written: Mapping[int, int]
 ) -> list[FileCounts]:
     """Counts by input file: records from the replay, survivors from the match, and the written."""
     sums = [Counter[str]() for _ in plan.inputs]
     for receipt in receipts:
         for tile in spans_of(receipt):
-            for status in STATUSES:
+            for status in SPAN_OUTCOMES:
                 sums[tile.file][status] += getattr(tile, status)
     return [
         FileCounts(
             name=info.name,
             documents=own.total(),
-            **{status: own[status] for status in STATUSES},
+            **{status: own[status] for status in SPAN_OUTCOMES},
             duplicates=own["kept"] + own["edited"] - survivors,
             written=written.get(file, 0),
         )

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxhpc.assemble.match import Match, load_survivors, read_match
-from proxhpc.assemble.replay import Refined, replay_shard
+from proxhpc.assemble.match import MatchResult, load_survivor_flags, read_match
+from proxhpc.assemble.replay import ReplayedRecord, replay_shard
 from proxhpc.assemble.sketch import read_receipt
 from proxhpc.dedup.hashes import Sketch, load_sketch
 from proxhpc.errors import StopError
@@ -14,7 +14,7 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
 
-class Written(NamedTuple):
+class CorpusRow(NamedTuple):
     """A row of the corpus, the number of its input file, and what is added up of its text."""
 
     row: dict[str, Any]
@@ -23,7 +23,7 @@ class Written(NamedTuple):
     tokens: int
 
 
-def decided(run: RunDir) -> Match:
+def require_match(run: RunDir) -> MatchResult:
     """What was matched. StopError where nothing was."""
     match = read_match(run)
     if match is None:
@@ -31,19 +31,19 @@ def decided(run: RunDir) -> Match:
     return match
 
 
-def survivors(run: RunDir, match: Match, group: int) -> Sketch:
+def load_survivors(run: RunDir, match: MatchResult, group: int) -> Sketch:
     """A group's documents that are no duplicates, in input order."""
     receipt = read_receipt(run, group)
     if receipt is None:
-        raise StopError(f"there is no {run.sketch_counts(group)}", hint="merge again")
+        raise StopError(f"there is no {run.sketch_receipt(group)}", hint="merge again")
     documents = load_sketch(run, group, receipt.files)
-    return documents[load_survivors(run, match, group, receipt.documents)]
+    return documents[load_survivor_flags(run, match, group, receipt.documents)]
 
 
-def replayed(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[Refined]:
+def replay_survivors(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[ReplayedRecord]:
     """What became of these documents of one group, in input order."""
     for shard in np.unique(documents["shard"]).tolist():
         wanted = documents["number"][documents["shard"] == shard].tolist()
         for item in replay_shard(run, plan, shard, wanted):
-            if isinstance(item, Refined):
+            if isinstance(item, ReplayedRecord):
                 yield item

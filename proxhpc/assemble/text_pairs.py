@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from proxhpc.assemble.pairs import Sketches
-from proxhpc.run.pool import Pool
-from proxhpc.assemble.replay import Refined, replay_shard
-from proxhpc.assemble.sketch import against, records_against
+from proxhpc.assemble.replay import ReplayedRecord, replay_shard
+from proxhpc.assemble.sketch import external_pieces, external_records
 from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import Document
 from proxhpc.dedup.arrays import open_array, save_blocks
@@ -22,18 +21,19 @@ from proxhpc.dedup.clusters import Documents, Pairs
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.dedup.shingles import Hashes, fold, shingles
 from proxhpc.dedup.sorting import Scratch, Sorter
-from proxhpc.run.paths import Matching, RunDir
+from proxhpc.run.paths import MatchFiles, RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.pool import Pool
 from proxhpc.spec.sections import Near
 
 _PAIRS_AT_ONCE = 1 << 14  # compared in one go
 
 
-def verify_pairs(pool: Pool, scratch: Scratch, unsure: Sorter, made_of: str) -> Iterator[Pairs]:
+def compare_texts(pool: Pool, scratch: Scratch, unsure: Sorter, made_of: str) -> Iterator[Pairs]:
     """Those of the pairs whose documents have the manifest's share of shingles in common."""
-    files, sketches = pool.run.matching(made_of), Sketches(pool.run, pool.plan)
-    save_blocks(files.unsure, unsure, "<i8", 2)
-    pairs = len(open_array(files.unsure))
+    files, sketches = pool.run.match_files(made_of), Sketches(pool.run, pool.plan)
+    save_blocks(files.undecided, unsure, "<i8", 2)
+    pairs = len(open_array(files.undecided))
     if not pairs:
         return
     compared, groups = Sorter(scratch, 1), set[int]()
@@ -41,25 +41,27 @@ def verify_pairs(pool: Pool, scratch: Scratch, unsure: Sorter, made_of: str) -> 
         compared.add(rows.reshape(-1, 1))
         groups.update(np.unique(sketches.group_of(rows)).tolist())
     save_blocks(files.compared, compared, "<i8", 1)
-    pool.map("read", partial(keep_shingles, made_of=made_of), sorted(groups))
+    pool.map("read", partial(save_shingles, made_of=made_of), sorted(groups))
     numbers = range(-(-pairs // _PAIRS_AT_ONCE))
-    pool.map("compare", partial(alike, made_of=made_of), numbers)
+    pool.map("compare", partial(write_similar_pairs, made_of=made_of), numbers)
     for number in numbers:
-        yield np.array(open_array(files.alike(number)))
+        yield np.array(open_array(files.similar_pairs(number)))
 
 
-def keep_shingles(run: RunDir, plan: Plan, group: int, made_of: str) -> None:
+def save_shingles(run: RunDir, plan: Plan, group: int, made_of: str) -> None:
     """Write the distinct shingles of those documents of one group that are to be compared.
 
     One document's behind the other's, ascending, and last where each begins and all end.
     """
-    path = run.matching(made_of).shingles(group)
+    path = run.match_files(made_of).shingles(group)
     if path.exists():
         return
     near = _near(plan)
     sketches = Sketches(run, plan)
-    first, last = _compared(run.matching(made_of), sketches, np.array([group, group + 1])).tolist()
-    own = np.array(open_array(run.matching(made_of).compared)[first:last, 0])
+    first, last = _compared(
+        run.match_files(made_of), sketches, np.array([group, group + 1])
+    ).tolist()
+    own = np.array(open_array(run.match_files(made_of).compared)[first:last, 0])
     edges = [0]
     with replacing(path) as file:
         for text in _texts(run, plan, sketches.rows(own)):
@@ -71,17 +73,17 @@ def keep_shingles(run: RunDir, plan: Plan, group: int, made_of: str) -> None:
             raise RuntimeError(f"{len(edges) - 1} of {len(own)} documents of group {group}")
 
 
-def alike(run: RunDir, plan: Plan, number: int, made_of: str) -> None:
+def write_similar_pairs(run: RunDir, plan: Plan, number: int, made_of: str) -> None:
     """Write those of some pairs whose share of common shingles reaches the threshold."""
-    files, near = run.matching(made_of), _near(plan)
-    if files.alike(number).exists():
+    files, near = run.match_files(made_of), _near(plan)
+    if files.similar_pairs(number).exists():
         return
     pairs = np.array(
-        open_array(files.unsure)[number * _PAIRS_AT_ONCE : (number + 1) * _PAIRS_AT_ONCE]
+        open_array(files.undecided)[number * _PAIRS_AT_ONCE : (number + 1) * _PAIRS_AT_ONCE]
     )
-    kept = _Kept(files, Sketches(run, plan), pairs)
+    kept = _SavedShingles(files, Sketches(run, plan), pairs)
     shares = [jaccard(kept.of(left), kept.of(right)) for left, right in pairs.tolist()]
-    save_blocks(files.alike(number), [pairs[np.array(shares) >= near.threshold]], "<i8", 2)
+    save_blocks(files.similar_pairs(number), [pairs[np.array(shares) >= near.threshold]], "<i8", 2)
 
 
 def jaccard(left: Hashes, right: Hashes) -> float:
@@ -90,10 +92,10 @@ def jaccard(left: Hashes, right: Hashes) -> float:
     return common / (len(left) + len(right) - common)
 
 
-class _Kept:
+class _SavedShingles:
     """Shingles of the documents of some pairs, read where they are asked for."""
 
-    def __init__(self, files: Matching, sketches: Sketches, pairs: Pairs) -> None:
+    def __init__(self, files: MatchFiles, sketches: Sketches, pairs: Pairs) -> None:
         documents = np.unique(pairs)
         groups = sketches.group_of(documents)
         firsts = _compared(files, sketches, groups)
@@ -115,7 +117,7 @@ class _Kept:
 
 
 def _compared(
-    files: Matching, sketches: Sketches, groups: npt.NDArray[np.int64]
+    files: MatchFiles, sketches: Sketches, groups: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """How many of the documents that are compared lie before each of these groups."""
     every: Documents = open_array(files.compared)[:, 0]
@@ -135,11 +137,11 @@ def _texts(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[str]:
         numbers = documents["number"][documents["shard"] == shard].tolist()
         if shard < len(plan.shards):
             for item in replay_shard(run, plan, shard, numbers):
-                if isinstance(item, Refined):
+                if isinstance(item, ReplayedRecord):
                     yield item.text or ""
             continue
         wanted = set(numbers)
-        piece = against(plan)[shard - len(plan.shards)]
-        for number, record in enumerate(records_against(plan, piece)):
+        piece = external_pieces(plan)[shard - len(plan.shards)]
+        for number, record in enumerate(external_records(plan, piece)):
             if number in wanted and isinstance(record, Document):
                 yield record.text

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import orjson
 
-from proxhpc.assemble.columns import Columns
-from proxhpc.assemble.match import Match
-from proxhpc.assemble.parts import PartRange, places
+from proxhpc.assemble.columns import ParquetEncoder
+from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.parts import PartRange, sort_keys
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.shuffle import gather
-from proxhpc.assemble.sketch import groups
-from proxhpc.assemble.survivors import Written, decided, replayed, survivors
+from proxhpc.assemble.shuffle import gather_part
+from proxhpc.assemble.sketch import shard_groups
+from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_survivors, require_match
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import Encoder, JsonLines, PartWriter
 from proxhpc.errors import StopError
@@ -59,22 +59,22 @@ class PartReceipt:
         return cls(**data | {"files": files})
 
 
-def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
+def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     """Write one part, unless that was done, and return what it holds.
 
     The part appears under its name when it is whole, its receipt after it.
     """
-    match, output = decided(run), plan.manifest.output
+    match, output = require_match(run), plan.manifest.output
     if part >= len(match.parts):
         raise StopError(f"{run.match} knows no part {part}", hint="merge again from the start")
-    if earlier := written(run, plan, match, part):
+    if earlier := finished_part(run, plan, match, part):
         return earlier
     path = run.part(part, output.format)
     path.parent.mkdir(parents=True, exist_ok=True)
     run.part_receipt(part).parent.mkdir(parents=True, exist_ok=True)
     text_bytes = tokens = 0
     files: Counter[int] = Counter()
-    rows = gather(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
+    rows = gather_part(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
     with PartWriter(path, _encoder(output)) as writer:
         for item in rows:
             writer.write(item.row)
@@ -100,10 +100,10 @@ def write(run: RunDir, plan: Plan, part: int) -> PartReceipt:
 
 
 def _encoder(output: Output) -> Encoder:
-    return Columns(output) if output.format == "parquet" else JsonLines(output.level)
+    return ParquetEncoder(output) if output.format == "parquet" else JsonLines(output.level)
 
 
-def written(run: RunDir, plan: Plan, match: Match, part: int) -> PartReceipt | None:
+def finished_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> PartReceipt | None:
     """The receipt of a part that is there, whole, and made of this match."""
     try:
         receipt = PartReceipt.decode(run.part_receipt(part).read_bytes())
@@ -125,15 +125,15 @@ def _check(writer: PartWriter, wanted: PartRange) -> None:
         )
 
 
-def _rows(run: RunDir, plan: Plan, match: Match, number: int) -> Iterator[Written]:
+def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[CorpusRow]:
     """Yield the rows of a part in input order."""
     part = match.parts[number]
     first, last = np.uint64(part.first), np.uint64(part.last)
-    for group, shards in enumerate(groups(plan)):
+    for group, shards in enumerate(shard_groups(plan)):
         if shards.stop <= part.first >> 32 or shards.start > part.last >> 32:
             continue
-        documents = survivors(run, match, group)
-        at = places(documents, plan.manifest.output)
-        for refined in replayed(run, plan, documents[(at >= first) & (at <= last)]):
+        documents = load_survivors(run, match, group)
+        at = sort_keys(documents, plan.manifest.output)
+        for refined in replay_survivors(run, plan, documents[(at >= first) & (at <= last)]):
             row = refined.row
-            yield Written(corpus_row(plan, refined), row.file, row.bytes_out, row.tokens_out)
+            yield CorpusRow(corpus_row(plan, refined), row.file, row.bytes_out, row.tokens_out)

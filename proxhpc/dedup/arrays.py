@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from proxhpc.corpus.disk import replacing, write_atomic
-from proxhpc.dedup.bands import damaged, digest
+from proxhpc.dedup.bands import damaged_file, file_digest
 
 WINDOW = 4 << 20  # bytes of a file that are mapped at a time
 
@@ -28,8 +28,8 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> str:
 
 def load_array(path: Path, known: str) -> npt.NDArray[Any]:
     """Read what `save_array` wrote. StopError where its digest is not the known one."""
-    if digest(path) != known:
-        raise damaged(path)
+    if file_digest(path) != known:
+        raise damaged_file(path)
     return np.load(path)  # type: ignore[no-any-return]
 
 
@@ -55,7 +55,7 @@ def open_array(path: Path) -> npt.NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
     except (ValueError, EOFError) as error:
-        raise damaged(path) from error
+        raise damaged_file(path) from error
 
 
 class RowReader:
@@ -100,7 +100,7 @@ def read_checksummed(path: Path) -> bytes:
     raw = path.read_bytes()
     data = raw[:-_LENGTH] + b"}\n"
     if raw[-_LENGTH:] != _SEAL % _digest(data):
-        raise damaged(path)
+        raise damaged_file(path)
     return data
 
 

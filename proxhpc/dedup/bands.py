@@ -41,12 +41,12 @@ def write_bands(path: Path, bands: Sequence[tuple[Keys, Numbers]]) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def damaged(path: Path) -> StopError:
+def damaged_file(path: Path) -> StopError:
     """Return the error that a file of the merge is not as it was written."""
     return StopError(f"{path} is damaged", hint="delete it and merge again: it is made anew")
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Identify a file by its content, a MiB at a time."""
     state = xxhash.xxh3_128()
     try:
@@ -67,7 +67,7 @@ class BandFile:
         with path.open("rb") as file:
             head = file.read(_HEADER.size)
             if len(head) < _HEADER.size or head[:8] != _MAGIC:
-                raise damaged(path)
+                raise damaged_file(path)
             _, count, _ = _HEADER.unpack(head)
             self.sizes: tuple[int, ...] = struct.unpack(f"<{count}Q", file.read(8 * count))
         starts = np.cumsum([_HEADER.size + 8 * count, *(12 * size for size in self.sizes)])
@@ -86,7 +86,7 @@ class BandFile:
         return own, numbers
 
 
-def ranges(keys: int, memory: int) -> Iterator[tuple[int, int]]:
+def key_ranges(keys: int, memory: int) -> Iterator[tuple[int, int]]:
     """Ranges of keys of which each holds few enough of so many to be matched in `memory` bytes."""
     count = max(1, -(-keys * BYTES_PER_KEY // memory))
     edges = [(1 << 64) * i // count for i in range(count + 1)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.dedup.sorting import IntRows, RowBuffer, Scratch, Sorter, group_starts
+from proxhpc.dedup.sorting import IntRows, RowBuffer, Scratch, Sorter, with_leaders
 
 Documents = npt.NDArray[np.int64]
 """Numbers of documents in the whole run, in input order."""
@@ -22,12 +22,12 @@ Pairs = npt.NDArray[np.int64]
 NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
 
 
-class Forest:
+class SetBuilder:
     """Joins pairs into sets."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._held = RowBuffer(scratch.rows(2), 2)
+        self._held = RowBuffer(scratch.max_rows(2), 2)
         self._stars = Sorter(scratch, 2)
         self._blocks = 0
 
@@ -36,7 +36,7 @@ class Forest:
         for full in self._held.add(pairs):
             self._reduce(full)
 
-    def sets(self) -> Sorter:
+    def build(self) -> Sorter:
         """Every document that has a duplicate, ascending, and the first of its set."""
         if self._held:
             self._reduce(self._held.take())
@@ -53,11 +53,11 @@ class Forest:
         return out
 
     def _reduce(self, pairs: Pairs) -> None:
-        self._stars.add(stars_of(pairs))
+        self._stars.add(connected_components(pairs))
         self._blocks += 1
 
 
-def stars_of(pairs: Pairs) -> Pairs:
+def connected_components(pairs: Pairs) -> Pairs:
     """The sets that some pairs make: each document with the first of its set."""
     documents, ends = np.unique(pairs, return_inverse=True)
     left, right = ends.reshape(pairs.shape).T
@@ -80,7 +80,7 @@ def stars_of(pairs: Pairs) -> Pairs:
 def _small_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
     """Each document and its earlier neighbours tied to the first of these; whether any moved."""
     out, moved = Sorter(scratch, 2), False
-    for rows, first in group_starts(pairs):
+    for rows, first in with_leaders(pairs):
         lead = rows[:, 1] == first[:, 1]
         moved |= not lead.all()
         out.add(np.stack([np.where(lead, rows[:, 0], rows[:, 1]), first[:, 1]], axis=1))
@@ -94,7 +94,7 @@ def _large_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
         both.add(rows)
         both.add(rows[:, ::-1])
     out, moved = Sorter(scratch, 2), False
-    for rows, first in group_starts(both):
+    for rows, first in with_leaders(both):
         later = rows[:, 1] > rows[:, 0]
         root = np.minimum(rows[later, 0], first[later, 1])
         moved |= bool((root != rows[later, 0]).any())
@@ -102,18 +102,18 @@ def _large_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
     return out, moved
 
 
-def apart(scratch: Scratch, pairs: Sorter, sets: Sorter) -> Sorter:
+def pairs_across_sets(scratch: Scratch, pairs: Sorter, sets: Sorter) -> Sorter:
     """Those of the pairs that are not in one of the sets."""
     left = Sorter(scratch, 3)
-    for rows, first in _labelled(scratch, pairs, sets):
+    for rows, first in _with_set(scratch, pairs, sets):
         left.add(np.column_stack([rows[:, ::-1], first]))  # the other end is asked for next
     out = Sorter(scratch, 2)
-    for rows, first in _labelled(scratch, left, sets):
+    for rows, first in _with_set(scratch, left, sets):
         out.add(rows[first != rows[:, 2], 1::-1])
     return out
 
 
-def _labelled(
+def _with_set(
     scratch: Scratch, wanted: Sorter, sets: Sorter
 ) -> Iterator[tuple[IntRows, Documents]]:
     """Blocks of rows, and the first of the set of the document in their first column.
@@ -127,7 +127,7 @@ def _labelled(
         both.add(label)
     for rows in wanted:
         both.add(np.insert(rows, 1, 1, axis=1))  # behind the document's label
-    for rows, first in group_starts(both):
+    for rows, first in with_leaders(both):
         asked = rows[:, 1] == 1
         rows, first = rows[asked], first[asked]
         yield np.delete(rows, 1, axis=1), np.where(first[:, 1] == 0, first[:, 2], rows[:, 0])

@@ -15,13 +15,13 @@ import xxhash
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.records import lookup
 from proxhpc.dedup.arrays import save_array
-from proxhpc.dedup.bands import damaged, digest, write_bands
-from proxhpc.dedup.minhash import Signer, band_keys, signatures
+from proxhpc.dedup.bands import damaged_file, file_digest, write_bands
+from proxhpc.dedup.minhash import MinHasher, band_keys, compress_slots
 from proxhpc.dedup.shingles import fold
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.sections import Dedup
 
-SKETCH = np.dtype(
+SKETCH_DTYPE = np.dtype(
     [
         ("high", "<u8"),  # XXH3-128 of the refined text, normalised
         ("low", "<u8"),
@@ -45,7 +45,7 @@ _PACK = struct.Struct("<QQQQQIIII")
 Sketch = npt.NDArray[np.void]
 
 
-class Files(NamedTuple):
+class SketchDigests(NamedTuple):
     """Digests of what was written for a group; `signatures` is "" where there are none."""
 
     hashes: str
@@ -53,28 +53,28 @@ class Files(NamedTuple):
     signatures: str
 
 
-class Hasher:
+class SketchWriter:
     """Takes the documents of a group in input order, and writes its files."""
 
     def __init__(self, dedup: Dedup) -> None:
         self._dedup = dedup
         self._packed = bytearray()
-        self._signer = Signer(dedup.near) if dedup.near else None
+        self._signer = MinHasher(dedup.near) if dedup.near else None
 
     def __len__(self) -> int:
-        return len(self._packed) // SKETCH.itemsize
+        return len(self._packed) // SKETCH_DTYPE.itemsize
 
     def add(
         self, document: Document, text: str, at: tuple[int, int], *, size: int = 0, place: int = 0
     ) -> None:
         """Take the next document, at (shard, number); `text` is what is to be compared."""
         folded = fold(text)
-        content = xxhash.xxh3_128_intdigest(squeezed(folded))
+        content = xxhash.xxh3_128_intdigest(normalized_bytes(folded))
         self._packed += _PACK.pack(
             content >> 64,
             content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(document.id.encode()),
-            rank(self._dedup, document.fields),
+            survivor_rank(self._dedup, document.fields),
             place,
             len(text),
             size,
@@ -83,9 +83,9 @@ class Hasher:
         if self._signer is not None:
             self._signer.add(folded)
 
-    def write(self, run: RunDir, group: int) -> Files:
+    def write(self, run: RunDir, group: int) -> SketchDigests:
         """Write the group's files, each whole or not at all."""
-        array = np.frombuffer(bytes(self._packed), SKETCH)
+        array = np.frombuffer(bytes(self._packed), SKETCH_DTYPE)
         save_array(run.sketch(group), array)
         numbers = np.arange(len(array), dtype=np.uint32)
         bands = [(array["high"], numbers), (array["id"], numbers)]
@@ -94,34 +94,34 @@ class Hasher:
             own, some = self._signer.finish()
             keys = band_keys(own[some], self._dedup.near.bands)
             bands += [(band, numbers[some]) for band in keys]
-            signed = save_array(run.signatures(group), signatures(own))
+            signed = save_array(run.signatures(group), compress_slots(own))
         else:
             run.signatures(group).unlink(missing_ok=True)
         hashes = xxhash.xxh3_128_hexdigest(array.data)
-        return Files(hashes, write_bands(run.bands(group), bands), signed)
+        return SketchDigests(hashes, write_bands(run.bands(group), bands), signed)
 
 
-def load_sketch(run: RunDir, group: int, files: Files) -> Sketch:
+def load_sketch(run: RunDir, group: int, files: SketchDigests) -> Sketch:
     """The 56 bytes of each document of a group, proved to be those that were written."""
     path = run.sketch(group)
     try:
         array = np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(path) from error
-    if array.dtype != SKETCH or xxhash.xxh3_128_hexdigest(array.data) != files.hashes:
-        raise damaged(path)
+        raise damaged_file(path) from error
+    if array.dtype != SKETCH_DTYPE or xxhash.xxh3_128_hexdigest(array.data) != files.hashes:
+        raise damaged_file(path)
     return array  # type: ignore[no-any-return]
 
 
-def check_files(run: RunDir, group: int, files: Files) -> None:
+def check_files(run: RunDir, group: int, files: SketchDigests) -> None:
     """Raise StopError unless the files of a group are those that were written."""
     load_sketch(run, group, files)
     for path, known in ((run.bands(group), files.bands), (run.signatures(group), files.signatures)):
-        if known and digest(path) != known:
-            raise damaged(path)
+        if known and file_digest(path) != known:
+            raise damaged_file(path)
 
 
-def squeezed(folded: str) -> bytes:
+def normalized_bytes(folded: str) -> bytes:
     """What the exact hash sees of a folded text: UTF-8, with all white space as single blanks."""
     if not folded.isascii():
         for char in _WIDE_SPACES:
@@ -138,7 +138,7 @@ def squeezed(folded: str) -> bytes:
     return data[stays].tobytes()
 
 
-def rank(dedup: Dedup, fields: dict[str, Any]) -> int:
+def survivor_rank(dedup: Dedup, fields: dict[str, Any]) -> int:
     """Where a document stands among its duplicates by the field of the manifest, 64 bits.
 
     The highest stays. 0 where no field is asked for, or the document has no number or date there.

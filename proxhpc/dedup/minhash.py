@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.dedup.shingles import BLOCK, Hashes, mixed, shingles_of_each
+from proxhpc.dedup.shingles import BLOCK, Hashes, mix_bits, shingles_of_each
 from proxhpc.spec.sections import Near
 
 Signatures = npt.NDArray[np.uint16]
@@ -22,7 +22,7 @@ _ODD = np.uint32(0x9E3779B1)
 _DEVIATIONS = 3
 
 
-class Signer:
+class MinHasher:
     """Takes texts, and gives their slots, which are made for many at a time."""
 
     def __init__(self, near: Near) -> None:
@@ -60,12 +60,12 @@ class Signer:
     def _make(self) -> None:
         if self._waiting:
             count = self._near.bands * self._near.rows
-            self._slots.append(slots(self._waiting, count, self._near.seed))
+            self._slots.append(minhash_slots(self._waiting, count, self._near.seed))
             self._waiting.clear()
             self._weight = 0
 
 
-def slots(shingles: Sequence[Hashes], count: int, seed: int) -> npt.NDArray[np.uint32]:
+def minhash_slots(shingles: Sequence[Hashes], count: int, seed: int) -> npt.NDArray[np.uint32]:
     """The slots of each document's signature, a row each; of no use where it has no shingle."""
     from rensa import RMinHash
 
@@ -80,11 +80,11 @@ def band_keys(slots: npt.NDArray[np.uint32], bands: int) -> npt.NDArray[np.uint6
     rows = slots.reshape(len(slots), bands, slots.shape[1] // bands).astype(np.uint64)
     keys = np.zeros(rows.shape[:2], np.uint64)
     for row in range(rows.shape[2]):
-        keys = mixed(keys + rows[:, :, row])
+        keys = mix_bits(keys + rows[:, :, row])
     return keys.T
 
 
-def signatures(slots: npt.NDArray[np.uint32]) -> Signatures:
+def compress_slots(slots: npt.NDArray[np.uint32]) -> Signatures:
     """What is kept of the slots to compare documents by."""
     return ((slots * _ODD) >> np.uint32(16)).astype(np.uint16)
 
@@ -95,7 +95,7 @@ def similarity(left: Signatures, right: Signatures) -> npt.NDArray[np.float64]:
     return same
 
 
-def bounds(estimates: npt.NDArray[np.float64], slots: int) -> tuple[Any, Any]:
+def similarity_bounds(estimates: npt.NDArray[np.float64], slots: int) -> tuple[Any, Any]:
     """Between what the true similarities lie, but for one in 370.
 
     Wilson's score interval at three standard deviations (JASA 22, 1927): each slot is a trial.

@@ -62,7 +62,7 @@ def _runs(words: Hashes, size: int) -> Hashes:
     for place in range(1, size):
         out *= np.uint64(_BASE)
         out += words[place : place + count]
-    return mixed(out)
+    return mix_bits(out)
 
 
 def word_hashes(folded: str) -> Hashes:
@@ -104,7 +104,7 @@ def _block(text: str) -> tuple[npt.NDArray[np.int64], Hashes]:
     hashes = sums[stops]
     hashes -= sums[starts]
     hashes *= inverses[starts]
-    return starts, mixed(hashes)
+    return starts, mix_bits(hashes)
 
 
 @functools.cache
@@ -130,10 +130,10 @@ def _tables(bits: int) -> tuple[npt.NDArray[np.uint8], Hashes]:
     for kind, pattern in ((_WORD, _WORD_RUN), (_ALONE, UNSPACED)):
         for match in pattern.finditer(every):
             kinds[match.start() : match.end()] = kind
-    return kinds, mixed(np.arange(count, dtype=np.uint64))
+    return kinds, mix_bits(np.arange(count, dtype=np.uint64))
 
 
-def mixed(values: Hashes) -> Hashes:
+def mix_bits(values: Hashes) -> Hashes:
     """SplitMix64's finaliser: every bit of the result depends on every bit of the value."""
     shifted = values >> np.uint64(30)
     values = values ^ shifted

@@ -16,9 +16,11 @@ from proxhpc.corpus.disk import write_all, writing
 IntRows = npt.NDArray[np.int64]
 """Shape (rows, columns)."""
 
-SORTERS = 6  # that hold their rows at the same time, with what is made of a block of them
+CONCURRENT_SORTERS = (
+    6  # that hold their rows at the same time, with what is made of a block of them
+)
 _MIN_ROWS = 1024  # rows that are held whatever the memory
-RUNS = 16  # that are merged at a time
+MAX_MERGED_RUNS = 16  # that are merged at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,9 @@ class Scratch:
     folder: Path
     memory: int
 
-    def rows(self, columns: int) -> int:
+    def max_rows(self, columns: int) -> int:
         """How many rows one sorter may hold: with copies, their order and what is compared."""
-        return max(_MIN_ROWS, self.memory // SORTERS // (24 * columns + 32))
+        return max(_MIN_ROWS, self.memory // CONCURRENT_SORTERS // (24 * columns + 32))
 
 
 class RowBuffer:
@@ -67,9 +69,9 @@ class Sorter:
     def __init__(self, scratch: Scratch, columns: int) -> None:
         self.columns = columns
         self._scratch = scratch
-        self._limit = scratch.rows(columns)
+        self._limit = scratch.max_rows(columns)
         self._held = RowBuffer(self._limit, columns)
-        self._runs: list[_Run] = []
+        self._runs: list[_SortedRun] = []
 
     def add(self, rows: IntRows) -> None:
         """Take more rows, in any order."""
@@ -86,18 +88,21 @@ class Sorter:
             return
         if self._held:
             self._spill(self._held.take())
-        while len(self._runs) > RUNS:
-            file = _File(self._scratch.folder, self.columns)
-            some = [self._runs[at : at + RUNS] for at in range(0, len(self._runs), RUNS)]
-            self._runs = [file.write(_merged(runs, self._limit)) for runs in some]
-        yield from _merged(self._runs, self._limit)
+        while len(self._runs) > MAX_MERGED_RUNS:
+            file = _RunFile(self._scratch.folder, self.columns)
+            some = [
+                self._runs[at : at + MAX_MERGED_RUNS]
+                for at in range(0, len(self._runs), MAX_MERGED_RUNS)
+            ]
+            self._runs = [file.write(_merge_runs(runs, self._limit)) for runs in some]
+        yield from _merge_runs(self._runs, self._limit)
 
     def _spill(self, rows: IntRows) -> None:
-        file = self._runs[-1].file if self._runs else _File(self._scratch.folder, self.columns)
+        file = self._runs[-1].file if self._runs else _RunFile(self._scratch.folder, self.columns)
         self._runs.append(file.write([sorted_unique(rows)]))
 
 
-class _File:
+class _RunFile:
     """Sorted runs one behind the other, in a file without a name: a killed process leaves none."""
 
     def __init__(self, folder: Path, columns: int) -> None:
@@ -108,7 +113,7 @@ class _File:
         self._columns = columns
         self._rows = 0
 
-    def write(self, blocks: Iterable[IntRows]) -> "_Run":
+    def write(self, blocks: Iterable[IntRows]) -> "_SortedRun":
         """Write sorted blocks as the next run."""
         start = self._rows
         for rows in blocks:
@@ -116,7 +121,7 @@ class _File:
                 data = np.ascontiguousarray(rows).data.cast("B")
                 write_all(self._fd, data, self._rows * self._columns * 8)
             self._rows += len(rows)
-        return _Run(self, start, self._rows)
+        return _SortedRun(self, start, self._rows)
 
     def read(self, start: int, stop: int) -> IntRows:
         """So many rows of those that were written."""
@@ -126,18 +131,18 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _SortedRun:
     """Where sorted rows lie."""
 
-    file: _File
+    file: _RunFile
     start: int
     end: int
 
 
-class _Head:
+class _RunCursor:
     """What is left of a run, of which some is in memory."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _SortedRun) -> None:
         self._run, self._at = run, run.start
         self.rows = run.file.read(run.start, run.start)
 
@@ -154,14 +159,14 @@ class _Head:
 
     def take(self, edge: tuple[int, ...] | None) -> IntRows:
         """Take out the rows up to `edge`, all for None."""
-        count = len(self.rows) if edge is None else _upto(self.rows, edge)
+        count = len(self.rows) if edge is None else _count_up_to(self.rows, edge)
         taken, self.rows = self.rows[:count], self.rows[count:]
         return taken
 
 
-def _merged(runs: Iterable[_Run], limit: int) -> Iterator[IntRows]:
+def _merge_runs(runs: Iterable[_SortedRun], limit: int) -> Iterator[IntRows]:
     """The rows of some runs, of which so many are in memory at a time."""
-    heads = [_Head(run) for run in runs]
+    heads = [_RunCursor(run) for run in runs]
     share = max(1, limit // len(heads))
     while heads:
         for head in heads:
@@ -172,7 +177,7 @@ def _merged(runs: Iterable[_Run], limit: int) -> Iterator[IntRows]:
         heads = [head for head in heads if head.more or len(head.rows)]
 
 
-def _upto(rows: IntRows, edge: tuple[int, ...]) -> int:
+def _count_up_to(rows: IntRows, edge: tuple[int, ...]) -> int:
     """How many of some sorted rows are not behind `edge`."""
     low, high = 0, len(rows)
     for column, value in enumerate(edge):
@@ -189,18 +194,20 @@ def sorted_unique(rows: IntRows) -> IntRows:
     return rows if first.all() else rows[first]
 
 
-def leaders(*columns: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def group_leaders(
+    *columns: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Which rows of sorted columns begin a run of equals, and for each row where its run begins."""
     leads = np.ones(len(columns[0]), np.bool_)
     leads[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]
 
 
-def group_starts(blocks: Iterator[IntRows] | Sorter) -> Iterator[tuple[IntRows, IntRows]]:
+def with_leaders(blocks: Iterator[IntRows] | Sorter) -> Iterator[tuple[IntRows, IntRows]]:
     """Blocks of sorted rows, and for each row the first one with the same first column."""
     last = None
     for rows in blocks:
-        first = rows[leaders(rows[:, 0])[1]]
+        first = rows[group_leaders(rows[:, 0])[1]]
         if last is not None and last[0] == rows[0, 0]:
             first[: np.searchsorted(rows[:, 0], last[0], "right")] = last
         last = first[-1].copy()

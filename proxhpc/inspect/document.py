@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from proxhpc.assemble.rows import source
+from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.document import Bad, Document, Span
 from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.survivor import Survivor, survivor_of
-from proxhpc.program.replay import ReplayResult, Style, replay
+from proxhpc.program.replay import ReplayResult, ProgramFormat, replay
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.paths import RunDir
@@ -28,7 +28,7 @@ class Inspection:
     shard: int | None
     published: bool
     row: Row
-    style: Style
+    style: ProgramFormat
     token_unit: str
     before: str | None
     after: str | None
@@ -83,10 +83,10 @@ def examine_document(run: RunDir, plan: Plan, found: FoundRow) -> Inspection:
     notes: list[str] = []
     if document is not None and row.outcome != "quarantined":
         outcome = _outcome(plan, row, document.text, style, notes)
-        if outcome is not None and outcome.status in ("kept", "edited"):
+        if outcome is not None and outcome.outcome in ("kept", "edited"):
             after = outcome.text
     return Inspection(
-        source=source(plan, row),
+        source=record_source(plan, row),
         shard=found.shard,
         published=found.published,
         row=row,
@@ -116,7 +116,7 @@ def _read(plan: Plan, row: Row) -> Document | None:
 
 
 def _outcome(
-    plan: Plan, row: Row, text: str, style: Style, notes: list[str]
+    plan: Plan, row: Row, text: str, style: ProgramFormat, notes: list[str]
 ) -> ReplayResult | None:
     doc = row.doc.emitted if row.doc else None
     windows = [call.window for call in row.windows]
@@ -125,8 +125,8 @@ def _outcome(
     except ShardError as error:
         notes.append(error.message)
         return None
-    if (outcome.status, outcome.reason) != (row.outcome, row.reason):
-        now = f"{outcome.status} {outcome.reason}".strip()
+    if (outcome.outcome, outcome.reason) != (row.outcome, row.reason):
+        now = f"{outcome.outcome} {outcome.reason}".strip()
         notes.append(f"the programs now make it {now}: this proxhpc is not the one that wrote it")
     return outcome
 

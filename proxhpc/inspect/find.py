@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from proxhpc.assemble.rows import source
+from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.frames import read_frames
 from proxhpc.errors import ShardError, UserError
 from proxhpc.run.ledger import Row, parse_frame
@@ -98,7 +98,7 @@ def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    hint = f"give an id, or FILE:POSITION as in {safe(source(plan, first))}; {list_some}"
+    hint = f"give an id, or FILE:POSITION as in {safe(record_source(plan, first))}; {list_some}"
     return UserError(f"no document {query!r}", hint=hint)
 
 

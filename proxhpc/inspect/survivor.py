@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from proxhpc.assemble.rows import source
+from proxhpc.assemble.rows import record_source
 from proxhpc.inspect.find import FoundRow
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -26,10 +26,10 @@ def survivor_of(run: RunDir, plan: Plan, found: FoundRow) -> Survivor | None:
         return None
     import numpy as np  # not before there is something to look up
 
-    from proxhpc.assemble.listings import names_of
+    from proxhpc.assemble.listings import read_names
 
-    place = source(plan, found.row)
-    names = enumerate(names_of(run, plan, found.shard))
+    place = record_source(plan, found.row)
+    names = enumerate(read_names(run, plan, found.shard))
     number = next(number for number, (_, where) in names if where == place)
     pairs: Any = np.load(run.pairs, mmap_mode="r")  # ascending by what is left out
     wanted = (found.shard, number)
@@ -37,5 +37,5 @@ def survivor_of(run: RunDir, plan: Plan, found: FoundRow) -> Survivor | None:
     if at == len(pairs) or tuple(pairs[at, :2].tolist()) != wanted:
         return None
     _, _, shard, record, alike = pairs[at].tolist()
-    name, where = next(islice(names_of(run, plan, shard), record, None))
+    name, where = next(islice(read_names(run, plan, shard), record, None))
     return Survivor(name, where, alike / 1000)

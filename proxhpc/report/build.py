@@ -51,8 +51,8 @@ def _totals(plan: Plan, merged: MergeSummary) -> dict[str, Any]:
     """Documents, tokens, bytes and edits, with what only a merged run can tell."""
     totals = run_totals(merged.counts, merged).model_dump()
     totals["documents"] |= {
-        "duplicate_sets": merged.duplicates.clusters,
-        "largest_duplicate_set": merged.duplicates.largest_cluster,
+        "duplicate_sets": merged.duplicates.sets,
+        "largest_duplicate_set": merged.duplicates.largest_set,
         "shared_ids": merged.shared_ids.documents,
     }
     totals["tokens"]["counted"] = short_name(plan.token_unit)

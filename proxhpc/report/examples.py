@@ -18,12 +18,12 @@ _SIGNS = {"same": " ", "removed": "-", "added": "+"}
 
 def example(one: ExampleTexts) -> str:
     """A document that opens to what changed in it."""
-    outcome = f"{one.status}: {one.reason}" if one.reason else one.status
+    outcome = f"{one.outcome}: {one.reason}" if one.reason else one.outcome
     place = "" if one.id == one.source else f" <span>{untrusted_text(one.source, 120)}</span>"
     summary = f"<b>{untrusted_text(outcome)}</b> {untrusted_text(one.id, 120)}{place}"
     programs = "\n".join(one.programs).strip()
     shown = f"<pre class=program>{_lines(programs[:PROGRAM])}</pre>" if programs else ""
-    cut = "<p class=note>Only the beginning of this long document is shown.</p>" if one.cut else ""
+    cut = "<p class=note>Only the beginning of this long document is shown.</p>" if one.truncated else ""
     return (
         f"<details><summary>{summary}</summary>\n{cut}{shown}"
         f"<pre class=diff>{''.join(_diff(one))}</pre></details>\n"

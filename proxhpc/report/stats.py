@@ -16,7 +16,7 @@ def statistics(merged: MergeSummary, shown: Sequence[ExampleTexts]) -> dict[str,
     In distributions, raw is every document that could be read, refined every one that reached the
     merge, duplicates among them.
     """
-    found = merged.traits
+    found = merged.stats
     return {
         "outcomes": _outcomes(merged),
         "distributions": {
@@ -37,12 +37,12 @@ def statistics(merged: MergeSummary, shown: Sequence[ExampleTexts]) -> dict[str,
 
 def example_places(merged: MergeSummary) -> set[tuple[int, int]]:
     """Shard and record of the documents that are shown as examples."""
-    return {(example.shard, example.number) for example in merged.traits.examples}
+    return {(example.shard, example.number) for example in merged.stats.examples}
 
 
 def _outcomes(merged: MergeSummary) -> list[dict[str, Any]]:
     """Raw tokens by what became of them; they add up to the run's."""
-    counts, lost = merged.counts, merged.traits.lost_tokens
+    counts, lost = merged.counts, merged.stats.lost_tokens
     rows = [
         {"outcome": status, "reason": reason, "documents": number, "raw_tokens": tokens}
         for status in ("dropped", "quarantined")
@@ -89,9 +89,9 @@ def _of_level(level: str, counter: Counter[str]) -> dict[str, int]:
 def _sets(merged: MergeSummary) -> dict[str, Any]:
     found = merged.duplicates
     sizes = [
-        {**_range(octave), "sets": number} for octave, number in enumerate(found.sizes) if number
+        {**_range(octave), "sets": number} for octave, number in enumerate(found.set_sizes) if number
     ]
-    largest = [{"size": size, "id": name[0], "source": name[1]} for size, name in found.largest]
+    largest = [{"size": size, "id": name[0], "source": name[1]} for size, name in found.largest_sets]
     return {"sizes": sizes, "largest": largest}
 
 
@@ -99,7 +99,7 @@ def _example(one: ExampleTexts) -> dict[str, Any]:
     return {
         "id": one.id,
         "source": one.source,
-        "status": one.status,
+        "status": one.outcome,
         "reason": one.reason,
         "bytes_shown": len(one.before.encode("utf-8", "surrogatepass")),
     }

@@ -126,7 +126,7 @@ class RunDir:
         """MinHash signatures of one group's documents; no file without near-duplicates."""
         return self.merge / "sketch" / f"{group:05d}.minhash.npy"
 
-    def sketch_counts(self, group: int) -> Path:
+    def sketch_receipt(self, group: int) -> Path:
         """Checked counts of one group; written after its hashes."""
         return self.merge / "sketch" / f"{group:05d}.json"
 
@@ -134,7 +134,7 @@ class RunDir:
         """Records of one group that were set aside; no file where there are none."""
         return self.merge / "sketch" / f"{group:05d}.quarantine.jsonl.zst"
 
-    def dropped(self, group: int) -> Path:
+    def duplicate_flags(self, group: int) -> Path:
         """Which documents of one group are duplicates: a bit for each of its hashes."""
         return self.merge / "match" / f"{group:05d}.npy"
 
@@ -143,9 +143,9 @@ class RunDir:
         """Each duplicate, the document that is kept for it, and how alike they are, as numbers."""
         return self.merge / "match" / "pairs.npy"
 
-    def matching(self, made_of: str) -> "Matching":
+    def match_files(self, made_of: str) -> "MatchFiles":
         """Files of a match while it goes on."""
-        return Matching(self.merge / "match" / made_of)
+        return MatchFiles(self.merge / "match" / made_of)
 
     @property
     def match(self) -> Path:
@@ -222,17 +222,17 @@ class VariantDir(RunDir):
 
 
 @dataclass(frozen=True)
-class Matching:
+class MatchFiles:
     """Files of a match, named by what they are made of; the folder is gone when it is done."""
 
     root: Path
 
-    def pairs(self, task: int) -> Path:
+    def found_pairs(self, task: int) -> Path:
         """Pairs of documents that one task found."""
         return self.root / f"{task:05d}.npy"
 
     @property
-    def unsure(self) -> Path:
+    def undecided(self) -> Path:
         """Pairs that are compared by their texts."""
         return self.root / "unsure.npy"
 
@@ -245,7 +245,7 @@ class Matching:
         """Shingles of those of them that are in one group."""
         return self.root / f"{group:05d}.shingles"
 
-    def alike(self, number: int) -> Path:
+    def similar_pairs(self, number: int) -> Path:
         """Those of some of the pairs whose texts are alike."""
         return self.root / f"{number:05d}.alike.npy"
 
