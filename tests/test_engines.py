@@ -26,6 +26,7 @@ from proxhpc.engines.base import (
     RequestError,
     is_loop,
 )
+from proxhpc.engines.drafts import Decoded
 from proxhpc.engines.spawn import (
     OrphanKiller,
     drop_scratch,
@@ -319,7 +320,7 @@ def test_the_limit_ends_an_answer_before_its_loop_does(engine: Engine) -> None:
     looping = list(range(10, 18)) * 4
     for limit, finish in ((32, "length"), (33, "loop")):
         asked = replace(request([1], limit), end_loops=True)
-        assert engine._completion(asked, looping, None).finish == finish  # type: ignore[attr-defined]
+        assert engine._completion(asked, Decoded(looping, None)).finish == finish  # type: ignore[attr-defined]
 
 
 def test_an_old_vllm_is_told_once(
@@ -403,9 +404,9 @@ def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPat
 
 ORPHAN = """
 import os, signal, subprocess
-from proxhpc.engines.spawn import Tie
+from proxhpc.engines.spawn import OrphanKiller
 child = subprocess.Popen(["sleep", "60"])
-Tie().watch({child.pid})
+OrphanKiller().watch({child.pid})
 print(child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -79,12 +79,12 @@ def test_sums_of_usage_give_sums_of_flops(requests: list[tuple[int, int]]) -> No
 
 def test_a_request_by_hand() -> None:
     # 3 prompt tokens see 1 + 2 + 3 keys, of 4 sampled ones 3 are fed and see 4 + 5 + 6.
-    assert Usage.of_request(3, 0, 4) == Usage(1, 3, 0, 6, 4, 21, 15, 0)
+    assert Usage.of_request(3, 0, 4) == Usage(1, 3, 0, 6, 4, 21, 15, 0, 4)
     # With 2 cached only the third prompt token is fed; the first two would have seen 1 + 2 keys.
-    assert Usage.of_request(3, 2, 1) == Usage(1, 3, 2, 1, 1, 3, 0, 3)
+    assert Usage.of_request(3, 2, 1) == Usage(1, 3, 2, 1, 1, 3, 0, 3, 1)
     # Per layer 8·8 + 2·8·4 + 8·8 of attention and 3·8·16 of MLP: 576.
     assert TINY.body_parameters == 2 * 576
-    assert flops(TINY, Usage(fed=6, new_tokens=4, attended=21)) == (
+    assert flops(TINY, Usage(fed=6, new_tokens=3, attended=21, logits=4)) == (
         2 * 1152 * 6 + 2 * 8 * 32 * 4 + 4 * 2 * 2 * 4 * 21
     )
 

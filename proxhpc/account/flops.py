@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from math import ceil
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from proxhpc.errors import UserError
 
@@ -78,14 +78,26 @@ class ModelShape:
         return asdict(self)
 
 
+class ModelWork(NamedTuple):
+    """What a model computed for one request, padding left out.
+
+    `fed` tokens went through the layers, with `attended` (query, key) pairs; at `logits` of them
+    the head ran.
+    """
+
+    fed: int
+    attended: int
+    logits: int
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Integer sums over requests, from which the FLOPs of any model shape follow.
 
     `prompt_tokens` n went in, `cached_tokens` c of them came from a prefix cache, `new_tokens` m
     were sampled. `fed` tokens went through the layers; `attended` is the number of (query, key)
-    pairs under full causal attention, `attended_decoding` those of them whose query was sampled,
-    and `attended_cached` those that the prefix cache spared.
+    pairs under full causal attention, `attended_decoding` those whose query is no prompt token, and
+    `attended_cached` those that the prefix cache spared. The head ran at `logits` tokens.
     """
 
     requests: int = 0
@@ -96,20 +108,23 @@ class Usage:
     attended: int = 0
     attended_decoding: int = 0
     attended_cached: int = 0
+    logits: int = 0
 
     @classmethod
-    def of_request(cls, n: int, c: int, m: int) -> Self:
+    def of_request(cls, n: int, c: int, m: int, work: ModelWork | None = None) -> Self:
         """Usage of one request: n prompt tokens, c of them cached, m sampled.
 
-        The last sampled token is never fed back. Token p (from 0) attends to p + 1 keys.
+        Without `work`, each sampled token took one pass, and the last one is never fed back. Token
+        p (from 0) attends to p + 1 keys.
         """
         if not (0 <= c <= n and m >= 0):
             raise ValueError(f"impossible token counts: prompt {n}, cached {c}, new {m}")
-        decoded = max(m - 1, 0)
-        decoding = n * decoded + m * decoded // 2
-        cached = c * (c + 1) // 2
-        attended = n * (n + 1) // 2 - cached + decoding
-        return cls(1, n, c, n - c + decoded, m, attended, decoding, cached)
+        cached = causal_pairs(c)
+        if work is None:
+            end = n + max(m - 1, 0)
+            work = ModelWork(end - c, causal_pairs(end) - cached, m)
+        decoding = work.attended - (causal_pairs(n) - cached)
+        return cls(1, n, c, work.fed, m, work.attended, decoding, cached, work.logits)
 
     @property
     def prefilled(self) -> int:
@@ -126,6 +141,7 @@ class Usage:
             self.attended + other.attended,
             self.attended_decoding + other.attended_decoding,
             self.attended_cached + other.attended_cached,
+            self.logits + other.logits,
         )
 
     def beyond(self, other: "Usage") -> "Usage":
@@ -143,11 +159,15 @@ class Usage:
         return cls(**data)
 
 
-def flops(shape: ModelShape, usage: Usage) -> int:
-    """FLOPs of inference, exact: body for each token fed, head where sampled, attention.
+def causal_pairs(tokens: int) -> int:
+    """(Query, key) pairs of causal attention over a text of this many tokens."""
+    return tokens * (tokens + 1) // 2
 
-    2·body·fed + 2·hidden·vocab·new + 4·layers·heads·head_dim·attended. The head is counted
-    once per sampled token, since an engine computes logits nowhere else.
+
+def flops(shape: ModelShape, usage: Usage) -> int:
+    """FLOPs of inference, exact: layers for each token fed, head where it ran, attention.
+
+    2·body·fed + 2·hidden·vocab·logits + 4·layers·heads·head_dim·attended.
     """
     return prefill_flops(shape, usage) + decode_flops(shape, usage)
 
@@ -158,8 +178,8 @@ def prefill_flops(shape: ModelShape, usage: Usage) -> int:
 
 
 def decode_flops(shape: ModelShape, usage: Usage) -> int:
-    """The part of `flops` that writes: the head for every sampled token, the first one's too."""
-    head = 2 * shape.hidden * shape.vocab * usage.new_tokens
+    """The part of `flops` that writes: all runs of the head, the first token's too."""
+    head = 2 * shape.hidden * shape.vocab * usage.logits
     return _layers(shape, usage.fed - usage.prefilled, usage.attended_decoding) + head
 
 

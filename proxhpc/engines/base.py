@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from proxhpc.account.flops import ModelWork
 from proxhpc.engines.steps import AllowedSteps
 from proxhpc.errors import ProxError, RetryError
 
@@ -54,10 +55,11 @@ class Request:
 class Completion:
     """An engine's answer.
 
-    Token counts are what the engine really did: `prompt_tokens` n, of them `cached_tokens` c
-    from a prefix cache, and `new_tokens` m sampled, the end-of-sequence token included. `score` is
-    by how much the second of the request's `odds` is likelier than the first, in nats, before any
-    bias. It does not make answers differ: the last digits of sums depend on what shared a batch.
+    `prompt_tokens` n went in, `cached_tokens` c of them came from a prefix cache, and `new_tokens`
+    m were sampled, the end-of-sequence token included. `work` is what the model computed, where
+    that is not one pass for each new token. `score` is the log-odds, in nats and before any bias,
+    of the second of the request's `odds` against the first. Two answers that differ only in work
+    or score are equal: both depend on which requests shared a batch.
     """
 
     text: str
@@ -66,6 +68,7 @@ class Completion:
     cached_tokens: int
     new_tokens: int
     score: float | None = field(default=None, compare=False)
+    work: ModelWork | None = field(default=None, compare=False)
 
 
 class Tokenizer(Protocol):

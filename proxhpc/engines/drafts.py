@@ -1,21 +1,31 @@
-"""Answers of which each token is one of a few, in a few passes of a model instead of one a token.
+"""Greedy answers whose tokens are restricted to a few choices, decoded in a few passes.
 
-A pass reads a guess of the whole answer and tells what greedy decoding would choose behind each of
-its tokens. Up to the first place where that differs from the guess, and with that place, it is what
-greedy decoding chooses, for it has read the same; as a whole it is the next guess. So each pass
-settles one token more at least, and most answers are settled after two or three.
+Each pass feeds the model a draft of the whole answer and reads off what greedy decoding would
+choose after each of its tokens. These choices are correct up to and including the first one that
+differs from the draft, since the model has read the same tokens as in greedy decoding; together
+they are the next draft. So each pass settles at least one more token, and most answers are settled
+after two or three passes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
-from proxhpc.account.flops import GATED_DECODERS
+from proxhpc.account.flops import GATED_DECODERS, ModelWork, causal_pairs
 from proxhpc.engines.base import Request
 from proxhpc.engines.steps import AllowedSteps, log_odds
 
 
+class Decoded(NamedTuple):
+    """The new tokens of a request, its score, and the work if not one pass for each token."""
+
+    tokens: list[int]
+    score: float | None
+    work: ModelWork | None = None
+
+
 def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> bool:
-    """Whether these requests say of every token what it may be, and the model can go back."""
+    """Return True if `steps` cover each answer to its end, and the model's cache can be cropped."""
     return model.config.model_type in GATED_DECODERS and all(
         request.steps
         and not request.end_loops
@@ -24,52 +34,66 @@ def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> 
     )
 
 
-def draft(
-    model: Any, requests: Sequence[Request], check: Callable[[], None]
-) -> tuple[list[list[int]], list[float | None]]:
-    """The tokens that greedy decoding gives each request, and the scores of the first ones.
-
-    `check` is called before each pass.
-    """
+def draft(model: Any, requests: Sequence[Request], check: Callable[[], None]) -> list[Decoded]:
+    """The tokens that greedy decoding gives each request; `check` is called before each pass."""
     import torch
     from transformers import DynamicCache
 
-    answers = _Answers.of(requests, model.device)
-    ids, mask = padded([request.prompt for request in requests], model.device)
-    mask = torch.cat([mask, torch.ones_like(answers.guess[:, 1:])], dim=1)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    unread = torch.cat([ids, answers.guess[:, :-1]], dim=1)
+    drafts = _Drafts.of(requests, model.device)
+    ids, prompt_mask = pad_left([request.prompt for request in requests], model.device)
+    mask = torch.cat([prompt_mask, drafts.input_mask()], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    unread = torch.cat([ids, drafts.tokens[:, :-1]], dim=1)
     cache = DynamicCache()
-    size = answers.guess.shape[1]
-    known = 0  # so many tokens of each answer are settled
-    done: dict[int, list[int]] = {}
+    width = drafts.tokens.shape[1]
+    settled = 0  # tokens that are settled in every open answer
+    answers: dict[int, list[int]] = {}
+    work: dict[int, ModelWork] = {}
     scores: list[float | None] = []
     while True:
         check()
         out = model(
             unread,
             attention_mask=mask,
-            position_ids=places[:, -unread.shape[1] :],
+            position_ids=positions[:, -unread.shape[1] :],
             past_key_values=cache,
-            logits_to_keep=size - known,
+            logits_to_keep=width - settled,
         )
         scores = scores or log_odds(out.logits[:, 0], [request.odds for request in requests])
-        answers.settle(out.logits, known)
-        done |= answers.finished()
-        rows = answers.open()
-        if not rows:
-            found = [done[row] + _forced(request) for row, request in enumerate(requests)]
-            return found, scores
-        if len(rows) < len(mask):
-            answers, mask, places = answers.only(rows), mask[rows], places[rows]
-            cache.batch_select_indices(torch.tensor(rows, device=model.device))
-        known = min(answers.settled)
-        cache.crop(known - size)
-        unread = answers.guess[:, known - 1 : -1]
+        for row, size in zip(drafts.rows, drafts.sizes, strict=True):
+            work[row] = _add_pass(work.get(row), len(requests[row].prompt), size, settled)
+        drafts.settle(out.logits, settled)
+        answers |= drafts.finished()
+        open_drafts = drafts.open()
+        if not open_drafts:
+            break
+        if len(open_drafts) < len(mask):
+            drafts, mask = drafts.select(open_drafts), mask[open_drafts]
+            positions = positions[open_drafts]
+            cache.batch_select_indices(torch.tensor(open_drafts, device=model.device))
+        settled = min(drafts.settled)
+        cache.crop(settled - width)
+        unread = drafts.tokens[:, settled - 1 : -1]
+    return [
+        Decoded(answers[row] + _forced_tail(request), scores[row], work[row])
+        for row, request in enumerate(requests)
+    ]
 
 
-def padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """Prompts of one length, padded on the left, and the mask that says so; each [rows, width]."""
+def _add_pass(before: ModelWork | None, prompt: int, size: int, settled: int) -> ModelWork:
+    """Add a pass over a draft of `size` tokens, the first `settled` of which are settled.
+
+    The first pass also reads the prompt; later ones read from the last settled token on.
+    """
+    start = prompt + settled - 1 if settled else 0
+    end = prompt + size - 1
+    pairs = causal_pairs(end) - causal_pairs(start)
+    fed, attended, logits = before or (0, 0, 0)
+    return ModelWork(fed + end - start, attended + pairs, logits + size - settled)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
+    """Prompts padded on the left to one length, and their attention mask; each [rows, width]."""
     import torch
 
     width = max(map(len, prompts))
@@ -81,82 +105,95 @@ def padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
     return ids.to(device), mask.to(device)
 
 
-class _Answers:
-    """Answers in the making: of each its row, its tokens so far, and how many of them are settled.
+@dataclass(slots=True)
+class _Drafts:
+    """Drafts of answers: for each the row of its request, its size, and how much is settled.
 
-    `guess` is [rows, size]; `allowed` and `bias` are [rows, size, choices]. Whatever stands behind
-    an answer's own `sizes` is never looked at.
+    `tokens` is [drafts, width]; `allowed` and `bias` are [drafts, width, choices]. Tokens after a
+    draft's own size are padding.
     """
 
-    def __init__(self, rows: list[int], sizes: list[int], settled: list[int], *arrays: Any) -> None:
-        self.rows, self.sizes, self.settled = rows, sizes, settled
-        self.guess, self.allowed, self.bias = arrays
+    rows: list[int]
+    sizes: list[int]
+    settled: list[int]
+    tokens: Any
+    allowed: Any
+    bias: Any
 
     @classmethod
     def of(cls, requests: Sequence[Request], device: Any) -> Self:
-        """First guesses: what each step names first."""
+        """First drafts: the lowest id that each step allows."""
         import torch
 
-        steps = [_steps(request)[: _free(request)] for request in requests]
-        sizes = [len(own) for own in steps]
-        width = max(len(ids) for own in steps for ids in own)
-        allowed = [_square(own, max(sizes), width) for own in steps]
+        steps = [_steps(request)[: _free_size(request)] for request in requests]
+        sizes = [len(answer) for answer in steps]
+        choices = max(len(ids) for answer in steps for ids in answer)
+        allowed_ids = [_pad_steps(answer, max(sizes), choices) for answer in steps]
         bias = [
-            [[more.get(number, 0.0) for number in ids] for ids in own]
-            for own, more in zip(allowed, (dict(r.bias) for r in requests), strict=True)
+            [[biases.get(number, 0.0) for number in ids] for ids in answer]
+            for answer, biases in zip(allowed_ids, (dict(r.bias) for r in requests), strict=True)
         ]
-        choices = torch.tensor(allowed, device=device)
-        arrays = choices[:, :, 0], choices, torch.tensor(bias, device=device)
-        return cls(list(range(len(requests))), sizes, [0] * len(requests), *arrays)
+        allowed = torch.tensor(allowed_ids, device=device)
+        bias_values = torch.tensor(bias, device=device)
+        rows, settled = list(range(len(requests))), [0] * len(requests)
+        return cls(rows, sizes, settled, allowed[:, :, 0], allowed, bias_values)
 
-    def settle(self, logits: Any, known: int) -> None:
-        """Choose from `logits` [rows, tokens from `known` on, vocabulary]."""
+    def input_mask(self) -> Any:
+        """Attention mask of the tokens that are fed: all of a draft but its last one."""
         import torch
 
-        allowed = self.allowed[:, known:]
-        best = (logits.gather(2, allowed) + self.bias[:, known:]).argmax(2, keepdim=True)
-        chosen = torch.cat([self.guess[:, :known], allowed.gather(2, best)[:, :, 0]], dim=1)
-        places = torch.arange(self.guess.shape[1], device=chosen.device)
+        at = torch.arange(1, self.tokens.shape[1], device=self.tokens.device)
+        return (at < torch.tensor(self.sizes, device=at.device)[:, None]).long()
+
+    def settle(self, logits: Any, start: int) -> None:
+        """Choose tokens from `logits` [drafts, tokens from `start` on, vocabulary]."""
+        import torch
+
+        allowed = self.allowed[:, start:]
+        best = (logits.gather(2, allowed) + self.bias[:, start:]).argmax(2, keepdim=True)
+        chosen = torch.cat([self.tokens[:, :start], allowed.gather(2, best)[:, :, 0]], dim=1)
+        at = torch.arange(self.tokens.shape[1], device=chosen.device)
         settled = torch.tensor(self.settled, device=chosen.device)[:, None]
-        # What is settled stays, though sums of another batch may round otherwise.
-        chosen = torch.where(places < settled, self.guess, chosen)
-        same = (chosen == self.guess).long().cumprod(1).sum(1).tolist()
+        # Settled tokens stay, even if sums in another batch round differently.
+        chosen = torch.where(at < settled, self.tokens, chosen)
+        same = (chosen == self.tokens).long().cumprod(1).sum(1).tolist()
         self.settled = [min(n + 1, size) for n, size in zip(same, self.sizes, strict=True)]
-        self.guess = chosen
+        self.tokens = chosen
 
     def finished(self) -> dict[int, list[int]]:
-        """The answers that are settled, by row."""
-        parts = zip(self.rows, self.guess.tolist(), self.settled, self.sizes, strict=True)
-        return {row: ids[:size] for row, ids, settled, size in parts if settled == size}
+        """The settled answers, by row."""
+        drafts = zip(self.rows, self.tokens.tolist(), self.settled, self.sizes, strict=True)
+        return {row: ids[:size] for row, ids, settled, size in drafts if settled == size}
 
     def open(self) -> list[int]:
-        """Places of the answers that are not."""
+        """Indices of the drafts that are not settled yet."""
         return [n for n, settled in enumerate(self.settled) if settled < self.sizes[n]]
 
-    def only(self, places: list[int]) -> Self:
-        """The answers at these places alone."""
-        lists = [[of[n] for n in places] for of in (self.rows, self.sizes, self.settled)]
-        return type(self)(*lists, self.guess[places], self.allowed[places], self.bias[places])
+    def select(self, indices: list[int]) -> Self:
+        """Only the drafts at these indices."""
+        lists = [[values[n] for n in indices] for values in (self.rows, self.sizes, self.settled)]
+        arrays = [values[indices] for values in (self.tokens, self.allowed, self.bias)]
+        return type(self)(*lists, *arrays)
 
 
 def _steps(request: Request) -> AllowedSteps:
     return request.steps[: request.max_new_tokens]
 
 
-def _free(request: Request) -> int:
-    """How many tokens of an answer a model must be asked for; there is one choice for the rest."""
-    choices = [n for n, ids in enumerate(_steps(request), 1) if len(ids) > 1]
-    return max(choices, default=1)
+def _free_size(request: Request) -> int:
+    """Number of tokens up to the last one with a choice; the model is not asked for the rest."""
+    free = [n for n, ids in enumerate(_steps(request), 1) if len(ids) > 1]
+    return max(free, default=1)
 
 
-def _forced(request: Request) -> list[int]:
-    return [ids[0] for ids in _steps(request)[_free(request) :]]
+def _forced_tail(request: Request) -> list[int]:
+    return [ids[0] for ids in _steps(request)[_free_size(request) :]]
 
 
-def _square(steps: AllowedSteps, size: int, width: int) -> list[list[int]]:
-    """Steps of one size with choices of one width, by naming some twice, the lowest id first.
+def _pad_steps(steps: AllowedSteps, size: int, choices: int) -> list[list[int]]:
+    """Pad steps to one size, and each step to one number of choices, by repeating.
 
-    Where two choices are equally good, the lowest id is greedy decoding's.
+    Choices are in ascending order, since greedy decoding takes the lowest of equally good ids.
     """
-    rows = [[*sorted(ids), *[max(ids)] * (width - len(ids))] for ids in steps]
+    rows = [[*sorted(ids), *[max(ids)] * (choices - len(ids))] for ids in steps]
     return rows + [rows[-1]] * (size - len(rows))

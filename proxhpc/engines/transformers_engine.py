@@ -19,7 +19,7 @@ from proxhpc.engines.base import (
     end_of,
     is_loop,
 )
-from proxhpc.engines.drafts import can_draft, draft, padded
+from proxhpc.engines.drafts import Decoded, can_draft, draft, pad_left
 from proxhpc.engines.generation import (
     ended_at,
     length_to_stop,
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 LINGER_S = 0.01  # how long a batch that is not full waits for the next request
 # What `from_pretrained` may be given beside what the engine sets itself.
 OPTIONS = ("attn_implementation", "low_cpu_mem_usage", "quantization_config")
-_Found = tuple[list[list[int]], list[float | None]]  # new tokens and score of each request
 
 
 @dataclass(slots=True, eq=False)
@@ -175,29 +174,33 @@ class TransformersEngine:
 
         with torch.inference_mode():
             if can_draft(self._model, requests, self._stop):
-                rows, scores = self._draft(requests, given_up)
+                answers = self._draft(requests, given_up)
             else:
-                rows, scores = self._decode(requests, given_up)
-        return [self._completion(*of) for of in zip(requests, rows, scores, strict=True)]
+                answers = self._decode(requests, given_up)
+        return list(map(self._completion, requests, answers))
 
-    def _draft(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> _Found:
-        """New tokens of each request, all of an answer at a time."""
+    def _draft(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[Decoded]:
+        """New tokens of each request, whole answers at a time."""
 
         def check() -> None:
             if given_up():
                 raise ended_at()
 
-        rows, scores = draft(self._model, requests, check)
+        answers = draft(self._model, requests, check)
+        lengths = [
+            length_to_stop(answer.tokens, request.stop, self._tokenizer)
+            for request, answer in zip(requests, answers, strict=True)
+        ]
         return [
-            row[: length_to_stop(row, request.stop, self._tokenizer)]
-            for request, row in zip(requests, rows, strict=True)
-        ], scores
+            answer._replace(tokens=answer.tokens[:length])
+            for answer, length in zip(answers, lengths, strict=True)
+        ]
 
-    def _decode(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> _Found:
-        """New tokens of each request, one by one for all of them."""
+    def _decode(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[Decoded]:
+        """New tokens of each request, one token of all of them at a time."""
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        ids, mask = padded([request.prompt for request in requests], self._device)
+        ids, mask = pad_left([request.prompt for request in requests], self._device)
         width = ids.shape[1]
         longest = max(request.max_new_tokens for request in requests)
         ends = make_stopping(requests, self._tokenizer, width, given_up)
@@ -210,8 +213,8 @@ class TransformersEngine:
             logits_processor=LogitsProcessorList([scorer, *make_choosers(requests, width)]),
         )
         rows = out[:, width:].tolist()
-        ended = [row[:length] for row, length in zip(rows, ends.lengths, strict=True)]
-        return ended, scorer.scores
+        lengths = zip(rows, ends.lengths, scorer.scores, strict=True)
+        return [Decoded(row[:length], score) for row, length, score in lengths]
 
     def _greedy(self, max_new_tokens: int) -> Any:
         from transformers import GenerationConfig
@@ -226,8 +229,9 @@ class TransformersEngine:
             use_cache=True,
         )
 
-    def _completion(self, request: Request, new: Sequence[int], score: float | None) -> Completion:
-        """What a row's `new` tokens say, which end at the first stop or with the padding."""
+    def _completion(self, request: Request, answer: Decoded) -> Completion:
+        """The completion of an answer, which ends at the first stop token, before any padding."""
+        new = answer.tokens
         end = next((i for i, token in enumerate(new) if token in self._stop), None)
         text = self._tokenizer.decode(new[:end])
         stop = end_of(text, request.stop)
@@ -242,7 +246,8 @@ class TransformersEngine:
             prompt_tokens=len(request.prompt),
             cached_tokens=0,
             new_tokens=len(new) if end is None else end + 1,
-            score=score,
+            score=answer.score,
+            work=answer.work,
         )
 
 

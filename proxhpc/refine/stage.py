@@ -202,7 +202,7 @@ class StageRunner:
             key = digest(array("I", request.prompt).tobytes(), rest.encode())
             done, again = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
-        call = Call(start, stop, self._program(done), done.finish, *tokens, again)
+        call = Call(start, stop, self._program(done), done.finish, *tokens, again, done.work)
         return Answer(call, flag or ("looped" if done.finish == "loop" else ""), done.score)
 
     def _program(self, done: Completion) -> str:
@@ -211,5 +211,6 @@ class StageRunner:
 
     async def _complete(self, request: Request) -> Completion:
         done = await self.engine.complete(request)
-        self.asked += Usage.of_request(done.prompt_tokens, done.cached_tokens, done.new_tokens)
+        tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
+        self.asked += Usage.of_request(*tokens, done.work)
         return done

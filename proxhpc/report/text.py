@@ -126,8 +126,8 @@ def training(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 FORMULAS = (
-    "Exact: 2·body·fed + 2·hidden·vocab·new + 4·layers·heads·head size·attended, from the token "
-    "sums of every request; cached tokens and requests answered before cost nothing. Paper, "
+    "Exact: 2·body·fed + 2·hidden·vocab·logits + 4·layers·heads·head size·attended, summed "
+    "over all requests; cached tokens and requests answered before cost nothing. Paper, "
     "measured: 2·N·(prompt + new tokens). Paper, short: 2·N·(tokens of the documents read). N "
     "leaves out the input embedding.",
     "Training is 6·N·tokens for one epoch. Refining pays for itself where 6·N·(raw − refined "
