@@ -1,10 +1,10 @@
-"""Exceptions by who must act. The command line prints one line and exits with `exit_code`."""
+"""Exceptions, one class for each who must act. The CLI prints them and exits with `exit_code`."""
 
 
 class ProxError(Exception):
-    """Base of every error that proxhpc raises on purpose.
+    """Base class of all errors that proxhpc raises on purpose.
 
-    `message` names the thing and what is wrong with it, `hint` the choices or the next step.
+    `message` says what is wrong with what; `hint` gives the choices or the next step.
     """
 
     exit_code = 1
@@ -19,24 +19,24 @@ class ProxError(Exception):
 
 
 class UserError(ProxError):
-    """The user must act: a manifest, an option, a path or a permission is wrong."""
+    """The user must fix a manifest, an option, a path or a permission."""
 
     exit_code = 2
 
 
 class ShardError(ProxError):
-    """One shard cannot go on; the others can."""
+    """One shard cannot be processed; the others can."""
 
     exit_code = 3
 
 
 class StopError(ProxError):
-    """The run must stop until a person has looked: an input changed or a count is off."""
+    """The run must stop until a person has checked it: an input changed or a count is wrong."""
 
     exit_code = 4
 
 
 class RetryError(ProxError):
-    """Nothing is wrong with the run: the same command may succeed later (EX_TEMPFAIL)."""
+    """A temporary failure: the same command may succeed later (EX_TEMPFAIL)."""
 
     exit_code = 75

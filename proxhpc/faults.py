@@ -1,14 +1,14 @@
-"""Points at which a run's processes may die, for tests that kill one at each of them.
+"""Points at which tests kill the processes of a run.
 
-With `PROXHPC_FAULT=POINT:FILE` in the environment, or several with commas between, the first
-process that reaches a point and removes its file kills itself. Nothing else is ever done here.
+The environment variable `PROXHPC_FAULT` is a comma-separated list of `POINT:FILE`. The first
+process that reaches POINT and manages to remove FILE kills itself. Otherwise nothing happens.
 """
 
 import os
 import signal
 from typing import Literal, get_args
 
-Point = Literal[
+FaultPoint = Literal[
     "lease taken",
     "lease stolen",
     "attempt created",
@@ -33,22 +33,22 @@ Point = Literal[
     "match written",
     "part written",
     "card written",
-    "corpus sealed",
-    "merge summed",
+    "checksums written",
+    "merge summarized",
     "report written",
 ]
-POINTS: tuple[Point, ...] = get_args(Point)
+FAULT_POINTS: tuple[FaultPoint, ...] = get_args(FaultPoint)
 _ARMED = dict(
     armed.split(":", 1) for armed in os.environ.get("PROXHPC_FAULT", "").split(",") if armed
 )
 
 
-def fault_point(point: Point) -> None:
-    """Die here if the environment says so."""
+def fault_point(point: FaultPoint) -> None:
+    """Kill this process here if the environment asks for it."""
     if point not in _ARMED:
         return
     try:
         os.unlink(_ARMED[point])
     except FileNotFoundError:
-        return  # somebody else was first
+        return  # another process was first
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import zstandard
 
-from proxhpc.corpus.document import Bad, Document, End, Span
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.readers import Fields, read_span
 
 FIELDS = Fields("text", "id")
@@ -34,14 +34,14 @@ def read(
     stop: int | None = None,
     fields: Fields = FIELDS,
     limit: int = LIMIT,
-) -> tuple[list[Document | Bad], End]:
+) -> tuple[list[Document | BadRecord], SpanEnd]:
     """The records of one span, and its End, which is the last and the only one."""
     *items, end = read_span(path, "auto", Span(0, start, stop), fields, limit)
-    assert isinstance(end, End)
-    assert not any(isinstance(item, End) for item in items)
+    assert isinstance(end, SpanEnd)
+    assert not any(isinstance(item, SpanEnd) for item in items)
     return items, end
 
 
-def ids(items: list[Document | Bad]) -> list[str]:
+def ids(items: list[Document | BadRecord]) -> list[str]:
     """What each item is: the id of a document, the reason of a bad record."""
     return [item.id if isinstance(item, Document) else item.reason for item in items]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from corpus_files import FIELDS, LIMIT, pack, rows
-from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe, resolve
-from proxhpc.corpus.probe import misread
+from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input, detect_format
+from proxhpc.corpus.probe import find_misread
 from proxhpc.corpus.records import Fields
 from proxhpc.errors import RetryError, StopError, UserError
 
@@ -36,7 +36,7 @@ def not_root() -> Iterator[None]:
 def test_a_file_within_the_sample_is_known_exactly(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(pack(DATA, compression, 3))
-    info = describe(path)
+    info = describe_input(path)
     assert (info.name, info.format, info.compression) == ("c.jsonl", "jsonl", compression)
     assert info.size == path.stat().st_size
     assert info.estimated_bytes == len(DATA)
@@ -48,7 +48,7 @@ def test_a_larger_file_is_estimated_from_its_beginning(tmp_path: Path, compressi
     data = DATA * (24 * 2**20 // len(DATA))
     path = tmp_path / "c.jsonl"
     path.write_bytes(pack(data, compression, 40))
-    info = describe(path)
+    info = describe_input(path)
     assert info.estimated_bytes == pytest.approx(len(data), rel=0.05)
     assert info.estimated_records == pytest.approx(data.count(b"\n"), rel=0.05)
     if compression == "none":
@@ -58,7 +58,7 @@ def test_a_larger_file_is_estimated_from_its_beginning(tmp_path: Path, compressi
 def test_an_empty_file_is_legal(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl.zst"
     path.touch()
-    info = describe(path, name="a/c.jsonl.zst")
+    info = describe_input(path, name="a/c.jsonl.zst")
     assert (info.name, info.size, info.estimated_bytes) == ("a/c.jsonl.zst", 0, 0)
     assert info.estimated_records == 0
     check_unchanged(info)
@@ -68,27 +68,27 @@ def test_a_cut_file_is_described_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl.zst"
     packed = pack(DATA, "zstd")
     path.write_bytes(packed[: len(packed) // 2])
-    info = describe(path)
+    info = describe_input(path)
     assert info.note.startswith("truncated_input: the file ends inside a zstd frame")
 
 
 def test_one_line_longer_than_the_sample_leaves_the_count_unknown(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(b"x" * (6 << 20))
-    assert describe(path).estimated_records is None
+    assert describe_input(path).estimated_records is None
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such input file: .*gone\.jsonl"):
-        describe(tmp_path / "gone.jsonl")
+        describe_input(tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match="not a file"):
-        describe(tmp_path)
+        describe_input(tmp_path)
     with pytest.raises(UserError, match="not a file"):
-        describe(Path("/dev/null"))
+        describe_input(Path("/dev/null"))
     fifo = tmp_path / "pipe.jsonl"
     os.mkfifo(fifo)
     with pytest.raises(UserError, match="not a file"):
-        describe(fifo)
+        describe_input(fifo)
 
 
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
@@ -96,20 +96,20 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     path.write_bytes(DATA)
     path.chmod(0)
     with not_root(), pytest.raises(UserError, match=r"no permission to read .*secret\.jsonl"):
-        describe(path)
+        describe_input(path)
 
 
 def test_an_input_that_changed_stops_the_run_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(b"a" * 200_000)
-    info = describe(path)
+    info = describe_input(path)
     check_unchanged(info)
     os.utime(path, (1, 1))
     check_unchanged(info)  # the content counts, not the time: copies keep a run alive
     with path.open("r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"b")
-    with pytest.raises(StopError, match=r"c\.jsonl: its content is another"):
+    with pytest.raises(StopError, match=r"c\.jsonl: its content changed"):
         check_unchanged(info)
     path.write_bytes(b"a" * 200_001)
     with pytest.raises(StopError, match=r"c\.jsonl: its size was 200000 bytes, now 200001"):
@@ -134,24 +134,24 @@ def test_an_input_that_changed_stops_the_run_with_its_name(tmp_path: Path) -> No
     ],
 )
 def test_auto_goes_by_the_name(name: str, kind: str) -> None:
-    assert resolve(Path(name), "auto") == kind
+    assert detect_format(Path(name), "auto") == kind
 
 
 @pytest.mark.parametrize("name", ["README.md", "a.txt.zst", "a.zst", "a.parquet.gz", "jsonl", "a"])
 def test_auto_refuses_a_name_that_says_nothing(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(DATA)
-    with pytest.raises(UserError, match=f"{name}: its name does not say") as error:
-        describe(path)
+    with pytest.raises(UserError, match=f"{name}: unknown file format") as error:
+        describe_input(path)
     assert "set corpus.format" in error.value.hint
-    assert describe(path, "jsonl").estimated_records == 300
+    assert describe_input(path, "jsonl").estimated_records == 300
 
 
 def infos(folder: Path, *files: bytes) -> list[InputInfo]:
     paths = [folder / f"{number}.jsonl" for number in range(len(files))]
     for path, data in zip(paths, files, strict=True):
         path.write_bytes(data)
-    return [describe(path) for path in paths]
+    return [describe_input(path) for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def infos(folder: Path, *files: bytes) -> list[InputInfo]:
 def test_a_corpus_without_any_text_is_seen(
     tmp_path: Path, line: bytes, reason: str, detail: str
 ) -> None:
-    found = misread(infos(tmp_path, b"", b"{broken\n" + line, line), FIELDS, LIMIT)
+    found = find_misread(infos(tmp_path, b"", b"{broken\n" + line, line), FIELDS, LIMIT)
     assert found is not None
     info, bad = found
     assert (info.name, bad.position, bad.reason) == ("1.jsonl", 8, reason)
@@ -175,21 +175,21 @@ def test_a_corpus_without_any_text_is_seen(
 
 def test_one_text_in_the_last_file_is_enough(tmp_path: Path) -> None:
     files = [b'{"body": "a"}'] * 200 + [b""] * 9
-    assert misread(infos(tmp_path, *files), FIELDS, LIMIT)
+    assert find_misread(infos(tmp_path, *files), FIELDS, LIMIT)
     files[0] = b'{"body": "a"}\n{"text": "b"}'
-    assert misread(infos(tmp_path, *files), FIELDS, LIMIT) is None
+    assert find_misread(infos(tmp_path, *files), FIELDS, LIMIT) is None
 
 
 def test_records_that_are_bad_for_other_reasons_go_on(tmp_path: Path) -> None:
     cut = infos(tmp_path, b"", b'{"text": "no end', b'{"text": "caf\xe9"}\n', b"x" * (5 << 20))
-    assert misread(cut, FIELDS, LIMIT) is None
-    assert misread([], FIELDS, LIMIT) is None
+    assert find_misread(cut, FIELDS, LIMIT) is None
+    assert find_misread([], FIELDS, LIMIT) is None
 
 
 def test_only_the_beginning_of_a_file_is_looked_at(tmp_path: Path) -> None:
     blank = b'{"body": "a"}\n'
     late = blank * (3 * 2**20 // len(blank)) + b'{"text": "b"}\n'
-    assert misread(infos(tmp_path, late), FIELDS, LIMIT)
+    assert find_misread(infos(tmp_path, late), FIELDS, LIMIT)
 
 
 def test_a_parquet_file_is_looked_at_too(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_a_parquet_file_is_looked_at_too(tmp_path: Path) -> None:
 
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"content": ["a", "b"]}), path)
-    assert misread([describe(path)], FIELDS, LIMIT)
-    assert misread([describe(path)], Fields("content"), LIMIT) is None
+    assert find_misread([describe_input(path)], FIELDS, LIMIT)
+    assert find_misread([describe_input(path)], Fields("content"), LIMIT) is None
 
 
 def test_reading_json_lines_does_not_import_pyarrow() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_files import FIELDS, LIMIT, ids, pack, read, rows
-from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.inputs import describe
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.corpus.inputs import describe_input
 from proxhpc.corpus.jsonl import first_byte, read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
@@ -22,7 +22,7 @@ def write(tmp_path: Path, data: bytes, name: str = "c.jsonl") -> Path:
     return path
 
 
-def one(tmp_path: Path, line: bytes, fields: Fields = FIELDS) -> Document | Bad:
+def one(tmp_path: Path, line: bytes, fields: Fields = FIELDS) -> Document | BadRecord:
     items, _ = read(write(tmp_path, line), fields=fields)
     assert len(items) == 1
     return items[0]
@@ -70,7 +70,7 @@ def test_a_line_that_is_no_document_is_set_aside_and_the_rest_goes_on(
     items, end = read(write(tmp_path, good % 1 + line + b"\n" + good % 2))
     assert ids(items) == ["1", reason, "2"]
     bad = items[1]
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, BadRecord)
     assert (bad.position, bad.size, bad.head) == (len(good % 1), len(line), line[:1024])
     assert bad.detail
     assert end.at_eof
@@ -78,7 +78,7 @@ def test_a_line_that_is_no_document_is_set_aside_and_the_rest_goes_on(
 
 def test_a_missing_text_names_the_fields_that_are_there(tmp_path: Path) -> None:
     bad = one(tmp_path, b'{"id": 1, "content": "x"}')
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, BadRecord)
     assert bad.detail == "no field 'text'; it has: id, content"
 
 
@@ -98,7 +98,9 @@ def test_ids_become_strings(tmp_path: Path, value: bytes, expected: str) -> None
 
 
 def test_without_an_id_the_display_name_and_position_tell_records_apart(tmp_path: Path) -> None:
-    info = describe(write(tmp_path, b'{"text": "a"}\n{"text": "b"}\n'), name="crawl/1/c.jsonl")
+    info = describe_input(
+        write(tmp_path, b'{"text": "a"}\n{"text": "b"}\n'), name="crawl/1/c.jsonl"
+    )
     *items, _ = read_span(info, info.format, Span(0), Fields("text"), LIMIT)
     assert ids(items) == ["crawl/1/c.jsonl:0", "crawl/1/c.jsonl:14"]
 
@@ -107,7 +109,7 @@ def test_bom_carriage_returns_blank_lines_and_no_last_newline(tmp_path: Path) ->
     data = b'\xef\xbb\xbf{"id": 1, "text": "a"}\r\n\r\n  \t\n\n{"id": 2, "text": "b"}'
     items, end = read(write(tmp_path, data))
     assert ids(items) == ["1", "2"]
-    assert end == End(0, len(data), at_eof=True, blank=3)
+    assert end == SpanEnd(0, len(data), at_eof=True, blank=3)
 
 
 def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
@@ -122,9 +124,9 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
 def test_an_empty_file_holds_no_records(tmp_path: Path, compression: str) -> None:
     suffix = {"none": "", "gzip": ".gz", "zstd": ".zst"}[compression]
     path = write(tmp_path, b"", f"c.jsonl{suffix}")
-    assert read(path) == ([], End(0, 0, at_eof=True))
+    assert read(path) == ([], SpanEnd(0, 0, at_eof=True))
     path.write_bytes(pack(b"", compression))
-    assert read(path) == ([], End(0, 0, at_eof=True))
+    assert read(path) == ([], SpanEnd(0, 0, at_eof=True))
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
@@ -143,7 +145,7 @@ def test_a_50_mb_line_is_set_aside_in_bounded_memory(tmp_path: Path, compression
         tracemalloc.stop()
     assert ids(items) == ["d0", "record_too_long", "d1"]
     bad = items[1]
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, BadRecord)
     assert (bad.size, len(bad.head)) == (size, 1024)
     assert bad.head.startswith(head + b"xxx")
     assert end.at_eof
@@ -157,7 +159,7 @@ def test_the_limit_is_the_longest_record_allowed(tmp_path: Path) -> None:
     assert ids(read(path, limit=len(line) - 1)[0]) == ["record_too_long"] * 2
     path.write_bytes(b"y" * 9000 + b"\n")
     (bad,), _ = read(path, limit=2000)
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, BadRecord)
     assert (bad.size, bad.head) == (9000, b"y" * 1024)
 
 
@@ -170,9 +172,9 @@ def test_a_record_belongs_to_the_span_that_holds_its_first_byte(tmp_path: Path) 
     assert ids(read(path, step, None)[0]) == ["1", "2"]
     assert ids(read(path, step - 1, None)[0]) == ["1", "2"]
     assert ids(read(path, step + 1, None)[0]) == ["2"]
-    assert read(path, 1, 2) == ([], End(0, step, at_eof=False))
-    assert read(path, 3 * step) == ([], End(0, 3 * step, at_eof=True))
-    assert read(path, 999, 1000) == ([], End(0, 999, at_eof=True))
+    assert read(path, 1, 2) == ([], SpanEnd(0, step, at_eof=False))
+    assert read(path, 3 * step) == ([], SpanEnd(0, 3 * step, at_eof=True))
+    assert read(path, 999, 1000) == ([], SpanEnd(0, 999, at_eof=True))
 
 
 def test_end_says_where_the_next_span_begins(tmp_path: Path) -> None:
@@ -221,12 +223,14 @@ def test_spans_that_tile_any_bytes_give_each_record_once(
 ) -> None:
     data = b"\n".join(lines) + (b"\n" if newline else b"")
 
-    def span(start: int, stop: int | None, step: int) -> tuple[list[Document | Bad | End], End]:
+    def span(
+        start: int, stop: int | None, step: int
+    ) -> tuple[list[Document | BadRecord | SpanEnd], SpanEnd]:
         here = Span(0, start, stop)
         at = first_byte(here)
         pieces = (data[i : i + step] for i in range(at, len(data), step))
         *items, end = read_jsonl(split_lines(pieces, at, limit), here, FIELDS, "n", limit)
-        assert isinstance(end, End)
+        assert isinstance(end, SpanEnd)
         return items, end
 
     whole, last = span(0, None, len(data) or 1)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_files import FIELDS, LIMIT, ids, read
-from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.inputs import describe
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.corpus.inputs import describe_input
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 
@@ -46,7 +46,7 @@ def test_rows_are_documents_and_positions_are_row_numbers(tmp_path: Path) -> Non
         Document("7", "a", 0, 0, {"id": 7, "n": 1}),
         Document("c.parquet:1", "b", 0, 1, {"id": None, "n": 2}),
     ]
-    assert end == End(0, 2, at_eof=True)
+    assert end == SpanEnd(0, 2, at_eof=True)
 
 
 @settings(deadline=None, max_examples=40)
@@ -117,9 +117,9 @@ def test_rows_that_are_no_documents_are_set_aside(tmp_path: Path) -> None:
     items, _ = read(path, limit=40)
     assert ids(items) == ["c.parquet:0", "invalid_utf8", "null_text", "record_too_long"]
     assert [item.position for item in items] == [0, 1, 2, 3]
-    assert isinstance(items[2], Bad)
+    assert isinstance(items[2], BadRecord)
     assert items[2].head == b'{"text":null,"n":2}'
-    assert isinstance(items[3], Bad)
+    assert isinstance(items[3], BadRecord)
     assert (items[3].size, items[3].head) == (50, b"x" * 50)
     assert ids(read(path, fields=Fields("content"))[0])[0] == "missing_text"
 
@@ -145,10 +145,10 @@ def test_a_damaged_row_group_is_one_bad_and_the_others_are_read(tmp_path: Path) 
     good = [f"d{i}" for i in [*range(10), *range(20, 25)]]
     assert ids(items) == [*good[:10], "corrupt_input", *good[10:]]
     bad = items[10]
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, BadRecord)
     assert bad.position == 10
     assert "rows 10 to 19 of row group 1 are lost" in bad.detail
-    assert end == End(0, 25, at_eof=True)
+    assert end == SpanEnd(0, 25, at_eof=True)
     assert read(path, 0, 15)[0] + read(path, 15)[0] == items
 
 
@@ -156,24 +156,24 @@ def test_a_damaged_row_group_is_one_bad_and_the_others_are_read(tmp_path: Path) 
 def test_a_cut_file_is_described_with_a_note_and_read_as_one_bad(tmp_path: Path, keep: int) -> None:
     path = numbered(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    info = describe(path)
+    info = describe_input(path)
     assert info.rows is None
     assert info.note.startswith("corrupt: ")
     items, end = read(path)
     assert ids(items) == ["corrupt_input"]
-    assert end == End(0, 0, at_eof=True)
-    assert read(path, 10) == ([], End(0, 10, at_eof=True))
+    assert end == SpanEnd(0, 0, at_eof=True)
+    assert read(path, 10) == ([], SpanEnd(0, 10, at_eof=True))
 
 
 def test_an_empty_file_holds_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     path.touch()
-    assert read(path) == ([], End(0, 0, at_eof=True))
-    assert (describe(path).rows, describe(path).note) == (0, "")
+    assert read(path) == ([], SpanEnd(0, 0, at_eof=True))
+    assert (describe_input(path).rows, describe_input(path).note) == (0, "")
 
 
 def test_the_description_knows_the_rows(tmp_path: Path) -> None:
-    info = describe(numbered(tmp_path))
+    info = describe_input(numbered(tmp_path))
     assert (info.format, info.rows, info.estimated_records) == ("parquet", 25, 25)
     assert 0 < info.estimated_bytes < info.size
 

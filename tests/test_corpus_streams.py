@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from corpus_files import ids, pack, read, rows
 from proxhpc.corpus.blocks import DamageError
-from proxhpc.corpus.document import Bad, Document, End
-from proxhpc.corpus.streams import chunks, sniff
+from proxhpc.corpus.document import BadRecord, Document, SpanEnd
+from proxhpc.corpus.streams import detect_compression, read_chunks
 
 ROWS = rows(40, size=30)
 DATA = b"\n".join(ROWS) + b"\n"
@@ -25,8 +25,8 @@ def write(tmp_path: Path, data: bytes, name: str = "c.jsonl") -> Path:
     return path
 
 
-def torn(item: Document | Bad) -> Bad:
-    assert isinstance(item, Bad)
+def torn(item: Document | BadRecord) -> BadRecord:
+    assert isinstance(item, BadRecord)
     return item
 
 
@@ -36,7 +36,7 @@ def test_frames_and_members_are_one_stream(tmp_path: Path, compression: str, pie
     path = write(tmp_path, pack(DATA, compression, pieces))
     items, end = read(path)
     assert ids(items) == NAMES
-    assert end == End(0, len(DATA), at_eof=True)
+    assert end == SpanEnd(0, len(DATA), at_eof=True)
     middle = len(DATA) // 2
     assert read(path, 0, middle)[0] + read(path, middle)[0] == items
 
@@ -73,7 +73,7 @@ def test_a_cut_anywhere_gives_the_whole_records_and_one_bad(
         tail = torn(items[-1])
         assert "ends inside a" in tail.detail
         assert tail.head == DATA[tail.position : tail.position + tail.size][:1024]
-        assert end == End(0, tail.position + tail.size, at_eof=True)
+        assert end == SpanEnd(0, tail.position + tail.size, at_eof=True)
 
 
 def test_a_cut_between_records_is_reported_too(tmp_path: Path) -> None:
@@ -108,10 +108,12 @@ def test_a_flipped_bit_never_changes_a_document_unnoticed(
     path = tmp_path_factory.mktemp("flip") / f"c.jsonl.{'gz' if compression == 'gzip' else 'zst'}"
     path.write_bytes(packed)
     items, _ = read(path)
-    if not any(isinstance(item, Bad) for item in items):
+    if not any(isinstance(item, BadRecord) for item in items):
         # Flips in fields that carry no content (a gzip time stamp, a larger window).
         assert ids(items) == NAMES
-        assert b"\n".join(ROWS) == b"".join(chunks(path, sniff(path))).rstrip(b"\n")
+        assert b"\n".join(ROWS) == b"".join(read_chunks(path, detect_compression(path))).rstrip(
+            b"\n"
+        )
 
 
 @settings(deadline=None, max_examples=80)
@@ -145,7 +147,7 @@ def test_a_span_that_begins_exactly_at_the_tear_reports_it(tmp_path: Path) -> No
     path = write(tmp_path, pack(DATA, "zstd") + second[:20], "c.jsonl.zst")
     assert ids(read(path, len(DATA))[0]) == ["truncated_input"]
     assert ids(read(path, 0, len(DATA))[0]) == NAMES
-    assert read(path, len(DATA) + 1) == ([], End(0, len(DATA) + 1, at_eof=True))
+    assert read(path, len(DATA) + 1) == ([], SpanEnd(0, len(DATA) + 1, at_eof=True))
 
 
 def test_a_window_that_needs_too_much_memory_is_refused_with_its_size(tmp_path: Path) -> None:
@@ -155,8 +157,8 @@ def test_a_window_that_needs_too_much_memory_is_refused_with_its_size(tmp_path: 
     path = write(tmp_path, packer.compress(DATA) + packer.flush())
     items, end = read(path)
     assert ids(items) == ["zstd_window_too_large"]
-    assert "256 MiB, more than 128 MiB" in torn(items[0]).detail
-    assert end == End(0, 0, at_eof=True)
+    assert "256 MiB, above 128 MiB" in torn(items[0]).detail
+    assert end == SpanEnd(0, 0, at_eof=True)
 
 
 def test_a_frame_that_needs_a_dictionary_is_refused(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_bomb_is_inflated_in_bounded_memory(tmp_path: Path, compression: str) 
     assert path.stat().st_size < 1 << 17
     tracemalloc.start()
     try:
-        sizes = [len(chunk) for chunk in chunks(path, sniff(path))]
+        sizes = [len(chunk) for chunk in read_chunks(path, detect_compression(path))]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -185,15 +187,15 @@ def test_a_bomb_is_inflated_in_bounded_memory(tmp_path: Path, compression: str) 
 @pytest.mark.parametrize("start", [0, 1, 1000, len(DATA) - 1, len(DATA), len(DATA) + 5])
 def test_chunks_begin_where_they_are_asked_to(tmp_path: Path, compression: str, start: int) -> None:
     path = write(tmp_path, pack(DATA, compression, 4))
-    assert b"".join(chunks(path, sniff(path), start)) == DATA[start:]
+    assert b"".join(read_chunks(path, detect_compression(path), start)) == DATA[start:]
 
 
 def test_content_tells_the_compression_and_the_name_where_it_does_not(tmp_path: Path) -> None:
-    assert sniff(write(tmp_path, pack(DATA, "zstd"), "a.jsonl.gz")) == "zstd"
-    assert sniff(write(tmp_path, pack(DATA, "gzip"), "a.jsonl")) == "gzip"
-    assert sniff(write(tmp_path, DATA, "a.jsonl.zst")) == "none"
-    assert sniff(write(tmp_path, b"", "a.jsonl.zst")) == "zstd"
-    assert sniff(write(tmp_path, b"?????", "a.jsonl.gz")) == "gzip"
+    assert detect_compression(write(tmp_path, pack(DATA, "zstd"), "a.jsonl.gz")) == "zstd"
+    assert detect_compression(write(tmp_path, pack(DATA, "gzip"), "a.jsonl")) == "gzip"
+    assert detect_compression(write(tmp_path, DATA, "a.jsonl.zst")) == "none"
+    assert detect_compression(write(tmp_path, b"", "a.jsonl.zst")) == "zstd"
+    assert detect_compression(write(tmp_path, b"?????", "a.jsonl.gz")) == "gzip"
 
 
 def test_a_broken_block_is_a_bad_record_not_an_exception(tmp_path: Path) -> None:
@@ -202,4 +204,4 @@ def test_a_broken_block_is_a_bad_record_not_an_exception(tmp_path: Path) -> None
     items, _ = read(write(tmp_path, bytes(packed)))
     assert ids(items) == [*NAMES, "corrupt_input"]
     with pytest.raises(DamageError, match="checksum"):
-        list(chunks(tmp_path / "c.jsonl", "zstd"))
+        list(read_chunks(tmp_path / "c.jsonl", "zstd"))

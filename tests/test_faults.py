@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxhpc.faults import POINTS
+from proxhpc.faults import FAULT_POINTS
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from runs import BEHIND, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
@@ -22,7 +22,7 @@ ELSEWHERE = (
     "shard left",
 )
 # Leases that a process has no time to give back, and nobody needs any more.
-AFTERWARDS = {"merge summed": {"merge"}, "report written": {"advance"}}
+AFTERWARDS = {"merge summarized": {"merge"}, "report written": {"advance"}}
 
 
 def launch(folder: Path, *, faults: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return corpus_bytes(run)
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if point not in ELSEWHERE])
+@pytest.mark.parametrize("point", [point for point in FAULT_POINTS if point not in ELSEWHERE])
 def test_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     run = plan(tmp_path)
     faults = (*BEHIND.get(point, ()), point)

@@ -9,15 +9,15 @@ import tracemalloc
 import pytest
 
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 
 BRAIN = "The adult brain is plastic all through life as we now know.\n" * 6 + "Share this page"
 LINES = BRAIN.split("\n")
 
 
 def run(program, text=BRAIN, finish="stop", policy=None):
-    windows = [WindowProgram(0, text.count("\n") + 1, Emitted(program, finish))]
-    return replay(text, None, windows, policy or Policy(), Style())
+    windows = [WindowProgram(0, text.count("\n") + 1, ModelOutput(program, finish))]
+    return replay(text, None, windows, policy or Policy(), ProgramFormat())
 
 
 def reference(program, text=BRAIN):
@@ -25,21 +25,21 @@ def reference(program, text=BRAIN):
 
 
 def untouched(outcome, text=BRAIN, **rejected):
-    assert (outcome.status, outcome.text) == ("kept", text)
+    assert (outcome.outcome, outcome.text) == ("kept", text)
     assert outcome.rejected == rejected
 
 
 def test_defect_1_cut_normalize_deletes_nothing():
     program = 'normalize(source_str="The adv'
     assert reference(program).text.startswith("ult brain")
-    untouched(run(program, finish="length"), cut=1)
+    untouched(run(program, finish="length"), truncated_call=1)
     untouched(run(program), unterminated=1)
 
 
 def test_defect_2_cut_remove_lines_is_not_executed_with_half_a_number():
     program = "remove_lines(start=1, end=19"
     assert reference(program).lines_removed == 1
-    untouched(run(program, finish="length"), cut=1)
+    untouched(run(program, finish="length"), truncated_call=1)
 
 
 def test_defect_3_a_cut_repetition_loop_keeps_the_good_edits():
@@ -47,7 +47,7 @@ def test_defect_3_a_cut_repetition_loop_keeps_the_good_edits():
     assert reference(program).text == BRAIN
     outcome = run(program, finish="length")
     assert outcome.text == "\n".join(LINES[:6])
-    assert outcome.rejected == {"cut": 1}
+    assert outcome.rejected == {"truncated_call": 1}
 
 
 def test_defect_4_equals_sign_in_a_string():
@@ -80,9 +80,9 @@ def test_defect_7_a_string_of_several_lines():
 
 def test_defect_8_a_replacement_stays_in_its_window_and_out_of_words():
     text = f"Share\n{BRAIN}"
-    programs = [Emitted("keep_chunk()", "stop"), Emitted('normalize("Share","")', "stop")]
+    programs = [ModelOutput("keep_chunk()", "stop"), ModelOutput('normalize("Share","")', "stop")]
     windows = [WindowProgram(0, 4, programs[0]), WindowProgram(4, 8, programs[1])]
-    outcome = replay(text, None, windows, Policy(), Style())
+    outcome = replay(text, None, windows, Policy(), ProgramFormat())
     assert outcome.text == text[: -len("Share this page")] + " this page"
     untouched(run('normalize("a","")'), inside_word=1)
 
@@ -101,15 +101,15 @@ def test_defect_10_escapes_and_quotes():
 
 def test_defect_11_all_true_in_a_comment():
     program = "remove_lines(start=6, end=6) # not all=True"
-    assert reference(program).status == "dropped"
+    assert reference(program).outcome == "dropped"
     assert run(program).text == "\n".join(LINES[:6])
 
 
 def test_defect_12_a_window_cannot_remove_lines_of_another():
-    program = Emitted("remove_lines(start=0, end=0)", "stop")
-    windows = [WindowProgram(0, 3, Emitted("", "stop")), WindowProgram(3, 7, program)]
-    untouched(replay(BRAIN, None, windows, Policy(), Style()), outside_window=1)
-    assert replay(BRAIN, None, windows, "reference", Style()).lines_removed == 1
+    program = ModelOutput("remove_lines(start=0, end=0)", "stop")
+    windows = [WindowProgram(0, 3, ModelOutput("", "stop")), WindowProgram(3, 7, program)]
+    untouched(replay(BRAIN, None, windows, Policy(), ProgramFormat()), outside_window=1)
+    assert replay(BRAIN, None, windows, "reference", ProgramFormat()).lines_removed == 1
 
 
 @pytest.mark.parametrize("policy", [Policy(), "reference"])
@@ -165,9 +165,12 @@ def test_errors_are_not_hidden_by_merging_and_count_for_their_window_only():
     program = "remove_lines(0, 0)\nremove_lines(1, 9)"
     outcome = run(program)
     assert (outcome.lines_removed, outcome.rejected) == (1, {"outside_window": 1})
-    bad = Emitted("remove_lines(0, 99)\nremove_lines(4, 99)", "stop")
-    windows = [WindowProgram(0, 6, bad), WindowProgram(6, 7, Emitted("remove_lines(6, 6)", "stop"))]
-    outcome = replay(BRAIN, None, windows, Policy(), Style())
+    bad = ModelOutput("remove_lines(0, 99)\nremove_lines(4, 99)", "stop")
+    windows = [
+        WindowProgram(0, 6, bad),
+        WindowProgram(6, 7, ModelOutput("remove_lines(6, 6)", "stop")),
+    ]
+    outcome = replay(BRAIN, None, windows, Policy(), ProgramFormat())
     assert outcome.text == "\n".join(LINES[:6])
     assert outcome.rejected == {"outside_window": 2, "error_budget": 1}
 
@@ -184,7 +187,7 @@ def test_thresholds_a_short_document_is_not_blanked():
 
 def test_thresholds_chinese_is_not_one_word():
     text = "这是一篇关于学习的很长的文章，里面没有空格。\n分享到微博"
-    assert reference("untouch_doc()", text).status == "dropped"
+    assert reference("untouch_doc()", text).outcome == "dropped"
     untouched(run("untouch_doc()", text), text)
     assert run("remove_lines(1, 1)", text).text == text.partition("\n")[0]
 
@@ -195,4 +198,4 @@ def test_thresholds_removing_nearly_everything_keeps_the_original_unless_told():
     untouched(run(program, text), text, removed_share=1)
     assert reference("remove_lines(start=0, end=0)", text).reason == "reference_removed_share"
     dropped = run(program, text, policy=Policy(on_removed_share="drop"))
-    assert (dropped.status, dropped.reason) == ("dropped", "removed_share")
+    assert (dropped.outcome, dropped.reason) == ("dropped", "removed_share")

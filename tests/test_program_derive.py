@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from proxhpc.program import align
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import Program, format_program
 
 FREE = Policy(min_kept_words=0, max_removed_share=1)
@@ -17,9 +17,9 @@ BEFORE = "Home | About\nThe adult brain is here.\nShare this\nfoo bar baz\nfoo b
 
 
 def execute(before, program, dialect):
-    emitted = Emitted(format_program(program, dialect), "stop")
+    emitted = ModelOutput(format_program(program, dialect), "stop")
     windows = [WindowProgram(0, before.count("\n") + 1, emitted)]
-    return replay(before, None, windows, FREE, Style(dialect))
+    return replay(before, None, windows, FREE, ProgramFormat(dialect))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_large_texts_are_aligned_by_the_lines_that_both_have_once(monkeypatch):
     assert execute(before, program, "line").text == after
     same = derive("\n".join(["x"] * 99), "\n".join(["x"] * 98))
     assert isinstance(same, NoProgram)
-    assert "take windows" in same.reason
+    assert "use windows" in same.reason
 
 
 words = st.sampled_from(

@@ -10,7 +10,7 @@ from proxhpc.program.derive import derive
 from proxhpc.program.execute import EXECUTE_REASONS
 from proxhpc.program.grammar import chunk_grammar
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import ParseReason, Program, format_program
 
 PAGE = Path(__file__).parent.parent / "docs" / "language.md"
@@ -18,7 +18,7 @@ ALL = re.findall(r"^```(\w[^\n]*)\n(.*?)\n```$", PAGE.read_text(), re.M | re.S)
 BLOCKS = [block for block in ALL if block[0].split()[0] in ("prox", "line", "doc")]
 DERIVED = [block for block in ALL if block[0].split()[0] == "derive"]
 GRAMMARS = [block for head, block in ALL if head == "grammar"]
-POLICY_REASONS = ("error_budget", "removed_share", "short", "cut", "unclear_verdict")
+POLICY_REASONS = ("error_budget", "removed_share", "short", "truncated_call", "unclear_verdict")
 
 
 def parts(block):
@@ -41,11 +41,11 @@ def happens(head, before, program):
     policy = Policy.model_validate_strings(
         {"min_kept_words": "0", "max_removed_share": "1", **limits}, strict=True
     )
-    emitted = Emitted(program, finish)
+    emitted = ModelOutput(program, finish)
     if kind == "doc":
-        return replay(before, emitted, [], policy, Style())
+        return replay(before, emitted, [], policy, ProgramFormat())
     windows = [WindowProgram(0, before.count("\n") + 1, emitted)]
-    return replay(before, None, windows, policy, Style(kind))
+    return replay(before, None, windows, policy, ProgramFormat(kind))
 
 
 @pytest.mark.parametrize(("head", "block"), BLOCKS)
@@ -53,7 +53,7 @@ def test_example(head, block):
     before, program, after, last = parts(block)
     outcome = happens(head, before, program)
     if last.startswith("dropped: "):
-        assert (outcome.status, f"dropped: {outcome.reason}") == ("dropped", last)
+        assert (outcome.outcome, f"dropped: {outcome.reason}") == ("dropped", last)
         return
     assert outcome.text == after
     counts = ", ".join(f"{reason} {count}" for reason, count in outcome.rejected.items())

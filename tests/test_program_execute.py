@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxhpc.errors import ShardError
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, doc_verdict, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, doc_verdict, replay
 from test_program_parse import dialects, finishes, soups
 
 FREE = Policy(min_kept_words=0, max_removed_share=1)
@@ -17,11 +17,13 @@ DOC = "Home | About\nThe adult brain\n\nShare this | Tweet\nHome again\nFooter"
 
 
 def window(start, stop, program, finish="stop"):
-    return WindowProgram(start, stop, Emitted(program, finish))
+    return WindowProgram(start, stop, ModelOutput(program, finish))
 
 
 def run(program, text=DOC, policy=FREE, style=None):
-    return replay(text, None, [window(0, text.count("\n") + 1, program)], policy, style or Style())
+    return replay(
+        text, None, [window(0, text.count("\n") + 1, program)], policy, style or ProgramFormat()
+    )
 
 
 def test_lines_and_strings_are_those_of_the_text_before_any_edit():
@@ -50,11 +52,11 @@ def test_lines_and_strings_are_those_of_the_text_before_any_edit():
 )
 def test_a_statement_that_does_not_fit_is_rejected(program, reason):
     outcome = run(program)
-    assert (outcome.status, outcome.text, outcome.rejected) == ("kept", DOC, {reason: 1})
+    assert (outcome.outcome, outcome.text, outcome.rejected) == ("kept", DOC, {reason: 1})
 
 
 def test_growth_up_to_the_limit():
-    assert run(f'normalize("Footer", "{"x" * 262}")').status == "edited"
+    assert run(f'normalize("Footer", "{"x" * 262}")').outcome == "edited"
 
 
 def test_more_matches_than_allowed():
@@ -148,7 +150,7 @@ def test_a_statement_repeated_is_rejected_once():
 
 
 def test_line_dialect_counts_from_one_and_edits_the_only_match_of_a_line():
-    style = Style("line")
+    style = ProgramFormat("line")
     program = 'remove_str(1, " | About")\nreplace_str(5, "Home", "Casa")\nremove_lines(2, 3)'
     assert run(program, style=style).text == "Home\nShare this | Tweet\nCasa again\nFooter"
     for program, reason in (
@@ -163,15 +165,15 @@ def test_line_dialect_counts_from_one_and_edits_the_only_match_of_a_line():
 def test_numbering_of_windows():
     programs = ["remove_lines(0, 0)", "remove_lines(0, 0)"]
     windows = [window(0, 3, programs[0]), window(3, 6, programs[1])]
-    counted = replay(DOC, None, windows, FREE, Style(numbering="window"))
+    counted = replay(DOC, None, windows, FREE, ProgramFormat(numbering="window"))
     assert counted.text == "The adult brain\n\nHome again\nFooter"
-    document = replay(DOC, None, windows, FREE, Style())
+    document = replay(DOC, None, windows, FREE, ProgramFormat())
     assert (document.lines_removed, document.rejected) == (1, {"outside_window": 1})
 
 
 def test_adjoining_removals_of_two_windows_and_lines_of_no_window():
     windows = [window(1, 3, "remove_lines(2, 2)"), window(3, 5, "remove_lines(3, 4)")]
-    assert replay(DOC, None, windows, FREE, Style()).text == (
+    assert replay(DOC, None, windows, FREE, ProgramFormat()).text == (
         "Home | About\nThe adult brain\nFooter"
     )
 
@@ -179,15 +181,15 @@ def test_adjoining_removals_of_two_windows_and_lines_of_no_window():
 def test_error_budget_of_a_window():
     bad = "garbage\n" * 2
     windows = [window(0, 3, "remove_lines(0, 0)"), window(3, 6, f"remove_lines(3, 3)\n{bad}")]
-    outcome = replay(DOC, None, windows, FREE, Style())
+    outcome = replay(DOC, None, windows, FREE, ProgramFormat())
     assert outcome.text == DOC.partition("\n")[2]
     assert outcome.rejected == {"not_a_call": 2, "error_budget": 1}
     for action, status in (("drop", "dropped"), ("quarantine", "quarantined")):
         policy = FREE.model_copy(update={"on_errors": action})
-        outcome = replay(DOC, None, windows, policy, Style())
-        assert (outcome.status, outcome.reason, outcome.text) == (status, "error_budget", "")
+        outcome = replay(DOC, None, windows, policy, ProgramFormat())
+        assert (outcome.outcome, outcome.reason, outcome.text) == (status, "error_budget", "")
     allowed = FREE.model_copy(update={"max_errors": 2})
-    assert replay(DOC, None, windows, allowed, Style()).lines_removed == 2
+    assert replay(DOC, None, windows, allowed, ProgramFormat()).lines_removed == 2
 
 
 @pytest.mark.parametrize(
@@ -197,14 +199,14 @@ def test_the_limits_of_a_document(action, status):
     text = "word " * 95 + "\n" + "word " * 5
     policy = Policy(on_removed_share=action, on_short=action)
     outcome = run("remove_lines(0, 0)", text, policy)
-    assert outcome.status == status
+    assert outcome.outcome == status
     assert (outcome.reason or outcome.rejected) in ("removed_share", {"removed_share": 1})
     text = "word " * 30 + "\n" + "word " * 10
     outcome = run("remove_lines(0, 0)", text, policy)
-    assert outcome.status == status
+    assert outcome.outcome == status
     assert (outcome.reason or outcome.rejected) in ("short", {"short": 1})
     assert outcome.text == (text if status == "kept" else "")
-    assert run("remove_lines(0, 0)", text + "word", policy).status == "edited"
+    assert run("remove_lines(0, 0)", text + "word", policy).outcome == "edited"
 
 
 def test_unspaced_scripts_are_counted_in_characters():
@@ -221,16 +223,18 @@ def test_windows_that_do_not_fit_the_text_stop_the_shard():
         [window(0, 4, ""), window(3, 6, "")],
     ):
         with pytest.raises(ShardError, match="does not fit"):
-            replay(DOC, None, windows, FREE, Style())
+            replay(DOC, None, windows, FREE, ProgramFormat())
 
 
 def test_a_document_level_program_comes_first():
     windows = [window(0, 6, "remove_lines(0, 0)")]
-    dropped = replay(DOC, Emitted("drop_doc()", "stop"), windows, FREE, Style())
-    assert (dropped.status, dropped.reason, dropped.text) == ("dropped", "doc_program", "")
-    kept = replay(DOC, Emitted("hm", "stop"), windows, FREE, Style())
-    assert (kept.status, kept.rejected) == ("edited", {"not_a_call": 1, "unclear_verdict": 1})
-    assert replay(DOC, Emitted("keep_doc()", "stop"), [], FREE, Style()).status == "kept"
+    dropped = replay(DOC, ModelOutput("drop_doc()", "stop"), windows, FREE, ProgramFormat())
+    assert (dropped.outcome, dropped.reason, dropped.text) == ("dropped", "doc_program", "")
+    kept = replay(DOC, ModelOutput("hm", "stop"), windows, FREE, ProgramFormat())
+    assert (kept.outcome, kept.rejected) == ("edited", {"not_a_call": 1, "unclear_verdict": 1})
+    assert (
+        replay(DOC, ModelOutput("keep_doc()", "stop"), [], FREE, ProgramFormat()).outcome == "kept"
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,25 +243,25 @@ def test_a_document_level_program_comes_first():
         ("", "stop", {"unclear_verdict": 1}),
         ("keep_doc()\ndrop_doc()", "stop", {"unclear_verdict": 1}),
         ("drop_doc() because", "stop", {"trailing_text": 1, "unclear_verdict": 1}),
-        ("drop_d", "length", {"cut": 1, "unclear_verdict": 1}),
+        ("drop_d", "length", {"truncated_call": 1, "unclear_verdict": 1}),
         ("keep_doc()\nkeep_d", "length", {}),
     ],
 )
 def test_an_unclear_verdict_keeps(program, finish, rejected):
-    verdict = doc_verdict(Emitted(program, finish), FREE)
+    verdict = doc_verdict(ModelOutput(program, finish), FREE)
     assert (verdict.action, verdict.rejected) == ("keep", rejected)
 
 
 def test_a_loop_of_verdicts_is_one():
-    assert doc_verdict(Emitted("drop_doc()\n" * 9 + "drop", "length"), FREE).action == "drop"
+    assert doc_verdict(ModelOutput("drop_doc()\n" * 9 + "drop", "length"), FREE).action == "drop"
 
 
 def test_a_cut_call_is_recorded_and_costs_no_budget():
     policy = FREE.model_copy(update={"max_errors": 0})
     outcome = replay(
-        DOC, None, [window(0, 6, "remove_lines(0, 0)\nrem", "length")], policy, Style()
+        DOC, None, [window(0, 6, "remove_lines(0, 0)\nrem", "length")], policy, ProgramFormat()
     )
-    assert (outcome.lines_removed, outcome.rejected) == (1, {"cut": 1})
+    assert (outcome.lines_removed, outcome.rejected) == (1, {"truncated_call": 1})
 
 
 texts = st.lists(
@@ -294,14 +298,14 @@ def is_subsequence(part, whole):
 def test_soup_never_raises_nor_reaches_outside_its_window(case, dialect, numbering):
     text, windows = case
     policy = Policy(min_kept_words=0, max_removed_share=1, max_errors=1000)
-    outcome = replay(text, None, windows, policy, Style(dialect, numbering))
-    assert outcome.status == ("kept" if outcome.text == text else "edited")
+    outcome = replay(text, None, windows, policy, ProgramFormat(dialect, numbering))
+    assert outcome.outcome == ("kept" if outcome.text == text else "edited")
     lines, after = text.split("\n"), outcome.text.split("\n")
     if not outcome.strings_replaced and len(lines) > outcome.lines_removed:
         assert is_subsequence(after, lines)
         assert len(after) == len(lines) - outcome.lines_removed
     for own in windows:
-        alone = replay(text, None, [own], policy, Style(dialect, numbering)).text
+        alone = replay(text, None, [own], policy, ProgramFormat(dialect, numbering)).text
         head = "".join(f"{line}\n" for line in lines[: own.start])
         tail = "".join(f"\n{line}" for line in lines[own.stop :])
         assert f"{alone}\n".startswith(head)
@@ -355,7 +359,7 @@ def operations(text, program, dialect):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        replay(Counted(text), None, windows, policy, Style(dialect))
+        replay(Counted(text), None, windows, policy, ProgramFormat(dialect))
     finally:
         sys.settrace(before)
     return lines + Counted.scanned

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar, number_range
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import FIRST_LINE, Program, RemoveLines, Verdict
 
 WORDS = [
@@ -55,9 +55,9 @@ def test_all_that_is_admitted_is_executed(data, own, dialect, start, strings):
     program = data.draw(st.from_regex(grammar, fullmatch=True))
     assert parse_chunk(program, dialect).rejected == ()
     text = "\n".join([*["above"] * start, *own, "below"])
-    windows = [WindowProgram(start, start + len(own), Emitted(program, "stop"))]
+    windows = [WindowProgram(start, start + len(own), ModelOutput(program, "stop"))]
     policy = Policy(min_kept_words=0, max_removed_share=1)
-    assert replay(text, None, windows, policy, Style(dialect)).rejected == {}
+    assert replay(text, None, windows, policy, ProgramFormat(dialect)).rejected == {}
 
 
 def test_calls_within_the_window_are_admitted_and_no_others():
@@ -117,7 +117,7 @@ def test_no_more_strings_than_the_policy_allows():
 
 
 def test_a_grammar_without_calls_is_none():
-    with pytest.raises(ValueError, match="no calls"):
+    with pytest.raises(ValueError, match="max_calls"):
         chunk_grammar("prox", 0, 0, max_calls=0)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.program.edits import edits_of, read_window
+from proxhpc.program.edits import program_edits, read_window
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import (
     Keep,
@@ -198,7 +198,7 @@ def test_a_call_cut_by_the_token_limit_is_dropped_and_else_rejected(tail):
     stopped = parse_chunk(text)
     assert stopped.statements == (RemoveLines(7, 7),)
     assert len(stopped.rejected) == 1
-    assert not stopped.cut
+    assert not stopped.truncated
 
 
 def test_only_the_last_call_can_be_cut():
@@ -304,5 +304,5 @@ usual = st.lists(
 def test_the_short_way_agrees_with_the_parser(text, dialect, finish):
     short = read_window(text, dialect, finish, 3, 40, 5)
     different = list(dict.fromkeys(short.strings))
-    expected = edits_of(parse_chunk(text, dialect, finish), 3, 40, 5)
+    expected = program_edits(parse_chunk(text, dialect, finish), 3, 40, 5)
     assert short._replace(strings=different) == expected

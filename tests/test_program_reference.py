@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxhpc.program import reference
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 
 BODY = "\n".join(f"line {n} has these five more words" for n in range(8))
 
 
 def run(program, text=BODY):
-    windows = [WindowProgram(0, text.count("\n") + 1, Emitted(program, "stop"))]
-    return replay(text, None, windows, "reference", Style())
+    windows = [WindowProgram(0, text.count("\n") + 1, ModelOutput(program, "stop"))]
+    return replay(text, None, windows, "reference", ProgramFormat())
 
 
 def without(*numbers, text=BODY):
@@ -39,25 +39,25 @@ def test_all_recorded_cases_are_equal():
 
 
 def answer(case):
-    emitted = Emitted(case["program"], "stop")
+    emitted = ModelOutput(case["program"], "stop")
     windows = [WindowProgram(0, case["text"].count("\n") + 1, emitted)]
     doc, chunk = (emitted, []) if case["level"] == "doc" else (None, windows)
-    outcome = replay(case["text"], doc, chunk, "reference", Style())
-    if outcome.status == "quarantined":
+    outcome = replay(case["text"], doc, chunk, "reference", ProgramFormat())
+    if outcome.outcome == "quarantined":
         return {"reference_zero_division": "ZeroDivisionError"}[outcome.reason]
     return outcome.text
 
 
 @pytest.mark.parametrize("program", ["drop", "I would drop", "keep_doc(), no drop", " drop_doc() "])
 def test_a_document_whose_program_has_drop_anywhere_is_dropped(program):
-    outcome = replay(BODY, Emitted(program, "stop"), [], "reference", Style())
-    assert (outcome.status, outcome.reason, outcome.text) == ("dropped", "doc_program", "")
+    outcome = replay(BODY, ModelOutput(program, "stop"), [], "reference", ProgramFormat())
+    assert (outcome.outcome, outcome.reason, outcome.text) == ("dropped", "doc_program", "")
 
 
 @pytest.mark.parametrize("program", ["", "keep_doc()", "DROP_DOC()", "dro"])
 def test_any_other_doc_program_keeps(program):
-    outcome = replay(BODY, Emitted(program, "stop"), [], "reference", Style())
-    assert (outcome.status, outcome.text) == ("kept", BODY)
+    outcome = replay(BODY, ModelOutput(program, "stop"), [], "reference", ProgramFormat())
+    assert (outcome.outcome, outcome.text) == ("kept", BODY)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_removals(program, removed):
     outcome = run(program)
     assert outcome.text == without(*removed)
     assert outcome.lines_removed == len(removed)
-    assert outcome.status == ("edited" if removed else "kept")
+    assert outcome.outcome == ("edited" if removed else "kept")
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_two_errors_keep_the_original():
     edit = "remove_lines(start=0, end=0)\n"
     assert run(f"{edit}remove_lines(1, 1)").text == without(0)
     outcome = run(f"{edit}remove_lines(1, 1)\nremove_lines(1, 1)")
-    assert (outcome.status, outcome.text, outcome.lines_removed) == ("kept", BODY, 0)
+    assert (outcome.outcome, outcome.text, outcome.lines_removed) == ("kept", BODY, 0)
 
 
 @pytest.mark.parametrize("line", ["remove_lines(all=True)", "remove_lines(1, 2) # not all=True"])
 def test_all_true_anywhere_wipes(line):
     outcome = run(line)
-    assert (outcome.status, outcome.reason) == ("dropped", "reference_removed_share")
+    assert (outcome.outcome, outcome.reason) == ("dropped", "reference_removed_share")
 
 
 def test_exactly_95_percent_is_too_much():
@@ -148,25 +148,27 @@ def test_exactly_95_percent_is_too_much():
     outcome = run("remove_lines(start=0, end=0)", text)
     assert outcome.reason == "reference_removed_share"
     outcome = run("remove_lines(start=0, end=0)", text + "word")
-    assert outcome.status == "edited"
+    assert outcome.outcome == "edited"
 
 
 def test_ten_words_are_too_short_even_untouched_and_with_errors():
     for program in ("untouch_doc()", "remove_lines(0, 0)\n" * 2):
         outcome = run(program, "one two three four five six seven eight nine ten")
-        assert (outcome.status, outcome.reason) == ("dropped", "reference_short")
+        assert (outcome.outcome, outcome.reason) == ("dropped", "reference_short")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\n"])
 def test_a_document_without_words_raises_there_and_is_set_aside_here(text):
     outcome = run("", text)
-    assert (outcome.status, outcome.reason) == ("quarantined", "reference_zero_division")
+    assert (outcome.outcome, outcome.reason) == ("quarantined", "reference_zero_division")
 
 
 def test_programs_of_all_windows_are_merged_and_reach_the_whole_document():
     programs = [' normalize(source_str="these") ', "remove_lines(start=0, end=0)"]
-    windows = [WindowProgram(4 * n, 4 * n + 4, Emitted(p, "stop")) for n, p in enumerate(programs)]
-    outcome = replay(BODY, None, windows, "reference", Style())
+    windows = [
+        WindowProgram(4 * n, 4 * n + 4, ModelOutput(p, "stop")) for n, p in enumerate(programs)
+    ]
+    outcome = replay(BODY, None, windows, "reference", ProgramFormat())
     assert outcome.text == without(0).replace("these", "")
     assert outcome.strings_replaced == 8
 
@@ -176,11 +178,11 @@ def test_growth_that_would_exhaust_memory_is_set_aside(monkeypatch):
     growth = 'normalize(source_str="e", target_str="eeeeeeeeee")\n' * 6
     assert run(growth).reason == "reference_memory"
     monkeypatch.setattr(reference, "MAX_SCANNED", 3 * len(BODY))
-    assert run('normalize(source_str="zzz")\n' * 3).status == "kept"
+    assert run('normalize(source_str="zzz")\n' * 3).outcome == "kept"
     assert run('normalize(source_str="zzz")\n' * 4).reason == "reference_time"
 
 
 @given(st.text(), st.text(), st.integers(0, 10**30))
 def test_no_program_raises_anything_else(text, program, number):
     outcome = run(f"remove_lines(start=0, end={number})\n{program}", text)
-    assert outcome.status == "quarantined" or text.split()
+    assert outcome.outcome == "quarantined" or text.split()

@@ -1,4 +1,4 @@
-"""Integers that add: what became of documents, bytes, tokens and model calls."""
+"""Counts of outcomes, bytes, tokens and model usage, as integers that add."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -10,11 +10,12 @@ from proxhpc.errors import StopError
 
 @dataclass(slots=True)
 class Counts:
-    """Totals over ledger rows. `documents` = kept + edited + dropped + quarantined, always.
+    """Totals over ledger rows; each document has one outcome and is counted once.
 
-    A quarantined record counts as a document whether or not it could be read. Token counts are
-    the refiner's tokenizer's, line by line with one more for each line end, or UTF-8 bytes / 4
-    where the engine has no tokenizer (the plan says which).
+    `documents` = `kept` (unchanged) + `edited` + `dropped` + `quarantined`; the last two are by
+    reason. Quarantined records count as documents even if they could not be read. Tokens are
+    counted by the refiner's tokenizer, line by line with one more for each line end, or as UTF-8
+    bytes / 4 if the engine has no tokenizer; the plan records which.
     """
 
     documents: int = 0
@@ -28,18 +29,16 @@ class Counts:
     bytes_out: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
-    tokens_chunk: int = 0  # raw tokens of the documents that the chunk stage read
+    tokens_chunk: int = 0  # raw tokens of the documents that the chunk stage reads
     lines_removed: int = 0
     strings_replaced: int = 0
     windows: int = 0
     blank_lines: int = 0
     doc: Usage = field(default_factory=Usage)
     chunk: Usage = field(default_factory=Usage)
-    # What requests would have taken: answered from memory, and not made at all for copies.
+    # Usage of earlier requests with the same prompt, whose answers were reused.
     doc_saved: Usage = field(default_factory=Usage)
     chunk_saved: Usage = field(default_factory=Usage)
-    doc_copied: Usage = field(default_factory=Usage)
-    chunk_copied: Usage = field(default_factory=Usage)
 
     def __add__(self, other: "Counts") -> "Counts":
         total = Counts()
@@ -49,24 +48,24 @@ class Counts:
 
     def __iadd__(self, other: "Counts") -> "Counts":
         for name in _NAMES:
-            mine = getattr(self, name)
-            if isinstance(mine, Counter):
-                mine.update(getattr(other, name))
+            value = getattr(self, name)
+            if isinstance(value, Counter):
+                value.update(getattr(other, name))
             else:
-                setattr(self, name, mine + getattr(other, name))
+                setattr(self, name, value + getattr(other, name))
         return self
 
     @property
     def in_corpus(self) -> int:
-        """Documents that reach the merge."""
+        """Documents that enter the merge: kept unchanged or edited."""
         return self.kept + self.edited
 
     def check(self, where: str) -> None:
-        """Raise StopError unless every document is accounted for once."""
-        parts = self.in_corpus + self.dropped.total() + self.quarantined.total()
-        if parts != self.documents:
+        """Raise StopError unless the outcomes add up to the number of documents."""
+        outcomes = self.in_corpus + self.dropped.total() + self.quarantined.total()
+        if outcomes != self.documents:
             raise StopError(
-                f"{where}: {self.documents} documents went in, {parts} are accounted for",
+                f"{where}: {self.documents} documents, but {outcomes} outcomes",
                 hint="the ledger is damaged or was written by other code; do not merge it",
             )
 

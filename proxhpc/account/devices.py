@@ -1,8 +1,8 @@
-"""What a GPU can do at most, by the name that CUDA gives it."""
+"""Peak FLOPs of GPUs, by their CUDA device name."""
 
-# Dense bfloat16 FLOPs per second of the makers' data sheets, sparsity left out (float16 for V100,
-# T4, which have no bfloat16). The first name that a device's name contains is its kind.
-PEAKS = (
+# Dense bfloat16 FLOPs per second from the vendors' data sheets (float16 for V100 and T4, which have
+# no bfloat16). The first entry whose name occurs in a device's name applies.
+_PEAK_FLOPS = (
     ("GH200", 989.4e12),
     ("GB200", 2500e12),
     ("B300", 2250e12),
@@ -27,12 +27,12 @@ PEAKS = (
 )
 
 
-def peak(device: str | None) -> float | None:
-    """Dense bfloat16 FLOPs per second of a device; None for one that is not in the table.
+def peak_flops(device: str | None) -> float | None:
+    """Return a device's dense bfloat16 FLOPs per second, or None if unknown.
 
-    A slice of a GPU (MIG) is no whole one, and unknown.
+    A MIG slice of a GPU is unknown.
     """
     if device is None or "MIG" in device.split():
         return None
     padded = f" {device.replace('-', ' ')} "
-    return next((peak for name, peak in PEAKS if f" {name} " in padded), None)
+    return next((flops for name, flops in _PEAK_FLOPS if f" {name} " in padded), None)

@@ -1,8 +1,8 @@
 """FLOPs as pure functions of a model's shape and integer token sums.
 
-One multiply-add counts as two FLOPs. Matrix products are counted, and attention's scores and
-weighted sums over the keys each query may see; norms, activations, softmax, rotary embedding,
-sampling and padding are not.
+One multiply-add counts as two FLOPs. Matrix products count, and so do attention scores and weighted
+sums over the keys that each query attends to. Norms, activations, softmax, rotary embedding,
+sampling and padding do not.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ GATED_DECODERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a dense decoder with gated MLPs that its FLOPs depend on."""
+    """The sizes of a dense decoder with gated MLPs that determine its FLOPs."""
 
     hidden: int
     layers: int
@@ -34,12 +34,12 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Shape of a Hugging Face `config.json`; UserError for a kind this cannot count."""
-        kind = config.get("model_type")
-        if kind not in GATED_DECODERS:
+        """Return the shape in a Hugging Face `config.json`; UserError for other architectures."""
+        model_type = config.get("model_type")
+        if model_type not in GATED_DECODERS:
             raise UserError(
-                f"cannot count the FLOPs of a model of type {kind!r}",
-                hint=f"counted are {', '.join(sorted(GATED_DECODERS))}",
+                f"cannot count the FLOPs of a model of type {model_type!r}",
+                hint=f"supported types are {', '.join(sorted(GATED_DECODERS))}",
             )
         hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
         return cls(
@@ -55,22 +55,22 @@ class ModelShape:
 
     @property
     def body_parameters(self) -> int:
-        """Weights of the matrix products of all layers: no embedding, no head, no norms."""
+        """Weights in the matrix products of all layers, without embedding, head and norms."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def parameters(self) -> int:
-        """All weights: body, embedding, head unless tied, two norms a layer and the last one.
+        """All weights: body, embedding, head unless tied, two norms per layer and the last norm.
 
-        Biases and per-head norms, where a model has them, are left out (below 0.1 %).
+        Biases and per-head norms (below 0.1 %) are not included.
         """
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
         return self.body_parameters + embeddings + (2 * self.layers + 1) * self.hidden
 
     @property
     def paper_parameters(self) -> int:
-        """The N of the ProX paper's FLOPs: all weights but the input embedding."""
+        """N in the ProX paper's FLOPs: all weights except the input embedding."""
         return self.parameters - self.vocab * self.hidden
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,10 +79,10 @@ class ModelShape:
 
 
 class ModelWork(NamedTuple):
-    """What a model computed for one request, padding left out.
+    """The work of a model on one request, without padding.
 
-    `fed` tokens went through the layers, with `attended` (query, key) pairs; at `logits` of them
-    the head ran.
+    `fed` tokens passed through the layers, with `attended` (query, key) pairs. The head ran on
+    `logits` of them.
     """
 
     fed: int
@@ -92,12 +92,12 @@ class ModelWork(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Integer sums over requests, from which the FLOPs of any model shape follow.
+    """Integer sums over requests, from which the FLOPs of any model shape can be computed.
 
-    `prompt_tokens` n went in, `cached_tokens` c of them came from a prefix cache, `new_tokens` m
-    were sampled. `fed` tokens went through the layers; `attended` is the number of (query, key)
-    pairs under full causal attention, `attended_decoding` those whose query is no prompt token, and
-    `attended_cached` those that the prefix cache spared. The head ran at `logits` tokens.
+    Of `prompt_tokens`, `cached_tokens` came from a prefix cache; `new_tokens` were sampled. `fed`
+    tokens passed through the layers and the head ran on `logits` of them. `attended` counts the
+    (query, key) pairs of full causal attention; `attended_decoding` are those whose query is not a
+    prompt token. `attended_cached` are the pairs that the prefix cache saved.
     """
 
     requests: int = 0
@@ -112,10 +112,10 @@ class Usage:
 
     @classmethod
     def of_request(cls, n: int, c: int, m: int, work: ModelWork | None = None) -> Self:
-        """Usage of one request: n prompt tokens, c of them cached, m sampled.
+        """Return the usage of one request: n prompt tokens, c of them cached, and m sampled.
 
-        Without `work`, each sampled token took one pass, and the last one is never fed back. Token
-        p (from 0) attends to p + 1 keys.
+        Without `work`, each sampled token takes one pass and the last one is not fed. Token p (from
+        0) attends to p + 1 keys.
         """
         if not (0 <= c <= n and m >= 0):
             raise ValueError(f"impossible token counts: prompt {n}, cached {c}, new {m}")
@@ -128,7 +128,7 @@ class Usage:
 
     @property
     def prefilled(self) -> int:
-        """Prompt tokens that went through the layers."""
+        """Prompt tokens that passed through the layers."""
         return self.prompt_tokens - self.cached_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -144,8 +144,8 @@ class Usage:
             self.logits + other.logits,
         )
 
-    def beyond(self, other: "Usage") -> "Usage":
-        """What it is more than `other`, each sum by itself; never below zero."""
+    def excess_over(self, other: "Usage") -> "Usage":
+        """Return the amount by which each sum is above that of `other`, at least zero."""
         names = [f.name for f in fields(Usage)]
         return Usage(*(max(0, getattr(self, name) - getattr(other, name)) for name in names))
 
@@ -160,12 +160,12 @@ class Usage:
 
 
 def causal_pairs(tokens: int) -> int:
-    """(Query, key) pairs of causal attention over a text of this many tokens."""
+    """Return the number of (query, key) pairs in causal attention over `tokens` tokens."""
     return tokens * (tokens + 1) // 2
 
 
 def flops(shape: ModelShape, usage: Usage) -> int:
-    """FLOPs of inference, exact: layers for each token fed, head where it ran, attention.
+    """Return the exact FLOPs of inference: layers, head and attention.
 
     2·body·fed + 2·hidden·vocab·logits + 4·layers·heads·head_dim·attended.
     """
@@ -173,18 +173,18 @@ def flops(shape: ModelShape, usage: Usage) -> int:
 
 
 def prefill_flops(shape: ModelShape, usage: Usage) -> int:
-    """The part of `flops` that reads prompts."""
+    """Return the part of `flops` for reading prompts."""
     return _layers(shape, usage.prefilled, usage.attended - usage.attended_decoding)
 
 
 def decode_flops(shape: ModelShape, usage: Usage) -> int:
-    """The part of `flops` that writes: all runs of the head, the first token's too."""
+    """Return the part of `flops` for generating: all runs of the head, and the layers' work."""
     head = 2 * shape.hidden * shape.vocab * usage.logits
     return _layers(shape, usage.fed - usage.prefilled, usage.attended_decoding) + head
 
 
 def cached_flops(shape: ModelShape, usage: Usage) -> int:
-    """FLOPs that the prefix cache spared, by the same rule; no part of `flops`."""
+    """Return the FLOPs that the prefix cache saved, which are not part of `flops`."""
     return _layers(shape, usage.cached_tokens, usage.attended_cached)
 
 
@@ -194,29 +194,29 @@ def _layers(shape: ModelShape, fed: int, attended: int) -> int:
 
 
 def paper_flops(shape: ModelShape, tokens: int) -> int:
-    """The ProX paper's estimate of inference, 2·N·D; N without the input embedding.
+    """Return the ProX paper's estimate of inference, 2·N·D, with N without the input embedding.
 
-    D is the tokens that each stage reads, added up: all raw ones for the document stage and
-    the kept documents' for the chunk stage. Prompts, decoding and attention are left out.
+    D is the sum of the tokens that each stage reads: all raw tokens in the doc stage, those of the
+    kept documents in the chunk stage. Prompts, decoding and attention are not included.
     """
     return 2 * shape.paper_parameters * tokens
 
 
 def training_flops(parameters: int, tokens: int) -> int:
-    """The usual estimate of training, 6·N·D, forward and backward."""
+    """Return the usual estimate of training, 6·N·D for forward and backward passes."""
     return 6 * parameters * tokens
 
 
-def tokens_for(flops: int, parameters: int) -> int:
-    """Training tokens that `flops` would pay for on a model of `parameters`, rounded down."""
+def affordable_tokens(flops: int, parameters: int) -> int:
+    """Return the training tokens of a model of `parameters` that cost `flops`, rounded down."""
     return flops // (6 * parameters)
 
 
 def break_even_parameters(flops: int, raw_tokens: int, refined_tokens: int) -> int | None:
-    """Size from which one epoch on the refined corpus, refinement included, costs less.
+    """Return the model size from which refining and training on the result costs less.
 
-    The smallest N with 6·N·raw ≥ flops + 6·N·refined, and None when the refined corpus is not
-    smaller. Says nothing of how good the trained model is.
+    It is the smallest N with 6·N·raw ≥ flops + 6·N·refined for one epoch, or None if the refined
+    corpus is not smaller. It does not consider the quality of the trained model.
     """
     saved = raw_tokens - refined_tokens
     return ceil(Fraction(flops, 6 * saved)) if saved > 0 else None
@@ -229,6 +229,6 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     if type(value) is not int or value <= 0:
         raise UserError(
             f"config.json: {key} is {value!r}, not a positive whole number",
-            hint="the directory does not hold a usable model",
+            hint="the directory does not contain a usable model",
         )
     return value

@@ -1,4 +1,4 @@
-"""FLOPs of a refinement from its counts, and what they buy: training on the refined corpus."""
+"""FLOPs of a refinement, and what training on the refined corpus saves."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,24 +8,23 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.flops import (
     ModelShape,
     Usage,
+    affordable_tokens,
     break_even_parameters,
     decode_flops,
     flops,
     paper_flops,
     prefill_flops,
-    tokens_for,
     training_flops,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class StageFlops:
-    """FLOPs of one stage, counted in three ways; null is unknown.
+    """FLOPs of one stage, counted in three ways; None is unknown.
 
-    `exact` = `prefill` + `decode` follows from the token sums and the model's shape.
-    `paper_measured` is the ProX paper's 2·N·(prefill + decode) on the tokens that went in and out,
-    prompts included, cached ones too. `paper_corpus` is its short form 2·N·D, D the tokens of the
-    documents read.
+    `exact` = `prefill` + `decode` is computed from token sums and the model's shape.
+    `paper_measured` is the ProX paper's 2·N·D with all prompt tokens (cached ones too) and new
+    tokens as D. `paper_corpus` is the same with the tokens of the documents read as D.
     """
 
     exact: int | None
@@ -43,7 +42,7 @@ NO_MODEL = StageFlops(0, 0, 0, 0, 0)
 
 
 def stage_flops(shape: ModelShape | None, usage: Usage, documents_tokens: int | None) -> StageFlops:
-    """FLOPs of a stage whose model has `shape`; None where that is not known."""
+    """Return the FLOPs of a stage whose model has `shape`; None is an unknown shape."""
     if shape is None:
         return StageFlops(None, None, None, None, None)
     return StageFlops(
@@ -56,24 +55,24 @@ def stage_flops(shape: ModelShape | None, usage: Usage, documents_tokens: int | 
 
 
 def tokens_read(level: str, counts: Counts) -> int:
-    """Raw tokens of the documents that a stage reads: all, or what a doc stage before it keeps."""
+    """Return the raw tokens of the documents that a stage reads."""
     return counts.tokens_in if level == "doc" else counts.tokens_chunk
 
 
-def added(numbers: Sequence[int | None]) -> int | None:
-    """The sum, unknown if one of them is."""
+def sum_or_none(numbers: Sequence[int | None]) -> int | None:
+    """Return the sum, or None if one of the numbers is None."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingComparison:
-    """One epoch of training, 6·N·D, on the raw tokens and on the refined ones; null is unknown.
+    """Cost of one training epoch, 6·N·D, on raw and on refined tokens; None is unknown.
 
-    `net_saved_flops` is what remains of the saving when refining is paid; below zero, refining
-    cost more than this model's training saves. `break_even_parameters` is the smallest model for
-    which it does not, null when the refined corpus is not smaller. `refining_as_tokens` are the
-    training tokens that refining would have paid for. None of it says how good the model is.
+    `net_saved_flops` is the saving minus the cost of refining; it may be negative.
+    `break_even_parameters` is the size of the smallest model for which it is not, or None if the
+    refined corpus is not smaller. `refining_as_tokens` is the cost of refining in training tokens.
+    The quality of the trained model is not considered.
     """
 
     name: str
@@ -96,7 +95,7 @@ class TrainingComparison:
 def compare_training(
     name: str, parameters: int, raw: int, refined: int | None, refining: int | None
 ) -> TrainingComparison:
-    """Training on `raw` and on `refined` tokens, and what `refining` FLOPs are against that."""
+    """Compare training on `raw` and on `refined` tokens, given the FLOPs of `refining`."""
     raw_flops = training_flops(parameters, raw)
     refined_flops = None if refined is None else training_flops(parameters, refined)
     saved = None if refined_flops is None else raw_flops - refined_flops
@@ -111,7 +110,7 @@ def compare_training(
         saved_flops=saved,
         refining_flops=refining,
         net_saved_flops=None if saved is None or refining is None else saved - refining,
-        refining_as_tokens=None if refining is None else tokens_for(refining, parameters),
+        refining_as_tokens=None if refining is None else affordable_tokens(refining, parameters),
         break_even_parameters=break_even_parameters(refining or 0, raw, refined or 0)
         if known
         else None,

@@ -1,8 +1,8 @@
-"""Compressed zstd frames taken apart into blocks, so that memory is bounded and a cut is seen.
+"""Decodes zstd frames block by block, in bounded memory, and detects truncated files.
 
 `zstandard.stream_reader` ends a truncated file without an error, and `decompressobj` inflates
-whatever it is given in one go. A frame's own structure is plain (RFC 8878, 3.1.1): this module
-walks it and decodes one block at a time, so that no step makes more than 128 KiB.
+all of its input at once. The structure of a frame is simple (RFC 8878, 3.1.1): this module walks
+it and decodes one block of at most 128 KiB at a time.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from typing import BinaryIO
 
 import zstandard
 
-MAX_WINDOW = 128 << 20  # what `zstd --long=27` needs; the zstd tool refuses more by default
+MAX_WINDOW = 128 << 20  # as for `zstd --long=27`, the default limit of the zstd tool
 MAGIC = b"\x28\xb5\x2f\xfd"
 
-_SKIPPABLE = b"\x2a\x4d\x18"  # magic 0x184D2A5?, the low half-byte is free
+_SKIPPABLE = b"\x2a\x4d\x18"  # magic 0x184D2A5?, where ? is any half-byte
 _MAX_BLOCK = 128 << 10
 _STEP = 1 << 20
 _RAW, _RLE, _COMPRESSED = 0, 1, 2
 
 
 class DamageError(Exception):
-    """A compressed stream cannot be followed any further; readers turn it into a `Bad`."""
+    """A compressed stream cannot be decoded further; readers turn this into a `BadRecord`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -31,7 +31,7 @@ class DamageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What a frame says about itself; `content_size` is None where its writer did not know it."""
+    """The header of a frame; `content_size` is None if it does not give one."""
 
     raw: bytes
     start: int
@@ -41,7 +41,7 @@ class FrameHeader:
 
 
 class FrameReader:
-    """The frames of a file in order: `header()`, then all of its `blocks()`, again and again.
+    """Reads the frames of a file in order: call `header()`, read all of `blocks()`, repeat.
 
     `offset` counts the compressed bytes consumed.
     """
@@ -64,16 +64,16 @@ class FrameReader:
             if not magic:
                 return None
             if self._skippable and magic[0] & 0xF0 == 0x50 and magic[1:] == _SKIPPABLE:
-                self._skip(int.from_bytes(self._take(4), "little"))
+                self._skip(int.from_bytes(self._read(4), "little"))
                 continue
             if magic != MAGIC:
                 if MAGIC.startswith(magic):
-                    raise self._cut()
+                    raise self._truncated()
                 raise DamageError("corrupt_input", f"no zstd frame begins at byte {start}")
             return self._parse(start)
 
     def blocks(self, header: FrameHeader) -> Iterator[bytes]:
-        """Yield the frame's content block by block; ends only behind a whole, verified frame."""
+        """Yield the frame's content block by block. DamageError unless the frame is intact."""
         decoder = self._decompressor.decompressobj()
         try:
             decoder.decompress(header.raw)
@@ -84,7 +84,7 @@ class FrameReader:
                 if data:
                     yield data
             if header.has_checksum:
-                decoder.decompress(self._take(4))
+                decoder.decompress(self._read(4))
         except zstandard.ZstdError as error:
             raise self._corrupt(header, str(error)) from error
         if not decoder.eof:
@@ -94,53 +94,51 @@ class FrameReader:
         where = f"zstd frame at byte {header.start}, near byte {self.offset}"
         return DamageError("corrupt_input", f"{where}: {detail}")
 
-    def _cut(self) -> DamageError:
+    def _truncated(self) -> DamageError:
         return DamageError(
             "truncated_input", f"the file ends inside a zstd frame, at byte {self.offset}"
         )
 
-    def _take(self, size: int) -> bytes:
+    def _read(self, size: int) -> bytes:
         data = self._file.read(size)
         self.offset += len(data)
         if len(data) < size:
-            raise self._cut()
+            raise self._truncated()
         return data
 
     def _skip(self, size: int) -> None:
         while size > 0:
-            size -= len(self._take(min(size, _STEP)))
+            size -= len(self._read(min(size, _STEP)))
 
     def _parse(self, start: int) -> FrameHeader:
-        descriptor = self._take(1)
+        descriptor = self._read(1)
         flags = descriptor[0]
         single = bool(flags & 0x20)
-        rest = self._take(0 if single else 1)
-        dictionary = self._take((0, 1, 2, 4)[flags & 3])
+        rest = self._read(0 if single else 1)
+        dictionary = self._read((0, 1, 2, 4)[flags & 3])
         if any(dictionary):
-            raise DamageError(
-                "corrupt_input", f"the zstd frame at byte {start} needs a dictionary to be read"
-            )
-        coded = self._take((1 if single else 0, 2, 4, 8)[flags >> 6])
+            raise DamageError("corrupt_input", f"the zstd frame at byte {start} needs a dictionary")
+        coded = self._read((1 if single else 0, 2, 4, 8)[flags >> 6])
         size = int.from_bytes(coded, "little") + (256 if len(coded) == 2 else 0) if coded else None
         window = _window(rest[0]) if rest else size or 0
         if window > self._max_window:
             raise DamageError(
                 "zstd_window_too_large",
-                f"the zstd frame at byte {start} needs a window of {window / 2**20:.0f} MiB, more "
-                f"than {self._max_window >> 20} MiB: compress it again without --long=28 or more",
+                f"the zstd frame at byte {start} needs a window of {window / 2**20:.0f} MiB, above "
+                f"{self._max_window >> 20} MiB: compress it again with --long=27 or less",
             )
         raw = MAGIC + descriptor + rest + dictionary + coded
         return FrameHeader(raw, start, window, size, bool(flags & 4))
 
     def _block(self) -> tuple[bool, bytes]:
-        head = self._take(3)
+        head = self._read(3)
         word = int.from_bytes(head, "little")
         kind, size = word >> 1 & 3, word >> 3
         if kind not in (_RAW, _RLE, _COMPRESSED) or size > _MAX_BLOCK:
             raise DamageError(
                 "corrupt_input", f"no zstd block begins at byte {self.offset - len(head)}"
             )
-        return bool(word & 1), head + self._take(1 if kind == _RLE else size)
+        return bool(word & 1), head + self._read(1 if kind == _RLE else size)
 
 
 def _window(descriptor: int) -> int:

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: publish by link, replace atomically, append one line.
+"""Durable, atomic file operations: publish by link, replace, append a line.
 
-Only exclusive create, link and rename within one directory are trusted: they hold on NFS and
-Lustre too, where locks may not.
+They rely only on exclusive create, link and rename within one directory, which are atomic on NFS
+and Lustre too. Locks may not work there.
 """
 
 import errno
@@ -15,17 +15,17 @@ from typing import BinaryIO
 
 from proxhpc.errors import RetryError, UserError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of its block into an error that names `path`.
+    """Turn an OSError of the block into an error that names `path`.
 
-    FileExistsError passes: an exclusive create which came second is an answer. RetryError where
-    the disk or quota is full or the file system fails, UserError where writing is not allowed.
+    RetryError if the disk or quota is full or the file system fails, UserError if writing is not
+    allowed. FileExistsError passes unchanged: after an exclusive create it is an answer.
     """
     try:
         yield
@@ -36,55 +36,54 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`, going on after short writes. Raises OSError."""
+    """Write all of `data` at `offset`, in several writes if needed. Raises OSError."""
     view = memoryview(data)
     while view:
-        done = os.pwrite(fd, view, offset)
-        if done == 0:
+        written = os.pwrite(fd, view, offset)
+        if written == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        view, offset = view[done:], offset + done
+        view, offset = view[written:], offset + written
 
 
 def sync_directory(directory: Path) -> None:
-    """Make names created or removed in `directory` durable."""
+    """Make created, renamed and removed names in `directory` durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     except OSError as error:
-        # Some network file systems refuse to sync a directory; there the server keeps names.
+        # Some network file systems cannot sync a directory; their servers make names durable.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
     finally:
         os.close(fd)
 
 
-def temporary(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other process on any node will choose."""
+def draft_path(path: Path) -> Path:
+    """Return a random hidden name beside `path`, unique across processes and nodes."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
-def publish(tmp: Path, final: Path) -> bool:
-    """Give the finished file `tmp` its final name; True if we were first, False if it existed.
+def publish(draft: Path, final: Path) -> bool:
+    """Link the finished file `draft` to `final`; False if another file has that name already.
 
-    `tmp` keeps its own name too. A link that NFS carried out but reported as failed (its reply
-    was lost and the request repeated) counts as ours.
+    `draft` keeps its name too. NFS may make a link and still report an error, if its reply was
+    lost and the request was repeated; such a link counts as made.
     """
     with writing(final):
         try:
-            os.link(tmp, final)
+            os.link(draft, final)
         except FileExistsError:
             try:
-                ours = os.path.samefile(tmp, final)
+                if not os.path.samefile(draft, final):
+                    return False
             except FileNotFoundError:
-                return False  # whoever was first has already taken it away again
-            if not ours:
-                return False
+                return False  # the process that was first has already removed it
         except OSError as error:
-            if error.errno in _NO_LINKS and tmp.exists():
+            if error.errno in _NO_LINKS and draft.exists():
                 raise UserError(
-                    f"{final.parent}: no hard link can be made there: {error.strerror}",
+                    f"cannot make hard links in {final.parent}: {error.strerror}",
                     hint="put the run directory on a file system with hard links "
-                    "(NFS, Lustre, GPFS, ext4, xfs), where you may write",
+                    "(NFS, Lustre, GPFS, ext4, xfs) where you can write",
                 ) from error
             raise
         sync_directory(final.parent)
@@ -92,31 +91,31 @@ def publish(tmp: Path, final: Path) -> bool:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Make `path` hold `data`, durably and whole; False if it exists, which leaves it alone.
+    """Create `path` with `data`, atomically and durably; return False if it exists already.
 
-    By link: an exclusive open has no content at first, and is broken on old NFS (open(2)).
+    It is linked because an exclusive open shows an empty file first and fails on old NFS (open(2)).
     """
-    tmp = temporary(path)
-    write_atomic(tmp, data)
+    draft = draft_path(path)
+    write_atomic(draft, data)
     try:
-        return publish(tmp, path)
+        return publish(draft, path)
     finally:
-        tmp.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; a reader sees the old file or the new one, never a part."""
+    """Replace the content of `path` by `data`, atomically and durably."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a draft beside `path`, opened for writing, that replaces `path` durably at the end.
+    """Yield a draft file opened for writing; at the end of the block it replaces `path` durably.
 
     If the block raises, the draft is removed and `path` stays as it was. Errors as in `writing`.
     """
-    draft = temporary(path)
+    draft = draft_path(path)
     with writing(path):
         try:
             with draft.open("xb") as file:
@@ -137,9 +136,9 @@ def sha256_file(path: Path) -> str:
 
 
 def append_line(path: Path, line: bytes, *, fsync: bool = False) -> None:
-    r"""Append `line` and one b"\n" with a single write. One process at a time writes a file.
+    r"""Append `line` and b"\n" with a single write. Only one process may write a file at a time.
 
-    What a full disk or a dead writer left of a line never swallows the next one.
+    After an incomplete line of a writer that died, the line starts on a new line.
     """
     data = line.removesuffix(b"\n") + b"\n"
     with writing(path):
@@ -158,21 +157,21 @@ def append_line(path: Path, line: bytes, *, fsync: bool = False) -> None:
 
 
 def _explain(path: Path, error: OSError) -> RetryError | UserError:
-    if error.errno in _FULL:
+    if error.errno in _DISK_FULL:
         return RetryError(
             f"disk full: cannot write {path.name} in {path.parent} ({error.strerror})",
-            hint="free space or raise the quota there (df, lfs quota), then launch again: "
-            "the run goes on where it stopped",
+            hint="free space or raise the quota there (df, lfs quota), then run `proxhpc launch` "
+            "again; the run resumes where it stopped",
         )
-    if error.errno in _REFUSED:
+    if error.errno in _NO_PERMISSION:
         return UserError(
             f"no permission to write {path}: {error.strerror}",
-            hint="choose a directory that you may write to, or change its permissions",
+            hint="choose a directory that you can write to, or change its permissions",
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
         return UserError(f"cannot write {path}: there is no directory {path.parent}")
     if error.errno == errno.ENOTDIR:
         return UserError(
-            f"cannot write {path}: it is a file, no directory", hint="name another place"
+            f"cannot write {path}: it is a file, not a directory", hint="choose another path"
         )
     return RetryError(f"cannot write {path}: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""What comes out of a corpus file: documents, records that are none, and the end of a range."""
+"""What a corpus file yields: documents, bad records, and the end of a span."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 class Span:
     """A range of records of one input file.
 
-    A record belongs to the span that holds its position: the offset of its first byte in the
-    decompressed stream for JSON lines, its row number for parquet. `stop` is None for the last
-    span of a file, so that spans tile a file whose length nobody has counted.
+    A record belongs to the span that contains its position. The position is the offset of the
+    record's first byte in the decompressed stream for JSON lines, and the row number for parquet.
+    The last span of a file has `stop` None, because the file's length may be unknown.
     """
 
     file: int
@@ -20,7 +20,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document. `fields` holds every field of the record but the text, in its order."""
+    """One document. `fields` holds all other fields of the record in their order."""
 
     id: str
     text: str
@@ -30,8 +30,8 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
-    """A record that is no document, with the reason and the first bytes of it, verbatim."""
+class BadRecord:
+    """A record that is not a document: the reason, and the record's first bytes in `head`."""
 
     reason: str
     file: int
@@ -42,11 +42,11 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """The end of a span: `position` is where the next span's first record starts.
+class SpanEnd:
+    """The end of a span; the next span's first record starts at `position`.
 
-    `at_eof` says that the file holds no record at or behind `position`; `blank` counts the
-    white-space lines passed over.
+    `at_eof` means that no record starts at or after `position`. `blank` counts the lines of
+    white space that were skipped.
     """
 
     file: int

@@ -1,7 +1,7 @@
-"""The append-only frame file: one zstd frame is one commit, verified whole or not there.
+"""Append-only files of zstd frames: each frame is one commit with a checksum.
 
-A cut exactly between two frames cannot be seen here: what must be complete ends with a summary
-frame that its reader insists on.
+A file truncated exactly between two frames looks intact. Where completeness matters, the last
+frame is a summary, which the file's reader requires.
 """
 
 import os
@@ -25,7 +25,7 @@ _READ = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One verified frame: where it lies in the file, and what was appended."""
+    """One verified frame: its position in the file and its content."""
 
     start: int
     end: int
@@ -33,9 +33,9 @@ class Frame:
 
 
 class FrameWriter:
-    """Append frames to one new file, each durable when `append` returns.
+    """Appends frames to a new file; each is durable when `append` returns.
 
-    Creates the file exclusively: FileExistsError where it exists.
+    FileExistsError if the file exists.
     """
 
     def __init__(self, path: Path, *, level: int = 3) -> None:
@@ -53,10 +53,10 @@ class FrameWriter:
                 raise
 
     def append(self, payload: bytes) -> int:
-        """Append one frame and return the file's length behind it, in bytes.
+        """Append one frame and return the file's new length in bytes.
 
-        Raises RetryError when it could not be made durable. The file then ends at the last good
-        frame, as far as the file system still allows that, and takes no further frame.
+        Raises RetryError if the frame could not be made durable. The writer then tries to truncate
+        the file to the last good frame, and accepts no further frames.
         """
         if len(payload) > MAX_PAYLOAD:
             raise ShardError(f"{self.path}: a commit of {len(payload)} bytes is too large")
@@ -67,17 +67,17 @@ class FrameWriter:
         return self.end
 
     def copy(self, source: Path, end: int) -> None:
-        """Append the first `end` bytes of another frame file, which are verified whole frames."""
+        """Append the first `end` bytes of another frame file, which must be verified frames."""
         with source.open("rb") as file:
             while end:
                 data = file.read(min(end, _READ))
                 if not data:
-                    raise ShardError(f"{source} became shorter while it was being copied")
+                    raise ShardError(f"{source} shrank while it was being copied")
                 end -= len(data)
                 self._write(data, sync=not end)
 
     def close(self) -> None:
-        """Close the file; what was appended stays."""
+        """Close the file."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -95,7 +95,7 @@ class FrameWriter:
 
     def _write(self, data: bytes, *, sync: bool = True) -> None:
         if self._broken or self._fd < 0:
-            raise RetryError(f"{self.path}: not open any more, an earlier write failed")
+            raise RetryError(f"{self.path}: closed, or an earlier write failed")
         with writing(self.path):
             try:
                 write_all(self._fd, data, self.end)
@@ -103,9 +103,9 @@ class FrameWriter:
                 if sync:
                     os.fsync(self._fd)
             except OSError:
-                # After a failed write or fsync nobody knows what the disk holds behind `end`.
+                # After a failed write or fsync the bytes after `end` are unknown.
                 self._broken = True
-                with suppress(OSError):  # the first error is the one to tell
+                with suppress(OSError):  # report the first error
                     os.ftruncate(self._fd, self.end)
                 raise
         self.end += len(data)
@@ -114,9 +114,9 @@ class FrameWriter:
 def read_frames(
     path: Path, *, strict: bool = True, max_payload: int = MAX_PAYLOAD
 ) -> Iterator[Frame]:
-    """Yield the whole, verified frames in order.
+    """Yield the verified frames in order.
 
-    At any damage `strict` raises ShardError; otherwise the frames end there.
+    At damage, `strict` raises ShardError; otherwise the frames end there.
     """
     try:
         yield from _frames(path, max_payload)
@@ -124,18 +124,18 @@ def read_frames(
         if strict:
             raise ShardError(
                 f"{path} is damaged: {error.detail}",
-                hint="remove the file and launch again: what it held is made anew",
+                hint="remove the file and run `proxhpc launch` again, which redoes its work",
             ) from error
 
 
 def _frames(path: Path, max_payload: int) -> Iterator[Frame]:
-    # zstd allows the window of a small frame to be huge; what we wrote needs no more than this.
+    # A small frame may declare a huge window; frames of FrameWriter need no more than this.
     window = max(max_payload, 1 << 20)
     with path.open("rb", buffering=_READ) as file:
         frames = FrameReader(file, max_window=window, skippable=False)
         while header := frames.header():
             if header.content_size is None or not header.has_checksum:
-                raise DamageError("corrupt_input", f"no frame of ours at byte {header.start}")
+                raise DamageError("corrupt_input", f"no frame with size and checksum at byte {header.start}")
             if header.content_size > max_payload:
                 raise DamageError(
                     "corrupt_input",
@@ -146,7 +146,7 @@ def _frames(path: Path, max_payload: int) -> Iterator[Frame]:
 
 
 def _bounded(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    # The decoder compares the size at the frame's end; memory must not wait for that.
+    # The decoder checks the size only at the frame's end, which is too late to bound memory.
     for block in blocks:
         size -= len(block)
         if size < 0:

@@ -1,4 +1,4 @@
-"""What is known of an input file before it is read: size, fingerprint, how much it may hold."""
+"""Size, fingerprint and estimated content of input files, before they are read."""
 
 import hashlib
 import os
@@ -9,28 +9,34 @@ from pathlib import Path
 from typing import Literal
 
 from proxhpc.corpus.blocks import DamageError, FrameReader
-from proxhpc.corpus.parquet import BrokenParquet, open_parquet
-from proxhpc.corpus.streams import Compression, GzipReader, plain, sniff, unzstd
+from proxhpc.corpus.parquet import open_parquet
+from proxhpc.corpus.streams import (
+    Compression,
+    GzipReader,
+    detect_compression,
+    plain_chunks,
+    zstd_chunks,
+)
 from proxhpc.errors import RetryError, StopError, UserError
 
 Format = Literal["auto", "jsonl", "parquet"]
 
 _PARQUET = (".parquet", ".pq")
 _JSONL = (".jsonl", ".ndjson", ".json")
-_PACKED = (".zst", ".zstd", ".gz")
+_COMPRESSED = (".zst", ".zstd", ".gz")
 
-_SAMPLE = 4 << 20
-_EDGE = 64 << 10
+_SAMPLE = 4 << 20  # decompressed bytes from which the content of a file is estimated
+_EDGE = 64 << 10  # bytes at each end of a file that its fingerprint covers
 
 
 @dataclass(frozen=True, slots=True)
 class InputInfo:
-    """One input file. `name` is what ids and reports call it, on any machine.
+    """One input file. `name` identifies it in ids and reports, on any machine.
 
-    `size` is in bytes on disk, `estimated_bytes` what comes out of it: exact where nothing is
-    compressed or the sample covered the file, else from the ratio of the first MiB; for parquet
-    the encoded size before compression. `rows` is exact, and null for JSON lines. Null is
-    unknown. `note` says what is wrong with the file already.
+    `size` is in bytes on disk. `estimated_bytes` is the decompressed size: exact if the file is not
+    compressed or the sample covered it, otherwise estimated from the first 4 MiB; for parquet, the
+    encoded size before compression. `rows` is exact, and None (unknown) for JSON lines. `note`
+    describes damage found so far.
     """
 
     path: Path
@@ -45,74 +51,74 @@ class InputInfo:
     note: str = ""
 
 
-def describe(path: Path, format: Format = "auto", *, name: str | None = None) -> InputInfo:  # noqa: A002
-    """Return what a file's first MiB and its two ends tell; an empty file is legal.
+def describe_input(path: Path, format: Format = "auto", *, name: str | None = None) -> InputInfo:  # noqa: A002
+    """Describe a file from its first 4 MiB and its two ends. It may be empty.
 
-    Raises UserError naming the file where it is missing, no regular file, or not readable. A
-    file with damaged content is described all the same: its records are set aside when read.
+    Raises UserError if the file is missing, unreadable or not a regular file. Damaged content is
+    not an error: its records are quarantined when they are read.
     """
     name = path.name if name is None else name
     try:
         size, fingerprint = _fingerprint(path)
-        if resolve(path, format) == "parquet":
+        if detect_format(path, format) == "parquet":
             return _parquet(path, name, size, fingerprint)
         return _jsonl(path, name, size, fingerprint)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
-def resolve(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  # noqa: A002
-    """Return the format of a file; `auto` goes by the name. UserError where that does not tell."""
+def detect_format(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  # noqa: A002
+    """Return the format of a file; `auto` infers it from the name. UserError if it cannot."""
     if format != "auto":
         return format
     name = path.name.lower()
     if name.endswith(_PARQUET):
         return "parquet"
-    if name.endswith(_JSONL + tuple(kind + packed for kind in _JSONL for packed in _PACKED)):
+    if name.endswith(_JSONL + tuple(kind + suffix for kind in _JSONL for suffix in _COMPRESSED)):
         return "jsonl"
     if path.is_dir():
         raise _irregular(path)
     raise UserError(
-        f"{path}: its name does not say what it holds",
-        hint=f"set corpus.format to jsonl or parquet, or name other files in corpus.paths; known "
-        f"are {', '.join(_JSONL)}, alone or with {', '.join(_PACKED)}, and {', '.join(_PARQUET)}",
+        f"{path}: unknown file format",
+        hint="set corpus.format to jsonl or parquet, or correct corpus.paths; known suffixes are "
+        f"{', '.join(_JSONL)}, alone or with {', '.join(_COMPRESSED)}, and {', '.join(_PARQUET)}",
     )
 
 
 def check_unchanged(info: InputInfo) -> None:
-    """Raise StopError naming the file if it is no longer the one that was described.
+    """Raise StopError if the file differs from its description.
 
-    RetryError if it cannot be read here, which may be this node's fault alone. Compares the size
-    and the first and last 64 KiB, so it costs two reads whatever the size.
+    Compares the size and the first and last 64 KiB, which takes two reads whatever the size.
+    RetryError if the file cannot be read here, because only this node may have the problem.
     """
     try:
         size, fingerprint = _fingerprint(info.path)
     except (UserError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise RetryError(
             f"input {info.path} cannot be read on {socket.gethostname()}: {error}",
-            hint="put it back, or mend the node; every node of the run must see it",
+            hint="restore it, or fix the node; every node of the run must be able to read it",
         ) from error
     except OSError as error:
-        raise unreadable(info.path, error) from error
+        raise read_error(info.path, error) from error
     if size != info.size:
         raise _changed(info, f"its size was {info.size} bytes, now {size}")
     if fingerprint != info.fingerprint:
-        raise _changed(info, "its content is another, at the same size")
+        raise _changed(info, "its content changed, its size did not")
 
 
-def shown(path: Path) -> str:
-    """A path as text that can be written anywhere; bytes that are no UTF-8 are replaced."""
+def printable_path(path: Path) -> str:
+    """Return a path as valid UTF-8 text, with invalid bytes replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def unreadable(path: Path, error: OSError) -> UserError | RetryError:
-    """Return what to tell the user about a file that cannot be opened or read."""
+def read_error(path: Path, error: OSError) -> UserError | RetryError:
+    """Return the error to raise for a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UserError(f"no such input file: {path}", hint="check the path that names it")
     if isinstance(error, PermissionError):
         return UserError(
             f"no permission to read {path}",
-            hint="every node that works on the run must be able to read it: see ls -l",
+            hint="every node of the run must be able to read it; see ls -l",
         )
     if isinstance(error, IsADirectoryError):
         return _irregular(path)
@@ -123,53 +129,55 @@ def _irregular(path: Path) -> UserError:
     return UserError(f"not a file: {path}", hint=f"name the files in it, such as {path}/*.zst")
 
 
-def _changed(info: InputInfo, what: str) -> StopError:
+def _changed(info: InputInfo, difference: str) -> StopError:
     return StopError(
-        f"input changed since the plan: {info.path}: {what}",
-        hint="put the old file back, or start a new run with this one",
+        f"input changed since the plan: {info.path}: {difference}",
+        hint="restore the old file, or start a new run with this one",
     )
 
 
 def _fingerprint(path: Path) -> tuple[int, str]:
-    """Return size and blake2b-128 over the size, the first and the last 64 KiB."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
+    """Return the size, and the BLAKE2b-128 of the size and the first and last 64 KiB."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise _irregular(path)
-    digest = hashlib.blake2b(about.st_size.to_bytes(8, "little"), digest_size=16)
+    digest = hashlib.blake2b(status.st_size.to_bytes(8, "little"), digest_size=16)
     with path.open("rb", buffering=0) as file:
         digest.update(file.read(_EDGE))
-        file.seek(max(about.st_size - _EDGE, 0), os.SEEK_SET)
+        file.seek(max(status.st_size - _EDGE, 0), os.SEEK_SET)
         digest.update(file.read(_EDGE))
-    return about.st_size, digest.hexdigest()
+    return status.st_size, digest.hexdigest()
 
 
 def _parquet(path: Path, name: str, size: int, fingerprint: str) -> InputInfo:
     if size == 0:
         return InputInfo(path, name, "parquet", "none", 0, fingerprint, 0, 0, 0)
-    file = open_parquet(path)
-    if isinstance(file, BrokenParquet):
-        return InputInfo(
-            path, name, "parquet", "none", size, fingerprint, size, note=f"corrupt: {file.detail}"
-        )
+    try:
+        file = open_parquet(path)
+    except DamageError as error:
+        note = f"corrupt: {error.detail}"
+        return InputInfo(path, name, "parquet", "none", size, fingerprint, size, note=note)
     with file:
-        about = file.metadata
-        groups = range(about.num_row_groups)
-        content = sum(about.row_group(group).total_byte_size for group in groups)
-        rows = about.num_rows
+        metadata = file.metadata
+        groups = range(metadata.num_row_groups)
+        content = sum(metadata.row_group(group).total_byte_size for group in groups)
+        rows = metadata.num_rows
     return InputInfo(path, name, "parquet", "none", size, fingerprint, content, rows, rows)
 
 
 def _jsonl(path: Path, name: str, size: int, fingerprint: str) -> InputInfo:
-    compression = sniff(path)
+    compression = detect_compression(path)
     sample = _sample(path, compression, size)
     if compression == "none":
         content = size
+    elif sample.is_complete:
+        content = sample.size
     else:
-        content = sample.made if sample.whole else round(size * sample.made / max(sample.used, 1))
+        content = round(size * sample.size / max(sample.compressed, 1))
     records: int | None = sample.lines
-    if not sample.whole:
-        # A record longer than the sample leaves no line end in it: then nothing is known.
-        records = round(content * sample.lines / sample.made) if sample.lines else None
+    if not sample.is_complete:
+        # Without a line end in the sample the number of records is unknown.
+        records = round(content * sample.lines / sample.size) if sample.lines else None
     return InputInfo(
         path,
         name,
@@ -185,31 +193,36 @@ def _jsonl(path: Path, name: str, size: int, fingerprint: str) -> InputInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """`used` bytes of a file made `made` bytes with `lines` lines; `whole` if that is all."""
+    """The start of a file: `compressed` bytes that decompress to `size` bytes and `lines` lines."""
 
-    used: int
-    made: int
+    compressed: int
+    size: int
     lines: int
-    whole: bool
+    is_complete: bool
     note: str
 
 
-def _sample(path: Path, compression: Compression, size: int) -> _Sample:
-    made = lines = 0
+def _sample(path: Path, compression: Compression, file_size: int) -> _Sample:
+    size = lines = 0
     last = b"\n"
     note = ""
     with path.open("rb", buffering=_EDGE) as file:
         frames, members = FrameReader(file), GzipReader(file)
-        streams = {"zstd": unzstd(frames), "gzip": members.chunks(), "none": plain(file)}
+        streams = {
+            "zstd": zstd_chunks(frames),
+            "gzip": members.chunks(),
+            "none": plain_chunks(file),
+        }
         try:
             for chunk in streams[compression]:
-                made += len(chunk)
+                size += len(chunk)
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]
-                if made >= _SAMPLE:
+                if size >= _SAMPLE:
                     break
         except DamageError as error:
             note = f"{error.reason}: {error.detail}"
-        used = {"zstd": frames.offset, "gzip": members.offset, "none": file.tell()}[compression]
-    whole = used >= size or bool(note)
-    return _Sample(used, made, lines + (whole and last != b"\n"), whole, note)
+        offsets = {"zstd": frames.offset, "gzip": members.offset, "none": file.tell()}
+    compressed = offsets[compression]
+    complete = compressed >= file_size or bool(note)
+    return _Sample(compressed, size, lines + (complete and last != b"\n"), complete, note)

@@ -1,4 +1,4 @@
-"""The documents of a parquet file, row group by row group, with values that JSON can hold."""
+"""Documents of a parquet file, with values converted to JSON types."""
 
 import base64
 import datetime
@@ -9,8 +9,15 @@ from typing import Any
 
 import orjson
 
-from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.records import BAD_RECORD_BYTES, Fields, RecordSource, Refusal, to_document
+from proxhpc.corpus.blocks import DamageError
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.corpus.records import (
+    BAD_RECORD_BYTES,
+    Fields,
+    RecordProblem,
+    RecordSource,
+    to_document,
+)
 from proxhpc.errors import ShardError, UserError
 
 _BATCH_BYTES = 8 << 20
@@ -18,67 +25,64 @@ _BATCH_ROWS = 4096
 
 
 def open_parquet(path: Path) -> Any:
-    """Return the file as a `pyarrow.parquet.ParquetFile`, or why its footer cannot be read.
+    """Return the file as a `pyarrow.parquet.ParquetFile`.
 
-    Raises UserError where pyarrow is not installed.
+    DamageError if its footer cannot be read, UserError if pyarrow is not installed.
     """
-    need_pyarrow(f"reading {path}")
+    require_pyarrow(f"reading {path}")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-    except (pa.ArrowException, ValueError, EOFError) as error:
-        return BrokenParquet(_short(error))
-    except OSError as error:
-        if error.errno is not None:
+    except (pa.ArrowException, ValueError, EOFError, OSError) as error:
+        if _is_io_error(error):
             raise
-        return BrokenParquet(_short(error))  # pyarrow says OSError for damaged thrift, too
+        raise DamageError("corrupt_input", _one_line(error)) from error
 
 
-def need_pyarrow(what: str) -> None:
-    """Raise UserError unless there is pyarrow, which `what` needs."""
+def _is_io_error(error: Exception) -> bool:
+    """Return False for the OSError without errno that pyarrow raises for damaged content."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def require_pyarrow(purpose: str) -> None:
+    """Raise UserError unless pyarrow, which `purpose` needs, is installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{what} needs pyarrow, which is not installed",
+            f"{purpose} needs pyarrow, which is not installed",
             hint="pip install 'proxhpc[parquet]'",
         ) from error
 
 
-class BrokenParquet:
-    """Why a parquet file's footer cannot be read."""
-
-    def __init__(self, detail: str) -> None:
-        self.detail = detail
-
-
 def count_rows(path: Path) -> int:
-    """Rows of a parquet file, as its footer has them. ShardError where that cannot be read."""
-    file = open_parquet(path)
-    if isinstance(file, BrokenParquet):
-        raise ShardError(f"{path}: {file.detail}")
-    with file:
-        return int(file.metadata.num_rows)
+    """Return the number of rows in a parquet file's footer. ShardError if it cannot be read."""
+    try:
+        with open_parquet(path) as file:
+            return int(file.metadata.num_rows)
+    except DamageError as error:
+        raise ShardError(f"{path}: {error.detail}") from error
 
 
 def read_parquet(
     path: Path, span: Span, fields: Fields, name: str, max_record_bytes: int
-) -> Iterator[Document | Bad | End]:
-    """Yield the span's rows in order and one End, last; positions are row numbers.
+) -> Iterator[Document | BadRecord | SpanEnd]:
+    """Yield the span's rows in order and then one SpanEnd; positions are row numbers.
 
-    A row group that is damaged from row r on gives one Bad at r, and reading goes on behind it.
+    A row group that is damaged from row r on yields one BadRecord at r; the next group is read.
     """
     source = RecordSource(span.file, name)
     if path.stat().st_size == 0:
-        yield End(span.file, span.start, at_eof=True)
+        yield SpanEnd(span.file, span.start, at_eof=True)
         return
-    file = open_parquet(path)
-    if isinstance(file, BrokenParquet):
+    try:
+        file = open_parquet(path)
+    except DamageError as error:
         if span.start == 0:
-            yield Bad("corrupt_input", span.file, 0, path.stat().st_size, b"", file.detail)
-        yield End(span.file, span.start, at_eof=True)
+            yield BadRecord(error.reason, span.file, 0, path.stat().st_size, b"", error.detail)
+        yield SpanEnd(span.file, span.start, at_eof=True)
         return
     with file:
         first, rows = 0, file.metadata.num_rows
@@ -93,19 +97,18 @@ def read_parquet(
                         yield _item(row, position, fields, source, max_record_bytes)
             first = after
     end = max(span.start, stop)
-    yield End(span.file, end, at_eof=end >= rows)
+    yield SpanEnd(span.file, end, at_eof=end >= rows)
 
 
 def _group(file: Any, group: int, first: int, start: int) -> Iterator[tuple[int, Any]]:
-    """Yield row number and row, or a Refusal in a row's place, of one row group.
+    """Yield the numbers and rows of one row group, or a RecordProblem in place of a row.
 
-    Batches always begin at the group's first row, so that damage is met at the same row
-    whatever the span.
+    Batches always start at the group's first row, so damage shows at the same row in every span.
     """
     import pyarrow as pa
 
-    about = file.metadata.row_group(group)
-    average = max(about.total_byte_size // max(about.num_rows, 1), 1)
+    metadata = file.metadata.row_group(group)
+    average = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
     size = min(max(_BATCH_BYTES // average, 1), _BATCH_ROWS)
     position = first
     try:
@@ -114,17 +117,17 @@ def _group(file: Any, group: int, first: int, start: int) -> Iterator[tuple[int,
                 yield from enumerate(_rows(batch), position)
             position += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if _is_io_error(error):
             raise
-        lost = f"rows {position} to {first + about.num_rows - 1} of row group {group} are lost"
-        yield position, Refusal("corrupt_input", f"{lost}: {_short(error)}")
+        lost = f"rows {position} to {first + metadata.num_rows - 1} of row group {group} are lost"
+        yield position, RecordProblem("corrupt_input", f"{lost}: {_one_line(error)}")
 
 
 def _rows(batch: Any) -> Iterator[Any]:
     import pyarrow as pa
 
-    schema = pa.schema([(field.name, _target(field.type)) for field in batch.schema])
-    plain = pa.RecordBatch.from_arrays(
+    schema = pa.schema([(field.name, _python_type(field.type)) for field in batch.schema])
+    converted = pa.RecordBatch.from_arrays(
         [
             column if column.type == field.type else column.cast(field.type, safe=False)
             for column, field in zip(batch.columns, schema, strict=True)
@@ -132,26 +135,26 @@ def _rows(batch: Any) -> Iterator[Any]:
         schema=schema,
     )
     try:
-        rows = plain.to_pylist()
+        rows = converted.to_pylist()
     except (ValueError, OverflowError):
-        rows = [_row(plain, index) for index in range(plain.num_rows)]
+        rows = [_row(converted, index) for index in range(converted.num_rows)]
     for row in rows:
-        yield row if isinstance(row, Refusal) else {key: _plain(row[key]) for key in row}
+        yield row if isinstance(row, RecordProblem) else {key: _json_value(row[key]) for key in row}
 
 
 def _row(batch: Any, index: int) -> Any:
     try:
         return batch.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
-        return Refusal("invalid_utf8", f"{error.reason} at byte {error.start} of a string")
+        return RecordProblem("invalid_utf8", f"{error.reason} at byte {error.start} of a string")
     except (ValueError, OverflowError) as error:
-        return Refusal("unreadable_row", _short(error))
+        return RecordProblem("unreadable_row", _one_line(error))
 
 
-def _target(kind: Any) -> Any:
-    """Return the Arrow type to read a column as.
+def _python_type(kind: Any) -> Any:
+    """Return the Arrow type to convert a column to.
 
-    Times are read as microseconds, the finest that Python holds; zoned ones as UTC.
+    Times become microseconds, the precision of Python; times with a zone become UTC.
     """
     import pyarrow as pa
 
@@ -165,32 +168,32 @@ def _target(kind: Any) -> Any:
     if types.is_float16(kind):
         return pa.float32()
     if types.is_dictionary(kind):
-        return _target(kind.value_type)
+        return _python_type(kind.value_type)
     if types.is_struct(kind):
-        return pa.struct([(field.name, _target(field.type)) for field in kind])
+        return pa.struct([(field.name, _python_type(field.type)) for field in kind])
     if types.is_map(kind):
-        return pa.map_(_target(kind.key_type), _target(kind.item_type))
+        return pa.map_(_python_type(kind.key_type), _python_type(kind.item_type))
     if types.is_fixed_size_list(kind):
-        return pa.list_(_target(kind.value_type), kind.list_size)
+        return pa.list_(_python_type(kind.value_type), kind.list_size)
     if types.is_large_list(kind):
-        return pa.large_list(_target(kind.value_type))
+        return pa.large_list(_python_type(kind.value_type))
     if types.is_list(kind):
-        return pa.list_(_target(kind.value_type))
+        return pa.list_(_python_type(kind.value_type))
     return kind
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it.
+def _json_value(value: Any) -> Any:
+    """Return a value as JSON types.
 
-    Dates and times are ISO 8601, durations seconds, decimals strings, bytes UTF-8 where they
-    are that and base64 where not, maps lists of pairs.
+    Dates and times become ISO 8601, durations seconds, decimals strings, maps lists of pairs, and
+    bytes text if they are UTF-8 or else base64.
     """
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
@@ -207,21 +210,21 @@ def _plain(value: Any) -> Any:
 
 def _item(
     row: Any, position: int, fields: Fields, source: RecordSource, limit: int
-) -> Document | Bad:
-    if isinstance(row, Refusal):
-        return Bad(row.reason, source.file, position, 0, b"", row.detail)
+) -> Document | BadRecord:
+    if isinstance(row, RecordProblem):
+        return BadRecord(row.reason, source.file, position, 0, b"", row.detail)
     item = to_document(row, position, fields, source)
-    if isinstance(item, Refusal):
+    if isinstance(item, RecordProblem):
         head = orjson.dumps(row)
-        return Bad(
+        return BadRecord(
             item.reason, source.file, position, len(head), head[:BAD_RECORD_BYTES], item.detail
         )
     if len(item.text) > limit // 4 and (size := len(item.text.encode())) > limit:
         detail = f"longer than the limit of {limit} bytes"
         head = item.text[:BAD_RECORD_BYTES].encode()[:BAD_RECORD_BYTES]
-        return Bad("record_too_long", source.file, position, size, head, detail)
+        return BadRecord("record_too_long", source.file, position, size, head, detail)
     return item
 
 
-def _short(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -1,14 +1,14 @@
-"""The one door to corpus files: the documents of a span, whatever the file's format."""
+"""Reads the documents of a span of a corpus file in any format."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.inputs import Format, InputInfo, resolve, unreadable
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.corpus.inputs import Format, InputInfo, detect_format, read_error
 from proxhpc.corpus.jsonl import first_byte, read_jsonl, split_lines
 from proxhpc.corpus.parquet import read_parquet
 from proxhpc.corpus.records import Fields
-from proxhpc.corpus.streams import chunks, sniff
+from proxhpc.corpus.streams import detect_compression, read_chunks
 
 __all__ = ["Fields", "read_span"]
 
@@ -19,22 +19,22 @@ def read_span(
     span: Span,
     fields: Fields,
     max_record_bytes: int,
-) -> Iterator[Document | Bad | End]:
-    """Yield the records whose position lies in `span`, in order, and exactly one End, last.
+) -> Iterator[Document | BadRecord | SpanEnd]:
+    """Yield the records whose position is in `span`, in order, and then one SpanEnd.
 
-    Spans that tile a file give every record once, whatever the tiling. What is no document is a
-    Bad, never missing; where a file is cut or damaged, its last record is a Bad with the reason
-    truncated_input, corrupt_input or zstd_window_too_large. Raises UserError or RetryError
-    naming the file where it cannot be opened or read.
+    However a file is split into spans, each record is in exactly one. A record that is not a
+    document is a BadRecord. If a file is truncated or damaged, its last record is a BadRecord with
+    the reason truncated_input, corrupt_input or zstd_window_too_large. Raises UserError or
+    RetryError if the file cannot be opened or read.
     """
     path, name = (source, source.name) if isinstance(source, Path) else (source.path, source.name)
     try:
-        if resolve(path, format) == "parquet":
+        if detect_format(path, format) == "parquet":
             yield from read_parquet(path, span, fields, name, max_record_bytes)
             return
         start = first_byte(span)
-        stream = chunks(path, sniff(path), start)
+        stream = read_chunks(path, detect_compression(path), start)
         lines = split_lines(stream, start, max_record_bytes)
         yield from read_jsonl(lines, span, fields, name, max_record_bytes)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error

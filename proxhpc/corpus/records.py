@@ -1,4 +1,4 @@
-"""What makes a record a document: its text, its id, and everything else it carries."""
+"""Converts records to documents: finds the text and the id."""
 
 import json
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from typing import Any
 
 from proxhpc.corpus.document import Document
 
-BAD_RECORD_BYTES = 1024  # how much of a bad record is kept
+BAD_RECORD_BYTES = 1024  # the head of a bad record that is kept
 
-_EXACT = 2**63  # orjson reads integers of more than 64 bits as floats
+_EXACT = 2**63  # orjson parses integers of more than 64 bits as floats
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a record's text and id are: a key, or a dotted path into nested objects.
+    """The fields of a record's text and id: a key, or a dotted path into nested objects.
 
-    A key which contains dots itself wins over the path.
+    A key that contains the dots itself has priority over a path.
     """
 
     text: str = "text"
@@ -24,15 +24,15 @@ class Fields:
 
 @dataclass(frozen=True, slots=True)
 class RecordSource:
-    """Where records come from: the file's number in the plan and its display name."""
+    """The file of records: its number in the plan and its display name."""
 
     file: int
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a record is no document."""
+class RecordProblem:
+    """Why a record is not a document."""
 
     reason: str
     detail: str = ""
@@ -40,31 +40,31 @@ class Refusal:
 
 def to_document(
     record: Any, position: int, fields: Fields, source: RecordSource, raw: bytes = b""
-) -> Document | Refusal:
-    """Return the record as a document, taking the text out of it, or why it is none.
+) -> Document | RecordProblem:
+    """Return the record as a document, or the reason why it is not one.
 
-    `record` is consumed: it becomes the document's `fields`. `raw` is its JSON, where it came
-    from JSON. A record without an id, or with null or "" for one, is called "<name>:<position>".
+    `record` is modified: without its text it becomes the document's `fields`. `raw` is its JSON
+    if it was read from JSON. If the id is missing, null or "", it is "<name>:<position>".
     """
     if not isinstance(record, dict):
-        return Refusal("not_an_object", f"a JSON {_json_type(record)}")
+        return RecordProblem("not_an_object", f"a JSON {_json_type(record)}")
     holder, leaf = _find(record, fields.text)
     if holder is None:
-        return Refusal("missing_text", f"no field {fields.text!r}; it has: {_names(record)}")
+        return RecordProblem("missing_text", f"no field {fields.text!r}; it has: {_names(record)}")
     text = holder[leaf]
     if text is None:
-        return Refusal("null_text", f"field {fields.text!r} is null")
+        return RecordProblem("null_text", f"field {fields.text!r} is null")
     if not isinstance(text, str):
-        return Refusal("text_not_string", f"field {fields.text!r} is a {_json_type(text)}")
-    name = _identify(record, fields.id, raw) if fields.id else ""
-    if name is None:
-        return Refusal("id_not_scalar", f"field {fields.id!r} is no string or number")
+        return RecordProblem("text_not_string", f"field {fields.text!r} is a {_json_type(text)}")
+    identifier = _identifier(record, fields.id, raw) if fields.id else ""
+    if identifier is None:
+        return RecordProblem("id_not_scalar", f"field {fields.id!r} is not a string or number")
     del holder[leaf]
-    return Document(name or f"{source.name}:{position}", text, source.file, position, record)
+    return Document(identifier or f"{source.name}:{position}", text, source.file, position, record)
 
 
-def lookup(record: dict[str, Any], path: str) -> Any:
-    """What a record has under a key or a dotted path; None for nothing."""
+def get_field(record: dict[str, Any], path: str) -> Any:
+    """Return the value of a key or dotted path in a record, or None."""
     holder, leaf = _find(record, path)
     return None if holder is None else holder[leaf]
 
@@ -79,14 +79,14 @@ def _find(record: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str
     return (holder, leaf) if isinstance(holder, dict) and leaf in holder else (None, leaf)
 
 
-def _identify(record: dict[str, Any], path: str, raw: bytes) -> str | None:
+def _identifier(record: dict[str, Any], path: str, raw: bytes) -> str | None:
     holder, leaf = _find(record, path)
     value = holder[leaf] if holder is not None else None
     if value is None:
         return ""
     if isinstance(value, float) and abs(value) >= _EXACT and raw:
-        again, leaf = _find(json.loads(raw), path)  # two long ids must not become one float
-        value = again[leaf] if again is not None else value
+        exact, leaf = _find(json.loads(raw), path)  # distinct long ids may be equal as floats
+        value = exact[leaf] if exact is not None else value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value)

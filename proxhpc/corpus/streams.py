@@ -1,4 +1,4 @@
-"""The decompressed bytes of a file in bounded chunks, whatever it is compressed with."""
+"""Decompressed bytes of plain, gzip and zstd files, in bounded chunks."""
 
 import zlib
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from proxhpc.errors import ShardError
 Compression = Literal["none", "gzip", "zstd"]
 
 _READ = 1 << 20
-_INFLATE = 256 << 10  # gzip: at most this much out of one call, whatever the ratio
+_INFLATE = 256 << 10  # gzip: the most bytes that one call returns
 _GZIP_MAGIC = b"\x1f\x8b"
 _SUFFIXES: dict[str, Compression] = {".zst": "zstd", ".zstd": "zstd", ".gz": "gzip"}
 
 
-def sniff(path: Path) -> Compression:
-    """Return how a file is compressed, by its first bytes; by its name where they do not tell.
+def detect_compression(path: Path) -> Compression:
+    """Return how a file is compressed, from its first bytes, or else from its name.
 
-    A file that is called `.zst` and begins like plain JSON is read as plain text.
+    A file that is named `.zst` but starts like JSON is plain text.
     """
     with path.open("rb") as file:
         head = file.read(64)
@@ -32,41 +32,44 @@ def sniff(path: Path) -> Compression:
     return _SUFFIXES.get(path.suffix.lower(), "none")
 
 
-def chunks(path: Path, compression: Compression, start: int = 0) -> Iterator[bytes]:
+def read_chunks(path: Path, compression: Compression, start: int = 0) -> Iterator[bytes]:
     """Yield the decompressed bytes from offset `start` on, at most 1 MiB at a time.
 
-    Concatenated frames or members are one stream. Raises DamageError where the file is cut,
-    damaged or needs more memory than allowed, behind everything that could be read before that.
+    Concatenated frames or members are one stream. If the file is truncated, damaged or needs more
+    memory than allowed, raises DamageError after yielding everything before that point.
     """
     with path.open("rb", buffering=_READ) as file:
         if compression == "none":
             file.seek(start)
-            yield from plain(file)
+            yield from plain_chunks(file)
             return
         zstd = compression == "zstd"
-        stream = unzstd(FrameReader(file)) if zstd else GzipReader(file).chunks()
+        stream = zstd_chunks(FrameReader(file)) if zstd else GzipReader(file).chunks()
         position = 0
         for chunk in stream:
             position += len(chunk)
             if position > start:
-                fresh = position - start
-                yield chunk if fresh >= len(chunk) else chunk[-fresh:]
+                size = position - start
+                yield chunk if size >= len(chunk) else chunk[-size:]
 
 
-def plain(file: BinaryIO) -> Iterator[bytes]:
-    """Yield a file's bytes as they are."""
+def plain_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a file's bytes in chunks."""
     while chunk := file.read(_READ):
         yield chunk
 
 
-def unzstd(frames: FrameReader) -> Iterator[bytes]:
-    """Yield the content of all frames, one block of at most 128 KiB at a time."""
+def zstd_chunks(frames: FrameReader) -> Iterator[bytes]:
+    """Yield the content of all frames in blocks of at most 128 KiB."""
     while header := frames.header():
         yield from frames.blocks(header)
 
 
 class GzipReader:
-    """The members of a gzip file as one stream; `offset` counts the compressed bytes consumed."""
+    """Reads the members of a gzip file as one stream.
+
+    `offset` counts the compressed bytes consumed.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.offset = 0
@@ -74,7 +77,7 @@ class GzipReader:
         self._pending = b""
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the content, at most 256 KiB at a time; zero padding is allowed, as gzip does."""
+        """Yield the content, at most 256 KiB at a time. Zero padding is skipped, as by gzip."""
         self._read()
         while self._pending:
             yield from self._member(zlib.decompressobj(wbits=31))
@@ -108,8 +111,8 @@ class GzipReader:
 
 
 def count_lines(path: Path) -> int:
-    """Line ends in a file, decompressed by its suffix. ShardError where it is damaged."""
+    """Return the number of line ends in a file, decompressed. ShardError if it is damaged."""
     try:
-        return sum(chunk.count(b"\n") for chunk in chunks(path, sniff(path)))
+        return sum(chunk.count(b"\n") for chunk in read_chunks(path, detect_compression(path)))
     except DamageError as error:
         raise ShardError(f"{path} is damaged: {error.detail}") from error

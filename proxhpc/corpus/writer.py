@@ -1,4 +1,4 @@
-"""Part files of a corpus: complete under their name or absent, whatever their format."""
+"""Part files of a corpus, which appear under their name only when they are complete."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,41 +29,41 @@ class Part:
 
 
 class Encoder(Protocol):
-    """Turns rows into the bytes of a file; the same rows give the same bytes."""
+    """Encodes rows as the bytes of a file, deterministically."""
 
     def add(self, row: Mapping[str, Any], line: bytes) -> bytes:
-        """Take a row, which is `line` as JSON, and return what can be written by now."""
+        """Add a row, encoded in `line` as JSON, and return bytes that are ready to be written."""
 
     def end(self) -> bytes:
-        """Return the rest of the file."""
+        """Return the remaining bytes of the file."""
 
 
 class JsonLines:
-    """JSON lines in one zstd frame: one thread, no time stamps."""
+    """JSON lines in one zstd frame, compressed by one thread to be deterministic."""
 
     def __init__(self, level: int = 3) -> None:
         self._rows: list[bytes] = []
-        self._held = 0
+        self._size = 0
         compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, threads=0)
         self._frame = compressor.compressobj()
 
     def add(self, row: Mapping[str, Any], line: bytes) -> bytes:
-        """Take a line; compressed are many at a time."""
+        """Add a line; lines are compressed in batches."""
         self._rows.append(line)
-        self._held += len(line)
-        return self._compressed() if self._held >= _BATCH else b""
+        self._size += len(line)
+        return self._compress() if self._size >= _BATCH else b""
 
     def end(self) -> bytes:
-        """Return the frame's rest."""
-        return self._compressed() + self._frame.flush()
+        """Return the rest of the frame."""
+        return self._compress() + self._frame.flush()
 
-    def _compressed(self) -> bytes:
-        rows, self._rows, self._held = self._rows, [], 0
+    def _compress(self) -> bytes:
+        rows, self._rows, self._size = self._rows, [], 0
         return self._frame.compress(b"".join(rows))
 
 
 class PartWriter:
-    """Writes one part as a draft, which `close` gives its name.
+    """Writes one part to a draft file that `close` renames.
 
     As a context manager it closes the part, or removes the draft if the block raises.
     """
@@ -80,7 +80,7 @@ class PartWriter:
         self._file = self._draft.enter_context(replacing(path))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add one row. Raises RetryError when the disk is full, naming its directory."""
+        """Add one row. RetryError if the disk is full; ShardError if the row is not JSON."""
         try:
             line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError as error:
@@ -90,7 +90,7 @@ class PartWriter:
         self._put(self._encoder.add(row, line))
 
     def close(self) -> Part:
-        """Make the part durable, give it its name, and return what it holds."""
+        """Publish the part under its name, durably, and return its sizes and checksum."""
         if self._part is None:
             with self._draft:
                 self._put(self._encoder.end())
@@ -110,7 +110,7 @@ class PartWriter:
         if kind is None:
             self.close()
         else:
-            # Not `error` itself: an OSError of the block would be reported as one of this file.
+            # Not `error`: `replacing` would report an OSError of the block as one of this file.
             self._draft.__exit__(GeneratorExit, GeneratorExit(), None)
 
     def _put(self, data: bytes) -> None:

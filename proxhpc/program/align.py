@@ -1,6 +1,6 @@
-"""Aligns the lines of two texts: which line becomes which, which go, which are put in.
+"""Aligns the lines of two texts: which lines match, which are removed and which are inserted.
 
-By dynamic programming over what a program would have to say, in characters.
+Dynamic programming finds the alignment whose program is shortest, in characters.
 """
 
 import re
@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 MAX_CELLS = 250_000
-"""Pairs of lines that one alignment looks at; above, lines unique to both texts anchor it."""
+"""Pairs of lines that one alignment compares; larger texts are split at lines unique to both."""
 
-_CONTEXT = 20
-"""Characters that a replacement needs around a place that is blank."""
+_CONTEXT = 20  # characters of context that an edit at a blank line needs
 
 LinePairs = list[tuple[int, int]]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-KEPT, GONE, PUT = range(3)  # what was last done: a line became one, went, or one was put in
-_STATES = (KEPT, GONE, PUT)
-_NEVER = 1 << 60
+_MATCHED, _REMOVED, _INSERTED = _STATES = range(3)  # what happened to the last line
+_INFINITE = 1 << 60
 
 
-class AlignedLine:
-    """A line and the different words and signs in it."""
+class TokenizedLine:
+    """A line and its distinct words and punctuation marks."""
 
     __slots__ = ("text", "tokens")
 
@@ -34,80 +32,81 @@ class AlignedLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """Characters of a call that removes lines, and of one that replaces strings, without them."""
+class EditCosts:
+    """Characters of a call that removes lines, and of one that replaces a string, without it."""
 
     remove: int
     replace: int
 
-    def change(self, old: "AlignedLine", new: "AlignedLine") -> int:
-        """Cost of a line that becomes another: of one replacement, or of two if that is less."""
+    def of_pair(self, old: TokenizedLine, new: TokenizedLine) -> int:
+        """Cost of changing one line into another, by one replacement or by two if that is less."""
         if old.text == new.text:
             return 0
         if not old.tokens:
-            return self.put(new.text)
-        apart = sum(map(len, old.tokens ^ new.tokens))
-        spanned = len(old.text) + len(new.text) - 2 * sum(shared(old.text, new.text))
-        return self.replace + min(spanned, apart + self.replace)
+            return self.of_insertion(new.text)
+        two_edits = sum(map(len, old.tokens ^ new.tokens)) + self.replace
+        one_edit = len(old.text) + len(new.text) - 2 * sum(common_ends(old.text, new.text))
+        return self.replace + min(one_edit, two_edits)
 
-    def put(self, new: str) -> int:
-        """Cost of a line that is put in."""
+    def of_insertion(self, new: str) -> int:
+        """Cost of inserting a line."""
         return self.replace + _CONTEXT + len(new)
 
 
-def align(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> LinePairs | None:
-    """Which line becomes which, ascending in both, at the least cost; None if it is too large.
+def align_lines(old: Sequence[str], new: Sequence[str], costs: EditCosts) -> LinePairs | None:
+    """Return the matching lines at the least cost, ascending in both; None if it is too large.
 
-    Lines in no pair go; wanted lines in no pair are to be put in.
+    Old lines in no pair are removed; new lines in no pair are inserted.
     """
     anchors = [(-1, -1)]
-    if len(lines) * len(wanted) > MAX_CELLS:
-        anchors += _anchors(lines, wanted)
-    anchors.append((len(lines), len(wanted)))
+    if len(old) * len(new) > MAX_CELLS:
+        anchors += _anchors(old, new)
+    anchors.append((len(old), len(new)))
     pairs: LinePairs = []
-    for (low, goal_low), (high, goal_high) in pairwise(anchors):
-        part, goal = lines[low + 1 : high], wanted[goal_low + 1 : goal_high]
-        if len(part) * len(goal) > MAX_CELLS:
+    for (old_start, new_start), (old_stop, new_stop) in pairwise(anchors):
+        old_part, new_part = old[old_start + 1 : old_stop], new[new_start + 1 : new_stop]
+        if len(old_part) * len(new_part) > MAX_CELLS:
             return None
-        pairs += [(a + low + 1, b + goal_low + 1) for a, b in _cheapest(part, goal, prices)]
-        pairs.append((high, goal_high))
+        part = _align_part(old_part, new_part, costs)
+        pairs += [(i + old_start + 1, j + new_start + 1) for i, j in part]
+        pairs.append((old_stop, new_stop))
     return pairs[:-1]
 
 
-def shared(old: str, new: str) -> tuple[int, int]:
-    """How many characters two strings share at the head, and behind it at the tail."""
-    most = min(len(old), len(new))
-    head = _common(most, lambda low, high: old[low:high] == new[low:high])
+def common_ends(old: str, new: str) -> tuple[int, int]:
+    """Return the lengths of the common prefix, and of the common suffix of the rest."""
+    shorter = min(len(old), len(new))
+    head = _largest(shorter, lambda low, high: old[low:high] == new[low:high])
     a, b = len(old), len(new)
-    rest = most - head
-    tail = _common(rest, lambda low, high: old[a - high : a - low] == new[b - high : b - low])
+    rest = shorter - head
+    tail = _largest(rest, lambda low, high: old[a - high : a - low] == new[b - high : b - low])
     return head, tail
 
 
-def _common(most: int, same: Callable[[int, int], bool]) -> int:
-    """The largest n up to `most` such that all of [0, n) is the same, compared in halves."""
-    low, high = 0, most
+def _largest(limit: int, is_same: Callable[[int, int], bool]) -> int:
+    """Return the largest n up to `limit` for which [0, n) is the same, by bisection."""
+    low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if same(low, middle):
+        if is_same(low, middle):
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> LinePairs:
-    """Lines that both texts have once, in the longest run ascending in both."""
-    often, sought = Counter(lines), Counter(wanted)
-    places = {line: place for place, line in enumerate(lines) if often[line] == 1}
-    common = [(places[w], g) for g, w in enumerate(wanted) if sought[w] == 1 and w in places]
+def _anchors(old: Sequence[str], new: Sequence[str]) -> LinePairs:
+    """Return the longest ascending sequence of lines that occur once in both texts."""
+    old_counts, new_counts = Counter(old), Counter(new)
+    unique = {line: i for i, line in enumerate(old) if old_counts[line] == 1}
+    common = [(unique[w], j) for j, w in enumerate(new) if new_counts[w] == 1 and w in unique]
     tails: list[int] = []
     ends: list[int] = []
     previous: list[int] = []
-    for index, (place, _) in enumerate(common):
-        rank = bisect_left(tails, place)
+    for index, (i, _) in enumerate(common):
+        rank = bisect_left(tails, i)
         previous.append(ends[rank - 1] if rank else -1)
-        tails[rank : rank + 1] = [place]
+        tails[rank : rank + 1] = [i]
         ends[rank : rank + 1] = [index]
     chain: LinePairs = []
     index = ends[-1] if ends else -1
@@ -117,54 +116,54 @@ def _anchors(lines: Sequence[str], wanted: Sequence[str]) -> LinePairs:
     return chain[::-1]
 
 
-Costs = list[list[int]]  # by state and number of wanted lines made so far
-_Steps = list[bytearray]  # and from which state each was reached
+_Costs = list[list[int]]  # by state and number of new lines produced
+_Steps = list[bytearray]  # the state from which each was reached
 
 
-def _cheapest(lines: Sequence[str], wanted: Sequence[str], prices: Prices) -> LinePairs:
-    """Align everything."""
-    width = len(wanted) + 1
-    puts = [prices.put(line) for line in wanted]
-    old, new = list(map(AlignedLine, lines)), list(map(AlignedLine, wanted))
-    cost = [[_NEVER] * width for _ in _STATES]
-    cost[KEPT][0] = 0
-    came: list[_Steps] = [[bytearray(width) for _ in _STATES]]
-    for goal in range(1, width):
-        _reach(cost, came[0], PUT, goal, _before(cost, goal - 1, puts[goal - 1]))
-    for line in old:
-        above, cost = cost, [[_NEVER] * width for _ in _STATES]
+def _align_part(old: Sequence[str], new: Sequence[str], costs: EditCosts) -> LinePairs:
+    width = len(new) + 1
+    insertions = [costs.of_insertion(line) for line in new]
+    old_lines, new_lines = list(map(TokenizedLine, old)), list(map(TokenizedLine, new))
+    row = [[_INFINITE] * width for _ in _STATES]
+    row[_MATCHED][0] = 0
+    history: list[_Steps] = [[bytearray(width) for _ in _STATES]]
+    for j in range(1, width):
+        _set_cheapest(row, history[0], _INSERTED, j, _plus(row, j - 1, insertions[j - 1]))
+    for line in old_lines:
+        above, row = row, [[_INFINITE] * width for _ in _STATES]
         steps = [bytearray(width) for _ in _STATES]
-        for goal in range(width):
-            if goal:
-                price = prices.change(line, new[goal - 1])
-                _reach(cost, steps, KEPT, goal, _before(above, goal - 1, price))
-                _reach(cost, steps, PUT, goal, _before(cost, goal - 1, puts[goal - 1]))
-            kept, gone, put = above[KEPT][goal], above[GONE][goal], above[PUT][goal]
-            opened = (kept + prices.remove, gone, put + prices.remove)
-            _reach(cost, steps, GONE, goal, opened)
-        came.append(steps)
-    return _trace(cost, came)
+        for j in range(width):
+            if j:
+                cost = costs.of_pair(line, new_lines[j - 1])
+                _set_cheapest(row, steps, _MATCHED, j, _plus(above, j - 1, cost))
+                _set_cheapest(row, steps, _INSERTED, j, _plus(row, j - 1, insertions[j - 1]))
+            matched, removed, inserted = above[_MATCHED][j], above[_REMOVED][j], above[_INSERTED][j]
+            removals = (matched + costs.remove, removed, inserted + costs.remove)
+            _set_cheapest(row, steps, _REMOVED, j, removals)
+        history.append(steps)
+    return _trace_back(row, history)
 
 
-def _before(cost: Costs, goal: int, price: int) -> tuple[int, int, int]:
-    return cost[KEPT][goal] + price, cost[GONE][goal] + price, cost[PUT][goal] + price
+def _plus(row: _Costs, j: int, cost: int) -> tuple[int, int, int]:
+    return row[_MATCHED][j] + cost, row[_REMOVED][j] + cost, row[_INSERTED][j] + cost
 
 
-def _reach(cost: Costs, steps: _Steps, state: int, goal: int, ways: tuple[int, int, int]) -> None:
-    best = min(ways)
-    cost[state][goal] = best
-    steps[state][goal] = ways.index(best)
+def _set_cheapest(
+    row: _Costs, steps: _Steps, state: int, j: int, costs: tuple[int, int, int]
+) -> None:
+    row[state][j] = cheapest = min(costs)
+    steps[state][j] = costs.index(cheapest)
 
 
-def _trace(cost: Costs, came: list[_Steps]) -> LinePairs:
+def _trace_back(row: _Costs, history: list[_Steps]) -> LinePairs:
     pairs: LinePairs = []
-    place, goal = len(came) - 1, len(cost[KEPT]) - 1
-    state = min(_STATES, key=lambda state: cost[state][goal])
-    while place or goal:
-        before = came[place][state][goal]
-        place -= state != PUT
-        goal -= state != GONE
-        if state == KEPT:
-            pairs.append((place, goal))
-        state = before
+    i, j = len(history) - 1, len(row[_MATCHED]) - 1
+    state = min(_STATES, key=lambda state: row[state][j])
+    while i or j:
+        previous = history[i][state][j]
+        i -= state != _INSERTED
+        j -= state != _REMOVED
+        if state == _MATCHED:
+            pairs.append((i, j))
+        state = previous
     return pairs[::-1]

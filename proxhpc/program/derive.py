@@ -1,9 +1,8 @@
-"""The inverse of execution: the program that turns one text into another.
+"""The inverse of execution: finds the program that turns one text into another.
 
-It builds training targets out of text pairs, whoever made the second text. Lines are aligned so
-that the program gets the fewest characters. What differs within lines are hunks, tokens that
-become others; each gets the shortest string around it that hits what it should and nothing else.
-What comes out was executed, and made the second text.
+It makes training targets from pairs of texts. Lines are aligned at the least program length. The
+differences within lines are hunks; for each, the shortest surrounding string is searched whose
+replacement has exactly the intended effect. Each program is executed to check its result.
 """
 
 import heapq
@@ -14,16 +13,16 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import accumulate, groupby
 
-from proxhpc.program.align import MAX_CELLS, LinePairs, Prices, align, shared
-from proxhpc.program.edits import edits_of
+from proxhpc.program.align import MAX_CELLS, EditCosts, LinePairs, align_lines, common_ends
+from proxhpc.program.edits import program_edits
 from proxhpc.program.execute import (
     UNSPACED,
     SpanChange,
-    apply,
+    apply_changes,
     execute,
-    only_place,
-    outside,
-    word_places,
+    find_only,
+    find_words,
+    outside_removed,
 )
 from proxhpc.program.parse import SURROGATE
 from proxhpc.program.policy import Policy
@@ -40,22 +39,22 @@ from proxhpc.program.syntax import (
     Statement,
 )
 
-PRICES: dict[Dialect, Prices] = {"prox": Prices(30, 40), "line": Prices(20, 20)}
-CANDIDATES = 60  # strings that are tried for one hunk, from the shortest, before its whole line
-REACH = 400  # characters to each side of a hunk that they may take in
+EDIT_COSTS: dict[Dialect, EditCosts] = {"prox": EditCosts(30, 40), "line": EditCosts(20, 20)}
+_MAX_CANDIDATES = 60  # strings tried for one hunk, shortest first, before its whole line
+_MAX_CONTEXT = 400  # characters on each side of a hunk that its string may include
 _TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class NoProgram:
-    """No program was found that makes the second text, for `reason`."""
+    """No program was found, for `reason`."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    """Characters [start, stop) of the first text are to become `new`."""
+    """Characters [start, stop) of the old text must become `new`."""
 
     start: int
     stop: int
@@ -72,8 +71,9 @@ def derive(
 ) -> Program | NoProgram:
     """Return the shortest program found that turns `before`, a window, into `after`.
 
-    Line removals come first, then strings. `first_line` is the number of the window's first line
-    (the dialect's own). `policy` gives the limits on single statements, not those on documents.
+    Line removals come first, then string edits. `first_line` is the number of the window's first
+    line, by default the dialect's. `policy` limits single statements; its document limits do not
+    apply.
     """
     policy = policy or Policy()
     first = FIRST_LINE[dialect] if first_line is None else first_line
@@ -82,26 +82,27 @@ def derive(
         return Program((Keep("untouch_doc" if dialect == "prox" else "keep_all"),))
     if not after:
         return Program((RemoveLines(first, first + len(lines) - 1),))
-    wanted = after.split("\n")
-    pairs = align(lines, wanted, PRICES[dialect])
+    new_lines = after.split("\n")
+    pairs = align_lines(lines, new_lines, EDIT_COSTS[dialect])
     if pairs is None:
-        return NoProgram(f"too large: {len(lines)} lines against {len(wanted)}; take windows")
+        return NoProgram(f"too large: {len(lines)} lines and {len(new_lines)}; use windows")
     if not pairs:
-        return NoProgram("no line of the first text stays")
-    text = _Text(before, lines, pairs, policy)
+        return NoProgram("no line of the first text remains")
+    text = _OldText(before, lines, pairs, policy)
     removals = [RemoveLines(a + first, b + first - 1) for a, b in text.removed]
-    hunks = _hunks(text, lines, wanted, pairs)
-    found: list[Program] = []
+    hunks = _hunks(text, lines, new_lines, pairs)
+    candidates: list[Program] = []
     problem = NoProgram("")
-    for gap in (0, PRICES[dialect].replace // 2):  # copying that much costs as much as a call
+    # Hunks this close are also tried as one: copying half a call may be cheaper than a second one.
+    for gap in (0, EDIT_COSTS[dialect].replace // 2):
         edits = _edits(text, _joined(hunks, before, gap), dialect, first)
         if isinstance(edits, NoProgram):
             problem = edits
         else:
-            found.append(Program((*removals, *edits)))
-    for program in sorted(found, key=lambda program: len(str(program))):
-        window = edits_of(program, 0, len(lines), first)
-        if apply(before, execute(before, len(lines), [window], policy)) != after:
+            candidates.append(Program((*removals, *edits)))
+    for program in sorted(candidates, key=lambda program: len(str(program))):
+        window = program_edits(program, 0, len(lines), first)
+        if apply_changes(before, execute(before, len(lines), [window], policy)) != after:
             problem = NoProgram("the only candidate has another effect")
         elif window.rejected:
             problem = NoProgram(f"the only candidate is rejected: {', '.join(window.rejected)}")
@@ -110,73 +111,74 @@ def derive(
     return problem
 
 
-class _Text:
-    """The first text: where its lines stand, and which of them go."""
+class _OldText:
+    """The old text, the offsets of its lines, and the ranges of lines to remove."""
 
     def __init__(self, text: str, lines: Sequence[str], pairs: LinePairs, policy: Policy) -> None:
         self.text, self.policy = text, policy
         self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
-        gone = sorted(set(range(len(lines))) - {place for place, _ in pairs})
-        groups = groupby(enumerate(gone), key=lambda item: item[1] - item[0])
-        runs = [[place for _, place in group] for _, group in groups]
+        unmatched = sorted(set(range(len(lines))) - {old for old, _ in pairs})
+        groups = groupby(enumerate(unmatched), key=lambda item: item[1] - item[0])
+        runs = [[line for _, line in group] for _, group in groups]
         self.removed = [(run[0], run[-1] + 1) for run in runs]
         self.holes = [(self.starts[a], self.starts[b], "") for a, b in self.removed]
 
-    def line_of(self, at: int) -> int:
-        """The line that character `at` belongs to."""
-        return bisect_right(self.starts, at) - 1
+    def line_at(self, offset: int) -> int:
+        """Return the number of the line with the character at `offset`."""
+        return bisect_right(self.starts, offset) - 1
 
 
 def _hunks(
-    text: _Text, lines: Sequence[str], wanted: Sequence[str], pairs: LinePairs
+    text: _OldText, lines: Sequence[str], new_lines: Sequence[str], pairs: LinePairs
 ) -> list[Hunk]:
-    """What must become what, ascending and disjoint; each replaces a character at least."""
+    """Return the differences, ascending and disjoint; each replaces at least one character."""
     hunks: list[Hunk] = []
-    made = 0
-    for number, (place, goal) in enumerate(pairs):
-        # Lines put in belong to the line before them, those at the head to the first.
-        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(wanted)
-        new = "\n".join(wanted[made if number == 0 else goal : stop])
-        made = stop
-        if lines[place]:
-            hunks += _line_hunks(lines[place], new, text.starts[place])
-        elif new:
-            # A blank line has nothing to hold on to but its own end, or the last its start.
-            at = text.starts[place]
-            behind = at < len(text.text)
-            hunks.append(Hunk(at, at + 1, f"{new}\n") if behind else Hunk(at - 1, at, f"\n{new}"))
+    done = 0
+    for number, (old, new) in enumerate(pairs):
+        # Inserted lines are appended to the line before them, or else prepended to the first.
+        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(new_lines)
+        target = "\n".join(new_lines[done if number == 0 else new : stop])
+        done = stop
+        if lines[old]:
+            hunks += _line_hunks(lines[old], target, text.starts[old])
+        elif target:
+            # A blank line has no characters to replace but a newline next to it.
+            at = text.starts[old]
+            has_newline = at < len(text.text)
+            hunk = (
+                Hunk(at, at + 1, f"{target}\n") if has_newline else Hunk(at - 1, at, f"\n{target}")
+            )
+            hunks.append(hunk)
     return hunks
 
 
 def _line_hunks(old: str, new: str, start: int) -> Iterator[Hunk]:
-    """What differs between two lines, of which the old one begins at character `start`."""
+    """Yield the differences of two lines; the old one starts at offset `start`."""
     if old == new:
         return
     a, b = _TOKEN.findall(old), _TOKEN.findall(new)
     if len(a) * len(b) > MAX_CELLS:
-        head, tail = shared(old, new)
+        head, tail = common_ends(old, new)
         a = [old[:head], old[head : len(old) - tail], old[len(old) - tail :]]
         b = [new[:head], new[head : len(new) - tail], new[len(new) - tail :]]
     at = list(accumulate(map(len, a), initial=0))
     done = 0
-    for kind, low, high, goal, stop in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+    for kind, a1, a2, b1, b2 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if kind == "equal":
             continue
-        begin, end, made = at[low], at[high], "".join(b[goal:stop])
-        if kind == "insert":  # on the back of a token that stays
-            begin, end = (at[low - 1], at[low]) if low else (0, at[1])
-            made = old[begin:end] + made if low else made + old[begin:end]
-        elif (
-            kind == "delete"
-        ):  # as far to the left as it is the same, so that equal ones look alike
+        begin, end, target = at[a1], at[a2], "".join(b[b1:b2])
+        if kind == "insert":  # extend the hunk by an unchanged token beside it
+            begin, end = (at[a1 - 1], at[a1]) if a1 else (0, at[1])
+            target = old[begin:end] + target if a1 else target + old[begin:end]
+        elif kind == "delete":  # of equivalent deletions take the leftmost: equal ones get equal
             while begin > done and old[begin - 1] == old[end - 1]:
                 begin, end = begin - 1, end - 1
-        yield Hunk(start + begin, start + end, made)
+        yield Hunk(start + begin, start + end, target)
         done = end
 
 
 def _joined(hunks: Sequence[Hunk], text: str, gap: int) -> list[Hunk]:
-    """Hunks with less than `gap` characters of a line between them made one."""
+    """Join hunks of one line with less than `gap` characters between them."""
     joined: list[Hunk] = []
     for hunk in hunks:
         if joined and hunk.start - joined[-1].stop < gap:
@@ -190,9 +192,9 @@ def _joined(hunks: Sequence[Hunk], text: str, gap: int) -> list[Hunk]:
 
 
 def _edits(
-    text: _Text, hunks: list[Hunk], dialect: Dialect, first: int
+    text: _OldText, hunks: list[Hunk], dialect: Dialect, first: int
 ) -> list[Statement] | NoProgram:
-    """Statements that make all hunks, in their order."""
+    """Return statements that make all hunks."""
     search = _Search(text, hunks)
     statements: list[Statement] = []
     for number, hunk in enumerate(hunks):
@@ -200,14 +202,14 @@ def _edits(
             continue
         if len(statements) == text.policy.max_strings:
             return NoProgram(f"more than {len(statements)} different strings to edit")
-        line = text.line_of(hunk.start)
-        found = search.take(number, line if dialect == "line" else None)
-        if found is None:
-            return NoProgram(f"line {line + first}: no string was found that hits it alone")
-        source, target = map(Quoted.of, found)
+        line = text.line_at(hunk.start)
+        edit = search.find(number, line if dialect == "line" else None)
+        if edit is None:
+            return NoProgram(f"line {line + first}: no string was found that matches only there")
+        source, target = map(Quoted.of, edit)
         if dialect == "prox":
             statements.append(Normalize(source, target))
-        elif found[1]:
+        elif edit[1]:
             statements.append(ReplaceStr(line + first, source, target))
         else:
             statements.append(RemoveStr(line + first, source))
@@ -215,71 +217,72 @@ def _edits(
 
 
 class _Search:
-    """Finds strings around hunks, and knows which hunks are done."""
+    """Searches for strings around hunks, and records which hunks are done."""
 
-    def __init__(self, text: _Text, hunks: list[Hunk]) -> None:
+    def __init__(self, text: _OldText, hunks: list[Hunk]) -> None:
         self.text, self.hunks = text, hunks
         self.done = [False] * len(hunks)
         self._starts = [hunk.start for hunk in hunks]
-        self._taken: list[tuple[int, int]] = []  # what statements replace, ascending
+        self._replaced: list[tuple[int, int]] = []  # ranges that statements replace, ascending
 
-    def take(self, number: int, line: int | None) -> tuple[str, str] | None:
-        """The first string around a hunk that can be replaced, and by what; None without one.
+    def find(self, number: int, line: int | None) -> tuple[str, str] | None:
+        """Return the first string around a hunk that can be replaced, and its replacement.
 
-        Wherever the text has it, or if a line is given, the only one on it.
+        The string is replaced everywhere in the text or, if `line` is given, where it occurs once
+        on that line.
         """
         text, policy = self.text.text, self.text.policy
         low, high = 0, len(text)
         if line is not None:
             low, high = self.text.starts[line], self.text.starts[line + 1] - 1
-        for start, stop in _spans(text, self.hunks[number], low, high):
-            source, target = text[start:stop], self._image(start, stop)
+        for start, stop in _candidates(text, self.hunks[number], low, high):
+            source, target = text[start:stop], self._target(start, stop)
             if target is None or not source.strip() or SURROGATE.search(source + target):
                 continue
             if line is None:
-                places = word_places(text, low, high, source, policy)
+                matches = find_words(text, low, high, source, policy)
             else:
-                places = only_place(text, low, high, source)
-            if isinstance(places, str):
+                matches = find_only(text, low, high, source)
+            if isinstance(matches, str):
                 continue
-            if len(places) * (len(target) - len(source)) > policy.max_growth:
+            if len(matches) * (len(target) - len(source)) > policy.max_growth:
                 continue
-            if self._replace([(at, at + len(source), target) for at in places]):
+            if self._accept([(at, at + len(source), target) for at in matches]):
                 return source, target
         return None
 
-    def _replace(self, changes: list[SpanChange]) -> bool:
-        """Take these changes if they do what the hunks say; those in lines that go do not count."""
-        found = outside(changes, self.text.holes)
-        if isinstance(found, str):
+    def _accept(self, changes: list[SpanChange]) -> bool:
+        """Accept changes if they make hunks and nothing else; removed lines do not matter."""
+        remaining = outside_removed(changes, self.text.holes)
+        if isinstance(remaining, str):
             return False
-        for start, stop, target in found:
-            if self._image(start, stop) != target or self._meets(start, stop):
+        for start, stop, target in remaining:
+            if self._target(start, stop) != target or self._overlaps(start, stop):
                 return False
-        for start, stop, _ in found:
-            self._taken.insert(bisect_left(self._taken, (start, stop)), (start, stop))
-            for number in self._within(start, stop):
+        for start, stop, _ in remaining:
+            self._replaced.insert(bisect_left(self._replaced, (start, stop)), (start, stop))
+            for number in self._hunks_in(start, stop):
                 self.done[number] = True
-        return bool(found)
+        return bool(remaining)
 
-    def _meets(self, start: int, stop: int) -> bool:
-        """Whether characters [start, stop) share one with what is taken."""
-        place = bisect_left(self._taken, (start, stop))
-        near = self._taken[max(0, place - 1) : place + 1]
-        return any(low < stop and start < high for low, high in near)
+    def _overlaps(self, start: int, stop: int) -> bool:
+        """Return True if some of the characters [start, stop) are already replaced."""
+        index = bisect_left(self._replaced, (start, stop))
+        neighbors = self._replaced[max(0, index - 1) : index + 1]
+        return any(low < stop and start < high for low, high in neighbors)
 
-    def _within(self, start: int, stop: int) -> range:
-        """Numbers of the hunks that share a character with [start, stop)."""
+    def _hunks_in(self, start: int, stop: int) -> range:
+        """Return the numbers of the hunks that overlap [start, stop)."""
         first = bisect_right(self._starts, start)
         if first and self.hunks[first - 1].stop > start:
             first -= 1
         return range(first, bisect_left(self._starts, stop))
 
-    def _image(self, start: int, stop: int) -> str | None:
-        """What characters [start, stop) are to become; None if a hunk is only partly among them."""
+    def _target(self, start: int, stop: int) -> str | None:
+        """Return what [start, stop) must become; None if it contains a hunk only in part."""
         pieces: list[str] = []
         at = start
-        for number in self._within(start, stop):
+        for number in self._hunks_in(start, stop):
             hunk = self.hunks[number]
             if hunk.start < start or hunk.stop > stop:
                 return None
@@ -288,16 +291,16 @@ class _Search:
         return "".join([*pieces, self.text.text[at:stop]])
 
 
-def _spans(text: str, hunk: Hunk, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """A hunk's characters, then wider within [low, high), by tokens, the shortest first."""
-    before = _TOKEN.findall(text[max(low, hunk.start - REACH) : hunk.start])
-    behind = _TOKEN.findall(text[hunk.stop : min(high, hunk.stop + REACH)])
+def _candidates(text: str, hunk: Hunk, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yield a hunk's range, then ranges extended by tokens within [low, high), shortest first."""
+    before = _TOKEN.findall(text[max(low, hunk.start - _MAX_CONTEXT) : hunk.start])
+    after = _TOKEN.findall(text[hunk.stop : min(high, hunk.stop + _MAX_CONTEXT)])
     lefts = list(accumulate(map(len, reversed(before)), initial=0))
-    rights = list(accumulate(map(len, behind), initial=0))
-    cost_left = list(accumulate(map(_printed, reversed(before)), initial=0))
-    cost_right = list(accumulate(map(_printed, behind), initial=0))
+    rights = list(accumulate(map(len, after), initial=0))
+    left_costs = list(accumulate(map(_printed_length, reversed(before)), initial=0))
+    right_costs = list(accumulate(map(_printed_length, after), initial=0))
     queue, seen = [(0, 0, 0)], {(0, 0)}
-    for _ in range(CANDIDATES):
+    for _ in range(_MAX_CANDIDATES):
         if not queue:
             return
         _, left, right = heapq.heappop(queue)
@@ -305,12 +308,12 @@ def _spans(text: str, hunk: Hunk, low: int, high: int) -> Iterator[tuple[int, in
         for a, b in ((left + 1, right), (left, right + 1)):
             if a < len(lefts) and b < len(rights) and (a, b) not in seen:
                 seen.add((a, b))
-                heapq.heappush(queue, (cost_left[a] + cost_right[b], a, b))
+                heapq.heappush(queue, (left_costs[a] + right_costs[b], a, b))
     start = text.rfind("\n", low, hunk.start) + 1
     stop = text.find("\n", hunk.stop, high)
     yield max(start, low), stop if stop >= 0 else high
 
 
-def _printed(token: str) -> int:
-    """Characters that a token takes in a program; a newline may be a whole escape."""
+def _printed_length(token: str) -> int:
+    """Return the length of a token in a program, where a newline may take six characters."""
     return len(token) + 5 * token.count("\n")

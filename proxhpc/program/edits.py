@@ -1,8 +1,8 @@
-"""What a program asks for in its window: ranges and strings to edit, ready to be executed.
+"""The edits of a window's program: ranges of lines and strings, ready to be executed.
 
-`read_window` takes a short way for the form in which refiners write nearly all of their programs,
-a call a line as they were trained on, and our rules, which say behind it why; every other program
-is parsed. Both ways agree.
+`read_window` has a fast path for the form of nearly all programs: one call a line, as refiners are
+trained to write it, or with a comment, as the rules engine writes it. All other programs are
+parsed, with the same result.
 """
 
 import re
@@ -21,7 +21,7 @@ from proxhpc.program.syntax import (
     ReplaceStr,
 )
 
-# The other group takes whatever is no such call: the program then goes the long way.
+# The last group matches anything else; the program is then parsed.
 _USUAL = re.compile(
     r"""remove_lines\([ ]?start=([0-9]{1,9}),[ ]end=([0-9]{1,9})\)(?:[ ]*+\#[^\n]*+)?+(?:\n++|\Z)
     |normalize\(source_str="([^"\\]*+)"(?:,[ ]?target_str="([^"\\]*+)")?\)(?:\n++|\Z)
@@ -32,17 +32,19 @@ _USUAL = re.compile(
 
 Range = tuple[int, int]
 StringEdit = tuple[int | None, str, str, tuple[str, str] | None]
-"""(line, source, target, verbatim): replace `source` by `target`, the only one on a line of the
-document, or all in the window if None. `verbatim` holds both as written, escapes undecoded, where
-that is another reading of either.
+"""(line, source, target, verbatim): replace `source` by `target`.
+
+`line` is the line of the document on which `source` must occur once; if it is None, all occurrences
+in the window are replaced. `verbatim` is (source, target) without decoding escapes, or None if that
+is the same.
 """
 
 
 class WindowEdits(NamedTuple):
-    """The lines [start, stop) of a document and what a program asks for there.
+    """The edits that a program makes in the lines [start, stop) of a document.
 
-    `removed` are its lines that go, as disjoint ascending ranges [a, b) none next to another.
-    `rejected` counts statements by reason; `cut` says that the token limit broke a call off.
+    `removed` are ascending ranges [a, b) of lines that neither overlap nor touch. `rejected` counts
+    rejected statements by reason. `truncated` means that the token limit broke off the last call.
     """
 
     start: int
@@ -50,22 +52,22 @@ class WindowEdits(NamedTuple):
     removed: list[Range]
     strings: list[StringEdit]
     rejected: dict[str, int]
-    cut: bool
+    truncated: bool
 
 
 def read_window(
     text: str, dialect: Dialect, finish: ProgramEnd, start: int, stop: int, first_line: int
 ) -> WindowEdits:
-    """Return what a program's text asks for in the lines [start, stop) of a document.
+    """Return the edits of a program's text in the lines [start, stop) of a document.
 
-    The first of them it knows as `first_line`. Never raises; linear in `text`.
+    The program numbers the first of these lines `first_line`. Never raises; linear in `text`.
     """
-    usual = text.strip()
-    if dialect == "prox" and (usual.isascii() or not SURROGATE.search(usual)):
+    stripped = text.strip()
+    if dialect == "prox" and (stripped.isascii() or not SURROGATE.search(stripped)):
         shift = start - first_line
         ranges: list[Range] = []
         strings: list[StringEdit] = []
-        for first, last, source, target, other in _USUAL.findall(usual):
+        for first, last, source, target, other in _USUAL.findall(stripped):
             if first:
                 low, high = int(first) + shift, int(last) + shift + 1
                 if not start <= low < high <= stop:
@@ -77,28 +79,28 @@ def read_window(
                 break
         else:
             return WindowEdits(start, stop, _joined(ranges), strings, {}, False)
-    return edits_of(parse_chunk(text, dialect, finish), start, stop, first_line)
+    return program_edits(parse_chunk(text, dialect, finish), start, stop, first_line)
 
 
-def edits_of(program: Program, start: int, stop: int, first_line: int) -> WindowEdits:
-    """Return what a parsed program asks for in the lines [start, stop) of a document.
+def program_edits(program: Program, start: int, stop: int, first_line: int) -> WindowEdits:
+    """Return the edits of a parsed program in the lines [start, stop) of a document.
 
-    Statements that are repeated count once.
+    Repeated statements count once.
     """
     shift = start - first_line
     ranges: list[Range] = []
     strings: list[StringEdit] = []
     rejected: dict[str, int] = {}
     for item in program.rejected:
-        count(rejected, item.reason)
+        count_rejected(rejected, item.reason)
     for statement in dict.fromkeys(program.statements):
         match statement:
             case RemoveLines(first, last):
                 low, high = first + shift, last + shift + 1
                 if low >= high:
-                    count(rejected, "reversed_range")
+                    count_rejected(rejected, "reversed_range")
                 elif low < start or high > stop:
-                    count(rejected, "outside_window")
+                    count_rejected(rejected, "outside_window")
                 else:
                     ranges.append((low, high))
             case RemoveAll():
@@ -110,19 +112,19 @@ def edits_of(program: Program, start: int, stop: int, first_line: int) -> Window
                 if start <= line + shift < stop:
                     strings.append(_string_edit(line + shift, statement.source, target))
                 else:
-                    count(rejected, "outside_window")
-    return WindowEdits(start, stop, _joined(ranges), strings, rejected, program.cut)
+                    count_rejected(rejected, "outside_window")
+    return WindowEdits(start, stop, _joined(ranges), strings, rejected, program.truncated)
 
 
-def count(rejected: dict[str, int], reason: str, number: int = 1) -> None:
-    """Count statements that are rejected for a reason."""
+def count_rejected(rejected: dict[str, int], reason: str, number: int = 1) -> None:
+    """Add rejected statements to the counts by reason."""
     rejected[reason] = rejected.get(reason, 0) + number
 
 
 def _string_edit(line: int | None, source: Quoted, target: Quoted) -> StringEdit:
     value = source.value
-    two = value != source.body or target.is_ambiguous
-    return line, value, target.value, (source.body, target.body) if two else None
+    ambiguous = value != source.body or target.is_ambiguous
+    return line, value, target.value, (source.body, target.body) if ambiguous else None
 
 
 def _joined(ranges: list[Range]) -> list[Range]:

@@ -1,21 +1,20 @@
-"""Executes chunk-level programs, each on its own window of a document.
+"""Executes chunk-level programs, each on its window of a document.
 
-Every statement speaks of the document as the model saw it: line numbers and strings are those of
-the text before any edit. So the order of statements does not matter, but for one thing: where
-two replacements overlap, and one of them at least puts something in, the later one is rejected.
-Overlapping deletions join. Removed lines go whatever else edits them.
+All statements refer to the original text, before any edit, so their order does not matter. The one
+exception: if two replacements overlap and are not both deletions, the later one is rejected.
+Overlapping deletions are joined. Removed lines are removed whatever else edits them.
 
-Windows are ranges of lines and become ranges of characters of the one text; nothing is copied
-but what stays, once.
+Windows are converted from ranges of lines to ranges of characters, and the result is copied once.
 """
 
 import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from unicodedata import category
 
-from proxhpc.program.edits import StringEdit, WindowEdits, count
+from proxhpc.program.edits import StringEdit, WindowEdits, count_rejected
 from proxhpc.program.policy import Policy
 
 EXECUTE_REASONS = (
@@ -41,30 +40,29 @@ _UNSPACED_RANGES = (
 UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 """One character of a script that writes no spaces between words."""
 
-_END = sys.maxsize  # behind the last character of any text
+_END = sys.maxsize  # after the last character of any text
 
 SpanChange = tuple[int, int, str]
 """Characters [start, stop) of a document become the string."""
 
+WindowChanges = tuple[list[SpanChange], int]
+"""(changes, replaced): the effect of a program, in characters of the document.
 
-Execution = tuple[list[SpanChange], int]
-"""(changes, replaced): what a program comes to in its window, in characters of the document.
-
-`changes`, disjoint and ascending, take removed lines out, the newline behind each included,
-and replace `replaced` occurrences of strings outside of those.
+`changes` are disjoint and ascending. They delete the removed lines, each with the newline after it,
+and replace `replaced` occurrences of strings outside them.
 """
 
 
 def execute(
     text: str, total: int, windows: Sequence[WindowEdits], policy: Policy
-) -> list[Execution]:
-    """Find out what each program comes to in a text of `total` lines.
+) -> list[WindowChanges]:
+    """Return the changes of each window's program in a text of `total` lines.
 
-    `windows` are ascending and disjoint; what is rejected is added to their counts. Error budgets
-    are the caller's to apply. Never raises; linear in text and programs, times the
-    different strings edited in a window, of which the policy bounds the number.
+    `windows` are ascending and disjoint; rejected statements are added to their counts. The caller
+    applies the error budget. Never raises. Takes time linear in text and programs for each of
+    a window's different strings, whose number the policy limits.
     """
-    starts = _starts(text, total, windows)
+    starts = _line_starts(text, total, windows)
     results = []
     for window in windows:
         holes = [(starts[a], starts[b], "") for a, b in window.removed]
@@ -76,13 +74,13 @@ def execute(
     return results
 
 
-def apply(text: str, results: Sequence[Execution]) -> str:
-    """Return `text` with all changes made; ascending results of disjoint windows."""
+def apply_changes(text: str, results: Sequence[WindowChanges]) -> str:
+    """Return `text` with all changes applied; `results` are in the order of their windows."""
     changes: list[SpanChange] = []
-    for own, _ in results:
-        changes += own
+    for window_changes, _ in results:
+        changes += window_changes
     end = len(text) + 1
-    while changes and changes[-1][1] == end:  # the last line that stays loses its newline
+    while changes and changes[-1][1] == end:  # the new last line loses its newline
         end = changes.pop()[0]
     pieces: list[str] = []
     at = 0
@@ -96,72 +94,73 @@ def apply(text: str, results: Sequence[Execution]) -> str:
     return "".join(pieces)
 
 
-def only_place(text: str, low: int, high: int, source: str) -> list[int] | str:
-    """Where `source` stands in characters [low, high), if only once, or why it does not count."""
+def find_only(text: str, low: int, high: int, source: str) -> list[int] | str:
+    """Return the offset of the only `source` in [low, high), or the reason for a rejection."""
     at = text.find(source, low, high)
     if at < 0:
         return "not_found"
     return "ambiguous" if text.find(source, at + 1, high) >= 0 else [at]
 
 
-def word_places(text: str, low: int, high: int, source: str, policy: Policy) -> list[int] | str:
-    """Where `source` stands in characters [low, high), or why none of it counts.
+def find_words(text: str, low: int, high: int, source: str, policy: Policy) -> list[int] | str:
+    """Return the offsets of `source` in [low, high), or the reason for a rejection.
 
-    Read from left to right without overlap, as whole words where the policy says so.
+    Matches do not overlap, are found from left to right, and are whole words if the policy asks.
     """
-    find, size, most, whole = text.find, len(source), policy.max_matches, policy.whole_words
+    find, size = text.find, len(source)
+    max_matches, whole_words = policy.max_matches, policy.whole_words
     at = find(source, low, high)
     if at < 0:
         return "not_found"
-    places: list[int] = []
+    matches: list[int] = []
     while at >= 0:
         stop = at + size
-        if whole and (
+        if whole_words and (
             (at > low and not text[at - 1].isspace() and _in_word(text, at))
             or (stop < high and not text[stop].isspace() and _in_word(text, stop))
         ):
             pass
-        elif len(places) == most:
+        elif len(matches) == max_matches:
             return "too_many_matches"
         else:
-            places.append(at)
+            matches.append(at)
         at = find(source, stop, high)
-    return places or "inside_word"
+    return matches or "inside_word"
 
 
 def _in_word(text: str, at: int) -> bool:
-    """Whether character `at` continues a word of the one before, in a script that has spaces."""
+    """Return True if `at` is inside a word of a script with spaces."""
     left, right = text[at - 1], text[at]
-    if not (_of_word(left) and _of_word(right)):
+    if not (_is_word_char(left) and _is_word_char(right)):
         return False
     return not (UNSPACED.match(left) or UNSPACED.match(right))
 
 
-def _of_word(char: str) -> bool:
-    """Whether a character is a letter, a digit, or a mark on one (accents, vowel signs)."""
+def _is_word_char(char: str) -> bool:
+    """Return True for a letter, a digit, or a combining mark (accent, vowel sign)."""
     return char.isalnum() or (not char.isascii() and category(char)[0] == "M")
 
 
-def outside(found: list[SpanChange], holes: list[SpanChange]) -> list[SpanChange] | str:
-    """Changes that touch no removed line, or why the statement falls."""
+def outside_removed(changes: list[SpanChange], holes: list[SpanChange]) -> list[SpanChange] | str:
+    """Return the changes outside of removed lines (`holes`), or the reason for a rejection."""
     outside = []
-    for change in found:
+    for change in changes:
         start, stop, _ = change
-        behind = bisect_right(holes, (start, _END, ""))
-        if behind and start < holes[behind - 1][1]:
-            if stop > holes[behind - 1][1]:
+        after = bisect_right(holes, (start, _END, ""))
+        if after and start < holes[after - 1][1]:
+            if stop > holes[after - 1][1]:
                 return "crosses_removed"
-        elif behind < len(holes) and stop >= holes[behind][0]:
+        elif after < len(holes) and stop >= holes[after][0]:
             return "crosses_removed"
         else:
             outside.append(change)
     return outside
 
 
-def _starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[int, int]:
-    """Where the lines that `windows` speak of start; line `total`, behind the last newline.
+def _line_starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[int, int]:
+    """Return the offsets of the lines that `windows` need, where line `total` is after the text.
 
-    Walks from the nearer end of the text.
+    Each half of the text is scanned from its end, no further than needed.
     """
     lines: list[int] = []
     for start, stop, removed, strings, _, _ in windows:
@@ -201,35 +200,35 @@ def _starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[int, 
 def _changes(
     text: str, window: WindowEdits, starts: dict[int, int], holes: list[SpanChange], policy: Policy
 ) -> tuple[list[SpanChange], int]:
-    """Disjoint ascending changes outside removed lines, and of how many occurrences."""
-    strings, most = window.strings, policy.max_strings
+    """Return disjoint ascending changes outside of removed lines, and the number of occurrences."""
+    strings, limit = window.strings, policy.max_strings
     if len(strings) > 1:
         strings = list(dict.fromkeys(strings))
     accepted: list[SpanChange] = []
     replaced = 0
-    for string in strings if len(strings) <= most else strings[:most]:
-        found = _find(text, window, starts, string, policy)
-        if holes and not isinstance(found, str):
-            found = outside(found, holes)
-        if accepted and not isinstance(found, str):
-            found = _fitting(found, accepted)
-        if isinstance(found, str):
-            count(window.rejected, found)
+    for string in strings if len(strings) <= limit else strings[:limit]:
+        changes = _find(text, window, starts, string, policy)
+        if holes and not isinstance(changes, str):
+            changes = outside_removed(changes, holes)
+        if accepted and not isinstance(changes, str):
+            changes = _check_overlap(changes, accepted)
+        if isinstance(changes, str):
+            count_rejected(window.rejected, changes)
             continue
-        replaced += len(found)
+        replaced += len(changes)
         if accepted:
-            _insert(found, accepted)
+            _insert(changes, accepted)
         else:
-            accepted = found
-    if len(strings) > most:
-        count(window.rejected, "too_many_strings", len(strings) - most)
+            accepted = changes
+    if len(strings) > limit:
+        count_rejected(window.rejected, "too_many_strings", len(strings) - limit)
     return accepted, replaced
 
 
 def _find(
     text: str, window: WindowEdits, starts: dict[int, int], edit: StringEdit, policy: Policy
 ) -> list[SpanChange] | str:
-    """All changes that one statement asks for, or the reason why it is rejected."""
+    """Return the changes of one statement, or the reason for its rejection."""
     line, source, target, verbatim = edit
     if line is None:
         low, high = starts[window.start], starts[window.stop] - 1
@@ -237,7 +236,7 @@ def _find(
         low, high = starts[line], starts[line + 1] - 1
     if verbatim:
         if verbatim[0] == source:
-            return "ambiguous"  # nothing in the text can tell what the target means
+            return "ambiguous"  # only the target has two readings, which the text cannot decide
         if text.find(verbatim[0], low, high) >= 0:
             if text.find(source, low, high) >= 0:
                 return "ambiguous"
@@ -245,45 +244,40 @@ def _find(
     if not source or source.isspace():
         return "blank_source"
     if line is None:
-        places = word_places(text, low, high, source, policy)
+        matches = find_words(text, low, high, source, policy)
     else:
-        places = only_place(text, low, high, source)
-    if isinstance(places, str):
-        return places
+        matches = find_only(text, low, high, source)
+    if isinstance(matches, str):
+        return matches
     size = len(source)
-    if len(places) * (len(target) - size) > policy.max_growth:
+    if len(matches) * (len(target) - size) > policy.max_growth:
         return "growth"
-    return [(at, at + size, target) for at in places]
+    return [(at, at + size, target) for at in matches]
 
 
-def _start(item: SpanChange) -> int:
-    return item[0]
-
-
-def _stop(item: SpanChange) -> int:
-    return item[1]
+_start, _stop = itemgetter(0), itemgetter(1)
 
 
 def _overlapped(change: SpanChange, accepted: list[SpanChange]) -> slice:
-    """Where in `accepted` those stand that share a character with `change`."""
+    """Return the slice of `accepted` that shares characters with `change`."""
     low = bisect_left(accepted, change[0] + 1, key=_stop)
     high = bisect_left(accepted, change[1], key=_start)
     return slice(low, max(low, high))
 
 
-def _fitting(found: list[SpanChange], accepted: list[SpanChange]) -> list[SpanChange] | str:
-    """`found`, if its changes share no character with others, or all that do only delete."""
-    for change in found:
+def _check_overlap(changes: list[SpanChange], accepted: list[SpanChange]) -> list[SpanChange] | str:
+    """Return "overlap" if changes overlap accepted ones and are not all deletions, or `changes`."""
+    for change in changes:
         others = accepted[_overlapped(change, accepted)]
         if others and any(target for _, _, target in (change, *others)):
             return "overlap"
-    return found
+    return changes
 
 
-def _insert(found: list[SpanChange], accepted: list[SpanChange]) -> None:
-    """Insert ascending changes, which fit, joining deletions that overlap."""
-    for change in found:
-        place = _overlapped(change, accepted)
-        joined = [change, *accepted[place]]
+def _insert(changes: list[SpanChange], accepted: list[SpanChange]) -> None:
+    """Insert changes that passed `_check_overlap`, joining deletions that overlap."""
+    for change in changes:
+        overlapped = _overlapped(change, accepted)
+        joined = [change, *accepted[overlapped]]
         start, stop = min(map(_start, joined)), max(map(_stop, joined))
-        accepted[place] = [(start, stop, change[2])]
+        accepted[overlapped] = [(start, stop, change[2])]

@@ -1,11 +1,11 @@
-"""What to do with a program's effects: limits, and the outcome at each."""
+"""Limits on the effects of programs, and the action at each limit."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Action = Literal["keep", "drop", "quarantine"]
-"""At a limit: keep the text as it was, drop the document, or set it aside for a person."""
+"""At a limit: keep the original text, drop the document, or quarantine it for a person to check."""
 
 ReferencePolicy = Literal["reference"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -13,46 +13,46 @@ Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class Policy(BaseModel):
-    """Limits on what programs may do, and what happens at each; the defaults lose nothing good.
+    """Limits on the effects of programs, and the action at each limit.
 
-    Not used by the policy `reference`, which has the public code's own fixed limits.
+    The policy `reference` does not use them; it has the fixed limits of the public code.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     max_errors: Limit = Field(
         default=1,
-        description="rejected statements that a window's program may have and still be executed",
+        description="rejected statements up to which a window's program is executed",
     )
     on_errors: Action = Field(
         default="keep",
-        description="above max_errors: keep the window's lines, or drop or quarantine all",
+        description="above max_errors: keep the window, or drop or quarantine the document",
     )
     max_removed_share: Share = Field(
         default=0.95,
-        description="largest share of a document's characters that edits may take away",
+        description="largest share of a document's characters that edits may remove",
     )
     on_removed_share: Action = Field(default="keep", description="above max_removed_share")
     min_kept_words: Limit = Field(
-        default=11, description="fewest words, separated by white space, that edits may leave"
+        default=11, description="smallest number of words (between white space) after edits"
     )
     min_kept_chars: Limit = Field(
         default=20,
-        description="fewest characters that edits may leave of a script without spaces"
+        description="smallest number of characters of a script without spaces after edits"
         " (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan); enough words suffice too",
     )
     on_short: Action = Field(default="drop", description="below min_kept_words and min_kept_chars")
     max_matches: Limit = Field(
-        default=32, description="most occurrences that one normalize may replace in its window"
+        default=32, description="largest number of occurrences that one normalize may replace"
     )
     max_growth: Limit = Field(
-        default=256, description="most characters that one statement may add to its window"
+        default=256, description="largest number of characters that one statement may add"
     )
     max_strings: Limit = Field(
-        default=64, description="most different string edits of one window; it bounds the time"
+        default=64, description="largest number of different string edits in a window; bounds time"
     )
     whole_words: bool = Field(
-        default=True, description="never replace a part of a word of a script that has spaces"
+        default=True, description="never replace part of a word, in scripts with spaces"
     )
 
 

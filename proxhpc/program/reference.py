@@ -1,16 +1,16 @@
-"""The public ProX executor (GAIR-NLP/ProX, commit b3fcbb2), bit for bit, quirks included.
+"""The public ProX executor (GAIR-NLP/ProX, commit b3fcbb2), reproduced exactly for replication.
 
-It exists for replication. Facts that shape it, all of them unlike our own executor:
+It differs from our executor in these points:
 
-- A program is read line by line, by prefix; strings end at the first comma, equals sign or
-  closing parenthesis, and a missing parenthesis costs the last character.
-- Replacements act on the whole document, in program order, before lines are removed.
-- Errors are counted per document; out-of-range removals are counted after adjoining ranges
-  were merged, and are executed all the same.
-- A document shorter than eleven words is emptied, and one without words raises.
+- A program is read line by line, by prefix. Strings end at the first comma, equals sign or
+  closing parenthesis; without a closing parenthesis the last character is lost.
+- Replacements apply to the whole document, in program order, before lines are removed.
+- Errors are counted per document. Out-of-range removals are counted after adjacent ranges are
+  merged, and are executed anyway.
+- A document of fewer than eleven words becomes empty; one without words raises an error.
 
-Nothing here depends on how large a number in a program is. Memory is bounded by `MAX_CHARS`
-and time by `MAX_SCANNED`, beyond which the public code would die and we set the document aside.
+Large numbers in programs cost nothing. Memory is bounded by `MAX_CHARS` and time by `MAX_SCANNED`;
+above these limits the public code would crash or hang, so the document is quarantined.
 """
 
 from collections.abc import Iterable
@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_CHARS = 1 << 24
-"""Characters that a document may grow to."""
+"""The largest number of characters that a document may grow to."""
 MAX_SCANNED = 1 << 31
-"""Characters that all replacements of one program may read; some ten seconds."""
+"""The largest number of characters that a program's replacements may scan: about ten seconds."""
 
-REMOVED_SHARE = 0.95
-SHORT = 10
-ERRORS = 2
+_MAX_REMOVED_SHARE = 0.95
+_MAX_SHORT_WORDS = 10
+_MIN_ERRORS = 2
 
 Reason = Literal["", "reference_removed_share", "reference_short", "reference_errors"]
 
 
 class ReferenceRunError(Exception):
-    """The public code raises or exhausts the machine here; `reason` names how."""
+    """The public code would raise, crash or hang here; `reason` says which."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -39,10 +39,10 @@ class ReferenceRunError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """What the public executor returns and what it does not tell: which rule fired, counts.
+    """The text that the public executor returns, with the rule that applied and counts.
 
-    `removed` are the lines of the text that went, as ascending ranges [a, b): replacements keep
-    their number.
+    `removed` are ascending ranges [a, b) of the document's lines; replacements do not change the
+    number of lines.
     """
 
     text: str
@@ -56,26 +56,26 @@ class ReferenceResult:
 class _Machine:
     """The state of one execution: the text, the ranges to remove and the errors."""
 
-    __slots__ = ("errors", "everything", "ranges", "replaced", "scanned", "text")
+    __slots__ = ("errors", "ranges", "remove_all", "replaced", "scanned", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.ranges: list[tuple[int, int]] = []
-        self.everything = False
+        self.remove_all = False
         self.errors = self.replaced = self.scanned = 0
 
     def step(self, line: str) -> None:
         """Execute one line of a program."""
         if line.startswith("remove_lines"):
             if "all=True" in line:
-                self.everything = True
+                self.remove_all = True
             else:
                 self._remove(self._parameters(line))
         elif line.startswith("normalize"):
             self._normalize(self._parameters(line))
 
     def _parameters(self, line: str) -> list[str]:
-        """Split what the first parentheses hold at commas; [] without an opening one."""
+        """Split the content of the first parentheses at commas; [] without an opening one."""
         opening = line.find("(")
         closing = line.find(")")
         self.errors += opening < 0 or closing < 0
@@ -85,7 +85,7 @@ class _Machine:
         if not parameters:
             return
         try:
-            first, last = (int(_value(parameters[place])) for place in (0, 1))
+            first, last = (int(_value(parameters[index])) for index in (0, 1))
         except (IndexError, ValueError):
             self.errors += 1
         else:
@@ -120,14 +120,14 @@ class _Machine:
 
 
 def _value(parameter: str) -> str:
-    """Return what stands between the first two equals signs. IndexError without one."""
+    """Return the text between the first two equals signs. IndexError without one."""
     return parameter.split("=")[1]
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges by their first line, joined to the one before where they touch it.
+    """Sort ranges by their first line and join those that touch or overlap.
 
-    A range that ends before it starts is still one, and ties keep the program's order.
+    Reversed ranges are not skipped, and ranges with the same first line keep their order.
     """
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges, key=lambda pair: pair[0]):
@@ -141,7 +141,7 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def run_chunk(text: str, program: str) -> ReferenceResult:
     """Execute a document's merged program as the public code does.
 
-    ReferenceRunError: it raises, or outgrows MAX_CHARS or MAX_SCANNED.
+    ReferenceRunError: the public code would raise, or exceed MAX_CHARS or MAX_SCANNED.
     """
     machine = _Machine(text)
     for line in program.strip(" ").split("\n"):
@@ -150,38 +150,38 @@ def run_chunk(text: str, program: str) -> ReferenceResult:
     merged = _merged(machine.ranges)
     errors = machine.errors + sum(max(pair) >= len(lines) for pair in merged)
     ranges = [(max(first, 0), min(last + 1, len(lines))) for first, last in merged]
-    ranges = [(0, len(lines))] if machine.everything else [(a, b) for a, b in ranges if a < b]
+    ranges = [(0, len(lines))] if machine.remove_all else [(a, b) for a, b in ranges if a < b]
     removed = {number for pair in ranges for number in range(*pair)}
     kept = [line for number, line in enumerate(lines) if number not in removed]
     counts = (errors, len(lines) - len(kept), machine.replaced)
-    return _judged(text, "\n".join(kept), counts, tuple(ranges))
+    return _apply_limits(text, "\n".join(kept), counts, tuple(ranges))
 
 
-def _judged(
+def _apply_limits(
     before: str,
     after: str,
     counts: tuple[int, int, int],
     removed: tuple[tuple[int, int], ...],
 ) -> ReferenceResult:
-    """Apply the fixed limits, in their order and in their floating-point arithmetic."""
+    """Apply the fixed limits in the order and floating-point arithmetic of the public code."""
     errors = counts[0]
-    words, left = len(before.split()), len(after.split())
-    if not words:
+    words_before, words_after = len(before.split()), len(after.split())
+    if not words_before:
         raise ReferenceRunError("reference_zero_division")
-    if left / words <= 1 - REMOVED_SHARE and errors < ERRORS:
+    if words_after / words_before <= 1 - _MAX_REMOVED_SHARE and errors < _MIN_ERRORS:
         return ReferenceResult("", "reference_removed_share", *counts)
-    if left <= SHORT:
+    if words_after <= _MAX_SHORT_WORDS:
         return ReferenceResult("", "reference_short", *counts)
-    if errors < ERRORS:
+    if errors < _MIN_ERRORS:
         return ReferenceResult(after, "", *counts, removed)
     return ReferenceResult(before, "reference_errors", errors, 0, 0)
 
 
-def drops(program: str) -> bool:
-    """Return whether the public code drops a document whose doc-level program this is."""
+def drops_document(program: str) -> bool:
+    """Return True if the public code drops the document of this doc-level program."""
     return "drop" in program
 
 
 def merge_programs(programs: Iterable[str]) -> str:
-    """One program of those of a document's windows, as the public code merges them."""
+    """Join the programs of a document's windows as the public code does."""
     return "\n".join(program.strip(" ") for program in programs)

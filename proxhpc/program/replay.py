@@ -1,7 +1,7 @@
-"""Turns a document and the programs that models wrote for it into its outcome.
+"""Applies the programs of a document to it and returns its outcome.
 
-A pure function: the worker that counts, the merge that writes and a person who inspects all get
-the same answer from a ledger row, without a model.
+Replay is a pure function and needs no model: workers, merges and `proxhpc inspect` get the same
+result from the same ledger row.
 """
 
 import re
@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
-from proxhpc.program.edits import Range, WindowEdits, read_window
-from proxhpc.program.execute import UNSPACED, apply, execute
+from proxhpc.program.edits import Range, WindowEdits, count_rejected, read_window
+from proxhpc.program.execute import UNSPACED, apply_changes, execute
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect, ProgramEnd, Verdict
@@ -24,8 +24,8 @@ Outcome = Literal["kept", "edited", "dropped", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True)
-class Emitted:
-    """What a model wrote for one request, and why it stopped."""
+class ModelOutput:
+    """The text that a model generated for one request, and why generation ended."""
 
     program: str
     finish: ProgramEnd
@@ -33,16 +33,16 @@ class Emitted:
 
 @dataclass(frozen=True, slots=True)
 class WindowProgram:
-    """What a model wrote for the lines [start, stop) of a text split at newlines."""
+    """The output of a model for the lines [start, stop) of a text split at newlines."""
 
     start: int
     stop: int
-    emitted: Emitted
+    output: ModelOutput
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
-    """How to read programs: their dialect, and whether lines count from the window's first."""
+class ProgramFormat:
+    """The dialect of programs, and whether line numbers start at the document or the window."""
 
     dialect: Dialect = "prox"
     numbering: Literal["document", "window"] = "document"
@@ -50,7 +50,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class DocVerdict:
-    """What a doc-level program comes to. `rejected` counts what was unclear in it, by reason."""
+    """The verdict of a doc-level program; `rejected` counts its rejected parts by reason."""
 
     action: Literal["keep", "drop"]
     reason: str = ""
@@ -58,14 +58,14 @@ class DocVerdict:
 
 
 class ReplayResult(NamedTuple):
-    """What becomes of a document.
+    """The outcome of a document, and its refined text.
 
-    `text` is empty when it was dropped or quarantined, for `reason`. `rejected` counts by reason
-    the statements and windows that were not executed, and limits that kept the original.
-    `removed` are the ranges [a, b) of lines that went.
+    A dropped or quarantined document has a `reason` and no text. `rejected` counts by reason the
+    statements and windows that were not executed, and the limits that kept the original text.
+    `removed` are ranges [a, b) of removed lines.
     """
 
-    status: Outcome
+    outcome: Outcome
     text: str
     rejected: dict[str, int]
     reason: str = ""
@@ -74,27 +74,27 @@ class ReplayResult(NamedTuple):
     removed: Sequence[Range] = ()
 
 
-def doc_verdict(emitted: Emitted, policy: AnyPolicy) -> DocVerdict:
-    """Whether a doc-level program keeps or drops; what is unclear keeps."""
+def doc_verdict(emitted: ModelOutput, policy: AnyPolicy) -> DocVerdict:
+    """Return the verdict of a doc-level program; if it is unclear, the document is kept."""
     if policy == "reference":
-        drop = reference.drops(emitted.program)
+        drop = reference.drops_document(emitted.program)
         return DocVerdict("drop", "doc_program") if drop else DocVerdict("keep")
     program = parse_doc(emitted.program, emitted.finish)
     verdicts = {s.drop for s in program.statements if isinstance(s, Verdict)}
     if len(verdicts) == 1 and not program.rejected:
         return DocVerdict("drop", "doc_program") if verdicts.pop() else DocVerdict("keep")
     rejected = Counter[str](item.reason for item in program.rejected)
-    rejected["cut"] += program.cut
+    rejected["truncated_call"] += program.truncated
     rejected["unclear_verdict"] += 1
     return DocVerdict("keep", rejected=dict(+rejected))
 
 
 def replay(
     text: str,
-    doc: Emitted | None,
+    doc: ModelOutput | None,
     windows: Sequence[WindowProgram],
     policy: AnyPolicy,
-    style: Style,
+    program_format: ProgramFormat,
 ) -> ReplayResult:
     """Apply a document's programs to it.
 
@@ -109,12 +109,12 @@ def replay(
     if not windows:
         return ReplayResult("kept", text, rejected)
     if isinstance(policy, Policy):
-        return _replay_windows(text, windows, policy, style, rejected)
+        return _replay_windows(text, windows, policy, program_format, rejected)
     return _replay_reference(text, windows)
 
 
 def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> ReplayResult:
-    program = reference.merge_programs(window.emitted.program for window in windows)
+    program = reference.merge_programs(window.output.program for window in windows)
     try:
         result = reference.run_chunk(text, program)
     except reference.ReferenceRunError as error:
@@ -122,72 +122,71 @@ def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> ReplayResu
     rejected = {"reference_errors": result.errors} if result.errors else {}
     if not result.text:
         return ReplayResult("dropped", "", rejected, result.reason)
-    status: Outcome = "kept" if result.text == text else "edited"
+    outcome: Outcome = "kept" if result.text == text else "edited"
     counts = (result.lines_removed, result.strings_replaced)
-    return ReplayResult(status, result.text, rejected, "", *counts, result.removed)
+    return ReplayResult(outcome, result.text, rejected, "", *counts, result.removed)
 
 
 def _replay_windows(
     text: str,
     windows: Sequence[WindowProgram],
     policy: Policy,
-    style: Style,
+    program_format: ProgramFormat,
     rejected: dict[str, int],
 ) -> ReplayResult:
     total = text.count("\n") + 1
-    placed = _placed(total, windows, style, rejected)
+    edits = _read_windows(total, windows, program_format, rejected)
     accepted = []
     removed: list[Range] = []
     replaced = 0
-    for window, result in zip(placed, execute(text, total, placed, policy), strict=True):
+    for window, result in zip(edits, execute(text, total, edits, policy), strict=True):
         if window.rejected:
-            _add(rejected, window.rejected)
+            for reason, number in window.rejected.items():
+                count_rejected(rejected, reason, number)
             if sum(window.rejected.values()) > policy.max_errors:
                 if policy.on_errors != "keep":
                     return _at_limit(policy.on_errors, "error_budget", text, rejected)
-                _add(rejected, {"error_budget": 1})
+                count_rejected(rejected, "error_budget")
                 continue
         accepted.append(result)
         removed += window.removed
         replaced += result[1]
-    after = apply(text, accepted) if removed or replaced else text
-    return _judged(text, after, policy, removed, replaced, rejected)
+    after = apply_changes(text, accepted) if removed or replaced else text
+    return _apply_limits(text, after, policy, removed, replaced, rejected)
 
 
-def read_placed(window: WindowProgram, style: Style) -> WindowEdits:
-    """Return what a window's program asks for, in lines of its document."""
-    start, stop, emitted = window.start, window.stop, window.emitted
-    base = FIRST_LINE[style.dialect]
-    first = base + start if style.numbering == "document" else base
-    return read_window(emitted.program, style.dialect, emitted.finish, start, stop, first)
+def read_window_program(window: WindowProgram, program_format: ProgramFormat) -> WindowEdits:
+    """Return the edits of a window's program, with the line numbers of its document."""
+    start, stop, output = window.start, window.stop, window.output
+    base = FIRST_LINE[program_format.dialect]
+    first = base + start if program_format.numbering == "document" else base
+    return read_window(output.program, program_format.dialect, output.finish, start, stop, first)
 
 
-def _placed(
-    total: int, windows: Sequence[WindowProgram], style: Style, rejected: dict[str, int]
+def _read_windows(
+    total: int,
+    windows: Sequence[WindowProgram],
+    program_format: ProgramFormat,
+    rejected: dict[str, int],
 ) -> list[WindowEdits]:
-    """Return what programs ask for. ShardError: a window does not fit a text of `total` lines."""
-    placed, at = [], 0
+    """Return the edits of all windows. ShardError if one does not fit a text of `total` lines."""
+    edits, at = [], 0
     for window in windows:
         if not at <= window.start < window.stop <= total:
             raise ShardError(
-                f"window of lines {window.start} to {window.stop} does not fit: lines up to {at}"
-                f" are taken and the text has {total}",
+                f"window of lines {window.start} to {window.stop} does not fit: the text has"
+                f" {total} lines and the window before it ends at {at}",
                 hint="the input changed after its programs were written; refine the shard again",
             )
         at = window.stop
-        read = read_placed(window, style)
-        if read.cut:
-            _add(rejected, {"cut": 1})
-        placed.append(read)
-    return placed
+        window_edits = read_window_program(window, program_format)
+        if window_edits.truncated:
+            count_rejected(rejected, "truncated_call")
+        edits.append(window_edits)
+    return edits
 
 
-def _add(total: dict[str, int], more: dict[str, int]) -> None:
-    for reason, count in more.items():
-        total[reason] = total.get(reason, 0) + count
-
-
-def _judged(
+def _apply_limits(
     before: str,
     after: str,
     policy: Policy,
@@ -195,7 +194,7 @@ def _judged(
     replaced: int,
     rejected: dict[str, int],
 ) -> ReplayResult:
-    """Apply the limits of a whole document."""
+    """Apply the limits on a whole document."""
     counts = (sum(stop - start for start, stop in removed), replaced)
     if after == before:
         return ReplayResult("kept", before, rejected, "", *counts, removed)
@@ -211,12 +210,12 @@ def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) 
         return ReplayResult("dropped", "", rejected, reason)
     if action == "quarantine":
         return ReplayResult("quarantined", "", rejected, reason)
-    _add(rejected, {reason: 1})
+    count_rejected(rejected, reason)
     return ReplayResult("kept", text, rejected)
 
 
 def is_short(text: str, policy: Policy) -> bool:
-    """Whether `text` has fewer words, and fewer characters of unspaced scripts, than allowed."""
+    """Return True if `text` has too few words and too few characters of unspaced scripts."""
     if _enough_words(policy.min_kept_words).match(text):
         return False
     chars = islice(UNSPACED.finditer(text), policy.min_kept_chars)

@@ -1,8 +1,8 @@
-"""The abstract syntax of refining programs, one for every dialect, and its printed form.
+"""The abstract syntax of programs, shared by both dialects, and its printed form.
 
-Two dialects share it. `prox` is the paper's: `remove_lines`, `normalize`, lines counted from 0.
-`line` is that of the follow-up works: `remove_lines`, `remove_str`, `replace_str`, lines counted
-from 1. Line numbers are kept as written; the executor knows what they count.
+`prox` is the paper's dialect: `remove_lines` and `normalize`, with lines numbered from 0. `line` is
+the dialect of later work: `remove_lines`, `remove_str` and `replace_str`, with lines numbered from
+1. Line numbers are stored as written.
 """
 
 import re
@@ -12,12 +12,12 @@ from typing import Literal
 Dialect = Literal["prox", "line"]
 ProgramEnd = Literal["stop", "length"]
 FIRST_LINE: dict[Dialect, int] = {"prox": 0, "line": 1}
-"""The number of a text's first line, by dialect."""
+"""The number of the first line in each dialect."""
 
 VERDICTS = {"keep_doc": False, "drop_doc": True}
-"""The doc level's functions, and whether each drops."""
+"""The functions of the doc level, and whether each drops the document."""
 NO_EDIT = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
-"""The chunk level's functions that edit nothing."""
+"""The functions of the chunk level that edit nothing."""
 
 ParseReason = Literal[
     "not_a_call",
@@ -28,7 +28,7 @@ ParseReason = Literal[
     "trailing_text",
     "unterminated",
 ]
-"""Why the parser rejects a statement; `docs/language.md` shows one of each."""
+"""Why the parser rejects a statement; `docs/language.md` has an example of each."""
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([ntr\"'\\]))")
 _DECODED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\"}
@@ -52,31 +52,31 @@ def _decode(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Quoted:
-    r"""A string of a program. `body` is what stands between the quotes, verbatim.
+    r"""A string in a program; `body` is the text between its quotes, verbatim.
 
-    Models write `"\theta"` both for a tab before `heta` and for the Greek letter's LaTeX name,
-    so both readings are kept and the executor looks which of them the text has.
+    Models write `"\theta"` both for a tab followed by `heta` and for the Greek letter in LaTeX.
+    Both readings are kept, and the executor uses the one that the text contains.
     """
 
     body: str
 
     @classmethod
     def of(cls, value: str) -> "Quoted":
-        """Return the shortest literal that means `value`, and nothing else."""
+        """Return the shortest string literal whose only reading is `value`."""
         body = _SPECIAL.sub(_encode, value)
         return cls(body if "'" in value else body.replace('\\"', '"'))
 
     @property
     def value(self) -> str:
-        """The string meant: escapes of newline, tab, return, quotes, backslash, u+hex decoded.
+        r"""The string with escapes decoded: `\n`, `\t`, `\r`, quotes, backslash and `\uXXXX`.
 
-        Any other backslash stands for itself; so does an escaped lone surrogate.
+        Any other backslash is literal, and so is the escape of a lone surrogate.
         """
         return _ESCAPE.sub(_decode, self.body) if "\\" in self.body else self.body
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether an escape in it may as well begin the name of a LaTeX command."""
+        """True if one of its escapes could also start the name of a LaTeX command."""
         body = self.body
         return any(
             match.group(2) in ("n", "t", "r") and body[match.end() : match.end() + 1].isalpha()
@@ -90,7 +90,7 @@ class Quoted:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One call. It came from characters [start, stop) of the program, (0, 0) if from none."""
+    """One call, at characters [start, stop) of the program's text; (0, 0) if it has no text."""
 
     start: int = field(default=0, compare=False, kw_only=True)
     stop: int = field(default=0, compare=False, kw_only=True)
@@ -98,7 +98,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Statement):
-    """`keep_doc()` or `drop_doc()`, of a document as a whole."""
+    """`keep_doc()` or `drop_doc()`."""
 
     drop: bool
 
@@ -108,7 +108,7 @@ class Verdict(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Keep(Statement):
-    """No edit, by one of the names in NO_EDIT."""
+    """No edit: a call of one of NO_EDIT."""
 
     name: str = field(default="keep_all", compare=False)
 
@@ -118,7 +118,7 @@ class Keep(Statement):
 
 @dataclass(frozen=True, slots=True)
 class RemoveLines(Statement):
-    """Remove the lines `first` to `last`, both included."""
+    """Remove the lines `first` to `last`, inclusive."""
 
     first: int
     last: int
@@ -129,7 +129,7 @@ class RemoveLines(Statement):
 
 @dataclass(frozen=True, slots=True)
 class RemoveAll(Statement):
-    """Remove every line of the window: `remove_all()`, `remove_lines(all=True)`."""
+    """Remove all lines of the window: `remove_all()` or `remove_lines(all=True)`."""
 
     def __str__(self) -> str:
         return "remove_all()"
@@ -137,7 +137,7 @@ class RemoveAll(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Normalize(Statement):
-    """Replace `source` by `target` wherever the window has it (prox)."""
+    """Replace all occurrences of `source` in the window by `target` (prox)."""
 
     source: Quoted
     target: Quoted
@@ -148,7 +148,7 @@ class Normalize(Statement):
 
 @dataclass(frozen=True, slots=True)
 class RemoveStr(Statement):
-    """Remove the only `source` on one line (line)."""
+    """Remove the only occurrence of `source` on one line (line)."""
 
     line: int
     source: Quoted
@@ -159,7 +159,7 @@ class RemoveStr(Statement):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStr(Statement):
-    """Replace the only `source` on one line by `target` (line)."""
+    """Replace the only occurrence of `source` on one line by `target` (line)."""
 
     line: int
     source: Quoted
@@ -171,7 +171,7 @@ class ReplaceStr(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Characters [start, stop) of a program that are no statement, and why."""
+    """Characters [start, stop) of a program that are not a statement, and the reason."""
 
     reason: ParseReason
     start: int = field(default=0, compare=False)
@@ -180,21 +180,21 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a model wrote, read: statements in their order, and what was none.
+    """A parsed program: its statements in order, and its rejected parts.
 
-    `cut` says that the token limit broke the last call off, which is then in neither list.
+    `truncated` means that the token limit broke off the last call, which is then in neither.
     """
 
     statements: tuple[Statement, ...] = ()
     rejected: tuple[Rejected, ...] = ()
-    cut: bool = False
+    truncated: bool = False
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.statements))
 
 
 def format_program(program: Program, dialect: Dialect) -> str:
-    """Return the program as models of a dialect are trained to write it."""
+    """Return the text of a program, in the form that models of the dialect are trained on."""
     if dialect == "prox":
         return str(program)
     return "\n".join(
