@@ -8,6 +8,7 @@ parsed, with the same result.
 import re
 from typing import NamedTuple
 
+from proxhpc.program.envelope import unwrap
 from proxhpc.program.parse import SURROGATE, parse_chunk
 from proxhpc.program.syntax import (
     Dialect,
@@ -44,7 +45,9 @@ class WindowEdits(NamedTuple):
     """The edits that a program makes in the lines [start, stop) of a document.
 
     `removed` are ascending ranges [a, b) of lines that neither overlap nor touch. `rejected` counts
-    rejected statements by reason. `truncated` means that the token limit broke off the last call.
+    rejected statements by reason, `lenient` what was overlooked to read the program, by name.
+    `truncated` means that the token limit broke off the last call. `statements` is the number of
+    different statements, rejected ones included.
     """
 
     start: int
@@ -52,11 +55,20 @@ class WindowEdits(NamedTuple):
     removed: list[Range]
     strings: list[StringEdit]
     rejected: dict[str, int]
+    lenient: dict[str, int]
     truncated: bool
+    statements: int
 
 
 def read_window(
-    text: str, dialect: Dialect, finish: ProgramEnd, start: int, stop: int, first_line: int
+    text: str,
+    dialect: Dialect,
+    finish: ProgramEnd,
+    start: int,
+    stop: int,
+    first_line: int,
+    *,
+    strict: bool = False,
 ) -> WindowEdits:
     """Return the edits of a program's text in the lines [start, stop) of a document.
 
@@ -78,11 +90,23 @@ def read_window(
             elif other != "untouch_doc()":
                 break
         else:
-            return WindowEdits(start, stop, _joined(ranges), strings, {}, False)
-    return program_edits(parse_chunk(text, dialect, finish), start, stop, first_line)
+            return WindowEdits(start, stop, _joined(ranges), strings, {}, {}, False, len(ranges) + len(strings))
+    lenient: dict[str, int] = {}
+    if not strict:
+        text, lenient = unwrap(text)
+    program = parse_chunk(text, dialect, finish)
+    return program_edits(program, start, stop, first_line, lenient, strict=strict)
 
 
-def program_edits(program: Program, start: int, stop: int, first_line: int) -> WindowEdits:
+def program_edits(
+    program: Program,
+    start: int,
+    stop: int,
+    first_line: int,
+    lenient: dict[str, int],
+    *,
+    strict: bool = False,
+) -> WindowEdits:
     """Return the edits of a parsed program in the lines [start, stop) of a document.
 
     Repeated statements count once.
@@ -93,16 +117,21 @@ def program_edits(program: Program, start: int, stop: int, first_line: int) -> W
     rejected: dict[str, int] = {}
     for item in program.rejected:
         count_rejected(rejected, item.reason)
-    for statement in dict.fromkeys(program.statements):
+    distinct = dict.fromkeys(program.statements)
+    for statement in distinct:
         match statement:
             case RemoveLines(first, last):
                 low, high = first + shift, last + shift + 1
                 if low >= high:
                     count_rejected(rejected, "reversed_range")
-                elif low < start or high > stop:
+                elif low >= stop:
+                    count_rejected(rejected, "no_such_line")
+                elif low < start or high > stop + 1 or (high > stop and strict):
                     count_rejected(rejected, "outside_window")
                 else:
-                    ranges.append((low, high))
+                    if high > stop:  # models count a last line that is not there
+                        count_rejected(lenient, "clipped_range")
+                    ranges.append((low, min(high, stop)))
             case RemoveAll():
                 ranges.append((start, stop))
             case Normalize(source, target):
@@ -112,8 +141,17 @@ def program_edits(program: Program, start: int, stop: int, first_line: int) -> W
                 if start <= line + shift < stop:
                     strings.append(_string_edit(line + shift, statement.source, target))
                 else:
-                    count_rejected(rejected, "outside_window")
-    return WindowEdits(start, stop, _joined(ranges), strings, rejected, program.truncated)
+                    count_rejected(rejected, "no_such_line")
+    return WindowEdits(
+        start,
+        stop,
+        _joined(ranges),
+        strings,
+        rejected,
+        lenient,
+        program.truncated,
+        len(distinct) + len(program.rejected),
+    )
 
 
 def count_rejected(rejected: dict[str, int], reason: str, number: int = 1) -> None:

@@ -12,9 +12,9 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
-from unicodedata import category
 
-from proxhpc.program.edits import StringEdit, WindowEdits, count_rejected
+from proxhpc.program.edits import WindowEdits, count_rejected
+from proxhpc.program.match import SpanChange, TextRange, find_edit
 from proxhpc.program.policy import Policy
 
 EXECUTE_REASONS = (
@@ -41,9 +41,6 @@ UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 """One character of a script that writes no spaces between words."""
 
 _END = sys.maxsize  # after the last character of any text
-
-SpanChange = tuple[int, int, str]
-"""Characters [start, stop) of a document become the string."""
 
 WindowChanges = tuple[list[SpanChange], int]
 """(changes, replaced): the effect of a program, in characters of the document.
@@ -94,53 +91,6 @@ def apply_changes(text: str, results: Sequence[WindowChanges]) -> str:
     return "".join(pieces)
 
 
-def find_only(text: str, low: int, high: int, source: str) -> list[int] | str:
-    """Return the offset of the only `source` in [low, high), or the reason for a rejection."""
-    at = text.find(source, low, high)
-    if at < 0:
-        return "not_found"
-    return "ambiguous" if text.find(source, at + 1, high) >= 0 else [at]
-
-
-def find_words(text: str, low: int, high: int, source: str, policy: Policy) -> list[int] | str:
-    """Return the offsets of `source` in [low, high), or the reason for a rejection.
-
-    Matches do not overlap, are found from left to right, and are whole words if the policy asks.
-    """
-    find, size = text.find, len(source)
-    max_matches, whole_words = policy.max_matches, policy.whole_words
-    at = find(source, low, high)
-    if at < 0:
-        return "not_found"
-    matches: list[int] = []
-    while at >= 0:
-        stop = at + size
-        if whole_words and (
-            (at > low and not text[at - 1].isspace() and _in_word(text, at))
-            or (stop < high and not text[stop].isspace() and _in_word(text, stop))
-        ):
-            pass
-        elif len(matches) == max_matches:
-            return "too_many_matches"
-        else:
-            matches.append(at)
-        at = find(source, stop, high)
-    return matches or "inside_word"
-
-
-def _in_word(text: str, at: int) -> bool:
-    """Return True if `at` is inside a word of a script with spaces."""
-    left, right = text[at - 1], text[at]
-    if not (_is_word_char(left) and _is_word_char(right)):
-        return False
-    return not (UNSPACED.match(left) or UNSPACED.match(right))
-
-
-def _is_word_char(char: str) -> bool:
-    """Return True for a letter, a digit, or a combining mark (accent, vowel sign)."""
-    return char.isalnum() or (not char.isascii() and category(char)[0] == "M")
-
-
 def outside_removed(changes: list[SpanChange], holes: list[SpanChange]) -> list[SpanChange] | str:
     """Return the changes outside of removed lines (`holes`), or the reason for a rejection."""
     outside = []
@@ -163,7 +113,7 @@ def _line_starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[
     Each half of the text is scanned from its end, no further than needed.
     """
     lines: list[int] = []
-    for start, stop, removed, strings, _, _ in windows:
+    for start, stop, removed, strings, *_ in windows:
         for pair in removed:
             lines += pair
         if strings:
@@ -206,8 +156,12 @@ def _changes(
         strings = list(dict.fromkeys(strings))
     accepted: list[SpanChange] = []
     replaced = 0
+    where = TextRange(text, starts[window.start], starts[window.stop] - 1)
     for string in strings if len(strings) <= limit else strings[:limit]:
-        changes = _find(text, window, starts, string, policy)
+        line = string[0]
+        if line is not None:
+            where = TextRange(text, starts[line], starts[line + 1] - 1)
+        changes = find_edit(where, string, policy, window.lenient)
         if holes and not isinstance(changes, str):
             changes = outside_removed(changes, holes)
         if accepted and not isinstance(changes, str):
@@ -223,36 +177,6 @@ def _changes(
     if len(strings) > limit:
         count_rejected(window.rejected, "too_many_strings", len(strings) - limit)
     return accepted, replaced
-
-
-def _find(
-    text: str, window: WindowEdits, starts: dict[int, int], edit: StringEdit, policy: Policy
-) -> list[SpanChange] | str:
-    """Return the changes of one statement, or the reason for its rejection."""
-    line, source, target, verbatim = edit
-    if line is None:
-        low, high = starts[window.start], starts[window.stop] - 1
-    else:
-        low, high = starts[line], starts[line + 1] - 1
-    if verbatim:
-        if verbatim[0] == source:
-            return "ambiguous"  # only the target has two readings, which the text cannot decide
-        if text.find(verbatim[0], low, high) >= 0:
-            if text.find(source, low, high) >= 0:
-                return "ambiguous"
-            source, target = verbatim
-    if not source or source.isspace():
-        return "blank_source"
-    if line is None:
-        matches = find_words(text, low, high, source, policy)
-    else:
-        matches = find_only(text, low, high, source)
-    if isinstance(matches, str):
-        return matches
-    size = len(source)
-    if len(matches) * (len(target) - size) > policy.max_growth:
-        return "growth"
-    return [(at, at + size, target) for at in matches]
 
 
 _start, _stop = itemgetter(0), itemgetter(1)

@@ -20,28 +20,35 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    max_errors: Limit = Field(
-        default=1,
-        description="rejected statements up to which a window's program is executed",
+    strict: bool = Field(
+        default=False,
+        description="read only well-formed programs: no leniency in form or in comparing text",
+    )
+    max_error_share: Share = Field(
+        default=0.5,
+        description="share of a window's statements up to which errors do not reject its program; "
+        "a statement that finds nothing to edit is no error",
     )
     on_errors: Action = Field(
         default="keep",
-        description="above max_errors: keep the window, or drop or quarantine the document",
+        description="above max_error_share: keep the window, or drop or quarantine the document",
     )
     max_removed_share: Share = Field(
-        default=0.95,
+        default=1.0,
         description="largest share of a document's characters that edits may remove",
     )
-    on_removed_share: Action = Field(default="keep", description="above max_removed_share")
+    on_removed_share: Action = Field(default="quarantine", description="above max_removed_share")
     min_kept_words: Limit = Field(
-        default=11, description="smallest number of words (between white space) after edits"
+        default=11,
+        description="smallest number of words after edits that removed more than short_loss; long "
+        "strings (formulas, code) count a word for every 6 characters, scripts without spaces and "
+        "Hangul a word for every 2",
     )
-    min_kept_chars: Limit = Field(
-        default=20,
-        description="smallest number of characters of a script without spaces after edits"
-        " (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan); enough words suffice too",
+    short_loss: Share = Field(
+        default=0.5,
+        description="share of a document's characters below whose removal it is never too short",
     )
-    on_short: Action = Field(default="drop", description="below min_kept_words and min_kept_chars")
+    on_short: Action = Field(default="drop", description="below min_kept_words")
     max_matches: Limit = Field(
         default=32, description="largest number of occurrences that one normalize may replace"
     )

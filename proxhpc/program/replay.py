@@ -8,8 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
 from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
@@ -21,6 +19,11 @@ from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect, ProgramEnd, Verdict
 
 Outcome = Literal["kept", "edited", "dropped", "quarantined"]
+HARMLESS = frozenset({"not_found", "ambiguous", "inside_word", "no_such_line"})
+"""Reasons for which a statement is skipped without counting as an error of its program."""
+_WORD = re.compile(r"\S+")
+_DENSE = re.compile(f"{UNSPACED.pattern}|[\uac00-\ud7a3]")
+_CHARS_PER_WORD, _DENSE_PER_WORD = 6, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def _replay_windows(
     rejected: dict[str, int],
 ) -> ReplayResult:
     total = text.count("\n") + 1
-    edits = _read_windows(total, windows, program_format, rejected)
+    edits = _read_windows(total, windows, program_format, rejected, strict=policy.strict)
     accepted = []
     removed: list[Range] = []
     replaced = 0
@@ -143,7 +146,8 @@ def _replay_windows(
         if window.rejected:
             for reason, number in window.rejected.items():
                 count_rejected(rejected, reason, number)
-            if sum(window.rejected.values()) > policy.max_errors:
+            errors = sum(n for reason, n in window.rejected.items() if reason not in HARMLESS)
+            if errors > policy.max_error_share * window.statements:
                 if policy.on_errors != "keep":
                     return _at_limit(policy.on_errors, "error_budget", text, rejected)
                 count_rejected(rejected, "error_budget")
@@ -155,12 +159,22 @@ def _replay_windows(
     return _apply_limits(text, after, policy, removed, replaced, rejected)
 
 
-def read_window_program(window: WindowProgram, program_format: ProgramFormat) -> WindowEdits:
+def read_window_program(
+    window: WindowProgram, program_format: ProgramFormat, *, strict: bool = False
+) -> WindowEdits:
     """Return the edits of a window's program, with the line numbers of its document."""
     start, stop, output = window.start, window.stop, window.output
     base = FIRST_LINE[program_format.dialect]
     first = base + start if program_format.numbering == "document" else base
-    return read_window(output.program, program_format.dialect, output.finish, start, stop, first)
+    return read_window(
+        output.program,
+        program_format.dialect,
+        output.finish,
+        start,
+        stop,
+        first,
+        strict=strict,
+    )
 
 
 def _read_windows(
@@ -168,6 +182,8 @@ def _read_windows(
     windows: Sequence[WindowProgram],
     program_format: ProgramFormat,
     rejected: dict[str, int],
+    *,
+    strict: bool,
 ) -> list[WindowEdits]:
     """Return the edits of all windows. ShardError if one does not fit a text of `total` lines."""
     edits, at = [], 0
@@ -179,7 +195,7 @@ def _read_windows(
                 hint="the input changed after its programs were written; refine the shard again",
             )
         at = window.stop
-        window_edits = read_window_program(window, program_format)
+        window_edits = read_window_program(window, program_format, strict=strict)
         if window_edits.truncated:
             count_rejected(rejected, "truncated_call")
         edits.append(window_edits)
@@ -198,9 +214,12 @@ def _apply_limits(
     counts = (sum(stop - start for start, stop in removed), replaced)
     if after == before:
         return ReplayResult("kept", before, rejected, "", *counts, removed)
-    if len(before) - len(after) > policy.max_removed_share * len(before):
+    if not after.strip():
+        return ReplayResult("dropped", "", rejected, "emptied")
+    lost = len(before) - len(after)
+    if lost > policy.max_removed_share * len(before):
         return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
-    if is_short(after, policy) and not is_short(before, policy):
+    if lost > policy.short_loss * len(before) and is_short(after, policy):
         return _at_limit(policy.on_short, "short", before, rejected)
     return ReplayResult("edited", after, rejected, "", *counts, removed)
 
@@ -215,13 +234,12 @@ def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) 
 
 
 def is_short(text: str, policy: Policy) -> bool:
-    """Return True if `text` has too few words and too few characters of unspaced scripts."""
-    if _enough_words(policy.min_kept_words).match(text):
-        return False
-    chars = islice(UNSPACED.finditer(text), policy.min_kept_chars)
-    return sum(1 for _ in chars) < policy.min_kept_chars
-
-
-@lru_cache(maxsize=16)
-def _enough_words(count: int) -> re.Pattern[str]:
-    return re.compile(rf"\s*+(?:\S++\s++){{{count - 1}}}\S" if count else "")
+    """Return True if `text` has fewer words than `min_kept_words`, in units that fit its script."""
+    words = 0.0
+    for match in _WORD.finditer(text):
+        string = match.group()
+        dense = 0 if string.isascii() else len(_DENSE.findall(string))
+        words += max(1, (len(string) - dense) // _CHARS_PER_WORD + dense / _DENSE_PER_WORD)
+        if words >= policy.min_kept_words:
+            return False
+    return words < policy.min_kept_words

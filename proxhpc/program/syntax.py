@@ -30,7 +30,7 @@ ParseReason = Literal[
 ]
 """Why the parser rejects a statement; `docs/language.md` has an example of each."""
 
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([ntr\"'\\]))")
+_ESCAPE = re.compile(r"\\(?:(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|([ntr\"'\\]))")
 _DECODED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\"}
 _OPEN_DOUBLE = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SPECIAL = re.compile(r"""([\n\r\t])(?=[A-Za-z])|[\n\r\t\\"]""")
@@ -43,10 +43,10 @@ def _encode(match: re.Match[str]) -> str:
 
 
 def _decode(match: re.Match[str]) -> str:
-    code, letter = match.groups()
+    code, byte, letter = match.groups()
     if letter is not None:
         return _DECODED[letter]
-    char = chr(int(code, 16))
+    char = chr(int(code or byte, 16))
     return match.group() if "\ud800" <= char <= "\udfff" else char
 
 
@@ -79,7 +79,7 @@ class Quoted:
         """True if one of its escapes could also start the name of a LaTeX command."""
         body = self.body
         return any(
-            match.group(2) in ("n", "t", "r") and body[match.end() : match.end() + 1].isalpha()
+            match.group(3) in ("n", "t", "r") and body[match.end() : match.end() + 1].isalpha()
             for match in _ESCAPE.finditer(body)
         )
 
