@@ -159,7 +159,7 @@ def infos(folder: Path, *files: bytes) -> list[InputInfo]:
     [
         (b'{"content": "a", "url": "b"}', "missing_text", "it has: content, url"),
         (b'{"text": null}', "null_text", "is null"),
-        (b'{"text": ["a"]}', "text_not_string", "is a array"),
+        (b'{"text": ["a"]}', "text_not_string", "is a JSON array"),
         (b'["a"]', "not_an_object", "a JSON array"),
     ],
 )
