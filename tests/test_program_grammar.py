@@ -12,7 +12,8 @@ from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import FIRST_LINE, Program, RemoveLines, Verdict
 
-WORDS = [*r"""Home a a,b (x) x=1 it's "q" \alpha 点击 é [0-9]+""".split(), "  ", "\t"]
+SPECIAL = ["a,b", "(x)", "x=1", "it's", '"q"', "\\alpha", "[0-9]+"]
+WORDS = ["Home", "a", *SPECIAL, "点击", "é", "  ", "\t"]
 lines = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), min_size=1, max_size=6)
 
 
