@@ -26,7 +26,7 @@ class OutputModel(BaseModel):
 
 
 class UsageTotals(OutputModel):
-    """Sums over requests to a model; `UsageTotals.model_validate` takes an `account.flops.Usage`."""
+    """Sums over requests to a model. `UsageTotals.model_validate` takes a `Usage`."""
 
     requests: int
     """Requests that the engine answered."""

@@ -10,23 +10,25 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.coverage import coverage_problems
 from proxhpc.assemble.replay import SpanCounter, SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.corpus.disk import sha256_file
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.corpus.inputs import check_unchanged
-from proxhpc.corpus.parquet import count_rows, need_pyarrow
+from proxhpc.corpus.parquet import count_rows, require_pyarrow
 from proxhpc.corpus.streams import count_lines
 from proxhpc.errors import ProxError, StopError
+from proxhpc.outputs import OutputModel
 from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import open_pool
 from proxhpc.run.shards import missing_shards
+from proxhpc.status.totals import RunTotals, run_totals
 
 
 @dataclass(slots=True)
@@ -50,21 +52,44 @@ class Verification:
             self.damaged_inputs or self.damaged_ledgers or self.damaged_corpus or self.wrong_sums
         )
 
-    def to_dict(self, run: RunDir) -> dict[str, Any]:
-        """JSON form."""
-        damaged = {str(path): why for path, why in self.damaged_inputs.items()}
-        damaged |= {str(run.ledger(shard)): why for shard, why in self.damaged_ledgers.items()}
-        damaged |= {str(path): why for path, why in self.damaged_corpus.items()}
-        return {
-            "good": self.good,
-            "shards": self.shards,
-            "not_refined": self.not_refined,
-            "counts": self.counts.to_dict(),
-            "parts": self.parts,
-            "documents_written": self.documents_written,
-            "damaged": damaged,
-            "sums": self.wrong_sums,
-        }
+    def to_output(self, run: RunDir) -> "VerifyOutput":
+        """What `--json` prints."""
+        damaged = {str(path): problem for path, problem in self.damaged_inputs.items()}
+        damaged |= {str(run.ledger(n)): problem for n, problem in self.damaged_ledgers.items()}
+        damaged |= {str(path): problem for path, problem in self.damaged_corpus.items()}
+        return VerifyOutput(
+            good=self.good,
+            shards=self.shards,
+            not_refined=self.not_refined,
+            totals=run_totals(self.counts, None),
+            parts=self.parts,
+            documents_written=self.documents_written,
+            damaged=damaged,
+            wrong_sums=tuple(self.wrong_sums),
+        )
+
+
+class VerifyOutput(OutputModel):
+    """Result of checking every checksum and count of a run."""
+
+    format: Literal["proxhpc.verify/1"] = "proxhpc.verify/1"
+    """Name and version of this document's format."""
+    good: bool
+    """Whether nothing is damaged or contradictory."""
+    shards: int
+    """Shards of the run."""
+    not_refined: int
+    """Shards that are not refined yet."""
+    totals: RunTotals
+    """Sums over the intact ledgers; they do not include the merge."""
+    parts: int
+    """Intact files of the corpus."""
+    documents_written: int
+    """Documents in them."""
+    damaged: dict[str, str]
+    """Damaged files, by path, each with its problem."""
+    wrong_sums: tuple[str, ...]
+    """Counts that do not agree."""
 
 
 def verify(run: RunDir, *, processes: int = 1) -> Verification:
@@ -78,7 +103,7 @@ def verify(run: RunDir, *, processes: int = 1) -> Verification:
     _ledgers(run, plan, proof, processes)
     if run.merge_summary.exists():
         if plan.manifest.output.format == "parquet":
-            need_pyarrow("reading the corpus")  # without it they are not damaged
+            require_pyarrow("reading the corpus")  # without it they are not damaged
         _corpus(run, proof)
     return proof
 
@@ -137,7 +162,7 @@ Read = tuple[Counts, list[SpanStats], str]
 
 def _read(run: RunDir, plan: Plan, shard: int) -> Read:
     """A ledger's counts and the tiles of its spans, or what is wrong with it."""
-    counts, rows, ends = Counts(), list[Row](), list[End]()
+    counts, rows, ends = Counts(), list[Row](), list[SpanEnd]()
     tiles: list[SpanStats] = []
     try:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
@@ -182,26 +207,17 @@ def _corpus(run: RunDir, proof: Verification) -> None:
         wrong = f"{summary.written} documents written, in the corpus there are {found}"
         proof.wrong_sums.append(f"{run.merge_summary}: {wrong}")
     if run.report_json.exists():
-        said = _said(run.report_json)
-        counts = summary.counts
-        right = {
-            "in": counts.documents,
-            "kept": counts.kept,
-            "edited": counts.edited,
-            "dropped": dict(counts.dropped),
-            "quarantined": dict(counts.quarantined),
-            "written": summary.written,
-        }
-        if {name: said.get(name) for name in right} != right:
+        documents = run_totals(summary.counts, summary).documents
+        if _report_documents(run.report_json) != documents.model_dump():
             proof.wrong_sums.append(f"{run.report_json} does not have the sums of the merge")
 
 
-def _said(report: Path) -> dict[str, Any]:
-    """What a report says of documents; nothing if it is damaged."""
+def _report_documents(report: Path) -> object:
+    """The document counts of a report; None if it is damaged."""
     try:
-        return dict(json.loads(report.read_bytes())["documents"])
+        return json.loads(report.read_bytes())["documents"]
     except (ValueError, KeyError, TypeError):
-        return {}
+        return None
 
 
 def _files(

@@ -1,4 +1,4 @@
-"""Small corpus files for the tests, in every compression, and one way to read them."""
+"""Small corpus files in every compression, and a function that reads them."""
 
 import gzip
 from pathlib import Path
@@ -18,7 +18,7 @@ def rows(count: int, size: int = 20) -> list[bytes]:
 
 
 def pack(data: bytes, compression: str, pieces: int = 1) -> bytes:
-    """`data` in `pieces` frames or members, cut anywhere."""
+    """Compress `data` in `pieces` frames or members."""
     step = -(-len(data) // pieces) or 1
     parts = [data[at : at + step] for at in range(0, len(data), step)] or [b""]
     if compression == "zstd":
@@ -35,7 +35,7 @@ def read(
     fields: Fields = FIELDS,
     limit: int = LIMIT,
 ) -> tuple[list[Document | BadRecord], SpanEnd]:
-    """The records of one span, and its End, which is the last and the only one."""
+    """Return the records of one span, and its SpanEnd."""
     *items, end = read_span(path, "auto", Span(0, start, stop), fields, limit)
     assert isinstance(end, SpanEnd)
     assert not any(isinstance(item, SpanEnd) for item in items)
@@ -43,5 +43,5 @@ def read(
 
 
 def ids(items: list[Document | BadRecord]) -> list[str]:
-    """What each item is: the id of a document, the reason of a bad record."""
+    """Return the ids of documents and the reasons of bad records."""
     return [item.id if isinstance(item, Document) else item.reason for item in items]

@@ -1,4 +1,4 @@
-"""Files whole or absent, and one clear line when the disk is full or not ours."""
+"""Atomic, durable files, and clear errors if the disk is full or writing is not allowed."""
 
 import errno
 import hashlib
@@ -32,24 +32,24 @@ from test_corpus_inputs import not_root
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """One MiB of disk."""
+    """Mount a disk of one MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("NOT TESTED: a full disk; mounting a small tmpfs needs root")
+        pytest.skip("NOT TESTED: a full disk, because mounting a tmpfs needs root")
     try:
         yield disk
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def fill(disk: Path, leave: int) -> None:
+def fill(disk: Path, remaining: int) -> None:
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    (disk / "ballast").write_bytes(b"\0" * (free - leave))
+    (disk / "ballast").write_bytes(b"\0" * (free - remaining))
 
 
-def test_a_commit_on_a_full_disk_is_undone_and_may_be_retried(small_disk: Path) -> None:
+def test_a_commit_on_a_full_disk_is_undone_and_can_be_retried(small_disk: Path) -> None:
     path = small_disk / "a1"
     with FrameWriter(path) as writer:
         end = writer.append(b"good")
@@ -106,7 +106,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         write_atomic(tmp_path / "gone" / "x", b"x")
 
 
-def test_a_file_in_place_of_a_directory_is_the_users_to_change(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_directory_is_a_user_error(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("mine")
     with pytest.raises(UserError, match=r"cannot write .*taken: it is a file"), writing(taken):
@@ -119,11 +119,11 @@ def test_the_first_to_publish_wins(tmp_path: Path) -> None:
     second.write_bytes(b"2")
     assert publish(first, final)
     assert not publish(second, final)
-    assert publish(first, final)  # the answer was lost, the link was made
+    assert publish(first, final)  # the link was made, but its reply was lost
     assert final.read_bytes() == b"1"
 
 
-def test_a_file_system_without_links_is_the_users_to_change(
+def test_a_file_system_without_links_is_a_user_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a1").write_bytes(b"1")
@@ -166,23 +166,23 @@ def test_a_draft_whose_block_raises_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of files that were replaced; all of them and their directories must be synced."""
+    """Collect the names of replaced files; each file and its directory must be synced."""
     replaced: list[str] = []
-    files: set[int] = set()  # inodes of synced files whose names are not durable yet
+    files: set[int] = set()  # inodes of synced drafts
     names: set[Path] = set()  # replaced files whose directory has not been synced yet
     fsync, replace = os.fsync, os.replace
 
     def spy_fsync(fd: int) -> None:
         fsync(fd)
-        about = os.fstat(fd)
-        if stat.S_ISDIR(about.st_mode):
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
             directory = Path(f"/proc/self/fd/{fd}").readlink()
             names.difference_update([path for path in names if path.parent == directory])
         else:
-            files.add(about.st_ino)
+            files.add(status.st_ino)
 
     def spy_replace(source: Path, target: Path) -> None:
-        files.remove(source.stat().st_ino)  # KeyError: its content was not synced before
+        files.remove(source.stat().st_ino)  # KeyError if it was not synced
         replace(source, target)
         replaced.append(target.name)
         names.add(target)
@@ -228,14 +228,14 @@ def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_lines_are_appended_whole(tmp_path: Path) -> None:
+def test_lines_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "w.jsonl"
     append_line(path, b'{"a":1}')
     append_line(path, b'{"b":2}\n', fsync=True)
     assert path.read_bytes() == b'{"a":1}\n{"b":2}\n'
 
 
-def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+def test_a_line_is_appended_after_an_incomplete_line(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     append_line(path, b"one")
     with path.open("ab") as file:
@@ -244,7 +244,7 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one\ntorn\ntwo\n"
 
 
-def test_create_makes_a_whole_file_once(tmp_path: Path) -> None:
+def test_create_does_not_replace_a_file(tmp_path: Path) -> None:
     path = tmp_path / "name"
     assert create(path, b"first")
     assert not create(path, b"second")

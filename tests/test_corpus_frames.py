@@ -1,4 +1,4 @@
-"""The frame file: appended, resumed, cut, flipped; never a wrong payload."""
+"""Frame files: damage never yields a wrong payload."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def payloads(path: Path, *, strict: bool = True) -> list[bytes]:
     return [frame.payload for frame in read_frames(path, strict=strict)]
 
 
-def test_frames_come_back_in_order_with_their_offsets(tmp_path: Path) -> None:
+def test_frames_are_read_in_order_with_their_offsets(tmp_path: Path) -> None:
     path = tmp_path / "a1"
     ends = write(path)
     read = list(read_frames(path))
@@ -40,7 +40,7 @@ def test_any_zstd_tool_reads_the_file(tmp_path: Path) -> None:
     assert reader.read() == b"".join(PAYLOADS)
 
 
-def test_a_file_is_created_once(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a1"
     write(path)
     before = path.read_bytes()
@@ -49,7 +49,7 @@ def test_a_file_is_created_once(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_strict_reading_refuses_a_torn_tail_and_lenient_reading_stops_at_it(
+def test_strict_reading_refuses_an_incomplete_frame_and_lenient_reading_stops_there(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a1"
@@ -62,9 +62,9 @@ def test_strict_reading_refuses_a_torn_tail_and_lenient_reading_stops_at_it(
 
 
 @settings(deadline=None, max_examples=150)
-@given(bit=st.integers(0, 10**6), cut=st.integers(0, 10**6))
-def test_a_flip_or_a_cut_leaves_a_prefix_of_the_frames(
-    tmp_path_factory: pytest.TempPathFactory, bit: int, cut: int
+@given(bit=st.integers(0, 10**6), size=st.integers(0, 10**6))
+def test_a_flipped_bit_or_truncation_leaves_a_prefix_of_the_frames(
+    tmp_path_factory: pytest.TempPathFactory, bit: int, size: int
 ) -> None:
     path = tmp_path_factory.mktemp("flip") / "a1"
     ends = write(path, [b"alpha" * 5, b"beta" * 50, b"", b"gamma"])
@@ -73,12 +73,12 @@ def test_a_flip_or_a_cut_leaves_a_prefix_of_the_frames(
     bit %= len(data) * 8
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
-    seen = payloads(path, strict=False)
-    assert seen == written[: len(seen)]
-    assert len(seen) >= sum(end <= bit // 8 for end in ends)
+    intact = payloads(path, strict=False)
+    assert intact == written[: len(intact)]
+    assert len(intact) >= sum(end <= bit // 8 for end in ends)
     data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data[: cut % len(data)])
-    assert payloads(path, strict=False) == written[: sum(end <= cut % len(data) for end in ends)]
+    path.write_bytes(data[: size % len(data)])
+    assert payloads(path, strict=False) == written[: sum(end <= size % len(data) for end in ends)]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_frames_that_cannot_be_verified_are_refused(
         payloads(path)
 
 
-def test_a_frame_is_never_inflated_beyond_the_limit(tmp_path: Path) -> None:
+def test_a_frame_is_never_decompressed_beyond_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "a1"
     write(path, [b"x" * 5000])
     with pytest.raises(ShardError, match="more than 4999 bytes"):
@@ -104,7 +104,7 @@ def test_a_frame_is_never_inflated_beyond_the_limit(tmp_path: Path) -> None:
     assert len(list(read_frames(path, max_payload=5000))) == 1
 
 
-def test_a_header_that_lies_about_the_size_is_damage(tmp_path: Path) -> None:
+def test_a_wrong_size_in_a_header_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "a1"
     write(path, [b"x" * 255])
     data = bytearray(path.read_bytes())
@@ -115,7 +115,7 @@ def test_a_header_that_lies_about_the_size_is_damage(tmp_path: Path) -> None:
         payloads(path)
 
 
-def test_a_commit_that_no_reader_would_take_is_refused(
+def test_a_commit_above_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "MAX_PAYLOAD", 10)
@@ -123,7 +123,7 @@ def test_a_commit_that_no_reader_would_take_is_refused(
         writer.append(b"x" * 11)
 
 
-def test_copying_takes_the_whole_frames_of_another_attempt(tmp_path: Path) -> None:
+def test_copying_the_frames_of_another_attempt(tmp_path: Path) -> None:
     old, new = tmp_path / "a1", tmp_path / "a2"
     ends = write(old)
     with old.open("r+b") as file:
@@ -137,7 +137,7 @@ def test_copying_takes_the_whole_frames_of_another_attempt(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("call", ["fsync", "pwrite"])
-def test_a_failed_commit_leaves_the_good_frames_and_takes_no_more(
+def test_a_failed_commit_keeps_the_earlier_frames_and_closes_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     path = tmp_path / "a1"

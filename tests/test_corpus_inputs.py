@@ -1,4 +1,4 @@
-"""Describing input files: honest sizes, fingerprints, and one clear line where one is wrong."""
+"""Descriptions of input files: sizes, fingerprints and clear errors."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ NOBODY = 65534
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """Root may read everything: become nobody for a moment."""
+    """Become the user nobody for the block, because root can read everything."""
     if os.geteuid():
         yield
         return
@@ -33,7 +33,7 @@ def not_root() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
-def test_a_file_within_the_sample_is_known_exactly(tmp_path: Path, compression: str) -> None:
+def test_a_file_within_the_sample_is_described_exactly(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(pack(DATA, compression, 3))
     info = describe_input(path)
@@ -44,7 +44,7 @@ def test_a_file_within_the_sample_is_known_exactly(tmp_path: Path, compression: 
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
-def test_a_larger_file_is_estimated_from_its_beginning(tmp_path: Path, compression: str) -> None:
+def test_a_larger_file_is_estimated_from_its_start(tmp_path: Path, compression: str) -> None:
     data = DATA * (24 * 2**20 // len(DATA))
     path = tmp_path / "c.jsonl"
     path.write_bytes(pack(data, compression, 40))
@@ -55,7 +55,7 @@ def test_a_larger_file_is_estimated_from_its_beginning(tmp_path: Path, compressi
         assert info.estimated_bytes == len(data)
 
 
-def test_an_empty_file_is_legal(tmp_path: Path) -> None:
+def test_an_empty_file_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl.zst"
     path.touch()
     info = describe_input(path, name="a/c.jsonl.zst")
@@ -64,7 +64,7 @@ def test_an_empty_file_is_legal(tmp_path: Path) -> None:
     check_unchanged(info)
 
 
-def test_a_cut_file_is_described_with_a_note(tmp_path: Path) -> None:
+def test_a_truncated_file_is_described_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl.zst"
     packed = pack(DATA, "zstd")
     path.write_bytes(packed[: len(packed) // 2])
@@ -72,13 +72,13 @@ def test_a_cut_file_is_described_with_a_note(tmp_path: Path) -> None:
     assert info.note.startswith("truncated_input: the file ends inside a zstd frame")
 
 
-def test_one_line_longer_than_the_sample_leaves_the_count_unknown(tmp_path: Path) -> None:
+def test_with_a_line_longer_than_the_sample_the_count_is_unknown(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(b"x" * (6 << 20))
     assert describe_input(path).estimated_records is None
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such input file: .*gone\.jsonl"):
         describe_input(tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match="not a file"):
@@ -99,13 +99,13 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
         describe_input(path)
 
 
-def test_an_input_that_changed_stops_the_run_with_its_name(tmp_path: Path) -> None:
+def test_a_changed_input_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(b"a" * 200_000)
     info = describe_input(path)
     check_unchanged(info)
     os.utime(path, (1, 1))
-    check_unchanged(info)  # the content counts, not the time: copies keep a run alive
+    check_unchanged(info)  # only the content counts, so inputs may be copied
     with path.open("r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"b")
@@ -133,12 +133,12 @@ def test_an_input_that_changed_stops_the_run_with_its_name(tmp_path: Path) -> No
         ("a.PQ", "parquet"),
     ],
 )
-def test_auto_goes_by_the_name(name: str, kind: str) -> None:
+def test_auto_infers_the_format_from_the_name(name: str, kind: str) -> None:
     assert detect_format(Path(name), "auto") == kind
 
 
 @pytest.mark.parametrize("name", ["README.md", "a.txt.zst", "a.zst", "a.parquet.gz", "jsonl", "a"])
-def test_auto_refuses_a_name_that_says_nothing(tmp_path: Path, name: str) -> None:
+def test_auto_refuses_an_unknown_suffix(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(DATA)
     with pytest.raises(UserError, match=f"{name}: unknown file format") as error:
@@ -159,16 +159,16 @@ def infos(folder: Path, *files: bytes) -> list[InputInfo]:
     [
         (b'{"content": "a", "url": "b"}', "missing_text", "it has: content, url"),
         (b'{"text": null}', "null_text", "is null"),
-        (b'{"text": ["a"]}', "text_not_string", "is a array"),
+        (b'{"text": ["a"]}', "text_not_string", "is a JSON array"),
         (b'["a"]', "not_an_object", "a JSON array"),
     ],
 )
-def test_a_corpus_without_any_text_is_seen(
+def test_a_corpus_without_any_text_is_found(
     tmp_path: Path, line: bytes, reason: str, detail: str
 ) -> None:
-    found = find_misread(infos(tmp_path, b"", b"{broken\n" + line, line), FIELDS, LIMIT)
-    assert found is not None
-    info, bad = found
+    misread = find_misread(infos(tmp_path, b"", b"{broken\n" + line, line), FIELDS, LIMIT)
+    assert misread is not None
+    info, bad = misread
     assert (info.name, bad.position, bad.reason) == ("1.jsonl", 8, reason)
     assert detail in bad.detail
 
@@ -180,19 +180,19 @@ def test_one_text_in_the_last_file_is_enough(tmp_path: Path) -> None:
     assert find_misread(infos(tmp_path, *files), FIELDS, LIMIT) is None
 
 
-def test_records_that_are_bad_for_other_reasons_go_on(tmp_path: Path) -> None:
-    cut = infos(tmp_path, b"", b'{"text": "no end', b'{"text": "caf\xe9"}\n', b"x" * (5 << 20))
-    assert find_misread(cut, FIELDS, LIMIT) is None
+def test_records_that_are_bad_for_other_reasons_are_accepted(tmp_path: Path) -> None:
+    inputs = infos(tmp_path, b"", b'{"text": "no end', b'{"text": "caf\xe9"}\n', b"x" * (5 << 20))
+    assert find_misread(inputs, FIELDS, LIMIT) is None
     assert find_misread([], FIELDS, LIMIT) is None
 
 
-def test_only_the_beginning_of_a_file_is_looked_at(tmp_path: Path) -> None:
-    blank = b'{"body": "a"}\n'
-    late = blank * (3 * 2**20 // len(blank)) + b'{"text": "b"}\n'
+def test_only_the_start_of_a_file_is_read(tmp_path: Path) -> None:
+    other = b'{"body": "a"}\n'
+    late = other * (3 * 2**20 // len(other)) + b'{"text": "b"}\n'
     assert find_misread(infos(tmp_path, late), FIELDS, LIMIT)
 
 
-def test_a_parquet_file_is_looked_at_too(tmp_path: Path) -> None:
+def test_a_parquet_file_is_checked_too(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""JSON lines: what is a document, what is a bad record, and which span a record belongs to."""
+"""JSON lines: documents, bad records, and the span of each record."""
 
 import tracemalloc
 from pathlib import Path
@@ -28,14 +28,14 @@ def one(tmp_path: Path, line: bytes, fields: Fields = FIELDS) -> Document | BadR
     return items[0]
 
 
-def test_a_document_keeps_every_field_but_its_text(tmp_path: Path) -> None:
+def test_a_document_keeps_every_other_field(tmp_path: Path) -> None:
     line = b'{"id": "a", "z": [1, {"b": null}], "text": "hi\\nyou", "url": "u"}\n'
     assert one(tmp_path, line) == Document(
         "a", "hi\nyou", 0, 0, {"id": "a", "z": [1, {"b": None}], "url": "u"}
     )
 
 
-def test_dotted_names_reach_into_objects_and_a_literal_key_wins(tmp_path: Path) -> None:
+def test_dotted_names_are_paths_unless_there_is_such_a_key(tmp_path: Path) -> None:
     fields = Fields("doc.body", "meta.WARC-Record-ID")
     line = b'{"doc": {"body": "t", "lang": "en"}, "meta": {"WARC-Record-ID": "<u>"}}'
     assert one(tmp_path, line, fields) == Document(
@@ -63,7 +63,7 @@ def test_dotted_names_reach_into_objects_and_a_literal_key_wins(tmp_path: Path) 
         (b"[" * 5000, "invalid_json"),
     ],
 )
-def test_a_line_that_is_no_document_is_set_aside_and_the_rest_goes_on(
+def test_a_line_that_is_not_a_document_is_a_bad_record(
     tmp_path: Path, line: bytes, reason: str
 ) -> None:
     good = b'{"id": "%d", "text": "t"}\n'
@@ -76,7 +76,7 @@ def test_a_line_that_is_no_document_is_set_aside_and_the_rest_goes_on(
     assert end.at_eof
 
 
-def test_a_missing_text_names_the_fields_that_are_there(tmp_path: Path) -> None:
+def test_a_missing_text_lists_the_existing_fields(tmp_path: Path) -> None:
     bad = one(tmp_path, b'{"id": 1, "content": "x"}')
     assert isinstance(bad, BadRecord)
     assert bad.detail == "no field 'text'; it has: id, content"
@@ -97,7 +97,7 @@ def test_ids_become_strings(tmp_path: Path, value: bytes, expected: str) -> None
     assert ids([one(tmp_path, b'{"id": %s, "text": "t"}' % value)]) == [expected]
 
 
-def test_without_an_id_the_display_name_and_position_tell_records_apart(tmp_path: Path) -> None:
+def test_the_default_id_is_the_display_name_and_position(tmp_path: Path) -> None:
     info = describe_input(
         write(tmp_path, b'{"text": "a"}\n{"text": "b"}\n'), name="crawl/1/c.jsonl"
     )
@@ -105,7 +105,7 @@ def test_without_an_id_the_display_name_and_position_tell_records_apart(tmp_path
     assert ids(items) == ["crawl/1/c.jsonl:0", "crawl/1/c.jsonl:14"]
 
 
-def test_bom_carriage_returns_blank_lines_and_no_last_newline(tmp_path: Path) -> None:
+def test_bom_carriage_returns_blank_lines_and_a_missing_last_newline(tmp_path: Path) -> None:
     data = b'\xef\xbb\xbf{"id": 1, "text": "a"}\r\n\r\n  \t\n\n{"id": 2, "text": "b"}'
     items, end = read(write(tmp_path, data))
     assert ids(items) == ["1", "2"]
@@ -121,7 +121,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
-def test_an_empty_file_holds_no_records(tmp_path: Path, compression: str) -> None:
+def test_an_empty_file_has_no_records(tmp_path: Path, compression: str) -> None:
     suffix = {"none": "", "gzip": ".gz", "zstd": ".zst"}[compression]
     path = write(tmp_path, b"", f"c.jsonl{suffix}")
     assert read(path) == ([], SpanEnd(0, 0, at_eof=True))
@@ -130,7 +130,7 @@ def test_an_empty_file_holds_no_records(tmp_path: Path, compression: str) -> Non
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
-def test_a_50_mb_line_is_set_aside_in_bounded_memory(tmp_path: Path, compression: str) -> None:
+def test_a_50_mb_line_is_a_bad_record_in_bounded_memory(tmp_path: Path, compression: str) -> None:
     size = 50 << 20
     head = b'{"id": "long", "text": "'
     long = head + b"x" * (size - len(head))
@@ -152,7 +152,7 @@ def test_a_50_mb_line_is_set_aside_in_bounded_memory(tmp_path: Path, compression
     assert peak < 24 << 20
 
 
-def test_the_limit_is_the_longest_record_allowed(tmp_path: Path) -> None:
+def test_the_limit_is_inclusive(tmp_path: Path) -> None:
     line = rows(1)[0]
     path = write(tmp_path, line + b"\n" + line)
     assert ids(read(path, limit=len(line))[0]) == ["d0", "d0"]
@@ -163,7 +163,7 @@ def test_the_limit_is_the_longest_record_allowed(tmp_path: Path) -> None:
     assert (bad.size, bad.head) == (9000, b"y" * 1024)
 
 
-def test_a_record_belongs_to_the_span_that_holds_its_first_byte(tmp_path: Path) -> None:
+def test_a_record_belongs_to_the_span_of_its_first_byte(tmp_path: Path) -> None:
     lines = [b'{"id": "%d", "text": "t"}' % i for i in range(3)]
     step = len(lines[0]) + 1
     path = write(tmp_path, b"\n".join(lines) + b"\n")
@@ -177,7 +177,7 @@ def test_a_record_belongs_to_the_span_that_holds_its_first_byte(tmp_path: Path) 
     assert read(path, 999, 1000) == ([], SpanEnd(0, 999, at_eof=True))
 
 
-def test_end_says_where_the_next_span_begins(tmp_path: Path) -> None:
+def test_the_end_of_a_span_is_the_start_of_the_next(tmp_path: Path) -> None:
     path = write(tmp_path, b"\n".join(rows(5)))
     position, seen = 0, []
     while True:
@@ -190,7 +190,7 @@ def test_end_says_where_the_next_span_begins(tmp_path: Path) -> None:
     assert seen == ["d0", "d1", "d2", "d3", "d4"]
 
 
-def test_a_file_that_is_not_there_is_the_users_to_fix(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
     missing = tmp_path / "none.jsonl.zst"
     with pytest.raises(UserError, match=r"no such input file.*none\.jsonl\.zst"):
         read(missing)
@@ -214,35 +214,35 @@ LINES = st.lists(
 @given(
     lines=LINES,
     newline=st.booleans(),
-    cuts=st.lists(st.integers(0, 400), max_size=6),
+    edges=st.lists(st.integers(0, 400), max_size=6),
     chunk=st.integers(1, 50),
     limit=st.sampled_from([8, 40, 1000]),
 )
-def test_spans_that_tile_any_bytes_give_each_record_once(
-    lines: list[bytes], newline: bool, cuts: list[int], chunk: int, limit: int
+def test_each_record_is_in_exactly_one_span(
+    lines: list[bytes], newline: bool, edges: list[int], chunk: int, limit: int
 ) -> None:
     data = b"\n".join(lines) + (b"\n" if newline else b"")
 
-    def span(
+    def read_part(
         start: int, stop: int | None, step: int
     ) -> tuple[list[Document | BadRecord | SpanEnd], SpanEnd]:
-        here = Span(0, start, stop)
-        at = first_byte(here)
+        span = Span(0, start, stop)
+        at = first_byte(span)
         pieces = (data[i : i + step] for i in range(at, len(data), step))
-        *items, end = read_jsonl(split_lines(pieces, at, limit), here, FIELDS, "n", limit)
+        *items, end = read_jsonl(split_lines(pieces, at, limit), span, FIELDS, "n", limit)
         assert isinstance(end, SpanEnd)
         return items, end
 
-    whole, last = span(0, None, len(data) or 1)
-    starts = sorted({0, *cuts})
-    tiled, blank = [], 0
+    whole, last = read_part(0, None, len(data) or 1)
+    starts = sorted({0, *edges})
+    parts, blank = [], 0
     for start, stop in zip(starts, [*starts[1:], None], strict=True):
-        items, end = span(start, stop, chunk)
-        tiled += items
+        items, end = read_part(start, stop, chunk)
+        parts += items
         blank += end.blank
-    assert tiled == whole
+    assert parts == whole
     assert blank == last.blank
-    # Nothing is lost: each line of the file is a document, a bad record or blank.
+    # Each line of the file is a document, a bad record or blank.
     texts = data.split(b"\n")
     if not texts[-1]:
         texts.pop()

@@ -1,4 +1,4 @@
-"""Parquet: rows as documents, values that JSON can hold, damage row group by row group."""
+"""Parquet: rows as documents, values as JSON types, and damaged row groups."""
 
 import builtins
 import datetime
@@ -33,7 +33,7 @@ def numbered(tmp_path: Path, count: int = 25, group: int = 10) -> Path:
 
 
 def damage(path: Path, needle: bytes) -> None:
-    """Flip a bit in a page; pages carry a checksum."""
+    """Flip a bit in a page; pages have a checksum."""
     data = bytearray(path.read_bytes())
     data[data.index(needle)] ^= 1
     path.write_bytes(data)
@@ -50,12 +50,12 @@ def test_rows_are_documents_and_positions_are_row_numbers(tmp_path: Path) -> Non
 
 
 @settings(deadline=None, max_examples=40)
-@given(cuts=st.lists(st.integers(0, 30), max_size=5))
-def test_spans_that_tile_the_rows_give_each_once(
-    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+@given(edges=st.lists(st.integers(0, 30), max_size=5))
+def test_each_row_is_in_exactly_one_span(
+    tmp_path_factory: pytest.TempPathFactory, edges: list[int]
 ) -> None:
     path = numbered(tmp_path_factory.mktemp("tile"))
-    starts = sorted({0, *cuts})
+    starts = sorted({0, *edges})
     seen = []
     for start, stop in zip(starts, [*starts[1:], None], strict=True):
         items, end = read(path, start, stop)
@@ -65,7 +65,7 @@ def test_spans_that_tile_the_rows_give_each_once(
     assert seen == [f"d{i}" for i in range(25)]
 
 
-def test_every_column_becomes_something_json_can_hold(tmp_path: Path) -> None:
+def test_all_types_are_converted_to_json_types(tmp_path: Path) -> None:
     utc = datetime.UTC
     columns = {
         "text": ["t"],
@@ -111,7 +111,7 @@ def test_a_nested_text_and_id(tmp_path: Path) -> None:
     assert item == Document("3", "t", 0, 0, {"doc": {"key": 3}})
 
 
-def test_rows_that_are_no_documents_are_set_aside(tmp_path: Path) -> None:
+def test_rows_that_are_not_documents_are_bad_records(tmp_path: Path) -> None:
     broken = pa.array([b"ok", b"\xff\xfe", None, b"x" * 50]).view(pa.string())
     path = write(tmp_path, {"text": broken, "n": [0, 1, 2, 3]})
     items, _ = read(path, limit=40)
@@ -124,13 +124,13 @@ def test_rows_that_are_no_documents_are_set_aside(tmp_path: Path) -> None:
     assert ids(read(path, fields=Fields("content"))[0])[0] == "missing_text"
 
 
-def test_a_date_that_python_cannot_hold_costs_one_row(tmp_path: Path) -> None:
+def test_a_date_that_python_cannot_represent_is_one_bad_record(tmp_path: Path) -> None:
     when = pa.array([0, 2**60], pa.timestamp("us"))
     items, _ = read(write(tmp_path, {"text": ["a", "b"], "when": when}))
     assert ids(items) == ["c.parquet:0", "unreadable_row"]
 
 
-def test_a_damaged_row_group_is_one_bad_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_damaged_row_group_is_one_bad_record_and_the_others_are_read(tmp_path: Path) -> None:
     columns = {"id": [f"d{i}" for i in range(25)], "text": [f"text {i}" for i in range(25)]}
     path = write(
         tmp_path,
@@ -152,10 +152,12 @@ def test_a_damaged_row_group_is_one_bad_and_the_others_are_read(tmp_path: Path) 
     assert read(path, 0, 15)[0] + read(path, 15)[0] == items
 
 
-@pytest.mark.parametrize("keep", [3, 40, -1])
-def test_a_cut_file_is_described_with_a_note_and_read_as_one_bad(tmp_path: Path, keep: int) -> None:
+@pytest.mark.parametrize("size", [3, 40, -1])
+def test_a_truncated_file_is_described_with_a_note_and_read_as_one_bad_record(
+    tmp_path: Path, size: int
+) -> None:
     path = numbered(tmp_path)
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(path.read_bytes()[:size])
     info = describe_input(path)
     assert info.rows is None
     assert info.note.startswith("corrupt: ")
@@ -165,14 +167,14 @@ def test_a_cut_file_is_described_with_a_note_and_read_as_one_bad(tmp_path: Path,
     assert read(path, 10) == ([], SpanEnd(0, 10, at_eof=True))
 
 
-def test_an_empty_file_holds_no_rows(tmp_path: Path) -> None:
+def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     path.touch()
     assert read(path) == ([], SpanEnd(0, 0, at_eof=True))
     assert (describe_input(path).rows, describe_input(path).note) == (0, "")
 
 
-def test_the_description_knows_the_rows(tmp_path: Path) -> None:
+def test_the_description_has_the_number_of_rows(tmp_path: Path) -> None:
     info = describe_input(numbered(tmp_path))
     assert (info.format, info.rows, info.estimated_records) == ("parquet", 25, 25)
     assert 0 < info.estimated_bytes < info.size

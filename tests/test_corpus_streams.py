@@ -1,4 +1,4 @@
-"""Compressed streams: one stream out of many frames, every cut seen, memory bounded."""
+"""Compressed streams: many frames, truncation and damage, bounded memory."""
 
 import gzip
 import tracemalloc
@@ -25,14 +25,16 @@ def write(tmp_path: Path, data: bytes, name: str = "c.jsonl") -> Path:
     return path
 
 
-def torn(item: Document | BadRecord) -> BadRecord:
+def as_bad(item: Document | BadRecord) -> BadRecord:
     assert isinstance(item, BadRecord)
     return item
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_frames_and_members_are_one_stream(tmp_path: Path, compression: str, pieces: int) -> None:
+def test_concatenated_frames_and_members_are_one_stream(
+    tmp_path: Path, compression: str, pieces: int
+) -> None:
     path = write(tmp_path, pack(DATA, compression, pieces))
     items, end = read(path)
     assert ids(items) == NAMES
@@ -41,7 +43,7 @@ def test_frames_and_members_are_one_stream(tmp_path: Path, compression: str, pie
     assert read(path, 0, middle)[0] + read(path, middle)[0] == items
 
 
-def test_other_writers_frames_are_read(tmp_path: Path) -> None:
+def test_frames_of_other_writers_are_read(tmp_path: Path) -> None:
     skippable = b"\x53\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"extra"
     streamed = zstandard.ZstdCompressor().compressobj()  # no content size, no checksum
     first = streamed.compress(DATA) + streamed.flush()
@@ -54,44 +56,44 @@ def test_other_writers_frames_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_a_cut_anywhere_gives_the_whole_records_and_one_bad(
+def test_truncation_anywhere_yields_the_complete_records_and_one_bad_record(
     tmp_path: Path, compression: str
 ) -> None:
     packed = pack(DATA, compression, 3)
     path = tmp_path / f"c.jsonl.{'gz' if compression == 'gzip' else 'zst'}"
-    # A cut exactly between two frames leaves a valid file: only a recorded size can tell.
+    # Truncated exactly between two frames, a file is valid.
     step = -(-len(DATA) // 3)
     frames = [len(pack(DATA[at : at + step], compression)) for at in range(0, len(DATA), step)]
     between = {sum(frames[:count]) for count in range(4)}
     assert sum(frames) == len(packed)
-    for cut in [*range(1, 30), *range(30, len(packed), 13), len(packed) - 1]:
-        if cut in between:
+    for size in [*range(1, 30), *range(30, len(packed), 13), len(packed) - 1]:
+        if size in between:
             continue
-        path.write_bytes(packed[:cut])
+        path.write_bytes(packed[:size])
         items, end = read(path)
-        assert ids(items) == [*NAMES[: len(items) - 1], "truncated_input"], cut
-        tail = torn(items[-1])
+        assert ids(items) == [*NAMES[: len(items) - 1], "truncated_input"], size
+        tail = as_bad(items[-1])
         assert "ends inside a" in tail.detail
         assert tail.head == DATA[tail.position : tail.position + tail.size][:1024]
         assert end == SpanEnd(0, tail.position + tail.size, at_eof=True)
 
 
-def test_a_cut_between_records_is_reported_too(tmp_path: Path) -> None:
+def test_truncation_between_records_is_reported_too(tmp_path: Path) -> None:
     second = pack(DATA, "zstd")
     path = write(tmp_path, pack(DATA, "zstd") + second[: len(second) // 2], "c.jsonl.zst")
     items, _ = read(path)
     assert ids(items) == [*NAMES, "truncated_input"]
-    assert (torn(items[-1]).position, torn(items[-1]).size) == (len(DATA), 0)
+    assert (as_bad(items[-1]).position, as_bad(items[-1]).size) == (len(DATA), 0)
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_garbage_behind_the_stream_is_reported(tmp_path: Path, compression: str) -> None:
+def test_garbage_after_the_stream_is_reported(tmp_path: Path, compression: str) -> None:
     items, _ = read(write(tmp_path, pack(DATA, compression) + b"garbage"))
     assert ids(items) == [*NAMES, "corrupt_input"]
-    assert torn(items[-1]).position == len(DATA)
+    assert as_bad(items[-1]).position == len(DATA)
 
 
-def test_zero_padding_behind_gzip_is_allowed(tmp_path: Path) -> None:
+def test_zero_padding_after_gzip_is_allowed(tmp_path: Path) -> None:
     data = gzip.compress(DATA) + b"\0" * 700_000 + gzip.compress(DATA) + b"\0" * 512
     assert ids(read(write(tmp_path, data))[0]) == NAMES * 2
 
@@ -109,7 +111,7 @@ def test_a_flipped_bit_never_changes_a_document_unnoticed(
     path.write_bytes(packed)
     items, _ = read(path)
     if not any(isinstance(item, BadRecord) for item in items):
-        # Flips in fields that carry no content (a gzip time stamp, a larger window).
+        # The bit is in a field without content (a gzip time stamp, a larger window).
         assert ids(items) == NAMES
         assert b"\n".join(ROWS) == b"".join(read_chunks(path, detect_compression(path))).rstrip(
             b"\n"
@@ -118,31 +120,31 @@ def test_a_flipped_bit_never_changes_a_document_unnoticed(
 
 @settings(deadline=None, max_examples=80)
 @given(
-    cut=st.integers(1, 10**6),
-    cuts=st.lists(st.integers(0, len(DATA) + 50), max_size=5),
+    size=st.integers(1, 10**6),
+    edges=st.lists(st.integers(0, len(DATA) + 50), max_size=5),
     compression=st.sampled_from(["gzip", "zstd"]),
     limit=st.sampled_from([30, 1 << 20]),
 )
-def test_spans_tile_a_cut_file_and_one_of_them_reports_the_cut(
+def test_exactly_one_span_of_a_truncated_file_reports_it(
     tmp_path_factory: pytest.TempPathFactory,
-    cut: int,
-    cuts: list[int],
+    size: int,
+    edges: list[int],
     compression: str,
     limit: int,
 ) -> None:
     packed = pack(DATA, compression, 3)
     name = f"c.jsonl.{'gz' if compression == 'gzip' else 'zst'}"
-    path = tmp_path_factory.mktemp("cut") / name
-    path.write_bytes(packed[: cut % len(packed)])
+    path = tmp_path_factory.mktemp("truncated") / name
+    path.write_bytes(packed[: size % len(packed)])
     whole, _ = read(path, limit=limit)
-    starts = sorted({0, *cuts})
-    tiled = []
+    starts = sorted({0, *edges})
+    parts = []
     for start, stop in zip(starts, [*starts[1:], None], strict=True):
-        tiled += read(path, start, stop, limit=limit)[0]
-    assert tiled == whole
+        parts += read(path, start, stop, limit=limit)[0]
+    assert parts == whole
 
 
-def test_a_span_that_begins_exactly_at_the_tear_reports_it(tmp_path: Path) -> None:
+def test_a_span_that_starts_at_the_truncation_reports_it(tmp_path: Path) -> None:
     second = pack(DATA, "zstd")
     path = write(tmp_path, pack(DATA, "zstd") + second[:20], "c.jsonl.zst")
     assert ids(read(path, len(DATA))[0]) == ["truncated_input"]
@@ -157,7 +159,7 @@ def test_a_window_that_needs_too_much_memory_is_refused_with_its_size(tmp_path: 
     path = write(tmp_path, packer.compress(DATA) + packer.flush())
     items, end = read(path)
     assert ids(items) == ["zstd_window_too_large"]
-    assert "256 MiB, above 128 MiB" in torn(items[0]).detail
+    assert "256 MiB, above 128 MiB" in as_bad(items[0]).detail
     assert end == SpanEnd(0, 0, at_eof=True)
 
 
@@ -165,11 +167,11 @@ def test_a_frame_that_needs_a_dictionary_is_refused(tmp_path: Path) -> None:
     book = zstandard.train_dictionary(2048, rows(2000))
     path = write(tmp_path, zstandard.ZstdCompressor(dict_data=book).compress(DATA))
     items, _ = read(path)
-    assert "dictionary" in torn(items[0]).detail
+    assert "dictionary" in as_bad(items[0]).detail
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_a_bomb_is_inflated_in_bounded_memory(tmp_path: Path, compression: str) -> None:
+def test_a_zip_bomb_is_decompressed_in_bounded_memory(tmp_path: Path, compression: str) -> None:
     path = write(tmp_path, pack(b"\0" * (96 << 20), compression))
     assert path.stat().st_size < 1 << 17
     tracemalloc.start()
@@ -185,12 +187,12 @@ def test_a_bomb_is_inflated_in_bounded_memory(tmp_path: Path, compression: str) 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("start", [0, 1, 1000, len(DATA) - 1, len(DATA), len(DATA) + 5])
-def test_chunks_begin_where_they_are_asked_to(tmp_path: Path, compression: str, start: int) -> None:
+def test_chunks_start_at_the_requested_offset(tmp_path: Path, compression: str, start: int) -> None:
     path = write(tmp_path, pack(DATA, compression, 4))
     assert b"".join(read_chunks(path, detect_compression(path), start)) == DATA[start:]
 
 
-def test_content_tells_the_compression_and_the_name_where_it_does_not(tmp_path: Path) -> None:
+def test_compression_is_detected_from_the_content_or_else_the_name(tmp_path: Path) -> None:
     assert detect_compression(write(tmp_path, pack(DATA, "zstd"), "a.jsonl.gz")) == "zstd"
     assert detect_compression(write(tmp_path, pack(DATA, "gzip"), "a.jsonl")) == "gzip"
     assert detect_compression(write(tmp_path, DATA, "a.jsonl.zst")) == "none"
@@ -198,7 +200,7 @@ def test_content_tells_the_compression_and_the_name_where_it_does_not(tmp_path: 
     assert detect_compression(write(tmp_path, b"?????", "a.jsonl.gz")) == "gzip"
 
 
-def test_a_broken_block_is_a_bad_record_not_an_exception(tmp_path: Path) -> None:
+def test_a_damaged_block_is_a_bad_record_not_an_exception(tmp_path: Path) -> None:
     packed = bytearray(pack(DATA, "zstd"))
     packed[-4:] = b"\0\0\0\0"
     items, _ = read(write(tmp_path, bytes(packed)))

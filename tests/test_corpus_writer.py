@@ -1,4 +1,4 @@
-"""Part files: complete or absent, the same bytes for the same rows, readable by anyone."""
+"""Part files: atomic, deterministic and readable with standard tools."""
 
 import hashlib
 import math
@@ -28,7 +28,7 @@ def make(path: Path, rows: list[dict[str, Any]]) -> Part:
     return writer.close()
 
 
-def test_a_part_tells_what_it_holds(tmp_path: Path) -> None:
+def test_a_part_has_its_sizes_and_checksum(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.jsonl.zst"
     part = make(path, ROWS)
     raw = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -54,7 +54,7 @@ def test_an_empty_part_is_a_valid_file(tmp_path: Path) -> None:
     assert read(tmp_path / "p.jsonl.zst")[0] == []
 
 
-def test_a_part_has_no_name_until_it_is_whole(tmp_path: Path) -> None:
+def test_a_part_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl.zst"
     writer = PartWriter(path)
     writer.write({"text": "x"})
@@ -70,7 +70,7 @@ def test_an_exception_removes_the_unfinished_part(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_reading_the_rows_is_not_reported_as_one_of_writing(tmp_path: Path) -> None:
+def test_an_error_while_reading_rows_is_not_reported_as_a_write_error(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl.zst"
     with pytest.raises(FileNotFoundError, match="gone"), PartWriter(path) as writer:
         writer.write({"text": (tmp_path / "gone").read_text()})
@@ -83,7 +83,7 @@ def test_the_context_manager_closes_a_finished_part(tmp_path: Path) -> None:
     assert ids(read(tmp_path / "p.jsonl.zst")[0]) == ["p.jsonl.zst:0"]
 
 
-def test_a_row_that_is_not_json_is_refused_and_not_a_number_becomes_null(tmp_path: Path) -> None:
+def test_a_row_that_is_not_json_is_refused_and_nan_becomes_null(tmp_path: Path) -> None:
     with PartWriter(tmp_path / "p.jsonl.zst") as writer:
         with pytest.raises(ShardError, match="a row is not JSON"):
             writer.write({"text": b"bytes"})

@@ -29,14 +29,14 @@ from proxhpc.engines.base import (
 from proxhpc.engines.drafts import Decoded
 from proxhpc.engines.spawn import (
     OrphanKiller,
-    drop_scratch,
     node_local_environment,
+    remove_scratch,
     signals_deferred,
 )
 from proxhpc.errors import RetryError, UserError
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine.prompts import prompt_style
 from proxhpc.run.models import ModelRef, resolve_model
@@ -52,12 +52,12 @@ def request(prompt: list[int], new: int = 12, stop: tuple[str, ...] = ()) -> Req
 
 
 async def ask(engine: Engine, *requests: Request) -> list[Any]:
-    """Answers or exceptions, all requests in flight at once."""
+    """Answers or exceptions to requests that are all in flight at once."""
     return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
 
 
 class Loop:
-    """An event loop for several calls, in which an engine lives."""
+    """An event loop that lasts for several calls, as an engine needs it."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -94,7 +94,7 @@ def engine(tiny: ModelRef, loop: Loop) -> Iterator[Engine]:
 
 
 def step_by_step(model: ModelRef, prompt: list[int], new: int) -> list[int]:
-    """Greedy tokens without a cache, padding or `generate`."""
+    """Greedy tokens, without cache, padding or `generate`."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -108,7 +108,7 @@ def step_by_step(model: ModelRef, prompt: list[int], new: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_loading_says_nothing(
+def test_loading_prints_nothing(
     tiny: ModelRef, loop: Loop, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from transformers.utils import logging
@@ -118,8 +118,10 @@ def test_loading_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_batches_answer_like_a_plain_loop(engine: Engine, tiny: ModelRef, loop: Loop) -> None:
-    """Padding, batching and each request's own limit change nothing."""
+def test_a_batch_gives_the_tokens_of_a_plain_loop(
+    engine: Engine, tiny: ModelRef, loop: Loop
+) -> None:
+    """Padding, batching and different limits change nothing."""
     assert engine.tokenizer is not None
     limits = [1, 12, 3, 20, 7, 12, 2, 5]
     answers = loop(ask(engine, *(request(p, m) for p, m in zip(PROMPTS, limits, strict=True))))
@@ -137,27 +139,27 @@ def test_batches_answer_like_a_plain_loop(engine: Engine, tiny: ModelRef, loop: 
 
 
 def test_a_stop_string_ends_an_answer(engine: Engine, loop: Loop) -> None:
-    """Behind it, though its last token says more; others of the batch go on."""
-    stops_work(engine, [request(prompt, 20) for prompt in PROMPTS], loop)
+    """Text of its last token after the string is cut off; other answers of the batch continue."""
+    check_stops(engine, [request(prompt, 20) for prompt in PROMPTS], loop)
 
 
-def stops_work(engine: Engine, requests: list[Request], loop: Loop) -> None:
-    """Asks again with what came up in the middle of each answer as stop string, and without."""
+def check_stops(engine: Engine, requests: list[Request], loop: Loop) -> None:
+    """Repeat requests with a stop string from the middle of each answer, or without one."""
     free = loop(ask(engine, *requests))
     assert engine.tokenizer is not None
     asked = []
     for number, (first, answer) in enumerate(zip(requests, free, strict=True)):
         middle = len(answer.text) // 2
-        mark = answer.text[middle - 2 : middle + 1]
-        stop = ("never comes up", mark) if number % 3 and mark else ()
+        string = answer.text[middle - 2 : middle + 1]
+        stop = ("not in the answer", string) if number % 3 and string else ()
         asked.append(replace(first, stop=stop))
     stopped = 0
     for request_, whole, answer in zip(asked, free, loop(ask(engine, *asked)), strict=True):
         if not request_.stop:
             assert replace(answer, cached_tokens=0) == replace(whole, cached_tokens=0)
             continue
-        mark = request_.stop[1]
-        assert answer.text == whole.text[: whole.text.index(mark) + len(mark)]
+        string = request_.stop[1]
+        assert answer.text == whole.text[: whole.text.index(string) + len(string)]
         assert answer.finish == "stop"
         assert answer.new_tokens <= whole.new_tokens
         stopped += answer.new_tokens < whole.new_tokens
@@ -169,15 +171,15 @@ def test_a_loop_ends_an_answer(tmp_path: Path, loop: Loop) -> None:
 
     folder = save_llama(tmp_path / "llama")
     weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["lm_head.weight"] * 0  # it says the same for ever
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 0  # it repeats one token for ever
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     engine = loop(make_engine(options(), resolve_model(str(folder))))
-    loops_work(engine, [request(prompt, 150) for prompt in PROMPTS], loop)
+    check_loops(engine, [request(prompt, 150) for prompt in PROMPTS], loop)
     loop(engine.close())
 
 
-def loops_work(engine: Engine, requests: list[Request], loop: Loop) -> None:
-    """What repeats itself is ended where `is_loop` first says so, other answers as they were."""
+def check_loops(engine: Engine, requests: list[Request], loop: Loop) -> None:
+    """Answers end where `is_loop` first holds; answers without a loop stay as they are."""
     free = loop(ask(engine, *requests))
     ended = loop(ask(engine, *(replace(asked, end_loops=True) for asked in requests)))
     assert engine.tokenizer is not None
@@ -192,12 +194,12 @@ def loops_work(engine: Engine, requests: list[Request], loop: Loop) -> None:
     assert looped
 
 
-def test_loops_are_runs_of_a_calls_length() -> None:
+def test_a_loop_is_as_long_as_a_call() -> None:
     call = list(range(10))
     assert is_loop([99, *call * 4])
     assert not is_loop([*call * 4, 99])
     assert not is_loop([99, *call * 3])
-    assert not is_loop([1, 2] * 15)  # dashes of a line that a program quotes
+    assert not is_loop([1, 2] * 15)  # like the dashes of a quoted line
     assert is_loop([1, 2] * 16)
     assert not is_loop([*range(41)] * 4)
 
@@ -208,7 +210,7 @@ def test_every_stop_token_of_the_model_stops(
     tokens = step_by_step(tiny, PROMPTS[3], 12)
     assert len(set(tokens[:4])) == 4
     model = save_llama(tmp_path / "llama")
-    # Sampling defaults of the model must not be used; its end-of-sequence tokens must.
+    # The end-of-sequence tokens of the model must be used, its sampling defaults must not.
     edit_json(
         model / "generation_config.json",
         do_sample=True,
@@ -236,8 +238,8 @@ def test_every_stop_token_of_the_model_stops(
     assert other.text == made.tokenizer.decode(step_by_step(tiny, PROMPTS[0], 3))
 
 
-def test_a_wrong_request_harms_no_other(engine: Engine, loop: Loop) -> None:
-    long, fine, empty, mute, exact, grammar = loop(
+def test_a_wrong_request_does_not_affect_others(engine: Engine, loop: Loop) -> None:
+    too_long, valid, empty, no_tokens, exact, grammar = loop(
         ask(
             engine,
             request([1] * 245, 12),
@@ -248,37 +250,37 @@ def test_a_wrong_request_harms_no_other(engine: Engine, loop: Loop) -> None:
             replace(request([1], 3), grammar="a+"),
         )
     )
-    assert isinstance(long, RequestError)
-    assert "245 tokens and 12 new ones do not fit the model's context of 256" in str(long)
-    for refused in (empty, mute, grammar):
+    assert isinstance(too_long, RequestError)
+    assert "245 tokens and 12 new ones do not fit the model's context of 256" in str(too_long)
+    for refused in (empty, no_tokens, grammar):
         assert isinstance(refused, RequestError)
-    assert fine.prompt_tokens == len(PROMPTS[0])
+    assert valid.prompt_tokens == len(PROMPTS[0])
     assert exact.prompt_tokens == 244
 
 
-def test_a_failing_batch_is_tried_in_halves(
+def test_a_batch_without_memory_is_halved(
     engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     generate = engine._generate  # type: ignore[attr-defined]
 
-    def small_memory(requests: list[Request], given_up: object) -> list[Completion]:
+    def small_memory(requests: list[Request], check: object) -> list[Completion]:
         sizes.append(len(requests))
         if len(requests) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         if len(requests[0].prompt) == len(PROMPTS[2]):
             raise RuntimeError("broken")
-        return list(generate(requests, given_up))
+        return list(generate(requests, check))
 
     monkeypatch.setattr(engine, "_generate", small_memory)
     first, second, third = loop(ask(engine, *map(request, PROMPTS[:3])))
     assert (first.prompt_tokens, second.prompt_tokens) == (5, 11)
-    assert isinstance(third, EngineDiedError)  # so its death is noted: it may be the document's
+    assert isinstance(third, EngineDiedError)  # counted as a crash: the document may be its cause
     assert "broken" in str(third)
     assert sorted(sizes) == [1, 1, 1, 2, 3]
 
 
-def test_cancelled_and_closed(tiny: ModelRef, loop: Loop) -> None:
+def test_requests_can_be_cancelled_and_the_engine_closed(tiny: ModelRef, loop: Loop) -> None:
     async def work() -> None:
         engine = await make_engine(options(batch_size=2), tiny)
         tasks = [asyncio.create_task(engine.complete(request(p, 100))) for p in PROMPTS]
@@ -295,7 +297,7 @@ def test_cancelled_and_closed(tiny: ModelRef, loop: Loop) -> None:
     loop(work())
 
 
-def test_an_answer_that_nobody_waits_for_is_given_up(tiny: ModelRef, loop: Loop) -> None:
+def test_a_cancelled_answer_stops(tiny: ModelRef, loop: Loop) -> None:
     async def work() -> float:
         engine = await make_engine(options(batch_size=2), tiny)
         engine._model.register_forward_hook(lambda *_: time.sleep(0.1))  # type: ignore[attr-defined]
@@ -310,34 +312,36 @@ def test_an_answer_that_nobody_waits_for_is_given_up(tiny: ModelRef, loop: Loop)
         await asyncio.sleep(0.3)
         await engine.close()
         with pytest.raises(RetryError, match="closed"):
-            await left  # half an answer is none
+            await left  # not a part of an answer
         return time.monotonic() - began
 
     assert loop(work()) < 8
 
 
-def test_the_limit_ends_an_answer_before_its_loop_does(engine: Engine) -> None:
+def test_the_token_limit_precedes_a_loop(engine: Engine) -> None:
     looping = list(range(10, 18)) * 4
     for limit, finish in ((32, "length"), (33, "loop")):
         asked = replace(request([1], limit), end_loops=True)
         assert engine._completion(asked, Decoded(looping, None)).finish == finish  # type: ignore[attr-defined]
 
 
-def test_an_old_vllm_is_told_once(
+def test_an_old_vllm_causes_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from proxhpc.engines.vllm_engine import _loops
+    from proxhpc.engines.vllm_engine import _loop_options
 
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", ModuleType("vllm.sampling_params"))
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    _loops.cache_clear()
-    assert [_loops(), _loops()] == [{}, {}]
-    _loops.cache_clear()
+    _loop_options.cache_clear()
+    assert [_loop_options(), _loop_options()] == [{}, {}]
+    _loop_options.cache_clear()
     assert len(caplog.records) == 1
-    assert "they run on" in caplog.text
+    assert "run to their token limit" in caplog.text
 
 
-def test_what_cannot_be_made(tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_options_and_missing_packages(
+    tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="needs a model"):
         loop(make_engine(options(), None))
     with pytest.raises(UserError, match="unknown option 'device_map'"):
@@ -356,20 +360,20 @@ def test_rules_need_no_model(loop: Loop) -> None:
     assert made.tokenizer is None
 
 
-def test_signals_come_late_and_never_to_children() -> None:
-    got: list[int] = []
+def test_signals_are_deferred_and_children_ignore_them() -> None:
+    received: list[int] = []
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    before = {n: signal.signal(n, lambda number, _: got.append(number)) for n in numbers}
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
     try:
         with signals_deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
             child.start()
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert got == []
-        assert got == [signal.SIGTERM, signal.SIGUSR2]
+            assert received == []
+        assert received == [signal.SIGTERM, signal.SIGUSR2]
         os.kill(os.getpid(), signal.SIGINT)
-        assert got[2:] == [signal.SIGINT]
+        assert received[2:] == [signal.SIGINT]
         assert child.pid is not None
         for number in numbers:
             os.kill(child.pid, number)
@@ -384,7 +388,7 @@ def test_signals_come_late_and_never_to_children() -> None:
             signal.signal(number, handler)
 
 
-def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"VLLM_CACHE_ROOT": "/mine", "DO_NOT_TRACK": "0"})
     scratch = node_local_environment()
     assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
@@ -392,11 +396,11 @@ def test_environment_is_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPat
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
     assert 20_000 <= int(os.environ["VLLM_PORT"]) < 32_000
-    assert node_local_environment() == scratch  # of another engine in this process
-    drop_scratch(scratch)
+    assert node_local_environment() == scratch  # a second engine in this process
+    remove_scratch(scratch)
     assert scratch.exists()
     assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
-    drop_scratch(scratch)
+    remove_scratch(scratch)
     assert not scratch.exists()
     assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
     assert "TRITON_CACHE_DIR" not in os.environ
@@ -418,16 +422,16 @@ def test_children_die_with_a_killed_parent() -> None:
     wait_gone(int(done.stdout))
 
 
-def test_release_ends_what_is_watched() -> None:
+def test_release_kills_watched_processes() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    tie = OrphanKiller()
-    tie.watch({child.pid})
-    tie.release()
+    killer = OrphanKiller()
+    killer.watch({child.pid})
+    killer.release()
     assert child.wait() == -signal.SIGKILL
 
 
 def wait_gone(pid: int) -> None:
-    """Waits for a process to end; the test's own time limit is the limit."""
+    """Wait for a process to end, up to the test's time limit."""
     while (stat := Path(f"/proc/{pid}/stat")).exists() and ") Z " not in stat.read_text():
         time.sleep(0.02)
 
@@ -462,32 +466,32 @@ def windows(engine: Engine, new: int = 16) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def core(real: ModelRef, vllm: None, loop: Loop) -> Iterator[Engine]:
-    """One vLLM for all tests: it takes most of a minute to start."""
+    """One vLLM engine for all tests, since it takes a minute to start."""
     before = dict(os.environ)
-    wanted = options("vllm", dtype="float32", max_model_len=1024)
+    vllm_options = options("vllm", dtype="float32", max_model_len=1024)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
-        made = loop(make_engine(wanted, real))
+        warnings.simplefilter("ignore")  # of the imports of vLLM and torch
+        made = loop(make_engine(vllm_options, real))
     contexts = [made._engine._engine.engine_core.resources.ctx]
     made.contexts = contexts
     yield made
     loop(made.close())
-    loop(made.close())  # closing twice is no error
+    loop(made.close())  # closing twice is allowed
     for context in contexts:
-        context.destroy(linger=0)  # vLLM leaves it to the garbage collector, which warns
+        context.destroy(linger=0)  # otherwise the garbage collector warns
     os.environ.clear()
     os.environ.update(before)
     assert not children(made) & descendants(os.getpid())
 
 
 def children(core: Any) -> set[int]:
-    """The processes of the vLLM engine at work."""
+    """Process ids of the current vLLM engine."""
     return set(core._engine._children)
 
 
 @pytest.fixture(scope="module")
 def expected(real: ModelRef, loop: Loop) -> list[Completion]:
-    """What the transformers engine answers."""
+    """The answers of the transformers engine."""
 
     async def work() -> list[Completion]:
         engine = await make_engine(options(dtype="float32", max_model_len=1024), real)
@@ -509,14 +513,14 @@ def test_both_engines_write_the_same_programs(
     for answer, wanted, asked in zip(answers, expected, requests, strict=True):
         assert (answer.finish, answer.new_tokens) == (wanted.finish, wanted.new_tokens)
         assert answer.prompt_tokens == wanted.prompt_tokens == len(asked.prompt)
-    # Asked again, whole blocks of the longest prompt come from the cache.
+    # Repeated, whole blocks of the longest prompt come from the cache.
     again = loop(core.complete(requests[-1]))
     assert 0 < again.cached_tokens < again.prompt_tokens
     assert again.text == answers[-1].text
 
 
 @pytest.mark.model
-def test_vllm_writes_under_a_grammar(core: Engine, loop: Loop) -> None:
+def test_vllm_obeys_a_grammar(core: Engine, loop: Loop) -> None:
     asked = windows(core, 40)[0]
     grammar = r"remove_lines\(line_start=[0-9], line_end=[0-9]\)"
     answer, wrong = loop(
@@ -534,10 +538,10 @@ def test_vllm_writes_under_a_grammar(core: Engine, loop: Loop) -> None:
 
 @pytest.mark.model
 @pytest.mark.parametrize("dialect", ["prox", "line"])
-def test_programs_under_a_windows_grammar_are_executed(
+def test_programs_of_a_windows_grammar_are_valid(
     core: Engine, loop: Loop, dialect: Dialect
 ) -> None:
-    """Whatever a model without training writes: no word of it is rejected."""
+    """Nothing that an untrained model writes is rejected."""
     first = FIRST_LINE[dialect]
     odd = [*DOCUMENTS[5], 'naïve 漢字 (a|b)* [x] {1,2} ^$ . ? + \\ "quoted" </s>']
     asked = []
@@ -548,11 +552,11 @@ def test_programs_under_a_windows_grammar_are_executed(
             asked.append(Request("chunk", prompt, lines, first, 60, ("keep_all()",), grammar))
     answers = loop(ask(core, *asked))
     for question, answer in zip(asked, answers, strict=True):
-        emitted = Emitted(answer.text, "stop" if answer.finish == "stop" else "length")
+        emitted = ModelOutput(answer.text, "stop" if answer.finish == "stop" else "length")
         text, policy = "\n".join(question.lines), Policy(min_kept_words=0, max_removed_share=1)
         windows = [WindowProgram(0, len(question.lines), emitted)]
-        outcome = replay(text, None, windows, policy, Style(dialect))
-        assert set(outcome.rejected) <= {"cut"}
+        outcome = replay(text, None, windows, policy, ProgramFormat(dialect))
+        assert set(outcome.rejected) <= {"truncated_call"}
     assert len({answer.text for answer in answers}) > 3
     verdict = loop(core.complete(replace(asked[0], level="doc", grammar=DOC_GRAMMAR)))
     assert verdict.text in ("keep_doc()", "drop_doc()")
@@ -560,21 +564,21 @@ def test_programs_under_a_windows_grammar_are_executed(
 
 @pytest.mark.model
 def test_a_stop_string_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
-    stops_work(core, windows(core), loop)
+    check_stops(core, windows(core), loop)
 
 
 @pytest.mark.model
 def test_a_loop_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
-    loops_work(core, windows(core, 150), loop)
+    check_loops(core, windows(core, 150), loop)
 
 
 @pytest.mark.model
-def test_vllm_tells_loops_as_we_do(vllm: None) -> None:
+def test_vllm_and_is_loop_agree(vllm: None) -> None:
     from vllm.v1.core.sched.utils import check_sequence_repetition
 
-    from proxhpc.engines.vllm_engine import _loops
+    from proxhpc.engines.vllm_engine import _loop_options
 
-    params = _loops()["repetition_detection"]
+    params = _loop_options()["repetition_detection"]
     chooser = random.Random(3)
     found = 0
     for _ in range(3000):
@@ -586,25 +590,22 @@ def test_vllm_tells_loops_as_we_do(vllm: None) -> None:
 
 
 @pytest.mark.model
-def test_vllm_outlives_a_wrong_request_and_signals(core: Engine, loop: Loop) -> None:
+def test_vllm_survives_a_wrong_request_and_signals(core: Engine, loop: Loop) -> None:
     for pid in children(core):
         os.kill(pid, signal.SIGUSR1)
         os.kill(pid, signal.SIGUSR2)
-    long, fine = loop(ask(core, request([1] * 1020, 12), windows(core, 4)[0]))
-    assert isinstance(long, RequestError)
-    assert fine.new_tokens == 4
+    too_long, valid = loop(ask(core, request([1] * 1020, 12), windows(core, 4)[0]))
+    assert isinstance(too_long, RequestError)
+    assert valid.new_tokens == 4
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 
 
 @pytest.mark.model
-def test_what_vllm_does_not_answer_is_its_death(
+def test_a_request_without_an_answer_counts_as_a_crash(
     vllm: None, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of one request: it may be the document's doing, and deaths are counted.
-
-    Others of that engine, which is closed now, are told.
-    """
-    warnings.simplefilter("ignore")  # those of vLLM and torch as they are imported
+    """The document may be the cause, and crashes are counted. Closing ends open requests."""
+    warnings.simplefilter("ignore")  # of the imports of vLLM and torch
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     from proxhpc.engines.vllm_engine import VLLMEngine
@@ -618,24 +619,32 @@ def test_what_vllm_does_not_answer_is_its_death(
 
     for generate in (fails, aborts):
         engine: Any = VLLMEngine.__new__(VLLMEngine)
-        engine._engine, engine._dead, engine._stop = SimpleNamespace(generate=generate), None, [2]
-        engine._numbers, engine.max_model_len = iter(range(9)), 100
+        engine._engine, engine._death_reason, engine._stop = (
+            SimpleNamespace(generate=generate),
+            None,
+            [2],
+        )
+        engine._request_ids, engine.max_model_len = iter(range(9)), 100
         (answer,) = loop(ask(engine, request([1])))
         assert isinstance(answer, EngineDiedError)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    told: list[Exception] = []
-    outputs = SimpleNamespace(propagate_error=told.append)
+    errors: list[Exception] = []
+    outputs = SimpleNamespace(propagate_error=errors.append)
     engine._engine = SimpleNamespace(output_processor=outputs, shutdown=lambda timeout: None)
-    engine._tie, engine._scratch, engine._children = OrphanKiller(), node_local_environment(), set()
+    engine._killer, engine._scratch, engine._children = (
+        OrphanKiller(),
+        node_local_environment(),
+        set(),
+    )
     loop(engine.close())
-    assert [type(error) for error in told] == [EngineDeadError]
+    assert [type(error) for error in errors] == [EngineDeadError]
 
 
 @pytest.mark.model
 def test_vllm_options_are_checked(core: Engine, real: ModelRef, loop: Loop) -> None:
     wrong = {
         "enforce_eagr": "did you mean 'enforce_eager'",
-        "trust_remote_code": "is set by proxhpc itself",
+        "trust_remote_code": "multiple values for keyword argument 'trust_remote_code'",
     }
     for name, message in wrong.items():
         made = EngineOptions.model_construct(
@@ -650,7 +659,7 @@ def test_vllm_options_are_checked(core: Engine, real: ModelRef, loop: Loop) -> N
 def test_a_killed_core_is_replaced_once(
     core: Engine, expected: list[Completion], loop: Loop
 ) -> None:
-    """The last test with this engine: what was under way is asked again."""
+    """The last test with this engine. Open requests are repeated to the new one."""
 
     async def killed(*requests: Request) -> list[Any]:
         tasks = asyncio.gather(*map(core.complete, requests), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A process killed at each point of a run: the same corpus, every document once, nobody helps."""
+"""After a process is killed at any fault point, the relaunched run yields the same corpus."""
 
 import os
 import subprocess
@@ -16,17 +16,17 @@ from proxhpc.run.plan import Plan
 from runs import BEHIND, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
-# What only a submission to Slurm reaches (tests/test_submit.py), or a worker that is told to stop.
+# Reached only by a submission to Slurm (tests/test_submit.py), or by a worker that is stopped.
 ELSEWHERE = (
     *("array held", "array recorded", "control held", "control recorded", "one released"),
     "shard left",
 )
-# Leases that a process has no time to give back, and nobody needs any more.
+# Leases that a killed process leaves behind at the end of a run.
 AFTERWARDS = {"merge summarized": {"merge"}, "report written": {"advance"}}
 
 
 def launch(folder: Path, *, faults: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Launch the run of `folder`; the faults have a file each."""
+    """Launch the run of `folder` with these faults, each with its file."""
     armed = ",".join(f"{point}:{folder / point.replace(' ', '-')}" for point in faults)
     return subprocess.run(
         [*PROXHPC, "launch", str(folder / "manifest.yaml"), "--site", local_site(folder)],
@@ -69,26 +69,26 @@ def test_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> N
         if done.returncode == 0 and run.report_json.exists():
             break
     assert done.returncode == 0, done.stderr
-    assert not any(token.exists() for token in tokens), "nobody came to this point"
+    assert not any(token.exists() for token in tokens), "no process reached this point"
     assert corpus_bytes(run) == undisturbed
     rows = rows_of(run, Plan.load(run))
     assert sorted(row.id for row in rows) == sorted(f"doc-0-{number}" for number in range(80))
-    left = {path.name.partition(".")[0] for path in run.leases.glob("[!.]*")}
-    assert left <= AFTERWARDS.get(point, set())
+    leases = {path.name.partition(".")[0] for path in run.leases.glob("[!.]*")}
+    assert leases <= AFTERWARDS.get(point, set())
     assert [path.name for path in run.shards.rglob("*.a*")] == []
 
 
-def begun(run: RunDir) -> bool:
-    """Whether an attempt at a shard has anything in it."""
+def has_commits(run: RunDir) -> bool:
+    """Return True if an attempt at a shard is not empty."""
     for path in run.shards.rglob("*.a1"):
-        with suppress(FileNotFoundError):  # it has just been published, and is no attempt any more
+        with suppress(FileNotFoundError):  # the attempt was published and removed
             if path.stat().st_size:
                 return True
     return False
 
 
-def test_killed_while_leaving(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    """Told to stop, one worker dies between closing its file and giving the lease back."""
+def test_killed_while_stopping(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """A worker that is stopped dies after closing its file, before releasing the lease."""
     run = plan(tmp_path, copies=15)
     expected = plan(tmp_path / "quiet", copies=15)
     assert launch(tmp_path / "quiet").returncode == 0
@@ -100,7 +100,7 @@ def test_killed_while_leaving(tmp_path: Path, undisturbed: dict[str, str]) -> No
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as launcher:
-        while not begun(run):
+        while not has_commits(run):
             assert launcher.poll() is None
             time.sleep(0.01)
         launcher.terminate()

@@ -19,7 +19,7 @@ from proxhpc.errors import UserError
 TINY = ModelShape(
     hidden=8, layers=2, heads=2, head_dim=4, kv_heads=1, intermediate=16, vocab=32, tied=True
 )
-# Sizes for which the count gives the published 354,284,800 parameters of the ProX XS refiners.
+# These sizes give the published 354,284,800 parameters of the ProX XS refiners.
 PROX_XS = {
     "model_type": "llama",
     "hidden_size": 1280,
@@ -43,7 +43,7 @@ SMOLLM2 = {
 
 
 def one_by_one(shape: ModelShape, n: int, c: int, m: int) -> int:
-    """FLOPs of a request, token by token and matrix by matrix."""
+    """Return the FLOPs of a request, counted by token and matrix."""
     width, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     matrices = [
         (shape.hidden, width),
@@ -63,7 +63,7 @@ def one_by_one(shape: ModelShape, n: int, c: int, m: int) -> int:
 
 
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 20))
-def test_a_request_costs_what_its_tokens_cost(n: int, c: int, m: int) -> None:
+def test_the_flops_of_a_request_are_those_of_its_tokens(n: int, c: int, m: int) -> None:
     c = min(c, n - 1)
     assert flops(TINY, Usage.of_request(n, c, m)) == one_by_one(TINY, n, c, m)
 
@@ -78,9 +78,9 @@ def test_sums_of_usage_give_sums_of_flops(requests: list[tuple[int, int]]) -> No
 
 
 def test_a_request_by_hand() -> None:
-    # 3 prompt tokens see 1 + 2 + 3 keys, of 4 sampled ones 3 are fed and see 4 + 5 + 6.
+    # 3 prompt tokens attend to 1 + 2 + 3 keys. Of 4 new tokens 3 are fed, to 4 + 5 + 6 keys.
     assert Usage.of_request(3, 0, 4) == Usage(1, 3, 0, 6, 4, 21, 15, 0, 4)
-    # With 2 cached only the third prompt token is fed; the first two would have seen 1 + 2 keys.
+    # With 2 cached tokens only the third is fed; the first two would attend to 1 + 2 keys.
     assert Usage.of_request(3, 2, 1) == Usage(1, 3, 2, 1, 1, 3, 0, 3, 1)
     # Per layer 8·8 + 2·8·4 + 8·8 of attention and 3·8·16 of MLP: 576.
     assert TINY.body_parameters == 2 * 576
@@ -90,11 +90,11 @@ def test_a_request_by_hand() -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 20))
-def test_prefill_and_decode_and_what_the_cache_spared(n: int, c: int, m: int) -> None:
+def test_prefill_decode_and_cached_flops(n: int, c: int, m: int) -> None:
     c = min(c, n - 1)
     usage, whole = Usage.of_request(n, c, m), Usage.of_request(n, 0, m)
     head = 2 * TINY.hidden * TINY.vocab
-    # A prompt by itself, and what one more sampled token costs each time.
+    # Prefill is the whole request without the head; decode is the rest.
     assert prefill_flops(TINY, usage) == one_by_one(TINY, n, c, 0 if m == 0 else 1) - bool(m) * head
     assert decode_flops(TINY, usage) == flops(TINY, usage) - prefill_flops(TINY, usage)
     assert decode_flops(TINY, usage) == decode_flops(TINY, whole)
@@ -123,14 +123,14 @@ def test_published_flops() -> None:
     assert f"{paper_flops(xs, 60_000_000_000 + 19_000_000_000):.2e}" == "4.95e+19"
     spent = paper_flops(xs, 62_500_000_000 + 19_000_000_000)
     assert f"{spent:.2e}" == "5.11e+19"
-    # The paper's figure: as much as 12B training tokens of the 0.7B model.
+    # The paper's figure: the cost of 12B training tokens of the 0.7B model.
     assert round(affordable_tokens(spent, 758_982_144 - 32000 * 1536) / 1e9, 1) == 12.0
 
 
 def test_training_and_break_even() -> None:
     assert training_flops(10, 7) == 420
     size = break_even_parameters(1_000, 100, 40)
-    assert size == 3  # 360·N saved; two do not pay for 1,000, three do
+    assert size == 3  # 360·N is saved: less than 1,000 for N = 2, more for N = 3
     assert 1_000 + training_flops(3, 40) <= training_flops(3, 100)
     assert 1_000 + training_flops(2, 40) > training_flops(2, 100)
     assert break_even_parameters(10**20 + 1, 10**9 + 1, 10**9) == (10**20 + 1 + 5) // 6

@@ -1,8 +1,9 @@
-"""Inspect: finding a document, replaying its programs, and a diff that hides nothing."""
+"""Inspect: documents are found, their programs replayed, and every change is shown."""
 
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import Document, End
+from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
-from proxhpc.errors import ShardError, StopError, UserError
+from proxhpc.errors import RetryError, ShardError, StopError, UserError
 from proxhpc.inspect import (
     Inspection,
     inspect_documents,
@@ -29,6 +30,7 @@ from proxhpc.inspect import (
 )
 from proxhpc.inspect import find as finder
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
+from proxhpc.inspect.model import Survivor
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.ledger import (
     Call,
@@ -75,7 +77,7 @@ def write(run: Run, rows: Sequence[Row], path: Path | None = None) -> None:
     with FrameWriter(path or run.dir.ledger(0)) as frames:
         writer = LedgerWriter(frames, run.plan.digest, 0, LedgerState())
         writer.commit(list(rows[:1]))
-        writer.commit(list(rows[1:]), (End(0, 10**6, at_eof=True),))
+        writer.commit(list(rows[1:]), (SpanEnd(0, 10**6, at_eof=True),))
         if path is None:
             writer.finish()
 
@@ -113,7 +115,7 @@ def test_a_document_is_found_by_its_id_and_replayed(edited: Run) -> None:
     assert found.notes == ()
 
 
-def test_and_by_its_place(edited: Run) -> None:
+def test_a_document_is_found_by_its_position(edited: Run) -> None:
     position = documents(edited)[1].position
     (found,) = inspect_documents(edited.dir, f"a.jsonl:{position}")
     assert found.row.id == "two"
@@ -121,7 +123,7 @@ def test_and_by_its_place(edited: Run) -> None:
     assert same.row.id == "two"
 
 
-def test_an_id_that_looks_like_a_place_is_found_too(tmp_path: Path) -> None:
+def test_an_id_that_looks_like_a_position_is_found_too(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text one.", "a.jsonl:0": "Text two."})
     rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
     write(run, rows)
@@ -131,7 +133,7 @@ def test_an_id_that_looks_like_a_place_is_found_too(tmp_path: Path) -> None:
     ]
 
 
-def test_the_page_shows_programs_and_the_lines_as_the_model_saw_them(edited: Run) -> None:
+def test_lines_are_numbered_as_the_model_saw_them(edited: Run) -> None:
     lines = [line.strip() for line in shown(edited, "one").splitlines()]
     assert "keep_doc()" in lines
     assert "remove_lines(start=0, end=0)" in lines
@@ -164,28 +166,28 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
     assert "[002] - Last." in shown(run, "one")
 
 
-def test_a_dropped_document_is_shown_whole_but_for_its_length(edited: Run) -> None:
+def test_a_dropped_document_is_shown(edited: Run) -> None:
     text = shown(edited, "three")
-    assert "dropped (doc_program)" in text
+    assert "dropped (doc_program: the doc program says drop)" in text
     assert "- To be dropped." in text
 
 
-def test_an_unchanged_one_says_so(edited: Run) -> None:
+def test_an_unchanged_document_is_called_unchanged(edited: Run) -> None:
     assert "unchanged" in shown(edited, "two")
 
 
 def test_a_record_that_cannot_be_read_shows_its_first_bytes(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "in" / "a.jsonl", [b'{"id": "x", "text": \x1b[31m\xff'])
     run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
-    (bad,) = (i for i in run.plan.read(run.plan.shards[0].spans[0]) if not isinstance(i, End))
+    (bad,) = (i for i in run.plan.read(run.plan.shards[0].spans[0]) if not isinstance(i, SpanEnd))
     assert not isinstance(bad, Document)
     write(run, [bad_row(bad)])
     text = shown(run, "a.jsonl:0")
-    assert "quarantined (invalid_utf8)" in text
+    assert "quarantined (invalid_utf8: not valid UTF-8)" in text
     assert '{"id": "x", "text": \\x1b[31m\\xff' in text
 
 
-def test_a_document_set_aside_keeps_its_text_and_the_error(tmp_path: Path) -> None:
+def test_a_quarantined_document_shows_its_text_and_the_error(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Some text."})
     write(run, [quarantine(documents(run)[0], "internal_error", "Traceback: \x1b[31m boom")])
     text = shown(run, "one")
@@ -193,7 +195,7 @@ def test_a_document_set_aside_keeps_its_text_and_the_error(tmp_path: Path) -> No
     assert "Some text." in text
 
 
-def test_nothing_hostile_reaches_the_terminal(tmp_path: Path) -> None:
+def test_control_characters_are_escaped(tmp_path: Path) -> None:
     name = f"id {HOSTILE}"
     run = small(tmp_path, {name: f"{HOSTILE}\nkeep\tthis\r\nand this line"})
     (one,) = documents(run)
@@ -210,13 +212,13 @@ def test_nothing_hostile_reaches_the_terminal(tmp_path: Path) -> None:
     show_document(run.dir, name, as_json=True, console=Console(file=out))
     assert out.getvalue().isascii()
     assert "\x1b" not in out.getvalue()
-    (data,) = json.loads(out.getvalue())
+    (data,) = json.loads(out.getvalue())["documents"]
     assert data["id"] == name
     assert data["chunk_programs"][0]["program"] == program
     assert data["after"] == "keep\tthis\r\nand this line"
 
 
-def test_an_unfinished_shard_is_looked_through_too(tmp_path: Path) -> None:
+def test_an_unfinished_shard_is_searched_too(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text one.", "two": "Text two."})
     rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
     path = run.dir.attempt(0, 1)
@@ -247,10 +249,10 @@ def test_a_shard_that_is_published_meanwhile_is_still_found(
     assert found.published
 
 
-def test_an_id_that_is_not_there_names_the_nearest(edited: Run) -> None:
+def test_an_unknown_id_names_similar_ones(edited: Run) -> None:
     with pytest.raises(UserError, match="no document 'thre'") as error:
         inspect_documents(edited.dir, "thre")
-    assert "near it: three" in error.value.hint
+    assert "similar ids: three" in error.value.hint
     with pytest.raises(UserError) as error:
         inspect_documents(edited.dir, "zzzzzzzzzzzz")
     place = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
@@ -259,23 +261,23 @@ def test_an_id_that_is_not_there_names_the_nearest(edited: Run) -> None:
     assert inspect_documents(edited.dir, place[1])[0].row.id == "one"
 
 
-def test_before_the_first_commit_it_says_that(tmp_path: Path) -> None:
+def test_an_unknown_id_before_the_first_commit(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text."})
     with pytest.raises(UserError, match="no shard has committed any yet"):
         inspect_documents(run.dir, "one")
 
 
-def test_an_input_that_changed_stops(edited: Run) -> None:
+def test_a_changed_input_is_an_error(edited: Run) -> None:
     path = edited.plan.inputs[0].path
     path.write_bytes(path.read_bytes().replace(b"Home", b"Hoem"))
     with pytest.raises(StopError, match=r"a\.jsonl"):
         inspect_documents(edited.dir, "one")
 
 
-def test_a_row_of_another_text_stops(tmp_path: Path) -> None:
+def test_a_row_of_another_text_is_an_error(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text."})
     write(run, [Row("one", 0, 0, "kept", digest="0" * 16)])
-    with pytest.raises(StopError, match="another now"):
+    with pytest.raises(StopError, match="there is another record at 0"):
         inspect_documents(run.dir, "one")
 
 
@@ -286,7 +288,7 @@ def test_a_damaged_ledger_is_named(edited: Run) -> None:
         inspect_documents(edited.dir, "nobody")
 
 
-def test_programs_that_come_to_something_else_now_are_noted(tmp_path: Path) -> None:
+def test_programs_with_another_outcome_than_the_row_are_noted(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text one.\nText two."})
     (one,) = documents(run)
     write(run, [row(one, "kept", windows=(call("remove_lines(start=0, end=0)", stop=2),))])
@@ -318,9 +320,9 @@ def test_a_sample_is_the_same_for_one_seed(tmp_path: Path) -> None:
     assert ids == [item.row.id for item in sample_documents(run.dir, 6, seed=1)]
     assert ids != [item.row.id for item in sample_documents(run.dir, 6, seed=2)]
     assert len(sample_documents(run.dir, 1000)) == 40
-    assert sample_documents(run.dir, 3, status="dropped") == []
+    assert sample_documents(run.dir, 3, outcome="dropped") == []
     out = io.StringIO()
-    show_sample(run.dir, 2, status="edited", console=Console(file=out, width=100))
+    show_sample(run.dir, 2, outcome="edited", console=Console(file=out, width=100))
     assert out.getvalue().count("outcome  edited") == 2
 
 
@@ -332,10 +334,14 @@ def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     tasks.refine_task(str(run.dir.root), 0, 1)
     assert main(command) == 0
     assert capsys.readouterr().out.count("outcome  ") == 3
-    assert main([*command, "--status", "dropped"]) == 0
+    assert main([*command, "--outcome", "dropped"]) == 0
     assert capsys.readouterr().out == "no dropped document\n"
-    assert main([*command, "--status", "dropped", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == []
+    assert main([*command, "--outcome", "dropped", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "format": "proxhpc.inspect/1", "documents": [],
+    }  # fmt: skip
+    assert main(["inspect", str(run.dir.root), "doc-1", "--outcome", "kept"]) == 2
+    assert "add --sample N" in capsys.readouterr().err
     for number in ("0", "-1"):
         assert main(["inspect", str(run.dir.root), "--sample", number]) == 2
         assert "asks for no document" in capsys.readouterr().err
@@ -345,7 +351,7 @@ lines = st.lists(st.sampled_from(["", "a", "b", "alpha beta", "alpha gamma", "al
 
 
 @given(lines, lines)
-def test_a_diff_gives_both_versions_back(before: list[str], after: list[str]) -> None:
+def test_a_diff_contains_both_versions(before: list[str], after: list[str]) -> None:
     changes = list(diff_lines(before, after))
     assert [c.text for c in changes if c.kind != "added"] == before
     assert [c.text for c in changes if c.kind != "removed"] == after
@@ -354,7 +360,7 @@ def test_a_diff_gives_both_versions_back(before: list[str], after: list[str]) ->
 
 
 @given(lines, lines, st.integers(0, 3))
-def test_hunks_leave_out_unchanged_lines_only(
+def test_hunks_leave_out_only_unchanged_lines(
     before: list[str], after: list[str], context: int
 ) -> None:
     changes = list(diff_lines(before, after))
@@ -390,29 +396,108 @@ def test_long_lines_that_all_changed_are_compared_quickly() -> None:
     assert marked == {"13", "thirteen"}
 
 
-def test_a_duplicate_names_what_is_kept(tmp_path: Path) -> None:
-    made = refined(tmp_path)
-    assert inspect_documents(made.dir, "before")[0].duplicate_of is None, "not merged yet"
-    merge_run(made.dir)
-    (copy,) = inspect_documents(made.dir, "doc-8")
-    assert copy.duplicate_of is not None
-    assert copy.duplicate_of.id == "before"
-    assert copy.duplicate_of.source == inspect_documents(made.dir, "before")[0].source
-    assert copy.to_dict()["duplicate_of"]["similarity"] == 1
-    out = io.StringIO()
-    show_document(made.dir, "doc-8", console=Console(file=out, width=200))
-    assert "as a duplicate: the same text as before (a.jsonl.zst:" in out.getvalue()
-    listed = {
-        row["dropped"]["source"]: row["kept"]["id"] for row in read_listing(made.dir.duplicates)
+@pytest.fixture
+def merged_run(tmp_path: Path) -> Run:
+    """A run whose document doc-8 is a duplicate of the document `before`."""
+    run = refined(tmp_path)
+    merge_run(run.dir)
+    return run
+
+
+def test_a_duplicate_names_its_survivor(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    assert inspect_documents(run.dir, "doc-8")[0].duplicate_of is None, "not merged yet"
+    merge_run(run.dir)
+    (survivor,) = inspect_documents(run.dir, "before")
+    assert survivor.duplicate_of is None
+    (copy,) = inspect_documents(run.dir, "doc-8")
+    assert copy.duplicate_of == Survivor(id="before", source=survivor.source, similarity=1)
+    assert copy.to_output().outcome == "duplicate"
+    text = shown(run, "doc-8")
+    assert re.search(r"outcome +duplicate *\n", text)
+    assert "edited, but with the same text as before (a.jsonl.zst:" in text
+    listing = {
+        row["duplicate"]["source"]: row["survivor"]["id"]
+        for row in read_listing(run.dir.duplicates)
     }
-    assert len(listed) == 3
-    for item in sample_documents(made.dir, 1000):
-        kept = item.duplicate_of.id if item.duplicate_of else None
-        assert kept == listed.get(item.source)
+    assert len(listing) == 3
+    for item in sample_documents(run.dir, 1000):
+        id_ = item.duplicate_of.id if item.duplicate_of else None
+        assert id_ == listing.get(item.source)
+
+
+def test_a_sample_of_each_outcome(merged_run: Run) -> None:
+    everything = Counter(item.outcome for item in sample_documents(merged_run.dir, 1000))
+    assert everything["duplicate"] == 3
+    assert everything.keys() == {"kept", "edited", "dropped", "duplicate", "quarantined"}
+    for outcome, number in everything.items():
+        sample = sample_documents(merged_run.dir, 1000, outcome)
+        assert [item.outcome for item in sample] == [outcome] * number
+    merged_run.dir.merge_summary.unlink()
+    assert sample_documents(merged_run.dir, 1000, "duplicate") == [], "the merge is undone"
 
 
 def test_a_corpus_without_duplicates_has_none(tmp_path: Path) -> None:
-    made = planned(tmp_path, 4)
-    tasks.refine_task(str(made.dir.root), 0, 1)
-    merge_run(made.dir)
-    assert [item.duplicate_of for item in sample_documents(made.dir, 9)] == [None] * 4
+    run = planned(tmp_path, 4)
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    merge_run(run.dir)
+    assert [item.duplicate_of for item in sample_documents(run.dir, 9)] == [None] * 4
+
+
+def test_a_shard_that_is_refined_again_is_shown_from_its_attempt(merged_run: Run) -> None:
+    """`verify --repair` deleted its ledger; a worker has begun a new attempt."""
+    (before,) = inspect_documents(merged_run.dir, "doc-8")
+    assert before.shard is not None
+    merged_run.dir.ledger(before.shard).rename(merged_run.dir.attempt(before.shard, 1))
+    (again,) = inspect_documents(merged_run.dir, "doc-8")
+    assert not again.published
+    assert again.row == before.row
+    assert again.duplicate_of is None
+    assert len(sample_documents(merged_run.dir, 1000)) == 39
+
+
+def test_a_survivor_whose_ledger_is_gone_is_noted(merged_run: Run) -> None:
+    (survivor,) = inspect_documents(merged_run.dir, "doc-30")
+    (copy,) = inspect_documents(merged_run.dir, "early copy")
+    assert survivor.shard is not None
+    assert survivor.shard != copy.shard
+    ledger = merged_run.dir.ledger(survivor.shard)
+    ledger.unlink()
+    (copy,) = inspect_documents(merged_run.dir, "early copy")
+    assert copy.duplicate_of is None
+    assert copy.notes == (
+        "the merge left it out as a duplicate, but the ledger that holds the document in its place"
+        f" is gone: {ledger}",
+    )
+    assert "note: the merge left it out" in shown(merged_run, "early copy")
+
+
+def test_files_that_vanish_before_they_are_opened_are_listed_again(
+    edited: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that repair deletes, then an attempt that a newer one replaces."""
+    ledger, attempts = edited.dir.ledger(0), [edited.dir.attempt(0, n) for n in (1, 2)]
+    before = finder.read_frames
+
+    def renamed_first(path: Path, **more: Any) -> Any:
+        if path == ledger:
+            ledger.rename(attempts[0])
+        elif path == attempts[0]:
+            attempts[0].rename(attempts[1])
+        return before(path, **more)
+
+    monkeypatch.setattr(finder, "read_frames", renamed_first)
+    (found,) = inspect_documents(edited.dir, "one")
+    assert not found.published
+    assert attempts[1].exists()
+
+
+def test_files_that_vanish_forever_end_in_an_error(
+    edited: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: Path, **more: Any) -> Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(finder, "read_frames", gone)
+    with pytest.raises(RetryError, match="shard 0"):
+        inspect_documents(edited.dir, "one")

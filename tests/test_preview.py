@@ -1,4 +1,4 @@
-"""`proxhpc refine`: the same as a run makes of the documents, on standard output."""
+"""`proxhpc refine` prints what a run would make of the documents."""
 
 import io
 import json
@@ -11,12 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from proxhpc import preview as here
 from proxhpc.account.flops import ModelShape, Usage
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
-from proxhpc.preview import preview_manifest
+from proxhpc.preview import _Printer, preview_manifest
 from runs import PARAGRAPH, document, manifest, planned, write_jsonl
 from tiny_models import save_llama
 
@@ -48,10 +47,10 @@ def test_files_of_each_kind_in_the_order_given(tmp_path: Path, capsys: Capture) 
         assert about["outcome"] == "edited"
         assert about["doc"] == "keep_doc()"
         assert about["chunk"][0].startswith("remove_lines(start=0, end=0)")
-    assert err == "3 documents: kept 0, edited 3, dropped 0, quarantined 0\n"
+    assert err == "3 documents: kept unchanged 0, edited 3, dropped 0, quarantined 0\n"
 
 
-def test_it_is_what_a_run_makes_of_them(tmp_path: Path, capsys: Capture) -> None:
+def test_it_prints_the_rows_of_a_run_s_corpus(tmp_path: Path, capsys: Capture) -> None:
     run = planned(tmp_path, 12)
     tasks.refine_task(str(run.dir.root), 0, 1)
     tasks.merge_task(str(run.dir.root), 1)
@@ -82,7 +81,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Non
     assert rows(capsys.readouterr().out)[0]["text"] == refined(document(7)["text"])
 
 
-def test_every_record_has_its_line(tmp_path: Path, capsys: Capture) -> None:
+def test_every_record_gets_a_line(tmp_path: Path, capsys: Capture) -> None:
     path = write_jsonl(
         tmp_path / "a.jsonl", [{"id": "no", "text": "Short."}, b"{broken\x1b[2J", document(1)]
     )
@@ -103,7 +102,7 @@ def test_every_record_has_its_line(tmp_path: Path, capsys: Capture) -> None:
     assert main(["refine", str(bad)]) == 1  # nothing at all could be read
 
 
-def test_before_and_after_cannot_steer_the_terminal(tmp_path: Path, capsys: Capture) -> None:
+def test_control_characters_of_a_document_are_escaped(tmp_path: Path, capsys: Capture) -> None:
     hostile = "\x1b]0;owned\x07\x1b[31m[red]x[/red]"
     page = tmp_path / "page.txt"
     page.write_text(
@@ -118,7 +117,7 @@ def test_before_and_after_cannot_steer_the_terminal(tmp_path: Path, capsys: Capt
     assert "shard" not in out
 
 
-def test_a_model_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
+def test_a_local_model(tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("transformers")
     model = save_llama(tmp_path / "llama")
     page = tmp_path / "page.txt"
@@ -143,10 +142,10 @@ def test_a_model_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
     assert "FLOPs" in err
     # The whole answer of 256 tokens does not fit this model: an error, said before it is loaded.
     assert main(["refine", *arguments, str(page)]) == 2
-    assert "its frame is" in capsys.readouterr().err
+    assert "a frame of" in capsys.readouterr().err
 
 
-def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+def test_contradictory_options_are_errors(tmp_path: Path) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("engine", "model", "doc_model"))
     assert [s.level for s in preview_manifest(None, **nothing, prompt="compact").stages] == [
         "doc",
@@ -158,15 +157,16 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
     tiny = preview_manifest(None, **nothing | {"model": "embedded"}, prompt=None)
     assert (tiny.engine.name, tiny.stages[0].model) == ("transformers", "embedded")
-    with pytest.raises(UserError, match="give it alone"):
-        preview_manifest(tmp_path / "m.yaml", **nothing | {"model": "a/b"}, prompt="compact")
-    with pytest.raises(UserError, match=r'^"a b" is neither a directory[^;]*$'):
+    for options in (nothing | {"model": "a/b", "prompt": None}, nothing | {"prompt": "compact"}):
+        with pytest.raises(UserError, match="--manifest names"):
+            preview_manifest(tmp_path / "m.yaml", **options)
+    with pytest.raises(UserError, match=r'^"a b" is neither an existing directory[^;]*$'):
         preview_manifest(None, **nothing | {"model": "a b"}, prompt="compact")
     with pytest.raises(UserError, match="compact"):
         preview_manifest(None, **nothing, prompt="compactt")
 
 
-def test_the_reader_may_leave(tmp_path: Path) -> None:
+def test_the_reader_may_close_the_pipe(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [document(n) for n in range(3000)])
     command = [sys.executable, "-m", "proxhpc", "refine", "--text", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -178,7 +178,7 @@ def test_the_reader_may_leave(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     assert main(["refine", str(tmp_path / "none.txt")]) == 2
     assert "no such input file" in capsys.readouterr().err
     assert main(["refine", str(tmp_path)]) == 2
@@ -191,7 +191,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
     assert main(["refine", str(locked)]) == 2
 
 
-def test_a_slow_pipe_is_answered_line_by_line() -> None:
+def test_each_line_of_a_slow_pipe_is_answered_at_once() -> None:
     command = [sys.executable, "-m", "proxhpc", "refine", "--text"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -209,15 +209,15 @@ def test_a_slow_pipe_is_answered_line_by_line() -> None:
         assert process.wait(60) == 0
 
 
-def test_flops_of_an_unknown_shape_are_not_left_out(capsys: Capture) -> None:
+def test_flops_are_unknown_if_one_model_s_shape_is(capsys: Capture) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("engine", "doc_model"))
     made = preview_manifest(
         None, **nothing | {"model": "a/b", "doc_model": "a/b"}, prompt="compact"
     )
     known = SimpleNamespace(shape=ModelShape(32, 2, 4, 8, 2, 64, 320, False))
     unknown = SimpleNamespace(shape=None)
-    for chunk, said in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):
-        printer = here._Printer(made, cast(Any, {"doc": known, "chunk": chunk}), "json")
+    for chunk, ending in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):
+        printer = _Printer(made, cast(Any, {"doc": known, "chunk": chunk}), "json")
         printer.counts.doc = printer.counts.chunk = Usage.of_request(1000, 0, 2)
-        printer.sum_up()
-        assert capsys.readouterr().err.endswith(said)
+        printer.summarise()
+        assert capsys.readouterr().err.endswith(ending)

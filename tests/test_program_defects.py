@@ -1,7 +1,7 @@
-"""What the default policy does where the public executor fails, one test a defect.
+"""Defects of the public executor, and what the default policy does instead.
 
-The numbers are those of the defects' list: destructive ones 1 to 13, then parser, error
-accounting and thresholds. Where the reference policy shows the defect in one line, it is shown.
+Destructive defects have the numbers 1 to 13; defects of the parser, of error counts and of
+thresholds follow. If one line can show a defect under the reference policy, the test shows it.
 """
 
 import tracemalloc
@@ -24,30 +24,30 @@ def reference(program, text=BRAIN):
     return run(program, text, policy="reference")
 
 
-def untouched(outcome, text=BRAIN, **rejected):
-    assert (outcome.outcome, outcome.text) == ("kept", text)
-    assert outcome.rejected == rejected
+def assert_unchanged(result, text=BRAIN, **rejected):
+    assert (result.outcome, result.text) == ("kept", text)
+    assert result.rejected == rejected
 
 
-def test_defect_1_cut_normalize_deletes_nothing():
+def test_defect_1_truncated_normalize_deletes_nothing():
     program = 'normalize(source_str="The adv'
     assert reference(program).text.startswith("ult brain")
-    untouched(run(program, finish="length"), truncated_call=1)
-    untouched(run(program), unterminated=1)
+    assert_unchanged(run(program, finish="length"), truncated_call=1)
+    assert_unchanged(run(program), unterminated=1)
 
 
-def test_defect_2_cut_remove_lines_is_not_executed_with_half_a_number():
+def test_defect_2_remove_lines_with_a_truncated_number_is_not_executed():
     program = "remove_lines(start=1, end=19"
     assert reference(program).lines_removed == 1
-    untouched(run(program, finish="length"), truncated_call=1)
+    assert_unchanged(run(program, finish="length"), truncated_call=1)
 
 
-def test_defect_3_a_cut_repetition_loop_keeps_the_good_edits():
+def test_defect_3_a_truncated_repetition_loop_keeps_the_valid_edits():
     program = "remove_lines(start=6, end=6)\n" * 40 + "remove_lines(start=7, end"
     assert reference(program).text == BRAIN
-    outcome = run(program, finish="length")
-    assert outcome.text == "\n".join(LINES[:6])
-    assert outcome.rejected == {"truncated_call": 1}
+    result = run(program, finish="length")
+    assert result.text == "\n".join(LINES[:6])
+    assert result.rejected == {"truncated_call": 1}
 
 
 def test_defect_4_equals_sign_in_a_string():
@@ -69,27 +69,27 @@ def test_defect_6_comma_in_a_string():
     assert reference(program, text).text == text
     assert run(program, text).text == f"{BRAIN}\n"
     assert reference('normalize(source_str="Share, a=this")').text.endswith("this this page")
-    untouched(run('normalize(source_str="Share, a=this")'), not_found=1)
+    assert_unchanged(run('normalize(source_str="Share, a=this")'), not_found=1)
 
 
-def test_defect_7_a_string_of_several_lines():
+def test_defect_7_a_string_with_a_newline():
     program = 'normalize(source_str="know.\nShare this page", target_str="know.")'
     assert "k" not in reference(program.replace("know", "k")).text.replace("know", "")
     assert run(program).text == "\n".join([*LINES[:5], LINES[5]])
 
 
-def test_defect_8_a_replacement_stays_in_its_window_and_out_of_words():
+def test_defect_8_a_replacement_affects_only_whole_words_in_its_window():
     text = f"Share\n{BRAIN}"
     programs = [ModelOutput("keep_chunk()", "stop"), ModelOutput('normalize("Share","")', "stop")]
     windows = [WindowProgram(0, 4, programs[0]), WindowProgram(4, 8, programs[1])]
-    outcome = replay(text, None, windows, Policy(), ProgramFormat())
-    assert outcome.text == text[: -len("Share this page")] + " this page"
-    untouched(run('normalize("a","")'), inside_word=1)
+    result = replay(text, None, windows, Policy(), ProgramFormat())
+    assert result.text == text[: -len("Share this page")] + " this page"
+    assert_unchanged(run('normalize("a","")'), inside_word=1)
 
 
 def test_defect_9_a_blank_string_is_never_replaced():
     assert " " not in reference('normalize(source_str=" ")', "a b\t" * 20).text
-    untouched(run('normalize(source_str=" ")'), blank_source=1)
+    assert_unchanged(run('normalize(source_str=" ")'), blank_source=1)
 
 
 def test_defect_10_escapes_and_quotes():
@@ -108,48 +108,48 @@ def test_defect_11_all_true_in_a_comment():
 def test_defect_12_a_window_cannot_remove_lines_of_another():
     program = ModelOutput("remove_lines(start=0, end=0)", "stop")
     windows = [WindowProgram(0, 3, ModelOutput("", "stop")), WindowProgram(3, 7, program)]
-    untouched(replay(BRAIN, None, windows, Policy(), ProgramFormat()), outside_window=1)
+    assert_unchanged(replay(BRAIN, None, windows, Policy(), ProgramFormat()), outside_window=1)
     assert replay(BRAIN, None, windows, "reference", ProgramFormat()).lines_removed == 1
 
 
 @pytest.mark.parametrize("policy", [Policy(), "reference"])
-def test_defect_13_memory_does_not_grow_with_a_range_nor_with_replacements(policy):
+def test_defect_13_memory_is_bounded_for_large_ranges_and_growing_replacements(policy):
     growth = 'normalize(source_str="a", target_str="aaaaaaaaaa")\n' * 6
     tracemalloc.start()
     run("remove_lines(start=0, end=10000000)", "one line " * 9, policy=policy)
     small = tracemalloc.get_traced_memory()[1]
-    outcome = run(growth, "a " * 3000, policy=policy)
+    result = run(growth, "a " * 3000, policy=policy)
     tracemalloc.stop()
     assert small < 200_000
     expected = "reference_memory" if policy == "reference" else ""
-    assert (outcome.reason, outcome.text) == (expected, "" if expected else "a " * 3000)
+    assert (result.reason, result.text) == (expected, "" if expected else "a " * 3000)
 
 
-def test_parser_leading_white_space_and_a_second_call_on_a_line():
+def test_parser_leading_white_space_and_several_calls_on_a_line():
     program = "\t remove_lines(0, 0)\n  remove_lines(1, 1) remove_lines(2, 2)"
     assert run(program).lines_removed == 3
     assert reference(program.replace("(", "(start=").replace(", ", ", end=")).lines_removed == 0
 
 
-def test_parser_unknown_functions_and_prefixes_are_counted():
-    untouched(run("remove_lines_but_not_really(start=0, end=0)"), unknown_call=1)
-    untouched(run("delete(0)"), unknown_call=1)
+def test_parser_rejects_unknown_functions_and_prefixes():
+    assert_unchanged(run("remove_lines_but_not_really(start=0, end=0)"), unknown_call=1)
+    assert_unchanged(run("delete(0)"), unknown_call=1)
 
 
-def test_parser_keywords_have_a_meaning():
+def test_parser_reads_named_arguments():
     assert run("remove_lines(end=2, start=0)").lines_removed == 3
     assert reference("remove_lines(end=2, start=0)").lines_removed == 0
 
 
-def test_parser_ranges_that_make_no_sense_and_missing_strings_are_counted():
-    untouched(run("remove_lines(-2, 1)"), outside_window=1)
-    untouched(run("remove_lines(4, 2)"), reversed_range=1)
-    untouched(run('normalize("nowhere")'), not_found=1)
-    untouched(run("remove_lines(start=1_0, end=+3)"), bad_arguments=1)
+def test_parser_invalid_ranges_and_missing_strings_are_rejected():
+    assert_unchanged(run("remove_lines(-2, 1)"), outside_window=1)
+    assert_unchanged(run("remove_lines(4, 2)"), reversed_range=1)
+    assert_unchanged(run('normalize("nowhere")'), not_found=1)
+    assert_unchanged(run("remove_lines(start=1_0, end=+3)"), bad_arguments=1)
     assert run("remove_lines(start=004, end=006)").lines_removed == 3
 
 
-def test_errors_one_broken_call_is_one_error():
+def test_errors_one_unterminated_call_is_one_error():
     program = "remove_lines(start=6, end=6)\nremove_lines(start=1, end=5"
     assert reference(program).text == BRAIN
     assert run(program).text == "\n".join(LINES[:6])
@@ -158,44 +158,44 @@ def test_errors_one_broken_call_is_one_error():
 def test_errors_a_range_past_the_end_is_rejected_or_executed_but_not_both():
     assert reference("remove_lines(start=6, end=7)").lines_removed == 1
     assert reference("remove_lines(start=6, end=7)").rejected == {"reference_errors": 1}
-    untouched(run("remove_lines(start=6, end=7)"), outside_window=1)
+    assert_unchanged(run("remove_lines(start=6, end=7)"), outside_window=1)
 
 
-def test_errors_are_not_hidden_by_merging_and_count_for_their_window_only():
+def test_errors_are_counted_for_each_window():
     program = "remove_lines(0, 0)\nremove_lines(1, 9)"
-    outcome = run(program)
-    assert (outcome.lines_removed, outcome.rejected) == (1, {"outside_window": 1})
+    result = run(program)
+    assert (result.lines_removed, result.rejected) == (1, {"outside_window": 1})
     bad = ModelOutput("remove_lines(0, 99)\nremove_lines(4, 99)", "stop")
     windows = [
         WindowProgram(0, 6, bad),
         WindowProgram(6, 7, ModelOutput("remove_lines(6, 6)", "stop")),
     ]
-    outcome = replay(BRAIN, None, windows, Policy(), ProgramFormat())
-    assert outcome.text == "\n".join(LINES[:6])
-    assert outcome.rejected == {"outside_window": 2, "error_budget": 1}
+    result = replay(BRAIN, None, windows, Policy(), ProgramFormat())
+    assert result.text == "\n".join(LINES[:6])
+    assert result.rejected == {"outside_window": 2, "error_budget": 1}
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\n"])
 def test_thresholds_a_document_without_words_is_kept(text):
-    untouched(run("untouch_doc()", text), text)
+    assert_unchanged(run("untouch_doc()", text), text)
 
 
-def test_thresholds_a_short_document_is_not_blanked():
-    untouched(run("untouch_doc()", "ten words or less"), "ten words or less")
+def test_thresholds_a_short_document_is_not_emptied():
+    assert_unchanged(run("untouch_doc()", "ten words or less"), "ten words or less")
     assert run("remove_lines(1, 1)", "ten words or less\nShare").text == "ten words or less"
 
 
 def test_thresholds_chinese_is_not_one_word():
     text = "这是一篇关于学习的很长的文章，里面没有空格。\n分享到微博"
     assert reference("untouch_doc()", text).outcome == "dropped"
-    untouched(run("untouch_doc()", text), text)
+    assert_unchanged(run("untouch_doc()", text), text)
     assert run("remove_lines(1, 1)", text).text == text.partition("\n")[0]
 
 
-def test_thresholds_removing_nearly_everything_keeps_the_original_unless_told():
+def test_thresholds_removing_nearly_everything_keeps_the_original_by_default():
     text = f"{'county facts ' * 200}\nend"
     program = "remove_lines(0, 0)"
-    untouched(run(program, text), text, removed_share=1)
+    assert_unchanged(run(program, text), text, removed_share=1)
     assert reference("remove_lines(start=0, end=0)", text).reason == "reference_removed_share"
     dropped = run(program, text, policy=Policy(on_removed_share="drop"))
     assert (dropped.outcome, dropped.reason) == ("dropped", "removed_share")

@@ -1,4 +1,4 @@
-"""The inverse: programs out of pairs of texts."""
+"""The inverse: programs from pairs of texts."""
 
 import random
 
@@ -67,7 +67,7 @@ def test_the_shortest_program(after, prox, line):
         assert execute(BEFORE, program, dialect).text == after
 
 
-def test_numbers_of_a_window_in_the_middle_of_a_document():
+def test_line_numbers_of_a_window_inside_a_document():
     program = derive("a\nb\nc", "a\nc", first_line=40)
     assert str(program) == "remove_lines(start=41, end=41)"
 
@@ -104,7 +104,7 @@ EDITS = [  # before, after, program in each dialect
         'normalize("Home ", "")\nnormalize(" Home", "")',
         'remove_str(1, "Home ")\nremove_str(2, " Home")',
     ),
-    (  # more matches in lines that go than a statement may have
+    (  # more matches in removed lines than max_matches
         "\n".join(["Share this"] * 40 + ["Share foo bar"]),
         "foo bar",
         'remove_lines(start=0, end=39)\nnormalize("Share foo", "foo")',
@@ -126,7 +126,7 @@ def test_edits(before, after, prox, line):
     assert str(program).replace("source_str=", "").replace("target_str=", "") == prox
     assert execute(before, program, "prox").text == after
     program = derive(before, after, "line")
-    if not line:  # a blank line has nothing to hold on to
+    if not line:  # a blank line has no string to match
         assert isinstance(program, NoProgram)
         return
     assert isinstance(program, Program)
@@ -134,17 +134,17 @@ def test_edits(before, after, prox, line):
     assert execute(before, program, "line").text == after
 
 
-def test_many_lines_that_differ_in_their_edit():
+def test_the_same_edit_on_many_different_lines():
     before = "\n".join(f"item {n} [edit]" for n in range(40))
     program = derive(before, before.replace(" [edit]", ""))
-    assert isinstance(program, Program)  # more matches of " [edit]" than a statement may have
+    assert isinstance(program, Program)  # more matches of " [edit]" than max_matches
     assert len(program.statements) == 40
     many = "\n".join(f"item {n} [edit]" for n in range(80))
     answer = derive(many, many.replace(" [edit]", ""))
     assert answer == NoProgram("more than 64 different strings to edit")
 
 
-def test_a_statement_never_edits_a_line_that_another_has_done():
+def test_a_statement_never_changes_an_edited_line_again():
     program = derive("k q\np q r\nq r z", "k\np r\nr z")
     assert [str(s) for s in program.statements] == [
         'normalize(source_str=" q", target_str="")',
@@ -155,27 +155,27 @@ def test_a_statement_never_edits_a_line_that_another_has_done():
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        ("a b", f"a {'b' * 300}", "no string was found"),  # it grows too much
+        ("a b", f"a {'b' * 300}", "no string was found"),  # above max_growth
         ("a \ud800 b", "a b", "no string was found"),
         ("", "a", "no string was found"),
         ("  ", "a", "no string was found"),
     ],
 )
-def test_where_no_program_is_found(before, after, reason):
+def test_no_program_is_found(before, after, reason):
     for dialect in ("prox", "line"):
         answer = derive(before, after, dialect)
         assert isinstance(answer, NoProgram)
         assert reason in answer.reason
 
 
-def test_long_lines_and_many_of_them_take_no_time_to_speak_of():
+def test_long_lines_are_fast():
     line = "word " * 20_000
     assert isinstance(derive(f"{line}x {line}", f"{line}y {line}"), Program)
     lines = [f"{'same ' * 400}{number}" for number in range(100)]
     assert isinstance(derive("\n".join(lines), "\n".join([*lines[7:], "more"])), Program)
 
 
-def test_large_texts_are_aligned_by_the_lines_that_both_have_once(monkeypatch):
+def test_large_texts_are_aligned_at_unique_common_lines(monkeypatch):
     chooser = random.Random(1)
     lines = [f"line {n}" if n % 3 else "again" for n in range(400)]
     kept = [line for line in lines if chooser.random() < 0.7]
@@ -197,21 +197,21 @@ documents = st.lists(st.lists(words, max_size=5).map(" ".join), min_size=1, max_
 
 
 @given(documents, st.data(), st.sampled_from(["prox", "line"]))
-def test_removals_always_come_back(lines, data, dialect):
+def test_a_program_is_always_found_for_removed_lines(lines, data, dialect):
     keep = data.draw(st.lists(st.booleans(), min_size=len(lines), max_size=len(lines)))
     before = "\n".join(lines)
-    after = "\n".join(line for line, stays in zip(lines, keep, strict=True) if stays)
+    after = "\n".join(line for line, kept in zip(lines, keep, strict=True) if kept)
     program = derive(before, after, dialect)
     assert isinstance(program, Program)
     assert execute(before, program, dialect).text == after
 
 
 @given(documents, documents, st.sampled_from(["prox", "line"]))
-def test_what_is_derived_makes_the_text(lines, other, dialect):
+def test_a_derived_program_produces_the_target(lines, other, dialect):
     before, after = "\n".join(lines), "\n".join(other)
     program = derive(before, after, dialect)
     if isinstance(program, Program):
-        outcome = execute(before, program, dialect)
-        assert (outcome.text, outcome.rejected) == (after, {})
+        result = execute(before, program, dialect)
+        assert (result.text, result.rejected) == (after, {})
     else:
         assert program.reason

@@ -1,4 +1,4 @@
-"""The language page's examples are what happens, and no rejection lacks one."""
+"""The examples in docs/language.md are correct and cover all rejections."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ POLICY_REASONS = ("error_budget", "removed_share", "short", "truncated_call", "u
 
 
 def parts(block):
-    """Split a block into before, program, and what is said to come of it."""
+    """Split a block into the text before, the program, the text after and the last line."""
     before, program, after, last = [], [], [], ""
     for line in block.split("\n"):
         if line.startswith("> "):
@@ -34,7 +34,7 @@ def parts(block):
     return "\n".join(before), "\n".join(program), "\n".join(after), last
 
 
-def happens(head, before, program):
+def run_example(head, before, program):
     kind, *options = head.split()
     finish = "length" if "length" in options else "stop"
     limits = dict(option.split("=") for option in options if "=" in option)
@@ -51,31 +51,31 @@ def happens(head, before, program):
 @pytest.mark.parametrize(("head", "block"), BLOCKS)
 def test_example(head, block):
     before, program, after, last = parts(block)
-    outcome = happens(head, before, program)
+    result = run_example(head, before, program)
     if last.startswith("dropped: "):
-        assert (outcome.outcome, f"dropped: {outcome.reason}") == ("dropped", last)
+        assert (result.outcome, f"dropped: {result.reason}") == ("dropped", last)
         return
-    assert outcome.text == after
-    counts = ", ".join(f"{reason} {count}" for reason, count in outcome.rejected.items())
+    assert result.text == after
+    counts = ", ".join(f"{reason} {count}" for reason, count in result.rejected.items())
     assert counts == last.removeprefix("= ")
 
 
 @pytest.mark.parametrize(("head", "block"), DERIVED)
-def test_example_of_the_inverse(head, block):
+def test_derived_example(head, block):
     dialect = head.split()[1]
     before, program, after, _ = parts(block)
-    found = derive(before, after, dialect)
-    assert isinstance(found, Program)
-    assert format_program(found, dialect) == program
+    derived = derive(before, after, dialect)
+    assert isinstance(derived, Program)
+    assert format_program(derived, dialect) == program
 
 
 @pytest.mark.parametrize("block", GRAMMARS)
-def test_example_of_a_grammar(block):
+def test_grammar_example(block):
     lines = block.split("\n")
-    own = [line[1:] for line in lines if line.startswith("|")]
-    grammar = re.compile(chunk_grammar("prox", 0, len(own) - 1, lines=own))
-    said = [(line[0] == ">", line[2:]) for line in lines if line[0] in ">!"]
-    assert [(bool(grammar.fullmatch(program)), program) for _, program in said] == said
+    text = [line[1:] for line in lines if line.startswith("|")]
+    grammar = re.compile(chunk_grammar("prox", 0, len(text) - 1, lines=text))
+    examples = [(line[0] == ">", line[2:]) for line in lines if line[0] in ">!"]
+    assert [(bool(grammar.fullmatch(program)), program) for _, program in examples] == examples
 
 
 def test_every_block_is_executed():
@@ -85,8 +85,10 @@ def test_every_block_is_executed():
 
 
 def test_every_rejection_has_an_example():
-    shown = {word for _, block in BLOCKS for word in re.findall(r"[a-z_]+(?= \d)", parts(block)[3])}
-    assert shown == {*get_args(ParseReason), *EXECUTE_REASONS, *POLICY_REASONS}
+    examples = {
+        word for _, block in BLOCKS for word in re.findall(r"[a-z_]+(?= \d)", parts(block)[3])
+    }
+    assert examples == {*get_args(ParseReason), *EXECUTE_REASONS, *POLICY_REASONS}
 
 
 def test_the_page_names_every_limit():

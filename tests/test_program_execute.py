@@ -1,4 +1,4 @@
-"""The executor and the replay of whole documents under a policy."""
+"""The executor, and the replay of whole documents under a policy."""
 
 import sys
 from itertools import pairwise
@@ -13,6 +13,7 @@ from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, do
 from test_program_parse import dialects, finishes, soups
 
 FREE = Policy(min_kept_words=0, max_removed_share=1)
+PROX = ProgramFormat()
 DOC = "Home | About\nThe adult brain\n\nShare this | Tweet\nHome again\nFooter"
 
 
@@ -20,20 +21,19 @@ def window(start, stop, program, finish="stop"):
     return WindowProgram(start, stop, ModelOutput(program, finish))
 
 
-def run(program, text=DOC, policy=FREE, style=None):
-    return replay(
-        text, None, [window(0, text.count("\n") + 1, program)], policy, style or ProgramFormat()
-    )
+def run(program, text=DOC, policy=FREE, program_format=PROX):
+    windows = [window(0, text.count("\n") + 1, program)]
+    return replay(text, None, windows, policy, program_format)
 
 
-def test_lines_and_strings_are_those_of_the_text_before_any_edit():
+def test_statements_refer_to_the_original_text():
     calls = ['normalize("Home", "Casa")', "remove_lines(0, 0)", 'normalize("Casa", "X")']
     expected = "The adult brain\n\nShare this | Tweet\nCasa again\nFooter"
     for program in ("\n".join(calls), "\n".join(calls[::-1])):
-        outcome = run(program)
-        assert outcome.text == expected
-        assert (outcome.lines_removed, outcome.strings_replaced) == (1, 1)
-        assert outcome.rejected == {"not_found": 1}
+        result = run(program)
+        assert result.text == expected
+        assert (result.lines_removed, result.strings_replaced) == (1, 1)
+        assert result.rejected == {"not_found": 1}
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_lines_and_strings_are_those_of_the_text_before_any_edit():
         (f'normalize("Footer", "{"x" * 263}")', "growth"),
     ],
 )
-def test_a_statement_that_does_not_fit_is_rejected(program, reason):
-    outcome = run(program)
-    assert (outcome.outcome, outcome.text, outcome.rejected) == ("kept", DOC, {reason: 1})
+def test_an_invalid_statement_is_rejected(program, reason):
+    result = run(program)
+    assert (result.outcome, result.text, result.rejected) == ("kept", DOC, {reason: 1})
 
 
 def test_growth_up_to_the_limit():
@@ -65,7 +65,7 @@ def test_more_matches_than_allowed():
     assert run(program, "a a a a", policy).rejected == {"too_many_matches": 1}
 
 
-def test_whole_words_can_be_switched_off_and_do_not_bind_unspaced_scripts():
+def test_the_whole_word_rule_is_optional_and_excludes_unspaced_scripts():
     assert run('normalize("Shar")', policy=FREE.model_copy(update={"whole_words": False})).text
     assert run('normalize("点击这里")', "正文点击这里正文").text == "正文正文"
 
@@ -73,30 +73,30 @@ def test_whole_words_can_be_switched_off_and_do_not_bind_unspaced_scripts():
 def test_more_strings_than_allowed():
     program = "\n".join(f'normalize("w{n}")' for n in range(3))
     policy = FREE.model_copy(update={"max_strings": 2})
-    outcome = run(program, "w0 w1 w2", policy)
-    assert (outcome.text, outcome.rejected) == ("  w2", {"too_many_strings": 1})
+    result = run(program, "w0 w1 w2", policy)
+    assert (result.text, result.rejected) == ("  w2", {"too_many_strings": 1})
 
 
-def test_a_string_repeated_is_one_edit():
-    outcome = run('normalize("Footer")\n' * 40)
-    assert (outcome.strings_replaced, outcome.rejected) == (1, {})
+def test_a_repeated_string_edit_counts_once():
+    result = run('normalize("Footer")\n' * 40)
+    assert (result.strings_replaced, result.rejected) == (1, {})
 
 
-def test_overlapping_deletions_join_and_replacements_do_not():
+def test_overlapping_deletions_are_joined_and_replacements_rejected():
     text = "one two three four"
     assert run('normalize("one two")\nnormalize("two three")', text).text == " four"
-    outcome = run('normalize("one two")\nnormalize("two three", "x")', text)
-    assert (outcome.text, outcome.rejected) == (" three four", {"overlap": 1})
+    result = run('normalize("one two")\nnormalize("two three", "x")', text)
+    assert (result.text, result.rejected) == (" three four", {"overlap": 1})
 
 
-def test_a_string_across_a_removed_line_is_rejected_and_one_inside_is_gone():
+def test_a_string_partly_in_a_removed_line_is_rejected_and_one_inside_is_ignored():
     inside = run('remove_lines(1, 2)\nnormalize("adult")\nnormalize("adult brain\n")')
     assert inside.text == "Home | About\nShare this | Tweet\nHome again\nFooter"
     assert (inside.strings_replaced, inside.rejected) == (0, {})
     for source in ("About\nThe", "About\n", "\n\nShare", "brain\n\n"):
-        outcome = run(f'remove_lines(1, 1)\nnormalize("{source}")')
-        assert outcome.rejected == {"crosses_removed": 1}
-        assert outcome.text.startswith("Home | About\n\nShare")
+        result = run(f'remove_lines(1, 1)\nnormalize("{source}")')
+        assert result.rejected == {"crosses_removed": 1}
+        assert result.text.startswith("Home | About\n\nShare")
 
 
 def test_a_string_across_lines():
@@ -105,17 +105,17 @@ def test_a_string_across_lines():
     )
 
 
-def test_matches_do_not_overlap_and_those_of_two_statements_may_touch():
+def test_matches_do_not_overlap_but_may_be_adjacent():
     assert run('normalize("a a")', "a a a a a").text == "  a"
     assert run('normalize("(a)", "x")\nnormalize("(b)", "y")', "(a)(b)(a)").text == "xyx"
 
 
-def test_ranges_side_by_side_are_one():
-    outcome = run('remove_lines(1, 1)\nremove_lines(2, 2)\nnormalize("brain\n\n")')
-    assert (outcome.lines_removed, outcome.rejected) == (2, {})
+def test_adjacent_ranges_are_joined():
+    result = run('remove_lines(1, 1)\nremove_lines(2, 2)\nnormalize("brain\n\n")')
+    assert (result.lines_removed, result.rejected) == (2, {})
 
 
-def test_the_last_lines_and_all_lines():
+def test_removal_of_the_last_lines_and_of_all_lines():
     assert run("remove_lines(4, 5)").text == "Home | About\nThe adult brain\n\nShare this | Tweet"
     assert run("remove_all()").text == ""
     assert run("remove_lines(all=True)").lines_removed == 6
@@ -123,7 +123,7 @@ def test_the_last_lines_and_all_lines():
     assert run("remove_lines(0, 0)", "a\n").text == ""
 
 
-def test_both_readings_of_an_escape():
+def test_an_escape_is_read_as_the_text_has_it():
     greek, tab = "so \\theta is", "so \theta is"
     assert run(r'normalize("\theta", "\nu")', greek).text == r"so \nu is"
     assert run(r'normalize("\theta", "\n")', tab).text == "so \n is"
@@ -138,28 +138,28 @@ def test_accents_and_vowel_signs_belong_to_their_word(text, program):
     assert run(program, text).rejected == {"inside_word": 1}
 
 
-def test_an_escape_that_may_be_latex_is_no_newline_by_guess():
+def test_a_target_that_may_be_latex_is_ambiguous():
     assert run(r'normalize("θ", "\theta")', "a θ b").rejected == {"ambiguous": 1}
     assert run(r'normalize("θ", "\n")', "a θ b").text == "a \n b"
     assert run(r'normalize("θ", "\u0009x")', "a θ b").text == "a \tx b"
 
 
-def test_a_statement_repeated_is_rejected_once():
+def test_a_repeated_statement_is_rejected_once():
     loop = "remove_lines(9, 9)\n" * 40 + 'normalize("z")\n' * 40
     assert run(loop, "a b").rejected == {"outside_window": 1, "not_found": 1, "error_budget": 1}
 
 
 def test_line_dialect_counts_from_one_and_edits_the_only_match_of_a_line():
-    style = ProgramFormat("line")
+    line = ProgramFormat("line")
     program = 'remove_str(1, " | About")\nreplace_str(5, "Home", "Casa")\nremove_lines(2, 3)'
-    assert run(program, style=style).text == "Home\nShare this | Tweet\nCasa again\nFooter"
+    assert run(program, program_format=line).text == "Home\nShare this | Tweet\nCasa again\nFooter"
     for program, reason in (
         ('remove_str(0, "Home")', "outside_window"),
         ('remove_str(7, "Home")', "outside_window"),
         ('remove_str(2, "Home")', "not_found"),
         ('remove_str(6, "o")', "ambiguous"),
     ):
-        assert run(program, style=style).rejected == {reason: 1}
+        assert run(program, program_format=line).rejected == {reason: 1}
 
 
 def test_numbering_of_windows():
@@ -167,45 +167,43 @@ def test_numbering_of_windows():
     windows = [window(0, 3, programs[0]), window(3, 6, programs[1])]
     counted = replay(DOC, None, windows, FREE, ProgramFormat(numbering="window"))
     assert counted.text == "The adult brain\n\nHome again\nFooter"
-    document = replay(DOC, None, windows, FREE, ProgramFormat())
+    document = replay(DOC, None, windows, FREE, PROX)
     assert (document.lines_removed, document.rejected) == (1, {"outside_window": 1})
 
 
-def test_adjoining_removals_of_two_windows_and_lines_of_no_window():
+def test_adjacent_removals_of_two_windows_and_lines_without_a_window():
     windows = [window(1, 3, "remove_lines(2, 2)"), window(3, 5, "remove_lines(3, 4)")]
-    assert replay(DOC, None, windows, FREE, ProgramFormat()).text == (
-        "Home | About\nThe adult brain\nFooter"
-    )
+    assert replay(DOC, None, windows, FREE, PROX).text == ("Home | About\nThe adult brain\nFooter")
 
 
 def test_error_budget_of_a_window():
     bad = "garbage\n" * 2
     windows = [window(0, 3, "remove_lines(0, 0)"), window(3, 6, f"remove_lines(3, 3)\n{bad}")]
-    outcome = replay(DOC, None, windows, FREE, ProgramFormat())
-    assert outcome.text == DOC.partition("\n")[2]
-    assert outcome.rejected == {"not_a_call": 2, "error_budget": 1}
-    for action, status in (("drop", "dropped"), ("quarantine", "quarantined")):
+    result = replay(DOC, None, windows, FREE, PROX)
+    assert result.text == DOC.partition("\n")[2]
+    assert result.rejected == {"not_a_call": 2, "error_budget": 1}
+    for action, expected in (("drop", "dropped"), ("quarantine", "quarantined")):
         policy = FREE.model_copy(update={"on_errors": action})
-        outcome = replay(DOC, None, windows, policy, ProgramFormat())
-        assert (outcome.outcome, outcome.reason, outcome.text) == (status, "error_budget", "")
+        result = replay(DOC, None, windows, policy, PROX)
+        assert (result.outcome, result.reason, result.text) == (expected, "error_budget", "")
     allowed = FREE.model_copy(update={"max_errors": 2})
-    assert replay(DOC, None, windows, allowed, ProgramFormat()).lines_removed == 2
+    assert replay(DOC, None, windows, allowed, PROX).lines_removed == 2
 
 
 @pytest.mark.parametrize(
-    ("action", "status"), [("keep", "kept"), ("drop", "dropped"), ("quarantine", "quarantined")]
+    ("action", "expected"), [("keep", "kept"), ("drop", "dropped"), ("quarantine", "quarantined")]
 )
-def test_the_limits_of_a_document(action, status):
+def test_the_limits_of_a_document(action, expected):
     text = "word " * 95 + "\n" + "word " * 5
     policy = Policy(on_removed_share=action, on_short=action)
-    outcome = run("remove_lines(0, 0)", text, policy)
-    assert outcome.outcome == status
-    assert (outcome.reason or outcome.rejected) in ("removed_share", {"removed_share": 1})
+    result = run("remove_lines(0, 0)", text, policy)
+    assert result.outcome == expected
+    assert (result.reason or result.rejected) in ("removed_share", {"removed_share": 1})
     text = "word " * 30 + "\n" + "word " * 10
-    outcome = run("remove_lines(0, 0)", text, policy)
-    assert outcome.outcome == status
-    assert (outcome.reason or outcome.rejected) in ("short", {"short": 1})
-    assert outcome.text == (text if status == "kept" else "")
+    result = run("remove_lines(0, 0)", text, policy)
+    assert result.outcome == expected
+    assert (result.reason or result.rejected) in ("short", {"short": 1})
+    assert result.text == (text if expected == "kept" else "")
     assert run("remove_lines(0, 0)", text + "word", policy).outcome == "edited"
 
 
@@ -223,18 +221,16 @@ def test_windows_that_do_not_fit_the_text_stop_the_shard():
         [window(0, 4, ""), window(3, 6, "")],
     ):
         with pytest.raises(ShardError, match="does not fit"):
-            replay(DOC, None, windows, FREE, ProgramFormat())
+            replay(DOC, None, windows, FREE, PROX)
 
 
-def test_a_document_level_program_comes_first():
+def test_the_doc_program_is_applied_first():
     windows = [window(0, 6, "remove_lines(0, 0)")]
-    dropped = replay(DOC, ModelOutput("drop_doc()", "stop"), windows, FREE, ProgramFormat())
+    dropped = replay(DOC, ModelOutput("drop_doc()", "stop"), windows, FREE, PROX)
     assert (dropped.outcome, dropped.reason, dropped.text) == ("dropped", "doc_program", "")
-    kept = replay(DOC, ModelOutput("hm", "stop"), windows, FREE, ProgramFormat())
+    kept = replay(DOC, ModelOutput("hm", "stop"), windows, FREE, PROX)
     assert (kept.outcome, kept.rejected) == ("edited", {"not_a_call": 1, "unclear_verdict": 1})
-    assert (
-        replay(DOC, ModelOutput("keep_doc()", "stop"), [], FREE, ProgramFormat()).outcome == "kept"
-    )
+    assert replay(DOC, ModelOutput("keep_doc()", "stop"), [], FREE, PROX).outcome == "kept"
 
 
 @pytest.mark.parametrize(
@@ -247,21 +243,19 @@ def test_a_document_level_program_comes_first():
         ("keep_doc()\nkeep_d", "length", {}),
     ],
 )
-def test_an_unclear_verdict_keeps(program, finish, rejected):
+def test_an_unclear_verdict_keeps_the_document(program, finish, rejected):
     verdict = doc_verdict(ModelOutput(program, finish), FREE)
     assert (verdict.action, verdict.rejected) == ("keep", rejected)
 
 
-def test_a_loop_of_verdicts_is_one():
+def test_a_repeated_verdict_counts_once():
     assert doc_verdict(ModelOutput("drop_doc()\n" * 9 + "drop", "length"), FREE).action == "drop"
 
 
-def test_a_cut_call_is_recorded_and_costs_no_budget():
+def test_a_truncated_call_is_recorded_but_is_not_an_error():
     policy = FREE.model_copy(update={"max_errors": 0})
-    outcome = replay(
-        DOC, None, [window(0, 6, "remove_lines(0, 0)\nrem", "length")], policy, ProgramFormat()
-    )
-    assert (outcome.lines_removed, outcome.rejected) == (1, {"truncated_call": 1})
+    result = replay(DOC, None, [window(0, 6, "remove_lines(0, 0)\nrem", "length")], policy, PROX)
+    assert (result.lines_removed, result.rejected) == (1, {"truncated_call": 1})
 
 
 texts = st.lists(
@@ -284,8 +278,8 @@ programs = st.lists(
 def documents(draw):
     text = draw(texts)
     count = text.count("\n") + 1
-    cuts = sorted(draw(st.sets(st.integers(0, count), min_size=2)) | {0, count})
-    spans = [pair for pair in pairwise(cuts) if draw(st.booleans()) or len(cuts) == 2]
+    edges = sorted(draw(st.sets(st.integers(0, count), min_size=2)) | {0, count})
+    spans = [pair for pair in pairwise(edges) if draw(st.booleans()) or len(edges) == 2]
     return text, [window(a, b, draw(programs), draw(finishes)) for a, b in spans]
 
 
@@ -295,19 +289,19 @@ def is_subsequence(part, whole):
 
 
 @given(documents(), dialects, st.sampled_from(["document", "window"]))
-def test_soup_never_raises_nor_reaches_outside_its_window(case, dialect, numbering):
+def test_random_programs_never_raise_and_change_only_their_window(case, dialect, numbering):
     text, windows = case
     policy = Policy(min_kept_words=0, max_removed_share=1, max_errors=1000)
-    outcome = replay(text, None, windows, policy, ProgramFormat(dialect, numbering))
-    assert outcome.outcome == ("kept" if outcome.text == text else "edited")
-    lines, after = text.split("\n"), outcome.text.split("\n")
-    if not outcome.strings_replaced and len(lines) > outcome.lines_removed:
+    result = replay(text, None, windows, policy, ProgramFormat(dialect, numbering))
+    assert result.outcome == ("kept" if result.text == text else "edited")
+    lines, after = text.split("\n"), result.text.split("\n")
+    if not result.strings_replaced and len(lines) > result.lines_removed:
         assert is_subsequence(after, lines)
-        assert len(after) == len(lines) - outcome.lines_removed
-    for own in windows:
-        alone = replay(text, None, [own], policy, ProgramFormat(dialect, numbering)).text
-        head = "".join(f"{line}\n" for line in lines[: own.start])
-        tail = "".join(f"\n{line}" for line in lines[own.stop :])
+        assert len(after) == len(lines) - result.lines_removed
+    for part in windows:
+        alone = replay(text, None, [part], policy, ProgramFormat(dialect, numbering)).text
+        head = "".join(f"{line}\n" for line in lines[: part.start])
+        tail = "".join(f"\n{line}" for line in lines[part.stop :])
         assert f"{alone}\n".startswith(head)
         assert alone.endswith(tail) or alone == tail[1:]
 
@@ -321,31 +315,31 @@ def test_the_order_of_deletions_does_not_matter(text, calls):
     assert run("\n".join(calls), text, policy) == run("\n".join(CALLS), text, policy)
 
 
-class Counted(str):
-    """A text that counts the characters that searches in it read."""
+class CountingText(str):
+    """A text that counts the characters read by searches in it."""
 
     scanned = 0
 
     def find(self, part, low=0, high=None):
         high = len(self) if high is None else high
         at = super().find(part, low, high)
-        Counted.scanned += (high if at < 0 else at + len(part)) - low
+        CountingText.scanned += (high if at < 0 else at + len(part)) - low
         return at
 
     def rfind(self, part, low=0, high=None):
         high = len(self) if high is None else high
         at = super().rfind(part, low, high)
-        Counted.scanned += high - (low if at < 0 else at)
+        CountingText.scanned += high - (low if at < 0 else at)
         return at
 
     def __getitem__(self, key):
         part = super().__getitem__(key)
-        Counted.scanned += len(part)
+        CountingText.scanned += len(part)
         return part
 
 
 def operations(text, program, dialect):
-    """Count the lines of Python that a replay runs and the characters that it reads."""
+    """Return the lines of Python that a replay executes plus the characters that it reads."""
     lines = 0
 
     def trace(frame, event, argument):
@@ -353,16 +347,16 @@ def operations(text, program, dialect):
         lines += event == "line"
         return trace
 
-    Counted.scanned = 0
+    CountingText.scanned = 0
     windows = [window(0, text.count("\n") + 1, program)]
     policy = Policy(max_errors=10**6, min_kept_words=0)
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        replay(Counted(text), None, windows, policy, ProgramFormat(dialect))
+        replay(CountingText(text), None, windows, policy, ProgramFormat(dialect))
     finally:
         sys.settrace(before)
-    return lines + Counted.scanned
+    return lines + CountingText.scanned
 
 
 @pytest.mark.parametrize(
@@ -392,9 +386,9 @@ def operations(text, program, dialect):
     ],
 )
 def test_operations_are_linear_in_text_and_program(text, program):
-    def counted(size):
+    def count_operations(size):
         calls = "".join(program.replace("{n}", str(n)) for n in range(size))
         return max(operations(text * size, calls, dialect) for dialect in ("prox", "line"))
 
-    small, large = counted(300), counted(1200)
+    small, large = count_operations(300), count_operations(1200)
     assert large < 4.6 * small + 2000

@@ -1,4 +1,4 @@
-"""All that a grammar admits is read and executed without a rejection."""
+"""Every program that a grammar matches is executed without a rejection."""
 
 import re
 
@@ -12,21 +12,8 @@ from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import FIRST_LINE, Program, RemoveLines, Verdict
 
-WORDS = [
-    "Home",
-    "a",
-    "a,b",
-    "(x)",
-    "x=1",
-    "it's",
-    '"q"',
-    "\\alpha",
-    "点击",
-    "é",
-    "  ",
-    "\t",
-    "[0-9]+",
-]
+SPECIAL = ["a,b", "(x)", "x=1", "it's", '"q"', "\\alpha", "[0-9]+"]
+WORDS = ["Home", "a", *SPECIAL, "点击", "é", "  ", "\t"]
 lines = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), min_size=1, max_size=6)
 
 
@@ -49,23 +36,25 @@ def test_doc_programs_are_verdicts(text):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), lines, st.sampled_from(["prox", "line"]), st.integers(0, 120), st.booleans())
-def test_all_that_is_admitted_is_executed(data, own, dialect, start, strings):
+def test_every_matching_program_is_executed(data, window, dialect, start, strings):
     first = FIRST_LINE[dialect] + start
-    grammar = chunk_grammar(dialect, first, first + len(own) - 1, lines=own if strings else ())
+    grammar = chunk_grammar(
+        dialect, first, first + len(window) - 1, lines=window if strings else ()
+    )
     program = data.draw(st.from_regex(grammar, fullmatch=True))
     assert parse_chunk(program, dialect).rejected == ()
-    text = "\n".join([*["above"] * start, *own, "below"])
-    windows = [WindowProgram(start, start + len(own), ModelOutput(program, "stop"))]
+    text = "\n".join([*["above"] * start, *window, "below"])
+    windows = [WindowProgram(start, start + len(window), ModelOutput(program, "stop"))]
     policy = Policy(min_kept_words=0, max_removed_share=1)
     assert replay(text, None, windows, policy, ProgramFormat(dialect)).rejected == {}
 
 
-def test_calls_within_the_window_are_admitted_and_no_others():
+def test_only_calls_within_the_window_match():
     grammar = re.compile(chunk_grammar("prox", 8, 12))
     for first in range(6, 15):
         for last in range(6, 15):
-            admitted = grammar.fullmatch(str(RemoveLines(first, last))) is not None
-            assert admitted == (8 <= first <= last <= 12)
+            matches = grammar.fullmatch(str(RemoveLines(first, last))) is not None
+            assert matches == (8 <= first <= last <= 12)
     assert grammar.fullmatch("untouch_doc()")
     assert not grammar.fullmatch("")
     assert not grammar.fullmatch('normalize(source_str="Home", target_str="")')
@@ -74,11 +63,11 @@ def test_calls_within_the_window_are_admitted_and_no_others():
     assert not line.fullmatch("remove_lines(0, 1)")
 
 
-def test_strings_of_the_window_are_admitted_where_they_count():
-    own = ["Home | About", "the cat sat on the mat", 'say "hi" now', "w " * 40]
-    prox = re.compile(chunk_grammar("prox", 0, 3, lines=own))
-    line = re.compile(chunk_grammar("line", 1, 4, lines=own))
-    for source, place, everywhere, once in (
+def test_only_strings_of_the_window_match():
+    text = ["Home | About", "the cat sat on the mat", 'say "hi" now', "w " * 40]
+    prox = re.compile(chunk_grammar("prox", 0, 3, lines=text))
+    line = re.compile(chunk_grammar("line", 1, 4, lines=text))
+    for source, number, in_prox, in_line in (
         ("Home | About", 1, True, True),
         ("cat sat", 2, True, True),
         ("the", 2, True, False),
@@ -88,18 +77,19 @@ def test_strings_of_the_window_are_admitted_where_they_count():
         ('"hi"', 3, False, False),
         ("w", 4, False, False),
     ):
-        admitted = prox.fullmatch(f'normalize(source_str="{source}", target_str="")')
-        assert (admitted is not None) == everywhere, source
-        assert (line.fullmatch(f'remove_str({place}, "{source}")') is not None) == once, source
+        match = prox.fullmatch(f'normalize(source_str="{source}", target_str="")')
+        assert (match is not None) == in_prox, source
+        match = line.fullmatch(f'remove_str({number}, "{source}")')
+        assert (match is not None) == in_line, source
 
 
-def test_a_longer_run_that_is_hidden_by_an_earlier_match_is_not_admitted():
+def test_words_hidden_by_an_earlier_match_do_not_match():
     grammar = re.compile(chunk_grammar("prox", 0, 0, lines=["xb b b"]))
     assert grammar.fullmatch('normalize(source_str="b", target_str="")')
     assert not grammar.fullmatch('normalize(source_str="b b", target_str="")')
 
 
-def test_the_number_of_calls_ends_a_loop():
+def test_max_calls_ends_a_repetition_loop():
     grammar = re.compile(chunk_grammar("prox", 0, 9, max_calls=3))
     call = "remove_lines(start=7, end=7)\n"
     assert grammar.fullmatch(call * 3)
@@ -107,7 +97,7 @@ def test_the_number_of_calls_ends_a_loop():
     assert parse_chunk(call * 3) == Program((RemoveLines(7, 7),) * 3)
 
 
-def test_no_more_strings_than_the_policy_allows():
+def test_the_policy_limits_the_number_of_strings():
     policy = Policy(max_strings=2)
     grammar = re.compile(chunk_grammar("prox", 0, 0, lines=["a b c d"], policy=policy))
     assert grammar.fullmatch('normalize(source_str="a", target_str="")\n' * 2)
@@ -116,19 +106,19 @@ def test_no_more_strings_than_the_policy_allows():
     assert none == chunk_grammar("prox", 0, 0)
 
 
-def test_a_grammar_without_calls_is_none():
+def test_a_grammar_needs_at_least_one_call():
     with pytest.raises(ValueError, match="max_calls"):
         chunk_grammar("prox", 0, 0, max_calls=0)
 
 
-def test_a_grammar_grows_with_its_window_not_with_its_square():
+def test_the_size_of_a_grammar_is_nearly_linear_in_its_window():
     assert len(chunk_grammar("prox", 0, 999)) < 8 * len(chunk_grammar("prox", 0, 199))
 
 
 @pytest.mark.parametrize(
-    ("dialect", "first", "last", "own"),
+    ("dialect", "first", "last", "text"),
     [("prox", 3, 2, ()), ("prox", -1, 2, ()), ("line", 0, 2, ()), ("prox", 0, 2, ("a",))],
 )
-def test_windows_that_are_none(dialect, first, last, own):
+def test_invalid_windows_are_refused(dialect, first, last, text):
     with pytest.raises(ValueError, match="lines"):
-        chunk_grammar(dialect, first, last, lines=own)
+        chunk_grammar(dialect, first, last, lines=text)

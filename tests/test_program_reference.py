@@ -1,4 +1,4 @@
-"""The reference policy: the public executor's behaviour, case by case."""
+"""The reference policy reproduces the public executor."""
 
 import io
 import json
@@ -26,38 +26,40 @@ def without(*numbers, text=BODY):
     return "\n".join(line for n, line in enumerate(text.split("\n")) if n not in numbers)
 
 
-def test_all_recorded_cases_are_equal():
+def test_all_recorded_cases_are_reproduced():
     if "PROXHPC_DATA" not in os.environ:
-        pytest.skip("PROXHPC_DATA names no directory with prox_reference_cases.jsonl.zst")
+        pytest.skip(
+            "NOT TESTED: set PROXHPC_DATA to a directory with prox_reference_cases.jsonl.zst"
+        )
     path = Path(os.environ["PROXHPC_DATA"], "prox_reference_cases.jsonl.zst")
-    seen = Counter()
+    equal = Counter()
     with zstandard.open(path, "rb") as file:
         for line in io.TextIOWrapper(file, encoding="utf-8"):
             case = json.loads(line)
-            seen[answer(case) == case.get("out", case.get("raises"))] += 1
-    assert set(seen) == {True}
+            equal[answer(case) == case.get("out", case.get("raises"))] += 1
+    assert set(equal) == {True}
 
 
 def answer(case):
-    emitted = ModelOutput(case["program"], "stop")
-    windows = [WindowProgram(0, case["text"].count("\n") + 1, emitted)]
-    doc, chunk = (emitted, []) if case["level"] == "doc" else (None, windows)
-    outcome = replay(case["text"], doc, chunk, "reference", ProgramFormat())
-    if outcome.outcome == "quarantined":
-        return {"reference_zero_division": "ZeroDivisionError"}[outcome.reason]
-    return outcome.text
+    output = ModelOutput(case["program"], "stop")
+    windows = [WindowProgram(0, case["text"].count("\n") + 1, output)]
+    doc, chunk = (output, []) if case["level"] == "doc" else (None, windows)
+    result = replay(case["text"], doc, chunk, "reference", ProgramFormat())
+    if result.outcome == "quarantined":
+        return {"reference_zero_division": "ZeroDivisionError"}[result.reason]
+    return result.text
 
 
 @pytest.mark.parametrize("program", ["drop", "I would drop", "keep_doc(), no drop", " drop_doc() "])
-def test_a_document_whose_program_has_drop_anywhere_is_dropped(program):
-    outcome = replay(BODY, ModelOutput(program, "stop"), [], "reference", ProgramFormat())
-    assert (outcome.outcome, outcome.reason, outcome.text) == ("dropped", "doc_program", "")
+def test_a_doc_program_that_contains_drop_drops(program):
+    result = replay(BODY, ModelOutput(program, "stop"), [], "reference", ProgramFormat())
+    assert (result.outcome, result.reason, result.text) == ("dropped", "doc_program", "")
 
 
 @pytest.mark.parametrize("program", ["", "keep_doc()", "DROP_DOC()", "dro"])
 def test_any_other_doc_program_keeps(program):
-    outcome = replay(BODY, ModelOutput(program, "stop"), [], "reference", ProgramFormat())
-    assert (outcome.outcome, outcome.text) == ("kept", BODY)
+    result = replay(BODY, ModelOutput(program, "stop"), [], "reference", ProgramFormat())
+    assert (result.outcome, result.text) == ("kept", BODY)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,10 @@ def test_any_other_doc_program_keeps(program):
     ],
 )
 def test_removals(program, removed):
-    outcome = run(program)
-    assert outcome.text == without(*removed)
-    assert outcome.lines_removed == len(removed)
-    assert outcome.outcome == ("edited" if removed else "kept")
+    result = run(program)
+    assert result.text == without(*removed)
+    assert result.lines_removed == len(removed)
+    assert result.outcome == ("edited" if removed else "kept")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_removals(program, removed):
         ("normalize(source_str='line')", "'line'", ""),
     ],
 )
-def test_replacements_are_those_of_the_whole_document(program, old, new):
+def test_replacements_apply_to_the_whole_document(program, old, new):
     text = BODY.replace(" ", "\t ") if old == " " else BODY
     assert run(program, text).text == text.replace(old, new)
 
@@ -133,47 +135,47 @@ def test_errors(program, errors):
 def test_two_errors_keep_the_original():
     edit = "remove_lines(start=0, end=0)\n"
     assert run(f"{edit}remove_lines(1, 1)").text == without(0)
-    outcome = run(f"{edit}remove_lines(1, 1)\nremove_lines(1, 1)")
-    assert (outcome.outcome, outcome.text, outcome.lines_removed) == ("kept", BODY, 0)
+    result = run(f"{edit}remove_lines(1, 1)\nremove_lines(1, 1)")
+    assert (result.outcome, result.text, result.lines_removed) == ("kept", BODY, 0)
 
 
 @pytest.mark.parametrize("line", ["remove_lines(all=True)", "remove_lines(1, 2) # not all=True"])
-def test_all_true_anywhere_wipes(line):
-    outcome = run(line)
-    assert (outcome.outcome, outcome.reason) == ("dropped", "reference_removed_share")
+def test_all_true_anywhere_removes_all_lines(line):
+    result = run(line)
+    assert (result.outcome, result.reason) == ("dropped", "reference_removed_share")
 
 
-def test_exactly_95_percent_is_too_much():
+def test_removing_exactly_95_percent_drops():
     text = "\n".join(["word " * 19 * 11, "word " * 11])
-    outcome = run("remove_lines(start=0, end=0)", text)
-    assert outcome.reason == "reference_removed_share"
-    outcome = run("remove_lines(start=0, end=0)", text + "word")
-    assert outcome.outcome == "edited"
+    result = run("remove_lines(start=0, end=0)", text)
+    assert result.reason == "reference_removed_share"
+    result = run("remove_lines(start=0, end=0)", text + "word")
+    assert result.outcome == "edited"
 
 
-def test_ten_words_are_too_short_even_untouched_and_with_errors():
+def test_ten_words_are_too_short_even_without_edits_or_with_errors():
     for program in ("untouch_doc()", "remove_lines(0, 0)\n" * 2):
-        outcome = run(program, "one two three four five six seven eight nine ten")
-        assert (outcome.outcome, outcome.reason) == ("dropped", "reference_short")
+        result = run(program, "one two three four five six seven eight nine ten")
+        assert (result.outcome, result.reason) == ("dropped", "reference_short")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\n"])
-def test_a_document_without_words_raises_there_and_is_set_aside_here(text):
-    outcome = run("", text)
-    assert (outcome.outcome, outcome.reason) == ("quarantined", "reference_zero_division")
+def test_a_document_without_words_is_quarantined(text):
+    result = run("", text)
+    assert (result.outcome, result.reason) == ("quarantined", "reference_zero_division")
 
 
-def test_programs_of_all_windows_are_merged_and_reach_the_whole_document():
+def test_the_programs_of_all_windows_are_merged_and_apply_to_the_whole_document():
     programs = [' normalize(source_str="these") ', "remove_lines(start=0, end=0)"]
     windows = [
         WindowProgram(4 * n, 4 * n + 4, ModelOutput(p, "stop")) for n, p in enumerate(programs)
     ]
-    outcome = replay(BODY, None, windows, "reference", ProgramFormat())
-    assert outcome.text == without(0).replace("these", "")
-    assert outcome.strings_replaced == 8
+    result = replay(BODY, None, windows, "reference", ProgramFormat())
+    assert result.text == without(0).replace("these", "")
+    assert result.strings_replaced == 8
 
 
-def test_growth_that_would_exhaust_memory_is_set_aside(monkeypatch):
+def test_growth_that_would_exhaust_memory_is_quarantined(monkeypatch):
     monkeypatch.setattr(reference, "MAX_CHARS", 10_000)
     growth = 'normalize(source_str="e", target_str="eeeeeeeeee")\n' * 6
     assert run(growth).reason == "reference_memory"
@@ -183,6 +185,6 @@ def test_growth_that_would_exhaust_memory_is_set_aside(monkeypatch):
 
 
 @given(st.text(), st.text(), st.integers(0, 10**30))
-def test_no_program_raises_anything_else(text, program, number):
-    outcome = run(f"remove_lines(start=0, end={number})\n{program}", text)
-    assert outcome.outcome == "quarantined" or text.split()
+def test_no_program_raises(text, program, number):
+    result = run(f"remove_lines(start=0, end={number})\n{program}", text)
+    assert result.outcome == "quarantined" or text.split()

@@ -1,4 +1,4 @@
-"""The report: totals by hand, FLOPs by hand, and a page on which nothing of a stranger runs."""
+"""The report: totals and FLOPs computed by hand, and a page that escapes untrusted text."""
 
 import base64
 import hashlib
@@ -23,7 +23,14 @@ from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
-from proxhpc.report import build_report, load_report, page, render_report, write_report
+from proxhpc.report import (
+    Report,
+    build_report,
+    load_report,
+    render_report,
+    report_page,
+    write_report,
+)
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -38,8 +45,8 @@ SHAPE = ModelShape(
 # By hand: attention 2·8·2·(4+2) = 192, MLP 3·8·16 = 384, two layers: 1152; head 8·100 = 800,
 # norms 5·8 = 40, so N without the input embedding is 1152 + 800 + 40 = 1992.
 BODY, HEAD, PAPER = 1152, 800, 1992
-DOC = Usage(3, 300, 20, 290, 12, 20_000)
-CHUNK = Usage(2, 200, 0, 230, 32, 30_000)
+DOC = Usage(3, 300, 20, 290, 12, 20_000, logits=12)
+CHUNK = Usage(2, 200, 0, 230, 32, 30_000, logits=32)
 
 
 def counts() -> Counts:
@@ -66,7 +73,7 @@ def counts() -> Counts:
 def summary(**changes: Any) -> MergeSummary:
     part = PartReceipt("m", "part-00000.jsonl.zst", 5, 3000, 900, "ab", 2000, 500, {0: 5})
     values: dict[str, Any] = {
-        "match": "m",
+        "match_digest": "m",
         "counts": counts(),
         "duplicates": DuplicateCounts(2, sets=1, largest_set=3),
         "shared_ids": SharedIds(1, (("x", "a:0"),)),
@@ -82,9 +89,9 @@ def summary(**changes: Any) -> MergeSummary:
     return MergeSummary(**values | changes)
 
 
-def merged(run: RunDir, found: MergeSummary) -> None:
+def merged(run: RunDir, summary: MergeSummary) -> None:
     run.merge.mkdir(parents=True, exist_ok=True)
-    run.merge_summary.write_bytes(found.encode())
+    run.merge_summary.write_bytes(summary.encode())
 
 
 def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -> None:
@@ -105,7 +112,7 @@ def run(tmp_path: Path) -> RunDir:
     return planned(tmp_path, 10).dir
 
 
-def printed(report: dict[str, Any]) -> str:
+def printed(report: Report) -> str:
     return printed_of(render_report(report))
 
 
@@ -118,7 +125,7 @@ def printed_of(page: RenderableType) -> str:
 def test_totals_are_those_of_the_merge(run: RunDir) -> None:
     merged(run, summary())
     report = build_report(run)
-    assert report["documents"] == {
+    assert report.documents.model_dump() == {
         "read": 10,
         "kept": 3,
         "edited": 4,
@@ -129,81 +136,81 @@ def test_totals_are_those_of_the_merge(run: RunDir) -> None:
         "near_duplicates": 0,
         "written": 5,
         "written_ratio": 0.5,
-        "duplicate_sets": 1,
-        "largest_duplicate_set": 3,
-        "shared_ids": 1,
     }
-    assert report["tokens"] == {
-        "counted": "UTF-8 bytes / 4 (estimate)",
+    assert (report.duplicate_sets.sets, report.duplicate_sets.largest_size) == (1, 3)
+    assert report.shared_ids == 1
+    assert report.token_unit == "UTF-8 bytes / 4 (estimate)"
+    assert report.tokens.model_dump() == {
         "read": 1000,
         "refined": 600,
         "written": 500,
         "written_ratio": 0.5,
     }
-    assert report["bytes"] == {
-        "read": 4000, "refined": 2400, "written": 2000, "stored": 900, "written_ratio": 0.5,
+    assert report.bytes.model_dump() == {
+        "read": 4000, "refined": 2400, "written": 2000, "written_ratio": 0.5,
     }  # fmt: skip
-    assert [entry["written_ratio"] for entry in report["inputs"]] == [0.666667, 0.25]
-    assert report["edits"]["rejected"] == {"unknown_call": 5}
+    assert report.bytes_stored == 900
+    assert [entry.written_ratio for entry in report.inputs] == [0.666667, 0.25]
+    assert report.edits.rejected == {"unknown_call": 5}
 
 
 def test_flops_are_those_computed_by_hand(run: RunDir) -> None:
     with_model(run)
     merged(run, summary())
     report = build_report(run)
-    doc, chunk = (stage["flops"] for stage in report["stages"])
-    # 2·body·fed + 2·head·new + 4·layers·heads·head size·attended
-    assert doc["exact"] == 2 * BODY * 290 + 2 * HEAD * 12 + 4 * 2 * 4 * 2 * 20_000 == 1_967_360
-    assert chunk["exact"] == 2 * BODY * 230 + 2 * HEAD * 32 + 4 * 2 * 4 * 2 * 30_000 == 2_501_120
-    assert doc["paper_measured"] == 2 * PAPER * (300 + 12)
-    assert doc["paper_corpus"] == 2 * PAPER * 1000
-    assert report["flops"]["exact"] == 1_967_360 + 2_501_120
-    assert report["stages"][0]["usage"]["cached_tokens"] == 20
-    assert report["stages"][0]["parameters"] == PAPER + 800
-    assert report["tokens"]["counted"] == "org/refiner"
+    doc, chunk = (stage.flops for stage in report.stages)
+    # 2·body·fed + 2·head·logits + 4·layers·heads·head size·attended
+    assert doc.exact == 2 * BODY * 290 + 2 * HEAD * 12 + 4 * 2 * 4 * 2 * 20_000 == 1_967_360
+    assert chunk.exact == 2 * BODY * 230 + 2 * HEAD * 32 + 4 * 2 * 4 * 2 * 30_000 == 2_501_120
+    assert doc.paper_measured == 2 * PAPER * (300 + 12)
+    assert doc.paper_corpus == 2 * PAPER * 1000
+    assert report.flops.exact == 1_967_360 + 2_501_120
+    assert report.stages[0].usage.cached_tokens == 20
+    assert report.stages[0].parameters == PAPER + 800
+    assert report.token_unit == "org/refiner"
 
 
 def test_the_chunk_stage_reads_what_the_doc_stage_keeps(run: RunDir) -> None:
     with_model(run)
-    found = counts()
-    found.dropped = Counter(doc_program=2)
-    found.tokens_chunk = 700
-    merged(run, summary(counts=found))
+    total = counts()
+    total.dropped = Counter(doc_program=2)
+    total.tokens_chunk = 700
+    merged(run, summary(counts=total))
     report = build_report(run)
-    assert report["stages"][0]["tokens_read"] == 1000
-    assert report["stages"][1]["tokens_read"] == 700
-    assert report["flops"]["paper_corpus"] == 2 * PAPER * 1700
-    assert report["flops"]["exact"] == 1_967_360 + 2_501_120
+    assert report.stages[0].tokens_read == 1000
+    assert report.stages[1].tokens_read == 700
+    assert report.flops.paper_corpus == 2 * PAPER * 1700
+    assert report.flops.exact == 1_967_360 + 2_501_120
 
 
 def test_an_unknown_shape_makes_flops_unknown_not_zero(run: RunDir) -> None:
     with_model(run, None, comparison={"parameters": 1000})
     merged(run, summary())
     report = build_report(run)
-    assert set(report["flops"].values()) == {None}
-    assert report["comparison"]["saved_flops"] == 6 * 1000 * 500
-    assert report["comparison"]["net_saved_flops"] is None
-    assert report["comparison"]["break_even_parameters"] is None
+    assert set(report.flops.model_dump().values()) == {None}
+    assert report.comparison.saved_flops == 6 * 1000 * 500
+    assert report.comparison.net_saved_flops is None
+    assert report.comparison.break_even_parameters is None
     assert "?" in printed(report)
 
 
 def test_rules_cost_no_flops(run: RunDir) -> None:
     merged(run, summary())
-    assert set(build_report(run)["flops"].values()) == {0}
+    assert set(build_report(run).flops.model_dump().values()) == {0}
 
 
 def test_the_break_even_is_where_saved_training_pays_for_refining(run: RunDir) -> None:
     with_model(run, comparison={"parameters": 2000, "name": "tiny"})
     merged(run, summary())
-    found = build_report(run)["comparison"]
+    training = build_report(run).comparison
     refining = 1_967_360 + 2_501_120
-    assert found["raw_flops"] == 6 * 2000 * 1000
-    assert found["refined_flops"] == 6 * 2000 * 500
-    assert found["saved_flops"] == 6 * 2000 * 500
-    assert found["net_saved_flops"] == 6 * 2000 * 500 - refining
-    even = found["break_even_parameters"]
+    assert training.raw_flops == 6 * 2000 * 1000
+    assert training.refined_flops == 6 * 2000 * 500
+    assert training.saved_flops == 6 * 2000 * 500
+    assert training.net_saved_flops == 6 * 2000 * 500 - refining
+    even = training.break_even_parameters
     assert 6 * even * 500 >= refining > 6 * (even - 1) * 500
-    assert found["refining_as_tokens"] == refining // (6 * 2000)
+    assert training.refining_as_tokens == refining // (6 * 2000)
     assert "tiny" in printed(build_report(run))
 
 
@@ -211,7 +218,7 @@ def test_a_corpus_that_did_not_shrink_never_pays(run: RunDir) -> None:
     with_model(run, comparison={"parameters": 2000})
     merged(run, summary(tokens=1000))
     report = build_report(run)
-    assert report["comparison"]["break_even_parameters"] is None
+    assert report.comparison.break_even_parameters is None
     assert "never" in printed(report)
 
 
@@ -234,10 +241,10 @@ def test_a_model_to_compare_with_may_be_a_directory(
         (tmp_path / "config.json").write_text(config)
     with_model(run, comparison={"model": str(tmp_path)})
     merged(run, summary())
-    found = build_report(run)["comparison"]
-    assert found["parameters"] == parameters
-    assert note in found["note"]
-    assert page(build_report(run))
+    training = build_report(run).comparison
+    assert training.parameters == parameters
+    assert note in training.note
+    assert report_page(build_report(run))
 
 
 def test_a_run_that_is_not_merged_has_no_report(run: RunDir) -> None:
@@ -248,14 +255,14 @@ def test_a_run_that_is_not_merged_has_no_report(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"written": 6}, {"duplicates": DuplicateCounts(1, 0, 1, 2)}])
-def test_what_does_not_balance_stops(run: RunDir, changes: dict[str, Any]) -> None:
+def test_counts_that_do_not_balance_stop_the_report(run: RunDir, changes: dict[str, Any]) -> None:
     merged(run, summary(**changes))
     with pytest.raises(StopError):
         write_report(run)
     assert not run.report_json.exists()
 
 
-def test_workers_times_are_summed_and_kept_apart(run: RunDir) -> None:
+def test_times_of_workers_are_added_up_and_stay_in_execution(run: RunDir) -> None:
     merged(run, summary())
     for name, busy in (("w1", 30.0), ("w2", 50.0)):
         log = ProgressLog(run, LeaseOwner(name, HOSTILE, 1, "1"), "refine")
@@ -264,19 +271,18 @@ def test_workers_times_are_summed_and_kept_apart(run: RunDir) -> None:
         log.write("failed", error="RetryError", message=HOSTILE)
     ProgressLog(run, LeaseOwner("m", "h", 1, "1"), "merge", busy_seconds=7.0).write("done")
     report = build_report(run)
-    times = report["execution"]
-    assert (times["workers"], times["busy_seconds"], times["boot_seconds"]) == (2, 80.0, 20.0)
-    assert times["gpus"]["busy_seconds"] == 0
+    times = report.execution
+    assert (times.workers, times.busy_seconds, times.boot_seconds) == (2, 80.0, 20.0)
+    assert times.gpus.busy_seconds == 0
     run.site.write_bytes(orjson.dumps({"name": "s", "kind": "slurm", "gpus": 2}))
-    gpus = build_report(run)["execution"]["gpus"]
-    assert (gpus["busy_seconds"], gpus["boot_seconds"]) == (160.0, 40.0)
+    gpus = build_report(run).execution.gpus
+    assert (gpus.busy_seconds, gpus.boot_seconds) == (160.0, 40.0)
     run.site.write_bytes(orjson.dumps({"name": "s", "kind": "slurm", "gres": "gpu:a100:2"}))
-    assert build_report(run)["execution"]["gpus"]["busy_seconds"] is None
-    assert times["tokens_per_worker_second"] == 12.5
+    assert build_report(run).execution.gpus.busy_seconds is None
+    assert times.tokens_per_worker_second == 12.5
     again = build_report(run)
-    report.pop("execution")
-    again.pop("execution")
-    assert json.dumps(report) == json.dumps(again)
+    rest = {"execution": times}
+    assert report.model_copy(update=rest) == again.model_copy(update=rest)
 
 
 class Page(HTMLParser):
@@ -307,18 +313,18 @@ class Page(HTMLParser):
 
 
 def hostile_run(run: RunDir) -> None:
-    found = counts()
-    found.dropped = Counter({HOSTILE: 2})
-    found.rejected = Counter({HOSTILE: 2})
+    total = counts()
+    total.dropped = Counter({HOSTILE: 2})
+    total.rejected = Counter({HOSTILE: 2})
     files = summary().files
     named = (FileCounts(HOSTILE, 6, 3, 2, 1, 0, 1, 4), files[1])
     with_model(run, comparison={"parameters": 10, "name": "[red]<script>"})
-    merged(run, summary(counts=found, files=named))
+    merged(run, summary(counts=total, files=named))
     log = ProgressLog(run, LeaseOwner("w1", HOSTILE, 1, "1"), "refine")
     log.write("failed", error="X", message=HOSTILE)
 
 
-def test_nothing_of_a_stranger_runs_on_the_page(run: RunDir) -> None:
+def test_untrusted_text_is_escaped_on_the_page(run: RunDir) -> None:
     hostile_run(run)
     write_report(run)
     html = run.report_html.read_text(encoding="utf-8")
@@ -332,9 +338,9 @@ def test_nothing_of_a_stranger_runs_on_the_page(run: RunDir) -> None:
     assert "http" not in html.replace('http-equiv="', "")
 
 
-def test_the_page_lets_in_its_own_style_only(run: RunDir) -> None:
+def test_the_security_policy_allows_only_our_own_style_sheet(run: RunDir) -> None:
     merged(run, summary())
-    html = page(build_report(run))
+    html = report_page(build_report(run))
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
     assert policy
     assert policy[1].startswith("default-src 'none'; style-src 'sha256-")
@@ -345,7 +351,7 @@ def test_the_page_lets_in_its_own_style_only(run: RunDir) -> None:
     assert digest in policy[1]
 
 
-def test_nothing_hostile_reaches_the_terminal(run: RunDir) -> None:
+def test_control_characters_do_not_reach_the_terminal(run: RunDir) -> None:
     hostile_run(run)
     report = write_report(run)
     text = printed(report)
@@ -355,23 +361,23 @@ def test_nothing_hostile_reaches_the_terminal(run: RunDir) -> None:
     assert load_report(run) == report
 
 
-def test_many_inputs_are_cut_on_the_page_and_whole_in_the_json(run: RunDir) -> None:
+def test_the_page_lists_100_input_files_and_the_json_all(run: RunDir) -> None:
     one = summary()
     files = (*one.files, *(FileCounts(f"f{n}", 0, 0, 0, 0, 0, 0, 0) for n in range(300)))
     merged(run, summary(files=files))
     report = write_report(run)
-    assert len(report["inputs"]) == 302
+    assert len(report.inputs) == 302
     assert "And 202 more files" in run.report_html.read_text()
 
 
 def test_an_empty_corpus_can_be_reported(run: RunDir) -> None:
     nothing = summary(
-        counts=Counts(), duplicates=DuplicateCounts(), shared_ids=SharedIds(), written=0, text_bytes=0,
-        tokens=0, files=(), parts=(),
+        counts=Counts(), duplicates=DuplicateCounts(), shared_ids=SharedIds(), written=0,
+        text_bytes=0, tokens=0, files=(), parts=(),
     )  # fmt: skip
     merged(run, nothing)
     report = write_report(run)
-    assert report["documents"]["written_ratio"] is None
+    assert report.documents.written_ratio is None
     assert "?" in printed(report)
 
 
@@ -399,47 +405,45 @@ def test_the_report_of_a_real_run_equals_sums_over_its_files(tmp_path: Path) -> 
         for part in sorted(run.dir.corpus.glob("part-*"))
         for line in unpacked(part).splitlines()
     ]
-    assert report["documents"]["read"] == len(ledger) == 34
-    assert report["documents"]["written"] == len(texts) == 30
-    assert report["documents"]["duplicates"] == 1
-    assert report["documents"]["quarantined"] == {"invalid_json": 1, "null_text": 1}
-    assert report["bytes"]["written"] == sum(len(text.encode()) for text in texts)
-    assert report["tokens"]["written"] == sum(-(-len(text.encode()) // 4) for text in texts)
-    assert report["tokens"]["read"] == sum(row.tokens_in for row in ledger)
-    assert Plan.load(run.dir).digest == report["execution"]["plan"]
+    assert report.documents.read == len(ledger) == 34
+    assert report.documents.written == len(texts) == 30
+    assert report.documents.duplicates == 1
+    assert report.documents.quarantined == {"invalid_json": 1, "null_text": 1}
+    assert report.bytes.written == sum(len(text.encode()) for text in texts)
+    assert report.tokens.written == sum(-(-len(text.encode()) // 4) for text in texts)
+    assert report.tokens.read == sum(row.tokens_in for row in ledger)
+    assert Plan.load(run.dir).digest == report.execution.plan
 
 
-def test_workers_over_time_with_their_failures(
+def test_the_timeline_shows_rates_and_failures_of_workers(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """60 bins of a second: w1 reads 100 tokens a second and fails after 30, w2 40 to the end."""
     merged(run, summary())
-    for name, words in (
+    for name, lines in (
         ("w1", [(0, "starting", 0, 0), (10, "working", 1000, 0), (30, "failed", 3000, 0)]),
         ("w2", [(0, "working", 0, 0), (45, "working", 1800, 1), (60, "done", 2400, 1)]),
         ("w3", [(20, "working", 0, 0)]),
     ):
         log = ProgressLog(run, LeaseOwner(name, "node7", 1, "1"), "refine")
-        for at, state, tokens, deaths in words:
+        for at, state, tokens, deaths in lines:
             monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
             log.counts, log.deaths = Counts(tokens_in=tokens), deaths
             log.write(state)
-    found = build_report(run)["execution"]["timeline"]
-    assert found["seconds"] == 60
-    assert found["tokens_per_second"] == [140.0] * 30 + [40.0] * 30
-    told = {
-        one["worker"]: (one["end"], one["failed"], one["deaths_noted"]) for one in found["workers"]
+    timeline = build_report(run).execution.timeline
+    assert timeline.seconds == 60
+    assert timeline.tokens_per_second == (140.0,) * 30 + (40.0,) * 30
+    workers = {one.worker: (one.end, one.failed, one.deaths_noted) for one in timeline.workers}
+    assert workers == {
+        "w1": ("failed", 0.5, ()),
+        "w2": ("done", None, (0.75,)),
+        "w3": ("gone", 0.3333, ()),
     }
-    assert told == {
-        "w1": ("failed", 0.5, []),
-        "w2": ("done", None, [0.75]),
-        "w3": ("gone", 0.3333, []),
-    }
-    html = page(build_report(run))
-    assert html.count("ended without a word") == 2, "in both tables"
+    html = report_page(build_report(run))
+    assert html.count("died without an error message") == 2, "in both tables"
 
 
-def test_a_long_history_is_read_here_and_there(run: RunDir) -> None:
+def test_a_long_history_is_sampled_evenly(run: RunDir) -> None:
     log = ProgressLog(run, LeaseOwner("w1", "node7", 1, "1"), "refine")
     for number in range(2000):
         log.counts = Counts(tokens_in=number)
@@ -452,7 +456,7 @@ def test_a_long_history_is_read_here_and_there(run: RunDir) -> None:
     assert max(b - a for a, b in pairwise(read)) < 300
 
 
-def test_what_is_damaged_of_the_examples_is_named(run: RunDir) -> None:
+def test_a_damaged_examples_file_is_named(run: RunDir) -> None:
     merged(run, summary())
     run.examples.write_bytes(b'{"id": 1}\n')
     with pytest.raises(StopError, match="damaged"):

@@ -84,7 +84,7 @@ def octaves(numbers: Any) -> dict[int, int]:
 
 
 def bins(report: dict[str, Any], what: str, which: str) -> dict[int, int]:
-    return {one["from"]: one[which] for one in report["distributions"][what] if one[which]}
+    return {one["min"]: one[which] for one in report["distributions"][what] if one[which]}
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_raw_tokens_by_outcome(report: dict[str, Any], truth: Truth) -> None:
     assert lost["dropped"] == tokens(truth.readable[source] for source in truth.dropped)
     left = tokens(truth.readable[source] for source in truth.written)
     copies = tokens(truth.readable[source] for source in truth.copies)
-    assert lost["edited"] + lost["duplicates"] == left - lost["written"] + copies
+    assert lost["edited"] + lost["duplicate"] == left - lost["written"] + copies
 
 
 def test_distributions(report: dict[str, Any], truth: Truth) -> None:
@@ -196,7 +196,7 @@ def test_examples_are_raw_and_published_texts(
             assert (one.after is None) == (one.source in truth.dropped)
     named = {one["source"] for one in report["duplicate_sets"]["largest"]}
     assert named == truth.copies <= shown.keys()
-    assert report["duplicate_sets"]["sizes"] == [{"from": 2, "to": 3, "sets": 3}]
+    assert report["duplicate_sets"]["sizes"] == [{"min": 2, "max": 3, "sets": 3}]
 
 
 def test_the_card_says_the_same(run: tuple[RunDir, Path], truth: Truth) -> None:
@@ -212,7 +212,7 @@ def test_the_card_says_the_same(run: tuple[RunDir, Path], truth: Truth) -> None:
     ]  # fmt: skip
     assert cells["raw input"][0] == len(truth.readable) + truth.unreadable.total()
     assert cells["raw input"][2] == tokens(truth.readable.values())
-    assert cells["refined, and left out as a duplicate"] == [len(truth.copies)]
+    assert cells["refined, but a duplicate"] == [len(truth.copies)]
     assert cells["refined, and in this corpus"] == [len(truth.rows)]
     for name in NAMES:
         of = cells[name]

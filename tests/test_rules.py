@@ -1,4 +1,4 @@
-"""The rules engine: the published rules one by one, page furniture, and the programs it writes."""
+"""The rules engine: each published rule, boilerplate, and the programs it writes."""
 
 import asyncio
 import io
@@ -14,23 +14,25 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from proxhpc.engines.base import LARGE, Completion, Request
-from proxhpc.engines.rules.boilerplate import badge, boilerplate_lines
-from proxhpc.engines.rules.engine import RULES, Rule, RulesEngine
+from proxhpc.engines.base import LARGE_TEXT, Completion, Request
+from proxhpc.engines.rules.boilerplate import boilerplate_lines, is_badge
+from proxhpc.engines.rules.engine import RULES, RulesEngine
 from proxhpc.engines.rules.heuristics import (
     ParsedDocument,
     c4_document,
     c4_line,
     count_sentences,
+    count_stop_words,
     fineweb,
     gopher_quality,
     script_of,
-    stop_words,
 )
 from proxhpc.engines.rules.repetition import gopher_repetition, ngram_shares
-from proxhpc.errors import UserError
 from proxhpc.program.parse import parse_chunk, parse_doc
+from proxhpc.spec.manifest import EngineOptions
+from proxhpc.spec.sections import RuleSet
 
 PROSE = """\
 The harbour of the small town had been built by fishermen long before anyone kept records.
@@ -79,7 +81,7 @@ def ask(
     return completion.text
 
 
-def verdict(text: str, rules: Sequence[Rule] = RULES) -> str:
+def verdict(text: str, rules: Sequence[RuleSet] = RULES) -> str:
     return ask(RulesEngine(rules), text.split("\n"), "doc")
 
 
@@ -120,25 +122,25 @@ def test_ordinary_prose_is_kept_in_every_script(text: str) -> None:
         (PROSE + "\n" + PROSE[:90], "fineweb", "characters in duplicate lines 0.14 >= 0.1"),
     ],
 )
-def test_each_document_rule_names_its_reason(text: str, rule: Rule, reason: str) -> None:
+def test_each_document_rule_names_its_reason(text: str, rule: RuleSet, reason: str) -> None:
     assert verdict(text, [rule]).startswith(f"drop_doc()  # {rule}: ")
     assert reason in verdict(text, [rule])
 
 
-def test_only_the_chosen_rules_judge() -> None:
+def test_only_the_chosen_rules_apply() -> None:
     no_marks = PROSE.replace(".", "")
     assert verdict(no_marks, ["gopher"]) == "keep_doc()"
     assert verdict("short", []) == "keep_doc()"
     assert verdict(no_marks).startswith("drop_doc()  # c4: ")
 
 
-def test_stop_words_of_one_language_are_enough_but_not_one_each_of_many() -> None:
-    assert stop_words(["das", "Haus", "ist", "alt", "und", "nicht", "groß"]) == 4
-    assert stop_words(["the", "der", "le", "tower", "bridge"]) == 1
-    assert stop_words(["маяк", "стоит"]) == 2
+def test_stop_words_must_be_of_one_language() -> None:
+    assert count_stop_words(["das", "Haus", "ist", "alt", "und", "nicht", "groß"]) == 4
+    assert count_stop_words(["the", "der", "le", "tower", "bridge"]) == 1
+    assert count_stop_words(["маяк", "стоит"]) == 2
 
 
-def test_chinese_counts_two_characters_as_a_word() -> None:
+def test_in_chinese_two_characters_count_as_a_word() -> None:
     assert script_of(CHINESE) == "unspaced"
     assert script_of(THAI) == "unpunctuated"
     assert script_of("Naïve café, 東 in one place") == "spaced"
@@ -148,7 +150,7 @@ def test_chinese_counts_two_characters_as_a_word() -> None:
     assert "duplicate" in gopher_repetition(ParsedDocument.of(CHINESE + CHINESE[:100]))
 
 
-def test_sentences_do_not_end_in_an_abbreviation_before_a_small_letter() -> None:
+def test_an_abbreviation_before_a_small_letter_ends_no_sentence() -> None:
     assert count_sentences("It works, e.g. here. Does it? Yes!") == 3
     assert count_sentences('He said: "No." She left.') == 2
     assert count_sentences("one without any mark") == 1
@@ -161,15 +163,15 @@ def naive_shares(units: Sequence[str], scale: int) -> dict[str, float]:
         n = words * scale
         grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
         counts = Counter(grams)
-        most = max(counts.values(), default=0)
-        if most < 2:
+        top = max(counts.values(), default=0)
+        if top < 2:
             break
-        longest = max(sum(map(len, gram)) for gram, count in counts.items() if count == most)
+        longest = max(sum(map(len, gram)) for gram, count in counts.items() if count == top)
         if words <= 4:
-            shares[f"top {words}-gram"] = longest * most / total
+            shares[f"top {words}-gram"] = longest * top / total
         else:
-            again = [i for i, gram in enumerate(grams) if gram in grams[:i]]
-            covered = {k for i in again for k in range(i, i + n)}
+            repeats = [i for i, gram in enumerate(grams) if gram in grams[:i]]
+            covered = {k for i in repeats for k in range(i, i + n)}
             shares[f"duplicate {words}-gram"] = sum(len(units[k]) for k in covered) / total
     return shares
 
@@ -181,12 +183,12 @@ def test_ngram_shares_match_a_naive_count(words: list[str]) -> None:
 
 
 @given(st.text(alphabet="山水月日𠀀", min_size=1, max_size=60))
-def test_ngram_shares_of_chinese_take_two_characters_for_a_word(text: str) -> None:
+def test_ngram_shares_count_two_chinese_characters_as_a_word(text: str) -> None:
     shares = {name: share for name, share, _ in ngram_shares(ParsedDocument.of(text * 2))}
     assert shares == pytest.approx(naive_shares(text * 2, 2))
 
 
-def test_repeated_ngrams_condemn() -> None:
+def test_repeated_ngrams_drop_a_document() -> None:
     passage = "the boats come home before the night and leave again when the sun is up"
     text = PROSE.replace("\n", f" {passage}\n")
     assert gopher_repetition(ParsedDocument.of(text)) == "duplicate 5-gram characters 0.31 > 0.15"
@@ -255,12 +257,10 @@ Then
 Share this on your favourite network"""
 
 
-def test_furniture_of_a_readme_goes_and_its_content_stays() -> None:
+def test_boilerplate_of_a_readme_is_removed_and_its_content_kept() -> None:
     lines = README.split("\n")
-    gone = {
-        line[:12]: why for line, why in zip(lines, boilerplate_lines(lines), strict=True) if why
-    }
-    assert gone == {
+    reasons = zip(lines, boilerplate_lines(lines), strict=True)
+    assert {line[:12]: reason for line, reason in reasons if reason} == {
         "[![PyPI](htt": "badge",
         "[![Build](ht": "badge",
         "- [Install](": "link list",
@@ -273,7 +273,7 @@ def test_furniture_of_a_readme_goes_and_its_content_stays() -> None:
     }
 
 
-def test_furniture_of_a_web_page() -> None:
+def test_boilerplate_of_a_web_page() -> None:
     page = [
         "Home | About us | Contact",
         "Skip to main content",
@@ -285,7 +285,8 @@ def test_furniture_of_a_web_page() -> None:
         "Cookies are baked in an oven; the recipe is older than the town.",
         "Copyright © 2024 The Harbour Post. All rights reserved.",
     ]
-    assert [line for line, why in zip(page, boilerplate_lines(page), strict=True) if not why] == [
+    reasons = boilerplate_lines(page)
+    assert [line for line, reason in zip(page, reasons, strict=True) if not reason] == [
         "",
         page[9],
         page[10],
@@ -294,7 +295,7 @@ def test_furniture_of_a_web_page() -> None:
     ]
 
 
-def test_six_short_lines_make_a_menu_and_five_a_list() -> None:
+def test_six_short_lines_are_a_menu_but_five_are_a_list() -> None:
     entries = ["News", "Sport", "Weather", "Travel", "Opinion", "Jobs"]
     assert boilerplate_lines(entries) == ["menu"] * 6
     assert boilerplate_lines(entries[:5]) == [""] * 5
@@ -303,7 +304,7 @@ def test_six_short_lines_make_a_menu_and_five_a_list() -> None:
     )
 
 
-def test_rows_of_tables_are_no_menus() -> None:
+def test_rows_of_tables_are_not_link_rows() -> None:
     grid = ["+------+------+-------+", "| Name | Type | Value |", "+======+======+=======+"]
     assert boilerplate_lines(grid) == [""] * 3
     assert boilerplate_lines(["Name | Type | Value", "Size | Int | Ten"]) == [""] * 2
@@ -323,13 +324,13 @@ def test_rows_of_tables_are_no_menus() -> None:
     ],
 )
 def test_badges(line: str, expected: bool) -> None:
-    assert badge(line) is expected
+    assert is_badge(line) is expected
 
 
 # Programs --------------------------------------------------------------------------------------
 
 
-def test_runs_are_merged_over_blank_lines_and_numbered_from_the_window() -> None:
+def test_runs_include_blank_lines_and_are_numbered_from_the_window() -> None:
     lines = ["Menu", "", "More", "", "The boats come home at night.", "", "Footer", ""]
     assert ask(RulesEngine(["c4"]), lines, first_line=120).split("\n") == [
         "remove_lines(start=120, end=122)  # c4: no terminal punctuation",
@@ -337,20 +338,20 @@ def test_runs_are_merged_over_blank_lines_and_numbered_from_the_window() -> None
     ]
 
 
-def test_c4_is_off_where_it_is_not_chosen() -> None:
+def test_c4_line_rules_apply_only_if_chosen() -> None:
     lines = ["# Title", "", "- item", "code = 1"]
     assert ask(RulesEngine(["gopher", "fineweb"]), lines) == "keep_all()"
     assert ask(RulesEngine([]), lines) == "keep_all()"
     assert removed(ask(RulesEngine(), lines)) == [0, 1, 2, 3]
 
 
-def test_nothing_to_remove_and_nothing_at_all() -> None:
+def test_nothing_to_remove_gives_keep_all() -> None:
     assert ask(RulesEngine(), PROSE.split("\n")) == "keep_all()"
     assert ask(RulesEngine(), []) == "keep_all()"
     assert ask(RulesEngine(), ["", "  "]) == "keep_all()"
 
 
-def test_the_parser_reads_the_programs_and_not_the_comments() -> None:
+def test_the_parser_reads_the_programs_but_not_the_comments() -> None:
     lines = ["Menu", "", *PROSE.split("\n"), "", "- Footer", "More"]
     chunk = parse_chunk(ask(RulesEngine(), lines))
     assert [(s.first, s.last) for s in chunk.statements] == [(0, 0), (9, 10)]
@@ -362,14 +363,14 @@ def test_the_parser_reads_the_programs_and_not_the_comments() -> None:
 
 
 @given(st.lists(st.text(max_size=60), max_size=30), st.integers(0, 5000))
-def test_any_window_gives_a_program_on_its_own_lines(lines: list[str], first: int) -> None:
+def test_a_program_of_any_window_removes_only_its_lines(lines: list[str], first: int) -> None:
     lines = "\n".join(lines).split("\n")
     program = ask(RulesEngine(), lines, first_line=first)
     numbers = removed(program)
     assert numbers == sorted(set(numbers))
     assert all(first <= number < first + len(lines) for number in numbers)
     assert bool(numbers) != (program == "keep_all()")
-    # A reason is ours alone: a document must not be able to write part of its own program.
+    # Reasons hold no text of the document, which could otherwise write part of its own program.
     call = r"remove_lines\(start=\d+, end=\d+\)  # [\w :]+"
     assert all(
         re.fullmatch(call, line, re.ASCII) or line == "keep_all()" for line in program.split("\n")
@@ -411,14 +412,14 @@ def test_hostile_lines_take_linear_time(line: str) -> None:
     assert boilerplate_lines([line[:1990]] * 50) is not None
 
 
-def test_an_unknown_rule_is_named_with_the_choices() -> None:
-    with pytest.raises(UserError) as error:
-        RulesEngine(["gofer"])  # type: ignore[list-item]
+def test_an_unknown_rule_set_is_named_with_the_choices() -> None:
+    with pytest.raises(ValidationError) as error:
+        EngineOptions.model_validate({"name": "rules", "rules": ["gofer"]})
     assert "'gofer'" in str(error.value)
-    assert "did you mean 'gopher'? The rules are c4, gopher, fineweb." in str(error.value)
+    assert "'c4', 'gopher' or 'fineweb'" in str(error.value)
 
 
-def test_real_documents_are_judged_as_people_judge_them() -> None:
+def test_verdicts_on_real_documents_agree_with_human_ones() -> None:
     folder = os.environ.get("PROXHPC_DATA")
     path = Path(folder or "") / "eval_docquality_dev.jsonl.zst"
     if not folder or not path.exists():
@@ -429,9 +430,9 @@ def test_real_documents_are_judged_as_people_judge_them() -> None:
     assert right / len(rows) >= 0.74
 
 
-def test_the_event_loop_comes_round_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signals and the heartbeat wait for one answer at most; commits, for the first documents."""
-    monkeypatch.setattr("proxhpc.engines.rules.engine.BURST", 0)
+def test_other_tasks_run_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals and heartbeats wait for one answer at most, and documents end in their order."""
+    monkeypatch.setattr("proxhpc.engines.rules.engine.BURST_S", 0)
     lines = ["Home | About | Contact", "This is a sentence of some length, it says."] * 100
     done: list[tuple[int, str]] = []
 
@@ -453,29 +454,29 @@ def test_the_event_loop_comes_round_between_answers(monkeypatch: pytest.MonkeyPa
     assert done == [(n, level) for n in range(30) if n != 7 for level in ("doc", "chunk")]
 
 
-def test_a_large_text_is_judged_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_text_is_answered_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[bool] = []
 
-    def judge(self: RulesEngine, request: Request) -> str:
+    def doc_program(self: RulesEngine, request: Request) -> str:
         threads.append(threading.current_thread() is threading.main_thread())
         return "keep_doc()"
 
-    monkeypatch.setattr(RulesEngine, "_judge", judge)
+    monkeypatch.setattr(RulesEngine, "_doc_program", doc_program)
 
     async def main() -> None:
         engine = RulesEngine()
-        for size in (10, LARGE):
+        for size in (10, LARGE_TEXT):
             await engine.complete(Request("doc", (), ["x" * size], 0, 9))
 
     asyncio.run(main())
     assert threads == [True, False]
 
 
-def test_an_error_of_the_rules_comes_to_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(self: RulesEngine, request: Request) -> str:
+def test_an_error_of_a_rule_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def doc_program(self: RulesEngine, request: Request) -> str:
         raise ZeroDivisionError(request.lines[0])
 
-    monkeypatch.setattr(RulesEngine, "_judge", judge)
+    monkeypatch.setattr(RulesEngine, "_doc_program", doc_program)
 
     async def main() -> list[object]:
         engine = RulesEngine()

@@ -12,7 +12,7 @@ import zstandard
 
 from proxhpc import verify as module
 from proxhpc.corpus.frames import FrameWriter, read_frames
-from proxhpc.run.ledger import Header, LedgerState, parse_frame
+from proxhpc.run.ledger import CommitHeader, LedgerState, parse_frame
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from runs import document, local_site, manifest, write_jsonl
@@ -62,7 +62,7 @@ def test_a_good_run(run: RunDir, processes: str) -> None:
     assert "66 documents" in said
     assert "all of it agrees" in said
     result = json.loads(verify(run, "--json")[1])
-    assert (result["good"], result["not_refined"], result["counts"]["documents"]) == (True, 0, 66)
+    assert (result["good"], result["not_refined"], result["totals"]["documents"]["read"]) == (True, 0, 66)
     assert result["documents_written"] == 60
 
 
@@ -117,7 +117,7 @@ def rewrite(path: Path) -> None:
         for payload in frames[:-1]:
             head, rows = parse_frame(payload)
             rows = rows[head["commit"] == 0 :]
-            header = Header.decode(head | {"rows": len(rows)})
+            header = CommitHeader.decode(head | {"rows": len(rows)})
             payload = b"\n".join([header.encode(), *(row.encode() for row in rows)])
             out.append(payload)
             progress.add(header, rows, payload)

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Imports wait until a command needs them."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +17,23 @@ LEAST_RAM = 16 << 20  # bytes for matching
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status (see `proxhpc.errors` for those of errors)."""
+    """Run one command and return its exit status; docs/cli.md lists them."""
     arguments = parser().parse_args(argv)
     try:
-        return int(COMMANDS[arguments.verb](arguments) or 0)
+        status = int(COMMANDS[arguments.verb](arguments) or 0)
+        sys.stdout.flush()
+        return status
     except ProxError as error:
         if arguments.debug:
             raise
         print(f"proxhpc: {_safe(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("proxhpc: interrupted; what was committed stays", file=sys.stderr)
+        print("proxhpc: interrupted; everything committed is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has seen enough (`| head`); Python would complain again at exit.
-        sys.stdout = None
+        # The reader has closed the pipe (`| head`). Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if arguments.debug:
@@ -40,14 +43,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _safe(text: object) -> str:
-    """Lines of which nothing steers a terminal: messages may quote logs, paths and documents."""
+    """Escape control characters: messages may quote logs, paths and documents."""
     from proxhpc.status.terminal import safe
 
     return "\n".join(map(safe, str(text).split("\n")))
 
 
 def _reason(error: OSError) -> str:
-    """An error that nobody explained, in one line."""
+    """One line for an error of the operating system that no other code explains."""
     if error.filename is None or error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}"
@@ -60,10 +63,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
     counts = None
     if run.dir.plan.exists():
-        from proxhpc.status.heartbeats import latest
+        from proxhpc.status.heartbeats import latest_heartbeats
         from proxhpc.status.totals import load_merge, run_counts
 
-        counts = run_counts(load_merge(run.dir), latest(run.dir))
+        counts = run_counts(load_merge(run.dir), latest_heartbeats(run.dir))
     result = estimate_run(run.plan, run.site, run.dir, counts)
     _print_json(result) if arguments.json else _print(render_estimate(result))
 
@@ -91,21 +94,19 @@ def _launch(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.launch import prepare_run, rehearse
+    from proxhpc.launch.launch import dry_run, prepare_run
 
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=False)
-    for phase, script, said in rehearse(run):
+    for phase, script, said in dry_run(run):
         print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {said}\n"))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from proxhpc import doctor
+    from proxhpc.doctor import diagnose, render_diagnosis
 
-    site, folder, models = doctor.subject(arguments.site, arguments.manifest, arguments.run)
-    findings = list(doctor.examine_site(site, folder, models))
-    result = doctor.summary(findings)
-    _print_json(result) if arguments.json else _print(doctor.render_findings(findings))
-    return 0 if result["launch_would_work"] else 2
+    diagnosis = diagnose(arguments.site, arguments.manifest, arguments.run)
+    print(diagnosis.to_json()) if arguments.json else _print(render_diagnosis(diagnosis))
+    return 0 if diagnosis.launch_would_work else 2
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
@@ -123,9 +124,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     run = _open(arguments)
     proof = verify.verify(run, processes=arguments.processes)
     if arguments.json:
-        _print_json(proof.to_dict(run))
+        print(proof.to_output(run).to_json())
     else:
-        for line in verify.lines(run, proof):
+        for line in verify.render_verification(run, proof):
             print(_safe(line))
     if arguments.repair and not proof.good:
         with advance_lock(run):
@@ -136,14 +137,14 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from proxhpc.cluster.slurm import Queue, available
+    from proxhpc.cluster.slurm import Queue, is_available
     from proxhpc.status import show_status
 
-    queue = Queue() if available() else None
+    queue = Queue() if is_available() else None
     show_status(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
 
 
-def _asked(arguments: argparse.Namespace) -> "Manifest":
+def _preview_manifest(arguments: argparse.Namespace) -> "Manifest":
     from proxhpc.preview import preview_manifest
 
     return preview_manifest(
@@ -156,19 +157,18 @@ def _asked(arguments: argparse.Namespace) -> "Manifest":
 
 
 def _refine(arguments: argparse.Namespace) -> int:
-    from proxhpc import preview as here
+    from proxhpc.preview import PreviewFormat, read_documents, refine_documents
 
     if arguments.limit is not None:
         _at_least(1, "--limit", arguments.limit)
-    manifest = _asked(arguments)
-    items = here.items(manifest, arguments.files or [Path("-")], plain=arguments.plain)
-    form: here.PreviewOptions = "diff" if arguments.diff else "text" if arguments.text else "json"
-    return here.refine_documents(manifest, items, form, arguments.limit)
+    manifest = _preview_manifest(arguments)
+    files = arguments.files or [Path("-")]
+    documents = read_documents(manifest, files, plain=arguments.plain)
+    output: PreviewFormat = "diff" if arguments.diff else "text" if arguments.text else "json"
+    return refine_documents(manifest, documents, output, arguments.limit)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    import json
-
     from proxhpc.corpus.disk import write_atomic
     from proxhpc.evaluate import gold, result, view
 
@@ -176,9 +176,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _at_least(1, "--limit", arguments.limit)
     _at_least(0, "--bootstrap", arguments.bootstrap)
     _at_least(0, "--seed", arguments.seed)
-    manifest = _asked(arguments)
+    manifest = _preview_manifest(arguments)
     where, exclude = (
-        tuple(map(gold.condition, given)) for given in (arguments.where, arguments.exclude)
+        tuple(map(gold.parse_condition, given)) for given in (arguments.where, arguments.exclude)
     )
     selection = gold.Selection(where, exclude, arguments.limit, arguments.seed, arguments.split)
     fields = gold.GoldFields.parse(arguments.fields)
@@ -189,13 +189,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.gold,
         selection,
         arguments.bootstrap,
-        say=lambda line: print(line, file=sys.stderr),
+        log=lambda line: print(line, file=sys.stderr),
     )
     if arguments.json == Path("-"):
-        _print_json(found.to_dict())
+        print(found.to_json())
         return
     if arguments.json:
-        write_atomic(arguments.json, json.dumps(found.to_dict(), indent=2).encode() + b"\n")
+        write_atomic(arguments.json, f"{found.to_json()}\n".encode())
     _print(view.render_evaluation(found))
 
 
@@ -220,7 +220,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
         out,
         resume=arguments.resume,
         processes=arguments.processes,
-        say=lambda line: print(_safe(line), flush=True),
+        log=lambda line: print(_safe(line), flush=True),
     )
     for name, score in adapted.scores.items():
         print(f"{name:18} {score:.4g}")
@@ -228,18 +228,18 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
-    from proxhpc.annotate.annotate import Options, annotate
-    from proxhpc.annotate.examples import WindowCutter
-    from proxhpc.annotate.sources import open_sources, reject_sources
+    from proxhpc.annotate.annotate import AnnotateOptions, annotate
+    from proxhpc.annotate.examples import WindowLimits
+    from proxhpc.annotate.sources import check_output, open_sources
     from proxhpc.annotate.view import render_summary
     from proxhpc.evaluate.gold import GoldFields
 
     _share("--untouched", arguments.untouched)
     if arguments.per_source is not None:
         _at_least(1, "--per-source", arguments.per_source)
-    options = Options(
+    options = AnnotateOptions(
         dialect=arguments.dialect,
-        cut=WindowCutter.parse(arguments.windows),
+        windows=WindowLimits.parse(arguments.windows),
         untouched=arguments.untouched,
         per_source=arguments.per_source,
         held_out=tuple(arguments.held_out),
@@ -247,9 +247,9 @@ def _annotate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     sources = open_sources(arguments.sources, options.fields, options.dialect)
-    out = reject_sources(arguments.out, [*arguments.sources, *options.held_out])
+    out = check_output(arguments.out, [*arguments.sources, *options.held_out])
     summary = annotate(sources, out, options)
-    _print_json(summary.to_dict()) if arguments.json else _print(render_summary(summary))
+    print(summary.to_json()) if arguments.json else _print(render_summary(summary))
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -258,13 +258,15 @@ def _inspect(arguments: argparse.Namespace) -> None:
     run = _open(arguments)
     if (arguments.id is None) == (arguments.sample is None):
         raise UserError("inspect takes the id of a document, or --sample N")
+    if arguments.outcome and arguments.sample is None:
+        raise UserError("--outcome chooses among documents: add --sample N")
     if arguments.id is not None:
         show_document(run, arguments.id, as_json=arguments.json)
     else:
         show_sample(
             run,
             arguments.sample,
-            status=arguments.status or "",
+            outcome=arguments.outcome or "",
             seed=arguments.seed,
             as_json=arguments.json,
         )
@@ -286,25 +288,22 @@ def _memory(text: str) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from proxhpc.report import load_report, render_report, write_report
+    from proxhpc.report import load_report, render_account, render_report, run_account, write_report
 
     run = _open(arguments)
+    if not run.merge_summary.exists():
+        account = run_account(run)
+        print(account.to_json()) if arguments.json else _print(render_account(account))
+        return
     try:
         report = write_report(run)
     except UserError as error:
-        # A finished run may be on a file system that can only be read.
-        if not (run.merge_summary.exists() and run.report_json.exists()):
+        # A finished run may lie on a read-only file system.
+        if not run.report_json.exists():
             raise
-        print(f"proxhpc: the report is not written again: {_safe(error.message)}", file=sys.stderr)
+        print(f"proxhpc: the report was not rewritten: {_safe(error.message)}", file=sys.stderr)
         report = load_report(run)
-    _print_json(report) if arguments.json else _print(render_report(report))
-
-
-def _flops(arguments: argparse.Namespace) -> None:
-    from proxhpc.report import account, render_account
-
-    result = account(_open(arguments))
-    _print_json(result) if arguments.json else _print(render_account(result))
+    print(report.to_json()) if arguments.json else _print(render_report(report))
 
 
 def _worker(arguments: argparse.Namespace) -> None:
@@ -329,7 +328,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
         run, out = _open(arguments), arguments.out.absolute()
         manifest = variant.variant_manifest(run, *changes)
-        if told := variant.asked_otherwise(Plan.load(run).manifest, manifest):
+        if told := variant.why_programs_may_differ(Plan.load(run).manifest, manifest):
             print(f"a new run might get other programs: {told}", file=sys.stderr)
         made = variant.merge_variant(
             run, out, manifest, processes=arguments.processes, memory=memory
@@ -343,7 +342,9 @@ def _merge(arguments: argparse.Namespace) -> None:
         number, of = arguments.number, arguments.of
         if not 0 <= number < of:
             raise UserError(f"--number {number} --of {of}: of {of} shares the first is 0")
-        print(tasks.merge_share(root, arguments.phase, number, of, arguments.processes, memory))
+        print(
+            tasks.merge_phase_task(root, arguments.phase, number, of, arguments.processes, memory)
+        )
         return
     if (arguments.number, arguments.of) != (0, 1):
         raise UserError("--number and --of are shares of a phase: add --phase")
@@ -381,7 +382,6 @@ COMMANDS = {
     "adapt": _adapt,
     "inspect": _inspect,
     "report": _report,
-    "flops": _flops,
     "worker": _worker,
     "merge": _merge,
     "advance": _advance,

@@ -55,7 +55,9 @@ def to_document(
     if text is None:
         return RecordProblem("null_text", f"field {fields.text!r} is null")
     if not isinstance(text, str):
-        return RecordProblem("text_not_string", f"field {fields.text!r} is a {_json_type(text)}")
+        return RecordProblem(
+            "text_not_string", f"field {fields.text!r} is a JSON {_json_type(text)}"
+        )
     identifier = _identifier(record, fields.id, raw) if fields.id else ""
     if identifier is None:
         return RecordProblem("id_not_scalar", f"field {fields.id!r} is not a string or number")

@@ -1,4 +1,4 @@
-"""Engines: what writes the programs. Each is imported only when it is asked for."""
+"""Engines, which write the programs. Each is imported only when it is used."""
 
 from typing import TYPE_CHECKING
 
@@ -9,15 +9,13 @@ if TYPE_CHECKING:
     from proxhpc.run.models import ModelRef
     from proxhpc.spec.manifest import EngineOptions
 
-NGRAM = 4  # tokens that must agree before the next ones are guessed
-
 
 async def make_engine(
     options: "EngineOptions", model: "ModelRef | None", *, stepwise: bool = False
 ) -> Engine:
-    """The engine that `options` names, loaded and ready; blocks until it is.
+    """Load the engine that `options` names; blocks until it is ready.
 
-    `stepwise`: its requests may have `steps`. UserError when a model or a package is missing or
+    With `stepwise`, its requests may have `steps`. UserError if a model or a package is missing or
     does not load.
     """
     if options.name == "rules":
@@ -30,7 +28,7 @@ async def make_engine(
             hint="give the stage a `model`, or use `engine: {name: rules}`",
         )
     if options.name == "vllm":
-        return await _lasting_vllm(options, model, stepwise)
+        return await _make_vllm(options, model, stepwise)
     from proxhpc.engines.transformers_engine import TransformersEngine
 
     _need("transformers", "transformers")
@@ -44,20 +42,13 @@ async def make_engine(
     )
 
 
-async def _lasting_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool) -> Engine:
+async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool) -> Engine:
     from proxhpc.engines.device import wait_for_memory
     from proxhpc.engines.restarting import RestartingEngine
     from proxhpc.engines.vllm_engine import VLLMEngine
 
     _need("vllm", "vllm")
-    more = dict(options.options)
-    devices = more.get("tensor_parallel_size")
-    if options.ngram_tokens:
-        more["speculative_config"] = {
-            "method": "ngram",
-            "num_speculative_tokens": options.ngram_tokens,
-            "prompt_lookup_max": NGRAM,
-        }
+    devices = options.options.get("tensor_parallel_size")
 
     async def start() -> Engine:
         share = options.gpu_memory_utilization
@@ -68,7 +59,7 @@ async def _lasting_vllm(options: "EngineOptions", model: "ModelRef", stepwise: b
             gpu_memory_utilization=share,
             max_model_len=options.max_model_len,
             stepwise=stepwise,
-            options=more,
+            options=options.options,
         )
 
     return RestartingEngine(await start(), start)

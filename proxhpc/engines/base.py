@@ -1,4 +1,4 @@
-"""The engine protocol: what a refiner asks of whatever writes its programs."""
+"""The engine protocol: a request in, a completion out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,31 +10,30 @@ from proxhpc.errors import ProxError, RetryError
 
 Level = Literal["doc", "chunk"]
 FinishReason = Literal["stop", "length", "loop"]
-LOOP_TOKENS = range(8, 41)  # a call has eight tokens at least, and two long ones forty
+LOOP_TOKENS = range(8, 41)  # from one short call to two long ones
 LOOP_COUNT = 4
-LARGE = 1_000_000  # characters that Python scans in about 100 ms; more go to a thread
+LARGE_TEXT = 1_000_000  # characters; larger texts block for 100 ms and go to a thread
 
 
 class RequestError(ProxError):
-    """One request that can never be answered; the others are unharmed."""
+    """A request that can never be answered. Other requests are not affected."""
 
 
 class EngineDiedError(RetryError):
-    """The engine, or the machine's memory, is gone; another one may answer."""
+    """The engine has died or ran out of memory; another one may answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One question to an engine.
 
-    Language models read `prompt` (token ids, special tokens included); the rules engine, which
-    has no tokenizer, reads `lines`: the document's lines, or those of one window, the first of
-    which bears the number `first_line` in the prompt. The answer ends behind the first of the
-    strings `stop` that comes up in it, which stays part of it, or with `end_loops` where it does
-    nothing but repeat itself any more (`is_loop`); `grammar` is a regular expression. Each token
-    is one of those of its step, if there are `steps`; `bias` is added to the logits of the ids
-    that it names. `odds` are two ids whose log-odds as the first token are to be told. An engine
-    that can answers requests of lower `order` first.
+    Language models read `prompt` (token ids, special tokens included). The rules engine has no
+    tokenizer and reads `lines`: those of the document, or of a window whose first line has the
+    number `first_line`. The answer ends after the first `stop` string, which stays part of it; with
+    `end_loops`, also as soon as `is_loop`. `grammar` is a regular expression that the answer must
+    match. `steps` restrict each token to a few ids, and `bias` is added to the logits of the ids it
+    names. `odds` are two ids: the answer's score is their log-odds as first token. Engines answer
+    requests of lower `order` first if they can.
     """
 
     level: Level
@@ -72,64 +71,64 @@ class Completion:
 
 
 class Tokenizer(Protocol):
-    """What prompts and windows need of a tokenizer. Text never becomes a special token."""
+    """A model's tokenizer. Text never becomes a special token."""
 
     bos: Sequence[int]
-    """Ids that the model's own tokenizer puts before every prompt; often one, or none."""
+    """Ids that the model's tokenizer puts before every prompt: usually one or none."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` alone, without special tokens added or recognised in it."""
+        """Token ids of `text`; no special tokens are added or recognised."""
         ...
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids of each line by itself, as `encode` gives them."""
+        """Token ids of each line, encoded separately."""
         ...
 
     def count(self, lines: Sequence[str]) -> list[int]:
-        """Token counts of each line by itself."""
+        """Number of tokens of each line, encoded separately."""
         ...
 
     def head(self, text: str, tokens: int) -> str:
-        """The longest start of `text` that the first `tokens` of its tokens cover."""
+        """The longest prefix of `text` that its first `tokens` tokens cover."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         ...
 
-    def special(self, token: str) -> int:
-        """Id of a special token; UserError if the vocabulary has none of that name."""
+    def special_id(self, token: str) -> int:
+        """Id of a special token; UserError if the vocabulary does not have it."""
         ...
 
-    def added(self, token: str) -> int:
-        """Id of a token of text that was added to the vocabulary whole; UserError without one."""
+    def added_id(self, token: str) -> int:
+        """Id of an added token that is not special; UserError if there is none of that name."""
         ...
 
     def chat(self, system: str | None, user: str) -> list[int]:
-        """Ids of the model's own chat template around `user`; UserError where it has none."""
+        """Ids of `user` in the model's chat template; UserError if it has none."""
         ...
 
 
 class Engine(Protocol):
-    """Writes programs. `tokenizer` is None for an engine that reads lines instead of tokens."""
+    """Writes programs. `tokenizer` is None for an engine that reads lines, not tokens."""
 
     name: str
     tokenizer: Tokenizer | None
     max_model_len: int
     cache_tokens: int
-    """Prompt tokens that it remembers what it made of, for prompts that begin alike; 0 for none."""
+    """Capacity of the prefix cache in prompt tokens; 0 without one."""
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request; many may be in flight. EngineDiedError when the engine has died."""
+        """Answer one request; many may be in flight. EngineDiedError if the engine has died."""
         ...
 
     async def close(self) -> None:
-        """Free the device and end every child process. Never raises."""
+        """Free the device and end all child processes. Never raises."""
         ...
 
 
 def check_request(request: Request, max_model_len: int) -> None:
-    """Raise RequestError unless the prompt and the longest answer fit the model's context."""
+    """Raise RequestError unless the prompt and the longest answer fit into the context."""
     prompt, new = len(request.prompt), request.max_new_tokens
     if prompt < 1 or new < 1:
         raise RequestError(
@@ -145,7 +144,7 @@ def check_request(request: Request, max_model_len: int) -> None:
 
 
 def is_loop(ids: Sequence[int]) -> bool:
-    """Whether the same run of LOOP_TOKENS ids stands LOOP_COUNT times in a row at the end."""
+    """Return True if `ids` ends with LOOP_COUNT copies of one run of LOOP_TOKENS ids."""
     for size in LOOP_TOKENS:
         if size * LOOP_COUNT > len(ids):
             return False
@@ -158,7 +157,7 @@ def is_loop(ids: Sequence[int]) -> bool:
     return False
 
 
-def end_of(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the strings `stop` that comes up in `text` ends; None without one."""
-    ends = [at + len(mark) for mark in stop if (at := text.find(mark)) >= 0]
+def find_stop_end(text: str, stop: Sequence[str]) -> int | None:
+    """End of the first `stop` string in `text`; None if there is none."""
+    ends = [at + len(string) for string in stop if (at := text.find(string)) >= 0]
     return min(ends, default=None)

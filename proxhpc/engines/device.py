@@ -1,6 +1,6 @@
-"""What GPUs there are and how full: this process must not touch CUDA before its engine.
+"""Free memory and names of GPUs.
 
-Memory is asked of nvidia-smi.
+Free memory comes from nvidia-smi, because this process must not touch CUDA before its engine.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 WAIT_S = 120.0
 PAUSE_S = 2.0
@@ -17,49 +17,50 @@ _QUERY = ("--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits
 
 
 async def wait_for_memory(share: float, devices: int = 1) -> None:
-    """Wait until `share` of the memory of the first visible devices is free, as vLLM wants it.
+    """Wait until `share` of the memory of the first visible devices is free, as vLLM needs it.
 
-    A process that has just ended may hold it for a while. After WAIT_S the engine is tried all
-    the same and says what it lacks. Where memory cannot be told, nothing is waited for.
+    A process that has just ended can hold memory for a while. After WAIT_S the engine starts
+    anyway and reports what it lacks. A device whose memory is unknown is not waited for.
     """
-    every = ",".join(map(str, range(devices)))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
+    default = ",".join(map(str, range(devices)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", default).split(",")
     names = [name for name in visible if name.strip()][:devices]
-    end = time.monotonic() + WAIT_S
-    while busy := [name for name in names if await asyncio.to_thread(_lacks, name, share)]:
-        if time.monotonic() > end:
-            log.warning("device %s: %.0f %% of its memory is not free", busy[0], 100 * share)
+    deadline = time.monotonic() + WAIT_S
+    while full := [name for name in names if await asyncio.to_thread(_is_full, name, share)]:
+        if time.monotonic() > deadline:
+            _log.warning("device %s: %.0f %% of its memory is not free", full[0], 100 * share)
             return
         await asyncio.sleep(PAUSE_S)
 
 
-def _lacks(device: str, share: float) -> bool:
-    """Whether less than `share` of a device's memory is free; not where it cannot be told."""
+def _is_full(device: str, share: float) -> bool:
+    """Return True if less than `share` of the memory is free; False if that is unknown."""
     try:
-        asked = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", *_QUERY, "-i", device.strip()],
             capture_output=True,
             text=True,
             timeout=30,
             check=True,
         )
-        free, total = map(int, asked.stdout.split(","))
+        free, total = map(int, result.stdout.split(","))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        log.debug("the memory of device %s cannot be told: %s", device, error)
+        _log.debug("nvidia-smi does not report the memory of device %s: %s", device, error)
         return False
     return free < share * total
 
 
 def device_name(engine: str) -> tuple[str | None, int]:
-    """Name of the GPUs on which a loaded engine runs, and how many it may use; (None, 0) without.
+    """Name of the GPUs that a loaded engine runs on, and how many; (None, 0) without GPUs.
 
-    vLLM's child holds the GPUs: its platform asks the driver, and this process needs no CUDA.
+    With vLLM a child process holds the GPUs: its platform asks the driver, so that this process
+    needs no CUDA.
     """
     if engine == "rules":
         return None, 0
     import torch
 
-    devices = int(torch.cuda.device_count())  # of NVML, where it can
+    devices = int(torch.cuda.device_count())  # uses NVML if it can
     if not devices:
         return None, 0
     if engine == "vllm":

@@ -1,4 +1,4 @@
-"""An engine that outlives its own death: started again, once, and asked again."""
+"""An engine that is restarted once if it dies."""
 
 import asyncio
 import logging
@@ -7,20 +7,20 @@ from collections.abc import Awaitable, Callable
 from proxhpc.engines.base import Completion, Engine, EngineDiedError, Request
 from proxhpc.errors import ProxError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-RESTARTS = 1  # what kills two engines is likely to kill the third
+_MAX_RESTARTS = 1  # what kills two engines is likely to kill the third
 
 
 class RestartingEngine:
-    """Passes requests on to an engine, and to its successor what was under way when it died."""
+    """Passes requests to an engine; after its death, repeats the open ones to a new engine."""
 
     def __init__(self, engine: Engine, start: Callable[[], Awaitable[Engine]]) -> None:
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
         self._engine, self._start = engine, start
-        self._starting = asyncio.Lock()
-        self._left = RESTARTS
+        self._restarting = asyncio.Lock()
+        self._restarts_left = _MAX_RESTARTS
         self._closed = False
 
     async def complete(self, request: Request) -> Completion:
@@ -30,27 +30,27 @@ class RestartingEngine:
             try:
                 return await engine.complete(request)
             except EngineDiedError as error:
-                async with self._starting:
+                async with self._restarting:
                     if self._engine is engine:
-                        await self._replace(error)
+                        await self._restart(error)
 
-    async def _replace(self, error: EngineDiedError) -> None:
+    async def _restart(self, error: EngineDiedError) -> None:
         if self._closed:
             raise error
-        if self._left == 0:
+        if self._restarts_left == 0:
             raise EngineDiedError(
-                f"the engine died again after {RESTARTS} restart: {error.message}",
-                hint="its log says why; the next worker goes on behind what is committed",
+                f"the engine died again after {_MAX_RESTARTS} restart: {error.message}",
+                hint="its log has the cause; the next worker resumes after the last commit",
             ) from error
-        self._left -= 1
-        log.warning("%s; it is started again", error.message)
+        self._restarts_left -= 1
+        _log.warning("%s; restarting it", error.message)
         await self._engine.close()
         try:
             self._engine = await self._start()
-        except Exception as failure:  # no document's fault, whatever it is
-            what = failure.message if isinstance(failure, ProxError) else repr(failure)
+        except Exception as failure:  # no error of a start may be blamed on a document
+            reason = failure.message if isinstance(failure, ProxError) else repr(failure)
             raise EngineDiedError(
-                f"{error.message}, and no other did start: {what}",
+                f"{error.message}, and the restart failed: {reason}",
                 hint=getattr(failure, "hint", ""),
             ) from failure
 

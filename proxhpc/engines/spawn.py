@@ -1,4 +1,4 @@
-"""What an engine that runs in child processes needs around its start and its end."""
+"""Child processes of an engine: signals, environment and clean-up."""
 
 import logging
 import os
@@ -16,17 +16,17 @@ from types import FrameType
 
 from proxhpc.run.process import start_time
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-# Slurm sends these to every process of a step; a child that inherits "ignored" outlives them.
+# Slurm sends these to every process of a step. A child that inherits "ignored" survives them.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 FIRST_PORT, PORTS_PER_WORKER, PORT_BLOCKS = 20_000, 16, 750  # below the ephemeral ports
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
-# Reads "pid start-time" lines until its standard input ends, then kills those still the same.
-_WATCH = """
+# Reads lines "pid start-time" until standard input ends, then kills those that still exist.
+_KILLER = """
 import os, signal, sys
-def born(pid):
+def start_time(pid):
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[19]
@@ -36,7 +36,7 @@ for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
 watched = [line.split() for line in sys.stdin]
 for pid, start in watched:
-    if born(pid) == start:
+    if start_time(pid) == start:
         try:
             os.kill(int(pid), signal.SIGKILL)
         except OSError:
@@ -46,20 +46,20 @@ for pid, start in watched:
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Hold the signals of SIGNALS back meanwhile; processes of multiprocessing ignore them.
+    """Defer the signals of SIGNALS to the end of the block; multiprocessing children ignore them.
 
-    A process born while its parent ignores a signal does so, too. So the parent ignores them for
-    the milliseconds of each birth, and only what comes just then is lost; all else is raised
-    again at the end, when the handlers of before are back. Only the main thread can change
-    handlers, so elsewhere this does nothing.
+    A child ignores the signals that its parent ignores when it starts. So this process ignores
+    them for the milliseconds of each start, and a signal that arrives then is lost. All others are
+    raised again at the end, under the previous handlers. Only the main thread can change handlers;
+    in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     start = BaseProcess.start
 
-    def start_deaf(process: BaseProcess) -> None:
+    def start_ignoring_signals(process: BaseProcess) -> None:
         if threading.current_thread() is not threading.main_thread():
             start(process)
             return
@@ -67,14 +67,14 @@ def signals_deferred() -> Iterator[None]:
             start(process)
 
     try:
-        with _handlers(lambda number, _: came.append(number)):
-            BaseProcess.start = start_deaf  # type: ignore[assignment, method-assign]
+        with _handlers(lambda number, _: received.append(number)):
+            BaseProcess.start = start_ignoring_signals  # type: ignore[assignment, method-assign]
             try:
                 yield
             finally:
                 BaseProcess.start = start  # type: ignore[method-assign]
     finally:
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
@@ -82,34 +82,37 @@ def signals_deferred() -> Iterator[None]:
 def _handlers(
     handler: Callable[[int, FrameType | None], object] | signal.Handlers,
 ) -> Iterator[None]:
-    """Handle the signals of SIGNALS so meanwhile, then as before."""
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    """Set this handler for the signals of SIGNALS; restore the previous ones at the end."""
+    previous = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, old in before.items():
-            # None: the handler was not set from Python and cannot be set again.
+        for number, old in previous.items():
+            # None: the handler was not set from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
-def cores() -> int | None:
-    """Cores of this Slurm task, where it says so: one without binding shows a task all of them."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(given) if given.isdecimal() else None
+def slurm_cores() -> int | None:
+    """Cores of this Slurm task; None outside Slurm.
+
+    A task whose site does not bind it to its cores sees those of the whole node.
+    """
+    cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(cores) if cores.isdecimal() else None
 
 
-_using: list[Path] = []  # this process's scratch folder, once for each engine that uses it
+_users: list[Path] = []  # the scratch folder of this process, once for each engine that uses it
 
 
 def node_local_environment() -> Path:
-    """Set what vLLM reads from the environment, where the user has not; returns a scratch folder.
+    """Set the environment variables that vLLM reads and the user has not set; a scratch folder.
 
-    No network and no telemetry; caches in the scratch folder, one for all engines of this process,
-    so that workers of one node never write the same files; a block of ports by process id; logs
-    to standard error.
+    No network and no telemetry; caches in the scratch folder, so that workers of one node never
+    write the same files; ports that depend on the process id; logs on standard error. All engines
+    of this process share the folder.
     """
-    scratch = _using[0] if _using else Path(tempfile.mkdtemp(prefix="proxhpc-engine-"))
-    _using.append(scratch)
+    scratch = _users[0] if _users else Path(tempfile.mkdtemp(prefix="proxhpc-engine-"))
+    _users.append(scratch)
     port = FIRST_PORT + os.getpid() % PORT_BLOCKS * PORTS_PER_WORKER
     defaults = {
         "HF_HUB_OFFLINE": "1",
@@ -120,23 +123,23 @@ def node_local_environment() -> Path:
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_PORT": str(port),
-        # CPU backend: an explicit size needs no share of the node's memory to be free, and
-        # without binding several workers do not crowd onto the same first cores.
+        # On a CPU: a fixed size, where vLLM would want a share of the node's memory to be free,
+        # and no binding, which would put all workers on the same first cores.
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **{name: str(scratch / name.lower()) for name in CACHES},
     }
-    if cpus := cores():
-        defaults["OMP_NUM_THREADS"] = str(cpus)
+    if cores := slurm_cores():
+        defaults["OMP_NUM_THREADS"] = str(cores)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return scratch
 
 
-def drop_scratch(scratch: Path) -> None:
-    """Remove the scratch folder, with the last engine that uses it, and what points into it."""
-    _using.remove(scratch)
-    if _using:
+def remove_scratch(scratch: Path) -> None:
+    """Remove the scratch folder, and the variables that point into it, after its last user."""
+    _users.remove(scratch)
+    if _users:
         return
     for name in CACHES:
         if Path(os.environ.get(name, "/")).is_relative_to(scratch):
@@ -145,15 +148,15 @@ def drop_scratch(scratch: Path) -> None:
 
 
 class OrphanKiller:
-    """Ends child processes when this process dies, however it dies.
+    """Kills child processes when this process dies, even by SIGKILL.
 
-    A process killed with SIGKILL cannot end its children, and an orphaned engine holds its
-    device's memory. A small helper, in a session of its own, waits for the end of a pipe.
+    An orphaned engine would hold its device's memory. A small helper process in a separate session
+    waits for the end of a pipe from this process.
     """
 
     def __init__(self) -> None:
         self._helper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WATCH],
+            [sys.executable, "-I", "-S", "-c", _KILLER],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -162,7 +165,7 @@ class OrphanKiller:
         )
 
     def watch(self, pids: set[int]) -> None:
-        """Watch these processes; ends with `release`."""
+        """Watch these processes until `release`."""
         assert self._helper.stdin is not None
         for pid in sorted(pids):
             if (start := start_time(pid)) is not None:
@@ -170,12 +173,12 @@ class OrphanKiller:
         self._helper.stdin.flush()
 
     def release(self) -> None:
-        """End what is watched and still there, and the helper."""
+        """Kill the watched processes that still exist, and end the helper."""
         assert self._helper.stdin is not None
         try:
             self._helper.stdin.close()
             self._helper.wait(timeout=10)
         except (OSError, subprocess.TimeoutExpired) as error:
-            log.warning("the helper that ends orphaned engines is stuck: %s", error)
+            _log.warning("the helper that kills orphaned engines does not end: %s", error)
             self._helper.kill()
             self._helper.wait()

@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory, for text that may try to be markup."""
+"""The tokenizer of a model directory, safe for text that looks like special tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,44 +6,44 @@ from typing import Any
 
 from proxhpc.errors import UserError
 
-# Stands for the user's text while a chat template is rendered; plain enough for any filter.
+# Placeholder of the user's text in a rendered chat template; no template's filter changes it.
 _SLOT = "PROXHPC0USER0TEXT"
-# Where conversions of SentencePiece models go wrong: first word, runs of spaces, unknown letters.
+# Where conversions of SentencePiece models fail: first word, runs of spaces, unknown letters.
 _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
 
 
 class HFTokenizer:
-    """Implements `base.Tokenizer` on the fast tokenizer of a Hugging Face directory.
+    """Implements `base.Tokenizer` with the fast tokenizer of a Hugging Face directory.
 
-    The strings of special tokens (`</s>`, `<|im_start|>`) in a text are tokenised like any
-    other text. Other added tokens, which belong to the vocabulary proper, are recognised.
-    Methods may be called from several threads.
+    Special tokens that are written out in a text (`</s>`, `<|im_start|>`) are tokenized like any
+    other text. Added tokens that are not special are recognised. Methods may be called from
+    several threads.
     """
 
     def __init__(self, path: Path) -> None:
-        """UserError when the directory has no tokenizer that loads without its own code."""
+        """UserError if the directory has no tokenizer that loads without code from there."""
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         try:
-            own = AutoTokenizer.from_pretrained(
+            loaded = AutoTokenizer.from_pretrained(
                 path, trust_remote_code=False, local_files_only=True, use_fast=True
             )
-        except Exception as error:  # whatever a foreign file makes three libraries raise
+        except Exception as error:  # three libraries raise many kinds for damaged files
             reason = str(error).strip().splitlines() or [""]
             raise UserError(
                 f"cannot load the tokenizer in {path}: {reason[0]}",
-                hint="a directory with only tokenizer.model needs the packages sentencepiece "
-                "and protobuf; otherwise its files may be damaged",
+                hint="if there is only tokenizer.model, install the packages sentencepiece and "
+                "protobuf; otherwise its files may be damaged",
             ) from error
-        if not isinstance(own, PreTrainedTokenizerFast):
+        if not isinstance(loaded, PreTrainedTokenizerFast):
             raise UserError(
-                f"the tokenizer in {path} ({type(own).__name__}) has no fast version",
-                hint="save one with transformers: tokenizer.json is missing",
+                f"the tokenizer in {path} ({type(loaded).__name__}) has no fast version",
+                hint="save one with transformers, which writes tokenizer.json",
             )
-        self._own = own
-        self._text = Tokenizer.from_str(own.backend_tokenizer.to_str())
-        self._markup = Tokenizer.from_str(own.backend_tokenizer.to_str())
+        self._hf_tokenizer = loaded
+        self._text = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+        self._markup = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
         for tokenizer in (self._text, self._markup):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -53,36 +53,36 @@ class HFTokenizer:
             (added.content, bool(added.special)): int(number)
             for number, added in self._markup.get_added_tokens_decoder().items()
         }
-        self._never: frozenset[int] = frozenset()
-        self._never = self._find_leaks()
+        self._leaks: frozenset[int] = frozenset()
+        self._leaks = self._find_leaks()
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
             self._check_conversion(path / "tokenizer.model")
         self._frames: dict[str | None, tuple[list[int], str, str, list[int]]] = {}
         added = self._markup.encode("", add_special_tokens=True).ids
-        self.bos: Sequence[int] = [i for i in added[:1] if i == own.bos_token_id]
-        self.stop_ids: Sequence[int] = [i for i in [own.eos_token_id] if i is not None]
+        self.bos: Sequence[int] = [i for i in added[:1] if i == loaded.bos_token_id]
+        self.stop_ids: Sequence[int] = [i for i in [loaded.eos_token_id] if i is not None]
 
     def _find_leaks(self) -> frozenset[int]:
-        """Ids that a text must not have and yet gets: Unigram models find them in their vocabulary.
+        """Special ids that a text gets nevertheless, from the vocabulary of a Unigram model.
 
-        UserError where cutting the text does not help.
+        UserError if splitting the text does not prevent that.
         """
         specials = {
             number: name
             for (name, special), number in self._added.items()
-            if special and number != self._own.unk_token_id  # as any unknown letter
+            if special and number != self._hf_tokenizer.unk_token_id  # unknown letters have it
         }
         leaks = frozenset(
             number
             for number, name in specials.items()
             if number in self.encode(name) + self.encode(f"a{name}b") + self.encode(f"a {name} b")
         )
-        self._never = leaks
+        self._leaks = leaks
         for number in leaks:
             if number in self.encode(f"a {specials[number]} b"):
                 raise UserError(
-                    f"this tokenizer takes {specials[number]!r} in a text for its special token",
-                    hint="choose a model whose tokenizer keeps text and special tokens apart",
+                    f"this tokenizer reads {specials[number]!r} in a text as its special token",
+                    hint="choose a model whose tokenizer distinguishes text and special tokens",
                 )
         return leaks
 
@@ -98,46 +98,45 @@ class HFTokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` alone, without special tokens added or recognised in it."""
-        # A batch, though of one: only for batches the library lets other threads run meanwhile
-        # and spares the offsets.
+        """Token ids of `text`; no special tokens are added or recognised."""
+        # A batch of one, since only for batches the library releases the GIL and skips offsets.
         (tokens,) = self._text.encode_batch_fast([text], add_special_tokens=False)
-        if self._never.isdisjoint(tokens.ids):
+        if self._leaks.isdisjoint(tokens.ids):
             return list(tokens.ids)
         return [number for _, piece in self._pieces(text) for number in piece.ids]
 
     def _pieces(self, text: str) -> list[tuple[str, Any]]:
-        """The text and its tokens, cut inside of whatever would become a special token."""
+        """Parts of the text and their tokens, split inside whatever would be a special token."""
         tokens = self._text.encode(text, add_special_tokens=False)
-        if not self._never or self._never.isdisjoint(tokens.ids):
+        if not self._leaks or self._leaks.isdisjoint(tokens.ids):
             return [(text, tokens)]
-        cuts = [
+        splits = [
             start + 1
             for number, (start, end) in zip(tokens.ids, tokens.offsets, strict=True)
-            if number in self._never and start + 1 < end
+            if number in self._leaks and start + 1 < end
         ]
-        if not cuts:
+        if not splits:
             return [(text, tokens)]
-        ends = [*cuts, len(text)]
-        parts = [text[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
+        ends = [*splits, len(text)]
+        parts = [text[start:end] for start, end in zip([0, *splits], ends, strict=True)]
         return [piece for part in parts for piece in self._pieces(part)]
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids of each line by itself, as `encode` gives them."""
+        """Token ids of each line, encoded separately."""
         batch = self._text.encode_batch_fast(list(lines), add_special_tokens=False)
-        if not self._never:
+        if not self._leaks:
             return [tokens.ids for tokens in batch]
         return [
-            tokens.ids if self._never.isdisjoint(tokens.ids) else self.encode(line)
+            tokens.ids if self._leaks.isdisjoint(tokens.ids) else self.encode(line)
             for line, tokens in zip(lines, batch, strict=True)
         ]
 
     def count(self, lines: Sequence[str]) -> list[int]:
-        """Token counts of each line by itself."""
+        """Number of tokens of each line, encoded separately."""
         return [len(ids) for ids in self.encode_lines(lines)]
 
     def head(self, text: str, tokens: int) -> str:
-        """The longest start of `text` that the first `tokens` of its tokens cover."""
+        """The longest prefix of `text` that its first `tokens` tokens cover."""
         ends: list[int] = []
         at = 0
         for part, piece in self._pieces(text):
@@ -148,12 +147,12 @@ class HFTokenizer:
         return text[: max(ends[: max(tokens, 0)], default=0)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         text: str = self._text.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def special(self, token: str) -> int:
-        """Id of a special token; UserError if the vocabulary has none of that name."""
+    def special_id(self, token: str) -> int:
+        """Id of a special token; UserError if the vocabulary does not have it."""
         number = self._added.get((token, True))
         if number is None:
             raise UserError(
@@ -162,21 +161,21 @@ class HFTokenizer:
             )
         return number
 
-    def added(self, token: str) -> int:
-        """Id of a token of text that was added to the vocabulary whole; UserError without one."""
+    def added_id(self, token: str) -> int:
+        """Id of an added token that is not special; UserError if there is none of that name."""
         number = self._added.get((token, False))
         if number is None:
             raise UserError(
                 f"the model's vocabulary has no added token {token!r}",
-                hint="`prompt: walk` is for models trained for it",
+                hint="use `prompt: walk` only with models trained for it",
             )
         return number
 
     def chat(self, system: str | None, user: str) -> list[int]:
-        """Ids of the model's own chat template around `user`; UserError where it has none.
+        """Ids of `user` in the model's chat template; UserError if it has none.
 
-        The text and the plain text of the template next to it are tokenised as one string, so
-        the ids are those of the whole prompt, except that special tokens in `user` stay text.
+        `user` and the template's plain text around it are tokenized as one string. So the ids are
+        those of the whole prompt, except that special tokens in `user` stay text.
         """
         if system not in self._frames:
             self._frames[system] = self._frame(system)
@@ -195,16 +194,16 @@ class HFTokenizer:
         special = {number for (_, special), number in self._added.items() if special}
         first = self._markup.encode(left, add_special_tokens=False)
         ends = [i + 1 for i, number in enumerate(first.ids) if number in special]
-        cut = ends[-1] if ends else 0
-        left_at = first.offsets[cut - 1][1] if cut else 0
+        last_end = ends[-1] if ends else 0
+        left_start = first.offsets[last_end - 1][1] if last_end else 0
         last = self._markup.encode(right, add_special_tokens=False)
         starts = [i for i, number in enumerate(last.ids) if number in special]
-        resume = starts[0] if starts else len(last.ids)
-        right_at = last.offsets[resume][0] if starts else len(right)
-        return first.ids[:cut], left[left_at:], right[:right_at], last.ids[resume:]
+        first_start = starts[0] if starts else len(last.ids)
+        right_end = last.offsets[first_start][0] if starts else len(right)
+        return first.ids[:last_end], left[left_start:], right[:right_end], last.ids[first_start:]
 
     def _render(self, system: str | None) -> str:
-        if not self._own.chat_template:
+        if not self._hf_tokenizer.chat_template:
             raise UserError(
                 "the model has no chat template",
                 hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
@@ -213,10 +212,10 @@ class HFTokenizer:
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         try:
-            rendered = self._own.apply_chat_template(
+            rendered = self._hf_tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # the template is a program of the model's author
+        except Exception as error:  # the template is code of the model's author
             raise UserError(
                 f"the model's chat template fails: {type(error).__name__}: {error}",
                 hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",

@@ -1,4 +1,4 @@
-"""The transformers engine: batched greedy decoding on a CPU or one GPU, in a thread of its own."""
+"""The transformers engine: batched greedy decoding on a CPU or one GPU, in a thread."""
 
 import asyncio
 import logging
@@ -16,26 +16,26 @@ from proxhpc.engines.base import (
     RequestError,
     Tokenizer,
     check_request,
-    end_of,
+    find_stop_end,
     is_loop,
 )
 from proxhpc.engines.drafts import Decoded, can_draft, draft, pad_left
 from proxhpc.engines.generation import (
-    ended_at,
+    closed_error,
     length_to_stop,
-    make_choosers,
+    make_restrictions,
     make_scorer,
     make_stopping,
 )
-from proxhpc.engines.spawn import cores
+from proxhpc.engines.spawn import slurm_cores
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.run.models import ModelRef
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-LINGER_S = 0.01  # how long a batch that is not full waits for the next request
-# What `from_pretrained` may be given beside what the engine sets itself.
+LINGER_S = 0.01  # how long an incomplete batch waits for the next request
+# Arguments of `from_pretrained` that a manifest may set; the engine sets the others.
 OPTIONS = ("attn_implementation", "low_cpu_mem_usage", "quantization_config")
 
 
@@ -46,11 +46,11 @@ class _Pending:
     loop: asyncio.AbstractEventLoop
 
     def answer(self, result: Completion | BaseException) -> None:
-        """Hand the result over to the event loop that waits for it."""
+        """Pass the result to the waiting event loop."""
         try:
             self.loop.call_soon_threadsafe(self._set, result)
-        except RuntimeError:  # the loop has been closed: nobody waits any more
-            log.debug("an answer came after its event loop had closed")
+        except RuntimeError:  # the loop is closed: nobody waits for the answer
+            _log.debug("an answer arrived after its event loop was closed")
 
     def _set(self, result: Completion | BaseException) -> None:
         if self.future.done():
@@ -62,10 +62,10 @@ class _Pending:
 
 
 class TransformersEngine:
-    """Answers up to `batch_size` requests at a time; the batch gathers prompts of like length.
+    """Answers up to `batch_size` requests at a time, with prompts of similar length in a batch.
 
-    `dtype` "auto" is bfloat16 on CUDA (float16 where the device has none) and float32 on a CPU.
-    Nothing of the model's own generation defaults but its end-of-sequence tokens is used.
+    `dtype` "auto" is bfloat16 on CUDA (float16 if the device lacks it) and float32 on a CPU. Of the
+    model's generation defaults only the end-of-sequence tokens are used.
     """
 
     name = "transformers"
@@ -88,9 +88,11 @@ class TransformersEngine:
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})
         self._batch_size = batch_size
         self._device = device or default_device()
-        if (cpus := cores()) and "OMP_NUM_THREADS" not in os.environ:
-            _set_threads(cpus)
-        self._model = _load(model, _dtype(dtype, self._device), self._device, options or {})
+        if (cores := slurm_cores()) and "OMP_NUM_THREADS" not in os.environ:
+            import torch
+
+            torch.set_num_threads(cores)
+        self._model = _load_model(model, _dtype(dtype, self._device), self._device, options or {})
         self._waiting: list[_Pending] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -98,7 +100,7 @@ class TransformersEngine:
         self._thread.start()
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request. RequestError when it is too long, EngineDiedError on failure."""
+        """Answer one request. RequestError if it is too long, EngineDiedError on failure."""
         check_request(request, self.max_model_len)
         if request.grammar is not None:
             raise RequestError(
@@ -109,114 +111,102 @@ class TransformersEngine:
         pending = _Pending(request, loop.create_future(), loop)
         with self._changed:
             if self._closing:
-                raise ended_at()
+                raise closed_error()
             self._waiting.append(pending)
             self._changed.notify()
         return await pending.future
 
     async def close(self) -> None:
-        """Stop at the next token, refuse what is open, free the device. Never raises."""
+        """Stop at the next token, refuse open requests, free the device. Never raises."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
         self._model = None
-        _free(self._device)
+        _free_memory(self._device)
 
     def _work(self) -> None:
         while batch := self._next_batch():
             self._answer(batch)
         for pending in self._waiting:
-            pending.answer(ended_at())
+            pending.answer(closed_error())
 
     def _next_batch(self) -> list[_Pending]:
-        """The oldest request and those nearest to it in length; empty when closing."""
+        """The oldest request and those closest to it in length; empty when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
-            seen = 0
-            while seen < len(self._waiting) < self._batch_size and not self._closing:
-                seen = len(self._waiting)
+            count = 0
+            while count < len(self._waiting) < self._batch_size and not self._closing:
+                count = len(self._waiting)
                 self._changed.wait(LINGER_S)
             self._waiting = [p for p in self._waiting if not p.future.cancelled()]
             if self._closing or not self._waiting:
                 return [] if self._closing else self._next_batch()
             size = len(self._waiting[0].request.prompt)
-            nearest = sorted(self._waiting, key=lambda p: abs(len(p.request.prompt) - size))
-            batch = nearest[: self._batch_size]
+            closest = sorted(self._waiting, key=lambda p: abs(len(p.request.prompt) - size))
+            batch = closest[: self._batch_size]
             self._waiting = [p for p in self._waiting if p not in batch]
             return batch
 
     def _answer(self, batch: Sequence[_Pending]) -> None:
-        """Answer a batch; in two halves, and so on, when the device's memory is too small."""
+        """Answer a batch; halve it as often as the device's memory is too small."""
+
+        def check() -> None:
+            if self._closing or all(pending.future.cancelled() for pending in batch):
+                raise closed_error()
+
         try:
-            completions = self._generate(
-                [pending.request for pending in batch],
-                lambda: self._closing or all(pending.future.cancelled() for pending in batch),
-            )
-        except Exception as error:  # whatever torch raises must reach those who wait
-            if len(batch) > 1 and _out_of_memory(error):
-                log.warning("no memory for %d prompts at a time: halving", len(batch))
-                _free(self._device)
+            completions = self._generate([pending.request for pending in batch], check)
+        except Exception as error:  # those who wait must see whatever torch raises
+            if len(batch) > 1 and _is_out_of_memory(error):
+                _log.warning("no memory for a batch of %d prompts: halving it", len(batch))
+                _free_memory(self._device)
                 self._answer(batch[: len(batch) // 2])
                 self._answer(batch[len(batch) // 2 :])
                 return
             for pending in batch:
-                pending.answer(_failure(error))
+                pending.answer(_engine_error(error))
             return
         for pending, completion in zip(batch, completions, strict=True):
             pending.answer(completion)
 
-    def _generate(
-        self, requests: Sequence[Request], given_up: Callable[[], bool]
-    ) -> list[Completion]:
-        """Greedy completions; RetryError where they are given up."""
+    def _generate(self, requests: Sequence[Request], check: Callable[[], None]) -> list[Completion]:
+        """Greedy completions. `check` is called before each pass, to stop by an exception."""
         import torch
 
         with torch.inference_mode():
             if can_draft(self._model, requests, self._stop):
-                answers = self._draft(requests, given_up)
+                drafts = draft(self._model, requests, check)
+                answers = list(map(self._truncate_at_stop, requests, drafts))
             else:
-                answers = self._decode(requests, given_up)
+                answers = self._decode(requests, check)
         return list(map(self._completion, requests, answers))
 
-    def _draft(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[Decoded]:
-        """New tokens of each request, whole answers at a time."""
+    def _truncate_at_stop(self, request: Request, answer: Decoded) -> Decoded:
+        length = length_to_stop(answer.tokens, request.stop, self._tokenizer)
+        return answer._replace(tokens=answer.tokens[:length])
 
-        def check() -> None:
-            if given_up():
-                raise ended_at()
-
-        answers = draft(self._model, requests, check)
-        lengths = [
-            length_to_stop(answer.tokens, request.stop, self._tokenizer)
-            for request, answer in zip(requests, answers, strict=True)
-        ]
-        return [
-            answer._replace(tokens=answer.tokens[:length])
-            for answer, length in zip(answers, lengths, strict=True)
-        ]
-
-    def _decode(self, requests: Sequence[Request], given_up: Callable[[], bool]) -> list[Decoded]:
-        """New tokens of each request, one token of all of them at a time."""
+    def _decode(self, requests: Sequence[Request], check: Callable[[], None]) -> list[Decoded]:
+        """New tokens of each request, decoded one by one."""
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         ids, mask = pad_left([request.prompt for request in requests], self._device)
         width = ids.shape[1]
-        longest = max(request.max_new_tokens for request in requests)
-        ends = make_stopping(requests, self._tokenizer, width, given_up)
+        max_new_tokens = max(request.max_new_tokens for request in requests)
+        stopping = make_stopping(requests, self._tokenizer, width, check)
         scorer = make_scorer(requests)
         out = self._model.generate(
             ids,
             attention_mask=mask,
-            generation_config=self._greedy(longest),
-            stopping_criteria=StoppingCriteriaList([ends]),
-            logits_processor=LogitsProcessorList([scorer, *make_choosers(requests, width)]),
+            generation_config=self._greedy_config(max_new_tokens),
+            stopping_criteria=StoppingCriteriaList([stopping]),
+            logits_processor=LogitsProcessorList([scorer, *make_restrictions(requests, width)]),
         )
         rows = out[:, width:].tolist()
-        lengths = zip(rows, ends.lengths, scorer.scores, strict=True)
+        lengths = zip(rows, stopping.lengths, scorer.scores, strict=True)
         return [Decoded(row[:length], score) for row, length, score in lengths]
 
-    def _greedy(self, max_new_tokens: int) -> Any:
+    def _greedy_config(self, max_new_tokens: int) -> Any:
         from transformers import GenerationConfig
 
         stop = sorted(self._stop)
@@ -234,10 +224,10 @@ class TransformersEngine:
         new = answer.tokens
         end = next((i for i, token in enumerate(new) if token in self._stop), None)
         text = self._tokenizer.decode(new[:end])
-        stop = end_of(text, request.stop)
+        stop = find_stop_end(text, request.stop)
         finish: FinishReason = "stop"
         if end is None and stop is None:
-            # The limit comes first where both do, as in vLLM.
+            # The limit precedes the loop, as in vLLM.
             full = len(new) >= request.max_new_tokens
             finish = "loop" if request.end_loops and not full and is_loop(new) else "length"
         return Completion(
@@ -251,11 +241,11 @@ class TransformersEngine:
         )
 
 
-def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:
+def _load_model(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # stderr is for what proxhpc has to say
+    logging.disable_progress_bar()  # stderr is for messages of proxhpc
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise UserError(
             f"engine transformers: unknown option {unknown[0]!r}",
@@ -272,31 +262,25 @@ def _load(model: ModelRef, dtype: Any, device: str, options: Mapping[str, Any]) 
         )
         loaded = loaded.to(device).eval()
     except Exception as error:
-        if _out_of_memory(error):
+        if _is_out_of_memory(error):
             raise RetryError(
                 f"no memory on {device} to load {model.name}: {error}",
-                hint="is another process on this device? A smaller dtype halves the need.",
+                hint="check for other processes on this device, or use a smaller dtype",
             ) from error
         raise UserError(
             f"model {model.name!r} cannot be loaded: {type(error).__name__}: {error}",
             hint=f"the directory is {model.path}",
         ) from error
-    # Unset fields of an explicit configuration are filled from this one, sampling included.
+    # `generate` fills unset fields of our configuration from this one, sampling included.
     loaded.generation_config = GenerationConfig()
     return loaded
 
 
 def default_device() -> str:
-    """Where models run if nobody says where."""
+    """The device on which models run by default: "cuda" if there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _set_threads(number: int) -> None:
-    import torch
-
-    torch.set_num_threads(number)
 
 
 def _dtype(name: str, device: str) -> Any:
@@ -309,7 +293,7 @@ def _dtype(name: str, device: str) -> Any:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     # The CPU allocator raises a plain RuntimeError.
@@ -318,19 +302,19 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _failure(error: Exception) -> ProxError:
-    """What to tell those who wait: that the engine has died, unless it was told to end."""
+def _engine_error(error: Exception) -> ProxError:
+    """The error for those who wait: EngineDiedError, unless the engine was closed."""
     if isinstance(error, ProxError):
         return error
     failure = EngineDiedError(
         f"the transformers engine failed: {type(error).__name__}: {error}",
-        hint="out of memory? Lower engine.batch_size, or take a bigger device.",
+        hint="if memory ran out, lower engine.batch_size or use a larger device",
     )
     failure.__cause__ = error
     return failure
 
 
-def _free(device: str) -> None:
+def _free_memory(device: str) -> None:
     import gc
 
     import torch

@@ -1,4 +1,4 @@
-"""The vLLM engine: AsyncLLM in this process, its core in a child, token ids in and out."""
+"""The vLLM engine: AsyncLLM in this process and its core in a child process."""
 
 import asyncio
 import logging
@@ -20,12 +20,12 @@ from proxhpc.engines.base import (
     RequestError,
     Tokenizer,
     check_request,
-    end_of,
+    find_stop_end,
 )
 from proxhpc.engines.spawn import (
     OrphanKiller,
-    drop_scratch,
     node_local_environment,
+    remove_scratch,
     signals_deferred,
 )
 from proxhpc.engines.steps import STEP_PROCESSOR, STEPS_KEY
@@ -34,33 +34,19 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.run.models import ModelRef
 from proxhpc.run.process import descendants, start_time
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "loop"}
-SHUTDOWN_S = 20.0  # what the core gets to end by itself before it is killed
-# What the engine sets itself; anything else of AsyncEngineArgs may be an option.
-MANAGED_ENGINE_OPTIONS = (
-    "disable_log_stats",
-    "dtype",
-    "enable_prefix_caching",
-    "generation_config",
-    "gpu_memory_utilization",
-    "logits_processors",
-    "max_model_len",
-    "model",
-    "seed",
-    "tokenizer",
-    "trust_remote_code",
-)
+SHUTDOWN_S = 20.0  # how long the core may take to end before it is killed
 
 
 class VLLMEngine:
     """Many requests in flight, batched continuously by vLLM, with prefix caching.
 
-    `dtype` "auto" is bfloat16 on a GPU (float16 where it has none) and float32 on a CPU. Make it
-    in the event loop that will use it. `gpu_memory_utilization` is without effect on a CPU, where
-    VLLM_CPU_KVCACHE_SPACE (GiB, here 2 unless set) bounds the cache. Requests may have `steps`
-    where `stepwise`, which cannot be had together with speculation.
+    Create it in the event loop that will use it. `dtype` "auto" is bfloat16 on a GPU (float16 if
+    the GPU lacks it) and float32 on a CPU. `gpu_memory_utilization` has no effect on a CPU, where
+    VLLM_CPU_KVCACHE_SPACE (GiB, default 2) limits the cache. With `stepwise`, requests may have
+    `steps`; that excludes speculative decoding.
     """
 
     name = "vllm"
@@ -75,18 +61,18 @@ class VLLMEngine:
         stepwise: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start the engine; this takes about a minute and blocks.
+        """Start the engine; blocks for about a minute.
 
-        UserError for wrong options, RetryError when the device is not ready for it.
+        UserError for wrong options, RetryError if the device is not ready.
         """
-        asyncio.get_running_loop()  # AsyncLLM binds itself to the loop it is made in
+        asyncio.get_running_loop()  # AsyncLLM is bound to the loop in which it is created
         self._tokenizer = HFTokenizer(model.path)
         self.tokenizer: Tokenizer | None = self._tokenizer
         self.max_model_len = model.context_length(max_model_len)
         self._stop = sorted({*model.stop_ids, *self._tokenizer.stop_ids})
         self._stepwise = stepwise
-        self._numbers = count()
-        self._dead: str | None = None
+        self._request_ids = count()
+        self._death_reason: str | None = None
         arguments: dict[str, Any] = {
             "model": str(model.path),
             "tokenizer": str(model.path),
@@ -96,93 +82,88 @@ class VLLMEngine:
         if stepwise:
             arguments["logits_processors"] = [STEP_PROCESSOR]
         self._scratch = node_local_environment()
-        if stepwise:  # the interface of that processor; the other runner has another
+        if stepwise:  # the version 2 runner has another interface for logits processors
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        self._tie = OrphanKiller()
-        resource_tracker.ensure_running()  # this process's own, not a child of the engine
-        before = descendants(os.getpid())
+        self._killer = OrphanKiller()
+        resource_tracker.ensure_running()  # before the engine's children: it is not one of them
+        previous = descendants(os.getpid())
         try:
             with signals_deferred():
-                self._engine = _start(arguments, dtype, options or {})
-                self._children = descendants(os.getpid()) - before
-                self._tie.watch(self._children)
+                self._engine = _start_engine(arguments, dtype, options or {})
+                self._children = descendants(os.getpid()) - previous
+                self._killer.watch(self._children)
             config = self._engine.vllm_config.cache_config
             self.cache_tokens: int = (config.num_gpu_blocks or 0) * config.block_size
         except BaseException:
-            self._tie.watch(descendants(os.getpid()) - before)
-            self._tie.release()
-            drop_scratch(self._scratch)
+            self._killer.watch(descendants(os.getpid()) - previous)
+            self._killer.release()
+            remove_scratch(self._scratch)
             raise
 
     async def complete(self, request: Request) -> Completion:
-        """Answer one request. RequestError when it is wrong, EngineDiedError when it died."""
+        """Answer one request. RequestError if vLLM refuses it, EngineDiedError if vLLM died."""
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         check_request(request, self.max_model_len)
         if request.steps and not self._stepwise:
-            raise RequestError("this vLLM was started without what restricts single tokens")
-        if self._dead is not None:
-            raise EngineDiedError(self._dead)
+            raise RequestError("this vLLM engine was started without `stepwise`: no `steps`")
+        if self._death_reason is not None:
+            raise EngineDiedError(self._death_reason)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
-        final = None
+        name = str(next(self._request_ids))
         try:
-            async for output in self._engine.generate(
-                prompt,
-                sampling(request, self._stop),
-                str(next(self._numbers)),
-                priority=request.order,
-            ):
-                final = output
+            parameters = sampling_params(request, self._stop)
+            answers = self._engine.generate(prompt, parameters, name, priority=request.order)
+            outputs = [output async for output in answers]
         except EngineDeadError as error:
-            self._dead = "the vLLM engine has died; its last words are in the worker's log"
-            raise EngineDiedError(self._dead) from error
+            self._death_reason = "the vLLM engine has died; the worker's log ends with its errors"
+            raise EngineDiedError(self._death_reason) from error
         except EngineGenerateError as error:
             raise EngineDiedError(f"vLLM could not answer a request: {error.__cause__}") from error
         except (VLLMValidationError, ValueError) as error:
             raise RequestError(f"vLLM refuses a request: {error}") from error
-        if final is None or final.outputs[0].finish_reason not in _FINISH:
+        if not outputs or outputs[-1].outputs[0].finish_reason not in _FINISH:
             raise EngineDiedError("vLLM ended a request without an answer")
-        return self._completion(final, request)
+        return self._completion(outputs[-1], request)
 
     async def close(self) -> None:
-        """End the core and every other child, remove scratch files. Never raises."""
+        """End all child processes and remove scratch files. Never raises."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self._dead = "the vLLM engine has been closed"
+        self._death_reason = "the vLLM engine has been closed"
         engine, self._engine = self._engine, None
         if engine is None:
             return
         try:
-            # Who still waits for an answer of an engine that has not died would do so for ever.
+            # Otherwise requests that are still open would wait for ever.
             engine.output_processor.propagate_error(EngineDeadError())
-            # Not in a thread: the loop would see the core end and report it as a crash.
+            # Not in a thread: the event loop would take the end of the core for a crash.
             engine.shutdown(timeout=SHUTDOWN_S)
-        except Exception:  # whatever state it is in, its processes are ended below
-            log.warning("vLLM did not shut down cleanly", exc_info=True)
-        await asyncio.to_thread(self._tie.release)
-        drop_scratch(self._scratch)
-        left = [pid for pid in self._children if start_time(pid) is not None]
-        if left:
-            log.warning("vLLM processes are still ending: %s", left)
+        except Exception:  # its processes are ended below in any case
+            _log.warning("vLLM did not shut down cleanly", exc_info=True)
+        await asyncio.to_thread(self._killer.release)
+        remove_scratch(self._scratch)
+        if alive := [pid for pid in self._children if start_time(pid) is not None]:
+            _log.warning("vLLM processes have not ended yet: %s", alive)
 
-    def _completion(self, final: Any, request: Request) -> Completion:
-        answer = final.outputs[0]
+    def _completion(self, output: Any, request: Request) -> Completion:
+        answer = output.outputs[0]
         ids = list(answer.token_ids)
         text = self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop else ids)
         return Completion(
-            text=text[: end_of(text, request.stop)],
+            text=text[: find_stop_end(text, request.stop)],
             finish=_FINISH[answer.finish_reason],
-            prompt_tokens=len(final.prompt_token_ids),
-            cached_tokens=max(final.num_cached_tokens or 0, 0),
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=max(output.num_cached_tokens or 0, 0),
             new_tokens=len(ids),
             score=_score(answer.logprobs, request),
         )
 
 
-def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
-    """Sampling parameters of vLLM for a request: greedy, and only the final answer handed out."""
+def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
+    """Sampling parameters of vLLM for a request: greedy; only the final answer is sent."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -198,13 +179,13 @@ def sampling(request: Request, stop_ids: Sequence[int]) -> Any:
         structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
         logit_bias=dict(request.bias) or None,
         extra_args={STEPS_KEY: [list(ids) for ids in request.steps]} if request.steps else None,
-        **(_loops() if request.end_loops else {}),
+        **(_loop_options() if request.end_loops else {}),
         **({"logprob_token_ids": list(request.odds)} if request.odds and _can_score() else {}),
     )
 
 
 def _score(logprobs: Any, request: Request) -> float | None:
-    """Log-odds of the request's two ids, of vLLM's log-probabilities of every new token."""
+    """The request's score, from vLLM's log-probabilities of each new token."""
     if not logprobs or request.odds is None:
         return None
     first, second = (logprobs[0][number].logprob for number in request.odds)
@@ -213,59 +194,48 @@ def _score(logprobs: Any, request: Request) -> float | None:
 
 @cache
 def _can_score() -> bool:
-    """Whether this vLLM tells the log-probabilities of tokens by id; told once if not."""
+    """Return True if this vLLM reports log-probabilities by token id; warn once if not."""
     from vllm import SamplingParams
 
     if hasattr(SamplingParams, "logprob_token_ids"):
         return True
-    log.warning("this vLLM is too old to tell log-odds: answers have no score")
+    _log.warning("this vLLM is too old to report log-odds: answers have no score")
     return False
 
 
 @cache
-def _loops() -> dict[str, Any]:
-    """The option that ends what `is_loop` tells, where this vLLM has it; told once if not."""
+def _loop_options() -> dict[str, Any]:
+    """The sampling option that ends loops as `is_loop` does; warn once if vLLM has none."""
     try:
         from vllm.sampling_params import RepetitionDetectionParams
     except ImportError:
-        log.warning("this vLLM is too old to end answers that repeat themselves: they run on")
+        _log.warning("this vLLM is too old to stop loops: such answers run to their token limit")
         return {}
-    found = RepetitionDetectionParams(
+    detection = RepetitionDetectionParams(
         min_pattern_size=LOOP_TOKENS[0], max_pattern_size=LOOP_TOKENS[-1], min_count=LOOP_COUNT
     )
-    return {"repetition_detection": found}
+    return {"repetition_detection": detection}
 
 
-def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) -> Any:
+def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) -> Any:
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
-        raise missing_vllm(error) from error
-    known = {
-        name for name in AsyncEngineArgs.__dataclass_fields__ if name not in MANAGED_ENGINE_OPTIONS
-    }
-    for name in options:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-            reason = (
-                "is set by proxhpc itself"
-                if name in MANAGED_ENGINE_OPTIONS
-                else "is unknown to vLLM"
-            )
-            raise UserError(
-                f"engine.options: {name!r} {reason}",
-                hint=f"{guess}engine.options takes the arguments of vLLM's AsyncEngineArgs",
-            )
+        raise UserError(
+            f"engine vllm: vLLM cannot be imported: {error}",
+            hint="pip install 'proxhpc[vllm]', or use `engine: {name: transformers}`",
+        ) from error
     from vllm.platforms import current_platform
 
-    # What follows up on an answer goes before what is new, while the cache still has its prompt.
+    _check_options(options, [*AsyncEngineArgs.__dataclass_fields__])
+    # A document's next requests come before new documents, while its prefix is still cached.
     options = {"scheduling_policy": "priority", **options}
-    if current_platform.is_cpu():  # compiling small models there costs more than it gives
+    if current_platform.is_cpu():  # compiling a small model takes longer than it saves
         options = {"enforce_eager": True, **options}
     try:
+        # A TypeError if one of `options` is among the arguments here.
         args = AsyncEngineArgs(
             **arguments,
             dtype=_dtype(dtype),
@@ -276,25 +246,28 @@ def _start(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) ->
             disable_log_stats=True,
             **options,
         )
-        # The defaults of offline batches: a server's run 128 at a time where these run 1024.
+        # The defaults of offline use run 1024 requests at a time, those of a server only 128.
         config = args.create_engine_config(usage_context=UsageContext.LLM_CLASS)
     except (ValueError, TypeError) as error:
         raise UserError(f"vLLM refuses its arguments: {error}") from error
     try:
         return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    except Exception as error:  # what the core says is in the log; here only that it failed
+    except Exception as error:  # only the core's log has the cause
         raise RetryError(
             f"the vLLM engine did not start: {error}",
-            hint="the reason is further up in this log; is another process on this device?",
+            hint="the cause is further up in this log; check for other processes on this device",
         ) from error
 
 
-def missing_vllm(error: ImportError) -> UserError:
-    """What to say when vLLM cannot be imported."""
-    return UserError(
-        f"engine vllm: vLLM cannot be imported: {error}",
-        hint="pip install 'proxhpc[vllm]'; or use `engine: {name: transformers}`",
-    )
+def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in options:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise UserError(
+                f"engine.options: {name!r} is unknown to vLLM",
+                hint=f"{guess}engine.options takes the arguments of vLLM's AsyncEngineArgs",
+            )
 
 
 def _dtype(name: str) -> str:

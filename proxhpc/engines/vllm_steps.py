@@ -1,38 +1,41 @@
-"""The same within vLLM: a logits processor that its core loads by name."""
+"""Step restrictions in vLLM: a logits processor that its core process loads by name."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# Only vLLM's own processes import this module.
+# Only vLLM's processes import this module.
 from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 
 from proxhpc.engines.steps import STEPS_KEY, restrict
 
 
 class StepProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
-    """Restricts each token of a request to its step's ids; behind the last step all are free."""
+    """Restricts each token of a request to the ids of its step, up to the last step."""
 
     def __init__(self, config: Any, device: Any, is_pin_memory: bool) -> None:
-        # By row of the batch: the steps, and vLLM's own list of the tokens so far.
+        # By row of the batch: the steps, and vLLM's own list of the new tokens.
         self._rows: dict[int, tuple[Sequence[Sequence[int]], Sequence[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """It is not: greedy answers differ."""
+        """False: greedy answers change."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Take note of what rows the batch has now."""
-        process_dict_updates(self._rows, batch_update, _state)
+        """Record which requests are in which rows of the batch."""
+        process_dict_updates(self._rows, batch_update, _row_state)
 
     def apply(self, logits: Any) -> Any:
-        """Restrict the rows' next tokens, in place."""
-        at = [(row, steps, len(done)) for row, (steps, done) in self._rows.items()]
-        open_ = [(row, steps[step]) for row, steps, step in at if step < len(steps)]
-        if open_:
-            restrict(logits, [row for row, _ in open_], [ids for _, ids in open_])
+        """Restrict the next token of each row, in place."""
+        allowed = {
+            row: steps[len(tokens)]
+            for row, (steps, tokens) in self._rows.items()
+            if len(tokens) < len(steps)
+        }
+        if allowed:
+            restrict(logits, [*allowed], [*allowed.values()])
         return logits
 
 
-def _state(params: Any, prompt: Any, done: Sequence[int]) -> Any:
+def _row_state(params: Any, prompt: Any, tokens: Sequence[int]) -> Any:
     steps = (params.extra_args or {}).get(STEPS_KEY)
-    return (steps, done) if steps else None
+    return (steps, tokens) if steps else None

@@ -1,12 +1,13 @@
-"""Look at documents: before and after, with the programs that made the difference."""
+"""Shows documents before and after, with the programs that made the difference."""
 
-import json
 from collections.abc import Iterable
 
 from rich.console import Console
 
-from proxhpc.inspect import find as finder
 from proxhpc.inspect.document import Inspection, examine_document
+from proxhpc.inspect.find import find_rows, not_found, sample_rows
+from proxhpc.inspect.model import InspectOutput
+from proxhpc.inspect.survivor import DuplicatePairs
 from proxhpc.inspect.view import render_inspection
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -25,28 +26,30 @@ __all__ = [
 def inspect_documents(run: RunDir, query: str) -> list[Inspection]:
     """Every document with this id, or the one at `<input name>:<position>`.
 
-    UserError with the nearest ids when there is none.
+    UserError with similar ids when there is none.
     """
     plan = Plan.load(run)
-    found = [examine_document(run, plan, row) for row in finder.find(run, plan, query)]
-    if not found:
-        raise finder.not_found(run, plan, query)
-    return found
+    pairs = DuplicatePairs(run, plan)
+    items = [examine_document(plan, pairs, found) for found in find_rows(run, plan, query)]
+    if not items:
+        raise not_found(run, plan, query)
+    return items
 
 
-def sample_documents(run: RunDir, number: int, status: str = "", seed: int = 0) -> list[Inspection]:
-    """Documents picked at random, of one status if given."""
+def sample_documents(
+    run: RunDir, number: int, outcome: str = "", seed: int = 0
+) -> list[Inspection]:
+    """Documents chosen at random, of one outcome if given."""
     plan = Plan.load(run)
-    return [
-        examine_document(run, plan, found)
-        for found in finder.sample_rows(run, plan, number, status, seed)
-    ]
+    pairs = DuplicatePairs(run, plan)
+    rows = sample_rows(run, plan, pairs, number, outcome, seed)
+    return [examine_document(plan, pairs, found) for found in rows]
 
 
 def show_document(
     run: RunDir, query: str, *, as_json: bool = False, console: Console | None = None
 ) -> None:
-    """Print what `inspect` finds."""
+    """Print the documents that `inspect_documents` returns."""
     _print(inspect_documents(run, query), as_json, console or make_console())
 
 
@@ -54,24 +57,24 @@ def show_sample(
     run: RunDir,
     number: int,
     *,
-    status: str = "",
+    outcome: str = "",
     seed: int = 0,
     as_json: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print what `sample` picks, or that there is nothing to pick from."""
+    """Print the documents that `sample_documents` returns, or that there are none."""
     console = console or make_console()
-    items = sample_documents(run, number, status, seed)
+    items = sample_documents(run, number, outcome, seed)
     _print(items, as_json, console)
     if not items and not as_json:
-        console.print(f"no {status} document" if status else "no document is refined yet")
+        console.print(f"no {outcome} document" if outcome else "no document is refined yet")
 
 
 def _print(items: Iterable[Inspection], as_json: bool, console: Console) -> None:
     if as_json:
-        # ASCII only: JSON leaves characters alone that a terminal may obey.
-        console.file.write(f"{json.dumps([item.to_dict() for item in items], indent=2)}\n")
+        output = InspectOutput(documents=tuple(item.to_output() for item in items))
+        console.file.write(f"{output.to_json()}\n")
         return
     for item in items:
-        # A line of a document is a line here too, however narrow the terminal.
+        # A line of a document stays one line here, even on a narrow terminal.
         console.print(render_inspection(item), soft_wrap=True)

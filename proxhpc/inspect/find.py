@@ -1,4 +1,4 @@
-"""Finds rows in the ledgers of a run, those of unfinished shards included."""
+"""Finds rows in the ledgers of a run, including those of unfinished shards."""
 
 import random
 from collections.abc import Iterator
@@ -11,33 +11,39 @@ import orjson
 
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.frames import read_frames
-from proxhpc.errors import ShardError, UserError
+from proxhpc.errors import RetryError, ShardError, UserError
+from proxhpc.inspect.survivor import DuplicatePairs
 from proxhpc.run.ledger import Row, parse_frame
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
 from proxhpc.status.terminal import safe
 
-NEARBY = 20_000  # rows to look through for the ids nearest to one that is not there
+MAX_NEAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
+_MAX_TRIES = 100  # to open a file of a shard
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRow:
-    """A ledger row and where it is. Not `published`: its shard is not finished yet."""
+    """A ledger row, its shard, and its number among the shard's records.
+
+    Not `published` if its shard is not finished.
+    """
 
     shard: int
+    number: int
     published: bool
     row: Row
 
 
-def find(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
+def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
     """Every row of the document with this id, or at this `<input name>:<position>`.
 
-    An id alone does not say where its document is: then all ledgers are looked through.
+    An id does not tell the shard, so all ledgers are searched for it.
     """
     seen: set[tuple[int, int]] = set()
-    if (place := _place(plan, query)) is not None:
-        for shard in _shards_of(plan, *place):
+    if (place := _parse_source(plan, query)) is not None:
+        for shard in _shards_with(plan, *place):
             for found in _rows(run, shard, b""):
                 if (found.row.file, found.row.position) == place:
                     seen.add(place)
@@ -52,57 +58,68 @@ def find(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
 
 
 def sample_rows(
-    run: RunDir, plan: Plan, number: int, status: str = "", seed: int = 0
+    run: RunDir, plan: Plan, pairs: DuplicatePairs, number: int, outcome: str = "", seed: int = 0
 ) -> list[FoundRow]:
-    """Rows picked at random, of one status if given; the same ones each time for one seed.
+    """Rows chosen at random, of one outcome if given; the same rows for the same seed.
 
-    Few shards are read: not every set of rows is equally likely. UserError for less than one.
+    Only a few shards are read, so not every set of rows is equally likely. UserError unless
+    `number` is positive.
     """
     if number < 1:
         raise UserError(f"--sample {number} asks for no document", hint="give 1 or more")
-    draw = random.Random(seed)  # noqa: S311 - nobody's secret depends on it
+    rng = random.Random(seed)  # noqa: S311 - no secret depends on it
     shards = list(range(len(plan.shards)))
-    draw.shuffle(shards)
+    rng.shuffle(shards)
     share = -(-number // max(1, min(len(shards), number)))
     picked: list[FoundRow] = []
     spare: list[FoundRow] = []
     for shard in shards:
         if len(picked) >= number:
             break
-        rows = _reservoir(
-            (found for found in _rows(run, shard, b"") if status in ("", found.row.outcome)),
-            number,
-            draw,
-        )
+        rows = _reservoir(_with_outcome(run, shard, pairs, outcome), number, rng)
         picked += rows[:share]
         spare += rows[share:]
     picked = (picked + spare)[:number]
     return sorted(picked, key=lambda found: (found.row.file, found.row.position))
 
 
+def _with_outcome(
+    run: RunDir, shard: int, pairs: DuplicatePairs, outcome: str
+) -> Iterator[FoundRow]:
+    rows = _rows(run, shard, b"")
+    if not outcome:
+        yield from rows
+        return
+    duplicates = pairs.records(shard)
+    for found in rows:
+        is_duplicate = found.published and found.number in duplicates
+        if outcome == ("duplicate" if is_duplicate else found.row.outcome):
+            yield found
+
+
 def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
-    """What to tell a person whose document is not there."""
+    """The error for a document that does not exist; its hint names similar ids."""
     rows = (found.row for shard in range(len(plan.shards)) for found in _rows(run, shard, b""))
     first = next(rows, None)
-    ids = {row.id for row in islice(rows, NEARBY) if row.id}
-    if first is not None and first.id:
-        ids.add(first.id)
-    near = get_close_matches(query, ids, n=3, cutoff=0.5)
-    list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
-    if near:
-        return UserError(
-            f"no document {query!r}", hint=f"near it: {', '.join(map(safe, near))}; {list_some}"
-        )
     if first is None:
         return UserError(
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    hint = f"give an id, or FILE:POSITION as in {safe(record_source(plan, first))}; {list_some}"
+    ids = {row.id for row in (first, *islice(rows, MAX_NEAR_ROWS)) if row.id}
+    near = get_close_matches(query, ids, n=3, cutoff=0.5)
+    list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
+    if near:
+        return UserError(
+            f"no document {query!r}", hint=f"similar ids: {', '.join(map(safe, near))}; {list_some}"
+        )
+    source = safe(record_source(plan, first))
+    hint = f"give an id, or FILE:POSITION as in {source}; {list_some}"
     return UserError(f"no document {query!r}", hint=hint)
 
 
-def _place(plan: Plan, query: str) -> tuple[int, int] | None:
+def _parse_source(plan: Plan, query: str) -> tuple[int, int] | None:
+    """Input file and position of `FILE:POSITION`; None for anything else."""
     name, _, position = query.rpartition(":")
     if not (position.isascii() and position.isdigit()):
         return None
@@ -111,7 +128,7 @@ def _place(plan: Plan, query: str) -> tuple[int, int] | None:
     return None if file is None else (file, int(position))
 
 
-def _shards_of(plan: Plan, file: int, position: int) -> Iterator[int]:
+def _shards_with(plan: Plan, file: int, position: int) -> Iterator[int]:
     for number, shard in enumerate(plan.shards):
         for span in shard.spans:
             inside = span.start <= position and (span.stop is None or position < span.stop)
@@ -120,19 +137,24 @@ def _shards_of(plan: Plan, file: int, position: int) -> Iterator[int]:
 
 
 def _rows(run: RunDir, shard: int, needle: bytes) -> Iterator[FoundRow]:
-    """Rows of one shard, from frames that contain `needle`."""
-    while True:
+    """Rows of one shard, from frames that contain `needle`.
+
+    While a file is being opened, its shard may be published or leased by a new attempt, and
+    `verify --repair` may delete its ledger. Then the shard's files are listed again.
+    """
+    for _ in range(_MAX_TRIES):
         try:
             if run.ledger(shard).exists():
                 yield from _read(run.ledger(shard), shard, True, needle)
-            elif best := _best_attempt(run, shard):
+            elif best := _largest_attempt(run, shard):
                 yield from _read(best, shard, False, needle)
         except FileNotFoundError:
-            continue  # published, or taken over by the next attempt, while we came to it
+            continue
         return
+    raise RetryError(f"{run.shard_folder(shard)}: files of shard {shard} vanish again and again")
 
 
-def _best_attempt(run: RunDir, shard: int) -> Path | None:
+def _largest_attempt(run: RunDir, shard: int) -> Path | None:
     if not run.shard_folder(shard).is_dir():
         return None
     paths = [run.attempt(shard, number) for number in attempts(run, shard)]
@@ -140,25 +162,28 @@ def _best_attempt(run: RunDir, shard: int) -> Path | None:
 
 
 def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[FoundRow]:
+    number = 0
     # An attempt may end in a torn frame, which its writer is about to finish; a ledger may not.
     for frame in read_frames(path, strict=published):
-        if needle not in frame.payload:
-            continue
         try:
-            head, rows = parse_frame(frame.payload)
+            if needle in frame.payload:
+                _, rows = parse_frame(frame.payload)
+                for offset, row in enumerate(rows):
+                    yield FoundRow(shard, number + offset, published, row)
+                number += len(rows)
+            else:
+                number += frame.payload.count(b"\n")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ShardError(f"{path}: a row cannot be read: {error!r}") from error
-        if "summary" not in head:
-            yield from (FoundRow(shard, published, row) for row in rows)
 
 
-def _reservoir(rows: Iterator[FoundRow], number: int, draw: random.Random) -> list[FoundRow]:
+def _reservoir(rows: Iterator[FoundRow], number: int, rng: random.Random) -> list[FoundRow]:
     """`number` of the rows, each as likely as any other (algorithm R)."""
-    kept: list[FoundRow] = []
+    reservoir: list[FoundRow] = []
     for count, row in enumerate(rows):
         if count < number:
-            kept.append(row)
-        elif (place := draw.randrange(count + 1)) < number:
-            kept[place] = row
-    draw.shuffle(kept)
-    return kept
+            reservoir.append(row)
+        elif (position := rng.randrange(count + 1)) < number:
+            reservoir[position] = row
+    rng.shuffle(reservoir)
+    return reservoir

@@ -1,41 +1,54 @@
-"""Which document is in the corpus in place of one that was left out as its duplicate."""
+"""Which documents the merge left out as duplicates, and which one survives in their place."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from proxhpc.assemble.rows import record_source
-from proxhpc.inspect.find import FoundRow
+from proxhpc.inspect.model import Survivor
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
-class Survivor:
-    """The document that stays, and how alike the two texts are, from 0 to 1."""
+class DuplicatePairs:
+    """The merge's pairs of duplicate and survivor; empty before the merge."""
 
-    id: str
-    source: str
-    similarity: float
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        self.run, self.plan = run, plan
+        self._pairs: Any = None
+        # Without a summary the merge is not finished, or `verify --repair` has undone it.
+        if run.merge_summary.exists() and run.pairs.exists():
+            import numpy as np  # not before there is something to look up
 
+            # rows: shard and record of the duplicate, ascending, and of the survivor; similarity
+            self._pairs = np.load(run.pairs, mmap_mode="r")
 
-def survivor_of(run: RunDir, plan: Plan, found: FoundRow) -> Survivor | None:
-    """What is kept for a document; None for one that is no duplicate, or before the match."""
-    if found.row.outcome not in ("kept", "edited") or not run.pairs.exists():
-        return None
-    import numpy as np  # not before there is something to look up
+    def records(self, shard: int) -> set[int]:
+        """Record numbers of a shard's duplicates."""
+        if self._pairs is None:
+            return set()
+        start, stop = self._position(shard, 0), self._position(shard + 1, 0)
+        return set(self._pairs[start:stop, 1].tolist())
 
-    from proxhpc.assemble.listings import read_names
+    def survivor(self, shard: int, record: int) -> Survivor | None:
+        """The survivor of a record; None if it is no duplicate.
 
-    place = record_source(plan, found.row)
-    names = enumerate(read_names(run, plan, found.shard))
-    number = next(number for number, (_, where) in names if where == place)
-    pairs: Any = np.load(run.pairs, mmap_mode="r")  # ascending by what is left out
-    wanted = (found.shard, number)
-    at = bisect_left(range(len(pairs)), wanted, key=lambda row: tuple(pairs[row, :2].tolist()))
-    if at == len(pairs) or tuple(pairs[at, :2].tolist()) != wanted:
-        return None
-    _, _, shard, record, alike = pairs[at].tolist()
-    name, where = next(islice(read_names(run, plan, shard), record, None))
-    return Survivor(name, where, alike / 1000)
+        FileNotFoundError when the survivor's ledger is gone.
+        """
+        if self._pairs is None:
+            return None
+        position = self._position(shard, record)
+        if position == len(self._pairs):
+            return None
+        first, second, kept_shard, kept_record, similarity = self._pairs[position].tolist()
+        if (first, second) != (shard, record):
+            return None
+        from proxhpc.assemble.listings import read_names
+
+        names = read_names(self.run, self.plan, kept_shard)
+        id_, source = next(islice(names, kept_record, None))
+        return Survivor(id=id_, source=source, similarity=similarity / 1000)
+
+    def _position(self, shard: int, record: int) -> int:
+        pairs = self._pairs
+        key = (shard, record)
+        return bisect_left(range(len(pairs)), key, key=lambda row: tuple(pairs[row, :2].tolist()))

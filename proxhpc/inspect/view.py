@@ -1,4 +1,4 @@
-"""An inspected document on a terminal: what is known of it, its programs, and the diff."""
+"""An inspected document on a terminal: facts, programs and the difference."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.reasons import reason_text
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
 from proxhpc.inspect.document import Inspection
 from proxhpc.run.ledger import Call
@@ -14,8 +15,14 @@ from proxhpc.run.models import short_name
 from proxhpc.status.terminal import percentage, safe, safe_line, whole
 
 _CONTEXT = 3  # unchanged lines around a change
-DROPPED_LINES = 40  # lines to show of a document that is not in the corpus
-_STATUS = {"kept": "green", "edited": "yellow", "dropped": "red", "quarantined": "bold red"}
+MAX_DROPPED_LINES = 40  # lines shown of a document that does not reach the merge
+_OUTCOMES = {
+    "kept": "green",
+    "edited": "yellow",
+    "dropped": "red",
+    "duplicate": "magenta",
+    "quarantined": "bold red",
+}
 _SIGNS = {"same": " ", "removed": "-", "added": "+"}
 _COLOURS = {"same": "", "removed": "red", "added": "green"}
 _CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
@@ -48,23 +55,23 @@ def _facts(item: Inspection) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    outcome = Text(safe(row.outcome), style=_STATUS.get(row.outcome, ""))
+    outcome = Text(safe(item.outcome), style=_OUTCOMES.get(item.outcome, ""))
     if row.reason:
-        outcome.append(f" ({safe(row.reason)})", style="")
-    state = "" if item.published else ", not finished: this is an unpublished attempt"
+        reason = dict.fromkeys((row.reason, reason_text(row.reason)))
+        outcome.append(f" ({safe(': '.join(reason))})", style="")
+    unfinished = "" if item.published else ", not finished: this is an unpublished attempt"
+    tokens = f"{_change(row.tokens_in, row.tokens_out)}, {safe(short_name(item.token_unit))}"
+    rejected = (f"{reason_text(code)} {n}" for code, n in sorted(row.rejected.items()))
     facts: list[tuple[str, Text]] = [
         ("source", Text(safe(item.source))),
-        ("shard", Text("" if item.shard is None else f"{item.shard}{state}")),
+        ("shard", Text("" if item.shard is None else f"{item.shard}{unfinished}")),
         ("outcome", outcome),
         ("left out", Text(_duplicate(item))),
         ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
-        (
-            "tokens",
-            Text(f"{_change(row.tokens_in, row.tokens_out)}, {safe(short_name(item.token_unit))}"),
-        ),
+        ("tokens", Text(tokens)),
         ("edits", Text(_edits(item))),
-        ("rejected", Text(safe(", ".join(f"{k} {v}" for k, v in sorted(row.rejected.items()))))),
-        ("flags", Text(safe(", ".join(row.flags)))),
+        ("not executed", Text(safe(", ".join(rejected)))),
+        ("flags", Text(safe(", ".join(map(reason_text, row.flags))))),
         ("detail", Text(safe(row.detail, 2000))),
     ]
     for name, value in facts:
@@ -74,12 +81,13 @@ def _facts(item: Inspection) -> Table:
 
 
 def _duplicate(item: Inspection) -> str:
-    kept = item.duplicate_of
-    if kept is None:
+    survivor = item.duplicate_of
+    if survivor is None:
         return ""
-    how = "the same text as" if kept.similarity == 1 else f"{kept.similarity:.0%} like"
-    where = "" if kept.id == kept.source else f" ({safe(kept.source)})"
-    return f"as a duplicate: {how} {safe(kept.id, 200)}{where}, which is kept"
+    identical = survivor.similarity == 1
+    how = "with the same text as" if identical else f"{survivor.similarity:.0%} similar to"
+    source = "" if survivor.id == survivor.source else f" ({safe(survivor.source)})"
+    return f"{item.row.outcome}, but {how} {safe(survivor.id, 200)}{source}, which is in the corpus"
 
 
 def _edits(item: Inspection) -> str:
@@ -94,14 +102,15 @@ def _change(before: int, after: int) -> str:
 
 
 def _remark(call: Call) -> Text:
+    finishes = {"length": "cut at its token limit", "loop": "stopped because it repeated itself"}
     parts = []
     if call.prompt:
         cached = f", {whole(call.cached)} of them cached" if call.cached else ""
         parts.append(f"{whole(call.prompt)} tokens in{cached}, {whole(call.new)} out")
-    if call.again:
-        parts.append("answered before, not asked again")
-    if call.finish == "length":
-        parts.append("cut at its length limit")
+    if call.from_memo:
+        parts.append("answer from the memo")
+    if call.finish in finishes:
+        parts.append(finishes[call.finish])
     return Text("".join(f"  ({part})" for part in parts), style="dim")
 
 
@@ -117,9 +126,9 @@ def _text(item: Inspection) -> Iterator[Text]:
         return
     before = item.before.split("\n")
     if item.after is None:
-        for number, line in enumerate(before[:DROPPED_LINES]):
+        for number, line in enumerate(before[:MAX_DROPPED_LINES]):
             yield _line(item, "-", number, Text(safe_line(line), style="red"))
-        yield from _left_out(len(before) - DROPPED_LINES)
+        yield from _left_out(len(before) - MAX_DROPPED_LINES)
         return
     if item.after == item.before:
         yield Text("  unchanged", style="dim")

@@ -91,24 +91,30 @@ def derive(
     text = _OldText(before, lines, pairs, policy)
     removals = [RemoveLines(a + first, b + first - 1) for a, b in text.removed]
     hunks = _hunks(text, lines, new_lines, pairs)
-    candidates: list[Program] = []
-    problem = NoProgram("")
+    candidates, reason = list[Program](), ""
     # Hunks this close are also tried as one: copying half a call may be cheaper than a second one.
     for gap in (0, EDIT_COSTS[dialect].replace // 2):
         edits = _edits(text, _joined(hunks, before, gap), dialect, first)
         if isinstance(edits, NoProgram):
-            problem = edits
+            reason = edits.reason
         else:
             candidates.append(Program((*removals, *edits)))
     for program in sorted(candidates, key=lambda program: len(str(program))):
-        window = program_edits(program, 0, len(lines), first)
-        if apply_changes(before, execute(before, len(lines), [window], policy)) != after:
-            problem = NoProgram("the only candidate has another effect")
-        elif window.rejected:
-            problem = NoProgram(f"the only candidate is rejected: {', '.join(window.rejected)}")
-        else:
+        reason = _problem(program, text, after, first)
+        if not reason:
             return program
-    return problem
+    return NoProgram(reason)
+
+
+def _problem(program: Program, text: "_OldText", after: str, first: int) -> str:
+    """Execute a candidate and return why it is not a solution, or ""."""
+    total = len(text.starts) - 1
+    window = program_edits(program, 0, total, first)
+    if apply_changes(text.text, execute(text.text, total, [window], text.policy)) != after:
+        return "the only candidate has another effect"
+    if window.rejected:
+        return f"the only candidate is rejected: {', '.join(window.rejected)}"
+    return ""
 
 
 class _OldText:

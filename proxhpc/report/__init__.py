@@ -1,51 +1,50 @@
-"""The account of a run, as JSON, as one page and on the terminal."""
+"""The report of a run: JSON, an HTML page and a view for the terminal."""
 
-import json
-from typing import Any
+from pydantic import ValidationError
 
 from proxhpc.assemble.examples import read_examples
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import fault_point
-from proxhpc.report.build import build_report
-from proxhpc.report.compute import account
-from proxhpc.report.html import page
+from proxhpc.report.build import build_report, run_account
+from proxhpc.report.html import report_page
+from proxhpc.report.model import Report, RunAccount
 from proxhpc.report.view import render_account, render_report
 from proxhpc.run.paths import RunDir
 
 __all__ = [
-    "account",
+    "Report",
+    "RunAccount",
     "build_report",
     "load_report",
-    "page",
     "render_account",
     "render_report",
+    "report_page",
+    "run_account",
     "write_report",
 ]
 
 
-def write_report(run: RunDir) -> dict[str, Any]:
-    """Write the page and, last, the JSON that says the run is finished; the report."""
+def write_report(run: RunDir) -> Report:
+    """Write the page and then the JSON, whose presence means that the run is finished."""
     report = build_report(run)
     run.report.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.report_html, page(report, read_examples(run)).encode("utf-8"))
-    # FLOPs outgrow 64 bits, which is where orjson stops.
-    write_atomic(run.report_json, f"{json.dumps(report, indent=2)}\n".encode("ascii"))
+    write_atomic(run.report_html, report_page(report, read_examples(run)).encode("utf-8"))
+    write_atomic(run.report_json, f"{report.to_json()}\n".encode("ascii"))
     fault_point("report written")
     return report
 
 
-def load_report(run: RunDir) -> dict[str, Any]:
-    """What `write_report` wrote. UserError when the run has no report yet."""
+def load_report(run: RunDir) -> Report:
+    """The report that `write_report` wrote. UserError when there is none yet."""
     try:
-        report: dict[str, Any] = json.loads(run.report_json.read_bytes())
+        return Report.model_validate_json(run.report_json.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{run.root} has no report yet",
             hint=f"proxhpc status {run.root} shows how far it is",
         ) from None
-    except ValueError as error:
+    except ValidationError as error:
         raise StopError(
             f"{run.report_json} is damaged", hint=f"write it again: proxhpc report {run.root}"
         ) from error
-    return report

@@ -1,69 +1,93 @@
-"""The account of a merged run: where every document went, tokens, FLOPs, what training saves."""
+"""The report of a merged run, and the account of an unfinished one."""
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from proxhpc.assemble.examples import read_examples
-from proxhpc.assemble.summary import FileCounts, MergeSummary
-from proxhpc.assemble.write import PartReceipt
+from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
-from proxhpc.report.compute import compute
-from proxhpc.report.execution import execution
-from proxhpc.report.stats import statistics
-from proxhpc.report.timeline import timeline
+from proxhpc.report.compute import compare, estimate_report, stage_report, total_flops
+from proxhpc.report.execution import execution_report
+from proxhpc.report.model import AccountBase, InputReport, PartReport, Report, RunAccount
+from proxhpc.report.stats import (
+    distributions,
+    duplicate_sets,
+    example_reports,
+    outcome_tokens,
+    program_totals,
+)
+from proxhpc.report.timeline import run_timeline
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.status.totals import ratio, run_totals
+from proxhpc.status.heartbeats import latest_heartbeats
+from proxhpc.status.totals import load_merge, ratio, run_counts, run_totals
 
-REPORT_VERSION = 1
+Account = TypeVar("Account", bound=AccountBase)
 
 
-def build_report(run: RunDir) -> dict[str, Any]:
-    """Everything the report says, as plain JSON data; null is unknown.
+def build_report(run: RunDir) -> Report:
+    """The report of a merged run.
 
-    The same for the same ledgers, but for `execution`, which holds what depends on time and
-    machines. UserError when the run is not merged yet, StopError when it does not balance.
+    It depends on the ledgers alone, apart from `execution`. UserError when the run is not merged
+    yet, StopError when its counts do not balance.
     """
-    plan, merged = Plan.load(run), MergeSummary.load(run)
+    merged = load_merge(run)
     if merged is None:
         raise UserError(
             f"{run.root} is not merged yet, so there is nothing to report",
             hint=f"proxhpc status {run.root} shows how far it is",
         )
     merged.check()
-    counts = merged.counts
-    return {
-        "version": REPORT_VERSION,
-        "name": plan.manifest.name,
-        "code": plan.code,
-        "engine": plan.manifest.engine.name,
-        **_totals(plan, merged),
-        **statistics(merged, read_examples(run)),
-        **compute(plan, counts, merged.tokens),
-        "inputs": [_input(file) for file in merged.files],
-        "parts": [_part(part) for part in merged.parts],
-        "execution": execution(run, plan, counts) | {"timeline": timeline(run)},
-    }
+    kind = partial(
+        Report,
+        outcomes=outcome_tokens(merged),
+        distributions=distributions(merged.stats),
+        programs=program_totals(merged.stats),
+        duplicate_sets=duplicate_sets(merged.duplicates),
+        shared_ids=merged.shared_ids.documents,
+        examples=example_reports(merged.stats, read_examples(run)),
+        inputs=tuple(
+            InputReport(
+                written_ratio=ratio(file.written, file.documents),
+                **{name: getattr(file, name) for name in file.__slots__},
+            )
+            for file in merged.files
+        ),
+        parts=tuple(
+            PartReport(**{name: getattr(part, name) for name in PartReport.model_fields})
+            for part in merged.parts
+        ),
+        bytes_stored=sum(part.bytes_stored for part in merged.parts),
+    )
+    return _build(kind, run, merged)
 
 
-def _totals(plan: Plan, merged: MergeSummary) -> dict[str, Any]:
-    """Documents, tokens, bytes and edits, with what only a merged run can tell."""
-    totals = run_totals(merged.counts, merged).model_dump()
-    totals["documents"] |= {
-        "duplicate_sets": merged.duplicates.sets,
-        "largest_duplicate_set": merged.duplicates.largest_set,
-        "shared_ids": merged.shared_ids.documents,
-    }
-    totals["tokens"]["counted"] = short_name(plan.token_unit)
-    totals["bytes"]["stored"] = sum(part.bytes_stored for part in merged.parts)
-    return totals
+def run_account(run: RunDir) -> RunAccount:
+    """The account of a run that is not merged: what its workers have committed so far."""
+    return _build(RunAccount, run, None)
 
 
-def _input(file: FileCounts) -> dict[str, Any]:
-    return asdict(file) | {"written_ratio": ratio(file.written, file.documents)}
-
-
-def _part(part: PartReceipt) -> dict[str, Any]:
-    keys = ("name", "documents", "tokens", "text_bytes", "bytes_stored", "sha256")
-    return {key: getattr(part, key) for key in keys}
+def _build(kind: Callable[..., Account], run: RunDir, merged: MergeSummary | None) -> Account:
+    plan = Plan.load(run)
+    counts = run_counts(merged, latest_heartbeats(run))
+    totals = run_totals(counts, merged)
+    stages = tuple(stage_report(plan, stage, counts) for stage in plan.manifest.stages)
+    flops = total_flops(stages)
+    trained = totals.tokens.refined if merged is None else merged.tokens
+    return kind(
+        name=plan.manifest.name,
+        code=plan.code,
+        engine=plan.manifest.engine.name,
+        token_unit=short_name(plan.token_unit),
+        documents=totals.documents,
+        tokens=totals.tokens,
+        bytes=totals.bytes,
+        edits=totals.edits,
+        stages=stages,
+        flops=flops,
+        comparison=compare(plan.manifest.comparison, totals.tokens.read, trained, flops.exact),
+        estimate=estimate_report(plan, counts),
+        execution=execution_report(run, plan, counts, run_timeline(run) if merged else None),
+    )

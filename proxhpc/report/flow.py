@@ -1,21 +1,20 @@
-"""The way of the documents as a drawing: from the raw input to the corpus."""
+"""Geometry of the drawing that shows where the documents went."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
-from proxhpc.status.terminal import percentage, safe, whole
+from proxhpc.report.text import KEPT, WRITTEN
+from proxhpc.status.totals import DocumentTotals
 
-WIDTH, HEIGHT = 640, 240
-_BAR = 14  # width of a column's boxes
-COLUMNS = (0, 220, 440)  # left edges
-SLOT = 34  # least distance of two boxes, so that their labels do not meet
+HEIGHT = 240.0  # of all documents
+BOX_WIDTH = 14.0
+COLUMNS = (0.0, 220.0, 440.0)  # left edges
+SLOT = 34.0  # minimum height of a box with its label
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
-    """Documents at one place of the flow; `size` is drawn to scale."""
+class FlowBox:
+    """Documents with one outcome; `size` is its height, to scale."""
 
     kind: str
     label: str
@@ -24,84 +23,85 @@ class _Box:
     y: float
     size: float
 
+    @property
+    def bottom(self) -> float:
+        """Lower end of the box with its label."""
+        return self.y + max(self.size, SLOT)
 
-def diagram(report: dict[str, Any]) -> str:
-    """An SVG; the table beside it says the same in numbers."""
-    docs = report["documents"]
-    total = docs["read"]
-    if not total:
-        return ""
+    @property
+    def label_y(self) -> float:
+        """Base line of the label's first line."""
+        return self.y + min(max(self.size / 2, 14.0), max(self.size, SLOT) - 18)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowBand:
+    """Documents that go from one box to another; `size` is the band's height."""
+
+    kind: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFlow:
+    """The whole drawing."""
+
+    total: int
+    boxes: list[FlowBox]
+    bands: list[FlowBand]
+    height: float
+
+
+def document_flow(documents: DocumentTotals) -> DocumentFlow | None:
+    """Boxes and bands from the input over the outcomes to the corpus; None without documents."""
+    if not documents.read:
+        return None
+    scale = HEIGHT / documents.read
+    source = FlowBox("in", "documents read", documents.read, COLUMNS[0], 0.0, HEIGHT)
     outcomes = [
-        ("kept", docs["kept"]),
-        ("edited", docs["edited"]),
-        ("dropped", sum(docs["dropped"].values())),
-        ("quarantined", sum(docs["quarantined"].values())),
+        ("kept", KEPT, documents.kept),
+        ("edited", "edited", documents.edited),
+        ("dropped", "dropped", sum(documents.dropped.values())),
+        ("quarantined", "quarantined", sum(documents.quarantined.values())),
     ]
-    ends = [("written", docs["written"]), ("duplicates", docs["duplicates"])]
-    scale = HEIGHT / total
-    raw = _Box("in", "documents in", total, COLUMNS[0], 0, HEIGHT)
+    ends = [
+        ("written", WRITTEN, documents.written or 0),
+        ("duplicate", "duplicates", documents.duplicates or 0),
+    ]
     middle = [*_column(outcomes, COLUMNS[1], scale)]
     last = [*_column(ends, COLUMNS[2], scale)]
-    shapes = [*_links(raw, middle)]
     refined = [box for box in middle if box.kind in ("kept", "edited")]
-    shapes += _merged(refined, last)
-    shapes += [part for box in (raw, *middle, *last) for part in _draw(box, total)]
-    height = max(box.y + max(box.size, SLOT) for box in (raw, *middle, *last)) + 4
-    title = "Where the documents went"
-    return (
-        f'<div class=wide><svg class=flow viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'aria-label="{title}">'
-        f"{''.join(shapes)}</svg></div>\n"
+    boxes = [source, *middle, *last]
+    return DocumentFlow(
+        total=documents.read,
+        boxes=boxes,
+        bands=[*_bands([source], middle), *_bands(refined, last)],
+        height=max(box.bottom for box in boxes) + 4,
     )
 
 
-def _column(groups: list[tuple[str, int]], x: float, scale: float) -> Iterator[_Box]:
+def _column(groups: list[tuple[str, str, int]], x: float, scale: float) -> Iterator[FlowBox]:
     y = 0.0
-    for kind, number in groups:
+    for kind, label, number in groups:
         if number:
-            size = number * scale
-            yield _Box(kind, kind, number, x, y, size)
-            y += max(size, SLOT) + 6
+            box = FlowBox(kind, label, number, x, y, number * scale)
+            yield box
+            y = box.bottom + 6
 
 
-def _links(source: _Box, targets: list[_Box]) -> Iterator[str]:
-    at = source.y
+def _bands(sources: list[FlowBox], targets: list[FlowBox]) -> Iterator[FlowBand]:
+    """Bands between two columns of the same total size, in the order of both."""
+    waiting = [(box, box.y, box.size) for box in sources]
     for target in targets:
-        yield _band((source.x + _BAR, at), (target.x, target.y), target.size, target.kind)
-        at += target.size
-
-
-def _merged(sources: list[_Box], targets: list[_Box]) -> Iterator[str]:
-    """Bands from what was refined to where it ended; both ends add up to the same."""
-    queue = [(box, box.y, box.size) for box in sources]
-    for target in targets:
-        at, need = target.y, target.size
-        while need > 1e-9 and queue:
-            box, y, left = queue.pop(0)
-            part = min(left, need)
-            yield _band((box.x + _BAR, y), (target.x, at), part, target.kind)
-            at, need = at + part, need - part
-            if left - part > 1e-9:
-                queue.insert(0, (box, y + part, left - part))
-
-
-def _band(start: tuple[float, float], stop: tuple[float, float], size: float, kind: str) -> str:
-    (x0, y0), (x1, y1) = start, stop
-    half = (x0 + x1) / 2
-    size = max(size, 1.0)
-    return (
-        f'<path class="{kind}" d="M{x0:.1f} {y0:.1f}C{half:.1f} {y0:.1f} {half:.1f} {y1:.1f} '
-        f"{x1:.1f} {y1:.1f}V{y1 + size:.1f}C{half:.1f} {y1 + size:.1f} {half:.1f} {y0 + size:.1f} "
-        f'{x0:.1f} {y0 + size:.1f}Z"/>'
-    )
-
-
-def _draw(box: _Box, total: int) -> Iterator[str]:
-    yield (
-        f'<rect class="{box.kind}" x="{box.x}" y="{box.y:.1f}" width="{_BAR}" '
-        f'height="{max(box.size, 1.0):.1f}" rx="2"/>'
-    )
-    x, y = box.x + _BAR + 8, box.y + min(max(box.size / 2, 14), max(box.size, SLOT) - 18)
-    yield f'<text x="{x}" y="{y:.1f}">{escape(safe(box.label))}</text>'
-    amount = f"{whole(box.documents)}  {percentage(box.documents, total)}"
-    yield f'<text class="soft" x="{x}" y="{y + 16:.1f}">{amount}</text>'
+        at, needed = target.y, target.size
+        while needed > 1e-9 and waiting:
+            box, y, available = waiting.pop(0)
+            size = min(available, needed)
+            yield FlowBand(target.kind, box.x + BOX_WIDTH, y, target.x, at, size)
+            at, needed = at + size, needed - size
+            if available - size > 1e-9:
+                waiting.insert(0, (box, y + size, available - size))

@@ -1,105 +1,123 @@
-"""What documents, programs and duplicates were like, as the report says it."""
+"""Outcomes, sizes, programs, duplicate sets and examples of a merged run."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.assemble.summary import MergeSummary
-
-_LEVELS = ("doc", "chunk")
-
-
-def statistics(merged: MergeSummary, shown: Sequence[ExampleTexts]) -> dict[str, Any]:
-    """Outcomes, distributions, programs, sets of duplicates and which examples there are.
-
-    In distributions, raw is every document that could be read, refined every one that reached the
-    merge, duplicates among them.
-    """
-    found = merged.stats
-    return {
-        "outcomes": _outcomes(merged),
-        "distributions": {
-            "tokens": _bins(found.raw_tokens, found.refined_tokens),
-            "lines": _bins(found.raw_lines, found.refined_lines),
-        },
-        "programs": {
-            level: {
-                "calls": _of_level(level, found.calls),
-                "finishes": _of_level(level, found.finishes),
-            }
-            for level in _LEVELS
-        },
-        "duplicate_sets": _sets(merged),
-        "examples": [_example(one) for one in shown if one.place in example_places(merged)],
-    }
+from proxhpc.assemble.stats import CorpusStats
+from proxhpc.assemble.summary import DuplicateCounts, MergeSummary
+from proxhpc.report.model import (
+    Distributions,
+    DuplicateSets,
+    ExampleReport,
+    LargeSet,
+    OutcomeTokens,
+    ProgramTotals,
+    SetSizeBin,
+    SizeBin,
+)
 
 
-def example_places(merged: MergeSummary) -> set[tuple[int, int]]:
-    """Shard and record of the documents that are shown as examples."""
-    return {(example.shard, example.number) for example in merged.stats.examples}
-
-
-def _outcomes(merged: MergeSummary) -> list[dict[str, Any]]:
-    """Raw tokens by what became of them; they add up to the run's."""
+def outcome_tokens(merged: MergeSummary) -> tuple[OutcomeTokens, ...]:
+    """Raw tokens by what became of them; they add up to the raw tokens of the run."""
     counts, lost = merged.counts, merged.stats.lost_tokens
+    removed = counts.tokens_in - lost.total() - counts.tokens_out
     rows = [
-        {"outcome": status, "reason": reason, "documents": number, "raw_tokens": tokens}
-        for status in ("dropped", "quarantined")
-        for reason, number in sorted(getattr(counts, status).items(), key=lambda pair: -pair[1])
-        for tokens in [lost[f"{status} {reason}"]]
+        *(("dropped", *pair, lost[f"dropped {pair[0]}"]) for pair in counts.dropped.most_common()),
+        *(
+            ("quarantined", *pair, lost[f"quarantined {pair[0]}"])
+            for pair in counts.quarantined.most_common()
+        ),
+        ("edited", "", counts.edited, removed),
+        ("duplicate", "", merged.duplicates.documents, counts.tokens_out - merged.tokens),
+        ("written", "", merged.written, merged.tokens),
     ]
-    edits = counts.tokens_in - lost.total() - counts.tokens_out
-    copies = counts.tokens_out - merged.tokens
-    left_out = merged.duplicates.documents
-    return [
-        *rows,
-        {"outcome": "edited", "reason": "", "documents": counts.edited, "raw_tokens": edits},
-        {"outcome": "duplicates", "reason": "", "documents": left_out, "raw_tokens": copies},
-        {
-            "outcome": "written",
-            "reason": "",
-            "documents": merged.written,
-            "raw_tokens": merged.tokens,
-        },
-    ]
+    keys = ("outcome", "reason", "documents", "raw_tokens")
+    return tuple(OutcomeTokens.model_validate(dict(zip(keys, row, strict=True))) for row in rows)
 
 
-def _bins(raw: Mapping[int, int], refined: Mapping[int, int]) -> list[dict[str, int]]:
-    """Both counters bin by bin, from the lowest to the highest one with anything in it."""
+def distributions(stats: CorpusStats) -> Distributions:
+    """Sizes of the documents that could be read, and of the refined ones, duplicates included."""
+    return Distributions(
+        tokens=_bins(stats.raw_tokens, stats.refined_tokens),
+        lines=_bins(stats.raw_lines, stats.refined_lines),
+    )
+
+
+def _bins(raw: Mapping[int, int], refined: Mapping[int, int]) -> tuple[SizeBin, ...]:
+    """Both counters bin by bin, from the lowest non-empty bin to the highest one."""
     filled = sorted({*raw, *refined})
     if not filled:
-        return []
-    return [
-        {**_range(octave), "raw": raw.get(octave, 0), "refined": refined.get(octave, 0)}
-        for octave in range(filled[0], filled[-1] + 1)
-    ]
+        return ()
+    return tuple(
+        SizeBin(
+            min=_smallest(bucket),
+            max=_largest(bucket),
+            raw=raw.get(bucket, 0),
+            refined=refined.get(bucket, 0),
+        )
+        for bucket in range(filled[0], filled[-1] + 1)
+    )
 
 
-def _range(octave: int) -> dict[str, int]:
-    return {"from": 1 << octave - 1, "to": (1 << octave) - 1} if octave else {"from": 0, "to": 0}
+def _smallest(bucket: int) -> int:
+    """The smallest number in a bucket of `assemble.stats.log2_bucket`."""
+    return 1 << bucket - 1 if bucket else 0
+
+
+def _largest(bucket: int) -> int:
+    return (1 << bucket) - 1
+
+
+def program_totals(stats: CorpusStats) -> dict[str, ProgramTotals]:
+    """Calls and ends of programs, by stage."""
+    return {
+        level: ProgramTotals(
+            calls=_of_level(level, stats.calls), finishes=_of_level(level, stats.finishes)
+        )
+        for level in ("doc", "chunk")
+    }
 
 
 def _of_level(level: str, counter: Counter[str]) -> dict[str, int]:
-    found = [(name.split(" ", 1), number) for name, number in counter.items()]
-    own = [(name[1], number) for name, number in found if name[0] == level]
-    return dict(sorted(own, key=lambda pair: (-pair[1], pair[0])))
-
-
-def _sets(merged: MergeSummary) -> dict[str, Any]:
-    found = merged.duplicates
-    sizes = [
-        {**_range(octave), "sets": number} for octave, number in enumerate(found.set_sizes) if number
-    ]
-    largest = [{"size": size, "id": name[0], "source": name[1]} for size, name in found.largest_sets]
-    return {"sizes": sizes, "largest": largest}
-
-
-def _example(one: ExampleTexts) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "source": one.source,
-        "status": one.outcome,
-        "reason": one.reason,
-        "bytes_shown": len(one.before.encode("utf-8", "surrogatepass")),
+    """The counts of one stage, the largest first; keys of `counter` begin with the stage."""
+    prefix = f"{level} "
+    counts = {
+        name.removeprefix(prefix): count
+        for name, count in counter.items()
+        if name.startswith(prefix)
     }
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateSets:
+    """How many duplicate sets there are of which size, and the largest ones."""
+    return DuplicateSets(
+        sets=duplicates.sets,
+        largest_size=duplicates.largest_set,
+        sizes=tuple(
+            SetSizeBin(min=_smallest(bucket), max=_largest(bucket), sets=sets)
+            for bucket, sets in enumerate(duplicates.set_sizes)
+            if sets
+        ),
+        largest=tuple(
+            LargeSet(size=size, id=name[0], source=name[1])
+            for size, name in duplicates.largest_sets
+        ),
+    )
+
+
+def example_reports(stats: CorpusStats, texts: Sequence[ExampleTexts]) -> tuple[ExampleReport, ...]:
+    """The documents that are shown before and after."""
+    chosen = {(example.shard, example.number) for example in stats.examples}
+    return tuple(
+        ExampleReport(
+            id=text.id,
+            source=text.source,
+            outcome=text.outcome,
+            reason=text.reason,
+            bytes_shown=len(text.before.encode("utf-8", "surrogatepass")),
+        )
+        for text in texts
+        if (text.shard, text.number) in chosen
+    )

@@ -1,168 +1,186 @@
-"""Numbers and small facts of a report in words, the same on a terminal and on the page."""
+"""Rows of the tables that the terminal and the page both show."""
 
-from typing import Any
+from collections.abc import Sequence
 
+from proxhpc.account.reasons import reason_text
+from proxhpc.report.model import (
+    AccountBase,
+    ExecutionReport,
+    FlopsTotals,
+    RequestWork,
+    TrainingReport,
+)
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
-FlowLine = tuple[str, str, str]
-"""A name, a number, a remark."""
+Row = tuple[str, ...]
+
+KEPT = "kept unchanged"
+WRITTEN = "in the corpus"
 
 
-def flow(report: dict[str, Any]) -> list[FlowLine]:
-    """The conservation table: where every document went."""
-    docs = report["documents"]
-    total = docs["read"]
-    lines = [("documents in", whole(total), "")]
-    lines += [
-        (name, whole(docs[name]), percentage(docs[name], total)) for name in ("kept", "edited")
-    ]
-    for name in ("dropped", "quarantined"):
-        lines += [
-            (f"{name}: {safe(reason)}", whole(number), percentage(number, total))
-            for reason, number in docs[name].items()
+def outcome_rows(report: AccountBase) -> Sequence[Row]:
+    """Every document by its outcome: name, number, share."""
+    documents = report.documents
+    numbers = [(KEPT, documents.kept), ("edited", documents.edited)]
+    for outcome in ("dropped", "quarantined"):
+        reasons: dict[str, int] = getattr(documents, outcome)
+        numbers += [
+            (f"{outcome}: {safe(reason_text(reason))}", number)
+            for reason, number in sorted(reasons.items(), key=lambda pair: -pair[1])
         ]
-    lines.append(("duplicates", whole(docs["duplicates"]), percentage(docs["duplicates"], total)))
-    lines.append(("written", whole(docs["written"]), percentage(docs["written"], total)))
-    return lines
+    if documents.duplicates is not None and documents.written is not None:
+        numbers += [
+            ("left out as duplicates", documents.duplicates),
+            (WRITTEN, documents.written),
+        ]
+    rows = [(name, whole(n), percentage(n, documents.read)) for name, n in numbers]
+    return [("documents read", whole(documents.read), ""), *rows]
 
 
-def sizes(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """Tokens and bytes: raw, refined, written, share written."""
-    out = []
-    for name in ("tokens", "bytes"):
-        numbers = report[name]
-        cells = [whole(numbers[key]) for key in ("read", "refined", "written")]
-        out.append((name, *cells, percent(numbers["written_ratio"])))
-    return out  # type: ignore[return-value]
+SIZE_COLUMNS = ("", "raw", "refined", WRITTEN, "share")
 
 
-WORK = ("", "model", "requests", "tokens in", "cached", "tokens out")
-
-
-def work(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What the models were asked, by stage; the columns are WORK."""
-    keys = ("requests", "prompt_tokens", "cached_tokens", "new_tokens")
+def size_rows(report: AccountBase) -> Sequence[Row]:
+    """Tokens and bytes; the columns are SIZE_COLUMNS."""
     return [
         (
-            f"{stage['level']} stage",
-            safe(stage["model"] or "no model"),
-            *(whole(stage["usage"][key]) for key in keys),
+            name,
+            whole(size.read),
+            whole(size.refined),
+            "not merged yet" if size.written is None else whole(size.written),
+            percent(size.written_ratio),
         )
-        for stage in report["stages"]
+        for name, size in (("tokens", report.tokens), ("bytes", report.bytes))
     ]
 
 
-COSTS = ("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")
+REQUEST_COLUMNS = ("", "model", "requests", "tokens in", "cached", "tokens out")
 
 
-def costs(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """FLOPs by stage and in all; the columns are COSTS."""
-    keys = ("exact", "prefill", "decode", "paper_measured", "paper_corpus")
-    named = [(f"{stage['level']} stage", stage["flops"]) for stage in report["stages"]]
-    named.append(("all", report["flops"]))
-    return [(name, *(power(flops[key]) for key in keys)) for name, flops in named]
+def request_rows(report: AccountBase) -> Sequence[Row]:
+    """Requests to the models by stage; the columns are REQUEST_COLUMNS."""
+    return [
+        (
+            f"{stage.level} stage",
+            safe(stage.model or "no model"),
+            whole(stage.usage.requests),
+            whole(stage.usage.prompt_tokens),
+            whole(stage.usage.cached_tokens),
+            whole(stage.usage.new_tokens),
+        )
+        for stage in report.stages
+    ]
 
 
-SPARED = ("beside it", "requests", "prompt tokens", "FLOPs")
+FLOPS_COLUMNS = ("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")
 
 
-def spared(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What was not spent, and what was lost and done again; in no sum. The columns are SPARED."""
-    rows: list[tuple[str, str, int, int | None]] = []
-    for stage in report["stages"]:
-        level, saved = stage["level"], stage["saved"]
-        for name, what in (("memo", "asked before"), ("copies", "copies of documents")):
-            usage = saved[name]["usage"]
-            of = usage["requests"], usage["prompt_tokens"]
-            rows.append(
-                (f"{level} stage, spared: {what}", whole(of[0]), of[1], saved[name]["flops"])
-            )
-        cache = saved["prefix_cache"]
-        rows.append((f"{level} stage, spared: prefix cache", "", cache["tokens"], cache["flops"]))
-    what = "not committed yet, or lost" if report.get("partial") else "lost, and done again"
-    for level, redone in report["execution"]["redone"].items():
-        of = redone["usage"]["requests"], redone["usage"]["prompt_tokens"]
-        rows.append((f"{level} stage, {what}", whole(of[0]), of[1], redone["flops"]))
+def flops_rows(report: AccountBase) -> Sequence[Row]:
+    """FLOPs by stage and in total; the columns are FLOPS_COLUMNS."""
+    rows = [_flops_row(f"{stage.level} stage", stage.flops) for stage in report.stages]
+    return [*rows, _flops_row("total", report.flops)]
+
+
+def _flops_row(name: str, flops: FlopsTotals) -> Row:
+    ways = (flops.exact, flops.prefill, flops.decode, flops.paper_measured, flops.paper_corpus)
+    return (name, *map(power, ways))
+
+
+EXTRA_COLUMNS = ("not in these sums", "requests", "prompt tokens", "FLOPs")
+
+
+def extra_rows(report: AccountBase) -> Sequence[Row]:
+    """Work that was saved, and work that was lost; the columns are EXTRA_COLUMNS."""
+    rows = []
+    for stage in report.stages:
+        saved = f"{stage.level} stage, saved by"
+        cache = stage.saved.prefix_cache
+        rows.append(_extra_row(f"{saved} the memo of answers", stage.saved.memo))
+        rows.append((f"{saved} the prefix cache", "", cache.tokens, cache.flops))
+    lost = "not committed yet, or lost" if report.documents.written is None else "lost and redone"
+    rows += [
+        _extra_row(f"{level} stage, {lost}", work)
+        for level, work in report.execution.redone.items()
+    ]
     return [(name, requests, whole(n), power(flops)) for name, requests, n, flops in rows if n]
 
 
-ESTIMATE = ("", "foreseen", "counted")
+def _extra_row(name: str, work: RequestWork) -> tuple[str, str, int, int | None]:
+    return name, whole(work.usage.requests), work.usage.prompt_tokens, work.flops
 
 
-def estimate_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What the plan foresaw and what was counted, by the same rules; the columns are ESTIMATE."""
-    both = report["estimate"]["foreseen"], report["estimate"]["counted"]
-    lines = [
-        ("documents", *(whole(of["documents"]) for of in both)),
-        ("raw tokens", *(whole(of["tokens"]) for of in both)),
+ESTIMATE_COLUMNS = ("", "estimated", "counted")
+
+
+def estimate_rows(report: AccountBase) -> Sequence[Row]:
+    """The plan's estimate and the counts; the columns are ESTIMATE_COLUMNS."""
+    both = report.estimate.estimated, report.estimate.counted
+    rows = [
+        ("documents", *(whole(figures.documents) for figures in both)),
+        ("raw tokens", *(whole(figures.tokens) for figures in both)),
     ]
-    if any(stage["model"] for stage in report["stages"]):
-        usual = f"A100 hours at {report['estimate']['utilisation']:.0%} of peak"
-        lines += [
-            ("FLOPs: paper, short", *(power(of["flops"]) for of in both)),
-            (usual, *(short(of["a100_hours"]) for of in both)),
+    if any(stage.model for stage in report.stages):
+        hours = f"A100 hours at {report.estimate.utilisation:.0%} of peak"
+        rows += [
+            ("FLOPs: paper, short", *(power(figures.flops) for figures in both)),
+            (hours, *(short(figures.a100_hours) for figures in both)),
         ]
-    return lines
+    return rows
 
 
-def training(report: dict[str, Any]) -> list[tuple[str, str]]:
+def training_rows(training: TrainingReport | None) -> Sequence[Row]:
     """What refining costs and saves a model that is trained for one epoch."""
-    found = report["comparison"]
-    if found is None:
+    if training is None:
         return []
-    name = safe(found["name"])
-    if found["parameters"] is None:
-        return [("model to train", f"{name}: unknown, {safe(found['note'])}")]
+    name = safe(training.name)
+    if training.parameters is None:
+        return [("model to train", f"{name}: unknown, {safe(training.note)}")]
     return [
-        ("model to train", f"{name}, N = {short(found['parameters'])}"),
-        ("training on raw tokens", power(found["raw_flops"])),
-        ("training on refined tokens", power(found["refined_flops"])),
-        ("saved by training on less", power(found["saved_flops"])),
-        ("refining", power(found["refining_flops"])),
-        ("saved in all", power(found["net_saved_flops"])),
-        ("refining, as training tokens", short(found["refining_as_tokens"])),
-        ("pays for itself from N =", _break_even(found)),
+        ("model to train", f"{name}, N = {short(training.parameters)}"),
+        ("training on raw tokens", power(training.raw_flops)),
+        ("training on refined tokens", power(training.refined_flops)),
+        ("saved by training on fewer tokens", power(training.saved_flops)),
+        ("refining", power(training.refining_flops)),
+        ("saved in total", power(training.net_saved_flops)),
+        ("refining, as training tokens", short(training.refining_as_tokens)),
+        ("refining pays from N =", _break_even(training)),
     ]
 
 
-FORMULAS = (
-    "Exact: 2·body·fed + 2·hidden·vocab·logits + 4·layers·heads·head size·attended, summed "
-    "over all requests; cached tokens and requests answered before cost nothing. Paper, "
-    "measured: 2·N·(prompt + new tokens). Paper, short: 2·N·(tokens of the documents read). N "
-    "leaves out the input embedding.",
-    "Training is 6·N·tokens for one epoch. Refining pays for itself where 6·N·(raw − refined "
-    "tokens) ≥ refining FLOPs. None of this says how good the trained model is.",
-)
+def _break_even(training: TrainingReport) -> str:
+    if training.break_even_parameters is not None:
+        return short(training.break_even_parameters) if training.refining_flops else "any size"
+    known = training.refined_tokens is not None and training.refining_flops is not None
+    return "never: the corpus has not become smaller" if known else "?"
 
 
-def timing(report: dict[str, Any]) -> list[tuple[str, str]]:
+def timing_rows(execution: ExecutionReport) -> Sequence[Row]:
     """Workers and their time."""
-    run, gpus = report["execution"], report["execution"]["gpus"]
-    lines = [
-        ("workers", whole(run["workers"])),
-        ("at work, all together", duration(run["busy_seconds"])),
-        ("loading models, all together", duration(run["boot_seconds"])),
-        ("tokens per worker and second", _per_worker(run)),
+    gpus = execution.gpus
+    rows = [
+        ("workers", whole(execution.workers)),
+        ("time at work, all workers", duration(execution.busy_seconds)),
+        ("time loading models, all workers", duration(execution.boot_seconds)),
+        ("tokens per worker and second", _worker_rates(execution)),
     ]
-    if gpus["busy_seconds"] != 0:
-        lines += [
-            ("GPUs", ", ".join(map(safe, gpus["devices"])) or "unknown"),
-            ("GPU hours at work", hours(gpus["busy_seconds"])),
-            ("GPU hours loading models", hours(gpus["boot_seconds"])),
-            ("model FLOPs utilisation", percent(gpus["model_flops_utilisation"])),
+    if gpus.busy_seconds != 0:
+        rows += [
+            ("GPUs", ", ".join(map(safe, gpus.devices)) or "unknown"),
+            ("GPU hours at work", _hours(gpus.busy_seconds)),
+            ("GPU hours loading models", _hours(gpus.boot_seconds)),
+            ("model FLOPs utilisation", percent(gpus.model_flops_utilisation)),
         ]
-    return lines
+    return rows
 
 
-def _per_worker(run: dict[str, Any]) -> str:
-    """The mean, and the slowest and fastest worker's."""
-    every = [worker["tokens_per_second"] for worker in run["by_worker"]]
-    known = [rate for rate in every if rate]
-    mean = short(run["tokens_per_worker_second"])
+def _worker_rates(execution: ExecutionReport) -> str:
+    """The mean, and the slowest and the fastest worker's."""
+    known = [rate for worker in execution.by_worker if (rate := worker.tokens_per_second)]
+    mean = short(execution.tokens_per_worker_second)
     return f"{mean} ({short(min(known))} to {short(max(known))})" if len(known) > 1 else mean
 
 
-def hours(seconds: float | None) -> str:
+def _hours(seconds: float | None) -> str:
     """`3.21`, or `?` where it is unknown."""
     return "?" if seconds is None else f"{seconds / 3600:,.2f}"
 
@@ -175,10 +193,3 @@ def percent(ratio: float | None) -> str:
 def power(flops: int | None) -> str:
     """`4.95e+19`, `0`, or `?` where it is unknown."""
     return "?" if flops is None else f"{flops:.3g}" if abs(flops) >= 1000 else str(flops)
-
-
-def _break_even(found: dict[str, Any]) -> str:
-    if found["break_even_parameters"] is not None:
-        return short(found["break_even_parameters"]) if found["refining_flops"] else "any size"
-    unknown = found["refined_tokens"] is None or found["refining_flops"] is None
-    return "?" if unknown else "never: the corpus did not become smaller"

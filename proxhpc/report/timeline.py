@@ -1,91 +1,93 @@
-"""What workers got through over the time of a run, from a bounded look at what they wrote."""
+"""Throughput over the time of a run, from a sample of the workers' heartbeats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+from proxhpc.report.model import Timeline, TimelineWorker
 from proxhpc.run.paths import RunDir
-from proxhpc.status.heartbeats import Heartbeat, history
+from proxhpc.status.heartbeats import Heartbeat, sample_heartbeats
 
 BINS = 60  # of the run's time
-LANES = 32  # workers that are told one by one, those that failed first
-READS = 8000  # of all files together
-_POINTS = 48  # of one worker at most
+MAX_WORKERS = 32  # workers shown one by one, those that failed first
+MAX_READS = 8000  # heartbeats read of all workers together
+_MAX_POINTS = 48  # heartbeats read of one worker
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
-    """One worker: what it had committed when, and how it ended."""
+class _Track:
+    """One worker: its heartbeats, and its tokens per second in each bin."""
 
-    beats: Sequence[Heartbeat]
+    heartbeats: Sequence[Heartbeat]
     rates: Sequence[float]
 
     @property
     def end(self) -> str:
-        """Its last word; a worker at work when its run is over ended without one."""
-        last = self.beats[-1].state
-        return "gone" if last in ("starting", "working") else last
+        """Its last state; a worker still at work when its run is over died without an error."""
+        state = self.heartbeats[-1].state
+        return "gone" if state in ("starting", "working") else state
 
     @property
-    def noted(self) -> list[float]:
+    def deaths_noted(self) -> list[float]:
         """When it noted the death of another worker or of its engine."""
-        return [b.time for a, b in pairwise(self.beats) if b.deaths > a.deaths]
+        return [b.time for a, b in pairwise(self.heartbeats) if b.deaths > a.deaths]
 
     @property
     def failed(self) -> float | None:
-        """When it was heard of last, if it did not end as it should."""
-        return self.beats[-1].time if self.end in ("gone", "failed") else None
+        """Time of its last heartbeat, if it failed or died."""
+        return self.heartbeats[-1].time if self.end in ("gone", "failed") else None
 
 
-def timeline(run: RunDir) -> dict[str, Any]:
-    """Raw tokens committed per second, in bins of the time from the first word to the last."""
-    found = [beats for beats in _histories(run) if beats]
-    if not found:
-        return {"start": None, "seconds": 0.0, "tokens_per_second": [], "workers": []}
-    start = min(beats[0].time for beats in found)
-    seconds = max(max(beats[-1].time for beats in found) - start, 1e-3)
-    lanes = [_Lane(beats, _rates(beats, start, seconds)) for beats in found]
-    told = sorted(lanes, key=lambda lane: (lane.failed is None, lane.beats[0].time))[:LANES]
+def run_timeline(run: RunDir) -> Timeline:
+    """Raw tokens committed per second, in bins from the first heartbeat to the last."""
+    histories = [heartbeats for heartbeats in _histories(run) if heartbeats]
+    if not histories:
+        return Timeline(start=None, seconds=0.0, tokens_per_second=(), workers=())
+    start = min(heartbeats[0].time for heartbeats in histories)
+    end = max(heartbeats[-1].time for heartbeats in histories)
+    seconds = max(end - start, 1e-3)
+    tracks = [_Track(heartbeats, _rates(heartbeats, start, seconds)) for heartbeats in histories]
+    failed_first = sorted(
+        tracks, key=lambda track: (track.failed is None, track.heartbeats[0].time)
+    )
 
-    def part(time: float) -> float:
+    def share(time: float) -> float:
         return round((time - start) / seconds, 4)
 
-    return {
-        "start": start,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": [
-            round(sum(rates), 3) for rates in zip(*(lane.rates for lane in lanes), strict=True)
-        ],
-        "workers": [
-            {
-                "worker": lane.beats[-1].owner.worker,
-                "end": lane.end,
-                "tokens_per_second": [round(rate, 3) for rate in lane.rates],
-                "failed": None if lane.failed is None else part(lane.failed),
-                "deaths_noted": [part(time) for time in lane.noted],
-            }
-            for lane in told
-        ],
-    }
+    totals = zip(*(track.rates for track in tracks), strict=True)
+    return Timeline(
+        start=start,
+        seconds=round(seconds, 3),
+        tokens_per_second=tuple(round(sum(rates), 3) for rates in totals),
+        workers=tuple(
+            TimelineWorker(
+                worker=track.heartbeats[-1].owner.worker,
+                end=track.end,
+                tokens_per_second=tuple(round(rate, 3) for rate in track.rates),
+                failed=None if track.failed is None else share(track.failed),
+                deaths_noted=tuple(map(share, track.deaths_noted)),
+            )
+            for track in failed_first[:MAX_WORKERS]
+        ),
+    )
 
 
 def _histories(run: RunDir) -> list[list[Heartbeat]]:
     paths = sorted(run.workers.glob("[!.]*.jsonl")) if run.workers.is_dir() else []
-    points = max(4, min(_POINTS, READS // max(1, len(paths))))
-    found = (history(path, points) for path in paths)
-    return [[beat for beat in beats if beat.role == "refine"] for beats in found]
+    points = max(4, min(_MAX_POINTS, MAX_READS // max(1, len(paths))))
+    histories = (sample_heartbeats(path, points) for path in paths)
+    return [[beat for beat in history if beat.role == "refine"] for history in histories]
 
 
-def _rates(beats: Sequence[Heartbeat], start: float, seconds: float) -> list[float]:
-    """Tokens per second in each bin; what was committed between two lines is spread evenly."""
+def _rates(heartbeats: Sequence[Heartbeat], start: float, seconds: float) -> list[float]:
+    """Tokens per second in each bin; tokens are spread evenly between two heartbeats."""
     sums, width = [0.0] * BINS, seconds / BINS
-    for one, other in pairwise(beats):
-        tokens, took = other.counts.tokens_in - one.counts.tokens_in, other.time - one.time
-        if tokens <= 0 or took <= 0:
+    for earlier, later in pairwise(heartbeats):
+        tokens = later.counts.tokens_in - earlier.counts.tokens_in
+        if tokens <= 0 or later.time <= earlier.time:
             continue
-        begin, end = (one.time - start) / width, (other.time - start) / width
-        for place in range(int(begin), min(int(end), BINS - 1) + 1):
-            overlap = min(end, place + 1) - max(begin, place)
-            sums[place] += tokens * max(overlap, 0.0) / (end - begin)
+        begin, end = (earlier.time - start) / width, (later.time - start) / width
+        for position in range(int(begin), min(int(end), BINS - 1) + 1):
+            overlap = min(end, position + 1) - max(begin, position)
+            sums[position] += tokens * max(overlap, 0.0) / (end - begin)
     return [total / width for total in sums]

@@ -1,56 +1,46 @@
-"""A report on a terminal."""
+"""A report or an account on a terminal."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from proxhpc.report import text
-from proxhpc.status.terminal import safe, short, whole
+from proxhpc.report.model import AccountBase, Report, RunAccount
+from proxhpc.status.terminal import safe
 
 
-def render_report(report: dict[str, Any]) -> RenderableType:
-    """The report's figures, for the end of a launch."""
-    tokens = safe(report["tokens"]["counted"])
-    return Group(
-        Text(safe(report["name"]), style="bold"),
-        _table(("", "documents", ""), text.flow(report)),
-        Text(),
-        _table(("", "raw", "refined", "written", "kept"), text.sizes(report)),
-        Text(f"tokens: {tokens}", style="dim"),
-        *_compute(report),
-    )
+def render_report(report: Report) -> RenderableType:
+    """The report of a merged run."""
+    return Group(Text(safe(report.name), style="bold"), *_tables(report))
 
 
-def render_account(account: dict[str, Any]) -> RenderableType:
-    """A run's compute, at any time."""
-    so_far = "  so far: not merged yet" if account["partial"] else ""
-    read = f"{short(account['tokens']['read'])} tokens of {whole(account['documents'])} documents"
-    return Group(
-        Text.assemble((safe(account["name"]), "bold"), (so_far, "yellow")),
-        Text(f"{read}; tokens: {safe(account['token_unit'])}", style="dim"),
-        *_compute(account),
-    )
+def render_account(account: RunAccount) -> RenderableType:
+    """The account so far of a run that is not merged."""
+    note = ("  so far: not merged yet", "yellow")
+    return Group(Text.assemble((safe(account.name), "bold"), note), *_tables(account))
 
 
-def _compute(report: dict[str, Any]) -> Iterator[RenderableType]:
-    """Model work, FLOPs, GPU time, training, and estimate against truth."""
+def _tables(report: AccountBase) -> Iterator[RenderableType]:
+    yield _table(("", "documents", ""), text.outcome_rows(report))
+    yield Text()
+    yield _table(text.SIZE_COLUMNS, text.size_rows(report))
+    yield Text(f"tokens: {safe(report.token_unit)}", style="dim")
     for header, rows in (
-        (text.WORK, text.work(report)),
-        (text.COSTS, text.costs(report)),
-        (text.SPARED, text.spared(report)),
-        (("", ""), text.training(report)),
-        (text.ESTIMATE, text.estimate_rows(report)),
-        (("", ""), text.timing(report)),
+        (text.REQUEST_COLUMNS, text.request_rows(report)),
+        (text.FLOPS_COLUMNS, text.flops_rows(report)),
+        (text.EXTRA_COLUMNS, text.extra_rows(report)),
+        (("", ""), text.training_rows(report.comparison)),
+        (text.ESTIMATE_COLUMNS, text.estimate_rows(report)),
+        (("", ""), text.timing_rows(report.execution)),
     ):
         if rows:
             yield Text()
             yield _table(header, rows)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+def _table(header: Sequence[str], rows: Sequence[text.Row]) -> Table:
     table = Table(
         box=None,
         pad_edge=False,
@@ -58,9 +48,9 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
         header_style="dim",
         show_header=any(header),
     )
-    for place, name in enumerate(header):
-        left = place == 0 or name == "model" or tuple(header) == ("", "")
-        table.add_column(Text(name), justify="left" if left else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
+    for position, name in enumerate(header):
+        is_text = position == 0 or name == "model" or not any(header)
+        table.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table

@@ -1,7 +1,7 @@
-"""Text of strangers on a terminal, and numbers for people.
+"""Untrusted text made safe for a terminal, and numbers in short form.
 
-Ids, hosts, messages and documents come from corpora: none of them may move the cursor, set a
-title, or turn the reading direction around.
+Ids, hosts, messages and documents may come from a corpus. None of them may move the cursor, set a
+title or reverse the reading direction.
 """
 
 import re
@@ -17,47 +17,54 @@ _HARMFUL = re.compile(
 )
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LARGEST = 1e15  # beyond it, powers of ten
-_PLAIN_WIDTH = 160  # columns where nobody says how wide a line may be
+_PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
 
 def safe(text: object, limit: int | None = None) -> str:
-    r"""One line without control characters: ESC is shown as `\x1b`, a line end as `\n`."""
+    r"""Return one line without control characters: ESC becomes `\x1b`, a line end `\n`."""
     line = str(text)
     if limit is not None and len(line) > limit:
         line = line[: limit - 1] + "…"
-    return _HARMFUL.sub(lambda found: ascii(found.group())[1:-1], line)
+    return _HARMFUL.sub(lambda match: ascii(match.group())[1:-1], line)
 
 
 def safe_line(text: str, tab: str = "    ") -> str:
-    """A line of a document: as `safe`, with tabs as blanks."""
+    """Return a line of a document made `safe`, with blanks for tabs."""
     return safe(text.replace("\t", tab))
 
 
+class _PipeConsole(Console):
+    """A console that leaves a closed pipe (`| head`) to `main`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def make_console() -> Console:
-    """Standard output: coloured on a terminal, wide and plain elsewhere."""
+    """Return standard output as a console: coloured on a terminal, wide and plain elsewhere."""
     if hasattr(sys.stdout, "reconfigure"):
-        # A terminal that cannot show a character gets a question mark, not a traceback.
+        # A character that the terminal cannot show becomes a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
     return (
-        Console(highlight=False)
+        _PipeConsole(highlight=False)
         if sys.stdout.isatty()
-        else Console(highlight=False, width=_PLAIN_WIDTH)
+        else _PipeConsole(highlight=False, width=_PLAIN_WIDTH)
     )
 
 
 def whole(number: int | None) -> str:
-    """`12,345`, or `?` where it is unknown."""
+    """Return `12,345`, or `?` if it is unknown."""
     return "?" if number is None else f"{number:,}"
 
 
 def short(number: float | None) -> str:
-    """`1.23M`, `4.95e+19`, or `?` where it is unknown."""
+    """Return `1.23M`, `4.95e+19`, or `?` if it is unknown."""
     if number is None:
         return "?"
     if abs(number) >= _LARGEST:
         return f"{number:.2e}"
     for size, unit in _UNITS:
-        # 999.7 is 1k, not 1000: the unit is chosen after rounding to three digits.
+        # The unit is chosen after rounding to three digits: 999.7 is 1k, not 1000.
         if abs(number) >= 0.9995 * size:
             return f"{_three_digits(number / size)}{unit}"
     return _three_digits(number)
@@ -68,12 +75,12 @@ def _three_digits(number: float) -> str:
 
 
 def percentage(part: float, total: float) -> str:
-    """`12.3 %`; empty where there is nothing to have a share of."""
+    """Return `12.3 %`; empty if the total is 0."""
     return f"{100 * part / total:.1f} %" if total else ""
 
 
 def duration(seconds: float | None) -> str:
-    """`2 h 05 min`, or `?` where it is unknown."""
+    """Return `2 h 05 min`, or `?` if it is unknown."""
     if seconds is None:
         return "?"
     total = max(0, round(seconds))

@@ -1,1 +1,1 @@
-"""The engine without a model: published rules that write programs."""
+"""The engine without a model: published rules write the programs."""

@@ -1,16 +1,15 @@
-"""Lines that people remove from web pages and READMEs whatever the corpus is for.
+"""Boilerplate lines of web pages and READMEs: menus, badges, cookie notices, share lines.
 
-Pure functions that return a reason, or "" for a line to keep. They look for furniture, not for
-quality: headings, list items, tables and code stay. Every pattern is linear on any input, and a
-line of more than 2,000 characters is never furniture.
+Quality does not matter here: headings, list items, tables and code stay. Every pattern takes linear
+time on any input. Lines of more than 2,000 characters are never boilerplate.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
-_LONGEST = 2000
+_MAX_LINE = 2000
 
-# Bounded and possessive: nothing here can be made to backtrack by a hostile line.
+# Bounded and possessive, so that no hostile line can make them backtrack.
 _TITLE = r"(?:\s\"[^\"]{0,300}+\")?"
 _IMAGE = re.compile(r"!\[[^\[\]]{0,300}+\]\([^()\s]{0,1500}+" + _TITLE + r"\)|!\[[^\[\]]{0,300}+\]")
 _LINK = re.compile(
@@ -111,10 +110,10 @@ _SHARE_WORDS = 10
 _RIGHTS = ("all rights reserved", "alle rechte vorbehalten", "tous droits réservés")
 
 
-def badge(line: str) -> bool:
-    """Whether a line is status badges and nothing else, in Markdown, HTML or reStructuredText."""
+def is_badge(line: str) -> bool:
+    """Return True if a line holds only status badges, in Markdown, HTML or reStructuredText."""
     line = line.strip()
-    if len(line) > _LONGEST or not line:
+    if len(line) > _MAX_LINE or not line:
         return False
     if _REST_IMAGE.match(line):
         return bool(_BADGE_HOSTS.search(line))
@@ -128,14 +127,14 @@ def badge(line: str) -> bool:
     return bool(_BADGE_HOSTS.search(line)) and ("!" in line or "<img" in line.lower())
 
 
-def cookie_notice(line: str) -> bool:
-    """Whether a line asks for consent to cookies rather than writes about them at length."""
+def is_cookie_notice(line: str) -> bool:
+    """Return True if a line asks for consent to cookies; not for a long text about them."""
     return "ookie" in line and len(line) <= _COOKIE_LINE and bool(_COOKIES.search(line))
 
 
-def share_line(line: str) -> bool:
-    """Whether a line is a share, follow, log-in, skip or copyright line of the page's frame."""
-    if len(line) > _LONGEST:
+def is_share_line(line: str) -> bool:
+    """Return True for a page's share, follow, log-in, skip or copyright line."""
+    if len(line) > _MAX_LINE:
         return False
     words = line.casefold().split()
     text = " ".join(words)
@@ -143,14 +142,14 @@ def share_line(line: str) -> bool:
         return True
     if len(words) <= _SHARE_WORDS and text.startswith(_SHARE_STARTS):
         return not text.endswith(":") or len(words) <= 4
-    owned = "©" in text or "(c)" in text or "copyright" in text
-    return owned and len(words) <= 30 and any(phrase in text for phrase in _RIGHTS)
+    copyrighted = "©" in text or "(c)" in text or "copyright" in text
+    return copyrighted and len(words) <= 30 and any(phrase in text for phrase in _RIGHTS)
 
 
-def link_row(line: str) -> bool:
-    """Whether a line is a row of three or more short link texts: Home | About us | Contact."""
-    line = " ".join(line.split()) if len(line) <= _LONGEST else ""
-    if line.endswith(_SENTENCE_MARKS) or "| |" in line:  # the latter: a heading with badges in reST
+def is_link_row(line: str) -> bool:
+    """Return True for a row of three or more short link texts: Home | About us | Contact."""
+    line = " ".join(line.split()) if len(line) <= _MAX_LINE else ""
+    if line.endswith(_SENTENCE_MARKS) or "| |" in line:  # "| |": a heading with badges in reST
         return False
     parts = [part for part in _SEPARATOR.split(line) if part]
     if len(parts) < 3 or any(len(part) > 40 or part.count(" ") > 4 for part in parts):
@@ -158,19 +157,19 @@ def link_row(line: str) -> bool:
     return all(part[0].isupper() or (part[0].isalpha() and not part.isascii()) for part in parts)
 
 
-def link_item(line: str) -> bool:
-    """Whether a line is one Markdown link and nothing else, as in a table of contents."""
+def is_link_item(line: str) -> bool:
+    """Return True if a line holds only one Markdown link, as in a table of contents."""
     line = line.strip()
-    if len(line) > _LONGEST or "](" not in line:
+    if len(line) > _MAX_LINE or "](" not in line:
         return False
     item = _BULLET.sub("", line, count=1)
     return item.startswith("[") and _LINK.fullmatch(item) is not None
 
 
-def menu_item(line: str) -> bool:
-    """Whether a line may be an entry of a menu: one to four plain words, no mark at its end.
+def is_menu_item(line: str) -> bool:
+    """Return True if a line can be a menu entry: one to four plain words, no final punctuation.
 
-    By itself such a line may as well be a heading or a name; only a run of them is a menu.
+    A single one may just as well be a heading or a name; only a run of them is a menu.
     """
     if not 1 < len(line) <= 40 or line[0].isspace() or line.endswith(_SENTENCE_MARKS):
         return False
@@ -180,34 +179,34 @@ def menu_item(line: str) -> bool:
 
 
 def boilerplate_lines(lines: Sequence[str]) -> list[str]:
-    """For each line the reason to remove it, or "". Nothing inside a fenced code block."""
+    """For each line the reason to remove it, or "". Lines of fenced code blocks stay."""
     code = _fenced(lines)
     reasons = [
-        "" if inside or not line.strip() else _alone(line)
+        "" if inside or not line.strip() else _line_reason(line)
         for line, inside in zip(lines, code, strict=True)
     ]
     for position, line in enumerate(lines):
-        # The options that belong to a removed image directive go with it.
+        # The options of a removed image directive are removed, too.
         if position and reasons[position - 1] == "badge" and _REST_OPTION.match(line.lstrip()):
             reasons[position] = "badge"
-    _condemn_runs(lines, code, reasons, link_item, _LINK_RUN, "link list")
-    _condemn_runs(lines, code, reasons, menu_item, _MENU_RUN, "menu")
-    _spare_tables(lines, reasons)
+    _mark_runs(lines, code, reasons, is_link_item, _LINK_RUN, "link list")
+    _mark_runs(lines, code, reasons, is_menu_item, _MENU_RUN, "menu")
+    _unmark_tables(lines, reasons)
     return reasons
 
 
-def _alone(line: str) -> str:
-    if badge(line):
+def _line_reason(line: str) -> str:
+    if is_badge(line):
         return "badge"
-    if cookie_notice(line):
+    if is_cookie_notice(line):
         return "cookie notice"
-    if share_line(line):
+    if is_share_line(line):
         return "page frame"
-    return "link row" if link_row(line) else ""
+    return "link row" if is_link_row(line) else ""
 
 
 def _fenced(lines: Sequence[str]) -> list[bool]:
-    """Whether each line lies in a Markdown code fence; a fence that never closes is none."""
+    """For each line whether it is in a Markdown code fence; one that never closes is none."""
     inside = [False] * len(lines)
     opened = -1
     for position, line in enumerate(lines):
@@ -221,15 +220,15 @@ def _fenced(lines: Sequence[str]) -> list[bool]:
     return inside
 
 
-def _condemn_runs(
+def _mark_runs(
     lines: Sequence[str],
     code: Sequence[bool],
     reasons: list[str],
     is_member: Callable[[str], bool],
-    shortest: int,
+    min_run: int,
     reason: str,
 ) -> None:
-    """Mark runs of `shortest` or more members; blank and condemned lines do not end a run."""
+    """Mark runs of `min_run` or more members; blank and marked lines do not end a run."""
     run: list[int] = []
     for position in range(len(lines) + 1):
         if position < len(lines):
@@ -238,17 +237,17 @@ def _condemn_runs(
                 continue
             if reasons[position] or not lines[position].strip():
                 continue
-        if len(run) >= shortest:
+        if len(run) >= min_run:
             for member in run:
                 reasons[member] = reasons[member] or reason
         run.clear()
 
 
-def _spare_tables(lines: Sequence[str], reasons: list[str]) -> None:
-    """Take back link rows beside a line with as many bars or a ruled one: they are of a table."""
+def _unmark_tables(lines: Sequence[str], reasons: list[str]) -> None:
+    """Unmark rows of tables: link rows next to a line with as many bars or to a ruled line."""
     bars = [line.count("|") for line in lines]
     for position, reason in enumerate(reasons):
         if reason == "link row" and bars[position]:
-            beside = [n for n in (position - 1, position + 1) if 0 <= n < len(lines)]
-            if any(bars[n] == bars[position] or lines[n].startswith(("+-", "+=")) for n in beside):
+            near = [n for n in (position - 1, position + 1) if 0 <= n < len(lines)]
+            if any(bars[n] == bars[position] or lines[n].startswith(("+-", "+=")) for n in near):
                 reasons[position] = ""

@@ -1,11 +1,11 @@
-"""The published expert rules for web text: C4, Gopher's quality, FineWeb, as pure functions.
+"""The published expert rules for web text, as pure functions: C4, Gopher quality, FineWeb.
 
-Each rule returns the reason it condemns a document or line for, or "" where it has none. Reasons
-hold fixed words and numbers, never text of the document.
+Each rule returns the reason to remove a document or line, or "" to keep it. Reasons consist of
+fixed words and numbers, never of text from the document.
 
-The rules were made for English, whose words stand between spaces. Chinese, Japanese, Thai and
-their like have none, and a rule that counts words would blank every document: there, two
-characters count as one word and the rules on the form of single words are skipped.
+The rules were made for English, where spaces separate words. Chinese, Japanese, Thai and similar
+scripts have no such spaces, so that rules that count words would drop every document. There, two
+characters count as one word, and the rules on the form of single words are skipped.
 """
 
 import re
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Script = Literal["spaced", "unspaced", "unpunctuated"]
-"""How a text marks words and sentences: by spaces; by 。 alone (Chinese, Japanese); by neither."""
+"""How a text marks words and sentences: with spaces, only with 。 (Chinese), or not at all."""
 
 CHARACTERS_PER_WORD = 2
-"""Of an unspaced script; the mean length of a Chinese word in running text is 1.5 to 2."""
+"""In unspaced scripts; the mean length of a Chinese word in running text is 1.5 to 2."""
 
 _SCRIPT_SAMPLE = 1 << 16
 _UNSPACED_SHARE = 0.25
@@ -27,7 +27,7 @@ _CJK = re.compile(
 )
 _UNPUNCTUATED = re.compile(r"[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff]+")
 
-# C4 has . ? ! and ", datatrove adds '. The rest are the same marks in other scripts' types.
+# C4 has . ? ! and ", datatrove adds '. The others are these marks in other scripts.
 TERMINAL = (*".?!\"'", *"”’»。．！？｡」』）؟۔।॥։።")
 _ELLIPSES = ("...", "…")
 _CITATION = re.compile(r"\[\d{0,9}\]|\[edit\]|\[citation needed\]")
@@ -46,7 +46,7 @@ _SENTENCES = 5
 
 _DOCUMENT_WORDS = (50, 100_000)
 _BEYOND_LATIN = "\u0370"
-# Gopher's eight English words, then the like of other languages in Latin script.
+# Gopher's eight English words, then eight for each of other languages in Latin script.
 _STOP_WORDS = tuple(
     frozenset(words.split())
     for words in (
@@ -79,21 +79,20 @@ _BULLETS = ("•", "‣", "▪", "◦", "●", "-", "*")
 
 
 def script_of(text: str) -> Script:
-    """How the first 65,536 characters of `text` mark words: a quarter of the letters decides."""
+    """The script of `text`, decided by a quarter of the letters in its first 65,536 characters."""
     if text.isascii():
         return "spaced"
     sample = text[:_SCRIPT_SAMPLE]
     cjk = sum(map(len, _CJK.findall(sample)))
     unpunctuated = sum(map(len, _UNPUNCTUATED.findall(sample)))
-    if not cjk + unpunctuated:
-        return "spaced"
-    if cjk + unpunctuated < _UNSPACED_SHARE * sum(map(str.isalpha, sample)):
+    unspaced = cjk + unpunctuated
+    if not unspaced or unspaced < _UNSPACED_SHARE * sum(map(str.isalpha, sample)):
         return "spaced"
     return "unspaced" if cjk >= unpunctuated else "unpunctuated"
 
 
 def count_words(words: Sequence[str], script: Script) -> int:
-    """Words between spaces; for the other scripts their characters, two to a word."""
+    """Number of words; in unspaced scripts, half the number of characters."""
     if script == "spaced":
         return len(words)
     return sum(map(len, words)) // CHARACTERS_PER_WORD
@@ -101,7 +100,7 @@ def count_words(words: Sequence[str], script: Script) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ParsedDocument:
-    """A document taken apart once for all rules; `lines` are stripped and none is blank."""
+    """A document split once for all rules; `lines` are stripped and not blank."""
 
     text: str
     lines: tuple[str, ...]
@@ -110,22 +109,22 @@ class ParsedDocument:
 
     @classmethod
     def of(cls, text: str) -> "ParsedDocument":
-        """Take `text` apart."""
+        """Split `text` into lines and words."""
         lines = tuple(line for raw in text.split("\n") if (line := raw.strip()))
         return cls(text, lines, tuple(text.split()), script_of(text))
 
     @property
     def word_count(self) -> int:
-        """Words by `count_words`."""
+        """Number of words, from `count_words`."""
         return count_words(self.words, self.script)
 
 
 def c4_line(line: str) -> str:
     """Why C4 removes this line, or "" (Raffel et al. 2020, §2.2; T5's c4_utils).
 
-    Terminal punctuation, at least five words (datatrove: three), no word over 1,000 characters, no
-    "javascript", no talk of cookies and policies. Citation marks like [1] do not count as the
-    line's end. Headings, list items and code fall to it: that is the published rule.
+    A line needs terminal punctuation (after which a citation like [1] may follow) and five words
+    (datatrove: three), none over 1,000 characters, and must not mention JavaScript, cookies or
+    policies. The published rule removes headings, list items and code.
     """
     line = line.strip()
     words = line.split()
@@ -145,19 +144,18 @@ def c4_line(line: str) -> str:
 
 
 def count_sentences(line: str) -> int:
-    """Sentences of a line, at least one: ends before a space and no lower-case letter, or 。."""
+    """Number of sentences, at least one. They end with 。 or a mark that a capital may follow."""
     return max(1, sum(1 for _ in _SENTENCE_END.finditer(line)))
 
 
-def c4_document(page: ParsedDocument) -> str:
-    """Why C4 removes this page, or "".
+def c4_document(document: ParsedDocument) -> str:
+    """Why C4 removes this document, or "".
 
-    In the widely used form of datatrove (FineWeb's): only lines that survive `c4_line` are looked
-    at, and fewer than 5 sentences condemn (T5's c4_utils: 3), counted without a trained splitter.
-    The list of bad words is not part of this form.
+    As in datatrove (FineWeb): only lines that `c4_line` keeps count, and they must have 5 sentences
+    (T5's c4_utils: 3), counted without a trained splitter. There is no list of bad words.
     """
     sentences = 0
-    for line in page.lines:
+    for line in document.lines:
         if c4_line(line):
             continue
         if "lorem ipsum" in line.lower():
@@ -165,46 +163,46 @@ def c4_document(page: ParsedDocument) -> str:
         if "{" in line:
             return "curly bracket"
         sentences += count_sentences(line)
-    unmarked = page.script == "unpunctuated"
+    unmarked = document.script == "unpunctuated"
     return "" if sentences >= _SENTENCES or unmarked else f"{sentences} sentences < {_SENTENCES}"
 
 
-def gopher_quality(page: ParsedDocument) -> str:
+def gopher_quality(document: ParsedDocument) -> str:
     """Why Gopher's quality rules remove this document, or "" (Rae et al. 2021, A1.1).
 
-    Words stand between spaces and keep their punctuation. The published stop words are English, so
-    that every other language would be dropped: here any one language's list of eight will do, and
-    scripts other than Latin pass.
+    Words are separated by spaces and include punctuation. The published stop words are English and
+    would drop every other language: here the list of any one language suffices, and scripts other
+    than Latin pass.
     """
     low, high = _DOCUMENT_WORDS
-    count = page.word_count
+    count = document.word_count
     if count < low:
         return f"{count} words < {low}"
     if count > high:
         return f"{count} words > {high}"
-    return _lines_and_symbols(page, count) or _word_forms(page)
+    return _lines_and_symbols(document, count) or _word_forms(document)
 
 
-def _lines_and_symbols(page: ParsedDocument, count: int) -> str:
-    hashes = page.text.count("#") / count
+def _lines_and_symbols(document: ParsedDocument, count: int) -> str:
+    hashes = document.text.count("#") / count
     if hashes > 0.1:
         return f"hash-to-word ratio {hashes:.2f} > 0.1"
-    ellipses = sum(map(page.text.count, _ELLIPSES)) / count
+    ellipses = sum(map(document.text.count, _ELLIPSES)) / count
     if ellipses > 0.1:
         return f"ellipsis-to-word ratio {ellipses:.2f} > 0.1"
-    bullets = sum(line.startswith(_BULLETS) for line in page.lines) / len(page.lines)
+    bullets = sum(line.startswith(_BULLETS) for line in document.lines) / len(document.lines)
     if bullets > 0.9:
         return f"bullet lines {bullets:.2f} > 0.9"
-    cut = sum(line.endswith(_ELLIPSES) for line in page.lines) / len(page.lines)
-    return f"ellipsis lines {cut:.2f} > 0.3" if cut > 0.3 else ""
+    open_ended = sum(line.endswith(_ELLIPSES) for line in document.lines) / len(document.lines)
+    return f"ellipsis lines {open_ended:.2f} > 0.3" if open_ended > 0.3 else ""
 
 
-def _word_forms(page: ParsedDocument) -> str:
-    if page.script != "spaced":
+def _word_forms(document: ParsedDocument) -> str:
+    if document.script != "spaced":
         return ""
-    words = page.words
+    words = document.words
     mean = sum(map(len, words)) / len(words)
-    # A Hangul syllable block holds two or three letters, so Korean words are short in characters.
+    # A Hangul character is a syllable of two or three letters: Korean words have few characters.
     if mean < 3 and not any("가" <= word[0] <= "힣" for word in words[:1000]):
         return f"mean word length {mean:.1f} < 3"
     if mean > 10:
@@ -212,12 +210,12 @@ def _word_forms(page: ParsedDocument) -> str:
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words) / len(words)
     if alphabetic < 0.8:
         return f"alphabetic words {alphabetic:.2f} < 0.8"
-    found = stop_words(words)
-    return f"{found} stop words < 2" if found < 2 else ""
+    count = count_stop_words(words)
+    return f"{count} stop words < 2" if count < 2 else ""
 
 
-def stop_words(words: Sequence[str]) -> int:
-    """Different stop words of the language that has most of them here; 2 for other than Latin."""
+def count_stop_words(words: Sequence[str]) -> int:
+    """Distinct stop words of the language with most of them; 2 for scripts other than Latin."""
     sample = words[:1000]
     if sum(word[0] >= _BEYOND_LATIN for word in sample) * 2 > len(sample):
         return 2
@@ -225,8 +223,8 @@ def stop_words(words: Sequence[str]) -> int:
     return max(len(distinct & known) for known in _STOP_WORDS)
 
 
-def duplicates(parts: Sequence[str]) -> tuple[float, float]:
-    """Shares of `parts`, and of their characters, that repeat an earlier part."""
+def duplicate_shares(parts: Sequence[str]) -> tuple[float, float]:
+    """Share of `parts`, and of their characters, that repeat an earlier part."""
     seen: set[str] = set()
     count = characters = 0
     for part in parts:
@@ -237,20 +235,20 @@ def duplicates(parts: Sequence[str]) -> tuple[float, float]:
     return count / max(1, len(parts)), characters / max(1, sum(map(len, parts)))
 
 
-def fineweb(page: ParsedDocument) -> str:
-    """Why FineWeb's own rules remove this document, or "" (Penedo et al. 2024, §3.6).
+def fineweb(document: ParsedDocument) -> str:
+    """Why FineWeb's rules remove this document, or "" (Penedo et al. 2024, §3.6).
 
-    The paper's three, over lines that are not blank: at most 12 % of them end in punctuation, 67 %
-    or more are under 30 characters, a tenth of the characters or more repeat an earlier line.
+    Of the lines that are not blank, at most 12 % end with punctuation, or 67 % or more have fewer
+    than 30 characters, or 10 % or more of the characters repeat an earlier line.
     """
-    if not page.lines:
+    if not document.lines:
         return ""
-    marked = sum(line.endswith(TERMINAL) for line in page.lines) / len(page.lines)
-    if marked <= 0.12 and page.script != "unpunctuated":
+    marked = sum(line.endswith(TERMINAL) for line in document.lines) / len(document.lines)
+    if marked <= 0.12 and document.script != "unpunctuated":
         return f"lines ending in punctuation {marked:.2f} <= 0.12"
-    width = 30 if page.script == "spaced" else 30 // CHARACTERS_PER_WORD
-    short = sum(len(line) < width for line in page.lines) / len(page.lines)
+    width = 30 if document.script == "spaced" else 30 // CHARACTERS_PER_WORD
+    short = sum(len(line) < width for line in document.lines) / len(document.lines)
     if short >= 0.67:
         return f"short lines {short:.2f} >= 0.67"
-    characters = duplicates(page.lines)[1]
+    characters = duplicate_shares(document.lines)[1]
     return f"characters in duplicate lines {characters:.2f} >= 0.1" if characters >= 0.1 else ""

@@ -1,4 +1,4 @@
-"""What keeps engines going: another start after death, waiting for memory."""
+"""Engines that survive trouble: restarts after a crash, and waiting for free memory."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from proxhpc.engines.base import (
     Request,
     RequestError,
     Tokenizer,
-    end_of,
+    find_stop_end,
 )
 from proxhpc.engines.restarting import RestartingEngine
 from proxhpc.errors import RetryError, UserError
@@ -26,7 +26,7 @@ REQUEST = Request("doc", [1], (), 0, 5)
 
 
 class Mortal:
-    """Answers so many requests, then dies with all that are under way."""
+    """Answers a number of requests, then dies with all open ones."""
 
     name = "mortal"
     tokenizer: Tokenizer | None = None
@@ -48,12 +48,12 @@ class Mortal:
         self.closed += 1
 
 
-def lasting(*engines: Mortal) -> RestartingEngine:
-    following = iter(engines[1:])
+def restarting(*engines: Mortal) -> RestartingEngine:
+    next_engines = iter(engines[1:])
 
     async def start() -> Mortal:
         await asyncio.sleep(0.01)
-        return next(following)
+        return next(next_engines)
 
     return RestartingEngine(engines[0], start)
 
@@ -62,16 +62,16 @@ async def ask(engine: RestartingEngine, *requests: Request) -> list[Any]:
     return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
 
 
-def test_what_was_under_way_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_open_requests_are_repeated_to_the_new_engine(caplog: pytest.LogCaptureFixture) -> None:
     first, second = Mortal(3), Mortal(100)
-    answers = asyncio.run(ask(lasting(first, second), *[REQUEST] * 50))
+    answers = asyncio.run(ask(restarting(first, second), *[REQUEST] * 50))
     assert sorted(a.text for a in answers) == sorted([str(id(first))] * 3 + [str(id(second))] * 47)
     assert (first.closed, second.closed) == (1, 0)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_it_is_started_again_once() -> None:
-    engine = lasting(Mortal(3), Mortal(4), Mortal(100))
+def test_it_is_restarted_once() -> None:
+    engine = restarting(Mortal(3), Mortal(4), Mortal(100))
     answers = asyncio.run(ask(engine, *[REQUEST] * 20))
     assert sum(isinstance(answer, Completion) for answer in answers) == 7
     assert sum(isinstance(answer, RetryError) for answer in answers) == 13
@@ -82,49 +82,49 @@ def test_it_is_started_again_once() -> None:
 @pytest.mark.parametrize(
     "error", [RetryError("no memory"), UserError("no memory"), OSError("no memory")]
 )
-def test_a_start_that_fails_is_the_end_of_all(error: Exception) -> None:
-    """Whatever it says, it is no fault of the document that was asked about."""
+def test_a_failing_restart_ends_all_requests(error: Exception) -> None:
+    """Whatever its error, no document is to blame for it."""
 
     async def start() -> Mortal:
         raise error
 
     answers = asyncio.run(ask(RestartingEngine(Mortal(1), start), *[REQUEST] * 3))
     assert [type(answer) for answer in answers] == [Completion, EngineDiedError, EngineDiedError]
-    assert "no other did start: " in str(answers[1])
+    assert "and the restart failed: " in str(answers[1])
     assert "no memory" in str(answers[1])
 
 
-def test_a_closed_engine_stays_closed_and_a_wrong_request_kills_none() -> None:
+def test_a_closed_engine_stays_closed_and_survives_a_wrong_request() -> None:
     only = Mortal(10)
-    engine = lasting(only)
+    engine = restarting(only)
 
     async def work() -> list[Any]:
-        wrong = await ask(engine, Request("doc", [1], (), 0, 0), REQUEST)
+        answers = await ask(engine, Request("doc", [1], (), 0, 0), REQUEST)
         await engine.close()
-        return [*wrong, *await ask(engine, REQUEST)]
+        return [*answers, *await ask(engine, REQUEST)]
 
-    wrong, fine, late = asyncio.run(work())
+    wrong, answered, late = asyncio.run(work())
     assert isinstance(wrong, RequestError)
-    assert isinstance(fine, Completion)
+    assert isinstance(answered, Completion)
     assert isinstance(late, EngineDiedError)
     assert only.closed == 1
 
 
 def test_the_first_stop_string_ends_a_text() -> None:
-    assert end_of("a keep() b drop()", ("drop()", "keep()")) == 8
-    assert end_of("a keep(", ("drop()", "keep()")) is None
-    assert end_of("x", ()) is None
+    assert find_stop_end("a keep() b drop()", ("drop()", "keep()")) == 8
+    assert find_stop_end("a keep(", ("drop()", "keep()")) is None
+    assert find_stop_end("x", ()) is None
 
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Puts a script on PATH that answers for each device the lines of its file, one by one."""
+    """Puts a script on PATH that answers for a device with the lines of its file, one by one."""
 
     def install(**answers: str) -> Path:
         script = tmp_path / "nvidia-smi"
         script.write_text(
             "#!/bin/sh\n"
-            f'cd {tmp_path}; echo "$@" >> asked\n'
+            f'cd {tmp_path}; echo "$@" >> queries\n'
             'for last; do :; done; head -n 1 "$last"\n'
             'if [ $(wc -l < "$last") -gt 1 ]; then sed -i 1d "$last"; fi\n'
         )
@@ -134,16 +134,16 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(answers))
         monkeypatch.setattr(device, "PAUSE_S", 0)
-        return tmp_path / "asked"
+        return tmp_path / "queries"
 
     return install
 
 
-def test_memory_is_waited_for(nvidia_smi: Callable[..., Path]) -> None:
-    asked = nvidia_smi(GPU_a="100, 1000\n899, 1000\n900, 1000\n", GPU_b="50, 1000\n")
+def test_it_waits_for_free_memory(nvidia_smi: Callable[..., Path]) -> None:
+    queries = nvidia_smi(GPU_a="100, 1000\n899, 1000\n900, 1000\n", GPU_b="50, 1000\n")
     asyncio.run(device.wait_for_memory(0.9))
-    lines = asked.read_text().splitlines()
-    assert len(lines) == 3  # the other device is not this engine's
+    lines = queries.read_text().splitlines()
+    assert len(lines) == 3  # the other device does not belong to this engine
     assert all(line.endswith("-i GPU_a") and "memory.free,memory.total" in line for line in lines)
 
 
@@ -159,27 +159,27 @@ def test_waiting_ends_with_a_warning(
 
 
 @pytest.mark.parametrize("answer", ["", "No devices were found\n", "[N/A], [N/A]\n"])
-def test_what_cannot_be_told_is_not_waited_for(
+def test_it_does_not_wait_for_a_device_of_unknown_memory(
     nvidia_smi: Callable[..., Path], answer: str
 ) -> None:
-    asked = nvidia_smi(GPU_a=answer)
+    queries = nvidia_smi(GPU_a=answer)
     asyncio.run(device.wait_for_memory(0.9))
-    assert len(asked.read_text().splitlines()) == 1
+    assert len(queries.read_text().splitlines()) == 1
 
 
-def test_without_nvidia_smi_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_wait_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     asyncio.run(device.wait_for_memory(0.9))
 
 
-def test_all_devices_are_asked_where_none_are_named(
+def test_all_devices_are_queried_if_none_are_named(
     nvidia_smi: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = nvidia_smi(**{"0": "950, 1000\n", "1": "950, 1000\n"})
+    queries = nvidia_smi(**{"0": "950, 1000\n", "1": "950, 1000\n"})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     asyncio.run(device.wait_for_memory(0.9, devices=2))
-    assert [line[-1] for line in asked.read_text().splitlines()] == ["0", "1"]
+    assert [line[-1] for line in queries.read_text().splitlines()] == ["0", "1"]
 
 
 def test_waiting_can_be_cancelled(
@@ -193,6 +193,6 @@ def test_waiting_can_be_cancelled(
         await asyncio.sleep(0.1)
         waiting.cancel()
 
-    began = time.monotonic()
-    asyncio.run(main())  # it waits for the threads that are left, too
-    assert time.monotonic() - began < 5
+    start = time.monotonic()
+    asyncio.run(main())  # which also waits for threads that still run
+    assert time.monotonic() - start < 5

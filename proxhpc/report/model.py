@@ -1,0 +1,434 @@
+"""The report as typed data, as report.json and `report --json` hold it; null is unknown."""
+
+from typing import Literal
+
+from proxhpc.outputs import OutputModel, UsageTotals
+from proxhpc.status.totals import DocumentTotals, EditTotals, SizeTotals
+
+
+class FlopsTotals(OutputModel):
+    """FLOPs of inference, counted in three ways; null where a model's shape is unknown."""
+
+    exact: int | None
+    """What the engine computed: `prefill` + `decode`."""
+    prefill: int | None
+    """The part that read prompts."""
+    decode: int | None
+    """The part that generated tokens."""
+    paper_measured: int | None
+    """The ProX paper's 2·N·(prompt tokens + generated tokens); cached tokens count, too."""
+    paper_corpus: int | None
+    """The paper's short form: 2·N·(raw tokens of the documents that the stage read)."""
+
+
+class RequestWork(OutputModel):
+    """Requests and their FLOPs, which are in no other sum."""
+
+    usage: UsageTotals
+    """Sums over the requests."""
+    flops: int | None
+    """Their exact FLOPs."""
+
+
+class CachedWork(OutputModel):
+    """Work that the engine's prefix cache saved, which is in no other sum."""
+
+    tokens: int
+    """Prompt tokens found in the cache."""
+    flops: int | None
+    """FLOPs to read them again."""
+
+
+class SavedWork(OutputModel):
+    """Model work that was not necessary."""
+
+    memo: RequestWork
+    """Requests with a prompt that had been answered before."""
+    prefix_cache: CachedWork
+    """Beginnings of prompts that the engine had read before."""
+
+
+class StageReport(OutputModel):
+    """A stage and the work of its model."""
+
+    level: str
+    """`doc` or `chunk`."""
+    model: str | None
+    """Name of the model; null for the rules."""
+    snapshot: str | None
+    """Its revision on the hub, or a digest of its files."""
+    parameters: int | None
+    """Number of its weights."""
+    paper_parameters: int | None
+    """The paper's N: all weights but the input embedding."""
+    tokens_read: int
+    """Raw tokens of the documents that the stage read."""
+    usage: UsageTotals
+    """Sums over its requests."""
+    flops: FlopsTotals
+    """FLOPs of its requests."""
+    saved: SavedWork
+    """Work that was not necessary."""
+
+
+class TrainingReport(OutputModel):
+    """One epoch of training, 6·N·tokens FLOPs, on the raw corpus and on the refined one.
+
+    None of this says how good the trained model is. Where N is unknown, so are the FLOPs.
+    """
+
+    name: str
+    """Name of the model to train, from the manifest's `comparison`."""
+    parameters: int | None
+    """Its N: all weights but the input embedding."""
+    note: str
+    """Why N is unknown, or empty."""
+    raw_tokens: int | None = None
+    """Tokens of the raw corpus."""
+    refined_tokens: int | None = None
+    """Tokens of the refined corpus."""
+    raw_flops: int | None = None
+    """FLOPs of training on the raw corpus."""
+    refined_flops: int | None = None
+    """FLOPs of training on the refined corpus."""
+    saved_flops: int | None = None
+    """`raw_flops` - `refined_flops`."""
+    refining_flops: int | None = None
+    """Exact FLOPs of refining."""
+    net_saved_flops: int | None = None
+    """`saved_flops` - `refining_flops`; below zero, refining costs more than it saves."""
+    refining_as_tokens: int | None = None
+    """Training tokens for which the FLOPs of refining would suffice."""
+    break_even_parameters: int | None = None
+    """Smallest N for which refining costs no more than it saves; null if no tokens are saved."""
+
+
+class WorkFigures(OutputModel):
+    """Size of a run's work, estimated or counted by the same rules."""
+
+    documents: int | None
+    """Documents."""
+    tokens: int
+    """Raw tokens."""
+    flops: int | None
+    """FLOPs in the paper's short form, over all stages."""
+    a100_hours: float | None
+    """A100 hours for these FLOPs at the assumed utilisation."""
+
+
+class EstimateReport(OutputModel):
+    """The plan's estimate against what was counted."""
+
+    estimated: WorkFigures
+    """Estimated when the run was planned."""
+    counted: WorkFigures
+    """Counted while it ran."""
+    utilisation: float
+    """Assumed share of the GPU's peak FLOPs, for the A100 hours."""
+
+
+class GpuReport(OutputModel):
+    """GPU time of the workers that refine."""
+
+    devices: tuple[str, ...]
+    """Names of the GPUs."""
+    busy_seconds: float | None
+    """GPU seconds at work: the workers' time times the GPUs of each."""
+    boot_seconds: float | None
+    """GPU seconds spent loading models."""
+    model_flops_utilisation: float | None
+    """Share of the GPUs' peak FLOPs reached while at work."""
+    counted_as: str | None
+    """How the utilisation was counted."""
+
+
+class WorkerReport(OutputModel):
+    """A worker, as its last heartbeat describes it."""
+
+    worker: str
+    """Name."""
+    role: str
+    """`refine` or `merge`."""
+    host: str
+    """Host."""
+    job: str
+    """Slurm job, or empty."""
+    device: str | None
+    """Name of its GPUs."""
+    state: str
+    """State: `starting`, `working`, `stopped`, `failed` or `done`."""
+    shards: int
+    """Shards that it published."""
+    documents: int
+    """Documents that it committed."""
+    busy_seconds: float
+    """Seconds at work."""
+    boot_seconds: float
+    """Seconds spent loading models."""
+    tokens_per_second: float | None
+    """Raw tokens committed per second at work."""
+    message: str
+    """Error message, or empty."""
+
+
+class TimelineWorker(OutputModel):
+    """A worker over the time of the run."""
+
+    worker: str
+    """Name."""
+    end: str
+    """How it ended: its last state, or `gone` if it died without an error message."""
+    tokens_per_second: tuple[float, ...]
+    """Raw tokens committed per second, in each bin."""
+    failed: float | None
+    """When it failed, as a share of the run's time from 0 to 1; null if it did not."""
+    deaths_noted: tuple[float, ...]
+    """When it noted that another worker or its engine had died, as shares of the run's time."""
+
+
+class Timeline(OutputModel):
+    """Throughput over the time of the run, in equal bins."""
+
+    start: float | None
+    """Unix time of the first heartbeat."""
+    seconds: float
+    """Time from the first heartbeat to the last."""
+    tokens_per_second: tuple[float, ...]
+    """Raw tokens committed per second by all workers, in each bin."""
+    workers: tuple[TimelineWorker, ...]
+    """Workers one by one, those that failed first; at most 32."""
+
+
+class ExecutionReport(OutputModel):
+    """How this run went. Two runs of the same plan differ only in this part of their reports."""
+
+    run_id: str
+    """Id of the run."""
+    plan: str
+    """Digest of its plan."""
+    created: float
+    """Unix time at which it was planned."""
+    last_heard: float | None
+    """Unix time of the last heartbeat."""
+    workers: int
+    """Workers that refined."""
+    busy_seconds: float
+    """Their seconds at work, added up."""
+    boot_seconds: float
+    """Their seconds spent loading models, added up."""
+    gpus: GpuReport
+    """GPU time."""
+    redone: dict[str, RequestWork]
+    """By stage: requests beyond those in ledgers. Work was lost with a worker and done again or,
+    before the merge, is not committed yet."""
+    documents_per_worker_second: float | None
+    """Documents per second at work of a worker."""
+    tokens_per_worker_second: float | None
+    """Raw tokens per second at work of a worker."""
+    by_worker: tuple[WorkerReport, ...]
+    """Every worker, of the merge, too."""
+    timeline: Timeline | None
+    """Throughput over time; null before the merge."""
+
+
+class AccountBase(OutputModel):
+    """What is known of a run at any time."""
+
+    format: str
+    """Name and version of this document's format."""
+    name: str
+    """Name of the run, from its manifest."""
+    code: str
+    """Version of proxhpc that planned it."""
+    engine: str
+    """Engine that wrote the programs."""
+    token_unit: str
+    """What tokens are: the tokenizer that counted them."""
+    documents: DocumentTotals
+    """Documents by outcome."""
+    tokens: SizeTotals
+    """Tokens of the texts."""
+    bytes: SizeTotals
+    """UTF-8 bytes of the texts; of a record that could not be read, its own."""
+    edits: EditTotals
+    """What programs did."""
+    stages: tuple[StageReport, ...]
+    """Stages with the work of their models."""
+    flops: FlopsTotals
+    """FLOPs of all stages."""
+    comparison: TrainingReport | None
+    """Training with and without refining; null unless the manifest has `comparison`."""
+    estimate: EstimateReport
+    """The plan's estimate against what was counted."""
+    execution: ExecutionReport
+    """Workers and their time."""
+
+
+class RunAccount(AccountBase):
+    """Account of a run before its merge, from what its workers have committed.
+
+    A document counts twice where a worker died between a commit and its heartbeat.
+    """
+
+    format: Literal["proxhpc.account/1"] = "proxhpc.account/1"
+    """Name and version of this document's format."""
+
+
+class OutcomeTokens(OutputModel):
+    """Raw tokens by what became of them; all entries add up to the raw tokens of the run."""
+
+    outcome: Literal["dropped", "quarantined", "edited", "duplicate", "written"]
+    """For `edited`: tokens removed from edited documents. `written`: tokens of the corpus."""
+    reason: str
+    """Why documents were dropped or quarantined."""
+    documents: int
+    """Documents with this outcome."""
+    raw_tokens: int
+    """Tokens."""
+
+
+class SizeBin(OutputModel):
+    """Documents whose size is between two numbers."""
+
+    min: int
+    """Smallest size in this bin."""
+    max: int
+    """Largest size in this bin."""
+    raw: int
+    """Documents that could be read, by their raw size."""
+    refined: int
+    """Refined documents, duplicates included, by their refined size."""
+
+
+class Distributions(OutputModel):
+    """Documents by size, in bins that double in width."""
+
+    tokens: tuple[SizeBin, ...]
+    """By tokens."""
+    lines: tuple[SizeBin, ...]
+    """By lines."""
+
+
+class ProgramTotals(OutputModel):
+    """Programs of a stage. The program of an answer from the memo counts every time."""
+
+    calls: dict[str, int]
+    """Statements, by the function that they call."""
+    finishes: dict[str, int]
+    """Answers: `stop` for complete ones, `length` for those cut at their token limit, `loop` for
+    those stopped because they repeated themselves."""
+
+
+class SetSizeBin(OutputModel):
+    """Duplicate sets whose size is between two numbers."""
+
+    min: int
+    """Smallest size in this bin."""
+    max: int
+    """Largest size in this bin."""
+    sets: int
+    """Duplicate sets."""
+
+
+class LargeSet(OutputModel):
+    """One of the largest duplicate sets."""
+
+    size: int
+    """Documents in it."""
+    id: str
+    """Id of the first document that was left out."""
+    source: str
+    """Its input file and position."""
+
+
+class DuplicateSets(OutputModel):
+    """Duplicate sets: documents with the same or nearly the same text, of which one survives."""
+
+    sets: int
+    """Number of sets."""
+    largest_size: int
+    """Documents in the largest set."""
+    sizes: tuple[SetSizeBin, ...]
+    """Sets by their size."""
+    largest: tuple[LargeSet, ...]
+    """The largest sets."""
+
+
+class ExampleReport(OutputModel):
+    """A document that the page shows before and after."""
+
+    id: str
+    """Id of the document."""
+    source: str
+    """Its input file and position."""
+    outcome: str
+    """Outcome."""
+    reason: str
+    """Why it was dropped."""
+    bytes_shown: int
+    """UTF-8 bytes of the raw text that is shown."""
+
+
+class InputReport(OutputModel):
+    """An input file and what became of its documents."""
+
+    name: str
+    """Name of the file."""
+    documents: int
+    """Documents read, records included that could not be read."""
+    kept: int
+    """Documents kept unchanged."""
+    edited: int
+    """Documents edited."""
+    dropped: int
+    """Documents dropped."""
+    quarantined: int
+    """Documents quarantined."""
+    duplicates: int
+    """Kept and edited documents that were left out as duplicates."""
+    written: int
+    """Documents in the corpus."""
+    written_ratio: float | None
+    """`written` / `documents`."""
+
+
+class PartReport(OutputModel):
+    """A file of the corpus."""
+
+    name: str
+    """Name of the file."""
+    documents: int
+    """Documents in it."""
+    tokens: int
+    """Tokens of their texts."""
+    text_bytes: int
+    """UTF-8 bytes of their texts."""
+    bytes_stored: int
+    """Size of the file."""
+    sha256: str
+    """Its digest."""
+
+
+class Report(AccountBase):
+    """Account of a merged run."""
+
+    format: Literal["proxhpc.report/1"] = "proxhpc.report/1"
+    """Name and version of this document's format."""
+    outcomes: tuple[OutcomeTokens, ...]
+    """Raw tokens by what became of them."""
+    distributions: Distributions
+    """Documents by size."""
+    programs: dict[str, ProgramTotals]
+    """Programs by stage."""
+    duplicate_sets: DuplicateSets
+    """Sets of duplicates."""
+    shared_ids: int
+    """Documents of the corpus with the id of an earlier one, but another text."""
+    examples: tuple[ExampleReport, ...]
+    """Documents that the page shows before and after."""
+    inputs: tuple[InputReport, ...]
+    """Input files."""
+    parts: tuple[PartReport, ...]
+    """Files of the corpus."""
+    bytes_stored: int
+    """Size of these files."""

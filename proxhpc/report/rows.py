@@ -1,0 +1,179 @@
+"""Rows of the tables that only the page shows; a cell is a text or a drawing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from proxhpc.account.reasons import reason_text
+from proxhpc.report.model import (
+    DuplicateSets,
+    ExecutionReport,
+    InputReport,
+    ProgramTotals,
+    Report,
+    Timeline,
+    TrainingReport,
+)
+from proxhpc.report.text import KEPT, WRITTEN, percent, power
+from proxhpc.status.terminal import percentage, short, whole
+from proxhpc.status.totals import EditTotals
+
+MAX_ROWS = 100  # of a table; the JSON has all
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A share of a whole, from 0 to 1, in the colour of a kind of documents."""
+
+    ratio: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A worker's throughput over time; times are from 0 to 1."""
+
+    rates: Sequence[float]
+    highest: float
+    failed: float | None
+    deaths_noted: Sequence[float]
+
+
+PageRow = tuple[str | Bar | Lane, ...]
+
+_OUTCOMES = {"duplicate": "left out as duplicates", "written": WRITTEN}
+_FINISHES = {
+    "stop": "complete",
+    "length": "cut at their token limit",
+    "loop": "stopped because they repeated themselves",
+}
+_STATES = dict.fromkeys(("gone", "starting", "working"), "died without an error message")
+
+
+def _bar(part: float | None, total: float | None, kind: str) -> Bar:
+    return Bar(min(max(part / total, 0.0), 1.0) if part and total else 0.0, kind)
+
+
+def token_rows(report: Report) -> list[PageRow]:
+    """Raw tokens by what became of them."""
+    total = report.tokens.read
+    return [
+        (
+            f"{entry.outcome}: {reason_text(entry.reason)}"
+            if entry.reason
+            else _OUTCOMES.get(entry.outcome, entry.outcome),
+            whole(entry.raw_tokens),
+            percentage(entry.raw_tokens, total),
+            _bar(entry.raw_tokens, total, entry.outcome),
+        )
+        for entry in report.outcomes
+    ]
+
+
+def edit_rows(edits: EditTotals) -> list[PageRow]:
+    """What programs did, and what was unusual about them."""
+    numbers = [
+        ("lines removed", edits.lines_removed),
+        ("strings replaced", edits.strings_replaced),
+        ("windows with a program", edits.windows),
+    ]
+    numbers += [(f"not executed: {reason_text(code)}", n) for code, n in edits.rejected.items()]
+    numbers += [(f"flagged: {reason_text(code)}", n) for code, n in edits.flags.items()]
+    return [(name, whole(number)) for name, number in numbers]
+
+
+def call_rows(programs: Mapping[str, ProgramTotals]) -> list[PageRow]:
+    """Functions that programs call, by stage."""
+    return [
+        (f"{level} stage", name, whole(number), percentage(number, sum(totals.calls.values())))
+        for level, totals in programs.items()
+        for name, number in totals.calls.items()
+    ]
+
+
+def finish_rows(programs: Mapping[str, ProgramTotals]) -> list[PageRow]:
+    """How answers ended, by stage."""
+    return [
+        (f"{level} stage", _FINISHES.get(name, name), whole(number))
+        for level, totals in programs.items()
+        for name, number in totals.finishes.items()
+    ]
+
+
+def training_bars(training: TrainingReport) -> list[PageRow]:
+    """Training on raw tokens against refining and training on refined ones."""
+    if not training.raw_flops:
+        return []
+    numbers = (
+        ("training on raw tokens", training.raw_flops, "in"),
+        ("training on refined tokens", training.refined_flops, "written"),
+        ("refining", training.refining_flops, "edited"),
+    )
+    return [(name, power(n), _bar(n, training.raw_flops, kind)) for name, n, kind in numbers]
+
+
+def set_rows(duplicates: DuplicateSets) -> list[PageRow]:
+    """Duplicate sets by their size."""
+    highest = max((size.sets for size in duplicates.sizes), default=0)
+    return [
+        (span(size.min, size.max), whole(size.sets), _bar(size.sets, highest, "duplicate"))
+        for size in duplicates.sizes
+    ]
+
+
+def span(low: int, high: int) -> str:
+    """`2 to 3`, or `1`."""
+    return f"{whole(low)} to {whole(high)}" if high > low else whole(low)
+
+
+INPUT_COLUMNS = (
+    *("file", "documents", KEPT, "edited", "dropped", "quarantined", "duplicates"),
+    *(WRITTEN, "share", ""),
+)
+
+
+def input_rows(inputs: Sequence[InputReport]) -> list[PageRow]:
+    """Input files; the columns are INPUT_COLUMNS."""
+    return [
+        (
+            entry.name,
+            *map(whole, (entry.documents, entry.kept, entry.edited, entry.dropped)),
+            *map(whole, (entry.quarantined, entry.duplicates, entry.written)),
+            percent(entry.written_ratio),
+            _bar(entry.written, entry.documents, "written"),
+        )
+        for entry in inputs[:MAX_ROWS]
+    ]
+
+
+WORKER_COLUMNS = ("worker", "host", "state", "shards", "documents", "at work", "tokens/s", "")
+
+
+def worker_rows(execution: ExecutionReport) -> list[PageRow]:
+    """Workers; the columns are WORKER_COLUMNS."""
+    return [
+        (
+            worker.worker,
+            worker.host,
+            _STATES.get(worker.state, worker.state),
+            whole(worker.shards),
+            whole(worker.documents),
+            f"{worker.busy_seconds:.0f} s",
+            short(worker.tokens_per_second),
+            worker.message,
+        )
+        for worker in execution.by_worker[:MAX_ROWS]
+    ]
+
+
+def timeline_rows(timeline: Timeline) -> list[PageRow]:
+    """Throughput of each worker over the time of the run."""
+    highest = max(max(worker.tokens_per_second) for worker in timeline.workers)
+    return [
+        (
+            worker.worker,
+            Lane(worker.tokens_per_second, highest, worker.failed, worker.deaths_noted),
+            short(max(worker.tokens_per_second)),
+            _STATES.get(worker.end, worker.end) if worker.failed is not None else "",
+        )
+        for worker in timeline.workers
+    ]
