@@ -5,28 +5,62 @@ from collections.abc import Iterator
 
 from proxhpc.program.edits import StringEdit, count_rejected as count
 from proxhpc.program.policy import Policy
-from proxhpc.program.words import FoldedText, fold, fold_source, splits_word
+from proxhpc.program.words import find_folded, folded, has_zero_width, splits_word
 
 SpanChange = tuple[int, int, str]
 """Replace the characters [start, stop) of a document by the string."""
 
 _ECHO = re.compile(r"(?:\[\d{1,6}\]|<lid:\d{1,6}>[ ]?)")
+_ANCHOR = re.compile(r"[A-Za-z0-9]{2,}")
+_ODD_BLANKS = ("  ", "\t", "\r", "\x0b", "\x0c")
+_MARGIN = 16  # characters beside a string in which its equivalent may be longer
 _ESCAPED_SIGN = re.compile(r"\\([^\w\s\\])")
 _LATEX = re.compile(r"\\[A-Za-z]+|\$")
 
 
 class TextRange:
-    """Characters [low, high) of a document, folded when that is first asked for."""
+    """Characters [low, high) of a document."""
 
     def __init__(self, text: str, low: int, high: int) -> None:
         self.text, self.low, self.high = text, low, high
-        self._folded: dict[str, FoldedText] = {}
 
-    def folded(self, zero_width: str) -> FoldedText:
-        """Return the folded text of this range."""
-        if zero_width not in self._folded:
-            self._folded[zero_width] = fold(self.text, self.low, self.high, zero_width=zero_width)
-        return self._folded[zero_width]
+    def find_equivalent(self, source: str, zero_width: str, limit: int) -> list[tuple[int, int]]:
+        """Return up to `limit` ranges that are equivalent to `source`.
+
+        Only surroundings of the longest ASCII word of `source` are folded, where it has one.
+        """
+        wanted = folded(source, zero_width=zero_width)
+        if not wanted.strip():
+            return []
+        if self.text.isascii():
+            text, low, high = self.text, self.low, self.high
+            if wanted == source and not any(text.find(sign, low, high) >= 0 for sign in _ODD_BLANKS):
+                return []
+        anchor = max(_ANCHOR.findall(wanted), key=len, default="")
+        if not anchor:
+            return self._find_folded(self.low, self.high, wanted, zero_width, limit)
+        before = 4 * wanted.index(anchor) + _MARGIN
+        after = 4 * (len(wanted) - wanted.index(anchor)) + _MARGIN
+        spans: list[tuple[int, int]] = []
+        at = self.text.find(anchor, self.low, self.high)
+        for _ in range(limit):
+            if at < 0:
+                break
+            low, high = max(self.low, at - before), min(self.high, at + after)
+            spans += [
+                span
+                for span in self._find_folded(low, high, wanted, zero_width, limit)
+                if not spans or span[0] >= spans[-1][1]
+            ]
+            at = self.text.find(anchor, at + len(anchor), self.high)
+        return spans
+
+    def _find_folded(
+        self, low: int, high: int, wanted: str, zero_width: str, limit: int
+    ) -> list[tuple[int, int]]:
+        if wanted not in folded(self.text[low:high], zero_width=zero_width):
+            return []
+        return find_folded(self.text, low, high, wanted, zero_width, limit)
 
     def __contains__(self, source: str) -> bool:
         return self.text.find(source, self.low, self.high) >= 0
@@ -114,10 +148,8 @@ def _lenient_matches(
         if plain != source:
             new = _ESCAPED_SIGN.sub(r"\1", target)
             yield "escaped_punctuation", _find_all(where, plain, limit), new
-    for zero_width in ("", " "):
-        folded = fold_source(source, zero_width=zero_width)
-        if folded.strip():
-            yield "equivalent_text", where.folded(zero_width).find(folded, limit), target
+    for zero_width in ("", " ") if has_zero_width(where.text, where.low, where.high) else ("",):
+        yield "equivalent_text", where.find_equivalent(source, zero_width, limit), target
 
 
 def _find_all(where: TextRange, source: str, limit: int) -> list[tuple[int, int]]:

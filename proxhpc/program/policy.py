@@ -42,7 +42,7 @@ class Policy(BaseModel):
         default=11,
         description="smallest number of words after edits that removed more than short_loss; long "
         "strings (formulas, code) count a word for every 6 characters, scripts without spaces and "
-        "Hangul a word for every 2",
+        "Hangul a word for every 1.5",
     )
     short_loss: Share = Field(
         default=0.5,

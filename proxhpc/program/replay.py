@@ -23,7 +23,7 @@ HARMLESS = frozenset({"not_found", "ambiguous", "inside_word", "no_such_line"})
 """Reasons for which a statement is skipped without counting as an error of its program."""
 _WORD = re.compile(r"\S+")
 _DENSE = re.compile(f"{UNSPACED.pattern}|[\uac00-\ud7a3]")
-_CHARS_PER_WORD, _DENSE_PER_WORD = 6, 2
+_CHARS_PER_WORD, _DENSE_PER_WORD = 6, 1.5
 
 
 @dataclass(frozen=True, slots=True)

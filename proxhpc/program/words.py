@@ -4,15 +4,23 @@ Words and graphemes are those of Unicode (UAX #29), by the library `regex`, whic
 for text outside ASCII. Thai and Lao words need a dictionary; there only syllables are safe.
 """
 
+import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 _LOOK_BACK = 64  # characters before a position in which its grapheme must begin
 _JOINS_AFTER = frozenset("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4\u17d2\u1039")
 _JOINS_BEFORE = frozenset("\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3\u17d2\u1039")
-_ZERO_WIDTH = frozenset("\u200b\u2060\ufeff\u00ad")
-_SELECTORS = str.maketrans("", "", "\ufe0e\ufe0f\u200b\u2060\ufeff\u00ad")
+_ZERO_WIDTH_SIGNS = "\u200b\u2060\ufeff\u00ad"
+_ZERO_WIDTH = re.compile(f"[{_ZERO_WIDTH_SIGNS}]")
+_SELECTOR = re.compile("[\ufe0e\ufe0f]")
+_ODD_SPACE = re.compile(r"[^\S\n ]|  ")
+_BLANKS = re.compile(r"[^\S\n]+")
+_LINE_END = re.compile("\r\n?|[\u2028\x85]")
+# Combining marks belong to the character before them, so a run ends one character before these.
+_PIECE = re.compile(r"[!-~]+(?=[\x00-\x7f]|\Z)|[!-~]+(?=[!-~])|\r\n|[ \t\r\n\x0b\x0c](?=[\x00-\x7f]|\Z)")
 
 
 def splits_word(text: str, start: int, stop: int, *, whole_words: bool) -> bool:
@@ -76,73 +84,62 @@ def _patterns() -> tuple[Any, Any]:
     return regex.compile(r"(?w)\b"), regex.compile(r"\X")
 
 
-class FoldedText(NamedTuple):
-    """Text in which equivalent characters are the same, and where each came from.
+def has_zero_width(text: str, low: int, high: int) -> bool:
+    """Return True if characters [low, high) of `text` include some without width."""
+    return not text.isascii() and any(text.find(sign, low, high) >= 0 for sign in _ZERO_WIDTH_SIGNS)
 
-    Character n stands for characters [starts[n], stops[n]) of the original.
+
+def folded(text: str, *, zero_width: str) -> str:
+    """Return `text` with equivalent characters made the same.
+
+    That is NFKC, each run of blanks as one, and line ends as newlines. Characters without width
+    become `zero_width`: nothing, or a blank.
     """
-
-    text: str
-    starts: list[int]
-    stops: list[int]
-
-    def find(self, source: str, limit: int) -> list[tuple[int, int]]:
-        """Return up to `limit` occurrences of a folded string, as ranges of the original."""
-        found: list[tuple[int, int]] = []
-        at = self.text.find(source) if source.strip() else -1
-        while at >= 0 and len(found) < limit:
-            stop = at + len(source)
-            start_splits = at > 0 and self.starts[at - 1] == self.starts[at]
-            stop_splits = stop < len(self.text) and self.starts[stop] == self.starts[stop - 1]
-            if start_splits or stop_splits:
-                at = self.text.find(source, at + 1)
-                continue
-            found.append((self.starts[at], self.stops[stop - 1]))
-            at = self.text.find(source, stop)
-        return found
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _ZERO_WIDTH.sub(zero_width, _SELECTOR.sub("", text)))
+    if _ODD_SPACE.search(text):
+        text = _BLANKS.sub(" ", _LINE_END.sub("\n", text))
+    return text
 
 
-def fold(text: str, low: int, high: int, *, zero_width: str) -> FoldedText:
-    """Fold characters [low, high) of `text`: NFKC by grapheme, white space as one blank.
-
-    Characters without width become `zero_width`: nothing, or a blank.
-    """
+def find_folded(
+    text: str, low: int, high: int, source: str, zero_width: str, limit: int
+) -> list[tuple[int, int]]:
+    """Return up to `limit` ranges of `text` in [low, high) that fold to `source`, itself folded."""
     chars: list[str] = []
     starts: list[int] = []
     stops: list[int] = []
-    for start, stop, folded in _folded_graphemes(text, low, high, zero_width):
-        if folded == " " and chars and chars[-1] == " ":
+    for start, stop in _pieces(text, low, high):
+        piece = folded(text[start:stop], zero_width=zero_width)
+        if piece == " " and chars and chars[-1] == " ":
             stops[-1] = stop
-            continue
-        chars += folded
-        starts += [start] * len(folded)
-        stops += [stop] * len(folded)
-    return FoldedText("".join(chars), starts, stops)
-
-
-def _folded_graphemes(text: str, low: int, high: int, zero_width: str) -> Any:
-    if text.isascii():
-        spans = [(at, at + 1) for at in range(low, high)]
-    else:
-        spans = [match.span() for match in _patterns()[1].finditer(text, low, high)]
-    previous_return = False
-    for start, stop in spans:
-        char = text[start:stop]
-        if char == "\n" and previous_return:
-            previous_return = False
-            continue
-        previous_return = char == "\r"
-        if char in ("\n", "\r", "\r\n", "\u2028", "\x85"):
-            yield start, stop, "\n"
-        elif char.isspace():
-            yield start, stop, " "
-        elif all(c in _ZERO_WIDTH for c in char):
-            if zero_width:
-                yield start, stop, zero_width
+        elif len(piece) == stop - start and piece.isascii():
+            chars += piece
+            starts += range(start, stop)
+            stops += range(start + 1, stop + 1)
         else:
-            yield start, stop, unicodedata.normalize("NFKC", char.translate(_SELECTORS))
+            chars += piece
+            starts += [start] * len(piece)
+            stops += [stop] * len(piece)
+    spans: list[tuple[int, int]] = []
+    joined = "".join(chars)
+    at = joined.find(source)
+    while at >= 0 and len(spans) < limit:
+        end = at + len(source)
+        splits = (at > 0 and starts[at - 1] == starts[at]) or (
+            end < len(joined) and starts[end] == starts[end - 1]
+        )
+        if not splits:
+            spans.append((starts[at], stops[end - 1]))
+        at = joined.find(source, at + 1 if splits else end)
+    return spans
 
 
-def fold_source(source: str, *, zero_width: str) -> str:
-    """Return `source` as `fold` would write it."""
-    return fold(source, 0, len(source), zero_width=zero_width).text
+def _pieces(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of visible ASCII, line ends, blanks, and single graphemes of other text."""
+    at = low
+    while at < high:
+        match = _PIECE.match(text, at, high) or _patterns()[1].match(text, at, high)
+        assert match is not None  # a grapheme has at least one character
+        yield at, match.end()
+        at = match.end()
