@@ -90,7 +90,9 @@ def read_window(
             elif other != "untouch_doc()":
                 break
         else:
-            return WindowEdits(start, stop, _joined(ranges), strings, {}, {}, False, len(ranges) + len(strings))
+            return WindowEdits(
+                start, stop, _joined(ranges), strings, {}, {}, False, len(ranges) + len(strings)
+            )
     lenient: dict[str, int] = {}
     if not strict:
         text, lenient = unwrap(text)

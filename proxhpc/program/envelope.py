@@ -38,12 +38,16 @@ _PUNCTUATION = str.maketrans(
 )
 _INVISIBLE = re.compile("[\ufeff\u200b\u200c\u200d\u2060\u00ad]")
 _SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
-_THINK = re.compile(r"\s*+(?:<think(?:ing)?>)?(?:(?!</think(?:ing)?>).)*+</think(?:ing)?>", re.DOTALL)
+_THINK = re.compile(
+    r"\s*+(?:<think(?:ing)?>)?(?:(?!</think(?:ing)?>).)*+</think(?:ing)?>", re.DOTALL
+)
 _THINK_TAG = re.compile(r"\s*+<think(?:ing)?>")
 _END_TOKEN = re.compile(
     r"</?s>|<\|[\w ]{1,30}\|>|<｜[^｜\n]{1,30}｜>|\[/?INST\]|</?(?:start|end)_of_turn>|<eos>|<pad>"
 )
-_TAG = re.compile(r"</?(?:answer|program|code|output|response|python|edits?)>|\[/?doc\]", re.IGNORECASE)
+_TAG = re.compile(
+    r"</?(?:answer|program|code|output|response|python|edits?)>|\[/?doc\]", re.IGNORECASE
+)
 _FENCE = re.compile(r"(?m)^[ \t]*(```+|~~~+|'''|\"\"\"|‘‘‘|’’’)[^\n(]*$")
 _FENCE_MARK = re.compile(r"```+|~~~+|‘‘‘|’’’|'''|\"\"\"")
 _COMMENT = re.compile(
@@ -54,7 +58,9 @@ _COMMENT = re.compile(
 _MARKER = re.compile(
     rf"(?m)^[ \t]*+(?:[-*+•‣◦▪·–—]|\d{{1,3}}[.):]|\(\d{{1,3}}\)|\[\d{{1,3}}\]|>{{1,3}}|\.\.\.|\$|%)[ \t]++(?=[*`]*{_CALL})"
 )
-_EMPHASIS = re.compile(rf"(?m)^([ \t]*+)(\*\*|__|`|\*|[\"'])(?={_CALL})([^\n]*?)\2(?=[ \t]*+[.;,]?[ \t]*+$)")
+_EMPHASIS = re.compile(
+    rf"(?m)^([ \t]*+)(\*\*|__|`|\*|[\"'])(?={_CALL})([^\n]*?)\2(?=[ \t]*+[.;,]?[ \t]*+$)"
+)
 _LABEL = re.compile(rf"(?m)^[ \t]*+(?!\w+[ \t]*\()[A-Za-z][\w ]{{0,30}}:[ \t]*+(?={_CALL})")
 _ESCAPED_NEWLINE = re.compile(r"(?<=\))[ \t]*+(?:\\r)?\\n")
 _JOINED = re.compile(rf"(?<=\))[ \t]*+(?:,|\||->|=>|→|&+|and|then|und|et)[ \t]*+(?={_CALL})")

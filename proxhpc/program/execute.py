@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from proxhpc.program.edits import WindowEdits, count_rejected
-from proxhpc.program.match import SpanChange, TextRange, find_edit
+from proxhpc.program.match import SpanChange, find_edit
 from proxhpc.program.policy import Policy
 
 EXECUTE_REASONS = (
@@ -156,12 +156,12 @@ def _changes(
         strings = list(dict.fromkeys(strings))
     accepted: list[SpanChange] = []
     replaced = 0
-    where = TextRange(text, starts[window.start], starts[window.stop] - 1)
+    window_low, window_high = starts[window.start], starts[window.stop] - 1
     for string in strings if len(strings) <= limit else strings[:limit]:
-        line = string[0]
-        if line is not None:
-            where = TextRange(text, starts[line], starts[line + 1] - 1)
-        changes = find_edit(where, string, policy, window.lenient)
+        low, high = window_low, window_high
+        if (line := string[0]) is not None:
+            low, high = starts[line], starts[line + 1] - 1
+        changes = find_edit(text, low, high, string, policy, window.lenient)
         if holes and not isinstance(changes, str):
             changes = outside_removed(changes, holes)
         if accepted and not isinstance(changes, str):

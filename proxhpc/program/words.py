@@ -13,14 +13,16 @@ from typing import Any
 _LOOK_BACK = 64  # characters before a position in which its grapheme must begin
 _JOINS_AFTER = frozenset("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4\u17d2\u1039")
 _JOINS_BEFORE = frozenset("\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3\u17d2\u1039")
-_ZERO_WIDTH_SIGNS = "\u200b\u2060\ufeff\u00ad"
-_ZERO_WIDTH = re.compile(f"[{_ZERO_WIDTH_SIGNS}]")
+_ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff\u00ad]")
 _SELECTOR = re.compile("[\ufe0e\ufe0f]")
 _ODD_SPACE = re.compile(r"[^\S\n ]|  ")
+_ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINE_END = re.compile("\r\n?|[\u2028\x85]")
 # Combining marks belong to the character before them, so a run ends one character before these.
-_PIECE = re.compile(r"[!-~]+(?=[\x00-\x7f]|\Z)|[!-~]+(?=[!-~])|\r\n|[ \t\r\n\x0b\x0c](?=[\x00-\x7f]|\Z)")
+_PIECE = re.compile(
+    r"[!-~]+(?=[\x00-\x7f]|\Z)|[!-~]+(?=[!-~])|\r\n|[ \t\r\n\x0b\x0c](?=[\x00-\x7f]|\Z)"
+)
 
 
 def splits_word(text: str, start: int, stop: int, *, whole_words: bool) -> bool:
@@ -84,9 +86,22 @@ def _patterns() -> tuple[Any, Any]:
     return regex.compile(r"(?w)\b"), regex.compile(r"\X")
 
 
-def has_zero_width(text: str, low: int, high: int) -> bool:
-    """Return True if characters [low, high) of `text` include some without width."""
-    return not text.isascii() and any(text.find(sign, low, high) >= 0 for sign in _ZERO_WIDTH_SIGNS)
+def has_zero_width(text: str) -> bool:
+    """Return True if `text` has characters without width."""
+    return not text.isascii() and _ZERO_WIDTH.search(text) is not None
+
+
+def stable_run(text: str) -> str:
+    """Return the longest run of letters and digits that equal only themselves; may be empty."""
+    if text.isascii():
+        return max(_ASCII_WORD.findall(text), key=len, default="")
+    stable = "".join(
+        char if char.isalnum() and not unicodedata.decomposition(char) else " " for char in text
+    )
+    for at, char in enumerate(text):
+        if at and unicodedata.combining(char):  # it may be composed with the letter before it
+            stable = f"{stable[: at - 1]} {stable[at:]}"
+    return max(stable.split(), key=len, default="")
 
 
 def folded(text: str, *, zero_width: str) -> str:
