@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from proxhpc.program.edits import StringEdit
 from proxhpc.program.edits import count_rejected as count
 from proxhpc.program.policy import Policy
-from proxhpc.program.words import find_folded, folded, has_zero_width, splits_word, stable_run
+from proxhpc.program.words import (
+    equivalent_length,
+    find_folded,
+    folded,
+    has_zero_width,
+    splits_word,
+    stable_run,
+)
 
 SpanChange = tuple[int, int, str]
 """Replace the characters [start, stop) of a document by the string."""
@@ -28,31 +35,22 @@ def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> 
         return _find_folded(text, low, high, source, limit)
     first = source.index(anchor)
     last = first + len(anchor)
-    left = source[first - 1] if first else ""
-    right = source[last] if last < len(source) else ""
     before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
     spans: list[Span] = []
     at = text.find(anchor, low, high)
     for _ in range(limit):
         if at < 0:
             break
-        if _may_equal(text, at - 1, left) and _may_equal(text, at + len(anchor), right):
-            start, stop = max(low, at - before), min(high, at + after)
-            for span in _find_folded(text, start, stop, source, limit):
-                if not spans or span[0] >= spans[-1][1]:
-                    spans.append(span)
+        start, stop = max(low, at - before), min(high, at + after)
+        back = equivalent_length(text[start:at][::-1], source[:first][::-1])
+        on = -1 if back == -1 else equivalent_length(text[at + len(anchor) : stop], source[last:])
+        if back is None or on is None:
+            found = _find_folded(text, start, stop, source, limit)
+        else:
+            found = [] if on < 0 else [(at - back, at + len(anchor) + on)]
+        spans += [span for span in found if not spans or span[0] >= spans[-1][1]]
         at = text.find(anchor, at + len(anchor), high)
     return spans
-
-
-def _may_equal(text: str, at: int, wanted: str) -> bool:
-    """Return False if the character at `at` is surely not equivalent to `wanted`, if any."""
-    if not wanted or not 0 <= at < len(text):
-        return not wanted
-    char = text[at]
-    if char == wanted or not char.isascii() or not wanted.isascii():
-        return True
-    return char in " \t\r" and wanted in " \t" or char in "\r\n" and wanted in "\r\n"
 
 
 def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:

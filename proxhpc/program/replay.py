@@ -214,7 +214,7 @@ def _apply_limits(
     counts = (sum(stop - start for start, stop in removed), replaced)
     if after == before:
         return ReplayResult("kept", before, rejected, "", *counts, removed)
-    if not after.strip():
+    if not after or after.isspace():
         return ReplayResult("dropped", "", rejected, "emptied")
     lost = len(before) - len(after)
     if lost > policy.max_removed_share * len(before):

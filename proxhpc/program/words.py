@@ -104,6 +104,35 @@ def stable_run(text: str) -> str:
     return max(stable.split(), key=len, default="")
 
 
+def equivalent_length(text: str, start: str) -> int | None:
+    """Return how many characters at the start of `text` are equivalent to `start`.
+
+    -1 if it starts otherwise; None if a character outside ASCII decides, so that both must be folded.
+    """
+    at, stop = 0, len(text)
+    blank_before = False
+    for char in start:
+        if char in " \t":
+            if not blank_before and not (at < stop and text[at] in " \t"):
+                return None if at < stop and not text[at].isascii() else -1
+            while at < stop and text[at] in " \t":
+                at += 1
+            blank_before = True
+            continue
+        blank_before = False
+        if char == "\n":
+            while at < stop and text[at] == "\r":
+                at += 1
+        if at == stop:
+            return -1
+        if text[at] != char:
+            return -1 if text[at].isascii() and char.isascii() else None
+        at += 1
+        if char == "\n" and at < stop and text[at] == "\r":
+            at += 1
+    return at
+
+
 def folded(text: str, *, zero_width: str) -> str:
     """Return `text` with equivalent characters made the same.
 
