@@ -135,7 +135,8 @@ def _frames(path: Path, max_payload: int) -> Iterator[Frame]:
         frames = FrameReader(file, max_window=window, skippable=False)
         while header := frames.header():
             if header.content_size is None or not header.has_checksum:
-                raise DamageError("corrupt_input", f"no frame with size and checksum at byte {header.start}")
+                detail = f"no frame with size and checksum at byte {header.start}"
+                raise DamageError("corrupt_input", detail)
             if header.content_size > max_payload:
                 raise DamageError(
                     "corrupt_input",
