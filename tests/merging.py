@@ -17,7 +17,7 @@ from typing import Any
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import StopError
 from proxhpc.launch.launch import Run, prepare_run
@@ -77,12 +77,12 @@ def _model() -> Run:
     return refined(Path(_HOME.name), name="model")
 
 
-def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None]) -> Path:
+def remake(run: Run, shard: int, change: Callable[[list[Row], list[SpanEnd]], None]) -> Path:
     """Write a shard's ledger anew, whole and summed up, after `change`."""
     path = run.dir.ledger(shard)
     items = list(read_ledger(path, run.plan.digest, shard))
     rows = [item for item in items if isinstance(item, Row)]
-    ends = [item for item in items if isinstance(item, End)]
+    ends = [item for item in items if isinstance(item, SpanEnd)]
     change(rows, ends)
     path.unlink()
     writer = LedgerWriter(FrameWriter(path), run.plan.digest, shard, LedgerState())

@@ -13,12 +13,11 @@ import yaml
 import zstandard
 
 from merging import PART, corpus, killed, output, records, refined, remake
-from proxhpc.assemble import sketch
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.ledger import Row
 from proxhpc.run.paths import RunDir
@@ -107,7 +106,7 @@ def test_shards_commits_and_processes_leave_no_trace(tmp_path: Path) -> None:
 def test_killed_before_every_single_file_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
     run = refined(tmp_path).dir
     other = RunDir(tmp_path / "undisturbed")
     shutil.copytree(run.root, other.root)
@@ -152,7 +151,7 @@ def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
     merge_run(run.dir)
     before = output(run.dir)
 
-    def drop_one(rows: list[Row], ends: list[End]) -> None:
+    def drop_one(rows: list[Row], ends: list[SpanEnd]) -> None:
         place = next(i for i, row in enumerate(rows) if row.outcome == "edited")
         row, doc = rows[place], rows[place].doc
         assert doc is not None
@@ -188,7 +187,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     run = refined(tmp_path)
     merge_run(run.dir)
     pairs = list(read_listing(run.dir.duplicates))
-    assert [(row["dropped"]["id"], row["kept"]["id"]) for row in pairs] == [
+    assert [(row["duplicate"]["id"], row["survivor"]["id"]) for row in pairs] == [
         ("early copy", "doc-30"),
         ("doc-8", "before"),
         ("doc-12", "doc-11"),
@@ -202,7 +201,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
 def test_a_quarantined_document_is_kept_verbatim(tmp_path: Path) -> None:
     run = refined(tmp_path)
 
-    def set_aside(rows: list[Row], ends: list[End]) -> None:
+    def set_aside(rows: list[Row], ends: list[SpanEnd]) -> None:
         rows[0] = replace(rows[0], outcome="quarantined", reason="by_policy", bytes_out=0)
 
     remake(run, 0, set_aside)

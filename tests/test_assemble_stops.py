@@ -17,7 +17,7 @@ from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.dedup.arrays import add_checksum, read_checksummed
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run, prepare_run
@@ -25,42 +25,42 @@ from proxhpc.run.ledger import Row
 from runs import document, local_site, manifest, planned, write_jsonl
 
 
-def no_row(rows: list[Row], ends: list[End]) -> None:
+def no_row(rows: list[Row], ends: list[SpanEnd]) -> None:
     del rows[1]
 
 
-def one_more_row(rows: list[Row], ends: list[End]) -> None:
+def one_more_row(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows.append(replace(rows[-1], position=rows[-1].position + 1))
 
 
-def other_position(rows: list[Row], ends: list[End]) -> None:
+def other_position(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows[1] = replace(rows[1], position=rows[1].position - 1)
 
 
-def other_status(rows: list[Row], ends: list[End]) -> None:
+def other_status(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows[0] = replace(rows[0], outcome="kept")
 
 
-def other_program(rows: list[Row], ends: list[End]) -> None:
+def other_program(rows: list[Row], ends: list[SpanEnd]) -> None:
     call = rows[0].windows[0]._replace(program="remove_lines(2, 2)")
     rows[0] = replace(rows[0], windows=(call,))
 
 
-def other_size(rows: list[Row], ends: list[End]) -> None:
+def other_size(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows[0] = replace(rows[0], bytes_out=rows[0].bytes_out + 1)
 
 
-def other_reason(rows: list[Row], ends: list[End]) -> None:
+def other_reason(rows: list[Row], ends: list[SpanEnd]) -> None:
     place = next(i for i, row in enumerate(rows) if not row.digest)
     rows[place] = replace(rows[place], reason="invalid_utf8")
 
 
-def other_window(rows: list[Row], ends: list[End]) -> None:
+def other_window(rows: list[Row], ends: list[SpanEnd]) -> None:
     call = rows[0].windows[0]._replace(stop=1000)
     rows[0] = replace(rows[0], windows=(call,))
 
 
-def other_end(rows: list[Row], ends: list[End]) -> None:
+def other_end(rows: list[Row], ends: list[SpanEnd]) -> None:
     ends[0] = replace(ends[0], position=ends[0].position + 1)
 
 
@@ -79,7 +79,7 @@ def other_end(rows: list[Row], ends: list[End]) -> None:
     ],
 )
 def test_a_doctored_ledger_stops_the_merge(
-    tmp_path: Path, change: Callable[[list[Row], list[End]], None]
+    tmp_path: Path, change: Callable[[list[Row], list[SpanEnd]], None]
 ) -> None:
     run = refined(tmp_path, sharding={"tokens": 100_000})
     path = remake(run, 0, change)
@@ -126,7 +126,7 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     good = path.read_bytes()
     # In the middle of the file, where its fingerprint does not look.
     path.write_bytes(good.replace(b"Number 50 of", b"Number 5O of"))
-    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*another now"):
+    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*has changed"):
         merge_run(run.dir)
     path.write_bytes(good.replace(b'{"id": "doc-50"', b'{"id": "doc-50}'))
     with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*invalid_json"):
@@ -211,7 +211,7 @@ def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
 
 
 def tile(**more: Any) -> SpanStats:
-    empty = dict.fromkeys(("blank", "kept", "edited", "dropped", "quarantined"), 0)
+    empty = dict.fromkeys(("blank_lines", "kept", "edited", "dropped", "quarantined"), 0)
     return SpanStats(**{"file": 0, "first": -1, "last": -1, "at_eof": False} | empty | more)
 
 
@@ -235,15 +235,15 @@ def test_tilings_that_hold_every_record_once() -> None:
     [
         ([], "no shard has read it"),
         ([SECOND], "first span begins at 50"),
-        ([FIRST], "nothing was read behind 55"),
+        ([FIRST], "nothing was read after 55"),
         ([FIRST, SECOND._replace(start=60, first=60)], "stops at 50, the next begins at 60"),
-        ([FIRST, SECOND._replace(first=52)], "record at 52 lies before the end"),
+        ([FIRST, SECOND._replace(first=52)], "record at 52 begins before the end"),
         ([FIRST._replace(end=45), SECOND], "read only up to 45"),
-        ([FIRST._replace(last=50), SECOND], "record at 50 lies behind the span's stop 50"),
+        ([FIRST._replace(last=50), SECOND], "record at 50 begins after the span's stop 50"),
         ([FIRST._replace(last=60), SECOND], "records at 0 to 60"),
         ([FIRST, SECOND._replace(first=40)], "records at 40"),
         ([FIRST, SECOND._replace(at_eof=False)], "read only up to 90"),
-        ([FIRST._replace(at_eof=True), SECOND], "record at 55 lies before"),
+        ([FIRST._replace(at_eof=True), SECOND], "record at 55 begins before"),
         ([SHORT, BEHIND._replace(at_eof=False, stop=50), BEHIND], "a later span ends at 50"),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> 
     run.dir.match.write_bytes(add_checksum(orjson.dumps(match, option=orjson.OPT_APPEND_NEWLINE)))
     run.dir.part_receipt(1).unlink()
     run.dir.part(1).unlink()
-    with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst came to"):
+    with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst would have"):
         merge_run(run.dir)
     assert not run.dir.part(1).exists()
     assert not run.dir.checksums.exists()

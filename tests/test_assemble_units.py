@@ -77,7 +77,7 @@ def test_a_deeply_nested_field_survives(depth: int) -> None:
 
 
 def test_bad_records_have_no_text() -> None:
-    with pytest.raises(ValueError, match="not for the corpus"):
+    with pytest.raises(ValueError, match="does not reach the corpus"):
         corpus_row(plan_of_one(True), ReplayedRecord(0, Row("", 0, 5, "quarantined")))
 
 
@@ -95,8 +95,8 @@ def test_equal_texts_against_a_plain_search(documents: list[tuple[int, int]]) ->
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))
 def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: int) -> None:
     hashes = np.zeros(len(documents), SKETCH_DTYPE)
-    hashes["size"] = [size for size, _ in documents]
-    hashes["number"] = range(len(documents))
+    hashes["row_bytes"] = [size for size, _ in documents]
+    hashes["record"] = range(len(documents))
     alive = np.array([stays for _, stays in documents], bool)
     cutter = InputOrderSplitter(Output(part_size=part_size))
     for start in range(0, len(hashes), 7):  # groups
@@ -121,8 +121,8 @@ def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: 
 )
 def test_shuffled_parts_tile_all_places(documents: list[tuple[int, int]], part_size: int) -> None:
     hashes = np.zeros(len(documents), SKETCH_DTYPE)
-    hashes["size"] = [size for size, _ in documents]
-    hashes["place"] = np.array([place for _, place in documents], np.uint64)
+    hashes["row_bytes"] = [size for size, _ in documents]
+    hashes["sort_key"] = np.array([place for _, place in documents], np.uint64)
     cutter = ShuffledSplitter(Output(part_size=part_size, shuffle=True))
     for start in range(0, len(hashes), 7):  # groups
         cutter.add(hashes[start : start + 7])

@@ -146,7 +146,7 @@ def test_ranks_are_in_the_order_of_the_values() -> None:
     ("dedup", "message"),
     [
         ({"keep": "highest"}, "dedup.by: required with keep: highest"),
-        ({"by": "score"}, "dedup.by: of no use with keep: longest"),
+        ({"by": "score"}, "dedup.by: not used with keep: longest"),
         ({"exact": False, "against": {"paths": "x.jsonl"}}, "dedup.against: needs exact or near"),
     ],
 )
@@ -180,7 +180,7 @@ def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
     lost = summary.duplicates
     assert (lost.external_documents, lost.external_unreadable) == (len(others) - 1, 1)
     assert lost.external == 10 + sum(alike[:10])
-    kept = {pair["dropped"]["id"]: pair["kept"] for pair in read_listing(run.duplicates)}
+    kept = {pair["duplicate"]["id"]: pair["survivor"] for pair in read_listing(run.duplicates)}
     assert kept["a0"]["id"] == "old-a0"
     assert kept["a0"]["source"].startswith("0.jsonl.zst:")
     assert "duplicates of documents of another corpus" in run.card.read_text()

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from merging import killed, output, refined
-from proxhpc.assemble import sketch
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.phases import pending_units, run_share
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.launch.launch import Run
-from proxhpc.launch.step import advance, advance_lock, merge_work
+from proxhpc.launch.step import advance, advance_lock, merge_batch
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.site import PhaseName, Resources, Site
 from proxhpc.status.collect import collect
@@ -32,7 +31,7 @@ Phase = Any  # a phase of the merge, as the parameters of tests have it
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sketch, "MIN_BYTES", 1)  # a group for each shard
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 1)  # a group for each shard
 
 
 def twins(folder: Path, **sections: Any) -> tuple[Run, Run]:
@@ -59,31 +58,31 @@ class HereBackend:
 
     def __init__(self, run: RunDir, lost: Container[int] = ()) -> None:
         self.run, self.lost = run, lost
-        self.works: list[Work] = []
+        self.works: list[TaskBatch] = []
 
-    def active(self, phase: PhaseName) -> int:
+    def active_elements(self, phase: PhaseName) -> int:
         return 0
 
-    def submit(self, work: Work, then: Work | None) -> list[str]:
-        intend(Journal(self.run), len(self.works), work, arrays=1, chained=False)
+    def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
+        record_intent(Journal(self.run), len(self.works), batch, arrays=1, has_control_job=False)
         Journal(self.run).write("released", len(self.works))
-        for number, arguments in enumerate(work.arguments):
+        for number, arguments in enumerate(batch.arguments):
             if len(self.works) or number not in self.lost:
                 with suppress(ProxError):  # it says so in its progress file
-                    work.function(*arguments)
-        self.works.append(work)
+                    batch.function(*arguments)
+        self.works.append(batch)
         return ["7"]
 
-    def follow(self, then: Work) -> bool:
+    def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
         return False
 
     def reconcile(self) -> list[str]:
         return []
 
-    def elements(self, resources: Resources) -> int:
+    def free_elements(self, resources: Resources) -> int:
         return resources.jobs
 
-    def failing(self, worked: Container[str]) -> dict[str, int]:
+    def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         return {}
 
     def cancel(self) -> list[str]:
@@ -94,7 +93,7 @@ class HereBackend:
         """What was submitted: phase, "all" for the one job, and its shares."""
         return [
             (w.arguments[0][1], [a[2] for a in w.arguments])
-            if w.function is tasks.merge_share
+            if w.function is tasks.merge_phase_task
             else ("all", [])
             for w in self.works
         ]
@@ -106,7 +105,7 @@ def advanced(run: Run, backend: HereBackend, workers: int) -> list[tuple[str, li
     run.dir.site.write_text(site.model_dump_json(exclude_unset=True))
     for step in range(12):
         with advance_lock(run.dir) as lease:
-            if advance(lease, run.plan, backend, by_hand=step == 0).phase == "report":
+            if advance(lease, run.plan, backend, manual=step == 0).phase == "report":
                 return backend.told
     raise AssertionError(f"no report after {backend.told}")
 
@@ -177,10 +176,14 @@ def test_a_run_goes_through_its_phases_and_makes_up_for_lost_elements(
 
 def test_a_small_run_or_one_worker_is_one_job(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    for workers, function in ((1, tasks.merge_task), (6, tasks.merge_share), (7, tasks.merge_task)):
-        work = merge_work(run.dir, run.plan, resources(workers), workers)
+    for workers, function in (
+        (1, tasks.merge_task),
+        (6, tasks.merge_phase_task),
+        (7, tasks.merge_task),
+    ):
+        work = merge_batch(run.dir, run.plan, resources(workers), workers)
         assert work.function is function
-    assert len(merge_work(run.dir, run.plan, resources(6), 4).arguments) == 4
+    assert len(merge_batch(run.dir, run.plan, resources(6), 4).arguments) == 4
     assert advanced(run, HereBackend(run.dir), workers=7) == [("all", [])]
 
 
@@ -203,7 +206,7 @@ def test_shards_that_are_refined_again_are_matched_again(tmp_path: Path) -> None
     backend = HereBackend(run.dir)
     with advance_lock(run.dir) as lease:
         run.dir.site.write_text('{"name": "s"}')
-        advance(lease, run.plan, backend, by_hand=True)
+        advance(lease, run.plan, backend, manual=True)
     assert backend.works[0].phase == "refine"
     assert phases(run) == {"sketch": (0, 6), "match": (1, 1)}
 

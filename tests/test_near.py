@@ -153,7 +153,7 @@ def test_near_duplicates_are_found_whatever_the_shards_and_the_memory(tmp_path: 
     # The longest of a set stays; of equals the first.
     length = {f"d{n}": len(text) for n, text in enumerate(texts())}
     for pair in pairs:
-        dropped, kept = pair["dropped"]["id"], pair["kept"]["id"]
+        dropped, kept = pair["duplicate"]["id"], pair["survivor"]["id"]
         assert (-length[kept], int(kept[1:])) < (-length[dropped], int(dropped[1:]))
     for tokens, options in ((2000, {"memory": 6000}), (500, {"processes": 2})):
         other = merged(tmp_path / str(tokens), tokens, **options)

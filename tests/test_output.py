@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from merging import SECTIONS, corpus, killed, output, refined
-from proxhpc.assemble import columns, shuffle, sketch
+from proxhpc.assemble import columns, shuffle
 from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
@@ -206,7 +206,7 @@ def test_buckets_blocks_and_processes_leave_no_trace(
 ) -> None:
     whole = made(tmp_path / "a", shuffle=True)
     monkeypatch.setattr(shuffle, "BUCKET", 1500)  # several a part, several blocks a group
-    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
     small = made(tmp_path / "b", shuffle=True)
     assert output(small.dir) == output(whole.dir)
     monkeypatch.undo()
@@ -221,7 +221,7 @@ def test_buckets_blocks_and_processes_leave_no_trace(
 
 
 def test_a_shuffle_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
     expected = output(made(tmp_path / "whole", shuffle=True).dir)
     run = refined(
         tmp_path / "whole",

@@ -143,9 +143,9 @@ class RunDir:
         """Each duplicate, the document that is kept for it, and how alike they are, as numbers."""
         return self.merge / "match" / "pairs.npy"
 
-    def match_files(self, made_of: str) -> "MatchFiles":
-        """Files of a match while it goes on."""
-        return MatchFiles(self.merge / "match" / made_of)
+    def match_files(self, source_digest: str) -> "MatchFiles":
+        """Files of a match phase in progress; they are deleted at its end."""
+        return MatchFiles(self.merge / "match" / source_digest)
 
     @property
     def match(self) -> Path:
@@ -223,7 +223,7 @@ class VariantDir(RunDir):
 
 @dataclass(frozen=True)
 class MatchFiles:
-    """Files of a match, named by what they are made of; the folder is gone when it is done."""
+    """Files of a match phase in progress, in a folder named by what they are made from."""
 
     root: Path
 
@@ -233,21 +233,21 @@ class MatchFiles:
 
     @property
     def undecided(self) -> Path:
-        """Pairs that are compared by their texts."""
-        return self.root / "unsure.npy"
+        """Pairs whose texts must be compared."""
+        return self.root / "undecided.npy"
 
     @property
     def compared(self) -> Path:
-        """The documents of those pairs, ascending."""
+        """The documents of the undecided pairs, ascending."""
         return self.root / "compared.npy"
 
     def shingles(self, group: int) -> Path:
-        """Shingles of those of them that are in one group."""
+        """Shingles of the compared documents of one group."""
         return self.root / f"{group:05d}.shingles"
 
     def similar_pairs(self, number: int) -> Path:
-        """Those of some of the pairs whose texts are alike."""
-        return self.root / f"{number:05d}.alike.npy"
+        """The duplicates among one block of the undecided pairs."""
+        return self.root / f"{number:05d}.similar.npy"
 
 
 def shard_name(shard: int) -> str:
