@@ -15,7 +15,7 @@ from proxhpc.assemble.merge import merge_run
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.status.heartbeats import Heartbeat, latest
+from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
 from runs import check_balance, corpus_bytes, demo_copies, local_site, manifest
 from slurm_cluster import FINISHED, SlurmCluster
 
@@ -88,8 +88,8 @@ def test_one_launch_does_it_all_and_a_second_one_says_so(
     plan = Plan.load(run)
     assert len(plan.shards) >= 20
     balance = check_balance(run)
-    assert balance["documents"] == sum(beat.counts.documents for beat in latest(run))
-    refiners = [beat for beat in latest(run) if beat.role == "refine"]
+    assert balance["documents"] == sum(beat.counts.documents for beat in latest_heartbeats(run))
+    refiners = [beat for beat in latest_heartbeats(run) if beat.role == "refine"]
     assert len(refiners) == 4
     assert sum(beat.shards for beat in refiners) == len(plan.shards)
     before = corpus_bytes(run)
@@ -107,13 +107,13 @@ def test_a_cancelled_element_is_made_up_for_by_itself(
     launch(cluster, path, site(tmp_path), run.root)
 
     def victim() -> str:
-        return next((beat.owner.job for beat in latest(run) if is_at_work(beat)), "")
+        return next((beat.owner.job for beat in latest_heartbeats(run) if is_at_work(beat)), "")
 
     element = cluster.until(victim, "a worker that has committed something", timeout=60)
     cluster.run("scancel", element)
     cluster.until(finished(run), "the report", timeout=240)
     check_balance(run)
-    states = {beat.owner.job: beat.state for beat in latest(run)}
+    states = {beat.owner.job: beat.state for beat in latest_heartbeats(run)}
     assert states[element] in ("stopped", "working")
     assert corpus_bytes(run) == undisturbed
     assert [*run.leases.glob("[!.]*")] == []
@@ -128,7 +128,7 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
     launch(cluster, path, site(tmp_path), run.root)
 
     def victim() -> int:
-        return next((beat.owner.pid for beat in latest(run) if is_at_work(beat)), 0)
+        return next((beat.owner.pid for beat in latest_heartbeats(run) if is_at_work(beat)), 0)
 
     os.kill(cluster.until(victim, "a worker that has committed something", timeout=60), 9)
     cluster.until(finished(run), "the report", timeout=240)
