@@ -452,7 +452,7 @@ def test_a_shard_that_is_refined_again_is_shown_from_its_attempt(merged_run: Run
     (again,) = inspect_documents(merged_run.dir, "doc-8")
     assert not again.published
     assert again.row == before.row
-    assert again.duplicate_of is None
+    assert (again.duplicate_of, again.notes) == (None, ())
     assert len(sample_documents(merged_run.dir, 1000)) == 39
 
 

@@ -1,7 +1,6 @@
 """The command line: parse, call, print. Imports wait until a command needs them."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         print("proxhpc: interrupted; everything committed is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe (`| head`). Python flushes again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = None  # the reader has closed the pipe (`| head`): no flush at exit
         return 0
     except OSError as error:
         if arguments.debug:
@@ -122,18 +120,18 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     _at_least(1, "--processes", arguments.processes)
     run = _open(arguments)
-    proof = verify.verify(run, processes=arguments.processes)
+    result = verify.verify_run(run, processes=arguments.processes)
     if arguments.json:
-        print(proof.to_output(run).to_json())
+        print(result.to_output(run).to_json())
     else:
-        for line in verify.render_verification(run, proof):
+        for line in verify.render_verification(run, result):
             print(_safe(line))
-    if arguments.repair and not proof.good:
+    if arguments.repair and not result.intact:
         with advance_lock(run):
-            taken = verify.repair(run, proof)
-        for path in taken:
-            print(f"taken away: {_safe(path)}", file=sys.stderr)
-    return 0 if proof.good else 4
+            removed = verify.repair(run, result)
+        for path in removed:
+            print(f"removed: {_safe(path)}", file=sys.stderr)
+    return 0 if result.intact else 4
 
 
 def _status(arguments: argparse.Namespace) -> None:
