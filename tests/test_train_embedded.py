@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxhpc.evaluate.gold import records
+from proxhpc.evaluate.gold import iter_records
 
 pytest.importorskip("transformers")
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -105,7 +105,7 @@ def test_what_judges_does_not_teach(
 
 def test_pages_with_lone_surrogates_can_be_annotated(tool: ModuleType, tmp_path: Path) -> None:
     path = tool.write(tmp_path / "x.jsonl.zst", [{"text": "a\ud800b\u00e9", "keep": 1}])
-    assert [record.text for record in records(path)] == ["a?b\u00e9"]
+    assert [record.text for record in iter_records(path)] == ["a?b\u00e9"]
 
 
 def test_a_training_needs_data_and_a_place(
