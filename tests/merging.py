@@ -151,7 +151,7 @@ def raising(run: RunDir, plan: Plan, number: int) -> int:
     raise StopError("told so", hint="and so")
 
 
-def fall(run: RunDir, plan: Plan, number: int) -> int:
+def kill_self(run: RunDir, plan: Plan, number: int) -> int:
     """A unit that the kernel kills, as it does for memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     return number

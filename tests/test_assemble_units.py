@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merging import fall, plan_of_one, raising, refined
+from merging import kill_self, plan_of_one, raising, refined
 from proxhpc.assemble.pairs import exact_pairs
 from proxhpc.assemble.parts import InputOrderSplitter, ShuffledSplitter, bucket_starts
 from proxhpc.assemble.replay import ReplayedRecord, replay_shard
@@ -164,7 +164,7 @@ def test_a_killed_process_of_the_pool_is_one_line(tmp_path: Path) -> None:
         pytest.raises(RetryError, match="a process of `proxhpc merge` died"),
         open_pool(run.dir, run.plan, 2) as pool,
     ):
-        pool.map("fall", fall, range(2))
+        pool.map("kill_self", kill_self, range(2))
     assert none_left()
 
 

@@ -18,7 +18,7 @@ from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.paths import RunDir
-from proxhpc.verify import verify
+from proxhpc.verify import verify_run
 from runs import document, local_site, manifest, write_jsonl
 
 LOAD = """
@@ -65,12 +65,12 @@ def test_parquet_says_what_json_lines_say_in_the_same_parts(tmp_path: Path) -> N
 
 def test_a_parquet_corpus_is_verified(tmp_path: Path) -> None:
     run = made(tmp_path, format="parquet")
-    proof = verify(run.dir)
-    assert proof.good
-    assert proof.documents_written == len(parquet_rows(run.dir))
+    result = verify_run(run.dir)
+    assert result.intact
+    assert result.documents_written == len(parquet_rows(run.dir))
     part = run.dir.part(1, "parquet")
     part.write_bytes(part.read_bytes()[:-1])
-    assert verify(run.dir).damaged_corpus == {part: "its SHA-256 is another"}
+    assert verify_run(run.dir).damaged_corpus == {part: "its SHA-256 differs"}
 
 
 def test_row_groups_are_cut_by_bytes_and_rows(
