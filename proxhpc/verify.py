@@ -75,7 +75,7 @@ class VerifyOutput(OutputModel):
     """Result of checking every checksum and count of a run."""
 
     format: Literal["proxhpc.verify/1"] = "proxhpc.verify/1"
-    """Name and version of this document's format."""
+    """Kind and version of this document."""
     intact: bool
     """Whether nothing is damaged and all counts agree."""
     shards: int

@@ -234,8 +234,6 @@ class ExecutionReport(OutputModel):
 class AccountBase(OutputModel):
     """What is known of a run at any time."""
 
-    format: str
-    """Name and version of this document's format."""
     name: str
     """Name of the run, from its manifest."""
     code: str
@@ -271,7 +269,7 @@ class RunAccount(AccountBase):
     """
 
     format: Literal["proxhpc.account/1"] = "proxhpc.account/1"
-    """Name and version of this document's format."""
+    """Kind and version of this document."""
 
 
 class OutcomeTokens(OutputModel):
@@ -413,7 +411,7 @@ class Report(AccountBase):
     """Account of a merged run."""
 
     format: Literal["proxhpc.report/1"] = "proxhpc.report/1"
-    """Name and version of this document's format."""
+    """Kind and version of this document."""
     outcomes: tuple[OutcomeTokens, ...]
     """Raw tokens by what became of them."""
     distributions: Distributions
