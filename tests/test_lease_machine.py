@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proxhpc.corpus.document import Document, End
+from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.errors import RetryError
 from proxhpc.run.lease import STALE_AFTER, LeaseOwner, Leases
 from proxhpc.run.ledger import Row, read_ledger
@@ -28,7 +28,7 @@ class Life:
         self.leases = Leases(machine.run.dir, self.owner, lambda job: None)
         self.leaser = Leaser(machine.run.dir, machine.run.plan, self.leases, (number, WORKERS))
         self.shard: OpenShard | None = None
-        self.todo: list[Document | End] = []
+        self.todo: list[Document | SpanEnd] = []
         self.stalled = False
         self.beats = 0
 
@@ -82,7 +82,7 @@ class LeaseMachine(RuleBasedStateMachine):
         life.leases.__dict__.pop("highest_attempts", None)
         if isinstance(found, OpenShard):
             life.shard = found
-            life.todo = [item for item in found.items() if isinstance(item, Document | End)]
+            life.todo = [item for item in found.items() if isinstance(item, Document | SpanEnd)]
 
     @rule(number=numbers, documents=st.integers(1, 4))
     def commit(self, number: int, documents: int) -> None:
@@ -92,10 +92,10 @@ class LeaseMachine(RuleBasedStateMachine):
             return
         shard = life.shard
         for item in life.todo[:documents]:
-            if isinstance(item, End):
-                shard.ends.append(item)
+            if isinstance(item, SpanEnd):
+                shard.span_ends.append(item)
             else:
-                shard.add(Row(item.id, item.file, item.position, "kept"))
+                shard.rows.append(Row(item.id, item.file, item.position, "kept"))
         life.todo = life.todo[documents:]
         shard.commit()
         self._beat(life)
@@ -211,7 +211,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 self.clock += STALE_AFTER / 2
                 continue
             last.shard = found
-            last.todo = [item for item in found.items() if isinstance(item, Document | End)]
+            last.todo = [item for item in found.items() if isinstance(item, Document | SpanEnd)]
             self.commit(0, len(last.todo) + 1)
             self.publish(0)
         rows = [

@@ -150,11 +150,11 @@ x.yaml:3: corpus.fromat: unknown key; did you mean "format"? (keys here: format,
 max_record_bytes, paths, text)
 x.yaml:4: corpus.paths: must have at least 1 items, not 0
 x.yaml:5: corpus.text: must be a field's name, or names with dots between, not "a..b"
-x.yaml:6: corpus.max_record_bytes: "1.5B" is no whole number like 512MiB (units: B, KB, MB, GB, \
+x.yaml:6: corpus.max_record_bytes: "1.5B" is not a whole number like 512MiB (units: B, KB, MB, GB, \
 TB, KiB, MiB, GiB, TiB)
 x.yaml:8: stages[0].level: must be one of doc, chunk, not "dco"; did you mean "doc"?
 x.yaml:9: stages[0].window_tokens: must be a whole number, not "5"
-x.yaml:11: stages[1].model: "foo" is neither a directory here nor a hub id "org/name"
+x.yaml:11: stages[1].model: "foo" is neither an existing directory nor a hub id "org/name"
 x.yaml:12: engine: must be a mapping of keys, not "vllm"
 x.yaml:13: commit.documents: must be greater than 0, not 0
 x.yaml:13: commit.seconds: must be a number, not true
@@ -180,23 +180,23 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
     "syntax": (
         "name: x\ncorpus: [1,\n  2\n",
         "x.yaml:4: while parsing a flow sequence, expected ',' or ']', but got '<stream end>' "
-        "(begun in line 2)",
+        "(which begins in line 2)",
     ),
     "documents": (
         SMALL + "---\na: b\n",
         "x.yaml:5: expected a single document in the stream, but found another document "
-        "(begun in line 1)",
+        "(which begins in line 1)",
     ),
     "alias": (
         "a: &a [x, x]\nb: [*a, *a]\n",
-        "x.yaml:2: aliases (*name) are not allowed: write the value out",
+        "x.yaml:2: aliases (*name) are not allowed; write the value out",
     ),
     "deep": ("[" * 500, "x.yaml:1: nested deeper than 32 levels"),
     "tag": (
         "name: !!python/object/apply:os.system [ls]\n",
         'x.yaml:1: name: the tag "tag:yaml.org,2002:python/object/apply:os.system" is not allowed',
     ),
-    "digits": ("seed: " + "9" * 5000, 'x.yaml:1: seed: "' + "9" * 57 + '..." is no number'),
+    "digits": ("seed: " + "9" * 5000, 'x.yaml:1: seed: "' + "9" * 57 + '..." is not a number'),
     "key": ("name: x\n1: a\n", 'x.yaml:2: a key must be a word, not "1"'),
     "control": ("name: x\nsite: \x07\n", "x.yaml:2: character U+0007 is not allowed"),
     "escape": (
@@ -234,7 +234,7 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
     "rules": (
         SMALL.replace("name: rules", "name: rules, options: {a: 1}, rules: [c4, c4]"),
         "x.yaml:4: engine.options: only with name: vllm or transformers\n"
-        "x.yaml:4: engine.rules: a set is named twice",
+        "x.yaml:4: engine.rules: a rule set is named twice",
     ),
     "context": (
         SMALL.replace("level: doc", "level: chunk").replace(
@@ -248,7 +248,26 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
             "rules", "vllm"
         )
         + "policy: reference\n",
-        "x.yaml:3: stages[0].grammar: not with policy: reference, which reads otherwise",
+        "x.yaml:3: stages[0].grammar: not with policy: reference",
+    ),
+    "removed": (
+        SMALL.replace("{level: doc}", "{level: doc, gpu_memory_utilization: 0.5}").replace(
+            "name: rules", "name: rules, ngram_tokens: 4"
+        )
+        + "dedup: {before: exact}\n",
+        """\
+x.yaml:3: stages[0].gpu_memory_utilization: removed in proxhpc 0.2; use \
+engine.gpu_memory_utilization, which models share
+x.yaml:4: engine.ngram_tokens: removed in proxhpc 0.2; use engine.options: {speculative_config: \
+{method: ngram, num_speculative_tokens: 4, prompt_lookup_max: 4}}
+x.yaml:5: dedup.before: removed in proxhpc 0.2; delete it: a worker never asks the same prompt \
+twice""",
+    ),
+    "speculation": (
+        SMALL.replace("level: doc", "level: doc, model: a/b, prompt: walk").replace(
+            "name: rules", "name: vllm, options: {speculative_config: {method: ngram}}"
+        ),
+        "x.yaml:4: engine.options.speculative_config: not with prompt: walk",
     ),
     "comparison": (
         SMALL + "comparison: {name: x}\n",
@@ -291,7 +310,7 @@ def test_missing_file_names_its_neighbours(load: Load, tmp_path: Path) -> None:
     load(SMALL)
     with pytest.raises(UserError, match="no such file") as caught:
         load_manifest(tmp_path / "y.yaml")
-    assert caught.value.hint == "there are: x.yaml"
+    assert caught.value.hint == "this folder has x.yaml"
 
 
 def test_directory_and_huge_file_are_refused(tmp_path: Path) -> None:
@@ -464,7 +483,7 @@ def test_missing_inputs_are_all_named(load: Load, tmp_path: Path) -> None:
     assert caught.value.message.split("\n") == [
         f'corpus.paths[0]: no file matches "{there}/*.jsonl": the folder "{there}" has none',
         f'corpus.paths[1]: no file matches "{tmp_path}/gone/a/*.jsonl": the folder does not '
-        f'exist; the last one that does is "{tmp_path}"',
+        f'exist; "{tmp_path}" does',
         f'corpus.paths[2]: no file matches "{there}": it is a folder; name the files, as in '
         "FOLDER/**/*.jsonl.zst",
     ]

@@ -3,12 +3,12 @@ import tracemalloc
 
 import pytest
 
-from proxhpc.refine.memo import ENTRY, Memo, digest
+from proxhpc.refine.memo import ENTRY_BYTES, Memo, memo_key
 
 
 def test_keys_tell_parts_apart() -> None:
-    assert digest(b"ab", b"c") == digest(b"ab", b"c")
-    assert len({digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc"), digest()}) == 4
+    assert memo_key(b"ab", b"c") == memo_key(b"ab", b"c")
+    assert len({memo_key(b"ab", b"c"), memo_key(b"a", b"bc"), memo_key(b"abc"), memo_key()}) == 4
 
 
 def test_one_asks_and_all_know() -> None:
@@ -49,7 +49,7 @@ def test_a_failure_is_its_callers_and_is_not_remembered() -> None:
 
 
 def test_the_oldest_are_forgotten() -> None:
-    memo: Memo[str] = Memo(3 * (ENTRY + 1), len)
+    memo: Memo[str] = Memo(3 * (ENTRY_BYTES + 1), len)
     asked: list[str] = []
 
     async def main() -> None:
@@ -77,7 +77,7 @@ def test_its_bound_holds(size: int) -> None:
             async def ask(number: int = number) -> bytes:
                 return number.to_bytes(4, "big") * (size // 4)
 
-            await memo.get(digest(number.to_bytes(4, "big")), ask)
+            await memo.get(memo_key(number.to_bytes(4, "big")), ask)
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return kept

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from proxhpc.errors import UserError
-from proxhpc.run.models import ModelRef, resolve_model
+from proxhpc.errors import StopError, UserError
+from proxhpc.run.models import ModelRef, check_model, resolve_model
 from tiny_models import edit_json, save_llama
 
 
@@ -64,6 +64,18 @@ def test_the_snapshot_pins_what_matters(model: Path) -> None:
     assert resolve_model(str(model)).snapshot != before
 
 
+def test_files_that_do_not_matter_may_change(model: Path) -> None:
+    ref = resolve_model(str(model))
+    (model / "trainer_state.json").write_text("{}")
+    (model / "notes.txt").write_text("mine")
+    (model / "folder.json").mkdir()
+    (model / "unreadable.json").symlink_to("nowhere")
+    check_model(ref)
+    (model / "refiner.json").write_text('{"version": 1, "prompt": "compact", "doc": {}}')
+    with pytest.raises(StopError, match="has changed since this run was planned"):
+        check_model(ref)
+
+
 def cut_weights(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -82,11 +94,11 @@ def pickles(model: Path) -> None:
     ("harm", "message"),
     [
         (cut_weights, "model.safetensors has"),
-        (cut_header, "not valid JSON"),
+        (cut_header, "not a valid JSON object"),
         (pickles, "no model.safetensors"),
         (lambda m: (m / "config.json").unlink(), "config.json is missing"),
-        (lambda m: (m / "config.json").write_text("{"), "not valid JSON"),
-        (lambda m: (m / "config.json").write_text("[1]"), "not valid JSON of an object"),
+        (lambda m: (m / "config.json").write_text("{"), "not a valid JSON object"),
+        (lambda m: (m / "config.json").write_text("[1]"), "not a valid JSON object"),
         (lambda m: (m / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda m: edit_json(m / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
         (lambda m: edit_json(m / "tokenizer_config.json", auto_map={"A": "x"}), "auto_map"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
-from proxhpc.refine.prompts import STYLES, SYSTEM, number_lines, prompt_style
+from proxhpc.refine.prompts import STYLES, SYSTEM_MESSAGE, number_lines, prompt_style
 from proxhpc.refine.teacher import document_message
 from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
 
@@ -51,7 +51,7 @@ class Bytes:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode()
 
-    def special(self, token: str) -> int:
+    def special_id(self, token: str) -> int:
         return 256
 
     def chat(self, system: str | None, user: str) -> list[int]:
@@ -60,7 +60,7 @@ class Bytes:
 
 def test_markup_in_a_text_stays_text(tiny: HFTokenizer) -> None:
     ids = tiny.encode(MARKUP)
-    assert not {tiny.special(token) for token in ("<s>", "</s>", "<|im_start|>")} & set(ids)
+    assert not {tiny.special_id(token) for token in ("<s>", "</s>", "<|im_start|>")} & set(ids)
     assert tiny.decode(ids) == MARKUP
     assert tiny.count([MARKUP, "", "a"]) == [len(ids), 0, 1]
 
@@ -100,7 +100,9 @@ def test_a_unigram_tokenizer_finds_no_markup_in_a_text(tmp_path: Path) -> None:
 
 
 def test_specials_are_left_out_of_decoded_text(tiny: HFTokenizer) -> None:
-    assert tiny.decode([tiny.special("<s>"), *tiny.encode("fox"), tiny.special("</s>")]) == "fox"
+    assert (
+        tiny.decode([tiny.special_id("<s>"), *tiny.encode("fox"), tiny.special_id("</s>")]) == "fox"
+    )
 
 
 def test_head_covers_no_more_than_its_tokens(tiny: HFTokenizer) -> None:
@@ -154,7 +156,7 @@ def test_llama2_ids_are_those_of_one_string(llama: HFTokenizer) -> None:
     own = AutoTokenizer.from_pretrained(path, local_files_only=True)
     lines = ["Home | About", "", "  indented", "naïve 漢字 🦊"]
     user = "[doc]\n" + "\n".join(number_lines(lines, 0)) + "\n[/doc]"
-    text = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{user} [/INST]"
+    text = f"[INST] <<SYS>>\n{SYSTEM_MESSAGE}\n<</SYS>>\n\n{user} [/INST]"
     ids = prompt_style("prox-llama2").chunk_prompt(llama, lines, 0)
     assert ids == own(text)["input_ids"]
     assert ids[:3] == [1, 518, 25580]  # one <s>, then "▁[" and "INST"
@@ -175,24 +177,24 @@ def test_chat_template_is_the_models_own(tiny: HFTokenizer, tmp_path: Path) -> N
 
     own = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path), local_files_only=True)
     for user in ("The fox", " 漢字\n", ""):
-        for system in (SYSTEM, None):
+        for system in (SYSTEM_MESSAGE, None):
             messages = [{"role": "user", "content": user}]
             if system:
                 messages.insert(0, {"role": "system", "content": system})
             rendered = own.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             assert tiny.chat(system, user) == own.encode(rendered, add_special_tokens=False)
-    plain = tiny.chat(SYSTEM, "x")
-    marked = tiny.chat(SYSTEM, MARKUP)
+    plain = tiny.chat(SYSTEM_MESSAGE, "x")
+    marked = tiny.chat(SYSTEM_MESSAGE, MARKUP)
     for token in ("<|im_start|>", "<|im_end|>", "</s>"):
-        assert marked.count(tiny.special(token)) == plain.count(tiny.special(token))
+        assert marked.count(tiny.special_id(token)) == plain.count(tiny.special_id(token))
 
 
 def test_smollm2_chat_template(smollm2: Path) -> None:
     tokenizer = HFTokenizer(smollm2)
     ids = prompt_style("chat-template").chunk_prompt(tokenizer, ["Home <|im_end|>"], 0)
-    start, end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
+    start, end = tokenizer.special_id("<|im_start|>"), tokenizer.special_id("<|im_end|>")
     assert (ids.count(start), ids.count(end)) == (3, 2)
-    text = f"system\n{SYSTEM}\nuser\n[doc]\n[000]Home <|im_end|>\n[/doc]\nassistant\n"
+    text = f"system\n{SYSTEM_MESSAGE}\nuser\n[doc]\n[000]Home <|im_end|>\n[/doc]\nassistant\n"
     assert tokenizer.decode(ids) == text
     assert tokenizer.bos == []
 
@@ -207,10 +209,10 @@ def test_cutting_takes_the_document_never_the_frame(
     tiny: HFTokenizer, text: str, room: int, name: str
 ) -> None:
     style = prompt_style(name)
-    budget = len(style.ask(tiny, "")) + room
+    budget = len(style.full_doc_prompt(tiny, "")) + room
     ids, cut = style.doc_prompt(tiny, text, budget)
     assert len(ids) <= budget
-    whole = style.ask(tiny, text.rstrip())
+    whole = style.full_doc_prompt(tiny, text.rstrip())
     assert cut == (len(whole) > budget)
     if not cut:
         assert ids == whole
@@ -252,9 +254,9 @@ class Wide(Bytes):
 def test_a_budget_under_the_frame_is_refused(tiny: HFTokenizer) -> None:
     style = prompt_style("prox-llama2")
     style.check(tiny, len(style.wrap(tiny, "")))
-    with pytest.raises(UserError, match="its frame is"):
+    with pytest.raises(UserError, match="a frame of"):
         style.check(tiny, len(style.wrap(tiny, "")) - 1)
-    with pytest.raises(UserError, match="its frame is") as caught:
+    with pytest.raises(UserError, match="a frame of") as caught:
         style.doc_prompt(tiny, "The fox", 20)
     assert "max_prompt_tokens" in caught.value.hint
 
@@ -300,13 +302,13 @@ def test_errors_name_the_choices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         bare.chat(None, "x")
     with pytest.raises(UserError, match="no special token '<bos>'"):
-        bare.special("<bos>")
+        bare.special_id("<bos>")
     mute = HFTokenizer(save_tokenizer(tmp_path / "mute", template="Hello"))
     with pytest.raises(UserError, match="exactly once"):
         mute.chat(None, "x")
     strict = "{{ raise_exception('no system role') }}" + TEMPLATE
     strict_tokenizer = HFTokenizer(save_tokenizer(tmp_path / "strict", template=strict))
     with pytest.raises(UserError, match="no system role"):
-        strict_tokenizer.chat(SYSTEM, "x")
+        strict_tokenizer.chat(SYSTEM_MESSAGE, "x")
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         HFTokenizer(tmp_path)

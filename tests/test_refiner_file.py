@@ -97,7 +97,7 @@ def test_what_does_not_go_together_is_refused(saved: Path, tmp_path: Path) -> No
     RefinerFile(version=1, prompt="compact", doc=Stage(level="doc")).write(tmp_path)
     one = read_refiner(tmp_path)
     assert one is not None
-    with pytest.raises(UserError, match=r"not for level chunk: its refiner\.json has doc"):
+    with pytest.raises(UserError, match=r"does not serve level chunk: its refiner\.json has doc"):
         one.complete(Stage(level="chunk"), "m")
 
 
@@ -105,11 +105,11 @@ def test_what_does_not_go_together_is_refused(saved: Path, tmp_path: Path) -> No
     ("changes", "said"),
     [
         ({"chunk": {"window_tokns": 3}}, r"chunk\.window_tokns"),
-        ({"chunk": {"model": "a/b"}}, "not a key of this file"),
+        ({"chunk": {"model": "a/b"}}, "not allowed in this file"),
         ({"doc": {"window_lines": 3}}, "only with level: chunk"),
         ({"version": 2}, "version"),
         ({"prompt": "wlak"}, "prompt"),
-        ({"doc": None, "chunk": None}, "it serves no level"),
+        ({"doc": None, "chunk": None}, "the model serves no level yet"),
     ],
 )
 def test_a_wrong_file_is_told_by_line_and_key(
@@ -123,7 +123,7 @@ def test_a_wrong_file_is_told_by_line_and_key(
 
 def test_the_embedded_model(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "__file__", str(tmp_path / "run" / "models.py"))
-    with pytest.raises(UserError, match="comes without an embedded refiner") as caught:
+    with pytest.raises(UserError, match="has no embedded refiner") as caught:
         find_models(manifest({"level": "doc", "model": "embedded"}))
     assert "rules" in (caught.value.hint or "")
     (tmp_path / "embedded").symlink_to(saved)

@@ -15,7 +15,7 @@ from proxhpc.spec.site import Site, load_site
 from proxhpc.spec.slurm_notation import (
     MANAGED_SBATCH_OPTIONS,
     format_time,
-    least_memory,
+    min_memory,
     parse_time,
 )
 from proxhpc.spec.yaml_lines import parse
@@ -97,7 +97,7 @@ def test_time_limits_round_trip(seconds: int) -> None:
     "text", ["UNLIMITED", "0", "1:2:3:4", "-5", "1d", "1-", "true", "00:00:00"]
 )
 def test_wrong_time_limits(text: str, load: Load) -> None:
-    with pytest.raises(UserError, match=r"x\.yaml:2: time: .* is no time"):
+    with pytest.raises(UserError, match=r"x\.yaml:2: time: .* is not a time limit"):
         load(f"name: s\ntime: {text}\n")
 
 
@@ -150,7 +150,7 @@ def test_control_never_asks_for_more_memory_than_the_site(
     asked: str, control: str, load: Load
 ) -> None:
     assert load(f"name: s\nmem: {asked}\n").resources("control").mem == control
-    assert least_memory(asked, "4G") == control
+    assert min_memory(asked, "4G") == control
 
 
 def test_json_round_trip(load: Load) -> None:
@@ -180,7 +180,7 @@ account: 123
 """,
         """\
 x.yaml:2: workers: must be greater than 0, not 0
-x.yaml:3: mem: "32GB" is no amount of memory like 32G (units: K, M, G, T)
+x.yaml:3: mem: "32GB" is not a memory size like 32G (units: K, M, G, T)
 x.yaml:4: phases.control.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
 account, constraint, container, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, \
 sbatch, setup, tasks_per_node, time)

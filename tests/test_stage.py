@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
 from proxhpc.engines.base import (
     Completion,
@@ -19,10 +19,10 @@ from proxhpc.engines.base import (
 )
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
-from proxhpc.refine.prompts import LEAST_ROOM
-from proxhpc.refine.refiner import ERRORS_IN_A_ROW, Refiner
+from proxhpc.refine.prompts import MIN_WINDOW_TOKENS
+from proxhpc.refine.refiner import MAX_ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
-from proxhpc.run.ledger import Row
+from proxhpc.run.ledger import Row, tally
 from proxhpc.spec.manifest import Manifest
 
 LINES = [f"This is line number {n} of a page of some length, as pages are." for n in range(40)]
@@ -50,7 +50,7 @@ class Words:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def special(self, token: str) -> int:
+    def special_id(self, token: str) -> int:
         return 1
 
     def chat(self, system: str | None, user: str) -> list[int]:
@@ -101,8 +101,8 @@ def refine(
         return await asyncio.gather(*map(refiner.refine, documents))
 
     rows = asyncio.run(main())
-    totals = sum((row.count() for row in rows), Counts())
-    for level, asked in refiner.asked.items():
+    totals = tally(rows)
+    for level, asked in refiner.usage.items():
         assert asked == getattr(totals, level), "what engines did is what the rows say"
     return rows
 
@@ -201,9 +201,9 @@ def test_the_same_prompt_is_asked_once_and_the_saving_counted() -> None:
     first, other, *copies = rows
     for copy in copies:
         assert [c.program for c in copy.windows] == [c.program for c in first.windows]
-        assert copy.count().doc == other.count().doc_saved == type(copy.count().doc)()
-        assert copy.count().doc_saved == first.count().doc
-        assert copy.count().chunk_saved == first.count().chunk
+        assert tally([copy]).doc == tally([other]).doc_saved == Usage()
+        assert tally([copy]).doc_saved == tally([first]).doc
+        assert tally([copy]).chunk_saved == tally([first]).chunk
         assert copy.flags == ()
         assert Row.decode(copy.encode()) == copy
 
@@ -237,22 +237,7 @@ def test_a_shared_cache_is_not_overrun() -> None:
     assert most > 300, "where a window shares nothing with its document nothing waits"
 
 
-def test_copies_are_refined_once_and_counted() -> None:
-    engine = Script(
-        lambda request: keep(request) if request.level == "doc" else "remove_lines(0, 0)"
-    )
-    rows = refine(engine, [SHORT, SHORT, "Other text."], dedup={"before": "exact"})
-    first, copy, other = rows
-    assert (copy.id, copy.position, copy.flags) == ("d1", 1, ("copy",))
-    assert first.flags == other.flags == ()
-    keys = ("status", "digest", "tokens_in", "tokens_out", "lines_removed", "bytes_out")
-    assert [getattr(copy, key) for key in keys] == [getattr(first, key) for key in keys]
-    assert copy.count().chunk_copied == first.count().chunk
-    assert copy.count().chunk.requests == copy.count().doc.requests == 0
-    assert Row.decode(copy.encode()) == copy
-
-
-def test_a_copy_does_not_share_its_firsts_failure() -> None:
+def test_a_copy_does_not_share_the_failure_of_the_first() -> None:
     failing = iter([True])
 
     def answer(request: Request) -> str:
@@ -260,9 +245,8 @@ def test_a_copy_does_not_share_its_firsts_failure() -> None:
             raise ZeroDivisionError("a defect")
         return keep(request)
 
-    rows = refine(Script(answer), [SHORT, SHORT, SHORT], dedup={"before": "exact"})
+    rows = refine(Script(answer), [SHORT, SHORT, SHORT])
     assert [row.reason for row in rows] == ["internal_error", "", ""]
-    assert [row.flags for row in rows] == [(), (), ("copy",)]
 
 
 def test_a_refused_window_leaks_nothing_and_the_account_is_right() -> None:
@@ -283,7 +267,7 @@ def test_a_refused_window_leaks_nothing_and_the_account_is_right() -> None:
     engine = Slow(answer)
     (row,) = refine(engine, [TEXT])
     assert (row.outcome, row.reason) == ("quarantined", "request_refused")
-    counts = row.count()
+    counts = tally([row])
     assert counts.doc.prompt_tokens + counts.chunk.prompt_tokens == engine.spent > 0
     assert len(row.windows) == len(engine.asked) - 2 > 1
     assert (row.tokens_in, row.tokens_out) == (len(TEXT), 0)
@@ -326,12 +310,12 @@ def test_what_a_window_says_itself_ends_no_program() -> None:
 
 def test_a_budget_without_room_for_a_line_is_refused() -> None:
     frame = len("[doc]\n[/doc]")
-    for prompt in range(1, frame + LEAST_ROOM):
-        with pytest.raises(UserError, match="its frame is 12 tokens"):
+    for prompt in range(1, frame + MIN_WINDOW_TOKENS):
+        with pytest.raises(UserError, match="a frame of 12 tokens"):
             refine(Script(keep), ["a line"], doc=False, stage={"max_prompt_tokens": prompt})
     engine = Script(keep)
-    least = {"max_prompt_tokens": frame + LEAST_ROOM}
-    refine(engine, ["a line"], doc=False, stage=least)
+    smallest = {"max_prompt_tokens": frame + MIN_WINDOW_TOKENS}
+    refine(engine, ["a line"], doc=False, stage=smallest)
     assert len(engine.asked) == 1
 
 
@@ -339,7 +323,7 @@ def test_errors_of_one_text_are_one_error() -> None:
     def fails(request: Request) -> str:
         raise ZeroDivisionError("a defect")
 
-    rows = refine(Script(fails), [TEXT] * (ERRORS_IN_A_ROW + 5))
+    rows = refine(Script(fails), [TEXT] * (MAX_ERRORS_IN_A_ROW + 5))
     assert {row.reason for row in rows} == {"internal_error"}
-    with pytest.raises(StopError, match=f"{ERRORS_IN_A_ROW} documents in a row"):
-        refine(Script(fails), [f"{n} {TEXT}" for n in range(ERRORS_IN_A_ROW)])
+    with pytest.raises(StopError, match=f"{MAX_ERRORS_IN_A_ROW} documents in a row"):
+        refine(Script(fails), [f"{n} {TEXT}" for n in range(MAX_ERRORS_IN_A_ROW)])

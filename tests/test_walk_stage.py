@@ -11,7 +11,7 @@ import pytest
 
 from proxhpc.corpus.document import Document
 from proxhpc.engines.base import Request
-from proxhpc.refine.refiner import Refiner, open_refiner
+from proxhpc.refine.refiner import Refiner, _token_budget, open_refiner
 from proxhpc.refine.walk import Walk
 from proxhpc.run.ledger import Row
 from proxhpc.run.plan import find_models, freeze_manifest
@@ -103,6 +103,14 @@ def test_both_stages_of_one_model(answers: list[Row]) -> None:
     assert not any(row.rejected or row.flags for row in answers)
 
 
+def test_stages_share_an_engine_with_a_prefix_cache(model: Path) -> None:
+    """Their prompts have no common beginning, so documents in flight are not bounded."""
+    refiner = asyncio.run(opened(model, "transformers"))
+    refiner.doc.engine.cache_tokens = 1000
+    assert _token_budget(refiner.doc, refiner.chunk) is None
+    asyncio.run(refiner.close())
+
+
 def test_a_bias_keeps_or_removes(model: Path) -> None:
     page = [["Home", "The brown fox", "About"] * 5]
     kept, removed = (refined(model, "transformers", page, bias=bias)[0] for bias in (-100, 100))
@@ -129,11 +137,11 @@ def questions(walk: Walk) -> Iterator[Request]:
             prompt = walk.prompt(page, window.start, window.stop)
             bias = walk.bias(size, rng.choice([0.0, -0.5, 0.5]))
             limit = rng.choice([size + 1, size + 1, 3])  # too few for the answer, but no harm
-            yield Request("chunk", prompt, (), 0, limit, steps=walk.steps(size), bias=bias)
+            yield Request("chunk", prompt, (), 0, limit, steps=walk.allowed_steps(size), bias=bias)
         stop = rng.choice([(), ("keep_doc()", "drop_doc()")])
-        doc = Request("doc", walk.judge(lines), (), 0, 5, stop, steps=walk.verdict_steps)
+        doc = Request("doc", walk.verdict_prompt(lines), (), 0, 5, stop, steps=walk.verdict_steps)
         # The score is that before the bias.
-        yield replace(doc, bias=walk.verdict_bias(rng.choice([0.0, -9.0])), odds=walk.verdicts)
+        yield replace(doc, bias=walk.verdict_bias(rng.choice([0.0, -9.0])), odds=walk.verdict_ids)
 
 
 def first_logits(engine: Any, request: Request) -> list[float]:
@@ -175,7 +183,7 @@ def test_drafts_are_what_greedy_decoding_gives(
             if request.odds:
                 logits = first_logits(engine, request)
                 wanted = pytest.approx(
-                    logits[walk.verdicts[1]] - logits[walk.verdicts[0]], abs=1e-4
+                    logits[walk.verdict_ids[1]] - logits[walk.verdict_ids[0]], abs=1e-4
                 )
             assert one.score == wanted
             assert other.score == wanted

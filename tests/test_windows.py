@@ -35,7 +35,7 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "x" * len(ids)
 
-    def special(self, token: str) -> int:
+    def special_id(self, token: str) -> int:
         return 1
 
     def chat(self, system: str | None, user: str) -> list[int]:
@@ -61,9 +61,9 @@ def test_each_line_is_counted_once() -> None:
     tokenizer = Letters()
     tokens = LineTokens(tokenizer, "ab\n\nc", 100)
     assert (tokens.counts, tokens.total) == ([2, 0, 1], 5)
-    assert tokens.of("ab\nc") == 4
-    assert tokens.of("ab\nnew\nnew\n") == 11
-    assert tokens.of("new") == 3
+    assert tokens.count_text("ab\nc") == 4
+    assert tokens.count_text("ab\nnew\nnew\n") == 11
+    assert tokens.count_text("new") == 3
     assert tokenizer.calls == [["ab", "", "c"], ["new", "new"]]
 
 
@@ -92,7 +92,7 @@ def test_any_budget_will_do() -> None:
 
 def test_without_a_tokenizer_bytes_are_counted() -> None:
     tokens = LineTokens(None, "abcde\n\n漢字", 0)
-    assert (tokens.counts, tokens.total, tokens.of("漢字")) == ([2, 0, 2], 4, 2)
+    assert (tokens.counts, tokens.total, tokens.count_text("漢字")) == ([2, 0, 2], 4, 2)
 
 
 def test_counts_belong_to_lines() -> None:

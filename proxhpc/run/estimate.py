@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from proxhpc.account.counts import Counts
-from proxhpc.account.devices import peak
+from proxhpc.account.devices import peak_flops
 from proxhpc.account.flops import paper_flops
-from proxhpc.account.summary import added, tokens_read
+from proxhpc.account.summary import sum_or_none, tokens_read
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan
 from proxhpc.spec.site import Resources, Site
@@ -39,7 +39,7 @@ class Figures:
     @property
     def a100_hours(self) -> float | None:
         """GPU-hours; None without a model."""
-        speed = (peak("A100") or 0) * MODEL_FLOPS_UTILISATION
+        speed = (peak_flops("A100") or 0) * MODEL_FLOPS_UTILISATION
         return round(self.flops / speed / 3600, 3) if self.flops else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def predicted_tokens(plan: Plan) -> Figures:
     """From the inputs alone, every stage reading all of them."""
     tokens = plan.estimated_tokens
     return Figures(
-        documents=added([info.estimated_records for info in plan.inputs]),
+        documents=sum_or_none([info.estimated_records for info in plan.inputs]),
         tokens=tokens,
         flops=_flops(plan, dict.fromkeys(plan.models, tokens)),
     )
@@ -193,7 +193,7 @@ def _files(plan: Plan, resources: Resources, mergers: int) -> int:
 def _flops(plan: Plan, tokens: dict[str, int]) -> int | None:
     """The paper's 2·N·D for every stage over the tokens that it reads; None without a model."""
     return (
-        added(
+        sum_or_none(
             [
                 paper_flops(ref.shape, tokens[level]) if ref.shape else None
                 for level, ref in plan.models.items()

@@ -14,14 +14,14 @@ from proxhpc.engines.base import EngineDiedError
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import Refiner
-from proxhpc.run.crash_backoff import BATCHES, DEATHS, MAX_DEATHS, MAX_POISON, CrashBackoff
+from proxhpc.run.crash_backoff import BATCHES, MAX_DEATHS, MAX_POISON, MIN_DEATHS, CrashBackoff
 from proxhpc.run.ledger import Row
-from proxhpc.status.heartbeats import latest
+from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import planned, rows_of
 from test_worker import crash
 
-UNTIL_GIVEN_UP = DEATHS + len(BATCHES) - 1 + DEATHS  # deaths until a document is given up
+UNTIL_GIVEN_UP = MIN_DEATHS + len(BATCHES) - 1 + MIN_DEATHS  # deaths until a document is given up
 
 
 def died(care: CrashBackoff, times: int) -> CrashBackoff:
@@ -114,8 +114,8 @@ def test_a_document_that_kills_its_workers(tmp_path: Path, victims: set[str]) ->
             break  # it was not killed: the shard is done
     check(run, expected, victims)
     (poison, *_) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
-    assert "ended without a word" in poison.detail
-    assert sum(beat.deaths for beat in latest(run.dir)) == lives - 1
+    assert "died without an error message" in poison.detail
+    assert sum(beat.deaths for beat in latest_heartbeats(run.dir)) == lives - 1
 
 
 def test_a_document_that_kills_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_document_that_kills_its_engines(tmp_path: Path, monkeypatch: pytest.M
     check(run, expected, {"doc-17"})
     (poison,) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
     assert "broken kernel" in poison.detail
-    (beat,) = latest(run.dir)
+    (beat,) = latest_heartbeats(run.dir)
     assert (beat.state, beat.deaths) == ("done", UNTIL_GIVEN_UP)
     assert beat.counts.documents == len(expected)
 
@@ -153,7 +153,7 @@ def test_an_engine_that_dies_of_everything_ends_its_worker(
 
     with pytest.raises(StopError, match="each killed 2 workers"):
         again_and_again()
-    (beat,) = latest(run.dir)
+    (beat,) = latest_heartbeats(run.dir)
     assert beat.error == "StopError"
 
 
@@ -181,5 +181,5 @@ def test_no_engine_is_loaded_that_has_no_time_to_work(
     monkeypatch.setattr("proxhpc.refine.refiner.make_engine", boot)
     assert run_worker(run.dir, Assignment(seconds=0.9), lambda job: None) == "stopped"
     assert booted == 1
-    (beat,) = latest(run.dir)
+    (beat,) = latest_heartbeats(run.dir)
     assert (beat.state, beat.deaths) == ("stopped", 1)
