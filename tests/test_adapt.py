@@ -578,7 +578,7 @@ def test_a_job_has_a_process_for_each_gpu(
     path.write_text("name: x\nexamples: a.jsonl.zst\nbase: b\nsteps: 2\n")
     given = ["adapt", str(path), "--out", str(tmp_path / "out"), "--site", "gpu"]
     assert main([*given, "--processes", "2"]) == 2
-    assert "--processes is for training right here" in capsys.readouterr().err
+    assert "--processes does not go with --site" in capsys.readouterr().err
 
 
 def test_an_invalid_recipe_is_explained(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def test_documents_about_gold_records(tmp_path: Path, printed: Printed) -> None:
 
 def test_every_command_with_json_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
-    sections = {verb: page.partition(f"\n## {verb}\n")[2].partition("\n## ")[0] for verb in COMMANDS}
+    sections = {
+        verb: page.partition(f"\n## {verb}\n")[2].partition("\n## ")[0] for verb in COMMANDS
+    }
     assert {verb for verb, text in sections.items() if "--json" in text} == DOCUMENTS.keys()
 
 

@@ -151,8 +151,8 @@ def test_the_limit_on_jobs_comes_from_accounting(cluster: SlurmCluster, accounti
     sacctmgr("add", "cluster", "elsewhere")
     sacctmgr("add", "account", "limited", "cluster=elsewhere")
     sacctmgr("add", "user", user, "account=limited", "cluster=elsewhere", "MaxSubmitJobs=1")
-    own = ("user", "where", f"user={user}", "cluster=proxhpc", "set")
-    sacctmgr("modify", *own, "DefaultAccount=limited")
+    default_account = ("user", "where", f"user={user}", "cluster=proxhpc", "set")
+    sacctmgr("modify", *default_account, "DefaultAccount=limited")
     assert slurm_commands.submit_limit(None, None) == 7
     assert slurm_commands.submit_limit("limited", None) == 7
     assert slurm_commands.submit_limit("teaching", None) == 2
@@ -162,7 +162,7 @@ def test_the_limit_on_jobs_comes_from_accounting(cluster: SlurmCluster, accounti
     sacctmgr("modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=-1")
     sacctmgr("delete", "cluster", "elsewhere")
     if default:
-        sacctmgr("modify", *own, f"DefaultAccount={default}")
+        sacctmgr("modify", *default_account, f"DefaultAccount={default}")
         sacctmgr("delete", "user", user, "account=limited,teaching")
     else:
         sacctmgr("delete", "user", user)
@@ -318,12 +318,12 @@ def test_cancel_ends_every_job_and_launch_resumes(
     cluster.until(working, "a commit", timeout=60)
     command = [sys.executable, "-m", "proxhpc", "cancel", str(run.dir.root)]
     done = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("ended: ")
+    assert done.stdout.startswith("cancelled: ")
     cluster.until(lambda: idle(cluster), "the queue to empty", timeout=60)
     assert not run.dir.report_json.exists()
     assert [*run.dir.leases.glob("0*")] == []  # the workers had time to release them
     again = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
-    assert "no job of this run was there" in again.stdout
+    assert "this run has no jobs" in again.stdout
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=120)
     assert check_balance(run.dir)["documents"] == 6000
