@@ -24,9 +24,8 @@ from proxhpc.report.model import (
     SavedWork,
     StageReport,
     TrainingReport,
-    WorkFigures,
 )
-from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, counted, predicted_tokens
+from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, count_work, estimate_work
 from proxhpc.run.models import short_name
 from proxhpc.run.plan import Plan
 from proxhpc.spec.manifest import Comparison, Stage
@@ -104,7 +103,7 @@ def _parameters(folder: Path) -> tuple[int | None, str]:
 def estimate_report(plan: Plan, counts: Counts) -> EstimateReport:
     """The plan's estimate beside what was counted."""
     return EstimateReport(
-        estimated=WorkFigures.model_validate(predicted_tokens(plan)),
-        counted=WorkFigures.model_validate(counted(plan, counts)),
+        estimated=estimate_work(plan),
+        counted=count_work(plan, counts),
         utilisation=MODEL_FLOPS_UTILISATION,
     )

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from proxhpc.outputs import OutputModel, UsageTotals
+from proxhpc.run.estimate import WorkFigures
 from proxhpc.status.totals import DocumentTotals, EditTotals, SizeTotals
 
 
@@ -101,19 +102,6 @@ class TrainingReport(OutputModel):
     """Training tokens for which the FLOPs of refining would suffice."""
     break_even_parameters: int | None = None
     """Smallest N for which refining costs no more than it saves; null if no tokens are saved."""
-
-
-class WorkFigures(OutputModel):
-    """Size of a run's work, estimated or counted by the same rules."""
-
-    documents: int | None
-    """Documents."""
-    tokens: int
-    """Raw tokens."""
-    flops: int | None
-    """FLOPs in the paper's short form, over all stages."""
-    a100_hours: float | None
-    """A100 hours for these FLOPs at the assumed utilisation."""
 
 
 class EstimateReport(OutputModel):
