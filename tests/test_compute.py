@@ -20,7 +20,7 @@ from proxhpc.account.flops import (
 from proxhpc.cli.main import main
 from proxhpc.outputs import UsageTotals
 from proxhpc.report import build_report, run_account
-from proxhpc.run.estimate import counted, predicted_tokens
+from proxhpc.run.estimate import count_work, estimate_work
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.ledger import Call, Row, tally
 from proxhpc.run.paths import RunDir
@@ -148,9 +148,9 @@ def test_estimate_and_counts_follow_the_same_rule(run: RunDir) -> None:
     with_model(run)
     plan = Plan.load(run)
     everything = Counts(tokens_in=plan.estimated_tokens, tokens_chunk=plan.estimated_tokens)
-    assert counted(plan, everything).flops == predicted_tokens(plan).flops
-    assert counted(plan, everything).a100_hours == predicted_tokens(plan).a100_hours
-    assert predicted_tokens(plan).documents == 10
+    assert count_work(plan, everything).flops == estimate_work(plan).flops
+    assert count_work(plan, everything).a100_hours == estimate_work(plan).a100_hours
+    assert estimate_work(plan).documents == 10
 
 
 def test_report_prints_the_account_so_far_of_a_run_that_is_not_merged(
@@ -191,7 +191,7 @@ def test_plan_shows_what_a_started_run_has_read(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(run.root), "--json"]) == 0
-    assert orjson.loads(capsys.readouterr().out)["measured"]["documents"] == 0
+    assert orjson.loads(capsys.readouterr().out)["measured_work"]["documents"] == 0
     write_heartbeat(run, counts=counts())
     assert main(["plan", str(run.root)]) == 0
     assert "measured so far" in capsys.readouterr().out

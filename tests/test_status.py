@@ -165,8 +165,8 @@ def test_reasons_add_up_over_workers(run: Run) -> None:
     status = collect(run.dir, None)
     assert status.documents.dropped == {"short": 4}
     text = page(status)
-    assert "short 4" in text
-    assert "invalid_json 2" in text
+    assert "too few words left 4" in text
+    assert "not valid JSON 2" in text
 
 
 @pytest.mark.parametrize("tail", [b'{"t": 1, "sta', b"\x00" * 40, b'{"t": 1}\n', b"[]\n"])
@@ -187,8 +187,8 @@ def test_every_torn_length_of_a_progress_file_can_be_read(run: Run) -> None:
     for length in (*range(0, len(whole), 7), len(whole) - 1, len(whole)):
         path.write_bytes(whole[:length])
         recent = read_recent_heartbeats(path)
-        found = recent.last.counts.documents if recent else None
-        assert found == (None if length < first else 5 if length < len(whole) else 9)
+        documents = recent.last.counts.documents if recent else None
+        assert documents == (None if length < first else 5 if length < len(whole) else 9)
 
 
 def test_a_long_history_is_read_from_its_end_only(
@@ -232,8 +232,8 @@ def test_slurm_tells_which_workers_are_alive(run: Run) -> None:
         ]
     )
     status = collect(run.dir, queue)
-    found = {worker.worker: (worker.state, worker.slurm) for worker in status.workers}
-    assert found == {"w1": ("working", "RUNNING"), "w2": ("gone", "")}
+    states = {worker.worker: (worker.state, worker.slurm) for worker in status.workers}
+    assert states == {"w1": ("working", "RUNNING"), "w2": ("gone", "")}
     assert status.queue == {"refine PENDING (Priority)": 1, "refine RUNNING": 1}
     assert status.phase == "refining"
     assert "1 refine PENDING (Priority)" in page(status)
@@ -432,7 +432,7 @@ def test_on_a_terminal_the_colours_are_ours_alone(run: Run) -> None:
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     stats = ((path, path.stat()) for path in sorted(root.rglob("*")))
-    return {str(path): (found.st_mtime_ns, found.st_size) for path, found in stats}
+    return {str(path): (each.st_mtime_ns, each.st_size) for path, each in stats}
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         from proxhpc.status.totals import load_merge, run_counts
 
         counts = run_counts(load_merge(run.dir), latest_heartbeats(run.dir))
-    result = estimate_run(run.plan, run.site, run.dir, counts)
-    print(result.to_json()) if arguments.json else _print(render_estimate(result))
+    estimate = estimate_run(run.plan, run.site, run.dir, counts)
+    _show(estimate, render_estimate, arguments.json)
 
 
 def _launch(arguments: argparse.Namespace) -> None:
@@ -363,6 +363,8 @@ def _advance(arguments: argparse.Namespace) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
+    import json
+
     from pydantic import BaseModel
 
     from proxhpc.spec.load import json_schema
@@ -371,7 +373,7 @@ def _schema(arguments: argparse.Namespace) -> None:
     from proxhpc.spec.site import Site
 
     kinds: dict[str, type[BaseModel]] = {"manifest": Manifest, "site": Site, "recipe": Recipe}
-    _print_json(json_schema(kinds[arguments.kind]))
+    print(json.dumps(json_schema(kinds[arguments.kind]), indent=2))
 
 
 COMMANDS = {
@@ -418,13 +420,6 @@ def _print(renderable: object) -> None:
     from proxhpc.status.terminal import make_console
 
     make_console().print(renderable)
-
-
-def _print_json(data: object) -> None:
-    import json
-
-    # Not orjson: FLOPs go beyond 64 bits, and whatever steers a terminal must be escaped.
-    print(json.dumps(data, indent=2))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.reasons import reason_text
 from proxhpc.run.models import short_name
 from proxhpc.status.assess import ACTIVE_STATES
 from proxhpc.status.model import Failure, Status, WorkerStatus
@@ -199,7 +200,7 @@ def _add_row(table: Table, *cells: str) -> None:
 
 def _reasons(reasons: dict[str, int]) -> str:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{safe(reason)} {whole(number)}" for reason, number in ordered)
+    return ", ".join(f"{safe(reason_text(code))} {whole(number)}" for code, number in ordered)
 
 
 def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
