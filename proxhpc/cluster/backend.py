@@ -21,7 +21,7 @@ class TaskBatch:
     phase: PhaseName
     function: Callable[..., Any]
     arguments: list[tuple[Any, ...]]
-    run_state: dict[str, int]  # recorded with the intent, to tell later whether it made progress
+    run_state: dict[str, int]  # recorded with the intent; the next round compares it with its own
     excluded_nodes: tuple[str, ...] = ()
     delay_seconds: int = 0  # before it may start
 

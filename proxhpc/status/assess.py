@@ -60,7 +60,7 @@ def assess(evidence: Evidence) -> tuple[RunPhase, str, str]:
     if not evidence.submissions and not evidence.workers:
         return "planned", "nothing was submitted yet", launch
     if jobs is None and not evidence.is_local:
-        return phase, "no worker has sent a heartbeat lately, and the queue cannot be read here", ""
+        return phase, "no worker has sent a heartbeat lately, and the queue cannot be read", ""
     return "stopped", _stop_reason(evidence), launch
 
 
