@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from merging import SECTIONS, inputs, killed, output, remake
+from merging import SECTIONS, inputs, killed, output, rewrite_ledger
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
@@ -121,7 +121,7 @@ def test_what_was_not_asked_for_is_set_aside(tmp_path: Path, files: list[Path]) 
             rejected={},
         )
 
-    remake(run, 0, drop)
+    rewrite_ledger(run, 0, drop)
     out = VariantDir(tmp_path / "out", run.dir.root)
     asked = run.plan.manifest.model_dump(mode="json") | {"policy": {}}
     summary = variant.merge_variant(run.dir, out.root, Manifest.model_validate(asked))
