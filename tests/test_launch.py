@@ -228,8 +228,8 @@ def test_plan_submits_and_writes_nothing(tmp_path: Path) -> None:
     done = proxhpc("plan", path, "--site", local_site(tmp_path), "--json")
     figures = json.loads(done.stdout)
     assert figures["files"] == 1
-    assert figures["estimated_documents"] == 9
-    assert figures["estimated_a100_hours"] is None
+    assert figures["estimated_work"]["documents"] == 9
+    assert figures["estimated_work"]["a100_hours"] is None
     assert not [key for key in figures if "at_most" in key]
     assert not (tmp_path / "run").exists()
     shown = proxhpc("plan", path, "--site", local_site(tmp_path)).stdout
@@ -257,12 +257,14 @@ def test_the_estimate_of_model_work_names_what_it_omits(tmp_path: Path) -> None:
          "stop_ids": [], "shape": shape.to_dict()}
     )  # fmt: skip
     figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)
-    assert figures["estimated_flops"] == 2 * shape.paper_parameters * run.plan.estimated_tokens
-    assert "left out: prompt frames" in figures["flops_counted_as"]
+    work = figures.estimated_work
+    assert work.flops == 2 * shape.paper_parameters * run.plan.estimated_tokens
+    assert figures.flops_counted_as is not None
+    assert "without prompt frames" in figures.flops_counted_as
     out = io.StringIO()
     Console(file=out, width=200).print(render_estimate(figures))
     assert "A100 hours" in out.getvalue()
-    assert "left out" in out.getvalue()
+    assert "without prompt frames" in out.getvalue()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

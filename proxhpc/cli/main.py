@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxhpc.run.paths import RunDir
     from proxhpc.spec.manifest import Manifest
 
-Document = TypeVar("Document", bound="OutputModel")
+_Document = TypeVar("_Document", bound="OutputModel")
 MIN_RAM = 16 << 20  # bytes, for finding duplicates
 
 
@@ -412,7 +412,7 @@ def _open(arguments: argparse.Namespace) -> "RunDir":
     return RunDir(arguments.run.absolute())
 
 
-def _show(document: Document, render: "Callable[[Document], object]", as_json: bool) -> None:
+def _show(document: _Document, render: "Callable[[_Document], object]", as_json: bool) -> None:
     print(document.to_json()) if as_json else _print(render(document))
 
 

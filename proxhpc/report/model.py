@@ -57,7 +57,7 @@ class StageReport(OutputModel):
     model: str | None
     """Name of the model; null for the rules."""
     snapshot: str | None
-    """Its revision on the hub, or a digest of its files."""
+    """Its commit on the hub, or a digest of its files."""
     parameters: int | None
     """Number of its weights."""
     paper_parameters: int | None
@@ -327,7 +327,7 @@ class LargeSet(OutputModel):
     """Its input file and position."""
 
 
-class DuplicateSets(OutputModel):
+class DuplicateReport(OutputModel):
     """Duplicate sets: documents with the same or nearly the same text, of which one survives."""
 
     sets: int
@@ -406,7 +406,7 @@ class Report(AccountBase):
     """Documents by size."""
     programs: dict[str, ProgramTotals]
     """Programs by stage."""
-    duplicate_sets: DuplicateSets
+    duplicate_sets: DuplicateReport
     """Sets of duplicates."""
     shared_ids: int
     """Documents of the corpus with the id of an earlier one, but another text."""
