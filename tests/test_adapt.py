@@ -32,7 +32,7 @@ from proxhpc.train.distributed import TrainingRanks, launch_processes
 from proxhpc.train.job import submit
 from proxhpc.train.optimizer import MovingAverage, Optimizer
 from proxhpc.train.program_task import ProgramTask, collate_programs, generate
-from proxhpc.train.rows import ExampleRow, Examples, read_example_rows
+from proxhpc.train.rows import ExampleRow, Examples
 from proxhpc.train.score import LineDecisions, best_bias, verdict_scores
 from proxhpc.train.task import TrainingTask, rank_batches
 from proxhpc.train.walk_model import walk_loss
@@ -520,7 +520,7 @@ def test_examples_that_a_base_model_cannot_use(examples: Path, tmp_path: Path) -
 
 
 def example_row(data: dict[str, Any], tmp_path: Path) -> ExampleRow:
-    return next(read_example_rows([write(tmp_path / "one.jsonl.zst", [data])]))
+    return next(iter(Examples((write(tmp_path / "one.jsonl.zst", [data]),))))
 
 
 def test_labels_and_drop_probabilities_are_mixed(tmp_path: Path) -> None:
@@ -567,8 +567,9 @@ def test_a_walk_leaves_out_examples_that_edit_strings(examples: Path, tmp_path: 
     ],
 )
 def test_invalid_examples_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])
     with pytest.raises(UserError, match=f"at byte [1-9][0-9]+: not an example: .*{message}"):
-        list(read_example_rows([write(tmp_path / "x.jsonl.zst", [row(1), row(2, **changes)])]))
+        list(Examples((file,)))
 
 
 def test_a_job_has_a_process_for_each_gpu(

@@ -16,8 +16,10 @@ import zstandard
 
 from proxhpc.annotate.balance import Balance
 from proxhpc.annotate.examples import SkippedWindow, TrainingExample, WindowLimits, make_examples
+from proxhpc.annotate.gold import GoldSource
 from proxhpc.annotate.labels import LabelSource, SourceDocument
 from proxhpc.annotate.leakage import NearDuplicateIndex
+from proxhpc.annotate.programs import RunSource
 from proxhpc.annotate.summary import AnnotationSummary, SummaryCounter
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.corpus.document import BadRecord
@@ -25,6 +27,7 @@ from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields, iter_records
 from proxhpc.program.syntax import Dialect
+from proxhpc.run.paths import RunDir
 from proxhpc.spec.sections import Near
 
 
@@ -45,6 +48,22 @@ class AnnotateOptions:
     fields: GoldFields = field(default_factory=GoldFields)
     near: Near = field(default_factory=Near)
     seed: int = 0
+
+
+def open_sources(paths: Sequence[Path], out: Path, options: AnnotateOptions) -> list[LabelSource]:
+    """A source for each path: a directory is a run, anything else a file of gold records.
+
+    UserError if `out` would overwrite an input.
+    """
+    for path in (*paths, *options.held_out):
+        if path.exists() and out.exists() and path.samefile(out):
+            raise UserError(f"--out {out} would overwrite an input", hint="name another file")
+    return [
+        RunSource(RunDir(path.absolute()), options.fields)
+        if path.is_dir()
+        else GoldSource(path, options.fields, options.dialect)
+        for path in paths
+    ]
 
 
 def annotate(

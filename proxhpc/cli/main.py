@@ -230,9 +230,8 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
-    from proxhpc.annotate.annotate import AnnotateOptions, annotate
+    from proxhpc.annotate.annotate import AnnotateOptions, annotate, open_sources
     from proxhpc.annotate.examples import WindowLimits
-    from proxhpc.annotate.sources import check_output, open_sources
     from proxhpc.annotate.view import render_summary
     from proxhpc.evaluate.gold import GoldFields
 
@@ -248,9 +247,8 @@ def _annotate(arguments: argparse.Namespace) -> None:
         fields=GoldFields.parse(arguments.fields),
         seed=arguments.seed,
     )
-    sources = open_sources(arguments.sources, options.fields, options.dialect)
-    out = check_output(arguments.out, [*arguments.sources, *options.held_out])
-    summary = annotate(sources, out, options)
+    sources = open_sources(arguments.sources, arguments.out, options)
+    summary = annotate(sources, arguments.out, options)
     _show(summary, render_summary, arguments.json)
 
 

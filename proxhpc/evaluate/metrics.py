@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from proxhpc.evaluate.bootstrap import Table
+
     LineDecisions = bytes | bytearray | Sequence[bool] | NDArray[np.bool_]
-    Table = NDArray[np.float64]
 
 LONG_LINE = 20
 """The minimum number of tokens of a long line."""

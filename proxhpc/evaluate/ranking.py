@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Table = NDArray[np.float64]
+    from proxhpc.evaluate.bootstrap import Table
 
 
 def auc(positive: Sequence[bool], scores: Sequence[float]) -> float | None:

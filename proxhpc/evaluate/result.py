@@ -17,10 +17,7 @@ from proxhpc.outputs import OutputModel
 from proxhpc.spec.manifest import Manifest
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Table = NDArray[np.float64]
+    from proxhpc.evaluate.bootstrap import Table
 
 ROUNDS = 1000
 METRIC_LEVELS: dict[Level, MetricLevel] = {"chunk": LINE_METRICS, "doc": DOCUMENT_METRICS}

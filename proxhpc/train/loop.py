@@ -235,7 +235,7 @@ class Trainer(Generic[BatchT]):
             **{name: round(value, 4) for name, value in numbers.items()},
         }
         append_line(self.folder.log, orjson.dumps(row))
-        values = " ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._print(f"{state.seconds:6.0f} s, step {state.step}, {event}: {values}")
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Reads the examples that `annotate` wrote."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -32,36 +32,29 @@ class ExampleRow:
     program: str
     weight: float
     lines: list[str]
-    before: list[str]
-    after: list[str]
-    first: int
-    of: int
     line_labels: str | None = None
     drop_probabilities: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The rows of files; each iteration reads the files again."""
+    """The rows of files that `annotate` wrote; each iteration reads the files again."""
 
     paths: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[ExampleRow]:
-        return read_example_rows(self.paths)
-
-
-def read_example_rows(paths: Iterable[Path]) -> Iterator[ExampleRow]:
-    """The rows of files that `annotate` wrote. UserError naming the first invalid line."""
-    for path in paths:
-        for item in read_span(path, "jsonl", Span(0), Fields("program", "id"), _MAX_ROW_BYTES):
-            if isinstance(item, SpanEnd):
-                continue
-            if isinstance(item, BadRecord):
-                raise _invalid(path, item.position, item.reason)
-            try:
-                yield _row(item.fields, item.text)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise _invalid(path, item.position, f"{type(error).__name__}: {error}") from error
+        """UserError naming the first invalid row."""
+        for path in self.paths:
+            for item in read_span(path, "jsonl", Span(0), Fields("program", "id"), _MAX_ROW_BYTES):
+                if isinstance(item, SpanEnd):
+                    continue
+                if isinstance(item, BadRecord):
+                    raise _invalid(path, item.position, item.reason)
+                try:
+                    yield _row(item.fields, item.text)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise _invalid(path, item.position, reason) from error
 
 
 def sample_examples(rows: Sequence[ExampleRow], max_rows: int, seed: int) -> Sequence[ExampleRow]:
@@ -90,10 +83,6 @@ def _row(data: dict[str, Any], program: str) -> ExampleRow:
         program=program,
         weight=float(data["weight"]),
         lines=lines,
-        before=data.get("before", []),
-        after=data.get("after", []),
-        first=data.get("first", 0),
-        of=data["of"],
         line_labels=labels,
         drop_probabilities=None if probabilities is None else tuple(map(float, probabilities)),
     )
