@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-MAX_EXACT_LINES = 2000  # longer texts are compared roughly, to stay quick
+_MAX_EXACT_LINES = 2000  # longer texts are compared roughly, to stay quick
 _MAX_PAIRS = 2500  # pairs of lines compared within one replaced block
-MAX_WORD_PAIRS = 250_000  # pairs of words compared within a line; longer lines have one change
-MIN_SIMILARITY = 0.5  # share of common words from which a line counts as edited
+_MAX_WORD_PAIRS = 250_000  # pairs of words compared within a line; longer lines have one change
+_MIN_SIMILARITY = 0.5  # share of common words from which a line counts as edited
 _WORDS = re.compile(r"[A-Za-z0-9]+|.", re.DOTALL)  # other scripts and signs: each character
 
 
@@ -42,7 +42,7 @@ def diff_lines(before: Sequence[str], after: Sequence[str]) -> Iterator[LineChan
     tail = _common(before[head:][::-1], after[head:][::-1])
     yield from _same(before, 0, head)
     old, new = before[head : len(before) - tail], after[head : len(after) - tail]
-    rough = max(len(old), len(new)) > MAX_EXACT_LINES
+    rough = max(len(old), len(new)) > _MAX_EXACT_LINES
     for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=rough).get_opcodes():
         if kind == "equal":
             yield from _same(before, head + a, head + b)
@@ -107,7 +107,7 @@ def _partner(bags: Sequence[Counter[str]], start: int, bag: Counter[str]) -> int
     """The first line from `start` with enough words in common with `bag`."""
     for position in range(start, len(bags)):
         other = bags[position]
-        if 2 * (bag & other).total() >= MIN_SIMILARITY * (bag.total() + other.total()):
+        if 2 * (bag & other).total() >= _MIN_SIMILARITY * (bag.total() + other.total()):
             return position
     return None
 
@@ -119,7 +119,7 @@ def _within(old: str, new: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     middle = old[head : len(old) - tail], new[head : len(new) - tail]
     words = [_WORDS.findall(text) for text in middle]
     removed, added = [Piece(old[:head])], [Piece(new[:head])]
-    if len(words[0]) * len(words[1]) > MAX_WORD_PAIRS:
+    if len(words[0]) * len(words[1]) > _MAX_WORD_PAIRS:
         removed.append(Piece(middle[0], True))
         added.append(Piece(middle[1], True))
     else:

@@ -19,7 +19,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
 from proxhpc.status.terminal import safe
 
-MAX_NEAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
+_MAX_NEAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
 _MAX_TRIES = 100  # to open a file of a shard
 
 
@@ -106,7 +106,7 @@ def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    ids = {row.id for row in (first, *islice(rows, MAX_NEAR_ROWS)) if row.id}
+    ids = {row.id for row in (first, *islice(rows, _MAX_NEAR_ROWS)) if row.id}
     near = get_close_matches(query, ids, n=3, cutoff=0.5)
     list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
     if near:

@@ -15,7 +15,7 @@ from proxhpc.run.models import short_name
 from proxhpc.status.terminal import percentage, safe, safe_line, whole
 
 _CONTEXT = 3  # unchanged lines around a change
-MAX_DROPPED_LINES = 40  # lines shown of a document that does not reach the merge
+_MAX_DROPPED_LINES = 40  # lines shown of a document that does not reach the merge
 _OUTCOMES = {
     "kept": "green",
     "edited": "yellow",
@@ -126,9 +126,9 @@ def _text(item: Inspection) -> Iterator[Text]:
         return
     before = item.before.split("\n")
     if item.after is None:
-        for number, line in enumerate(before[:MAX_DROPPED_LINES]):
+        for number, line in enumerate(before[:_MAX_DROPPED_LINES]):
             yield _line(item, "-", number, Text(safe_line(line), style="red"))
-        yield from _left_out(len(before) - MAX_DROPPED_LINES)
+        yield from _left_out(len(before) - _MAX_DROPPED_LINES)
         return
     if item.after == item.before:
         yield Text("  unchanged", style="dim")

@@ -9,9 +9,9 @@ from proxhpc.inspect.diff import LineChange, Piece, diff_lines, hunks
 
 _CONTEXT = 2  # unchanged lines around a change
 _MAX_LINES = 40  # of one document
-MAX_DROPPED_LINES = 15  # of one that was dropped
-MAX_PIECE_CHARS = 240  # a longer piece of a line is shown without its middle
-MAX_PROGRAM_CHARS = 1500
+_MAX_DROPPED_LINES = 15  # of one that was dropped
+_MAX_PIECE_CHARS = 240  # a longer piece of a line is shown without its middle
+_MAX_PROGRAM_CHARS = 1500
 _MAX_START_CHARS = 300  # of the beginning of a duplicate
 
 
@@ -30,7 +30,7 @@ class ExampleView:
 
 def view_example(text: ExampleTexts) -> ExampleView:
     """What the page shows of one document."""
-    program = "\n".join(text.programs).strip()[:MAX_PROGRAM_CHARS]
+    program = "\n".join(text.programs).strip()[:_MAX_PROGRAM_CHARS]
     return ExampleView(
         outcome=f"{text.outcome}: {reason_text(text.reason)}" if text.reason else text.outcome,
         id=text.id,
@@ -55,7 +55,7 @@ def _diff(text: ExampleTexts) -> Iterator[LineChange | int]:
     changes: Sequence[LineChange | int]
     if text.after is None:
         changes = [LineChange("removed", n, (Piece(line),)) for n, line in enumerate(before)]
-        limit = MAX_DROPPED_LINES
+        limit = _MAX_DROPPED_LINES
     else:
         changes = list(hunks(list(diff_lines(before, text.after.split("\n"))), _CONTEXT))
     for change in changes[:limit]:
@@ -68,7 +68,7 @@ def _diff(text: ExampleTexts) -> Iterator[LineChange | int]:
 
 
 def _shortened(piece: Piece) -> Piece:
-    if len(piece.text) <= MAX_PIECE_CHARS:
+    if len(piece.text) <= _MAX_PIECE_CHARS:
         return piece
-    half = MAX_PIECE_CHARS // 2
+    half = _MAX_PIECE_CHARS // 2
     return replace(piece, text=f"{piece.text[:half]} … {piece.text[-half:]}")

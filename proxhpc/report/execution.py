@@ -16,7 +16,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Site
 from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
 
-MFU_COUNTED_AS = (
+_MFU_COUNTED_AS = (
     "exact FLOPs, including work done twice, as a share of the GPUs' dense bfloat16 peak over the "
     "time at work; loading models is left out"
 )
@@ -75,7 +75,7 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
         busy_seconds=busy,
         boot_seconds=boot,
         model_flops_utilisation=utilisation,
-        counted_as=None if utilisation is None else MFU_COUNTED_AS,
+        counted_as=None if utilisation is None else _MFU_COUNTED_AS,
     )
 
 
