@@ -1,17 +1,18 @@
-"""Run other tools' near-deduplication, each in an environment of its own.
+"""Run the near-deduplication of another tool, for bench_dedup.py.
 
     PYTHON tools/near_others.py datatrove OUT --processes N FILE...
+    PYTHON tools/near_others.py ids OUT
 
-PYTHON is that of an environment which `bench_dedup.py --make-env` made; nothing of proxhpc is
-imported here. Both read JSON lines with the fields `id` and `text` and write what survives to
-OUT/kept, and `ids` prints the ids of that. Each goes by its own defaults but for what is said:
+PYTHON is from an environment of `bench_dedup.py --make-env`; it need not have proxhpc. The tools
+read JSON lines with the fields `id` and `text`, and write surviving documents to OUT/kept; `ids`
+prints their ids. Everything that is not mentioned here has its default:
 
-datatrove's four stages - signatures, buckets, clusters, filter - with its English tokenizer, runs
-of 5 words, 14 bands of 8 slots, which it takes for a similarity of about 0.72 and more: it has no
-threshold and compares no pairs. Its own 64-bit xxHash, output as .jsonl.zst.
+datatrove: its four stages (signatures, buckets, clusters, filter) with the English tokenizer, runs
+of 5 words, and 14 bands of 8 slots. It has no threshold and compares no pairs; with these bands,
+most pairs with a similarity above 0.72 are found.
 
-text-dedup's `minhash` with runs of 5 words and --threshold 0.8, from which it chooses its bands
-out of 250 slots; it compares no pairs either. Its data set is saved as Arrow files.
+text-dedup: `minhash` with runs of 5 words and --threshold 0.8, from which it chooses its bands out
+of 250 slots. It compares no pairs either.
 """
 
 import argparse
@@ -24,7 +25,7 @@ THRESHOLD = 0.8
 
 
 def datatrove(files: list[Path], out: Path, processes: int) -> None:
-    """Run the four stages; the third is one process's by its nature."""
+    """Run the four stages; the third one has a single task."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import (
         MinhashDedupBuckets,
@@ -54,10 +55,10 @@ def datatrove(files: list[Path], out: Path, processes: int) -> None:
 
 
 def text_dedup(files: list[Path], out: Path, processes: int) -> None:
-    """Run its command as a user would."""
+    """Run its command with the arguments of a user."""
     from text_dedup.minhash import main
 
-    given = {
+    settings = {
         "path": "json",
         "data_files": str(files[0].parent / "*.jsonl.zst"),
         "split": "train",
@@ -69,12 +70,12 @@ def text_dedup(files: list[Path], out: Path, processes: int) -> None:
         "threshold": str(THRESHOLD),
         "num_proc": str(processes),
     }
-    arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    arguments = [f"--{key}={value}" for key, value in settings.items() if value is not None]
     main(arguments, standalone_mode=False)
 
 
 def ids(out: Path) -> None:
-    """Print the ids of what a tool left."""
+    """Print the ids of the surviving documents."""
     import json
 
     kept = out / "kept"
@@ -92,7 +93,7 @@ def ids(out: Path) -> None:
 
 
 def main() -> int:
-    """Run one tool."""
+    """Run a tool, or print ids."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
