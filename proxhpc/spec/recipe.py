@@ -58,8 +58,8 @@ class WalkOptions(Config):
 
     history: UnitInterval = Field(
         default=0.5,
-        description="Share of a window's earlier answers that are replaced by wrong ones during "
-        "training, so that the model reads each line instead of repeating itself.",
+        description="Probability that an earlier answer which the model reads in training is "
+        "'remove'. These answers are random, so that it reads each line and does not repeat itself.",
     )
     trust: UnitInterval = Field(
         default=0.35,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxhpc.engines.spawn import SIGNALS, OrphanKiller
 from proxhpc.errors import RetryError
@@ -90,7 +90,7 @@ def default_processes() -> int:
 
 @contextmanager
 def launch_processes(
-    count: int, worker: Callable[..., None], *arguments: Any
+    count: int, worker: Callable[..., None], *arguments: object
 ) -> Iterator[TrainingRanks]:
     """Start the other processes of a training; the caller becomes rank 0.
 
@@ -132,7 +132,7 @@ def launch_processes(
 
 
 def _run_worker(
-    ranks: TrainingRanks, port: int, worker: Callable[..., None], arguments: Sequence[Any]
+    ranks: TrainingRanks, port: int, worker: Callable[..., None], arguments: Sequence[object]
 ) -> None:
     """The main function of ranks above 0. Rank 0 tells them when to stop, so signals do not."""
     from torch import distributed
