@@ -110,16 +110,16 @@ def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) 
     ]
     source = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
-    own = receipts[: len(shard_groups(plan))]
-    files = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own)]
+    own_receipts = receipts[: len(shard_groups(plan))]
+    files = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own_receipts)]
     if earlier and earlier.digest == source and all(path.exists() for path in files):
         return earlier
-    check_coverage(plan, (span for receipt in own for span in receipt.spans))
+    check_coverage(plan, (span for receipt in own_receipts for span in receipt.spans))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
     for receipt in receipts:
         check_files(run, receipt.group, receipt.files)
-    result = _match(pool, own, source, memory)
+    result = _match(pool, own_receipts, source, memory)
     data = orjson.dumps(asdict(result), option=orjson.OPT_APPEND_NEWLINE)
     write_atomic(run.match, add_checksum(data))
     fault_point("match written")
@@ -144,16 +144,16 @@ def load_survivor_flags(run: RunDir, group: int, digest: str, documents: int) ->
 
 
 def _match(
-    pool: Pool, own: Sequence[SketchReceipt], source_digest: str, memory: int
+    pool: Pool, own_receipts: Sequence[SketchReceipt], source_digest: str, memory: int
 ) -> MatchResult:
     run, plan = pool.run, pool.plan
     sketches = Sketches(run, plan)
     duplicates, sets = _find_duplicates(pool, sketches, source_digest, memory)
-    survivors = _save_flags(run, sketches, own, duplicates)
+    survivors = _save_flags(run, sketches, own_receipts, duplicates)
     shared_ids, shared_id_examples = _shared_ids(sketches, survivors, memory)
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = part_splitter(plan.manifest.output)
-    for receipt in own:
+    for receipt in own_receipts:
         documents = load_sketch(run, receipt.group, receipt.files)[survivors.of(receipt.group)]
         by_file += _count_by_file(plan, receipt, documents)
         parts.add(documents)
@@ -243,13 +243,13 @@ def _delete_match_files(run: RunDir, keep: str = "") -> None:
 
 
 def _save_flags(
-    run: RunDir, sketches: Sketches, own: Sequence[SketchReceipt], duplicates: Sorter
+    run: RunDir, sketches: Sketches, own_receipts: Sequence[SketchReceipt], duplicates: Sorter
 ) -> SurvivorMask:
     """Write for each group which of its documents are duplicates."""
-    flags = duplicate_flags(duplicates, sketches.group_starts[: len(own) + 1])
+    flags = duplicate_flags(duplicates, sketches.group_starts[: len(own_receipts) + 1])
     digests = [
         save_array(run.duplicate_flags(receipt.group), np.packbits(group_flags))
-        for receipt, group_flags in zip(own, flags, strict=True)
+        for receipt, group_flags in zip(own_receipts, flags, strict=True)
     ]
     return SurvivorMask(run, sketches.group_starts, tuple(digests))
 

@@ -89,13 +89,13 @@ class Sketches:
 
     def repeated_keys(self, keys: KeyRange) -> tuple[Keys, Documents]:
         """The keys in a range that several documents have, and each key's documents in order."""
-        found, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        all_keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for group, start in enumerate(self.group_starts[:-1].tolist()):
             file = BandFile(self.run.bands(group))
-            group_keys, numbers = file.read(keys.band, keys.low, keys.high)
-            found.append(group_keys)
+            own_keys, numbers = file.read(keys.band, keys.low, keys.high)
+            all_keys.append(own_keys)
             documents.append(numbers + start)
-        return keep_repeated(np.concatenate(found), np.concatenate(documents))
+        return keep_repeated(np.concatenate(all_keys), np.concatenate(documents))
 
     def _gather(
         self, documents: Documents, path: Callable[[int], Path], field: str | None = None

@@ -72,8 +72,7 @@ def save_shingles(run: RunDir, plan: Plan, group: int, source_digest: str) -> No
             offsets.append(offsets[-1] + len(hashes))
         file.write(np.array(offsets, "<u8").tobytes())
         if len(offsets) != len(documents) + 1:
-            found = f"{len(offsets) - 1} of {len(documents)}"
-            raise RuntimeError(f"group {group}: {found} compared documents read")
+            raise RuntimeError(f"group {group}: {len(offsets) - 1} texts, not {len(documents)}")
 
 
 def write_similar_pairs(run: RunDir, plan: Plan, number: int, source_digest: str) -> None:
@@ -106,13 +105,13 @@ class _SavedShingles:
         compared = open_array(files.compared)[:, 0]
         # In the file of a group with n documents, the last n + 1 numbers are the offsets.
         from_end = np.searchsorted(compared, documents) - firsts - sizes - 1
-        places = zip(groups.tolist(), from_end.tolist(), strict=True)
-        self._places = dict(zip(documents.tolist(), places, strict=True))
+        positions = zip(groups.tolist(), from_end.tolist(), strict=True)
+        self._positions = dict(zip(documents.tolist(), positions, strict=True))
         self._files = files
 
     def of(self, document: int) -> Hashes:
         """One document's shingles."""
-        group, from_end = self._places[document]
+        group, from_end = self._positions[document]
         path = self._files.shingles(group)
         offset = path.stat().st_size + 8 * from_end
         first, last = np.fromfile(path, "<u8", 2, offset=offset).tolist()

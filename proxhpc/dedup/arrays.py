@@ -22,7 +22,7 @@ _CHECKSUM_LENGTH = len(_CHECKSUM % bytes(32))
 
 def damaged_file(path: Path) -> StopError:
     """The error for a file of the merge that is not as it was written."""
-    return StopError(f"{path} is damaged", hint="delete it and merge again; it is written anew")
+    return StopError(f"{path} is damaged", hint="delete it and merge again, which rewrites it")
 
 
 def file_digest(path: Path) -> str:
