@@ -59,7 +59,7 @@ class WalkOptions(Config):
     history: UnitInterval = Field(
         default=0.5,
         description="Probability that an earlier answer which the model reads in training is "
-        "'remove'. These answers are random, so that it reads each line and does not repeat itself.",
+        "'remove'. They are random, so that it reads each line and does not repeat itself.",
     )
     trust: UnitInterval = Field(
         default=0.35,
