@@ -9,7 +9,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -18,11 +18,15 @@ from rich.console import Console, RenderableType
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import ModelShape, Usage
+from proxhpc.account.reasons import reason_text
 from proxhpc.assemble.summary import DuplicateCounts, FileCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.program.execute import EXECUTE_REASONS
+from proxhpc.program.reference import Reason
+from proxhpc.program.syntax import ParseReason
 from proxhpc.report import (
     Report,
     build_report,
@@ -461,3 +465,16 @@ def test_a_damaged_examples_file_is_named(run: RunDir) -> None:
     run.examples.write_bytes(b'{"id": 1}\n')
     with pytest.raises(StopError, match="damaged"):
         build_report(run)
+
+
+def test_every_reason_has_words() -> None:
+    page = Path(__file__).parents[1] / "docs" / "run-directory.md"
+    table = page.read_text().partition("## Quarantine")[2].partition("\n## ")[0]
+    documented = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", table, re.M)))
+    assert len(documented) > 20
+    flags = ["truncated", "line_too_long", "looped"]
+    verdicts = ["doc_program", "unclear_verdict", "truncated_call"]
+    programs = [*get_args(ParseReason), *EXECUTE_REASONS, *filter(None, get_args(Reason))]
+    for code in (*documented, *flags, *verdicts, *programs):
+        assert reason_text(code) != code
+    assert reason_text("something_new") == "something_new"
