@@ -165,8 +165,8 @@ def test_reasons_add_up_over_workers(run: Run) -> None:
     status = collect(run.dir, None)
     assert status.documents.dropped == {"short": 4}
     text = page(status)
-    assert "too few words left 4" in text
-    assert "not valid JSON 2" in text
+    assert "too few words left: 4" in text
+    assert "not valid JSON: 2" in text
 
 
 @pytest.mark.parametrize("tail", [b'{"t": 1, "sta', b"\x00" * 40, b'{"t": 1}\n', b"[]\n"])

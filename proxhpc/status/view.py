@@ -200,7 +200,7 @@ def _add_row(table: Table, *cells: str) -> None:
 
 def _reasons(reasons: dict[str, int]) -> str:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{safe(reason_text(code))} {whole(number)}" for code, number in ordered)
+    return "; ".join(f"{safe(reason_text(code))}: {whole(number)}" for code, number in ordered)
 
 
 def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
