@@ -200,7 +200,8 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
         "workers": f"{estimate.workers:,} on site {estimate.site}, engine {estimate.engine}",
     }
     for level, model in estimate.models.items():
-        rows[f"{level} model"] = f"{model.name}, {_about(model.parameters)} parameters"
+        parameters = "unknown" if model.parameters is None else f"{model.parameters:,}"
+        rows[f"{level} model"] = f"{model.name}, {parameters} parameters"
     rows["disk"] = (
         f"corpus about {_size(estimate.estimated_corpus_bytes)} if nothing is dropped, "
         f"ledgers about {_size(estimate.estimated_ledger_bytes)}; "
@@ -208,7 +209,7 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
     )
     rows["model work"] = _model_work(estimate)
     if estimate.comparison_probability is not None:
-        curve = (f"{p:.1%} at {alike}" for alike, p in estimate.comparison_probability.items())
+        curve = (f"{p:.1%} at {similarity}" for similarity, p in estimate.comparison_probability.items())
         rows["near-duplicates"] = (
             f"probability that two are compared, by similarity: {', '.join(curve)}"
         )

@@ -54,7 +54,7 @@ def missing_shards(run: RunDir, plan: Plan) -> Iterator[int]:
 
 
 def group_bytes(total: int) -> int:
-    """Return the least input bytes of a group, for a corpus of `total` bytes."""
+    """Return the minimum input bytes of a group, for a corpus of `total` bytes."""
     return max(MIN_GROUP_BYTES, total // MAX_GROUPS)
 
 

@@ -204,8 +204,8 @@ def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> list[tuple[Path, str]
         paths = sorted(p for p in glob.iglob(pattern, recursive=True) if os.path.isfile(p))
         if not paths:
             pattern_key = dotted((*key, "paths", number))
-            shown = quoted(pattern, _MAX_PATH)
-            problems.append(f"{pattern_key}: no file matches {shown}: {_why_empty(pattern)}")
+            text = quoted(pattern, _MAX_PATH)
+            problems.append(f"{pattern_key}: no file matches {text}: {_why_empty(pattern)}")
         names |= {path: os.path.relpath(path, root) for path in paths}
     if problems:
         raise UserError("\n".join(problems))
