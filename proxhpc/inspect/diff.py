@@ -24,7 +24,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class LineChange:
-    """One line. `number` counts the lines before the edits, from 0; -1 for an added line."""
+    """One line. `number` is its number in the text before, from 0; -1 for an added line."""
 
     kind: Literal["same", "removed", "added"]
     number: int
