@@ -32,13 +32,14 @@ from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.inspect import sample_documents
 from proxhpc.launch.launch import Run
-from proxhpc.report import run_account
+from proxhpc.report import build_report, run_account
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.progress import ProgressLog
 from proxhpc.status import Status, Ticker, collect, render_status, show_status
 from proxhpc.status.heartbeats import read_recent_heartbeats
 from proxhpc.status.terminal import duration, percentage, safe, short
+from proxhpc.status.totals import RunTotals
 from runs import planned
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m[red]<script>\x9b2J\u202e\n"
@@ -470,6 +471,18 @@ def test_merge_steps_are_shown_as_they_progress(tmp_path: Path) -> None:
     assert Counter(shown)["write"] > 2
     assert set(shown) == {"sketch", "write"}
     assert "✓ write   ▸ report" in page(collect(run.dir, None))
+
+
+def test_status_and_report_of_a_merged_run_have_the_same_totals(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    before = collect(run.dir, None)
+    merge_run(run.dir)
+    status, report = collect(run.dir, None), build_report(run.dir)
+    for name in RunTotals.model_fields:
+        assert getattr(status, name) == getattr(report, name), name
+    assert status.documents.read == before.documents.read == 39
+    assert before.documents.written is None
+    assert status.documents.written == status.documents.refined - status.documents.duplicates
 
 
 def test_model_requests_are_shown_by_stage(run: Run) -> None:

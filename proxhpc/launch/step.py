@@ -123,12 +123,11 @@ class Round:
         self.hosts = {beat.owner.host for beat in heartbeats if beat.role == "refine"}
         self.failed = [beat for beat in heartbeats if beat.state == "failed"]
         self.productive_jobs = {beat.owner.job for beat in heartbeats if beat.counts.documents}
-        merge_files = [path for name in ("*.json", "*.rows") for path in run.merge.rglob(name)]
         self.state = {
             "published": len(plan.shards) - pending_shards,
             "committed": sum(beat.counts.documents for beat in heartbeats),
             "deaths": sum(beat.deaths for beat in heartbeats),
-            "merge_files": len(merge_files),
+            "merge_files": sum(1 for name in ("*.json", "*.rows") for _ in run.merge.rglob(name)),
             "fatal_hosts": self._fatal_hosts(),
             "manual": int(manual),
         }
