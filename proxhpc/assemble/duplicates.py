@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from proxhpc.assemble.pairs import Sketches
 from proxhpc.dedup.clusters import Documents, Pairs
-from proxhpc.dedup.sorting import IntRows, Scratch, Sorter, group_leaders, with_leaders
+from proxhpc.dedup.sorting import Flags, IntRows, Scratch, Sorter, group_leaders, with_leaders
 from proxhpc.run.plan import Plan
 
 Ranks = npt.NDArray[np.uint64]
@@ -95,9 +95,7 @@ def _signed(values: Ranks) -> Documents:
     return (values ^ _SIGN).view(np.int64)
 
 
-def duplicate_flags(
-    blocks: Iterable[Pairs], edges: npt.NDArray[np.int64]
-) -> Iterator[npt.NDArray[np.bool_]]:
+def duplicate_flags(blocks: Iterable[Pairs], edges: npt.NDArray[np.int64]) -> Iterator[Flags]:
     """For each range between two edges, which of its documents are duplicates to remove.
 
     The first columns of `blocks` are these documents, ascending.

@@ -13,6 +13,7 @@ from itertools import islice
 from proxhpc.assemble.replay import ReplayedRecord, replay_shard
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
 from proxhpc.run.ledger import Call
 from proxhpc.run.paths import RunDir
@@ -43,8 +44,8 @@ class ExampleTexts:
     truncated: bool
 
 
-def write_examples(pool: Pool, keys: Iterable[tuple[int, int]]) -> None:
-    """Store the documents with these (shard, record) keys, in input order."""
+def write_examples(pool: Pool, keys: Iterable[RecordKey]) -> None:
+    """Store the documents with these keys, in input order."""
     wanted: dict[int, list[int]] = defaultdict(list)
     for shard, number in sorted(set(keys)):
         wanted[shard].append(number)

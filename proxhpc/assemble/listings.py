@@ -15,12 +15,12 @@ from proxhpc.assemble.survivors import require_match
 from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import damaged_file, file_digest, load_array
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
 
-RecordKey = tuple[int, int]  # shard, record
 DocumentName = tuple[str, str]  # id, source
 
 

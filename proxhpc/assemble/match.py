@@ -44,7 +44,7 @@ from proxhpc.dedup.arrays import (
 from proxhpc.dedup.bands import SHARED_ID, key_ranges
 from proxhpc.dedup.clusters import Documents, SetBuilder, pairs_across_sets
 from proxhpc.dedup.hashes import Sketch, check_files, load_sketch
-from proxhpc.dedup.sorting import Scratch, Sorter
+from proxhpc.dedup.sorting import Flags, Scratch, Sorter
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -53,8 +53,6 @@ from proxhpc.run.shards import shard_groups
 
 _MAX_SHARED_ID_EXAMPLES = 10
 _SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +73,6 @@ class MatchResult:
     duplicates: int
     near: int
     external: int
-    sets: int
-    largest_set: int
     shared_ids: int
     shared_id_examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
@@ -166,8 +162,6 @@ def _match(
         duplicates=counts["duplicates"],
         near=counts["near"],
         external=counts["external"],
-        sets=sets.count,
-        largest_set=int(sets.largest[0, 0]) if sets.count else 0,
         shared_ids=shared_ids,
         shared_id_examples=tuple(_keys(sketches, shared_id_examples)),
         survivors=tuple(by_file.tolist()),

@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.listings import DocumentName, RecordKey
+from proxhpc.assemble.listings import DocumentName
 from proxhpc.assemble.match import MatchResult
 from proxhpc.assemble.sketch import SketchReceipt
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.dedup.arrays import damaged_file
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -175,8 +176,8 @@ def summarize_merge(
             external=match.external,
             external_documents=sum(r.documents for r in receipts) - match.documents,
             external_unreadable=sum(r.unreadable for r in receipts),
-            sets=match.sets,
-            largest_set=match.largest_set,
+            sets=sum(match.set_sizes),
+            largest_set=max((size for size, *_ in match.largest_sets), default=0),
             set_sizes=match.set_sizes,
             largest_sets=tuple(
                 (size, names[shard, record]) for size, shard, record in match.largest_sets

@@ -1,10 +1,8 @@
 """Duplicate sets from pairs of documents: connected components in bounded memory.
 
 Pairs that fit into memory are joined there. Of more pairs, each block is reduced to stars, which
-link every document of a set to its first one; the stars are joined by sorting. In turns, each
-document's earlier neighbours, with the document itself, are linked to the smallest of them, and its
-later neighbours to the smallest of all (Kiveris et al.: Connected Components in MapReduce and
-Beyond, SoCC 2014, the alternating algorithm).
+link every document of a set to its first one. Stars are joined by sorting, with the alternating
+algorithm of Kiveris et al. (Connected Components in MapReduce and Beyond, SoCC 2014).
 """
 
 from collections.abc import Iterator

@@ -42,8 +42,8 @@ _WIDE_SPACES = (
 )
 _PACK = struct.Struct("<QQQQQIIII")
 
-Sketch = npt.NDArray[np.void]
-"""Documents of one group, of SKETCH_DTYPE."""
+RecordKey = tuple[int, int]  # shard, record
+Sketch = npt.NDArray[np.void]  # documents of one group, of SKETCH_DTYPE
 
 
 class SketchDigests(NamedTuple):
@@ -66,15 +66,9 @@ class SketchWriter:
         return len(self._packed) // SKETCH_DTYPE.itemsize
 
     def add(
-        self,
-        document: Document,
-        text: str,
-        key: tuple[int, int],
-        *,
-        row_bytes: int = 0,
-        sort_key: int = 0,
+        self, document: Document, text: str, key: RecordKey, row_bytes: int = 0, sort_key: int = 0
     ) -> None:
-        """Add the next document, which is (shard, record) `key`; `text` is what is compared."""
+        """Add the next document; `text` is what is compared."""
         folded = fold(text)
         content = xxhash.xxh3_128_intdigest(normalized_bytes(folded))
         self._packed += _PACK.pack(
@@ -123,10 +117,8 @@ def load_sketch(run: RunDir, group: int, digests: SketchDigests) -> Sketch:
 def check_files(run: RunDir, group: int, digests: SketchDigests) -> None:
     """Raise StopError unless a group's files are what was written."""
     load_sketch(run, group, digests)
-    for path, digest in (
-        (run.bands(group), digests.bands),
-        (run.signatures(group), digests.signatures),
-    ):
+    files = {run.bands(group): digests.bands, run.signatures(group): digests.signatures}
+    for path, digest in files.items():
         if digest and file_digest(path) != digest:
             raise damaged_file(path)
 

@@ -20,7 +20,6 @@ Signatures = npt.NDArray[np.uint16]
 """16 bits of each slot; different slots look equal with probability 1 in 65,536."""
 
 Similarities = npt.NDArray[np.float64]
-
 _BATCH = 1 << 20  # shingles that are hashed into slots together, of 4096 documents at most
 _ODD = np.uint32(0x9E3779B1)
 _DEVIATIONS = 3
@@ -95,8 +94,7 @@ def compress_slots(slots: Slots) -> Signatures:
 
 def similarity(left: Signatures, right: Signatures) -> Similarities:
     """Estimated Jaccard similarity of documents, row by row."""
-    equal_share: Similarities = (left == right).mean(axis=1)
-    return equal_share
+    return np.asarray((left == right).mean(axis=1), np.float64)
 
 
 def similarity_bounds(estimates: Similarities, slots: int) -> tuple[Similarities, Similarities]:

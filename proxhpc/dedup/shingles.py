@@ -47,10 +47,8 @@ def shingles_of_each(texts: Sequence[str], size: int) -> list[Hashes]:
     edges = np.searchsorted(starts, np.cumsum([0, *(len(text) + 1 for text in texts)])).tolist()
     runs = _hash_runs(words, size)
     return [
-        runs[first : last - size + 1]
-        if last - first >= size
-        else _hash_runs(words[first:last], size)
-        for first, last in pairwise(edges)
+        runs[a : b - size + 1] if b - a >= size else _hash_runs(words[a:b], size)
+        for a, b in pairwise(edges)
     ]
 
 

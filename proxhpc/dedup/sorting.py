@@ -16,6 +16,8 @@ from proxhpc.corpus.disk import write_all, writing
 IntRows = npt.NDArray[np.int64]
 """Shape (rows, columns)."""
 
+Flags = npt.NDArray[np.bool_]
+
 CONCURRENT_SORTERS = 6  # that hold rows at the same time, counting copies of a block
 _MIN_ROWS = 1024  # that a sorter may hold, however little the memory
 MAX_MERGED_RUNS = 16  # at a time
@@ -87,16 +89,17 @@ class Sorter:
         if self._buffer:
             self._spill(self._buffer.take())
         while len(self._runs) > MAX_MERGED_RUNS:
-            file = _RunFile(self._scratch.folder, self.columns)
-            starts = range(0, len(self._runs), MAX_MERGED_RUNS)
+            file, starts = self._new_file(), range(0, len(self._runs), MAX_MERGED_RUNS)
             batches = [self._runs[start : start + MAX_MERGED_RUNS] for start in starts]
             self._runs = [file.write(_merge_runs(runs, self._limit)) for runs in batches]
         yield from _merge_runs(self._runs, self._limit)
 
     def _spill(self, rows: IntRows) -> None:
-        folder = self._scratch.folder
-        file = self._runs[-1].file if self._runs else _RunFile(folder, self.columns)
+        file = self._runs[-1].file if self._runs else self._new_file()
         self._runs.append(file.write([sorted_unique(rows)]))
+
+    def _new_file(self) -> "_RunFile":
+        return _RunFile(self._scratch.folder, self.columns)
 
 
 class _RunFile:
@@ -169,8 +172,7 @@ def _merge_runs(runs: Iterable[_SortedRun], limit: int) -> Iterator[IntRows]:
         for cursor in cursors:
             cursor.fill(share)
         # Of every run, all rows up to the smallest of these last rows are in memory.
-        lasts = [tuple(cursor.rows[-1].tolist()) for cursor in cursors if cursor.has_more]
-        last = min(lasts, default=None)
+        last = min((tuple(c.rows[-1].tolist()) for c in cursors if c.has_more), default=None)
         yield sorted_unique(np.concatenate([cursor.take(last) for cursor in cursors]))
         cursors = [cursor for cursor in cursors if cursor.has_more or len(cursor.rows)]
 
@@ -192,9 +194,7 @@ def sorted_unique(rows: IntRows) -> IntRows:
     return rows if is_new.all() else rows[is_new]
 
 
-def group_leaders(
-    *columns: npt.NDArray[Any],
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def group_leaders(*columns: npt.NDArray[Any]) -> tuple[Flags, npt.NDArray[np.int64]]:
     """Which rows of sorted columns are the first of equal ones, and each row's first, by index."""
     is_leader = np.ones(len(columns[0]), np.bool_)
     is_leader[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
