@@ -32,7 +32,7 @@ def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
         " program for every document, and the programs were executed on the raw text.",
         *_counts(plan, summary),
         *_rows(plan, summary),
-        *_making(plan),
+        *_settings(plan),
         *_files(summary),
     ]
     return "\n\n".join(blocks).encode() + b"\n"
@@ -112,7 +112,7 @@ def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
     yield "`sha256sum -c SHA256SUMS` checks the files."
 
 
-def _making(plan: Plan) -> Iterator[str]:
+def _settings(plan: Plan) -> Iterator[str]:
     yield "## How it was made"
     manifest = plan.manifest.model_dump(mode="json")
     stages = [
@@ -135,8 +135,9 @@ def _making(plan: Plan) -> Iterator[str]:
 def _files(summary: MergeSummary) -> Iterator[str]:
     yield "## Input"
     keys = ("documents", "kept", "edited", "dropped", "quarantined", "duplicates", "written")
+    labels = {"kept": "kept unchanged", "written": "in this corpus"}
     rows = [(f.name, *(getattr(f, key) for key in keys)) for f in summary.files[:_MAX_LISTED_FILES]]
-    yield _table(("file", *keys), rows)
+    yield _table(("file", *(labels.get(key, key) for key in keys)), rows)
     if (unlisted := len(summary.files) - _MAX_LISTED_FILES) > 0:
         yield f"And {unlisted:,} more files."
 
