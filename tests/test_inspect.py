@@ -107,18 +107,18 @@ def edited(tmp_path: Path) -> Run:
 
 
 def test_a_document_is_found_by_its_id_and_replayed(edited: Run) -> None:
-    (found,) = inspect_documents(edited.dir, "one")
-    assert isinstance(found, Inspection)
-    assert found.before == TEXT
-    assert found.after == TEXT.partition("\n")[2].replace("colour", "color")
-    assert (found.shard, found.published, found.source) == (0, True, "a.jsonl:0")
-    assert found.notes == ()
+    (item,) = inspect_documents(edited.dir, "one")
+    assert isinstance(item, Inspection)
+    assert item.before == TEXT
+    assert item.after == TEXT.partition("\n")[2].replace("colour", "color")
+    assert (item.shard, item.published, item.source) == (0, True, "a.jsonl:0")
+    assert item.notes == ()
 
 
 def test_a_document_is_found_by_its_position(edited: Run) -> None:
     position = documents(edited)[1].position
-    (found,) = inspect_documents(edited.dir, f"a.jsonl:{position}")
-    assert found.row.id == "two"
+    (item,) = inspect_documents(edited.dir, f"a.jsonl:{position}")
+    assert item.row.id == "two"
     (same,) = inspect_documents(edited.dir, f"{edited.plan.inputs[0].path}:{position}")
     assert same.row.id == "two"
 
@@ -127,7 +127,7 @@ def test_an_id_that_looks_like_a_position_is_found_too(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text one.", "a.jsonl:0": "Text two."})
     rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
     write(run, rows)
-    assert [found.row.id for found in inspect_documents(run.dir, "a.jsonl:0")] == [
+    assert [item.row.id for item in inspect_documents(run.dir, "a.jsonl:0")] == [
         "one",
         "a.jsonl:0",
     ]
@@ -160,9 +160,9 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
     (one,) = documents(run)
     windows = (call("keep_all()", 0, 2), call("remove_lines(2, 2)", 3, 5))
     write(run, [row(one, "edited", windows=windows, lines_removed=1)])
-    (found,) = inspect_documents(run.dir, "one")
-    assert found.after == TEXT.removesuffix("\nLast.")
-    assert [found.number(line) for line in range(5)] == [1, 2, None, 1, 2]
+    (item,) = inspect_documents(run.dir, "one")
+    assert item.after == TEXT.removesuffix("\nLast.")
+    assert [item.number(line) for line in range(5)] == [1, 2, None, 1, 2]
     assert "[002] - Last." in shown(run, "one")
 
 
@@ -225,8 +225,8 @@ def test_an_unfinished_shard_is_searched_too(tmp_path: Path) -> None:
     write(run, rows, path)
     with path.open("ab") as file:
         file.write(b"\x28\xb5\x2f\xfd torn")
-    (found,) = inspect_documents(run.dir, "two")
-    assert not found.published
+    (item,) = inspect_documents(run.dir, "two")
+    assert not item.published
     assert "not finished" in shown(run, "two")
 
 
@@ -239,14 +239,14 @@ def test_a_shard_that_is_published_meanwhile_is_still_found(
     before = finder.attempts
 
     def listed(run: RunDir, shard: int) -> list[int]:
-        found = before(run, shard)
-        if found:
+        numbers = before(run, shard)
+        if numbers:
             attempt.rename(ledger)
-        return found
+        return numbers
 
     monkeypatch.setattr(finder, "attempts", listed)
-    (found,) = inspect_documents(edited.dir, "one")
-    assert found.published
+    (item,) = inspect_documents(edited.dir, "one")
+    assert item.published
 
 
 def test_an_unknown_id_names_similar_ones(edited: Run) -> None:
@@ -255,10 +255,10 @@ def test_an_unknown_id_names_similar_ones(edited: Run) -> None:
     assert "similar ids: three" in error.value.hint
     with pytest.raises(UserError) as error:
         inspect_documents(edited.dir, "zzzzzzzzzzzz")
-    place = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
-    assert place
-    assert place[1] == "a.jsonl:0"
-    assert inspect_documents(edited.dir, place[1])[0].row.id == "one"
+    source = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
+    assert source
+    assert source[1] == "a.jsonl:0"
+    assert inspect_documents(edited.dir, source[1])[0].row.id == "one"
 
 
 def test_an_unknown_id_before_the_first_commit(tmp_path: Path) -> None:
@@ -299,10 +299,10 @@ def test_real_refinements_are_found_by_any_id(tmp_path: Path) -> None:
     run = planned(tmp_path, 20)
     tasks.refine_task(str(run.dir.root), 0, 1)
     for number in (0, 7, 19):
-        (found,) = inspect_documents(run.dir, f"doc-{number}")
-        assert found.before == document(number)["text"]
-        assert found.after == document(number)["text"].partition("\n")[2]
-        assert found.row in rows_of(run.dir, run.plan)
+        (item,) = inspect_documents(run.dir, f"doc-{number}")
+        assert item.before == document(number)["text"]
+        assert item.after == document(number)["text"].partition("\n")[2]
+        assert item.row in rows_of(run.dir, run.plan)
 
 
 def test_duplicate_ids_are_all_shown(tmp_path: Path) -> None:
@@ -364,11 +364,11 @@ def test_hunks_leave_out_only_unchanged_lines(
     before: list[str], after: list[str], context: int
 ) -> None:
     changes = list(diff_lines(before, after))
-    shown_parts = list(hunks(changes, context))
-    skipped = sum(part for part in shown_parts if isinstance(part, int))
-    kept = [part for part in shown_parts if isinstance(part, LineChange)]
-    assert len(kept) + skipped == len(changes)
-    assert [c for c in kept if c.kind != "same"] == [c for c in changes if c.kind != "same"]
+    parts = list(hunks(changes, context))
+    skipped = sum(part for part in parts if isinstance(part, int))
+    lines_left = [part for part in parts if isinstance(part, LineChange)]
+    assert len(lines_left) + skipped == len(changes)
+    assert [c for c in lines_left if c.kind != "same"] == [c for c in changes if c.kind != "same"]
 
 
 def test_a_huge_text_of_equal_lines_is_compared_quickly() -> None:
@@ -487,8 +487,8 @@ def test_files_that_vanish_before_they_are_opened_are_listed_again(
         return before(path, **more)
 
     monkeypatch.setattr(finder, "read_frames", renamed_first)
-    (found,) = inspect_documents(edited.dir, "one")
-    assert not found.published
+    (item,) = inspect_documents(edited.dir, "one")
+    assert not item.published
     assert attempts[1].exists()
 
 

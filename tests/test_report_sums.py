@@ -185,17 +185,17 @@ def every_string(value: Any) -> list[str]:
 def test_examples_are_raw_and_published_texts(
     run: tuple[RunDir, Path], report: dict[str, Any], truth: Truth
 ) -> None:
-    shown = {one.source: one for one in read_examples(run[0])}
+    texts = {one.source: one for one in read_examples(run[0])}
     assert len(report["examples"]) > 14
     for example in report["examples"]:
-        one = shown[example["source"]]
+        one = texts[example["source"]]
         assert one.before == truth.readable[one.source]
         if one.source in truth.written:
             assert one.after == truth.written[one.source]
         else:
             assert (one.after is None) == (one.source in truth.dropped)
     named = {one["source"] for one in report["duplicate_sets"]["largest"]}
-    assert named == truth.copies <= shown.keys()
+    assert named == truth.copies <= texts.keys()
     assert report["duplicate_sets"]["sizes"] == [{"min": 2, "max": 3, "sets": 3}]
 
 

@@ -30,7 +30,7 @@ def inspect_documents(run: RunDir, query: str) -> list[Inspection]:
     """
     plan = Plan.load(run)
     pairs = DuplicatePairs(run, plan)
-    items = [examine_document(plan, pairs, found) for found in find_rows(run, plan, query)]
+    items = [examine_document(plan, pairs, hit) for hit in find_rows(run, plan, query)]
     if not items:
         raise not_found(run, plan, query)
     return items
@@ -43,7 +43,7 @@ def sample_documents(
     plan = Plan.load(run)
     pairs = DuplicatePairs(run, plan)
     rows = sample_rows(run, plan, pairs, number, outcome, seed)
-    return [examine_document(plan, pairs, found) for found in rows]
+    return [examine_document(plan, pairs, hit) for hit in rows]
 
 
 def show_document(

@@ -88,12 +88,12 @@ def _program(call: Call) -> InspectedProgram:
     )
 
 
-def examine_document(plan: Plan, pairs: DuplicatePairs, found: FoundRow) -> Inspection:
+def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspection:
     """Read the raw record of a row again and execute its programs.
 
     StopError when the input has changed since it was refined.
     """
-    row = found.row
+    row = hit.row
     document = _read(plan, row)
     after: str | None = None
     survivor: Survivor | None = None
@@ -102,9 +102,9 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, found: FoundRow) -> Insp
         result = _replay(plan, row, document.text, notes)
         if result is not None and result.outcome in ("kept", "edited"):
             after = result.text
-    if found.published and row.outcome in ("kept", "edited"):
+    if hit.published and row.outcome in ("kept", "edited"):
         try:
-            survivor = pairs.survivor(found.shard, found.number)
+            survivor = pairs.survivor(hit.shard, hit.number)
         except FileNotFoundError as error:
             notes.append(
                 "the merge left it out as a duplicate, but the ledger that holds the document in"
@@ -112,8 +112,8 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, found: FoundRow) -> Insp
             )
     return Inspection(
         source=record_source(plan, row),
-        shard=found.shard,
-        published=found.published,
+        shard=hit.shard,
+        published=hit.published,
         row=row,
         format=plan.manifest.program_format,
         token_unit=plan.token_unit,

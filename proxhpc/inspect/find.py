@@ -42,19 +42,19 @@ def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
     An id does not tell the shard, so all ledgers are searched for it.
     """
     seen: set[tuple[int, int]] = set()
-    if (place := _parse_source(plan, query)) is not None:
-        for shard in _shards_with(plan, *place):
-            for found in _rows(run, shard, b""):
-                if (found.row.file, found.row.position) == place:
-                    seen.add(place)
-                    yield found
+    if (key := _parse_source(plan, query)) is not None:
+        for shard in _shards_with(plan, *key):
+            for hit in _rows(run, shard, b""):
+                if (hit.row.file, hit.row.position) == key:
+                    seen.add(key)
+                    yield hit
         if seen and plan.manifest.corpus.id is None:
             return
     needle = b'"id":' + orjson.dumps(query)
     for shard in range(len(plan.shards)):
-        for found in _rows(run, shard, needle):
-            if found.row.id == query and (found.row.file, found.row.position) not in seen:
-                yield found
+        for hit in _rows(run, shard, needle):
+            if hit.row.id == query and (hit.row.file, hit.row.position) not in seen:
+                yield hit
 
 
 def sample_rows(
@@ -80,7 +80,7 @@ def sample_rows(
         picked += rows[:share]
         spare += rows[share:]
     picked = (picked + spare)[:number]
-    return sorted(picked, key=lambda found: (found.row.file, found.row.position))
+    return sorted(picked, key=lambda hit: (hit.row.file, hit.row.position))
 
 
 def _with_outcome(
@@ -91,15 +91,15 @@ def _with_outcome(
         yield from rows
         return
     duplicates = pairs.records(shard)
-    for found in rows:
-        is_duplicate = found.published and found.number in duplicates
-        if outcome == ("duplicate" if is_duplicate else found.row.outcome):
-            yield found
+    for hit in rows:
+        is_duplicate = hit.published and hit.number in duplicates
+        if outcome == ("duplicate" if is_duplicate else hit.row.outcome):
+            yield hit
 
 
 def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
     """The error for a document that does not exist; its hint names similar ids."""
-    rows = (found.row for shard in range(len(plan.shards)) for found in _rows(run, shard, b""))
+    rows = (hit.row for shard in range(len(plan.shards)) for hit in _rows(run, shard, b""))
     first = next(rows, None)
     if first is None:
         return UserError(
