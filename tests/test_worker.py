@@ -1,4 +1,4 @@
-"""The worker: leases, commits, resumes behind a crash, publishes once."""
+"""The worker: leases, commits, resumes after a crash, publishes once."""
 
 import asyncio
 import itertools
@@ -46,7 +46,7 @@ def refine(run: Run) -> None:
 
 
 def crash(run: Run, patch: Callable[[], None]) -> None:
-    """Work in a child that dies of SIGKILL where `patch` says."""
+    """Work in a child process that kills itself where `patch` makes it."""
 
     def child() -> None:
         patch()
@@ -72,7 +72,7 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     assert list(missing_shards(run.dir, run.plan)) == []
 
 
-def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
+def test_a_finished_run_has_one_file_for_each_shard(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
     assert [*run.dir.leases.glob("[!.]*")] == []
@@ -81,7 +81,7 @@ def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("commits", [1, 2, 5, 9])
-def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -> None:
+def test_a_killed_worker_is_resumed_after_its_last_commit(tmp_path: Path, commits: int) -> None:
     quiet = planned(tmp_path / "quiet") if (tmp_path / "quiet").mkdir() is None else None
     assert quiet is not None
     refine(quiet)
@@ -104,7 +104,7 @@ def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -
     assert [*run.dir.leases.glob("[!.]*")] == []
 
 
-def test_killed_between_publishing_and_tidying_up(tmp_path: Path) -> None:
+def test_a_worker_killed_between_publishing_and_cleaning_up(tmp_path: Path) -> None:
     run = planned(tmp_path)
     original = OpenShard.publish
 
@@ -123,7 +123,7 @@ def test_killed_between_publishing_and_tidying_up(tmp_path: Path) -> None:
     assert len(rows_of(run.dir, run.plan)) == 60
 
 
-def test_a_torn_tail_is_cut_off_and_refined_again(tmp_path: Path) -> None:
+def test_a_torn_frame_is_dropped_and_its_documents_refined_again(tmp_path: Path) -> None:
     run = planned(tmp_path)
     commits = 0
     original = LedgerWriter.commit
@@ -143,12 +143,12 @@ def test_a_torn_tail_is_cut_off_and_refined_again(tmp_path: Path) -> None:
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
 
 
-def test_the_first_finisher_wins(tmp_path: Path) -> None:
+def test_the_first_ledger_is_published(tmp_path: Path) -> None:
     run = planned(tmp_path)
     owner = LeaseOwner.current()
     slow = Leaser(run.dir, run.plan, Leases(run.dir, owner, lambda _: None), (0, 1)).next()
     assert isinstance(slow, OpenShard)
-    # The slow one's lease is taken from it and the shard finished by somebody else.
+    # The lease of the slow worker is taken over, and another one finishes the shard.
     leases = Leases(run.dir, owner, lambda _: None)
     fast = leases.take_over("00000", 1, owner)
     assert fast is not None
@@ -192,7 +192,7 @@ def test_a_slow_thief_does_not_take_the_lease_of_a_new_holder(
                 with hold_lease(run, "advance", lambda job: False):
                     pass
                 holders.append(stack.enter_context(hold_lease(run, "advance", lambda job: False)))
-            return False  # which is true of the job of the lease that was read
+            return False  # true of the job in the lease that was read
 
         with (
             pytest.raises(RetryError, match="another launch"),
@@ -325,7 +325,7 @@ def test_a_call_checks_a_bounded_number_of_holders(
     dead.leave()
 
 
-def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
+def test_a_worker_frozen_between_lease_and_attempt_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
@@ -334,7 +334,7 @@ def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
     taken: list[OpenShard | None] = []
 
     class Frozen(FrameWriter):
-        """Frozen before its file is made, until a thief has taken the shard."""
+        """Frozen before its file is created, until another worker has taken over the shard."""
 
         def __init__(self, path: Path) -> None:
             monkeypatch.undo()
@@ -364,15 +364,15 @@ def test_a_shard_that_cannot_be_opened_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(StopError, match="each killed"):
         refine(run)
     assert [*run.dir.leases.iterdir()] == []
-    refine(run)  # whoever launches again has looked
+    refine(run)  # the next launch starts anew
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
 
 
-def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path) -> None:
-    """Told to stop while it looks for a shard and Slurm does not answer, it commits first."""
+def test_a_queue_that_does_not_answer_does_not_delay_commits(tmp_path: Path) -> None:
+    """A worker that is stopped while it waits for Slurm commits first."""
     run = planned(tmp_path, 10, commit={"documents": 1000}, sharding={"tokens": 20_000_000})
     asked, answer = threading.Event(), threading.Event()
-    done: list[str] = []
+    calls: list[str] = []
 
     async def main() -> None:
         refiner = await open_refiner(run.plan.manifest, run.plan.models)
@@ -407,7 +407,7 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
         monitor = OpenShard.commit
 
         def commit(self: OpenShard) -> Counts:
-            done.append("commit")
+            calls.append("commit")
             return monitor(self)
 
         working = asyncio.create_task(worker.work())
@@ -417,7 +417,7 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
         try:
             working.cancel()
             await asyncio.sleep(0.5)
-            done.append("answer")
+            calls.append("answer")
             answer.set()
             await asyncio.gather(working, return_exceptions=True)
         finally:
@@ -425,13 +425,13 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
             await refiner.close()
 
     asyncio.run(main())
-    assert done == ["commit", "answer"]
+    assert calls == ["commit", "answer"]
     assert not [*run.dir.leases.iterdir()]
     refine(run)
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
 
 
-def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
+def test_sigterm_commits_and_ends_within_seconds(tmp_path: Path) -> None:
     run = planned(tmp_path, 30_000, commit={"documents": 1000}, sharding={"tokens": 1_000_000})
     command = [sys.executable, "-m", "proxhpc", "worker", str(run.dir.root)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -449,31 +449,31 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     assert 0 < beat.counts.documents < 30_000
 
 
-def test_no_shard_is_leased_that_would_not_fit(
+def test_no_shard_is_leased_that_does_not_fit_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, sharding={"tokens": 1000})
-    clock = itertools.count(1000.0)  # a second passes at every look
-    looks = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("proxhpc.worker.worker.time", looks)
+    clock = itertools.count(1000.0)  # a second passes at every call
+    fake_time = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("proxhpc.worker.worker.time", fake_time)
     monkeypatch.setattr("proxhpc.worker.worker.IN_FLIGHT_DOCUMENTS", 1)
 
     def work(seconds: float) -> tuple[str, int]:
         state = run_worker(run.dir, Assignment(seconds=seconds), lambda _: None)
         assert not list(run.dir.leases.iterdir())
-        assert not list(run.dir.root.glob("shards/*/*.a*"))  # it left nothing half done
+        assert not list(run.dir.root.glob("shards/*/*.a*"))  # no attempt is left
         return state, len(list(missing_shards(run.dir, run.plan)))
 
-    state, left = work(80)
+    state, missing = work(80)
     assert state == "stopped"
-    assert 0 < left < len(run.plan.shards) - 1
-    # Always one, or a run under a short limit would never end.
-    assert work(20) == ("stopped", left - 1)
+    assert 0 < missing < len(run.plan.shards) - 1
+    # Always one, or a run with a short time limit would never end.
+    assert work(20) == ("stopped", missing - 1)
     assert work(10_000) == ("done", 0)
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
 
 
-def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:
+def test_whether_a_process_is_alive(tmp_path: Path) -> None:
     run = planned(tmp_path)
     me = LeaseOwner.current()
     leases = Leases(run.dir, me, lambda _: None)
@@ -484,13 +484,13 @@ def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> No
     assert leases.is_alive(replace(me, host="renamed")) is True
 
 
-def test_the_queue_proves_death_only(tmp_path: Path) -> None:
+def test_the_queue_proves_only_death(tmp_path: Path) -> None:
     run = planned(tmp_path)
     me = replace(LeaseOwner.current(), job="7_0")
     elsewhere = replace(me, worker="w", space="another boot")
     leases = Leases(run.dir, me, {"7_0": False, "7_1": True, "7_2": False}.get)
     assert leases.is_alive(replace(elsewhere, job="7_2")) is False
-    # A job in the queue may have lost this process, or be a later life of itself.
+    # A job in the queue may have lost this process, or have been requeued.
     assert leases.is_alive(replace(elsewhere, job="7_1")) is None
     assert leases.is_alive(elsewhere) is None
     assert leases.is_alive(replace(elsewhere, job="7_2", user=me.user + 1)) is None
@@ -498,12 +498,12 @@ def test_the_queue_proves_death_only(tmp_path: Path) -> None:
     assert there.is_alive(replace(elsewhere, job="7_2", cluster="there")) is None
 
 
-def test_processes_of_one_job_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_job_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     assert f"-99-{LeaseOwner.current().host[:40]}-{os.getpid()}-" in LeaseOwner.current().worker
 
 
-def test_an_unreadable_lease_is_judged_by_its_growth(
+def test_the_owner_of_an_unreadable_lease_is_dead_without_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path)
@@ -517,7 +517,7 @@ def test_an_unreadable_lease_is_judged_by_its_growth(
     assert leases.is_alive(owner) is False
 
 
-def test_a_lost_lease_does_not_come_back_by_beating(tmp_path: Path) -> None:
+def test_a_heartbeat_does_not_restore_a_lost_lease(tmp_path: Path) -> None:
     run = planned(tmp_path)
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     lease = leases.take("advance", 1)
@@ -529,16 +529,14 @@ def test_a_lost_lease_does_not_come_back_by_beating(tmp_path: Path) -> None:
     assert lease.is_lost()
 
 
-def test_a_stale_look_at_the_leases_takes_nothing_from_the_living(
+def test_a_stale_list_of_leases_takes_nothing_from_live_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     first = Leaser(run.dir, run.plan, leases, (0, 1)).next()
     assert isinstance(first, OpenShard)
-    monkeypatch.setattr(
-        leases, "highest_attempts", dict
-    )  # what was there before the first one came
+    monkeypatch.setattr(leases, "highest_attempts", dict)  # as before the first worker started
     assert all(
         not isinstance(Leaser(run.dir, run.plan, leases, (0, 1)).next(), OpenShard)
         for _ in range(3)
@@ -548,7 +546,7 @@ def test_a_stale_look_at_the_leases_takes_nothing_from_the_living(
     first.leave()
 
 
-def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> None:
+def test_errors_in_a_row_stop_the_run_but_single_ones_do_not(tmp_path: Path) -> None:
     run = planned(tmp_path)
 
     async def main(every: int) -> list[str]:
@@ -570,7 +568,7 @@ def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> 
         asyncio.run(main(1))
 
 
-def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(
+def test_an_owner_is_dead_without_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path)
@@ -600,7 +598,7 @@ def test_an_input_that_changed_since_the_plan_stops_the_run(tmp_path: Path) -> N
     assert "b.jsonl" in beat.message
 
 
-def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
+def test_bad_records_are_quarantined_and_the_rest_is_refined(tmp_path: Path) -> None:
     good = document(1)
     rows: list[object] = [
         good,
@@ -648,7 +646,7 @@ def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
     assert beat.counts.documents == len(rows_out)
 
 
-def test_a_ledger_with_a_changed_count_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
     ledger = run.dir.ledger(0)
@@ -659,7 +657,7 @@ def test_a_ledger_with_a_changed_count_is_refused(tmp_path: Path) -> None:
         list(read_ledger(ledger, run.plan.digest, 0))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     run = planned(tmp_path, 200)
     original = os.pwrite
 

@@ -209,7 +209,9 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
     )
     rows["model work"] = _model_work(estimate)
     if estimate.comparison_probability is not None:
-        curve = (f"{p:.1%} at {similarity}" for similarity, p in estimate.comparison_probability.items())
+        curve = (
+            f"{p:.1%} at {similarity}" for similarity, p in estimate.comparison_probability.items()
+        )
         rows["near-duplicates"] = (
             f"probability that two are compared, by similarity: {', '.join(curve)}"
         )

@@ -242,7 +242,8 @@ def _acquire(leases: Leases, name: str) -> Lease:
         if alive:
             command = "launch" if name == "advance" else name
             raise RetryError(
-                f"another {command} of this run is already running ({owner.host}, process {owner.pid})",
+                f"another {command} of this run is already running on {owner.host} "
+                f"(process {owner.pid})",
                 hint="see `proxhpc status`; run `proxhpc launch` again when it has ended",
             )
         if alive is False and (lease := leases.take_over(name, attempt, owner)):
