@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import Any
 
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
-from proxhpc.engines.base import Level
 from proxhpc.errors import UserError
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.syntax import (
@@ -27,6 +26,7 @@ from proxhpc.program.syntax import (
     Verdict,
     format_program,
 )
+from proxhpc.spec.sections import Level
 
 BEFORE, AFTER = 4, 3  # lines of the document around a window that an example includes
 KEPT, DROPPED, UNKNOWN = "KD?"

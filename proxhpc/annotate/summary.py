@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from proxhpc.annotate.examples import DROPPED, UNKNOWN
 from proxhpc.corpus.hosts import Split
-from proxhpc.engines.base import Level
 from proxhpc.errors import StopError
 from proxhpc.outputs import OutputModel
 from proxhpc.program.syntax import NO_EDIT
+from proxhpc.spec.sections import Level
 
 GroupKey = tuple[str, str, Level, Split]
 """Teacher, source, level and split."""

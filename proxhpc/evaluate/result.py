@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from proxhpc.corpus.hosts import Split
-from proxhpc.engines.base import Level
 from proxhpc.evaluate.bootstrap import Score, resample, score
 from proxhpc.evaluate.gold import GoldRecord, Selection
 from proxhpc.evaluate.metrics import DOCUMENT_METRICS, LINE_METRICS, MetricLevel, count_table
@@ -15,6 +14,7 @@ from proxhpc.evaluate.ranking import auc_score
 from proxhpc.evaluate.systems import Log, SystemResult, refiner_name, run_systems
 from proxhpc.outputs import OutputModel
 from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.sections import Level
 
 if TYPE_CHECKING:
     from proxhpc.evaluate.bootstrap import Table

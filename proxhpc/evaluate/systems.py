@@ -13,7 +13,6 @@ from proxhpc import preview
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage, flops
 from proxhpc.corpus.document import Document
-from proxhpc.engines.base import Level
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
 from proxhpc.evaluate.gold import GoldRecord
@@ -25,6 +24,7 @@ from proxhpc.run.ledger import Row, tally
 from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import find_models, freeze_manifest
 from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.sections import Level
 
 Log = Callable[[str], object]
 _LOG_SECONDS = 10

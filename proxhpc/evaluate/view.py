@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.engines.base import Level
 from proxhpc.evaluate.bootstrap import Score
 from proxhpc.evaluate.result import Evaluation, Execution, GroupScores, SystemScores
+from proxhpc.spec.sections import Level
 from proxhpc.status.terminal import safe, short, whole
 
 MAIN_METRICS: dict[Level, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy", "auc")}

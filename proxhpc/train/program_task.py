@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.engines.base import Level, Tokenizer
+from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
@@ -16,6 +16,7 @@ from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.refine.prompts import PromptStyle, prompt_style
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
+from proxhpc.spec.sections import Level
 from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import ValidationScores, matches_labels, program_scores

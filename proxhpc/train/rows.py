@@ -9,8 +9,8 @@ from proxhpc.annotate.examples import DROPPED, KEPT, UNKNOWN
 from proxhpc.corpus.document import BadRecord, Span, SpanEnd
 from proxhpc.corpus.hosts import Split
 from proxhpc.corpus.readers import Fields, read_span
-from proxhpc.engines.base import Level
 from proxhpc.errors import UserError
+from proxhpc.spec.sections import Level
 
 _MAX_ROW_BYTES = 64 << 20
 

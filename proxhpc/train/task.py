@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from proxhpc.engines.base import Level
+from proxhpc.spec.sections import Level
 from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.score import ValidationScores
 

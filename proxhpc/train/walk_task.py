@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from proxhpc.annotate.examples import DROPPED
-from proxhpc.engines.base import Level
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.recipe import Recipe
+from proxhpc.spec.sections import Level
 from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import LineDecisions, ValidationScores, best_bias, verdict_scores
