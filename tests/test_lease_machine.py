@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import settings
@@ -48,7 +49,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.clock = 1000.0
         self.old_leases: dict[str, int] = {}
         self.published: dict[int, bytes] = {}
-        self.publications = 0
+        self.publishers = Counter[int]()  # attempts that published their ledger, by shard
 
     def teardown(self) -> None:
         """From any state a new worker finishes everything, each document once."""
@@ -78,7 +79,7 @@ class LeaseMachine(RuleBasedStateMachine):
             return
         if late:
             worker.leases.highest_attempts = lambda: dict(self.old_leases)  # type: ignore[method-assign]
-        shard = self._with_clock(worker, worker.leaser.next)
+        shard = self._with_clock(worker.leaser.next)
         worker.leases.__dict__.pop("highest_attempts", None)
         if isinstance(shard, OpenShard):
             worker.shard = shard
@@ -114,8 +115,7 @@ class LeaseMachine(RuleBasedStateMachine):
         if shard.lost:
             shard.writer.close()
             return
-        shard.publish()
-        self.publications += 1
+        self.publishers[shard.index] += shard.publish()
 
     @rule(number=numbers)
     def whole_shard(self, number: int) -> None:
@@ -159,7 +159,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def tear(self, number: int) -> None:
-        """Die while writing, so that the new frame is torn."""
+        """Die while writing, so that the last frame is torn."""
         worker = self.workers[number]
         if worker.shard is None:
             return
@@ -187,6 +187,7 @@ class LeaseMachine(RuleBasedStateMachine):
             if path.exists():
                 data = path.read_bytes()
                 assert self.published.setdefault(shard, data) == data
+                assert self.publishers[shard] == 1
 
     @invariant()
     def a_shard_has_few_files(self) -> None:
@@ -204,7 +205,7 @@ class LeaseMachine(RuleBasedStateMachine):
         new = SimulatedWorker(self, 0, self.generations)
         self.workers[0] = new
         for _ in range(20 * len(self.run.plan.shards)):
-            shard = self._with_clock(new, new.leaser.next)
+            shard = self._with_clock(new.leaser.next)
             if shard is None:
                 break
             if shard == "wait":
@@ -227,7 +228,7 @@ class LeaseMachine(RuleBasedStateMachine):
         with self.run.dir.worker(worker.owner.worker).open("ab") as file:
             file.write(b".\n")
 
-    def _with_clock(self, worker: SimulatedWorker, function: "object") -> "object":
+    def _with_clock(self, function: "object") -> "object":
         """Call `function` with the clock of this simulation."""
         import proxhpc.run.lease as module
 
