@@ -76,7 +76,6 @@ def beat(run: Run, who: LeaseOwner, age: float, documents: int = 0, **more: Any)
         "counts": counts(documents).to_dict(),
         "busy_s": 5.0,
         "boot_s": 2.0,
-        "up_s": 60.0,
         "deaths": 0,
     }
     append_line(run.dir.worker(who.worker), orjson.dumps(line | more))
@@ -397,7 +396,7 @@ def test_hostile_text_does_not_reach_the_terminal(run: Run) -> None:
     more = {"counts": line, "state": "failed", "error": HOSTILE, "message": HOSTILE}
     append_line(run.dir.worker("x"), orjson.dumps(
         {"t": 1.0, "role": "refine", "owner": asdict(who), "shards": 1, "busy_s": 1.0,
-         "boot_s": 1.0, "up_s": 9.0, "deaths": 0, "shard": HOSTILE} | more))  # fmt: skip
+         "boot_s": 1.0, "deaths": 0, "shard": HOSTILE} | more))  # fmt: skip
     queue = FakeQueue([job(run, "1", HOSTILE, HOSTILE)])
     status = collect(run.dir, queue)
     text = page(status)

@@ -31,34 +31,27 @@ class Backend(Protocol):
 
     def active_elements(self, phase: PhaseName) -> int:
         """Return the number of jobs of a phase that are pending or running."""
-        ...
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
         """Start a batch, and `follow_up` once it has ended in any way; return job ids."""
-        ...
 
     def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
         """Start `follow_up` once all active jobs have ended; False if that is arranged already."""
-        ...
 
     def reconcile(self) -> list[str]:
         """Complete or cancel submissions of a launcher that died; return one line for each."""
-        ...
 
     def free_elements(self, resources: Resources) -> int:
         """Return how many array elements may be submitted now."""
-        ...
 
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         """Return nodes where recent elements all failed at once, with the number that did.
 
         An element in `productive_jobs` did some work first, so it does not count as a failure.
         """
-        ...
 
     def cancel(self) -> list[str]:
         """End every job of the run, pending or running; return their ids or names."""
-        ...
 
 
 def recorded_site(run: RunDir) -> Site:

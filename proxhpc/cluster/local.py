@@ -17,7 +17,6 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir
-from proxhpc.run.plan import Plan
 from proxhpc.run.process import descendants
 from proxhpc.spec.site import PhaseName, Resources, Site
 
@@ -31,7 +30,6 @@ class LocalBackend:
     """Runs the jobs as child processes, which live as long as the launcher."""
 
     run: RunDir
-    plan: Plan
     site: Site
     _jobs: dict[str, list[Any]] = field(default_factory=dict)
 

@@ -212,7 +212,7 @@ class SlurmBackend:
 def make_backend(run: RunDir, plan: Plan, site: Site) -> SlurmBackend | LocalBackend:
     """Return the backend of a site. RetryError for a Slurm site on a machine without Slurm."""
     if site.kind == "local":
-        return LocalBackend(run, plan, site)
+        return LocalBackend(run, site)
     if not slurm.is_available():
         raise RetryError(
             f"site {site.name} is a Slurm site, but this machine has no sbatch",

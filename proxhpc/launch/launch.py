@@ -59,7 +59,7 @@ def prepare_run(
         return _open_run(RunDir(manifest_path.absolute()), site, freeze)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
-    run_site = _choose_run_site(run, manifest, site)
+    run_site = _choose_site(run, manifest, site)
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
@@ -75,7 +75,7 @@ def prepare_run(
 def _open_run(run: RunDir, site: str | None, freeze: bool) -> Run:
     """Open a run by its directory; the manifest is in its plan."""
     plan = Plan.load(run)
-    return _check_site(Run(run, plan, _choose_run_site(run, plan.manifest, site)), freeze)
+    return _check_site(Run(run, plan, _choose_site(run, plan.manifest, site)), freeze)
 
 
 def _check_site(run: Run, freeze: bool) -> Run:
@@ -95,26 +95,16 @@ def _record_site(run: Run) -> None:
     write_atomic(run.dir.site, orjson.dumps(site))
 
 
-def _choose_run_site(run: RunDir, manifest: Manifest, name: str | None) -> Site:
-    """Return the named site, else that of the latest launch, else the manifest's."""
+def _choose_site(run: RunDir, manifest: Manifest, name: str | None) -> Site:
+    """Return the named site, else that of the latest launch, else the manifest's, else `auto`."""
     if name is None and run.site.exists():
         return recorded_site(run)
-    return choose_site(manifest, name)
-
-
-def choose_site(manifest: Manifest, name: str | None) -> Site:
-    """Return the named site, else the manifest's; `auto` depends on whether there is Slurm."""
     name = name or manifest.site or "auto"
     if name != "auto":
         return load_site(name)
     if slurm.is_available():
         return Site(name="auto", kind="slurm", workers=4)
     return Site(name="auto", kind="local", workers=min(4, os.cpu_count() or 1))
-
-
-def is_finished(run: RunDir) -> bool:
-    """Return True if a run has its report and no file of its corpus is missing."""
-    return run.report_json.exists() and not describe_missing_files(run)
 
 
 def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
@@ -124,7 +114,7 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
     is called twice a second; on Ctrl-C or SIGTERM its workers commit, and another launch resumes.
     A finished run whose corpus lost files is merged again.
     """
-    if is_finished(run.dir):
+    if run.dir.report_json.exists() and not describe_missing_files(run.dir):
         return StepResult("finished", f"finished: the corpus is in {run.dir.corpus}")
     with advance_lock(run.dir) as lease:
         _record_site(run)
@@ -169,7 +159,7 @@ def dry_run(run: Run) -> list[tuple[PhaseName, str, str]]:
 def cancel(run: RunDir) -> list[str]:
     """End every job of a run and return their ids or names. Committed work is kept."""
     plan = Plan.load(run)
-    return make_backend(run, plan, _choose_run_site(run, plan.manifest, None)).cancel()
+    return make_backend(run, plan, _choose_site(run, plan.manifest, None)).cancel()
 
 
 def _reopen_incomplete(run: RunDir) -> str:

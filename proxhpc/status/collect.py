@@ -25,7 +25,6 @@ class QueueView(Protocol):
 
     def jobs(self, run_id: str) -> Sequence[QueuedJob]:
         """Return the pending and running jobs of a run. RetryError without an answer."""
-        ...
 
 
 class Collector:

@@ -33,7 +33,6 @@ class Heartbeat:
     counts: Counts
     busy_seconds: float
     boot_seconds: float
-    up_seconds: float  # since the worker began
     deaths: int  # of other workers and of engines that it has noted in ledgers
     error: str
     message: str
@@ -57,7 +56,6 @@ class Heartbeat:
                 counts=Counts.from_dict(data["counts"]),
                 busy_seconds=float(data["busy_s"]),
                 boot_seconds=float(data["boot_s"]),
-                up_seconds=float(data["up_s"]),
                 deaths=int(data["deaths"]),
                 error=str(data.get("error", "")),
                 message=str(data.get("message", "")),
