@@ -1,13 +1,12 @@
 """Chooses the next shard of a worker."""
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from typing import Literal
 
 from proxhpc.run.crash_backoff import TAIL_CHARS
-from proxhpc.run.lease import Lease, LeaseOwner, Leases
+from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir, shard_name
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import ShardFolder, list_folder
@@ -105,10 +104,9 @@ class Leaser:
         yield from (key for key in leased[start:] + leased[:start] if key not in self._alive_until)
 
     def _take_over(self, shard: int, attempt: int, dead: LeaseOwner) -> OpenShard | None:
-        lease: Lease | None = self.leases.take_over(shard_name(shard), attempt, dead)
-        if lease is None:
-            return None
-        return open_shard(self.run, self.plan, shard, lease, log_tail(self.run, dead))
+        lease = self.leases.take_over(shard_name(shard), attempt, dead)
+        tail = log_tail(self.run, dead)
+        return open_shard(self.run, self.plan, shard, lease, tail) if lease else None
 
 
 def log_tail(run: RunDir, owner: LeaseOwner) -> str:
@@ -132,7 +130,6 @@ def sweep(run: RunDir, plan: Plan) -> None:
         if entry.name.partition(".")[0].isdigit():
             run.leases.joinpath(entry.name).unlink(missing_ok=True)
     for first in range(0, len(plan.shards), SHARDS_PER_FOLDER):
-        folder = run.shard_folder(first)
-        for entry in os.scandir(folder):
-            if re.fullmatch(r"\d+\.a\d+", entry.name):
-                folder.joinpath(entry.name).unlink(missing_ok=True)
+        for shard, numbers in list_folder(run, first).attempts.items():
+            for number in numbers:
+                run.attempt(shard, number).unlink(missing_ok=True)
