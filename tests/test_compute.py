@@ -69,11 +69,11 @@ def test_the_paper_s_training_tokens_for_the_flops_of_refining() -> None:
 
 
 def test_what_the_memo_and_the_cache_saved_is_counted_apart(run: RunDir) -> None:
-    asked = Call(0, 2, "untouch_doc()", "stop", 100, 40, 5)
+    call = Call(0, 2, "untouch_doc()", "stop", 100, 40, 5)
     rows = [
-        Row("a", 0, 0, "kept", doc=asked, windows=(asked,)),
-        Row("b", 0, 9, "kept", doc=asked, windows=(asked._replace(from_memo=True),)),
-        Row("c", 0, 18, "kept", windows=(asked._replace(from_memo=True),)),
+        Row("a", 0, 0, "kept", doc=call, windows=(call,)),
+        Row("b", 0, 9, "kept", doc=call, windows=(call._replace(from_memo=True),)),
+        Row("c", 0, 18, "kept", windows=(call._replace(from_memo=True),)),
     ]
     total = tally(rows)
     one = Usage.of_request(100, 40, 5)
@@ -94,8 +94,8 @@ def test_work_that_was_lost_and_redone(run: RunDir) -> None:
     with_model(run)
     merged(run, summary())
     more = Usage.of_request(50, 0, 3)
-    asked = {"doc": counts().doc, "chunk": counts().chunk + more}
-    write_heartbeat(run, counts=counts(), asked=asked)
+    usage = {"doc": counts().doc, "chunk": counts().chunk + more}
+    write_heartbeat(run, counts=counts(), usage=usage)
     redone = build_report(run).execution.redone
     assert (redone["doc"].usage, redone["doc"].flops) == (usage_totals(Usage()), 0)
     assert (redone["chunk"].usage, redone["chunk"].flops) == (
@@ -110,7 +110,7 @@ def usage_totals(usage: Usage) -> UsageTotals:
 def test_utilisation_is_that_of_the_time_at_work(run: RunDir) -> None:
     with_model(run)
     for name in ("w1", "w2"):
-        write_heartbeat(run, name, counts=counts(), asked={"doc": counts().doc},
+        write_heartbeat(run, name, counts=counts(), usage={"doc": counts().doc},
                         busy_seconds=2.0, boot_seconds=7.0, device=A100, devices=2)  # fmt: skip
     gpus = run_account(run).execution.gpus
     assert (gpus.busy_seconds, gpus.boot_seconds) == (8.0, 28.0)

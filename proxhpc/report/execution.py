@@ -61,7 +61,7 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
         pairs = list(zip(heartbeats, known, strict=True))
         busy = round(sum(beat.busy_seconds * number for beat, number in pairs), 3)
         boot = round(sum(beat.boot_seconds * number for beat, number in pairs), 3)
-    done = sum_or_none([_asked_flops(plan, beat) for beat in heartbeats])
+    done = sum_or_none([_request_flops(plan, beat) for beat in heartbeats])
     peaks = [peak_flops(beat.device) for beat in heartbeats]
     possible = sum(
         (peak or 0) * beat.devices * beat.busy_seconds
@@ -79,13 +79,13 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
     )
 
 
-def _asked_flops(plan: Plan, beat: Heartbeat) -> int | None:
+def _request_flops(plan: Plan, beat: Heartbeat) -> int | None:
     """FLOPs of all requests to a worker's engines, whether or not their answers were committed."""
     shapes = {level: model.shape for level, model in plan.models.items()}
     return sum_or_none(
         [
             flops(shape, usage) if (shape := shapes.get(level)) else None
-            for level, usage in beat.asked.items()
+            for level, usage in beat.usage.items()
         ]
     )
 
@@ -94,8 +94,8 @@ def _redone(heartbeats: Sequence[Heartbeat], plan: Plan, counts: Counts) -> dict
     """By stage: requests beyond the counts. What a worker did after its last heartbeat is lost."""
     work = {}
     for level, model in plan.models.items():
-        asked = sum((beat.asked.get(level, Usage()) for beat in heartbeats), Usage())
-        beyond = asked.excess_over(getattr(counts, level))
+        usage = sum((beat.usage.get(level, Usage()) for beat in heartbeats), Usage())
+        beyond = usage.excess_over(getattr(counts, level))
         exact = flops(model.shape, beyond) if model.shape else None
         work[level] = RequestWork(usage=UsageTotals.model_validate(beyond), flops=exact)
     return work

@@ -27,7 +27,7 @@ class ProgressLog:
     boot_seconds: float = 0.0
     device: str | None = None  # name of its GPUs; None on a CPU
     devices: int = 0
-    asked: dict[str, Usage] = field(default_factory=dict)  # by level, committed or not
+    usage: dict[str, Usage] = field(default_factory=dict)  # by level, committed or not
     _started: float = field(default_factory=time.monotonic)
     _written: float = 0.0
 
@@ -38,7 +38,7 @@ class ProgressLog:
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
         line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
         line |= {"device": self.device, "devices": self.devices}
-        line |= {"asked": {level: usage.to_dict() for level, usage in self.asked.items()}}
+        line |= {"usage": {level: usage.to_dict() for level, usage in self.usage.items()}}
         line |= {"up_s": round(time.monotonic() - self._started, 3)} | more
         append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
         self._written = time.monotonic()

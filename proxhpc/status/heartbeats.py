@@ -38,7 +38,7 @@ class Heartbeat:
     message: str
     device: str | None  # of its GPUs
     devices: int
-    asked: dict[str, Usage]  # of its engines by level, committed or not
+    usage: dict[str, Usage]  # of its engines by level, committed or not
 
     @classmethod
     def parse(cls, line: bytes) -> "Heartbeat | None":
@@ -61,7 +61,7 @@ class Heartbeat:
                 message=str(data.get("message", "")),
                 device=data.get("device"),
                 devices=int(data.get("devices", 0)),
-                asked={k: Usage.from_dict(v) for k, v in data.get("asked", {}).items()},
+                usage={k: Usage.from_dict(v) for k, v in data.get("usage", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None

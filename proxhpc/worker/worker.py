@@ -155,7 +155,7 @@ class Worker:
         # What earlier engines of this worker had done.
         self._busy_before = log.busy_seconds
         self._bytes_before = log.counts.bytes_in
-        self._usage_before = log.asked
+        self._usage_before = log.usage
         self._started = time.monotonic()
 
     async def work(self) -> None:
@@ -201,7 +201,7 @@ class Worker:
 
     def _update_log(self) -> None:
         self.log.busy_seconds = self._busy_before + self._elapsed()
-        self.log.asked = {
+        self.log.usage = {
             level: usage + self._usage_before.get(level, Usage())
             for level, usage in self.refiner.usage.items()
         }
