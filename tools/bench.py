@@ -94,7 +94,7 @@ def in_child(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def alternate(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def alternate(ways: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Call every way once in each round, in reverse order in every second one; their results."""
     results: dict[str, list[T]] = {way: [] for way in ways}
     for number in range(rounds):

@@ -1,16 +1,15 @@
-"""Compare near-deduplication with that of other tools: time, memory, and what is dropped.
+"""Compare near-deduplication with that of datatrove: time, memory, and what is dropped.
 
-    python tools/bench_dedup.py corpus.jsonl.zst --envs .cache/near [--make-env]
+    python tools/bench_dedup.py corpus.jsonl.zst --env .cache/datatrove [--make-env]
 
-The others are datatrove 0.10 and text-dedup. They cannot be installed together, so --make-env makes
-an environment in --envs for each; a tool without one is skipped. All tools get the same files, one
-for each process, and write the documents that survive. For proxhpc that is `proxhpc merge` of a run
-that keeps every document: it reads ledgers, proves that nothing is lost, finds near-duplicates at
---threshold, compares by text what signatures leave open, and writes parts, checksums and a card.
-Making the run is not timed, as there is nothing to refine.
+--make-env installs datatrove 0.10 into an environment in --env; without one, only proxhpc runs.
+Both get the same files, one for each process, and write the documents that survive. For proxhpc
+that is `proxhpc merge` of a run that keeps every document: it reads ledgers, proves that nothing is
+lost, finds near-duplicates at --threshold, compares by text what signatures leave open, and writes
+parts, checksums and a card. Making the run is not timed, as there is nothing to refine.
 
 Quality is measured on a sample with planted near-duplicates, against the exact similarity of all
-pairs (near_truth.py). near_others.py has the settings of the other tools. Times are those of whole
+pairs (near_truth.py). run_datatrove.py has the settings of datatrove. Times are those of whole
 commands, with start and imports (of compiled modules). If the machine does other work, processor
 seconds are more reliable; for datatrove they are known only with one process, because it does not
 wait for its other processes.
@@ -41,23 +40,16 @@ from proxhpc.corpus.frames import FrameWriter
 from proxhpc.run.ledger import LedgerState, LedgerWriter, Row, bad_row, text_digest
 from proxhpc.run.paths import RunDir
 
-# What pip installs for each tool. datatrove needs an older xxhash.
-OTHERS = {
-    "datatrove": ["datatrove[io,processing]==0.10.1", "spacy", "xxhash<4"],
-    "text-dedup": ["text-dedup==0.4.0"],
-}
+DATATROVE = ("datatrove[io,processing]==0.10.1", "spacy", "xxhash<4")  # it needs an older xxhash
 Tool = Callable[[Path, Path, int], tuple[bench.Cost, set[int]]]
 """Deduplicates the files of a folder into another one, with some processes: cost, surviving ids."""
 
 
-def make_environments(folder: Path) -> None:
-    """Make an environment for each of the others; skip what cannot be installed."""
-    for name, packages in OTHERS.items():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder / name], check=True)
-        pip = [folder / name / "bin" / "python", "-m", "pip", "install", "--quiet", *packages]
-        if subprocess.run(pip, check=False).returncode:
-            print(f"{name} cannot be installed", file=sys.stderr)
-            shutil.rmtree(folder / name)
+def make_environment(folder: Path) -> None:
+    """Install datatrove into a new environment."""
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, *DATATROVE], check=True)
 
 
 def write_files(texts: Sequence[str], folder: Path, count: int) -> None:
@@ -113,18 +105,17 @@ def run_proxhpc(
     return cost, {int(orjson.loads(row)["id"]) for row in rows}
 
 
-def run_other(
-    name: str, envs: Path, corpus: Path, out: Path, processes: int
+def run_datatrove(
+    env: Path, corpus: Path, out: Path, processes: int
 ) -> tuple[bench.Cost, set[int]]:
-    """Run another tool on the files of `corpus`."""
+    """Run datatrove on the files of `corpus`."""
     out.mkdir()
-    python, script = envs / name / "bin" / "python", Path(__file__).with_name("near_others.py")
-    command = [str(python), str(script)]
-    arguments = [name, str(out), *map(str, sorted(corpus.iterdir())), "--processes", str(processes)]
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    cost = bench.measure_command([*command, *arguments], out / "log", env)
-    ids = subprocess.run([*command, "ids", str(out)], capture_output=True, check=True, env=env)
-    return cost, set(map(int, ids.stdout.split()))
+    script = Path(__file__).with_name("run_datatrove.py")
+    command = [str(env / "bin" / "python"), str(script), str(out)]
+    command += [*map(str, sorted(corpus.iterdir())), "--processes", str(processes)]
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    cost = bench.measure_command(command, out / "log", variables)
+    return cost, set(map(int, (out / "ids").read_text().split()))
 
 
 def measure_quality(texts: list[str], tools: dict[str, Tool], options: argparse.Namespace) -> None:
@@ -179,10 +170,12 @@ def measure_speed(texts: list[str], tools: dict[str, Tool], options: argparse.Na
 
 
 def main() -> int:
-    """Run the tools, and print what they took and what they dropped."""
+    """Run both, and print what they took and what they dropped."""
     parser = bench.make_parser(__doc__, limit=sys.maxsize)
-    parser.add_argument("--envs", type=Path, default=Path(".cache/near"), help="environments")
-    parser.add_argument("--make-env", action="store_true", help="make the environments first")
+    parser.add_argument(
+        "--env", type=Path, default=Path(".cache/datatrove"), help="environment with datatrove"
+    )
+    parser.add_argument("--make-env", action="store_true", help="make the environment first")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threshold", type=float, default=0.8, help="similarity")
@@ -191,14 +184,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.make_env:
-        make_environments(options.envs)
+        make_environment(options.env)
     compileall.compile_dir(Path(proxhpc.__file__).parent, quiet=1)
     tools: dict[str, Tool] = {"proxhpc": partial(run_proxhpc, options.threshold)}
-    for name in OTHERS:
-        if (options.envs / name).exists():
-            tools[name] = partial(run_other, name, options.envs.absolute())
-        else:
-            print(f"{name} is not in {options.envs}: skipped", file=sys.stderr)
+    if options.env.exists():
+        tools["datatrove"] = partial(run_datatrove, options.env.absolute())
+    else:
+        print(f"no datatrove in {options.env}: use --make-env", file=sys.stderr)
     texts = bench.read_texts(options)
     if options.rounds:
         measure_speed(texts, tools, options)

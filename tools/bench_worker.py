@@ -1,11 +1,11 @@
-"""Compare our worker with the bare engine and with the published scripts.
+"""Compare our worker with bare vLLM and with the published scripts.
 
-    python tools/bench_worker.py corpus.jsonl.zst --model DIR [--engine vllm|transformers]
+    python tools/bench_worker.py corpus.jsonl.zst --model DIR
 
 Three ways to refine the same documents, some of which are exact copies of others (--copies):
 
   worker     `proxhpc worker` on a planned run: reading, tokenizing, windows, ledger, commits
-  bare       all requests of the worker, given to the engine at once
+  bare       all requests of the worker, given to vLLM at once
   published  the doc stage over all documents, then the chunk stage over those that it keeps, with
              the published prompts and limits: 2000 new tokens for a verdict, 256 for a window
 
@@ -16,7 +16,6 @@ ratio of times. The order alternates between rounds; ratios are medians.
 """
 
 import argparse
-import asyncio
 import os
 import random
 import shutil
@@ -41,7 +40,6 @@ from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import prompt_style
 from proxhpc.refine.windows import LineTokens
 from proxhpc.run.models import resolve_model
-from proxhpc.spec.manifest import EngineOptions
 
 DOC_TOKENS, CHUNK_TOKENS = 2000, 256  # new tokens of the published scripts,
 DOC_PROMPT, WINDOW = 2000, 1500  # tokens of their prompts and windows
@@ -58,47 +56,39 @@ class Result:
 
 def sum_usage(answers: Sequence[Completion]) -> Usage:
     """What was computed for these answers."""
-    return sum(
-        (
-            Usage.of_request(done.prompt_tokens, done.cached_tokens, done.new_tokens, done.work)
-            for done in answers
-        ),
-        Usage(),
-    )
+    counts = ((done.prompt_tokens, done.cached_tokens, done.new_tokens) for done in answers)
+    return sum((Usage.of_request(*each) for each in counts), Usage())
 
 
-class BareEngine:
-    """An engine without our worker: takes a list of requests at once."""
+class BareVLLM:
+    """vLLM without our worker: takes a list of requests at once."""
 
     def __init__(self, options: argparse.Namespace, *, caching: bool) -> None:
-        self.options = EngineOptions(name=options.engine, dtype=options.dtype)
-        self.model = resolve_model(str(options.model))
-        self.context = self.model.context_length(None)
+        from vllm import LLM
+
+        model = resolve_model(str(options.model))
+        self.context = model.context_length(None)
         self.tokenizer = HFTokenizer(options.model)
-        self.answer = self._vllm if options.engine == "vllm" else self._transformers
-        if options.engine == "vllm":
-            from vllm import LLM
+        self.stop_ids = sorted({*model.stop_ids, *self.tokenizer.stop_ids})
+        cpu = not Path("/dev/nvidiactl").exists()
+        self.llm = LLM(
+            model=str(options.model),
+            dtype="float32" if cpu and options.dtype == "auto" else options.dtype,
+            enforce_eager=cpu,
+            max_model_len=self.context,
+            enable_prefix_caching=caching,
+            generation_config="vllm",
+            seed=0,
+        )
 
-            cpu = not Path("/dev/nvidiactl").exists()
-            self.llm = LLM(
-                model=str(options.model),
-                dtype="float32" if cpu and options.dtype == "auto" else options.dtype,
-                enforce_eager=cpu,
-                max_model_len=self.context,
-                gpu_memory_utilization=self.options.gpu_memory_utilization,
-                enable_prefix_caching=caching,
-                generation_config="vllm",
-                seed=0,
-            )
-
-    def _vllm(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
+    def answer(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
+        """Answer all requests; the seconds."""
         from vllm.inputs import TokensPrompt
 
         from proxhpc.engines.vllm_engine import sampling_params
 
-        stop_ids = sorted({*self.model.stop_ids, *self.tokenizer.stop_ids})
         start = time.perf_counter()
-        parameters = [sampling_params(request, stop_ids) for request in requests]
+        parameters = [sampling_params(request, self.stop_ids) for request in requests]
         for each in parameters:
             each.detokenize = True  # vLLM's default
         prompts = [TokensPrompt(prompt_token_ids=list(r.prompt)) for r in requests]
@@ -116,26 +106,14 @@ class BareEngine:
         ]
         return answers, seconds
 
-    def _transformers(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
-        async def work() -> tuple[list[Completion], float]:
-            engine = await make_engine(self.options, self.model)
-            start = time.perf_counter()
-            answers = await asyncio.gather(*map(engine.complete, requests))
-            seconds = time.perf_counter() - start
-            await engine.close()
-            return answers, seconds
-
-        return asyncio.run(work())
-
     def close(self) -> None:
         """End vLLM's processes, for which this one would wait."""
-        if self.options.name == "vllm":
-            self.llm.llm_engine.engine_core.shutdown()
+        self.llm.llm_engine.engine_core.shutdown()
 
 
 def run_bare(options: argparse.Namespace, texts: list[str], requests: Sequence[Request]) -> Result:
     """Answer all requests of the worker at once."""
-    engine = BareEngine(options, caching=True)
+    engine = BareVLLM(options, caching=True)
     answers, seconds = engine.answer(requests)
     engine.close()
     return Result(seconds, sum_usage(answers))
@@ -145,7 +123,7 @@ def run_published(
     options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
 ) -> Result:
     """Both stages, one after the other, over everything."""
-    engine = BareEngine(options, caching=False)  # as in the vLLM that they pin
+    engine = BareVLLM(options, caching=False)  # as in the vLLM that they pin
     tokenizer, style = engine.tokenizer, prompt_style("prox-plain")
     start = time.perf_counter()
     doc_requests = []
@@ -228,7 +206,7 @@ def run_worker(
         folder,
         corpus={"paths": str(folder / "in.jsonl"), "id": "id"},
         stages=[{"level": level} | stage for level in ("doc", "chunk")],
-        engine={"name": options.engine, "dtype": options.dtype},
+        engine={"name": "vllm", "dtype": options.dtype},
     )
     start = time.perf_counter()
     with patch("proxhpc.refine.refiner.make_engine", make_recording_engine):
@@ -271,7 +249,6 @@ def main() -> int:
     """Measure, and print rates and ratios."""
     parser = bench.make_parser(__doc__, limit=300)
     parser.add_argument("--model", type=Path, required=True, help="directory of a model")
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompt", default="prox-plain", help="the worker's prompt style")
     parser.add_argument("--copies", type=float, default=0.1, help="share of copies")
