@@ -104,7 +104,7 @@ def test_work_that_was_lost_and_redone(run: RunDir) -> None:
 
 
 def usage_totals(usage: Usage) -> UsageTotals:
-    return UsageTotals(**usage.to_dict())
+    return UsageTotals.model_validate(usage)
 
 
 def test_utilisation_is_that_of_the_time_at_work(run: RunDir) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import typing
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -93,5 +94,5 @@ def test_every_command_with_json_is_documented() -> None:
 
 def test_token_sums_are_printed_whole() -> None:
     usage = Usage.of_request(100, 40, 5)
-    assert UsageTotals.model_validate(usage).model_dump() == usage.to_dict()
-    assert json.loads(UsageTotals.model_validate(usage).to_json()) == usage.to_dict()
+    assert UsageTotals.model_validate(usage).model_dump() == asdict(usage)
+    assert json.loads(UsageTotals.model_validate(usage).to_json()) == asdict(usage)

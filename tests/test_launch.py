@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -254,7 +254,7 @@ def test_the_estimate_of_model_work_names_what_it_omits(tmp_path: Path) -> None:
     shape = ModelShape(8, 2, 4, 2, 2, 16, 100, tied=False)
     ref = ModelRef.from_dict(
         {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
-         "stop_ids": [], "shape": shape.to_dict()}
+         "stop_ids": [], "shape": asdict(shape)}
     )  # fmt: skip
     figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)
     work = figures.estimated_work

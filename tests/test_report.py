@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -106,7 +107,7 @@ def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -
         stage["model"] = "org/refiner"
         ref = {"name": "org/refiner", "path": "/m", "config_sha": "", "max_model_len": 2048,
                "snapshot": "abc", "stop_ids": []}  # fmt: skip
-        data["models"][stage["level"]] = ref | {"shape": shape.to_dict() if shape else None}
+        data["models"][stage["level"]] = ref | {"shape": asdict(shape) if shape else None}
     data["manifest"] |= sections
     run.plan.write_bytes(orjson.dumps(data))
 

@@ -7,8 +7,7 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak_flops
-from proxhpc.account.flops import Usage, flops
-from proxhpc.account.summary import sum_or_none
+from proxhpc.account.flops import Usage, flops, sum_or_none
 from proxhpc.outputs import UsageTotals
 from proxhpc.report.model import ExecutionReport, GpuReport, RequestWork, Timeline, WorkerReport
 from proxhpc.run.paths import RunDir

@@ -150,7 +150,7 @@ def training_rows(training: TrainingReport | None) -> Sequence[TextRow]:
 def _break_even(training: TrainingReport) -> str:
     if training.break_even_parameters is not None:
         return short(training.break_even_parameters) if training.refining_flops else "any size"
-    known = training.refined_tokens is not None and training.refining_flops is not None
+    known = training.refining_flops is not None
     return "never: the corpus has not become smaller" if known else "?"
 
 

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak_flops
-from proxhpc.account.flops import paper_flops
-from proxhpc.account.summary import sum_or_none, tokens_read
+from proxhpc.account.flops import paper_flops, sum_or_none
 from proxhpc.outputs import OutputModel
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan
@@ -105,7 +104,7 @@ def estimate_work(plan: Plan) -> WorkFigures:
 
 def count_work(plan: Plan, counts: Counts) -> WorkFigures:
     """Return the work that counts show, by the same rules."""
-    read = {level: tokens_read(level, counts) for level in plan.models}
+    read = {level: counts.tokens_read(level) for level in plan.models}
     return _figures(plan, counts.documents, counts.tokens_in, read)
 
 

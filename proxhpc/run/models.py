@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -75,7 +75,7 @@ class ModelRef:
             "name": self.name,
             "path": str(self.path),
             "config_sha": self.config_sha,
-            "shape": self.shape.to_dict() if self.shape else None,
+            "shape": asdict(self.shape) if self.shape else None,
             "max_model_len": self.max_model_len,
             "snapshot": self.snapshot,
             "stop_ids": list(self.stop_ids),

@@ -38,7 +38,7 @@ class ProgressLog:
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
         line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
         line |= {"device": self.device, "devices": self.devices}
-        line |= {"usage": {level: usage.to_dict() for level, usage in self.usage.items()}}
+        line |= {"usage": self.usage}
         line |= {"up_s": round(time.monotonic() - self._started, 3)} | more
         append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
         self._written = time.monotonic()

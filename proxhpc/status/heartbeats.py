@@ -61,7 +61,7 @@ class Heartbeat:
                 message=str(data.get("message", "")),
                 device=data.get("device"),
                 devices=int(data.get("devices", 0)),
-                usage={k: Usage.from_dict(v) for k, v in data.get("usage", {}).items()},
+                usage={k: Usage(**v) for k, v in data.get("usage", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
