@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from proxhpc.annotate.annotate import summary_path
-from proxhpc.annotate.examples import TrainingExample, WindowLimits, make_examples
+from proxhpc.annotate.examples import WindowLimits, make_examples
 from proxhpc.annotate.gold import labels_of_lines, labels_of_pair
 from proxhpc.annotate.labels import SourceDocument, TeacherLabels
 from proxhpc.annotate.leakage import NearDuplicateIndex
@@ -33,7 +33,7 @@ from proxhpc.run.ledger import Call, Row
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.sections import Near
 from runs import PARAGRAPH, document, planned, rows_of, write_jsonl
-from test_stage import Script
+from test_stage import ScriptedEngine
 from tiny_models import edit_json, save_llama
 
 WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn")
@@ -51,8 +51,8 @@ def example_rows(
 ) -> list[dict[str, Any]]:
     """The rows of a document, none of whose windows may be skipped."""
     examples = list(make_examples(source_document(text, labels), labels, limits, dialect))
-    assert all(isinstance(example, TrainingExample) for example in examples), examples
-    return [example.row for example in examples if isinstance(example, TrainingExample)]
+    assert all(isinstance(example, dict) for example in examples), examples
+    return [example for example in examples if isinstance(example, dict)]
 
 
 def executed(row: dict[str, Any], dialect: Dialect = "prox") -> str | None:
@@ -211,7 +211,7 @@ def test_the_scores_of_a_teacher_decide() -> None:
         {"name": "t", "corpus": {"paths": "x"}, "stages": stages, "engine": {"name": "rules"}}
         | {"policy": LOOSE.model_dump()}
     )
-    engine = Script(answer, 9000)
+    engine = ScriptedEngine(answer, 9000)
     runners = [make_runner(stage, engine, manifest.policy) for stage in manifest.stages]
     refiner = Refiner(manifest, *runners)
     texts = {kind: f"Menu\nthis page is {kind}\n{PARAGRAPH}" for kind in pages}

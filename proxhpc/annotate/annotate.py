@@ -6,16 +6,17 @@ known how many there are to choose from; only a few bytes of each stay in memory
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import orjson
 import zstandard
 
 from proxhpc.annotate.balance import Balance
-from proxhpc.annotate.examples import SkippedWindow, TrainingExample, WindowLimits, make_examples
+from proxhpc.annotate.examples import WindowLimits, make_examples
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.annotate.labels import LabelSource, SourceDocument
 from proxhpc.annotate.leakage import NearDuplicateIndex
@@ -73,38 +74,29 @@ def annotate(
 
     UserError or RetryError if an input cannot be read or `out` cannot be written.
     """
-    counter = SummaryCounter()
-    balance = Balance(options.seed, options.untouched, options.per_source)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no directory {out.parent}")
+    counter = SummaryCounter()
+    balance = Balance(options.seed, options.untouched, options.per_source)
     with tempfile.TemporaryFile(dir=out.parent) as file:
         with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as waiting:
-            for example in _all_examples(sources, options, counter):
-                balance.add(counter.documents, example)
+            for row in _all_examples(sources, options, counter):
+                balance.add(counter.documents, row)
                 with writing(out):
-                    waiting.write(orjson.dumps(example.row) + b"\n")
+                    waiting.write(orjson.dumps(row) + b"\n")
         file.seek(0)
-        with zstandard.ZstdDecompressor().stream_reader(file) as rows:
-            lines = zip(BufferedReader(rows), balance.reasons(), strict=True)
-            summary = _write_examples(lines, out, counter)
+        with zstandard.ZstdDecompressor().stream_reader(file) as rows, PartWriter(out) as part:
+            for line, reason in zip(BufferedReader(rows), balance.reasons(), strict=True):
+                if reason:
+                    counter.examples_left_out[reason] += 1
+                else:
+                    row = orjson.loads(line)
+                    part.write(row)
+                    counter.add_written(row)
+            counter.check()
+            summary = counter.summary(part.close().sha256)
     write_atomic(summary_path(out), f"{summary.to_json()}\n".encode())
     return summary
-
-
-def _write_examples(
-    lines: Iterable[tuple[bytes, str]], out: Path, counter: SummaryCounter
-) -> AnnotationSummary:
-    """Write the examples that have no reason to be left out."""
-    with PartWriter(out) as part:
-        for line, reason in lines:
-            if reason:
-                counter.examples_left_out[reason] += 1
-            else:
-                row = orjson.loads(line)
-                part.write(row)
-                counter.add_written(row)
-        counter.check()
-        return counter.summary(part.close().sha256)
 
 
 def summary_path(out: Path) -> Path:
@@ -121,7 +113,13 @@ class _LeakageFilter:
         self._options, self._counter = options, counter
         self._held_out_hosts: set[str] = set()
         self._held_out = NearDuplicateIndex(self._held_out_texts(), options.near)
-        self._validation = NearDuplicateIndex(_validation_texts(sources), options.near)
+        validation_texts = (
+            document.text
+            for source in sources
+            for document in source.documents()
+            if isinstance(document, SourceDocument) and document.split == "validation"
+        )
+        self._validation = NearDuplicateIndex(validation_texts, options.near)
 
     def _held_out_texts(self) -> Iterator[str]:
         for path in self._options.held_out:
@@ -144,16 +142,9 @@ class _LeakageFilter:
         return "near_duplicate" if is_duplicate else ""
 
 
-def _validation_texts(sources: Sequence[LabelSource]) -> Iterator[str]:
-    for source in sources:
-        for document in source.documents():
-            if isinstance(document, SourceDocument) and document.split == "validation":
-                yield document.text
-
-
 def _all_examples(
     sources: Sequence[LabelSource], options: AnnotateOptions, counter: SummaryCounter
-) -> Iterator[TrainingExample]:
+) -> Iterator[dict[str, Any]]:
     leakage_filter = _LeakageFilter(sources, options, counter)
     for source in sources:
         for item in source.documents():
@@ -165,7 +156,7 @@ def _document_examples(
     leakage_filter: _LeakageFilter,
     options: AnnotateOptions,
     counter: SummaryCounter,
-) -> Iterator[TrainingExample]:
+) -> Iterator[dict[str, Any]]:
     """The examples of a document; counts what becomes of it."""
     counter.documents += 1
     if isinstance(item, BadRecord):
@@ -179,8 +170,8 @@ def _document_examples(
     counter.discarded.update(labels.discarded)
     created = 0
     for example in make_examples(item, labels, options.windows, options.dialect):
-        if isinstance(example, SkippedWindow):
-            counter.discarded["chunk", example.reason] += 1
+        if isinstance(example, str):
+            counter.discarded["chunk", example] += 1
         else:
             created += 1
             yield example

@@ -2,11 +2,11 @@
 
 import random
 from array import array
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from proxhpc.annotate.examples import TrainingExample
-
-_TRAIN_WINDOW, _UNTOUCHED = 1, 2
+from proxhpc.annotate.examples import is_untouched
 
 
 class Balance:
@@ -21,18 +21,18 @@ class Balance:
         """`max_untouched` is the largest share of windows without an edit."""
         self._rng = random.Random(seed)  # noqa: S311
         self._max_untouched, self._max_documents = max_untouched, max_documents_per_source
-        self._kinds = bytearray()
         self._documents = array("Q")  # the document number of each example
-        self._train_documents: dict[str, array[int]] = {}  # by source
+        self._train_documents: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
+        self._untouched, self._edited = array("Q"), array("Q")  # numbers of training windows
 
-    def add(self, document: int, example: TrainingExample) -> None:
+    def add(self, document: int, row: Mapping[str, Any]) -> None:
         """Register the next example; `document` is the number of its document."""
-        row = example.row
-        is_train = row["split"] == "train"
-        if is_train and (not self._documents or self._documents[-1] != document):
-            self._train_documents.setdefault(row["source"], array("Q")).append(document)
-        is_train_window = is_train and row["level"] == "chunk"
-        self._kinds.append(_TRAIN_WINDOW * is_train_window | _UNTOUCHED * example.is_untouched)
+        if row["split"] == "train":
+            if not self._documents or self._documents[-1] != document:
+                self._train_documents[row["source"]].append(document)
+            if row["level"] == "chunk":
+                windows = self._untouched if is_untouched(row) else self._edited
+                windows.append(len(self._documents))
         self._documents.append(document)
 
     def reasons(self) -> Iterator[str]:
@@ -52,12 +52,9 @@ class Balance:
         """The numbers of examples without an edit that are too many."""
         if self._max_untouched >= 1:
             return set()
-        untouched, edited = array("Q"), 0
-        for number, (kind, document) in enumerate(zip(self._kinds, self._documents, strict=True)):
-            if kind & _TRAIN_WINDOW and document not in excess_documents:
-                if kind & _UNTOUCHED:
-                    untouched.append(number)
-                else:
-                    edited += 1
-        limit = int(edited * self._max_untouched / (1 - self._max_untouched))
+        untouched, edited = (
+            [number for number in windows if self._documents[number] not in excess_documents]
+            for windows in (self._untouched, self._edited)
+        )
+        limit = int(len(edited) * self._max_untouched / (1 - self._max_untouched))
         return set(self._rng.sample(untouched, max(0, len(untouched) - limit)))

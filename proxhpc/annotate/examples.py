@@ -8,7 +8,7 @@ A window's program numbers the lines within the window. Each program was execute
 exactly the text that the teacher's labels ask for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,7 @@ from proxhpc.errors import UserError
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.syntax import (
     FIRST_LINE,
+    NO_EDIT,
     Dialect,
     Keep,
     Program,
@@ -56,32 +57,25 @@ class WindowLimits:
         return cls(*map(int, numbers))
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingExample:
-    """A JSON row; `is_untouched` if it is a window whose program edits nothing."""
-
-    row: dict[str, Any]
-    is_untouched: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedWindow:
-    """A window that gives no example, with the reason."""
-
-    reason: str
-
-
 def make_examples(
     document: SourceDocument, labels: TeacherLabels, limits: WindowLimits, dialect: Dialect
-) -> Iterator[TrainingExample | SkippedWindow]:
-    """An example of the document's verdict, and one of each window, as far as there are labels."""
+) -> Iterator[dict[str, Any] | str]:
+    """A row for the document's verdict and one for each window, where there are labels.
+
+    A window that gives no example yields the reason instead.
+    """
     if labels.keep is not None:
         program = str(Verdict(not labels.keep))
-        yield TrainingExample(_row(document, "doc", program) | {"text": document.text})
+        yield _row(document, "doc", program) | {"text": document.text}
     if labels.edits is None:
         return
     for start, stop in split_windows(document.lines, labels.edits, limits):
         yield _window_example(document, labels, (start, stop), limits, dialect)
+
+
+def is_untouched(row: Mapping[str, Any]) -> bool:
+    """Return True for a window whose program edits nothing."""
+    return row["level"] == "chunk" and row["program"].removesuffix("()") in NO_EDIT
 
 
 def split_windows(
@@ -107,32 +101,31 @@ def _window_example(
     window: tuple[int, int],
     limits: WindowLimits,
     dialect: Dialect,
-) -> TrainingExample | SkippedWindow:
+) -> dict[str, Any] | str:
     start, stop = window
     lines = document.lines[start:stop]
     if not any(map(str.strip, lines)):
-        return SkippedWindow("blank")
+        return "blank"
     if limits.chars and sum(map(len, lines)) + len(lines) - 1 > limits.chars:
-        return SkippedWindow("too_long")
+        return "too_long"
     edits = [e for e in labels.edits or () if e.start < stop and e.stop > start]
     line_labels = _line_labels(edits, labels.unknown, start, stop)
     if set(line_labels) == {UNKNOWN}:
-        return SkippedWindow("unknown")
+        return "unknown"
     only_removes = all(edit.new is None for edit in edits)
     if only_removes:
         program: Program | NoProgram = removal_program(line_labels, dialect)
     else:
         program = derive("\n".join(lines), "\n".join(_edited(lines, edits, start)), dialect)
     if isinstance(program, NoProgram):
-        return SkippedWindow("no_program")
-    row = _row(document, "chunk", format_program(program, dialect)) | {
+        return "no_program"
+    return _row(document, "chunk", format_program(program, dialect)) | {
         "first": start,
         "lines": lines,
         "before": document.lines[max(0, start - BEFORE) : start],
         "after": document.lines[stop : stop + AFTER],
         "keep": line_labels if only_removes else None,
     }
-    return TrainingExample(row, is_untouched=not edits)
 
 
 def _row(document: SourceDocument, level: Level, program: str) -> dict[str, Any]:

@@ -5,9 +5,11 @@ or has a rejected statement gives no labels, and no answer of a document does if
 kept the original or dropped the document because of what they would have removed.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import accumulate
 
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, replay_shard
@@ -93,7 +95,7 @@ def program_labels(
     edits: list[Edit] = []
     known: set[int] = set()
     total = text.count("\n") + 1
-    line_starts: list[int] | None = None
+    starts = list(accumulate((len(line) + 1 for line in text.split("\n")), initial=0))
     executed = execute(text, total, windows, policy)
     for call, window, (changes, _) in zip(row.windows, windows, executed, strict=True):
         if window.rejected or call.finish != "stop":
@@ -102,8 +104,7 @@ def program_labels(
         known.update(range(window.start, window.stop))
         edits += [Edit(start, stop) for start, stop in window.removed]
         if window.strings:
-            line_starts = line_starts or _line_starts(text)
-            edits += _string_edits(text, line_starts, window, changes)
+            edits += _string_edits(text, starts, window, changes)
     unknown = frozenset(range(total)) - known
     edits.sort(key=lambda edit: edit.start)
     return TeacherLabels(keep, tuple(edits), unknown, +discarded)
@@ -115,34 +116,25 @@ def _keeps_document(call: Call) -> bool | None:
     return None if verdict.rejected or call.finish != "stop" else verdict.action == "keep"
 
 
-def _line_starts(text: str) -> list[int]:
-    """The offset of each line, and of the end of the text with a last newline."""
-    starts = [0]
-    for line in text.split("\n"):
-        starts.append(starts[-1] + len(line) + 1)
-    return starts
-
-
 def _string_edits(
     text: str, starts: list[int], window: WindowEdits, changes: list[SpanChange]
 ) -> Iterator[Edit]:
-    """Changes of characters as edits of the remaining lines; changes that share a line are one."""
+    """Changes of characters as edits of the remaining lines; changes that share a line are one.
+
+    `starts` are the offsets of the text's lines and of a line after it.
+    """
     removed = {starts[start] for start, _ in window.removed}
-    strings = [change for change in changes if change[0] not in removed]
-    groups: list[tuple[int, int, list[SpanChange]]] = []
-    line = window.start
-    for change in strings:
-        while starts[line + 1] <= change[0]:
-            line += 1
-        stop = line + 1
-        while starts[stop] <= change[1]:  # it removes the newline before that line
-            stop += 1
-        if groups and groups[-1][1] > line:
-            first, last_stop, group = groups[-1]
-            groups[-1] = (first, max(stop, last_stop), [*group, change])
+    groups: list[list[SpanChange]] = []
+    for change in changes:
+        if change[0] in removed:
+            continue
+        if groups and bisect_right(starts, groups[-1][-1][1]) >= bisect_right(starts, change[0]):
+            groups[-1].append(change)
         else:
-            groups.append((line, stop, [change]))
-    for first, stop, group in groups:
+            groups.append([change])
+    for group in groups:
+        first = bisect_right(starts, group[0][0]) - 1
+        stop = bisect_right(starts, group[-1][1])  # one line further if a newline is removed
         position = starts[first]
         pieces: list[str] = []
         for start, end, target in group:

@@ -4,11 +4,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from proxhpc.annotate.examples import DROPPED, UNKNOWN
+from proxhpc.annotate.examples import DROPPED, UNKNOWN, is_untouched
 from proxhpc.corpus.hosts import Split
 from proxhpc.errors import StopError
 from proxhpc.outputs import OutputModel
-from proxhpc.program.syntax import NO_EDIT
 from proxhpc.spec.sections import Level
 
 GroupKey = tuple[str, str, Level, Split]
@@ -119,7 +118,7 @@ class SummaryCounter:
         counts["examples"] += 1
         if row["level"] == "chunk":
             labels = row["keep"] or ""
-            counts["untouched"] += row["program"].removesuffix("()") in NO_EDIT
+            counts["untouched"] += is_untouched(row)
             counts["with_strings"] += row["keep"] is None
             counts["lines"] += len(row["lines"])
             counts["lines_dropped"] += labels.count(DROPPED)
