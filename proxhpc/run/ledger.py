@@ -87,8 +87,8 @@ class Call(NamedTuple):
 class Row:
     """The outcome of one document, and the programs that led to it.
 
-    `score`, the log-odds of dropping the document before any bias, is not stored: its last digits
-    depend on the batch, and a resumed run must write the same bytes.
+    `score`, the log-odds of dropping the document before any bias, is not stored: no corpus depends
+    on it, and its last digits depend on the batch.
     """
 
     id: str
