@@ -24,9 +24,8 @@ from proxhpc.errors import RetryError, ShardError, StopError, UserError
 from proxhpc.inspect import (
     Inspection,
     inspect_documents,
+    render_inspection,
     sample_documents,
-    show_document,
-    show_sample,
 )
 from proxhpc.inspect import find as finder
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
@@ -85,7 +84,8 @@ def write(run: Run, rows: Sequence[Row], path: Path | None = None) -> None:
 def shown(run: Run, query: str, *, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
-    show_document(run.dir, query, console=console)
+    for item in inspect_documents(run.dir, query):
+        console.print(render_inspection(item), soft_wrap=True)
     return out.getvalue()
 
 
@@ -195,7 +195,7 @@ def test_a_quarantined_document_shows_its_text_and_the_error(tmp_path: Path) -> 
     assert "Some text." in text
 
 
-def test_control_characters_are_escaped(tmp_path: Path) -> None:
+def test_control_characters_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"id {HOSTILE}"
     run = small(tmp_path, {name: f"{HOSTILE}\nkeep\tthis\r\nand this line"})
     (one,) = documents(run)
@@ -208,11 +208,11 @@ def test_control_characters_are_escaped(tmp_path: Path) -> None:
     coloured = shown(run, name, terminal=True)
     assert "\x1b]0" not in coloured
     assert not {"\x07", "\x9b", "\u202e"} & set(coloured)
-    out = io.StringIO()
-    show_document(run.dir, name, as_json=True, console=Console(file=out))
-    assert out.getvalue().isascii()
-    assert "\x1b" not in out.getvalue()
-    (data,) = json.loads(out.getvalue())["documents"]
+    assert main(["inspect", str(run.dir.root), name, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert "\x1b" not in out
+    (data,) = json.loads(out)["documents"]
     assert data["id"] == name
     assert data["chunk_programs"][0]["program"] == program
     assert data["after"] == "keep\tthis\r\nand this line"
@@ -321,9 +321,6 @@ def test_a_sample_is_the_same_for_one_seed(tmp_path: Path) -> None:
     assert ids != [item.row.id for item in sample_documents(run.dir, 6, seed=2)]
     assert len(sample_documents(run.dir, 1000)) == 40
     assert sample_documents(run.dir, 3, outcome="dropped") == []
-    out = io.StringIO()
-    show_sample(run.dir, 2, outcome="edited", console=Console(file=out, width=100))
-    assert out.getvalue().count("outcome  edited") == 2
 
 
 def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +331,8 @@ def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     tasks.refine_task(str(run.dir.root), 0, 1)
     assert main(command) == 0
     assert capsys.readouterr().out.count("outcome  ") == 3
+    assert main([*command, "--outcome", "edited"]) == 0
+    assert capsys.readouterr().out.count("outcome  edited") == 3
     assert main([*command, "--outcome", "dropped"]) == 0
     assert capsys.readouterr().out == "no dropped document\n"
     assert main([*command, "--outcome", "dropped", "--json"]) == 0

@@ -253,23 +253,29 @@ def _annotate(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from proxhpc.inspect import show_document, show_sample
+    from proxhpc.inspect import inspect_documents, render_inspection, sample_documents
+    from proxhpc.inspect.model import InspectOutput
+    from proxhpc.status.terminal import make_console
 
     run = _open(arguments)
     if (arguments.id is None) == (arguments.sample is None):
         raise UserError("inspect takes the id of a document, or --sample N")
     if arguments.outcome and arguments.sample is None:
         raise UserError("--outcome chooses among documents: add --sample N")
+    outcome = arguments.outcome or ""
     if arguments.id is not None:
-        show_document(run, arguments.id, as_json=arguments.json)
+        items = inspect_documents(run, arguments.id)
     else:
-        show_sample(
-            run,
-            arguments.sample,
-            outcome=arguments.outcome or "",
-            seed=arguments.seed,
-            as_json=arguments.json,
-        )
+        items = sample_documents(run, arguments.sample, outcome, arguments.seed)
+    if arguments.json:
+        print(InspectOutput(documents=tuple(item.to_output() for item in items)).to_json())
+    elif not items:
+        print(f"no {outcome} document" if outcome else "no document is refined yet")
+    else:
+        console = make_console()
+        for item in items:
+            # A line of a document stays one line here, even on a narrow terminal.
+            console.print(render_inspection(item), soft_wrap=True)
 
 
 def _memory(text: str) -> int:

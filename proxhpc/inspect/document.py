@@ -8,7 +8,7 @@ from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.program.replay import ProgramFormat, ReplayResult, replay
+from proxhpc.program.replay import ProgramFormat, replay
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.plan import Plan
@@ -99,9 +99,7 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
     survivor: Survivor | None = None
     notes: list[str] = []
     if document is not None and row.outcome != "quarantined":
-        result = _replay(plan, row, document.text, notes)
-        if result is not None and result.outcome in ("kept", "edited"):
-            after = result.text
+        after = _refined_text(plan, row, document.text, notes)
     if hit.published and row.outcome in ("kept", "edited"):
         try:
             survivor = pairs.survivor(hit.shard, hit.number)
@@ -141,8 +139,8 @@ def _read(plan: Plan, row: Row) -> Document | None:
     )
 
 
-def _replay(plan: Plan, row: Row, text: str, notes: list[str]) -> ReplayResult | None:
-    """Execute a row's programs; anything unexpected is added to `notes`."""
+def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | None:
+    """What a row's programs make of the text; anything unexpected is added to `notes`."""
     doc = row.doc.output if row.doc else None
     windows = [call.window for call in row.windows]
     try:
@@ -153,4 +151,4 @@ def _replay(plan: Plan, row: Row, text: str, notes: list[str]) -> ReplayResult |
     if (result.outcome, result.reason) != (row.outcome, row.reason):
         now = f"{result.outcome} {result.reason}".strip()
         notes.append(f"its programs now make it {now}: another version of proxhpc wrote the ledger")
-    return result
+    return result.text if result.outcome in ("kept", "edited") else None

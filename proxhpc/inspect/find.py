@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
 from proxhpc.status.terminal import safe
 
-_MAX_NEAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
+_MAX_SIMILAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
 _MAX_TRIES = 100  # to open a file of a shard
 
 
@@ -76,7 +77,8 @@ def sample_rows(
     for shard in shards:
         if len(picked) >= number:
             break
-        rows = _reservoir(_with_outcome(run, shard, pairs, outcome), number, rng)
+        candidates = _with_outcome(run, shard, pairs, outcome)
+        rows = nsmallest(number, candidates, key=lambda _: rng.random())
         picked += rows[:share]
         spare += rows[share:]
     picked = (picked + spare)[:number]
@@ -106,15 +108,12 @@ def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    ids = {row.id for row in (first, *islice(rows, _MAX_NEAR_ROWS)) if row.id}
-    near = get_close_matches(query, ids, n=3, cutoff=0.5)
-    list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
-    if near:
-        return UserError(
-            f"no document {query!r}", hint=f"similar ids: {', '.join(map(safe, near))}; {list_some}"
-        )
-    source = safe(record_source(plan, first))
-    hint = f"give an id, or FILE:POSITION as in {source}; {list_some}"
+    ids = {row.id for row in (first, *islice(rows, _MAX_SIMILAR_ROWS)) if row.id}
+    if similar := get_close_matches(query, ids, n=3, cutoff=0.5):
+        hint = f"similar ids: {', '.join(map(safe, similar))}"
+    else:
+        hint = f"give an id, or FILE:POSITION as in {safe(record_source(plan, first))}"
+    hint += f"; proxhpc inspect {run.root} --sample 5 shows some documents"
     return UserError(f"no document {query!r}", hint=hint)
 
 
@@ -175,15 +174,3 @@ def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[Fo
                 number += frame.payload.count(b"\n")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ShardError(f"{path}: a row cannot be read: {error!r}") from error
-
-
-def _reservoir(rows: Iterator[FoundRow], number: int, rng: random.Random) -> list[FoundRow]:
-    """`number` of the rows, each as likely as any other (algorithm R)."""
-    reservoir: list[FoundRow] = []
-    for count, row in enumerate(rows):
-        if count < number:
-            reservoir.append(row)
-        elif (position := rng.randrange(count + 1)) < number:
-            reservoir[position] = row
-    rng.shuffle(reservoir)
-    return reservoir

@@ -1,11 +1,11 @@
 """Documents before and after, as the page shows them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from proxhpc.account.reasons import reason_text
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.inspect.diff import LineChange, Piece, diff_lines, hunks
+from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt
 
 _CONTEXT = 2  # unchanged lines around a change
 _MAX_LINES = 40  # of one document
@@ -50,21 +50,12 @@ def first_characters(text: ExampleTexts | None) -> str:
 
 
 def _diff(text: ExampleTexts) -> Iterator[LineChange | int]:
-    before = text.before.split("\n")
-    limit = _MAX_LINES
-    changes: Sequence[LineChange | int]
-    if text.after is None:
-        changes = [LineChange("removed", n, (Piece(line),)) for n, line in enumerate(before)]
-        limit = _MAX_DROPPED_LINES
-    else:
-        changes = list(hunks(list(diff_lines(before, text.after.split("\n"))), _CONTEXT))
-    for change in changes[:limit]:
+    max_lines = _MAX_DROPPED_LINES if text.after is None else _MAX_LINES
+    for change in diff_excerpt(text.before, text.after, _CONTEXT, max_lines):
         if isinstance(change, int):
             yield change
         else:
             yield replace(change, pieces=tuple(map(_shortened, change.pieces)))
-    if rest := sum(change if isinstance(change, int) else 1 for change in changes[limit:]):
-        yield rest
 
 
 def _shortened(piece: Piece) -> Piece:
