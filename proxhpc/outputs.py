@@ -13,20 +13,24 @@ class OutputModel(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        from_attributes=True,  # `model_validate` copies a dataclass with the same fields
+        use_attribute_docstrings=True,
     )
 
     def to_json(self) -> str:
         """Indented JSON text.
 
         It is ASCII, because some characters steer a terminal. Integers may exceed 64 bits, which
-        rules out orjson.
+        rules out orjson. `format` comes first.
         """
-        return json.dumps(self.model_dump(mode="json"), indent=2)
+        data = self.model_dump(mode="json")
+        return json.dumps({key: data[key] for key in sorted(data, key="format".__ne__)}, indent=2)
 
 
 class UsageTotals(OutputModel):
-    """Sums over requests to a model. `UsageTotals.model_validate` takes a `Usage`."""
+    """Sums over requests to a model."""
 
     requests: int
     """Requests that the engine answered."""

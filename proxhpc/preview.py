@@ -18,8 +18,7 @@ import orjson
 from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
-from proxhpc.account.flops import flops
-from proxhpc.account.summary import sum_or_none
+from proxhpc.account.flops import flops, sum_or_none
 from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import detect_format, printable_path, read_error

@@ -1,13 +1,13 @@
-"""Proves a run again from its files, whatever was proved before: every checksum, every count.
+"""Checks every checksum and count of a run from its files, whatever was checked before.
 
-Ledgers are read whole and their sums made anew; their spans must tile the inputs; the merge's and
-the report's numbers must be the ledgers'; every file of the corpus must have its digest and its
-number of documents. What is damaged is named, and with `repair` taken away, so that the next
-launch makes just that again.
+Ledgers are read completely and counted again, and their spans must cover the inputs. The counts of
+the merge and the report must be those of the ledgers. Every file of the corpus must have its
+checksum and its number of documents. Damaged files are named; `repair` removes them, so the next
+launch writes only those again.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,10 +33,10 @@ from proxhpc.status.totals import RunTotals, run_totals
 
 @dataclass(slots=True)
 class Verification:
-    """What was proved, and what is damaged: a file and what is wrong with it."""
+    """What was checked; damaged files, each with its problem; and counts that do not agree."""
 
     shards: int = 0
-    not_refined: int = 0  # shards that are not refined yet
+    not_refined: int = 0
     counts: Counts = field(default_factory=Counts)
     parts: int = 0
     documents_written: int = 0
@@ -46,25 +46,27 @@ class Verification:
     wrong_sums: list[str] = field(default_factory=list)
 
     @property
-    def good(self) -> bool:
-        """Whether nothing is damaged."""
+    def intact(self) -> bool:
+        """Whether nothing is damaged and all counts agree."""
         return not (
             self.damaged_inputs or self.damaged_ledgers or self.damaged_corpus or self.wrong_sums
         )
 
+    def damaged(self, run: RunDir) -> dict[Path, str]:
+        """All damaged files, each with its problem."""
+        ledgers = {run.ledger(shard): problem for shard, problem in self.damaged_ledgers.items()}
+        return self.damaged_inputs | ledgers | self.damaged_corpus
+
     def to_output(self, run: RunDir) -> "VerifyOutput":
         """What `--json` prints."""
-        damaged = {str(path): problem for path, problem in self.damaged_inputs.items()}
-        damaged |= {str(run.ledger(n)): problem for n, problem in self.damaged_ledgers.items()}
-        damaged |= {str(path): problem for path, problem in self.damaged_corpus.items()}
         return VerifyOutput(
-            good=self.good,
+            intact=self.intact,
             shards=self.shards,
             not_refined=self.not_refined,
             totals=run_totals(self.counts, None),
             parts=self.parts,
             documents_written=self.documents_written,
-            damaged=damaged,
+            damaged={str(path): problem for path, problem in self.damaged(run).items()},
             wrong_sums=tuple(self.wrong_sums),
         )
 
@@ -73,9 +75,9 @@ class VerifyOutput(OutputModel):
     """Result of checking every checksum and count of a run."""
 
     format: Literal["proxhpc.verify/1"] = "proxhpc.verify/1"
-    """Name and version of this document's format."""
-    good: bool
-    """Whether nothing is damaged or contradictory."""
+    """Kind and version of this document."""
+    intact: bool
+    """Whether nothing is damaged and all counts agree."""
     shards: int
     """Shards of the run."""
     not_refined: int
@@ -92,78 +94,71 @@ class VerifyOutput(OutputModel):
     """Counts that do not agree."""
 
 
-def verify(run: RunDir, *, processes: int = 1) -> Verification:
-    """Read everything that a run has written and prove it. Writes nothing.
-
-    UserError where there is no run.
-    """
+def verify_run(run: RunDir, *, processes: int = 1) -> Verification:
+    """Check everything that a run has written; writes nothing. UserError if there is no run."""
     plan = Plan.load(run)
-    proof = Verification(shards=len(plan.shards))
-    _inputs(plan, proof)
-    _ledgers(run, plan, proof, processes)
+    result = Verification(shards=len(plan.shards))
+    _check_inputs(plan, result)
+    _check_ledgers(run, plan, result, processes)
     if run.merge_summary.exists():
         if plan.manifest.output.format == "parquet":
-            require_pyarrow("reading the corpus")  # without it they are not damaged
-        _corpus(run, proof)
-    return proof
+            require_pyarrow("reading the corpus")  # or every part would be called damaged
+        _check_corpus(run, result)
+    return result
 
 
-def repair(run: RunDir, proof: Verification) -> list[Path]:
-    """Take away what is damaged and what was made of it; the next launch makes it again.
+def repair(run: RunDir, result: Verification) -> list[Path]:
+    """Remove damaged files and what was made from them, for the next launch to write again.
 
-    For the holder of the `advance` lease only. Inputs are not ours to mend.
+    Only for the holder of the `advance` lease. Inputs are never removed.
     """
-    taken: list[Path] = []
-    if proof.damaged_ledgers or proof.damaged_corpus or proof.wrong_sums:
-        # What says that the run is finished goes first, whatever happens in between.
-        taken += [run.report_json, run.merge_summary]
-        taken += [run.checksums] if run.checksums in proof.damaged_corpus else []
-    taken += [run.ledger(shard) for shard in proof.damaged_ledgers]
-    taken += [path for path in proof.damaged_corpus if path.parent == run.corpus]
-    taken = [path for path in dict.fromkeys(taken) if path.exists()]
-    for path in taken:
+    damaged: list[Path] = []
+    if result.damaged_ledgers or result.damaged_corpus or result.wrong_sums:
+        # First the files that mark the run as finished, in case this process is killed.
+        damaged += [run.report_json, run.merge_summary]
+        damaged += [run.checksums] if run.checksums in result.damaged_corpus else []
+    damaged += [run.ledger(shard) for shard in result.damaged_ledgers]
+    damaged += [path for path in result.damaged_corpus if path.parent == run.corpus]
+    removed = [path for path in dict.fromkeys(damaged) if path.exists()]
+    for path in removed:
         path.unlink()
-    return taken
+    return removed
 
 
-def _inputs(plan: Plan, proof: Verification) -> None:
+def _check_inputs(plan: Plan, result: Verification) -> None:
     for info in (*plan.inputs, *plan.against):
         try:
             check_unchanged(info)
         except (ProxError, OSError) as error:
-            proof.damaged_inputs[info.path] = str(error).splitlines()[0]
+            result.damaged_inputs[info.path] = str(error).splitlines()[0]
 
 
-def _ledgers(run: RunDir, plan: Plan, proof: Verification, processes: int) -> None:
-    left = set(missing_shards(run, plan))
-    proof.not_refined = len(left)
-    done = [shard for shard in range(len(plan.shards)) if shard not in left]
-    spans: dict[int, list[SpanStats]] = {}
+def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int) -> None:
+    missing = set(missing_shards(run, plan))
+    result.not_refined = len(missing)
+    refined = [shard for shard in range(len(plan.shards)) if shard not in missing]
+    spans_by_shard: dict[int, list[SpanStats]] = {}
     with open_pool(run, plan, processes, command="verify") as pool:
-        for shard, (counts, own, problem) in pool.each("verify", _read, done):
+        for shard, (counts, spans, problem) in pool.each("verify", _read_shard, refined):
             if problem:
-                proof.damaged_ledgers[shard] = problem
+                result.damaged_ledgers[shard] = problem
                 continue
-            proof.counts += counts
-            spans[shard] = own
-    proof.damaged_ledgers = dict(sorted(proof.damaged_ledgers.items()))
-    if not left and not proof.damaged_ledgers:
-        # Which of an input's ledgers is at fault cannot be told from where its spans end.
-        for file, problem in coverage_problems(
-            plan, (span for _, own in sorted(spans.items()) for span in own)
-        ).items():
-            for shard, about in enumerate(plan.shards):
-                if any(span.file == file for span in about.spans):
-                    proof.damaged_ledgers[shard] = f"with the others of its input: {problem}"
+            result.counts += counts
+            spans_by_shard[shard] = spans
+    result.damaged_ledgers = dict(sorted(result.damaged_ledgers.items()))
+    if missing or result.damaged_ledgers:
+        return
+    in_order = (span for _, spans in sorted(spans_by_shard.items()) for span in spans)
+    for file, problem in coverage_problems(plan, in_order).items():
+        # The span ends do not tell which ledger of the file is wrong.
+        for number, planned in enumerate(plan.shards):
+            if any(span.file == file for span in planned.spans):
+                result.damaged_ledgers[number] = f"with the other ledgers of its input: {problem}"
 
 
-Read = tuple[Counts, list[SpanStats], str]
-
-
-def _read(run: RunDir, plan: Plan, shard: int) -> Read:
-    """A ledger's counts and the tiles of its spans, or what is wrong with it."""
+def _read_shard(run: RunDir, plan: Plan, shard: int) -> tuple[Counts, list[SpanStats], str]:
+    """A ledger's counts and spans, and what is wrong with it."""
     counts, rows, ends = Counts(), list[Row](), list[SpanEnd]()
-    tiles: list[SpanStats] = []
     try:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
             if isinstance(item, Row):
@@ -177,39 +172,42 @@ def _read(run: RunDir, plan: Plan, shard: int) -> Read:
     spans = plan.shards[shard].spans
     if [end.file for end in ends] != [span.file for span in spans]:
         return Counts(), [], "it does not have the spans of its shard"
+    stats = []
     for span, end in zip(spans, ends, strict=True):
-        own = [r for r in rows if r.file == span.file and span.start <= r.position]
-        own = [r for r in own if span.stop is None or r.position < span.stop]
-        seen = SpanCounter()
-        for row in own:
-            seen.add(row)
-        tiles.append(seen.stats(span, end))
-    if sum(tile.records for tile in tiles) != len(rows):
+        counter = SpanCounter()
+        for row in rows:
+            in_span = span.start <= row.position and (span.stop is None or row.position < span.stop)
+            if row.file == span.file and in_span:
+                counter.add(row)
+        stats.append(counter.stats(span, end))
+    if sum(span_stats.records for span_stats in stats) != len(rows):
         return Counts(), [], "it has rows outside of its spans"
-    return counts, tiles, ""
+    return counts, stats, ""
 
 
-def _corpus(run: RunDir, proof: Verification) -> None:
-    """The merge's sums against the ledgers', and every file of the corpus."""
+def _check_corpus(run: RunDir, result: Verification) -> None:
+    """Check the merge's counts against the ledgers', and every file of the corpus."""
     try:
         summary = MergeSummary.load(run)
-        assert summary is not None  # the caller has seen it
+        assert summary is not None  # the caller checked that the file exists
         summary.check()
     except StopError as error:
-        proof.damaged_corpus[run.merge_summary] = error.message
+        result.damaged_corpus[run.merge_summary] = error.message
         return
-    if not proof.damaged_ledgers and summary.counts != proof.counts:
-        proof.wrong_sums.append(f"{run.merge_summary} does not have the sums of the ledgers")
-    for name, problem in _files(run, {part.name: part.documents for part in summary.parts}, proof):
-        proof.damaged_corpus[run.corpus / name] = problem
-    if not proof.damaged_corpus and proof.documents_written != summary.written:
-        found = proof.documents_written
-        wrong = f"{summary.written} documents written, in the corpus there are {found}"
-        proof.wrong_sums.append(f"{run.merge_summary}: {wrong}")
+    if not result.damaged_ledgers and summary.counts != result.counts:
+        result.wrong_sums.append(f"{run.merge_summary} does not have the sums of the ledgers")
+    documents = {part.name: part.documents for part in summary.parts}
+    for name, problem in _damaged_files(run, documents, result):
+        result.damaged_corpus[run.corpus / name] = problem
+    if not result.damaged_corpus and result.documents_written != summary.written:
+        result.wrong_sums.append(
+            f"{run.merge_summary} has {summary.written} documents written, the corpus has"
+            f" {result.documents_written}"
+        )
     if run.report_json.exists():
-        documents = run_totals(summary.counts, summary).documents
-        if _report_documents(run.report_json) != documents.model_dump():
-            proof.wrong_sums.append(f"{run.report_json} does not have the sums of the merge")
+        totals = run_totals(summary.counts, summary).documents
+        if _report_documents(run.report_json) != totals.model_dump():
+            result.wrong_sums.append(f"{run.report_json} does not have the sums of the merge")
 
 
 def _report_documents(report: Path) -> object:
@@ -220,10 +218,10 @@ def _report_documents(report: Path) -> object:
         return None
 
 
-def _files(
-    run: RunDir, documents: dict[str, int], proof: Verification
+def _damaged_files(
+    run: RunDir, documents: dict[str, int], result: Verification
 ) -> Iterator[tuple[str, str]]:
-    """Files of the corpus that are damaged, by name, and what is wrong with each."""
+    """Names of damaged files of the corpus, each with its problem; counts the intact parts."""
     try:
         lines = run.checksums.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -231,51 +229,46 @@ def _files(
         return
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in sorted(documents.keys() - digests.keys()):
-        yield name, f"{run.checksums.name} does not have it"
+        yield name, f"{run.checksums.name} does not list it"
     for path in sorted(run.corpus.glob("part-*")):
         if path.name not in digests:
-            yield path.name, "it is no part of the corpus, and whoever reads part-* would read it"
+            yield path.name, "it is not part of the corpus, but readers of part-* would read it"
     for name, digest in digests.items():
         path = run.corpus / Path(name).name
         try:
             if sha256_file(path) != digest:
-                yield name, "its SHA-256 is another"
+                yield name, "its SHA-256 differs"
                 continue
             count = count_rows if path.suffix == ".parquet" else count_lines
-            found = count(path) if name in documents else 0
+            counted = count(path) if name in documents else 0
         except (OSError, ProxError) as error:
             yield name, str(error).splitlines()[0]
             continue
-        if found != documents.get(name, 0):
-            yield name, f"it has {found} documents, not {documents.get(name, 0)}"
+        if counted != documents.get(name, 0):
+            yield name, f"it has {counted} documents, not {documents.get(name, 0)}"
         elif name in documents:
-            proof.parts += 1
-            proof.documents_written += found
+            result.parts += 1
+            result.documents_written += counted
 
 
-def render_verification(run: RunDir, proof: Verification) -> Iterable[str]:
-    """What was proved, for people, and what to do."""
-    done = proof.shards - proof.not_refined
-    yield f"{done:,} of {proof.shards:,} ledgers read: {proof.counts.documents:,} documents"
-    counts = proof.counts
+def render_verification(run: RunDir, result: Verification) -> Iterator[str]:
+    """Lines for a terminal: what was checked, and what to do."""
+    counts, refined = result.counts, result.shards - result.not_refined
+    yield f"{refined:,} of {result.shards:,} ledgers read: {counts.documents:,} documents"
     yield (
-        f"  kept {counts.kept:,}, edited {counts.edited:,}, dropped {counts.dropped.total():,},"
-        f" quarantined {counts.quarantined.total():,}"
+        f"  kept unchanged {counts.kept:,}, edited {counts.edited:,},"
+        f" dropped {counts.dropped.total():,}, quarantined {counts.quarantined.total():,}"
     )
-    if proof.parts:
-        yield f"{proof.parts:,} parts of the corpus read: {proof.documents_written:,} documents"
-    for path, problem in {
-        **proof.damaged_inputs,
-        **{run.ledger(shard): why for shard, why in proof.damaged_ledgers.items()},
-        **proof.damaged_corpus,
-    }.items():
-        yield f"DAMAGED {path}: {problem}"
-    yield from (f"WRONG {problem}" for problem in proof.wrong_sums)
-    if proof.good:
-        yield "all of it agrees" + (
-            "" if not proof.not_refined else f"; {proof.not_refined:,} shards to refine"
+    if result.parts:
+        yield f"{result.parts:,} parts of the corpus read: {result.documents_written:,} documents"
+    yield from (f"DAMAGED {path}: {problem}" for path, problem in result.damaged(run).items())
+    yield from (f"WRONG {problem}" for problem in result.wrong_sums)
+    if result.intact:
+        pending = (
+            f"; {result.not_refined:,} shards are not refined yet" if result.not_refined else ""
         )
-    elif proof.damaged_inputs:
-        yield "put the inputs back as they were, or start a new run"
+        yield f"all checksums and counts agree{pending}"
+    elif result.damaged_inputs:
+        yield "restore the inputs, or start a new run"
     else:
-        yield f"proxhpc verify {run.root} --repair takes it away; the next launch makes it again"
+        yield f"run `proxhpc verify {run.root} --repair`, then `proxhpc launch` again"

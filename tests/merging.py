@@ -1,4 +1,4 @@
-"""Refined runs for the tests of the merge, and what comes out of them."""
+"""Refined runs for the tests of the merge, and readers of its output."""
 
 import functools
 import gzip
@@ -17,7 +17,7 @@ from typing import Any
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import StopError
 from proxhpc.launch.launch import Run, prepare_run
@@ -33,11 +33,11 @@ _HOME = tempfile.TemporaryDirectory(prefix="merging-")
 
 
 def records() -> list[Any]:
-    """Documents of every outcome, duplicates before and behind what is kept, and bad records."""
+    """Documents of every outcome, duplicates before and after their survivor, and bad records."""
     rows: list[Any] = [document(number, n=number, deep={"list": [number]}) for number in range(40)]
     rows[3] = document(30, id="early copy")  # shorter than its survivor, which comes later
     rows[30]["text"] += "   \n"
-    rows[7] = document(8, id="before")  # as long as its survivor would be: the first one stays
+    rows[7] = document(8, id="before")  # as long as its duplicate 8, so the first survives
     rows[11]["text"] = rows[12]["text"].replace("Every year", "EVERY\t year")
     rows[14]["text"] = "too short"
     rows[16]["id"] = rows[15]["id"]
@@ -60,29 +60,31 @@ def inputs(folder: Path) -> list[Path]:
 
 
 def refined(folder: Path, **sections: Any) -> Run:
-    """A run over `inputs`, refined by the rules, not merged."""
+    """A run over `inputs` that the rules refined, not merged."""
     if not sections:
         run = RunDir(folder / "run")
-        shutil.copytree(_model().dir.root, run.root)
-        return Run(run, Plan.load(run), _model().site)
+        shutil.copytree(_model_run().dir.root, run.root)
+        return Run(run, Plan.load(run), _model_run().site)
     path = manifest(folder, inputs(folder), **SECTIONS | sections)
-    run_of_its_own = prepare_run(path, local_site(folder), None)
-    tasks.refine_task(str(run_of_its_own.dir.root), 0, 1)
-    return run_of_its_own
+    new_run = prepare_run(path, local_site(folder), None)
+    tasks.refine_task(str(new_run.dir.root), 0, 1)
+    return new_run
 
 
 @functools.cache
-def _model() -> Run:
-    """The run that tests start from a copy of; its inputs stay where they are."""
+def _model_run() -> Run:
+    """The run that tests copy; its inputs stay where they are."""
     return refined(Path(_HOME.name), name="model")
 
 
-def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None]) -> Path:
-    """Write a shard's ledger anew, whole and summed up, after `change`."""
+def rewrite_ledger(
+    run: Run, shard: int, change: Callable[[list[Row], list[SpanEnd]], None]
+) -> Path:
+    """Rewrite a shard's ledger, with a correct summary, after `change`."""
     path = run.dir.ledger(shard)
     items = list(read_ledger(path, run.plan.digest, shard))
     rows = [item for item in items if isinstance(item, Row)]
-    ends = [item for item in items if isinstance(item, End)]
+    ends = [item for item in items if isinstance(item, SpanEnd)]
     change(rows, ends)
     path.unlink()
     writer = LedgerWriter(FrameWriter(path), run.plan.digest, shard, LedgerState())
@@ -93,17 +95,17 @@ def remake(run: Run, shard: int, change: Callable[[list[Row], list[End]], None])
 
 
 def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge_run) -> bool:
-    """Merge in a child that dies of SIGKILL in place of its next file after `allowed` ones."""
+    """Merge in a child that SIGKILL ends in place of its next file after `allowed` ones."""
 
     def child() -> None:
-        rename, left = os.replace, itertools.count(allowed, -1)
+        rename, allowance = os.replace, itertools.count(allowed, -1)
 
-        def one_more(source: Any, target: Any) -> None:
-            if next(left) == 0:
+        def replace_or_die(source: Any, target: Any) -> None:
+            if next(allowance) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(source, target)
 
-        os.replace = one_more  # type: ignore[assignment]
+        os.replace = replace_or_die  # type: ignore[assignment]
         make(run)
 
     process = FORK.Process(target=child)
@@ -114,7 +116,7 @@ def killed(run: RunDir, allowed: int, make: Callable[[RunDir], Any] = merge_run)
 
 
 def output(run: RunDir) -> dict[str, bytes]:
-    """Every file that must not depend on how the work was cut."""
+    """Every file that must not depend on how the work was split."""
     listings = [path for path in (run.quarantine, run.duplicates) if path.exists()]
     files = [*run.corpus.iterdir(), *listings]
     return {path.name: path.read_bytes() for path in files}
@@ -134,24 +136,24 @@ def plan_of_one(provenance: bool) -> Plan:
         return prepare_run(manifest(folder, [path], **sections), local_site(folder), None).plan
 
 
-def linger(run: RunDir, plan: Plan, number: int) -> int:
-    """A unit that says who does it and takes long."""
+def slow_unit(run: RunDir, plan: Plan, number: int) -> int:
+    """A unit that writes its process id and takes long."""
     (run.merge / f"pid-{number}").write_text(str(os.getpid()))
     time.sleep(60)
     (run.merge / f"done-{number}").touch()
     return number
 
 
-def raising(run: RunDir, plan: Plan, number: int) -> int:
-    """A unit that fails while the other is at work."""
+def failing_unit(run: RunDir, plan: Plan, number: int) -> int:
+    """A unit that fails while another one is running."""
     if number == 0:
-        return linger(run, plan, number)
+        return slow_unit(run, plan, number)
     while not (run.merge / "pid-0").exists():
         time.sleep(0.01)
-    raise StopError("told so", hint="and so")
+    raise StopError("a unit failed", hint="fix it")
 
 
-def fall(run: RunDir, plan: Plan, number: int) -> int:
-    """A unit that the kernel kills, as it does for memory."""
+def kill_self(run: RunDir, plan: Plan, number: int) -> int:
+    """A unit whose process is killed, as the kernel does when memory is short."""
     os.kill(os.getpid(), signal.SIGKILL)
     return number

@@ -17,8 +17,8 @@ from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
-# Points of proxhpc.faults that are only reached behind deaths at others.
-BEHIND = {
+# Fault points that are reached only after deaths at these other points.
+AFTER_DEATHS = {
     "lease stolen": ("commit synced",),
     "death noted": ("commit synced",),
     "attempt resumed": ("commit synced",),
@@ -33,13 +33,13 @@ PARAGRAPH = (
 
 
 def document(number: int, **more: Any) -> dict[str, Any]:
-    """A document that the rules keep and edit: five sentences and a navigation line."""
+    """Return a document that the rules edit: five sentences and a navigation line."""
     text = f"Home | About | Contact\n{PARAGRAPH}Number {number} of the series ends with this line."
     return {"id": f"doc-{number}", "text": text, "url": f"http://example.org/{number}"} | more
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
-    """A JSON lines file, compressed by its suffix; bytes are lines as they are."""
+    """Write a JSON lines file, compressed by its suffix; a row in bytes is written unchanged."""
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     data = b"".join(line + b"\n" for line in lines)
     if path.suffix == ".zst":
@@ -50,7 +50,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def manifest(folder: Path, paths: Sequence[Path], **sections: Any) -> Path:
-    """A manifest file for these inputs, rules engine unless told otherwise."""
+    """Write a manifest for these inputs, with the rules engine by default."""
     data: dict[str, Any] = {
         "name": "small",
         "run_dir": str(folder / "run"),
@@ -68,7 +68,7 @@ def manifest(folder: Path, paths: Sequence[Path], **sections: Any) -> Path:
 
 
 def planned(folder: Path, count: int = 60, **sections: Any) -> Run:
-    """A planned run over `count` documents in two files."""
+    """Plan a run over `count` documents in two files."""
     rows = [document(number) for number in range(count)]
     files = [
         write_jsonl(folder / "in" / "a.jsonl.zst", rows[: count // 3]),
@@ -78,25 +78,25 @@ def planned(folder: Path, count: int = 60, **sections: Any) -> Run:
 
 
 def demo_copies(folder: Path, copies: int) -> list[Path]:
-    """The demo corpus so many times over, no two copies alike."""
+    """Write the demo corpus several times over, with no two documents identical."""
     tool = Path(__file__).parents[1] / "tools" / "demo_corpus.py"
     subprocess.run([sys.executable, str(tool), str(folder)], check=True, stdout=subprocess.DEVNULL)
-    out = []
+    files = []
     for part in sorted(folder.glob("*.zst")):
         with zstandard.open(part, "rb") as file:
             rows = [orjson.loads(line) for line in file.read().splitlines()]
-        more = [
+        copies_of_rows = [
             row
             | {"id": f"{row['id']}#{n}", "text": f"{row['text']}\nCopy {n} ends with this line."}
             for n in range(copies)
             for row in rows
         ]
-        out.append(write_jsonl(folder / f"many-{part.name}", more))
-    return out
+        files.append(write_jsonl(folder / f"many-{part.name}", copies_of_rows))
+    return files
 
 
 def corpus_bytes(run: RunDir) -> dict[str, str]:
-    """SHA-256 of each part of the corpus."""
+    """Return the SHA-256 of each part of the corpus."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(run.corpus.glob("part-*"))
@@ -104,7 +104,7 @@ def corpus_bytes(run: RunDir) -> dict[str, str]:
 
 
 def check_balance(run: RunDir) -> dict[str, int]:
-    """Recompute the balance from the corpus files and the merge's own sums."""
+    """Check that the corpus files and the merge's sums add up."""
     summary = json.loads(run.merge_summary.read_bytes())
     counts = summary["counts"]
     written = 0
@@ -121,14 +121,14 @@ def check_balance(run: RunDir) -> dict[str, int]:
 
 
 def local_site(folder: Path, workers: int = 2) -> str:
-    """A site file of local processes."""
+    """Write a site file for local processes."""
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump({"name": "here", "kind": "local", "workers": workers}))
     return str(path)
 
 
 def rows_of(run: RunDir, plan: Plan) -> list[Row]:
-    """Every row of every published ledger, verified, in input order."""
+    """Return every row of every published ledger, verified, in input order."""
     return [
         item
         for shard in range(len(plan.shards))

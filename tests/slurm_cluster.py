@@ -1,7 +1,7 @@
-"""A real Slurm cluster of several nodes on this one host, gone without trace when it is stopped.
+"""A real Slurm cluster with several nodes on one host, which leaves nothing behind.
 
-Everything is private to one scratch directory: configuration, munge key and socket, database,
-state, spool and logs; ports are free ones on the loopback address. It needs the programs that
+Everything is in one scratch directory: configuration, munge key and socket, database, state, spool
+and logs. Ports are free ones on the loopback address. It needs the programs that
 `tools/install_slurm.sh` installs and no privileges: all daemons run as the calling user.
 
 By hand:  python tests/slurm_cluster.py run -- bash -c 'sinfo; srun -N4 hostname'
@@ -31,14 +31,14 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sc
 ACCOUNTING_PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacct", "sacctmgr")
 # Debian keeps daemons where an ordinary user's PATH does not look.
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-# Variables by which an outer job, or the user's defaults, would steer the commands of the tests.
+# Variables of an outer job, and defaults of the user, that would change the commands of the tests.
 INHERITED = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
 FAILED = frozenset(
     ["BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"]
 )
 FINISHED = FAILED | {"COMPLETED"}
-# A Unix socket's path has 107 bytes, and slurmd puts "spool/NODE/NODE_JOB.STEP" below the root.
-LONGEST_ROOT = 60
+# A path of a Unix socket has at most 107 bytes; slurmd appends "spool/NODE/NODE_JOB.STEP".
+MAX_ROOT_BYTES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class Job:
 
 
 class ClusterError(RuntimeError):
-    """A daemon did not come up or a Slurm command failed; the message quotes what it said."""
+    """A daemon did not start or a Slurm command failed; the message quotes its output."""
 
 
 @dataclass
 class SlurmCluster:
-    """A cluster below `root`, an empty directory with a short path; start it, or use `with`."""
+    """A cluster in `root`, an empty directory with a short path; call `start`, or use `with`."""
 
     root: Path
     spec: Spec = field(default_factory=Spec)
@@ -80,21 +80,21 @@ class SlurmCluster:
 
     @property
     def conf(self) -> Path:
-        """The path of slurm.conf, which in SLURM_CONF also marks the cluster's processes."""
+        """Path of slurm.conf; SLURM_CONF with this path also identifies the cluster's processes."""
         return self.root / "slurm.conf"
 
     def start(self) -> None:
-        """Starts all daemons and returns when every node is idle."""
-        if lacking := missing(self.spec.accounting):
-            raise ClusterError(f"not installed: {', '.join(lacking)}; run tools/install_slurm.sh")
+        """Start all daemons and return when every node is idle."""
+        if programs := missing(self.spec.accounting):
+            raise ClusterError(f"not installed: {', '.join(programs)}; run tools/install_slurm.sh")
         self.root = self.root.resolve()
-        if len(str(self.root)) > LONGEST_ROOT:
-            raise ClusterError(f"{self.root}: over {LONGEST_ROOT} bytes, too long for sockets")
+        if len(str(self.root)) > MAX_ROOT_BYTES:
+            raise ClusterError(f"{self.root}: over {MAX_ROOT_BYTES} bytes, too long for sockets")
         self.root.chmod(0o700)
         for name in ("log", "munge", "state", *(f"spool/{node}" for node in self.spec.names)):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         write_config(self.root, self.spec)
-        # Its input closes when this process ends, however it ends; then it kills the cluster.
+        # It kills the cluster when its input closes, so also when this process dies.
         self.reaper = subprocess.Popen(
             [sys.executable, slurm_reaper.__file__, str(self.root)],
             stdin=subprocess.PIPE,
@@ -107,10 +107,9 @@ class SlurmCluster:
             raise
 
     def stop(self) -> None:
-        """Kills every process of this cluster, its jobs included, and returns when they are gone.
+        """Kill every process of this cluster, jobs included, and return when they have ended.
 
-        Raises:
-            ClusterError: a process was still there after repeated SIGKILL.
+        ClusterError if a process is still there after repeated SIGKILL.
         """
         if self.reaper is None:
             return
@@ -125,57 +124,56 @@ class SlurmCluster:
             raise ClusterError(f"{self.root}: processes outlived SIGKILL: {processes(self.root)}")
 
     def env(self, **more: str) -> dict[str, str]:
-        """This process's environment turned to this cluster, with `more` on top."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
-        path = f"{kept.get('PATH', os.defpath)}:{SBIN}"
-        return {**kept, "PATH": path, "SLURM_CONF": str(self.conf), **more}
+        """Return this process's environment for commands of this cluster, with `more` variables."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
+        path = f"{inherited.get('PATH', os.defpath)}:{SBIN}"
+        return {**inherited, "PATH": path, "SLURM_CONF": str(self.conf), **more}
 
     def run(
         self, *command: str, check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the cluster's environment and captures what it prints.
+        """Run a command in the cluster's environment and capture its output.
 
-        Raises:
-            ClusterError: it exited non-zero and `check` is set; quotes what it said.
+        ClusterError, with the output, if it fails and `check` is set.
         """
         done = subprocess.run(
             command, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False
         )
         if check and done.returncode:
-            said = (done.stderr + done.stdout).strip()
-            raise ClusterError(f"{' '.join(command)} exited {done.returncode}: {said}")
+            output = (done.stderr + done.stdout).strip()
+            raise ClusterError(f"{' '.join(command)} exited {done.returncode}: {output}")
         return done
 
     def sbatch(self, script: str, *options: str) -> str:
-        """Submits shell text as a job and returns its id; its output goes to log/job-ID."""
+        """Submit shell text as a job and return its id; its output is in log/job-ID."""
         out = f"--output={self.root}/log/job-%j"
         return self.run(
             "sbatch", "--parsable", out, "--open-mode=append", *options, f"--wrap={script}"
         ).stdout.strip()
 
     def jobs(self, job_id: str | None = None) -> list[Job]:
-        """All jobs (or one) that the controller knows, finished ones too, element by element."""
-        shape = "\x1f".join(("%i", "%T", "%r", "%N", "%j", "%k"))
-        rows = self.run("squeue", "-h", "-a", "-r", "-t", "all", "-o", shape).stdout
+        """Return all jobs, or one, that the controller knows, also ended ones, by element."""
+        columns = "\x1f".join(("%i", "%T", "%r", "%N", "%j", "%k"))
+        rows = self.run("squeue", "-h", "-a", "-r", "-t", "all", "-o", columns).stdout
         jobs = [Job(*row.split("\x1f")) for row in rows.splitlines()]
         return [job for job in jobs if job_id in (None, job.id, job.id.partition("_")[0])]
 
     def wait_jobs(self, job_id: str, states: Iterable[str], timeout: float = 60) -> list[Job]:
-        """The elements of a job as soon as each of them is in one of these states."""
-        wanted = frozenset(states)
+        """Return the elements of a job as soon as each of them is in one of these states."""
+        accepted = frozenset(states)
 
-        def there() -> list[Job]:
+        def elements() -> list[Job]:
             jobs = self.jobs(job_id)
-            return jobs if all(job.state in wanted for job in jobs) else []
+            return jobs if all(job.state in accepted for job in jobs) else []
 
-        wish = f"job {job_id} to be {' or '.join(sorted(wanted))}"
-        return self.until(there, wish, timeout, lambda: str(self.jobs(job_id)))
+        condition = f"job {job_id} to be {' or '.join(sorted(accepted))}"
+        return self.until(elements, condition, timeout, lambda: str(self.jobs(job_id)))
 
     def kill_node(self, name: str, *, report: bool = True) -> None:
-        """Kills a node's slurmd and all that runs on it, as a power cut would.
+        """Kill a node's slurmd and every process of its jobs, like a power cut.
 
-        With `report` the controller is told at once, as a site's health monitor does; without, it
-        finds out by itself after SlurmdTimeout.
+        With `report`, the controller learns it at once, as from a health monitor; otherwise it
+        notices after SlurmdTimeout.
         """
         kill_all(lambda: processes(self.root, name))
         self.daemons.pop(name).wait(timeout=10)
@@ -183,12 +181,12 @@ class SlurmCluster:
             self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=power_cut")
 
     def start_node(self, name: str) -> None:
-        """Starts a killed node again and returns when it takes jobs."""
+        """Start a killed node again and return when it accepts jobs."""
         self._spawn_node(name)
         self._wait_nodes([name])
 
     def restart_ctld(self, stop: signal.Signals = signal.SIGTERM) -> None:
-        """Ends the controller with this signal and starts it; queued and running jobs live on."""
+        """Stop the controller with this signal and start it again; jobs continue."""
         controller = self.daemons.pop("slurmctld")
         controller.send_signal(stop)
         controller.wait(timeout=30)
@@ -196,7 +194,7 @@ class SlurmCluster:
         self._wait_nodes([name for name in self.spec.names if name in self.daemons])
 
     def reset(self) -> None:
-        """Cancels every job and starts every killed node: what a test leaves for the next one."""
+        """Cancel every job and start every killed node, for the next test."""
         self.run("scancel", f"--user={user_name()}")
         for name in self.spec.names:
             if name not in self.daemons:
@@ -206,21 +204,20 @@ class SlurmCluster:
         )
 
     def describe(self) -> str:
-        """The queue and what the controller and the nodes last said, for a failed test."""
+        """Return the queue and the log tails of controller and nodes, for a failed test."""
         queue = self.run("squeue", "-a", "-r", "-t", "all", check=False).stdout
         return "\n".join([queue, *(self.tail(name) for name in ("slurmctld", *self.spec.names))])
 
     def until(
         self,
         probe: Callable[[], T],
-        wish: str,
+        condition: str,
         timeout: float = 30,
         seen: Callable[[], str] = str,
     ) -> T:
-        """The first true value of `probe`, asked ten times a second.
+        """Return the first true value of `probe`, which is called ten times a second.
 
-        Raises:
-            ClusterError: none came within `timeout` seconds, or a daemon died meanwhile.
+        ClusterError if there is none within `timeout` seconds, or if a daemon has died.
         """
         end = time.monotonic() + timeout
         while not (value := probe()):
@@ -229,14 +226,14 @@ class SlurmCluster:
                     raise ClusterError(f"{name} exited {daemon.returncode}\n{self.tail(name)}")
             if time.monotonic() > end:
                 tails = "\n".join(self.tail(name, 4) for name in self.daemons)
-                raise ClusterError(f"waited {timeout:.0f} s for {wish}; {seen()}\n{tails}")
+                raise ClusterError(f"waited {timeout:.0f} s for {condition}; {seen()}\n{tails}")
             time.sleep(0.1)
         return value
 
     def tail(self, name: str, lines: int = 12) -> str:
-        """The last lines that a daemon logged, under its name."""
+        """Return the last lines of a daemon's log, with a heading."""
         text = (self.root / "log" / name).read_text(errors="replace")
-        return "\n".join([f"--- {name} says:", *text.splitlines()[-lines:]])
+        return "\n".join([f"--- {name}:", *text.splitlines()[-lines:]])
 
     def _spawn(self, name: str, *command: str, **more: str) -> None:
         with (self.root / "log" / name).open("ab") as log:
@@ -251,13 +248,13 @@ class SlurmCluster:
             )
 
     def _spawn_node(self, name: str) -> None:
-        # slurmstepd and the jobs carry SLURMD_NODENAME too: by it kill_node knows a node's own.
+        # slurmstepd and jobs inherit SLURMD_NODENAME, by which kill_node finds a node's processes.
         self._spawn(name, "slurmd", "-D", "-N", name, SLURMD_NODENAME=name)
 
     def _start_daemons(self) -> None:
         munge = self.root / "munge"
         files = [f"--{kind}-file={munge}/{kind}" for kind in ("key", "pid", "log", "seed")]
-        # --force: a scratch directory may lie in one that munged would not trust.
+        # --force: the scratch directory may lie in a directory that munged does not trust.
         self._spawn("munged", "munged", "-F", "--force", f"--socket={munge}/socket", *files)
         if self.spec.accounting:
             self._start_database()
@@ -275,7 +272,7 @@ class SlurmCluster:
         self._wait_nodes(self.spec.names)
 
     def _start_database(self) -> None:
-        # Small and careless about power cuts: it is thrown away in any case.
+        # Small, and without protection against power cuts, because it is temporary.
         common = [
             "--no-defaults",
             f"--datadir={self.root}/db",
@@ -309,22 +306,22 @@ class SlurmCluster:
 
 
 def missing(accounting: bool = True) -> list[str]:
-    """The programs that a cluster needs and this machine lacks."""
+    """Return the programs that a cluster needs and this machine does not have."""
     path = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
     programs = [*PROGRAMS, *(ACCOUNTING_PROGRAMS if accounting else [])]
     return [name for name in programs if shutil.which(name, path=path) is None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command in a fresh cluster and returns its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command in a new cluster and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--gpus", type=int, default=0, help="per node, without devices")
     parser.add_argument("--max-array-size", type=int, default=1001)
     parser.add_argument("--no-accounting", action="store_true", help="a site without sacct")
     parser.add_argument("command", nargs="+", help="put -- before a command with options")
-    options = parser.parse_args(given[1:] if given[:1] == ["run"] else given)
+    options = parser.parse_args(words[1:] if words[:1] == ["run"] else words)
     spec = Spec(
         nodes=options.nodes,
         gpus=options.gpus,
@@ -332,9 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_array_size=options.max_array_size,
     )
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as root:
-        began = time.monotonic()
+        start = time.monotonic()
         with SlurmCluster(Path(root), spec) as cluster:
-            print(f"{spec.nodes} nodes up in {time.monotonic() - began:.1f} s", file=sys.stderr)
+            print(f"{spec.nodes} nodes up in {time.monotonic() - start:.1f} s", file=sys.stderr)
             return subprocess.run(options.command, env=cluster.env(), check=False).returncode
 
 

@@ -1,4 +1,4 @@
-"""The shape of a throw-away Slurm cluster and the configuration files that make it."""
+"""The shape of a temporary Slurm cluster, and its configuration files."""
 
 import contextlib
 import os
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# cred_expire is also how long a requeued job waits (Slurm's default is 120 s). SlurmdTimeout is
-# long, for a host that vLLM keeps busy; config_overrides lets nodes claim more than the host has.
+# cred_expire is also the time for which a requeued job waits (Slurm's default is 120 s).
+# SlurmdTimeout is long, for a host that vLLM keeps busy. config_overrides lets nodes claim more
+# than the host has.
 SLURM_CONF = """\
 ClusterName=proxhpc
 SlurmctldHost={host}(127.0.0.1)
@@ -75,8 +76,8 @@ class Spec:
 
     nodes: int = 4
     cpus: int = 2  # per node; may exceed what the host has
-    mem_mb: int = 6000  # per node; likewise
-    gpus: int = 0  # per node; numbered for CUDA_VISIBLE_DEVICES, with no device behind them
+    mem_mb: int = 6000  # per node; may exceed what the host has
+    gpus: int = 0  # per node; only numbers for CUDA_VISIBLE_DEVICES, without devices
     accounting: bool = True  # without it `sacct` fails, as on sites that have none
     max_array_size: int = 1001  # Slurm's default
     partitions: tuple[str, ...] = (
@@ -87,12 +88,12 @@ class Spec:
 
     @property
     def names(self) -> list[str]:
-        """The node names, n1 to nN."""
+        """Return the node names, n1 to nN."""
         return [f"n{number}" for number in range(1, self.nodes + 1)]
 
 
 def write_config(root: Path, spec: Spec) -> None:
-    """Writes every file that the daemons read, with ports that are free now."""
+    """Write every file that the daemons read, with ports that are free now."""
     key = root / "munge" / "key"
     key.touch(0o600)
     key.write_bytes(os.urandom(128))
@@ -103,7 +104,7 @@ def write_config(root: Path, spec: Spec) -> None:
         conf.touch(0o600)
         conf.write_text(SLURMDBD_CONF.format(root=root, port=ports[1], user=user_name()))
     if spec.gpus:
-        # slurmd wants device files, and takes the number at a file's end for the card's.
+        # slurmd needs device files, and reads the GPU's number from the end of the file's name.
         for number in range(spec.gpus):
             (root / f"gpu{number}").symlink_to(os.devnull)
         cards = f"File={root}/gpu[0-{spec.gpus - 1}]"
@@ -111,7 +112,7 @@ def write_config(root: Path, spec: Spec) -> None:
 
 
 def slurm_conf(root: Path, spec: Spec, ports: Sequence[int]) -> str:
-    """The text of slurm.conf; `ports` are the controller's, slurmdbd's and one for each node."""
+    """Return slurm.conf; `ports` are the controller's, slurmdbd's and one for each node."""
     host = socket.gethostname().partition(".")[0]
     text = SLURM_CONF.format(
         root=root,
@@ -135,12 +136,12 @@ def slurm_conf(root: Path, spec: Spec, ports: Sequence[int]) -> str:
 
 
 def user_name() -> str:
-    """The name of the user that the daemons run as, whatever the environment claims."""
+    """Return the name of the user that the daemons run as, whatever the environment says."""
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports that were free a moment ago, below the range of outgoing connections."""
+    """Return distinct free ports below the range of outgoing connections."""
     with contextlib.ExitStack() as held:
         ports: list[int] = []
         for port in random.sample(range(20000, 32000), 12000):

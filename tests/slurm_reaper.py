@@ -1,7 +1,7 @@
-"""Finds and kills the processes of a throw-away Slurm cluster.
+"""Finds and kills the processes of a temporary Slurm cluster.
 
-Run as a program with the cluster's root, it waits for the end of its input, which comes when the
-process that started the cluster closes it or dies, however it dies; then nothing is left.
+Run as a program with the cluster's root, it waits for the end of its input and then kills the
+cluster. The input ends when the process that started the cluster closes it or dies in any way.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from pathlib import Path
 
 
 def processes(root: Path, node: str | None = None) -> list[int]:
-    """The processes of the cluster at `root`, or of one of its nodes, with all descendants."""
-    marks = {f"SLURM_CONF={root}/slurm.conf".encode()}
+    """Return the processes of the cluster at `root`, or of one node, with all descendants."""
+    variables = {f"SLURM_CONF={root}/slurm.conf".encode()}
     if node is not None:
-        marks.add(f"SLURMD_NODENAME={node}".encode())
+        variables.add(f"SLURMD_NODENAME={node}".encode())
     children: dict[int, list[int]] = {}
-    found: list[int] = []
+    pids: list[int] = []
     for entry in Path("/proc").iterdir():
-        # A process may end, or be another user's, while it is looked at.
+        # A process may end while it is examined, or belong to another user.
         with contextlib.suppress(OSError):
             if not entry.name.isdigit():
                 continue
@@ -29,15 +29,15 @@ def processes(root: Path, node: str | None = None) -> list[int]:
             if state in "ZX":
                 continue
             children.setdefault(int(parent), []).append(int(entry.name))
-            if marks <= set((entry / "environ").read_bytes().split(b"\0")):
-                found.append(int(entry.name))
-    for pid in found:
-        found += [child for child in children.get(pid, []) if child not in found]
-    return [pid for pid in found if pid != os.getpid()]
+            if variables <= set((entry / "environ").read_bytes().split(b"\0")):
+                pids.append(int(entry.name))
+    for pid in pids:
+        pids += [child for child in children.get(pid, []) if child not in pids]
+    return [pid for pid in pids if pid != os.getpid()]
 
 
 def kill_all(find: Callable[[], list[int]], timeout: float = 20) -> bool:
-    """Sends SIGKILL to what `find` finds until it finds nothing; False when that never came."""
+    """Send SIGKILL to the processes of `find` until there are none; False after a timeout."""
     end = time.monotonic() + timeout
     while pids := find():
         for pid in pids:

@@ -1,4 +1,4 @@
-"""Examples for refiners: what teachers say becomes programs that do just that."""
+"""Training examples: the programs do exactly what the teachers' labels ask for."""
 
 import asyncio
 import json
@@ -13,18 +13,18 @@ import pytest
 import zstandard
 
 from proxhpc.annotate.annotate import summary_path
-from proxhpc.annotate.examples import TrainingExample, WindowCutter, examples
-from proxhpc.annotate.gold import aligned, labelled
-from proxhpc.annotate.labels import Subject, TeacherLabels
+from proxhpc.annotate.examples import WindowLimits, make_examples
+from proxhpc.annotate.gold import labels_of_lines, labels_of_pair
+from proxhpc.annotate.labels import SourceDocument, TeacherLabels
 from proxhpc.annotate.leakage import NearDuplicateIndex
 from proxhpc.annotate.programs import program_labels
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.hosts import VALIDATION, host_of, split_of
-from proxhpc.program.derive import PRICES
+from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, Style, WindowProgram, replay
+from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import Dialect
 from proxhpc.refine import teacher
 from proxhpc.refine.refiner import Refiner
@@ -33,35 +33,35 @@ from proxhpc.run.ledger import Call, Row
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.sections import Near
 from runs import PARAGRAPH, document, planned, rows_of, write_jsonl
-from test_stage import Script
+from test_stage import ScriptedEngine
 from tiny_models import edit_json, save_llama
 
 WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn")
-CUTS = (WindowCutter(), WindowCutter(2), WindowCutter(3, 200), WindowCutter(5, 90))
-# Nothing is too much: whatever a program asks for is done.
+LIMITS = (WindowLimits(), WindowLimits(2), WindowLimits(3, 200), WindowLimits(5, 90))
+# No limits: every valid statement is executed.
 LOOSE = Policy(max_removed_share=1.0, min_kept_words=0, min_kept_chars=0, max_errors=100)
 
 
-def subject(text: str, found: TeacherLabels, host: str = "h.org") -> Subject:
-    return Subject("d", text, "s", host, "t", lambda: found)
+def source_document(text: str, labels: TeacherLabels) -> SourceDocument:
+    return SourceDocument("d", text, "s", "h.org", "t", lambda: labels)
 
 
-def made(
-    text: str, found: TeacherLabels, cut: WindowCutter, dialect: Dialect = "prox"
+def example_rows(
+    text: str, labels: TeacherLabels, limits: WindowLimits, dialect: Dialect = "prox"
 ) -> list[dict[str, Any]]:
-    """Rows of a document; none may be missing."""
-    out = list(examples(subject(text, found), found, cut, dialect))
-    assert all(isinstance(example, TrainingExample) for example in out), out
-    return [example.row for example in out if isinstance(example, TrainingExample)]
+    """The rows of a document, none of whose windows may be skipped."""
+    examples = list(make_examples(source_document(text, labels), labels, limits, dialect))
+    assert all(isinstance(example, dict) for example in examples), examples
+    return [example for example in examples if isinstance(example, dict)]
 
 
 def executed(row: dict[str, Any], dialect: Dialect = "prox") -> str | None:
-    """What a row's program makes of its lines; None where nothing stays."""
+    """The result of a row's program; None if it removes all lines."""
     lines = row["lines"]
-    window = WindowProgram(0, len(lines), Emitted(row["program"], "stop"))
-    done = replay("\n".join(lines), None, [window], LOOSE, Style(dialect, "window"))
-    assert not done.rejected
-    return None if done.lines_removed == len(lines) else done.text
+    window = WindowProgram(0, len(lines), ModelOutput(row["program"], "stop"))
+    result = replay("\n".join(lines), None, [window], LOOSE, ProgramFormat(dialect, "window"))
+    assert not result.rejected
+    return None if result.lines_removed == len(lines) else result.text
 
 
 def joined(rows: list[dict[str, Any]], dialect: Dialect = "prox") -> str:
@@ -84,78 +84,78 @@ def pair(number: int, **more: Any) -> dict[str, Any]:
     return {"id": f"p{number}", "text_noisy": noisy, "text_gold": gold, "url": url} | more
 
 
-def test_labels_become_removals_and_what_nobody_knows_is_said() -> None:
+def test_line_labels_become_removals() -> None:
     text = "a b\nc d\ne f\ng h\ni j"
-    found = labelled("BBG?B")
-    (row,) = made(text, found, WindowCutter())
+    labels = labels_of_lines("BBG?B")
+    (row,) = example_rows(text, labels, WindowLimits())
     assert row["program"] == "remove_lines(start=0, end=1)\nremove_lines(start=4, end=4)"
     assert (row["keep"], row["first"], row["of"]) == ("DDK?D", 0, 5)
-    first, second, third = made(text, found, WindowCutter(2))
+    first, second, third = example_rows(text, labels, WindowLimits(2))
     assert [first["keep"], second["keep"], third["keep"]] == ["DD", "K?", "D"]
     assert second["program"] == "untouch_doc()"
     assert (second["before"], second["lines"]) == (["a b", "c d"], ["e f", "g h"])
     assert (third["first"], third["program"]) == (4, "remove_lines(start=0, end=0)")
-    assert [row["program"] for row in made(text, found, WindowCutter(2), "line")] == [
+    assert [row["program"] for row in example_rows(text, labels, WindowLimits(2), "line")] == [
         "remove_lines(1, 2)",
         "keep_all()",
         "remove_lines(1, 1)",
     ]
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
 @pytest.mark.parametrize("dialect", ["prox", "line"])
-def test_programs_of_all_windows_together_make_the_gold_text(
-    cut: WindowCutter, dialect: Dialect
+def test_the_programs_of_all_windows_make_the_gold_text(
+    limits: WindowLimits, dialect: Dialect
 ) -> None:
     noisy = "Home | About\nThe cat sat on the matt.\nIt was warm there. [Edit]\n\nShare\nThe end."
     gold = "A word first.\nThe cat sat on the mat.\nIt was warm there.\n\nThe end."
-    found = aligned(noisy, gold, PRICES[dialect])
-    assert isinstance(found, TeacherLabels)
-    rows = made(noisy, found, cut, dialect)
+    labels = labels_of_pair(noisy, gold, EDIT_COSTS[dialect])
+    assert isinstance(labels, TeacherLabels)
+    rows = example_rows(noisy, labels, limits, dialect)
     assert joined(rows, dialect) == gold
     assert sum(len(row["lines"]) for row in rows) == 6
 
 
-def _calls(chance: random.Random, lines: list[str]) -> Iterator[Call]:
-    """Programs of random windows, some of which lines have no program."""
-    at = 0
-    while at < len(lines):
-        stop = min(len(lines), at + chance.randint(1, 5))
+def _random_calls(rng: random.Random, lines: list[str]) -> Iterator[Call]:
+    """Random programs for consecutive random windows."""
+    start = 0
+    while start < len(lines):
+        stop = min(len(lines), start + rng.randint(1, 5))
         statements = []
-        for _ in range(chance.randint(0, 3)):
-            a, b = sorted((chance.randrange(at, stop), chance.randrange(at, stop)))
-            window = "\n".join(lines[at:stop])
-            start = chance.randrange(len(window))
-            source = window[start : start + chance.randint(1, 12)].replace("\n", "\\n")
+        for _ in range(rng.randint(0, 3)):
+            a, b = sorted((rng.randrange(start, stop), rng.randrange(start, stop)))
+            window = "\n".join(lines[start:stop])
+            offset = rng.randrange(len(window))
+            source = window[offset : offset + rng.randint(1, 12)].replace("\n", "\\n")
             statements += [
                 f"remove_lines(start={a}, end={b})",
-                f'normalize(source_str="{source}", target_str="{chance.choice(["", "u v"])}")',
+                f'normalize(source_str="{source}", target_str="{rng.choice(["", "u v"])}")',
             ]
-        program = "\n".join(chance.sample(statements, len(statements) // 2))
-        yield Call(at, stop, program or "untouch_doc()", "stop", 0, 0, 0)
-        at = stop
+        program = "\n".join(rng.sample(statements, len(statements) // 2))
+        yield Call(start, stop, program or "untouch_doc()", "stop", 0, 0, 0)
+        start = stop
 
 
-def test_what_is_learnt_from_a_ledger_is_what_its_programs_did() -> None:
-    chance = random.Random(5)
+def test_examples_of_a_run_repeat_what_its_programs_did() -> None:
+    rng = random.Random(5)
     strings = 0
     for _ in range(500):
-        lines = [" ".join(chance.choice(WORDS) for _ in range(4)) for _ in "12345678"]
+        lines = [" ".join(rng.choice(WORDS) for _ in range(4)) for _ in "12345678"]
         text = "\n".join(lines)
-        calls = list(_calls(chance, lines))
+        calls = list(_random_calls(rng, lines))
         windows = [call.window for call in calls]
-        done = replay(text, None, windows, LOOSE, Style())
-        if done.rejected or done.lines_removed == len(lines):
+        result = replay(text, None, windows, LOOSE, ProgramFormat())
+        if result.rejected or result.lines_removed == len(lines):
             continue
-        row = Row("d", 0, 0, done.status, windows=tuple(calls))
-        found = program_labels(text, row, LOOSE, Style())
-        rows = made(text, found, WindowCutter())
-        assert joined(rows) == done.text
+        row = Row("d", 0, 0, result.outcome, windows=tuple(calls))
+        labels = program_labels(text, row, LOOSE, ProgramFormat())
+        rows = example_rows(text, labels, WindowLimits())
+        assert joined(rows) == result.text
         strings += rows[0]["keep"] is None
     assert strings > 30
 
 
-def test_answers_that_are_not_whole_teach_nothing() -> None:
+def test_invalid_answers_give_no_labels() -> None:
     text = "a b c\nd e f\ng h i\nj k l"
     calls = (
         Call(0, 1, "remove_lines(start=0, end=0)", "stop", 0, 0, 0),
@@ -163,14 +163,14 @@ def test_answers_that_are_not_whole_teach_nothing() -> None:
         Call(2, 3, "remove_lines(start=2, end=2)\n", "length", 0, 0, 0),
     )
     row = Row("d", 0, 0, "edited", doc=Call(0, 4, "Keep it.", "stop", 0, 0, 0), windows=calls)
-    found = program_labels(text, row, LOOSE, Style())
-    assert found.keep is None
-    assert found.aside == {("doc", "bad_answer"): 1, ("chunk", "bad_answer"): 2}
-    (example,) = made(text, found, WindowCutter())
+    labels = program_labels(text, row, LOOSE, ProgramFormat())
+    assert labels.keep is None
+    assert labels.discarded == {("doc", "bad_answer"): 1, ("chunk", "bad_answer"): 2}
+    (example,) = example_rows(text, labels, WindowLimits())
     assert example["keep"] == "D???"
     too_much = Row("d", 0, 0, "kept", windows=calls[:1], rejected={"removed_share": 1})
-    found = program_labels(text, too_much, LOOSE, Style())
-    assert (found.edits, found.aside) == (None, {("chunk", "removed_share"): 1})
+    labels = program_labels(text, too_much, LOOSE, ProgramFormat())
+    assert (labels.edits, labels.discarded) == (None, {("chunk", "removed_share"): 1})
 
 
 @pytest.mark.parametrize(
@@ -181,19 +181,19 @@ def test_answers_that_are_not_whole_teach_nothing() -> None:
         ("Educational: 2\nFormat: 3", "drop_doc()  # educational 2, format 3"),
         ("x\nEducational: 1\n\nFormat: 5", "drop_doc()  # educational 1, format 5"),
         ("drop_doc()\nEducational: 6\nFormat: 3", None),
-        ("Educational: 4\nFormat: 4\nThanks", "# no marks in: Educational: 4 Format: 4 Thanks"),
+        ("Educational: 4\nFormat: 4\nThanks", "# no scores in: Educational: 4 Format: 4 Thanks"),
         ("Educational: 1\nEducational: 4\nFormat: 4", None),
         ("Educational: 3.5\nFormat: 4", None),
-        ("", "# no marks in: "),
+        ("", "# no scores in: "),
     ],
 )  # fmt: skip
-def test_marks_are_read_strictly(answer: str, program: str | None) -> None:
+def test_scores_of_a_teacher_are_parsed_strictly(answer: str, program: str | None) -> None:
     found = teacher.verdict_program(answer, False)
-    assert found.startswith("# no marks in:") if program is None else found == program
-    assert teacher.verdict_program("Educational: 3\nFormat: 3", True).startswith("# no marks")
+    assert found.startswith("# no scores in:") if program is None else found == program
+    assert teacher.verdict_program("Educational: 3\nFormat: 3", True).startswith("# no scores")
 
 
-def test_a_teacher_is_asked_and_its_marks_decide() -> None:
+def test_the_scores_of_a_teacher_decide() -> None:
     """The engine is a script that answers as a large model would."""
     pages = {"good": "4\nFormat: 4", "poor": "1\nFormat: 5", "odd": "many\nFormat: 5"}
 
@@ -211,23 +211,23 @@ def test_a_teacher_is_asked_and_its_marks_decide() -> None:
         {"name": "t", "corpus": {"paths": "x"}, "stages": stages, "engine": {"name": "rules"}}
         | {"policy": LOOSE.model_dump()}
     )
-    engine = Script(answer, 9000)
+    engine = ScriptedEngine(answer, 9000)
     runners = [make_runner(stage, engine, manifest.policy) for stage in manifest.stages]
     refiner = Refiner(manifest, *runners)
     texts = {kind: f"Menu\nthis page is {kind}\n{PARAGRAPH}" for kind in pages}
-    found = {}
+    labels = {}
     for kind, text in texts.items():
         row = asyncio.run(refiner.refine(Document(kind, text, 0, 0)))
-        found[kind] = program_labels(text, row, LOOSE, Style())
-    assert [found[kind].keep for kind in texts] == [True, False, None]
-    assert found["odd"].aside == {("doc", "bad_answer"): 1}
-    rows = made(texts["good"], found["good"], WindowCutter())
+        labels[kind] = program_labels(text, row, LOOSE, ProgramFormat())
+    assert [labels[kind].keep for kind in texts] == [True, False, None]
+    assert labels["odd"].discarded == {("doc", "bad_answer"): 1}
+    rows = example_rows(texts["good"], labels["good"], WindowLimits())
     assert rows[0] | {"program": "keep_doc()", "level": "doc"} == rows[0]
     assert rows[1]["program"] == "remove_lines(start=0, end=0)"
-    assert found["poor"].edits is None
+    assert labels["poor"].edits is None
 
 
-def test_a_run_of_rules_teaches_what_it_did(tmp_path: Path, capsys: Any) -> None:
+def test_a_run_of_rules_gives_examples(tmp_path: Path, capsys: Any) -> None:
     run = planned(tmp_path, 12)
     out = tmp_path / "ex.jsonl.zst"
     annotate(run.dir.root, "--out", out, status=2)
@@ -245,13 +245,13 @@ def test_a_run_of_rules_teaches_what_it_did(tmp_path: Path, capsys: Any) -> None
         assert [line for row in windows for line in row["lines"]] == text.split("\n")
         assert len(joined(windows).encode()) == refined[name].bytes_out
     summary = json.loads(summary_path(out).read_bytes())
-    assert summary["documents"] == {"read": 12, "taught": 12, "left_out": {}}
+    assert summary["documents"] == {"read": 12, "used": 12, "left_out": {}}
     assert summary["examples"]["written"] == len(rows)
 
 
 @pytest.mark.model
 def test_a_model_as_teacher(tmp_path: Path) -> None:
-    """A random one, whose answers are no marks and no programs: all are counted, none believed."""
+    """Its random answers are neither scores nor programs: all are counted and discarded."""
     model = save_llama(tmp_path / "llama")
     edit_json(model / "config.json", max_position_embeddings=8192)
     stages = [
@@ -265,18 +265,18 @@ def test_a_model_as_teacher(tmp_path: Path) -> None:
     out = tmp_path / "ex.jsonl.zst"
     annotate(run.dir.root, "--out", out)
     summary = json.loads(summary_path(out).read_bytes())
-    assert summary["documents"] == {"read": 1, "taught": 0, "left_out": {"nothing_to_teach": 1}}
-    assert summary["set_aside"] == {
+    assert summary["documents"] == {"read": 1, "used": 0, "left_out": {"no_example": 1}}
+    assert summary["discarded"] == {
         "chunk": {"bad_answer": 1, "unknown": 1},
         "doc": {"bad_answer": 1},
     }
     for row in rows_of(run.dir, run.plan):
         assert row.doc is not None
-        assert row.doc.program.startswith("# no marks in: ")
+        assert row.doc.program.startswith("# no scores in: ")
         assert row.outcome == "kept"
 
 
-def test_training_is_clear_of_what_it_is_judged_by(tmp_path: Path) -> None:
+def test_training_avoids_evaluation_data(tmp_path: Path) -> None:
     names = {split_of(f"host{n}.org", ""): n for n in range(20)}
     train, validation = names["train"], names["validation"]
     copy = pair(train, text_noisy=pair(validation)["text_noisy"] + "!")
@@ -284,39 +284,39 @@ def test_training_is_clear_of_what_it_is_judged_by(tmp_path: Path) -> None:
     rows = [pair(validation), copy, pair(train, id="mine", text_noisy="Only here it is.")]
     rows += [pair(train, id="theirs", url="http://www.held.org/x", text_noisy="A page of it.")]
     pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    aside = write_jsonl(tmp_path / "held.jsonl", [held])
+    held_out = write_jsonl(tmp_path / "held.jsonl", [held])
     out = tmp_path / "ex.jsonl.zst"
-    annotate(pairs, "--out", out, "--fields", "gold=", "--held-out", aside)
+    annotate(pairs, "--out", out, "--fields", "gold=", "--held-out", held_out)
     assert read(out) == []
     for row in rows:
         row["ll"] = "G" * (str(row["text_noisy"]).count("\n") + 1)
     write_jsonl(pairs, rows)
-    annotate(pairs, "--out", out, "--fields", "labels=ll", "--held-out", aside)
+    annotate(pairs, "--out", out, "--fields", "labels=ll", "--held-out", held_out)
     assert [(row["id"], row["split"]) for row in read(out)] == [
         (f"p{validation}", "validation"),
         ("mine", "train"),
     ]
     summary = json.loads(summary_path(out).read_bytes())
     left_out = {"held_out_host": 1, "near_duplicate": 1}
-    assert summary["documents"] == {"read": 4, "taught": 2, "left_out": left_out}
+    assert summary["documents"] == {"read": 4, "used": 2, "left_out": left_out}
     assert (summary["held_out"], summary["without_host"]) == (1, 0)
-    # What validation chooses by is no copy of what is held out either.
-    write_jsonl(aside, [held, pair(500, text_noisy=rows[0]["text_noisy"], host="")])
-    annotate(pairs, "--out", out, "--fields", "labels=ll", "--held-out", aside)
+    # Validation avoids held-out documents, too.
+    write_jsonl(held_out, [held, pair(500, text_noisy=rows[0]["text_noisy"], host="")])
+    annotate(pairs, "--out", out, "--fields", "labels=ll", "--held-out", held_out)
     assert [row["id"] for row in read(out)] == ["mine"]
 
 
 def test_near_duplicates_are_found_by_their_words() -> None:
     texts = [f"{PARAGRAPH}So it was {n}." for n in range(3)]
     others = [" ".join(random.Random(n).choices(PARAGRAPH.split(), k=60)) for n in range(40)]
-    alike = NearDuplicateIndex([*others, *texts, ""], Near())
-    assert alike.has(PARAGRAPH.upper() + "So it is")
-    assert not alike.has(" ".join(reversed(PARAGRAPH.split())))
-    assert not alike.has("")
-    assert not NearDuplicateIndex([], Near()).has(PARAGRAPH)
+    index = NearDuplicateIndex([*others, *texts, ""], Near())
+    assert index.has_duplicate_of(PARAGRAPH.upper() + "So it is")
+    assert not index.has_duplicate_of(" ".join(reversed(PARAGRAPH.split())))
+    assert not index.has_duplicate_of("")
+    assert not NearDuplicateIndex([], Near()).has_duplicate_of(PARAGRAPH)
 
 
-def test_what_there_is_too_much_of_is_left_out_by_lot(tmp_path: Path) -> None:
+def test_a_random_excess_is_left_out(tmp_path: Path) -> None:
     hosts = {"train": [], "validation": []}  # type: dict[str, list[int]]
     for n in range(400):
         hosts[split_of(f"host{n}.org", "")].append(n)
@@ -340,13 +340,13 @@ def test_what_there_is_too_much_of_is_left_out_by_lot(tmp_path: Path) -> None:
     assert len({row["id"] for row in few if row["source"] == "s0"}) == 5
     assert len(few) == 40
     summary = json.loads(summary_path(out).read_bytes())
-    assert summary["examples"] == {"made": 160, "written": 40, "left_out": {"per_source": 120}}
+    assert summary["examples"] == {"created": 160, "written": 40, "left_out": {"per_source": 120}}
     write_jsonl(pairs, [pair(n) for n in hosts["validation"][:9]])
     annotate(*common, "--untouched", 0, "--per-source", 1)
-    assert len(read(out)) == 36, "validation is as it is"
+    assert len(read(out)) == 36, "validation is never reduced"
 
 
-def test_labels_of_documents_and_other_fields(tmp_path: Path) -> None:
+def test_verdicts_with_other_field_names(tmp_path: Path) -> None:
     rows = [
         {"id": 1, "body": "One page.", "label": 1},
         {"id": 2, "body": "Another.", "label": False},
@@ -355,15 +355,15 @@ def test_labels_of_documents_and_other_fields(tmp_path: Path) -> None:
     pairs = write_jsonl(tmp_path / "docs.jsonl", rows)
     out = tmp_path / "ex.jsonl.zst"
     annotate(pairs, "--out", out, "--fields", "text=body,keep=label")
-    found = read(out)
-    assert [(row["id"], row["program"]) for row in found] == [
+    rows = read(out)
+    assert [(row["id"], row["program"]) for row in rows] == [
         ("1", "keep_doc()"),
         ("2", "drop_doc()"),
     ]
-    assert found[0]["text"] == "One page."
-    assert found[0]["source"] == "docs.jsonl"
+    assert rows[0]["text"] == "One page."
+    assert rows[0]["source"] == "docs.jsonl"
     summary = json.loads(summary_path(out).read_bytes())
-    assert summary["documents"]["left_out"] == {"nothing_to_teach": 1}
+    assert summary["documents"]["left_out"] == {"no_example": 1}
     assert summary["without_host"] == 3
 
 
@@ -376,7 +376,7 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--windows", "0"), "--windows 0: it must be document, LINES or LINES,CHARS"),
         (("--fields", "gld=x"), "--fields gld=x: 'gld=x' names no field"),
@@ -384,18 +384,18 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
         (("--held-out", "nowhere.jsonl"), "no such input file: nowhere.jsonl"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    tmp_path: Path, capsys: Any, arguments: tuple[str, ...], said: str
+def test_invalid_options_are_explained(
+    tmp_path: Path, capsys: Any, arguments: tuple[str, ...], message: str
 ) -> None:
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [pair(1)])
     annotate(pairs, "--out", tmp_path / "ex.jsonl.zst", *arguments, status=2)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     annotate(pairs, "--out", tmp_path / "no" / "ex.jsonl.zst", status=2)
     assert "there is no directory" in capsys.readouterr().err
-    was = pairs.read_bytes()
+    data = pairs.read_bytes()
     annotate(pairs, "--out", pairs, status=2)
-    assert "would replace what is read" in capsys.readouterr().err
-    assert pairs.read_bytes() == was
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert pairs.read_bytes() == data
 
 
 @pytest.mark.parametrize(
@@ -421,9 +421,9 @@ def test_hosts(record: dict[str, Any], host: str) -> None:
     assert host_of(record, "host", "url") == host
 
 
-def test_the_split_is_of_hosts_and_always_the_same() -> None:
-    held = [n for n in range(20) if split_of(f"host{n}.org", "any") == "validation"]
-    assert held == [3, 8]  # by hand: sha256sum
+def test_the_split_depends_on_the_host_only() -> None:
+    validation = [n for n in range(20) if split_of(f"host{n}.org", "any") == "validation"]
+    assert validation == [3, 8]  # computed with sha256sum
     hosts = [f"{n}.example" for n in range(4000)]
     share = sum(split_of(host, "") == "validation" for host in hosts) / len(hosts)
     assert abs(share - VALIDATION) < 0.02

@@ -1,4 +1,4 @@
-"""The merge: the same bytes whatever the shards and however often killed, all accounted for."""
+"""The merge writes the same bytes for any shards and kills, and accounts for every document."""
 
 import base64
 import hashlib
@@ -12,30 +12,29 @@ import pytest
 import yaml
 import zstandard
 
-from merging import PART, corpus, killed, output, records, refined, remake
-from proxhpc.assemble import sketch
+from merging import PART, corpus, killed, output, records, refined, rewrite_ledger
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.ledger import Row
 from proxhpc.run.paths import RunDir
 from runs import document, local_site, manifest, rows_of, write_jsonl
 
 
-def test_the_corpus_is_what_ledgers_and_input_say(tmp_path: Path) -> None:
+def test_the_corpus_follows_from_ledgers_and_input(tmp_path: Path) -> None:
     run = refined(tmp_path)
     rows = {row.id: row for row in rows_of(run.dir, run.plan) if row.digest}
     raw = {row["id"]: row for row in records() if isinstance(row, dict)}
     merge_run(run.dir)
     written = corpus(run.dir)
     ids = [row["id"] for row in written]
-    # 3 repeats 30, 7 repeats 8 before it, 11 is 12 in capitals, the short and the empty are out.
-    gone = {"early copy", "doc-8", "doc-12", "doc-14", "doc-26", "no text"}
+    # 3 is a duplicate of 30, 8 of 7, and 12 of 11; the short and the empty document are dropped.
+    removed = {"early copy", "doc-8", "doc-12", "doc-14", "doc-26", "no text"}
     order = [row["id"] for row in records() if isinstance(row, dict)]
-    assert ids == [name for name in order if name not in gone]
+    assert ids == [name for name in order if name not in removed]
     changed = (None, 11, 15, 16, 28)
     for row in (row for row in written if row.get("n") not in changed):
         name, number = row["id"], row["n"]
@@ -53,7 +52,7 @@ def test_the_corpus_is_what_ledgers_and_input_say(tmp_path: Path) -> None:
         }
 
 
-def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
+def test_the_summary_agrees_with_the_files(tmp_path: Path) -> None:
     run = refined(tmp_path)
     summary = merge_run(run.dir)
     assert MergeSummary.load(run.dir) == summary
@@ -67,18 +66,18 @@ def test_the_summary_is_recomputed_from_the_files(tmp_path: Path) -> None:
     assert (summary.duplicates.sets, summary.duplicates.largest_set) == (3, 2)
     assert summary.counts.blank_lines == 1
     for file, counts in enumerate(summary.files):
-        own = [row for row in rows if row.file == file]
-        assert counts.documents == len(own)
-        assert counts.kept == sum(row.outcome == "kept" for row in own)
-        assert counts.edited == sum(row.outcome == "edited" for row in own)
-        assert counts.dropped == sum(row.outcome == "dropped" for row in own)
+        file_rows = [row for row in rows if row.file == file]
+        assert counts.documents == len(file_rows)
+        assert counts.kept == sum(row.outcome == "kept" for row in file_rows)
+        assert counts.edited == sum(row.outcome == "edited" for row in file_rows)
+        assert counts.dropped == sum(row.outcome == "dropped" for row in file_rows)
         sources = [row["proxhpc"]["source"].split(":")[0] for row in written]
         assert counts.written == sources.count(counts.name)
     assert summary.shared_ids.documents == 1
     assert [name for name, _ in summary.shared_ids.examples] == ["doc-15"]
 
 
-def test_parts_hold_what_begins_within_their_size(tmp_path: Path) -> None:
+def test_a_part_holds_the_rows_that_begin_within_its_size(tmp_path: Path) -> None:
     run = refined(tmp_path)
     summary = merge_run(run.dir)
     assert len(summary.parts) > 2
@@ -91,7 +90,7 @@ def test_parts_hold_what_begins_within_their_size(tmp_path: Path) -> None:
     assert [part.documents for part in summary.parts] == [count for count in expected if count]
 
 
-def test_shards_commits_and_processes_leave_no_trace(tmp_path: Path) -> None:
+def test_shards_commits_and_processes_do_not_change_the_corpus(tmp_path: Path) -> None:
     whole = refined(tmp_path, sharding={"tokens": 10_000_000})
     merge_run(whole.dir)
     many = refined(tmp_path, sharding={"tokens": 400}, run_dir=str(tmp_path / "many"))
@@ -104,18 +103,18 @@ def test_shards_commits_and_processes_leave_no_trace(tmp_path: Path) -> None:
     assert output(few.dir) == output(whole.dir)
 
 
-def test_killed_before_every_single_file_it_goes_on(
+def test_a_merge_killed_before_any_of_its_files_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
     run = refined(tmp_path).dir
     other = RunDir(tmp_path / "undisturbed")
     shutil.copytree(run.root, other.root)
     expected = merge_run(other)
-    made = sum(
+    files = sum(
         1 for folder in (other.merge, other.corpus) for p in folder.rglob("*") if p.is_file()
     )
-    for allowed in range(made + 1):
+    for allowed in range(files + 1):
         shutil.rmtree(run.merge)
         shutil.rmtree(run.corpus, ignore_errors=True)
         run.merge.mkdir()
@@ -135,13 +134,13 @@ def test_merging_again_changes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.dir.root.rglob("*")} == times
 
 
-def test_what_is_missing_of_a_corpus_is_made_again(tmp_path: Path) -> None:
+def test_missing_files_of_a_corpus_are_written_again(tmp_path: Path) -> None:
     run = refined(tmp_path)
     merge_run(run.dir)
     before = output(run.dir)
     run.dir.part(1).write_bytes(run.dir.part(1).read_bytes()[:-5])
     run.dir.part(99).write_bytes(b"of an earlier merge")
-    (run.dir.corpus / ".part-00000.jsonl.zst.0a.tmp").write_bytes(b"of a killed one")
+    (run.dir.corpus / ".part-00000.jsonl.zst.0a.tmp").write_bytes(b"of a killed merge")
     (run.dir.corpus / "notes.txt").write_bytes(b"the user's")
     merge_run(run.dir)
     assert output(run.dir) == before | {"notes.txt": b"the user's"}
@@ -152,11 +151,11 @@ def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
     merge_run(run.dir)
     before = output(run.dir)
 
-    def drop_one(rows: list[Row], ends: list[End]) -> None:
-        place = next(i for i, row in enumerate(rows) if row.outcome == "edited")
-        row, doc = rows[place], rows[place].doc
+    def drop_one(rows: list[Row], ends: list[SpanEnd]) -> None:
+        index = next(i for i, row in enumerate(rows) if row.outcome == "edited")
+        row, doc = rows[index], rows[index].doc
         assert doc is not None
-        rows[place] = replace(
+        rows[index] = replace(
             row,
             outcome="dropped",
             reason="doc_program",
@@ -167,7 +166,7 @@ def test_a_shard_that_was_refined_again_is_merged_again(tmp_path: Path) -> None:
             lines_removed=0,
         )
 
-    remake(run, 1, drop_one)
+    rewrite_ledger(run, 1, drop_one)
     summary = merge_run(run.dir)
     fresh = RunDir(tmp_path / "fresh")
     shutil.copytree(run.dir.root, fresh.root, ignore=shutil.ignore_patterns("merge", "corpus"))
@@ -184,35 +183,39 @@ def test_without_dedup_every_refined_document_is_written(tmp_path: Path) -> None
     assert not run.dir.duplicates.exists()
 
 
-def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
+def test_duplicates_and_quarantined_records_are_listed(tmp_path: Path) -> None:
     run = refined(tmp_path)
     merge_run(run.dir)
     pairs = list(read_listing(run.dir.duplicates))
-    assert [(row["dropped"]["id"], row["kept"]["id"]) for row in pairs] == [
+    assert [(row["duplicate"]["id"], row["survivor"]["id"]) for row in pairs] == [
         ("early copy", "doc-30"),
         ("doc-8", "before"),
         ("doc-12", "doc-11"),
     ]
-    aside = list(read_listing(run.dir.quarantine))
-    assert [row["reason"] for row in aside] == ["invalid_json", "missing_text", "invalid_utf8"]
-    assert base64.b64decode(aside[2]["head"]) == b'{"id": "latin", "text": "caf\xe9"}'
-    assert aside[0]["source"].startswith("a.jsonl.zst:")
+    quarantined = list(read_listing(run.dir.quarantine))
+    assert [row["reason"] for row in quarantined] == [
+        "invalid_json",
+        "missing_text",
+        "invalid_utf8",
+    ]
+    assert base64.b64decode(quarantined[2]["head"]) == b'{"id": "latin", "text": "caf\xe9"}'
+    assert quarantined[0]["source"].startswith("a.jsonl.zst:")
 
 
-def test_a_quarantined_document_is_kept_verbatim(tmp_path: Path) -> None:
+def test_a_quarantined_document_is_listed_verbatim(tmp_path: Path) -> None:
     run = refined(tmp_path)
 
-    def set_aside(rows: list[Row], ends: list[End]) -> None:
+    def quarantine_first(rows: list[Row], ends: list[SpanEnd]) -> None:
         rows[0] = replace(rows[0], outcome="quarantined", reason="by_policy", bytes_out=0)
 
-    remake(run, 0, set_aside)
+    rewrite_ledger(run, 0, quarantine_first)
     merge_run(run.dir)
     first = next(read_listing(run.dir.quarantine))
     assert (first["id"], first["reason"]) == ("doc-0", "by_policy")
     assert base64.b64decode(first["head"]).decode() == document(0)["text"]
 
 
-def test_nothing_left_is_an_empty_corpus(tmp_path: Path) -> None:
+def test_a_run_that_drops_everything_has_an_empty_corpus(tmp_path: Path) -> None:
     path = write_jsonl(
         tmp_path / "in.jsonl", [{"id": str(n), "text": "too short"} for n in range(9)]
     )
@@ -237,8 +240,8 @@ def test_the_card_shows_hostile_names_as_text(tmp_path: Path) -> None:
     hostile = "a|b<script>alert(1)<#script> [x](javascript:1) `c` \u202e www.evil.jsonl"
     path = write_jsonl(tmp_path / hostile, [document(n) for n in range(3)])
     sections = {"corpus": {"paths": [str(tmp_path / "a*.jsonl")], "id": "id", "text": "```x"}}
-    row = [document(n) | {"```x": document(n)["text"]} for n in range(3)]
-    write_jsonl(path, row)
+    rows = [document(n) | {"```x": document(n)["text"]} for n in range(3)]
+    write_jsonl(path, rows)
     run = prepare_run(manifest(tmp_path, [], **sections), local_site(tmp_path), None)
     tasks.refine_task(str(run.dir.root), 0, 1)
     merge_run(run.dir)
@@ -253,17 +256,19 @@ def test_the_card_shows_hostile_names_as_text(tmp_path: Path) -> None:
     assert str(tmp_path) not in card
 
 
-def test_progress_is_told_by_phase(tmp_path: Path) -> None:
+def test_progress_is_reported_by_phase(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    told: list[tuple[str, int, int]] = []
-    summary = merge_run(run.dir, progress=lambda *step: told.append(step))
+    reported: list[tuple[str, int, int]] = []
+    summary = merge_run(run.dir, progress=lambda *step: reported.append(step))
     parts = len(summary.parts)
-    assert [step for step in told if step[0] == "write"] == [
+    assert [step for step in reported if step[0] == "write"] == [
         ("write", done, parts) for done in range(parts + 1)
     ]
 
 
-@pytest.mark.skipif("PROXHPC_DATA" not in os.environ, reason="PROXHPC_DATA names no real corpus")
+@pytest.mark.skipif(
+    "PROXHPC_DATA" not in os.environ, reason="PROXHPC_DATA is not set to a folder with a corpus"
+)
 def test_real_documents_balance(tmp_path: Path) -> None:
     path = Path(os.environ["PROXHPC_DATA"]) / "corpus_sample.jsonl.zst"
     sections = {"sharding": {"tokens": 2_000_000}, "output": {"part_size": "4MiB"}}

@@ -1,4 +1,4 @@
-"""The merge stops, naming the file, where input, ledgers and its own files do not agree."""
+"""The merge stops, naming the file, if input, ledgers and its own files do not agree."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 import pytest
 
-from merging import output, plan_of_one, refined, remake
+from merging import output, plan_of_one, refined, rewrite_ledger
 from proxhpc.assemble import merge as merging_steps
 from proxhpc.assemble.coverage import check_coverage
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import End
+from proxhpc.corpus.document import SpanEnd
 from proxhpc.dedup.arrays import add_checksum, read_checksummed
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run, prepare_run
@@ -25,42 +25,42 @@ from proxhpc.run.ledger import Row
 from runs import document, local_site, manifest, planned, write_jsonl
 
 
-def no_row(rows: list[Row], ends: list[End]) -> None:
+def no_row(rows: list[Row], ends: list[SpanEnd]) -> None:
     del rows[1]
 
 
-def one_more_row(rows: list[Row], ends: list[End]) -> None:
+def one_more_row(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows.append(replace(rows[-1], position=rows[-1].position + 1))
 
 
-def other_position(rows: list[Row], ends: list[End]) -> None:
+def other_position(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows[1] = replace(rows[1], position=rows[1].position - 1)
 
 
-def other_status(rows: list[Row], ends: list[End]) -> None:
+def other_outcome(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows[0] = replace(rows[0], outcome="kept")
 
 
-def other_program(rows: list[Row], ends: list[End]) -> None:
+def other_program(rows: list[Row], ends: list[SpanEnd]) -> None:
     call = rows[0].windows[0]._replace(program="remove_lines(2, 2)")
     rows[0] = replace(rows[0], windows=(call,))
 
 
-def other_size(rows: list[Row], ends: list[End]) -> None:
+def other_size(rows: list[Row], ends: list[SpanEnd]) -> None:
     rows[0] = replace(rows[0], bytes_out=rows[0].bytes_out + 1)
 
 
-def other_reason(rows: list[Row], ends: list[End]) -> None:
-    place = next(i for i, row in enumerate(rows) if not row.digest)
-    rows[place] = replace(rows[place], reason="invalid_utf8")
+def other_reason(rows: list[Row], ends: list[SpanEnd]) -> None:
+    index = next(i for i, row in enumerate(rows) if not row.digest)
+    rows[index] = replace(rows[index], reason="invalid_utf8")
 
 
-def other_window(rows: list[Row], ends: list[End]) -> None:
+def other_window(rows: list[Row], ends: list[SpanEnd]) -> None:
     call = rows[0].windows[0]._replace(stop=1000)
     rows[0] = replace(rows[0], windows=(call,))
 
 
-def other_end(rows: list[Row], ends: list[End]) -> None:
+def other_end(rows: list[Row], ends: list[SpanEnd]) -> None:
     ends[0] = replace(ends[0], position=ends[0].position + 1)
 
 
@@ -70,7 +70,7 @@ def other_end(rows: list[Row], ends: list[End]) -> None:
         no_row,
         one_more_row,
         other_position,
-        other_status,
+        other_outcome,
         other_program,
         other_size,
         other_reason,
@@ -78,11 +78,11 @@ def other_end(rows: list[Row], ends: list[End]) -> None:
         other_end,
     ],
 )
-def test_a_doctored_ledger_stops_the_merge(
-    tmp_path: Path, change: Callable[[list[Row], list[End]], None]
+def test_a_manipulated_ledger_stops_the_merge(
+    tmp_path: Path, change: Callable[[list[Row], list[SpanEnd]], None]
 ) -> None:
     run = refined(tmp_path, sharding={"tokens": 100_000})
-    path = remake(run, 0, change)
+    path = rewrite_ledger(run, 0, change)
     with pytest.raises(StopError, match=r"is not what was refined|does not fit") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
@@ -93,8 +93,8 @@ def test_a_damaged_ledger_stops_the_merge(tmp_path: Path) -> None:
     run = refined(tmp_path)
     path = run.dir.ledger(2)
     data = bytearray(path.read_bytes())
-    for cut in (bytes(data[: len(data) // 2]), bytes(data[:-20]), b""):
-        path.write_bytes(cut)
+    for truncated in (bytes(data[: len(data) // 2]), bytes(data[:-20]), b""):
+        path.write_bytes(truncated)
         with pytest.raises(StopError, match=r"2\.ledger"):
             merge_run(run.dir)
     data[len(data) // 2] ^= 0xFF
@@ -110,7 +110,7 @@ def test_a_ledger_of_another_shard_stops_the_merge(tmp_path: Path) -> None:
         merge_run(run.dir)
 
 
-def test_shards_without_a_ledger_are_named(tmp_path: Path) -> None:
+def test_an_unrefined_shard_is_named(tmp_path: Path) -> None:
     run = refined(tmp_path)
     for shard in (1, 3):
         run.dir.ledger(shard).unlink()
@@ -124,9 +124,9 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
     tasks.refine_task(str(run.dir.root), 0, 1)
     good = path.read_bytes()
-    # In the middle of the file, where its fingerprint does not look.
+    # In the middle of the file, which its fingerprint does not cover.
     path.write_bytes(good.replace(b"Number 50 of", b"Number 5O of"))
-    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*another now"):
+    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*has changed"):
         merge_run(run.dir)
     path.write_bytes(good.replace(b'{"id": "doc-50"', b'{"id": "doc-50}'))
     with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*invalid_json"):
@@ -138,7 +138,7 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     assert merge_run(run.dir).written == 100
 
 
-# A file of the merge, and what else must be gone for it to be read again.
+# A file of the merge, and the file that must be missing for the first one to be read again.
 FILES = {
     "sketch/00000.json": "",
     "sketch/00000.npy": "merge/match.json",
@@ -152,22 +152,22 @@ FILES = {
 }
 
 
-def spoil(path: Path, how: str) -> None:
+def damage(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.write_bytes({"changed": bytes(data), "cut": bytes(data[:-3]), "emptied": b""}[how])
+    path.write_bytes({"changed": bytes(data), "truncated": bytes(data[:-3]), "emptied": b""}[how])
 
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, MergeSummary]:
-    """A merged run, of which each test spoils one file that it makes good again."""
+    """A merged run; each test damages one file and restores it."""
     run = refined(tmp_path_factory.mktemp("merged"), dedup={"near": {"bands": 4, "rows": 2}})
     return run, merge_run(run.dir)
 
 
-@pytest.mark.parametrize("how", ["changed", "cut", "emptied"])
+@pytest.mark.parametrize("how", ["changed", "truncated", "emptied"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_of_the_merge_is_named_and_made_again(
+def test_a_damaged_file_of_the_merge_is_named_and_written_again(
     merged: tuple[Run, MergeSummary], name: str, how: str
 ) -> None:
     run, expected = merged
@@ -175,7 +175,7 @@ def test_a_damaged_file_of_the_merge_is_named_and_made_again(
     if FILES[name]:
         (run.dir.root / FILES[name]).unlink()
     path = run.dir.merge / name
-    spoil(path, how)
+    damage(path, how)
     with pytest.raises(StopError, match="is damaged") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
@@ -187,8 +187,8 @@ def test_a_damaged_file_of_the_merge_is_named_and_made_again(
 def test_a_plan_that_skips_a_span_stops_the_merge(tmp_path: Path) -> None:
     run = planned(tmp_path)
     data = json.loads(run.dir.plan.read_bytes())
-    place = next(n for n, shard in enumerate(data["shards"]) if shard[1][1] > 0)
-    del data["shards"][place]
+    index = next(n for n, shard in enumerate(data["shards"]) if shard[1][1] > 0)
+    del data["shards"][index]
     run.dir.plan.write_bytes(orjson.dumps(data))
     tasks.refine_task(str(run.dir.root), 0, 1)
     with pytest.raises(StopError, match=r"b\.jsonl is not covered by the run"):
@@ -199,9 +199,9 @@ def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
     run = refined(tmp_path)
     good = merge_run(run.dir)
     first, *rest = good.files
-    lost = replace(first, written=first.written - 1)
+    unwritten = replace(first, written=first.written - 1)
     with pytest.raises(StopError, match=r"a\.jsonl\.zst: .* reached the merge"):
-        replace(good, files=(lost, *rest)).check()
+        replace(good, files=(unwritten, *rest)).check()
     with pytest.raises(StopError, match=r"a\.jsonl\.zst: .* does not add up"):
         replace(good, files=(replace(first, dropped=first.dropped + 1), *rest)).check()
     with pytest.raises(StopError, match="documents written, by input file"):
@@ -210,50 +210,53 @@ def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
         replace(good, files=tuple(rest)).check()
 
 
-def tile(**more: Any) -> SpanStats:
-    empty = dict.fromkeys(("blank", "kept", "edited", "dropped", "quarantined"), 0)
+def stats(**more: Any) -> SpanStats:
+    empty = dict.fromkeys(("blank_lines", "kept", "edited", "dropped", "quarantined"), 0)
     return SpanStats(**{"file": 0, "first": -1, "last": -1, "at_eof": False} | empty | more)
 
 
-FIRST = tile(start=0, stop=50, end=55, first=0, last=40)
-SECOND = tile(start=50, stop=None, end=90, first=55, last=70, at_eof=True)
-SHORT = tile(start=0, stop=50, end=30, first=0, last=20, at_eof=True)
-BEHIND = tile(start=50, stop=None, end=50, at_eof=True)
+FIRST = stats(start=0, stop=50, end=55, first=0, last=40)
+SECOND = stats(start=50, stop=None, end=90, first=55, last=70, at_eof=True)
+SHORT_FILE = stats(start=0, stop=50, end=30, first=0, last=20, at_eof=True)
+EMPTY_END = stats(start=50, stop=None, end=50, at_eof=True)
 
 
-def test_tilings_that_hold_every_record_once() -> None:
+def test_spans_that_hold_every_record_once() -> None:
     plan = plan_of_one(True)
     check_coverage(plan, [FIRST, SECOND])
-    check_coverage(plan, [SHORT, BEHIND])
-    check_coverage(plan, [tile(start=0, stop=None, end=0, at_eof=True)])
-    broken_off = tile(start=0, stop=None, end=9, first=3, last=9, at_eof=True)
-    check_coverage(plan, [broken_off])
+    check_coverage(plan, [SHORT_FILE, EMPTY_END])
+    check_coverage(plan, [stats(start=0, stop=None, end=0, at_eof=True)])
+    truncated = stats(start=0, stop=None, end=9, first=3, last=9, at_eof=True)
+    check_coverage(plan, [truncated])
 
 
 @pytest.mark.parametrize(
-    ("tiles", "problem"),
+    ("spans", "problem"),
     [
         ([], "no shard has read it"),
         ([SECOND], "first span begins at 50"),
-        ([FIRST], "nothing was read behind 55"),
+        ([FIRST], "nothing was read after 55"),
         ([FIRST, SECOND._replace(start=60, first=60)], "stops at 50, the next begins at 60"),
-        ([FIRST, SECOND._replace(first=52)], "record at 52 lies before the end"),
+        ([FIRST, SECOND._replace(first=52)], "record at 52 begins before the end"),
         ([FIRST._replace(end=45), SECOND], "read only up to 45"),
-        ([FIRST._replace(last=50), SECOND], "record at 50 lies behind the span's stop 50"),
+        ([FIRST._replace(last=50), SECOND], "record at 50 begins after the span's stop 50"),
         ([FIRST._replace(last=60), SECOND], "records at 0 to 60"),
         ([FIRST, SECOND._replace(first=40)], "records at 40"),
         ([FIRST, SECOND._replace(at_eof=False)], "read only up to 90"),
-        ([FIRST._replace(at_eof=True), SECOND], "record at 55 lies before"),
-        ([SHORT, BEHIND._replace(at_eof=False, stop=50), BEHIND], "a later span ends at 50"),
+        ([FIRST._replace(at_eof=True), SECOND], "record at 55 begins before"),
+        (
+            [SHORT_FILE, EMPTY_END._replace(at_eof=False, stop=50), EMPTY_END],
+            "a later span ends at 50",
+        ),
     ],
 )
-def test_tilings_that_do_not(tiles: Iterable[SpanStats], problem: str) -> None:
+def test_spans_that_miss_or_repeat_records(spans: Iterable[SpanStats], problem: str) -> None:
     with pytest.raises(StopError, match=problem) as stop:
-        check_coverage(plan_of_one(True), tiles)
+        check_coverage(plan_of_one(True), spans)
     assert "in.jsonl" in str(stop.value)
 
 
-def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> None:
+def test_a_part_that_differs_from_the_match_stops_the_merge(tmp_path: Path) -> None:
     run = refined(tmp_path)
     merge_run(run.dir)
     match = json.loads(read_checksummed(run.dir.match))
@@ -261,22 +264,22 @@ def test_a_part_that_is_not_what_was_matched_stops_the_merge(tmp_path: Path) -> 
     run.dir.match.write_bytes(add_checksum(orjson.dumps(match, option=orjson.OPT_APPEND_NEWLINE)))
     run.dir.part_receipt(1).unlink()
     run.dir.part(1).unlink()
-    with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst came to"):
+    with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst would have"):
         merge_run(run.dir)
     assert not run.dir.part(1).exists()
     assert not run.dir.checksums.exists()
     assert not run.dir.merge_summary.exists()
 
 
-@pytest.mark.parametrize("how", ["cut", "gone"])
-def test_a_part_that_is_cut_before_the_corpus_is_sealed_stops_the_merge(
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+def test_a_part_that_changes_before_checksums_are_written_stops_the_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     run = refined(tmp_path)
     part = run.dir.part(1)
 
     def lose(*_: Any) -> None:
-        if how == "cut":
+        if how == "truncated":
             part.write_bytes(part.read_bytes()[:-1])
         else:
             part.unlink()

@@ -1,4 +1,4 @@
-"""The pieces of the merge: replay, rows, duplicates, parts, and the pool that runs units."""
+"""Units of the merge: replay, rows, duplicates, parts, and the pool of processes."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merging import fall, plan_of_one, raising, refined
+from merging import failing_unit, kill_self, plan_of_one, refined
 from proxhpc.assemble.pairs import exact_pairs
 from proxhpc.assemble.parts import InputOrderSplitter, ShuffledSplitter, bucket_starts
 from proxhpc.assemble.replay import ReplayedRecord, replay_shard
@@ -32,7 +32,7 @@ from proxhpc.spec.sections import Output
 from runs import planned
 
 
-def test_replay_of_some_records_reads_no_further(tmp_path: Path) -> None:
+def test_replaying_some_records_reads_no_further(tmp_path: Path) -> None:
     run = refined(tmp_path, sharding={"tokens": 10_000_000})
     everything = [i for i in replay_shard(run.dir, run.plan, 0) if isinstance(i, ReplayedRecord)]
     assert [item.number for item in everything] == list(range(39))
@@ -52,8 +52,8 @@ NAMES = ["id", "text", "proxhpc", "original_id", "original_text", "original_orig
 @given(st.dictionaries(st.sampled_from(NAMES), st.integers(), max_size=7), st.booleans())
 def test_no_field_of_a_record_is_lost(fields: dict[str, Any], provenance: bool) -> None:
     plan = plan_of_one(provenance)
-    found = Document("7", "raw", 0, 5, dict(fields))
-    row = corpus_row(plan, ReplayedRecord(0, Row("7", 0, 5, "kept"), found, "refined"))
+    parsed = Document("7", "raw", 0, 5, dict(fields))
+    row = corpus_row(plan, ReplayedRecord(0, Row("7", 0, 5, "kept"), parsed, "refined"))
     assert (row.pop("id"), row.pop("text")) == ("7", "refined")
     if provenance:
         assert row.pop("proxhpc")["source"] == "in.jsonl:5"
@@ -69,20 +69,20 @@ def test_no_field_of_a_record_is_lost(fields: dict[str, Any], provenance: bool) 
 @pytest.mark.parametrize("depth", [200, 254, 256, 300, 500, 1000])
 def test_a_deeply_nested_field_survives(depth: int) -> None:
     raw = b'{"a":[' * (depth // 2) + b"1" + b"]}" * (depth // 2)
-    found = Document("7", "raw", 0, 5, {"deep": orjson.loads(raw)})
+    parsed = Document("7", "raw", 0, 5, {"deep": orjson.loads(raw)})
     row = corpus_row(
-        plan_of_one(False), ReplayedRecord(0, Row("7", 0, 5, "kept"), found, "refined")
+        plan_of_one(False), ReplayedRecord(0, Row("7", 0, 5, "kept"), parsed, "refined")
     )
     assert orjson.dumps(row) == b'{"id":"7","text":"refined","deep":%b}' % raw
 
 
-def test_bad_records_have_no_text() -> None:
-    with pytest.raises(ValueError, match="not for the corpus"):
+def test_bad_records_do_not_reach_the_corpus() -> None:
+    with pytest.raises(ValueError, match="does not reach the corpus"):
         corpus_row(plan_of_one(True), ReplayedRecord(0, Row("", 0, 5, "quarantined")))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=40))
-def test_equal_texts_against_a_plain_search(documents: list[tuple[int, int]]) -> None:
+def test_exact_pairs_against_a_simple_search(documents: list[tuple[int, int]]) -> None:
     high, low = np.array(documents, np.uint64).reshape(-1, 2).T
     first: dict[tuple[int, int], int] = {}
     expected = []
@@ -93,58 +93,60 @@ def test_equal_texts_against_a_plain_search(documents: list[tuple[int, int]]) ->
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))
-def test_parts_tile_the_survivors(documents: list[tuple[int, bool]], part_size: int) -> None:
+def test_each_survivor_is_in_one_part(documents: list[tuple[int, bool]], part_size: int) -> None:
     hashes = np.zeros(len(documents), SKETCH_DTYPE)
-    hashes["size"] = [size for size, _ in documents]
-    hashes["number"] = range(len(documents))
-    alive = np.array([stays for _, stays in documents], bool)
-    cutter = InputOrderSplitter(Output(part_size=part_size))
+    hashes["row_bytes"] = [size for size, _ in documents]
+    hashes["record"] = range(len(documents))
+    survives = np.array([survives for _, survives in documents], bool)
+    splitter = InputOrderSplitter(Output(part_size=part_size))
     for start in range(0, len(hashes), 7):  # groups
-        cutter.add(hashes[start : start + 7][alive[start : start + 7]])
-    parts = cutter.finish()
-    left = [number for number, (_, stays) in enumerate(documents) if stays]
-    at = 0
+        splitter.add(hashes[start : start + 7][survives[start : start + 7]])
+    parts = splitter.finish()
+    remaining = np.flatnonzero(survives).tolist()
+    offset = 0
     for part in parts:
-        own, left = left[: part.documents], left[part.documents :]
-        assert own
-        assert (part.first, part.last) == (own[0], own[-1])
-        assert part.bytes == sum(documents[number][0] for number in own)
-        begins = [at + sum(documents[n][0] for n in own[:k]) for k in range(len(own))]
+        numbers, remaining = remaining[: part.documents], remaining[part.documents :]
+        assert numbers
+        assert (part.first, part.last) == (numbers[0], numbers[-1])
+        assert part.bytes == sum(documents[n][0] for n in numbers)
+        begins = [offset + sum(documents[n][0] for n in numbers[:k]) for k in range(len(numbers))]
         assert len({begin // part_size for begin in begins}) == 1
-        at += part.bytes
-    assert not left
+        offset += part.bytes
+    assert not remaining
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, (1 << 64) - 1)), max_size=40),
     st.integers(1, 300),
 )
-def test_shuffled_parts_tile_all_places(documents: list[tuple[int, int]], part_size: int) -> None:
+def test_shuffled_parts_cover_all_sort_keys(
+    documents: list[tuple[int, int]], part_size: int
+) -> None:
     hashes = np.zeros(len(documents), SKETCH_DTYPE)
-    hashes["size"] = [size for size, _ in documents]
-    hashes["place"] = np.array([place for _, place in documents], np.uint64)
-    cutter = ShuffledSplitter(Output(part_size=part_size, shuffle=True))
+    hashes["row_bytes"] = [size for size, _ in documents]
+    hashes["sort_key"] = np.array([key for _, key in documents], np.uint64)
+    splitter = ShuffledSplitter(Output(part_size=part_size, shuffle=True))
     for start in range(0, len(hashes), 7):  # groups
-        cutter.add(hashes[start : start + 7])
-    parts = cutter.finish()
+        splitter.add(hashes[start : start + 7])
+    parts = splitter.finish()
     edges = [0, *(part.last + 1 for part in parts)]
     assert [part.first for part in parts] == edges[:-1]
     assert not parts or edges[-1] == 1 << 64
-    cells = {place >> 44 for _, place in documents}
+    cells = {key >> 44 for _, key in documents}
     for part in parts:
-        own = [size for size, place in documents if part.first <= place <= part.last]
-        assert (part.documents, part.bytes) == (len(own), sum(own))
-        assert own
+        sizes = [size for size, key in documents if part.first <= key <= part.last]
+        assert (part.documents, part.bytes) == (len(sizes), sum(sizes))
+        assert sizes
         last = max(cell for cell in cells if cell <= part.last >> 44)
-        before = sum(size for size, place in documents if part.first >> 44 <= place >> 44 < last)
+        before = sum(size for size, key in documents if part.first >> 44 <= key >> 44 < last)
         assert before < part_size
-        pieces = bucket_starts(part, 10)
-        assert (pieces[0], len(pieces)) == (part.first, -(-part.bytes // 10))
-        assert pieces == sorted(set(pieces))
-        assert pieces[-1] <= part.last
+        starts = bucket_starts(part, 10)
+        assert (starts[0], len(starts)) == (part.first, -(-part.bytes // 10))
+        assert starts == sorted(set(starts))
+        assert starts[-1] <= part.last
 
 
-def test_what_counts_as_the_same_text() -> None:
+def test_texts_that_differ_in_white_space_and_case_are_equal() -> None:
     assert (
         normalized_bytes(fold("Cafe\u0301  \n\tX"))
         == normalized_bytes("caf\u00e9 x ")
@@ -158,29 +160,29 @@ def test_what_counts_as_the_same_text() -> None:
     assert normalized_bytes(" \n") == b""
 
 
-def test_a_killed_process_of_the_pool_is_one_line(tmp_path: Path) -> None:
+def test_a_killed_process_of_the_pool_is_an_error(tmp_path: Path) -> None:
     run = planned(tmp_path)
     with (
         pytest.raises(RetryError, match="a process of `proxhpc merge` died"),
         open_pool(run.dir, run.plan, 2) as pool,
     ):
-        pool.map("fall", fall, range(2))
-    assert none_left()
+        pool.map("kill_self", kill_self, range(2))
+    assert all_children_end()
 
 
-def test_an_error_ends_the_others_at_once(tmp_path: Path) -> None:
+def test_an_error_stops_the_other_processes_at_once(tmp_path: Path) -> None:
     run = planned(tmp_path)
     with (
-        pytest.raises(ProxError, match="told so\n  and so"),
+        pytest.raises(ProxError, match="a unit failed\n  fix it"),
         open_pool(run.dir, run.plan, 2) as pool,
     ):
-        pool.map("raising", raising, range(2))
-    assert none_left()
+        pool.map("failing_unit", failing_unit, range(2))
+    assert all_children_end()
     assert (run.dir.merge / "pid-0").exists()
     assert not (run.dir.merge / "done-0").exists()
 
 
-def none_left() -> bool:
+def all_children_end() -> bool:
     """Whether all children of this process end long before their units would."""
     deadline = time.monotonic() + 20
     while multiprocessing.active_children() and time.monotonic() < deadline:
@@ -188,7 +190,7 @@ def none_left() -> bool:
     return not multiprocessing.active_children()
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -196,27 +198,27 @@ def gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
 
 
-def test_processes_of_the_pool_die_with_the_merge(tmp_path: Path) -> None:
+def test_processes_of_the_pool_die_with_their_parent(tmp_path: Path) -> None:
     run = planned(tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
         "from proxhpc.run.paths import RunDir; from proxhpc.run.plan import Plan\n"
-        "from proxhpc.run.pool import open_pool; from merging import linger\n"
+        "from proxhpc.run.pool import open_pool; from merging import slow_unit\n"
         "if __name__ == '__main__':\n"
         "    run = RunDir(Path(sys.argv[1]))\n"
-        "    with open_pool(run, Plan.load(run), 2) as pool: pool.map('x', linger, range(2))\n"
+        "    with open_pool(run, Plan.load(run), 2) as pool: pool.map('x', slow_unit, range(2))\n"
     )
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here.parent}:{here}"}
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}"}
     command = [sys.executable, "-c", code, str(run.dir.root)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as parent:
-        marks = [run.dir.merge / f"pid-{number}" for number in range(2)]
+        files = [run.dir.merge / f"pid-{number}" for number in range(2)]
         deadline = time.monotonic() + 60
-        while not all(m.exists() and m.read_text() for m in marks) and time.monotonic() < deadline:
+        while not all(f.exists() and f.read_text() for f in files) and time.monotonic() < deadline:
             time.sleep(0.02)
         parent.send_signal(signal.SIGTERM)
         assert parent.wait(10) == -signal.SIGTERM
-    pids = [int(mark.read_text()) for mark in marks]
-    while not all(map(gone, pids)) and time.monotonic() < deadline:
+    pids = [int(file.read_text()) for file in files]
+    while not all(map(has_ended, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert all(map(gone, pids))
+    assert all(map(has_ended, pids))

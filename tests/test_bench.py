@@ -1,5 +1,6 @@
-"""What the benchmarks say can be believed."""
+"""Benchmarks run, and measure what they claim."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +9,22 @@ import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
-# A parent of 400 MiB, and what its child says of itself.
+# A parent of 400 MiB, whose child prints its own peak.
 CHILD = """
 import subprocess, sys
 held = b"x" * (400 << 20)
-code = "import bench_memory; print(bench_memory.peak_memory())"
+code = "import bench; print(bench.peak_memory())"
 raise SystemExit(subprocess.run([sys.executable, "-c", code]).returncode)
 """
 
 
-def test_a_childs_peak_is_its_own() -> None:
+def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    name, *options = arguments
+    command = [sys.executable, str(TOOLS / name), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_peak_memory_excludes_the_parent() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD], cwd=TOOLS, capture_output=True, text=True, check=True
     )
@@ -27,8 +34,33 @@ def test_a_childs_peak_is_its_own() -> None:
 @pytest.mark.parametrize(
     "sizes", [("--workers", "8", "--shards", "15"), ("--workers", "0"), ("--processes", "0")]
 )
-def test_a_run_without_work_is_not_timed(sizes: tuple[str, ...]) -> None:
-    tool = [sys.executable, str(TOOLS / "bench_rundir.py"), *sizes]
-    done = subprocess.run(tool, capture_output=True, text=True, check=False)
+def test_a_run_without_work_is_refused(sizes: tuple[str, ...]) -> None:
+    done = run_tool("bench_rundir.py", *sizes)
     assert done.returncode == 2
     assert "two shards for each worker" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "label"),
+    [
+        ("bench_program.py", ("--rounds", "1"), "documents/s"),
+        ("bench_merge.py", ("--rounds", "1"), "edited write"),
+        ("bench_dedup.py", ("--processes", "1", "--sample", "8", "--planted", "4"), "recall"),
+    ],
+)
+def test_benchmarks_of_a_corpus_run(
+    name: str, options: tuple[str, ...], label: str, tmp_path: Path
+) -> None:
+    lines = "\n".join(f"Line {n} is one of many lines in this text." for n in range(20))
+    rows = [json.dumps({"text": f"Page {n}\n{lines}"}) for n in range(10)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(rows))
+    done = run_tool(name, str(tmp_path / "corpus.jsonl"), *options)
+    assert done.returncode == 0, done.stderr
+    assert label in done.stdout
+
+
+def test_the_benchmark_of_a_run_directory_runs(tmp_path: Path) -> None:
+    done = run_tool("bench_rundir.py", "--workers", "2", "--shards", "9", "--dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "4 shards leased, committed and published" in done.stdout
+    assert not any(tmp_path.iterdir())

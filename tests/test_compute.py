@@ -20,7 +20,7 @@ from proxhpc.account.flops import (
 from proxhpc.cli.main import main
 from proxhpc.outputs import UsageTotals
 from proxhpc.report import build_report, run_account
-from proxhpc.run.estimate import counted, predicted_tokens
+from proxhpc.run.estimate import count_work, estimate_work
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.ledger import Call, Row, tally
 from proxhpc.run.paths import RunDir
@@ -69,11 +69,11 @@ def test_the_paper_s_training_tokens_for_the_flops_of_refining() -> None:
 
 
 def test_what_the_memo_and_the_cache_saved_is_counted_apart(run: RunDir) -> None:
-    asked = Call(0, 2, "untouch_doc()", "stop", 100, 40, 5)
+    call = Call(0, 2, "untouch_doc()", "stop", 100, 40, 5)
     rows = [
-        Row("a", 0, 0, "kept", doc=asked, windows=(asked,)),
-        Row("b", 0, 9, "kept", doc=asked, windows=(asked._replace(from_memo=True),)),
-        Row("c", 0, 18, "kept", windows=(asked._replace(from_memo=True),)),
+        Row("a", 0, 0, "kept", doc=call, windows=(call,)),
+        Row("b", 0, 9, "kept", doc=call, windows=(call._replace(from_memo=True),)),
+        Row("c", 0, 18, "kept", windows=(call._replace(from_memo=True),)),
     ]
     total = tally(rows)
     one = Usage.of_request(100, 40, 5)
@@ -94,8 +94,8 @@ def test_work_that_was_lost_and_redone(run: RunDir) -> None:
     with_model(run)
     merged(run, summary())
     more = Usage.of_request(50, 0, 3)
-    asked = {"doc": counts().doc, "chunk": counts().chunk + more}
-    write_heartbeat(run, counts=counts(), asked=asked)
+    usage = {"doc": counts().doc, "chunk": counts().chunk + more}
+    write_heartbeat(run, counts=counts(), usage=usage)
     redone = build_report(run).execution.redone
     assert (redone["doc"].usage, redone["doc"].flops) == (usage_totals(Usage()), 0)
     assert (redone["chunk"].usage, redone["chunk"].flops) == (
@@ -104,13 +104,13 @@ def test_work_that_was_lost_and_redone(run: RunDir) -> None:
 
 
 def usage_totals(usage: Usage) -> UsageTotals:
-    return UsageTotals(**usage.to_dict())
+    return UsageTotals.model_validate(usage)
 
 
 def test_utilisation_is_that_of_the_time_at_work(run: RunDir) -> None:
     with_model(run)
     for name in ("w1", "w2"):
-        write_heartbeat(run, name, counts=counts(), asked={"doc": counts().doc},
+        write_heartbeat(run, name, counts=counts(), usage={"doc": counts().doc},
                         busy_seconds=2.0, boot_seconds=7.0, device=A100, devices=2)  # fmt: skip
     gpus = run_account(run).execution.gpus
     assert (gpus.busy_seconds, gpus.boot_seconds) == (8.0, 28.0)
@@ -148,9 +148,9 @@ def test_estimate_and_counts_follow_the_same_rule(run: RunDir) -> None:
     with_model(run)
     plan = Plan.load(run)
     everything = Counts(tokens_in=plan.estimated_tokens, tokens_chunk=plan.estimated_tokens)
-    assert counted(plan, everything).flops == predicted_tokens(plan).flops
-    assert counted(plan, everything).a100_hours == predicted_tokens(plan).a100_hours
-    assert predicted_tokens(plan).documents == 10
+    assert count_work(plan, everything).flops == estimate_work(plan).flops
+    assert count_work(plan, everything).a100_hours == estimate_work(plan).a100_hours
+    assert estimate_work(plan).documents == 10
 
 
 def test_report_prints_the_account_so_far_of_a_run_that_is_not_merged(
@@ -191,7 +191,7 @@ def test_plan_shows_what_a_started_run_has_read(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(run.root), "--json"]) == 0
-    assert orjson.loads(capsys.readouterr().out)["measured"]["documents"] == 0
+    assert orjson.loads(capsys.readouterr().out)["measured_work"]["documents"] == 0
     write_heartbeat(run, counts=counts())
     assert main(["plan", str(run.root)]) == 0
     assert "measured so far" in capsys.readouterr().out

@@ -1,25 +1,29 @@
-"""Which of several duplicates stays, what counts as one, and duplicates of another corpus."""
+"""Which of several duplicates survives, what counts as one, and duplicates of another corpus."""
 
 import random
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
+from proxhpc.assemble.text_pairs import jaccard
 from proxhpc.dedup.hashes import survivor_rank
+from proxhpc.dedup.minhash import minhash_slots
+from proxhpc.dedup.shingles import fold, shingles
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
-from proxhpc.spec.sections import Dedup
+from proxhpc.spec.sections import Dedup, Near
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("ld", "mp", "nt", "rk")]
-SENSITIVE = {"bands": 48, "rows": 4}  # nothing above the threshold escapes comparison
+SENSITIVE = {"bands": 48, "rows": 4}  # practically all pairs above the threshold are compared
 
 
 def merged(folder: Path, rows: list[dict[str, Any]], **dedup: Any) -> RunDir:
@@ -38,19 +42,19 @@ def merged(folder: Path, rows: list[dict[str, Any]], **dedup: Any) -> RunDir:
     return run.dir
 
 
-def written(run: RunDir) -> list[str]:
+def written_ids(run: RunDir) -> list[str]:
     return [row["id"] for row in read_listing(run.part(0))]
 
 
-def spread() -> list[dict[str, Any]]:
-    """Pairs of documents whose similarities lie on both sides of the threshold."""
-    chance = random.Random(3)
+def pairs_around_threshold() -> list[dict[str, Any]]:
+    """Pairs of documents whose similarities are on both sides of the threshold."""
+    rng = random.Random(3)
     rows = []
     for number in range(40):
-        words = chance.choices(WORDS, k=149)
+        words = rng.choices(WORDS, k=149)
         other = [*words, "more"]
-        for place in range(number % 7):
-            other[7 + 20 * place] = "another"
+        for change in range(number % 7):
+            other[7 + 20 * change] = "another"
         rows += [page(f"a{number}", words), page(f"b{number}", other)]
     return rows
 
@@ -60,28 +64,28 @@ def page(name: str, words: list[str]) -> dict[str, Any]:
     return {"id": name, "text": "\n".join(lines)}
 
 
-def true_jaccard(left: dict[str, Any], right: dict[str, Any]) -> float:
+def true_jaccard(left: dict[str, Any], right: dict[str, Any], shingle: int = 5) -> float:
     sets = []
     for row in (left, right):
         words = row["text"].replace(".", "").split()
-        sets.append({tuple(words[n : n + 5]) for n in range(len(words) - 4)})
+        sets.append({tuple(words[n : n + shingle]) for n in range(len(words) - shingle + 1)})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
-def test_what_a_signature_cannot_tell_is_told_by_the_texts(tmp_path: Path) -> None:
-    rows = spread()
-    alike = [true_jaccard(rows[n], rows[n + 1]) for n in range(0, len(rows), 2)]
-    assert sum(0.7 < share < 0.8 for share in alike) > 3
-    assert sum(0.8 <= share < 0.9 for share in alike) > 3
-    expected = {rows[2 * n]["id"] for n, share in enumerate(alike) if share >= 0.8}
+def test_pairs_that_signatures_cannot_decide_are_compared_by_text(tmp_path: Path) -> None:
+    rows = pairs_around_threshold()
+    similarities = [true_jaccard(rows[n], rows[n + 1]) for n in range(0, len(rows), 2)]
+    assert sum(0.7 < value < 0.8 for value in similarities) > 3
+    assert sum(0.8 <= value < 0.9 for value in similarities) > 3
+    expected = {rows[2 * n]["id"] for n, value in enumerate(similarities) if value >= 0.8}
     run = merged(tmp_path / "text", rows, near=SENSITIVE)
-    assert set(written(run)) == {row["id"] for row in rows} - expected
+    assert set(written_ids(run)) == {row["id"] for row in rows} - expected
     assert not [*run.match.parent.joinpath("match").glob("*.shingles")]
     by_signature = merged(tmp_path / "signature", rows, near={**SENSITIVE, "verify": "signature"})
-    assert set(written(by_signature)) != set(written(run))
+    assert set(written_ids(by_signature)) != set(written_ids(run))
 
 
-def test_a_long_chain_is_one_set_by_text_too(tmp_path: Path) -> None:
+def test_a_long_chain_is_one_set_if_texts_decide(tmp_path: Path) -> None:
     words = random.Random(5).choices(WORDS, k=100)
     rows = [page("p0", words)]
     for step in range(1, 9):
@@ -91,7 +95,43 @@ def test_a_long_chain_is_one_set_by_text_too(tmp_path: Path) -> None:
     links = [true_jaccard(a, b) >= 0.8 for a, b in combinations(rows, 2)]
     assert any(links)
     assert not all(links)
-    assert written(merged(tmp_path / "run", rows, near=SENSITIVE)) == ["p8"]  # the longest
+    assert written_ids(merged(tmp_path / "run", rows, near=SENSITIVE)) == ["p8"]  # the longest
+
+
+@pytest.mark.parametrize(("common", "duplicates"), [(40, 1), (39, 0)])
+def test_a_pair_exactly_at_the_threshold_is_a_duplicate(
+    tmp_path: Path, common: int, duplicates: int
+) -> None:
+    rows = [page("short", WORDS[:common]), page("long", WORDS[:50])]
+    assert true_jaccard(*rows, shingle=1) == common / 50
+    run = merged(tmp_path / "run", rows, near={**SENSITIVE, "shingle": 1, "threshold": 0.8})
+    assert len(written_ids(run)) == 2 - duplicates
+
+
+def test_listed_similarities_are_shares_of_equal_slots(tmp_path: Path) -> None:
+    rows = pairs_around_threshold()
+    rows += [row | {"id": f"copy of {row['id']}"} for row in rows[:5]]
+    texts = {row["id"]: row["text"] for row in rows}
+    run = merged(tmp_path / "run", rows, near={})
+    assert all(row["text"] == texts[row["id"]] for row in read_listing(run.part(0)))
+    near, errors = Near(), []
+    for pair in read_listing(run.duplicates):
+        both = [texts[pair[side]["id"]] for side in ("duplicate", "survivor")]
+        hashes = [shingles(fold(text), near.shingle) for text in both]
+        left, right = minhash_slots(hashes, near.bands * near.rows, near.seed)
+        assert pair["similarity"] == int(1000 * np.mean(left == right)) / 1000
+        truth = jaccard(*(np.unique(values) for values in hashes))
+        assert (pair["similarity"] == 1) == (truth == 1)
+        errors.append(pair["similarity"] - truth)
+    assert len(errors) > 20
+    assert abs(np.mean(errors)) < 0.01  # the estimate is unbiased
+
+
+def test_jaccard_similarity_of_shingle_sets() -> None:
+    left = np.arange(4, dtype=np.uint64)
+    for start, stop, expected in ((0, 4, 1.0), (0, 5, 4 / 5), (1, 6, 3 / 6), (4, 9, 0.0)):
+        right = np.arange(start, stop, dtype=np.uint64)
+        assert jaccard(left, right) == jaccard(right, left) == expected
 
 
 SAME = "One line that is long enough to be kept by the rules.\nAnd there is another one here."
@@ -108,7 +148,7 @@ def copies() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("dedup", "kept"),
+    ("dedup", "survivor"),
     [
         ({}, "plain"),  # the first of those with the most characters
         ({"keep": "first"}, "plain"),
@@ -119,22 +159,24 @@ def copies() -> list[dict[str, Any]]:
         ({"keep": "highest", "by": "about.nothing"}, "plain"),
     ],
 )
-def test_who_stays(tmp_path: Path, dedup: dict[str, Any], kept: str) -> None:
-    assert written(merged(tmp_path / "run", copies(), **dedup)) == [kept]
+def test_the_manifest_chooses_the_survivor(
+    tmp_path: Path, dedup: dict[str, Any], survivor: str
+) -> None:
+    assert written_ids(merged(tmp_path / "run", copies(), **dedup)) == [survivor]
 
 
-def test_the_first_stays_though_it_is_shorter(tmp_path: Path) -> None:
+def test_keep_first_prefers_the_first_to_the_longest(tmp_path: Path) -> None:
     rows = [{"id": "short", "text": SAME}, {"id": "long", "text": SAME.replace(" ", "  ")}]
-    assert written(merged(tmp_path / "first", rows, keep="first")) == ["short"]
-    assert written(merged(tmp_path / "longest", rows)) == ["long"]
+    assert written_ids(merged(tmp_path / "first", rows, keep="first")) == ["short"]
+    assert written_ids(merged(tmp_path / "longest", rows)) == ["long"]
 
 
-def test_ranks_are_in_the_order_of_the_values() -> None:
+def test_ranks_are_ordered_as_the_values() -> None:
     values = [-1e308, -2, "-0.5", -0.0, 0, 1e-300, 3, "2001-01-01", "2001-01-01T00:00:01+00:00"]
     up, down = (Dedup.model_validate({"keep": keep, "by": "v"}) for keep in ("highest", "lowest"))
     ranks = [survivor_rank(up, {"v": value}) for value in values]
     assert ranks == sorted(ranks)
-    assert len(set(ranks)) == len(values) - 1  # both zeros are one
+    assert len(set(ranks)) == len(values) - 1  # both zeros have one rank
     falling = [survivor_rank(down, {"v": value}) for value in values]
     assert falling == sorted(falling, reverse=True)
     for nothing in (None, True, "soon", float("nan"), [1], {}):
@@ -146,11 +188,11 @@ def test_ranks_are_in_the_order_of_the_values() -> None:
     ("dedup", "message"),
     [
         ({"keep": "highest"}, "dedup.by: required with keep: highest"),
-        ({"by": "score"}, "dedup.by: of no use with keep: longest"),
+        ({"by": "score"}, "dedup.by: not used with keep: longest"),
         ({"exact": False, "against": {"paths": "x.jsonl"}}, "dedup.against: needs exact or near"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_a_dedup_section_that_contradicts_itself_is_refused(
     tmp_path: Path, dedup: dict[str, Any], message: str
 ) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", copies())], dedup=dedup)
@@ -158,11 +200,11 @@ def test_what_makes_no_sense_is_refused(
         prepare_run(path, local_site(tmp_path), None)
 
 
-def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
-    rows = spread()
+def test_duplicates_of_another_corpus_are_removed(tmp_path: Path) -> None:
+    rows = pairs_around_threshold()
     others = [{"body": row["text"], "name": f"old-{row['id']}"} for row in rows[:20:2]]
     others.insert(3, {"name": "nothing to read"})
-    others += others[:1]  # the corpus may have duplicates of its own: that is not our business
+    others += others[:1]  # duplicates within the other corpus do not matter
     files = [write_jsonl(tmp_path / "old" / f"{n}.jsonl.zst", others[n::2]) for n in range(2)]
     run = merged(
         tmp_path / "run",
@@ -170,21 +212,21 @@ def test_duplicates_of_another_corpus_are_left_out(tmp_path: Path) -> None:
         near=SENSITIVE,
         against={"paths": str(tmp_path / "old" / "*.zst"), "text": "body", "id": "name"},
     )
-    gone = {rows[n]["id"] for n in range(0, 20, 2)}
-    alike = [true_jaccard(rows[n], rows[n + 1]) >= 0.8 for n in range(0, len(rows), 2)]
-    gone |= {rows[2 * n + 1]["id"] for n in range(10) if alike[n]}
-    gone |= {rows[2 * n]["id"] for n in range(10, 40) if alike[n]}
-    assert set(written(run)) == {row["id"] for row in rows} - gone
+    removed = {rows[n]["id"] for n in range(0, 20, 2)}
+    similar = [true_jaccard(rows[n], rows[n + 1]) >= 0.8 for n in range(0, len(rows), 2)]
+    removed |= {rows[2 * n + 1]["id"] for n in range(10) if similar[n]}
+    removed |= {rows[2 * n]["id"] for n in range(10, 40) if similar[n]}
+    assert set(written_ids(run)) == {row["id"] for row in rows} - removed
     summary = MergeSummary.load(run)
     assert summary is not None
-    lost = summary.duplicates
-    assert (lost.external_documents, lost.external_unreadable) == (len(others) - 1, 1)
-    assert lost.external == 10 + sum(alike[:10])
-    kept = {pair["dropped"]["id"]: pair["kept"] for pair in read_listing(run.duplicates)}
-    assert kept["a0"]["id"] == "old-a0"
-    assert kept["a0"]["source"].startswith("0.jsonl.zst:")
+    counts = summary.duplicates
+    assert (counts.external_documents, counts.external_unreadable) == (len(others) - 1, 1)
+    assert counts.external == 10 + sum(similar[:10])
+    survivors = {pair["duplicate"]["id"]: pair["survivor"] for pair in read_listing(run.duplicates)}
+    assert survivors["a0"]["id"] == "old-a0"
+    assert survivors["a0"]["source"].startswith("0.jsonl.zst:")
     assert "duplicates of documents of another corpus" in run.card.read_text()
-    # What it was compared with must be what the plan says.
+    # The other corpus must not change after planning.
     run.sketch_receipt(len([*run.merge.glob("sketch/*.json")]) - 1).unlink()
     files[1].write_bytes(files[0].read_bytes())
     with pytest.raises(StopError, match=r"1\.jsonl\.zst"):

@@ -1,4 +1,4 @@
-"""What a site is told before anything is launched on it."""
+"""What doctor finds out about a site before a launch."""
 
 import json
 import os
@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from proxhpc.doctor import Finding, examine_site, render_findings
+from proxhpc.cluster import slurm as slurm_commands
+from proxhpc.cluster.backend import TaskBatch
+from proxhpc.cluster.submit import SlurmBackend
+from proxhpc.doctor import Diagnosis, Finding, examine_site, render_diagnosis
 from proxhpc.spec.site import Site
 from proxhpc.status.terminal import make_console
+from runs import planned
 from slurm_cluster import SlurmCluster
 from slurm_config import Spec
 from tiny_models import save_llama
@@ -41,21 +45,22 @@ def doctor(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, dic
 
 
 def by_name(result: dict[str, Any]) -> dict[str, dict[str, str]]:
-    return {finding["what"]: finding for finding in result["findings"]}
+    return {finding["check"]: finding for finding in result["findings"]}
 
 
-def test_a_site_that_works(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_site_where_a_launch_works(slurm: SlurmCluster, tmp_path: Path) -> None:
     where = site_file(tmp_path, partition="main", time="00:10:00")
     code, result = doctor(where, "--run", str(tmp_path / "run"), env=slurm.env())
     assert (code, result["launch_would_work"]) == (0, True)
-    found = by_name(result)
-    assert found["MaxArraySize"]["found"] == str(slurm.spec.max_array_size)
+    assert Diagnosis.model_validate(result).format == "proxhpc.doctor/1"
+    findings = by_name(result)
+    assert findings["MaxArraySize"]["result"] == str(slurm.spec.max_array_size)
     answers = "answers" if slurm.spec.accounting else "does not answer"
-    assert found["sacct"]["found"].startswith(answers)
-    assert found["KillWait"]["verdict"] == "note"  # five seconds
-    assert " to start at " in found["sbatch --test-only"]["found"]
-    assert found["exclusive create, by link"]["found"] == "works"
-    assert "4 nodes" in found["partition of refine"]["found"]
+    assert findings["sacct"]["result"].startswith(answers)
+    assert findings["KillWait"]["verdict"] == "warning"  # five seconds
+    assert " to start at " in findings["sbatch --test-only"]["result"]
+    assert findings["exclusive create, by link"]["result"] == "works"
+    assert "4 nodes" in findings["partition of refine"]["result"]
     assert [*tmp_path.iterdir()] == [tmp_path / "site.yaml"]
     assert slurm.run("squeue", "-h").stdout == ""
 
@@ -69,12 +74,12 @@ def test_a_site_that_works(slurm: SlurmCluster, tmp_path: Path) -> None:
         ({"max_submit_jobs": 1}, "jobs per user"),
     ],
 )
-def test_a_site_that_does_not(
+def test_a_site_where_a_launch_does_not_work(
     slurm: SlurmCluster, tmp_path: Path, more: dict[str, Any], what: str
 ) -> None:
     code, result = doctor(site_file(tmp_path, **more), "--run", str(tmp_path), env=slurm.env())
     assert (code, result["launch_would_work"]) == (2, False)
-    assert by_name(result)[what]["verdict"] == "bad"
+    assert by_name(result)[what]["verdict"] == "error"
 
 
 @pytest.fixture
@@ -89,24 +94,24 @@ def poor(slurm_programs: None) -> Iterator[SlurmCluster]:
         yield cluster
 
 
-def test_a_poor_site_is_told_what_a_run_does_about_it(poor: SlurmCluster, tmp_path: Path) -> None:
-    phases = {"control": {"time": "00:05:00"}}  # half an hour unless told otherwise
+def test_a_limited_site_gets_the_consequences_for_a_run(poor: SlurmCluster, tmp_path: Path) -> None:
+    phases = {"control": {"time": "00:05:00"}}  # half an hour by default
     where = site_file(tmp_path, partition="main", workers=7, time="00:05:00", phases=phases)
     code, result = doctor(where, "--run", str(tmp_path), env=poor.env())
-    found = by_name(result)
+    findings = by_name(result)
     assert code == 0
-    assert found["MaxArraySize"] == {
-        "what": "MaxArraySize",
-        "found": "3",
-        "so": "the workers go in 3 arrays",
-        "verdict": "fine",
+    assert findings["MaxArraySize"] == {
+        "check": "MaxArraySize",
+        "result": "3",
+        "consequence": "the workers are submitted in 3 arrays",
+        "verdict": "ok",
     }
-    assert found["sacct"]["found"].startswith("does not answer")
-    assert found["jobs per user"]["found"] == "no limit known"
+    assert findings["sacct"]["result"].startswith("does not answer")
+    assert findings["jobs per user"]["result"] == "no limit known"
     where = site_file(tmp_path, partition="main", time="01:00:00")
     code, result = doctor(where, "--run", str(tmp_path), env=poor.env())
     assert code == 2
-    assert "would let it wait for ever" in by_name(result)["partition of refine"]["so"]
+    assert "would pend forever" in by_name(result)["partition of refine"]["consequence"]
 
 
 def test_models_must_be_whole(tmp_path: Path) -> None:
@@ -114,29 +119,52 @@ def test_models_must_be_whole(tmp_path: Path) -> None:
     (broken / "model.safetensors").unlink()
     site = Site(name="here", kind="local")
     verdicts = {
-        finding.what: finding.verdict
+        finding.check: finding.verdict
         for finding in examine_site(site, tmp_path, [str(whole), str(broken)])
     }
-    assert verdicts[f"model {whole}"] == "fine"
-    assert verdicts[f"model {broken}"] == "bad"
+    assert verdicts[f"model {whole}"] == "ok"
+    assert verdicts[f"model {broken}"] == "error"
 
 
-def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission(tmp_path: Path) -> None:
     if os.getuid() == 0:
-        place = Path("/proc/self")
+        folder = Path("/proc/self")
     else:
-        place = tmp_path / "closed"
-        place.mkdir(mode=0o500)
-    found = {
-        finding.what: finding for finding in examine_site(Site(name="x", kind="local"), place, [])
-    }
-    assert found["run directory"].verdict == "bad"
+        folder = tmp_path / "closed"
+        folder.mkdir(mode=0o500)
+    findings = examine_site(Site(name="x", kind="local"), folder, [])
+    verdicts = {finding.check: finding.verdict for finding in findings}
+    assert verdicts["run directory"] == "error"
 
 
-def test_strangers_text_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    make_console().print(render_findings([Finding("a\x1b[2J", "b[red]", "c", "bad")]))
+def test_untrusted_text_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = (Finding.error("a\x1b[2J", "b[red]", "c"),)
+    diagnosis = Diagnosis(site="x", launch_would_work=False, findings=findings)
+    make_console().print(render_diagnosis(diagnosis))
     shown = capsys.readouterr().out
     assert "\x1b[2J" not in shown
     assert r"a\x1b[2J" in shown
     assert "b[red]" in shown
-    assert "would not work: 1 to mend" in shown
+    assert "would not work: 1 to fix" in shown
+
+
+def test_a_cluster_without_arrays_gets_plain_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_command(*command: str) -> str:
+        return "MaxArraySize = 0\n" if command[0] == "scontrol" else ""
+
+    monkeypatch.setattr(slurm_commands, "is_available", lambda: True)
+    monkeypatch.setattr(slurm_commands, "run_command", run_command)
+    monkeypatch.setattr(slurm_commands, "check_script", lambda _: "Job 1 to start at noon")
+    site = Site(name="x", kind="slurm", workers=3)
+    findings = {finding.check: finding for finding in examine_site(site, tmp_path, [])}
+    assert findings["MaxArraySize"] == Finding.warning(
+        "MaxArraySize", "0", "the cluster takes no job arrays: workers are submitted as 3 jobs"
+    )
+    assert "error" not in {finding.verdict for finding in findings.values()}
+    run = planned(tmp_path)
+    backend = SlurmBackend(run.dir, run.plan, site, slurm_commands.Queue())
+    batch = TaskBatch("refine", print, [(1,), (2,), (3,)], {})
+    arrays = [array.arguments for array in backend._split_into_arrays(batch)]
+    assert arrays == [[(1,)], [(2,)], [(3,)]]

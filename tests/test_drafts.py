@@ -116,7 +116,7 @@ def test_a_run_accounts_for_what_the_model_computed(
 ) -> None:
     """From the engine through the ledger's rows to the sums and FLOPs."""
     pytest.importorskip("transformers")
-    from proxhpc.run.ledger import Row
+    from proxhpc.run.ledger import Row, tally
     from proxhpc.spec.refiner_file import RefinerFile
 
     model = save_walk(tmp_path / "walk")
@@ -132,12 +132,12 @@ def test_a_run_accounts_for_what_the_model_computed(
         finally:
             await refiner.close()
         passes.extend(counted)
-        return written, sum(refiner.asked.values(), Usage())
+        return written, sum(refiner.usage.values(), Usage())
 
     written, asked = asyncio.run(run())
     read = [Row.decode(row.encode()) for row in written]
     assert read == written
-    counts = sum((row.count() for row in read[1:]), read[0].count())
+    counts = tally(read)
     usage = counts.doc + counts.chunk
     assert usage == asked
     computed = total(passes)

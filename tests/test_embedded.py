@@ -1,4 +1,4 @@
-"""The refiner that comes with proxhpc: small, whole, and better than keeping everything."""
+"""The model that proxhpc includes: small, complete, and able to tell text from navigation."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxhpc.corpus.document import Document
-from proxhpc.preview import preview_manifest, rows
+from proxhpc.preview import preview_manifest, refine_in_order
 from proxhpc.refine.refiner import open_refiner
 from proxhpc.run.ledger import Row
 from proxhpc.run.models import resolve_model
@@ -35,18 +35,18 @@ def refined(texts: list[str]) -> list[Row]:
     )
     models = find_models(manifest)
 
-    async def all_of() -> list[Row]:
+    async def refine() -> list[Row]:
         refiner = await open_refiner(freeze_manifest(manifest, models), models)
         try:
             named = ((str(n), Document(str(n), text, 0, n)) for n, text in enumerate(texts))
-            return [row async for _, row in rows(refiner, named)]
+            return [row async for _, row in refine_in_order(refiner, named)]
         finally:
             await refiner.close()
 
-    return asyncio.run(all_of())
+    return asyncio.run(refine())
 
 
-def test_it_is_small_and_says_how_it_is_asked() -> None:
+def test_it_is_small_and_documented() -> None:
     ref = resolve_model("embedded")
     assert ref.path == FOLDER
     assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) <= 16_000_000
@@ -55,15 +55,15 @@ def test_it_is_small_and_says_how_it_is_asked() -> None:
     assert ref.refiner is not None
     assert (ref.refiner.prompt, ref.refiner.levels) == ("walk", ["doc", "chunk"])
     card = (FOLDER / "README.md").read_text()
-    for section in ("## Recipe", "## What it is for", "## Data", "## By gold data"):
+    for section in ("## Recipe", "## Intended use", "## Data", "## Scores on gold records"):
         assert section in card
 
 
-def test_it_tells_a_menu_from_a_story() -> None:
+def test_it_removes_navigation_and_keeps_text() -> None:
     page = [*MENU, *STORY, *STORY, *STORY, *FOOT]
     story, junk = refined(["\n".join(page), "\n".join((*MENU, *FOOT) * 6)])
     assert (story.outcome, junk.outcome) == ("edited", "dropped")
-    removed = {n for call in story.windows for n in removed_lines(call.emitted.program)}
+    removed = {n for call in story.windows for n in removed_lines(call.output.program)}
     texts = range(len(MENU), len(page) - len(FOOT))
     assert not removed & set(texts)
     assert len(removed) >= 5

@@ -13,7 +13,7 @@ import pytest
 from proxhpc.faults import FAULT_POINTS
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from runs import BEHIND, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
+from runs import AFTER_DEATHS, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
 # Reached only by a submission to Slurm (tests/test_submit.py), or by a worker that is stopped.
@@ -60,7 +60,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("point", [point for point in FAULT_POINTS if point not in ELSEWHERE])
 def test_killed_at(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     run = plan(tmp_path)
-    faults = (*BEHIND.get(point, ()), point)
+    faults = (*AFTER_DEATHS.get(point, ()), point)
     tokens = [tmp_path / fault.replace(" ", "-") for fault in faults]
     for token in tokens:
         token.touch()

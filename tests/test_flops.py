@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +76,7 @@ def test_sums_of_usage_give_sums_of_flops(requests: list[tuple[int, int]]) -> No
     total = sum(usages, Usage())
     assert total.requests == len(requests)
     assert flops(TINY, total) == sum(flops(TINY, usage) for usage in usages)
-    assert Usage.from_dict(total.to_dict()) == total
+    assert Usage(**asdict(total)) == total
 
 
 def test_a_request_by_hand() -> None:

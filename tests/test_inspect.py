@@ -24,9 +24,8 @@ from proxhpc.errors import RetryError, ShardError, StopError, UserError
 from proxhpc.inspect import (
     Inspection,
     inspect_documents,
+    render_inspection,
     sample_documents,
-    show_document,
-    show_sample,
 )
 from proxhpc.inspect import find as finder
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
@@ -85,7 +84,8 @@ def write(run: Run, rows: Sequence[Row], path: Path | None = None) -> None:
 def shown(run: Run, query: str, *, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
-    show_document(run.dir, query, console=console)
+    for item in inspect_documents(run.dir, query):
+        console.print(render_inspection(item), soft_wrap=True)
     return out.getvalue()
 
 
@@ -107,18 +107,18 @@ def edited(tmp_path: Path) -> Run:
 
 
 def test_a_document_is_found_by_its_id_and_replayed(edited: Run) -> None:
-    (found,) = inspect_documents(edited.dir, "one")
-    assert isinstance(found, Inspection)
-    assert found.before == TEXT
-    assert found.after == TEXT.partition("\n")[2].replace("colour", "color")
-    assert (found.shard, found.published, found.source) == (0, True, "a.jsonl:0")
-    assert found.notes == ()
+    (item,) = inspect_documents(edited.dir, "one")
+    assert isinstance(item, Inspection)
+    assert item.before == TEXT
+    assert item.after == TEXT.partition("\n")[2].replace("colour", "color")
+    assert (item.shard, item.published, item.source) == (0, True, "a.jsonl:0")
+    assert item.notes == ()
 
 
 def test_a_document_is_found_by_its_position(edited: Run) -> None:
     position = documents(edited)[1].position
-    (found,) = inspect_documents(edited.dir, f"a.jsonl:{position}")
-    assert found.row.id == "two"
+    (item,) = inspect_documents(edited.dir, f"a.jsonl:{position}")
+    assert item.row.id == "two"
     (same,) = inspect_documents(edited.dir, f"{edited.plan.inputs[0].path}:{position}")
     assert same.row.id == "two"
 
@@ -127,7 +127,7 @@ def test_an_id_that_looks_like_a_position_is_found_too(tmp_path: Path) -> None:
     run = small(tmp_path, {"one": "Text one.", "a.jsonl:0": "Text two."})
     rows = [row(item, "kept", windows=(call("untouch_doc()", stop=1),)) for item in documents(run)]
     write(run, rows)
-    assert [found.row.id for found in inspect_documents(run.dir, "a.jsonl:0")] == [
+    assert [item.row.id for item in inspect_documents(run.dir, "a.jsonl:0")] == [
         "one",
         "a.jsonl:0",
     ]
@@ -160,9 +160,9 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
     (one,) = documents(run)
     windows = (call("keep_all()", 0, 2), call("remove_lines(2, 2)", 3, 5))
     write(run, [row(one, "edited", windows=windows, lines_removed=1)])
-    (found,) = inspect_documents(run.dir, "one")
-    assert found.after == TEXT.removesuffix("\nLast.")
-    assert [found.number(line) for line in range(5)] == [1, 2, None, 1, 2]
+    (item,) = inspect_documents(run.dir, "one")
+    assert item.after == TEXT.removesuffix("\nLast.")
+    assert [item.number(line) for line in range(5)] == [1, 2, None, 1, 2]
     assert "[002] - Last." in shown(run, "one")
 
 
@@ -195,7 +195,7 @@ def test_a_quarantined_document_shows_its_text_and_the_error(tmp_path: Path) -> 
     assert "Some text." in text
 
 
-def test_control_characters_are_escaped(tmp_path: Path) -> None:
+def test_control_characters_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"id {HOSTILE}"
     run = small(tmp_path, {name: f"{HOSTILE}\nkeep\tthis\r\nand this line"})
     (one,) = documents(run)
@@ -208,11 +208,11 @@ def test_control_characters_are_escaped(tmp_path: Path) -> None:
     coloured = shown(run, name, terminal=True)
     assert "\x1b]0" not in coloured
     assert not {"\x07", "\x9b", "\u202e"} & set(coloured)
-    out = io.StringIO()
-    show_document(run.dir, name, as_json=True, console=Console(file=out))
-    assert out.getvalue().isascii()
-    assert "\x1b" not in out.getvalue()
-    (data,) = json.loads(out.getvalue())["documents"]
+    assert main(["inspect", str(run.dir.root), name, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert "\x1b" not in out
+    (data,) = json.loads(out)["documents"]
     assert data["id"] == name
     assert data["chunk_programs"][0]["program"] == program
     assert data["after"] == "keep\tthis\r\nand this line"
@@ -225,8 +225,8 @@ def test_an_unfinished_shard_is_searched_too(tmp_path: Path) -> None:
     write(run, rows, path)
     with path.open("ab") as file:
         file.write(b"\x28\xb5\x2f\xfd torn")
-    (found,) = inspect_documents(run.dir, "two")
-    assert not found.published
+    (item,) = inspect_documents(run.dir, "two")
+    assert not item.published
     assert "not finished" in shown(run, "two")
 
 
@@ -239,14 +239,14 @@ def test_a_shard_that_is_published_meanwhile_is_still_found(
     before = finder.attempts
 
     def listed(run: RunDir, shard: int) -> list[int]:
-        found = before(run, shard)
-        if found:
+        numbers = before(run, shard)
+        if numbers:
             attempt.rename(ledger)
-        return found
+        return numbers
 
     monkeypatch.setattr(finder, "attempts", listed)
-    (found,) = inspect_documents(edited.dir, "one")
-    assert found.published
+    (item,) = inspect_documents(edited.dir, "one")
+    assert item.published
 
 
 def test_an_unknown_id_names_similar_ones(edited: Run) -> None:
@@ -255,10 +255,10 @@ def test_an_unknown_id_names_similar_ones(edited: Run) -> None:
     assert "similar ids: three" in error.value.hint
     with pytest.raises(UserError) as error:
         inspect_documents(edited.dir, "zzzzzzzzzzzz")
-    place = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
-    assert place
-    assert place[1] == "a.jsonl:0"
-    assert inspect_documents(edited.dir, place[1])[0].row.id == "one"
+    source = re.search(r"FILE:POSITION as in (\S+);", error.value.hint)
+    assert source
+    assert source[1] == "a.jsonl:0"
+    assert inspect_documents(edited.dir, source[1])[0].row.id == "one"
 
 
 def test_an_unknown_id_before_the_first_commit(tmp_path: Path) -> None:
@@ -299,10 +299,10 @@ def test_real_refinements_are_found_by_any_id(tmp_path: Path) -> None:
     run = planned(tmp_path, 20)
     tasks.refine_task(str(run.dir.root), 0, 1)
     for number in (0, 7, 19):
-        (found,) = inspect_documents(run.dir, f"doc-{number}")
-        assert found.before == document(number)["text"]
-        assert found.after == document(number)["text"].partition("\n")[2]
-        assert found.row in rows_of(run.dir, run.plan)
+        (item,) = inspect_documents(run.dir, f"doc-{number}")
+        assert item.before == document(number)["text"]
+        assert item.after == document(number)["text"].partition("\n")[2]
+        assert item.row in rows_of(run.dir, run.plan)
 
 
 def test_duplicate_ids_are_all_shown(tmp_path: Path) -> None:
@@ -321,9 +321,6 @@ def test_a_sample_is_the_same_for_one_seed(tmp_path: Path) -> None:
     assert ids != [item.row.id for item in sample_documents(run.dir, 6, seed=2)]
     assert len(sample_documents(run.dir, 1000)) == 40
     assert sample_documents(run.dir, 3, outcome="dropped") == []
-    out = io.StringIO()
-    show_sample(run.dir, 2, outcome="edited", console=Console(file=out, width=100))
-    assert out.getvalue().count("outcome  edited") == 2
 
 
 def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +331,8 @@ def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     tasks.refine_task(str(run.dir.root), 0, 1)
     assert main(command) == 0
     assert capsys.readouterr().out.count("outcome  ") == 3
+    assert main([*command, "--outcome", "edited"]) == 0
+    assert capsys.readouterr().out.count("outcome  edited") == 3
     assert main([*command, "--outcome", "dropped"]) == 0
     assert capsys.readouterr().out == "no dropped document\n"
     assert main([*command, "--outcome", "dropped", "--json"]) == 0
@@ -364,11 +363,11 @@ def test_hunks_leave_out_only_unchanged_lines(
     before: list[str], after: list[str], context: int
 ) -> None:
     changes = list(diff_lines(before, after))
-    shown_parts = list(hunks(changes, context))
-    skipped = sum(part for part in shown_parts if isinstance(part, int))
-    kept = [part for part in shown_parts if isinstance(part, LineChange)]
-    assert len(kept) + skipped == len(changes)
-    assert [c for c in kept if c.kind != "same"] == [c for c in changes if c.kind != "same"]
+    parts = list(hunks(changes, context))
+    skipped = sum(part for part in parts if isinstance(part, int))
+    lines_left = [part for part in parts if isinstance(part, LineChange)]
+    assert len(lines_left) + skipped == len(changes)
+    assert [c for c in lines_left if c.kind != "same"] == [c for c in changes if c.kind != "same"]
 
 
 def test_a_huge_text_of_equal_lines_is_compared_quickly() -> None:
@@ -452,7 +451,7 @@ def test_a_shard_that_is_refined_again_is_shown_from_its_attempt(merged_run: Run
     (again,) = inspect_documents(merged_run.dir, "doc-8")
     assert not again.published
     assert again.row == before.row
-    assert again.duplicate_of is None
+    assert (again.duplicate_of, again.notes) == (None, ())
     assert len(sample_documents(merged_run.dir, 1000)) == 39
 
 
@@ -487,8 +486,8 @@ def test_files_that_vanish_before_they_are_opened_are_listed_again(
         return before(path, **more)
 
     monkeypatch.setattr(finder, "read_frames", renamed_first)
-    (found,) = inspect_documents(edited.dir, "one")
-    assert not found.published
+    (item,) = inspect_documents(edited.dir, "one")
+    assert not item.published
     assert attempts[1].exists()
 
 

@@ -1,4 +1,4 @@
-"""Launching from the command line: whole local runs, and one clear line where one goes wrong."""
+"""Launching from the command line: whole local runs, and one-line errors."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,9 +19,9 @@ import zstandard
 from rich.console import Console
 
 from merging import plan_of_one
-from proxhpc.assemble.merge import what_is_lost
+from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cli.main import main
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
@@ -31,7 +31,7 @@ from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_new, check_outside, split_into_shards
 from proxhpc.run.progress import ProgressLog
-from proxhpc.status.heartbeats import latest
+from proxhpc.status.heartbeats import latest_heartbeats
 from runs import document, local_site, manifest, planned, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
@@ -53,7 +53,7 @@ def launch(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def is_whole(run: RunDir) -> bool:
-    return run.merge_summary.exists() and what_is_lost(run) == ""
+    return run.merge_summary.exists() and describe_missing_files(run) == ""
 
 
 def corpus(run: RunDir) -> list[dict[str, object]]:
@@ -81,7 +81,7 @@ def test_one_command_from_raw_text_to_corpus_and_report(tmp_path: Path) -> None:
     assert "finished" in again.stdout
 
 
-def test_bad_records_are_set_aside_and_counted_and_the_rest_is_the_corpus(tmp_path: Path) -> None:
+def test_bad_records_are_quarantined_and_counted(tmp_path: Path) -> None:
     rows: list[object] = [
         document(0),
         b'{"id": "broken", "text": ',
@@ -104,14 +104,14 @@ def test_bad_records_are_set_aside_and_counted_and_the_rest_is_the_corpus(tmp_pa
     run = RunDir(tmp_path / "run")
     report = json.loads(run.report_json.read_bytes())
     reasons = ("invalid_json", "invalid_utf8", "null_text", "missing_text", "record_too_long")
-    found = report["documents"]
-    assert found["quarantined"] == dict.fromkeys(sorted([*reasons, "truncated_input"]), 1)
-    assert found["shared_ids"] == 1
-    assert found["read"] == found["written"] + 6
+    totals = report["documents"]
+    assert totals["quarantined"] == dict.fromkeys(sorted([*reasons, "truncated_input"]), 1)
+    assert report["shared_ids"] == 1
+    assert totals["read"] == totals["written"] + 6
     assert {"doc-0", "doc-1", "doc-10"} <= {row["id"] for row in corpus(run)}
     with zstandard.open(run.quarantine, "rb") as file:
-        aside = [json.loads(line) for line in file.read().splitlines()]
-    assert [row["reason"] for row in aside] == [*reasons, "truncated_input"]
+        listed = [json.loads(line) for line in file.read().splitlines()]
+    assert [row["reason"] for row in listed] == [*reasons, "truncated_input"]
     assert "quarantined" in done.stdout
 
 
@@ -143,7 +143,7 @@ def test_a_changed_manifest_is_refused_with_the_keys(tmp_path: Path) -> None:
     ],
     ids=["missing files", "unknown key", "missing model", "unwritable run directory"],
 )
-def test_what_is_wrong_is_one_clear_line(
+def test_a_mistake_in_the_manifest_is_one_line(
     tmp_path: Path, sections: dict[str, object], message: str
 ) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [document(1)])], **sections)
@@ -171,7 +171,7 @@ def test_an_unreadable_model_directory_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
-def test_a_full_disk_stops_the_run_with_a_reason_and_space_heals_it() -> None:
+def test_a_full_disk_stops_the_run_and_a_launch_with_more_space_resumes_it() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = folder / "small"
@@ -190,14 +190,14 @@ def test_a_full_disk_stops_the_run_with_a_reason_and_space_heals_it() -> None:
             assert "disk full" in done.stderr
             assert "Traceback" not in done.stderr
             subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
-            healed = launch(path, folder)
-            assert healed.returncode == 0, healed.stderr
+            again = launch(path, folder)
+            assert again.returncode == 0, again.stderr
             assert len(corpus(RunDir(small / "run"))) == 600
         finally:
             subprocess.run(["umount", small], check=True)
 
 
-def test_a_run_without_write_permission_says_so(tmp_path: Path) -> None:
+def test_a_run_directory_without_write_permission_is_an_error(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         command = ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", *PROXHPC]
     else:
@@ -228,8 +228,8 @@ def test_plan_submits_and_writes_nothing(tmp_path: Path) -> None:
     done = proxhpc("plan", path, "--site", local_site(tmp_path), "--json")
     figures = json.loads(done.stdout)
     assert figures["files"] == 1
-    assert figures["estimated_documents"] == 9
-    assert figures["estimated_a100_hours"] is None
+    assert figures["estimated_work"]["documents"] == 9
+    assert figures["estimated_work"]["a100_hours"] is None
     assert not [key for key in figures if "at_most" in key]
     assert not (tmp_path / "run").exists()
     shown = proxhpc("plan", path, "--site", local_site(tmp_path)).stdout
@@ -242,11 +242,11 @@ def test_the_estimated_number_of_files_is_about_right(tmp_path: Path) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", rows)])
     figures = json.loads(proxhpc("plan", path, "--site", local_site(tmp_path), "--json").stdout)
     assert launch(path, tmp_path).returncode == 0
-    made = sum(1 for file in (tmp_path / "run").rglob("*") if file.is_file())
-    assert 0.7 * made < figures["estimated_run_files"] < 1.4 * made
+    files = sum(1 for file in (tmp_path / "run").rglob("*") if file.is_file())
+    assert 0.7 * files < figures["estimated_run_files"] < 1.4 * files
 
 
-def test_model_work_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_the_estimate_of_model_work_names_what_it_omits(tmp_path: Path) -> None:
     from proxhpc.account.flops import ModelShape
     from proxhpc.run.models import ModelRef
 
@@ -254,15 +254,17 @@ def test_model_work_says_what_it_leaves_out(tmp_path: Path) -> None:
     shape = ModelShape(8, 2, 4, 2, 2, 16, 100, tied=False)
     ref = ModelRef.from_dict(
         {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
-         "stop_ids": [], "shape": shape.to_dict()}
+         "stop_ids": [], "shape": asdict(shape)}
     )  # fmt: skip
     figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)
-    assert figures["estimated_flops"] == 2 * shape.paper_parameters * run.plan.estimated_tokens
-    assert "left out: prompt frames" in figures["flops_counted_as"]
+    work = figures.estimated_work
+    assert work.flops == 2 * shape.paper_parameters * run.plan.estimated_tokens
+    assert figures.flops_counted_as is not None
+    assert "without prompt frames" in figures.flops_counted_as
     out = io.StringIO()
     Console(file=out, width=200).print(render_estimate(figures))
     assert "A100 hours" in out.getvalue()
-    assert "left out" in out.getvalue()
+    assert "without prompt frames" in out.getvalue()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -276,7 +278,7 @@ def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: P
     for verb in ("launch", "plan"):
         done = proxhpc(verb, path, "--site", tmp_path / "site.yaml")
         assert done.returncode == 2
-        assert "is no run and not empty" in done.stderr
+        assert "is not a run and not empty" in done.stderr
         assert "--run DIR" in done.stderr
     assert files_of(tmp_path) == before
 
@@ -285,14 +287,14 @@ def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: P
     "where",
     ["corpus/part-00000.jsonl.zst", "logs/a.jsonl", "merge/sketch/a.jsonl", "manifest.yaml", "x"],
 )
-def test_what_is_no_runs_is_refused(tmp_path: Path, where: str) -> None:
+def test_a_directory_with_foreign_files_is_refused(tmp_path: Path, where: str) -> None:
     run = RunDir(tmp_path / "run")
     write_jsonl(run.root / where, [document(1)])
-    with pytest.raises(UserError, match="is no run and not empty"):
+    with pytest.raises(UserError, match="is not a run and not empty"):
         check_new(run)
 
 
-def test_what_a_killed_launch_leaves_is_taken_up(tmp_path: Path) -> None:
+def test_a_launch_continues_what_a_killed_launch_left(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     check_new(run)
     for folder in (*run.folders(), run.shard_folder(0)):
@@ -303,7 +305,7 @@ def test_what_a_killed_launch_leaves_is_taken_up(tmp_path: Path) -> None:
     assert planned(tmp_path).dir == run
 
 
-def test_a_directory_where_another_launch_made_its_plan_is_its_run(tmp_path: Path) -> None:
+def test_the_first_of_two_plans_wins(tmp_path: Path) -> None:
     run = planned(tmp_path)
     text, manifest_text = run.dir.plan.read_bytes(), run.dir.manifest.read_bytes()
     run.plan.save(run.dir, b"of the loser")
@@ -312,7 +314,7 @@ def test_a_directory_where_another_launch_made_its_plan_is_its_run(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["file", "link in", "link out", "linked directory"])
-def test_an_input_inside_of_the_run_directory_is_refused(tmp_path: Path, kind: str) -> None:
+def test_an_input_inside_the_run_directory_is_refused(tmp_path: Path, kind: str) -> None:
     inside, outside = tmp_path / "run" / "logs" / "a.jsonl", tmp_path / "in" / "a.jsonl"
     given = inside if kind == "link out" else outside
     write_jsonl(inside if kind in ("file", "link in") else outside, [document(1)])
@@ -329,14 +331,14 @@ def test_an_input_inside_of_the_run_directory_is_refused(tmp_path: Path, kind: s
         check_outside(RunDir(tmp_path / "run"), [given])
 
 
-def test_planning_looks_where_its_inputs_are(tmp_path: Path) -> None:
+def test_planning_refuses_an_input_inside_the_run_directory(tmp_path: Path) -> None:
     raw = write_jsonl(tmp_path / "run" / ".raw.tmp", [document(1)])  # else taken for a draft
     path = manifest(tmp_path, [raw], corpus={"format": "jsonl"})
     with pytest.raises(UserError, match="lies in the run directory"):
         prepare_run(path, local_site(tmp_path), None, freeze=False)
 
 
-def test_a_merge_deletes_nothing_but_parts(tmp_path: Path) -> None:
+def test_a_merge_deletes_only_parts(tmp_path: Path) -> None:
     from proxhpc.assemble import merge
 
     run = RunDir(tmp_path)
@@ -349,7 +351,7 @@ def test_a_merge_deletes_nothing_but_parts(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.corpus.iterdir()) == sorted(other)
 
 
-def test_a_wrong_text_field_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_wrong_text_field_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     rows = [{"content": "a", "\x1b[31murl": "b"} for _ in range(9)]
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl.zst", rows)])
     done = launch(path, tmp_path)
@@ -360,7 +362,7 @@ def test_a_wrong_text_field_is_refused_before_anything_is_made(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_corpus_is_legal(tmp_path: Path) -> None:
+def test_an_empty_corpus_is_accepted(tmp_path: Path) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [])])
     assert launch(path, tmp_path).returncode == 0
 
@@ -379,13 +381,13 @@ def test_status_inspect_and_report_of_a_finished_run(finished: RunDir) -> None:
     shown = proxhpc("inspect", finished.root, "doc-3").stdout
     assert "Home | About" in shown
     assert "remove_lines" in shown
-    assert "written" in proxhpc("report", finished.root).stdout
+    assert "in the corpus" in proxhpc("report", finished.root).stdout
     missing = proxhpc("inspect", finished.root, "doc-99")
     assert missing.returncode == 2
     assert "Traceback" not in missing.stderr
 
 
-def test_a_finished_run_that_can_only_be_read_is_still_shown(
+def test_a_read_only_finished_run_can_be_shown(
     finished: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(path: Path, data: bytes) -> None:
@@ -393,41 +395,41 @@ def test_a_finished_run_that_can_only_be_read_is_still_shown(
 
     for module in ("proxhpc.report", "proxhpc.launch.launch", "proxhpc.run.plan"):
         monkeypatch.setattr(f"{module}.write_atomic", refuse)
-    monkeypatch.setattr("proxhpc.launch.launch.alone", refuse)
+    monkeypatch.setattr("proxhpc.launch.launch.advance_lock", refuse)
     assert main(["report", str(finished.root), "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out) == json.loads(finished.report_json.read_bytes())
-    assert "the report is not written again: no permission" in shown.err
+    assert "the report was not rewritten: no permission" in shown.err
     assert main(["launch", str(finished.root)]) == 0
     assert "finished" in capsys.readouterr().out
     finished.report_json.unlink()
     assert main(["report", str(finished.root)]) == 2
 
 
-def test_a_part_of_a_finished_corpus_that_is_gone_is_made_again(finished: RunDir) -> None:
+def test_a_missing_part_of_a_finished_corpus_is_written_again(finished: RunDir) -> None:
     before = finished.part(0).read_bytes()
     assert is_whole(finished)
     finished.part(0).unlink()
     assert not is_whole(finished)
     done = proxhpc("launch", finished.root)
     assert done.returncode == 0, done.stderr
-    assert "it lacks part-00000.jsonl.zst" in done.stdout
+    assert "the corpus lacks part-00000.jsonl.zst" in done.stdout
     assert finished.part(0).read_bytes() == before
     assert is_whole(finished)
     assert finished.report_json.exists()
 
 
-def test_a_run_without_its_site_goes_on_with_the_manifests(tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
-    run = planned(tmp_path, site=local_site(tmp_path / "own", 3))
+def test_a_run_without_a_recorded_site_uses_the_manifests(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    run = planned(tmp_path, site=local_site(tmp_path / "site", 3))
     run.dir.site.unlink()
     assert prepare_run(run.dir.root, None, None).site.workers == 3
     assert run.dir.site.exists()
 
 
-def test_a_run_and_another_run_directory_are_one_too_many(tmp_path: Path) -> None:
+def test_a_run_directory_and_run_option_are_refused(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    with pytest.raises(UserError, match="--run goes with a manifest"):
+    with pytest.raises(UserError, match="--run needs a manifest"):
         prepare_run(run.dir.root, None, tmp_path / "other")
 
 
@@ -440,7 +442,7 @@ def test_a_run_and_another_run_directory_are_one_too_many(tmp_path: Path) -> Non
         (["status", "FILE"], "it has no plan.json"),
     ],
 )
-def test_impossible_arguments_are_one_line(
+def test_an_impossible_argument_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     (tmp_path / "FILE").touch()
@@ -461,7 +463,7 @@ def test_an_error_of_the_system_is_one_line(
         main(["--debug", "status", str(tmp_path)])
 
 
-def test_one_host_that_cannot_go_on_does_not_stop_the_others(
+def test_a_fatal_error_on_one_host_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path)
@@ -471,34 +473,34 @@ def test_one_host_that_cannot_go_on_does_not_stop_the_others(
             owner = replace(LeaseOwner.current(), worker=f"{name}-{number}", host=host)
             log = ProgressLog(run.dir, owner, "refine")
             log.write("failed", error="StopError", message="input changed")
-        fatal = Round(run.dir, run.plan, 3, False).about["fatal"]
-        # One of one host, one of two, then both.
+        fatal = Round(run.dir, run.plan, 3, False).state["fatal_hosts"]
+        # The only host, one of two hosts, both hosts.
         assert fatal == {"one": 1, "two": 2, "three": 2}[name]
-    assert Round(run.dir, run.plan, 0, False).about["fatal"] == 0  # all is refined
+    assert Round(run.dir, run.plan, 0, False).state["fatal_hosts"] == 0  # all is refined
 
 
-def test_rounds_that_bring_nothing_wait_longer_and_longer(tmp_path: Path) -> None:
+def test_rounds_without_progress_are_delayed_more_and_more(tmp_path: Path) -> None:
     run = planned(tmp_path)
     journal = Journal(run.dir)
-    pauses = []
+    delays = []
     for number in range(5):
-        around = Round(run.dir, run.plan, 3, number == 0)
-        pauses.append(around.pause("refine"))
-        work = Work("refine", print, [()], around.about)
-        intend(journal, number, work, arrays=1, chained=True)
-    assert pauses == [0, 60, 300, 900, 1800]
-    with pytest.raises(StopError, match="in a row brought nothing"):
+        this_round = Round(run.dir, run.plan, 3, number == 0)
+        delays.append(this_round.delay_seconds("refine"))
+        work = TaskBatch("refine", print, [()], this_round.state)
+        record_intent(journal, number, work, arrays=1, has_control_job=True)
+    assert delays == [0, 60, 300, 900, 1800]
+    with pytest.raises(StopError, match="in a row made no progress"):
         Round(run.dir, run.plan, 3, False).check("refine")
 
 
-def test_nothing_in_a_message_steers_the_terminal(tmp_path: Path) -> None:
+def test_messages_contain_no_control_characters(tmp_path: Path) -> None:
     done = proxhpc("status", tmp_path / "x\x1b]52;c;aGk=\x07")
     assert done.returncode == 2
     assert "\x1b" not in done.stderr
     assert "\\x1b]52" in done.stderr
 
 
-def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None:
+def test_a_second_launch_at_the_same_time_is_refused(tmp_path: Path) -> None:
     run = planned(tmp_path)
     from proxhpc.launch.step import advance_lock
 
@@ -509,7 +511,7 @@ def test_a_second_launch_at_the_same_time_waits_its_turn(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_an_interrupted_local_launch_leaves_nothing_behind_and_goes_on(
+def test_an_interrupted_local_launch_leaves_nothing_behind_and_can_be_resumed(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     rows = [document(n) for n in range(12_000)]
@@ -519,7 +521,7 @@ def test_an_interrupted_local_launch_leaves_nothing_behind_and_goes_on(
     launcher = subprocess.Popen(command, start_new_session=True)
     run = RunDir(tmp_path / "run")
     deadline = time.monotonic() + 60
-    while not any(beat.counts.documents for beat in latest(run)):
+    while not any(beat.counts.documents for beat in latest_heartbeats(run)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if number == signal.SIGINT:
@@ -536,18 +538,18 @@ def test_an_interrupted_local_launch_leaves_nothing_behind_and_goes_on(
     assert len(corpus(run)) == 12_000
 
 
-def test_shards_tile_the_inputs_in_order(tmp_path: Path) -> None:
+def test_shards_cover_the_inputs_in_order(tmp_path: Path) -> None:
     plan = planned(tmp_path, 300).plan
     spans = [span for shard in plan.shards for span in shard.spans]
     by_file = {file: [s for s in spans if s.file == file] for file in range(2)}
     assert [s.file for s in spans] == sorted(s.file for s in spans)
-    for own in by_file.values():
-        assert own[0].start == 0
-        assert own[-1].stop is None
-        assert all(a.stop == b.start for a, b in pairwise(own))
+    for file_spans in by_file.values():
+        assert file_spans[0].start == 0
+        assert file_spans[-1].stop is None
+        assert all(a.stop == b.start for a, b in pairwise(file_spans))
 
 
-def test_small_files_are_gathered_and_the_number_of_files_is_bounded(tmp_path: Path) -> None:
+def test_small_files_share_a_shard_up_to_a_number_of_files(tmp_path: Path) -> None:
     files = [write_jsonl(tmp_path / f"{n:03}.jsonl", [document(n)]) for n in range(50)]
     run = prepare_run(manifest(tmp_path, files), local_site(tmp_path), None)
     sizes = [len(shard.spans) for shard in run.plan.shards]
@@ -557,7 +559,7 @@ def test_small_files_are_gathered_and_the_number_of_files_is_bounded(tmp_path: P
     assert few == [7] * 7 + [1]
 
 
-def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = planned(tmp_path)
     assert Plan.load(run.dir) == run.plan
     assert Plan.load(run.dir).digest == run.plan.digest

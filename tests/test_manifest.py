@@ -1,4 +1,4 @@
-"""Manifests: what is shipped is valid, what is wrong is said with file, line and key."""
+"""Manifests: those in the repository are valid, and problems are named with file, line and key."""
 
 import importlib.util
 import json
@@ -77,15 +77,15 @@ def test_shipped_manifest_fits_the_schema(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text()), json_schema(Manifest))
 
 
-def test_shipped_manifests_name_the_published_models() -> None:
+def test_manifests_of_known_corpora_use_the_published_models() -> None:
     for path in SHIPPED:
         if path.stem == "teacher":
             continue
         kind = "math" if path.stem == "openwebmath" else "web"
         models = [stage.model for stage in load_manifest(path, ENVIRON).stages]
         published = [f"gair-prox/{kind}-{level}-refining-lm" for level in ("doc", "chunk")]
-        own = {"demo": ["embedded", "embedded"], "demo-rules": [None, None]}
-        assert models == own.get(path.stem, published)
+        others = {"demo": ["embedded", "embedded"], "demo-rules": [None, None]}
+        assert models == others.get(path.stem, published)
 
 
 def test_generated_files_are_current() -> None:
@@ -102,7 +102,7 @@ def test_reference_describes_every_key() -> None:
             assert rule.get("description") or "$ref" in rule or "anyOf" in rule, key
 
 
-def test_manifest_is_small_to_write(load: Load, tmp_path: Path) -> None:
+def test_a_small_manifest_has_defaults(load: Load, tmp_path: Path) -> None:
     manifest = load(SMALL)
     assert manifest.corpus.paths == (str(tmp_path / "*.jsonl"),)
     assert manifest.run_dir == tmp_path / "runs" / "small"
@@ -111,7 +111,7 @@ def test_manifest_is_small_to_write(load: Load, tmp_path: Path) -> None:
     assert manifest.site is None
 
 
-def test_stage_limits_go_by_level(load: Load) -> None:
+def test_limits_of_a_stage_depend_on_its_level(load: Load) -> None:
     doc, chunk = load(SMALL.replace("{level: doc}", "{level: doc}, {level: chunk}")).stages
     assert (doc.max_prompt_tokens, doc.max_new_tokens) == (2000, 16)
     assert (chunk.max_prompt_tokens, chunk.max_new_tokens) == (None, 256)
@@ -150,11 +150,11 @@ x.yaml:3: corpus.fromat: unknown key; did you mean "format"? (keys here: format,
 max_record_bytes, paths, text)
 x.yaml:4: corpus.paths: must have at least 1 items, not 0
 x.yaml:5: corpus.text: must be a field's name, or names with dots between, not "a..b"
-x.yaml:6: corpus.max_record_bytes: "1.5B" is no whole number like 512MiB (units: B, KB, MB, GB, \
+x.yaml:6: corpus.max_record_bytes: "1.5B" is not a whole number like 512MiB (units: B, KB, MB, GB, \
 TB, KiB, MiB, GiB, TiB)
 x.yaml:8: stages[0].level: must be one of doc, chunk, not "dco"; did you mean "doc"?
 x.yaml:9: stages[0].window_tokens: must be a whole number, not "5"
-x.yaml:11: stages[1].model: "foo" is neither a directory here nor a hub id "org/name"
+x.yaml:11: stages[1].model: "foo" is neither an existing directory nor a hub id "org/name"
 x.yaml:12: engine: must be a mapping of keys, not "vllm"
 x.yaml:13: commit.documents: must be greater than 0, not 0
 x.yaml:13: commit.seconds: must be a number, not true
@@ -180,23 +180,23 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
     "syntax": (
         "name: x\ncorpus: [1,\n  2\n",
         "x.yaml:4: while parsing a flow sequence, expected ',' or ']', but got '<stream end>' "
-        "(begun in line 2)",
+        "(which begins in line 2)",
     ),
     "documents": (
         SMALL + "---\na: b\n",
         "x.yaml:5: expected a single document in the stream, but found another document "
-        "(begun in line 1)",
+        "(which begins in line 1)",
     ),
     "alias": (
         "a: &a [x, x]\nb: [*a, *a]\n",
-        "x.yaml:2: aliases (*name) are not allowed: write the value out",
+        "x.yaml:2: aliases (*name) are not allowed; write the value out",
     ),
     "deep": ("[" * 500, "x.yaml:1: nested deeper than 32 levels"),
     "tag": (
         "name: !!python/object/apply:os.system [ls]\n",
         'x.yaml:1: name: the tag "tag:yaml.org,2002:python/object/apply:os.system" is not allowed',
     ),
-    "digits": ("seed: " + "9" * 5000, 'x.yaml:1: seed: "' + "9" * 57 + '..." is no number'),
+    "digits": ("seed: " + "9" * 5000, 'x.yaml:1: seed: "' + "9" * 57 + '..." is not a number'),
     "key": ("name: x\n1: a\n", 'x.yaml:2: a key must be a word, not "1"'),
     "control": ("name: x\nsite: \x07\n", "x.yaml:2: character U+0007 is not allowed"),
     "escape": (
@@ -234,7 +234,7 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
     "rules": (
         SMALL.replace("name: rules", "name: rules, options: {a: 1}, rules: [c4, c4]"),
         "x.yaml:4: engine.options: only with name: vllm or transformers\n"
-        "x.yaml:4: engine.rules: a set is named twice",
+        "x.yaml:4: engine.rules: a rule set is named twice",
     ),
     "context": (
         SMALL.replace("level: doc", "level: chunk").replace(
@@ -248,7 +248,26 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
             "rules", "vllm"
         )
         + "policy: reference\n",
-        "x.yaml:3: stages[0].grammar: not with policy: reference, which reads otherwise",
+        "x.yaml:3: stages[0].grammar: not with policy: reference",
+    ),
+    "removed": (
+        SMALL.replace("{level: doc}", "{level: doc, gpu_memory_utilization: 0.5}").replace(
+            "name: rules", "name: rules, ngram_tokens: 4"
+        )
+        + "dedup: {before: exact}\n",
+        """\
+x.yaml:3: stages[0].gpu_memory_utilization: removed in proxhpc 0.2; use \
+engine.gpu_memory_utilization, which models share
+x.yaml:4: engine.ngram_tokens: removed in proxhpc 0.2; use engine.options: {speculative_config: \
+{method: ngram, num_speculative_tokens: 4, prompt_lookup_max: 4}}
+x.yaml:5: dedup.before: removed in proxhpc 0.2; delete it: a worker never asks the same prompt \
+twice""",
+    ),
+    "speculation": (
+        SMALL.replace("level: doc", "level: doc, model: a/b, prompt: walk").replace(
+            "name: rules", "name: vllm, options: {speculative_config: {method: ngram}}"
+        ),
+        "x.yaml:4: engine.options.speculative_config: not with prompt: walk",
     ),
     "comparison": (
         SMALL + "comparison: {name: x}\n",
@@ -279,7 +298,7 @@ def test_message(case: str, load: Load) -> None:
     assert message == expected or (case == "policy" and message.startswith(expected))
 
 
-def test_many_problems_are_cut_off(load: Load) -> None:
+def test_long_lists_of_problems_are_truncated(load: Load) -> None:
     with pytest.raises(UserError) as caught:
         load(SMALL + "".join(f"zz{n}: 1\n" for n in range(50)))
     lines = caught.value.message.split("\n")
@@ -287,11 +306,11 @@ def test_many_problems_are_cut_off(load: Load) -> None:
     assert lines[-1] == "x.yaml: and 30 more problems"
 
 
-def test_missing_file_names_its_neighbours(load: Load, tmp_path: Path) -> None:
+def test_a_missing_file_error_lists_the_files_beside_it(load: Load, tmp_path: Path) -> None:
     load(SMALL)
     with pytest.raises(UserError, match="no such file") as caught:
         load_manifest(tmp_path / "y.yaml")
-    assert caught.value.hint == "there are: x.yaml"
+    assert caught.value.hint == "this folder has x.yaml"
 
 
 def test_directory_and_huge_file_are_refused(tmp_path: Path) -> None:
@@ -316,7 +335,7 @@ def test_any_file_is_a_manifest_or_a_user_error(load: Load, data: bytes | str) -
         load(raw)
 
 
-def test_variables_are_filled_in(load: Load, tmp_path: Path) -> None:
+def test_variables_are_expanded(load: Load, tmp_path: Path) -> None:
     manifest = load(
         SMALL.replace('"*.jsonl"', '"${D}/a$$b/*.jsonl"')
         + "seed: ${SEED}\nsharding:\n  tokens: ${N:-3}K\nrun_dir: ${NO:-here}\n",
@@ -335,12 +354,12 @@ def test_quoted_variable_is_text(load: Load) -> None:
 
 
 @given(st.text())
-def test_doubled_dollars_are_dollars(text: str) -> None:
+def test_two_dollars_are_one(text: str) -> None:
     assert expand_variables(text.replace("$", "$$"), {}) == text
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("text", "expected"),
     [
         ("512MiB", 512 << 20),
         ("1.5 GiB", 3 << 29),
@@ -349,8 +368,8 @@ def test_doubled_dollars_are_dollars(text: str) -> None:
         ("7B", 7),
     ],
 )
-def test_sizes(written: str, meant: int, load: Load) -> None:
-    assert load(SMALL + f"output: {{part_size: {written}}}\n").output.part_size == meant
+def test_sizes(text: str, expected: int, load: Load) -> None:
+    assert load(SMALL + f"output: {{part_size: {text}}}\n").output.part_size == expected
 
 
 @given(st.integers(1, 10**6), st.sampled_from([("K", 10**3), ("M", 10**6), ("B", 10**9)]))
@@ -359,25 +378,25 @@ def test_counts(number: int, unit: tuple[str, int]) -> None:
     assert Comparison.model_validate(data).parameters == number * unit[1]
 
 
-@pytest.mark.parametrize("written", ["-1", "0", "1e6", "1.0005K", "MiB", "1XB", "true", "1.5"])
-def test_wrong_counts(written: str, load: Load) -> None:
+@pytest.mark.parametrize("text", ["-1", "0", "1e6", "1.0005K", "MiB", "1XB", "true", "1.5"])
+def test_wrong_counts(text: str, load: Load) -> None:
     with pytest.raises(UserError, match=r"x\.yaml:5: sharding\.tokens: "):
-        load(SMALL + f"sharding: {{tokens: {written}}}\n")
+        load(SMALL + f"sharding: {{tokens: {text}}}\n")
 
 
-@pytest.mark.parametrize("given_", ["./m", "../m", "org/m", "~/m", "/m"])
-def test_model_directories_are_absolute(given_: str, load: Load, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["./m", "../m", "org/m", "~/m", "/m"])
+def test_model_directories_are_absolute(name: str, load: Load, tmp_path: Path) -> None:
     (tmp_path / "org" / "m").mkdir(parents=True)
-    stages = f"stages: [{{level: doc, model: {given_}}}]\n"
+    stages = f"stages: [{{level: doc, model: {name}}}]\n"
     model = load(SMALL.replace("stages: [{level: doc}]\n", stages)).stages[0].model
-    expected = os.path.normpath(tmp_path / os.path.expanduser(given_))
+    expected = os.path.normpath(tmp_path / os.path.expanduser(name))
     assert model == expected
 
 
-@pytest.mark.parametrize("given_", ["org/name", "gair-prox/web-doc-refining-lm", "o/n@main"])
-def test_hub_ids_are_kept(given_: str, load: Load) -> None:
-    stages = f"stages: [{{level: doc, model: {given_}}}]\n"
-    assert load(SMALL.replace("stages: [{level: doc}]\n", stages)).stages[0].model == given_
+@pytest.mark.parametrize("name", ["org/name", "gair-prox/web-doc-refining-lm", "o/n@main"])
+def test_hub_ids_are_kept(name: str, load: Load) -> None:
+    stages = f"stages: [{{level: doc, model: {name}}}]\n"
+    assert load(SMALL.replace("stages: [{level: doc}]\n", stages)).stages[0].model == name
 
 
 def test_json_round_trip_keeps_the_digest(load: Load) -> None:
@@ -411,25 +430,27 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_diff_names_what_changes_the_digest(change: str, load: Load) -> None:
     key = change.partition(":")[0]
-    kept = "".join(line for line in SMALL.splitlines(True) if not line.startswith(f"{key}:"))
-    before, after = load(SMALL), load(kept + change + "\n")
+    rest = "".join(line for line in SMALL.splitlines(True) if not line.startswith(f"{key}:"))
+    before, after = load(SMALL), load(rest + change + "\n")
     assert diff(before, after) == CHANGES[change]
     assert (before.digest() == after.digest()) == (not CHANGES[change])
     assert len(before.digest()) == 64
 
 
-def test_inputs_are_in_order_and_named_from_what_all_share(load: Load, tmp_path: Path) -> None:
+def test_inputs_are_sorted_and_named_relative_to_the_common_folder(
+    load: Load, tmp_path: Path
+) -> None:
     for name in ("in/b/2.jsonl", "in/b/1.jsonl", "in/a/x/3.jsonl", "in/a/.hidden.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "in/b/folder.jsonl").mkdir()
     paths = '["in/b/*.jsonl", "in/**/*.jsonl"]'
-    found = find_inputs(load(SMALL.replace('"*.jsonl"', paths)).corpus)
-    assert [name for _, name in found] == ["b/1.jsonl", "b/2.jsonl", "a/x/3.jsonl"]
-    assert [path for path, name in found] == [tmp_path / "in" / name for _, name in found]
+    inputs = find_inputs(load(SMALL.replace('"*.jsonl"', paths)).corpus)
+    assert [name for _, name in inputs] == ["b/1.jsonl", "b/2.jsonl", "a/x/3.jsonl"]
+    assert [path for path, name in inputs] == [tmp_path / "in" / name for _, name in inputs]
 
 
-def test_inputs_do_not_depend_on_the_order_of_a_listing(
+def test_inputs_do_not_depend_on_the_order_of_a_directory_listing(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{n}.jsonl" for n in "abc"]
@@ -440,7 +461,7 @@ def test_inputs_do_not_depend_on_the_order_of_a_listing(
     assert [name for _, name in find_inputs(load(SMALL).corpus)] == names
 
 
-def test_paths_start_from_the_folder_behind_a_link(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_target_of_a_linked_folder(tmp_path: Path) -> None:
     (tmp_path / "real/manifests").mkdir(parents=True)
     (tmp_path / "real/manifests/x.yaml").write_text(SMALL + "run_dir: ../runs\n")
     (tmp_path / "link").symlink_to("real/manifests")
@@ -456,16 +477,16 @@ def test_inputs_in_a_folder_with_wildcards_in_its_name(tmp_path: Path) -> None:
 
 
 def test_missing_inputs_are_all_named(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    manifest = load(SMALL.replace('"*.jsonl"', "[there/*.jsonl, gone/a/*.jsonl, there]"))
+    (tmp_path / "empty").mkdir()
+    manifest = load(SMALL.replace('"*.jsonl"', "[empty/*.jsonl, gone/a/*.jsonl, empty]"))
     with pytest.raises(UserError) as caught:
         find_inputs(manifest.corpus)
-    there = tmp_path / "there"
+    empty = tmp_path / "empty"
     assert caught.value.message.split("\n") == [
-        f'corpus.paths[0]: no file matches "{there}/*.jsonl": the folder "{there}" has none',
+        f'corpus.paths[0]: no file matches "{empty}/*.jsonl": the folder "{empty}" has none',
         f'corpus.paths[1]: no file matches "{tmp_path}/gone/a/*.jsonl": the folder does not '
-        f'exist; the last one that does is "{tmp_path}"',
-        f'corpus.paths[2]: no file matches "{there}": it is a folder; name the files, as in '
+        f'exist; "{tmp_path}" does',
+        f'corpus.paths[2]: no file matches "{empty}": it is a folder; name the files, as in '
         "FOLDER/**/*.jsonl.zst",
     ]
 

@@ -3,15 +3,15 @@ import tracemalloc
 
 import pytest
 
-from proxhpc.refine.memo import ENTRY, Memo, digest
+from proxhpc.refine.memo import ENTRY_BYTES, Memo, memo_key
 
 
-def test_keys_tell_parts_apart() -> None:
-    assert digest(b"ab", b"c") == digest(b"ab", b"c")
-    assert len({digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc"), digest()}) == 4
+def test_keys_depend_on_the_boundaries_of_parts() -> None:
+    assert memo_key(b"ab", b"c") == memo_key(b"ab", b"c")
+    assert len({memo_key(b"ab", b"c"), memo_key(b"a", b"bc"), memo_key(b"abc"), memo_key()}) == 4
 
 
-def test_one_asks_and_all_know() -> None:
+def test_concurrent_requests_for_a_key_ask_once() -> None:
     memo: Memo[str] = Memo(1 << 20, len)
     asked = []
 
@@ -29,7 +29,7 @@ def test_one_asks_and_all_know() -> None:
     asyncio.run(main())
 
 
-def test_a_failure_is_its_callers_and_is_not_remembered() -> None:
+def test_a_failure_is_raised_to_its_caller_only_and_not_stored() -> None:
     memo: Memo[str] = Memo(1 << 20, len)
     turns = iter([ValueError("first"), asyncio.CancelledError(), None])
 
@@ -48,8 +48,8 @@ def test_a_failure_is_its_callers_and_is_not_remembered() -> None:
     asyncio.run(main())
 
 
-def test_the_oldest_are_forgotten() -> None:
-    memo: Memo[str] = Memo(3 * (ENTRY + 1), len)
+def test_the_least_recently_used_values_are_removed() -> None:
+    memo: Memo[str] = Memo(3 * (ENTRY_BYTES + 1), len)
     asked: list[str] = []
 
     async def main() -> None:
@@ -66,7 +66,7 @@ def test_the_oldest_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 1000])
-def test_its_bound_holds(size: int) -> None:
+def test_memory_is_bounded(size: int) -> None:
     bound = 1 << 20
 
     async def main() -> int:
@@ -77,9 +77,9 @@ def test_its_bound_holds(size: int) -> None:
             async def ask(number: int = number) -> bytes:
                 return number.to_bytes(4, "big") * (size // 4)
 
-            await memo.get(digest(number.to_bytes(4, "big")), ask)
-        kept, _ = tracemalloc.get_traced_memory()
+            await memo.get(memo_key(number.to_bytes(4, "big")), ask)
+        used, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return kept
+        return used
 
     assert 0.3 * bound < asyncio.run(main()) < 1.1 * bound

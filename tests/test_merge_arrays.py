@@ -1,4 +1,4 @@
-"""The merge in arrays: any share, in any order, as often as you like, makes the same corpus."""
+"""The merge in arrays: shares in any order, done once or twice, give the same corpus."""
 
 import os
 import shutil
@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from merging import killed, output, refined
-from proxhpc.assemble import sketch
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.phases import pending_units, run_share
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.launch.launch import Run
-from proxhpc.launch.step import advance, advance_lock, merge_work
+from proxhpc.launch.step import advance, advance_lock, merge_batch
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.site import PhaseName, Resources, Site
 from proxhpc.status.collect import collect
@@ -32,11 +31,11 @@ Phase = Any  # a phase of the merge, as the parameters of tests have it
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sketch, "MIN_BYTES", 1)  # a group for each shard
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 1)  # a group for each shard
 
 
 def twins(folder: Path, **sections: Any) -> tuple[Run, Run]:
-    """A run that one job has merged, and the same one before."""
+    """A run that one job has merged, and a copy from before the merge."""
     whole = refined(folder, **sections)
     run = replace(whole, dir=RunDir(folder / "twin"))
     shutil.copytree(whole.dir.root, run.dir.root)
@@ -45,8 +44,8 @@ def twins(folder: Path, **sections: Any) -> tuple[Run, Run]:
 
 
 def phases(run: Run) -> dict[str, tuple[int, int]]:
-    """How many units of each phase are left, of how many."""
-    return {each.phase: (len(each.units), each.total) for each in pending_units(run.dir, run.plan)}
+    """How many units of each phase are pending, of how many."""
+    return {p.phase: (len(p.units), p.total) for p in pending_units(run.dir, run.plan)}
 
 
 def resources(workers: int) -> Resources:
@@ -54,65 +53,65 @@ def resources(workers: int) -> Resources:
     return Site.model_validate(site).resources("merge")
 
 
-class HereBackend:
-    """Runs elements in this process when they are submitted; those in `lost` are killed at once."""
+class InProcessBackend:
+    """Runs elements in this process on submission, except those of the first batch in `lost`."""
 
     def __init__(self, run: RunDir, lost: Container[int] = ()) -> None:
         self.run, self.lost = run, lost
-        self.works: list[Work] = []
+        self.batches: list[TaskBatch] = []
 
-    def active(self, phase: PhaseName) -> int:
+    def active_elements(self, phase: PhaseName) -> int:
         return 0
 
-    def submit(self, work: Work, then: Work | None) -> list[str]:
-        intend(Journal(self.run), len(self.works), work, arrays=1, chained=False)
-        Journal(self.run).write("released", len(self.works))
-        for number, arguments in enumerate(work.arguments):
-            if len(self.works) or number not in self.lost:
-                with suppress(ProxError):  # it says so in its progress file
-                    work.function(*arguments)
-        self.works.append(work)
+    def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
+        record_intent(Journal(self.run), len(self.batches), batch, arrays=1, has_control_job=False)
+        Journal(self.run).write("released", len(self.batches))
+        for number, arguments in enumerate(batch.arguments):
+            if len(self.batches) or number not in self.lost:
+                with suppress(ProxError):  # it is in the progress file
+                    batch.function(*arguments)
+        self.batches.append(batch)
         return ["7"]
 
-    def follow(self, then: Work) -> bool:
+    def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
         return False
 
     def reconcile(self) -> list[str]:
         return []
 
-    def elements(self, resources: Resources) -> int:
+    def free_elements(self, resources: Resources) -> int:
         return resources.jobs
 
-    def failing(self, worked: Container[str]) -> dict[str, int]:
+    def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         return {}
 
     def cancel(self) -> list[str]:
         return []
 
     @property
-    def told(self) -> list[tuple[str, list[int]]]:
-        """What was submitted: phase, "all" for the one job, and its shares."""
+    def submitted(self) -> list[tuple[str, list[int]]]:
+        """Phase and shares of each batch; the job that does all phases is ("all", [])."""
         return [
-            (w.arguments[0][1], [a[2] for a in w.arguments])
-            if w.function is tasks.merge_share
+            (batch.arguments[0][1], [arguments[2] for arguments in batch.arguments])
+            if batch.function is tasks.merge_phase_task
             else ("all", [])
-            for w in self.works
+            for batch in self.batches
         ]
 
 
-def advanced(run: Run, backend: HereBackend, workers: int) -> list[tuple[str, list[int]]]:
-    """Step until the report is there, on a site with so many workers; what was submitted."""
+def advanced(run: Run, backend: InProcessBackend, workers: int) -> list[tuple[str, list[int]]]:
+    """Advance until the report is written, on a site with so many workers; what was submitted."""
     site = Site.model_validate({"name": "s", "phases": {"merge": {"workers": workers}}})
     run.dir.site.write_text(site.model_dump_json(exclude_unset=True))
     for step in range(12):
         with advance_lock(run.dir) as lease:
-            if advance(lease, run.plan, backend, by_hand=step == 0).phase == "report":
-                return backend.told
-    raise AssertionError(f"no report after {backend.told}")
+            if advance(lease, run.plan, backend, manual=step == 0).phase == "report":
+                return backend.submitted
+    raise AssertionError(f"no report after {backend.submitted}")
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_shares_in_any_order_and_twice_make_the_same_corpus(tmp_path: Path, shuffle: bool) -> None:
+def test_shares_in_any_order_and_twice_give_the_same_corpus(tmp_path: Path, shuffle: bool) -> None:
     more = {"output": {"part_size": 6000, "shuffle": shuffle}}
     whole, run = twins(tmp_path, **more)
     assert phases(run)["sketch"] == (6, 6)
@@ -136,19 +135,19 @@ def test_shares_in_any_order_and_twice_make_the_same_corpus(tmp_path: Path, shuf
 
 
 @pytest.mark.parametrize("phase", ["sketch", "write"])
-def test_a_share_killed_at_any_file_is_what_is_left(tmp_path: Path, phase: Phase) -> None:
+def test_units_of_a_killed_share_are_pending(tmp_path: Path, phase: Phase) -> None:
     whole, run = twins(tmp_path)
     if phase == "write":
         run_share(run.dir, "sketch", (0, 1))
         run_share(run.dir, "match", (0, 1))
-    every = set(range(phases(run)[phase][1]))
-    own = {unit for unit in every if unit % 2}
+    all_units = set(range(phases(run)[phase][1]))
+    share = {unit for unit in all_units if unit % 2}
     for allowed in range(20):
-        dead = killed(run.dir, allowed, lambda r: run_share(r, phase, (1, 2)))
-        found = next(each for each in pending_units(run.dir, run.plan) if each.phase == phase)
-        assert set(found.units) - own == every - own
-        assert dead == bool(set(found.units) & own)
-        if not dead:
+        was_killed = killed(run.dir, allowed, lambda r: run_share(r, phase, (1, 2)))
+        pending = next(p for p in pending_units(run.dir, run.plan) if p.phase == phase)
+        assert set(pending.units) - share == all_units - share
+        assert was_killed == bool(set(pending.units) & share)
+        if not was_killed:
             break
     assert allowed > 2
     merge_run(run.dir)
@@ -156,12 +155,12 @@ def test_a_share_killed_at_any_file_is_what_is_left(tmp_path: Path, phase: Phase
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_run_goes_through_its_phases_and_makes_up_for_lost_elements(
+def test_a_run_goes_through_its_phases_and_repeats_lost_elements(
     tmp_path: Path, shuffle: bool
 ) -> None:
     more = {"output": {"part_size": 6000, "shuffle": shuffle}}
     whole, run = twins(tmp_path, **more)
-    told = advanced(run, HereBackend(run.dir, lost=[1]), workers=3)
+    submitted = advanced(run, InProcessBackend(run.dir, lost=[1]), workers=3)
     expected = [
         ("sketch", [0, 1, 2]),
         ("sketch", [1]),
@@ -170,28 +169,32 @@ def test_a_run_goes_through_its_phases_and_makes_up_for_lost_elements(
         ("write", [0, 1, 2]),
         ("all", []),
     ]
-    assert told == [each for each in expected if shuffle or each[0] != "scatter"]
+    assert submitted == [batch for batch in expected if shuffle or batch[0] != "scatter"]
     assert output(run.dir) == output(whole.dir)
     assert run.dir.report_json.exists()
 
 
 def test_a_small_run_or_one_worker_is_one_job(tmp_path: Path) -> None:
     run = refined(tmp_path)
-    for workers, function in ((1, tasks.merge_task), (6, tasks.merge_share), (7, tasks.merge_task)):
-        work = merge_work(run.dir, run.plan, resources(workers), workers)
-        assert work.function is function
-    assert len(merge_work(run.dir, run.plan, resources(6), 4).arguments) == 4
-    assert advanced(run, HereBackend(run.dir), workers=7) == [("all", [])]
+    for workers, function in (
+        (1, tasks.merge_task),
+        (6, tasks.merge_phase_task),
+        (7, tasks.merge_task),
+    ):
+        batch = merge_batch(run.dir, run.plan, resources(workers), workers)
+        assert batch.function is function
+    assert len(merge_batch(run.dir, run.plan, resources(6), 4).arguments) == 4
+    assert advanced(run, InProcessBackend(run.dir), workers=7) == [("all", [])]
 
 
-def test_what_names_hide_is_made_again_by_one_job(tmp_path: Path) -> None:
+def test_files_missing_behind_a_receipt_are_written_again_by_the_last_job(tmp_path: Path) -> None:
     whole, run = twins(tmp_path)
     run_share(run.dir, "sketch", (0, 1))
     run_share(run.dir, "match", (0, 1))
     for group in range(6):
         run.dir.sketch(group).unlink()
-    told = advanced(run, HereBackend(run.dir), workers=2)
-    assert told == [("write", [0, 1]), ("all", [])]
+    submitted = advanced(run, InProcessBackend(run.dir), workers=2)
+    assert submitted == [("write", [0, 1]), ("all", [])]
     assert output(run.dir) == output(whole.dir)
 
 
@@ -200,15 +203,15 @@ def test_shards_that_are_refined_again_are_matched_again(tmp_path: Path) -> None
     run_share(run.dir, "sketch", (0, 1))
     run_share(run.dir, "match", (0, 1))
     run.dir.ledger(2).unlink()
-    backend = HereBackend(run.dir)
+    backend = InProcessBackend(run.dir)
     with advance_lock(run.dir) as lease:
         run.dir.site.write_text('{"name": "s"}')
-        advance(lease, run.plan, backend, by_hand=True)
-    assert backend.works[0].phase == "refine"
+        advance(lease, run.plan, backend, manual=True)
+    assert backend.batches[0].phase == "refine"
     assert phases(run) == {"sketch": (0, 6), "match": (1, 1)}
 
 
-def test_a_phase_before_its_time_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_phase_that_is_started_too_early_names_what_is_missing(tmp_path: Path) -> None:
     run = refined(tmp_path)
     with pytest.raises(StopError, match=r"there is no .*match\.json"):
         run_share(run.dir, "write", (0, 1))
@@ -217,7 +220,7 @@ def test_a_phase_before_its_time_says_what_is_missing(tmp_path: Path) -> None:
         run_share(run.dir, "sketch", (0, 1))
 
 
-def test_status_shows_how_far_each_phase_is(tmp_path: Path) -> None:
+def test_status_shows_the_progress_of_each_phase(tmp_path: Path) -> None:
     run = refined(tmp_path)
     run_share(run.dir, "sketch", (0, 3))
     status = collect(run.dir, None)
@@ -230,12 +233,12 @@ def test_status_shows_how_far_each_phase_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--phase sketch --number 2 --of 2", "of 2 shares the first is 0"),
+        ("--phase sketch --number 2 --of 2", "--number must be from 0 to 1"),
         ("--number 1 --of 2", "add --phase"),
-        ("--phase write --out DIR", "leave out --out"),
+        ("--phase write --out DIR", "--phase does not go with --out"),
     ],
 )
-def test_impossible_shares_are_one_line(
+def test_impossible_shares_are_a_one_line_error(
     tmp_path: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = refined(tmp_path)
@@ -246,7 +249,7 @@ def test_impossible_shares_are_one_line(
 def test_the_batch_script_does_a_share(tmp_path: Path) -> None:
     run = refined(tmp_path)
     script = Path(__file__).parents[1] / "slurm" / "merge.sbatch"
-    said = subprocess.run(
+    arguments = subprocess.run(
         ["bash", str(script), str(run.dir.root), "sketch"],
         env=os.environ
         | {"PROXHPC": "echo", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"},
@@ -254,5 +257,5 @@ def test_the_batch_script_does_a_share(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert main(said.split()) == 0
+    assert main(arguments.split()) == 0
     assert phases(run)["sketch"] == (3, 6)

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation, computed by hand; the resampling; gold records and bad ones."""
+"""Metrics of an evaluation computed by hand, bootstrap intervals, reading of gold records."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ import pytest
 from proxhpc.corpus.hosts import split_of
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import c4_lines, eight_words, keep_all, oracle
-from proxhpc.evaluate.bootstrap import Score, resample, score, weights
-from proxhpc.evaluate.gold import GoldFields, GoldRecord, Selection, condition, read_gold
+from proxhpc.evaluate.bootstrap import Score, resample, resampling_counts, score
+from proxhpc.evaluate.gold import GoldFields, GoldRecord, Selection, parse_condition, read_gold
 from proxhpc.evaluate.metrics import (
     LINE_METRICS,
     GoldLines,
     count_table,
-    line_row,
+    line_counts,
     score_documents,
     score_lines,
     token_f1,
@@ -48,10 +48,10 @@ def test_token_f1() -> None:
     assert token_f1("", "a") == token_f1("a", "") == 0
 
 
-def test_lines_by_hand() -> None:
-    # PAGE: the menu and the long line go, "late" is missed; "ads ads" is of no known kind.
-    # It keeps some, text, ads, ads, late; of 21 wanted tokens it has one.
-    first = line_row(GoldLines.of(PAGE), b"\0\0\1\1\1")
+def test_line_metrics_by_hand() -> None:
+    # PAGE: the menu and the long line are removed, "late" is missed; "ads ads" has no label.
+    # It keeps some, text, ads, ads, late: one of the 21 tokens of the gold text.
+    first = line_counts(GoldLines.of(PAGE), b"\0\0\1\1\1")
     assert first["token_f1"] == pytest.approx(2 * 1 / (5 + 21))
     assert (first["removed_right"], first["removed_wrong"], first["missed"]) == (1, 1, 1)
     assert (first["long"], first["long_removed"]) == (1, 1)
@@ -59,18 +59,18 @@ def test_lines_by_hand() -> None:
     assert first["bytes"] == len(PAGE.text.encode())
     assert first["bytes_kept"] == len("some text\nads ads\nlate")
 
-    # OTHER: "three" goes, which leaves 2 tokens, both wanted, of 3.
-    found = score_lines(lines_of(PAGE, OTHER), [b"\0\0\1\1\1", [True, False]])
-    assert found["token_f1"] == pytest.approx((2 / 26 + 2 * 2 / 5) / 2)
-    assert found["line_precision"] == pytest.approx(2 / 3)
-    assert found["line_recall"] == pytest.approx(2 / 3)
-    assert found["line_f1"] == pytest.approx(2 / 3)
-    assert found["long_lines_lost"] == 1
-    assert found["tokens_kept"] == pytest.approx((5 + 2) / (27 + 3))
-    assert found["valid_programs"] is None
+    # OTHER: "three" is removed; the 2 remaining tokens are in the gold text, which has 3.
+    scores = score_lines(lines_of(PAGE, OTHER), [b"\0\0\1\1\1", [True, False]])
+    assert scores["token_f1"] == pytest.approx((2 / 26 + 2 * 2 / 5) / 2)
+    assert scores["line_precision"] == pytest.approx(2 / 3)
+    assert scores["line_recall"] == pytest.approx(2 / 3)
+    assert scores["line_f1"] == pytest.approx(2 / 3)
+    assert scores["long_lines_lost"] == 1
+    assert scores["tokens_kept"] == pytest.approx((5 + 2) / (27 + 3))
+    assert scores["valid_programs"] is None
 
 
-def test_decisions_may_be_bytes_lists_or_arrays() -> None:
+def test_decisions_are_bytes_lists_or_arrays() -> None:
     kept = [True, False, True, True, False]
     pages = lines_of(PAGE)
     forms = [kept, bytes(kept), bytearray(kept), np.array(kept), np.array(kept, np.uint8)]
@@ -81,35 +81,37 @@ def test_decisions_may_be_bytes_lists_or_arrays() -> None:
         score_lines(lines_of(PAGE, OTHER), [kept])
 
 
-def test_a_text_with_edits_within_lines() -> None:
-    row = line_row(GoldLines.of(OTHER), b"\1\1", "one two four three")
+def test_edited_text_counts_instead_of_lines() -> None:
+    row = line_counts(GoldLines.of(OTHER), b"\1\1", "one two four three")
     assert row["token_f1"] == pytest.approx(2 * 3 / 7)
     assert (row["bytes_kept"], row["tokens_kept"]) == (18, 4)
-    plain = line_row(GoldLines.of(PAGE), b"\1\0\1\1\1")
-    assert plain == line_row(GoldLines.of(PAGE), b"\1\0\1\1\1", "Menu é\nsome text\nads ads\nlate")
+    plain = line_counts(GoldLines.of(PAGE), b"\1\0\1\1\1")
+    assert plain == line_counts(
+        GoldLines.of(PAGE), b"\1\0\1\1\1", "Menu é\nsome text\nads ads\nlate"
+    )
 
 
-def test_nothing_left_and_nothing_labelled() -> None:
+def test_an_empty_gold_text_and_no_labels() -> None:
     (page,) = lines_of(GoldRecord("c", "f:3", "", "a\nb", ""))
-    found = score_lines([page], [b"\0\0"])
-    assert (found["token_f1"], found["bytes_kept"], found["line_f1"]) == (1, 0, None)
+    scores = score_lines([page], [b"\0\0"])
+    assert (scores["token_f1"], scores["bytes_kept"], scores["line_f1"]) == (1, 0, None)
     assert score_lines([], [])["token_f1"] is None
 
 
-def test_documents_by_hand() -> None:
+def test_document_metrics_by_hand() -> None:
     records = [
         GoldRecord(str(n), f"f:{n}", "", "four words are here", keep=keep)
         for n, keep in enumerate([True, True, False, False, False])
     ]
     # Right: keep 0, drop 2 and 3. Wrong: drop 1, keep 4.
-    found = score_documents(records, [True, False, False, False, True], [0.1, 0.7, 0.9, 0.7, 0.1])
-    assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["precision"] == pytest.approx(2 / 3)
-    assert found["recall"] == pytest.approx(2 / 3)
-    assert found["f1"] == pytest.approx(2 / 3)
-    assert found["documents_kept"] == found["tokens_kept"] == found["bytes_kept"] == 0.4
+    scores = score_documents(records, [True, False, False, False, True], [0.1, 0.7, 0.9, 0.7, 0.1])
+    assert scores["accuracy"] == pytest.approx(3 / 5)
+    assert scores["precision"] == pytest.approx(2 / 3)
+    assert scores["recall"] == pytest.approx(2 / 3)
+    assert scores["f1"] == pytest.approx(2 / 3)
+    assert scores["documents_kept"] == scores["tokens_kept"] == scores["bytes_kept"] == 0.4
     # Pairs of drop and keep: .9 wins 2; .7 wins 1 and ties 1; .1 loses 1 and ties 1.
-    assert found["auc"] == pytest.approx((2 + 1.5 + 0.5) / 6)
+    assert scores["auc"] == pytest.approx((2 + 1.5 + 0.5) / 6)
     assert score_documents(records, [True] * 5)["auc"] is None
     assert auc([True, True], [1, 2]) is None
     with pytest.raises(ValueError, match="not a number"):
@@ -117,26 +119,26 @@ def test_documents_by_hand() -> None:
 
 
 def test_an_interval_of_the_auc_by_hand() -> None:
-    """Each resampling written out as the documents it took, ties and all."""
+    """Every pair of documents in each resampling is compared."""
     rng = np.random.default_rng(2)
     drop = rng.random(20) < 0.5
     scores = np.round(rng.normal(size=20) + drop, 1)
-    found = auc_score(list(drop), list(scores), rounds=50, seed=3)
+    area = auc_score(list(drop), list(scores), rounds=50, seed=3)
     areas = []
-    for taken in np.concatenate(list(weights(20, 50, 3))).astype(int):
+    for counts in np.concatenate(list(resampling_counts(20, 50, 3))).astype(int):
         pairs = [
             (p > n) + (p == n) / 2
-            for p in np.repeat(scores, taken * drop)
-            for n in np.repeat(scores, taken * ~drop)
+            for p in np.repeat(scores, counts * drop)
+            for n in np.repeat(scores, counts * ~drop)
         ]
         areas.append(sum(pairs) / len(pairs))
     low, high = np.percentile(areas, (2.5, 97.5))
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.low < found.value == auc(list(drop), list(scores)) < found.high
+    assert (area.low, area.high) == pytest.approx((low, high))
+    assert area.low < area.value == auc(list(drop), list(scores)) < area.high
     assert auc([True, False], [float("inf"), float("inf")]) == 0.5
-    assert auc_score([], [], rounds=5, seed=0) == Score(None)
-    # One of two documents: many a resampling takes it twice.
-    assert auc_score([True, False], [1, 0], rounds=20, seed=0) == Score(1)
+    assert auc_score([], [], rounds=5, seed=0) == Score(value=None)
+    # Some resamplings of two documents contain only one of them.
+    assert auc_score([True, False], [1, 0], rounds=20, seed=0) == Score(value=1)
 
 
 def test_baselines() -> None:
@@ -148,92 +150,92 @@ def test_baselines() -> None:
     assert oracle(GoldRecord("a", "f:1", "", "Menu", "")) is None
 
 
-def test_resampling_is_of_documents_and_repeatable() -> None:
-    (block,) = weights(50, 200, seed=3)
+def test_resamplings_depend_on_the_seed() -> None:
+    (block,) = resampling_counts(50, 200, seed=3)
     assert block.shape == (200, 50)
     assert set(block.sum(axis=1)) == {50}
-    assert np.array_equal(block, next(weights(50, 200, seed=3)))
-    assert not np.array_equal(block, next(weights(50, 200, seed=4)))
+    assert np.array_equal(block, next(resampling_counts(50, 200, seed=3)))
+    assert not np.array_equal(block, next(resampling_counts(50, 200, seed=4)))
 
 
 def test_resampling_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = next(weights(10, 7, seed=1))
-    monkeypatch.setattr("proxhpc.evaluate.bootstrap._CELLS", 30)
-    blocks = list(weights(10, 7, seed=1))
+    whole = next(resampling_counts(10, 7, seed=1))
+    monkeypatch.setattr("proxhpc.evaluate.bootstrap._BLOCK_CELLS", 30)
+    blocks = list(resampling_counts(10, 7, seed=1))
     assert [len(block) for block in blocks] == [3, 3, 1]
     assert np.array_equal(np.concatenate(blocks), whole)
 
 
-def test_intervals_are_paired() -> None:
-    """Scores that differ by the same in each document differ by that in each resampling."""
+def test_intervals_of_differences_are_paired() -> None:
+    """A difference that is the same for each document is the same in each resampling."""
     rng = np.random.default_rng(0)
     f1 = rng.uniform(0.2, 0.8, 400)
     rows = [
         count_table(LINE_METRICS, [{"documents": 1, "token_f1": v} for v in x])
         for x in (f1, f1 + 0.1)
     ]
-    low, high = (drawn[:, 0] for drawn in resample(rows, LINE_METRICS.of, 500, 0))
+    low, high = (metrics[:, 0] for metrics in resample(rows, LINE_METRICS.values, 500, 0))
     lead = score(0.1, high - low)
     assert (lead.low, lead.high) == (pytest.approx(0.1), pytest.approx(0.1))
-    own = score(f1.mean(), low)
-    deviation = f1.std() / np.sqrt(400)
-    assert own.low == pytest.approx(f1.mean() - 1.96 * deviation, abs=0.3 * deviation)
-    assert own.high == pytest.approx(f1.mean() + 1.96 * deviation, abs=0.3 * deviation)
+    single = score(f1.mean(), low)
+    error = f1.std() / np.sqrt(400)
+    assert single.low == pytest.approx(f1.mean() - 1.96 * error, abs=0.3 * error)
+    assert single.high == pytest.approx(f1.mean() + 1.96 * error, abs=0.3 * error)
 
 
-def test_no_interval_of_what_may_have_no_value() -> None:
-    assert score(0.5, np.array([0.4, np.nan])) == Score(0.5)
-    assert score(np.nan, np.array([0.4])) == Score(None)
+def test_no_interval_if_a_resampling_is_undefined() -> None:
+    assert score(0.5, np.array([0.4, np.nan])) == Score(value=0.5)
+    assert score(np.nan, np.array([0.4])) == Score(value=None)
 
 
-def test_records_of_either_kind_with_other_names(tmp_path: Path) -> None:
+def test_records_of_both_levels_with_other_field_names(tmp_path: Path) -> None:
     rows = [
         {"raw": "a\nb", "clean": {"text": "a"}, "kinds": "GB", "n": 7},
         {"text": "c", "good": False, "unanimous": True, "id": "z", "url": "http://www.a.b/c"},
         {"raw": "a", "clean": {"text": "a"}, "good": 1},
     ]
     path = write_jsonl(tmp_path / "g.jsonl.zst", [*rows[:2], b"  ", rows[2]])
-    names = GoldFields.parse("noisy=raw,gold=clean.text,labels=kinds,keep=good,id=n")
-    assert read_gold([path], names) == [
+    keys = GoldFields.parse("noisy=raw,gold=clean.text,labels=kinds,keep=good,id=n")
+    assert read_gold([path], keys) == [
         GoldRecord("7", f"{path}:1", "", "a\nb", "a", "GB"),
         GoldRecord(f"{path}:2", f"{path}:2", "", "c", keep=False, unanimous=True, host="a.b"),
         GoldRecord(f"{path}:4", f"{path}:4", "", "a", "a", keep=True),
     ]
-    with pytest.raises(UserError, match="NAME of noisy, gold, labels"):
+    with pytest.raises(UserError, match="NAME is one of noisy, gold, labels"):
         GoldFields.parse("nosy=raw")
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        (b"{no json", "no JSON"),
-        (b"[1]", "no JSON object"),
+        (b"{no json", "not JSON"),
+        (b"[1]", "not a JSON object"),
         (b'{"title": "x"}', "it has title"),
         (b'{"text_gold": "x"}', "no field 'text_noisy'"),
         (b'{"keep": 1}', "no field 'text'"),
         (b'{"text_noisy": "a\\nb", "text_gold": "a", "line_labels": "G"}', "1 labels for 2 lines"),
-        (b'{"text": "a"}', "no gold record: it has text"),
-        (b'{"text_noisy": 3, "text_gold": "a"}', "'text_noisy' is no string"),
+        (b'{"text": "a"}', "not a gold record: it has text"),
+        (b'{"text_noisy": 3, "text_gold": "a"}', "'text_noisy' is not a string"),
         (b'{"text": "a", "keep": "yes"}', "'keep' is 'yes', neither 0 nor 1"),
         (b'{"text": "a", "keep": 2}', "'keep' is 2"),
     ],
 )
-def test_a_bad_record_is_named(tmp_path: Path, line: bytes, said: str) -> None:
+def test_an_invalid_record_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = write_jsonl(tmp_path / "gold.jsonl", [{"text": "a", "keep": 1}, line])
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_gold([path])
     assert str(error.value).startswith(f"{path}:2: ")
 
 
-def test_bad_files(tmp_path: Path) -> None:
+def test_damaged_missing_and_unsupported_files(tmp_path: Path) -> None:
     whole = write_jsonl(tmp_path / "a.jsonl.zst", [{"text": "a" * 99, "keep": 1}]).read_bytes()
     (tmp_path / "a.jsonl.zst").write_bytes(whole[:-6])
-    for name, said in (
+    for name, message in (
         ("a.jsonl.zst", "a.jsonl.zst:1: the file is damaged here"),
         ("none.jsonl", "no such input file"),
         ("a.parquet", "JSON lines only"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_gold([tmp_path / name])
 
 
@@ -245,21 +247,23 @@ def test_selection(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "g.jsonl", rows)
 
     def texts(where: list[str], exclude: list[str], limit: int | None = None, seed: int = 0):
-        chosen = tuple(map(condition, where)), tuple(map(condition, exclude))
-        found = read_gold([path], selection=Selection(*chosen, limit, seed))
-        return [int(gold.text) for gold in found]
+        conditions = tuple(map(parse_condition, where)), tuple(map(parse_condition, exclude))
+        records = read_gold([path], selection=Selection(*conditions, limit, seed))
+        return [int(gold.text) for gold in records]
 
     assert texts(["source=a", "source=b", "old=true"], ["n=3"]) == [0, 1, 4, 6, 7, 9, 10, 12, 13]
-    some = texts([], [], 8)
-    assert some == sorted(some) == texts([], [], 8)
-    assert len(set(some)) == 8
-    assert some != texts([], [], 8, seed=1)
+    sample = texts([], [], 8)
+    assert sample == sorted(sample) == texts([], [], 8)
+    assert len(set(sample)) == 8
+    assert sample != texts([], [], 8, seed=1)
     assert texts([], [], 99) == list(range(30))
-    held = [int(gold.text) for gold in read_gold([path], selection=Selection(split="validation"))]
-    rest = [int(gold.text) for gold in read_gold([path], selection=Selection(split="train"))]
-    assert held == [n for n in range(30) if split_of("", str(n)) == "validation"]
-    assert sorted([*held, *rest]) == list(range(30))
+    validation, train = (
+        [int(gold.text) for gold in read_gold([path], selection=Selection(split=split))]
+        for split in ("validation", "train")
+    )
+    assert validation == [n for n in range(30) if split_of("", str(n)) == "validation"]
+    assert sorted([*validation, *train]) == list(range(30))
     with pytest.raises(UserError, match="no record meets"):
         texts(["source=d"], [])
-    with pytest.raises(UserError, match="no condition"):
-        condition("source")
+    with pytest.raises(UserError, match="not a condition"):
+        parse_condition("source")

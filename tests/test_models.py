@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from proxhpc.errors import UserError
-from proxhpc.run.models import ModelRef, resolve_model
+from proxhpc.errors import StopError, UserError
+from proxhpc.run.models import ModelRef, check_model, resolve_model
 from tiny_models import edit_json, save_llama
 
 
@@ -20,7 +20,7 @@ def model(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "llama"))
 
 
-def test_a_whole_directory(model: Path) -> None:
+def test_a_complete_directory(model: Path) -> None:
     ref = resolve_model(str(model))
     assert (ref.path, ref.max_model_len, ref.stop_ids) == (model, 256, (2,))
     assert ref.shape is not None
@@ -32,7 +32,7 @@ def test_a_whole_directory(model: Path) -> None:
         ref.context_length(257)
 
 
-def test_shards_named_by_an_index(model: Path) -> None:
+def test_weights_in_several_files(model: Path) -> None:
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
     shutil.copy(
         model / "model-00001-of-00002.safetensors", model / "model-00002-of-00002.safetensors"
@@ -57,36 +57,48 @@ def test_stop_tokens_and_unknown_shapes(model: Path) -> None:
     assert ModelRef.from_dict(ref.to_dict()) == ref
 
 
-def test_the_snapshot_pins_what_matters(model: Path) -> None:
+def test_the_snapshot_depends_on_the_tokenizer(model: Path) -> None:
     before = resolve_model(str(model)).snapshot
     assert resolve_model(str(model)).snapshot == before
     edit_json(model / "tokenizer_config.json", model_max_length=7)
     assert resolve_model(str(model)).snapshot != before
 
 
-def cut_weights(model: Path) -> None:
+def test_files_that_do_not_matter_may_change(model: Path) -> None:
+    ref = resolve_model(str(model))
+    (model / "trainer_state.json").write_text("{}")
+    (model / "notes.txt").write_text("mine")
+    (model / "folder.json").mkdir()
+    (model / "unreadable.json").symlink_to("nowhere")
+    check_model(ref)
+    (model / "refiner.json").write_text('{"version": 1, "prompt": "compact", "doc": {}}')
+    with pytest.raises(StopError, match="has changed since this run was planned"):
+        check_model(ref)
+
+
+def truncate_weights(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
 
 
-def cut_header(model: Path) -> None:
+def truncate_header(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:20])
 
 
-def pickles(model: Path) -> None:
+def rename_to_pickle(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
-        (cut_weights, "model.safetensors has"),
-        (cut_header, "not valid JSON"),
-        (pickles, "no model.safetensors"),
+        (truncate_weights, "model.safetensors has"),
+        (truncate_header, "not a valid JSON object"),
+        (rename_to_pickle, "no model.safetensors"),
         (lambda m: (m / "config.json").unlink(), "config.json is missing"),
-        (lambda m: (m / "config.json").write_text("{"), "not valid JSON"),
-        (lambda m: (m / "config.json").write_text("[1]"), "not valid JSON of an object"),
+        (lambda m: (m / "config.json").write_text("{"), "not a valid JSON object"),
+        (lambda m: (m / "config.json").write_text("[1]"), "not a valid JSON object"),
         (lambda m: (m / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda m: edit_json(m / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
         (lambda m: edit_json(m / "tokenizer_config.json", auto_map={"A": "x"}), "auto_map"),
@@ -94,15 +106,15 @@ def pickles(model: Path) -> None:
         (lambda m: edit_json(m / "config.json", hidden_size="32"), "hidden_size is '32'"),
     ],
 )
-def test_damaged_directories(model: Path, harm: object, message: str) -> None:
+def test_damaged_directories(model: Path, damage: object, message: str) -> None:
     resolve_model(str(model))
-    harm(model)  # type: ignore[operator]
+    damage(model)  # type: ignore[operator]
     with pytest.raises(UserError, match=message) as caught:
         resolve_model(str(model))
     assert caught.value.hint
 
 
-def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("huggingface_hub")
     for name in (str(tmp_path / "none"), "./none/none", "none", "a/b/c"):
         with pytest.raises(UserError, match="no such directory"):
@@ -116,7 +128,7 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_hub_snapshots(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub id is found in the cache; a download brings what is missing there."""
+    """A hub id is looked up in the cache; missing files are downloaded."""
     hub = pytest.importorskip("huggingface_hub")
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "hub" / "snapshots" / commit

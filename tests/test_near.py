@@ -1,4 +1,4 @@
-"""Near-duplicates: found whatever the shards, the order of work and the memory."""
+"""Near-duplicates: the same ones for any shards, order of work and memory."""
 
 import random
 import tempfile
@@ -31,22 +31,22 @@ WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("an", "elo", "ira", "ost"
 @given(
     st.lists(st.sampled_from(["Röslein", "a1", "x_y", "the", "日", "ไ", "e\u0301t"]), max_size=9)
 )
-def test_a_words_hash_depends_on_the_word_alone(words: list[str]) -> None:
-    apart = [word_hashes(fold(word)) for word in words]
-    expected = np.concatenate([np.empty(0, np.uint64), *apart])
+def test_a_words_hash_depends_only_on_the_word(words: list[str]) -> None:
+    single = [word_hashes(fold(word)) for word in words]
+    expected = np.concatenate([np.empty(0, np.uint64), *single])
     for between in (" ", "\n\n", ", «", " - ... "):
         assert word_hashes(fold(between.join(["", *words, ""]))).tolist() == expected.tolist()
     assert word_hashes(fold(" ".join(words).upper())).tolist() == expected.tolist()
 
 
-def test_words_differ_and_letters_of_unspaced_scripts_are_words() -> None:
+def test_words_have_different_hashes_and_unspaced_letters_are_words() -> None:
     hashes = word_hashes(" ".join(f"{a}{b}" for a in WORDS for b in WORDS))
     assert len(np.unique(hashes)) == len(WORDS) ** 2
     assert len(word_hashes("我们去北京")) == 5
     assert len(word_hashes("we go to 北京")) == 5
 
 
-def test_a_long_text_is_hashed_in_blocks_without_a_trace() -> None:
+def test_blocks_of_a_long_text_do_not_change_its_hashes() -> None:
     words = random.Random(0).choices(WORDS, k=BLOCK // 2)
     assert word_hashes(" ".join(words)).tolist() == [int(word_hashes(w)[0]) for w in words]
 
@@ -63,24 +63,28 @@ def test_shingles_are_runs_of_words() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab 我\n\u0301\ud800")), max_size=6))
-def test_shingles_made_together_are_those_of_each_text(texts: list[str]) -> None:
-    found = shingles_of_each(texts, 3)
-    assert [own.tolist() for own in found] == [shingles(text, 3).tolist() for text in texts]
+def test_shingles_of_several_texts_are_those_of_each(texts: list[str]) -> None:
+    together = shingles_of_each(texts, 3)
+    assert [hashes.tolist() for hashes in together] == [
+        shingles(text, 3).tolist() for text in texts
+    ]
 
 
 def test_equal_slots_estimate_the_jaccard_similarity() -> None:
     values = np.random.default_rng(0).integers(0, 1 << 63, 3000, np.uint64)
     sets = [values[:2000], values[1000:], values[:2000][::-1], values[500:2500]]
-    made = minhash_slots(sets, 256, 1)
-    signed = compress_slots(made)
+    slots = minhash_slots(sets, 256, 1)
+    signatures = compress_slots(slots)
     for other, truth in ((1, 1 / 3), (2, 1.0), (3, 0.6)):
-        assert similarity(signed[:1], signed[other : other + 1])[0] == pytest.approx(truth, abs=0.1)
-    keys = band_keys(made, 32)
+        [estimate] = similarity(signatures[:1], signatures[other : other + 1])
+        assert estimate == np.mean(slots[0] == slots[other]) == pytest.approx(truth, abs=0.1)
+    assert similarity(signatures[:1], signatures[2:3])[0] == 1
+    keys = band_keys(slots, 32)
     assert keys.shape == (32, 4)
-    assert band_keys(made[:0], 32).shape == (32, 0)  # of a group whose documents have no words
+    assert band_keys(slots[:0], 32).shape == (32, 0)  # a group whose documents have no words
     assert (keys[:, 0] == keys[:, 2]).all()
     assert not (keys[:, 0] == keys[:, 1]).all()
-    assert not np.array_equal(made, minhash_slots(sets, 256, 2))
+    assert not np.array_equal(slots, minhash_slots(sets, 256, 2))
 
 
 @settings(deadline=None)
@@ -90,35 +94,35 @@ def test_ranges_of_a_band_file_hold_each_key_once(keys: list[int], memory: int) 
     numbers = np.arange(len(keys), dtype=np.uint32)
     write_bands(path, [(np.array(keys, np.uint64), numbers)] * 2)
     file = BandFile(path)
-    found = [file.read(1, low, high) for low, high in key_ranges(len(keys), memory)]
-    got = [pair for own, who in found for pair in zip(own.tolist(), who.tolist(), strict=True)]
-    assert got == sorted(zip(keys, numbers.tolist(), strict=True))
+    ranges = [file.read(1, low, high) for low, high in key_ranges(len(keys), memory)]
+    pairs = [pair for some in ranges for pair in zip(*(x.tolist() for x in some), strict=True)]
+    assert pairs == sorted(zip(keys, numbers.tolist(), strict=True))
 
 
-def test_what_is_no_band_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_band_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"something else that is long enough for a header")
     with pytest.raises(StopError, match="is damaged"):
         BandFile(tmp_path / "x")
 
 
-def test_the_curve_of_comparisons() -> None:
+def test_probability_that_two_documents_are_compared() -> None:
     near = Near(bands=14, rows=8)
     assert near.compared(0.8) == pytest.approx(0.924, abs=0.001)
     assert (near.compared(0.0), near.compared(1.0)) == (0.0, 1.0)
 
 
 def texts() -> list[str]:
-    """Sets of documents with a few words changed among documents that share nothing."""
-    chance = random.Random(7)
+    """Sets of similar documents among documents that share nothing."""
+    rng = random.Random(7)
     out = []
     for number in range(60):
-        words = chance.choices(WORDS, k=200)
+        words = rng.choices(WORDS, k=200)
         out.append(lines(words))
         for copy in range(number % 4):
             changed = list(words)
             changed[50 * copy + 3] = "changed"
             out.append(lines([*changed, "and", "more"]))
-    chance.shuffle(out)
+    rng.shuffle(out)
     return out
 
 
@@ -143,18 +147,18 @@ def merged(folder: Path, tokens: int, **options: Any) -> RunDir:
     return run.dir
 
 
-def test_near_duplicates_are_found_whatever_the_shards_and_the_memory(tmp_path: Path) -> None:
+def test_near_duplicates_do_not_depend_on_shards_and_memory(tmp_path: Path) -> None:
     run = merged(tmp_path / "one", 10**6)
     rows = [*read_listing(run.part(0))]
     assert len(rows) == 60
     pairs = [*read_listing(run.duplicates)]
     assert len(pairs) == sum(number % 4 for number in range(60))
     assert all(0.8 <= pair["similarity"] < 1 for pair in pairs)
-    # The longest of a set stays; of equals the first.
+    # The longest of a set survives; of equals the first.
     length = {f"d{n}": len(text) for n, text in enumerate(texts())}
     for pair in pairs:
-        dropped, kept = pair["dropped"]["id"], pair["kept"]["id"]
-        assert (-length[kept], int(kept[1:])) < (-length[dropped], int(dropped[1:]))
+        duplicate, survivor = pair["duplicate"]["id"], pair["survivor"]["id"]
+        assert (-length[survivor], int(survivor[1:])) < (-length[duplicate], int(duplicate[1:]))
     for tokens, options in ((2000, {"memory": 6000}), (500, {"processes": 2})):
         other = merged(tmp_path / str(tokens), tokens, **options)
         assert other.part(0).read_bytes() == run.part(0).read_bytes()

@@ -1,4 +1,4 @@
-"""Formats, order and extra fields of the corpus, and that others can load it."""
+"""Formats, order and extra fields of the corpus; `datasets` can load it."""
 
 import itertools
 import json
@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from merging import SECTIONS, corpus, killed, output, refined
-from proxhpc.assemble import columns, shuffle, sketch
+from proxhpc.assemble import columns, shuffle
 from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.paths import RunDir
-from proxhpc.verify import verify
+from proxhpc.verify import verify_run
 from runs import document, local_site, manifest, write_jsonl
 
 LOAD = """
@@ -29,7 +29,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def made(folder: Path, **options: Any) -> Run:
+def merged(folder: Path, **options: Any) -> Run:
     """A merged run with these keys of `output`."""
     folder.mkdir(exist_ok=True)
     run = refined(folder, output=SECTIONS["output"] | options)
@@ -44,13 +44,13 @@ def parquet_rows(run: RunDir) -> list[dict[str, Any]]:
 
 
 def as_jsonl(row: dict[str, Any]) -> dict[str, Any]:
-    """A parquet row as the row of JSON lines that says the same."""
+    """The row of JSON lines that is equivalent to a parquet row."""
     front = {name: row[name] for name in row if name not in ("metadata", "proxhpc")}
     return front | json.loads(row["metadata"]) | {"proxhpc": json.loads(row["proxhpc"])}
 
 
-def test_parquet_says_what_json_lines_say_in_the_same_parts(tmp_path: Path) -> None:
-    lines, tables = made(tmp_path / "a"), made(tmp_path / "b", format="parquet")
+def test_parquet_parts_have_the_rows_of_the_json_lines(tmp_path: Path) -> None:
+    lines, tables = merged(tmp_path / "a"), merged(tmp_path / "b", format="parquet")
     rows = parquet_rows(tables.dir)
     assert [as_jsonl(row) for row in rows] == corpus(lines.dir)
     assert all(list(row) == ["id", "text", "metadata", "proxhpc"] for row in rows)
@@ -64,23 +64,23 @@ def test_parquet_says_what_json_lines_say_in_the_same_parts(tmp_path: Path) -> N
 
 
 def test_a_parquet_corpus_is_verified(tmp_path: Path) -> None:
-    run = made(tmp_path, format="parquet")
-    proof = verify(run.dir)
-    assert proof.good
-    assert proof.documents_written == len(parquet_rows(run.dir))
+    run = merged(tmp_path, format="parquet")
+    result = verify_run(run.dir)
+    assert result.intact
+    assert result.documents_written == len(parquet_rows(run.dir))
     part = run.dir.part(1, "parquet")
     part.write_bytes(part.read_bytes()[:-1])
-    assert verify(run.dir).damaged_corpus == {part: "its SHA-256 is another"}
+    assert verify_run(run.dir).damaged_corpus == {part: "its SHA-256 differs"}
 
 
-def test_row_groups_are_cut_by_bytes_and_rows(
+def test_row_groups_are_limited_in_bytes_and_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
     for name, limits in (("GROUP_ROWS", 2), ("GROUP_BYTES", 2500)):
         with monkeypatch.context() as patch:
             patch.setattr(columns, name, limits)
-            run = made(tmp_path / name, format="parquet")
+            run = merged(tmp_path / name, format="parquet")
             file = pq.ParquetFile(run.dir.part(0, "parquet")).metadata
             sizes.append([file.row_group(n).num_rows for n in range(file.num_row_groups)])
     assert sizes[0][:-1] == [2] * (len(sizes[0]) - 1)
@@ -89,7 +89,7 @@ def test_row_groups_are_cut_by_bytes_and_rows(
 
 
 def test_datasets_loads_both_formats(tmp_path: Path) -> None:
-    runs = [made(tmp_path / name, format=name) for name in ("jsonl.zst", "parquet")]
+    runs = [merged(tmp_path / name, format=name) for name in ("jsonl.zst", "parquet")]
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", LOAD, *(str(run.dir.corpus) for run in runs)],
@@ -101,17 +101,17 @@ def test_datasets_loads_both_formats(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines, tables = map(json.loads, done.stdout.splitlines())
     expected = corpus(runs[0].dir)
-    for found in (lines, tables):
-        assert found[1] == [row["id"] for row in expected]
-        assert found[2] == [row["text"] for row in expected]
+    for loaded in (lines, tables):
+        assert loaded[1] == [row["id"] for row in expected]
+        assert loaded[2] == [row["text"] for row in expected]
     assert tables[0] == ["id", "text", "metadata", "proxhpc"]
     assert list(map(json.loads, tables[3])) == [row["proxhpc"] for row in expected]
 
 
-def test_the_raw_text_is_kept_where_asked(tmp_path: Path) -> None:
+def test_the_raw_text_is_written_if_asked_for(tmp_path: Path) -> None:
     raw = {f"doc-{number}": document(number)["text"] for number in range(40)}
-    lines = made(tmp_path / "a", original=True)
-    tables = made(tmp_path / "b", original=True, format="parquet", provenance=False)
+    lines = merged(tmp_path / "a", original=True)
+    tables = merged(tmp_path / "b", original=True, format="parquet", provenance=False)
     for row in corpus(lines.dir)[:3]:
         assert list(row)[:3] == ["id", "text", "original_text"]
         assert row["original_text"] == raw[row["id"]] != row["text"]
@@ -123,36 +123,36 @@ def test_the_raw_text_is_kept_where_asked(tmp_path: Path) -> None:
     assert "original_text" in lines.dir.card.read_text()
 
 
-def test_fields_that_bear_our_names_move_aside(tmp_path: Path) -> None:
-    taken = {"original_text": "own", "metadata": [1, {"a": None}], "proxhpc": 7, "n": 1e22}
-    row = document(0) | taken | {"body": document(0)["text"], "text": "not this"}
+def test_fields_with_reserved_names_are_renamed(tmp_path: Path) -> None:
+    reserved = {"original_text": "own", "metadata": [1, {"a": None}], "proxhpc": 7, "n": 1e22}
+    raw = document(0) | reserved | {"body": document(0)["text"], "text": "not this"}
     deep: Any = 1
     for _ in range(300):
         deep = [deep]
-    source = write_jsonl(tmp_path / "in.jsonl", [row | {"deep": deep}])
-    seen = []
+    source = write_jsonl(tmp_path / "in.jsonl", [raw | {"deep": deep}])
+    read = []
     for number, kind in enumerate(("jsonl.zst", "parquet", "jsonl.zst")):
-        asked = {"format": kind, "original": True, "shuffle": number == 2}
+        options = {"format": kind, "original": True, "shuffle": number == 2}
         folder = tmp_path / str(number)
         folder.mkdir()
         path = manifest(
-            folder, [source], corpus={"paths": [str(source)], "text": "body"}, output=asked
+            folder, [source], corpus={"paths": [str(source)], "text": "body"}, output=options
         )
         run = prepare_run(path, local_site(folder), None)
         tasks.refine_task(str(run.dir.root), 0, 1)
         merge_run(run.dir)
         rows = parquet_rows(run.dir) if kind == "parquet" else corpus(run.dir)
-        seen += [as_jsonl(each) if kind == "parquet" else each for each in rows]
-    assert seen[0] == seen[1] == seen[2]
-    own = seen[0]
-    assert own["original_text"] == row["body"]
-    moved = [own[f"original_original_{more}text"] for more in ("", "original_")]
-    assert sorted(moved) == ["not this", "own"]
-    assert (own["metadata"], own["original_proxhpc"]) == (taken["metadata"], 7)
-    assert own["deep"] == deep
+        read += [as_jsonl(row) if kind == "parquet" else row for row in rows]
+    assert read[0] == read[1] == read[2]
+    written = read[0]
+    assert written["original_text"] == raw["body"]
+    renamed = [written[f"original_original_{more}text"] for more in ("", "original_")]
+    assert sorted(renamed) == ["not this", "own"]
+    assert (written["metadata"], written["original_proxhpc"]) == (reserved["metadata"], 7)
+    assert written["deep"] == deep
 
 
-def test_parquet_without_pyarrow_is_told_when_planning(
+def test_parquet_without_pyarrow_is_refused_when_planning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -163,19 +163,19 @@ def test_parquet_without_pyarrow_is_told_when_planning(
         prepare_run(path, local_site(tmp_path), None)
 
 
-def ids(run: RunDir) -> list[str]:
+def sources(run: RunDir) -> list[str]:
     return [row["proxhpc"]["source"] for row in corpus(run)]
 
 
-def test_a_shuffled_corpus_has_the_same_rows_in_an_order_of_its_own(tmp_path: Path) -> None:
-    plain, mixed = made(tmp_path / "a"), made(tmp_path / "b", shuffle=True)
+def test_a_shuffled_corpus_has_the_same_rows_in_another_order(tmp_path: Path) -> None:
+    plain, mixed = merged(tmp_path / "a"), merged(tmp_path / "b", shuffle=True)
     rows = {row["proxhpc"]["source"]: row for row in corpus(plain.dir)}
     assert {row["proxhpc"]["source"]: row for row in corpus(mixed.dir)} == rows
-    order = ids(mixed.dir)
-    assert sorted(order) == sorted(ids(plain.dir))
-    assert order != ids(plain.dir)
-    # A random permutation leaves about one in place and half of all pairs in order.
-    before = {name: number for number, name in enumerate(ids(plain.dir))}
+    order = sources(mixed.dir)
+    assert sorted(order) == sorted(sources(plain.dir))
+    assert order != sources(plain.dir)
+    # A random permutation leaves about half of all neighbours in order.
+    before = {name: number for number, name in enumerate(sources(plain.dir))}
     rising = sum(before[a] < before[b] for a, b in itertools.pairwise(order))
     assert 0.2 < rising / len(order) < 0.8
     assert not mixed.dir.shuffled.exists()
@@ -183,12 +183,12 @@ def test_a_shuffled_corpus_has_the_same_rows_in_an_order_of_its_own(tmp_path: Pa
     assert len(sizes) > 2
     other = refined(tmp_path / "b", output={"shuffle": True}, seed=1, run_dir=str(tmp_path / "c"))
     merge_run(other.dir)
-    assert sorted(ids(other.dir)) == sorted(order)
-    assert ids(other.dir) != order
+    assert sorted(sources(other.dir)) == sorted(order)
+    assert sources(other.dir) != order
 
 
-def test_documents_that_go_leave_the_order_of_the_others(tmp_path: Path) -> None:
-    some = made(tmp_path / "a", shuffle=True)
+def test_removed_documents_do_not_change_the_order_of_the_others(tmp_path: Path) -> None:
+    some = merged(tmp_path / "a", shuffle=True)
     every = refined(
         tmp_path / "a",
         output={"shuffle": True},
@@ -196,18 +196,18 @@ def test_documents_that_go_leave_the_order_of_the_others(tmp_path: Path) -> None
         run_dir=str(tmp_path / "b"),
     )
     merge_run(every.dir)
-    gone = set(ids(every.dir)) - set(ids(some.dir))
-    assert len(gone) == 3
-    assert [name for name in ids(every.dir) if name not in gone] == ids(some.dir)
+    removed = set(sources(every.dir)) - set(sources(some.dir))
+    assert len(removed) == 3
+    assert [name for name in sources(every.dir) if name not in removed] == sources(some.dir)
 
 
-def test_buckets_blocks_and_processes_leave_no_trace(
+def test_buckets_blocks_and_processes_do_not_change_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = made(tmp_path / "a", shuffle=True)
+    whole = merged(tmp_path / "a", shuffle=True)
     monkeypatch.setattr(shuffle, "BUCKET", 1500)  # several a part, several blocks a group
-    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
-    small = made(tmp_path / "b", shuffle=True)
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
+    small = merged(tmp_path / "b", shuffle=True)
     assert output(small.dir) == output(whole.dir)
     monkeypatch.undo()
     many = refined(
@@ -220,31 +220,30 @@ def test_buckets_blocks_and_processes_leave_no_trace(
     assert output(many.dir) == output(whole.dir)
 
 
-def test_a_shuffle_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sketch, "MIN_BYTES", 8000)
-    expected = output(made(tmp_path / "whole", shuffle=True).dir)
+def test_a_killed_shuffle_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
+    expected = output(merged(tmp_path / "whole", shuffle=True).dir)
     run = refined(
         tmp_path / "whole",
         output=SECTIONS["output"] | {"shuffle": True},
         run_dir=str(tmp_path / "run"),
     )
-    lives, scattered = 0, set[int]()
+    kills, scattered = 0, set[int]()
     while killed(run.dir, 7):
-        lives += 1
+        kills += 1
         scattered.add(len([*run.dir.shuffled.glob("*.rows")]))
-    assert lives > 2
+    assert kills > 2
     assert len(scattered) > 1
     merge_run(run.dir)
     assert output(run.dir) == expected
     assert not run.dir.shuffled.exists()
 
 
-def test_rows_that_are_damaged_on_their_way_are_named(tmp_path: Path) -> None:
-    run = made(tmp_path, shuffle=True)
+def test_a_damaged_file_of_scattered_rows_is_named(tmp_path: Path) -> None:
+    run = merged(tmp_path, shuffle=True)
     before = output(run.dir)
     run.dir.part(0).unlink()
-    killed_at_write = shuffle.scatter_group
-    killed_at_write(run.dir, run.plan, 0)
+    shuffle.scatter_group(run.dir, run.plan, 0)
     path = run.dir.scattered(0)
     data = bytearray(path.read_bytes())
     data[20] ^= 1
@@ -252,6 +251,6 @@ def test_rows_that_are_damaged_on_their_way_are_named(tmp_path: Path) -> None:
     with pytest.raises(StopError, match="is damaged") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
-    path.write_bytes(data[:-7])  # not whole: made anew
+    path.write_bytes(data[:-7])  # incomplete, so it is written again
     merge_run(run.dir)
     assert output(run.dir) == before

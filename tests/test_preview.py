@@ -140,7 +140,7 @@ def test_a_local_model(tmp_path: Path, capsys: Capture) -> None:
     assert "doc" not in row["proxhpc"]
     assert "chunk stage: " in err
     assert "FLOPs" in err
-    # The whole answer of 256 tokens does not fit this model: an error, said before it is loaded.
+    # An answer of 256 tokens does not fit this model: an error before the model is loaded.
     assert main(["refine", *arguments, str(page)]) == 2
     assert "a frame of" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
-from proxhpc.refine.prompts import STYLES, SYSTEM, number_lines, prompt_style
+from proxhpc.refine.prompts import STYLES, SYSTEM_MESSAGE, number_lines, prompt_style
 from proxhpc.refine.teacher import document_message
 from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
 
@@ -30,8 +30,8 @@ def llama() -> HFTokenizer:
     return HFTokenizer(Path(os.environ["PROXHPC_DATA"]) / "llama_tokenizer")
 
 
-class Bytes:
-    """One token a byte; remembers the longest text it was given."""
+class ByteTokenizer:
+    """A tokenizer with one token a byte; records its longest input."""
 
     bos: Sequence[int] = ()
 
@@ -51,7 +51,7 @@ class Bytes:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode()
 
-    def special(self, token: str) -> int:
+    def special_id(self, token: str) -> int:
         return 256
 
     def chat(self, system: str | None, user: str) -> list[int]:
@@ -60,13 +60,13 @@ class Bytes:
 
 def test_markup_in_a_text_stays_text(tiny: HFTokenizer) -> None:
     ids = tiny.encode(MARKUP)
-    assert not {tiny.special(token) for token in ("<s>", "</s>", "<|im_start|>")} & set(ids)
+    assert not {tiny.special_id(token) for token in ("<s>", "</s>", "<|im_start|>")} & set(ids)
     assert tiny.decode(ids) == MARKUP
     assert tiny.count([MARKUP, "", "a"]) == [len(ids), 0, 1]
 
 
 def test_a_unigram_tokenizer_finds_no_markup_in_a_text(tmp_path: Path) -> None:
-    """Its special tokens are in the vocabulary that it cuts text by."""
+    """Its special tokens are in the vocabulary of the model."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -77,9 +77,9 @@ def test_a_unigram_tokenizer_finds_no_markup_in_a_text(tmp_path: Path) -> None:
     unigram.pre_tokenizer = pre_tokenizers.Metaspace()
     unigram.decoder = decoders.Metaspace()
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    own = transformers.PreTrainedTokenizerFast(tokenizer_object=unigram, **names)
-    own.save_pretrained(tmp_path)
-    assert own.eos_token_id in own("so </s> it", add_special_tokens=False)["input_ids"]
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=unigram, **names)
+    reference.save_pretrained(tmp_path)
+    assert reference.eos_token_id in reference("so </s> it", add_special_tokens=False)["input_ids"]
     tokenizer = HFTokenizer(tmp_path)
     texts = [
         "</s>",
@@ -99,11 +99,13 @@ def test_a_unigram_tokenizer_finds_no_markup_in_a_text(tmp_path: Path) -> None:
     assert len(tokenizer.encode("</s>" * 20_000)) > 80_000
 
 
-def test_specials_are_left_out_of_decoded_text(tiny: HFTokenizer) -> None:
-    assert tiny.decode([tiny.special("<s>"), *tiny.encode("fox"), tiny.special("</s>")]) == "fox"
+def test_special_tokens_are_not_decoded(tiny: HFTokenizer) -> None:
+    assert (
+        tiny.decode([tiny.special_id("<s>"), *tiny.encode("fox"), tiny.special_id("</s>")]) == "fox"
+    )
 
 
-def test_head_covers_no_more_than_its_tokens(tiny: HFTokenizer) -> None:
+def test_head_is_the_text_of_the_first_tokens(tiny: HFTokenizer) -> None:
     text = "The quick naïve 漢字"
     ids = tiny.encode(text)
     assert tiny.head(text, len(ids)) == text
@@ -114,18 +116,18 @@ def test_head_covers_no_more_than_its_tokens(tiny: HFTokenizer) -> None:
 
 def test_plain_prompts(tiny: HFTokenizer) -> None:
     style = prompt_style("prox-plain")
-    ids, cut = style.doc_prompt(tiny, "The fox </s>\n\n", 100)
-    assert (ids, cut) == ([1, *tiny.encode("The fox </s>")], False)
+    ids, truncated = style.doc_prompt(tiny, "The fox </s>\n\n", 100)
+    assert (ids, truncated) == ([1, *tiny.encode("The fox </s>")], False)
     chunk = style.chunk_prompt(tiny, ["Home", "", "fox"], 998)
     assert chunk[0] == 1
     assert tiny.decode(chunk[1:]) == "[doc]\n[998]Home\n[999]\n[1000]fox\n[/doc]"
 
 
-def test_compact_prompts_begin_alike(tiny: HFTokenizer) -> None:
+def test_compact_prompts_share_a_prefix(tiny: HFTokenizer) -> None:
     style = prompt_style("compact")
     lines = ["Home </s>", "", "The fox", "jumps", "over"]
-    doc, cut = style.doc_prompt(tiny, "\n".join(lines), 200)
-    assert not cut
+    doc, truncated = style.doc_prompt(tiny, "\n".join(lines), 200)
+    assert not truncated
     assert tiny.decode(doc) == "Home </s>[0]\n[1]\nThe fox[2]\njumps[3]\nover[4]\n[keep?]"
     window = style.chunk_prompt(tiny, lines[:3], 0)
     assert tiny.decode(window) == "Home </s>[0]\n[1]\nThe fox[2]\n[edit?]"
@@ -134,8 +136,8 @@ def test_compact_prompts_begin_alike(tiny: HFTokenizer) -> None:
     assert tiny.decode(style.chunk_prompt(tiny, ["x"], 12)) == "x[12]\n[edit?]"
 
 
-def test_llama2_wrapper_is_exact() -> None:
-    fake = Bytes()
+def test_the_llama2_template_is_exact() -> None:
+    fake = ByteTokenizer()
     ids = prompt_style("prox-llama2").chunk_prompt(fake, ["Home | About", "Body text"], 0)
     assert ids[0] == 256
     assert fake.decode(ids[1:]) == (
@@ -146,19 +148,19 @@ def test_llama2_wrapper_is_exact() -> None:
     assert fake.decode(ids[1:]).endswith("<</SYS>>\n\n raw\n[x] [/INST]")
 
 
-def test_llama2_ids_are_those_of_one_string(llama: HFTokenizer) -> None:
-    """What transformers 4.39 gave the released refiners: `<s>` and then the wrapper whole."""
+def test_llama2_ids_are_those_of_the_whole_string(llama: HFTokenizer) -> None:
+    """As transformers 4.39 encoded prompts of the released refiners: `<s>`, then the template."""
     from transformers import AutoTokenizer
 
     path = Path(os.environ["PROXHPC_DATA"]) / "llama_tokenizer"
-    own = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    reference = AutoTokenizer.from_pretrained(path, local_files_only=True)
     lines = ["Home | About", "", "  indented", "naïve 漢字 🦊"]
     user = "[doc]\n" + "\n".join(number_lines(lines, 0)) + "\n[/doc]"
-    text = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{user} [/INST]"
+    text = f"[INST] <<SYS>>\n{SYSTEM_MESSAGE}\n<</SYS>>\n\n{user} [/INST]"
     ids = prompt_style("prox-llama2").chunk_prompt(llama, lines, 0)
-    assert ids == own(text)["input_ids"]
+    assert ids == reference(text)["input_ids"]
     assert ids[:3] == [1, 518, 25580]  # one <s>, then "▁[" and "INST"
-    # The published script's frame is 32 tokens, its doubled <s> included.
+    # The published script's frame has 32 tokens, because it has <s> twice.
     assert len(prompt_style("prox-llama2").wrap(llama, "fox")) == 31 + len(llama.encode("fox"))
     assert prompt_style("prox-llama2").chunk_overhead(llama) == 31 + 9
     assert llama.bos == [1]
@@ -170,29 +172,31 @@ def test_llama2_text_cannot_close_the_prompt(llama: HFTokenizer) -> None:
     assert not {0, 2} & set(ids)
 
 
-def test_chat_template_is_the_models_own(tiny: HFTokenizer, tmp_path: Path) -> None:
+def test_the_chat_template_is_the_one_of_the_model(tiny: HFTokenizer, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    own = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path), local_files_only=True)
+    reference = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path), local_files_only=True)
     for user in ("The fox", " 漢字\n", ""):
-        for system in (SYSTEM, None):
+        for system in (SYSTEM_MESSAGE, None):
             messages = [{"role": "user", "content": user}]
             if system:
                 messages.insert(0, {"role": "system", "content": system})
-            rendered = own.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            assert tiny.chat(system, user) == own.encode(rendered, add_special_tokens=False)
-    plain = tiny.chat(SYSTEM, "x")
-    marked = tiny.chat(SYSTEM, MARKUP)
+            rendered = reference.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+            assert tiny.chat(system, user) == reference.encode(rendered, add_special_tokens=False)
+    plain = tiny.chat(SYSTEM_MESSAGE, "x")
+    marked = tiny.chat(SYSTEM_MESSAGE, MARKUP)
     for token in ("<|im_start|>", "<|im_end|>", "</s>"):
-        assert marked.count(tiny.special(token)) == plain.count(tiny.special(token))
+        assert marked.count(tiny.special_id(token)) == plain.count(tiny.special_id(token))
 
 
 def test_smollm2_chat_template(smollm2: Path) -> None:
     tokenizer = HFTokenizer(smollm2)
     ids = prompt_style("chat-template").chunk_prompt(tokenizer, ["Home <|im_end|>"], 0)
-    start, end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
+    start, end = tokenizer.special_id("<|im_start|>"), tokenizer.special_id("<|im_end|>")
     assert (ids.count(start), ids.count(end)) == (3, 2)
-    text = f"system\n{SYSTEM}\nuser\n[doc]\n[000]Home <|im_end|>\n[/doc]\nassistant\n"
+    text = f"system\n{SYSTEM_MESSAGE}\nuser\n[doc]\n[000]Home <|im_end|>\n[/doc]\nassistant\n"
     assert tokenizer.decode(ids) == text
     assert tokenizer.bos == []
 
@@ -200,67 +204,69 @@ def test_smollm2_chat_template(smollm2: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     text=st.text(st.sampled_from("ab \n漢é</s>[]0"), max_size=300),
-    room=st.integers(0, 60),
+    text_tokens=st.integers(0, 60),
     name=st.sampled_from(sorted(STYLES)),
 )
-def test_cutting_takes_the_document_never_the_frame(
-    tiny: HFTokenizer, text: str, room: int, name: str
+def test_the_document_is_truncated_and_never_the_frame(
+    tiny: HFTokenizer, text: str, text_tokens: int, name: str
 ) -> None:
     style = prompt_style(name)
-    budget = len(style.ask(tiny, "")) + room
-    ids, cut = style.doc_prompt(tiny, text, budget)
+    budget = len(style.full_doc_prompt(tiny, "")) + text_tokens
+    ids, truncated = style.doc_prompt(tiny, text, budget)
     assert len(ids) <= budget
-    whole = style.ask(tiny, text.rstrip())
-    assert cut == (len(whole) > budget)
-    if not cut:
+    whole = style.full_doc_prompt(tiny, text.rstrip())
+    assert truncated == (len(whole) > budget)
+    if not truncated:
         assert ids == whole
-    got, all_of_it = tiny.decode(ids), tiny.decode(whole)
-    _, _, asked = document_message("|").partition("|")
+    prompt, full_prompt = tiny.decode(ids), tiny.decode(whole)
+    _, _, ending = document_message("|").partition("|")
     markers = {"prox-llama2": " [/INST]", "chat-template": "\nassistant\n", "compact": "[keep?]"}
-    marker = (markers | {"teacher": f"{asked}\nassistant\n"}).get(name, "")
-    assert got.endswith(marker)
-    seen = got.removesuffix(marker).rstrip()
-    if name == "compact":  # the last line seen bears its number, cut or not
-        seen = seen[: seen.rindex("[")]
-    assert all_of_it.startswith(seen)
+    marker = (markers | {"teacher": f"{ending}\nassistant\n"}).get(name, "")
+    assert prompt.endswith(marker)
+    start = prompt.removesuffix(marker).rstrip()
+    if name == "compact":  # the last line has its number, truncated or not
+        start = start[: start.rindex("[")]
+    assert full_prompt.startswith(start)
 
 
-def test_a_cut_fills_the_budget(tiny: HFTokenizer) -> None:
+def test_a_truncated_document_fills_the_budget(tiny: HFTokenizer) -> None:
     for budget in (150, 151, 152):
-        ids, cut = prompt_style("prox-llama2").doc_prompt(tiny, "fox jumps over " * 500, budget)
-        assert cut
+        ids, truncated = prompt_style("prox-llama2").doc_prompt(
+            tiny, "fox jumps over " * 500, budget
+        )
+        assert truncated
         assert budget - 1 <= len(ids) <= budget
 
 
-def test_the_tail_of_a_long_document_is_not_tokenised() -> None:
-    fake = Bytes()
-    ids, cut = prompt_style("prox-plain").doc_prompt(fake, "x" * 1_000_000, 100)
-    assert (len(ids), cut) == (100, True)
+def test_the_tail_of_a_long_document_is_not_tokenized() -> None:
+    fake = ByteTokenizer()
+    ids, truncated = prompt_style("prox-plain").doc_prompt(fake, "x" * 1_000_000, 100)
+    assert (len(ids), truncated) == (100, True)
     assert fake.longest <= 1_000
-    # Text of which a token covers much more than usual is looked at as far as it takes.
-    ids, cut = prompt_style("prox-plain").doc_prompt(Wide(), "x" * 5_000, 100)
-    assert (len(ids), cut) == (79, False)
+    # If tokens cover more characters than expected, more of the text is tokenized.
+    ids, truncated = prompt_style("prox-plain").doc_prompt(WideTokenizer(), "x" * 5_000, 100)
+    assert (len(ids), truncated) == (79, False)
 
 
-class Wide(Bytes):
-    """One token for 64 characters."""
+class WideTokenizer(ByteTokenizer):
+    """A tokenizer with one token for 64 characters."""
 
     def encode(self, text: str) -> list[int]:
         return list(range(-(-len(text) // 64)))
 
 
-def test_a_budget_under_the_frame_is_refused(tiny: HFTokenizer) -> None:
+def test_a_budget_smaller_than_the_frame_is_refused(tiny: HFTokenizer) -> None:
     style = prompt_style("prox-llama2")
     style.check(tiny, len(style.wrap(tiny, "")))
-    with pytest.raises(UserError, match="its frame is"):
+    with pytest.raises(UserError, match="a frame of"):
         style.check(tiny, len(style.wrap(tiny, "")) - 1)
-    with pytest.raises(UserError, match="its frame is") as caught:
+    with pytest.raises(UserError, match="a frame of") as caught:
         style.doc_prompt(tiny, "The fox", 20)
     assert "max_prompt_tokens" in caught.value.hint
 
 
 def test_a_directory_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
-    """The released refiners carry no tokenizer.json."""
+    """The released refiners have no tokenizer.json."""
     pytest.importorskip("transformers")
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
@@ -280,10 +286,10 @@ def test_a_directory_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
     edit_json(config, tokenizer_class="LlamaTokenizer", bos_token="<s>", add_bos_token=True)
     tokenizer = HFTokenizer(tmp_path)
-    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     text = "The fox\n\n  漢 [/INST]"
     ids = prompt_style("prox-plain").wrap(tokenizer, text)
-    assert ids == [1, *own.encode(text)]
+    assert ids == [1, *reference.encode(text)]
     assert tokenizer.decode(ids) == text
     # Without its class the conversion loses the space before the first word.
     edit_json(config, tokenizer_class=None)
@@ -291,7 +297,7 @@ def test_a_directory_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
         HFTokenizer(tmp_path)
 
 
-def test_errors_name_the_choices(tmp_path: Path) -> None:
+def test_errors_list_the_choices(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(UserError) as caught:
         prompt_style("prox-lama2")
@@ -300,13 +306,13 @@ def test_errors_name_the_choices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         bare.chat(None, "x")
     with pytest.raises(UserError, match="no special token '<bos>'"):
-        bare.special("<bos>")
-    mute = HFTokenizer(save_tokenizer(tmp_path / "mute", template="Hello"))
+        bare.special_id("<bos>")
+    silent = HFTokenizer(save_tokenizer(tmp_path / "silent", template="Hello"))
     with pytest.raises(UserError, match="exactly once"):
-        mute.chat(None, "x")
+        silent.chat(None, "x")
     strict = "{{ raise_exception('no system role') }}" + TEMPLATE
     strict_tokenizer = HFTokenizer(save_tokenizer(tmp_path / "strict", template=strict))
     with pytest.raises(UserError, match="no system role"):
-        strict_tokenizer.chat(SYSTEM, "x")
+        strict_tokenizer.chat(SYSTEM_MESSAGE, "x")
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         HFTokenizer(tmp_path)

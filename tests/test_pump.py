@@ -1,4 +1,4 @@
-"""The pump: order kept, flight bounded, errors raised, nothing left running."""
+"""The pump: results in order, bounded work in flight, errors raised, nothing left running."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -30,26 +30,28 @@ def test_results_come_in_the_order_of_the_events() -> None:
     assert asyncio.run(main()) == [(n, n * 10) for n in range(20)]
 
 
-@pytest.mark.parametrize(("items", "weight", "most"), [(3, 100, 3), (100, 10, 2), (100, 3, 1)])
-def test_flight_is_bounded_by_number_and_weight(items: int, weight: int, most: int) -> None:
-    flying = highest = 0
+@pytest.mark.parametrize(("items", "weight", "maximum"), [(3, 100, 3), (100, 10, 2), (100, 3, 1)])
+def test_work_in_flight_is_bounded_by_number_and_weight(
+    items: int, weight: int, maximum: int
+) -> None:
+    in_flight = highest = 0
 
     async def work(number: int) -> None:
-        nonlocal flying, highest
-        flying += 1
-        highest = max(highest, flying)
+        nonlocal in_flight, highest
+        in_flight += 1
+        highest = max(highest, in_flight)
         await asyncio.sleep(0.001)
-        flying -= 1
+        in_flight -= 1
 
     async def main() -> None:
         async for _ in in_order(numbers(30), work, lambda _: 5, Budget(items, weight)):
             pass
 
     asyncio.run(main())
-    assert highest == most
+    assert highest == maximum
 
 
-def test_an_error_of_the_work_comes_in_its_place() -> None:
+def test_an_error_of_the_work_is_raised_at_its_position() -> None:
     async def work(number: int) -> int:
         if number == 3:
             raise ValueError("three")
@@ -66,7 +68,7 @@ def test_an_error_of_the_work_comes_in_its_place() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_an_error_of_the_events_comes_behind_what_was_there() -> None:
+def test_an_error_of_the_events_is_raised_after_earlier_results() -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
         raise OSError("gone")
@@ -109,48 +111,48 @@ def test_closing_cancels_what_is_in_flight() -> None:
     assert cancelled == [1, 2, 3, 4, 5]
 
 
-def test_places_are_given_in_the_order_of_asking() -> None:
+def test_items_are_admitted_in_the_order_of_their_requests() -> None:
     async def main() -> list[int]:
-        budget, got = Budget(4, 10), list[int]()
+        budget, admitted = Budget(4, 10), list[int]()
 
         async def take(weight: int) -> None:
             await budget.acquire(weight)
-            got.append(weight)
+            admitted.append(weight)
 
         await take(8)
         waiting = [asyncio.create_task(take(weight)) for weight in (9, 1, 2, 30, 3)]
         await asyncio.sleep(0)
-        assert got == [8]  # 1 would fit, but 9 was first
+        assert admitted == [8]  # 1 would fit, but 9 comes first
         budget.release(8)
         await asyncio.sleep(0)
-        assert got == [8, 9, 1]
-        waiting[2].cancel()  # it gives way while it waits
+        assert admitted == [8, 9, 1]
+        waiting[2].cancel()  # cancelled while it waits
         budget.release(9)
         budget.release(1)
         await asyncio.sleep(0.01)
-        assert got == [8, 9, 1, 30]  # alone, for it fits no budget
+        assert admitted == [8, 9, 1, 30]  # alone, because it exceeds the budget
         budget.release(30)
         await asyncio.gather(*waiting, return_exceptions=True)
-        return got
+        return admitted
 
     assert asyncio.run(main()) == [8, 9, 1, 30, 3]
 
 
-def test_a_place_given_to_one_who_is_cancelled_is_given_on() -> None:
+def test_the_place_of_a_cancelled_item_goes_to_the_next() -> None:
     async def main() -> bool:
         budget = Budget(1, 10)
         await budget.acquire(1)
         first, second = (asyncio.create_task(budget.acquire(1)) for _ in range(2))
         await asyncio.sleep(0)
         budget.release(1)
-        first.cancel()  # its place was just given to it
+        first.cancel()  # after it was admitted
         await asyncio.gather(first, second, return_exceptions=True)
         return second.done() and second.exception() is None
 
     assert asyncio.run(main())
 
 
-def test_an_item_gives_back_the_weight_it_took() -> None:
+def test_an_item_releases_the_weight_that_it_acquired() -> None:
     weights = iter([4, 9, 4, 9, 4, 9])
 
     async def work(number: int) -> int:
@@ -165,7 +167,7 @@ def test_an_item_gives_back_the_weight_it_took() -> None:
     assert asyncio.run(main())._free_weight == 10
 
 
-def test_a_batch_ends_by_number_and_by_weight() -> None:
+def test_a_batch_is_bounded_by_number_and_weight() -> None:
     items = iter(range(1, 10))
     assert take_batch(items, 3, 100, lambda item: item) == [1, 2, 3]
     assert take_batch(items, 9, 9, lambda item: item) == [4, 5]
@@ -174,8 +176,8 @@ def test_a_batch_ends_by_number_and_by_weight() -> None:
     assert take_batch(items, 9, 100, lambda item: item) == []
 
 
-@pytest.mark.parametrize(("text", "most"), [("x", BATCH), ("x" * (BATCH_BYTES // 4), 4)])
-def test_a_worker_reads_little_ahead(text: str, most: int) -> None:
+@pytest.mark.parametrize(("text", "maximum"), [("x", BATCH), ("x" * (BATCH_BYTES // 4), 4)])
+def test_a_worker_reads_little_ahead(text: str, maximum: int) -> None:
     read = 0
 
     def documents() -> Iterator[Document]:
@@ -191,10 +193,10 @@ def test_a_worker_reads_little_ahead(text: str, most: int) -> None:
             await anext(items)
 
     asyncio.run(main())
-    assert read == most
+    assert read == maximum
 
 
-def test_a_text_weighs_what_it_takes_in_memory() -> None:
+def test_the_weight_of_a_text_is_its_size_in_memory() -> None:
     plain, emoji = (Document("", text, 0, 0) for text in ("x" * 1000, "\U0001f98a" * 1000))
     assert 1000 < event_weight(plain) < 1100
     assert 4000 < event_weight(emoji) < 4100

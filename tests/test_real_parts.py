@@ -16,7 +16,7 @@ def run_without_slurm(tmp_path: Path, **settings: str) -> subprocess.CompletedPr
     dropped = ("CI", "PROXHPC_REQUIRE", "PYTEST_ADDOPTS")
     kept = {k: v for k, v in os.environ.items() if k not in dropped}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{TEST}::test_by_hand"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{TEST}::test_command_line"],
         cwd=TEST.parents[1],
         env={**kept, "PATH": str(tmp_path), **settings},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""refiner.json: a model that says itself how it is asked."""
+"""refiner.json: models that bring the settings of their stages."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def manifest(*stages: dict[str, Any], **more: Any) -> Manifest:
     )
 
 
-def test_what_is_written_is_what_is_read(saved: Path, tmp_path: Path) -> None:
+def test_writing_and_reading_round_trip(saved: Path, tmp_path: Path) -> None:
     assert json.loads((saved / NAME).read_bytes()) == WALK
     read = read_refiner(saved)
     assert read is not None
@@ -61,27 +61,27 @@ def test_what_is_written_is_what_is_read(saved: Path, tmp_path: Path) -> None:
     assert resolve_model(str(copy)).snapshot != ref.snapshot
 
 
-def test_a_stage_needs_nothing_but_the_directory(saved: Path) -> None:
+def test_a_stage_needs_only_the_directory(saved: Path) -> None:
     bare = manifest({"level": "doc", "model": str(saved)}, {"level": "chunk", "model": str(saved)})
     doc, chunk = freeze_manifest(bare, find_models(bare)).stages
     assert (doc.prompt, doc.bias, doc.max_new_tokens, doc.grammar) == ("walk", -0.5, 2, "lines")
     assert (chunk.prompt, chunk.bias, chunk.grammar) == ("walk", -2.0, "lines")
     assert (chunk.numbering, chunk.window_tokens, chunk.window_lines) == ("window", 480, 40)
     assert chunk.max_new_tokens == 41
-    # It is the same as if the manifest had said all of it.
+    # Freezing twice changes nothing.
     again = freeze_manifest(freeze_manifest(bare, find_models(bare)), find_models(bare))
     assert again.stages == (doc, chunk)
 
 
-def test_what_a_stage_says_itself_comes_first(saved: Path) -> None:
-    own = manifest({"level": "chunk", "model": str(saved), "bias": 1.0, "window_lines": 20})
-    (chunk,) = freeze_manifest(own, find_models(own)).stages
+def test_keys_of_a_stage_override_the_file(saved: Path) -> None:
+    explicit = manifest({"level": "chunk", "model": str(saved), "bias": 1.0, "window_lines": 20})
+    (chunk,) = freeze_manifest(explicit, find_models(explicit)).stages
     assert (chunk.prompt, chunk.bias, chunk.window_lines) == ("walk", 1.0, 20)
     other = manifest({"level": "chunk", "model": str(saved), "prompt": "compact"})
     assert freeze_manifest(other, find_models(other)).stages == other.stages
 
 
-def test_what_does_not_go_together_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_contradictions_are_refused(saved: Path, tmp_path: Path) -> None:
     wrong = manifest({"level": "chunk", "model": str(saved), "dialect": "line"})
     with pytest.raises(UserError, match=r"refiner\.json of model .* must be prox with prompt"):
         freeze_manifest(wrong, find_models(wrong))
@@ -97,36 +97,36 @@ def test_what_does_not_go_together_is_refused(saved: Path, tmp_path: Path) -> No
     RefinerFile(version=1, prompt="compact", doc=Stage(level="doc")).write(tmp_path)
     one = read_refiner(tmp_path)
     assert one is not None
-    with pytest.raises(UserError, match=r"not for level chunk: its refiner\.json has doc"):
+    with pytest.raises(UserError, match=r"does not serve level chunk: its refiner\.json has doc"):
         one.complete(Stage(level="chunk"), "m")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"chunk": {"window_tokns": 3}}, r"chunk\.window_tokns"),
-        ({"chunk": {"model": "a/b"}}, "not a key of this file"),
+        ({"chunk": {"model": "a/b"}}, "not allowed in this file"),
         ({"doc": {"window_lines": 3}}, "only with level: chunk"),
         ({"version": 2}, "version"),
         ({"prompt": "wlak"}, "prompt"),
-        ({"doc": None, "chunk": None}, "it serves no level"),
+        ({"doc": None, "chunk": None}, "the model serves no level yet"),
     ],
 )
-def test_a_wrong_file_is_told_by_line_and_key(
-    tmp_path: Path, changes: dict[str, Any], said: str
+def test_a_wrong_file_is_reported_by_line_and_key(
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     (tmp_path / NAME).write_text(json.dumps(WALK | changes, indent=1))
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_refiner(tmp_path)
     assert f"{NAME}:" in caught.value.message
 
 
 def test_the_embedded_model(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "__file__", str(tmp_path / "run" / "models.py"))
-    with pytest.raises(UserError, match="comes without an embedded refiner") as caught:
+    with pytest.raises(UserError, match="has no embedded refiner") as caught:
         find_models(manifest({"level": "doc", "model": "embedded"}))
     assert "rules" in (caught.value.hint or "")
     (tmp_path / "embedded").symlink_to(saved)
-    found = find_models(manifest({"level": "doc", "model": "embedded"}))["doc"]
-    assert (found.name, found.path) == ("embedded", saved)
-    assert found.refiner is not None
+    model = find_models(manifest({"level": "doc", "model": "embedded"}))["doc"]
+    assert (model.name, model.path) == ("embedded", saved)
+    assert model.refiner is not None

@@ -6,10 +6,11 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -18,11 +19,15 @@ from rich.console import Console, RenderableType
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import ModelShape, Usage
+from proxhpc.account.reasons import reason_text
 from proxhpc.assemble.summary import DuplicateCounts, FileCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.program.execute import EXECUTE_REASONS
+from proxhpc.program.reference import Reason
+from proxhpc.program.syntax import ParseReason
 from proxhpc.report import (
     Report,
     build_report,
@@ -102,7 +107,7 @@ def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -
         stage["model"] = "org/refiner"
         ref = {"name": "org/refiner", "path": "/m", "config_sha": "", "max_model_len": 2048,
                "snapshot": "abc", "stop_ids": []}  # fmt: skip
-        data["models"][stage["level"]] = ref | {"shape": shape.to_dict() if shape else None}
+        data["models"][stage["level"]] = ref | {"shape": asdict(shape) if shape else None}
     data["manifest"] |= sections
     run.plan.write_bytes(orjson.dumps(data))
 
@@ -461,3 +466,16 @@ def test_a_damaged_examples_file_is_named(run: RunDir) -> None:
     run.examples.write_bytes(b'{"id": 1}\n')
     with pytest.raises(StopError, match="damaged"):
         build_report(run)
+
+
+def test_every_reason_has_words() -> None:
+    page = Path(__file__).parents[1] / "docs" / "run-directory.md"
+    table = page.read_text().partition("## Quarantine")[2].partition("\n## ")[0]
+    documented = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", table, re.M)))
+    assert len(documented) > 20
+    flags = ["truncated", "line_too_long", "looped"]
+    verdicts = ["doc_program", "unclear_verdict", "truncated_call"]
+    programs = [*get_args(ParseReason), *EXECUTE_REASONS, *filter(None, get_args(Reason))]
+    for code in (*documented, *flags, *verdicts, *programs):
+        assert reason_text(code) != code
+    assert reason_text("something_new") == "something_new"

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: quiet, whole on a phone, dark at night, safe."""
+"""The report's page in a browser: safe, without errors, readable on a phone and in the dark."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ PHONE = {"width": 360, "height": 740}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A report in which every text of a stranger is hostile."""
+    """A report in which every text from outside is hostile."""
     folder = tmp_path_factory.mktemp("page")
     rows: list[Any] = [
         document(n, id=f"{HOSTILE}{n}", text=f"Home | About | Us\n{PARAGRAPH}{HOSTILE} {n}.")
@@ -47,7 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser(chromium: str, url: str) -> "Iterator[Browser]":
-    """A browser, which comes after the run: its driver keeps this thread's event loop."""
+    """A browser, opened after the run because its driver keeps this thread's event loop."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -58,30 +58,30 @@ def browser(chromium: str, url: str) -> "Iterator[Browser]":
 
 @pytest.fixture
 def page(browser: "Browser", url: str) -> "Iterator[Page]":
-    """The page on a phone; at the end it must have said and asked for nothing."""
+    """The page on a phone; in the end it must have logged nothing and loaded nothing else."""
     with browser.new_context(viewport=PHONE) as context:
         opened = context.new_page()
-        heard: list[str] = []
-        opened.on("console", lambda message: heard.append(message.text))
-        opened.on("pageerror", lambda error: heard.append(str(error)))
-        opened.on("dialog", lambda dialog: heard.append(dialog.message))
-        opened.on("request", lambda request: heard.append(request.url))
+        events: list[str] = []
+        opened.on("console", lambda message: events.append(message.text))
+        opened.on("pageerror", lambda error: events.append(str(error)))
+        opened.on("dialog", lambda dialog: events.append(dialog.message))
+        opened.on("request", lambda request: events.append(request.url))
         opened.goto(url)
         yield opened
-        assert heard == [url]
+        assert events == [url]
 
 
-def test_nothing_of_a_stranger_runs(page: "Page") -> None:
+def test_untrusted_text_does_not_run(page: "Page") -> None:
     assert "<script>window.owned=1</script>" in page.inner_text("body")
     assert page.evaluate("window.owned") is None
     assert page.locator("script, img, iframe, svg[onload], main style").count() == 0
     assert page.locator("h2").first.is_visible()
 
 
-def test_the_policy_would_stop_what_is_not_escaped(browser: "Browser", url: str) -> None:
+def test_the_security_policy_blocks_injected_scripts(browser: "Browser", url: str) -> None:
     page = browser.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto(url)
     page.evaluate("""() => {
         const script = document.createElement("script");
@@ -91,16 +91,16 @@ def test_the_policy_would_stop_what_is_not_escaped(browser: "Browser", url: str)
     }""")
     page.wait_for_timeout(50)
     assert page.evaluate("window.owned") is None
-    assert "Content Security Policy" in " ".join(said)
+    assert "Content Security Policy" in " ".join(messages)
     page.close()
 
 
-def test_a_phone_scrolls_one_way(page: "Page") -> None:
+def test_a_phone_scrolls_only_vertically(page: "Page") -> None:
     for details in page.locator("details").all():
         details.locator("summary").click()
     assert page.locator("details[open]").count() > 10
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-    # What may be wider scrolls by itself.
+    # Wide tables scroll on their own.
     assert page.locator(".wide").first.evaluate("e => getComputedStyle(e).overflowX") == "auto"
     charts = page.locator("svg.chart").all()
     assert charts
@@ -108,28 +108,28 @@ def test_a_phone_scrolls_one_way(page: "Page") -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_by_day_and_night(page: "Page", scheme: Any) -> None:
+def test_text_has_enough_contrast_in_both_colour_schemes(page: "Page", scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
     paper = luminance(page, "body", "backgroundColor")
     assert paper < 0.1 if scheme == "dark" else paper > 0.9
-    for words in ("body", ".note", ".removed", "svg .soft"):
-        where = page.locator(words).first
-        colour = "fill" if words.startswith("svg") else "color"
-        ink = luminance(page, where, colour)
+    for selector in ("body", ".note", ".removed", "svg .soft"):
+        element = page.locator(selector).first
+        colour = "fill" if selector.startswith("svg") else "color"
+        ink = luminance(page, element, colour)
         light, dark = max(ink, paper), min(ink, paper)
-        assert (light + 0.05) / (dark + 0.05) >= 4.0, f"{words} on {scheme} paper"
+        assert (light + 0.05) / (dark + 0.05) >= 4.0, f"{selector} on {scheme} paper"
 
 
-def luminance(page: "Page", where: Any, name: str) -> float:
-    """Relative luminance of a computed colour, as WCAG has it."""
-    found = page.locator(where).first if isinstance(where, str) else where
-    colour = found.evaluate("(e, name) => getComputedStyle(e)[name]", name)
+def luminance(page: "Page", element: Any, name: str) -> float:
+    """Relative luminance of a computed colour, as WCAG defines it."""
+    located = page.locator(element).first if isinstance(element, str) else element
+    colour = located.evaluate("(e, name) => getComputedStyle(e)[name]", name)
     parts = [int(part) / 255 for part in colour[4:-1].split(",")]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_on_paper_every_example_is_there(page: "Page") -> None:
+def test_printing_opens_every_example(page: "Page") -> None:
     diff = page.locator("details pre.diff").first
     assert not diff.evaluate("e => e.checkVisibility()")
     page.emulate_media(media="print")

@@ -1,4 +1,4 @@
-"""Report and card against sums from the published parts and the raw inputs, and nothing else."""
+"""Report and card against sums computed from the published parts and the raw inputs alone."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ NAMES = ("a.jsonl.zst", "b.jsonl.gz", "c.jsonl")
 
 
 class Truth:
-    """What anybody finds who reads the raw files and the parts."""
+    """Sums that anybody can compute from the raw files and the parts."""
 
     def __init__(self, folder: Path, run: RunDir) -> None:
         self.readable: Texts = {}
@@ -40,10 +40,10 @@ class Truth:
             for line in unpacked(part).splitlines()
         ]
         self.written: Texts = {row["proxhpc"]["source"]: row["text"] for row in self.rows}
-        stay = {normal(self.readable[source]) for source in self.written}
-        rest = self.readable.keys() - self.written.keys()
-        self.copies = {source for source in rest if normal(self.readable[source]) in stay}
-        self.dropped = rest - self.copies
+        survivors = {normal(self.readable[source]) for source in self.written}
+        missing = self.readable.keys() - self.written.keys()
+        self.copies = {source for source in missing if normal(self.readable[source]) in survivors}
+        self.dropped = missing - self.copies
 
     def _record(self, name: str, at: int, line: bytes) -> None:
         try:
@@ -52,8 +52,8 @@ class Truth:
             self.unreadable[name] += 1
             self.unreadable_bytes += len(line.rstrip(b"\n"))
 
-    def of(self, name: str, sources: Any) -> int:
-        """How many of them are of this file."""
+    def count(self, name: str, sources: Any) -> int:
+        """How many of the sources are in this file."""
         return sum(source.startswith(f"{name}:") for source in sources)
 
 
@@ -72,15 +72,15 @@ def tokens(texts: Any) -> int:
     return sum(-(-len(text.encode()) // 4) for text in texts)
 
 
-def octaves(numbers: Any) -> dict[int, int]:
-    """How many numbers lie from 2^(k-1) up, k found by doubling."""
-    found: Counter[int] = Counter()
+def histogram(numbers: Any) -> dict[int, int]:
+    """How many numbers are in each bin, by the bin's smallest number."""
+    bins: Counter[int] = Counter()
     for number in numbers:
         low = 1
         while low * 2 <= number:
             low *= 2
-        found[low if number else 0] += 1
-    return dict(found)
+        bins[low if number else 0] += 1
+    return dict(bins)
 
 
 def bins(report: dict[str, Any], what: str, which: str) -> dict[int, int]:
@@ -97,8 +97,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
 
 @pytest.fixture(scope="module")
 def report(run: tuple[RunDir, Path]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run[0].report_json.read_bytes())
-    return found
+    data: dict[str, Any] = json.loads(run[0].report_json.read_bytes())
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_documents(report: dict[str, Any], truth: Truth) -> None:
     assert sum(docs["dropped"].values()) == len(truth.dropped) > 0
     assert sum(docs["quarantined"].values()) == truth.unreadable.total() == 3
     same = sum(truth.readable[source] == text for source, text in truth.written.items())
-    # Of the copies, which are in no part, nobody can tell whether they were edited.
+    # Copies are in no part, so it is unknown whether they were edited.
     assert docs["kept"] - same in range(len(truth.copies) + 1)
     assert docs["kept"] + docs["edited"] == len(truth.written) + len(truth.copies)
 
@@ -122,10 +122,10 @@ def test_documents(report: dict[str, Any], truth: Truth) -> None:
 def test_files(report: dict[str, Any], truth: Truth) -> None:
     for file in report["inputs"]:
         name = file["name"]
-        assert file["documents"] == truth.of(name, truth.readable) + truth.unreadable[name]
-        assert file["written"] == truth.of(name, truth.written)
-        assert file["duplicates"] == truth.of(name, truth.copies)
-        assert file["dropped"] == truth.of(name, truth.dropped)
+        assert file["documents"] == truth.count(name, truth.readable) + truth.unreadable[name]
+        assert file["written"] == truth.count(name, truth.written)
+        assert file["duplicates"] == truth.count(name, truth.copies)
+        assert file["dropped"] == truth.count(name, truth.dropped)
         assert file["quarantined"] == truth.unreadable[name]
         assert file["written_ratio"] == round(file["written"] / file["documents"], 6)
 
@@ -145,9 +145,9 @@ def test_raw_tokens_by_outcome(report: dict[str, Any], truth: Truth) -> None:
     assert sum(one["raw_tokens"] for one in report["outcomes"]) == tokens(truth.readable.values())
     assert lost["written"] == tokens(truth.written.values())
     assert lost["dropped"] == tokens(truth.readable[source] for source in truth.dropped)
-    left = tokens(truth.readable[source] for source in truth.written)
+    raw = tokens(truth.readable[source] for source in truth.written)
     copies = tokens(truth.readable[source] for source in truth.copies)
-    assert lost["edited"] + lost["duplicate"] == left - lost["written"] + copies
+    assert lost["edited"] + lost["duplicate"] == raw - lost["written"] + copies
 
 
 def test_distributions(report: dict[str, Any], truth: Truth) -> None:
@@ -156,15 +156,15 @@ def test_distributions(report: dict[str, Any], truth: Truth) -> None:
         ("tokens", lambda text: tokens([text])),
         ("lines", lambda text: text.count("\n") + 1),
     ):
-        assert bins(report, what, "raw") == octaves(map(size, raw))
+        assert bins(report, what, "raw") == histogram(map(size, raw))
         refined = Counter(bins(report, what, "refined"))
-        refined.subtract(octaves(map(size, written)))
+        refined.subtract(histogram(map(size, written)))
         assert min(refined.values()) >= 0
-        assert refined.total() == len(truth.copies), "refined ones in no part"
+        assert refined.total() == len(truth.copies), "refined documents in no part"
 
 
 def test_programs(report: dict[str, Any], truth: Truth) -> None:
-    """Every program of a written document is in its row; those of others are beside them."""
+    """Rows of the corpus hold the programs of their documents, but not those of copies."""
     calls: Counter[str] = Counter()
     for row in truth.rows:
         calls.update(re.findall(r"^(\w+)\(", "\n".join(every_string(row["proxhpc"])), re.M))
@@ -178,28 +178,28 @@ def test_programs(report: dict[str, Any], truth: Truth) -> None:
 def every_string(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
-        return [found for one in inner for found in every_string(one)]
+        return [text for one in inner for text in every_string(one)]
     return [value] if isinstance(value, str) else []
 
 
 def test_examples_are_raw_and_published_texts(
     run: tuple[RunDir, Path], report: dict[str, Any], truth: Truth
 ) -> None:
-    shown = {one.source: one for one in read_examples(run[0])}
+    texts = {one.source: one for one in read_examples(run[0])}
     assert len(report["examples"]) > 14
     for example in report["examples"]:
-        one = shown[example["source"]]
+        one = texts[example["source"]]
         assert one.before == truth.readable[one.source]
         if one.source in truth.written:
             assert one.after == truth.written[one.source]
         else:
             assert (one.after is None) == (one.source in truth.dropped)
     named = {one["source"] for one in report["duplicate_sets"]["largest"]}
-    assert named == truth.copies <= shown.keys()
+    assert named == truth.copies <= texts.keys()
     assert report["duplicate_sets"]["sizes"] == [{"min": 2, "max": 3, "sets": 3}]
 
 
-def test_the_card_says_the_same(run: tuple[RunDir, Path], truth: Truth) -> None:
+def test_the_card_has_the_same_numbers(run: tuple[RunDir, Path], truth: Truth) -> None:
     card = run[0].card.read_text()
     rows = dict(re.findall(r"^\| ([^|]+) \| ([\d, |]+) \|$", card, re.M))
     cells = {
@@ -215,6 +215,6 @@ def test_the_card_says_the_same(run: tuple[RunDir, Path], truth: Truth) -> None:
     assert cells["refined, but a duplicate"] == [len(truth.copies)]
     assert cells["refined, and in this corpus"] == [len(truth.rows)]
     for name in NAMES:
-        of = cells[name]
-        assert of[0] == truth.of(name, truth.readable) + truth.unreadable[name]
-        assert of[-2:] == [truth.of(name, truth.copies), truth.of(name, truth.written)]
+        numbers = cells[name]
+        assert numbers[0] == truth.count(name, truth.readable) + truth.unreadable[name]
+        assert numbers[-2:] == [truth.count(name, truth.copies), truth.count(name, truth.written)]

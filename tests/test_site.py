@@ -1,4 +1,4 @@
-"""Sites: what a phase asks for, and what a site may not say."""
+"""Sites: the resources of each phase, and what a site may not contain."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from proxhpc.spec.site import Site, load_site
 from proxhpc.spec.slurm_notation import (
     MANAGED_SBATCH_OPTIONS,
     format_time,
-    least_memory,
+    min_memory,
     parse_time,
 )
 from proxhpc.spec.yaml_lines import parse
@@ -97,31 +97,36 @@ def test_time_limits_round_trip(seconds: int) -> None:
     "text", ["UNLIMITED", "0", "1:2:3:4", "-5", "1d", "1-", "true", "00:00:00"]
 )
 def test_wrong_time_limits(text: str, load: Load) -> None:
-    with pytest.raises(UserError, match=r"x\.yaml:2: time: .* is no time"):
+    with pytest.raises(UserError, match=r"x\.yaml:2: time: .* is not a time limit"):
         load(f"name: s\ntime: {text}\n")
 
 
-def test_refine_asks_for_what_the_site_says(load: Load) -> None:
-    got = load(CLUSTER).resources("refine")
-    assert (got.account, got.partition, got.time) == ("me", "gpu", "08:00:00")
-    assert (got.cpus, got.gpus, got.mem, got.workers) == (8, 2, "64G", 10)
-    assert (got.exclusive, got.tasks_per_node, got.jobs) == (False, 1, 10)
-    assert got.setup == ("module load cuda",)
-    assert got.sbatch == {"mail-type": "FAIL", "nice": 5, "get-user-env": True}
+def test_refine_uses_the_resources_of_the_site(load: Load) -> None:
+    resources = load(CLUSTER).resources("refine")
+    assert (resources.account, resources.partition, resources.time) == ("me", "gpu", "08:00:00")
+    assert (resources.cpus, resources.gpus, resources.mem, resources.workers) == (8, 2, "64G", 10)
+    assert (resources.exclusive, resources.tasks_per_node, resources.jobs) == (False, 1, 10)
+    assert resources.setup == ("module load cuda",)
+    assert resources.sbatch == {"mail-type": "FAIL", "nice": 5, "get-user-env": True}
 
 
-def test_cpu_phases_leave_the_gpus(load: Load) -> None:
+def test_cpu_phases_request_no_gpus(load: Load) -> None:
     site = load(CLUSTER + "exclusive: true\ntasks_per_node: 4\n")
     merge, control = site.resources("merge"), site.resources("control")
-    for got in (merge, control):
-        assert (got.gpus, got.gres, got.exclusive, got.tasks_per_node) == (0, None, False, 1)
-        assert (got.account, got.partition, got.workers) == ("me", "gpu", 1)
+    for resources in (merge, control):
+        assert (resources.gpus, resources.gres, resources.exclusive, resources.tasks_per_node) == (
+            0,
+            None,
+            False,
+            1,
+        )
+        assert (resources.account, resources.partition, resources.workers) == ("me", "gpu", 1)
     assert (merge.cpus, merge.mem, merge.seconds) == (8, "64G", 28800)
     assert (control.cpus, control.mem, control.seconds) == (1, "4G", 1800)
     assert site.resources("refine").jobs == 3
 
 
-def test_phases_override(load: Load) -> None:
+def test_phases_override_the_site(load: Load) -> None:
     site = load(
         CLUSTER
         + """\
@@ -138,19 +143,19 @@ phases:
     assert (control.mem, control.seconds, control.exclusive) == ("1G", 300, True)
 
 
-def test_gpus_of_a_phase_displace_the_site_s_gres(load: Load) -> None:
+def test_gpus_of_a_phase_replace_the_gres_of_the_site(load: Load) -> None:
     site = load('name: s\ngres: "gpu:1"\nphases: {refine: {gpus: 4}}\n')
     assert (site.resources("refine").gpus, site.resources("refine").gres) == (4, None)
 
 
 @pytest.mark.parametrize(
-    ("asked", "control"), [("2G", "2G"), ("64G", "4G"), ("4000", "4000"), ("0", "0")]
+    ("memory", "control"), [("2G", "2G"), ("64G", "4G"), ("4000", "4000"), ("0", "0")]
 )
-def test_control_never_asks_for_more_memory_than_the_site(
-    asked: str, control: str, load: Load
+def test_control_requests_no_more_memory_than_the_site(
+    memory: str, control: str, load: Load
 ) -> None:
-    assert load(f"name: s\nmem: {asked}\n").resources("control").mem == control
-    assert least_memory(asked, "4G") == control
+    assert load(f"name: s\nmem: {memory}\n").resources("control").mem == control
+    assert min_memory(memory, "4G") == control
 
 
 def test_json_round_trip(load: Load) -> None:
@@ -180,7 +185,7 @@ account: 123
 """,
         """\
 x.yaml:2: workers: must be greater than 0, not 0
-x.yaml:3: mem: "32GB" is no amount of memory like 32G (units: K, M, G, T)
+x.yaml:3: mem: "32GB" is not a memory size like 32G (units: K, M, G, T)
 x.yaml:4: phases.control.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
 account, constraint, container, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, \
 sbatch, setup, tasks_per_node, time)
@@ -220,13 +225,13 @@ def test_message(case: str, load: Load) -> None:
     assert caught.value.message == expected
 
 
-def test_setup_lines_are_the_shell_s(load: Load) -> None:
+def test_setup_lines_are_left_to_the_shell(load: Load) -> None:
     site = load('name: s\nsetup: ["export A=$HOME/${B}"]\nphases: {merge: {setup: ["echo $$"]}}\n')
     assert site.resources("refine").setup == ("export A=$HOME/${B}",)
     assert site.resources("merge").setup == ("echo $$",)
 
 
-def test_python_is_relative_to_the_site_and_its_link_is_kept(load: Load, tmp_path: Path) -> None:
+def test_python_is_relative_to_the_site_and_not_resolved(load: Load, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to("/usr/bin/python3")
     assert load("name: s\npython: bin/python\n").python == str(tmp_path / "bin/python")
@@ -241,7 +246,7 @@ def test_sites_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_site("local", {"PROXHPC_SITES": "mine"}).name == "mine"
 
 
-def test_unknown_site_names_those_there_are(
+def test_the_error_for_an_unknown_site_lists_the_known_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -251,8 +256,8 @@ def test_unknown_site_names_those_there_are(
     assert "apptainer, cpu, gpu, local, pyxis, whole-node" in caught.value.hint
 
 
-def test_batch_scripts_of_the_shipped_sites_are_as_they_were() -> None:
-    """Whole texts; `python tools/write_goldens.py` renews them."""
+def test_batch_scripts_of_the_sites_equal_the_golden_files() -> None:
+    """`python tools/write_goldens.py` updates them."""
     tool = Path(__file__).parent.parent / "tools" / "write_goldens.py"
     done = subprocess.run(
         [sys.executable, tool, "--check"], capture_output=True, text=True, check=False

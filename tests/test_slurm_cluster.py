@@ -1,4 +1,4 @@
-"""The throw-away Slurm is a real one: arrays, accounting, dying nodes, held jobs, a clean end."""
+"""The temporary Slurm: arrays, accounting, dying nodes, held jobs, and nothing left behind."""
 
 import os
 import subprocess
@@ -17,14 +17,14 @@ from slurm_reaper import processes
 
 @pytest.fixture
 def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
-    """The session's cluster, left as it was found."""
+    """The session's cluster, reset afterwards."""
     yield slurm
     slurm.reset()
 
 
 @pytest.fixture
 def root(slurm_programs: None) -> Iterator[Path]:
-    """A directory with a path that is short enough for sockets, which pytest's own are not."""
+    """A directory whose path is short enough for sockets, unlike those of pytest."""
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as path:
         yield Path(path)
 
@@ -33,7 +33,7 @@ def states(cluster: SlurmCluster, job: str) -> dict[str, str]:
     return {element.id: element.state for element in cluster.jobs(job)}
 
 
-def test_an_array_runs_on_every_node_and_sacct_knows(
+def test_an_array_runs_on_every_node_and_sacct_lists_it(
     cluster: SlurmCluster, accounting: None, tmp_path: Path
 ) -> None:
     script = f"echo $SLURM_ARRAY_TASK_ID $SLURMD_NODENAME > {tmp_path}/$SLURM_ARRAY_TASK_ID"
@@ -42,9 +42,9 @@ def test_an_array_runs_on_every_node_and_sacct_knows(
     cluster.wait_jobs(job, FINISHED)
 
     assert states(cluster, job) == {f"{job}_{index}": "COMPLETED" for index in range(4)}
-    wrote = [(tmp_path / str(index)).read_text().split() for index in range(4)]
-    assert [index for index, _ in wrote] == ["0", "1", "2", "3"]
-    assert {node for _, node in wrote} == {"n1", "n2", "n3", "n4"}
+    outputs = [(tmp_path / str(index)).read_text().split() for index in range(4)]
+    assert [index for index, _ in outputs] == ["0", "1", "2", "3"]
+    assert {node for _, node in outputs} == {"n1", "n2", "n3", "n4"}
 
     def accounted() -> list[str]:
         rows = cluster.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID,State").stdout.split()
@@ -55,34 +55,36 @@ def test_an_array_runs_on_every_node_and_sacct_knows(
     ]
 
 
-def test_a_dead_node_fails_one_job_and_moves_another(cluster: SlurmCluster, tmp_path: Path) -> None:
-    beats = tmp_path / "beats"
+def test_on_a_dead_node_one_job_fails_and_one_is_requeued(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
     lost = cluster.sbatch(
-        f"while true; do date >> {beats}; sleep 0.1; done", "--nodelist=n2", "--no-requeue"
+        f"while true; do date >> {output}; sleep 0.1; done", "--nodelist=n2", "--no-requeue"
     )
-    moved = cluster.sbatch(
-        f"echo ${{SLURM_RESTART_COUNT:-0}} >> {tmp_path}/moved; "
+    requeued = cluster.sbatch(
+        f"echo ${{SLURM_RESTART_COUNT:-0}} >> {tmp_path}/requeued; "
         "[ $SLURM_RESTART_COUNT ] || sleep 99",
         "--nodelist=n2",
         "--requeue",
     )
-    cluster.until((tmp_path / "moved").is_file, "the job that will be moved")
-    cluster.until(beats.is_file, "the job that will be lost")
+    cluster.until((tmp_path / "requeued").is_file, "the job that will be requeued")
+    cluster.until(output.is_file, "the job that will be lost")
     assert processes(cluster.root, "n2")
 
     cluster.kill_node("n2")
 
     assert processes(cluster.root, "n2") == []
-    size = beats.stat().st_size
+    size = output.stat().st_size
     cluster.wait_jobs(lost, ["NODE_FAIL"])
-    assert states(cluster, moved) == {moved: "PENDING"}
+    assert states(cluster, requeued) == {requeued: "PENDING"}
     cluster.start_node("n2")
-    cluster.wait_jobs(moved, ["COMPLETED"])
-    assert (tmp_path / "moved").read_text() == "0\n1\n"
-    assert beats.stat().st_size == size
+    cluster.wait_jobs(requeued, ["COMPLETED"])
+    assert (tmp_path / "requeued").read_text() == "0\n1\n"
+    assert output.stat().st_size == size
 
 
-def test_the_controller_finds_a_dead_node_by_itself(root: Path) -> None:
+def test_the_controller_notices_a_dead_node(root: Path) -> None:
     timeouts = ("SlurmdTimeout=3", "MessageTimeout=5", "TCPTimeout=2")
     quick = Spec(nodes=2, accounting=False, extra=timeouts)
     with SlurmCluster(root, quick) as cluster:
@@ -99,7 +101,7 @@ def test_a_held_job_is_found_by_its_comment_and_released(cluster: SlurmCluster) 
     job = cluster.sbatch("true", "--hold", "--comment=run 7|a b", "--array=0-1")
     assert [element.state for element in cluster.jobs(job)] == ["PENDING", "PENDING"]
     assert {element.reason for element in cluster.jobs(job)} == {"JobHeldUser"}
-    assert {found.id for found in cluster.jobs() if found.comment == "run 7|a b"} == {
+    assert {each.id for each in cluster.jobs() if each.comment == "run 7|a b"} == {
         f"{job}_0",
         f"{job}_1",
     }
@@ -118,7 +120,7 @@ def test_a_job_submits_the_one_that_follows_it(cluster: SlurmCluster, tmp_path: 
     cluster.wait_jobs((tmp_path / "next").read_text().strip(), ["COMPLETED"])
 
 
-def test_jobs_outlive_the_controller(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_jobs_survive_a_restart_of_the_controller(cluster: SlurmCluster, tmp_path: Path) -> None:
     go = tmp_path / "go"
     job = cluster.sbatch(f"until [ -e {go} ]; do sleep 0.1; done")
     cluster.wait_jobs(job, ["RUNNING"])
@@ -135,7 +137,7 @@ def test_an_array_index_beyond_the_limit_is_refused(cluster: SlurmCluster) -> No
         cluster.sbatch("true", "--array=1001")
 
 
-def test_gpus_are_numbered_sacct_is_absent_and_nothing_is_left(root: Path) -> None:
+def test_gpus_are_numbered_sacct_may_be_absent_and_nothing_is_left(root: Path) -> None:
     cluster = SlurmCluster(root, Spec(nodes=1, gpus=2, accounting=False))
     with cluster:
         seen = cluster.run("srun", "--gres=gpu:2", "printenv", "CUDA_VISIBLE_DEVICES")
@@ -175,13 +177,13 @@ def test_a_daemon_that_fails_is_quoted(root: Path) -> None:
     assert processes(root) == []
 
 
-def test_a_root_too_long_for_sockets_is_refused(slurm_programs: None, tmp_path: Path) -> None:
+def test_a_root_path_too_long_for_sockets_is_refused(slurm_programs: None, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 60)
     with pytest.raises(ClusterError, match="too long for sockets"):
         SlurmCluster(long).start()
 
 
-def test_what_an_outer_job_set_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_an_outer_job_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SBATCH_PARTITION", "elsewhere")
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
@@ -197,12 +199,12 @@ def test_free_ports_are_distinct() -> None:
     assert len(set(free_ports(50))) == 50
 
 
-def test_by_hand(slurm_programs: None) -> None:
-    here = Path(slurm_cluster.__file__)
+def test_command_line(slurm_programs: None) -> None:
+    program = Path(slurm_cluster.__file__)
     done = subprocess.run(
         [
             sys.executable,
-            here,
+            program,
             "run",
             "--no-accounting",
             "--nodes=2",

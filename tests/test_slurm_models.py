@@ -1,4 +1,4 @@
-"""A real small Llama under a real Slurm: programs arrive, and the FLOPs are those of its tokens."""
+"""A real small Llama on a real Slurm: it writes programs, and FLOPs are counted exactly."""
 
 import json
 import struct
@@ -24,7 +24,7 @@ REFINER = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"bia
 
 
 def pages() -> list[dict[str, str]]:
-    """Short pages with navigation around a few sentences; no two alike, numbers aside."""
+    """Short pages with navigation around a few sentences, which differ in more than numbers."""
     return [
         {
             "id": f"page-{n}",
@@ -38,7 +38,7 @@ def pages() -> list[dict[str, str]]:
 
 
 def matmul_parameters(model: Path) -> tuple[int, dict[str, int]]:
-    """Weights of matrix products between embedding and head, read off the weights' file."""
+    """Number of weights between embedding and head, from the weights' file."""
     config = json.loads((model / "config.json").read_text())
     body = 0
     for path in model.glob("*.safetensors"):
@@ -52,7 +52,7 @@ def matmul_parameters(model: Path) -> tuple[int, dict[str, int]]:
 
 
 def by_hand(call: Call, body: int, config: dict[str, int]) -> int:
-    """FLOPs of one request, token by token."""
+    """FLOPs of one request, token by token, without drafts."""
     width = config["num_attention_heads"] * (
         config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     )
@@ -66,7 +66,7 @@ def by_hand(call: Call, body: int, config: dict[str, int]) -> int:
 def run_engine(
     cluster: SlurmCluster, tmp_path: Path, stage: dict[str, object], engine: dict[str, object]
 ) -> list[Row]:
-    """What becomes of the pages, after checks of all that the run says of them."""
+    """Refine the pages; check counts, ledger and report; return the rows."""
     source = write_jsonl(tmp_path / "pages.jsonl.zst", pages())
     path = manifest(
         tmp_path,
@@ -76,13 +76,13 @@ def run_engine(
         commit={"documents": 8},
         sharding={"tokens": 1000},
     )
-    where = tmp_path / "site.yaml"
+    site_file = tmp_path / "site.yaml"
     site = {"name": "test", "kind": "slurm", "workers": 1, "cpus": 2, "time": 15}
-    # Two threads of torch beside another test's take many times longer than one.
+    # With another test on this machine, two threads of torch are much slower than one.
     site["setup"] = ["export OMP_NUM_THREADS=1"]
-    where.write_text(yaml.safe_dump(site))
+    site_file.write_text(yaml.safe_dump(site))
     run = RunDir(tmp_path / "run")
-    launch(cluster, path, str(where), run.root)
+    launch(cluster, path, str(site_file), run.root)
     cluster.until(finished(run), "the report", timeout=420, seen=lambda: worker_log(run))
     assert check_balance(run)["documents"] == DOCUMENTS
 
@@ -116,7 +116,7 @@ def test_transformers(slurm: SlurmCluster, smollm2: Path, tmp_path: Path) -> Non
 
 @pytest.mark.timeout(480)
 def test_vllm(slurm: SlurmCluster, vllm: None, tmp_path: Path) -> None:
-    """A model that says itself how it is asked; it writes the same programs on another engine."""
+    """A model with a refiner.json; it writes the same programs on another engine."""
     model = save_walk(tmp_path / "walk")
     RefinerFile.model_validate(REFINER).write(model)
     stage: dict[str, object] = {"model": str(model)}

@@ -1,4 +1,4 @@
-"""Whole runs on a real Slurm of four nodes: launched once, everything else happens by itself."""
+"""Whole runs on a real Slurm of four nodes, each launched once."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from proxhpc.assemble.merge import merge_run
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.status.heartbeats import Heartbeat, latest
+from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
 from runs import check_balance, corpus_bytes, demo_copies, local_site, manifest
 from slurm_cluster import FINISHED, SlurmCluster
 
@@ -31,16 +31,16 @@ def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The corpus in PROXHPC_DATA; else the demo corpus four times over, no two copies alike."""
-    own = Path(os.environ.get("PROXHPC_DATA", "")) / "corpus_sample.jsonl.zst"
-    if own.is_file():
-        return [own]
+    """The corpus in PROXHPC_DATA, or else four different copies of the demo corpus."""
+    sample = Path(os.environ.get("PROXHPC_DATA", "")) / "corpus_sample.jsonl.zst"
+    if sample.is_file():
+        return [sample]
     return demo_copies(tmp_path_factory.mktemp("demo"), 4)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(real_text: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The corpus that local processes make of the same text, in other shards and commits."""
+    """The corpus that local processes write from the same text, with other shards and commits."""
     folder = tmp_path_factory.mktemp("quiet")
     path = manifest(folder, real_text, sharding={"tokens": 1_000_000})
     subprocess.run(
@@ -51,8 +51,8 @@ def undisturbed(real_text: list[Path], tmp_path_factory: pytest.TempPathFactory)
 
 def site(folder: Path, **more: object) -> str:
     path = folder / "slurm.yaml"
-    text = {"name": "test", "kind": "slurm", "workers": 4, "cpus": 1, "time": 10} | more
-    path.write_text(yaml.safe_dump(text))
+    data = {"name": "test", "kind": "slurm", "workers": 4, "cpus": 1, "time": 10} | more
+    path.write_text(yaml.safe_dump(data))
     return str(path)
 
 
@@ -69,7 +69,7 @@ def finished(run: RunDir) -> Callable[[], bool]:
     return lambda: run.report_json.exists()
 
 
-def is_at_work(beat: Heartbeat) -> bool:
+def has_committed(beat: Heartbeat) -> bool:
     return beat.role == "refine" and beat.state == "working" and beat.counts.documents > 0
 
 
@@ -77,19 +77,19 @@ def idle(cluster: SlurmCluster) -> bool:
     return all(job.state in FINISHED for job in cluster.jobs())
 
 
-def test_one_launch_does_it_all_and_a_second_one_says_so(
+def test_one_launch_is_enough_and_a_second_one_changes_nothing(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path], undisturbed: dict[str, str]
 ) -> None:
     path = manifest(tmp_path, real_text, sharding={"tokens": 120_000}, commit={"documents": 64})
     run = RunDir(tmp_path / "run")
-    said = launch(cluster, path, site(tmp_path), run.root)
-    assert "4 workers" in said
+    output = launch(cluster, path, site(tmp_path), run.root)
+    assert "4 workers" in output
     cluster.until(finished(run), "the report", timeout=240)
     plan = Plan.load(run)
     assert len(plan.shards) >= 20
     balance = check_balance(run)
-    assert balance["documents"] == sum(beat.counts.documents for beat in latest(run))
-    refiners = [beat for beat in latest(run) if beat.role == "refine"]
+    assert balance["documents"] == sum(beat.counts.documents for beat in latest_heartbeats(run))
+    refiners = [beat for beat in latest_heartbeats(run) if beat.role == "refine"]
     assert len(refiners) == 4
     assert sum(beat.shards for beat in refiners) == len(plan.shards)
     before = corpus_bytes(run)
@@ -99,7 +99,7 @@ def test_one_launch_does_it_all_and_a_second_one_says_so(
     assert before == undisturbed
 
 
-def test_a_cancelled_element_is_made_up_for_by_itself(
+def test_a_cancelled_element_is_replaced(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path], undisturbed: dict[str, str]
 ) -> None:
     path = manifest(tmp_path, real_text, sharding={"tokens": 120_000}, commit={"documents": 32})
@@ -107,28 +107,28 @@ def test_a_cancelled_element_is_made_up_for_by_itself(
     launch(cluster, path, site(tmp_path), run.root)
 
     def victim() -> str:
-        return next((beat.owner.job for beat in latest(run) if is_at_work(beat)), "")
+        return next((beat.owner.job for beat in latest_heartbeats(run) if has_committed(beat)), "")
 
     element = cluster.until(victim, "a worker that has committed something", timeout=60)
     cluster.run("scancel", element)
     cluster.until(finished(run), "the report", timeout=240)
     check_balance(run)
-    states = {beat.owner.job: beat.state for beat in latest(run)}
+    states = {beat.owner.job: beat.state for beat in latest_heartbeats(run)}
     assert states[element] in ("stopped", "working")
     assert corpus_bytes(run) == undisturbed
     assert [*run.leases.glob("[!.]*")] == []
 
 
-def test_a_killed_element_leaves_a_lease_that_is_taken_over(
+def test_the_lease_of_a_killed_element_is_taken_over(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path], undisturbed: dict[str, str]
 ) -> None:
-    """SIGKILL leaves no time to give anything back."""
+    """After SIGKILL a worker cannot release its lease."""
     path = manifest(tmp_path, real_text, sharding={"tokens": 120_000}, commit={"documents": 32})
     run = RunDir(tmp_path / "run")
     launch(cluster, path, site(tmp_path), run.root)
 
     def victim() -> int:
-        return next((beat.owner.pid for beat in latest(run) if is_at_work(beat)), 0)
+        return next((beat.owner.pid for beat in latest_heartbeats(run) if has_committed(beat)), 0)
 
     os.kill(cluster.until(victim, "a worker that has committed something", timeout=60), 9)
     cluster.until(finished(run), "the report", timeout=240)
@@ -136,21 +136,21 @@ def test_a_killed_element_leaves_a_lease_that_is_taken_over(
     assert corpus_bytes(run) == undisturbed
 
 
-def test_where_jobs_may_not_submit_launching_again_goes_on(
+def test_without_control_jobs_each_launch_takes_a_step(
     cluster: SlurmCluster, tmp_path: Path, real_text: list[Path]
 ) -> None:
-    """Refining and every phase of the merge, of which an element is lost."""
+    """It refines and does each phase of the merge, although an element is lost."""
     more = {"sharding": {"tokens": 10_000}, "output": {"part_size": 400_000}}
     path = manifest(tmp_path, real_text[-1:], **more)
     run = RunDir(tmp_path / "run")
     where = site(tmp_path, submit_from_jobs=False, phases={"merge": {"workers": 2}})
-    told = [launch(cluster, path, where, run.root)]
-    while "finished" not in told[-1]:
-        if array := re.search(r"\(sketch\) in 2 elements: job (\d+)", told[-1]):
+    outputs = [launch(cluster, path, where, run.root)]
+    while "finished" not in outputs[-1]:
+        if array := re.search(r"\(sketch\) in 2 elements: job (\d+)", outputs[-1]):
             cluster.run("scancel", f"{array[1]}_1")
         cluster.until(lambda: idle(cluster), "the queue to empty", timeout=120)
-        told.append(launch(cluster, path, where, run.root))
-    arrays = re.findall(r"merging \((\w+)\) in (\d)", "".join(told))
+        outputs.append(launch(cluster, path, where, run.root))
+    arrays = re.findall(r"merging \((\w+)\) in (\d)", "".join(outputs))
     assert arrays == [("sketch", "2"), ("sketch", "1"), ("match", "1"), ("write", "2")]
     check_balance(run)
     before = corpus_bytes(run)

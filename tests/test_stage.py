@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what is not; the engine is a script."""
+"""Requests of a stage to its engine, which is scripted here."""
 
 import asyncio
 import unicodedata
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxhpc.account.counts import Counts
+from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
 from proxhpc.engines.base import (
     Completion,
@@ -19,10 +19,10 @@ from proxhpc.engines.base import (
 )
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
-from proxhpc.refine.prompts import LEAST_ROOM
-from proxhpc.refine.refiner import ERRORS_IN_A_ROW, Refiner
+from proxhpc.refine.prompts import MIN_WINDOW_TOKENS
+from proxhpc.refine.refiner import MAX_ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
-from proxhpc.run.ledger import Row
+from proxhpc.run.ledger import Row, tally
 from proxhpc.spec.manifest import Manifest
 
 LINES = [f"This is line number {n} of a page of some length, as pages are." for n in range(40)]
@@ -30,8 +30,8 @@ TEXT = "\n".join(LINES)
 SHORT = "\n".join(LINES[:20])
 
 
-class Words:
-    """One token a character, but for lines together, which cost `extra` more for each line."""
+class CharacterTokenizer:
+    """A tokenizer with one token a character, and `extra` more for each line feed."""
 
     bos: Sequence[int] = ()
 
@@ -50,27 +50,27 @@ class Words:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def special(self, token: str) -> int:
+    def special_id(self, token: str) -> int:
         return 1
 
     def chat(self, system: str | None, user: str) -> list[int]:
         return self.encode(user)
 
 
-class Script:
-    """Answers every request by a function and remembers them all."""
+class ScriptedEngine:
+    """Answers requests with a function and records them."""
 
     name = "script"
 
     def __init__(
         self, answer: Callable[[Request], str], context: int = 4000, extra: int = 0
     ) -> None:
-        self.answer, self.asked = answer, list[Request]()
-        self.tokenizer: Tokenizer | None = Words(extra)
+        self.answer, self.requests = answer, list[Request]()
+        self.tokenizer: Tokenizer | None = CharacterTokenizer(extra)
         self.max_model_len, self.cache_tokens = context, 0
 
     async def complete(self, request: Request) -> Completion:
-        self.asked.append(request)
+        self.requests.append(request)
         await asyncio.sleep(0)
         return Completion(self.answer(request), "stop", len(request.prompt), 3, 5)
 
@@ -83,12 +83,17 @@ def keep(request: Request) -> str:
 
 
 def refine(
-    engine: Script, texts: Sequence[str], *, doc: bool = True, chunk: bool = True, **more: Any
+    engine: ScriptedEngine,
+    texts: Sequence[str],
+    *,
+    doc: bool = True,
+    chunk: bool = True,
+    **more: Any,
 ) -> list[Row]:
     stage = more.pop("stage", {})
     stages = [{"level": "doc", "model": "a/b"} | stage] if doc else []
-    own = {"window_tokens": 1000, "prompt": "prox-plain"}
-    stages += [{"level": "chunk", "model": "a/b"} | own | stage] if chunk else []
+    chunk_keys = {"window_tokens": 1000, "prompt": "prox-plain"}
+    stages += [{"level": "chunk", "model": "a/b"} | chunk_keys | stage] if chunk else []
     data = {"name": "x", "corpus": {"paths": "x"}, "engine": {"name": "vllm"}, "stages": stages}
     manifest = Manifest.model_validate(data | more, context={"base": Path("/")})
     runners = {
@@ -101,19 +106,19 @@ def refine(
         return await asyncio.gather(*map(refiner.refine, documents))
 
     rows = asyncio.run(main())
-    totals = sum((row.count() for row in rows), Counts())
-    for level, asked in refiner.asked.items():
-        assert asked == getattr(totals, level), "what engines did is what the rows say"
+    totals = tally(rows)
+    for level, usage in refiner.usage.items():
+        assert usage == getattr(totals, level), "the rows account for all work of the engines"
     return rows
 
 
-def test_windows_tile_and_their_prompts_bear_the_documents_numbers() -> None:
-    engine = Script(keep)
+def test_windows_cover_the_document_and_their_prompts_have_its_line_numbers() -> None:
+    engine = ScriptedEngine(keep)
     (row,) = refine(engine, [TEXT], doc=False)
     assert [call.start for call in row.windows] == [0, *(c.stop for c in row.windows[:-1])]
     assert row.windows[-1].stop == len(LINES)
-    for call, request in zip(row.windows, engine.asked, strict=True):
-        prompt = Words().decode(request.prompt)
+    for call, request in zip(row.windows, engine.requests, strict=True):
+        prompt = CharacterTokenizer().decode(request.prompt)
         assert prompt.startswith(f"[doc]\n[{call.start:03d}]{LINES[call.start]}\n")
         assert prompt.endswith(f"[{call.stop - 1:03d}]{LINES[call.stop - 1]}\n[/doc]")
         assert len(prompt) <= 1000 + len("[doc]\n[/doc]")
@@ -121,17 +126,17 @@ def test_windows_tile_and_their_prompts_bear_the_documents_numbers() -> None:
 
 
 @pytest.mark.parametrize(("dialect", "numbering"), [("line", "document"), ("line", "window")])
-def test_a_program_means_the_numbers_of_its_prompt(dialect: str, numbering: str) -> None:
-    """It removes the line that it read behind the number it names."""
+def test_a_program_refers_to_the_numbers_in_its_prompt(dialect: str, numbering: str) -> None:
+    """It removes the line that follows this number in the prompt."""
 
     def answer(request: Request) -> str:
-        lines = Words().decode(request.prompt).split("\n")[1:-1]
+        lines = CharacterTokenizer().decode(request.prompt).split("\n")[1:-1]
         number = next(
             line for line in lines if line.endswith("7 of a page of some length, as pages are.")
         )
         return f"remove_lines({int(number[1:4])}, {int(number[1:4])})"
 
-    engine = Script(answer)
+    engine = ScriptedEngine(answer)
     stage = {"dialect": dialect, "numbering": numbering, "window_tokens": 800}
     (row,) = refine(engine, [TEXT], doc=False, stage=stage)
     assert len(row.windows) == 4
@@ -140,119 +145,106 @@ def test_a_program_means_the_numbers_of_its_prompt(dialect: str, numbering: str)
     assert row.tokens_out == len(TEXT) - sum(len(line) + 1 for line in sevens)
 
 
-def test_a_window_that_costs_more_together_is_halved() -> None:
-    engine = Script(keep, context=1400, extra=9)
+def test_a_window_whose_prompt_is_too_long_is_halved() -> None:
+    engine = ScriptedEngine(keep, context=1400, extra=9)
     (row,) = refine(engine, [TEXT], doc=False)
     budget = 1400 - 256
     assert [call.start for call in row.windows] == [0, *(c.stop for c in row.windows[:-1])]
     assert row.windows[-1].stop == len(LINES)
-    assert all(budget / 4 < len(request.prompt) <= budget for request in engine.asked[:-1])
+    assert all(budget / 4 < len(request.prompt) <= budget for request in engine.requests[:-1])
     assert row.flags == ()
 
 
-def test_a_line_that_is_too_long_is_kept_flagged_and_never_sent() -> None:
-    engine = Script(lambda request: "remove_lines(start=0, end=0)")
+def test_a_line_that_is_too_long_is_kept_and_flagged_and_not_sent() -> None:
+    engine = ScriptedEngine(lambda request: "remove_lines(start=0, end=0)")
     long = "word " * 1000
     (row,) = refine(engine, [f"Menu\n{long}\n{TEXT}"], doc=False)
     assert row.flags == ("line_too_long",)
-    assert not any(long in Words().decode(request.prompt) for request in engine.asked)
+    assert not any(
+        long in CharacterTokenizer().decode(request.prompt) for request in engine.requests
+    )
     assert row.tokens_out == len(long) + 1 + len(TEXT)
 
 
-def test_the_answers_length_follows_from_the_window() -> None:
-    engine = Script(keep)
+def test_the_token_limit_depends_on_the_window() -> None:
+    engine = ScriptedEngine(keep)
     refine(engine, ["Home\nAbout", TEXT], doc=False)
-    small, large = engine.asked[0].max_new_tokens, engine.asked[1].max_new_tokens
-    # One range and two calls to spare, and all of its text.
+    small, large = engine.requests[0].max_new_tokens, engine.requests[1].max_new_tokens
+    # One range, two more calls, and all of its text.
     assert small == 3 * len("remove_lines(start=1000, end=1000)\n") + len("[000]Home\n[001]About\n")
     assert large == 256
 
 
-def test_answers_end_with_a_verdict_or_without_an_edit() -> None:
-    engine = Script(keep)
+def test_answers_end_after_a_verdict_or_a_call_without_edit() -> None:
+    engine = ScriptedEngine(keep)
     refine(engine, [TEXT])
-    doc, *chunks = engine.asked
+    doc, *chunks = engine.requests
     assert set(doc.stop) == {"keep_doc()", "drop_doc()"}
     assert {"untouch_doc()", "keep_all()"} <= set(chunks[0].stop)
     assert doc.grammar is chunks[0].grammar is None
-    replication = Script(keep)
+    replication = ScriptedEngine(keep)
     refine(replication, [TEXT], policy="reference")
-    assert {request.stop for request in replication.asked} == {()}
+    assert {request.stop for request in replication.requests} == {()}
     assert [chunks[0].end_loops, doc.end_loops] == [True, False]
-    assert not any(request.end_loops for request in replication.asked)
+    assert not any(request.end_loops for request in replication.requests)
 
 
-def test_grammars_are_the_windows_own() -> None:
-    engine = Script(keep)
+def test_each_window_has_its_own_grammar() -> None:
+    engine = ScriptedEngine(keep)
     refine(engine, ["Home\nAbout us"], stage={"grammar": "lines"})
-    doc, chunk = engine.asked
+    doc, chunk = engine.requests
     assert (doc.grammar, chunk.grammar) == (DOC_GRAMMAR, chunk_grammar("prox", 0, 1))
-    engine = Script(keep)
+    engine = ScriptedEngine(keep)
     refine(engine, ["Home\nAbout us"], doc=False, stage={"grammar": "strings", "dialect": "line"})
-    own = chunk_grammar("line", 1, 2, lines=["Home", "About us"])
-    assert engine.asked[0].grammar == own
+    grammar = chunk_grammar("line", 1, 2, lines=["Home", "About us"])
+    assert engine.requests[0].grammar == grammar
 
 
-def test_the_same_prompt_is_asked_once_and_the_saving_counted() -> None:
-    engine = Script(keep)
+def test_the_same_prompt_is_asked_once_and_the_saved_work_is_counted() -> None:
+    engine = ScriptedEngine(keep)
     rows = refine(engine, [SHORT, "Other text.", SHORT, SHORT])
-    asked = [bytes(c % 256 for c in request.prompt) for request in engine.asked]
-    assert len(asked) == len(set(asked))
+    prompts = [bytes(c % 256 for c in request.prompt) for request in engine.requests]
+    assert len(prompts) == len(set(prompts))
     first, other, *copies = rows
     for copy in copies:
         assert [c.program for c in copy.windows] == [c.program for c in first.windows]
-        assert copy.count().doc == other.count().doc_saved == type(copy.count().doc)()
-        assert copy.count().doc_saved == first.count().doc
-        assert copy.count().chunk_saved == first.count().chunk
+        assert tally([copy]).doc == tally([other]).doc_saved == Usage()
+        assert tally([copy]).doc_saved == tally([first]).doc
+        assert tally([copy]).chunk_saved == tally([first]).chunk
         assert copy.flags == ()
         assert Row.decode(copy.encode()) == copy
 
 
-def test_a_shared_cache_is_not_overrun() -> None:
-    """Documents enter as their prompts fit; each is done with while the cache has it."""
-    flying = most = 0
+def test_documents_in_flight_fit_the_prefix_cache() -> None:
+    """The windows of a document are asked about while the cache has its prompt."""
+    in_flight = highest = 0
 
-    class Slow(Script):
+    class Slow(ScriptedEngine):
         async def complete(self, request: Request) -> Completion:
-            nonlocal flying, most
-            flying += len(request.prompt)
-            most = max(most, flying)
+            nonlocal in_flight, highest
+            in_flight += len(request.prompt)
+            highest = max(highest, in_flight)
             await asyncio.sleep(0.001)
-            flying -= len(request.prompt)
+            in_flight -= len(request.prompt)
             return await super().complete(request)
 
     texts = [f"line {n} of this text\nand another one" for n in range(40)]
     engine, stage = Slow(keep), {"prompt": "compact"}
     rows = refine(engine, texts, stage=stage)
-    unbounded = most
-    most = 0
+    unbounded = highest
+    highest = 0
     bounded = Slow(keep)
     bounded.cache_tokens = 200
     assert refine(bounded, texts, stage=stage) == rows
-    assert most < 300 < unbounded
-    assert [r.level for r in bounded.asked[:30]].count("chunk") > 5
-    assert [r.level for r in engine.asked[:30]].count("chunk") == 0
-    most = 0
+    assert highest < 300 < unbounded
+    assert [r.level for r in bounded.requests[:30]].count("chunk") > 5
+    assert [r.level for r in engine.requests[:30]].count("chunk") == 0
+    highest = 0
     refine(bounded, texts)
-    assert most > 300, "where a window shares nothing with its document nothing waits"
+    assert highest > 300, "no document waits if windows share nothing with it"
 
 
-def test_copies_are_refined_once_and_counted() -> None:
-    engine = Script(
-        lambda request: keep(request) if request.level == "doc" else "remove_lines(0, 0)"
-    )
-    rows = refine(engine, [SHORT, SHORT, "Other text."], dedup={"before": "exact"})
-    first, copy, other = rows
-    assert (copy.id, copy.position, copy.flags) == ("d1", 1, ("copy",))
-    assert first.flags == other.flags == ()
-    keys = ("status", "digest", "tokens_in", "tokens_out", "lines_removed", "bytes_out")
-    assert [getattr(copy, key) for key in keys] == [getattr(first, key) for key in keys]
-    assert copy.count().chunk_copied == first.count().chunk
-    assert copy.count().chunk.requests == copy.count().doc.requests == 0
-    assert Row.decode(copy.encode()) == copy
-
-
-def test_a_copy_does_not_share_its_firsts_failure() -> None:
+def test_a_copy_does_not_share_the_failure_of_the_first() -> None:
     failing = iter([True])
 
     def answer(request: Request) -> str:
@@ -260,46 +252,45 @@ def test_a_copy_does_not_share_its_firsts_failure() -> None:
             raise ZeroDivisionError("a defect")
         return keep(request)
 
-    rows = refine(Script(answer), [SHORT, SHORT, SHORT], dedup={"before": "exact"})
+    rows = refine(ScriptedEngine(answer), [SHORT, SHORT, SHORT])
     assert [row.reason for row in rows] == ["internal_error", "", ""]
-    assert [row.flags for row in rows] == [(), (), ("copy",)]
 
 
-def test_a_refused_window_leaks_nothing_and_the_account_is_right() -> None:
+def test_the_other_windows_of_a_refused_one_are_awaited_and_counted() -> None:
     def answer(request: Request) -> str:
         if request.level == "chunk" and "number 20 " in "".join(request.lines):
             raise RequestError("its grammar does not compile")
         return keep(request)
 
-    class Slow(Script):
+    class Slow(ScriptedEngine):
         async def complete(self, request: Request) -> Completion:
             await asyncio.sleep(0.001 * request.first_line)
             done = await super().complete(request)
-            self.spent += len(request.prompt)
+            self.prompt_tokens += len(request.prompt)
             return done
 
-        spent = 0
+        prompt_tokens = 0
 
     engine = Slow(answer)
     (row,) = refine(engine, [TEXT])
     assert (row.outcome, row.reason) == ("quarantined", "request_refused")
-    counts = row.count()
-    assert counts.doc.prompt_tokens + counts.chunk.prompt_tokens == engine.spent > 0
-    assert len(row.windows) == len(engine.asked) - 2 > 1
+    counts = tally([row])
+    assert counts.doc.prompt_tokens + counts.chunk.prompt_tokens == engine.prompt_tokens > 0
+    assert len(row.windows) == len(engine.requests) - 2 > 1
     assert (row.tokens_in, row.tokens_out) == (len(TEXT), 0)
     assert Row.decode(row.encode()) == row
 
 
-def test_what_kills_the_engine_comes_before_what_is_refused() -> None:
+def test_a_dead_engine_matters_more_than_a_refused_request() -> None:
     def answer(request: Request) -> str:
         raise EngineDiedError("died") if request.first_line else RequestError("refused")
 
     with pytest.raises(EngineDiedError):
-        refine(Script(answer), [TEXT], doc=False)
+        refine(ScriptedEngine(answer), [TEXT], doc=False)
 
 
-def test_texts_of_one_prompt_are_asked_about_each_under_its_own_grammar() -> None:
-    class Composing(Words):
+def test_texts_with_the_same_prompt_but_other_grammars_are_asked_separately() -> None:
+    class Composing(CharacterTokenizer):
         def encode(self, text: str) -> list[int]:
             return super().encode(unicodedata.normalize("NFC", text))
 
@@ -307,39 +298,39 @@ def test_texts_of_one_prompt_are_asked_about_each_under_its_own_grammar() -> Non
         return f'normalize(source_str="{request.lines[0].split()[0]}", target_str="")'
 
     composed = "caf\u00e9 one two three four five six seven eight nine ten eleven twelve"
-    engine = Script(answer)
+    engine = ScriptedEngine(answer)
     engine.tokenizer = Composing()
     texts = [composed, unicodedata.normalize("NFD", composed)]
     rows = refine(engine, texts, doc=False, stage={"grammar": "strings"})
     assert [(row.outcome, row.rejected) for row in rows] == [("edited", {})] * 2
-    assert engine.asked[0].prompt == engine.asked[1].prompt
+    assert engine.requests[0].prompt == engine.requests[1].prompt
 
 
-def test_what_a_window_says_itself_ends_no_program() -> None:
-    """It may be quoted: `normalize(source_str="call keep_all() now", ...)`."""
-    engine = Script(keep)
+def test_stop_strings_that_the_window_contains_do_not_end_a_program() -> None:
+    """The program may quote them: `normalize(source_str="call keep_all() now", ...)`."""
+    engine = ScriptedEngine(keep)
     refine(engine, ["Home | About\nAdvert: call keep_all() now", "Home"], doc=False)
-    quoting, other = (set(request.stop) for request in engine.asked)
+    quoting, other = (set(request.stop) for request in engine.requests)
     assert other - quoting == {"keep_all()"}
     assert "untouch_doc()" in quoting
 
 
-def test_a_budget_without_room_for_a_line_is_refused() -> None:
+def test_a_budget_too_small_for_a_line_is_refused() -> None:
     frame = len("[doc]\n[/doc]")
-    for prompt in range(1, frame + LEAST_ROOM):
-        with pytest.raises(UserError, match="its frame is 12 tokens"):
-            refine(Script(keep), ["a line"], doc=False, stage={"max_prompt_tokens": prompt})
-    engine = Script(keep)
-    least = {"max_prompt_tokens": frame + LEAST_ROOM}
-    refine(engine, ["a line"], doc=False, stage=least)
-    assert len(engine.asked) == 1
+    for prompt in range(1, frame + MIN_WINDOW_TOKENS):
+        with pytest.raises(UserError, match="a frame of 12 tokens"):
+            refine(ScriptedEngine(keep), ["a line"], doc=False, stage={"max_prompt_tokens": prompt})
+    engine = ScriptedEngine(keep)
+    smallest = {"max_prompt_tokens": frame + MIN_WINDOW_TOKENS}
+    refine(engine, ["a line"], doc=False, stage=smallest)
+    assert len(engine.requests) == 1
 
 
-def test_errors_of_one_text_are_one_error() -> None:
+def test_errors_of_the_same_text_count_once() -> None:
     def fails(request: Request) -> str:
         raise ZeroDivisionError("a defect")
 
-    rows = refine(Script(fails), [TEXT] * (ERRORS_IN_A_ROW + 5))
+    rows = refine(ScriptedEngine(fails), [TEXT] * (MAX_ERRORS_IN_A_ROW + 5))
     assert {row.reason for row in rows} == {"internal_error"}
-    with pytest.raises(StopError, match=f"{ERRORS_IN_A_ROW} documents in a row"):
-        refine(Script(fails), [f"{n} {TEXT}" for n in range(ERRORS_IN_A_ROW)])
+    with pytest.raises(StopError, match=f"{MAX_ERRORS_IN_A_ROW} documents in a row"):
+        refine(ScriptedEngine(fails), [f"{n} {TEXT}" for n in range(MAX_ERRORS_IN_A_ROW)])

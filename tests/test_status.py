@@ -1,4 +1,4 @@
-"""Status: what it makes of plan, ledgers, leases, progress files and the queue, without writing."""
+"""Status: read from plan, ledgers, leases, progress files and the queue, without writing."""
 
 import io
 import json
@@ -23,22 +23,23 @@ from merging import refined
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage
 from proxhpc.assemble.merge import merge_run
-from proxhpc.assemble.summary import Duplicates, MergeSummary, SharedIds
+from proxhpc.assemble.summary import DuplicateCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import QueuedJob
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.inspect import sample_documents
 from proxhpc.launch.launch import Run
-from proxhpc.report import account
+from proxhpc.report import build_report, run_account
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.progress import ProgressLog
 from proxhpc.status import Status, Ticker, collect, render_status, show_status
-from proxhpc.status.heartbeats import read_recent
+from proxhpc.status.heartbeats import read_recent_heartbeats
 from proxhpc.status.terminal import duration, percentage, safe, short
+from proxhpc.status.totals import RunTotals
 from runs import planned
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m[red]<script>\x9b2J\u202e\n"
@@ -75,7 +76,6 @@ def beat(run: Run, who: LeaseOwner, age: float, documents: int = 0, **more: Any)
         "counts": counts(documents).to_dict(),
         "busy_s": 5.0,
         "boot_s": 2.0,
-        "up_s": 60.0,
         "deaths": 0,
     }
     append_line(run.dir.worker(who.worker), orjson.dumps(line | more))
@@ -111,14 +111,14 @@ def page(status: Status, *, terminal: bool = False) -> str:
     return out.getvalue()
 
 
-def test_a_planned_run_says_what_to_type(run: Run) -> None:
+def test_a_planned_run_shows_the_next_command(run: Run) -> None:
     status = collect(run.dir, None)
     assert (status.phase, status.shards.done) == ("planned", 0)
     assert status.shards.total == len(run.plan.shards)
     assert status.next_step == f"proxhpc launch {run.dir.root}"
 
 
-def test_a_directory_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_directory_that_is_no_run_is_a_user_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for path in (tmp_path, file):
@@ -137,9 +137,9 @@ def test_counts_speed_and_time_left_are_sums_over_the_workers(run: Run) -> None:
         beat(run, who, 1, now, shard=2)
     status = collect(run.dir, None)
     assert status.phase == "refining"
-    assert (status.shards.done, status.shards.working) == (2, 1)
-    assert status.counts.documents == 380
-    # From the first line of work on: 60 and 120 documents in 60 seconds.
+    assert (status.shards.done, status.shards.leased) == (2, 1)
+    assert status.documents.read == 380
+    # Since the first line with state working: 60 and 120 documents in 60 seconds.
     assert status.speed.documents_per_s == pytest.approx(3.0, abs=0.02)
     assert status.speed.tokens_per_s == pytest.approx(30.0, abs=0.2)
     sizes = [shard.estimated_bytes for shard in run.plan.shards]
@@ -152,10 +152,10 @@ def test_counts_speed_and_time_left_are_sums_over_the_workers(run: Run) -> None:
     assert "380" in text
 
 
-def test_a_merge_worker_adds_nothing_to_what_was_refined(run: Run) -> None:
+def test_merge_workers_do_not_count_as_refining(run: Run) -> None:
     beat(run, owner("w1", job=""), 1, 7, state="done")
     beat(run, owner("m1", job=""), 1, 7, role="merge")
-    assert collect(run.dir, None).counts.documents == 7
+    assert collect(run.dir, None).documents.read == 7
 
 
 def test_reasons_add_up_over_workers(run: Run) -> None:
@@ -163,14 +163,14 @@ def test_reasons_add_up_over_workers(run: Run) -> None:
         more = counts(3, dropped=Counter(short=2), quarantined=Counter(invalid_json=1))
         beat(run, owner(name), 1, counts=more.to_dict())
     status = collect(run.dir, None)
-    assert status.counts.dropped == {"short": 4}
+    assert status.documents.dropped == {"short": 4}
     text = page(status)
-    assert "short 4" in text
-    assert "invalid_json 2" in text
+    assert "too few words left: 4" in text
+    assert "not valid JSON: 2" in text
 
 
 @pytest.mark.parametrize("tail", [b'{"t": 1, "sta', b"\x00" * 40, b'{"t": 1}\n', b"[]\n"])
-def test_a_line_that_is_torn_or_not_ours_is_passed_over(run: Run, tail: bytes) -> None:
+def test_a_torn_or_foreign_line_is_skipped(run: Run, tail: bytes) -> None:
     beat(run, owner(), 10, 5)
     beat(run, owner(), 5, 9)
     with run.dir.worker("w1").open("ab") as file:
@@ -186,9 +186,9 @@ def test_every_torn_length_of_a_progress_file_can_be_read(run: Run) -> None:
     first = whole.index(b"\n") + 1
     for length in (*range(0, len(whole), 7), len(whole) - 1, len(whole)):
         path.write_bytes(whole[:length])
-        recent = read_recent(path)
-        found = recent.last.counts.documents if recent else None
-        assert found == (None if length < first else 5 if length < len(whole) else 9)
+        recent = read_recent_heartbeats(path)
+        documents = recent.last.counts.documents if recent else None
+        assert documents == (None if length < first else 5 if length < len(whole) else 9)
 
 
 def test_a_long_history_is_read_from_its_end_only(
@@ -205,7 +205,7 @@ def test_a_long_history_is_read_from_its_end_only(
         return data
 
     monkeypatch.setattr(os, "pread", counted)
-    recent = read_recent(run.dir.worker("w1"))
+    recent = read_recent_heartbeats(run.dir.worker("w1"))
     assert recent
     assert recent.last.counts.documents == 2999
     assert recent.seconds >= 120
@@ -215,12 +215,12 @@ def test_a_long_history_is_read_from_its_end_only(
 
 def test_a_line_longer_than_one_read_is_found(run: Run) -> None:
     beat(run, owner(), 1, 3, message="x" * 100_000)
-    recent = read_recent(run.dir.worker("w1"))
+    recent = read_recent_heartbeats(run.dir.worker("w1"))
     assert recent
     assert recent.last.counts.documents == 3
 
 
-def test_slurm_says_which_worker_lives(run: Run) -> None:
+def test_slurm_tells_which_workers_are_alive(run: Run) -> None:
     slurm_site(run)
     beat(run, owner("w1", job="77_1"), 500, 1)
     beat(run, owner("w2", job="77_2"), 5, 1)
@@ -232,26 +232,26 @@ def test_slurm_says_which_worker_lives(run: Run) -> None:
         ]
     )
     status = collect(run.dir, queue)
-    found = {worker.worker: (worker.state, worker.slurm) for worker in status.workers}
-    assert found == {"w1": ("working", "RUNNING"), "w2": ("gone", "")}
+    states = {worker.worker: (worker.state, worker.slurm) for worker in status.workers}
+    assert states == {"w1": ("working", "RUNNING"), "w2": ("gone", "")}
     assert status.queue == {"refine PENDING (Priority)": 1, "refine RUNNING": 1}
     assert status.phase == "refining"
     assert "1 refine PENDING (Priority)" in page(status)
 
 
-def test_without_a_queue_an_old_heartbeat_is_silence_not_death(run: Run) -> None:
+def test_without_a_queue_an_old_heartbeat_means_silent_not_gone(run: Run) -> None:
     slurm_site(run)
     beat(run, owner("w1"), 500, 1)
     for queue in (None, FakeQueue(error="squeue did not answer")):
         status = collect(run.dir, queue)
         assert status.workers[0].state == "silent"
         assert status.phase == "refining"
-        assert "cannot be seen" in status.reason
+        assert "the queue cannot be read" in status.reason
         assert status.queue is None
     assert "squeue did not answer" in page(status)
 
 
-def test_a_process_of_this_machine_is_asked_directly(run: Run) -> None:
+def test_processes_of_this_machine_are_checked_directly(run: Run) -> None:
     me = LeaseOwner.current()
     beat(run, replace(me, worker="alive", job=""), 500, 1)
     beat(run, replace(me, worker="dead", job="", started="1"), 1, 1)
@@ -269,13 +269,13 @@ def test_a_stopped_run_gives_the_reason_and_the_next_command(run: Run) -> None:
     assert (status.phase, status.reason) == ("stopped", "input changed since the plan: a.jsonl")
     assert status.next_step.endswith(str(run.dir.root))
     assert [failure.example for failure in status.failures] == ["w2", "w3"]
-    assert "mend it" in status.failures[0].hint
+    assert "fix the problem" in status.failures[0].hint
     text = page(status)
     assert "disk full" in text
     assert "next: proxhpc launch" in text
 
 
-def test_the_queue_is_not_asked_about_local_processes(run: Run) -> None:
+def test_the_queue_is_not_read_for_a_local_run(run: Run) -> None:
     beat(run, owner("w1", job=""), 1, 5)
     status = collect(run.dir, FakeQueue(error="no Slurm here"))
     assert (status.queue, status.queue_problem) == (None, "")
@@ -288,18 +288,18 @@ def test_many_workers_with_one_message_are_one_failure(run: Run) -> None:
     assert (failure.workers, failure.message) == (5, "RetryError: disk full")
 
 
-def test_a_failed_merge_leaves_no_shards_and_its_hint_is_on_the_line(run: Run) -> None:
+def test_the_hint_of_a_failed_merge_is_on_its_line_and_names_no_shards(run: Run) -> None:
     message = "disk full\n  free space"
     beat(run, owner(), 1, role="merge", state="failed", error="RetryError", message=message)
     (failure,) = collect(run.dir, None).failures
     assert failure.message == "RetryError: disk full; free space"
-    assert "the next merge goes on" in failure.hint
+    assert "the next merge resumes" in failure.hint
     text = page(collect(run.dir, None))
     assert "other workers" not in text
     assert "\\n" not in text
 
 
-def test_a_launcher_at_work_means_the_run_is_not_stopped(run: Run) -> None:
+def test_a_run_with_an_active_launcher_is_not_stopped(run: Run) -> None:
     beat(run, owner("w1", job=""), 60, 5, state="done")
     assert collect(run.dir, None).phase == "stopped"
     lease = run.dir.lease("advance", 1)
@@ -318,16 +318,21 @@ def test_phases_follow_the_files(run: Run) -> None:
     assert "✓ refine   ▸ sketch   · match   · write   · report" in page(collect(run.dir, None))
     part = PartReceipt("m", run.dir.part(0).name, 56, 900, 5, "ab", 800, 200, {0: 56})
     merged = MergeSummary(
-        "m", counts(60), Duplicates(4, 0, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
+        "m", counts(60), DuplicateCounts(4, 0, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
     )
     run.dir.merge_summary.write_bytes(merged.encode())
     run.dir.corpus.mkdir()
     for path in (run.dir.part(0), run.dir.card, run.dir.checksums):
         path.write_bytes(b"12345")
     status = collect(run.dir, None)
-    assert (status.phase, status.exact, status.counts.documents) == ("reporting", True, 60)
+    assert (status.phase, status.exact, status.documents.read) == ("reporting", True, 60)
     assert "✓ write   ▸ report" in page(status)
-    assert (status.duplicates, status.written) == (4, 56)
+    assert (status.documents.duplicates, status.documents.written) == (4, 56)
+    rows = [line.split("  ")[0] for line in page(status).splitlines()]
+    assert [row for row in rows if "kept" in row or "corpus" in row] == [
+        "kept unchanged",
+        "in the corpus",
+    ]
     run.dir.report.mkdir()
     run.dir.report_json.write_text("{}")
     status = collect(run.dir, None)
@@ -340,14 +345,20 @@ def test_phases_follow_the_files(run: Run) -> None:
     assert status.next_step.startswith("proxhpc launch")
 
 
-def test_submissions_that_wait_are_not_a_planned_run(run: Run) -> None:
+def test_a_run_with_pending_jobs_is_refining(run: Run) -> None:
     slurm_site(run)
-    intend(Journal(run.dir), 0, Work("refine", print, [(), ()], {}), arrays=1, chained=True)
+    record_intent(
+        Journal(run.dir),
+        0,
+        TaskBatch("refine", print, [(), ()], {}),
+        arrays=1,
+        has_control_job=True,
+    )
     assert collect(run.dir, FakeQueue([job(run, "8_0", "PENDING")])).phase == "refining"
     assert collect(run.dir, FakeQueue()).phase == "stopped"
 
 
-def test_a_launch_that_was_cut_short_is_no_run_at_work(run: Run) -> None:
+def test_a_run_whose_jobs_are_all_held_is_stopped(run: Run) -> None:
     slurm_site(run)
     held = [job(run, "7_0", "PENDING", "JobHeldUser"), job(run, "8", "PENDING", "JobHeldUser")]
     status = collect(run.dir, FakeQueue(held))
@@ -364,17 +375,17 @@ def test_a_damaged_file_is_named(run: Run) -> None:
         collect(run.dir, FakeQueue())
 
 
-def test_deaths_and_nodes_that_are_left_out_are_told(run: Run) -> None:
+def test_deaths_and_excluded_nodes_are_shown(run: Run) -> None:
     slurm_site(run)
     for number, nodes in enumerate([("n1",), ("n2", "n\x1b7")]):
-        work = Work("refine", print, [()], {}, nodes)
-        intend(Journal(run.dir), number, work, arrays=1, chained=True)
+        work = TaskBatch("refine", print, [()], {}, nodes)
+        record_intent(Journal(run.dir), number, work, arrays=1, has_control_job=True)
     beat(run, owner("w1"), 1, 5, deaths=2)
     beat(run, owner("w2"), 1, 5, deaths=1)
     status = collect(run.dir, FakeQueue())
-    assert (status.deaths, status.left_out) == (3, ("n2", "n\x1b7"))
-    assert "taken on from workers or engines that died: 3 shards" in page(status)
-    assert "left out, for workers there ended at once: n2, n" in page(status)
+    assert (status.deaths, status.excluded_nodes) == (3, ("n2", "n\x1b7"))
+    assert "resumed after a worker or engine died: 3 shards" in page(status)
+    assert "excluded, because workers failed there within minutes: n2, n" in page(status)
     assert "\x1b" not in page(status)
 
 
@@ -385,7 +396,7 @@ def test_hostile_text_does_not_reach_the_terminal(run: Run) -> None:
     more = {"counts": line, "state": "failed", "error": HOSTILE, "message": HOSTILE}
     append_line(run.dir.worker("x"), orjson.dumps(
         {"t": 1.0, "role": "refine", "owner": asdict(who), "shards": 1, "busy_s": 1.0,
-         "boot_s": 1.0, "up_s": 9.0, "deaths": 0, "shard": HOSTILE} | more))  # fmt: skip
+         "boot_s": 1.0, "deaths": 0, "shard": HOSTILE} | more))  # fmt: skip
     queue = FakeQueue([job(run, "1", HOSTILE, HOSTILE)])
     status = collect(run.dir, queue)
     text = page(status)
@@ -421,7 +432,7 @@ def test_on_a_terminal_the_colours_are_ours_alone(run: Run) -> None:
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     stats = ((path, path.stat()) for path in sorted(root.rglob("*")))
-    return {str(path): (found.st_mtime_ns, found.st_size) for path, found in stats}
+    return {str(path): (each.st_mtime_ns, each.st_size) for path, each in stats}
 
 
 @pytest.fixture
@@ -441,31 +452,43 @@ def test_status_writes_nothing(read_only: Run) -> None:
     out = io.StringIO()
     show_status(read_only.dir, console=Console(file=out, width=150))
     assert "w1" in out.getvalue()
-    assert account(read_only.dir)["documents"] == 5
+    assert run_account(read_only.dir).documents.read == 5
     assert sample_documents(read_only.dir, 1) == []
     assert snapshot(read_only.dir.root) == before
 
 
-def test_steps_of_a_merge_are_told_as_it_goes(tmp_path: Path) -> None:
-    made = refined(tmp_path)
-    told: list[str] = []
+def test_merge_steps_are_shown_as_they_progress(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    shown: list[str] = []
 
-    def look(phase: str, done: int, of: int) -> None:
+    def check_page(phase: str, done: int, of: int) -> None:
         if phase in ("sketch", "write") and done < of:
-            assert f"▸ {phase} {done}/{of}" in page(collect(made.dir, None)) or of == 1
-            told.append(phase)
+            assert f"▸ {phase} {done}/{of}" in page(collect(run.dir, None)) or of == 1
+            shown.append(phase)
 
-    merge_run(made.dir, progress=look)
-    assert Counter(told)["write"] > 2
-    assert set(told) == {"sketch", "write"}
-    assert "✓ write   ▸ report" in page(collect(made.dir, None))
+    merge_run(run.dir, progress=check_page)
+    assert Counter(shown)["write"] > 2
+    assert set(shown) == {"sketch", "write"}
+    assert "✓ write   ▸ report" in page(collect(run.dir, None))
 
 
-def test_what_models_did_is_told_by_stage(run: Run) -> None:
-    assert "requests" not in page(collect(run.dir, None))
-    found = counts(5)
-    found.doc = Usage.of_request(100, 25, 3)
-    ProgressLog(run.dir, owner("w1"), "refine", counts=found).write("working")
+def test_status_and_report_of_a_merged_run_have_the_same_totals(tmp_path: Path) -> None:
+    run = refined(tmp_path)
+    before = collect(run.dir, None)
+    merge_run(run.dir)
+    status, report = collect(run.dir, None), build_report(run.dir)
+    for name in RunTotals.model_fields:
+        assert getattr(status, name) == getattr(report, name), name
+    assert status.documents.read == before.documents.read == 39
+    assert before.documents.written is None
+    assert status.documents.written == status.documents.refined - status.documents.duplicates
+
+
+def test_model_requests_are_shown_by_stage(run: Run) -> None:
+    assert "tokens out" not in page(collect(run.dir, None))
+    total = counts(5)
+    total.doc = Usage.of_request(100, 25, 3)
+    ProgressLog(run.dir, owner("w1"), "refine", counts=total).write("working")
     lines = [line.split() for line in page(collect(run.dir, None)).splitlines()]
     assert ["doc", "stage", "1", "100", "25.0", "%", "3"] in lines
 
@@ -495,7 +518,7 @@ def test_watching_ends_when_the_run_is_finished(run: Run, monkeypatch: pytest.Mo
             assert out.getvalue().count("refining: 0/") == 1, "a line only when it changed"
 
 
-def test_a_ticker_looks_no_more_often_than_it_should(run: Run) -> None:
+def test_a_ticker_refreshes_only_after_its_pause(run: Run) -> None:
     out = io.StringIO()
     with Ticker(run.dir, console=Console(file=out, width=150)) as ticker:
         for _ in range(50):
@@ -508,8 +531,12 @@ def test_json_has_every_field(run: Run) -> None:
     out = io.StringIO()
     show_status(run.dir, as_json=True, console=Console(file=out))
     data = json.loads(out.getvalue())
-    assert set(data) == set(Status.__slots__)
-    assert data["counts"]["documents"] == 5
+    assert set(data) == set(Status.model_fields)
+    assert data["format"] == "proxhpc.status/1"
+    assert data["documents"]["read"] == 5
+    assert Status.model_validate(data) == Status.model_validate_json(out.getvalue())
+    undocumented = [k for k, field in Status.model_fields.items() if not field.description]
+    assert undocumented == []
     assert data["workers"][0]["host"] == "node7"
 
 
@@ -535,7 +562,7 @@ def test_short_numbers(number: float, words: str) -> None:
     assert short(number) == words
 
 
-def test_durations_and_shares() -> None:
+def test_durations_and_percentages() -> None:
     assert [duration(s) for s in (None, 3, 75, 3700, 200_000)] == [
         "?", "3 s", "1 min 15 s", "1 h 01 min", "2 d 07 h",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Submission is a transaction: whatever dies half way, the next launch settles it."""
+"""Submission is a transaction: if a launcher dies in between, the next launch settles it."""
 
 import os
 import signal
@@ -13,15 +13,16 @@ import yaml
 
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster import tasks
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.local import _devices
+from proxhpc.cluster.local import _split_gpus
 from proxhpc.cluster.submit import SlurmBackend, make_backend
 from proxhpc.errors import RetryError, UserError
-from proxhpc.faults import Point
+from proxhpc.faults import FaultPoint
 from proxhpc.launch.launch import launch, prepare_run
 from proxhpc.run.paths import RunDir
-from proxhpc.status.heartbeats import latest
+from proxhpc.spec.slurm_notation import parse_duration
+from proxhpc.status.heartbeats import latest_heartbeats
 from runs import check_balance, document, manifest, write_jsonl
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from test_slurm_run import finished, idle
@@ -52,8 +53,8 @@ SUBMISSION = (
 
 
 @pytest.mark.parametrize("point", SUBMISSION)
-def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
-    cluster: SlurmCluster, tmp_path: Path, point: Point
+def test_a_launcher_may_die_at_any_step(
+    cluster: SlurmCluster, tmp_path: Path, point: FaultPoint
 ) -> None:
     run = prepare_run(*small(tmp_path), None)
     token = tmp_path / "token"
@@ -71,7 +72,7 @@ def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=60)
     assert check_balance(run.dir)["documents"] == 20
-    tag = slurm_commands.tag(run.plan.run_id)
+    tag = slurm_commands.run_tag(run.plan.run_id)
     arrays = {
         job.id.partition("_")[0]
         for job in cluster.jobs()
@@ -82,20 +83,22 @@ def test_a_launcher_that_dies_at_any_step_leaves_nothing_to_mend(
     assert held == []
 
 
-def test_a_submission_that_was_given_up_and_came_late_is_cancelled(
+def test_an_abandoned_submission_that_arrives_late_is_cancelled(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = prepare_run(*small(tmp_path), None)
-    mark = f"{slurm_commands.tag(run.plan.run_id)}:refine:0"
-    late = cluster.sbatch("sleep 60", "--hold", f"--comment={mark}")
+    comment = f"{slurm_commands.run_tag(run.plan.run_id)}:refine:0"
+    late = cluster.sbatch("sleep 60", "--hold", f"--comment={comment}")
     journal = Journal(run.dir)
-    intend(journal, 0, Work("refine", print, [()], {"by_hand": 0}), arrays=1, chained=True)
+    record_intent(
+        journal, 0, TaskBatch("refine", print, [()], {"manual": 0}), arrays=1, has_control_job=True
+    )
     journal.write("abandoned", 0)
     make_backend(run.dir, run.plan, run.site).reconcile()
     cluster.wait_jobs(late, ["CANCELLED"])
 
 
-def test_what_sbatch_refuses_is_one_clear_line(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_refusal_of_sbatch_is_one_line(cluster: SlurmCluster, tmp_path: Path) -> None:
     path, where = small(tmp_path, partition="nowhere")
     command = [sys.executable, "-m", "proxhpc", "launch", str(path), "--site", where]
     done = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=False)
@@ -104,7 +107,7 @@ def test_what_sbatch_refuses_is_one_clear_line(cluster: SlurmCluster, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_more_workers_than_max_array_size_go_in_several_arrays(
+def test_more_workers_than_max_array_size_become_several_arrays(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     path, where = small(tmp_path, workers=5, max_array_size=2)
@@ -113,11 +116,13 @@ def test_more_workers_than_max_array_size_go_in_several_arrays(
     assert step.message.startswith("5 workers")
     cluster.until(finished(run.dir), "the report", timeout=60)
     first = Journal(run.dir).read()[0]
-    assert (first.count, first.arrays, len(first.jobs["refine"])) == (5, 3, 3)
-    assert len([beat for beat in latest(run.dir) if beat.role == "refine"]) == 5
+    assert (first.elements, first.arrays, len(first.jobs["refine"])) == (5, 3, 3)
+    assert len([beat for beat in latest_heartbeats(run.dir) if beat.role == "refine"]) == 5
 
 
-def test_no_more_is_submitted_than_a_user_may(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_no_more_jobs_are_submitted_than_a_user_may_have(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
     path, where = small(tmp_path, workers=5, max_submit_jobs=3)
     run = prepare_run(path, where, None)
     cluster.until(lambda: idle(cluster), "an empty queue")
@@ -128,23 +133,59 @@ def test_no_more_is_submitted_than_a_user_may(cluster: SlurmCluster, tmp_path: P
     cluster.wait_jobs(Journal(run.dir).read()[-1].jobs["control"][0], FINISHED)
     backend = make_backend(run.dir, run.plan, run.site)
     more = [cluster.sbatch("sleep 60", "--hold") for _ in range(2)]
-    with pytest.raises(RetryError, match="you may have 3 jobs in the queue, and have 3"):
-        backend.elements(run.site.resources("refine"))
+    with pytest.raises(RetryError, match="you may have 3 jobs in the queue and have 3"):
+        backend.free_elements(run.site.resources("refine"))
     cluster.run("scancel", waiting, *more)
 
 
-def test_the_limit_on_jobs_is_asked_of_accounting(cluster: SlurmCluster, accounting: None) -> None:
-    for what in (
-        ("account", "limited"),
-        ("user", slurm_commands.user(), "account=limited", "MaxSubmitJobs=7"),
-    ):
-        cluster.run("sacctmgr", "-i", "add", *what)
+def test_the_limit_on_jobs_comes_from_accounting(cluster: SlurmCluster, accounting: None) -> None:
+    user = slurm_commands.user_name()
+
+    def sacctmgr(*command: str) -> str:
+        return cluster.run("sacctmgr", "-n", "-P", "-i", *command).stdout.strip()
+
+    default = sacctmgr("show", "user", user, "format=DefaultAccount")
+    sacctmgr("add", "account", "limited,teaching")
+    sacctmgr("add", "user", user, "account=limited", "MaxSubmitJobs=7")
+    sacctmgr("add", "user", user, "account=teaching", "MaxSubmitJobs=2")
+    sacctmgr("add", "cluster", "elsewhere")
+    sacctmgr("add", "account", "limited", "cluster=elsewhere")
+    sacctmgr("add", "user", user, "account=limited", "cluster=elsewhere", "MaxSubmitJobs=1")
+    default_account = ("user", "where", f"user={user}", "cluster=proxhpc", "set")
+    sacctmgr("modify", *default_account, "DefaultAccount=limited")
+    assert slurm_commands.submit_limit(None, None) == 7
     assert slurm_commands.submit_limit("limited", None) == 7
+    assert slurm_commands.submit_limit("teaching", None) == 2
     assert slurm_commands.submit_limit("other", None) is None
-    cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=5")
+    sacctmgr("modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=5")
     assert slurm_commands.submit_limit("limited", "normal") == 5
-    cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=-1")
-    cluster.run("sacctmgr", "-i", "delete", "user", slurm_commands.user(), "account=limited")
+    sacctmgr("modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=-1")
+    sacctmgr("delete", "cluster", "elsewhere")
+    if default:
+        sacctmgr("modify", *default_account, f"DefaultAccount={default}")
+        sacctmgr("delete", "user", user, "account=limited,teaching")
+    else:
+        sacctmgr("delete", "user", user)
+
+
+def test_without_an_account_the_limit_is_that_of_the_default_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run_command(*command: str) -> str:
+        if command[0] == "scontrol":
+            return "ClusterName             = here\n"
+        if "qos" in command:
+            return "normal|\n"
+        assert "cluster=here" in command
+        limits = {"big": "1000|normal\n", "teaching": "1|normal\n"}
+        if "onlydefaults" in command:
+            return limits["big"]
+        return "".join(limits[name] for name in limits if f"account={name}" in command)
+
+    monkeypatch.setattr(slurm_commands, "run_command", run_command)
+    monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/sacctmgr")
+    assert slurm_commands.submit_limit(None, None) == 1000
+    assert slurm_commands.submit_limit("teaching", None) == 1
 
 
 def arrays(cluster: SlurmCluster, script: str) -> list[str]:
@@ -155,30 +196,34 @@ def arrays(cluster: SlurmCluster, script: str) -> list[str]:
     return ids
 
 
-def test_a_node_that_ends_every_worker_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_node_on_which_every_worker_fails_is_excluded(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
     run = prepare_run(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
     assert isinstance(backend, SlurmBackend)
-    # Where a node fails at once it takes one element after the other.
-    bad = arrays(cluster, "[ $SLURMD_NODENAME != n2 ] && sleep 2")
+    # A node on which jobs fail at once takes one element after the other.
+    failing = arrays(cluster, "[ $SLURMD_NODENAME != n2 ] && sleep 2")
     journal = Journal(run.dir)
-    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=4, chained=False)
-    for array in bad:
+    record_intent(
+        journal, 0, TaskBatch("refine", print, [()], {"manual": 1}), arrays=4, has_control_job=False
+    )
+    for array in failing:
         journal.write("receipt", 0, phase="refine", job=array)
     journal.write("released", 0)
 
-    def agreed() -> list[Job]:
-        failed = [job for array in bad for job in cluster.jobs(array) if job.state == "FAILED"]
-        return failed if backend.failing(set()) == {"n2": len(failed)} else []
+    def agreement() -> list[Job]:
+        failed = [job for array in failing for job in cluster.jobs(array) if job.state == "FAILED"]
+        return failed if backend.failing_nodes(set()) == {"n2": len(failed)} else []
 
-    # The controller and the accounting, which is asked here, may be a moment apart.
-    failed = cluster.until(agreed, "the accounting to know what the controller does")
+    # The accounting may lag behind the controller.
+    failed = cluster.until(agreement, "the accounting to agree with the controller")
     assert len(failed) >= 3
-    assert backend.failing({job.id for job in failed}) == {}  # had they worked first
-    work = Work("refine", tasks.merge_task, [("x", 1)] * 2, {"by_hand": 0}, ("n2",))
-    (job, *_) = backend.submit(work, None)
+    assert backend.failing_nodes({job.id for job in failed}) == {}  # if they had worked first
+    batch = TaskBatch("refine", tasks.merge_task, [("x", 1)] * 2, {"manual": 0}, ("n2",))
+    (job, *_) = backend.submit(batch, None)
     assert "ExcNodeList=n2" in cluster.run("scontrol", "show", "job", job).stdout
-    assert Journal(run.dir).read()[1].exclude == ("n2",)
+    assert Journal(run.dir).read()[1].excluded_nodes == ("n2",)
 
 
 def failing_on(folder: Path, node: str) -> str:
@@ -189,10 +234,10 @@ def failing_on(folder: Path, node: str) -> str:
     return str(path)
 
 
-def test_a_control_job_that_meets_a_bad_node_is_run_again_elsewhere(
+def test_a_control_job_on_a_bad_node_is_requeued_elsewhere(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    """The first node fails at once, so it is always free, and gets the control jobs too."""
+    """Jobs on the first node fail at once, so it is always idle and gets the control jobs, too."""
     cluster.until(lambda: idle(cluster), "an empty queue")
     source = write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(60)])
     path = manifest(tmp_path, [source], sharding={"tokens": 500})
@@ -203,13 +248,13 @@ def test_a_control_job_that_meets_a_bad_node_is_run_again_elsewhere(
     cluster.until(finished(run.dir), "the report", timeout=150)
     assert check_balance(run.dir)["documents"] == 60
     cluster.until(lambda: idle(cluster), "the queue to empty")
-    tag = slurm_commands.tag(run.plan.run_id)
+    tag = slurm_commands.run_tag(run.plan.run_id)
     ours = [job for job in cluster.jobs() if job.comment.startswith(tag)]
     assert {job.state for job in ours if ":control:" in job.comment} == {"COMPLETED"}
     assert "FAILED" in {job.state for job in ours}
 
 
-def test_a_control_job_that_is_gone_is_replaced(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_cancelled_control_job_is_replaced(cluster: SlurmCluster, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "many.jsonl", [document(n) for n in range(4000)])
     _, where = small(tmp_path)
     run = prepare_run(manifest(tmp_path, [source], sharding={"tokens": 50_000}), where, None)
@@ -217,25 +262,25 @@ def test_a_control_job_that_is_gone_is_replaced(cluster: SlurmCluster, tmp_path:
     control = Journal(run.dir).read()[0].jobs["control"][0]
     cluster.run("scancel", control)
     cluster.wait_jobs(control, ["CANCELLED"])
-    assert "another one follows" in launch(run, lambda _: None).message
-    assert "another one follows" not in launch(run, lambda _: None).message
+    assert "submitted another one" in launch(run, lambda _: None).message
+    assert "submitted another one" not in launch(run, lambda _: None).message
     cluster.until(finished(run.dir), "the report", timeout=120)
     assert check_balance(run.dir)["documents"] == 4000
 
 
-def test_a_users_defaults_hide_no_jobs(
+def test_defaults_of_the_user_hide_no_jobs(
     cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = cluster.sbatch("sleep 60", "--hold")
     monkeypatch.setenv("SQUEUE_PARTITION", "nowhere")
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    assert slurm_commands.Queue().alive(job) is True
+    assert slurm_commands.Queue().is_queued(job) is True
     cluster.run("scancel", job)
 
 
-def test_a_path_that_sbatch_would_expand_is_refused(tmp_path: Path) -> None:
+def test_a_path_with_a_percent_sign_is_refused(tmp_path: Path) -> None:
     path, where = small(tmp_path)
-    with pytest.raises(UserError, match="as a pattern"):
+    with pytest.raises(UserError, match="sbatch would expand"):
         prepare_run(path, where, tmp_path / "100%j")
 
 
@@ -245,18 +290,20 @@ def test_a_launch_without_a_site_keeps_the_recorded_one(tmp_path: Path) -> None:
     assert prepare_run(path, None, None).site == first.site
 
 
-def test_where_all_nodes_fail_none_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_if_all_nodes_fail_none_is_excluded(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = prepare_run(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
-    bad = arrays(cluster, "exit 1")
+    failing = arrays(cluster, "exit 1")
     journal = Journal(run.dir)
-    intend(journal, 0, Work("refine", print, [()], {"by_hand": 1}), arrays=4, chained=False)
-    for array in bad:
+    record_intent(
+        journal, 0, TaskBatch("refine", print, [()], {"manual": 1}), arrays=4, has_control_job=False
+    )
+    for array in failing:
         journal.write("receipt", 0, phase="refine", job=array)
-    assert backend.failing(set()) == {}
+    assert backend.failing_nodes(set()) == {}
 
 
-def test_cancel_ends_everything_and_launch_goes_on(
+def test_cancel_ends_every_job_and_launch_resumes(
     cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, where = small(tmp_path)
@@ -266,17 +313,17 @@ def test_cancel_ends_everything_and_launch_goes_on(
     launch(run, lambda _: None)
 
     def working() -> bool:
-        return any(beat.counts.documents for beat in latest(run.dir))
+        return any(beat.counts.documents for beat in latest_heartbeats(run.dir))
 
     cluster.until(working, "a commit", timeout=60)
     command = [sys.executable, "-m", "proxhpc", "cancel", str(run.dir.root)]
     done = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("ended: ")
+    assert done.stdout.startswith("cancelled: ")
     cluster.until(lambda: idle(cluster), "the queue to empty", timeout=60)
     assert not run.dir.report_json.exists()
-    assert [*run.dir.leases.glob("0*")] == []  # the workers had the time to give them back
+    assert [*run.dir.leases.glob("0*")] == []  # the workers had time to release them
     again = subprocess.run(command, env=cluster.env(), capture_output=True, text=True, check=True)
-    assert "no job of this run was there" in again.stdout
+    assert "this run has no jobs" in again.stdout
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=120)
     assert check_balance(run.dir)["documents"] == 6000
@@ -300,21 +347,21 @@ def test_a_dry_run_shows_scripts_and_writes_nothing(cluster: SlurmCluster, tmp_p
 
 
 def test_workers_in_a_container(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """The container's program is a stand-in that notes how it is called and runs the rest."""
-    stand_in = tmp_path / "bin" / "apptainer"
-    stand_in.parent.mkdir()
-    stand_in.write_text(
+    """The container program is a script that logs its arguments and runs the command."""
+    program = tmp_path / "bin" / "apptainer"
+    program.parent.mkdir()
+    program.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n'
         f'while [ "$1" != image.sif ]; do shift; done; shift 2; exec {sys.executable} "$@"\n'
     )
-    stand_in.chmod(0o755)
+    program.chmod(0o755)
     container = {"kind": "apptainer", "image": "image.sif", "mounts": ["/opt"]}
     path, where = small(
-        tmp_path, container=container, setup=[f"export PATH={stand_in.parent}:$PATH"]
+        tmp_path, container=container, setup=[f"export PATH={program.parent}:$PATH"]
     )
     text = Path(where).read_text().replace("image.sif", "docker://image.sif")
     Path(where).write_text(text)
-    stand_in.write_text(stand_in.read_text().replace("image.sif", "docker://image.sif"))
+    program.write_text(program.read_text().replace("image.sif", "docker://image.sif"))
     run = prepare_run(path, where, None)
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=60)
@@ -332,81 +379,95 @@ def test_whole_nodes_hold_several_workers(cluster: SlurmCluster, tmp_path: Path)
     assert step.message.startswith("4 workers")
     cluster.until(finished(run.dir), "the report", timeout=60)
     assert check_balance(run.dir)["documents"] == 20
-    refiners = [beat.owner for beat in latest(run.dir) if beat.role == "refine"]
+    refiners = [beat.owner for beat in latest_heartbeats(run.dir) if beat.role == "refine"]
     assert len({owner.worker for owner in refiners}) == 4
     assert sorted(owner.job.partition("_")[2] for owner in refiners) == ["0", "0", "1", "1"]
 
 
-def test_the_queue_speaks_of_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_queue_asks_again_only_for_an_old_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
     def run(*command: str) -> str:
-        asked.append(command)
+        calls.append(command)
         return "7_1\x1fRUNNING\x1fproxhpc:r:refine:0\x1fNone\n7_2\x1fCOMPLETING\x1f\x1fNone\n"
 
-    monkeypatch.setattr(slurm_commands, "run", run)
+    monkeypatch.setattr(slurm_commands, "run_command", run)
     monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/squeue")
     queue = slurm_commands.Queue()
-    assert queue.alive("7_1") is True
-    assert queue.alive("7_2") is None
-    assert queue.alive("7_3") is False
-    assert len(asked) == 1
+    assert queue.is_queued("7_1") is True
+    assert queue.is_queued("7_2") is None
+    assert queue.is_queued("7_3") is False
+    assert len(calls) == 1
     assert [job.id for job in queue.jobs("r")] == ["7_1"]
-    queue._at -= 5  # an older look does not prove absence
-    assert queue.alive("7_3") is False
-    assert len(asked) == 2
+    queue._read_at -= 5  # an old snapshot does not prove absence
+    assert queue.is_queued("7_3") is False
+    assert len(calls) == 2
 
 
-def test_a_silent_queue_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_answer_nothing_is_known_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*command: str) -> str:
         raise RetryError("squeue did not answer")
 
-    monkeypatch.setattr(slurm_commands, "run", run)
+    monkeypatch.setattr(slurm_commands, "run_command", run)
     monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/squeue")
-    assert slurm_commands.Queue().alive("7_1") is None
+    assert slurm_commands.Queue().is_queued("7_1") is None
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("1-02:03:04", 93784), ("02:03:04", 7384), ("03:04", 184), ("UNLIMITED", None), ("", None)],
 )
-def test_durations(text: str, seconds: int | None) -> None:
-    assert slurm_commands.parse_duration(text) == seconds
+def test_times_that_slurm_prints(text: str, seconds: int | None) -> None:
+    assert parse_duration(text) == seconds
 
 
-def test_local_workers_share_the_cards_that_the_launcher_may_use(
+def test_local_workers_share_the_gpus_of_the_launcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _devices(0, 2) == ["", ""]
-    assert _devices(2, 2) == ["0,1", "2,3"]
+    assert _split_gpus(0, 2) == ["", ""]
+    assert _split_gpus(2, 2) == ["0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    assert _devices(1, 2) == ["GPU-a", "GPU-b"]
-    with pytest.raises(UserError, match="GPU-a"):
-        _devices(1, 3)
+    assert _split_gpus(1, 2) == ["GPU-a", "GPU-b"]
+    with pytest.raises(UserError, match=r"GPU-a,GPU-b.* makes 2 visible"):
+        _split_gpus(1, 3)
 
 
-def test_a_local_worker_has_its_own_cards_and_as_many_threads_as_cores(
+@pytest.mark.parametrize("variable", ["", "-1", "NoDevFiles"])
+def test_no_visible_gpu_means_no_gpu_for_workers(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert _split_gpus(0, 2) == ["", ""]
+    with pytest.raises(UserError, match=f'CUDA_VISIBLE_DEVICES="{variable}" makes 0 visible'):
+        _split_gpus(1, 1)
+    tasks.narrow_gpus(0, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == variable
+
+
+def test_a_local_worker_has_its_own_gpus_and_a_thread_for_each_core(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def seen(name: str) -> list[str | None]:
+    def environment(name: str) -> list[str | None]:
         return [name, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS")]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert tasks.with_share("1", 3, seen, "w") == ["w", "1", "3"]
-    assert tasks.with_share("2", 5, seen, "w") == ["w", "2", "3"], "what is given stays"
+    assert tasks.call_with_resources("1", 3, environment, "w") == ["w", "1", "3"]
+    assert tasks.call_with_resources("2", 5, environment, "w") == ["w", "2", "3"]
 
 
-def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
+def test_a_torn_line_of_the_journal_is_skipped(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     journal = Journal(run)
-    intend(journal, 0, Work("refine", print, [(), ()], {}), arrays=1, chained=True)
+    record_intent(
+        journal, 0, TaskBatch("refine", print, [(), ()], {}), arrays=1, has_control_job=True
+    )
     with run.submissions.open("ab") as file:
         file.write(b'{"event": "intent", "inte')
     journal.write("receipt", 1, phase="refine", job="9")
     journal.write("receipt", 0, phase="refine", job="7")
     (entry,) = journal.read()
-    assert (entry.jobs, entry.complete) == ({"refine": ["7"]}, False)
+    assert (entry.jobs, entry.is_complete) == ({"refine": ["7"]}, False)
     journal.write("receipt", 0, phase="control", job="8")
-    assert journal.read()[0].complete
+    assert journal.read()[0].is_complete

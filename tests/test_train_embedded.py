@@ -1,4 +1,4 @@
-"""The examples of the embedded refiner: nothing that it is judged by is among them."""
+"""The training examples of the embedded refiner exclude everything it is evaluated on."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxhpc.evaluate.gold import records
+from proxhpc.evaluate.gold import iter_records
 
 pytest.importorskip("transformers")
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -28,7 +28,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def text(number: int, lines: int) -> str:
-    """Lines that no other number has."""
+    """Lines that are unique to this number."""
     rows = [[WORDS[(number * 7 + n * k) % 16] for k in range(1, 9)] for n in range(lines)]
     return "\n".join(f"{' '.join(row)} {number} {n}" for n, row in enumerate(rows))
 
@@ -40,20 +40,20 @@ def page(number: int, source: str) -> dict[str, Any]:
     return about | {"text_noisy": noisy, "text_gold": gold, "line_labels": "BBB" + "G" * 9}
 
 
-def labelled(tool: ModuleType, work: Any) -> None:
-    """What the labeler would say, without it."""
+def fake_label(tool: ModuleType, work: Any) -> None:
+    """Write probabilities in place of the labeler."""
     rows = [
         {
             "id": r["id"],
             "level": r["level"],
-            "chance": [0.9 if m == "D" else 0.2 for m in r["marks"]],
+            "chance": [0.9 if letter == "D" else 0.2 for letter in r["labels"]],
         }
-        for r in tool.read(work.file("to-label"))
+        for r in work.rows("label-requests")
     ]
-    tool.write(work.file("chances"), rows)
+    tool.write(work.file("probabilities"), rows)
 
 
-def test_what_judges_does_not_teach(
+def test_evaluation_data_is_not_trained_on(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -67,7 +67,7 @@ def test_what_judges_does_not_teach(
         {"id": f"c{n}", "text": text(n, 20), "lang": "en", "kind": kind, "host": f"c{n}.example"}
         for n, kind in zip(range(200, 240), ["web_html", "pretraining"] * 20, strict=True)
     ]
-    # Copies of what judges, on other hosts.
+    # Copies of evaluation pages, on other hosts.
     for n in range(4):
         copy = {"id": f"copy{n}", "host": f"else{n}.example"}
         corpus.append(corpus[0] | copy | {"text": pages[40]["text_noisy"]})
@@ -77,42 +77,43 @@ def test_what_judges_does_not_teach(
         ("corpus_sample", corpus),
     ):
         tool.write(data / f"{name}.jsonl.zst", rows)
-    work = tool.Work(data, tmp_path / "out", Path("python"))
-    monkeypatch.setattr(tool, "label", lambda work: labelled(tool, work))
-    found = list(tool.read(tool.examples(work)))
+    work = tool.Workspace(data, tmp_path / "out", Path("python"))
+    monkeypatch.setattr(tool, "label", lambda work: fake_label(tool, work))
+    examples = list(tool.read(tool.make_examples(work)))
 
-    assert {row["source"] for row in found} == {"own", "labeler"}
-    judging = [v for v in verdicts if not tool.teaches(v["id"])]
-    assert 5 < len(judging) < 25
-    texts = {p["text_noisy"] for p in pages[40:]} | {v["text"] for v in judging}
-    assert not texts & {row.get("text") or "\n".join(row["lines"]) for row in found}
-    held = {row["id"] for row in found if row["split"] == "validation" and row["source"] == "own"}
-    assert held
-    for row in found:
+    assert {row["source"] for row in examples} == {"own", "labeler"}
+    evaluated = [v for v in verdicts if not tool.is_for_training(v["id"])]
+    assert 5 < len(evaluated) < 25
+    texts = {p["text_noisy"] for p in pages[40:]} | {v["text"] for v in evaluated}
+    assert not texts & {row.get("text") or "\n".join(row["lines"]) for row in examples}
+    validation = [row for row in examples if row["split"] == "validation"]
+    held_out = {row["id"] for row in validation if row["source"] == "own"}
+    assert held_out
+    for row in examples:
         teacher, level = row["teacher"], row["level"]
         if row["split"] == "validation":
             assert teacher in ("gold", "human")
         if teacher == "labeler" and level == "chunk":
             assert set(row["keep"]) == {"?"}
         assert len(row["chance"]) == (len(row["lines"]) if level == "chunk" else 1)
-        # Parts of a held page's gold text are of its host, and so held as well.
-        assert not any(row["id"].startswith(f"gold {name} ") for name in held)
-    kinds = {(row["teacher"], row["level"]) for row in found}
+        # Parts of a held-out page's gold text have its host, so they are held out as well.
+        assert not any(row["id"].startswith(f"gold {name} ") for name in held_out)
+    kinds = {(row["teacher"], row["level"]) for row in examples}
     assert kinds == {("gold", "chunk"), ("human", "doc"), ("labeler", "chunk"), ("labeler", "doc")}
-    tool.validation(work)
-    assert {row["id"] for row in tool.read(work.file("validation"))} == held
+    assert {row["id"] for row in tool.validation_pages(work)} == held_out
 
 
 def test_pages_with_lone_surrogates_can_be_annotated(tool: ModuleType, tmp_path: Path) -> None:
-    path = tool.write(tmp_path / "x.jsonl.zst", [{"text": "a\ud800b\u00e9", "keep": 1}])
-    assert [record.text for record in records(path)] == ["a?b\u00e9"]
+    path = tmp_path / "x.jsonl.zst"
+    tool.write(path, [{"text": "a\ud800b\u00e9", "keep": 1}])
+    assert [record.text for record in iter_records(path)] == ["a?b\u00e9"]
 
 
-def test_a_training_needs_data_and_a_place(
+def test_training_requires_data_and_an_output_directory(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_embedded.py", "data"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         tool.main()
-    assert ended.value.code == 2
+    assert error.value.code == 2
     assert "DATA_DIR and --out are required" in capsys.readouterr().err

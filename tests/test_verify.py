@@ -1,4 +1,4 @@
-"""A run proved again: what is damaged is named, and made again."""
+"""Verification of a run: damaged files are named, repaired and written again."""
 
 import hashlib
 import json
@@ -10,8 +10,11 @@ import orjson
 import pytest
 import zstandard
 
-from proxhpc import verify as module
+from merging import kill_self
+from proxhpc import verify as verification
+from proxhpc.cli.main import main
 from proxhpc.corpus.frames import FrameWriter, read_frames
+from proxhpc.errors import RetryError
 from proxhpc.run.ledger import CommitHeader, LedgerState, parse_frame
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -56,39 +59,40 @@ def corpus(run: RunDir) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("processes", ["1", "3"])
-def test_a_good_run(run: RunDir, processes: str) -> None:
-    code, said = verify(run, "--processes", processes)
+def test_an_intact_run_passes(run: RunDir, processes: str) -> None:
+    code, output = verify(run, "--processes", processes)
     assert code == 0
-    assert "66 documents" in said
-    assert "all of it agrees" in said
+    assert "66 documents" in output
+    assert "all checksums and counts agree" in output
     result = json.loads(verify(run, "--json")[1])
-    assert (result["good"], result["not_refined"], result["totals"]["documents"]["read"]) == (True, 0, 66)
+    assert (result["intact"], result["not_refined"]) == (True, 0)
+    assert result["totals"]["documents"]["read"] == 66
     assert result["documents_written"] == 60
 
 
-def test_what_is_no_text_or_no_json_is_damage_and_no_crash(run: RunDir) -> None:
+def test_files_that_are_not_text_or_json_are_reported_as_damaged(run: RunDir) -> None:
     run.checksums.write_bytes(b"\xff\xfe")
-    code, said = verify(run)
+    code, output = verify(run)
     assert code == 4
-    assert "DAMAGED" in said
-    assert "SHA256SUMS" in said
+    assert "DAMAGED" in output
+    assert "SHA256SUMS" in output
     launch(run.root.parent)
     run.report_json.write_bytes(b'{"docu')
-    code, said = verify(run)
+    code, output = verify(run)
     assert code == 4
-    assert "report.json does not have the sums" in said
+    assert "report.json does not have the sums" in output
 
 
-def test_a_part_that_nobody_wrote_is_told(run: RunDir) -> None:
+def test_a_part_that_the_merge_did_not_write_is_reported_and_removed(run: RunDir) -> None:
     run.part(77).write_bytes(b"")
-    code, said = verify(run, "--repair")
+    code, output = verify(run, "--repair")
     assert code == 4
-    assert "part-00077.jsonl.zst: it is no part of the corpus" in said
+    assert "part-00077.jsonl.zst: it is not part of the corpus" in output
     launch(run.root.parent)
     assert verify(run)[0] == 0
 
 
-def test_a_run_that_is_not_done(tmp_path: Path) -> None:
+def test_a_run_without_ledgers_is_intact(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [document(number) for number in range(60)])
     manifest(tmp_path, [source])
     subprocess.run(
@@ -96,10 +100,10 @@ def test_a_run_that_is_not_done(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    code, said = verify(RunDir(tmp_path / "run"))
+    code, output = verify(RunDir(tmp_path / "run"))
     assert code == 0
-    assert "0 of " in said
-    assert "shards to refine" in said
+    assert "0 of " in output
+    assert "shards are not refined yet" in output
 
 
 def flip(path: Path) -> None:
@@ -109,7 +113,7 @@ def flip(path: Path) -> None:
 
 
 def rewrite(path: Path) -> None:
-    """Drop a ledger's first row, with every checksum and sum made right."""
+    """Drop a ledger's first row, and correct every checksum and count."""
     frames = [frame.payload for frame in read_frames(path)]
     path.unlink()
     progress = LedgerState()
@@ -129,7 +133,7 @@ DAMAGE = ["ledger", "ledger cut", "part", "card", "checksums", "part gone"]
 
 
 @pytest.mark.parametrize("where", DAMAGE)
-def test_damage_is_named_and_made_again(run: RunDir, where: str) -> None:
+def test_a_damaged_file_is_named_removed_and_written_again(run: RunDir, where: str) -> None:
     before = corpus(run)
     part = next(run.corpus.glob("part-*"))
     path = {
@@ -148,37 +152,37 @@ def test_damage_is_named_and_made_again(run: RunDir, where: str) -> None:
         path.write_text(path.read_text().replace("0", "1"))
     else:
         flip(path)
-    code, said = verify(run)
+    code, output = verify(run)
     assert code == 4
-    assert f"DAMAGED {run.corpus if where == 'checksums' else path}" in said
-    code, said = verify(run, "--repair")
+    assert f"DAMAGED {run.corpus if where == 'checksums' else path}" in output
+    code, output = verify(run, "--repair")
     assert code == 4
-    assert "taken away" in said
+    assert "removed: " in output
     launch(run.root.parent)
     assert verify(run)[0] == 0
     assert corpus(run) == before
 
 
-def test_a_doctored_ledger_does_not_balance(run: RunDir) -> None:
-    """Its checksums are right; what it says no longer is what was merged."""
+def test_a_manipulated_ledger_does_not_balance(run: RunDir) -> None:
+    """Its checksums are right, but its rows are not those that were merged."""
     rewrite(run.ledger(0))
-    code, said = verify(run)
+    code, output = verify(run)
     assert code == 4
-    assert "does not have the sums of the ledgers" in said
+    assert "does not have the sums of the ledgers" in output
 
 
-def test_a_changed_input_is_nobody_elses_to_mend(run: RunDir) -> None:
+def test_repair_does_not_touch_a_changed_input(run: RunDir) -> None:
     path = Plan.load(run).inputs[1].path
     path.write_bytes(path.read_bytes() + b"x\n")
-    code, said = verify(run, "--repair")
+    code, output = verify(run, "--repair")
     assert code == 4
-    assert "put the inputs back" in said
-    assert "taken away" not in said
+    assert "restore the inputs" in output
+    assert "removed: " not in output
     assert run.report_json.exists()
 
 
 def test_a_part_with_the_wrong_number_of_documents(run: RunDir) -> None:
-    """Digest and list agree, yet a document is gone."""
+    """The checksum list is right, but a document is missing."""
     part = next(run.corpus.glob("part-*"))
     with zstandard.open(part, "rb") as file:
         rows = file.read().splitlines(keepends=True)
@@ -186,5 +190,15 @@ def test_a_part_with_the_wrong_number_of_documents(run: RunDir) -> None:
     part.write_bytes(zstandard.compress(b"".join(rows[1:])))
     new = hashlib.sha256(part.read_bytes()).hexdigest()
     run.checksums.write_text(run.checksums.read_text().replace(old, new))
-    proof = module.verify(run)
-    assert proof.damaged_corpus == {part: f"it has {len(rows) - 1} documents, not {len(rows)}"}
+    result = verification.verify_run(run)
+    assert result.damaged_corpus == {part: f"it has {len(rows) - 1} documents, not {len(rows)}"}
+
+
+def test_a_killed_process_is_a_one_line_error(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verification, "_read_shard", kill_self)
+    assert main(["verify", str(run.root), "--processes", "2"]) == RetryError.exit_code
+    error = capsys.readouterr().err
+    assert "a process of `proxhpc verify` died" in error
+    assert "Traceback" not in error

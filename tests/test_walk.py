@@ -1,4 +1,4 @@
-"""The style `walk`: whole prompts, answers and the tokenizer, as training and engines see them."""
+"""The style `walk`: prompts, answers and the tokenizer, as in training and in engines."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.edits import read_window
 from proxhpc.refine import walk
-from proxhpc.refine.walk import Walk, program
+from proxhpc.refine.walk import Walk, read_program
 from proxhpc.refine.walk_vocabulary import NUMBERS, PROGRAM_TOKENS, SPECIAL, train_tokenizer
 from proxhpc.refine.windows import Window
 from tiny_models import save_tokenizer, save_walk_tokenizer
@@ -30,7 +30,7 @@ LINES = [
     *["", " "] * 8,
     "Contact",
 ]
-HOSTILE = ["[012]", "<keep 3>", "remove_lines(start=1, end=1)", "keep_doc()", "</s>[doc]<P0> [gap]"]
+MARKERS = ["[012]", "<keep 3>", "remove_lines(start=1, end=1)", "keep_doc()", "</s>[doc]<P0> [gap]"]
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +44,42 @@ def style(tokenizer: HFTokenizer) -> Walk:
     return Walk(tokenizer)
 
 
-def seen(tokenizer: HFTokenizer, ids: list[int]) -> str:
-    """A prompt with its markers, as text."""
-    return str(tokenizer._own.decode(ids))
+def prompt_text(tokenizer: HFTokenizer, ids: list[int]) -> str:
+    """Return a prompt as text with its markers."""
+    return str(tokenizer._hf_tokenizer.decode(ids))
 
 
-def test_whole_prompts(tokenizer: HFTokenizer, style: Walk) -> None:
+def test_prompts_of_windows(tokenizer: HFTokenizer, style: Walk) -> None:
     page = style.page(LINES)
     long = "The brown fox jumps over the lazy dog, 0 times<L0>home to its den."
-    assert seen(tokenizer, style.prompt(page, 0, 4)) == (
+    assert prompt_text(tokenizer, style.prompt(page, 0, 4)) == (
         f"[doc]<P0>Home | About[000][001]{long}[002]quick[003]"
         "[gap]Read on[line]Home[line]About[line][/doc+]"
     )
-    assert seen(tokenizer, style.prompt(page, 7, 9)) == (
+    assert prompt_text(tokenizer, style.prompt(page, 7, 9)) == (
         f"[doc+]<P2>{long}[line]quick[line]Read on[line]Home[line][gap]"
         "About[000]The end[001][/doc+]"
     )
-    # Lines further away than REACH are not looked for.
-    assert seen(tokenizer, style.prompt(page, 25, 26)) == "[doc+]<P7>Contact[000][/doc]"
-    assert seen(tokenizer, style.prompt(page, 0, 26)).count("[0") == 26
-    assert seen(tokenizer, style.prompt(style.page(["Home"]), 0, 1)) == "[doc]<P0>Home[000][/doc]"
+    # Lines further away than REACH are no context.
+    assert prompt_text(tokenizer, style.prompt(page, 25, 26)) == "[doc+]<P7>Contact[000][/doc]"
+    assert prompt_text(tokenizer, style.prompt(page, 0, 26)).count("[0") == 26
+    assert (
+        prompt_text(tokenizer, style.prompt(style.page(["Home"]), 0, 1))
+        == "[doc]<P0>Home[000][/doc]"
+    )
 
 
-def test_whole_judgements(tokenizer: HFTokenizer, style: Walk) -> None:
+def test_prompts_for_verdicts(tokenizer: HFTokenizer, style: Walk) -> None:
     lines = [f"Home {'abcdefghij'[n % 10] * (n // 10)}" for n in range(40)]
     first = "".join(f"{line.strip()}[line]" for line in lines[:24])
     last = "".join(f"{line.strip()}[line]" for line in lines[32:])
-    assert seen(tokenizer, style.judge(lines)) == f"[judge]{first}[gap]{last}[/judge]"
-    assert seen(tokenizer, style.judge(["", "Home", " ", "About"])) == (
+    assert (
+        prompt_text(tokenizer, style.verdict_prompt(lines)) == f"[judge]{first}[gap]{last}[/judge]"
+    )
+    assert prompt_text(tokenizer, style.verdict_prompt(["", "Home", " ", "About"])) == (
         "[judge]Home[line]About[line][/judge]"
     )
-    assert seen(tokenizer, style.judge([""])) == "[judge][/judge]"
+    assert prompt_text(tokenizer, style.verdict_prompt([""])) == "[judge][/judge]"
 
 
 def test_answers_are_programs(tokenizer: HFTokenizer, style: Walk) -> None:
@@ -84,76 +89,76 @@ def test_answers_are_programs(tokenizer: HFTokenizer, style: Walk) -> None:
     assert prompt == style.prompt(style.page(LINES), 3, 9)
     text = tokenizer.decode(answer)
     assert text == "".join(f"remove_lines(start={n}, end={n})\n" for n in (1, 2, 4))
-    assert program(text) == "remove_lines(start=1, end=2)\nremove_lines(start=4, end=4)"
-    assert read_window(program(text), "prox", "stop", 3, 9, 0).removed == [(4, 6), (7, 8)]
-    assert tokenizer.decode(style.answer([True] * 6)) == program("") == ""
-    assert [tokenizer.decode(style.verdict(keep)) for keep in (True, False)] == [
+    assert read_program(text) == "remove_lines(start=1, end=2)\nremove_lines(start=4, end=4)"
+    assert read_window(read_program(text), "prox", "stop", 3, 9, 0).removed == [(4, 6), (7, 8)]
+    assert tokenizer.decode(style.answer([True] * 6)) == read_program("") == ""
+    assert [tokenizer.decode(style.verdict_answer(keep)) for keep in (True, False)] == [
         "keep_doc()\n",
         "drop_doc()\n",
     ]
     assert len(answer) == 7
     assert answer[-1] in tokenizer.stop_ids
-    steps = style.steps(6)
+    steps = style.allowed_steps(6)
     assert all(chosen in allowed for chosen, allowed in zip(answer, steps, strict=True))
-    assert all(style.verdict(k)[0] in style.verdict_steps[0] for k in (True, False))
+    assert all(style.verdict_answer(k)[0] in style.verdict_steps[0] for k in (True, False))
     with pytest.raises(ValueError, match="5 decisions for 6 lines"):
         style.example(LINES, window, keep[:5])
 
 
-def test_what_is_no_walk_stays_as_it_is() -> None:
+def test_answers_of_another_form_are_unchanged() -> None:
     for text in (
         "remove_lines(start=1, end=2)\n",
         "untouch_doc()",
         "remove_lines(start=01, end=1)\n",
     ):
-        assert program(text) == text
+        assert read_program(text) == text
     back = "remove_lines(start=4, end=4)\nremove_lines(start=3, end=3)\n"
-    assert program(back) == back.strip()
+    assert read_program(back) == back.strip()
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     lines=st.lists(
-        st.text(max_size=120) | st.sampled_from([*HOSTILE, "", "\ufdfa" * 9]), max_size=40
+        st.text(max_size=120) | st.sampled_from([*MARKERS, "", "\ufdfa" * 9]), max_size=40
     ),
-    tokens=st.integers(walk.LINE_TOKENS + 1, 480),
-    most=st.integers(1, NUMBERS),
+    tokens=st.integers(walk.MAX_LINE_TOKENS + 1, 480),
+    max_lines=st.integers(1, NUMBERS),
 )
-@example(lines=["\ufdfa" * 200, "漢" * 60, "🦊" * 500, "a b " * 5000], tokens=49, most=64)
-def test_prompts_keep_within_their_limits_and_text_stays_text(
-    tokenizer: HFTokenizer, style: Walk, lines: list[str], tokens: int, most: int
+@example(lines=["\ufdfa" * 200, "漢" * 60, "🦊" * 500, "a b " * 5000], tokens=49, max_lines=64)
+def test_prompts_are_bounded_and_text_is_never_a_marker(
+    tokenizer: HFTokenizer, style: Walk, lines: list[str], tokens: int, max_lines: int
 ) -> None:
     lines = [line.replace("\n", " ") for line in lines]
     page = style.page(lines)
-    windows = style.windows(page, tokens, most)
+    windows = style.windows(page, tokens, max_lines)
     assert [w.start for w in windows] == [0, *(w.stop for w in windows[:-1])][: len(windows)]
     markers = 0
     for window in windows:
         prompt = style.prompt(page, window.start, window.stop)
-        assert len(prompt) <= tokens + walk.OVERHEAD
+        assert len(prompt) <= tokens + walk.MAX_OVERHEAD
         assert not window.too_long
-        assert window.stop - window.start <= most
+        assert window.stop - window.start <= max_lines
         assert max(prompt) < TEXT_TOKENS + len(SPECIAL)
-        markers += sum("[0" in n or "[1" in n or "[2" in n for n in names(tokenizer, prompt))
+        markers += sum("[0" in n or "[1" in n or "[2" in n for n in marker_names(tokenizer, prompt))
     assert markers == len(lines)
-    assert len(style.judge(lines)) <= walk.JUDGE_TOKENS
+    assert len(style.verdict_prompt(lines)) <= walk.MAX_VERDICT_PROMPT
     for line, ids in zip(lines, page.ids, strict=True):
         assert bool(len(ids)) == bool(line.strip())
         inside = [n for n in ids if n >= TEXT_TOKENS]
         assert len(inside) <= 1
-        assert all(name.startswith("<L") for name in names(tokenizer, inside))
+        assert all(name.startswith("<L") for name in marker_names(tokenizer, inside))
 
 
-def names(tokenizer: HFTokenizer, ids: list[int]) -> list[str]:
-    return [name for name in tokenizer._own.convert_ids_to_tokens(ids) if name in SPECIAL]
+def marker_names(tokenizer: HFTokenizer, ids: list[int]) -> list[str]:
+    return [name for name in tokenizer._hf_tokenizer.convert_ids_to_tokens(ids) if name in SPECIAL]
 
 
-def test_the_tokenizer_is_what_its_texts_make_it(tmp_path: Path, tokenizer: HFTokenizer) -> None:
+def test_the_same_texts_give_the_same_tokenizer(tmp_path: Path, tokenizer: HFTokenizer) -> None:
     one, two = save_walk_tokenizer(tmp_path / "1"), save_walk_tokenizer(tmp_path / "2")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert len(tokenizer._own) == TEXT_TOKENS + len(SPECIAL) + len(PROGRAM_TOKENS)
-    for text in HOSTILE:
+    assert len(tokenizer._hf_tokenizer) == TEXT_TOKENS + len(SPECIAL) + len(PROGRAM_TOKENS)
+    for text in MARKERS:
         assert max(tokenizer.encode(text)) < TEXT_TOKENS
     assert tokenizer.encode("ﬁx ２024") == tokenizer.encode("fix 0000")
     assert tokenizer.encode_lines(["Home", ""]) == [tokenizer.encode("Home"), []]
@@ -161,7 +166,7 @@ def test_the_tokenizer_is_what_its_texts_make_it(tmp_path: Path, tokenizer: HFTo
         train_tokenizer(["Home"], tmp_path, 9999)
 
 
-def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(UserError, match=re.escape("no special token '[doc+]'")) as caught:
         Walk(HFTokenizer(save_tokenizer(tmp_path)))

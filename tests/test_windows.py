@@ -14,8 +14,8 @@ from proxhpc.refine.windows import (
 )
 
 
-class Letters:
-    """One token a character; remembers its calls."""
+class CharacterTokenizer:
+    """A tokenizer with one token a character; records its calls."""
 
     bos: Sequence[int] = ()
 
@@ -35,21 +35,21 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "x" * len(ids)
 
-    def special(self, token: str) -> int:
+    def special_id(self, token: str) -> int:
         return 1
 
     def chat(self, system: str | None, user: str) -> list[int]:
         return self.encode(user)
 
 
-def test_windows_of_nothing_and_of_blank_lines() -> None:
+def test_blank_windows() -> None:
     assert pack([], [], 20) == []
     assert pack([""], [5], 20) == [Window(0, 1, 6, blank=True)]
     assert pack([" ", "\t", "\u3000"], [1, 1, 1], 12) == [Window(0, 3, 6, blank=True)]
     assert not pack(["", "x"], [0, 1], 20)[0].blank
 
 
-def test_a_line_over_the_budget_stands_alone() -> None:
+def test_a_line_over_the_budget_is_a_window_of_its_own() -> None:
     assert pack(["a", "b" * 30, "c", "d"], [6, 35, 6, 6], 20) == [
         Window(0, 1, 7),
         Window(1, 2, 36, too_long=True),
@@ -58,27 +58,27 @@ def test_a_line_over_the_budget_stands_alone() -> None:
 
 
 def test_each_line_is_counted_once() -> None:
-    tokenizer = Letters()
+    tokenizer = CharacterTokenizer()
     tokens = LineTokens(tokenizer, "ab\n\nc", 100)
     assert (tokens.counts, tokens.total) == ([2, 0, 1], 5)
-    assert tokens.of("ab\nc") == 4
-    assert tokens.of("ab\nnew\nnew\n") == 11
-    assert tokens.of("new") == 3
+    assert tokens.count_text("ab\nc") == 4
+    assert tokens.count_text("ab\nnew\nnew\n") == 11
+    assert tokens.count_text("new") == 3
     assert tokenizer.calls == [["ab", "", "c"], ["new", "new"]]
 
 
 def test_a_huge_line_is_counted_in_pieces() -> None:
-    tokenizer = Letters()
-    longest = 2 * MAX_CHARS_PER_TOKEN
-    tokens = LineTokens(tokenizer, "a\n" + "x" * (2 * longest + 7) + "\n", 2)
-    assert tokens.counts == [1, 2 * longest + 7, 0]
-    assert max(map(len, tokenizer.calls[0])) == longest
+    tokenizer = CharacterTokenizer()
+    piece = 2 * MAX_CHARS_PER_TOKEN
+    tokens = LineTokens(tokenizer, "a\n" + "x" * (2 * piece + 7) + "\n", 2)
+    assert tokens.counts == [1, 2 * piece + 7, 0]
+    assert max(map(len, tokenizer.calls[0])) == piece
     assert len(tokenizer.calls) == 1
 
 
 @pytest.mark.parametrize(("line", "number"), [("a", 20_000), ("word " * 1000, 1000)])
-def test_no_call_of_the_tokenizer_is_large(line: str, number: int) -> None:
-    tokenizer = Letters()
+def test_calls_of_the_tokenizer_are_bounded(line: str, number: int) -> None:
+    tokenizer = CharacterTokenizer()
     tokens = LineTokens(tokenizer, "\n".join([line] * number), 100)
     assert tokens.counts == [len(line)] * number
     assert len(tokenizer.calls) > 2
@@ -86,22 +86,22 @@ def test_no_call_of_the_tokenizer_is_large(line: str, number: int) -> None:
     assert max(sum(map(len, call)) for call in tokenizer.calls) < CALL_CHARS + len(line)
 
 
-def test_any_budget_will_do() -> None:
-    assert LineTokens(Letters(), "abc\n\nd", 0).counts == [3, 0, 1]
+def test_a_budget_of_zero_is_possible() -> None:
+    assert LineTokens(CharacterTokenizer(), "abc\n\nd", 0).counts == [3, 0, 1]
 
 
-def test_without_a_tokenizer_bytes_are_counted() -> None:
+def test_without_a_tokenizer_tokens_are_estimated_from_bytes() -> None:
     tokens = LineTokens(None, "abcde\n\n漢字", 0)
-    assert (tokens.counts, tokens.total, tokens.of("漢字")) == ([2, 0, 2], 4, 2)
+    assert (tokens.counts, tokens.total, tokens.count_text("漢字")) == ([2, 0, 2], 4, 2)
 
 
-def test_counts_belong_to_lines() -> None:
+def test_lines_and_counts_must_have_the_same_length() -> None:
     with pytest.raises(ValueError, match="zip"):
         pack(["a", "b"], [1], 5)
 
 
 @given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 40))
-def test_windows_tile_the_lines_and_are_greedy(counts: list[int], budget: int) -> None:
+def test_windows_cover_all_lines_and_are_greedy(counts: list[int], budget: int) -> None:
     lines = ["x"] * len(counts)
     windows = pack(lines, counts, budget)
     assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(counts)))

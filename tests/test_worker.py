@@ -1,8 +1,7 @@
-"""The worker: leases, commits, resumes behind a crash, publishes once."""
+"""The worker: leases, commits, resumes after a crash, publishes once."""
 
 import asyncio
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -10,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,18 +20,20 @@ import pytest
 
 from proxhpc.account.counts import Counts
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import Document, End
+from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import open_refiner
 from proxhpc.run.crash_backoff import MAX_POISON, CrashBackoff
-from proxhpc.run.lease import LeaseOwner, Leases
+from proxhpc.run.lease import STALE_AFTER, Lease, LeaseOwner, Leases, hold_lease
 from proxhpc.run.ledger import LedgerWriter, Row, read_ledger
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
 from proxhpc.run.shards import missing_shards
-from proxhpc.status.heartbeats import latest
-from proxhpc.worker.leaser import Leaser
+from proxhpc.status.heartbeats import latest_heartbeats
+from proxhpc.worker.leaser import MAX_CHECKS, Leaser
 from proxhpc.worker.shard import OpenShard, open_shard
 from proxhpc.worker.worker import Assignment, Worker, run_worker
 from runs import document, manifest, planned, rows_of, write_jsonl
@@ -44,7 +46,7 @@ def refine(run: Run) -> None:
 
 
 def crash(run: Run, patch: Callable[[], None]) -> None:
-    """Work in a child that dies of SIGKILL where `patch` says."""
+    """Work in a child process that kills itself where `patch` makes it."""
 
     def child() -> None:
         patch()
@@ -70,7 +72,7 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     assert list(missing_shards(run.dir, run.plan)) == []
 
 
-def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
+def test_a_finished_run_has_one_file_for_each_shard(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
     assert [*run.dir.leases.glob("[!.]*")] == []
@@ -79,7 +81,7 @@ def test_a_finished_run_leaves_one_file_a_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("commits", [1, 2, 5, 9])
-def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -> None:
+def test_a_killed_worker_is_resumed_after_its_last_commit(tmp_path: Path, commits: int) -> None:
     quiet = planned(tmp_path / "quiet") if (tmp_path / "quiet").mkdir() is None else None
     assert quiet is not None
     refine(quiet)
@@ -88,7 +90,7 @@ def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -
     done = 0
     original = LedgerWriter.commit
 
-    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[End, ...] = ()) -> Counts:
+    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[SpanEnd, ...] = ()) -> Counts:
         nonlocal done
         share = original(self, rows, ends)
         done += 1
@@ -102,7 +104,7 @@ def test_killed_after_a_commit_resumes_behind_it(tmp_path: Path, commits: int) -
     assert [*run.dir.leases.glob("[!.]*")] == []
 
 
-def test_killed_between_publishing_and_tidying_up(tmp_path: Path) -> None:
+def test_a_worker_killed_between_publishing_and_cleaning_up(tmp_path: Path) -> None:
     run = planned(tmp_path)
     original = OpenShard.publish
 
@@ -121,12 +123,12 @@ def test_killed_between_publishing_and_tidying_up(tmp_path: Path) -> None:
     assert len(rows_of(run.dir, run.plan)) == 60
 
 
-def test_a_torn_tail_is_cut_off_and_refined_again(tmp_path: Path) -> None:
+def test_a_torn_frame_is_dropped_and_its_documents_refined_again(tmp_path: Path) -> None:
     run = planned(tmp_path)
     commits = 0
     original = LedgerWriter.commit
 
-    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[End, ...] = ()) -> Counts:
+    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[SpanEnd, ...] = ()) -> Counts:
         nonlocal commits
         share = original(self, rows, ends)
         commits += 1
@@ -141,14 +143,14 @@ def test_a_torn_tail_is_cut_off_and_refined_again(tmp_path: Path) -> None:
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
 
 
-def test_the_first_finisher_wins(tmp_path: Path) -> None:
+def test_the_first_ledger_is_published(tmp_path: Path) -> None:
     run = planned(tmp_path)
     owner = LeaseOwner.current()
     slow = Leaser(run.dir, run.plan, Leases(run.dir, owner, lambda _: None), (0, 1)).next()
     assert isinstance(slow, OpenShard)
-    # The slow one's lease is taken from it and the shard finished by somebody else.
+    # The lease of the slow worker is taken over, and another one finishes the shard.
     leases = Leases(run.dir, owner, lambda _: None)
-    fast = leases.take_over("00000", 1)
+    fast = leases.take_over("00000", 1, owner)
     assert fast is not None
     assert slow.lease.is_lost()
     fast.release()
@@ -159,19 +161,184 @@ def test_the_first_finisher_wins(tmp_path: Path) -> None:
     assert run.dir.ledger(0).read_bytes() == before
 
 
-def test_a_zombie_that_wakes_between_lease_and_file_takes_nothing(
+def test_publish_tells_whether_its_ledger_was_first(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
+    leaser = Leaser(run.dir, run.plan, leases, (0, 1))
+    first, second = leaser.next(), leaser.next()
+    assert isinstance(first, OpenShard)
+    assert isinstance(second, OpenShard)
+    run.dir.ledger(first.index).write_bytes(b"of another worker")
+    assert not first.publish()
+    assert run.dir.ledger(first.index).read_bytes() == b"of another worker"
+    assert second.publish()
+    assert [*run.dir.leases.iterdir()] == [*run.dir.shards.rglob("*.a*")] == []
+
+
+def test_a_slow_thief_does_not_take_the_lease_of_a_new_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the thief asks Slurm, others take over, finish, and begin again with attempt 1."""
+    run = planned(tmp_path).dir
+    monkeypatch.setattr("proxhpc.run.lease._POLL_SECONDS", 0)
+    user = os.getuid()
+    dead = LeaseOwner("dead", "node1", 1, "1", job="7", space="another boot", user=user)
+    assert Leases(run, dead, lambda job: None).take("advance", 1)
+    with ExitStack() as stack:
+        holders: list[Lease] = []
+
+        def slow_queue(job: str) -> bool:
+            if not holders:
+                with hold_lease(run, "advance", lambda job: False):
+                    pass
+                holders.append(stack.enter_context(hold_lease(run, "advance", lambda job: False)))
+            return False  # true of the job in the lease that was read
+
+        with (
+            pytest.raises(RetryError, match="another launch"),
+            hold_lease(run, "advance", slow_queue),
+        ):
+            pass
+        (holder,) = holders
+        assert not holder.is_lost()
+        assert Leases(run, holder.owner, lambda job: None).highest_attempts() == {"advance": 1}
+
+
+def test_a_new_holder_gives_way_to_a_thief_that_it_did_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path).dir
+    leases = Leases(run, LeaseOwner.current(), lambda job: None)
+    thief = leases.take("advance", 2)
+    assert thief is not None
+    current, late = Leases.current, iter([None])
+
+    def stale_current(self: Leases, name: str) -> tuple[int, LeaseOwner] | None:
+        return next(late, current(self, name))
+
+    monkeypatch.setattr(Leases, "current", stale_current)
+    with (
+        pytest.raises(RetryError, match="another launch"),
+        hold_lease(run, "advance", lambda job: None),
+    ):
+        pass
+    assert leases.highest_attempts() == {"advance": 2}
+
+
+class FarAway:
+    """A worker of another machine that holds the lease of a shard."""
+
+    def __init__(self, run: RunDir, shard: int) -> None:
+        self.run, self.owner = run, LeaseOwner(f"far-{shard}", "far", shard, "1")
+        lease = Leases(run, self.owner, lambda _: None).take(f"{shard:05d}", 1)
+        assert lease is not None
+        self.lease = lease
+
+    def heartbeat(self) -> None:
+        with self.run.worker(self.owner.worker).open("ab") as file:
+            file.write(b".\n")
+
+
+@pytest.fixture
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], object]:
+    """Return a function's result, and how often it called scandir and stat."""
+
+    def count(function: Callable[[], object]) -> tuple[object, int, int]:
+        calls = dict.fromkeys(("scandir", "stat"), 0)
+        with monkeypatch.context() as patch:
+            for name in calls:
+                original = getattr(os, name)
+
+                def counting(
+                    *arguments: Any, name: str = name, original: Any = original, **options: Any
+                ) -> Any:
+                    calls[name] += 1
+                    return original(*arguments, **options)
+
+                patch.setattr(os, name, counting)
+            return function(), calls["scandir"], calls["stat"]
+
+    return count
+
+
+def large_run(tmp_path: Path, finished: Iterable[int], shards: int = 3000) -> tuple[RunDir, Plan]:
+    """A run of many shards, of which some are finished."""
+    run = planned(tmp_path, 3)
+    plan = replace(run.plan, shards=run.plan.shards[:1] * shards)
+    for first in range(0, shards, 1000):
+        run.dir.shard_folder(first).mkdir(exist_ok=True)
+    for shard in finished:
+        run.dir.ledger(shard).touch()
+    return run.dir, plan
+
+
+def test_the_end_of_a_large_run_costs_few_file_operations(
+    tmp_path: Path, count_calls: Callable[[Callable[[], object]], object]
+) -> None:
+    leased = range(0, 3000, 300)
+    run, plan = large_run(tmp_path, set(range(3000)) - set(leased))
+    holders = [FarAway(run, shard) for shard in leased]
+    leases = Leases(run, LeaseOwner.current(), lambda _: None)
+    leaser = Leaser(run, plan, leases, (1, 3))
+    # The leases and three folders; then a ledger and a progress file of each holder.
+    assert count_calls(leaser.next) == ("wait", 4, 20)
+    assert count_calls(leaser.next) == ("wait", 1, 20)
+    for holder in holders:
+        holder.heartbeat()
+    assert count_calls(leaser.next) == (None, 1, 20)
+    assert count_calls(leaser.next) == (None, 1, 0)
+    run.ledger(0).touch()
+    holders[0].lease.release()
+    assert count_calls(leaser.next) == (None, 2, 0)
+    assert count_calls(leaser.next) == (None, 1, 0)
+    holders[1].lease.release()
+    opened, scandirs, stats = count_calls(leaser.next)
+    assert isinstance(opened, OpenShard)
+    assert opened.index == 300
+    assert (scandirs, stats) == (3, 2)  # opening lists its attempts
+    opened.leave()
+
+
+def test_a_call_checks_a_bounded_number_of_holders(
+    tmp_path: Path,
+    count_calls: Callable[[Callable[[], object]], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, plan = large_run(tmp_path, (), shards=100)
+    holders = [FarAway(run, shard) for shard in range(100)]
+    clock = 1000.0
+    monkeypatch.setattr("proxhpc.run.lease.time.monotonic", lambda: clock)
+    leases = Leases(run, LeaseOwner.current(), lambda _: None)
+    leaser = Leaser(run, plan, leases, (0, 1))
+    assert count_calls(leaser.next) == ("wait", 1, 2 * MAX_CHECKS)
+    assert count_calls(leaser.next) == ("wait", 1, 2 * MAX_CHECKS)  # the other 36, and 28 again
+    for holder in holders:
+        holder.heartbeat()
+    assert count_calls(leaser.next) == ("wait", 1, 2 * MAX_CHECKS)
+    assert count_calls(leaser.next) == (None, 1, 2 * (100 - MAX_CHECKS))
+    clock += STALE_AFTER - 1
+    assert count_calls(leaser.next) == (None, 1, 0)
+    clock += 1
+    dead = leaser.next()
+    assert isinstance(dead, OpenShard)
+    assert dead.recorded_death
+    dead.leave()
+
+
+def test_a_worker_frozen_between_lease_and_attempt_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
-    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
+    owner = LeaseOwner.current()
+    leases = Leases(run.dir, owner, lambda _: None)
     taken: list[OpenShard | None] = []
 
     class Frozen(FrameWriter):
-        """Frozen before its file is made, until a thief has taken the shard."""
+        """Frozen before its file is created, until another worker has taken over the shard."""
 
         def __init__(self, path: Path) -> None:
             monkeypatch.undo()
-            taken.append(open_shard(run.dir, run.plan, 0, leases.take_over("00000", 1)))
+            taken.append(open_shard(run.dir, run.plan, 0, leases.take_over("00000", 1, owner)))
             super().__init__(path)
 
     monkeypatch.setattr("proxhpc.worker.shard.FrameWriter", Frozen)
@@ -192,20 +359,20 @@ def test_a_shard_that_cannot_be_opened_is_given_back(tmp_path: Path) -> None:
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
     assert isinstance(shard, OpenShard)
-    shard.writer.note(CrashBackoff(given_up=MAX_POISON))
+    shard.writer.write_backoff(CrashBackoff(given_up=MAX_POISON))
     shard.leave()
     with pytest.raises(StopError, match="each killed"):
         refine(run)
     assert [*run.dir.leases.iterdir()] == []
-    refine(run)  # whoever launches again has looked
+    refine(run)  # the next launch starts anew
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
 
 
-def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path) -> None:
-    """Told to stop while it looks for a shard and Slurm does not answer, it commits first."""
+def test_a_queue_that_does_not_answer_does_not_delay_commits(tmp_path: Path) -> None:
+    """A worker that is stopped while it waits for Slurm commits first."""
     run = planned(tmp_path, 10, commit={"documents": 1000}, sharding={"tokens": 20_000_000})
     asked, answer = threading.Event(), threading.Event()
-    done: list[str] = []
+    calls: list[str] = []
 
     async def main() -> None:
         refiner = await open_refiner(run.plan.manifest, run.plan.models)
@@ -240,7 +407,7 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
         monitor = OpenShard.commit
 
         def commit(self: OpenShard) -> Counts:
-            done.append("commit")
+            calls.append("commit")
             return monitor(self)
 
         working = asyncio.create_task(worker.work())
@@ -250,7 +417,7 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
         try:
             working.cancel()
             await asyncio.sleep(0.5)
-            done.append("answer")
+            calls.append("answer")
             answer.set()
             await asyncio.gather(working, return_exceptions=True)
         finally:
@@ -258,18 +425,18 @@ def test_a_silent_queue_does_not_hold_up_what_is_to_be_committed(tmp_path: Path)
             await refiner.close()
 
     asyncio.run(main())
-    assert done == ["commit", "answer"]
+    assert calls == ["commit", "answer"]
     assert not [*run.dir.leases.iterdir()]
     refine(run)
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
 
 
-def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
+def test_sigterm_commits_and_ends_within_seconds(tmp_path: Path) -> None:
     run = planned(tmp_path, 30_000, commit={"documents": 1000}, sharding={"tokens": 1_000_000})
     command = [sys.executable, "-m", "proxhpc", "worker", str(run.dir.root)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not any(beat.counts.documents for beat in latest(run.dir)):
+    while not any(beat.counts.documents for beat in latest_heartbeats(run.dir)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
@@ -277,36 +444,36 @@ def test_sigterm_commits_and_leaves_within_seconds(tmp_path: Path) -> None:
     assert out.strip() == "stopped"
     assert worker.returncode == 0
     assert [*run.dir.leases.glob("[!.]*")] == []
-    (beat,) = latest(run.dir)
+    (beat,) = latest_heartbeats(run.dir)
     assert beat.state == "stopped"
     assert 0 < beat.counts.documents < 30_000
 
 
-def test_no_shard_is_leased_that_would_not_fit(
+def test_no_shard_is_leased_that_does_not_fit_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, sharding={"tokens": 1000})
-    clock = itertools.count(1000.0)  # a second passes at every look
-    looks = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("proxhpc.worker.worker.time", looks)
+    clock = itertools.count(1000.0)  # a second passes at every call
+    fake_time = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("proxhpc.worker.worker.time", fake_time)
     monkeypatch.setattr("proxhpc.worker.worker.IN_FLIGHT_DOCUMENTS", 1)
 
     def work(seconds: float) -> tuple[str, int]:
         state = run_worker(run.dir, Assignment(seconds=seconds), lambda _: None)
         assert not list(run.dir.leases.iterdir())
-        assert not list(run.dir.root.glob("shards/*/*.a*"))  # it left nothing half done
+        assert not list(run.dir.root.glob("shards/*/*.a*"))  # no attempt is left
         return state, len(list(missing_shards(run.dir, run.plan)))
 
-    state, left = work(80)
+    state, missing = work(80)
     assert state == "stopped"
-    assert 0 < left < len(run.plan.shards) - 1
-    # Always one, or a run under a short limit would never end.
-    assert work(20) == ("stopped", left - 1)
+    assert 0 < missing < len(run.plan.shards) - 1
+    # Always one, or a run with a short time limit would never end.
+    assert work(20) == ("stopped", missing - 1)
     assert work(10_000) == ("done", 0)
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
 
 
-def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> None:
+def test_whether_a_process_is_alive(tmp_path: Path) -> None:
     run = planned(tmp_path)
     me = LeaseOwner.current()
     leases = Leases(run.dir, me, lambda _: None)
@@ -317,13 +484,13 @@ def test_a_live_holder_is_left_alone_and_a_dead_one_is_not(tmp_path: Path) -> No
     assert leases.is_alive(replace(me, host="renamed")) is True
 
 
-def test_the_queue_proves_death_only(tmp_path: Path) -> None:
+def test_the_queue_proves_only_death(tmp_path: Path) -> None:
     run = planned(tmp_path)
     me = replace(LeaseOwner.current(), job="7_0")
     elsewhere = replace(me, worker="w", space="another boot")
     leases = Leases(run.dir, me, {"7_0": False, "7_1": True, "7_2": False}.get)
     assert leases.is_alive(replace(elsewhere, job="7_2")) is False
-    # A job in the queue may have lost this process, or be a later life of itself.
+    # A job in the queue may have lost this process, or have been requeued.
     assert leases.is_alive(replace(elsewhere, job="7_1")) is None
     assert leases.is_alive(elsewhere) is None
     assert leases.is_alive(replace(elsewhere, job="7_2", user=me.user + 1)) is None
@@ -331,12 +498,12 @@ def test_the_queue_proves_death_only(tmp_path: Path) -> None:
     assert there.is_alive(replace(elsewhere, job="7_2", cluster="there")) is None
 
 
-def test_processes_of_one_job_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_job_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     assert f"-99-{LeaseOwner.current().host[:40]}-{os.getpid()}-" in LeaseOwner.current().worker
 
 
-def test_an_unreadable_lease_is_judged_by_its_growth(
+def test_the_owner_of_an_unreadable_lease_is_dead_without_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path)
@@ -350,7 +517,7 @@ def test_an_unreadable_lease_is_judged_by_its_growth(
     assert leases.is_alive(owner) is False
 
 
-def test_a_lost_lease_does_not_come_back_by_beating(tmp_path: Path) -> None:
+def test_a_heartbeat_does_not_restore_a_lost_lease(tmp_path: Path) -> None:
     run = planned(tmp_path)
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     lease = leases.take("advance", 1)
@@ -362,16 +529,14 @@ def test_a_lost_lease_does_not_come_back_by_beating(tmp_path: Path) -> None:
     assert lease.is_lost()
 
 
-def test_a_stale_look_at_the_leases_takes_nothing_from_the_living(
+def test_a_stale_list_of_leases_takes_nothing_from_live_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
     first = Leaser(run.dir, run.plan, leases, (0, 1)).next()
     assert isinstance(first, OpenShard)
-    monkeypatch.setattr(
-        leases, "highest_attempts", dict
-    )  # what was there before the first one came
+    monkeypatch.setattr(leases, "highest_attempts", dict)  # as before the first worker started
     assert all(
         not isinstance(Leaser(run.dir, run.plan, leases, (0, 1)).next(), OpenShard)
         for _ in range(3)
@@ -381,7 +546,7 @@ def test_a_stale_look_at_the_leases_takes_nothing_from_the_living(
     first.leave()
 
 
-def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> None:
+def test_errors_in_a_row_stop_the_run_but_single_ones_do_not(tmp_path: Path) -> None:
     run = planned(tmp_path)
 
     async def main(every: int) -> list[str]:
@@ -403,7 +568,7 @@ def test_errors_in_a_row_stop_the_run_and_single_ones_do_not(tmp_path: Path) -> 
         asyncio.run(main(1))
 
 
-def test_a_silent_heartbeat_is_death_and_a_beating_one_is_not(
+def test_an_owner_is_dead_without_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path)
@@ -428,12 +593,12 @@ def test_an_input_that_changed_since_the_plan_stops_the_run(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes() + b'{"id": "more", "text": "x"}\n')
     with pytest.raises(StopError, match=r"b\.jsonl"):
         refine(run)
-    (beat,) = latest(run.dir)
+    (beat,) = latest_heartbeats(run.dir)
     assert (beat.state, beat.error) == ("failed", "StopError")
     assert "b.jsonl" in beat.message
 
 
-def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
+def test_bad_records_are_quarantined_and_the_rest_is_refined(tmp_path: Path) -> None:
     good = document(1)
     rows: list[object] = [
         good,
@@ -476,12 +641,12 @@ def test_bad_records_are_rows_and_the_rest_is_refined(tmp_path: Path) -> None:
         "doc-2",
     ]
     assert [row.reason for row in rows_out if row.file == 1][-1] == "truncated_input"
-    (beat,) = latest(run.dir)
+    (beat,) = latest_heartbeats(run.dir)
     assert beat.counts.blank_lines == 1
     assert beat.counts.documents == len(rows_out)
 
 
-def test_a_ledger_with_a_changed_count_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
     ledger = run.dir.ledger(0)
@@ -492,7 +657,7 @@ def test_a_ledger_with_a_changed_count_is_refused(tmp_path: Path) -> None:
         list(read_ledger(ledger, run.plan.digest, 0))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     run = planned(tmp_path, 200)
     original = os.pwrite
 
@@ -507,9 +672,3 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(tmp_path: Path)
         os.pwrite = original
     refine(run)
     assert len(rows_of(run.dir, run.plan)) == 200
-
-
-def test_rows_survive_json() -> None:
-    row = Row("i", 0, 5, "edited", flags=("truncated",), rejected={"x": 2}, head=b"\xff\x00")
-    assert Row.decode(row.encode()) == row
-    assert json.loads(row.encode())["at"] == [0, 5]

@@ -1,4 +1,4 @@
-"""A tokenizer and a random Llama, small enough to make in a test."""
+"""Tokenizers and random Llamas that are small enough to create in a test."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ TEMPLATE = (
 
 
 def save_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
-    """Writes a byte-level BPE tokenizer that begins every prompt with <s>."""
+    """Write a byte-level BPE tokenizer that starts every prompt with <s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -42,7 +42,7 @@ def save_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
 
 
 def save_walk_tokenizer(folder: Path) -> Path:
-    """Writes a tokenizer of the style `walk`, of few words."""
+    """Write a tokenizer of the style `walk`, with few words."""
     from proxhpc.refine.walk_vocabulary import train_tokenizer
 
     train_tokenizer([TEXT * 3, "keep the document, remove lines of it"], folder, 320)
@@ -50,24 +50,24 @@ def save_walk_tokenizer(folder: Path) -> Path:
 
 
 def save_walk(folder: Path, **config: object) -> Path:
-    """Writes a random Llama of that style; its end is token 320."""
+    """Write a random Llama of the style `walk`; its end-of-sequence token is 320."""
     from proxhpc.refine.walk_vocabulary import PROGRAM_TOKENS, SPECIAL
 
-    more: dict[str, object] = {
+    defaults: dict[str, object] = {
         "vocab_size": 320 + len(SPECIAL) + len(PROGRAM_TOKENS),
         "max_position_embeddings": 1024,
         "bos_token_id": None,
         "eos_token_id": 320,
-        "hidden_size": 128,  # heads of 64: the smallest that vLLM takes on a CPU is 32
+        "hidden_size": 128,  # heads of size 64; vLLM needs at least 32 on a CPU
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     }
-    _save(folder, more | config)
+    _save(folder, defaults | config)
     return save_walk_tokenizer(folder)
 
 
 def save_llama(folder: Path, **config: object) -> Path:
-    """Writes a random Llama of two layers with the first tokenizer."""
+    """Write a random Llama of two layers with the first tokenizer."""
     _save(folder, config)
     return save_tokenizer(folder)
 
@@ -77,7 +77,7 @@ def _save(folder: Path, config: dict[str, object]) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
-    own: dict[str, object] = {
+    defaults: dict[str, object] = {
         "vocab_size": 320,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -89,11 +89,11 @@ def _save(folder: Path, config: dict[str, object]) -> None:
         "eos_token_id": 2,
         "initializer_range": 0.4,  # large enough for answers that differ from prompt to prompt
     }
-    LlamaForCausalLM(LlamaConfig(**own | config)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**defaults | config)).save_pretrained(folder)
 
 
 def edit_json(file: Path, **changes: object) -> None:
-    """Changes keys of a JSON file; None removes one."""
+    """Change keys of a JSON file; None removes a key."""
     data = json.loads(file.read_text()) if file.exists() else {}
     data = {key: value for key, value in {**data, **changes}.items() if value is not None}
     file.write_text(json.dumps(data))

@@ -1,16 +1,14 @@
-"""Measure the memory of matching: many synthetic documents under a small `--max-ram`, and a large.
+"""Measure the memory of matching many synthetic documents, with small and large `--max-ram`.
 
-    python tools/bench_match_memory.py [--documents 2000000] [--max-ram 64 1024]
+    python tools/bench_match_memory.py [--documents 2000000] [--max-ram 64 4096]
 
-The documents are sketches alone - hashes, signatures and band keys, as the sketch phase writes
-them - in groups like those of a large run: half are copies or near-copies of others, in sets of
-very different sizes, and one in a hundred has one and the same text. Each match is a process of
-its own; its memory is the most that it ever held less what it held before it began to match. What
-is found must be the same.
+The documents exist only as sketches (hashes, signatures and band keys, as the sketch phase writes
+them), in groups as in a large run. Half of them are copies or near-copies of others, in duplicate
+sets of very different sizes, and one in a hundred has the same text. Each match is a process of its
+own. Its memory is its peak minus what it held before the match. The exit status is 1 if that
+exceeds --max-ram or the results differ.
 """
 
-import argparse
-import multiprocessing
 import shutil
 import sys
 import tempfile
@@ -19,155 +17,140 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import xxhash
-import yaml
 
-from bench_memory import peak_memory
-from proxhpc.assemble.match import match_documents
-from proxhpc.assemble.sketch import SketchReceipt, shard_groups, sketch_group
+import bench
+from proxhpc.assemble.match import MatchResult, match_documents
+from proxhpc.assemble.sketch import SketchReceipt, sketch_group
 from proxhpc.dedup.arrays import save_array
 from proxhpc.dedup.bands import write_bands
 from proxhpc.dedup.hashes import SKETCH_DTYPE, SketchDigests
 from proxhpc.dedup.minhash import band_keys, compress_slots
 from proxhpc.dedup.shingles import mix_bits
-from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.launch.launch import Run
 from proxhpc.run.pool import open_pool
+from proxhpc.run.shards import shard_groups
 from proxhpc.spec.sections import Near
 from proxhpc.worker.worker import Assignment, run_worker
 
-ONE_GROUP = patch("proxhpc.assemble.sketch.MAX_SHARDS", 1)  # each shard is a group
+ONE_SHARD_PER_GROUP = patch("proxhpc.run.shards.MAX_GROUP_SHARDS", 1)
 
 
-def make_run(folder: Path, number: int) -> Run:
-    """Return a refined run of so many groups, of one document each."""
+def make_run(folder: Path, groups: int) -> Run:
+    """A refined run with one document in each group."""
     folder.joinpath("in").mkdir()
-    for file in range(number):
-        words = " ".join(f"Sentence {part} of the page that is {file}." for part in range(200))
-        row = {"id": str(file), "text": words}
+    for file in range(groups):
+        text = " ".join(f"Sentence {part} of page {file}." for part in range(200))
+        row = {"id": str(file), "text": text}
         (folder / "in" / f"{file:05d}.jsonl").write_bytes(orjson.dumps(row) + b"\n")
-    manifest = {
-        "name": "bench",
-        "run_dir": str(folder / "run"),
-        "corpus": {"paths": str(folder / "in" / "*.jsonl"), "id": "id"},
-        "stages": [{"level": "chunk"}],
-        "engine": {"name": "rules"},
-        "dedup": {"exact": True, "near": {"verify": "signature"}},
-        "sharding": {"tokens": 1000},
-        "output": {"provenance": False},
-    }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
-    (folder / "site.yaml").write_text("name: here\nkind: local\n")
-    run = prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None)
+    run = bench.make_run(
+        folder,
+        corpus={"paths": str(folder / "in" / "*.jsonl"), "id": "id"},
+        dedup={"exact": True, "near": {"verify": "signature"}},
+        sharding={"tokens": 1000},
+        output={"provenance": False},
+    )
     run_worker(run.dir, Assignment(), lambda _: None)
     return run
 
 
-def contents(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return for each document the number of the one whose text it has, or nearly has."""
+def draw_originals(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """For each document the number of the one of which it is a copy or near-copy."""
     numbers = np.arange(count)
     earlier = (rng.random(count) ** 3 * numbers).astype(np.int64)
-    found = np.where(rng.random(count) < 0.5, numbers, earlier)
+    originals = np.where(rng.random(count) < 0.5, numbers, earlier)
     for _ in range(64):
-        found = found[found]
-    found[rng.random(count) < 0.01] = 0
-    return found
+        originals = originals[originals]
+    originals[rng.random(count) < 0.01] = 0
+    return originals
 
 
-def write_group(run: Run, group: int, content: npt.NDArray[np.int64], first: int) -> SketchDigests:
-    """Write the sketches of documents from `first` on; copies are exact or near by turns."""
+def write_group(
+    run: Run, group: int, originals: npt.NDArray[np.int64], first: int
+) -> SketchDigests:
+    """Write the sketches of the documents from `first` on; odd ones are near-copies."""
     near = run.plan.manifest.dedup.near or Near()
-    numbers = np.arange(first, first + len(content))
-    exact = (numbers % 2 == 0) | (content == numbers) | (content == 0)
-    text = mix_bits(np.where(exact, content, numbers).astype(np.uint64))
-    rows = np.zeros(len(content), SKETCH_DTYPE)
+    numbers = np.arange(first, first + len(originals))
+    exact = (numbers % 2 == 0) | (originals == numbers) | (originals == 0)
+    text = mix_bits(np.where(exact, originals, numbers).astype(np.uint64))
+    rows = np.zeros(len(originals), SKETCH_DTYPE)
     rows["high"], rows["low"] = text, mix_bits(text)
     rows["id"] = mix_bits(numbers.astype(np.uint64) + np.uint64(1 << 40))
-    rows["chars"], rows["size"], rows["shard"] = 2000 + text % np.uint64(100), 2100, group
-    rows["number"] = numbers - first
+    rows["chars"], rows["row_bytes"], rows["shard"] = 2000 + text % np.uint64(100), 2100, group
+    rows["record"] = numbers - first
     count = near.bands * near.rows
-    places = np.arange(count, dtype=np.uint64)
-    own = mix_bits(content.astype(np.uint64)[:, None] * np.uint64(count) + places)
-    changed = mix_bits(own ^ text[:, None])
-    other = ~exact[:, None] & (changed % np.uint64(20) == 0)
-    slots = np.where(other, changed, own).astype(np.uint32)
-    who = np.arange(len(content), dtype=np.uint32)
-    bands = [(rows["high"], who), (rows["id"], who)]
-    bands += [(keys, who) for keys in band_keys(slots, near.bands)]
-    hashes = save_group(run, group, rows)
-    signed = save_array(run.dir.signatures(group), compress_slots(slots))
-    return SketchDigests(hashes, write_bands(run.dir.bands(group), bands), signed)
-
-
-def save_group(run: Run, group: int, rows: npt.NDArray[np.void]) -> str:
-    """Write the documents of a group; the digest of their bytes."""
+    slot_numbers = originals.astype(np.uint64)[:, None] * np.uint64(count)
+    original_slots = mix_bits(slot_numbers + np.arange(count, dtype=np.uint64))
+    changed_slots = mix_bits(original_slots ^ text[:, None])
+    changed = ~exact[:, None] & (changed_slots % np.uint64(20) == 0)
+    slots = np.where(changed, changed_slots, original_slots).astype(np.uint32)
+    documents = np.arange(len(originals), dtype=np.uint32)
+    bands = [(rows["high"], documents), (rows["id"], documents)]
+    bands += [(keys, documents) for keys in band_keys(slots, near.bands)]
     save_array(run.dir.sketch(group), rows)
-    return xxhash.xxh3_128_hexdigest(rows.data)
+    signatures = save_array(run.dir.signatures(group), compress_slots(slots))
+    digest = xxhash.xxh3_128_hexdigest(rows.data)
+    return SketchDigests(digest, write_bands(run.dir.bands(group), bands), signatures)
 
 
 def make_sketches(run: Run, documents: int, seed: int) -> list[SketchReceipt]:
-    """Return the receipts of the groups, whose files hold so many documents together."""
-    number = len(shard_groups(run.plan))
+    """The receipts of the groups, after writing sketches of `documents` into them."""
+    groups = len(shard_groups(run.plan))
     with open_pool(run.dir, run.plan, 1) as pool:
-        receipts = pool.map("sketch", sketch_group, range(number))
-    content = contents(documents, np.random.default_rng(seed))
-    edges = [documents * group // number for group in range(number + 1)]
-    out = []
-    for receipt, (first, last) in zip(receipts, pairwise(edges), strict=True):
-        files = write_group(run, receipt.group, content[first:last], first)
-        out.append(replace(receipt, files=files, documents=last - first))
-    return out
+        receipts = pool.map("sketch", sketch_group, range(groups))
+    originals = draw_originals(documents, np.random.default_rng(seed))
+    edges = [documents * group // groups for group in range(groups + 1)]
+    return [
+        replace(
+            receipt,
+            files=write_group(run, receipt.group, originals[first:last], first),
+            documents=last - first,
+        )
+        for receipt, (first, last) in zip(receipts, pairwise(edges), strict=True)
+    ]
 
 
-def _child(run: Run, receipts: Sequence[SketchReceipt], memory: int, out: Any) -> None:
-    with ONE_GROUP, open_pool(run.dir, run.plan, 1) as pool:
+def match(
+    run: Run, receipts: Sequence[SketchReceipt], memory: int
+) -> tuple[MatchResult, float, int]:
+    """Match in `memory` bytes: the result, the seconds and the peak memory."""
+    with ONE_SHARD_PER_GROUP, open_pool(run.dir, run.plan, 1) as pool:
         status = Path("/proc/self/status").read_text().split()
         before = int(status[status.index("VmRSS:") + 1]) * 1024
         start = time.monotonic()
-        found = match_documents(pool, receipts, memory)
-        out.send((found, time.monotonic() - start, peak_memory() - before))
+        result = match_documents(pool, receipts, memory)
+        return result, time.monotonic() - start, bench.peak_memory() - before
 
 
 def main() -> int:
-    """Match with each amount of memory; 1 where one took more, or found something else."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Match with each amount of memory, and print a row for each."""
+    parser = bench.make_parser(__doc__)
     parser.add_argument("--documents", type=int, default=2_000_000)
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--max-ram", type=int, nargs="+", default=[64, 4096], help="MiB")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    results = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, ONE_GROUP:
+    results, table = [], []
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, ONE_SHARD_PER_GROUP:
         run = make_run(Path(folder), options.groups)
         receipts = make_sketches(run, options.documents, options.seed)
-        print(f"{options.documents} documents in {len(receipts)} groups")
-        print(f"{'max-ram MiB':>11} {'peak MiB':>9} {'of it':>6} {'seconds':>8} {'duplicates':>11}")
-        for allowed in options.max_ram:
+        for max_ram in options.max_ram:
             shutil.rmtree(run.dir.pairs.parent, ignore_errors=True)
             run.dir.match.unlink(missing_ok=True)
-            mine, its = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(run, receipts, allowed << 20, its))
-            process.start()
-            its.close()
-            found, seconds, peak = mine.recv()
-            process.join()
-            results.append((found, peak / (allowed << 20)))
-            print(
-                f"{allowed:11} {peak / 2**20:9.1f} {results[-1][1]:6.2f} {seconds:8.1f}"
-                f" {found.duplicates:11}",
-                flush=True,
-            )
-    same = all(found == results[0][0] for found, _ in results)
-    print("the same is found" if same else "something else is found")
-    return 0 if same and all(share <= 1 for _, share in results) else 1
+            result, seconds, peak = bench.in_child(match, run, receipts, max_ram << 20)
+            results.append(result)
+            mib = peak / 2**20
+            table.append((str(max_ram), mib, mib / max_ram, seconds, result.duplicates))
+    print(f"{options.documents} documents in {len(receipts)} groups")
+    bench.print_table(("max-ram MiB", "peak MiB", "share", "seconds", "duplicates"), table)
+    same = all(result == results[0] for result in results)
+    print("the results are the same" if same else "the results differ")
+    return 0 if same and all(row[2] <= 1 for row in table) else 1
 
 
 if __name__ == "__main__":

@@ -1,193 +1,170 @@
-"""Compare our worker with the bare engine and with the published scripts' schedule.
+"""Compare our worker with bare vLLM and with the published scripts.
 
-    python tools/bench_worker.py corpus.jsonl.zst --model DIR [--engine vllm|transformers]
+    python tools/bench_worker.py corpus.jsonl.zst --model DIR
 
-Three ways to refine the same documents, of which `--copies` are exact copies of others:
+Three ways to refine the same documents, some of which are exact copies of others (--copies):
 
-  bare       every request that our worker makes, given to the engine all at once
-  published  the doc stage over all documents, then the chunk stage over all that it keeps: their
-             prompts, 2000 new tokens for a verdict, 256 for a window, every document asked about
-  worker     `proxhpc worker` on a planned run: reading, tokenising, windows, ledger, commits
+  worker     `proxhpc worker` on a planned run: reading, tokenizing, windows, ledger, commits
+  bare       all requests of the worker, given to vLLM at once
+  published  the doc stage over all documents, then the chunk stage over those that it keeps, with
+             the published prompts and limits: 2000 new tokens for a verdict, 256 for a window
 
-Each runs in a process of its own, with caches cold; its engine's start does not count. Tokens are
-those of the requests: prompt tokens whether cached or not, FLOPs only what was computed. `bare` and
-`worker` answer the same requests, so the ratio of their prompt tokens per second is one of time.
-One model serves both stages. The order changes from round to round; ratios are medians.
+One model serves both stages. Each way runs in a new process with empty caches, and the start of its
+engine does not count. Prompt tokens count whether cached or not; FLOPs count what was computed.
+`bare` answers the same requests as `worker`, so the ratio of their prompt tokens per second is a
+ratio of times. The order alternates between rounds; ratios are medians.
 """
 
 import argparse
-import asyncio
-import json
-import multiprocessing
 import os
 import random
+import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import yaml
+import orjson
 
-from bench_program import read
+import bench
 from proxhpc.account.flops import Usage, flops
 from proxhpc.engines import make_engine
 from proxhpc.engines.base import Completion, Engine, Request
 from proxhpc.engines.spawn import node_local_environment
 from proxhpc.engines.tokenizer import HFTokenizer
-from proxhpc.launch.launch import prepare_run
 from proxhpc.refine.prompts import prompt_style
 from proxhpc.refine.windows import LineTokens
 from proxhpc.run.models import resolve_model
-from proxhpc.spec.manifest import EngineOptions, load_manifest
 
-PUBLISHED = {"doc": 2000, "chunk": 256}  # most new tokens; and its prompts, and its windows:
-PUBLISHED_PROMPT, PUBLISHED_WINDOW, PUBLISHED_STYLE = 2000, 1500, "prox-plain"
+DOC_TOKENS, CHUNK_TOKENS = 2000, 256  # new tokens of the published scripts,
+DOC_PROMPT, WINDOW = 2000, 1500  # tokens of their prompts and windows
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one way took and did."""
+    """The seconds and the work of one way; the worker's requests."""
 
     seconds: float
     usage: Usage
     requests: tuple[Request, ...] = ()
 
 
-def usage_of(answers: Sequence[Completion]) -> Usage:
-    """Sum of what was computed."""
-    total = Usage()
-    for done in answers:
-        total += Usage.of_request(done.prompt_tokens, done.cached_tokens, done.new_tokens)
-    return total
+def sum_usage(answers: Sequence[Completion]) -> Usage:
+    """What was computed for these answers."""
+    counts = ((done.prompt_tokens, done.cached_tokens, done.new_tokens) for done in answers)
+    return sum((Usage.of_request(*each) for each in counts), Usage())
 
 
-class Bare:
-    """An engine without us: takes a list of requests, gives their answers and the seconds."""
+class BareVLLM:
+    """vLLM without our worker: takes a list of requests at once."""
 
-    def __init__(self, options: EngineOptions, model: Path, *, caching: bool) -> None:
-        self.options, self.model = options, resolve_model(str(model))
-        self.context = self.model.context_length(options.max_model_len)
-        self.stop_ids = sorted({*self.model.stop_ids, *HFTokenizer(model).stop_ids})  # as ours
-        self.run = self._vllm if options.name == "vllm" else self._transformers
-        if options.name == "vllm":
-            from vllm import LLM
+    def __init__(self, options: argparse.Namespace, *, caching: bool) -> None:
+        from vllm import LLM
 
-            cpu = not Path("/dev/nvidiactl").exists()
-            self.llm = LLM(
-                model=str(model),
-                dtype="float32" if cpu and options.dtype == "auto" else options.dtype,
-                enforce_eager=cpu,
-                max_model_len=self.context,
-                gpu_memory_utilization=options.gpu_memory_utilization,
-                enable_prefix_caching=caching,
-                generation_config="vllm",
-                seed=0,
-                **options.options,
-            )
+        model = resolve_model(str(options.model))
+        self.context = model.context_length(None)
+        self.tokenizer = HFTokenizer(options.model)
+        self.stop_ids = sorted({*model.stop_ids, *self.tokenizer.stop_ids})
+        cpu = not Path("/dev/nvidiactl").exists()
+        self.llm = LLM(
+            model=str(options.model),
+            dtype="float32" if cpu and options.dtype == "auto" else options.dtype,
+            enforce_eager=cpu,
+            max_model_len=self.context,
+            enable_prefix_caching=caching,
+            generation_config="vllm",
+            seed=0,
+        )
 
-    def _vllm(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
+    def answer(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
+        """Answer all requests; the seconds."""
         from vllm.inputs import TokensPrompt
 
-        from proxhpc.engines.vllm_engine import sampling
+        from proxhpc.engines.vllm_engine import sampling_params
 
-        began = time.perf_counter()
-        limits = [sampling(request, self.stop_ids) for request in requests]
-        for limit in limits:
-            limit.detokenize = True  # as it is unless one says otherwise
+        start = time.perf_counter()
+        parameters = [sampling_params(request, self.stop_ids) for request in requests]
+        for each in parameters:
+            each.detokenize = True  # vLLM's default
         prompts = [TokensPrompt(prompt_token_ids=list(r.prompt)) for r in requests]
-        done = self.llm.generate(prompts, limits, use_tqdm=False)
-        seconds = time.perf_counter() - began
+        outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+        seconds = time.perf_counter() - start
         answers = [
             Completion(
-                text=answer.outputs[0].text,
-                finish="stop",  # nobody here asks
-                prompt_tokens=len(answer.prompt_token_ids),
-                cached_tokens=max(answer.num_cached_tokens or 0, 0),
-                new_tokens=len(answer.outputs[0].token_ids),
+                text=output.outputs[0].text,
+                finish="stop",  # not used here
+                prompt_tokens=len(output.prompt_token_ids),
+                cached_tokens=max(output.num_cached_tokens or 0, 0),
+                new_tokens=len(output.outputs[0].token_ids),
             )
-            for answer in done
+            for output in outputs
         ]
         return answers, seconds
 
     def close(self) -> None:
-        """End what vLLM started: it would be waited for at the end of this process."""
-        if self.options.name == "vllm":
-            self.llm.llm_engine.engine_core.shutdown()
-
-    def _transformers(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
-        async def work() -> tuple[list[Completion], float]:
-            engine = await make_engine(self.options, self.model)
-            began = time.perf_counter()
-            answers = await asyncio.gather(*map(engine.complete, requests))
-            seconds = time.perf_counter() - began
-            await engine.close()
-            return answers, seconds
-
-        return asyncio.run(work())
+        """End vLLM's processes, for which this one would wait."""
+        self.llm.llm_engine.engine_core.shutdown()
 
 
-def bare(folder: Path, requests: Sequence[Request]) -> Result:
-    """All requests of the worker at once."""
-    manifest = load_manifest(folder / "manifest.yaml")
-    engine = Bare(manifest.engine, Path(str(manifest.stages[0].model)), caching=True)
-    answers, seconds = engine.run(requests)
+def run_bare(options: argparse.Namespace, texts: list[str], requests: Sequence[Request]) -> Result:
+    """Answer all requests of the worker at once."""
+    engine = BareVLLM(options, caching=True)
+    answers, seconds = engine.answer(requests)
     engine.close()
-    return Result(seconds, usage_of(answers))
+    return Result(seconds, sum_usage(answers))
 
 
-def published(folder: Path, requests: Sequence[Request]) -> Result:
-    """Both stages one after the other, over everything."""
-    manifest = load_manifest(folder / "manifest.yaml")
-    model = Path(str(manifest.stages[0].model))
-    engine = Bare(manifest.engine, model, caching=False)  # as the vLLM that they pin
-    tokenizer = HFTokenizer(model)
-    style = prompt_style(PUBLISHED_STYLE)  # a frame of 30 tokens more would favour us
-    texts = [row["text"] for row in _rows(folder)]
-    began = time.perf_counter()
-    asked = []
+def run_published(
+    options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
+) -> Result:
+    """Both stages, one after the other, over everything."""
+    engine = BareVLLM(options, caching=False)  # as in the vLLM that they pin
+    tokenizer, style = engine.tokenizer, prompt_style("prox-plain")
+    start = time.perf_counter()
+    doc_requests = []
     for text in texts:
-        prompt, _ = style.doc_prompt(tokenizer, text, min(PUBLISHED_PROMPT, engine.context - 1))
-        limit = min(PUBLISHED["doc"], engine.context - len(prompt))
-        asked.append(Request("doc", prompt, (), 0, limit))
-    preparing = time.perf_counter() - began
-    verdicts, judging = engine.run(asked)
-    began = time.perf_counter()
-    asked = []
+        prompt, _ = style.doc_prompt(tokenizer, text, min(DOC_PROMPT, engine.context - 1))
+        limit = min(DOC_TOKENS, engine.context - len(prompt))
+        doc_requests.append(Request("doc", prompt, (), 0, limit))
+    preparing = time.perf_counter() - start
+    verdicts, doc_seconds = engine.answer(doc_requests)
+    start = time.perf_counter()
+    chunk_requests = []
     for text, verdict in zip(texts, verdicts, strict=True):
         if "drop" in verdict.text:
             continue
-        for lines, first in _published_windows(tokenizer, text):
-            # The string begins with the name of the first token, which so comes twice.
+        for lines, first in split_windows(tokenizer, text):
+            # Their prompt is a string with <s>, to which the tokenizer adds another one.
             prompt = [*tokenizer.bos, *style.chunk_prompt(tokenizer, lines, first)]
-            if len(prompt) < engine.context:  # vLLM would refuse it, and the batch with it
-                limit = min(PUBLISHED["chunk"], engine.context - len(prompt))
-                asked.append(Request("chunk", prompt, (), 0, limit))
-    preparing += time.perf_counter() - began
-    edits, editing = engine.run(asked)
+            if len(prompt) < engine.context:  # vLLM would refuse the whole batch
+                limit = min(CHUNK_TOKENS, engine.context - len(prompt))
+                chunk_requests.append(Request("chunk", prompt, (), 0, limit))
+    preparing += time.perf_counter() - start
+    programs, chunk_seconds = engine.answer(chunk_requests)
     engine.close()
-    return Result(preparing + judging + editing, usage_of([*verdicts, *edits]))
+    return Result(preparing + doc_seconds + chunk_seconds, sum_usage([*verdicts, *programs]))
 
 
-def _published_windows(tokenizer: Any, text: str) -> Iterator[tuple[list[str], int]]:
-    lines = LineTokens(tokenizer, text, PUBLISHED_WINDOW)
-    numbered = tokenizer.count([f"[{n:03d}]{line}" for n, line in enumerate(lines.lines)])
+def split_windows(tokenizer: HFTokenizer, text: str) -> Iterator[tuple[list[str], int]]:
+    """Windows as the published scripts make them: their lines and the number of the first."""
+    lines = LineTokens(tokenizer, text, WINDOW).lines
     start = total = 0
-    for number, count in enumerate(numbered):
-        if number > start and total + count + 1 > PUBLISHED_WINDOW:
-            yield lines.lines[start:number], start
+    counts = tokenizer.count([f"[{n:03d}]{line}" for n, line in enumerate(lines)])
+    for number, count in enumerate(counts):
+        if number > start and total + count + 1 > WINDOW:
+            yield lines[start:number], start
             start, total = number, 0
         total += count + 1
-    yield lines.lines[start:], start
+    yield lines[start:], start
 
 
-class Recorded:
-    """Our engine, with a list of what it was asked, and when it was closed."""
+class RecordingEngine:
+    """Our engine; records its requests, and when it was closed."""
 
     closed = 0.0
 
@@ -197,156 +174,119 @@ class Recorded:
         self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
 
     async def close(self) -> None:
-        """Note the time, close it: by then the last shard is published."""
+        """Record the time, and close. The last shard has been published by then."""
         self.closed = time.perf_counter()
         await self.engine.close()
 
     async def complete(self, request: Request) -> Completion:
-        """Note the request, pass it on."""
+        """Record the request, and answer it."""
         self.requests.append(request)
         return await self.engine.complete(request)
 
 
-def worker(folder: Path, requests: Sequence[Request]) -> Result:
-    """One worker on a planned run; its time is until the last shard is published, less its boot."""
-    from proxhpc.status.heartbeats import latest
+def run_worker(
+    options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
+) -> Result:
+    """Refine with one worker; its time until the last shard is published, without its start."""
+    from proxhpc.status.heartbeats import latest_heartbeats
     from proxhpc.worker.worker import Assignment, run_worker
 
-    asked: list[Request] = []
-    engines: list[Recorded] = []
+    recorded: list[Request] = []
+    engines: list[RecordingEngine] = []
 
-    async def recorded(*arguments: Any, **more: Any) -> Engine:
-        engines.append(Recorded(await make_engine(*arguments, **more), asked))
+    async def make_recording_engine(*arguments: Any, **keywords: Any) -> Engine:
+        engines.append(RecordingEngine(await make_engine(*arguments, **keywords), recorded))
         return engines[-1]
 
-    run = prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None)
-    began = time.perf_counter()
-    with patch("proxhpc.refine.refiner.make_engine", recorded):
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    rows = (orjson.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts))
+    (folder / "in.jsonl").write_bytes(b"\n".join(rows))
+    stage = {"model": str(options.model), "prompt": options.prompt}
+    run = bench.make_run(
+        folder,
+        corpus={"paths": str(folder / "in.jsonl"), "id": "id"},
+        stages=[{"level": level} | stage for level in ("doc", "chunk")],
+        engine={"name": "vllm", "dtype": options.dtype},
+    )
+    start = time.perf_counter()
+    with patch("proxhpc.refine.refiner.make_engine", make_recording_engine):
         run_worker(run.dir, Assignment(), lambda _: None)
-    (beat,) = latest(run.dir)
-    counts = beat.counts
-    if counts.documents != len(_rows(folder)) or counts.quarantined:
+    (heartbeat,) = latest_heartbeats(run.dir)
+    shutil.rmtree(folder)
+    counts = heartbeat.counts
+    if counts.documents != len(texts) or counts.quarantined:
         raise SystemExit(f"not every document was refined: {counts}")
-    seconds = engines[-1].closed - began - beat.boot_seconds
-    return Result(seconds, counts.doc + counts.chunk, tuple(asked))
+    seconds = engines[-1].closed - start - heartbeat.boot_seconds
+    return Result(seconds, counts.doc + counts.chunk, tuple(recorded))
 
 
-WAYS: dict[str, Callable[[Path, Sequence[Request]], Result]] = {
-    "worker": worker,
-    "bare": bare,
-    "published": published,
-}
+Way = Callable[[argparse.Namespace, list[str], Sequence[Request]], Result]
+WAYS: dict[str, Way] = {"worker": run_worker, "bare": run_bare, "published": run_published}
 
 
-def _child(way: str, folder: Path, requests: Sequence[Request], out: Any) -> None:
-    os.dup2(2, 1)  # engines may say what they like, but not among the results
+def run_way(
+    way: str, options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
+) -> Result:
+    """Run one way, in a process of its own."""
+    os.dup2(2, 1)  # engines print what they like, but not between the results
     node_local_environment()
-    out.send(WAYS[way](folder, requests))
+    return WAYS[way](options, texts, requests)
 
 
-def measure(way: str, folder: Path, requests: Sequence[Request]) -> Result:
-    """Run one way in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(way, folder, requests, its))
-    process.start()
-    its.close()
-    try:
-        result: Result = mine.recv()
-    except EOFError:
-        raise SystemExit(f"{way} failed; see above") from None
-    process.join()
-    return result
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (folder / "in.jsonl").read_text().splitlines()]
-
-
-def write_input(options: argparse.Namespace, folder: Path) -> int:
-    """Write the documents, copies among them, the manifest and the site; how many documents."""
+def make_texts(options: argparse.Namespace) -> list[str]:
+    """--limit documents, copies among them, in random order."""
     rng = random.Random(options.seed)
-    texts = [text for text in read(options.corpus, options.field, 10 * options.limit) if text]
-    rng.shuffle(texts)
     copies = round(options.copies * options.limit)
+    texts = bench.read_texts(options)
+    rng.shuffle(texts)
     texts = texts[: options.limit - copies]
     texts += rng.choices(texts, k=copies)
     rng.shuffle(texts)
-    rows = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts)]
-    (folder / "in.jsonl").write_text("\n".join(rows))
-    stage = {"model": str(options.model.resolve()), "prompt": options.prompt}
-    manifest = {
-        "name": "bench",
-        "corpus": {"paths": "in.jsonl", "id": "id"},
-        "stages": [{"level": level} | stage for level in ("doc", "chunk")],
-        "engine": {"name": options.engine, "dtype": options.dtype},
-        "dedup": {"before": "exact"},
-    }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
-    (folder / "site.yaml").write_text(yaml.safe_dump({"name": "here", "kind": "local"}))
-    return len(texts)
-
-
-@contextmanager
-def fresh(folder: Path) -> Iterator[Path]:
-    """A copy of the input in a folder of its own, for a run."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as copy:
-        for file in folder.iterdir():
-            (Path(copy) / file.name).write_bytes(file.read_bytes())
-        yield Path(copy)
+    return texts
 
 
 def main() -> int:
     """Measure, and print rates and ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("corpus", type=Path, help="JSON lines, plain, .gz or .zst")
+    parser = bench.make_parser(__doc__, limit=300)
     parser.add_argument("--model", type=Path, required=True, help="directory of a model")
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument(
-        "--prompt", default="prox-plain", help="the worker's prompt style (prox-plain)"
-    )
-    parser.add_argument("--field", default="text", help="field that holds the text (text)")
-    parser.add_argument("--limit", type=int, default=300, help="documents, with copies (300)")
-    parser.add_argument("--copies", type=float, default=0.1, help="share of copies (0.1)")
+    parser.add_argument("--prompt", default="prox-plain", help="the worker's prompt style")
+    parser.add_argument("--copies", type=float, default=0.1, help="share of copies")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.model = options.model.resolve()
     shape = resolve_model(str(options.model)).shape
     if shape is None:
         raise SystemExit("the FLOPs of this model cannot be counted")
-    results: dict[str, list[Result]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory(prefix="bench-input-") as name:
-        documents = write_input(options, Path(name))
-        requests: Sequence[Request] = ()
-        for number in range(options.rounds):
-            for way in list(WAYS) if number % 2 == 0 else ["published", "bare", "worker"]:
-                with fresh(Path(name)) as folder:
-                    result = measure(way, folder, requests)
-                requests = result.requests or requests
-                results[way].append(result)
-                print(f"{way}: {result.seconds:.1f} s", file=sys.stderr)
-    print(f"{documents} documents, {options.copies:.0%} copies, prompts {options.prompt}")
-    print(f"{'':<10} {'seconds':>8} {'prompt tok/s':>13} {'new tok/s':>10}", end="")
-    print(f" {'documents/s':>12} {'requests':>9} {'cached':>7} {'FLOPs/document':>15}")
+    texts = make_texts(options)
+    requests: Sequence[Request] = ()
+
+    def measure(way: str) -> Result:
+        nonlocal requests
+        result = bench.in_child(run_way, way, options, texts, requests)
+        requests = result.requests or requests
+        return result
+
+    results = bench.alternate({way: partial(measure, way) for way in WAYS}, options.rounds)
+    print(f"{len(texts)} documents, {options.copies:.0%} copies, prompts {options.prompt}")
+    table = []
     for way, rounds in results.items():
         seconds, usage = statistics.median(r.seconds for r in rounds), rounds[-1].usage
-        prompt, new = usage.prompt_tokens / seconds, usage.new_tokens / seconds
-        cached = usage.cached_tokens / usage.prompt_tokens
-        print(f"{way:<10} {seconds:8.1f} {prompt:13.0f} {new:10.0f}", end="")
-        print(f" {documents / seconds:12.2f} {usage.requests:9} {cached:7.1%}", end="")
-        print(f" {flops(shape, usage) / documents:15.3e}")
+        rates = [n / seconds for n in (usage.prompt_tokens, usage.new_tokens, len(texts))]
+        cached = f"{usage.cached_tokens / usage.prompt_tokens:.1%}"
+        work = f"{flops(shape, usage) / len(texts):.3e}"
+        table.append((way, seconds, *rates, usage.requests, cached, work))
+    header = ("", "seconds", "prompt tok/s", "new tok/s", "documents/s", "requests", "cached")
+    bench.print_table((*header, "FLOPs/document"), table)
 
-    def ratio(what: str, other: str, value: Callable[[Result], float]) -> None:
-        pairs = zip(results["worker"], results[other], strict=True)
-        median = statistics.median(value(ours) / value(its) for ours, its in pairs)
-        print(f"worker/{other}, {what}: {median:.3f}")
+    def print_ratio(label: str, other: str, value: Callable[[Result], float]) -> None:
+        ours, theirs = (list(map(value, results[way])) for way in ("worker", other))
+        print(f"worker/{other}, {label}: {bench.median_ratio(ours, theirs):.3f}")
 
-    ratio("prompt tokens/s", "bare", lambda r: r.usage.prompt_tokens / r.seconds)
-    ratio("documents/s", "published", lambda r: 1 / r.seconds)
-    ratio("FLOPs per document", "published", lambda r: flops(shape, r.usage))
+    print_ratio("prompt tokens/s", "bare", lambda r: r.usage.prompt_tokens / r.seconds)
+    print_ratio("documents/s", "published", lambda r: 1 / r.seconds)
+    print_ratio("FLOPs per document", "published", lambda r: flops(shape, r.usage))
     return 0
 
 

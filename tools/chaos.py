@@ -1,18 +1,18 @@
-"""Run jobs on a throw-away Slurm while everything dies that can, and prove that nothing is lost.
+"""Disturb runs on a throw-away Slurm in every possible way, and prove that nothing is lost.
 
     python tools/chaos.py [corpus.jsonl.zst …] [--runs 20] [--events 200] [--seed 0]
-    python tools/chaos.py --points          # a death at each point of proxhpc/faults.py instead
+    python tools/chaos.py --points          # a crash at each point of proxhpc/faults.py instead
 
 Each run is launched on a Slurm of several nodes on this machine (tests/slurm_cluster.py). Workers
-are in pid namespaces of their own, as on hosts of their own, and the run directory is on a small
-file system of its own. What is done to it is drawn at random; what that meets is a matter of
-timing. Nobody helps: the tool launches again only what it killed while launching.
+have separate pid namespaces, as on separate hosts, and the run directory is on a small file system
+of its own. Events are drawn at random. No run gets help: the tool only repeats a launch that it
+killed itself.
 
-At the end of each run the corpus must have the bytes and counts of an undisturbed run, `proxhpc
-verify` must prove it, no ledger may have been published twice, and no job may be left.
+At the end of each run, the corpus must have the bytes and counts of an undisturbed run, `proxhpc
+verify` must pass, no ledger may have been published twice, and no job may remain.
 
-It needs what tools/install_slurm.sh installs, and to mount file systems and make namespaces: root,
-or an `unshare --map-root-user --mount` around it.
+It needs the programs of tools/install_slurm.sh, and the right to mount file systems and to create
+namespaces: run it as root or within `unshare --map-root-user --mount`.
 """
 
 import argparse
@@ -37,44 +37,45 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import tag
-from proxhpc.faults import POINTS, Point
+from proxhpc.cluster.slurm import run_tag
+from proxhpc.faults import FAULT_POINTS, FaultPoint
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from runs import BEHIND, corpus_bytes, demo_copies, local_site, manifest
+from runs import AFTER_DEATHS, corpus_bytes, demo_copies, local_site, manifest
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from slurm_config import Spec
 from slurm_reaper import processes
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
-SUBMITTING = POINTS[POINTS.index("advance held") : POINTS.index("all released") + 1]
+SUBMITTING = FAULT_POINTS[
+    FAULT_POINTS.index("advance held") : FAULT_POINTS.index("all released") + 1
+]
 STALE_AFTER = 30  # seconds; a frozen worker sleeps longer
-PATIENCE = 2400  # seconds that a run may take once nothing more is done to it
+TIMEOUT = 2400  # seconds that a run may take after its last event
 DISK_MB = 192
 WORKERS = 6  # more than an array of MaxArraySize 5 holds
-FEWEST = 10  # events of a run, if it lasts for them
-
+MIN_EVENTS = 10  # of a run, if it lasts long enough
 
 Expected = tuple[dict[str, str], dict[str, Any]]
 """The parts of the corpus and the counts of an undisturbed run."""
 
 
-class BrokenPromiseError(Exception):
-    """Something that must hold after a run does not."""
+class BrokenRunError(Exception):
+    """A run that was disturbed is not as it must be."""
 
 
 @dataclass
-class Battlefield:
-    """One run and what is done to it; every event returns what it did, or "" if it could not."""
+class ChaosRun:
+    """A run and its events; the method of an event returns what it did, or "" if it could not."""
 
     cluster: SlurmCluster
     folder: Path
     run: RunDir
-    chance: random.Random
-    armed: set[Point] = field(default_factory=set)
-    since: float = field(default_factory=time.monotonic)
-    later: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
-    seen: dict[str, int] = field(default_factory=dict)  # published ledgers and their inodes
+    rng: random.Random
+    armed: set[FaultPoint] = field(default_factory=set)
+    start: float = field(default_factory=time.monotonic)
+    scheduled: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
+    inodes: dict[str, int] = field(default_factory=dict)  # of published ledgers
 
     def kill(self) -> str:
         """SIGKILL a worker."""
@@ -85,21 +86,19 @@ class Battlefield:
         return f"worker {job}" if pid else ""
 
     def scancel(self) -> str:
-        """Cancel an array element that runs."""
+        """Cancel a running array element."""
         _, job = self._worker()
         if job:
             self.cluster.run("scancel", job, check=False)
         return f"element {job}" if job else ""
 
     def node(self) -> str:
-        """Cut a node's power; it comes back."""
-        if len(self.cluster.daemons) < len(self.cluster.spec.names) + 1:  # others are down
+        """Cut a node's power; it comes back later."""
+        if len(self.cluster.daemons) < len(self.cluster.spec.names) + 1:  # another one is down
             return ""
-        name = self.chance.choice([n for n in self.cluster.spec.names if n in self.cluster.daemons])
+        name = self.rng.choice([n for n in self.cluster.spec.names if n in self.cluster.daemons])
         self.cluster.kill_node(name)
-        self._later(
-            self.chance.uniform(3, 12), f"node {name} is back", self.cluster.start_node, name
-        )
+        self._later(self.rng.uniform(3, 12), f"node {name} is back", self.cluster.start_node, name)
         return name
 
     def controller(self) -> str:
@@ -108,28 +107,29 @@ class Battlefield:
         return "slurmctld"
 
     def launch(self) -> str:
-        """Launch twice at once, beside whatever is at work."""
-        two = [self._launcher() for _ in range(2)]
-        codes = [launcher.wait(timeout=200) for launcher in two]
+        """Launch twice at the same time, while the run is working."""
+        launchers = [self._launcher() for _ in range(2)]
+        codes = [launcher.wait(timeout=200) for launcher in launchers]
         if not set(codes) <= {0, 75}:
-            raise BrokenPromiseError(f"launching beside a run exited {codes}")
-        return f"two at once, exits {codes}"
+            raise BrokenRunError(f"launching during a run exited with {codes}")
+        return f"two at the same time, exit statuses {codes}"
 
     def launcher(self) -> str:
-        """Kill a launcher at a random step of its own, if it comes to it; then launch again."""
-        point = self.chance.choice(SUBMITTING)
+        """Kill a launcher at a random fault point, if it reaches it; then launch again."""
+        point = self.rng.choice(SUBMITTING)
         if not self.launcher_dies(point):
             return ""
         self.relaunch()
         return f"died at '{point}', launched again"
 
     def fault(self) -> str:
-        """Let the first process of a job that comes to a random point die there, if one does."""
-        self.arm(self.chance.choice([point for point in POINTS if point not in self.armed]))
+        """Kill the first process of a job that reaches a random fault point, if one does."""
+        if points := [point for point in FAULT_POINTS if point not in self.armed]:
+            self.arm(self.rng.choice(points))
         return ""
 
     def disk(self) -> str:
-        """Fill the run's file system to the last byte for some seconds."""
+        """Fill the run's file system completely for some seconds."""
         ballast = self.run.root.parent / "ballast"
         if ballast.exists():
             return ""
@@ -139,12 +139,12 @@ class Battlefield:
         with suppress(OSError), ballast.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(512))
-        self._later(self.chance.uniform(1, 5), "the disk has room", ballast.unlink)
+        self._later(self.rng.uniform(1, 5), "the disk has space", ballast.unlink)
         return f"full with {ballast.stat().st_size >> 20} MiB"
 
     def freeze(self) -> str:
-        """SIGSTOP a worker until long after it has lost its lease, then SIGCONT."""
-        if any(what.startswith("thaw") for _, what, _ in self.later):
+        """Stop a worker by SIGSTOP until long after it has lost its lease."""
+        if any(what.startswith("thaw") for _, what, _ in self.scheduled):
             return ""
         pid, job = self._worker()
         if pid:
@@ -153,46 +153,46 @@ class Battlefield:
         return f"worker {job}" if pid else ""
 
     def relaunch(self) -> None:
-        """Launch, as a person does."""
+        """Launch, as a user does."""
         for _ in range(4):
             if (code := self._launcher().wait(timeout=200)) == 0:
                 return
             time.sleep(5)
-        raise BrokenPromiseError(f"proxhpc launch exits {code}: {self.tail()}")
+        raise BrokenRunError(f"proxhpc launch exits {code}: {self.launch_log_tail()}")
 
-    def catch_up(self) -> Iterator[tuple[str, str]]:
-        """Do what is due by now, and see who died where it was armed; what happened."""
+    def poll(self) -> Iterator[tuple[str, str]]:
+        """Do what is due, and look for crashes at armed points; yield what happened."""
         now = time.monotonic()
-        for entry in [entry for entry in self.later if entry[0] <= now]:
-            self.later.remove(entry)
+        for entry in [entry for entry in self.scheduled if entry[0] <= now]:
+            self.scheduled.remove(entry)
             entry[2]()
             yield "after", entry[1]
         for point in [point for point in self.armed if not self.token(point).exists()]:
             self.armed.remove(point)
-            yield "fault", f"somebody died at '{point}'"
+            yield "fault", f"a process died at '{point}'"
         for path in self.run.shards.rglob("*.ledger.zst"):
             inode = path.stat().st_ino
-            if self.seen.setdefault(path.name, inode) != inode:
-                raise BrokenPromiseError(f"{path.name} was published twice")
+            if self.inodes.setdefault(path.name, inode) != inode:
+                raise BrokenRunError(f"{path.name} was published twice")
 
     def undo(self) -> None:
-        """Let frozen ones go on and killed ones live, whatever is still to come."""
-        for _, _, act in self.later:
-            act()
-        self.later.clear()
+        """Do all that is scheduled: frozen workers continue, nodes come back."""
+        for _, _, action in self.scheduled:
+            action()
+        self.scheduled.clear()
 
-    def token(self, point: Point) -> Path:
-        """The file that arms a point."""
+    def token(self, point: FaultPoint) -> Path:
+        """The file that arms a fault point."""
         return self.folder / "faults" / point.replace(" ", "-")
 
-    def arm(self, *points: Point) -> None:
-        """Let the first process that comes to each of these points die."""
+    def arm(self, *points: FaultPoint) -> None:
+        """Kill the first process that reaches each of these points."""
         for point in points:
             self.token(point).touch()
             self.armed.add(point)
 
-    def launcher_dies(self, point: Point) -> bool:
-        """Launch; whether the launcher came to this point, and died there."""
+    def launcher_dies(self, point: FaultPoint) -> bool:
+        """Launch; return True if the launcher reached this point and died there."""
         if point not in SUBMITTING:
             return False
         self.token(point).touch()
@@ -201,27 +201,27 @@ class Battlefield:
         self.armed.discard(point)
         return died
 
-    def tail(self) -> str:
-        """What the last launcher said."""
+    def launch_log_tail(self) -> str:
+        """The end of the launchers' output."""
         return (self.folder / "launch.log").read_text()[-400:]
 
     def _worker(self) -> tuple[int, str]:
-        """A worker's pid here and its array element."""
-        found = []
+        """A worker's pid on this machine and its array element, or (0, "")."""
+        workers = []
         for pid in processes(self.cluster.root):
-            with suppress(OSError, KeyError):  # it may end while it is looked at
+            with suppress(OSError, KeyError):  # it may end meanwhile
                 proc = Path("/proc") / str(pid)
-                words = (proc / "environ").read_bytes().decode(errors="replace").split("\0")
-                env = dict(word.split("=", 1) for word in words if "=" in word)
-                called = (proc / "cmdline").read_bytes().split(b"\0")
+                variables = (proc / "environ").read_bytes().decode(errors="replace").split("\0")
+                env = dict(pair.split("=", 1) for pair in variables if "=" in pair)
+                command = (proc / "cmdline").read_bytes().split(b"\0")
                 state = (proc / "stat").read_text().rpartition(")")[2].split()[0]
-                is_python = called[0] == os.fsencode(sys.executable)
-                if is_python and b"submitit.core._submit" in called and state not in "TZX":
+                is_python = command[0] == os.fsencode(sys.executable)
+                if is_python and b"submitit.core._submit" in command and state not in "TZX":
                     job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-                    found.append((pid, job))
-        return self.chance.choice(sorted(found)) if found else (0, "")
+                    workers.append((pid, job))
+        return self.rng.choice(sorted(workers)) if workers else (0, "")
 
-    def _launcher(self, point: Point | None = None) -> subprocess.Popen[bytes]:
+    def _launcher(self, point: FaultPoint | None = None) -> subprocess.Popen[bytes]:
         armed = {"PROXHPC_FAULT": f"{point}:{self.token(point)}"} if point else {}
         with (self.folder / "launch.log").open("ab") as log:
             return subprocess.Popen(
@@ -235,11 +235,14 @@ class Battlefield:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
-    def _later(self, seconds: float, what: str, act: Callable[..., object], *given: object) -> None:
-        self.later.append((time.monotonic() + seconds, what, lambda: act(*given)))
+    def _later(
+        self, seconds: float, what: str, action: Callable[..., object], *arguments: object
+    ) -> None:
+        entry = time.monotonic() + seconds, what, lambda: action(*arguments)
+        self.scheduled.append(entry)
 
 
-KINDS = {
+WEIGHTS = {  # how often each event is drawn
     "kill": 5,
     "scancel": 3,
     "fault": 5,
@@ -253,7 +256,7 @@ KINDS = {
 
 
 def plan(folder: Path, corpus: Sequence[Path], site: str) -> RunDir:
-    """A planned run in `folder`, with more commits than usual."""
+    """Plan a run in `folder`, with more commits than usual."""
     path = manifest(folder, corpus, sharding={"tokens": 60_000}, commit={"documents": 16})
     run = RunDir(folder / "disk" / "run")
     command = [*PROXHPC, "plan", str(path), "--freeze", "--site", site, "--run", str(run.root)]
@@ -262,55 +265,55 @@ def plan(folder: Path, corpus: Sequence[Path], site: str) -> RunDir:
 
 
 def undisturbed(folder: Path, corpus: Sequence[Path]) -> Expected:
-    """The corpus's bytes and counts of a run in local processes, with nothing done to it."""
+    """Bytes and counts of the corpus of an undisturbed run in local processes."""
     folder.mkdir()
     run = plan(folder, corpus, local_site(folder))
     command = [*PROXHPC, "launch", str(run.root), "--site", local_site(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return corpus_bytes(run), counts(run)
+    return corpus_bytes(run), merged_counts(run)
 
 
-def counts(run: RunDir) -> dict[str, Any]:
-    """The merge's proven counts."""
+def merged_counts(run: RunDir) -> dict[str, Any]:
+    """The counts in the summary of the merge."""
     summary: dict[str, Any] = orjson.loads(run.merge_summary.read_bytes())
     return dict(summary["counts"])
 
 
 @contextmanager
-def battlefield(
+def chaos_run(
     cluster: SlurmCluster, folder: Path, corpus: Sequence[Path], keep: Path | None
-) -> Iterator[Battlefield]:
-    """A planned run on a file system of its own, its workers apart from each other."""
+) -> Iterator[ChaosRun]:
+    """A planned run on a file system of its own; copied to `keep` if it breaks."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     (folder / "faults").mkdir()
     mount = ("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk))
     subprocess.run(mount, check=True)
     try:
-        field = Battlefield(cluster, folder, RunDir(disk / "run"), random.Random(folder.name))
-        plan(folder, corpus, slurm_site(field))
-        yield field
+        chaos = ChaosRun(cluster, folder, RunDir(disk / "run"), random.Random(folder.name))
+        plan(folder, corpus, slurm_site(chaos))
+        yield chaos
     except BaseException:
         if keep:
             shutil.copytree(folder, keep / folder.name, dirs_exist_ok=True)
             (keep / folder.name / "queue").write_text(cluster.describe())
         raise
     finally:
-        field.undo()
+        chaos.undo()
         cluster.reset()
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def slurm_site(field: Battlefield) -> str:
-    """A site whose workers share no pid namespace and die where a point is armed."""
-    python = field.folder / "python"
-    # A shell is the namespace's first process, for the first one cannot kill itself.
+def slurm_site(chaos: ChaosRun) -> str:
+    """A site whose workers have separate pid namespaces and die at armed points."""
+    python = chaos.folder / "python"
+    # The namespace's first process is a shell, because the first process cannot kill itself.
     python.write_text(
         "#!/bin/sh\nexec unshare --pid --fork --kill-child --mount-proc"
         f' sh -c \'{sys.executable} "$@"; exit $?\' sh "$@"\n'
     )
     python.chmod(0o755)
-    armed = ",".join(f"{point}:{field.token(point)}" for point in POINTS)
+    armed = ",".join(f"{point}:{chaos.token(point)}" for point in FAULT_POINTS)
     site = {
         "name": "chaos",
         "workers": WORKERS,
@@ -319,171 +322,172 @@ def slurm_site(field: Battlefield) -> str:
         "stale_after": STALE_AFTER,
         "python": str(python),
         "setup": [f"export PROXHPC_FAULT='{armed}'"],
-        "phases": {"merge": {"workers": 2}},  # arrays, where the corpus is not a small one
+        "phases": {"merge": {"workers": 2}},  # arrays, unless the corpus is small
     }
-    path = field.folder / "slurm.yaml"
+    path = chaos.folder / "slurm.yaml"
     path.write_text(yaml.safe_dump(site))
     return str(path)
 
 
-def say(field: Battlefield, kind: str, what: str) -> None:
-    """One line for one event."""
-    seconds = time.monotonic() - field.since
-    print(f"{field.folder.name}  {seconds:6.1f} s  {kind:<10} {what}", flush=True)
+def print_event(chaos: ChaosRun, kind: str, what: str) -> None:
+    """Print a line about an event."""
+    seconds = time.monotonic() - chaos.start
+    print(f"{chaos.folder.name}  {seconds:6.1f} s  {kind:<10} {what}", flush=True)
 
 
-def follow(field: Battlefield, act: Callable[[Counter[str]], bool]) -> Counter[str]:
-    """Watch a launched run until it is finished, and let `act` do things to it; what was done.
+def wait_until_finished(chaos: ChaosRun, act: Callable[[Counter[str]], bool]) -> Counter[str]:
+    """Wait for the end of a launched run, while `act` disturbs it; count the events by kind.
 
-    `act` is told what was done so far and says whether it did more.
+    `act` gets the counts so far, and returns True if it did something.
     """
-    done: Counter[str] = Counter()
-    end = time.monotonic() + PATIENCE
-    while not field.run.report_json.exists() or field.later:
-        happened = [*field.catch_up()]
-        tell(field, happened, done)
-        if (not field.run.report_json.exists() and act(done)) or happened:
-            end = time.monotonic() + PATIENCE
-        if time.monotonic() > end:
-            raise BrokenPromiseError("the run does not end, and nobody helps")
+    counts: Counter[str] = Counter()
+    deadline = time.monotonic() + TIMEOUT
+    while not chaos.run.report_json.exists() or chaos.scheduled:
+        happened = [*chaos.poll()]
+        record_events(chaos, happened, counts)
+        if (not chaos.run.report_json.exists() and act(counts)) or happened:
+            deadline = time.monotonic() + TIMEOUT
+        if time.monotonic() > deadline:
+            raise BrokenRunError("the run does not end by itself")
         time.sleep(0.1)
-    wish = "the run's jobs to end"  # a control job may sleep before it tries again
-    field.cluster.until(lambda: all(job.state in FINISHED for job in ours(field)), wish, PATIENCE)
-    tell(field, field.catch_up(), done)
-    del done["after"]
-    return done
+    # A control job may sleep before it retries.
+    chaos.cluster.until(
+        lambda: all(job.state in FINISHED for job in run_jobs(chaos)),
+        "the run's jobs to end",
+        TIMEOUT,
+    )
+    record_events(chaos, chaos.poll(), counts)
+    del counts["after"]
+    return counts
 
 
-def tell(field: Battlefield, happened: Iterable[tuple[str, str]], done: Counter[str]) -> None:
-    """Say and count what happened."""
+def record_events(
+    chaos: ChaosRun, happened: Iterable[tuple[str, str]], counts: Counter[str]
+) -> None:
+    """Print and count events."""
     for kind, what in happened:
-        say(field, kind, what)
-        done[kind] += 1
+        print_event(chaos, kind, what)
+        counts[kind] += 1
 
 
-def disturb(field: Battlefield, events: int, kinds: dict[str, int]) -> Counter[str]:
-    """Launch, and do up to `events` things to the run."""
-    due = time.monotonic() + field.chance.uniform(5, 8)
+def disturb(chaos: ChaosRun, events: int, kinds: dict[str, int]) -> Counter[str]:
+    """Launch, and disturb the run up to `events` times."""
+    due = time.monotonic() + chaos.rng.uniform(5, 8)
 
-    def act(done: Counter[str]) -> bool:
+    def act(counts: Counter[str]) -> bool:
         nonlocal due
-        if done.total() >= events or due > time.monotonic():
+        if counts.total() >= events or due > time.monotonic():
             return False
-        kind = field.chance.choices([*kinds], [*kinds.values()])[0]
-        if what := getattr(field, kind)():
-            tell(field, [(kind, what)], done)
-        due = time.monotonic() + field.chance.uniform(0.2, 1.5)
+        kind = chaos.rng.choices([*kinds], [*kinds.values()])[0]
+        if what := getattr(chaos, kind)():
+            record_events(chaos, [(kind, what)], counts)
+        due = time.monotonic() + chaos.rng.uniform(0.2, 1.5)
         return bool(what)
 
-    field.relaunch()
-    return follow(field, act)
+    chaos.relaunch()
+    return wait_until_finished(chaos, act)
 
 
-def strike(field: Battlefield, point: Point) -> Counter[str]:
-    """Launch with a death armed at this point, and what comes before it."""
+def crash_at(chaos: ChaosRun, point: FaultPoint) -> Counter[str]:
+    """Launch with a crash armed at this point, and at those that lead to it."""
 
-    def act(done: Counter[str]) -> bool:
-        if point == "shard left" and any(field.run.shards.rglob("*.a*")):
-            field.scancel()  # a worker leaves a shard when it is told to stop
+    def act(counts: Counter[str]) -> bool:
+        if point == "shard left" and any(chaos.run.shards.rglob("*.a*")):
+            chaos.scancel()  # a worker that must stop leaves its shard
         return False
 
-    field.arm(*BEHIND.get(point, ()), point)
-    if field.launcher_dies(point):
-        say(field, "launcher", f"died at '{point}'")
-    field.relaunch()
-    done = follow(field, act)
-    if field.armed:
-        raise BrokenPromiseError(f"nobody came to {', '.join(sorted(field.armed))}")
-    return done
+    chaos.arm(*AFTER_DEATHS.get(point, ()), point)
+    if chaos.launcher_dies(point):
+        print_event(chaos, "launcher", f"died at '{point}'")
+    chaos.relaunch()
+    counts = wait_until_finished(chaos, act)
+    if chaos.armed:
+        raise BrokenRunError(f"no process reached {', '.join(sorted(chaos.armed))}")
+    return counts
 
 
-def check(field: Battlefield, expected: Expected) -> None:
-    """Raise BrokenPromiseError unless everything that was promised holds."""
-    run = field.run
+def check(chaos: ChaosRun, expected: Expected) -> None:
+    """Raise BrokenRunError unless the finished run is as it must be."""
+    run = chaos.run
     if corpus_bytes(run) != expected[0]:
-        raise BrokenPromiseError("the corpus has other bytes than that of an undisturbed run")
-    if counts(run) != expected[1]:
-        raise BrokenPromiseError(f"other counts: {counts(run)}, not {expected[1]}")
+        raise BrokenRunError("the corpus differs from that of an undisturbed run")
+    if merged_counts(run) != expected[1]:
+        raise BrokenRunError(f"counts are {merged_counts(run)}, not {expected[1]}")
     proof = subprocess.run([*PROXHPC, "verify", str(run.root)], capture_output=True, text=True)
     if proof.returncode:
-        raise BrokenPromiseError(f"verify: {proof.stdout}{proof.stderr}")
-    left = [path.name for path in run.shards.rglob("*.a*")]
-    left += [path.name for path in run.leases.glob("[0-9]*")]
-    if left:
-        raise BrokenPromiseError(f"left behind: {left}")
+        raise BrokenRunError(f"verify: {proof.stdout}{proof.stderr}")
+    remains = [path.name for path in run.shards.rglob("*.a*")]
+    remains += [path.name for path in run.leases.glob("[0-9]*")]
+    if remains:
+        raise BrokenRunError(f"files that should be gone: {remains}")
     known = {job for entry in Journal(run).read() for ids in entry.jobs.values() for job in ids}
-    for job in ours(field):
+    for job in run_jobs(chaos):
         if job.id.partition("_")[0] not in known and job.state != "CANCELLED":
-            raise BrokenPromiseError(f"job {job.id} ({job.state}) is in no journal")
+            raise BrokenRunError(f"job {job.id} ({job.state}) is in no journal")
 
 
-def ours(field: Battlefield) -> list[Job]:
-    """Every job of the run that the controller knows."""
-    mark = tag(Plan.load(field.run).run_id)
-    return [job for job in field.cluster.jobs() if job.comment.startswith(mark)]
+def run_jobs(chaos: ChaosRun) -> list[Job]:
+    """All jobs of the run that the controller knows."""
+    prefix = run_tag(Plan.load(chaos.run).run_id)
+    return [job for job in chaos.cluster.jobs() if job.comment.startswith(prefix)]
 
 
-def wage(
+def run_all(
     cluster: SlurmCluster, root: Path, corpus: Sequence[Path], options: argparse.Namespace
-) -> Counter[str]:
-    """Run after run until enough has happened; how many events of each kind."""
-    expected = undisturbed(root / "quiet", corpus)
+) -> tuple[int, Counter[str]]:
+    """Make runs until there were enough runs and events; the runs, and the events by kind."""
+    expected = undisturbed(root / "undisturbed", corpus)
     print(f"undisturbed: {expected[1]['documents']} documents", flush=True)
-    kinds = {kind: n for kind, n in KINDS.items() if not options.only or kind in options.only}
-    points = list(POINTS)
-    total: Counter[str] = Counter()
-    while (
-        points if options.points else total["runs"] < options.runs or events(total) < options.events
-    ):
-        total["runs"] += 1
-        folder = root / f"{options.seed}-{total['runs']:02d}"
-        with battlefield(cluster, folder, corpus, options.keep) as field:
+    kinds = {kind: n for kind, n in WEIGHTS.items() if not options.only or kind in options.only}
+    points = list(FAULT_POINTS)
+    runs, total = 0, Counter[str]()
+    while points if options.points else runs < options.runs or total.total() < options.events:
+        runs += 1
+        folder = root / f"{options.seed}-{runs:02d}"
+        with chaos_run(cluster, folder, corpus, options.keep) as chaos:
             if options.points:
-                done = strike(field, points.pop(0))
+                counts = crash_at(chaos, points.pop(0))
             else:
-                runs_left = max(1, options.runs - total["runs"] + 1)
-                more = -(-(options.events - events(total)) // runs_left)
-                done = disturb(field, max(FEWEST, more), kinds)
-            check(field, expected)
-            say(field, "same", f"corpus and counts after {done.total()} events")
-        total += done
-    return total
-
-
-def events(total: Counter[str]) -> int:
-    """How many there were so far."""
-    return total.total() - total["runs"]
+                runs_left = max(1, options.runs - runs + 1)
+                events = -(-(options.events - total.total()) // runs_left)
+                counts = disturb(chaos, max(MIN_EVENTS, events), kinds)
+            check(chaos, expected)
+            print_event(chaos, "same", f"corpus and counts after {counts.total()} events")
+        total += counts
+    return runs, total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until enough has happened; 1 if a promise was broken."""
+    """Make the runs; exit status 1 if one of them is broken."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpus", nargs="*", type=Path, help="JSON lines; a made one if not given")
-    parser.add_argument("--runs", type=int, default=20, help="at least so many (20)")
-    parser.add_argument("--events", type=int, default=200, help="at least so many in all (200)")
+    parser.add_argument("corpus", nargs="*", type=Path, help="JSON lines; by default a made one")
+    parser.add_argument("--runs", type=int, default=20, help="at least that many (20)")
+    parser.add_argument(
+        "--events", type=int, default=200, help="at least that many in all runs (200)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=KINDS, help="kinds of events")
-    parser.add_argument("--points", action="store_true", help="a run for each point")
+    parser.add_argument("--only", nargs="+", choices=WEIGHTS, help="kinds of events")
+    parser.add_argument("--points", action="store_true", help="a run for each fault point")
     parser.add_argument("--max-array-size", type=int, default=1001)
     parser.add_argument("--no-accounting", action="store_true", help="a Slurm without sacct")
-    parser.add_argument("--keep", type=Path, help="where a run is copied that broke a promise")
+    parser.add_argument("--keep", type=Path, help="folder for copies of broken runs")
     options = parser.parse_args(arguments)
     spec = Spec(accounting=not options.no_accounting, max_array_size=options.max_array_size)
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as name:
+        root = Path(name)
         corpus = [path.absolute() for path in options.corpus] or demo_copies(root / "demo", 6)
         (root / "slurm").mkdir()
         try:
             with SlurmCluster(root / "slurm", spec) as cluster:
-                total = wage(cluster, root, corpus, options)
-        except BrokenPromiseError as error:
+                runs, total = run_all(cluster, root, corpus, options)
+        except BrokenRunError as error:
             print(f"BROKEN: {error}")
             return 1
-    each = ", ".join(f"{number} {kind}" for kind, number in total.most_common() if kind != "runs")
-    print(f"{total['runs']} runs, {events(total)} events ({each}):")
-    print("the same corpus and counts every time, nothing published twice, nothing left behind")
+    by_kind = ", ".join(f"{number} {kind}" for kind, number in total.most_common())
+    print(f"{runs} runs, {total.total()} events ({by_kind}):")
+    print("the same corpus and counts every time, nothing published twice, no job remains")
     return 0
 
 

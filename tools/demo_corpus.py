@@ -1,10 +1,11 @@
-"""Gather a demo corpus of real text found on any machine with Python: `demo_corpus.py OUT_DIR`.
+"""Make a demo corpus from real text that is on any machine with Python.
 
-Takes the long descriptions (READMEs) of the installed packages, of this environment and of the
-Python it is made from, and the documentation in the standard library: module, class and function
-docstrings, the help topics, and text files. Writes OUT_DIR/demo-00.jsonl.zst to demo-03.jsonl.zst;
-demo-01 consists of many zstd frames, as corpora written in pieces do. The same machine gives the
-same bytes.
+    python tools/demo_corpus.py OUT_DIR
+
+It takes the READMEs of installed packages, in this environment and in the Python below it, and the
+documentation of the standard library: docstrings, help topics and text files. OUT_DIR gets
+demo-00.jsonl.zst to demo-03.jsonl.zst. demo-01 has many zstd frames, like a corpus that was written
+in pieces. The same machine gives the same bytes.
 """
 
 import ast
@@ -18,7 +19,7 @@ import sys
 import sysconfig
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email import message_from_bytes, message_from_string
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,11 +28,11 @@ import orjson
 import zstandard
 
 FILES = 4
-FRAMED_FILE = 1  # the one of many frames
+FRAMED_FILE = 1  # the one with many frames
 RECORDS_PER_FRAME = 40
-SHORTEST = 200  # characters; a docstring of one line is no document
-SHORTEST_MEMBER = 600  # of a class or function: those with something to tell
-LARGEST_SOURCE = 2_000_000  # bytes
+MIN_CHARS = 200  # of a document
+MIN_MEMBER_CHARS = 600  # of the docstring of a class or function
+MAX_SOURCE_BYTES = 2_000_000
 SKIPPED_FOLDERS = frozenset(
     ("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "config")
 )
@@ -39,8 +40,8 @@ TEXT_FILES = (".txt", ".rst", ".md", ".html")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One document of the demo corpus."""
+class DemoDocument:
+    """One row of the demo corpus."""
 
     id: str
     text: str
@@ -49,7 +50,7 @@ class Found:
 
 
 def main() -> int:
-    """Write the corpus; prints one line."""
+    """Write the corpus, and print one line."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: demo_corpus.py OUT_DIR", file=sys.stderr)
         return 2
@@ -61,36 +62,36 @@ def main() -> int:
     return 0
 
 
-def gather() -> list[Found]:
-    """All documents, without a second one of the same id, in an order that mixes the kinds."""
-    found: dict[str, Found] = {}
+def gather() -> list[DemoDocument]:
+    """All documents, the first one of each id, in an order that mixes the kinds."""
+    documents: dict[str, DemoDocument] = {}
     for document in (*descriptions(), *bundled(), *topics(), *standard_library()):
         text = document.text.encode(errors="replace").decode().replace("\r\n", "\n").strip()
-        if len(text) >= SHORTEST:
-            found.setdefault(document.id, Found(document.id, text, document.source, document.kind))
-    return sorted(found.values(), key=lambda d: (hashlib.sha256(d.id.encode()).digest(), d.id))
+        if len(text) >= MIN_CHARS:
+            documents.setdefault(document.id, replace(document, text=text))
+    return sorted(documents.values(), key=lambda d: (hashlib.sha256(d.id.encode()).digest(), d.id))
 
 
-def descriptions() -> Iterator[Found]:
-    """Long descriptions of the distributions in this environment and in its base Python."""
+def descriptions() -> Iterator[DemoDocument]:
+    """READMEs of the packages in this environment and in its base Python."""
     base = set(site.getsitepackages([sys.base_prefix, sys.base_exec_prefix]))
     base.add(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
-    ours = [path for path in dict.fromkeys(sys.path) if path and path not in base]
-    for environment, paths in (("env", ours), ("base", sorted(base))):
+    added = [path for path in dict.fromkeys(sys.path) if path and path not in base]
+    for environment, paths in (("env", added), ("base", sorted(base))):
         for distribution in importlib.metadata.distributions(path=paths):
             try:
                 raw = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")
             except UnicodeDecodeError:
-                continue  # packages older than the rule that metadata is UTF-8
+                continue  # older packages, whose metadata need not be UTF-8
             metadata = message_from_string(raw or "")
-            if metadata["Name"]:  # not so for the leftover folder of an uninstalled package
+            if metadata["Name"]:  # a folder of an uninstalled package has none
                 text = metadata.get_payload() or metadata["Description"] or ""
                 name = f"{metadata['Name']}-{metadata['Version']}"
-                yield Found(f"{environment}/{name}", str(text), name, "readme")
+                yield DemoDocument(f"{environment}/{name}", str(text), name, "readme")
 
 
-def bundled() -> Iterator[Found]:
-    """Long descriptions of the wheels that come with Python for ensurepip."""
+def bundled() -> Iterator[DemoDocument]:
+    """READMEs of the wheels that Python has for ensurepip."""
     for wheel in sorted(_library().glob("ensurepip/_bundled/*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             for member in sorted(archive.namelist()):
@@ -98,45 +99,45 @@ def bundled() -> Iterator[Found]:
                     metadata = message_from_bytes(archive.read(member))
                     payload = metadata.get_payload(decode=True)
                     text = payload.decode(errors="replace") if isinstance(payload, bytes) else ""
-                    yield Found(f"ensurepip/{wheel.stem}", text, wheel.name, "readme")
+                    yield DemoDocument(f"ensurepip/{wheel.stem}", text, wheel.name, "readme")
 
 
-def topics() -> Iterator[Found]:
-    """Language reference as help() shows it, one document a topic."""
+def topics() -> Iterator[DemoDocument]:
+    """The language reference of help(), one document for each topic."""
     if importlib.util.find_spec("pydoc_data") is None:
-        return  # some distributors split it off
+        return  # some distributions have it in another package
     from pydoc_data.topics import topics as texts
 
     for name, text in sorted(texts.items()):
-        yield Found(f"topic/{name}", text, "pydoc_data.topics", "topic")
+        yield DemoDocument(f"topic/{name}", text, "pydoc_data.topics", "topic")
 
 
-def standard_library() -> Iterator[Found]:
-    """Docstrings and text files under the standard library's folder; nothing is imported."""
+def standard_library() -> Iterator[DemoDocument]:
+    """Docstrings and text files of the standard library; nothing is imported."""
     library = _library()
     for folder, folders, names in os.walk(library):
-        folders[:] = sorted(f for f in folders if not _skipped(f))
+        folders[:] = sorted(f for f in folders if not _is_skipped(f))
         for name in sorted(names):
             path = Path(folder, name)
             relative = path.relative_to(library).as_posix()
-            if path.stat().st_size > LARGEST_SOURCE:
+            if path.stat().st_size > MAX_SOURCE_BYTES:
                 continue
             if name.endswith(".py"):
                 yield from docstrings(path.read_bytes(), relative)
             elif name.endswith(TEXT_FILES):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 text = html_text(text) if name.endswith(".html") else text
-                yield Found(f"file/{relative}", text, relative, "file")
+                yield DemoDocument(f"file/{relative}", text, relative, "file")
 
 
-def docstrings(source: bytes, relative: str) -> Iterator[Found]:
-    """Docstring of a module, and those of its classes and functions that are long."""
+def docstrings(source: bytes, relative: str) -> Iterator[DemoDocument]:
+    """The docstring of a module, and long ones of its classes and functions."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return  # a template or a file of another Python
+        return  # a template, or a file for another version of Python
     module = relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    yield Found(f"module/{module}", ast.get_docstring(tree) or "", relative, "module")
+    yield DemoDocument(f"module/{module}", ast.get_docstring(tree) or "", relative, "module")
     owners: list[tuple[str, ast.AST]] = [(module, tree)]
     for owner, node in owners:
         for child in ast.iter_child_nodes(node):
@@ -144,12 +145,12 @@ def docstrings(source: bytes, relative: str) -> Iterator[Found]:
                 name = f"{owner}.{child.name}"
                 owners.append((name, child))
                 text = ast.get_docstring(child) or ""
-                if len(text) >= SHORTEST_MEMBER:
-                    yield Found(f"docstring/{name}", text, relative, "docstring")
+                if len(text) >= MIN_MEMBER_CHARS:
+                    yield DemoDocument(f"docstring/{name}", text, relative, "docstring")
 
 
-class _Text(HTMLParser):
-    """Collects the text of a page, blocks on lines of their own."""
+class _TextParser(HTMLParser):
+    """Collects the text of a page, one block a line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,15 +174,15 @@ class _Text(HTMLParser):
 
 
 def html_text(page: str) -> str:
-    """Text of an HTML page, one block a line."""
-    parser = _Text()
+    """The text of an HTML page, one block a line."""
+    parser = _TextParser()
     parser.feed(page)
     parser.close()
     return "\n".join(" ".join(line.split()) for line in parser.lines if line.strip())
 
 
-def write(documents: list[Found], out: Path) -> None:
-    """Deal the documents out to the files; each file appears whole or not at all."""
+def write(documents: list[DemoDocument], out: Path) -> None:
+    """Distribute the documents over the files, each of which appears whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     share = -(-len(documents) // FILES)
     for number in range(FILES):
@@ -202,7 +203,7 @@ def _library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _skipped(folder: str) -> bool:
+def _is_skipped(folder: str) -> bool:
     return folder in SKIPPED_FOLDERS or folder.startswith(("config-", "."))
 
 

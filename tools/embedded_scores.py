@@ -1,8 +1,7 @@
 """Scores of the embedded refiner for its card, beside rules, the classical labeler and the oracle.
 
-Pages of validation hosts, pages of a source that is never learnt from, and documents with human
-verdicts are refined by `proxhpc evaluate`'s own code; the labeler's chances above one half count
-as its decisions.
+The evaluation is that of `proxhpc evaluate`. The labeler drops what it gives a probability above
+one half.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,74 +10,83 @@ from pathlib import Path
 
 from proxhpc.evaluate.gold import GoldRecord, Selection, read_gold
 from proxhpc.evaluate.metrics import GoldLines, MetricScores, score_documents, score_lines
-from proxhpc.evaluate.result import Evaluation, Group, System, evaluate
+from proxhpc.evaluate.result import Evaluation, GroupScores, SystemScores, evaluate
 from proxhpc.preview import preview_manifest
 from proxhpc.train.card import markdown_table
 
-Chances = Mapping[tuple[str, str], Sequence[float]]
+DropProbabilities = Mapping[tuple[str, str], Sequence[float]]
+"""By level and id, of each line or of the document."""
+
 LABELER = "labeler (LightGBM)"
-LINES = ("token_f1", "line_f1", "long_lines_lost", "tokens_kept", "valid_programs")
-VERDICTS = ("accuracy", "f1", "documents_kept", "valid_programs")
-PERCENT = 95
+LINE_METRICS = ("token_f1", "line_f1", "long_lines_lost", "tokens_kept", "valid_programs")
+VERDICT_METRICS = ("accuracy", "f1", "documents_kept", "valid_programs")
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """An evaluation of a set of records, and what the labeler scores in each of its groups."""
+class SetScores:
+    """An evaluation, and the labeler's scores in each of its groups."""
 
     title: str
-    found: Evaluation
+    evaluation: Evaluation
     labeler: dict[str, MetricScores]
 
 
-def judge(model: Path, title: str, file: Path, limit: int | None, chances: Chances) -> Judged:
-    """Score a model's directory on a file of gold records, `limit` of them at random."""
+def evaluate_set(
+    model: Path, title: str, file: Path, limit: int | None, probabilities: DropProbabilities
+) -> SetScores:
+    """Evaluate a model and the labeler on gold records, up to `limit` of them drawn at random."""
     selection = Selection(limit=limit)
     records = read_gold([file], selection=selection)
     manifest = preview_manifest(
         None, engine="transformers", model=str(model), doc_model=str(model), prompt=None
     )
-    found = evaluate(manifest, records, [file], selection, rounds=500)
-    labeler = {group.name: _labeler(_members(group, records), chances) for group in found.groups}
-    return Judged(title, found, labeler)
+    evaluation = evaluate(manifest, records, [file], selection, rounds=500)
+    labeler = {
+        group.name: _labeler_scores(_members(group, records), probabilities)
+        for group in evaluation.groups
+    }
+    return SetScores(title, evaluation, labeler)
 
 
-def _members(group: Group, records: Sequence[GoldRecord]) -> list[GoldRecord]:
+def _members(group: GroupScores, records: Sequence[GoldRecord]) -> list[GoldRecord]:
     if group.name == "unanimous":
         return [record for record in records if record.unanimous]
-    wanted = group.name.removeprefix("source=")
-    return [record for record in records if wanted in ("all", record.source)]
+    source = group.name.removeprefix("source=")
+    return [record for record in records if source in ("all", record.source)]
 
 
-def _labeler(records: Sequence[GoldRecord], chances: Chances) -> MetricScores:
+def _labeler_scores(
+    records: Sequence[GoldRecord], probabilities: DropProbabilities
+) -> MetricScores:
     if records[0].keep is not None:
-        drop = [chances["doc", record.id][0] for record in records]
-        return score_documents(records, [chance < 0.5 for chance in drop], drop)
-    kept = [[chance <= 0.5 for chance in chances["chunk", record.id]] for record in records]
+        drop = [probabilities["doc", record.id][0] for record in records]
+        return score_documents(records, [value < 0.5 for value in drop], drop)
+    kept = [[value <= 0.5 for value in probabilities["chunk", record.id]] for record in records]
     return score_lines([GoldLines.of(record) for record in records], kept)
 
 
-def markdown(judged: Sequence[Judged]) -> str:
-    """The tables of the card."""
-    return "\n\n".join(f"### {one.title}\n\n{_table(one)}" for one in judged) + "\n"
+def markdown(scores: Sequence[SetScores]) -> str:
+    """A table for each set."""
+    return "\n\n".join(f"### {each.title}\n\n{_table(each)}" for each in scores) + "\n"
 
 
-def _table(one: Judged) -> str:
-    metrics = LINES if one.found.groups[0].level == "chunk" else VERDICTS
+def _table(scores: SetScores) -> str:
+    groups = scores.evaluation.groups
+    metrics = LINE_METRICS if groups[0].level == "chunk" else VERDICT_METRICS
     rows = []
-    for group in one.found.groups:
-        about = f"{group.name.removeprefix('source=')} ({group.documents})"
+    for group in groups:
+        label = f"{group.name.removeprefix('source=')} ({group.documents})"
         for system in group.systems:
-            name = "this model" if system.name == one.found.refiner else system.name
-            rows.append([about, name, *_cells(system, metrics)])
-        labeler = one.labeler[group.name]
-        rows.append([about, LABELER, *(_number(labeler.get(name)) for name in metrics)])
-    return markdown_table(
-        ("documents", "refiner", *(name.replace("_", " ") for name in metrics)), rows
-    )
+            is_model = system.name == scores.evaluation.refiner
+            rows.append([label, "this model" if is_model else system.name])
+            rows[-1] += _cells(system, metrics)
+        labeler = scores.labeler[group.name]
+        rows.append([label, LABELER, *(_number(labeler.get(name)) for name in metrics)])
+    header = ("documents", "refiner", *(name.replace("_", " ") for name in metrics))
+    return markdown_table(header, rows)
 
 
-def _cells(system: System, metrics: Sequence[str]) -> Iterator[str]:
+def _cells(system: SystemScores, metrics: Sequence[str]) -> Iterator[str]:
     for name in metrics:
         score = system.scores[name]
         interval = name == metrics[0] and score.low is not None

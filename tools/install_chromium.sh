@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Installs a Chromium without windows for the tests of the report's page (Debian).
-# Exit 1, with the reason, where that cannot be done here.
+# Install a headless Chromium for the tests of the report page (Debian).
+# Exits 1 with the reason if that is impossible.
 set -euo pipefail
 
 programs=(chromium-headless-shell chromium google-chrome)
 package=chromium-headless-shell
 
-found() {
+is_installed() {
   for program in "${programs[@]}"; do
     command -v "$program" >/dev/null && return
   done
   return 1
 }
 
-found && exit 0
+is_installed && exit 0
 . "$(dirname "$0")/apt_install.sh"
-by_hand="install one of ${programs[*]} by hand"
-if ! apt_install install_chromium "$by_hand" "$package" || ! found; then
-  echo "install_chromium: no package $package here; $by_hand" >&2
+advice="install one of ${programs[*]} by hand"
+if ! apt_install install_chromium "$advice" "$package" || ! is_installed; then
+  echo "install_chromium: no package $package; $advice" >&2
   exit 1
 fi

@@ -1,14 +1,15 @@
-"""The classical labeler: chances that lines, and documents, should go, by LightGBM and features.
+"""The classical labeler: probabilities that lines and documents should be dropped.
 
-It is the embedded refiner's second teacher, and shown beside it. It runs by itself, for it needs
-lightgbm and scikit-learn:
+    python tools/labeler.py ROWS.jsonl.zst PROBABILITIES.jsonl.zst
 
-    python tools/labeler.py ROWS.jsonl.zst CHANCES.jsonl.zst
+LightGBM on features of lines, and logistic regression on features of documents. It is the second
+teacher of the embedded refiner, and a system to compare it with. It is a separate program because
+it needs lightgbm and scikit-learn.
 
-A row is {"id", "level": "chunk" | "doc", "host", "lines", "marks", "train"}; `marks` is a letter
-K (keep), D (drop) or ? for each line, or one for a document, and is learnt from where `train` is
-true. A row of the answer is {"id", "level", "chance"}; the chances of what is learnt from are
-those of a labeler that has not seen its host.
+A row is {"id", "level": "chunk" | "doc", "host", "lines", "labels", "train"}. `labels` has a letter
+for each line, or one for the document: K (keep), D (drop) or ?. The labeler trains on rows where
+`train` is true. A row of the result is {"id", "level", "chance"}. Probabilities of training rows
+come from a model that was not trained on their host.
 """
 
 import hashlib
@@ -30,16 +31,16 @@ from sklearn.preprocessing import StandardScaler
 
 FOLDS = 5
 WORD = re.compile(r"\w+(?:'\w+)*")
-COMMON_TEXT = (
+COMMON_WORDS = (
     "the of and to in a is that for on with as it be was by are this at from or have an not but "
     "they you we his her he she which will their has had been were can all there when more would "
     "who about if out so what up one"
 )
-SHOP_TEXT = (
+COMMON = frozenset(COMMON_WORDS.split())
+SHOP_WORDS = (
     "price buy free shipping order click online shop products service services contact best sale "
     "please website"
 )
-COMMON, SHOP = frozenset(COMMON_TEXT.split()), frozenset(SHOP_TEXT.split())
 GBM = {
     "objective": "binary",
     "learning_rate": 0.06,
@@ -60,7 +61,7 @@ Array = Any
 
 
 def line_features(line: str) -> list[float]:
-    """Features of a line by itself; CHARS, WORDS and so on name some of them by place."""
+    """Features of a line by itself; CHARS, WORDS, … below are indices of some of them."""
     text = line.strip()
     words = WORD.findall(text)
     count, size = len(words), len(text)
@@ -96,34 +97,35 @@ CHARS, WORDS, UPPER, TITLE, COMMONS, ENDED, BULLET, BARS = 0, 1, 4, 5, 6, 7, 11,
 
 
 def page_features(lines: Sequence[str]) -> Array:
-    """Features of each line on its page (lines, features)."""
-    own = np.array([line_features(line) for line in lines], np.float32)
-    total, at, words = len(lines), np.arange(len(lines)), own[:, WORDS]
+    """Features of each line on its page [lines, features]."""
+    features = np.array([line_features(line) for line in lines], np.float32)
+    total, at, words = len(lines), np.arange(len(lines)), features[:, WORDS]
     before = np.concatenate([[0], np.cumsum(words)])
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     order = []
     for line in lines:
-        seen[line.strip()] = seen.get(line.strip(), 0) + 1
-        order.append(seen[line.strip()])
-    columns = [own, at, total - 1 - at, at / max(1, total - 1), before[:-1] / max(1, before[-1])]
-    columns += [np.array([seen[line.strip()] for line in lines]), np.array(order)]
-    of_page = (total, words.mean(), (words >= 20).mean())
-    of_page += (words[words >= 10].sum() / max(1, words.sum()),)
-    columns += [np.full(total, value) for value in of_page]
-    key = own[:, [CHARS, WORDS, UPPER, TITLE, COMMONS, ENDED, BULLET, BARS]]
+        counts[line.strip()] = counts.get(line.strip(), 0) + 1
+        order.append(counts[line.strip()])
+    columns = [features, at, total - 1 - at, at / max(1, total - 1)]
+    columns += [before[:-1] / max(1, before[-1])]
+    columns += [np.array([counts[line.strip()] for line in lines]), np.array(order)]
+    page = (total, words.mean(), (words >= 20).mean())
+    page += (words[words >= 10].sum() / max(1, words.sum()),)
+    columns += [np.full(total, value) for value in page]
+    key = features[:, [CHARS, WORDS, UPPER, TITLE, COMMONS, ENDED, BULLET, BARS]]
     for offset in (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5):
         columns.append(shifted(key, offset, -1)[:, : 5 if abs(offset) > 2 else None])
-    signals = (words, words >= 10, own[:, COMMONS], own[:, TITLE], own[:, ENDED])
+    signals = (words, words >= 10, *(features[:, key] for key in (COMMONS, TITLE, ENDED)))
     for reach in (3, 10, 30):
         for low, high in ((at - reach, at), (at + 1, at + 1 + reach)):
             columns += [means(signal, low, high) for signal in signals]
-    for least in (10, 20):
-        columns += distances(np.flatnonzero(words >= least), at)
+    for min_words in (10, 20):
+        columns += distances(np.flatnonzero(words >= min_words), at)
     return np.column_stack(columns).astype(np.float32)
 
 
 def shifted(values: Array, offset: int, fill: float) -> Array:
-    """The row `offset` further on in place of each; `fill` where there is none."""
+    """Each row replaced by the one at `offset` from it, or by `fill` if there is none."""
     out = np.full(values.shape, fill, np.float32)
     if abs(offset) < len(values):
         if offset < 0:
@@ -134,53 +136,53 @@ def shifted(values: Array, offset: int, fill: float) -> Array:
 
 
 def means(values: Array, low: Array, high: Array) -> Array:
-    """Means of [low, high) of the values; 0 of nothing."""
+    """Means of the values [low, high), for arrays of both; 0 for empty ranges."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = np.clip(low, 0, len(values))
     high = np.maximum(low, np.clip(high, 0, len(values)))
     return (sums[high] - sums[low]) / np.maximum(1, high - low)
 
 
-def distances(places: Array, at: Array) -> list[Array]:
-    """How far the nearest of `places` before each line, and from it on, is; 999 for none."""
-    if not len(places):
+def distances(targets: Array, at: Array) -> list[Array]:
+    """Distance of each line to the nearest target before it, and to the next one; 999 for none."""
+    if not len(targets):
         return [np.full(len(at), 999.0)] * 2
-    next_ = np.searchsorted(places, at, "left")
-    back = np.where(next_ > 0, at - places[np.maximum(next_ - 1, 0)], 999)
-    on = np.where(next_ < len(places), places[np.minimum(next_, len(places) - 1)] - at, 999)
-    return [back, on]
+    next_ = np.searchsorted(targets, at, "left")
+    before = np.where(next_ > 0, at - targets[np.maximum(next_ - 1, 0)], 999)
+    after = np.where(next_ < len(targets), targets[np.minimum(next_, len(targets) - 1)] - at, 999)
+    return [before, after]
 
 
-def around(chances: Array) -> Array:
-    """A chance of each line and of its neighbours (lines, features)."""
-    at = np.arange(len(chances))
-    columns = [chances]
+def neighborhood(probabilities: Array) -> Array:
+    """Probabilities of each line and of its neighbors [lines, features]."""
+    at = np.arange(len(probabilities))
+    columns = [probabilities]
     for offset in (-8, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 8):
-        columns.append(shifted(chances, offset, 0.5))
-    columns += [means(chances, at - reach, at + reach + 1) for reach in (3, 8, 20)]
-    columns.append(np.full(len(chances), chances.mean()))
+        columns.append(shifted(probabilities, offset, 0.5))
+    columns += [means(probabilities, at - reach, at + reach + 1) for reach in (3, 8, 20)]
+    columns.append(np.full(len(probabilities), probabilities.mean()))
     return np.column_stack(columns).astype(np.float32)
 
 
-def marked(line: str) -> str:
-    """A line as a bag of words is made of it: its length and end are words, too."""
+def bag_text(line: str) -> str:
+    """The text for the bag of words of a line, with words for its length and its end."""
     text = re.sub(r"\d", "0", line.strip())
     end = "a" if text[-1:].isalnum() else text[-1:]
     return f"zl{min(len(WORD.findall(text)), 30)} ze{end} {text[:300]}"
 
 
 def document_features(text: str) -> list[float]:
-    """Features of a document: its length, how its lines and words are."""
+    """Features of a document: sizes, and kinds of lines, words and characters."""
     lines = [line for line in text.split("\n") if line.strip()] or [""]
-    own = np.array([line_features(line) for line in lines], float)
+    features = np.array([line_features(line) for line in lines], float)
     words = text.split()
     count = max(1, len(words))
-    small = [word.lower().strip(".,!?") for word in words]
-    size = own[:, WORDS]
+    folded = [word.lower().strip(".,!?") for word in words]
+    size = features[:, WORDS]
 
-    def share(of: str | frozenset[str]) -> float:
-        wanted = of if isinstance(of, frozenset) else frozenset(of.split())
-        return sum(word in wanted for word in small) / count
+    def share(listed: str) -> float:
+        wanted = frozenset(listed.split())
+        return sum(word in wanted for word in folded) / count
 
     return [
         np.log(len(text) + 1),
@@ -189,9 +191,9 @@ def document_features(text: str) -> list[float]:
         np.log(np.median(size) + 1),
         (size >= 20).mean(),
         size[size >= 20].sum() / max(1, size.sum()),
-        own[:, ENDED].mean(),
-        (own[:, ENDED] * size).sum() / max(1, size.sum()),
-        len(set(small)) / count**0.7,
+        features[:, ENDED].mean(),
+        (features[:, ENDED] * size).sum() / max(1, size.sum()),
+        len(set(folded)) / count**0.7,
         share("i my me we our us"),
         share("you your"),
         *(text.count(sign) / count for sign in ("!", "?", ",", "|", "$", "...", "http")),
@@ -200,104 +202,106 @@ def document_features(text: str) -> list[float]:
         sum(map(len, words)) / count,
         share("the of a in to"),
         share("was were had"),
-        (own[:, COMMONS] * size).sum() / max(1, size.sum()),
-        share(SHOP),
+        (features[:, COMMONS] * size).sum() / max(1, size.sum()),
+        share(SHOP_WORDS),
         (text.count('"') + text.count("“")) / count,
         *(text.count(sign) / count for sign in "(:"),
     ]
 
 
 def fold_of(host: str) -> int:
-    """The fold of a host."""
+    """The number of a host's fold."""
     return int(hashlib.sha256(f"fold {host}".encode()).hexdigest()[:8], 16) % FOLDS
 
 
-def crossed(known: Array, folds: Array, fit: Callable[[Array], Callable[[Array], Array]]) -> Array:
-    """Chances of all items: of the known ones by models that were not fitted on their fold.
+def cross_predict(
+    known: Array, folds: Array, fit: Callable[[Array], Callable[[Array], Array]]
+) -> Array:
+    """Probabilities of all items; of known ones, from a model that was not fitted on their fold.
 
-    `fit` takes the items to learn from, and returns what gives the chances of other ones.
+    `fit` takes the items to fit a model on, and returns its prediction function.
     """
-    chances = np.zeros(len(folds), np.float32)
-    rest = np.flatnonzero(~known)
+    probabilities = np.zeros(len(folds), np.float32)
+    unknown = np.flatnonzero(~known)
     for fold in range(FOLDS):
         predict = fit(np.flatnonzero(known & (folds != fold)))
-        held = np.flatnonzero(known & (folds == fold))
-        for items, share in ((held, 1), (rest, FOLDS)):
+        held_out = np.flatnonzero(known & (folds == fold))
+        for items, share in ((held_out, 1), (unknown, FOLDS)):
             if len(items):
-                chances[items] += predict(items) / share
+                probabilities[items] += predict(items) / share
         print(f"fold {fold + 1} of {FOLDS}", file=sys.stderr, flush=True)
-    return chances
+    return probabilities
 
 
 def label_lines(rows: Sequence[dict[str, Any]]) -> list[Array]:
-    """Chances of every line of every row."""
+    """Probabilities for each line of each row."""
     ends = np.cumsum([len(row["lines"]) for row in rows])
     page = np.concatenate([page_features(row["lines"]) for row in rows])
     pattern = r"(?u)\b\w+\b|[|»©:?!.,$]"
     hasher = HashingVectorizer(
         n_features=2**18, ngram_range=(1, 2), token_pattern=pattern, alternate_sign=False
     )
-    bags = hasher.transform(marked(line) for row in rows for line in row["lines"])
-    letters = np.array([mark for row in rows for mark in row["marks"]])
-    train = np.repeat([row["train"] for row in rows], [len(row["lines"]) for row in rows])
-    known, label = train & (letters != "?"), (letters == "D").astype(int)
-    sizes = np.repeat([len(row["lines"]) for row in rows], [len(row["lines"]) for row in rows])
-    folds = np.repeat([fold_of(row["host"]) for row in rows], [len(r["lines"]) for r in rows])
+    bags = hasher.transform(bag_text(line) for row in rows for line in row["lines"])
+    letters = np.array([letter for row in rows for letter in row["labels"]])
+    sizes = [len(row["lines"]) for row in rows]
+    train = np.repeat([row["train"] for row in rows], sizes)
+    known, drop = train & (letters != "?"), (letters == "D").astype(int)
+    folds = np.repeat([fold_of(row["host"]) for row in rows], sizes)
     words = np.sqrt(np.clip(page[:, WORDS], 1, 100))
-    weight = words / np.sqrt(sizes)
+    weight = words / np.sqrt(np.repeat(sizes, sizes))
 
-    def by_words(items: Array) -> Callable[[Array], Array]:
+    def fit_words(items: Array) -> Callable[[Array], Array]:
         model = SGDClassifier(
             loss="log_loss", alpha=2e-6, max_iter=6, tol=None, random_state=0, average=True
-        ).fit(bags[items], label[items], sample_weight=words[items])
+        ).fit(bags[items], drop[items], sample_weight=words[items])
         return lambda others: model.predict_proba(bags[others])[:, 1]
 
-    first = crossed(known, folds, by_words)
-    more = np.concatenate([around(part) for part in np.split(first, ends[:-1])])
-    features = np.concatenate([page, more], 1)
+    first = cross_predict(known, folds, fit_words)
+    near = np.concatenate([neighborhood(part) for part in np.split(first, ends[:-1])])
+    features = np.concatenate([page, near], 1)
 
-    def by_trees(items: Array) -> Callable[[Array], Array]:
-        data = lightgbm.Dataset(features[items], label[items], weight=weight[items])
+    def fit_trees(items: Array) -> Callable[[Array], Array]:
+        data = lightgbm.Dataset(features[items], drop[items], weight=weight[items])
         model = lightgbm.train(GBM, data, num_boost_round=ROUNDS)
         return lambda others: model.predict(features[others])
 
-    return np.split(crossed(known, folds, by_trees), ends[:-1])
+    return np.split(cross_predict(known, folds, fit_trees), ends[:-1])
 
 
 def label_documents(rows: Sequence[dict[str, Any]]) -> list[Array]:
-    """The chance of each document, as an array of one."""
+    """The probability of each document, as an array of one."""
     features = np.array([document_features("\n".join(row["lines"])) for row in rows])
-    label = np.array([row["marks"] == "D" for row in rows]).astype(int)
-    known = np.array([bool(row["train"]) and row["marks"] != "?" for row in rows])
+    drop = np.array([row["labels"] == "D" for row in rows]).astype(int)
+    known = np.array([bool(row["train"]) and row["labels"] != "?" for row in rows])
     folds = np.array([fold_of(row["id"]) for row in rows])
 
     def fit(items: Array) -> Callable[[Array], Array]:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-        model.fit(features[items], label[items])
+        model.fit(features[items], drop[items])
         return lambda others: model.predict_proba(features[others])[:, 1]
 
-    return list(crossed(known, folds, fit)[:, None])
+    return list(cross_predict(known, folds, fit)[:, None])
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file."""
+    """Rows of a file."""
     with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
         for line in io.BufferedReader(stream):
             yield json.loads(line)
 
 
 def main() -> None:
-    """Label the rows of the first argument into the second."""
+    """Label the rows of one file, and write the other one."""
     source, target = map(Path, sys.argv[1:3])
     rows = list(read(source))
     out = io.BytesIO()
     for level, label in (("chunk", label_lines), ("doc", label_documents)):
-        own = [row for row in rows if row["level"] == level]
-        for row, chances in zip(own, label(own) if own else [], strict=True):
-            chance = [round(float(value), 3) for value in chances]
-            line = {"id": row["id"], "level": level, "chance": chance}
+        asked = [row for row in rows if row["level"] == level]
+        for row, probabilities in zip(asked, label(asked) if asked else [], strict=True):
+            rounded = [round(float(value), 3) for value in probabilities]
+            line = {"id": row["id"], "level": level, "chance": rounded}
             out.write(json.dumps(line).encode() + b"\n")
-    part = target.with_name(f".{target.name}.part")  # what is there is whole
+    part = target.with_name(f".{target.name}.part")  # so that the file appears whole
     part.write_bytes(zstandard.ZstdCompressor().compress(out.getvalue()))
     part.replace(target)
 

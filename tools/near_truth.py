@@ -1,14 +1,13 @@
-"""What is truly a near-duplicate: all pairs by their exact Jaccard similarity, and planted ones.
+"""True near-duplicates: the exact Jaccard similarity of all pairs, and planted copies.
 
-The measure is nobody's own: sets of runs of five words, where words are runs of letters, digits
-and underscores in the text's lower case.
+The similarity is that of sets of runs of five words. Words are runs of letters, digits and
+underscores in the lower-cased text.
 """
 
 import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,11 +15,11 @@ WORDS = 5
 _WORD = re.compile(r"\w+")
 
 
-def planted(texts: Sequence[str], copies: int, rng: random.Random) -> list[str]:
-    """The texts and, mixed among them, `copies` of some with single words changed.
+def plant_copies(texts: Sequence[str], copies: int, rng: random.Random) -> list[str]:
+    """The texts, shuffled with `copies` of long ones in which single words are changed.
 
-    The share of changed words is even between 0 and 8 %, so that similarities lie on both sides
-    of any threshold one may choose.
+    The share of changed words runs from 0 to 8 %, so that there are similarities on both sides of
+    any threshold.
     """
     out = list(texts)
     long = [text for text in texts if len(_WORD.findall(text)) >= 4 * WORDS]
@@ -35,24 +34,23 @@ def planted(texts: Sequence[str], copies: int, rng: random.Random) -> list[str]:
     return out
 
 
-def similar(texts: Sequence[str], least: float) -> dict[tuple[int, int], float]:
-    """Every pair of texts with a Jaccard similarity of `least` or more, and that."""
+def similar_pairs(texts: Sequence[str], threshold: float) -> dict[tuple[int, int], float]:
+    """All pairs of texts with a Jaccard similarity of `threshold` or more, and their similarity."""
     numbers: dict[tuple[str, ...], int] = {}
     sets = [_shingles(text, numbers) for text in texts]
-    sizes = np.array([len(each) for each in sets])
+    sizes = np.array([len(shingles) for shingles in sets])
     flat = np.concatenate(sets)
     owners = np.repeat(np.arange(len(sets)), sizes)
     order = np.argsort(flat, kind="stable")
     flat, owners = flat[order], owners[order]
     common: Counter[tuple[int, int]] = Counter()
-    for own in np.split(owners, np.flatnonzero(np.diff(flat)) + 1):
-        if len(own) > 1:
-            listed = own.tolist()
-            common.update((a, b) for at, a in enumerate(listed) for b in listed[at + 1 :])
-    shares = {
+    for sharing in np.split(owners, np.flatnonzero(np.diff(flat)) + 1):
+        listed = sharing.tolist()
+        common.update((a, b) for at, a in enumerate(listed) for b in listed[at + 1 :])
+    similarities = {
         pair: both / int(sizes[pair[0]] + sizes[pair[1]] - both) for pair, both in common.items()
     }
-    return {pair: share for pair, share in shares.items() if share >= least}
+    return {pair: value for pair, value in similarities.items() if value >= threshold}
 
 
 def _shingles(text: str, numbers: dict[tuple[str, ...], int]) -> np.ndarray:
@@ -61,34 +59,27 @@ def _shingles(text: str, numbers: dict[tuple[str, ...], int]) -> np.ndarray:
     return np.array(sorted(numbers.setdefault(run, len(numbers)) for run in runs if run))
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How what was dropped compares with the truth.
+def measure(
+    documents: int, pairs: Sequence[tuple[int, int]], dropped: set[int]
+) -> tuple[float, float]:
+    """Precision and recall of the dropped documents, given the pairs that are similar.
 
-    `precision`: of the dropped documents, those that are truly like another one. `recall`: of the
-    documents of which one like them could stay, those that were dropped.
+    Precision: the share of dropped documents that are similar to another one. Recall: of the
+    documents that could be dropped while one of their set survives, the share that was.
     """
-
-    dropped: int
-    precision: float
-    recall: float
-
-
-def judge(documents: int, truth: Sequence[tuple[int, int]], dropped: set[int]) -> Quality:
-    """Compare dropped documents with the pairs that are truly alike."""
     roots = list(range(documents))
 
-    def root(of: int) -> int:
-        while roots[of] != of:
-            roots[of] = of = roots[roots[of]]
-        return of
+    def root(document: int) -> int:
+        while roots[document] != document:
+            roots[document] = document = roots[roots[document]]
+        return document
 
-    for left, right in truth:
+    for left, right in pairs:
         roots[root(left)] = root(right)
-    members: dict[int, set[int]] = {}
-    for document in {each for pair in truth for each in pair}:
-        members.setdefault(root(document), set()).add(document)
-    right = sum(len(each & dropped) for each in members.values())
-    wanted = sum(len(each) - 1 for each in members.values())
-    found = sum(min(len(each & dropped), len(each) - 1) for each in members.values())
-    return Quality(len(dropped), right / max(1, len(dropped)), found / max(1, wanted))
+    sets: dict[int, set[int]] = {}
+    for document in {each for pair in pairs for each in pair}:
+        sets.setdefault(root(document), set()).add(document)
+    correct = sum(len(members & dropped) for members in sets.values())
+    possible = sum(len(members) - 1 for members in sets.values())
+    found = sum(min(len(members & dropped), len(members) - 1) for members in sets.values())
+    return correct / max(1, len(dropped)), found / max(1, possible)

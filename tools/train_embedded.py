@@ -1,8 +1,8 @@
-"""Trains the embedded refiner: annotate, the classical labeler, adapt, evaluate, in one go.
+"""Train the embedded refiner: annotate, label, adapt and evaluate, in one run.
 
+    python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
     python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--threads 2] [--resume]
     python tools/train_embedded.py DATA_DIR --out DIR --publish proxhpc/embedded
-    python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
 
 DATA_DIR holds JSON lines:
 
@@ -10,13 +10,12 @@ eval_dev.jsonl.zst             pages with `text_noisy`, `text_gold`, `line_label
                                G good, B bad), `source`, `host`, `id`; those of source `dragnet`
                                are for evaluation only
 eval_docquality_dev.jsonl.zst  documents with `text`, `keep` (0 or 1), `unanimous`, `id`; half of
-                               them, by a hash of the id, teach; the other half judges
-corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; `web_html` pages
-                               and `pretraining` documents in English are labelled by the labeler
+                               them, by a hash of the id, are for training, half for evaluation
+corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; the labeler labels
+                               English ones of the kinds `web_html` and `pretraining`
 
-Every step leaves its files in DIR, and is not done again while they are there; a training that was
-begun goes on with --resume only. Seeds are fixed; how many
-steps the hours are depends on the machine.
+Every step writes files to DIR and is skipped if they exist; a training that was interrupted is
+continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the machine.
 """
 
 import argparse
@@ -33,8 +32,8 @@ from typing import Any
 
 import zstandard
 
-from embedded_scores import judge, markdown
-from proxhpc.annotate.annotate import Options, annotate
+from embedded_scores import evaluate_set, markdown
+from proxhpc.annotate.annotate import AnnotateOptions, annotate
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.spec.recipe import load_recipe
@@ -42,11 +41,11 @@ from proxhpc.train.adapt import adapt
 
 ROOT = Path(__file__).parent.parent
 LABELER = ROOT / "tools" / "labeler.py"
-NEEDS = ("lightgbm>=4", "scikit-learn>=1.4", "zstandard>=0.22")
-JUDGED_ONLY = "dragnet"  # its licence does not allow training
-LABELED = "labeler"  # the source of what only the labeler has labelled
-LEAST_LINES, LEAST_CHARS = 8, 200
-PARTS = 2  # parts of a document that are documents of their own
+LABELER_PACKAGES = ("lightgbm>=4", "scikit-learn>=1.4", "zstandard>=0.22")
+EVALUATION_SOURCE = "dragnet"  # its licence does not allow training
+LABELED = "labeler"  # source of the documents that only the labeler has labelled
+MIN_LINES, MIN_CHARS = 8, 200  # of a page, and of a document
+PARTS = 2  # parts of a document that are labelled as documents, too
 RECIPE = ROOT / "recipes" / "embedded.yaml"
 
 Rows = Iterator[dict[str, Any]]
@@ -59,248 +58,252 @@ def read(path: Path) -> Rows:
             yield json.loads(line)  # orjson refuses lone surrogates, which web pages have
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """A file of JSON lines; lone surrogates, which annotate would refuse, become `?`."""
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines; lone surrogates, which annotate would refuse, become `?`."""
     texts = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     lines = b"".join(text.encode("utf-8", "replace") for text in texts)
     write_atomic(path, zstandard.ZstdCompressor().compress(lines))
-    return path
 
 
-def teaches(name: str) -> bool:
-    """Whether a document with a human verdict teaches; else it judges."""
+def is_for_training(name: str) -> bool:
+    """Whether a document with a human verdict is for training; else it is for evaluation."""
     return hashlib.sha256(name.encode()).digest()[0] < 128
 
 
-class Work:
-    """The files of a training."""
+class Workspace:
+    """The input files, and the files that the steps write."""
 
-    def __init__(self, data: Path, out: Path, python: Path) -> None:
-        self.data, self.out, self.python = data, out, python
+    def __init__(self, data: Path, out: Path, labeler_python: Path) -> None:
+        self.data, self.labeler_python = data, labeler_python
         self.root = out / "data"
         self.root.mkdir(parents=True, exist_ok=True)
 
     def file(self, name: str) -> Path:
-        """The file of that name."""
+        """Path of a step's file."""
         return self.root / f"{name}.jsonl.zst"
 
-    def source(self, name: str) -> Rows:
-        """The rows of a file of the data directory."""
+    def rows(self, name: str) -> Rows:
+        """Rows of a step's file."""
+        return read(self.file(name))
+
+    def inputs(self, name: str) -> Rows:
+        """Rows of a file of the data directory."""
         return read(self.data / f"{name}.jsonl.zst")
 
-    def once(self, name: str, make: Callable[[], object]) -> Path:
-        """The file of that name, made if it is not there."""
+    def is_missing(self, name: str) -> bool:
+        """Whether a step must write this file; prints its path if so."""
         path = self.file(name)
-        if not path.exists():
+        if missing := not path.exists():
             print(f"making {path}", flush=True)
-            make()
-        return path
+        return missing
+
+    def make(self, name: str, rows: Callable[["Workspace"], Rows]) -> Path:
+        """Path of a file, which gets these rows if it does not exist."""
+        if self.is_missing(name):
+            write(self.file(name), rows(self))
+        return self.file(name)
+
+    def annotate(self, name: str, *sources: GoldSource) -> None:
+        """Annotate sources into a file, without near-duplicates of what is for evaluation."""
+        held_out = self.file("held-out-pages"), self.file("held-out-verdicts")
+        if self.is_missing(name):
+            annotate(sources, self.file(name), AnnotateOptions(held_out=held_out))
 
 
-def split_gold(work: Work) -> None:
-    """Pages to learn from, and pages and documents to judge by."""
-    pages = list(work.source("eval_dev"))
-    write(work.file("judged"), (row for row in pages if row["source"] == JUDGED_ONLY))
-    humans = list(work.source("eval_docquality_dev"))
-    write(work.file("verdicts"), (row for row in humans if not teaches(row["id"])))
-    write(work.file("pages"), (row for row in pages if row["source"] != JUDGED_ONLY))
+def held_out_pages(work: Workspace) -> Rows:
+    """The pages for evaluation."""
+    return (row for row in work.inputs("eval_dev") if row["source"] == EVALUATION_SOURCE)
 
 
-def options(work: Work) -> Options:
-    """Whole documents; what is judged by is kept clear of."""
-    return Options(held_out=(work.file("judged"), work.file("verdicts")))
+def training_pages(work: Workspace) -> Rows:
+    """The other pages."""
+    return (row for row in work.inputs("eval_dev") if row["source"] != EVALUATION_SOURCE)
 
 
-def to_label(work: Work) -> None:
-    """What the labeler learns from and labels: pages' lines, and documents."""
-    rows = list(_lines_to_label(work)) + list(_documents_to_label(work))
-    write(work.file("to-label"), rows)
+def held_out_verdicts(work: Workspace) -> Rows:
+    """The documents for evaluation."""
+    rows = work.inputs("eval_docquality_dev")
+    return (row for row in rows if not is_for_training(row["id"]))
 
 
-def _lines_to_label(work: Work) -> Rows:
-    for row in read(work.file("gold-examples")):
-        yield {
-            **_asked("chunk", row["id"], row["host"], row["lines"]),
-            "marks": row["keep"],
-            "train": row["split"] == "train",
-        }
-    for row in work.source("eval_dev"):
-        if row["source"] == JUDGED_ONLY:
-            yield _asked("chunk", row["id"], row["host"], row["text_noisy"].split("\n"))
-    for row in work.source("corpus_sample"):
+def label_requests(work: Workspace) -> Rows:
+    """What the labeler trains on and labels: lines of pages, and documents."""
+    yield from _line_requests(work)
+    yield from _document_requests(work)
+
+
+def _line_requests(work: Workspace) -> Rows:
+    for row in work.rows("gold-examples"):
+        request = _request("chunk", row["id"], row["host"], row["lines"])
+        yield request | {"labels": row["keep"], "train": row["split"] == "train"}
+    for row in work.rows("held-out-pages"):
+        yield _request("chunk", row["id"], row["host"], row["text_noisy"].split("\n"))
+    for row in work.inputs("corpus_sample"):
         lines = row["text"].split("\n")
-        if row["kind"] == "web_html" and row["lang"] == "en" and len(lines) >= LEAST_LINES:
-            yield _asked("chunk", row["id"], row.get("host") or row["id"], lines)
+        if row["kind"] == "web_html" and row["lang"] == "en" and len(lines) >= MIN_LINES:
+            yield _request("chunk", row["id"], row.get("host") or row["id"], lines)
 
 
-def _documents_to_label(work: Work) -> Rows:
-    """Documents with human verdicts; others, and parts of them; pages by their gold text."""
-    for row in work.source("eval_docquality_dev"):
-        asked = _asked("doc", row["id"], "", row["text"].split("\n"))
-        mark = "K" if row["keep"] else "D"
-        yield asked | {"marks": mark, "train": teaches(row["id"])}
-    chance = random.Random(0)
-    for row in work.source("corpus_sample"):
+def _document_requests(work: Workspace) -> Rows:
+    """Documents with human verdicts; others and parts of them; gold texts of pages and parts."""
+    for row in work.inputs("eval_docquality_dev"):
+        request = _request("doc", row["id"], "", row["text"].split("\n"))
+        label = "K" if row["keep"] else "D"
+        yield request | {"labels": label, "train": is_for_training(row["id"])}
+    rng = random.Random(0)
+    for row in work.inputs("corpus_sample"):
         if row["kind"] == "pretraining" and row["lang"] == "en":
-            yield from _parts(row["id"], row.get("host") or "", row["text"], chance)
-    for row in read(work.file("pages")):
-        yield from _parts(f"gold {row['id']}", row["host"], row["text_gold"], chance)
+            yield from _parts(row["id"], row.get("host") or "", row["text"], rng)
+    for row in work.rows("pages"):
+        yield from _parts(f"gold {row['id']}", row["host"], row["text_gold"], rng)
 
 
-def _parts(name: str, host: str, text: str, chance: random.Random) -> Rows:
+def _parts(name: str, host: str, text: str, rng: random.Random) -> Rows:
     lines = text.split("\n")
-    pieces = [lines]
+    parts = [lines]
     for _ in range(PARTS):
-        start = chance.randrange(len(lines))
-        pieces.append(lines[start : start + chance.choice((3, 8, 20, 50))])
-    for number, piece in enumerate(pieces):
-        if sum(map(len, piece)) >= LEAST_CHARS:
-            yield _asked("doc", f"{name} {number}", host, piece)
+        start = rng.randrange(len(lines))
+        parts.append(lines[start : start + rng.choice((3, 8, 20, 50))])
+    for number, part in enumerate(parts):
+        if sum(map(len, part)) >= MIN_CHARS:
+            yield _request("doc", f"{name} {number}", host, part)
 
 
-def _asked(level: str, name: str, host: str, lines: list[str]) -> dict[str, Any]:
-    marks = "?" * (len(lines) if level == "chunk" else 1)
+def _request(level: str, name: str, host: str, lines: list[str]) -> dict[str, Any]:
+    labels = "?" * (len(lines) if level == "chunk" else 1)
     about = {"level": level, "id": name, "host": host, "lines": lines}
-    return about | {"marks": marks, "train": False}
+    return about | {"labels": labels, "train": False}
 
 
-def label(work: Work) -> None:
+def label(work: Workspace) -> None:
     """Run the labeler."""
-    chances = work.file("chances")
-    subprocess.run([work.python, LABELER, work.file("to-label"), chances], check=True)
+    files = work.file("label-requests"), work.file("probabilities")
+    subprocess.run([work.labeler_python, LABELER, *files], check=True)
 
 
-def labelled_pairs(work: Work) -> None:
+def _probabilities(work: Workspace) -> dict[tuple[str, str], list[float]]:
+    return {(row["level"], row["id"]): row["chance"] for row in work.rows("probabilities")}
+
+
+def labelled_pairs(work: Workspace) -> Rows:
     """What only the labeler has labelled, as pairs for annotate."""
-    chances = _chances(work)
-    known = {row["id"] for row in read(work.file("gold-examples"))}
-
-    def rows() -> Rows:
-        judged = {row["id"] for row in read(work.file("verdicts"))}
-        judged |= {row["id"] for row in read(work.file("judged"))}
-        for row in read(work.file("to-label")):
-            if row["id"] in judged or (row["level"] == "chunk" and row["id"] in known):
-                continue
-            chance = chances[row["level"], row["id"]]
-            pair = {"id": row["id"], "host": row["host"], "source": LABELED}
-            pair["text"] = "\n".join(row["lines"])
-            if row["level"] == "chunk":
-                pair["line_labels"] = "".join("GB"[value > 0.5] for value in chance)
-            else:
-                pair["keep"] = row["marks"] == "K" if row["train"] else chance[0] < 0.5
-            yield pair
-
-    write(work.file("labelled"), rows())
+    probabilities = _probabilities(work)
+    gold = {row["id"] for row in work.rows("gold-examples")}
+    held_out = {row["id"] for row in work.rows("held-out-verdicts")}
+    held_out |= {row["id"] for row in work.rows("held-out-pages")}
+    for row in work.rows("label-requests"):
+        if row["id"] in held_out or (row["level"] == "chunk" and row["id"] in gold):
+            continue
+        drop = probabilities[row["level"], row["id"]]
+        pair = {"id": row["id"], "host": row["host"], "source": LABELED}
+        pair["text"] = "\n".join(row["lines"])
+        if row["level"] == "chunk":
+            pair["line_labels"] = "".join("GB"[value > 0.5] for value in drop)
+        else:
+            pair["keep"] = row["labels"] == "K" if row["train"] else drop[0] < 0.5
+        yield pair
 
 
-def _chances(work: Work) -> dict[tuple[str, str], list[float]]:
-    return {(row["level"], row["id"]): row["chance"] for row in read(work.file("chances"))}
+def join_probabilities(work: Workspace) -> Rows:
+    """The examples with the labeler's probabilities; its own labels are for training only."""
+    probabilities = _probabilities(work)
+    is_human = {row["id"]: row["train"] for row in work.rows("label-requests")}
+    for row in work.rows("all-examples"):
+        is_gold = row["source"] != LABELED
+        human = row["level"] == "doc" and is_human[row["id"]]
+        if human:  # they set the bias; the model learns from them through the labeler
+            row["split"] = "validation"
+        elif not is_gold and row["split"] != "train":
+            continue
+        row["chance"] = probabilities[row["level"], row["id"]]
+        if not is_gold and row["level"] == "chunk":
+            row["teacher"], row["weight"] = LABELED, 0.6
+            row["keep"] = "?" * len(row["lines"])
+        elif row["level"] == "doc":
+            row["teacher"] = "human" if human else LABELED
+        yield row
 
 
-def join(work: Work) -> None:
-    """The examples with the labeler's chances; its own labels teach only."""
-    chances = _chances(work)
-    documents = {row["id"]: row["train"] for row in read(work.file("to-label"))}
-
-    def rows() -> Rows:
-        for row in read(work.file("all-examples")):
-            own = row["source"] != LABELED
-            human = row["level"] == "doc" and documents[row["id"]]
-            if human:  # the labeler hands on what is learnt from these; they set the bias
-                row["split"] = "validation"
-            elif not own and row["split"] != "train":
-                continue
-            row["chance"] = chances[row["level"], row["id"]]
-            if not own and row["level"] == "chunk":
-                row["teacher"], row["weight"] = LABELED, 0.6
-                row["keep"] = "?" * len(row["lines"])
-            elif row["level"] == "doc":
-                row["teacher"] = "human" if human else LABELED
-            yield row
-
-    write(work.file("examples"), rows())
+def make_examples(work: Workspace) -> Path:
+    """The file of training examples."""
+    work.make("held-out-pages", held_out_pages)
+    work.make("held-out-verdicts", held_out_verdicts)
+    gold = GoldSource(work.make("pages", training_pages))
+    work.annotate("gold-examples", gold)
+    work.make("label-requests", label_requests)
+    if work.is_missing("probabilities"):
+        label(work)
+    labelled = GoldSource(work.make("labelled", labelled_pairs))
+    work.annotate("all-examples", gold, labelled)
+    return work.make("examples", join_probabilities)
 
 
-def examples(work: Work) -> Path:
-    """The examples to train with."""
-    work.once("pages", lambda: split_gold(work))
-    gold = GoldSource(work.file("pages"))
-    made = work.file("gold-examples")
-    work.once("gold-examples", lambda: annotate([gold], made, options(work)))
-    work.once("to-label", lambda: to_label(work))
-    work.once("chances", lambda: label(work))
-    work.once("labelled", lambda: labelled_pairs(work))
-    sources = [gold, GoldSource(work.file("labelled"))]
-    every = work.file("all-examples")
-    work.once("all-examples", lambda: annotate(sources, every, options(work)))
-    return work.once("examples", lambda: join(work))
+def validation_pages(work: Workspace) -> Rows:
+    """The pages of validation hosts, as gold records."""
+    ids = {row["id"] for row in work.rows("gold-examples") if row["split"] == "validation"}
+    return (row for row in work.rows("pages") if row["id"] in ids)
 
 
-def validation(work: Work) -> None:
-    """The pages of validation hosts as gold records."""
-    held = {r["id"] for r in read(work.file("gold-examples")) if r["split"] == "validation"}
-    rows = (row for row in read(work.file("pages")) if row["id"] in held)
-    write(work.file("validation"), rows)
-
-
-def scored(work: Work, model: Path) -> str:
-    """Scores of the model for its card."""
-    chances = _chances(work)
-    held = work.once("validation", lambda: validation(work))
-    sets = (
-        ("Pages of other hosts; the bias and the best weights were chosen by these", held, None),
-        (f"Pages of {JUDGED_ONLY}, which nothing was learnt from", work.file("judged"), 160),
-        ("Documents with human verdicts that nothing was learnt from", work.file("verdicts"), None),
+def score_tables(work: Workspace, model: Path) -> str:
+    """Scores of the model, as Markdown for its card."""
+    pages, verdicts = work.file("held-out-pages"), work.file("held-out-verdicts")
+    validation = work.make("validation", validation_pages)
+    sets = {
+        "Pages of validation hosts, on which the bias and the best weights were chosen": validation,
+        f"Pages of {EVALUATION_SOURCE}, none of which are training data": pages,
+        "Documents with human verdicts, none of which are training data": verdicts,
+    }
+    probabilities = _probabilities(work)
+    return markdown(
+        [
+            evaluate_set(model, title, file, 160 if file == pages else None, probabilities)
+            for title, file in sets.items()
+        ]
     )
-    return markdown([judge(model, *one, chances) for one in sets])
-
-
-def publish(model: Path, folder: Path) -> None:
-    """Copy what a model's directory holds beside its training."""
-    folder.mkdir(exist_ok=True)
-    for file in sorted(model.iterdir()):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
 
 
 def make_env(folder: Path) -> None:
-    """A virtual environment for the labeler."""
+    """Make a virtual environment for the labeler."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", *NEEDS], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, *LABELER_PACKAGES], check=True)
 
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="?", metavar="DATA_DIR")
     parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--hours", type=float, default=2.0, metavar="H")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--resume", action="store_true", help="go on with what is in DIR")
-    parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model there")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model to DIR")
     parser.add_argument("--make-env", type=Path, metavar="DIR", help="the labeler's environment")
-    given = parser.parse_args()
-    if given.make_env:
-        make_env(given.make_env)
-    if given.data is None and given.make_env:
-        return
-    if given.data is None or given.out is None:
+    arguments = parser.parse_args()
+    if arguments.make_env:
+        make_env(arguments.make_env)
+        if arguments.data is None:
+            return
+    if arguments.data is None or arguments.out is None:
         parser.error("DATA_DIR and --out are required to train")
     import torch
 
-    torch.set_num_threads(given.threads)
-    python = (given.make_env or given.out / "labeler") / "bin" / "python"
-    work = Work(given.data, given.out, python)
-    variables = {"EXAMPLES": str(examples(work).absolute()), "HOURS": str(given.hours)}
-    recipe = load_recipe(RECIPE, variables)
-    model = given.out / "model"
-    adapt(recipe, model, resume=given.resume)
-    scores = scored(work, model)
-    print(scores)
+    torch.set_num_threads(arguments.threads)
+    python = (arguments.make_env or arguments.out / "labeler") / "bin" / "python"
+    work = Workspace(arguments.data, arguments.out, python)
+    variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
+    model = arguments.out / "model"
+    adapt(load_recipe(RECIPE, variables), model, resume=arguments.resume)
+    tables = score_tables(work, model)
+    print(tables)
     card = (model / "README.md").read_text(encoding="utf-8")
-    write_atomic(model / "README.md", f"{card}\n## By gold data\n\n{scores}".encode())
-    if given.publish:
-        publish(model, given.publish)
+    write_atomic(model / "README.md", f"{card}\n## Scores on gold records\n\n{tables}".encode())
+    if arguments.publish:
+        arguments.publish.mkdir(exist_ok=True)
+        for file in filter(Path.is_file, model.iterdir()):
+            shutil.copyfile(file, arguments.publish / file.name)
 
 
 if __name__ == "__main__":

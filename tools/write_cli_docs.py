@@ -1,6 +1,7 @@
-"""Writes docs/cli.md from the command line's own help; `--check` only compares.
+"""Write docs/cli.md from the help texts of the command line.
 
-python tools/write_cli_docs.py [--check]
+python tools/write_cli_docs.py            write the page
+python tools/write_cli_docs.py --check    exit 1 if it is not current
 """
 
 import argparse
@@ -11,22 +12,33 @@ from pathlib import Path
 from proxhpc.cli.options import parser
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
-WIDTH = "96"  # columns, so that the page does not depend on a terminal
+WIDTH = "96"  # columns, whatever the terminal
 
 HEAD = """\
 # The command line
 
 <!-- written by tools/write_cli_docs.py -->
 
-Exit status: 0 done, 1 an error of the system that nobody foresaw, 2 the user must act (manifest,
-option, path, permission), 3 one shard cannot go on, 4 the run must stop until a person has looked,
-75 nothing is wrong and the same command may succeed later, 130 interrupted. `proxhpc --debug
-COMMAND …` shows the traceback of an error.
+`python -m proxhpc` is the same program as `proxhpc`. Commands with `--json` print one JSON
+document; [json.md](json.md) describes its keys.
+
+| exit status | meaning |
+|---|---|
+| 0 | done; also when the reader of a pipe has seen enough, as in `proxhpc inspect … \\| head` |
+| 1 | an error of the operating system; `refine`: not one record could be read |
+| 2 | you must act: a manifest, option, path or permission is wrong; `doctor`: a launch would fail |
+| 3 | one shard failed, others can continue |
+| 4 | the run has to stop until you have looked at it; `verify`: something is damaged |
+| 75 | nothing is wrong, and the same command may succeed later |
+| 130 | interrupted; everything committed is kept |
+
+An error is one line on standard error. With `--debug`, before or after the command, it is a
+traceback.
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     os.environ["COLUMNS"] = WIDTH
     top = parser()
     verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
@@ -35,16 +47,14 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    """Write or check."""
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text() == page():
-            return 0
-        print(f"{PAGE.name} is not current; run python tools/write_cli_docs.py")
-        return 1
-    PAGE.write_text(page())
-    return 0
+def main() -> None:
+    """Write or check the page."""
+    text = page()
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(text)
+    elif PAGE.read_text() != text:
+        sys.exit(f"{PAGE.name} is not current: run python tools/write_cli_docs.py")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

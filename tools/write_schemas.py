@@ -1,4 +1,4 @@
-"""Write what is generated from the models of manifest, site and recipe: schemas, docs' tables.
+"""Write the files generated from typed models: JSON Schemas, and tables in the docs.
 
 python tools/write_schemas.py            write the files
 python tools/write_schemas.py --check    exit 1 if one is not current
@@ -7,21 +7,43 @@ python tools/write_schemas.py --check    exit 1 if one is not current
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from proxhpc.annotate.summary import AnnotationSummary  # noqa: E402
+from proxhpc.doctor.finding import Diagnosis  # noqa: E402
+from proxhpc.evaluate.result import Evaluation  # noqa: E402
+from proxhpc.inspect.model import InspectOutput  # noqa: E402
+from proxhpc.outputs import OutputModel  # noqa: E402
+from proxhpc.report.model import Report, RunAccount  # noqa: E402
+from proxhpc.run.estimate import PlanEstimate  # noqa: E402
 from proxhpc.spec.load import json_schema  # noqa: E402
 from proxhpc.spec.manifest import Manifest  # noqa: E402
 from proxhpc.spec.recipe import Recipe  # noqa: E402
 from proxhpc.spec.site import Site  # noqa: E402
 from proxhpc.spec.slurm_notation import MANAGED_SBATCH_OPTIONS  # noqa: E402
+from proxhpc.status.model import Status  # noqa: E402
+from proxhpc.verify import VerifyOutput  # noqa: E402
 
 PAGES = {
     ROOT / "docs" / "manifest.md": ("manifest", "site", "managed"),
     ROOT / "docs" / "adapt.md": ("recipe",),
+    ROOT / "docs" / "json.md": ("documents",),
+}
+# The documents that `--json` prints, by command.
+DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = {
+    "doctor": (Diagnosis,),
+    "plan": (PlanEstimate,),
+    "status": (Status,),
+    "report": (Report, RunAccount),
+    "inspect": (InspectOutput,),
+    "verify": (VerifyOutput,),
+    "evaluate": (Evaluation,),
+    "annotate": (AnnotationSummary,),
 }
 _WORDS = {
     "string": "text",
@@ -45,6 +67,7 @@ def contents() -> dict[Path, str]:
         "site": sections(json_schema(Site), skip=("Phase", "RefinePhase", "MergePhase")),
         "managed": managed(),
         "recipe": sections(json_schema(Recipe), skip=()),
+        "documents": documents(),
     }
     for page, names in PAGES.items():
         files[page] = filled(page, {name: tables[name] for name in names})
@@ -122,6 +145,75 @@ def default_of(rule: dict[str, Any], *, required: bool) -> str:
     if isinstance(value, list):
         return "all" if value else ""
     return f"`{json.dumps(value).strip(chr(34))}`"
+
+
+def documents() -> str:
+    """Return the sections of docs/json.md: one for each document, one for each object in it."""
+    described: set[str] = set()
+    blocks = [
+        block
+        for command, models in DOCUMENTS.items()
+        for model in models
+        for block in document(command, model, described)
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def document(command: str, model: type[OutputModel], described: set[str]) -> Iterator[str]:
+    """Yield the sections of one document, without the objects already `described`."""
+    schema = model.model_json_schema(mode="serialization")
+    name = schema["properties"]["format"]["const"]
+    yield f"## `{command} --json`: `{name}`\n\n{about(schema)}\n\n{key_table(schema, schema)}"
+    waiting = references(schema["properties"])
+    while waiting:
+        title = waiting.pop(0)
+        if title in described:
+            continue
+        described.add(title)
+        part = schema["$defs"][title]
+        waiting = references(part["properties"]) + waiting
+        yield f"### {title}\n\n{about(part)}\n\n{key_table(part, schema)}"
+
+
+def references(part: object) -> list[str]:
+    """Return the names of the objects that a part of a schema mentions, in order."""
+    return re.findall(r'"#/\$defs/(\w+)"', json.dumps(part))
+
+
+def about(part: dict[str, Any]) -> str:
+    """Return the description of an object, whose paragraphs stay."""
+    paragraphs = part["description"].split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def key_table(part: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Return the keys of a JSON object, a part of `schema`, as a Markdown table."""
+    rows = ["| Key | Type | Meaning |", "|---|---|---|"]
+    for name in sorted(part["properties"], key="format".__ne__):  # as `to_json` prints them
+        rule = part["properties"][name]
+        # pydantic leaves out a description that is also that of the key's object
+        titles = [] if "description" in rule else references(rule)
+        meaning = schema["$defs"][titles[0]]["description"] if titles else rule["description"]
+        rows.append(f"| `{name}` | {json_type(rule)} | {' '.join(meaning.split())} |")
+    return "\n".join(rows)
+
+
+def json_type(rule: dict[str, Any]) -> str:
+    """Return in words which values a key of a JSON document has."""
+    if "$ref" in rule:
+        title = rule["$ref"].rpartition("/")[2]
+        return f"[{title}](#{title.lower()})"
+    if "anyOf" in rule:
+        return " or ".join(map(json_type, rule["anyOf"]))
+    if "const" in rule or "enum" in rule:
+        return ", ".join(f'`"{choice}"`' for choice in rule.get("enum", [rule.get("const")]))
+    if "prefixItems" in rule:
+        return f"list: {', '.join(map(json_type, rule['prefixItems']))}"
+    if rule.get("type") == "array":
+        return f"list of {json_type(rule['items'])}"
+    if rule.get("type") == "object":
+        return f"object: name to {json_type(rule['additionalProperties'])}"
+    return "null" if rule.get("type") == "null" else _WORDS[rule["type"]]
 
 
 def managed() -> str:

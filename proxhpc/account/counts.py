@@ -1,7 +1,7 @@
 """Counts of outcomes, bytes, tokens and model usage, as integers that add."""
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from proxhpc.account.flops import Usage
@@ -60,6 +60,10 @@ class Counts:
         """Documents that enter the merge: kept unchanged or edited."""
         return self.kept + self.edited
 
+    def tokens_read(self, level: str) -> int:
+        """Return the raw tokens of the documents that a stage reads."""
+        return self.tokens_in if level == "doc" else self.tokens_chunk
+
     def check(self, where: str) -> None:
         """Raise StopError unless the outcomes add up to the number of documents."""
         outcomes = self.in_corpus + self.dropped.total() + self.quarantined.total()
@@ -77,7 +81,7 @@ class Counts:
             if isinstance(value, Counter):
                 value = dict(sorted(value.items()))
             elif isinstance(value, Usage):
-                value = value.to_dict()
+                value = asdict(value)
             out[name] = value
         return out
 
@@ -91,7 +95,7 @@ class Counts:
             if isinstance(empty, Counter):
                 value = Counter(value)
             elif isinstance(empty, Usage):
-                value = Usage.from_dict(value)
+                value = Usage(**value)
             setattr(counts, name, value)
         return counts
 

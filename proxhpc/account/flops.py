@@ -5,10 +5,11 @@ sums over the keys that each query attends to. Norms, activations, softmax, rota
 sampling and padding do not.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from math import ceil
+from operator import add, attrgetter
 from typing import Any, NamedTuple, Self
 
 from proxhpc.errors import UserError
@@ -73,10 +74,6 @@ class ModelShape:
         """N in the ProX paper's FLOPs: all weights except the input embedding."""
         return self.parameters - self.vocab * self.hidden
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
-
 
 class ModelWork(NamedTuple):
     """The work of a model on one request, without padding.
@@ -132,31 +129,15 @@ class Usage:
         return self.prompt_tokens - self.cached_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.fed + other.fed,
-            self.new_tokens + other.new_tokens,
-            self.attended + other.attended,
-            self.attended_decoding + other.attended_decoding,
-            self.attended_cached + other.attended_cached,
-            self.logits + other.logits,
-        )
+        return Usage(*map(add, _sums(self), _sums(other)))
 
     def excess_over(self, other: "Usage") -> "Usage":
         """Return the amount by which each sum is above that of `other`, at least zero."""
-        names = [f.name for f in fields(Usage)]
-        return Usage(*(max(0, getattr(self, name) - getattr(other, name)) for name in names))
+        pairs = zip(_sums(self), _sums(other), strict=True)
+        return Usage(*(max(0, mine - others) for mine, others in pairs))
 
-    def to_dict(self) -> dict[str, int]:
-        """JSON form."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, int]) -> Self:
-        """Read what `to_dict` wrote."""
-        return cls(**data)
+_sums = attrgetter(*(f.name for f in fields(Usage)))
 
 
 def causal_pairs(tokens: int) -> int:
@@ -220,6 +201,12 @@ def break_even_parameters(flops: int, raw_tokens: int, refined_tokens: int) -> i
     """
     saved = raw_tokens - refined_tokens
     return ceil(Fraction(flops, 6 * saved)) if saved > 0 else None
+
+
+def sum_or_none(numbers: Sequence[int | None]) -> int | None:
+    """Return the sum, or None if one of the numbers is None."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

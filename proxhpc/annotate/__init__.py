@@ -1,1 +1,1 @@
-"""Training examples from people, rules and large models."""
+"""Make training examples from gold records, rules and large models."""

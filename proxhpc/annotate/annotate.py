@@ -1,44 +1,48 @@
-"""Sources in, one file of examples and a summary out; every document and window accounted for.
+"""From sources of labels to a file of examples and a summary that accounts for every document.
 
-What a refiner will be judged by comes first: documents of held-out files and of validation hosts
-are signed before any is taught, so that training is kept clear of both, and validation of what is
-held out. Examples wait in a temporary file until it is known how many there are to choose from; of
-each only some bytes stay in memory.
+Documents of held-out files and of validation hosts are indexed first, to keep training clear of
+both, and validation clear of held-out documents. Examples wait in a temporary file until it is
+known how many there are to choose from; only a few bytes of each stay in memory.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import orjson
 import zstandard
 
 from proxhpc.annotate.balance import Balance
-from proxhpc.annotate.examples import TrainingExample, UnmatchedLines, WindowCutter, examples
-from proxhpc.annotate.labels import LabelSource, Subject
+from proxhpc.annotate.examples import WindowLimits, make_examples
+from proxhpc.annotate.gold import GoldSource
+from proxhpc.annotate.labels import LabelSource, SourceDocument
 from proxhpc.annotate.leakage import NearDuplicateIndex
-from proxhpc.annotate.summary import Summary
+from proxhpc.annotate.programs import RunSource
+from proxhpc.annotate.summary import AnnotationSummary, SummaryCounter
 from proxhpc.corpus.disk import write_atomic, writing
-from proxhpc.corpus.document import Bad
+from proxhpc.corpus.document import BadRecord
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.errors import UserError
-from proxhpc.evaluate.gold import GoldFields, records
+from proxhpc.evaluate.gold import GoldFields, iter_records
 from proxhpc.program.syntax import Dialect
+from proxhpc.run.paths import RunDir
 from proxhpc.spec.sections import Near
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How examples are cut, balanced and kept clear of what refiners are judged by.
+class AnnotateOptions:
+    """How documents are split into windows, examples balanced and evaluation data avoided.
 
-    `untouched` is the largest share of windows without an edit in training, `per_source` the most
-    training documents of a source (None: no limit). Files `held_out` have `fields`.
+    `untouched` is the largest share of training windows without an edit, `per_source` the largest
+    number of training documents of a source (None: no limit). `fields` are those of the files in
+    `held_out`.
     """
 
     dialect: Dialect = "prox"
-    cut: WindowCutter = field(default_factory=WindowCutter)
+    windows: WindowLimits = field(default_factory=WindowLimits)
     untouched: float = 1.0
     per_source: int | None = None
     held_out: tuple[Path, ...] = ()
@@ -47,119 +51,132 @@ class Options:
     seed: int = 0
 
 
-def annotate(sources: Sequence[LabelSource], out: Path, options: Options) -> Summary:
-    """Write the examples of all sources to `out`, the summary beside it; the summary.
+def open_sources(paths: Sequence[Path], out: Path, options: AnnotateOptions) -> list[LabelSource]:
+    """A source for each path: a directory is a run, anything else a file of gold records.
 
-    UserError or RetryError where an input cannot be read or `out` not be written.
+    UserError if `out` would overwrite an input.
     """
-    summary = Summary()
-    balance = Balance(options.seed, options.untouched, options.per_source)
+    for path in (*paths, *options.held_out):
+        if path.exists() and out.exists() and path.samefile(out):
+            raise UserError(f"--out {out} would overwrite an input", hint="name another file")
+    return [
+        RunSource(RunDir(path.absolute()), options.fields)
+        if path.is_dir()
+        else GoldSource(path, options.fields, options.dialect)
+        for path in paths
+    ]
+
+
+def annotate(
+    sources: Sequence[LabelSource], out: Path, options: AnnotateOptions
+) -> AnnotationSummary:
+    """Write the examples of all sources to `out` and the summary beside it.
+
+    UserError or RetryError if an input cannot be read or `out` cannot be written.
+    """
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no directory {out.parent}")
+    counter = SummaryCounter()
+    balance = Balance(options.seed, options.untouched, options.per_source)
     with tempfile.TemporaryFile(dir=out.parent) as file:
         with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as waiting:
-            for example in _made(sources, options, summary):
-                balance.add(summary.documents, example)
+            for row in _all_examples(sources, options, counter):
+                balance.add(counter.documents, row)
                 with writing(out):
-                    waiting.write(orjson.dumps(example.row) + b"\n")
+                    waiting.write(orjson.dumps(row) + b"\n")
         file.seek(0)
-        with zstandard.ZstdDecompressor().stream_reader(file) as rows:
-            _publish(zip(BufferedReader(rows), balance.verdicts(), strict=True), out, summary)
-    data = orjson.dumps(summary.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    write_atomic(summary_path(out), data)
+        with zstandard.ZstdDecompressor().stream_reader(file) as rows, PartWriter(out) as part:
+            for line, reason in zip(BufferedReader(rows), balance.reasons(), strict=True):
+                if reason:
+                    counter.examples_left_out[reason] += 1
+                else:
+                    row = orjson.loads(line)
+                    part.write(row)
+                    counter.add_written(row)
+            counter.check()
+            summary = counter.summary(part.close().sha256)
+    write_atomic(summary_path(out), f"{summary.to_json()}\n".encode())
     return summary
 
 
-def _publish(made: Iterable[tuple[bytes, str]], out: Path, summary: Summary) -> None:
-    """Write the examples for which there is no reason to leave them out."""
-    with PartWriter(out) as part:
-        for line, reason in made:
-            if reason:
-                summary.not_chosen[reason] += 1
-            else:
-                row = orjson.loads(line)
-                part.write(row)
-                summary.write(row)
-        summary.check()
-        summary.sha256 = part.close().sha256
-
-
 def summary_path(out: Path) -> Path:
-    """Where the summary of an examples file is."""
+    """The path of an examples file's summary."""
     return out.with_name(f"{out.name.removesuffix('.zst').removesuffix('.jsonl')}.summary.json")
 
 
-class _Guard:
-    """Says which documents must not be trained on, or not be chosen by."""
+class _LeakageFilter:
+    """Finds documents that must not be in training or validation."""
 
-    def __init__(self, sources: Sequence[LabelSource], options: Options, summary: Summary) -> None:
-        self._options, self._summary = options, summary
-        self._hosts: set[str] = set()
+    def __init__(
+        self, sources: Sequence[LabelSource], options: AnnotateOptions, counter: SummaryCounter
+    ) -> None:
+        self._options, self._counter = options, counter
+        self._held_out_hosts: set[str] = set()
         self._held_out = NearDuplicateIndex(self._held_out_texts(), options.near)
-        self._validation = NearDuplicateIndex(_validation_texts(sources), options.near)
+        validation_texts = (
+            document.text
+            for source in sources
+            for document in source.documents()
+            if isinstance(document, SourceDocument) and document.split == "validation"
+        )
+        self._validation = NearDuplicateIndex(validation_texts, options.near)
 
     def _held_out_texts(self) -> Iterator[str]:
         for path in self._options.held_out:
-            for record in records(path, self._options.fields):
-                self._summary.held_out += 1
+            for record in iter_records(path, self._options.fields):
+                self._counter.held_out += 1
                 if record.host:
-                    self._hosts.add(record.host)
+                    self._held_out_hosts.add(record.host)
                 yield record.text
 
-    def objection(self, subject: Subject) -> str:
-        """Why a document must not be taught; empty if it may.
+    def reason(self, document: SourceDocument) -> str:
+        """Why a document must be left out; empty if it may be used.
 
-        Validation too is kept clear of what is held out: limits and the best weights are chosen
-        by it.
+        Validation avoids held-out documents, too: it chooses limits and the best weights.
         """
-        if subject.host in self._hosts:
+        if document.host in self._held_out_hosts:
             return "held_out_host"
-        near = self._held_out.has(subject.text)
-        if subject.split == "train":
-            near = near or self._validation.has(subject.text)
-        return "near_duplicate" if near else ""
+        is_duplicate = self._held_out.has_duplicate_of(document.text) or (
+            document.split == "train" and self._validation.has_duplicate_of(document.text)
+        )
+        return "near_duplicate" if is_duplicate else ""
 
 
-def _validation_texts(sources: Sequence[LabelSource]) -> Iterator[str]:
+def _all_examples(
+    sources: Sequence[LabelSource], options: AnnotateOptions, counter: SummaryCounter
+) -> Iterator[dict[str, Any]]:
+    leakage_filter = _LeakageFilter(sources, options, counter)
     for source in sources:
-        for subject in source.subjects():
-            if isinstance(subject, Subject) and subject.split == "validation":
-                yield subject.text
+        for item in source.documents():
+            yield from _document_examples(item, leakage_filter, options, counter)
 
 
-def _made(
-    sources: Sequence[LabelSource], options: Options, summary: Summary
-) -> Iterator[TrainingExample]:
-    """The examples of all documents that may be taught."""
-    guard = _Guard(sources, options, summary)
-    for source in sources:
-        for item in source.subjects():
-            yield from _taught(item, guard, options, summary)
-
-
-def _taught(
-    item: Subject | Bad, guard: _Guard, options: Options, summary: Summary
-) -> Iterator[TrainingExample]:
-    """The examples of a document; what becomes of it is counted."""
-    summary.documents += 1
-    if isinstance(item, Bad):
-        summary.left_out[item.reason] += 1
+def _document_examples(
+    item: SourceDocument | BadRecord,
+    leakage_filter: _LeakageFilter,
+    options: AnnotateOptions,
+    counter: SummaryCounter,
+) -> Iterator[dict[str, Any]]:
+    """The examples of a document; counts what becomes of it."""
+    counter.documents += 1
+    if isinstance(item, BadRecord):
+        counter.documents_left_out[item.reason] += 1
         return
-    summary.without_host += not item.host
-    if reason := guard.objection(item):
-        summary.left_out[reason] += 1
+    counter.without_host += not item.host
+    if reason := leakage_filter.reason(item):
+        counter.documents_left_out[reason] += 1
         return
-    lesson = item.teach()
-    summary.aside.update(lesson.aside)
-    made = 0
-    for found in examples(item, lesson, options.cut, options.dialect):
-        if isinstance(found, UnmatchedLines):
-            summary.aside["chunk", found.reason] += 1
+    labels = item.read_labels()
+    counter.discarded.update(labels.discarded)
+    created = 0
+    for example in make_examples(item, labels, options.windows, options.dialect):
+        if isinstance(example, str):
+            counter.discarded["chunk", example] += 1
         else:
-            made += 1
-            yield found
-    summary.made += made
-    if made:
-        summary.taught += 1
+            created += 1
+            yield example
+    counter.created += created
+    if created:
+        counter.used += 1
     else:
-        summary.left_out["nothing_to_teach"] += 1
+        counter.documents_left_out["no_example"] += 1

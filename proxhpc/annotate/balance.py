@@ -1,61 +1,60 @@
-"""Which examples are written, where there are too many of a kind: by lot, the same for one seed."""
+"""Decides which training examples to leave out where there are too many of a kind."""
 
 import random
 from array import array
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from proxhpc.annotate.examples import TrainingExample
-
-_TRAIN, _UNTOUCHED = 1, 2
+from proxhpc.annotate.examples import is_untouched
 
 
 class Balance:
-    """Takes every example that was made, then says of each whether it is one too many.
+    """Registers all examples, then names the ones to leave out at random, by seed.
 
-    Only training examples are. It keeps some bytes of each.
+    Only training examples are left out. It stores a few bytes for each example.
     """
 
-    def __init__(self, seed: int, untouched: float, per_source: int | None) -> None:
-        """`untouched`: largest share of windows without an edit; `per_source`: most documents."""
-        self._chance = random.Random(seed)  # noqa: S311
-        self._untouched, self._per_source = untouched, per_source
-        self._kinds = bytearray()
-        self._documents = array("Q")  # the number of each example's document
-        self._sources: dict[str, array[int]] = {}  # of training documents by source
+    def __init__(
+        self, seed: int, max_untouched: float, max_documents_per_source: int | None
+    ) -> None:
+        """`max_untouched` is the largest share of windows without an edit."""
+        self._rng = random.Random(seed)  # noqa: S311
+        self._max_untouched, self._max_documents = max_untouched, max_documents_per_source
+        self._documents = array("Q")  # the document number of each example
+        self._train_documents: defaultdict[str, array[int]] = defaultdict(lambda: array("Q"))
+        self._untouched, self._edited = array("Q"), array("Q")  # numbers of training windows
 
-    def add(self, document: int, example: TrainingExample) -> None:
-        """Take the next example, of the document that bears this number."""
-        row = example.row
-        train = row["split"] == "train"
-        if train and (not self._documents or self._documents[-1] != document):
-            self._sources.setdefault(row["source"], array("Q")).append(document)
-        window = example.row["level"] == "chunk"
-        self._kinds.append(_TRAIN * train * window | _UNTOUCHED * example.untouched)
+    def add(self, document: int, row: Mapping[str, Any]) -> None:
+        """Register the next example; `document` is the number of its document."""
+        if row["split"] == "train":
+            if not self._documents or self._documents[-1] != document:
+                self._train_documents[row["source"]].append(document)
+            if row["level"] == "chunk":
+                windows = self._untouched if is_untouched(row) else self._edited
+                windows.append(len(self._documents))
         self._documents.append(document)
 
-    def verdicts(self) -> Iterator[str]:
-        """For each example, in order, why it is left out; empty for those to be written."""
-        over = set[int]()
-        for documents in self._sources.values():
-            if self._per_source is not None and len(documents) > self._per_source:
-                over.update(self._chance.sample(documents, len(documents) - self._per_source))
-        without = self._too_untouched(over)
+    def reasons(self) -> Iterator[str]:
+        """For each example in order, why it is left out; empty if it is not."""
+        excess = set[int]()
+        for documents in self._train_documents.values():
+            if self._max_documents is not None and len(documents) > self._max_documents:
+                excess.update(self._rng.sample(documents, len(documents) - self._max_documents))
+        untouched = self._excess_untouched(excess)
         for number, document in enumerate(self._documents):
-            if document in over:
+            if document in excess:
                 yield "per_source"
             else:
-                yield "untouched" if number in without else ""
+                yield "untouched" if number in untouched else ""
 
-    def _too_untouched(self, over: set[int]) -> set[int]:
-        """Numbers of the examples without an edit that are too many."""
-        if self._untouched >= 1:
+    def _excess_untouched(self, excess_documents: set[int]) -> set[int]:
+        """The numbers of examples without an edit that are too many."""
+        if self._max_untouched >= 1:
             return set()
-        untouched, edited = array("Q"), 0
-        for number, (kind, document) in enumerate(zip(self._kinds, self._documents, strict=True)):
-            if kind & _TRAIN and document not in over:
-                if kind & _UNTOUCHED:
-                    untouched.append(number)
-                else:
-                    edited += 1
-        most = int(edited * self._untouched / (1 - self._untouched))
-        return set(self._chance.sample(untouched, max(0, len(untouched) - most)))
+        untouched, edited = (
+            [number for number in windows if self._documents[number] not in excess_documents]
+            for windows in (self._untouched, self._edited)
+        )
+        limit = int(len(edited) * self._max_untouched / (1 - self._max_untouched))
+        return set(self._rng.sample(untouched, max(0, len(untouched) - limit)))

@@ -1,23 +1,24 @@
-"""Examples: rows that a refiner is trained on, one for a window or for a whole document.
+"""Training examples: JSON rows with a window or a document and the program for it.
 
     {"id", "level", "source", "host", "split", "teacher", "of", "program", "weight",
      "first", "lines", "before", "after", "keep"}       level chunk
     {…, "text"}                                          level doc
 
-A window's program numbers its lines as if there were no others. It was executed: it makes what
-the teacher wants of them, and nothing else.
+A window's program numbers the lines within the window. Each program was executed: its result is
+exactly the text that the teacher's labels ask for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from proxhpc.annotate.labels import Edit, Subject, TeacherLabels
+from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.errors import UserError
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.syntax import (
     FIRST_LINE,
+    NO_EDIT,
     Dialect,
     Keep,
     Program,
@@ -26,156 +27,149 @@ from proxhpc.program.syntax import (
     Verdict,
     format_program,
 )
+from proxhpc.spec.sections import Level
 
-BEFORE, AFTER = 4, 3  # lines of the document around a window that an example shows
+BEFORE, AFTER = 4, 3  # lines of the document around a window that an example includes
 KEPT, DROPPED, UNKNOWN = "KD?"
 
 
 @dataclass(frozen=True, slots=True)
-class WindowCutter:
-    """How documents are cut into windows of whole lines; 0 is no limit.
+class WindowLimits:
+    """The maximum lines and characters of a window; 0 is no limit.
 
-    A line with more characters than `chars` is in no window.
+    A line with more characters than `chars` is in no example.
     """
 
     lines: int = 0
     chars: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> "WindowCutter":
-        """From `document` (no cutting), `LINES` or `LINES,CHARS`; UserError for anything else."""
-        if text == "document":
+    def parse(cls, option: str) -> "WindowLimits":
+        """Read `document` (no limits), `LINES` or `LINES,CHARS`. UserError."""
+        if option == "document":
             return cls()
-        numbers = text.split(",")
+        numbers = option.split(",")
         if len(numbers) > 2 or not all(part.isdecimal() and int(part) for part in numbers):
             raise UserError(
-                f"--windows {text}: it must be document, LINES or LINES,CHARS",
-                hint="as in --windows 64,6000",
+                f"--windows {option}: it must be document, LINES or LINES,CHARS",
+                hint="for example --windows 64,6000",
             )
         return cls(*map(int, numbers))
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingExample:
-    """One row, and whether its program edits nothing."""
+def make_examples(
+    document: SourceDocument, labels: TeacherLabels, limits: WindowLimits, dialect: Dialect
+) -> Iterator[dict[str, Any] | str]:
+    """A row for the document's verdict and one for each window, where there are labels.
 
-    row: dict[str, Any]
-    untouched: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class UnmatchedLines:
-    """A window without an example, for `reason`."""
-
-    reason: str
-
-
-def examples(
-    subject: Subject, lesson: TeacherLabels, cut: WindowCutter, dialect: Dialect
-) -> Iterator[TrainingExample | UnmatchedLines]:
-    """What a lesson gives: an example of the document's verdict, and one for each window."""
-    if lesson.keep is not None:
-        text, program = subject.text, str(Verdict(not lesson.keep))
-        yield TrainingExample(_about(subject, "doc", program) | {"text": text})
-    if lesson.edits is None:
+    A window that gives no example yields the reason instead.
+    """
+    if labels.keep is not None:
+        program = str(Verdict(not labels.keep))
+        yield _row(document, "doc", program) | {"text": document.text}
+    if labels.edits is None:
         return
-    for start, stop in windows(subject.lines, lesson.edits, cut):
-        yield _window(subject, lesson, (start, stop), cut, dialect)
+    for start, stop in split_windows(document.lines, labels.edits, limits):
+        yield _window_example(document, labels, (start, stop), limits, dialect)
 
 
-def windows(
-    lines: list[str], edits: tuple[Edit, ...], cut: WindowCutter
+def is_untouched(row: Mapping[str, Any]) -> bool:
+    """Return True for a window whose program edits nothing."""
+    return row["level"] == "chunk" and row["program"].removesuffix("()") in NO_EDIT
+
+
+def split_windows(
+    lines: Sequence[str], edits: Sequence[Edit], limits: WindowLimits
 ) -> Iterator[tuple[int, int]]:
-    """Ranges of lines that tile a document, within the limits; none parts an edit's lines."""
-    glued = {n for edit in edits if edit.new is not None for n in range(edit.start + 1, edit.stop)}
+    """Consecutive line ranges of a document within the limits; edits that join lines stay whole."""
+    joined = {n for edit in edits if edit.new is not None for n in range(edit.start + 1, edit.stop)}
     start = chars = 0
     for number, line in enumerate(lines):
-        full = (cut.lines and number - start >= cut.lines) or (
-            cut.chars and chars + len(line) + 1 > cut.chars
+        is_full = (limits.lines and number - start >= limits.lines) or (
+            limits.chars and chars + len(line) + 1 > limits.chars
         )
-        if full and number > start and number not in glued:
+        if is_full and number > start and number not in joined:
             yield start, number
             start, chars = number, 0
         chars += len(line) + 1
     yield start, len(lines)
 
 
-def _window(
-    subject: Subject,
-    lesson: TeacherLabels,
-    span: tuple[int, int],
-    cut: WindowCutter,
+def _window_example(
+    document: SourceDocument,
+    labels: TeacherLabels,
+    window: tuple[int, int],
+    limits: WindowLimits,
     dialect: Dialect,
-) -> TrainingExample | UnmatchedLines:
-    start, stop = span
-    lines = subject.lines[start:stop]
+) -> dict[str, Any] | str:
+    start, stop = window
+    lines = document.lines[start:stop]
     if not any(map(str.strip, lines)):
-        return UnmatchedLines("blank")
-    if cut.chars and sum(map(len, lines)) + len(lines) - 1 > cut.chars:
-        return UnmatchedLines("too_long")
-    edits = [e for e in lesson.edits or () if e.start < stop and e.stop > start]
-    marks = _marks(edits, lesson.unknown, start, stop)
-    if set(marks) == {UNKNOWN}:
-        return UnmatchedLines("unknown")
+        return "blank"
+    if limits.chars and sum(map(len, lines)) + len(lines) - 1 > limits.chars:
+        return "too_long"
+    edits = [e for e in labels.edits or () if e.start < stop and e.stop > start]
+    line_labels = _line_labels(edits, labels.unknown, start, stop)
+    if set(line_labels) == {UNKNOWN}:
+        return "unknown"
     only_removes = all(edit.new is None for edit in edits)
     if only_removes:
-        program: Program | NoProgram = removal(marks, dialect)
+        program: Program | NoProgram = removal_program(line_labels, dialect)
     else:
-        before, after = "\n".join(lines), "\n".join(_edited(lines, edits, start))
-        program = derive(before, after, dialect)
+        program = derive("\n".join(lines), "\n".join(_edited(lines, edits, start)), dialect)
     if isinstance(program, NoProgram):
-        return UnmatchedLines("no_program")
-    around = {
+        return "no_program"
+    return _row(document, "chunk", format_program(program, dialect)) | {
         "first": start,
         "lines": lines,
-        "before": subject.lines[max(0, start - BEFORE) : start],
-        "after": subject.lines[stop : stop + AFTER],
-        "keep": marks if only_removes else None,
+        "before": document.lines[max(0, start - BEFORE) : start],
+        "after": document.lines[stop : stop + AFTER],
+        "keep": line_labels if only_removes else None,
     }
-    row = _about(subject, "chunk", format_program(program, dialect)) | around
-    return TrainingExample(row, untouched=not edits)
 
 
-def _about(subject: Subject, level: str, program: str) -> dict[str, Any]:
+def _row(document: SourceDocument, level: Level, program: str) -> dict[str, Any]:
+    """The keys that examples of both levels have."""
     return {
-        "id": subject.id,
+        "id": document.id,
         "level": level,
-        "source": subject.source,
-        "host": subject.host,
-        "split": subject.split,
-        "teacher": subject.teacher,
-        "of": len(subject.lines),
+        "source": document.source,
+        "host": document.host,
+        "split": document.split,
+        "teacher": document.teacher,
+        "of": len(document.lines),
         "program": program,
         "weight": 1.0,
     }
 
 
-def _marks(edits: list[Edit], unknown: frozenset[int], start: int, stop: int) -> str:
-    marks = [UNKNOWN if line in unknown else KEPT for line in range(start, stop)]
+def _line_labels(edits: list[Edit], unknown: frozenset[int], start: int, stop: int) -> str:
+    labels = [UNKNOWN if line in unknown else KEPT for line in range(start, stop)]
     for edit in edits:
         if edit.new is None:
             for line in range(max(edit.start, start), min(edit.stop, stop)):
-                marks[line - start] = DROPPED
-    return "".join(marks)
+                labels[line - start] = DROPPED
+    return "".join(labels)
 
 
-def removal(marks: str, dialect: Dialect) -> Program:
-    """The program that removes the lines marked as dropped, runs of them at once."""
+def removal_program(line_labels: str, dialect: Dialect) -> Program:
+    """The program that removes the lines labelled as dropped, one statement for each run."""
     calls: list[Statement] = []
-    at = FIRST_LINE[dialect]
-    for mark, run in groupby(marks):
+    line = FIRST_LINE[dialect]
+    for label, run in groupby(line_labels):
         size = len(list(run))
-        if mark == DROPPED:
-            calls.append(RemoveLines(at, at + size - 1))
-        at += size
+        if label == DROPPED:
+            calls.append(RemoveLines(line, line + size - 1))
+        line += size
     return Program(tuple(calls) or (Keep("untouch_doc" if dialect == "prox" else "keep_all"),))
 
 
 def _edited(lines: list[str], edits: list[Edit], first: int) -> Iterator[str]:
-    at = first
+    """A window's lines after edits, which number the lines from `first` on."""
+    next_line = first
     for edit in edits:
-        yield from lines[at - first : max(0, edit.start - first)]
+        yield from lines[next_line - first : max(0, edit.start - first)]
         if edit.new is not None:
             yield edit.new
-        at = edit.stop
-    yield from lines[max(0, at - first) :]
+        next_line = edit.stop
+    yield from lines[max(0, next_line - first) :]

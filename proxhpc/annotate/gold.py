@@ -1,6 +1,7 @@
-"""The teacher `gold`: pairs of a noisy text and what it should be, labels of lines, verdicts.
+"""Labels from gold records: line labels, pairs of a noisy and a gold text, verdicts.
 
-Where lines have labels, these decide; else the two texts are aligned and what differs is edited.
+If lines have labels, these count. Otherwise the two texts are aligned and their differences are
+edits.
 """
 
 from collections import Counter
@@ -9,77 +10,76 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from proxhpc.annotate.labels import Edit, Subject, TeacherLabels
-from proxhpc.corpus.inputs import shown
-from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldFields, records
-from proxhpc.evaluate.gold import GoldRecord as Record
-from proxhpc.program.align import Prices, align
-from proxhpc.program.derive import PRICES
+from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
+from proxhpc.corpus.inputs import printable_path
+from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldFields, GoldRecord, iter_records
+from proxhpc.program.align import EditCosts, align_lines
+from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.program.syntax import Dialect
 
 
 @dataclass(frozen=True, slots=True)
 class GoldSource:
-    """A file of gold records; `dialect` is that of the programs to be made: what edits cost."""
+    """A file of gold records; texts are aligned at the costs of edits in `dialect`."""
 
     path: Path
     fields: GoldFields = field(default_factory=GoldFields)
     dialect: Dialect = "prox"
 
-    def subjects(self) -> Iterator[Subject]:
-        """Every record of the file; UserError at the first that is none."""
-        for record in records(self.path, self.fields):
-            yield Subject(
+    def documents(self) -> Iterator[SourceDocument]:
+        """Every record of the file. UserError at the first invalid one."""
+        for record in iter_records(self.path, self.fields):
+            yield SourceDocument(
                 id=record.id,
                 text=record.text,
-                source=record.source or shown(Path(self.path.name)),
+                source=record.source or printable_path(Path(self.path.name)),
                 host=record.host,
                 teacher="gold",
-                teach=partial(gold_labels, record, PRICES[self.dialect]),
+                read_labels=partial(gold_labels, record, EDIT_COSTS[self.dialect]),
             )
 
 
-def gold_labels(record: Record, prices: Prices) -> TeacherLabels:
-    """What a gold record says of its text."""
+def gold_labels(record: GoldRecord, costs: EditCosts) -> TeacherLabels:
+    """The labels of a gold record."""
     if record.labels:
-        return replace(labelled(record.labels), keep=record.keep)
-    if record.wanted is None:
+        return replace(labels_of_lines(record.labels), keep=record.keep)
+    if record.gold_text is None:
         return TeacherLabels(record.keep)
-    found = aligned(record.text, record.wanted, prices)
-    if isinstance(found, str):
-        return TeacherLabels(record.keep, aside=Counter({("chunk", found): 1}))
-    return replace(found, keep=record.keep)
+    labels = labels_of_pair(record.text, record.gold_text, costs)
+    if isinstance(labels, str):
+        return TeacherLabels(record.keep, discarded=Counter({("chunk", labels): 1}))
+    return replace(labels, keep=record.keep)
 
 
-def labelled(labels: str) -> TeacherLabels:
-    """What labels, a letter for each line, say."""
+def labels_of_lines(labels: str) -> TeacherLabels:
+    """The labels given by a letter for each line."""
     edits = tuple(Edit(n, n + 1) for n, label in enumerate(labels) if label == BOILERPLATE)
     known = (CONTENT, BOILERPLATE)
     unknown = frozenset(n for n, label in enumerate(labels) if label not in known)
     return TeacherLabels(edits=edits, unknown=unknown)
 
 
-def aligned(text: str, gold: str, prices: Prices) -> TeacherLabels | str:
-    """The edits that turn a text into another, line by line, or why there are none."""
-    lines, wanted = text.split("\n"), gold.split("\n")
-    if text == gold:
+def labels_of_pair(text: str, gold_text: str, costs: EditCosts) -> TeacherLabels | str:
+    """The edits, line by line, that turn a text into another; or the reason if there are none."""
+    lines, gold_lines = text.split("\n"), gold_text.split("\n")
+    if text == gold_text:
         return TeacherLabels(edits=())
-    if not gold:
+    if not gold_text:
         return TeacherLabels(edits=(Edit(0, len(lines)),))
-    pairs = align(lines, wanted, prices)
+    pairs = align_lines(lines, gold_lines, costs)
     if pairs is None:
         return "too_large_to_align"
     if not pairs:
         return "no_line_stays"
     edits: list[Edit] = []
-    at = 0
-    for number, (place, goal) in enumerate(pairs):
-        edits += [Edit(line, line + 1) for line in range(at, place)]
-        # Lines put in belong to the line before them, those at the head to the first.
-        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(wanted)
-        new = "\n".join(wanted[goal if number else 0 : stop])
-        if new != lines[place]:
-            edits.append(Edit(place, place + 1, new))
-        at = place + 1
-    edits += [Edit(line, line + 1) for line in range(at, len(lines))]
+    next_line = 0
+    for number, (line, gold_line) in enumerate(pairs):
+        edits += [Edit(removed, removed + 1) for removed in range(next_line, line)]
+        # Inserted lines belong to the line before them, those at the start to the first line.
+        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(gold_lines)
+        new = "\n".join(gold_lines[gold_line if number else 0 : stop])
+        if new != lines[line]:
+            edits.append(Edit(line, line + 1, new))
+        next_line = line + 1
+    edits += [Edit(removed, removed + 1) for removed in range(next_line, len(lines))]
     return TeacherLabels(edits=tuple(edits))

@@ -1,8 +1,4 @@
-"""What a teacher says of a document, whoever it is: the one interface behind all of them.
-
-A source gives subjects, again from the start whenever it is read. Only where a subject is wanted
-for an example is its lesson asked for.
-"""
+"""What a teacher says about a document: one interface for gold records, rules and models."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from proxhpc.corpus.document import Bad
+from proxhpc.corpus.document import BadRecord
 from proxhpc.corpus.hosts import Split, split_of
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Lines [start, stop) of a document become `new`, which may be several; None: they go."""
+    """Lines [start, stop) of a document become `new`, one or more lines; None removes them."""
 
     start: int
     stop: int
@@ -25,44 +21,43 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class TeacherLabels:
-    """What a teacher says of a document, as far as it says anything.
+    """A teacher's verdict and edits for a document; None if it gives none.
 
-    `keep` is its verdict on the whole. `edits`, ascending and disjoint, is all that changes in
-    its lines; what it says nothing reliable about are the lines in `unknown`. `aside` counts by
-    level and reason the answers that were not understood or not believed.
+    `edits` are ascending and disjoint. Lines in `unknown` have no reliable label. `discarded`
+    counts, by level and reason, answers that were invalid or not trusted.
     """
 
     keep: bool | None = None
     edits: tuple[Edit, ...] | None = None
     unknown: frozenset[int] = frozenset()
-    aside: Mapping[tuple[str, str], int] = field(default_factory=Counter)
+    discarded: Mapping[tuple[str, str], int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A document to be taught. `teach` asks for the lesson; `host` and `source` may be empty."""
+class SourceDocument:
+    """A document with the function that computes its labels. `host` and `source` may be empty."""
 
     id: str
     text: str
     source: str
     host: str
     teacher: str
-    teach: Callable[[], TeacherLabels]
+    read_labels: Callable[[], TeacherLabels]
 
     @cached_property
     def split(self) -> Split:
-        """Whether it is trained on or judged by."""
+        """The split of the document's host."""
         return split_of(self.host, self.text)
 
     @cached_property
     def lines(self) -> list[str]:
-        """Its lines."""
+        """The document's lines."""
         return self.text.split("\n")
 
 
 class LabelSource(Protocol):
-    """Documents and what one teacher says of them."""
+    """Documents with the labels of one teacher."""
 
-    def subjects(self) -> Iterator[Subject | Bad]:
-        """Every document, in the order of the input; what could not be read is a Bad."""
+    def documents(self) -> Iterator[SourceDocument | BadRecord]:
+        """Every record in the order of the input, from the start at each call."""
         ...

@@ -1,4 +1,4 @@
-"""What must not be trained on: hosts and near-duplicates of what a refiner is judged by."""
+"""Finds near-duplicates of evaluation documents, which must not be trained on."""
 
 from collections.abc import Iterable
 
@@ -11,36 +11,35 @@ from proxhpc.spec.sections import Near
 
 
 class NearDuplicateIndex:
-    """Texts that others are held against: whether they nearly duplicate one of these.
+    """An index of texts, of about 600 bytes each, to find near-duplicates of them.
 
-    It keeps some 600 bytes of a text. Of pairs as alike as `near.threshold` it misses those that
-    share no band (`Near.compared`), and judges by the signatures' estimate.
+    It compares texts that share a MinHash band (`Near.compared`) by their signatures' estimate.
     """
 
     def __init__(self, texts: Iterable[str], near: Near) -> None:
-        signer = MinHasher(near)
+        hasher = MinHasher(near)
         for text in texts:
-            signer.add(fold(text))
-        found, has_shingles = signer.finish()
-        found = found[has_shingles]
+            hasher.add(fold(text))
+        slots, has_shingles = hasher.finish()
+        slots = slots[has_shingles]
         self._near = near
-        self._signatures = compress_slots(found)
-        keys = band_keys(found, near.bands)
+        self._signatures = compress_slots(slots)
+        keys = band_keys(slots, near.bands)
         self._order: npt.NDArray[np.int64] = np.argsort(keys, axis=1)
         self._keys = np.take_along_axis(keys, self._order, axis=1)
 
-    def has(self, text: str) -> bool:
-        """Whether `text` nearly duplicates one of the texts."""
-        own = shingles(fold(text), self._near.shingle)
-        if not len(own) or not len(self._signatures):
+    def has_duplicate_of(self, text: str) -> bool:
+        """Whether `text` is a near-duplicate of an indexed text."""
+        hashes = shingles(fold(text), self._near.shingle)
+        if not len(hashes) or not len(self._signatures):
             return False
-        found = minhash_slots([own], self._near.bands * self._near.rows, self._near.seed)
-        near: set[int] = set()
-        for band, key in enumerate(band_keys(found, self._near.bands)[:, 0]):
+        slots = minhash_slots([hashes], self._near.bands * self._near.rows, self._near.seed)
+        candidates: set[int] = set()
+        for band, key in enumerate(band_keys(slots, self._near.bands)[:, 0]):
             low, high = (np.searchsorted(self._keys[band], key, side) for side in ("left", "right"))
-            near.update(self._order[band, low:high].tolist())
-        if not near:
+            candidates.update(self._order[band, low:high].tolist())
+        if not candidates:
             return False
-        others = self._signatures[sorted(near)]
-        alike = similarity(np.broadcast_to(compress_slots(found), others.shape), others)
-        return bool(alike.max() >= self._near.threshold)
+        others = self._signatures[sorted(candidates)]
+        similarities = similarity(np.broadcast_to(compress_slots(slots), others.shape), others)
+        return bool(similarities.max() >= self._near.threshold)

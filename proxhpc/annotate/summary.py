@@ -1,88 +1,172 @@
-"""What became of every document, window and example: integers that add up."""
+"""What became of every document, window and example, as counts that add up."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from proxhpc.annotate.examples import DROPPED, UNKNOWN, is_untouched
+from proxhpc.corpus.hosts import Split
 from proxhpc.errors import StopError
-from proxhpc.program.syntax import NO_EDIT
+from proxhpc.outputs import OutputModel
+from proxhpc.spec.sections import Level
 
-_KEYS = ("teacher", "source", "level", "split")
+GroupKey = tuple[str, str, Level, Split]
+"""Teacher, source, level and split."""
+
+
+class SourceDocumentCounts(OutputModel):
+    """Documents of the sources: read = used + the sum of left_out."""
+
+    read: int
+    """Documents that were read."""
+    used: int
+    """Documents that gave examples."""
+    left_out: dict[str, int]
+    """Documents without examples, by reason."""
+
+
+class ExampleCounts(OutputModel):
+    """Examples: created = written + the sum of left_out."""
+
+    created: int
+    """Examples that were created."""
+    written: int
+    """Examples that were written."""
+    left_out: dict[str, int]
+    """Examples that were left out to balance the file, by reason."""
+
+
+class ExampleGroup(OutputModel):
+    """The written examples of one teacher, source, level and split."""
+
+    teacher: str
+    """`gold`, `rules` or the names of the models."""
+    source: str
+    """The documents' source."""
+    level: Level
+    """The examples' level."""
+    split: Split
+    """The split of the documents' hosts."""
+    examples: int
+    """Examples in this group."""
+    dropped: int | None = None
+    """Level doc: documents to drop."""
+    untouched: int | None = None
+    """Level chunk: windows whose program edits nothing."""
+    with_strings: int | None = None
+    """Level chunk: windows whose program edits strings."""
+    lines: int | None = None
+    """Level chunk: lines of the windows."""
+    lines_dropped: int | None = None
+    """Level chunk: lines labelled as dropped."""
+    lines_unknown: int | None = None
+    """Level chunk: lines without a label."""
+
+
+class HostCounts(OutputModel):
+    """Hosts of the written examples by split; no host is in both."""
+
+    train: int
+    """Hosts of the training split."""
+    validation: int
+    """Hosts of the validation split."""
+
+
+class AnnotationSummary(OutputModel):
+    """The result of `proxhpc annotate`, also written beside the examples."""
+
+    format: Literal["proxhpc.annotate/1"] = "proxhpc.annotate/1"
+    """Name and version of this format."""
+    documents: SourceDocumentCounts
+    """Documents of the sources."""
+    discarded: dict[str, dict[str, int]]
+    """By level and reason: answers that were invalid or not trusted, windows without an example."""
+    held_out: int
+    """Records in the files of --held-out."""
+    without_host: int
+    """Documents without a known host; they are split by their text."""
+    examples: ExampleCounts
+    """Examples that were created and written."""
+    groups: tuple[ExampleGroup, ...]
+    """The written examples by teacher, source, level and split."""
+    hosts: HostCounts
+    """Hosts of the written examples."""
+    sha256: str
+    """SHA-256 of the examples file."""
 
 
 @dataclass(slots=True)
-class Summary:
-    """Counts of one annotation.
-
-    A document gives examples (`taught`) or is `left_out`; an example is written or `not_chosen`.
-    `aside` counts answers of teachers that were not understood or not believed, and windows that
-    have no example, by level and reason; `groups` the written examples by teacher, source, level
-    and split; `held_out` the records of files to be kept clear of; `without_host` the documents of
-    which no host is known, so that only their text can tell what they are like.
-    """
+class SummaryCounter:
+    """Counts for an AnnotationSummary, whose fields they explain."""
 
     documents: int = 0
-    taught: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    used: int = 0
+    documents_left_out: Counter[str] = field(default_factory=Counter)
     held_out: int = 0
     without_host: int = 0
-    aside: Counter[tuple[str, str]] = field(default_factory=Counter)
-    made: int = 0
-    not_chosen: Counter[str] = field(default_factory=Counter)
-    groups: defaultdict[tuple[str, ...], Counter[str]] = field(
+    discarded: Counter[tuple[str, str]] = field(default_factory=Counter)
+    created: int = 0
+    examples_left_out: Counter[str] = field(default_factory=Counter)
+    groups: defaultdict[GroupKey, Counter[str]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
     hosts: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    sha256: str = ""
 
-    def write(self, row: dict[str, Any]) -> None:
+    def add_written(self, row: dict[str, Any]) -> None:
         """Count an example that is written."""
-        counts = self.groups[tuple(row[key] for key in _KEYS)]
+        counts = self.groups[row["teacher"], row["source"], row["level"], row["split"]]
         counts["examples"] += 1
         if row["level"] == "chunk":
-            counts["lines"] += len(row["lines"])
-            counts["lines_dropped"] += (row["keep"] or "").count("D")
-            counts["lines_unknown"] += (row["keep"] or "").count("?")
+            labels = row["keep"] or ""
+            counts["untouched"] += is_untouched(row)
             counts["with_strings"] += row["keep"] is None
-            counts["untouched"] += row["program"].removesuffix("()") in NO_EDIT
+            counts["lines"] += len(row["lines"])
+            counts["lines_dropped"] += labels.count(DROPPED)
+            counts["lines_unknown"] += labels.count(UNKNOWN)
         else:
             counts["dropped"] += row["program"] == "drop_doc()"
         if row["host"]:
             self.hosts[row["split"]].add(row["host"])
 
     def check(self) -> None:
-        """Raise StopError unless everything adds up and no host is in both splits."""
-        if self.documents != self.taught + self.left_out.total():
-            raise StopError(f"{self.documents} documents: {self.taught} taught, {self.left_out}")
+        """Raise StopError unless all counts add up and no host is in both splits."""
+        if self.documents != self.used + self.documents_left_out.total():
+            raise StopError(
+                f"{self.documents} documents, but {self.used} used and {self.documents_left_out}"
+            )
         written = sum(counts["examples"] for counts in self.groups.values())
-        if self.made != written + self.not_chosen.total():
-            raise StopError(f"{self.made} examples: {written} written, {self.not_chosen}")
+        if self.created != written + self.examples_left_out.total():
+            raise StopError(
+                f"{self.created} examples, but {written} written and {self.examples_left_out}"
+            )
         if both := self.hosts["train"] & self.hosts["validation"]:
             raise StopError(f"hosts in both splits: {sorted(both)[:3]}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        aside: dict[str, dict[str, int]] = {}
-        for (level, reason), number in sorted(self.aside.items()):
-            aside.setdefault(level, {})[reason] = number
-        return {
-            "documents": {
-                "read": self.documents,
-                "taught": self.taught,
-                "left_out": dict(sorted(self.left_out.items())),
-            },
-            "set_aside": aside,
-            "held_out": self.held_out,
-            "without_host": self.without_host,
-            "examples": {
-                "made": self.made,
-                "written": self.made - self.not_chosen.total(),
-                "left_out": dict(sorted(self.not_chosen.items())),
-            },
-            "groups": [
-                dict(zip(_KEYS, key, strict=True)) | dict(counts)
-                for key, counts in sorted(self.groups.items())
-            ],
-            "hosts": {split: len(self.hosts[split]) for split in ("train", "validation")},
-            "sha256": self.sha256,
-        }
+    def summary(self, sha256: str) -> AnnotationSummary:
+        """The counts with the checksum of the examples file."""
+        discarded: dict[str, dict[str, int]] = {}
+        for (level, reason), number in sorted(self.discarded.items()):
+            discarded.setdefault(level, {})[reason] = number
+        return AnnotationSummary(
+            documents=SourceDocumentCounts(
+                read=self.documents,
+                used=self.used,
+                left_out=dict(sorted(self.documents_left_out.items())),
+            ),
+            discarded=discarded,
+            held_out=self.held_out,
+            without_host=self.without_host,
+            examples=ExampleCounts(
+                created=self.created,
+                written=self.created - self.examples_left_out.total(),
+                left_out=dict(sorted(self.examples_left_out.items())),
+            ),
+            groups=tuple(
+                ExampleGroup(teacher=teacher, source=source, level=level, split=split, **counts)
+                for (teacher, source, level, split), counts in sorted(self.groups.items())
+            ),
+            hosts=HostCounts(
+                train=len(self.hosts["train"]), validation=len(self.hosts["validation"])
+            ),
+            sha256=sha256,
+        )

@@ -1,12 +1,13 @@
-"""A summary of examples on a terminal."""
+"""The summary of an annotation on a terminal."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.annotate.summary import Summary
+from proxhpc.annotate.summary import AnnotationSummary
 from proxhpc.status.terminal import safe, whole
 
 _COLUMNS = (
@@ -15,33 +16,39 @@ _COLUMNS = (
 )
 
 
-def render_summary(summary: Summary) -> RenderableType:
-    """What the examples are, and what became of everything that is none."""
+def render_summary(summary: AnnotationSummary) -> RenderableType:
+    """A table of the examples, and what became of all other documents and windows."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("teacher", "level", "split"):
         table.add_column(name, overflow="fold")
     for name in ("sources", *_COLUMNS):
         table.add_column(name.replace("_", " "), justify="right")
     groups: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
-    for (teacher, _, level, split), counts in summary.groups.items():
-        groups[teacher, level, split].update(counts | {"sources": 1})
+    for group in summary.groups:
+        counts = {name: n for name in _COLUMNS if (n := getattr(group, name)) is not None}
+        groups[group.teacher, group.level, group.split].update(counts | {"sources": 1})
     for key, counts in sorted(groups.items()):
         numbers = [whole(counts[name]) if name in counts else "" for name in ("sources", *_COLUMNS)]
         table.add_row(*(Text(safe(cell, 60)) for cell in (*key, *numbers)))
-    aside = Counter({f"{level}: {why}": n for (level, why), n in summary.aside.items()})
-    none = Counter[str]()
-    rest = (
-        ("documents", summary.documents, summary.left_out),
-        ("examples", summary.made, summary.not_chosen),
-        ("answers and windows set aside", aside.total(), aside),
-        ("records held out", summary.held_out, none),
-        ("documents without a host", summary.without_host, none),
+    discarded = {
+        f"{level}: {reason}": number
+        for level, reasons in summary.discarded.items()
+        for reason, number in reasons.items()
+    }
+    counted: tuple[tuple[str, int, Mapping[str, int]], ...] = (
+        ("documents", summary.documents.read, summary.documents.left_out),
+        ("examples", summary.examples.created, summary.examples.left_out),
+        ("answers and windows discarded", sum(discarded.values()), discarded),
+        ("records held out", summary.held_out, {}),
+        ("documents without a host", summary.without_host, {}),
     )
-    lines = [Text(f"{whole(total)} {name}{_but(counts)}") for name, total, counts in rest if total]
-    hosts = (f"{whole(len(summary.hosts[split]))} {split}" for split in ("train", "validation"))
-    return Group(table, Text(), *lines, Text(f"hosts: {', '.join(hosts)}"))
+    lines = [Text(f"{whole(n)} {name}{_by_reason(by)}") for name, n, by in counted if n]
+    hosts = (
+        f"hosts: {whole(summary.hosts.train)} train, {whole(summary.hosts.validation)} validation"
+    )
+    return Group(table, Text(), *lines, Text(hosts))
 
 
-def _but(counts: Counter[str]) -> str:
-    parts = [f"{safe(reason, 60)} {whole(number)}" for reason, number in counts.most_common()]
+def _by_reason(counts: Mapping[str, int]) -> str:
+    parts = [f"{safe(name, 60)} {whole(number)}" for name, number in Counter(counts).most_common()]
     return f"; {', '.join(parts)}" if parts else ""

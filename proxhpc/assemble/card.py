@@ -1,6 +1,7 @@
-"""The dataset card: what the corpus holds, how it was made, and how to load it; and checksums.
+"""The dataset card, which describes the corpus and how to load it, and the checksums.
 
-It says nothing of shards, workers or paths, so the same documents and manifest give the same card.
+The card does not mention shards, workers or paths, so the same documents and manifest give the same
+card.
 """
 
 import hashlib
@@ -22,23 +23,23 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~&#!@:$\"]|(?<=www)\.", re.IGNORECASE)
 
 
 def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
-    """README.md of a corpus; `datasets.load_dataset` reads its first lines."""
+    """README.md of a corpus, with the front matter that `datasets.load_dataset` reads."""
     name = plan.manifest.name
     blocks = [
         _front_matter(name, plan.manifest.output.format if summary.parts else ""),
         f"# {_cell(name)}",
-        f"Refined with proxhpc {_cell(__version__)}: small language models, or rules in their"
-        " place, wrote a program for every document, and the programs were run over the raw text.",
+        f"Refined with proxhpc {_cell(__version__)}: small language models or rules wrote a"
+        " program for every document, and the programs were executed on the raw text.",
         *_counts(plan, summary),
         *_rows(plan, summary),
-        *_making(plan),
+        *_settings(plan),
         *_files(summary),
     ]
     return "\n\n".join(blocks).encode() + b"\n"
 
 
 def checksums(run: RunDir, summary: MergeSummary, card: bytes) -> bytes:
-    """SHA256SUMS over every file of the corpus, as `sha256sum -c` reads it."""
+    """SHA256SUMS of every other file of the corpus, for `sha256sum -c`."""
     sums = {part.name: part.sha256 for part in summary.parts}
     sums[run.card.name] = hashlib.sha256(card).hexdigest()
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
@@ -53,8 +54,7 @@ def _front_matter(name: str, suffix: str) -> str:
 
 
 def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
-    counts = summary.counts
-    lost = summary.duplicates
+    counts, duplicates = summary.counts, summary.duplicates
     yield "## What became of the documents"
     yield _table(
         ("", "documents", "bytes of text", "tokens"),
@@ -65,25 +65,25 @@ def _counts(plan: Plan, summary: MergeSummary) -> Iterator[str]:
         ],
     )
     yield f"Tokens are counted as: {_cell(short_name(plan.token_unit))}."
-    rows: list[tuple[str | int, ...]] = [("kept as it was", counts.kept), ("edited", counts.edited)]
-    rows += [(f"dropped, {why}", n) for why, n in sorted(counts.dropped.items())]
-    rows += [(f"set aside, {why}", n) for why, n in sorted(counts.quarantined.items())]
+    rows: list[tuple[str | int, ...]] = [("kept unchanged", counts.kept), ("edited", counts.edited)]
+    rows += [(f"dropped, {reason}", n) for reason, n in sorted(counts.dropped.items())]
+    rows += [(f"quarantined, {reason}", n) for reason, n in sorted(counts.quarantined.items())]
     rows += [("all documents of the input", counts.documents)]
-    rows += [("refined, and left out as a duplicate", lost.documents - lost.near)]
+    rows += [("refined, but a duplicate", duplicates.documents - duplicates.near)]
     if plan.manifest.dedup.near:
-        rows += [("refined, and left out as nearly a duplicate", lost.near)]
+        rows += [("refined, but a near-duplicate", duplicates.near)]
     rows += [("refined, and in this corpus", summary.written)]
     yield _table(("outcome", "documents"), rows)
     yield (
-        f"Duplicates came in {lost.sets:,} sets, the largest of {lost.largest_set:,}"
-        f" documents. {summary.shared_ids.documents:,} documents bear the id of an earlier one with"
-        " another text."
+        f"There are {duplicates.sets:,} duplicate sets; the largest has {duplicates.largest_set:,}"
+        f" documents. {summary.shared_ids.documents:,} documents have the id of an earlier document"
+        " with another text."
     )
     if plan.against:
         yield (
-            f"{lost.external:,} of them are duplicates of documents of another corpus, of which"
-            f" {lost.external_documents:,} documents were compared and"
-            f" {lost.external_unreadable:,} records could not be read."
+            f"{duplicates.external:,} documents are duplicates of documents of another corpus."
+            f" {duplicates.external_documents:,} documents of that corpus were compared;"
+            f" {duplicates.external_unreadable:,} of its records could not be read."
         )
 
 
@@ -92,7 +92,7 @@ def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
     rows = [
         ("id", "string; the record's own id, or its source"),
         ("text", "string; the refined text"),
-        ("every other field", "as in the raw record; original_… where its name was taken"),
+        ("every other field", "as in the raw record; original_… if its name is taken"),
     ]
     output = plan.manifest.output
     if output.format == "parquet":
@@ -100,10 +100,10 @@ def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
     if output.original:
         rows.append(("original_text", "string; the raw text"))
     if output.provenance:
-        rows.append(("proxhpc.source", "input file and position of the raw record in it"))
+        rows.append(("proxhpc.source", "the raw record's input file and its position there"))
         rows.append(("proxhpc.outcome", "kept or edited"))
-        what = {"doc": "the program for the document", "chunk": "the programs for its windows"}
-        rows += [(f"proxhpc.{s.level}", what[s.level]) for s in plan.manifest.stages]
+        programs = {"doc": "the program for the document", "chunk": "the programs for its windows"}
+        rows += [(f"proxhpc.{s.level}", programs[s.level]) for s in plan.manifest.stages]
     yield _table(("field", "content"), rows)
     if output.provenance and output.format == "parquet":
         yield "The column `proxhpc` is JSON."
@@ -112,13 +112,13 @@ def _rows(plan: Plan, summary: MergeSummary) -> Iterator[str]:
     yield "`sha256sum -c SHA256SUMS` checks the files."
 
 
-def _making(plan: Plan) -> Iterator[str]:
+def _settings(plan: Plan) -> Iterator[str]:
     yield "## How it was made"
     manifest = plan.manifest.model_dump(mode="json")
     stages = [
         stage | {"model": short_name(stage["model"] or "none")} for stage in manifest["stages"]
     ]
-    shown = {
+    settings = {
         "corpus": {k: v for k, v in manifest["corpus"].items() if k != "paths"},
         "stages": stages,
         "engine": manifest["engine"],
@@ -126,21 +126,20 @@ def _making(plan: Plan) -> Iterator[str]:
         "dedup": manifest["dedup"],
         "output": manifest["output"],
     }
-    models = {level: [short_name(ref.name), ref.snapshot] for level, ref in plan.models.items()}
+    models = [(level, short_name(ref.name), ref.snapshot) for level, ref in plan.models.items()]
     if models:
-        yield _table(
-            ("stage", "model", "snapshot"), [(level, *about) for level, about in models.items()]
-        )
-    yield _fenced(shown)
+        yield _table(("stage", "model", "snapshot"), models)
+    yield _fenced(settings)
 
 
 def _files(summary: MergeSummary) -> Iterator[str]:
     yield "## Input"
     keys = ("documents", "kept", "edited", "dropped", "quarantined", "duplicates", "written")
+    labels = {"kept": "kept unchanged", "written": "in this corpus"}
     rows = [(f.name, *(getattr(f, key) for key in keys)) for f in summary.files[:_MAX_LISTED_FILES]]
-    yield _table(("file", *keys), rows)
-    if (more := len(summary.files) - _MAX_LISTED_FILES) > 0:
-        yield f"And {more:,} more files."
+    yield _table(("file", *(labels.get(key, key) for key in keys)), rows)
+    if (unlisted := len(summary.files) - _MAX_LISTED_FILES) > 0:
+        yield f"And {unlisted:,} more files."
 
 
 def _fenced(data: Mapping[str, Any]) -> str:
@@ -158,7 +157,7 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str | int]]) -> str:
 
 
 def _cell(value: str | int) -> str:
-    """A number with separators, or text of which nothing is Markdown, HTML or invisible."""
+    """A number with separators, or text without active Markdown, HTML or invisible characters."""
     if isinstance(value, int):
         return f"{value:,}"
     printable = "".join(char if char.isprintable() else "\ufffd" for char in value)

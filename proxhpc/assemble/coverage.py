@@ -1,14 +1,14 @@
-"""The proof that nothing was left out between spans, without counting a file's documents first.
+"""Proof that spans leave out no record, without counting a file's documents first.
 
-A span [start, stop) of a file owns the records that begin in it, and reading it gives them all,
-then its end: where the next record would begin. So the spans of a file hold each record once if
+A span [start, stop) of a file owns the records that begin in it. Reading a span yields all of them
+and then its end, where the next record would begin. The spans of a file hold each record once if
 
-1. the plan's spans follow on each other from 0, and the last has no stop;
-2. each span's records begin in it, and none behind its end;
-3. a span that did not reach the end of the file ended at or behind its stop, so nothing of it was
-   left, and no record of a later span begins before that end, so nothing was read twice;
-4. behind a span that reached the end of the file no span has a record, and the last span has
-   reached it.
+1. the plan's spans are contiguous, the first starts at 0 and the last has no stop;
+2. each span's records begin in it, and none after its end;
+3. a span that did not reach the end of the file ended at or after its stop, so none of its records
+   is missing, and no record of a later span begins before that end, so none was read twice;
+4. after a span that reached the end of the file, no span has a record; the last span has reached
+   it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,54 +19,54 @@ from proxhpc.errors import StopError
 from proxhpc.run.plan import Plan
 
 
-def check_coverage(plan: Plan, tiles: Iterable[SpanStats]) -> None:
-    """Raise StopError naming the input whose spans do not hold each of its records once."""
-    for file, problem in coverage_problems(plan, tiles).items():
+def check_coverage(plan: Plan, spans: Iterable[SpanStats]) -> None:
+    """Raise StopError naming an input file if its spans do not hold each of its records once."""
+    for file, problem in coverage_problems(plan, spans).items():
         raise StopError(
             f"input {plan.inputs[file].path} is not covered by the run: {problem}",
-            hint="the plan or a ledger is damaged; proxhpc verify RUN --repair",
+            hint="the plan or a ledger is damaged; run `proxhpc verify RUN --repair`",
         )
 
 
-def coverage_problems(plan: Plan, tiles: Iterable[SpanStats]) -> dict[int, str]:
-    """Inputs, by number, whose spans do not hold each of their records once, and why."""
-    by_file: dict[int, list[SpanStats]] = {}
-    for tile in tiles:
-        by_file.setdefault(tile.file, []).append(tile)
-    found = {file: _problem(by_file.get(file, [])) for file in range(len(plan.inputs))}
-    return {file: problem for file, problem in found.items() if problem}
+def coverage_problems(plan: Plan, spans: Iterable[SpanStats]) -> dict[int, str]:
+    """By number, the input files whose spans do not hold each of their records once, and why."""
+    by_file: dict[int, list[SpanStats]] = {file: [] for file in range(len(plan.inputs))}
+    for span in spans:
+        by_file[span.file].append(span)
+    problems = {file: _file_problem(own_spans) for file, own_spans in by_file.items()}
+    return {file: problem for file, problem in problems.items() if problem}
 
 
-def _problem(tiles: Sequence[SpanStats]) -> str:
-    """Return which of the four conditions fails, and where; nothing if all hold."""
-    if not tiles:
+def _file_problem(spans: Sequence[SpanStats]) -> str:
+    """Return which condition the spans of a file violate, and where; "" if none."""
+    if not spans:
         return "no shard has read it"
-    if tiles[0].start != 0:
-        return f"its first span begins at {tiles[0].start}"
-    for tile in tiles:
-        if problem := _inside(tile):
+    if spans[0].start != 0:
+        return f"its first span begins at {spans[0].start}"
+    for span in spans:
+        if problem := _span_problem(span):
             return problem
-    for before, after in pairwise(tiles):
+    for before, after in pairwise(spans):
         if before.stop != after.start:
             return f"a span stops at {before.stop}, the next begins at {after.start}"
         if after.first >= 0 and (before.at_eof or after.first < before.end):
-            return f"the record at {after.first} lies before the end of an earlier span"
+            return f"the record at {after.first} begins before the end of an earlier span"
         if before.at_eof and not after.at_eof:
-            return f"it ends at {before.end}, and yet a later span ends at {after.end}"
-    last = tiles[-1]
+            return f"the file ends at {before.end}, but a later span ends at {after.end}"
+    last = spans[-1]
     if last.stop is not None or not last.at_eof:
-        return f"nothing was read behind {last.end}"
+        return f"nothing was read after {last.end}"
     return ""
 
 
-def _inside(tile: SpanStats) -> str:
-    """Return what is wrong with one span by itself."""
-    # What breaks off with nothing in it is a record of no bytes, at the end of the file itself.
-    end = tile.end + 1 if tile.at_eof else tile.end
-    if tile.first >= 0 and not tile.start <= tile.first <= tile.last < end:
-        return f"records at {tile.first} to {tile.last} in a span [{tile.start}, {tile.end})"
-    if tile.stop is not None and tile.last >= tile.stop:
-        return f"the record at {tile.last} lies behind the span's stop {tile.stop}"
-    if not tile.at_eof and (tile.stop is None or tile.end < tile.stop):
-        return f"the span [{tile.start}, {tile.stop}) was read only up to {tile.end}"
+def _span_problem(span: SpanStats) -> str:
+    """Return which condition a span violates by itself; "" if none."""
+    # A truncated compressed file may end in a record of no bytes, exactly at the end of the span.
+    end = span.end + 1 if span.at_eof else span.end
+    if span.first >= 0 and not span.start <= span.first <= span.last < end:
+        return f"records at {span.first} to {span.last} in a span [{span.start}, {span.end})"
+    if span.stop is not None and span.last >= span.stop:
+        return f"the record at {span.last} begins after the span's stop {span.stop}"
+    if not span.at_eof and (span.stop is None or span.end < span.stop):
+        return f"the span [{span.start}, {span.stop}) was read only up to {span.end}"
     return ""

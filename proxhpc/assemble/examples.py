@@ -1,6 +1,6 @@
-"""Texts that the report shows: documents before and after, and some that were left out as copies.
+"""Texts of the documents that the report shows: examples before and after, and duplicates.
 
-They are kept with the merge, so that the report needs neither the raw corpus nor its readers.
+They are stored with the merge, so the report needs neither the raw corpus nor its readers.
 """
 
 import json
@@ -13,19 +13,24 @@ from itertools import islice
 from proxhpc.assemble.replay import ReplayedRecord, replay_shard
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
 from proxhpc.run.ledger import Call
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
 
-_MAX_CHARS = 1 << 16  # characters of a text; the rest of a longer one is not shown
+_MAX_CHARS = 1 << 16  # of a text; the report shows the beginning of a longer one
 _MAX_PROGRAMS = 32  # of a document
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleTexts:
-    """A document to be shown. `after` is None for what is not in the corpus, `cut` if too long."""
+    """A document for the report.
+
+    `after` is None if the document does not reach the corpus. `truncated` tells whether `before` is
+    only the beginning of a longer text.
+    """
 
     shard: int
     number: int
@@ -38,25 +43,20 @@ class ExampleTexts:
     after: str | None
     truncated: bool
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """Shard and record."""
-        return self.shard, self.number
 
-
-def write_examples(pool: Pool, places: Iterable[tuple[int, int]]) -> None:
-    """Keep the documents at these (shard, record), in input order."""
+def write_examples(pool: Pool, keys: Iterable[RecordKey]) -> None:
+    """Store the documents with these keys, in input order."""
     wanted: dict[int, list[int]] = defaultdict(list)
-    for shard, number in sorted(set(places)):
+    for shard, number in sorted(set(keys)):
         wanted[shard].append(number)
-    shown = pool.map("examples", partial(_texts, wanted=dict(wanted)), wanted)
-    # Not orjson: a document that is not in the corpus may hold what UTF-8 cannot say.
-    lines = (f"{json.dumps(asdict(one))}\n" for of_shard in shown for one in of_shard)
+    shards = pool.map("examples", partial(_texts, wanted=dict(wanted)), wanted)
+    # Not orjson: a document outside of the corpus may hold what UTF-8 cannot encode.
+    lines = (f"{json.dumps(asdict(texts))}\n" for of_shard in shards for texts in of_shard)
     write_atomic(pool.run.examples, "".join(lines).encode("ascii"))
 
 
 def read_examples(run: RunDir) -> list[ExampleTexts]:
-    """What `write_examples` kept, nothing for a run that was merged without."""
+    """What `write_examples` stored; nothing if the file does not exist."""
     try:
         rows = [json.loads(line) for line in run.examples.read_bytes().splitlines()]
         return [ExampleTexts(**row | {"programs": tuple(row["programs"])}) for row in rows]
@@ -64,7 +64,7 @@ def read_examples(run: RunDir) -> list[ExampleTexts]:
         return []
     except (KeyError, TypeError, ValueError) as error:
         raise StopError(
-            f"{run.examples} is damaged", hint="delete it: the report then has no examples"
+            f"{run.examples} is damaged", hint="delete it; the report then has no examples"
         ) from error
 
 
@@ -72,17 +72,18 @@ def _texts(
     run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int]]
 ) -> list[ExampleTexts]:
     return [
-        _shown(plan, shard, item)
+        _example(plan, shard, item)
         for item in replay_shard(run, plan, shard, wanted[shard])
         if isinstance(item, ReplayedRecord)
     ]
 
 
-def _shown(plan: Plan, shard: int, item: ReplayedRecord) -> ExampleTexts:
-    row, before, after = item.row, item.document.text if item.document else "", item.text
+def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
+    row, after = record.row, record.text
+    before = record.document.text if record.document else ""
     return ExampleTexts(
         shard=shard,
-        number=item.number,
+        number=record.number,
         id=row.id,
         source=record_source(plan, row),
         outcome=row.outcome,

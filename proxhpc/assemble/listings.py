@@ -1,4 +1,4 @@
-"""Listings beside the corpus: what was set aside, and what was left out as a duplicate."""
+"""Listings beside the corpus: quarantined records, and duplicates with their survivors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,90 +10,87 @@ import zstandard
 
 from proxhpc.assemble.match import MatchResult
 from proxhpc.assemble.rows import record_source
-from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records, shard_groups
+from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records
 from proxhpc.assemble.survivors import require_match
-from proxhpc.corpus.document import Document, End
+from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
-from proxhpc.dedup.arrays import load_array
-from proxhpc.dedup.bands import damaged_file, file_digest
+from proxhpc.dedup.arrays import damaged_file, file_digest, load_array
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 
-RecordKey = tuple[int, int]  # shard, record
 DocumentName = tuple[str, str]  # id, source
 
 
-def write_quarantine(run: RunDir, receipts: Sequence[SketchReceipt]) -> int:
-    """Gather what the groups set aside into one file; how many records. No file for none."""
-    count = 0
-    with_any = [r for r in receipts if r.quarantine]
-    if not with_any:
+def write_quarantine(run: RunDir, receipts: Sequence[SketchReceipt]) -> None:
+    """Join the groups' quarantined records into one file; there is no file if there are none."""
+    receipts = [receipt for receipt in receipts if receipt.quarantine]
+    if not receipts:
         run.quarantine.unlink(missing_ok=True)
-        return 0
+        return
     run.quarantine.parent.mkdir(parents=True, exist_ok=True)
     with PartWriter(run.quarantine) as writer:
-        for receipt in with_any:
+        for receipt in receipts:
             path = run.sketch_quarantine(receipt.group)
             if file_digest(path) != receipt.quarantine:
                 raise damaged_file(path)
             for row in read_listing(path):
                 writer.write(row)
-                count += 1
-    return count
 
 
 def name_documents(run: RunDir, plan: Plan, group: int) -> list[tuple[RecordKey, DocumentName]]:
-    """Id and source of those documents of a group that are named: duplicates, shared ids."""
+    """The names of a group's documents that are listed: duplicates, survivors, shared ids."""
     match = require_match(run)
     pairs = load_array(run.pairs, match.pairs_digest)
-    found: list[tuple[RecordKey, DocumentName]] = []
-    examples = np.array(match.shared_id_examples, np.uint32).reshape(-1, 2)
-    places = np.concatenate([pairs[:, :2], pairs[:, 2:4], examples])
-    own = shard_groups(plan)
-    behind = len(plan.shards) + group - len(own)  # the place of a piece that is compared with
-    shards = own[group] if group < len(own) else range(behind, behind + 1)
-    places = places[(places[:, 0] >= shards.start) & (places[:, 0] < shards.stop)]
-    for shard in np.unique(places[:, 0]).tolist():
-        wanted = set(places[places[:, 0] == shard, 1].tolist())
-        every = enumerate(read_names(run, plan, shard))
-        found += [((shard, number), name) for number, name in every if number in wanted]
-    return found
+    shared_ids = np.array(match.shared_id_examples, np.uint32).reshape(-1, 2)
+    keys = np.concatenate([pairs[:, :2], pairs[:, 2:4], shared_ids])
+    own_groups = shard_groups(plan)
+    piece = len(plan.shards) + group - len(own_groups)  # of the external corpus
+    shards = own_groups[group] if group < len(own_groups) else range(piece, piece + 1)
+    keys = keys[(keys[:, 0] >= shards.start) & (keys[:, 0] < shards.stop)]
+    names: list[tuple[RecordKey, DocumentName]] = []
+    for shard in np.unique(keys[:, 0]).tolist():
+        wanted = set(keys[keys[:, 0] == shard, 1].tolist())
+        records = enumerate(read_names(run, plan, shard))
+        names += [((shard, record), name) for record, name in records if record in wanted]
+    return names
 
 
 def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
-    """Names of the records of a shard, or of a piece of the corpus to compare with."""
+    """The names of the records of a shard, or of a piece of the external corpus, in order."""
     if shard < len(plan.shards):
         for row in read_ledger(run.ledger(shard), plan.digest, shard):
-            if not isinstance(row, End):
+            if not isinstance(row, SpanEnd):
                 yield row.id, record_source(plan, row)
         return
     for record in external_records(plan, external_pieces(plan)[shard - len(plan.shards)]):
-        place = f"{plan.against[record.file].name}:{record.position}"
-        yield (record.id if isinstance(record, Document) else ""), place
+        source = f"{plan.against[record.file].name}:{record.position}"
+        yield (record.id if isinstance(record, Document) else ""), source
 
 
 def write_duplicates(
-    run: RunDir, match: MatchResult, name: Mapping[RecordKey, DocumentName]
+    run: RunDir, match: MatchResult, names: Mapping[RecordKey, DocumentName]
 ) -> None:
-    """Write which document is kept for which, in input order. No file for none."""
+    """Write each duplicate and its survivor, in input order; there is no file if there are none."""
     if not match.duplicates:
         run.duplicates.unlink(missing_ok=True)
         return
     with PartWriter(run.duplicates) as writer:
-        for a, b, c, d, alike in load_array(run.pairs, match.pairs_digest).tolist():
-            dropped, kept = name[a, b], name[c, d]
+        for *keys, thousandths in load_array(run.pairs, match.pairs_digest).tolist():
+            duplicate, survivor = names[keys[0], keys[1]], names[keys[2], keys[3]]
             writer.write(
                 {
-                    "dropped": {"id": dropped[0], "source": dropped[1]},
-                    "kept": {"id": kept[0], "source": kept[1]},
-                    "similarity": alike / 1000,
+                    "duplicate": {"id": duplicate[0], "source": duplicate[1]},
+                    "survivor": {"id": survivor[0], "source": survivor[1]},
+                    "similarity": thousandths / 1000,
                 }
             )
 
 
 def read_listing(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl.zst that the merge wrote itself."""
+    """Yield the rows of a .jsonl.zst file that the merge wrote."""
     with path.open("rb") as file:
         reader = zstandard.ZstdDecompressor().stream_reader(file)
         rest = b""

@@ -1,11 +1,12 @@
-"""Match: one survivor of every set of duplicates, and where each part of the corpus begins.
+"""The match phase: finds duplicates, chooses survivors, and plans the parts of the corpus.
 
-Everything follows from the documents and their order in the input, nothing from shards or workers.
-Pairs are found a range of keys after the other, and written; they, the sets that they make and
-what is left out of these are sorted on disk where they do not fit into memory.
+The result depends on the documents and their order in the input only, not on shards or workers.
+Pairs are found one range of keys at a time and stored; pairs, duplicate sets and removed documents
+are sorted on disk if they do not fit into memory.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,36 +29,43 @@ from proxhpc.assemble.pairs import (
     write_pairs,
 )
 from proxhpc.assemble.parts import PartRange, part_splitter
-from proxhpc.assemble.sketch import SketchReceipt, shard_groups, spans_of
+from proxhpc.assemble.sketch import SketchReceipt
 from proxhpc.assemble.text_pairs import compare_texts
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.dedup.arrays import add_checksum, load_array, read_checksummed, save_array, save_blocks
-from proxhpc.dedup.bands import SHARED_ID, damaged_file, file_digest, key_ranges
+from proxhpc.dedup.arrays import (
+    add_checksum,
+    damaged_file,
+    file_digest,
+    load_array,
+    read_checksummed,
+    save_array,
+    save_blocks,
+)
+from proxhpc.dedup.bands import SHARED_ID, key_ranges
 from proxhpc.dedup.clusters import Documents, SetBuilder, pairs_across_sets
 from proxhpc.dedup.hashes import Sketch, check_files, load_sketch
-from proxhpc.dedup.sorting import Scratch, Sorter
+from proxhpc.dedup.sorting import Flags, Scratch, Sorter
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
+from proxhpc.run.shards import shard_groups
 
-_SHARED_ID_EXAMPLES = 10  # of shared ids
+_MAX_SHARED_ID_EXAMPLES = 10
 _SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class MatchResult:
-    """What the match decided. `digest` carries on what it was decided from.
+    """What the match phase found. `digest` identifies what it was made from.
 
-    `near` are the duplicates with another text than the document that is kept for them, `outside`
-    those for which one of the corpus to compare with is kept.
-    `survivors` counts by input file the documents that are written. `shared_ids` are documents
-    whose id an earlier survivor has too, by a 64-bit hash; `examples` are some of them, as
-    (shard, record). `dropped` and `pairs` are digests of files: which documents of each group are
-    duplicates, and of what. `set_sizes` counts sets by the octave of their size, and `largest` are
-    the largest ones: size, and the (shard, record) of the first document that is left out.
+    `duplicates` are removed; of these, `near` have another text than their survivor, and for
+    `external` the survivor is in the external corpus. `survivors` counts the documents that are
+    written, by input file. `shared_ids` are documents whose id (by a 64-bit hash) an earlier
+    survivor has too; `shared_id_examples` are some of them, as (shard, record). `set_sizes` counts
+    duplicate sets by the `log2_bucket` of their size; `largest_sets` has the size, and shard and
+    record of the first duplicate, of the largest ones. `flag_digests` and `pairs_digest` are
+    digests of files: which documents of each group are duplicates, and of what.
     """
 
     digest: str
@@ -65,8 +73,6 @@ class MatchResult:
     duplicates: int
     near: int
     external: int
-    sets: int
-    largest_set: int
     shared_ids: int
     shared_id_examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
@@ -90,63 +96,35 @@ class MatchResult:
 
 
 def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) -> MatchResult:
-    """Decide what is a duplicate and what goes where, unless that was done.
+    """Run the match phase, unless its result is current.
 
-    `memory` bytes are for all processes of the pool together.
+    All processes of the pool together use about `memory` bytes.
     """
     run, plan = pool.run, pool.plan
-    manifest = plan.manifest
-    rules = [part.model_dump(mode="json") for part in (manifest.dedup, manifest.output)]
-    made_of = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
+    rules = [
+        section.model_dump(mode="json") for section in (plan.manifest.dedup, plan.manifest.output)
+    ]
+    source = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
     earlier = read_match(run)
-    own = receipts[: len(shard_groups(plan))]
-    made = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own)]
-    if earlier and earlier.digest == made_of and all(path.exists() for path in made):
+    own_receipts = receipts[: len(shard_groups(plan))]
+    files = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own_receipts)]
+    if earlier and earlier.digest == source and all(path.exists() for path in files):
         return earlier
-    check_coverage(plan, (tile for receipt in own for tile in spans_of(receipt)))
+    check_coverage(plan, (span for receipt in own_receipts for span in receipt.spans))
     run.pairs.parent.mkdir(parents=True, exist_ok=True)
     run.match.unlink(missing_ok=True)
     for receipt in receipts:
         check_files(run, receipt.group, receipt.files)
-    sketches = Sketches(run, plan)
-    lost, sets = _duplicates(pool, sketches, made_of, memory)
-    alive = _save_flags(run, sketches, own, lost)
-    shared, examples = _shared_ids(sketches, alive, memory)
-    by_file = np.zeros(len(plan.inputs), np.int64)
-    parts = part_splitter(manifest.output)
-    for receipt in own:
-        stay = load_sketch(run, receipt.group, receipt.files)[alive.of(receipt.group)]
-        by_file += _by_file(plan, receipt, stay)
-        parts.add(stay)
-    pairs = _save_pairs(run, sketches, lost)
-    largest = zip(sets.largest[:, 0].tolist(), _places(sketches, sets.largest[:, 1]), strict=True)
-    found = MatchResult(
-        digest=made_of,
-        documents=sketches.own,
-        duplicates=pairs.documents,
-        near=pairs.near,
-        external=pairs.outside,
-        sets=sets.count,
-        largest_set=int(sets.largest[0, 0]) if sets.count else 0,
-        shared_ids=shared,
-        shared_id_examples=tuple(_places(sketches, examples)),
-        survivors=tuple(by_file.tolist()),
-        parts=tuple(parts.finish()),
-        set_sizes=tuple(np.trim_zeros(sets.size_histogram, "b").tolist()),
-        largest_sets=tuple((size, *place) for size, place in largest),
-        flag_digests=alive.digests,
-        pairs_digest=pairs.digest,
-    )
-    write_atomic(
-        run.match, add_checksum(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
-    )
+    result = _match(pool, own_receipts, source, memory)
+    data = orjson.dumps(asdict(result), option=orjson.OPT_APPEND_NEWLINE)
+    write_atomic(run.match, add_checksum(data))
     fault_point("match written")
-    _clear(run)
-    return found
+    _delete_match_files(run)
+    return result
 
 
 def read_match(run: RunDir) -> MatchResult | None:
-    """What was decided before, None if nothing."""
+    """The result of an earlier match phase, None if there is none."""
     try:
         return MatchResult.decode(read_checksummed(run.match))
     except FileNotFoundError:
@@ -155,160 +133,176 @@ def read_match(run: RunDir) -> MatchResult | None:
         raise damaged_file(run.match) from error
 
 
-def load_survivor_flags(run: RunDir, match: MatchResult, group: int, documents: int) -> Flags:
-    """Which of a group's documents are written."""
-    return _load_flags(run, group, match.flag_digests[group], documents)
+def load_survivor_flags(run: RunDir, group: int, digest: str, documents: int) -> Flags:
+    """Which of a group's documents survived; `digest` is that of the group's file of flags."""
+    bits = load_array(run.duplicate_flags(group), digest)
+    return ~np.unpackbits(bits, count=documents).astype(np.bool_)
+
+
+def _match(
+    pool: Pool, own_receipts: Sequence[SketchReceipt], source_digest: str, memory: int
+) -> MatchResult:
+    run, plan = pool.run, pool.plan
+    sketches = Sketches(run, plan)
+    duplicates, sets = _find_duplicates(pool, sketches, source_digest, memory)
+    survivors = _save_flags(run, sketches, own_receipts, duplicates)
+    shared_ids, shared_id_examples = _shared_ids(sketches, survivors, memory)
+    by_file = np.zeros(len(plan.inputs), np.int64)
+    parts = part_splitter(plan.manifest.output)
+    for receipt in own_receipts:
+        documents = load_sketch(run, receipt.group, receipt.files)[survivors.of(receipt.group)]
+        by_file += _count_by_file(plan, receipt, documents)
+        parts.add(documents)
+    counts = Counter[str]()
+    save_blocks(run.pairs, _pair_rows(sketches, duplicates, counts), "<u4", 5)
+    largest = zip(sets.largest[:, 0].tolist(), _keys(sketches, sets.largest[:, 1]), strict=True)
+    return MatchResult(
+        digest=source_digest,
+        documents=sketches.own_documents,
+        duplicates=counts["duplicates"],
+        near=counts["near"],
+        external=counts["external"],
+        shared_ids=shared_ids,
+        shared_id_examples=tuple(_keys(sketches, shared_id_examples)),
+        survivors=tuple(by_file.tolist()),
+        parts=tuple(parts.finish()),
+        flag_digests=survivors.digests,
+        pairs_digest=file_digest(run.pairs),
+        set_sizes=tuple(np.trim_zeros(sets.size_histogram, "b").tolist()),
+        largest_sets=tuple((size, *key) for size, key in largest),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SurvivorMask:
-    """Which documents of a run are no duplicates, read group by group."""
+    """Which of the run's documents survived, read group by group."""
 
     run: RunDir
-    edges: npt.NDArray[np.int64]
+    group_starts: npt.NDArray[np.int64]
     digests: tuple[str, ...]  # of the run's own groups
 
     def of(self, group: int) -> Flags:
-        """Those of one group."""
-        first, last = self.edges[group : group + 2].tolist()
-        return _load_flags(self.run, group, self.digests[group], last - first)
+        """The flags of one group's documents."""
+        first, last = self.group_starts[group : group + 2].tolist()
+        return load_survivor_flags(self.run, group, self.digests[group], last - first)
 
     def among(self, documents: Documents) -> Flags:
-        """Those of these documents, of the run's own."""
+        """The flags of these documents; False for external ones."""
         out = np.zeros(len(documents), np.bool_)
-        groups = np.searchsorted(self.edges, documents, "right") - 1
+        groups = np.searchsorted(self.group_starts, documents, "right") - 1
         for group in np.unique(groups[groups < len(self.digests)]).tolist():
-            there = groups == group
-            out[there] = self.of(group)[documents[there] - self.edges[group]]
+            in_group = groups == group
+            out[in_group] = self.of(group)[documents[in_group] - self.group_starts[group]]
         return out
 
 
-def _load_flags(run: RunDir, group: int, known: str, documents: int) -> Flags:
-    bits = load_array(run.duplicate_flags(group), known)
-    return ~np.unpackbits(bits, count=documents).astype(np.bool_)
-
-
-def _duplicates(
-    pool: Pool, sketches: Sketches, made_of: str, memory: int
+def _find_duplicates(
+    pool: Pool, sketches: Sketches, source_digest: str, memory: int
 ) -> tuple[Sorter, DuplicateSets]:
-    """What is left out, and the sets that it is in."""
+    """Each duplicate with its survivor, and the sizes of the duplicate sets."""
     run, plan = pool.run, pool.plan
     share = memory // pool.processes
-    todo = range(len(match_tasks(plan, len(sketches), share)))
-    # Where the ranges begin and end depends on their number, and that on the memory.
-    made_of = f"{made_of}-{len(todo)}"
-    folder = run.match_files(made_of).root
-    _clear(run, made_of)
-    folder.mkdir(exist_ok=True)
-    scratch = Scratch(folder, memory)
-    for _ in pool.each("match", partial(write_pairs, made_of=made_of, memory=share), todo):
+    tasks = range(len(match_tasks(plan, len(sketches), share)))
+    # The number of ranges depends on the memory, and what each task finds depends on the ranges.
+    source_digest = f"{source_digest}-{len(tasks)}"
+    files = run.match_files(source_digest)
+    _delete_match_files(run, keep=source_digest)
+    files.root.mkdir(exist_ok=True)
+    scratch = Scratch(files.root, memory)
+    unit = partial(write_pairs, source_digest=source_digest, memory=share)
+    for _ in pool.each("match", unit, tasks):
         fault_point("pairs found")
-    forest, unsure = SetBuilder(scratch), Sorter(scratch, 2)
-    for number in todo:
-        for found in read_pairs(run.match_files(made_of).found_pairs(number), scratch.max_rows(3)):
-            forest.add(found.duplicates)
-            unsure.add(found.undecided)
-    sets = forest.build()
-    if any(True for _ in unsure):
-        forest = SetBuilder(scratch)
+    builder, undecided = SetBuilder(scratch), Sorter(scratch, 2)
+    for number in tasks:
+        for candidates in read_pairs(files.found_pairs(number), scratch.max_rows(3)):
+            builder.add(candidates.duplicates)
+            undecided.add(candidates.undecided)
+    sets = builder.build()
+    if any(True for _ in undecided):
+        builder = SetBuilder(scratch)
         for rows in sets:
-            forest.add(rows)
-        for rows in compare_texts(pool, scratch, pairs_across_sets(scratch, unsure, sets), made_of):
-            forest.add(rows)
-        sets = forest.build()
+            builder.add(rows)
+        undecided = pairs_across_sets(scratch, undecided, sets)
+        for pairs in compare_texts(pool, scratch, undecided, source_digest):
+            builder.add(pairs)
+        sets = builder.build()
     return choose_survivors(scratch, plan, sketches, sets)
 
 
-def _clear(run: RunDir, but: str = "") -> None:
-    """Delete what other matches left on their way."""
+def _delete_match_files(run: RunDir, keep: str = "") -> None:
+    """Delete the folders of match phases in progress, except the one named `keep`."""
     for path in run.pairs.parent.iterdir():
-        if path.is_dir() and path.name != but:
+        if path.is_dir() and path.name != keep:
             shutil.rmtree(path)
 
 
 def _save_flags(
-    run: RunDir, sketches: Sketches, own: Sequence[SketchReceipt], lost: Sorter
+    run: RunDir, sketches: Sketches, own_receipts: Sequence[SketchReceipt], duplicates: Sorter
 ) -> SurvivorMask:
-    """Write for each group which of its documents are left out."""
+    """Write for each group which of its documents are duplicates."""
+    flags = duplicate_flags(duplicates, sketches.group_starts[: len(own_receipts) + 1])
     digests = [
-        save_array(run.duplicate_flags(receipt.group), np.packbits(dropped))
-        for receipt, dropped in zip(
-            own, duplicate_flags(lost, sketches.firsts[: len(own) + 1]), strict=True
-        )
+        save_array(run.duplicate_flags(receipt.group), np.packbits(group_flags))
+        for receipt, group_flags in zip(own_receipts, flags, strict=True)
     ]
-    return SurvivorMask(run, sketches.firsts, tuple(digests))
+    return SurvivorMask(run, sketches.group_starts, tuple(digests))
 
 
-@dataclass(slots=True)
-class _SavedPairs:
-    """What is told of the file of pairs."""
-
-    documents: int = 0
-    near: int = 0
-    outside: int = 0
-    digest: str = ""
-
-
-def _save_pairs(run: RunDir, sketches: Sketches, lost: Sorter) -> _SavedPairs:
-    """Write the pairs as (shard, record, shard, record, thousandths alike)."""
-    saved = _SavedPairs()
-    save_blocks(run.pairs, _numbers(sketches, lost, saved), "<u4", 5)
-    saved.digest = file_digest(run.pairs)
-    return saved
-
-
-def _numbers(
-    sketches: Sketches, lost: Sorter, saved: _SavedPairs
+def _pair_rows(
+    sketches: Sketches, duplicates: Sorter, counts: Counter[str]
 ) -> Iterator[npt.NDArray[np.uint32]]:
+    """Rows of a duplicate's shard and record, its survivor's, and 1000 times their similarity.
+
+    `counts` gets their number, and how many are near-duplicates and of the external corpus.
+    """
     for pairs in (
-        rows[at : at + _SLICE_DOCUMENTS]
-        for rows in lost
-        for at in range(0, len(rows), _SLICE_DOCUMENTS)
+        rows[start : start + _SLICE_DOCUMENTS]
+        for rows in duplicates
+        for start in range(0, len(rows), _SLICE_DOCUMENTS)
     ):
         columns = np.empty((len(pairs), 5), np.uint32)
-        one, other = (sketches.rows(side) for side in pairs.T)
-        for column, rows in ((0, one), (2, other)):
-            columns[:, column], columns[:, column + 1] = rows["shard"], rows["number"]
-        apart = (one["high"] != other["high"]) | (one["low"] != other["low"])
+        duplicate, survivor = (sketches.rows(side) for side in pairs.T)
+        for column, rows in ((0, duplicate), (2, survivor)):
+            columns[:, column], columns[:, column + 1] = rows["shard"], rows["record"]
+        near = (duplicate["high"] != survivor["high"]) | (duplicate["low"] != survivor["low"])
         columns[:, 4] = 1000
-        columns[apart, 4] = 1000 * estimate_similarity(sketches, pairs[apart])
-        saved.documents += len(pairs)
-        saved.near += int(apart.sum())
-        saved.outside += int((pairs[:, 1] >= sketches.own).sum())
+        columns[near, 4] = 1000 * estimate_similarity(sketches, pairs[near])
+        counts["duplicates"] += len(pairs)
+        counts["near"] += int(near.sum())
+        counts["external"] += int((pairs[:, 1] >= sketches.own_documents).sum())
         yield columns
 
 
-def _shared_ids(sketches: Sketches, alive: SurvivorMask, memory: int) -> tuple[int, Documents]:
+def _shared_ids(sketches: Sketches, survivors: SurvivorMask, memory: int) -> tuple[int, Documents]:
     """How many survivors have the id of an earlier one, and the first of them."""
     count, examples = 0, np.empty(0, np.int64)
     for low, high in key_ranges(len(sketches), memory):
-        ids, documents = sketches.band(KeyRange(SHARED_ID, low, high))
-        stay = alive.among(documents)
-        ids, documents = keep_repeated(ids[stay], documents[stay])
-        found = documents[1:][ids[1:] == ids[:-1]]
-        count += len(found)
-        examples = np.sort(np.concatenate([examples, found]))[:_SHARED_ID_EXAMPLES]
+        ids, documents = sketches.repeated_keys(KeyRange(SHARED_ID, low, high))
+        survived = survivors.among(documents)
+        ids, documents = keep_repeated(ids[survived], documents[survived])
+        later = documents[1:][ids[1:] == ids[:-1]]
+        count += len(later)
+        examples = np.sort(np.concatenate([examples, later]))[:_MAX_SHARED_ID_EXAMPLES]
     return count, examples
 
 
-def _by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt.NDArray[np.int64]:
+def _count_by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt.NDArray[np.int64]:
     """Count a group's survivors by input file."""
-    places = survivors["shard"].astype(np.uint64) << np.uint64(32) | survivors["number"]
+    keys = survivors["shard"].astype(np.uint64) << np.uint64(32) | survivors["record"]
     starts, files = [], []
-    for shard, tiles in zip(shard_groups(plan)[receipt.group], receipt.spans, strict=True):
-        number = 0
-        for tile in tiles:
-            starts.append(shard << 32 | number)
-            files.append(tile.file)
-            number += tile.records
-    # A span without records begins where the next one does: the last of equals is the owner.
-    owners = np.searchsorted(np.array(starts, np.uint64), places, side="right") - 1
+    shards = shard_groups(plan)[receipt.group]
+    for shard, spans in zip(shards, receipt.spans_by_shard, strict=True):
+        record = 0
+        for span in spans:
+            starts.append(shard << 32 | record)
+            files.append(span.file)
+            record += span.records
+    # A span without records has the start of the next one; the last of equal starts is the owner.
+    owners = np.searchsorted(np.array(starts, np.uint64), keys, side="right") - 1
     return np.bincount(np.array(files)[owners], minlength=len(plan.inputs))
 
 
-def _places(sketches: Sketches, documents: Documents) -> list[tuple[int, int]]:
-    return [_place(row) for row in sketches.rows(documents)] if len(documents) else []
-
-
-def _place(row: Any) -> tuple[int, int]:
-    return int(row["shard"]), int(row["number"])
+def _keys(sketches: Sketches, documents: Documents) -> list[tuple[int, int]]:
+    """Shard and record of these documents."""
+    rows = sketches.rows(documents) if len(documents) else ()
+    return [(int(row["shard"]), int(row["record"])) for row in rows]

@@ -1,7 +1,7 @@
 """Which documents are in which part of the corpus.
 
-Documents have places: in input order (shard, record) as one number, in a shuffled corpus their
-hashes. A part holds the documents that begin in its bytes of rows, in the order of their places.
+Parts follow the documents' sort keys: (shard, record) as one number in input order, hashes in a
+shuffled corpus. A part holds the documents whose rows begin within its range of bytes.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,12 @@ import numpy.typing as npt
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.spec.sections import Output
 
-CELL_BITS = (
-    20  # places of a shuffled corpus are counted in 2^20 cells, and parts made of whole ones
-)
+CELL_BITS = 20  # sort keys of a shuffled corpus are counted in 2^20 cells, never split by a part
 
 
 @dataclass(frozen=True, slots=True)
 class PartRange:
-    """Documents of one part, without duplicates: their places are in [first, last]."""
+    """The documents of one part, without duplicates: their sort keys are in [first, last]."""
 
     documents: int
     bytes: int
@@ -28,39 +26,39 @@ class PartRange:
 
 
 def sort_keys(documents: Sketch, output: Output) -> npt.NDArray[np.uint64]:
-    """Where documents stand in the corpus."""
-    found: npt.NDArray[np.uint64] = documents["place"].astype(np.uint64)
+    """The keys by which documents are ordered in the corpus."""
+    keys: npt.NDArray[np.uint64] = documents["sort_key"].astype(np.uint64)
     if not output.shuffle:
-        found = documents["shard"].astype(np.uint64) << np.uint64(32) | documents["number"]
-    return found
+        keys = documents["shard"].astype(np.uint64) << np.uint64(32) | documents["record"]
+    return keys
 
 
 def part_splitter(output: Output) -> "InputOrderSplitter | ShuffledSplitter":
-    """What cuts the documents that stay into parts, by and by."""
+    """The splitter for this output; it is given the surviving documents group by group."""
     return ShuffledSplitter(output) if output.shuffle else InputOrderSplitter(output)
 
 
 class InputOrderSplitter:
-    """Cuts documents in input order; a part takes those that begin in its bytes of rows."""
+    """Splits documents in input order into parts."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._size = np.uint64(output.part_size)
-        self._before = np.uint64(0)
-        self._last = -1  # number of the latest part, if every size had documents
+        self._part_size = np.uint64(output.part_size)
+        self._bytes_before = np.uint64(0)
+        self._last_number = -1  # of the last part, counting ranges of bytes without documents
         self._parts: list[PartRange] = []
 
     def add(self, documents: Sketch) -> None:
-        """Take the next documents, in input order."""
-        own, sizes = sort_keys(documents, self._output), documents["size"].astype(np.uint64)
-        before = self._before + np.cumsum(sizes) - sizes
-        self._before += sizes.sum()
-        numbers, starts = np.unique(before // self._size, return_index=True)
+        """Add the next documents, in input order."""
+        keys, sizes = sort_keys(documents, self._output), documents["row_bytes"].astype(np.uint64)
+        before = self._bytes_before + np.cumsum(sizes) - sizes
+        self._bytes_before += sizes.sum()
+        numbers, starts = np.unique(before // self._part_size, return_index=True)
         stops = [*starts.tolist(), len(documents)][1:]
         for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops, strict=True):
             size = int(sizes[start:stop].sum())
-            part = PartRange(stop - start, size, int(own[start]), int(own[stop - 1]))
-            if number == self._last:
+            part = PartRange(stop - start, size, int(keys[start]), int(keys[stop - 1]))
+            if number == self._last_number:
                 earlier = self._parts.pop()
                 part = PartRange(
                     earlier.documents + part.documents,
@@ -69,7 +67,7 @@ class InputOrderSplitter:
                     part.last,
                 )
             self._parts.append(part)
-            self._last = number
+            self._last_number = number
 
     def finish(self) -> list[PartRange]:
         """All parts."""
@@ -77,7 +75,7 @@ class InputOrderSplitter:
 
 
 class ShuffledSplitter:
-    """Cuts the range of all places; a part takes the cells that begin in its bytes of rows."""
+    """Splits the range of all sort keys into parts of whole cells."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -85,10 +83,10 @@ class ShuffledSplitter:
         self._bytes = np.zeros(1 << CELL_BITS, np.int64)
 
     def add(self, documents: Sketch) -> None:
-        """Take more documents, in any order."""
+        """Add documents, in any order."""
         cells = (sort_keys(documents, self._output) >> np.uint64(64 - CELL_BITS)).astype(np.int64)
         np.add.at(self._documents, cells, 1)
-        np.add.at(self._bytes, cells, documents["size"].astype(np.int64))
+        np.add.at(self._bytes, cells, documents["row_bytes"].astype(np.int64))
 
     def finish(self) -> list[PartRange]:
         """All parts."""
@@ -101,8 +99,8 @@ class ShuffledSplitter:
         edges = [*used[starts].tolist()[1:], 1 << CELL_BITS]
         bounds = [0, *(edge << (64 - CELL_BITS) for edge in edges)]
         return [
-            PartRange(documents, size, first, behind - 1)
-            for documents, size, first, behind in zip(
+            PartRange(documents, size, first, stop - 1)
+            for documents, size, first, stop in zip(
                 np.add.reduceat(counts, starts).tolist(),
                 np.add.reduceat(sizes, starts).tolist(),
                 bounds[:-1],
@@ -113,7 +111,7 @@ class ShuffledSplitter:
 
 
 def bucket_starts(part: PartRange, size: int) -> list[int]:
-    """The first places of equal pieces of a shuffled part, each of about so many bytes or fewer."""
+    """The first sort keys of a shuffled part's equal ranges, each of about `size` bytes or less."""
     count = max(1, -(-part.bytes // size))
-    span = part.last + 1 - part.first
-    return [part.first + span * number // count for number in range(count)]
+    width = part.last + 1 - part.first
+    return [part.first + width * number // count for number in range(count)]

@@ -1,4 +1,4 @@
-"""Documents judged again: what a row had been under another policy, from the programs it has."""
+"""Outcomes of documents under another policy, from the programs that their rows hold."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -16,32 +16,29 @@ NOT_ASKED = "not_asked"
 
 
 class PolicyChange:
-    """Judges by the plan's policy documents that were refined under the one before."""
+    """Applies the plan's policy to documents that were refined under an earlier one."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._policy = plan.manifest.policy
-        self._style = plan.manifest.chunk_style
+        self._format = plan.manifest.program_format
 
     def apply(self, document: Document, row: Row, before: ReplayResult) -> tuple[Row, ReplayResult]:
-        """The document's row and outcome now; `before` is what came of it under the old policy.
+        """The document's row and result under the plan's policy; `before` is the earlier result.
 
-        A document that was dropped before the chunk stage, and now would not be, lacks the chunk
-        programs: nobody knows what they would have been, and it is set aside.
+        A document that only the earlier policy dropped before the chunk stage has no chunk
+        programs. Nobody knows what they would have been, so it is quarantined.
         """
-        doc = row.doc.emitted if row.doc else None
+        doc = row.doc.output if row.doc else None
         windows = [call.window for call in row.windows]
-        now = replay(document.text, doc, windows, self._policy, self._style)
-        by_doc = before.status == "dropped" and before.reason == "doc_program"
-        chunk = any(stage.level == "chunk" for stage in self._plan.manifest.stages)
-        if by_doc and chunk and now.outcome != "dropped":
+        now = replay(document.text, doc, windows, self._policy, self._format)
+        dropped_by_doc = before.outcome == "dropped" and before.reason == "doc_program"
+        has_chunk_stage = any(stage.level == "chunk" for stage in self._plan.manifest.stages)
+        if dropped_by_doc and has_chunk_stage and now.outcome != "dropped":
             now = ReplayResult("quarantined", "", now.rejected, NOT_ASKED)
-        return self._row(document, row, before, now), now
-
-    def _row(self, document: Document, row: Row, before: ReplayResult, now: ReplayResult) -> Row:
-        return replace(
+        new_row = replace(
             row,
-            outcome=now.status,
+            outcome=now.outcome,
             reason=now.reason,
             bytes_out=len(now.text.encode("utf-8", "surrogatepass")),
             tokens_out=self._tokens(document, row, before, now),
@@ -49,6 +46,7 @@ class PolicyChange:
             strings_replaced=now.strings_replaced,
             rejected=dict(now.rejected),
         )
+        return new_row, now
 
     def _tokens(self, document: Document, row: Row, before: ReplayResult, now: ReplayResult) -> int:
         if now.text == before.text:
@@ -58,11 +56,11 @@ class PolicyChange:
         from proxhpc.refine.windows import LineTokens
 
         window = self._plan.manifest.stages[-1].window_tokens
-        return LineTokens(self._tokenizer, document.text, window).of(now.text)
+        return LineTokens(self._tokenizer, document.text, window).count_text(now.text)
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer | None":
-        """The last stage's, which the workers counted with; None for the rules."""
+        """The last stage's tokenizer, with which the workers counted; None for the rules."""
         model = self._plan.models.get(self._plan.manifest.stages[-1].level)
         if model is None:
             return None

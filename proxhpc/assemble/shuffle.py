@@ -1,10 +1,11 @@
-"""A corpus in random order, in bounded memory: rows are scattered by where they go, then gathered.
+"""A corpus in random order, in bounded memory: rows are scattered into buckets, then gathered.
 
-Each group of shards writes its rows into one file, in a slice for each bucket: a range of places
-whose rows of all groups fit into memory. A part is its buckets one behind the other, each sorted.
+A bucket is a range of sort keys whose rows, of all groups, fit into memory. Each group of shards
+writes its rows into one file with a slice for each bucket. A part consists of consecutive buckets,
+each sorted.
 
-A file has zstd frames, one a slice, then for each block of rows that were in memory together where
-its slices begin and the last one ends, then a footer.
+A file has the slices as zstd frames; then, for each block of rows that were in memory together,
+where its slices begin and the last one ends; then a footer.
 """
 
 import struct
@@ -19,25 +20,25 @@ import zstandard
 from proxhpc.assemble.match import MatchResult
 from proxhpc.assemble.parts import bucket_starts
 from proxhpc.assemble.rows import corpus_row, decode_row, sort_key
-from proxhpc.assemble.sketch import shard_groups
-from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_survivors, require_match
+from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_documents, require_match
 from proxhpc.corpus.disk import replacing
-from proxhpc.dedup.bands import damaged_file
+from proxhpc.dedup.arrays import damaged_file
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 
 BUCKET = 256 << 20  # bytes of rows that are held and sorted at a time
 
-_RECORD = struct.Struct("<QQQII")  # place, bytes of text, tokens, file, bytes of the row
+_RECORD = struct.Struct("<QQQII")  # sort key, bytes of text, tokens, file, bytes of the row
 _FOOTER = struct.Struct("<8s16sII")  # magic, the match's digest, blocks, buckets
 _MAGIC = b"PXROWS\x01\0"
 
 
 class _Record(NamedTuple):
-    """One row on its way."""
+    """A row and what is needed to sort and count it."""
 
-    place: int
+    sort_key: int
     text_bytes: int
     tokens: int
     file: int
@@ -48,76 +49,76 @@ class _Record(NamedTuple):
 
 
 def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
-    """Write a group's rows by the buckets that they go to, unless that was done."""
+    """Write a group's rows by bucket, unless its file is current."""
     match, path = require_match(run), run.scattered(group)
-    if _made_of(path) == match.digest:
+    if _match_digest(path) == match.digest:
         return
     documents = load_survivors(run, match, group)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as out:
-        file = _Scattered(out, match)
-        for refined in replay_survivors(run, plan, documents):
-            row = refined.row
-            line = orjson.dumps(corpus_row(plan, refined))
-            at = sort_key(plan, row)
-            file.add(_Record(at, row.bytes_out, row.tokens_out, row.file, line))
-        file.finish()
+    with replacing(path) as file:
+        writer = _BucketWriter(file, match)
+        for record in replay_documents(run, plan, documents):
+            row = record.row
+            line = orjson.dumps(corpus_row(plan, record))
+            key = sort_key(plan, row)
+            writer.add(_Record(key, row.bytes_out, row.tokens_out, row.file, line))
+        writer.finish()
 
 
 def gather_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Iterator[CorpusRow]:
-    """The rows of a part, by their places; of equal ones in input order."""
-    counts = [len(bucket_starts(each, BUCKET)) for each in match.parts[: part + 1]]
+    """The rows of a part by their sort keys; rows with equal keys are in input order."""
+    counts = [len(bucket_starts(earlier, BUCKET)) for earlier in match.parts[: part + 1]]
     for bucket in range(sum(counts[:-1]), sum(counts)):
-        found = [
+        records = [
             record
             for group in range(len(shard_groups(plan)))
-            for record in _records(run.scattered(group), match, bucket)
+            for record in _read_bucket(run.scattered(group), match, bucket)
         ]
-        for record in sorted(found, key=lambda record: record.place):
+        for record in sorted(records, key=lambda record: record.sort_key):
             yield CorpusRow(decode_row(record.line), record.file, record.text_bytes, record.tokens)
 
 
-class _Scattered:
-    """The file of a group, as it is written."""
+class _BucketWriter:
+    """Writes the file of one group."""
 
-    def __init__(self, out: BinaryIO, match: MatchResult) -> None:
-        self._out, self._digest = out, match.digest
-        firsts = [first for part in match.parts for first in bucket_starts(part, BUCKET)]
-        self._firsts = np.array(firsts, np.uint64)
-        self._held: dict[int, list[bytes]] = {}
+    def __init__(self, file: BinaryIO, match: MatchResult) -> None:
+        self._file, self._digest = file, match.digest
+        starts = [start for part in match.parts for start in bucket_starts(part, BUCKET)]
+        self._starts = np.array(starts, np.uint64)
+        self._buckets: dict[int, list[bytes]] = {}
         self._size = self._end = 0
         self._blocks: list[bytes] = []
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
 
     def add(self, record: _Record) -> None:
-        """Take a row; written are those that were held together."""
-        at = int(np.searchsorted(self._firsts, np.uint64(record.place), "right")) - 1
+        """Add a row; a full block is written."""
+        bucket = int(np.searchsorted(self._starts, np.uint64(record.sort_key), "right")) - 1
         data = record.encode()
-        self._held.setdefault(at, []).append(data)
+        self._buckets.setdefault(bucket, []).append(data)
         self._size += len(data)
         if self._size >= BUCKET:
             self._flush()
 
     def finish(self) -> None:
-        """Write the rest, and where everything is."""
+        """Write the last block, the table of slices and the footer."""
         self._flush()
-        digest, count = bytes.fromhex(self._digest), len(self._firsts)
-        footer = _FOOTER.pack(_MAGIC, digest, len(self._blocks), count)
-        self._out.write(b"".join([*self._blocks, footer]))
+        digest, buckets = bytes.fromhex(self._digest), len(self._starts)
+        footer = _FOOTER.pack(_MAGIC, digest, len(self._blocks), buckets)
+        self._file.write(b"".join([*self._blocks, footer]))
 
     def _flush(self) -> None:
-        sizes = np.zeros(len(self._firsts) + 1, np.uint64)
+        sizes = np.zeros(len(self._starts) + 1, np.uint64)
         sizes[0] = self._end
-        for bucket, rows in sorted(self._held.items()):
-            sizes[bucket + 1] = self._out.write(self._compressor.compress(b"".join(rows)))
+        for bucket, rows in sorted(self._buckets.items()):
+            sizes[bucket + 1] = self._file.write(self._compressor.compress(b"".join(rows)))
         edges = np.cumsum(sizes)
         self._end = int(edges[-1])
         self._blocks.append(edges.astype("<u8").tobytes())
-        self._held, self._size = {}, 0
+        self._buckets, self._size = {}, 0
 
 
-def _made_of(path: Path) -> str:
-    """Digest of the match that a scattered file was made of; "" where there is no such file."""
+def _match_digest(path: Path) -> str:
+    """Digest of the match that a file was written for; "" if there is no whole file."""
     try:
         with path.open("rb") as file:
             return _footer(file, path)[0]
@@ -132,33 +133,33 @@ def _footer(file: BinaryIO, path: Path) -> tuple[str, int, int, int]:
     tail = file.read()
     if len(tail) < _FOOTER.size or tail[:8] != _MAGIC:
         raise damaged_file(path)
-    _, digest, blocks, count = _FOOTER.unpack(tail)
-    return digest.hex(), blocks, count, size - _FOOTER.size - 8 * blocks * (count + 1)
+    _, digest, blocks, buckets = _FOOTER.unpack(tail)
+    return digest.hex(), blocks, buckets, size - _FOOTER.size - 8 * blocks * (buckets + 1)
 
 
-def _records(path: Path, match: MatchResult, bucket: int) -> Iterator[_Record]:
-    """The rows of one group that go to a bucket, in input order."""
+def _read_bucket(path: Path, match: MatchResult, bucket: int) -> Iterator[_Record]:
+    """The rows of one group in a bucket, in input order."""
     try:
         with path.open("rb") as file:
-            digest, blocks, count, table = _footer(file, path)
+            digest, blocks, buckets, table = _footer(file, path)
             if digest != match.digest:
                 raise damaged_file(path)
             for block in range(blocks):
-                file.seek(table + 8 * (block * (count + 1) + bucket))
+                file.seek(table + 8 * (block * (buckets + 1) + bucket))
                 start, end = struct.unpack("<QQ", file.read(16))
                 file.seek(start)
                 if data := file.read(end - start):
-                    yield from _decoded(zstandard.ZstdDecompressor().decompress(data))
+                    yield from _decode(zstandard.ZstdDecompressor().decompress(data))
     except FileNotFoundError:
         raise StopError(f"there is no {path}", hint="merge again") from None
     except (struct.error, zstandard.ZstdError, ValueError) as error:
         raise damaged_file(path) from error
 
 
-def _decoded(data: bytes) -> Iterator[_Record]:
-    at = 0
-    while at < len(data):
-        where, text_bytes, tokens, file, length = _RECORD.unpack_from(data, at)
-        at += _RECORD.size
-        yield _Record(where, text_bytes, tokens, file, data[at : at + length])
-        at += length
+def _decode(data: bytes) -> Iterator[_Record]:
+    offset = 0
+    while offset < len(data):
+        key, text_bytes, tokens, file, length = _RECORD.unpack_from(data, offset)
+        offset += _RECORD.size
+        yield _Record(key, text_bytes, tokens, file, data[offset : offset + length])
+        offset += length

@@ -1,7 +1,7 @@
-"""What the documents and programs of a run are like, as integers that add, and a few examples.
+"""Statistics of a run's documents and programs, as integers that add, and a few examples.
 
-Examples are the documents with the lowest hashes, seeded by the plan: each is as likely, and the
-choice does not depend on shards, workers or order.
+Examples are the documents with the lowest hashes, seeded by the plan: each document has the same
+chance, and the choice does not depend on shards, workers or order.
 """
 
 from collections import Counter
@@ -17,11 +17,11 @@ from proxhpc.program.syntax import Dialect, ProgramEnd
 from proxhpc.run.ledger import Call
 from proxhpc.run.plan import Plan
 
-EXAMPLES_BY_OUTCOME = {"edited": 14, "dropped": 6}  # as many of each as a report shows
+EXAMPLES_BY_OUTCOME = {"edited": 14, "dropped": 6}  # how many a report shows
 
 
 class ExampleRef(NamedTuple):
-    """Where a document stands that a report may show."""
+    """A document that a report may show: record `number` of a shard."""
 
     hash: int
     outcome: str
@@ -31,11 +31,11 @@ class ExampleRef(NamedTuple):
 
 @dataclass(slots=True)
 class CorpusStats:
-    """Sums over documents that could be read; histograms count by octave (see `octave`).
+    """Sums over readable documents; histograms count by `log2_bucket`.
 
-    Raw is every document, refined those that reach the merge, duplicates among them.
-    `calls` and `finishes` count what models wrote, by level and function or reason of its end.
-    `lost_tokens` are raw ones, by status and reason of documents that do not reach the merge.
+    Raw counts every document, refined those that reach the merge, including duplicates.
+    `calls` and `finishes` count what models wrote, by "LEVEL FUNCTION" and "LEVEL FINISH".
+    `lost_tokens` are raw tokens of documents that do not reach the merge, by "OUTCOME REASON".
     """
 
     raw_tokens: Counter[int] = field(default_factory=Counter)
@@ -47,71 +47,64 @@ class CorpusStats:
     lost_tokens: Counter[str] = field(default_factory=Counter)
     examples: list[ExampleRef] = field(default_factory=list)
 
-    def add(self, plan: Plan, shard: int, item: ReplayedRecord) -> None:
-        """Take one more record of a shard."""
-        row = item.row
-        if item.document is not None:
+    def add(self, plan: Plan, shard: int, record: ReplayedRecord) -> None:
+        """Count one more record of a shard."""
+        row = record.row
+        if record.document is not None:
             self.raw_tokens[log2_bucket(row.tokens_in)] += 1
-            self.raw_lines[log2_bucket(item.document.text.count("\n") + 1)] += 1
-        if item.text is not None:
+            self.raw_lines[log2_bucket(record.document.text.count("\n") + 1)] += 1
+        if record.text is not None:
             self.refined_tokens[log2_bucket(row.tokens_out)] += 1
-            self.refined_lines[log2_bucket(item.text.count("\n") + 1)] += 1
+            self.refined_lines[log2_bucket(record.text.count("\n") + 1)] += 1
         elif row.tokens_in:
             self.lost_tokens[f"{row.outcome} {row.reason}"] += row.tokens_in
         if row.doc is not None:
-            self._program("doc", row.doc, "prox")
+            self._add_program("doc", row.doc, "prox")
         for call in row.windows:
-            self._program("chunk", call, plan.manifest.chunk_style.dialect)
+            self._add_program("chunk", call, plan.manifest.program_format.dialect)
         if row.outcome in EXAMPLES_BY_OUTCOME:
-            place = f"{plan.digest} {row.file} {row.position}"
-            number = xxhash.xxh3_64_intdigest(place.encode())
-            self._take(ExampleRef(number, row.outcome, shard, item.number))
+            seeded = f"{plan.digest} {row.file} {row.position}"
+            key = xxhash.xxh3_64_intdigest(seeded.encode())
+            self._add_example(ExampleRef(key, row.outcome, shard, record.number))
 
     def __iadd__(self, other: "CorpusStats") -> "CorpusStats":
         for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
         for example in other.examples:
-            self._take(example)
+            self._add_example(example)
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        out: dict[str, Any] = {
-            name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS
-        }
-        return out | {"examples": [list(example) for example in self.examples]}
+        counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
+        return {**counters, "examples": [list(example) for example in self.examples]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "CorpusStats":
-        """Read what `to_dict` wrote, as JSON or not."""
-        traits = cls(examples=sorted(ExampleRef(*example) for example in data["examples"]))
+        """Read what `to_dict` returned, before or after a round trip through JSON."""
+        stats = cls(examples=sorted(ExampleRef(*example) for example in data["examples"]))
         for name in _COUNTERS:
-            by_octave = name in _BY_OCTAVE
-            getattr(traits, name).update(
-                {int(key) if by_octave else key: number for key, number in data[name].items()}
-            )
-        return traits
+            key_type = int if name in _HISTOGRAMS else str
+            getattr(stats, name).update({key_type(key): n for key, n in data[name].items()})
+        return stats
 
-    def _program(self, level: str, call: Call, dialect: Dialect) -> None:
+    def _add_program(self, level: str, call: Call, dialect: Dialect) -> None:
         self.finishes[f"{level} {call.finish}"] += 1
-        if len(call.program) > _SHORT:
-            names = _names(level, call.program, call.emitted.finish, dialect)
-        else:
-            names = _short_names(level, call.program, call.emitted.finish, dialect)
-        for name in names:
+        functions = _functions if len(call.program) > _SHORT else _cached_functions
+        for name in functions(level, call.program, call.output.finish, dialect):
             self.calls[f"{level} {name}"] += 1
 
-    def _take(self, example: ExampleRef) -> None:
+    def _add_example(self, example: ExampleRef) -> None:
         self.examples.append(example)
-        own = [other for other in self.examples if other.outcome == example.outcome]
-        if len(own) > EXAMPLES_BY_OUTCOME[example.outcome]:
-            self.examples.remove(max(own))
+        rivals = [other for other in self.examples if other.outcome == example.outcome]
+        if len(rivals) > EXAMPLES_BY_OUTCOME[example.outcome]:
+            self.examples.remove(max(rivals))
         self.examples.sort()
 
 
-_BY_OCTAVE = ("raw_tokens", "refined_tokens", "raw_lines", "refined_lines")
-_COUNTERS = (*_BY_OCTAVE, "calls", "finishes", "lost_tokens")
-_SHORT = 200  # characters; most programs are that short and many are alike
+_HISTOGRAMS = ("raw_tokens", "refined_tokens", "raw_lines", "refined_lines")
+_COUNTERS = (*_HISTOGRAMS, "calls", "finishes", "lost_tokens")
+_SHORT = 200  # characters; most programs are shorter, and many are identical
 
 
 def log2_bucket(number: int) -> int:
@@ -119,10 +112,10 @@ def log2_bucket(number: int) -> int:
     return number.bit_length()
 
 
-def _names(level: str, program: str, finish: ProgramEnd, dialect: Dialect) -> tuple[str, ...]:
-    """Functions that a program calls, as often as it does."""
-    read = parse_doc(program, finish) if level == "doc" else parse_chunk(program, dialect, finish)
-    return tuple(str(statement).partition("(")[0] for statement in read.statements)
+def _functions(level: str, program: str, finish: ProgramEnd, dialect: Dialect) -> tuple[str, ...]:
+    """The function of each call in a program."""
+    parsed = parse_doc(program, finish) if level == "doc" else parse_chunk(program, dialect, finish)
+    return tuple(str(statement).partition("(")[0] for statement in parsed.statements)
 
 
-_short_names = lru_cache(maxsize=4096)(_names)
+_cached_functions = lru_cache(maxsize=4096)(_functions)

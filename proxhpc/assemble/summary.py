@@ -1,4 +1,4 @@
-"""The merge in numbers: what went in, what came out, and the proof that they agree."""
+"""The counts of a merge, and the check that they balance."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.listings import DocumentName, RecordKey
+from proxhpc.assemble.listings import DocumentName
 from proxhpc.assemble.match import MatchResult
-from proxhpc.assemble.sketch import SketchReceipt, spans_of
+from proxhpc.assemble.sketch import SketchReceipt
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
-from proxhpc.dedup.bands import damaged_file
+from proxhpc.dedup.arrays import damaged_file
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -35,7 +36,7 @@ class FileCounts:
     written: int
 
     def check(self) -> None:
-        """Raise StopError unless every document is accounted for once, into the corpus or not."""
+        """Raise StopError unless every document is accounted for exactly once."""
         reached = self.kept + self.edited
         if self.documents != reached + self.dropped + self.quarantined:
             raise StopError(f"input {self.name}: {self} does not add up")
@@ -48,12 +49,12 @@ class FileCounts:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateCounts:
-    """Documents left out for another with the same or nearly the same text, and their sets.
+    """Removed duplicates and their sets.
 
-    `near` of them have another text than the document that is kept, and for `outside` of them it
-    is one of the corpus to compare with, of which `compared` documents were read and `unreadable`
-    records could not be. `sizes` counts the sets by the octave of their size; `largest` are the
-    largest ones: size, and name of the first document that is left out.
+    `near` of them have another text than their survivor. For `external` of them the survivor is in
+    the external corpus, which has `external_documents`, and `external_unreadable` records that
+    could not be read. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
+    has the size and the first duplicate of the largest ones.
     """
 
     documents: int = 0
@@ -75,7 +76,7 @@ class DuplicateCounts:
 
 @dataclass(frozen=True, slots=True)
 class SharedIds:
-    """Documents in the corpus that bear the id of an earlier one, with other text."""
+    """Documents in the corpus that have the id of an earlier one, with another text."""
 
     documents: int = 0
     examples: tuple[DocumentName, ...] = ()
@@ -83,9 +84,9 @@ class SharedIds:
 
 @dataclass(frozen=True, slots=True)
 class MergeSummary:
-    """Counts of a merged run. `text_bytes` and `tokens` are those of the corpus's texts."""
+    """Counts of a merged run. `text_bytes` and `tokens` are of the corpus's texts."""
 
-    match: str
+    match_digest: str
     counts: Counts
     duplicates: DuplicateCounts
     shared_ids: SharedIds
@@ -111,8 +112,8 @@ class MergeSummary:
             "written": self.written,
         }
         for name, total in totals.items():
-            if (found := sum(getattr(file, name) for file in self.files)) != total:
-                raise StopError(f"run: {total} documents {name}, by input file {found}")
+            if (by_file := sum(getattr(file, name) for file in self.files)) != total:
+                raise StopError(f"run: {total} documents {name}, by input file {by_file}")
         if self.counts.in_corpus != self.written + self.duplicates.documents:
             raise StopError(
                 f"run: {self.counts.in_corpus} documents reached the merge, {self.written} were"
@@ -129,12 +130,12 @@ class MergeSummary:
 
     @classmethod
     def load(cls, run: RunDir) -> "MergeSummary | None":
-        """The summary of a merged run; None where the merge has not ended."""
+        """The summary of a merged run, None if the merge is not finished."""
         try:
             data: dict[str, Any] = orjson.loads(run.merge_summary.read_bytes())
             ids = data["shared_ids"]
             return cls(
-                match=data["match"],
+                match_digest=data["match_digest"],
                 counts=Counts.from_dict(data["counts"]),
                 duplicates=DuplicateCounts.from_dict(data["duplicates"]),
                 shared_ids=SharedIds(ids["documents"], tuple((a, b) for a, b in ids["examples"])),
@@ -151,23 +152,23 @@ class MergeSummary:
             raise damaged_file(run.merge_summary) from error
 
 
-def summarise(
+def summarize_merge(
     plan: Plan,
     receipts: Sequence[SketchReceipt],
     match: MatchResult,
     parts: Sequence[PartReceipt],
-    name: Mapping[RecordKey, DocumentName],
+    names: Mapping[RecordKey, DocumentName],
 ) -> MergeSummary:
     """Add up the phases. StopError unless they balance, by file and for the run."""
-    counts, traits = Counts(), CorpusStats()
+    counts, stats = Counts(), CorpusStats()
     for receipt in receipts:
         counts += receipt.counts
-        traits += receipt.stats
+        stats += receipt.stats
     written: Counter[int] = Counter()
     for part in parts:
         written.update(part.files)
     summary = MergeSummary(
-        match=match.digest,
+        match_digest=match.digest,
         counts=counts,
         duplicates=DuplicateCounts(
             documents=match.duplicates,
@@ -175,45 +176,45 @@ def summarise(
             external=match.external,
             external_documents=sum(r.documents for r in receipts) - match.documents,
             external_unreadable=sum(r.unreadable for r in receipts),
-            sets=match.sets,
-            largest_set=match.largest_set,
+            sets=sum(match.set_sizes),
+            largest_set=max((size for size, *_ in match.largest_sets), default=0),
             set_sizes=match.set_sizes,
             largest_sets=tuple(
-                (size, name[shard, number]) for size, shard, number in match.largest_sets
+                (size, names[shard, record]) for size, shard, record in match.largest_sets
             ),
         ),
         shared_ids=SharedIds(
-            match.shared_ids, tuple(name[place] for place in match.shared_id_examples)
+            match.shared_ids, tuple(names[key] for key in match.shared_id_examples)
         ),
         written=sum(part.documents for part in parts),
         text_bytes=sum(part.text_bytes for part in parts),
         tokens=sum(part.tokens for part in parts),
-        files=tuple(_files(plan, receipts, match, written)),
+        files=tuple(_count_files(plan, receipts, match, written)),
         parts=tuple(parts),
-        stats=traits,
+        stats=stats,
     )
     summary.check()
     return summary
 
 
-def _files(
+def _count_files(
     plan: Plan, receipts: Sequence[SketchReceipt], match: MatchResult, written: Mapping[int, int]
 ) -> list[FileCounts]:
-    """Counts by input file: records from the replay, survivors from the match, and the written."""
-    sums = [Counter[str]() for _ in plan.inputs]
+    """Counts by input file, from the replay, the match and the written parts."""
+    counts = [Counter[str]() for _ in plan.inputs]
     for receipt in receipts:
-        for tile in spans_of(receipt):
-            for status in SPAN_OUTCOMES:
-                sums[tile.file][status] += getattr(tile, status)
+        for span in receipt.spans:
+            for outcome in SPAN_OUTCOMES:
+                counts[span.file][outcome] += getattr(span, outcome)
     return [
         FileCounts(
             name=info.name,
-            documents=own.total(),
-            **{status: own[status] for status in SPAN_OUTCOMES},
-            duplicates=own["kept"] + own["edited"] - survivors,
+            documents=outcomes.total(),
+            **{outcome: outcomes[outcome] for outcome in SPAN_OUTCOMES},
+            duplicates=outcomes["kept"] + outcomes["edited"] - survivors,
             written=written.get(file, 0),
         )
-        for file, (info, own, survivors) in enumerate(
-            zip(plan.inputs, sums, match.survivors, strict=True)
+        for file, (info, outcomes, survivors) in enumerate(
+            zip(plan.inputs, counts, match.survivors, strict=True)
         )
     ]

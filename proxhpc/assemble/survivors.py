@@ -1,4 +1,4 @@
-"""The documents that are written, read again with what became of them."""
+"""The documents that reach the corpus, replayed again."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from proxhpc.run.plan import Plan
 
 
 class CorpusRow(NamedTuple):
-    """A row of the corpus, the number of its input file, and what is added up of its text."""
+    """A row of the corpus, the number of its input file, and the size of its text."""
 
     row: dict[str, Any]
     file: int
@@ -24,26 +24,26 @@ class CorpusRow(NamedTuple):
 
 
 def require_match(run: RunDir) -> MatchResult:
-    """What was matched. StopError where nothing was."""
-    match = read_match(run)
-    if match is None:
+    """The result of the match phase. StopError if there is none."""
+    result = read_match(run)
+    if result is None:
         raise StopError(f"there is no {run.match}", hint="merge again from the start")
-    return match
+    return result
 
 
 def load_survivors(run: RunDir, match: MatchResult, group: int) -> Sketch:
-    """A group's documents that are no duplicates, in input order."""
+    """A group's documents that survived deduplication, in input order."""
     receipt = read_receipt(run, group)
     if receipt is None:
         raise StopError(f"there is no {run.sketch_receipt(group)}", hint="merge again")
     documents = load_sketch(run, group, receipt.files)
-    return documents[load_survivor_flags(run, match, group, receipt.documents)]
+    return documents[load_survivor_flags(run, group, match.flag_digests[group], receipt.documents)]
 
 
-def replay_survivors(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[ReplayedRecord]:
-    """What became of these documents of one group, in input order."""
+def replay_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[ReplayedRecord]:
+    """Replay these documents of one group, in input order."""
     for shard in np.unique(documents["shard"]).tolist():
-        wanted = documents["number"][documents["shard"] == shard].tolist()
+        wanted = documents["record"][documents["shard"] == shard].tolist()
         for item in replay_shard(run, plan, shard, wanted):
             if isinstance(item, ReplayedRecord):
                 yield item

@@ -1,8 +1,8 @@
-"""Pairs of documents that only their texts can tell, compared by the shingles themselves.
+"""Compares the texts of pairs that signatures cannot decide, by their exact shingle sets.
 
-The documents that are in such pairs are read once, group by group, and their distinct shingles
-kept in a file until the pairs are compared: 8 bytes a shingle, for few of all documents. Each unit
-leaves a file, so that a match which is killed goes on with the next.
+The documents of these pairs are read once, group by group, and their distinct shingles are kept in
+a file until the pairs are compared: 8 bytes a shingle, for a small share of all documents. Each
+unit writes a file, so a match that is killed resumes with the next unit.
 """
 
 from collections.abc import Iterator
@@ -26,115 +26,117 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
 from proxhpc.spec.sections import Near
 
-_PAIRS_AT_ONCE = 1 << 14  # compared in one go
+_PAIRS_PER_UNIT = 1 << 14
 
 
-def compare_texts(pool: Pool, scratch: Scratch, unsure: Sorter, made_of: str) -> Iterator[Pairs]:
-    """Those of the pairs whose documents have the manifest's share of shingles in common."""
-    files, sketches = pool.run.match_files(made_of), Sketches(pool.run, pool.plan)
-    save_blocks(files.undecided, unsure, "<i8", 2)
+def compare_texts(
+    pool: Pool, scratch: Scratch, undecided: Sorter, source_digest: str
+) -> Iterator[Pairs]:
+    """The undecided pairs whose texts are similar enough to be duplicates."""
+    files, sketches = pool.run.match_files(source_digest), Sketches(pool.run, pool.plan)
+    save_blocks(files.undecided, undecided, "<i8", 2)
     pairs = len(open_array(files.undecided))
     if not pairs:
         return
     compared, groups = Sorter(scratch, 1), set[int]()
-    for rows in unsure:
+    for rows in undecided:
         compared.add(rows.reshape(-1, 1))
         groups.update(np.unique(sketches.group_of(rows)).tolist())
     save_blocks(files.compared, compared, "<i8", 1)
-    pool.map("read", partial(save_shingles, made_of=made_of), sorted(groups))
-    numbers = range(-(-pairs // _PAIRS_AT_ONCE))
-    pool.map("compare", partial(write_similar_pairs, made_of=made_of), numbers)
-    for number in numbers:
+    pool.map("read", partial(save_shingles, source_digest=source_digest), sorted(groups))
+    units = range(-(-pairs // _PAIRS_PER_UNIT))
+    pool.map("compare", partial(write_similar_pairs, source_digest=source_digest), units)
+    for number in units:
         yield np.array(open_array(files.similar_pairs(number)))
 
 
-def save_shingles(run: RunDir, plan: Plan, group: int, made_of: str) -> None:
-    """Write the distinct shingles of those documents of one group that are to be compared.
+def save_shingles(run: RunDir, plan: Plan, group: int, source_digest: str) -> None:
+    """Write the distinct shingles of a group's compared documents, unless the file exists.
 
-    One document's behind the other's, ascending, and last where each begins and all end.
+    The file has each document's shingles, ascending, and then the offset of each document's first
+    shingle and the total.
     """
-    path = run.match_files(made_of).shingles(group)
+    files = run.match_files(source_digest)
+    path = files.shingles(group)
     if path.exists():
         return
     near = _near(plan)
     sketches = Sketches(run, plan)
-    first, last = _compared(
-        run.match_files(made_of), sketches, np.array([group, group + 1])
-    ).tolist()
-    own = np.array(open_array(run.match_files(made_of).compared)[first:last, 0])
-    edges = [0]
+    first, last = _compared_before(files, sketches, np.array([group, group + 1])).tolist()
+    documents = np.array(open_array(files.compared)[first:last, 0])
+    offsets = [0]
     with replacing(path) as file:
-        for text in _texts(run, plan, sketches.rows(own)):
+        for text in _texts(run, plan, sketches.rows(documents)):
             hashes = np.unique(shingles(fold(text), near.shingle))
             file.write(hashes.astype("<u8").tobytes())
-            edges.append(edges[-1] + len(hashes))
-        file.write(np.array(edges, "<u8").tobytes())
-        if len(edges) != len(own) + 1:
-            raise RuntimeError(f"{len(edges) - 1} of {len(own)} documents of group {group}")
+            offsets.append(offsets[-1] + len(hashes))
+        file.write(np.array(offsets, "<u8").tobytes())
+        if len(offsets) != len(documents) + 1:
+            raise RuntimeError(f"group {group}: {len(offsets) - 1} texts, not {len(documents)}")
 
 
-def write_similar_pairs(run: RunDir, plan: Plan, number: int, made_of: str) -> None:
-    """Write those of some pairs whose share of common shingles reaches the threshold."""
-    files, near = run.match_files(made_of), _near(plan)
+def write_similar_pairs(run: RunDir, plan: Plan, number: int, source_digest: str) -> None:
+    """Write the pairs of one unit whose Jaccard similarity reaches the threshold."""
+    files, near = run.match_files(source_digest), _near(plan)
     if files.similar_pairs(number).exists():
         return
-    pairs = np.array(
-        open_array(files.undecided)[number * _PAIRS_AT_ONCE : (number + 1) * _PAIRS_AT_ONCE]
-    )
-    kept = _SavedShingles(files, Sketches(run, plan), pairs)
-    shares = [jaccard(kept.of(left), kept.of(right)) for left, right in pairs.tolist()]
-    save_blocks(files.similar_pairs(number), [pairs[np.array(shares) >= near.threshold]], "<i8", 2)
+    start = number * _PAIRS_PER_UNIT
+    pairs = np.array(open_array(files.undecided)[start : start + _PAIRS_PER_UNIT])
+    saved = _SavedShingles(files, Sketches(run, plan), pairs)
+    shares = [jaccard(saved.of(left), saved.of(right)) for left, right in pairs.tolist()]
+    similar = pairs[np.array(shares) >= near.threshold]
+    save_blocks(files.similar_pairs(number), [similar], "<i8", 2)
 
 
 def jaccard(left: Hashes, right: Hashes) -> float:
-    """Share of common shingles of two documents, of which each has some, ascending."""
+    """Jaccard similarity of two documents' distinct shingles, which are ascending."""
     common = len(np.intersect1d(left, right, assume_unique=True))
     return common / (len(left) + len(right) - common)
 
 
 class _SavedShingles:
-    """Shingles of the documents of some pairs, read where they are asked for."""
+    """Reads the saved shingles of the documents of some pairs, one document at a time."""
 
     def __init__(self, files: MatchFiles, sketches: Sketches, pairs: Pairs) -> None:
         documents = np.unique(pairs)
         groups = sketches.group_of(documents)
-        firsts = _compared(files, sketches, groups)
-        sizes = _compared(files, sketches, groups + 1) - firsts
-        every = open_array(files.compared)[:, 0]
-        # Of a group with n documents the last n + 1 numbers say where each begins and all end.
-        behind = np.searchsorted(every, documents) - firsts - sizes - 1
-        places = zip(groups.tolist(), behind.tolist(), strict=True)
-        self._places = dict(zip(documents.tolist(), places, strict=True))
+        firsts = _compared_before(files, sketches, groups)
+        sizes = _compared_before(files, sketches, groups + 1) - firsts
+        compared = open_array(files.compared)[:, 0]
+        # In the file of a group with n documents, the last n + 1 numbers are the offsets.
+        from_end = np.searchsorted(compared, documents) - firsts - sizes - 1
+        positions = zip(groups.tolist(), from_end.tolist(), strict=True)
+        self._positions = dict(zip(documents.tolist(), positions, strict=True))
         self._files = files
 
     def of(self, document: int) -> Hashes:
-        """One document's."""
-        group, behind = self._places[document]
+        """One document's shingles."""
+        group, from_end = self._positions[document]
         path = self._files.shingles(group)
-        at = path.stat().st_size + 8 * behind
-        first, last = np.fromfile(path, "<u8", 2, offset=at).tolist()
+        offset = path.stat().st_size + 8 * from_end
+        first, last = np.fromfile(path, "<u8", 2, offset=offset).tolist()
         return np.fromfile(path, "<u8", last - first, offset=8 * first)
 
 
-def _compared(
+def _compared_before(
     files: MatchFiles, sketches: Sketches, groups: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """How many of the documents that are compared lie before each of these groups."""
-    every: Documents = open_array(files.compared)[:, 0]
-    return np.searchsorted(every, sketches.firsts[groups])
+    """How many compared documents are in groups before each of these groups."""
+    compared: Documents = open_array(files.compared)[:, 0]
+    return np.searchsorted(compared, sketches.group_starts[groups])
 
 
 def _near(plan: Plan) -> Near:
     near = plan.manifest.dedup.near
     if near is None:
-        raise ValueError("no near-duplicates are looked for")
+        raise ValueError("the manifest has no dedup.near")
     return near
 
 
 def _texts(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[str]:
-    """Texts of documents of one group, in their order."""
+    """The texts of documents of one group, in order."""
     for shard in np.unique(documents["shard"]).tolist():
-        numbers = documents["number"][documents["shard"] == shard].tolist()
+        numbers = documents["record"][documents["shard"] == shard].tolist()
         if shard < len(plan.shards):
             for item in replay_shard(run, plan, shard, numbers):
                 if isinstance(item, ReplayedRecord):

@@ -1,4 +1,4 @@
-"""Write: one part of the corpus, from the raw input, the ledgers and the survivors."""
+"""The write phase: one part of the corpus, from the raw input, the ledgers and the match."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,26 +13,26 @@ from proxhpc.assemble.match import MatchResult
 from proxhpc.assemble.parts import PartRange, sort_keys
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.assemble.shuffle import gather_part
-from proxhpc.assemble.sketch import shard_groups
-from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_survivors, require_match
+from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_documents, require_match
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.writer import Encoder, JsonLines, PartWriter
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 from proxhpc.spec.sections import Output
 
 
 @dataclass(frozen=True, slots=True)
 class PartReceipt:
-    """What one part holds: its rows, the file on disk, and sums over its documents.
+    """One part's rows, its file, and sums over its documents.
 
-    `bytes_raw` are those of the rows, `text_bytes` those of the texts alone.
-    `files` counts documents by number of input file, in input order.
+    `bytes_raw` counts the rows as JSON lines, `text_bytes` the texts alone. `files` counts
+    documents by number of input file, in input order.
     """
 
-    match: str
+    match_digest: str
     name: str
     documents: int
     bytes_raw: int
@@ -60,13 +60,13 @@ class PartReceipt:
 
 
 def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
-    """Write one part, unless that was done, and return what it holds.
+    """Write one part, unless its file is current, and return its receipt.
 
-    The part appears under its name when it is whole, its receipt after it.
+    The part gets its name when it is complete, and its receipt is written after it.
     """
     match, output = require_match(run), plan.manifest.output
     if part >= len(match.parts):
-        raise StopError(f"{run.match} knows no part {part}", hint="merge again from the start")
+        raise StopError(f"{run.match} has no part {part}", hint="merge again from the start")
     if earlier := finished_part(run, plan, match, part):
         return earlier
     path = run.part(part, output.format)
@@ -82,14 +82,14 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
             tokens += item.tokens
             files[item.file] += 1
         _check(writer, match.parts[part])
-        made = writer.close()
+        written = writer.close()
     receipt = PartReceipt(
-        match=match.digest,
-        name=made.name,
-        documents=made.documents,
-        bytes_raw=made.bytes_raw,
-        bytes_stored=made.bytes,
-        sha256=made.sha256,
+        match_digest=match.digest,
+        name=written.name,
+        documents=written.documents,
+        bytes_raw=written.bytes_raw,
+        bytes_stored=written.bytes,
+        sha256=written.sha256,
         text_bytes=text_bytes,
         tokens=tokens,
         files=dict(sorted(files.items())),
@@ -99,28 +99,28 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     return receipt
 
 
-def _encoder(output: Output) -> Encoder:
-    return ParquetEncoder(output) if output.format == "parquet" else JsonLines(output.level)
-
-
 def finished_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> PartReceipt | None:
-    """The receipt of a part that is there, whole, and made of this match."""
+    """The receipt of a part, if its file exists in full length and is of this match."""
     try:
         receipt = PartReceipt.decode(run.part_receipt(part).read_bytes())
         size = run.part(part, plan.manifest.output.format).stat().st_size
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return None  # a damaged receipt says nothing; the part is simply made again
-    same = receipt.match == match.digest and receipt.bytes_stored == size
+        return None  # the receipt is damaged, so the part is written again
+    same = receipt.match_digest == match.digest and receipt.bytes_stored == size
     return receipt if same else None
 
 
-def _check(writer: PartWriter, wanted: PartRange) -> None:
-    if (writer.documents, writer.bytes_raw) != (wanted.documents, wanted.bytes):
+def _encoder(output: Output) -> Encoder:
+    return ParquetEncoder(output) if output.format == "parquet" else JsonLines(output.level)
+
+
+def _check(writer: PartWriter, expected: PartRange) -> None:
+    if (writer.documents, writer.bytes_raw) != (expected.documents, expected.bytes):
         raise StopError(
-            f"{writer.path} came to {writer.documents} documents with {writer.bytes_raw} bytes,"
-            f" not the {wanted.documents} with {wanted.bytes} of the match",
+            f"{writer.path} would have {writer.documents} documents with {writer.bytes_raw} bytes,"
+            f" but the match has {expected.documents} with {expected.bytes} for it",
             hint="an input or a ledger changed during the merge; merge again",
         )
 
@@ -133,7 +133,7 @@ def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[
         if shards.stop <= part.first >> 32 or shards.start > part.last >> 32:
             continue
         documents = load_survivors(run, match, group)
-        at = sort_keys(documents, plan.manifest.output)
-        for refined in replay_survivors(run, plan, documents[(at >= first) & (at <= last)]):
-            row = refined.row
-            yield CorpusRow(corpus_row(plan, refined), row.file, row.bytes_out, row.tokens_out)
+        keys = sort_keys(documents, plan.manifest.output)
+        for record in replay_documents(run, plan, documents[(keys >= first) & (keys <= last)]):
+            row = record.row
+            yield CorpusRow(corpus_row(plan, record), row.file, row.bytes_out, row.tokens_out)

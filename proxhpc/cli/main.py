@@ -1,19 +1,22 @@
-"""The command line: parse, call, print. Imports wait until a command needs them."""
+"""Runs a command: parse, call, print. A command imports what it needs itself."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from proxhpc.cli.options import parser
 from proxhpc.errors import ProxError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxhpc.outputs import OutputModel
     from proxhpc.run.paths import RunDir
     from proxhpc.spec.manifest import Manifest
 
-LEAST_RAM = 16 << 20  # bytes for matching
+_Document = TypeVar("_Document", bound="OutputModel")
+MIN_RAM = 16 << 20  # bytes, for finding duplicates
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,8 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         print("proxhpc: interrupted; everything committed is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe (`| head`). Python flushes again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = None  # the reader has closed the pipe (`| head`): no flush at exit
         return 0
     except OSError as error:
         if arguments.debug:
@@ -67,8 +69,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         from proxhpc.status.totals import load_merge, run_counts
 
         counts = run_counts(load_merge(run.dir), latest_heartbeats(run.dir))
-    result = estimate_run(run.plan, run.site, run.dir, counts)
-    _print_json(result) if arguments.json else _print(render_estimate(result))
+    estimate = estimate_run(run.plan, run.site, run.dir, counts)
+    _show(estimate, render_estimate, arguments.json)
 
 
 def _launch(arguments: argparse.Namespace) -> None:
@@ -84,36 +86,35 @@ def _launch(arguments: argparse.Namespace) -> None:
         step = launch(run, ticker.tick)
     print(_safe(step.message))
     if step.phase in ("report", "finished"):
-        from proxhpc.report import load_report
-        from proxhpc.report import render_report as render_report
+        from proxhpc.report import load_report, render_report
 
         _print(render_report(load_report(run.dir)))
         print(_safe(f"report: {run.dir.report_html}"))
     else:
-        print(_safe(f"look at it with: proxhpc status {run.dir.root}"))
+        print(_safe(f"see how far it is: proxhpc status {run.dir.root}"))
 
 
 def _dry_run(arguments: argparse.Namespace) -> None:
     from proxhpc.launch.launch import dry_run, prepare_run
 
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=False)
-    for phase, script, said in dry_run(run):
-        print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {said}\n"))
+    for phase, script, answer in dry_run(run):
+        print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from proxhpc.doctor import diagnose, render_diagnosis
 
     diagnosis = diagnose(arguments.site, arguments.manifest, arguments.run)
-    print(diagnosis.to_json()) if arguments.json else _print(render_diagnosis(diagnosis))
+    _show(diagnosis, render_diagnosis, arguments.json)
     return 0 if diagnosis.launch_would_work else 2
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
     from proxhpc.launch.launch import cancel
 
-    gone = cancel(_open(arguments))
-    print(_safe(f"ended: {', '.join(gone)}") if gone else "no job of this run was there")
+    jobs = cancel(_open(arguments))
+    print(_safe(f"cancelled: {', '.join(jobs)}") if jobs else "this run has no jobs")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -122,18 +123,18 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     _at_least(1, "--processes", arguments.processes)
     run = _open(arguments)
-    proof = verify.verify(run, processes=arguments.processes)
+    result = verify.verify_run(run, processes=arguments.processes)
     if arguments.json:
-        print(proof.to_output(run).to_json())
+        print(result.to_output(run).to_json())
     else:
-        for line in verify.render_verification(run, proof):
+        for line in verify.render_verification(run, result):
             print(_safe(line))
-    if arguments.repair and not proof.good:
+    if arguments.repair and not result.intact:
         with advance_lock(run):
-            taken = verify.repair(run, proof)
-        for path in taken:
-            print(f"taken away: {_safe(path)}", file=sys.stderr)
-    return 0 if proof.good else 4
+            removed = verify.repair(run, result)
+        for path in removed:
+            print(f"removed: {_safe(path)}", file=sys.stderr)
+    return 0 if result.intact else 4
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -177,13 +178,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _at_least(0, "--bootstrap", arguments.bootstrap)
     _at_least(0, "--seed", arguments.seed)
     manifest = _preview_manifest(arguments)
-    where, exclude = (
-        tuple(map(gold.parse_condition, given)) for given in (arguments.where, arguments.exclude)
-    )
+    where = tuple(map(gold.parse_condition, arguments.where))
+    exclude = tuple(map(gold.parse_condition, arguments.exclude))
     selection = gold.Selection(where, exclude, arguments.limit, arguments.seed, arguments.split)
     fields = gold.GoldFields.parse(arguments.fields)
     records = gold.read_gold(arguments.gold, fields, selection)
-    found = result.evaluate(
+    evaluation = result.evaluate(
         manifest,
         records,
         arguments.gold,
@@ -192,11 +192,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         log=lambda line: print(line, file=sys.stderr),
     )
     if arguments.json == Path("-"):
-        print(found.to_json())
+        print(evaluation.to_json())
         return
     if arguments.json:
-        write_atomic(arguments.json, f"{found.to_json()}\n".encode())
-    _print(view.render_evaluation(found))
+        write_atomic(arguments.json, f"{evaluation.to_json()}\n".encode())
+    _print(view.render_evaluation(evaluation))
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
@@ -206,12 +206,14 @@ def _adapt(arguments: argparse.Namespace) -> None:
     recipe, out = load_recipe(arguments.recipe), arguments.out.absolute()
     if arguments.site:
         if arguments.processes is not None:
-            raise UserError("--processes is for training right here: a job has one for each GPU")
+            raise UserError(
+                "--processes does not go with --site: a job runs one process for each GPU"
+            )
         from proxhpc.spec.site import load_site
         from proxhpc.train.job import submit
 
         job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
-        print(_safe(f"job {job}; it writes {out / 'training' / 'log.jsonl'}"))
+        print(_safe(f"job {job}; its log is {out / 'training' / 'log.jsonl'}"))
         return
     if arguments.processes is not None:
         _at_least(1, "--processes", arguments.processes)
@@ -228,9 +230,8 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
-    from proxhpc.annotate.annotate import AnnotateOptions, annotate
+    from proxhpc.annotate.annotate import AnnotateOptions, annotate, open_sources
     from proxhpc.annotate.examples import WindowLimits
-    from proxhpc.annotate.sources import check_output, open_sources
     from proxhpc.annotate.view import render_summary
     from proxhpc.evaluate.gold import GoldFields
 
@@ -246,34 +247,39 @@ def _annotate(arguments: argparse.Namespace) -> None:
         fields=GoldFields.parse(arguments.fields),
         seed=arguments.seed,
     )
-    sources = open_sources(arguments.sources, options.fields, options.dialect)
-    out = check_output(arguments.out, [*arguments.sources, *options.held_out])
-    summary = annotate(sources, out, options)
-    print(summary.to_json()) if arguments.json else _print(render_summary(summary))
+    sources = open_sources(arguments.sources, arguments.out, options)
+    summary = annotate(sources, arguments.out, options)
+    _show(summary, render_summary, arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from proxhpc.inspect import show_document, show_sample
+    from proxhpc.inspect import inspect_documents, render_inspection, sample_documents
+    from proxhpc.inspect.model import InspectOutput
+    from proxhpc.status.terminal import make_console
 
     run = _open(arguments)
     if (arguments.id is None) == (arguments.sample is None):
         raise UserError("inspect takes the id of a document, or --sample N")
     if arguments.outcome and arguments.sample is None:
         raise UserError("--outcome chooses among documents: add --sample N")
+    outcome = arguments.outcome or ""
     if arguments.id is not None:
-        show_document(run, arguments.id, as_json=arguments.json)
+        items = inspect_documents(run, arguments.id)
     else:
-        show_sample(
-            run,
-            arguments.sample,
-            outcome=arguments.outcome or "",
-            seed=arguments.seed,
-            as_json=arguments.json,
-        )
+        items = sample_documents(run, arguments.sample, outcome, arguments.seed)
+    if arguments.json:
+        print(InspectOutput(documents=tuple(item.to_output() for item in items)).to_json())
+    elif not items:
+        print(f"no {outcome} document" if outcome else "no document is refined yet")
+    else:
+        console = make_console()
+        for item in items:
+            # A line of a document stays one line here, even on a narrow terminal.
+            console.print(render_inspection(item), soft_wrap=True)
 
 
 def _memory(text: str) -> int:
-    """Bytes of a size with a unit. UserError if it is none, or less than matching needs."""
+    """Bytes of a size with a unit. UserError if it is no size, or too small."""
     from pydantic import TypeAdapter, ValidationError
 
     from proxhpc.spec.load import Size
@@ -282,7 +288,7 @@ def _memory(text: str) -> int:
         size: int = TypeAdapter(Size).validate_python(text)
     except ValidationError as error:
         raise UserError(f"--max-ram {text}: {error.errors()[0]['msg']}") from None
-    if size < LEAST_RAM:
+    if size < MIN_RAM:
         raise UserError(f"--max-ram {text}: it must be 16MiB or more")
     return size
 
@@ -293,7 +299,7 @@ def _report(arguments: argparse.Namespace) -> None:
     run = _open(arguments)
     if not run.merge_summary.exists():
         account = run_account(run)
-        print(account.to_json()) if arguments.json else _print(render_account(account))
+        _show(account, render_account, arguments.json)
         return
     try:
         report = write_report(run)
@@ -303,7 +309,7 @@ def _report(arguments: argparse.Namespace) -> None:
             raise
         print(f"proxhpc: the report was not rewritten: {_safe(error.message)}", file=sys.stderr)
         report = load_report(run)
-    print(report.to_json()) if arguments.json else _print(render_report(report))
+    _show(report, render_report, arguments.json)
 
 
 def _worker(arguments: argparse.Namespace) -> None:
@@ -319,36 +325,39 @@ def _merge(arguments: argparse.Namespace) -> None:
 
     _at_least(1, "--processes", arguments.processes)
     memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
-    changes = arguments.manifest, arguments.policy, arguments.threshold
     if arguments.out is not None:
-        if arguments.phase:
-            raise UserError("--phase is for the merge of the run itself: leave out --out")
-        from proxhpc.launch import variant
-        from proxhpc.run.plan import Plan
-
-        run, out = _open(arguments), arguments.out.absolute()
-        manifest = variant.variant_manifest(run, *changes)
-        if told := variant.why_programs_may_differ(Plan.load(run).manifest, manifest):
-            print(f"a new run might get other programs: {told}", file=sys.stderr)
-        made = variant.merge_variant(
-            run, out, manifest, processes=arguments.processes, memory=memory
-        )
-        print(_safe(f"{made.written:,} documents in {len(made.parts):,} parts: {out}"))
+        _merge_variant(arguments, memory)
         return
-    if any(change is not None for change in changes):
+    if any(v is not None for v in (arguments.manifest, arguments.policy, arguments.threshold)):
         raise UserError("--with, --policy and --threshold make another corpus: add --out DIR")
-    root = str(_open(arguments).root)
+    root, number, of = str(_open(arguments).root), arguments.number, arguments.of
+    processes = arguments.processes
     if arguments.phase:
-        number, of = arguments.number, arguments.of
         if not 0 <= number < of:
-            raise UserError(f"--number {number} --of {of}: of {of} shares the first is 0")
-        print(
-            tasks.merge_phase_task(root, arguments.phase, number, of, arguments.processes, memory)
-        )
+            raise UserError(f"--number {number} --of {of}: --number must be from 0 to {of - 1}")
+        print(tasks.merge_phase_task(root, arguments.phase, number, of, processes, memory))
         return
-    if (arguments.number, arguments.of) != (0, 1):
-        raise UserError("--number and --of are shares of a phase: add --phase")
-    print(tasks.merge_task(root, arguments.processes, memory))
+    if (number, of) != (0, 1):
+        raise UserError("--number and --of select a share of a phase: add --phase")
+    print(tasks.merge_task(root, processes, memory))
+
+
+def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
+    from proxhpc.launch import variant
+    from proxhpc.run.plan import Plan
+
+    if arguments.phase:
+        raise UserError("--phase does not go with --out")
+    run, out = _open(arguments), arguments.out.absolute()
+    manifest = variant.variant_manifest(
+        run, arguments.manifest, arguments.policy, arguments.threshold
+    )
+    if reason := variant.why_programs_may_differ(Plan.load(run).manifest, manifest):
+        print(f"a new run might get other programs: {reason}", file=sys.stderr)
+    summary = variant.merge_variant(
+        run, out, manifest, processes=arguments.processes, memory=memory
+    )
+    print(_safe(f"{summary.written:,} documents in {len(summary.parts):,} parts: {out}"))
 
 
 def _advance(arguments: argparse.Namespace) -> None:
@@ -358,6 +367,8 @@ def _advance(arguments: argparse.Namespace) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
+    import json
+
     from pydantic import BaseModel
 
     from proxhpc.spec.load import json_schema
@@ -366,7 +377,7 @@ def _schema(arguments: argparse.Namespace) -> None:
     from proxhpc.spec.site import Site
 
     kinds: dict[str, type[BaseModel]] = {"manifest": Manifest, "site": Site, "recipe": Recipe}
-    _print_json(json_schema(kinds[arguments.kind]))
+    print(json.dumps(json_schema(kinds[arguments.kind]), indent=2))
 
 
 COMMANDS = {
@@ -389,14 +400,14 @@ COMMANDS = {
 }
 
 
-def _at_least(least: int, option: str, given: int) -> None:
-    if given < least:
-        raise UserError(f"{option} {given}: it must be {least} or more")
+def _at_least(minimum: int, option: str, value: int) -> None:
+    if value < minimum:
+        raise UserError(f"{option} {value}: it must be {minimum} or more")
 
 
-def _share(option: str, given: float) -> None:
-    if not 0 <= given <= 1:
-        raise UserError(f"{option} {given}: it must be from 0 to 1")
+def _share(option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{option} {value}: it must be from 0 to 1")
 
 
 def _open(arguments: argparse.Namespace) -> "RunDir":
@@ -405,17 +416,14 @@ def _open(arguments: argparse.Namespace) -> "RunDir":
     return RunDir(arguments.run.absolute())
 
 
+def _show(document: _Document, render: "Callable[[_Document], object]", as_json: bool) -> None:
+    print(document.to_json()) if as_json else _print(render(document))
+
+
 def _print(renderable: object) -> None:
     from proxhpc.status.terminal import make_console
 
     make_console().print(renderable)
-
-
-def _print_json(data: object) -> None:
-    import json
-
-    # Not orjson: FLOPs go beyond 64 bits, and whatever steers a terminal must be escaped.
-    print(json.dumps(data, indent=2))
 
 
 if __name__ == "__main__":

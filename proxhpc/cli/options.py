@@ -47,13 +47,12 @@ def _listing() -> list[str]:
 
 
 def _doctor(verb: Parser) -> None:
-    verb.add_argument(
-        "site", metavar="SITE", nargs="?", default="auto", help="site file or name (default: auto)"
-    )
-    verb.add_argument(
+    add = verb.add_argument
+    add("site", metavar="SITE", nargs="?", default="auto", help="site file or name (default: auto)")
+    add(
         "--manifest", type=Path, help="check the models and the run directory of this manifest, too"
     )
-    verb.add_argument("--run", type=Path, metavar="DIR", help="check this run directory")
+    add("--run", type=Path, metavar="DIR", help="check this run directory")
     _json(verb)
 
 
@@ -68,7 +67,8 @@ def _plan(verb: Parser) -> None:
 
 
 def _refine(verb: Parser) -> None:
-    verb.add_argument(
+    add = verb.add_argument
+    add(
         "files",
         type=Path,
         nargs="*",
@@ -77,8 +77,8 @@ def _refine(verb: Parser) -> None:
         " standard input",
     )
     _refiner(verb, "take stages, engine, policy and fields from this manifest")
-    verb.add_argument("--plain", action="store_true", help="standard input is one plain text")
-    verb.add_argument("--limit", type=int, metavar="N", help="refine only the first N documents")
+    add("--plain", action="store_true", help="standard input is one plain text")
+    add("--limit", type=int, metavar="N", help="refine only the first N documents")
     form = verb.add_mutually_exclusive_group()
     form.add_argument("--text", action="store_true", help="print only the refined texts")
     form.add_argument("--diff", action="store_true", help="show each document before and after")
@@ -100,13 +100,10 @@ def _status(verb: Parser) -> None:
 
 
 def _merge(verb: Parser) -> None:
+    add = verb.add_argument
     _run(verb)
-    verb.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)"
-    )
-    verb.add_argument(
-        "--max-ram", metavar="SIZE", help="memory for finding duplicates (default: 1GiB)"
-    )
+    add("--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)")
+    add("--max-ram", metavar="SIZE", help="memory for finding duplicates (default: 1GiB)")
     array = verb.add_argument_group("to run a phase of the merge as a job array")
     array.add_argument(
         "--phase",
@@ -133,21 +130,16 @@ def _merge(verb: Parser) -> None:
 
 
 def _inspect(verb: Parser) -> None:
+    add = verb.add_argument
     _run(verb)
-    verb.add_argument(
-        "id", metavar="ID", nargs="?", help="id of a document, or FILE:POSITION in the input"
-    )
-    verb.add_argument(
-        "--sample", type=int, metavar="N", help="show N documents chosen at random instead"
-    )
-    verb.add_argument(
+    add("id", metavar="ID", nargs="?", help="id of a document, or FILE:POSITION in the input")
+    add("--sample", type=int, metavar="N", help="show N documents chosen at random instead")
+    add(
         "--outcome",
         choices=["kept", "edited", "dropped", "duplicate", "quarantined"],
         help="with --sample: only documents with this outcome",
     )
-    verb.add_argument(
-        "--seed", type=int, default=0, help="with --sample: seed of the choice (default: 0)"
-    )
+    add("--seed", type=int, default=0, help="with --sample: seed of the choice (default: 0)")
     _json(verb)
 
 
@@ -157,11 +149,10 @@ def _report(verb: Parser) -> None:
 
 
 def _verify(verb: Parser) -> None:
+    add = verb.add_argument
     _run(verb)
-    verb.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)"
-    )
-    verb.add_argument(
+    add("--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)")
+    add(
         "--repair",
         action="store_true",
         help="delete damaged files, so that the next launch writes them again",
@@ -170,78 +161,68 @@ def _verify(verb: Parser) -> None:
 
 
 def _evaluate(verb: Parser) -> None:
-    verb.add_argument(
-        "gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines files of gold records"
-    )
+    add = verb.add_argument
+    add("gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines files of gold records")
     _refiner(verb, "take stages, engine and policy from this manifest")
     _fields(verb)
-    verb.add_argument(
+    add(
         "--where",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="only records with this value; may be repeated",
     )
-    verb.add_argument(
+    add(
         "--exclude",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="no records with this value; may be repeated",
     )
-    verb.add_argument(
-        "--split", choices=["train", "validation"], help="only records of this split of the hosts"
-    )
-    verb.add_argument("--limit", type=int, metavar="N", help="only N records, chosen at random")
-    verb.add_argument(
-        "--seed", type=int, default=0, help="seed of --limit and --bootstrap (default: 0)"
-    )
-    verb.add_argument(
+    add("--split", choices=["train", "validation"], help="only records of this split of the hosts")
+    add("--limit", type=int, metavar="N", help="only N records, chosen at random")
+    add("--seed", type=int, default=0, help="seed of --limit and --bootstrap (default: 0)")
+    add(
         "--bootstrap",
         type=int,
         default=1000,
         metavar="N",
         help="resamples for the confidence intervals (default: 1000; 0: no intervals)",
     )
-    verb.add_argument(
-        "--json", type=Path, metavar="FILE", help="write one JSON document to FILE; - prints it"
-    )
+    add("--json", type=Path, metavar="FILE", help="write one JSON document to FILE; - prints it")
 
 
 def _annotate(verb: Parser) -> None:
-    verb.add_argument(
+    add = verb.add_argument
+    add(
         "sources",
         type=Path,
         nargs="+",
         metavar="SOURCE",
         help="refined runs, whose programs become examples, or files of gold records",
     )
-    verb.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="examples file (.jsonl.zst)"
-    )
-    verb.add_argument(
+    add("--out", type=Path, required=True, metavar="FILE", help="examples file (.jsonl.zst)")
+    add(
         "--dialect",
         choices=["prox", "line"],
         default="prox",
-        help="of the programs (default: prox)",
+        help="dialect of the programs (default: prox)",
     )
-    verb.add_argument(
+    add(
         "--windows",
         default="64,6000",
         metavar="SIZE",
         help="size of windows: LINES, or LINES,CHARACTERS, or document (default: 64,6000)",
     )
-    verb.add_argument(
+    add(
         "--untouched",
         type=float,
         default=1.0,
         metavar="SHARE",
         help="largest share of training windows without an edit (default: 1, no limit)",
     )
-    verb.add_argument(
-        "--per-source", type=int, metavar="N", help="at most N training documents per source"
-    )
-    verb.add_argument(
+    add("--per-source", type=int, metavar="N", help="at most N training documents per source")
+    add(
         "--held-out",
         type=Path,
         nargs="+",
@@ -251,26 +232,26 @@ def _annotate(verb: Parser) -> None:
         " their documents",
     )
     _fields(verb)
-    verb.add_argument("--seed", type=int, default=0, help="seed of random choices (default: 0)")
+    add("--seed", type=int, default=0, help="seed of random choices (default: 0)")
     _json(verb)
 
 
 def _adapt(verb: Parser) -> None:
-    verb.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe (YAML)")
-    verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="directory of the model"
-    )
-    verb.add_argument("--resume", action="store_true", help="resume the training in DIR")
-    verb.add_argument(
+    add = verb.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="recipe (YAML)")
+    add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
+    add("--resume", action="store_true", help="resume the training in DIR")
+    add(
         "--processes", type=int, metavar="N", help="number of processes (default: one for each GPU)"
     )
-    verb.add_argument("--site", help="train in a Slurm job on this site (file or name)")
+    add("--site", help="train in a Slurm job on this site (file or name)")
 
 
 def _worker(verb: Parser) -> None:
+    add = verb.add_argument
     _run(verb)
-    verb.add_argument("--number", type=int, default=0, help="index of this worker, from 0")
-    verb.add_argument("--of", type=int, default=1, help="number of workers")
+    add("--number", type=int, default=0, help="index of this worker, from 0")
+    add("--of", type=int, default=1, help="number of workers")
 
 
 def _schema(verb: Parser) -> None:
@@ -278,32 +259,28 @@ def _schema(verb: Parser) -> None:
 
 
 def _manifest(verb: Parser) -> None:
-    verb.add_argument(
+    add = verb.add_argument
+    add(
         "manifest",
         type=Path,
         metavar="MANIFEST",
         help="manifest (YAML), or the directory of a run to resume",
     )
-    verb.add_argument("--site", help="site file or name, or auto (default: the manifest's site)")
-    verb.add_argument(
-        "--run", type=Path, metavar="DIR", help="run directory (default: the manifest's run_dir)"
-    )
+    add("--site", help="site file or name, or auto (default: the manifest's site)")
+    add("--run", type=Path, metavar="DIR", help="run directory (default: the manifest's run_dir)")
 
 
 def _refiner(verb: Parser, from_manifest: str) -> None:
-    verb.add_argument("--manifest", type=Path, help=from_manifest)
-    verb.add_argument(
+    add = verb.add_argument
+    add("--manifest", type=Path, help=from_manifest)
+    add(
         "--model",
         help="model of the chunk stage: a directory, a hub id, or embedded (default: no model, the"
         " rules)",
     )
-    verb.add_argument("--doc-model", metavar="MODEL", help="model of a doc stage before it")
-    verb.add_argument(
-        "--prompt", help="prompt style (default: the model's own, or else prox-llama2)"
-    )
-    verb.add_argument(
-        "--engine", choices=["rules", "transformers", "vllm"], help="what runs the models"
-    )
+    add("--doc-model", metavar="MODEL", help="model of a doc stage before it")
+    add("--prompt", help="prompt style (default: the model's own, or else prox-llama2)")
+    add("--engine", choices=["rules", "transformers", "vllm"], help="what runs the models")
 
 
 def _fields(verb: Parser) -> None:

@@ -1,4 +1,4 @@
-"""What is to be run, and the protocol of where it runs."""
+"""The protocol of a backend, Slurm or local, and the batch of tasks that it runs."""
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -15,71 +15,74 @@ from proxhpc.spec.site import PhaseName, Resources, Site
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Work for one phase: `function(*arguments)` for each tuple, as elements of arrays."""
+class TaskBatch:
+    """Tasks of one phase: `function(*arguments)` for each tuple, as elements of job arrays."""
 
     phase: PhaseName
     function: Callable[..., Any]
     arguments: list[tuple[Any, ...]]
-    about: dict[str, int]  # the state of the run, noted with the intent
-    exclude: tuple[str, ...] = ()  # nodes that it must not run on
-    delay: int = 0  # seconds before it may start
+    run_state: dict[str, int]  # recorded with the intent; the next round compares it with its own
+    excluded_nodes: tuple[str, ...] = ()
+    delay_seconds: int = 0  # before it may start
 
 
 class Backend(Protocol):
-    """Where jobs run."""
+    """Runs the jobs of a run."""
 
-    def active(self, phase: PhaseName) -> int:
-        """Jobs of a phase that wait or run."""
-        ...
+    def active_elements(self, phase: PhaseName) -> int:
+        """Return the number of jobs of a phase that are pending or running."""
 
-    def submit(self, work: Work, then: Work | None) -> list[str]:
-        """Start a job, and `then` when it has ended however it ends; ids for people."""
-        ...
+    def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
+        """Start a batch, and `follow_up` once it has ended in any way; return job ids."""
 
-    def follow(self, then: Work) -> bool:
-        """Start `then` when what is at work has ended; False where that was arranged before."""
-        ...
+    def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
+        """Start `follow_up` once all active jobs have ended; False if that is arranged already."""
 
     def reconcile(self) -> list[str]:
-        """Settle what a submitter left that died half way; one line for each case."""
-        ...
+        """Complete or cancel submissions of a launcher that died; return one line for each."""
 
-    def elements(self, resources: Resources) -> int:
-        """How many elements may be submitted for these resources now."""
-        ...
+    def free_elements(self, resources: Resources) -> int:
+        """Return how many array elements may be submitted now."""
 
-    def failing(self, worked: Container[str]) -> dict[str, int]:
-        """Nodes on which element after element ends in no time, and how many did.
+    def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
+        """Return nodes where recent elements all failed at once, with the number that did.
 
-        Those that `worked` have done something first.
+        An element in `productive_jobs` did some work first, so it does not count as a failure.
         """
-        ...
 
     def cancel(self) -> list[str]:
-        """End every job of the run, waiting ones too; ids or names for people."""
-        ...
+        """End every job of the run, pending or running; return their ids or names."""
 
 
 def recorded_site(run: RunDir) -> Site:
-    """The site of the latest launch. UserError if its file is not as it was written."""
+    """Return the site of the latest launch. UserError if its file is damaged."""
     try:
         return Site.model_validate(orjson.loads(run.site.read_bytes()))
     except ValueError as error:
         raise UserError(
-            f"{run.site} is damaged: {error}", hint="delete it and launch again with --site"
+            f"{run.site} is damaged: {error}",
+            hint="delete it, then run `proxhpc launch` again with --site",
         ) from error
 
 
 def stale_after(run: RunDir) -> float:
-    """Seconds without a sign of life after which a holder of leases counts as dead."""
-    given = recorded_site(run).stale_after if run.site.exists() else None
-    return given or STALE_AFTER
+    """Return the seconds without a heartbeat after which a lease holder counts as dead."""
+    seconds = recorded_site(run).stale_after if run.site.exists() else None
+    return seconds or STALE_AFTER
 
 
-def intend(journal: Journal, number: int, work: Work, *, arrays: int, chained: bool) -> None:
-    """Write down what is about to be submitted."""
-    about: dict[str, Any] = {"phase": work.phase, "count": len(work.arguments), "about": work.about}
-    about |= {"arrays": arrays, "chained": chained, "exclude": list(work.exclude)}
-    journal.write("intent", number, **about)
+def record_intent(
+    journal: Journal, number: int, batch: TaskBatch, *, arrays: int, has_control_job: bool
+) -> None:
+    """Record what is about to be submitted."""
+    journal.write(
+        "intent",
+        number,
+        phase=batch.phase,
+        elements=len(batch.arguments),
+        arrays=arrays,
+        has_control_job=has_control_job,
+        excluded_nodes=list(batch.excluded_nodes),
+        run_state=batch.run_state,
+    )
     fault_point("intent written")

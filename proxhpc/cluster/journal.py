@@ -1,7 +1,8 @@
-"""The journal of submissions: what was meant, what Slurm made of it, what was let go.
+"""The journal of submissions: intents, job ids and releases.
 
-A submission is a transaction: an fsynced intent, a held array tagged with it, a receipt with the
-job's id, then the release. Whatever dies in between can be told from the journal and the queue.
+A submission is a transaction: an fsynced intent, a held array tagged with the intent's number, a
+receipt with the job's id, then the release. If a launcher dies in between, the next one reads the
+journal and the queue and completes or cancels the submission.
 """
 
 import time
@@ -17,65 +18,65 @@ from proxhpc.run.paths import RunDir
 
 @dataclass(slots=True)
 class Submission:
-    """One intent, to submit arrays and perhaps a control job behind them, and what became of it."""
+    """One intent to submit arrays and perhaps a control job after them, and its outcome."""
 
-    intent: int
+    number: int
     phase: str
-    count: int  # elements of all arrays together
+    elements: int  # of all arrays together
     arrays: int
-    chained: bool  # a control job belongs to it
-    exclude: tuple[str, ...]  # nodes that were left out
-    about: dict[str, int]  # the state of the run before it
+    has_control_job: bool
+    excluded_nodes: tuple[str, ...]
+    run_state: dict[str, int]  # before the submission
     jobs: dict[str, list[str]] = field(default_factory=dict)  # ids by phase
-    settled: bool = False  # released, or given up
+    settled: bool = False  # released or abandoned
     abandoned: bool = False
 
     @property
-    def complete(self) -> bool:
-        """Whether everything that was meant has a receipt."""
+    def is_complete(self) -> bool:
+        """Return True if every job of the intent has a receipt."""
         submitted = len(self.jobs.get(self.phase, ())) == self.arrays
-        return submitted and (not self.chained or "control" in self.jobs)
+        return submitted and (not self.has_control_job or "control" in self.jobs)
 
 
 class Journal:
-    """`submissions.jsonl`: only the holder of the `advance` lease appends to it."""
+    """`submissions.jsonl`; only the holder of the `advance` lease appends to it."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
 
     def read(self) -> list[Submission]:
-        """Every submission so far, in order."""
-        out: dict[int, Submission] = {}
+        """Return every submission so far, in order."""
+        submissions: dict[int, Submission] = {}
         for line in self._lines():
             event, number = line["event"], line["intent"]
             if event == "intent":
-                out[number] = Submission(
-                    number,
-                    line["phase"],
-                    line["count"],
-                    line["arrays"],
-                    line["chained"],
-                    tuple(line["exclude"]),
-                    line["about"],
+                submissions[number] = Submission(
+                    number=number,
+                    phase=line["phase"],
+                    elements=line["elements"],
+                    arrays=line["arrays"],
+                    has_control_job=line["has_control_job"],
+                    excluded_nodes=tuple(line["excluded_nodes"]),
+                    run_state=line["run_state"],
                 )
-            elif number not in out:
-                continue  # its intent was torn by a full disk: nothing was submitted for it
+            elif number not in submissions:
+                continue  # a full disk tore its intent: nothing was submitted for it
             elif event == "receipt":
-                out[number].jobs.setdefault(line["phase"], []).append(line["job"])
+                submissions[number].jobs.setdefault(line["phase"], []).append(line["job"])
             else:
-                out[number].settled = True
-                out[number].abandoned = event == "abandoned"
-        return list(out.values())
+                submissions[number].settled = True
+                submissions[number].abandoned = event == "abandoned"
+        return list(submissions.values())
 
-    def since_by_hand(self) -> list[Submission]:
-        """Those that were not given up, from the last one on that a person launched."""
-        kept = [entry for entry in self.read() if not entry.abandoned]
-        by_hand = [place for place, entry in enumerate(kept) if entry.about["by_hand"]]
-        return kept[by_hand[-1] :] if by_hand else kept
+    def since_manual_launch(self) -> list[Submission]:
+        """Return the submissions since a person last launched, without abandoned ones."""
+        submissions = [entry for entry in self.read() if not entry.abandoned]
+        manual = [n for n, entry in enumerate(submissions) if entry.run_state["manual"]]
+        return submissions[manual[-1] :] if manual else submissions
 
-    def write(self, event: str, intent: int, **more: Any) -> None:
-        """Append one line and make it durable."""
-        line = {"t": round(time.time(), 3), "event": event, "intent": intent} | more
+    def write(self, event: str, intent: int, **fields: Any) -> None:
+        """Append one line and fsync it."""
+        line = {"t": round(time.time(), 3), "event": event, "intent": intent} | fields
         append_line(self.run.submissions, orjson.dumps(line), fsync=True)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
@@ -85,5 +86,5 @@ class Journal:
             try:
                 line = orjson.loads(raw)
             except orjson.JSONDecodeError:
-                continue  # torn or empty: its writer died, and what it meant did not happen
+                continue  # empty, or torn: its writer died before acting on it
             yield line

@@ -6,102 +6,103 @@ import time
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from proxhpc.cluster import slurm, tasks
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir
-from proxhpc.run.plan import Plan
 from proxhpc.run.process import descendants
 from proxhpc.spec.site import PhaseName, Resources, Site
 
-STOP_SECONDS = 60  # for a local process to commit and go
+STOP_SECONDS = 60  # for a local process to commit and exit
 UNLIMITED_MINUTES = 60 * 24 * 365
+_NO_GPU = ("", "-1", "NoDevFiles")  # entries of CUDA_VISIBLE_DEVICES at which CUDA stops reading
 
 
 @dataclass
 class LocalBackend:
-    """The same jobs as processes of this machine; they live as long as the launcher."""
+    """Runs the jobs as child processes, which live as long as the launcher."""
 
     run: RunDir
-    plan: Plan
     site: Site
     _jobs: dict[str, list[Any]] = field(default_factory=dict)
 
-    def active(self, phase: PhaseName) -> int:
-        """Processes of this phase that run."""
+    def active_elements(self, phase: PhaseName) -> int:
+        """Return the number of running processes of this phase."""
         return sum(1 for job in self._jobs.get(phase, []) if not job.done())
 
-    def elements(self, resources: Resources) -> int:
-        """As many as there are workers."""
+    def free_elements(self, resources: Resources) -> int:
+        """Return the number of workers."""
         return resources.workers
 
-    def submit(self, work: Work, then: Work | None) -> list[str]:
-        """Start the processes; the launcher itself is what comes then."""
+    def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
+        """Start the processes. The launcher itself takes the next step, so no follow-up starts."""
         journal = Journal(self.run)
         number = len(journal.read())
-        intend(journal, number, work, arrays=1, chained=False)
-        share = self.site.resources(work.phase)
-        devices = _devices(share.gpus, len(work.arguments))
-        started = self._jobs[work.phase] = []
-        # A terminal's Ctrl-C is for the launcher, which lets its workers commit: submitit would
-        # give them a second. They set handlers of their own for the other signals.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        record_intent(journal, number, batch, arrays=1, has_control_job=False)
+        resources = self.site.resources(batch.phase)
+        gpus_by_worker = _split_gpus(resources.gpus, len(batch.arguments))
+        jobs = self._jobs[batch.phase] = []
+        # A terminal sends Ctrl-C to every process. Only the launcher acts on it: it gives workers
+        # a minute to commit, and submitit would give them a second. Workers install handlers for
+        # the other signals.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with slurm.clean_environment(), writing(self.run.logs):
-                executor = self._executor(number, work)
-                for own, arguments in zip(devices, work.arguments, strict=True):
-                    call = (tasks.with_share, own, share.cpus, work.function, *arguments)
-                    started.append(executor.submit(*call))
+                executor = self._executor(number, batch)
+                for gpus, arguments in zip(gpus_by_worker, batch.arguments, strict=True):
+                    call = (tasks.call_with_resources, gpus, resources.cpus, batch.function)
+                    jobs.append(executor.submit(*call, *arguments))
         finally:
-            signal.signal(signal.SIGINT, before)
-        for process in started:
-            journal.write("receipt", number, phase=work.phase, job=process.job_id)
+            signal.signal(signal.SIGINT, handler)
+        for job in jobs:
+            journal.write("receipt", number, phase=batch.phase, job=job.job_id)
         journal.write("released", number)
         fault_point("all released")
-        return [process.job_id for process in started]
+        return [job.job_id for job in jobs]
 
-    def follow(self, then: Work) -> bool:
-        """Nothing to do: the launcher itself is what comes then."""
+    def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
+        """Return False: the launcher itself takes the next step."""
         return False
 
     def reconcile(self) -> list[str]:
-        """Nothing to settle: processes need no release."""
+        """Return nothing: processes are not held, so none needs a release."""
         return []
 
-    def failing(self, worked: Container[str]) -> dict[str, int]:
-        """Nothing to tell: there is one machine only."""
+    def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
+        """Return nothing: there is only one machine."""
         return {}
 
     def cancel(self) -> list[str]:
-        """Tell the launcher to stop, which lets its processes commit. RetryError if elsewhere."""
+        """Stop the launcher, which lets its processes commit. RetryError if it is elsewhere."""
         leases = Leases(self.run, LeaseOwner.current("cancel"), lambda job: None)
         held = leases.current("advance")
         if held is None:
             return []
-        _, owner = held
-        if (alive := owner.is_running()) is False:
+        _, launcher = held
+        if (running := launcher.is_running()) is False:
             return []
-        if alive is None:
+        if running is None:
             raise RetryError(
-                f"the launcher of this run is process {owner.pid} on {owner.host}",
-                hint="cancel there, or end it there with Ctrl-C",
+                f"the launcher of this run is process {launcher.pid} on {launcher.host}",
+                hint="cancel the run there, or stop the launcher with Ctrl-C",
             )
-        os.kill(owner.pid, signal.SIGTERM)
+        os.kill(launcher.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        while owner.is_running():
+        while launcher.is_running():
             if time.monotonic() > deadline:
-                raise RetryError(f"the launcher, process {owner.pid}, has not ended yet")
+                raise RetryError(f"the launcher, process {launcher.pid}, has not stopped yet")
             time.sleep(0.2)
-        return [f"launcher {owner.pid}"]
+        return [f"launcher {launcher.pid}"]
 
     def stop(self) -> None:
-        """Tell every process to commit and go, wait for it, and end what does not go."""
+        """Ask every process to commit and exit, wait, and kill those that do not."""
         running = [job for jobs in self._jobs.values() for job in jobs if not job.done()]
         for job in running:
             job._process.send_signal(signal.SIGTERM)
@@ -114,26 +115,34 @@ class LocalBackend:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
-    def _executor(self, intent: int, work: Work) -> Any:
+    def _executor(self, intent: int, batch: TaskBatch) -> Any:
         import submitit
 
         executor = submitit.LocalExecutor(
-            folder=self.run.logs / f"{intent:04d}-{work.phase}", python=self.site.python
+            folder=self.run.logs / f"{intent:04d}-{batch.phase}", python=self.site.python
         )
-        setup = list(self.site.resources(work.phase).setup)
+        setup = list(self.site.resources(batch.phase).setup)
         executor.update_parameters(timeout_min=UNLIMITED_MINUTES, tasks_per_node=1, setup=setup)
         return executor
 
 
-def _devices(gpus: int, workers: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each worker: its share of what the launcher may use."""
+def _split_gpus(gpus: int, workers: int) -> list[str]:
+    """Return each worker's CUDA_VISIBLE_DEVICES: its part of the GPUs that the launcher sees.
+
+    UserError if they are too few. Unset means all GPUs; an empty variable means none.
+    """
     if not gpus:
         return [""] * workers
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = mine.split(",") if mine else [str(card) for card in range(gpus * workers)]
-    if len(cards) < gpus * workers:
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
+        visible = [str(number) for number in range(gpus * workers)]
+    else:
+        entries = map(str.strip, variable.split(","))
+        visible = list(takewhile(lambda entry: entry not in _NO_GPU, entries))
+    if len(visible) < gpus * workers:
         raise UserError(
-            f"{workers} workers with {gpus} GPUs each, but CUDA_VISIBLE_DEVICES is {mine}",
-            hint="lower workers or gpus in the site",
+            f"{workers} workers with {gpus} GPUs each need {gpus * workers} GPUs, but"
+            f' CUDA_VISIBLE_DEVICES="{variable}" makes {len(visible)} visible',
+            hint="set another CUDA_VISIBLE_DEVICES, or lower workers or gpus in the site",
         )
-    return [",".join(cards[n * gpus : (n + 1) * gpus]) for n in range(workers)]
+    return [",".join(visible[n * gpus : (n + 1) * gpus]) for n in range(workers)]

@@ -1,4 +1,4 @@
-"""How the batch script of a job is made: from a phase's resources to submitit's executor."""
+"""Batch scripts: from a phase's resources to submitit's executor."""
 
 import os
 import shlex
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc.cluster import slurm
-from proxhpc.cluster.backend import Work
+from proxhpc.cluster.backend import TaskBatch
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Container, PhaseName, Resources, Site
 
-# A node where everything fails at once is always free, so it gets the control job too. What ends
-# badly by itself is put back, away from that node; what somebody cancels is not RUNNING by then.
-AGAIN = """\
-again() {
+# A node on which every job fails at once is always idle, so it attracts the control job, too. A
+# control job that fails is requeued away from its node. One that was cancelled is not: squeue no
+# longer lists it as RUNNING.
+REQUEUE_ON_FAILURE = """\
+requeue_on_failure() {
   code=$?
   trap "" TERM
   if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 4 ] &&
@@ -26,81 +27,62 @@ again() {
   fi
   exit $code
 }
-trap again EXIT"""
-SIGNAL_SECONDS = 90  # before the limit; workers stop by their own clock, this is the second net
+trap requeue_on_failure EXIT"""
+SIGNAL_SECONDS = 90  # before the limit; workers watch the clock, so this is a second safeguard
 
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """What a batch script runs, as far as Slurm is concerned.
-
-    `comment` is how it is found in the queue, `mounts` are the directories that it reads and
-    writes, for a container. `held`: it begins when it is released; `again`: it may be requeued.
-    """
+    """What Slurm has to know of a job, apart from its resources."""
 
     name: str
     phase: PhaseName
     logs: Path
-    comment: str
-    mounts: tuple[str, ...]
+    comment: str  # identifies the job in the queue
+    mounts: tuple[str, ...]  # directories that a container must see
     elements: int = 1
-    exclude: tuple[str, ...] = ()
-    delay: int = 0
-    held: bool = False
-    again: bool = False
+    excluded_nodes: tuple[str, ...] = ()
+    delay_seconds: int = 0
+    held: bool = False  # until it is released
+    requeue: bool = False  # if it fails or its node does
 
 
-def executor(
-    run: RunDir, plan: Plan, site: Site, work: Work, *, intent: int, dependency: str = ""
+def batch_executor(
+    run: RunDir, plan: Plan, site: Site, batch: TaskBatch, *, intent: int, dependency: str = ""
 ) -> Any:
-    """A submitit executor for `work`, whose jobs begin held and bear the run's and intent's tag."""
+    """Return a submitit executor whose jobs are held and tagged with the run and the intent."""
     job = BatchJob(
-        name=f"{plan.manifest.name}-{work.phase}",
-        phase=work.phase,
-        logs=run.logs / f"{intent:04d}-{work.phase}",
-        comment=f"{slurm.tag(plan.run_id)}:{work.phase}:{intent}",
-        mounts=_mounts(run, plan),
-        elements=len(work.arguments),
-        exclude=work.exclude,
-        delay=work.delay,
+        name=f"{plan.manifest.name}-{batch.phase}",
+        phase=batch.phase,
+        logs=run.logs / f"{intent:04d}-{batch.phase}",
+        comment=f"{slurm.run_tag(plan.run_id)}:{batch.phase}:{intent}",
+        mounts=_run_mounts(run, plan),
+        elements=len(batch.arguments),
+        excluded_nodes=batch.excluded_nodes,
+        delay_seconds=batch.delay_seconds,
         held=True,
-        # The chain of jobs hangs on the control job, which may run again; what else dies is made
-        # up for by a fresh submission.
-        again=work.phase == "control",
+        # All further steps depend on the control job. Other lost jobs are submitted afresh.
+        requeue=batch.phase == "control",
     )
-    return executor_of(job, site, dependency)
+    return job_executor(job, site, dependency)
 
 
-def executor_of(job: BatchJob, site: Site, dependency: str = "") -> Any:
-    """A submitit executor for a job, with what the site asks for its phase."""
+def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
+    """Return a submitit executor for a job, with the resources that the site sets for its phase."""
     import submitit
 
     resources = site.resources(job.phase)
-    made = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
-    extra: dict[str, Any] = {
-        "comment": job.comment,
-        "requeue" if job.again else "no-requeue": True,
-        **resources.sbatch,
-    }
-    if job.held:
-        extra = {"hold": True} | extra
-    if job.delay:
-        extra["begin"] = f"now+{job.delay}"
-    if dependency:
-        extra["dependency"] = dependency
-    if resources.reservation:
-        extra["reservation"] = resources.reservation
-    if resources.mem:
-        extra["mem"] = resources.mem
-    given = str(extra.pop("exclude", "") or "")
-    wanted = {
+    executor = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
+    options = _sbatch_options(job, resources, dependency)
+    site_excludes = str(options.pop("exclude", "") or "")
+    parameters = {
         "job_name": job.name,
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
         "gres": resources.gres,
-        "exclude": ",".join(filter(None, (given, *job.exclude))) or None,
+        "exclude": ",".join(filter(None, (site_excludes, *job.excluded_nodes))) or None,
         "exclusive": resources.exclusive or None,
         "time": -(-resources.seconds // 60) if resources.seconds else None,
         "nodes": 1,
@@ -108,44 +90,63 @@ def executor_of(job: BatchJob, site: Site, dependency: str = "") -> Any:
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus * resources.tasks_per_node or None,
         "signal_delay_s": SIGNAL_SECONDS,
-        "setup": [*resources.setup, *([AGAIN] if job.again else [])] or None,
-        "srun_args": _pyxis(job, resources.container),
+        "setup": [*resources.setup, *([REQUEUE_ON_FAILURE] if job.requeue else [])] or None,
+        "srun_args": _pyxis_arguments(job, resources.container),
         "array_parallelism": job.elements,
-        "additional_parameters": extra,
+        "additional_parameters": options,
     }
-    # submitit's own wckey is refused where keys are tracked and this one is unknown.
-    made.update_parameters(wckey=None, **{k: v for k, v in wanted.items() if v is not None})
-    return made
+    # submitit sets a wckey. Clusters that track wckeys refuse unknown ones.
+    executor.update_parameters(
+        wckey=None, **{name: value for name, value in parameters.items() if value is not None}
+    )
+    return executor
 
 
-def script_text(made: Any, elements: int) -> str:
-    """The batch script that this executor submits for so many elements."""
-    parameters = made.parameters | ({"map_count": elements} if elements > 1 else {})
+def _sbatch_options(job: BatchJob, resources: Resources, dependency: str) -> dict[str, Any]:
+    """Return the options of sbatch that are no parameters of submitit."""
+    options: dict[str, Any] = {"hold": True} if job.held else {}
+    options["comment"] = job.comment
+    options["requeue" if job.requeue else "no-requeue"] = True
+    options |= resources.sbatch
+    if job.delay_seconds:
+        options["begin"] = f"now+{job.delay_seconds}"
+    if dependency:
+        options["dependency"] = dependency
+    if resources.reservation:
+        options["reservation"] = resources.reservation
+    if resources.mem:
+        options["mem"] = resources.mem
+    return options
+
+
+def script_text(executor: Any, elements: int) -> str:
+    """Return the batch script that an executor submits for this many elements."""
     from submitit.slurm.slurm import _make_sbatch_string
 
+    parameters = executor.parameters | ({"map_count": elements} if elements > 1 else {})
     script: str = _make_sbatch_string(
-        command=made._submitit_command_str, folder=made.folder, **parameters
+        command=executor._submitit_command_str, folder=executor.folder, **parameters
     )
     return script
 
 
 def _python(job: BatchJob, site: Site, resources: Resources) -> str | None:
-    """The command that is Python for a job; None for the one that runs this."""
+    """Return the command that starts Python in a job; None for the Python of this process."""
     container = resources.container
     if container is None:
         return None if site.python is None else shlex.quote(site.python)
     python = shlex.quote(site.python or "python3")
     if container.kind == "pyxis":
         return python
-    words = [container.kind, "exec"]
-    words += ["--nv"] if resources.gpus or resources.gres else []
+    command = [container.kind, "exec"]
+    command += ["--nv"] if resources.gpus or resources.gres else []
     for mount in (*job.mounts, *container.mounts):
-        words += ["--bind", mount]
-    words += [*container.options, container.image]
-    return " ".join([*map(shlex.quote, words), python])
+        command += ["--bind", mount]
+    command += [*container.options, container.image]
+    return " ".join([*map(shlex.quote, command), python])
 
 
-def _pyxis(job: BatchJob, container: Container | None) -> list[str] | None:
+def _pyxis_arguments(job: BatchJob, container: Container | None) -> list[str] | None:
     if container is None or container.kind != "pyxis":
         return None
     mounts = [m if ":" in m else f"{m}:{m}" for m in (*job.mounts, *container.mounts)]
@@ -156,27 +157,26 @@ def _pyxis(job: BatchJob, container: Container | None) -> list[str] | None:
     ]
 
 
-def _mounts(run: RunDir, plan: Plan) -> tuple[str, ...]:
-    """The run directory, the inputs' folders and the models."""
+def _run_mounts(run: RunDir, plan: Plan) -> tuple[str, ...]:
     inputs = (info.path for info in (*plan.inputs, *plan.against))
-    return folders([run.root], inputs, (model.path for model in plan.models.values()))
+    return container_mounts([run.root], inputs, (model.path for model in plan.models.values()))
 
 
-def folders(
-    written: Iterable[Path], files: Iterable[Path], models: Iterable[Path]
+def container_mounts(
+    outputs: Iterable[Path], files: Iterable[Path], models: Iterable[Path]
 ) -> tuple[str, ...]:
-    """The directories to be seen in a container: those themselves, of files, and of models."""
-    own = [*map(str, written), *_folders(path.parent for path in files)]
+    """Return the directories that a container must see to use these paths."""
+    mounts = [*map(str, outputs), *_common_folders(path.parent for path in files)]
     for model in models:
-        # The files of a hub's snapshot are links to blobs that lie beside the snapshots.
-        hub = model.parent.name == "snapshots"
-        own.append(str(model.parent.parent if hub else model))
-    return tuple(dict.fromkeys(own))
+        # Files of a Hugging Face snapshot are links to blobs in a folder beside the snapshots.
+        in_hub_cache = model.parent.name == "snapshots"
+        mounts.append(str(model.parent.parent if in_hub_cache else model))
+    return tuple(dict.fromkeys(mounts))
 
 
-def _folders(paths: Iterable[Path]) -> list[str]:
-    """Few folders that hold all of these: those below one top folder share their common part."""
-    tops: dict[tuple[str, ...], list[str]] = {}
+def _common_folders(paths: Iterable[Path]) -> list[str]:
+    """Return few folders that hold all of these: one for each folder two levels below the root."""
+    by_top: dict[tuple[str, ...], list[str]] = {}
     for path in sorted(set(paths)):
-        tops.setdefault(path.parts[:3], []).append(str(path))
-    return [os.path.commonpath(inner) for inner in tops.values()]
+        by_top.setdefault(path.parts[:3], []).append(str(path))
+    return [os.path.commonpath(group) for group in by_top.values()]

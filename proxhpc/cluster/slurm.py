@@ -1,4 +1,4 @@
-"""Slurm's commands: one place that runs them, reads what they print and judges how they failed."""
+"""Runs Slurm's commands, parses what they print and interprets their errors."""
 
 import os
 import pwd
@@ -11,41 +11,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from proxhpc.errors import RetryError, UserError
+from proxhpc.spec.slurm_notation import parse_duration
 
 TIMEOUT = 60.0  # seconds; a busy slurmctld answers late, a dead one never
-SNAPSHOT_AGE = 10.0  # seconds that one look at the queue is good for
+SNAPSHOT_AGE = 10.0  # seconds for which one answer of squeue is used
 DEFAULT_MAX_ARRAY_SIZE = 1001  # slurm.conf(5)
-# Still listed, but its processes are being ended; it will work no more.
-ENDING = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
+# squeue still lists such a job, but it does no more work.
+ENDED_STATES = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
 _DEFAULTS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SLURM_CLUSTERS")
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 
-def available() -> bool:
-    """Whether this machine can submit to Slurm."""
+def is_available() -> bool:
+    """Return True if this machine can submit to Slurm."""
     return shutil.which("sbatch") is not None
 
 
 def run_command(*command: str) -> str:
-    """Standard output of a Slurm command. RetryError when it fails or does not answer."""
-    done = _call(*command)
+    """Return the output of a Slurm command. RetryError if it fails or does not answer."""
+    done = _run(*command)
     if done.returncode:
         raise RetryError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 
-def _call(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command, with `given` on its input. RetryError when it does not answer."""
+def _run(*command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command,
-            input=given,
+            input=stdin,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=TIMEOUT,
             check=False,
-            # A user's defaults (SQUEUE_PARTITION and the like) would hide jobs from us.
+            # A user's defaults, such as SQUEUE_PARTITION, would hide jobs.
             env={k: v for k, v in os.environ.items() if not k.startswith(_DEFAULTS)},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -54,7 +54,7 @@ def _call(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Hide what an enclosing job left in the environment: sbatch would hand it on to new jobs."""
+    """Hide the variables of an enclosing job: sbatch would pass them on to new jobs."""
     hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k != "SLURM_CONF"}
     for key in hidden:
         del os.environ[key]
@@ -75,7 +75,7 @@ class QueuedJob:
 
     @property
     def phase(self) -> str:
-        """The phase of a run that it was submitted for, as its comment says; "" if none."""
+        """The phase in the job's comment; "" if there is none."""
         return [*self.comment.split(":"), "", "", ""][2]
 
     @property
@@ -85,49 +85,49 @@ class QueuedJob:
 
 
 class Queue:
-    """The user's own jobs as squeue sees them; asked at most every few seconds."""
+    """The user's jobs, as squeue lists them; it is asked at most every ten seconds."""
 
     def __init__(self) -> None:
         self._jobs: list[QueuedJob] = []
-        self._at = -SNAPSHOT_AGE
+        self._read_at = -SNAPSHOT_AGE
 
-    def all(self) -> list[QueuedJob]:
-        """Every job of this user that is waiting or running. RetryError without an answer."""
-        if time.monotonic() - self._at >= SNAPSHOT_AGE:
-            self._jobs = [*self._ask()]
-            self._at = time.monotonic()
+    def all_jobs(self) -> list[QueuedJob]:
+        """Return every pending or running job of this user. RetryError without an answer."""
+        if time.monotonic() - self._read_at >= SNAPSHOT_AGE:
+            self._jobs = [*self._read()]
+            self._read_at = time.monotonic()
         return self._jobs
 
     def jobs(self, run_id: str) -> list[QueuedJob]:
-        """Those that carry the tag of this run."""
-        prefix = f"{tag(run_id)}:"
-        return [job for job in self.all() if job.comment.startswith(prefix)]
+        """Return the jobs of this run."""
+        prefix = f"{run_tag(run_id)}:"
+        return [job for job in self.all_jobs() if job.comment.startswith(prefix)]
 
-    def alive(self, element: str) -> bool | None:
-        """Whether a job or array element is in the queue; None when nobody can say."""
+    def is_queued(self, element: str) -> bool | None:
+        """Return whether a job or array element is in the queue; None if that is unknown."""
         if shutil.which("squeue") is None:
             return None
         try:
-            found = self._find(element)
-            if found is None and time.monotonic() - self._at > 1.0:
-                # What an older look does not show may have been submitted since.
-                self.forget()
-                found = self._find(element)
+            job = self._find(element)
+            if job is None and time.monotonic() - self._read_at > 1.0:
+                # It may have been submitted since the snapshot was taken.
+                self.invalidate()
+                job = self._find(element)
         except RetryError:
             return None
-        if found and found.state in ENDING:
+        if job and job.state in ENDED_STATES:
             return None
-        return found is not None
+        return job is not None
 
     def _find(self, element: str) -> QueuedJob | None:
-        return next((job for job in self.all() if job.id == element), None)
+        return next((job for job in self.all_jobs() if job.id == element), None)
 
-    def forget(self) -> None:
-        """Ask anew next time: something was just submitted or cancelled."""
-        self._at = -SNAPSHOT_AGE
+    def invalidate(self) -> None:
+        """Make the next call ask squeue, because jobs were submitted or cancelled."""
+        self._read_at = -SNAPSHOT_AGE
 
-    def _ask(self) -> Iterator[QueuedJob]:
-        # -a: jobs in partitions that are hidden from this user, too.
+    def _read(self) -> Iterator[QueuedJob]:
+        # -a: also jobs in partitions that are hidden from this user.
         command = ("squeue", "-a", "-h", "-r", "-u", str(os.getuid()))
         lines = run_command(*command, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
         for line in lines:
@@ -136,47 +136,55 @@ class Queue:
                 yield QueuedJob(*fields)
 
 
-def tag(run_id: str) -> str:
-    """What every job of a run carries in its comment."""
+def run_tag(run_id: str) -> str:
+    """Return what the comment of every job of a run begins with."""
     return f"proxhpc:{run_id}"
 
 
-def max_array_size() -> int:
-    """MaxArraySize of this cluster: array indices stay below it (slurm.conf(5))."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", run_command("scontrol", "show", "config"), re.M)
-    return int(found.group(1)) if found else DEFAULT_MAX_ARRAY_SIZE
+def read_config() -> dict[str, str]:
+    """Return the cluster's configuration (slurm.conf). RetryError without an answer."""
+    pairs = (line.partition("=") for line in run_command("scontrol", "show", "config").splitlines())
+    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
+
+
+def max_array_size(config: dict[str, str]) -> int:
+    """Return MaxArraySize: array indices stay below it; 0 turns arrays off (slurm.conf(5))."""
+    size = config.get("MaxArraySize", "")
+    return int(size) if size.isdigit() else DEFAULT_MAX_ARRAY_SIZE
 
 
 def submit_limit(account: str | None, qos: str | None) -> int | None:
-    """How many jobs this user may have in the queue; None where accounting sets or tells none.
+    """Return how many jobs this user may have in the queue; None if there is no known limit.
 
-    An array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs).
+    It is the limit of `account`, by default the user's default account on this cluster, and of the
+    QOS. An array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs).
     """
     if shutil.which("sacctmgr") is None:
         return None
     show = ("sacctmgr", "-n", "-P", "show")
+    which = f"account={account}" if account else "onlydefaults"
     try:
-        own = run_command(
-            *show, "assoc", f"user={user()}", "format=Account,MaxSubmitJobs,DefaultQOS"
-        )
-        limits = run_command(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
+        cluster = read_config().get("ClusterName", "")
+        where = (f"user={user_name()}", f"cluster={cluster}", which)
+        associations = run_command(*show, "assoc", *where, "format=MaxSubmitJobs,DefaultQOS")
+        qos_limits = run_command(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
     except RetryError:
         return None
-    rows = [row.split("|") for row in own.splitlines() if row.count("|") == 2]
-    rows = [row for row in rows if account in (None, row[0])]
-    names = {qos} if qos else {row[2] for row in rows if row[2]}
-    found = [row[1] for row in rows]
-    found += [
-        row.partition("|")[2] for row in limits.splitlines() if row.partition("|")[0] in names
-    ]
-    return min((int(limit) for limit in found if limit.isdigit()), default=None)
+    rows = [line.partition("|") for line in associations.splitlines()]
+    qos_names = {qos} if qos else {default for _, _, default in rows if default}
+    limits = [limit for limit, _, _ in rows]
+    for line in qos_limits.splitlines():
+        name, _, limit = line.partition("|")
+        if name in qos_names:
+            limits.append(limit)
+    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
 
 
-def test_only(script: str) -> str:
-    """What sbatch says when it would run a script, or why it would not."""
+def check_script(script: str) -> str:
+    """Return the answer of `sbatch --test-only`: when the script would start, or an error."""
     try:
         with clean_environment():
-            done = _call("sbatch", "--test-only", given=script)
+            done = _run("sbatch", "--test-only", stdin=script)
     except RetryError as error:
         return error.message
     return (done.stderr or done.stdout).strip()
@@ -184,52 +192,52 @@ def test_only(script: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EndedElement:
-    """A job or array element that has ended: where, how, and after how long."""
+    """A job or array element that has ended: where, in which state, and after how long."""
 
     id: str
     state: str
     node: str
-    seconds: float
-    end: str  # Slurm's time, for an order
+    seconds: int
+    end: str  # Slurm's time, for sorting
 
     @property
-    def failed(self) -> bool:
-        """Whether it ended badly by itself or its node's doing, not by a person's or a limit's."""
+    def has_failed(self) -> bool:
+        """Return True if the program or its node failed; not for a cancellation or a time limit."""
         return self.state in ("FAILED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 
 
 def ended_elements(arrays: Sequence[str]) -> list[EndedElement]:
-    """The ended elements of these arrays, in the order of their ends, as far as Slurm knows them.
+    """Return the ended elements of these arrays that Slurm knows, in the order of their ends.
 
-    squeue knows a job for MinJobAge seconds after its end, sacct for ever, where it exists.
+    squeue lists a job for MinJobAge seconds after its end; sacct, where it exists, for much longer.
     """
     if not arrays:
         return []
     ids = ",".join(arrays)
-    shape = "%i\x1f%T\x1f%N\x1f%M\x1f%e"
-    found: dict[str, EndedElement] = {}
+    squeue_format = "%i\x1f%T\x1f%N\x1f%M\x1f%e"
+    elements: dict[str, EndedElement] = {}
     for command in (
         ("sacct", "-X", "-n", "-P", "-j", ids, "-o", "JobID,State,NodeList,Elapsed,End"),
-        ("squeue", "-a", "-h", "-r", "-t", "all", "-j", ids, "-o", shape),
+        ("squeue", "-a", "-h", "-r", "-t", "all", "-j", ids, "-o", squeue_format),
     ):
         try:
             lines = run_command(*command).splitlines()
         except RetryError:
-            continue  # no accounting, or none of them is known any more
+            continue  # there is no accounting, or squeue has forgotten all of them
         for line in lines:
             fields = line.strip().split("\x1f" if command[0] == "squeue" else "|")
             if len(fields) == 5 and fields[1].split()[:1] and fields[2]:
                 state = fields[1].split()[0]
-                seconds = parse_duration(fields[3]) or 0.0
-                found[fields[0]] = EndedElement(fields[0], state, fields[2], seconds, fields[4])
-    done = (job for job in found.values() if job.state not in ("PENDING", "RUNNING"))
-    return sorted(done, key=lambda job: job.end)
+                seconds = parse_duration(fields[3]) or 0
+                elements[fields[0]] = EndedElement(fields[0], state, fields[2], seconds, fields[4])
+    ended = (job for job in elements.values() if job.state not in ("PENDING", "RUNNING"))
+    return sorted(ended, key=lambda job: job.end)
 
 
-def user() -> str:
-    """The name of the user that this process runs as, whatever the environment claims.
+def user_name() -> str:
+    """Return the name of this process's user, whatever the environment says.
 
-    The number where a directory service does not answer; Slurm takes it for most purposes.
+    The number if a directory service does not answer; most of Slurm's commands accept it.
     """
     try:
         return pwd.getpwuid(os.getuid()).pw_name
@@ -238,37 +246,35 @@ def user() -> str:
 
 
 def seconds_left() -> float | None:
-    """Time until this job's limit; None outside Slurm or without a limit."""
+    """Return the time until this job's limit; None outside Slurm or without a limit."""
     env = os.environ
     if "SLURM_JOB_END_TIME" in env:
         return float(env["SLURM_JOB_END_TIME"]) - time.time()
     if "SLURM_JOB_ID" not in env or shutil.which("squeue") is None:
         return None
     try:
-        left = run_command("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L").strip()
+        left = run_command("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L")
     except RetryError:
         return None
     return parse_duration(left)
 
 
-def parse_duration(text: str) -> float | None:
-    """Seconds of Slurm's `D-HH:MM:SS`, `HH:MM:SS` or `MM:SS`; None for UNLIMITED and the like."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
-    if not found:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
-def refusal(error: Exception) -> RetryError | UserError:
-    """What it means that sbatch failed: something in the site is wrong, or it may pass."""
-    said = " ".join(str(error).split())[-500:]
-    if re.search(r"submit limit|job violates accounting", said, re.I):
+def submission_error(error: Exception) -> RetryError | UserError:
+    """Return the error for a failed sbatch: UserError if the site is wrong, else RetryError."""
+    message = " ".join(str(error).split())[-500:]
+    if re.search(r"submit limit|job violates accounting", message, re.I):
         return RetryError(
-            f"sbatch failed: {said}",
-            hint="launch again when fewer jobs wait; max_submit_jobs in the site sets a limit",
+            f"sbatch failed: {message}",
+            hint="run the command again when fewer of your jobs are in the queue, or set"
+            " max_submit_jobs in the site",
         )
     wrong = r"invalid|not permitted|unrecognized|configuration is not available"
-    if re.search(wrong, said, re.I) and not re.search(r"authentication|credential", said, re.I):
-        return UserError(f"sbatch refuses the job: {said}", hint="mend the site and launch again")
-    return RetryError(f"sbatch failed: {said}", hint="launch again; nothing was left running")
+    if re.search(wrong, message, re.I) and not re.search(
+        "authentication|credential", message, re.I
+    ):
+        return UserError(
+            f"sbatch refuses the job: {message}", hint="fix the site, then run the command again"
+        )
+    return RetryError(
+        f"sbatch failed: {message}", hint="run the command again; no job was left running"
+    )

@@ -1,4 +1,4 @@
-"""The jobs of a run on Slurm: held arrays with a tag, recorded, then released."""
+"""Submits the jobs of a run to Slurm: held and tagged arrays, recorded, then released."""
 
 import time
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
 from proxhpc.cluster import script, slurm
-from proxhpc.cluster.backend import Work, intend
+from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal, Submission
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.corpus.disk import writing
@@ -17,198 +17,205 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import PhaseName, Resources, Site
 
-QUICK_SECONDS = 600  # a worker that ended badly within them had no time to do anything
-QUICK_DEATHS = 3  # in a row on one node: then the node is at fault
-CANCEL_SECONDS = 60  # for Slurm to let every job go
+EARLY_FAILURE_SECONDS = 600  # a worker that failed sooner had no time to do anything
+EARLY_FAILURES = 3  # in a row on one node: then the node is at fault
+CANCEL_SECONDS = 60  # for Slurm to end every job
 
 
 @dataclass
 class SlurmBackend:
-    """Submissions of one run, each a transaction."""
+    """Submits the jobs of one run; each submission is a transaction."""
 
     run: RunDir
     plan: Plan
     site: Site
     queue: slurm.Queue
 
-    def active(self, phase: PhaseName) -> int:
-        """Elements of this phase in the queue, this job itself left out."""
-        return sum(1 for job in self._others() if job.phase == phase)
+    def active_elements(self, phase: PhaseName) -> int:
+        """Return the number of elements of this phase in the queue, without this job."""
+        return sum(1 for job in self._other_jobs() if job.phase == phase)
 
-    def elements(self, resources: Resources) -> int:
-        """As many as the workers need, and the limit on submitted jobs leaves beside a follow-up.
+    def free_elements(self, resources: Resources) -> int:
+        """Return the elements that the workers need and the limit on submitted jobs allows.
 
-        RetryError where it leaves none.
+        RetryError if it allows none beside a control job.
         """
         limit = self.site.max_submit_jobs
         if limit is None:
             limit = slurm.submit_limit(resources.account, resources.qos)
         if limit is None:
             return resources.jobs
-        taken = sum(job.state not in slurm.ENDING for job in self.queue.all())
-        more = int(self.site.submit_from_jobs)  # the control job behind the workers
-        if (free := limit - taken - more) < 1:
+        queued = sum(job.state not in slurm.ENDED_STATES for job in self.queue.all_jobs())
+        control_jobs = int(self.site.submit_from_jobs)
+        if (free := limit - queued - control_jobs) < 1:
             raise RetryError(
-                f"you may have {limit} jobs in the queue, and have {taken}; {1 + more} are wanted",
-                hint="launch again when some have ended",
+                f"you may have {limit} jobs in the queue and have {queued}; this step submits"
+                f" {1 + control_jobs} or more",
+                hint="run `proxhpc launch` again when some of them have ended",
             )
         return min(resources.jobs, free)
 
-    def submit(self, work: Work, then: Work | None) -> list[str]:
-        """Submit held, record, chain the follow-up, release.
+    def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
+        """Submit held arrays and the follow-up behind them, record their ids, release them.
 
-        MaxArraySize caps an array's index, so many elements are several arrays. RetryError or
-        UserError when sbatch refuses; what is there by then is settled next time.
+        MaxArraySize limits array indices, so many elements become several arrays. RetryError or
+        UserError if sbatch refuses; the next launch cancels what was submitted until then.
         """
         journal = Journal(self.run)
         number = len(journal.read())
-        follow_up = then if self.site.submit_from_jobs else None
-        windows = self._windows(work)
-        intend(journal, number, work, arrays=len(windows), chained=follow_up is not None)
-        ids = [self._held(journal, number, window, "") for window in windows]
-        if follow_up is not None:
-            ids.append(self._held(journal, number, follow_up, f"afterany:{':'.join(ids)}"))
+        control = follow_up if self.site.submit_from_jobs else None
+        arrays = self._split_into_arrays(batch)
+        record_intent(
+            journal, number, batch, arrays=len(arrays), has_control_job=control is not None
+        )
+        ids = [self._submit_held(journal, number, array, "") for array in arrays]
+        if control is not None:
+            ids.append(self._submit_held(journal, number, control, f"afterany:{':'.join(ids)}"))
         self._release(journal, number, reversed(ids))
         return ids
 
-    def follow(self, then: Work) -> bool:
-        """Put `then` behind what is in the queue, unless a job of its phase is there."""
-        self.queue.forget()
-        jobs = self._others()
+    def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
+        """Submit `follow_up` behind the queued jobs unless a job of its phase is queued."""
+        self.queue.invalidate()
+        jobs = self._other_jobs()
         phases = {job.phase for job in jobs}
-        if not self.site.submit_from_jobs or not jobs or then.phase in phases:
+        if not self.site.submit_from_jobs or not jobs or follow_up.phase in phases:
             return False
         journal = Journal(self.run)
         number = len(journal.read())
-        intend(journal, number, then, arrays=1, chained=False)
+        record_intent(journal, number, follow_up, arrays=1, has_control_job=False)
         arrays = dict.fromkeys(job.array for job in jobs)
-        identity = self._held(journal, number, then, f"afterany:{':'.join(arrays)}")
-        self._release(journal, number, [identity])
+        job_id = self._submit_held(journal, number, follow_up, f"afterany:{':'.join(arrays)}")
+        self._release(journal, number, [job_id])
         return True
 
-    def preview(self, works: Iterable[Work]) -> list[tuple[PhaseName, str, str]]:
-        """Each work's phase, its batch script, and what `sbatch --test-only` says of it."""
-        out = []
-        for work in works:
-            made = script.executor(self.run, self.plan, self.site, work, intent=0)
-            text = script.script_text(made, len(self._windows(work)[0].arguments))
-            out.append((work.phase, text, slurm.test_only(text)))
-        return out
+    def preview_scripts(self, batches: Iterable[TaskBatch]) -> list[tuple[PhaseName, str, str]]:
+        """Return each batch's phase, script, and the answer of `sbatch --test-only`."""
+        previews = []
+        for batch in batches:
+            executor = script.batch_executor(self.run, self.plan, self.site, batch, intent=0)
+            first_array = self._split_into_arrays(batch)[0]
+            text = script.script_text(executor, len(first_array.arguments))
+            previews.append((batch.phase, text, slurm.check_script(text)))
+        return previews
 
     def reconcile(self) -> list[str]:
-        """Release what is recorded whole, cancel what is not."""
+        """Release submissions that are recorded completely, cancel the others."""
         journal = Journal(self.run)
         entries = journal.read()
-        out = [self._settle(journal, entry) for entry in entries if not entry.settled]
-        # An sbatch that was given up as lost may have arrived after all.
-        given_up = {f":{entry.intent}" for entry in entries if entry.abandoned}
+        messages = [self._settle(journal, entry) for entry in entries if not entry.settled]
+        # The sbatch of an abandoned submission may have reached the controller late.
+        abandoned = {f":{entry.number}" for entry in entries if entry.abandoned}
         for job in self.queue.jobs(self.plan.run_id):
-            if job.comment[job.comment.rfind(":") :] in given_up:
+            if job.comment[job.comment.rfind(":") :] in abandoned:
                 slurm.run_command("scancel", job.id)
-        self.queue.forget()
-        return out
+        self.queue.invalidate()
+        return messages
 
-    def failing(self, worked: Container[str]) -> dict[str, int]:
-        """Nodes of which the last jobs ended badly within minutes, and how many did.
+    def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
+        """Return nodes whose last elements all failed within minutes, with the number that did.
 
-        Of those since a person last launched, who may have mended the node, and without elements
-        that `worked`. Where all nodes fail the fault is not a node's, and none is named.
+        Only elements since the last manual launch count: a person may have fixed the node before
+        it. If every node fails, the cause is not a node, and none is returned.
         """
-        recent = Journal(self.run).since_by_hand()
-        arrays = [job for entry in recent for job in entry.jobs.get(entry.phase, ())]
-        nodes: dict[str, list[bool]] = defaultdict(list)
-        for ended in slurm.ended_elements(arrays):
-            quick = ended.failed and ended.seconds < QUICK_SECONDS and ended.id not in worked
-            nodes[ended.node].append(quick)
+        submissions = Journal(self.run).since_manual_launch()
+        arrays = [job for entry in submissions for job in entry.jobs.get(entry.phase, ())]
+        failed_early: dict[str, list[bool]] = defaultdict(list)
+        for element in slurm.ended_elements(arrays):
+            early = element.has_failed and element.seconds < EARLY_FAILURE_SECONDS
+            failed_early[element.node].append(early and element.id not in productive_jobs)
         failing = {
-            node: len(ends)
-            for node, ends in nodes.items()
-            if len(ends) >= QUICK_DEATHS and all(ends[-QUICK_DEATHS:])
+            node: len(elements)
+            for node, elements in failed_early.items()
+            if len(elements) >= EARLY_FAILURES and all(elements[-EARLY_FAILURES:])
         }
-        return failing if len(failing) < len(nodes) else {}
+        return failing if len(failing) < len(failed_early) else {}
 
     def cancel(self) -> list[str]:
-        """End every job of the run. RetryError where Slurm does not let them go in a minute."""
-        gone: dict[str, None] = {}
+        """End every job of the run. RetryError if Slurm still lists one after a minute."""
+        cancelled: dict[str, None] = {}
         deadline = time.monotonic() + CANCEL_SECONDS
         while True:
-            self.queue.forget()
-            jobs = [j for j in self.queue.jobs(self.plan.run_id) if j.state not in slurm.ENDING]
+            self.queue.invalidate()
+            jobs = [
+                job
+                for job in self.queue.jobs(self.plan.run_id)
+                if job.state not in slurm.ENDED_STATES
+            ]
             if not jobs:
-                return list(gone)
+                return list(cancelled)
             if time.monotonic() > deadline:
                 raise RetryError(f"{len(jobs)} jobs of this run are still in the queue")
-            # Control jobs first: one that runs may be about to submit more.
+            # Control jobs first: a running one may be about to submit more.
             for job in sorted(jobs, key=lambda job: job.phase != "control"):
-                if job.array not in gone or job.state == "PENDING":
+                if job.array not in cancelled or job.state == "PENDING":
                     slurm.run_command("scancel", job.array)
-                gone[job.array] = None
+                cancelled[job.array] = None
             time.sleep(1)
 
-    def _others(self) -> list[slurm.QueuedJob]:
-        """The run's jobs but this one, that wait or work."""
-        me = slurm_job_id()
+    def _other_jobs(self) -> list[slurm.QueuedJob]:
+        """Return the pending and running jobs of the run, without this one."""
+        this_job = slurm_job_id()
         jobs = self.queue.jobs(self.plan.run_id)
-        # What is being cleaned up works no more, and a control job starts before that is over.
-        return [job for job in jobs if job.state not in slurm.ENDING and job.id != me]
+        # A control job starts while the workers before it are still listed as COMPLETING.
+        return [job for job in jobs if job.state not in slurm.ENDED_STATES and job.id != this_job]
 
-    def _windows(self, work: Work) -> list[Work]:
-        """The work in arrays that a cluster takes."""
-        # Where it is 0 there are no arrays, and an array of one is submitted as a plain job.
-        size = max(1, self.site.max_array_size or slurm.max_array_size())
-        count = len(work.arguments)
+    def _split_into_arrays(self, batch: TaskBatch) -> list[TaskBatch]:
+        # Without arrays (MaxArraySize 0), an array of one element is submitted as a plain job.
+        size = max(1, self.site.max_array_size or slurm.max_array_size(slurm.read_config()))
+        count = len(batch.arguments)
         return [
-            replace(work, arguments=work.arguments[i : i + size]) for i in range(0, count, size)
+            replace(batch, arguments=batch.arguments[i : i + size]) for i in range(0, count, size)
         ]
 
     def _settle(self, journal: Journal, entry: Submission) -> str:
         jobs = self.queue.jobs(self.plan.run_id)
-        found = {job.array for job in jobs if job.comment.endswith(f":{entry.intent}")}
-        recorded = [identity for ids in reversed(entry.jobs.values()) for identity in ids]
-        if entry.complete:
-            self._release(journal, entry.intent, [i for i in recorded if i in found])
+        queued = {job.array for job in jobs if job.comment.endswith(f":{entry.number}")}
+        recorded = [job_id for ids in reversed(entry.jobs.values()) for job_id in ids]
+        if entry.is_complete:
+            self._release(journal, entry.number, [job for job in recorded if job in queued])
             return f"released {entry.phase} jobs that an earlier launch left held"
-        # An array without a receipt may lack its files (submitit moves them in place after sbatch
-        # has answered), and one without its control job would be the last of the run.
-        for identity in found:
-            slurm.run_command("scancel", identity)
-        journal.write("abandoned", entry.intent)
-        return f"gave up a {entry.phase} submission that an earlier launch left half done"
+        # An array without a receipt may lack its files: submitit moves them in place after sbatch
+        # has answered. An array without its control job would have no successor.
+        for job_id in queued:
+            slurm.run_command("scancel", job_id)
+        journal.write("abandoned", entry.number)
+        return f"cancelled {entry.phase} jobs that an earlier launch submitted only in part"
 
     def _release(self, journal: Journal, number: int, ids: Iterable[str]) -> None:
-        # The follow-up is let go before what it follows: should we die between, it is there.
-        for identity in ids:
-            slurm.run_command("scontrol", "release", identity)
+        # The follow-up first: if this process dies in between, the arrays have a successor.
+        for job_id in ids:
+            slurm.run_command("scontrol", "release", job_id)
             fault_point("one released")
         journal.write("released", number)
         fault_point("all released")
-        self.queue.forget()
+        self.queue.invalidate()
 
-    def _held(self, journal: Journal, intent: int, work: Work, dependency: str) -> str:
+    def _submit_held(self, journal: Journal, number: int, batch: TaskBatch, dependency: str) -> str:
         from submitit.core.utils import FailedJobError
 
         try:
             with slurm.clean_environment(), writing(self.run.logs):
-                made = script.executor(
-                    self.run, self.plan, self.site, work, intent=intent, dependency=dependency
+                executor = script.batch_executor(
+                    self.run, self.plan, self.site, batch, intent=number, dependency=dependency
                 )
-                jobs = made.map_array(work.function, *zip(*work.arguments, strict=True))
+                jobs = executor.map_array(batch.function, *zip(*batch.arguments, strict=True))
         except FailedJobError as error:
-            raise slurm.refusal(error) from error
-        fault_point("control held" if work.phase == "control" else "array held")
-        identity = str(jobs[0].job_id).partition("_")[0]
-        journal.write("receipt", intent, phase=work.phase, job=identity)
-        fault_point("control recorded" if work.phase == "control" else "array recorded")
-        return identity
+            raise slurm.submission_error(error) from error
+        fault_point("control held" if batch.phase == "control" else "array held")
+        job_id = str(jobs[0].job_id).partition("_")[0]
+        journal.write("receipt", number, phase=batch.phase, job=job_id)
+        fault_point("control recorded" if batch.phase == "control" else "array recorded")
+        return job_id
 
 
 def make_backend(run: RunDir, plan: Plan, site: Site) -> SlurmBackend | LocalBackend:
-    """The backend of a site. RetryError where it wants Slurm and there is none."""
+    """Return the backend of a site. RetryError for a Slurm site on a machine without Slurm."""
     if site.kind == "local":
-        return LocalBackend(run, plan, site)
-    if not slurm.available():
+        return LocalBackend(run, site)
+    if not slurm.is_available():
         raise RetryError(
-            f"site {site.name} is a Slurm site, but there is no sbatch on this machine",
+            f"site {site.name} is a Slurm site, but this machine has no sbatch",
             hint="launch from a login node, or use --site local",
         )
     return SlurmBackend(run, plan, site, slurm.Queue())

@@ -1,100 +1,106 @@
-"""What a job runs. Jobs carry pointers only: the run directory and a number."""
+"""The functions that jobs run. Their arguments are the run directory and numbers, never objects."""
 
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.slurm import Queue, seconds_left
-from proxhpc.run.lease import LeaseOwner, hold_lease
+from proxhpc.run.lease import Lease, LeaseOwner, hold_lease
 from proxhpc.run.paths import RunDir
+from proxhpc.run.pool import ReportProgress
 from proxhpc.run.progress import ProgressLog
 
-if TYPE_CHECKING:  # numpy: not before there is something to merge
+if TYPE_CHECKING:  # numpy: only a merge needs it
     from proxhpc.assemble.phases import MergePhaseName
-    from proxhpc.run.pool import ReportProgress
 
 T = TypeVar("T")
 
 
-def refine_task(root: str, number: int, of: int) -> str:
-    """Be the worker `number` of `of`; its final state."""
+def refine_task(root: str, number: int, workers: int) -> str:
+    """Run worker `number` of `workers`; return its final state."""
     from proxhpc.worker.worker import Assignment, run_worker
 
     run = RunDir(Path(root))
     left = seconds_left()
-    seconds = None if left is None else max(0.0, left - margin(left))
-    return run_worker(run, Assignment(number, of, seconds, stale_after(run)), Queue().alive)
+    seconds = None if left is None else max(0.0, left - stop_margin(left))
+    return run_worker(
+        run, Assignment(number, workers, seconds, stale_after(run)), Queue().is_queued
+    )
 
 
-def refine_element(root: str, element: int, tasks_per_node: int, of: int) -> str:
-    """Be one task of an array element: with several tasks a node, each takes a GPU of its own."""
-    local = int(os.environ.get("SLURM_LOCALID", "0"))
+def refine_element_task(root: str, element: int, tasks_per_node: int, workers: int) -> str:
+    """Run this task's worker of an array element; the element's tasks split the node's GPUs."""
+    local_id = int(os.environ.get("SLURM_LOCALID", "0"))
     if tasks_per_node > 1:
-        take_gpu(local, tasks_per_node)
-    return refine_task(root, element * tasks_per_node + local, of)
+        narrow_gpus(local_id, tasks_per_node)
+    return refine_task(root, element * tasks_per_node + local_id, workers)
 
 
-def with_share(devices: str, cpus: int, function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` with these GPUs visible, and no others, and as many threads as cores.
+def call_with_resources(gpus: str, cpus: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` with only these GPUs visible and with one thread for each of its cores.
 
-    Processes that each start a thread for every core of the machine wait for each other in vain.
+    Processes that each start a thread for every core of the machine slow each other down.
     """
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
     return function(*arguments)
 
 
 def merge_task(root: str, processes: int, memory: int | None = None) -> str:
-    """Merge the run, alone; its final state. RetryError while somebody else merges it."""
-    from proxhpc.assemble.merge import MEMORY, merge_run
+    """Merge the run in one job; return its final state. RetryError while another one merges it."""
+    from proxhpc.assemble.merge import DEFAULT_MEMORY, merge_run
 
     run = RunDir(Path(root))
-    with _merging(run) as progress, hold_lease(run, "merge", Queue().alive, stale_after(run)):
-        merge_run(run, processes=processes, memory=memory or MEMORY, progress=progress)
+    with _merge_progress(run) as progress, _merge_lease(run):
+        merge_run(run, processes=processes, memory=memory or DEFAULT_MEMORY, progress=progress)
     return "done"
 
 
-def merge_share(
+def merge_phase_task(
     root: str,
     phase: "MergePhaseName",
     number: int,
-    of: int,
+    elements: int,
     processes: int,
     memory: int | None = None,
 ) -> str:
-    """Do share `number` of `of` of one phase of the merge; its final state.
+    """Do the units of one merge phase that belong to element `number`; return its final state.
 
-    Others do theirs at the same time. The match has no shares, and is done alone, as a merge is.
+    Elements of a phase run at the same time. `match` has one element, which excludes other merges.
     """
-    from proxhpc.assemble.merge import MEMORY
+    from proxhpc.assemble.merge import DEFAULT_MEMORY
     from proxhpc.assemble.phases import run_share
 
     run = RunDir(Path(root))
-    alone = hold_lease(run, "merge", Queue().alive, stale_after(run))
-    with _merging(run) as progress, alone if phase == "match" else nullcontext():
+    lease = _merge_lease(run) if phase == "match" else nullcontext()
+    with _merge_progress(run) as progress, lease:
         run_share(
             run,
             phase,
-            (number, of),
+            (number, elements),
             processes=processes,
-            memory=memory or MEMORY,
+            memory=memory or DEFAULT_MEMORY,
             progress=progress,
         )
     return "done"
 
 
+def _merge_lease(run: RunDir) -> AbstractContextManager[Lease]:
+    return hold_lease(run, "merge", Queue().is_queued, stale_after(run))
+
+
 @contextmanager
-def _merging(run: RunDir) -> Iterator["ReportProgress"]:
-    """Tell how a job of the merge fares, in a progress file of its own."""
+def _merge_progress(run: RunDir) -> Iterator[ReportProgress]:
+    """Write a progress file for a job of the merge."""
     log = ProgressLog(run, LeaseOwner.current("merge"), "merge")
     log.write("starting")
-    # submitit would swallow it. Every file of a merge is whole or absent, so it may end anywhere.
-    signal.signal(signal.SIGTERM, interrupt)
+    # submitit ignores SIGTERM. A merge may stop anywhere: its files appear whole or not at all.
+    signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         yield lambda *_: log.heartbeat()
     except BaseException as error:
@@ -103,22 +109,23 @@ def _merging(run: RunDir) -> Iterator["ReportProgress"]:
     log.write("done")
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler: end as at Ctrl-C, through every `finally`."""
+def raise_interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal like Ctrl-C, so that every `finally` runs."""
     raise KeyboardInterrupt
 
 
-def margin(left: float) -> float:
-    """Seconds before the limit at which a worker stops: commit, close, be gone."""
+def stop_margin(left: float) -> float:
+    """Return how many seconds before its time limit a worker stops, commits and exits."""
     return min(120.0, 0.1 * left)
 
 
-def take_gpu(local: int, tasks: int) -> None:
-    """Narrow CUDA_VISIBLE_DEVICES to this task's share where Slurm gave every task all GPUs.
+def narrow_gpus(local_id: int, tasks: int) -> None:
+    """Reduce CUDA_VISIBLE_DEVICES to this task's part if Slurm gave each task all GPUs.
 
-    Entries may be numbers or UUIDs; they are passed on as they are.
+    Entries may be numbers or UUIDs and are passed on unchanged. An empty variable stays empty.
     """
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     share = len(visible) // tasks
     if share:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[local * share : (local + 1) * share])
+        part = visible[local_id * share : (local_id + 1) * share]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(part)

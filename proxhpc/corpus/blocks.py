@@ -35,32 +35,31 @@ class FrameHeader:
 
     raw: bytes
     start: int
-    window: int
     content_size: int | None
     has_checksum: bool
 
 
 class FrameReader:
-    """Reads the frames of a file in order: call `header()`, read all of `blocks()`, repeat.
-
-    `offset` counts the compressed bytes consumed.
-    """
+    """Reads the frames of a file in order: call `header()`, read all of `blocks()`, repeat."""
 
     def __init__(
         self, file: BinaryIO, *, max_window: int = MAX_WINDOW, skippable: bool = True
     ) -> None:
-        self.offset = 0
         self._file = file
         self._max_window = max_window
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window)
         self._skippable = skippable
+
+    @property
+    def offset(self) -> int:
+        """The compressed bytes consumed."""
+        return self._file.tell()
 
     def header(self) -> FrameHeader | None:
         """Return the next frame's header, or None at the end of the file. Raises DamageError."""
         while True:
             start = self.offset
             magic = self._file.read(4)
-            self.offset += len(magic)
             if not magic:
                 return None
             if self._skippable and magic[0] & 0xF0 == 0x50 and magic[1:] == _SKIPPABLE:
@@ -86,12 +85,12 @@ class FrameReader:
             if header.has_checksum:
                 decoder.decompress(self._read(4))
         except zstandard.ZstdError as error:
-            raise self._corrupt(header, str(error)) from error
+            raise self._corrupt(header.start, str(error)) from error
         if not decoder.eof:
-            raise self._corrupt(header, "the frame does not end where its last block ends")
+            raise self._corrupt(header.start, "the frame does not end where its last block ends")
 
-    def _corrupt(self, header: FrameHeader, detail: str) -> DamageError:
-        where = f"zstd frame at byte {header.start}, near byte {self.offset}"
+    def _corrupt(self, start: int, detail: str) -> DamageError:
+        where = f"zstd frame at byte {start}, near byte {self.offset}"
         return DamageError("corrupt_input", f"{where}: {detail}")
 
     def _truncated(self) -> DamageError:
@@ -101,7 +100,6 @@ class FrameReader:
 
     def _read(self, size: int) -> bytes:
         data = self._file.read(size)
-        self.offset += len(data)
         if len(data) < size:
             raise self._truncated()
         return data
@@ -111,24 +109,23 @@ class FrameReader:
             size -= len(self._read(min(size, _STEP)))
 
     def _parse(self, start: int) -> FrameHeader:
-        descriptor = self._read(1)
-        flags = descriptor[0]
-        single = bool(flags & 0x20)
-        rest = self._read(0 if single else 1)
-        dictionary = self._read((0, 1, 2, 4)[flags & 3])
-        if any(dictionary):
+        raw = MAGIC + self._read(1)
+        raw += self._read(zstandard.frame_header_size(raw) - len(raw))
+        try:
+            frame = zstandard.get_frame_parameters(raw)
+        except zstandard.ZstdError as error:
+            raise self._corrupt(start, str(error)) from error
+        if frame.dict_id:
             raise DamageError("corrupt_input", f"the zstd frame at byte {start} needs a dictionary")
-        coded = self._read((1 if single else 0, 2, 4, 8)[flags >> 6])
-        size = int.from_bytes(coded, "little") + (256 if len(coded) == 2 else 0) if coded else None
-        window = _window(rest[0]) if rest else size or 0
-        if window > self._max_window:
+        if frame.window_size > self._max_window:
             raise DamageError(
                 "zstd_window_too_large",
-                f"the zstd frame at byte {start} needs a window of {window / 2**20:.0f} MiB, above "
-                f"{self._max_window >> 20} MiB: compress it again with --long=27 or less",
+                f"the zstd frame at byte {start} needs a window of {frame.window_size >> 20} MiB, "
+                f"above {self._max_window >> 20} MiB: compress it again with --long=27 or less",
             )
-        raw = MAGIC + descriptor + rest + dictionary + coded
-        return FrameHeader(raw, start, window, size, bool(flags & 4))
+        unknown = frame.content_size == zstandard.CONTENTSIZE_UNKNOWN
+        size = None if unknown else frame.content_size
+        return FrameHeader(raw, start, size, frame.has_checksum)
 
     def _block(self) -> tuple[bool, bytes]:
         head = self._read(3)
@@ -139,8 +136,3 @@ class FrameReader:
                 "corrupt_input", f"no zstd block begins at byte {self.offset - len(head)}"
             )
         return bool(word & 1), head + self._read(1 if kind == _RLE else size)
-
-
-def _window(descriptor: int) -> int:
-    base = 1 << (10 + (descriptor >> 3))
-    return base + (base >> 3) * (descriptor & 7)

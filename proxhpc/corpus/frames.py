@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import zstandard
@@ -38,12 +37,11 @@ class FrameWriter:
     FileExistsError if the file exists.
     """
 
-    def __init__(self, path: Path, *, level: int = 3) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.end = 0
         self._fd = -1
         self._broken = False
-        self._level = level
         with writing(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             try:
@@ -60,10 +58,7 @@ class FrameWriter:
         """
         if len(payload) > MAX_PAYLOAD:
             raise ShardError(f"{self.path}: a commit of {len(payload)} bytes is too large")
-        compressor = zstandard.ZstdCompressor(
-            level=self._level, write_checksum=True, write_content_size=True
-        )
-        self._write(compressor.compress(payload))
+        self._write(zstandard.ZstdCompressor(write_checksum=True).compress(payload))
         return self.end
 
     def copy(self, source: Path, end: int) -> None:
@@ -85,12 +80,7 @@ class FrameWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, data: bytes, *, sync: bool = True) -> None:
@@ -135,7 +125,8 @@ def _frames(path: Path, max_payload: int) -> Iterator[Frame]:
         frames = FrameReader(file, max_window=window, skippable=False)
         while header := frames.header():
             if header.content_size is None or not header.has_checksum:
-                raise DamageError("corrupt_input", f"no frame with size and checksum at byte {header.start}")
+                detail = f"no frame with size and checksum at byte {header.start}"
+                raise DamageError("corrupt_input", detail)
             if header.content_size > max_payload:
                 raise DamageError(
                     "corrupt_input",

@@ -4,7 +4,7 @@ import hashlib
 import os
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,12 +57,12 @@ def describe_input(path: Path, format: Format = "auto", *, name: str | None = No
     Raises UserError if the file is missing, unreadable or not a regular file. Damaged content is
     not an error: its records are quarantined when they are read.
     """
-    name = path.name if name is None else name
     try:
         size, fingerprint = _fingerprint(path)
-        if detect_format(path, format) == "parquet":
-            return _parquet(path, name, size, fingerprint)
-        return _jsonl(path, name, size, fingerprint)
+        kind = detect_format(path, format)
+        compression = "none" if kind == "parquet" else detect_compression(path)
+        info = InputInfo(path, name or path.name, kind, compression, size, fingerprint, size)
+        return _describe_parquet(info) if kind == "parquet" else _describe_jsonl(info)
     except OSError as error:
         raise read_error(path, error) from error
 
@@ -149,64 +149,26 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     return status.st_size, digest.hexdigest()
 
 
-def _parquet(path: Path, name: str, size: int, fingerprint: str) -> InputInfo:
-    if size == 0:
-        return InputInfo(path, name, "parquet", "none", 0, fingerprint, 0, 0, 0)
+def _describe_parquet(info: InputInfo) -> InputInfo:
+    if info.size == 0:
+        return replace(info, rows=0, estimated_records=0)
     try:
-        file = open_parquet(path)
+        file = open_parquet(info.path)
     except DamageError as error:
-        note = f"corrupt: {error.detail}"
-        return InputInfo(path, name, "parquet", "none", size, fingerprint, size, note=note)
+        return replace(info, note=f"corrupt: {error.detail}")
     with file:
         metadata = file.metadata
         groups = range(metadata.num_row_groups)
         content = sum(metadata.row_group(group).total_byte_size for group in groups)
         rows = metadata.num_rows
-    return InputInfo(path, name, "parquet", "none", size, fingerprint, content, rows, rows)
+    return replace(info, estimated_bytes=content, rows=rows, estimated_records=rows)
 
 
-def _jsonl(path: Path, name: str, size: int, fingerprint: str) -> InputInfo:
-    compression = detect_compression(path)
-    sample = _sample(path, compression, size)
-    if compression == "none":
-        content = size
-    elif sample.is_complete:
-        content = sample.size
-    else:
-        content = round(size * sample.size / max(sample.compressed, 1))
-    records: int | None = sample.lines
-    if not sample.is_complete:
-        # Without a line end in the sample the number of records is unknown.
-        records = round(content * sample.lines / sample.size) if sample.lines else None
-    return InputInfo(
-        path,
-        name,
-        "jsonl",
-        compression,
-        size,
-        fingerprint,
-        content,
-        estimated_records=records,
-        note=sample.note,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The start of a file: `compressed` bytes that decompress to `size` bytes and `lines` lines."""
-
-    compressed: int
-    size: int
-    lines: int
-    is_complete: bool
-    note: str
-
-
-def _sample(path: Path, compression: Compression, file_size: int) -> _Sample:
+def _describe_jsonl(info: InputInfo) -> InputInfo:
     size = lines = 0
     last = b"\n"
     note = ""
-    with path.open("rb", buffering=_EDGE) as file:
+    with info.path.open("rb", buffering=_EDGE) as file:
         frames, members = FrameReader(file), GzipReader(file)
         streams = {
             "zstd": zstd_chunks(frames),
@@ -214,7 +176,7 @@ def _sample(path: Path, compression: Compression, file_size: int) -> _Sample:
             "none": plain_chunks(file),
         }
         try:
-            for chunk in streams[compression]:
+            for chunk in streams[info.compression]:
                 size += len(chunk)
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]
@@ -222,7 +184,14 @@ def _sample(path: Path, compression: Compression, file_size: int) -> _Sample:
                     break
         except DamageError as error:
             note = f"{error.reason}: {error.detail}"
-        offsets = {"zstd": frames.offset, "gzip": members.offset, "none": file.tell()}
-    compressed = offsets[compression]
-    complete = compressed >= file_size or bool(note)
-    return _Sample(compressed, size, lines + (complete and last != b"\n"), complete, note)
+        consumed = members.offset if info.compression == "gzip" else file.tell()
+    content, records = info.size, None
+    if consumed >= info.size or note:
+        content = content if info.compression == "none" else size
+        records = lines + (last != b"\n")
+    else:
+        if info.compression != "none":
+            content = round(content * size / max(consumed, 1))
+        if lines:  # otherwise a line is longer than the sample
+            records = round(content * lines / size)
+    return replace(info, estimated_bytes=content, estimated_records=records, note=note)

@@ -66,15 +66,16 @@ def zstd_chunks(frames: FrameReader) -> Iterator[bytes]:
 
 
 class GzipReader:
-    """Reads the members of a gzip file as one stream.
-
-    `offset` counts the compressed bytes consumed.
-    """
+    """Reads the members of a gzip file as one stream."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.offset = 0
         self._file = file
         self._pending = b""
+
+    @property
+    def offset(self) -> int:
+        """The compressed bytes consumed."""
+        return self._file.tell() - len(self._pending)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the content, at most 256 KiB at a time. Zero padding is skipped, as by gzip."""
@@ -90,24 +91,19 @@ class GzipReader:
             try:
                 data = member.decompress(self._pending, _INFLATE)
             except zlib.error as error:
-                raise DamageError(
-                    "corrupt_input", f"gzip, near {self._where()}: {error}"
-                ) from error
+                detail = f"gzip, near byte {self.offset}: {error}"
+                raise DamageError("corrupt_input", detail) from error
             self._pending = member.unused_data if member.eof else member.unconsumed_tail
-            self.offset = self._file.tell() - len(self._pending)
             if data:
                 yield data
             if not self._pending:
                 self._read()
                 if not (self._pending or data or member.eof):
-                    where = f"the file ends inside a gzip member, at {self._where()}"
-                    raise DamageError("truncated_input", where)
+                    detail = f"the file ends inside a gzip member, at byte {self.offset}"
+                    raise DamageError("truncated_input", detail)
 
     def _read(self) -> None:
         self._pending = self._file.read(_INFLATE)
-
-    def _where(self) -> str:
-        return f"byte {self._file.tell() - len(self._pending)}"
 
 
 def count_lines(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Arrays as .npy files that are whole or absent."""
+"""Files of the merge: .npy arrays, replaced atomically, and JSON with a checksum."""
 
 import io
 import mmap
@@ -13,45 +13,64 @@ import numpy.typing as npt
 import xxhash
 
 from proxhpc.corpus.disk import replacing, write_atomic
-from proxhpc.dedup.bands import damaged_file, file_digest
+from proxhpc.errors import StopError
 
 WINDOW = 4 << 20  # bytes of a file that are mapped at a time
+_CHECKSUM = b',"checksum":"%b"}\n'
+_CHECKSUM_LENGTH = len(_CHECKSUM % bytes(32))
+
+
+def damaged_file(path: Path) -> StopError:
+    """The error for a file of the merge that is not as it was written."""
+    return StopError(f"{path} is damaged", hint="delete it and merge again, which rewrites it")
+
+
+def file_digest(path: Path) -> str:
+    """XXH3-128 of a file's content; "" if there is no such file."""
+    state = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                state.update(chunk)
+    except FileNotFoundError:
+        return ""
+    return state.hexdigest()
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> str:
-    """Write an array; the file's digest."""
+    """Write an array and return the file's digest."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
     return xxhash.xxh3_128_hexdigest(buffer.getbuffer())
 
 
-def load_array(path: Path, known: str) -> npt.NDArray[Any]:
-    """Read what `save_array` wrote. StopError where its digest is not the known one."""
-    if file_digest(path) != known:
+def load_array(path: Path, digest: str) -> npt.NDArray[Any]:
+    """Read what `save_array` wrote. StopError if the file's digest is another."""
+    if file_digest(path) != digest:
         raise damaged_file(path)
     return np.load(path)  # type: ignore[no-any-return]
 
 
-def save_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]], kind: str, columns: int) -> None:
-    """Write the rows of blocks, one behind the other, as one array of that kind."""
+def save_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]], dtype: str, columns: int) -> None:
+    """Write the rows of all blocks as one array, holding one block in memory at a time."""
     with replacing(path) as file:
-        _write_header(file, kind, (0, columns))
+        _write_header(file, dtype, (0, columns))
         rows = 0
         for block in blocks:
-            file.write(np.ascontiguousarray(block, kind).data)
+            file.write(np.ascontiguousarray(block, dtype).data)
             rows += len(block)
         file.seek(0)
-        _write_header(file, kind, (rows, columns))  # as long as before: numpy leaves room
+        _write_header(file, dtype, (rows, columns))  # of the same length: numpy pads headers
 
 
-def _write_header(file: BinaryIO, kind: str, shape: tuple[int, int]) -> None:
-    header = {"descr": kind, "fortran_order": False, "shape": shape}
+def _write_header(file: BinaryIO, dtype: str, shape: tuple[int, int]) -> None:
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
 
 
 def open_array(path: Path) -> npt.NDArray[Any]:
-    """An array as it lies on disk: take slices, and let go of it soon. StopError if damaged."""
+    """Map an array read-only; copy slices and drop the map soon. StopError if it is damaged."""
     try:
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
     except (ValueError, EOFError) as error:
@@ -59,47 +78,43 @@ def open_array(path: Path) -> npt.NDArray[Any]:
 
 
 class RowReader:
-    """Rows of an array on disk, taken from anywhere in it, again and again."""
+    """Random access to the rows of an array on disk."""
 
     def __init__(self, path: Path) -> None:
         array: Any = open_array(path)
         self._path, self._start = path, array.offset
-        self._kind, self._shape = array.dtype, array.shape[1:]
-        self._window = max(1, WINDOW // array.strides[0])
+        self._dtype, self._shape = array.dtype, array.shape[1:]
+        self._window_rows = max(1, WINDOW // array.strides[0])
 
-    def take(self, places: npt.NDArray[np.int64], field: str | None = None) -> npt.NDArray[Any]:
-        """Rows at ascending places, or one field of them; little of the file is held at a time."""
-        windows = places // self._window
+    def take(self, positions: npt.NDArray[np.int64], field: str | None = None) -> npt.NDArray[Any]:
+        """Rows at ascending positions, or one field of them, mapping one window at a time."""
+        windows = positions // self._window_rows
         edges = np.flatnonzero(np.diff(windows, prepend=-1, append=-1))
-        return np.concatenate([self._take(places[a:b], field) for a, b in pairwise(edges)])
+        return np.concatenate([self._take(positions[a:b], field) for a, b in pairwise(edges)])
 
-    def _take(self, places: npt.NDArray[np.int64], field: str | None) -> npt.NDArray[Any]:
+    def _take(self, positions: npt.NDArray[np.int64], field: str | None) -> npt.NDArray[Any]:
         fd = os.open(self._path, os.O_RDONLY)
         try:
             with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-                rows = np.frombuffer(data, self._kind, offset=self._start)
+                rows = np.frombuffer(data, self._dtype, offset=self._start)
                 rows = rows.reshape(-1, *self._shape) if self._shape else rows
-                taken = (rows if field is None else rows[field])[places]
-                del rows  # or the map cannot be closed
-                return taken
+                copy = (rows if field is None else rows[field])[positions]
+                del rows  # the map cannot be closed while an array refers to it
+                return copy
         finally:
             os.close(fd)
 
 
-_SEAL = b',"seal":"%b"}\n'
-_LENGTH = len(_SEAL % bytes(32))
-
-
 def add_checksum(data: bytes) -> bytes:
-    """Return a JSON object on a line with the digest of that line as its last key."""
-    return data.removesuffix(b"}\n") + _SEAL % _digest(data)
+    """Return a line with a JSON object, extended by a last key with the line's checksum."""
+    return data.removesuffix(b"}\n") + _CHECKSUM % _digest(data)
 
 
 def read_checksummed(path: Path) -> bytes:
-    """Return what was sealed. FileNotFoundError; StopError where the file is another now."""
+    """Return what `add_checksum` was given. FileNotFoundError; StopError if it is damaged."""
     raw = path.read_bytes()
-    data = raw[:-_LENGTH] + b"}\n"
-    if raw[-_LENGTH:] != _SEAL % _digest(data):
+    data = raw[:-_CHECKSUM_LENGTH] + b"}\n"
+    if raw[-_CHECKSUM_LENGTH:] != _CHECKSUM % _digest(data):
         raise damaged_file(path)
     return data
 

@@ -1,9 +1,8 @@
-"""Sets of duplicates, from pairs of documents, in bounded memory.
+"""Duplicate sets from pairs of documents: connected components in bounded memory.
 
-Pairs that fit into memory are joined there. Of more, each block is reduced to the stars of its own
-sets, and the stars are joined by sorting: in turns, each document is tied to the smallest of its
-earlier neighbours with these, and later neighbours to the smallest of all (Kiveris et al.:
-Connected Components in MapReduce and Beyond, SoCC 2014, the alternating algorithm).
+Pairs that fit into memory are joined there. Of more pairs, each block is reduced to stars, which
+link every document of a set to its first one. Stars are joined by sorting, with the alternating
+algorithm of Kiveris et al. (Connected Components in MapReduce and Beyond, SoCC 2014).
 """
 
 from collections.abc import Iterator
@@ -23,29 +22,29 @@ NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
 
 
 class SetBuilder:
-    """Joins pairs into sets."""
+    """Joins pairs into duplicate sets."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._held = RowBuffer(scratch.max_rows(2), 2)
+        self._buffer = RowBuffer(scratch.max_rows(2), 2)
         self._stars = Sorter(scratch, 2)
         self._blocks = 0
 
     def add(self, pairs: Pairs) -> None:
-        """Take in more pairs; their order makes no difference."""
-        for full in self._held.add(pairs):
-            self._reduce(full)
+        """Add pairs, in any order."""
+        for block in self._buffer.add(pairs):
+            self._reduce(block)
 
     def build(self) -> Sorter:
-        """Every document that has a duplicate, ascending, and the first of its set."""
-        if self._held:
-            self._reduce(self._held.take())
+        """Every document that has a duplicate, ascending, and the first document of its set."""
+        if self._buffer:
+            self._reduce(self._buffer.take())
         stars = self._stars
         changed = self._blocks > 1
         while changed:
-            smaller, joined = _small_star(self._scratch, stars)
-            stars, moved = _large_star(self._scratch, smaller)
-            changed = joined or moved
+            smaller, small_moved = _small_star(self._scratch, stars)
+            stars, large_moved = _large_star(self._scratch, smaller)
+            changed = small_moved or large_moved
         out = Sorter(self._scratch, 2)
         for rows in stars:
             out.add(rows)
@@ -58,7 +57,7 @@ class SetBuilder:
 
 
 def connected_components(pairs: Pairs) -> Pairs:
-    """The sets that some pairs make: each document with the first of its set."""
+    """The sets that pairs form, as stars: each further document and the first of its set."""
     documents, ends = np.unique(pairs, return_inverse=True)
     left, right = ends.reshape(pairs.shape).T
     first = np.arange(len(documents))
@@ -66,68 +65,69 @@ def connected_components(pairs: Pairs) -> Pairs:
     # the number of rounds grows with the logarithm of the longest chain.
     while True:
         a, b = first[left], first[right]
-        apart = a != b
-        if not apart.any():
+        differ = a != b
+        if not differ.any():
             break
-        low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+        low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
         np.minimum.at(first, high, low)
-        while not np.array_equal(up := first[first], first):
-            first = up
+        while not np.array_equal(parents := first[first], first):
+            first = parents
     others = first != np.arange(len(documents))
     return np.stack([documents[others], documents[first[others]]], axis=1)
 
 
 def _small_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
-    """Each document and its earlier neighbours tied to the first of these; whether any moved."""
+    """Link each document and its earlier neighbours to the first of these; True if any moved."""
     out, moved = Sorter(scratch, 2), False
-    for rows, first in with_leaders(pairs):
-        lead = rows[:, 1] == first[:, 1]
-        moved |= not lead.all()
-        out.add(np.stack([np.where(lead, rows[:, 0], rows[:, 1]), first[:, 1]], axis=1))
+    for rows, leaders in with_leaders(pairs):
+        is_first = rows[:, 1] == leaders[:, 1]
+        moved |= not is_first.all()
+        out.add(np.stack([np.where(is_first, rows[:, 0], rows[:, 1]), leaders[:, 1]], axis=1))
     return out, moved
 
 
 def _large_star(scratch: Scratch, pairs: Sorter) -> tuple[Sorter, bool]:
-    """Later neighbours of each document tied to the first of all; whether any moved."""
-    both = Sorter(scratch, 2)
+    """Link each document's later neighbours to the first of all; True if any moved."""
+    both_ways = Sorter(scratch, 2)
     for rows in pairs:
-        both.add(rows)
-        both.add(rows[:, ::-1])
+        both_ways.add(rows)
+        both_ways.add(rows[:, ::-1])
     out, moved = Sorter(scratch, 2), False
-    for rows, first in with_leaders(both):
+    for rows, leaders in with_leaders(both_ways):
         later = rows[:, 1] > rows[:, 0]
-        root = np.minimum(rows[later, 0], first[later, 1])
+        root = np.minimum(rows[later, 0], leaders[later, 1])
         moved |= bool((root != rows[later, 0]).any())
         out.add(np.stack([rows[later, 1], root], axis=1))
     return out, moved
 
 
 def pairs_across_sets(scratch: Scratch, pairs: Sorter, sets: Sorter) -> Sorter:
-    """Those of the pairs that are not in one of the sets."""
-    left = Sorter(scratch, 3)
-    for rows, first in _with_set(scratch, pairs, sets):
-        left.add(np.column_stack([rows[:, ::-1], first]))  # the other end is asked for next
+    """The pairs whose documents are not in the same set."""
+    half = Sorter(scratch, 3)
+    for rows, firsts in _with_set(scratch, pairs, sets):
+        half.add(np.column_stack([rows[:, ::-1], firsts]))  # next, the other document's set
     out = Sorter(scratch, 2)
-    for rows, first in _with_set(scratch, left, sets):
-        out.add(rows[first != rows[:, 2], 1::-1])
+    for rows, firsts in _with_set(scratch, half, sets):
+        out.add(rows[firsts != rows[:, 2], 1::-1])
     return out
 
 
 def _with_set(
     scratch: Scratch, wanted: Sorter, sets: Sorter
 ) -> Iterator[tuple[IntRows, Documents]]:
-    """Blocks of rows, and the first of the set of the document in their first column.
+    """Blocks of rows, and for each row the first of the set that its first column is in.
 
-    Itself where it is in no set.
+    A document that is in no set counts as a set by itself.
     """
-    both = Sorter(scratch, wanted.columns + 1)
+    joined = Sorter(scratch, wanted.columns + 1)
     for rows in sets:
-        label = np.zeros((len(rows), both.columns), np.int64)
-        label[:, 0], label[:, 2] = rows[:, 0], rows[:, 1]
-        both.add(label)
+        labels = np.zeros((len(rows), joined.columns), np.int64)
+        labels[:, 0], labels[:, 2] = rows[:, 0], rows[:, 1]
+        joined.add(labels)
     for rows in wanted:
-        both.add(np.insert(rows, 1, 1, axis=1))  # behind the document's label
-    for rows, first in with_leaders(both):
-        asked = rows[:, 1] == 1
-        rows, first = rows[asked], first[asked]
-        yield np.delete(rows, 1, axis=1), np.where(first[:, 1] == 0, first[:, 2], rows[:, 0])
+        joined.add(np.insert(rows, 1, 1, axis=1))  # sorts after the document's label
+    for rows, leaders in with_leaders(joined):
+        is_wanted = rows[:, 1] == 1
+        rows, leaders = rows[is_wanted], leaders[is_wanted]
+        firsts = np.where(leaders[:, 1] == 0, leaders[:, 2], rows[:, 0])
+        yield np.delete(rows, 1, axis=1), firsts

@@ -1,7 +1,7 @@
-"""Documents as fixed-width numbers, and the keys by which one may equal others.
+"""Documents as fixed-width numbers, and the keys by which duplicates are found.
 
-Three files a group of documents: 56 bytes each in input order, the keys (`bands`), and, where
-near-duplicates are looked for, the MinHash signatures.
+A group of documents has three files: 56 bytes of each document in input order, the band keys
+(see `bands`), and the MinHash signatures if near-duplicates are removed.
 """
 
 import struct
@@ -13,9 +13,9 @@ import numpy.typing as npt
 import xxhash
 
 from proxhpc.corpus.document import Document
-from proxhpc.corpus.records import lookup
-from proxhpc.dedup.arrays import save_array
-from proxhpc.dedup.bands import damaged_file, file_digest, write_bands
+from proxhpc.corpus.records import get_field
+from proxhpc.dedup.arrays import damaged_file, file_digest, save_array
+from proxhpc.dedup.bands import write_bands
 from proxhpc.dedup.minhash import MinHasher, band_keys, compress_slots
 from proxhpc.dedup.shingles import fold
 from proxhpc.run.paths import RunDir
@@ -23,18 +23,18 @@ from proxhpc.spec.sections import Dedup
 
 SKETCH_DTYPE = np.dtype(
     [
-        ("high", "<u8"),  # XXH3-128 of the refined text, normalised
+        ("high", "<u8"),  # XXH3-128 of the refined text, normalized
         ("low", "<u8"),
         ("id", "<u8"),  # XXH3-64 of the document's id
         ("rank", "<u8"),  # by the manifest's dedup.by; 0 for a document without a value
-        ("place", "<u8"),  # in a shuffled corpus, else 0
+        ("sort_key", "<u8"),  # in a shuffled corpus, else 0
         ("chars", "<u4"),  # of the refined text
-        ("size", "<u4"),  # bytes of the row as it would be written
-        ("shard", "<u4"),  # behind the run's come the pieces of the corpus to compare with
-        ("number", "<u4"),  # of the record in its shard
+        ("row_bytes", "<u4"),  # of the document's row in the corpus
+        ("shard", "<u4"),  # the pieces of the external corpus count on from the run's shards
+        ("record", "<u4"),  # number of the record in its shard
     ]
 )
-# All that str.isspace holds for, within ASCII and beyond.
+# Every character for which str.isspace is true: the ASCII ones, and the others.
 _SPACES = bytes.maketrans(b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f", b" " * 9)
 _WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -42,11 +42,12 @@ _WIDE_SPACES = (
 )
 _PACK = struct.Struct("<QQQQQIIII")
 
-Sketch = npt.NDArray[np.void]
+RecordKey = tuple[int, int]  # shard, record
+Sketch = npt.NDArray[np.void]  # documents of one group, of SKETCH_DTYPE
 
 
 class SketchDigests(NamedTuple):
-    """Digests of what was written for a group; `signatures` is "" where there are none."""
+    """Digests of a group's files; `signatures` is "" if it has none."""
 
     hashes: str
     bands: str
@@ -54,20 +55,20 @@ class SketchDigests(NamedTuple):
 
 
 class SketchWriter:
-    """Takes the documents of a group in input order, and writes its files."""
+    """Hashes the documents of a group, added in input order, and writes the group's files."""
 
     def __init__(self, dedup: Dedup) -> None:
         self._dedup = dedup
         self._packed = bytearray()
-        self._signer = MinHasher(dedup.near) if dedup.near else None
+        self._hasher = MinHasher(dedup.near) if dedup.near else None
 
     def __len__(self) -> int:
         return len(self._packed) // SKETCH_DTYPE.itemsize
 
     def add(
-        self, document: Document, text: str, at: tuple[int, int], *, size: int = 0, place: int = 0
+        self, document: Document, text: str, key: RecordKey, row_bytes: int = 0, sort_key: int = 0
     ) -> None:
-        """Take the next document, at (shard, number); `text` is what is to be compared."""
+        """Add the next document; `text` is what is compared."""
         folded = fold(text)
         content = xxhash.xxh3_128_intdigest(normalized_bytes(folded))
         self._packed += _PACK.pack(
@@ -75,54 +76,55 @@ class SketchWriter:
             content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(document.id.encode()),
             survivor_rank(self._dedup, document.fields),
-            place,
+            sort_key,
             len(text),
-            size,
-            *at,
+            row_bytes,
+            *key,
         )
-        if self._signer is not None:
-            self._signer.add(folded)
+        if self._hasher is not None:
+            self._hasher.add(folded)
 
     def write(self, run: RunDir, group: int) -> SketchDigests:
-        """Write the group's files, each whole or not at all."""
+        """Write each of the group's files atomically."""
         array = np.frombuffer(bytes(self._packed), SKETCH_DTYPE)
         save_array(run.sketch(group), array)
         numbers = np.arange(len(array), dtype=np.uint32)
         bands = [(array["high"], numbers), (array["id"], numbers)]
-        signed = ""
-        if self._signer is not None and self._dedup.near is not None:
-            own, some = self._signer.finish()
-            keys = band_keys(own[some], self._dedup.near.bands)
-            bands += [(band, numbers[some]) for band in keys]
-            signed = save_array(run.signatures(group), compress_slots(own))
+        signatures_digest = ""
+        if self._hasher is not None and self._dedup.near is not None:
+            slots, has_shingles = self._hasher.finish()
+            keys = band_keys(slots[has_shingles], self._dedup.near.bands)
+            bands += [(band, numbers[has_shingles]) for band in keys]
+            signatures_digest = save_array(run.signatures(group), compress_slots(slots))
         else:
             run.signatures(group).unlink(missing_ok=True)
         hashes = xxhash.xxh3_128_hexdigest(array.data)
-        return SketchDigests(hashes, write_bands(run.bands(group), bands), signed)
+        return SketchDigests(hashes, write_bands(run.bands(group), bands), signatures_digest)
 
 
-def load_sketch(run: RunDir, group: int, files: SketchDigests) -> Sketch:
-    """The 56 bytes of each document of a group, proved to be those that were written."""
+def load_sketch(run: RunDir, group: int, digests: SketchDigests) -> Sketch:
+    """The documents of a group. StopError if they are not what was written."""
     path = run.sketch(group)
     try:
         array = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise damaged_file(path) from error
-    if array.dtype != SKETCH_DTYPE or xxhash.xxh3_128_hexdigest(array.data) != files.hashes:
+    if array.dtype != SKETCH_DTYPE or xxhash.xxh3_128_hexdigest(array.data) != digests.hashes:
         raise damaged_file(path)
     return array  # type: ignore[no-any-return]
 
 
-def check_files(run: RunDir, group: int, files: SketchDigests) -> None:
-    """Raise StopError unless the files of a group are those that were written."""
-    load_sketch(run, group, files)
-    for path, known in ((run.bands(group), files.bands), (run.signatures(group), files.signatures)):
-        if known and file_digest(path) != known:
+def check_files(run: RunDir, group: int, digests: SketchDigests) -> None:
+    """Raise StopError unless a group's files are what was written."""
+    load_sketch(run, group, digests)
+    files = {run.bands(group): digests.bands, run.signatures(group): digests.signatures}
+    for path, digest in files.items():
+        if digest and file_digest(path) != digest:
             raise damaged_file(path)
 
 
 def normalized_bytes(folded: str) -> bytes:
-    """What the exact hash sees of a folded text: UTF-8, with all white space as single blanks."""
+    """What the exact hash is taken of: UTF-8, with each run of white space as one blank."""
     if not folded.isascii():
         for char in _WIDE_SPACES:
             if char in folded:
@@ -131,31 +133,30 @@ def normalized_bytes(folded: str) -> bytes:
     if b"  " not in plain:
         return plain
     data = np.frombuffer(plain, np.uint8)
-    stays = np.ones(len(data), np.bool_)
-    blank = data == ord(" ")
-    np.logical_and(blank[1:], blank[:-1], out=stays[1:])
-    np.logical_not(stays[1:], out=stays[1:])
-    return data[stays].tobytes()
+    is_blank = data == ord(" ")
+    keep = np.ones(len(data), np.bool_)
+    keep[1:] = ~(is_blank[1:] & is_blank[:-1])
+    return data[keep].tobytes()
 
 
 def survivor_rank(dedup: Dedup, fields: dict[str, Any]) -> int:
-    """Where a document stands among its duplicates by the field of the manifest, 64 bits.
+    """A document's rank by the field `dedup.by`, 64 bits: of duplicates the highest survives.
 
-    The highest stays. 0 where no field is asked for, or the document has no number or date there.
+    0 if the manifest names no field, or the document has no number or date there.
     """
     if dedup.by is None:
         return 0
-    value = _number(lookup(fields, dedup.by))
+    value = _number(get_field(fields, dedup.by))
     if value is None:
         return 0
-    bits: int = struct.unpack(">Q", struct.pack(">d", value + 0.0))[0]  # -0.0 is 0.0
-    # IEEE 754 doubles, as integers, are in order once the negative ones are turned round.
+    bits: int = struct.unpack(">Q", struct.pack(">d", value + 0.0))[0]  # -0.0 becomes 0.0
+    # As integers, IEEE 754 doubles are in order once the bits of negative ones are inverted.
     ordered = (1 << 64) - 1 - bits if bits >> 63 else bits | 1 << 63
     return ordered if dedup.keep == "highest" else (1 << 64) - 1 - ordered
 
 
 def _number(value: Any) -> float | None:
-    """A number, or a date as seconds since 1970, of what a field holds; None for anything else."""
+    """A field's number, or its date in seconds since 1970; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

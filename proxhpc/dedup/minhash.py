@@ -1,12 +1,11 @@
-"""MinHash: signatures whose equal places estimate how alike two sets of shingles are.
+"""MinHash: signatures whose equal slots estimate the Jaccard similarity of two texts.
 
-Two documents of Jaccard similarity s agree in each slot with probability s. Cut into bands of
-`rows` slots, they agree in a whole band, and so are compared at all, with probability
+Two documents of similarity s agree in each slot with probability s. Slots are grouped into bands of
+`rows`; two documents are compared if they agree in a whole band, which has the probability
 1 - (1 - s^rows)^bands (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, section 3.4).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,69 +13,73 @@ import numpy.typing as npt
 from proxhpc.dedup.shingles import BLOCK, Hashes, mix_bits, shingles_of_each
 from proxhpc.spec.sections import Near
 
-Signatures = npt.NDArray[np.uint16]
-"""One row a document; of each slot 16 bits, by which 1 in 65,536 that differ look the same."""
+Slots = npt.NDArray[np.uint32]
+"""Shape (documents, bands * rows)."""
 
+Signatures = npt.NDArray[np.uint16]
+"""16 bits of each slot; different slots look equal with probability 1 in 65,536."""
+
+Similarities = npt.NDArray[np.float64]
 _BATCH = 1 << 20  # shingles that are hashed into slots together, of 4096 documents at most
 _ODD = np.uint32(0x9E3779B1)
 _DEVIATIONS = 3
 
 
 class MinHasher:
-    """Takes texts, and gives their slots, which are made for many at a time."""
+    """Computes the slots of texts, in batches."""
 
     def __init__(self, near: Near) -> None:
         self._near = near
         self._texts: list[str] = []
-        self._chars = 0  # of these, and what parts them
-        self._waiting: list[Hashes] = []
-        self._weight = 0  # of what waits
+        self._chars = 0  # of these texts and the separators between them
+        self._shingles: list[Hashes] = []
+        self._weight = 0  # of these shingles: their number, and a constant for each document
         self._slots = [np.empty((0, near.bands * near.rows), np.uint32)]
-        self._any: list[bool] = []
+        self._has_shingles: list[bool] = []
 
     def add(self, folded: str) -> None:
-        """Take the next text, folded."""
+        """Add the next folded text."""
         if self._chars + len(folded) > BLOCK:
-            self._cut()
+            self._hash_texts()
         self._texts.append(folded)
         self._chars += len(folded) + 1
 
-    def finish(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
-        """The slots of every text, a row each, and which texts have a shingle at all."""
-        self._cut()
-        self._make()
-        return np.concatenate(self._slots), np.array(self._any, np.bool_)
+    def finish(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
+        """The slots of every text, and which texts have shingles."""
+        self._hash_texts()
+        self._hash_shingles()
+        return np.concatenate(self._slots), np.array(self._has_shingles, np.bool_)
 
-    def _cut(self) -> None:
-        for own in shingles_of_each(self._texts, self._near.shingle):
-            self._waiting.append(own)
-            self._any.append(len(own) > 0)
-            self._weight += len(own) + _BATCH // 4096
+    def _hash_texts(self) -> None:
+        for hashes in shingles_of_each(self._texts, self._near.shingle):
+            self._shingles.append(hashes)
+            self._has_shingles.append(len(hashes) > 0)
+            self._weight += len(hashes) + _BATCH // 4096
         self._texts.clear()
         self._chars = 0
         if self._weight > _BATCH:
-            self._make()
+            self._hash_shingles()
 
-    def _make(self) -> None:
-        if self._waiting:
+    def _hash_shingles(self) -> None:
+        if self._shingles:
             count = self._near.bands * self._near.rows
-            self._slots.append(minhash_slots(self._waiting, count, self._near.seed))
-            self._waiting.clear()
+            self._slots.append(minhash_slots(self._shingles, count, self._near.seed))
+            self._shingles.clear()
             self._weight = 0
 
 
-def minhash_slots(shingles: Sequence[Hashes], count: int, seed: int) -> npt.NDArray[np.uint32]:
-    """The slots of each document's signature, a row each; of no use where it has no shingle."""
+def minhash_slots(shingles: Sequence[Hashes], count: int, seed: int) -> Slots:
+    """`count` slots of each document; they are meaningless for one without shingles."""
     from rensa import RMinHash
 
-    ends = np.cumsum([0, *(len(each) for each in shingles)], dtype=np.uint64)
+    ends = np.cumsum([0, *(len(hashes) for hashes in shingles)], dtype=np.uint64)
     flat = np.concatenate([np.empty(0, np.uint64), *shingles])
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, count, seed)
     return np.array(matrix.to_rows(), np.uint32).reshape(len(shingles), count)
 
 
-def band_keys(slots: npt.NDArray[np.uint32], bands: int) -> npt.NDArray[np.uint64]:
-    """A key for each band (first axis) of each document; equal where all slots of the band are."""
+def band_keys(slots: Slots, bands: int) -> npt.NDArray[np.uint64]:
+    """A key for each band (first axis) and document; equal if all slots of the band are equal."""
     rows = slots.reshape(len(slots), bands, slots.shape[1] // bands).astype(np.uint64)
     keys = np.zeros(rows.shape[:2], np.uint64)
     for row in range(rows.shape[2]):
@@ -84,19 +87,18 @@ def band_keys(slots: npt.NDArray[np.uint32], bands: int) -> npt.NDArray[np.uint6
     return keys.T
 
 
-def compress_slots(slots: npt.NDArray[np.uint32]) -> Signatures:
-    """What is kept of the slots to compare documents by."""
+def compress_slots(slots: Slots) -> Signatures:
+    """Signatures: of each slot the 16 bits that are stored and compared."""
     return ((slots * _ODD) >> np.uint32(16)).astype(np.uint16)
 
 
-def similarity(left: Signatures, right: Signatures) -> npt.NDArray[np.float64]:
-    """Estimated Jaccard similarity of documents row by row."""
-    same: npt.NDArray[Any] = (left == right).mean(axis=1)
-    return same
+def similarity(left: Signatures, right: Signatures) -> Similarities:
+    """Estimated Jaccard similarity of documents, row by row."""
+    return np.asarray((left == right).mean(axis=1), np.float64)
 
 
-def similarity_bounds(estimates: npt.NDArray[np.float64], slots: int) -> tuple[Any, Any]:
-    """Between what the true similarities lie, but for one in 370.
+def similarity_bounds(estimates: Similarities, slots: int) -> tuple[Similarities, Similarities]:
+    """Lower and upper bounds of the true similarities; 1 in 370 lies outside of them.
 
     Wilson's score interval at three standard deviations (JASA 22, 1927): each slot is a trial.
     """

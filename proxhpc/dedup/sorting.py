@@ -1,4 +1,4 @@
-"""Rows of whole numbers sorted in bounded memory; what does not fit waits on disk."""
+"""Rows of integers sorted in bounded memory, on disk where they do not fit."""
 
 import os
 import tempfile
@@ -16,94 +16,94 @@ from proxhpc.corpus.disk import write_all, writing
 IntRows = npt.NDArray[np.int64]
 """Shape (rows, columns)."""
 
-CONCURRENT_SORTERS = (
-    6  # that hold their rows at the same time, with what is made of a block of them
-)
-_MIN_ROWS = 1024  # rows that are held whatever the memory
-MAX_MERGED_RUNS = 16  # that are merged at a time
+Flags = npt.NDArray[np.bool_]
+
+CONCURRENT_SORTERS = 6  # that hold rows at the same time, counting copies of a block
+_MIN_ROWS = 1024  # that a sorter may hold, however little the memory
+MAX_MERGED_RUNS = 16  # at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Where rows wait, and the bytes that all that are held together may take."""
+    """A folder for rows on disk, and the bytes of memory that all sorters share."""
 
     folder: Path
     memory: int
 
     def max_rows(self, columns: int) -> int:
-        """How many rows one sorter may hold: with copies, their order and what is compared."""
+        """How many rows one sorter may hold, allowing for copies, their order and comparisons."""
         return max(_MIN_ROWS, self.memory // CONCURRENT_SORTERS // (24 * columns + 32))
 
 
 class RowBuffer:
-    """Rows that are held together, `limit` at most."""
+    """Holds at most `limit` rows."""
 
     def __init__(self, limit: int, columns: int) -> None:
         self._limit, self._columns = limit, columns
-        self._waiting: list[IntRows] = []
+        self._blocks: list[IntRows] = []
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, rows: IntRows) -> Iterator[IntRows]:
-        """Take in more rows; all that were held are given back where there is no room for more."""
+        """Add rows; whenever the buffer is full, yield what it held."""
         for start in range(0, len(rows), self._limit):
-            some = rows[start : start + self._limit]
-            if self._count + len(some) > self._limit:
+            block = rows[start : start + self._limit]
+            if self._count + len(block) > self._limit:
                 yield self.take()
-            self._waiting.append(some)
-            self._count += len(some)
+            self._blocks.append(block)
+            self._count += len(block)
 
     def take(self) -> IntRows:
-        """All rows that are held, which no longer are."""
-        rows: IntRows = np.concatenate([np.empty((0, self._columns), np.int64), *self._waiting])
-        self._waiting.clear()
+        """Remove and return all rows."""
+        rows: IntRows = np.concatenate([np.empty((0, self._columns), np.int64), *self._blocks])
+        self._blocks.clear()
         self._count = 0
         return rows
 
 
 class Sorter:
-    """Takes rows, and gives each of them once, ascending by the first column, then the next."""
+    """Yields each row that was added once, in ascending order of its columns."""
 
     def __init__(self, scratch: Scratch, columns: int) -> None:
         self.columns = columns
         self._scratch = scratch
         self._limit = scratch.max_rows(columns)
-        self._held = RowBuffer(self._limit, columns)
+        self._buffer = RowBuffer(self._limit, columns)
         self._runs: list[_SortedRun] = []
 
     def add(self, rows: IntRows) -> None:
-        """Take more rows, in any order."""
-        for full in self._held.add(rows):
-            self._spill(full)
+        """Add rows, in any order."""
+        for block in self._buffer.add(rows):
+            self._spill(block)
 
     def __iter__(self) -> Iterator[IntRows]:
-        """All rows, in blocks; as often as they are asked for."""
+        """All rows, in blocks; may be called repeatedly."""
         if not self._runs:
-            rows = sorted_unique(self._held.take())
+            rows = sorted_unique(self._buffer.take())
             self.add(rows)
             if len(rows):
                 yield rows
             return
-        if self._held:
-            self._spill(self._held.take())
+        if self._buffer:
+            self._spill(self._buffer.take())
         while len(self._runs) > MAX_MERGED_RUNS:
-            file = _RunFile(self._scratch.folder, self.columns)
-            some = [
-                self._runs[at : at + MAX_MERGED_RUNS]
-                for at in range(0, len(self._runs), MAX_MERGED_RUNS)
-            ]
-            self._runs = [file.write(_merge_runs(runs, self._limit)) for runs in some]
+            file, starts = self._new_file(), range(0, len(self._runs), MAX_MERGED_RUNS)
+            batches = [self._runs[start : start + MAX_MERGED_RUNS] for start in starts]
+            self._runs = [file.write(_merge_runs(runs, self._limit)) for runs in batches]
         yield from _merge_runs(self._runs, self._limit)
 
     def _spill(self, rows: IntRows) -> None:
-        file = self._runs[-1].file if self._runs else _RunFile(self._scratch.folder, self.columns)
+        file = self._runs[-1].file if self._runs else self._new_file()
         self._runs.append(file.write([sorted_unique(rows)]))
+
+    def _new_file(self) -> "_RunFile":
+        return _RunFile(self._scratch.folder, self.columns)
 
 
 class _RunFile:
-    """Sorted runs one behind the other, in a file without a name: a killed process leaves none."""
+    """Sorted runs, one after the other, in a file without a name: a killed process leaves none."""
 
     def __init__(self, folder: Path, columns: int) -> None:
         self._fd, name = tempfile.mkstemp(dir=folder)
@@ -114,7 +114,7 @@ class _RunFile:
         self._rows = 0
 
     def write(self, blocks: Iterable[IntRows]) -> "_SortedRun":
-        """Write sorted blocks as the next run."""
+        """Append sorted blocks as one run."""
         start = self._rows
         for rows in blocks:
             with writing(self._path):
@@ -124,7 +124,7 @@ class _RunFile:
         return _SortedRun(self, start, self._rows)
 
     def read(self, start: int, stop: int) -> IntRows:
-        """So many rows of those that were written."""
+        """The rows in [start, stop)."""
         size = self._columns * 8
         data = os.pread(self._fd, (stop - start) * size, start * size)
         return np.frombuffer(data, np.int64).reshape(-1, self._columns)
@@ -132,7 +132,7 @@ class _RunFile:
 
 @dataclass(frozen=True, slots=True)
 class _SortedRun:
-    """Where sorted rows lie."""
+    """Rows [start, end) of a file, sorted."""
 
     file: _RunFile
     start: int
@@ -140,75 +140,73 @@ class _SortedRun:
 
 
 class _RunCursor:
-    """What is left of a run, of which some is in memory."""
+    """The rows of a run that are not merged yet; `rows` are the first of them, in memory."""
 
     def __init__(self, run: _SortedRun) -> None:
-        self._run, self._at = run, run.start
+        self._run, self._next = run, run.start
         self.rows = run.file.read(run.start, run.start)
 
     @property
-    def more(self) -> bool:
-        """Whether there are rows behind those in memory."""
-        return self._at < self._run.end
+    def has_more(self) -> bool:
+        """Whether there are rows on disk after those in memory."""
+        return self._next < self._run.end
 
     def fill(self, count: int) -> None:
-        """Have some rows in memory, if there are any left."""
-        if not len(self.rows) and self.more:
-            self.rows = self._run.file.read(self._at, min(self._run.end, self._at + count))
-            self._at += len(self.rows)
+        """Read the next `count` rows if none is in memory."""
+        if not len(self.rows) and self.has_more:
+            self.rows = self._run.file.read(self._next, min(self._run.end, self._next + count))
+            self._next += len(self.rows)
 
-    def take(self, edge: tuple[int, ...] | None) -> IntRows:
-        """Take out the rows up to `edge`, all for None."""
-        count = len(self.rows) if edge is None else _count_up_to(self.rows, edge)
-        taken, self.rows = self.rows[:count], self.rows[count:]
-        return taken
+    def take(self, last: tuple[int, ...] | None) -> IntRows:
+        """Remove and return the rows in memory up to the row `last`, or all for None."""
+        count = len(self.rows) if last is None else _count_up_to(self.rows, last)
+        rows, self.rows = self.rows[:count], self.rows[count:]
+        return rows
 
 
 def _merge_runs(runs: Iterable[_SortedRun], limit: int) -> Iterator[IntRows]:
-    """The rows of some runs, of which so many are in memory at a time."""
-    heads = [_RunCursor(run) for run in runs]
-    share = max(1, limit // len(heads))
-    while heads:
-        for head in heads:
-            head.fill(share)
-        # What is up to the last of the rows of any run has been read of every run.
-        edge = min((tuple(head.rows[-1].tolist()) for head in heads if head.more), default=None)
-        yield sorted_unique(np.concatenate([head.take(edge) for head in heads]))
-        heads = [head for head in heads if head.more or len(head.rows)]
+    """Merge sorted runs, holding about `limit` rows in memory."""
+    cursors = [_RunCursor(run) for run in runs]
+    share = max(1, limit // len(cursors))
+    while cursors:
+        for cursor in cursors:
+            cursor.fill(share)
+        # Of every run, all rows up to the smallest of these last rows are in memory.
+        last = min((tuple(c.rows[-1].tolist()) for c in cursors if c.has_more), default=None)
+        yield sorted_unique(np.concatenate([cursor.take(last) for cursor in cursors]))
+        cursors = [cursor for cursor in cursors if cursor.has_more or len(cursor.rows)]
 
 
-def _count_up_to(rows: IntRows, edge: tuple[int, ...]) -> int:
-    """How many of some sorted rows are not behind `edge`."""
+def _count_up_to(rows: IntRows, last: tuple[int, ...]) -> int:
+    """How many of these sorted rows are not greater than `last`."""
     low, high = 0, len(rows)
-    for column, value in enumerate(edge):
-        own = rows[low:high, column]
-        low, high = (low + int(np.searchsorted(own, value, side)) for side in ("left", "right"))
+    for index, value in enumerate(last):
+        column = rows[low:high, index]
+        low, high = (low + int(np.searchsorted(column, value, side)) for side in ("left", "right"))
     return high
 
 
 def sorted_unique(rows: IntRows) -> IntRows:
-    """Each of the rows once, ascending."""
+    """Each distinct row once, ascending."""
     rows = rows[np.lexsort(rows.T[::-1])]
-    first = np.ones(len(rows), np.bool_)
-    np.any(rows[1:] != rows[:-1], axis=1, out=first[1:])
-    return rows if first.all() else rows[first]
+    is_new = np.ones(len(rows), np.bool_)
+    np.any(rows[1:] != rows[:-1], axis=1, out=is_new[1:])
+    return rows if is_new.all() else rows[is_new]
 
 
-def group_leaders(
-    *columns: npt.NDArray[Any],
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Which rows of sorted columns begin a run of equals, and for each row where its run begins."""
-    leads = np.ones(len(columns[0]), np.bool_)
-    leads[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return leads, np.flatnonzero(leads)[np.cumsum(leads) - 1]
+def group_leaders(*columns: npt.NDArray[Any]) -> tuple[Flags, npt.NDArray[np.int64]]:
+    """Which rows of sorted columns are the first of equal ones, and each row's first, by index."""
+    is_leader = np.ones(len(columns[0]), np.bool_)
+    is_leader[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return is_leader, np.flatnonzero(is_leader)[np.cumsum(is_leader) - 1]
 
 
 def with_leaders(blocks: Iterator[IntRows] | Sorter) -> Iterator[tuple[IntRows, IntRows]]:
     """Blocks of sorted rows, and for each row the first one with the same first column."""
     last = None
     for rows in blocks:
-        first = rows[group_leaders(rows[:, 0])[1]]
+        leaders = rows[group_leaders(rows[:, 0])[1]]
         if last is not None and last[0] == rows[0, 0]:
-            first[: np.searchsorted(rows[:, 0], last[0], "right")] = last
-        last = first[-1].copy()
-        yield rows, first
+            leaders[: np.searchsorted(rows[:, 0], last[0], "right")] = last
+        last = leaders[-1].copy()
+        yield rows, leaders

@@ -1,4 +1,4 @@
-"""What the file system of the run directory can do."""
+"""Checks what the file system of the run directory can do."""
 
 import os
 import shutil
@@ -11,45 +11,44 @@ from pathlib import Path
 
 from proxhpc.cluster import slurm
 from proxhpc.corpus.disk import create, publish
-from proxhpc.doctor.finding import Finding, Severity
+from proxhpc.doctor.finding import Finding
 from proxhpc.errors import ProxError
 
-LEAST_INODES = 10_000
-LEAST_BYTES = 1 << 30
+MIN_INODES = 10_000
+MIN_FREE_BYTES = 1 << 30
 
 
 def examine_disk(folder: Path) -> Iterator[Finding]:
-    """What a file system can do for the runs in `folder`; tried in one that is removed again."""
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    name = str(there)
+    """Try what a run does, in a temporary directory in `folder` or its nearest parent."""
+    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
     try:
-        work = Path(tempfile.mkdtemp(prefix=".proxhpc-doctor-", dir=there))
+        work = Path(tempfile.mkdtemp(prefix=".proxhpc-doctor-", dir=parent))
     except OSError as error:
-        yield Finding("run directory", f"{name}: {error.strerror}", "choose another", "bad")
+        yield Finding.error("run directory", f"{parent}: {error.strerror}", "choose another")
         return
     try:
-        yield _attempt("exclusive create, by link", work, _exclusive)
-        yield _attempt("rename over a file", work, _rename)
-        yield _attempt("one name for a finished file", work, _published)
+        yield _try("exclusive create, by link", work, _exclusive)
+        yield _try("rename over a file", work, _rename)
+        yield _try("second link to a file", work, _published)
         yield _visibility(work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    yield from _space(there)
+    yield from _space(parent)
 
 
-def _attempt(what: str, work: Path, probe: Callable[[Path], str]) -> Finding:
+def _try(check: str, work: Path, probe: Callable[[Path], str]) -> Finding:
     try:
         problem = probe(work)
     except (OSError, ProxError) as error:
         problem = str(error).splitlines()[0]
     if problem:
-        return Finding(what, problem, "put runs on another file system", "bad")
-    return Finding(what, "works", "leases and ledgers rest on it")
+        return Finding.error(check, problem, "put runs on another file system")
+    return Finding.ok(check, "works", "leases and ledgers depend on it")
 
 
 def _exclusive(work: Path) -> str:
     first, second = create(work / "lease", b"1"), create(work / "lease", b"2")
-    return "" if (first, second) == (True, False) else f"twice created: {first}, {second}"
+    return "" if (first, second) == (True, False) else f"created twice: {first}, {second}"
 
 
 def _rename(work: Path) -> str:
@@ -61,37 +60,37 @@ def _rename(work: Path) -> str:
 
 def _published(work: Path) -> str:
     (work / "attempt").write_bytes(b"x")
-    done = publish(work / "attempt", work / "ledger")
-    again = publish(work / "attempt", work / "ledger")
+    first = publish(work / "attempt", work / "ledger")
+    second = publish(work / "attempt", work / "ledger")
     (work / "attempt").unlink()
     whole = (work / "ledger").read_bytes() == b"x"
-    return "" if done and again and whole else "a link is not what it should be"
+    return "" if first and second and whole else "the linked file is not the original"
 
 
 def _visibility(work: Path) -> Finding:
-    """How long another process takes to see a new file; here, not from another node."""
-    began = time.monotonic()
+    """Measure how long another process of this machine takes to see a new file."""
+    check = "visibility of a new file"
+    start = time.monotonic()
     (work / "seen").touch()
     command = ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.01; done', str(work / "seen")]
     with suppress(subprocess.TimeoutExpired):
         subprocess.run(command, timeout=30, check=False)
-        seconds = time.monotonic() - began
-        so = "for another process here; a node may need as long as its attribute cache keeps"
-        return Finding("visibility of a new file", f"{seconds:.2f} s", so)
-    return Finding("visibility of a new file", "over 30 s", "put runs elsewhere", "bad")
+        seconds = time.monotonic() - start
+        consequence = "on this machine; another node may take as long as its attribute cache lasts"
+        return Finding.ok(check, f"{seconds:.2f} s", consequence)
+    return Finding.error(check, "over 30 s", "put runs on another file system")
 
 
-def _space(there: Path) -> Iterator[Finding]:
-    stat = os.statvfs(there)
+def _space(folder: Path) -> Iterator[Finding]:
+    stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
-    verdict: Severity = "note" if free < LEAST_BYTES else "fine"
-    yield Finding("free space", f"{free / 2**30:,.0f} GiB on {there}", "", verdict)
+    finding = Finding.warning if free < MIN_FREE_BYTES else Finding.ok
+    yield finding("free space", f"{free / 2**30:,.0f} GiB on {folder}")
     if stat.f_files:
-        left = stat.f_favail
-        so = "a shard takes three files at most while it is worked on, and one for good"
-        verdict = "note" if left < LEAST_INODES else "fine"
-        yield Finding("free inodes", f"{left:,}", so, verdict)
-    for command in (("lfs", "quota", "-u", slurm.user(), str(there)), ("quota", "-s")):
+        finding = Finding.warning if stat.f_favail < MIN_INODES else Finding.ok
+        consequence = "a shard needs up to three files while it is refined, and one afterwards"
+        yield finding("free inodes", f"{stat.f_favail:,}", consequence)
+    for command in (("lfs", "quota", "-u", slurm.user_name(), str(folder)), ("quota", "-s")):
         if shutil.which(command[0]):
             with suppress(OSError, subprocess.SubprocessError):
                 done = subprocess.run(
@@ -99,5 +98,5 @@ def _space(there: Path) -> Iterator[Finding]:
                 )
                 lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
                 if done.returncode == 0 and len(lines) > 1:
-                    yield Finding("quota", " | ".join(lines[1:4]), f"as {command[0]} tells it")
+                    yield Finding.ok("quota", " | ".join(lines[1:4]), f"reported by {command[0]}")
                     return

@@ -1,4 +1,4 @@
-"""What a Slurm site allows: limits, partitions, accounting, containers."""
+"""Checks what a Slurm site allows: limits, partitions, accounting, containers."""
 
 import re
 import shutil
@@ -8,73 +8,76 @@ from pathlib import Path
 from proxhpc.cluster import slurm
 from proxhpc.doctor.finding import Finding
 from proxhpc.errors import RetryError
-from proxhpc.spec.site import Site
+from proxhpc.spec.site import PhaseName, Resources, Site
+from proxhpc.spec.slurm_notation import parse_duration
 
-QUICK_KILL = 30  # seconds of KillWait below which a worker may not get to commit
+MIN_KILL_WAIT_SECONDS = 30  # a worker may need as long to commit
+PHASES: tuple[PhaseName, ...] = ("refine", "merge", "control")
 
 
 def examine_slurm(site: Site) -> Iterator[Finding]:
-    """Every finding about the Slurm that this machine belongs to."""
-    if not slurm.available():
-        yield Finding("sbatch", "not on PATH", "launch on a login node of the cluster", "bad")
+    """Yield every finding about this machine's Slurm."""
+    if not slurm.is_available():
+        yield Finding.error("sbatch", "not on PATH", "launch on a login node of the cluster")
         return
     try:
-        config = _config(slurm.run_command("scontrol", "show", "config"))
+        config = slurm.read_config()
     except RetryError as error:
-        yield Finding("slurmctld", error.message, "try again when it answers", "bad")
+        yield Finding.error("slurmctld", error.message, "run this again when it answers")
         return
     version = config.get("SLURM_VERSION", "unknown")
-    yield Finding("Slurm", f"{version}, cluster {config.get('ClusterName', '?')}", "")
+    yield Finding.ok("Slurm", f"{version}, cluster {config.get('ClusterName', '?')}")
     yield _array_size(site, config)
     yield _submit_limit(site)
     yield _requeue(config)
     yield _accounting(config)
-    yield _age(config)
+    age = config.get("MinJobAge", "?")
+    yield Finding.ok("MinJobAge", age, "a job that squeue no longer lists counts as ended")
     yield _kill_wait(config)
     yield from _partitions(site)
     yield _gpus(site)
     yield _submission(site)
-    yield _from_jobs(site)
-
-
-def _config(text: str) -> dict[str, str]:
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    yield _submission_from_jobs(site)
 
 
 def _array_size(site: Site, config: dict[str, str]) -> Finding:
-    size = site.max_array_size or int(config.get("MaxArraySize", str(slurm.DEFAULT_MAX_ARRAY_SIZE)))
+    size = site.max_array_size or slurm.max_array_size(config)
+    elements = site.resources("refine").jobs
     if size < 1:
-        return Finding("MaxArraySize", str(size), "the cluster takes no job arrays", "bad")
-    arrays = -(-site.resources("refine").jobs // size)
-    so = "one array holds all workers" if arrays == 1 else f"the workers go in {arrays} arrays"
-    return Finding("MaxArraySize", str(size), so)
+        consequence = f"the cluster takes no job arrays: workers are submitted as {elements} jobs"
+        return Finding.warning("MaxArraySize", str(size), consequence)
+    arrays = -(-elements // size)
+    consequence = "one array holds all workers"
+    if arrays > 1:
+        consequence = f"the workers are submitted in {arrays} arrays"
+    return Finding.ok("MaxArraySize", str(size), consequence)
 
 
 def _submit_limit(site: Site) -> Finding:
-    resources = site.resources("refine")
+    check, resources = "jobs per user", site.resources("refine")
     limit = site.max_submit_jobs or slurm.submit_limit(resources.account, resources.qos)
     if limit is None:
-        return Finding("jobs per user", "no limit known", "all workers are submitted at once")
-    # A control job that runs counts too, while it submits workers and another one behind them.
-    others = 2 if site.submit_from_jobs else 0
-    if limit < 1 + others:
-        so = "a run needs three at least: workers, and two control jobs; or submit_from_jobs: false"
-        return Finding("jobs per user", str(limit), so, "bad")
-    if limit < resources.jobs + others:
-        so = f"{limit - others} of {resources.jobs} array elements are submitted at a time"
-        return Finding("jobs per user", str(limit), so, "note")
-    return Finding("jobs per user", str(limit), "all workers are submitted at once")
+        return Finding.ok(check, "no limit known", "all workers are submitted at once")
+    # While a control job submits workers, it and the control job behind them count, too.
+    control_jobs = 2 if site.submit_from_jobs else 0
+    if limit < 1 + control_jobs:
+        consequence = "a run needs a worker and two control jobs; or set submit_from_jobs: false"
+        return Finding.error(check, str(limit), consequence)
+    if limit < resources.jobs + control_jobs:
+        elements = limit - control_jobs
+        consequence = f"{elements} of {resources.jobs} array elements are submitted at a time"
+        return Finding.warning(check, str(limit), consequence)
+    return Finding.ok(check, str(limit), "all workers are submitted at once")
 
 
 def _requeue(config: dict[str, str]) -> Finding:
-    mode = config.get("PreemptMode", "?")
-    found = f"JobRequeue={config.get('JobRequeue', '?')}, PreemptMode={mode}"
-    so = "workers are submitted with --no-requeue: what is missing is submitted anew"
+    check, mode = "requeue, preemption", config.get("PreemptMode", "?")
+    result = f"JobRequeue={config.get('JobRequeue', '?')}, PreemptMode={mode}"
+    consequence = "workers are not requeued: new ones are submitted for missing shards"
     if "SUSPEND" in mode:
-        so += "; a suspended worker loses its shard after two minutes, and nothing else"
-        return Finding("requeue, preemption", found, so, "note")
-    return Finding("requeue, preemption", found, so)
+        consequence += "; a suspended worker loses its shard after two minutes, but no commit"
+        return Finding.warning(check, result, consequence)
+    return Finding.ok(check, result, consequence)
 
 
 def _accounting(config: dict[str, str]) -> Finding:
@@ -82,66 +85,61 @@ def _accounting(config: dict[str, str]) -> Finding:
     try:
         slurm.run_command("sacct", "-X", "-n", "-S", "now-1minute")
     except RetryError:
-        return Finding(
-            "sacct", f"does not answer ({kind})", "not needed: squeue and the run's files"
-        )
-    return Finding("sacct", f"answers ({kind})", "asked only to find nodes that fail")
-
-
-def _age(config: dict[str, str]) -> Finding:
-    age = config.get("MinJobAge", "?")
-    return Finding("MinJobAge", age, "a job that squeue shows no more is taken to have ended")
+        consequence = "not needed: a run uses squeue and its own files"
+        return Finding.ok("sacct", f"does not answer ({kind})", consequence)
+    return Finding.ok("sacct", f"answers ({kind})", "used only to find nodes that fail")
 
 
 def _kill_wait(config: dict[str, str]) -> Finding:
-    found = config.get("KillWait", "?")
-    seconds = int(match.group()) if (match := re.match(r"\d+", found)) else QUICK_KILL
-    if seconds < QUICK_KILL:
-        so = "short: a worker that is cancelled may lose what it did since its last commit"
-        return Finding("KillWait", found, so, "note")
-    return Finding("KillWait", found, "time enough to commit after SIGTERM")
+    result = config.get("KillWait", "?")
+    match = re.match(r"\d+", result)
+    if match and int(match.group()) < MIN_KILL_WAIT_SECONDS:
+        consequence = "short: a cancelled worker may lose what it did since its last commit"
+        return Finding.warning("KillWait", result, consequence)
+    return Finding.ok("KillWait", result, "long enough to commit after SIGTERM")
 
 
 def _partitions(site: Site) -> Iterator[Finding]:
     try:
-        rows = slurm.run_command("sinfo", "-a", "-h", "-o", "%R|%l|%D|%a|%G|%c|%m").splitlines()
+        rows = slurm.run_command("sinfo", "-a", "-h", "-o", "%R|%l|%D|%a").splitlines()
     except RetryError as error:
-        yield Finding("partitions", error.message, "", "note")
+        yield Finding.warning("partitions", error.message)
         return
-    known = {row.split("|")[0]: row.split("|")[1:] for row in rows if row.count("|") == 6}
-    for phase in ("refine", "merge", "control"):
+    known = {row.split("|")[0]: row.split("|")[1:] for row in rows if row.count("|") == 3}
+    for phase in PHASES:
         resources = site.resources(phase)
-        for name in (resources.partition or "").split(","):
-            if name and name not in known:
-                so = f"there are {', '.join(sorted(known))}"
-                yield Finding(f"partition of {phase}", f"{name}: not there", so, "bad")
-            elif name:
-                limit = known[name][0]
-                most = slurm.parse_duration(limit)
-                found = f"{name}: time limit {limit}, {known[name][1]} nodes, {known[name][2]}"
-                asked = resources.seconds
-                if most is not None and asked is not None and asked > most:
-                    so = f"{resources.time} asked for: Slurm would let it wait for ever"
-                    yield Finding(f"partition of {phase}", found, so, "bad")
-                else:
-                    yield Finding(
-                        f"partition of {phase}", found, f"{resources.time or limit} asked"
-                    )
+        for name in filter(None, (resources.partition or "").split(",")):
+            check = f"partition of {phase}"
+            if name in known:
+                yield _partition(check, name, known[name], resources)
+            else:
+                choices = f"choose one of {', '.join(sorted(known))}"
+                yield Finding.error(check, f"{name}: not found", choices)
+
+
+def _partition(check: str, name: str, row: list[str], resources: Resources) -> Finding:
+    limit, nodes, state = row
+    result = f"{name}: time limit {limit}, {nodes} nodes, {state}"
+    max_seconds, seconds = parse_duration(limit), resources.seconds
+    if max_seconds is not None and seconds is not None and seconds > max_seconds:
+        consequence = f"the site asks for {resources.time}: such a job would pend forever"
+        return Finding.error(check, result, consequence)
+    return Finding.ok(check, result, f"jobs may run for {resources.time or limit}")
 
 
 def _gpus(site: Site) -> Finding:
     resources = site.resources("refine")
     if not (resources.gpus or resources.gres):
-        return Finding("GPUs", "none asked for", "engines run on the CPU")
-    asked = resources.gres or f"{resources.gpus} a worker"
-    so = "CUDA_VISIBLE_DEVICES is passed on as it is, numbers or UUIDs"
+        return Finding.ok("GPUs", "none requested", "engines run on the CPU")
+    result = resources.gres or f"{resources.gpus} for each worker"
+    consequence = "workers use the CUDA_VISIBLE_DEVICES that Slurm sets, numbers or UUIDs"
     if resources.tasks_per_node > 1:
-        so = f"each of {resources.tasks_per_node} workers on a node takes its share of those"
-    return Finding("GPUs", asked, so)
+        consequence = f"the {resources.tasks_per_node} workers of a node share its GPUs out"
+    return Finding.ok("GPUs", result, consequence)
 
 
 def _submission(site: Site) -> Finding:
-    """Whether sbatch would take the job; asks, and submits nothing."""
+    """Ask sbatch whether it would accept a worker's job, without submitting one."""
     resources = site.resources("refine")
     options = {
         "partition": resources.partition,
@@ -163,45 +161,48 @@ def _submission(site: Site) -> Finding:
         for name, value in options.items()
         if value is not None
     ]
-    said = slurm.test_only("\n".join(["#!/bin/sh", *lines, "#SBATCH --nodes=1", "true", ""]))
-    good = " to start at " in said
-    return Finding(
-        "sbatch --test-only",
-        said.splitlines()[-1] if said else "said nothing",
-        "a worker's job would be taken" if good else "a worker's job would be refused",
-        "fine" if good else "bad",
-    )
+    script = "\n".join(["#!/bin/sh", *lines, "#SBATCH --nodes=1", "true", ""])
+    answer = slurm.check_script(script)
+    result = answer.splitlines()[-1] if answer else "no answer"
+    if " to start at " in answer:
+        return Finding.ok("sbatch --test-only", result, "Slurm accepts a worker's job")
+    return Finding.error("sbatch --test-only", result, "Slurm refuses a worker's job")
 
 
-def _from_jobs(site: Site) -> Finding:
+def _submission_from_jobs(site: Site) -> Finding:
+    check = "submission from jobs"
     if site.submit_from_jobs:
-        so = "a control job behind each array takes the next step; set submit_from_jobs: false "
-        return Finding("submission from jobs", "assumed", f"{so}where jobs may not call sbatch")
-    return Finding(
-        "submission from jobs", "not allowed", "launch again whenever an array has ended"
-    )
+        consequence = "a control job behind each array takes the next step; if jobs may not call"
+        return Finding.ok(check, "assumed", f"{consequence} sbatch, set submit_from_jobs: false")
+    return Finding.ok(check, "turned off", "run `proxhpc launch` again when an array has ended")
 
 
 def examine_containers(site: Site) -> Iterator[Finding]:
-    """What there is for the container that the site asks for."""
+    """Yield findings about the container that the site asks for."""
     container = site.resources("refine").container
-    here = [name for name in ("apptainer", "singularity", "enroot") if shutil.which(name)]
+    names = ("apptainer", "singularity", "enroot")
+    installed = [name for name in names if shutil.which(name)]
     if container is None:
-        yield Finding("containers", ", ".join(here) or "none here", "the site asks for none")
+        result = ", ".join(installed) or "none on this machine"
+        yield Finding.ok("containers", result, "the site asks for none")
         return
     image = Path(container.image)
     if container.image.startswith("/") and not image.exists():
-        yield Finding("container image", f"{image}: not there", "give an image that is", "bad")
+        yield Finding.error("container image", f"{image}: not found", "set another image")
     else:
-        yield Finding("container image", container.image, f"workers run in it by {container.kind}")
+        consequence = f"workers run in it with {container.kind}"
+        yield Finding.ok("container image", container.image, consequence)
     if container.kind == "pyxis":
-        try:
-            there = "--container-image" in slurm.run_command("srun", "--help")
-        except RetryError:
-            there = False
-        if not there:
-            so = "srun knows no --container-image: the site has no pyxis, or only on its nodes"
-            yield Finding("pyxis", "not seen", so, "note")
-    elif container.kind not in here:
-        so = "it may be there on the nodes, or after the setup lines (module load …)"
-        yield Finding(container.kind, "not on this machine's PATH", so, "note")
+        if not _has_pyxis():
+            consequence = "srun has no --container-image here: pyxis may be on the nodes only"
+            yield Finding.warning("pyxis", "not found", consequence)
+    elif container.kind not in installed:
+        consequence = "it may be on the nodes, or appear after setup lines (module load …)"
+        yield Finding.warning(container.kind, "not on PATH", consequence)
+
+
+def _has_pyxis() -> bool:
+    try:
+        return "--container-image" in slurm.run_command("srun", "--help")
+    except RetryError:
+        return False

@@ -1,30 +1,27 @@
-"""Findings on a terminal."""
-
-from collections.abc import Sequence
+"""A diagnosis on a terminal."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.doctor.finding import Finding, Severity
+from proxhpc.doctor.finding import Diagnosis, Severity
 from proxhpc.status.terminal import safe
 
-_MARKS: dict[Severity, tuple[str, str]] = {
-    "fine": ("ok", ""),
-    "note": ("note", "yellow"),
-    "bad": ("BAD", "red"),
-}
+_STYLES: dict[Severity, str] = {"ok": "", "warning": "yellow", "error": "red"}
 
 
-def render_findings(findings: Sequence[Finding]) -> RenderableType:
-    """A table for a terminal, and the verdict behind it."""
+def render_diagnosis(diagnosis: Diagnosis) -> RenderableType:
+    """Return a table of the findings, and whether a launch would work."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "what", "found", "so"):
+    for column in ("", "check", "result", "what it means"):
         table.add_column(column, overflow="fold")
-    for finding in findings:
-        mark, style = _MARKS[finding.verdict]
-        cells = (finding.what, finding.found, finding.so)
-        table.add_row(mark, *(Text(safe(cell)) for cell in cells), style=style)
-    bad = sum(finding.verdict == "bad" for finding in findings)
-    verdict = f"a launch would not work: {bad} to mend" if bad else "a launch would work"
-    return Group(table, Text(""), Text(verdict, style="bold red" if bad else "bold green"))
+    for finding in diagnosis.findings:
+        cells = (finding.check, finding.result, finding.consequence)
+        style = _STYLES[finding.verdict]
+        table.add_row(finding.verdict, *(Text(safe(cell)) for cell in cells), style=style)
+    errors = sum(finding.verdict == "error" for finding in diagnosis.findings)
+    if errors:
+        conclusion = Text(f"a launch would not work: {errors} to fix", "bold red")
+    else:
+        conclusion = Text("a launch would work", "bold green")
+    return Group(table, Text(""), conclusion)

@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 from proxhpc.account.flops import ModelWork
 from proxhpc.engines.steps import AllowedSteps
 from proxhpc.errors import ProxError, RetryError
+from proxhpc.spec.sections import Level
 
-Level = Literal["doc", "chunk"]
 FinishReason = Literal["stop", "length", "loop"]
 LOOP_TOKENS = range(8, 41)  # from one short call to two long ones
 LOOP_COUNT = 4

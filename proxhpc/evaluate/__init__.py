@@ -1,1 +1,1 @@
-"""How good a refiner is, on gold data: what people would have kept."""
+"""Evaluate refiners on gold data: documents for which people decided what to keep."""

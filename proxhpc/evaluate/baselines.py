@@ -1,7 +1,7 @@
-"""What a refiner has to beat, and what none can: line rules of one line, and the oracle.
+"""Baselines that a refiner should beat (simple line rules), and the oracle, an upper bound.
 
-Each baseline returns a byte for each line of a chunk-level record, 1 where the line is kept. The
-published rules for documents are the engine `rules` and run like any refiner.
+Each returns a byte for each line of a chunk-level record, 1 if the line is kept. The published
+rules for documents are the engine `rules`, which runs like any refiner.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def eight_words(gold: GoldRecord) -> bytes:
 
 
 def oracle(gold: GoldRecord) -> bytes | None:
-    """Remove the lines labelled boilerplate and no other; None where lines have no labels."""
+    """Remove exactly the lines labelled as boilerplate; None if lines have no labels."""
     return bytes(label != BOILERPLATE for label in gold.labels) if gold.labels else None
 
 

@@ -1,8 +1,9 @@
-"""Confidence intervals by resampling documents, the same resamplings for whatever is compared."""
+"""Bootstrap confidence intervals: documents are resampled, the same way for all systems."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from proxhpc.outputs import OutputModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -10,56 +11,59 @@ if TYPE_CHECKING:
 
     Table = NDArray[np.float64]
 
-TAILS = (2.5, 97.5)
-"""Percentiles between which the interval lies."""
-_CELLS = 1 << 22  # weights drawn at a time
+PERCENTILES = (2.5, 97.5)
+"""The ends of the interval."""
+_BLOCK_CELLS = 1 << 22  # counts that are drawn at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A value and the 95 % interval of its bootstrap; None is unknown."""
+class Score(OutputModel):
+    """A value with its 95 % bootstrap interval."""
 
     value: float | None
+    """The value; null if it is undefined, as a share of nothing."""
     low: float | None = None
+    """The interval's lower end; null if there is no interval."""
     high: float | None = None
+    """The interval's upper end; null if there is no interval."""
 
 
-def weights(documents: int, rounds: int, seed: int) -> "Iterator[Table]":
-    """How often each resampling takes each document, in blocks (resamplings, documents)."""
+def resampling_counts(documents: int, rounds: int, seed: int) -> "Iterator[Table]":
+    """How often each resampling contains each document, in blocks (resamplings, documents)."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    step = max(1, _CELLS // max(1, documents))
+    step = max(1, _BLOCK_CELLS // max(1, documents))
     for start in range(0, rounds, step):
         size = min(step, rounds - start)
         drawn = generator.integers(documents, size=(size, documents))
         drawn += np.arange(size)[:, None] * documents
-        counted = np.bincount(drawn.ravel(), minlength=size * documents)
-        yield counted.reshape(size, documents).astype(float)
+        counts = np.bincount(drawn.ravel(), minlength=size * documents)
+        yield counts.reshape(size, documents).astype(float)
 
 
 def resample(
     tables: "list[Table]", metrics: "Callable[[Table], Table]", rounds: int, seed: int
 ) -> "list[Table]":
-    """The metrics (rounds, metrics) of each table's resamplings, drawn alike for all of them."""
+    """Each table's metrics (rounds, metrics), on the same resamplings of the documents."""
     import numpy as np
 
-    drawn = [
-        [metrics(block @ one) for one in tables] for block in weights(len(tables[0]), rounds, seed)
+    blocks = [
+        [metrics(counts @ table) for table in tables]
+        for counts in resampling_counts(len(tables[0]), rounds, seed)
     ]
-    return [np.concatenate(parts) for parts in zip(*drawn, strict=True)]
+    return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
 
 
-def score(value: float, drawn: "Table | None" = None) -> Score:
-    """A value with the interval of its resamplings (rounds,); NaN is unknown.
+def score(value: float, resampled: "Table | None" = None) -> Score:
+    """A value with the interval of its resamplings (rounds,); NaN is an undefined value.
 
-    No interval where some resampling has no value: the documents are too few.
+    There is no interval if the value is undefined in some resampling: the documents are too few.
     """
     import numpy as np
 
     if np.isnan(value):
-        return Score(None)
-    if drawn is None or np.isnan(drawn).any():
-        return Score(float(value))
-    low, high = np.percentile(drawn, TAILS)
-    return Score(float(value), float(low), float(high))
+        return Score(value=None)
+    if resampled is None or np.isnan(resampled).any():
+        return Score(value=float(value))
+    low, high = np.percentile(resampled, PERCENTILES)
+    return Score(value=float(value), low=float(low), high=float(high))

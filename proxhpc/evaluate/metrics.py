@@ -1,11 +1,11 @@
-"""The metrics: what decisions on a document count for, and ratios of sums of such counts.
+"""The metrics of an evaluation: counts for each document, and ratios of their sums.
 
-A decision is a byte or bool for each line, true where the line is kept. Every document becomes one
-row of counts; every metric but the AUC is a ratio of sums over rows. So a metric of any set of
-documents, or of any resampling of them, is one matrix product.
+Every document has a row of counts, and every metric except the AUC is a ratio of sums over rows.
+So the metrics of any group or resampling of documents are one matrix product.
 
-Pure functions, also for training: prepare `GoldLines` once, then `score_lines` scores decisions on
-all documents of an evaluation set in a fraction of a second.
+These are pure functions that training can use, too: prepare `GoldLines` once, then `score_lines`
+scores decisions on a whole evaluation set in a fraction of a second. A decision is a byte or bool
+for each line, true if the line is kept.
 """
 
 import re
@@ -22,89 +22,93 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Flags = bytes | bytearray | Sequence[bool] | NDArray[np.bool_]
-    Table = NDArray[np.float64]
+    from proxhpc.evaluate.bootstrap import Table
+
+    LineDecisions = bytes | bytearray | Sequence[bool] | NDArray[np.bool_]
 
 LONG_LINE = 20
-"""Tokens from which a line counts as a long one."""
+"""The minimum number of tokens of a long line."""
 
-Cells = dict[str, float]
-"""What a document counts for, by the names of its level's counts."""
+MetricCounts = dict[str, float]
+"""A document's counts by name."""
 
 MetricScores = dict[str, float | None]
-"""Metrics by name; None where there is nothing to have a share of."""
+"""Metrics by name; None if undefined, as a share of nothing."""
 
-_INNER = UNSPACED.pattern[1:-1]
-_TOKEN = re.compile(rf"[{_INNER}]|[^\W{_INNER}]+")
+_UNSPACED_CHARS = UNSPACED.pattern[1:-1]
+_TOKEN = re.compile(rf"[{_UNSPACED_CHARS}]|[^\W{_UNSPACED_CHARS}]+")
 _ASCII_TOKEN = re.compile(r"\w+", re.ASCII)
 
 
 def tokens(text: str) -> list[str]:
-    r"""Words in lower case, runs of `\w`; of scripts without spaces each character is one."""
+    r"""Words (runs of `\w`) in lower case; in scripts without spaces each character is a token."""
     lower = text.lower()
     return (_ASCII_TOKEN if lower.isascii() else _TOKEN).findall(lower)
 
 
-def token_f1(text: str, wanted: str) -> float:
-    """F1 of two texts as multisets of tokens; 1 for two texts without any."""
-    ours, theirs = Counter(tokens(text)), Counter(tokens(wanted))
-    return _f1((ours & theirs).total(), ours.total(), theirs.total())
+def token_f1(text: str, gold_text: str) -> float:
+    """The F1 of two texts as multisets of tokens; 1 if both are empty."""
+    counts, gold_counts = Counter(tokens(text)), Counter(tokens(gold_text))
+    return _f1((counts & gold_counts).total(), counts.total(), gold_counts.total())
 
 
-def _f1(shared: int, ours: int, theirs: int) -> float:
-    return 2 * shared / (ours + theirs) if ours + theirs else 1.0
+def _f1(shared: int, total: int, gold_total: int) -> float:
+    return 2 * shared / (total + gold_total) if total + gold_total else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A metric: the sum of the counts `over`, divided by that of `under`; named twice, twice."""
+    """A metric: the sum of some counts divided by the sum of others. A count may occur twice."""
 
     name: str
-    over: tuple[str, ...]
-    under: tuple[str, ...]
+    numerator: tuple[str, ...]
+    denominator: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class MetricLevel:
-    """What is counted of a document at a level, and the metrics made of it."""
+    """A level's counts, and the metrics computed from them."""
 
     counts: tuple[str, ...]
     ratios: tuple[Ratio, ...]
 
-    def of(self, sums: "Table") -> "Table":
-        """Metrics (…, number of ratios) of sums of counts (…, number of counts); NaN for 0/0."""
+    def values(self, sums: "Table") -> "Table":
+        """The metrics (…, number of ratios) for sums (…, number of counts); NaN for 0/0."""
         import numpy as np
 
-        over, under = (
-            np.array([[side.count(name) for side in sides] for name in self.counts], float)
-            for sides in ([r.over for r in self.ratios], [r.under for r in self.ratios])
+        numerators, denominators = (
+            np.array([[names.count(name) for names in sides] for name in self.counts], float)
+            for sides in (
+                [ratio.numerator for ratio in self.ratios],
+                [ratio.denominator for ratio in self.ratios],
+            )
         )
-        divisor = sums @ under
+        divisor = sums @ denominators
         ratios: Table = np.full(divisor.shape, np.nan)
-        np.divide(sums @ over, divisor, out=ratios, where=divisor > 0)
+        np.divide(sums @ numerators, divisor, out=ratios, where=divisor > 0)
         return ratios
 
     def scores(self, table: "Table") -> MetricScores:
-        """The metrics of documents, from their rows."""
-        values = self.of(table.sum(axis=0)).tolist()
+        """The metrics of documents by name, from their rows."""
+        values = self.values(table.sum(axis=0)).tolist()
         pairs = zip(self.ratios, values, strict=True)
         return {ratio.name: None if value != value else value for ratio, value in pairs}
 
 
 _SIZES = ("bytes", "bytes_kept", "tokens", "tokens_kept")
 _VALID = Ratio("valid_programs", ("valid",), ("programs",))
-_KEPT = (
+_KEPT_SHARES = (
     Ratio("bytes_kept", ("bytes_kept",), ("bytes",)),
     Ratio("tokens_kept", ("tokens_kept",), ("tokens",)),
 )
 
 
-def _detection(true: str, false: str, missed: str) -> tuple[Ratio, Ratio, Ratio]:
-    """Precision, recall and F1, named `…precision`."""
+def _detection(correct: str, wrong: str, missed: str, prefix: str = "") -> tuple[Ratio, ...]:
+    """Precision, recall and F1."""
     return (
-        Ratio("precision", (true,), (true, false)),
-        Ratio("recall", (true,), (true, missed)),
-        Ratio("f1", (true, true), (true, true, false, missed)),
+        Ratio(f"{prefix}precision", (correct,), (correct, wrong)),
+        Ratio(f"{prefix}recall", (correct,), (correct, missed)),
+        Ratio(f"{prefix}f1", (correct, correct), (correct, correct, wrong, missed)),
     )
 
 
@@ -115,12 +119,9 @@ LINE_METRICS = MetricLevel(
     ),
     (
         Ratio("token_f1", ("token_f1",), ("documents",)),
-        *(
-            Ratio(f"line_{ratio.name}", ratio.over, ratio.under)
-            for ratio in _detection("removed_right", "removed_wrong", "missed")
-        ),
+        *_detection("removed_right", "removed_wrong", "missed", "line_"),
         Ratio("long_lines_lost", ("long_removed",), ("long",)),
-        *(*_KEPT, _VALID),
+        *(*_KEPT_SHARES, _VALID),
     ),
 )
 DOCUMENT_METRICS = MetricLevel(
@@ -132,19 +133,19 @@ DOCUMENT_METRICS = MetricLevel(
         Ratio("accuracy", ("right",), ("documents",)),
         *_detection("dropped_right", "dropped_wrong", "missed"),
         Ratio("documents_kept", ("kept",), ("documents",)),
-        *(*_KEPT, _VALID),
+        *(*_KEPT_SHARES, _VALID),
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class GoldLines:
-    """A chunk-level record as arrays, taken apart once for any number of decisions.
+    """A chunk-level record as arrays, prepared once for any number of decisions.
 
     By line: whether it is labelled `boilerplate`, `content`, or content of at least LONG_LINE
-    tokens (`long`), its `tokens`, and its UTF-8 `bytes` with the newline. By token of the text:
-    `line_of` and `type_of`, its number among the different tokens; `wanted` is how often the
-    wanted text has each of those, `wanted_total` how many tokens that has in all.
+    tokens (`long`); its `tokens`; its UTF-8 `bytes` with the newline. By token of the text:
+    `line_of`, and `type_of`, the index of its distinct token. By distinct token: `gold_counts`,
+    how often the gold text has it. `gold_total` counts all tokens of the gold text.
     """
 
     gold: GoldRecord
@@ -155,12 +156,12 @@ class GoldLines:
     bytes: "NDArray[np.int64]"
     line_of: "NDArray[np.int32]"
     type_of: "NDArray[np.int32]"
-    wanted: "NDArray[np.int64]"
-    wanted_total: int
+    gold_counts: "NDArray[np.int64]"
+    gold_total: int
 
     @classmethod
     def of(cls, gold: GoldRecord) -> "GoldLines":
-        """Take a chunk-level record apart."""
+        """Prepare a chunk-level record."""
         import numpy as np
 
         lines = gold.text.split("\n")
@@ -168,8 +169,8 @@ class GoldLines:
         sizes = np.fromiter(map(len, by_line), np.int64, len(lines))
         flat = [token for line in by_line for token in line]
         types = {token: number for number, token in enumerate(dict.fromkeys(flat))}
-        theirs = Counter(tokens(gold.wanted or ""))
-        labels = np.array(list(gold.labels or " " * len(lines)))  # no byte a letter: any letter
+        gold_counts = Counter(tokens(gold.gold_text or ""))
+        labels = np.array(list(gold.labels or " " * len(lines)))  # characters: any Unicode letter
         content = labels == CONTENT
         return cls(
             gold=gold,
@@ -180,63 +181,59 @@ class GoldLines:
             bytes=np.array([len(line.encode("utf-8", "surrogatepass")) + 1 for line in lines]),
             line_of=np.repeat(np.arange(len(lines), dtype=np.int32), sizes),
             type_of=np.fromiter(map(types.__getitem__, flat), np.int32, len(flat)),
-            wanted=np.fromiter((theirs.get(token, 0) for token in types), np.int64, len(types)),
-            wanted_total=theirs.total(),
+            gold_counts=np.fromiter((gold_counts[token] for token in types), np.int64, len(types)),
+            gold_total=gold_counts.total(),
         )
 
-    def flags(self, kept: "Flags") -> "NDArray[np.bool_]":
-        """A decision as an array. ValueError where it is not of as many lines as the text."""
+    def decision_array(self, kept: "LineDecisions") -> "NDArray[np.bool_]":
+        """A decision as an array. ValueError unless it has as many lines as the text."""
         import numpy as np
 
         if isinstance(kept, bytes | bytearray):
             kept = np.frombuffer(kept, np.bool_)
-        flags = np.asarray(kept, bool)
-        if flags.shape != self.content.shape:
-            number = len(self.content)
-            raise ValueError(f"{self.gold.place}: {flags.size} decisions for {number} lines")
-        return flags
+        decisions = np.asarray(kept, bool)
+        if decisions.shape != self.content.shape:
+            lines = len(self.content)
+            raise ValueError(f"{self.gold.location}: {decisions.size} decisions for {lines} lines")
+        return decisions
 
-    def overlap(self, flags: "NDArray[np.bool_]") -> float:
-        """Token F1 of the lines that are kept."""
+    def token_f1(self, kept: "NDArray[np.bool_]") -> float:
+        """The token F1 of the kept lines."""
         import numpy as np
 
-        here = self.type_of[flags[self.line_of]]
-        counts = np.bincount(here, minlength=len(self.wanted))
-        shared = int(np.minimum(counts, self.wanted).sum())
-        return _f1(shared, len(here), self.wanted_total)
+        types = self.type_of[kept[self.line_of]]
+        counts = np.bincount(types, minlength=len(self.gold_counts))
+        shared = int(np.minimum(counts, self.gold_counts).sum())
+        return _f1(shared, len(types), self.gold_total)
 
 
-def line_row(lines: GoldLines, kept: "Flags", text: str | None = None) -> Cells:
-    """The counts of LINES of one decision; `text` is what came out where lines changed as well."""
-    flags = lines.flags(kept)
-    removed = ~flags
+def line_counts(lines: GoldLines, kept: "LineDecisions", text: str | None = None) -> MetricCounts:
+    """The counts of a decision on lines; `text` is the refined text if lines were edited."""
+    is_kept = lines.decision_array(kept)
+    is_removed = ~is_kept
     if text is None:
-        f1, left = lines.overlap(flags), int(lines.tokens[flags].sum())
-        size = max(0, int(lines.bytes[flags].sum()) - 1)
+        f1, tokens_kept = lines.token_f1(is_kept), int(lines.tokens[is_kept].sum())
+        bytes_kept = max(0, int(lines.bytes[is_kept].sum()) - 1)
     else:
-        f1, left = token_f1(text, lines.gold.wanted or ""), len(tokens(text))
-        size = len(text.encode("utf-8", "surrogatepass"))
+        f1, tokens_kept = token_f1(text, lines.gold.gold_text or ""), len(tokens(text))
+        bytes_kept = len(text.encode("utf-8", "surrogatepass"))
     return {
         "documents": 1,
         "token_f1": f1,
-        "removed_right": _count(lines.boilerplate & removed),
-        "removed_wrong": _count(lines.content & removed),
-        "missed": _count(lines.boilerplate & flags),
-        "long": _count(lines.long),
-        "long_removed": _count(lines.long & removed),
+        "removed_right": int((lines.boilerplate & is_removed).sum()),
+        "removed_wrong": int((lines.content & is_removed).sum()),
+        "missed": int((lines.boilerplate & is_kept).sum()),
+        "long": int(lines.long.sum()),
+        "long_removed": int((lines.long & is_removed).sum()),
         "bytes": int(lines.bytes.sum()) - 1,
-        "bytes_kept": size,
+        "bytes_kept": bytes_kept,
         "tokens": int(lines.tokens.sum()),
-        "tokens_kept": left,
+        "tokens_kept": tokens_kept,
     }
 
 
-def _count(flags: "NDArray[np.bool_]") -> int:
-    return int(flags.sum())
-
-
-def document_row(gold: GoldRecord, kept: bool) -> Cells:
-    """The counts of DOCUMENTS of one decision on a doc-level record."""
+def document_counts(gold: GoldRecord, kept: bool) -> MetricCounts:
+    """The counts of a decision on a doc-level record."""
     size, length = len(gold.text.encode("utf-8", "surrogatepass")), len(tokens(gold.text))
     return {
         "documents": 1,
@@ -252,32 +249,34 @@ def document_row(gold: GoldRecord, kept: bool) -> Cells:
     }
 
 
-def count_table(level: MetricLevel, rows: Sequence[Cells]) -> "Table":
-    """Rows as an array (documents, counts); what a row does not name is 0."""
+def count_table(level: MetricLevel, rows: Sequence[MetricCounts]) -> "Table":
+    """Rows as an array (documents, counts); missing counts are 0."""
     import numpy as np
 
     cells = [[row.get(name, 0) for name in level.counts] for row in rows]
     return np.array(cells, float).reshape(len(rows), len(level.counts))
 
 
-def score_lines(documents: Sequence[GoldLines], decisions: "Sequence[Flags]") -> MetricScores:
-    """The metrics of decisions on the lines of documents, one decision each, in their order.
+def score_lines(
+    documents: Sequence[GoldLines], decisions: "Sequence[LineDecisions]"
+) -> MetricScores:
+    """The metrics of one decision on the lines of each document.
 
-    ValueError where numbers of documents, or of lines, differ.
+    ValueError unless the numbers of documents and of their lines match.
     """
     pairs = zip(documents, decisions, strict=True)
     return LINE_METRICS.scores(
-        count_table(LINE_METRICS, [line_row(lines, kept) for lines, kept in pairs])
+        count_table(LINE_METRICS, [line_counts(lines, kept) for lines, kept in pairs])
     )
 
 
 def score_documents(
     records: Sequence[GoldRecord], kept: Sequence[bool], scores: Sequence[float] | None = None
 ) -> MetricScores:
-    """The metrics of decisions on doc-level records; `auc` of `scores`, higher for rather drop."""
+    """The metrics of decisions on doc-level records; a higher score means rather drop."""
     pairs = zip(records, kept, strict=True)
-    found = DOCUMENT_METRICS.scores(
-        count_table(DOCUMENT_METRICS, [document_row(gold, bool(k)) for gold, k in pairs])
+    metrics = DOCUMENT_METRICS.scores(
+        count_table(DOCUMENT_METRICS, [document_counts(gold, bool(k)) for gold, k in pairs])
     )
     drop = [not gold.keep for gold in records]
-    return found | {"auc": None if scores is None else auc(drop, scores)}
+    return metrics | {"auc": None if scores is None else auc(drop, scores)}

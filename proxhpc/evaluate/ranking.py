@@ -1,26 +1,29 @@
-"""How well scores put documents in order: the area under the ROC curve, and its interval."""
+"""The area under the ROC curve: how well scores separate two classes of documents."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from proxhpc.evaluate.bootstrap import Score, score, weights
+from proxhpc.evaluate.bootstrap import Score, resampling_counts, score
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Table = NDArray[np.float64]
+    from proxhpc.evaluate.bootstrap import Table
 
 
 def auc(positive: Sequence[bool], scores: Sequence[float]) -> float | None:
-    """How often a positive has a higher score than a negative, ties half; None without both."""
+    """The probability that a positive scores higher than a negative; ties count half.
+
+    None unless there are both.
+    """
     return auc_score(positive, scores, rounds=0, seed=0).value
 
 
 def auc_score(positive: Sequence[bool], scores: Sequence[float], rounds: int, seed: int) -> Score:
-    """The AUC with the interval of `rounds` resamplings of the documents; 0 for none.
+    """The AUC with the interval of `rounds` resamplings of the documents; 0 for no interval.
 
-    No interval where some resampling lacks positives or negatives. ValueError for a NaN.
+    There is no interval if some resampling lacks positives or negatives. ValueError for a NaN.
     """
     import numpy as np
 
@@ -28,26 +31,28 @@ def auc_score(positive: Sequence[bool], scores: Sequence[float], rounds: int, se
     if np.isnan(values).any():
         raise ValueError("a score is not a number")
     if not len(values):
-        return Score(None)
-    whole = _areas(flags, values, np.ones((1, len(values))))[0]
+        return Score(value=None)
+    area = _areas(flags, values, np.ones((1, len(values))))[0]
     if not rounds:
-        return score(whole)
-    drawn = [_areas(flags, values, block) for block in weights(len(values), rounds, seed)]
-    return score(whole, np.concatenate(drawn))
+        return score(area)
+    blocks = resampling_counts(len(values), rounds, seed)
+    return score(area, np.concatenate([_areas(flags, values, counts) for counts in blocks]))
 
 
-def _areas(flags: "NDArray[np.bool_]", values: "Table", taken: "Table") -> "Table":
-    """AUCs (resamplings,) of documents taken so often (resamplings, documents); NaN for 0/0."""
+def _areas(flags: "NDArray[np.bool_]", values: "Table", counts: "Table") -> "Table":
+    """AUCs (resamplings,) for counts of documents (resamplings, documents); NaN if undefined."""
     import numpy as np
 
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of runs of equal scores
-    ones, zeros = (
-        np.add.reduceat((taken * of)[:, order], starts, axis=1) for of in (flags, ~flags)
+    positives, negatives = (
+        np.add.reduceat((counts * is_class)[:, order], starts, axis=1)
+        for is_class in (flags, ~flags)
     )
-    below = zeros.cumsum(axis=1) - zeros / 2  # negatives of a lower score, and half the equal ones
-    pairs = ones.sum(axis=1) * zeros.sum(axis=1)
-    areas: Table = np.full(len(taken), np.nan)
-    np.divide((ones * below).sum(axis=1), pairs, out=areas, where=pairs > 0)
+    # For each run of scores: negatives with a lower score, and half of those with an equal one.
+    below = negatives.cumsum(axis=1) - negatives / 2
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    areas: Table = np.full(len(counts), np.nan)
+    np.divide((positives * below).sum(axis=1), pairs, out=areas, where=pairs > 0)
     return areas

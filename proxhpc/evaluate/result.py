@@ -1,84 +1,110 @@
-"""Scores of every system by group of documents, with intervals, and differences to the refiner."""
+"""Scores of each system by group of documents, with intervals, and the refiner's lead."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+from proxhpc.corpus.hosts import Split
 from proxhpc.evaluate.bootstrap import Score, resample, score
 from proxhpc.evaluate.gold import GoldRecord, Selection
 from proxhpc.evaluate.metrics import DOCUMENT_METRICS, LINE_METRICS, MetricLevel, count_table
 from proxhpc.evaluate.ranking import auc_score
-from proxhpc.evaluate.run import Answers, LevelName, Say, ask, name_of
+from proxhpc.evaluate.systems import Log, SystemResult, refiner_name, run_systems
+from proxhpc.outputs import OutputModel
 from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.sections import Level
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Table = NDArray[np.float64]
+    from proxhpc.evaluate.bootstrap import Table
 
 ROUNDS = 1000
-METRIC_LEVELS: dict[LevelName, MetricLevel] = {"chunk": LINE_METRICS, "doc": DOCUMENT_METRICS}
+METRIC_LEVELS: dict[Level, MetricLevel] = {"chunk": LINE_METRICS, "doc": DOCUMENT_METRICS}
 
 
-@dataclass(frozen=True, slots=True)
-class System:
-    """A system's scores in a group, by metric.
-
-    `ahead` is by how much the refiner's scores are higher, on the same documents; empty for the
-    refiner itself, and without `auc`: no baseline has one.
-    """
+class SystemScores(OutputModel):
+    """A system's scores in a group of documents."""
 
     name: str
+    """`rules`, the models of the refiner joined by ` + `, or the name of a baseline."""
     documents: int
+    """Documents on which the system decided."""
     scores: dict[str, Score]
-    ahead: dict[str, Score]
+    """Scores by metric."""
+    lead: dict[str, Score]
+    """The refiner's score minus this system's, by metric, on the documents on which both decided.
+    Empty for the refiner; without `auc`, which baselines do not have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Records of a level: `all`, `unanimous`, or those of a `source=…`."""
+class GroupScores(OutputModel):
+    """The scores of a group of documents."""
 
-    level: LevelName
+    level: Level
+    """The level of the records."""
     name: str
+    """`all`, `unanimous` (doc-level records on which all annotators agreed) or `source=NAME`."""
     documents: int
-    systems: tuple[System, ...]
+    """Documents in the group."""
+    systems: tuple[SystemScores, ...]
+    """The refiner, if it has a stage of this level, then the baselines."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """How a system got on with all records of a level.
+class Execution(OutputModel):
+    """How a system ran on all records of a level."""
 
-    Documents per second are None where nothing was timed, FLOPs without a model of known shape.
-    """
-
-    level: LevelName
+    level: Level
+    """The level of the records."""
     name: str
+    """The system's name, as in `groups`."""
     documents_per_second: float | None
+    """Documents per second in one process, without loading; null if it was not measured."""
     flops_per_document: float | None
+    """The model's FLOPs per document; null without a model whose shape is known."""
     rejected: dict[str, int]
+    """Rejected statements and programs by reason."""
     flags: dict[str, int]
+    """Flags of ledger rows."""
     quarantined: dict[str, int]
+    """Quarantined documents by reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Everything that `proxhpc evaluate` found out; `labels` counts lines by their letter."""
+class SelectedRecords(OutputModel):
+    """The options that selected the records."""
 
+    where: tuple[str, ...]
+    """Conditions of --where, as KEY=VALUE."""
+    exclude: tuple[str, ...]
+    """Conditions of --exclude, as KEY=VALUE."""
+    limit: int | None
+    """The value of --limit."""
+    seed: int
+    """The seed of --limit and of the resamplings."""
+    split: Split | None
+    """The value of --split."""
+
+
+class Evaluation(OutputModel):
+    """The result of `proxhpc evaluate`."""
+
+    format: Literal["proxhpc.evaluate/1"] = "proxhpc.evaluate/1"
+    """Name and version of this format."""
     refiner: str
+    """The name of the refiner, as in `groups`."""
     files: tuple[str, ...]
-    selection: Selection
+    """The files of gold records."""
+    selection: SelectedRecords
+    """How records were selected from the files."""
     records: int
+    """Records that were selected."""
     labels: dict[str, int]
+    """Lines of chunk-level records by label; only `G` and `B` are counted by line metrics."""
     bootstrap: int
-    groups: tuple[Group, ...]
-    running: tuple[Running, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        return asdict(self)
+    """Resamplings for the intervals; 0 for none."""
+    groups: tuple[GroupScores, ...]
+    """Scores by level and group of documents."""
+    execution: tuple[Execution, ...]
+    """Speed, cost and rejections by level and system."""
 
 
 def evaluate(
@@ -87,121 +113,132 @@ def evaluate(
     files: Sequence[Path],
     selection: Selection = Selection(),  # noqa: B008
     rounds: int = ROUNDS,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
 ) -> Evaluation:
     """Score a manifest's refiner and the baselines on gold records.
 
-    `rounds` resamplings of the documents, drawn from the selection's seed, make the intervals; 0
-    for none. `say` and UserError as `run.ask`.
+    Intervals come from `rounds` resamplings of the documents (0: no intervals) with the
+    selection's seed. `log` and UserError as in `run_systems`.
     """
-    asked = ask(manifest, records, say)
-    of_level: dict[LevelName, list[GoldRecord]] = {
-        "chunk": [gold for gold in records if gold.wanted is not None],
+    results = run_systems(manifest, records, log)
+    of_level: dict[Level, list[GoldRecord]] = {
+        "chunk": [gold for gold in records if gold.gold_text is not None],
         "doc": [gold for gold in records if gold.keep is not None],
     }
     labels: Counter[str] = Counter()
     for gold in of_level["chunk"]:
         labels.update(gold.labels)
-    name = name_of(manifest)
-    groups = []
-    for level, systems in asked.items():
-        tables = {one.name: count_table(METRIC_LEVELS[level], one.cells) for one in systems}
-        scores = {one.name: one.scores for one in systems}
-        for group, places in _groups(level, of_level[level]):
-            some = {system: rows[places] for system, rows in tables.items()}
-            found = _compare(some, name, METRIC_LEVELS[level], rounds, selection.seed)
-            if level == "doc":
-                some_gold = [(place, of_level["doc"][place]) for place in places]
-                found = tuple(
-                    _ranked(one, some_gold, scores[one.name], (rounds, selection.seed))
-                    for one in found
-                )
-            groups.append(Group(level, group, len(places), found))
+    refiner = refiner_name(manifest)
+    groups: list[GroupScores] = []
+    for level, systems in results.items():
+        comparison = SystemComparison(
+            level, systems, of_level[level], refiner, rounds, selection.seed
+        )
+        groups += [comparison.group(*group) for group in _groups(level, of_level[level])]
     return Evaluation(
-        refiner=name,
+        refiner=refiner,
         files=tuple(map(str, files)),
-        selection=selection,
+        selection=SelectedRecords(
+            where=tuple(map("=".join, selection.where)),
+            exclude=tuple(map("=".join, selection.exclude)),
+            limit=selection.limit,
+            seed=selection.seed,
+            split=selection.split,
+        ),
         records=len(records),
         labels=dict(sorted(labels.items())),
         bootstrap=rounds,
         groups=tuple(groups),
-        running=tuple(_running(level, one) for level, systems in asked.items() for one in systems),
+        execution=tuple(
+            _execution(level, system) for level, systems in results.items() for system in systems
+        ),
     )
 
 
-def _groups(level: LevelName, records: Sequence[GoldRecord]) -> list[tuple[str, list[int]]]:
-    """Names of groups, and which records belong to each."""
+def _groups(level: Level, records: Sequence[GoldRecord]) -> list[tuple[str, list[int]]]:
+    """The names of the groups, with the indices of their records."""
     groups = [("all", list(range(len(records))))]
-    agreed = [place for place, gold in enumerate(records) if gold.unanimous]
-    if level == "doc" and 0 < len(agreed) < len(records):
-        groups.append(("unanimous", agreed))
+    unanimous = [index for index, gold in enumerate(records) if gold.unanimous]
+    if level == "doc" and 0 < len(unanimous) < len(records):
+        groups.append(("unanimous", unanimous))
     sources: dict[str, list[int]] = {}
-    for place, gold in enumerate(records):
-        sources.setdefault(gold.source, []).append(place)
+    for index, gold in enumerate(records):
+        sources.setdefault(gold.source, []).append(index)
     if len(sources) > 1:
         groups += [(f"source={name}", sources[name]) for name in sorted(sources)]
     return groups
 
 
-def _compare(
-    tables: "dict[str, Table]", refiner: str, level: MetricLevel, rounds: int, seed: int
-) -> tuple[System, ...]:
-    return tuple(
-        _system(name, own, tables.get(refiner) if name != refiner else None, level, (rounds, seed))
-        for name, own in tables.items()
-    )
+@dataclass(frozen=True, slots=True)
+class SystemComparison:
+    """Compares systems on the records of a level; `rounds` and `seed` are the bootstrap's."""
+
+    level: Level
+    systems: Sequence[SystemResult]
+    records: Sequence[GoldRecord]
+    refiner: str
+    rounds: int
+    seed: int
+
+    def group(self, name: str, indices: list[int]) -> GroupScores:
+        """The scores of all systems on the records with these indices."""
+        metrics = METRIC_LEVELS[self.level]
+        tables = {one.name: count_table(metrics, one.rows)[indices] for one in self.systems}
+        systems = []
+        for system in self.systems:
+            refiner = None if system.name == self.refiner else tables.get(self.refiner)
+            systems.append(self._compare(system, indices, tables[system.name], refiner))
+        return GroupScores(
+            level=self.level, name=name, documents=len(indices), systems=tuple(systems)
+        )
+
+    def _compare(
+        self, system: SystemResult, indices: list[int], table: "Table", refiner: "Table | None"
+    ) -> SystemScores:
+        """A system's scores, and the refiner's lead, on the documents on which both decided."""
+        metrics = METRIC_LEVELS[self.level]
+        decided = table[:, metrics.counts.index("documents")] > 0
+        tables = [table[decided]] + ([] if refiner is None else [refiner[decided]])
+        values = [metrics.values(one.sum(axis=0)) for one in tables]
+        resampled: list[Table] | list[None] = [None] * len(tables)
+        if self.rounds and decided.any():
+            resampled = resample(tables, metrics.values, self.rounds, self.seed)
+        lead: dict[str, Score] = {}
+        if refiner is not None:
+            own, other = resampled
+            differences = None if own is None or other is None else other - own
+            lead = _scores(metrics, values[1] - values[0], differences)
+        scores = _scores(metrics, values[0], resampled[0])
+        if self.level == "doc":
+            scores["auc"] = self._auc(system, indices)
+        return SystemScores(name=system.name, documents=len(tables[0]), scores=scores, lead=lead)
+
+    def _auc(self, system: SystemResult, indices: list[int]) -> Score:
+        """The AUC of a system's scores on the documents that have one."""
+        pairs = [
+            (not self.records[index].keep, value)
+            for index in indices
+            if system.scores and (value := system.scores[index]) is not None
+        ]
+        drop, scores = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        return auc_score(drop, scores, self.rounds, self.seed)
 
 
-def _system(
-    name: str, own: "Table", other: "Table | None", level: MetricLevel, drawing: tuple[int, int]
-) -> System:
-    """One system's scores, and the `other` one's lead, on documents that both decided about."""
-    decided = own[:, 0] > 0
-    pair = [own[decided]] + ([] if other is None else [other[decided]])
-    values = [level.of(one.sum(axis=0)) for one in pair]
-    drawn: list[Table | None] = [None] * len(pair)
-    if drawing[0] and len(pair[0]):
-        drawn = [*resample(pair, level.of, *drawing)]
-    scores = _scores(level, values[0], drawn[0])
-    ahead: dict[str, Score] = {}
-    if other is not None:
-        mine, theirs = drawn
-        lead = None if mine is None or theirs is None else theirs - mine
-        ahead = _scores(level, values[1] - values[0], lead)
-    return System(name, len(pair[0]), scores, ahead)
-
-
-def _ranked(
-    system: System,
-    records: Sequence[tuple[int, GoldRecord]],
-    scores: Sequence[float | None],
-    drawing: tuple[int, int],
-) -> System:
-    """The system with its AUC on the documents that have a score; `scores` are by place."""
-    pairs = [
-        (not gold.keep, value)
-        for place, gold in records
-        if scores and (value := scores[place]) is not None
-    ]
-    area = auc_score([drop for drop, _ in pairs], [value for _, value in pairs], *drawing)
-    return replace(system, scores=system.scores | {"auc": area})
-
-
-def _scores(level: MetricLevel, values: "Table", drawn: "Table | None") -> dict[str, Score]:
+def _scores(metrics: MetricLevel, values: "Table", resampled: "Table | None") -> dict[str, Score]:
     return {
-        ratio.name: score(values[place], None if drawn is None else drawn[:, place])
-        for place, ratio in enumerate(level.ratios)
+        ratio.name: score(values[index], None if resampled is None else resampled[:, index])
+        for index, ratio in enumerate(metrics.ratios)
     }
 
 
-def _running(level: LevelName, answers: Answers) -> Running:
-    counts, seconds, documents = answers.counts, answers.seconds, len(answers.cells)
-    return Running(
-        level,
-        answers.name,
+def _execution(level: Level, system: SystemResult) -> Execution:
+    totals, seconds, documents = system.totals, system.seconds, len(system.rows)
+    return Execution(
+        level=level,
+        name=system.name,
         documents_per_second=documents / seconds if seconds > 0 else None,
-        flops_per_document=None if answers.flops is None else answers.flops / documents,
-        rejected=dict(counts.rejected),
-        flags=dict(counts.flags),
-        quarantined=dict(counts.quarantined),
+        flops_per_document=None if system.flops is None else system.flops / documents,
+        rejected=dict(totals.rejected),
+        flags=dict(totals.flags),
+        quarantined=dict(totals.quarantined),
     )

@@ -1,19 +1,18 @@
-"""An evaluation on a terminal."""
+"""An evaluation as tables on a terminal."""
 
 from collections.abc import Iterator
 
-from rich.console import Group as Together
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from proxhpc.evaluate.bootstrap import Score
-from proxhpc.evaluate.result import Evaluation, Group, Running, System
-from proxhpc.evaluate.run import LevelName
+from proxhpc.evaluate.result import Evaluation, Execution, GroupScores, SystemScores
+from proxhpc.spec.sections import Level
 from proxhpc.status.terminal import safe, short, whole
 
-MAIN: dict[LevelName, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy", "auc")}
-"""Metrics shown with their interval, and with the refiner's lead over baselines that have them."""
+MAIN_METRICS: dict[Level, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy", "auc")}
+"""Metrics that are printed with their interval and with the refiner's lead."""
 
 HEADS = {
     "token_f1": "token F1",
@@ -32,49 +31,48 @@ HEADS = {
 }
 
 
-def render_evaluation(found: Evaluation) -> RenderableType:
-    """Tables by level, a block for each group of documents, and remarks."""
+def render_evaluation(evaluation: Evaluation) -> RenderableType:
+    """A table for each level, with a block for each group of documents, and notes."""
     parts: list[RenderableType] = []
-    for level, what in (("chunk", "lines and text"), ("doc", "whole documents")):
-        groups = [group for group in found.groups if group.level == level]
+    for level, title in (("chunk", "lines and text"), ("doc", "whole documents")):
+        groups = [group for group in evaluation.groups if group.level == level]
         if groups:
-            number = whole(groups[0].documents)
-            parts += [Text(f"{what} ({number})", style="bold"), _table(groups), Text()]
-    parts += [Text(line, style="dim") for line in _remarks(found)]
-    return Together(*parts)
+            documents = whole(groups[0].documents)
+            parts += [Text(f"{title} ({documents})", style="bold"), _table(groups), Text()]
+    parts += [Text(line, style="dim") for line in _notes(evaluation)]
+    return Group(*parts)
 
 
-def _table(groups: list[Group]) -> Table:
+def _table(groups: list[GroupScores]) -> Table:
     level = groups[0].level
-    names = list(groups[0].systems[0].scores)
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column("", overflow="fold")
-    for name in names:
-        grid.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
-    grid.add_column("refiner ahead by", justify="right", no_wrap=True)
-    for place, group in enumerate(groups):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", overflow="fold")
+    for name in groups[0].systems[0].scores:
+        table.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
+    table.add_column("refiner's lead", justify="right", no_wrap=True)
+    for number, group in enumerate(groups):
         if len(groups) > 1:
-            title = group.name if not place else f"{group.name} ({whole(group.documents)})"
-            grid.add_row(Text(safe(title, 60), style="bold"))
+            title = f"{group.name} ({whole(group.documents)})" if number else group.name
+            table.add_row(Text(safe(title, 60), style="bold"))
         for system in group.systems:
-            grid.add_row(*(Text(cell) for cell in _row(system, MAIN[level])))
-    return grid
+            table.add_row(*(Text(cell) for cell in _row(system, MAIN_METRICS[level])))
+    return table
 
 
-def _row(system: System, main: tuple[str, ...]) -> Iterator[str]:
-    yield _short(system.name)
+def _row(system: SystemScores, main: tuple[str, ...]) -> Iterator[str]:
+    yield _short_name(system.name)
     for name, score in system.scores.items():
-        yield _interval(score) if name in main else _three(score.value)
-    yield " ".join(_interval(score, "+") for name, score in system.ahead.items() if name in main)
+        yield _interval(score) if name in main else _three_digits(score.value)
+    yield " ".join(_interval(score, "+") for name, score in system.lead.items() if name in main)
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     """Models without their directories."""
     return safe(" + ".join(model.rpartition("/")[2] for model in name.split(" + ")), 40)
 
 
-def _three(value: float | None, sign: str = "") -> str:
-    """`.837`, `1.000`, `-` where there is nothing to have a share of."""
+def _three_digits(value: float | None, sign: str = "") -> str:
+    """`.837`, `1.000`, `-` if undefined."""
     if value is None:
         return "-"
     text = f"{value:{sign}.3f}"
@@ -82,36 +80,39 @@ def _three(value: float | None, sign: str = "") -> str:
 
 
 def _interval(score: Score, sign: str = "") -> str:
+    value = _three_digits(score.value, sign)
     if score.low is None:
-        return _three(score.value, sign)
-    low, high = (_three(end, sign) for end in (score.low, score.high))
-    return f"{_three(score.value, sign)} [{low}, {high}]"
+        return value
+    return f"{value} [{_three_digits(score.low, sign)}, {_three_digits(score.high, sign)}]"
 
 
-def _remarks(found: Evaluation) -> Iterator[str]:
-    if found.bootstrap:
+def _notes(evaluation: Evaluation) -> Iterator[str]:
+    if evaluation.bootstrap:
         yield (
-            f"[…]: 95 % interval of {whole(found.bootstrap)} resamplings of the documents, "
-            "the same for both in a difference"
+            f"[…]: 95 % interval of {whole(evaluation.bootstrap)} resamplings of the documents; "
+            "a lead compares both on the same resamplings"
         )
-    uncounted = {name: n for name, n in found.labels.items() if name not in "GB"}
+    uncounted = {name: n for name, n in evaluation.labels.items() if name not in "GB"}
     if uncounted:
-        said = ", ".join(f"{whole(number)} {safe(name)}" for name, number in uncounted.items())
-        yield f"lines of no known kind, not counted: {said}"
-    ran = [run for run in found.running if run.name == found.refiner]
-    for level in dict.fromkeys(group.level for group in found.groups):
-        if level not in (run.level for run in ran):
-            yield f"the refiner has no {level} stage and was not asked about {level}-level records"
-    for run in ran:
-        yield from _ran(run)
+        counts = ", ".join(f"{whole(number)} {safe(name)}" for name, number in uncounted.items())
+        yield f"lines with other labels, not counted: {counts}"
+    stages = [stage for stage in evaluation.execution if stage.name == evaluation.refiner]
+    for level in dict.fromkeys(group.level for group in evaluation.groups):
+        if level not in (stage.level for stage in stages):
+            yield f"the refiner has no {level} stage: not evaluated on {level}-level records"
+    for stage in stages:
+        yield from _stage_notes(stage)
 
 
-def _ran(run: Running) -> Iterator[str]:
-    work = run.flops_per_document
-    cost = "" if work is None else f", {short(work)} FLOPs a document"
-    yield f"{run.level} stage: {short(run.documents_per_second)} documents/s{cost}"
-    for what in ("rejected", "flags", "quarantined"):
-        counts: dict[str, int] = getattr(run, what)
+def _stage_notes(stage: Execution) -> Iterator[str]:
+    flops = stage.flops_per_document
+    cost = "" if flops is None else f", {short(flops)} FLOPs per document"
+    yield f"{stage.level} stage: {short(stage.documents_per_second)} documents/s{cost}"
+    for title, counts in (
+        ("rejected", stage.rejected),
+        ("flags", stage.flags),
+        ("quarantined", stage.quarantined),
+    ):
         if counts:
-            said = ", ".join(f"{safe(name)} {whole(number)}" for name, number in counts.items())
-            yield f"{run.level} stage, {what}: {said}"
+            text = ", ".join(f"{safe(name)} {whole(number)}" for name, number in counts.items())
+            yield f"{stage.level} stage, {title}: {text}"

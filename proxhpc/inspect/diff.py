@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
-MAX_EXACT_LINES = 2000  # longer texts are compared roughly, to stay quick
+_MAX_EXACT_LINES = 2000  # longer texts are compared roughly, to stay quick
 _MAX_PAIRS = 2500  # pairs of lines compared within one replaced block
-MAX_WORD_PAIRS = 250_000  # pairs of words compared within a line; longer lines have one change
-MIN_SIMILARITY = 0.5  # share of common words from which a line counts as edited
+_MAX_WORD_PAIRS = 250_000  # pairs of words compared within a line; longer lines have one change
+_MIN_SIMILARITY = 0.5  # share of common words from which a line counts as edited
+Kind = Literal["same", "removed", "added"]
 _WORDS = re.compile(r"[A-Za-z0-9]+|.", re.DOTALL)  # other scripts and signs: each character
 
 
@@ -24,9 +27,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class LineChange:
-    """One line. `number` counts the lines before the edits, from 0; -1 for an added line."""
+    """One line. `number` is its number in the text before, from 0; -1 for an added line."""
 
-    kind: Literal["same", "removed", "added"]
+    kind: Kind
     number: int
     pieces: tuple[Piece, ...]
 
@@ -40,15 +43,16 @@ def diff_lines(before: Sequence[str], after: Sequence[str]) -> Iterator[LineChan
     """Every line of both versions, in order; an edited line is removed, then added."""
     head = _common(before, after)
     tail = _common(before[head:][::-1], after[head:][::-1])
-    yield from _same(before, 0, head)
+    yield from _whole_lines("same", before[:head], 0)
     old, new = before[head : len(before) - tail], after[head : len(after) - tail]
-    rough = max(len(old), len(new)) > MAX_EXACT_LINES
+    rough = max(len(old), len(new)) > _MAX_EXACT_LINES
     for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=rough).get_opcodes():
         if kind == "equal":
-            yield from _same(before, head + a, head + b)
+            yield from _whole_lines("same", old[a:b], head + a)
         else:
             yield from _block(old[a:b], new[c:d], head + a)
-    yield from _same(before, len(before) - tail, len(before))
+    end = len(before) - tail
+    yield from _whole_lines("same", before[end:], end)
 
 
 def hunks(changes: Sequence[LineChange], context: int) -> Iterator[LineChange | int]:
@@ -58,17 +62,30 @@ def hunks(changes: Sequence[LineChange], context: int) -> Iterator[LineChange | 
         if change.kind != "same":
             start, stop = max(0, position - context), min(len(changes), position + context + 1)
             near[start:stop] = b"\1" * (stop - start)
-    skipped = 0
-    for position, change in enumerate(changes):
-        if near[position]:
-            if skipped:
-                yield skipped
-            skipped = 0
-            yield change
+    for is_near, group in groupby(zip(near, changes, strict=True), key=itemgetter(0)):
+        lines = [change for _, change in group]
+        if is_near:
+            yield from lines
         else:
-            skipped += 1
-    if skipped:
-        yield skipped
+            yield len(lines)
+
+
+def diff_excerpt(
+    before: str, after: str | None, context: int, max_lines: int | None
+) -> list[LineChange | int]:
+    """The hunks of a difference, or all lines as removed if `after` is None.
+
+    Lines beyond `max_lines` come as their number, too.
+    """
+    lines = before.split("\n")
+    changes: list[LineChange | int]
+    if after is None:
+        changes = [*_whole_lines("removed", lines, 0)]
+    else:
+        changes = [*hunks([*diff_lines(lines, after.split("\n"))], context)]
+    shown = changes[:max_lines]
+    rest = sum(change if isinstance(change, int) else 1 for change in changes[len(shown) :])
+    return [*shown, rest] if rest else shown
 
 
 def _common(a: Sequence[str], b: Sequence[str]) -> int:
@@ -77,8 +94,8 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
     return next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def _same(lines: Sequence[str], start: int, stop: int) -> Iterator[LineChange]:
-    return (LineChange("same", n, (Piece(lines[n]),)) for n in range(start, stop))
+def _whole_lines(kind: Kind, lines: Sequence[str], first: int) -> Iterator[LineChange]:
+    return (LineChange(kind, number, (Piece(line),)) for number, line in enumerate(lines, first))
 
 
 def _block(old: Sequence[str], new: Sequence[str], first: int) -> Iterator[LineChange]:
@@ -91,23 +108,19 @@ def _block(old: Sequence[str], new: Sequence[str], first: int) -> Iterator[LineC
         if partner is None:
             yield LineChange("added", -1, (Piece(line, changed=True),))
             continue
-        yield from _removed(old, position, partner, first)
+        yield from _whole_lines("removed", old[position:partner], first + position)
         removed, added = _within(old[partner], line)
         yield LineChange("removed", first + partner, removed)
         yield LineChange("added", -1, added)
         position = partner + 1
-    yield from _removed(old, position, len(old), first)
-
-
-def _removed(old: Sequence[str], start: int, stop: int, first: int) -> Iterator[LineChange]:
-    return (LineChange("removed", first + n, (Piece(old[n]),)) for n in range(start, stop))
+    yield from _whole_lines("removed", old[position:], first + position)
 
 
 def _partner(bags: Sequence[Counter[str]], start: int, bag: Counter[str]) -> int | None:
     """The first line from `start` with enough words in common with `bag`."""
     for position in range(start, len(bags)):
         other = bags[position]
-        if 2 * (bag & other).total() >= MIN_SIMILARITY * (bag.total() + other.total()):
+        if 2 * (bag & other).total() >= _MIN_SIMILARITY * (bag.total() + other.total()):
             return position
     return None
 
@@ -119,7 +132,7 @@ def _within(old: str, new: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     middle = old[head : len(old) - tail], new[head : len(new) - tail]
     words = [_WORDS.findall(text) for text in middle]
     removed, added = [Piece(old[:head])], [Piece(new[:head])]
-    if len(words[0]) * len(words[1]) > MAX_WORD_PAIRS:
+    if len(words[0]) * len(words[1]) > _MAX_WORD_PAIRS:
         removed.append(Piece(middle[0], True))
         added.append(Piece(middle[1], True))
     else:

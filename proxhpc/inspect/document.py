@@ -8,7 +8,7 @@ from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.program.replay import ProgramFormat, ReplayResult, replay
+from proxhpc.program.replay import ProgramFormat, replay
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.plan import Plan
@@ -88,23 +88,21 @@ def _program(call: Call) -> InspectedProgram:
     )
 
 
-def examine_document(plan: Plan, pairs: DuplicatePairs, found: FoundRow) -> Inspection:
+def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspection:
     """Read the raw record of a row again and execute its programs.
 
     StopError when the input has changed since it was refined.
     """
-    row = found.row
+    row = hit.row
     document = _read(plan, row)
     after: str | None = None
     survivor: Survivor | None = None
     notes: list[str] = []
     if document is not None and row.outcome != "quarantined":
-        result = _replay(plan, row, document.text, notes)
-        if result is not None and result.outcome in ("kept", "edited"):
-            after = result.text
-    if found.published and row.outcome in ("kept", "edited"):
+        after = _refined_text(plan, row, document.text, notes)
+    if hit.published and row.outcome in ("kept", "edited"):
         try:
-            survivor = pairs.survivor(found.shard, found.number)
+            survivor = pairs.survivor(hit.shard, hit.number)
         except FileNotFoundError as error:
             notes.append(
                 "the merge left it out as a duplicate, but the ledger that holds the document in"
@@ -112,8 +110,8 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, found: FoundRow) -> Insp
             )
     return Inspection(
         source=record_source(plan, row),
-        shard=found.shard,
-        published=found.published,
+        shard=hit.shard,
+        published=hit.published,
         row=row,
         format=plan.manifest.program_format,
         token_unit=plan.token_unit,
@@ -141,8 +139,8 @@ def _read(plan: Plan, row: Row) -> Document | None:
     )
 
 
-def _replay(plan: Plan, row: Row, text: str, notes: list[str]) -> ReplayResult | None:
-    """Execute a row's programs; anything unexpected is added to `notes`."""
+def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | None:
+    """What a row's programs make of the text; anything unexpected is added to `notes`."""
     doc = row.doc.output if row.doc else None
     windows = [call.window for call in row.windows]
     try:
@@ -153,4 +151,4 @@ def _replay(plan: Plan, row: Row, text: str, notes: list[str]) -> ReplayResult |
     if (result.outcome, result.reason) != (row.outcome, row.reason):
         now = f"{result.outcome} {result.reason}".strip()
         notes.append(f"its programs now make it {now}: another version of proxhpc wrote the ledger")
-    return result
+    return result.text if result.outcome in ("kept", "edited") else None

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
 from proxhpc.status.terminal import safe
 
-MAX_NEAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
+_MAX_SIMILAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
 _MAX_TRIES = 100  # to open a file of a shard
 
 
@@ -42,19 +43,19 @@ def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
     An id does not tell the shard, so all ledgers are searched for it.
     """
     seen: set[tuple[int, int]] = set()
-    if (place := _parse_source(plan, query)) is not None:
-        for shard in _shards_with(plan, *place):
-            for found in _rows(run, shard, b""):
-                if (found.row.file, found.row.position) == place:
-                    seen.add(place)
-                    yield found
+    if (key := _parse_source(plan, query)) is not None:
+        for shard in _shards_with(plan, *key):
+            for hit in _rows(run, shard, b""):
+                if (hit.row.file, hit.row.position) == key:
+                    seen.add(key)
+                    yield hit
         if seen and plan.manifest.corpus.id is None:
             return
     needle = b'"id":' + orjson.dumps(query)
     for shard in range(len(plan.shards)):
-        for found in _rows(run, shard, needle):
-            if found.row.id == query and (found.row.file, found.row.position) not in seen:
-                yield found
+        for hit in _rows(run, shard, needle):
+            if hit.row.id == query and (hit.row.file, hit.row.position) not in seen:
+                yield hit
 
 
 def sample_rows(
@@ -76,11 +77,12 @@ def sample_rows(
     for shard in shards:
         if len(picked) >= number:
             break
-        rows = _reservoir(_with_outcome(run, shard, pairs, outcome), number, rng)
+        candidates = _with_outcome(run, shard, pairs, outcome)
+        rows = nsmallest(number, candidates, key=lambda _: rng.random())
         picked += rows[:share]
         spare += rows[share:]
     picked = (picked + spare)[:number]
-    return sorted(picked, key=lambda found: (found.row.file, found.row.position))
+    return sorted(picked, key=lambda hit: (hit.row.file, hit.row.position))
 
 
 def _with_outcome(
@@ -91,30 +93,27 @@ def _with_outcome(
         yield from rows
         return
     duplicates = pairs.records(shard)
-    for found in rows:
-        is_duplicate = found.published and found.number in duplicates
-        if outcome == ("duplicate" if is_duplicate else found.row.outcome):
-            yield found
+    for hit in rows:
+        is_duplicate = hit.published and hit.number in duplicates
+        if outcome == ("duplicate" if is_duplicate else hit.row.outcome):
+            yield hit
 
 
 def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
     """The error for a document that does not exist; its hint names similar ids."""
-    rows = (found.row for shard in range(len(plan.shards)) for found in _rows(run, shard, b""))
+    rows = (hit.row for shard in range(len(plan.shards)) for hit in _rows(run, shard, b""))
     first = next(rows, None)
     if first is None:
         return UserError(
             f"no document {query!r}: no shard has committed any yet",
             hint=f"proxhpc status {run.root} shows how far the run is",
         )
-    ids = {row.id for row in (first, *islice(rows, MAX_NEAR_ROWS)) if row.id}
-    near = get_close_matches(query, ids, n=3, cutoff=0.5)
-    list_some = f"proxhpc inspect {run.root} --sample 5 shows some documents"
-    if near:
-        return UserError(
-            f"no document {query!r}", hint=f"similar ids: {', '.join(map(safe, near))}; {list_some}"
-        )
-    source = safe(record_source(plan, first))
-    hint = f"give an id, or FILE:POSITION as in {source}; {list_some}"
+    ids = {row.id for row in (first, *islice(rows, _MAX_SIMILAR_ROWS)) if row.id}
+    if similar := get_close_matches(query, ids, n=3, cutoff=0.5):
+        hint = f"similar ids: {', '.join(map(safe, similar))}"
+    else:
+        hint = f"give an id, or FILE:POSITION as in {safe(record_source(plan, first))}"
+    hint += f"; proxhpc inspect {run.root} --sample 5 shows some documents"
     return UserError(f"no document {query!r}", hint=hint)
 
 
@@ -175,15 +174,3 @@ def _read(path: Path, shard: int, published: bool, needle: bytes) -> Iterator[Fo
                 number += frame.payload.count(b"\n")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ShardError(f"{path}: a row cannot be read: {error!r}") from error
-
-
-def _reservoir(rows: Iterator[FoundRow], number: int, rng: random.Random) -> list[FoundRow]:
-    """`number` of the rows, each as likely as any other (algorithm R)."""
-    reservoir: list[FoundRow] = []
-    for count, row in enumerate(rows):
-        if count < number:
-            reservoir.append(row)
-        elif (position := rng.randrange(count + 1)) < number:
-            reservoir[position] = row
-    rng.shuffle(reservoir)
-    return reservoir

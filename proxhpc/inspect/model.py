@@ -90,6 +90,6 @@ class InspectOutput(OutputModel):
     """Documents of a run, before and after."""
 
     format: Literal["proxhpc.inspect/1"] = "proxhpc.inspect/1"
-    """Name and version of this document's format."""
+    """Kind and version of this document."""
     documents: tuple[InspectedDocument, ...]
     """The documents."""

@@ -2,11 +2,17 @@
 
 from bisect import bisect_left
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from proxhpc.inspect.model import Survivor
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    PairArray = npt.NDArray[np.uint32]
 
 
 class DuplicatePairs:
@@ -14,7 +20,7 @@ class DuplicatePairs:
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self.run, self.plan = run, plan
-        self._pairs: Any = None
+        self._pairs: PairArray | None = None
         # Without a summary the merge is not finished, or `verify --repair` has undone it.
         if run.merge_summary.exists() and run.pairs.exists():
             import numpy as np  # not before there is something to look up
@@ -26,7 +32,7 @@ class DuplicatePairs:
         """Record numbers of a shard's duplicates."""
         if self._pairs is None:
             return set()
-        start, stop = self._position(shard, 0), self._position(shard + 1, 0)
+        start, stop = (_position(self._pairs, key) for key in ((shard, 0), (shard + 1, 0)))
         return set(self._pairs[start:stop, 1].tolist())
 
     def survivor(self, shard: int, record: int) -> Survivor | None:
@@ -36,7 +42,7 @@ class DuplicatePairs:
         """
         if self._pairs is None:
             return None
-        position = self._position(shard, record)
+        position = _position(self._pairs, (shard, record))
         if position == len(self._pairs):
             return None
         first, second, kept_shard, kept_record, similarity = self._pairs[position].tolist()
@@ -48,7 +54,6 @@ class DuplicatePairs:
         id_, source = next(islice(names, kept_record, None))
         return Survivor(id=id_, source=source, similarity=similarity / 1000)
 
-    def _position(self, shard: int, record: int) -> int:
-        pairs = self._pairs
-        key = (shard, record)
-        return bisect_left(range(len(pairs)), key, key=lambda row: tuple(pairs[row, :2].tolist()))
+
+def _position(pairs: "PairArray", key: tuple[int, int]) -> int:
+    return bisect_left(range(len(pairs)), key, key=lambda row: tuple(pairs[row, :2].tolist()))

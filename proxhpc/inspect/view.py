@@ -8,14 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from proxhpc.account.reasons import reason_text
-from proxhpc.inspect.diff import LineChange, diff_lines, hunks
+from proxhpc.inspect.diff import LineChange, diff_excerpt
 from proxhpc.inspect.document import Inspection
 from proxhpc.run.ledger import Call
 from proxhpc.run.models import short_name
 from proxhpc.status.terminal import percentage, safe, safe_line, whole
 
 _CONTEXT = 3  # unchanged lines around a change
-MAX_DROPPED_LINES = 40  # lines shown of a document that does not reach the merge
+_MAX_DROPPED_LINES = 40  # lines shown of a document that does not reach the merge
 _OUTCOMES = {
     "kept": "green",
     "edited": "yellow",
@@ -124,43 +124,28 @@ def _text(item: Inspection) -> Iterator[Text]:
         yield Text("  the record could not be read; it begins:", style="dim")
         yield Text(f"  {safe(item.row.head[:2000].decode('utf-8', 'backslashreplace'))}")
         return
-    before = item.before.split("\n")
-    if item.after is None:
-        for number, line in enumerate(before[:MAX_DROPPED_LINES]):
-            yield _line(item, "-", number, Text(safe_line(line), style="red"))
-        yield from _left_out(len(before) - MAX_DROPPED_LINES)
-        return
     if item.after == item.before:
         yield Text("  unchanged", style="dim")
         return
-    for change in hunks(list(diff_lines(before, item.after.split("\n"))), _CONTEXT):
+    max_lines = _MAX_DROPPED_LINES if item.after is None else None
+    for change in diff_excerpt(item.before, item.after, _CONTEXT, max_lines):
         if isinstance(change, int):
-            yield from _left_out(change)
+            lines = "line" if change == 1 else "lines"
+            yield Text(f"        … {whole(change)} more {lines}", style="dim")
         else:
-            yield _line(item, _SIGNS[change.kind], change.number, _pieces(change))
+            yield _line(item, change)
 
 
-def _left_out(lines: int) -> Iterator[Text]:
-    if lines > 0:
-        yield Text(
-            f"        … {whole(lines)} more {'line' if lines == 1 else 'lines'}", style="dim"
-        )
-
-
-def _line(item: Inspection, sign: str, number: int, content: Text) -> Text:
-    label = "" if number < 0 else _label(item, number)
-    return Text.assemble((f"{label:>7} ", "dim"), f"{sign} ").append_text(content)
+def _line(item: Inspection, change: LineChange) -> Text:
+    label = "" if change.number < 0 else _label(item, change.number)
+    text = Text.assemble((f"{label:>7} ", "dim"), f"{_SIGNS[change.kind]} ")
+    for piece in change.pieces:
+        style = _CHANGED if piece.changed else _COLOURS
+        text.append(safe_line(piece.text), style=style[change.kind])
+    return text
 
 
 def _label(item: Inspection, line: int) -> str:
     """The number that the model saw in front of a line."""
     number = item.number(line)
     return "" if number is None else f"[{number:03d}]"
-
-
-def _pieces(change: LineChange) -> Text:
-    text = Text()
-    for piece in change.pieces:
-        style = _CHANGED if piece.changed else _COLOURS
-        text.append(safe_line(piece.text), style=style[change.kind])
-    return text

@@ -1,4 +1,4 @@
-"""Launch: plan and advance, in the foreground for local runs, handed over for Slurm ones."""
+"""Launch: plan a run and advance it, to its end on this machine, by one step on Slurm."""
 
 import os
 import signal
@@ -9,27 +9,34 @@ from pathlib import Path
 
 import orjson
 
-from proxhpc.assemble.merge import what_is_lost
+from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cluster import slurm
 from proxhpc.cluster.backend import recorded_site
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.submit import make_backend
-from proxhpc.cluster.tasks import interrupt
+from proxhpc.cluster.tasks import raise_interrupt
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import UserError
-from proxhpc.launch.step import Step, advance, advance_lock, control_work, merge_work, refine_work
+from proxhpc.launch.step import (
+    StepResult,
+    advance,
+    advance_lock,
+    control_batch,
+    merge_batch,
+    refine_batch,
+)
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_same_manifest, make_plan
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.site import PhaseName, Site, load_site
 
-INTERRUPTIONS = (signal.SIGTERM, signal.SIGHUP)
-TICK = 0.5  # seconds between two looks at local processes
+INTERRUPT_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+POLL_SECONDS = 0.5  # between two checks of local processes
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A planned run and the site it works on now."""
+    """A planned run and its current site."""
 
     dir: RunDir
     plan: Plan
@@ -39,142 +46,128 @@ class Run:
 def prepare_run(
     manifest_path: Path, site: str | None, root: Path | None, *, freeze: bool = True
 ) -> Run:
-    """Plan a new run, or take up the one that is there; its site is recorded for later steps.
+    """Plan a new run or open an existing one, and record its site for later steps.
 
-    Writes nothing unless `freeze`.
+    `manifest_path` may also be a run directory. Writes nothing unless `freeze`.
     """
     if manifest_path.is_dir():
         if root is not None:
             raise UserError(
-                f"{manifest_path} is a directory: --run goes with a manifest",
-                hint=f"proxhpc launch {manifest_path} goes on with the run that is there",
+                f"{manifest_path} is a directory, and --run needs a manifest",
+                hint=f"proxhpc launch {manifest_path} resumes the run in that directory",
             )
-        return _take_up(RunDir(manifest_path.absolute()), site, freeze)
+        return _open_run(RunDir(manifest_path.absolute()), site, freeze)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
-    chosen = _site_of(run, manifest, site)
+    run_site = _choose_site(run, manifest, site)
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
-        return Run(run, make_plan(manifest, run), chosen)
+        return Run(run, make_plan(manifest, run), run_site)
     else:
         make_plan(manifest, run).save(run, manifest_path.read_bytes())
-        # Of two launches at once one made the plan; both go by that one.
+        # If two launches race, one writes the plan and both use it.
         plan = Plan.load(run)
     check_same_manifest(plan, manifest)
-    return _on_site(Run(run, plan, chosen), freeze)
+    return _check_site(Run(run, plan, run_site), freeze)
 
 
-def _take_up(run: RunDir, site: str | None, freeze: bool) -> Run:
-    """A run by its directory: the manifest is in its plan, the site that of its last launch.
-
-    A launch that was killed before it recorded one leaves the manifest's.
-    """
+def _open_run(run: RunDir, site: str | None, freeze: bool) -> Run:
+    """Open a run by its directory; the manifest is in its plan."""
     plan = Plan.load(run)
-    return _on_site(Run(run, plan, _site_of(run, plan.manifest, site)), freeze)
+    return _check_site(Run(run, plan, _choose_site(run, plan.manifest, site)), freeze)
 
 
-def _on_site(run: Run, freeze: bool) -> Run:
+def _check_site(run: Run, freeze: bool) -> Run:
     if run.site.kind == "slurm" and "%" in str(run.dir.root):
         raise UserError(
-            f"{run.dir.root}: sbatch would read % and what follows as a pattern",
-            hint="take a run directory without % in its path",
+            f"{run.dir.root}: sbatch would expand the % in this path",
+            hint="choose a run directory without % in its path (run_dir or --run DIR)",
         )
-    # Workers without a launcher need one; a later one is recorded by the launch that steps.
+    # Workers that are started without `launch` need a recorded site. `launch` records its own.
     if freeze and not run.dir.site.exists():
-        _record(run)
+        _record_site(run)
     return run
 
 
-def _record(run: Run) -> None:
+def _record_site(run: Run) -> None:
     site = run.site.model_dump(mode="json", exclude_unset=True)
     write_atomic(run.dir.site, orjson.dumps(site))
 
 
-def _site_of(run: RunDir, manifest: Manifest, given: str | None) -> Site:
-    """The site that was given, else that of the latest launch, else the manifest's."""
-    if given is None and run.site.exists():
+def _choose_site(run: RunDir, manifest: Manifest, name: str | None) -> Site:
+    """Return the named site, else that of the latest launch, else the manifest's, else `auto`."""
+    if name is None and run.site.exists():
         return recorded_site(run)
-    return choose_site(manifest, given)
-
-
-def choose_site(manifest: Manifest, given: str | None) -> Site:
-    """The site named on the command line, else in the manifest, else by what the machine has."""
-    name = given or manifest.site or "auto"
+    name = name or manifest.site or "auto"
     if name != "auto":
         return load_site(name)
-    if slurm.available():
+    if slurm.is_available():
         return Site(name="auto", kind="slurm", workers=4)
     return Site(name="auto", kind="local", workers=min(4, os.cpu_count() or 1))
 
 
-def is_finished(run: RunDir) -> bool:
-    """Whether a run has its report, and its corpus is still as the report says."""
-    return run.report_json.exists() and not what_is_lost(run)
+def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
+    """Advance the run as far as this process can; return the last step.
 
-
-def launch(run: Run, on_tick: Callable[[Run], None]) -> Step:
-    """Take the run as far as this process can; the last step taken.
-
-    A Slurm run is handed over after one step. A local one is driven to its end, `on_tick` being
-    called twice a second; Ctrl-C or SIGTERM lets its workers commit, and launching again goes on.
+    A Slurm run continues by itself after one step. A local run is driven to its end, and `on_tick`
+    is called twice a second; on Ctrl-C or SIGTERM its workers commit, and another launch resumes.
     A finished run whose corpus lost files is merged again.
     """
-    if is_finished(run.dir):
-        return Step("finished", "nothing", f"finished: the corpus is in {run.dir.corpus}")
+    if run.dir.report_json.exists() and not describe_missing_files(run.dir):
+        return StepResult("finished", f"finished: the corpus is in {run.dir.corpus}")
     with advance_lock(run.dir) as lease:
-        _record(run)
-        again = _reopen(run.dir)
+        _record_site(run)
+        note = _reopen_incomplete(run.dir)
         backend = make_backend(run.dir, run.plan, run.site)
-        # A closed terminal or a lost connection is an interruption too.
-        before = {number: signal.signal(number, interrupt) for number in INTERRUPTIONS}
+        handlers = {number: signal.signal(number, raise_interrupt) for number in INTERRUPT_SIGNALS}
         try:
-            step = advance(lease, run.plan, backend, by_hand=True)
+            step = advance(lease, run.plan, backend, manual=True)
             while isinstance(backend, LocalBackend) and step.phase not in ("report", "finished"):
-                while backend.active("refine") or backend.active("merge"):
+                while backend.active_elements("refine") or backend.active_elements("merge"):
                     on_tick(run)
-                    time.sleep(TICK)
+                    time.sleep(POLL_SECONDS)
                 on_tick(run)
                 step = advance(lease, run.plan, backend)
         finally:
             if isinstance(backend, LocalBackend):
                 backend.stop()
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-    return replace(step, message=again + step.message)
+    return replace(step, message=note + step.message)
 
 
-def rehearse(run: Run) -> list[tuple[PhaseName, str, str]]:
-    """Each phase's batch script, and what Slurm says of it; nothing is submitted or written.
+def dry_run(run: Run) -> list[tuple[PhaseName, str, str]]:
+    """Return each phase, its batch script, and the answer of `sbatch --test-only`; write nothing.
 
     UserError for a local site, whose jobs have no scripts.
     """
     backend = make_backend(run.dir, run.plan, run.site)
     if isinstance(backend, LocalBackend):
         raise UserError(
-            f"site {run.site.name} is local: its jobs are processes, not batch scripts",
-            hint="proxhpc plan says what would happen",
+            f"site {run.site.name} is local: its jobs are processes without batch scripts",
+            hint="proxhpc plan shows what a launch would do",
         )
     refine, merge = run.site.resources("refine"), run.site.resources("merge")
-    works = [refine_work(run.dir, refine, refine.jobs, len(run.plan.shards))]
-    works.append(merge_work(run.dir, run.plan, merge, merge.jobs))
+    batches = [refine_batch(run.dir, refine, refine.jobs, len(run.plan.shards))]
+    batches.append(merge_batch(run.dir, run.plan, merge, merge.jobs))
     if run.site.submit_from_jobs:
-        works.append(control_work(run.dir))
-    return backend.preview(works)
+        batches.append(control_batch(run.dir))
+    return backend.preview_scripts(batches)
 
 
 def cancel(run: RunDir) -> list[str]:
-    """End every job of a run; ids or names for people. What was committed stays."""
+    """End every job of a run and return their ids or names. Committed work is kept."""
     plan = Plan.load(run)
-    return make_backend(run, plan, _site_of(run, plan.manifest, None)).cancel()
+    return make_backend(run, plan, _choose_site(run, plan.manifest, None)).cancel()
 
 
-def _reopen(run: RunDir) -> str:
-    """Take back that a run is merged where its corpus no longer is whole; what to say of it."""
-    if not run.report_json.exists() or not (lost := what_is_lost(run)):
+def _reopen_incomplete(run: RunDir) -> str:
+    """Make a finished run unfinished if files of its corpus are missing; return a note on it."""
+    if not run.report_json.exists() or not (missing := describe_missing_files(run)):
         return ""
     with writing(run.report_json):
-        # The report first: without it a run is not finished, whatever happens in between.
+        # The report first: a run without it is not finished, even if this process dies now.
         run.report_json.unlink()
         run.merge_summary.unlink()
-    return f"the corpus is not whole, it lacks {lost}; it is made again\n"
+    return f"the corpus lacks {missing}; merging again\n"

@@ -1,8 +1,8 @@
-"""The one step function: look at the run directory and the queue, do the next thing.
+"""One step of a run: read the run directory and the queue, then do what comes next.
 
-`launch` is plan and advance. On Slurm a small job calls `advance` whenever an array has ended, so
-a run carries itself through time limits and dead nodes; where jobs may not submit, launching
-again does the same. Any of it may die at any point and be run again.
+`launch` plans a run and takes the first step. On Slurm, a control job takes the next step whenever
+an array has ended, so a run survives time limits and dead nodes. On sites where jobs may not
+submit, a person runs `launch` again. A step may be killed at any moment and repeated.
 """
 
 import signal
@@ -17,11 +17,11 @@ from typing import Literal
 
 from proxhpc.assemble.phases import pending_units
 from proxhpc.cluster import tasks
-from proxhpc.cluster.backend import Backend, Work, recorded_site, stale_after
+from proxhpc.cluster.backend import Backend, TaskBatch, recorded_site, stale_after
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import Queue
 from proxhpc.cluster.submit import make_backend
-from proxhpc.cluster.tasks import interrupt
+from proxhpc.cluster.tasks import raise_interrupt
 from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.report import write_report
 from proxhpc.run.lease import Lease, LeaseOwner, Leases, hold_lease
@@ -30,69 +30,68 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
 from proxhpc.run.shards import missing_shards
 from proxhpc.spec.site import Resources
-from proxhpc.status.assess import FATAL
-from proxhpc.status.heartbeats import latest
+from proxhpc.status.assess import FATAL_ERRORS
+from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.worker.leaser import sweep
 
-ROUNDS_WITHOUT_PROGRESS = 5
-# Seconds before a round, after so many that brought nothing: what hinders them (a file system, a
-# licence server, preemption while models load) may need most of an hour to pass.
-PAUSES = (0, 60, 300, 900, 1800)
-CONTROL_PAUSES = (10, 30, 60, 120, 240, 240)  # seconds; within the control job's half hour
+MAX_ROUNDS_WITHOUT_PROGRESS = 5
+# Seconds before a round, by the number of rounds without progress before it. The cause (a file
+# system, a license server, preemption while models load) may take most of an hour to pass.
+ROUND_DELAYS = (0, 60, 300, 900, 1800)
+CONTROL_RETRY_SECONDS = (10, 30, 60, 120, 240, 240)  # together within the control job's half hour
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What one call of `advance` did, or why it did nothing."""
+class StepResult:
+    """The phase in which a run is after one call of `advance`, and what to print."""
 
     phase: Literal["refine", "merge", "report", "finished"]
-    did: Literal["submitted", "waiting", "wrote", "nothing"]
     message: str
 
 
 def advance_lock(run: RunDir) -> AbstractContextManager[Lease]:
-    """Hold the lease on stepping this run forward. RetryError while somebody else does."""
-    return hold_lease(run, "advance", Queue().alive, stale_after(run))
+    """Hold the lease on advancing this run. RetryError while another process holds it."""
+    return hold_lease(run, "advance", Queue().is_queued, stale_after(run))
 
 
-def advance(lease: Lease, plan: Plan, backend: Backend, *, by_hand: bool = False) -> Step:
-    """Take the next step of the run whose `advance` lease the caller holds (`alone`).
+def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False) -> StepResult:
+    """Take the next step of the run whose `advance` lease the caller holds.
 
-    StopError when going on by itself makes no sense: a task met an error that only a person can
-    mend, or several rounds in a row brought nothing. `by_hand` says that a person has looked.
+    StopError if another automatic step makes no sense: workers met an error that only a person can
+    fix, or several rounds in a row made no progress. `manual` says that a person launched.
     """
     run = lease.run
     if run.report_json.exists():
-        return Step("finished", "nothing", f"finished: the corpus is in {run.corpus}")
+        return StepResult("finished", f"finished: the corpus is in {run.corpus}")
     if lease.is_lost():
-        raise RetryError("another launch has taken this run over; it does what is next")
-    notes = backend.reconcile()
-    shards = 0 if run.merge_summary.exists() else sum(1 for _ in missing_shards(run, plan))
-    if shards:
-        step = _refine(run, backend, Round(run, plan, shards, by_hand))
+        raise RetryError("another launch has taken over this run and does the next step")
+    messages = backend.reconcile()
+    pending = 0 if run.merge_summary.exists() else sum(1 for _ in missing_shards(run, plan))
+    if pending:
+        step = _refine(backend, Round(run, plan, pending, manual))
     elif not run.merge_summary.exists():
-        step = _merge(run, plan, backend, Round(run, plan, shards, by_hand))
+        step = _merge(plan, backend, Round(run, plan, pending, manual))
     else:
         write_report(run)
-        step = Step("report", "wrote", f"finished: the corpus is in {run.corpus}")
-    return Step(step.phase, step.did, "\n".join([*notes, step.message]))
+        step = StepResult("report", f"finished: the corpus is in {run.corpus}")
+    return StepResult(step.phase, "\n".join([*messages, step.message]))
 
 
 def advance_job(root: str) -> str:
-    """Be the control job of a run: one step, submissions included; what it did.
+    """Run the control job of a run: one step, submissions included; return what it did.
 
-    The chain of jobs hangs on it, so what may pass (a busy slurmctld, a launch at work) is tried
-    again, and each try is a process of its own, which may be killed, as for want of memory. It
-    settles first what the one before left.
+    All later jobs depend on it, so it retries after errors that may pass, such as a busy slurmctld
+    or another launch. Each try is a process, because it may be killed for lack of memory. A try
+    first completes or cancels what the one before it submitted.
     """
-    signal.signal(signal.SIGTERM, interrupt)  # a try that was told to end is not tried again
+    signal.signal(signal.SIGTERM, raise_interrupt)  # a cancelled job does not retry
     log = ProgressLog(RunDir(Path(root)), LeaseOwner.current("control"), "control")
-    for pause in (*CONTROL_PAUSES, None):
+    for pause in (*CONTROL_RETRY_SECONDS, None):
         try:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 return pool.submit(_step, root).result()
         except StopError as error:
-            # The end of this job, and no failure of its node: it must not be run again.
+            # The job exits with 0: its node has not failed, so Slurm must not requeue it.
             log.write("failed", error=type(error).__name__, message=str(error)[:2000])
             return f"stopped: {error}"
         except (ProxError, OSError, BrokenProcessPool) as error:
@@ -108,162 +107,175 @@ def _step(root: str) -> str:
     plan = Plan.load(run)
     site = recorded_site(run)
     if site.kind == "local":
-        return "the run goes on without Slurm, where it was launched"
+        return "the run continues without Slurm, in a local launch"
     with advance_lock(run) as lease:
         return advance(lease, plan, make_backend(run, plan, site)).message
 
 
 class Round:
-    """One more try at a phase: what is known before it, and whether it makes sense."""
+    """One submission for a phase: the state of the run before it, and whether it makes sense."""
 
-    def __init__(self, run: RunDir, plan: Plan, left: int, by_hand: bool) -> None:
+    def __init__(self, run: RunDir, plan: Plan, pending_shards: int, manual: bool) -> None:
         self.run = run
-        self.left = left
-        last = latest(run)
-        self.fatal = [beat for beat in last if beat.error in FATAL and left]
-        self.hosts = {beat.owner.host for beat in last if beat.role == "refine"}
-        self.failed = [beat for beat in last if beat.state == "failed"]
-        self.worked = {beat.owner.job for beat in last if beat.counts.documents}
-        self.about = {
-            "published": len(plan.shards) - left,
-            "committed": sum(beat.counts.documents for beat in last),
-            "deaths": sum(beat.deaths for beat in last),
-            "merged": sum(1 for own in ("*.json", "*.rows") for _ in run.merge.rglob(own)),
-            "fatal": self._fatal_hosts(),
-            "by_hand": int(by_hand),
+        self.pending_shards = pending_shards
+        heartbeats = latest_heartbeats(run)
+        self.fatal = [beat for beat in heartbeats if beat.error in FATAL_ERRORS and pending_shards]
+        self.hosts = {beat.owner.host for beat in heartbeats if beat.role == "refine"}
+        self.failed = [beat for beat in heartbeats if beat.state == "failed"]
+        self.productive_jobs = {beat.owner.job for beat in heartbeats if beat.counts.documents}
+        self.state = {
+            "published": len(plan.shards) - pending_shards,
+            "committed": sum(beat.counts.documents for beat in heartbeats),
+            "deaths": sum(beat.deaths for beat in heartbeats),
+            "merge_files": sum(1 for name in ("*.json", "*.rows") for _ in run.merge.rglob(name)),
+            "fatal_hosts": self._fatal_hosts(),
+            "manual": int(manual),
         }
 
     def _fatal_hosts(self) -> int:
-        """Hosts with an error that only a person can mend; 0 where it may be one host's alone."""
-        met = len({beat.owner.host for beat in self.fatal})
-        return met if met >= min(2, len(self.hosts)) else 0
+        """Count the hosts with a fatal error; 0 if the cause may be the only such host itself."""
+        hosts = len({beat.owner.host for beat in self.fatal})
+        return hosts if hosts >= min(2, len(self.hosts)) else 0
 
     def check(self, phase: str) -> None:
-        """Raise StopError if another round would bring nothing."""
-        if self.about["by_hand"]:
+        """Raise StopError if another automatic round makes no sense."""
+        if self.state["manual"]:
             return
-        rounds = Journal(self.run).since_by_hand()
-        if rounds and self.about["fatal"] > rounds[0].about["fatal"]:
+        rounds = Journal(self.run).since_manual_launch()
+        if rounds and self.state["fatal_hosts"] > rounds[0].run_state["fatal_hosts"]:
             raise StopError(
                 f"the {phase} stopped: {self.fatal[-1].message}",
-                hint="mend it, then launch again: the run goes on where it stopped",
+                hint="fix the problem, then run `proxhpc launch` again to resume",
             )
-        if (empty := self.empty(phase)) >= ROUNDS_WITHOUT_PROGRESS:
-            why = f"; the last error: {self.failed[-1].message}" if self.failed else ""
+        if (idle := self.rounds_without_progress(phase)) >= MAX_ROUNDS_WITHOUT_PROGRESS:
+            cause = f"; the last error: {self.failed[-1].message}" if self.failed else ""
             raise StopError(
-                f"{empty} rounds of {phase} in a row brought nothing{why}",
-                hint=f"look into {self.run.logs}, mend it and launch again",
+                f"{idle} rounds of {phase} in a row made no progress{cause}",
+                hint=f"read the logs in {self.run.logs}, fix the problem, then run"
+                " `proxhpc launch` again",
             )
 
-    def pause(self, phase: str) -> int:
-        """Seconds until another round should begin: what hinders it may need time to pass."""
-        return PAUSES[min(self.empty(phase), len(PAUSES) - 1)]
+    def delay_seconds(self, phase: str) -> int:
+        """Return how long the round should wait for the cause of idle rounds to pass."""
+        return ROUND_DELAYS[min(self.rounds_without_progress(phase), len(ROUND_DELAYS) - 1)]
 
-    def empty(self, phase: str) -> int:
-        """Rounds in a row, up to now, that brought nothing."""
-        rounds = [e for e in Journal(self.run).since_by_hand() if e.phase == phase]
-        keys = ("published", "committed", "deaths", "merged")
-        now = [self.about[key] for key in keys]
-        same = [[entry.about[key] for key in keys] == now for entry in reversed(rounds)]
+    def rounds_without_progress(self, phase: str) -> int:
+        """Count the latest rounds of a phase in a row that made no progress."""
+        rounds = [
+            entry for entry in Journal(self.run).since_manual_launch() if entry.phase == phase
+        ]
+        keys = ("published", "committed", "deaths", "merge_files")
+        now = [self.state[key] for key in keys]
+        same = [[entry.run_state[key] for key in keys] == now for entry in reversed(rounds)]
         return same.index(False) if False in same else len(same)
 
 
-def _refine(run: RunDir, backend: Backend, around: Round) -> Step:
-    if active := backend.active("refine"):
-        left = _counted(around.left, "shard")
-        said = f"{_counted(active, 'worker')} at it or waiting, {left} left"
-        return _waiting(run, backend, around, "refine", said)
-    around.check("refine")
-    run.match.unlink(missing_ok=True)  # what was decided without these shards
+def _refine(backend: Backend, this_round: Round) -> StepResult:
+    run, pending = this_round.run, this_round.pending_shards
+    if active := backend.active_elements("refine"):
+        message = (
+            f"{_plural(active, 'worker')} running or pending, {_plural(pending, 'shard')} left"
+        )
+        return _wait(backend, this_round, "refine", message)
+    this_round.check("refine")
+    run.match.unlink(missing_ok=True)  # a match made without these shards is out of date
     resources = recorded_site(run).resources("refine")
-    work = refine_work(run, resources, backend.elements(resources), around.left)
-    of = len(work.arguments) * resources.tasks_per_node
-    said = f"{_counted(of, 'worker')} for {_counted(around.left, 'shard')}"
-    return _submitted(run, backend, around, work, said)
+    batch = refine_batch(run, resources, backend.free_elements(resources), pending)
+    workers = len(batch.arguments) * resources.tasks_per_node
+    message = f"{_plural(workers, 'worker')} for {_plural(pending, 'shard')}"
+    return _submit(backend, this_round, batch, message)
 
 
-def _merge(run: RunDir, plan: Plan, backend: Backend, around: Round) -> Step:
-    if backend.active("merge"):
-        return _waiting(run, backend, around, "merge", "the merge waits or runs")
-    leases = Leases(run, LeaseOwner.current("look"), Queue().alive)
+def _merge(plan: Plan, backend: Backend, this_round: Round) -> StepResult:
+    run = this_round.run
+    if backend.active_elements("merge"):
+        return _wait(backend, this_round, "merge", "the merge is running or pending")
+    leases = Leases(run, LeaseOwner.current("control"), Queue().is_queued)
     if held := leases.current("merge"):
         attempt, owner = held
         if leases.is_alive(owner, run.lease("merge", attempt)) is not False:
             raise RetryError(
-                f"a merge of this run is at work, or was ({owner.host}, process {owner.pid})",
-                hint="launch again when it has ended",
+                f"another process merges this run, or did ({owner.host}, process {owner.pid})",
+                hint="run `proxhpc launch` again when it has ended",
             )
-    around.check("merge")
+    this_round.check("merge")
     sweep(run, plan)
     resources = recorded_site(run).resources("merge")
-    if around.empty("merge"):
-        # Arrays trust names. One job finds out what else there is to make again.
+    if this_round.rounds_without_progress("merge"):
+        # Arrays trust file names. One job also finds and replaces damaged files.
         resources = replace(resources, workers=1)
-    most = backend.elements(resources) if resources.workers > 1 else 1
-    work = merge_work(run, plan, resources, most)
-    said = "every shard is refined; merging"
-    if work.function is tasks.merge_share:
-        said += f" ({work.arguments[0][1]}) in {_counted(len(work.arguments), 'element')}"
-    return _submitted(run, backend, around, work, said)
+    max_elements = backend.free_elements(resources) if resources.workers > 1 else 1
+    batch = merge_batch(run, plan, resources, max_elements)
+    message = "every shard is refined; merging"
+    if batch.function is tasks.merge_phase_task:
+        message += f" ({batch.arguments[0][1]}) in {_plural(len(batch.arguments), 'element')}"
+    return _submit(backend, this_round, batch, message)
 
 
-def refine_work(run: RunDir, resources: Resources, most: int, left: int) -> Work:
-    """Workers for the shards that are left, in `most` array elements or fewer."""
+def refine_batch(
+    run: RunDir, resources: Resources, max_elements: int, pending_shards: int
+) -> TaskBatch:
+    """Return the workers for the shards that are missing, in at most `max_elements` elements."""
     per_node = resources.tasks_per_node
-    elements = min(most, -(-left // per_node))
-    of = elements * per_node
-    arguments = [(str(run.root), element, per_node, of) for element in range(elements)]
-    return Work("refine", tasks.refine_element, arguments, {})
+    elements = min(max_elements, -(-pending_shards // per_node))
+    workers = elements * per_node
+    arguments = [(str(run.root), element, per_node, workers) for element in range(elements)]
+    return TaskBatch("refine", tasks.refine_element_task, arguments, {})
 
 
-def merge_work(run: RunDir, plan: Plan, resources: Resources, most: int) -> Work:
-    """The next of the merge: all that is left in one job, or of one phase in an array.
+def merge_batch(run: RunDir, plan: Plan, resources: Resources, max_elements: int) -> TaskBatch:
+    """Return the next part of the merge: all of it in one job, or one phase in an array.
 
-    An array has `most` elements or fewer, one for each share in which something is left. A run
-    with fewer groups of shards than workers is merged by one job.
+    An array has at most `max_elements` elements, one for each share with a missing unit. A run with
+    fewer groups of shards than workers is merged by one job.
     """
     root, cpus, phases = str(run.root), resources.cpus, pending_units(run, plan)
-    todo = next((phase for phase in phases if phase.units), None)
-    if todo is None or not 1 < resources.workers <= phases[0].total:
-        return Work("merge", tasks.merge_task, [(root, cpus)], {})
-    of = min(resources.workers, todo.total)
-    shares = sorted({unit % of for unit in todo.units})[:most]
-    arguments = [(root, todo.phase, share, of, cpus) for share in shares]
-    return Work("merge", tasks.merge_share, arguments, {})
+    next_phase = next((phase for phase in phases if phase.units), None)
+    if next_phase is None or not 1 < resources.workers <= phases[0].total:
+        return TaskBatch("merge", tasks.merge_task, [(root, cpus)], {})
+    elements = min(resources.workers, next_phase.total)
+    shares = sorted({unit % elements for unit in next_phase.units})[:max_elements]
+    arguments = [(root, next_phase.phase, share, elements, cpus) for share in shares]
+    return TaskBatch("merge", tasks.merge_phase_task, arguments, {})
 
 
-def control_work(run: RunDir) -> Work:
-    """The job that takes the next step."""
-    return Work("control", advance_job, [(str(run.root),)], {})
+def control_batch(run: RunDir) -> TaskBatch:
+    """Return the job that takes the next step."""
+    return TaskBatch("control", advance_job, [(str(run.root),)], {})
 
 
-def _submitted(run: RunDir, backend: Backend, around: Round, work: Work, said: str) -> Step:
-    failing = backend.failing(around.worked)
-    exclude = tuple(sorted(failing))
-    phase = work.phase
-    work = replace(work, about=around.about, exclude=exclude, delay=around.pause(phase))
-    ids = backend.submit(work, replace(control_work(run), exclude=exclude))
-    told = [f"{said}: {_named(ids)}"]
-    told += [
-        f"node {node} is left out: the last {count} jobs there ended at once"
+def _submit(backend: Backend, this_round: Round, batch: TaskBatch, message: str) -> StepResult:
+    failing = backend.failing_nodes(this_round.productive_jobs)
+    excluded = tuple(sorted(failing))
+    batch = replace(
+        batch,
+        run_state=this_round.state,
+        excluded_nodes=excluded,
+        delay_seconds=this_round.delay_seconds(batch.phase),
+    )
+    control = replace(control_batch(this_round.run), excluded_nodes=excluded)
+    lines = [f"{message}: {_job_names(backend.submit(batch, control))}"]
+    lines += [
+        f"node {node} is excluded: the last {count} jobs there failed within minutes"
         for node, count in sorted(failing.items())
     ]
-    return Step("refine" if phase == "refine" else "merge", "submitted", "\n".join(told))
+    return StepResult("refine" if batch.phase == "refine" else "merge", "\n".join(lines))
 
 
-def _waiting(
-    run: RunDir, backend: Backend, around: Round, phase: Literal["refine", "merge"], said: str
-) -> Step:
-    """Nothing but to wait; should what is at work have no control job behind it, it gets one."""
-    if backend.follow(replace(control_work(run), about=around.about)):
-        said += "\nits control job was gone: another one follows"
-    return Step(phase, "waiting", said)
+def _wait(
+    backend: Backend, this_round: Round, phase: Literal["refine", "merge"], message: str
+) -> StepResult:
+    """Submit nothing but a control job, if the active jobs have none behind them."""
+    control = replace(control_batch(this_round.run), run_state=this_round.state)
+    if backend.ensure_follow_up(control):
+        message += "\nits control job was missing: submitted another one"
+    return StepResult(phase, message)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _named(ids: list[str]) -> str:
-    shown = ", ".join(ids[:4]) + (" …" if len(ids) > 4 else "")
-    return f"{'job' if len(ids) == 1 else 'jobs'} {shown}"
+def _job_names(ids: list[str]) -> str:
+    names = ", ".join(ids[:4]) + (" …" if len(ids) > 4 else "")
+    return f"{'job' if len(ids) == 1 else 'jobs'} {names}"

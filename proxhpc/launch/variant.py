@@ -1,7 +1,7 @@
-"""Another corpus of a refined run: the same ledgers under another policy, dedup or output.
+"""Another corpus from a refined run: the same ledgers, another policy, dedup or output.
 
-No model is asked, and the run is only read. The directory is the corpus; what the merge works with
-is in `merge/` there, so that it goes on where it was, and `merge/variant.json` says what it is.
+No model is asked, and the run is only read. The new directory is the corpus. Its `merge/` holds the
+files of the merge, so that an interrupted merge resumes, and `merge/variant.json` identifies it.
 """
 
 import os
@@ -11,12 +11,11 @@ from pathlib import Path
 import orjson
 from pydantic import ValidationError
 
-from proxhpc.assemble.merge import MEMORY
-from proxhpc.assemble.merge import merge_run as merge_run
+from proxhpc.assemble.merge import DEFAULT_MEMORY, merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster.slurm import Queue
 from proxhpc.corpus.disk import write_atomic, writing
-from proxhpc.dedup.bands import damaged
+from proxhpc.dedup.arrays import damaged_file
 from proxhpc.errors import UserError
 from proxhpc.program.policy import Policy
 from proxhpc.run.lease import hold_lease
@@ -26,44 +25,47 @@ from proxhpc.spec.load import load_yaml
 from proxhpc.spec.manifest import Manifest, diff, load_manifest
 from proxhpc.spec.yaml_lines import quoted
 
-_CHANGEABLE = ("name", "policy", "output", "seed", "comparison")
-FREE_IN_DEDUP = ("exact", "near", "keep", "by")
-_ELSEWHERE = "choose another with --out DIR"
+_CHANGEABLE_KEYS = ("name", "policy", "output", "seed", "comparison")
+CHANGEABLE_DEDUP_KEYS = ("exact", "near", "keep", "by")
+_CHOOSE_ANOTHER = "choose another directory with --out DIR"
 
 
 def variant_manifest(
-    run: RunDir, given: Path | None, policy: str | None, threshold: float | None
+    run: RunDir, manifest_path: Path | None, policy: str | None, threshold: float | None
 ) -> Manifest:
-    """The run's manifest, or another file's, with what else is given in place of its own.
+    """Return the run's manifest, or another file's, with this policy and threshold.
 
-    `policy` is a file, or "reference"; `threshold` that of near-duplicates. UserError as ever.
+    `policy` is a file or "reference"; `threshold` is that of near-duplicates. UserError if a file
+    cannot be read or the manifest would not be valid.
     """
     plan = Plan.load(run)
-    manifest = freeze_manifest(load_manifest(given), plan.models) if given else plan.manifest
+    manifest = plan.manifest
+    if manifest_path:
+        manifest = freeze_manifest(load_manifest(manifest_path), plan.models)
     data = manifest.model_dump(mode="json")
     if policy is not None:
-        own = policy == "reference"
-        data["policy"] = policy if own else load_yaml(Path(policy), Policy).model_dump()
+        is_name = policy == "reference"
+        data["policy"] = policy if is_name else load_yaml(Path(policy), Policy).model_dump()
     if threshold is not None:
         data["dedup"]["near"] = (data["dedup"]["near"] or {}) | {"threshold": threshold}
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found]
+        details = error.errors(include_url=False)
+        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in details]
         raise UserError("\n".join(lines)) from None
 
 
-def asked_otherwise(before: Manifest, now: Manifest) -> str:
-    """In what a new run would have asked the models differently, "" for nothing."""
+def why_programs_may_differ(before: Manifest, now: Manifest) -> str:
+    """Return why models would answer differently in a new run; "" if they would not."""
     if all(stage.model is None for stage in before.stages) or before.policy == now.policy:
         return ""
     if before.policy == "reference":
-        return "policy: reference had the models write on behind their verdicts"
+        return "with policy: reference, models continued to write after their verdicts"
     if now.policy == "reference":
-        return "a run with policy: reference lets the models write on behind their verdicts"
+        return "with policy: reference, models would continue to write after their verdicts"
     if any(stage.grammar == "strings" for stage in before.stages):
-        return "grammar: strings offers what the policy allows"
+        return "with grammar: strings, the policy limits what models can write"
     return ""
 
 
@@ -75,41 +77,44 @@ def merge_variant(
     processes: int = 1,
     memory: int | None = None,
 ) -> MergeSummary:
-    """Make the corpus of a run under another manifest in `out`, or what is missing of it.
+    """Write the corpus of a run under another manifest to `out`, or what is missing of it.
 
-    UserError, and nothing written, where the manifest asks for what only a new run can do, or `out`
-    is neither new nor that corpus already; the rest as in `assemble.merge`.
+    UserError, before anything is written, if the manifest needs a new run, or if `out` is neither
+    new nor this corpus. Other errors are those of `assemble.merge`.
     """
     variant, plan = prepare_variant(run, out, manifest)
-    with hold_lease(variant, "merge", Queue().alive):
-        return merge_run(variant, plan, processes=processes, memory=memory or MEMORY)
+    with hold_lease(variant, "merge", Queue().is_queued):
+        return merge_run(variant, plan, processes=processes, memory=memory or DEFAULT_MEMORY)
 
 
 def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[VariantDir, Plan]:
-    """The variant's directory, made if it is new, and the run's plan as the variant needs it."""
+    """Return the variant's directory, created if it is new, and the run's plan changed for it."""
     plan = Plan.load(run)
-    if keys := [key for key in diff(plan.manifest, manifest) if not _free(key)]:
+    if keys := [key for key in diff(plan.manifest, manifest) if not _is_changeable(key)]:
         raise UserError(
             f"only a new run can change {', '.join(keys)}",
-            hint=f"the same ledgers do for other values of {', '.join(_CHANGEABLE)} and of dedup's"
-            f" {', '.join(FREE_IN_DEDUP)}",
+            hint=f"a variant can change {', '.join(_CHANGEABLE_KEYS)} and dedup's"
+            f" {', '.join(CHANGEABLE_DEDUP_KEYS)}",
         )
     if out.resolve().is_relative_to(run.root.resolve()):
-        raise UserError(f"{out} lies in the run, which is only read", hint=_ELSEWHERE)
+        raise UserError(
+            f"{out} lies in the run directory, which is only read", hint=_CHOOSE_ANOTHER
+        )
     variant = VariantDir(out, run.root)
-    _claim(variant, plan, manifest)
+    _create_or_check(variant, plan, manifest)
     before = plan.manifest.policy
-    changed = None if manifest.policy == before else before
-    return variant, replace(plan, manifest=manifest, refined_under=changed)
+    refined_under = None if manifest.policy == before else before
+    return variant, replace(plan, manifest=manifest, refined_under=refined_under)
 
 
-def _free(key: str) -> bool:
-    first, _, rest = key.partition(".")
-    return first in _CHANGEABLE or (first == "dedup" and rest.partition(".")[0] in FREE_IN_DEDUP)
+def _is_changeable(key: str) -> bool:
+    section, _, rest = key.partition(".")
+    is_dedup_key = section == "dedup" and rest.partition(".")[0] in CHANGEABLE_DEDUP_KEYS
+    return section in _CHANGEABLE_KEYS or is_dedup_key
 
 
-def _claim(variant: VariantDir, plan: Plan, manifest: Manifest) -> None:
-    """Make the directory this variant's, unless it is."""
+def _create_or_check(variant: VariantDir, plan: Plan, manifest: Manifest) -> None:
+    """Create the variant's directory, or check that an existing one is this variant's."""
     with writing(variant.root):
         try:
             names = sorted(os.listdir(variant.root))
@@ -117,35 +122,35 @@ def _claim(variant: VariantDir, plan: Plan, manifest: Manifest) -> None:
             names = []
     if variant.variant.exists():
         _check_same(variant, plan, manifest)
-    elif [name for name in names if name != variant.merge.name] or _works(variant):
+    elif [name for name in names if name != variant.merge.name] or _has_merge_files(variant):
         raise UserError(
-            f"{variant.root} is not empty, and no corpus of a run: it has {quoted(names[0])}",
-            hint=_ELSEWHERE,
+            f"{variant.root} is not empty and no corpus of a run: it holds {quoted(names[0])}",
+            hint=_CHOOSE_ANOTHER,
         )
     with writing(variant.root):
         variant.leases.mkdir(parents=True, exist_ok=True)
     if not variant.variant.exists():
-        about = {"plan": plan.digest, "manifest": manifest.computed()}
-        write_atomic(variant.variant, orjson.dumps(about, option=orjson.OPT_APPEND_NEWLINE))
+        identity = {"plan": plan.digest, "manifest": manifest.computed()}
+        write_atomic(variant.variant, orjson.dumps(identity, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _works(variant: VariantDir) -> bool:
-    """Whether `merge/` holds more than what a killed beginning leaves."""
+def _has_merge_files(variant: VariantDir) -> bool:
+    """Return True if `merge/` holds more than a process leaves that died creating it."""
     draft = f".{variant.variant.name}."
-    found = variant.merge.iterdir() if variant.merge.is_dir() else ()
-    return any(path != variant.leases and not path.name.startswith(draft) for path in found)
+    paths = variant.merge.iterdir() if variant.merge.is_dir() else ()
+    return any(path != variant.leases and not path.name.startswith(draft) for path in paths)
 
 
 def _check_same(variant: VariantDir, plan: Plan, manifest: Manifest) -> None:
     try:
-        about = orjson.loads(variant.variant.read_bytes())
-        digest, earlier = about["plan"], Manifest.model_validate(about["manifest"])
+        identity = orjson.loads(variant.variant.read_bytes())
+        digest, earlier = identity["plan"], Manifest.model_validate(identity["manifest"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise damaged(variant.variant) from error
+        raise damaged_file(variant.variant) from error
     if digest != plan.digest:
-        raise UserError(f"{variant.root} is a corpus of another run", hint=_ELSEWHERE)
+        raise UserError(f"{variant.root} is a corpus of another run", hint=_CHOOSE_ANOTHER)
     if keys := diff(earlier, manifest):
         raise UserError(
-            f"{variant.root} was begun with another {', '.join(keys)}",
-            hint=f"{_ELSEWHERE}, or remove this one",
+            f"{variant.root} was created with another {', '.join(keys)}",
+            hint=f"{_CHOOSE_ANOTHER}, or remove this one",
         )

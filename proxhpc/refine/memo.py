@@ -1,4 +1,4 @@
-"""A memo of answers, bounded in memory: what was asked before is not asked again."""
+"""A memo of answers, bounded in memory, so that the same prompt is not asked twice."""
 
 import asyncio
 from collections import OrderedDict
@@ -7,50 +7,50 @@ from hashlib import blake2b
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
-ENTRY = 400  # bytes that an entry takes beside what it says itself, measured and rounded up
+ENTRY_BYTES = 400  # of an entry without its value, measured and rounded up
 
 
-def digest(*parts: bytes) -> bytes:
-    """A key for `parts`, which nobody can make two of: texts come from strangers."""
-    sum_ = blake2b(digest_size=16)
+def memo_key(*parts: bytes) -> bytes:
+    """Return a collision-resistant key: texts come from strangers."""
+    key = blake2b(digest_size=16)
     for part in parts:
-        sum_.update(len(part).to_bytes(8, "little"))
-        sum_.update(part)
-    return sum_.digest()
+        key.update(len(part).to_bytes(8, "little"))
+        key.update(part)
+    return key.digest()
 
 
 class Memo(Generic[V]):
-    """Remembers the values of latest use, up to `max_bytes`; `size` is what one takes itself."""
+    """Stores the most recently used values, up to `max_bytes`; `size` returns those of a value."""
 
     def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
-        self._free, self._size = max_bytes, size
-        self._known: OrderedDict[bytes, V] = OrderedDict()
-        self._asked: dict[bytes, asyncio.Event] = {}
+        self._free_bytes, self._size = max_bytes, size
+        self._values: OrderedDict[bytes, V] = OrderedDict()
+        self._pending: dict[bytes, asyncio.Event] = {}
 
     async def get(self, key: bytes, ask: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
-        """The value of `key`, and whether it was there or on its way already.
+        """Return the value of `key`, and whether it was stored or pending.
 
-        What `ask` raises goes to who called it; others who wait for this key ask themselves.
+        An exception of `ask` is raised to its caller only; others that wait for the key then ask.
         """
         while True:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key], True
-            if key not in self._asked:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key], True
+            if key not in self._pending:
                 break
-            await self._asked[key].wait()
-        self._asked[key] = answered = asyncio.Event()
+            await self._pending[key].wait()
+        self._pending[key] = answered = asyncio.Event()
         try:
             value = await ask()
-            self._keep(key, value)
+            self._store(key, value)
         finally:
-            del self._asked[key]
+            del self._pending[key]
             answered.set()
         return value, False
 
-    def _keep(self, key: bytes, value: V) -> None:
-        self._known[key] = value
-        self._free -= ENTRY + self._size(value)
-        while self._free < 0:
-            _, oldest = self._known.popitem(last=False)
-            self._free += ENTRY + self._size(oldest)
+    def _store(self, key: bytes, value: V) -> None:
+        self._values[key] = value
+        self._free_bytes -= ENTRY_BYTES + self._size(value)
+        while self._free_bytes < 0:
+            _, oldest = self._values.popitem(last=False)
+            self._free_bytes += ENTRY_BYTES + self._size(oldest)

@@ -1,6 +1,7 @@
-"""Prompt styles: the exact token ids a refining model reads for a document or a window.
+"""Prompt styles: the exact token ids that a refining model reads for a document or a window.
 
-The whole prompt is one string to the tokenizer, as in training; only special tokens are set by id.
+The tokenizer gets the whole prompt as one string, as in training; only special tokens are set by
+id.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +12,18 @@ from proxhpc.engines.base import Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.refine import teacher
 
-# Of the released refiners' training and inference, at both levels.
-SYSTEM = "You are a helpful, respectful and honest assistant."
-# Characters a token is first taken to cover when a long document is cut; doubled where too few.
-_CHARS_PER_TOKEN = 5
-LEAST_ROOM = 32  # tokens of a window: a numbered line of some words
+# The released refiners were trained with it, at both levels.
+SYSTEM_MESSAGE = "You are a helpful, respectful and honest assistant."
+MIN_WINDOW_TOKENS = 32  # a numbered line of a few words
+_CHARS_PER_TOKEN = 5  # first guess when a long document is truncated; doubled if too low
 
 _Wrap = Callable[[Tokenizer, str], list[int]]
 ReadVerdict = Callable[[str, bool], str]
-"""Makes a doc program of an answer, which may have been cut."""
+"""Turns an answer, and whether it was truncated, into a doc program."""
 
 
 def number_lines(lines: Sequence[str], first_line: int) -> list[str]:
-    """Each line behind its number, as the models read it: `[007]text`, `[1000]text`."""
+    """Return each line after its number, as the models read it: `[007]text`, `[1000]text`."""
     return [f"{_number(number)}{line}" for number, line in enumerate(lines, first_line)]
 
 
@@ -31,7 +31,7 @@ def _number(number: int) -> str:
     return f"[{number:03d}]"
 
 
-def _as_it_is(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
@@ -44,79 +44,80 @@ def _numbered(lines: Sequence[str], first_line: int) -> str:
 class PromptStyle:
     """How text becomes a prompt.
 
-    `document` and `window` make the user's message of a text or of numbered lines, `number` is
-    what such a message says of a line's number; `wrap` puts the frame around a message. Where a
-    document is not answered by a program, `verdict` makes one of the answer. `alike`: a document
-    and its first window begin alike, so that the engine may have read much of the second already.
+    `document` and `window` make the user message from a text or from numbered lines, `number`
+    formats a line number, and `wrap` adds the frame around the message. If documents are not
+    answered with a program, `verdict` makes one from the answer. `shares_prefix`: the prompts of a
+    document and of its first window begin with the same text, which the engine may have cached.
     """
 
     name: str
     wrap: _Wrap
-    document: Callable[[str], str] = _as_it_is
+    document: Callable[[str], str] = _unchanged
     window: Callable[[Sequence[str], int], str] = _numbered
     number: Callable[[int], str] = _number
     verdict: ReadVerdict | None = None
     shares_prefix: bool = False
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
-        """Raise UserError unless the tokenizer has what the frame needs and it fits `budget`."""
-        self._check(len(self.ask(tokenizer, "")), 0, budget)
+        """Raise UserError unless the tokenizer has the frame's tokens and it fits `budget`."""
+        self._check_frame(len(self.full_doc_prompt(tokenizer, "")), 0, budget)
 
-    def chunk_room(self, tokenizer: Tokenizer, budget: int) -> int:
-        """Tokens of numbered lines that a prompt may hold; UserError where those are too few."""
+    def max_window_tokens(self, tokenizer: Tokenizer, budget: int) -> int:
+        """Return the tokens left for numbered lines; UserError if they are too few."""
         frame = self.chunk_overhead(tokenizer)
-        self._check(frame, LEAST_ROOM, budget)
+        self._check_frame(frame, MIN_WINDOW_TOKENS, budget)
         return budget - frame
 
-    def _check(self, frame: int, least: int, budget: int) -> None:
-        if frame + least > budget:
-            more = f", its text takes {least}" if least else ""
+    def _check_frame(self, frame: int, min_text: int, budget: int) -> None:
+        if frame + min_text > budget:
+            text = f" and at least {min_text} tokens of text" if min_text else ""
             raise UserError(
-                f"prompt {self.name}: its frame is {frame} tokens{more}, the longest prompt "
-                f"{budget}",
+                f"prompt {self.name}: a frame of {frame} tokens{text} does not fit the maximum "
+                f"prompt length {budget}",
                 hint="raise max_prompt_tokens of this stage or engine.max_model_len",
             )
 
-    def ask(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        """Prompt ids of a whole document, however long."""
+    def full_doc_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Return the prompt ids of a whole document, of any length."""
         return self.wrap(tokenizer, self.document(text))
 
     def doc_prompt(self, tokenizer: Tokenizer, text: str, budget: int) -> tuple[list[int], bool]:
-        """Prompt ids of a document, at most `budget`, and whether the document was cut to fit.
+        """Return at most `budget` prompt ids of a document, and whether it was truncated.
 
-        What is cut is the document's end, never the frame. Trailing whitespace is dropped, as
-        it was in training. UserError when the frame alone is over the budget.
+        The document is truncated at its end, the frame never. Trailing whitespace is removed, as in
+        training. UserError if the frame alone exceeds the budget.
         """
         text = text.rstrip()
         size = max(budget, 1) * _CHARS_PER_TOKEN
         start = text[:size]
-        # Spares a long document's tail, which no model will see, the tokenizer.
-        while len(ids := self.ask(tokenizer, start)) <= budget and len(start) < len(text):
+        ids = self.full_doc_prompt(tokenizer, start)
+        while len(ids) <= budget and len(start) < len(text):  # tokenize no more than needed
             size *= 2
             start = text[:size]
+            ids = self.full_doc_prompt(tokenizer, start)
         if len(ids) <= budget:
             return ids, False
         self.check(tokenizer, budget)
-        room = budget - len(self.ask(tokenizer, ""))
+        room = budget - len(self.full_doc_prompt(tokenizer, ""))
         while len(ids) > budget:
             start = tokenizer.head(start, room).rstrip() if room > 0 else ""
-            ids = self.ask(tokenizer, start)
+            ids = self.full_doc_prompt(tokenizer, start)
             room -= max(1, len(ids) - budget)
         return ids, True
 
     def chunk_prompt(
         self, tokenizer: Tokenizer, lines: Sequence[str], first_line: int
     ) -> list[int]:
-        """Prompt ids of a window whose first line bears the number `first_line`. Never cut."""
+        """Return the prompt ids of a window whose first line has the number `first_line`."""
         return self.wrap(tokenizer, self.window(lines, first_line))
 
     def chunk_overhead(self, tokenizer: Tokenizer) -> int:
-        """Tokens of a window's prompt beside its numbered lines, each with its line end."""
+        """Return the tokens of a window's prompt without its numbered lines and line feeds."""
         return len(self.chunk_prompt(tokenizer, (), 0))
 
 
 def prompt_style(name: str) -> PromptStyle:
-    """The style of that name; UserError lists them all."""
+    """Return the named style; UserError lists all of them."""
     try:
         return STYLES[name]
     except KeyError:
@@ -128,8 +129,8 @@ def prompt_style(name: str) -> PromptStyle:
 
 
 def _prox_llama2(tokenizer: Tokenizer, user: str) -> list[int]:
-    text = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{user} [/INST]"
-    return [tokenizer.special("<s>"), *tokenizer.encode(text)]
+    text = f"[INST] <<SYS>>\n{SYSTEM_MESSAGE}\n<</SYS>>\n\n{user} [/INST]"
+    return [tokenizer.special_id("<s>"), *tokenizer.encode(text)]
 
 
 def _prox_plain(tokenizer: Tokenizer, user: str) -> list[int]:
@@ -137,10 +138,10 @@ def _prox_plain(tokenizer: Tokenizer, user: str) -> list[int]:
 
 
 def _chat_template(tokenizer: Tokenizer, user: str) -> list[int]:
-    return tokenizer.chat(SYSTEM, user)
+    return tokenizer.chat(SYSTEM_MESSAGE, user)
 
 
-def _chat_alone(tokenizer: Tokenizer, user: str) -> list[int]:
+def _chat_without_system(tokenizer: Tokenizer, user: str) -> list[int]:
     return tokenizer.chat(None, user)
 
 
@@ -171,7 +172,7 @@ STYLES = {
         PromptStyle("prox-llama2", _prox_llama2),
         PromptStyle("prox-plain", _prox_plain),
         PromptStyle("chat-template", _chat_template),
-        # A number stands behind its line, where a causal model has read it, and the question last.
+        # A causal model reads a line before its number, and the whole text before the question.
         PromptStyle(
             "compact",
             _prox_plain,
@@ -182,7 +183,7 @@ STYLES = {
         ),
         PromptStyle(
             "teacher",
-            _chat_alone,
+            _chat_without_system,
             teacher.document_message,
             _teacher_window,
             verdict=teacher.verdict_program,

@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 
 class Budget:
-    """Bounds what is in flight by number and by weight, first come, first served.
+    """Bounds the number and the weight of items in flight, first come, first served.
 
-    One item always fits.
+    One item always fits, whatever its weight.
     """
 
     def __init__(self, items: int, weight: int) -> None:
@@ -25,29 +25,29 @@ class Budget:
 
     async def acquire(self, weight: int) -> None:
         """Wait until an item of `weight` fits."""
-        if self._waiting or not self._take(weight):
-            place = asyncio.get_running_loop().create_future()
-            self._waiting.append((weight, place))
+        if self._waiting or not self._try_acquire(weight):
+            admitted = asyncio.get_running_loop().create_future()
+            self._waiting.append((weight, admitted))
             try:
-                await place
+                await admitted
             except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
+                if admitted.done() and not admitted.cancelled():
                     self.release(weight)
                 raise
 
     def release(self, weight: int) -> None:
-        """Give the place of an item back."""
+        """Return the weight of an item, and admit waiting ones."""
         self._free_items += 1
         self._free_weight += weight
         while self._waiting:
-            weight, place = self._waiting[0]
-            if not place.cancelled():
-                if not self._take(weight):
+            weight, admitted = self._waiting[0]
+            if not admitted.cancelled():
+                if not self._try_acquire(weight):
                     return
-                place.set_result(None)
+                admitted.set_result(None)
             self._waiting.popleft()
 
-    def _take(self, weight: int) -> bool:
+    def _try_acquire(self, weight: int) -> bool:
         empty = self._free_items == self._items
         fits = empty or (self._free_items > 0 and self._free_weight >= weight)
         if fits:
@@ -56,18 +56,20 @@ class Budget:
         return fits
 
 
-def take_batch(items: Iterator[E], number: int, weight: int, weigh: Callable[[E], int]) -> list[E]:
-    """The next items, `number` at most, ending with the one that brings them to `weight`.
+def take_batch(
+    items: Iterator[E], max_items: int, max_weight: int, weigh: Callable[[E], int]
+) -> list[E]:
+    """Return the next items: `max_items`, or fewer if they reach `max_weight`.
 
-    Empty when there are none left.
+    Empty if there are none left.
     """
-    taken: list[E] = []
-    for item in islice(items, number):
-        taken.append(item)
-        weight -= weigh(item)
-        if weight <= 0:
+    batch: list[E] = []
+    for item in islice(items, max_items):
+        batch.append(item)
+        max_weight -= weigh(item)
+        if max_weight <= 0:
             break
-    return taken
+    return batch
 
 
 async def in_order(
@@ -76,13 +78,13 @@ async def in_order(
     weigh: Callable[[E], int],
     budget: Budget,
 ) -> AsyncGenerator[tuple[E, R], None]:
-    """Pairs of event and result, in the order of the events.
+    """Yield each event with its result, in the order of the events.
 
-    Events are taken ahead of their results as far as `budget` goes, so whatever does the work is
-    kept full across batches, files and shards. An exception of `events` or of the work is raised
-    in its place. Closing the iterator cancels what is in flight.
+    Events are read ahead within the budget, so the engine stays busy across batches, files and
+    shards. An exception of `events` or `work` is raised at its position. Closing the generator
+    cancels what is in flight.
     """
-    # The budget bounds this queue too: nothing enters it without a place.
+    # Bounded by the budget, too: an event enters the queue only after it is admitted.
     queue: asyncio.Queue[tuple[E, int, asyncio.Future[R]] | None] = asyncio.Queue()
 
     async def produce() -> None:

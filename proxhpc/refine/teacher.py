@@ -1,9 +1,8 @@
-"""Prompts for a large general model as teacher, and how its marks become a verdict.
+"""Prompts for a large chat model as teacher, and its scores as a verdict.
 
-The tasks are those by which ProX had its seed data annotated (§3.2, A.1): a document gets an
-educational mark and one for its format, and is kept or dropped by equation 2; a window gets a
-program against navigation, stray addresses and page ends. The words are ours. An answer is read
-strictly: what is not as asked for is no verdict.
+The tasks are those of ProX's seed data (§3.2, A.1), in our words. A document gets an educational
+score and a format score and is kept or dropped by equation 2. A window gets a program that removes
+navigation, stray addresses and page ends. An answer in any other form gives no verdict.
 """
 
 import re
@@ -74,43 +73,44 @@ The lines are:
 {lines}
 The program is:"""
 
-_MARKS = re.compile(r"(?:\A|\n)Educational: ([0-5])[ \t]*\n+Format: ([0-5])\s*\Z")
-_MARK = re.compile(r"^\W*(?:Educational|Format)\W*:", re.MULTILINE | re.IGNORECASE)
+_SCORES = re.compile(r"(?:\A|\n)Educational: ([0-5])[ \t]*\n+Format: ([0-5])\s*\Z")
+_SCORE_LABEL = re.compile(r"^\W*(?:Educational|Format)\W*:", re.MULTILINE | re.IGNORECASE)
 
 
 def document_message(text: str) -> str:
-    """What is asked about a document."""
+    """Return the user message for a document."""
     return _DOCUMENT.replace("{text}", text)
 
 
 def window_message(numbered: str) -> str:
-    """What is asked about a window of numbered lines."""
+    """Return the user message for a window of numbered lines."""
     return _WINDOW.replace("{lines}", numbered)
 
 
-def read_marks(answer: str) -> tuple[int, int] | None:
-    """The educational and the format mark of an answer; None unless it ends with both, given once.
+def read_scores(answer: str) -> tuple[int, int] | None:
+    """Return the educational and the format score at the end of an answer.
 
-    So a model that talks on, marks twice or quotes the scale has given none.
+    None unless the answer ends with both and gives each once: a model that talks on, scores twice
+    or quotes the scale has given no scores.
     """
-    match = _MARKS.search(answer)
-    if match is None or len(_MARK.findall(answer)) != 2:
+    match = _SCORES.search(answer)
+    if match is None or len(_SCORE_LABEL.findall(answer)) != 2:
         return None
     return int(match.group(1)), int(match.group(2))
 
 
-def keeps(educational: int, form: int) -> bool:
-    """Equation 2 of the paper; what it leaves open (2 and a format below 4) is dropped."""
-    return educational >= 3 or (educational == 2 and form >= 4)
+def keeps_document(educational: int, format_score: int) -> bool:
+    """Apply equation 2 of the paper; the case it leaves open (2 and a format below 4) is a drop."""
+    return educational >= 3 or (educational == 2 and format_score >= 4)
 
 
-def verdict_program(answer: str, cut: bool) -> str:
-    """The doc program that an answer comes to, its marks in a comment.
+def verdict_program(answer: str, truncated: bool) -> str:
+    """Return the doc program for an answer, with its scores in a comment.
 
-    An answer without marks, or which was cut, comes to a comment alone: that is no verdict.
+    A truncated answer, or one without scores, becomes a comment only, which is no verdict.
     """
-    found = None if cut else read_marks(answer)
-    if found is None:
-        return f"# no marks in: {' '.join(answer.split())}"
-    call = "keep_doc()" if keeps(*found) else "drop_doc()"
-    return f"{call}  # educational {found[0]}, format {found[1]}"
+    scores = None if truncated else read_scores(answer)
+    if scores is None:
+        return f"# no scores in: {' '.join(answer.split())}"
+    call = "keep_doc()" if keeps_document(*scores) else "drop_doc()"
+    return f"{call}  # educational {scores[0]}, format {scores[1]}"

@@ -1,7 +1,7 @@
-"""The style `walk`: what a tiny model made for it reads and answers, in training and in use alike.
+"""The prompt style `walk`: what its tiny models read and answer, in training and in use.
 
-A window's answer is one token a line, in order, and the end. Nothing here depends on the limits of
-an engine: a window of a document has one prompt.
+An answer for a window is one token a line, in order, and the end. Nothing here depends on the
+limits of an engine: a window of a document has one prompt.
 """
 
 import re
@@ -18,25 +18,25 @@ Ids = Sequence[int]
 
 WINDOW_TOKENS = 480  # of numbered lines
 WINDOW_LINES = 64
-# A longer line is shortened to its start and its end. Whether it is text shows at its start; at its
-# end, whether it is a sentence.
-LONG, HEAD, TAIL = 66, 46, 16  # characters
-HEAD_TOKENS, TAIL_TOKENS = 32, 15  # so that other scripts do not cost a window
-LINE_TOKENS = HEAD_TOKENS + 1 + TAIL_TOKENS
+# The model sees the start and the end of longer lines: the start shows whether a line is text, the
+# end whether it is a sentence.
+_MAX_CHARS, _HEAD_CHARS, _TAIL_CHARS = 66, 46, 16
+_HEAD_TOKENS, _TAIL_TOKENS = 32, 15  # bounds for scripts with several tokens a character
+MAX_LINE_TOKENS = _HEAD_TOKENS + 1 + _TAIL_TOKENS
 _LENGTHS = (100, 160, 250, 400, 800)  # characters: bounds of the length buckets
-# Around a window: so many lines that are not blank, no further away, with their ends.
-BEFORE, AFTER, REACH, CONTEXT_TOKENS = 4, 3, 12, 64
-OVERHEAD = 5 + 2 * CONTEXT_TOKENS  # most tokens of a prompt beside the window's numbered lines
-# Of a document to be judged: its first and last lines that are not blank.
-FIRST, FIRST_TOKENS, LAST, LAST_TOKENS = 24, 360, 8, 120
-JUDGE_TOKENS = 3 + FIRST_TOKENS + LAST_TOKENS  # most of a prompt
+# Context of a window: this many lines that are not blank, no further away than REACH.
+_LINES_BEFORE, _LINES_AFTER, REACH, _CONTEXT_TOKENS = 4, 3, 12, 64
+MAX_OVERHEAD = 5 + 2 * _CONTEXT_TOKENS  # tokens of a prompt beside the window's numbered lines
+# A document's verdict depends on its first and last lines that are not blank.
+_FIRST_LINES, _FIRST_TOKENS, _LAST_LINES, _LAST_TOKENS = 24, 360, 8, 120
+MAX_VERDICT_PROMPT = 3 + _FIRST_TOKENS + _LAST_TOKENS  # tokens
 
 _REMOVAL = re.compile(r"remove_lines\(start=([0-9]+), end=[0-9]+\)\n")
 
 
 @dataclass(frozen=True, slots=True)
 class WalkPage:
-    """A document's lines and, of each, the ids of what the model reads; none for a blank line."""
+    """A document's lines and the ids that the model reads of each; none for a blank line."""
 
     lines: Sequence[str]
     ids: Sequence[Ids]
@@ -48,172 +48,176 @@ class Walk:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """UserError unless the tokenizer was made for the style."""
         self._tokenizer = tokenizer
-        special, added = tokenizer.special, tokenizer.added
+        special, added = tokenizer.special_id, tokenizer.added_id
         self.end = special(vocabulary.END)
-        self._head = special(vocabulary.DOC_MORE), special(vocabulary.DOC)
-        self._foot = special(vocabulary.DOC_END_MORE), special(vocabulary.DOC_END)
-        self._judge = special(vocabulary.JUDGE), special(vocabulary.JUDGE_END)
+        self._doc_start = special(vocabulary.DOC_MORE), special(vocabulary.DOC)
+        self._doc_end = special(vocabulary.DOC_END_MORE), special(vocabulary.DOC_END)
+        self._verdict = special(vocabulary.VERDICT), special(vocabulary.VERDICT_END)
         self._line, self._gap = special(vocabulary.LINE), special(vocabulary.GAP)
-        self._places = [special(vocabulary.position_token(n)) for n in range(vocabulary.PLACES)]
+        self._eighths = [special(vocabulary.position_token(n)) for n in range(vocabulary.EIGHTHS)]
         self._lengths = [special(vocabulary.length_token(n)) for n in range(vocabulary.LENGTHS)]
         every = range(vocabulary.NUMBERS)
         self._numbers = [special(vocabulary.number_token(n)) for n in every]
         self._all_numbers = frozenset(self._numbers)
         self._keep = [special(vocabulary.keep_token(n)) for n in every]
         self._remove = [added(vocabulary.remove_token(n)) for n in every]
-        self.verdicts = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
+        self.verdict_ids = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
 
     # --- what the model reads ---------------------------------------------------------------
 
     def page(self, lines: Sequence[str]) -> WalkPage:
-        """The lines as the model reads them, encoded once for all windows."""
+        """Encode a document's lines, once for all windows."""
         ids: list[Ids] = []
-        for at in range(0, len(lines), CALL_LINES):
-            ids += self._encode(lines[at : at + CALL_LINES])
+        for start in range(0, len(lines), CALL_LINES):
+            ids += self._encode(lines[start : start + CALL_LINES])
         return WalkPage(lines, ids)
 
     def windows(
-        self, page: WalkPage, tokens: int = WINDOW_TOKENS, lines: int = WINDOW_LINES
+        self, page: WalkPage, max_tokens: int = WINDOW_TOKENS, max_lines: int = WINDOW_LINES
     ) -> list[Window]:
-        """Windows that tile the page, of so many tokens and lines at most."""
-        return pack(page.lines, [len(ids) for ids in page.ids], tokens, lines)
+        """Split the page into consecutive windows."""
+        return pack(page.lines, [len(ids) for ids in page.ids], max_tokens, max_lines)
 
     def prompt(self, page: WalkPage, start: int, stop: int) -> list[int]:
-        """Prompt ids of lines [start, stop): at most OVERHEAD more than a token and each's own."""
+        """Return the prompt ids of lines [start, stop).
+
+        There are at most MAX_OVERHEAD more than the lines' own and one for each line's number.
+        """
         total = len(page.ids)
-        ids = [self._head[start == 0], self._places[start * len(self._places) // total]]
-        before = self._context(page, range(start - 1, max(start - REACH, 0) - 1, -1), BEFORE)
+        ids = [self._doc_start[start == 0], self._eighths[start * len(self._eighths) // total]]
+        before = self._context(page, range(start - 1, max(start - REACH, 0) - 1, -1), _LINES_BEFORE)
         if before:
-            ids += [*self._ended(reversed(before)), self._gap]
+            ids += [*self._join(reversed(before)), self._gap]
         for line, number in zip(page.ids[start:stop], self._numbers, strict=False):
             ids += [*line, number]
-        after = self._context(page, range(stop, min(stop + REACH, total)), AFTER)
+        after = self._context(page, range(stop, min(stop + REACH, total)), _LINES_AFTER)
         if after:
-            ids += [self._gap, *self._ended(after)]
-        ids.append(self._foot[stop == total])
+            ids += [self._gap, *self._join(after)]
+        ids.append(self._doc_end[stop == total])
         return ids
 
-    def places(self, prompt: Ids) -> list[int]:
-        """Where in a window's prompt the numbers of its lines stand."""
-        return [place for place, token in enumerate(prompt) if token in self._all_numbers]
+    def number_positions(self, prompt: Ids) -> list[int]:
+        """Return the positions of line numbers in a window's prompt."""
+        return [position for position, token in enumerate(prompt) if token in self._all_numbers]
 
-    def judge(self, lines: Sequence[str]) -> list[int]:
-        """Prompt ids of a document, from its first and last lines; at most JUDGE_TOKENS."""
-        first = self._some(lines, range(len(lines)), FIRST, FIRST_TOKENS)
-        behind = max(first, default=-1)
-        last = self._some(lines, range(len(lines) - 1, behind, -1), LAST, LAST_TOKENS)
-        between = range(behind + 1, min(last, default=len(lines)))
+    def verdict_prompt(self, lines: Sequence[str]) -> list[int]:
+        """Return the at most MAX_VERDICT_PROMPT prompt ids for a document's verdict."""
+        first = self._select_lines(lines, range(len(lines)), _FIRST_LINES, _FIRST_TOKENS)
+        last_of_first = max(first, default=-1)
+        from_end = range(len(lines) - 1, last_of_first, -1)
+        last = self._select_lines(lines, from_end, _LAST_LINES, _LAST_TOKENS)
+        between = range(last_of_first + 1, min(last, default=len(lines)))
         gap = [self._gap] if any(lines[n].strip() for n in between) else []
         top, bottom = first.values(), reversed(last.values())
-        return [self._judge[0], *self._ended(top), *gap, *self._ended(bottom), self._judge[1]]
+        return [self._verdict[0], *self._join(top), *gap, *self._join(bottom), self._verdict[1]]
 
     # --- what it answers --------------------------------------------------------------------
 
     def answer(self, keep: Sequence[bool]) -> list[int]:
-        """Answer ids of a window: of each line whether it is kept, and the end."""
-        chosen = zip(keep, self._keep, self._remove, strict=False)
-        return [*(k if kept else r for kept, k, r in chosen), self.end]
+        """Return the answer ids that keep or remove each line of a window."""
+        choices = zip(keep, self._keep, self._remove, strict=False)
+        return [*(k if keep_line else r for keep_line, k, r in choices), self.end]
 
-    def verdict(self, keep: bool) -> list[int]:
-        """Answer ids of a document."""
-        return [self.verdicts[not keep], self.end]
+    def verdict_answer(self, keep: bool) -> list[int]:
+        """Return the answer ids that keep or drop a document."""
+        return [self.verdict_ids[not keep], self.end]
 
     def example(
         self, lines: Sequence[str], window: Window, keep: Sequence[bool]
     ) -> tuple[list[int], list[int]]:
-        """Prompt and answer ids of one window; `keep` says of each of its lines whether it stays.
+        """Return prompt and answer ids of one window; `keep` has an entry for each of its lines.
 
-        For many windows of a document encode it once: `page`, `prompt`, `answer`.
+        For many windows of a document, encode it once: `page`, `prompt`, `answer`.
         """
         if len(keep) != window.stop - window.start:
             raise ValueError(f"{len(keep)} decisions for {window.stop - window.start} lines")
         return self.prompt(self.page(lines), window.start, window.stop), self.answer(keep)
 
-    def steps(self, lines: int) -> AllowedSteps:
-        """Of each token of the answer for so many lines the ids that it may be."""
+    def allowed_steps(self, lines: int) -> AllowedSteps:
+        """Return the allowed ids of each answer token for a window of this many lines."""
         return (*zip(self._keep[:lines], self._remove[:lines], strict=True), (self.end,))
 
     @property
     def verdict_steps(self) -> AllowedSteps:
-        """The same for a document's answer."""
-        return (self.verdicts, (self.end,))
+        """The allowed ids of each answer token for a verdict."""
+        return (self.verdict_ids, (self.end,))
 
     def bias(self, lines: int, value: float) -> tuple[tuple[int, float], ...]:
-        """What is added to the logits of answers that remove one of so many lines."""
+        """Return what to add to the logits of removing one of this many lines."""
         return tuple((number, value) for number in self._remove[:lines]) if value else ()
 
     def verdict_bias(self, value: float) -> tuple[tuple[int, float], ...]:
-        """What is added to the logit of the answer that drops a document."""
-        return ((self.verdicts[1], value),) if value else ()
+        """Return what to add to the logit of dropping a document."""
+        return ((self.verdict_ids[1], value),) if value else ()
 
     # --- within a prompt --------------------------------------------------------------------
 
     def _encode(self, lines: Sequence[str]) -> list[Ids]:
         texts = [line.strip() for line in lines]
-        long = [n for n, text in enumerate(texts) if len(text) > LONG]
+        long = [n for n, text in enumerate(texts) if len(text) > _MAX_CHARS]
         parts = texts.copy()
         for n in long:
-            parts[n] = texts[n][:HEAD]
-            parts.append(texts[n][-TAIL:])
+            parts[n] = texts[n][:_HEAD_CHARS]
+            parts.append(texts[n][-_TAIL_CHARS:])
         encoded = self._tokenizer.encode_lines(parts)
         tails = dict(zip(long, encoded[len(texts) :], strict=True))
         return [
-            self._shortened(encoded[n], tails.get(n), len(text)) if text else ()
+            self._shorten(encoded[n], tails.get(n), len(text)) if text else ()
             for n, text in enumerate(texts)
         ]
 
-    def _shortened(self, head: Ids, tail: Ids | None, size: int) -> Ids:
-        """A line's ids, LINE_TOKENS at most, of its start and, if it was cut, its end."""
+    def _shorten(self, head: Ids, tail: Ids | None, size: int) -> Ids:
+        """Return at most MAX_LINE_TOKENS ids of a line of `size` characters."""
         if tail is None:
-            if len(head) <= LINE_TOKENS:
+            if len(head) <= MAX_LINE_TOKENS:
                 return array("I", head)
             tail = head
         bucket = sum(size >= bound for bound in _LENGTHS)
         middle = self._lengths[bucket]
-        return array("I", [*head[:HEAD_TOKENS], middle, *tail[-TAIL_TOKENS:]])
+        return array("I", [*head[:_HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]])
 
-    def _context(self, page: WalkPage, places: Iterable[int], most: int) -> list[Ids]:
-        """Lines that are not blank, from the nearest on, as far as there is room for them."""
-        return _fitting((page.ids[n] for n in places if page.ids[n]), most, CONTEXT_TOKENS)
+    def _context(self, page: WalkPage, numbers: Iterable[int], max_lines: int) -> list[Ids]:
+        """Return the nearest lines that are not blank, as many as fit."""
+        return _fitting((page.ids[n] for n in numbers if page.ids[n]), max_lines, _CONTEXT_TOKENS)
 
-    def _some(
-        self, lines: Sequence[str], places: Iterable[int], most: int, room: int
+    def _select_lines(
+        self, lines: Sequence[str], numbers: Iterable[int], max_lines: int, max_tokens: int
     ) -> dict[int, Ids]:
-        """The first places whose lines are not blank, as far as there is room, with their ids."""
-        found: list[int] = []
-        for n in places:
+        """Return number and ids of the first lines that are not blank, as many as fit."""
+        chosen: list[int] = []
+        for n in numbers:
             if lines[n].strip():
-                found.append(n)
-            if len(found) == most:
+                chosen.append(n)
+            if len(chosen) == max_lines:
                 break
-        ids = _fitting(self._encode([lines[n] for n in found]), most, room)
-        return dict(zip(found, ids, strict=False))
+        ids = _fitting(self._encode([lines[n] for n in chosen]), max_lines, max_tokens)
+        return dict(zip(chosen, ids, strict=False))
 
-    def _ended(self, lines: Iterable[Ids]) -> Iterable[int]:
+    def _join(self, lines: Iterable[Ids]) -> Iterable[int]:
         for ids in lines:
             yield from ids
             yield self._line
 
 
-def _fitting(lines: Iterable[Ids], most: int, room: int) -> list[Ids]:
-    """The first lines, `most` at most, that fit into `room` tokens with an end each."""
-    taken: list[Ids] = []
+def _fitting(lines: Iterable[Ids], max_lines: int, max_tokens: int) -> list[Ids]:
+    """Return the first lines that fit into the limits, with one more token for each line."""
+    fitting: list[Ids] = []
     for ids in lines:
-        room -= len(ids) + 1
-        if room < 0 or len(taken) == most:
+        max_tokens -= len(ids) + 1
+        if max_tokens < 0 or len(fitting) == max_lines:
             break
-        taken.append(ids)
-    return taken
+        fitting.append(ids)
+    return fitting
 
 
-def program(text: str) -> str:
-    """An answer as a program: runs of removed lines as one statement each.
+def read_program(answer: str) -> str:
+    """Return an answer as a program, with one statement for each run of removed lines.
 
-    What is no walk is left as it is. Empty where every line is kept, which is a program, too.
+    An answer of another form is returned unchanged. A program may be empty: it keeps all lines.
     """
-    numbers = [int(number) for number in _REMOVAL.findall(text)]
-    if "".join(map(vocabulary.remove_token, numbers)) != text:
-        return text
+    numbers = [int(number) for number in _REMOVAL.findall(answer)]
+    if "".join(map(vocabulary.remove_token, numbers)) != answer:
+        return answer
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""One stage of the style `walk` on its engine: its questions, and answers that are programs."""
+"""A stage of the prompt style `walk`: its requests, and its answers as programs."""
 
 import asyncio
 from array import array
@@ -9,45 +9,46 @@ from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.refine import walk
-from proxhpc.refine.stage import Answer, Question, StageRunner
+from proxhpc.refine.stage import Answer, StageRunner, WindowRequest
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
 from proxhpc.spec.manifest import Stage
 
 
 def make_runner(stage: Stage, engine: Engine, policy: AnyPolicy) -> StageRunner:
-    """The stage on its engine. UserError when the model is not one for its style and limits."""
+    """Return the stage on its engine; UserError if the model does not fit its style and limits."""
     if stage.prompt == "walk" and engine.tokenizer is not None:
         return WalkRunner(stage, engine, policy)
     return StageRunner(stage, engine, policy)
 
 
 class WalkRunner(StageRunner):
-    """A stage whose answers are one token a line, restricted to the window's own lines."""
+    """A stage whose answers are one token a line, restricted to the window's lines."""
 
     def _prepare(self, tokenizer: Tokenizer) -> None:
         self._walk = Walk(tokenizer)
-        self._steps = self.stage.grammar != "none"
+        self._restricted = self.stage.grammar != "none"
         if self.stage.level == "doc":
-            self._need("max_prompt_tokens", self.budget, walk.JUDGE_TOKENS)
+            self._check_limit("max_prompt_tokens", self.budget, walk.MAX_VERDICT_PROMPT)
             return
-        self._need("max_prompt_tokens", self.budget, walk.OVERHEAD + walk.LINE_TOKENS + 1)
-        self._need("window_tokens", self.stage.window_tokens, walk.LINE_TOKENS + 1)
-        self.window_tokens = min(self.stage.window_tokens, self.budget - walk.OVERHEAD)
+        min_prompt = walk.MAX_OVERHEAD + walk.MAX_LINE_TOKENS + 1
+        self._check_limit("max_prompt_tokens", self.budget, min_prompt)
+        self._check_limit("window_tokens", self.stage.window_tokens, walk.MAX_LINE_TOKENS + 1)
+        self.window_tokens = min(self.stage.window_tokens, self.budget - walk.MAX_OVERHEAD)
         lines = self.stage.window_lines or walk.WINDOW_LINES
         self._window_lines = min(lines, self.stage.max_new_tokens - 1)
 
-    def _need(self, key: str, given: int, least: int) -> None:
-        if given < least:
+    def _check_limit(self, key: str, value: int, minimum: int) -> None:
+        if value < minimum:
             raise UserError(
-                f"prompt walk: {key} of the {self.stage.level} stage comes to {given}, "
-                f"the least is {least}",
+                f"prompt walk: {key} of the {self.stage.level} stage comes to {value}, but the "
+                f"minimum is {minimum}",
                 hint=f"raise {key} of this stage or engine.max_model_len",
             )
 
-    async def judge(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
+    async def ask_verdict(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
         """Ask whether to keep the document, of which the model sees the start and the end."""
-        prompt = await asyncio.to_thread(self._walk.judge, lines)
+        prompt = await asyncio.to_thread(self._walk.verdict_prompt, lines)
         request = Request(
             "doc",
             array("I", prompt),
@@ -56,42 +57,45 @@ class WalkRunner(StageRunner):
             self.stage.max_new_tokens,
             self._stop,
             order=order,
-            steps=self._walk.verdict_steps if self._steps else (),
+            steps=self._walk.verdict_steps if self._restricted else (),
             bias=self._walk.verdict_bias(self.stage.bias),
-            odds=self._walk.verdicts if self.scored and self._steps else None,
+            odds=self._walk.verdict_ids if self.scored and self._restricted else None,
         )
         return await self._answer(0, len(lines), request)
 
-    def questions(
+    def window_requests(
         self, lines: Sequence[str], counts: Sequence[int], order: int = 0
-    ) -> list[Question]:
-        """What to ask about windows that tile the document; `counts`, of whole lines, are unused.
+    ) -> list[WindowRequest]:
+        """Return the requests for consecutive windows.
 
-        The model reads long lines shortened.
+        `counts`, the tokens of whole lines, are not used: the model reads long lines shortened.
         """
         page = self._walk.page(lines)
         windows = self._walk.windows(page, self.window_tokens, self._window_lines)
-        return [Question(w, None if w.blank else self._window(page, w, order)) for w in windows]
+        return [
+            WindowRequest(w, None if w.blank else self._walk_request(page, w, order))
+            for w in windows
+        ]
 
-    def _window(self, page: WalkPage, window: Window, order: int) -> Request:
+    def _walk_request(self, page: WalkPage, window: Window, order: int) -> Request:
         size = window.stop - window.start
         return Request(
             "chunk",
             array("I", self._walk.prompt(page, window.start, window.stop)),
             page.lines[window.start : window.stop],
             0,
-            size + self._steps,
+            size + self._restricted,
             order=order,
-            steps=self._walk.steps(size) if self._steps else (),
+            steps=self._walk.allowed_steps(size) if self._restricted else (),
             bias=self._walk.bias(size, self.stage.bias),
         )
 
     async def _complete(self, request: Request) -> Completion:
         done = await super()._complete(request)
-        # Where nothing makes a model end it need not: its answer is whole with a token a line.
+        # An unrestricted answer is complete after one token a line, even without an end.
         if request.level == "chunk" and not request.steps and done.finish == "length":
             return replace(done, finish="stop")
         return done
 
     def _program(self, done: Completion) -> str:
-        return walk.program(done.text)
+        return walk.read_program(done.text)

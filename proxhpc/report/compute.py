@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from proxhpc.account.counts import Counts
-from proxhpc.account.flops import ModelShape, Usage, cached_flops
-from proxhpc.account.summary import (
-    NO_MODEL,
-    compare_training,
-    stage_flops,
+from proxhpc.account.flops import (
+    ModelShape,
+    Usage,
+    affordable_tokens,
+    break_even_parameters,
+    cached_flops,
+    decode_flops,
+    flops,
+    paper_flops,
+    prefill_flops,
     sum_or_none,
-    tokens_read,
+    training_flops,
 )
 from proxhpc.errors import UserError
 from proxhpc.outputs import UsageTotals
@@ -24,9 +28,8 @@ from proxhpc.report.model import (
     SavedWork,
     StageReport,
     TrainingReport,
-    WorkFigures,
 )
-from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, counted, predicted_tokens
+from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, count_work, estimate_work
 from proxhpc.run.models import short_name
 from proxhpc.run.plan import Plan
 from proxhpc.spec.manifest import Comparison, Stage
@@ -40,10 +43,8 @@ def stage_report(plan: Plan, stage: Stage, counts: Counts) -> StageReport:
     shape = model.shape if model else None
     usage: Usage = getattr(counts, stage.level)
     memo: Usage = getattr(counts, f"{stage.level}_saved")
-    read = tokens_read(stage.level, counts)
-    flops = stage_flops(shape, usage, read) if model else NO_MODEL
-    memo_flops = stage_flops(shape, memo, None) if model else NO_MODEL
-    cached = cached_flops(shape, usage) if shape else None
+    read = counts.tokens_read(stage.level)
+    otherwise = None if model else 0  # a model of unknown shape, or no model and no work
     return StageReport(
         level=stage.level,
         model=short_name(model.name) if model else None,
@@ -52,13 +53,29 @@ def stage_report(plan: Plan, stage: Stage, counts: Counts) -> StageReport:
         paper_parameters=shape.paper_parameters if shape else None,
         tokens_read=read,
         usage=UsageTotals.model_validate(usage),
-        flops=FlopsTotals.model_validate(flops),
+        flops=_stage_flops(shape, usage, read)
+        if shape
+        else FlopsTotals(**dict.fromkeys(FlopsTotals.model_fields, otherwise)),
         saved=SavedWork(
-            memo=RequestWork(usage=UsageTotals.model_validate(memo), flops=memo_flops.exact),
+            memo=RequestWork(
+                usage=UsageTotals.model_validate(memo),
+                flops=flops(shape, memo) if shape else otherwise,
+            ),
             prefix_cache=CachedWork(
-                tokens=usage.cached_tokens, flops=cached if model else NO_MODEL.exact
+                tokens=usage.cached_tokens,
+                flops=cached_flops(shape, usage) if shape else otherwise,
             ),
         ),
+    )
+
+
+def _stage_flops(shape: ModelShape, usage: Usage, read: int) -> FlopsTotals:
+    return FlopsTotals(
+        exact=flops(shape, usage),
+        prefill=prefill_flops(shape, usage),
+        decode=decode_flops(shape, usage),
+        paper_measured=paper_flops(shape, usage.prompt_tokens + usage.new_tokens),
+        paper_corpus=paper_flops(shape, read),
     )
 
 
@@ -81,8 +98,24 @@ def compare(
         parameters, note = _parameters(Path(comparison.model))
     if parameters is None:
         return TrainingReport(name=comparison.title, parameters=None, note=note)
-    costs = compare_training(comparison.title, parameters, raw, refined, refining)
-    return TrainingReport(note=note, **asdict(costs))
+    raw_flops, refined_flops = (training_flops(parameters, tokens) for tokens in (raw, refined))
+    saved = raw_flops - refined_flops
+    return TrainingReport(
+        name=comparison.title,
+        parameters=parameters,
+        note=note,
+        raw_tokens=raw,
+        refined_tokens=refined,
+        raw_flops=raw_flops,
+        refined_flops=refined_flops,
+        saved_flops=saved,
+        refining_flops=refining,
+        net_saved_flops=None if refining is None else saved - refining,
+        refining_as_tokens=None if refining is None else affordable_tokens(refining, parameters),
+        break_even_parameters=None
+        if refining is None
+        else break_even_parameters(refining, raw, refined),
+    )
 
 
 def _parameters(folder: Path) -> tuple[int | None, str]:
@@ -104,7 +137,7 @@ def _parameters(folder: Path) -> tuple[int | None, str]:
 def estimate_report(plan: Plan, counts: Counts) -> EstimateReport:
     """The plan's estimate beside what was counted."""
     return EstimateReport(
-        estimated=WorkFigures.model_validate(predicted_tokens(plan)),
-        counted=WorkFigures.model_validate(counted(plan, counts)),
+        estimated=estimate_work(plan),
+        counted=count_work(plan, counts),
         utilisation=MODEL_FLOPS_UTILISATION,
     )

@@ -1,17 +1,17 @@
 """Documents before and after, as the page shows them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from proxhpc.account.reasons import reason_text
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.inspect.diff import LineChange, Piece, diff_lines, hunks
+from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt
 
 _CONTEXT = 2  # unchanged lines around a change
 _MAX_LINES = 40  # of one document
-MAX_DROPPED_LINES = 15  # of one that was dropped
-MAX_PIECE_CHARS = 240  # a longer piece of a line is shown without its middle
-MAX_PROGRAM_CHARS = 1500
+_MAX_DROPPED_LINES = 15  # of one that was dropped
+_MAX_PIECE_CHARS = 240  # a longer piece of a line is shown without its middle
+_MAX_PROGRAM_CHARS = 1500
 _MAX_START_CHARS = 300  # of the beginning of a duplicate
 
 
@@ -30,7 +30,7 @@ class ExampleView:
 
 def view_example(text: ExampleTexts) -> ExampleView:
     """What the page shows of one document."""
-    program = "\n".join(text.programs).strip()[:MAX_PROGRAM_CHARS]
+    program = "\n".join(text.programs).strip()[:_MAX_PROGRAM_CHARS]
     return ExampleView(
         outcome=f"{text.outcome}: {reason_text(text.reason)}" if text.reason else text.outcome,
         id=text.id,
@@ -50,25 +50,16 @@ def first_characters(text: ExampleTexts | None) -> str:
 
 
 def _diff(text: ExampleTexts) -> Iterator[LineChange | int]:
-    before = text.before.split("\n")
-    limit = _MAX_LINES
-    changes: Sequence[LineChange | int]
-    if text.after is None:
-        changes = [LineChange("removed", n, (Piece(line),)) for n, line in enumerate(before)]
-        limit = MAX_DROPPED_LINES
-    else:
-        changes = list(hunks(list(diff_lines(before, text.after.split("\n"))), _CONTEXT))
-    for change in changes[:limit]:
+    max_lines = _MAX_DROPPED_LINES if text.after is None else _MAX_LINES
+    for change in diff_excerpt(text.before, text.after, _CONTEXT, max_lines):
         if isinstance(change, int):
             yield change
         else:
             yield replace(change, pieces=tuple(map(_shortened, change.pieces)))
-    if rest := sum(change if isinstance(change, int) else 1 for change in changes[limit:]):
-        yield rest
 
 
 def _shortened(piece: Piece) -> Piece:
-    if len(piece.text) <= MAX_PIECE_CHARS:
+    if len(piece.text) <= _MAX_PIECE_CHARS:
         return piece
-    half = MAX_PIECE_CHARS // 2
+    half = _MAX_PIECE_CHARS // 2
     return replace(piece, text=f"{piece.text[:half]} … {piece.text[-half:]}")

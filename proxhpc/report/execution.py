@@ -7,8 +7,7 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak_flops
-from proxhpc.account.flops import Usage, flops
-from proxhpc.account.summary import sum_or_none
+from proxhpc.account.flops import Usage, flops, sum_or_none
 from proxhpc.outputs import UsageTotals
 from proxhpc.report.model import ExecutionReport, GpuReport, RequestWork, Timeline, WorkerReport
 from proxhpc.run.paths import RunDir
@@ -16,7 +15,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Site
 from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
 
-MFU_COUNTED_AS = (
+_MFU_COUNTED_AS = (
     "exact FLOPs, including work done twice, as a share of the GPUs' dense bfloat16 peak over the "
     "time at work; loading models is left out"
 )
@@ -61,7 +60,7 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
         pairs = list(zip(heartbeats, known, strict=True))
         busy = round(sum(beat.busy_seconds * number for beat, number in pairs), 3)
         boot = round(sum(beat.boot_seconds * number for beat, number in pairs), 3)
-    done = sum_or_none([_asked_flops(plan, beat) for beat in heartbeats])
+    done = sum_or_none([_request_flops(plan, beat) for beat in heartbeats])
     peaks = [peak_flops(beat.device) for beat in heartbeats]
     possible = sum(
         (peak or 0) * beat.devices * beat.busy_seconds
@@ -75,17 +74,17 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
         busy_seconds=busy,
         boot_seconds=boot,
         model_flops_utilisation=utilisation,
-        counted_as=None if utilisation is None else MFU_COUNTED_AS,
+        counted_as=None if utilisation is None else _MFU_COUNTED_AS,
     )
 
 
-def _asked_flops(plan: Plan, beat: Heartbeat) -> int | None:
+def _request_flops(plan: Plan, beat: Heartbeat) -> int | None:
     """FLOPs of all requests to a worker's engines, whether or not their answers were committed."""
     shapes = {level: model.shape for level, model in plan.models.items()}
     return sum_or_none(
         [
             flops(shape, usage) if (shape := shapes.get(level)) else None
-            for level, usage in beat.asked.items()
+            for level, usage in beat.usage.items()
         ]
     )
 
@@ -94,8 +93,8 @@ def _redone(heartbeats: Sequence[Heartbeat], plan: Plan, counts: Counts) -> dict
     """By stage: requests beyond the counts. What a worker did after its last heartbeat is lost."""
     work = {}
     for level, model in plan.models.items():
-        asked = sum((beat.asked.get(level, Usage()) for beat in heartbeats), Usage())
-        beyond = asked.excess_over(getattr(counts, level))
+        usage = sum((beat.usage.get(level, Usage()) for beat in heartbeats), Usage())
+        beyond = usage.excess_over(getattr(counts, level))
         exact = flops(model.shape, beyond) if model.shape else None
         work[level] = RequestWork(usage=UsageTotals.model_validate(beyond), flops=exact)
     return work

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from proxhpc.report.text import KEPT, WRITTEN
 from proxhpc.status.totals import DocumentTotals
 
-HEIGHT = 240.0  # of all documents
-BOX_WIDTH = 14.0
-COLUMNS = (0.0, 220.0, 440.0)  # left edges
-SLOT = 34.0  # minimum height of a box with its label
+_HEIGHT = 240.0  # of all documents
+_BOX_WIDTH = 14.0
+_COLUMNS = (0.0, 220.0, 440.0)  # left edges
+_SLOT = 34.0  # minimum height of a box with its label
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class FlowBox:
     @property
     def bottom(self) -> float:
         """Lower end of the box with its label."""
-        return self.y + max(self.size, SLOT)
+        return self.y + max(self.size, _SLOT)
 
     @property
     def label_y(self) -> float:
         """Base line of the label's first line."""
-        return self.y + min(max(self.size / 2, 14.0), max(self.size, SLOT) - 18)
+        return self.y + min(max(self.size / 2, 14.0), max(self.size, _SLOT) - 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def document_flow(documents: DocumentTotals) -> DocumentFlow | None:
     """Boxes and bands from the input over the outcomes to the corpus; None without documents."""
     if not documents.read:
         return None
-    scale = HEIGHT / documents.read
-    source = FlowBox("in", "documents read", documents.read, COLUMNS[0], 0.0, HEIGHT)
+    scale = _HEIGHT / documents.read
+    source = FlowBox("in", "documents read", documents.read, _COLUMNS[0], 0.0, _HEIGHT)
     outcomes = [
         ("kept", KEPT, documents.kept),
         ("edited", "edited", documents.edited),
@@ -72,8 +72,8 @@ def document_flow(documents: DocumentTotals) -> DocumentFlow | None:
         ("written", WRITTEN, documents.written or 0),
         ("duplicate", "duplicates", documents.duplicates or 0),
     ]
-    middle = [*_column(outcomes, COLUMNS[1], scale)]
-    last = [*_column(ends, COLUMNS[2], scale)]
+    middle = [*_column(outcomes, _COLUMNS[1], scale)]
+    last = [*_column(ends, _COLUMNS[2], scale)]
     refined = [box for box in middle if box.kind in ("kept", "edited")]
     boxes = [source, *middle, *last]
     return DocumentFlow(
@@ -101,7 +101,7 @@ def _bands(sources: list[FlowBox], targets: list[FlowBox]) -> Iterator[FlowBand]
         while needed > 1e-9 and waiting:
             box, y, available = waiting.pop(0)
             size = min(available, needed)
-            yield FlowBand(target.kind, box.x + BOX_WIDTH, y, target.x, at, size)
+            yield FlowBand(target.kind, box.x + _BOX_WIDTH, y, target.x, at, size)
             at, needed = at + size, needed - size
             if available - size > 1e-9:
                 waiting.insert(0, (box, y + size, available - size))

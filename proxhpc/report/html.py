@@ -13,6 +13,7 @@ from proxhpc.report import rows, text
 from proxhpc.report.examples import first_characters, view_example
 from proxhpc.report.flow import document_flow
 from proxhpc.report.model import Report
+from proxhpc.report.timeline import MAX_WORKERS
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _environment() -> "Environment":
         "text": text,
         "rows": rows,
         "max_rows": rows.MAX_ROWS,
+        "max_workers": MAX_WORKERS,
         "first_characters": first_characters,
     }
     formats = (whole, short, duration, percentage, text.percent, text.power, rows.span)
@@ -72,8 +74,8 @@ def _environment() -> "Environment":
 def _printed(value: object) -> str:
     """What `{{ value }}` prints.
 
-    Texts may come from strangers: they get no markup and no control characters, and their reading
-    direction ends with them.
+    Texts come from corpora, logs and hosts: they get no markup, no control characters, and no
+    influence on the reading direction of the text around them.
     """
     from markupsafe import Markup, escape
 
@@ -87,10 +89,6 @@ def _printed(value: object) -> str:
         raise TypeError(f"a template prints {value!r}")
     escaped = escape(safe(value, _MAX_CHARS))
     return escaped if escaped.isascii() else Markup("<bdi>{}</bdi>").format(escaped)
-
-
-def _limited(value: str, limit: int) -> str:
-    return safe(value, limit)
 
 
 def _cell_class(cell: object) -> str:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from proxhpc.outputs import OutputModel, UsageTotals
+from proxhpc.run.estimate import WorkFigures
 from proxhpc.status.totals import DocumentTotals, EditTotals, SizeTotals
 
 
@@ -56,7 +57,7 @@ class StageReport(OutputModel):
     model: str | None
     """Name of the model; null for the rules."""
     snapshot: str | None
-    """Its revision on the hub, or a digest of its files."""
+    """Its commit on the hub, or a digest of its files."""
     parameters: int | None
     """Number of its weights."""
     paper_parameters: int | None
@@ -101,19 +102,6 @@ class TrainingReport(OutputModel):
     """Training tokens for which the FLOPs of refining would suffice."""
     break_even_parameters: int | None = None
     """Smallest N for which refining costs no more than it saves; null if no tokens are saved."""
-
-
-class WorkFigures(OutputModel):
-    """Size of a run's work, estimated or counted by the same rules."""
-
-    documents: int | None
-    """Documents."""
-    tokens: int
-    """Raw tokens."""
-    flops: int | None
-    """FLOPs in the paper's short form, over all stages."""
-    a100_hours: float | None
-    """A100 hours for these FLOPs at the assumed utilisation."""
 
 
 class EstimateReport(OutputModel):
@@ -234,8 +222,6 @@ class ExecutionReport(OutputModel):
 class AccountBase(OutputModel):
     """What is known of a run at any time."""
 
-    format: str
-    """Name and version of this document's format."""
     name: str
     """Name of the run, from its manifest."""
     code: str
@@ -271,7 +257,7 @@ class RunAccount(AccountBase):
     """
 
     format: Literal["proxhpc.account/1"] = "proxhpc.account/1"
-    """Name and version of this document's format."""
+    """Kind and version of this document."""
 
 
 class OutcomeTokens(OutputModel):
@@ -341,7 +327,7 @@ class LargeSet(OutputModel):
     """Its input file and position."""
 
 
-class DuplicateSets(OutputModel):
+class DuplicateReport(OutputModel):
     """Duplicate sets: documents with the same or nearly the same text, of which one survives."""
 
     sets: int
@@ -413,14 +399,14 @@ class Report(AccountBase):
     """Account of a merged run."""
 
     format: Literal["proxhpc.report/1"] = "proxhpc.report/1"
-    """Name and version of this document's format."""
+    """Kind and version of this document."""
     outcomes: tuple[OutcomeTokens, ...]
     """Raw tokens by what became of them."""
     distributions: Distributions
     """Documents by size."""
     programs: dict[str, ProgramTotals]
     """Programs by stage."""
-    duplicate_sets: DuplicateSets
+    duplicate_sets: DuplicateReport
     """Sets of duplicates."""
     shared_ids: int
     """Documents of the corpus with the id of an earlier one, but another text."""

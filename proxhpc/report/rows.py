@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from proxhpc.account.reasons import reason_text
 from proxhpc.report.model import (
-    DuplicateSets,
+    DuplicateReport,
     ExecutionReport,
     InputReport,
     ProgramTotals,
@@ -111,7 +111,7 @@ def training_bars(training: TrainingReport) -> list[PageRow]:
     return [(name, power(n), _bar(n, training.raw_flops, kind)) for name, n, kind in numbers]
 
 
-def set_rows(duplicates: DuplicateSets) -> list[PageRow]:
+def set_rows(duplicates: DuplicateReport) -> list[PageRow]:
     """Duplicate sets by their size."""
     highest = max((size.sets for size in duplicates.sizes), default=0)
     return [

@@ -8,7 +8,7 @@ from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.summary import DuplicateCounts, MergeSummary
 from proxhpc.report.model import (
     Distributions,
-    DuplicateSets,
+    DuplicateReport,
     ExampleReport,
     LargeSet,
     OutcomeTokens,
@@ -90,9 +90,9 @@ def _of_level(level: str, counter: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateSets:
+def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
     """How many duplicate sets there are of which size, and the largest ones."""
-    return DuplicateSets(
+    return DuplicateReport(
         sets=duplicates.sets,
         largest_size=duplicates.largest_set,
         sizes=tuple(

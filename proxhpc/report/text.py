@@ -12,13 +12,13 @@ from proxhpc.report.model import (
 )
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
-Row = tuple[str, ...]
+TextRow = tuple[str, ...]
 
 KEPT = "kept unchanged"
 WRITTEN = "in the corpus"
 
 
-def outcome_rows(report: AccountBase) -> Sequence[Row]:
+def outcome_rows(report: AccountBase) -> Sequence[TextRow]:
     """Every document by its outcome: name, number, share."""
     documents = report.documents
     numbers = [(KEPT, documents.kept), ("edited", documents.edited)]
@@ -40,7 +40,7 @@ def outcome_rows(report: AccountBase) -> Sequence[Row]:
 SIZE_COLUMNS = ("", "raw", "refined", WRITTEN, "share")
 
 
-def size_rows(report: AccountBase) -> Sequence[Row]:
+def size_rows(report: AccountBase) -> Sequence[TextRow]:
     """Tokens and bytes; the columns are SIZE_COLUMNS."""
     return [
         (
@@ -57,7 +57,7 @@ def size_rows(report: AccountBase) -> Sequence[Row]:
 REQUEST_COLUMNS = ("", "model", "requests", "tokens in", "cached", "tokens out")
 
 
-def request_rows(report: AccountBase) -> Sequence[Row]:
+def request_rows(report: AccountBase) -> Sequence[TextRow]:
     """Requests to the models by stage; the columns are REQUEST_COLUMNS."""
     return [
         (
@@ -75,13 +75,13 @@ def request_rows(report: AccountBase) -> Sequence[Row]:
 FLOPS_COLUMNS = ("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")
 
 
-def flops_rows(report: AccountBase) -> Sequence[Row]:
+def flops_rows(report: AccountBase) -> Sequence[TextRow]:
     """FLOPs by stage and in total; the columns are FLOPS_COLUMNS."""
     rows = [_flops_row(f"{stage.level} stage", stage.flops) for stage in report.stages]
     return [*rows, _flops_row("total", report.flops)]
 
 
-def _flops_row(name: str, flops: FlopsTotals) -> Row:
+def _flops_row(name: str, flops: FlopsTotals) -> TextRow:
     ways = (flops.exact, flops.prefill, flops.decode, flops.paper_measured, flops.paper_corpus)
     return (name, *map(power, ways))
 
@@ -89,7 +89,7 @@ def _flops_row(name: str, flops: FlopsTotals) -> Row:
 EXTRA_COLUMNS = ("not in these sums", "requests", "prompt tokens", "FLOPs")
 
 
-def extra_rows(report: AccountBase) -> Sequence[Row]:
+def extra_rows(report: AccountBase) -> Sequence[TextRow]:
     """Work that was saved, and work that was lost; the columns are EXTRA_COLUMNS."""
     rows = []
     for stage in report.stages:
@@ -112,7 +112,7 @@ def _extra_row(name: str, work: RequestWork) -> tuple[str, str, int, int | None]
 ESTIMATE_COLUMNS = ("", "estimated", "counted")
 
 
-def estimate_rows(report: AccountBase) -> Sequence[Row]:
+def estimate_rows(report: AccountBase) -> Sequence[TextRow]:
     """The plan's estimate and the counts; the columns are ESTIMATE_COLUMNS."""
     both = report.estimate.estimated, report.estimate.counted
     rows = [
@@ -128,7 +128,7 @@ def estimate_rows(report: AccountBase) -> Sequence[Row]:
     return rows
 
 
-def training_rows(training: TrainingReport | None) -> Sequence[Row]:
+def training_rows(training: TrainingReport | None) -> Sequence[TextRow]:
     """What refining costs and saves a model that is trained for one epoch."""
     if training is None:
         return []
@@ -150,11 +150,11 @@ def training_rows(training: TrainingReport | None) -> Sequence[Row]:
 def _break_even(training: TrainingReport) -> str:
     if training.break_even_parameters is not None:
         return short(training.break_even_parameters) if training.refining_flops else "any size"
-    known = training.refined_tokens is not None and training.refining_flops is not None
+    known = training.refining_flops is not None
     return "never: the corpus has not become smaller" if known else "?"
 
 
-def timing_rows(execution: ExecutionReport) -> Sequence[Row]:
+def timing_rows(execution: ExecutionReport) -> Sequence[TextRow]:
     """Workers and their time."""
     gpus = execution.gpus
     rows = [

@@ -8,9 +8,9 @@ from proxhpc.report.model import Timeline, TimelineWorker
 from proxhpc.run.paths import RunDir
 from proxhpc.status.heartbeats import Heartbeat, sample_heartbeats
 
-BINS = 60  # of the run's time
+_BINS = 60  # of the run's time
 MAX_WORKERS = 32  # workers shown one by one, those that failed first
-MAX_READS = 8000  # heartbeats read of all workers together
+_MAX_READS = 8000  # heartbeats read of all workers together
 _MAX_POINTS = 48  # heartbeats read of one worker
 
 
@@ -74,20 +74,20 @@ def run_timeline(run: RunDir) -> Timeline:
 
 def _histories(run: RunDir) -> list[list[Heartbeat]]:
     paths = sorted(run.workers.glob("[!.]*.jsonl")) if run.workers.is_dir() else []
-    points = max(4, min(_MAX_POINTS, MAX_READS // max(1, len(paths))))
+    points = max(4, min(_MAX_POINTS, _MAX_READS // max(1, len(paths))))
     histories = (sample_heartbeats(path, points) for path in paths)
     return [[beat for beat in history if beat.role == "refine"] for history in histories]
 
 
 def _rates(heartbeats: Sequence[Heartbeat], start: float, seconds: float) -> list[float]:
     """Tokens per second in each bin; tokens are spread evenly between two heartbeats."""
-    sums, width = [0.0] * BINS, seconds / BINS
+    sums, width = [0.0] * _BINS, seconds / _BINS
     for earlier, later in pairwise(heartbeats):
         tokens = later.counts.tokens_in - earlier.counts.tokens_in
         if tokens <= 0 or later.time <= earlier.time:
             continue
         begin, end = (earlier.time - start) / width, (later.time - start) / width
-        for position in range(int(begin), min(int(end), BINS - 1) + 1):
+        for position in range(int(begin), min(int(end), _BINS - 1) + 1):
             overlap = min(end, position + 1) - max(begin, position)
             sums[position] += tokens * max(overlap, 0.0) / (end - begin)
     return [total / width for total in sums]

@@ -40,7 +40,7 @@ def _tables(report: AccountBase) -> Iterator[RenderableType]:
             yield _table(header, rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[text.Row]) -> Table:
+def _table(header: Sequence[str], rows: Sequence[text.TextRow]) -> Table:
     table = Table(
         box=None,
         pad_edge=False,

@@ -1,14 +1,13 @@
-"""What is known of deaths at one place of a shard, and how carefully to go on there.
+"""Crash backoff: smaller batches where workers die, until the document at fault is alone.
 
-A worker or engine may die of a document: it exhausts the memory, or breaks a kernel. Nobody
-sees which one it was, for many are in flight. So deaths are counted where they happen, at the
-commit behind which a worker stood, in the attempt's own file. After two in a row at one place the
-documents behind it are taken in smaller batches, each alone in flight, down to the single one.
-One of which two workers died, alone, is set aside with the last words of its worker.
+A document may kill a worker or an engine: it exhausts the memory, or breaks a kernel. With many
+documents in flight nobody sees which one. So deaths are counted in the attempt's file, after the
+last commit. After two deaths in a row at the same commit, the next documents are processed in
+smaller and smaller batches, with nothing else in flight. A document that kills two workers while
+it is alone in flight is quarantined, with the log tail of the last one.
 
-A worker that was killed for another reason is counted too. It costs its successors no document:
-two have to die behind the same commit before they slow down, and of one document alone before
-that is given up.
+Deaths for other reasons are counted too, but cost no document: a worker slows down only after two
+deaths at the same commit, and gives up a document only after two more deaths with it alone.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +15,20 @@ from typing import Any
 
 from proxhpc.errors import StopError
 
-DEATHS = 2  # in a row at one place: then it is not by chance
-BATCHES = (64, 8, 1)  # documents alone in flight, after more and more deaths at a place
-MAX_DEATHS = 5  # at one document: it is not asked about any more, and still they die
-MAX_POISON = 8  # documents of one shard that may be given up; then it is no matter of documents
-TAIL_CHARS = 1500  # characters of a dead worker's last words
+MIN_DEATHS = 2  # in a row at the same commit: no coincidence
+BATCHES = (64, 8, 1)  # documents in flight at each backoff level
+MAX_DEATHS = 5  # in a row at one document, even though it is skipped by then
+MAX_POISON = 8  # quarantined documents of a shard; more are not the documents' fault
+TAIL_CHARS = 1500  # of a dead worker's log
 
 
 @dataclass(frozen=True, slots=True)
 class CrashBackoff:
-    """The state behind a commit: `deaths` in a row there, and the size of batches from there on.
+    """The state after a commit: `deaths` in a row there, and the batch size from there on.
 
-    `level` counts into BATCHES; 0 is the usual flight. `left` documents are under suspicion. The
-    next document is `poison` if all of the deaths at the last level were its own. `given_up`
-    counts those of the shard so far. `words` are the last ones of who died last.
+    `level` counts into BATCHES; 0 means no limit. `suspects` is the number of documents to process
+    in such batches. The next document is `poison` if it was alone in flight at the last deaths.
+    `given_up` counts the shard's quarantined documents, `log_tail` is the last dead worker's.
     """
 
     deaths: int = 0
@@ -41,43 +40,41 @@ class CrashBackoff:
 
     @property
     def batch(self) -> int | None:
-        """Documents that may be in flight, and nothing else beside them; None for no limit."""
+        """Documents that may be in flight, with nothing else; None for no limit."""
         return BATCHES[self.level - 1] if self.level else None
 
-    def died(self, words: str, suspects: int) -> "CrashBackoff":
-        """One more death at this place, with up to `suspects` documents in flight."""
-        after = replace(self, deaths=self.deaths + 1, log_tail=words[-TAIL_CHARS:])
+    def died(self, log_tail: str, in_flight: int) -> "CrashBackoff":
+        """Return the state after one more death, with up to `in_flight` documents in flight."""
+        after = replace(self, deaths=self.deaths + 1, log_tail=log_tail[-TAIL_CHARS:])
         if self.level == len(BATCHES):
-            return replace(after, poison=after.deaths >= DEATHS)
-        if self.level or after.deaths >= DEATHS:
-            left = self.batch or suspects
-            return replace(after, level=self.level + 1, suspects=left, deaths=0)
+            return replace(after, poison=after.deaths >= MIN_DEATHS)
+        if self.level or after.deaths >= MIN_DEATHS:
+            suspects = self.batch or in_flight
+            return replace(after, level=self.level + 1, suspects=suspects, deaths=0)
         return after
 
     def passed(self, documents: int) -> "CrashBackoff":
-        """The state behind a commit of so many documents more."""
+        """Return the state after a commit of this many documents."""
         if not documents:
             return self
-        left = self.suspects - documents
-        if not self.level or left <= 0:
-            return CrashBackoff(given_up=self.given_up + self.poison)
-        return replace(
-            self, deaths=0, suspects=left, poison=False, given_up=self.given_up + self.poison
-        )
+        suspects, given_up = self.suspects - documents, self.given_up + self.poison
+        if not self.level or suspects <= 0:
+            return CrashBackoff(given_up=given_up)
+        return replace(self, deaths=0, suspects=suspects, poison=False, given_up=given_up)
 
     def stop_error(self, shard: int) -> StopError | None:
-        """What to say where it is no matter of single documents: the run must stop."""
+        """Return the error that stops the run if the documents cannot be the reason, else None."""
         if self.given_up >= MAX_POISON:
-            what = f"{self.given_up} documents of shard {shard} each killed {DEATHS} workers"
+            what = f"{self.given_up} documents of shard {shard} each killed {MIN_DEATHS} workers"
         elif self.level == len(BATCHES) and self.deaths >= MAX_DEATHS:
-            what = f"{self.deaths} workers in a row died at the same place of shard {shard}"
+            what = f"{self.deaths} workers in a row died at the same document of shard {shard}"
         else:
             return None
         return StopError(
-            f"{what}; the last one's words: {self.log_tail}",
-            hint="look into the logs of the workers; mend it, then launch again",
+            f"{what}; end of the last log: {self.log_tail}",
+            hint="read the workers' logs, fix the problem, then run `proxhpc launch` again",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return asdict(self)

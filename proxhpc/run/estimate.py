@@ -1,211 +1,237 @@
-"""What a launch would do: files, documents, tokens, shards, workers, disk and GPU-hours."""
+"""What a run will need: documents, tokens, model work, workers and disk space."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from proxhpc.account.counts import Counts
-from proxhpc.account.devices import peak
-from proxhpc.account.flops import paper_flops
-from proxhpc.account.summary import added, tokens_read
+from proxhpc.account.devices import peak_flops
+from proxhpc.account.flops import paper_flops, sum_or_none
+from proxhpc.outputs import OutputModel
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan
+from proxhpc.run.shards import shard_groups
 from proxhpc.spec.site import Resources, Site
 
-# Measured on rule-made and model-made ledgers of web pages: about 80 bytes a document, compressed.
+if TYPE_CHECKING:
+    from rich.console import Group
+
+# Measured on ledgers of web pages by rules and models: about 80 compressed bytes a document.
 LEDGER_BYTES_PER_DOCUMENT = 120
 # Measured on extracted web pages with zstd level 3, the output's default.
 CORPUS_COMPRESSION = 2.8
 LOG_FILES = 4  # of a job: script, pickled task, standard output and error
-RUN_FILES = 20  # plan, merge, report, card and so on: once a run
-MODEL_FLOPS_UTILISATION = 0.4  # of that peak; prefill of a 0.3B model reaches about this much
+RUN_FILES = 20  # plan, merge, report, card and others that a run has once
+MODEL_FLOPS_UTILISATION = 0.4  # of a GPU's peak; about that of a 0.3B model's prefill
 
-FLOPS_COUNTED_AS = (
-    "2·N·D, D being all raw tokens for each stage; left out: prompt frames, line numbers, decoding"
+_TOKENS_COUNTED_AS = f"UTF-8 bytes of the records / {BYTES_PER_TOKEN}"
+_FLOPS_COUNTED_AS = (
+    "2·N·D, D being all raw tokens for each stage; without prompt frames, line numbers and decoding"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a run takes, foreseen or counted; null is unknown.
-
-    `flops` are the paper's short form, 2·N·D for each stage, and `a100_hours` what they take at
-    MODEL_FLOPS_UTILISATION: the same rules before and after.
-    """
+class WorkFigures(OutputModel):
+    """Size of a run's work, estimated or counted by the same rules."""
 
     documents: int | None
+    """Documents."""
     tokens: int
+    """Raw tokens."""
     flops: int | None
-
-    @property
-    def a100_hours(self) -> float | None:
-        """GPU-hours; None without a model."""
-        speed = (peak("A100") or 0) * MODEL_FLOPS_UTILISATION
-        return round(self.flops / speed / 3600, 3) if self.flops else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self) | {"a100_hours": self.a100_hours}
+    """FLOPs in the paper's short form, over all stages; null without a model."""
+    a100_hours: float | None
+    """A100 hours for these FLOPs at 40 % of the GPU's peak."""
 
 
-def predicted_tokens(plan: Plan) -> Figures:
-    """From the inputs alone, every stage reading all of them."""
+class ModelFigures(OutputModel):
+    """The model of a stage."""
+
+    name: str
+    """Directory or hub id."""
+    parameters: int | None
+    """Number of its weights; null if its architecture is not known."""
+
+
+class PlanEstimate(OutputModel):
+    """What `proxhpc plan` prints. Estimates are neither upper nor lower bounds."""
+
+    format: Literal["proxhpc.plan/1"] = "proxhpc.plan/1"
+    """Format of this document."""
+    name: str
+    """Name of the run."""
+    run_dir: str
+    """Run directory."""
+    site: str
+    """Name of the site."""
+    engine: str
+    """Name of the engine."""
+    models: dict[str, ModelFigures]
+    """Models by level, `doc` and `chunk`."""
+    workers: int
+    """Workers at the same time."""
+    shards: int
+    """Shards, the units that workers lease."""
+    files: int
+    """Input files."""
+    bytes_on_disk: int
+    """Size of the input files."""
+    estimated_bytes: int
+    """Their size after decompression."""
+    estimated_work: WorkFigures
+    """Work of the whole run."""
+    measured_work: WorkFigures | None
+    """Work done so far, if the run has started."""
+    tokens_counted_as: str
+    """How tokens are estimated."""
+    flops_counted_as: str | None
+    """How FLOPs are estimated; null without a model."""
+    estimated_ledger_bytes: int | None
+    """Disk space of the ledgers."""
+    estimated_corpus_bytes: int
+    """Disk space of the corpus if nothing is dropped."""
+    estimated_run_files: int
+    """Files in the run directory of the finished run."""
+    comparison_probability: dict[str, float] | None
+    """Probability that two documents are compared, by similarity; null without `dedup.near`."""
+    notes: list[str]
+    """Remarks about single input files."""
+
+
+def estimate_work(plan: Plan) -> WorkFigures:
+    """Estimate a run's work from the inputs; every stage is assumed to read all of them."""
     tokens = plan.estimated_tokens
-    return Figures(
-        documents=added([info.estimated_records for info in plan.inputs]),
-        tokens=tokens,
-        flops=_flops(plan, dict.fromkeys(plan.models, tokens)),
-    )
+    documents = sum_or_none([info.estimated_records for info in plan.inputs])
+    return _figures(plan, documents, tokens, dict.fromkeys(plan.models, tokens))
 
 
-def counted(plan: Plan, counts: Counts) -> Figures:
-    """From what was read."""
-    read = {level: tokens_read(level, counts) for level in plan.models}
-    return Figures(counts.documents, counts.tokens_in, _flops(plan, read))
+def count_work(plan: Plan, counts: Counts) -> WorkFigures:
+    """Return the work that counts show, by the same rules."""
+    read = {level: counts.tokens_read(level) for level in plan.models}
+    return _figures(plan, counts.documents, counts.tokens_in, read)
 
 
-def estimate_run(
-    plan: Plan, site: Site, run: RunDir, counts: Counts | None = None
-) -> dict[str, Any]:
-    """Every figure of the plan; null where nobody can know.
+def _figures(plan: Plan, documents: int | None, tokens: int, read: dict[str, int]) -> WorkFigures:
+    """Add the paper's 2·N·D for each stage, over the tokens that it reads."""
+    by_stage = [
+        paper_flops(model.shape, read[level]) if model.shape else None
+        for level, model in plan.models.items()
+    ]
+    flops = sum_or_none(by_stage) or None
+    flops_per_hour = (peak_flops("A100") or 0) * MODEL_FLOPS_UTILISATION * 3600
+    hours = round(flops / flops_per_hour, 3) if flops else None
+    return WorkFigures(documents=documents, tokens=tokens, flops=flops, a100_hours=hours)
 
-    What is called estimated is about right, and no bound. `counts` are those of a run that has
-    begun.
-    """
-    about = predicted_tokens(plan)
-    documents = about.documents
+
+def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = None) -> PlanEstimate:
+    """Estimate a run; `counts` are those of a run that has started."""
+    work = estimate_work(plan)
     resources = site.resources("refine")
-    shards = len(plan.shards)
-    return {
-        "name": plan.manifest.name,
-        "run_dir": str(run.root),
-        "files": len(plan.inputs),
-        "bytes_on_disk": sum(info.size for info in plan.inputs),
-        "estimated_bytes": plan.estimated_bytes,
-        "estimated_documents": documents,
-        "estimated_tokens": plan.estimated_tokens,
-        "tokens_counted_as": f"UTF-8 bytes of the records / {BYTES_PER_TOKEN}",
-        "shards": shards,
-        "site": site.name,
-        "workers": min(resources.workers, shards),
-        "engine": plan.manifest.engine.name,
-        "models": {level: _model(plan, level) for level in plan.models},
-        "estimated_ledger_bytes": documents and documents * LEDGER_BYTES_PER_DOCUMENT,
-        "estimated_corpus_bytes": round(plan.estimated_bytes / CORPUS_COMPRESSION),
-        "estimated_run_files": _files(plan, resources, site.resources("merge").workers),
-        "estimated_flops": about.flops,
-        "estimated_a100_hours": about.a100_hours,
-        "near_duplicates_compared": _compared(plan),
-        "flops_counted_as": about.flops and FLOPS_COUNTED_AS,
-        "measured": counted(plan, counts).to_dict() if counts else None,
-        "notes": [f"{info.name}: {info.note}" for info in plan.inputs if info.note],
-    }
-
-
-def render_estimate(figures: dict[str, Any]) -> Any:
-    """The same for a terminal."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(
-        title=f"plan of {escape(figures['name'])}", show_header=False, title_justify="left"
-    )
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    rows = {
-        "run directory": figures["run_dir"],
-        "input": f"{figures['files']:,} files, {_size(figures['bytes_on_disk'])} on disk, "
-        f"about {_size(figures['estimated_bytes'])} decompressed",
-        "documents": _about(figures["estimated_documents"]),
-        "tokens": f"{_about(figures['estimated_tokens'])} ({figures['tokens_counted_as']})",
-        "shards": f"{figures['shards']:,}",
-        "workers": f"{figures['workers']:,} on site {figures['site']}, engine {figures['engine']}",
-        **{
-            f"{level} model": f"{model['name']}, {_about(model['parameters'])} parameters"
-            for level, model in figures["models"].items()
-        },
-        "disk": f"corpus about {_size(figures['estimated_corpus_bytes'])} if nothing is dropped, "
-        f"ledgers about {_size(figures['estimated_ledger_bytes'])}; "
-        f"about {figures['estimated_run_files']:,} files",
-        "model work": _work(figures),
-        **_near(figures),
-        **_measured(figures["measured"]),
-    }
-    for name, value in rows.items():
-        table.add_row(name, escape(str(value)))
-    return Group(table, *(escape(note) for note in figures["notes"]))
-
-
-def _work(figures: dict[str, Any]) -> str:
-    if not figures["models"]:
-        return "none"
-    if figures["estimated_flops"] is None:
-        return "unknown: the model's shape is not known"
-    return (
-        f"about {figures['estimated_flops']:.2e} FLOPs, {figures['estimated_a100_hours']:,} A100 "
-        f"hours at {MODEL_FLOPS_UTILISATION:.0%} of peak ({figures['flops_counted_as']})"
-    )
-
-
-def _measured(found: dict[str, Any] | None) -> dict[str, str]:
-    """What a run that has begun has read so far, in the estimate's own terms."""
-    if found is None:
-        return {}
-    parts = [f"{found['documents']:,} documents", f"{found['tokens']:,} tokens"]
-    if found["flops"]:
-        parts.append(f"{found['flops']:.2e} FLOPs, {found['a100_hours']:,} A100 hours")
-    return {"measured so far": ", ".join(parts)}
-
-
-def _compared(plan: Plan) -> dict[str, float] | None:
-    """How probably two documents are compared, by their similarity."""
+    shards, documents = len(plan.shards), work.documents
     near = plan.manifest.dedup.near
-    if near is None:
-        return None
-    return {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)}
+    return PlanEstimate(
+        name=plan.manifest.name,
+        run_dir=str(run.root),
+        site=site.name,
+        engine=plan.manifest.engine.name,
+        models={
+            level: ModelFigures(
+                name=model.name, parameters=model.shape.parameters if model.shape else None
+            )
+            for level, model in plan.models.items()
+        },
+        workers=min(resources.workers, shards),
+        shards=shards,
+        files=len(plan.inputs),
+        bytes_on_disk=sum(info.size for info in plan.inputs),
+        estimated_bytes=plan.estimated_bytes,
+        estimated_work=work,
+        measured_work=count_work(plan, counts) if counts else None,
+        tokens_counted_as=_TOKENS_COUNTED_AS,
+        flops_counted_as=_FLOPS_COUNTED_AS if work.flops else None,
+        estimated_ledger_bytes=documents and documents * LEDGER_BYTES_PER_DOCUMENT,
+        estimated_corpus_bytes=round(plan.estimated_bytes / CORPUS_COMPRESSION),
+        estimated_run_files=_run_files(plan, resources, site.resources("merge").workers),
+        comparison_probability=None
+        if near is None
+        else {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)},
+        notes=[f"{info.name}: {info.note}" for info in plan.inputs if info.note],
+    )
 
 
-def _near(figures: dict[str, Any]) -> dict[str, str]:
-    curve = figures["near_duplicates_compared"]
-    if curve is None:
-        return {}
-    shown = ", ".join(f"{chance:.1%} at {alike}" for alike, chance in curve.items())
-    return {"near-duplicates": f"chance that two are compared, by similarity: {shown}"}
+def _run_files(plan: Plan, resources: Resources, merge_workers: int) -> int:
+    """Return the files of a finished run whose workers were submitted once.
 
-
-def _files(plan: Plan, resources: Resources, mergers: int) -> int:
-    """Files of a finished run whose workers were submitted once, and those of its merge, too.
-
-    A ledger for each shard, logs for each job, a progress file for each worker, up to six files of
-    the merge for each group of shards (see `assemble.sketch.groups`), and two for each part.
+    There is a ledger for each shard, a progress file for each worker, logs for each job, up to six
+    files for each group of shards in the merge, and two for each part of the corpus.
     """
     shards = len(plan.shards)
     workers = min(resources.workers, shards)
     jobs = -(-workers // resources.tasks_per_node) + 3  # the merge, and a control job after each
-    group = max(32 << 20, plan.estimated_bytes // 4096)
-    groups = min(shards, -(-plan.estimated_bytes // group) + shards // 64)
+    groups = len(shard_groups(plan))
     parts = -(-plan.estimated_bytes // plan.manifest.output.part_size)
-    if 1 < mergers <= groups:  # arrays that sketch and write; the match, and more control jobs
-        workers, jobs = workers + 2 * mergers, jobs + 2 * mergers + 4
+    if 1 < merge_workers <= groups:  # arrays for sketch and write, a match job, more control jobs
+        workers, jobs = workers + 2 * merge_workers, jobs + 2 * merge_workers + 4
     return shards + workers + LOG_FILES * jobs + 6 * groups + 2 * parts + RUN_FILES
 
 
-def _flops(plan: Plan, tokens: dict[str, int]) -> int | None:
-    """The paper's 2·N·D for every stage over the tokens that it reads; None without a model."""
-    return (
-        added(
-            [
-                paper_flops(ref.shape, tokens[level]) if ref.shape else None
-                for level, ref in plan.models.items()
-            ]
-        )
-        or None
+def render_estimate(estimate: PlanEstimate) -> "Group":
+    """Return the estimate for a terminal."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"plan of {escape(estimate.name)}"
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _rows(estimate).items():
+        table.add_row(name, escape(value))
+    return Group(table, *(escape(note) for note in estimate.notes))
+
+
+def _rows(estimate: PlanEstimate) -> dict[str, str]:
+    work, measured = estimate.estimated_work, estimate.measured_work
+    rows = {
+        "run directory": estimate.run_dir,
+        "input": f"{estimate.files:,} files, {_size(estimate.bytes_on_disk)} on disk, "
+        f"about {_size(estimate.estimated_bytes)} decompressed",
+        "documents": _about(work.documents),
+        "tokens": f"{_about(work.tokens)} ({estimate.tokens_counted_as})",
+        "shards": f"{estimate.shards:,}",
+        "workers": f"{estimate.workers:,} on site {estimate.site}, engine {estimate.engine}",
+    }
+    for level, model in estimate.models.items():
+        parameters = "unknown" if model.parameters is None else f"{model.parameters:,}"
+        rows[f"{level} model"] = f"{model.name}, {parameters} parameters"
+    rows["disk"] = (
+        f"corpus about {_size(estimate.estimated_corpus_bytes)} if nothing is dropped, "
+        f"ledgers about {_size(estimate.estimated_ledger_bytes)}; "
+        f"about {estimate.estimated_run_files:,} files"
     )
+    rows["model work"] = _model_work(estimate)
+    if estimate.comparison_probability is not None:
+        curve = (
+            f"{p:.1%} at {similarity}" for similarity, p in estimate.comparison_probability.items()
+        )
+        rows["near-duplicates"] = (
+            f"probability that two are compared, by similarity: {', '.join(curve)}"
+        )
+    if measured is not None:
+        parts = [f"{measured.documents:,} documents", f"{measured.tokens:,} tokens"]
+        if measured.flops:
+            parts.append(f"{measured.flops:.2e} FLOPs, {measured.a100_hours:,} A100 hours")
+        rows["measured so far"] = ", ".join(parts)
+    return rows
 
 
-def _model(plan: Plan, level: str) -> dict[str, Any]:
-    ref = plan.models[level]
-    return {"name": ref.name, "parameters": ref.shape.parameters if ref.shape else None}
+def _model_work(estimate: PlanEstimate) -> str:
+    work = estimate.estimated_work
+    if not estimate.models:
+        return "none"
+    if work.flops is None:
+        return "unknown: the model's shape is not known"
+    return (
+        f"about {work.flops:.2e} FLOPs, {work.a100_hours:,} A100 hours at "
+        f"{MODEL_FLOPS_UTILISATION:.0%} of peak ({estimate.flops_counted_as})"
+    )
 
 
 def _about(number: int | None) -> str:

@@ -1,8 +1,9 @@
-"""Leases: who works on what, with nothing but exclusive creation on a shared file system.
+"""Leases: exclusive claims on shards and steps, made by link on a shared file system.
 
-The lease of attempt K on a name is the file `<name>.aK`, made by link, which fails if the name is
-taken (open(2): O_EXCL is broken on old NFS, link is not). Its holder is the highest K. Stealing
-is taking K+1 and then removing K, so of many thieves one wins; whose file is gone has lost.
+The lease of attempt K on a name is the file `<name>.aK`. It is created by link, which fails if the
+file exists, on old NFS too (where O_EXCL does not: open(2)). The holder is the owner of the highest
+K. To take over a dead owner's lease, a process creates K+1 and then removes K, so only one process
+succeeds. A holder whose file is gone has lost its lease.
 """
 
 import os
@@ -22,35 +23,35 @@ from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.process import pid_space, start_time
 
-HEARTBEAT_SECONDS = 15.0  # seconds between two signs of life
-_POLL_SECONDS = 5.0  # seconds between two looks at a holder that may be dead
-STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's own monotonic clock
+HEARTBEAT_SECONDS = 15.0
+STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's monotonic clock
+_POLL_SECONDS = 5.0  # between two checks of a holder that may be dead
 
 JobAlive = Callable[[str], bool | None]
-"""Is this Slurm job in the queue? None when the queue cannot be asked."""
+"""Returns whether a Slurm job is in the queue; None if the queue does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseOwner:
-    """Who holds a lease: enough for another process to find out whether it still lives."""
+    """The process that holds a lease, described so that others can check whether it runs."""
 
     worker: str
     host: str
     pid: int
-    started: str  # the process's start time in clock ticks, so that a reused pid is not it
+    started: str  # start time of the process in clock ticks: pids are reused
     job: str = ""  # Slurm job or array element, as squeue prints it
-    space: str = ""  # where the pid counts: a boot of a machine and a pid namespace
+    space: str = ""  # where the pid is valid: a boot of a machine and a pid namespace
     user: int = -1
     cluster: str = ""
-    node: str = ""  # Slurm's name of the node, which need not be the host's
+    node: str = ""  # Slurm's name of the node, which may differ from the host's
 
     @classmethod
     def current(cls, role: str = "worker") -> "LeaseOwner":
-        """The owner that this process is."""
+        """Return this process as an owner."""
         host, pid = socket.gethostname(), os.getpid()
         started = start_time(pid) or ""
         job = slurm_job_id()
-        # Processes of one job may be many: only the process tells them apart.
+        # A job may have several processes, so the name includes the process.
         name = "-".join(filter(None, [role, job, host[:40], str(pid), started]))
         return cls(
             worker=name,
@@ -65,18 +66,18 @@ class LeaseOwner:
         )
 
     def is_running(self) -> bool | None:
-        """Whether its process runs; None where its pid means nothing here."""
+        """Return whether the process runs; None if its pid is not valid on this machine."""
         if not self.started or not self.space or self.space != pid_space():
             return None
         return start_time(self.pid) == self.started
 
 
 UNREADABLE_OWNER = LeaseOwner("unreadable", "?", 0, "")
-"""Stands for the holder of a lease whose content was lost with its writer's machine."""
+"""The owner of a lease whose content was lost when its machine crashed."""
 
 
 def slurm_job_id() -> str:
-    """The id of the enclosing job as squeue prints it (`123_4` within an array), or ""."""
+    """Return the id of the enclosing job as squeue prints it (`123_4` within an array), or ""."""
     env = os.environ
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '0')}"
@@ -93,52 +94,65 @@ class Lease:
     owner: LeaseOwner
 
     def is_lost(self) -> bool:
-        """Whether somebody has taken the next attempt, and this file with it."""
+        """Return True if another process has taken over this lease."""
         return not self.run.lease(self.name, self.attempt).exists()
 
     def heartbeat(self) -> None:
-        """Show that the holder lives, where it has no progress file: the lease grows a blank."""
+        """Show that the holder is alive, by a blank appended to the lease."""
         try:
             fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
-            return  # lost; whoever holds it says so to `lost`
+            return  # the lease is lost, as `is_lost` tells
         try:
             os.write(fd, b" ")
         finally:
             os.close(fd)
 
     def release(self) -> None:
-        """Give it back; harmless when it is already gone."""
+        """Give the lease back; does nothing if it is lost."""
         self.run.lease(self.name, self.attempt).unlink(missing_ok=True)
 
 
 class Leases:
-    """Takes leases for one owner and judges those of others."""
+    """Takes leases for one owner and checks whether other owners are alive."""
 
     def __init__(
         self, run: RunDir, owner: LeaseOwner, job_alive: JobAlive, stale_after: float = STALE_AFTER
     ) -> None:
         self.run, self.owner, self.job_alive = run, owner, job_alive
         self.stale_after = stale_after
-        self._seen: dict[Path, tuple[int, float]] = {}  # size, and since when it stands
+        self._last_growth: dict[Path, tuple[int, float]] = {}  # a file's size, and when it changed
 
     def take(self, name: str, attempt: int) -> Lease | None:
-        """The lease of exactly this attempt, or None if it is taken."""
+        """Take the lease of exactly this attempt; None if it is taken."""
         if not create(self.run.lease(name, attempt), orjson.dumps(asdict(self.owner))):
             return None
         fault_point("advance held" if name == "advance" else "lease taken")
         return Lease(self.run, name, attempt, self.owner)
 
-    def take_over(self, name: str, attempt: int) -> Lease | None:
-        """The lease behind `attempt`, whose owner is dead; None if another thief was first."""
+    def take_over(self, name: str, attempt: int, dead: LeaseOwner) -> Lease | None:
+        """Take the lease after `attempt`, which `dead` held; None if the lease has changed hands.
+
+        Finding out that `dead` is dead may take minutes. Meanwhile others may have taken over and
+        released the lease, and a live process may have begun again with the same attempt number.
+        So the owner is read again after our lease is visible and before theirs is removed. A
+        process that begins again checks in the same order (`_acquire`): it creates its lease, then
+        looks for a higher one. So at least one of the two sees the other and gives way. If a file
+        system shows changes late and hides both, the process whose file is removed stops at its
+        next check of `is_lost`.
+        """
         lease = self.take(name, attempt + 1)
-        if lease:
-            fault_point("lease stolen")
-            self.run.lease(name, attempt).unlink(missing_ok=True)
+        if lease is None:
+            return None
+        if self.holder(name, attempt) != dead:
+            lease.release()
+            return None
+        fault_point("lease stolen")
+        self.run.lease(name, attempt).unlink(missing_ok=True)
         return lease
 
     def highest_attempts(self) -> dict[str, int]:
-        """Every name under lease, with its highest attempt."""
+        """Return every name under lease with its highest attempt."""
         out: dict[str, int] = {}
         for entry in os.scandir(self.run.leases):
             name, _, attempt = entry.name.rpartition(".a")
@@ -147,15 +161,15 @@ class Leases:
         return out
 
     def current(self, name: str) -> tuple[int, LeaseOwner] | None:
-        """The highest attempt on `name` and who holds it; None where nobody does."""
+        """Return the highest attempt on `name` and its owner; None if nobody holds it."""
         while attempt := self.highest_attempts().get(name, 0):
             if owner := self.holder(name, attempt):
                 return attempt, owner
-            # released between the two looks
+            # It was released between the two calls.
         return None
 
     def holder(self, name: str, attempt: int) -> LeaseOwner | None:
-        """Who holds it; None when it was released meanwhile."""
+        """Return the owner of a lease; None if it does not exist."""
         try:
             data = self.run.lease(name, attempt).read_bytes()
         except FileNotFoundError:
@@ -165,30 +179,30 @@ class Leases:
         except (orjson.JSONDecodeError, TypeError):
             return UNREADABLE_OWNER
 
-    def is_alive(self, owner: LeaseOwner, beats: Path | None = None) -> bool | None:
-        """Whether the owner still works. None: too early to tell, ask again later.
+    def is_alive(self, owner: LeaseOwner, heartbeats: Path | None = None) -> bool | None:
+        """Return whether the owner still works; None if it is too early to say.
 
-        `beats` is the file that grows while it does; a worker's is its progress file.
+        `heartbeats` is a file that grows while the owner lives; by default its progress file.
         """
+        if (running := owner.is_running()) is not None:
+            return running
+        # A job in the queue may have been requeued, or have lost this process. A job that is not
+        # in the queue is dead, provided that it was submitted to this queue.
         me = self.owner
-        if (runs := owner.is_running()) is not None:
-            return runs
-        # A job in the queue may be a later life of itself, or have lost one of its processes;
-        # a job that is not there is dead for certain, if it is this queue that it was in.
         foreign = owner.user != me.user or {owner.cluster, me.cluster, ""} - {"", me.cluster}
         if owner.job and owner.job != me.job and not foreign and self.job_alive(owner.job) is False:
             return False
-        return self._growing(beats or self.run.worker(owner.worker))
+        return self._is_growing(heartbeats or self.run.worker(owner.worker))
 
-    def _growing(self, path: Path) -> bool | None:
+    def _is_growing(self, path: Path) -> bool | None:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
             size = -1
         now = time.monotonic()
-        before, since = self._seen.setdefault(path, (size, now))
-        if before != size:
-            self._seen[path] = (size, now)
+        last_size, since = self._last_growth.setdefault(path, (size, now))
+        if last_size != size:
+            self._last_growth[path] = (size, now)
             return True
         return False if now - since >= self.stale_after else None
 
@@ -197,41 +211,47 @@ class Leases:
 def hold_lease(
     run: RunDir, name: str, job_alive: JobAlive, stale_after: float = STALE_AFTER
 ) -> Iterator[Lease]:
-    """Hold the lease on a step of the whole run. RetryError while somebody else does.
+    """Hold the lease on a step of the whole run; RetryError if another process holds it.
 
-    Where it cannot be told at once whether the holder lives, it takes `stale_after` seconds.
+    If it is unclear whether the holder lives, this takes up to `stale_after` seconds.
     """
     lease = _acquire(Leases(run, LeaseOwner.current(name), job_alive, stale_after), name)
     done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lease, done), daemon=True)
-    beating.start()
+    heartbeats = threading.Thread(target=_send_heartbeats, args=(lease, done), daemon=True)
+    heartbeats.start()
     try:
         yield lease
     finally:
         done.set()
-        beating.join()
+        heartbeats.join()
         lease.release()
 
 
 def _acquire(leases: Leases, name: str) -> Lease:
-    while held := leases.current(name):
+    while True:
+        held = leases.current(name)
+        if held is None:
+            if (lease := leases.take(name, 1)) is None:
+                raise RetryError(f"another {name} was faster; nothing is lost, it does the same")
+            if leases.highest_attempts().get(name) == 1:
+                return lease
+            lease.release()  # another process is taking over an older lease: see `take_over`
+            continue
         attempt, owner = held
         alive = leases.is_alive(owner, leases.run.lease(name, attempt))
         if alive:
-            what = "launch" if name == "advance" else name
+            command = "launch" if name == "advance" else name
             raise RetryError(
-                f"another {what} is at work on this run ({owner.host}, process {owner.pid})",
-                hint="proxhpc status shows what it does; launch again when it has ended",
+                f"another {command} of this run is already running on {owner.host} "
+                f"(process {owner.pid})",
+                hint="see `proxhpc status`; run `proxhpc launch` again when it has ended",
             )
-        if alive is False and (lease := leases.take_over(name, attempt)):
+        if alive is False and (lease := leases.take_over(name, attempt, owner)):
             return lease
         time.sleep(_POLL_SECONDS)
-    if lease := leases.take(name, 1):
-        return lease
-    raise RetryError(f"another {name} was faster; nothing is lost, it does the same")
 
 
-def _beat(lease: Lease, done: threading.Event) -> None:
+def _send_heartbeats(lease: Lease, done: threading.Event) -> None:
     while not done.wait(HEARTBEAT_SECONDS):
-        with suppress(OSError):  # a full disk must not end the beating for good
+        with suppress(OSError):  # the disk may be full now and not later
             lease.heartbeat()

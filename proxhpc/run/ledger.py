@@ -1,13 +1,13 @@
-"""The ledger: one row per document, one frame per commit, one summary, published last.
+"""The ledger: one row per document, one frame per commit, and a summary.
 
-A shard's ledger is a file of zstd frames. Each frame holds a header line and the rows of one
-commit, in input order, or a note of a worker's death behind the last commit; the last holds the
-summary. All lines are JSON.
+A shard's ledger is a file of zstd frames with JSON lines. A commit's frame has a header and the
+rows of its documents in input order. A frame with `backoff` records that a worker died after the
+preceding commit. The last frame is the summary.
 """
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,23 +16,23 @@ import xxhash
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import ModelWork, Usage
-from proxhpc.corpus.document import Bad, Document, End
+from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
-from proxhpc.program.replay import Emitted, WindowProgram
+from proxhpc.program.replay import ModelOutput, WindowProgram
 from proxhpc.run.crash_backoff import CrashBackoff
 
 LEDGER_VERSION = 2
-QUARANTINE_BYTES = 64 * 1024  # how much of a quarantined record the ledger keeps
+QUARANTINE_BYTES = 64 * 1024  # of a quarantined record that its row stores
 
 
 class Call(NamedTuple):
-    """One answered request: lines [start, stop), the program as emitted, and its token counts.
+    """A program that a model wrote for lines [start, stop), and the tokens it took.
 
-    `prompt` n tokens went in, `cached` c of them from a prefix cache, `new` m were sampled; all
-    of it for the first request of this prompt, where `again` says that this is a later one. `work`
-    is what the model computed, where that is more or less than one pass for each new token.
+    `prompt` tokens went in, `cached` of them from the prefix cache, and `new` were generated. If
+    `from_memo`, an earlier request with the same prompt took them. `work` is what the model
+    computed, where that is not one pass for each new token.
     """
 
     start: int
@@ -42,7 +42,7 @@ class Call(NamedTuple):
     prompt: int
     cached: int
     new: int
-    again: bool = False
+    from_memo: bool = False
     work: ModelWork | None = None
 
     @classmethod
@@ -52,32 +52,32 @@ class Call(NamedTuple):
         return call if call.work is None else call._replace(work=ModelWork(*call.work))
 
     def encode(self) -> list[Any]:
-        """JSON form, without `work` where there is none."""
+        """Return the JSON form; `work` is left out if it is None."""
         return [*self[:-1], *([list(self.work)] if self.work else [])]
 
     @property
-    def emitted(self) -> Emitted:
-        """What the program language needs of it."""
-        return Emitted(self.program, "stop" if self.finish == "stop" else "length")
+    def output(self) -> ModelOutput:
+        """The program as the model wrote it."""
+        return ModelOutput(self.program, "stop" if self.finish == "stop" else "length")
 
     @property
     def window(self) -> WindowProgram:
-        """The same as a window's program."""
-        return WindowProgram(self.start, self.stop, self.emitted)
+        """The program with its window."""
+        return WindowProgram(self.start, self.stop, self.output)
 
     @property
     def usage(self) -> Usage:
-        """Model work of this request."""
-        return Usage() if self.again else self._usage
+        """What this request took; nothing if it was answered from the memo."""
+        return Usage() if self.from_memo else self._usage
 
     @property
     def saved_usage(self) -> Usage:
-        """Model work that this request would have taken, had it not been answered before."""
-        return self._usage if self.again else Usage()
+        """What the memo saved: the usage of the earlier request with the same prompt."""
+        return self._usage if self.from_memo else Usage()
 
     @property
     def _usage(self) -> Usage:
-        # An engine without a model reports no tokens at all; it has done no model work.
+        # An engine without a model reports no tokens: it did no model work.
         if not self.prompt:
             return Usage()
         return Usage.of_request(self.prompt, self.cached, self.new, self.work)
@@ -85,10 +85,10 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one document, and the programs that say why.
+    """The outcome of one document, and the programs that led to it.
 
-    `score`, the log-odds of dropping it before any bias, is not written: its last digits depend on
-    what shared a batch, and a run that goes on after a kill is to write the same bytes.
+    `score`, the log-odds of dropping the document before any bias, is not stored: no corpus depends
+    on it, and its last digits depend on the batch.
     """
 
     id: str
@@ -112,7 +112,7 @@ class Row:
     score: float | None = field(default=None, compare=False)
 
     def encode(self) -> bytes:
-        """One JSON line without its end; empty fields are left out."""
+        """Return a JSON line without line feed; empty fields are left out."""
         out: dict[str, Any] = {"id": self.id, "at": [self.file, self.position]}
         out["outcome"] = self.outcome
         if self.doc is not None:
@@ -144,24 +144,8 @@ class Row:
             **values,
         )
 
-    def copy(self, document: Document) -> "Row":
-        """The row of another document with the same text, about which no model was asked."""
-        return replace(
-            self,
-            id=document.id,
-            file=document.file,
-            position=document.position,
-            doc=self.doc and self.doc._replace(again=True),
-            windows=tuple(call._replace(again=True) for call in self.windows),
-            flags=(*self.flags, "copy"),
-        )
-
-    def count(self) -> Counts:
-        """The row's share of the totals."""
-        return tally([self])
-
     def add_to(self, total: Counts) -> None:
-        """Add the row's share to a total."""
+        """Add the row to totals."""
         total.documents += 1
         total.bytes_in += self.bytes_in
         total.bytes_out += self.bytes_out
@@ -179,23 +163,15 @@ class Row:
             total.rejected.update(self.rejected)
         if self.flags:
             total.flags.update(self.flags)
-        copied = "copy" in self.flags
         if self.doc is not None and self.doc.prompt:
             total.doc += self.doc.usage
-            if copied:
-                total.doc_copied += self.doc.saved_usage
-            else:
-                total.doc_saved += self.doc.saved_usage
+            total.doc_saved += self.doc.saved_usage
         if self.windows:
             total.windows += len(self.windows)
             total.tokens_chunk += self.tokens_in
             for call in self.windows:
-                if not call.prompt:  # no model was asked
-                    continue
-                total.chunk += call.usage
-                if copied:
-                    total.chunk_copied += call.saved_usage
-                else:
+                if call.prompt:  # else the engine has no model
+                    total.chunk += call.usage
                     total.chunk_saved += call.saved_usage
 
 
@@ -215,20 +191,20 @@ _OPTIONAL = {
 
 
 def tally(rows: Iterable[Row]) -> Counts:
-    """What rows come to; added in place: half of a ledger's reading would go into sums of sums."""
-    total = Counts()
+    """Return the totals of rows."""
+    total = Counts()  # added to in place: adding Counts would take half of the reading time
     for row in rows:
         row.add_to(total)
     return total
 
 
 def text_digest(text: str) -> str:
-    """Digest that ties a row to the raw text it was made from (XXH3-64, hex)."""
+    """Return the XXH3-64, in hex, that ties a row to its document's raw text."""
     return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def bad_row(bad: Bad) -> Row:
-    """The quarantine row of a record that could not be read."""
+def bad_row(bad: BadRecord) -> Row:
+    """Return the row of a record that could not be read."""
     return Row(
         id="",
         file=bad.file,
@@ -242,7 +218,7 @@ def bad_row(bad: Bad) -> Row:
 
 
 def quarantine(document: Document, reason: str, detail: str) -> Row:
-    """The quarantine row of a document that could not be refined."""
+    """Return the row of a document that could not be refined."""
     raw = document.text.encode("utf-8", "surrogatepass")
     return Row(
         id=document.id,
@@ -258,85 +234,85 @@ def quarantine(document: Document, reason: str, detail: str) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """First line of a commit's frame. `ends` are the spans finished within this commit."""
+class CommitHeader:
+    """First line of a commit's frame. `ends` are the ends of spans within this commit."""
 
     plan: str
     shard: int
     commit: int
     rows: int
-    ends: tuple[End, ...] = ()
+    ends: tuple[SpanEnd, ...] = ()
 
     def encode(self) -> bytes:
-        """One JSON line without its end."""
+        """Return a JSON line without line feed."""
         ends = [[e.file, e.position, e.at_eof, e.blank] for e in self.ends]
         data = {"v": LEDGER_VERSION, "plan": self.plan, "shard": self.shard, "commit": self.commit}
         return orjson.dumps(data | {"rows": self.rows, "ends": ends})
 
     @classmethod
-    def decode(cls, data: dict[str, Any]) -> "Header":
-        """From the parsed first line of a frame."""
-        ends = tuple(End(*end) for end in data["ends"])
+    def decode(cls, data: dict[str, Any]) -> "CommitHeader":
+        """Convert the parsed first line of a frame."""
+        ends = tuple(SpanEnd(*end) for end in data["ends"])
         return cls(data["plan"], data["shard"], data["commit"], data["rows"], ends)
 
 
 @dataclass(slots=True)
 class LedgerState:
-    """What a ledger file holds so far; enough to go on behind it."""
+    """What a ledger file holds so far: enough to append to it."""
 
     commits: int = 0
     counts: Counts = field(default_factory=Counts)
-    span_ends: list[End] = field(default_factory=list)
+    span_ends: list[SpanEnd] = field(default_factory=list)
     last_position: tuple[int, int] | None = None  # file and position of the last committed record
     backoff: CrashBackoff = field(default_factory=CrashBackoff)
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
 
-    def add(self, header: Header, rows: list[Row], payload: bytes) -> Counts:
-        """Count one commit; its share of the counts."""
-        share = tally(rows)
-        share.blank_lines = sum(end.blank for end in header.ends)
+    def add(self, header: CommitHeader, rows: list[Row], payload: bytes) -> Counts:
+        """Add a commit and return its counts."""
+        counts = tally(rows)
+        counts.blank_lines = sum(end.blank for end in header.ends)
         self.commits += 1
-        self.counts += share
+        self.counts += counts
         self.backoff = self.backoff.passed(len(rows))
         self.span_ends += header.ends
         if rows:
             self.last_position = (rows[-1].file, rows[-1].position)
         self.digest.update(payload)
-        return share
+        return counts
 
 
 class LedgerWriter:
-    """Appends the commits of one attempt; the file grows by whole frames only."""
+    """Appends the commits of one attempt, as whole frames."""
 
-    def __init__(self, frames: FrameWriter, plan: str, shard: int, progress: LedgerState) -> None:
-        self.frames, self.plan, self.shard, self.progress = frames, plan, shard, progress
+    def __init__(self, frames: FrameWriter, plan: str, shard: int, state: LedgerState) -> None:
+        self.frames, self.plan, self.shard, self.state = frames, plan, shard, state
 
-    def commit(self, rows: list[Row], ends: tuple[End, ...] = ()) -> Counts:
-        """Make `rows` durable; their counts. RetryError when the file system will not take them."""
-        header = Header(self.plan, self.shard, self.progress.commits, len(rows), ends)
+    def commit(self, rows: list[Row], ends: tuple[SpanEnd, ...] = ()) -> Counts:
+        """Make `rows` durable and return their counts. RetryError if they cannot be written."""
+        header = CommitHeader(self.plan, self.shard, self.state.commits, len(rows), ends)
         payload = b"\n".join([header.encode(), *(row.encode() for row in rows)])
         self.frames.append(payload)
         fault_point("commit synced")
-        return self.progress.add(header, rows, payload)
+        return self.state.add(header, rows, payload)
 
-    def note(self, care: CrashBackoff) -> None:
-        """Make what is known of deaths behind the last commit durable."""
-        head = {"v": LEDGER_VERSION, "plan": self.plan, "shard": self.shard, "care": care.to_dict()}
-        self.frames.append(orjson.dumps(head))
+    def write_backoff(self, backoff: CrashBackoff) -> None:
+        """Make what is known of deaths after the last commit durable."""
+        head = {"v": LEDGER_VERSION, "plan": self.plan, "shard": self.shard}
+        self.frames.append(orjson.dumps(head | {"backoff": backoff.to_dict()}))
         fault_point("death noted")
-        self.progress.backoff = care
+        self.state.backoff = backoff
 
     def finish(self) -> Counts:
-        """Append the summary; the file is then ready to be published."""
-        counts = self.progress.counts
+        """Append the summary; the ledger is then ready to be published."""
+        counts = self.state.counts
         counts.check(f"shard {self.shard}")
         summary = {
             "v": LEDGER_VERSION,
             "summary": True,
             "plan": self.plan,
             "shard": self.shard,
-            "commit": self.progress.commits,
-            "digest": self.progress.digest.hexdigest(),
+            "commit": self.state.commits,
+            "digest": self.state.digest.hexdigest(),
             "counts": counts.to_dict(),
         }
         self.frames.append(orjson.dumps(summary))
@@ -344,20 +320,20 @@ class LedgerWriter:
         return counts
 
     def close(self) -> None:
-        """Close the file; what was committed stays."""
+        """Close the file."""
         self.frames.close()
 
 
 def parse_frame(payload: bytes) -> tuple[dict[str, Any], list[Row]]:
-    """First line of a frame, as a dict, and its rows."""
+    """Return a frame's first line, as a dict, and its rows."""
     first, *rest = payload.split(b"\n")
     return orjson.loads(first), [Row.decode(line) for line in rest]
 
 
 def resume(source: Path, target: FrameWriter, plan: str, shard: int) -> LedgerState:
-    """Copy the whole commits of an earlier attempt into `target`; the state behind them.
+    """Copy the commits of an earlier attempt to `target` and return the state after them.
 
-    A torn tail, and everything behind a frame that is not this shard's next commit, is left out.
+    Copying stops at a torn frame, or one that is not this shard's next commit.
     """
     state = LedgerState()
     end = 0
@@ -365,48 +341,48 @@ def resume(source: Path, target: FrameWriter, plan: str, shard: int) -> LedgerSt
         head, rows = parse_frame(frame.payload)
         if head.get("plan") != plan or head.get("shard") != shard:
             break
-        if "care" in head:
-            state.backoff = CrashBackoff(**head["care"])
+        if "backoff" in head:
+            state.backoff = CrashBackoff(**head["backoff"])
             end = frame.end
             continue
         if head.get("commit") != state.commits or "summary" in head:
             break
-        state.add(Header.decode(head), rows, frame.payload)
+        state.add(CommitHeader.decode(head), rows, frame.payload)
         end = frame.end
     target.copy(source, end)
     return state
 
 
-def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | End]:
-    """Rows and span ends of a published ledger, each frame verified, the summary proved.
+def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | SpanEnd]:
+    """Yield the rows and span ends of a published ledger, checked against its summary.
 
-    StopError names the file when it is not whole, not this plan's, or its sums are off.
+    StopError names the file if it is incomplete, of another plan, or does not match its summary.
     """
-    progress = LedgerState()
+    state = LedgerState()
     summary: dict[str, Any] | None = None
     for frame in read_frames(path, strict=True):
         if summary is not None:
-            raise _damaged(path, "there are frames behind the summary")
+            raise _damaged(path, "it has frames after the summary")
         head, rows = parse_frame(frame.payload)
         if head["plan"] != plan or head["shard"] != shard:
             raise _damaged(path, "it belongs to another plan or shard")
-        if "care" in head:
+        if "backoff" in head:
             continue
-        if head["commit"] != progress.commits:
-            raise _damaged(path, f"commit {progress.commits} is missing")
+        if head["commit"] != state.commits:
+            raise _damaged(path, f"commit {state.commits} is missing")
         if "summary" in head:
             summary = head
             continue
-        header = Header.decode(head)
+        header = CommitHeader.decode(head)
         if header.rows != len(rows):
-            raise _damaged(path, f"commit {header.commit} lacks rows")
-        progress.add(header, rows, frame.payload)
+            raise _damaged(path, f"commit {header.commit} has {len(rows)} of {header.rows} rows")
+        state.add(header, rows, frame.payload)
         yield from rows
         yield from header.ends
     if summary is None:
         raise _damaged(path, "the summary is missing")
-    progress.counts.check(str(path))
-    recomputed = (progress.digest.hexdigest(), progress.counts.to_dict())
+    state.counts.check(str(path))
+    recomputed = (state.digest.hexdigest(), state.counts.to_dict())
     if recomputed != (summary["digest"], summary["counts"]):
         raise _damaged(path, "the summary does not match the rows")
 
@@ -414,5 +390,5 @@ def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | End]:
 def _damaged(path: Path, what: str) -> StopError:
     return StopError(
         f"damaged ledger {path}: {what}",
-        hint="delete this file and launch again: only this shard is refined anew",
+        hint="delete this file and run `proxhpc launch` again; only this shard is refined again",
     )

@@ -1,7 +1,7 @@
-"""Finds a refining model on disk and checks, from JSON and file headers alone, that it is whole.
+"""Finds a refining model on disk and checks from JSON and file headers that it is complete.
 
-Imports neither torch nor transformers: a login node resolves models at launch, workers load them
-without a network.
+Neither torch nor transformers is imported: a login node resolves models at launch, and workers load
+them without a network.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -21,25 +21,34 @@ from proxhpc.spec.sections import EMBEDDED
 
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest real index or header is a few MiB
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
-# Weights, configuration and tokenizer; never pickles, never code.
+# Weights, configuration and tokenizer, but no pickles and no code.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
+)
+# What decides how a model is loaded and asked. Other files of its directory, such as the state of a
+# trainer, may change.
+_PINNED_FILES = (
+    *("config.json", "generation_config.json", "refiner.json", "model.safetensors.index.json"),
+    *TOKENIZER_FILES,
+)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
 def short_name(model: str) -> str:
-    """A model's name without the folders of the machine it lies on."""
+    """Return a model's name, without folders if it is a path."""
     return PurePath(model).name if model.startswith("/") else model
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model found whole in a local directory.
+    """A complete model in a local directory.
 
-    `snapshot` pins its content: the hub's commit, or a digest over the configuration, the
-    tokenizer and the headers of the weights. `shape` is None where FLOPs cannot be counted.
-    `stop_ids` are the end-of-sequence tokens that the model's configuration names, `refiner` is
-    what its refiner.json says.
+    `snapshot` pins its content: the hub's commit, or a digest of the configuration, the tokenizer
+    and the headers of the weights. `shape` is None if FLOPs cannot be counted. `stop_ids` are the
+    end-of-sequence tokens of its configuration, `refiner` is its refiner.json.
     """
 
     name: str
@@ -51,22 +60,22 @@ class ModelRef:
     stop_ids: tuple[int, ...] = ()
     refiner: RefinerFile | None = None
 
-    def context_length(self, wanted: int | None = None) -> int:
-        """Context length to use; UserError when `wanted` is more than the model has."""
-        if wanted is not None and wanted > self.max_model_len:
+    def context_length(self, limit: int | None = None) -> int:
+        """Return the context length to use; UserError if `limit` exceeds the model's."""
+        if limit is not None and limit > self.max_model_len:
             raise UserError(
-                f"engine.max_model_len is {wanted}, but {self.name} has {self.max_model_len}",
-                hint="lower it, or leave it out to take the model's own",
+                f"engine.max_model_len is {limit}, but {self.name} has {self.max_model_len}",
+                hint="lower it, or omit it to use the model's",
             )
-        return wanted or self.max_model_len
+        return limit or self.max_model_len
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "name": self.name,
             "path": str(self.path),
             "config_sha": self.config_sha,
-            "shape": self.shape.to_dict() if self.shape else None,
+            "shape": asdict(self.shape) if self.shape else None,
             "max_model_len": self.max_model_len,
             "snapshot": self.snapshot,
             "stop_ids": list(self.stop_ids),
@@ -89,14 +98,14 @@ class ModelRef:
 
 
 class _IncompleteError(UserError):
-    """Files of the model are missing; a download may bring them."""
+    """Files of the model are missing; a download may provide them."""
 
 
 def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
-    """The model in directory `name`, the local snapshot of hub id `org/name[@revision]`, or ours.
+    """Return the model in directory `name`, of hub id `org/name[@revision]`, or `embedded`.
 
-    A snapshot that is not there whole is downloaded unless `offline` (default: HF_HUB_OFFLINE).
-    UserError names what is wrong with the model and what to do.
+    A hub model that is not complete in the local cache is downloaded, unless `offline` (default:
+    HF_HUB_OFFLINE). UserError says what is wrong with the model and what to do.
     """
     if offline is None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
@@ -105,7 +114,7 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
         folder = Path(__file__).parents[1] / EMBEDDED
         if not folder.is_dir():
             raise UserError(
-                "this proxhpc comes without an embedded refiner",
+                "this installation of proxhpc has no embedded refiner",
                 hint="give a directory with config.json and safetensors, or a hub id org/name; "
                 "`engine: {name: rules}` needs no model",
             )
@@ -129,11 +138,11 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
 
 
 def check_model(ref: ModelRef) -> None:
-    """Raise StopError where the model is not what it was when the run was planned."""
+    """Raise StopError if the model has changed since the run was planned."""
     if _inspect(ref.name, ref.path).snapshot != ref.snapshot:
         raise StopError(
             f"model {ref.name!r} in {ref.path} has changed since this run was planned",
-            hint="put back what was there, or start a new run: --run DIR (or another name)",
+            hint="restore the model, or start a new run: --run DIR (or another name)",
         )
 
 
@@ -164,7 +173,7 @@ def _snapshot(match: re.Match[str], name: str, *, local: bool) -> Path:
         reason = str(error).strip().splitlines() or [""]
         raise UserError(
             f"model {name!r} cannot be downloaded: {type(error).__name__}: {reason[0]}",
-            hint=f"try it by hand: {_download_command(match)}",
+            hint=f"try {_download_command(match)}",
         ) from error
 
 
@@ -208,7 +217,7 @@ def _read_json(name: str, file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _IncompleteError(
             f"model {name!r}: {file.name} is missing in {file.parent}",
-            hint="is this the directory that holds config.json, the tokenizer and safetensors?",
+            hint="is this the directory with config.json, the tokenizer and safetensors?",
         ) from None
     except OSError as error:
         raise UserError(
@@ -225,7 +234,7 @@ def _parse_object(name: str, file: Path, raw: bytes) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise UserError(
-            f"model {name!r}: {file} is not valid JSON of an object",
+            f"model {name!r}: {file} is not a valid JSON object",
             hint="the file is damaged; copy or download the model again",
         )
     return data
@@ -234,8 +243,8 @@ def _parse_object(name: str, file: Path, raw: bytes) -> dict[str, Any]:
 def _refuse_code(name: str, config: dict[str, Any], file: Path) -> None:
     if config.get("auto_map"):
         raise UserError(
-            f"model {name!r}: {file.name} asks for the model's own Python code (auto_map)",
-            hint="proxhpc runs no code of a model; use one that transformers knows by itself",
+            f"model {name!r}: {file.name} requires the model's own Python code (auto_map)",
+            hint="proxhpc runs no code of a model; use one that transformers supports itself",
         )
 
 
@@ -253,7 +262,7 @@ def _weight_files(name: str, path: Path) -> list[str]:
         )
     weight_map = _read_json(name, index).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    # A name with a folder in it could lead out of the directory.
+    # A name with a folder could point outside of the directory.
     if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
         raise UserError(
             f"model {name!r}: {index} names no weight files of this directory",
@@ -263,7 +272,7 @@ def _weight_files(name: str, path: Path) -> list[str]:
 
 
 def _check_weights(name: str, file: Path) -> bytes:
-    """The header of a safetensors file, after checking that the file is as long as it says."""
+    """Return the header of a safetensors file, after checking the file's size against it."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -283,7 +292,7 @@ def _check_weights(name: str, file: Path) -> bytes:
     if len(header) != length or size != expected:
         raise UserError(
             f"model {name!r}: {file.name} has {size:,} bytes, its header says {expected:,}",
-            hint="the file is cut short or damaged; copy or download it again",
+            hint="the file is truncated or damaged; copy or download it again",
         )
     return header
 
@@ -300,7 +309,7 @@ def _context_length(name: str, config: dict[str, Any]) -> int:
         if type(config.get(key)) is int and config[key] > 0:
             return int(config[key])
     raise UserError(
-        f"model {name!r}: config.json gives no context length",
+        f"model {name!r}: config.json has no context length",
         hint=f"one of {', '.join(_CONTEXT_KEYS)} must be a positive whole number",
     )
 
@@ -309,19 +318,19 @@ def _stop_ids(name: str, path: Path, config: dict[str, Any]) -> tuple[int, ...]:
     sources = [config]
     if (path / "generation_config.json").exists():
         sources.append(_read_json(name, path / "generation_config.json"))
-    found: set[int] = set()
+    stop_ids: set[int] = set()
     for source in sources:
         ids = source.get("eos_token_id")
-        found.update(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
-    return tuple(sorted(found))
+        stop_ids.update(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
+    return tuple(sorted(stop_ids))
 
 
 def _fingerprint(path: Path, headers: list[tuple[str, bytes]]) -> str:
-    """Digest over configuration, tokenizer and weight headers; weights are not read."""
+    """Return a digest of configuration, tokenizer and weight headers; weights are not read."""
     digest = hashlib.sha256()
-    small = [p for p in path.iterdir() if p.suffix in {".json", ".jinja", ".txt", ".model"}]
-    for file in sorted(small):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    for file in (path / name for name in sorted(_PINNED_FILES)):
+        if file.is_file():
+            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     for file_name, header in headers:
         digest.update(f"{file_name} {hashlib.sha256(header).hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()[:40]}"

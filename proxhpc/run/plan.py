@@ -1,4 +1,4 @@
-"""The frozen plan of a run: inputs with fingerprints, shards, models, and the manifest."""
+"""The frozen plan of a run: manifest, inputs with fingerprints, shards and models."""
 
 import hashlib
 import os
@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from proxhpc import __version__
 from proxhpc.corpus.disk import publish, write_atomic
-from proxhpc.corpus.document import Bad, Document, End, Span
-from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe
-from proxhpc.corpus.parquet import need_pyarrow
-from proxhpc.corpus.probe import misread
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
+from proxhpc.corpus.parquet import require_pyarrow
+from proxhpc.corpus.probe import find_misread
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
@@ -28,16 +28,16 @@ from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
 from proxhpc.spec.manifest import Corpus, Manifest, diff, find_inputs
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
-BYTES_PER_TOKEN = 4  # UTF-8 bytes, where no tokenizer counts; an estimate, and labelled so
-PLAN_VERSION = 2
+BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
+PLAN_VERSION = 3
 
-_DRAFT = re.compile(r"\.+plan-.*|\..*\.tmp")  # what a killed launch may leave of its plan
-_ELSEWHERE = "choose another with run_dir in the manifest or --run DIR"
+_DRAFT = re.compile(r"\.+plan-.*|\..*\.tmp")  # left behind by a launch that was killed
+_OTHER_RUN_DIR = "choose another with run_dir in the manifest or --run DIR"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one lease covers: spans of one or several files, in input order."""
+    """The unit of refining work: spans of one or several files, in input order."""
 
     spans: tuple[Span, ...]
     estimated_bytes: int
@@ -45,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker or a merge needs to know; never changed once written."""
+    """Everything that workers and the merge need; it never changes."""
 
     run_id: str
     created: float
@@ -54,16 +54,14 @@ class Plan:
     inputs: tuple[InputInfo, ...]
     shards: tuple[Shard, ...]
     models: dict[str, ModelRef]
-    against: tuple[
-        InputInfo, ...
-    ] = ()  # files of the corpus that duplicates are also looked for in
+    against: tuple[InputInfo, ...] = ()  # files of the external corpus, dedup.against
     digest: str = ""
-    refined_under: AnyPolicy | None = None  # where the manifest's policy is another (variant.py)
+    refined_under: AnyPolicy | None = None  # if the manifest's policy is another (variant.py)
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
     @cached_property
     def token_unit(self) -> str:
-        """How the run counts tokens: a model's name, or the byte estimate."""
+        """The name of the model whose tokenizer counts tokens, or the byte estimate."""
         for level in ("chunk", "doc"):
             if level in self.models:
                 return self.models[level].name
@@ -71,33 +69,33 @@ class Plan:
 
     @property
     def estimated_bytes(self) -> int:
-        """Decompressed input bytes, estimated."""
+        """Decompressed bytes of the inputs, estimated."""
         return sum(info.estimated_bytes for info in self.inputs)
 
     @property
     def estimated_tokens(self) -> int:
-        """Raw tokens, from the bytes."""
+        """Raw tokens, estimated from the bytes."""
         return self.estimated_bytes // BYTES_PER_TOKEN
 
     def check_input(self, file: int) -> None:
-        """Raise StopError when input `file` is not what it was at planning; looks once."""
+        """Raise StopError if input `file` has changed since planning; checks only once."""
         if file not in self._checked:
             check_unchanged(self.inputs[file])
             self._checked.add(file)
 
-    def read(self, span: Span) -> Iterator[Document | Bad | End]:
-        """Records of a span of one of the plan's inputs."""
+    def read(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
+        """Yield the records of a span of an input."""
         return _read(self.manifest.corpus, self.inputs[span.file], span)
 
-    def read_against(self, span: Span) -> Iterator[Document | Bad | End]:
-        """Records of a span of the corpus to compare with; StopError where a file has changed."""
+    def read_against(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
+        """Yield the records of a span of the external corpus; StopError if its file has changed."""
         if self.manifest.dedup.against is None:
-            raise ValueError("there is no corpus to compare with")
+            raise ValueError("the manifest has no dedup.against")
         check_unchanged(self.against[span.file])
         return _read(self.manifest.dedup.against, self.against[span.file], span)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the digest."""
+        """Return the JSON form, without the digest."""
         return {
             "version": PLAN_VERSION,
             "run_id": self.run_id,
@@ -116,11 +114,6 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
         """Read what `to_dict` wrote."""
-        if data.get("version") != PLAN_VERSION:
-            raise UserError(
-                f"plan version {data.get('version')} is not {PLAN_VERSION}",
-                hint="this run was planned by another proxhpc; go on with that version",
-            )
         return cls(
             run_id=data["run_id"],
             created=data["created"],
@@ -137,23 +130,30 @@ class Plan:
 
     @classmethod
     def load(cls, run: RunDir) -> "Plan":
-        """The plan of a run. UserError when there is none."""
+        """Return the plan of a run. UserError if there is none, or another version made it."""
         try:
             raw = run.plan.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{run.root} is not a run directory: it has no plan.json",
-                hint="proxhpc launch MANIFEST makes one",
+                hint="`proxhpc launch MANIFEST` makes one",
             ) from None
         try:
-            return cls.from_dict(orjson.loads(raw))
+            data = orjson.loads(raw)
+            if data["version"] != PLAN_VERSION:
+                raise UserError(
+                    f"{run.root} was planned by proxhpc {data['code']}; this is proxhpc "
+                    f"{__version__} and cannot resume it. Use {data['code']} to finish that run, "
+                    "or choose another run_dir."
+                )
+            return cls.from_dict(data)
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise StopError(f"{run.plan} is damaged: {error}") from error
 
     def save(self, run: RunDir, manifest_text: bytes) -> None:
-        """Write the plan, once and for all, and make the run's folders.
+        """Make the run's folders and write the plan, unless there is one.
 
-        UserError, and nothing written, where the directory holds what is no run's.
+        UserError, and nothing is written, if the directory has files of something else.
         """
         check_new(run)
         try:
@@ -163,12 +163,12 @@ class Plan:
                 run.shard_folder(shard).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"cannot make the run directory {run.root}: {error.strerror}", hint=_ELSEWHERE
+                f"cannot make the run directory {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
             ) from error
         draft = run.plan.with_name(f".plan-{secrets.token_hex(4)}")
         write_atomic(draft, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
         try:
-            # Link, not rename: of two launches at once, one makes the plan and both use it.
+            # If two launches race, one links its plan and both use it.
             first = publish(draft, run.plan)
         finally:
             draft.unlink()
@@ -177,10 +177,10 @@ class Plan:
 
 
 def check_new(run: RunDir) -> None:
-    """Raise UserError unless a new run may be made there: nothing of anybody else's is in it.
+    """Raise UserError if the directory of a new run has files of something else.
 
-    A run writes, replaces and deletes files in its directory, so it must be its own. The empty
-    folders and drafts of a launch that was killed are.
+    A run writes, replaces and deletes files in its directory. Empty folders and drafts of a launch
+    that was killed are fine.
     """
     try:
         names = sorted(os.listdir(run.root))
@@ -188,20 +188,20 @@ def check_new(run: RunDir) -> None:
         return
     except OSError as error:
         raise UserError(
-            f"cannot make a run in {run.root}: {error.strerror}", hint=_ELSEWHERE
+            f"cannot make a run in {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
         ) from error
-    own = {folder.name: folder for folder in run.folders()}
+    folders = {folder.name: folder for folder in run.folders()}
     foreign = [
         name
         for name in names
-        if not _DRAFT.fullmatch(name) and (name not in own or _holds_files(own[name]))
+        if not _DRAFT.fullmatch(name) and (name not in folders or _holds_files(folders[name]))
     ]
-    # Looked at last: another launch may have made its plan, and then files, in the meantime.
+    # The plan is checked last: another launch may have written it, and then other files, meanwhile.
     if foreign and not run.plan.exists():
         raise UserError(
-            f"{run.root} is no run and not empty: it has {quoted(foreign[0])}"
+            f"{run.root} is not a run and not empty: it has {quoted(foreign[0])}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
-            hint=f"a run needs a directory of its own, new or empty; {_ELSEWHERE}",
+            hint=f"a run needs a new or empty directory; {_OTHER_RUN_DIR}",
         )
 
 
@@ -212,21 +212,21 @@ def _holds_files(folder: Path) -> bool:
 
 
 def check_outside(run: RunDir, paths: Iterable[Path]) -> None:
-    """Raise UserError where an input file lies in the run directory, symlinks followed or not."""
+    """Raise UserError if an input file lies in the run directory, itself or behind a symlink."""
     root = run.root.resolve()
     parents: dict[Path, Path] = {}
     for path in paths:
         named = parents.setdefault(path.parent, path.parent.resolve())
         if named.is_relative_to(root) or path.resolve().is_relative_to(root):
             raise UserError(
-                f"the input {path} lies in the run directory {run.root}, where a run writes and"
-                " deletes files",
-                hint=_ELSEWHERE,
+                f"the input {path} lies in the run directory {run.root}, where the run writes and "
+                "deletes files",
+                hint=_OTHER_RUN_DIR,
             )
 
 
 def find_models(manifest: Manifest) -> dict[str, ModelRef]:
-    """The stages' models by level, on disk and whole; none for the rules. UserError as ever."""
+    """Return the stages' models by level; none for the rules. UserError as `resolve_model`."""
     return {
         stage.level: resolve_model(stage.model)
         for stage in manifest.stages
@@ -235,9 +235,9 @@ def find_models(manifest: Manifest) -> dict[str, ModelRef]:
 
 
 def freeze_manifest(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manifest:
-    """The manifest with what its stages leave open taken from their models' refiner.json.
+    """Return the manifest with its stages completed from their models' refiner.json.
 
-    UserError where the two do not go together.
+    UserError if the two contradict each other.
     """
     stages = []
     for stage in manifest.stages:
@@ -247,31 +247,31 @@ def freeze_manifest(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manif
         if stages[-1].bias and stages[-1].prompt != "walk":
             raise UserError(
                 f"the {stage.level} stage has a bias, which is only for prompt: walk",
-                hint="its model has no refiner.json that says so: give the stage that prompt, "
-                "or another model",
+                hint="its model's refiner.json does not set this prompt: add it to the stage, or "
+                "use another model",
             )
-    given = {key: getattr(manifest, key) for key in manifest.model_fields_set}
+    keys = {key: getattr(manifest, key) for key in manifest.model_fields_set}
     try:
-        return Manifest.model_validate(given | {"stages": tuple(stages)})
+        return Manifest.model_validate(keys | {"stages": tuple(stages)})
     except ValidationError as error:
         raise UserError(
-            "the manifest and a model's refiner.json do not go together: "
+            "the manifest contradicts a model's refiner.json: "
             + "; ".join(str(problem["msg"]) for problem in error.errors()),
-            hint="what a stage says itself comes first",
+            hint="keys of a stage override those of refiner.json",
         ) from None
 
 
 def make_plan(manifest: Manifest, run: RunDir) -> Plan:
-    """Look at the place, the inputs and the models of a new run and cut its shards.
+    """Plan a new run: check its directory, inputs and models, and split the inputs into shards.
 
-    Writes nothing. UserError when something is missing, or the place is not free.
+    Writes nothing. UserError if something is missing, or the directory is not free.
     """
     check_new(run)
     if manifest.output.format == "parquet":
-        need_pyarrow("output.format: parquet")
-    inputs = _find(manifest.corpus, run, ("corpus",))
-    other = manifest.dedup.against
-    against = _find(other, run, ("dedup", "against")) if other else ()
+        require_pyarrow("output.format: parquet")
+    inputs = _describe_corpus(manifest.corpus, run, ("corpus",))
+    external = manifest.dedup.against
+    against = _describe_corpus(external, run, ("dedup", "against")) if external else ()
     models = find_models(manifest)
     manifest = freeze_manifest(manifest, models)
     plan = Plan(
@@ -291,24 +291,24 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
 
 
-def _find(corpus: Corpus, run: RunDir, key: Key) -> tuple[InputInfo, ...]:
-    """The files of a corpus. UserError where no record looked at has a text."""
-    found = find_inputs(corpus, key)
-    check_outside(run, (path for path, _ in found))
-    inputs = tuple(describe(path, corpus.format, name=name) for path, name in found)
-    wrong = misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)
-    if wrong is not None:
-        info, bad = wrong
-        where = f"{info.path}, record at {bad.position}"
+def _describe_corpus(corpus: Corpus, run: RunDir, key: Key) -> tuple[InputInfo, ...]:
+    """Return the files of a corpus; UserError if no record that was probed has a text."""
+    files = find_inputs(corpus, key)
+    check_outside(run, (path for path, _ in files))
+    inputs = tuple(describe_input(path, corpus.format, name=name) for path, name in files)
+    misread = find_misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)
+    if misread is not None:
+        info, bad = misread
+        source = f"{info.path}, record at {bad.position}"
         raise UserError(
-            f"no record has a text: {where}: {bad.reason}: {quoted(bad.detail, 500)[1:-1]}",
+            f"no record has a text: {source}: {bad.reason}: {quoted(bad.detail, 500)[1:-1]}",
             hint=f"set {dotted((*key, 'text'))} to the field with the text"
             f" (and {dotted((*key, 'format'))}, if it is wrong)",
         )
     return inputs
 
 
-def _read(corpus: Corpus, info: InputInfo, span: Span) -> Iterator[Document | Bad | End]:
+def _read(corpus: Corpus, info: InputInfo, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
     fields = Fields(corpus.text, corpus.id)
     return read_span(info, info.format, span, fields, corpus.max_record_bytes)
 
@@ -320,10 +320,10 @@ def _infos(data: list[dict[str, Any]]) -> tuple[InputInfo, ...]:
 def split_into_shards(
     inputs: tuple[InputInfo, ...], target: int, max_files: int
 ) -> Iterator[Shard]:
-    """Shards of about `target` decompressed bytes, in input order.
+    """Yield shards of about `target` decompressed bytes, in input order.
 
-    A file of more than one and a half targets is cut into equal spans of its own; smaller ones
-    are gathered. The spans of a file tile it, whatever its true length.
+    A file of more than one and a half targets is split into equal spans, a shard each; smaller
+    files share a shard. The spans of a file cover it, whatever its true length.
     """
     spans: list[Span] = []
     size = 0
@@ -333,7 +333,7 @@ def split_into_shards(
             yield Shard(tuple(spans), size)
             spans, size = [], 0
         if pieces > 1:
-            for span in _pieces(file, info, pieces):
+            for span in _split_file(file, info, pieces):
                 yield Shard((span,), info.estimated_bytes // pieces)
             continue
         spans.append(Span(file))
@@ -345,18 +345,18 @@ def split_into_shards(
         yield Shard(tuple(spans), size)
 
 
-def _pieces(file: int, info: InputInfo, pieces: int) -> Iterator[Span]:
+def _split_file(file: int, info: InputInfo, pieces: int) -> Iterator[Span]:
     length = info.rows if info.rows is not None else info.estimated_bytes
-    cuts = [length * i // pieces for i in range(pieces)]
-    yield from (Span(file, a, b) for a, b in zip(cuts, [*cuts[1:], None], strict=True))
+    starts = [length * i // pieces for i in range(pieces)]
+    yield from (Span(file, a, b) for a, b in zip(starts, [*starts[1:], None], strict=True))
 
 
 def check_same_manifest(plan: Plan, manifest: Manifest) -> None:
-    """Raise UserError when a started run's manifest was changed."""
+    """Raise UserError if the manifest of a started run was changed."""
     keys = diff(plan.manifest, freeze_manifest(manifest, plan.models))
     if keys:
         raise UserError(
-            f"this run was started with another manifest; changed: {', '.join(keys)}",
+            f"this run was started with another manifest; these keys differ: {', '.join(keys)}",
             hint="undo the change, or start a new run: --run DIR (or another name)",
         )
 

@@ -1,11 +1,14 @@
-"""Other processes of this machine, as /proc shows them."""
+"""Processes of this machine, as /proc shows them."""
 
 import os
 from pathlib import Path
 
 
 def start_time(pid: int) -> str | None:
-    """Clock ticks from boot to the start of a process, for pids recur; None if it is gone."""
+    """Return a process's start time in clock ticks since boot; None if it does not exist.
+
+    With the pid it identifies a process, because pids are reused.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -14,24 +17,24 @@ def start_time(pid: int) -> str | None:
 
 
 def descendants(pid: int) -> set[int]:
-    """Numbers of all processes below `pid`; empty where there is no /proc."""
-    found: set[int] = set()
+    """Return the pids of all processes below `pid`; empty where there is no /proc."""
+    pids: set[int] = set()
     todo = [pid]
     while todo:
         for children in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
             try:
-                new = {int(child) for child in children.read_text().split()} - found
-            except OSError:  # it ended while we looked
+                new = {int(child) for child in children.read_text().split()} - pids
+            except OSError:  # it has ended in the meantime
                 continue
-            found |= new
+            pids |= new
             todo += new
-    return found
+    return pids
 
 
 def pid_space() -> str:
-    """What a pid is good for: this boot of this machine and the pid namespace; "" if unknown.
+    """Identify where pids are valid: this boot and pid namespace; "" if unknown.
 
-    Host names do not do: containers on many nodes may share one.
+    Host names are not enough, because containers on several nodes may share one.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -15,35 +15,35 @@ from proxhpc.run.paths import RunDir
 
 @dataclass(slots=True)
 class ProgressLog:
-    """Appends what this worker does; `status` and thieves read it, nobody else writes it."""
+    """Appends a worker's progress. Only this worker writes the file; `status` reads it."""
 
     run: RunDir
     owner: LeaseOwner
     role: str
     shards: int = 0
     counts: Counts = field(default_factory=Counts)
-    deaths: int = 0  # of workers and engines that this worker has noted in ledgers
+    deaths: int = 0  # of workers and engines that this worker has recorded in ledgers
     busy_seconds: float = 0.0
     boot_seconds: float = 0.0
     device: str | None = None  # name of its GPUs; None on a CPU
     devices: int = 0
-    asked: dict[str, Usage] = field(default_factory=dict)  # of engines, committed or not, by level
-    _began: float = field(default_factory=time.monotonic)
-    _last: float = 0.0
+    usage: dict[str, Usage] = field(default_factory=dict)  # by level, committed or not
+    _started: float = field(default_factory=time.monotonic)
+    _written: float = 0.0
 
     def write(self, state: str, **more: Any) -> None:
-        """Append one line. States: starting, working, done, stopped, failed."""
+        """Append a line. States: starting, working, done, stopped, failed."""
         line = {"t": round(time.time(), 3), "state": state, "role": self.role}
         line |= {"owner": asdict(self.owner), "shards": self.shards}
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
         line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
         line |= {"device": self.device, "devices": self.devices}
-        line |= {"asked": {level: usage.to_dict() for level, usage in self.asked.items()}}
-        line |= {"up_s": round(time.monotonic() - self._began, 3)} | more
+        line |= {"usage": self.usage}
+        line |= {"up_s": round(time.monotonic() - self._started, 3)} | more
         append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
-        self._last = time.monotonic()
+        self._written = time.monotonic()
 
     def heartbeat(self) -> None:
         """Append a line unless one was written lately."""
-        if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
+        if time.monotonic() - self._written >= HEARTBEAT_SECONDS:
             self.write("working")

@@ -1,4 +1,4 @@
-"""YAML files into pydantic models; every problem is one line with file, line and key."""
+"""Load YAML files into pydantic models; each problem is one line with file, line and key."""
 
 import difflib
 import glob
@@ -28,16 +28,22 @@ from proxhpc.spec.yaml_lines import Key, Problem, Tree, dotted, parse, quoted
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PROBLEMS = 20
+_REMOVED_KEYS = {
+    "dedup.before": "delete it: a worker never asks the same prompt twice",
+    "engine.ngram_tokens": "use engine.options: {speculative_config: {method: ngram, "
+    "num_speculative_tokens: 4, prompt_lookup_max: 4}}",
+    "stages.gpu_memory_utilization": "use engine.gpu_memory_utilization, which models share",
+}
 
 
 class Config(BaseModel):
-    """Base of every model that a person writes: frozen, and unknown keys are refused."""
+    """Base of the models of files that people write: frozen, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class KeyProblems(ValueError):  # noqa: N818 - pydantic expects a ValueError of its validators
-    """Checks over several keys failed: where, below the model that was checked, and what."""
+    """Problems that involve several keys, each with its key below the validated model."""
 
     def __init__(self, *problems: tuple[Key, str]) -> None:
         super().__init__("; ".join(f"{dotted(key)}: {text}" for key, text in problems))
@@ -46,12 +52,12 @@ class KeyProblems(ValueError):  # noqa: N818 - pydantic expects a ValueError of 
 
 def refuse(problems: Iterable[tuple[Key, str]]) -> None:
     """Raise KeyProblems if there is any problem."""
-    if found := tuple(problems):
-        raise KeyProblems(*found)
+    if listed := tuple(problems):
+        raise KeyProblems(*listed)
 
 
 def _scaled(units: Mapping[str, int], example: str) -> Callable[[Any], Any]:
-    """Return a validator for whole numbers that may be written with a unit."""
+    """Return a validator for whole numbers with an optional unit."""
     pattern = re.compile(rf"([0-9][0-9_]*(?:\.[0-9]+)?) ?({'|'.join(filter(None, units))})?")
 
     def parse_scaled(value: Any) -> Any:
@@ -62,7 +68,7 @@ def _scaled(units: Mapping[str, int], example: str) -> Callable[[Any], Any]:
         if exact is None or exact != int(exact):
             choices = ", ".join(filter(None, units))
             raise ValueError(
-                f"{quoted(value)} is no whole number like {example} (units: {choices})"
+                f"{quoted(value)} is not a whole number like {example} (units: {choices})"
             )
         return int(exact)
 
@@ -101,7 +107,7 @@ Size = Annotated[
 
 
 def matching(pattern: str, wanted: str) -> tuple[AfterValidator, FieldInfo]:
-    """Return the annotations of a string that must match; `wanted` says in words what it is."""
+    """Return annotations for a string that must match `pattern`, described by `wanted`."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -118,13 +124,13 @@ Slug = Annotated[
 
 
 def base_of(info: ValidationInfo) -> Path | None:
-    """Return the directory that relative paths start from, when a file is being loaded."""
+    """Return the directory of the file being loaded, where relative paths start, if any."""
     base = (info.context or {}).get("base")
     return base if isinstance(base, Path) else None
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """Return `; did you mean "x"?` for the nearest of `known`, or nothing."""
+    """Return `; did you mean "x"?` with the closest of `known`, or ""."""
     close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else ""
 
@@ -137,23 +143,23 @@ def load_yaml(
     verbatim: Collection[str] = (),
     context: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Return the model that a YAML file describes, `${VAR}` expanded.
+    """Return the model that a YAML file describes, with `${VAR}` expanded.
 
-    Strings below a key named in `verbatim` are taken as they stand. UserError lists all problems.
+    Strings below the keys in `verbatim` are not expanded. UserError lists all problems.
     """
     tree = parse(path, os.environ if environ is None else environ, verbatim)
     problems = list(tree.problems)
     if not problems and not isinstance(tree.data, dict):
         problems.append(Problem(1, (), f"must be a mapping of keys, not {quoted(tree.data)}"))
     if problems:
-        raise _refuse(path, problems)
+        raise _user_error(path, problems)
     try:
         return model.model_validate(tree.data, context=dict(context or {}))
     except ValidationError as error:
-        raise _refuse(path, _explain(error, model, tree)) from None
+        raise _user_error(path, _explain(error, model, tree)) from None
 
 
-def _refuse(path: Path, problems: Sequence[Problem]) -> UserError:
+def _user_error(path: Path, problems: Sequence[Problem]) -> UserError:
     """Return one error with a line for each problem, in the file's order."""
     ordered = sorted(problems, key=lambda p: p.line)
     lines = [problem.render(path) for problem in ordered[:MAX_PROBLEMS]]
@@ -163,51 +169,49 @@ def _refuse(path: Path, problems: Sequence[Problem]) -> UserError:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[Problem]:
-    """Return pydantic's findings as problems with lines."""
+    """Return pydantic's errors as problems with line numbers."""
     problems = []
-    for found in error.errors(include_url=False):
-        if follows(found):
+    for detail in error.errors(include_url=False):
+        if is_consequence(detail):
             continue
-        cause = found.get("ctx", {}).get("error")
-        text = _wording(found, model, _place(found["loc"], tree.data))
+        cause = detail.get("ctx", {}).get("error")
+        text = _wording(detail, model, _file_key(detail["loc"], tree.data))
         parts = cause.problems if isinstance(cause, KeyProblems) else (((), text),)
         for below, what in parts:
-            key = _place((*found["loc"], *below), tree.data)
-            near = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in tree.lines)
-            problems.append(Problem(tree.lines[near], key, what))
+            key = _file_key((*detail["loc"], *below), tree.data)
+            nearest_key = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in tree.lines)
+            problems.append(Problem(tree.lines[nearest_key], key, what))
     return problems
 
 
-def _place(loc: Key, data: Any) -> Key:
-    """Return pydantic's location without the names of union members, which are no keys."""
+def _file_key(loc: Key, data: Any) -> Key:
+    """Return pydantic's location as a key of the file: without the names of union members."""
     key: Key = ()
     for n, part in enumerate(loc):
-        inside = isinstance(data, dict) and part in data
-        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
-        if inside:
+        exists = isinstance(data, dict) and part in data
+        exists = exists or (isinstance(data, list) and isinstance(part, int) and part < len(data))
+        if exists:
             data = data[part]
-        if inside or (n == len(loc) - 1 and isinstance(data, dict)):
+        if exists or (n == len(loc) - 1 and isinstance(data, dict)):
             key = (*key, part)
     return key
 
 
-def follows(found: Mapping[str, Any]) -> bool:
-    """Return whether a finding only follows from another, or is of another union member."""
-    kind, value, ctx = found["type"], found.get("input"), found.get("ctx", {})
-    if kind == "too_short":  # items that failed are not counted
+def is_consequence(detail: Mapping[str, Any]) -> bool:
+    """Return whether an error only follows from another, or is about another union member."""
+    kind, value, ctx = detail["type"], detail.get("input"), detail.get("ctx", {})
+    if kind == "too_short":  # pydantic does not count items that failed
         return isinstance(value, list | tuple) and len(value) >= ctx["min_length"]
     return kind == "default_factory_not_called" or (
-        kind == "literal_error" and isinstance(value, dict) and "[" in str(found["loc"][-1])
+        kind == "literal_error" and isinstance(value, dict) and "[" in str(detail["loc"][-1])
     )
 
 
-def _wording(found: Mapping[str, Any], model: type[BaseModel], key: Key) -> str:
-    """Return what is wrong in one line."""
-    kind, value, ctx = found["type"], found.get("input"), found.get("ctx", {})
+def _wording(detail: Mapping[str, Any], model: type[BaseModel], key: Key) -> str:
+    """Return one line that says what is wrong."""
+    kind, value, ctx = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "extra_forbidden":
-        name, keys = str(key[-1]), sorted(known_keys(model, key[:-1]))
-        guess = nearest(name, keys) or _elsewhere(model, name)
-        return f"unknown key{guess} (keys here: {', '.join(keys)})"
+        return _unknown_key(model, key)
     if kind == "missing":
         return "required, but not given"
     if kind == "value_error":
@@ -235,44 +239,52 @@ def _wording(found: Mapping[str, Any], model: type[BaseModel], key: Key) -> str:
         "list_type": "a list",
         "path_type": "a path",
     }.get(kind)
-    if wanted is None and "input should be " in found["msg"].lower():
-        wanted = re.sub(r"(?i)^.*?input should be ", "", found["msg"])
-    return f"must be {wanted}, not {quoted(value)}" if wanted else str(found["msg"])
+    if wanted is None and "input should be " in detail["msg"].lower():
+        wanted = re.sub(r"(?i)^.*?input should be ", "", detail["msg"])
+    return f"must be {wanted}, not {quoted(value)}" if wanted else str(detail["msg"])
 
 
-def known_keys(model: type[BaseModel], key: Key) -> set[str]:
-    """Return the keys that the mapping at `key` may hold; empty where any key may stand."""
+def _unknown_key(model: type[BaseModel], key: Key) -> str:
+    if advice := _REMOVED_KEYS.get(".".join(part for part in key if isinstance(part, str))):
+        return f"removed in proxhpc 0.2; {advice}"
+    name, keys = str(key[-1]), sorted(_known_keys(model, key[:-1]))
+    guess = nearest(name, keys) or _same_name_elsewhere(model, name)
+    return f"unknown key{guess} (keys here: {', '.join(keys)})"
+
+
+def _known_keys(model: type[BaseModel], key: Key) -> set[str]:
+    """Return the keys that the mapping at `key` may hold; empty where any key is allowed."""
     models = [model]
     for part in key:
         if isinstance(part, str):
             fields = (m.model_fields.get(part) for m in models)
-            models = [m for f in fields if f is not None for m in models_in(f.annotation)]
+            models = [m for f in fields if f is not None for m in _models_in(f.annotation)]
     return {name for m in models for name in m.model_fields}
 
 
-def _elsewhere(model: type[BaseModel], name: str, above: Key = ()) -> str:
-    """Return `; did you mean "corpus.text"?` for a key of that name somewhere else, or nothing."""
+def _same_name_elsewhere(model: type[BaseModel], name: str, above: Key = ()) -> str:
+    """Return `; did you mean "corpus.text"?` if another section has a key `name`, or ""."""
     for field, info in model.model_fields.items():
-        for inner in models_in(info.annotation):
+        for inner in _models_in(info.annotation):
             if name in inner.model_fields:
                 return f'; did you mean "{dotted((*above, field, name))}"?'
-            if found := _elsewhere(inner, name, (*above, field)):
-                return found
+            if guess := _same_name_elsewhere(inner, name, (*above, field)):
+                return guess
     return ""
 
 
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the models inside a type such as `tuple[Stage, ...]` or `Comparison | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from models_in(part)
+        yield from _models_in(part)
 
 
 def absolute(text: str, base: Path | None, *, pattern: bool = False) -> str:
-    """Return a path, or a glob pattern, made absolute from `base`; `~` expanded; kept if no base.
+    """Return a path or glob pattern made absolute from `base`, if any, with `~` expanded.
 
-    Only `base` has its symbolic links resolved: a virtual environment's python is one itself.
+    Symbolic links are resolved in `base` only: a virtual environment's python is a link itself.
     """
     if text.startswith("~"):
         text = os.path.expanduser(text)
@@ -283,9 +295,9 @@ def absolute(text: str, base: Path | None, *, pattern: bool = False) -> str:
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema of what a person may write, for editors and checks.
+    """Return the JSON Schema of a file, for editors and checks.
 
-    A value other than text may also be a string that holds `${VAR}`.
+    Values other than text may also be strings with `${VAR}`.
     """
     schema = model.model_json_schema()
     schema.pop("title", None)
@@ -303,7 +315,7 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _property(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule of one key without pydantic's titles, widened by `${VAR}`."""
+    """Return the rule of one key, without pydantic's titles and with `${VAR}` allowed."""
     notes = {k: rule[k] for k in ("description", "default") if k in rule}
     check = {k: v for k, v in rule.items() if k not in (*notes, "title")}
     options = check.get("anyOf", [check])

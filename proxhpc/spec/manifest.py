@@ -1,4 +1,4 @@
-"""The manifest: what a run does, as one frozen model of a YAML file."""
+"""The manifest: what a run does, read from YAML."""
 
 import glob
 import hashlib
@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy, Policy
-from proxhpc.program.replay import Style
+from proxhpc.program.replay import ProgramFormat
 from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, base_of, load_yaml, refuse
 from proxhpc.spec.sections import (
     Commit,
@@ -42,30 +42,30 @@ __all__ = [
     "load_manifest",
 ]
 
-# Where a run writes and on what it runs are no part of what it computes.
-NOT_COMPUTED = frozenset({"run_dir", "site"})
-
-_PATH = 400  # characters of a path that a message shows
+# Where a run writes and where it works do not change what it computes.
+_NOT_COMPUTED = {"run_dir", "site"}
+_MAX_PATH = 400  # characters of a path in a message
 
 
 class Manifest(Config):
     """What a run does."""
 
-    name: Slug = Field(description="Name of the run: letters, digits, `.`, `_`, `-`.")
+    name: Slug = Field(description="Name of the run: letters, digits, `.`, `_` and `-`.")
     run_dir: Path = Field(
         default=Path("runs/{name}"),
         validate_default=True,
-        description="Directory of the run, on a file system that all nodes share; `{name}` is "
-        "filled in. Relative to the manifest.",
+        description="Run directory, relative to the manifest, on a file system that all nodes "
+        "share. `{name}` is replaced by the name.",
     )
     corpus: Corpus
     stages: tuple[Stage, ...] = Field(
-        min_length=1, max_length=2, description="One doc stage, one chunk stage, or doc then chunk."
+        min_length=1, max_length=2, description="A doc stage, a chunk stage, or both in this order."
     )
     engine: EngineOptions
     policy: AnyPolicy = Field(
         default=Policy.model_validate({}),
-        description="Which programs are run and how far they may go.",
+        description="Limits under which programs are executed. `reference`: those of the public "
+        "ProX code, for replication.",
     )
     sharding: Sharding = Sharding()
     commit: Commit = Commit()
@@ -74,10 +74,10 @@ class Manifest(Config):
     comparison: Comparison | None = None
     site: Text | None = Field(
         default=None,
-        description="Site to run on: a file, relative to the manifest, or a name (see sites). "
+        description="Site to run on: a file, relative to the manifest, or a [site's name](#site). "
         "`--site` overrides it.",
     )
-    seed: Whole = Field(default=0, description="Seed of everything random.")
+    seed: Whole = Field(default=0, description="Random seed.")
 
     @field_validator("run_dir")
     @classmethod
@@ -101,7 +101,7 @@ class Manifest(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse((*self._order(), *self._models(), *self._lengths(), *self._vllm_keys()))
+        refuse((*self._order(), *self._models(), *self._lengths(), *self._decoding()))
         return self
 
     def _order(self) -> Iterator[tuple[Key, str]]:
@@ -130,58 +130,39 @@ class Manifest(Config):
                     f"{need} tokens leave no room for a prompt in engine.max_model_len: {limit}",
                 )
 
-    def _vllm_keys(self) -> Iterator[tuple[Key, str]]:
-        shares = [stage.gpu_memory_utilization for stage in self.stages]
-        models = {stage.model for stage in self.stages}
+    def _decoding(self) -> Iterator[tuple[Key, str]]:
         for n, stage in enumerate(self.stages):
             if stage.prompt == "walk":
-                yield from self._walk(n)
+                if self.policy == "reference":
+                    yield ("stages", n, "prompt"), "walk is not for policy: reference"
+                if "speculative_config" in self.engine.options:
+                    yield ("engine", "options", "speculative_config"), "not with prompt: walk"
             elif stage.grammar != "none" and self.engine.name != "vllm":
                 yield ("stages", n, "grammar"), "only with engine.name: vllm"
             elif stage.grammar != "none" and self.policy == "reference":
-                yield ("stages", n, "grammar"), "not with policy: reference, which reads otherwise"
-            if shares[n] is None:
-                continue
-            key: Key = ("stages", n, "gpu_memory_utilization")
-            if self.engine.name != "vllm":
-                yield key, "only with engine.name: vllm"
-            elif len(models) == 1:
-                yield key, "there is one model only: use engine.gpu_memory_utilization"
-            elif None in shares:
-                yield key, "give it to both stages or to none"
-            elif n == 1 and sum(share or 0 for share in shares) > 1:
-                yield key, "both stages together take more than the device"
-
-    def _walk(self, n: int) -> Iterator[tuple[Key, str]]:
-        if self.policy == "reference":
-            yield (
-                ("stages", n, "prompt"),
-                "walk is not for policy: reference, which reads otherwise",
-            )
-        if self.engine.ngram_tokens:
-            yield ("engine", "ngram_tokens"), "not with prompt: walk, which quotes nothing"
+                yield ("stages", n, "grammar"), "not with policy: reference"
 
     @property
-    def chunk_style(self) -> Style:
-        """How this run's chunk programs are read: dialect and line numbering."""
+    def program_format(self) -> ProgramFormat:
+        """Dialect and line numbering of this run's chunk programs."""
         for stage in self.stages:
             if stage.level == "chunk":
-                return Style(stage.dialect, stage.numbering)
-        return Style()
+                return ProgramFormat(stage.dialect, stage.numbering)
+        return ProgramFormat()
 
     def computed(self) -> dict[str, Any]:
-        """Return, as plain JSON data, everything that decides what the run computes."""
-        data: dict[str, Any] = self.model_dump(mode="json", exclude=set(NOT_COMPUTED))
+        """Return everything that determines what the run computes, as JSON data."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude=_NOT_COMPUTED)
         return data
 
     def digest(self) -> str:
-        """Return the SHA-256, in hex, of what the run computes; `run_dir` and `site` are none."""
+        """Return the SHA-256, in hex, of everything but `run_dir` and `site`."""
         text = json.dumps(self.computed(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def load_manifest(path: str | Path, environ: Mapping[str, str] | None = None) -> Manifest:
-    """Return the manifest in a YAML file, paths absolute and `${VAR}` expanded.
+    """Return the manifest in a YAML file, with absolute paths and `${VAR}` expanded.
 
     UserError lists every problem with file, line and key.
     """
@@ -190,7 +171,7 @@ def load_manifest(path: str | Path, environ: Mapping[str, str] | None = None) ->
 
 
 def diff(a: Manifest, b: Manifest) -> list[str]:
-    """Return the keys in which two manifests differ; empty if and only if the digests agree."""
+    """Return the keys in which two manifests differ; none if and only if the digests agree."""
     return [dotted(key) for key in _differing(a.computed(), b.computed(), ())]
 
 
@@ -209,42 +190,38 @@ def _differing(a: Any, b: Any, key: Key) -> Iterator[Key]:
 
 
 def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> list[tuple[Path, str]]:
-    """Return a corpus's files, each with the name that documents without an id are called by.
+    """Return a corpus's files, each with its name in the ids of documents without one.
 
-    The order is the patterns', and by name within one; a file counts once. Names are relative to
-    the deepest folder that all patterns share, so they do not change when the corpus moves.
-    UserError names every pattern without a file, `key` being where the manifest has the corpus.
+    Files are sorted by pattern, then by path; each is listed once. Names are relative to the
+    deepest folder that all patterns share, so they do not change when the corpus moves. UserError
+    names every pattern that matches no file; `key` is the corpus's key in the manifest.
     """
     patterns = corpus.paths
     root = os.path.commonpath([_fixed_folder(pattern) for pattern in patterns])
-    found: dict[str, str] = {}
-    empty = []
+    names: dict[str, str] = {}
+    problems = []
     for number, pattern in enumerate(patterns):
         paths = sorted(p for p in glob.iglob(pattern, recursive=True) if os.path.isfile(p))
         if not paths:
-            where = dotted((*key, "paths", number))
-            empty.append(
-                f"{where}: no file matches {quoted(pattern, _PATH)}: {_why_empty(pattern)}"
-            )
-        found |= {path: os.path.relpath(path, root) for path in paths}
-    if empty:
-        raise UserError("\n".join(empty))
-    for path in found:
+            pattern_key = dotted((*key, "paths", number))
+            text = quoted(pattern, _MAX_PATH)
+            problems.append(f"{pattern_key}: no file matches {text}: {_why_empty(pattern)}")
+        names |= {path: os.path.relpath(path, root) for path in paths}
+    if problems:
+        raise UserError("\n".join(problems))
+    for path in names:
         if not _is_utf8(path):
             raise UserError(
-                f"{quoted(path, _PATH)}: the file's name is not UTF-8", hint="rename the file"
+                f"{quoted(path, _MAX_PATH)}: the file's name is not UTF-8", hint="rename the file"
             )
-    return [(Path(path), name) for path, name in found.items()]
+    return [(Path(path), name) for path, name in names.items()]
 
 
 def _fixed_folder(pattern: str) -> str:
-    """Return the folder in front of a pattern's first wildcard."""
+    """Return the folder before a pattern's first wildcard."""
     parts = pattern.split("/")
-    names = map(_unescaped, parts)
-    wild = (
-        n for n, (p, name) in enumerate(zip(parts, names, strict=True)) if glob.escape(name) != p
-    )
-    return _unescaped("/".join(parts[: next(wild, len(parts) - 1)])) or "/"
+    wildcards = (n for n, part in enumerate(parts) if glob.escape(_unescaped(part)) != part)
+    return _unescaped("/".join(parts[: next(wildcards, len(parts) - 1)])) or "/"
 
 
 def _unescaped(pattern: str) -> str:
@@ -256,9 +233,9 @@ def _why_empty(pattern: str) -> str:
     if os.path.isdir(_unescaped(pattern)):
         return "it is a folder; name the files, as in FOLDER/**/*.jsonl.zst"
     if folder.is_dir():
-        return f"the folder {quoted(str(folder), _PATH)} has none"
-    there = next((p for p in folder.parents if p.is_dir()), Path("/"))
-    return f"the folder does not exist; the last one that does is {quoted(str(there), _PATH)}"
+        return f"the folder {quoted(str(folder), _MAX_PATH)} has none"
+    existing = next((p for p in folder.parents if p.is_dir()), Path("/"))
+    return f"the folder does not exist; {quoted(str(existing), _MAX_PATH)} does"
 
 
 def _is_utf8(path: str) -> bool:

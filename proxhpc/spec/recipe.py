@@ -1,4 +1,4 @@
-"""The recipe: what a refiner is taught with, and how, as one frozen model of a YAML file."""
+"""The recipe: how a refiner is trained, read from YAML."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,29 +18,33 @@ from proxhpc.spec.load import (
     refuse,
 )
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def _one_or_several(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
 class Shape(Config):
-    """A Llama to be made from nothing. Its vocabulary is made of the examples."""
+    """A new Llama, trained from scratch with a vocabulary made from the examples."""
 
-    layers: Positive = Field(default=6, description="Layers.")
-    hidden: Positive = Field(default=256, description="Width; heads are 64 wide.")
-    intermediate: Positive = Field(default=512, description="Width within an MLP.")
-    vocabulary: Positive = Field(default=4096, ge=256, description="Tokens of text.")
-    kv_heads: Positive = Field(default=4, description="Heads of keys and values.")
-    context: Positive = Field(default=2048, description="Longest prompt and answer together.")
+    layers: Positive = Field(default=6, description="Number of layers.")
+    hidden: Positive = Field(
+        default=256, description="Hidden size, a multiple of the head size 64."
+    )
+    intermediate: Positive = Field(default=512, description="Hidden size of the MLPs.")
+    vocabulary: Positive = Field(default=4096, ge=256, description="Text tokens in the vocabulary.")
+    kv_heads: Positive = Field(default=4, description="Key and value heads.")
+    context: Positive = Field(
+        default=2048, description="Context length: prompt and completion together."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.hidden % 64 or (self.hidden // 64) % self.kv_heads:
-            raise ValueError("hidden must be a multiple of 64, its heads one of kv_heads")
+            raise ValueError("hidden must be a multiple of 64, and hidden / 64 one of kv_heads")
         return self
 
     @property
@@ -50,76 +54,99 @@ class Shape(Config):
 
 
 class WalkOptions(Config):
-    """How a walk is taught; for `prompt: walk` only."""
+    """Training options of the style; for `prompt: walk` only."""
 
-    history: Share = Field(
+    history: UnitInterval = Field(
         default=0.5,
-        description="Share of the model's own earlier answers that are false while it learns, so "
-        "that it looks at each line.",
+        description="Probability that an earlier answer which the model reads in training is "
+        "'remove'. They are random, so that it reads each line and does not repeat itself.",
     )
-    trust: Share = Field(
+    trust: UnitInterval = Field(
         default=0.35,
-        description="How far a teacher's chance is believed where a line has a label as well.",
+        description="Weight of the teacher's probability for lines that also have a label.",
     )
-    word_power: Share = Field(
-        default=0.5, description="A line weighs as many words as it has to this power."
+    word_power: UnitInterval = Field(
+        default=0.5, description="A line's weight in the loss: its number of words to this power."
     )
-    documents: Share = Field(default=0.1, description="Share of prompts that ask for a verdict.")
+    documents: UnitInterval = Field(
+        default=0.1, description="Share of prompts that ask for a verdict."
+    )
     label_loss: float = Field(
-        default=0.5, ge=0, description="Weight of labels told at the lines, by a head thrown away."
+        default=0.5,
+        ge=0,
+        description="Loss weight of an auxiliary head that labels lines; not part of the model.",
     )
     text_loss: float = Field(
-        default=0.1, ge=0, description="Weight of foretelling the text at first; it fades to 0."
+        default=0.1,
+        ge=0,
+        description="Initial loss weight of predicting the text; decays to 0 during training.",
     )
-    token_dropout: Share = Field(default=0.06, description="Share of a line's tokens left out.")
+    token_dropout: UnitInterval = Field(
+        default=0.06, description="Share of a line's tokens that are dropped."
+    )
 
 
 class Recipe(Config):
-    """What a refiner is taught with, and how."""
+    """How a refiner is trained."""
 
     name: Slug = Field(description="Name of the model.")
     examples: Annotated[
         tuple[Text, ...],
-        BeforeValidator(_one_or_several, json_schema_input_type=Text | tuple[Text, ...]),
-    ] = Field(min_length=1, description="A file that `proxhpc annotate` wrote, or several.")
-    base: Text | None = Field(default=None, description="Directory of the model to start from.")
-    shape: Shape | None = Field(default=None, description="Instead: a new model of this shape.")
+        BeforeValidator(_as_tuple, json_schema_input_type=Text | tuple[Text, ...]),
+    ] = Field(min_length=1, description="Examples file written by `proxhpc annotate`, or several.")
+    base: Text | None = Field(default=None, description="Directory of the model to fine-tune.")
+    shape: Shape | None = Field(
+        default=None, description="Instead of `base`: the shape of a new model."
+    )
     prompt: Literal["walk", "compact", "prox-plain", "prox-llama2", "chat-template"] = Field(
-        default="walk", description="How the model is asked (manifest.md); `walk` with `shape`."
+        default="walk", description="[Prompt style](refining.md#prompt-styles); `walk` for `shape`."
     )
     max_tokens: Positive = Field(
-        default=2048, description="Longest example, prompt and program together; others are unused."
+        default=2048,
+        description="Maximum tokens of an example, prompt and program together; longer ones are "
+        "skipped.",
     )
-    batch_tokens: Positive = Field(default=5000, description="Tokens of a step, padding included.")
-    steps: Positive | None = Field(default=None, description="Steps to train.")
-    hours: Rate | None = Field(
-        default=None, description="Instead: hours; how many steps that are depends on the machine."
+    batch_tokens: Positive = Field(
+        default=5000, description="Tokens in a batch, including padding."
+    )
+    steps: Positive | None = Field(default=None, description="Training steps.")
+    hours: PositiveNumber | None = Field(
+        default=None,
+        description="Instead of `steps`: hours to train; the number of steps depends on the "
+        "machine.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="`muon`: for matrices, and AdamW for the rest."
+        default="adamw", description="`muon` trains matrices with Muon and the rest with AdamW."
     )
-    learning_rate: Rate = Field(default=2e-5, description="Highest learning rate.")
+    learning_rate: PositiveNumber = Field(default=2e-5, description="Maximum learning rate.")
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of matrices.")
-    warmup: Whole = Field(default=30, description="Steps in which the rate rises.")
-    decay: Share = Field(default=0.6, description="Last part of the training, where it falls.")
-    average: Share = Field(
-        default=0.998, description="Decay of the moving average of the weights, which is judged."
+    warmup: Whole = Field(default=30, description="Steps of linear learning rate warm-up.")
+    decay: UnitInterval = Field(
+        default=0.6, description="Final share of the training in which the learning rate decays."
+    )
+    average: UnitInterval = Field(
+        default=0.998, description="Decay of the moving average of the weights that is evaluated."
     )
     precision: Precision = Field(
         default="auto",
-        description="Of matrix products; `auto`: bfloat16 on a GPU that has it, else float32.",
+        description="Precision of matrix products. `auto`: bfloat16 on a GPU that supports it, "
+        "else float32.",
     )
     validation: Positive = Field(
         default=64,
-        description="Documents, or windows of other styles, to judge by on the way; 8 times as "
-        "many in the end.",
+        description="Documents (windows for other styles than `walk`) per evaluation; 8 times as "
+        "many for the final one.",
     )
-    minutes: Rate = Field(default=10.0, description="Minutes of training between two judgements.")
-    save_minutes: Rate = Field(default=3.0, description="Minutes between two checkpoints.")
-    seed: Whole = Field(default=0, description="Seed of everything random.")
-    walk: WalkOptions = Field(default=WalkOptions(), description="How a walk is taught; see below.")
+    minutes: PositiveNumber = Field(default=10.0, description="Minutes between two evaluations.")
+    save_minutes: PositiveNumber = Field(
+        default=3.0, description="Minutes between two checkpoints."
+    )
+    seed: Whole = Field(default=0, description="Random seed.")
+    walk: WalkOptions = Field(
+        default=WalkOptions(), description="Options of `prompt: walk`; see below."
+    )
     notes: dict[str, Text] = Field(
-        default_factory=dict, description="What the model card is to say besides, by heading."
+        default_factory=dict, description="Additional sections of the model card: heading and text."
     )
 
     @field_validator("examples")
@@ -146,5 +173,5 @@ class Recipe(Config):
 
 
 def load_recipe(path: Path, environ: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe in a YAML file, its paths absolute; UserError lists every problem."""
+    """Return the recipe in a YAML file, with absolute paths; UserError lists every problem."""
     return load_yaml(path, Recipe, environ=environ, context={"base": path.absolute().parent})

@@ -1,4 +1,4 @@
-"""refiner.json: what a refining model's author says of how to ask it, in the model's directory."""
+"""refiner.json: how to ask a refining model, stored in the model's directory."""
 
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -19,12 +19,11 @@ from proxhpc.spec.load import Config, load_yaml, refuse
 from proxhpc.spec.sections import Level, Prompt, Stage
 
 NAME = "refiner.json"
-# Keys of a stage that are the file's own, or of the place where the model runs.
-_ELSEWHERE = ("level", "prompt", "model", "gpu_memory_utilization")
+_NOT_IN_SECTIONS = ("level", "prompt", "model")  # keys of a stage that doc and chunk cannot set
 
 
 class RefinerFile(Config):
-    """How to ask a model: its prompt style, and keys of a stage for each level that it serves."""
+    """How to ask a model: its prompt style, and stage keys for each level that it serves."""
 
     version: Literal[1]
     prompt: Prompt
@@ -37,13 +36,13 @@ class RefinerFile(Config):
     def _section(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, dict):
             return value
-        refuse(((key,), "not a key of this file") for key in _ELSEWHERE if key in value)
+        refuse(((key,), "not allowed in this file") for key in _NOT_IN_SECTIONS if key in value)
         return {"level": info.field_name, "prompt": info.data.get("prompt")} | value
 
     @model_validator(mode="after")
     def _some_level(self) -> Self:
         if not self.levels:
-            raise ValueError("it serves no level: give it a section doc, chunk or both")
+            raise ValueError("add a section doc, chunk or both: the model serves no level yet")
         return self
 
     @property
@@ -52,47 +51,47 @@ class RefinerFile(Config):
         return [level for level in get_args(Level) if getattr(self, level) is not None]
 
     def complete(self, stage: Stage, model: str) -> Stage:
-        """The stage with what it does not say itself taken from here.
+        """Return the stage with the keys that the manifest leaves out filled in from this file.
 
-        One that names another prompt style takes nothing. UserError where the model does not serve
-        its level, or what the stage says does not go with the rest.
+        A stage with another prompt style is returned unchanged. UserError if the model does not
+        serve the stage's level, or if the stage's keys contradict this file's.
         """
-        said = {key: getattr(stage, key) for key in stage.model_fields_set}
-        if said.get("prompt", self.prompt) != self.prompt:
+        manifest_keys = {key: getattr(stage, key) for key in stage.model_fields_set}
+        if manifest_keys.get("prompt", self.prompt) != self.prompt:
             return stage
-        own = self.doc if stage.level == "doc" else self.chunk
-        if own is None:
+        section = self.doc if stage.level == "doc" else self.chunk
+        if section is None:
             raise UserError(
-                f"model {model!r} is not for level {stage.level}: its {NAME} has "
+                f"model {model!r} does not serve level {stage.level}: its {NAME} has "
                 f"{' and '.join(self.levels)}",
-                hint="give the stage another model, or leave it out",
+                hint="give the stage another model, or remove the stage",
             )
-        given = {key: getattr(own, key) for key in own.model_fields_set}
+        file_keys = {key: getattr(section, key) for key in section.model_fields_set}
         try:
-            return Stage.model_validate(given | said)
+            return Stage.model_validate(file_keys | manifest_keys)
         except ValidationError as error:
             raise UserError(
-                f"the {stage.level} stage and {NAME} of model {model!r} do not go together: "
+                f"the {stage.level} stage contradicts {NAME} of model {model!r}: "
                 + "; ".join(str(problem["msg"]) for problem in error.errors()),
-                hint=f"a stage may do without keys that {NAME} has",
+                hint=f"remove the stage's keys that {NAME} sets",
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `RefinerFile.model_validate` reads it."""
+        """Return the JSON form, which `RefinerFile.model_validate` reads."""
         data: dict[str, Any] = self.model_dump(mode="json", exclude_unset=True)
         for level in self.levels:
-            data[level] = {k: v for k, v in data[level].items() if k not in _ELSEWHERE}
+            data[level] = {k: v for k, v in data[level].items() if k not in _NOT_IN_SECTIONS}
         return data
 
     def write(self, folder: Path) -> None:
-        """Put it into a model's directory."""
+        """Write the file into a model's directory."""
         write_atomic(folder / NAME, orjson.dumps(self.to_dict(), option=orjson.OPT_INDENT_2))
 
 
 def read_refiner(folder: Path) -> RefinerFile | None:
-    """What a model's directory says, if it does; UserError names each wrong key with its line."""
+    """Return the refiner.json of a model, if any; UserError names each wrong key with its line."""
     path = folder / NAME
     if not path.is_file():
         return None
-    # JSON is YAML: one reader, one form of messages.
+    # JSON is YAML: the same reader gives the same error messages.
     return load_yaml(path, RefinerFile, environ={}, verbatim=("notes",))

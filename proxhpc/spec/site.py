@@ -1,4 +1,4 @@
-"""The site: where a run works, as one frozen model of a YAML file."""
+"""The site: where a run works, read from YAML."""
 
 import os
 import re
@@ -33,7 +33,7 @@ from proxhpc.spec.slurm_notation import (
     MANAGED_SBATCH_OPTIONS,
     Memory,
     TimeLimit,
-    least_memory,
+    min_memory,
     parse_time,
 )
 from proxhpc.spec.yaml_lines import Key, quoted
@@ -43,7 +43,7 @@ Option = str | int | bool
 
 
 def _option_names(value: Any) -> Any:
-    """Return options under their long names: `--mail_type` is `mail-type`."""
+    """Return options by their long names: `--mail_type` is `mail-type`."""
     if not isinstance(value, dict):
         return value
     names = [str(name).removeprefix("--").replace("_", "-") for name in value]
@@ -53,25 +53,24 @@ def _option_names(value: Any) -> Any:
 
 
 class Container(Config):
-    """The container that a phase's workers run in; `control` jobs never do, for they call sbatch.
+    """The container that a phase's workers run in (never `control` jobs, which call sbatch).
 
-    proxhpc must be installed in it. The run directory, the inputs' folder and the models are
-    mounted.
+    proxhpc must be installed in it. The run directory, the folder of the inputs and the models
+    are mounted.
     """
 
     kind: Literal["apptainer", "singularity", "pyxis"] = Field(
-        description="`apptainer` (or `singularity`): the worker is run by `apptainer exec`. "
-        "`pyxis`: by srun's `--container-image`."
+        description="`apptainer` (or `singularity`) runs the worker with `apptainer exec`; `pyxis` "
+        "with srun's `--container-image`."
     )
     image: Text = Field(
-        description="Image file, relative to the site, or what the container's program takes as "
-        "one, like `docker://…`."
+        description="Image file, relative to the site, or a reference such as `docker://…`."
     )
     mounts: tuple[Text, ...] = Field(
-        default=(), description="Further mounts: `PATH`, or `FROM:TO`, or `FROM:TO:ro`."
+        default=(), description="More mounts: `PATH`, `FROM:TO` or `FROM:TO:ro`."
     )
     options: tuple[Text, ...] = Field(
-        default=(), description="Further options of `apptainer exec`, or of srun for pyxis."
+        default=(), description="More options of `apptainer exec`, or of srun with pyxis."
     )
 
     @field_validator("image")
@@ -83,48 +82,51 @@ class Container(Config):
 
 
 class ResourceRequest(Config):
-    """What is asked of Slurm for one job."""
+    """Resources of a job."""
 
-    account: Text | None = Field(default=None, description="Account that is charged.")
-    partition: Text | None = Field(default=None, description="Partition, or several with commas.")
+    account: Text | None = Field(default=None, description="Account to charge.")
+    partition: Text | None = Field(
+        default=None, description="Partition, or several separated by commas."
+    )
     qos: Text | None = Field(default=None, description="Quality of service.")
     constraint: Text | None = Field(default=None, description="Node features, as for `sbatch -C`.")
     reservation: Text | None = Field(default=None, description="Reservation.")
     time: TimeLimit | None = Field(
         default=None, description="Time limit: `HH:MM:SS`, `D-HH:MM:SS` or minutes."
     )
-    cpus: Positive | None = Field(default=None, description="CPU cores of one worker.")
+    cpus: Positive | None = Field(default=None, description="CPU cores per worker.")
     mem: Memory | None = Field(
         default=None,
-        description="Memory of a job on its node, for all its workers together, as in "
-        "`32G`; `0`: all there is.",
+        description="Memory of a job, for all its workers together, as in `32G`; `0` for all of "
+        "the node's.",
     )
-    gpus: Whole | None = Field(default=None, description="GPUs of one worker.")
+    gpus: Whole | None = Field(default=None, description="GPUs per worker.")
     gres: Text | None = Field(
         default=None,
-        description="Generic resources of one node, passed on as given; instead of `gpus`.",
+        description="Generic resources per node, passed on unchanged; instead of `gpus`.",
     )
     exclusive: Flag | None = Field(
-        default=None, description="Whole nodes, shared with no other job."
+        default=None, description="Whole nodes, not shared with other jobs."
     )
     tasks_per_node: Positive | None = Field(
         default=None,
-        description="Workers in one job on one node; more than 1 where nodes are given whole.",
+        description="Workers per job; more than 1 where jobs get whole nodes.",
     )
     setup: tuple[str, ...] | None = Field(
         default=None,
-        description="Shell lines run on the node before the worker (`module load …`), yours and "
-        "trusted; `$` in them is the shell's.",
+        description="Shell lines to run on the node before the worker, such as `module load …`. "
+        "`$` is the shell's.",
     )
     container: Container | None = Field(
-        default=None, description="Container that the worker runs in; see below."
+        default=None,
+        description="Container that the worker runs in; see [`container`](#container).",
     )
     sbatch: Annotated[
         dict[str, str | int | bool | None],
         BeforeValidator(_option_names, json_schema_input_type=dict[str, str | int | bool | None]),
     ] = Field(
         default_factory=dict,
-        description="Further sbatch options by their long names; `true` for one without a value.",
+        description="More sbatch options by their long names; `true` for one without a value.",
     )
 
     @model_validator(mode="after")
@@ -143,48 +145,49 @@ class ResourceRequest(Config):
                 problems.append((("sbatch", name), f"must be one line, not {quoted(value)}"))
         for n, line in enumerate(self.setup or ()):
             if "\0" in line:
-                problems.append((("setup", n), "holds a NUL character"))
+                problems.append((("setup", n), "contains a NUL character"))
         refuse(problems)
         return self
 
 
 class PhaseOptions(ResourceRequest):
-    """Overrides for one phase; what is not given is the site's."""
+    """Overrides for one phase; other values are the site's."""
 
 
 class RefineOptions(PhaseOptions):
-    """Overrides for the workers that write programs."""
+    """Overrides for the workers that run the models."""
 
-    workers: Positive | None = Field(default=None, description="Workers at a time.")
+    workers: Positive | None = Field(default=None, description="Workers at the same time.")
 
 
 class MergeOptions(PhaseOptions):
-    """Overrides for what makes the corpus of ledgers."""
+    """Overrides for the merge, which makes the corpus from the ledgers."""
 
     workers: Positive | None = Field(
         default=None,
-        description="Elements, at a time, of the arrays that sketch and write a run of 32 MiB for "
-        "each of them or more; 1, the default: one job does all.",
+        description="Array elements for the sketch and write phases of runs with at least 32 MiB "
+        "per element. 1, the default: one job runs all phases.",
     )
 
 
 class SitePhases(Config):
-    """Overrides by phase. `merge` and `control` use no GPU unless asked to here."""
+    """Overrides by phase. `merge` and `control` get no GPU unless you ask for one here."""
 
     refine: RefineOptions = Field(
-        default=RefineOptions(), description="The workers that write programs."
+        default=RefineOptions(), description="The workers that run the models."
     )
     merge: MergeOptions = Field(
-        default=MergeOptions(), description="Running the programs, duplicates, the final corpus."
+        default=MergeOptions(),
+        description="Executing the programs, deduplication, writing the corpus.",
     )
     control: PhaseOptions = Field(
-        default=PhaseOptions(), description="The small job that takes the run's next step."
+        default=PhaseOptions(), description="The small job that submits the next phase."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one phase asks for, everything merged."""
+    """Resources of a phase, with all overrides and defaults applied."""
 
     phase: PhaseName
     account: str | None
@@ -206,17 +209,17 @@ class Resources:
 
     @property
     def seconds(self) -> int | None:
-        """The time limit in seconds; None is the partition's default."""
+        """The time limit in seconds; None means the partition's default."""
         return None if self.time is None else parse_time(self.time)
 
     @property
     def jobs(self) -> int:
-        """Array elements that hold `workers` workers."""
+        """Array elements needed for `workers` workers."""
         return -(-self.workers // self.tasks_per_node)
 
 
-# CPU phases take nothing of a GPU worker's node; control reads a plan and submits jobs. What runs
-# them is what launches: the launcher's own Python.
+# CPU phases do not need a GPU worker's resources. They run in the launcher's own Python, without a
+# container.
 _CPU_PHASE: dict[str, Any] = {
     "gpus": 0,
     "gres": None,
@@ -238,49 +241,49 @@ _SLURM_ONLY = (
 
 
 class Site(ResourceRequest):
-    """Where a run works. May change between launches of a run."""
+    """Where a run works; may change between launches."""
 
     name: Slug = Field(description="Name of the site.")
     kind: Literal["slurm", "local"] = Field(
         default="slurm", description="`slurm`: job arrays. `local`: processes on this machine."
     )
-    workers: Positive = Field(default=1, description="Workers at a time.")
-    cpus: Positive = Field(default=1, description="CPU cores of one worker.")
-    gpus: Whole = Field(default=0, description="GPUs of one worker.")
-    exclusive: Flag = Field(default=False, description="Whole nodes, shared with no other job.")
+    workers: Positive = Field(default=1, description="Workers at the same time.")
+    cpus: Positive = Field(default=1, description="CPU cores per worker.")
+    gpus: Whole = Field(default=0, description="GPUs per worker.")
+    exclusive: Flag = Field(default=False, description="Whole nodes, not shared with other jobs.")
     tasks_per_node: Positive = Field(
         default=1,
-        description="Workers in one job on one node; more than 1 where nodes are given whole.",
+        description="Workers per job; more than 1 where jobs get whole nodes.",
     )
     setup: tuple[str, ...] = Field(
         default=(),
-        description="Shell lines run on the node before the worker (`module load …`), yours and "
-        "trusted; `$` in them is the shell's.",
+        description="Shell lines to run on the node before the worker, such as `module load …`. "
+        "`$` is the shell's.",
     )
     python: Text | None = Field(
         default=None,
-        description="Python on the nodes, absolute or relative to the site; default: this one, "
-        "and `python3` in a container.",
+        description="Python on the nodes: a command, or a path, relative to the site. Default: the "
+        "one that runs `proxhpc launch`; `python3` in a container.",
     )
     max_array_size: Positive | None = Field(
-        default=None, description="Slurm's MaxArraySize; asked of `scontrol` if not given."
+        default=None, description="Slurm's MaxArraySize. Default: what `scontrol` reports."
     )
     max_submit_jobs: Positive | None = Field(
         default=None,
-        description="Most jobs you may have in the queue, elements of arrays counted each; asked "
-        "of `sacctmgr` if not given.",
+        description="Maximum jobs that you may have in the queue, counting array elements. "
+        "Default: what `sacctmgr` reports.",
     )
     stale_after: Positive | None = Field(
         default=None,
         ge=30,
-        description="Seconds without a sign of life after which a worker's shards go to others, "
-        "where neither its process nor its job can be asked; default 120. More where a file "
-        "system stalls for longer; a worker that comes back late does no harm.",
+        description="Seconds without a heartbeat after which others take over a worker's shards, "
+        "if neither its process nor its job can be checked. Default 120; raise it if the file "
+        "system stalls for longer. A worker that comes back late does no harm.",
     )
     submit_from_jobs: Flag = Field(
         default=True,
-        description="Whether jobs may call `sbatch`. Where they may not, `proxhpc launch` goes on "
-        "when it is run again.",
+        description="Whether jobs may call `sbatch`. If not, run `proxhpc launch` again after each "
+        "phase.",
     )
     phases: SitePhases = Field(default=SitePhases(), description="Overrides by phase.")
 
@@ -288,17 +291,17 @@ class Site(ResourceRequest):
     @classmethod
     def _interpreter(cls, python: str | None, info: ValidationInfo) -> str | None:
         if python is None or "/" not in python:
-            return python  # a bare command is found on the node's PATH, after the setup lines
+            return python  # a command, looked up on the node's PATH after the setup lines
         return absolute(python, base_of(info))
 
     @model_validator(mode="after")
     def _local_keys(self) -> Self:
         if self.kind == "local":
-            places: list[tuple[Key, ResourceRequest]] = [((), self)]
-            places += [(("phases", n), getattr(self.phases, n)) for n in SitePhases.model_fields]
+            requests: list[tuple[Key, ResourceRequest]] = [((), self)]
+            requests += [(("phases", n), getattr(self.phases, n)) for n in SitePhases.model_fields]
             refuse(
                 ((*key, name), "only with kind: slurm")
-                for key, request in places
+                for key, request in requests
                 for name in _SLURM_ONLY
                 if name in (fields := type(request).model_fields)
                 and getattr(request, name) != fields[name].get_default(call_default_factory=True)
@@ -306,31 +309,31 @@ class Site(ResourceRequest):
         return self
 
     def resources(self, phase: PhaseName) -> Resources:
-        """Return what `phase` asks for: its overrides, the phase's defaults, then the site."""
+        """Return the resources of a phase: its overrides, else its defaults, else the site's."""
         overrides: PhaseOptions = getattr(self.phases, phase)
         merged = {name: getattr(self, name) for name in ResourceRequest.model_fields}
         merged |= _DEFAULTS[phase]
         if phase == "control" and self.mem is not None:
-            merged["mem"] = least_memory(self.mem, _CONTROL_MEMORY)
-        given = {name: getattr(overrides, name) for name in ResourceRequest.model_fields}
-        merged |= {name: value for name, value in given.items() if value is not None}
-        # One of gpus and gres, given for the phase, displaces the other of the site.
+            merged["mem"] = min_memory(self.mem, _CONTROL_MEMORY)
+        overridden = {name: getattr(overrides, name) for name in ResourceRequest.model_fields}
+        merged |= {name: value for name, value in overridden.items() if value is not None}
+        # If the phase sets one of gpus and gres, the site's value of the other does not apply.
         if overrides.gpus is not None and overrides.gres is None:
             merged["gres"] = None
         elif overrides.gres is not None:
             merged["gpus"] = 0
         options = {**self.sbatch, **overrides.sbatch}
         merged["sbatch"] = {k: v for k, v in options.items() if v is not None and v is not False}
-        defaults = {"refine": self.workers}
-        workers = getattr(overrides, "workers", None) or defaults.get(phase, 1)
+        workers = getattr(overrides, "workers", None) or (self.workers if phase == "refine" else 1)
         return Resources(phase=phase, workers=workers, **merged)
 
 
 def load_site(site: str | Path, environ: Mapping[str, str] | None = None) -> Site:
-    """Return the site in a YAML file, or the one of that name in `slurm/sites`.
+    """Return the site in a YAML file, or the named site.
 
-    Looked for in $PROXHPC_SITES, in the working directory and beside the package. UserError lists
-    every problem with file, line and key. `${VAR}` is expanded, but not in setup lines.
+    Named sites are looked up in $PROXHPC_SITES, in ./slurm/sites and in slurm/sites beside the
+    package. `${VAR}` is expanded except in setup lines. UserError lists every problem with file,
+    line and key.
     """
     path = Path(site)
     if not ("/" in str(site) or path.suffix in (".yaml", ".yml")):
@@ -340,14 +343,14 @@ def load_site(site: str | Path, environ: Mapping[str, str] | None = None) -> Sit
 
 
 def _find(name: str, environ: Mapping[str, str]) -> Path:
-    """Return the file of a named site; UserError names the sites there are."""
-    own = environ.get("PROXHPC_SITES")
-    folders = [Path(own)] if own else []
+    """Return the file of a named site; UserError lists the known sites."""
+    user_folder = environ.get("PROXHPC_SITES")
+    folders = [Path(user_folder)] if user_folder else []
     folders += [Path("slurm/sites"), Path(__file__).parents[2] / "slurm" / "sites"]
     known = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
     if name in known:
         return known[name]
     raise UserError(
         f"no site named {quoted(name)}{nearest(name, known)}",
-        hint=f"there are: {', '.join(sorted(known)) or 'none'}; or give a file, like ./{name}.yaml",
+        hint=f"known: {', '.join(sorted(known)) or 'none'}; or give a file, like ./{name}.yaml",
     )

@@ -1,4 +1,4 @@
-"""Slurm's notation: time limits, memory, and the sbatch options that are not free to set."""
+"""Slurm's notation: times, memory sizes, and the sbatch options that proxhpc sets itself."""
 
 import re
 from typing import Annotated, Any
@@ -10,31 +10,37 @@ from proxhpc.spec.yaml_lines import quoted
 _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
 
 
-def parse_time(value: str | int) -> int:
-    """Return the seconds of a Slurm time limit; a bare number is minutes, as for Slurm.
+def parse_duration(text: str) -> int | None:
+    """Return the seconds of a time in Slurm's notation; None for others, such as UNLIMITED.
 
-    ValueError for anything but minutes, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
+    The forms are minutes, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
     """
-    match = _TIME.fullmatch(str(value).strip())
-    if isinstance(value, bool) or match is None:
-        raise ValueError(
-            f"{quoted(value)} is no time limit (HH:MM:SS, D-HH:MM:SS or minutes; "
-            "leave it out for the partition's default)"
-        )
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        return None
     days, first, second, third = (int(part) if part else 0 for part in match.groups())
-    parts = [match[n] is not None for n in (3, 4)]
-    if match[1] is not None or all(parts):
+    if match[1] is not None or match[4] is not None:
         hours, minutes, seconds = first, second, third
     else:
         hours, minutes, seconds = 0, first, second
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    if total == 0:
-        raise ValueError(f"{quoted(value)} is no time at all")
-    return total
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def parse_time(value: str | int) -> int:
+    """Return the seconds of a time limit, which must be positive; ValueError for anything else."""
+    seconds = None if isinstance(value, bool) else parse_duration(str(value))
+    if seconds is None:
+        raise ValueError(
+            f"{quoted(value)} is not a time limit (HH:MM:SS, D-HH:MM:SS or minutes; "
+            "omit the key for the partition's default)"
+        )
+    if seconds == 0:
+        raise ValueError(f"{quoted(value)} is not a time limit: it must be more than 0")
+    return seconds
 
 
 def format_time(seconds: int) -> str:
-    """Return a time limit as Slurm takes it: `HH:MM:SS`, or `D-HH:MM:SS` from one day on."""
+    """Return a time limit in Slurm's notation: `HH:MM:SS`, or `D-HH:MM:SS` from one day on."""
     minutes, second = divmod(seconds, 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -48,12 +54,12 @@ def _time(value: Any) -> Any:
 def _memory(value: Any) -> Any:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(text, str) and not re.fullmatch(r"[0-9]{1,9}[KMGT]?", text):
-        raise ValueError(f"{quoted(value)} is no amount of memory like 32G (units: K, M, G, T)")
+        raise ValueError(f"{quoted(value)} is not a memory size like 32G (units: K, M, G, T)")
     return text
 
 
-def least_memory(first: str, second: str) -> str:
-    """Return the smaller of two amounts of memory; Slurm's "0", all of a node, counts as none."""
+def min_memory(first: str, second: str) -> str:
+    """Return the smaller of two memory sizes; "0", Slurm's "all of the node", counts as zero."""
     return min(first, second, key=_kib)
 
 
@@ -71,24 +77,24 @@ Memory = Annotated[str, BeforeValidator(_memory), _schema(r"^[0-9]{1,9}[KMGT]?$"
 
 _LAUNCHER = "set by the launcher"
 MANAGED_SBATCH_OPTIONS = {
-    "array": f"{_LAUNCHER}; the number of workers is workers",
+    "array": f"{_LAUNCHER}; use workers",
     "job-name": f"{_LAUNCHER}, from the manifest's name",
     "output": f"{_LAUNCHER}; logs are in the run directory",
     "error": f"{_LAUNCHER}; logs are in the run directory",
-    "comment": f"{_LAUNCHER}: it finds its jobs again by it",
+    "comment": f"{_LAUNCHER}, which finds its jobs by it",
     "hold": f"{_LAUNCHER}: jobs are held until they are recorded",
-    "dependency": f"{_LAUNCHER}: phases depend on each other",
-    "signal": f"{_LAUNCHER}: workers know their own deadline",
+    "dependency": f"{_LAUNCHER}, from the order of the phases",
+    "signal": f"{_LAUNCHER}: workers stop before their time limit",
     "open-mode": _LAUNCHER,
     "chdir": _LAUNCHER,
     "wrap": _LAUNCHER,
     "parsable": _LAUNCHER,
     "wait": _LAUNCHER,
     "test-only": _LAUNCHER,
-    "requeue": f"{_LAUNCHER}: only the control job may run again",
-    "no-requeue": f"{_LAUNCHER}: only the control job may run again",
+    "requeue": f"{_LAUNCHER}: only the control job is requeued",
+    "no-requeue": f"{_LAUNCHER}: only the control job is requeued",
     "clusters": "one cluster per site",
-    "nodes": f"{_LAUNCHER}: a worker has one node",
+    "nodes": f"{_LAUNCHER}: a worker runs on one node",
     "ntasks": "use tasks_per_node",
     "ntasks-per-node": "use tasks_per_node",
     "ntasks-per-gpu": "use tasks_per_node",

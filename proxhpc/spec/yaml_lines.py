@@ -1,4 +1,4 @@
-"""YAML text into plain data that knows its lines, with variables expanded."""
+"""YAML as plain data, with variables expanded and the line of every key."""
 
 import json
 import re
@@ -13,10 +13,8 @@ from proxhpc.errors import UserError
 
 Key = tuple[str | int, ...]
 
-_MAX_YAML_BYTES = (
-    1 << 20
-)  # a manifest is a page of text; a corpus given by mistake must not be parsed
-MAX_DEPTH = 32  # the YAML composer recurses
+_MAX_YAML_BYTES = 1 << 20  # a manifest is a page; do not parse a corpus given by mistake
+_MAX_DEPTH = 32  # the YAML composer recurses
 
 _CORE = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}$]*))?\})?")
@@ -24,7 +22,7 @@ _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}$]*))?\})?"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in one file."""
+    """One thing that is wrong in a file."""
 
     line: int
     key: Key
@@ -63,7 +61,7 @@ def quoted(value: object, limit: int = 60) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A YAML document as plain data, the line of every key, and what was wrong on the way."""
+    """A YAML document: plain data, the line of every key, and problems with single keys."""
 
     data: Any
     lines: Mapping[Key, int]
@@ -71,9 +69,9 @@ class Tree:
 
 
 def parse(path: Path, environ: Mapping[str, str], verbatim: Collection[str] = ()) -> Tree:
-    """Return the document in a file, `${VAR}` expanded but below the keys named in `verbatim`.
+    """Return the document in a file, with `${VAR}` expanded except below the keys in `verbatim`.
 
-    UserError where there is no document; what is wrong with single keys is in `problems`.
+    UserError if there is no document; problems with single keys are in `Tree.problems`.
     """
     builder = _Builder(environ, verbatim)
     data = builder.build(_compose(path, read_text(path)), ())
@@ -86,7 +84,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as stream:
             raw = stream.read(_MAX_YAML_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file", hint=_neighbours(path)) from None
+        raise UserError(f"{path}: no such file", hint=_yaml_files_beside(path)) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(raw) > _MAX_YAML_BYTES:
@@ -99,10 +97,10 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text (byte 0x{byte:02x})") from None
 
 
-def _neighbours(path: Path) -> str:
+def _yaml_files_beside(path: Path) -> str:
     """Return a hint that names the YAML files beside a missing one."""
-    there = sorted(p.name for p in path.parent.glob("*.yaml"))[:12] if path.parent.is_dir() else []
-    return f"there are: {', '.join(there)}" if there else ""
+    names = sorted(p.name for p in path.parent.glob("*.yaml"))[:12] if path.parent.is_dir() else []
+    return f"this folder has {', '.join(names)}" if names else ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -112,15 +110,15 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose one node; refuse what could expand or recurse without bound."""
+        """Compose one node; refuse aliases and deep nesting, which have no bound."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            problem = "aliases (*name) are not allowed: write the value out"
+            problem = "aliases (*name) are not allowed; write the value out"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            problem = f"nested deeper than {MAX_DEPTH} levels"
+        if self.depth > _MAX_DEPTH:
+            problem = f"nested deeper than {_MAX_DEPTH} levels"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -152,11 +150,11 @@ def _compose(path: Path, text: str) -> yaml.Node:
         loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark, began = error.problem_mark or error.context_mark, error.context_mark
+        mark, start = error.problem_mark or error.context_mark, error.context_mark
         line = mark.line + 1 if mark else 0
         text = ", ".join(filter(None, (error.context, error.problem)))
-        if began and mark and began.line != mark.line:
-            text += f" (begun in line {began.line + 1})"
+        if start and mark and start.line != mark.line:
+            text += f" (which begins in line {start.line + 1})"
         raise UserError(Problem(line, (), text).render(path)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
@@ -199,13 +197,13 @@ class _Builder:
                 text = quoted(name.value) if isinstance(name, yaml.ScalarNode) else "a collection"
                 self.problems.append(Problem(line, key, f"a key must be a word, not {text}"))
                 continue
-            here = (*key, str(name.value))
+            child_key = (*key, str(name.value))
             if name.value in data:
-                first = self.lines[here]
-                self.problems.append(Problem(line, here, f"given twice, first in line {first}"))
+                text = f"given twice, first in line {self.lines[child_key]}"
+                self.problems.append(Problem(line, child_key, text))
                 continue
-            self.lines[here] = line
-            data[name.value] = self.build(child, here)
+            self.lines[child_key] = line
+            data[name.value] = self.build(child, child_key)
         return data
 
     def _scalar(self, node: yaml.ScalarNode, *, expand: bool) -> Any:
@@ -214,7 +212,7 @@ class _Builder:
             expanded = expand_variables(text, self.environ) if expand else text
             if expanded == text or node.style is not None:
                 return expanded
-            # A plain scalar means what it would mean with the variable's value typed in.
+            # A plain scalar has the type that the expanded text would have.
             text, tag = expanded, _tag_of(expanded)
         match tag.removeprefix(_CORE):
             case "str":
@@ -227,14 +225,14 @@ class _Builder:
                 try:
                     return int(text) if kind == "int" else float(text)
                 except ValueError:  # an explicit tag, or thousands of digits
-                    raise ValueError(f"{quoted(text)} is no number") from None
+                    raise ValueError(f"{quoted(text)} is not a number") from None
         raise ValueError(f"the tag {quoted(tag)} is not allowed")
 
 
 def expand_variables(text: str, environ: Mapping[str, str]) -> str:
-    """Return `text` with `${VAR}` and `${VAR:-default}` filled in and `$$` as a dollar.
+    """Return `text` with `${VAR}` and `${VAR:-default}` replaced and `$$` as a dollar.
 
-    ValueError for a variable that is unset or empty and has no default, and for any other `$`.
+    ValueError for a variable without value and default, and for any other `$`.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -244,12 +242,12 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
             raise ValueError(
                 f"{quoted(text)}: write ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar"
             )
-        found = environ.get(match[1], "") or match[2]
-        if found is None:
+        expanded = environ.get(match[1], "") or match[2]
+        if expanded is None:
             raise ValueError(
                 f"the environment variable {match[1]} is unset or empty; "
                 f"export it, or write ${{{match[1]}:-default}}"
             )
-        return str(found)
+        return str(expanded)
 
     return _VARIABLE.sub(value, text)

@@ -1,4 +1,4 @@
-"""Look at a run: its phase, progress, speed, workers and failures."""
+"""What `proxhpc status` shows: phase, progress, speed, workers and failures."""
 
 from proxhpc.status.collect import Collector, QueueView, collect
 from proxhpc.status.model import Status

@@ -1,4 +1,4 @@
-"""Where a run stands, why it does not go on, and what to type next."""
+"""The phase of a run, why it stopped, and the command to run next."""
 
 import shlex
 from collections import defaultdict
@@ -9,117 +9,111 @@ from proxhpc.cluster.slurm import QueuedJob
 from proxhpc.run.paths import RunDir
 from proxhpc.status.model import Failure, RunPhase, WorkerStatus
 
-ALIVE = ("starting", "working")
-FATAL = ("StopError", "UserError")  # launching again does not help before a person has acted
+ACTIVE_STATES = ("starting", "working")
+LOST_STATES = {
+    "gone": "died without an error message: killed, out of memory, preempted, or its node failed",
+    "silent": "has sent no heartbeat for a while",
+}
+_RECOVERY = {
+    "refine": "other workers continue with its shards",
+    "merge": "the next merge resumes where it stopped",
+    "control": "the next launch takes its step",
+}
+FATAL_ERRORS = ("StopError", "UserError")  # a person has to act before another launch helps
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the judgement rests on. `jobs` is None where the queue cannot be seen."""
+    """What an assessment is based on. `jobs` is None if the queue cannot be read."""
 
     run: RunDir
     workers: Sequence[WorkerStatus]
     jobs: Sequence[QueuedJob] | None
-    local: bool
+    is_local: bool
     submissions: int
-    left: int
-    stepping: bool
+    pending_shards: int
+    is_advancing: bool
 
     @property
-    def busy(self) -> bool:
-        """Whether somebody works, waits in the queue or takes the next step."""
-        return bool(self.jobs) or self.working
+    def is_busy(self) -> bool:
+        """Return True if a worker is active, a job is queued, or a step is being taken."""
+        return bool(self.jobs) or self.is_working
 
     @property
-    def working(self) -> bool:
-        """Whether somebody works or takes the next step."""
-        return self.stepping or any(worker.state in ALIVE for worker in self.workers)
+    def is_working(self) -> bool:
+        """Return True if a worker is active or a step is being taken."""
+        return self.is_advancing or any(worker.state in ACTIVE_STATES for worker in self.workers)
 
 
-def assess(signs: Evidence) -> tuple[RunPhase, str, str]:
-    """Phase, the reason where one is needed, and the next command to type, "" for none."""
-    run = signs.run
-    again = f"proxhpc launch {_quoted(run.root)}"
+def assess(evidence: Evidence) -> tuple[RunPhase, str, str]:
+    """Return the phase, the reason if it needs one, and the next command, "" for none."""
+    run, jobs = evidence.run, evidence.jobs
+    launch = f"proxhpc launch {shlex.quote(str(run.root))}"
     if run.report_json.exists():
-        return _finished(run, again)
-    phase = _phase(signs)
-    if signs.jobs and all("held" in job.reason.lower() for job in signs.jobs) and not signs.working:
-        return "stopped", "all of its jobs are held: a launch was cut short, or somebody did", again
-    if signs.busy:
+        return _finished(run, launch)
+    phase = _phase(evidence)
+    if jobs and all("held" in job.reason.lower() for job in jobs) and not evidence.is_working:
+        reason = "all of its jobs are held: a launch was interrupted, or somebody held them"
+        return "stopped", reason, launch
+    if evidence.is_busy:
         return phase, "", ""
-    if not signs.submissions and not signs.workers:
-        return "planned", "nothing was submitted yet", again
-    if signs.jobs is None and not signs.local:
-        return phase, "no worker reports, and the queue cannot be seen from here", ""
-    return "stopped", _why(signs), again
+    if not evidence.submissions and not evidence.workers:
+        return "planned", "nothing was submitted yet", launch
+    if jobs is None and not evidence.is_local:
+        return phase, "no worker has sent a heartbeat lately, and the queue cannot be read", ""
+    return "stopped", _stop_reason(evidence), launch
 
 
-def _finished(run: RunDir, again: str) -> tuple[RunPhase, str, str]:
-    from proxhpc.assemble.merge import what_is_lost  # numpy: not before a run is finished
+def _finished(run: RunDir, launch: str) -> tuple[RunPhase, str, str]:
+    from proxhpc.assemble.merge import describe_missing_files  # numpy: not while a run is refined
 
-    lost = what_is_lost(run)
-    if lost:
-        return "finished", f"but {run.corpus} lacks {lost} now; launch makes it again", again
+    if missing := describe_missing_files(run):
+        return "finished", f"but {run.corpus} lacks {missing}; a launch merges again", launch
     return "finished", f"the corpus is in {run.corpus}, the report in {run.report}", ""
 
 
-def failures(signs: Evidence) -> tuple[Failure, ...]:
-    """What went wrong, the most frequent first; the same message of many workers is one."""
+def group_failures(evidence: Evidence) -> tuple[Failure, ...]:
+    """Return the problems of workers, the most frequent first; equal messages are one problem."""
     groups: dict[tuple[str, str], list[WorkerStatus]] = defaultdict(list)
-    for worker in signs.workers:
+    for worker in evidence.workers:
         if worker.state == "failed":
             message = f"{worker.error}: {_one_line(worker.message)}"
-            groups[message, _hint(signs.run, worker)].append(worker)
-        elif worker.state in ("gone", "silent"):
-            groups[_LOST[worker.state], _hint(signs.run, worker)].append(worker)
-    found = [
-        Failure(message, len(workers), workers[0].worker, hint)
+            groups[message, _hint(evidence.run, worker)].append(worker)
+        elif worker.state in LOST_STATES:
+            groups[LOST_STATES[worker.state], _hint(evidence.run, worker)].append(worker)
+    failures = [
+        Failure(message=message, workers=len(workers), example=workers[0].worker, hint=hint)
         for (message, hint), workers in groups.items()
     ]
-    return tuple(sorted(found, key=lambda failure: -failure.workers))
+    return tuple(sorted(failures, key=lambda failure: -failure.workers))
 
 
-_LOST = {
-    "gone": "ended without a word: killed, out of memory, preempted, or its node failed",
-    "silent": "has not been heard of for a while",
-}
-
-
-def _phase(signs: Evidence) -> RunPhase:
-    if signs.left:
+def _phase(evidence: Evidence) -> RunPhase:
+    if evidence.pending_shards:
         return "refining"
-    return "reporting" if signs.run.merge_summary.exists() else "merging"
+    return "reporting" if evidence.run.merge_summary.exists() else "merging"
 
 
-def _why(signs: Evidence) -> str:
-    failed = [worker for worker in signs.workers if worker.state == "failed"]
-    fatal = [worker for worker in failed if worker.error in FATAL]
-    if fatal or failed:
+def _stop_reason(evidence: Evidence) -> str:
+    failed = [worker for worker in evidence.workers if worker.state == "failed"]
+    fatal = [worker for worker in failed if worker.error in FATAL_ERRORS]
+    if failed:
         return (fatal or failed)[-1].message.partition("\n")[0]
-    what = f"{signs.left} shards are left" if signs.left else "every shard is refined"
-    lost = sum(1 for worker in signs.workers if worker.state in ("gone", "silent"))
+    pending = evidence.pending_shards
+    progress = f"{pending} shards are not refined" if pending else "every shard is refined"
+    lost = sum(1 for worker in evidence.workers if worker.state in LOST_STATES)
     if lost:
-        return f"{what}, but {lost} of {len(signs.workers)} workers ended without a word"
-    return f"{what}, but no worker is at work and no job waits"
+        total = len(evidence.workers)
+        return f"{progress}, but {lost} of {total} workers died without an error message"
+    return f"{progress}, but no worker is running and no job is pending"
 
 
 def _hint(run: RunDir, worker: WorkerStatus) -> str:
-    if worker.state == "failed" and worker.error in FATAL:
-        return "mend it, then launch again: the run goes on where it stopped"
-    what = (
-        "the next merge goes on where it stopped"
-        if worker.role == "merge"
-        else "its shards go to other workers"
-    )
-    if worker.state == "failed":
-        return f"its log is in {run.logs}; {what}"
-    return f"{what}; {run.logs} may say why"
+    if worker.state == "failed" and worker.error in FATAL_ERRORS:
+        return "fix the problem, then run `proxhpc launch` again to resume"
+    recovery = _RECOVERY.get(worker.role, _RECOVERY["refine"])
+    return f"{recovery}; its log is in {run.logs}"
 
 
 def _one_line(message: str) -> str:
-    """An error and its hint, which have a line each, on one."""
     return "; ".join(line.strip() for line in message.splitlines() if line.strip())
-
-
-def _quoted(path: object) -> str:
-    return shlex.quote(str(path))

@@ -1,73 +1,68 @@
-"""What a run directory and the queue say of a run at this moment. Reads, and never writes."""
+"""Collects the status of a run from its directory and the queue. It only reads."""
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import orjson
-
-from proxhpc.account.counts import Counts
-from proxhpc.cluster.backend import stale_after
+from proxhpc.cluster.backend import recorded_site, stale_after
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.slurm import QueuedJob
-from proxhpc.errors import RetryError, StopError
+from proxhpc.errors import RetryError
+from proxhpc.outputs import UsageTotals
 from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir, shard_name
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import missing_shards
-from proxhpc.status.assess import ALIVE, Evidence, assess, failures
-from proxhpc.status.heartbeats import Recent, recent_heartbeats
-from proxhpc.status.model import MergeProgress, Shards, Status, Throughput, WorkerStatus
-from proxhpc.status.totals import load_merge, run_counts
+from proxhpc.status.assess import ACTIVE_STATES, Evidence, assess, group_failures
+from proxhpc.status.heartbeats import RecentHeartbeats, recent_heartbeats
+from proxhpc.status.model import MergeProgress, ShardProgress, Status, Throughput, WorkerStatus
+from proxhpc.status.totals import load_merge, run_counts, run_totals
 
 
 class QueueView(Protocol):
-    """The queue, as far as status asks it."""
+    """The part of the queue that status needs."""
 
     def jobs(self, run_id: str) -> Sequence[QueuedJob]:
-        """Jobs of a run that wait or run. RetryError when the queue does not answer."""
-        ...
+        """Return the pending and running jobs of a run. RetryError without an answer."""
 
 
 class Collector:
-    """Looks at one run again and again; the plan, which never changes, is read once."""
+    """Collects the status of one run repeatedly; the plan, which never changes, is read once."""
 
     def __init__(self, run: RunDir, queue: QueueView | None) -> None:
         self.run, self.queue = run, queue
         self.plan = Plan.load(run)
         self._leases = Leases(run, LeaseOwner.current("status"), lambda job: None)
-        self._sizes = [shard.estimated_bytes for shard in self.plan.shards]
+        self._shard_bytes = [shard.estimated_bytes for shard in self.plan.shards]
 
     def collect(self) -> Status:
-        """The state of the run now. UserError when the directory is no run."""
-        local = _load(self.run.site).get("kind") == "local"
-        jobs, problem = (None, "") if local else self._ask()
+        """Return the status of the run now."""
+        is_local = self.run.site.exists() and recorded_site(self.run).kind == "local"
+        jobs, queue_problem = (None, "") if is_local else self._read_queue()
         now = time.time()
-        beats = recent_heartbeats(self.run)
-        states = {job.id: job for job in jobs or ()}
-        quiet = stale_after(self.run)
-        workers = tuple(
-            self._worker(recent, states, jobs is not None, now, quiet) for recent in beats
-        )
-        left = list(missing_shards(self.run, self.plan))
-        held = self._held()
-        in_work = [shard for shard in left if shard_name(shard) in held]
+        heartbeats = recent_heartbeats(self.run)
+        workers = self._workers(heartbeats, jobs, now)
+        pending = list(missing_shards(self.run, self.plan))
+        leases = self._leases.highest_attempts() if self.run.leases.is_dir() else {}
+        leased = [shard for shard in pending if shard_name(shard) in leases]
         merged = load_merge(self.run)
+        counts = run_counts(merged, (recent.last for recent in heartbeats))
         submissions = Journal(self.run).read()
-        signs = Evidence(
+        evidence = Evidence(
             run=self.run,
             workers=workers,
             jobs=jobs,
-            local=local,
+            is_local=is_local,
             submissions=len(submissions),
-            left=len(left),
-            stepping=self._stepping(held),
+            pending_shards=len(pending),
+            is_advancing=self._is_advancing(leases),
         )
-        phase, reason, next_step = assess(signs)
+        phase, reason, next_step = assess(evidence)
         refinements = [entry for entry in submissions if entry.phase == "refine"]
+        total = len(self._shard_bytes)
         return Status(
+            **dict(run_totals(counts, merged)),
             run=str(self.run.root),
             name=self.plan.manifest.name,
             run_id=self.plan.run_id,
@@ -75,23 +70,22 @@ class Collector:
             phase=phase,
             reason=reason,
             next_step=next_step,
-            shards=Shards(len(self._sizes), len(self._sizes) - len(left), len(in_work)),
-            merge=() if left or merged else self._merge(),
-            counts=run_counts(merged, (recent.last for recent in beats)),
             exact=merged is not None,
+            shards=ShardProgress(total=total, done=total - len(pending), leased=len(leased)),
+            merge=() if pending or merged else self._merge_progress(),
             token_unit=self.plan.token_unit,
-            duplicates=merged.duplicates.documents if merged else None,
-            written=merged.written if merged else None,
-            speed=self._speed(beats, workers, left, in_work),
+            doc=UsageTotals.model_validate(counts.doc),
+            chunk=UsageTotals.model_validate(counts.chunk),
+            speed=self._throughput(heartbeats, workers, pending, leased),
             workers=workers,
-            deaths=sum(recent.last.deaths for recent in beats),
-            left_out=refinements[-1].exclude if refinements else (),
-            failures=failures(signs),
-            queue=None if jobs is None else _queue(jobs),
-            queue_problem=problem,
+            deaths=sum(recent.last.deaths for recent in heartbeats),
+            excluded_nodes=refinements[-1].excluded_nodes if refinements else (),
+            failures=group_failures(evidence),
+            queue=None if jobs is None else _count_jobs(jobs),
+            queue_problem=queue_problem,
         )
 
-    def _ask(self) -> tuple[list[QueuedJob] | None, str]:
+    def _read_queue(self) -> tuple[list[QueuedJob] | None, str]:
         if self.queue is None:
             return None, ""
         try:
@@ -99,129 +93,120 @@ class Collector:
         except RetryError as error:
             return None, error.message.partition("\n")[0]
 
-    def _held(self) -> dict[str, int]:
-        if not self.run.leases.is_dir():
-            return {}
-        return self._leases.highest_attempts()
-
-    def _stepping(self, held: dict[str, int]) -> bool:
-        """Whether a launcher or control job holds the lease on stepping the run forward."""
-        attempt = held.get("advance")
+    def _is_advancing(self, leases: dict[str, int]) -> bool:
+        """Return True if a launcher or control job is taking a step."""
+        attempt = leases.get("advance")
         if attempt is None:
             return False
         owner = self._leases.holder("advance", attempt)
         return owner is not None and owner.is_running() is not False
 
-    def _merge(self) -> tuple[MergeProgress, ...]:
+    def _merge_progress(self) -> tuple[MergeProgress, ...]:
         from proxhpc.assemble.phases import pending_units  # numpy: not while a run is refined
 
-        phases = pending_units(self.run, self.plan)
-        return tuple(MergeProgress(p.phase, p.total, p.total - len(p.units)) for p in phases)
-
-    def _worker(
-        self, recent: Recent, jobs: dict[str, QueuedJob], asked: bool, now: float, quiet: float
-    ) -> WorkerStatus:
-        beat, earlier, seconds = recent.last, recent.earlier, recent.seconds
-        age = max(0.0, now - beat.time)
-        job = jobs.get(beat.owner.job) if beat.owner.job else None
-        state = beat.state
-        if state in ALIVE:
-            in_queue = (job is not None) if asked else None
-            state = _liveness(beat.owner, state, in_queue, age > quiet)
-        working = earlier is not None and state == "working"
-        before = earlier.counts if earlier else Counts()
-        return WorkerStatus(
-            worker=beat.owner.worker,
-            role=beat.role,
-            host=beat.owner.host,
-            job=beat.owner.job,
-            state=state,
-            age_s=round(age, 1),
-            shard=beat.shard,
-            shards=beat.shards,
-            documents=beat.counts.documents,
-            documents_per_s=(beat.counts.documents - before.documents) / seconds
-            if working
-            else None,
-            tokens_per_s=(beat.counts.tokens_in - before.tokens_in) / seconds if working else None,
-            busy_s=beat.busy_seconds,
-            boot_s=beat.boot_seconds,
-            slurm=job.state if job else "",
-            error=beat.error,
-            message=beat.message,
+        return tuple(
+            MergeProgress(phase=each.phase, total=each.total, done=each.total - len(each.units))
+            for each in pending_units(self.run, self.plan)
         )
 
-    def _speed(
-        self,
-        beats: list[Recent],
-        workers: Sequence[WorkerStatus],
-        left: list[int],
-        in_work: list[int],
-    ) -> Throughput:
-        """Sums over the workers that work, and how long what is left will take them.
+    def _workers(
+        self, heartbeats: list[RecentHeartbeats], jobs: list[QueuedJob] | None, now: float
+    ) -> tuple[WorkerStatus, ...]:
+        by_id = None if jobs is None else {job.id: job for job in jobs}
+        max_age = stale_after(self.run)
+        return tuple(_worker_status(recent, by_id, now, max_age) for recent in heartbeats)
 
-        Shard sizes are estimates of decompressed bytes with all fields; rows count bytes of text.
-        The ratio of the two is taken from what is done; a shard in work counts as half done.
+    def _throughput(
+        self,
+        heartbeats: list[RecentHeartbeats],
+        workers: Sequence[WorkerStatus],
+        pending: list[int],
+        leased: list[int],
+    ) -> Throughput:
+        """Add up the workers' speeds and estimate the remaining time.
+
+        Shard sizes are estimated bytes of whole records, and workers count bytes of text. The
+        ratio comes from the shards that are done; a leased shard counts as half done.
         """
-        pairs = [
+        working = [
             (recent, worker)
-            for recent, worker in zip(beats, workers, strict=True)
+            for recent, worker in zip(heartbeats, workers, strict=True)
             if worker.documents_per_s is not None and worker.role == "refine"
         ]
-        if not pairs:
-            return Throughput(None, None, 0.0 if not left else None)
-        documents = sum(worker.documents_per_s or 0.0 for _, worker in pairs)
-        tokens = sum(worker.tokens_per_s or 0.0 for _, worker in pairs)
-        read = sum(_bytes_per_second(recent) for recent, _ in pairs)
-        seen = sum(r.last.counts.bytes_in for r in beats if r.last.role == "refine")
-        remaining = float(sum(self._sizes[shard] for shard in left))
-        done = sum(self._sizes) - remaining
-        if done and seen:
-            half = sum(self._sizes[shard] for shard in in_work) / 2
-            remaining = max(0.0, remaining - half) * min(1.0, seen / (done + half))
+        if not working:
+            eta = None if pending else 0.0
+            return Throughput(documents_per_s=None, tokens_per_s=None, eta_s=eta)
+        bytes_per_s = sum(_bytes_per_second(recent) for recent, _ in working)
+        read = sum(r.last.counts.bytes_in for r in heartbeats if r.last.role == "refine")
+        remaining = float(sum(self._shard_bytes[shard] for shard in pending))
+        done = sum(self._shard_bytes) - remaining
+        if done and read:
+            half = sum(self._shard_bytes[shard] for shard in leased) / 2
+            remaining = max(0.0, remaining - half) * min(1.0, read / (done + half))
         else:
-            remaining = max(0.0, remaining - seen)
-        return Throughput(round(documents, 2), round(tokens, 1), remaining / read if read else None)
+            remaining = max(0.0, remaining - read)
+        return Throughput(
+            documents_per_s=round(sum(w.documents_per_s or 0.0 for _, w in working), 2),
+            tokens_per_s=round(sum(w.tokens_per_s or 0.0 for _, w in working), 1),
+            eta_s=remaining / bytes_per_s if bytes_per_s else None,
+        )
 
 
 def collect(run: RunDir, queue: QueueView | None) -> Status:
-    """The state of a run now. `queue` is None where nobody can ask Slurm."""
+    """Return the status of a run now. `queue` is None where there is no Slurm."""
     return Collector(run, queue).collect()
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """A JSON file that is written whole; empty while it is not there."""
-    try:
-        data = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except orjson.JSONDecodeError as error:
-        raise StopError(
-            f"{path} is damaged: {error}", hint="proxhpc verify says what else is, and mends it"
-        ) from error
-    return data if isinstance(data, dict) else {}
+def _worker_status(
+    recent: RecentHeartbeats, jobs: dict[str, QueuedJob] | None, now: float, max_age: float
+) -> WorkerStatus:
+    last, owner, seconds = recent.last, recent.last.owner, recent.seconds
+    age = max(0.0, now - last.time)
+    job = jobs.get(owner.job) if jobs and owner.job else None
+    state = last.state
+    if state in ACTIVE_STATES:
+        is_queued = None if jobs is None else job is not None
+        state = _worker_state(owner, state, is_queued, age > max_age)
+    before = recent.earlier.counts if recent.earlier and state == "working" else None
+    return WorkerStatus(
+        worker=owner.worker,
+        role=last.role,
+        host=owner.host,
+        job=owner.job,
+        state=state,
+        age_s=round(age, 1),
+        shard=last.shard,
+        shards=last.shards,
+        documents=last.counts.documents,
+        documents_per_s=(last.counts.documents - before.documents) / seconds if before else None,
+        tokens_per_s=(last.counts.tokens_in - before.tokens_in) / seconds if before else None,
+        busy_s=last.busy_seconds,
+        boot_s=last.boot_seconds,
+        slurm=job.state if job else "",
+        error=last.error,
+        message=last.message,
+    )
 
 
-def _queue(jobs: Sequence[QueuedJob]) -> dict[str, int]:
-    """Jobs by phase and state; a waiting one with the reason that Slurm gives."""
-    found: Counter[str] = Counter()
+def _worker_state(owner: LeaseOwner, state: str, is_queued: bool | None, is_stale: bool) -> str:
+    """Return `state`, or `gone` if its process or job has ended, or `silent` if it may have."""
+    is_running = owner.is_running()
+    if is_running is None and owner.job:
+        is_running = is_queued
+    if is_running is False:
+        return "gone"
+    return "silent" if is_running is None and is_stale else state
+
+
+def _count_jobs(jobs: Sequence[QueuedJob]) -> dict[str, int]:
+    """Count jobs by phase and state, and pending ones by Slurm's reason, too."""
+    numbers: Counter[str] = Counter()
     for job in jobs:
         reason = f" ({job.reason})" if job.state == "PENDING" and job.reason else ""
-        found[f"{job.phase} {job.state}{reason}".strip()] += 1
-    return dict(sorted(found.items()))
+        numbers[f"{job.phase} {job.state}{reason}".strip()] += 1
+    return dict(sorted(numbers.items()))
 
 
-def _liveness(owner: LeaseOwner, state: str, in_queue: bool | None, stale: bool) -> str:
-    """`state`, or `gone` when its process or job is known to be, or `silent` when it may be."""
-    alive = owner.is_running()
-    if alive is None and owner.job:
-        alive = in_queue
-    if alive is False:
-        return "gone"
-    return "silent" if alive is None and stale else state
-
-
-def _bytes_per_second(recent: Recent) -> float:
-    if recent.earlier is None:
-        return 0.0
-    return (recent.last.counts.bytes_in - recent.earlier.counts.bytes_in) / recent.seconds
+def _bytes_per_second(recent: RecentHeartbeats) -> float:
+    earlier = recent.earlier.counts.bytes_in if recent.earlier else 0
+    return (recent.last.counts.bytes_in - earlier) / recent.seconds if recent.seconds else 0.0

@@ -1,4 +1,4 @@
-"""The last line of a worker's progress file and an earlier one, however long the file is."""
+"""The newest lines of workers' progress files, by bounded reads from the end of each file."""
 
 import os
 from collections.abc import Iterable
@@ -13,10 +13,11 @@ from proxhpc.account.flops import Usage
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 
-CHUNK = 16 * 1024  # bytes of one read; a line takes one to two KiB
-_MAX_LINE_BYTES = 1024 * 1024  # bytes to look back for one whole line
-_LOOK_BACK = (8 * CHUNK, 64 * CHUNK, 512 * CHUNK)  # how far back to look for the earlier line
-SPAN = 120.0  # seconds that the two lines should lie apart
+CHUNK_BYTES = 16 * 1024  # of one read; a line takes one to two KiB
+_MAX_LINE_BYTES = 1024 * 1024  # how far back to look for one whole line
+# How far back to look for the earlier line.
+_LOOK_BACK_BYTES = (8 * CHUNK_BYTES, 64 * CHUNK_BYTES, 512 * CHUNK_BYTES)
+SPEED_SPAN_SECONDS = 120.0  # wanted between the two lines from which speed is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,58 +33,57 @@ class Heartbeat:
     counts: Counts
     busy_seconds: float
     boot_seconds: float
-    up_seconds: float  # since the worker began
-    deaths: int  # of other workers or engines, as it has noted them in ledgers
+    deaths: int  # of other workers and of engines that it has noted in ledgers
     error: str
     message: str
     device: str | None  # of its GPUs
     devices: int
-    asked: dict[str, Usage]  # of engines, committed or not, by level
+    usage: dict[str, Usage]  # of its engines by level, committed or not
 
     @classmethod
     def parse(cls, line: bytes) -> "Heartbeat | None":
-        """From one line; None when it is torn or not one of ours."""
+        """Read one line; None if it is torn or not a heartbeat."""
         try:
             data: dict[str, Any] = orjson.loads(line)
+            shard = data.get("shard")
             return cls(
                 time=float(data["t"]),
                 state=str(data["state"]),
                 role=str(data["role"]),
                 owner=LeaseOwner(**data["owner"]),
-                shard=data.get("shard"),
+                shard=shard if isinstance(shard, int) else None,
                 shards=int(data["shards"]),
                 counts=Counts.from_dict(data["counts"]),
                 busy_seconds=float(data["busy_s"]),
                 boot_seconds=float(data["boot_s"]),
-                up_seconds=float(data["up_s"]),
                 deaths=int(data["deaths"]),
                 error=str(data.get("error", "")),
                 message=str(data.get("message", "")),
                 device=data.get("device"),
                 devices=int(data.get("devices", 0)),
-                asked={k: Usage.from_dict(v) for k, v in data.get("asked", {}).items()},
+                usage={k: Usage(**v) for k, v in data.get("usage", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
-    """A worker's state now, and an earlier one to measure speed against."""
+class RecentHeartbeats:
+    """A worker's newest heartbeat, and an earlier one from which to compute its speed."""
 
     last: Heartbeat
     earlier: Heartbeat | None
 
     @property
     def seconds(self) -> float:
-        """Time between the two; 0 when there is nothing to compare."""
+        """Seconds between the two; 0 without an earlier one."""
         return self.last.time - self.earlier.time if self.earlier else 0.0
 
 
-def read_recent(path: Path) -> Recent | None:
-    """The state of one worker from a few bounded reads; None while it has written nothing.
+def read_recent_heartbeats(path: Path) -> RecentHeartbeats | None:
+    """Return a worker's recent heartbeats; None if its file holds no whole line yet.
 
-    A torn last line, which its writer may be about to finish, counts as not there.
+    A torn last line, which its writer may be about to complete, is ignored.
     """
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -91,69 +91,69 @@ def read_recent(path: Path) -> Recent | None:
         return None
     try:
         size = os.fstat(fd).st_size
-        length, lines = CHUNK, _lines(fd, size - CHUNK, CHUNK)
+        length, lines = CHUNK_BYTES, _read_lines(fd, size - CHUNK_BYTES, CHUNK_BYTES)
         while (last := _first(reversed(lines))) is None and length < min(size, _MAX_LINE_BYTES):
             length *= 4
-            lines = _lines(fd, size - length, length)
+            lines = _read_lines(fd, size - length, length)
         if last is None:
             return None
         earlier = _first(lines, "working")
-        for back in _LOOK_BACK:
-            if size <= length or (earlier and last.time - earlier.time >= SPAN):
+        for back in _LOOK_BACK_BYTES:
+            if size <= length or (earlier and last.time - earlier.time >= SPEED_SPAN_SECONDS):
                 break
-            # What lies further back is looked at only until the two lines are far enough apart.
-            earlier = _first(_lines(fd, size - back, CHUNK), "working") or earlier
+            earlier = _first(_read_lines(fd, size - back, CHUNK_BYTES), "working") or earlier
             length = back
     finally:
         os.close(fd)
-    return Recent(last, earlier if earlier and earlier.time < last.time else None)
+    return RecentHeartbeats(last, earlier if earlier and earlier.time < last.time else None)
 
 
-def history(path: Path, points: int) -> list[Heartbeat]:
-    """Some `points` lines of a worker from first to last, evenly far apart in the file."""
+def sample_heartbeats(path: Path, points: int) -> list[Heartbeat]:
+    """Return about `points` heartbeats of a worker, at even distances in its file."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return []
     try:
         size = os.fstat(fd).st_size
-        if size <= points * CHUNK:
-            lines = _lines(fd, 0, size)
+        if size <= points * CHUNK_BYTES:
+            lines = _read_lines(fd, 0, size)
         else:
-            places = [(size - CHUNK) * n // (points - 1) for n in range(points)]
-            pieces = [_lines(fd, place, CHUNK) for place in places]
-            lines = [piece[0] for piece in pieces if piece] + pieces[-1][-1:]
+            offsets = [(size - CHUNK_BYTES) * n // (points - 1) for n in range(points)]
+            chunks = [_read_lines(fd, offset, CHUNK_BYTES) for offset in offsets]
+            lines = [chunk[0] for chunk in chunks if chunk] + chunks[-1][-1:]
     finally:
         os.close(fd)
-    beats = [beat for line in lines if (beat := Heartbeat.parse(line))]
-    rest = beats[-1:]
-    return beats[: -1 : max(1, len(beats) // points)] + rest
+    heartbeats = [beat for line in lines if (beat := Heartbeat.parse(line))]
+    return heartbeats[: -1 : max(1, len(heartbeats) // points)] + heartbeats[-1:]
 
 
-def recent_heartbeats(run: RunDir) -> list[Recent]:
-    """The state of every worker that has written a line, in the order of their names."""
+def recent_heartbeats(run: RunDir) -> list[RecentHeartbeats]:
+    """Return the recent heartbeats of every worker, in the order of their names."""
     if not run.workers.is_dir():
         return []
     names = sorted(entry.name for entry in os.scandir(run.workers) if entry.name[0] != ".")
-    found = (read_recent(run.workers / name) for name in names if name.endswith(".jsonl"))
-    return [recent for recent in found if recent]
+    by_worker = (
+        read_recent_heartbeats(run.workers / name) for name in names if name.endswith(".jsonl")
+    )
+    return [recent for recent in by_worker if recent]
 
 
-def latest(run: RunDir) -> list[Heartbeat]:
-    """The last line of every worker that has written one, in the order of their names."""
+def latest_heartbeats(run: RunDir) -> list[Heartbeat]:
+    """Return the newest heartbeat of every worker, in the order of their names."""
     return [recent.last for recent in recent_heartbeats(run)]
 
 
-def _lines(fd: int, offset: int, length: int) -> list[bytes]:
-    """The whole lines in a piece of a file."""
+def _read_lines(fd: int, offset: int, length: int) -> list[bytes]:
+    """Return the whole lines in a part of a file."""
     lines = os.pread(fd, length, max(0, offset)).split(b"\n")
     return lines[1 if offset > 0 else 0 : -1]
 
 
 def _first(lines: Iterable[bytes], state: str = "") -> Heartbeat | None:
-    """The first line that can be read and, if asked, is of that state.
+    """Return the first heartbeat, of this state if one is given.
 
-    Speed is measured from `working` on: loading the engine is none of it.
+    Speed is computed from the state `working` on, so that loading a model does not count.
     """
-    beats = (beat for line in lines if (beat := Heartbeat.parse(line)))
-    return next((beat for beat in beats if state in ("", beat.state)), None)
+    heartbeats = (beat for line in lines if (beat := Heartbeat.parse(line)))
+    return next((beat for beat in heartbeats if state in ("", beat.state)), None)

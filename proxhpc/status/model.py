@@ -1,115 +1,140 @@
-"""What status knows of a run."""
+"""The typed document of `proxhpc status --json`; null is unknown."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from proxhpc.account.counts import Counts
+from proxhpc.outputs import OutputModel, UsageTotals
+from proxhpc.status.totals import RunTotals
 
 RunPhase = Literal["planned", "refining", "merging", "reporting", "stopped", "finished"]
 
 
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """`done` have a published ledger, `working` are under lease and not done."""
+class ShardProgress(OutputModel):
+    """How many shards are refined."""
 
     total: int
+    """Shards of the plan."""
     done: int
-    working: int
+    """Shards with a published ledger."""
+    leased: int
+    """Shards that are not done and that a worker has leased."""
 
 
-@dataclass(frozen=True, slots=True)
-class MergeProgress:
-    """How far a phase of the merge is, in its own units: groups of shards, or parts."""
+class MergeProgress(OutputModel):
+    """Progress of one phase of the merge."""
 
     phase: str
+    """`sketch`, `match`, `scatter` or `write`."""
     total: int
+    """Units of the phase: groups of shards, or parts of the corpus."""
     done: int
+    """Units that are done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """Of all workers together over the last few minutes; null is unknown."""
+class Throughput(OutputModel):
+    """Speed of all working refine workers together, over the last minutes."""
 
     documents_per_s: float | None
+    """Documents committed per second."""
     tokens_per_s: float | None
+    """Raw tokens committed per second."""
     eta_s: float | None
+    """Estimated seconds until every shard is refined; 0 when they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker. `state` is its own word, or `gone` or `silent` as seen from here.
-
-    `age_s` is the time since its last line, by two machines' clocks. `slurm` is its job's state,
-    empty when it is not in the queue.
-    """
+class WorkerStatus(OutputModel):
+    """One process of the run, from the last line of its progress file."""
 
     worker: str
+    """Its name, unique within the run."""
     role: str
+    """`refine`, `merge` or `control`."""
     host: str
+    """Host name of its machine."""
     job: str
+    """Slurm's id of its job or array element; empty without Slurm."""
     state: str
+    """`starting`, `working`, `done`, `stopped` or `failed` as it reports itself; `gone` if its
+    process or job has ended without a report, `silent` if that cannot be known."""
     age_s: float
+    """Seconds since its last report, by the clocks of two machines."""
     shard: int | None
+    """Shard that it is refining."""
     shards: int
+    """Shards that it has refined."""
     documents: int
+    """Documents that it has committed."""
     documents_per_s: float | None
+    """Documents that it commits per second."""
     tokens_per_s: float | None
+    """Raw tokens that it commits per second."""
     busy_s: float
+    """Seconds that it has spent refining."""
     boot_s: float
+    """Seconds that it has spent loading models."""
     slurm: str
+    """State of its job in the queue; empty if the job is not there."""
     error: str
+    """Kind of the error with which it failed; empty without one."""
     message: str
+    """Message and hint of that error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One thing that went wrong, in how many workers, one of them, and what to do."""
+class Failure(OutputModel):
+    """One problem and the workers that had it."""
 
     message: str
+    """What went wrong."""
     workers: int
+    """Number of workers that had the problem."""
     example: str
+    """Name of one of them."""
     hint: str
+    """What to do, or what happens by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A run at one moment.
+class Status(RunTotals):
+    """A run at one moment."""
 
-    `counts` are exact (`exact`) once the run is merged; before, they are what the workers say
-    they have committed, which counts a document twice where a shard was taken from a dead worker
-    before its last commit was seen. `next_step` is a command to type, or empty. `deaths` are those
-    of workers and engines that others have noted; `left_out` are the nodes that the last array
-    keeps away from. `merge` has the phases of the merge, as far as they are known, while it is on.
-    """
-
+    format: Literal["proxhpc.status/1"] = "proxhpc.status/1"
+    """Kind and version of this document."""
     run: str
+    """Path of the run directory."""
     name: str
+    """Name of the run, from the manifest."""
     run_id: str
+    """Identifier of the run, which is in the comment of each of its Slurm jobs."""
     time: float
+    """When this was read: seconds since 1970."""
     phase: RunPhase
+    """Where the run is. `stopped` means that nothing is running or pending."""
     reason: str
+    """Why it is there, if that needs an explanation; else empty."""
     next_step: str
-    shards: Shards
-    merge: tuple[MergeProgress, ...]
-    counts: Counts
+    """Command to run next; empty if there is nothing to do."""
     exact: bool
+    """True once the run is merged: then all totals are verified. Before, they are the sum of what
+    workers report, which may count documents of a dead worker twice."""
+    shards: ShardProgress
+    """How many shards are refined."""
+    merge: tuple[MergeProgress, ...]
+    """Progress of the merge by phase; empty before and after it."""
     token_unit: str
-    duplicates: int | None
-    written: int | None
+    """Model whose tokenizer counts the tokens, or the estimate from bytes."""
+    doc: UsageTotals
+    """Model requests of the doc stage."""
+    chunk: UsageTotals
+    """Model requests of the chunk stage."""
     speed: Throughput
+    """Current speed and remaining time."""
     workers: tuple[WorkerStatus, ...]
+    """Every worker, merge job and control job that has written a progress file."""
     deaths: int
-    left_out: tuple[str, ...]
+    """Shards that were resumed after the death of a worker or an engine."""
+    excluded_nodes: tuple[str, ...]
+    """Nodes excluded from the latest array because workers failed there within minutes."""
     failures: tuple[Failure, ...]
+    """Problems of workers, the most frequent first."""
     queue: dict[str, int] | None
+    """Number of the run's jobs by phase, state and reason; null if the queue was not read."""
     queue_problem: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        out = {name: getattr(self, name) for name in self.__slots__}
-        out["counts"] = self.counts.to_dict()
-        out["shards"], out["speed"] = asdict(self.shards), asdict(self.speed)
-        out["merge"] = [asdict(phase) for phase in self.merge]
-        out["workers"] = [asdict(worker) for worker in self.workers]
-        out["failures"] = [asdict(failure) for failure in self.failures]
-        return out
+    """Why the queue could not be read; empty otherwise."""

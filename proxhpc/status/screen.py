@@ -1,6 +1,5 @@
-"""Shows a run once, or again and again while it moves."""
+"""Prints the status of a run, once or repeatedly."""
 
-import json
 import time
 from types import TracebackType
 from typing import Self
@@ -15,9 +14,9 @@ from proxhpc.status.model import Status
 from proxhpc.status.terminal import make_console
 from proxhpc.status.view import one_line, render_status
 
-REFRESH = 2.0  # seconds between two looks
-QUIET = 10.0  # the same where every look may be a new line
-GENTLE = 4  # a look that took long is followed by a pause of so many times its length
+REFRESH_SECONDS = 2.0  # on a terminal
+LINE_SECONDS = 10.0  # elsewhere, where a refresh may print a line
+PAUSE_FACTOR = 4  # the pause is at least this many times as long as the refresh took
 
 
 def show_status(
@@ -28,15 +27,14 @@ def show_status(
     queue: QueueView | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print the state of a run; with `watch` again and again until it is finished."""
+    """Print the status of a run; with `watch`, repeatedly until it is finished or stopped."""
     console = console or make_console()
     if watch and not as_json:
         _watch(Ticker(run, queue, console))
         return
     status = Collector(run, queue).collect()
     if as_json:
-        # ASCII only: JSON leaves characters alone that a terminal may obey.
-        console.file.write(f"{json.dumps(status.to_dict(), indent=2)}\n")
+        console.file.write(f"{status.to_json()}\n")
     else:
         console.print(render_status(status))
 
@@ -44,18 +42,18 @@ def show_status(
 def _watch(ticker: "Ticker") -> None:
     try:
         with ticker:
-            while ticker.look().phase not in ("finished", "stopped"):
+            while ticker.refresh().phase not in ("finished", "stopped"):
                 time.sleep(ticker.pause)
-            ticker.leave()
+            ticker.keep_page()
     except KeyboardInterrupt:
-        ticker.console.print("no longer watching; the run goes on")
+        ticker.console.print("stopped watching; the run continues")
 
 
 class Ticker:
-    """A page that is drawn over itself at each look; on no terminal, a line when it changed.
+    """Redraws a status page on a terminal; elsewhere prints a line when it has changed.
 
-    Nothing is read or drawn before the first look. The page vanishes at the end, unless `leave`
-    was called.
+    Reads and draws nothing before the first refresh. The page disappears at the end unless
+    `keep_page` was called.
     """
 
     def __init__(
@@ -63,23 +61,23 @@ class Ticker:
     ) -> None:
         self.run, self.queue = run, queue
         self.console = console or make_console()
-        self._shortest = REFRESH if self.console.is_terminal else QUIET
-        self.pause = self._shortest
+        self._min_pause = REFRESH_SECONDS if self.console.is_terminal else LINE_SECONDS
+        self.pause = self._min_pause
         self._collector: Collector | None = None
         self._live: Live | None = None
-        self._next = 0.0
+        self._next_refresh = 0.0
         self._line = ""
         self._status: Status | None = None
-        self._stay = False
+        self._keep_page = False
 
     def tick(self, _: object = None) -> None:
-        """Look again if it is time to; may be called as often as one likes."""
-        if time.monotonic() >= self._next:
-            self.look()
+        """Refresh if the pause is over; may be called at any rate."""
+        if time.monotonic() >= self._next_refresh:
+            self.refresh()
 
-    def look(self) -> Status:
-        """Look now, and draw."""
-        began = time.monotonic()
+    def refresh(self) -> Status:
+        """Collect the status, draw it and return it."""
+        start = time.monotonic()
         self._collector = self._collector or Collector(self.run, self.queue)
         self._status = status = self._collector.collect()
         if self.console.is_terminal:
@@ -88,13 +86,13 @@ class Ticker:
             self.console.print(Text(line), soft_wrap=True)
             self._line = line
         now = time.monotonic()
-        self.pause = max(self._shortest, GENTLE * (now - began))
-        self._next = now + self.pause
+        self.pause = max(self._min_pause, PAUSE_FACTOR * (now - start))
+        self._next_refresh = now + self.pause
         return status
 
-    def leave(self) -> None:
-        """Leave the last page on the screen."""
-        self._stay = True
+    def keep_page(self) -> None:
+        """Leave the last page on the screen at the end."""
+        self._keep_page = True
 
     def _draw(self, status: Status) -> None:
         if self._live is None:
@@ -113,5 +111,5 @@ class Ticker:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        if self._stay and self._status is not None:
+        if self._keep_page and self._status is not None:
             self.console.print(render_status(self._status))

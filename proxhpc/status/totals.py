@@ -130,7 +130,7 @@ def run_totals(counts: Counts, merged: "MergeSummary | None") -> RunTotals:
 
 
 def ratio(part: int | None, total: int) -> float | None:
-    """The share, rounded to six digits; None where it is unknown or there is nothing to share."""
+    """Return part / total, rounded to six digits; None if it is unknown or the total is 0."""
     return None if part is None or not total else round(part / total, 6)
 
 

@@ -1,4 +1,4 @@
-"""A status as a page for a terminal or as plain lines."""
+"""A status as a page for a terminal, or as one line."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -7,37 +7,37 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.reasons import reason_text
 from proxhpc.run.models import short_name
-from proxhpc.status.assess import ALIVE
+from proxhpc.status.assess import ACTIVE_STATES
 from proxhpc.status.model import Failure, Status, WorkerStatus
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
-ROWS = 24  # workers in the table; the JSON has all
-_BAR = 40  # columns
+MAX_WORKER_ROWS = 24  # the JSON lists all workers
+_BAR_COLUMNS = 40
 HEADER = (
     *("worker", "host", "job", "state", "Slurm"),
-    *("last heard", "shard", "done", "documents", "docs/s"),
+    *("last report", "shard", "shards done", "documents", "docs/s"),
 )
-WORDS = 5  # columns of the header that are no numbers
-_COLOURS = {
+TEXT_COLUMNS = 5  # of the header, left-aligned
+_STATE_STYLES = {  # in the order of the table
+    "failed": "bold red",
+    "gone": "red",
+    "silent": "yellow",
     "working": "green",
     "starting": "cyan",
-    "done": "dim",
     "stopped": "yellow",
-    "silent": "yellow",
-    "gone": "red",
-    "failed": "bold red",
+    "done": "dim",
 }
-_PHASE_COLOURS = {"finished": "bold green", "stopped": "bold red"}
-_ORDER = ("failed", "gone", "silent", "working", "starting", "stopped", "done")
+_PHASE_STYLES = {"finished": "bold green", "stopped": "bold red"}
 
 
 def one_line(status: Status) -> str:
-    """Where the run stands, in one line."""
+    """Return the phase and progress in one line."""
     speed, shards = status.speed, status.shards
     parts = [
         f"{status.phase}: {shards.done}/{shards.total} shards",
-        f"{whole(status.counts.documents)} documents",
+        f"{whole(status.documents.read)} documents",
     ]
     parts += [f"{p.phase} {p.done}/{p.total}" for p in status.merge if p.total > 1]
     if speed.documents_per_s is not None:
@@ -50,7 +50,7 @@ def one_line(status: Status) -> str:
 
 
 def render_status(status: Status) -> RenderableType:
-    """The page: where the run stands, what became of documents, workers, failures, next step."""
+    """Return the page: phase, progress, outcomes, workers, failures and the next command."""
     return Group(*_page(status))
 
 
@@ -58,34 +58,34 @@ def _page(status: Status) -> Iterator[RenderableType]:
     yield _headline(status)
     yield _progress(status)
     yield _steps(status)
-    yield _outcome(status)
-    yield from _work(status)
+    yield _outcomes(status)
+    yield from _model_requests(status)
     if status.workers:
         yield Text()
         yield _workers(status.workers)
     if status.queue is not None:
-        jobs = ", ".join(f"{number} {safe(what)}" for what, number in status.queue.items())
+        jobs = ", ".join(f"{number} {safe(kind)}" for kind, number in status.queue.items())
         yield Text(f"Slurm: {jobs or 'no job of this run in the queue'}", style="dim")
     elif status.queue_problem:
         yield Text(f"Slurm: {safe(status.queue_problem)}", style="yellow")
-    yield from _care(status)
+    yield from _losses(status)
     for failure in status.failures if status.phase != "finished" else ():
         yield _failure(failure)
     if status.next_step:
         yield Text.assemble(("next: ", "bold"), safe(status.next_step))
 
 
-def _care(status: Status) -> Iterator[Text]:
+def _losses(status: Status) -> Iterator[Text]:
     if status.deaths:
         shards = "1 shard" if status.deaths == 1 else f"{whole(status.deaths)} shards"
-        yield Text(f"taken on from workers or engines that died: {shards}", style="dim")
-    if status.left_out:
-        nodes = ", ".join(map(safe, status.left_out))
-        yield Text(f"left out, for workers there ended at once: {nodes}", style="yellow")
+        yield Text(f"resumed after a worker or engine died: {shards}", style="dim")
+    if status.excluded_nodes:
+        nodes = ", ".join(map(safe, status.excluded_nodes))
+        yield Text(f"excluded, because workers failed there within minutes: {nodes}", "yellow")
 
 
 def _headline(status: Status) -> Text:
-    style = _PHASE_COLOURS.get(status.phase, "bold cyan")
+    style = _PHASE_STYLES.get(status.phase, "bold cyan")
     line = Text.assemble((safe(status.name), "bold"), "  ", (status.phase, style))
     if status.reason:
         line.append(f": {safe(status.reason)}")
@@ -94,15 +94,15 @@ def _headline(status: Status) -> Text:
 
 def _progress(status: Status) -> Text:
     shards, speed = status.shards, status.speed
-    full = _BAR * shards.done // shards.total if shards.total else _BAR
+    full = _BAR_COLUMNS * shards.done // shards.total if shards.total else _BAR_COLUMNS
     text = Text.assemble(
         ("█" * full, "green"),
-        ("░" * (_BAR - full), "dim"),
+        ("░" * (_BAR_COLUMNS - full), "dim"),
         f"  {whole(shards.done)} / {whole(shards.total)} shards",
         f"  {percentage(shards.done, shards.total)}",
     )
-    if shards.working:
-        text.append(f"  {whole(shards.working)} in work")
+    if shards.leased:
+        text.append(f"  {whole(shards.leased)} in progress")
     if status.phase == "refining":
         text.append(f"  {short(speed.documents_per_s)} documents/s")
         text.append(f"  {short(speed.tokens_per_s)} tokens/s")
@@ -111,39 +111,38 @@ def _progress(status: Status) -> Text:
 
 
 def _steps(status: Status) -> Text:
-    """The way to the report: what is done, what is at work and how far it is, what is to come."""
-    line, before = Text(), True
-    for name, done, total in _amounts(status):
+    """Return the steps to the report: done, in progress, and to come."""
+    line, previous_done = Text(), True
+    for name, done, total in _step_units(status):
         line.append("   " if line else "")
         amount = f" {whole(done)}/{whole(total)}" if total > 1 else ""
         if done == total:
             line.append(f"✓ {name}", style="green")
-        elif before:
+        elif previous_done:
             line.append(f"▸ {name}{amount}", style="bold cyan")
         else:
             line.append(f"· {name}", style="dim")
-        before = before and done == total
+        previous_done = previous_done and done == total
     return line
 
 
-def _amounts(status: Status) -> Iterator[tuple[str, int, int]]:
-    """Each step with its units: done, and in all."""
+def _step_units(status: Status) -> Iterator[tuple[str, int, int]]:
+    """Yield each step with the number of its units that are done, and of all."""
     shards = status.shards
     yield "refine", shards.done, max(1, shards.total)
-    told = {phase.phase: (phase.done, phase.total) for phase in status.merge}
+    units = {phase.phase: (phase.done, phase.total) for phase in status.merge}
     for name in ("sketch", "match", "scatter", "write"):
-        if name in told:
-            yield name, *told[name]
+        if name in units:
+            yield name, *units[name]
         elif name != "scatter":
             yield name, int(status.exact), 1
     yield "report", int(status.phase == "finished"), 1
 
 
-def _work(status: Status) -> Iterator[Table]:
-    """What models were asked, by stage; nothing for rules."""
-    stages = (("doc stage", status.counts.doc), ("chunk stage", status.counts.chunk))
+def _model_requests(status: Status) -> Iterator[Table]:
+    stages = (("doc stage", status.doc), ("chunk stage", status.chunk))
     if not any(usage.requests for _, usage in stages):
-        return
+        return  # the rules ask no model
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("")
     for name in ("requests", "tokens in", "cached", "tokens out"):
@@ -151,85 +150,91 @@ def _work(status: Status) -> Iterator[Table]:
     for name, usage in stages:
         cached = percentage(usage.cached_tokens, usage.prompt_tokens)
         cells = (whole(usage.requests), short(usage.prompt_tokens), cached, short(usage.new_tokens))
-        _add(table, name, *cells)
+        _add_row(table, name, *cells)
     yield table
 
 
-def _outcome(status: Status) -> Table:
-    counts = status.counts
+def _outcomes(status: Status) -> Table:
+    documents, edits = status.documents, status.edits
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column(style="dim", overflow="fold")
-    origin = "" if status.exact else "committed so far, as the workers say"
-    _add(table, "documents", whole(counts.documents), "", origin)
-    rows = [
-        ("kept", counts.kept, ""),
-        (
-            "edited",
-            counts.edited,
-            f"{short(counts.lines_removed)} lines removed, "
-            f"{short(counts.strings_replaced)} strings replaced",
-        ),
-        ("dropped", counts.dropped.total(), _reasons(counts.dropped)),
-        ("quarantined", counts.quarantined.total(), _reasons(counts.quarantined)),
+    origin = "" if status.exact else "committed so far, as workers report"
+    _add_row(table, "documents", whole(documents.read), "", origin)
+    changes = (
+        f"{short(edits.lines_removed)} lines removed, "
+        f"{short(edits.strings_replaced)} strings replaced"
+    )
+    rows: list[tuple[str, int | None, str]] = [
+        ("kept unchanged", documents.kept, ""),
+        ("edited", documents.edited, changes),
+        ("dropped", sum(documents.dropped.values()), _reasons(documents.dropped)),
+        ("quarantined", sum(documents.quarantined.values()), _reasons(documents.quarantined)),
+        ("duplicates", documents.duplicates, "kept or edited, but left out of the corpus"),
+        ("in the corpus", documents.written, ""),
     ]
     for name, number, remark in rows:
-        _add(table, name, whole(number), percentage(number, counts.documents), remark)
-    if status.duplicates is not None:
-        _add(table, "duplicates", whole(status.duplicates), "", "of kept and edited ones")
-    if status.written is not None:
-        part = percentage(status.written, counts.documents)
-        _add(table, "written", whole(status.written), part, "documents in the corpus")
-    part = percentage(counts.tokens_out, counts.tokens_in)
-    unit = f"kept of {short(counts.tokens_in)}; tokens: {safe(short_name(status.token_unit))}"
-    _add(table, "tokens", short(counts.tokens_out), part, unit)
+        if number is not None:
+            share = percentage(number, documents.read)
+            _add_row(table, name, whole(number), share, remark)
+    _add_row(table, *_tokens(status))
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
-    """A row of plain text: a string by itself would be read as markup."""
+def _tokens(status: Status) -> tuple[str, str, str, str]:
+    tokens = status.tokens
+    place, number = "after refining", tokens.refined
+    if tokens.written is not None:
+        place, number = "in the corpus", tokens.written
+    unit = safe(short_name(status.token_unit))
+    remark = f"{place}, of {short(tokens.read)} read; unit: {unit}"
+    return "tokens", short(number), percentage(number, tokens.read), remark
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain text: rich would read markup in a string."""
     table.add_row(*(Text(cell) for cell in cells))
 
 
 def _reasons(reasons: dict[str, int]) -> str:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{safe(reason)} {whole(number)}" for reason, number in ordered)
+    return "; ".join(f"{safe(reason_text(code))}: {whole(number)}" for code, number in ordered)
 
 
 def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
-    rank = {state: place for place, state in enumerate(_ORDER)}
+    rank = {state: number for number, state in enumerate(_STATE_STYLES)}
     ordered = sorted(workers, key=lambda worker: (rank.get(worker.state, -1), worker.worker))
-    rows = [_cells(worker) for worker in ordered[:ROWS]]
+    rows = [_worker_cells(worker) for worker in ordered[:MAX_WORKER_ROWS]]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    # A column without anything in it, such as Slurm's on a laptop, is only in the way.
-    filled = [n for n in range(len(HEADER)) if any(row[n].plain for row in rows)]
-    for n in filled:
-        justify: Literal["left", "right"] = "left" if n < WORDS else "right"
+    # Empty columns, such as Slurm's on a laptop, are left out.
+    columns = [n for n in range(len(HEADER)) if any(row[n].plain for row in rows)]
+    for n in columns:
+        justify: Literal["left", "right"] = "left" if n < TEXT_COLUMNS else "right"
         table.add_column(HEADER[n], justify=justify, overflow="ellipsis", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[n] for n in filled))
-    rest = ordered[ROWS:]
+        table.add_row(*(row[n] for n in columns))
+    rest = ordered[MAX_WORKER_ROWS:]
     if not rest:
         return table
-    alive = sum(1 for worker in rest if worker.state in ALIVE)
-    more = f"and {len(rest)} more workers, {alive} of them at work (--json lists all)"
+    active = sum(1 for worker in rest if worker.state in ACTIVE_STATES)
+    more = f"and {len(rest)} more workers, {active} of them active (--json lists all)"
     return Group(table, Text(more, style="dim"))
 
 
-def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
-    alive = worker.state in ALIVE
-    shard = "" if worker.shard is None or not alive else str(worker.shard)
+def _worker_cells(worker: WorkerStatus) -> tuple[Text, ...]:
+    is_active = worker.state in ACTIVE_STATES
+    shard = "" if worker.shard is None or not is_active else str(worker.shard)
     rate = "" if worker.documents_per_s is None else short(worker.documents_per_s)
     return (
         Text(safe(worker.worker)),
         Text(safe(worker.host)),
         Text(safe(worker.job)),
-        Text(safe(worker.state), style=_COLOURS.get(worker.state, "")),
+        Text(safe(worker.state), style=_STATE_STYLES.get(worker.state, "")),
         Text(safe(worker.slurm)),
         Text(f"{duration(worker.age_s)} ago"),
-        Text(safe(shard)),
+        Text(shard),
         Text(whole(worker.shards)),
         Text(whole(worker.documents)),
         Text(rate),

@@ -1,1 +1,1 @@
-"""Trains a refiner of one's own."""
+"""Train refiners on examples."""

@@ -1,30 +1,37 @@
-"""A training from its recipe to the model's directory."""
+"""From a recipe to the directory of a trained refiner."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from proxhpc.corpus.disk import sync_directory, writing
 from proxhpc.errors import UserError
+from proxhpc.run.models import TOKENIZER_FILES
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.refiner_file import NAME, RefinerFile
-from proxhpc.train.card import card
-from proxhpc.train.checkpoint import Folder, TrainingState
-from proxhpc.train.distributed import Ranks, launch_processes, process_ranks
-from proxhpc.train.export import export
+from proxhpc.train.card import model_card
+from proxhpc.train.checkpoint import TrainingFolder, TrainingState
+from proxhpc.train.distributed import TrainingRanks, default_processes, launch_processes
 from proxhpc.train.loop import Trainer
 from proxhpc.train.rows import Examples
 from proxhpc.train.score import ValidationScores
 from proxhpc.train.task import TrainingTask
 
-FINAL = 8  # times the validation on the way: programs take long to write
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FINAL_FACTOR = 8  # the last evaluation has this many times the examples of the others
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """A finished training: how far it went, and the best weights' scores in the end."""
+    """The result of a training: its last state, and the final scores of the best weights."""
 
-    progress: TrainingState
+    state: TrainingState
     scores: ValidationScores
 
 
@@ -34,49 +41,55 @@ def adapt(
     *,
     resume: bool = False,
     processes: int | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Adapted:
-    """Train, and write the model with the best weights into `out`.
+    """Train a model and write its best weights into `out`.
 
-    In so many processes, each with batches of its own; None: one for each GPU here. UserError for
-    examples or a base model that do not fit the recipe, RetryError when it is told to stop; the
-    same call with `resume` goes on.
+    `processes` is the number of processes; None: one for each GPU. UserError if the examples or
+    the base model do not fit the recipe. RetryError if the training is stopped by a signal; call
+    again with `resume` to continue it.
     """
-    folder = Folder(out)
-    folder.begin(recipe, resume=resume)
-    folder.clear()
+    folder = TrainingFolder(out)
+    folder.create(recipe, resume=resume)
+    folder.remove_leftovers()
     examples = Examples(tuple(map(Path, recipe.examples)))
-    if not any(row.split == "train" for row in examples):
-        kept = "all are of hosts kept for validation (docs/annotate.md): add documents of others"
-        none = "there are none at all: the summary beside the file says what became of documents"
-        raise UserError(
-            f"no example of the training split in {', '.join(recipe.examples)}",
-            hint=kept if any(True for _ in examples) else none,
-        )
-    course = _course(recipe, examples, folder)
-    for reason, number in course.unused.items():
-        say(f"{number:,} examples are not used: {reason}")
+    _check_training_split(recipe, examples)
+    task = _training_task(recipe, examples, folder)
+    for reason, number in task.unused.items():
+        log(f"{number:,} examples are not used: {reason}")
     with launch_processes(
-        processes or process_ranks(), _follow, recipe.model_dump_json(), out
+        processes or default_processes(), _run_worker, recipe.model_dump_json(), out
     ) as ranks:
-        trainer = Trainer(recipe, course, folder, say, ranks)
+        trainer = Trainer(recipe, task, folder, log, ranks)
         trainer.run()
-    trainer.take_best()
-    adapted = Adapted(trainer.progress, trainer.scores(FINAL * recipe.validation))
+    trainer.load_best()
+    adapted = Adapted(trainer.state, trainer.validate(FINAL_FACTOR * recipe.validation))
     folder.check_owner()
-    _write(recipe, trainer.course, examples, adapted, out)
+    _write_model(recipe, task, examples, adapted, out)
     return adapted
 
 
-def _follow(recipe: str, out: Path, ranks: Ranks) -> None:
-    """What the other processes of a training do."""
-    parsed, folder = Recipe.model_validate_json(recipe), Folder(out)
-    examples = Examples(tuple(map(Path, parsed.examples)))
-    course = _course(parsed, examples, folder)
-    Trainer(parsed, course, folder, lambda _: None, ranks).follow()
+def _check_training_split(recipe: Recipe, examples: Examples) -> None:
+    """Raise UserError if there is no example to train on."""
+    if any(row.split == "train" for row in examples):
+        return
+    if any(True for _ in examples):
+        hint = "all are from validation hosts (docs/annotate.md): add documents of other hosts"
+    else:
+        hint = "the files are empty: the summary beside each says what became of its documents"
+    raise UserError(f"no example of the training split in {', '.join(recipe.examples)}", hint=hint)
 
 
-def _course(recipe: Recipe, examples: Examples, folder: Folder) -> TrainingTask:
+def _run_worker(recipe_json: str, out: Path, ranks: TrainingRanks) -> None:
+    """Train as a rank above 0."""
+    recipe, folder = Recipe.model_validate_json(recipe_json), TrainingFolder(out)
+    task = _training_task(recipe, Examples(tuple(map(Path, recipe.examples))), folder)
+    Trainer(recipe, task, folder, lambda _: None, ranks).run_worker()
+
+
+def _training_task(
+    recipe: Recipe, examples: Examples, folder: TrainingFolder
+) -> TrainingTask[Any]:  # a WalkTask or a ProgramTask, each with its own kind of batch
     if recipe.prompt == "walk":
         from proxhpc.train.walk_task import WalkTask
 
@@ -86,17 +99,39 @@ def _course(recipe: Recipe, examples: Examples, folder: Folder) -> TrainingTask:
     return ProgramTask(recipe, examples)
 
 
-def _write(
-    recipe: Recipe, course: TrainingTask, examples: Examples, adapted: Adapted, out: Path
+def _write_model(
+    recipe: Recipe, task: TrainingTask[Any], examples: Examples, adapted: Adapted, out: Path
 ) -> None:
-    levels = {row.level for row in examples if row.split == "train"}
-    stages = course.stages(adapted.scores)
+    """Write weights, tokenizer, refiner.json and the card into `out`."""
+    trained_levels = {row.level for row in examples if row.split == "train"}
+    stages = task.stages(adapted.scores)
     refiner = RefinerFile.model_validate(
-        {"version": 1, "prompt": recipe.prompt, **{k: v for k, v in stages.items() if k in levels}}
+        {"version": 1, "prompt": recipe.prompt}
+        | {level: keys for level, keys in stages.items() if level in trained_levels}
     )
-    size = sum(p.numel() for p in course.llama.parameters())
-    texts = {
-        NAME: json.dumps(refiner.to_dict(), indent=2) + "\n",
-        "README.md": card(recipe, examples, course.unused, adapted.progress, adapted.scores, size),
-    }
-    export(course.llama, course.vocabulary, texts, out)
+    parameters = sum(p.numel() for p in task.model.parameters())
+    card = model_card(recipe, examples, task.unused, adapted.state, adapted.scores, parameters)
+    texts = {NAME: json.dumps(refiner.to_dict(), indent=2) + "\n", "README.md": card}
+    _export(task.model, task.tokenizer_dir, texts, out)
+
+
+def _export(model: "PreTrainedModel", tokenizer: Path, texts: Mapping[str, str], out: Path) -> None:
+    """Write a model's files in bfloat16, prepared in a folder of their own; `texts` come last."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    draft = out / "training" / "model"
+    shutil.rmtree(draft, ignore_errors=True)
+    with writing(draft):
+        model.to(torch.bfloat16).save_pretrained(draft, safe_serialization=True)
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, draft / name)
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        for path in sorted(draft.iterdir(), key=lambda path: (path.name in texts, path.name)):
+            path.chmod(0o644)  # save_pretrained makes weights that only their owner can read
+            os.replace(path, out / path.name)
+        draft.rmdir()
+    sync_directory(out)

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a training needs to go on as if nothing had been."""
+"""Checkpoints of a training: what it needs to resume with the same result."""
 
 import pickle
 import secrets
@@ -11,33 +11,34 @@ from proxhpc.corpus.disk import replacing, sha256_file, write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.spec.recipe import Recipe
 
-# Keys of a recipe that may change between two parts of a training.
+CHECKPOINT_VERSION = 2
+
+# Keys of a recipe that may change when a training is resumed.
 _CHANGEABLE = frozenset(
     {"steps", "hours", "minutes", "save_minutes", "validation", "notes", "precision", "name"}
 )
-
-CONTENT = "content"
-MOVED = frozenset({"examples", CONTENT})  # files may have other names, but no other content
+_EXAMPLE_HASHES = "example_hashes"
 
 
 @dataclass
 class TrainingState:
-    """How far a training is: steps done, seconds spent in them, the next batch, the best score.
+    """How far a training is.
 
-    `judged_step` is the step after which weights were judged last, `best_step` that of the best.
+    `seconds` are those of its steps. `position` is the next batch (task.BatchPosition). The best
+    scores and their step are stored with the best weights; they count, not those stored here.
     """
 
     step: int = 0
     seconds: float = 0.0
-    cursor: tuple[int, int] = (0, 0)
-    best: dict[str, float] | None = None
-    best_step: int = 0
+    position: tuple[int, int] = (0, 0)
     tokens: int = 0
-    judged_step: int = 0
+    evaluated_step: int = 0
+    best_scores: dict[str, float] | None = None
+    best_step: int = 0
 
 
-class Folder:
-    """Where a training keeps its state, beside the model it will write."""
+class TrainingFolder:
+    """The folder `training` of a model's directory: checkpoints, log and tokenizer."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -48,45 +49,46 @@ class Folder:
         self.tokenizer = self.root / "tokenizer"
         self._owner, self._token = self.root / "owner", secrets.token_hex(8).encode()
 
-    def begin(self, recipe: Recipe, *, resume: bool) -> None:
-        """Make the folder.
+    def create(self, recipe: Recipe, *, resume: bool) -> None:
+        """Create the folder.
 
-        UserError where a training is there that is not to be gone on with, or the base model is.
+        UserError if it holds a training and `resume` is false, or if `out` is the base model.
         """
         if recipe.base is not None and self.out.resolve() == Path(recipe.base).resolve():
             raise UserError(
-                f"{self.out} holds the base model, which would be replaced",
+                f"{self.out} holds the base model, which would be overwritten",
                 hint="give another --out",
             )
         if self.state.exists() and not resume:
             raise UserError(
-                f"{self.out} holds a training already",
-                hint="go on with it: --resume; or give another --out, or delete it",
+                f"{self.out} already holds a training",
+                hint="continue it with --resume, give another --out, or delete it",
             )
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
 
-    def clear(self) -> None:
-        """Without a checkpoint forget the tokenizer, too: it may be of other examples."""
+    def remove_leftovers(self) -> None:
+        """Without a checkpoint, remove the tokenizer and best weights, maybe of another recipe."""
         if not self.state.exists():
             shutil.rmtree(self.tokenizer, ignore_errors=True)
+            self.best.unlink(missing_ok=True)
 
     def claim(self) -> None:
-        """Take the folder: whoever had it, perhaps on a node that was given up, saves no more."""
+        """Take over the folder: an earlier training that still runs elsewhere saves no more."""
         write_atomic(self._owner, self._token)
 
     def check_owner(self) -> None:
-        """Raise UserError where another training has taken the folder, or it is gone."""
+        """Raise UserError if another training has claimed the folder, or if it is gone."""
         with writing(self._owner):
             owner = self._owner.read_bytes()
         if owner != self._token:
             raise UserError(
-                f"{self.out}: another training has begun there, so this one ends",
+                f"{self.out}: another training was started there, so this one stops",
                 hint="give each training an --out of its own",
             )
 
     def save(self, path: Path, data: dict[str, Any]) -> None:
-        """Write one file, whole or not at all. UserError where the folder is another's."""
+        """Replace a file atomically. Errors as `check_owner` and `disk.writing`."""
         import torch
 
         self.check_owner()
@@ -94,36 +96,38 @@ class Folder:
             torch.save(data, file)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Read what `save` wrote; no code in it is run."""
+        """Read a file that `save` wrote, without executing code in it."""
         import torch
 
         try:
             data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (EOFError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
             raise UserError(
-                f"{path} cannot be read: {str(error).partition(chr(10))[0] or 'it ends too soon'}",
+                f"{path} cannot be read: {str(error).partition(chr(10))[0] or 'it is truncated'}",
                 hint="delete the folder and train again",
             ) from error
         return data
 
 
 def recipe_fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe must not change while a training goes on; of examples the content."""
-    data: dict[str, Any] = recipe.model_dump(mode="json")
-    found = {key: value for key, value in data.items() if key not in _CHANGEABLE}
-    return found | {CONTENT: [sha256_file(Path(path)) for path in recipe.examples]}
+    """The keys of a recipe that must stay when a training is resumed, and its files' hashes."""
+    fixed = recipe.model_dump(mode="json", exclude={*_CHANGEABLE, "examples"})
+    return fixed | {_EXAMPLE_HASHES: [sha256_file(Path(path)) for path in recipe.examples]}
 
 
-def check_same_recipe(own: dict[str, Any], saved: dict[str, Any], folder: Folder) -> None:
-    """Raise UserError where a training was begun with another recipe, as `taught_by` tells it."""
-    if own[CONTENT] != saved.get(CONTENT, own[CONTENT]):  # older checkpoints do not say
+def check_same_recipe(
+    current: dict[str, Any], saved: dict[str, Any], folder: TrainingFolder
+) -> None:
+    """Raise UserError unless two fingerprints of recipes are equal."""
+    differing = sorted(key for key in current if current[key] != saved.get(key))
+    if not differing:
+        return
+    if _EXAMPLE_HASHES in differing:
         raise UserError(
-            f"{folder.out}: its training was begun with other examples",
-            hint="put them back, in their order, or give another --out",
+            f"{folder.out}: its training was started with other examples",
+            hint="restore them, in their order, or give another --out",
         )
-    differ = sorted(key for key in own if own[key] != saved.get(key) and key not in MOVED)
-    if differ:
-        raise UserError(
-            f"{folder.out}: its training was begun with another {', '.join(differ)}",
-            hint="put these keys back, or give another --out",
-        )
+    raise UserError(
+        f"{folder.out}: its training was started with another {', '.join(differing)}",
+        hint="restore these keys, or give another --out",
+    )

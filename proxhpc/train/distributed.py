@@ -1,9 +1,9 @@
-"""Several processes that train one model on one node, a GPU each where there are GPUs.
+"""Data-parallel training on one node: several processes, one GPU each where there are GPUs.
 
-Each learns from batches of its own and all move alike, by the mean of their gradients. The first
-one, which is the process that was called, does all else: it judges, saves, and says when to end.
-Written on torch.distributed as it is: the loop has optimizers and a moving average of its own, and
-wants no more of a library than three collectives.
+Each rank computes gradients on batches of its own, and all apply the mean gradient, so that their
+weights stay equal. Rank 0 is the process that called; it also evaluates, logs, saves checkpoints
+and decides when to stop. The loop needs only three collectives and has its own optimizer step and
+moving average, so it uses torch.distributed directly.
 """
 
 import multiprocessing
@@ -13,140 +13,159 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING
 
 from proxhpc.engines.spawn import SIGNALS, OrphanKiller
 from proxhpc.errors import RetryError
 
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import TCPStore
+
 HOST = "127.0.0.1"
-PATIENCE = timedelta(days=1)  # while the first one judges the others wait for its word
-GRACE_S = 20.0  # for a collective to fail by itself when a process has died
+COLLECTIVE_TIMEOUT = timedelta(days=1)  # the other ranks wait while rank 0 evaluates
+GRACE_S = 20.0  # for a collective to fail by itself after a process died
+_HINT = "its error message is above; continue with --resume"
 
 
-class Ranks:
-    """A process's place among the `count` of a training; the first one is `rank` 0."""
+@dataclass(frozen=True, slots=True)
+class TrainingRanks:
+    """The rank of a process among the `count` processes of a training."""
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
+    rank: int = 0
+    count: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that judges and saves."""
+    def is_first(self) -> bool:
+        """Whether this process evaluates, logs and saves."""
         return self.rank == 0
 
-    def share(self, module: Any) -> None:
-        """Give every process the first one's weights."""
+    def broadcast_weights(self, module: "torch.nn.Module") -> None:
+        """Copy rank 0's weights to all ranks."""
         if self.count > 1:
             from torch import distributed
 
             for value in module.state_dict().values():
                 distributed.broadcast(value, 0)
 
-    def agree(self, go: bool, done: float, device: str) -> tuple[bool, float]:
-        """Whether to make another step, and the share of the training done, as the first says."""
+    def broadcast_progress(self, more: bool, done: float, device: str) -> tuple[bool, float]:
+        """Rank 0's arguments: whether there is another step, and the share of the training done."""
         if self.count == 1:
-            return go, done
+            return more, done
         import torch
 
-        told = torch.tensor([float(go), done], dtype=torch.float64, device=device)
-        torch.distributed.broadcast(told, 0)
-        return bool(told[0]), float(told[1])
+        message = torch.tensor([float(more), done], dtype=torch.float64, device=device)
+        torch.distributed.broadcast(message, 0)
+        return bool(message[0]), float(message[1])
 
-    def mean(self, parameters: Sequence[Any]) -> None:
-        """Make every gradient the mean of those of all processes."""
+    def average_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Replace each gradient by its mean over all ranks."""
         if self.count == 1:
             return
         import torch
 
         for parameter in parameters:
-            if parameter.grad is None:  # not every batch has something for every parameter
+            if parameter.grad is None:  # this rank's batch did not use the parameter
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        at = 0
+        start = 0
         for parameter in parameters:
             size = parameter.numel()
-            parameter.grad.copy_(flat[at : at + size].view_as(parameter))
-            at += size
+            parameter.grad.copy_(flat[start : start + size].view_as(parameter))
+            start += size
 
 
-def process_ranks() -> int:
-    """How many processes a training on this machine is to have: one for each GPU."""
+def default_processes() -> int:
+    """The number of processes for this machine: one for each GPU, at least one."""
     import torch
 
     return max(1, int(torch.cuda.device_count()))
 
 
 @contextmanager
-def launch_processes(count: int, other: Callable[..., None], *arguments: Any) -> Iterator[Ranks]:
-    """Start the other processes of a training, and be its first one.
+def launch_processes(
+    count: int, worker: Callable[..., None], *arguments: object
+) -> Iterator[TrainingRanks]:
+    """Start the other processes of a training; the caller becomes rank 0.
 
-    Each calls `other(*arguments, ranks)`, a function of a module, and ends when that returns, or
-    with this process, however that ends. RetryError when one of them dies.
+    Each calls the module-level function `worker(*arguments, ranks)` and exits when that returns,
+    or when this process dies. RetryError if one of them dies.
     """
     if count == 1:
-        yield Ranks()
+        yield TrainingRanks()
         return
     import torch
     from torch import distributed
 
     threads = torch.get_num_threads()
-    store = distributed.TCPStore(HOST, 0, count, True, PATIENCE, wait_for_workers=False)
+    store = distributed.TCPStore(HOST, 0, count, True, COLLECTIVE_TIMEOUT, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
-        context.Process(target=_be, args=(rank, count, store.port, other, arguments), daemon=True)
+        context.Process(
+            target=_run_worker,
+            args=(TrainingRanks(rank, count), store.port, worker, arguments),
+            daemon=True,
+        )
         for rank in range(1, count)
     ]
-    tie = OrphanKiller()
+    orphan_killer = OrphanKiller()
     try:
         for process in processes:
             process.start()
-        tie.watch({process.pid for process in processes if process.pid})
+        orphan_killer.watch({process.pid for process in processes if process.pid})
         with _watched(processes):
-            _join(0, count, store)
-            yield Ranks(0, count)
+            _join_group(TrainingRanks(0, count), store)
+            yield TrainingRanks(0, count)
             for process in processes:
                 process.join()
     finally:
-        tie.release()
+        orphan_killer.release()
         if distributed.is_initialized():
             distributed.destroy_process_group()
         torch.set_num_threads(threads)
 
 
-def _be(rank: int, count: int, port: int, other: Callable[..., None], given: Sequence[Any]) -> None:
-    """What a process but the first one does. It ends by the first one's word, not by signals."""
+def _run_worker(
+    ranks: TrainingRanks, port: int, worker: Callable[..., None], arguments: Sequence[object]
+) -> None:
+    """The main function of ranks above 0. Rank 0 tells them when to stop, so signals do not."""
     from torch import distributed
 
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    store = distributed.TCPStore(HOST, port, count, False, PATIENCE)
-    _join(rank, count, store)
-    other(*given, Ranks(rank, count))
+    store = distributed.TCPStore(HOST, port, ranks.count, False, COLLECTIVE_TIMEOUT)
+    _join_group(ranks, store)
+    worker(*arguments, ranks)
     distributed.destroy_process_group()
-    # Without Python's own end: a thread of the group's that lets go of a tensor then aborts the
-    # process (pytorch#190489), whose work is done.
+    # Skip Python's finalization: a thread of the group that releases a tensor then aborts the
+    # process (pytorch#190489), although its work is done.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _join(rank: int, count: int, store: Any) -> None:
-    """Become one of the group, on a device of one's own."""
+def _join_group(ranks: TrainingRanks, store: "TCPStore") -> None:
+    """Join the process group, on a GPU of this rank's own or with its share of the CPU threads."""
     import torch
 
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(rank % torch.cuda.device_count())
-        backend = "nccl" if count <= torch.cuda.device_count() else "gloo"
+        torch.cuda.set_device(ranks.rank % torch.cuda.device_count())
+        backend = "nccl" if ranks.count <= torch.cuda.device_count() else "gloo"
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.count))
     torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=count, timeout=PATIENCE
+        backend,
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.count,
+        timeout=COLLECTIVE_TIMEOUT,
     )
 
 
@@ -154,23 +173,23 @@ def _join(rank: int, count: int, store: Any) -> None:
 def _watched(processes: Sequence[BaseProcess]) -> Iterator[None]:
     """Raise RetryError when one of the processes dies.
 
-    A collective of the CPU's then fails by itself; one on GPUs may wait for ever, in C. So after a
-    while this process ends as the error would have ended it.
+    On CPUs the pending collective then fails by itself. On GPUs it may block forever in C, so
+    this process exits after GRACE_S seconds with the error's exit code.
     """
-    done = threading.Event()
-    dead: list[str] = []
+    finished = threading.Event()
+    deaths: list[str] = []
 
     def watch() -> None:
-        left = list(processes)
-        while left and not done.is_set():
-            wait([process.sentinel for process in left], timeout=1)
-            for process in [process for process in left if process.exitcode is not None]:
-                left.remove(process)
+        running = list(processes)
+        while running and not finished.is_set():
+            wait([process.sentinel for process in running], timeout=1)
+            for process in [process for process in running if process.exitcode is not None]:
+                running.remove(process)
                 if process.exitcode:
-                    dead.append(f"{process.name} of the training ended with {process.exitcode}")
-            if dead:
-                if not done.wait(GRACE_S):
-                    sys.stderr.write(f"{dead[0]}; go on with --resume\n")
+                    deaths.append(f"{process.name} of the training exited with {process.exitcode}")
+            if deaths:
+                if not finished.wait(GRACE_S):
+                    sys.stderr.write(f"{deaths[0]}; {_HINT}\n")
                     os._exit(RetryError.exit_code)
                 return
 
@@ -179,14 +198,12 @@ def _watched(processes: Sequence[BaseProcess]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        done.wait(2)  # for the sentinel of who died to be seen
-        if dead:
-            raise RetryError(
-                dead[0], hint="its last words are above; go on with --resume"
-            ) from error
+        finished.wait(2)  # until the watcher has seen who died
+        if deaths:
+            raise RetryError(deaths[0], hint=_HINT) from error
         raise
     finally:
-        done.set()
+        finished.set()
         thread.join()
-    if dead:
-        raise RetryError(dead[0], hint="its last words are above; go on with --resume")
+    if deaths:
+        raise RetryError(deaths[0], hint=_HINT)

@@ -1,4 +1,4 @@
-"""A training as a Slurm job, with what a site gives a worker that writes programs."""
+"""Trains a model in a Slurm job with the resources that the site gives to a worker."""
 
 import os
 from pathlib import Path
@@ -9,51 +9,51 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.site import Site
 from proxhpc.train.adapt import adapt
-from proxhpc.train.checkpoint import Folder
+from proxhpc.train.checkpoint import TrainingFolder
 
 
 def submit(recipe: Recipe, out: Path, site: Site, *, resume: bool = False) -> str:
-    """Submit the training; the job's id. What it says goes to `training/logs`.
+    """Submit the training and return the job's id. The job logs into `training/logs`.
 
-    UserError where the site is none of Slurm, or Slurm refuses the job.
+    UserError if the site has no Slurm, or Slurm rejects the job.
     """
     from submitit.core.utils import FailedJobError
 
     if site.kind != "slurm":
         raise UserError(
-            f"site {site.name} is no Slurm site", hint="leave --site out to train right here"
+            f"site {site.name} is not a Slurm site",
+            hint="to train on this machine, leave --site out",
         )
-    if not slurm.available():
+    if not slurm.is_available():
         raise RetryError(
             f"site {site.name} is a Slurm site, but there is no sbatch on this machine",
-            hint="call this on a login node, or leave --site out to train right here",
+            hint="run this on a login node; to train on this machine, leave --site out",
         )
-    Folder(out).begin(recipe, resume=resume)
+    TrainingFolder(out).create(recipe, resume=resume)
     try:
         with slurm.clean_environment(), writing(out / "training"):
-            made = script.executor_of(_job(recipe, out), site)
-            job = made.submit(run_training, recipe.model_dump_json(), str(out), resume)
+            executor = script.job_executor(_batch_job(recipe, out), site)
+            job = executor.submit(run_training, recipe.model_dump_json(), str(out), resume)
     except FailedJobError as error:
-        raise slurm.refusal(error) from error
+        raise slurm.submission_error(error) from error
     return str(job.job_id)
 
 
-def _job(recipe: Recipe, out: Path) -> script.BatchJob:
+def _batch_job(recipe: Recipe, out: Path) -> script.BatchJob:
     return script.BatchJob(
         name=f"{recipe.name}-adapt",
         phase="refine",
         logs=out / "training" / "logs",
         comment=f"proxhpc-adapt:{recipe.name}",
-        mounts=script.folders(
+        mounts=script.container_mounts(
             [out], map(Path, recipe.examples), [Path(recipe.base)] if recipe.base else []
         ),
     )
 
 
 def run_training(recipe: str, out: str, resume: bool) -> str:
-    """What the job runs: the training of a recipe in JSON; its best score."""
-    # With several tasks on a node one of them trains.
-    if os.environ.get("SLURM_PROCID", "0") != "0":
-        return "another task trains"
+    """Run the training of a recipe in JSON, in the job; its best score as text."""
+    if os.environ.get("SLURM_PROCID", "0") != "0":  # of several tasks the first one trains
+        return "task 0 trains"
     adapted = adapt(Recipe.model_validate_json(recipe), Path(out), resume=resume)
     return f"f1 {adapted.scores.get('f1', 0.0):.3f}"

@@ -1,13 +1,13 @@
-"""The training loop: steps, judgements, checkpoints, an end by time or signal."""
+"""The training loop: steps, evaluations and checkpoints, until its time is over or a signal."""
 
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Generic
 
 import orjson
 
@@ -15,214 +15,245 @@ from proxhpc.corpus.disk import append_line
 from proxhpc.engines.transformers_engine import default_device
 from proxhpc.errors import RetryError, UserError
 from proxhpc.spec.recipe import Recipe
-from proxhpc.train.checkpoint import Folder, TrainingState, check_same_recipe, recipe_fingerprint
-from proxhpc.train.distributed import Ranks
-from proxhpc.train.optimizer import Average, Optimizer, learning_rate
+from proxhpc.train.checkpoint import (
+    CHECKPOINT_VERSION,
+    TrainingFolder,
+    TrainingState,
+    check_same_recipe,
+    recipe_fingerprint,
+)
+from proxhpc.train.distributed import TrainingRanks
+from proxhpc.train.optimizer import MovingAverage, Optimizer, learning_rate
 from proxhpc.train.score import ValidationScores
-from proxhpc.train.task import TrainingTask
+from proxhpc.train.task import BatchT, TrainingTask
 
-_PROGRESS_SECONDS = 60
+if TYPE_CHECKING:
+    import torch
+
+_LOG_SECONDS = 60
 
 
-class Trainer:
-    """One training; `say` is called with a line now and then."""
+class Trainer(Generic[BatchT]):
+    """Trains the module of one task; `log` prints a line now and then."""
 
     def __init__(
         self,
         recipe: Recipe,
-        course: TrainingTask,
-        folder: Folder,
-        say: Callable[[str], None],
-        ranks: Ranks,
+        task: TrainingTask[BatchT],
+        folder: TrainingFolder,
+        log: Callable[[str], None],
+        ranks: TrainingRanks,
     ) -> None:
-        """It goes on from the folder's checkpoint if there is one."""
-        self.recipe, self.course, self.folder, self._say = recipe, course, folder, say
+        """Resumes from the folder's checkpoint if there is one."""
+        self.recipe, self.task, self.folder, self._print = recipe, task, folder, log
         self._ranks = ranks
-        self.progress = TrainingState()
+        self.state = TrainingState()
         self._device = default_device()
-        course.module.to(self._device)
-        self._optimizer = Optimizer(course.module, recipe)
-        self._average = Average(course.module, recipe.average)
-        self._stop = ""
-        self._taught_by = recipe_fingerprint(recipe)
+        task.module.to(self._device)
+        self._optimizer = Optimizer(task.module, recipe)
+        self._average = MovingAverage(task.module, recipe.average)
+        self._stop_signal = ""
+        self._fingerprint = recipe_fingerprint(recipe)
         if folder.state.exists():
             self._load()
-        ranks.share(course.module)
+        ranks.broadcast_weights(task.module)
 
     def run(self) -> TrainingState:
-        """Train to the end; the progress. RetryError at SIGTERM or Ctrl-C, with a checkpoint."""
+        """Train to the end. RetryError after SIGTERM, SIGINT or SIGUSR2, with a checkpoint."""
         self.folder.claim()
-        progress, recipe, ranks = self.progress, self.recipe, self._ranks
-        saved = judged = said = progress.seconds
-        parts: dict[str, float] = {}
-        self.course.module.train()
-        with self._signals():
-            batches = self.course.batches(progress.cursor, ranks)
-            while True:
-                go = not self.ended and not self._stop
-                go, done = ranks.agree(go, self.done, self._device)
-                if not go:
-                    break
-                clock = time.monotonic()
-                cursor, batch = next(batches)
-                parts = _smoothed(parts, self._step(batch, done))
-                progress.cursor = cursor
-                progress.seconds += time.monotonic() - clock
-                if progress.seconds - said >= _PROGRESS_SECONDS:
-                    said = progress.seconds
-                    self._log("step", parts)
-                if progress.seconds - judged >= recipe.minutes * 60 and not self.ended:
-                    judged = saved = progress.seconds
-                    self.judge(recipe.validation)
-                    self.save()  # with it, lest the best weights be those of a later step
-                if progress.seconds - saved >= recipe.save_minutes * 60:
-                    saved = progress.seconds
-                    self.save()
+        with self._stop_on_signals():
+            self._train()
             self.save()
-        if self._stop:
+        state = self.state
+        if self._stop_signal:
             raise RetryError(
-                f"training stopped by {self._stop} after step {progress.step}",
-                hint="go on with --resume",
+                f"training stopped by {self._stop_signal} after step {state.step}",
+                hint="continue with --resume",
             )
-        if progress.step > progress.judged_step or progress.best is None:
-            self.judge(recipe.validation)
+        if state.step > state.evaluated_step or state.best_scores is None:
+            self.evaluate()
             self.save()
-        return progress
+        return state
 
-    def follow(self) -> None:
-        """Train as another process of a training: by the first one's word, to its end."""
-        self.course.module.train()
-        batches = self.course.batches(self.progress.cursor, self._ranks)
-        while (told := self._ranks.agree(False, 0.0, self._device))[0]:
+    def run_worker(self) -> None:
+        """Train as a rank above 0, until rank 0 stops."""
+        self.task.module.train()
+        batches = self.task.batches(self.state.position, self._ranks)
+        while True:
+            more, done = self._ranks.broadcast_progress(False, 0.0, self._device)
+            if not more:
+                return
             _, batch = next(batches)
-            self._step(batch, told[1])
+            self._step(batch, done)
+
+    def _train(self) -> None:
+        """Train, with evaluations and checkpoints, until the end or a signal."""
+        state, recipe = self.state, self.recipe
+        saved = evaluated = logged = state.seconds
+        losses: dict[str, float] = {}
+        self.task.module.train()
+        batches = self.task.batches(state.position, self._ranks)
+        while True:
+            more = not self.is_finished and not self._stop_signal
+            more, done = self._ranks.broadcast_progress(more, self.done, self._device)
+            if not more:
+                return
+            started = time.monotonic()
+            position, batch = next(batches)
+            losses = _smoothed(losses, self._step(batch, done))
+            state.position = position
+            state.seconds += time.monotonic() - started
+            if state.seconds - logged >= _LOG_SECONDS:
+                logged = state.seconds
+                self._log("step", losses)
+            if state.seconds - evaluated >= recipe.minutes * 60 and not self.is_finished:
+                evaluated = saved = state.seconds
+                self.evaluate()
+                self.save()
+            if state.seconds - saved >= recipe.save_minutes * 60:
+                saved = state.seconds
+                self.save()
 
     @property
     def done(self) -> float:
-        """Share of the training that is done."""
+        """The share of the training that is done, by steps or by time."""
         if self.recipe.steps is not None:
-            return min(1.0, self.progress.step / self.recipe.steps)
-        return min(1.0, self.progress.seconds / 3600 / (self.recipe.hours or 1.0))
+            return min(1.0, self.state.step / self.recipe.steps)
+        return min(1.0, self.state.seconds / 3600 / (self.recipe.hours or 1.0))
 
     @property
-    def ended(self) -> bool:
-        """Whether all of it is."""
+    def is_finished(self) -> bool:
+        """Whether all steps are done."""
         return self.done >= 1
 
-    def _step(self, batch: Any, done: float) -> dict[str, float]:
-        progress = self.progress
-        batch = _on(self._device, batch)
+    def _step(self, batch: BatchT, done: float) -> dict[str, float]:
+        """One optimizer step; its losses and gradient norm."""
+        state = self.state
+        self._seed_step()
+        batch = batch.to(self._device)
         with self._autocast():
-            losses = self.course.loss(batch, done)
+            losses = self.task.loss(batch, done)
         losses.total.backward()
-        self._ranks.mean(self._optimizer.parameters)
-        speed = learning_rate(self.recipe, progress.step, done)
-        norm = self._optimizer.step(speed)
-        if self._ranks.first and not math.isfinite(norm):
+        self._ranks.average_gradients(self._optimizer.parameters)
+        norm = self._optimizer.step(learning_rate(self.recipe, state.step, done))
+        if self._ranks.is_first and not math.isfinite(norm):
             raise UserError(
-                f"the training diverged: no finite gradient at step {progress.step + 1}",
-                hint="begin again with a lower learning_rate or a longer warmup; a checkpoint of "
-                "before goes on with --resume, as with precision: float32",
+                f"the training diverged: no finite gradient at step {state.step + 1}",
+                hint="start again with a lower learning_rate or a longer warmup; to continue from "
+                "the last checkpoint, use --resume, perhaps with precision: float32",
             )
-        progress.step += 1
-        progress.tokens += self._ranks.count * batch.inputs.numel()
-        self._average.update(progress.step)
+        state.step += 1
+        state.tokens += self._ranks.count * batch.inputs.numel()
+        self._average.update(state.step)
         return {**losses.parts, "norm": norm}
 
-    def _autocast(self) -> Any:
+    def _seed_step(self) -> None:
+        """Seed dropout by step and rank: a resumed training draws what it would have drawn."""
+        import numpy as np
+        import torch
+
+        entropy = (self.recipe.seed, self.state.step, self._ranks.rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def _autocast(self) -> "torch.autocast":
         import torch
 
         if self.recipe.precision == "auto":
-            wanted = self._device == "cuda" and torch.cuda.is_bf16_supported()
+            enabled = self._device == "cuda" and torch.cuda.is_bf16_supported()
         else:
-            wanted = self.recipe.precision == "bfloat16"
-        return torch.autocast(self._device, torch.bfloat16, enabled=wanted)
+            enabled = self.recipe.precision == "bfloat16"
+        return torch.autocast(self._device, torch.bfloat16, enabled=enabled)
 
-    def judge(self, most: int) -> ValidationScores:
-        """Scores of the averaged weights; the best ones so far are kept."""
-        module = self.course.module
-        own = {name: value.clone() for name, value in module.state_dict().items()}
+    def evaluate(self) -> ValidationScores:
+        """Scores of the moving average. Saves its weights if they are the best so far."""
+        module, state = self.task.module, self.state
+        weights = {name: value.clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self._average.weights)
         module.eval()
-        scores = self.scores(most)
+        scores = self.validate(self.recipe.validation)
         module.train()
-        module.load_state_dict(own)
-        self._log("judged", scores)
-        self.progress.judged_step = self.progress.step
-        best = self.progress.best
+        module.load_state_dict(weights)
+        self._log("evaluation", scores)
+        state.evaluated_step = state.step
+        best = state.best_scores
         if best is None or scores.get("f1", 0.0) >= best.get("f1", 0.0):
-            self.progress.best, self.progress.best_step = scores, self.progress.step
-            self.folder.save(self.folder.best, {"weights": self._average.weights})
+            state.best_scores, state.best_step = scores, state.step
+            # With their scores: a kill before the next save() must not separate the two.
+            best_weights = {"weights": self._average.weights, "scores": scores, "step": state.step}
+            self.folder.save(self.folder.best, best_weights)
         return scores
 
-    def scores(self, most: int) -> ValidationScores:
-        """Scores of the weights as they are."""
+    def validate(self, max_examples: int) -> ValidationScores:
+        """Scores of the module's current weights."""
         with self._autocast():
-            return self.course.validate(most)
+            return self.task.validate(max_examples)
 
-    def take_best(self) -> None:
-        """Put the best weights into the module."""
-        self.course.module.load_state_dict(self.folder.load(self.folder.best)["weights"])
-        self.course.module.eval()
+    def load_best(self) -> None:
+        """Load the best weights into the module."""
+        self.task.module.load_state_dict(self.folder.load(self.folder.best)["weights"])
+        self.task.module.eval()
 
     def save(self) -> None:
         """Write a checkpoint."""
         self.folder.save(
             self.folder.state,
             {
-                "module": self.course.module.state_dict(),
+                "version": CHECKPOINT_VERSION,
+                "module": self.task.module.state_dict(),
                 "average": self._average.weights,
-                "optimizer": self._optimizer.state(),
-                "progress": asdict(self.progress),
-                "recipe": self._taught_by,
+                "optimizers": self._optimizer.state_dicts(),
+                "progress": asdict(self.state),
+                "recipe": self._fingerprint,
             },
         )
 
     def _load(self) -> None:
-        state = self.folder.load(self.folder.state)
-        check_same_recipe(self._taught_by, state["recipe"], self.folder)
-        self.course.module.load_state_dict(state["module"])
-        self._average.load(state["average"])
-        self._optimizer.load(state["optimizer"])
-        found = state["progress"]
-        self.progress = TrainingState(**found | {"cursor": tuple(found["cursor"])})
+        saved = self.folder.load(self.folder.state)
+        if saved.get("version") != CHECKPOINT_VERSION:
+            raise UserError(
+                f"{self.folder.out}: its training was started by another version of proxhpc",
+                hint="give another --out, or delete it",
+            )
+        check_same_recipe(self._fingerprint, saved["recipe"], self.folder)
+        self.task.module.load_state_dict(saved["module"])
+        self._average.load(saved["average"])
+        self._optimizer.load_state_dicts(saved["optimizers"])
+        progress = saved["progress"]
+        self.state = TrainingState(**progress | {"position": tuple(progress["position"])})
+        if self.folder.best.exists():
+            best = self.folder.load(self.folder.best)
+            self.state.best_scores, self.state.best_step = best["scores"], best["step"]
 
-    def _log(self, what: str, numbers: dict[str, float]) -> None:
-        progress = self.progress
+    def _log(self, event: str, numbers: dict[str, float]) -> None:
+        state = self.state
         row = {
-            "what": what,
-            "step": progress.step,
-            "seconds": round(progress.seconds),
-            "tokens": progress.tokens,
-            "rate": learning_rate(self.recipe, progress.step, self.done),
+            "event": event,
+            "step": state.step,
+            "seconds": round(state.seconds),
+            "tokens": state.tokens,
+            "learning_rate": learning_rate(self.recipe, state.step, self.done),
             **{name: round(value, 4) for name, value in numbers.items()},
         }
         append_line(self.folder.log, orjson.dumps(row))
-        figures = " ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-        self._say(f"{progress.seconds:6.0f} s, step {progress.step}, {what}: {figures}")
+        values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._print(f"{state.seconds:6.0f} s, step {state.step}, {event}: {values}")
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """While it runs SIGTERM, SIGINT and Slurm's warning end the training behind a step."""
+    def _stop_on_signals(self) -> Iterator[None]:
+        """Stop after the current step on SIGTERM, SIGINT and Slurm's warning, SIGUSR2."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self._stop = signal.Signals(number).name
+            self._stop_signal = signal.Signals(number).name
 
-        kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-        before = {kind: signal.signal(kind, stop) for kind in kinds}
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        handlers = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
-def _smoothed(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    """A running mean of each number over some 50 steps."""
-    return {name: before.get(name, value) * 0.98 + value * 0.02 for name, value in now.items()}
-
-
-def _on(device: str, batch: Any) -> Any:
-    """A batch, which is a dataclass of tensors, on a device."""
-    moved = (getattr(batch, field.name).to(device, non_blocking=True) for field in fields(batch))
-    return type(batch)(*moved)
+def _smoothed(means: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
+    """Running means over about 50 steps."""
+    return {name: means.get(name, value) * 0.98 + value * 0.02 for name, value in losses.items()}

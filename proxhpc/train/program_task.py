@@ -1,33 +1,48 @@
-"""Teaching a language model to write programs as text: prompts and programs of the examples."""
+"""Trains a base model to write programs as text, in one of the prompt styles of manifests."""
 
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from proxhpc.engines.base import Tokenizer
+from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.refine.prompts import PromptStyle, prompt_style
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
-from proxhpc.train.distributed import Ranks
-from proxhpc.train.generate import answers
-from proxhpc.train.rows import ExampleRow, some
-from proxhpc.train.score import ValidationScores, program_scores, well_formed
-from proxhpc.train.task import Cursor, Losses, load_base, own_turns, packed, weighted_mean
+from proxhpc.spec.sections import Level
+from proxhpc.train.distributed import TrainingRanks
+from proxhpc.train.rows import ExampleRow, sample_examples
+from proxhpc.train.score import ValidationScores, matches_labels, program_scores
+from proxhpc.train.task import (
+    Batch,
+    BatchPosition,
+    Losses,
+    StageSettings,
+    load_base,
+    pack_batches,
+    rank_batches,
+    weighted_mean,
+)
 
-MOST_LINES = 300  # that a stage may be given in a window
-_POOL = 512  # examples that batches of like sizes are made of
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+MAX_WINDOW_LINES = 300  # the most that a stage allows in a window
+_POOL = 512  # examples that are sorted by size and packed into batches together
+_GENERATE_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """A prompt, and the program to be written behind it, its end included."""
+    """The ids of a prompt and of the program that follows it, with its end."""
 
     prompt: "array[int]"
     program: "array[int]"
@@ -40,149 +55,183 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True, slots=True)
-class ProgramBatch:
-    """Tensors of a step: `inputs` (B, width), padded on the right.
+class ProgramBatch(Batch):
+    """A batch whose programs have P tokens in all.
 
-    Token p of the programs is foretold at `rows[p]`, `places[p]`, is `targets[p]` and counts
-    `weight[p]`.
+    Token p is `targets[p]`, predicted at `rows[p]`, `columns[p]` of the inputs, with `weight[p]`.
     """
 
-    inputs: Any
-    rows: Any
-    places: Any
-    targets: Any
-    weight: Any
+    rows: "torch.Tensor"
+    columns: "torch.Tensor"
+    targets: "torch.Tensor"
+    weight: "torch.Tensor"
 
 
 class ProgramTask:
-    """A base model and the programs it is to learn."""
+    """A base model with its examples. The loss counts only the programs' tokens."""
 
     def __init__(self, recipe: Recipe, rows: Iterable[ExampleRow]) -> None:
-        """UserError for a model that cannot be loaded, and where no example fits."""
+        """UserError if the model cannot be loaded or no example fits."""
         assert recipe.base is not None
         self._recipe = recipe
         ref = resolve_model(recipe.base, offline=True)
-        self.vocabulary = ref.path
+        self.tokenizer_dir = ref.path
         self.tokenizer = HFTokenizer(ref.path)
-        self._end = _end(ref, self.tokenizer)
+        self._end = _end_token(ref, self.tokenizer)
         self._context = ref.max_model_len
-        limit = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
+        max_tokens = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
         self._style = prompt_style(recipe.prompt)
         self._train: list[TokenizedExample] = []
-        self._held: list[ExampleRow] = []
+        self._validation: list[ExampleRow] = []
         self.unused = Counter[str]()
-        self._levels: set[str] = set()
-        self._lines = 1  # most of a window that is learnt
+        self._levels: set[Level] = set()
+        self._max_lines = 1  # of the windows in training
         for row in rows:
-            lesson = self._lesson(row)
-            if lesson.size > limit:
-                self.unused[f"more than {limit} tokens"] += 1
-                continue
-            if row.split == "validation":
-                self._held.append(row)
-                continue
-            self._train.append(lesson)
-            self._levels.add(row.level)
-            if row.level == "chunk":
-                self._lines = max(self._lines, len(row.lines))
+            example = self._tokenize(row)
+            if example.size > max_tokens:
+                self.unused[f"more than {max_tokens} tokens"] += 1
+            elif row.split == "validation":
+                self._validation.append(row)
+            else:
+                self._train.append(example)
+                self._levels.add(row.level)
+                if row.level == "chunk":
+                    self._max_lines = max(self._max_lines, len(row.lines))
         if not self._train:
             raise UserError(
-                f"no example of the training split has at most {limit} tokens",
+                f"no example of the training split has at most {max_tokens} tokens",
                 hint="raise max_tokens, or make shorter windows: proxhpc annotate --windows",
             )
         self.module = load_base(ref.path)
 
     @property
-    def llama(self) -> Any:
-        """The model to be written."""
+    def model(self) -> "PreTrainedModel":
+        """The model to be exported."""
         return self.module
 
-    def _lesson(self, row: ExampleRow) -> TokenizedExample:
-        if row.level == "chunk" and not well_formed(row):
+    def _tokenize(self, row: ExampleRow) -> TokenizedExample:
+        """UserError if the row's program is of another dialect or differs from its labels."""
+        if row.level == "chunk" and not matches_labels(row):
             raise UserError(
-                f"example {row.id!r}: in the dialect prox {row.program[:60]!r} does not remove "
-                "the lines that go, or is no program",
+                f"example {row.id!r}: the program {row.program[:60]!r} is not valid in the dialect "
+                "prox, or does not remove the lines labelled D",
                 hint="make the examples with: proxhpc annotate --dialect prox",
             )
         program = array("I", [*self.tokenizer.encode(row.program), self._end])
-        asked = array("I", prompt(self._style, self.tokenizer, row))
-        return TokenizedExample(asked, program, row.weight)
+        return TokenizedExample(
+            array("I", example_prompt(self._style, self.tokenizer, row)), program, row.weight
+        )
 
-    def batches(self, cursor: Cursor, ranks: Ranks) -> Iterator[tuple[Cursor, ProgramBatch]]:
-        """Batches from the cursor on, each with that of the next: epoch and turn in it."""
-        epoch, first = cursor
+    def batches(
+        self, position: BatchPosition, ranks: TrainingRanks
+    ) -> Iterator[tuple[BatchPosition, ProgramBatch]]:
+        """Batches of a rank from `position` on, each with the position after it."""
+        epoch, consumed = position
         while True:
-            chance = np.random.default_rng([self._recipe.seed, epoch])
-            groups = self._grouped(chance)
-            for turn, number in own_turns(len(groups), first, ranks):
-                yield (epoch, turn + 1), collate_programs(groups[number], self._end)
-            epoch, first = epoch + 1, 0
+            groups = self._grouped(np.random.default_rng([self._recipe.seed, epoch]))
+            for after, index in rank_batches(len(groups), consumed, ranks):
+                yield (epoch, after), collate_programs(groups[index], self._end)
+            epoch, consumed = epoch + 1, 0
 
-    def _grouped(self, chance: np.random.Generator) -> list[list[TokenizedExample]]:
-        order = chance.permutation(len(self._train)).tolist()
+    def _grouped(self, rng: np.random.Generator) -> list[list[TokenizedExample]]:
+        """All examples once, in random batches of similar sizes."""
+        order = rng.permutation(len(self._train)).tolist()
         groups: list[list[TokenizedExample]] = []
-        for at in range(0, len(order), _POOL):
-            pool = sorted((self._train[n] for n in order[at : at + _POOL]), key=lambda x: x.size)
-            groups += packed(pool, self._recipe.batch_tokens)
-        return [groups[number] for number in chance.permutation(len(groups))]
+        for start in range(0, len(order), _POOL):
+            pool = [self._train[index] for index in order[start : start + _POOL]]
+            pool.sort(key=lambda example: example.size)
+            groups += pack_batches(pool, self._recipe.batch_tokens)
+        return [groups[index] for index in rng.permutation(len(groups))]
 
     def loss(self, batch: ProgramBatch, done: float) -> Losses:
-        """The cross-entropy of the programs' tokens."""
+        """The weighted cross-entropy of the programs' tokens."""
         from torch.nn import functional
 
-        last = self.module.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state
-        logits = self.module.get_output_embeddings()(last[batch.rows, batch.places]).float()
-        costs = functional.cross_entropy(logits, batch.targets, reduction="none")
-        total = weighted_mean(costs, batch.weight)
-        right = (logits.argmax(1) == batch.targets).float().mean()
-        return Losses(total, {"programs": float(total.detach()), "right": float(right)})
+        hidden = self.module.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state
+        logits = self.module.get_output_embeddings()(hidden[batch.rows, batch.columns]).float()
+        losses = functional.cross_entropy(logits, batch.targets, reduction="none")
+        total = weighted_mean(losses, batch.weight)
+        accuracy = (logits.argmax(1) == batch.targets).float().mean()
+        return Losses(total, {"programs": float(total.detach()), "accuracy": float(accuracy)})
 
-    def validate(self, most: int) -> ValidationScores:
-        """Scores of the programs written for `most` validation examples at random."""
-        rows = some(self._held, most, self._recipe.seed)
-        lessons = [self._lesson(row) for row in rows]
-        longest = max((len(lesson.program) for lesson in self._train), default=1)
-        prompts = [lesson.prompt for lesson in lessons]
-        written = answers(self.module, prompts, self._end, 2 * longest, self._context)
-        texts = [self.tokenizer.decode(ids) for ids in written]
-        return program_scores(rows, texts)
+    def validate(self, max_examples: int) -> ValidationScores:
+        """Scores of the programs generated for random validation examples."""
+        rows = sample_examples(self._validation, max_examples, self._recipe.seed)
+        prompts = [self._tokenize(row).prompt for row in rows]
+        max_new_tokens = 2 * max(len(example.program) for example in self._train)
+        generated = generate(self.module, prompts, self._end, max_new_tokens, self._context)
+        return program_scores(rows, [self.tokenizer.decode(ids) for ids in generated])
 
-    def stages(self, scores: ValidationScores) -> dict[str, dict[str, Any]]:
-        """How the model is to be asked: within the limits of what it has learnt."""
-        longest = max(len(lesson.program) for lesson in self._train)
-        room = max(len(lesson.prompt) for lesson in self._train)
-        asked = {"max_prompt_tokens": room, "max_new_tokens": longest}
-        lines = min(self._lines, MOST_LINES)
-        chunk = {"numbering": "window", "window_tokens": room, "window_lines": lines}
-        every: dict[str, dict[str, Any]] = {"doc": asked, "chunk": asked | chunk}
-        return {level: keys for level, keys in every.items() if level in self._levels}
+    def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
+        """Limits of prompt and answer: the largest in the training examples."""
+        max_program = max(len(example.program) for example in self._train)
+        max_prompt = max(len(example.prompt) for example in self._train)
+        doc: StageSettings = {"max_prompt_tokens": max_prompt, "max_new_tokens": max_program}
+        chunk: StageSettings = doc | {
+            "numbering": "window",
+            "window_tokens": max_prompt,
+            "window_lines": min(self._max_lines, MAX_WINDOW_LINES),
+        }
+        stages: dict[Level, StageSettings] = {"doc": doc, "chunk": chunk}
+        return {level: keys for level, keys in stages.items() if level in self._levels}
 
 
-def prompt(style: PromptStyle, tokenizer: Tokenizer, row: ExampleRow) -> list[int]:
-    """The prompt of an example, as engines will make it."""
+def example_prompt(style: PromptStyle, tokenizer: Tokenizer, row: ExampleRow) -> list[int]:
+    """The prompt of an example, as the stages of a run make it."""
     if row.level == "doc":
-        return style.ask(tokenizer, "\n".join(row.lines).rstrip())
+        return style.full_doc_prompt(tokenizer, "\n".join(row.lines).rstrip())
     return style.chunk_prompt(tokenizer, row.lines, FIRST_LINE["prox"])
 
 
-def collate_programs(lessons: Sequence[TokenizedExample], pad: int) -> ProgramBatch:
-    """One batch."""
+def collate_programs(examples: Sequence[TokenizedExample], pad: int) -> ProgramBatch:
+    """Examples as one batch, padded with the id `pad`."""
     import torch
 
-    width = max(lesson.size for lesson in lessons)
-    inputs = np.full((len(lessons), width), pad)
-    for row, lesson in enumerate(lessons):
-        inputs[row, : lesson.size] = lesson.prompt + lesson.program
-    sizes = [len(lesson.program) for lesson in lessons]
-    rows = np.repeat(np.arange(len(lessons)), sizes)
-    places = np.concatenate([np.arange(lesson.size)[len(lesson.prompt) :] for lesson in lessons])
-    weight = np.repeat(np.array([lesson.weight for lesson in lessons], np.float32), sizes)
-    targets = inputs[rows, places]
-    return ProgramBatch(*map(torch.as_tensor, (inputs, rows, places - 1, targets, weight)))
+    width = max(example.size for example in examples)
+    inputs = np.full((len(examples), width), pad)
+    for row, example in enumerate(examples):
+        inputs[row, : example.size] = example.prompt + example.program
+    sizes = [len(example.program) for example in examples]
+    rows = np.repeat(np.arange(len(examples)), sizes)
+    columns = np.concatenate([np.arange(len(e.prompt), e.size) for e in examples])
+    weight = np.repeat(np.array([example.weight for example in examples], np.float32), sizes)
+    targets = inputs[rows, columns]
+    # A token is predicted at the position before it.
+    return ProgramBatch(*map(torch.as_tensor, (inputs, rows, columns - 1, targets, weight)))
 
 
-def _end(ref: ModelRef, tokenizer: HFTokenizer) -> int:
-    """The token that ends an answer. UserError where the model has none."""
+def generate(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    end: int,
+    max_new_tokens: int,
+    context: int,
+) -> list[list[int]]:
+    """Greedy answers, without their end token, of at most `max_new_tokens` within the context."""
+    import torch
+    from transformers import GenerationConfig
+
+    answers: dict[int, list[int]] = {}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), _GENERATE_BATCH):
+        group = order[start : start + _GENERATE_BATCH]
+        room = context - len(prompts[group[-1]])  # learned position embeddings end there
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=min(max_new_tokens, room),
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        ids, mask = pad_left([prompts[index] for index in group], model.device)
+        with torch.inference_mode():
+            output = model.generate(ids, attention_mask=mask, generation_config=config)
+        for index, answer in zip(group, output[:, ids.shape[1] :].tolist(), strict=True):
+            answers[index] = answer[: answer.index(end)] if end in answer else answer
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _end_token(ref: ModelRef, tokenizer: HFTokenizer) -> int:
+    """The token that ends an answer. UserError if the model has none."""
     ends = [*tokenizer.stop_ids, *ref.stop_ids]
     if not ends:
         raise UserError(f"model {ref.name!r} has no end-of-sequence token")

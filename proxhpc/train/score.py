@@ -1,7 +1,7 @@
-"""How well a refiner does on the validation split of its examples, while it is taught.
+"""Validation scores of a refiner in training; they choose among its checkpoints.
 
-The text wanted is what the examples' programs make, not a gold text of its own: these scores
-choose among checkpoints. `proxhpc evaluate` judges refiners.
+Texts are compared with what the examples' own programs make, not with gold texts. To compare
+refiners, use `proxhpc evaluate`.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from proxhpc.annotate.examples import DROPPED
 from proxhpc.evaluate.metrics import token_f1
 from proxhpc.evaluate.ranking import auc
 from proxhpc.program.edits import read_window
-from proxhpc.program.execute import apply, execute
+from proxhpc.program.execute import apply_changes, execute
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import Emitted, doc_verdict
+from proxhpc.program.replay import ModelOutput, doc_verdict
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.train.rows import ExampleRow
 
@@ -24,114 +24,116 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ValidationScores = dict[str, float]
-"""By name; `f1` is what checkpoints are chosen by."""
+"""Scores by name; the checkpoint with the highest `f1` is the best."""
 _POLICY = Policy()
-BIASES = (0.0, 0.25, -0.25, 0.5, -0.5, -0.75, -1.0, -1.5, -2.0)
+BIASES = (0.0, 0.25, -0.25, 0.5, -0.5, -0.75, -1.0, -1.5, -2.0)  # the smallest first
 VERDICT_BIASES = (0.0, *(sign * quarter / 4 for quarter in range(1, 9) for sign in (-1, 1)))
-ENOUGH = 30  # verdicts to choose a bias by
+MIN_VERDICTS = 30  # with fewer, the bias stays 0
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Lines of a document: whether each is to go, and the log-odds that the refiner drops it."""
+class LineDecisions:
+    """A document's lines: which are to be dropped, and the model's log-odds of dropping each."""
 
     lines: list[str]
-    wanted: "NDArray[np.bool_]"
-    margin: "NDArray[np.float32]"
+    dropped: "NDArray[np.bool_]"
+    log_odds: "NDArray[np.float32]"
 
 
-def best_bias(decisions: Sequence[Decision]) -> ValidationScores:
-    """The scores at the bias nearest to 0 of those that are about as good as the best one.
-
-    That is: whose mean token F1 of documents is less than a standard error lower.
-    """
-    found = [line_scores(decisions, bias) for bias in BIASES]
-    best = max(found, key=lambda scores: scores["f1"])
-    return next(s for s in found if s["f1"] >= best["f1"] - best["f1_error"])
+def best_bias(documents: Sequence[LineDecisions]) -> ValidationScores:
+    """The scores at the smallest bias whose mean F1 is within one standard error of the best."""
+    candidates = [line_scores(documents, bias) for bias in BIASES]
+    best = max(candidates, key=lambda scores: scores["f1"])
+    min_f1 = best["f1"] - best["f1_error"]
+    return next(scores for scores in candidates if scores["f1"] >= min_f1)
 
 
-def line_scores(decisions: Sequence[Decision], bias: float) -> ValidationScores:
-    """Mean token F1 of documents and its standard error, precision and recall of dropped lines."""
+def line_scores(documents: Sequence[LineDecisions], bias: float) -> ValidationScores:
+    """Mean token F1 of documents with its standard error; precision and recall of dropped lines."""
     f1: list[float] = []
-    right = dropped = wanted = 0
-    for one in decisions:
-        drop = one.margin + bias > 0
-        f1.append(token_f1(_text(one.lines, drop), _text(one.lines, one.wanted)))
-        right += int((drop & one.wanted).sum())
-        dropped += int(drop.sum())
-        wanted += int(one.wanted.sum())
+    correct = predicted = expected = 0
+    for document in documents:
+        drop = document.log_odds + bias > 0
+        f1.append(
+            token_f1(_kept_text(document.lines, drop), _kept_text(document.lines, document.dropped))
+        )
+        correct += int((drop & document.dropped).sum())
+        predicted += int(drop.sum())
+        expected += int(document.dropped.sum())
     return {
         "f1": float(np.mean(f1)),
         "f1_error": float(np.std(f1) / len(f1) ** 0.5),
-        "line_precision": right / max(1, dropped),
-        "line_recall": right / max(1, wanted),
+        "line_precision": correct / max(1, predicted),
+        "line_recall": correct / max(1, expected),
         "bias": bias,
-        "documents": len(decisions),
+        "documents": len(documents),
     }
 
 
-def verdict_scores(wanted: Sequence[bool], margin: "NDArray[np.float32]") -> ValidationScores:
-    """Accuracy and AUC of verdicts: whether each document is to go, the log-odds that it does.
+def verdict_scores(dropped: Sequence[bool], log_odds: "NDArray[np.float32]") -> ValidationScores:
+    """Accuracy and AUC of verdicts, given which documents are to be dropped.
 
-    The accuracy is that at the bias nearest to 0 of those that are as good as the best one but for
-    a standard error; 0 for a few verdicts.
+    The accuracy is that of the smallest bias within one standard error of the best.
     """
 
     def accuracy(bias: float) -> float:
-        return float(((margin + bias > 0) == np.array(wanted)).mean())
+        return float(((log_odds + bias > 0) == np.array(dropped)).mean())
 
     bias = 0.0
-    if len(wanted) >= ENOUGH:
+    if len(dropped) >= MIN_VERDICTS:
         best = max(map(accuracy, VERDICT_BIASES))
-        least = best - (best * (1 - best) / len(wanted)) ** 0.5
-        bias = next(bias for bias in VERDICT_BIASES if accuracy(bias) >= least)
+        min_accuracy = best - (best * (1 - best) / len(dropped)) ** 0.5
+        bias = next(bias for bias in VERDICT_BIASES if accuracy(bias) >= min_accuracy)
     scores = {"verdict_accuracy": accuracy(bias), "verdict_bias": bias}
-    scores["verdicts"] = float(len(wanted))
-    area = auc(wanted, margin.tolist())
+    scores["verdicts"] = float(len(dropped))
+    area = auc(dropped, log_odds.tolist())
     return scores if area is None else scores | {"verdict_auc": area}
 
 
-def program_scores(rows: Sequence[ExampleRow], written: Sequence[str]) -> ValidationScores:
-    """Scores of programs written for examples, each beside the example's own.
+def program_scores(rows: Sequence[ExampleRow], programs: Sequence[str]) -> ValidationScores:
+    """Scores of a model's programs, compared with the examples' own.
 
-    `f1` is the mean token F1 of the texts they make; a verdict counts 1 where it is right.
+    `f1` is the mean over all: token F1 for windows, 1 or 0 for verdicts.
     """
     valid = 0
     f1: list[float] = []
-    right: list[bool] = []
-    for row, program in zip(rows, written, strict=True):
+    correct: list[bool] = []
+    for row, program in zip(rows, programs, strict=True):
         if row.level == "doc":
-            found = doc_verdict(Emitted(program, "stop"), _POLICY)
-            valid += not found.rejected
-            right.append(found.action == doc_verdict(Emitted(row.program, "stop"), _POLICY).action)
+            verdict = doc_verdict(ModelOutput(program, "stop"), _POLICY)
+            expected = doc_verdict(ModelOutput(row.program, "stop"), _POLICY)
+            valid += not verdict.rejected
+            correct.append(verdict.action == expected.action)
         else:
-            made, sound = _made(row, program)
-            valid += sound
-            f1.append(token_f1(made, _made(row, row.program)[0]))
+            text, is_valid = _execute(row, program)
+            valid += is_valid
+            f1.append(token_f1(text, _execute(row, row.program)[0]))
     scores = {"valid": valid / max(1, len(rows)), "examples": float(len(rows))}
     if f1:
         scores["line_f1"] = sum(f1) / len(f1)
-    if right:
-        scores["verdict_accuracy"] = sum(right) / len(right)
-    scores["f1"] = sum([*f1, *right]) / max(1, len(rows))
+    if correct:
+        scores["verdict_accuracy"] = sum(correct) / len(correct)
+    scores["f1"] = sum([*f1, *correct]) / max(1, len(rows))
     return scores
 
 
-def well_formed(row: ExampleRow) -> bool:
-    """Whether a window's program, in the dialect prox, removes the lines that are marked so."""
+def matches_labels(row: ExampleRow) -> bool:
+    """Whether a window's program is valid in the dialect prox and removes the lines labelled so."""
     window = read_window(row.program, "prox", "stop", 0, len(row.lines), FIRST_LINE["prox"])
-    gone = {line for start, stop in window.removed for line in range(start, stop)}
-    wanted = gone if row.marks is None else {n for n, m in enumerate(row.marks) if m == DROPPED}
-    return not window.rejected and not window.cut and gone == wanted
+    if window.rejected or window.truncated:
+        return False
+    removed = {line for start, stop in window.removed for line in range(start, stop)}
+    labels = row.line_labels
+    return labels is None or removed == {n for n, label in enumerate(labels) if label == DROPPED}
 
 
-def _made(row: ExampleRow, program: str) -> tuple[str, bool]:
-    """What a program makes of a window, and whether all of it is well formed and inside."""
+def _execute(row: ExampleRow, program: str) -> tuple[str, bool]:
+    """The text that a program makes of a window, and whether all of the program is valid."""
     text, total = "\n".join(row.lines), len(row.lines)
     window = read_window(program, "prox", "stop", 0, total, FIRST_LINE["prox"])
-    sound = not window.rejected and not window.cut
-    return apply(text, execute(text, total, [window], _POLICY)), sound
+    is_valid = not window.rejected and not window.truncated
+    return apply_changes(text, execute(text, total, [window], _POLICY)), is_valid
 
 
-def _text(lines: Sequence[str], drop: "NDArray[np.bool_]") -> str:
-    return "\n".join(line for line, gone in zip(lines, drop, strict=True) if not gone)
+def _kept_text(lines: Sequence[str], drop: "NDArray[np.bool_]") -> str:
+    return "\n".join(line for line, dropped in zip(lines, drop, strict=True) if not dropped)

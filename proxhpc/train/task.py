@@ -1,74 +1,98 @@
-"""What a training loop asks of what is taught."""
+"""What the training loop needs of a task: a module, batches, a loss and validation scores."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from proxhpc.train.distributed import Ranks
+from proxhpc.spec.sections import Level
+from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.score import ValidationScores
 
-Cursor = tuple[int, int]
-"""Where in its batches a training is: two numbers that the course gives a meaning."""
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+BatchPosition = tuple[int, int]
+"""An epoch, and how many of its batches all processes together have consumed."""
+StageSettings = dict[str, int | float | str]
+"""Keys of a manifest's stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one step; `inputs` (B, width) are token ids, padded on the right."""
+
+    inputs: "torch.Tensor"
+
+    def to(self, device: str) -> Self:
+        """The same batch on `device`."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The loss to follow, and its parts and signs of progress as numbers."""
+    """The loss to minimize; `parts` are its terms, and accuracies, for the log."""
 
-    total: Any
+    total: "torch.Tensor"
     parts: dict[str, float]
 
 
-class TrainingTask(Protocol):
-    """What is taught: the module that learns, batches, loss, judgement.
+class TrainingTask(Protocol[BatchT]):
+    """A module with its training and validation examples.
 
-    `module` may hold more than the model that is to be written, `llama`; `vocabulary` is the
-    directory of its tokenizer. `unused` counts examples that are left out, by reason. A batch is a
-    dataclass of tensors, `inputs` among them.
+    `module` holds all trained parameters, `model` is the part that is exported together with the
+    tokenizer in `tokenizer_dir`. `unused` counts the examples that are left out, by reason.
     """
 
-    module: Any
-    vocabulary: Path
+    module: "torch.nn.Module"
+    tokenizer_dir: Path
     unused: Counter[str]
 
     @property
-    def llama(self) -> Any:
-        """The model to be written."""
+    def model(self) -> "PreTrainedModel":
+        """The model to be exported."""
         ...
 
-    def batches(self, cursor: Cursor, ranks: Ranks) -> Iterator[tuple[Cursor, Any]]:
-        """Batches of this process without end from the cursor on, each with that of the next.
+    def batches(
+        self, position: BatchPosition, ranks: TrainingRanks
+    ) -> Iterator[tuple[BatchPosition, BatchT]]:
+        """Batches of a rank from `position` on, without end, each with the position after it.
 
-        All processes have as many between two cursors, and no two the same ones.
+        In each turn every rank gets one batch; these are different ones (see `rank_batches`).
         """
         ...
 
-    def loss(self, batch: Any, done: float) -> Losses:
-        """The loss of a batch, with the share `done` of the training behind it."""
+    def loss(self, batch: BatchT, done: float) -> Losses:
+        """The loss of a batch after the share `done` (0 to 1) of the training."""
         ...
 
-    def validate(self, most: int) -> ValidationScores:
-        """Scores on `most` validation examples at random."""
+    def validate(self, max_examples: int) -> ValidationScores:
+        """Scores on a random sample of the validation split."""
         ...
 
-    def stages(self, scores: ValidationScores) -> dict[str, dict[str, Any]]:
-        """How the model is to be asked, by level: keys of a manifest's stage."""
+    def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
+        """The settings with which the model is to be prompted."""
         ...
 
 
-def own_turns(count: int, first: int, ranks: Ranks) -> Iterator[tuple[int, int]]:
-    """Of `count` batches those that are this process's, from its `first` one on: turn and batch.
+def rank_batches(count: int, consumed: int, ranks: TrainingRanks) -> Iterator[tuple[int, int]]:
+    """A rank's share of the `count` batches of an epoch, of which `consumed` are done.
 
-    Where they do not go round evenly, some are had twice.
+    Yields pairs: the number consumed by all ranks after this turn, and the index of the batch. In
+    the last turn some ranks repeat batches from the start of the epoch if there are too few.
     """
-    for turn in range(first, -(-count // ranks.count)):
-        yield turn, (turn * ranks.count + ranks.rank) % count
+    for start in range(consumed, count, ranks.count):
+        yield min(count, start + ranks.count), (start + ranks.rank) % count
 
 
-def load_base(path: Path) -> Any:
-    """The model in a directory, in float32, to be taught on. No code of its own is run."""
+def load_base(path: Path) -> "PreTrainedModel":
+    """The model in a directory, in float32. Code in the directory is never run."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
@@ -76,13 +100,13 @@ def load_base(path: Path) -> Any:
     )
 
 
-def weighted_mean(costs: Any, weight: Any) -> Any:
-    """The weighted mean of tensors; 0 of nothing."""
-    return (costs * weight).sum() / weight.sum().clamp(min=1e-9)
+def weighted_mean(values: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
+    """The weighted mean; 0 if there are no values."""
+    return (values * weights).sum() / weights.sum().clamp(min=1e-9)
 
 
-class Sized(Protocol):
-    """What has a size in tokens."""
+class TokenSized(Protocol):
+    """Anything with a size in tokens."""
 
     @property
     def size(self) -> int:
@@ -90,14 +114,17 @@ class Sized(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Sized)
+T = TypeVar("T", bound=TokenSized)
 
 
-def packed(items: Sequence[T], tokens: int) -> list[list[T]]:
-    """Items, shortest first, in groups of at most so many tokens with padding, or of one item."""
+def pack_batches(items: Sequence[T], max_tokens: int) -> list[list[T]]:
+    """Group items, sorted by size, so that each group padded to its longest fits `max_tokens`.
+
+    An item that is larger gets a group of its own.
+    """
     groups: list[list[T]] = [[]]
     for item in items:
-        if groups[-1] and (len(groups[-1]) + 1) * item.size > tokens:
+        if groups[-1] and (len(groups[-1]) + 1) * item.size > max_tokens:
             groups.append([])
         groups[-1].append(item)
     return groups if groups[-1] else []

@@ -1,60 +1,60 @@
-"""Batches of a walk's prompts and answers, whose earlier answers are partly false."""
+"""Random batches of a walk's prompts and answers, with random answers as history."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.train.distributed import Ranks
-from proxhpc.train.task import Cursor, own_turns, packed
+from proxhpc.spec.recipe import Recipe
+from proxhpc.train.distributed import TrainingRanks
+from proxhpc.train.task import Batch, BatchPosition, pack_batches, rank_batches
 from proxhpc.train.walk_pages import WalkItem, WalkPages
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
-_POOL = 96  # items that batches of like sizes are made of
-_MIN_ITEMS = 3  # items of a batch
-BACK = 3  # a line's number is to tell the labels of so many lines, back from its own
-TEXT_SHARE = 0.15  # of a prompt's tokens that are foretold
+_POOL = 96  # random items that are sorted by size and packed into batches together
+_MIN_ITEMS = 3  # of a batch
+TEXT_SHARE = 0.15  # of a prompt's tokens that the text loss counts
 
 
 @dataclass(frozen=True, slots=True)
-class WalkBatch:
-    """Tensors of a step; S answers to be learnt, N lines, of B items.
+class WalkBatch(Batch):
+    """A batch of B items with S answer steps and N numbered lines in all.
 
-    `inputs` (B, width), padded on the right. Answer s is foretold at `rows[s]`, `places[s]`, is
-    one of `choices[s]`, the second with chance `drop[s]`, and counts `weight[s]`; `verdict` says
-    whether it is of a whole document. `ends` (B, 2) are rows and places where the end is foretold.
-    Lines are told at `number_rows[n]`, `number_places[n]` and are the answers `number_steps[n]`,
-    each with `back[n]` lines before it in its window. `text` (T, 2) are rows and places where the
-    next token of a prompt is foretold.
+    Step s is predicted at `rows[s]`, `columns[s]` of the inputs: one of `choices[s]`, the second
+    with probability `drop[s]`. It has `weight[s]`; `is_verdict[s]` is true for documents. `ends`
+    (B, 2) are rows and columns at which the answers' ends are predicted. Line n has its number at
+    `number_rows[n]`, `number_columns[n]` and its answer at step `number_steps[n]`; its window has
+    `lines_before[n]` lines before it. `text` (T, 2) are rows and columns at which the next token
+    of the prompt is predicted.
     """
 
-    inputs: Any
-    rows: Any
-    places: Any
-    choices: Any
-    drop: Any
-    weight: Any
-    verdict: Any
-    ends: Any
-    number_rows: Any
-    number_places: Any
-    number_steps: Any
-    back: Any
-    text: Any
+    rows: "torch.Tensor"
+    columns: "torch.Tensor"
+    choices: "torch.Tensor"
+    drop: "torch.Tensor"
+    weight: "torch.Tensor"
+    is_verdict: "torch.Tensor"
+    ends: "torch.Tensor"
+    number_rows: "torch.Tensor"
+    number_columns: "torch.Tensor"
+    number_steps: "torch.Tensor"
+    lines_before: "torch.Tensor"
+    text: "torch.Tensor"
 
 
 def collate_walks(
     items: Sequence[WalkItem],
     histories: "Sequence[NDArray[np.bool_]]",
     pad: int,
-    chance: np.random.Generator | None = None,
+    rng: np.random.Generator | None = None,
 ) -> WalkBatch:
-    """One batch; `histories` say of each item which of its answers so far were to drop.
+    """Items as one batch; `histories` say which of the answers that the model reads drop.
 
-    With `chance` some tokens of the prompts are to be foretold as well.
+    With `rng` a random share of the prompts' tokens is predicted as well.
     """
     import torch
 
@@ -68,54 +68,67 @@ def collate_walks(
     sizes = np.array([len(item.drop) for item in items])
     starts = np.array([len(item.prompt) for item in items]) - 1
     rows = np.repeat(np.arange(len(items)), sizes)
-    within = np.concatenate([np.arange(size) for size in sizes])
-    lined = np.array([bool(item.numbers) for item in items])[rows]
+    step_numbers = np.concatenate([np.arange(size) for size in sizes])
+    is_line = np.array([bool(item.numbers) for item in items])[rows]
     text = np.empty((0, 2), int)
-    if chance is not None:
-        # Of text only: the ids of markers come behind those of text, the end's first.
-        inside = (np.arange(width - 1) < starts[:, None]) & (inputs[:, 1:] < pad)
-        text = np.argwhere(inside & (chance.random(inside.shape) < TEXT_SHARE))
-    arrays = (
-        *(inputs, rows, starts[rows] + within, np.concatenate([i.choices for i in items])),
-        *(np.concatenate([i.drop for i in items]), np.concatenate([i.weight for i in items])),
-        *(~lined, np.column_stack([np.arange(len(items)), starts + sizes])),
-        *(rows[lined], np.array([place for item in items for place in item.numbers], int)),
-        *(np.flatnonzero(lined), within[lined], text),
-    )
-    return WalkBatch(*map(torch.as_tensor, arrays))
+    if rng is not None:
+        # Only text: the ids of markers come after those of text, that of the end first.
+        is_text = (np.arange(width - 1) < starts[:, None]) & (inputs[:, 1:] < pad)
+        text = np.argwhere(is_text & (rng.random(is_text.shape) < TEXT_SHARE))
+    arrays = {
+        "inputs": inputs,
+        "rows": rows,
+        "columns": starts[rows] + step_numbers,
+        "choices": np.concatenate([item.choices for item in items]),
+        "drop": np.concatenate([item.drop for item in items]),
+        "weight": np.concatenate([item.weight for item in items]),
+        "is_verdict": ~is_line,
+        "ends": np.column_stack([np.arange(len(items)), starts + sizes]),
+        "number_rows": rows[is_line],
+        "number_columns": np.array([column for item in items for column in item.numbers], int),
+        "number_steps": np.flatnonzero(is_line),
+        "lines_before": step_numbers[is_line],
+        "text": text,
+    }
+    return WalkBatch(**{name: torch.as_tensor(values) for name, values in arrays.items()})
 
 
-class Sampler:
-    """Batches at random, each a function of the seed and its cursor alone: pool and turn in it."""
+class WalkSampler:
+    """Random batches; each depends only on the recipe's seed, its epoch and its index.
 
-    def __init__(self, pages: WalkPages, verdicts: Sequence[WalkItem], pad: int, seed: int) -> None:
-        """`verdicts` are drawn evenly."""
-        self._pages, self._verdicts, self._pad, self._seed = pages, verdicts, pad, seed
+    An epoch is a pool of 96 random items.
+    """
+
+    def __init__(
+        self, pages: WalkPages, verdicts: Sequence[WalkItem], pad: int, recipe: Recipe
+    ) -> None:
+        self._pages, self._verdicts, self._pad, self._recipe = pages, verdicts, pad, recipe
 
     def batches(
-        self, cursor: Cursor, ranks: Ranks, tokens: int, history: float, documents: float
-    ) -> Iterator[tuple[Cursor, WalkBatch]]:
-        """Batches of at most so many tokens, from the cursor on, each with that of the next."""
-        pool, first = cursor
+        self, position: BatchPosition, ranks: TrainingRanks
+    ) -> Iterator[tuple[BatchPosition, WalkBatch]]:
+        """Batches of a rank from `position` on, each with the position after it."""
+        epoch, consumed = position
+        seed, drop_share = self._recipe.seed, self._recipe.walk.history
         while True:
-            chance = np.random.default_rng([self._seed, pool])
-            groups = self._grouped(chance, tokens, documents if self._verdicts else 0.0)
-            for turn, number in own_turns(len(groups), first, ranks):
-                own = np.random.default_rng([self._seed, pool, number])
-                histories = [own.random(len(item.drop)) < history for item in groups[number]]
-                yield (pool, turn + 1), collate_walks(groups[number], histories, self._pad, own)
-            pool, first = pool + 1, 0
+            groups = self._grouped(np.random.default_rng([seed, epoch]))
+            for after, index in rank_batches(len(groups), consumed, ranks):
+                rng = np.random.default_rng([seed, epoch, index])
+                # Random answers, not the right ones: the next is too often equal to the last.
+                histories = [rng.random(len(item.drop)) < drop_share for item in groups[index]]
+                yield (epoch, after), collate_walks(groups[index], histories, self._pad, rng)
+            epoch, consumed = epoch + 1, 0
 
-    def _grouped(
-        self, chance: np.random.Generator, tokens: int, documents: float
-    ) -> list[list[WalkItem]]:
-        drawn: list[WalkItem] = []
+    def _grouped(self, rng: np.random.Generator) -> list[list[WalkItem]]:
+        """The batches of an epoch."""
+        items: list[WalkItem] = []
         for _ in range(_POOL):
-            if chance.random() < documents:
-                drawn.append(self._verdicts[int(chance.integers(len(self._verdicts)))])
+            verdict_share = self._recipe.walk.documents if self._verdicts else 0.0
+            if rng.random() < verdict_share:
+                items.append(self._verdicts[int(rng.integers(len(self._verdicts)))])
             else:
-                drawn.append(self._pages.draw(chance))
-        groups = packed(sorted(drawn, key=lambda item: item.size), tokens)
+                items.append(self._pages.draw(rng))
+        items.sort(key=lambda item: item.size)
+        groups = pack_batches(items, self._recipe.batch_tokens)
         groups = [group for group in groups if len(group) >= _MIN_ITEMS] or groups
-        order = chance.permutation(len(groups))
-        return [groups[number] for number in order]
+        return [groups[index] for index in rng.permutation(len(groups)).tolist()]

@@ -1,7 +1,7 @@
-"""What a walk is taught on: documents in the model's tokens, and windows drawn from them at random.
+"""The training examples of a walk: documents in the model's tokens, and random windows of them.
 
-A window begins anywhere. Some documents lose stretches or get the head or foot of another one, so
-that a few thousand documents are as good as many more.
+A window starts at any line. Some documents lose lines or get the head or foot of another one, so
+that a few thousand documents do the work of many more.
 """
 
 from array import array
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-MOST_WORDS = 120  # a line weighs as so many at most
-UNSURE = 0.3  # a line without a label weighs so much less
-MIXED, HOLES = 0.25, 0.4  # shares of windows from documents with another's end, and with gaps
-SMALL = (WINDOW_TOKENS, WINDOW_TOKENS, WINDOW_TOKENS, 300, 150)  # tokens of windows, by lot
+MAX_LINE_WORDS = 120  # more words in a line do not add to its weight
+UNLABELED_WEIGHT = 0.3  # factor for lines without a label
+SPLICE_PROBABILITY = 0.25  # of a window from a document with another one's head or foot
+GAP_PROBABILITY = 0.4  # of a window from a document with gaps
+WINDOW_SIZES = (WINDOW_TOKENS, WINDOW_TOKENS, WINDOW_TOKENS, 300, 150)  # tokens, chosen at random
 
 
 @dataclass(frozen=True, slots=True)
-class WalkExamples:
-    """Lines of a document: what the model reads of each, the chance it should go, its weight."""
+class TrainingPage:
+    """A document's lines: token ids, probability that each is dropped, weight."""
 
     ids: list[Ids]
     drop: "Floats"
@@ -39,41 +40,42 @@ class WalkExamples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, start: int, stop: int) -> "WalkExamples":
+    def part(self, start: int, stop: int) -> "TrainingPage":
         """Lines [start, stop)."""
-        return WalkExamples(self.ids[start:stop], self.drop[start:stop], self.weight[start:stop])
+        return TrainingPage(self.ids[start:stop], self.drop[start:stop], self.weight[start:stop])
 
-    def followed_by(self, other: "WalkExamples") -> "WalkExamples":
-        """These lines, then those."""
-        return WalkExamples(
+    def followed_by(self, other: "TrainingPage") -> "TrainingPage":
+        """These lines, then those of `other`."""
+        return TrainingPage(
             self.ids + other.ids,
             np.concatenate([self.drop, other.drop]),
             np.concatenate([self.weight, other.weight]),
         )
 
-    def without(self, start: int, stop: int) -> "WalkExamples":
+    def without(self, start: int, stop: int) -> "TrainingPage":
         """All lines but [start, stop)."""
         return self.part(0, start).followed_by(self.part(stop, len(self)))
 
     @property
-    def first(self) -> int:
-        """The first line that is rather kept; 0 where none is."""
+    def text_start(self) -> int:
+        """The first line that is probably kept; 0 if there is none."""
         kept = np.flatnonzero(self.drop < 0.5)
         return int(kept[0]) if len(kept) else 0
 
     @property
-    def end(self) -> int:
-        """The line behind the last that is rather kept; all lines where none is."""
+    def text_stop(self) -> int:
+        """The line after the last that is probably kept; all lines if there is none."""
         kept = np.flatnonzero(self.drop < 0.5)
         return int(kept[-1]) + 1 if len(kept) else len(self)
 
 
 @dataclass(frozen=True, slots=True)
 class WalkItem:
-    """A prompt, and the answer's tokens to be learnt.
+    """A prompt and its answer of S steps.
 
-    `choices` (steps, 2) are the ids that keep and drop, `drop` and `weight` (steps,) the chance
-    and the weight of each; `numbers` are the places in the prompt of the lines' numbers, if any.
+    `choices` (S, 2) are the ids that keep and drop; `drop` and `weight` (S,) are each step's
+    probability of dropping and its weight. `numbers` are the positions of the lines' numbers in
+    the prompt; a verdict's prompt has none.
     """
 
     prompt: list[int]
@@ -84,110 +86,118 @@ class WalkItem:
 
     @property
     def size(self) -> int:
-        """Tokens of prompt and answer, but for the end."""
+        """Tokens of prompt and answer without the end."""
         return len(self.prompt) + len(self.drop)
 
 
-def walk_examples(row: ExampleRow, walk: Walk, course: WalkOptions) -> WalkExamples:
-    """A window's lines as they are taught. A document as a whole weighs by its root only."""
-    drop, sure = targets(row, course.trust)
+def training_page(row: ExampleRow, walk: Walk, options: WalkOptions) -> TrainingPage:
+    """An example's lines. Longer documents weigh more, by the square root of their lines."""
+    drop, is_certain = drop_targets(row, options.trust)
     words = np.array([len(line.split()) for line in row.lines], np.float32)
-    weight = np.clip(words, 1, MOST_WORDS) ** course.word_power * np.where(sure, 1, UNSURE)
+    factor = np.where(is_certain, 1, UNLABELED_WEIGHT)
+    weight = np.clip(words, 1, MAX_LINE_WORDS) ** options.word_power * factor
     weight *= row.weight / np.sqrt(max(len(row.lines), 16))
-    return WalkExamples(list(walk.page(row.lines).ids), drop, weight.astype(np.float32))
+    return TrainingPage(list(walk.page(row.lines).ids), drop, weight.astype(np.float32))
 
 
-def targets(row: ExampleRow, trust: float) -> tuple["Floats", "NDArray[np.bool_]"]:
-    """Of each line, or of the document, the chance that it should go, and whether that is sure.
+def drop_targets(row: ExampleRow, trust: float) -> tuple["Floats", "NDArray[np.bool_]"]:
+    """Each line's (or the document's) probability of being dropped, and whether it is certain.
 
-    Where lines have labels those without are not; where none has any, a teacher is believed.
+    A label is mixed with the teacher's probability, of which `trust` is the share. If some lines
+    have labels, those without are uncertain; if none has, the teacher's probabilities count.
     """
-    marks = np.array(list(row.marks or UNKNOWN * len(row.chances or ())))
-    known = marks != UNKNOWN
-    label = (marks == DROPPED).astype(np.float32)
-    if row.chances is None:
-        return np.where(known, label, 0.5).astype(np.float32), known
-    chances = np.array(row.chances, np.float32)
-    if not known.any():
-        return chances, np.ones(len(chances), bool)
-    mixed = (1 - trust) * label + trust * chances
-    return np.where(known, mixed, chances).astype(np.float32), known
+    labels = np.array(list(row.line_labels or UNKNOWN * len(row.drop_probabilities or ())))
+    is_labeled = labels != UNKNOWN
+    label = (labels == DROPPED).astype(np.float32)
+    if row.drop_probabilities is None:
+        return np.where(is_labeled, label, 0.5).astype(np.float32), is_labeled
+    probabilities = np.array(row.drop_probabilities, np.float32)
+    if not is_labeled.any():
+        return probabilities, np.ones(len(probabilities), bool)
+    mixed = (1 - trust) * label + trust * probabilities
+    return np.where(is_labeled, mixed, probabilities).astype(np.float32), is_labeled
 
 
 class WalkPages:
-    """Documents that windows are drawn from."""
+    """Documents from which random windows are drawn."""
 
-    def __init__(self, pages: Sequence[WalkExamples], walk: Walk, course: WalkOptions) -> None:
-        """A document is drawn by its lines to the power of 0.75."""
-        self._pages, self._walk, self._course = pages, walk, course
-        self._sums = np.cumsum([len(page) ** 0.75 for page in pages])
+    def __init__(self, pages: Sequence[TrainingPage], walk: Walk, options: WalkOptions) -> None:
+        self.pages, self._walk, self._options = pages, walk, options
+        # A document is drawn with a probability proportional to its lines to the power of 0.75.
+        self._cumulative = np.cumsum([len(page) ** 0.75 for page in pages])
 
-    def draw(self, chance: np.random.Generator) -> WalkItem:
-        """A window at random."""
-        page = self._changed(self._one(chance), chance)
-        budget = int(chance.choice(SMALL))
-        start = 0 if chance.random() < 0.2 else int(chance.integers(len(page)))
-        start = max(0, start - int(chance.integers(31)))
-        stop = _fill(page, start, budget)
-        if chance.random() < 0.7:
-            page = self._thinned(page, start, stop, chance)
-        return window(self._walk, page, start, stop)
+    def draw(self, rng: np.random.Generator) -> WalkItem:
+        """A random window."""
+        page = self._augmented(self._random_page(rng), rng)
+        max_tokens = int(rng.choice(WINDOW_SIZES))
+        start = 0 if rng.random() < 0.2 else int(rng.integers(len(page)))
+        start = max(0, start - int(rng.integers(31)))
+        stop = _window_stop(page, start, max_tokens)
+        if rng.random() < 0.7:
+            page = self._with_token_dropout(page, start, stop, rng)
+        return window_item(self._walk, page, start, stop)
 
-    def _one(self, chance: np.random.Generator) -> WalkExamples:
-        return self._pages[int(np.searchsorted(self._sums, chance.random() * self._sums[-1]))]
+    def _random_page(self, rng: np.random.Generator) -> TrainingPage:
+        total = self._cumulative[-1]
+        return self.pages[int(np.searchsorted(self._cumulative, rng.random() * total))]
 
-    def _changed(self, page: WalkExamples, chance: np.random.Generator) -> WalkExamples:
-        if chance.random() < MIXED and len(page) > 30:
-            other, lines = self._one(chance), int(chance.integers(5, 41))
-            if chance.random() < 0.5:
-                head = other.part(max(0, other.first - lines), other.first)
-                page = head.followed_by(page.part(page.first, len(page)))
+    def _augmented(self, page: TrainingPage, rng: np.random.Generator) -> TrainingPage:
+        """The page, sometimes with the head or foot of another one, sometimes with gaps."""
+        if rng.random() < SPLICE_PROBABILITY and len(page) > 30:
+            other, lines = self._random_page(rng), int(rng.integers(5, 41))
+            if rng.random() < 0.5:
+                head = other.part(max(0, other.text_start - lines), other.text_start)
+                page = head.followed_by(page.part(page.text_start, len(page)))
             else:
-                foot = other.part(other.end, other.end + lines)
-                page = page.part(0, page.end).followed_by(foot)
-        if chance.random() < HOLES:
-            for _ in range(int(chance.integers(1, 5))):
-                start, lines = int(chance.integers(len(page))), int(chance.integers(1, 21))
+                foot = other.part(other.text_stop, other.text_stop + lines)
+                page = page.part(0, page.text_stop).followed_by(foot)
+        if rng.random() < GAP_PROBABILITY:
+            for _ in range(int(rng.integers(1, 5))):
+                start, lines = int(rng.integers(len(page))), int(rng.integers(1, 21))
                 if len(page) - lines > 6:
                     page = page.without(start, start + lines)
         return page
 
-    def _thinned(
-        self, page: WalkExamples, start: int, stop: int, chance: np.random.Generator
-    ) -> WalkExamples:
-        """The page with some tokens of the lines in and around a window left out."""
-        ids, share = page.ids.copy(), self._course.token_dropout
+    def _with_token_dropout(
+        self, page: TrainingPage, start: int, stop: int, rng: np.random.Generator
+    ) -> TrainingPage:
+        """The page without some random tokens of the lines in and around a window."""
+        ids, dropout = page.ids.copy(), self._options.token_dropout
         for line in range(max(0, start - REACH), min(stop + REACH, len(ids))):
             if len(ids[line]) > 2:
-                stay = chance.random(len(ids[line])) >= share
-                if not stay.all():
-                    ids[line] = array("I", compress(ids[line], stay.tolist()))
-        return WalkExamples(ids, page.drop, page.weight)
+                is_kept = rng.random(len(ids[line])) >= dropout
+                if not is_kept.all():
+                    ids[line] = array("I", compress(ids[line], is_kept.tolist()))
+        return TrainingPage(ids, page.drop, page.weight)
 
 
-def window(walk: Walk, page: WalkExamples, start: int, stop: int) -> WalkItem:
-    """The question about lines [start, stop), and what is to be answered."""
+def window_item(walk: Walk, page: TrainingPage, start: int, stop: int) -> WalkItem:
+    """The prompt and answer for lines [start, stop)."""
     prompt = walk.prompt(WalkPage((), page.ids), start, stop)
-    steps = np.array(walk.steps(stop - start)[:-1], np.int64).reshape(-1, 2)
+    choices = np.array(walk.allowed_steps(stop - start)[:-1], np.int64).reshape(-1, 2)
     return WalkItem(
-        prompt, steps, page.drop[start:stop], page.weight[start:stop], walk.places(prompt)
+        prompt,
+        choices,
+        page.drop[start:stop],
+        page.weight[start:stop],
+        walk.number_positions(prompt),
     )
 
 
-def verdict_item(row: ExampleRow, walk: Walk, course: WalkOptions) -> WalkItem:
-    """The question about a document, and what is to be answered."""
-    drop, _ = targets(row, course.trust)
-    steps = np.array(walk.verdict_steps[:-1], np.int64).reshape(-1, 2)
+def verdict_item(row: ExampleRow, walk: Walk, options: WalkOptions) -> WalkItem:
+    """The prompt and answer for a document."""
+    drop, _ = drop_targets(row, options.trust)
+    choices = np.array(walk.verdict_steps[:-1], np.int64).reshape(-1, 2)
     weight = np.array([row.weight], np.float32)
-    return WalkItem(walk.judge(row.lines), steps, drop, weight, [])
+    return WalkItem(walk.verdict_prompt(row.lines), choices, drop, weight, [])
 
 
-def _fill(page: WalkExamples, start: int, budget: int) -> int:
-    """Where a window from `start` on ends."""
+def _window_stop(page: TrainingPage, start: int, max_tokens: int) -> int:
+    """The end of the window that starts at line `start`; it has one line at least."""
     stop, tokens = start, 0
     while stop < len(page) and stop - start < WINDOW_LINES:
         tokens += len(page.ids[stop]) + 1
-        if tokens > budget and stop > start:
+        if tokens > max_tokens and stop > start:
             break
         stop += 1
     return stop

@@ -1,10 +1,10 @@
-"""Teaching a walk: documents of the examples, batches, loss, and how well the model does."""
+"""Trains a walk: a small model that answers each line of a window with one token."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,32 +15,33 @@ from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.recipe import Recipe
-from proxhpc.train.distributed import Ranks
-from proxhpc.train.rows import ExampleRow, some
-from proxhpc.train.score import Decision, ValidationScores, best_bias, verdict_scores
-from proxhpc.train.task import Cursor, Losses, load_base, packed
-from proxhpc.train.walk_batch import BACK, Sampler, WalkBatch, collate_walks
-from proxhpc.train.walk_loss import walk_loss
-from proxhpc.train.walk_model import Learner, new_model
+from proxhpc.spec.sections import Level
+from proxhpc.train.distributed import TrainingRanks
+from proxhpc.train.rows import ExampleRow, sample_examples
+from proxhpc.train.score import LineDecisions, ValidationScores, best_bias, verdict_scores
+from proxhpc.train.task import BatchPosition, Losses, StageSettings, load_base, pack_batches
+from proxhpc.train.walk_batch import WalkBatch, WalkSampler, collate_walks
+from proxhpc.train.walk_model import new_model, training_module, walk_loss
 from proxhpc.train.walk_pages import (
-    WalkExamples,
+    TrainingPage,
     WalkItem,
     WalkPages,
+    training_page,
     verdict_item,
-    walk_examples,
-    window,
+    window_item,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
-TEXT_CHARS = 20_000  # of a document, for the tokenizer
-PASSES = 2  # over a window to judge it; the second reads the first's answers
+MAX_TEXT_CHARS = 20_000  # of a document, to train the tokenizer on
+VALIDATION_PASSES = 2  # over a window; the second reads the answers of the first
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """A window of the validation: its row, its first line, its question."""
+class _ValidationWindow:
+    """A window that starts at line `start` of the row with this index."""
 
     row: int
     start: int
@@ -48,139 +49,148 @@ class _Judged:
 
 
 class WalkTask:
-    """A walk and everything it is taught with."""
+    """A walk with its examples."""
 
     def __init__(self, recipe: Recipe, rows: Iterable[ExampleRow], folder: Path) -> None:
-        """`rows` are gone through several times; `folder` gets the tokenizer of a new model.
+        """`rows` is iterated twice. A new model's tokenizer is trained and stored in `folder`.
 
-        UserError without examples.
+        UserError if no window can be trained on.
         """
-        self._recipe, self._options = recipe, recipe.walk
-        self.vocabulary = self._vocabulary(rows, folder)
-        self.tokenizer = HFTokenizer(self.vocabulary)
+        self._recipe = recipe
+        self.tokenizer_dir = self._prepare_tokenizer(rows, folder)
+        self.tokenizer = HFTokenizer(self.tokenizer_dir)
         self._walk = walk = Walk(self.tokenizer)
-        pages: list[WalkExamples] = []
+        self.pages: list[TrainingPage] = []
         verdicts: list[WalkItem] = []
+        self._validation_pages: list[ExampleRow] = []
+        self._validation_verdicts: list[ExampleRow] = []
         self.unused = Counter[str]()
-        self._pages: list[ExampleRow] = []
-        self._verdicts: list[ExampleRow] = []
         for row in rows:
-            if row.marks is None and row.chances is None:
-                self.unused["strings are edited"] += 1  # an answer says which lines go, no more
-                continue
-            if row.split == "train" and row.level == "chunk":
-                pages.append(walk_examples(row, walk, self._options))
+            if row.line_labels is None and row.drop_probabilities is None:
+                self.unused["strings are edited"] += 1  # a walk can only remove lines
+            elif row.split == "train" and row.level == "chunk":
+                self.pages.append(training_page(row, walk, recipe.walk))
             elif row.split == "train":
-                verdicts.append(verdict_item(row, walk, self._options))
+                verdicts.append(verdict_item(row, walk, recipe.walk))
             elif row.level == "doc":
-                self._verdicts.append(row)
-            elif row.marks is not None:
-                self._pages.append(row)
-        if not pages:
+                self._validation_verdicts.append(row)
+            elif row.line_labels is not None:
+                self._validation_pages.append(row)
+        if not self.pages:
             raise UserError(
-                "no example of the training split is a window with marks or chances of its lines",
-                hint="a walk learns from rows of level chunk that have `keep`: of gold records "
-                "with line_labels, or where whole lines go (docs/adapt.md)",
+                "no window of the training split has labels or drop probabilities of its lines",
+                hint="a walk needs rows of level chunk with `keep`: from gold records with "
+                "line_labels, or where only whole lines are removed (docs/adapt.md)",
             )
-        self._sampler = Sampler(
-            WalkPages(pages, walk, self._options), verdicts, walk.end, recipe.seed
-        )
-        self.module = Learner.make(self._model(), BACK)
+        walk_pages = WalkPages(self.pages, walk, recipe.walk)
+        self._sampler = WalkSampler(walk_pages, verdicts, walk.end, recipe)
+        self.module = training_module(self._initial_model())
 
-    def _vocabulary(self, rows: Iterable[ExampleRow], folder: Path) -> Path:
-        """The directory of the tokenizer: the base model's, or one made of the examples."""
+    def _prepare_tokenizer(self, rows: Iterable[ExampleRow], folder: Path) -> Path:
+        """The directory of the base model's tokenizer, or of one trained on the examples."""
         if self._recipe.base is not None:
             return resolve_model(self._recipe.base, offline=True).path
         assert self._recipe.shape is not None
         if not (folder / "tokenizer.json").exists():
             train = (row for row in rows if row.split == "train")
-            texts = ("\n".join(row.lines)[:TEXT_CHARS] for row in train)
+            texts = ("\n".join(row.lines)[:MAX_TEXT_CHARS] for row in train)
             train_tokenizer(texts, folder, self._recipe.shape.vocabulary)
         return folder
 
-    def _model(self) -> Any:
+    def _initial_model(self) -> "PreTrainedModel":
         if self._recipe.shape is not None:
             return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
-        return load_base(self.vocabulary)
+        return load_base(self.tokenizer_dir)
 
     @property
-    def llama(self) -> Any:
-        """The model to be written."""
-        return self.module.llama
+    def model(self) -> "PreTrainedModel":
+        """The model to be exported."""
+        return self.module.model
 
-    def batches(self, cursor: Cursor, ranks: Ranks) -> Iterator[tuple[Cursor, WalkBatch]]:
-        """Batches from the cursor on, each with that of the next."""
-        options, tokens = self._options, self._recipe.batch_tokens
-        return self._sampler.batches(cursor, ranks, tokens, options.history, options.documents)
+    def batches(
+        self, position: BatchPosition, ranks: TrainingRanks
+    ) -> Iterator[tuple[BatchPosition, WalkBatch]]:
+        """Batches of a rank from `position` on, each with the position after it."""
+        return self._sampler.batches(position, ranks)
 
     def loss(self, batch: WalkBatch, done: float) -> Losses:
-        """The loss of a batch, with the share `done` of the training behind it."""
-        return walk_loss(self.module, batch, self._options, done)
+        """The loss of a batch after the share `done` (0 to 1) of the training."""
+        return walk_loss(self.module, batch, self._recipe.walk, done)
 
-    def validate(self, most: int) -> ValidationScores:
-        """Scores on `most` validation documents at random, at the best bias."""
-        pages = some(self._pages, most, self._recipe.seed)
-        margins = self._margins(pages)
-        decisions = [
-            Decision(row.lines, np.array(list(row.marks or "")) == DROPPED, margin)
-            for row, margin in zip(pages, margins, strict=True)
-        ]
-        scores = best_bias(decisions) if decisions else {}
-        rows = some(self._verdicts, most, self._recipe.seed)
+    def validate(self, max_examples: int) -> ValidationScores:
+        """Scores on random validation documents, at the best bias of lines and of verdicts."""
+        scores: ValidationScores = {}
+        pages = sample_examples(self._validation_pages, max_examples, self._recipe.seed)
+        if pages:
+            scores = best_bias(
+                [
+                    LineDecisions(row.lines, _is_dropped(row), log_odds)
+                    for row, log_odds in zip(pages, self._line_log_odds(pages), strict=True)
+                ]
+            )
+        rows = sample_examples(self._validation_verdicts, max_examples, self._recipe.seed)
         if rows:
-            items = [verdict_item(row, self._walk, self._options) for row in rows]
-            found = np.concatenate(self._ask(items))
-            scores |= verdict_scores([row.marks == DROPPED for row in rows], found)
+            items = [verdict_item(row, self._walk, self._recipe.walk) for row in rows]
+            log_odds = np.concatenate(self._log_odds(items))
+            scores |= verdict_scores([bool(_is_dropped(row)[0]) for row in rows], log_odds)
         return scores
 
-    def stages(self, scores: ValidationScores) -> dict[str, dict[str, Any]]:
-        """How the model is to be asked: with the biases that scored best."""
-        biases = {"doc": scores.get("verdict_bias"), "chunk": scores.get("bias")}
+    def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
+        """The biases with the best scores."""
+        biases: dict[Level, float] = {
+            "doc": scores.get("verdict_bias", 0.0),
+            "chunk": scores.get("bias", 0.0),
+        }
         return {level: {"bias": bias} if bias else {} for level, bias in biases.items()}
 
-    def _margins(self, rows: Sequence[ExampleRow]) -> "list[NDArray[np.float32]]":
-        """Of each line of each row the log-odds of dropping it."""
-        windows: list[_Judged] = []
-        for number, row in enumerate(rows):
-            page = walk_examples(row, self._walk, self._options)
+    def _line_log_odds(self, rows: Sequence[ExampleRow]) -> "list[NDArray[np.float32]]":
+        """The log-odds that each line of each row is dropped."""
+        windows: list[_ValidationWindow] = []
+        for index, row in enumerate(rows):
+            page = training_page(row, self._walk, self._recipe.walk)
             for span in self._walk.windows(WalkPage(row.lines, page.ids)):
-                item = window(self._walk, page, span.start, span.stop)
-                windows.append(_Judged(number, span.start, item))
-        found = self._ask([one.item for one in windows])
-        margins = [np.zeros(len(row.lines), np.float32) for row in rows]
-        for one, values in zip(windows, found, strict=True):
-            margins[one.row][one.start : one.start + len(values)] = values
-        return margins
+                item = window_item(self._walk, page, span.start, span.stop)
+                windows.append(_ValidationWindow(index, span.start, item))
+        log_odds = [np.zeros(len(row.lines), np.float32) for row in rows]
+        values = self._log_odds([window.item for window in windows])
+        for window, steps in zip(windows, values, strict=True):
+            log_odds[window.row][window.start : window.start + len(steps)] = steps
+        return log_odds
 
-    def _ask(self, items: Sequence[WalkItem]) -> "list[NDArray[np.float32]]":
-        """Of each step of each item the log-odds of dropping.
+    def _log_odds(self, items: Sequence[WalkItem]) -> "list[NDArray[np.float32]]":
+        """The log-odds of dropping at each step of each item.
 
-        A pass over all steps at once reads the answers of the pass before; in use each answer is
-        read by those behind it.
+        All steps of an item are computed at once, each reading the answers of the pass before. In
+        use, a step reads the answers of the steps before it.
         """
-        order = sorted(range(len(items)), key=lambda number: items[number].size)
-        found: dict[int, NDArray[np.float32]] = {}
-        at = 0
-        for group in packed([items[number] for number in order], 2 * self._recipe.batch_tokens):
+        order = sorted(range(len(items)), key=lambda index: items[index].size)
+        log_odds: dict[int, NDArray[np.float32]] = {}
+        groups = pack_batches([items[i] for i in order], 2 * self._recipe.batch_tokens)
+        start = 0
+        for group in groups:
             answers = [np.zeros(len(item.drop), bool) for item in group]
-            for _ in range(PASSES):
-                margins = self._group(group, answers)
-                answers = [margin > 0 for margin in margins]
-            found.update(zip(order[at : at + len(group)], margins, strict=True))
-            at += len(group)
-        return [found[number] for number in range(len(items))]
+            for _ in range(VALIDATION_PASSES):
+                values = self._forward(group, answers)
+                answers = [steps > 0 for steps in values]
+            log_odds.update(zip(order[start : start + len(group)], values, strict=True))
+            start += len(group)
+        return [log_odds[index] for index in range(len(items))]
 
-    def _group(
+    def _forward(
         self, items: Sequence[WalkItem], answers: "Sequence[NDArray[np.bool_]]"
     ) -> "list[NDArray[np.float32]]":
+        """One pass over items with `answers` as history."""
         import torch
 
-        device = self.llama.device
-        batch = collate_walks(items, answers, self._walk.end)
+        batch = collate_walks(items, answers, self._walk.end).to(self.model.device)
         with torch.inference_mode():
-            last, _ = self.module.hidden(batch.inputs.to(device))
-            logits = self.module.logits(last[batch.rows.to(device), batch.places.to(device)])
-            chosen = logits.float().gather(1, batch.choices.to(device))
-            margins = (chosen[:, 1] - chosen[:, 0]).cpu().numpy()
+            last, _ = self.module.hidden(batch.inputs)
+            logits = self.module.logits(last[batch.rows, batch.columns]).float()
+            chosen = logits.gather(1, batch.choices)
+            log_odds = (chosen[:, 1] - chosen[:, 0]).cpu().numpy()
         ends = np.cumsum([len(item.drop) for item in items])
-        return np.split(margins, ends[:-1])
+        return np.split(log_odds, ends[:-1])
+
+
+def _is_dropped(row: ExampleRow) -> "NDArray[np.bool_]":
+    return np.array([label == DROPPED for label in row.line_labels or ""], bool)

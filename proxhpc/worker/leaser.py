@@ -1,92 +1,135 @@
-"""Which shard a worker takes next."""
+"""Chooses the next shard of a worker."""
 
 import os
-import re
+import time
+from collections.abc import Iterator
 from typing import Literal
 
 from proxhpc.run.crash_backoff import TAIL_CHARS
-from proxhpc.run.lease import Lease, LeaseOwner, Leases
+from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir, shard_name
 from proxhpc.run.plan import Plan
-from proxhpc.run.shards import attempts
+from proxhpc.run.shards import ShardFolder, list_folder
 from proxhpc.worker.shard import OpenShard, open_shard
+
+MAX_CHECKS = 64  # lease holders that one call checks
+
+LeasedShard = tuple[int, int]  # number of the shard, attempt of the lease
 
 
 class Leaser:
-    """Hands out shards: this worker's own stretch first, then what is free, then dead ones'.
+    """Hands out shards: free ones, from the worker's own range on, then those of dead workers.
 
-    Each of `of` workers starts at its own place in the list, so that workers rarely meet and an
-    undisturbed run gives every worker the same shards each time.
+    Each of `workers` workers starts at another position, so workers rarely meet, and an
+    undisturbed run gives each worker the same shards every time.
+
+    A call lists the leases and usually one folder of shards. Finished shards are remembered; shards
+    under lease are not looked at until their lease is gone or no shard is free. Then a call checks
+    up to MAX_CHECKS holders, and those that are alive again only after `stale_after` seconds.
     """
 
-    def __init__(self, run: RunDir, plan: Plan, leases: Leases, place: tuple[int, int]) -> None:
+    def __init__(self, run: RunDir, plan: Plan, leases: Leases, position: tuple[int, int]) -> None:
         self.run, self.plan, self.leases = run, plan, leases
-        number, of = place
+        worker, workers = position
         count = len(plan.shards)
-        first = (number % of) * count // of
-        # Insertion order is the order of preference; a dict forgets a finished shard in O(1).
-        self._open = dict.fromkeys([*range(first, count), *range(first)])
+        first = (worker % workers) * count // workers
+        # Unfinished shards in order of preference. A dict removes a shard in O(1).
+        self._unfinished = dict.fromkeys([*range(first, count), *range(first)])
+        self._alive_until: dict[LeasedShard, float] = {}
+        self._last_checked = -1
 
     def next(self) -> OpenShard | Literal["wait"] | None:
-        """A shard to work on; "wait" while it is unclear whether a lease holder lives."""
-        held = self.leases.highest_attempts()
-        taken: list[tuple[int, int]] = []
-        for shard in list(self._open):
-            if self.run.ledger(shard).exists():
-                del self._open[shard]
-            elif attempt := held.get(shard_name(shard)):
-                taken.append((shard, attempt))
-            elif opened := self._begin(shard, self._fresh(shard)):
-                return opened
-        return self._from_the_dead(taken)
+        """Return a shard to work on, or "wait" while it is unclear whether a holder is alive.
 
-    def _from_the_dead(self, taken: list[tuple[int, int]]) -> OpenShard | Literal["wait"] | None:
-        unclear = False
-        for shard, attempt in taken:
-            owner = self.leases.holder(shard_name(shard), attempt)
-            alive = self.leases.is_alive(owner) if owner else None
-            if owner and alive is False:
-                lease = self.leases.take_over(shard_name(shard), attempt)
-                if opened := self._begin(shard, lease, log_tail(self.run, owner)):
+        None if all unfinished shards are leased by workers that are alive.
+        """
+        attempts = self.leases.highest_attempts()
+        folders: dict[int, ShardFolder] = {}
+        finished: list[int] = []
+        leased: list[LeasedShard] = []
+        try:
+            for shard in self._unfinished:
+                if attempt := attempts.get(shard_name(shard)):
+                    leased.append((shard, attempt))
+                    continue
+                number = shard // SHARDS_PER_FOLDER
+                if number not in folders:
+                    folders[number] = list_folder(self.run, shard)
+                if shard in folders[number].finished:
+                    finished.append(shard)
+                elif opened := self._open_free(shard, folders[number]):
                     return opened
-            unclear = unclear or alive is None
-        return "wait" if unclear else None
+        finally:
+            for shard in finished:
+                del self._unfinished[shard]
+        return self._open_dead(leased)
 
-    def _fresh(self, shard: int) -> Lease | None:
-        last = max(attempts(self.run, shard), default=0)
+    def _open_free(self, shard: int, folder: ShardFolder) -> OpenShard | None:
+        last = max(folder.attempts[shard], default=0)
         lease = self.leases.take(shard_name(shard), last + 1)
         if lease and last and self.run.lease(shard_name(shard), last).exists():
-            # Somebody took it since we looked; that file is what he is writing.
+            # The shard was leased after the leases were listed: its holder writes attempt `last`.
             lease.release()
             return None
-        return lease
+        return open_shard(self.run, self.plan, shard, lease) if lease else None
 
-    def _begin(self, shard: int, lease: Lease | None, died: str = "") -> OpenShard | None:
-        return open_shard(self.run, self.plan, shard, lease, died) if lease else None
+    def _open_dead(self, leased: list[LeasedShard]) -> OpenShard | Literal["wait"] | None:
+        now = time.monotonic()
+        self._alive_until = {key: end for key, end in self._alive_until.items() if end > now}
+        wait = False
+        for checks, key in enumerate(self._unclear(leased)):
+            if checks == MAX_CHECKS:
+                return "wait"
+            shard, attempt = key
+            self._last_checked = shard
+            if self.run.ledger(shard).exists():
+                del self._unfinished[shard]
+                continue
+            owner = self.leases.holder(shard_name(shard), attempt)
+            alive = self.leases.is_alive(owner) if owner else None
+            if alive:
+                self._alive_until[key] = now + self.leases.stale_after
+                continue
+            wait = True  # also if another worker is faster now
+            if owner and alive is False and (opened := self._take_over(shard, attempt, owner)):
+                return opened
+        return "wait" if wait else None
+
+    def _unclear(self, leased: list[LeasedShard]) -> Iterator[LeasedShard]:
+        """Yield the leases whose holders may be dead, those after the last checked one first."""
+        checked = [
+            number for number, (shard, _) in enumerate(leased) if shard == self._last_checked
+        ]
+        start = checked[0] + 1 if checked else 0
+        yield from (key for key in leased[start:] + leased[:start] if key not in self._alive_until)
+
+    def _take_over(self, shard: int, attempt: int, dead: LeaseOwner) -> OpenShard | None:
+        lease = self.leases.take_over(shard_name(shard), attempt, dead)
+        tail = log_tail(self.run, dead)
+        return open_shard(self.run, self.plan, shard, lease, tail) if lease else None
 
 
 def log_tail(run: RunDir, owner: LeaseOwner) -> str:
-    """What a worker that is gone left in its log, behind who it was."""
-    who = f"{owner.worker} on {owner.node or owner.host} ended without a word"
+    """Return who a dead worker was, and the end of its log."""
+    who = f"{owner.worker} on {owner.node or owner.host} died without an error message"
     try:
         with max(run.job_logs(owner.job, owner.pid), key=os.path.getmtime).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_CHARS))
             tail = file.read(TAIL_CHARS).decode("utf-8", "replace").strip()
-    except (OSError, ValueError):  # no log, or it is gone by now
+    except (OSError, ValueError):  # there is no log, or it has been deleted
         return who
     return f"{who}; its log ends with:\n{tail}" if tail else who
 
 
 def sweep(run: RunDir, plan: Plan) -> None:
-    """Remove leases and attempts of workers that died behind a publication.
+    """Remove leases and attempts of workers that died after a publication.
 
-    Only for a run of which every shard has its ledger: whoever still works on one has lost it.
+    Only for a run whose shards all have their ledger: a worker still on one of them has lost it.
     """
     for entry in os.scandir(run.leases):
         if entry.name.partition(".")[0].isdigit():
             run.leases.joinpath(entry.name).unlink(missing_ok=True)
     for first in range(0, len(plan.shards), SHARDS_PER_FOLDER):
-        folder = run.shard_folder(first)
-        for entry in os.scandir(folder):
-            if re.fullmatch(r"\d+\.a\d+", entry.name):
-                folder.joinpath(entry.name).unlink(missing_ok=True)
+        for shard, numbers in list_folder(run, first).attempts.items():
+            for number in numbers:
+                run.attempt(shard, number).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One leased shard: what is left of it, the rows on their way into its ledger, publishing."""
+"""One leased shard: its remaining records, rows on their way to the ledger, and publishing."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from proxhpc.account.counts import Counts
 from proxhpc.corpus.disk import publish
-from proxhpc.corpus.document import Bad, Document, End
+from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError
 from proxhpc.faults import fault_point
@@ -19,8 +19,8 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import attempts
 
-ShardItem = Document | Bad | End | Row
-"""What a shard holds; a row is that of a document about which nobody is asked any more."""
+ShardItem = Document | BadRecord | SpanEnd | Row
+"""An item of a shard. A Row is that of a quarantined document, which no model reads."""
 
 
 @dataclass(slots=True)
@@ -33,85 +33,82 @@ class OpenShard:
     lease: Lease
     writer: LedgerWriter
     rows: list[Row] = field(default_factory=list)
-    ends: list[End] = field(default_factory=list)
-    stolen: bool = False  # from a worker whose death was noted
+    span_ends: list[SpanEnd] = field(default_factory=list)
+    recorded_death: bool = False  # the lease was taken over from a dead worker
     lost: bool = False
     committed_at: float = field(default_factory=time.monotonic)
 
     def items(self) -> Iterator[ShardItem]:
-        """Records behind the last commit, and the end of each span."""
-        progress = self.writer.progress
-        poison = progress.backoff.poison
-        for span in self.plan.shards[self.index].spans[len(progress.span_ends) :]:
-            last = progress.last_position
+        """Yield the records after the last commit, and the end of each span."""
+        state = self.writer.state
+        poison = state.backoff.poison
+        for span in self.plan.shards[self.index].spans[len(state.span_ends) :]:
+            last = state.last_position
             skip = last[1] if last and last[0] == span.file else -1
             self.plan.check_input(span.file)
-            # From the span's start, though rows up to `skip` are committed: what End says of the
-            # span (its blank lines) must not depend on where an attempt died.
+            # Committed records are read too: what SpanEnd counts (blank lines of the whole span)
+            # must not depend on where an attempt died.
             for item in self.plan.read(span):
-                if isinstance(item, End) or item.position > skip:
+                if isinstance(item, SpanEnd) or item.position > skip:
                     if poison and isinstance(item, Document):
                         poison = False
-                        yield quarantine(item, "poison", progress.backoff.log_tail)
+                        yield quarantine(item, "poison", state.backoff.log_tail)
                     else:
                         yield item
 
     @property
     def batch(self) -> int | None:
-        """Documents that may be in flight, alone, for fear of one of them; None for no limit."""
-        return self.writer.progress.backoff.batch
+        """Documents that may be in flight, with nothing else; None for no limit."""
+        return self.writer.state.backoff.batch
 
-    def add(self, row: Row) -> None:
-        """Take the next row, in input order."""
-        self.rows.append(row)
-
-    def due(self) -> bool:
-        """Whether it is time to commit."""
-        rule = self.plan.manifest.commit
+    def commit_due(self) -> bool:
+        """Return whether it is time to commit."""
+        limits = self.plan.manifest.commit
         waited = time.monotonic() - self.committed_at
-        return len(self.rows) >= rule.documents or waited >= rule.seconds
+        return len(self.rows) >= limits.documents or waited >= limits.seconds
 
     def commit(self) -> Counts:
-        """Make the waiting rows durable; what was committed, nothing when the lease was lost."""
-        share = Counts()
+        """Make the waiting rows durable; return their counts, zero if the lease was lost."""
+        counts = Counts()
         self.lost = self.lost or self.lease.is_lost()
-        if not self.lost and (self.rows or self.ends):
-            rows, ends, self.rows, self.ends = self.rows, self.ends, [], []
-            share = self.writer.commit(rows, tuple(ends))
+        if not self.lost and (self.rows or self.span_ends):
+            rows, ends, self.rows, self.span_ends = self.rows, self.span_ends, [], []
+            counts = self.writer.commit(rows, tuple(ends))
         self.committed_at = time.monotonic()
-        return share
+        return counts
 
     def publish(self) -> bool:
-        """Finish the ledger and publish it, then tidy up; whether this attempt still counted.
+        """Finish and publish the ledger, remove all attempts, release the lease.
 
-        The first finisher wins, and may have tidied this attempt away.
+        Return whether this attempt's ledger is the published one: the first to finish wins, and may
+        have removed this attempt.
         """
         self.writer.finish()
         self.writer.close()
-        mine = self.run.attempt(self.index, self.lease.attempt)
+        attempt = self.run.attempt(self.index, self.lease.attempt)
         try:
-            publish(mine, self.run.ledger(self.index))
+            first = publish(attempt, self.run.ledger(self.index))
         except RetryError:
-            if mine.exists():
+            if attempt.exists():
                 raise
-            self.lost = True
+            self.lost = True  # another worker took over the lease and removed this attempt
             self.lease.release()
             return False
         fault_point("ledger published")
-        for attempt in attempts(self.run, self.index):
-            self.run.attempt(self.index, attempt).unlink(missing_ok=True)
+        _remove_attempts(self.run, self.index)
         fault_point("attempts removed")
         self.lease.release()
-        return True
+        return first
 
-    def leave(self, died: str = "") -> None:
-        """Give the shard back; what was committed waits for the next attempt.
+    def leave(self, error: str = "") -> None:
+        """Give the shard back; the next attempt resumes after the last commit.
 
-        `died` are the last words of an engine that died while documents of it were in flight.
+        `error` describes the death of an engine while documents of the shard were in flight.
         """
         try:
-            if died and not self.lost:
-                self.writer.note(self.writer.progress.backoff.died(died, IN_FLIGHT_DOCUMENTS))
+            if error and not self.lost:
+                backoff = self.writer.state.backoff.died(error, IN_FLIGHT_DOCUMENTS)
+                self.writer.write_backoff(backoff)
         finally:
             self.writer.close()
             fault_point("shard left")
@@ -119,15 +116,16 @@ class OpenShard:
 
 
 def open_shard(
-    run: RunDir, plan: Plan, index: int, lease: Lease, died: str = ""
+    run: RunDir, plan: Plan, index: int, lease: Lease, log_tail: str = ""
 ) -> OpenShard | None:
-    """Start an attempt on a leased shard behind the best earlier one.
+    """Start an attempt on a leased shard after the commits of the best earlier attempt.
 
-    `died` are the last words of the worker that the lease was taken from. None when the shard was
-    finished meanwhile, or this attempt number has been used.
+    `log_tail` is that of the dead worker whose lease was taken over. None if the shard has been
+    finished, the attempt number is used, or the lease is lost.
     """
     if run.ledger(index).exists():
-        _tidy(run, index, lease)
+        _remove_attempts(run, index)  # of a worker that died after publishing
+        lease.release()
         return None
     path = run.attempt(index, lease.attempt)
     numbers = [number for number in attempts(run, index) if number < lease.attempt]
@@ -138,17 +136,11 @@ def open_shard(
         lease.release()
         return None
     fault_point("attempt created")
-    writer = None
     try:
-        progress = _resumed(earlier, frames, plan, index)
-        if progress is not None:
-            writer = LedgerWriter(frames, plan.digest, index, progress)
-            if died:
-                writer.note(progress.backoff.died(died, IN_FLIGHT_DOCUMENTS))
-            if problem := progress.backoff.stop_error(index):
-                writer.note(CrashBackoff())  # whoever launches again has looked
-                raise problem
-            if lease.is_lost():  # frozen since the lease was taken: the files are another's now
+        writer = _resume_best(earlier, frames, plan, index)
+        if writer is not None:
+            _check_backoff(writer, log_tail)
+            if lease.is_lost():  # this process was frozen, and the files are another's now
                 writer = None
     except BaseException:
         frames.close()
@@ -163,24 +155,33 @@ def open_shard(
         fault_point("attempt resumed")
     for old in earlier:
         old.unlink(missing_ok=True)
-    return OpenShard(run, plan, index, lease, writer, stolen=bool(died))
+    return OpenShard(run, plan, index, lease, writer, recorded_death=bool(log_tail))
 
 
-def _resumed(
+def _resume_best(
     earlier: list[Path], frames: FrameWriter, plan: Plan, index: int
-) -> LedgerState | None:
-    """What the best earlier attempt came to; None where a finisher has tidied it up meanwhile."""
-    if not earlier:
-        return LedgerState()
-    try:
-        best = max(earlier, key=lambda attempt: attempt.stat().st_size)
-        return resume(best, frames, plan.digest, index)
-    except FileNotFoundError:
-        return None
+) -> LedgerWriter | None:
+    """Copy the largest earlier attempt; None if another worker has finished and removed it."""
+    state = LedgerState()
+    if earlier:
+        try:
+            best = max(earlier, key=lambda attempt: attempt.stat().st_size)
+            state = resume(best, frames, plan.digest, index)
+        except FileNotFoundError:
+            return None
+    return LedgerWriter(frames, plan.digest, index, state)
 
 
-def _tidy(run: RunDir, index: int, lease: Lease) -> None:
-    """Remove what a worker left that died between publishing and tidying up."""
+def _check_backoff(writer: LedgerWriter, log_tail: str) -> None:
+    """Record the death of the last holder, if it died; StopError if there were too many."""
+    if log_tail:
+        writer.write_backoff(writer.state.backoff.died(log_tail, IN_FLIGHT_DOCUMENTS))
+    if error := writer.state.backoff.stop_error(writer.shard):
+        # The next launch starts anew: by then somebody has read the logs.
+        writer.write_backoff(CrashBackoff())
+        raise error
+
+
+def _remove_attempts(run: RunDir, index: int) -> None:
     for attempt in attempts(run, index):
         run.attempt(index, attempt).unlink(missing_ok=True)
-    lease.release()

@@ -1,4 +1,4 @@
-"""Documents that kill workers and engines: found, set aside, and nothing else lost."""
+"""Documents that kill workers and engines are quarantined, and nothing else is lost."""
 
 import asyncio
 import os
@@ -14,20 +14,20 @@ from proxhpc.engines.base import EngineDiedError
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.refine.refiner import Refiner
-from proxhpc.run.crash_backoff import BATCHES, DEATHS, MAX_DEATHS, MAX_POISON, CrashBackoff
+from proxhpc.run.crash_backoff import BATCHES, MAX_DEATHS, MAX_POISON, MIN_DEATHS, CrashBackoff
 from proxhpc.run.ledger import Row
-from proxhpc.status.heartbeats import latest
+from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import planned, rows_of
 from test_worker import crash
 
-UNTIL_GIVEN_UP = DEATHS + len(BATCHES) - 1 + DEATHS  # deaths until a document is given up
+DEATHS_UNTIL_QUARANTINE = MIN_DEATHS + len(BATCHES) - 1 + MIN_DEATHS
 
 
-def died(care: CrashBackoff, times: int) -> CrashBackoff:
+def died(backoff: CrashBackoff, times: int) -> CrashBackoff:
     for _ in range(times):
-        care = care.died("words", 2048)
-    return care
+        backoff = backoff.died("log", 2048)
+    return backoff
 
 
 def test_one_death_changes_nothing_and_two_in_a_row_make_batches() -> None:
@@ -39,7 +39,7 @@ def test_one_death_changes_nothing_and_two_in_a_row_make_batches() -> None:
     assert (died(CrashBackoff(), 4).batch, died(CrashBackoff(), 4).suspects) == (1, 8)
 
 
-def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
+def test_a_document_is_quarantined_after_two_deaths_alone() -> None:
     alone = died(CrashBackoff(), 4)
     assert not died(alone, 1).poison
     assert died(alone, 2).poison
@@ -48,18 +48,18 @@ def test_a_document_is_given_up_for_two_deaths_of_its_own() -> None:
     assert (after.poison, after.given_up, after.suspects, after.batch) == (False, 1, 7, 1)
 
 
-def test_care_ends_behind_the_suspects() -> None:
+def test_backoff_ends_after_the_suspects() -> None:
     batches = died(CrashBackoff(), 3)
     assert batches.passed(63).batch == 8
     assert batches.passed(64) == CrashBackoff()
 
 
-def test_a_shard_full_of_poison_stops_the_run() -> None:
+def test_many_poisonous_documents_stop_the_run() -> None:
     assert CrashBackoff(given_up=MAX_POISON - 1).stop_error(7) is None
     assert "of shard 7 each killed" in str(CrashBackoff(given_up=MAX_POISON).stop_error(7))
 
 
-def test_deaths_without_end_at_one_place_stop_the_run() -> None:
+def test_endless_deaths_at_one_document_stop_the_run() -> None:
     assert died(CrashBackoff(), 4 + MAX_DEATHS - 1).stop_error(7) is None
     assert "5 workers in a row died" in str(died(CrashBackoff(), 4 + MAX_DEATHS).stop_error(7))
 
@@ -69,7 +69,7 @@ def work(run: Run) -> None:
 
 
 def killing(victims: set[str], kill: Callable[[], None]) -> Callable[..., object]:
-    """A `refine` that meets `kill` at some documents."""
+    """Return a `refine` that calls `kill` for the victims."""
     original = Refiner.refine
 
     async def refine(self: Refiner, document: Document) -> Row:
@@ -90,9 +90,9 @@ def undisturbed(folder: Path) -> dict[str, Row]:
 def check(run: Run, expected: dict[str, Row], victims: set[str]) -> None:
     rows = {row.id: row for row in rows_of(run.dir, run.plan)}
     assert list(rows) == list(expected)
-    assert {who for who, row in rows.items() if row.reason == "poison"} == victims
-    assert {who: row for who, row in rows.items() if who not in victims} == {
-        who: row for who, row in expected.items() if who not in victims
+    assert {id_ for id_, row in rows.items() if row.reason == "poison"} == victims
+    assert {id_: row for id_, row in rows.items() if id_ not in victims} == {
+        id_: row for id_, row in expected.items() if id_ not in victims
     }
 
 
@@ -104,22 +104,22 @@ def test_a_document_that_kills_its_workers(tmp_path: Path, victims: set[str]) ->
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    lives = 0
+    workers = 0
     while not run.dir.ledger(0).exists():
-        lives += 1
-        assert lives <= UNTIL_GIVEN_UP * len(victims) + 1
+        workers += 1
+        assert workers <= DEATHS_UNTIL_QUARANTINE * len(victims) + 1
         try:
             crash(run, lambda: setattr(Refiner, "refine", killing(victims, kill)))
         except AssertionError:
-            break  # it was not killed: the shard is done
+            break  # it was not killed, so the shard is finished
     check(run, expected, victims)
     (poison, *_) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
-    assert "ended without a word" in poison.detail
-    assert sum(beat.deaths for beat in latest(run.dir)) == lives - 1
+    assert "died without an error message" in poison.detail
+    assert sum(beat.deaths for beat in latest_heartbeats(run.dir)) == workers - 1
 
 
 def test_a_document_that_kills_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker outlives them all."""
+    """The same worker starts all of them."""
     expected = undisturbed(tmp_path / "quiet")
     run = planned(tmp_path / "loud", sharding={"tokens": 20_000_000})
 
@@ -131,12 +131,12 @@ def test_a_document_that_kills_its_engines(tmp_path: Path, monkeypatch: pytest.M
     check(run, expected, {"doc-17"})
     (poison,) = (row for row in rows_of(run.dir, run.plan) if row.reason == "poison")
     assert "broken kernel" in poison.detail
-    (beat,) = latest(run.dir)
-    assert (beat.state, beat.deaths) == ("done", UNTIL_GIVEN_UP)
+    (beat,) = latest_heartbeats(run.dir)
+    assert (beat.state, beat.deaths) == ("done", DEATHS_UNTIL_QUARANTINE)
     assert beat.counts.documents == len(expected)
 
 
-def test_an_engine_that_dies_of_everything_ends_its_worker(
+def test_engines_that_always_die_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path, sharding={"tokens": 20_000_000})
@@ -146,22 +146,22 @@ def test_an_engine_that_dies_of_everything_ends_its_worker(
 
     monkeypatch.setattr(Refiner, "refine", killing({f"doc-{n}" for n in range(60)}, kill))
 
-    def again_and_again() -> None:
+    def work_repeatedly() -> None:
         for _ in range(20):
             with suppress(RetryError):
                 work(run)
 
     with pytest.raises(StopError, match="each killed 2 workers"):
-        again_and_again()
-    (beat,) = latest(run.dir)
+        work_repeatedly()
+    (beat,) = latest_heartbeats(run.dir)
     assert beat.error == "StopError"
 
 
-def test_no_engine_is_loaded_that_has_no_time_to_work(
+def test_no_engine_is_started_without_time_to_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = planned(tmp_path)
-    booted = 0
+    started = 0
 
     class Dying:
         name, tokenizer, max_model_len, cache_tokens = "dying", None, 10**6, 0
@@ -173,13 +173,13 @@ def test_no_engine_is_loaded_that_has_no_time_to_work(
             pass
 
     async def boot(*arguments: object, **options: object) -> Dying:
-        nonlocal booted
-        booted += 1
+        nonlocal started
+        started += 1
         await asyncio.sleep(0.5)
         return Dying()
 
     monkeypatch.setattr("proxhpc.refine.refiner.make_engine", boot)
     assert run_worker(run.dir, Assignment(seconds=0.9), lambda job: None) == "stopped"
-    assert booted == 1
-    (beat,) = latest(run.dir)
+    assert started == 1
+    (beat,) = latest_heartbeats(run.dir)
     assert (beat.state, beat.deaths) == ("stopped", 1)
