@@ -20,10 +20,9 @@ from proxhpc.program.execute import (
     SpanChange,
     apply_changes,
     execute,
-    find_only,
-    find_words,
     outside_removed,
 )
+from proxhpc.program.match import find_literal
 from proxhpc.program.parse import SURROGATE
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import (
@@ -245,15 +244,12 @@ class _Search:
             source, target = text[start:stop], self._target(start, stop)
             if target is None or not source.strip() or SURROGATE.search(source + target):
                 continue
-            if line is None:
-                matches = find_words(text, low, high, source, policy)
-            else:
-                matches = find_only(text, low, high, source)
+            matches = find_literal(text, low, high, source, policy, only=line is not None)
             if isinstance(matches, str):
                 continue
             if len(matches) * (len(target) - len(source)) > policy.max_growth:
                 continue
-            if self._accept([(at, at + len(source), target) for at in matches]):
+            if self._accept([(begin, end, target) for begin, end in matches]):
                 return source, target
         return None
 

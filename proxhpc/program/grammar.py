@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import pairwise
 
-from proxhpc.program.execute import find_only, find_words
+from proxhpc.program.match import find_literal
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import FIRST_LINE, Dialect
 
@@ -87,14 +87,14 @@ def _strings(dialect: Dialect, first: int, lines: Sequence[str], policy: Policy)
 
     @cache
     def is_found(source: str) -> bool:
-        return isinstance(find_words(text, 0, len(text), source, policy), list)
+        return isinstance(find_literal(text, 0, len(text), source, policy, only=False), list)
 
     words = dict.fromkeys(span for line in lines for span in _spans(line, is_found))
     return [rf'normalize\(source_str="{_alternatives(words)}", target_str=""\)'] if words else []
 
 
 def _occurs_once(line: str, source: str) -> bool:
-    return isinstance(find_only(line, 0, len(line), source), list)
+    return line.find(source) == line.rfind(source) >= 0
 
 
 def _spans(line: str, is_suitable: Callable[[str], bool]) -> list[str]:

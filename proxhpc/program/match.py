@@ -82,29 +82,36 @@ def find_edit(
         source, target = reading
     if not source or source.isspace():
         return "blank_source"
+    spans = find_literal(text, low, high, source, policy, only=line is not None)
+    if isinstance(spans, str):
+        if spans == "not_found" and not policy.strict:
+            return _find_leniently(text, low, high, (line, source, target), policy, lenient)
+        return spans
+    if (len(target) - len(source)) * len(spans) > policy.max_growth:
+        return "growth"
+    return [(start, stop, target) for start, stop in spans]
+
+
+def find_literal(
+    text: str, low: int, high: int, source: str, policy: Policy, *, only: bool
+) -> list[Span] | str:
+    """Return where `source` occurs in characters [low, high), or the reason for a rejection.
+
+    With `only`, that must be one place. Otherwise matches do not overlap and are whole words, if
+    the policy asks for it.
+    """
+    size = len(source)
     at = text.find(source, low, high)
     if at < 0:
-        if policy.strict:
-            return "not_found"
-        return _find_leniently(text, low, high, (line, source, target), policy, lenient)
-    size = len(source)
-    if line is not None:
+        return "not_found"
+    if only:
         # Occurrences may overlap: `aa` occurs twice in `aaa`.
-        if text.find(source, at + 1, high) >= 0:
-            return "ambiguous"
-        changes = [(at, at + size, target)]
-    else:
-        spans = []
-        while at >= 0:
-            spans.append((at, at + size))
-            at = text.find(source, at + size, high)
-        whole = _whole_words(text, spans, source, policy)
-        if isinstance(whole, str):
-            return whole
-        changes = [(start, stop, target) for start, stop in whole]
-    if (len(target) - size) * len(changes) > policy.max_growth:
-        return "growth"
-    return changes
+        return "ambiguous" if text.find(source, at + 1, high) >= 0 else [(at, at + size)]
+    spans = []
+    while at >= 0:
+        spans.append((at, at + size))
+        at = text.find(source, at + size, high)
+    return _whole_words(text, spans, source, policy)
 
 
 def _find_leniently(
