@@ -109,6 +109,8 @@ def test_defect_12_a_window_cannot_remove_lines_of_another():
     program = ModelOutput("remove_lines(start=0, end=0)", "stop")
     windows = [WindowProgram(0, 3, ModelOutput("", "stop")), WindowProgram(3, 7, program)]
     assert_unchanged(replay(BRAIN, None, windows, Policy(), ProgramFormat()), outside_window=1)
+    past = [WindowProgram(0, 3, ModelOutput("remove_lines(4, 4)", "stop"))]
+    assert_unchanged(replay(BRAIN, None, past, Policy(), ProgramFormat()), no_such_line=1)
     assert replay(BRAIN, None, windows, "reference", ProgramFormat()).lines_removed == 1
 
 
@@ -145,7 +147,7 @@ def test_parser_invalid_ranges_and_missing_strings_are_rejected():
     assert_unchanged(run("remove_lines(-2, 1)"), outside_window=1)
     assert_unchanged(run("remove_lines(4, 2)"), reversed_range=1)
     assert_unchanged(run('normalize("nowhere")'), not_found=1)
-    assert_unchanged(run("remove_lines(start=1_0, end=+3)"), bad_arguments=1)
+    assert_unchanged(run("remove_lines(start=0x1, end=3)"), bad_arguments=1)
     assert run("remove_lines(start=004, end=006)").lines_removed == 3
 
 
@@ -155,17 +157,22 @@ def test_errors_one_unterminated_call_is_one_error():
     assert run(program).text == "\n".join(LINES[:6])
 
 
-def test_errors_a_range_past_the_end_is_rejected_or_executed_but_not_both():
+def test_errors_a_range_past_the_end_is_clipped_or_rejected_but_not_both():
     assert reference("remove_lines(start=6, end=7)").lines_removed == 1
     assert reference("remove_lines(start=6, end=7)").rejected == {"reference_errors": 1}
-    assert_unchanged(run("remove_lines(start=6, end=7)"), outside_window=1)
+    clipped = run("remove_lines(start=6, end=7)")
+    assert (clipped.lines_removed, clipped.rejected) == (1, {})
+    assert clipped.lenient == {"clipped_range": 1}
+    assert_unchanged(run("remove_lines(start=6, end=8)"), outside_window=1)
+    strict = Policy(strict=True)
+    assert_unchanged(run("remove_lines(start=6, end=7)", policy=strict), outside_window=1)
 
 
 def test_errors_are_counted_for_each_window():
     program = "remove_lines(0, 0)\nremove_lines(1, 9)"
     result = run(program)
     assert (result.lines_removed, result.rejected) == (1, {"outside_window": 1})
-    bad = ModelOutput("remove_lines(0, 99)\nremove_lines(4, 99)", "stop")
+    bad = ModelOutput("remove_lines(0, 99)\nremove_lines(4, 99)\nremove_lines(1, 1)", "stop")
     windows = [
         WindowProgram(0, 6, bad),
         WindowProgram(6, 7, ModelOutput("remove_lines(6, 6)", "stop")),
@@ -192,10 +199,12 @@ def test_thresholds_chinese_is_not_one_word():
     assert run("remove_lines(1, 1)", text).text == text.partition("\n")[0]
 
 
-def test_thresholds_removing_nearly_everything_keeps_the_original_by_default():
+def test_thresholds_removing_nearly_everything_never_gives_the_original_back():
     text = f"{'county facts ' * 200}\nend"
     program = "remove_lines(0, 0)"
-    assert_unchanged(run(program, text), text, removed_share=1)
+    assert (run(program, text).outcome, run(program, text).reason) == ("dropped", "short")
     assert reference("remove_lines(start=0, end=0)", text).reason == "reference_removed_share"
-    dropped = run(program, text, policy=Policy(on_removed_share="drop"))
-    assert (dropped.outcome, dropped.reason) == ("dropped", "removed_share")
+    limited = run(program, text, policy=Policy(max_removed_share=0.95))
+    assert (limited.outcome, limited.reason) == ("quarantined", "removed_share")
+    menus = f"{'county facts ' * 2000}\n{'The county has nine good words for you here. ' * 3}"
+    assert run(program, menus).text == menus.partition("\n")[2]

@@ -145,10 +145,10 @@ def test_the_same_edit_on_many_different_lines():
 
 
 def test_a_statement_never_changes_an_edited_line_again():
-    program = derive("k q\np q r\nq r z", "k\np r\nr z")
+    program = derive("kk qq\npp qq rr\nqq rr zz", "kk\npp rr\nrr zz")
     assert [str(s) for s in program.statements] == [
-        'normalize(source_str=" q", target_str="")',
-        'normalize(source_str="q r ", target_str="r ")',
+        'normalize(source_str=" qq", target_str="")',
+        'normalize(source_str="qq rr ", target_str="rr ")',
     ]
 
 
@@ -203,7 +203,8 @@ def test_a_program_is_always_found_for_removed_lines(lines, data, dialect):
     after = "\n".join(line for line, kept in zip(lines, keep, strict=True) if kept)
     program = derive(before, after, dialect)
     assert isinstance(program, Program)
-    assert execute(before, program, dialect).text == after
+    result = execute(before, program, dialect)
+    assert result.text == after or (result.reason == "emptied" and not after.strip())
 
 
 @given(documents, documents, st.sampled_from(["prox", "line"]))
@@ -212,6 +213,7 @@ def test_a_derived_program_produces_the_target(lines, other, dialect):
     program = derive(before, after, dialect)
     if isinstance(program, Program):
         result = execute(before, program, dialect)
-        assert (result.text, result.rejected) == (after, {})
+        expected = after if after.strip() or after == before else ""
+        assert (result.text, result.rejected) == (expected, {})
     else:
         assert program.reason

@@ -84,9 +84,9 @@ def test_only_strings_of_the_window_match():
 
 
 def test_words_hidden_by_an_earlier_match_do_not_match():
-    grammar = re.compile(chunk_grammar("prox", 0, 0, lines=["xb b b"]))
-    assert grammar.fullmatch('normalize(source_str="b", target_str="")')
-    assert not grammar.fullmatch('normalize(source_str="b b", target_str="")')
+    grammar = re.compile(chunk_grammar("prox", 0, 0, lines=["xbb bb bb"]))
+    assert grammar.fullmatch('normalize(source_str="bb", target_str="")')
+    assert not grammar.fullmatch('normalize(source_str="bb bb", target_str="")')
 
 
 def test_max_calls_ends_a_repetition_loop():

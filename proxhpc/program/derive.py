@@ -17,12 +17,11 @@ from proxhpc.program.align import MAX_CELLS, EditCosts, LinePairs, align_lines, 
 from proxhpc.program.edits import program_edits
 from proxhpc.program.execute import (
     UNSPACED,
-    SpanChange,
     apply_changes,
     execute,
     outside_removed,
 )
-from proxhpc.program.match import find_literal
+from proxhpc.program.match import SpanChange, find_literal
 from proxhpc.program.parse import SURROGATE
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import (
@@ -108,7 +107,7 @@ def derive(
 def _problem(program: Program, text: "_OldText", after: str, first: int) -> str:
     """Execute a candidate and return why it is not a solution, or ""."""
     total = len(text.starts) - 1
-    window = program_edits(program, 0, total, first)
+    window = program_edits(program, 0, total, first, {})
     if apply_changes(text.text, execute(text.text, total, [window], text.policy)) != after:
         return "the only candidate has another effect"
     if window.rejected:

@@ -8,7 +8,7 @@ parsed, with the same result.
 import re
 from typing import NamedTuple
 
-from proxhpc.program.envelope import unwrap
+from proxhpc.program.envelope import add_count, unwrap
 from proxhpc.program.parse import SURROGATE, parse_chunk
 from proxhpc.program.syntax import (
     Dialect,
@@ -45,7 +45,7 @@ class WindowEdits(NamedTuple):
     """The edits that a program makes in the lines [start, stop) of a document.
 
     `removed` are ascending ranges [a, b) of lines that neither overlap nor touch. `rejected` counts
-    rejected statements by reason, `lenient` what was overlooked to read the program, by name.
+    rejected statements by reason, `lenient` by name what was overlooked to read the program.
     `truncated` means that the token limit broke off the last call. `statements` is the number of
     different statements, rejected ones included.
     """
@@ -72,7 +72,8 @@ def read_window(
 ) -> WindowEdits:
     """Return the edits of a program's text in the lines [start, stop) of a document.
 
-    The program numbers the first of these lines `first_line`. Never raises; linear in `text`.
+    The program numbers the first of these lines `first_line`. With `strict`, only well-formed
+    programs are read. Never raises; linear in `text`.
     """
     stripped = text.strip()
     if dialect == "prox" and (stripped.isascii() or not SURROGATE.search(stripped)):
@@ -90,9 +91,8 @@ def read_window(
             elif other != "untouch_doc()":
                 break
         else:
-            return WindowEdits(
-                start, stop, _joined(ranges), strings, {}, {}, False, len(ranges) + len(strings)
-            )
+            number = len(ranges) + len(strings)
+            return WindowEdits(start, stop, _joined(ranges), strings, {}, {}, False, number)
     lenient: dict[str, int] = {}
     if not strict:
         text, lenient = unwrap(text)
@@ -111,29 +111,25 @@ def program_edits(
 ) -> WindowEdits:
     """Return the edits of a parsed program in the lines [start, stop) of a document.
 
-    Repeated statements count once.
+    Repeated statements count once. Leniencies are added to `lenient`; `strict` allows none.
     """
     shift = start - first_line
     ranges: list[Range] = []
     strings: list[StringEdit] = []
     rejected: dict[str, int] = {}
     for item in program.rejected:
-        count_rejected(rejected, item.reason)
+        add_count(rejected, item.reason)
     distinct = dict.fromkeys(program.statements)
     for statement in distinct:
         match statement:
             case RemoveLines(first, last):
                 low, high = first + shift, last + shift + 1
-                if low >= high:
-                    count_rejected(rejected, "reversed_range")
-                elif low >= stop:
-                    count_rejected(rejected, "no_such_line")
-                elif low < start or high > stop + 1 or (high > stop and strict):
-                    count_rejected(rejected, "outside_window")
-                else:
-                    if high > stop:  # models count a last line that is not there
-                        count_rejected(lenient, "clipped_range")
-                    ranges.append((low, min(high, stop)))
+                if reason := _range_problem(low, high, start, stop if strict else stop + 1):
+                    add_count(rejected, reason)
+                    continue
+                if high > stop:  # models count a last line that is not there
+                    add_count(lenient, "clipped_range")
+                ranges.append((low, min(high, stop)))
             case RemoveAll():
                 ranges.append((start, stop))
             case Normalize(source, target):
@@ -143,22 +139,19 @@ def program_edits(
                 if start <= line + shift < stop:
                     strings.append(_string_edit(line + shift, statement.source, target))
                 else:
-                    count_rejected(rejected, "no_such_line")
-    return WindowEdits(
-        start,
-        stop,
-        _joined(ranges),
-        strings,
-        rejected,
-        lenient,
-        program.truncated,
-        len(distinct) + len(program.rejected),
-    )
+                    add_count(rejected, "no_such_line")
+    number = len(distinct) + len(program.rejected)
+    removed, truncated = _joined(ranges), program.truncated
+    return WindowEdits(start, stop, removed, strings, rejected, lenient, truncated, number)
 
 
-def count_rejected(rejected: dict[str, int], reason: str, number: int = 1) -> None:
-    """Add rejected statements to the counts by reason."""
-    rejected[reason] = rejected.get(reason, 0) + number
+def _range_problem(low: int, high: int, start: int, end: int) -> str:
+    """Why lines [low, high) cannot be removed from a window that ends before line `end`, or ""."""
+    if low >= high:
+        return "reversed_range"
+    if low < start or high > end:
+        return "no_such_line" if low >= end else "outside_window"
+    return ""
 
 
 def _string_edit(line: int | None, source: Quoted, target: Quoted) -> StringEdit:

@@ -1,148 +1,242 @@
-"""Removes what models wrap around and between calls, so that the parser sees only calls.
+"""Removes what models write around and between calls, so that the parser reads only calls.
 
-Everything here leaves the intent of a program unambiguous: reasoning before the answer, code
-fences, bullets, comments, end tokens, typographic punctuation. Each leniency has a name and is
-counted. Strings are never changed: they are replaced by placeholders first and put back last.
+Each step leaves the intent of a program unambiguous: reasoning before the answer, code fences,
+bullets, comments, end tokens, typographic punctuation. Each leniency has a name and is counted.
+The content of strings never changes: placeholders replace them while the steps run.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-_CALL = r"[A-Za-z_]\w*[ \t]*\("
-_AFTER_STRING = r"(?=\s*+[,)，）])"
+_CALL = r"[A-Za-z_]\w*+[ \t]*+\("
+_AFTER_STRING = r"(?=\s*+[,)，、）])"
 _STRING = re.compile(
-    rf"""(?<=[(,=（，＝])(\s*+)(?:[rRuUfFbB](?=["']))?+
-    ("(?:[^"\\]|\\.)*+"{_AFTER_STRING}|'(?:[^'\\]|\\.)*+'{_AFTER_STRING}
-    |“[^“”\n]*+”|«[^«»\n]*+»|`[^`\n]*+`{_AFTER_STRING}|&quot;(?:(?!&quot;)[^\n])*+&quot;)""",
+    rf"""(?<=[(,=（，、＝])(\s*+)(?:[rRuUfFbB](?=["']))?+(
+    "(?:[^"\\]|\\.)*+"{_AFTER_STRING} | '(?:[^'\\]|\\.)*+'{_AFTER_STRING}
+    | “[^“”\n]*+” | «[^«»\n]*+» | `[^`\n]*+`{_AFTER_STRING} | &quot;(?:(?!&quot;)[^\n])*+&quot;)""",
     re.DOTALL | re.VERBOSE,
 )
-# A quote within its own quotes: the string ends at the first quote that a call can continue behind.
+# Quotes within the same quotes: the string ends at the first quote after which a call can continue.
 _INNER_QUOTE = re.compile(
-    r"""(?<=[(,=])(\s*+)(["'])([^\n]*?)(?<!\\)\2(?=\s*(?:,\s*(?:[A-Za-z_]\w*\s*=|["'])|\)[ \t]*(?:\#|\n|\Z)))"""
+    r"""(?<=[(,=])(\s*+)(["'])([^\n]{0,500}?)(?<!\\)\2
+    (?=\s{0,20}(?: ,\s{0,20}(?:[A-Za-z_]\w{0,30}\s{0,20}=|["']) | \)[ \t]{0,20}(?:\#|\n|\Z)))""",
+    re.VERBOSE,
 )
+_EXPRESSION = re.compile(r"""["']\s*(?:["'+%*]|\.\w|(?:if|or|and)\b)""")
 _PLACEHOLDER = re.compile(r"\x00(\d+)\x00")
-
-_PUNCTUATION = str.maketrans(
-    {
-        "（": "(",
-        "）": ")",
-        "，": ",",
-        "、": ",",
-        "＝": "=",
-        "：": ":",
-        "；": ";",
-        "＿": "_",
-        "\u3000": " ",
-        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
-    }
+# A number in quotes as the first or the last argument of a call with line numbers.
+_QUOTED_NUMBER = re.compile(
+    r"""\b((?:remove_lines|remove_str|replace_str)[ \t]*+\(\s*+(?:\w++\s*+=\s*+)?+
+    |remove_lines[ \t]*+\([^()\x00\n]*+(?<=[,=\s]))\x00(\d+)\x00""",
+    re.VERBOSE,
 )
-_INVISIBLE = re.compile("[\ufeff\u200b\u200c\u200d\u2060\u00ad]")
-_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
+_DIGITS = re.compile(r"""["']\d{1,9}["']""")
+
+# Reasoning may lack its first tag, which a chat template can have written.
 _THINK = re.compile(
-    r"\s*+(?:<think(?:ing)?>)?(?:(?!</think(?:ing)?>).)*+</think(?:ing)?>", re.DOTALL
+    rf"""\s*+(?: <think(?:ing)?>(?:(?!</think).)*+</think(?:ing)?>
+    | (?:(?!</think).)*+</think(?:ing)?>(?=[ \t]*+(?:\n|\Z|{_CALL}|(?:keep|drop)\b)))""",
+    re.DOTALL | re.VERBOSE,
 )
-_THINK_TAG = re.compile(r"\s*+<think(?:ing)?>")
-_END_TOKEN = re.compile(
-    r"</?s>|<\|[\w ]{1,30}\|>|<｜[^｜\n]{1,30}｜>|\[/?INST\]|</?(?:start|end)_of_turn>|<eos>|<pad>"
+_FENCE = re.compile(r"(?m)^[ \t]*+(?:```++|~~~++|'''|\"\"\"|‘‘‘|’’’)[^\n(]*+$")
+_ANY_CALL = re.compile(rf"(?<!\w){_CALL}")
+_LINE_WITH_CALL = re.compile(rf"(?m)^[ \t]*+{_CALL}")
+
+_PUNCTUATION = dict(
+    zip("（），、＝：；＿\u3000０１２３４５６７８９", "(),,=:;_ 0123456789", strict=True)
 )
-_TAG = re.compile(
-    r"</?(?:answer|program|code|output|response|python|edits?)>|\[/?doc\]", re.IGNORECASE
+
+Step = tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]
+_BEFORE_FENCE: tuple[Step, ...] = (
+    ("invisible", re.compile("[\ufeff\u200b\u200c\u200d\u2060\u00ad]"), ""),
+    ("invisible", re.compile("[\u00a0\u2000-\u200a\u202f\u205f]"), " "),
+    (
+        "punctuation",
+        re.compile(f"[{''.join(_PUNCTUATION)}]"),
+        lambda match: _PUNCTUATION[match.group()],
+    ),
+    (
+        "end_token",
+        re.compile(
+            r"""</?s> | <\|[\w ]{1,30}\|> | <｜[^｜\n]{1,30}｜> | \[/?INST\]
+            | </?(?:start|end)_of_turn> | <eos> | <pad>""",
+            re.VERBOSE,
+        ),
+        "\n",
+    ),
+    (
+        "tag",
+        re.compile(
+            r"</?(?:answer|program|code|output|response|python|edits?|page)>|\[/?doc\]",
+            re.IGNORECASE,
+        ),
+        "\n",
+    ),
 )
-_FENCE = re.compile(r"(?m)^[ \t]*(```+|~~~+|'''|\"\"\"|‘‘‘|’’’)[^\n(]*$")
-_FENCE_MARK = re.compile(r"```+|~~~+|‘‘‘|’’’|'''|\"\"\"")
-_COMMENT = re.compile(
-    r"/\*(?:(?!\*/).)*+\*/|<!--(?:(?!-->).)*+-->|(?m:(?<=\))[ \t]*+(?://|--|—|–)[^\n]*+$)"
-    r"|(?m:^[ \t]*+(?://|--)[^\n]*+$)",
-    re.DOTALL,
+_COMMENT: Step = (
+    "comment",
+    re.compile(
+        r"""/\*(?:(?!\*/|/\*).)*+\*/ | <!--(?:(?!-->|<!--).)*+-->
+        | (?:(?<=\))[ \t]*+(?://|--|—|–) | (?m:^)[ \t]*+(?://|--))[^\n]*+""",
+        re.DOTALL | re.VERBOSE,
+    ),
+    "",
 )
-_MARKER = re.compile(
-    rf"(?m)^[ \t]*+(?:[-*+•‣◦▪·–—]|\d{{1,3}}[.):]|\(\d{{1,3}}\)|\[\d{{1,3}}\]|>{{1,3}}|\.\.\.|\$|%)[ \t]++(?=[*`]*{_CALL})"
+_LIST_MARKER: Step = (
+    "list_marker",
+    re.compile(
+        rf"""^[ \t]*+(?:[-*+•‣◦▪·–—] | \d{{1,3}}[.):] | \(\d{{1,3}}\) | \[\d{{1,3}}\]
+        | >{{1,3}} | \.\.\. | \$ | %)[ \t]++(?=[*`]{{0,4}}{_CALL})""",
+        re.MULTILINE | re.VERBOSE,
+    ),
+    "",
 )
-_EMPHASIS = re.compile(
-    rf"(?m)^([ \t]*+)(\*\*|__|`|\*|[\"'])(?={_CALL})([^\n]*?)\2(?=[ \t]*+[.;,]?[ \t]*+$)"
+_LABEL: Step = (
+    "label",
+    re.compile(rf"(?m)^[ \t]*+(?!\w+[ \t]*\()[A-Za-z][\w ]{{0,30}}:[ \t]*+(?={_CALL})"),
+    "",
 )
-_LABEL = re.compile(rf"(?m)^[ \t]*+(?!\w+[ \t]*\()[A-Za-z][\w ]{{0,30}}:[ \t]*+(?={_CALL})")
-_ESCAPED_NEWLINE = re.compile(r"(?<=\))[ \t]*+(?:\\r)?\\n")
-_JOINED = re.compile(rf"(?<=\))[ \t]*+(?:,|\||->|=>|→|&+|and|then|und|et)[ \t]*+(?={_CALL})")
-_TRAILING = re.compile(r"(?m)(?<=\))[ \t]*+[.,:!。|\]]++[ \t]*+$")
-_BRACKETED = re.compile(rf"\s*+\[(?=\s*+{_CALL})")
-_BRACKETED_NUMBER = re.compile(r"(?<=[(,=])(\s*+)\[(\d{1,9})\](?=\s*+[,)])")
-_NUMBER = re.compile(r"(?<=[(,=])(\s*+)\+?(\d{1,9})(?:\.0+)?(?=\s*+[,)])")
-_GROUPED_NUMBER = re.compile(r"(?<=[(,=])(\s*+)(\d{1,3}(?:_\d{1,3})+)(?=\s*+[,)])")
-_TRAILING_COMMA = re.compile(r",(?=\s*+\))")
-_NO_VALUE = re.compile(r"(?<==)[ \t]*+(?:None|null|nil)?(?=[ \t]*+[,)])")
+_EMPHASIS: Step = (
+    "emphasis",
+    re.compile(
+        rf"(?m)^([ \t]*+)(\*\*|__|`|\*|[\"'])(?={_CALL})([^\n]*?)\2(?=[ \t]*+[.;,]?[ \t]*+$)"
+    ),
+    r"\1\3",
+)
+_AFTER_CALLS: tuple[Step, ...] = (
+    ("separator", re.compile(r"(?<=\))[ \t]*+(?:\\r)?\\n"), "\n"),
+    ("separator", re.compile(rf"\A\s*+\[(?=\s*+{_CALL})"), ""),
+    (
+        "separator",
+        re.compile(rf"(?<=\))[ \t]*+(?:,|\||->|=>|→|&{{1,2}}|and|then|und|et)[ \t]*+(?={_CALL})"),
+        "\n",
+    ),
+    ("trailing_punctuation", re.compile(r"(?m)(?<=\))[ \t]*+[.,:!。|\]]++[ \t]*+$"), ""),
+)
+_ARGUMENTS: tuple[Step, ...] = (
+    (
+        "number",
+        re.compile(
+            r"""(?<=[(,=])(\s*+)
+            (?: \[(\d{1,9})\] | \+(\d{1,9}) | (\d{1,9})\.0++ | (\d{1,3}(?:_\d{1,3})+) )
+            (?=\s*+[,)])""",
+            re.VERBOSE,
+        ),
+        lambda match: match[1] + match[match.lastindex or 0].replace("_", ""),
+    ),
+    ("trailing_comma", re.compile(r",(?=\s*+\))"), ""),
+    ("none", re.compile(r"(?<==)[ \t]*+(?:None|null|nil)?(?=[ \t]*+[,)])"), '""'),
+    ("parameter_name", re.compile(r"(?<=[(,])(\s*+)(?:start_line|first)(?=\s*+=)"), r"\1start"),
+    ("parameter_name", re.compile(r"(?<=[(,])(\s*+)(?:end_line|last)(?=\s*+=)"), r"\1end"),
+)
 # A call without strings cannot be cut short by a quote: what follows it on its line is prose.
-_PROSE = re.compile(r"(?m)((?<![\w.(])[A-Za-z_]\w*\([^()\x00\n]*+\))[ \t]++[^\W\d_][^\n()]*+$")
+_TRAILING_PROSE: Step = (
+    "trailing_prose",
+    re.compile(
+        r"((?<![\w.(])[A-Za-z_]\w*+\([^()\x00\n]*+\))[ \t]++[^\W\d_][^\n()]*+$", re.MULTILINE
+    ),
+    r"\1",
+)
+_CHUNK_STEPS = (
+    *(_COMMENT, _LIST_MARKER, _LABEL, _EMPHASIS, *_AFTER_CALLS, *_ARGUMENTS),
+    _TRAILING_PROSE,
+)
+# Prose beside a verdict may deny it.
+_DOC_STEPS = (_COMMENT, _LIST_MARKER, _EMPHASIS, *_AFTER_CALLS)
+_VERDICT = re.compile(
+    r"""^[ \t]*+(?:(?:[-*+•>]|\d{1,3}[.)])[ \t]++)?+
+    (?:[*_`]{0,2}(?:answer|verdict|output|program|decision|result|response)
+    [ \t]*+:[*_`]{0,2}[ \t]*+)?+
+    [*_`"'“‘]{0,3}(?:(keep|drop)_doc(?:[ \t]*+\([ \t]*+\))?+|(keep|drop))
+    [*_`"'”’]{0,3}[.;!。]?[*_`"'”’]{0,3}[ \t]*+$""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_PLAIN_VERDICT = re.compile(r"\s*+(?:keep|drop)(?:_doc(?:\s*+\(\s*+\))?+)?+;?\s*+")
+
+Counts = dict[str, int]
 
 
-def unwrap(text: str) -> tuple[str, dict[str, int]]:
-    """Return the calls of a model's answer, and how often each leniency was applied.
+def unwrap(text: str) -> tuple[str, Counts]:
+    """Return the calls of a chunk-level answer, and how often each leniency was applied.
 
     Linear in `text`; never raises. Text with NUL characters is returned as it is.
     """
-    counts: dict[str, int] = {}
+    return _unwrap(text, _CHUNK_STEPS)
+
+
+def unwrap_verdict(text: str, *, is_whole: bool) -> tuple[str, Counts]:
+    """Return the verdict of a doc-level answer likewise.
+
+    Unless the answer `is_whole`, its last word may be truncated, and only calls are verdicts.
+    """
+    text, counts = _unwrap(text, _DOC_STEPS)
+
+    def canonical(match: re.Match[str]) -> str:
+        if _PLAIN_VERDICT.fullmatch(match.group()):
+            return match.group()
+        add_count(counts, "verdict_form")
+        return f"{(match[1] or match[2]).lower()}_doc()"
+
+    return _VERDICT.sub(canonical, text) if is_whole else text, counts
+
+
+def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, Counts]:
+    counts: Counts = {}
     if "\x00" in text:
         return text, counts
+    if "</think" in text and (thoughts := _THINK.match(text)):
+        text = text[thoughts.end() :]
+        add_count(counts, "think_block")
     strings: list[str] = []
+    text = _hide_strings(text, strings, counts)
+    text = _apply(_BEFORE_FENCE, text, counts)
+    text = _inside_fence(text, counts)
+    text = _apply(steps, text, counts)
+    return _PLACEHOLDER.sub(lambda match: strings[int(match[1])], text), counts
 
-    def apply(name: str, pattern: re.Pattern[str], target: str | Callable[..., str]) -> None:
-        nonlocal text
-        text, number = pattern.subn(target, text)
+
+def _apply(steps: Sequence[Step], text: str, counts: Counts) -> str:
+    for name, pattern, replacement in steps:
+        text, number = pattern.subn(replacement, text)
         if number:
-            counts[name] = counts.get(name, 0) + number
+            add_count(counts, name, number)
+    return text
 
-    def put_away(match: re.Match[str]) -> str:
+
+def _hide_strings(text: str, strings: list[str], counts: Counts) -> str:
+    """Replace string literals by placeholders, appending each literal to `strings`."""
+
+    def hide(match: re.Match[str]) -> str:
         blanks, literal = match.groups()
         if literal[0] not in "\"'":
-            counts["quotes"] = counts.get("quotes", 0) + 1
+            add_count(counts, "quotes")
             size = 6 if literal.startswith("&") else 1
             literal = _quote(literal[size:-size])
         elif len(match.group()) > len(blanks) + len(literal):
-            counts["string_prefix"] = counts.get("string_prefix", 0) + 1
+            add_count(counts, "string_prefix")
         strings.append(literal)
         return f"{blanks}\x00{len(strings) - 1}\x00"
 
-    def put_away_inner(match: re.Match[str]) -> str:
-        strings.append(_quote(match[3]))
+    def hide_inner(match: re.Match[str]) -> str:
+        if _EXPRESSION.search(match[3]):
+            return match.group()
+        add_count(counts, "inner_quote")
+        strings.append(_quote(_PLACEHOLDER.sub(lambda hidden: strings[int(hidden[1])], match[3])))
         return f"{match[1]}\x00{len(strings) - 1}\x00"
 
-    if think := _THINK.match(text) if "</think" in text else None:
-        text = text[think.end() :]
-        counts["think_block"] = 1
-    text = _STRING.sub(put_away, text)
+    def unquote(match: re.Match[str]) -> str:
+        literal = strings[int(match[2])]
+        if not _DIGITS.fullmatch(literal):
+            return match.group()
+        add_count(counts, "quoted_number")
+        return match[1] + literal[1:-1]
+
+    text = _STRING.sub(hide, text)
     if '"' in text or "'" in text:
-        apply("inner_quote", _INNER_QUOTE, put_away_inner)
-    apply("invisible", _INVISIBLE, "")
-    apply("invisible", _SPACE, " ")
-    if not text.isascii():
-        ascii_text = text.translate(_PUNCTUATION)
-        if ascii_text != text:
-            text, counts["punctuation"] = ascii_text, 1
-            text = _STRING.sub(put_away, text)
-    if "<" in text or "[" in text:
-        apply("end_token", _END_TOKEN, "\n")
-        apply("tag", _TAG, "\n")
-    text = _inside_fence(text, counts)
-    if "/" in text or "--" in text or "–" in text or "—" in text:
-        apply("comment", _COMMENT, "")
-    apply("list_marker", _MARKER, "")
-    apply("label", _LABEL, "")
-    apply("emphasis", _EMPHASIS, r"\1\3")
-    apply("separator", _ESCAPED_NEWLINE, "\n")
-    bracketed = _BRACKETED.match(text)
-    if bracketed:
-        text = text[bracketed.end() :]
-        counts["separator"] = counts.get("separator", 0) + 1
-    apply("separator", _JOINED, "\n")
-    apply("trailing_punctuation", _TRAILING, "")
-    apply("number", _BRACKETED_NUMBER, r"\1\2")
-    apply("trailing_comma", _TRAILING_COMMA, "")
-    text = _NUMBER.sub(r"\1\2", text)
-    text = _GROUPED_NUMBER.sub(lambda match: match[1] + match[2].replace("_", ""), text)
-    apply("none", _NO_VALUE, '""')
-    apply("trailing_prose", _PROSE, r"\1")
-    text = _PLACEHOLDER.sub(lambda match: strings[int(match[1])], text)
-    return text, counts
+        text = _INNER_QUOTE.sub(hide_inner, text)
+    for _ in range(2):
+        text = _QUOTED_NUMBER.sub(unquote, text)
+    return text
 
 
 def _quote(body: str) -> str:
@@ -152,16 +246,21 @@ def _quote(body: str) -> str:
     return "'" + body.replace("'", "\\'") + "'" if "'" in body else f"'{body}'"
 
 
-def _inside_fence(text: str, counts: dict[str, int]) -> str:
-    """Return the content of the only fenced block, or the text without its fence marks."""
+def _inside_fence(text: str, counts: Counts) -> str:
+    """Return the content of the only fenced block, if all calls are in it, or the whole text."""
     marks = list(_FENCE.finditer(text))
-    if 1 <= len(marks) <= 2:
-        start = marks[0].end()
-        stop = marks[1].start() if len(marks) == 2 else len(text)
-        around = text[: marks[0].start()] + (text[marks[1].end() :] if len(marks) == 2 else "")
-        if re.search(_CALL, text[start:stop]) and not re.search(rf"(?m)^\s*{_CALL}", around):
-            counts["fence"] = 1
-            if around.strip():
-                counts["prose_around_fence"] = 1
-            return text[start:stop]
-    return text
+    if not 1 <= len(marks) <= 2:
+        return text
+    start, (stop, resume) = marks[0].end(), marks[1].span() if len(marks) == 2 else (len(text),) * 2
+    around = text[: marks[0].start()] + text[resume:]
+    if not _ANY_CALL.search(text, start, stop) or _LINE_WITH_CALL.search(around):
+        return text
+    add_count(counts, "fence")
+    if around.strip():
+        add_count(counts, "prose_around_fence")
+    return text[start:stop]
+
+
+def add_count(counts: Counts, name: str, number: int = 1) -> None:
+    """Add a number to the count of a name."""
+    counts[name] = counts.get(name, 0) + number

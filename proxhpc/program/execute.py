@@ -13,7 +13,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
 
-from proxhpc.program.edits import WindowEdits, count_rejected
+from proxhpc.program.edits import WindowEdits
+from proxhpc.program.envelope import add_count
 from proxhpc.program.match import SpanChange, find_edit
 from proxhpc.program.policy import Policy
 
@@ -167,7 +168,7 @@ def _changes(
         if accepted and not isinstance(changes, str):
             changes = _check_overlap(changes, accepted)
         if isinstance(changes, str):
-            count_rejected(window.rejected, changes)
+            add_count(window.rejected, changes)
             continue
         replaced += len(changes)
         if accepted:
@@ -175,7 +176,7 @@ def _changes(
         else:
             accepted = changes
     if len(strings) > limit:
-        count_rejected(window.rejected, "too_many_strings", len(strings) - limit)
+        add_count(window.rejected, "too_many_strings", len(strings) - limit)
     return accepted, replaced
 
 

@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator
 
 from proxhpc.program.edits import StringEdit
-from proxhpc.program.edits import count_rejected as count
+from proxhpc.program.envelope import add_count
 from proxhpc.program.policy import Policy
 from proxhpc.program.words import (
+    changes_when_folded,
     equivalent_length,
     find_folded,
     folded,
@@ -28,27 +29,27 @@ _LATEX = re.compile(r"\\[A-Za-z]+|\$")
 def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
     """Return up to `limit` ranges of `text` in [low, high) that a reader takes for `source`.
 
-    Only the surroundings of its longest run of characters that folding leaves alone are compared.
+    In text that folding leaves alone but for blanks, only the surroundings of the longest word of
+    `source` are compared.
     """
     anchor = stable_run(source)
-    if not anchor:
-        return _find_folded(text, low, high, source, limit)
-    first = source.index(anchor)
+    first = source.find(anchor)
     last = first + len(anchor)
     before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
+    near = text.count(anchor, low, high) * (before + after)  # an empty one is everywhere
+    if near > high - low or changes_when_folded(text[low:high]):
+        return _find_folded(text, low, high, source, limit)
     spans: list[Span] = []
     at = text.find(anchor, low, high)
-    for _ in range(limit):
-        if at < 0:
-            break
+    while at >= 0 and len(spans) < limit:
         start, stop = max(low, at - before), min(high, at + after)
         back = equivalent_length(text[start:at][::-1], source[:first][::-1])
         on = -1 if back == -1 else equivalent_length(text[at + len(anchor) : stop], source[last:])
         if back is None or on is None:
-            found = _find_folded(text, start, stop, source, limit)
+            matches = _find_folded(text, start, stop, source, limit)
         else:
-            found = [] if on < 0 else [(at - back, at + len(anchor) + on)]
-        spans += [span for span in found if not spans or span[0] >= spans[-1][1]]
+            matches = [] if on < 0 else [(at - back, at + len(anchor) + on)]
+        spans += [span for span in matches if not spans or span[0] >= spans[-1][1]]
         at = text.find(anchor, at + len(anchor), high)
     return spans
 
@@ -137,7 +138,7 @@ def _find_leniently(
             return whole
         if sum(len(new_target) - (stop - start) for start, stop in whole) > policy.max_growth:
             return "growth"
-        count(lenient, name)
+        add_count(lenient, name)
         return [(start, stop, new_target) for start, stop in whole]
     return "not_found"
 

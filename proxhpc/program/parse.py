@@ -57,14 +57,13 @@ _TRUNCATED_ARGUMENT = re.compile(
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Lone surrogates, which programs must not insert because UTF-8 cannot encode them."""
 
-_DIGITS = re.compile("[0-9]{1,9}")
 Value = int | bool | Quoted
 _BARE = {"keep": False, "drop": True, **VERDICTS}
 _BARE_WORD = re.compile(rf"({'|'.join(_BARE)})(?![\w(])")
 _SIGNATURES: dict[str, tuple[tuple[frozenset[str], type], ...]] = {
     "remove_lines": (
-        (frozenset({"start", "line_start", "start_line", "first"}), int),
-        (frozenset({"end", "line_end", "end_line", "last"}), int),
+        (frozenset({"start", "line_start"}), int),
+        (frozenset({"end", "line_end"}), int),
     ),
     "normalize": ((frozenset({"source_str"}), Quoted), (frozenset({"target_str"}), Quoted)),
     "remove_str": ((frozenset({"line"}), int), (frozenset({"del_str"}), Quoted)),
@@ -132,12 +131,7 @@ def _bind(name: str, arguments: list[tuple[str | None, Value]]) -> list[Value] |
             index = next((i for i, (names, _) in enumerate(parameters) if keyword in names), count)
         elif named:
             return None
-        if index >= count or bound[index] is not None:
-            return None
-        wanted = parameters[index][1]
-        if wanted is int and isinstance(value, Quoted) and _DIGITS.fullmatch(value.body):
-            value = int(value.body)
-        if type(value) is not wanted:
+        if index >= count or bound[index] is not None or type(value) is not parameters[index][1]:
             return None
         bound[index] = value
     if name == "normalize" and bound[1] is None:
@@ -187,8 +181,8 @@ class _Reader:
         incomplete = reason == "unterminated" or (reason == "not_a_call" and stop == len(self.text))
         if incomplete and self.finish == "length":
             self.truncated = True
-        elif (words := self.text[start:stop]) not in self._rejected_texts:
-            self._rejected_texts.add(words)
+        elif (rejected_text := self.text[start:stop]) not in self._rejected_texts:
+            self._rejected_texts.add(rejected_text)
             self.rejected.append(Rejected(reason, start, stop))
 
     def add(self, item: Statement | ParseReason, start: int, stop: int) -> int:

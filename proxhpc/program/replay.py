@@ -6,13 +6,15 @@ result from the same ledger row.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
-from proxhpc.program.edits import Range, WindowEdits, count_rejected, read_window
+from proxhpc.program.edits import Range, WindowEdits, read_window
+from proxhpc.program.envelope import add_count, unwrap_verdict
 from proxhpc.program.execute import UNSPACED, apply_changes, execute
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
@@ -53,11 +55,15 @@ class ProgramFormat:
 
 @dataclass(frozen=True, slots=True)
 class DocVerdict:
-    """The verdict of a doc-level program; `rejected` counts its rejected parts by reason."""
+    """The verdict of a doc-level program.
+
+    `rejected` counts its rejected parts by reason, `lenient` the leniencies that it needed by name.
+    """
 
     action: Literal["keep", "drop"]
     reason: str = ""
     rejected: dict[str, int] = field(default_factory=dict)
+    lenient: dict[str, int] = field(default_factory=dict)
 
 
 class ReplayResult(NamedTuple):
@@ -65,7 +71,8 @@ class ReplayResult(NamedTuple):
 
     A dropped or quarantined document has a `reason` and no text. `rejected` counts by reason the
     statements and windows that were not executed, and the limits that kept the original text.
-    `removed` are ranges [a, b) of removed lines.
+    `lenient` counts by name what was overlooked to read and execute the programs. `removed` are
+    ranges [a, b) of removed lines.
     """
 
     outcome: Outcome
@@ -75,6 +82,7 @@ class ReplayResult(NamedTuple):
     lines_removed: int = 0
     strings_replaced: int = 0
     removed: Sequence[Range] = ()
+    lenient: Mapping[str, int] = MappingProxyType({})
 
 
 def doc_verdict(emitted: ModelOutput, policy: AnyPolicy) -> DocVerdict:
@@ -82,14 +90,19 @@ def doc_verdict(emitted: ModelOutput, policy: AnyPolicy) -> DocVerdict:
     if policy == "reference":
         drop = reference.drops_document(emitted.program)
         return DocVerdict("drop", "doc_program") if drop else DocVerdict("keep")
-    program = parse_doc(emitted.program, emitted.finish)
+    text, lenient = emitted.program, dict[str, int]()
+    if not policy.strict:
+        text, lenient = unwrap_verdict(text, is_whole=emitted.finish == "stop")
+    program = parse_doc(text, emitted.finish)
     verdicts = {s.drop for s in program.statements if isinstance(s, Verdict)}
     if len(verdicts) == 1 and not program.rejected:
-        return DocVerdict("drop", "doc_program") if verdicts.pop() else DocVerdict("keep")
+        if verdicts.pop():
+            return DocVerdict("drop", "doc_program", lenient=lenient)
+        return DocVerdict("keep", lenient=lenient)
     rejected = Counter[str](item.reason for item in program.rejected)
     rejected["truncated_call"] += program.truncated
     rejected["unclear_verdict"] += 1
-    return DocVerdict("keep", rejected=dict(+rejected))
+    return DocVerdict("keep", rejected=dict(+rejected), lenient=lenient)
 
 
 def replay(
@@ -104,16 +117,18 @@ def replay(
     ShardError: the windows are not ascending, disjoint ranges of the text's lines.
     """
     rejected: dict[str, int] = {}
+    lenient: dict[str, int] = {}
     if doc is not None:
         verdict = doc_verdict(doc, policy)
+        rejected, lenient = dict(verdict.rejected), dict(verdict.lenient)
         if verdict.action == "drop":
-            return ReplayResult("dropped", "", {}, verdict.reason)
-        rejected = dict(verdict.rejected)
+            return ReplayResult("dropped", "", {}, verdict.reason, lenient=lenient)
     if not windows:
-        return ReplayResult("kept", text, rejected)
-    if isinstance(policy, Policy):
-        return _replay_windows(text, windows, policy, program_format, rejected)
-    return _replay_reference(text, windows)
+        return ReplayResult("kept", text, rejected, lenient=lenient)
+    if not isinstance(policy, Policy):
+        return _replay_reference(text, windows)
+    result = _replay_windows(text, windows, policy, program_format, rejected, lenient)
+    return result._replace(lenient=lenient) if lenient else result
 
 
 def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> ReplayResult:
@@ -136,21 +151,26 @@ def _replay_windows(
     policy: Policy,
     program_format: ProgramFormat,
     rejected: dict[str, int],
+    lenient: dict[str, int],
 ) -> ReplayResult:
+    """Apply a document's chunk programs to it, adding to the counts `rejected` and `lenient`."""
     total = text.count("\n") + 1
     edits = _read_windows(total, windows, program_format, rejected, strict=policy.strict)
     accepted = []
     removed: list[Range] = []
     replaced = 0
     for window, result in zip(edits, execute(text, total, edits, policy), strict=True):
+        for name, number in window.lenient.items():
+            add_count(lenient, name, number)
         if window.rejected:
             for reason, number in window.rejected.items():
-                count_rejected(rejected, reason, number)
+                add_count(rejected, reason, number)
             errors = sum(n for reason, n in window.rejected.items() if reason not in HARMLESS)
             if errors > policy.max_error_share * window.statements:
                 if policy.on_errors != "keep":
                     return _at_limit(policy.on_errors, "error_budget", text, rejected)
-                count_rejected(rejected, "error_budget")
+                if result[0]:  # edits that are not made
+                    add_count(rejected, "error_budget")
                 continue
         accepted.append(result)
         removed += window.removed
@@ -197,7 +217,7 @@ def _read_windows(
         at = window.stop
         window_edits = read_window_program(window, program_format, strict=strict)
         if window_edits.truncated:
-            count_rejected(rejected, "truncated_call")
+            add_count(rejected, "truncated_call")
         edits.append(window_edits)
     return edits
 
@@ -229,7 +249,7 @@ def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) 
         return ReplayResult("dropped", "", rejected, reason)
     if action == "quarantine":
         return ReplayResult("quarantined", "", rejected, reason)
-    count_rejected(rejected, reason)
+    add_count(rejected, reason)
     return ReplayResult("kept", text, rejected)
 
 

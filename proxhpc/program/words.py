@@ -15,6 +15,7 @@ _JOINS_AFTER = frozenset("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3
 _JOINS_BEFORE = frozenset("\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3\u17d2\u1039")
 _ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff\u00ad]")
 _SELECTOR = re.compile("[\ufe0e\ufe0f]")
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\ufe0e\ufe0f]")
 _ODD_SPACE = re.compile(r"[^\S\n ]|  ")
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -91,6 +92,13 @@ def has_zero_width(text: str) -> bool:
     return not text.isascii() and _ZERO_WIDTH.search(text) is not None
 
 
+def changes_when_folded(text: str) -> bool:
+    """Return True if `folded` changes other characters of `text` than blanks and line ends."""
+    if text.isascii():
+        return False
+    return bool(_INVISIBLE.search(text)) or not unicodedata.is_normalized("NFKC", text)
+
+
 def stable_run(text: str) -> str:
     """Return the longest run of letters and digits that equal only themselves; may be empty."""
     if text.isascii():
@@ -107,7 +115,7 @@ def stable_run(text: str) -> str:
 def equivalent_length(text: str, start: str) -> int | None:
     """Return how many characters at the start of `text` are equivalent to `start`.
 
-    -1 if it starts otherwise; None if a character outside ASCII decides, so that both must be folded.
+    -1 if it starts otherwise; None if characters outside ASCII decide: both must be folded.
     """
     at, stop = 0, len(text)
     blank_before = False
