@@ -269,5 +269,5 @@ def _json(source: str, item: Document | BadRecord, row: Row, text: str | None) -
     if row.doc:
         provenance["doc"] = row.doc.program
     provenance["chunk"] = [call.program for call in row.windows]
-    provenance |= {"rejected": row.rejected, "flags": row.flags}
+    provenance |= {"rejected": row.rejected, "lenient": row.lenient, "flags": row.flags}
     return orjson.dumps(build_row(document, text, {}, {"proxhpc": provenance}))

@@ -39,7 +39,7 @@ from tiny_models import edit_json, save_llama
 WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn")
 LIMITS = (WindowLimits(), WindowLimits(2), WindowLimits(3, 200), WindowLimits(5, 90))
 # No limits: every valid statement is executed.
-LOOSE = Policy(max_removed_share=1.0, min_kept_words=0, min_kept_chars=0, max_errors=100)
+LOOSE = Policy(max_removed_share=1.0, min_kept_words=0, max_error_share=1.0)
 
 
 def source_document(text: str, labels: TeacherLabels) -> SourceDocument:
@@ -180,6 +180,18 @@ def test_invalid_answers_give_no_labels() -> None:
         ("Educational: 2\nFormat: 4\n", "keep_doc()  # educational 2, format 4"),
         ("Educational: 2\nFormat: 3", "drop_doc()  # educational 2, format 3"),
         ("x\nEducational: 1\n\nFormat: 5", "drop_doc()  # educational 1, format 5"),
+        ("Thin.\n\n**Educational: 3**\n**Format:** 4", "keep_doc()  # educational 3, format 4"),
+        ("Thin.\nEducational: 3/5\nFormat: 4 / 5\n", "keep_doc()  # educational 3, format 4"),
+        ("Thin.\n- Educational: 3.\n- Format: 4.", "keep_doc()  # educational 3, format 4"),
+        ("educational score: 3\r\nformat score: 4", "keep_doc()  # educational 3, format 4"),
+        ("Educational: 1, Format: 4", "drop_doc()  # educational 1, format 4"),
+        ("```\nEducational: 3\nFormat: 4\n```", "keep_doc()  # educational 3, format 4"),
+        ("<think>\nEducational: 2?\n</think>\nEducational: 1\nFormat: 4\n</page>",
+            "drop_doc()  # educational 1, format 4"),
+        ("Educational: 2 or 3\nFormat: 4", None),
+        ("Educational: 35\nFormat: 4", None),
+        ("Format: 2\nBetter:\nEducational: 3\nFormat: 4", None),
+        ("<think>\nEducational: 3\nFormat: 4", None),
         ("drop_doc()\nEducational: 6\nFormat: 3", None),
         ("Educational: 4\nFormat: 4\nThanks", "# no scores in: Educational: 4 Format: 4 Thanks"),
         ("Educational: 1\nEducational: 4\nFormat: 4", None),
@@ -187,7 +199,9 @@ def test_invalid_answers_give_no_labels() -> None:
         ("", "# no scores in: "),
     ],
 )  # fmt: skip
-def test_scores_of_a_teacher_are_parsed_strictly(answer: str, program: str | None) -> None:
+def test_scores_of_a_teacher_are_read_at_the_end_of_its_answer(
+    answer: str, program: str | None
+) -> None:
     found = teacher.verdict_program(answer, False)
     assert found.startswith("# no scores in:") if program is None else found == program
     assert teacher.verdict_program("Educational: 3\nFormat: 3", True).startswith("# no scores")

@@ -166,8 +166,8 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
         "corpus, dedup, engine, name, output, policy, run_dir, seed, sharding, site, stages)",
     ),
     "policy": (
-        SMALL + "policy: {max_erors: 1}\n",
-        'x.yaml:5: policy.max_erors: unknown key; did you mean "max_errors"?',
+        SMALL + "policy: {max_eror_share: 1}\n",
+        'x.yaml:5: policy.max_eror_share: unknown key; did you mean "max_error_share"?',
     ),
     "policy word": (
         SMALL + "policy: refrence\n",
@@ -412,7 +412,7 @@ CHANGES = {
     "seed: 1": ["seed"],
     "name: other": ["name"],
     "policy: reference": ["policy"],
-    "policy: {max_errors: 9}": ["policy.max_errors"],
+    "policy: {max_error_share: 0.9}": ["policy.max_error_share"],
     "stages: [{level: chunk}]": [
         "stages[0].level",
         "stages[0].max_prompt_tokens",

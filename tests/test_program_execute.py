@@ -251,7 +251,7 @@ def test_unspaced_scripts_are_counted_in_characters():
     [
         "물은 해수면에서 섭씨 백 도에서 끓는다 꼭 기억하세요",
         "水在海平面的沸点是一百摄氏度，请记住这个数字。",
-        r"$$\int_0^\infty e^{-x^2}\,dx=\frac{\sqrt{\pi}}{2},\quad\sum_{n=1}^{\infty}\frac{1}{n^2}$$",
+        r"$$\int_0^\infty e^{-x^2}\,dx=\frac{\sqrt{\pi}}{2},\quad\sum_{n=1}^{\infty}\frac{1}{n^2}",
         "for(int i=0;i<n;i++){sum+=a[i]*b[i];total+=sum;print(total);}\nreturn total;",
     ],
 )
@@ -376,6 +376,9 @@ def test_random_programs_never_raise_and_change_only_their_window(case, dialect,
     text, windows = case
     policy = Policy(min_kept_words=0, max_error_share=1)
     result = replay(text, None, windows, policy, ProgramFormat(dialect, numbering))
+    if result.reason == "emptied":
+        assert result.text == ""
+        return
     assert result.outcome == ("kept" if result.text == text else "edited")
     lines, after = text.split("\n"), result.text.split("\n")
     if not result.strings_replaced and len(lines) > result.lines_removed:

@@ -24,6 +24,7 @@ class Counts:
     dropped: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    lenient: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     bytes_in: int = 0
     bytes_out: int = 0

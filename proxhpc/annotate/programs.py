@@ -28,7 +28,7 @@ from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
-DOCUMENT_LIMITS = ("removed_share", "short")
+DOCUMENT_LIMITS = ("emptied", "removed_share", "short")
 """Limits of a policy on what all programs of a document do together."""
 
 
@@ -84,9 +84,12 @@ def program_labels(
     discarded: Counter[tuple[str, str]] = Counter()
     keep = None
     if row.doc is not None:
-        keep = _keeps_document(row.doc)
+        keep = _keeps_document(row.doc, policy)
         discarded["doc", "bad_answer"] += keep is None
-    windows = [read_window_program(call.window, program_format) for call in row.windows]
+    windows = [
+        read_window_program(call.window, program_format, strict=policy.strict)
+        for call in row.windows
+    ]
     limits = (name for name in DOCUMENT_LIMITS if name == row.reason or name in row.rejected)
     limit = next(limits, None)
     if limit is not None:
@@ -111,9 +114,9 @@ def program_labels(
     return TeacherLabels(keep, tuple(edits), unknown, +discarded)
 
 
-def _keeps_document(call: Call) -> bool | None:
+def _keeps_document(call: Call, policy: Policy) -> bool | None:
     """Whether a doc program keeps the document; None unless it is exactly one verdict."""
-    verdict = doc_verdict(call.output, Policy())
+    verdict = doc_verdict(call.output, policy)
     return None if verdict.rejected or call.finish != "stop" else verdict.action == "keep"
 
 

@@ -35,7 +35,7 @@ class PolicyChange:
         dropped_by_doc = before.outcome == "dropped" and before.reason == "doc_program"
         has_chunk_stage = any(stage.level == "chunk" for stage in self._plan.manifest.stages)
         if dropped_by_doc and has_chunk_stage and now.outcome != "dropped":
-            now = ReplayResult("quarantined", "", now.rejected, NOT_ASKED)
+            now = ReplayResult("quarantined", "", now.rejected, NOT_ASKED, lenient=now.lenient)
         new_row = replace(
             row,
             outcome=now.outcome,
@@ -45,6 +45,7 @@ class PolicyChange:
             lines_removed=now.lines_removed,
             strings_replaced=now.strings_replaced,
             rejected=dict(now.rejected),
+            lenient=dict(now.lenient),
         )
         return new_row, now
 

@@ -175,10 +175,10 @@ class _Replay:
             raise self._input_differs(item, error.message) from error
         text = result.text
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        now = (result.outcome, result.reason, size, result.rejected)
+        now = (result.outcome, result.reason, size, result.rejected, result.lenient)
         edits = (result.lines_removed, result.strings_replaced)
         if (now, edits) != (
-            (row.outcome, row.reason, row.bytes_out, row.rejected),
+            (row.outcome, row.reason, row.bytes_out, row.rejected, row.lenient),
             (row.lines_removed, row.strings_replaced),
         ):
             raise self.ledger.mismatch(

@@ -63,6 +63,8 @@ class Execution(OutputModel):
     """The model's FLOPs per document; null without a model whose shape is known."""
     rejected: dict[str, int]
     """Rejected statements and programs by reason."""
+    lenient: dict[str, int]
+    """What was overlooked to read and execute programs, by name."""
     flags: dict[str, int]
     """Flags of ledger rows."""
     quarantined: dict[str, int]
@@ -239,6 +241,7 @@ def _execution(level: Level, system: SystemResult) -> Execution:
         documents_per_second=documents / seconds if seconds > 0 else None,
         flops_per_document=None if system.flops is None else system.flops / documents,
         rejected=dict(totals.rejected),
+        lenient=dict(totals.lenient),
         flags=dict(totals.flags),
         quarantined=dict(totals.quarantined),
     )

@@ -110,6 +110,7 @@ def _stage_notes(stage: Execution) -> Iterator[str]:
     yield f"{stage.level} stage: {short(stage.documents_per_second)} documents/s{cost}"
     for title, counts in (
         ("rejected", stage.rejected),
+        ("read leniently", stage.lenient),
         ("flags", stage.flags),
         ("quarantined", stage.quarantined),
     ):

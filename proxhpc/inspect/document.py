@@ -60,6 +60,7 @@ class Inspection:
             duplicate_of=self.duplicate_of,
             flags=row.flags,
             rejected=row.rejected,
+            lenient=row.lenient,
             bytes_in=row.bytes_in,
             bytes_out=row.bytes_out,
             tokens_in=row.tokens_in,

@@ -58,6 +58,8 @@ class InspectedDocument(OutputModel):
     """What was unusual, such as `looped`."""
     rejected: dict[str, int]
     """Statements and windows that were not executed, by reason."""
+    lenient: dict[str, int]
+    """What was overlooked to read and execute the programs, by name."""
     bytes_in: int
     """UTF-8 bytes of the raw text."""
     bytes_out: int

@@ -61,7 +61,10 @@ def _facts(item: Inspection) -> Table:
         outcome.append(f" ({safe(': '.join(reason))})", style="")
     unfinished = "" if item.published else ", not finished: this is an unpublished attempt"
     tokens = f"{_change(row.tokens_in, row.tokens_out)}, {safe(short_name(item.token_unit))}"
-    rejected = (f"{reason_text(code)} {n}" for code, n in sorted(row.rejected.items()))
+    rejected, lenient = (
+        safe(", ".join(f"{reason_text(code)} {n}" for code, n in sorted(counts.items())))
+        for counts in (row.rejected, row.lenient)
+    )
     facts: list[tuple[str, Text]] = [
         ("source", Text(safe(item.source))),
         ("shard", Text("" if item.shard is None else f"{item.shard}{unfinished}")),
@@ -70,7 +73,8 @@ def _facts(item: Inspection) -> Table:
         ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
         ("tokens", Text(tokens)),
         ("edits", Text(_edits(item))),
-        ("not executed", Text(safe(", ".join(rejected)))),
+        ("not executed", Text(rejected)),
+        ("read leniently", Text(lenient)),
         ("flags", Text(safe(", ".join(map(reason_text, row.flags))))),
         ("detail", Text(safe(row.detail, 2000))),
     ]

@@ -124,12 +124,13 @@ def program_edits(
         match statement:
             case RemoveLines(first, last):
                 low, high = first + shift, last + shift + 1
-                if reason := _range_problem(low, high, start, stop if strict else stop + 1):
+                if high == stop + 1 and low < stop and not strict:
+                    high = stop  # models count a last line that is not there
+                    add_count(lenient, "clipped_range")
+                if reason := _range_problem(low, high, start, stop):
                     add_count(rejected, reason)
                     continue
-                if high > stop:  # models count a last line that is not there
-                    add_count(lenient, "clipped_range")
-                ranges.append((low, min(high, stop)))
+                ranges.append((low, high))
             case RemoveAll():
                 ranges.append((start, stop))
             case Normalize(source, target):
@@ -145,13 +146,13 @@ def program_edits(
     return WindowEdits(start, stop, removed, strings, rejected, lenient, truncated, number)
 
 
-def _range_problem(low: int, high: int, start: int, end: int) -> str:
-    """Why lines [low, high) cannot be removed from a window that ends before line `end`, or ""."""
+def _range_problem(low: int, high: int, start: int, stop: int) -> str:
+    """Why lines [low, high) cannot be removed from the window [start, stop), or ""."""
     if low >= high:
         return "reversed_range"
-    if low < start or high > end:
-        return "no_such_line" if low >= end else "outside_window"
-    return ""
+    if low >= stop:
+        return "no_such_line"
+    return "outside_window" if low < start or high > stop else ""
 
 
 def _string_edit(line: int | None, source: Quoted, target: Quoted) -> StringEdit:

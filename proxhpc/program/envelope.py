@@ -2,7 +2,7 @@
 
 Each step leaves the intent of a program unambiguous: reasoning before the answer, code fences,
 bullets, comments, end tokens, typographic punctuation. Each leniency has a name and is counted.
-The content of strings never changes: placeholders replace them while the steps run.
+Strings and `# comments` never change: placeholders replace them while the steps run.
 """
 
 import re
@@ -19,11 +19,13 @@ _STRING = re.compile(
 # Quotes within the same quotes: the string ends at the first quote after which a call can continue.
 _INNER_QUOTE = re.compile(
     r"""(?<=[(,=])(\s*+)(["'])([^\n]{0,500}?)(?<!\\)\2
-    (?=\s{0,20}(?: ,\s{0,20}(?:[A-Za-z_]\w{0,30}\s{0,20}=|["']) | \)[ \t]{0,20}(?:\#|\n|\Z)))""",
+    (?=\s{0,20}(?: ,\s{0,20}(?:[A-Za-z_]\w{0,30}\s{0,20}=|["'\x00])
+    | \)[ \t]{0,20}(?:\#|\n|\Z)))""",
     re.VERBOSE,
 )
 _EXPRESSION = re.compile(r"""["']\s*(?:["'+%*]|\.\w|(?:if|or|and)\b)""")
 _PLACEHOLDER = re.compile(r"\x00(\d+)\x00")
+_HASH_COMMENT = re.compile(r"#[^\n]*+")
 # A number in quotes as the first or the last argument of a call with line numbers.
 _QUOTED_NUMBER = re.compile(
     r"""\b((?:remove_lines|remove_str|replace_str)[ \t]*+\(\s*+(?:\w++\s*+=\s*+)?+
@@ -35,10 +37,11 @@ _DIGITS = re.compile(r"""["']\d{1,9}["']""")
 # Reasoning may lack its first tag, which a chat template can have written.
 _THINK = re.compile(
     rf"""\s*+(?: <think(?:ing)?>(?:(?!</think).)*+</think(?:ing)?>
-    | (?:(?!</think).)*+</think(?:ing)?>(?=[ \t]*+(?:\n|\Z|{_CALL}|(?:keep|drop)\b)))""",
+    | (?!\#)(?:(?!</think).)*+</think(?:ing)?>(?=[ \t]*+(?:\n|\Z|{_CALL}|(?:keep|drop)\b)))""",
     re.DOTALL | re.VERBOSE,
 )
 _FENCE = re.compile(r"(?m)^[ \t]*+(?:```++|~~~++|'''|\"\"\"|‘‘‘|’’’)[^\n(]*+$")
+_PLAIN_FENCE = re.compile(r"[ \t]*+```[\w+-]*+[ \t]*+")
 _ANY_CALL = re.compile(rf"(?<!\w){_CALL}")
 _LINE_WITH_CALL = re.compile(rf"(?m)^[ \t]*+{_CALL}")
 
@@ -204,7 +207,7 @@ def _apply(steps: Sequence[Step], text: str, counts: Counts) -> str:
 
 
 def _hide_strings(text: str, strings: list[str], counts: Counts) -> str:
-    """Replace string literals by placeholders, appending each literal to `strings`."""
+    """Replace string literals and comments by placeholders, appending each to `strings`."""
 
     def hide(match: re.Match[str]) -> str:
         blanks, literal = match.groups()
@@ -224,6 +227,10 @@ def _hide_strings(text: str, strings: list[str], counts: Counts) -> str:
         strings.append(_quote(_PLACEHOLDER.sub(lambda hidden: strings[int(hidden[1])], match[3])))
         return f"{match[1]}\x00{len(strings) - 1}\x00"
 
+    def hide_comment(match: re.Match[str]) -> str:
+        strings.append(match.group())
+        return f"\x00{len(strings) - 1}\x00"
+
     def unquote(match: re.Match[str]) -> str:
         literal = strings[int(match[2])]
         if not _DIGITS.fullmatch(literal):
@@ -236,7 +243,7 @@ def _hide_strings(text: str, strings: list[str], counts: Counts) -> str:
         text = _INNER_QUOTE.sub(hide_inner, text)
     for _ in range(2):
         text = _QUOTED_NUMBER.sub(unquote, text)
-    return text
+    return _HASH_COMMENT.sub(hide_comment, text)
 
 
 def _quote(body: str) -> str:
@@ -255,9 +262,11 @@ def _inside_fence(text: str, counts: Counts) -> str:
     around = text[: marks[0].start()] + text[resume:]
     if not _ANY_CALL.search(text, start, stop) or _LINE_WITH_CALL.search(around):
         return text
-    add_count(counts, "fence")
     if around.strip():
         add_count(counts, "prose_around_fence")
+    elif all(_PLAIN_FENCE.fullmatch(mark.group()) for mark in marks):
+        return text  # the parser skips it
+    add_count(counts, "fence")
     return text[start:stop]
 
 

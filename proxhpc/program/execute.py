@@ -20,6 +20,7 @@ from proxhpc.program.policy import Policy
 
 EXECUTE_REASONS = (
     "outside_window",
+    "no_such_line",
     "reversed_range",
     "blank_source",
     "not_found",

@@ -245,5 +245,6 @@ def _row(
         lines_removed=replayed.lines_removed,
         strings_replaced=replayed.strings_replaced,
         rejected=dict(replayed.rejected),
+        lenient=dict(replayed.lenient),
         flags=flags,
     )

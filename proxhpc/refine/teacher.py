@@ -73,8 +73,16 @@ The lines are:
 {lines}
 The program is:"""
 
-_SCORES = re.compile(r"(?:\A|\n)Educational: ([0-5])[ \t]*\n+Format: ([0-5])\s*\Z")
-_SCORE_LABEL = re.compile(r"^\W*(?:Educational|Format)\W*:", re.MULTILINE | re.IGNORECASE)
+_LABEL = r"[ \t]*(?:[-•>][ \t]*)?{name}(?:[ \t]+(?:score|mark))?[ \t]*:"
+_SCORE = _LABEL + r"[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?"
+_SCORES = re.compile(
+    rf"(?:\A|\n){_SCORE.format(name='educational')}[.,;|]?\s+"
+    rf"{_SCORE.format(name='format')}[.;]?\s*(?:</page>\s*)?\Z",
+    re.IGNORECASE,
+)
+_SCORE_LABEL = re.compile(rf"(?m)^{_LABEL.format(name='(?:educational|format)')}", re.IGNORECASE)
+_EMPHASIS = re.compile("[*_`]")
+_THOUGHTS = re.compile(r"\s*<think(?:ing)?>(?:(?!</think).)*+</think(?:ing)?>", re.DOTALL)
 
 
 def document_message(text: str) -> str:
@@ -91,10 +99,13 @@ def read_scores(answer: str) -> tuple[int, int] | None:
     """Return the educational and the format score at the end of an answer.
 
     None unless the answer ends with both and gives each once: a model that talks on, scores twice
-    or quotes the scale has given no scores.
+    or quotes the scale has given no scores. Emphasis, bullets, `3/5`, a code fence and reasoning
+    before the answer do not matter.
     """
-    match = _SCORES.search(answer)
-    if match is None or len(_SCORE_LABEL.findall(answer)) != 2:
+    thoughts = _THOUGHTS.match(answer)
+    plain = _EMPHASIS.sub("", answer[thoughts.end() :] if thoughts else answer)
+    match = None if plain.lstrip().startswith("<think") else _SCORES.search(plain)
+    if match is None or _SCORE_LABEL.search(plain, 0, match.start()):
         return None
     return int(match.group(1)), int(match.group(2))
 

@@ -77,6 +77,7 @@ def edit_rows(edits: EditTotals) -> list[PageRow]:
         ("windows with a program", edits.windows),
     ]
     numbers += [(f"not executed: {reason_text(code)}", n) for code, n in edits.rejected.items()]
+    numbers += [(f"read leniently: {reason_text(code)}", n) for code, n in edits.lenient.items()]
     numbers += [(f"flagged: {reason_text(code)}", n) for code, n in edits.flags.items()]
     return [(name, whole(number)) for name, number in numbers]
 

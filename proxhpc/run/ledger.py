@@ -106,6 +106,7 @@ class Row:
     lines_removed: int = 0
     strings_replaced: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    lenient: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     detail: str = ""
     head: bytes = b""
@@ -161,6 +162,8 @@ class Row:
             getattr(total, self.outcome)[self.reason] += 1
         if self.rejected:
             total.rejected.update(self.rejected)
+        if self.lenient:
+            total.lenient.update(self.lenient)
         if self.flags:
             total.flags.update(self.flags)
         if self.doc is not None and self.doc.prompt:
@@ -185,6 +188,7 @@ _OPTIONAL = {
     "lr": "lines_removed",
     "sr": "strings_replaced",
     "rej": "rejected",
+    "len": "lenient",
     "flags": "flags",
     "detail": "detail",
 }

@@ -64,6 +64,8 @@ class EditTotals(OutputModel):
     """Blank lines between the records of the input; no documents."""
     rejected: dict[str, int]
     """Statements that were not executed, by reason."""
+    lenient: dict[str, int]
+    """What was overlooked to read and execute programs, by name, such as `list_marker`."""
     flags: dict[str, int]
     """Documents by flag: what was unusual in them or in their programs, such as `looped`."""
 
@@ -124,6 +126,7 @@ def run_totals(counts: Counts, merged: "MergeSummary | None") -> RunTotals:
             windows=counts.windows,
             blank_lines=counts.blank_lines,
             rejected=_sorted(counts.rejected),
+            lenient=_sorted(counts.lenient),
             flags=_sorted(counts.flags),
         ),
     )
