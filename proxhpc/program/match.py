@@ -7,10 +7,10 @@ from proxhpc.program.edits import StringEdit
 from proxhpc.program.envelope import add_count
 from proxhpc.program.policy import Policy
 from proxhpc.program.words import (
-    changes_when_folded,
     equivalent_length,
     find_folded,
     folded,
+    has_other_spelling,
     has_zero_width,
     splits_word,
     stable_run,
@@ -21,6 +21,8 @@ SpanChange = tuple[int, int, str]
 Span = tuple[int, int]
 
 _ECHO = re.compile(r"(?:\[\d{1,6}\]|<lid:\d{1,6}>[ ]?)")
+_BLOCK = 1000  # characters in which matches are located one by one
+_MAX_ATTEMPTS = 256  # occurrences of a word whose surroundings are compared
 _MARGIN = 16  # characters beside a string in which its equivalent may be longer
 _ESCAPED_SIGN = re.compile(r"\\([^\w\s\\])")
 _LATEX = re.compile(r"\\[A-Za-z]+|\$")
@@ -29,38 +31,59 @@ _LATEX = re.compile(r"\\[A-Za-z]+|\$")
 def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
     """Return up to `limit` ranges of `text` in [low, high) that a reader takes for `source`.
 
-    In text that folding leaves alone but for blanks, only the surroundings of the longest word of
-    `source` are compared.
+    Only the surroundings of the longest word of `source` are compared, unless `text` has this word
+    in another spelling, or so often that comparing all is cheaper.
     """
     anchor = stable_run(source)
-    first = source.find(anchor)
-    last = first + len(anchor)
-    before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
-    near = text.count(anchor, low, high) * (before + after)  # an empty one is everywhere
-    if near > high - low or changes_when_folded(text[low:high]):
-        return _find_folded(text, low, high, source, limit)
-    spans: list[Span] = []
     at = text.find(anchor, low, high)
-    while at >= 0 and len(spans) < limit:
-        start, stop = max(low, at - before), min(high, at + after)
-        back = equivalent_length(text[start:at][::-1], source[:first][::-1])
-        on = -1 if back == -1 else equivalent_length(text[at + len(anchor) : stop], source[last:])
+    if at < 0:
+        if text.isascii() or not has_other_spelling(text[low:high], anchor):
+            return []
+        return _find_folded(text, low, high, source, limit)
+    first = source.find(anchor)
+    prefix, suffix = source[:first][::-1], source[first + len(anchor) :]
+    before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
+    spans: list[Span] = []
+    budget = high - low + 2 * before + 2 * after
+    for _ in range(_MAX_ATTEMPTS):
+        if at < 0 or len(spans) == limit:
+            break
+        start, stop, end = max(low, at - before), min(high, at + after), at + len(anchor)
+        budget -= before + after
+        if budget < 0 or not anchor:
+            return _find_folded(text, low, high, source, limit)
+        back = equivalent_length(text[start:at][::-1], prefix)
+        on = -1 if back == -1 else equivalent_length(text[end:stop], suffix)
         if back is None or on is None:
             matches = _find_folded(text, start, stop, source, limit)
-        else:
-            matches = [] if on < 0 else [(at - back, at + len(anchor) + on)]
-        spans += [span for span in matches if not spans or span[0] >= spans[-1][1]]
-        at = text.find(anchor, at + len(anchor), high)
+            spans += [span for span in matches if not spans or span[0] >= spans[-1][1]]
+        elif on >= 0 and (not spans or at - back >= spans[-1][1]):
+            spans.append((at - back, end + on))
+        at = text.find(anchor, end, high)
     return spans
 
 
 def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
-    part = text[low:high]
-    for zero_width in ("", " ") if has_zero_width(part) else ("",):
+    spans: list[Span] = []
+    for zero_width in ("", " ") if has_zero_width(text[low:high]) else ("",):
         wanted = folded(source, zero_width=zero_width)
-        if wanted.strip() and wanted in folded(part, zero_width=zero_width):
-            return find_folded(text, low, high, wanted, zero_width, limit)
-    return []
+        if not wanted.strip():
+            continue
+        for start, stop in _blocks(text, low, high, size=high - low if "\n" in wanted else _BLOCK):
+            if wanted in folded(text[start:stop], zero_width=zero_width):
+                more = limit - len(spans)
+                spans += find_folded(text, start, stop, wanted, zero_width, more)
+        if spans:
+            break
+    return spans
+
+
+def _blocks(text: str, low: int, high: int, size: int) -> Iterator[Span]:
+    """Yield ranges of whole lines with at least `size` characters each, but the last."""
+    while low < high:
+        stop = text.find("\n", min(low + size, high), high) + 1 or high
+        yield low, stop
+        low = stop
 
 
 def find_edit(

@@ -15,7 +15,10 @@ _JOINS_AFTER = frozenset("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3
 _JOINS_BEFORE = frozenset("\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3\u17d2\u1039")
 _ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff\u00ad]")
 _SELECTOR = re.compile("[\ufe0e\ufe0f]")
-_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\ufe0e\ufe0f]")
+_INVISIBLE = "\u200b\u2060\ufeff\u00ad\ufe0e\ufe0f"
+_WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
+_LIGATURES = {"ffi": "ﬃ", "ffl": "ﬄ", "ff": "ﬀ", "fi": "ﬁ", "fl": "ﬂ"}
+_LIGATURE = re.compile("|".join(_LIGATURES))
 _ODD_SPACE = re.compile(r"[^\S\n ]|  ")
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -92,11 +95,18 @@ def has_zero_width(text: str) -> bool:
     return not text.isascii() and _ZERO_WIDTH.search(text) is not None
 
 
-def changes_when_folded(text: str) -> bool:
-    """Return True if `folded` changes other characters of `text` than blanks and line ends."""
-    if text.isascii():
-        return False
-    return bool(_INVISIBLE.search(text)) or not unicodedata.is_normalized("NFKC", text)
+def has_other_spelling(text: str, word: str) -> bool:
+    """Return True if `text` has `word` with invisible characters, ligatures or wide letters."""
+    plain = text
+    for char in _INVISIBLE:
+        if char in plain:
+            plain = plain.replace(char, "")
+    if plain is not text and word in plain:
+        return True
+    forms = {unicodedata.normalize("NFD", word), word.translate(_WIDE)}
+    if "f" in word:
+        forms.add(_LIGATURE.sub(lambda match: _LIGATURES[match.group()], word))
+    return any(form in text for form in forms)
 
 
 def stable_run(text: str) -> str:
