@@ -35,32 +35,48 @@ def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> 
     in another spelling, or so often that comparing all is cheaper.
     """
     anchor = stable_run(source)
-    at = text.find(anchor, low, high)
-    if at < 0:
+    if text.find(anchor, low, high) < 0:
         if text.isascii() or not has_other_spelling(text[low:high], anchor):
             return []
         return _find_folded(text, low, high, source, limit)
+    spans = _find_near(text, low, high, source, anchor, limit) if anchor else None
+    return _find_folded(text, low, high, source, limit) if spans is None else spans
+
+
+def _find_near(
+    text: str, low: int, high: int, source: str, anchor: str, limit: int
+) -> list[Span] | None:
+    """Compare the surroundings of each `anchor`; return None if comparing all is cheaper."""
     first = source.find(anchor)
     prefix, suffix = source[:first][::-1], source[first + len(anchor) :]
     before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
-    spans: list[Span] = []
     budget = high - low + 2 * before + 2 * after
+    spans: list[Span] = []
+    end = low
     for _ in range(_MAX_ATTEMPTS):
+        at = text.find(anchor, end, high)
         if at < 0 or len(spans) == limit:
             break
-        start, stop, end = max(low, at - before), min(high, at + after), at + len(anchor)
+        end = at + len(anchor)
+        if _differs(text[at - 1 : at], prefix[:1]) or _differs(text[end : end + 1], suffix[:1]):
+            continue
         budget -= before + after
-        if budget < 0 or not anchor:
-            return _find_folded(text, low, high, source, limit)
+        if budget < 0:
+            return None
+        start, stop = max(low, at - before), min(high, at + after)
         back = equivalent_length(text[start:at][::-1], prefix)
         on = -1 if back == -1 else equivalent_length(text[end:stop], suffix)
         if back is None or on is None:
             matches = _find_folded(text, start, stop, source, limit)
-            spans += [span for span in matches if not spans or span[0] >= spans[-1][1]]
-        elif on >= 0 and (not spans or at - back >= spans[-1][1]):
-            spans.append((at - back, end + on))
-        at = text.find(anchor, end, high)
+        else:
+            matches = [] if on < 0 else [(at - back, end + on)]
+        spans += [span for span in matches if not spans or span[0] >= spans[-1][1]]
     return spans
+
+
+def _differs(char: str, wanted: str) -> bool:
+    """Return True if a visible ASCII character is not the wanted one, which is ASCII, too."""
+    return "!" <= char <= "~" and char != wanted and wanted != "" and wanted.isascii()
 
 
 def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
