@@ -157,7 +157,10 @@ def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
         for start, stop in result.removed:
             kept[start:stop] = bytes(stop - start)
         text = result.text if result.strings_replaced else None
-    programs = [read_window_program(window, refiner.program_format) for window in windows]
+    strict = isinstance(refiner.policy, Policy) and refiner.policy.strict
+    programs = [
+        read_window_program(window, refiner.program_format, strict=strict) for window in windows
+    ]
     valid = [not program.rejected and not program.truncated for program in programs]
     return line_counts(lines, kept, text) | _program_counts(valid)
 
