@@ -103,7 +103,9 @@ def has_other_spelling(text: str, word: str) -> bool:
             plain = plain.replace(char, "")
     if plain is not text and word in plain:
         return True
-    forms = {unicodedata.normalize("NFD", word), word.translate(_WIDE)}
+    forms = {word.translate(_WIDE)}
+    if not word.isascii():
+        forms.add(unicodedata.normalize("NFD", word))
     if "f" in word:
         forms.add(_LIGATURE.sub(lambda match: _LIGATURES[match.group()], word))
     return any(form in text for form in forms)
