@@ -12,7 +12,7 @@ from proxhpc.cli.main import main
 from proxhpc.engines.base import Completion, Request
 from proxhpc.evaluate import systems
 from proxhpc.evaluate.gold import GoldRecord
-from proxhpc.evaluate.result import SystemComparison, Evaluation, evaluate
+from proxhpc.evaluate.result import Evaluation, SystemComparison, evaluate
 from proxhpc.evaluate.systems import SystemResult
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.refiner import Refiner

@@ -19,6 +19,7 @@ from proxhpc.corpus.jsonl import split_lines
 from proxhpc.corpus.records import get_field
 from proxhpc.corpus.streams import detect_compression, read_chunks
 from proxhpc.errors import UserError
+from proxhpc.spec.sections import Level
 
 MAX_RECORD_BYTES = 64 << 20
 CONTENT, BOILERPLATE = "G", "B"
@@ -43,6 +44,15 @@ class GoldRecord:
     keep: bool | None = None
     unanimous: bool = False
     host: str = ""
+
+
+def records_by_level(records: Sequence[GoldRecord]) -> dict[Level, list[GoldRecord]]:
+    """The records of each level that has any; a record may be of both levels."""
+    levels: dict[Level, list[GoldRecord]] = {
+        "chunk": [gold for gold in records if gold.gold_text is not None],
+        "doc": [gold for gold in records if gold.keep is not None],
+    }
+    return {level: of_level for level, of_level in levels.items() if of_level}
 
 
 @dataclass(frozen=True, slots=True)
