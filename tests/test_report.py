@@ -28,14 +28,8 @@ from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.program.execute import EXECUTE_REASONS
 from proxhpc.program.reference import Reason
 from proxhpc.program.syntax import ParseReason
-from proxhpc.report import (
-    Report,
-    build_report,
-    load_report,
-    render_report,
-    report_page,
-    write_report,
-)
+from proxhpc.report import Report, build_report, load_report, render_report, write_report
+from proxhpc.report.html import report_page
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan

@@ -1,9 +1,5 @@
 """The report of a merged run, and the account of an unfinished one."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
-
 from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
@@ -24,8 +20,6 @@ from proxhpc.run.plan import Plan
 from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.status.totals import load_merge, ratio, run_counts, run_totals
 
-Account = TypeVar("Account", bound=AccountBase)
-
 
 def build_report(run: RunDir) -> Report:
     """The report of a merged run.
@@ -40,8 +34,9 @@ def build_report(run: RunDir) -> Report:
             hint=f"proxhpc status {run.root} shows how far it is",
         )
     merged.check()
-    kind = partial(
-        Report,
+    account = _account(run, merged)
+    return Report(
+        **{name: getattr(account, name) for name in AccountBase.model_fields},
         outcomes=outcome_tokens(merged),
         distributions=distributions(merged.stats),
         programs=program_totals(merged.stats),
@@ -61,22 +56,22 @@ def build_report(run: RunDir) -> Report:
         ),
         bytes_stored=sum(part.bytes_stored for part in merged.parts),
     )
-    return _build(kind, run, merged)
 
 
 def run_account(run: RunDir) -> RunAccount:
     """The account of a run that is not merged: what its workers have committed so far."""
-    return _build(RunAccount, run, None)
+    return _account(run, None)
 
 
-def _build(kind: Callable[..., Account], run: RunDir, merged: MergeSummary | None) -> Account:
+def _account(run: RunDir, merged: MergeSummary | None) -> RunAccount:
     plan = Plan.load(run)
-    counts = run_counts(merged, latest_heartbeats(run))
+    heartbeats = latest_heartbeats(run)
+    counts = run_counts(merged, heartbeats)
     totals = run_totals(counts, merged)
     stages = tuple(stage_report(plan, stage, counts) for stage in plan.manifest.stages)
     flops = total_flops(stages)
     trained = totals.tokens.refined if merged is None else merged.tokens
-    return kind(
+    return RunAccount(
         name=plan.manifest.name,
         code=plan.code,
         engine=plan.manifest.engine.name,
@@ -89,5 +84,7 @@ def _build(kind: Callable[..., Account], run: RunDir, merged: MergeSummary | Non
         flops=flops,
         comparison=compare(plan.manifest.comparison, totals.tokens.read, trained, flops.exact),
         estimate=estimate_report(plan, counts),
-        execution=execution_report(run, plan, counts, run_timeline(run) if merged else None),
+        execution=execution_report(
+            run, plan, counts, heartbeats, run_timeline(run) if merged else None
+        ),
     )

@@ -32,7 +32,7 @@ from proxhpc.report.model import (
 from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, count_work, estimate_work
 from proxhpc.run.models import short_name
 from proxhpc.run.plan import Plan
-from proxhpc.spec.manifest import Comparison, Stage
+from proxhpc.spec.sections import Comparison, Stage
 
 _MAX_CONFIG_BYTES = 1 << 20  # a model's config.json has a few KiB
 

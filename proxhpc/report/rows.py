@@ -11,9 +11,10 @@ from proxhpc.report.model import (
     ProgramTotals,
     Report,
     Timeline,
+    TimelineWorker,
     TrainingReport,
 )
-from proxhpc.report.text import KEPT, WRITTEN, percent, power
+from proxhpc.report.text import KEPT, WRITTEN, percent, power, with_reason
 from proxhpc.status.terminal import percentage, short, whole
 from proxhpc.status.totals import EditTotals
 
@@ -30,12 +31,10 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A worker's throughput over time; times are from 0 to 1."""
+    """A worker's throughput over time; `highest` is that of all workers."""
 
-    rates: Sequence[float]
+    worker: TimelineWorker
     highest: float
-    failed: float | None
-    deaths_noted: Sequence[float]
 
 
 PageRow = tuple[str | Bar | Lane, ...]
@@ -58,9 +57,7 @@ def token_rows(report: Report) -> list[PageRow]:
     total = report.tokens.read
     return [
         (
-            f"{entry.outcome}: {reason_text(entry.reason)}"
-            if entry.reason
-            else _OUTCOMES.get(entry.outcome, entry.outcome),
+            with_reason(_OUTCOMES.get(entry.outcome, entry.outcome), entry.reason),
             whole(entry.raw_tokens),
             percentage(entry.raw_tokens, total),
             _bar(entry.raw_tokens, total, entry.outcome),
@@ -171,7 +168,7 @@ def timeline_rows(timeline: Timeline) -> list[PageRow]:
     return [
         (
             worker.worker,
-            Lane(worker.tokens_per_second, highest, worker.failed, worker.deaths_noted),
+            Lane(worker, highest),
             short(max(worker.tokens_per_second)),
             _STATES.get(worker.end, worker.end) if worker.failed is not None else "",
         )

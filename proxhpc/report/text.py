@@ -25,7 +25,7 @@ def outcome_rows(report: AccountBase) -> Sequence[TextRow]:
     for outcome in ("dropped", "quarantined"):
         reasons: dict[str, int] = getattr(documents, outcome)
         numbers += [
-            (f"{outcome}: {safe(reason_text(reason))}", number)
+            (safe(with_reason(outcome, reason)), number)
             for reason, number in sorted(reasons.items(), key=lambda pair: -pair[1])
         ]
     if documents.duplicates is not None and documents.written is not None:
@@ -35,6 +35,11 @@ def outcome_rows(report: AccountBase) -> Sequence[TextRow]:
         ]
     rows = [(name, whole(n), percentage(n, documents.read)) for name, n in numbers]
     return [("documents read", whole(documents.read), ""), *rows]
+
+
+def with_reason(outcome: str, reason: str) -> str:
+    """An outcome and, where there is one, its reason in words."""
+    return f"{outcome}: {reason_text(reason)}" if reason else outcome
 
 
 SIZE_COLUMNS = ("", "raw", "refined", WRITTEN, "share")
