@@ -39,11 +39,6 @@ class TrainingRanks:
     rank: int = 0
     count: int = 1
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process evaluates, logs and saves."""
-        return self.rank == 0
-
     def broadcast_weights(self, module: "torch.nn.Module") -> None:
         """Copy rank 0's weights to all ranks."""
         if self.count > 1:

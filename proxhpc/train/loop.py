@@ -25,7 +25,7 @@ from proxhpc.train.checkpoint import (
 from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.optimizer import MovingAverage, Optimizer, learning_rate
 from proxhpc.train.score import ValidationScores
-from proxhpc.train.task import BatchT, TrainingTask
+from proxhpc.train.task import BatchT, TrainingTask, rank_batches
 
 if TYPE_CHECKING:
     import torch
@@ -58,41 +58,31 @@ class Trainer(Generic[BatchT]):
             self._load()
         ranks.broadcast_weights(task.module)
 
-    def run(self) -> TrainingState:
+    def run(self) -> None:
         """Train to the end. RetryError after SIGTERM, SIGINT or SIGUSR2, with a checkpoint."""
         self.folder.claim()
         with self._stop_on_signals():
             self._train()
             self.save()
-        state = self.state
         if self._stop_signal:
             raise RetryError(
-                f"training stopped by {self._stop_signal} after step {state.step}",
+                f"training stopped by {self._stop_signal} after step {self.state.step}",
                 hint="continue with --resume",
             )
-        if state.step > state.evaluated_step or state.best_scores is None:
+        if self.state.step > self.state.evaluated_step or self.state.best_scores is None:
             self.evaluate()
             self.save()
-        return state
 
     def run_worker(self) -> None:
         """Train as a rank above 0, until rank 0 stops."""
-        self.task.module.train()
-        batches = self.task.batches(self.state.position, self._ranks)
-        while True:
-            more, done = self._ranks.broadcast_progress(False, 0.0, self._device)
-            if not more:
-                return
-            _, batch = next(batches)
-            self._step(batch, done)
+        for _ in self._steps():
+            pass
 
-    def _train(self) -> None:
-        """Train, with evaluations and checkpoints, until the end or a signal."""
-        state, recipe = self.state, self.recipe
-        saved = evaluated = logged = state.seconds
-        losses: dict[str, float] = {}
+    def _steps(self) -> Iterator[dict[str, float]]:
+        """Train a step at a time, until rank 0 is finished or got a signal; the steps' losses."""
+        state = self.state
         self.task.module.train()
-        batches = self.task.batches(state.position, self._ranks)
+        batches = rank_batches(self.task, state.position, self._ranks)
         while True:
             more = not self.is_finished and not self._stop_signal
             more, done = self._ranks.broadcast_progress(more, self.done, self._device)
@@ -100,9 +90,18 @@ class Trainer(Generic[BatchT]):
                 return
             started = time.monotonic()
             position, batch = next(batches)
-            losses = _smoothed(losses, self._step(batch, done))
+            losses = self._step(batch, done)
             state.position = position
             state.seconds += time.monotonic() - started
+            yield losses
+
+    def _train(self) -> None:
+        """Train, with evaluations and checkpoints, until the end or a signal."""
+        state, recipe = self.state, self.recipe
+        saved = evaluated = logged = state.seconds
+        losses: dict[str, float] = {}
+        for step_losses in self._steps():
+            losses = _smoothed(losses, step_losses)
             if state.seconds - logged >= _LOG_SECONDS:
                 logged = state.seconds
                 self._log("step", losses)
@@ -136,7 +135,7 @@ class Trainer(Generic[BatchT]):
         losses.total.backward()
         self._ranks.average_gradients(self._optimizer.parameters)
         norm = self._optimizer.step(learning_rate(self.recipe, state.step, done))
-        if self._ranks.is_first and not math.isfinite(norm):
+        if self._ranks.rank == 0 and not math.isfinite(norm):
             raise UserError(
                 f"the training diverged: no finite gradient at step {state.step + 1}",
                 hint="start again with a lower learning_rate or a longer warmup; to continue from "
@@ -164,8 +163,8 @@ class Trainer(Generic[BatchT]):
             enabled = self.recipe.precision == "bfloat16"
         return torch.autocast(self._device, torch.bfloat16, enabled=enabled)
 
-    def evaluate(self) -> ValidationScores:
-        """Scores of the moving average. Saves its weights if they are the best so far."""
+    def evaluate(self) -> None:
+        """Evaluate the moving average, and save its weights if they are the best so far."""
         module, state = self.task.module, self.state
         weights = {name: value.clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self._average.weights)
@@ -181,7 +180,6 @@ class Trainer(Generic[BatchT]):
             # With their scores: a kill before the next save() must not separate the two.
             best_weights = {"weights": self._average.weights, "scores": scores, "step": state.step}
             self.folder.save(self.folder.best, best_weights)
-        return scores
 
     def validate(self, max_examples: int) -> ValidationScores:
         """Scores of the module's current weights."""

@@ -2,8 +2,9 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +18,14 @@ from proxhpc.refine.prompts import PromptStyle, prompt_style
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.sections import Level
-from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import ValidationScores, matches_labels, program_scores
 from proxhpc.train.task import (
     Batch,
-    BatchPosition,
     Losses,
     StageSettings,
     load_base,
     pack_batches,
-    rank_batches,
     weighted_mean,
 )
 
@@ -122,26 +120,16 @@ class ProgramTask:
             array("I", example_prompt(self._style, self.tokenizer, row)), program, row.weight
         )
 
-    def batches(
-        self, position: BatchPosition, ranks: TrainingRanks
-    ) -> Iterator[tuple[BatchPosition, ProgramBatch]]:
-        """Batches of a rank from `position` on, each with the position after it."""
-        epoch, consumed = position
-        while True:
-            groups = self._grouped(np.random.default_rng([self._recipe.seed, epoch]))
-            for after, index in rank_batches(len(groups), consumed, ranks):
-                yield (epoch, after), collate_programs(groups[index], self._end)
-            epoch, consumed = epoch + 1, 0
-
-    def _grouped(self, rng: np.random.Generator) -> list[list[TokenizedExample]]:
+    def epoch(self, number: int) -> Sequence[Callable[[], ProgramBatch]]:
         """All examples once, in random batches of similar sizes."""
+        rng = np.random.default_rng([self._recipe.seed, number])
         order = rng.permutation(len(self._train)).tolist()
         groups: list[list[TokenizedExample]] = []
         for start in range(0, len(order), _POOL):
             pool = [self._train[index] for index in order[start : start + _POOL]]
-            pool.sort(key=lambda example: example.size)
             groups += pack_batches(pool, self._recipe.batch_tokens)
-        return [groups[index] for index in rng.permutation(len(groups))]
+        shuffled = rng.permutation(len(groups)).tolist()
+        return [partial(collate_programs, groups[index], self._end) for index in shuffled]
 
     def loss(self, batch: ProgramBatch, done: float) -> Losses:
         """The weighted cross-entropy of the programs' tokens."""

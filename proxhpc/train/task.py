@@ -1,7 +1,7 @@
 """What the training loop needs of a task: a module, batches, a loss and validation scores."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
@@ -59,12 +59,10 @@ class TrainingTask(Protocol[BatchT]):
         """The model to be exported."""
         ...
 
-    def batches(
-        self, position: BatchPosition, ranks: TrainingRanks
-    ) -> Iterator[tuple[BatchPosition, BatchT]]:
-        """Batches of a rank from `position` on, without end, each with the position after it.
+    def epoch(self, number: int) -> Sequence[Callable[[], BatchT]]:
+        """The batches of an epoch, each as the function that builds it.
 
-        In each turn every rank gets one batch; these are different ones (see `rank_batches`).
+        They depend only on the recipe and the number.
         """
         ...
 
@@ -81,7 +79,22 @@ class TrainingTask(Protocol[BatchT]):
         ...
 
 
-def rank_batches(count: int, consumed: int, ranks: TrainingRanks) -> Iterator[tuple[int, int]]:
+def rank_batches(
+    task: TrainingTask[BatchT], position: BatchPosition, ranks: TrainingRanks
+) -> Iterator[tuple[BatchPosition, BatchT]]:
+    """Batches of a rank from `position` on, without end, each with the position after it.
+
+    In each turn every rank gets one batch; these are different ones (see `rank_indices`).
+    """
+    epoch, consumed = position
+    while True:
+        batches = task.epoch(epoch)
+        for after, index in rank_indices(len(batches), consumed, ranks):
+            yield (epoch, after), batches[index]()
+        epoch, consumed = epoch + 1, 0
+
+
+def rank_indices(count: int, consumed: int, ranks: TrainingRanks) -> Iterator[tuple[int, int]]:
     """A rank's share of the `count` batches of an epoch, of which `consumed` are done.
 
     Yields pairs: the number consumed by all ranks after this turn, and the index of the batch. In
@@ -117,13 +130,13 @@ class TokenSized(Protocol):
 T = TypeVar("T", bound=TokenSized)
 
 
-def pack_batches(items: Sequence[T], max_tokens: int) -> list[list[T]]:
-    """Group items, sorted by size, so that each group padded to its longest fits `max_tokens`.
+def pack_batches(items: Iterable[T], max_tokens: int) -> list[list[T]]:
+    """Group items of similar sizes so that each group padded to its longest fits `max_tokens`.
 
     An item that is larger gets a group of its own.
     """
     groups: list[list[T]] = [[]]
-    for item in items:
+    for item in sorted(items, key=lambda item: item.size):
         if groups[-1] and (len(groups[-1]) + 1) * item.size > max_tokens:
             groups.append([])
         groups[-1].append(item)
