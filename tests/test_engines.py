@@ -41,7 +41,7 @@ from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine.prompts import prompt_style
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.process import descendants, start_time
-from proxhpc.spec.manifest import EngineOptions
+from proxhpc.spec.sections import EngineOptions
 from tiny_models import edit_json, save_llama
 
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]

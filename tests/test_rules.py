@@ -31,8 +31,7 @@ from proxhpc.engines.rules.heuristics import (
 )
 from proxhpc.engines.rules.repetition import gopher_repetition, ngram_shares
 from proxhpc.program.parse import parse_chunk, parse_doc
-from proxhpc.spec.manifest import EngineOptions
-from proxhpc.spec.sections import RuleSet
+from proxhpc.spec.sections import EngineOptions, RuleSet
 
 PROSE = """\
 The harbour of the small town had been built by fishermen long before anyone kept records.

@@ -36,7 +36,8 @@ from embedded_scores import evaluate_set, markdown
 from proxhpc.annotate.annotate import AnnotateOptions, annotate
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.spec.recipe import load_recipe
+from proxhpc.spec.load import load_yaml
+from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
 
 ROOT = Path(__file__).parent.parent
@@ -295,7 +296,7 @@ def main() -> None:
     work = Workspace(arguments.data, arguments.out, python)
     variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
     model = arguments.out / "model"
-    adapt(load_recipe(RECIPE, variables), model, resume=arguments.resume)
+    adapt(load_yaml(RECIPE, Recipe, environ=variables), model, resume=arguments.resume)
     tables = score_tables(work, model)
     print(tables)
     card = (model / "README.md").read_text(encoding="utf-8")

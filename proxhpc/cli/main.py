@@ -200,10 +200,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
-    from proxhpc.spec.recipe import load_recipe
+    from proxhpc.spec.load import load_yaml
+    from proxhpc.spec.recipe import Recipe
     from proxhpc.train.adapt import adapt
 
-    recipe, out = load_recipe(arguments.recipe), arguments.out.absolute()
+    recipe, out = load_yaml(arguments.recipe, Recipe), arguments.out.absolute()
     if arguments.site:
         if arguments.processes is not None:
             raise UserError(

@@ -14,7 +14,7 @@ from proxhpc.refine.memo import Memo, memo_key
 from proxhpc.refine.prompts import ReadVerdict, prompt_style
 from proxhpc.refine.windows import Window, make_window, pack
 from proxhpc.run.ledger import Call
-from proxhpc.spec.manifest import Stage
+from proxhpc.spec.sections import Stage
 
 MEMO_BYTES = 16 * 1024 * 1024  # about 40,000 answers
 _EXTRA_CALLS = 2  # in a window's token limit, beside one call for every second line

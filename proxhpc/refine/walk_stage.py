@@ -12,7 +12,7 @@ from proxhpc.refine import walk
 from proxhpc.refine.stage import Answer, StageRunner, WindowRequest
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
-from proxhpc.spec.manifest import Stage
+from proxhpc.spec.sections import Stage
 
 
 def make_runner(stage: Stage, engine: Engine, policy: AnyPolicy) -> StageRunner:

@@ -25,7 +25,8 @@ from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
-from proxhpc.spec.manifest import Corpus, Manifest, diff, find_inputs
+from proxhpc.spec.manifest import Manifest, diff, find_inputs
+from proxhpc.spec.sections import Corpus
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
