@@ -227,7 +227,7 @@ WAYS: dict[str, Way] = {"worker": run_worker, "bare": run_bare, "published": run
 def run_way(
     way: str, options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
 ) -> Result:
-    """Run one way, in a process of its own."""
+    """Run one way, in a child process."""
     os.dup2(2, 1)  # engines print what they like, but not between the results
     node_local_environment()
     return WAYS[way](options, texts, requests)
