@@ -44,12 +44,12 @@ NamedDocument = tuple[str, Document | BadRecord]
 
 
 def preview_manifest(
-    path: Path | None,
+    path: Path | None = None,
     *,
-    engine: str | None,
-    model: str | None,
-    doc_model: str | None,
-    prompt: str | None,
+    engine: str | None = None,
+    model: str | None = None,
+    doc_model: str | None = None,
+    prompt: str | None = None,
 ) -> Manifest:
     """The manifest in a file, or one made for the models named; without a model, for the rules."""
     if path is not None:
@@ -150,22 +150,10 @@ def refine_documents(
     Returns the exit status: 1 if not one record could be read.
     """
     models = find_models(manifest)
-    manifest = freeze_manifest(manifest, models)
-    printer = _Printer(manifest, models, output)
-    asyncio.run(_refine(manifest, islice(documents, limit), printer))
+    printer = _Printer(freeze_manifest(manifest, models), models, output)
+    asyncio.run(printer.refine(islice(documents, limit)))
     printer.summarise()
     return int(printer.unreadable == printer.counts.documents > 0)
-
-
-async def _refine(
-    manifest: Manifest, documents: Iterator[NamedDocument], printer: "_Printer"
-) -> None:
-    refiner = await open_refiner(manifest, printer.models)
-    try:
-        async for (source, item), row in refine_in_order(refiner, documents):
-            printer.print_row(source, item, row)
-    finally:
-        await refiner.close()
 
 
 def refine_in_order(
@@ -187,7 +175,7 @@ def refine_in_order(
 
 
 class _Printer:
-    """Prints rows and counts them."""
+    """Refines documents, prints their rows and counts them."""
 
     def __init__(
         self, manifest: Manifest, models: dict[str, ModelRef], output: PreviewFormat
@@ -196,8 +184,15 @@ class _Printer:
         self.console = make_console()
         self.counts, self.unreadable = Counts(), 0
 
-    def print_row(self, source: str, item: Document | BadRecord, row: Row) -> None:
-        """Print one document in the format that the user chose."""
+    async def refine(self, documents: Iterator[NamedDocument]) -> None:
+        refiner = await open_refiner(self.manifest, self.models)
+        try:
+            async for (source, item), row in refine_in_order(refiner, documents):
+                self._print_row(source, item, row)
+        finally:
+            await refiner.close()
+
+    def _print_row(self, source: str, item: Document | BadRecord, row: Row) -> None:
         row.add_to(self.counts)
         if row.outcome == "quarantined":
             self.unreadable += isinstance(item, BadRecord)
@@ -205,7 +200,16 @@ class _Printer:
             sys.stderr.write(f"proxhpc: {problem}\n")
         text = self._refined_text(item, row)
         if self.output == "diff":
-            inspection = self._inspection(source, item, row, text)
+            inspection = Inspection(
+                source=source,
+                shard=None,
+                published=True,
+                row=row,
+                format=self.manifest.program_format,
+                token_unit="tokens" if self.models else "bytes / 4",
+                before=item.text if isinstance(item, Document) else None,
+                after=text,
+            )
             self.console.print(render_inspection(inspection), soft_wrap=True)
         elif self.output == "json":
             self._write(_json(source, item, row, text) + b"\n")
@@ -220,20 +224,6 @@ class _Printer:
         manifest = self.manifest
         return replay(item.text, doc, windows, manifest.policy, manifest.program_format).text
 
-    def _inspection(
-        self, source: str, item: Document | BadRecord, row: Row, text: str | None
-    ) -> Inspection:
-        return Inspection(
-            source=source,
-            shard=None,
-            published=True,
-            row=row,
-            format=self.manifest.program_format,
-            token_unit="tokens" if self.manifest.engine.name != "rules" else "bytes / 4",
-            before=item.text if isinstance(item, Document) else None,
-            after=text,
-        )
-
     def _write(self, data: bytes) -> None:
         # A corpus is UTF-8 in every locale, so this bypasses the text layer.
         sys.stdout.flush()
@@ -241,7 +231,6 @@ class _Printer:
         sys.stdout.buffer.flush()
 
     def summarise(self) -> None:
-        """Print documents by outcome and the cost of refining them."""
         counts = self.counts
         parts = [
             f"kept unchanged {whole(counts.kept)}",

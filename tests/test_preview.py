@@ -146,24 +146,18 @@ def test_a_local_model(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_contradictory_options_are_errors(tmp_path: Path) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("engine", "model", "doc_model"))
-    assert [s.level for s in preview_manifest(None, **nothing, prompt="compact").stages] == [
-        "doc",
-        "chunk",
-    ]
-    one = preview_manifest(
-        None, **nothing | {"doc_model": "a/b", "engine": "vllm"}, prompt="compact"
-    )
+    assert [s.level for s in preview_manifest(prompt="compact").stages] == ["doc", "chunk"]
+    one = preview_manifest(doc_model="a/b", engine="vllm", prompt="compact")
     assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
-    tiny = preview_manifest(None, **nothing | {"model": "embedded"}, prompt=None)
+    tiny = preview_manifest(model="embedded")
     assert (tiny.engine.name, tiny.stages[0].model) == ("transformers", "embedded")
-    for options in (nothing | {"model": "a/b", "prompt": None}, nothing | {"prompt": "compact"}):
+    for options in ({"model": "a/b"}, {"prompt": "compact"}):
         with pytest.raises(UserError, match="--manifest names"):
             preview_manifest(tmp_path / "m.yaml", **options)
     with pytest.raises(UserError, match=r'^"a b" is neither an existing directory[^;]*$'):
-        preview_manifest(None, **nothing | {"model": "a b"}, prompt="compact")
+        preview_manifest(model="a b", prompt="compact")
     with pytest.raises(UserError, match="compact"):
-        preview_manifest(None, **nothing, prompt="compactt")
+        preview_manifest(prompt="compactt")
 
 
 def test_the_reader_may_close_the_pipe(tmp_path: Path) -> None:
@@ -210,10 +204,7 @@ def test_each_line_of_a_slow_pipe_is_answered_at_once() -> None:
 
 
 def test_flops_are_unknown_if_one_model_s_shape_is(capsys: Capture) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("engine", "doc_model"))
-    made = preview_manifest(
-        None, **nothing | {"model": "a/b", "doc_model": "a/b"}, prompt="compact"
-    )
+    made = preview_manifest(model="a/b", doc_model="a/b", prompt="compact")
     known = SimpleNamespace(shape=ModelShape(32, 2, 4, 8, 2, 64, 320, False))
     unknown = SimpleNamespace(shape=None)
     for chunk, ending in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):

@@ -74,13 +74,15 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.launch import launch, prepare_run
+    from proxhpc.launch.launch import dry_run, launch, prepare_run
     from proxhpc.status import Ticker
 
-    if arguments.dry_run:
-        _dry_run(arguments)
+    dry = arguments.dry_run
+    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
+    if dry:
+        for phase, script, answer in dry_run(run):
+            print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
         return
-    run = prepare_run(arguments.manifest, arguments.site, arguments.run)
     print(_safe(f"run directory: {run.dir.root}"))
     with Ticker(run.dir) as ticker:
         step = launch(run, ticker.tick)
@@ -92,14 +94,6 @@ def _launch(arguments: argparse.Namespace) -> None:
         print(_safe(f"report: {run.dir.report_html}"))
     else:
         print(_safe(f"see how far it is: proxhpc status {run.dir.root}"))
-
-
-def _dry_run(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.launch import dry_run, prepare_run
-
-    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=False)
-    for phase, script, answer in dry_run(run):
-        print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -160,8 +154,7 @@ def _preview_manifest(arguments: argparse.Namespace) -> "Manifest":
 def _refine(arguments: argparse.Namespace) -> int:
     from proxhpc.preview import PreviewFormat, read_documents, refine_documents
 
-    if arguments.limit is not None:
-        _at_least(1, "--limit", arguments.limit)
+    _at_least(1, "--limit", arguments.limit)
     manifest = _preview_manifest(arguments)
     files = arguments.files or [Path("-")]
     documents = read_documents(manifest, files, plain=arguments.plain)
@@ -173,8 +166,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from proxhpc.corpus.disk import write_atomic
     from proxhpc.evaluate import gold, result, view
 
-    if arguments.limit is not None:
-        _at_least(1, "--limit", arguments.limit)
+    _at_least(1, "--limit", arguments.limit)
     _at_least(0, "--bootstrap", arguments.bootstrap)
     _at_least(0, "--seed", arguments.seed)
     manifest = _preview_manifest(arguments)
@@ -216,8 +208,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
         job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
         print(_safe(f"job {job}; its log is {out / 'training' / 'log.jsonl'}"))
         return
-    if arguments.processes is not None:
-        _at_least(1, "--processes", arguments.processes)
+    _at_least(1, "--processes", arguments.processes)
     adapted = adapt(
         recipe,
         out,
@@ -236,9 +227,9 @@ def _annotate(arguments: argparse.Namespace) -> None:
     from proxhpc.annotate.view import render_summary
     from proxhpc.evaluate.gold import GoldFields
 
-    _share("--untouched", arguments.untouched)
-    if arguments.per_source is not None:
-        _at_least(1, "--per-source", arguments.per_source)
+    if not 0 <= arguments.untouched <= 1:
+        raise UserError(f"--untouched {arguments.untouched}: it must be from 0 to 1")
+    _at_least(1, "--per-source", arguments.per_source)
     options = AnnotateOptions(
         dialect=arguments.dialect,
         windows=WindowLimits.parse(arguments.windows),
@@ -249,8 +240,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     sources = open_sources(arguments.sources, arguments.out, options)
-    summary = annotate(sources, arguments.out, options)
-    _show(summary, render_summary, arguments.json)
+    _show(annotate(sources, arguments.out, options), render_summary, arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -299,8 +289,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     run = _open(arguments)
     if not run.merge_summary.exists():
-        account = run_account(run)
-        _show(account, render_account, arguments.json)
+        _show(run_account(run), render_account, arguments.json)
         return
     try:
         report = write_report(run)
@@ -401,14 +390,9 @@ COMMANDS = {
 }
 
 
-def _at_least(minimum: int, option: str, value: int) -> None:
-    if value < minimum:
+def _at_least(minimum: int, option: str, value: int | None) -> None:
+    if value is not None and value < minimum:
         raise UserError(f"{option} {value}: it must be {minimum} or more")
-
-
-def _share(option: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{option} {value}: it must be from 0 to 1")
 
 
 def _open(arguments: argparse.Namespace) -> "RunDir":
@@ -425,7 +409,3 @@ def _print(renderable: object) -> None:
     from proxhpc.status.terminal import make_console
 
     make_console().print(renderable)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

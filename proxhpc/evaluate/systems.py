@@ -62,7 +62,7 @@ def run_systems(
         )
     chunk, doc = [GoldLines.of(gold) for gold in of_level.get("chunk", ())], of_level.get("doc", [])
     results: dict[Level, list[SystemResult]] = {level: [] for level in of_level}
-    rules = preview.preview_manifest(None, engine=None, model=None, doc_model=None, prompt=None)
+    rules = preview.preview_manifest()
     for refiner in (manifest,) if manifest.engine.name == "rules" else (manifest, rules):
         for level, result in asyncio.run(_run_refiner(refiner, chunk, doc, log)).items():
             results[level].append(result)

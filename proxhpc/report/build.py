@@ -1,5 +1,7 @@
 """The report of a merged run, and the account of an unfinished one."""
 
+from dataclasses import asdict
+
 from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
@@ -34,7 +36,7 @@ def build_report(run: RunDir) -> Report:
             hint=f"proxhpc status {run.root} shows how far it is",
         )
     merged.check()
-    account = _account(run, merged)
+    account = run_account(run, merged)
     return Report(
         **{name: getattr(account, name) for name in AccountBase.model_fields},
         outcomes=outcome_tokens(merged),
@@ -44,26 +46,16 @@ def build_report(run: RunDir) -> Report:
         shared_ids=merged.shared_ids.documents,
         examples=example_reports(merged.stats, read_examples(run)),
         inputs=tuple(
-            InputReport(
-                written_ratio=ratio(file.written, file.documents),
-                **{name: getattr(file, name) for name in file.__slots__},
-            )
+            InputReport(written_ratio=ratio(file.written, file.documents), **asdict(file))
             for file in merged.files
         ),
-        parts=tuple(
-            PartReport(**{name: getattr(part, name) for name in PartReport.model_fields})
-            for part in merged.parts
-        ),
+        parts=tuple(map(PartReport.model_validate, merged.parts)),
         bytes_stored=sum(part.bytes_stored for part in merged.parts),
     )
 
 
-def run_account(run: RunDir) -> RunAccount:
-    """The account of a run that is not merged: what its workers have committed so far."""
-    return _account(run, None)
-
-
-def _account(run: RunDir, merged: MergeSummary | None) -> RunAccount:
+def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
+    """The account of a merged run or, without `merged`, of what workers have committed so far."""
     plan = Plan.load(run)
     heartbeats = latest_heartbeats(run)
     counts = run_counts(merged, heartbeats)
