@@ -15,7 +15,7 @@ from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.refiner_file import NAME, RefinerFile
 from proxhpc.train.card import model_card
 from proxhpc.train.checkpoint import TrainingFolder, TrainingState
-from proxhpc.train.distributed import TrainingRanks, default_processes, launch_processes
+from proxhpc.train.distributed import TrainingRanks, launch_processes
 from proxhpc.train.loop import Trainer
 from proxhpc.train.rows import Examples
 from proxhpc.train.score import ValidationScores
@@ -57,9 +57,7 @@ def adapt(
     task = _training_task(recipe, examples, folder)
     for reason, number in task.unused.items():
         log(f"{number:,} examples are not used: {reason}")
-    with launch_processes(
-        processes or default_processes(), _run_worker, recipe.model_dump_json(), out
-    ) as ranks:
+    with launch_processes(processes, _run_worker, recipe.model_dump_json(), out) as ranks:
         trainer = Trainer(recipe, task, folder, log, ranks)
         trainer.run()
     trainer.load_best()

@@ -69,35 +69,29 @@ class TrainingRanks:
         flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        start = 0
-        for parameter in parameters:
-            size = parameter.numel()
-            parameter.grad.copy_(flat[start : start + size].view_as(parameter))
-            start += size
-
-
-def default_processes() -> int:
-    """The number of processes for this machine: one for each GPU, at least one."""
-    import torch
-
-    return max(1, int(torch.cuda.device_count()))
+        means = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad.copy_(mean.view_as(parameter))
 
 
 @contextmanager
 def launch_processes(
-    count: int, worker: Callable[..., None], *arguments: object
+    count: int | None, worker: Callable[..., None], *arguments: object
 ) -> Iterator[TrainingRanks]:
     """Start the other processes of a training; the caller becomes rank 0.
 
-    Each calls the module-level function `worker(*arguments, ranks)` and exits when that returns,
-    or when this process dies. RetryError if one of them dies.
+    `count` includes the caller; None: one process for each GPU. Each other process calls the
+    module-level function `worker(*arguments, ranks)` and exits when that returns, or when this
+    process dies. RetryError if one of them dies.
     """
-    if count == 1:
-        yield TrainingRanks()
-        return
     import torch
     from torch import distributed
 
+    if count is None:
+        count = max(1, torch.cuda.device_count())
+    if count == 1:
+        yield TrainingRanks()
+        return
     threads = torch.get_num_threads()
     store = distributed.TCPStore(HOST, 0, count, True, COLLECTIVE_TIMEOUT, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
