@@ -14,7 +14,7 @@ from typing import Literal
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.coverage import coverage_problems
-from proxhpc.assemble.replay import SpanCounter, SpanStats
+from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.corpus.document import SpanEnd
@@ -23,7 +23,7 @@ from proxhpc.corpus.parquet import count_rows, require_pyarrow
 from proxhpc.corpus.streams import count_lines
 from proxhpc.errors import ProxError, StopError
 from proxhpc.outputs import OutputModel
-from proxhpc.run.ledger import Row, read_ledger
+from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import open_pool
@@ -137,19 +137,17 @@ def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int
     missing = set(missing_shards(run, plan))
     result.not_refined = len(missing)
     refined = [shard for shard in range(len(plan.shards)) if shard not in missing]
-    spans_by_shard: dict[int, list[SpanStats]] = {}
     with open_pool(run, plan, processes, command="verify") as pool:
-        for shard, (counts, spans, problem) in pool.each("verify", _read_shard, refined):
-            if problem:
-                result.damaged_ledgers[shard] = problem
-                continue
-            result.counts += counts
-            spans_by_shard[shard] = spans
-    result.damaged_ledgers = dict(sorted(result.damaged_ledgers.items()))
+        contents = pool.map("verify", _read_shard, refined)
+    all_spans: list[SpanStats] = []
+    for shard, (counts, spans, problem) in zip(refined, contents, strict=True):
+        if problem:
+            result.damaged_ledgers[shard] = problem
+        result.counts += counts
+        all_spans += spans
     if missing or result.damaged_ledgers:
         return
-    in_order = (span for _, spans in sorted(spans_by_shard.items()) for span in spans)
-    for file, problem in coverage_problems(plan, in_order).items():
+    for file, problem in coverage_problems(plan, all_spans).items():
         # The span ends do not tell which ledger of the file is wrong.
         for number, planned in enumerate(plan.shards):
             if any(span.file == file for span in planned.spans):
@@ -157,32 +155,28 @@ def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int
 
 
 def _read_shard(run: RunDir, plan: Plan, shard: int) -> tuple[Counts, list[SpanStats], str]:
-    """A ledger's counts and spans, and what is wrong with it."""
-    counts, rows, ends = Counts(), list[Row](), list[SpanEnd]()
+    """A ledger's counts and spans, or what is wrong with it."""
+    counts, ends = Counts(), list[SpanEnd]()
+    spans = [SpanStats(span.file, span.start, span.stop) for span in plan.shards[shard].spans]
     try:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
-            if isinstance(item, Row):
-                item.add_to(counts)
-                rows.append(Row("", item.file, item.position, item.outcome))
-            else:
+            if isinstance(item, SpanEnd):
                 ends.append(item)
-                counts += Counts(blank_lines=item.blank)
+                counts.blank_lines += item.blank
+                continue
+            item.add_to(counts)
+            for span in spans:
+                if span.holds(item):
+                    span.add(item)
     except (ProxError, OSError) as error:
         return Counts(), [], str(error).splitlines()[0]
-    spans = plan.shards[shard].spans
     if [end.file for end in ends] != [span.file for span in spans]:
         return Counts(), [], "it does not have the spans of its shard"
-    stats = []
     for span, end in zip(spans, ends, strict=True):
-        counter = SpanCounter()
-        for row in rows:
-            in_span = span.start <= row.position and (span.stop is None or row.position < span.stop)
-            if row.file == span.file and in_span:
-                counter.add(row)
-        stats.append(counter.stats(span, end))
-    if sum(span_stats.records for span_stats in stats) != len(rows):
+        span.finish(end)
+    if sum(span.records for span in spans) != counts.documents:
         return Counts(), [], "it has rows outside of its spans"
-    return counts, stats, ""
+    return counts, spans, ""
 
 
 def _check_corpus(run: RunDir, result: Verification) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 
-from proxhpc.assemble.replay import ReplayedRecord, replay_shard
+from proxhpc.assemble.replay import ReplayedRecord, replay_records
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.dedup.hashes import RecordKey
@@ -72,9 +72,7 @@ def _texts(
     run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int]]
 ) -> list[ExampleTexts]:
     return [
-        _example(plan, shard, item)
-        for item in replay_shard(run, plan, shard, wanted[shard])
-        if isinstance(item, ReplayedRecord)
+        _example(plan, shard, record) for record in replay_records(run, plan, shard, wanted[shard])
     ]
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.match import MatchResult, require_match
 from proxhpc.assemble.rows import record_source
 from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records
-from proxhpc.assemble.survivors import require_match
 from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import damaged_file, file_digest, load_array
