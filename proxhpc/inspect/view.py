@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType, group
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -28,12 +28,9 @@ _COLOURS = {"same": "", "removed": "red", "added": "green"}
 _CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
 
 
-def render_inspection(item: Inspection) -> RenderableType:
+@group()
+def render_inspection(item: Inspection) -> Iterator[RenderableType]:
     """One document."""
-    return Group(*_parts(item))
-
-
-def _parts(item: Inspection) -> Iterator[RenderableType]:
     yield Rule(Text(safe(item.row.id or item.source, 200), style="bold"), align="left")
     yield _facts(item)
     for note in item.notes:
