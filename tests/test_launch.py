@@ -23,6 +23,7 @@ from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cli.main import main
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
+from proxhpc.corpus.disk import draft_path
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.launch.step import Round
@@ -254,7 +255,7 @@ def test_the_estimate_of_model_work_names_what_it_omits(tmp_path: Path) -> None:
     shape = ModelShape(8, 2, 4, 2, 2, 16, 100, tied=False)
     ref = ModelRef.from_dict(
         {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
-         "stop_ids": [], "shape": asdict(shape)}
+         "stop_ids": [], "shape": asdict(shape), "refiner": None}
     )  # fmt: skip
     figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)
     work = figures.estimated_work
@@ -299,10 +300,10 @@ def test_a_launch_continues_what_a_killed_launch_left(tmp_path: Path) -> None:
     check_new(run)
     for folder in (*run.folders(), run.shard_folder(0)):
         folder.mkdir(parents=True)
-    (run.root / ".plan-0011aabb").write_bytes(b"{")
-    (run.root / "..plan-0011aabb.00.tmp").write_bytes(b"{")
+    draft_path(run.plan).write_bytes(b"{")
+    draft_path(draft_path(run.plan)).write_bytes(b"{")
     check_new(run)
-    assert planned(tmp_path).dir == run
+    assert planned(tmp_path).dir.root == run.root
 
 
 def test_the_first_of_two_plans_wins(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ Deaths for other reasons are counted too, but cost no document: a worker slows d
 deaths at the same commit, and gives up a document only after two more deaths with it alone.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from proxhpc.errors import StopError
 
@@ -74,7 +73,3 @@ class CrashBackoff:
             f"{what}; end of the last log: {self.log_tail}",
             hint="read the workers' logs, fix the problem, then run `proxhpc launch` again",
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -125,7 +125,7 @@ class Leases:
 
     def take(self, name: str, attempt: int) -> Lease | None:
         """Take the lease of exactly this attempt; None if it is taken."""
-        if not create(self.run.lease(name, attempt), orjson.dumps(asdict(self.owner))):
+        if not create(self.run.lease(name, attempt), orjson.dumps(self.owner)):
             return None
         fault_point("advance held" if name == "advance" else "lease taken")
         return Lease(self.run, name, attempt, self.owner)

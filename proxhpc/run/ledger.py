@@ -298,7 +298,7 @@ class LedgerWriter:
     def write_backoff(self, backoff: CrashBackoff) -> None:
         """Make what is known of deaths after the last commit durable."""
         head = {"v": LEDGER_VERSION, "plan": self.plan, "shard": self.shard}
-        self.frames.append(orjson.dumps(head | {"backoff": backoff.to_dict()}))
+        self.frames.append(orjson.dumps(head | {"backoff": backoff}))
         fault_point("death noted")
         self.state.backoff = backoff
 

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from proxhpc import __version__
-from proxhpc.corpus.disk import publish, write_atomic
+from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
 from proxhpc.corpus.parquet import require_pyarrow
@@ -32,7 +32,7 @@ from proxhpc.spec.yaml_lines import Key, dotted, quoted
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
 PLAN_VERSION = 3
 
-_DRAFT = re.compile(r"\.+plan-.*|\..*\.tmp")  # left behind by a launch that was killed
+_DRAFT = re.compile(r"\..*\.tmp")  # left behind by a launch that was killed
 _OTHER_RUN_DIR = "choose another with run_dir in the manifest or --run DIR"
 
 
@@ -166,14 +166,8 @@ class Plan:
             raise UserError(
                 f"cannot make the run directory {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
             ) from error
-        draft = run.plan.with_name(f".plan-{secrets.token_hex(4)}")
-        write_atomic(draft, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
-        try:
-            # If two launches race, one links its plan and both use it.
-            first = publish(draft, run.plan)
-        finally:
-            draft.unlink()
-        if first:
+        # If two launches race, one creates its plan and both use it.
+        if create(run.plan, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE)):
             write_atomic(run.manifest, manifest_text)
 
 
