@@ -161,17 +161,17 @@ def refine_in_order(
 ) -> AsyncGenerator[tuple[NamedDocument, Row], None]:
     """Each document with its row, in order; many are refined at the same time."""
 
-    async def events() -> AsyncIterator[NamedDocument]:
+    async def read() -> AsyncIterator[NamedDocument]:
         # One at a time, because a program may write a line and wait for its row.
-        while (event := await asyncio.to_thread(next, documents, None)) is not None:
-            yield event
+        while (named := await asyncio.to_thread(next, documents, None)) is not None:
+            yield named
 
-    async def work(event: NamedDocument) -> Row:
-        item = event[1]
+    async def refine(named: NamedDocument) -> Row:
+        item = named[1]
         return bad_row(item) if isinstance(item, BadRecord) else await refiner.refine(item)
 
     budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
-    return in_order(events(), work, lambda event: event_weight(event[1]), budget)
+    return in_order(read(), refine, lambda named: event_weight(named[1]), budget)
 
 
 class _Printer:
@@ -221,8 +221,8 @@ class _Printer:
             return None
         doc = row.doc.output if row.doc else None
         windows = [call.window for call in row.windows]
-        manifest = self.manifest
-        return replay(item.text, doc, windows, manifest.policy, manifest.program_format).text
+        policy, program_format = self.manifest.policy, self.manifest.program_format
+        return replay(item.text, doc, windows, policy, program_format).text
 
     def _write(self, data: bytes) -> None:
         # A corpus is UTF-8 in every locale, so this bypasses the text layer.

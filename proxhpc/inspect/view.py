@@ -81,10 +81,11 @@ def _duplicate(item: Inspection) -> str:
     survivor = item.duplicate_of
     if survivor is None:
         return ""
-    identical = survivor.similarity == 1
-    how = "with the same text as" if identical else f"{survivor.similarity:.0%} similar to"
+    similar = f"{survivor.similarity:.0%} similar to"
+    relation = "with the same text as" if survivor.similarity == 1 else similar
+    name = safe(survivor.id, 200)
     source = "" if survivor.id == survivor.source else f" ({safe(survivor.source)})"
-    return f"{item.row.outcome}, but {how} {safe(survivor.id, 200)}{source}, which is in the corpus"
+    return f"{item.row.outcome}, but {relation} {name}{source}, which is in the corpus"
 
 
 def _edits(item: Inspection) -> str:

@@ -80,11 +80,11 @@ def _bands(sources: list[FlowBox], targets: list[FlowBox]) -> Iterator[FlowBand]
     """Bands between two columns of the same total size, in the order of both."""
     waiting = [(box, box.y, box.size) for box in sources]
     for target in targets:
-        at, needed = target.y, target.size
+        target_y, needed = target.y, target.size
         while needed > 1e-9 and waiting:
             box, y, available = waiting.pop(0)
             size = min(available, needed)
-            yield FlowBand(target.kind, box.x + _BOX_WIDTH, y, target.x, at, size)
-            at, needed = at + size, needed - size
+            yield FlowBand(target.kind, box.x + _BOX_WIDTH, y, target.x, target_y, size)
+            target_y, needed = target_y + size, needed - size
             if available - size > 1e-9:
                 waiting.insert(0, (box, y + size, available - size))

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -39,7 +38,6 @@ def report_page(report: Report, texts: Sequence[ExampleTexts] = ()) -> str:
     )
 
 
-@cache
 def _environment() -> Environment:
     """Templates in which everything printed goes through `_printed`."""
     environment = Environment(
