@@ -11,7 +11,7 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
 from proxhpc.refine.memo import Memo, memo_key
-from proxhpc.refine.prompts import ReadVerdict, prompt_style
+from proxhpc.refine.prompts import STYLES, ReadVerdict
 from proxhpc.refine.windows import Window, make_window, pack
 from proxhpc.run.ledger import Call
 from proxhpc.spec.sections import Stage
@@ -68,7 +68,7 @@ class StageRunner:
 
     def _prepare(self, tokenizer: Tokenizer) -> None:
         """Prepare to ask a model; UserError if prompts of this style are not possible."""
-        self.style = prompt_style(self.stage.prompt)
+        self.style = STYLES[self.stage.prompt]
         self.shares_prefix = self.style.shares_prefix
         if self.stage.level == "chunk":
             limit = self.style.max_window_tokens(tokenizer, self.budget)

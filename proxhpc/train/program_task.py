@@ -78,7 +78,7 @@ class ProgramTask:
         self._end = _end_token(ref, self.tokenizer)
         self._context = ref.max_model_len
         max_tokens = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
-        self._style = prompt_style(recipe.prompt)
+        self._style = STYLES[recipe.prompt]
         self._train: list[TokenizedExample] = []
         self._validation: list[ExampleRow] = []
         self.unused = Counter[str]()
