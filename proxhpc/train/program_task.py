@@ -14,7 +14,7 @@ from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.syntax import FIRST_LINE
-from proxhpc.refine.prompts import PromptStyle, prompt_style
+from proxhpc.refine.prompts import STYLES, PromptStyle
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.sections import Level
