@@ -31,7 +31,6 @@ from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.run.ledger import Call, Row
 from proxhpc.spec.manifest import Manifest
-from proxhpc.spec.sections import Near
 from runs import PARAGRAPH, document, planned, rows_of, write_jsonl
 from test_stage import ScriptedEngine
 from tiny_models import edit_json, save_llama
@@ -309,11 +308,11 @@ def test_training_avoids_evaluation_data(tmp_path: Path) -> None:
 def test_near_duplicates_are_found_by_their_words() -> None:
     texts = [f"{PARAGRAPH}So it was {n}." for n in range(3)]
     others = [" ".join(random.Random(n).choices(PARAGRAPH.split(), k=60)) for n in range(40)]
-    index = NearDuplicateIndex([*others, *texts, ""], Near())
+    index = NearDuplicateIndex([*others, *texts, ""])
     assert index.has_duplicate_of(PARAGRAPH.upper() + "So it is")
     assert not index.has_duplicate_of(" ".join(reversed(PARAGRAPH.split())))
     assert not index.has_duplicate_of("")
-    assert not NearDuplicateIndex([], Near()).has_duplicate_of(PARAGRAPH)
+    assert not NearDuplicateIndex([]).has_duplicate_of(PARAGRAPH)
 
 
 def test_a_random_excess_is_left_out(tmp_path: Path) -> None:

@@ -60,4 +60,3 @@ class LabelSource(Protocol):
 
     def documents(self) -> Iterator[SourceDocument | BadRecord]:
         """Every record in the order of the input, from the start at each call."""
-        ...

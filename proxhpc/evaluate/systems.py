@@ -17,7 +17,7 @@ from proxhpc.evaluate.baselines import BASELINES, Baseline
 from proxhpc.evaluate.gold import GoldRecord, records_by_level
 from proxhpc.evaluate.metrics import GoldLines, MetricCounts, document_counts, line_counts
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import doc_verdict, read_window_program, replay
+from proxhpc.program.replay import doc_verdict, read_window_program
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.run.ledger import Row, tally
 from proxhpc.run.models import ModelRef
@@ -138,16 +138,15 @@ async def _refine(
 
 def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
     """The counts of what a chunk stage made of a document."""
-    windows = [call.window for call in row.windows]
     kept = bytearray(lines.gold.text.count("\n") + 1)  # nothing, unless the corpus would have it
     text = None
     if row.outcome in ("kept", "edited"):
         kept = bytearray(b"\1" * len(kept))
-        result = replay(lines.gold.text, None, windows, refiner.policy, refiner.program_format)
+        result = row.replay(lines.gold.text, refiner.policy, refiner.program_format)
         for start, stop in result.removed:
             kept[start:stop] = bytes(stop - start)
         text = result.text if result.strings_replaced else None
-    programs = [read_window_program(window, refiner.program_format) for window in windows]
+    programs = [read_window_program(call.window, refiner.program_format) for call in row.windows]
     valid = [not program.rejected and not program.truncated for program in programs]
     return line_counts(lines, kept, text) | _program_counts(valid)
 

@@ -57,7 +57,7 @@ def adapt(
     task = _training_task(recipe, examples, folder)
     for reason, number in task.unused.items():
         log(f"{number:,} examples are not used: {reason}")
-    with launch_processes(processes, _run_worker, recipe.model_dump_json(), out) as ranks:
+    with launch_processes(processes, _run_worker, recipe, out) as ranks:
         trainer = Trainer(recipe, task, folder, log, ranks)
         trainer.run()
     trainer.load_best()
@@ -78,11 +78,12 @@ def _check_training_split(recipe: Recipe, examples: Examples) -> None:
     raise UserError(f"no example of the training split in {', '.join(recipe.examples)}", hint=hint)
 
 
-def _run_worker(recipe_json: str, out: Path, ranks: TrainingRanks) -> None:
-    """Train as a rank above 0."""
-    recipe, folder = Recipe.model_validate_json(recipe_json), TrainingFolder(out)
+def _run_worker(recipe: Recipe, out: Path, ranks: TrainingRanks) -> None:
+    """Train as a rank above 0, until rank 0 stops."""
+    folder = TrainingFolder(out)
     task = _training_task(recipe, Examples(tuple(map(Path, recipe.examples))), folder)
-    Trainer(recipe, task, folder, lambda _: None, ranks).run_worker()
+    for _ in Trainer(recipe, task, folder, lambda _: None, ranks).steps():
+        pass
 
 
 def _training_task(
@@ -101,11 +102,8 @@ def _write_model(
     recipe: Recipe, task: TrainingTask[Any], examples: Examples, adapted: Adapted, out: Path
 ) -> None:
     """Write weights, tokenizer, refiner.json and the card into `out`."""
-    trained_levels = {row.level for row in examples if row.split == "train"}
-    stages = task.stages(adapted.scores)
     refiner = RefinerFile.model_validate(
-        {"version": 1, "prompt": recipe.prompt}
-        | {level: keys for level, keys in stages.items() if level in trained_levels}
+        {"version": 1, "prompt": recipe.prompt} | task.stages(adapted.scores)
     )
     parameters = sum(p.numel() for p in task.model.parameters())
     card = model_card(recipe, examples, task.unused, adapted.state, adapted.scores, parameters)

@@ -73,12 +73,7 @@ class Trainer(Generic[BatchT]):
             self.evaluate()
             self.save()
 
-    def run_worker(self) -> None:
-        """Train as a rank above 0, until rank 0 stops."""
-        for _ in self._steps():
-            pass
-
-    def _steps(self) -> Iterator[dict[str, float]]:
+    def steps(self) -> Iterator[dict[str, float]]:
         """Train a step at a time, until rank 0 is finished or got a signal; the steps' losses."""
         state = self.state
         self.task.module.train()
@@ -100,7 +95,7 @@ class Trainer(Generic[BatchT]):
         state, recipe = self.state, self.recipe
         saved = evaluated = logged = state.seconds
         losses: dict[str, float] = {}
-        for step_losses in self._steps():
+        for step_losses in self.steps():
             losses = _smoothed(losses, step_losses)
             if state.seconds - logged >= _LOG_SECONDS:
                 logged = state.seconds

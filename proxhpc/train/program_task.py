@@ -77,7 +77,7 @@ class ProgramTask:
         self.tokenizer = HFTokenizer(ref.path)
         self._end = _end_token(ref, self.tokenizer)
         self._context = ref.max_model_len
-        max_tokens = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
+        max_tokens = min(recipe.max_tokens, self._context)
         self._style = STYLES[recipe.prompt]
         self._train: list[TokenizedExample] = []
         self._validation: list[ExampleRow] = []
@@ -100,12 +100,8 @@ class ProgramTask:
                 f"no example of the training split has at most {max_tokens} tokens",
                 hint="raise max_tokens, or make shorter windows: proxhpc annotate --windows",
             )
-        self.module = load_base(ref.path)
-
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The model to be exported."""
-        return self.module
+        self._max_program = max(len(example.program) for example in self._train)
+        self.module = self.model = load_base(ref.path)
 
     def _tokenize(self, row: ExampleRow) -> TokenizedExample:
         """UserError if the row's program is of another dialect or differs from its labels."""
@@ -146,15 +142,13 @@ class ProgramTask:
         """Scores of the programs generated for random validation examples."""
         rows = sample_examples(self._validation, max_examples, self._recipe.seed)
         prompts = [self._tokenize(row).prompt for row in rows]
-        max_new_tokens = 2 * max(len(example.program) for example in self._train)
-        generated = generate(self.module, prompts, self._end, max_new_tokens, self._context)
+        generated = generate(self.module, prompts, self._end, 2 * self._max_program, self._context)
         return program_scores(rows, [self.tokenizer.decode(ids) for ids in generated])
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """Limits of prompt and answer: the largest in the training examples."""
-        max_program = max(len(example.program) for example in self._train)
         max_prompt = max(len(example.prompt) for example in self._train)
-        doc: StageSettings = {"max_prompt_tokens": max_prompt, "max_new_tokens": max_program}
+        doc: StageSettings = {"max_prompt_tokens": max_prompt, "max_new_tokens": self._max_program}
         chunk: StageSettings = doc | {
             "numbering": "window",
             "window_tokens": max_prompt,

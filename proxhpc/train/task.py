@@ -51,32 +51,24 @@ class TrainingTask(Protocol[BatchT]):
     """
 
     module: "torch.nn.Module"
+    model: "PreTrainedModel"
     tokenizer_dir: Path
     unused: Counter[str]
-
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The model to be exported."""
-        ...
 
     def epoch(self, number: int) -> Sequence[Callable[[], BatchT]]:
         """The batches of an epoch, each as the function that builds it.
 
         They depend only on the recipe and the number.
         """
-        ...
 
     def loss(self, batch: BatchT, done: float) -> Losses:
         """The loss of a batch after the share `done` (0 to 1) of the training."""
-        ...
 
     def validate(self, max_examples: int) -> ValidationScores:
         """Scores on a random sample of the validation split."""
-        ...
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
-        """The settings with which the model is to be prompted."""
-        ...
+        """The settings for prompting the model, for each level that it was trained on."""
 
 
 def rank_batches(
@@ -124,7 +116,6 @@ class TokenSized(Protocol):
     @property
     def size(self) -> int:
         """Tokens."""
-        ...
 
 
 T = TypeVar("T", bound=TokenSized)

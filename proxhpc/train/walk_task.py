@@ -32,7 +32,6 @@ from proxhpc.train.walk_pages import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
 MAX_TEXT_CHARS = 20_000  # of a document, to train the tokenizer on
 _POOL = 96  # random items that are sorted by size and packed into batches together
@@ -75,7 +74,11 @@ class WalkTask:
                 "line_labels, or where only whole lines are removed (docs/adapt.md)",
             )
         self.pages = WalkPages(pages, walk, recipe.walk)
-        self.module = training_module(self._initial_model())
+        if recipe.shape is not None:
+            self.model = new_model(recipe.shape, self.tokenizer, recipe.seed)
+        else:
+            self.model = load_base(self.tokenizer_dir)
+        self.module = training_module(self.model)
 
     def _prepare_tokenizer(self, rows: Iterable[ExampleRow], folder: Path) -> Path:
         """The directory of the base model's tokenizer, or of one trained on the examples."""
@@ -87,16 +90,6 @@ class WalkTask:
             texts = ("\n".join(row.lines)[:MAX_TEXT_CHARS] for row in train)
             train_tokenizer(texts, folder, self._recipe.shape.vocabulary)
         return folder
-
-    def _initial_model(self) -> "PreTrainedModel":
-        if self._recipe.shape is not None:
-            return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
-        return load_base(self.tokenizer_dir)
-
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The model to be exported."""
-        return self.module.model
 
     def epoch(self, number: int) -> Sequence[Callable[[], WalkBatch]]:
         """A pool of random windows and documents, in random batches of similar sizes."""
@@ -146,10 +139,9 @@ class WalkTask:
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """The biases with the best scores."""
-        biases: dict[Level, float] = {
-            "doc": scores.get("verdict_bias", 0.0),
-            "chunk": scores.get("bias", 0.0),
-        }
+        biases: dict[Level, float] = {"chunk": scores.get("bias", 0.0)}
+        if self._verdicts:
+            biases["doc"] = scores.get("verdict_bias", 0.0)
         return {level: {"bias": bias} if bias else {} for level, bias in biases.items()}
 
     def _line_log_odds(self, rows: Sequence[ExampleRow]) -> "list[NDArray[np.float32]]":
