@@ -26,7 +26,6 @@ from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 from proxhpc.inspect import Inspection, render_inspection
-from proxhpc.program.replay import replay
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, in_order
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.report.text import power
@@ -198,7 +197,9 @@ class _Printer:
             self.unreadable += isinstance(item, BadRecord)
             problem = safe(f"{source}: {row.reason}: {row.detail}".strip(": "), 500)
             sys.stderr.write(f"proxhpc: {problem}\n")
-        text = self._refined_text(item, row)
+        text = None
+        if isinstance(item, Document) and row.outcome in ("kept", "edited"):
+            text = row.replay(item.text, self.manifest.policy, self.manifest.program_format).text
         if self.output == "diff":
             inspection = Inspection(
                 source=source,
@@ -215,14 +216,6 @@ class _Printer:
             self._write(_json(source, item, row, text) + b"\n")
         elif text is not None:
             self._write(text.encode("utf-8", "surrogatepass") + b"\n" * (not text.endswith("\n")))
-
-    def _refined_text(self, item: Document | BadRecord, row: Row) -> str | None:
-        if isinstance(item, BadRecord) or row.outcome not in ("kept", "edited"):
-            return None
-        doc = row.doc.output if row.doc else None
-        windows = [call.window for call in row.windows]
-        policy, program_format = self.manifest.policy, self.manifest.program_format
-        return replay(item.text, doc, windows, policy, program_format).text
 
     def _write(self, data: bytes) -> None:
         # A corpus is UTF-8 in every locale, so this bypasses the text layer.

@@ -228,9 +228,9 @@ def test_a_corpus_that_did_not_shrink_never_pays(run: RunDir) -> None:
                      "num_attention_heads": 4, "head_dim": 2, "num_key_value_heads": 2,
                      "intermediate_size": 16, "vocab_size": 100}), PAPER, ""),
         (json.dumps({"model_type": "mamba"}), None, "mamba"),
-        ("[]", None, "not an object"),
-        ("{", None, "not JSON"),
-        (None, None, "cannot be read"),
+        ("[]", None, "not a valid JSON object"),
+        ("{", None, "not a valid JSON object"),
+        (None, None, "config.json is missing"),
     ],
 )  # fmt: skip
 def test_a_model_to_compare_with_may_be_a_directory(

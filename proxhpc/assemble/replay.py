@@ -11,7 +11,7 @@ from proxhpc.assemble.policy_change import PolicyChange
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.errors import ShardError, StopError
-from proxhpc.program.replay import ReplayResult, replay
+from proxhpc.program.replay import ReplayResult
 from proxhpc.run.ledger import Row, read_ledger, text_digest
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -212,10 +212,8 @@ class _Replay:
 
     def _execute(self, item: Document, row: Row) -> ReplayResult:
         """Execute a row's programs; the result must be what the worker recorded."""
-        doc = row.doc.output if row.doc else None
-        windows = [call.window for call in row.windows]
         try:
-            result = replay(item.text, doc, windows, self.policy, self.format)
+            result = row.replay(item.text, self.policy, self.format)
         except ShardError as error:
             raise self._input_differs(item, error.message) from error
         text = result.text

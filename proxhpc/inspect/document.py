@@ -8,7 +8,7 @@ from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.program.replay import ProgramFormat, replay
+from proxhpc.program.replay import ProgramFormat
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.plan import Plan
@@ -141,10 +141,8 @@ def _read(plan: Plan, row: Row) -> Document | None:
 
 def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | None:
     """What a row's programs make of the text; anything unexpected is added to `notes`."""
-    doc = row.doc.output if row.doc else None
-    windows = [call.window for call in row.windows]
     try:
-        result = replay(text, doc, windows, plan.manifest.policy, plan.manifest.program_format)
+        result = row.replay(text, plan.manifest.policy, plan.manifest.program_format)
     except ShardError as error:
         notes.append(error.message)
         return None

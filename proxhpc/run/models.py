@@ -175,10 +175,10 @@ def _download_command(match: re.Match[str]) -> str:
 
 
 def _inspect(name: str, path: Path) -> ModelRef:
-    config = _read_json(name, path / "config.json")
+    config = read_model_json(name, path / "config.json")
     _refuse_code(name, config, path / "config.json")
     if (path / "tokenizer_config.json").exists():
-        tokenizer = _read_json(name, path / "tokenizer_config.json")
+        tokenizer = read_model_json(name, path / "tokenizer_config.json")
         _refuse_code(name, tokenizer, path / "tokenizer_config.json")
     if not any(all((path / file).is_file() for file in files) for files in TOKENIZERS):
         raise _IncompleteError(
@@ -219,7 +219,8 @@ def _open(name: str, file: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _read_json(name: str, file: Path) -> dict[str, Any]:
+def read_model_json(name: str, file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model; UserError if there is none."""
     with _open(name, file) as stream:
         return _parse_object(name, file, stream.read(MAX_JSON + 1))
 
@@ -257,7 +258,7 @@ def _weight_files(name: str, path: Path) -> list[str]:
             if pickles
             else "copy or download the model's weights",
         )
-    weight_map = _read_json(name, index).get("weight_map")
+    weight_map = read_model_json(name, index).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
     # A name with a folder could point outside of the directory.
     if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
@@ -303,7 +304,7 @@ def _context_length(name: str, config: dict[str, Any]) -> int:
 def _stop_ids(name: str, path: Path, config: dict[str, Any]) -> tuple[int, ...]:
     sources = [config]
     if (path / "generation_config.json").exists():
-        sources.append(_read_json(name, path / "generation_config.json"))
+        sources.append(read_model_json(name, path / "generation_config.json"))
     stop_ids: set[int] = set()
     for source in sources:
         ids = source.get("eos_token_id")
