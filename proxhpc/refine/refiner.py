@@ -36,6 +36,7 @@ class _Spent:
     tokens: int = 0
     doc: Call | None = None
     windows: tuple[Call, ...] = ()
+    score: float | None = None
 
 
 class Refiner:
@@ -112,12 +113,11 @@ class Refiner:
         text, lines = document.text, tokens.lines
         answers: list[Answer] = []
         verdict: ModelOutput | None = None
-        score: float | None = None
         if self.doc:
             answer = await self.doc.ask_verdict(text, lines, order)
             spent.doc = answer.call
             verdict = answer.call.output if answer.call else None
-            score = answer.score
+            spent.score = answer.score
             answers.append(answer)
         dropped = verdict and doc_verdict(verdict, self.policy).action == "drop"
         if self.chunk and not dropped:
@@ -139,8 +139,7 @@ class Refiner:
         if replayed.text and replayed.text != text:
             tokens_out = await self._off_loop(document, tokens.count_text, replayed.text)
         flags = tuple(dict.fromkeys(answer.flag for answer in answers if answer.flag))
-        row = _row(document, spent, replayed, tokens_out, flags)
-        return row if score is None else replace(row, score=score)
+        return _row(document, spent, replayed, tokens_out, flags)
 
     def _count(self, text: str) -> LineTokens:
         if self._last_stage is None:
@@ -246,4 +245,5 @@ def _row(
         strings_replaced=replayed.strings_replaced,
         rejected=dict(replayed.rejected),
         flags=flags,
+        score=spent.score,
     )

@@ -162,11 +162,11 @@ def load_yaml(
     Strings below the keys in `verbatim` are not expanded. UserError lists all problems.
     """
     tree = parse(path, os.environ if environ is None else environ, verbatim)
-    problems = list(tree.problems)
-    if not problems and not isinstance(tree.data, dict):
-        problems.append(Problem(1, (), f"must be a mapping of keys, not {quoted(tree.data)}"))
-    if problems:
-        raise _user_error(path, problems)
+    if not tree.problems and not isinstance(tree.data, dict):
+        text = f"must be a mapping of keys, not {quoted(tree.data)}"
+        tree.problems.append(Problem(1, (), text))
+    if tree.problems:
+        raise _user_error(path, tree.problems)
     try:
         return model.model_validate(tree.data, context={"base": path.absolute().parent})
     except ValidationError as error:
