@@ -229,6 +229,7 @@ def test_a_corpus_that_did_not_shrink_never_pays(run: RunDir) -> None:
                      "intermediate_size": 16, "vocab_size": 100}), PAPER, ""),
         (json.dumps({"model_type": "mamba"}), None, "mamba"),
         ("[]", None, "not a valid JSON object"),
+        ("[" * 100_000, None, "not a valid JSON object"),
         ("{", None, "not a valid JSON object"),
         (None, None, "config.json is missing"),
     ],
