@@ -166,33 +166,30 @@ def _watched(processes: Sequence[BaseProcess]) -> Iterator[None]:
     this process exits after GRACE_S seconds with the error's exit code.
     """
     finished = threading.Event()
-    deaths: list[str] = []
 
     def watch() -> None:
-        running = list(processes)
-        while running and not finished.is_set():
-            wait([process.sentinel for process in running], timeout=1)
-            for process in [process for process in running if process.exitcode is not None]:
-                running.remove(process)
-                if process.exitcode:
-                    deaths.append(f"{process.name} of the training exited with {process.exitcode}")
-            if deaths:
-                if not finished.wait(GRACE_S):
-                    sys.stderr.write(f"{deaths[0]}; {_HINT}\n")
-                    os._exit(RetryError.exit_code)
-                return
+        while not finished.wait(1):
+            if (death := _death(processes)) and not finished.wait(GRACE_S):
+                sys.stderr.write(f"{death}; {_HINT}\n")
+                os._exit(RetryError.exit_code)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     except RuntimeError as error:
-        finished.wait(2)  # until the watcher has seen who died
-        if deaths:
-            raise RetryError(deaths[0], hint=_HINT) from error
+        wait([process.sentinel for process in processes], timeout=2)
+        if death := _death(processes):
+            raise RetryError(death, hint=_HINT) from error
         raise
     finally:
         finished.set()
         thread.join()
-    if deaths:
-        raise RetryError(deaths[0], hint=_HINT)
+    if death := _death(processes):
+        raise RetryError(death, hint=_HINT)
+
+
+def _death(processes: Sequence[BaseProcess]) -> str:
+    """Which process died; empty if none did."""
+    died = (process for process in processes if process.exitcode)
+    return next((f"{p.name} of the training exited with {p.exitcode}" for p in died), "")

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Generic
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 _LOG_SECONDS = 60
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
 
 
 class Trainer(Generic[BatchT]):
@@ -61,7 +62,9 @@ class Trainer(Generic[BatchT]):
     def run(self) -> None:
         """Train to the end. RetryError after SIGTERM, SIGINT or SIGUSR2, with a checkpoint."""
         self.folder.claim()
-        with self._stop_on_signals():
+        with ExitStack() as handlers:
+            for number in _STOP_SIGNALS:
+                handlers.callback(signal.signal, number, signal.signal(number, self._stop))
             self._train()
             self.save()
         if self._stop_signal:
@@ -231,20 +234,9 @@ class Trainer(Generic[BatchT]):
         values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._print(f"{state.seconds:6.0f} s, step {state.step}, {event}: {values}")
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """Stop after the current step on SIGTERM, SIGINT and Slurm's warning, SIGUSR2."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._stop_signal = signal.Signals(number).name
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-        handlers = {number: signal.signal(number, stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop after the current step, as the handler of a signal."""
+        self._stop_signal = signal.Signals(number).name
 
 
 def _smoothed(means: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
