@@ -13,7 +13,7 @@ from proxhpc.assemble.rows import record_source
 from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records
 from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
-from proxhpc.dedup.arrays import damaged_file, file_digest, load_array
+from proxhpc.dedup.arrays import check_file, load_array
 from proxhpc.dedup.hashes import RecordKey
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
@@ -33,8 +33,7 @@ def write_quarantine(run: RunDir, receipts: Sequence[SketchReceipt]) -> None:
     with PartWriter(run.quarantine) as writer:
         for receipt in receipts:
             path = run.sketch_quarantine(receipt.group)
-            if file_digest(path) != receipt.quarantine:
-                raise damaged_file(path)
+            check_file(path, receipt.quarantine)
             for row in read_listing(path):
                 writer.write(row)
 
@@ -90,9 +89,5 @@ def write_duplicates(
 
 def read_listing(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .jsonl.zst file that the merge wrote."""
-    with path.open("rb") as file:
-        reader = zstandard.ZstdDecompressor().stream_reader(file)
-        rest = b""
-        while chunk := reader.read(1 << 20):
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from map(orjson.loads, lines)
+    with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+        yield from map(orjson.loads, lines)

@@ -71,8 +71,7 @@ class Sketches:
 
     def rows(self, documents: Documents) -> Sketch:
         """The sketches of these documents."""
-        rows: Sketch = self._gather(documents, self.run.sketch)
-        return rows
+        return self._gather(documents, self.run.sketch)
 
     def low(self, documents: Documents) -> npt.NDArray[np.uint64]:
         """The lower half of the hash of each of these documents' texts."""
@@ -80,8 +79,7 @@ class Sketches:
 
     def signatures(self, documents: Documents) -> Signatures:
         """The signatures of these documents."""
-        signatures: Signatures = self._gather(documents, self.run.signatures)
-        return signatures
+        return self._gather(documents, self.run.signatures)
 
     def group_of(self, documents: Documents) -> npt.NDArray[np.int64]:
         """The group of each of these documents."""

@@ -35,22 +35,24 @@ def compare_texts(
     """The undecided pairs whose texts are similar enough to be duplicates."""
     files, sketches = pool.run.match_files(source_digest), Sketches(pool.run, pool.plan)
     save_blocks(files.undecided, undecided, "<i8", 2)
-    pairs = len(open_array(files.undecided))
-    if not pairs:
+    pairs, near = len(open_array(files.undecided)), pool.plan.manifest.dedup.near
+    if not pairs or near is None:
         return
     compared, groups = Sorter(scratch, 1), set[int]()
     for rows in undecided:
         compared.add(rows.reshape(-1, 1))
         groups.update(np.unique(sketches.group_of(rows)).tolist())
     save_blocks(files.compared, compared, "<i8", 1)
-    pool.map("read", partial(save_shingles, source_digest=source_digest), sorted(groups))
+    read = partial(save_shingles, near=near, source_digest=source_digest)
+    pool.map("read", read, sorted(groups))
     units = range(-(-pairs // _PAIRS_PER_UNIT))
-    pool.map("compare", partial(write_similar_pairs, source_digest=source_digest), units)
+    compare = partial(write_similar_pairs, near=near, source_digest=source_digest)
+    pool.map("compare", compare, units)
     for number in units:
         yield np.array(open_array(files.similar_pairs(number)))
 
 
-def save_shingles(run: RunDir, plan: Plan, group: int, source_digest: str) -> None:
+def save_shingles(run: RunDir, plan: Plan, group: int, near: Near, source_digest: str) -> None:
     """Write the distinct shingles of a group's compared documents, unless the file exists.
 
     The file has, in numbers of 8 bytes, where each document's shingles begin and the last one's
@@ -60,7 +62,7 @@ def save_shingles(run: RunDir, plan: Plan, group: int, source_digest: str) -> No
     path = files.shingles(group)
     if path.exists():
         return
-    near, sketches = _near(plan), Sketches(run, plan)
+    sketches = Sketches(run, plan)
     compared = open_array(files.compared)[:, 0]
     first, last = np.searchsorted(compared, sketches.group_starts[[group, group + 1]]).tolist()
     documents = np.array(compared[first:last])
@@ -77,9 +79,11 @@ def save_shingles(run: RunDir, plan: Plan, group: int, source_digest: str) -> No
         file.write(np.array(offsets, "<u8").tobytes())
 
 
-def write_similar_pairs(run: RunDir, plan: Plan, number: int, source_digest: str) -> None:
+def write_similar_pairs(
+    run: RunDir, plan: Plan, number: int, near: Near, source_digest: str
+) -> None:
     """Write the pairs of one unit whose Jaccard similarity reaches the threshold."""
-    files, near = run.match_files(source_digest), _near(plan)
+    files = run.match_files(source_digest)
     if files.similar_pairs(number).exists():
         return
     start = number * _PAIRS_PER_UNIT
@@ -106,13 +110,6 @@ def jaccard(left: Hashes, right: Hashes) -> float:
     """Jaccard similarity of two documents' distinct shingles, which are ascending."""
     common = len(np.intersect1d(left, right, assume_unique=True))
     return common / (len(left) + len(right) - common)
-
-
-def _near(plan: Plan) -> Near:
-    near = plan.manifest.dedup.near
-    if near is None:
-        raise ValueError("the manifest has no dedup.near")
-    return near
 
 
 def _texts(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[str]:
