@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
@@ -178,7 +177,7 @@ def _watched(processes: Sequence[BaseProcess]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        wait([process.sentinel for process in processes], timeout=2)
+        finished.wait(2)  # the connection is closed before the exit code is known
         if death := _death(processes):
             raise RetryError(death, hint=_HINT) from error
         raise

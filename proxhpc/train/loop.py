@@ -82,7 +82,7 @@ class Trainer(Generic[BatchT]):
         self.task.module.train()
         batches = rank_batches(self.task, state.position, self._ranks)
         while True:
-            more = not self.is_finished and not self._stop_signal
+            more = self.done < 1 and not self._stop_signal
             more, done = self._ranks.broadcast_progress(more, self.done, self._device)
             if not more:
                 return
@@ -103,7 +103,7 @@ class Trainer(Generic[BatchT]):
             if state.seconds - logged >= _LOG_SECONDS:
                 logged = state.seconds
                 self._log("step", losses)
-            if state.seconds - evaluated >= recipe.minutes * 60 and not self.is_finished:
+            if state.seconds - evaluated >= recipe.minutes * 60 and self.done < 1:
                 evaluated = saved = state.seconds
                 self.evaluate()
                 self.save()
@@ -117,11 +117,6 @@ class Trainer(Generic[BatchT]):
         if self.recipe.steps is not None:
             return min(1.0, self.state.step / self.recipe.steps)
         return min(1.0, self.state.seconds / 3600 / (self.recipe.hours or 1.0))
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.done >= 1
 
     def _step(self, batch: BatchT, done: float) -> dict[str, float]:
         """One optimizer step; its losses and gradient norm."""
@@ -214,8 +209,7 @@ class Trainer(Generic[BatchT]):
         self.task.module.load_state_dict(saved["module"])
         self._average.load(saved["average"])
         self._optimizer.load_state_dicts(saved["optimizers"])
-        progress = saved["progress"]
-        self.state = TrainingState(**progress | {"position": tuple(progress["position"])})
+        self.state = TrainingState(**saved["progress"])
         if self.folder.best.exists():
             best = self.folder.load(self.folder.best)
             self.state.best_scores, self.state.best_step = best["scores"], best["step"]

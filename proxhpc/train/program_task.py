@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.syntax import FIRST_LINE
-from proxhpc.refine.prompts import STYLES, PromptStyle
+from proxhpc.refine.prompts import STYLES
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.sections import Level
@@ -104,17 +103,23 @@ class ProgramTask:
         self.module = self.model = load_base(ref.path)
 
     def _tokenize(self, row: ExampleRow) -> TokenizedExample:
-        """UserError if the row's program is of another dialect or differs from its labels."""
+        """Encode a row with the prompt that the stages of a run make.
+
+        UserError if the row's program is of another dialect or differs from its labels.
+        """
         if row.level == "chunk" and not matches_labels(row):
             raise UserError(
                 f"example {row.id!r}: the program {row.program[:60]!r} is not valid in the dialect "
                 "prox, or does not remove the lines labelled D",
                 hint="make the examples with: proxhpc annotate --dialect prox",
             )
+        if row.level == "doc":
+            text = "\n".join(row.lines).rstrip()
+            prompt = self._style.full_doc_prompt(self.tokenizer, text)
+        else:
+            prompt = self._style.chunk_prompt(self.tokenizer, row.lines, FIRST_LINE["prox"])
         program = array("I", [*self.tokenizer.encode(row.program), self._end])
-        return TokenizedExample(
-            array("I", example_prompt(self._style, self.tokenizer, row)), program, row.weight
-        )
+        return TokenizedExample(array("I", prompt), program, row.weight)
 
     def epoch(self, number: int) -> Sequence[Callable[[], ProgramBatch]]:
         """All examples once, in random batches of similar sizes."""
@@ -156,13 +161,6 @@ class ProgramTask:
         }
         stages: dict[Level, StageSettings] = {"doc": doc, "chunk": chunk}
         return {level: keys for level, keys in stages.items() if level in self._levels}
-
-
-def example_prompt(style: PromptStyle, tokenizer: Tokenizer, row: ExampleRow) -> list[int]:
-    """The prompt of an example, as the stages of a run make it."""
-    if row.level == "doc":
-        return style.full_doc_prompt(tokenizer, "\n".join(row.lines).rstrip())
-    return style.chunk_prompt(tokenizer, row.lines, FIRST_LINE["prox"])
 
 
 def collate_programs(examples: Sequence[TokenizedExample], pad: int) -> ProgramBatch:
