@@ -41,23 +41,21 @@ class Verification:
     parts: int = 0
     documents_written: int = 0
     damaged_inputs: dict[Path, str] = field(default_factory=dict)
-    damaged_ledgers: dict[int, str] = field(default_factory=dict)
+    damaged_ledgers: dict[Path, str] = field(default_factory=dict)
     damaged_corpus: dict[Path, str] = field(default_factory=dict)
     wrong_sums: list[str] = field(default_factory=list)
 
     @property
     def intact(self) -> bool:
         """Whether nothing is damaged and all counts agree."""
-        return not (
-            self.damaged_inputs or self.damaged_ledgers or self.damaged_corpus or self.wrong_sums
-        )
+        return not (self.damaged or self.wrong_sums)
 
-    def damaged(self, run: RunDir) -> dict[Path, str]:
+    @property
+    def damaged(self) -> dict[Path, str]:
         """All damaged files, each with its problem."""
-        ledgers = {run.ledger(shard): problem for shard, problem in self.damaged_ledgers.items()}
-        return self.damaged_inputs | ledgers | self.damaged_corpus
+        return self.damaged_inputs | self.damaged_ledgers | self.damaged_corpus
 
-    def to_output(self, run: RunDir) -> "VerifyOutput":
+    def to_output(self) -> "VerifyOutput":
         """What `--json` prints."""
         return VerifyOutput(
             intact=self.intact,
@@ -66,7 +64,7 @@ class Verification:
             totals=run_totals(self.counts, None),
             parts=self.parts,
             documents_written=self.documents_written,
-            damaged={str(path): problem for path, problem in self.damaged(run).items()},
+            damaged={str(path): problem for path, problem in self.damaged.items()},
             wrong_sums=tuple(self.wrong_sums),
         )
 
@@ -117,7 +115,7 @@ def repair(run: RunDir, result: Verification) -> list[Path]:
         # First the files that mark the run as finished, in case this process is killed.
         damaged += [run.report_json, run.merge_summary]
         damaged += [run.checksums] if run.checksums in result.damaged_corpus else []
-    damaged += [run.ledger(shard) for shard in result.damaged_ledgers]
+    damaged += result.damaged_ledgers
     damaged += [path for path in result.damaged_corpus if path.parent == run.corpus]
     removed = [path for path in dict.fromkeys(damaged) if path.exists()]
     for path in removed:
@@ -142,7 +140,7 @@ def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int
     all_spans: list[SpanStats] = []
     for shard, (counts, spans, problem) in zip(refined, contents, strict=True):
         if problem:
-            result.damaged_ledgers[shard] = problem
+            result.damaged_ledgers[run.ledger(shard)] = problem
         result.counts += counts
         all_spans += spans
     if missing or result.damaged_ledgers:
@@ -151,7 +149,8 @@ def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int
         # The span ends do not tell which ledger of the file is wrong.
         for number, planned in enumerate(plan.shards):
             if any(span.file == file for span in planned.spans):
-                result.damaged_ledgers[number] = f"with the other ledgers of its input: {problem}"
+                inconsistent = f"with the other ledgers of its input: {problem}"
+                result.damaged_ledgers[run.ledger(number)] = inconsistent
 
 
 def _read_shard(run: RunDir, plan: Plan, shard: int) -> tuple[Counts, list[SpanStats], str]:
@@ -255,7 +254,7 @@ def render_verification(run: RunDir, result: Verification) -> Iterator[str]:
     )
     if result.parts:
         yield f"{result.parts:,} parts of the corpus read: {result.documents_written:,} documents"
-    yield from (f"DAMAGED {path}: {problem}" for path, problem in result.damaged(run).items())
+    yield from (f"DAMAGED {path}: {problem}" for path, problem in result.damaged.items())
     yield from (f"WRONG {problem}" for problem in result.wrong_sums)
     if result.intact:
         pending = (

@@ -5,17 +5,15 @@ They are stored with the merge, so the report needs neither the raw corpus nor i
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 
 from proxhpc.assemble.replay import ReplayedRecord, replay_records
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
-from proxhpc.run.ledger import Call
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
@@ -78,6 +76,7 @@ def _texts(
 
 def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
     row, after = record.row, record.text
+    calls = ([row.doc] if row.doc else []) + [*row.windows]
     before = record.document.text if record.document else ""
     return ExampleTexts(
         shard=shard,
@@ -86,15 +85,8 @@ def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
         source=record_source(plan, row),
         outcome=row.outcome,
         reason=row.reason,
-        programs=tuple(islice(_programs(row.doc, row.windows), _MAX_PROGRAMS)),
+        programs=tuple(call.program[:_MAX_CHARS] for call in calls[:_MAX_PROGRAMS]),
         before=before[:_MAX_CHARS],
         after=after if after is None else after[:_MAX_CHARS],
         truncated=len(before) > _MAX_CHARS,
     )
-
-
-def _programs(doc: Call | None, windows: Iterable[Call]) -> Iterator[str]:
-    if doc is not None:
-        yield doc.program[:_MAX_CHARS]
-    for call in windows:
-        yield call.program[:_MAX_CHARS]

@@ -77,8 +77,8 @@ class MatchResult:
     parts: tuple[PartRange, ...]
     flag_digests: tuple[str, ...]
     pairs_digest: str
-    set_sizes: tuple[int, ...] = ()
-    largest_sets: tuple[tuple[int, int, int], ...] = ()
+    set_sizes: tuple[int, ...]
+    largest_sets: tuple[tuple[int, int, int], ...]
 
 
 def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) -> MatchResult:

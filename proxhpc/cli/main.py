@@ -119,7 +119,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     run = _open(arguments)
     result = verify.verify_run(run, processes=arguments.processes)
     if arguments.json:
-        print(result.to_output(run).to_json())
+        print(result.to_output().to_json())
     else:
         for line in verify.render_verification(run, result):
             print(_safe(line))

@@ -1,6 +1,7 @@
 """Files of the merge: .npy arrays, replaced atomically, and JSON with a checksum."""
 
 import functools
+import hashlib
 import io
 import mmap
 import os
@@ -31,14 +32,11 @@ def damaged_file(path: Path) -> StopError:
 
 def file_digest(path: Path) -> str:
     """XXH3-128 of a file's content; "" if there is no such file."""
-    state = xxhash.xxh3_128()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                state.update(chunk)
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     except FileNotFoundError:
         return ""
-    return state.hexdigest()
 
 
 def check_file(path: Path, digest: str) -> None:

@@ -30,7 +30,7 @@ SKETCH_DTYPE = np.dtype(
         ("sort_key", "<u8"),  # in a shuffled corpus, else 0
         ("chars", "<u4"),  # of the refined text
         ("row_bytes", "<u4"),  # of the document's row in the corpus
-        ("shard", "<u4"),  # the pieces of the external corpus count on from the run's shards
+        ("shard", "<u4"),  # pieces of the external corpus are numbered after the shards
         ("record", "<u4"),  # number of the record in its shard
     ]
 )
