@@ -1,4 +1,4 @@
-"""What a teacher says about a document: one interface for gold records, rules and models."""
+"""A teacher's labels of a document: one interface for gold records, rules and models."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping

@@ -137,8 +137,8 @@ async def _refine(
 
 
 def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
-    """The counts of what a chunk stage made of a document."""
-    kept = bytearray(lines.gold.text.count("\n") + 1)  # nothing, unless the corpus would have it
+    """The counts of a document that the chunk stage refined."""
+    kept = bytearray(lines.gold.text.count("\n") + 1)  # no line, if the document is dropped
     text = None
     if row.outcome in ("kept", "edited"):
         kept = bytearray(b"\1" * len(kept))

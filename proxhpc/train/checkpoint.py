@@ -22,10 +22,10 @@ _EXAMPLE_HASHES = "example_hashes"
 
 @dataclass
 class TrainingState:
-    """How far a training is.
+    """The progress of a training.
 
-    `seconds` are those of its steps. `position` is the next batch (task.BatchPosition). The best
-    scores and their step are stored with the best weights; they count, not those stored here.
+    `seconds` is the time of its steps. `position` is the next batch (task.BatchPosition). The best
+    scores and their step are also stored with the best weights, and read from there on a resume.
     """
 
     step: int = 0
@@ -74,7 +74,7 @@ class TrainingFolder:
             self.best.unlink(missing_ok=True)
 
     def claim(self) -> None:
-        """Take over the folder: an earlier training that still runs elsewhere saves no more."""
+        """Take over the folder; an earlier training that still runs elsewhere cannot save then."""
         write_atomic(self._owner, self._token)
 
     def check_owner(self) -> None:
