@@ -10,7 +10,7 @@ import zstandard
 
 from proxhpc.assemble.match import MatchResult, require_match
 from proxhpc.assemble.rows import record_source
-from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records
+from proxhpc.assemble.sketch import SketchReceipt, external_records
 from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import check_file, load_array
@@ -63,7 +63,7 @@ def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
             if not isinstance(row, SpanEnd):
                 yield row.id, record_source(plan, row)
         return
-    for record in external_records(plan, external_pieces(plan)[shard - len(plan.shards)]):
+    for record in external_records(plan, shard - len(plan.shards)):
         source = f"{plan.against[record.file].name}:{record.position}"
         yield (record.id if isinstance(record, Document) else ""), source
 

@@ -18,7 +18,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rows import corpus_row, quarantine_row, sort_key
 from proxhpc.assemble.stats import CorpusStats
-from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import file_digest, load_json, save_json
 from proxhpc.dedup.hashes import NO_FILES, SketchDigests, SketchWriter
@@ -67,9 +67,9 @@ def external_pieces(plan: Plan) -> list[Shard]:
     return [*split_into_shards(plan.against, size, MAX_GROUP_FILES)]
 
 
-def external_records(plan: Plan, piece: Shard) -> Iterator[Document | BadRecord]:
+def external_records(plan: Plan, piece: int) -> Iterator[Document | BadRecord]:
     """The records of a piece of the external corpus."""
-    for span in piece.spans:
+    for span in external_pieces(plan)[piece].spans:
         for item in plan.read_against(span):
             if not isinstance(item, SpanEnd):
                 yield item
@@ -87,7 +87,10 @@ def sketch_group(run: RunDir, plan: Plan, group: int) -> SketchReceipt:
     if piece < 0:
         sources = [ledger_tail(run.ledger(shard)) for shard in groups[group]]
     else:  # reading a file checks it against the plan
-        sources = [_span_source(plan, span) for span in external_pieces(plan)[piece].spans]
+        sources = [
+            f"{plan.against[span.file].fingerprint}-{span.start}-{span.stop}"
+            for span in external_pieces(plan)[piece].spans
+        ]
     earlier = read_receipt(run, group)
     if (
         earlier
@@ -182,12 +185,8 @@ def _row_bytes(plan: Plan, record: ReplayedRecord) -> int:
 def _add_external(plan: Plan, piece: int, receipt: SketchReceipt, writer: SketchWriter) -> None:
     """Add the raw texts of a piece of the external corpus."""
     shard = len(plan.shards) + piece
-    for number, record in enumerate(external_records(plan, external_pieces(plan)[piece])):
+    for number, record in enumerate(external_records(plan, piece)):
         if isinstance(record, BadRecord):
             receipt.unreadable += 1
         else:
             writer.add(record, record.text, (shard, number))
-
-
-def _span_source(plan: Plan, span: Span) -> str:
-    return f"{plan.against[span.file].fingerprint}-{span.start}-{span.stop}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from proxhpc.assemble.pairs import Sketches
 from proxhpc.assemble.replay import replay_documents
-from proxhpc.assemble.sketch import external_pieces, external_records
+from proxhpc.assemble.sketch import external_records
 from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import Document
 from proxhpc.dedup.arrays import open_array, save_blocks
@@ -119,6 +119,6 @@ def _texts(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[str]:
         yield from (record.text or "" for record in replay_documents(run, plan, documents))
         return
     wanted = set(documents["record"].tolist())
-    for number, record in enumerate(external_records(plan, external_pieces(plan)[piece])):
+    for number, record in enumerate(external_records(plan, piece)):
         if number in wanted and isinstance(record, Document):
             yield record.text

@@ -87,7 +87,7 @@ def finished_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Par
         receipt = load_json(run.part_receipt(part), PartReceipt)
         size = run.part(part, plan.manifest.output.format).stat().st_size
     except (FileNotFoundError, StopError):
-        return None  # of a damaged receipt, the part is written again
+        return None  # also if the receipt is damaged: the part is written again
     if receipt and (receipt.match_digest, receipt.bytes_stored) == (match.digest, size):
         return receipt
     return None
