@@ -627,6 +627,11 @@ def test_the_smallest_of_the_best_biases_is_chosen() -> None:
     dropped = np.array([False, True, False])
     scores = best_bias([LineDecisions(lines, dropped, np.array([0.3, 2.0, -1.0]))])
     assert (scores["bias"], scores["f1"]) == (-0.5, 1.0)
+    # Without a bias the first document is worse, by less than the standard error of the mean.
+    others = [LineDecisions(lines, dropped, np.array([odds, -1.0, odds])) for odds in (-1.0, 9.0)]
+    scores = best_bias([LineDecisions(lines, dropped, np.array([0.3, 2.0, -1.0])), *others])
+    assert scores["bias"] == 0.0
+    assert 0 < scores["f1"] < 1
 
 
 def optimizer_of(module: Any, **keys: Any) -> Optimizer:

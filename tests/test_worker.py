@@ -72,6 +72,23 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     assert list(missing_shards(run.dir, run.plan)) == []
 
 
+def test_a_commit_has_as_many_documents_as_the_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = {"documents": 10, "seconds": 600}
+    run = planned(tmp_path, 25, commit=commit, sharding={"tokens": 20_000_000})
+    sizes = []
+    original = LedgerWriter.commit
+
+    def record(self: LedgerWriter, rows: list[Row], ends: tuple[SpanEnd, ...] = ()) -> Counts:
+        sizes.append(len(rows))
+        return original(self, rows, ends)
+
+    monkeypatch.setattr(LedgerWriter, "commit", record)
+    refine(run)
+    assert sizes == [10, 10, 5]
+
+
 def test_a_finished_run_has_one_file_for_each_shard(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
