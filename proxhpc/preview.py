@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import flops, sum_or_none
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import detect_format, printable_path, read_error
@@ -151,7 +152,7 @@ def refine_documents(
     models = find_models(manifest)
     printer = _Printer(freeze_manifest(manifest, models), models, output)
     asyncio.run(printer.refine(islice(documents, limit)))
-    printer.summarise()
+    printer.summarize()
     return int(printer.unreadable == printer.counts.documents > 0)
 
 
@@ -223,7 +224,7 @@ class _Printer:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
-    def summarise(self) -> None:
+    def summarize(self) -> None:
         counts = self.counts
         parts = [
             f"kept unchanged {whole(counts.kept)}",
@@ -234,14 +235,14 @@ class _Printer:
         costs: list[int | None] = []
         for level, model in self.models.items():
             usage = counts.doc if level == "doc" else counts.chunk
-            parts.append(f"{level} stage: {whole(usage.prompt_tokens)} tokens in")
+            parts.append(f"{level} stage: {quantity(usage.prompt_tokens, 'token')} in")
             costs.append(flops(model.shape, usage) if model.shape else None)
         total = sum_or_none(costs)
         if total is None:
             parts.append("FLOPs unknown")
         elif total:
             parts.append(f"{power(total)} FLOPs")
-        sys.stderr.write(f"{whole(counts.documents)} documents: {', '.join(parts)}\n")
+        sys.stderr.write(f"{quantity(counts.documents, 'document')}: {', '.join(parts)}\n")
 
 
 def _json(source: str, item: Document | BadRecord, row: Row, text: str | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Checks every checksum and count of a run from its files, whatever was checked before.
+"""Checks every checksum and count of a run from its files, independently of earlier checks.
 
 Ledgers are read completely and counted again, and their spans must cover the inputs. The counts of
 the merge and the report must be those of the ledgers. Every file of the corpus must have its
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.coverage import coverage_problems
 from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
@@ -146,7 +147,7 @@ def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int
     if missing or result.damaged_ledgers:
         return
     for file, problem in coverage_problems(plan, all_spans).items():
-        # The span ends do not tell which ledger of the file is wrong.
+        # The span ends do not show which ledger of the file is wrong.
         for number, planned in enumerate(plan.shards):
             if any(span.file == file for span in planned.spans):
                 inconsistent = f"with the other ledgers of its input: {problem}"
@@ -194,8 +195,8 @@ def _check_corpus(run: RunDir, result: Verification) -> None:
         result.damaged_corpus[run.corpus / name] = problem
     if not result.damaged_corpus and result.documents_written != summary.written:
         result.wrong_sums.append(
-            f"{run.merge_summary} has {summary.written} documents written, the corpus has"
-            f" {result.documents_written}"
+            f"{run.merge_summary} has {quantity(summary.written, 'document')} written,"
+            f" the corpus has {result.documents_written}"
         )
     if run.report_json.exists():
         totals = run_totals(summary.counts, summary).documents
@@ -238,7 +239,7 @@ def _damaged_files(
             yield name, str(error).splitlines()[0]
             continue
         if counted != documents.get(name, 0):
-            yield name, f"it has {counted} documents, not {documents.get(name, 0)}"
+            yield name, f"it has {quantity(counted, 'document')}, not {documents.get(name, 0)}"
         elif name in documents:
             result.parts += 1
             result.documents_written += counted
@@ -247,18 +248,22 @@ def _damaged_files(
 def render_verification(run: RunDir, result: Verification) -> Iterator[str]:
     """Lines for a terminal: what was checked, and what to do."""
     counts, refined = result.counts, result.shards - result.not_refined
-    yield f"{refined:,} of {result.shards:,} ledgers read: {counts.documents:,} documents"
+    documents = quantity(counts.documents, "document")
+    yield f"{refined:,} of {quantity(result.shards, 'ledger')} read: {documents}"
     yield (
         f"  kept unchanged {counts.kept:,}, edited {counts.edited:,},"
         f" dropped {counts.dropped.total():,}, quarantined {counts.quarantined.total():,}"
     )
     if result.parts:
-        yield f"{result.parts:,} parts of the corpus read: {result.documents_written:,} documents"
+        documents = quantity(result.documents_written, "document")
+        yield f"{quantity(result.parts, 'part')} of the corpus read: {documents}"
     yield from (f"DAMAGED {path}: {problem}" for path, problem in result.damaged.items())
     yield from (f"WRONG {problem}" for problem in result.wrong_sums)
     if result.intact:
         pending = (
-            f"; {result.not_refined:,} shards are not refined yet" if result.not_refined else ""
+            f"; {quantity(result.not_refined, 'shard is', 'shards are')} not refined yet"
+            if result.not_refined
+            else ""
         )
         yield f"all checksums and counts agree{pending}"
     elif result.damaged_inputs:

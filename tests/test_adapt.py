@@ -180,9 +180,9 @@ def test_a_stopped_training_resumes_with_the_same_result(
     trained(recipe, tmp_path / "whole")
     hint = train_until_step_3(recipe, parts, monkeypatch)
     assert "--resume" in (hint or "")
-    with pytest.raises(UserError, match="already holds a training"):
+    with pytest.raises(UserError, match="already holds a training run"):
         trained(recipe, parts)
-    with pytest.raises(UserError, match="started with another learning_rate"):
+    with pytest.raises(UserError, match="started with different learning_rate"):
         trained(walk_recipe(examples, learning_rate=0.1), parts, resume=True)
     other = write(tmp_path / "other.jsonl.zst", [row(n) for n in range(1, 40)])
     with pytest.raises(UserError, match="started with other examples"):
@@ -330,12 +330,12 @@ def test_the_earlier_of_two_trainings_in_a_folder_stops(
             monkeypatch.setattr(loop, "learning_rate", learning_rate)
             trained(recipe, out)
             second.update(weights(out))
-            with pytest.raises(UserError, match="another learning_rate"):
+            with pytest.raises(UserError, match="different learning_rate"):
                 trained(walk_recipe(examples, learning_rate=0.1), out, resume=True)
         return learning_rate(first, step, done)
 
     monkeypatch.setattr(loop, "learning_rate", start_second)
-    with pytest.raises(UserError, match="another training was started there"):
+    with pytest.raises(UserError, match="another training run was started there"):
         trained(walk_recipe(examples, learning_rate=0.002), out)
     assert second
     assert all(torch.equal(second[name], tensor) for name, tensor in weights(out).items())
@@ -558,7 +558,7 @@ def test_a_walk_leaves_out_examples_that_edit_strings(examples: Path, tmp_path: 
         ({"keep": "KDXXXX"}, r"keep: String should match pattern .* \(it is 'KDXXXX'\)"),
         ({"level": "doc", "text": "a", "program": "untouch_doc()"}, r"\(it is 'untouch_doc\(\)'\)"),
         ({"split": None}, "split: Input should be 'train' or 'validation'"),
-        ({"chance": [0.5]}, "chance has 1 entries for 6 lines"),
+        ({"chance": [0.5]}, "chance has 1 entry for 6 lines"),
         (
             {"chance": [0.5] * 5 + [1.5]},
             r"chance\.5: Input should be less than or equal to 1 \(it is 1\.5\)",
@@ -584,7 +584,7 @@ def test_a_job_has_a_process_for_each_gpu(
     path.write_text("name: x\nexamples: a.jsonl.zst\nbase: b\nsteps: 2\n")
     given = ["adapt", str(path), "--out", str(tmp_path / "out"), "--site", "gpu"]
     assert main([*given, "--processes", "2"]) == 2
-    assert "--processes does not go with --site" in capsys.readouterr().err
+    assert "--processes cannot be combined with --site" in capsys.readouterr().err
 
 
 def test_an_invalid_recipe_is_explained(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_manipulated_ledger_stops_the_merge(
 ) -> None:
     run = refined(tmp_path, sharding={"tokens": 100_000})
     path = rewrite_ledger(run, 0, change)
-    with pytest.raises(StopError, match=r"is not what was refined|does not fit") as stop:
+    with pytest.raises(StopError, match=r"has changed since it was refined|does not match") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
     assert not run.dir.corpus.exists()
@@ -115,7 +115,9 @@ def test_an_unrefined_shard_is_named(tmp_path: Path) -> None:
     run = refined(tmp_path)
     for shard in (1, 3):
         run.dir.ledger(shard).unlink()
-    with pytest.raises(RetryError, match=f"^2 of {len(run.plan.shards)} .*00001.ledger.zst"):
+    with pytest.raises(
+        RetryError, match=f"^not refined yet: 2 of {len(run.plan.shards)} shards;.*00001.ledger.zst"
+    ):
         merge_run(run.dir)
 
 
@@ -127,10 +129,12 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     good = path.read_bytes()
     # In the middle of the file, which its fingerprint does not cover.
     path.write_bytes(good.replace(b"Number 50 of", b"Number 5O of"))
-    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*has changed"):
+    with pytest.raises(StopError, match=r"in\.jsonl has changed since it was refined.*has changed"):
         merge_run(run.dir)
     path.write_bytes(good.replace(b'{"id": "doc-50"', b'{"id": "doc-50}'))
-    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*invalid_json"):
+    with pytest.raises(
+        StopError, match=r"in\.jsonl has changed since it was refined.*invalid_json"
+    ):
         merge_run(run.dir)
     path.write_bytes(good + b"{}\n")
     with pytest.raises(StopError, match=r"in\.jsonl: its size was"):

@@ -279,7 +279,7 @@ def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: P
     for verb in ("launch", "plan"):
         done = proxhpc(verb, path, "--site", tmp_path / "site.yaml")
         assert done.returncode == 2
-        assert "is not a run and not empty" in done.stderr
+        assert "is not empty and not a run directory" in done.stderr
         assert "--run DIR" in done.stderr
     assert files_of(tmp_path) == before
 
@@ -291,7 +291,7 @@ def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: P
 def test_a_directory_with_foreign_files_is_refused(tmp_path: Path, where: str) -> None:
     run = RunDir(tmp_path / "run")
     write_jsonl(run.root / where, [document(1)])
-    with pytest.raises(UserError, match="is not a run and not empty"):
+    with pytest.raises(UserError, match="is not empty and not a run directory"):
         check_new(run)
 
 
@@ -328,14 +328,14 @@ def test_an_input_inside_the_run_directory_is_refused(tmp_path: Path, kind: str)
         given.symlink_to(outside)
     else:
         (tmp_path / "run").symlink_to(outside.parent)
-    with pytest.raises(UserError, match="lies in the run directory"):
+    with pytest.raises(UserError, match="is inside the run directory"):
         check_outside(RunDir(tmp_path / "run"), [given])
 
 
 def test_planning_refuses_an_input_inside_the_run_directory(tmp_path: Path) -> None:
     raw = write_jsonl(tmp_path / "run" / ".raw.tmp", [document(1)])  # else taken for a draft
     path = manifest(tmp_path, [raw], corpus={"format": "jsonl"})
-    with pytest.raises(UserError, match="lies in the run directory"):
+    with pytest.raises(UserError, match="is inside the run directory"):
         prepare_run(path, local_site(tmp_path), None, freeze=False)
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from proxhpc.account.flops import ModelShape, Usage
+from proxhpc.account.quantity import quantity
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
@@ -78,7 +79,16 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Non
     assert err.startswith("150 documents")
     feed(monkeypatch, document(7)["text"].encode())
     assert main(["refine", "--plain", "-"]) == 0
-    assert rows(capsys.readouterr().out)[0]["text"] == refined(document(7)["text"])
+    out, err = capsys.readouterr()
+    assert rows(out)[0]["text"] == refined(document(7)["text"])
+    assert err.startswith("1 document: ")
+
+
+def test_nouns_agree_with_their_number() -> None:
+    numbers = [quantity(number, "document") for number in (0, 1, 2, 2500)]
+    assert numbers == ["0 documents", "1 document", "2 documents", "2,500 documents"]
+    assert quantity(1, "shard is", "shards are") == "1 shard is"
+    assert quantity(2, "entry", "entries") == "2 entries"
 
 
 def test_every_record_gets_a_line(tmp_path: Path, capsys: Capture) -> None:
@@ -210,5 +220,5 @@ def test_flops_are_unknown_if_one_model_s_shape_is(capsys: Capture) -> None:
     for chunk, ending in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):
         printer = _Printer(made, cast(Any, {"doc": known, "chunk": chunk}), "json")
         printer.counts.doc = printer.counts.chunk = Usage.of_request(1000, 0, 2)
-        printer.summarise()
+        printer.summarize()
         assert capsys.readouterr().err.endswith(ending)

@@ -14,8 +14,9 @@ eval_docquality_dev.jsonl.zst  documents with `text`, `keep` (0 or 1), `unanimou
 corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; the labeler labels
                                English ones of the kinds `web_html` and `pretraining`
 
-Every step writes files to DIR and is skipped if they exist; a training that was interrupted is
-continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the machine.
+Every step writes files to DIR and is skipped if they exist; a training run that was interrupted
+is continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the
+machine.
 """
 
 import argparse

@@ -85,7 +85,7 @@ class _Sink(io.RawIOBase):
 
     def __init__(self) -> None:
         self._data = bytearray()
-        self._taken = 0
+        self._offset = 0
 
     def writable(self) -> bool:
         return True
@@ -95,10 +95,10 @@ class _Sink(io.RawIOBase):
         return len(data)
 
     def tell(self) -> int:
-        return self._taken + len(self._data)
+        return self._offset + len(self._data)
 
     def take(self) -> bytes:
         """Remove and return the bytes written since the last call."""
         data, self._data = self._data, bytearray()
-        self._taken += len(data)
+        self._offset += len(data)
         return bytes(data)

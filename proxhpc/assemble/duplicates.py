@@ -80,7 +80,7 @@ def choose_survivors(
 
 
 def _sort_columns(plan: Plan, sketches: Sketches, documents: Documents) -> list[Documents]:
-    """What decides which document of a set survives, the most important first; the least wins."""
+    """Sort columns that decide which document survives, most important first; the smallest wins."""
     rows = sketches.rows(documents)
     chars = rows["chars"] if plan.manifest.dedup.keep != "first" else np.zeros(len(rows))
     ranks = documents >= sketches.own_documents, rows["rank"], chars

@@ -26,7 +26,7 @@ _MAX_PROGRAMS = 32  # of a document
 class ExampleTexts:
     """A document for the report.
 
-    `after` is None if the document does not reach the corpus. `truncated` tells whether `before` is
+    `after` is None if the document does not reach the corpus. `truncated` shows whether `before` is
     only the beginning of a longer text.
     """
 

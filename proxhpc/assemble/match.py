@@ -57,13 +57,13 @@ _SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
 class MatchResult:
     """What the match phase found. `digest` identifies what it was made from.
 
-    `duplicates` are removed; of these, `near` have another text than their survivor, and for
+    `duplicates` are removed; of these, `near` differ in text from their survivor, and for
     `external` the survivor is in the external corpus. `survivors` counts the documents that are
     written, by input file. `shared_ids` are documents whose id (by a 64-bit hash) an earlier
     survivor has too; `shared_id_examples` are some of them, as (shard, record). `set_sizes` counts
-    duplicate sets by the `log2_bucket` of their size; `largest_sets` has the size, and shard and
-    record of the first duplicate, of the largest ones. `flag_digests` and `pairs_digest` are
-    digests of files: which documents of each group are duplicates, and of what.
+    duplicate sets by the `log2_bucket` of their size. `largest_sets` describes the largest ones:
+    the size of each, and shard and record of its first duplicate. `flag_digests` and
+    `pairs_digest` are digests of files: which documents of each group are duplicates, and of what.
     """
 
     digest: str

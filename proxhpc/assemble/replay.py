@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.policy_change import PolicyChange
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.dedup.hashes import Sketch
@@ -181,7 +182,7 @@ class _Replay:
     def mismatch(self, problem: str) -> StopError:
         """Return the error that this ledger does not belong to its input."""
         return StopError(
-            f"ledger {self.ledger} does not fit its input: {problem}",
+            f"ledger {self.ledger} does not match its input: {problem}",
             hint="delete this file, then run `proxhpc launch` again; it refines only this shard",
         )
 
@@ -225,15 +226,15 @@ class _Replay:
             (row.lines_removed, row.strings_replaced),
         ):
             raise self.mismatch(
-                f"the programs of document {item.id!r} make it {result.outcome} with {size} bytes;"
-                f" the ledger has {row.outcome} with {row.bytes_out}"
+                f"the programs of document {item.id!r} give outcome {result.outcome}"
+                f" with {quantity(size, 'byte')}; the ledger has {row.outcome} with {row.bytes_out}"
             )
         return result
 
     def _input_differs(self, item: Document | BadRecord, problem: str) -> StopError:
         path = self.plan.inputs[item.file].path
         return StopError(
-            f"input {path} is not what was refined: record at {item.position}: {problem}"
+            f"input {path} has changed since it was refined: record at {item.position}: {problem}"
             f" ({self.ledger})",
             hint="restore the input and run `proxhpc launch` again, or start a new run",
         )

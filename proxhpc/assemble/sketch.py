@@ -37,7 +37,7 @@ SortedCounts = Annotated[Counts, PlainSerializer(Counts.to_dict)]  # reasons in 
 
 @dataclass(slots=True)
 class SketchReceipt:
-    """The counts of one group; `sources` and file digests tell whether its files are current.
+    """The counts of one group; `sources` and file digests show whether its files are current.
 
     `documents` are those to be matched. `unreadable` counts records of the external corpus; those
     of the run are in `counts`. `spans_by_shard` has the run's spans. `quarantine` is the digest of

@@ -1,4 +1,4 @@
-"""Statistics of a run's documents and programs, as integers that add, and a few examples.
+"""Statistics of a run's documents and programs, as additive integers, and a few examples.
 
 Examples are the documents with the lowest hashes, seeded by the plan: each document has the same
 chance, and the choice does not depend on shards, workers or order.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pydantic import TypeAdapter
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.listings import DocumentName
 from proxhpc.assemble.match import MatchResult
 from proxhpc.assemble.sketch import SketchReceipt, SortedCounts
@@ -39,8 +40,8 @@ class FileCounts:
             raise StopError(f"input {self.name}: {self} does not add up")
         if reached != self.written + self.duplicates:
             raise StopError(
-                f"input {self.name}: {reached} documents reached the merge,"
-                f" {self.written} were written and {self.duplicates} are duplicates"
+                f"input {self.name}: {quantity(reached, 'document')} reached the merge,"
+                f" but {self.written} written + {quantity(self.duplicates, 'duplicate')}"
             )
 
 
@@ -48,7 +49,7 @@ class FileCounts:
 class DuplicateCounts:
     """Removed duplicates and their sets.
 
-    `near` of them have another text than their survivor. For `external` of them the survivor is in
+    `near` of them differ in text from their survivor. For `external` of them the survivor is in
     the external corpus, which has `external_documents`, and `external_unreadable` records that
     could not be read. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
     has the size and the first duplicate of the largest ones.
@@ -104,11 +105,13 @@ class MergeSummary:
         }
         for name, total in totals.items():
             if (by_file := sum(getattr(file, name) for file in self.files)) != total:
-                raise StopError(f"run: {total} documents {name}, by input file {by_file}")
+                raise StopError(
+                    f"run: {quantity(total, 'document')} {name}, by input file {by_file}"
+                )
         if self.counts.in_corpus != self.written + self.duplicates.documents:
             raise StopError(
-                f"run: {self.counts.in_corpus} documents reached the merge, {self.written} were"
-                f" written and {self.duplicates.documents} are duplicates"
+                f"run: {quantity(self.counts.in_corpus, 'document')} reached the merge, but"
+                f" {self.written} written + {quantity(self.duplicates.documents, 'duplicate')}"
             )
 
     def encode(self) -> bytes:

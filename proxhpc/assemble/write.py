@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.columns import ParquetEncoder
 from proxhpc.assemble.match import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
@@ -96,7 +97,8 @@ def finished_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Par
 def _check(writer: PartWriter, expected: PartRange) -> None:
     if (writer.documents, writer.bytes_raw) != (expected.documents, expected.bytes):
         raise StopError(
-            f"{writer.path} would have {writer.documents} documents with {writer.bytes_raw} bytes,"
+            f"{writer.path} would have {quantity(writer.documents, 'document')} with"
+            f" {quantity(writer.bytes_raw, 'byte')},"
             f" but the match has {expected.documents} with {expected.bytes} for it",
             hint="an input or a ledger changed during the merge; merge again",
         )

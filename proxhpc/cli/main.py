@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cli.options import parser
 from proxhpc.errors import ProxError, UserError
 
@@ -93,7 +94,7 @@ def _launch(arguments: argparse.Namespace) -> None:
         _print(render_report(load_report(run.dir)))
         print(_safe(f"report: {run.dir.report_html}"))
     else:
-        print(_safe(f"see how far it is: proxhpc status {run.dir.root}"))
+        print(_safe(f"check progress: proxhpc status {run.dir.root}"))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -200,7 +201,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
     if arguments.site:
         if arguments.processes is not None:
             raise UserError(
-                "--processes does not go with --site: a job runs one process for each GPU"
+                "--processes cannot be combined with --site: a job runs one process for each GPU"
             )
         from proxhpc.spec.site import load_site
         from proxhpc.train.job import submit
@@ -337,7 +338,7 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
     from proxhpc.run.plan import Plan
 
     if arguments.phase:
-        raise UserError("--phase does not go with --out")
+        raise UserError("--phase cannot be combined with --out")
     run, out = _open(arguments), arguments.out.absolute()
     manifest = variant.variant_manifest(
         run, arguments.manifest, arguments.policy, arguments.threshold
@@ -347,7 +348,8 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
     summary = variant.merge_variant(
         run, out, manifest, processes=arguments.processes, memory=memory
     )
-    print(_safe(f"{summary.written:,} documents in {len(summary.parts):,} parts: {out}"))
+    documents, parts = quantity(summary.written, "document"), quantity(len(summary.parts), "part")
+    print(_safe(f"{documents} in {parts}: {out}"))
 
 
 def _advance(arguments: argparse.Namespace) -> None:

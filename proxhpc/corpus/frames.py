@@ -136,5 +136,5 @@ def _bounded(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
     for block in blocks:
         size -= len(block)
         if size < 0:
-            raise DamageError("corrupt_input", "a frame holds more than its header says")
+            raise DamageError("corrupt_input", "a frame is larger than its header declares")
         yield block

@@ -121,7 +121,10 @@ def to_json(value: object) -> bytes:
 
 
 def from_json(data: bytes, kind: type[T]) -> T:
-    """The dataclass of this kind that `to_json` encoded. ValueError if it is no such JSON."""
+    """The dataclass of this kind that `to_json` encoded.
+
+    ValueError if it is not valid JSON of this kind.
+    """
     value: T = _adapter(kind).validate_json(data)
     return value
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.hosts import Split, host_of, split_of
 from proxhpc.corpus.inputs import detect_format, printable_path, read_error
 from proxhpc.corpus.jsonl import split_lines
@@ -79,7 +80,7 @@ class GoldFields:
             name, equals, key = part.partition("=")
             if name not in names or not equals:
                 raise UserError(
-                    f"--fields {option}: {part!r} names no field",
+                    f"--fields {option}: {part!r} is not NAME=KEY",
                     hint=f"write NAME=KEY, where NAME is one of {', '.join(names)}",
                 )
             keys = replace(keys, **{name: key})
@@ -217,7 +218,8 @@ def _parse_record(record: dict[str, Any], keys: GoldFields, location: str) -> Go
         raise _invalid(location, f"no field {missing!r}, the text to refine")
     lines = text.count("\n") + 1
     if labels is not None and len(labels) != lines:
-        problem = f"{keys.labels!r} has {len(labels)} labels for {lines} lines of text"
+        counts = f"{quantity(len(labels), 'label')} for {quantity(lines, 'line')} of text"
+        problem = f"{keys.labels!r} has {counts}"
         raise _invalid(location, problem)
     return GoldRecord(
         id=_scalar(get_field(record, keys.id)) or location,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxhpc.account.quantity import quantity
 from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldRecord
 from proxhpc.evaluate.ranking import auc
 from proxhpc.program.execute import UNSPACED
@@ -189,8 +190,9 @@ class GoldLines:
             kept = np.frombuffer(kept, np.bool_)
         decisions = np.asarray(kept, bool)
         if decisions.shape != self.content.shape:
-            lines = len(self.content)
-            raise ValueError(f"{self.gold.location}: {decisions.size} decisions for {lines} lines")
+            lines = quantity(len(self.content), "line")
+            size = quantity(decisions.size, "decision")
+            raise ValueError(f"{self.gold.location}: {size} for {lines}")
         return decisions
 
     def token_f1(self, kept: "NDArray[np.bool_]") -> float:

@@ -89,7 +89,7 @@ class Evaluation(OutputModel):
     """The result of `proxhpc evaluate`."""
 
     format: Literal["proxhpc.evaluate/1"] = "proxhpc.evaluate/1"
-    """Name and version of this format."""
+    """Kind and version of this document."""
     refiner: str
     """The name of the refiner, as in `groups`."""
     files: tuple[str, ...]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from proxhpc import preview
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.document import Document
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
@@ -132,7 +133,7 @@ async def _refine(
         rows.append(row)
         if time.monotonic() - logged >= _LOG_SECONDS:
             logged = time.monotonic()
-            log(f"{len(rows):,} of {len(records):,} documents")
+            log(f"{len(rows):,} of {quantity(len(records), 'document')}")
     return rows, time.monotonic() - started
 
 

@@ -148,5 +148,7 @@ def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | No
         return None
     if (result.outcome, result.reason) != (row.outcome, row.reason):
         now = f"{result.outcome} {result.reason}".strip()
-        notes.append(f"its programs now make it {now}: another version of proxhpc wrote the ledger")
+        notes.append(
+            f"its programs now give outcome {now}: another version of proxhpc wrote the ledger"
+        )
     return result.text if result.outcome in ("kept", "edited") else None

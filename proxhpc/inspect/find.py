@@ -45,7 +45,7 @@ class FoundRow:
 def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
     """Every row of the document with this id, or at this `<input name>:<position>`.
 
-    An id does not tell the shard, so all ledgers are searched for it.
+    An id does not show the shard, so all ledgers are searched for it.
     """
     source = _parse_source(plan, query)
     if source is not None:
@@ -70,7 +70,7 @@ def sample_rows(
     `number` is positive.
     """
     if number < 1:
-        raise UserError(f"--sample {number} asks for no document", hint="give 1 or more")
+        raise UserError(f"--sample {number}: must be 1 or more")
     rng = random.Random(seed)  # noqa: S311 - no secret depends on it
     shards = list(range(len(plan.shards)))
     rng.shuffle(shards)
@@ -105,7 +105,7 @@ def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
     if first is None:
         return UserError(
             f"no document {query!r}: no shard has committed any yet",
-            hint=f"proxhpc status {run.root} shows how far the run is",
+            hint=f"proxhpc status {run.root} shows the run's progress",
         )
     ids = {row.id for row in (first, *islice(rows, _MAX_SIMILAR_ROWS)) if row.id}
     if similar := get_close_matches(query, ids, n=3, cutoff=0.5):
@@ -149,7 +149,7 @@ def _rows(run: RunDir, shard: int, needle: bytes) -> Iterator[FoundRow]:
         except FileNotFoundError:
             continue
         return
-    raise RetryError(f"{run.shard_folder(shard)}: files of shard {shard} vanish again and again")
+    raise RetryError(f"{run.shard_folder(shard)}: files of shard {shard} keep disappearing")
 
 
 def _largest_attempt(run: RunDir, shard: int) -> Path | None:

@@ -7,6 +7,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.quantity import quantity
 from proxhpc.account.reasons import reason_text
 from proxhpc.inspect.diff import LineChange, diff_excerpt
 from proxhpc.inspect.document import Inspection
@@ -128,8 +129,7 @@ def _text(item: Inspection) -> Iterator[Text]:
     max_lines = _MAX_DROPPED_LINES if item.after is None else None
     for change in diff_excerpt(item.before, item.after, _CONTEXT, max_lines):
         if isinstance(change, int):
-            lines = "line" if change == 1 else "lines"
-            yield Text(f"        … {whole(change)} more {lines}", style="dim")
+            yield Text(f"        … {quantity(change, 'more line')}", style="dim")
         else:
             yield _line(item, change)
 

@@ -31,7 +31,7 @@ MAX_ERRORS_IN_A_ROW = 20  # more are not the documents' fault
 
 @dataclass(slots=True)
 class _Spent:
-    """What a document has taken so far; counted whatever its outcome."""
+    """Resources a document has used so far; counted whatever its outcome."""
 
     tokens: int = 0
     doc: Call | None = None
@@ -79,8 +79,8 @@ class Refiner:
         self._errors.add(text_digest(document.text))  # the same text counts once
         if len(self._errors) >= MAX_ERRORS_IN_A_ROW:
             raise StopError(
-                f"{MAX_ERRORS_IN_A_ROW} documents in a row met an error within proxhpc or the "
-                f"engine: {type(error).__name__}: {error}",
+                f"{MAX_ERRORS_IN_A_ROW} documents in a row failed with an internal error of "
+                f"proxhpc or the engine: {type(error).__name__}: {error}",
                 hint="the worker's log has the traceback; please report it",
             ) from error
         return _quarantine(document, spent, "internal_error", traceback.format_exc())

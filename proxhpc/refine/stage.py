@@ -177,7 +177,8 @@ class StageRunner:
         """Return the token limit of a window's program.
 
         It leaves room to remove every second line, which is the most ranges there can be, and to
-        quote the window once. It ends endless repetition early, and no useful program.
+        quote the window once. It stops endless repetition early but never truncates a useful
+        program.
         """
         if self.engine.tokenizer is None:
             return self.stage.max_new_tokens

@@ -42,7 +42,7 @@ def load_report(run: RunDir) -> Report:
     except FileNotFoundError:
         raise UserError(
             f"{run.root} has no report yet",
-            hint=f"proxhpc status {run.root} shows how far it is",
+            hint=f"proxhpc status {run.root} shows its progress",
         ) from None
     except ValidationError as error:
         raise StopError(

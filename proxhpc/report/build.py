@@ -33,7 +33,7 @@ def build_report(run: RunDir) -> Report:
     if merged is None:
         raise UserError(
             f"{run.root} is not merged yet, so there is nothing to report",
-            hint=f"proxhpc status {run.root} shows how far it is",
+            hint=f"proxhpc status {run.root} shows its progress",
         )
     merged.check()
     account = run_account(run, merged)

@@ -28,7 +28,7 @@ from proxhpc.report.model import (
     StageReport,
     TrainingReport,
 )
-from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, count_work, estimate_work
+from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, count_work, estimate_work
 from proxhpc.run.models import read_model_json, short_name
 from proxhpc.run.plan import Plan
 from proxhpc.spec.sections import Comparison, Stage
@@ -124,5 +124,5 @@ def estimate_report(plan: Plan, counts: Counts) -> EstimateReport:
     return EstimateReport(
         estimated=estimate_work(plan),
         counted=count_work(plan, counts),
-        utilisation=MODEL_FLOPS_UTILISATION,
+        utilization=MODEL_FLOPS_UTILIZATION,
     )

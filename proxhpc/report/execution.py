@@ -53,7 +53,7 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
     """GPU time: the workers' time, loading included, times the GPUs of each.
 
     It is None if neither a worker nor the latest launch's site knows the number of GPUs. The
-    utilisation is None unless every GPU's peak is known.
+    utilization is None unless every GPU's peak is known.
     """
     numbers = (beat.devices if beat.device else site_gpus for beat in heartbeats)
     pairs = [(beat, n) for beat, n in zip(heartbeats, numbers, strict=True) if n is not None]
@@ -67,15 +67,15 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
         (peak or 0) * beat.devices * beat.busy_seconds
         for peak, beat in zip(peaks, heartbeats, strict=True)
     )
-    utilisation = None
+    utilization = None
     if done is not None and possible > 0 and None not in peaks:
-        utilisation = round(done / possible, 6)
+        utilization = round(done / possible, 6)
     return GpuReport(
         devices=tuple(sorted({beat.device for beat in heartbeats if beat.device})),
         busy_seconds=busy,
         boot_seconds=boot,
-        model_flops_utilisation=utilisation,
-        counted_as=None if utilisation is None else _MFU_COUNTED_AS,
+        model_flops_utilization=utilization,
+        counted_as=None if utilization is None else _MFU_COUNTED_AS,
     )
 
 

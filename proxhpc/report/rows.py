@@ -42,7 +42,7 @@ PageTable = list[tuple[str | Bar | Lane, ...]]
 _OUTCOMES = {"duplicate": "left out as duplicates", "written": WRITTEN}
 _FINISHES = {
     "stop": "complete",
-    "length": "cut at their token limit",
+    "length": "truncated at their token limit",
     "loop": "stopped because they repeated themselves",
 }
 _STATES = dict.fromkeys(("gone", "starting", "working"), "died without an error message")

@@ -113,7 +113,7 @@ def estimate_table(report: AccountBase) -> TextTable:
         ("raw tokens", *(whole(figures.tokens) for figures in both)),
     ]
     if any(stage.model for stage in report.stages):
-        hours = f"A100 hours at {report.estimate.utilisation:.0%} of peak"
+        hours = f"A100 hours at {report.estimate.utilization:.0%} of peak"
         table += [
             ("FLOPs: paper, short", *(power(figures.flops) for figures in both)),
             (hours, *(short(figures.a100_hours) for figures in both)),
@@ -163,7 +163,7 @@ def timing_table(execution: ExecutionReport) -> TextTable:
             ("GPUs", ", ".join(map(safe, gpus.devices)) or "unknown"),
             ("GPU hours at work", _hours(gpus.busy_seconds)),
             ("GPU hours loading models", _hours(gpus.boot_seconds)),
-            ("model FLOPs utilisation", percent(gpus.model_flops_utilisation)),
+            ("model FLOPs utilization", percent(gpus.model_flops_utilization)),
         ]
     return table
 

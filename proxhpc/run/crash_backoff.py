@@ -64,12 +64,12 @@ class CrashBackoff:
     def stop_error(self, shard: int) -> StopError | None:
         """Return the error that stops the run if the documents cannot be the reason, else None."""
         if self.given_up >= MAX_POISON:
-            what = f"{self.given_up} documents of shard {shard} each killed {MIN_DEATHS} workers"
+            problem = f"{self.given_up} documents of shard {shard} each killed {MIN_DEATHS} workers"
         elif self.level == len(BATCHES) and self.deaths >= MAX_DEATHS:
-            what = f"{self.deaths} workers in a row died at the same document of shard {shard}"
+            problem = f"{self.deaths} workers in a row died at the same document of shard {shard}"
         else:
             return None
         return StopError(
-            f"{what}; end of the last log: {self.log_tail}",
+            f"{problem}; end of the last log: {self.log_tail}",
             hint="read the workers' logs, fix the problem, then run `proxhpc launch` again",
         )

@@ -102,7 +102,7 @@ class Lease:
         try:
             fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
-            return  # the lease is lost, as `is_lost` tells
+            return  # the lease is lost, as `is_lost` shows
         try:
             os.write(fd, b" ")
         finally:
@@ -232,7 +232,9 @@ def _acquire(leases: Leases, name: str) -> Lease:
         held = leases.current(name)
         if held is None:
             if (lease := leases.take(name, 1)) is None:
-                raise RetryError(f"another {name} was faster; nothing is lost, it does the same")
+                raise RetryError(
+                    f"another {name} started first and does the same work; nothing is lost"
+                )
             if leases.highest_attempts().get(name) == 1:
                 return lease
             lease.release()  # another process is taking over an older lease: see `take_over`

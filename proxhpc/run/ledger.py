@@ -398,8 +398,8 @@ def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | SpanEnd]:
         raise _damaged(path, "the summary does not match the rows")
 
 
-def _damaged(path: Path, what: str) -> StopError:
+def _damaged(path: Path, problem: str) -> StopError:
     return StopError(
-        f"damaged ledger {path}: {what}",
+        f"damaged ledger {path}: {problem}",
         hint="delete this file and run `proxhpc launch` again; only this shard is refined again",
     )

@@ -1,4 +1,4 @@
-"""Every path of a run. Other modules do not build paths of their own."""
+"""Every path of a run; other modules build no paths."""
 
 import re
 from pathlib import Path

@@ -42,8 +42,8 @@ class WalkOptions(Config):
 
     history: UnitInterval = Field(
         default=0.5,
-        description="Probability that an earlier answer which the model reads in training is "
-        "'remove'. They are random, so that it reads each line and does not repeat itself.",
+        description="In training, earlier answers in the prompt are random; this is the "
+        "probability of 'remove'.",
     )
     trust: UnitInterval = Field(
         default=0.35,
@@ -105,7 +105,8 @@ class Recipe(Config):
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of matrices.")
     warmup: Whole = Field(default=30, description="Steps of linear learning rate warm-up.")
     decay: UnitInterval = Field(
-        default=0.6, description="Final share of the training in which the learning rate decays."
+        default=0.6,
+        description="Fraction of the training, at the end, over which the learning rate decays.",
     )
     average: UnitInterval = Field(
         default=0.998, description="Decay of the moving average of the weights that is evaluated."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import sync_directory, writing
 from proxhpc.errors import UserError
 from proxhpc.run.models import TOKENIZER_FILES
@@ -29,7 +30,7 @@ FINAL_FACTOR = 8  # the last evaluation has this many times the examples of the 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The result of a training: its last state, and the final scores of the best weights."""
+    """The result of a training run: its last state, and the final scores of the best weights."""
 
     state: TrainingState
     scores: ValidationScores
@@ -56,7 +57,7 @@ def adapt(
     _check_training_split(recipe, examples)
     task = _training_task(recipe, examples, folder)
     for reason, number in task.unused.items():
-        log(f"{number:,} examples are not used: {reason}")
+        log(f"{quantity(number, 'example is', 'examples are')} not used: {reason}")
     with launch_processes(processes, _run_worker, recipe, out) as ranks:
         trainer = Trainer(recipe, task, folder, log, ranks)
         trainer.run()
@@ -112,7 +113,7 @@ def _write_model(
 
 
 def _export(model: "PreTrainedModel", tokenizer: Path, texts: Mapping[str, str], out: Path) -> None:
-    """Write a model's files in bfloat16, prepared in a folder of their own; `texts` come last."""
+    """Write a model's files in bfloat16, prepared in a separate folder; `texts` come last."""
     import torch
     from transformers.utils import logging
 

@@ -1,6 +1,6 @@
 """Data-parallel training on one node: several processes, one GPU each where there are GPUs.
 
-Each rank computes gradients on batches of its own, and all apply the mean gradient, so that their
+Each rank computes gradients on its own batches, and all apply the mean gradient, so that their
 weights stay equal. Rank 0 is the process that called; it also evaluates, logs, saves checkpoints
 and decides when to stop. The loop needs only three collectives and has its own optimizer step and
 moving average, so it uses torch.distributed directly.
@@ -33,7 +33,7 @@ _HINT = "its error message is above; continue with --resume"
 
 @dataclass(frozen=True, slots=True)
 class TrainingRanks:
-    """The rank of a process among the `count` processes of a training."""
+    """The rank of a process among the `count` processes of a training run."""
 
     rank: int = 0
     count: int = 1
@@ -77,7 +77,7 @@ class TrainingRanks:
 def launch_processes(
     count: int | None, worker: Callable[..., None], *arguments: object
 ) -> Iterator[TrainingRanks]:
-    """Start the other processes of a training; the caller becomes rank 0.
+    """Start the other processes of a training run; the caller becomes rank 0.
 
     `count` includes the caller; None: one process for each GPU. Each other process calls the
     module-level function `worker(*arguments, ranks)` and exits when that returns, or when this
@@ -122,7 +122,7 @@ def launch_processes(
 def _run_worker(
     ranks: TrainingRanks, port: int, worker: Callable[..., None], arguments: Sequence[object]
 ) -> None:
-    """The main function of ranks above 0. Rank 0 tells them when to stop, so signals do not."""
+    """The main function of ranks above 0. Rank 0 signals when to stop, so they ignore SIGNALS."""
     from torch import distributed
 
     for number in SIGNALS:
@@ -191,4 +191,4 @@ def _watched(processes: Sequence[BaseProcess]) -> Iterator[None]:
 def _death(processes: Sequence[BaseProcess]) -> str:
     """Which process died; empty if none did."""
     died = (process for process in processes if process.exitcode)
-    return next((f"{p.name} of the training exited with {p.exitcode}" for p in died), "")
+    return next((f"{p.name} of the training run exited with {p.exitcode}" for p in died), "")

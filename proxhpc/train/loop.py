@@ -35,7 +35,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns w
 
 
 class Trainer(Generic[BatchT]):
-    """Trains the module of one task; `log` prints a line now and then."""
+    """Trains the module of one task; `log` prints a line periodically."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class Trainer(Generic[BatchT]):
         saved = self.folder.load(self.folder.state)
         if saved.get("version") != CHECKPOINT_VERSION:
             raise UserError(
-                f"{self.folder.out}: its training was started by another version of proxhpc",
+                f"{self.folder.out}: its training run was started by another version of proxhpc",
                 hint="give another --out, or delete it",
             )
         check_same_recipe(self._fingerprint, saved["recipe"], self.folder)

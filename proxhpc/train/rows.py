@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from proxhpc.account.quantity import quantity
 from proxhpc.annotate.examples import DROPPED, KEPT
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.hosts import Split
@@ -44,7 +45,8 @@ class ExampleRow(BaseModel):
         size = 1 if self.level == "doc" else len(self.lines)
         for key, values in (("keep", self.line_labels), ("chance", self.drop_probabilities)):
             if values is not None and len(values) != size:
-                raise ValueError(f"{key} has {len(values)} entries for {size} lines")
+                entries = quantity(len(values), "entry", "entries")
+                raise ValueError(f"{key} has {entries} for {quantity(size, 'line')}")
         return self
 
 

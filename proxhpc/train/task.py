@@ -124,7 +124,7 @@ T = TypeVar("T", bound=TokenSized)
 def pack_batches(items: Iterable[T], max_tokens: int) -> list[list[T]]:
     """Group items of similar sizes so that each group padded to its longest fits `max_tokens`.
 
-    An item that is larger gets a group of its own.
+    An item that is larger gets a separate group.
     """
     groups: list[list[T]] = [[]]
     for item in sorted(items, key=lambda item: item.size):

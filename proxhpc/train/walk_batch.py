@@ -48,7 +48,7 @@ def collate_walks(
     pad: int,
     rng: np.random.Generator | None = None,
 ) -> WalkBatch:
-    """Items as one batch; `histories` say which of the answers that the model reads drop.
+    """Items as one batch; `histories` say for each earlier answer whether it is 'drop'.
 
     With `rng` a random share of the prompts' tokens is predicted as well.
     """

@@ -1,7 +1,7 @@
 """The training examples of a walk: documents in the model's tokens, and random windows of them.
 
 A window starts at any line. Some documents lose lines or get the head or foot of another one, so
-that a few thousand documents do the work of many more.
+that a few thousand documents go further.
 """
 
 from array import array

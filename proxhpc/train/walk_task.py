@@ -110,7 +110,7 @@ class WalkTask:
         ]
 
     def _random_answers(self, items: Sequence[WalkItem], seed: Sequence[int]) -> WalkBatch:
-        """A batch whose history is random: in right answers, the next is too often the last."""
+        """A batch with random history. With correct answers, the next usually equals the last."""
         rng = np.random.default_rng(seed)
         histories = [rng.random(len(item.drop)) < self._recipe.walk.history for item in items]
         return collate_walks(items, histories, self._walk.end, rng)
