@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import flops, sum_or_none
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import detect_format, printable_path, read_error
@@ -26,7 +27,6 @@ from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 from proxhpc.inspect import Inspection, render_inspection
-from proxhpc.program.replay import replay
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, in_order
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.report.text import power
@@ -44,12 +44,12 @@ NamedDocument = tuple[str, Document | BadRecord]
 
 
 def preview_manifest(
-    path: Path | None,
+    path: Path | None = None,
     *,
-    engine: str | None,
-    model: str | None,
-    doc_model: str | None,
-    prompt: str | None,
+    engine: str | None = None,
+    model: str | None = None,
+    doc_model: str | None = None,
+    prompt: str | None = None,
 ) -> Manifest:
     """The manifest in a file, or one made for the models named; without a model, for the rules."""
     if path is not None:
@@ -150,22 +150,10 @@ def refine_documents(
     Returns the exit status: 1 if not one record could be read.
     """
     models = find_models(manifest)
-    manifest = freeze_manifest(manifest, models)
-    printer = _Printer(manifest, models, output)
-    asyncio.run(_refine(manifest, islice(documents, limit), printer))
-    printer.summarise()
+    printer = _Printer(freeze_manifest(manifest, models), models, output)
+    asyncio.run(printer.refine(islice(documents, limit)))
+    printer.summarize()
     return int(printer.unreadable == printer.counts.documents > 0)
-
-
-async def _refine(
-    manifest: Manifest, documents: Iterator[NamedDocument], printer: "_Printer"
-) -> None:
-    refiner = await open_refiner(manifest, printer.models)
-    try:
-        async for (source, item), row in refine_in_order(refiner, documents):
-            printer.print_row(source, item, row)
-    finally:
-        await refiner.close()
 
 
 def refine_in_order(
@@ -173,21 +161,21 @@ def refine_in_order(
 ) -> AsyncGenerator[tuple[NamedDocument, Row], None]:
     """Each document with its row, in order; many are refined at the same time."""
 
-    async def events() -> AsyncIterator[NamedDocument]:
+    async def read() -> AsyncIterator[NamedDocument]:
         # One at a time, because a program may write a line and wait for its row.
-        while (event := await asyncio.to_thread(next, documents, None)) is not None:
-            yield event
+        while (named := await asyncio.to_thread(next, documents, None)) is not None:
+            yield named
 
-    async def work(event: NamedDocument) -> Row:
-        item = event[1]
+    async def refine(named: NamedDocument) -> Row:
+        item = named[1]
         return bad_row(item) if isinstance(item, BadRecord) else await refiner.refine(item)
 
     budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
-    return in_order(events(), work, lambda event: event_weight(event[1]), budget)
+    return in_order(read(), refine, lambda named: event_weight(named[1]), budget)
 
 
 class _Printer:
-    """Prints rows and counts them."""
+    """Refines documents, prints their rows and counts them."""
 
     def __init__(
         self, manifest: Manifest, models: dict[str, ModelRef], output: PreviewFormat
@@ -196,43 +184,39 @@ class _Printer:
         self.console = make_console()
         self.counts, self.unreadable = Counts(), 0
 
-    def print_row(self, source: str, item: Document | BadRecord, row: Row) -> None:
-        """Print one document in the format that the user chose."""
+    async def refine(self, documents: Iterator[NamedDocument]) -> None:
+        refiner = await open_refiner(self.manifest, self.models)
+        try:
+            async for (source, item), row in refine_in_order(refiner, documents):
+                self._print_row(source, item, row)
+        finally:
+            await refiner.close()
+
+    def _print_row(self, source: str, item: Document | BadRecord, row: Row) -> None:
         row.add_to(self.counts)
         if row.outcome == "quarantined":
             self.unreadable += isinstance(item, BadRecord)
             problem = safe(f"{source}: {row.reason}: {row.detail}".strip(": "), 500)
             sys.stderr.write(f"proxhpc: {problem}\n")
-        text = self._refined_text(item, row)
+        text = None
+        if isinstance(item, Document) and row.outcome in ("kept", "edited"):
+            text = row.replay(item.text, self.manifest.policy, self.manifest.program_format).text
         if self.output == "diff":
-            inspection = self._inspection(source, item, row, text)
+            inspection = Inspection(
+                source=source,
+                shard=None,
+                published=True,
+                row=row,
+                format=self.manifest.program_format,
+                token_unit="tokens" if self.models else "bytes / 4",
+                before=item.text if isinstance(item, Document) else None,
+                after=text,
+            )
             self.console.print(render_inspection(inspection), soft_wrap=True)
         elif self.output == "json":
             self._write(_json(source, item, row, text) + b"\n")
         elif text is not None:
             self._write(text.encode("utf-8", "surrogatepass") + b"\n" * (not text.endswith("\n")))
-
-    def _refined_text(self, item: Document | BadRecord, row: Row) -> str | None:
-        if isinstance(item, BadRecord) or row.outcome not in ("kept", "edited"):
-            return None
-        doc = row.doc.output if row.doc else None
-        windows = [call.window for call in row.windows]
-        manifest = self.manifest
-        return replay(item.text, doc, windows, manifest.policy, manifest.program_format).text
-
-    def _inspection(
-        self, source: str, item: Document | BadRecord, row: Row, text: str | None
-    ) -> Inspection:
-        return Inspection(
-            source=source,
-            shard=None,
-            published=True,
-            row=row,
-            format=self.manifest.program_format,
-            token_unit="tokens" if self.manifest.engine.name != "rules" else "bytes / 4",
-            before=item.text if isinstance(item, Document) else None,
-            after=text,
-        )
 
     def _write(self, data: bytes) -> None:
         # A corpus is UTF-8 in every locale, so this bypasses the text layer.
@@ -240,8 +224,7 @@ class _Printer:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
-    def summarise(self) -> None:
-        """Print documents by outcome and the cost of refining them."""
+    def summarize(self) -> None:
         counts = self.counts
         parts = [
             f"kept unchanged {whole(counts.kept)}",
@@ -252,14 +235,14 @@ class _Printer:
         costs: list[int | None] = []
         for level, model in self.models.items():
             usage = counts.doc if level == "doc" else counts.chunk
-            parts.append(f"{level} stage: {whole(usage.prompt_tokens)} tokens in")
+            parts.append(f"{level} stage: {quantity(usage.prompt_tokens, 'token')} in")
             costs.append(flops(model.shape, usage) if model.shape else None)
         total = sum_or_none(costs)
         if total is None:
             parts.append("FLOPs unknown")
         elif total:
             parts.append(f"{power(total)} FLOPs")
-        sys.stderr.write(f"{whole(counts.documents)} documents: {', '.join(parts)}\n")
+        sys.stderr.write(f"{quantity(counts.documents, 'document')}: {', '.join(parts)}\n")
 
 
 def _json(source: str, item: Document | BadRecord, row: Row, text: str | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Checks every checksum and count of a run from its files, whatever was checked before.
+"""Checks every checksum and count of a run from its files, independently of earlier checks.
 
 Ledgers are read completely and counted again, and their spans must cover the inputs. The counts of
 the merge and the report must be those of the ledgers. Every file of the corpus must have its
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.coverage import coverage_problems
-from proxhpc.assemble.replay import SpanCounter, SpanStats
+from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.corpus.document import SpanEnd
@@ -23,7 +24,7 @@ from proxhpc.corpus.parquet import count_rows, require_pyarrow
 from proxhpc.corpus.streams import count_lines
 from proxhpc.errors import ProxError, StopError
 from proxhpc.outputs import OutputModel
-from proxhpc.run.ledger import Row, read_ledger
+from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import open_pool
@@ -41,23 +42,21 @@ class Verification:
     parts: int = 0
     documents_written: int = 0
     damaged_inputs: dict[Path, str] = field(default_factory=dict)
-    damaged_ledgers: dict[int, str] = field(default_factory=dict)
+    damaged_ledgers: dict[Path, str] = field(default_factory=dict)
     damaged_corpus: dict[Path, str] = field(default_factory=dict)
     wrong_sums: list[str] = field(default_factory=list)
 
     @property
     def intact(self) -> bool:
         """Whether nothing is damaged and all counts agree."""
-        return not (
-            self.damaged_inputs or self.damaged_ledgers or self.damaged_corpus or self.wrong_sums
-        )
+        return not (self.damaged or self.wrong_sums)
 
-    def damaged(self, run: RunDir) -> dict[Path, str]:
+    @property
+    def damaged(self) -> dict[Path, str]:
         """All damaged files, each with its problem."""
-        ledgers = {run.ledger(shard): problem for shard, problem in self.damaged_ledgers.items()}
-        return self.damaged_inputs | ledgers | self.damaged_corpus
+        return self.damaged_inputs | self.damaged_ledgers | self.damaged_corpus
 
-    def to_output(self, run: RunDir) -> "VerifyOutput":
+    def to_output(self) -> "VerifyOutput":
         """What `--json` prints."""
         return VerifyOutput(
             intact=self.intact,
@@ -66,7 +65,7 @@ class Verification:
             totals=run_totals(self.counts, None),
             parts=self.parts,
             documents_written=self.documents_written,
-            damaged={str(path): problem for path, problem in self.damaged(run).items()},
+            damaged={str(path): problem for path, problem in self.damaged.items()},
             wrong_sums=tuple(self.wrong_sums),
         )
 
@@ -117,7 +116,7 @@ def repair(run: RunDir, result: Verification) -> list[Path]:
         # First the files that mark the run as finished, in case this process is killed.
         damaged += [run.report_json, run.merge_summary]
         damaged += [run.checksums] if run.checksums in result.damaged_corpus else []
-    damaged += [run.ledger(shard) for shard in result.damaged_ledgers]
+    damaged += result.damaged_ledgers
     damaged += [path for path in result.damaged_corpus if path.parent == run.corpus]
     removed = [path for path in dict.fromkeys(damaged) if path.exists()]
     for path in removed:
@@ -137,52 +136,47 @@ def _check_ledgers(run: RunDir, plan: Plan, result: Verification, processes: int
     missing = set(missing_shards(run, plan))
     result.not_refined = len(missing)
     refined = [shard for shard in range(len(plan.shards)) if shard not in missing]
-    spans_by_shard: dict[int, list[SpanStats]] = {}
     with open_pool(run, plan, processes, command="verify") as pool:
-        for shard, (counts, spans, problem) in pool.each("verify", _read_shard, refined):
-            if problem:
-                result.damaged_ledgers[shard] = problem
-                continue
-            result.counts += counts
-            spans_by_shard[shard] = spans
-    result.damaged_ledgers = dict(sorted(result.damaged_ledgers.items()))
+        contents = pool.map("verify", _read_shard, refined)
+    all_spans: list[SpanStats] = []
+    for shard, (counts, spans, problem) in zip(refined, contents, strict=True):
+        if problem:
+            result.damaged_ledgers[run.ledger(shard)] = problem
+        result.counts += counts
+        all_spans += spans
     if missing or result.damaged_ledgers:
         return
-    in_order = (span for _, spans in sorted(spans_by_shard.items()) for span in spans)
-    for file, problem in coverage_problems(plan, in_order).items():
-        # The span ends do not tell which ledger of the file is wrong.
+    for file, problem in coverage_problems(plan, all_spans).items():
+        # The span ends do not show which ledger of the file is wrong.
         for number, planned in enumerate(plan.shards):
             if any(span.file == file for span in planned.spans):
-                result.damaged_ledgers[number] = f"with the other ledgers of its input: {problem}"
+                inconsistent = f"with the other ledgers of its input: {problem}"
+                result.damaged_ledgers[run.ledger(number)] = inconsistent
 
 
 def _read_shard(run: RunDir, plan: Plan, shard: int) -> tuple[Counts, list[SpanStats], str]:
-    """A ledger's counts and spans, and what is wrong with it."""
-    counts, rows, ends = Counts(), list[Row](), list[SpanEnd]()
+    """A ledger's counts and spans, or what is wrong with it."""
+    counts, ends = Counts(), list[SpanEnd]()
+    spans = [SpanStats(span.file, span.start, span.stop) for span in plan.shards[shard].spans]
     try:
         for item in read_ledger(run.ledger(shard), plan.digest, shard):
-            if isinstance(item, Row):
-                item.add_to(counts)
-                rows.append(Row("", item.file, item.position, item.outcome))
-            else:
+            if isinstance(item, SpanEnd):
                 ends.append(item)
-                counts += Counts(blank_lines=item.blank)
+                counts.blank_lines += item.blank
+                continue
+            item.add_to(counts)
+            for span in spans:
+                if span.holds(item):
+                    span.add(item)
     except (ProxError, OSError) as error:
         return Counts(), [], str(error).splitlines()[0]
-    spans = plan.shards[shard].spans
     if [end.file for end in ends] != [span.file for span in spans]:
         return Counts(), [], "it does not have the spans of its shard"
-    stats = []
     for span, end in zip(spans, ends, strict=True):
-        counter = SpanCounter()
-        for row in rows:
-            in_span = span.start <= row.position and (span.stop is None or row.position < span.stop)
-            if row.file == span.file and in_span:
-                counter.add(row)
-        stats.append(counter.stats(span, end))
-    if sum(span_stats.records for span_stats in stats) != len(rows):
+        span.finish(end)
+    if sum(span.records for span in spans) != counts.documents:
         return Counts(), [], "it has rows outside of its spans"
-    return counts, stats, ""
+    return counts, spans, ""
 
 
 def _check_corpus(run: RunDir, result: Verification) -> None:
@@ -201,8 +195,8 @@ def _check_corpus(run: RunDir, result: Verification) -> None:
         result.damaged_corpus[run.corpus / name] = problem
     if not result.damaged_corpus and result.documents_written != summary.written:
         result.wrong_sums.append(
-            f"{run.merge_summary} has {summary.written} documents written, the corpus has"
-            f" {result.documents_written}"
+            f"{run.merge_summary} has {quantity(summary.written, 'document')} written,"
+            f" the corpus has {result.documents_written}"
         )
     if run.report_json.exists():
         totals = run_totals(summary.counts, summary).documents
@@ -245,7 +239,7 @@ def _damaged_files(
             yield name, str(error).splitlines()[0]
             continue
         if counted != documents.get(name, 0):
-            yield name, f"it has {counted} documents, not {documents.get(name, 0)}"
+            yield name, f"it has {quantity(counted, 'document')}, not {documents.get(name, 0)}"
         elif name in documents:
             result.parts += 1
             result.documents_written += counted
@@ -254,18 +248,22 @@ def _damaged_files(
 def render_verification(run: RunDir, result: Verification) -> Iterator[str]:
     """Lines for a terminal: what was checked, and what to do."""
     counts, refined = result.counts, result.shards - result.not_refined
-    yield f"{refined:,} of {result.shards:,} ledgers read: {counts.documents:,} documents"
+    documents = quantity(counts.documents, "document")
+    yield f"{refined:,} of {quantity(result.shards, 'ledger')} read: {documents}"
     yield (
         f"  kept unchanged {counts.kept:,}, edited {counts.edited:,},"
         f" dropped {counts.dropped.total():,}, quarantined {counts.quarantined.total():,}"
     )
     if result.parts:
-        yield f"{result.parts:,} parts of the corpus read: {result.documents_written:,} documents"
-    yield from (f"DAMAGED {path}: {problem}" for path, problem in result.damaged(run).items())
+        documents = quantity(result.documents_written, "document")
+        yield f"{quantity(result.parts, 'part')} of the corpus read: {documents}"
+    yield from (f"DAMAGED {path}: {problem}" for path, problem in result.damaged.items())
     yield from (f"WRONG {problem}" for problem in result.wrong_sums)
     if result.intact:
         pending = (
-            f"; {result.not_refined:,} shards are not refined yet" if result.not_refined else ""
+            f"; {quantity(result.not_refined, 'shard is', 'shards are')} not refined yet"
+            if result.not_refined
+            else ""
         )
         yield f"all checksums and counts agree{pending}"
     elif result.damaged_inputs:

@@ -70,7 +70,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says at the end which real parts were used and which the run went without."""
+    """Reports at the end which real parts were used and which the run went without."""
     if used:
         terminalreporter.write_line(f"tested for real: {', '.join(sorted(used))}", green=True)
     for part, reason in sorted(lacking.items()):
@@ -81,7 +81,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds the queue and the daemons' last words to a failed test of the cluster."""
+    """Adds the queue and the daemons' log tails to a failed test of the cluster."""
     report = yield
     cluster = getattr(item, "funcargs", {}).get("slurm")
     if report.failed and isinstance(cluster, SlurmCluster):
@@ -99,7 +99,7 @@ def lack(part: str, reason: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def slurm_programs() -> None:
-    """Asks for an installed Slurm; a test that starts a cluster of its own takes this fixture."""
+    """Asks for an installed Slurm; a test that starts its own cluster takes this fixture."""
     if absent := missing():
         lack("slurm", f"no {', '.join(absent)} on this machine; run tools/install_slurm.sh as root")
     used.add("slurm")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from proxhpc.annotate.gold import labels_of_lines, labels_of_pair
 from proxhpc.annotate.labels import SourceDocument, TeacherLabels
 from proxhpc.annotate.leakage import NearDuplicateIndex
 from proxhpc.annotate.programs import program_labels
+from proxhpc.annotate.summary import SummaryCounter
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.hosts import VALIDATION, host_of, split_of
+from proxhpc.errors import StopError
 from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
@@ -31,7 +34,6 @@ from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.run.ledger import Call, Row
 from proxhpc.spec.manifest import Manifest
-from proxhpc.spec.sections import Near
 from runs import PARAGRAPH, document, planned, rows_of, write_jsonl
 from test_stage import ScriptedEngine
 from tiny_models import edit_json, save_llama
@@ -82,6 +84,28 @@ def pair(number: int, **more: Any) -> dict[str, Any]:
     noisy = f"Home | About | Contact\n{gold}\nShare this page"
     url = f"https://www.host{number}.org:80/page"
     return {"id": f"p{number}", "text_noisy": noisy, "text_gold": gold, "url": url} | more
+
+
+@pytest.mark.parametrize(
+    ("counter", "message"),
+    [
+        (
+            SummaryCounter(documents=1, documents_left_out=Counter(b=2, a=1)),
+            "1 document, but 0 used and 3 left out (a: 1, b: 2)",
+        ),
+        (SummaryCounter(documents=2), "2 documents, but 0 used and 0 left out"),
+        (
+            SummaryCounter(created=4, examples_left_out=Counter(untouched=1)),
+            "4 examples, but 0 written and 1 left out (untouched: 1)",
+        ),
+    ],
+)
+def test_counts_that_do_not_add_up_are_printed_with_reasons(
+    counter: SummaryCounter, message: str
+) -> None:
+    with pytest.raises(StopError) as caught:
+        counter.check()
+    assert caught.value.message == message
 
 
 def test_line_labels_become_removals() -> None:
@@ -202,8 +226,8 @@ def test_invalid_answers_give_no_labels() -> None:
 def test_scores_of_a_teacher_are_read_at_the_end_of_its_answer(
     answer: str, program: str | None
 ) -> None:
-    found = teacher.verdict_program(answer, False)
-    assert found.startswith("# no scores in:") if program is None else found == program
+    verdict = teacher.verdict_program(answer, False)
+    assert verdict.startswith("# no scores in:") if program is None else verdict == program
     assert teacher.verdict_program("Educational: 3\nFormat: 3", True).startswith("# no scores")
 
 
@@ -245,7 +269,7 @@ def test_a_run_of_rules_gives_examples(tmp_path: Path, capsys: Any) -> None:
     run = planned(tmp_path, 12)
     out = tmp_path / "ex.jsonl.zst"
     annotate(run.dir.root, "--out", out, status=2)
-    assert "shards are not refined yet" in capsys.readouterr().err
+    assert "not refined yet: 1 of 1 shard" in capsys.readouterr().err
     tasks.refine_task(str(run.dir.root), 0, 1)
     annotate(run.dir.root, "--out", out, "--windows", "3")
     refined = {row.id: row for row in rows_of(run.dir, run.plan)}
@@ -323,11 +347,11 @@ def test_training_avoids_evaluation_data(tmp_path: Path) -> None:
 def test_near_duplicates_are_found_by_their_words() -> None:
     texts = [f"{PARAGRAPH}So it was {n}." for n in range(3)]
     others = [" ".join(random.Random(n).choices(PARAGRAPH.split(), k=60)) for n in range(40)]
-    index = NearDuplicateIndex([*others, *texts, ""], Near())
+    index = NearDuplicateIndex([*others, *texts, ""])
     assert index.has_duplicate_of(PARAGRAPH.upper() + "So it is")
     assert not index.has_duplicate_of(" ".join(reversed(PARAGRAPH.split())))
     assert not index.has_duplicate_of("")
-    assert not NearDuplicateIndex([], Near()).has_duplicate_of(PARAGRAPH)
+    assert not NearDuplicateIndex([]).has_duplicate_of(PARAGRAPH)
 
 
 def test_a_random_excess_is_left_out(tmp_path: Path) -> None:
@@ -393,7 +417,7 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--windows", "0"), "--windows 0: it must be document, LINES or LINES,CHARS"),
-        (("--fields", "gld=x"), "--fields gld=x: 'gld=x' names no field"),
+        (("--fields", "gld=x"), "--fields gld=x: 'gld=x' is not NAME=KEY"),
         (("--untouched", "2"), "--untouched 2.0: it must be from 0 to 1"),
         (("--held-out", "nowhere.jsonl"), "no such input file: nowhere.jsonl"),
     ],

@@ -13,12 +13,13 @@ import pytest
 from merging import output, plan_of_one, refined, rewrite_ledger
 from proxhpc.assemble import merge as merging_steps
 from proxhpc.assemble.coverage import check_coverage
+from proxhpc.assemble.match import require_match
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import SpanEnd
-from proxhpc.dedup.arrays import add_checksum, read_checksummed
+from proxhpc.dedup.arrays import save_json
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.ledger import Row
@@ -83,7 +84,7 @@ def test_a_manipulated_ledger_stops_the_merge(
 ) -> None:
     run = refined(tmp_path, sharding={"tokens": 100_000})
     path = rewrite_ledger(run, 0, change)
-    with pytest.raises(StopError, match=r"is not what was refined|does not fit") as stop:
+    with pytest.raises(StopError, match=r"has changed since it was refined|does not match") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
     assert not run.dir.corpus.exists()
@@ -114,7 +115,9 @@ def test_an_unrefined_shard_is_named(tmp_path: Path) -> None:
     run = refined(tmp_path)
     for shard in (1, 3):
         run.dir.ledger(shard).unlink()
-    with pytest.raises(RetryError, match=f"^2 of {len(run.plan.shards)} .*00001.ledger.zst"):
+    with pytest.raises(
+        RetryError, match=f"^not refined yet: 2 of {len(run.plan.shards)} shards;.*00001.ledger.zst"
+    ):
         merge_run(run.dir)
 
 
@@ -126,10 +129,12 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
     good = path.read_bytes()
     # In the middle of the file, which its fingerprint does not cover.
     path.write_bytes(good.replace(b"Number 50 of", b"Number 5O of"))
-    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*has changed"):
+    with pytest.raises(StopError, match=r"in\.jsonl has changed since it was refined.*has changed"):
         merge_run(run.dir)
     path.write_bytes(good.replace(b'{"id": "doc-50"', b'{"id": "doc-50}'))
-    with pytest.raises(StopError, match=r"in\.jsonl is not what was refined.*invalid_json"):
+    with pytest.raises(
+        StopError, match=r"in\.jsonl has changed since it was refined.*invalid_json"
+    ):
         merge_run(run.dir)
     path.write_bytes(good + b"{}\n")
     with pytest.raises(StopError, match=r"in\.jsonl: its size was"):
@@ -210,23 +215,18 @@ def test_a_summary_that_does_not_balance_is_refused(tmp_path: Path) -> None:
         replace(good, files=tuple(rest)).check()
 
 
-def stats(**more: Any) -> SpanStats:
-    empty = dict.fromkeys(("blank_lines", "kept", "edited", "dropped", "quarantined"), 0)
-    return SpanStats(**{"file": 0, "first": -1, "last": -1, "at_eof": False} | empty | more)
-
-
-FIRST = stats(start=0, stop=50, end=55, first=0, last=40)
-SECOND = stats(start=50, stop=None, end=90, first=55, last=70, at_eof=True)
-SHORT_FILE = stats(start=0, stop=50, end=30, first=0, last=20, at_eof=True)
-EMPTY_END = stats(start=50, stop=None, end=50, at_eof=True)
+FIRST = SpanStats(0, start=0, stop=50, end=55, first=0, last=40)
+SECOND = SpanStats(0, start=50, stop=None, end=90, first=55, last=70, at_eof=True)
+SHORT_FILE = SpanStats(0, start=0, stop=50, end=30, first=0, last=20, at_eof=True)
+EMPTY_END = SpanStats(0, start=50, stop=None, end=50, at_eof=True)
 
 
 def test_spans_that_hold_every_record_once() -> None:
     plan = plan_of_one(True)
     check_coverage(plan, [FIRST, SECOND])
     check_coverage(plan, [SHORT_FILE, EMPTY_END])
-    check_coverage(plan, [stats(start=0, stop=None, end=0, at_eof=True)])
-    truncated = stats(start=0, stop=None, end=9, first=3, last=9, at_eof=True)
+    check_coverage(plan, [SpanStats(0, start=0, stop=None, end=0, at_eof=True)])
+    truncated = SpanStats(0, start=0, stop=None, end=9, first=3, last=9, at_eof=True)
     check_coverage(plan, [truncated])
 
 
@@ -236,16 +236,16 @@ def test_spans_that_hold_every_record_once() -> None:
         ([], "no shard has read it"),
         ([SECOND], "first span begins at 50"),
         ([FIRST], "nothing was read after 55"),
-        ([FIRST, SECOND._replace(start=60, first=60)], "stops at 50, the next begins at 60"),
-        ([FIRST, SECOND._replace(first=52)], "record at 52 begins before the end"),
-        ([FIRST._replace(end=45), SECOND], "read only up to 45"),
-        ([FIRST._replace(last=50), SECOND], "record at 50 begins after the span's stop 50"),
-        ([FIRST._replace(last=60), SECOND], "records at 0 to 60"),
-        ([FIRST, SECOND._replace(first=40)], "records at 40"),
-        ([FIRST, SECOND._replace(at_eof=False)], "read only up to 90"),
-        ([FIRST._replace(at_eof=True), SECOND], "record at 55 begins before"),
+        ([FIRST, replace(SECOND, start=60, first=60)], "stops at 50, the next begins at 60"),
+        ([FIRST, replace(SECOND, first=52)], "record at 52 begins before the end"),
+        ([replace(FIRST, end=45), SECOND], "read only up to 45"),
+        ([replace(FIRST, last=50), SECOND], "record at 50 begins after the span's stop 50"),
+        ([replace(FIRST, last=60), SECOND], "records at 0 to 60"),
+        ([FIRST, replace(SECOND, first=40)], "records at 40"),
+        ([FIRST, replace(SECOND, at_eof=False)], "read only up to 90"),
+        ([replace(FIRST, at_eof=True), SECOND], "record at 55 begins before"),
         (
-            [SHORT_FILE, EMPTY_END._replace(at_eof=False, stop=50), EMPTY_END],
+            [SHORT_FILE, replace(EMPTY_END, at_eof=False, stop=50), EMPTY_END],
             "a later span ends at 50",
         ),
     ],
@@ -259,9 +259,10 @@ def test_spans_that_miss_or_repeat_records(spans: Iterable[SpanStats], problem: 
 def test_a_part_that_differs_from_the_match_stops_the_merge(tmp_path: Path) -> None:
     run = refined(tmp_path)
     merge_run(run.dir)
-    match = json.loads(read_checksummed(run.dir.match))
-    match["parts"][1]["bytes"] += 1
-    run.dir.match.write_bytes(add_checksum(orjson.dumps(match, option=orjson.OPT_APPEND_NEWLINE)))
+    match = require_match(run.dir)
+    parts = list(match.parts)
+    parts[1] = replace(parts[1], bytes=parts[1].bytes + 1)
+    save_json(run.dir.match, replace(match, parts=tuple(parts)))
     run.dir.part_receipt(1).unlink()
     run.dir.part(1).unlink()
     with pytest.raises(StopError, match=r"part-00001\.jsonl\.zst would have"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from merging import failing_unit, kill_self, plan_of_one, refined
 from proxhpc.assemble.pairs import exact_pairs
 from proxhpc.assemble.parts import InputOrderSplitter, ShuffledSplitter, bucket_starts
-from proxhpc.assemble.replay import ReplayedRecord, replay_shard
+from proxhpc.assemble.replay import ReplayedRecord, replay_records, replay_shard
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.corpus.document import Document
 from proxhpc.dedup.hashes import SKETCH_DTYPE, normalized_bytes
@@ -37,13 +37,13 @@ def test_replaying_some_records_reads_no_further(tmp_path: Path) -> None:
     everything = [i for i in replay_shard(run.dir, run.plan, 0) if isinstance(i, ReplayedRecord)]
     assert [item.number for item in everything] == list(range(39))
     wanted = [2, 5, 23]
-    assert list(replay_shard(run.dir, run.plan, 0, wanted)) == [everything[n] for n in wanted]
-    assert list(replay_shard(run.dir, run.plan, 0, [])) == []
+    assert list(replay_records(run.dir, run.plan, 0, wanted)) == [everything[n] for n in wanted]
+    assert list(replay_records(run.dir, run.plan, 0, [])) == []
     run.plan.inputs[2].path.unlink()
     run = replace(run, plan=Plan.load(run.dir))
-    assert list(replay_shard(run.dir, run.plan, 0, [2])) == [everything[2]]
+    assert list(replay_records(run.dir, run.plan, 0, [2])) == [everything[2]]
     with pytest.raises(RetryError, match=r"c\.jsonl"):
-        list(replay_shard(run.dir, run.plan, 0, [38]))
+        list(replay_records(run.dir, run.plan, 0, [38]))
 
 
 NAMES = ["id", "text", "proxhpc", "original_id", "original_text", "original_original_text", "x"]

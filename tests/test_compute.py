@@ -107,7 +107,7 @@ def usage_totals(usage: Usage) -> UsageTotals:
     return UsageTotals.model_validate(usage)
 
 
-def test_utilisation_is_that_of_the_time_at_work(run: RunDir) -> None:
+def test_utilization_is_that_of_the_time_at_work(run: RunDir) -> None:
     with_model(run)
     for name in ("w1", "w2"):
         write_heartbeat(run, name, counts=counts(), usage={"doc": counts().doc},
@@ -115,16 +115,16 @@ def test_utilisation_is_that_of_the_time_at_work(run: RunDir) -> None:
     gpus = run_account(run).execution.gpus
     assert (gpus.busy_seconds, gpus.boot_seconds) == (8.0, 28.0)
     used = 2 * flops(SHAPE, counts().doc) / (8.0 * 312e12)
-    assert gpus.model_flops_utilisation == round(used, 6)
+    assert gpus.model_flops_utilization == round(used, 6)
     assert gpus.devices == (A100,)
     write_heartbeat(run, "w3", counts=counts(), busy_seconds=2.0, device="Some GPU", devices=1)
-    assert run_account(run).execution.gpus.model_flops_utilisation is None
+    assert run_account(run).execution.gpus.model_flops_utilization is None
 
 
-def test_no_device_no_utilisation(run: RunDir) -> None:
+def test_no_device_no_utilization(run: RunDir) -> None:
     write_heartbeat(run, counts=counts(), busy_seconds=2.0)
     gpus = run_account(run).execution.gpus
-    assert (gpus.devices, gpus.model_flops_utilisation) == ((), None)
+    assert (gpus.devices, gpus.model_flops_utilization) == ((), None)
 
 
 @pytest.mark.parametrize(

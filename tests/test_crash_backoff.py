@@ -40,11 +40,11 @@ def test_one_death_changes_nothing_and_two_in_a_row_make_batches() -> None:
 
 
 def test_a_document_is_quarantined_after_two_deaths_alone() -> None:
-    alone = died(CrashBackoff(), 4)
-    assert not died(alone, 1).poison
-    assert died(alone, 2).poison
-    assert not died(died(alone, 1).passed(1), 1).poison
-    after = died(alone, 2).passed(1)
+    backoff = died(CrashBackoff(), 4)
+    assert not died(backoff, 1).poison
+    assert died(backoff, 2).poison
+    assert not died(died(backoff, 1).passed(1), 1).poison
+    after = died(backoff, 2).passed(1)
     assert (after.poison, after.given_up, after.suspects, after.batch) == (False, 1, 7, 1)
 
 

@@ -233,6 +233,20 @@ def test_duplicates_of_another_corpus_are_removed(tmp_path: Path) -> None:
         merge_run(run)
 
 
+def test_documents_of_another_corpus_do_not_count_for_the_size_of_a_set(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(400)]
+    texts = [" ".join(words[:length]) for length in (396, 398, 400)]
+    old = write_jsonl(tmp_path / "old.jsonl", [{"text": text} for text in texts[1:]])
+    against = {"paths": str(old)}
+    run = merged(tmp_path / "run", [{"id": "a", "text": texts[0]}], near=SENSITIVE, against=against)
+    (pair,) = read_listing(run.duplicates)
+    second = len(old.read_bytes().split(b"\n")[0]) + 1
+    assert pair["survivor"]["source"] == f"old.jsonl:{second}"  # the longest text
+    summary = MergeSummary.load(run)
+    assert summary is not None
+    assert (summary.duplicates.sets, summary.duplicates.largest_set) == (1, 2)
+
+
 def test_another_corpus_must_be_there_and_have_texts(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", copies())
     write_jsonl(tmp_path / "old.jsonl", [{"body": "x"}])

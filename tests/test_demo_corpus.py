@@ -1,4 +1,4 @@
-"""The demo corpus: real text of this very machine, in the shapes that corpora come in."""
+"""The demo corpus: real text from this machine, in files like those of real corpora."""
 
 import os
 import subprocess
@@ -20,12 +20,12 @@ def gather(out: Path) -> subprocess.CompletedProcess[str]:
 
 
 def frames(path: Path) -> list[bytes]:
-    rest, contents = path.read_bytes(), []
-    while rest:
+    data, contents = path.read_bytes(), []
+    while data:
         decoder = zstandard.ZstdDecompressor().decompressobj()
-        contents.append(decoder.decompress(rest))
+        contents.append(decoder.decompress(data))
         assert decoder.eof
-        rest = decoder.unused_data
+        data = decoder.unused_data
     return contents
 
 
@@ -43,20 +43,20 @@ def rows(out: Path) -> list[dict[str, str]]:
     return [orjson.loads(line) for line in content.splitlines()]
 
 
-def test_hundreds_of_documents_with_ids_of_their_own(corpus: tuple[Path, str]) -> None:
+def test_hundreds_of_documents_with_unique_ids(corpus: tuple[Path, str]) -> None:
     out, printed = corpus
-    found = rows(out)
-    assert len(found) >= 300
-    assert len({row["id"] for row in found}) == len(found)
-    assert all(list(row) == ["id", "text", "source", "kind"] for row in found)
-    assert all(len(row["text"]) >= 200 for row in found)
-    kinds = Counter(row["kind"] for row in found)
+    documents = rows(out)
+    assert len(documents) >= 300
+    assert len({row["id"] for row in documents}) == len(documents)
+    assert all(list(row) == ["id", "text", "source", "kind"] for row in documents)
+    assert all(len(row["text"]) >= 200 for row in documents)
+    kinds = Counter(row["kind"] for row in documents)
     assert min(kinds["readme"], kinds["module"], kinds["docstring"]) >= 5
-    size = sum(len(row["text"].encode()) for row in found) / 1e6
-    assert printed == f"{len(found)} documents, {size:.1f} MB, into {out}\n"
+    size = sum(len(row["text"].encode()) for row in documents) / 1e6
+    assert printed == f"{len(documents)} documents, {size:.1f} MB, into {out}\n"
 
 
-def test_four_files_one_of_them_in_many_frames(corpus: tuple[Path, str]) -> None:
+def test_four_files_of_which_one_has_many_frames(corpus: tuple[Path, str]) -> None:
     out, _ = corpus
     assert [path.name for path in sorted(out.iterdir())] == [
         f"demo-{number:02d}.jsonl.zst" for number in range(4)
@@ -74,6 +74,6 @@ def test_the_same_machine_gives_the_same_bytes(corpus: tuple[Path, str]) -> None
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_wrong_use_is_answered_with_the_usage() -> None:
+def test_wrong_arguments_print_the_usage() -> None:
     done = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True, check=False)
     assert (done.returncode, os.path.basename(done.stderr.split()[1])) == (2, "demo_corpus.py")

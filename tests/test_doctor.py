@@ -111,7 +111,7 @@ def test_a_limited_site_gets_the_consequences_for_a_run(poor: SlurmCluster, tmp_
     where = site_file(tmp_path, partition="main", time="01:00:00")
     code, result = doctor(where, "--run", str(tmp_path), env=poor.env())
     assert code == 2
-    assert "would pend forever" in by_name(result)["partition of refine"]["consequence"]
+    assert "would stay pending forever" in by_name(result)["partition of refine"]["consequence"]
 
 
 def test_models_must_be_whole(tmp_path: Path) -> None:
@@ -160,7 +160,9 @@ def test_a_cluster_without_arrays_gets_plain_jobs(
     site = Site(name="x", kind="slurm", workers=3)
     findings = {finding.check: finding for finding in examine_site(site, tmp_path, [])}
     assert findings["MaxArraySize"] == Finding.warning(
-        "MaxArraySize", "0", "the cluster takes no job arrays: workers are submitted as 3 jobs"
+        "MaxArraySize",
+        "0",
+        "the cluster does not support job arrays: workers are submitted as 3 jobs",
     )
     assert "error" not in {finding.verdict for finding in findings.values()}
     run = planned(tmp_path)

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,11 +118,10 @@ def test_a_run_accounts_for_what_the_model_computed(
     """From the engine through the ledger's rows to the sums and FLOPs."""
     pytest.importorskip("transformers")
     from proxhpc.run.ledger import Row, tally
-    from proxhpc.spec.refiner_file import RefinerFile
 
     model = save_walk(tmp_path / "walk")
     file = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"window_lines": 30}}
-    RefinerFile.model_validate(file).write(model)
+    (model / "refiner.json").write_text(json.dumps(file))
     passes: list[ModelWork] = []
 
     async def run() -> tuple[list[Row], Usage]:

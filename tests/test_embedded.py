@@ -30,9 +30,7 @@ FOOT = ["Related articles", "Terms of use", "Privacy policy", "Contact us", "Sit
 
 def refined(texts: list[str]) -> list[Row]:
     pytest.importorskip("transformers")
-    manifest = preview_manifest(
-        None, engine="transformers", model="embedded", doc_model="embedded", prompt=None
-    )
+    manifest = preview_manifest(engine="transformers", model="embedded", doc_model="embedded")
     models = find_models(manifest)
 
     async def refine() -> list[Row]:

@@ -58,8 +58,10 @@ def small(folder: Path, texts: dict[str, str], **sections: Any) -> Run:
     rows = [{"id": name, "text": text} for name, text in texts.items()]
     path = write_jsonl(folder / "in" / "a.jsonl", rows)
     policy = {"min_kept_words": 1, "max_removed_share": 1.0, "whole_words": False}
-    made = manifest(folder, [path], policy=policy, sharding={"tokens": 100_000}, **sections)
-    return prepare_run(made, local_site(folder), None)
+    manifest_path = manifest(
+        folder, [path], policy=policy, sharding={"tokens": 100_000}, **sections
+    )
+    return prepare_run(manifest_path, local_site(folder), None)
 
 
 def documents(run: Run) -> list[Document]:
@@ -168,7 +170,7 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
 
 def test_a_dropped_document_is_shown(edited: Run) -> None:
     text = shown(edited, "three")
-    assert "dropped (doc_program: the doc program says drop)" in text
+    assert "dropped (doc_program: verdict of the doc program)" in text
     assert "- To be dropped." in text
 
 
@@ -292,7 +294,7 @@ def test_programs_with_another_outcome_than_the_row_are_noted(tmp_path: Path) ->
     run = small(tmp_path, {"one": "Text one.\nText two."})
     (one,) = documents(run)
     write(run, [row(one, "kept", windows=(call("remove_lines(start=0, end=0)", stop=2),))])
-    assert "now make it edited" in shown(run, "one")
+    assert "now give outcome edited" in shown(run, "one")
 
 
 def test_real_refinements_are_found_by_any_id(tmp_path: Path) -> None:
@@ -343,7 +345,7 @@ def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "add --sample N" in capsys.readouterr().err
     for number in ("0", "-1"):
         assert main(["inspect", str(run.dir.root), "--sample", number]) == 2
-        assert "asks for no document" in capsys.readouterr().err
+        assert "must be 1 or more" in capsys.readouterr().err
 
 
 lines = st.lists(st.sampled_from(["", "a", "b", "alpha beta", "alpha gamma", "alpha betas"]))

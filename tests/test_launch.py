@@ -23,6 +23,7 @@ from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cli.main import main
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
+from proxhpc.corpus.disk import draft_path
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.launch.step import Round
@@ -254,7 +255,7 @@ def test_the_estimate_of_model_work_names_what_it_omits(tmp_path: Path) -> None:
     shape = ModelShape(8, 2, 4, 2, 2, 16, 100, tied=False)
     ref = ModelRef.from_dict(
         {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
-         "stop_ids": [], "shape": asdict(shape)}
+         "stop_ids": [], "shape": asdict(shape), "refiner": None}
     )  # fmt: skip
     figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)
     work = figures.estimated_work
@@ -278,7 +279,7 @@ def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: P
     for verb in ("launch", "plan"):
         done = proxhpc(verb, path, "--site", tmp_path / "site.yaml")
         assert done.returncode == 2
-        assert "is not a run and not empty" in done.stderr
+        assert "is not empty and not a run directory" in done.stderr
         assert "--run DIR" in done.stderr
     assert files_of(tmp_path) == before
 
@@ -290,7 +291,7 @@ def test_a_run_directory_with_other_files_in_it_is_refused_untouched(tmp_path: P
 def test_a_directory_with_foreign_files_is_refused(tmp_path: Path, where: str) -> None:
     run = RunDir(tmp_path / "run")
     write_jsonl(run.root / where, [document(1)])
-    with pytest.raises(UserError, match="is not a run and not empty"):
+    with pytest.raises(UserError, match="is not empty and not a run directory"):
         check_new(run)
 
 
@@ -299,10 +300,10 @@ def test_a_launch_continues_what_a_killed_launch_left(tmp_path: Path) -> None:
     check_new(run)
     for folder in (*run.folders(), run.shard_folder(0)):
         folder.mkdir(parents=True)
-    (run.root / ".plan-0011aabb").write_bytes(b"{")
-    (run.root / "..plan-0011aabb.00.tmp").write_bytes(b"{")
+    draft_path(run.plan).write_bytes(b"{")
+    draft_path(draft_path(run.plan)).write_bytes(b"{")
     check_new(run)
-    assert planned(tmp_path).dir == run
+    assert planned(tmp_path).dir.root == run.root
 
 
 def test_the_first_of_two_plans_wins(tmp_path: Path) -> None:
@@ -327,14 +328,14 @@ def test_an_input_inside_the_run_directory_is_refused(tmp_path: Path, kind: str)
         given.symlink_to(outside)
     else:
         (tmp_path / "run").symlink_to(outside.parent)
-    with pytest.raises(UserError, match="lies in the run directory"):
+    with pytest.raises(UserError, match="is inside the run directory"):
         check_outside(RunDir(tmp_path / "run"), [given])
 
 
 def test_planning_refuses_an_input_inside_the_run_directory(tmp_path: Path) -> None:
     raw = write_jsonl(tmp_path / "run" / ".raw.tmp", [document(1)])  # else taken for a draft
     path = manifest(tmp_path, [raw], corpus={"format": "jsonl"})
-    with pytest.raises(UserError, match="lies in the run directory"):
+    with pytest.raises(UserError, match="is inside the run directory"):
         prepare_run(path, local_site(tmp_path), None, freeze=False)
 
 

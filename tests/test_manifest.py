@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from proxhpc.errors import UserError
 from proxhpc.spec.load import json_schema
-from proxhpc.spec.manifest import Manifest, Stage, diff, find_inputs, load_manifest
-from proxhpc.spec.sections import Comparison
+from proxhpc.spec.manifest import Manifest, diff, find_inputs, load_manifest
+from proxhpc.spec.sections import Comparison, Stage
 from proxhpc.spec.yaml_lines import expand_variables
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def from_text(text: str | bytes, **environ: str) -> Manifest:
         Path("x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return load_manifest("x.yaml", environ)
+        return load_manifest(Path("x.yaml"), environ)
 
     return from_text
 

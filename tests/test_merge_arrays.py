@@ -216,7 +216,7 @@ def test_a_phase_that_is_started_too_early_names_what_is_missing(tmp_path: Path)
     with pytest.raises(StopError, match=r"there is no .*match\.json"):
         run_share(run.dir, "write", (0, 1))
     run.dir.ledger(0).unlink()
-    with pytest.raises(RetryError, match="1 of 6 shards are not refined yet"):
+    with pytest.raises(RetryError, match="not refined yet: 1 of 6 shards"):
         run_share(run.dir, "sketch", (0, 1))
 
 
@@ -235,7 +235,7 @@ def test_status_shows_the_progress_of_each_phase(tmp_path: Path) -> None:
     [
         ("--phase sketch --number 2 --of 2", "--number must be from 0 to 1"),
         ("--number 1 --of 2", "add --phase"),
-        ("--phase write --out DIR", "--phase does not go with --out"),
+        ("--phase write --out DIR", "--phase cannot be combined with --out"),
     ],
 )
 def test_impossible_shares_are_a_one_line_error(

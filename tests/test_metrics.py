@@ -213,7 +213,7 @@ def test_records_of_both_levels_with_other_field_names(tmp_path: Path) -> None:
         (b'{"title": "x"}', "it has title"),
         (b'{"text_gold": "x"}', "no field 'text_noisy'"),
         (b'{"keep": 1}', "no field 'text'"),
-        (b'{"text_noisy": "a\\nb", "text_gold": "a", "line_labels": "G"}', "1 labels for 2 lines"),
+        (b'{"text_noisy": "a\\nb", "text_gold": "a", "line_labels": "G"}', "1 label for 2 lines"),
         (b'{"text": "a"}', "not a gold record: it has text"),
         (b'{"text_noisy": 3, "text_gold": "a"}', "'text_noisy' is not a string"),
         (b'{"text": "a", "keep": "yes"}', "'keep' is 'yes', neither 0 nor 1"),

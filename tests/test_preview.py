@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from proxhpc.account.flops import ModelShape, Usage
+from proxhpc.account.quantity import quantity
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
@@ -78,7 +79,16 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Non
     assert err.startswith("150 documents")
     feed(monkeypatch, document(7)["text"].encode())
     assert main(["refine", "--plain", "-"]) == 0
-    assert rows(capsys.readouterr().out)[0]["text"] == refined(document(7)["text"])
+    out, err = capsys.readouterr()
+    assert rows(out)[0]["text"] == refined(document(7)["text"])
+    assert err.startswith("1 document: ")
+
+
+def test_nouns_agree_with_their_number() -> None:
+    numbers = [quantity(number, "document") for number in (0, 1, 2, 2500)]
+    assert numbers == ["0 documents", "1 document", "2 documents", "2,500 documents"]
+    assert quantity(1, "shard is", "shards are") == "1 shard is"
+    assert quantity(2, "entry", "entries") == "2 entries"
 
 
 def test_every_record_gets_a_line(tmp_path: Path, capsys: Capture) -> None:
@@ -146,24 +156,18 @@ def test_a_local_model(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_contradictory_options_are_errors(tmp_path: Path) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("engine", "model", "doc_model"))
-    assert [s.level for s in preview_manifest(None, **nothing, prompt="compact").stages] == [
-        "doc",
-        "chunk",
-    ]
-    one = preview_manifest(
-        None, **nothing | {"doc_model": "a/b", "engine": "vllm"}, prompt="compact"
-    )
+    assert [s.level for s in preview_manifest(prompt="compact").stages] == ["doc", "chunk"]
+    one = preview_manifest(doc_model="a/b", engine="vllm", prompt="compact")
     assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
-    tiny = preview_manifest(None, **nothing | {"model": "embedded"}, prompt=None)
+    tiny = preview_manifest(model="embedded")
     assert (tiny.engine.name, tiny.stages[0].model) == ("transformers", "embedded")
-    for options in (nothing | {"model": "a/b", "prompt": None}, nothing | {"prompt": "compact"}):
+    for options in ({"model": "a/b"}, {"prompt": "compact"}):
         with pytest.raises(UserError, match="--manifest names"):
             preview_manifest(tmp_path / "m.yaml", **options)
     with pytest.raises(UserError, match=r'^"a b" is neither an existing directory[^;]*$'):
-        preview_manifest(None, **nothing | {"model": "a b"}, prompt="compact")
+        preview_manifest(model="a b", prompt="compact")
     with pytest.raises(UserError, match="compact"):
-        preview_manifest(None, **nothing, prompt="compactt")
+        preview_manifest(prompt="compactt")
 
 
 def test_the_reader_may_close_the_pipe(tmp_path: Path) -> None:
@@ -210,14 +214,11 @@ def test_each_line_of_a_slow_pipe_is_answered_at_once() -> None:
 
 
 def test_flops_are_unknown_if_one_model_s_shape_is(capsys: Capture) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("engine", "doc_model"))
-    made = preview_manifest(
-        None, **nothing | {"model": "a/b", "doc_model": "a/b"}, prompt="compact"
-    )
+    made = preview_manifest(model="a/b", doc_model="a/b", prompt="compact")
     known = SimpleNamespace(shape=ModelShape(32, 2, 4, 8, 2, 64, 320, False))
     unknown = SimpleNamespace(shape=None)
     for chunk, ending in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):
         printer = _Printer(made, cast(Any, {"doc": known, "chunk": chunk}), "json")
         printer.counts.doc = printer.counts.chunk = Usage.of_request(1000, 0, 2)
-        printer.summarise()
+        printer.summarize()
         assert capsys.readouterr().err.endswith(ending)

@@ -11,8 +11,9 @@ from proxhpc.errors import UserError
 from proxhpc.run import models
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.plan import find_models, freeze_manifest
-from proxhpc.spec.manifest import Manifest, Stage
+from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.refiner_file import NAME, RefinerFile, read_refiner
+from proxhpc.spec.sections import Stage
 from tiny_models import save_walk
 
 WALK: dict[str, Any] = {
@@ -28,7 +29,7 @@ WALK: dict[str, Any] = {
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
     folder = save_walk(tmp_path_factory.mktemp("model") / "walk")
-    RefinerFile.model_validate(WALK).write(folder)
+    (folder / NAME).write_text(json.dumps(RefinerFile.model_validate(WALK).to_dict()))
     return folder
 
 
@@ -94,9 +95,7 @@ def test_contradictions_are_refused(saved: Path, tmp_path: Path) -> None:
     replica = manifest({"level": "chunk", "model": str(saved)}, policy="reference")
     with pytest.raises(UserError, match=r"walk is not for policy: reference"):
         freeze_manifest(replica, find_models(replica))
-    RefinerFile(version=1, prompt="compact", doc=Stage(level="doc")).write(tmp_path)
-    one = read_refiner(tmp_path)
-    assert one is not None
+    one = RefinerFile(version=1, prompt="compact", doc=Stage(level="doc"))
     with pytest.raises(UserError, match=r"does not serve level chunk: its refiner\.json has doc"):
         one.complete(Stage(level="chunk"), "m")
 

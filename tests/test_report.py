@@ -28,14 +28,8 @@ from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.program.execute import EXECUTE_REASONS
 from proxhpc.program.reference import Reason
 from proxhpc.program.syntax import ParseReason
-from proxhpc.report import (
-    Report,
-    build_report,
-    load_report,
-    render_report,
-    report_page,
-    write_report,
-)
+from proxhpc.report import Report, build_report, load_report, render_report, write_report
+from proxhpc.report.html import report_page
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -106,7 +100,7 @@ def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -
     for stage in data["manifest"]["stages"]:
         stage["model"] = "org/refiner"
         ref = {"name": "org/refiner", "path": "/m", "config_sha": "", "max_model_len": 2048,
-               "snapshot": "abc", "stop_ids": []}  # fmt: skip
+               "snapshot": "abc", "stop_ids": [], "refiner": None}  # fmt: skip
         data["models"][stage["level"]] = ref | {"shape": asdict(shape) if shape else None}
     data["manifest"] |= sections
     run.plan.write_bytes(orjson.dumps(data))
@@ -234,9 +228,10 @@ def test_a_corpus_that_did_not_shrink_never_pays(run: RunDir) -> None:
                      "num_attention_heads": 4, "head_dim": 2, "num_key_value_heads": 2,
                      "intermediate_size": 16, "vocab_size": 100}), PAPER, ""),
         (json.dumps({"model_type": "mamba"}), None, "mamba"),
-        ("[]", None, "not an object"),
-        ("{", None, "not JSON"),
-        (None, None, "cannot be read"),
+        ("[]", None, "not a valid JSON object"),
+        ("[" * 100_000, None, "not a valid JSON object"),
+        ("{", None, "not a valid JSON object"),
+        (None, None, "config.json is missing"),
     ],
 )  # fmt: skip
 def test_a_model_to_compare_with_may_be_a_directory(

@@ -31,8 +31,7 @@ from proxhpc.engines.rules.heuristics import (
 )
 from proxhpc.engines.rules.repetition import gopher_repetition, ngram_shares
 from proxhpc.program.parse import parse_chunk, parse_doc
-from proxhpc.spec.manifest import EngineOptions
-from proxhpc.spec.sections import RuleSet
+from proxhpc.spec.sections import EngineOptions, RuleSet
 
 PROSE = """\
 The harbour of the small town had been built by fishermen long before anyone kept records.
@@ -113,6 +112,7 @@ def test_ordinary_prose_is_kept_in_every_script(text: str) -> None:
         (PROSE + " 1234" * 40, "gopher", "alphabetic words 0.72 < 0.8"),
         ("lamp desk chair window carpet mirror sofa pillow " * 8, "gopher", "0 stop words < 2"),
         (PROSE + "\n" + "\n".join(PROSE.split("\n")[:4]), "gopher", "duplicate lines 0.40 > 0.3"),
+        (PROSE + "\nOdd.\nEven." + "\nYes." * 5, "gopher", "duplicate lines 0.31 > 0.3"),
         (PROSE + "\n\n" + PROSE, "gopher", "duplicate paragraphs 0.50 > 0.3"),
         (PROSE.replace(".", " it"), "c4", "0 sentences < 5"),
         (PROSE.replace("walls", "{walls}"), "c4", "curly bracket"),

@@ -11,7 +11,6 @@ import yaml
 from proxhpc.run.ledger import Call, Row
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.spec.refiner_file import RefinerFile
 from runs import check_balance, manifest, rows_of, write_jsonl
 from slurm_cluster import SlurmCluster
 from test_slurm_run import finished, launch
@@ -118,7 +117,7 @@ def test_transformers(slurm: SlurmCluster, smollm2: Path, tmp_path: Path) -> Non
 def test_vllm(slurm: SlurmCluster, vllm: None, tmp_path: Path) -> None:
     """A model with a refiner.json; it writes the same programs on another engine."""
     model = save_walk(tmp_path / "walk")
-    RefinerFile.model_validate(REFINER).write(model)
+    (model / "refiner.json").write_text(json.dumps(REFINER))
     stage: dict[str, object] = {"model": str(model)}
     rows = run_engine(slurm, tmp_path, stage, {"name": "vllm", "dtype": "float32"})
     lines = [page["text"].split("\n") for page in pages()]

@@ -166,7 +166,7 @@ def test_plain_sbatch_without_the_launcher(
 ) -> None:
     path = manifest(tmp_path, real_text[-2:], sharding={"tokens": 120_000})
     program = tmp_path / "proxhpc"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc.cli.main "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxhpc "$@"\n')
     program.chmod(0o755)
     run = RunDir(tmp_path / "run")
     prepare_run(path, site(tmp_path), run.root)

@@ -165,7 +165,7 @@ def test_the_command_writes_a_variant_and_refuses_another_in_its_place(
     options = ("--out", str(out), "--policy", str(policy), "--threshold", "0.3")
     code, printed = merge_command(base.dir, *options, "--processes", "2")
     assert code == 0, printed
-    assert f"parts: {out}" in printed
+    assert f"1 document in 1 part: {out}" in printed
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=True)
     times = snapshot(RunDir(out))
     assert merge_command(base.dir, *options)[0] == 0
@@ -210,7 +210,7 @@ def test_a_directory_with_other_files_is_refused(
     with pytest.raises(UserError, match=r"notes: it is a file, not a directory"):
         variant.merge_variant(base.dir, tmp_path / "full" / "notes", same)
     assert (tmp_path / "full" / "notes").read_text() == "mine"
-    with pytest.raises(UserError, match="lies in the run"):
+    with pytest.raises(UserError, match="is inside the run"):
         variant.merge_variant(base.dir, base.dir.root / "corpus2", same)
     with pytest.raises(UserError, match="is not empty"):
         variant.merge_variant(base.dir, base.dir.root.parent, same)
@@ -219,7 +219,7 @@ def test_a_directory_with_other_files_is_refused(
     with pytest.raises(UserError, match="a corpus of another run"):
         variant.merge_variant(other.dir, tmp_path / "out", same)
     other.dir.ledger(1).unlink()
-    with pytest.raises(RetryError, match=r"1 of .* shards are not refined yet"):
+    with pytest.raises(RetryError, match=r"not refined yet: 1 of .* shards"):
         variant.merge_variant(other.dir, tmp_path / "new", same)
 
 

@@ -13,7 +13,6 @@ from proxhpc.program.edits import read_window
 from proxhpc.refine import walk
 from proxhpc.refine.walk import Walk, read_program
 from proxhpc.refine.walk_vocabulary import NUMBERS, PROGRAM_TOKENS, SPECIAL, train_tokenizer
-from proxhpc.refine.windows import Window
 from tiny_models import save_tokenizer, save_walk_tokenizer
 
 TEXT_TOKENS = 320
@@ -83,26 +82,20 @@ def test_prompts_for_verdicts(tokenizer: HFTokenizer, style: Walk) -> None:
 
 
 def test_answers_are_programs(tokenizer: HFTokenizer, style: Walk) -> None:
-    window = Window(3, 9, 0)
+    *choices, (end,) = style.allowed_steps(6)
     keep = [True, False, False, True, False, True]
-    prompt, answer = style.example(LINES, window, keep)
-    assert prompt == style.prompt(style.page(LINES), 3, 9)
-    text = tokenizer.decode(answer)
+    answer = [choice[not kept] for choice, kept in zip(choices, keep, strict=True)]
+    text = tokenizer.decode([*answer, end])
     assert text == "".join(f"remove_lines(start={n}, end={n})\n" for n in (1, 2, 4))
     assert read_program(text) == "remove_lines(start=1, end=2)\nremove_lines(start=4, end=4)"
     assert read_window(read_program(text), "prox", "stop", 3, 9, 0).removed == [(4, 6), (7, 8)]
-    assert tokenizer.decode(style.answer([True] * 6)) == read_program("") == ""
-    assert [tokenizer.decode(style.verdict_answer(keep)) for keep in (True, False)] == [
+    assert tokenizer.decode([*(keep for keep, _ in choices), end]) == read_program("") == ""
+    verdicts, (verdict_end,) = style.verdict_steps
+    assert [tokenizer.decode([verdict, verdict_end]) for verdict in verdicts] == [
         "keep_doc()\n",
         "drop_doc()\n",
     ]
-    assert len(answer) == 7
-    assert answer[-1] in tokenizer.stop_ids
-    steps = style.allowed_steps(6)
-    assert all(chosen in allowed for chosen, allowed in zip(answer, steps, strict=True))
-    assert all(style.verdict_answer(k)[0] in style.verdict_steps[0] for k in (True, False))
-    with pytest.raises(ValueError, match="5 decisions for 6 lines"):
-        style.example(LINES, window, keep[:5])
+    assert {end, verdict_end} <= set(tokenizer.stop_ids)
 
 
 def test_answers_of_another_form_are_unchanged() -> None:

@@ -1,6 +1,7 @@
 """Stages of the style `walk` on a real engine; both use one model."""
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from proxhpc.refine.walk import Walk
 from proxhpc.run.ledger import Row
 from proxhpc.run.plan import find_models, freeze_manifest
 from proxhpc.spec.manifest import Manifest
-from proxhpc.spec.refiner_file import RefinerFile
+from proxhpc.spec.refiner_file import NAME
 from tiny_models import save_walk
 
 WORDS = ["Home", "About", "Contact", "the brown", "fox", "jumps", "over", "a lazy", "dog", "den"]
@@ -37,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
     folder = save_walk(tmp_path_factory.mktemp("model") / "walk")
     file = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"window_lines": 30}}
-    RefinerFile.model_validate(file).write(folder)
+    (folder / NAME).write_text(json.dumps(file))
     return folder
 
 

@@ -72,6 +72,23 @@ def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     assert list(missing_shards(run.dir, run.plan)) == []
 
 
+def test_a_commit_has_as_many_documents_as_the_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = {"documents": 10, "seconds": 600}
+    run = planned(tmp_path, 25, commit=commit, sharding={"tokens": 20_000_000})
+    sizes = []
+    original = LedgerWriter.commit
+
+    def record(self: LedgerWriter, rows: list[Row], ends: tuple[SpanEnd, ...] = ()) -> Counts:
+        sizes.append(len(rows))
+        return original(self, rows, ends)
+
+    monkeypatch.setattr(LedgerWriter, "commit", record)
+    refine(run)
+    assert sizes == [10, 10, 5]
+
+
 def test_a_finished_run_has_one_file_for_each_shard(tmp_path: Path) -> None:
     run = planned(tmp_path)
     refine(run)
@@ -494,8 +511,8 @@ def test_the_queue_proves_only_death(tmp_path: Path) -> None:
     assert leases.is_alive(replace(elsewhere, job="7_1")) is None
     assert leases.is_alive(elsewhere) is None
     assert leases.is_alive(replace(elsewhere, job="7_2", user=me.user + 1)) is None
-    there = Leases(run.dir, replace(me, cluster="here"), {"7_2": False}.get)
-    assert there.is_alive(replace(elsewhere, job="7_2", cluster="there")) is None
+    leases_here = Leases(run.dir, replace(me, cluster="here"), {"7_2": False}.get)
+    assert leases_here.is_alive(replace(elsewhere, job="7_2", cluster="there")) is None
 
 
 def test_processes_of_one_job_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,11 +631,11 @@ def test_bad_records_are_quarantined_and_the_rest_is_refined(tmp_path: Path) -> 
         document(2),
     ]
     source = write_jsonl(tmp_path / "in.jsonl.zst", rows)
-    cut = write_jsonl(tmp_path / "in2.jsonl.zst", [document(n) for n in range(3, 40)])
-    cut.write_bytes(cut.read_bytes()[:-20])
+    truncated = write_jsonl(tmp_path / "in2.jsonl.zst", [document(n) for n in range(3, 40)])
+    truncated.write_bytes(truncated.read_bytes()[:-20])
     empty = tmp_path / "in3.jsonl"
     empty.write_bytes(b"")
-    path = manifest(tmp_path, [source, cut, empty], corpus={"max_record_bytes": 50_000})
+    path = manifest(tmp_path, [source, truncated, empty], corpus={"max_record_bytes": 50_000})
     from proxhpc.launch.launch import prepare_run
     from runs import local_site
 

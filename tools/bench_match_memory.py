@@ -4,8 +4,8 @@
 
 The documents exist only as sketches (hashes, signatures and band keys, as the sketch phase writes
 them), in groups as in a large run. Half of them are copies or near-copies of others, in duplicate
-sets of very different sizes, and one in a hundred has the same text. Each match is a process of its
-own. Its memory is its peak minus what it held before the match. The exit status is 1 if that
+sets of very different sizes, and one in a hundred has the same text. Each match runs in a separate
+process. Its memory is its peak minus what it held before the match. The exit status is 1 if that
 exceeds --max-ram or the results differ.
 """
 
@@ -22,7 +22,6 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 import orjson
-import xxhash
 
 import bench
 from proxhpc.assemble.match import MatchResult, match_documents
@@ -92,9 +91,8 @@ def write_group(
     documents = np.arange(len(originals), dtype=np.uint32)
     bands = [(rows["high"], documents), (rows["id"], documents)]
     bands += [(keys, documents) for keys in band_keys(slots, near.bands)]
-    save_array(run.dir.sketch(group), rows)
+    digest = save_array(run.dir.sketch(group), rows)
     signatures = save_array(run.dir.signatures(group), compress_slots(slots))
-    digest = xxhash.xxh3_128_hexdigest(rows.data)
     return SketchDigests(digest, write_bands(run.dir.bands(group), bands), signatures)
 
 

@@ -5,7 +5,7 @@
 All documents are in one shard. Each is the start of a document of the corpus after a unique first
 line, so that all are different and every cache of the worker fills up. The engine answers at once
 and stores nothing; everything else is the real worker: reading, tokenizing, windows, programs,
-commits. Each row is the peak of a process of its own.
+commits. Each row is the peak of a separate process.
 """
 
 import argparse

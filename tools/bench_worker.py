@@ -37,7 +37,7 @@ from proxhpc.engines import make_engine
 from proxhpc.engines.base import Completion, Engine, Request
 from proxhpc.engines.spawn import node_local_environment
 from proxhpc.engines.tokenizer import HFTokenizer
-from proxhpc.refine.prompts import prompt_style
+from proxhpc.refine.prompts import STYLES
 from proxhpc.refine.windows import LineTokens
 from proxhpc.run.models import resolve_model
 
@@ -124,7 +124,7 @@ def run_published(
 ) -> Result:
     """Both stages, one after the other, over everything."""
     engine = BareVLLM(options, caching=False)  # as in the vLLM that they pin
-    tokenizer, style = engine.tokenizer, prompt_style("prox-plain")
+    tokenizer, style = engine.tokenizer, STYLES["prox-plain"]
     start = time.perf_counter()
     doc_requests = []
     for text in texts:
@@ -227,7 +227,7 @@ WAYS: dict[str, Way] = {"worker": run_worker, "bare": run_bare, "published": run
 def run_way(
     way: str, options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
 ) -> Result:
-    """Run one way, in a process of its own."""
+    """Run one way, in a child process."""
     os.dup2(2, 1)  # engines print what they like, but not between the results
     node_local_environment()
     return WAYS[way](options, texts, requests)

@@ -4,8 +4,8 @@
     python tools/chaos.py --points          # a crash at each point of proxhpc/faults.py instead
 
 Each run is launched on a Slurm of several nodes on this machine (tests/slurm_cluster.py). Workers
-have separate pid namespaces, as on separate hosts, and the run directory is on a small file system
-of its own. Events are drawn at random. No run gets help: the tool only repeats a launch that it
+have separate pid namespaces, as on separate hosts, and each run directory is on a separate small
+file system. Events are drawn at random. No run gets help: the tool only repeats a launch that it
 killed itself.
 
 At the end of each run, the corpus must have the bytes and counts of an undisturbed run, `proxhpc
@@ -283,7 +283,7 @@ def merged_counts(run: RunDir) -> dict[str, Any]:
 def chaos_run(
     cluster: SlurmCluster, folder: Path, corpus: Sequence[Path], keep: Path | None
 ) -> Iterator[ChaosRun]:
-    """A planned run on a file system of its own; copied to `keep` if it breaks."""
+    """A planned run on a separate file system; copied to `keep` if it breaks."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     (folder / "faults").mkdir()

@@ -37,9 +37,7 @@ def evaluate_set(
     """Evaluate a model and the labeler on gold records, up to `limit` of them drawn at random."""
     selection = Selection(limit=limit)
     records = read_gold([file], selection=selection)
-    manifest = preview_manifest(
-        None, engine="transformers", model=str(model), doc_model=str(model), prompt=None
-    )
+    manifest = preview_manifest(engine="transformers", model=str(model), doc_model=str(model))
     evaluation = evaluate(manifest, records, [file], selection, rounds=500)
     labeler = {
         group.name: _labeler_scores(_members(group, records), probabilities)

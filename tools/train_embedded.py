@@ -14,8 +14,9 @@ eval_docquality_dev.jsonl.zst  documents with `text`, `keep` (0 or 1), `unanimou
 corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; the labeler labels
                                English ones of the kinds `web_html` and `pretraining`
 
-Every step writes files to DIR and is skipped if they exist; a training that was interrupted is
-continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the machine.
+Every step writes files to DIR and is skipped if they exist; a training run that was interrupted
+is continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the
+machine.
 """
 
 import argparse
@@ -36,7 +37,8 @@ from embedded_scores import evaluate_set, markdown
 from proxhpc.annotate.annotate import AnnotateOptions, annotate
 from proxhpc.annotate.gold import GoldSource
 from proxhpc.corpus.disk import write_atomic
-from proxhpc.spec.recipe import load_recipe
+from proxhpc.spec.load import load_yaml
+from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
 
 ROOT = Path(__file__).parent.parent
@@ -295,7 +297,7 @@ def main() -> None:
     work = Workspace(arguments.data, arguments.out, python)
     variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
     model = arguments.out / "model"
-    adapt(load_recipe(RECIPE, variables), model, resume=arguments.resume)
+    adapt(load_yaml(RECIPE, Recipe, environ=variables), model, resume=arguments.resume)
     tables = score_tables(work, model)
     print(tables)
     card = (model / "README.md").read_text(encoding="utf-8")

@@ -53,6 +53,9 @@ _WORDS = {
     "object": "mapping",
 }
 
+# The page describes the keys of a phase in words: they are the site's.
+PHASES = ("ResourceRequest", "RefineOptions", "MergeOptions")
+
 
 def contents() -> dict[Path, str]:
     """Return every generated file with what it should hold."""
@@ -64,7 +67,9 @@ def contents() -> dict[Path, str]:
     files = {path: json.dumps(schema, indent=2) + "\n" for path, schema in schemas.items()}
     tables = {
         "manifest": sections(json_schema(Manifest), skip=()),
-        "site": sections(json_schema(Site), skip=("Phase", "RefinePhase", "MergePhase")),
+        "site": sections(
+            json_schema(Site), skip=("ResourceRequest", "RefineOptions", "MergeOptions")
+        ),
         "managed": managed(),
         "recipe": sections(json_schema(Recipe), skip=()),
         "documents": documents(),

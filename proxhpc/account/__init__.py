@@ -1,1 +1,1 @@
-"""Integers that add, and what they cost in FLOPs."""
+"""Additive counts, and their FLOPs."""

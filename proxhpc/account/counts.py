@@ -1,10 +1,11 @@
-"""Counts of outcomes, bytes, tokens and model usage, as integers that add."""
+"""Counts of outcomes, bytes, tokens and model usage, as additive integers."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from proxhpc.account.flops import Usage
+from proxhpc.account.quantity import quantity
 from proxhpc.errors import StopError
 
 
@@ -70,7 +71,8 @@ class Counts:
         outcomes = self.in_corpus + self.dropped.total() + self.quarantined.total()
         if outcomes != self.documents:
             raise StopError(
-                f"{where}: {self.documents} documents, but {outcomes} outcomes",
+                f"{where}: {quantity(self.documents, 'document')},"
+                f" but {quantity(outcomes, 'outcome')}",
                 hint="the ledger is damaged or was written by other code; do not merge it",
             )
 

@@ -1,8 +1,8 @@
-"""Reasons and flags in words, for people; JSON and ledgers hold the codes."""
+"""Readable text for reasons and flags; JSON and ledgers hold the codes."""
 
 _WORDS = {
     # why a document was dropped or quarantined by its programs
-    "doc_program": "the doc program says drop",
+    "doc_program": "verdict of the doc program",
     "removed_share": "too much of the text removed",
     "emptied": "nothing left",
     "short": "too few words left",

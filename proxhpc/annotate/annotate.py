@@ -29,7 +29,6 @@ from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields, iter_records
 from proxhpc.program.syntax import Dialect
 from proxhpc.run.paths import RunDir
-from proxhpc.spec.sections import Near
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,6 @@ class AnnotateOptions:
     per_source: int | None = None
     held_out: tuple[Path, ...] = ()
     fields: GoldFields = field(default_factory=GoldFields)
-    near: Near = field(default_factory=Near)
     seed: int = 0
 
 
@@ -112,14 +110,14 @@ class _LeakageFilter:
     ) -> None:
         self._options, self._counter = options, counter
         self._held_out_hosts: set[str] = set()
-        self._held_out = NearDuplicateIndex(self._held_out_texts(), options.near)
+        self._held_out = NearDuplicateIndex(self._held_out_texts())
         validation_texts = (
             document.text
             for source in sources
             for document in source.documents()
             if isinstance(document, SourceDocument) and document.split == "validation"
         )
-        self._validation = NearDuplicateIndex(validation_texts, options.near)
+        self._validation = NearDuplicateIndex(validation_texts)
 
     def _held_out_texts(self) -> Iterator[str]:
         for path in self._options.held_out:

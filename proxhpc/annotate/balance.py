@@ -49,7 +49,7 @@ class Balance:
                 yield "untouched" if number in untouched else ""
 
     def _excess_untouched(self, excess_documents: set[int]) -> set[int]:
-        """The numbers of examples without an edit that are too many."""
+        """Surplus examples without an edit, by number."""
         if self._max_untouched >= 1:
             return set()
         untouched, edited = (

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
@@ -71,15 +72,11 @@ def labels_of_pair(text: str, gold_text: str, costs: EditCosts) -> TeacherLabels
         return "too_large_to_align"
     if not pairs:
         return "no_line_stays"
-    edits: list[Edit] = []
-    next_line = 0
-    for number, (line, gold_line) in enumerate(pairs):
-        edits += [Edit(removed, removed + 1) for removed in range(next_line, line)]
-        # Inserted lines belong to the line before them, those at the start to the first line.
-        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(gold_lines)
-        new = "\n".join(gold_lines[gold_line if number else 0 : stop])
-        if new != lines[line]:
-            edits.append(Edit(line, line + 1, new))
-        next_line = line + 1
-    edits += [Edit(removed, removed + 1) for removed in range(next_line, len(lines))]
+    # Inserted lines belong to the line before them, those at the start to the first line.
+    starts = [0, *(gold_line for _, gold_line in pairs[1:]), len(gold_lines)]
+    new = {
+        line: "\n".join(gold_lines[start:stop])
+        for (line, _), (start, stop) in zip(pairs, pairwise(starts), strict=True)
+    }
+    edits = (Edit(n, n + 1, new.get(n)) for n, line in enumerate(lines) if new.get(n) != line)
     return TeacherLabels(edits=tuple(edits))

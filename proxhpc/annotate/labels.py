@@ -1,4 +1,4 @@
-"""What a teacher says about a document: one interface for gold records, rules and models."""
+"""A teacher's labels of a document: one interface for gold records, rules and models."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -60,4 +60,3 @@ class LabelSource(Protocol):
 
     def documents(self) -> Iterator[SourceDocument | BadRecord]:
         """Every record in the order of the input, from the start at each call."""
-        ...

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 
+from proxhpc.account.quantity import quantity
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, replay_shard
 from proxhpc.corpus.document import BadRecord
@@ -42,12 +43,12 @@ class RunSource:
         shards = range(len(self.plan.shards))
         if missing := sum(not run.ledger(shard).exists() for shard in shards):
             raise UserError(
-                f"{run.root}: {missing} of {len(shards)} shards are not refined yet",
+                f"{run.root}: not refined yet: {missing} of {quantity(len(shards), 'shard')}",
                 hint=f"continue with: proxhpc launch {run.root}",
             )
         if not isinstance(manifest.policy, Policy):
             raise UserError(
-                f"{run.root}: no examples can be made of a run with policy: reference",
+                f"{run.root}: cannot make examples from a run with policy: reference",
                 hint="refine with proxhpc's own policy",
             )
         self.policy, self.format = manifest.policy, manifest.program_format

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from proxhpc.account.quantity import quantity
 from proxhpc.annotate.examples import DROPPED, UNKNOWN, is_untouched
 from proxhpc.corpus.hosts import Split
 from proxhpc.errors import StopError
@@ -76,7 +77,7 @@ class AnnotationSummary(OutputModel):
     """The result of `proxhpc annotate`, also written beside the examples."""
 
     format: Literal["proxhpc.annotate/1"] = "proxhpc.annotate/1"
-    """Name and version of this format."""
+    """Kind and version of this document."""
     documents: SourceDocumentCounts
     """Documents of the sources."""
     discarded: dict[str, dict[str, int]]
@@ -132,12 +133,14 @@ class SummaryCounter:
         """Raise StopError unless all counts add up and no host is in both splits."""
         if self.documents != self.used + self.documents_left_out.total():
             raise StopError(
-                f"{self.documents} documents, but {self.used} used and {self.documents_left_out}"
+                f"{quantity(self.documents, 'document')}, but {self.used} used and "
+                + _left_out(self.documents_left_out)
             )
         written = sum(counts["examples"] for counts in self.groups.values())
         if self.created != written + self.examples_left_out.total():
             raise StopError(
-                f"{self.created} examples, but {written} written and {self.examples_left_out}"
+                f"{quantity(self.created, 'example')}, but {written} written and "
+                + _left_out(self.examples_left_out)
             )
         if both := self.hosts["train"] & self.hosts["validation"]:
             raise StopError(f"hosts in both splits: {sorted(both)[:3]}")
@@ -170,3 +173,9 @@ class SummaryCounter:
             ),
             sha256=sha256,
         )
+
+
+def _left_out(reasons: Counter[str]) -> str:
+    """`3 left out (too short: 2, no labels: 1)`."""
+    details = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(reasons.items()))
+    return f"{reasons.total():,} left out" + (f" ({details})" if details else "")

@@ -5,6 +5,7 @@ each field would give files with different schemas. Fields that not every row ha
 one column, `metadata`, as a JSON object. `proxhpc` is JSON too.
 """
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,31 +80,25 @@ class ParquetEncoder:
         return self._sink.take()
 
 
-class _Sink:
+class _Sink(io.RawIOBase):
     """A file object for pyarrow that collects bytes; we write them, so write errors name a path."""
 
-    closed = False
-
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._data = bytearray()
+        self._offset = 0
+
+    def writable(self) -> bool:
+        return True
 
     def write(self, data: Any) -> int:
-        piece = bytes(data)
-        self._pieces.append(piece)
-        self._size += len(piece)
-        return len(piece)
+        self._data += data
+        return len(data)
 
     def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        return self._offset + len(self._data)
 
     def take(self) -> bytes:
         """Remove and return the bytes written since the last call."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+        data, self._data = self._data, bytearray()
+        self._offset += len(data)
+        return bytes(data)

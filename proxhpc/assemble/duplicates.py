@@ -14,10 +14,8 @@ from proxhpc.dedup.clusters import Documents, Pairs
 from proxhpc.dedup.sorting import Flags, IntRows, Scratch, Sorter, group_leaders, with_leaders
 from proxhpc.run.plan import Plan
 
-Ranks = npt.NDArray[np.uint64]
-
 MAX_LISTED_SETS = 10  # of the largest ones
-_SIGN = np.uint64(1 << 63)
+_SIGN = np.uint64(1 << 63)  # flipped, unsigned numbers are in order as signed ones
 
 
 class DuplicateSets:
@@ -70,9 +68,8 @@ def choose_survivors(
     by_rank = Sorter(scratch, 5)
     for rows in sets:
         documents, firsts = rows.T
-        # Complements: the highest rank sorts first.
-        ranks = [~_signed(values) for values in _ranks(plan, sketches, documents)]
-        by_rank.add(np.stack([firsts, *ranks, documents], axis=1))
+        columns = _sort_columns(plan, sketches, documents)
+        by_rank.add(np.stack([firsts, *columns, documents], axis=1))
     duplicates, sizes = Sorter(scratch, 2), DuplicateSets()
     for rows, leaders in with_leaders(by_rank):
         documents, survivors = rows[:, -1], leaders[:, -1]
@@ -82,17 +79,12 @@ def choose_survivors(
     return duplicates, sizes.finish()
 
 
-def _ranks(plan: Plan, sketches: Sketches, documents: Documents) -> list[Ranks]:
-    """What decides which document of a set survives, the most important first."""
+def _sort_columns(plan: Plan, sketches: Sketches, documents: Documents) -> list[Documents]:
+    """Sort columns that decide which document survives, most important first; the smallest wins."""
     rows = sketches.rows(documents)
     chars = rows["chars"] if plan.manifest.dedup.keep != "first" else np.zeros(len(rows))
-    is_external = documents >= sketches.own_documents
-    return [values.astype(np.uint64) for values in (is_external, rows["rank"], chars)]
-
-
-def _signed(values: Ranks) -> Documents:
-    """Signed numbers in the same order."""
-    return (values ^ _SIGN).view(np.int64)
+    ranks = documents >= sketches.own_documents, rows["rank"], chars
+    return [(~values.astype(np.uint64) ^ _SIGN).view(np.int64) for values in ranks]
 
 
 def duplicate_flags(blocks: Iterable[Pairs], edges: npt.NDArray[np.int64]) -> Iterator[Flags]:

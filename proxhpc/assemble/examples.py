@@ -5,17 +5,15 @@ They are stored with the merge, so the report needs neither the raw corpus nor i
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 
-from proxhpc.assemble.replay import ReplayedRecord, replay_shard
+from proxhpc.assemble.replay import ReplayedRecord, replay_records
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
-from proxhpc.run.ledger import Call
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
@@ -28,7 +26,7 @@ _MAX_PROGRAMS = 32  # of a document
 class ExampleTexts:
     """A document for the report.
 
-    `after` is None if the document does not reach the corpus. `truncated` tells whether `before` is
+    `after` is None if the document does not reach the corpus. `truncated` shows whether `before` is
     only the beginning of a longer text.
     """
 
@@ -72,14 +70,13 @@ def _texts(
     run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int]]
 ) -> list[ExampleTexts]:
     return [
-        _example(plan, shard, item)
-        for item in replay_shard(run, plan, shard, wanted[shard])
-        if isinstance(item, ReplayedRecord)
+        _example(plan, shard, record) for record in replay_records(run, plan, shard, wanted[shard])
     ]
 
 
 def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
     row, after = record.row, record.text
+    calls = ([row.doc] if row.doc else []) + [*row.windows]
     before = record.document.text if record.document else ""
     return ExampleTexts(
         shard=shard,
@@ -88,15 +85,8 @@ def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
         source=record_source(plan, row),
         outcome=row.outcome,
         reason=row.reason,
-        programs=tuple(islice(_programs(row.doc, row.windows), _MAX_PROGRAMS)),
+        programs=tuple(call.program[:_MAX_CHARS] for call in calls[:_MAX_PROGRAMS]),
         before=before[:_MAX_CHARS],
         after=after if after is None else after[:_MAX_CHARS],
         truncated=len(before) > _MAX_CHARS,
     )
-
-
-def _programs(doc: Call | None, windows: Iterable[Call]) -> Iterator[str]:
-    if doc is not None:
-        yield doc.program[:_MAX_CHARS]
-    for call in windows:
-        yield call.program[:_MAX_CHARS]

@@ -8,13 +8,12 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.match import MatchResult, require_match
 from proxhpc.assemble.rows import record_source
-from proxhpc.assemble.sketch import SketchReceipt, external_pieces, external_records
-from proxhpc.assemble.survivors import require_match
+from proxhpc.assemble.sketch import SketchReceipt, external_records
 from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
-from proxhpc.dedup.arrays import damaged_file, file_digest, load_array
+from proxhpc.dedup.arrays import check_file, load_array
 from proxhpc.dedup.hashes import RecordKey
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
@@ -34,8 +33,7 @@ def write_quarantine(run: RunDir, receipts: Sequence[SketchReceipt]) -> None:
     with PartWriter(run.quarantine) as writer:
         for receipt in receipts:
             path = run.sketch_quarantine(receipt.group)
-            if file_digest(path) != receipt.quarantine:
-                raise damaged_file(path)
+            check_file(path, receipt.quarantine)
             for row in read_listing(path):
                 writer.write(row)
 
@@ -65,7 +63,7 @@ def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
             if not isinstance(row, SpanEnd):
                 yield row.id, record_source(plan, row)
         return
-    for record in external_records(plan, external_pieces(plan)[shard - len(plan.shards)]):
+    for record in external_records(plan, shard - len(plan.shards)):
         source = f"{plan.against[record.file].name}:{record.position}"
         yield (record.id if isinstance(record, Document) else ""), source
 
@@ -91,9 +89,5 @@ def write_duplicates(
 
 def read_listing(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .jsonl.zst file that the merge wrote."""
-    with path.open("rb") as file:
-        reader = zstandard.ZstdDecompressor().stream_reader(file)
-        rest = b""
-        while chunk := reader.read(1 << 20):
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from map(orjson.loads, lines)
+    with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+        yield from map(orjson.loads, lines)

@@ -8,13 +8,11 @@ are sorted on disk if they do not fit into memory.
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import xxhash
 
 from proxhpc.assemble.coverage import check_coverage
@@ -29,22 +27,22 @@ from proxhpc.assemble.pairs import (
     write_pairs,
 )
 from proxhpc.assemble.parts import PartRange, part_splitter
-from proxhpc.assemble.sketch import SketchReceipt
+from proxhpc.assemble.sketch import SketchReceipt, read_receipt
 from proxhpc.assemble.text_pairs import compare_texts
-from proxhpc.corpus.disk import write_atomic
 from proxhpc.dedup.arrays import (
-    add_checksum,
-    damaged_file,
     file_digest,
     load_array,
-    read_checksummed,
+    load_json,
     save_array,
     save_blocks,
+    save_json,
+    to_json,
 )
 from proxhpc.dedup.bands import SHARED_ID, key_ranges
 from proxhpc.dedup.clusters import Documents, SetBuilder, pairs_across_sets
 from proxhpc.dedup.hashes import Sketch, check_files, load_sketch
 from proxhpc.dedup.sorting import Flags, Scratch, Sorter
+from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -59,13 +57,13 @@ _SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
 class MatchResult:
     """What the match phase found. `digest` identifies what it was made from.
 
-    `duplicates` are removed; of these, `near` have another text than their survivor, and for
+    `duplicates` are removed; of these, `near` differ in text from their survivor, and for
     `external` the survivor is in the external corpus. `survivors` counts the documents that are
     written, by input file. `shared_ids` are documents whose id (by a 64-bit hash) an earlier
     survivor has too; `shared_id_examples` are some of them, as (shard, record). `set_sizes` counts
-    duplicate sets by the `log2_bucket` of their size; `largest_sets` has the size, and shard and
-    record of the first duplicate, of the largest ones. `flag_digests` and `pairs_digest` are
-    digests of files: which documents of each group are duplicates, and of what.
+    duplicate sets by the `log2_bucket` of their size. `largest_sets` describes the largest ones:
+    the size of each, and shard and record of its first duplicate. `flag_digests` and
+    `pairs_digest` are digests of files: which documents of each group are duplicates, and of what.
     """
 
     digest: str
@@ -79,20 +77,8 @@ class MatchResult:
     parts: tuple[PartRange, ...]
     flag_digests: tuple[str, ...]
     pairs_digest: str
-    set_sizes: tuple[int, ...] = ()
-    largest_sets: tuple[tuple[int, int, int], ...] = ()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> "MatchResult":
-        """Read its JSON form."""
-        data: dict[str, Any] = orjson.loads(raw)
-        data["shared_id_examples"] = tuple((a, b) for a, b in data["shared_id_examples"])
-        data["survivors"] = tuple(data["survivors"])
-        data["set_sizes"] = tuple(data["set_sizes"])
-        data["largest_sets"] = tuple((size, a, b) for size, a, b in data["largest_sets"])
-        data["flag_digests"] = tuple(data["flag_digests"])
-        data["parts"] = tuple(PartRange(**part) for part in data["parts"])
-        return cls(**data)
+    set_sizes: tuple[int, ...]
+    largest_sets: tuple[tuple[int, int, int], ...]
 
 
 def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) -> MatchResult:
@@ -101,10 +87,8 @@ def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) 
     All processes of the pool together use about `memory` bytes.
     """
     run, plan = pool.run, pool.plan
-    rules = [
-        section.model_dump(mode="json") for section in (plan.manifest.dedup, plan.manifest.output)
-    ]
-    source = xxhash.xxh3_128_hexdigest(orjson.dumps([rules, *(r.digest for r in receipts)]))
+    sections = [plan.manifest.dedup, plan.manifest.output]
+    source = xxhash.xxh3_128_hexdigest(b"".join(map(to_json, [*sections, *receipts])))
     earlier = read_match(run)
     own_receipts = receipts[: len(shard_groups(plan))]
     files = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own_receipts)]
@@ -116,8 +100,7 @@ def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) 
     for receipt in receipts:
         check_files(run, receipt.group, receipt.files)
     result = _match(pool, own_receipts, source, memory)
-    data = orjson.dumps(asdict(result), option=orjson.OPT_APPEND_NEWLINE)
-    write_atomic(run.match, add_checksum(data))
+    save_json(run.match, result)
     fault_point("match written")
     _delete_match_files(run)
     return result
@@ -125,15 +108,31 @@ def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) 
 
 def read_match(run: RunDir) -> MatchResult | None:
     """The result of an earlier match phase, None if there is none."""
-    try:
-        return MatchResult.decode(read_checksummed(run.match))
-    except FileNotFoundError:
-        return None
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise damaged_file(run.match) from error
+    return load_json(run.match, MatchResult)
 
 
-def load_survivor_flags(run: RunDir, group: int, digest: str, documents: int) -> Flags:
+def require_match(run: RunDir) -> MatchResult:
+    """The result of the match phase. StopError if there is none."""
+    result = read_match(run)
+    if result is None:
+        raise StopError(f"there is no {run.match}", hint="merge again from the start")
+    return result
+
+
+def load_survivors(run: RunDir, match: MatchResult, group: int) -> Sketch:
+    """A group's documents that survived deduplication, in input order."""
+    receipt = read_receipt(run, group)
+    if receipt is None:
+        raise StopError(f"there is no {run.sketch_receipt(group)}", hint="merge again")
+    return _survivors(run, receipt, match.flag_digests[group])
+
+
+def _survivors(run: RunDir, receipt: SketchReceipt, flag_digest: str) -> Sketch:
+    documents = load_sketch(run, receipt.group, receipt.files)
+    return documents[_survivor_flags(run, receipt.group, flag_digest, receipt.documents)]
+
+
+def _survivor_flags(run: RunDir, group: int, digest: str, documents: int) -> Flags:
     """Which of a group's documents survived; `digest` is that of the group's file of flags."""
     bits = load_array(run.duplicate_flags(group), digest)
     return ~np.unpackbits(bits, count=documents).astype(np.bool_)
@@ -145,14 +144,14 @@ def _match(
     run, plan = pool.run, pool.plan
     sketches = Sketches(run, plan)
     duplicates, sets = _find_duplicates(pool, sketches, source_digest, memory)
-    survivors = _save_flags(run, sketches, own_receipts, duplicates)
-    shared_ids, shared_id_examples = _shared_ids(sketches, survivors, memory)
+    flag_digests = _save_flags(run, sketches, own_receipts, duplicates)
+    shared_ids, shared_id_examples = _shared_ids(sketches, flag_digests, memory)
     by_file = np.zeros(len(plan.inputs), np.int64)
     parts = part_splitter(plan.manifest.output)
-    for receipt in own_receipts:
-        documents = load_sketch(run, receipt.group, receipt.files)[survivors.of(receipt.group)]
-        by_file += _count_by_file(plan, receipt, documents)
-        parts.add(documents)
+    for receipt, digest in zip(own_receipts, flag_digests, strict=True):
+        survivors = _survivors(run, receipt, digest)
+        by_file += _count_by_file(plan, receipt, survivors)
+        parts.add(survivors)
     counts = Counter[str]()
     save_blocks(run.pairs, _pair_rows(sketches, duplicates, counts), "<u4", 5)
     largest = zip(sets.largest[:, 0].tolist(), _keys(sketches, sets.largest[:, 1]), strict=True)
@@ -166,34 +165,11 @@ def _match(
         shared_id_examples=tuple(_keys(sketches, shared_id_examples)),
         survivors=tuple(by_file.tolist()),
         parts=tuple(parts.finish()),
-        flag_digests=survivors.digests,
+        flag_digests=flag_digests,
         pairs_digest=file_digest(run.pairs),
         set_sizes=tuple(np.trim_zeros(sets.size_histogram, "b").tolist()),
         largest_sets=tuple((size, *key) for size, key in largest),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SurvivorMask:
-    """Which of the run's documents survived, read group by group."""
-
-    run: RunDir
-    group_starts: npt.NDArray[np.int64]
-    digests: tuple[str, ...]  # of the run's own groups
-
-    def of(self, group: int) -> Flags:
-        """The flags of one group's documents."""
-        first, last = self.group_starts[group : group + 2].tolist()
-        return load_survivor_flags(self.run, group, self.digests[group], last - first)
-
-    def among(self, documents: Documents) -> Flags:
-        """The flags of these documents; False for external ones."""
-        out = np.zeros(len(documents), np.bool_)
-        groups = np.searchsorted(self.group_starts, documents, "right") - 1
-        for group in np.unique(groups[groups < len(self.digests)]).tolist():
-            in_group = groups == group
-            out[in_group] = self.of(group)[documents[in_group] - self.group_starts[group]]
-        return out
 
 
 def _find_duplicates(
@@ -238,14 +214,13 @@ def _delete_match_files(run: RunDir, keep: str = "") -> None:
 
 def _save_flags(
     run: RunDir, sketches: Sketches, own_receipts: Sequence[SketchReceipt], duplicates: Sorter
-) -> SurvivorMask:
-    """Write for each group which of its documents are duplicates."""
+) -> tuple[str, ...]:
+    """Write which documents of each group are duplicates; return the digests of the files."""
     flags = duplicate_flags(duplicates, sketches.group_starts[: len(own_receipts) + 1])
-    digests = [
+    return tuple(
         save_array(run.duplicate_flags(receipt.group), np.packbits(group_flags))
         for receipt, group_flags in zip(own_receipts, flags, strict=True)
-    ]
-    return SurvivorMask(run, sketches.group_starts, tuple(digests))
+    )
 
 
 def _pair_rows(
@@ -273,17 +248,32 @@ def _pair_rows(
         yield columns
 
 
-def _shared_ids(sketches: Sketches, survivors: SurvivorMask, memory: int) -> tuple[int, Documents]:
+def _shared_ids(
+    sketches: Sketches, flag_digests: Sequence[str], memory: int
+) -> tuple[int, Documents]:
     """How many survivors have the id of an earlier one, and the first of them."""
     count, examples = 0, np.empty(0, np.int64)
     for low, high in key_ranges(len(sketches), memory):
         ids, documents = sketches.repeated_keys(KeyRange(SHARED_ID, low, high))
-        survived = survivors.among(documents)
+        survived = _survived(sketches, flag_digests, documents)
         ids, documents = keep_repeated(ids[survived], documents[survived])
         later = documents[1:][ids[1:] == ids[:-1]]
         count += len(later)
         examples = np.sort(np.concatenate([examples, later]))[:_MAX_SHARED_ID_EXAMPLES]
     return count, examples
+
+
+def _survived(sketches: Sketches, flag_digests: Sequence[str], documents: Documents) -> Flags:
+    """Which of these documents survived; False for external ones."""
+    out = np.zeros(len(documents), np.bool_)
+    groups = sketches.group_of(documents)
+    for group, digest in enumerate(flag_digests):
+        in_group = groups == group
+        if in_group.any():
+            first, last = sketches.group_starts[group : group + 2].tolist()
+            flags = _survivor_flags(sketches.run, group, digest, last - first)
+            out[in_group] = flags[documents[in_group] - first]
+    return out
 
 
 def _count_by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt.NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The merge: runs its phases, and publishes the parts as a corpus.
 
-Every phase writes whole files or none, the one that marks it as done last, and each names by digest
-what it was made from. So a merge can be killed at any point and run again: it resumes with the
+Phases write files atomically; their completion marker is written last. Each file records the digest
+of its inputs. So a merge can be killed at any point and run again: it resumes with the
 first file that is missing or was made from something else. The corpus depends on the documents and
 the manifest only, not on shards, workers, processes or attempts.
 
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import chain
 
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import write_examples
 from proxhpc.assemble.listings import name_documents, write_duplicates, write_quarantine
@@ -73,16 +74,16 @@ def check_refined(run: RunDir, plan: Plan) -> None:
     missing = list(missing_shards(run, plan))
     if missing:
         raise RetryError(
-            f"{len(missing)} of {len(plan.shards)} shards are not refined yet;"
+            f"not refined yet: {len(missing)} of {quantity(len(plan.shards), 'shard')};"
             f" the first without a ledger is {run.ledger(missing[0])}",
             hint="run `proxhpc launch` to refine them, then merge again",
         )
 
 
 def describe_missing_files(run: RunDir) -> str:
-    """The files of a merged run's corpus that are missing or truncated, in a few words.
+    """The missing or truncated files of a merged run's corpus, in a few words.
 
-    "" if there are none, and if there is no summary of the merge to tell.
+    "" if none, or if there is no merge summary.
     """
     summary = MergeSummary.load(run)
     missing = _missing_files(run, summary) if summary else []
@@ -151,7 +152,7 @@ def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:
     for part in parts:
         if (size := _size(run, part.name)) != part.bytes_stored:
             raise StopError(
-                f"{run.corpus / part.name} has {size or 0} bytes, not the {part.bytes_stored} that"
-                " were written",
+                f"{run.corpus / part.name} has {quantity(size or 0, 'byte')},"
+                f" not the {part.bytes_stored} that were written",
                 hint="the file system lost them, or another program writes there; merge again",
             )

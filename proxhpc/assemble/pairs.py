@@ -41,7 +41,10 @@ class KeyRange:
 
 
 class PairCandidates(NamedTuple):
-    """Pairs of a document and an earlier one: duplicates, and those that their texts decide."""
+    """Pairs of a document and an earlier one.
+
+    They are certain duplicates, and pairs to be decided by comparing texts.
+    """
 
     duplicates: Pairs
     undecided: Pairs
@@ -71,8 +74,7 @@ class Sketches:
 
     def rows(self, documents: Documents) -> Sketch:
         """The sketches of these documents."""
-        rows: Sketch = self._gather(documents, self.run.sketch)
-        return rows
+        return self._gather(documents, self.run.sketch)
 
     def low(self, documents: Documents) -> npt.NDArray[np.uint64]:
         """The lower half of the hash of each of these documents' texts."""
@@ -80,8 +82,7 @@ class Sketches:
 
     def signatures(self, documents: Documents) -> Signatures:
         """The signatures of these documents."""
-        signatures: Signatures = self._gather(documents, self.run.signatures)
-        return signatures
+        return self._gather(documents, self.run.signatures)
 
     def group_of(self, documents: Documents) -> npt.NDArray[np.int64]:
         """The group of each of these documents."""
@@ -149,7 +150,11 @@ def exact_pairs(documents: Documents, high: Keys, low: Keys) -> Pairs:
 def _near_pairs(
     sketches: Sketches, keys: Keys, documents: Documents, near: Near
 ) -> Iterator[PairCandidates]:
-    """Compare documents with the first of their key; then the dissimilar ones with their first."""
+    """Yield batches of pairs of documents with equal keys; each is ordered as the sorted `keys`.
+
+    Each document is compared with the first of its key, the dissimilar ones then with the first of
+    them, and so on.
+    """
     for _ in range(MAX_LEADERS):
         is_leader, leader = group_leaders(keys)
         pairs = np.stack([documents[~is_leader], documents[leader[~is_leader]]], axis=1)

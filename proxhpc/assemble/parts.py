@@ -5,6 +5,7 @@ shuffled corpus. A part holds the documents whose rows begin within its range of
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,8 @@ class InputOrderSplitter:
         self._output = output
         self._part_size = np.uint64(output.part_size)
         self._bytes_before = np.uint64(0)
-        self._last_number = -1  # of the last part, counting ranges of bytes without documents
-        self._parts: list[PartRange] = []
+        # By number of their range of bytes, of which some have no document.
+        self._parts: dict[int, PartRange] = {}
 
     def add(self, documents: Sketch) -> None:
         """Add the next documents, in input order."""
@@ -54,24 +55,16 @@ class InputOrderSplitter:
         before = self._bytes_before + np.cumsum(sizes) - sizes
         self._bytes_before += sizes.sum()
         numbers, starts = np.unique(before // self._part_size, return_index=True)
-        stops = [*starts.tolist(), len(documents)][1:]
-        for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops, strict=True):
-            size = int(sizes[start:stop].sum())
-            part = PartRange(stop - start, size, int(keys[start]), int(keys[stop - 1]))
-            if number == self._last_number:
-                earlier = self._parts.pop()
-                part = PartRange(
-                    earlier.documents + part.documents,
-                    earlier.bytes + part.bytes,
-                    earlier.first,
-                    part.last,
-                )
-            self._parts.append(part)
-            self._last_number = number
+        edges = [*starts.tolist(), len(documents)]
+        for number, (start, stop) in zip(numbers.tolist(), pairwise(edges), strict=True):
+            first, last, size = int(keys[start]), int(keys[stop - 1]), int(sizes[start:stop].sum())
+            earlier = self._parts.get(number, PartRange(0, 0, first, last))
+            count = earlier.documents + stop - start
+            self._parts[number] = PartRange(count, earlier.bytes + size, earlier.first, last)
 
     def finish(self) -> list[PartRange]:
         """All parts."""
-        return self._parts
+        return [*self._parts.values()]
 
 
 class ShuffledSplitter:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from proxhpc.assemble.match import match_documents, read_match
+from proxhpc.assemble.match import match_documents, read_match, require_match
 from proxhpc.assemble.merge import DEFAULT_MEMORY, check_refined
 from proxhpc.assemble.shuffle import scatter_group
 from proxhpc.assemble.sketch import all_groups, sketch_group
-from proxhpc.assemble.survivors import require_match
 from proxhpc.assemble.write import write_part
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from proxhpc.corpus.document import Document
-from proxhpc.program.replay import ReplayResult, replay
+from proxhpc.program.replay import ReplayResult
 from proxhpc.run.ledger import Row
 from proxhpc.run.plan import Plan
 
@@ -29,9 +29,7 @@ class PolicyChange:
         A document that only the earlier policy dropped before the chunk stage has no chunk
         programs. Nobody knows what they would have been, so it is quarantined.
         """
-        doc = row.doc.output if row.doc else None
-        windows = [call.window for call in row.windows]
-        now = replay(document.text, doc, windows, self._policy, self._format)
+        now = row.replay(document.text, self._policy, self._format)
         dropped_by_doc = before.outcome == "dropped" and before.reason == "doc_program"
         has_chunk_stage = any(stage.level == "chunk" for stage in self._plan.manifest.stages)
         if dropped_by_doc and has_chunk_stage and now.outcome != "dropped":

@@ -11,16 +11,16 @@ where its slices begin and the last one ends; then a footer.
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.match import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import bucket_starts
+from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row, decode_row, sort_key
-from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_documents, require_match
 from proxhpc.corpus.disk import replacing
 from proxhpc.dedup.arrays import damaged_file
 from proxhpc.errors import StopError
@@ -33,6 +33,15 @@ BUCKET = 256 << 20  # bytes of rows that are held and sorted at a time
 _RECORD = struct.Struct("<QQQII")  # sort key, bytes of text, tokens, file, bytes of the row
 _FOOTER = struct.Struct("<8s16sII")  # magic, the match's digest, blocks, buckets
 _MAGIC = b"PXROWS\x01\0"
+
+
+class CorpusRow(NamedTuple):
+    """A row of the corpus, the number of its input file, and the size of its text."""
+
+    row: dict[str, Any]
+    file: int
+    text_bytes: int
+    tokens: int
 
 
 class _Record(NamedTuple):

@@ -1,4 +1,4 @@
-"""Statistics of a run's documents and programs, as integers that add, and a few examples.
+"""Statistics of a run's documents and programs, as additive integers, and a few examples.
 
 Examples are the documents with the lowest hashes, seeded by the plan: each document has the same
 chance, and the choice does not depend on shards, workers or order.
@@ -7,7 +7,7 @@ chance, and the choice does not depend on shards, workers or order.
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
@@ -74,20 +74,6 @@ class CorpusStats:
             self._add_example(example)
         return self
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
-        return {**counters, "examples": [list(example) for example in self.examples]}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "CorpusStats":
-        """Read what `to_dict` returned, before or after a round trip through JSON."""
-        stats = cls(examples=sorted(ExampleRef(*example) for example in data["examples"]))
-        for name in _COUNTERS:
-            key_type = int if name in _HISTOGRAMS else str
-            getattr(stats, name).update({key_type(key): n for key, n in data[name].items()})
-        return stats
-
     def _add_program(self, level: str, call: Call, dialect: Dialect) -> None:
         self.finishes[f"{level} {call.finish}"] += 1
         functions = _functions if len(call.program) > _SHORT else _cached_functions
@@ -102,8 +88,7 @@ class CorpusStats:
         self.examples.sort()
 
 
-_HISTOGRAMS = ("raw_tokens", "refined_tokens", "raw_lines", "refined_lines")
-_COUNTERS = (*_HISTOGRAMS, "calls", "finishes", "lost_tokens")
+_COUNTERS = [name for name in CorpusStats.__slots__ if name != "examples"]
 _SHORT = 200  # characters; most programs are shorter, and many are identical
 
 

@@ -2,24 +2,22 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-import orjson
+from pydantic import TypeAdapter
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.listings import DocumentName
 from proxhpc.assemble.match import MatchResult
-from proxhpc.assemble.sketch import SketchReceipt
+from proxhpc.assemble.sketch import SketchReceipt, SortedCounts
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
-from proxhpc.dedup.arrays import damaged_file
+from proxhpc.dedup.arrays import damaged_file, from_json
 from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-
-SPAN_OUTCOMES = ("kept", "edited", "dropped", "quarantined")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,8 @@ class FileCounts:
             raise StopError(f"input {self.name}: {self} does not add up")
         if reached != self.written + self.duplicates:
             raise StopError(
-                f"input {self.name}: {reached} documents reached the merge,"
-                f" {self.written} were written and {self.duplicates} are duplicates"
+                f"input {self.name}: {quantity(reached, 'document')} reached the merge,"
+                f" but {self.written} written + {quantity(self.duplicates, 'duplicate')}"
             )
 
 
@@ -51,7 +49,7 @@ class FileCounts:
 class DuplicateCounts:
     """Removed duplicates and their sets.
 
-    `near` of them have another text than their survivor. For `external` of them the survivor is in
+    `near` of them differ in text from their survivor. For `external` of them the survivor is in
     the external corpus, which has `external_documents`, and `external_unreadable` records that
     could not be read. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
     has the size and the first duplicate of the largest ones.
@@ -67,12 +65,6 @@ class DuplicateCounts:
     set_sizes: tuple[int, ...] = ()
     largest_sets: tuple[tuple[int, DocumentName], ...] = ()
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "DuplicateCounts":
-        """From its parsed JSON form."""
-        largest = tuple((size, (name, source)) for size, (name, source) in data["largest_sets"])
-        return cls(**data | {"set_sizes": tuple(data["set_sizes"]), "largest_sets": largest})
-
 
 @dataclass(frozen=True, slots=True)
 class SharedIds:
@@ -87,7 +79,7 @@ class MergeSummary:
     """Counts of a merged run. `text_bytes` and `tokens` are of the corpus's texts."""
 
     match_digest: str
-    counts: Counts
+    counts: SortedCounts
     duplicates: DuplicateCounts
     shared_ids: SharedIds
     written: int
@@ -113,42 +105,27 @@ class MergeSummary:
         }
         for name, total in totals.items():
             if (by_file := sum(getattr(file, name) for file in self.files)) != total:
-                raise StopError(f"run: {total} documents {name}, by input file {by_file}")
+                raise StopError(
+                    f"run: {quantity(total, 'document')} {name}, by input file {by_file}"
+                )
         if self.counts.in_corpus != self.written + self.duplicates.documents:
             raise StopError(
-                f"run: {self.counts.in_corpus} documents reached the merge, {self.written} were"
-                f" written and {self.duplicates.documents} are duplicates"
+                f"run: {quantity(self.counts.in_corpus, 'document')} reached the merge, but"
+                f" {self.written} written + {quantity(self.duplicates.documents, 'duplicate')}"
             )
 
     def encode(self) -> bytes:
         """JSON form."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        data["counts"], data["stats"] = self.counts.to_dict(), self.stats.to_dict()
-        data["parts"] = [asdict(part) for part in self.parts]
-        options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-        return orjson.dumps(data, option=options)
+        return TypeAdapter(MergeSummary).dump_json(self, indent=2) + b"\n"
 
     @classmethod
     def load(cls, run: RunDir) -> "MergeSummary | None":
         """The summary of a merged run, None if the merge is not finished."""
         try:
-            data: dict[str, Any] = orjson.loads(run.merge_summary.read_bytes())
-            ids = data["shared_ids"]
-            return cls(
-                match_digest=data["match_digest"],
-                counts=Counts.from_dict(data["counts"]),
-                duplicates=DuplicateCounts.from_dict(data["duplicates"]),
-                shared_ids=SharedIds(ids["documents"], tuple((a, b) for a, b in ids["examples"])),
-                written=data["written"],
-                text_bytes=data["text_bytes"],
-                tokens=data["tokens"],
-                files=tuple(FileCounts(**file) for file in data["files"]),
-                parts=tuple(PartReceipt.from_dict(part) for part in data["parts"]),
-                stats=CorpusStats.from_dict(data["stats"]),
-            )
+            return from_json(run.merge_summary.read_bytes(), cls)
         except FileNotFoundError:
             return None
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise damaged_file(run.merge_summary) from error
 
 
@@ -204,13 +181,15 @@ def _count_files(
     counts = [Counter[str]() for _ in plan.inputs]
     for receipt in receipts:
         for span in receipt.spans:
-            for outcome in SPAN_OUTCOMES:
-                counts[span.file][outcome] += getattr(span, outcome)
+            counts[span.file].update(span.outcomes)
     return [
         FileCounts(
             name=info.name,
             documents=outcomes.total(),
-            **{outcome: outcomes[outcome] for outcome in SPAN_OUTCOMES},
+            kept=outcomes["kept"],
+            edited=outcomes["edited"],
+            dropped=outcomes["dropped"],
+            quarantined=outcomes["quarantined"],
             duplicates=outcomes["kept"] + outcomes["edited"] - survivors,
             written=written.get(file, 0),
         )

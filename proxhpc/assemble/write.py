@@ -2,26 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import orjson
 
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.columns import ParquetEncoder
-from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.match import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
+from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.shuffle import gather_part
-from proxhpc.assemble.survivors import CorpusRow, load_survivors, replay_documents, require_match
-from proxhpc.corpus.disk import write_atomic
-from proxhpc.corpus.writer import Encoder, JsonLines, PartWriter
+from proxhpc.assemble.shuffle import CorpusRow, gather_part
+from proxhpc.corpus.writer import JsonLines, PartWriter
+from proxhpc.dedup.arrays import load_json, save_json
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
-from proxhpc.spec.sections import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +40,6 @@ class PartReceipt:
     tokens: int
     files: dict[int, int]
 
-    def encode(self) -> bytes:
-        """JSON form."""
-        options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-        return orjson.dumps(asdict(self), option=options)
-
-    @classmethod
-    def decode(cls, raw: bytes) -> "PartReceipt":
-        """Read what `encode` wrote."""
-        return cls.from_dict(orjson.loads(raw))
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "PartReceipt":
-        """From its parsed JSON form."""
-        files = {int(file): count for file, count in data["files"].items()}
-        return cls(**data | {"files": files})
-
 
 def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     """Write one part, unless its file is current, and return its receipt.
@@ -75,7 +57,8 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     text_bytes = tokens = 0
     files: Counter[int] = Counter()
     rows = gather_part(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
-    with PartWriter(path, _encoder(output)) as writer:
+    encoder = ParquetEncoder(output) if output.format == "parquet" else JsonLines(output.level)
+    with PartWriter(path, encoder) as writer:
         for item in rows:
             writer.write(item.row)
             text_bytes += item.text_bytes
@@ -95,31 +78,27 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         files=dict(sorted(files.items())),
     )
     fault_point("part written")
-    write_atomic(run.part_receipt(part), receipt.encode())
+    save_json(run.part_receipt(part), receipt)
     return receipt
 
 
 def finished_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> PartReceipt | None:
     """The receipt of a part, if its file exists in full length and is of this match."""
     try:
-        receipt = PartReceipt.decode(run.part_receipt(part).read_bytes())
+        receipt = load_json(run.part_receipt(part), PartReceipt)
         size = run.part(part, plan.manifest.output.format).stat().st_size
-    except FileNotFoundError:
-        return None
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return None  # the receipt is damaged, so the part is written again
-    same = receipt.match_digest == match.digest and receipt.bytes_stored == size
-    return receipt if same else None
-
-
-def _encoder(output: Output) -> Encoder:
-    return ParquetEncoder(output) if output.format == "parquet" else JsonLines(output.level)
+    except (FileNotFoundError, StopError):
+        return None  # also if the receipt is damaged: the part is written again
+    if receipt and (receipt.match_digest, receipt.bytes_stored) == (match.digest, size):
+        return receipt
+    return None
 
 
 def _check(writer: PartWriter, expected: PartRange) -> None:
     if (writer.documents, writer.bytes_raw) != (expected.documents, expected.bytes):
         raise StopError(
-            f"{writer.path} would have {writer.documents} documents with {writer.bytes_raw} bytes,"
+            f"{writer.path} would have {quantity(writer.documents, 'document')} with"
+            f" {quantity(writer.bytes_raw, 'byte')},"
             f" but the match has {expected.documents} with {expected.bytes} for it",
             hint="an input or a ledger changed during the merge; merge again",
         )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cli.options import parser
 from proxhpc.errors import ProxError, UserError
 
@@ -74,13 +75,15 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.launch import launch, prepare_run
+    from proxhpc.launch.launch import dry_run, launch, prepare_run
     from proxhpc.status import Ticker
 
-    if arguments.dry_run:
-        _dry_run(arguments)
+    dry = arguments.dry_run
+    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
+    if dry:
+        for phase, script, answer in dry_run(run):
+            print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
         return
-    run = prepare_run(arguments.manifest, arguments.site, arguments.run)
     print(_safe(f"run directory: {run.dir.root}"))
     with Ticker(run.dir) as ticker:
         step = launch(run, ticker.tick)
@@ -91,15 +94,7 @@ def _launch(arguments: argparse.Namespace) -> None:
         _print(render_report(load_report(run.dir)))
         print(_safe(f"report: {run.dir.report_html}"))
     else:
-        print(_safe(f"see how far it is: proxhpc status {run.dir.root}"))
-
-
-def _dry_run(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.launch import dry_run, prepare_run
-
-    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=False)
-    for phase, script, answer in dry_run(run):
-        print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
+        print(_safe(f"check progress: proxhpc status {run.dir.root}"))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -125,7 +120,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     run = _open(arguments)
     result = verify.verify_run(run, processes=arguments.processes)
     if arguments.json:
-        print(result.to_output(run).to_json())
+        print(result.to_output().to_json())
     else:
         for line in verify.render_verification(run, result):
             print(_safe(line))
@@ -160,8 +155,7 @@ def _preview_manifest(arguments: argparse.Namespace) -> "Manifest":
 def _refine(arguments: argparse.Namespace) -> int:
     from proxhpc.preview import PreviewFormat, read_documents, refine_documents
 
-    if arguments.limit is not None:
-        _at_least(1, "--limit", arguments.limit)
+    _at_least(1, "--limit", arguments.limit)
     manifest = _preview_manifest(arguments)
     files = arguments.files or [Path("-")]
     documents = read_documents(manifest, files, plain=arguments.plain)
@@ -173,8 +167,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from proxhpc.corpus.disk import write_atomic
     from proxhpc.evaluate import gold, result, view
 
-    if arguments.limit is not None:
-        _at_least(1, "--limit", arguments.limit)
+    _at_least(1, "--limit", arguments.limit)
     _at_least(0, "--bootstrap", arguments.bootstrap)
     _at_least(0, "--seed", arguments.seed)
     manifest = _preview_manifest(arguments)
@@ -200,14 +193,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
-    from proxhpc.spec.recipe import load_recipe
+    from proxhpc.spec.load import load_yaml
+    from proxhpc.spec.recipe import Recipe
     from proxhpc.train.adapt import adapt
 
-    recipe, out = load_recipe(arguments.recipe), arguments.out.absolute()
+    recipe, out = load_yaml(arguments.recipe, Recipe), arguments.out.absolute()
     if arguments.site:
         if arguments.processes is not None:
             raise UserError(
-                "--processes does not go with --site: a job runs one process for each GPU"
+                "--processes cannot be combined with --site: a job runs one process for each GPU"
             )
         from proxhpc.spec.site import load_site
         from proxhpc.train.job import submit
@@ -215,8 +209,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
         job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
         print(_safe(f"job {job}; its log is {out / 'training' / 'log.jsonl'}"))
         return
-    if arguments.processes is not None:
-        _at_least(1, "--processes", arguments.processes)
+    _at_least(1, "--processes", arguments.processes)
     adapted = adapt(
         recipe,
         out,
@@ -235,9 +228,9 @@ def _annotate(arguments: argparse.Namespace) -> None:
     from proxhpc.annotate.view import render_summary
     from proxhpc.evaluate.gold import GoldFields
 
-    _share("--untouched", arguments.untouched)
-    if arguments.per_source is not None:
-        _at_least(1, "--per-source", arguments.per_source)
+    if not 0 <= arguments.untouched <= 1:
+        raise UserError(f"--untouched {arguments.untouched}: it must be from 0 to 1")
+    _at_least(1, "--per-source", arguments.per_source)
     options = AnnotateOptions(
         dialect=arguments.dialect,
         windows=WindowLimits.parse(arguments.windows),
@@ -248,8 +241,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     sources = open_sources(arguments.sources, arguments.out, options)
-    summary = annotate(sources, arguments.out, options)
-    _show(summary, render_summary, arguments.json)
+    _show(annotate(sources, arguments.out, options), render_summary, arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -298,8 +290,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     run = _open(arguments)
     if not run.merge_summary.exists():
-        account = run_account(run)
-        _show(account, render_account, arguments.json)
+        _show(run_account(run), render_account, arguments.json)
         return
     try:
         report = write_report(run)
@@ -347,7 +338,7 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
     from proxhpc.run.plan import Plan
 
     if arguments.phase:
-        raise UserError("--phase does not go with --out")
+        raise UserError("--phase cannot be combined with --out")
     run, out = _open(arguments), arguments.out.absolute()
     manifest = variant.variant_manifest(
         run, arguments.manifest, arguments.policy, arguments.threshold
@@ -357,7 +348,8 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
     summary = variant.merge_variant(
         run, out, manifest, processes=arguments.processes, memory=memory
     )
-    print(_safe(f"{summary.written:,} documents in {len(summary.parts):,} parts: {out}"))
+    documents, parts = quantity(summary.written, "document"), quantity(len(summary.parts), "part")
+    print(_safe(f"{documents} in {parts}: {out}"))
 
 
 def _advance(arguments: argparse.Namespace) -> None:
@@ -400,14 +392,9 @@ COMMANDS = {
 }
 
 
-def _at_least(minimum: int, option: str, value: int) -> None:
-    if value < minimum:
+def _at_least(minimum: int, option: str, value: int | None) -> None:
+    if value is not None and value < minimum:
         raise UserError(f"{option} {value}: it must be {minimum} or more")
-
-
-def _share(option: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{option} {value}: it must be from 0 to 1")
 
 
 def _open(arguments: argparse.Namespace) -> "RunDir":
@@ -424,7 +411,3 @@ def _print(renderable: object) -> None:
     from proxhpc.status.terminal import make_console
 
     make_console().print(renderable)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -77,7 +77,7 @@ def _refine(verb: Parser) -> None:
         " standard input",
     )
     _refiner(verb, "take stages, engine, policy and fields from this manifest")
-    add("--plain", action="store_true", help="standard input is one plain text")
+    add("--plain", action="store_true", help="read standard input as one plain text")
     add("--limit", type=int, metavar="N", help="refine only the first N documents")
     form = verb.add_mutually_exclusive_group()
     form.add_argument("--text", action="store_true", help="print only the refined texts")
@@ -278,9 +278,13 @@ def _refiner(verb: Parser, from_manifest: str) -> None:
         help="model of the chunk stage: a directory, a hub id, or embedded (default: no model, the"
         " rules)",
     )
-    add("--doc-model", metavar="MODEL", help="model of a doc stage before it")
+    add(
+        "--doc-model",
+        metavar="MODEL",
+        help="model of a doc stage that runs before the chunk stage",
+    )
     add("--prompt", help="prompt style (default: the model's own, or else prox-llama2)")
-    add("--engine", choices=["rules", "transformers", "vllm"], help="what runs the models")
+    add("--engine", choices=["rules", "transformers", "vllm"], help="engine that runs the models")
 
 
 def _fields(verb: Parser) -> None:

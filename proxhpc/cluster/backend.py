@@ -33,10 +33,10 @@ class Backend(Protocol):
         """Return the number of jobs of a phase that are pending or running."""
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
-        """Start a batch, and `follow_up` once it has ended in any way; return job ids."""
+        """Start a batch, and `follow_up` when it ends, successfully or not; return job ids."""
 
     def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
-        """Start `follow_up` once all active jobs have ended; False if that is arranged already."""
+        """Start `follow_up` once all active jobs have ended; False if that is already scheduled."""
 
     def reconcile(self) -> list[str]:
         """Complete or cancel submissions of a launcher that died; return one line for each."""
@@ -45,7 +45,7 @@ class Backend(Protocol):
         """Return how many array elements may be submitted now."""
 
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
-        """Return nodes where recent elements all failed at once, with the number that did.
+        """Return nodes where recent elements all failed at once, with the number of failures.
 
         An element in `productive_jobs` did some work first, so it does not count as a failure.
         """

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm, tasks
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
@@ -141,7 +142,8 @@ def _split_gpus(gpus: int, workers: int) -> list[str]:
         visible = list(takewhile(lambda entry: entry not in _NO_GPU, entries))
     if len(visible) < gpus * workers:
         raise UserError(
-            f"{workers} workers with {gpus} GPUs each need {gpus * workers} GPUs, but"
+            f"{quantity(workers, 'worker')} with {quantity(gpus, 'GPU')} each:"
+            f" {quantity(gpus * workers, 'GPU')} needed, but"
             f' CUDA_VISIBLE_DEVICES="{variable}" makes {len(visible)} visible',
             hint="set another CUDA_VISIBLE_DEVICES, or lower workers or gpus in the site",
         )

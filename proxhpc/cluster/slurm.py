@@ -253,10 +253,10 @@ def seconds_left() -> float | None:
     if "SLURM_JOB_ID" not in env or shutil.which("squeue") is None:
         return None
     try:
-        left = run_command("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L")
+        remaining = run_command("squeue", "-a", "-h", "-j", env["SLURM_JOB_ID"], "-o", "%L")
     except RetryError:
         return None
-    return parse_duration(left)
+    return parse_duration(remaining)
 
 
 def submission_error(error: Exception) -> RetryError | UserError:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cluster import script, slurm
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal, Submission
@@ -49,14 +50,14 @@ class SlurmBackend:
         control_jobs = int(self.site.submit_from_jobs)
         if (free := limit - queued - control_jobs) < 1:
             raise RetryError(
-                f"you may have {limit} jobs in the queue and have {queued}; this step submits"
-                f" {1 + control_jobs} or more",
+                f"you may have {quantity(limit, 'job')} in the queue and have {queued};"
+                f" this step submits {1 + control_jobs} or more",
                 hint="run `proxhpc launch` again when some of them have ended",
             )
         return min(resources.jobs, free)
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
-        """Submit held arrays and the follow-up behind them, record their ids, release them.
+        """Submit held arrays and a dependent follow-up job, record their ids, release them.
 
         MaxArraySize limits array indices, so many elements become several arrays. RetryError or
         UserError if sbatch refuses; the next launch cancels what was submitted until then.
@@ -113,7 +114,7 @@ class SlurmBackend:
         return messages
 
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
-        """Return nodes whose last elements all failed within minutes, with the number that did.
+        """Return nodes whose last elements all failed within minutes, with the number of failures.
 
         Only elements since the last manual launch count: a person may have fixed the node before
         it. If every node fails, the cause is not a node, and none is returned.
@@ -145,7 +146,7 @@ class SlurmBackend:
             if not jobs:
                 return list(cancelled)
             if time.monotonic() > deadline:
-                raise RetryError(f"{len(jobs)} jobs of this run are still in the queue")
+                raise RetryError(f"{quantity(len(jobs), 'job')} of this run still in the queue")
             # Control jobs first: a running one may be about to submit more.
             for job in sorted(jobs, key=lambda job: job.phase != "control"):
                 if job.array not in cancelled or job.state == "PENDING":

@@ -26,8 +26,8 @@ def refine_task(root: str, number: int, workers: int) -> str:
     from proxhpc.worker.worker import Assignment, run_worker
 
     run = RunDir(Path(root))
-    left = seconds_left()
-    seconds = None if left is None else max(0.0, left - stop_margin(left))
+    remaining = seconds_left()
+    seconds = None if remaining is None else max(0.0, remaining - stop_margin(remaining))
     return run_worker(
         run, Assignment(number, workers, seconds, stale_after(run)), Queue().is_queued
     )

@@ -42,12 +42,9 @@ class FrameHeader:
 class FrameReader:
     """Reads the frames of a file in order: call `header()`, read all of `blocks()`, repeat."""
 
-    def __init__(
-        self, file: BinaryIO, *, max_window: int = MAX_WINDOW, skippable: bool = True
-    ) -> None:
+    def __init__(self, file: BinaryIO, *, skippable: bool = True) -> None:
         self._file = file
-        self._max_window = max_window
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         self._skippable = skippable
 
     @property
@@ -117,11 +114,11 @@ class FrameReader:
             raise self._corrupt(start, str(error)) from error
         if frame.dict_id:
             raise DamageError("corrupt_input", f"the zstd frame at byte {start} needs a dictionary")
-        if frame.window_size > self._max_window:
+        if frame.window_size > MAX_WINDOW:
             raise DamageError(
                 "zstd_window_too_large",
                 f"the zstd frame at byte {start} needs a window of {frame.window_size >> 20} MiB, "
-                f"above {self._max_window >> 20} MiB: compress it again with --long=27 or less",
+                f"above {MAX_WINDOW >> 20} MiB: compress it again with --long=27 or less",
             )
         unknown = frame.content_size == zstandard.CONTENTSIZE_UNKNOWN
         size = None if unknown else frame.content_size

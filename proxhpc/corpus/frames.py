@@ -24,9 +24,8 @@ _READ = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One verified frame: its position in the file and its content."""
+    """One verified frame: its end in the file and its content."""
 
-    start: int
     end: int
     payload: bytes
 
@@ -101,15 +100,13 @@ class FrameWriter:
         self.end += len(data)
 
 
-def read_frames(
-    path: Path, *, strict: bool = True, max_payload: int = MAX_PAYLOAD
-) -> Iterator[Frame]:
+def read_frames(path: Path, *, strict: bool = True) -> Iterator[Frame]:
     """Yield the verified frames in order.
 
     At damage, `strict` raises ShardError; otherwise the frames end there.
     """
     try:
-        yield from _frames(path, max_payload)
+        yield from _frames(path)
     except DamageError as error:
         if strict:
             raise ShardError(
@@ -118,22 +115,20 @@ def read_frames(
             ) from error
 
 
-def _frames(path: Path, max_payload: int) -> Iterator[Frame]:
-    # A small frame may declare a huge window; frames of FrameWriter need no more than this.
-    window = max(max_payload, 1 << 20)
+def _frames(path: Path) -> Iterator[Frame]:
     with path.open("rb", buffering=_READ) as file:
-        frames = FrameReader(file, max_window=window, skippable=False)
+        frames = FrameReader(file, skippable=False)
         while header := frames.header():
             if header.content_size is None or not header.has_checksum:
                 detail = f"no frame with size and checksum at byte {header.start}"
                 raise DamageError("corrupt_input", detail)
-            if header.content_size > max_payload:
+            if header.content_size > MAX_PAYLOAD:
                 raise DamageError(
                     "corrupt_input",
-                    f"the frame at byte {header.start} holds more than {max_payload} bytes",
+                    f"the frame at byte {header.start} holds more than {MAX_PAYLOAD} bytes",
                 )
             payload = b"".join(_bounded(frames.blocks(header), header.content_size))
-            yield Frame(header.start, frames.offset, payload)
+            yield Frame(frames.offset, payload)
 
 
 def _bounded(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -141,5 +136,5 @@ def _bounded(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
     for block in blocks:
         size -= len(block)
         if size < 0:
-            raise DamageError("corrupt_input", "a frame holds more than its header says")
+            raise DamageError("corrupt_input", "a frame is larger than its header declares")
         yield block

@@ -88,7 +88,7 @@ def detect_format(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  #
 def check_unchanged(info: InputInfo) -> None:
     """Raise StopError if the file differs from its description.
 
-    Compares the size and the first and last 64 KiB, which takes two reads whatever the size.
+    Compares the size and the first and last 64 KiB, which takes two reads regardless of size.
     RetryError if the file cannot be read here, because only this node may have the problem.
     """
     try:

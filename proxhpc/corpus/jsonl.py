@@ -21,7 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 class RawLine(NamedTuple):
     """One line without its newline; `data` is only its head if it is longer than the limit.
 
-    `damage` is set on the line in which the stream broke off.
+    `damage` is set on the line where the stream ended early.
     """
 
     position: int

@@ -1,19 +1,24 @@
 """Files of the merge: .npy arrays, replaced atomically, and JSON with a checksum."""
 
+import functools
+import hashlib
 import io
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from pydantic import TypeAdapter
 
 from proxhpc.corpus.disk import replacing, write_atomic
 from proxhpc.errors import StopError
+
+T = TypeVar("T")
 
 WINDOW = 4 << 20  # bytes of a file that are mapped at a time
 _CHECKSUM = b',"checksum":"%b"}\n'
@@ -27,14 +32,17 @@ def damaged_file(path: Path) -> StopError:
 
 def file_digest(path: Path) -> str:
     """XXH3-128 of a file's content; "" if there is no such file."""
-    state = xxhash.xxh3_128()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                state.update(chunk)
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     except FileNotFoundError:
         return ""
-    return state.hexdigest()
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Raise StopError unless the file's digest is this one."""
+    if file_digest(path) != digest:
+        raise damaged_file(path)
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> str:
@@ -47,8 +55,7 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> str:
 
 def load_array(path: Path, digest: str) -> npt.NDArray[Any]:
     """Read what `save_array` wrote. StopError if the file's digest is another."""
-    if file_digest(path) != digest:
-        raise damaged_file(path)
+    check_file(path, digest)
     return np.load(path)  # type: ignore[no-any-return]
 
 
@@ -105,18 +112,41 @@ class RowReader:
             os.close(fd)
 
 
-def add_checksum(data: bytes) -> bytes:
-    """Return a line with a JSON object, extended by a last key with the line's checksum."""
-    return data.removesuffix(b"}\n") + _CHECKSUM % _digest(data)
+_adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
-def read_checksummed(path: Path) -> bytes:
-    """Return what `add_checksum` was given. FileNotFoundError; StopError if it is damaged."""
-    raw = path.read_bytes()
-    data = raw[:-_CHECKSUM_LENGTH] + b"}\n"
-    if raw[-_CHECKSUM_LENGTH:] != _CHECKSUM % _digest(data):
-        raise damaged_file(path)
-    return data
+def to_json(value: object) -> bytes:
+    """A dataclass as JSON."""
+    return _adapter(type(value)).dump_json(value)
+
+
+def from_json(data: bytes, kind: type[T]) -> T:
+    """The dataclass of this kind that `to_json` encoded.
+
+    ValueError if it is not valid JSON of this kind.
+    """
+    value: T = _adapter(kind).validate_json(data)
+    return value
+
+
+def save_json(path: Path, value: object) -> None:
+    """Write a dataclass as a line of JSON; its last key is the checksum of the others."""
+    data = to_json(value)
+    write_atomic(path, data.removesuffix(b"}") + _CHECKSUM % _digest(data))
+
+
+def load_json(path: Path, kind: type[T]) -> T | None:
+    """What `save_json` wrote, None if there is no file. StopError if it is damaged."""
+    try:
+        raw = path.read_bytes()
+        data = raw[:-_CHECKSUM_LENGTH] + b"}"
+        if raw[-_CHECKSUM_LENGTH:] == _CHECKSUM % _digest(data):
+            return from_json(data, kind)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise damaged_file(path) from error
+    raise damaged_file(path)
 
 
 def _digest(data: bytes) -> bytes:

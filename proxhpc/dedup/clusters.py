@@ -115,9 +115,9 @@ def pairs_across_sets(scratch: Scratch, pairs: Sorter, sets: Sorter) -> Sorter:
 def _with_set(
     scratch: Scratch, wanted: Sorter, sets: Sorter
 ) -> Iterator[tuple[IntRows, Documents]]:
-    """Blocks of rows, and for each row the first of the set that its first column is in.
+    """Yield blocks of `wanted`, sorted by document, and the first document of each row's set.
 
-    A document that is in no set counts as a set by itself.
+    The document is a row's first column. A document that is in no set counts as a set by itself.
     """
     joined = Sorter(scratch, wanted.columns + 1)
     for rows in sets:

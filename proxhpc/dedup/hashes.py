@@ -14,7 +14,7 @@ import xxhash
 
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.records import get_field
-from proxhpc.dedup.arrays import damaged_file, file_digest, save_array
+from proxhpc.dedup.arrays import check_file, load_array, save_array
 from proxhpc.dedup.bands import write_bands
 from proxhpc.dedup.minhash import MinHasher, band_keys, compress_slots
 from proxhpc.dedup.shingles import fold
@@ -30,7 +30,7 @@ SKETCH_DTYPE = np.dtype(
         ("sort_key", "<u8"),  # in a shuffled corpus, else 0
         ("chars", "<u4"),  # of the refined text
         ("row_bytes", "<u4"),  # of the document's row in the corpus
-        ("shard", "<u4"),  # the pieces of the external corpus count on from the run's shards
+        ("shard", "<u4"),  # pieces of the external corpus are numbered after the shards
         ("record", "<u4"),  # number of the record in its shard
     ]
 )
@@ -52,6 +52,9 @@ class SketchDigests(NamedTuple):
     hashes: str
     bands: str
     signatures: str
+
+
+NO_FILES = SketchDigests("", "", "")
 
 
 class SketchWriter:
@@ -86,41 +89,32 @@ class SketchWriter:
 
     def write(self, run: RunDir, group: int) -> SketchDigests:
         """Write each of the group's files atomically."""
-        array = np.frombuffer(bytes(self._packed), SKETCH_DTYPE)
-        save_array(run.sketch(group), array)
+        array = np.frombuffer(self._packed, SKETCH_DTYPE)
         numbers = np.arange(len(array), dtype=np.uint32)
         bands = [(array["high"], numbers), (array["id"], numbers)]
         signatures_digest = ""
-        if self._hasher is not None and self._dedup.near is not None:
+        if self._dedup.near and self._hasher:
             slots, has_shingles = self._hasher.finish()
             keys = band_keys(slots[has_shingles], self._dedup.near.bands)
             bands += [(band, numbers[has_shingles]) for band in keys]
             signatures_digest = save_array(run.signatures(group), compress_slots(slots))
         else:
             run.signatures(group).unlink(missing_ok=True)
-        hashes = xxhash.xxh3_128_hexdigest(array.data)
-        return SketchDigests(hashes, write_bands(run.bands(group), bands), signatures_digest)
+        hashes_digest = save_array(run.sketch(group), array)
+        return SketchDigests(hashes_digest, write_bands(run.bands(group), bands), signatures_digest)
 
 
 def load_sketch(run: RunDir, group: int, digests: SketchDigests) -> Sketch:
     """The documents of a group. StopError if they are not what was written."""
-    path = run.sketch(group)
-    try:
-        array = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise damaged_file(path) from error
-    if array.dtype != SKETCH_DTYPE or xxhash.xxh3_128_hexdigest(array.data) != digests.hashes:
-        raise damaged_file(path)
-    return array  # type: ignore[no-any-return]
+    return load_array(run.sketch(group), digests.hashes)
 
 
 def check_files(run: RunDir, group: int, digests: SketchDigests) -> None:
     """Raise StopError unless a group's files are what was written."""
-    load_sketch(run, group, digests)
-    files = {run.bands(group): digests.bands, run.signatures(group): digests.signatures}
-    for path, digest in files.items():
-        if digest and file_digest(path) != digest:
-            raise damaged_file(path)
+    check_file(run.sketch(group), digests.hashes)
+    check_file(run.bands(group), digests.bands)
+    if digests.signatures:
+        check_file(run.signatures(group), digests.signatures)
 
 
 def normalized_bytes(folded: str) -> bytes:

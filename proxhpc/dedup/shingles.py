@@ -135,7 +135,7 @@ def _tables(bits: int) -> tuple[npt.NDArray[np.uint8], Hashes]:
 
 
 def mix_bits(values: Hashes) -> Hashes:
-    """SplitMix64's finaliser: every bit of the result depends on every bit of the value."""
+    """SplitMix64's finalizer: every bit of the result depends on every bit of the value."""
     shifted = values >> np.uint64(30)
     values = values ^ shifted
     values *= np.uint64(0xBF58476D1CE4E5B9)

@@ -202,7 +202,7 @@ def group_leaders(*columns: npt.NDArray[Any]) -> tuple[Flags, npt.NDArray[np.int
 
 
 def with_leaders(blocks: Iterator[IntRows] | Sorter) -> Iterator[tuple[IntRows, IntRows]]:
-    """Blocks of sorted rows, and for each row the first one with the same first column."""
+    """Yield the blocks of sorted rows, and for each row the first row with its first column."""
     last = None
     for rows in blocks:
         leaders = rows[group_leaders(rows[:, 0])[1]]

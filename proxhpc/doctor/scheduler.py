@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm
 from proxhpc.doctor.finding import Finding
 from proxhpc.errors import RetryError
@@ -44,7 +45,8 @@ def _array_size(site: Site, config: dict[str, str]) -> Finding:
     size = site.max_array_size or slurm.max_array_size(config)
     elements = site.resources("refine").jobs
     if size < 1:
-        consequence = f"the cluster takes no job arrays: workers are submitted as {elements} jobs"
+        jobs = quantity(elements, "job")
+        consequence = f"the cluster does not support job arrays: workers are submitted as {jobs}"
         return Finding.warning("MaxArraySize", str(size), consequence)
     arrays = -(-elements // size)
     consequence = "one array holds all workers"
@@ -58,7 +60,7 @@ def _submit_limit(site: Site) -> Finding:
     limit = site.max_submit_jobs or slurm.submit_limit(resources.account, resources.qos)
     if limit is None:
         return Finding.ok(check, "no limit known", "all workers are submitted at once")
-    # While a control job submits workers, it and the control job behind them count, too.
+    # While a control job submits workers, it and the control job after them count, too.
     control_jobs = 2 if site.submit_from_jobs else 0
     if limit < 1 + control_jobs:
         consequence = "a run needs a worker and two control jobs; or set submit_from_jobs: false"
@@ -122,7 +124,7 @@ def _partition(check: str, name: str, row: list[str], resources: Resources) -> F
     result = f"{name}: time limit {limit}, {nodes} nodes, {state}"
     max_seconds, seconds = parse_duration(limit), resources.seconds
     if max_seconds is not None and seconds is not None and seconds > max_seconds:
-        consequence = f"the site asks for {resources.time}: such a job would pend forever"
+        consequence = f"the site asks for {resources.time}: such a job would stay pending forever"
         return Finding.error(check, result, consequence)
     return Finding.ok(check, result, f"jobs may run for {resources.time or limit}")
 
@@ -134,7 +136,7 @@ def _gpus(site: Site) -> Finding:
     result = resources.gres or f"{resources.gpus} for each worker"
     consequence = "workers use the CUDA_VISIBLE_DEVICES that Slurm sets, numbers or UUIDs"
     if resources.tasks_per_node > 1:
-        consequence = f"the {resources.tasks_per_node} workers of a node share its GPUs out"
+        consequence = f"the {resources.tasks_per_node} workers of a node split its GPUs among them"
     return Finding.ok("GPUs", result, consequence)
 
 
@@ -172,7 +174,7 @@ def _submission(site: Site) -> Finding:
 def _submission_from_jobs(site: Site) -> Finding:
     check = "submission from jobs"
     if site.submit_from_jobs:
-        consequence = "a control job behind each array takes the next step; if jobs may not call"
+        consequence = "a control job after each array takes the next step; if jobs may not call"
         return Finding.ok(check, "assumed", f"{consequence} sbatch, set submit_from_jobs: false")
     return Finding.ok(check, "turned off", "run `proxhpc launch` again when an array has ended")
 

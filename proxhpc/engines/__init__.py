@@ -7,7 +7,7 @@ from proxhpc.errors import UserError
 
 if TYPE_CHECKING:
     from proxhpc.run.models import ModelRef
-    from proxhpc.spec.manifest import EngineOptions
+    from proxhpc.spec.sections import EngineOptions
 
 
 async def make_engine(

@@ -77,7 +77,7 @@ class Tokenizer(Protocol):
     """Ids that the model's tokenizer puts before every prompt: usually one or none."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no special tokens are added or recognised."""
+        """Token ids of `text`; no special tokens are added or recognized."""
         ...
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:

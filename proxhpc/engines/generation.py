@@ -1,4 +1,4 @@
-"""Hooks of transformers' `generate`: where each request of a batch ends, and what it may say."""
+"""Hooks of transformers' `generate`: where a request ends, and which tokens are allowed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

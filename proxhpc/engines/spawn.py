@@ -179,6 +179,6 @@ class OrphanKiller:
             self._helper.stdin.close()
             self._helper.wait(timeout=10)
         except (OSError, subprocess.TimeoutExpired) as error:
-            _log.warning("the helper that kills orphaned engines does not end: %s", error)
+            _log.warning("the helper that kills orphaned engines has not exited: %s", error)
             self._helper.kill()
             self._helper.wait()

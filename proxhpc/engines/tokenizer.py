@@ -16,7 +16,7 @@ class HFTokenizer:
     """Implements `base.Tokenizer` with the fast tokenizer of a Hugging Face directory.
 
     Special tokens that are written out in a text (`</s>`, `<|im_start|>`) are tokenized like any
-    other text. Added tokens that are not special are recognised. Methods may be called from
+    other text. Added tokens that are not special are recognized. Methods may be called from
     several threads.
     """
 
@@ -92,13 +92,13 @@ class HFTokenizer:
 
         if self.encode(_PROBE) != SentencePieceProcessor(model_file=str(file)).encode(_PROBE):
             raise UserError(
-                f"the tokenizer converted from {file} gives other tokens than the file itself",
+                f"the tokenizer converted from {file} tokenizes differently from the file itself",
                 hint="name its class in tokenizer_config.json, as "
                 '"tokenizer_class": "LlamaTokenizer", or add a tokenizer.json',
             )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no special tokens are added or recognised."""
+        """Token ids of `text`; no special tokens are added or recognized."""
         # A batch of one, since only for batches the library releases the GIL and skips offsets.
         (tokens,) = self._text.encode_batch_fast([text], add_special_tokens=False)
         if self._leaks.isdisjoint(tokens.ids):

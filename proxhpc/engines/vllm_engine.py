@@ -108,7 +108,9 @@ class VLLMEngine:
 
         check_request(request, self.max_model_len)
         if request.steps and not self._stepwise:
-            raise RequestError("this vLLM engine was started without `stepwise`: no `steps`")
+            raise RequestError(
+                "this vLLM engine was started without `stepwise`, so requests cannot have `steps`"
+            )
         if self._death_reason is not None:
             raise EngineDiedError(self._death_reason)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
@@ -125,7 +127,7 @@ class VLLMEngine:
         except (VLLMValidationError, ValueError) as error:
             raise RequestError(f"vLLM refuses a request: {error}") from error
         if not outputs or outputs[-1].outputs[0].finish_reason not in _FINISH:
-            raise EngineDiedError("vLLM ended a request without an answer")
+            raise EngineDiedError("vLLM finished a request without an answer")
         return self._completion(outputs[-1], request)
 
     async def close(self) -> None:

@@ -47,23 +47,23 @@ def resample(
     """Each table's metrics (rounds, metrics), on the same resamplings of the documents."""
     import numpy as np
 
-    blocks = [
-        [metrics(counts @ table) for table in tables]
-        for counts in resampling_counts(len(tables[0]), rounds, seed)
-    ]
+    blocks = [[metrics(table[:0]) for table in tables]]  # no rounds: (0, metrics)
+    for counts in resampling_counts(len(tables[0]), rounds, seed):
+        blocks.append([metrics(counts @ table) for table in tables])
     return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
 
 
-def score(value: float, resampled: "Table | None" = None) -> Score:
+def score(value: float, resampled: "Table") -> Score:
     """A value with the interval of its resamplings (rounds,); NaN is an undefined value.
 
-    There is no interval if the value is undefined in some resampling: the documents are too few.
+    There is no interval without resamplings, or if the value is undefined in one of them: the
+    documents are too few.
     """
     import numpy as np
 
     if np.isnan(value):
         return Score(value=None)
-    if resampled is None or np.isnan(resampled).any():
+    if not len(resampled) or np.isnan(resampled).any():
         return Score(value=float(value))
     low, high = np.percentile(resampled, PERCENTILES)
     return Score(value=float(value), low=float(low), high=float(high))

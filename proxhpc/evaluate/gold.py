@@ -13,12 +13,14 @@ from typing import Any
 
 import orjson
 
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.hosts import Split, host_of, split_of
 from proxhpc.corpus.inputs import detect_format, printable_path, read_error
 from proxhpc.corpus.jsonl import split_lines
 from proxhpc.corpus.records import get_field
 from proxhpc.corpus.streams import detect_compression, read_chunks
 from proxhpc.errors import UserError
+from proxhpc.spec.sections import Level
 
 MAX_RECORD_BYTES = 64 << 20
 CONTENT, BOILERPLATE = "G", "B"
@@ -45,6 +47,15 @@ class GoldRecord:
     host: str = ""
 
 
+def records_by_level(records: Sequence[GoldRecord]) -> dict[Level, list[GoldRecord]]:
+    """The records of each level that has any; a record may be of both levels."""
+    levels: dict[Level, list[GoldRecord]] = {
+        "chunk": [gold for gold in records if gold.gold_text is not None],
+        "doc": [gold for gold in records if gold.keep is not None],
+    }
+    return {level: of_level for level, of_level in levels.items() if of_level}
+
+
 @dataclass(frozen=True, slots=True)
 class GoldFields:
     """The key, or dotted path, of each field in a record; an empty one has no key."""
@@ -69,7 +80,7 @@ class GoldFields:
             name, equals, key = part.partition("=")
             if name not in names or not equals:
                 raise UserError(
-                    f"--fields {option}: {part!r} names no field",
+                    f"--fields {option}: {part!r} is not NAME=KEY",
                     hint=f"write NAME=KEY, where NAME is one of {', '.join(names)}",
                 )
             keys = replace(keys, **{name: key})
@@ -207,7 +218,8 @@ def _parse_record(record: dict[str, Any], keys: GoldFields, location: str) -> Go
         raise _invalid(location, f"no field {missing!r}, the text to refine")
     lines = text.count("\n") + 1
     if labels is not None and len(labels) != lines:
-        problem = f"{keys.labels!r} has {len(labels)} labels for {lines} lines of text"
+        counts = f"{quantity(len(labels), 'label')} for {quantity(lines, 'line')} of text"
+        problem = f"{keys.labels!r} has {counts}"
         raise _invalid(location, problem)
     return GoldRecord(
         id=_scalar(get_field(record, keys.id)) or location,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxhpc.account.quantity import quantity
 from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldRecord
 from proxhpc.evaluate.ranking import auc
 from proxhpc.program.execute import UNSPACED
@@ -67,10 +68,15 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class MetricLevel:
-    """A level's counts, and the metrics computed from them."""
+    """A level's metrics, and the counts of which they are computed."""
 
-    counts: tuple[str, ...]
     ratios: tuple[Ratio, ...]
+
+    @property
+    def counts(self) -> list[str]:
+        """The names of the counts."""
+        names = [name for r in self.ratios for name in (*r.numerator, *r.denominator)]
+        return list(dict.fromkeys(names))
 
     def values(self, sums: "Table") -> "Table":
         """The metrics (…, number of ratios) for sums (…, number of counts); NaN for 0/0."""
@@ -95,11 +101,10 @@ class MetricLevel:
         return {ratio.name: None if value != value else value for ratio, value in pairs}
 
 
-_SIZES = ("bytes", "bytes_kept", "tokens", "tokens_kept")
-_VALID = Ratio("valid_programs", ("valid",), ("programs",))
-_KEPT_SHARES = (
+_OF_BOTH_LEVELS = (
     Ratio("bytes_kept", ("bytes_kept",), ("bytes",)),
     Ratio("tokens_kept", ("tokens_kept",), ("tokens",)),
+    Ratio("valid_programs", ("valid",), ("programs",)),
 )
 
 
@@ -114,26 +119,18 @@ def _detection(correct: str, wrong: str, missed: str, prefix: str = "") -> tuple
 
 LINE_METRICS = MetricLevel(
     (
-        *("documents", "token_f1", "removed_right", "removed_wrong", "missed"),
-        *("long", "long_removed", *_SIZES, "programs", "valid"),
-    ),
-    (
         Ratio("token_f1", ("token_f1",), ("documents",)),
         *_detection("removed_right", "removed_wrong", "missed", "line_"),
         Ratio("long_lines_lost", ("long_removed",), ("long",)),
-        *(*_KEPT_SHARES, _VALID),
+        *_OF_BOTH_LEVELS,
     ),
 )
 DOCUMENT_METRICS = MetricLevel(
     (
-        *("documents", "kept", "right", "dropped_right", "dropped_wrong", "missed"),
-        *(*_SIZES, "programs", "valid"),
-    ),
-    (
         Ratio("accuracy", ("right",), ("documents",)),
         *_detection("dropped_right", "dropped_wrong", "missed"),
         Ratio("documents_kept", ("kept",), ("documents",)),
-        *(*_KEPT_SHARES, _VALID),
+        *_OF_BOTH_LEVELS,
     ),
 )
 
@@ -193,8 +190,9 @@ class GoldLines:
             kept = np.frombuffer(kept, np.bool_)
         decisions = np.asarray(kept, bool)
         if decisions.shape != self.content.shape:
-            lines = len(self.content)
-            raise ValueError(f"{self.gold.location}: {decisions.size} decisions for {lines} lines")
+            lines = quantity(len(self.content), "line")
+            size = quantity(decisions.size, "decision")
+            raise ValueError(f"{self.gold.location}: {size} for {lines}")
         return decisions
 
     def token_f1(self, kept: "NDArray[np.bool_]") -> float:
@@ -253,8 +251,9 @@ def count_table(level: MetricLevel, rows: Sequence[MetricCounts]) -> "Table":
     """Rows as an array (documents, counts); missing counts are 0."""
     import numpy as np
 
-    cells = [[row.get(name, 0) for name in level.counts] for row in rows]
-    return np.array(cells, float).reshape(len(rows), len(level.counts))
+    names = level.counts
+    cells = [[row.get(name, 0) for name in names] for row in rows]
+    return np.array(cells, float).reshape(len(rows), len(names))
 
 
 def score_lines(

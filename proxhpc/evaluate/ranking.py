@@ -33,10 +33,8 @@ def auc_score(positive: Sequence[bool], scores: Sequence[float], rounds: int, se
     if not len(values):
         return Score(value=None)
     area = _areas(flags, values, np.ones((1, len(values))))[0]
-    if not rounds:
-        return score(area)
-    blocks = resampling_counts(len(values), rounds, seed)
-    return score(area, np.concatenate([_areas(flags, values, counts) for counts in blocks]))
+    blocks = [_areas(flags, values, c) for c in resampling_counts(len(values), rounds, seed)]
+    return score(area, np.concatenate([np.empty(0), *blocks]))
 
 
 def _areas(flags: "NDArray[np.bool_]", values: "Table", counts: "Table") -> "Table":

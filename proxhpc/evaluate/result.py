@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from proxhpc.account.flops import flops
 from proxhpc.corpus.hosts import Split
 from proxhpc.evaluate.bootstrap import Score, resample, score
-from proxhpc.evaluate.gold import GoldRecord, Selection
+from proxhpc.evaluate.gold import GoldRecord, Selection, records_by_level
 from proxhpc.evaluate.metrics import DOCUMENT_METRICS, LINE_METRICS, MetricLevel, count_table
 from proxhpc.evaluate.ranking import auc_score
 from proxhpc.evaluate.systems import Log, SystemResult, refiner_name, run_systems
@@ -90,7 +91,7 @@ class Evaluation(OutputModel):
     """The result of `proxhpc evaluate`."""
 
     format: Literal["proxhpc.evaluate/1"] = "proxhpc.evaluate/1"
-    """Name and version of this format."""
+    """Kind and version of this document."""
     refiner: str
     """The name of the refiner, as in `groups`."""
     files: tuple[str, ...]
@@ -123,13 +124,8 @@ def evaluate(
     selection's seed. `log` and UserError as in `run_systems`.
     """
     results = run_systems(manifest, records, log)
-    of_level: dict[Level, list[GoldRecord]] = {
-        "chunk": [gold for gold in records if gold.gold_text is not None],
-        "doc": [gold for gold in records if gold.keep is not None],
-    }
-    labels: Counter[str] = Counter()
-    for gold in of_level["chunk"]:
-        labels.update(gold.labels)
+    of_level = records_by_level(records)
+    labels = Counter(label for gold in of_level.get("chunk", ()) for label in gold.labels)
     refiner = refiner_name(manifest)
     groups: list[GroupScores] = []
     for level, systems in results.items():
@@ -202,17 +198,14 @@ class SystemComparison:
         decided = table[:, metrics.counts.index("documents")] > 0
         tables = [table[decided]] + ([] if refiner is None else [refiner[decided]])
         values = [metrics.values(one.sum(axis=0)) for one in tables]
-        resampled: list[Table] | list[None] = [None] * len(tables)
-        if self.rounds and decided.any():
-            resampled = resample(tables, metrics.values, self.rounds, self.seed)
-        lead: dict[str, Score] = {}
-        if refiner is not None:
-            own, other = resampled
-            differences = None if own is None or other is None else other - own
-            lead = _scores(metrics, values[1] - values[0], differences)
+        rounds = self.rounds if decided.any() else 0
+        resampled = resample(tables, metrics.values, rounds, self.seed)
         scores = _scores(metrics, values[0], resampled[0])
         if self.level == "doc":
             scores["auc"] = self._auc(system, indices)
+        lead: dict[str, Score] = {}
+        if refiner is not None:
+            lead = _scores(metrics, values[1] - values[0], resampled[1] - resampled[0])
         return SystemScores(name=system.name, documents=len(tables[0]), scores=scores, lead=lead)
 
     def _auc(self, system: SystemResult, indices: list[int]) -> Score:
@@ -226,20 +219,22 @@ class SystemComparison:
         return auc_score(drop, scores, self.rounds, self.seed)
 
 
-def _scores(metrics: MetricLevel, values: "Table", resampled: "Table | None") -> dict[str, Score]:
+def _scores(metrics: MetricLevel, values: "Table", resampled: "Table") -> dict[str, Score]:
     return {
-        ratio.name: score(values[index], None if resampled is None else resampled[:, index])
+        ratio.name: score(values[index], resampled[:, index])
         for index, ratio in enumerate(metrics.ratios)
     }
 
 
 def _execution(level: Level, system: SystemResult) -> Execution:
     totals, seconds, documents = system.totals, system.seconds, len(system.rows)
+    usage, model = totals.doc if level == "doc" else totals.chunk, system.model
+    work = flops(model.shape, usage) if model and model.shape else None
     return Execution(
         level=level,
         name=system.name,
         documents_per_second=documents / seconds if seconds > 0 else None,
-        flops_per_document=None if system.flops is None else system.flops / documents,
+        flops_per_document=None if work is None else work / documents,
         rejected=dict(totals.rejected),
         lenient=dict(totals.lenient),
         flags=dict(totals.flags),

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 from proxhpc import preview
 from proxhpc.account.counts import Counts
-from proxhpc.account.flops import Usage, flops
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.document import Document
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
-from proxhpc.evaluate.gold import GoldRecord
+from proxhpc.evaluate.gold import GoldRecord, records_by_level
 from proxhpc.evaluate.metrics import GoldLines, MetricCounts, document_counts, line_counts
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import doc_verdict, read_window_program, replay
+from proxhpc.program.replay import doc_verdict, read_window_program
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.run.ledger import Row, tally
 from proxhpc.run.models import ModelRef
@@ -35,15 +35,15 @@ class SystemResult:
     """A system's decisions on the records of one level, as a row of counts for each.
 
     `seconds` is the time of deciding, 0 if that took none. For a refiner, `totals` are those of
-    its ledger rows, `flops` the FLOPs of its model (None if unknown) and `scores` the log-odds of
-    dropping (None where the engine gives none). Other systems have no scores.
+    its ledger rows, and `scores` the log-odds of dropping (None where the engine gives none). Other
+    systems have no model and no scores.
     """
 
     name: str
     rows: list[MetricCounts]
     seconds: float = 0
     totals: Counts = field(default_factory=Counts)
-    flops: int | None = None
+    model: ModelRef | None = None
     scores: Sequence[float | None] = ()
 
 
@@ -55,17 +55,15 @@ def run_systems(
     The refiner is missing where it has no stage. `log` gets progress messages. UserError if no
     stage of the manifest is of a level of the records.
     """
-    chunk = [GoldLines.of(gold) for gold in records if gold.gold_text is not None]
-    doc = [gold for gold in records if gold.keep is not None]
-    numbers: dict[Level, int] = {"chunk": len(chunk), "doc": len(doc)}
-    stages = {stage.level for stage in manifest.stages}
-    results: dict[Level, list[SystemResult]] = {level: [] for level, n in numbers.items() if n}
-    if not stages & results.keys():
+    of_level = records_by_level(records)
+    if not of_level.keys() & {stage.level for stage in manifest.stages}:
         raise UserError(
-            f"the gold records are of level {' and '.join(results)}, the refiner's stages are not",
+            f"the gold records are of level {' and '.join(of_level)}, the refiner's stages are not",
             hint="give --model for chunk-level records and --doc-model for doc-level ones",
         )
-    rules = preview.preview_manifest(None, engine=None, model=None, doc_model=None, prompt=None)
+    chunk, doc = [GoldLines.of(gold) for gold in of_level.get("chunk", ())], of_level.get("doc", [])
+    results: dict[Level, list[SystemResult]] = {level: [] for level in of_level}
+    rules = preview.preview_manifest()
     for refiner in (manifest,) if manifest.engine.name == "rules" else (manifest, rules):
         for level, result in asyncio.run(_run_refiner(refiner, chunk, doc, log)).items():
             results[level].append(result)
@@ -108,24 +106,17 @@ async def _run_refiner(
                 _chunk_counts(lines, row, chunk_refiner)
                 for lines, row in zip(chunk, rows, strict=True)
             ]
-            totals = tally(rows)
-            work = _flops(models.get("chunk"), totals.chunk)
-            results["chunk"] = SystemResult(name, counts, seconds, totals, work)
+            model = models.get("chunk")
+            results["chunk"] = SystemResult(name, counts, seconds, tally(rows), model)
         if refiner.doc and doc:
             refiner.doc.scored = True
             rows, seconds = await _refine(Refiner(manifest, refiner.doc, None), doc, log)
             counts = [_doc_counts(gold, row) for gold, row in zip(doc, rows, strict=True)]
-            totals = tally(rows)
-            work = _flops(models.get("doc"), totals.doc)
-            scores = [row.score for row in rows]
-            results["doc"] = SystemResult(name, counts, seconds, totals, work, scores)
+            model, scores = models.get("doc"), [row.score for row in rows]
+            results["doc"] = SystemResult(name, counts, seconds, tally(rows), model, scores)
     finally:
         await refiner.close()
     return results
-
-
-def _flops(model: ModelRef | None, usage: Usage) -> int | None:
-    return flops(model.shape, usage) if model and model.shape else None
 
 
 async def _refine(
@@ -142,24 +133,24 @@ async def _refine(
         rows.append(row)
         if time.monotonic() - logged >= _LOG_SECONDS:
             logged = time.monotonic()
-            log(f"{len(rows):,} of {len(records):,} documents")
+            log(f"{len(rows):,} of {quantity(len(records), 'document')}")
     return rows, time.monotonic() - started
 
 
 def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
-    """The counts of what a chunk stage made of a document."""
-    windows = [call.window for call in row.windows]
-    kept = bytearray(lines.gold.text.count("\n") + 1)  # nothing, unless the corpus would have it
+    """The counts of a document that the chunk stage refined."""
+    kept = bytearray(lines.gold.text.count("\n") + 1)  # no line, if the document is dropped
     text = None
     if row.outcome in ("kept", "edited"):
         kept = bytearray(b"\1" * len(kept))
-        result = replay(lines.gold.text, None, windows, refiner.policy, refiner.program_format)
+        result = row.replay(lines.gold.text, refiner.policy, refiner.program_format)
         for start, stop in result.removed:
             kept[start:stop] = bytes(stop - start)
         text = result.text if result.strings_replaced else None
     strict = isinstance(refiner.policy, Policy) and refiner.policy.strict
     programs = [
-        read_window_program(window, refiner.program_format, strict=strict) for window in windows
+        read_window_program(call.window, refiner.program_format, strict=strict)
+        for call in row.windows
     ]
     valid = [not program.rejected and not program.truncated for program in programs]
     return line_counts(lines, kept, text) | _program_counts(valid)

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.quantity import quantity
 from proxhpc.evaluate.bootstrap import Score
 from proxhpc.evaluate.result import Evaluation, Execution, GroupScores, SystemScores
 from proxhpc.spec.sections import Level
@@ -89,8 +90,8 @@ def _interval(score: Score, sign: str = "") -> str:
 def _notes(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.bootstrap:
         yield (
-            f"[…]: 95 % interval of {whole(evaluation.bootstrap)} resamplings of the documents; "
-            "a lead compares both on the same resamplings"
+            f"[…]: 95 % interval of {quantity(evaluation.bootstrap, 'resampling')} of the "
+            "documents; a lead compares both on the same resamplings"
         )
     uncounted = {name: n for name, n in evaluation.labels.items() if name not in "GB"}
     if uncounted:

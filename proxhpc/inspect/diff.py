@@ -83,9 +83,9 @@ def diff_excerpt(
         changes = [*_whole_lines("removed", lines, 0)]
     else:
         changes = [*hunks([*diff_lines(lines, after.split("\n"))], context)]
-    shown = changes[:max_lines]
-    rest = sum(change if isinstance(change, int) else 1 for change in changes[len(shown) :])
-    return [*shown, rest] if rest else shown
+    excerpt = changes[:max_lines]
+    rest = sum(change if isinstance(change, int) else 1 for change in changes[len(excerpt) :])
+    return [*excerpt, rest] if rest else excerpt
 
 
 def _common(a: Sequence[str], b: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.program.replay import ProgramFormat, replay
+from proxhpc.program.replay import ProgramFormat
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.plan import Plan
@@ -142,14 +142,14 @@ def _read(plan: Plan, row: Row) -> Document | None:
 
 def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | None:
     """What a row's programs make of the text; anything unexpected is added to `notes`."""
-    doc = row.doc.output if row.doc else None
-    windows = [call.window for call in row.windows]
     try:
-        result = replay(text, doc, windows, plan.manifest.policy, plan.manifest.program_format)
+        result = row.replay(text, plan.manifest.policy, plan.manifest.program_format)
     except ShardError as error:
         notes.append(error.message)
         return None
     if (result.outcome, result.reason) != (row.outcome, row.reason):
         now = f"{result.outcome} {result.reason}".strip()
-        notes.append(f"its programs now make it {now}: another version of proxhpc wrote the ledger")
+        notes.append(
+            f"its programs now give outcome {now}: another version of proxhpc wrote the ledger"
+        )
     return result.text if result.outcome in ("kept", "edited") else None

@@ -36,25 +36,28 @@ class FoundRow:
     published: bool
     row: Row
 
+    @property
+    def source(self) -> tuple[int, int]:
+        """Number of its input file, and its position there."""
+        return self.row.file, self.row.position
+
 
 def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
     """Every row of the document with this id, or at this `<input name>:<position>`.
 
-    An id does not tell the shard, so all ledgers are searched for it.
+    An id does not show the shard, so all ledgers are searched for it.
     """
-    seen: set[tuple[int, int]] = set()
-    if (key := _parse_source(plan, query)) is not None:
-        for shard in _shards_with(plan, *key):
-            for hit in _rows(run, shard, b""):
-                if (hit.row.file, hit.row.position) == key:
-                    seen.add(key)
-                    yield hit
-        if seen and plan.manifest.corpus.id is None:
+    source = _parse_source(plan, query)
+    if source is not None:
+        shards = _shards_with(plan, *source)
+        hits = [hit for n in shards for hit in _rows(run, n, b"") if hit.source == source]
+        yield from hits
+        if hits and plan.manifest.corpus.id is None:
             return
     needle = b'"id":' + orjson.dumps(query)
     for shard in range(len(plan.shards)):
         for hit in _rows(run, shard, needle):
-            if hit.row.id == query and (hit.row.file, hit.row.position) not in seen:
+            if hit.row.id == query and hit.source != source:
                 yield hit
 
 
@@ -67,7 +70,7 @@ def sample_rows(
     `number` is positive.
     """
     if number < 1:
-        raise UserError(f"--sample {number} asks for no document", hint="give 1 or more")
+        raise UserError(f"--sample {number}: must be 1 or more")
     rng = random.Random(seed)  # noqa: S311 - no secret depends on it
     shards = list(range(len(plan.shards)))
     rng.shuffle(shards)
@@ -82,20 +85,16 @@ def sample_rows(
         picked += rows[:share]
         spare += rows[share:]
     picked = (picked + spare)[:number]
-    return sorted(picked, key=lambda hit: (hit.row.file, hit.row.position))
+    return sorted(picked, key=lambda hit: hit.source)
 
 
 def _with_outcome(
     run: RunDir, shard: int, pairs: DuplicatePairs, outcome: str
 ) -> Iterator[FoundRow]:
-    rows = _rows(run, shard, b"")
-    if not outcome:
-        yield from rows
-        return
     duplicates = pairs.records(shard)
-    for hit in rows:
+    for hit in _rows(run, shard, b""):
         is_duplicate = hit.published and hit.number in duplicates
-        if outcome == ("duplicate" if is_duplicate else hit.row.outcome):
+        if outcome in ("", "duplicate" if is_duplicate else hit.row.outcome):
             yield hit
 
 
@@ -106,7 +105,7 @@ def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
     if first is None:
         return UserError(
             f"no document {query!r}: no shard has committed any yet",
-            hint=f"proxhpc status {run.root} shows how far the run is",
+            hint=f"proxhpc status {run.root} shows the run's progress",
         )
     ids = {row.id for row in (first, *islice(rows, _MAX_SIMILAR_ROWS)) if row.id}
     if similar := get_close_matches(query, ids, n=3, cutoff=0.5):
@@ -150,7 +149,7 @@ def _rows(run: RunDir, shard: int, needle: bytes) -> Iterator[FoundRow]:
         except FileNotFoundError:
             continue
         return
-    raise RetryError(f"{run.shard_folder(shard)}: files of shard {shard} vanish again and again")
+    raise RetryError(f"{run.shard_folder(shard)}: files of shard {shard} keep disappearing")
 
 
 def _largest_attempt(run: RunDir, shard: int) -> Path | None:

@@ -24,7 +24,7 @@ class InspectedProgram(OutputModel):
     program: str
     """The program, as the model wrote it."""
     finish: str
-    """`stop` for a complete answer, `length` or `loop` for one that was cut off."""
+    """`stop` for a complete answer, `length` or `loop` for one that was truncated."""
     prompt_tokens: int
     """Tokens of the prompt; 0 without a model."""
     cached_tokens: int

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType, group
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.quantity import quantity
 from proxhpc.account.reasons import reason_text
 from proxhpc.inspect.diff import LineChange, diff_excerpt
 from proxhpc.inspect.document import Inspection
@@ -28,12 +29,9 @@ _COLOURS = {"same": "", "removed": "red", "added": "green"}
 _CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
 
 
-def render_inspection(item: Inspection) -> RenderableType:
+@group()
+def render_inspection(item: Inspection) -> Iterator[RenderableType]:
     """One document."""
-    return Group(*_parts(item))
-
-
-def _parts(item: Inspection) -> Iterator[RenderableType]:
     yield Rule(Text(safe(item.row.id or item.source, 200), style="bold"), align="left")
     yield _facts(item)
     for note in item.notes:
@@ -88,10 +86,11 @@ def _duplicate(item: Inspection) -> str:
     survivor = item.duplicate_of
     if survivor is None:
         return ""
-    identical = survivor.similarity == 1
-    how = "with the same text as" if identical else f"{survivor.similarity:.0%} similar to"
+    similar = f"{survivor.similarity:.0%} similar to"
+    relation = "with the same text as" if survivor.similarity == 1 else similar
+    name = safe(survivor.id, 200)
     source = "" if survivor.id == survivor.source else f" ({safe(survivor.source)})"
-    return f"{item.row.outcome}, but {how} {safe(survivor.id, 200)}{source}, which is in the corpus"
+    return f"{item.row.outcome}, but {relation} {name}{source}, which is in the corpus"
 
 
 def _edits(item: Inspection) -> str:
@@ -134,8 +133,7 @@ def _text(item: Inspection) -> Iterator[Text]:
     max_lines = _MAX_DROPPED_LINES if item.after is None else None
     for change in diff_excerpt(item.before, item.after, _CONTEXT, max_lines):
         if isinstance(change, int):
-            lines = "line" if change == 1 else "lines"
-            yield Text(f"        … {whole(change)} more {lines}", style="dim")
+            yield Text(f"        … {quantity(change, 'more line')}", style="dim")
         else:
             yield _line(item, change)
 

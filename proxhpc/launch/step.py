@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.phases import pending_units
 from proxhpc.cluster import tasks
 from proxhpc.cluster.backend import Backend, TaskBatch, recorded_site, stale_after
@@ -64,7 +65,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     if run.report_json.exists():
         return StepResult("finished", f"finished: the corpus is in {run.corpus}")
     if lease.is_lost():
-        raise RetryError("another launch has taken over this run and does the next step")
+        raise RetryError("another launch has taken over this run and takes the next step")
     messages = backend.reconcile()
     pending = 0 if run.merge_summary.exists() else sum(1 for _ in missing_shards(run, plan))
     if pending:
@@ -113,7 +114,7 @@ def _step(root: str) -> str:
 
 
 class Round:
-    """One submission for a phase: the state of the run before it, and whether it makes sense."""
+    """One submission for a phase: the state of the run before it, and whether to submit it."""
 
     def __init__(self, run: RunDir, plan: Plan, pending_shards: int, manual: bool) -> None:
         self.run = run
@@ -174,7 +175,7 @@ def _refine(backend: Backend, this_round: Round) -> StepResult:
     run, pending = this_round.run, this_round.pending_shards
     if active := backend.active_elements("refine"):
         message = (
-            f"{_plural(active, 'worker')} running or pending, {_plural(pending, 'shard')} left"
+            f"{quantity(active, 'worker')} running or pending, {quantity(pending, 'shard')} left"
         )
         return _wait(backend, this_round, "refine", message)
     this_round.check("refine")
@@ -182,7 +183,7 @@ def _refine(backend: Backend, this_round: Round) -> StepResult:
     resources = recorded_site(run).resources("refine")
     batch = refine_batch(run, resources, backend.free_elements(resources), pending)
     workers = len(batch.arguments) * resources.tasks_per_node
-    message = f"{_plural(workers, 'worker')} for {_plural(pending, 'shard')}"
+    message = f"{quantity(workers, 'worker')} for {quantity(pending, 'shard')}"
     return _submit(backend, this_round, batch, message)
 
 
@@ -195,7 +196,8 @@ def _merge(plan: Plan, backend: Backend, this_round: Round) -> StepResult:
         attempt, owner = held
         if leases.is_alive(owner, run.lease("merge", attempt)) is not False:
             raise RetryError(
-                f"another process merges this run, or did ({owner.host}, process {owner.pid})",
+                f"another process is merging this run, or died while merging it"
+                f" ({owner.host}, process {owner.pid})",
                 hint="run `proxhpc launch` again when it has ended",
             )
     this_round.check("merge")
@@ -208,7 +210,7 @@ def _merge(plan: Plan, backend: Backend, this_round: Round) -> StepResult:
     batch = merge_batch(run, plan, resources, max_elements)
     message = "every shard is refined; merging"
     if batch.function is tasks.merge_phase_task:
-        message += f" ({batch.arguments[0][1]}) in {_plural(len(batch.arguments), 'element')}"
+        message += f" ({batch.arguments[0][1]}) in {quantity(len(batch.arguments), 'element')}"
     return _submit(backend, this_round, batch, message)
 
 
@@ -256,7 +258,7 @@ def _submit(backend: Backend, this_round: Round, batch: TaskBatch, message: str)
     control = replace(control_batch(this_round.run), excluded_nodes=excluded)
     lines = [f"{message}: {_job_names(backend.submit(batch, control))}"]
     lines += [
-        f"node {node} is excluded: the last {count} jobs there failed within minutes"
+        f"node {node} is excluded: the last {quantity(count, 'job')} there failed within minutes"
         for node, count in sorted(failing.items())
     ]
     return StepResult("refine" if batch.phase == "refine" else "merge", "\n".join(lines))
@@ -265,15 +267,11 @@ def _submit(backend: Backend, this_round: Round, batch: TaskBatch, message: str)
 def _wait(
     backend: Backend, this_round: Round, phase: Literal["refine", "merge"], message: str
 ) -> StepResult:
-    """Submit nothing but a control job, if the active jobs have none behind them."""
+    """Submit nothing but a control job, if the active jobs have no dependent one."""
     control = replace(control_batch(this_round.run), run_state=this_round.state)
     if backend.ensure_follow_up(control):
         message += "\nits control job was missing: submitted another one"
     return StepResult(phase, message)
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _job_names(ids: list[str]) -> str:

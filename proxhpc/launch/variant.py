@@ -98,7 +98,7 @@ def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[Variant
         )
     if out.resolve().is_relative_to(run.root.resolve()):
         raise UserError(
-            f"{out} lies in the run directory, which is only read", hint=_CHOOSE_ANOTHER
+            f"{out} is inside the run directory, which is only read", hint=_CHOOSE_ANOTHER
         )
     variant = VariantDir(out, run.root)
     _create_or_check(variant, plan, manifest)
@@ -124,7 +124,8 @@ def _create_or_check(variant: VariantDir, plan: Plan, manifest: Manifest) -> Non
         _check_same(variant, plan, manifest)
     elif [name for name in names if name != variant.merge.name] or _has_merge_files(variant):
         raise UserError(
-            f"{variant.root} is not empty and no corpus of a run: it holds {quoted(names[0])}",
+            f"{variant.root} is not empty and not a corpus of a run: it contains"
+            f" {quoted(names[0])}",
             hint=_CHOOSE_ANOTHER,
         )
     with writing(variant.root):

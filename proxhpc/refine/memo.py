@@ -11,7 +11,7 @@ ENTRY_BYTES = 400  # of an entry without its value, measured and rounded up
 
 
 def memo_key(*parts: bytes) -> bytes:
-    """Return a collision-resistant key: texts come from strangers."""
+    """Return a collision-resistant key: texts are untrusted."""
     key = blake2b(digest_size=16)
     for part in parts:
         key.update(len(part).to_bytes(8, "little"))

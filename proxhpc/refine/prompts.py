@@ -6,7 +6,6 @@ id.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from proxhpc.engines.base import Tokenizer
 from proxhpc.errors import UserError
@@ -31,10 +30,6 @@ def _number(number: int) -> str:
     return f"[{number:03d}]"
 
 
-def _unchanged(text: str) -> str:
-    return text
-
-
 def _numbered(lines: Sequence[str], first_line: int) -> str:
     body = "".join(f"{line}\n" for line in number_lines(lines, first_line))
     return f"[doc]\n{body}[/doc]"
@@ -52,7 +47,7 @@ class PromptStyle:
 
     name: str
     wrap: _Wrap
-    document: Callable[[str], str] = _unchanged
+    document: Callable[[str], str] = str
     window: Callable[[Sequence[str], int], str] = _numbered
     number: Callable[[int], str] = _number
     verdict: ReadVerdict | None = None
@@ -64,7 +59,7 @@ class PromptStyle:
 
     def max_window_tokens(self, tokenizer: Tokenizer, budget: int) -> int:
         """Return the tokens left for numbered lines; UserError if they are too few."""
-        frame = self.chunk_overhead(tokenizer)
+        frame = len(self.chunk_prompt(tokenizer, (), 0))
         self._check_frame(frame, MIN_WINDOW_TOKENS, budget)
         return budget - frame
 
@@ -110,22 +105,6 @@ class PromptStyle:
     ) -> list[int]:
         """Return the prompt ids of a window whose first line has the number `first_line`."""
         return self.wrap(tokenizer, self.window(lines, first_line))
-
-    def chunk_overhead(self, tokenizer: Tokenizer) -> int:
-        """Return the tokens of a window's prompt without its numbered lines and line feeds."""
-        return len(self.chunk_prompt(tokenizer, (), 0))
-
-
-def prompt_style(name: str) -> PromptStyle:
-    """Return the named style; UserError lists all of them."""
-    try:
-        return STYLES[name]
-    except KeyError:
-        nearest = get_close_matches(name, STYLES, n=1)
-        guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise UserError(
-            f"there is no prompt style {name!r}", hint=f"{guess}They are {', '.join(STYLES)}."
-        ) from None
 
 
 def _prox_llama2(tokenizer: Tokenizer, user: str) -> list[int]:

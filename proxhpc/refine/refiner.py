@@ -31,11 +31,12 @@ MAX_ERRORS_IN_A_ROW = 20  # more are not the documents' fault
 
 @dataclass(slots=True)
 class _Spent:
-    """What a document has taken so far; counted whatever its outcome."""
+    """Resources a document has used so far; counted whatever its outcome."""
 
     tokens: int = 0
     doc: Call | None = None
     windows: tuple[Call, ...] = ()
+    score: float | None = None
 
 
 class Refiner:
@@ -78,8 +79,8 @@ class Refiner:
         self._errors.add(text_digest(document.text))  # the same text counts once
         if len(self._errors) >= MAX_ERRORS_IN_A_ROW:
             raise StopError(
-                f"{MAX_ERRORS_IN_A_ROW} documents in a row met an error within proxhpc or the "
-                f"engine: {type(error).__name__}: {error}",
+                f"{MAX_ERRORS_IN_A_ROW} documents in a row failed with an internal error of "
+                f"proxhpc or the engine: {type(error).__name__}: {error}",
                 hint="the worker's log has the traceback; please report it",
             ) from error
         return _quarantine(document, spent, "internal_error", traceback.format_exc())
@@ -112,12 +113,11 @@ class Refiner:
         text, lines = document.text, tokens.lines
         answers: list[Answer] = []
         verdict: ModelOutput | None = None
-        score: float | None = None
         if self.doc:
             answer = await self.doc.ask_verdict(text, lines, order)
             spent.doc = answer.call
             verdict = answer.call.output if answer.call else None
-            score = answer.score
+            spent.score = answer.score
             answers.append(answer)
         dropped = verdict and doc_verdict(verdict, self.policy).action == "drop"
         if self.chunk and not dropped:
@@ -139,8 +139,7 @@ class Refiner:
         if replayed.text and replayed.text != text:
             tokens_out = await self._off_loop(document, tokens.count_text, replayed.text)
         flags = tuple(dict.fromkeys(answer.flag for answer in answers if answer.flag))
-        row = _row(document, spent, replayed, tokens_out, flags)
-        return row if score is None else replace(row, score=score)
+        return _row(document, spent, replayed, tokens_out, flags)
 
     def _count(self, text: str) -> LineTokens:
         if self._last_stage is None:
@@ -247,4 +246,5 @@ def _row(
         rejected=dict(replayed.rejected),
         lenient=dict(replayed.lenient),
         flags=flags,
+        score=spent.score,
     )

@@ -11,10 +11,10 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
 from proxhpc.refine.memo import Memo, memo_key
-from proxhpc.refine.prompts import ReadVerdict, prompt_style
+from proxhpc.refine.prompts import STYLES, ReadVerdict
 from proxhpc.refine.windows import Window, make_window, pack
 from proxhpc.run.ledger import Call
-from proxhpc.spec.manifest import Stage
+from proxhpc.spec.sections import Stage
 
 MEMO_BYTES = 16 * 1024 * 1024  # about 40,000 answers
 _EXTRA_CALLS = 2  # in a window's token limit, beside one call for every second line
@@ -68,7 +68,7 @@ class StageRunner:
 
     def _prepare(self, tokenizer: Tokenizer) -> None:
         """Prepare to ask a model; UserError if prompts of this style are not possible."""
-        self.style = prompt_style(self.stage.prompt)
+        self.style = STYLES[self.stage.prompt]
         self.shares_prefix = self.style.shares_prefix
         if self.stage.level == "chunk":
             limit = self.style.max_window_tokens(tokenizer, self.budget)
@@ -177,7 +177,8 @@ class StageRunner:
         """Return the token limit of a window's program.
 
         It leaves room to remove every second line, which is the most ranges there can be, and to
-        quote the window once. It ends endless repetition early, and no useful program.
+        quote the window once. It stops endless repetition early but never truncates a useful
+        program.
         """
         if self.engine.tokenizer is None:
             return self.stage.max_new_tokens

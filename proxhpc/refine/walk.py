@@ -113,26 +113,6 @@ class Walk:
 
     # --- what it answers --------------------------------------------------------------------
 
-    def answer(self, keep: Sequence[bool]) -> list[int]:
-        """Return the answer ids that keep or remove each line of a window."""
-        choices = zip(keep, self._keep, self._remove, strict=False)
-        return [*(k if keep_line else r for keep_line, k, r in choices), self.end]
-
-    def verdict_answer(self, keep: bool) -> list[int]:
-        """Return the answer ids that keep or drop a document."""
-        return [self.verdict_ids[not keep], self.end]
-
-    def example(
-        self, lines: Sequence[str], window: Window, keep: Sequence[bool]
-    ) -> tuple[list[int], list[int]]:
-        """Return prompt and answer ids of one window; `keep` has an entry for each of its lines.
-
-        For many windows of a document, encode it once: `page`, `prompt`, `answer`.
-        """
-        if len(keep) != window.stop - window.start:
-            raise ValueError(f"{len(keep)} decisions for {window.stop - window.start} lines")
-        return self.prompt(self.page(lines), window.start, window.stop), self.answer(keep)
-
     def allowed_steps(self, lines: int) -> AllowedSteps:
         """Return the allowed ids of each answer token for a window of this many lines."""
         return (*zip(self._keep[:lines], self._remove[:lines], strict=True), (self.end,))

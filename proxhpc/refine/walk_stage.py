@@ -12,7 +12,7 @@ from proxhpc.refine import walk
 from proxhpc.refine.stage import Answer, StageRunner, WindowRequest
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
-from proxhpc.spec.manifest import Stage
+from proxhpc.spec.sections import Stage
 
 
 def make_runner(stage: Stage, engine: Engine, policy: AnyPolicy) -> StageRunner:
@@ -41,7 +41,7 @@ class WalkRunner(StageRunner):
     def _check_limit(self, key: str, value: int, minimum: int) -> None:
         if value < minimum:
             raise UserError(
-                f"prompt walk: {key} of the {self.stage.level} stage comes to {value}, but the "
+                f"prompt walk: {key} of the {self.stage.level} stage is {value}, but the "
                 f"minimum is {minimum}",
                 hint=f"raise {key} of this stage or engine.max_model_len",
             )

@@ -35,7 +35,7 @@ def pack(
     """Pack lines greedily into consecutive windows of at most `budget` tokens and `max_lines`.
 
     `counts` are the tokens of each line with its number; a line feed takes one more. A line over
-    the budget gets a window of its own.
+    the budget gets a separate window.
     """
     windows: list[Window] = []
     start = tokens = 0

@@ -7,7 +7,6 @@ from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.report.build import build_report, run_account
-from proxhpc.report.html import report_page
 from proxhpc.report.model import Report, RunAccount
 from proxhpc.report.view import render_account, render_report
 from proxhpc.run.paths import RunDir
@@ -19,7 +18,6 @@ __all__ = [
     "load_report",
     "render_account",
     "render_report",
-    "report_page",
     "run_account",
     "write_report",
 ]
@@ -27,6 +25,8 @@ __all__ = [
 
 def write_report(run: RunDir) -> Report:
     """Write the page and then the JSON, whose presence means that the run is finished."""
+    from proxhpc.report.html import report_page  # jinja2: only to write a report
+
     report = build_report(run)
     run.report.mkdir(parents=True, exist_ok=True)
     write_atomic(run.report_html, report_page(report, read_examples(run)).encode("utf-8"))
@@ -42,7 +42,7 @@ def load_report(run: RunDir) -> Report:
     except FileNotFoundError:
         raise UserError(
             f"{run.root} has no report yet",
-            hint=f"proxhpc status {run.root} shows how far it is",
+            hint=f"proxhpc status {run.root} shows its progress",
         ) from None
     except ValidationError as error:
         raise StopError(

@@ -1,8 +1,6 @@
 """The report of a merged run, and the account of an unfinished one."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from dataclasses import asdict
 
 from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import MergeSummary
@@ -24,8 +22,6 @@ from proxhpc.run.plan import Plan
 from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.status.totals import load_merge, ratio, run_counts, run_totals
 
-Account = TypeVar("Account", bound=AccountBase)
-
 
 def build_report(run: RunDir) -> Report:
     """The report of a merged run.
@@ -37,11 +33,12 @@ def build_report(run: RunDir) -> Report:
     if merged is None:
         raise UserError(
             f"{run.root} is not merged yet, so there is nothing to report",
-            hint=f"proxhpc status {run.root} shows how far it is",
+            hint=f"proxhpc status {run.root} shows its progress",
         )
     merged.check()
-    kind = partial(
-        Report,
+    account = run_account(run, merged)
+    return Report(
+        **{name: getattr(account, name) for name in AccountBase.model_fields},
         outcomes=outcome_tokens(merged),
         distributions=distributions(merged.stats),
         programs=program_totals(merged.stats),
@@ -49,34 +46,24 @@ def build_report(run: RunDir) -> Report:
         shared_ids=merged.shared_ids.documents,
         examples=example_reports(merged.stats, read_examples(run)),
         inputs=tuple(
-            InputReport(
-                written_ratio=ratio(file.written, file.documents),
-                **{name: getattr(file, name) for name in file.__slots__},
-            )
+            InputReport(written_ratio=ratio(file.written, file.documents), **asdict(file))
             for file in merged.files
         ),
-        parts=tuple(
-            PartReport(**{name: getattr(part, name) for name in PartReport.model_fields})
-            for part in merged.parts
-        ),
+        parts=tuple(map(PartReport.model_validate, merged.parts)),
         bytes_stored=sum(part.bytes_stored for part in merged.parts),
     )
-    return _build(kind, run, merged)
 
 
-def run_account(run: RunDir) -> RunAccount:
-    """The account of a run that is not merged: what its workers have committed so far."""
-    return _build(RunAccount, run, None)
-
-
-def _build(kind: Callable[..., Account], run: RunDir, merged: MergeSummary | None) -> Account:
+def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
+    """The account of a merged run or, without `merged`, of what workers have committed so far."""
     plan = Plan.load(run)
-    counts = run_counts(merged, latest_heartbeats(run))
+    heartbeats = latest_heartbeats(run)
+    counts = run_counts(merged, heartbeats)
     totals = run_totals(counts, merged)
     stages = tuple(stage_report(plan, stage, counts) for stage in plan.manifest.stages)
     flops = total_flops(stages)
     trained = totals.tokens.refined if merged is None else merged.tokens
-    return kind(
+    return RunAccount(
         name=plan.manifest.name,
         code=plan.code,
         engine=plan.manifest.engine.name,
@@ -89,5 +76,7 @@ def _build(kind: Callable[..., Account], run: RunDir, merged: MergeSummary | Non
         flops=flops,
         comparison=compare(plan.manifest.comparison, totals.tokens.read, trained, flops.exact),
         estimate=estimate_report(plan, counts),
-        execution=execution_report(run, plan, counts, run_timeline(run) if merged else None),
+        execution=execution_report(
+            run, plan, counts, heartbeats, run_timeline(run) if merged else None
+        ),
     )

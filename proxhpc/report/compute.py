@@ -1,6 +1,5 @@
 """Model work in FLOPs: what it cost, what was saved, and what training saves by it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,12 +28,10 @@ from proxhpc.report.model import (
     StageReport,
     TrainingReport,
 )
-from proxhpc.run.estimate import MODEL_FLOPS_UTILISATION, count_work, estimate_work
-from proxhpc.run.models import short_name
+from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, count_work, estimate_work
+from proxhpc.run.models import read_model_json, short_name
 from proxhpc.run.plan import Plan
-from proxhpc.spec.manifest import Comparison, Stage
-
-_MAX_CONFIG_BYTES = 1 << 20  # a model's config.json has a few KiB
+from proxhpc.spec.sections import Comparison, Stage
 
 
 def stage_report(plan: Plan, stage: Stage, counts: Counts) -> StageReport:
@@ -95,7 +92,11 @@ def compare(
         return None
     parameters, note = comparison.parameters, ""
     if comparison.model is not None:
-        parameters, note = _parameters(Path(comparison.model))
+        try:
+            config = read_model_json(comparison.model, Path(comparison.model) / "config.json")
+            parameters = ModelShape.from_config(config).paper_parameters
+        except UserError as error:
+            note = error.message
     if parameters is None:
         return TrainingReport(name=comparison.title, parameters=None, note=note)
     raw_flops, refined_flops = (training_flops(parameters, tokens) for tokens in (raw, refined))
@@ -118,26 +119,10 @@ def compare(
     )
 
 
-def _parameters(folder: Path) -> tuple[int | None, str]:
-    """N of the model in a directory: all weights but the input embedding; or why it is unknown."""
-    try:
-        with (folder / "config.json").open("rb") as file:
-            config = json.loads(file.read(_MAX_CONFIG_BYTES))
-        if not isinstance(config, dict):
-            return None, "its config.json is not an object"
-        return ModelShape.from_config(config).paper_parameters, ""
-    except OSError as error:
-        return None, f"its config.json cannot be read: {error.strerror}"
-    except ValueError:
-        return None, "its config.json is not JSON"
-    except UserError as error:
-        return None, error.message
-
-
 def estimate_report(plan: Plan, counts: Counts) -> EstimateReport:
     """The plan's estimate beside what was counted."""
     return EstimateReport(
         estimated=estimate_work(plan),
         counted=count_work(plan, counts),
-        utilisation=MODEL_FLOPS_UTILISATION,
+        utilization=MODEL_FLOPS_UTILIZATION,
     )

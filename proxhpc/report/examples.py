@@ -1,9 +1,8 @@
 """Documents before and after, as the page shows them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from proxhpc.account.reasons import reason_text
 from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt
 
@@ -15,43 +14,24 @@ _MAX_PROGRAM_CHARS = 1500
 _MAX_START_CHARS = 300  # of the beginning of a duplicate
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleView:
-    """A document that opens to what changed in it."""
-
-    outcome: str
-    id: str
-    source: str
-    is_truncated: bool
-    program: list[str]
-    diff: list[LineChange | int]
-    """Lines, and numbers of lines left out."""
+def program_lines(example: ExampleTexts) -> list[str]:
+    """The beginning of a document's programs; no lines without a program."""
+    program = "\n".join(example.programs).strip()[:_MAX_PROGRAM_CHARS]
+    return program.split("\n") if program else []
 
 
-def view_example(text: ExampleTexts) -> ExampleView:
-    """What the page shows of one document."""
-    program = "\n".join(text.programs).strip()[:_MAX_PROGRAM_CHARS]
-    return ExampleView(
-        outcome=f"{text.outcome}: {reason_text(text.reason)}" if text.reason else text.outcome,
-        id=text.id,
-        source="" if text.id == text.source else text.source,
-        is_truncated=text.truncated,
-        program=program.split("\n") if program else [],
-        diff=[*_diff(text)],
-    )
-
-
-def first_characters(text: ExampleTexts | None) -> str:
+def first_characters(example: ExampleTexts | None) -> str:
     """The beginning of a document: of its refined text, if there is one."""
-    if text is None:
+    if example is None:
         return ""
-    chosen = text.before if text.after is None else text.after
+    chosen = example.before if example.after is None else example.after
     return chosen[:_MAX_START_CHARS].replace("\n", " ¶ ")
 
 
-def _diff(text: ExampleTexts) -> Iterator[LineChange | int]:
-    max_lines = _MAX_DROPPED_LINES if text.after is None else _MAX_LINES
-    for change in diff_excerpt(text.before, text.after, _CONTEXT, max_lines):
+def changed_lines(example: ExampleTexts) -> Iterator[LineChange | int]:
+    """Lines with what changed in them; lines left out come as their number."""
+    max_lines = _MAX_DROPPED_LINES if example.after is None else _MAX_LINES
+    for change in diff_excerpt(example.before, example.after, _CONTEXT, max_lines):
         if isinstance(change, int):
             yield change
         else:

@@ -13,7 +13,7 @@ from proxhpc.report.model import ExecutionReport, GpuReport, RequestWork, Timeli
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Site
-from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
+from proxhpc.status.heartbeats import Heartbeat
 
 _MFU_COUNTED_AS = (
     "exact FLOPs, including work done twice, as a share of the GPUs' dense bfloat16 peak over the "
@@ -22,10 +22,13 @@ _MFU_COUNTED_AS = (
 
 
 def execution_report(
-    run: RunDir, plan: Plan, counts: Counts, timeline: Timeline | None
+    run: RunDir,
+    plan: Plan,
+    counts: Counts,
+    heartbeats: Sequence[Heartbeat],
+    timeline: Timeline | None,
 ) -> ExecutionReport:
     """Workers and times of a run, from their last heartbeats."""
-    heartbeats = latest_heartbeats(run)
     refining = [beat for beat in heartbeats if beat.role == "refine"]
     busy = sum(beat.busy_seconds for beat in refining)
     boot = sum(beat.boot_seconds for beat in refining)
@@ -50,14 +53,12 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
     """GPU time: the workers' time, loading included, times the GPUs of each.
 
     It is None if neither a worker nor the latest launch's site knows the number of GPUs. The
-    utilisation is None unless every GPU's peak is known.
+    utilization is None unless every GPU's peak is known.
     """
-    numbers = [beat.devices if beat.device else site_gpus for beat in heartbeats]
-    known = [number for number in numbers if number is not None]
-    busy: float | None = None
-    boot: float | None = None
-    if len(known) == len(heartbeats):
-        pairs = list(zip(heartbeats, known, strict=True))
+    numbers = (beat.devices if beat.device else site_gpus for beat in heartbeats)
+    pairs = [(beat, n) for beat, n in zip(heartbeats, numbers, strict=True) if n is not None]
+    busy = boot = None
+    if len(pairs) == len(heartbeats):
         busy = round(sum(beat.busy_seconds * number for beat, number in pairs), 3)
         boot = round(sum(beat.boot_seconds * number for beat, number in pairs), 3)
     done = sum_or_none([_request_flops(plan, beat) for beat in heartbeats])
@@ -66,15 +67,15 @@ def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) ->
         (peak or 0) * beat.devices * beat.busy_seconds
         for peak, beat in zip(peaks, heartbeats, strict=True)
     )
-    utilisation = None
+    utilization = None
     if done is not None and possible > 0 and None not in peaks:
-        utilisation = round(done / possible, 6)
+        utilization = round(done / possible, 6)
     return GpuReport(
         devices=tuple(sorted({beat.device for beat in heartbeats if beat.device})),
         busy_seconds=busy,
         boot_seconds=boot,
-        model_flops_utilisation=utilisation,
-        counted_as=None if utilisation is None else _MFU_COUNTED_AS,
+        model_flops_utilization=utilization,
+        counted_as=None if utilization is None else _MFU_COUNTED_AS,
     )
 
 

@@ -8,7 +8,6 @@ from proxhpc.status.totals import DocumentTotals
 
 _HEIGHT = 240.0  # of all documents
 _BOX_WIDTH = 14.0
-_COLUMNS = (0.0, 220.0, 440.0)  # left edges
 _SLOT = 34.0  # minimum height of a box with its label
 
 
@@ -46,22 +45,11 @@ class FlowBand:
     size: float
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentFlow:
-    """The whole drawing."""
-
-    total: int
-    boxes: list[FlowBox]
-    bands: list[FlowBand]
-    height: float
-
-
-def document_flow(documents: DocumentTotals) -> DocumentFlow | None:
-    """Boxes and bands from the input over the outcomes to the corpus; None without documents."""
+def document_flow(documents: DocumentTotals) -> tuple[list[FlowBox], list[FlowBand]]:
+    """Boxes and bands from the input over the outcomes to the corpus; none without documents."""
     if not documents.read:
-        return None
+        return [], []
     scale = _HEIGHT / documents.read
-    source = FlowBox("in", "documents read", documents.read, _COLUMNS[0], 0.0, _HEIGHT)
     outcomes = [
         ("kept", KEPT, documents.kept),
         ("edited", "edited", documents.edited),
@@ -72,16 +60,11 @@ def document_flow(documents: DocumentTotals) -> DocumentFlow | None:
         ("written", WRITTEN, documents.written or 0),
         ("duplicate", "duplicates", documents.duplicates or 0),
     ]
-    middle = [*_column(outcomes, _COLUMNS[1], scale)]
-    last = [*_column(ends, _COLUMNS[2], scale)]
+    first = [*_column([("in", "documents read", documents.read)], 0.0, scale)]
+    middle = [*_column(outcomes, 220.0, scale)]
+    last = [*_column(ends, 440.0, scale)]
     refined = [box for box in middle if box.kind in ("kept", "edited")]
-    boxes = [source, *middle, *last]
-    return DocumentFlow(
-        total=documents.read,
-        boxes=boxes,
-        bands=[*_bands([source], middle), *_bands(refined, last)],
-        height=max(box.bottom for box in boxes) + 4,
-    )
+    return [*first, *middle, *last], [*_bands(first, middle), *_bands(refined, last)]
 
 
 def _column(groups: list[tuple[str, str, int]], x: float, scale: float) -> Iterator[FlowBox]:
@@ -97,11 +80,11 @@ def _bands(sources: list[FlowBox], targets: list[FlowBox]) -> Iterator[FlowBand]
     """Bands between two columns of the same total size, in the order of both."""
     waiting = [(box, box.y, box.size) for box in sources]
     for target in targets:
-        at, needed = target.y, target.size
+        target_y, needed = target.y, target.size
         while needed > 1e-9 and waiting:
             box, y, available = waiting.pop(0)
             size = min(available, needed)
-            yield FlowBand(target.kind, box.x + _BOX_WIDTH, y, target.x, at, size)
-            at, needed = at + size, needed - size
+            yield FlowBand(target.kind, box.x + _BOX_WIDTH, y, target.x, target_y, size)
+            target_y, needed = target_y + size, needed - size
             if available - size > 1e-9:
                 waiting.insert(0, (box, y + size, available - size))

@@ -4,20 +4,17 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.report import rows, text
-from proxhpc.report.examples import first_characters, view_example
+from proxhpc.report import examples, rows, text
 from proxhpc.report.flow import document_flow
 from proxhpc.report.model import Report
 from proxhpc.report.timeline import MAX_WORKERS
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _MAX_CHARS = 2000  # of one text
 _NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
@@ -25,31 +22,24 @@ _NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
 
 def report_page(report: Report, texts: Sequence[ExampleTexts] = ()) -> str:
     """The whole page; `texts` are those of the documents that the report names."""
-    from markupsafe import Markup
-
     style = (files("proxhpc.report") / "templates" / "style.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     by_source = {text.source: text for text in texts}
-    examples = [by_source[one.source] for one in report.examples if one.source in by_source]
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            report=report,
-            style=Markup(style),  # noqa: S704 - our own file
-            style_digest=digest,
-            flow=document_flow(report.documents),
-            texts=by_source,
-            examples=list(map(view_example, examples)),
-        )
+    boxes, bands = document_flow(report.documents)
+    page = _environment().get_template("page.html")
+    return page.render(
+        report=report,
+        style=Markup(style),  # noqa: S704 - our own file
+        style_digest=digest,
+        boxes=boxes,
+        bands=bands,
+        texts=by_source,
+        shown=[by_source[one.source] for one in report.examples if one.source in by_source],
     )
 
 
-@cache
-def _environment() -> "Environment":
+def _environment() -> Environment:
     """Templates in which everything printed goes through `_printed`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # only to write a report
-
     environment = Environment(
         autoescape=True,
         finalize=_printed,
@@ -61,9 +51,8 @@ def _environment() -> "Environment":
     environment.globals |= {
         "text": text,
         "rows": rows,
-        "max_rows": rows.MAX_ROWS,
+        "examples": examples,
         "max_workers": MAX_WORKERS,
-        "first_characters": first_characters,
     }
     formats = (whole, short, duration, percentage, text.percent, text.power, rows.span)
     environment.filters |= {function.__name__: function for function in formats}
@@ -77,8 +66,6 @@ def _printed(value: object) -> str:
     Texts come from corpora, logs and hosts: they get no markup, no control characters, and no
     influence on the reading direction of the text around them.
     """
-    from markupsafe import Markup, escape
-
     if isinstance(value, Markup):
         return value
     if isinstance(value, float):
@@ -92,8 +79,6 @@ def _printed(value: object) -> str:
 
 
 def _cell_class(cell: object) -> str:
-    from markupsafe import Markup
-
     if not isinstance(cell, str):
         return Markup(" class=drawn")
     return Markup(" class=number") if _NUMBER.fullmatch(cell) else ""

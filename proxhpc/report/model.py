@@ -111,7 +111,7 @@ class EstimateReport(OutputModel):
     """Estimated when the run was planned."""
     counted: WorkFigures
     """Counted while it ran."""
-    utilisation: float
+    utilization: float
     """Assumed share of the GPU's peak FLOPs, for the A100 hours."""
 
 
@@ -124,10 +124,10 @@ class GpuReport(OutputModel):
     """GPU seconds at work: the workers' time times the GPUs of each."""
     boot_seconds: float | None
     """GPU seconds spent loading models."""
-    model_flops_utilisation: float | None
+    model_flops_utilization: float | None
     """Share of the GPUs' peak FLOPs reached while at work."""
     counted_as: str | None
-    """How the utilisation was counted."""
+    """How the utilization was counted."""
 
 
 class WorkerReport(OutputModel):
@@ -301,8 +301,8 @@ class ProgramTotals(OutputModel):
     calls: dict[str, int]
     """Statements, by the function that they call."""
     finishes: dict[str, int]
-    """Answers: `stop` for complete ones, `length` for those cut at their token limit, `loop` for
-    those stopped because they repeated themselves."""
+    """Answers: `stop` for complete ones, `length` for those truncated at their token limit,
+    `loop` for those stopped because they repeated themselves."""
 
 
 class SetSizeBin(OutputModel):

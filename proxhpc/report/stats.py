@@ -22,18 +22,18 @@ def outcome_tokens(merged: MergeSummary) -> tuple[OutcomeTokens, ...]:
     """Raw tokens by what became of them; they add up to the raw tokens of the run."""
     counts, lost = merged.counts, merged.stats.lost_tokens
     removed = counts.tokens_in - lost.total() - counts.tokens_out
-    rows = [
-        *(("dropped", *pair, lost[f"dropped {pair[0]}"]) for pair in counts.dropped.most_common()),
-        *(
-            ("quarantined", *pair, lost[f"quarantined {pair[0]}"])
-            for pair in counts.quarantined.most_common()
-        ),
+    rows: list[tuple[str, str, int, int]] = [
+        (outcome, reason, documents, lost[f"{outcome} {reason}"])
+        for outcome, reasons in (("dropped", counts.dropped), ("quarantined", counts.quarantined))
+        for reason, documents in reasons.most_common()
+    ]
+    rows += [
         ("edited", "", counts.edited, removed),
         ("duplicate", "", merged.duplicates.documents, counts.tokens_out - merged.tokens),
         ("written", "", merged.written, merged.tokens),
     ]
-    keys = ("outcome", "reason", "documents", "raw_tokens")
-    return tuple(OutcomeTokens.model_validate(dict(zip(keys, row, strict=True))) for row in rows)
+    names = OutcomeTokens.model_fields
+    return tuple(OutcomeTokens.model_validate(dict(zip(names, row, strict=True))) for row in rows)
 
 
 def distributions(stats: CorpusStats) -> Distributions:
@@ -46,27 +46,16 @@ def distributions(stats: CorpusStats) -> Distributions:
 
 def _bins(raw: Mapping[int, int], refined: Mapping[int, int]) -> tuple[SizeBin, ...]:
     """Both counters bin by bin, from the lowest non-empty bin to the highest one."""
-    filled = sorted({*raw, *refined})
-    if not filled:
-        return ()
+    filled = {*raw, *refined}
     return tuple(
-        SizeBin(
-            min=_smallest(bucket),
-            max=_largest(bucket),
-            raw=raw.get(bucket, 0),
-            refined=refined.get(bucket, 0),
-        )
-        for bucket in range(filled[0], filled[-1] + 1)
+        SizeBin(**_limits(bucket), raw=raw.get(bucket, 0), refined=refined.get(bucket, 0))
+        for bucket in range(min(filled, default=0), max(filled, default=-1) + 1)
     )
 
 
-def _smallest(bucket: int) -> int:
-    """The smallest number in a bucket of `assemble.stats.log2_bucket`."""
-    return 1 << bucket - 1 if bucket else 0
-
-
-def _largest(bucket: int) -> int:
-    return (1 << bucket) - 1
+def _limits(bucket: int) -> dict[str, int]:
+    """The smallest and the largest number in a bucket of `assemble.stats.log2_bucket`."""
+    return {"min": 1 << bucket - 1 if bucket else 0, "max": (1 << bucket) - 1}
 
 
 def program_totals(stats: CorpusStats) -> dict[str, ProgramTotals]:
@@ -96,7 +85,7 @@ def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
         sets=duplicates.sets,
         largest_size=duplicates.largest_set,
         sizes=tuple(
-            SetSizeBin(min=_smallest(bucket), max=_largest(bucket), sets=sets)
+            SetSizeBin(**_limits(bucket), sets=sets)
             for bucket, sets in enumerate(duplicates.set_sizes)
             if sets
         ),

@@ -1,31 +1,29 @@
-"""Rows of the tables that the terminal and the page both show."""
-
-from collections.abc import Sequence
+"""Tables that the terminal and the page both show. The first row is the header."""
 
 from proxhpc.account.reasons import reason_text
 from proxhpc.report.model import (
     AccountBase,
     ExecutionReport,
-    FlopsTotals,
     RequestWork,
     TrainingReport,
 )
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
-TextRow = tuple[str, ...]
+TextTable = list[tuple[str, ...]]
 
 KEPT = "kept unchanged"
 WRITTEN = "in the corpus"
+_NO_HEADER = ("", "")
 
 
-def outcome_rows(report: AccountBase) -> Sequence[TextRow]:
+def outcome_table(report: AccountBase) -> TextTable:
     """Every document by its outcome: name, number, share."""
     documents = report.documents
     numbers = [(KEPT, documents.kept), ("edited", documents.edited)]
     for outcome in ("dropped", "quarantined"):
         reasons: dict[str, int] = getattr(documents, outcome)
         numbers += [
-            (f"{outcome}: {safe(reason_text(reason))}", number)
+            (safe(with_reason(outcome, reason)), number)
             for reason, number in sorted(reasons.items(), key=lambda pair: -pair[1])
         ]
     if documents.duplicates is not None and documents.written is not None:
@@ -34,15 +32,17 @@ def outcome_rows(report: AccountBase) -> Sequence[TextRow]:
             (WRITTEN, documents.written),
         ]
     rows = [(name, whole(n), percentage(n, documents.read)) for name, n in numbers]
-    return [("documents read", whole(documents.read), ""), *rows]
+    return [("", "documents", ""), ("documents read", whole(documents.read), ""), *rows]
 
 
-SIZE_COLUMNS = ("", "raw", "refined", WRITTEN, "share")
+def with_reason(outcome: str, reason: str) -> str:
+    """An outcome and, where there is one, its reason in words."""
+    return f"{outcome}: {reason_text(reason)}" if reason else outcome
 
 
-def size_rows(report: AccountBase) -> Sequence[TextRow]:
-    """Tokens and bytes; the columns are SIZE_COLUMNS."""
-    return [
+def size_table(report: AccountBase) -> TextTable:
+    """Tokens and bytes of the texts."""
+    rows = [
         (
             name,
             whole(size.read),
@@ -52,14 +52,12 @@ def size_rows(report: AccountBase) -> Sequence[TextRow]:
         )
         for name, size in (("tokens", report.tokens), ("bytes", report.bytes))
     ]
+    return [("", "raw", "refined", WRITTEN, "share"), *rows]
 
 
-REQUEST_COLUMNS = ("", "model", "requests", "tokens in", "cached", "tokens out")
-
-
-def request_rows(report: AccountBase) -> Sequence[TextRow]:
-    """Requests to the models by stage; the columns are REQUEST_COLUMNS."""
-    return [
+def request_table(report: AccountBase) -> TextTable:
+    """Requests to the models by stage."""
+    rows = [
         (
             f"{stage.level} stage",
             safe(stage.model or "no model"),
@@ -70,27 +68,21 @@ def request_rows(report: AccountBase) -> Sequence[TextRow]:
         )
         for stage in report.stages
     ]
+    return [("", "model", "requests", "tokens in", "cached", "tokens out"), *rows]
 
 
-FLOPS_COLUMNS = ("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")
+def flops_table(report: AccountBase) -> TextTable:
+    """FLOPs by stage and in total."""
+    table: TextTable = [("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")]
+    named = [(f"{stage.level} stage", stage.flops) for stage in report.stages]
+    for name, flops in (*named, ("total", report.flops)):
+        ways = (flops.exact, flops.prefill, flops.decode, flops.paper_measured, flops.paper_corpus)
+        table.append((name, *map(power, ways)))
+    return table
 
 
-def flops_rows(report: AccountBase) -> Sequence[TextRow]:
-    """FLOPs by stage and in total; the columns are FLOPS_COLUMNS."""
-    rows = [_flops_row(f"{stage.level} stage", stage.flops) for stage in report.stages]
-    return [*rows, _flops_row("total", report.flops)]
-
-
-def _flops_row(name: str, flops: FlopsTotals) -> TextRow:
-    ways = (flops.exact, flops.prefill, flops.decode, flops.paper_measured, flops.paper_corpus)
-    return (name, *map(power, ways))
-
-
-EXTRA_COLUMNS = ("not in these sums", "requests", "prompt tokens", "FLOPs")
-
-
-def extra_rows(report: AccountBase) -> Sequence[TextRow]:
-    """Work that was saved, and work that was lost; the columns are EXTRA_COLUMNS."""
+def extra_table(report: AccountBase) -> TextTable:
+    """Work that was saved, and work that was lost."""
     rows = []
     for stage in report.stages:
         saved = f"{stage.level} stage, saved by"
@@ -102,40 +94,42 @@ def extra_rows(report: AccountBase) -> Sequence[TextRow]:
         _extra_row(f"{level} stage, {lost}", work)
         for level, work in report.execution.redone.items()
     ]
-    return [(name, requests, whole(n), power(flops)) for name, requests, n, flops in rows if n]
+    return [
+        ("not in these sums", "requests", "prompt tokens", "FLOPs"),
+        *((name, requests, whole(n), power(flops)) for name, requests, n, flops in rows if n),
+    ]
 
 
 def _extra_row(name: str, work: RequestWork) -> tuple[str, str, int, int | None]:
     return name, whole(work.usage.requests), work.usage.prompt_tokens, work.flops
 
 
-ESTIMATE_COLUMNS = ("", "estimated", "counted")
-
-
-def estimate_rows(report: AccountBase) -> Sequence[TextRow]:
-    """The plan's estimate and the counts; the columns are ESTIMATE_COLUMNS."""
+def estimate_table(report: AccountBase) -> TextTable:
+    """The plan's estimate and the counts."""
     both = report.estimate.estimated, report.estimate.counted
-    rows = [
+    table: TextTable = [
+        ("", "estimated", "counted"),
         ("documents", *(whole(figures.documents) for figures in both)),
         ("raw tokens", *(whole(figures.tokens) for figures in both)),
     ]
     if any(stage.model for stage in report.stages):
-        hours = f"A100 hours at {report.estimate.utilisation:.0%} of peak"
-        rows += [
+        hours = f"A100 hours at {report.estimate.utilization:.0%} of peak"
+        table += [
             ("FLOPs: paper, short", *(power(figures.flops) for figures in both)),
             (hours, *(short(figures.a100_hours) for figures in both)),
         ]
-    return rows
+    return table
 
 
-def training_rows(training: TrainingReport | None) -> Sequence[TextRow]:
+def training_table(training: TrainingReport | None) -> TextTable:
     """What refining costs and saves a model that is trained for one epoch."""
     if training is None:
-        return []
+        return [_NO_HEADER]
     name = safe(training.name)
     if training.parameters is None:
-        return [("model to train", f"{name}: unknown, {safe(training.note)}")]
+        return [_NO_HEADER, ("model to train", f"{name}: unknown, {safe(training.note)}")]
     return [
+        _NO_HEADER,
         ("model to train", f"{name}, N = {short(training.parameters)}"),
         ("training on raw tokens", power(training.raw_flops)),
         ("training on refined tokens", power(training.refined_flops)),
@@ -154,23 +148,24 @@ def _break_even(training: TrainingReport) -> str:
     return "never: the corpus has not become smaller" if known else "?"
 
 
-def timing_rows(execution: ExecutionReport) -> Sequence[TextRow]:
+def timing_table(execution: ExecutionReport) -> TextTable:
     """Workers and their time."""
     gpus = execution.gpus
-    rows = [
+    table: TextTable = [
+        _NO_HEADER,
         ("workers", whole(execution.workers)),
         ("time at work, all workers", duration(execution.busy_seconds)),
         ("time loading models, all workers", duration(execution.boot_seconds)),
         ("tokens per worker and second", _worker_rates(execution)),
     ]
     if gpus.busy_seconds != 0:
-        rows += [
+        table += [
             ("GPUs", ", ".join(map(safe, gpus.devices)) or "unknown"),
             ("GPU hours at work", _hours(gpus.busy_seconds)),
             ("GPU hours loading models", _hours(gpus.boot_seconds)),
-            ("model FLOPs utilisation", percent(gpus.model_flops_utilisation)),
+            ("model FLOPs utilization", percent(gpus.model_flops_utilization)),
         ]
-    return rows
+    return table
 
 
 def _worker_rates(execution: ExecutionReport) -> str:

@@ -1,7 +1,6 @@
 """Throughput over the time of a run, from a sample of the workers' heartbeats."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from proxhpc.report.model import Timeline, TimelineWorker
@@ -14,62 +13,41 @@ _MAX_READS = 8000  # heartbeats read of all workers together
 _MAX_POINTS = 48  # heartbeats read of one worker
 
 
-@dataclass(frozen=True, slots=True)
-class _Track:
-    """One worker: its heartbeats, and its tokens per second in each bin."""
-
-    heartbeats: Sequence[Heartbeat]
-    rates: Sequence[float]
-
-    @property
-    def end(self) -> str:
-        """Its last state; a worker still at work when its run is over died without an error."""
-        state = self.heartbeats[-1].state
-        return "gone" if state in ("starting", "working") else state
-
-    @property
-    def deaths_noted(self) -> list[float]:
-        """When it noted the death of another worker or of its engine."""
-        return [b.time for a, b in pairwise(self.heartbeats) if b.deaths > a.deaths]
-
-    @property
-    def failed(self) -> float | None:
-        """Time of its last heartbeat, if it failed or died."""
-        return self.heartbeats[-1].time if self.end in ("gone", "failed") else None
-
-
 def run_timeline(run: RunDir) -> Timeline:
     """Raw tokens committed per second, in bins from the first heartbeat to the last."""
-    histories = [heartbeats for heartbeats in _histories(run) if heartbeats]
+    histories = sorted(filter(None, _histories(run)), key=lambda history: history[0].time)
     if not histories:
         return Timeline(start=None, seconds=0.0, tokens_per_second=(), workers=())
-    start = min(heartbeats[0].time for heartbeats in histories)
-    end = max(heartbeats[-1].time for heartbeats in histories)
-    seconds = max(end - start, 1e-3)
-    tracks = [_Track(heartbeats, _rates(heartbeats, start, seconds)) for heartbeats in histories]
-    failed_first = sorted(
-        tracks, key=lambda track: (track.failed is None, track.heartbeats[0].time)
-    )
-
-    def share(time: float) -> float:
-        return round((time - start) / seconds, 4)
-
-    totals = zip(*(track.rates for track in tracks), strict=True)
+    start = histories[0][0].time
+    seconds = max(max(history[-1].time for history in histories) - start, 1e-3)
+    rates = [_rates(history, start, seconds) for history in histories]
+    workers = [_worker(*pair, start, seconds) for pair in zip(histories, rates, strict=True)]
     return Timeline(
         start=start,
         seconds=round(seconds, 3),
-        tokens_per_second=tuple(round(sum(rates), 3) for rates in totals),
-        workers=tuple(
-            TimelineWorker(
-                worker=track.heartbeats[-1].owner.worker,
-                end=track.end,
-                tokens_per_second=tuple(round(rate, 3) for rate in track.rates),
-                failed=None if track.failed is None else share(track.failed),
-                deaths_noted=tuple(map(share, track.deaths_noted)),
-            )
-            for track in failed_first[:MAX_WORKERS]
-        ),
+        tokens_per_second=tuple(round(sum(column), 3) for column in zip(*rates, strict=True)),
+        workers=tuple(sorted(workers, key=lambda worker: worker.failed is None)[:MAX_WORKERS]),
     )
+
+
+def _worker(
+    history: Sequence[Heartbeat], rates: Sequence[float], start: float, seconds: float
+) -> TimelineWorker:
+    last = history[-1]
+    # A worker that was still at work when its run was over died without an error.
+    end = "gone" if last.state in ("starting", "working") else last.state
+    deaths = [later.time for earlier, later in pairwise(history) if later.deaths > earlier.deaths]
+    return TimelineWorker(
+        worker=last.owner.worker,
+        end=end,
+        tokens_per_second=tuple(round(rate, 3) for rate in rates),
+        failed=_share(last.time, start, seconds) if end in ("gone", "failed") else None,
+        deaths_noted=tuple(_share(time, start, seconds) for time in deaths),
+    )
+
+
+def _share(time: float, start: float, seconds: float) -> float:
+    return round((time - start) / seconds, 4)
 
 
 def _histories(run: RunDir) -> list[list[Heartbeat]]:

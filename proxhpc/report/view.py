@@ -1,8 +1,8 @@
 """A report or an account on a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType, group
 from rich.table import Table
 from rich.text import Text
 
@@ -11,36 +11,40 @@ from proxhpc.report.model import AccountBase, Report, RunAccount
 from proxhpc.status.terminal import safe
 
 
-def render_report(report: Report) -> RenderableType:
+@group()
+def render_report(report: Report) -> Iterator[RenderableType]:
     """The report of a merged run."""
-    return Group(Text(safe(report.name), style="bold"), *_tables(report))
+    yield Text(safe(report.name), style="bold")
+    yield from _tables(report)
 
 
-def render_account(account: RunAccount) -> RenderableType:
+@group()
+def render_account(account: RunAccount) -> Iterator[RenderableType]:
     """The account so far of a run that is not merged."""
-    note = ("  so far: not merged yet", "yellow")
-    return Group(Text.assemble((safe(account.name), "bold"), note), *_tables(account))
+    yield Text.assemble((safe(account.name), "bold"), ("  so far: not merged yet", "yellow"))
+    yield from _tables(account)
 
 
 def _tables(report: AccountBase) -> Iterator[RenderableType]:
-    yield _table(("", "documents", ""), text.outcome_rows(report))
+    yield _table(text.outcome_table(report))
     yield Text()
-    yield _table(text.SIZE_COLUMNS, text.size_rows(report))
+    yield _table(text.size_table(report))
     yield Text(f"tokens: {safe(report.token_unit)}", style="dim")
-    for header, rows in (
-        (text.REQUEST_COLUMNS, text.request_rows(report)),
-        (text.FLOPS_COLUMNS, text.flops_rows(report)),
-        (text.EXTRA_COLUMNS, text.extra_rows(report)),
-        (("", ""), text.training_rows(report.comparison)),
-        (text.ESTIMATE_COLUMNS, text.estimate_rows(report)),
-        (("", ""), text.timing_rows(report.execution)),
+    for table in (
+        text.request_table(report),
+        text.flops_table(report),
+        text.extra_table(report),
+        text.training_table(report.comparison),
+        text.estimate_table(report),
+        text.timing_table(report.execution),
     ):
-        if rows:
+        if len(table) > 1:
             yield Text()
-            yield _table(header, rows)
+            yield _table(table)
 
 
-def _table(header: Sequence[str], rows: Sequence[text.TextRow]) -> Table:
+def _table(rows: text.TextTable) -> Table:
+    header = rows[0]
     table = Table(
         box=None,
         pad_edge=False,
@@ -51,6 +55,6 @@ def _table(header: Sequence[str], rows: Sequence[text.TextRow]) -> Table:
     for position, name in enumerate(header):
         is_text = position == 0 or name == "model" or not any(header)
         table.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
+    for row in rows[1:]:
         table.add_row(*map(Text, row))
     return table

@@ -10,8 +10,7 @@ Deaths for other reasons are counted too, but cost no document: a worker slows d
 deaths at the same commit, and gives up a document only after two more deaths with it alone.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from proxhpc.errors import StopError
 
@@ -65,16 +64,12 @@ class CrashBackoff:
     def stop_error(self, shard: int) -> StopError | None:
         """Return the error that stops the run if the documents cannot be the reason, else None."""
         if self.given_up >= MAX_POISON:
-            what = f"{self.given_up} documents of shard {shard} each killed {MIN_DEATHS} workers"
+            problem = f"{self.given_up} documents of shard {shard} each killed {MIN_DEATHS} workers"
         elif self.level == len(BATCHES) and self.deaths >= MAX_DEATHS:
-            what = f"{self.deaths} workers in a row died at the same document of shard {shard}"
+            problem = f"{self.deaths} workers in a row died at the same document of shard {shard}"
         else:
             return None
         return StopError(
-            f"{what}; end of the last log: {self.log_tail}",
+            f"{problem}; end of the last log: {self.log_tail}",
             hint="read the workers' logs, fix the problem, then run `proxhpc launch` again",
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak_flops
 from proxhpc.account.flops import paper_flops, sum_or_none
+from proxhpc.account.quantity import quantity
 from proxhpc.outputs import OutputModel
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan
@@ -20,7 +21,7 @@ LEDGER_BYTES_PER_DOCUMENT = 120
 CORPUS_COMPRESSION = 2.8
 LOG_FILES = 4  # of a job: script, pickled task, standard output and error
 RUN_FILES = 20  # plan, merge, report, card and others that a run has once
-MODEL_FLOPS_UTILISATION = 0.4  # of a GPU's peak; about that of a 0.3B model's prefill
+MODEL_FLOPS_UTILIZATION = 0.4  # of a GPU's peak; about that of a 0.3B model's prefill
 
 _TOKENS_COUNTED_AS = f"UTF-8 bytes of the records / {BYTES_PER_TOKEN}"
 _FLOPS_COUNTED_AS = (
@@ -54,7 +55,7 @@ class PlanEstimate(OutputModel):
     """What `proxhpc plan` prints. Estimates are neither upper nor lower bounds."""
 
     format: Literal["proxhpc.plan/1"] = "proxhpc.plan/1"
-    """Format of this document."""
+    """Kind and version of this document."""
     name: str
     """Name of the run."""
     run_dir: str
@@ -115,7 +116,7 @@ def _figures(plan: Plan, documents: int | None, tokens: int, read: dict[str, int
         for level, model in plan.models.items()
     ]
     flops = sum_or_none(by_stage) or None
-    flops_per_hour = (peak_flops("A100") or 0) * MODEL_FLOPS_UTILISATION * 3600
+    flops_per_hour = (peak_flops("A100") or 0) * MODEL_FLOPS_UTILIZATION * 3600
     hours = round(flops / flops_per_hour, 3) if flops else None
     return WorkFigures(documents=documents, tokens=tokens, flops=flops, a100_hours=hours)
 
@@ -191,7 +192,7 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
     work, measured = estimate.estimated_work, estimate.measured_work
     rows = {
         "run directory": estimate.run_dir,
-        "input": f"{estimate.files:,} files, {_size(estimate.bytes_on_disk)} on disk, "
+        "input": f"{quantity(estimate.files, 'file')}, {_size(estimate.bytes_on_disk)} on disk, "
         f"about {_size(estimate.estimated_bytes)} decompressed",
         "documents": _about(work.documents),
         "tokens": f"{_about(work.tokens)} ({estimate.tokens_counted_as})",
@@ -204,7 +205,7 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
     rows["disk"] = (
         f"corpus about {_size(estimate.estimated_corpus_bytes)} if nothing is dropped, "
         f"ledgers about {_size(estimate.estimated_ledger_bytes)}; "
-        f"about {estimate.estimated_run_files:,} files"
+        f"about {quantity(estimate.estimated_run_files, 'file')}"
     )
     rows["model work"] = _model_work(estimate)
     if estimate.comparison_probability is not None:
@@ -215,7 +216,7 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
             f"probability that two are compared, by similarity: {', '.join(curve)}"
         )
     if measured is not None:
-        parts = [f"{measured.documents:,} documents", f"{measured.tokens:,} tokens"]
+        parts = [quantity(measured.documents or 0, "document"), quantity(measured.tokens, "token")]
         if measured.flops:
             parts.append(f"{measured.flops:.2e} FLOPs, {measured.a100_hours:,} A100 hours")
         rows["measured so far"] = ", ".join(parts)
@@ -230,7 +231,7 @@ def _model_work(estimate: PlanEstimate) -> str:
         return "unknown: the model's shape is not known"
     return (
         f"about {work.flops:.2e} FLOPs, {work.a100_hours:,} A100 hours at "
-        f"{MODEL_FLOPS_UTILISATION:.0%} of peak ({estimate.flops_counted_as})"
+        f"{MODEL_FLOPS_UTILIZATION:.0%} of peak ({estimate.flops_counted_as})"
     )
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -102,7 +102,7 @@ class Lease:
         try:
             fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
-            return  # the lease is lost, as `is_lost` tells
+            return  # the lease is lost, as `is_lost` shows
         try:
             os.write(fd, b" ")
         finally:
@@ -125,7 +125,7 @@ class Leases:
 
     def take(self, name: str, attempt: int) -> Lease | None:
         """Take the lease of exactly this attempt; None if it is taken."""
-        if not create(self.run.lease(name, attempt), orjson.dumps(asdict(self.owner))):
+        if not create(self.run.lease(name, attempt), orjson.dumps(self.owner)):
             return None
         fault_point("advance held" if name == "advance" else "lease taken")
         return Lease(self.run, name, attempt, self.owner)
@@ -232,7 +232,9 @@ def _acquire(leases: Leases, name: str) -> Lease:
         held = leases.current(name)
         if held is None:
             if (lease := leases.take(name, 1)) is None:
-                raise RetryError(f"another {name} was faster; nothing is lost, it does the same")
+                raise RetryError(
+                    f"another {name} started first and does the same work; nothing is lost"
+                )
             if leases.highest_attempts().get(name) == 1:
                 return lease
             lease.release()  # another process is taking over an older lease: see `take_over`

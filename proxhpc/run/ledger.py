@@ -20,7 +20,14 @@ from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
-from proxhpc.program.replay import ModelOutput, WindowProgram
+from proxhpc.program.policy import AnyPolicy
+from proxhpc.program.replay import (
+    ModelOutput,
+    ProgramFormat,
+    ReplayResult,
+    WindowProgram,
+    replay,
+)
 from proxhpc.run.crash_backoff import CrashBackoff
 
 LEDGER_VERSION = 2
@@ -111,6 +118,11 @@ class Row:
     detail: str = ""
     head: bytes = b""
     score: float | None = field(default=None, compare=False)
+
+    def replay(self, text: str, policy: AnyPolicy, program_format: ProgramFormat) -> ReplayResult:
+        """Apply the row's programs to the raw text, as `program.replay` does."""
+        doc = self.doc.output if self.doc else None
+        return replay(text, doc, [call.window for call in self.windows], policy, program_format)
 
     def encode(self) -> bytes:
         """Return a JSON line without line feed; empty fields are left out."""
@@ -302,11 +314,11 @@ class LedgerWriter:
     def write_backoff(self, backoff: CrashBackoff) -> None:
         """Make what is known of deaths after the last commit durable."""
         head = {"v": LEDGER_VERSION, "plan": self.plan, "shard": self.shard}
-        self.frames.append(orjson.dumps(head | {"backoff": backoff.to_dict()}))
+        self.frames.append(orjson.dumps(head | {"backoff": backoff}))
         fault_point("death noted")
         self.state.backoff = backoff
 
-    def finish(self) -> Counts:
+    def finish(self) -> None:
         """Append the summary; the ledger is then ready to be published."""
         counts = self.state.counts
         counts.check(f"shard {self.shard}")
@@ -321,7 +333,6 @@ class LedgerWriter:
         }
         self.frames.append(orjson.dumps(summary))
         fault_point("summary written")
-        return counts
 
     def close(self) -> None:
         """Close the file."""
@@ -391,8 +402,8 @@ def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | SpanEnd]:
         raise _damaged(path, "the summary does not match the rows")
 
 
-def _damaged(path: Path, what: str) -> StopError:
+def _damaged(path: Path, problem: str) -> StopError:
     return StopError(
-        f"damaged ledger {path}: {what}",
+        f"damaged ledger {path}: {problem}",
         hint="delete this file and run `proxhpc launch` again; only this shard is refined again",
     )

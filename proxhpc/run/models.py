@@ -9,9 +9,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from proxhpc.account.flops import GATED_DECODERS, ModelShape
 from proxhpc.corpus.disk import sha256_file
@@ -71,30 +72,20 @@ class ModelRef:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {
-            "name": self.name,
-            "path": str(self.path),
-            "config_sha": self.config_sha,
-            "shape": asdict(self.shape) if self.shape else None,
-            "max_model_len": self.max_model_len,
-            "snapshot": self.snapshot,
-            "stop_ids": list(self.stop_ids),
-            "refiner": self.refiner.to_dict() if self.refiner else None,
-        }
+        refiner = self.refiner.to_dict() if self.refiner else None
+        return asdict(self) | {"path": str(self.path), "refiner": refiner}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote."""
-        shape, refiner = data["shape"], data.get("refiner")
-        return cls(
-            **{
-                **data,
-                "path": Path(data["path"]),
-                "shape": ModelShape(**shape) if shape else None,
-                "stop_ids": tuple(data["stop_ids"]),
-                "refiner": RefinerFile.model_validate(refiner) if refiner else None,
-            }
-        )
+        shape, refiner = data["shape"], data["refiner"]
+        values = {
+            "path": Path(data["path"]),
+            "shape": ModelShape(**shape) if shape else None,
+            "stop_ids": tuple(data["stop_ids"]),
+            "refiner": RefinerFile.model_validate(refiner) if refiner else None,
+        }
+        return cls(**{**data, **values})
 
 
 class _IncompleteError(UserError):
@@ -184,10 +175,10 @@ def _download_command(match: re.Match[str]) -> str:
 
 
 def _inspect(name: str, path: Path) -> ModelRef:
-    config = _read_json(name, path / "config.json")
+    config = read_model_json(name, path / "config.json")
     _refuse_code(name, config, path / "config.json")
     if (path / "tokenizer_config.json").exists():
-        tokenizer = _read_json(name, path / "tokenizer_config.json")
+        tokenizer = read_model_json(name, path / "tokenizer_config.json")
         _refuse_code(name, tokenizer, path / "tokenizer_config.json")
     if not any(all((path / file).is_file() for file in files) for files in TOKENIZERS):
         raise _IncompleteError(
@@ -210,10 +201,12 @@ def _inspect(name: str, path: Path) -> ModelRef:
     )
 
 
-def _read_json(name: str, file: Path) -> dict[str, Any]:
+@contextmanager
+def _open(name: str, file: Path) -> Iterator[BinaryIO]:
+    """Open a file of a model; UserError if it is missing or cannot be read."""
     try:
         with file.open("rb") as stream:
-            raw = stream.read(MAX_JSON + 1)
+            yield stream
     except FileNotFoundError:
         raise _IncompleteError(
             f"model {name!r}: {file.name} is missing in {file.parent}",
@@ -224,7 +217,12 @@ def _read_json(name: str, file: Path) -> dict[str, Any]:
             f"model {name!r}: cannot read {file}: {error.strerror}",
             hint="workers need read permission on the whole directory",
         ) from error
-    return _parse_object(name, file, raw)
+
+
+def read_model_json(name: str, file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model; UserError if there is none."""
+    with _open(name, file) as stream:
+        return _parse_object(name, file, stream.read(MAX_JSON + 1))
 
 
 def _parse_object(name: str, file: Path, raw: bytes) -> dict[str, Any]:
@@ -260,7 +258,7 @@ def _weight_files(name: str, path: Path) -> list[str]:
             if pickles
             else "copy or download the model's weights",
         )
-    weight_map = _read_json(name, index).get("weight_map")
+    weight_map = read_model_json(name, index).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
     # A name with a folder could point outside of the directory.
     if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
@@ -273,21 +271,10 @@ def _weight_files(name: str, path: Path) -> list[str]:
 
 def _check_weights(name: str, file: Path) -> bytes:
     """Return the header of a safetensors file, after checking the file's size against it."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = stream.read(min(length, MAX_JSON + 1))
-    except FileNotFoundError:
-        raise _IncompleteError(
-            f"model {name!r}: {file.name} is missing in {file.parent}",
-            hint="copy or download the model's weights again",
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"model {name!r}: cannot read {file}: {error.strerror}",
-            hint="workers need read permission on the whole directory",
-        ) from error
+    with _open(name, file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, MAX_JSON + 1))
     expected = 8 + length + max(_data_ends(_parse_object(name, file, header)), default=0)
     if len(header) != length or size != expected:
         raise UserError(
@@ -317,7 +304,7 @@ def _context_length(name: str, config: dict[str, Any]) -> int:
 def _stop_ids(name: str, path: Path, config: dict[str, Any]) -> tuple[int, ...]:
     sources = [config]
     if (path / "generation_config.json").exists():
-        sources.append(_read_json(name, path / "generation_config.json"))
+        sources.append(read_model_json(name, path / "generation_config.json"))
     stop_ids: set[int] = set()
     for source in sources:
         ids = source.get("eos_token_id")

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from proxhpc import __version__
-from proxhpc.corpus.disk import publish, write_atomic
+from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
 from proxhpc.corpus.parquet import require_pyarrow
@@ -25,13 +25,14 @@ from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
-from proxhpc.spec.manifest import Corpus, Manifest, diff, find_inputs
+from proxhpc.spec.manifest import Manifest, diff, find_inputs
+from proxhpc.spec.sections import Corpus
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
 PLAN_VERSION = 3
 
-_DRAFT = re.compile(r"\.+plan-.*|\..*\.tmp")  # left behind by a launch that was killed
+_DRAFT = re.compile(r"\..*\.tmp")  # left behind by a launch that was killed
 _OTHER_RUN_DIR = "choose another with run_dir in the manifest or --run DIR"
 
 
@@ -136,7 +137,7 @@ class Plan:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{run.root} is not a run directory: it has no plan.json",
-                hint="`proxhpc launch MANIFEST` makes one",
+                hint="`proxhpc launch MANIFEST` creates one",
             ) from None
         try:
             data = orjson.loads(raw)
@@ -163,16 +164,10 @@ class Plan:
                 run.shard_folder(shard).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"cannot make the run directory {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
+                f"cannot create the run directory {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
             ) from error
-        draft = run.plan.with_name(f".plan-{secrets.token_hex(4)}")
-        write_atomic(draft, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
-        try:
-            # If two launches race, one links its plan and both use it.
-            first = publish(draft, run.plan)
-        finally:
-            draft.unlink()
-        if first:
+        # If two launches race, one creates its plan and both use it.
+        if create(run.plan, orjson.dumps(self.to_dict(), option=orjson.OPT_APPEND_NEWLINE)):
             write_atomic(run.manifest, manifest_text)
 
 
@@ -188,7 +183,7 @@ def check_new(run: RunDir) -> None:
         return
     except OSError as error:
         raise UserError(
-            f"cannot make a run in {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
+            f"cannot create a run in {run.root}: {error.strerror}", hint=_OTHER_RUN_DIR
         ) from error
     folders = {folder.name: folder for folder in run.folders()}
     foreign = [
@@ -199,7 +194,7 @@ def check_new(run: RunDir) -> None:
     # The plan is checked last: another launch may have written it, and then other files, meanwhile.
     if foreign and not run.plan.exists():
         raise UserError(
-            f"{run.root} is not a run and not empty: it has {quoted(foreign[0])}"
+            f"{run.root} is not empty and not a run directory: it contains {quoted(foreign[0])}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
             hint=f"a run needs a new or empty directory; {_OTHER_RUN_DIR}",
         )
@@ -212,15 +207,15 @@ def _holds_files(folder: Path) -> bool:
 
 
 def check_outside(run: RunDir, paths: Iterable[Path]) -> None:
-    """Raise UserError if an input file lies in the run directory, itself or behind a symlink."""
+    """Raise UserError if an input file is inside the run directory, itself or behind a symlink."""
     root = run.root.resolve()
     parents: dict[Path, Path] = {}
     for path in paths:
         named = parents.setdefault(path.parent, path.parent.resolve())
         if named.is_relative_to(root) or path.resolve().is_relative_to(root):
             raise UserError(
-                f"the input {path} lies in the run directory {run.root}, where the run writes and "
-                "deletes files",
+                f"the input {path} is inside the run directory {run.root}, where the run writes "
+                "and deletes files",
                 hint=_OTHER_RUN_DIR,
             )
 
@@ -357,7 +352,7 @@ def check_same_manifest(plan: Plan, manifest: Manifest) -> None:
     if keys:
         raise UserError(
             f"this run was started with another manifest; these keys differ: {', '.join(keys)}",
-            hint="undo the change, or start a new run: --run DIR (or another name)",
+            hint="restore these keys, or start a new run: --run DIR (or another name)",
         )
 
 

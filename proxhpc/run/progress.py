@@ -1,7 +1,7 @@
 """A worker's progress file: one line per commit and heartbeat; the last line is its state."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -34,7 +34,7 @@ class ProgressLog:
     def write(self, state: str, **more: Any) -> None:
         """Append a line. States: starting, working, done, stopped, failed."""
         line = {"t": round(time.time(), 3), "state": state, "role": self.role}
-        line |= {"owner": asdict(self.owner), "shards": self.shards}
+        line |= {"owner": self.owner, "shards": self.shards}
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
         line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
         line |= {"device": self.device, "devices": self.devices}

@@ -4,8 +4,9 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -56,35 +57,32 @@ def refuse(problems: Iterable[tuple[Key, str]]) -> None:
         raise KeyProblems(*listed)
 
 
-def _scaled(units: Mapping[str, int], example: str) -> Callable[[Any], Any]:
-    """Return a validator for whole numbers with an optional unit."""
-    pattern = re.compile(rf"([0-9][0-9_]*(?:\.[0-9]+)?) ?({'|'.join(filter(None, units))})?")
+def _scaled(units: Mapping[str, int], example: str) -> tuple[Strict, Any, Any, Any]:
+    """Return annotations for a positive whole number with an optional unit."""
+    names = [unit for unit in units if unit]
+    pattern = rf"([0-9][0-9_]*(?:\.[0-9]+)?) ?({'|'.join(names)})?"
 
     def parse_scaled(value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        match = pattern.fullmatch(value[:40])
+        match = re.fullmatch(pattern, value[:40])
         exact = Decimal(match[1].replace("_", "")) * units[match[2] or ""] if match else None
         if exact is None or exact != int(exact):
-            choices = ", ".join(filter(None, units))
+            choices = ", ".join(names)
             raise ValueError(
                 f"{quoted(value)} is not a whole number like {example} (units: {choices})"
             )
         return int(exact)
 
-    return parse_scaled
+    text = {"type": "string", "pattern": rf"^[0-9][0-9_]*(\.[0-9]+)? ?({'|'.join(names)})?$"}
+    schema = WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, text]})
+    return Strict(), Field(gt=0), BeforeValidator(parse_scaled), schema
 
 
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _SIZES = {"": 1, "B": 1}
 _SIZES |= {f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}
 _SIZES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
-
-
-def _scaled_schema(units: Mapping[str, int]) -> WithJsonSchema:
-    pattern = rf"^[0-9][0-9_]*(\.[0-9]+)? ?({'|'.join(filter(None, units))})?$"
-    forms = [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": pattern}]
-    return WithJsonSchema({"anyOf": forms})
 
 
 def _one_line(text: str) -> str:
@@ -98,12 +96,12 @@ Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[int, Strict(), Field(gt=0)]
 Seconds = Annotated[float, Strict(), Field(gt=0)]
-Count = Annotated[
-    int, Strict(), Field(gt=0), BeforeValidator(_scaled(_COUNTS, "20M")), _scaled_schema(_COUNTS)
-]
-Size = Annotated[
-    int, Strict(), Field(gt=0), BeforeValidator(_scaled(_SIZES, "512MiB")), _scaled_schema(_SIZES)
-]
+Count = Annotated[int, *_scaled(_COUNTS, "20M")]
+Size = Annotated[int, *_scaled(_SIZES, "512MiB")]
+ONE_OR_MORE = BeforeValidator(
+    lambda value: (value,) if isinstance(value, str) else value,
+    json_schema_input_type=Text | list[Text],
+)
 
 
 def matching(pattern: str, wanted: str) -> tuple[AfterValidator, FieldInfo]:
@@ -129,6 +127,23 @@ def base_of(info: ValidationInfo) -> Path | None:
     return base if isinstance(base, Path) else None
 
 
+def absolute(text: str, info: ValidationInfo, *, pattern: bool = False) -> str:
+    """Return a path or glob pattern made absolute from `base_of(info)`, with `~` expanded.
+
+    Symbolic links are resolved in the base only: a virtual environment's python is a link itself.
+    """
+    if text.startswith("~"):
+        text = os.path.expanduser(text)
+    if (base := base_of(info)) is None:
+        return text
+    root = os.path.realpath(base)
+    return os.path.normpath(os.path.join(glob.escape(root) if pattern else root, text))
+
+
+FilePath = Annotated[Text, AfterValidator(absolute)]
+GlobPattern = Annotated[Text, AfterValidator(partial(absolute, pattern=True))]
+
+
 def nearest(word: str, known: Collection[str]) -> str:
     """Return `; did you mean "x"?` with the closest of `known`, or ""."""
     close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
@@ -141,20 +156,19 @@ def load_yaml(
     *,
     environ: Mapping[str, str] | None = None,
     verbatim: Collection[str] = (),
-    context: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Return the model that a YAML file describes, with `${VAR}` expanded.
+    """Return the model that a YAML file describes, with absolute paths and `${VAR}` expanded.
 
     Strings below the keys in `verbatim` are not expanded. UserError lists all problems.
     """
     tree = parse(path, os.environ if environ is None else environ, verbatim)
-    problems = list(tree.problems)
-    if not problems and not isinstance(tree.data, dict):
-        problems.append(Problem(1, (), f"must be a mapping of keys, not {quoted(tree.data)}"))
-    if problems:
-        raise _user_error(path, problems)
+    if not tree.problems and not isinstance(tree.data, dict):
+        text = f"must be a mapping of keys, not {quoted(tree.data)}"
+        tree.problems.append(Problem(1, (), text))
+    if tree.problems:
+        raise _user_error(path, tree.problems)
     try:
-        return model.model_validate(tree.data, context=dict(context or {}))
+        return model.model_validate(tree.data, context={"base": path.absolute().parent})
     except ValidationError as error:
         raise _user_error(path, _explain(error, model, tree)) from None
 
@@ -279,19 +293,6 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
-
-
-def absolute(text: str, base: Path | None, *, pattern: bool = False) -> str:
-    """Return a path or glob pattern made absolute from `base`, if any, with `~` expanded.
-
-    Symbolic links are resolved in `base` only: a virtual environment's python is a link itself.
-    """
-    if text.startswith("~"):
-        text = os.path.expanduser(text)
-    if base is None:
-        return text
-    root = os.path.realpath(base)
-    return os.path.normpath(os.path.join(glob.escape(root) if pattern else root, text))
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:

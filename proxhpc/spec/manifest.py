@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.replay import ProgramFormat
-from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, base_of, load_yaml, refuse
+from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, load_yaml, refuse
 from proxhpc.spec.sections import (
     Commit,
     Comparison,
@@ -26,21 +26,6 @@ from proxhpc.spec.sections import (
     Stage,
 )
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
-
-__all__ = [
-    "Commit",
-    "Comparison",
-    "Corpus",
-    "Dedup",
-    "EngineOptions",
-    "Manifest",
-    "Output",
-    "Sharding",
-    "Stage",
-    "diff",
-    "find_inputs",
-    "load_manifest",
-]
 
 # Where a run writes and where it works do not change what it computes.
 _NOT_COMPUTED = {"run_dir", "site"}
@@ -83,7 +68,7 @@ class Manifest(Config):
     @classmethod
     def _named(cls, run_dir: Path, info: ValidationInfo) -> Path:
         text = str(run_dir).replace("{name}", info.data.get("name", "{name}"))
-        return Path(absolute(text, base_of(info)))
+        return Path(absolute(text, info))
 
     @field_validator("policy", mode="before")
     @classmethod
@@ -97,7 +82,7 @@ class Manifest(Config):
     def _file_or_name(cls, site: str | None, info: ValidationInfo) -> str | None:
         if site is None or not ("/" in site or site.endswith((".yaml", ".yml"))):
             return site
-        return absolute(site, base_of(info))
+        return absolute(site, info)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -161,13 +146,12 @@ class Manifest(Config):
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def load_manifest(path: str | Path, environ: Mapping[str, str] | None = None) -> Manifest:
+def load_manifest(path: Path, environ: Mapping[str, str] | None = None) -> Manifest:
     """Return the manifest in a YAML file, with absolute paths and `${VAR}` expanded.
 
     UserError lists every problem with file, line and key.
     """
-    path = Path(path)
-    return load_yaml(path, Manifest, environ=environ, context={"base": path.absolute().parent})
+    return load_yaml(path, Manifest, environ=environ)
 
 
 def diff(a: Manifest, b: Manifest) -> list[str]:
@@ -210,7 +194,7 @@ def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> list[tuple[Path, str]
     if problems:
         raise UserError("\n".join(problems))
     for path in names:
-        if not _is_utf8(path):
+        if re.search("[\ud800-\udfff]", path):
             raise UserError(
                 f"{quoted(path, _MAX_PATH)}: the file's name is not UTF-8", hint="rename the file"
             )
@@ -236,7 +220,3 @@ def _why_empty(pattern: str) -> str:
         return f"the folder {quoted(str(folder), _MAX_PATH)} has none"
     existing = next((p for p in folder.parents if p.is_dir()), Path("/"))
     return f"the folder does not exist; {quoted(str(existing), _MAX_PATH)} does"
-
-
-def _is_utf8(path: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in path)

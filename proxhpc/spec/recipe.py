@@ -1,30 +1,14 @@
 """The recipe: how a refiner is trained, read from YAML."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from proxhpc.spec.load import (
-    Config,
-    Positive,
-    Slug,
-    Text,
-    Whole,
-    absolute,
-    base_of,
-    load_yaml,
-    refuse,
-)
+from proxhpc.spec.load import ONE_OR_MORE, Config, FilePath, Positive, Slug, Text, Whole, refuse
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class Shape(Config):
@@ -58,8 +42,8 @@ class WalkOptions(Config):
 
     history: UnitInterval = Field(
         default=0.5,
-        description="Probability that an earlier answer which the model reads in training is "
-        "'remove'. They are random, so that it reads each line and does not repeat itself.",
+        description="In training, earlier answers in the prompt are random; this is the "
+        "probability of 'remove'.",
     )
     trust: UnitInterval = Field(
         default=0.35,
@@ -90,11 +74,10 @@ class Recipe(Config):
     """How a refiner is trained."""
 
     name: Slug = Field(description="Name of the model.")
-    examples: Annotated[
-        tuple[Text, ...],
-        BeforeValidator(_as_tuple, json_schema_input_type=Text | tuple[Text, ...]),
-    ] = Field(min_length=1, description="Examples file written by `proxhpc annotate`, or several.")
-    base: Text | None = Field(default=None, description="Directory of the model to fine-tune.")
+    examples: Annotated[tuple[FilePath, ...], ONE_OR_MORE] = Field(
+        min_length=1, description="Examples file written by `proxhpc annotate`, or several."
+    )
+    base: FilePath | None = Field(default=None, description="Directory of the model to fine-tune.")
     shape: Shape | None = Field(
         default=None, description="Instead of `base`: the shape of a new model."
     )
@@ -122,7 +105,8 @@ class Recipe(Config):
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of matrices.")
     warmup: Whole = Field(default=30, description="Steps of linear learning rate warm-up.")
     decay: UnitInterval = Field(
-        default=0.6, description="Final share of the training in which the learning rate decays."
+        default=0.6,
+        description="Fraction of the training, at the end, over which the learning rate decays.",
     )
     average: UnitInterval = Field(
         default=0.998, description="Decay of the moving average of the weights that is evaluated."
@@ -149,16 +133,6 @@ class Recipe(Config):
         default_factory=dict, description="Additional sections of the model card: heading and text."
     )
 
-    @field_validator("examples")
-    @classmethod
-    def _files(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(absolute(path, base_of(info)) for path in paths)
-
-    @field_validator("base")
-    @classmethod
-    def _folder(cls, base: str | None, info: ValidationInfo) -> str | None:
-        return None if base is None else absolute(base, base_of(info))
-
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         problems = []
@@ -170,8 +144,3 @@ class Recipe(Config):
             problems.append((("shape",), "only with prompt: walk"))
         refuse(problems)
         return self
-
-
-def load_recipe(path: Path, environ: Mapping[str, str] | None = None) -> Recipe:
-    """Return the recipe in a YAML file, with absolute paths; UserError lists every problem."""
-    return load_yaml(path, Recipe, environ=environ, context={"base": path.absolute().parent})

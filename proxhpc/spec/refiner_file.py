@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import orjson
 from pydantic import (
     Field,
     JsonValue,
@@ -13,7 +12,6 @@ from pydantic import (
     model_validator,
 )
 
-from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import UserError
 from proxhpc.spec.load import Config, load_yaml, refuse
 from proxhpc.spec.sections import Level, Prompt, Stage
@@ -82,10 +80,6 @@ class RefinerFile(Config):
         for level in self.levels:
             data[level] = {k: v for k, v in data[level].items() if k not in _NOT_IN_SECTIONS}
         return data
-
-    def write(self, folder: Path) -> None:
-        """Write the file into a model's directory."""
-        write_atomic(folder / NAME, orjson.dumps(self.to_dict(), option=orjson.OPT_INDENT_2))
 
 
 def read_refiner(folder: Path) -> RefinerFile | None:

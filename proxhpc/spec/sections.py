@@ -6,19 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    JsonValue,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, model_validator
 
 from proxhpc.spec.load import (
+    ONE_OR_MORE,
     Config,
     Count,
+    FilePath,
     Flag,
+    GlobPattern,
     Positive,
     Seconds,
     Size,
@@ -43,22 +39,14 @@ FieldName = Annotated[
 ]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class Corpus(Config):
     """The raw documents."""
 
-    paths: Annotated[
-        tuple[Text, ...],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-        Field(
-            min_length=1,
-            description="Input files: one glob pattern or a list (`**` crosses directories), "
-            "relative to the manifest.",
-        ),
-    ]
+    paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(
+        min_length=1,
+        description="Input files: one glob pattern or a list (`**` crosses directories), "
+        "relative to the manifest.",
+    )
     format: Literal["auto", "jsonl", "parquet"] = Field(
         default="auto",
         description="File format. `auto` looks at the suffix: `.jsonl`, `.ndjson` or `.json`, "
@@ -75,11 +63,6 @@ class Corpus(Config):
     max_record_bytes: Size = Field(
         default=32 << 20, description="Longer records are quarantined without being read whole."
     )
-
-    @field_validator("paths")
-    @classmethod
-    def _from_base(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(absolute(path, base_of(info), pattern=True) for path in paths)
 
 
 # Defaults of a stage depend on its level and prompt style. The limits of `walk` are those that its
@@ -105,13 +88,25 @@ def _default_max_new_tokens(data: dict[str, Any]) -> int:
     return doc if is_doc else chunk
 
 
+def _directory_or_hub_id(text: str, info: ValidationInfo) -> str:
+    """Return a model's absolute directory, its hub id or EMBEDDED; ValueError otherwise."""
+    if text == EMBEDDED:
+        return text
+    path = absolute(text, info)
+    if text.startswith(("/", "./", "../", "~")) or (base_of(info) and os.path.exists(path)):
+        return path
+    if not _HUB_ID.fullmatch(text):
+        raise ValueError(f'{quoted(text)} is neither an existing directory nor a hub id "org/name"')
+    return text
+
+
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
     level: Level = Field(
         description="`doc` keeps or drops whole documents; `chunk` edits lines, window by window."
     )
-    model: Text | None = Field(
+    model: Annotated[Text, AfterValidator(_directory_or_hub_id)] | None = Field(
         default=None,
         description="Hub id (`org/name`, `org/name@revision`), a directory (starts with `/`, `./`, "
         "`../` or `~`, or exists beside the manifest), or `embedded`, the tiny refiner that comes "
@@ -167,11 +162,6 @@ class Stage(Config):
         "`walk`, `lines` (the default) works on every engine.",
     )
 
-    @field_validator("model")
-    @classmethod
-    def _directory_or_hub_id(cls, model: str | None, info: ValidationInfo) -> str | None:
-        return None if model is None else _model(model, base_of(info))
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         refuse((*self._chunk_keys(), *self._walk_keys(), *self._teacher_keys()))
@@ -208,18 +198,6 @@ class Stage(Config):
                 yield from _changed(
                     self, ("grammar",), "not with prompt: teacher, which scores documents"
                 )
-
-
-def _model(text: str, base: Path | None) -> str:
-    """Return a model's absolute directory, its hub id or EMBEDDED; ValueError otherwise."""
-    if text == EMBEDDED:
-        return text
-    path = absolute(text, base)
-    if text.startswith(("/", "./", "../", "~")) or (base is not None and os.path.exists(path)):
-        return path
-    if not _HUB_ID.fullmatch(text):
-        raise ValueError(f'{quoted(text)} is neither an existing directory nor a hub id "org/name"')
-    return text
 
 
 def _changed(model: Config, keys: tuple[str, ...], why: str) -> Iterator[tuple[Key, str]]:
@@ -425,7 +403,7 @@ class Output(Config):
 class Comparison(Config):
     """A model that you will train on the corpus: its training FLOPs, raw against refined."""
 
-    model: Text | None = Field(
+    model: FilePath | None = Field(
         default=None,
         description="Directory with the model's `config.json`; or give `parameters`.",
     )
@@ -436,11 +414,6 @@ class Comparison(Config):
     name: Text | None = Field(
         default=None, description="Name in the report. Default: the directory's, or `parameters`."
     )
-
-    @field_validator("model")
-    @classmethod
-    def _from_base(cls, model: str | None, info: ValidationInfo) -> str | None:
-        return None if model is None else absolute(model, base_of(info))
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from proxhpc.errors import UserError
 from proxhpc.spec.load import (
@@ -24,7 +18,6 @@ from proxhpc.spec.load import (
     Text,
     Whole,
     absolute,
-    base_of,
     load_yaml,
     nearest,
     refuse,
@@ -78,7 +71,7 @@ class Container(Config):
     def _file(cls, image: str, info: ValidationInfo) -> str:
         if "://" in image or not image.endswith((".sif", ".sqsh", ".img", "/")):
             return image
-        return absolute(image, base_of(info))
+        return absolute(image, info)
 
 
 class ResourceRequest(Config):
@@ -150,17 +143,13 @@ class ResourceRequest(Config):
         return self
 
 
-class PhaseOptions(ResourceRequest):
-    """Overrides for one phase; other values are the site's."""
-
-
-class RefineOptions(PhaseOptions):
+class RefineOptions(ResourceRequest):
     """Overrides for the workers that run the models."""
 
     workers: Positive | None = Field(default=None, description="Workers at the same time.")
 
 
-class MergeOptions(PhaseOptions):
+class MergeOptions(ResourceRequest):
     """Overrides for the merge, which makes the corpus from the ledgers."""
 
     workers: Positive | None = Field(
@@ -180,8 +169,8 @@ class SitePhases(Config):
         default=MergeOptions(),
         description="Executing the programs, deduplication, writing the corpus.",
     )
-    control: PhaseOptions = Field(
-        default=PhaseOptions(), description="The small job that submits the next phase."
+    control: ResourceRequest = Field(
+        default=ResourceRequest(), description="The small job that submits the next phase."
     )
 
 
@@ -292,7 +281,7 @@ class Site(ResourceRequest):
     def _interpreter(cls, python: str | None, info: ValidationInfo) -> str | None:
         if python is None or "/" not in python:
             return python  # a command, looked up on the node's PATH after the setup lines
-        return absolute(python, base_of(info))
+        return absolute(python, info)
 
     @model_validator(mode="after")
     def _local_keys(self) -> Self:
@@ -310,7 +299,7 @@ class Site(ResourceRequest):
 
     def resources(self, phase: PhaseName) -> Resources:
         """Return the resources of a phase: its overrides, else its defaults, else the site's."""
-        overrides: PhaseOptions = getattr(self.phases, phase)
+        overrides: ResourceRequest = getattr(self.phases, phase)
         merged = {name: getattr(self, name) for name in ResourceRequest.model_fields}
         merged |= _DEFAULTS[phase]
         if phase == "control" and self.mem is not None:
@@ -338,8 +327,7 @@ def load_site(site: str | Path, environ: Mapping[str, str] | None = None) -> Sit
     path = Path(site)
     if not ("/" in str(site) or path.suffix in (".yaml", ".yml")):
         path = _find(str(site), os.environ if environ is None else environ)
-    context = {"base": path.absolute().parent}
-    return load_yaml(path, Site, environ=environ, verbatim=("setup",), context=context)
+    return load_yaml(path, Site, environ=environ, verbatim=("setup",))
 
 
 def _find(name: str, environ: Mapping[str, str]) -> Path:

@@ -59,26 +59,17 @@ def quoted(value: object, limit: int = 60) -> str:
         return type(value).__name__
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A YAML document: plain data, the line of every key, and problems with single keys."""
-
-    data: Any
-    lines: Mapping[Key, int]
-    problems: tuple[Problem, ...]
-
-
-def parse(path: Path, environ: Mapping[str, str], verbatim: Collection[str] = ()) -> Tree:
+def parse(path: Path, environ: Mapping[str, str], verbatim: Collection[str] = ()) -> "Tree":
     """Return the document in a file, with `${VAR}` expanded except below the keys in `verbatim`.
 
     UserError if there is no document; problems with single keys are in `Tree.problems`.
     """
-    builder = _Builder(environ, verbatim)
-    data = builder.build(_compose(path, read_text(path)), ())
-    return Tree(data, builder.lines, tuple(builder.problems))
+    tree = Tree(environ, verbatim)
+    tree.data = tree.build(_compose(path, _read_text(path)), ())
+    return tree
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Return a small UTF-8 file; UserError if it is missing, unreadable, too big or not text."""
     try:
         with path.open("rb") as stream:
@@ -166,15 +157,17 @@ def _compose(path: Path, text: str) -> yaml.Node:
 
 
 @dataclass(slots=True)
-class _Builder:
-    """Turns nodes into plain data and remembers the line of every key."""
+class Tree:
+    """A YAML document: plain data, the line of every key, and problems with single keys."""
 
     environ: Mapping[str, str]
     verbatim: Collection[str]
+    data: Any = None
     lines: dict[Key, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def build(self, node: yaml.Node, key: Key) -> Any:
+        """Return the plain data of a node."""
         line = node.start_mark.line + 1
         self.lines.setdefault(key, line)
         try:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cluster.slurm import QueuedJob
 from proxhpc.run.paths import RunDir
 from proxhpc.status.model import Failure, RunPhase, WorkerStatus
@@ -100,11 +101,13 @@ def _stop_reason(evidence: Evidence) -> str:
     if failed:
         return (fatal or failed)[-1].message.partition("\n")[0]
     pending = evidence.pending_shards
-    progress = f"{pending} shards are not refined" if pending else "every shard is refined"
+    progress = "every shard is refined"
+    if pending:
+        progress = f"{quantity(pending, 'shard is', 'shards are')} not refined"
     lost = sum(1 for worker in evidence.workers if worker.state in LOST_STATES)
     if lost:
-        total = len(evidence.workers)
-        return f"{progress}, but {lost} of {total} workers died without an error message"
+        total = quantity(len(evidence.workers), "worker")
+        return f"{progress}, but {lost} of {total} died without an error message"
     return f"{progress}, but no worker is running and no job is pending"
 
 

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.quantity import quantity
 from proxhpc.account.reasons import reason_text
 from proxhpc.run.models import short_name
 from proxhpc.status.assess import ACTIVE_STATES
@@ -36,8 +37,8 @@ def one_line(status: Status) -> str:
     """Return the phase and progress in one line."""
     speed, shards = status.speed, status.shards
     parts = [
-        f"{status.phase}: {shards.done}/{shards.total} shards",
-        f"{whole(status.documents.read)} documents",
+        f"{status.phase}: {shards.done}/{quantity(shards.total, 'shard')}",
+        f"{quantity(status.documents.read, 'document')}",
     ]
     parts += [f"{p.phase} {p.done}/{p.total}" for p in status.merge if p.total > 1]
     if speed.documents_per_s is not None:
@@ -77,7 +78,7 @@ def _page(status: Status) -> Iterator[RenderableType]:
 
 def _losses(status: Status) -> Iterator[Text]:
     if status.deaths:
-        shards = "1 shard" if status.deaths == 1 else f"{whole(status.deaths)} shards"
+        shards = quantity(status.deaths, "shard")
         yield Text(f"resumed after a worker or engine died: {shards}", style="dim")
     if status.excluded_nodes:
         nodes = ", ".join(map(safe, status.excluded_nodes))
@@ -98,7 +99,7 @@ def _progress(status: Status) -> Text:
     text = Text.assemble(
         ("█" * full, "green"),
         ("░" * (_BAR_COLUMNS - full), "dim"),
-        f"  {whole(shards.done)} / {whole(shards.total)} shards",
+        f"  {whole(shards.done)} / {quantity(shards.total, 'shard')}",
         f"  {percentage(shards.done, shards.total)}",
     )
     if shards.leased:
@@ -164,8 +165,8 @@ def _outcomes(status: Status) -> Table:
     origin = "" if status.exact else "committed so far, as workers report"
     _add_row(table, "documents", whole(documents.read), "", origin)
     changes = (
-        f"{short(edits.lines_removed)} lines removed, "
-        f"{short(edits.strings_replaced)} strings replaced"
+        f"lines removed: {short(edits.lines_removed)}, "
+        f"strings replaced: {short(edits.strings_replaced)}"
     )
     rows: list[tuple[str, int | None, str]] = [
         ("kept unchanged", documents.kept, ""),
@@ -185,11 +186,11 @@ def _outcomes(status: Status) -> Table:
 
 def _tokens(status: Status) -> tuple[str, str, str, str]:
     tokens = status.tokens
-    place, number = "after refining", tokens.refined
+    scope, number = "after refining", tokens.refined
     if tokens.written is not None:
-        place, number = "in the corpus", tokens.written
+        scope, number = "in the corpus", tokens.written
     unit = safe(short_name(status.token_unit))
-    remark = f"{place}, of {short(tokens.read)} read; unit: {unit}"
+    remark = f"{scope}, of {short(tokens.read)} read; unit: {unit}"
     return "tokens", short(number), percentage(number, tokens.read), remark
 
 
@@ -219,7 +220,7 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
     if not rest:
         return table
     active = sum(1 for worker in rest if worker.state in ACTIVE_STATES)
-    more = f"and {len(rest)} more workers, {active} of them active (--json lists all)"
+    more = f"and {quantity(len(rest), 'more worker')}, {active} of them active (--json lists all)"
     return Group(table, Text(more, style="dim"))
 
 
@@ -242,6 +243,7 @@ def _worker_cells(worker: WorkerStatus) -> tuple[Text, ...]:
 
 
 def _failure(failure: Failure) -> Text:
-    who = safe(failure.example) if failure.workers == 1 else f"{failure.workers} workers"
-    line = Text.assemble((f"{who}: ", "bold red"), safe(failure.message, 400))
+    workers = quantity(failure.workers, "worker")
+    subject = safe(failure.example) if failure.workers == 1 else workers
+    line = Text.assemble((f"{subject}: ", "bold red"), safe(failure.message, 400))
     return line.append(f"\n  {safe(failure.hint)}", style="dim")

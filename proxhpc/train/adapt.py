@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import sync_directory, writing
 from proxhpc.errors import UserError
 from proxhpc.run.models import TOKENIZER_FILES
@@ -15,7 +16,7 @@ from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.refiner_file import NAME, RefinerFile
 from proxhpc.train.card import model_card
 from proxhpc.train.checkpoint import TrainingFolder, TrainingState
-from proxhpc.train.distributed import TrainingRanks, default_processes, launch_processes
+from proxhpc.train.distributed import TrainingRanks, launch_processes
 from proxhpc.train.loop import Trainer
 from proxhpc.train.rows import Examples
 from proxhpc.train.score import ValidationScores
@@ -29,7 +30,7 @@ FINAL_FACTOR = 8  # the last evaluation has this many times the examples of the 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The result of a training: its last state, and the final scores of the best weights."""
+    """The result of a training run: its last state, and the final scores of the best weights."""
 
     state: TrainingState
     scores: ValidationScores
@@ -56,10 +57,8 @@ def adapt(
     _check_training_split(recipe, examples)
     task = _training_task(recipe, examples, folder)
     for reason, number in task.unused.items():
-        log(f"{number:,} examples are not used: {reason}")
-    with launch_processes(
-        processes or default_processes(), _run_worker, recipe.model_dump_json(), out
-    ) as ranks:
+        log(f"{quantity(number, 'example is', 'examples are')} not used: {reason}")
+    with launch_processes(processes, _run_worker, recipe, out) as ranks:
         trainer = Trainer(recipe, task, folder, log, ranks)
         trainer.run()
     trainer.load_best()
@@ -80,11 +79,12 @@ def _check_training_split(recipe: Recipe, examples: Examples) -> None:
     raise UserError(f"no example of the training split in {', '.join(recipe.examples)}", hint=hint)
 
 
-def _run_worker(recipe_json: str, out: Path, ranks: TrainingRanks) -> None:
-    """Train as a rank above 0."""
-    recipe, folder = Recipe.model_validate_json(recipe_json), TrainingFolder(out)
+def _run_worker(recipe: Recipe, out: Path, ranks: TrainingRanks) -> None:
+    """Train as a rank above 0, until rank 0 stops."""
+    folder = TrainingFolder(out)
     task = _training_task(recipe, Examples(tuple(map(Path, recipe.examples))), folder)
-    Trainer(recipe, task, folder, lambda _: None, ranks).run_worker()
+    for _ in Trainer(recipe, task, folder, lambda _: None, ranks).steps():
+        pass
 
 
 def _training_task(
@@ -103,11 +103,8 @@ def _write_model(
     recipe: Recipe, task: TrainingTask[Any], examples: Examples, adapted: Adapted, out: Path
 ) -> None:
     """Write weights, tokenizer, refiner.json and the card into `out`."""
-    trained_levels = {row.level for row in examples if row.split == "train"}
-    stages = task.stages(adapted.scores)
     refiner = RefinerFile.model_validate(
-        {"version": 1, "prompt": recipe.prompt}
-        | {level: keys for level, keys in stages.items() if level in trained_levels}
+        {"version": 1, "prompt": recipe.prompt} | task.stages(adapted.scores)
     )
     parameters = sum(p.numel() for p in task.model.parameters())
     card = model_card(recipe, examples, task.unused, adapted.state, adapted.scores, parameters)
@@ -116,7 +113,7 @@ def _write_model(
 
 
 def _export(model: "PreTrainedModel", tokenizer: Path, texts: Mapping[str, str], out: Path) -> None:
-    """Write a model's files in bfloat16, prepared in a folder of their own; `texts` come last."""
+    """Write a model's files in bfloat16, prepared in a separate folder; `texts` come last."""
     import torch
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: what it needs to resume with the same result."""
+"""Checkpoints of a training run: what it needs to resume with the same result."""
 
 import pickle
 import secrets
@@ -13,7 +13,7 @@ from proxhpc.spec.recipe import Recipe
 
 CHECKPOINT_VERSION = 2
 
-# Keys of a recipe that may change when a training is resumed.
+# Keys of a recipe that may change when a training run is resumed.
 _CHANGEABLE = frozenset(
     {"steps", "hours", "minutes", "save_minutes", "validation", "notes", "precision", "name"}
 )
@@ -22,10 +22,10 @@ _EXAMPLE_HASHES = "example_hashes"
 
 @dataclass
 class TrainingState:
-    """How far a training is.
+    """The progress of a training run.
 
-    `seconds` are those of its steps. `position` is the next batch (task.BatchPosition). The best
-    scores and their step are stored with the best weights; they count, not those stored here.
+    `seconds` is the time of its steps. `position` is the next batch (task.BatchPosition). The best
+    scores and their step are also stored with the best weights, and read from there on a resume.
     """
 
     step: int = 0
@@ -52,7 +52,7 @@ class TrainingFolder:
     def create(self, recipe: Recipe, *, resume: bool) -> None:
         """Create the folder.
 
-        UserError if it holds a training and `resume` is false, or if `out` is the base model.
+        UserError if it holds a training run and `resume` is false, or if `out` is the base model.
         """
         if recipe.base is not None and self.out.resolve() == Path(recipe.base).resolve():
             raise UserError(
@@ -61,7 +61,7 @@ class TrainingFolder:
             )
         if self.state.exists() and not resume:
             raise UserError(
-                f"{self.out} already holds a training",
+                f"{self.out} already holds a training run",
                 hint="continue it with --resume, give another --out, or delete it",
             )
         with writing(self.root):
@@ -74,17 +74,17 @@ class TrainingFolder:
             self.best.unlink(missing_ok=True)
 
     def claim(self) -> None:
-        """Take over the folder: an earlier training that still runs elsewhere saves no more."""
+        """Take over the folder; an earlier training run elsewhere can no longer save."""
         write_atomic(self._owner, self._token)
 
     def check_owner(self) -> None:
-        """Raise UserError if another training has claimed the folder, or if it is gone."""
+        """Raise UserError if another training run has claimed the folder, or if it is gone."""
         with writing(self._owner):
             owner = self._owner.read_bytes()
         if owner != self._token:
             raise UserError(
-                f"{self.out}: another training was started there, so this one stops",
-                hint="give each training an --out of its own",
+                f"{self.out}: another training run was started there, so this one stops",
+                hint="use a separate --out for each training run",
             )
 
     def save(self, path: Path, data: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class TrainingFolder:
 
 
 def recipe_fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """The keys of a recipe that must stay when a training is resumed, and its files' hashes."""
+    """The keys of a recipe that must stay when a training run is resumed, and its files' hashes."""
     fixed = recipe.model_dump(mode="json", exclude={*_CHANGEABLE, "examples"})
     return fixed | {_EXAMPLE_HASHES: [sha256_file(Path(path)) for path in recipe.examples]}
 
@@ -124,10 +124,10 @@ def check_same_recipe(
         return
     if _EXAMPLE_HASHES in differing:
         raise UserError(
-            f"{folder.out}: its training was started with other examples",
+            f"{folder.out}: its training run was started with other examples",
             hint="restore them, in their order, or give another --out",
         )
     raise UserError(
-        f"{folder.out}: its training was started with another {', '.join(differing)}",
+        f"{folder.out}: its training run was started with different {', '.join(differing)}",
         hint="restore these keys, or give another --out",
     )

@@ -1,6 +1,6 @@
 """Data-parallel training on one node: several processes, one GPU each where there are GPUs.
 
-Each rank computes gradients on batches of its own, and all apply the mean gradient, so that their
+Each rank computes gradients on its own batches, and all apply the mean gradient, so that their
 weights stay equal. Rank 0 is the process that called; it also evaluates, logs, saves checkpoints
 and decides when to stop. The loop needs only three collectives and has its own optimizer step and
 moving average, so it uses torch.distributed directly.
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
@@ -34,15 +33,10 @@ _HINT = "its error message is above; continue with --resume"
 
 @dataclass(frozen=True, slots=True)
 class TrainingRanks:
-    """The rank of a process among the `count` processes of a training."""
+    """The rank of a process among the `count` processes of a training run."""
 
     rank: int = 0
     count: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process evaluates, logs and saves."""
-        return self.rank == 0
 
     def broadcast_weights(self, module: "torch.nn.Module") -> None:
         """Copy rank 0's weights to all ranks."""
@@ -74,35 +68,29 @@ class TrainingRanks:
         flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        start = 0
-        for parameter in parameters:
-            size = parameter.numel()
-            parameter.grad.copy_(flat[start : start + size].view_as(parameter))
-            start += size
-
-
-def default_processes() -> int:
-    """The number of processes for this machine: one for each GPU, at least one."""
-    import torch
-
-    return max(1, int(torch.cuda.device_count()))
+        means = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad.copy_(mean.view_as(parameter))
 
 
 @contextmanager
 def launch_processes(
-    count: int, worker: Callable[..., None], *arguments: object
+    count: int | None, worker: Callable[..., None], *arguments: object
 ) -> Iterator[TrainingRanks]:
-    """Start the other processes of a training; the caller becomes rank 0.
+    """Start the other processes of a training run; the caller becomes rank 0.
 
-    Each calls the module-level function `worker(*arguments, ranks)` and exits when that returns,
-    or when this process dies. RetryError if one of them dies.
+    `count` includes the caller; None: one process for each GPU. Each other process calls the
+    module-level function `worker(*arguments, ranks)` and exits when that returns, or when this
+    process dies. RetryError if one of them dies.
     """
-    if count == 1:
-        yield TrainingRanks()
-        return
     import torch
     from torch import distributed
 
+    if count is None:
+        count = max(1, torch.cuda.device_count())
+    if count == 1:
+        yield TrainingRanks()
+        return
     threads = torch.get_num_threads()
     store = distributed.TCPStore(HOST, 0, count, True, COLLECTIVE_TIMEOUT, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -134,7 +122,7 @@ def launch_processes(
 def _run_worker(
     ranks: TrainingRanks, port: int, worker: Callable[..., None], arguments: Sequence[object]
 ) -> None:
-    """The main function of ranks above 0. Rank 0 tells them when to stop, so signals do not."""
+    """The main function of ranks above 0. Rank 0 signals when to stop, so they ignore SIGNALS."""
     from torch import distributed
 
     for number in SIGNALS:
@@ -177,33 +165,30 @@ def _watched(processes: Sequence[BaseProcess]) -> Iterator[None]:
     this process exits after GRACE_S seconds with the error's exit code.
     """
     finished = threading.Event()
-    deaths: list[str] = []
 
     def watch() -> None:
-        running = list(processes)
-        while running and not finished.is_set():
-            wait([process.sentinel for process in running], timeout=1)
-            for process in [process for process in running if process.exitcode is not None]:
-                running.remove(process)
-                if process.exitcode:
-                    deaths.append(f"{process.name} of the training exited with {process.exitcode}")
-            if deaths:
-                if not finished.wait(GRACE_S):
-                    sys.stderr.write(f"{deaths[0]}; {_HINT}\n")
-                    os._exit(RetryError.exit_code)
-                return
+        while not finished.wait(1):
+            if (death := _death(processes)) and not finished.wait(GRACE_S):
+                sys.stderr.write(f"{death}; {_HINT}\n")
+                os._exit(RetryError.exit_code)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     except RuntimeError as error:
-        finished.wait(2)  # until the watcher has seen who died
-        if deaths:
-            raise RetryError(deaths[0], hint=_HINT) from error
+        finished.wait(2)  # the connection is closed before the exit code is known
+        if death := _death(processes):
+            raise RetryError(death, hint=_HINT) from error
         raise
     finally:
         finished.set()
         thread.join()
-    if deaths:
-        raise RetryError(deaths[0], hint=_HINT)
+    if death := _death(processes):
+        raise RetryError(death, hint=_HINT)
+
+
+def _death(processes: Sequence[BaseProcess]) -> str:
+    """Which process died; empty if none did."""
+    died = (process for process in processes if process.exitcode)
+    return next((f"{p.name} of the training run exited with {p.exitcode}" for p in died), "")

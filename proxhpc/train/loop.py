@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Generic
@@ -25,16 +25,17 @@ from proxhpc.train.checkpoint import (
 from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.optimizer import MovingAverage, Optimizer, learning_rate
 from proxhpc.train.score import ValidationScores
-from proxhpc.train.task import BatchT, TrainingTask
+from proxhpc.train.task import BatchT, TrainingTask, rank_batches
 
 if TYPE_CHECKING:
     import torch
 
 _LOG_SECONDS = 60
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
 
 
 class Trainer(Generic[BatchT]):
-    """Trains the module of one task; `log` prints a line now and then."""
+    """Trains the module of one task; `log` prints a line periodically."""
 
     def __init__(
         self,
@@ -58,55 +59,51 @@ class Trainer(Generic[BatchT]):
             self._load()
         ranks.broadcast_weights(task.module)
 
-    def run(self) -> TrainingState:
+    def run(self) -> None:
         """Train to the end. RetryError after SIGTERM, SIGINT or SIGUSR2, with a checkpoint."""
         self.folder.claim()
-        with self._stop_on_signals():
+        with ExitStack() as handlers:
+            for number in _STOP_SIGNALS:
+                handlers.callback(signal.signal, number, signal.signal(number, self._stop))
             self._train()
             self.save()
-        state = self.state
         if self._stop_signal:
             raise RetryError(
-                f"training stopped by {self._stop_signal} after step {state.step}",
+                f"training stopped by {self._stop_signal} after step {self.state.step}",
                 hint="continue with --resume",
             )
-        if state.step > state.evaluated_step or state.best_scores is None:
+        if self.state.step > self.state.evaluated_step or self.state.best_scores is None:
             self.evaluate()
             self.save()
-        return state
 
-    def run_worker(self) -> None:
-        """Train as a rank above 0, until rank 0 stops."""
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Train a step at a time, until rank 0 is finished or got a signal; the steps' losses."""
+        state = self.state
         self.task.module.train()
-        batches = self.task.batches(self.state.position, self._ranks)
+        batches = rank_batches(self.task, state.position, self._ranks)
         while True:
-            more, done = self._ranks.broadcast_progress(False, 0.0, self._device)
+            more = self.done < 1 and not self._stop_signal
+            more, done = self._ranks.broadcast_progress(more, self.done, self._device)
             if not more:
                 return
-            _, batch = next(batches)
-            self._step(batch, done)
+            started = time.monotonic()
+            position, batch = next(batches)
+            losses = self._step(batch, done)
+            state.position = position
+            state.seconds += time.monotonic() - started
+            yield losses
 
     def _train(self) -> None:
         """Train, with evaluations and checkpoints, until the end or a signal."""
         state, recipe = self.state, self.recipe
         saved = evaluated = logged = state.seconds
         losses: dict[str, float] = {}
-        self.task.module.train()
-        batches = self.task.batches(state.position, self._ranks)
-        while True:
-            more = not self.is_finished and not self._stop_signal
-            more, done = self._ranks.broadcast_progress(more, self.done, self._device)
-            if not more:
-                return
-            started = time.monotonic()
-            position, batch = next(batches)
-            losses = _smoothed(losses, self._step(batch, done))
-            state.position = position
-            state.seconds += time.monotonic() - started
+        for step_losses in self.steps():
+            losses = _smoothed(losses, step_losses)
             if state.seconds - logged >= _LOG_SECONDS:
                 logged = state.seconds
                 self._log("step", losses)
-            if state.seconds - evaluated >= recipe.minutes * 60 and not self.is_finished:
+            if state.seconds - evaluated >= recipe.minutes * 60 and self.done < 1:
                 evaluated = saved = state.seconds
                 self.evaluate()
                 self.save()
@@ -121,11 +118,6 @@ class Trainer(Generic[BatchT]):
             return min(1.0, self.state.step / self.recipe.steps)
         return min(1.0, self.state.seconds / 3600 / (self.recipe.hours or 1.0))
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.done >= 1
-
     def _step(self, batch: BatchT, done: float) -> dict[str, float]:
         """One optimizer step; its losses and gradient norm."""
         state = self.state
@@ -136,7 +128,7 @@ class Trainer(Generic[BatchT]):
         losses.total.backward()
         self._ranks.average_gradients(self._optimizer.parameters)
         norm = self._optimizer.step(learning_rate(self.recipe, state.step, done))
-        if self._ranks.is_first and not math.isfinite(norm):
+        if self._ranks.rank == 0 and not math.isfinite(norm):
             raise UserError(
                 f"the training diverged: no finite gradient at step {state.step + 1}",
                 hint="start again with a lower learning_rate or a longer warmup; to continue from "
@@ -164,8 +156,8 @@ class Trainer(Generic[BatchT]):
             enabled = self.recipe.precision == "bfloat16"
         return torch.autocast(self._device, torch.bfloat16, enabled=enabled)
 
-    def evaluate(self) -> ValidationScores:
-        """Scores of the moving average. Saves its weights if they are the best so far."""
+    def evaluate(self) -> None:
+        """Evaluate the moving average, and save its weights if they are the best so far."""
         module, state = self.task.module, self.state
         weights = {name: value.clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self._average.weights)
@@ -181,7 +173,6 @@ class Trainer(Generic[BatchT]):
             # With their scores: a kill before the next save() must not separate the two.
             best_weights = {"weights": self._average.weights, "scores": scores, "step": state.step}
             self.folder.save(self.folder.best, best_weights)
-        return scores
 
     def validate(self, max_examples: int) -> ValidationScores:
         """Scores of the module's current weights."""
@@ -211,15 +202,14 @@ class Trainer(Generic[BatchT]):
         saved = self.folder.load(self.folder.state)
         if saved.get("version") != CHECKPOINT_VERSION:
             raise UserError(
-                f"{self.folder.out}: its training was started by another version of proxhpc",
+                f"{self.folder.out}: its training run was started by another version of proxhpc",
                 hint="give another --out, or delete it",
             )
         check_same_recipe(self._fingerprint, saved["recipe"], self.folder)
         self.task.module.load_state_dict(saved["module"])
         self._average.load(saved["average"])
         self._optimizer.load_state_dicts(saved["optimizers"])
-        progress = saved["progress"]
-        self.state = TrainingState(**progress | {"position": tuple(progress["position"])})
+        self.state = TrainingState(**saved["progress"])
         if self.folder.best.exists():
             best = self.folder.load(self.folder.best)
             self.state.best_scores, self.state.best_step = best["scores"], best["step"]
@@ -238,20 +228,9 @@ class Trainer(Generic[BatchT]):
         values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._print(f"{state.seconds:6.0f} s, step {state.step}, {event}: {values}")
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """Stop after the current step on SIGTERM, SIGINT and Slurm's warning, SIGUSR2."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._stop_signal = signal.Signals(number).name
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-        handlers = {number: signal.signal(number, stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop after the current step, as the handler of a signal."""
+        self._stop_signal = signal.Signals(number).name
 
 
 def _smoothed(means: dict[str, float], losses: dict[str, float]) -> dict[str, float]:

@@ -24,29 +24,25 @@ class Optimizer:
         """For all parameters of `module` that require gradients."""
         from torch.optim import AdamW, Muon
 
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self.parameters = [p for _, p in named]
-        muon_names = {
-            name
-            for name, p in named
-            if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name
-        }
-        rest = [p for name, p in named if name not in muon_names]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        muon: list[torch.nn.Parameter] = []
+        matrices: list[torch.nn.Parameter] = []
+        vectors: list[torch.nn.Parameter] = []
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                is_muon = recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name
+                (muon if is_muon else matrices if p.ndim >= 2 else vectors).append(p)
+        decay = recipe.weight_decay
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": decay},
+            {"params": vectors, "weight_decay": 0.0},
         ]
         self._optimizers: list[torch.optim.Optimizer] = [
             AdamW([group for group in groups if group["params"]], betas=(0.9, 0.97))
         ]
-        if muon_names:
-            self._optimizers.append(
-                Muon(
-                    [p for name, p in named if name in muon_names],
-                    weight_decay=recipe.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",  # steps as large as AdamW's: arXiv 2502.16982
-                )
-            )
+        if muon:
+            # Steps as large as AdamW's: arXiv 2502.16982
+            self._optimizers.append(Muon(muon, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
 
     def step(self, learning_rate: float) -> float:
         """Update the weights and clear the gradients; their norm before clipping to 1."""

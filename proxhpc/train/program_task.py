@@ -2,32 +2,29 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.syntax import FIRST_LINE
-from proxhpc.refine.prompts import PromptStyle, prompt_style
+from proxhpc.refine.prompts import STYLES
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.sections import Level
-from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import ValidationScores, matches_labels, program_scores
 from proxhpc.train.task import (
     Batch,
-    BatchPosition,
     Losses,
     StageSettings,
     load_base,
     pack_batches,
-    rank_batches,
     weighted_mean,
 )
 
@@ -79,8 +76,8 @@ class ProgramTask:
         self.tokenizer = HFTokenizer(ref.path)
         self._end = _end_token(ref, self.tokenizer)
         self._context = ref.max_model_len
-        max_tokens = ref.context_length(min(recipe.max_tokens, ref.max_model_len))
-        self._style = prompt_style(recipe.prompt)
+        max_tokens = min(recipe.max_tokens, self._context)
+        self._style = STYLES[recipe.prompt]
         self._train: list[TokenizedExample] = []
         self._validation: list[ExampleRow] = []
         self.unused = Counter[str]()
@@ -102,46 +99,38 @@ class ProgramTask:
                 f"no example of the training split has at most {max_tokens} tokens",
                 hint="raise max_tokens, or make shorter windows: proxhpc annotate --windows",
             )
-        self.module = load_base(ref.path)
-
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The model to be exported."""
-        return self.module
+        self._max_program = max(len(example.program) for example in self._train)
+        self.module = self.model = load_base(ref.path)
 
     def _tokenize(self, row: ExampleRow) -> TokenizedExample:
-        """UserError if the row's program is of another dialect or differs from its labels."""
+        """Encode a row with the prompt that the stages of a run make.
+
+        UserError if the row's program is of another dialect or differs from its labels.
+        """
         if row.level == "chunk" and not matches_labels(row):
             raise UserError(
                 f"example {row.id!r}: the program {row.program[:60]!r} is not valid in the dialect "
                 "prox, or does not remove the lines labelled D",
                 hint="make the examples with: proxhpc annotate --dialect prox",
             )
+        if row.level == "doc":
+            text = "\n".join(row.lines).rstrip()
+            prompt = self._style.full_doc_prompt(self.tokenizer, text)
+        else:
+            prompt = self._style.chunk_prompt(self.tokenizer, row.lines, FIRST_LINE["prox"])
         program = array("I", [*self.tokenizer.encode(row.program), self._end])
-        return TokenizedExample(
-            array("I", example_prompt(self._style, self.tokenizer, row)), program, row.weight
-        )
+        return TokenizedExample(array("I", prompt), program, row.weight)
 
-    def batches(
-        self, position: BatchPosition, ranks: TrainingRanks
-    ) -> Iterator[tuple[BatchPosition, ProgramBatch]]:
-        """Batches of a rank from `position` on, each with the position after it."""
-        epoch, consumed = position
-        while True:
-            groups = self._grouped(np.random.default_rng([self._recipe.seed, epoch]))
-            for after, index in rank_batches(len(groups), consumed, ranks):
-                yield (epoch, after), collate_programs(groups[index], self._end)
-            epoch, consumed = epoch + 1, 0
-
-    def _grouped(self, rng: np.random.Generator) -> list[list[TokenizedExample]]:
+    def epoch(self, number: int) -> Sequence[Callable[[], ProgramBatch]]:
         """All examples once, in random batches of similar sizes."""
+        rng = np.random.default_rng([self._recipe.seed, number])
         order = rng.permutation(len(self._train)).tolist()
         groups: list[list[TokenizedExample]] = []
         for start in range(0, len(order), _POOL):
             pool = [self._train[index] for index in order[start : start + _POOL]]
-            pool.sort(key=lambda example: example.size)
             groups += pack_batches(pool, self._recipe.batch_tokens)
-        return [groups[index] for index in rng.permutation(len(groups))]
+        shuffled = rng.permutation(len(groups)).tolist()
+        return [partial(collate_programs, groups[index], self._end) for index in shuffled]
 
     def loss(self, batch: ProgramBatch, done: float) -> Losses:
         """The weighted cross-entropy of the programs' tokens."""
@@ -158,15 +147,13 @@ class ProgramTask:
         """Scores of the programs generated for random validation examples."""
         rows = sample_examples(self._validation, max_examples, self._recipe.seed)
         prompts = [self._tokenize(row).prompt for row in rows]
-        max_new_tokens = 2 * max(len(example.program) for example in self._train)
-        generated = generate(self.module, prompts, self._end, max_new_tokens, self._context)
+        generated = generate(self.module, prompts, self._end, 2 * self._max_program, self._context)
         return program_scores(rows, [self.tokenizer.decode(ids) for ids in generated])
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """Limits of prompt and answer: the largest in the training examples."""
-        max_program = max(len(example.program) for example in self._train)
         max_prompt = max(len(example.prompt) for example in self._train)
-        doc: StageSettings = {"max_prompt_tokens": max_prompt, "max_new_tokens": max_program}
+        doc: StageSettings = {"max_prompt_tokens": max_prompt, "max_new_tokens": self._max_program}
         chunk: StageSettings = doc | {
             "numbering": "window",
             "window_tokens": max_prompt,
@@ -174,13 +161,6 @@ class ProgramTask:
         }
         stages: dict[Level, StageSettings] = {"doc": doc, "chunk": chunk}
         return {level: keys for level, keys in stages.items() if level in self._levels}
-
-
-def example_prompt(style: PromptStyle, tokenizer: Tokenizer, row: ExampleRow) -> list[int]:
-    """The prompt of an example, as the stages of a run make it."""
-    if row.level == "doc":
-        return style.full_doc_prompt(tokenizer, "\n".join(row.lines).rstrip())
-    return style.chunk_prompt(tokenizer, row.lines, FIRST_LINE["prox"])
 
 
 def collate_programs(examples: Sequence[TokenizedExample], pad: int) -> ProgramBatch:

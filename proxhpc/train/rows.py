@@ -3,20 +3,23 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Self
 
-from proxhpc.annotate.examples import DROPPED, KEPT, UNKNOWN
-from proxhpc.corpus.document import BadRecord, Span, SpanEnd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from proxhpc.account.quantity import quantity
+from proxhpc.annotate.examples import DROPPED, KEPT
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.hosts import Split
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 from proxhpc.spec.sections import Level
 
 _MAX_ROW_BYTES = 64 << 20
+_Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleRow:
+class ExampleRow(BaseModel):
     """One example: a window or, at level doc, a document.
 
     `line_labels` has a letter for each line (kept, dropped or unknown); it is None if the program
@@ -24,16 +27,27 @@ class ExampleRow:
     both have one entry, for the document.
     """
 
-    id: str
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(coerce_numbers_to_str=True)
     level: Level
     source: str
     split: Split
     teacher: str
     program: str
     weight: float
-    lines: list[str]
-    line_labels: str | None = None
-    drop_probabilities: tuple[float, ...] | None = None
+    lines: list[str] = Field(min_length=1)
+    line_labels: str | None = Field(None, alias="keep", pattern="^[KD?]*$")
+    drop_probabilities: tuple[_Probability, ...] | None = Field(None, alias="chance")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        size = 1 if self.level == "doc" else len(self.lines)
+        for key, values in (("keep", self.line_labels), ("chance", self.drop_probabilities)):
+            if values is not None and len(values) != size:
+                entries = quantity(len(values), "entry", "entries")
+                raise ValueError(f"{key} has {entries} for {quantity(size, 'line')}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +65,12 @@ class Examples:
                 if isinstance(item, BadRecord):
                     raise _invalid(path, item.position, item.reason)
                 try:
-                    yield _row(item.fields, item.text)
-                except (AttributeError, KeyError, TypeError, ValueError) as error:
-                    reason = f"{type(error).__name__}: {error}"
+                    yield ExampleRow.model_validate(_keys(item))
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    reason = first["msg"].removeprefix("Value error, ")
+                    if key := ".".join(map(str, first["loc"])):
+                        reason = f"{key}: {reason} (it is {first['input']!r:.40})"
                     raise _invalid(path, item.position, reason) from error
 
 
@@ -67,42 +84,14 @@ def sample_examples(rows: Sequence[ExampleRow], max_rows: int, seed: int) -> Seq
     return [rows[index] for index in sorted(chosen)]
 
 
-def _row(data: dict[str, Any], program: str) -> ExampleRow:
-    is_document = data["level"] == "doc"
-    lines = data["text"].split("\n") if is_document else data["lines"]
-    labels, probabilities = data.get("keep"), data.get("chance")
-    if is_document:
-        labels = {"keep_doc()": KEPT, "drop_doc()": DROPPED}[program]
-    _check(data, lines, labels, probabilities)
-    return ExampleRow(
-        id=data["id"],
-        level=data["level"],
-        source=data["source"],
-        split=data["split"],
-        teacher=data["teacher"],
-        program=program,
-        weight=float(data["weight"]),
-        lines=lines,
-        line_labels=labels,
-        drop_probabilities=None if probabilities is None else tuple(map(float, probabilities)),
-    )
-
-
-def _check(data: dict[str, Any], lines: Any, labels: Any, probabilities: Any) -> None:
-    """Raise ValueError or TypeError unless the values make one example."""
-    for key, choices in (("level", get_args(Level)), ("split", get_args(Split))):
-        if data[key] not in choices:
-            raise ValueError(f"{key} {data[key]!r:.20} is none of {', '.join(choices)}")
-    if not isinstance(lines, list) or not lines or not all(isinstance(n, str) for n in lines):
-        raise ValueError("lines is not a list of one or more strings")
-    size = 1 if data["level"] == "doc" else len(lines)
-    for key, values in (("keep", labels), ("chance", probabilities)):
-        if values is not None and len(values) != size:
-            raise ValueError(f"{key} has {len(values)} entries for {size} lines")
-    if labels is not None and not set(labels) <= {KEPT, DROPPED, UNKNOWN}:
-        raise ValueError(f"keep {labels[:20]!r} has letters other than K, D and ?")
-    if probabilities is not None and not all(0 <= value <= 1 for value in probabilities):
-        raise ValueError("chance is not between 0 and 1")
+def _keys(document: Document) -> dict[str, Any]:
+    """The keys of an ExampleRow; a document has its text as lines and its verdict as label."""
+    keys = document.fields | {"program": document.text}
+    if keys.get("level") == "doc":
+        label = {"keep_doc()": KEPT, "drop_doc()": DROPPED}.get(document.text, document.text)
+        text = keys.get("text")
+        keys |= {"keep": label, "lines": text.split("\n") if isinstance(text, str) else text}
+    return keys
 
 
 def _invalid(path: Path, position: int, reason: str) -> UserError:

@@ -6,6 +6,7 @@ refiners, use `proxhpc evaluate`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from proxhpc.annotate.examples import DROPPED
 from proxhpc.evaluate.metrics import token_f1
 from proxhpc.evaluate.ranking import auc
-from proxhpc.program.edits import read_window
+from proxhpc.program.edits import WindowEdits, read_window
 from proxhpc.program.execute import apply_changes, execute
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, doc_verdict
@@ -54,9 +55,10 @@ def line_scores(documents: Sequence[LineDecisions], bias: float) -> ValidationSc
     correct = predicted = expected = 0
     for document in documents:
         drop = document.log_odds + bias > 0
-        f1.append(
-            token_f1(_kept_text(document.lines, drop), _kept_text(document.lines, document.dropped))
+        text, expected_text = (
+            "\n".join(compress(document.lines, ~dropped)) for dropped in (drop, document.dropped)
         )
+        f1.append(token_f1(text, expected_text))
         correct += int((drop & document.dropped).sum())
         predicted += int(drop.sum())
         expected += int(document.dropped.sum())
@@ -119,21 +121,21 @@ def program_scores(rows: Sequence[ExampleRow], programs: Sequence[str]) -> Valid
 
 def matches_labels(row: ExampleRow) -> bool:
     """Whether a window's program is valid in the dialect prox and removes the lines labelled so."""
-    window = read_window(row.program, "prox", "stop", 0, len(row.lines), FIRST_LINE["prox"])
-    if window.rejected or window.truncated:
-        return False
+    window, is_valid = _read(row, row.program)
     removed = {line for start, stop in window.removed for line in range(start, stop)}
     labels = row.line_labels
-    return labels is None or removed == {n for n, label in enumerate(labels) if label == DROPPED}
+    dropped = {n for n, label in enumerate(labels or "") if label == DROPPED}
+    return is_valid and (labels is None or removed == dropped)
+
+
+def _read(row: ExampleRow, program: str) -> tuple[WindowEdits, bool]:
+    """The edits of a program for a window, and whether all of the program is valid."""
+    window = read_window(program, "prox", "stop", 0, len(row.lines), FIRST_LINE["prox"])
+    return window, not window.rejected and not window.truncated
 
 
 def _execute(row: ExampleRow, program: str) -> tuple[str, bool]:
     """The text that a program makes of a window, and whether all of the program is valid."""
-    text, total = "\n".join(row.lines), len(row.lines)
-    window = read_window(program, "prox", "stop", 0, total, FIRST_LINE["prox"])
-    is_valid = not window.rejected and not window.truncated
-    return apply_changes(text, execute(text, total, [window], _POLICY)), is_valid
-
-
-def _kept_text(lines: Sequence[str], drop: "NDArray[np.bool_]") -> str:
-    return "\n".join(line for line, dropped in zip(lines, drop, strict=True) if not dropped)
+    window, is_valid = _read(row, program)
+    text = "\n".join(row.lines)
+    return apply_changes(text, execute(text, len(row.lines), [window], _POLICY)), is_valid

@@ -1,7 +1,7 @@
 """What the training loop needs of a task: a module, batches, a loss and validation scores."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
@@ -51,37 +51,42 @@ class TrainingTask(Protocol[BatchT]):
     """
 
     module: "torch.nn.Module"
+    model: "PreTrainedModel"
     tokenizer_dir: Path
     unused: Counter[str]
 
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The model to be exported."""
-        ...
+    def epoch(self, number: int) -> Sequence[Callable[[], BatchT]]:
+        """The batches of an epoch, each as the function that builds it.
 
-    def batches(
-        self, position: BatchPosition, ranks: TrainingRanks
-    ) -> Iterator[tuple[BatchPosition, BatchT]]:
-        """Batches of a rank from `position` on, without end, each with the position after it.
-
-        In each turn every rank gets one batch; these are different ones (see `rank_batches`).
+        They depend only on the recipe and the number.
         """
-        ...
 
     def loss(self, batch: BatchT, done: float) -> Losses:
         """The loss of a batch after the share `done` (0 to 1) of the training."""
-        ...
 
     def validate(self, max_examples: int) -> ValidationScores:
         """Scores on a random sample of the validation split."""
-        ...
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
-        """The settings with which the model is to be prompted."""
-        ...
+        """The settings for prompting the model, for each level that it was trained on."""
 
 
-def rank_batches(count: int, consumed: int, ranks: TrainingRanks) -> Iterator[tuple[int, int]]:
+def rank_batches(
+    task: TrainingTask[BatchT], position: BatchPosition, ranks: TrainingRanks
+) -> Iterator[tuple[BatchPosition, BatchT]]:
+    """Batches of a rank from `position` on, without end, each with the position after it.
+
+    In each turn every rank gets one batch; these are different ones (see `rank_indices`).
+    """
+    epoch, consumed = position
+    while True:
+        batches = task.epoch(epoch)
+        for after, index in rank_indices(len(batches), consumed, ranks):
+            yield (epoch, after), batches[index]()
+        epoch, consumed = epoch + 1, 0
+
+
+def rank_indices(count: int, consumed: int, ranks: TrainingRanks) -> Iterator[tuple[int, int]]:
     """A rank's share of the `count` batches of an epoch, of which `consumed` are done.
 
     Yields pairs: the number consumed by all ranks after this turn, and the index of the batch. In
@@ -111,19 +116,18 @@ class TokenSized(Protocol):
     @property
     def size(self) -> int:
         """Tokens."""
-        ...
 
 
 T = TypeVar("T", bound=TokenSized)
 
 
-def pack_batches(items: Sequence[T], max_tokens: int) -> list[list[T]]:
-    """Group items, sorted by size, so that each group padded to its longest fits `max_tokens`.
+def pack_batches(items: Iterable[T], max_tokens: int) -> list[list[T]]:
+    """Group items of similar sizes so that each group padded to its longest fits `max_tokens`.
 
-    An item that is larger gets a group of its own.
+    An item that is larger gets a separate group.
     """
     groups: list[list[T]] = [[]]
-    for item in items:
+    for item in sorted(items, key=lambda item: item.size):
         if groups[-1] and (len(groups[-1]) + 1) * item.size > max_tokens:
             groups.append([])
         groups[-1].append(item)

@@ -1,22 +1,18 @@
-"""Random batches of a walk's prompts and answers, with random answers as history."""
+"""Batches of a walk's prompts and answers, with other answers as history."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.spec.recipe import Recipe
-from proxhpc.train.distributed import TrainingRanks
-from proxhpc.train.task import Batch, BatchPosition, pack_batches, rank_batches
-from proxhpc.train.walk_pages import WalkItem, WalkPages
+from proxhpc.train.task import Batch
+from proxhpc.train.walk_pages import WalkItem
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-_POOL = 96  # random items that are sorted by size and packed into batches together
-_MIN_ITEMS = 3  # of a batch
 TEXT_SHARE = 0.15  # of a prompt's tokens that the text loss counts
 
 
@@ -52,7 +48,7 @@ def collate_walks(
     pad: int,
     rng: np.random.Generator | None = None,
 ) -> WalkBatch:
-    """Items as one batch; `histories` say which of the answers that the model reads drop.
+    """Items as one batch; `histories` say for each earlier answer whether it is 'drop'.
 
     With `rng` a random share of the prompts' tokens is predicted as well.
     """
@@ -91,44 +87,3 @@ def collate_walks(
         "text": text,
     }
     return WalkBatch(**{name: torch.as_tensor(values) for name, values in arrays.items()})
-
-
-class WalkSampler:
-    """Random batches; each depends only on the recipe's seed, its epoch and its index.
-
-    An epoch is a pool of 96 random items.
-    """
-
-    def __init__(
-        self, pages: WalkPages, verdicts: Sequence[WalkItem], pad: int, recipe: Recipe
-    ) -> None:
-        self._pages, self._verdicts, self._pad, self._recipe = pages, verdicts, pad, recipe
-
-    def batches(
-        self, position: BatchPosition, ranks: TrainingRanks
-    ) -> Iterator[tuple[BatchPosition, WalkBatch]]:
-        """Batches of a rank from `position` on, each with the position after it."""
-        epoch, consumed = position
-        seed, drop_share = self._recipe.seed, self._recipe.walk.history
-        while True:
-            groups = self._grouped(np.random.default_rng([seed, epoch]))
-            for after, index in rank_batches(len(groups), consumed, ranks):
-                rng = np.random.default_rng([seed, epoch, index])
-                # Random answers, not the right ones: the next is too often equal to the last.
-                histories = [rng.random(len(item.drop)) < drop_share for item in groups[index]]
-                yield (epoch, after), collate_walks(groups[index], histories, self._pad, rng)
-            epoch, consumed = epoch + 1, 0
-
-    def _grouped(self, rng: np.random.Generator) -> list[list[WalkItem]]:
-        """The batches of an epoch."""
-        items: list[WalkItem] = []
-        for _ in range(_POOL):
-            verdict_share = self._recipe.walk.documents if self._verdicts else 0.0
-            if rng.random() < verdict_share:
-                items.append(self._verdicts[int(rng.integers(len(self._verdicts)))])
-            else:
-                items.append(self._pages.draw(rng))
-        items.sort(key=lambda item: item.size)
-        groups = pack_batches(items, self._recipe.batch_tokens)
-        groups = [group for group in groups if len(group) >= _MIN_ITEMS] or groups
-        return [groups[index] for index in rng.permutation(len(groups)).tolist()]

@@ -112,10 +112,11 @@ def walk_loss(
     log_probabilities = logits.gather(1, batch.choices) - logits.logsumexp(1, keepdim=True)
     drop, verdicts, lines = batch.drop, batch.is_verdict, ~batch.is_verdict
     losses = -((1 - drop) * log_probabilities[:, 0] + drop * log_probabilities[:, 1])
+    entropy = torch.special.entr(drop) + torch.special.entr(1 - drop)
     parts = {
         "answers": weighted_mean(losses[lines], batch.weight[lines]),
         # The lowest possible loss of the answers, as their targets are probabilities.
-        "noise": weighted_mean(_entropy(drop)[lines], batch.weight[lines]),
+        "noise": weighted_mean(entropy[lines], batch.weight[lines]),
     }
     total = parts["answers"]
     if verdicts.any():
@@ -157,8 +158,3 @@ def _label_loss(
         )
         total = total + weighted_mean(losses, weight * (batch.lines_before >= back)) / LABEL_LINES
     return total
-
-
-def _entropy(probability: "torch.Tensor") -> "torch.Tensor":
-    p = probability.clamp(1e-6, 1 - 1e-6)
-    return -(p * p.log() + (1 - p) * (1 - p).log())

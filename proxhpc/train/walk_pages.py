@@ -1,7 +1,7 @@
 """The training examples of a walk: documents in the model's tokens, and random windows of them.
 
 A window starts at any line. Some documents lose lines or get the head or foot of another one, so
-that a few thousand documents do the work of many more.
+that a few thousand documents go further.
 """
 
 from array import array
@@ -56,17 +56,10 @@ class TrainingPage:
         """All lines but [start, stop)."""
         return self.part(0, start).followed_by(self.part(stop, len(self)))
 
-    @property
-    def text_start(self) -> int:
-        """The first line that is probably kept; 0 if there is none."""
+    def text_span(self) -> tuple[int, int]:
+        """From the first line that is probably kept to the last; all lines if there is none."""
         kept = np.flatnonzero(self.drop < 0.5)
-        return int(kept[0]) if len(kept) else 0
-
-    @property
-    def text_stop(self) -> int:
-        """The line after the last that is probably kept; all lines if there is none."""
-        kept = np.flatnonzero(self.drop < 0.5)
-        return int(kept[-1]) + 1 if len(kept) else len(self)
+        return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, len(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +138,13 @@ class WalkPages:
         """The page, sometimes with the head or foot of another one, sometimes with gaps."""
         if rng.random() < SPLICE_PROBABILITY and len(page) > 30:
             other, lines = self._random_page(rng), int(rng.integers(5, 41))
+            (start, stop), (other_start, other_stop) = page.text_span(), other.text_span()
             if rng.random() < 0.5:
-                head = other.part(max(0, other.text_start - lines), other.text_start)
-                page = head.followed_by(page.part(page.text_start, len(page)))
+                head = other.part(max(0, other_start - lines), other_start)
+                page = head.followed_by(page.part(start, len(page)))
             else:
-                foot = other.part(other.text_stop, other.text_stop + lines)
-                page = page.part(0, page.text_stop).followed_by(foot)
+                foot = other.part(other_stop, other_stop + lines)
+                page = page.part(0, stop).followed_by(foot)
         if rng.random() < GAP_PROBABILITY:
             for _ in range(int(rng.integers(1, 5))):
                 start, lines = int(rng.integers(len(page))), int(rng.integers(1, 21))

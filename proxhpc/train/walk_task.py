@@ -1,8 +1,8 @@
 """Trains a walk: a small model that answers each line of a window with one token."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,10 @@ from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.sections import Level
-from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import LineDecisions, ValidationScores, best_bias, verdict_scores
-from proxhpc.train.task import BatchPosition, Losses, StageSettings, load_base, pack_batches
-from proxhpc.train.walk_batch import WalkBatch, WalkSampler, collate_walks
+from proxhpc.train.task import Losses, StageSettings, load_base, pack_batches
+from proxhpc.train.walk_batch import WalkBatch, collate_walks
 from proxhpc.train.walk_model import new_model, training_module, walk_loss
 from proxhpc.train.walk_pages import (
     TrainingPage,
@@ -33,19 +32,11 @@ from proxhpc.train.walk_pages import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
 MAX_TEXT_CHARS = 20_000  # of a document, to train the tokenizer on
+_POOL = 96  # random items that are sorted by size and packed into batches together
+_MIN_ITEMS = 3  # of a batch
 VALIDATION_PASSES = 2  # over a window; the second reads the answers of the first
-
-
-@dataclass(frozen=True, slots=True)
-class _ValidationWindow:
-    """A window that starts at line `start` of the row with this index."""
-
-    row: int
-    start: int
-    item: WalkItem
 
 
 class WalkTask:
@@ -60,8 +51,8 @@ class WalkTask:
         self.tokenizer_dir = self._prepare_tokenizer(rows, folder)
         self.tokenizer = HFTokenizer(self.tokenizer_dir)
         self._walk = walk = Walk(self.tokenizer)
-        self.pages: list[TrainingPage] = []
-        verdicts: list[WalkItem] = []
+        pages: list[TrainingPage] = []
+        self._verdicts: list[WalkItem] = []
         self._validation_pages: list[ExampleRow] = []
         self._validation_verdicts: list[ExampleRow] = []
         self.unused = Counter[str]()
@@ -69,22 +60,25 @@ class WalkTask:
             if row.line_labels is None and row.drop_probabilities is None:
                 self.unused["strings are edited"] += 1  # a walk can only remove lines
             elif row.split == "train" and row.level == "chunk":
-                self.pages.append(training_page(row, walk, recipe.walk))
+                pages.append(training_page(row, walk, recipe.walk))
             elif row.split == "train":
-                verdicts.append(verdict_item(row, walk, recipe.walk))
+                self._verdicts.append(verdict_item(row, walk, recipe.walk))
             elif row.level == "doc":
                 self._validation_verdicts.append(row)
             elif row.line_labels is not None:
                 self._validation_pages.append(row)
-        if not self.pages:
+        if not pages:
             raise UserError(
                 "no window of the training split has labels or drop probabilities of its lines",
                 hint="a walk needs rows of level chunk with `keep`: from gold records with "
                 "line_labels, or where only whole lines are removed (docs/adapt.md)",
             )
-        walk_pages = WalkPages(self.pages, walk, recipe.walk)
-        self._sampler = WalkSampler(walk_pages, verdicts, walk.end, recipe)
-        self.module = training_module(self._initial_model())
+        self.pages = WalkPages(pages, walk, recipe.walk)
+        if recipe.shape is not None:
+            self.model = new_model(recipe.shape, self.tokenizer, recipe.seed)
+        else:
+            self.model = load_base(self.tokenizer_dir)
+        self.module = training_module(self.model)
 
     def _prepare_tokenizer(self, rows: Iterable[ExampleRow], folder: Path) -> Path:
         """The directory of the base model's tokenizer, or of one trained on the examples."""
@@ -97,21 +91,29 @@ class WalkTask:
             train_tokenizer(texts, folder, self._recipe.shape.vocabulary)
         return folder
 
-    def _initial_model(self) -> "PreTrainedModel":
-        if self._recipe.shape is not None:
-            return new_model(self._recipe.shape, self.tokenizer, self._recipe.seed)
-        return load_base(self.tokenizer_dir)
+    def epoch(self, number: int) -> Sequence[Callable[[], WalkBatch]]:
+        """A pool of random windows and documents, in random batches of similar sizes."""
+        rng = np.random.default_rng([self._recipe.seed, number])
+        verdict_share = self._recipe.walk.documents if self._verdicts else 0.0
+        pool = [
+            self._verdicts[int(rng.integers(len(self._verdicts)))]
+            if rng.random() < verdict_share
+            else self.pages.draw(rng)
+            for _ in range(_POOL)
+        ]
+        groups = pack_batches(pool, self._recipe.batch_tokens)
+        groups = [group for group in groups if len(group) >= _MIN_ITEMS] or groups
+        shuffled = rng.permutation(len(groups)).tolist()
+        return [
+            partial(self._random_answers, groups[group], [self._recipe.seed, number, index])
+            for index, group in enumerate(shuffled)
+        ]
 
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The model to be exported."""
-        return self.module.model
-
-    def batches(
-        self, position: BatchPosition, ranks: TrainingRanks
-    ) -> Iterator[tuple[BatchPosition, WalkBatch]]:
-        """Batches of a rank from `position` on, each with the position after it."""
-        return self._sampler.batches(position, ranks)
+    def _random_answers(self, items: Sequence[WalkItem], seed: Sequence[int]) -> WalkBatch:
+        """A batch with random history. With correct answers, the next usually equals the last."""
+        rng = np.random.default_rng(seed)
+        histories = [rng.random(len(item.drop)) < self._recipe.walk.history for item in items]
+        return collate_walks(items, histories, self._walk.end, rng)
 
     def loss(self, batch: WalkBatch, done: float) -> Losses:
         """The loss of a batch after the share `done` (0 to 1) of the training."""
@@ -137,25 +139,19 @@ class WalkTask:
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """The biases with the best scores."""
-        biases: dict[Level, float] = {
-            "doc": scores.get("verdict_bias", 0.0),
-            "chunk": scores.get("bias", 0.0),
-        }
+        biases: dict[Level, float] = {"chunk": scores.get("bias", 0.0)}
+        if self._verdicts:
+            biases["doc"] = scores.get("verdict_bias", 0.0)
         return {level: {"bias": bias} if bias else {} for level, bias in biases.items()}
 
     def _line_log_odds(self, rows: Sequence[ExampleRow]) -> "list[NDArray[np.float32]]":
         """The log-odds that each line of each row is dropped."""
-        windows: list[_ValidationWindow] = []
-        for index, row in enumerate(rows):
+        items: list[WalkItem] = []
+        for row in rows:
             page = training_page(row, self._walk, self._recipe.walk)
-            for span in self._walk.windows(WalkPage(row.lines, page.ids)):
-                item = window_item(self._walk, page, span.start, span.stop)
-                windows.append(_ValidationWindow(index, span.start, item))
-        log_odds = [np.zeros(len(row.lines), np.float32) for row in rows]
-        values = self._log_odds([window.item for window in windows])
-        for window, steps in zip(windows, values, strict=True):
-            log_odds[window.row][window.start : window.start + len(steps)] = steps
-        return log_odds
+            for window in self._walk.windows(WalkPage(row.lines, page.ids)):
+                items.append(window_item(self._walk, page, window.start, window.stop))
+        return _split(np.concatenate(self._log_odds(items)), [len(row.lines) for row in rows])
 
     def _log_odds(self, items: Sequence[WalkItem]) -> "list[NDArray[np.float32]]":
         """The log-odds of dropping at each step of each item.
@@ -163,18 +159,14 @@ class WalkTask:
         All steps of an item are computed at once, each reading the answers of the pass before. In
         use, a step reads the answers of the steps before it.
         """
-        order = sorted(range(len(items)), key=lambda index: items[index].size)
-        log_odds: dict[int, NDArray[np.float32]] = {}
-        groups = pack_batches([items[i] for i in order], 2 * self._recipe.batch_tokens)
-        start = 0
-        for group in groups:
+        log_odds: dict[int, NDArray[np.float32]] = {}  # by the identity of the item
+        for group in pack_batches(items, 2 * self._recipe.batch_tokens):
             answers = [np.zeros(len(item.drop), bool) for item in group]
             for _ in range(VALIDATION_PASSES):
                 values = self._forward(group, answers)
                 answers = [steps > 0 for steps in values]
-            log_odds.update(zip(order[start : start + len(group)], values, strict=True))
-            start += len(group)
-        return [log_odds[index] for index in range(len(items))]
+            log_odds.update(zip(map(id, group), values, strict=True))
+        return [log_odds[id(item)] for item in items]
 
     def _forward(
         self, items: Sequence[WalkItem], answers: "Sequence[NDArray[np.bool_]]"
@@ -188,8 +180,12 @@ class WalkTask:
             logits = self.module.logits(last[batch.rows, batch.columns]).float()
             chosen = logits.gather(1, batch.choices)
             log_odds = (chosen[:, 1] - chosen[:, 0]).cpu().numpy()
-        ends = np.cumsum([len(item.drop) for item in items])
-        return np.split(log_odds, ends[:-1])
+        return _split(log_odds, [len(item.drop) for item in items])
+
+
+def _split(values: "NDArray[np.float32]", sizes: Sequence[int]) -> "list[NDArray[np.float32]]":
+    """Consecutive parts of these sizes."""
+    return np.split(values, np.cumsum(sizes)[:-1])
 
 
 def _is_dropped(row: ExampleRow) -> "NDArray[np.bool_]":

@@ -111,14 +111,14 @@ class Leaser:
 
 def log_tail(run: RunDir, owner: LeaseOwner) -> str:
     """Return who a dead worker was, and the end of its log."""
-    who = f"{owner.worker} on {owner.node or owner.host} died without an error message"
+    description = f"{owner.worker} on {owner.node or owner.host} died without an error message"
     try:
         with max(run.job_logs(owner.job, owner.pid), key=os.path.getmtime).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_CHARS))
             tail = file.read(TAIL_CHARS).decode("utf-8", "replace").strip()
     except (OSError, ValueError):  # there is no log, or it has been deleted
-        return who
-    return f"{who}; its log ends with:\n{tail}" if tail else who
+        return description
+    return f"{description}; its log ends with:\n{tail}" if tail else description
 
 
 def sweep(run: RunDir, plan: Plan) -> None:

@@ -206,7 +206,7 @@ def _line_reason(line: str) -> str:
 
 
 def _fenced(lines: Sequence[str]) -> list[bool]:
-    """For each line whether it is in a Markdown code fence; one that never closes is none."""
+    """For each line whether it is in a Markdown code fence; an unclosed fence is ignored."""
     inside = [False] * len(lines)
     opened = -1
     for position, line in enumerate(lines):

@@ -64,8 +64,8 @@ def _units(document: ParsedDocument) -> tuple[_Ids, _Ids, int]:
 def _ngrams(ids: _Ids, max_n: int) -> Iterator[tuple[int, _Ids]]:
     """For n = 2, 3, …, a rank for the n-gram at each position; equal n-grams have equal ranks.
 
-    Exact, not hashed: an n-gram is the pair of its (n-1)-gram's rank and its last unit. Ends when
-    no n-gram repeats, since then no longer one does.
+    Exact, not hashed: an n-gram is the pair of its (n-1)-gram's rank and its last unit. Stops at
+    the first n without repeats, because longer n-grams cannot repeat either.
     """
     width = int(ids.max(initial=0)) + 1
     ranks = ids
