@@ -207,7 +207,7 @@ def test_every_file_of_a_merge_is_durable_with_its_name(tmp_path: Path, synced: 
     rows = []
     for number in range(6):
         text = random.Random(number).choices(words, k=100)
-        texts = [" ".join(text), " ".join([*text[:50], "another", *text[51:]])]
+        texts = [" ".join(text) + ".", " ".join([*text[:50], "another", *text[51:]]) + "."]
         rows += [{"id": f"{n}{number}", "text": text} for n, text in zip("ab", texts, strict=True)]
     path = manifest(
         tmp_path,

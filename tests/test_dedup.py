@@ -235,7 +235,7 @@ def test_duplicates_of_another_corpus_are_removed(tmp_path: Path) -> None:
 
 def test_documents_of_another_corpus_do_not_count_for_the_size_of_a_set(tmp_path: Path) -> None:
     words = [f"word{number}" for number in range(400)]
-    texts = [" ".join(words[:length]) for length in (396, 398, 400)]
+    texts = [" ".join(words[:length]) + "." for length in (396, 398, 400)]
     old = write_jsonl(tmp_path / "old.jsonl", [{"text": text} for text in texts[1:]])
     against = {"paths": str(old)}
     run = merged(tmp_path / "run", [{"id": "a", "text": texts[0]}], near=SENSITIVE, against=against)

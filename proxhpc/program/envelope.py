@@ -195,7 +195,9 @@ def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, Counts]:
     text = _apply(_BEFORE_FENCE, text, counts)
     text = _inside_fence(text, counts)
     text = _apply(steps, text, counts)
-    return _PLACEHOLDER.sub(lambda match: strings[int(match[1])], text), counts
+    while "\x00" in text:  # a hidden comment may contain strings that were hidden before it
+        text = _PLACEHOLDER.sub(lambda match: strings[int(match[1])], text)
+    return text, counts
 
 
 def _apply(steps: Sequence[Step], text: str, counts: Counts) -> str:
