@@ -217,3 +217,12 @@ def test_a_derived_program_produces_the_target(lines, other, dialect):
         assert (result.text, result.rejected) == (expected, {})
     else:
         assert program.reason
+
+
+@pytest.mark.parametrize("dialect", ["prox", "line"])
+def test_lines_are_removed_where_the_cheapest_alignment_is_no_solution(dialect):
+    before = "Home\na Home a Home Home\n\n\na Home a Home Home\n"
+    after = "a Home a Home Home\na Home a Home Home"
+    program = derive(before, after, dialect)
+    assert isinstance(program, Program)
+    assert execute(before, program, dialect).text == after

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 
 from proxhpc.program.align import MAX_CELLS, EditCosts, LinePairs, align_lines, common_ends
 from proxhpc.program.edits import program_edits
@@ -97,11 +97,29 @@ def derive(
             reason = edits.reason
         else:
             candidates.append(Program((*removals, *edits)))
-    for program in sorted(candidates, key=lambda program: len(str(program))):
+    candidates.sort(key=lambda program: len(str(program)))
+    for program in chain(candidates, _line_removals(lines, new_lines, first)):
         reason = _problem(program, text, after, first)
         if not reason:
             return program
     return NoProgram(reason)
+
+
+def _line_removals(lines: list[str], new_lines: list[str], first: int) -> Iterator[Program]:
+    """Yield a program that only removes lines, if the new lines are some of the old in order.
+
+    The cheapest alignment may replace a blank line where this is enough.
+    """
+    removals, at = [], 0
+    for line in (*new_lines, None):
+        try:
+            match = len(lines) if line is None else lines.index(line, at)
+        except ValueError:
+            return
+        if match > at:
+            removals.append(RemoveLines(at + first, match - 1 + first))
+        at = match + 1
+    yield Program(tuple(removals))
 
 
 def _problem(program: Program, text: "_OldText", after: str, first: int) -> str:

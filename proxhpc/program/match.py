@@ -14,6 +14,7 @@ from proxhpc.program.words import (
     has_zero_width,
     splits_word,
     stable_run,
+    with_newlines,
 )
 
 SpanChange = tuple[int, int, str]
@@ -34,6 +35,7 @@ def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> 
     Only the surroundings of the longest word of `source` are compared, unless `text` has this word
     in another spelling, or so often that comparing all is cheaper.
     """
+    source = with_newlines(source)
     anchor = stable_run(source)
     if text.find(anchor, low, high) < 0:
         if text.isascii() or not has_other_spelling(text[low:high], anchor):

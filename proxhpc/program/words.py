@@ -127,7 +127,8 @@ def stable_run(text: str) -> str:
 def equivalent_length(text: str, start: str) -> int | None:
     """Return how many characters at the start of `text` are equivalent to `start`.
 
-    -1 if it starts otherwise; None if characters outside ASCII decide: both must be folded.
+    -1 if it starts otherwise; None if characters outside ASCII decide: both must be folded. Both
+    may be reversed; lines of `start` end with newlines only.
     """
     at, stop = 0, len(text)
     blank_before = False
@@ -153,6 +154,11 @@ def equivalent_length(text: str, start: str) -> int | None:
     return at
 
 
+def with_newlines(text: str) -> str:
+    """Return `text` with a newline at each line end."""
+    return _LINE_END.sub("\n", text)
+
+
 def folded(text: str, *, zero_width: str) -> str:
     """Return `text` with equivalent characters made the same.
 
@@ -162,7 +168,7 @@ def folded(text: str, *, zero_width: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _ZERO_WIDTH.sub(zero_width, _SELECTOR.sub("", text)))
     if _ODD_SPACE.search(text):
-        text = _BLANKS.sub(" ", _LINE_END.sub("\n", text))
+        text = _BLANKS.sub(" ", with_newlines(text))
     return text
 
 
