@@ -1,11 +1,13 @@
 """Small runs for tests: documents in, a planned run directory out."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import orjson
@@ -135,3 +137,14 @@ def rows_of(run: RunDir, plan: Plan) -> list[Row]:
         for item in read_ledger(run.ledger(shard), plan.digest, shard)
         if isinstance(item, Row)
     ]
+
+
+def schema_tool() -> ModuleType:
+    """tools/write_schemas.py, as a module."""
+    path = Path(__file__).parents[1] / "tools" / "write_schemas.py"
+    spec = importlib.util.spec_from_file_location("write_schemas", path)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded

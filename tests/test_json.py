@@ -1,12 +1,10 @@
 """docs/json.md: every document that `--json` prints is one of the models described there."""
 
-import importlib.util
 import json
 import typing
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 import jsonschema
 import pytest
@@ -15,22 +13,13 @@ from proxhpc.account.flops import Usage
 from proxhpc.cli.main import COMMANDS, main
 from proxhpc.cluster import tasks
 from proxhpc.outputs import OutputModel, UsageTotals
-from runs import document, local_site, planned, write_jsonl
+from runs import document, local_site, planned, schema_tool, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 Printed = Callable[..., str]
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_schemas", ROOT / "tools/write_schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = tool().DOCUMENTS
+DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = schema_tool().DOCUMENTS
 MODELS = {
     typing.get_args(model.model_fields["format"].annotation)[0]: (verb, model)
     for verb, models in DOCUMENTS.items()

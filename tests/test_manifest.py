@@ -1,13 +1,11 @@
 """Manifests: those in the repository are valid, and problems are named with file, line and key."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -20,6 +18,7 @@ from proxhpc.spec.load import json_schema
 from proxhpc.spec.manifest import Manifest, diff, find_inputs, load_manifest
 from proxhpc.spec.sections import Comparison, Stage
 from proxhpc.spec.yaml_lines import expand_variables
+from runs import schema_tool
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "manifests").glob("*.yaml"))
@@ -47,15 +46,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         return load_manifest(Path("x.yaml"), environ)
 
     return from_text
-
-
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_schemas", ROOT / "tools/write_schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def test_manifests_are_shipped_for_the_known_corpora() -> None:
@@ -89,7 +79,7 @@ def test_manifests_of_known_corpora_use_the_published_models() -> None:
 
 
 def test_generated_files_are_current() -> None:
-    for path, text in tool().contents().items():
+    for path, text in schema_tool().contents().items():
         assert path.read_text("utf-8") == text, f"run: python tools/write_schemas.py ({path})"
 
 
