@@ -38,11 +38,15 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True)
 class WindowProgram:
-    """The output of a model for the lines [start, stop) of a text split at newlines."""
+    """The output of a model for the lines [start, stop) of a text.
+
+    `shown` are the lines that the model saw, if it saw more than those that it may edit.
+    """
 
     start: int
     stop: int
     output: ModelOutput
+    shown: Range | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,12 @@ def replay(
     windows: Sequence[WindowProgram],
     policy: AnyPolicy,
     program_format: ProgramFormat,
+    cuts: Sequence[int] = (),
 ) -> ReplayResult:
     """Apply a document's programs to it.
 
-    ShardError: the windows are not ascending, disjoint ranges of the text's lines.
+    Lines are separated by newlines, and begin at the characters `cuts` too, where lines longer than
+    a window were split. ShardError: the windows are not ascending, disjoint ranges of lines.
     """
     rejected: dict[str, int] = {}
     lenient: dict[str, int] = {}

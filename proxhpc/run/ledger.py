@@ -39,7 +39,8 @@ class Call(NamedTuple):
 
     `prompt` tokens went in, `cached` of them from the prefix cache, and `new` were generated. If
     `from_memo`, an earlier request with the same prompt took them. `work` is what the model
-    computed, where that is not one pass for each new token.
+    computed, where that is not one pass for each new token. `shown` are the lines in the prompt, if
+    those were more.
     """
 
     start: int
@@ -51,16 +52,22 @@ class Call(NamedTuple):
     new: int
     from_memo: bool = False
     work: ModelWork | None = None
+    shown: tuple[int, int] | None = None
 
     @classmethod
     def decode(cls, values: Sequence[Any]) -> "Call":
         """Read what `encode` wrote."""
         call = cls(*values)
-        return call if call.work is None else call._replace(work=ModelWork(*call.work))
+        work = None if call.work is None else ModelWork(*call.work)
+        shown = None if call.shown is None else (call.shown[0], call.shown[1])
+        return call._replace(work=work, shown=shown)
 
     def encode(self) -> list[Any]:
-        """Return the JSON form; `work` is left out if it is None."""
-        return [*self[:-1], *([list(self.work)] if self.work else [])]
+        """Return the JSON form; None at its end is left out."""
+        values: list[Any] = [*self[:-2], list(self.work) if self.work else None, self.shown]
+        while values[-1] is None:
+            values.pop()
+        return values
 
     @property
     def output(self) -> ModelOutput:
@@ -70,7 +77,7 @@ class Call(NamedTuple):
     @property
     def window(self) -> WindowProgram:
         """The program with its window."""
-        return WindowProgram(self.start, self.stop, self.output)
+        return WindowProgram(self.start, self.stop, self.output, self.shown)
 
     @property
     def usage(self) -> Usage:
@@ -95,7 +102,8 @@ class Row:
     """The outcome of one document, and the programs that led to it.
 
     `score`, the log-odds of dropping the document before any bias, is not stored: no corpus depends
-    on it, and its last digits depend on the batch.
+    on it, and its last digits depend on the batch. `cuts` are the characters at which lines that
+    are longer than a window were split.
     """
 
     id: str
@@ -115,6 +123,7 @@ class Row:
     rejected: dict[str, int] = field(default_factory=dict)
     lenient: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
     detail: str = ""
     head: bytes = b""
     score: float | None = field(default=None, compare=False)
@@ -122,7 +131,8 @@ class Row:
     def replay(self, text: str, policy: AnyPolicy, program_format: ProgramFormat) -> ReplayResult:
         """Apply the row's programs to the raw text, as `program.replay` does."""
         doc = self.doc.output if self.doc else None
-        return replay(text, doc, [call.window for call in self.windows], policy, program_format)
+        windows = [call.window for call in self.windows]
+        return replay(text, doc, windows, policy, program_format, self.cuts)
 
     def encode(self) -> bytes:
         """Return a JSON line without line feed; empty fields are left out."""
@@ -144,8 +154,8 @@ class Row:
         """Read what `encode` wrote."""
         data = orjson.loads(line)
         values = {name: data[key] for key, name in _OPTIONAL.items() if key in data}
-        if "flags" in values:
-            values["flags"] = tuple(values["flags"])
+        for name in ("flags", "cuts"):
+            values[name] = tuple(values.get(name, ()))
         return cls(
             id=data["id"],
             file=data["at"][0],
@@ -202,6 +212,7 @@ _OPTIONAL = {
     "rej": "rejected",
     "len": "lenient",
     "flags": "flags",
+    "cuts": "cuts",
     "detail": "detail",
 }
 
