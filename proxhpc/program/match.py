@@ -38,11 +38,18 @@ def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> 
     source = with_newlines(source)
     anchor = stable_run(source)
     if text.find(anchor, low, high) < 0:
-        if text.isascii() or not has_other_spelling(text[low:high], anchor):
-            return []
-        return _find_folded(text, low, high, source, limit)
+        return _find_respelled(text, low, high, source, anchor, limit)
     spans = _find_near(text, low, high, source, anchor, limit) if anchor else None
     return _find_folded(text, low, high, source, limit) if spans is None else spans
+
+
+def _find_respelled(
+    text: str, low: int, high: int, source: str, anchor: str, limit: int
+) -> list[Span]:
+    """Find `source` in a text without its longest word, `anchor`, in the usual spelling."""
+    if text.isascii() or not has_other_spelling(text[low:high], anchor):
+        return []
+    return _find_folded(text, low, high, source, limit)
 
 
 def _find_near(
@@ -53,6 +60,7 @@ def _find_near(
     prefix, suffix = source[:first][::-1], source[first + len(anchor) :]
     before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
     budget = high - low + 2 * before + 2 * after
+    left, right = _next_visible(prefix), _next_visible(suffix)
     spans: list[Span] = []
     end = low
     for _ in range(_MAX_ATTEMPTS):
@@ -60,8 +68,17 @@ def _find_near(
         if at < 0 or len(spans) == limit:
             break
         end = at + len(anchor)
-        if _differs(text[at - 1 : at], prefix[:1]) or _differs(text[end : end + 1], suffix[:1]):
-            continue
+        # Nearly all occurrences of the word are ruled out by the visible characters beside it.
+        if right and (char := text[end : end + 1]) != right:
+            if "!" <= char <= "~":
+                continue
+            if char == " " and "!" <= (char := text[end + 1 : end + 2]) <= "~" and char != right:
+                continue
+        if left and (char := text[at - 1 : at]) != left:
+            if "!" <= char <= "~":
+                continue
+            if char == " " and "!" <= (char := text[at - 2 : at - 1]) <= "~" and char != left:
+                continue
         budget -= before + after
         if budget < 0:
             return None
@@ -76,9 +93,11 @@ def _find_near(
     return spans
 
 
-def _differs(char: str, wanted: str) -> bool:
-    """Return True if a visible ASCII character is not the wanted one, which is ASCII, too."""
-    return "!" <= char <= "~" and char != wanted and wanted != "" and wanted.isascii()
+def _next_visible(string: str) -> str:
+    """Return the first character of `string`, or the one after a blank; "" outside ASCII."""
+    if string[:1] in (" ", "\t"):
+        return string[1:2] if "!" <= string[1:2] <= "~" else " "
+    return string[:1] if string[:1].isascii() else ""
 
 
 def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
@@ -124,10 +143,13 @@ def find_edit(
         source, target = reading
     if not source or source.isspace():
         return "blank_source"
-    spans = find_literal(text, low, high, source, policy, only=line is not None)
+    at = text.find(source, low, high)
+    if at < 0:
+        if policy.strict:
+            return "not_found"
+        return _find_leniently(text, low, high, (line, source, target), policy, lenient)
+    spans = _literal_spans(text, at, high, source, policy, only=line is not None)
     if isinstance(spans, str):
-        if spans == "not_found" and not policy.strict:
-            return _find_leniently(text, low, high, (line, source, target), policy, lenient)
         return spans
     if (len(target) - len(source)) * len(spans) > policy.max_growth:
         return "growth"
@@ -142,18 +164,27 @@ def find_literal(
     With `only`, that must be one place. Otherwise matches do not overlap and are whole words, if
     the policy asks for it.
     """
-    size = len(source)
     at = text.find(source, low, high)
-    if at < 0:
-        return "not_found"
+    return "not_found" if at < 0 else _literal_spans(text, at, high, source, policy, only=only)
+
+
+def _literal_spans(
+    text: str, at: int, high: int, source: str, policy: Policy, *, only: bool
+) -> list[Span] | str:
+    """Return what `find_literal` returns, where the first occurrence is at character `at`."""
+    stop = at + len(source)
     if only:
         # Occurrences may overlap: `aa` occurs twice in `aaa`.
-        return "ambiguous" if text.find(source, at + 1, high) >= 0 else [(at, at + size)]
-    spans = []
+        return "ambiguous" if text.find(source, at + 1, high) >= 0 else [(at, stop)]
+    spans: list[Span] = []
     while at >= 0:
-        spans.append((at, at + size))
-        at = text.find(source, at + size, high)
-    return _whole_words(text, spans, source, policy)
+        if _is_whole(text, at, stop, policy):
+            spans.append((at, stop))
+            if len(spans) > policy.max_matches:
+                return "too_many_matches"
+        at = text.find(source, stop, high)
+        stop = at + len(source)
+    return _usable(spans, source, policy)
 
 
 def _find_leniently(
@@ -167,55 +198,66 @@ def _find_leniently(
     """Look for what a reader takes for `source`."""
     line, source, target = edit
     limit = 2 * policy.max_matches + 1
-    for name, spans, new_target in _lenient_matches(text, low, high, source, target, limit):
-        if not spans:
-            continue
-        whole: list[Span] | str = spans
-        if line is None:
-            whole = _whole_words(text, spans, source, policy)
-        elif len(spans) > 1:
-            whole = "ambiguous"
-        if isinstance(whole, str):
-            return whole
-        if sum(len(new_target) - (stop - start) for start, stop in whole) > policy.max_growth:
-            return "growth"
-        add_count(lenient, name)
-        return [(start, stop, new_target) for start, stop in whole]
-    return "not_found"
+    name = "equivalent_text"
+    spans: list[Span] = []
+    if source[0] in "[<" or "\\" in source:
+        name, spans, target = _find_rewritten(text, low, high, source, target, limit)
+    if not spans and source.isalnum() and source.isascii():
+        spans = _find_respelled(text, low, high, source, source, limit)
+    elif not spans:
+        spans = find_equivalent(text, low, high, source, limit)
+    if not spans:
+        return "not_found"
+    usable: list[Span] | str
+    if line is None:
+        whole = [span for span in spans if _is_whole(text, *span, policy)]
+        usable = _usable(whole, source, policy)
+    else:
+        usable = "ambiguous" if len(spans) > 1 else spans
+    if isinstance(usable, str):
+        return usable
+    if sum(len(target) - (stop - start) for start, stop in usable) > policy.max_growth:
+        return "growth"
+    add_count(lenient, name)
+    return [(start, stop, target) for start, stop in usable]
 
 
-def _whole_words(text: str, spans: list[Span], source: str, policy: Policy) -> list[Span] | str:
-    """Return the spans that are whole words, or the reason for a rejection."""
-    whole_words = policy.whole_words
-    last = len(text)
-    whole = [
-        (start, stop)
-        for start, stop in spans
-        if ((start == 0 or text[start - 1].isspace()) and (stop == last or text[stop].isspace()))
-        or not splits_word(text, start, stop, whole_words=whole_words)
-    ]
-    if not whole:
+def _is_whole(text: str, start: int, stop: int, policy: Policy) -> bool:
+    """Return True if characters [start, stop) are whole words, or need not be."""
+    if (start == 0 or text[start - 1].isspace()) and (stop == len(text) or text[stop].isspace()):
+        return True
+    return not splits_word(text, start, stop, whole_words=policy.whole_words)
+
+
+def _usable(spans: list[Span], source: str, policy: Policy) -> list[Span] | str:
+    """Return the spans, which are whole words, or the reason for a rejection."""
+    if not spans:
         return "inside_word"
-    if len(whole) > 1:
-        if len(whole) > policy.max_matches:
+    if len(spans) > 1:
+        if len(spans) > policy.max_matches:
             return "too_many_matches"
-        if whole_words and len(source.strip()) == 1 and source.strip().isalnum():
+        if policy.whole_words and len(source.strip()) == 1 and source.strip().isalnum():
             return "ambiguous"  # one of several single letters or digits: which is not said
-    return whole
+    return spans
 
 
-def _lenient_matches(
+def _find_rewritten(
     text: str, low: int, high: int, source: str, target: str, limit: int
-) -> Iterator[tuple[str, list[Span], str]]:
-    """Yield the name of each leniency, what it finds, and the replacement."""
+) -> tuple[str, list[Span], str]:
+    """Return the name of a leniency, what `source` without a line number or escapes finds, target.
+
+    If nothing is found, these are the name of the last leniency and the target as it is.
+    """
     if source[0] in "[<" and (echo := _ECHO.match(source)):
-        found = _find_all(text, low, high, source[echo.end() :], limit)
-        yield "line_number_echo", found, target.removeprefix(echo[0])
+        spans = _find_all(text, low, high, source[echo.end() :], limit)
+        if spans:
+            return "line_number_echo", spans, target.removeprefix(echo[0])
     if "\\" in source:
         plain = _ESCAPED_SIGN.sub(r"\1", source)
-        found = _find_all(text, low, high, plain, limit)
-        yield "escaped_punctuation", found, _ESCAPED_SIGN.sub(r"\1", target)
-    yield "equivalent_text", find_equivalent(text, low, high, source, limit), target
+        spans = _find_all(text, low, high, plain, limit)
+        if spans:
+            return "escaped_punctuation", spans, _ESCAPED_SIGN.sub(r"\1", target)
+    return "equivalent_text", [], target
 
 
 def _find_all(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
