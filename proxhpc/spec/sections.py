@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, model_validator
 
+from proxhpc.program.syntax import Dialect
 from proxhpc.spec.load import (
     ONE_OR_MORE,
     Config,
@@ -80,6 +81,12 @@ def _default(doc: Any, chunk: Any, *, walk: tuple[Any, Any]) -> Callable[[dict[s
     return choose
 
 
+def _default_window_tokens(data: dict[str, Any]) -> int:
+    if data.get("level") == "chunk" and data.get("prompt") == "walk":
+        return 480
+    return data.get("window_chars") or 1500
+
+
 def _default_max_new_tokens(data: dict[str, Any]) -> int:
     is_doc = data.get("level") == "doc"
     if data.get("prompt") == "walk":  # a verdict or one token a line, and the end
@@ -118,7 +125,7 @@ class Stage(Config):
         "styles](refining.md#prompt-styles). A model's `refiner.json` may set this and any other "
         "key that the stage leaves out.",
     )
-    dialect: Literal["prox", "line"] = Field(
+    dialect: Dialect = Field(
         default="prox",
         description="Program syntax. `prox`: `remove_lines(start, end)` and `normalize(source, "
         "target)`. `line`: `remove_lines`, `remove_str` and `replace_str`; lines count from 1.",
@@ -128,10 +135,25 @@ class Stage(Config):
         description="Chunk stage: line numbers run through the document (default) or restart in "
         "each window (always with `prompt: walk`).",
     )
+    blank_lines: Literal["numbered", "skipped"] = Field(
+        default="numbered",
+        description="Chunk stage: whether blank lines are shown with a number, or neither shown "
+        "nor counted.",
+    )
+    window_chars: Positive | None = Field(
+        default=None,
+        description="Chunk stage: maximum characters of a window, with its line numbers. The "
+        "prompt must fit, too (`max_prompt_tokens`).",
+    )
+    window_overlap: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.0,
+        description="Chunk stage: share of a window that the next one shows again, for context. A "
+        "line is edited by the first window that shows it.",
+    )
     window_tokens: Positive = Field(
-        default_factory=_default(1500, 1500, walk=(1500, 480)),
+        default_factory=_default_window_tokens,
         description="Chunk stage: maximum tokens of text in a window. Default 1500; 480 for "
-        "`walk`.",
+        "`walk`; with `window_chars`, as many as it has characters.",
     )
     window_lines: Annotated[int, Field(strict=True, gt=0, le=300)] | None = Field(
         default_factory=_default(None, None, walk=(None, _WALK_LINES)),
@@ -169,7 +191,8 @@ class Stage(Config):
 
     def _chunk_keys(self) -> Iterator[tuple[Key, str]]:
         if self.level == "doc":
-            keys = ("numbering", "window_tokens", "window_lines")
+            windows = ("window_chars", "window_overlap", "window_tokens", "window_lines")
+            keys = ("numbering", "blank_lines", *windows)
             yield from _changed(self, keys, "only with level: chunk")
             if self.grammar == "strings":
                 yield ("grammar",), "strings is for level: chunk"
@@ -182,6 +205,9 @@ class Stage(Config):
             return
         if self.dialect != "prox":
             yield ("dialect",), "must be prox with prompt: walk"
+        yield from _changed(
+            self, ("blank_lines", "window_chars", "window_overlap"), "not with prompt: walk"
+        )
         if self.level == "chunk" and self.numbering != "window":
             yield ("numbering",), "must be window with prompt: walk"
         if self.level == "chunk" and self.window_lines is None:
