@@ -119,7 +119,7 @@ def test_line_labels_become_removals() -> None:
     assert second["program"] == "untouch_doc()"
     assert (second["before"], second["lines"]) == (["a b", "c d"], ["e f", "g h"])
     assert (third["first"], third["program"]) == (4, "remove_lines(start=0, end=0)")
-    assert [row["program"] for row in example_rows(text, labels, WindowLimits(2), "line")] == [
+    assert [row["program"] for row in example_rows(text, labels, WindowLimits(2), "refinex")] == [
         "remove_lines(1, 2)",
         "keep_all()",
         "remove_lines(1, 1)",
@@ -127,7 +127,7 @@ def test_line_labels_become_removals() -> None:
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
-@pytest.mark.parametrize("dialect", ["prox", "line"])
+@pytest.mark.parametrize("dialect", ["prox", "refinex"])
 def test_the_programs_of_all_windows_make_the_gold_text(
     limits: WindowLimits, dialect: Dialect
 ) -> None:

@@ -537,7 +537,7 @@ def test_vllm_obeys_a_grammar(core: Engine, loop: Loop) -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("dialect", ["prox", "line"])
+@pytest.mark.parametrize("dialect", ["prox", "refinex"])
 def test_programs_of_a_windows_grammar_are_valid(
     core: Engine, loop: Loop, dialect: Dialect
 ) -> None:

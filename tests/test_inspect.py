@@ -157,7 +157,7 @@ def test_colours_mark_what_changed_within_a_line(edited: Run) -> None:
 
 
 def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> None:
-    stages = [{"level": "chunk", "dialect": "line", "numbering": "window"}]
+    stages = [{"level": "chunk", "dialect": "refinex", "numbering": "window"}]
     run = small(tmp_path, {"one": TEXT}, stages=stages)
     (one,) = documents(run)
     windows = (call("keep_all()", 0, 2), call("remove_lines(2, 2)", 3, 5))

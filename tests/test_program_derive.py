@@ -60,7 +60,7 @@ def execute(before, program, dialect):
     ],
 )
 def test_the_shortest_program(after, prox, line):
-    for dialect, expected in (("prox", prox), ("line", line)):
+    for dialect, expected in (("prox", prox), ("refinex", line)):
         program = derive(BEFORE, after, dialect)
         assert isinstance(program, Program)
         assert format_program(program, dialect) == expected
@@ -125,13 +125,13 @@ def test_edits(before, after, prox, line):
     assert isinstance(program, Program)
     assert str(program).replace("source_str=", "").replace("target_str=", "") == prox
     assert execute(before, program, "prox").text == after
-    program = derive(before, after, "line")
+    program = derive(before, after, "refinex")
     if not line:  # a blank line has no string to match
         assert isinstance(program, NoProgram)
         return
     assert isinstance(program, Program)
-    assert format_program(program, "line") == line
-    assert execute(before, program, "line").text == after
+    assert format_program(program, "refinex") == line
+    assert execute(before, program, "refinex").text == after
 
 
 def test_the_same_edit_on_many_different_lines():
@@ -162,7 +162,7 @@ def test_a_statement_never_changes_an_edited_line_again():
     ],
 )
 def test_no_program_is_found(before, after, reason):
-    for dialect in ("prox", "line"):
+    for dialect in ("prox", "refinex"):
         answer = derive(before, after, dialect)
         assert isinstance(answer, NoProgram)
         assert reason in answer.reason
@@ -182,9 +182,9 @@ def test_large_texts_are_aligned_at_unique_common_lines(monkeypatch):
     kept[100] += " more"
     monkeypatch.setattr(align, "MAX_CELLS", 2000)
     before, after = "\n".join(lines), "\n".join(kept)
-    program = derive(before, after, "line")
+    program = derive(before, after, "refinex")
     assert isinstance(program, Program)
-    assert execute(before, program, "line").text == after
+    assert execute(before, program, "refinex").text == after
     same = derive("\n".join(["x"] * 99), "\n".join(["x"] * 98))
     assert isinstance(same, NoProgram)
     assert "use windows" in same.reason
@@ -196,7 +196,7 @@ words = st.sampled_from(
 documents = st.lists(st.lists(words, max_size=5).map(" ".join), min_size=1, max_size=8)
 
 
-@given(documents, st.data(), st.sampled_from(["prox", "line"]))
+@given(documents, st.data(), st.sampled_from(["prox", "refinex"]))
 def test_a_program_is_always_found_for_removed_lines(lines, data, dialect):
     keep = data.draw(st.lists(st.booleans(), min_size=len(lines), max_size=len(lines)))
     before = "\n".join(lines)
@@ -207,7 +207,7 @@ def test_a_program_is_always_found_for_removed_lines(lines, data, dialect):
     assert result.text == after or (result.reason == "emptied" and not after.strip())
 
 
-@given(documents, documents, st.sampled_from(["prox", "line"]))
+@given(documents, documents, st.sampled_from(["prox", "refinex"]))
 def test_a_derived_program_produces_the_target(lines, other, dialect):
     before, after = "\n".join(lines), "\n".join(other)
     program = derive(before, after, dialect)
@@ -219,7 +219,7 @@ def test_a_derived_program_produces_the_target(lines, other, dialect):
         assert program.reason
 
 
-@pytest.mark.parametrize("dialect", ["prox", "line"])
+@pytest.mark.parametrize("dialect", ["prox", "refinex"])
 def test_lines_are_removed_where_the_cheapest_alignment_is_no_solution(dialect):
     before = "Home\na Home a Home Home\n\n\na Home a Home Home\n"
     after = "a Home a Home Home\na Home a Home Home"

@@ -17,7 +17,7 @@ from proxhpc.program.syntax import ParseReason, Program, format_program
 REPOSITORY = Path(__file__).parent.parent
 PAGE = REPOSITORY / "docs" / "language.md"
 ALL = re.findall(r"^```(\w[^\n]*)\n(.*?)\n```$", PAGE.read_text(), re.M | re.S)
-BLOCKS = [block for block in ALL if block[0].split()[0] in ("prox", "line", "doc")]
+BLOCKS = [block for block in ALL if block[0].split()[0] in ("prox", "refinex", "doc")]
 DERIVED = [block for block in ALL if block[0].split()[0] == "derive"]
 TEXTS = [block for head, block in ALL if head == "text"]
 GRAMMARS = [block for head, block in ALL if head == "grammar"]

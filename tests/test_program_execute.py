@@ -159,7 +159,7 @@ def test_a_repeated_statement_is_rejected_once():
 
 
 def test_line_dialect_counts_from_one_and_edits_the_only_match_of_a_line():
-    line = ProgramFormat("line")
+    line = ProgramFormat("refinex")
     program = 'remove_str(1, " | About")\nreplace_str(5, "Home", "Casa")\nremove_lines(2, 3)'
     assert run(program, program_format=line).text == "Home\nShare this | Tweet\nCasa again\nFooter"
     for program, reason in (
@@ -474,7 +474,7 @@ def operations(text, program, dialect):
 def test_operations_are_linear_in_text_and_program(text, program):
     def count_operations(size):
         calls = "".join(program.replace("{n}", str(n)) for n in range(size))
-        return max(operations(text * size, calls, dialect) for dialect in ("prox", "line"))
+        return max(operations(text * size, calls, dialect) for dialect in ("prox", "refinex"))
 
     small, large = count_operations(300), count_operations(1200)
     assert large < 4.6 * small + 2000

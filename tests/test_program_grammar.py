@@ -35,7 +35,7 @@ def test_doc_programs_are_verdicts(text):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), lines, st.sampled_from(["prox", "line"]), st.integers(0, 120), st.booleans())
+@given(st.data(), lines, st.sampled_from(["prox", "refinex"]), st.integers(0, 120), st.booleans())
 def test_every_matching_program_is_executed(data, window, dialect, start, strings):
     first = FIRST_LINE[dialect] + start
     grammar = chunk_grammar(
@@ -58,7 +58,7 @@ def test_only_calls_within_the_window_match():
     assert grammar.fullmatch("untouch_doc()")
     assert not grammar.fullmatch("")
     assert not grammar.fullmatch('normalize(source_str="Home", target_str="")')
-    line = re.compile(chunk_grammar("line", 1, 3))
+    line = re.compile(chunk_grammar("refinex", 1, 3))
     assert line.fullmatch("remove_lines(1, 3)\nremove_lines(2, 2)")
     assert not line.fullmatch("remove_lines(0, 1)")
 
@@ -66,7 +66,7 @@ def test_only_calls_within_the_window_match():
 def test_only_strings_of_the_window_match():
     text = ["Home | About", "the cat sat on the mat", 'say "hi" now', "w " * 40]
     prox = re.compile(chunk_grammar("prox", 0, 3, lines=text))
-    line = re.compile(chunk_grammar("line", 1, 4, lines=text))
+    line = re.compile(chunk_grammar("refinex", 1, 4, lines=text))
     for source, number, in_prox, in_line in (
         ("Home | About", 1, True, True),
         ("cat sat", 2, True, True),
@@ -117,7 +117,7 @@ def test_the_size_of_a_grammar_is_nearly_linear_in_its_window():
 
 @pytest.mark.parametrize(
     ("dialect", "first", "last", "text"),
-    [("prox", 3, 2, ()), ("prox", -1, 2, ()), ("line", 0, 2, ()), ("prox", 0, 2, ("a",))],
+    [("prox", 3, 2, ()), ("prox", -1, 2, ()), ("refinex", 0, 2, ()), ("prox", 0, 2, ("a",))],
 )
 def test_invalid_windows_are_refused(dialect, first, last, text):
     with pytest.raises(ValueError, match="lines"):

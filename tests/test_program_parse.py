@@ -38,11 +38,11 @@ common = (
 )
 statements = {
     "prox": common | st.builds(Normalize, quoted, quoted),
-    "line": common
+    "refinex": common
     | st.builds(RemoveStr, numbers, quoted)
     | st.builds(ReplaceStr, numbers, quoted, quoted),
 }
-dialects = st.sampled_from(["prox", "line"])
+dialects = st.sampled_from(["prox", "refinex"])
 finishes = st.sampled_from(["stop", "length"])
 
 
@@ -122,8 +122,8 @@ def test_line_dialect():
         ReplaceStr(4, Quoted("b"), Quoted("c")),
         RemoveLines(1, 2),
     )
-    assert parse_chunk(text, "line") == Program(expected)
-    assert format_program(Program(expected[2:]), "line") == "remove_lines(1, 2)"
+    assert parse_chunk(text, "refinex") == Program(expected)
+    assert format_program(Program(expected[2:]), "refinex") == "remove_lines(1, 2)"
 
 
 @pytest.mark.parametrize(

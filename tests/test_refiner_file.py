@@ -83,7 +83,7 @@ def test_keys_of_a_stage_override_the_file(saved: Path) -> None:
 
 
 def test_contradictions_are_refused(saved: Path, tmp_path: Path) -> None:
-    wrong = manifest({"level": "chunk", "model": str(saved), "dialect": "line"})
+    wrong = manifest({"level": "chunk", "model": str(saved), "dialect": "refinex"})
     with pytest.raises(UserError, match=r"refiner\.json of model .* must be prox with prompt"):
         freeze_manifest(wrong, find_models(wrong))
     (tmp_path / "bare").mkdir()

@@ -125,7 +125,7 @@ def test_windows_cover_the_document_and_their_prompts_have_its_line_numbers() ->
     assert row.tokens_in == row.tokens_out == len(TEXT)
 
 
-@pytest.mark.parametrize(("dialect", "numbering"), [("line", "document"), ("line", "window")])
+@pytest.mark.parametrize(("dialect", "numbering"), [("refinex", "document"), ("refinex", "window")])
 def test_a_program_refers_to_the_numbers_in_its_prompt(dialect: str, numbering: str) -> None:
     """It removes the line that follows this number in the prompt."""
 
@@ -195,8 +195,10 @@ def test_each_window_has_its_own_grammar() -> None:
     doc, chunk = engine.requests
     assert (doc.grammar, chunk.grammar) == (DOC_GRAMMAR, chunk_grammar("prox", 0, 1))
     engine = ScriptedEngine(keep)
-    refine(engine, ["Home\nAbout us"], doc=False, stage={"grammar": "strings", "dialect": "line"})
-    grammar = chunk_grammar("line", 1, 2, lines=["Home", "About us"])
+    refine(
+        engine, ["Home\nAbout us"], doc=False, stage={"grammar": "strings", "dialect": "refinex"}
+    )
+    grammar = chunk_grammar("refinex", 1, 2, lines=["Home", "About us"])
     assert engine.requests[0].grammar == grammar
 
 

@@ -204,7 +204,7 @@ def _annotate(verb: Parser) -> None:
     add("--out", type=Path, required=True, metavar="FILE", help="examples file (.jsonl.zst)")
     add(
         "--dialect",
-        choices=["prox", "line"],
+        choices=["prox", "refinex", "ultrax", "rescraper"],
         default="prox",
         help="dialect of the programs (default: prox)",
     )

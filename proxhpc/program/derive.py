@@ -37,7 +37,12 @@ from proxhpc.program.syntax import (
     Statement,
 )
 
-EDIT_COSTS: dict[Dialect, EditCosts] = {"prox": EditCosts(30, 40), "line": EditCosts(20, 20)}
+EDIT_COSTS: dict[Dialect, EditCosts] = {
+    "prox": EditCosts(30, 40),
+    "refinex": EditCosts(20, 20),
+    "ultrax": EditCosts(20, 25),
+    "rescraper": EditCosts(8, 12),
+}
 _MAX_CANDIDATES = 60  # strings tried for one hunk, shortest first, before its whole line
 _MAX_CONTEXT = 400  # characters on each side of a hunk that its string may include
 _TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+|.", re.DOTALL)
@@ -225,7 +230,7 @@ def _edits(
         if len(statements) == text.policy.max_strings:
             return NoProgram(f"more than {len(statements)} different strings to edit")
         line = text.line_at(hunk.start)
-        edit = search.find(number, line if dialect == "line" else None)
+        edit = search.find(number, line if dialect != "prox" else None)
         if edit is None:
             return NoProgram(f"line {line + first}: no string was found that matches only there")
         source, target = map(Quoted.of, edit)

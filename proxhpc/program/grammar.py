@@ -17,7 +17,7 @@ from proxhpc.program.syntax import FIRST_LINE, Dialect
 DOC_GRAMMAR = r"(?:keep_doc|drop_doc)\(\)"
 """The two programs of the doc level."""
 
-_NO_EDIT: dict[Dialect, str] = {"prox": r"untouch_doc\(\)", "line": r"keep_all\(\)"}
+_NO_EDIT: dict[str, str] = {"prox": r"untouch_doc\(\)", "refinex": r"keep_all\(\)"}
 _SPECIAL = re.compile(r"[.^$*+?()\[\]{}|\\]")
 _WORD = re.compile(r"\S+")
 _MAX_WORDS = 8
@@ -77,7 +77,7 @@ def number_range(low: int, high: int) -> str:
 
 def _strings(dialect: Dialect, first: int, lines: Sequence[str], policy: Policy) -> list[str]:
     """Return expressions of the calls that delete words, if the text has suitable words."""
-    if dialect == "line":
+    if dialect == "refinex":
         return [
             rf'remove_str\({number}, "{_alternatives(spans)}"\)'
             for number, line in enumerate(lines, first)

@@ -73,7 +73,11 @@ _SIGNATURES: dict[str, tuple[tuple[frozenset[str], type], ...]] = {
         (frozenset({"new"}), Quoted),
     ),
 }
-_DIALECTS: dict[str, Dialect] = {"normalize": "prox", "remove_str": "line", "replace_str": "line"}
+_DIALECTS: dict[str, Dialect] = {
+    "normalize": "prox",
+    "remove_str": "refinex",
+    "replace_str": "refinex",
+}
 _BUILD: dict[str, Callable[..., Statement]] = {
     "remove_lines": RemoveLines,
     "normalize": Normalize,

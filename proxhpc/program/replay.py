@@ -51,10 +51,14 @@ class WindowProgram:
 
 @dataclass(frozen=True, slots=True)
 class ProgramFormat:
-    """The dialect of programs, and whether line numbers start at the document or the window."""
+    """The dialect of programs, and how lines are numbered.
+
+    Numbers start at the document or the window; blank lines may have none.
+    """
 
     dialect: Dialect = "prox"
     numbering: Literal["document", "window"] = "document"
+    blank_lines: Literal["numbered", "skipped"] = "numbered"
 
 
 @dataclass(frozen=True, slots=True)

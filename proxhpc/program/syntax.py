@@ -1,6 +1,6 @@
 """The abstract syntax of programs, shared by both dialects, and its printed form.
 
-`prox` is the paper's dialect: `remove_lines` and `normalize`, with lines numbered from 0. `line` is
+`prox` is the paper's dialect: `remove_lines` and `normalize`, with lines numbered from 0. `refinex` is
 the dialect of later work: `remove_lines`, `remove_str` and `replace_str`, with lines numbered from
 1. Line numbers are stored as written.
 """
@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-Dialect = Literal["prox", "line"]
+Dialect = Literal["prox", "refinex", "ultrax", "rescraper"]
 ProgramEnd = Literal["stop", "length"]
-FIRST_LINE: dict[Dialect, int] = {"prox": 0, "line": 1}
+FIRST_LINE: dict[Dialect, int] = {"prox": 0, "refinex": 1, "ultrax": 1, "rescraper": 1}
 """The number of the first line in each dialect."""
 
 VERDICTS = {"keep_doc": False, "drop_doc": True}
@@ -148,7 +148,7 @@ class Normalize(Statement):
 
 @dataclass(frozen=True, slots=True)
 class RemoveStr(Statement):
-    """Remove the only occurrence of `source` on one line (line)."""
+    """Remove the only occurrence of `source` on one line (refinex)."""
 
     line: int
     source: Quoted
@@ -159,7 +159,7 @@ class RemoveStr(Statement):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStr(Statement):
-    """Replace the only occurrence of `source` on one line by `target` (line)."""
+    """Replace the only occurrence of `source` on one line by `target` (refinex)."""
 
     line: int
     source: Quoted

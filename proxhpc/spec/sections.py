@@ -127,8 +127,8 @@ class Stage(Config):
     )
     dialect: Dialect = Field(
         default="prox",
-        description="Program syntax. `prox`: `remove_lines(start, end)` and `normalize(source, "
-        "target)`. `line`: `remove_lines`, `remove_str` and `replace_str`; lines count from 1.",
+        description="Language of the programs, which must be the one the model was trained on: "
+        "`prox`, `refinex`, `ultrax` or `rescraper`; see [The program language](language.md).",
     )
     numbering: Literal["document", "window"] = Field(
         default_factory=_default("document", "document", walk=("document", "window")),
@@ -274,6 +274,13 @@ class EngineOptions(Config):
     )
     max_model_len: Positive | None = Field(
         default=None, description="Context length in tokens. Default: the model's."
+    )
+    max_unusable: Share = Field(
+        default=0.5,
+        description="Share of the first 256 answers of a stage in a worker that may be unusable: "
+        "refused by the engine, not a number, or without a statement or verdict that can be read. "
+        "Above it, or if none of the answers to 100 documents in a row is usable, the run stops. "
+        "1.0: it never does. May change between launches of a run.",
     )
     options: dict[str, JsonValue] = Field(
         default_factory=dict,
