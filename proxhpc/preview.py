@@ -27,7 +27,7 @@ from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 from proxhpc.inspect import Inspection, render_inspection
-from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, in_order
+from proxhpc.refine.pump import IN_FLIGHT_BYTES, IN_FLIGHT_DOCUMENTS, Budget, Pace, in_order
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.report.text import power
 from proxhpc.run.ledger import Row, bad_row
@@ -37,8 +37,9 @@ from proxhpc.spec.load import is_consequence
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.sections import EMBEDDED
 from proxhpc.status.terminal import make_console, safe, whole
-from proxhpc.worker.worker import IN_FLIGHT_BYTES, event_weight
+from proxhpc.worker.worker import event_weight
 
+IN_FLIGHT_SECONDS = 5.0  # of work in flight: more of it helps engines, less is printed sooner
 PreviewFormat = Literal["json", "text", "diff"]
 NamedDocument = tuple[str, Document | BadRecord]
 
@@ -170,7 +171,8 @@ def refine_in_order(
         item = named[1]
         return bad_row(item) if isinstance(item, BadRecord) else await refiner.refine(item)
 
-    budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
+    pace = Pace(refiner.min_in_flight, IN_FLIGHT_SECONDS)
+    budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES, pace)
     return in_order(read(), refine, lambda named: event_weight(named[1]), budget)
 
 
@@ -209,7 +211,7 @@ class _Printer:
                 row=row,
                 format=self.manifest.program_format,
                 token_unit="tokens" if self.models else "bytes / 4",
-                before=item.text if isinstance(item, Document) else None,
+                document=item if isinstance(item, Document) else None,
                 after=text,
             )
             self.console.print(render_inspection(inspection), soft_wrap=True)

@@ -1,5 +1,6 @@
 """One document of a run: its row, its raw text, and the text that its programs make of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxhpc.assemble.rows import record_source
@@ -8,7 +9,8 @@ from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.program.replay import ProgramFormat
+from proxhpc.program.edits import Range
+from proxhpc.program.replay import ProgramFormat, ReplayResult
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.plan import Plan
@@ -18,8 +20,9 @@ from proxhpc.run.plan import Plan
 class Inspection:
     """A document before and after.
 
-    `before` is None for a record that could not be read, `after` for a document that does not
-    reach the merge. `notes` name contradictions. `shard` is None for a document of no run.
+    `document` is None for a record that could not be read, `after` for a document that does not
+    reach the merge. `removed` are the ranges of removed lines. `notes` name contradictions. `shard`
+    is None for a document of no run.
     """
 
     source: str
@@ -28,10 +31,16 @@ class Inspection:
     row: Row
     format: ProgramFormat
     token_unit: str
-    before: str | None
+    document: Document | None
     after: str | None
+    removed: Sequence[Range] = ()
     notes: tuple[str, ...] = ()
     duplicate_of: Survivor | None = None
+
+    @property
+    def before(self) -> str | None:
+        """The raw text; None for a record that could not be read."""
+        return self.document.text if self.document else None
 
     @property
     def outcome(self) -> str:
@@ -96,11 +105,11 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
     """
     row = hit.row
     document = _read(plan, row)
-    after: str | None = None
+    result: ReplayResult | None = None
     survivor: Survivor | None = None
     notes: list[str] = []
     if document is not None and row.outcome != "quarantined":
-        after = _refined_text(plan, row, document.text, notes)
+        result = _replay(plan, row, document.text, notes)
     if hit.published and row.outcome in ("kept", "edited"):
         try:
             survivor = pairs.survivor(hit.shard, hit.number)
@@ -116,8 +125,9 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
         row=row,
         format=plan.manifest.program_format,
         token_unit=plan.token_unit,
-        before=document.text if document else None,
-        after=after,
+        document=document,
+        after=result.text if result else None,
+        removed=result.removed if result else (),
         notes=tuple(notes),
         duplicate_of=survivor,
     )
@@ -140,8 +150,11 @@ def _read(plan: Plan, row: Row) -> Document | None:
     )
 
 
-def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | None:
-    """What a row's programs make of the text; anything unexpected is added to `notes`."""
+def _replay(plan: Plan, row: Row, text: str, notes: list[str]) -> ReplayResult | None:
+    """What a row's programs make of the text, None if it does not reach the merge.
+
+    Anything unexpected is added to `notes`.
+    """
     try:
         result = row.replay(text, plan.manifest.policy, plan.manifest.program_format)
     except ShardError as error:
@@ -152,4 +165,4 @@ def _refined_text(plan: Plan, row: Row, text: str, notes: list[str]) -> str | No
         notes.append(
             f"its programs now give outcome {now}: another version of proxhpc wrote the ledger"
         )
-    return result.text if result.outcome in ("kept", "edited") else None
+    return result if result.outcome in ("kept", "edited") else None

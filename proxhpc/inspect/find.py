@@ -1,12 +1,16 @@
 """Finds rows in the ledgers of a run, including those of unfinished shards."""
 
 import random
-from collections.abc import Iterator
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from heapq import nsmallest
+from functools import lru_cache
+from heapq import heappush, heappushpop
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 
@@ -22,6 +26,7 @@ from proxhpc.status.terminal import safe
 
 _MAX_SIMILAR_ROWS = 20_000  # rows searched for ids similar to one that does not exist
 _MAX_TRIES = 100  # to open a file of a shard
+Group = TypeVar("Group", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,38 +69,57 @@ def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
 def sample_rows(
     run: RunDir, plan: Plan, pairs: DuplicatePairs, number: int, outcome: str = "", seed: int = 0
 ) -> list[FoundRow]:
-    """Rows chosen at random, of one outcome if given; the same rows for the same seed.
+    """Rows chosen at random, of one outcome if given, as `sample_groups` does.
 
-    Only a few shards are read, so not every set of rows is equally likely. UserError unless
-    `number` is positive.
+    UserError unless `number` is positive.
     """
     if number < 1:
         raise UserError(f"--sample {number}: must be 1 or more")
+    duplicates = lru_cache(1)(pairs.records)
+
+    def group_of(hit: FoundRow) -> str | None:
+        is_duplicate = hit.published and hit.number in duplicates(hit.shard)
+        return "" if outcome in ("", "duplicate" if is_duplicate else hit.row.outcome) else None
+
+    rows = sample_groups(run, plan, number, group_of, [""], seed)
+    return sorted(rows.get("", []), key=lambda hit: hit.source)
+
+
+def sample_groups(
+    run: RunDir,
+    plan: Plan,
+    number: int,
+    group_of: Callable[[FoundRow], Group | None],
+    groups: Collection[Group],
+    seed: int,
+    max_shards: int = sys.maxsize,
+) -> dict[Group, list[FoundRow]]:
+    """Up to `number` rows of each group at random, in random order; the same for the same seed.
+
+    `group_of` returns None for a row to leave out. Shards are read until each of `groups` has
+    enough rows, or after `max_shards` if there is any row by then. So not every set of rows is
+    equally likely.
+    """
     rng = random.Random(seed)  # noqa: S311 - no secret depends on it
     shards = list(range(len(plan.shards)))
     rng.shuffle(shards)
     share = -(-number // max(1, min(len(shards), number)))
-    picked: list[FoundRow] = []
-    spare: list[FoundRow] = []
-    for shard in shards:
-        if len(picked) >= number:
+    picked: defaultdict[Group, list[FoundRow]] = defaultdict(list)
+    spare: defaultdict[Group, list[FoundRow]] = defaultdict(list)
+    for count, shard in enumerate(shards):
+        is_enough = all(len(picked[group]) >= number for group in groups)
+        if is_enough or (count >= max_shards and any(picked.values())):
             break
-        candidates = _with_outcome(run, shard, pairs, outcome)
-        rows = nsmallest(number, candidates, key=lambda _: rng.random())
-        picked += rows[:share]
-        spare += rows[share:]
-    picked = (picked + spare)[:number]
-    return sorted(picked, key=lambda hit: hit.source)
-
-
-def _with_outcome(
-    run: RunDir, shard: int, pairs: DuplicatePairs, outcome: str
-) -> Iterator[FoundRow]:
-    duplicates = pairs.records(shard)
-    for hit in _rows(run, shard, b""):
-        is_duplicate = hit.published and hit.number in duplicates
-        if outcome in ("", "duplicate" if is_duplicate else hit.row.outcome):
-            yield hit
+        drawn: defaultdict[Group, list[tuple[float, int, FoundRow]]] = defaultdict(list)
+        for hit in _rows(run, shard, b""):
+            if (group := group_of(hit)) is not None:
+                push = heappush if len(drawn[group]) < number else heappushpop
+                push(drawn[group], (rng.random(), hit.number, hit))
+        for group, heap in drawn.items():
+            rows = [hit for *_, hit in sorted(heap, reverse=True)]
+            picked[group] += rows[:share]
+            spare[group] += rows[share:]
+    return {group: (rows + spare[group])[:number] for group, rows in picked.items() if rows}
 
 
 def not_found(run: RunDir, plan: Plan, query: str) -> UserError:
