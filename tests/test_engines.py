@@ -38,11 +38,12 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import FIRST_LINE, Dialect
-from proxhpc.refine.prompts import STYLES
+from proxhpc.refine.prompts import Prompts
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.process import descendants, start_time
 from proxhpc.spec.sections import EngineOptions
 from tiny_models import edit_json, save_llama
+from proxhpc.spec.refiner_file import load_profile
 
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]
 
@@ -457,7 +458,7 @@ def real(smollm2: Path) -> ModelRef:
 
 def windows(engine: Engine, new: int = 16) -> list[Request]:
     assert engine.tokenizer is not None
-    style = STYLES["chat-template"]
+    style = Prompts(load_profile("chat-template"))
     return [
         Request("chunk", style.chunk_prompt(engine.tokenizer, lines, 0), lines, 0, new)
         for lines in DOCUMENTS
@@ -546,7 +547,7 @@ def test_programs_of_a_windows_grammar_are_valid(
     odd = [*DOCUMENTS[5], 'naïve 漢字 (a|b)* [x] {1,2} ^$ . ? + \\ "quoted" </s>']
     asked = []
     for lines in [*DOCUMENTS[:4], odd]:
-        prompt = STYLES["chat-template"].chunk_prompt(core.tokenizer, lines, first)
+        prompt = Prompts(load_profile("chat-template")).chunk_prompt(core.tokenizer, lines, first)
         for text in ((), lines):
             grammar = chunk_grammar(dialect, first, first + len(lines) - 1, lines=text)
             asked.append(Request("chunk", prompt, lines, first, 60, ("keep_all()",), grammar))

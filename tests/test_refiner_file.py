@@ -12,7 +12,7 @@ from proxhpc.run import models
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.plan import find_models, freeze_manifest
 from proxhpc.spec.manifest import Manifest
-from proxhpc.spec.refiner_file import NAME, RefinerFile, read_refiner
+from proxhpc.spec.refiner_file import NAME, RefinerFile, load_profile, read_refiner
 from proxhpc.spec.sections import Stage
 from tiny_models import save_walk
 
@@ -79,7 +79,9 @@ def test_keys_of_a_stage_override_the_file(saved: Path) -> None:
     (chunk,) = freeze_manifest(explicit, find_models(explicit)).stages
     assert (chunk.prompt, chunk.bias, chunk.window_lines) == ("walk", 1.0, 20)
     other = manifest({"level": "chunk", "model": str(saved), "prompt": "compact"})
-    assert freeze_manifest(other, find_models(other)).stages == other.stages
+    (compact,) = freeze_manifest(other, find_models(other)).stages
+    assert compact.prompt == load_profile("compact")
+    assert (compact.window_tokens, compact.max_new_tokens, compact.bias) == (1500, 256, 0.0)
 
 
 def test_contradictions_are_refused(saved: Path, tmp_path: Path) -> None:
@@ -90,14 +92,16 @@ def test_contradictions_are_refused(saved: Path, tmp_path: Path) -> None:
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         shutil.copy(saved / file, tmp_path / "bare")
     biased = manifest({"level": "chunk", "model": str(tmp_path / "bare"), "bias": 1.0})
-    with pytest.raises(UserError, match="has a bias, which is only for prompt: walk"):
+    with pytest.raises(
+        UserError, match="contradicts the profile prox-llama2: .*only with prompt: walk"
+    ):
         freeze_manifest(biased, find_models(biased))
     replica = manifest({"level": "chunk", "model": str(saved)}, policy="reference")
     with pytest.raises(UserError, match=r"walk is not for policy: reference"):
         freeze_manifest(replica, find_models(replica))
     one = RefinerFile(version=1, prompt="compact", doc=Stage(level="doc"))
-    with pytest.raises(UserError, match=r"does not serve level chunk: its refiner\.json has doc"):
-        one.complete(Stage(level="chunk"), "m")
+    with pytest.raises(UserError, match="the file does not serve level chunk: it has doc"):
+        one.complete(Stage(level="chunk"), "the file")
 
 
 @pytest.mark.parametrize(

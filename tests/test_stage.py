@@ -53,7 +53,7 @@ class CharacterTokenizer:
     def special_id(self, token: str) -> int:
         return 1
 
-    def chat(self, system: str | None, user: str) -> list[int]:
+    def chat(self, system: str | None, user: str, arguments: object = None) -> list[int]:
         return self.encode(user)
 
 

@@ -37,9 +37,10 @@ from proxhpc.engines import make_engine
 from proxhpc.engines.base import Completion, Engine, Request
 from proxhpc.engines.spawn import node_local_environment
 from proxhpc.engines.tokenizer import HFTokenizer
-from proxhpc.refine.prompts import STYLES
+from proxhpc.refine.prompts import Prompts
 from proxhpc.refine.windows import LineTokens
 from proxhpc.run.models import resolve_model
+from proxhpc.spec.refiner_file import load_profile
 
 DOC_TOKENS, CHUNK_TOKENS = 2000, 256  # new tokens of the published scripts,
 DOC_PROMPT, WINDOW = 2000, 1500  # tokens of their prompts and windows
@@ -124,11 +125,11 @@ def run_published(
 ) -> Result:
     """Both stages, one after the other, over everything."""
     engine = BareVLLM(options, caching=False)  # as in the vLLM that they pin
-    tokenizer, style = engine.tokenizer, STYLES["prox-plain"]
+    tokenizer, prompts = engine.tokenizer, Prompts(load_profile("prox-plain"))
     start = time.perf_counter()
     doc_requests = []
     for text in texts:
-        prompt, _ = style.doc_prompt(tokenizer, text, min(DOC_PROMPT, engine.context - 1))
+        prompt, _ = prompts.doc_prompt(tokenizer, text, min(DOC_PROMPT, engine.context - 1))
         limit = min(DOC_TOKENS, engine.context - len(prompt))
         doc_requests.append(Request("doc", prompt, (), 0, limit))
     preparing = time.perf_counter() - start
@@ -140,7 +141,7 @@ def run_published(
             continue
         for lines, first in split_windows(tokenizer, text):
             # Their prompt is a string with <s>, to which the tokenizer adds another one.
-            prompt = [*tokenizer.bos, *style.chunk_prompt(tokenizer, lines, first)]
+            prompt = [*tokenizer.bos, *prompts.chunk_prompt(tokenizer, lines, first)]
             if len(prompt) < engine.context:  # vLLM would refuse the whole batch
                 limit = min(CHUNK_TOKENS, engine.context - len(prompt))
                 chunk_requests.append(Request("chunk", prompt, (), 0, limit))

@@ -23,6 +23,7 @@ from proxhpc.report.model import Report, RunAccount  # noqa: E402
 from proxhpc.run.estimate import PlanEstimate  # noqa: E402
 from proxhpc.spec.load import json_schema  # noqa: E402
 from proxhpc.spec.manifest import Manifest  # noqa: E402
+from proxhpc.spec.profile import Profile  # noqa: E402
 from proxhpc.spec.recipe import Recipe  # noqa: E402
 from proxhpc.spec.site import Site  # noqa: E402
 from proxhpc.spec.slurm_notation import MANAGED_SBATCH_OPTIONS  # noqa: E402
@@ -33,6 +34,7 @@ PAGES = {
     ROOT / "docs" / "manifest.md": ("manifest", "site", "managed"),
     ROOT / "docs" / "adapt.md": ("recipe",),
     ROOT / "docs" / "json.md": ("documents",),
+    ROOT / "docs" / "refining.md": ("profile",),
 }
 # The documents that `--json` prints, by command.
 DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = {
@@ -73,6 +75,7 @@ def contents() -> dict[Path, str]:
         "managed": managed(),
         "recipe": sections(json_schema(Recipe), skip=()),
         "documents": documents(),
+        "profile": table(json_schema(Profile)),
     }
     for page, names in PAGES.items():
         files[page] = filled(page, {name: tables[name] for name in names})

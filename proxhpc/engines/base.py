@@ -1,8 +1,11 @@
 """The engine protocol: a request in, a completion out."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from pydantic import JsonValue
 
 from proxhpc.account.flops import ModelWork
 from proxhpc.engines.steps import AllowedSteps
@@ -104,7 +107,7 @@ class Tokenizer(Protocol):
         """Id of an added token that is not special; UserError if there is none of that name."""
         ...
 
-    def chat(self, system: str | None, user: str) -> list[int]:
+    def chat(self, system: str | None, user: str, arguments: Mapping[str, JsonValue]) -> list[int]:
         """Ids of `user` in the model's chat template; UserError if it has none."""
         ...
 

@@ -1,13 +1,19 @@
 """The tokenizer of a model directory, safe for text that looks like special tokens."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from pydantic import JsonValue
 
 from proxhpc.errors import UserError
 
 # Placeholder of the user's text in a rendered chat template; no template's filter changes it.
 _SLOT = "PROXHPC0USER0TEXT"
+_OTHER = "choose another `prompt` for this stage, as prox-llama2 or prox-plain"
+_NO_ARGUMENTS: Mapping[str, JsonValue] = MappingProxyType({})
 # Where conversions of SentencePiece models fail: first word, runs of spaces, unknown letters.
 _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
 
@@ -57,7 +63,7 @@ class HFTokenizer:
         self._leaks = self._find_leaks()
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
             self._check_conversion(path / "tokenizer.model")
-        self._frames: dict[str | None, tuple[list[int], str, str, list[int]]] = {}
+        self._frames: dict[tuple[str | None, str], tuple[list[int], str, str, list[int]]] = {}
         added = self._markup.encode("", add_special_tokens=True).ids
         self.bos: Sequence[int] = [i for i in added[:1] if i == loaded.bos_token_id]
         self.stop_ids: Sequence[int] = [i for i in [loaded.eos_token_id] if i is not None]
@@ -171,25 +177,35 @@ class HFTokenizer:
             )
         return number
 
-    def chat(self, system: str | None, user: str) -> list[int]:
+    def chat(
+        self, system: str | None, user: str, arguments: Mapping[str, JsonValue] = _NO_ARGUMENTS
+    ) -> list[int]:
         """Ids of `user` in the model's chat template; UserError if it has none.
 
-        `user` and the template's plain text around it are tokenized as one string. So the ids are
-        those of the whole prompt, except that special tokens in `user` stay text.
+        `arguments` go to the template. `user` and the template's plain text around it are
+        tokenized as one string. So the ids are those of the whole prompt, except that special
+        tokens in `user` stay text.
         """
-        if system not in self._frames:
-            self._frames[system] = self._frame(system)
-        before, left, right, after = self._frames[system]
+        key = (system, json.dumps(arguments, sort_keys=True) if arguments else "")
+        if key not in self._frames:
+            self._frames[key] = self._frame(system, arguments)
+        before, left, right, after = self._frames[key]
         return [*before, *self.encode(f"{left}{user}{right}"), *after]
 
-    def _frame(self, system: str | None) -> tuple[list[int], str, str, list[int]]:
+    def _frame(
+        self, system: str | None, arguments: Mapping[str, JsonValue]
+    ) -> tuple[list[int], str, str, list[int]]:
         """The template in four parts: ids, plain text, (the user's text), plain text, ids."""
-        rendered = self._render(system)
+        rendered = self._render(system, arguments)
         left, slot, right = rendered.partition(_SLOT)
         if not slot or _SLOT in right:
             raise UserError(
-                "the model's chat template does not show the user's text exactly once",
-                hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
+                "the model's chat template does not show the user's text exactly once", hint=_OTHER
+            )
+        if system is not None and system.strip() not in rendered:
+            raise UserError(
+                "the model's chat template does not show the system prompt",
+                hint='set "system_turn": "user" in the profile',
             )
         special = {number for (_, special), number in self._added.items() if special}
         first = self._markup.encode(left, add_special_tokens=False)
@@ -202,22 +218,26 @@ class HFTokenizer:
         right_end = last.offsets[first_start][0] if starts else len(right)
         return first.ids[:last_end], left[left_start:], right[:right_end], last.ids[first_start:]
 
-    def _render(self, system: str | None) -> str:
-        if not self._hf_tokenizer.chat_template:
-            raise UserError(
-                "the model has no chat template",
-                hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
-            )
+    def _render(self, system: str | None, arguments: Mapping[str, JsonValue]) -> str:
+        template = self._hf_tokenizer.chat_template
+        if not template:
+            raise UserError("the model has no chat template", hint=_OTHER)
+        for name in arguments:
+            if name not in str(template):
+                raise UserError(
+                    f"the model's chat template has no argument {name!r}",
+                    hint="leave it out of template_arguments in the profile",
+                )
         messages = [{"role": "user", "content": _SLOT}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
+        fixed = {"tokenize": False, "add_generation_prompt": True}
         try:
-            rendered = self._hf_tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            rendered = self._hf_tokenizer.apply_chat_template(messages, **{**arguments, **fixed})
         except Exception as error:  # the template is code of the model's author
+            hint = 'if it has no system turn, set "system_turn": "user" in the profile'
             raise UserError(
                 f"the model's chat template fails: {type(error).__name__}: {error}",
-                hint="choose another `prompt` for this stage: prox-llama2 or prox-plain",
+                hint=hint if system is not None else _OTHER,
             ) from error
         return str(rendered)

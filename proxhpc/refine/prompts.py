@@ -1,57 +1,88 @@
-"""Prompt styles: the exact token ids that a refining model reads for a document or a window.
+"""Prompts: the exact token ids that a refining model reads for a document or a window.
 
 The tokenizer gets the whole prompt as one string, as in training; only special tokens are set by
 id.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from proxhpc.engines.base import Tokenizer
 from proxhpc.errors import UserError
+from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine import teacher
+from proxhpc.spec.profile import CHAT_TEMPLATE, Profile, split_template
+from proxhpc.spec.refiner_file import load_profile
+from proxhpc.spec.sections import Stage
 
-# The released refiners were trained with it, at both levels.
-SYSTEM_MESSAGE = "You are a helpful, respectful and honest assistant."
 MIN_WINDOW_TOKENS = 32  # a numbered line of a few words
 _CHARS_PER_TOKEN = 5  # first guess when a long document is truncated; doubled if too low
 
-_Wrap = Callable[[Tokenizer, str], list[int]]
 ReadVerdict = Callable[[str, bool], str]
 """Turns an answer, and whether it was truncated, into a doc program."""
 
 
-def number_lines(lines: Sequence[str], first_line: int) -> list[str]:
-    """Return each line after its number, as the models read it: `[007]text`, `[1000]text`."""
-    return [f"{_number(number)}{line}" for number, line in enumerate(lines, first_line)]
+class Prompts:
+    """The prompts of a profile.
 
-
-def _number(number: int) -> str:
-    return f"[{number:03d}]"
-
-
-def _numbered(lines: Sequence[str], first_line: int) -> str:
-    body = "".join(f"{line}\n" for line in number_lines(lines, first_line))
-    return f"[doc]\n{body}[/doc]"
-
-
-@dataclass(frozen=True, slots=True)
-class PromptStyle:
-    """How text becomes a prompt.
-
-    `document` and `window` make the user message from a text or from numbered lines, `number`
-    formats a line number, and `wrap` adds the frame around the message. If documents are not
-    answered with a program, `verdict` makes one from the answer. `shares_prefix`: the prompts of a
-    document and of its first window begin with the same text, which the engine may have cached.
+    `number` is what the profile writes around a line. If documents are not answered with a program,
+    `verdict` makes one from the answer. `shares_prefix`: the prompts of a document and of its first
+    window begin with the same text, which the engine may have cached.
     """
 
-    name: str
-    wrap: _Wrap
-    document: Callable[[str], str] = str
-    window: Callable[[Sequence[str], int], str] = _numbered
-    number: Callable[[int], str] = _number
-    verdict: ReadVerdict | None = None
-    shares_prefix: bool = False
+    def __init__(
+        self, profile: Profile, dialect: Dialect = "prox", *, skip_blank: bool = False
+    ) -> None:
+        self.name, self.stop = profile.name, profile.stop
+        self.verdict: ReadVerdict | None = None
+        if profile.verdict == "scores":
+            self.verdict = teacher.verdict_program
+        before_lines, lines, _ = profile.document.partition("{lines}")
+        self.shares_prefix = bool(lines) and profile.window.startswith(f"{before_lines}{lines}")
+        self._profile, self._skip_blank = profile, skip_blank
+        self._first_line = FIRST_LINE[dialect]
+
+    @classmethod
+    def of_stage(cls, stage: Stage) -> "Prompts":
+        """Return the prompts of a stage, whose profile is read unless a plan has stored it."""
+        prompt = stage.prompt
+        profile = load_profile(prompt) if isinstance(prompt, str) else prompt
+        return cls(profile, stage.dialect, skip_blank=stage.blank_lines == "skipped")
+
+    def line(self, number: int, line: str) -> str:
+        """Return a line with its number, as the model reads it."""
+        line = line.strip() if self._profile.strip_lines else line
+        return self._profile.line.format(n=number, line=line)
+
+    def number(self, number: int) -> str:
+        """Return what a line's number adds to it."""
+        return self.line(number, "").rstrip("\n")
+
+    def numbered(self, lines: Sequence[str], first_line: int) -> str:
+        """Return lines with their numbers, from `first_line`."""
+        shown = [line for line in lines if line.strip()] if self._skip_blank else lines
+        return self._profile.separator.join(
+            self.line(number, line) for number, line in enumerate(shown, first_line)
+        )
+
+    def wrap(self, tokenizer: Tokenizer, message: str) -> list[int]:
+        """Return the ids of a prompt with this message."""
+        profile, system = self._profile, self._profile.system
+        if profile.frame == CHAT_TEMPLATE:
+            if system is not None and profile.system_turn == "user":
+                system, message = None, f"{system}\n\n{message}"
+            return tokenizer.chat(system, message, profile.template_arguments)
+        values = {"system": system or "", "message": message}
+        ids: list[int] = []
+        text = ""
+        for literal, name, _ in split_template(profile.frame):
+            text += literal
+            if name is None or name in values:
+                text += values.get(name or "", "")
+            else:
+                ids += tokenizer.encode(text) if text else []
+                ids += tokenizer.bos if name == "bos" else [tokenizer.special_id(name)]
+                text = ""
+        return ids + tokenizer.encode(text)
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has the frame's tokens and it fits `budget`."""
@@ -74,7 +105,10 @@ class PromptStyle:
 
     def full_doc_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Return the prompt ids of a whole document, of any length."""
-        return self.wrap(tokenizer, self.document(text))
+        if self._profile.document == "{text}":
+            return self.wrap(tokenizer, text)
+        lines = self.numbered(text.split("\n"), self._first_line)
+        return self.wrap(tokenizer, self._profile.document.format(text=text, lines=lines))
 
     def doc_prompt(self, tokenizer: Tokenizer, text: str, budget: int) -> tuple[list[int], bool]:
         """Return at most `budget` prompt ids of a document, and whether it was truncated.
@@ -104,68 +138,5 @@ class PromptStyle:
         self, tokenizer: Tokenizer, lines: Sequence[str], first_line: int
     ) -> list[int]:
         """Return the prompt ids of a window whose first line has the number `first_line`."""
-        return self.wrap(tokenizer, self.window(lines, first_line))
-
-
-def _prox_llama2(tokenizer: Tokenizer, user: str) -> list[int]:
-    text = f"[INST] <<SYS>>\n{SYSTEM_MESSAGE}\n<</SYS>>\n\n{user} [/INST]"
-    return [tokenizer.special_id("<s>"), *tokenizer.encode(text)]
-
-
-def _prox_plain(tokenizer: Tokenizer, user: str) -> list[int]:
-    return [*tokenizer.bos, *tokenizer.encode(user)]
-
-
-def _chat_template(tokenizer: Tokenizer, user: str) -> list[int]:
-    return tokenizer.chat(SYSTEM_MESSAGE, user)
-
-
-def _chat_without_system(tokenizer: Tokenizer, user: str) -> list[int]:
-    return tokenizer.chat(None, user)
-
-
-def _teacher_window(lines: Sequence[str], first_line: int) -> str:
-    return teacher.window_message("\n".join(number_lines(lines, first_line)))
-
-
-def _compact_number(number: int) -> str:
-    return f"[{number}]"
-
-
-def _compact(lines: Sequence[str], first_line: int) -> str:
-    numbered = enumerate(lines, first_line)
-    return "".join(f"{line}{_compact_number(number)}\n" for number, line in numbered)
-
-
-def _compact_document(text: str) -> str:
-    return f"{_compact(text.split(chr(10)), 0)}[keep?]"
-
-
-def _compact_window(lines: Sequence[str], first_line: int) -> str:
-    return f"{_compact(lines, first_line)}[edit?]"
-
-
-STYLES = {
-    style.name: style
-    for style in (
-        PromptStyle("prox-llama2", _prox_llama2),
-        PromptStyle("prox-plain", _prox_plain),
-        PromptStyle("chat-template", _chat_template),
-        # A causal model reads a line before its number, and the whole text before the question.
-        PromptStyle(
-            "compact",
-            _prox_plain,
-            _compact_document,
-            _compact_window,
-            _compact_number,
-            shares_prefix=True,
-        ),
-        PromptStyle(
-            "teacher",
-            _chat_without_system,
-            teacher.document_message,
-            _teacher_window,
-            verdict=teacher.verdict_program,
-        ),
-    )
-}
+        numbered = self.numbered(lines, first_line)
+        return self.wrap(tokenizer, self._profile.window.format(lines=numbered))

@@ -11,7 +11,7 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
 from proxhpc.refine.memo import Memo, memo_key
-from proxhpc.refine.prompts import STYLES, ReadVerdict
+from proxhpc.refine.prompts import Prompts, ReadVerdict
 from proxhpc.refine.windows import Window, make_window, pack
 from proxhpc.run.ledger import Call
 from proxhpc.spec.sections import Stage
@@ -42,8 +42,8 @@ class WindowRequest:
 class StageRunner:
     """One stage of the manifest on its engine.
 
-    With `scored`, verdicts have a score, if the prompt style supports it. Runs do not use it, and
-    it costs vLLM some time. `shares_prefix` is the prompt style's.
+    With `scored`, verdicts have a score, if the style is `walk`. Runs do not use it, and it costs
+    vLLM some time. `shares_prefix` is that of the prompts.
     """
 
     scored = False
@@ -67,15 +67,17 @@ class StageRunner:
             self._prepare(engine.tokenizer)
 
     def _prepare(self, tokenizer: Tokenizer) -> None:
-        """Prepare to ask a model; UserError if prompts of this style are not possible."""
-        self.style = STYLES[self.stage.prompt]
-        self.shares_prefix = self.style.shares_prefix
+        """Prepare to ask a model; UserError if the profile's prompts are not possible."""
+        self.prompts = Prompts.of_stage(self.stage)
+        self.shares_prefix = self.prompts.shares_prefix
+        if self.policy != "reference":
+            self._stop += self.prompts.stop
         if self.stage.level == "chunk":
-            limit = self.style.max_window_tokens(tokenizer, self.budget)
+            limit = self.prompts.max_window_tokens(tokenizer, self.budget)
             self.window_tokens = min(self.stage.window_tokens, limit)
         else:
-            self.style.check(tokenizer, self.budget)
-            self._read_verdict = self.style.verdict
+            self.prompts.check(tokenizer, self.budget)
+            self._read_verdict = self.prompts.verdict
         (self._call_tokens,) = tokenizer.count([_LONG_CALL])
 
     async def ask_verdict(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
@@ -87,7 +89,7 @@ class StageRunner:
         truncated = False
         if tokenizer := self.engine.tokenizer:
             prompt, truncated = await asyncio.to_thread(
-                self.style.doc_prompt, tokenizer, text, self.budget
+                self.prompts.doc_prompt, tokenizer, text, self.budget
             )
         grammar = DOC_GRAMMAR if self.stage.grammar != "none" else None
         limit = self.stage.max_new_tokens
@@ -131,7 +133,7 @@ class StageRunner:
         if window.blank or window.too_long:
             yield WindowRequest(window, flag="line_too_long" if window.too_long else "")
             return
-        prompt = self.style.chunk_prompt(tokenizer, lines[start:stop], self._first_number(window))
+        prompt = self.prompts.chunk_prompt(tokenizer, lines[start:stop], self._first_number(window))
         if len(prompt) <= self.budget:
             yield WindowRequest(window, self._request(lines, window, array("I", prompt), order))
         elif stop - start == 1:
@@ -157,7 +159,7 @@ class StageRunner:
     def _count_number(self, number: int) -> int:
         digits = len(str(number))
         if digits not in self._number_tokens and self.engine.tokenizer:
-            (count,) = self.engine.tokenizer.count([self.style.number(number)])
+            (count,) = self.engine.tokenizer.count([self.prompts.number(number)])
             self._number_tokens[digits] = count
         return self._number_tokens[digits]
 
@@ -209,7 +211,7 @@ class StageRunner:
         return Answer(call, flag or ("looped" if done.finish == "loop" else ""), done.score)
 
     def _program(self, done: Completion) -> str:
-        """Return the program in an answer, which is all of it in most styles."""
+        """Return the program in an answer, which is all of it for most profiles."""
         if self._read_verdict is None:
             return done.text
         return self._read_verdict(done.text, done.finish != "stop")

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, Self
 from proxhpc.account.flops import GATED_DECODERS, ModelShape
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.errors import StopError, UserError
+from proxhpc.extras import how_to_install
+from proxhpc.spec.profile import CHAT_TEMPLATE, Profile, Prompt
 from proxhpc.spec.refiner_file import RefinerFile, read_refiner
 from proxhpc.spec.sections import EMBEDDED
 
@@ -25,9 +27,10 @@ HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.A
 # Weights, configuration and tokenizer, but no pickles and no code.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", *CHAT_TEMPLATES),
 )
 # What decides how a model is loaded and asked. Other files of its directory, such as the state of a
 # trainer, may change.
@@ -60,6 +63,17 @@ class ModelRef:
     snapshot: str
     stop_ids: tuple[int, ...] = ()
     refiner: RefinerFile | None = None
+    has_chat_template: bool = True
+
+    def check_profile(self, prompt: Prompt) -> None:
+        """Raise UserError if a stage's profile needs a chat template that the model lacks."""
+        needs_template = isinstance(prompt, Profile) and prompt.frame == CHAT_TEMPLATE
+        if needs_template and not self.has_chat_template:
+            raise UserError(
+                f"model {self.name!r} has no chat template, which the stage's profile needs",
+                hint="choose another `prompt` for this stage, or add the model's "
+                "chat_template.jinja",
+            )
 
     def context_length(self, limit: int | None = None) -> int:
         """Return the context length to use; UserError if `limit` exceeds the model's."""
@@ -177,6 +191,7 @@ def _download_command(match: re.Match[str]) -> str:
 def _inspect(name: str, path: Path) -> ModelRef:
     config = read_model_json(name, path / "config.json")
     _refuse_code(name, config, path / "config.json")
+    tokenizer: dict[str, Any] = {}
     if (path / "tokenizer_config.json").exists():
         tokenizer = read_model_json(name, path / "tokenizer_config.json")
         _refuse_code(name, tokenizer, path / "tokenizer_config.json")
@@ -198,6 +213,8 @@ def _inspect(name: str, path: Path) -> ModelRef:
         snapshot=commit or _fingerprint(path, headers),
         stop_ids=_stop_ids(name, path, config),
         refiner=read_refiner(path),
+        has_chat_template=bool(tokenizer.get("chat_template"))
+        or any((path / template).exists() for template in CHAT_TEMPLATES),
     )
 
 

@@ -26,6 +26,7 @@ from proxhpc.program.policy import AnyPolicy
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
 from proxhpc.spec.manifest import Manifest, diff, find_inputs
+from proxhpc.spec.refiner_file import complete_stage
 from proxhpc.spec.sections import Corpus
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
@@ -230,29 +231,24 @@ def find_models(manifest: Manifest) -> dict[str, ModelRef]:
 
 
 def freeze_manifest(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manifest:
-    """Return the manifest with its stages completed from their models' refiner.json.
+    """Return the manifest with the profiles of its stages, and keys that those set.
 
-    UserError if the two contradict each other.
+    UserError if a stage contradicts its profile, or its model cannot use it.
     """
     stages = []
     for stage in manifest.stages:
-        model = models.get(stage.level)
-        refiner = model.refiner if model else None
-        stages.append(refiner.complete(stage, model.name) if model and refiner else stage)
-        if stages[-1].bias and stages[-1].prompt != "walk":
-            raise UserError(
-                f"the {stage.level} stage has a bias, which is only for prompt: walk",
-                hint="its model's refiner.json does not set this prompt: add it to the stage, or "
-                "use another model",
-            )
+        if model := models.get(stage.level):
+            stage = complete_stage(stage, model.refiner, model.name)
+            model.check_profile(stage.prompt)
+        stages.append(stage)
     keys = {key: getattr(manifest, key) for key in manifest.model_fields_set}
     try:
         return Manifest.model_validate(keys | {"stages": tuple(stages)})
     except ValidationError as error:
         raise UserError(
-            "the manifest contradicts a model's refiner.json: "
+            "the manifest contradicts a profile: "
             + "; ".join(str(problem["msg"]) for problem in error.errors()),
-            hint="keys of a stage override those of refiner.json",
+            hint="keys of a stage override those of its profile or its model's refiner.json",
         ) from None
 
 

@@ -106,7 +106,8 @@ class Manifest(Config):
     def _lengths(self) -> Iterator[tuple[Key, str]]:
         limit = self.engine.max_model_len
         for n, stage in enumerate(self.stages):
-            window = stage.window_tokens if stage.level == "chunk" else 0
+            by_tokens = stage.level == "chunk" and stage.window_chars is None
+            window = stage.window_tokens if by_tokens else 0
             if limit is not None and window + stage.max_new_tokens >= limit:
                 key = "window_tokens" if window else "max_new_tokens"
                 need = f"{window} + {stage.max_new_tokens}" if window else stage.max_new_tokens
@@ -127,12 +128,14 @@ class Manifest(Config):
             elif stage.grammar != "none" and self.policy == "reference":
                 yield ("stages", n, "grammar"), "not with policy: reference"
 
+            if stage.window_overlap and self.policy == "reference":
+                yield ("stages", n, "window_overlap"), "not with policy: reference"
     @property
     def program_format(self) -> ProgramFormat:
         """Dialect and line numbering of this run's chunk programs."""
         for stage in self.stages:
             if stage.level == "chunk":
-                return ProgramFormat(stage.dialect, stage.numbering)
+                return ProgramFormat(stage.dialect, stage.numbering, stage.blank_lines)
         return ProgramFormat()
 
     def computed(self) -> dict[str, Any]:

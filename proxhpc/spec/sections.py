@@ -26,13 +26,14 @@ from proxhpc.spec.load import (
     matching,
     refuse,
 )
+from proxhpc.spec.profile import Prompt
 from proxhpc.spec.yaml_lines import Key, quoted
 
 EngineName = Literal["rules", "transformers", "vllm"]
 Level = Literal["doc", "chunk"]
-Prompt = Literal["prox-llama2", "prox-plain", "chat-template", "compact", "walk", "teacher"]
 RuleSet = Literal["c4", "gopher", "fineweb"]
 
+_PROMPT = "prox-llama2"
 EMBEDDED = "embedded"  # names the model within this package
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,95})?", re.ASCII)
 FieldName = Annotated[
@@ -91,8 +92,7 @@ def _default_max_new_tokens(data: dict[str, Any]) -> int:
     is_doc = data.get("level") == "doc"
     if data.get("prompt") == "walk":  # a verdict or one token a line, and the end
         return 2 if is_doc else (data.get("window_lines") or _WALK_LINES) + 1
-    doc, chunk = (256, 1024) if data.get("prompt") == "teacher" else (16, 256)
-    return doc if is_doc else chunk
+    return 16 if is_doc else 256
 
 
 def _directory_or_hub_id(text: str, info: ValidationInfo) -> str:
@@ -120,10 +120,10 @@ class Stage(Config):
         "with proxhpc. Required unless `engine.name: rules`, which loads no model.",
     )
     prompt: Prompt = Field(
-        "prox-llama2",
-        description="Prompt style, which must be the one the model was trained on; see [Prompt "
-        "styles](refining.md#prompt-styles). A model's `refiner.json` may set this and any other "
-        "key that the stage leaves out.",
+        _PROMPT,
+        description="[Profile](refining.md#profiles) of the prompts, which must be the one the "
+        "model was trained on: the name of a shipped one, `walk`, or a file (`*.json`). A profile, "
+        "or a model's `refiner.json`, may set any key that the stage leaves out.",
     )
     dialect: Dialect = Field(
         default="prox",
@@ -169,7 +169,7 @@ class Stage(Config):
     max_new_tokens: Positive = Field(
         default_factory=_default_max_new_tokens,
         description="Maximum tokens of a program; small windows get a lower limit. Default: 16 for "
-        "doc, 256 for chunk; 256 and 1024 with `teacher`; one per line plus the end with `walk`.",
+        "doc, 256 for chunk; one per line plus the end with `walk`.",
     )
     bias: Annotated[float, Field(ge=-100, le=100)] = Field(
         default=0.0,
@@ -186,7 +186,7 @@ class Stage(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse((*self._chunk_keys(), *self._walk_keys(), *self._teacher_keys()))
+        refuse((*self._chunk_keys(), *self._walk_keys(), *self._verdict_keys()))
         return self
 
     def _chunk_keys(self) -> Iterator[tuple[Key, str]]:
@@ -199,8 +199,8 @@ class Stage(Config):
 
     def _walk_keys(self) -> Iterator[tuple[Key, str]]:
         if self.prompt != "walk":
-            # Otherwise the model's refiner.json may still set prompt: walk.
-            if "prompt" in self.model_fields_set or self.model is None:
+            # If the stage names no prompt, its model's refiner.json may still set walk.
+            if self.prompt != _PROMPT or self.model is None:
                 yield from _changed(self, ("bias",), "only with prompt: walk")
             return
         if self.dialect != "prox":
@@ -217,13 +217,9 @@ class Stage(Config):
         if self.max_new_tokens < 2:
             yield ("max_new_tokens",), "must be at least 2 with prompt: walk"
 
-    def _teacher_keys(self) -> Iterator[tuple[Key, str]]:
-        if self.prompt == "teacher":
-            yield from _changed(self, ("dialect",), "must be prox with prompt: teacher")
-            if self.level == "doc":
-                yield from _changed(
-                    self, ("grammar",), "not with prompt: teacher, which scores documents"
-                )
+    def _verdict_keys(self) -> Iterator[tuple[Key, str]]:
+        if self.level == "doc" and getattr(self.prompt, "verdict", "program") == "scores":
+            yield from _changed(self, ("grammar",), "not for documents that get scores")
 
 
 def _changed(model: Config, keys: tuple[str, ...], why: str) -> Iterator[tuple[Key, str]]:
@@ -275,7 +271,7 @@ class EngineOptions(Config):
     max_model_len: Positive | None = Field(
         default=None, description="Context length in tokens. Default: the model's."
     )
-    max_unusable: Share = Field(
+    max_unusable: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
         description="Share of the first 256 answers of a stage in a worker that may be unusable: "
         "refused by the engine, not a number, or without a statement or verdict that can be read. "

@@ -1,4 +1,4 @@
-"""Trains a base model to write programs as text, in one of the prompt styles of manifests."""
+"""Trains a base model to write programs as text, with the prompts of a profile."""
 
 from array import array
 from collections import Counter
@@ -13,9 +13,10 @@ from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.syntax import FIRST_LINE
-from proxhpc.refine.prompts import STYLES
+from proxhpc.refine.prompts import Prompts
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.spec.recipe import Recipe
+from proxhpc.spec.refiner_file import load_profile
 from proxhpc.spec.sections import Level
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import ValidationScores, matches_labels, program_scores
@@ -77,7 +78,7 @@ class ProgramTask:
         self._end = _end_token(ref, self.tokenizer)
         self._context = ref.max_model_len
         max_tokens = min(recipe.max_tokens, self._context)
-        self._style = STYLES[recipe.prompt]
+        self._prompts = Prompts(load_profile(recipe.prompt))
         self._train: list[TokenizedExample] = []
         self._validation: list[ExampleRow] = []
         self.unused = Counter[str]()
@@ -115,9 +116,9 @@ class ProgramTask:
             )
         if row.level == "doc":
             text = "\n".join(row.lines).rstrip()
-            prompt = self._style.full_doc_prompt(self.tokenizer, text)
+            prompt = self._prompts.full_doc_prompt(self.tokenizer, text)
         else:
-            prompt = self._style.chunk_prompt(self.tokenizer, row.lines, FIRST_LINE["prox"])
+            prompt = self._prompts.chunk_prompt(self.tokenizer, row.lines, FIRST_LINE["prox"])
         program = array("I", [*self.tokenizer.encode(row.program), self._end])
         return TokenizedExample(array("I", prompt), program, row.weight)
 

@@ -1,0 +1,194 @@
+"""Profiles: how documents and windows become prompts, as data."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from proxhpc.spec.load import Config, Flag, Slug, absolute, base_of, refuse
+from proxhpc.spec.yaml_lines import nearest, quoted
+
+CHAT_TEMPLATE = "chat-template"
+WALK = "walk"  # the style that is code
+PROFILES = Path(__file__).parents[1] / "refine" / "profiles"
+
+_MAX_TEXT = 1 << 20  # bytes of a file with a prompt
+# The placeholders of each template: one of these combinations.
+_PLACEHOLDERS = {
+    "document": (("text",), ("lines",)),
+    "window": (("lines",),),
+    "line": (("line", "n"),),
+    "frame": (("message",), ("message", "system")),
+}
+
+
+@cache
+def profile_names() -> tuple[str, ...]:
+    """Return the names of the profiles that come with proxhpc, sorted."""
+    return tuple(sorted(path.stem for path in PROFILES.glob("*.json")))
+
+
+def _text_or_file(value: object, info: ValidationInfo) -> object:
+    """Return a text, read from a file beside the profile if `value` is {"file": NAME}."""
+    if not isinstance(value, dict):
+        return value
+    name, folder = value.get("file"), base_of(info)
+    if len(value) != 1 or not isinstance(name, str) or Path(name).name != name or folder is None:
+        raise ValueError('must be text or {"file": NAME}, a file in the folder of this one')
+    try:
+        with (folder / name).open("rb") as stream:
+            text = stream.read(_MAX_TEXT + 1)
+        if len(text) > _MAX_TEXT:
+            raise ValueError(f"{folder / name} is larger than {_MAX_TEXT} bytes")
+        return text.decode("utf-8-sig").strip()
+    except OSError as error:
+        raise ValueError(f"cannot read {folder / name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{folder / name} is not UTF-8 text") from None
+
+
+TextOrFile = Annotated[
+    str,
+    BeforeValidator(_text_or_file, json_schema_input_type=str | dict[Literal["file"], str]),
+]
+
+
+class Profile(Config):
+    """How documents and windows become prompts.
+
+    `document`, `window`, `line` and `frame` are templates: `{name}` is a placeholder, and `{{` and
+    `}}` are braces.
+    """
+
+    name: Slug = Field(default="custom", description="Name in messages.")
+    system: TextOrFile | None = Field(
+        default=None,
+        description="System prompt; `null` for none. Long texts may be in a file beside the "
+        'profile: `{"file": "system.txt"}`, read without the blanks at its start and end.',
+    )
+    system_turn: Literal["system", "user"] = Field(
+        default="system",
+        description="Chat template: `user` puts the system prompt and a blank line before the "
+        "message, for templates that have no system turn.",
+    )
+    document: TextOrFile = Field(
+        default="{text}",
+        description="Message for a document, with `{text}`, or `{lines}` for its numbered lines.",
+    )
+    window: TextOrFile = Field(
+        default="{lines}", description="Message for a window, with `{lines}`, its numbered lines."
+    )
+    line: str = Field(
+        default="[{n:03}]{line}",
+        description="A numbered line, with `{n}` (`{n:03}`: at least three digits) and `{line}`. "
+        "The first number is the dialect's.",
+    )
+    separator: str = Field(default="\n", description="What is between two numbered lines.")
+    strip_lines: Flag = Field(
+        default=False, description="Whether blanks at the start and end of lines are left out."
+    )
+    frame: str = Field(
+        default=CHAT_TEMPLATE,
+        description="`chat-template`: the model's. Otherwise the text around `{message}` and "
+        "`{system}`, where `{bos}` stands for what the tokenizer puts before a text, and a special "
+        "token in braces for its id, as `{<s>}`.",
+    )
+    template_arguments: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description='Arguments of the chat template, as `{"enable_thinking": false}`.',
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="Strings that end an answer, beside the calls after which nothing can follow.",
+    )
+    verdict: Literal["program", "scores"] = Field(
+        default="program",
+        description="What documents are answered with: a program, or the two scores that "
+        "`teacher` asks for.",
+    )
+
+    @model_validator(mode="after")
+    def _templates(self) -> Self:
+        refuse(((key,), problem) for key in _PLACEHOLDERS for problem in self._problems(key))
+        if self.frame != CHAT_TEMPLATE:
+            only = "only with frame: chat-template"
+            keys = ("system_turn", "template_arguments")
+            refuse(((key,), only) for key in keys if getattr(self, key) not in ("system", {}))
+            if self.system is not None and not self.frame_has_system:
+                refuse([(("frame",), "has no {system} for the system prompt")])
+        return self
+
+    def _problems(self, key: str) -> Iterator[str]:
+        template, choices = getattr(self, key), _PLACEHOLDERS[key]
+        if key == "frame" and template == CHAT_TEMPLATE:
+            return
+        try:
+            names = [(name, form) for _, name, form in split_template(template) if name is not None]
+        except ValueError as error:
+            yield f"{error} (write {{{{ and }}}} for braces)"
+            return
+        known = {name for choice in choices for name in choice}
+        for name, form in names:
+            is_token = key == "frame" and (name == "bos" or not name.isidentifier()) and name
+            if not is_token and (
+                name not in known or form not in (_NUMBERS if name == "n" else "")
+            ):
+                text = ", ".join(f"{{{name}}}" for name in sorted(known))
+                yield f"unknown placeholder {{{name}{form and ':' + form}}} (possible: {text})"
+                return
+        if tuple(sorted(name for name, _ in names if name in known)) not in choices:
+            texts = [" and ".join(f"{{{name}}}" for name in choice) for choice in choices]
+            yield f"must have {' or '.join(texts)}, each once"
+
+    @property
+    def frame_has_system(self) -> bool:
+        """Whether the frame shows a system prompt."""
+        names = [name for _, name, _ in split_template(self.frame)]
+        return self.frame == CHAT_TEMPLATE or "system" in names
+
+
+_NUMBERS = ("", *(f"{zero}{width}" for zero in ("", "0") for width in range(1, 10)))
+
+
+def split_template(template: str) -> list[tuple[str, str | None, str]]:
+    """Return the parts of a template: a text, the placeholder after it, and its format.
+
+    ValueError for a single brace.
+    """
+    return [
+        (text, name if conversion is None else f"{name}!{conversion}", form or "")
+        for text, name, form, conversion in Formatter().parse(template)
+    ]
+
+
+def _name_or_file(prompt: str, info: ValidationInfo) -> str:
+    names = (*profile_names(), WALK)
+    if prompt in names:
+        return prompt
+    if prompt.endswith(".json"):
+        return absolute(prompt, info)
+    raise ValueError(
+        f"must be one of {', '.join(names)}, or a profile's file (*.json), not {quoted(prompt)}"
+        f"{nearest(prompt, names)}"
+    )
+
+
+# A plan stores the profile itself.
+Prompt = Annotated[
+    Annotated[str, AfterValidator(_name_or_file), Tag("name")] | Annotated[Profile, Tag("profile")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "profile"),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
