@@ -1,5 +1,5 @@
-# make demo        run the whole pipeline on a small corpus, with the embedded model
-# make demo-rules  run it with rules instead of a model, without torch
+# make demo        install what the demo needs, and run the pipeline on it with the embedded model
+# make demo-rules  the same with rules instead of a model, without torch
 # make test        check format, lint and types, and run all tests; first install what they need
 # make check       the same, without installing Slurm or Chromium
 # make format      format the code
@@ -15,12 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo demo-rules test check lint format clean
 
 demo: .venv/.model
-	$(BIN)/python tools/demo_corpus.py demo/corpus
-	$(BIN)/proxhpc launch manifests/demo.yaml
+	$(BIN)/proxhpc launch demo
 
 demo-rules: .venv/.package
-	$(BIN)/python tools/demo_corpus.py demo/corpus
-	$(BIN)/proxhpc launch manifests/demo-rules.yaml
+	$(BIN)/proxhpc launch demo-rules
 
 # .venv/.real lists what could be installed; tests of these parts must not be skipped.
 test: lint

@@ -8,7 +8,6 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -25,7 +24,9 @@ from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import detect_format, printable_path, read_error
 from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.engines.device import count_gpus
 from proxhpc.errors import UserError
+from proxhpc.extras import is_installed
 from proxhpc.inspect import Inspection, render_inspection
 from proxhpc.refine.pump import IN_FLIGHT_BYTES, IN_FLIGHT_DOCUMENTS, Budget, Pace, in_order
 from proxhpc.refine.refiner import Refiner, open_refiner
@@ -63,9 +64,10 @@ def preview_manifest(
     stages = [("doc", doc_model), ("chunk", model)]
     if model or doc_model:
         stages = [stage for stage in stages if stage[1]]
-        # The embedded model refines many documents in the time that vLLM takes to start.
+        # Without a GPU, or for a tiny model, documents are refined before vLLM has started.
         large = {model, doc_model} - {None, EMBEDDED}
-        engine = engine or ("vllm" if large and find_spec("vllm") else "transformers")
+        worth_starting = large and is_installed("vllm") and count_gpus()
+        engine = engine or ("vllm" if worth_starting else "transformers")
     style: dict[str, str | None] = {"prompt": prompt} if prompt else {}
     data = {
         "name": "preview",

@@ -1,6 +1,8 @@
 """The command line itself: its help, its errors and exit statuses, and pipes."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,14 @@ from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
 from runs import planned
 
+JOBS = ("worker", "advance", "schema")
 ARGUMENTS = {
     "doctor": [],
     "refine": [],
     "evaluate": ["gold.jsonl"],
     "annotate": ["run", "--out", "examples.jsonl.zst"],
     "adapt": ["recipe.yaml", "--out", "model"],
+    "init": ["site"],
     "inspect": ["run", "id"],
     "schema": ["site"],
 }
@@ -80,8 +84,78 @@ def refined_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.root
 
 
-def test_commands_for_jobs_and_scripts_come_last() -> None:
-    listing = parser().format_help().partition("For jobs and scripts:\n")
-    last = [line.split()[0] for line in listing[2].partition("\n\n")[0].splitlines()]
-    assert last == ["worker", "advance", "schema"]
-    assert all(f"\n  {verb} " in listing[0] for verb in COMMANDS.keys() - set(last))
+def test_the_first_page_lists_the_commands_that_people_type() -> None:
+    page = parser().format_help()
+    listed = [line.split()[0] for line in page.splitlines() if re.match("  [a-z]", line)]
+    assert sorted([*listed, *JOBS]) == sorted(COMMANDS)
+    assert max(map(len, page.splitlines())) <= 100
+
+
+def test_commands_for_jobs_are_documented_all_the_same() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    assert all(f"\n## {verb}\n" in page for verb in COMMANDS)
+    assert "\n### init site\n" in page
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["launch", "--help"], ["schema", "site"]])
+def test_help_may_be_piped_into_head(arguments: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "proxhpc", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+def complete(shell: str, line: str, tmp_path: Path) -> list[str]:
+    """What a shell offers at the end of a command line."""
+    script = tmp_path / f"script.{shell}"
+    script.write_text(
+        subprocess.run(
+            [sys.executable, "-m", "proxhpc", "--print-completion", shell],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    if shell == "fish":
+        code = f"source {script}; complete -C '{line}'"
+    else:
+        words = line.split(" ")
+        code = (
+            f"source {script}; COMP_WORDS=({' '.join(map(repr, words))}); "
+            f"COMP_CWORD={len(words) - 1}; _shtab_proxhpc; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+    done = subprocess.run(
+        [shell, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    return [found.split("\t")[0] for found in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_a_shell_completes_commands_options_and_files(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} on this machine")
+    assert set(complete(shell, "proxhpc ", tmp_path)) >= {"launch", "status", "init"}
+    assert not set(complete(shell, "proxhpc ", tmp_path)) & set(JOBS)
+    assert "--dry-run" in complete(shell, "proxhpc launch --", tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    assert "mine.yaml" in complete(shell, "proxhpc launch mi", tmp_path)
+
+
+def test_zsh_reads_its_script(tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("no zsh on this machine")
+    made = subprocess.run(
+        [sys.executable, "-m", "proxhpc", "--print-completion", "zsh"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert made.startswith("#compdef proxhpc\n")
+    assert "--dry-run" in made
+    subprocess.run(["zsh", "-n"], input=made, text=True, check=True)

@@ -159,7 +159,7 @@ def test_parquet_without_pyarrow_is_refused_when_planning(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     source = write_jsonl(tmp_path / "in.jsonl", [document(0)])
     path = manifest(tmp_path, [source], output={"format": "parquet"})
-    with pytest.raises(UserError, match=r"output\.format.* needs pyarrow"):
+    with pytest.raises(UserError, match=r"output\.format.* needs the package pyarrow"):
         prepare_run(path, local_site(tmp_path), None)
 
 

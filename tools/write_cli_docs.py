@@ -7,6 +7,7 @@ python tools/write_cli_docs.py --check    exit 1 if it is not current
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from proxhpc.cli.options import parser
@@ -41,10 +42,17 @@ def page() -> str:
     """Return the whole page."""
     os.environ["COLUMNS"] = WIDTH
     top = parser()
-    verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
-    parts = [HEAD, f"```text\n{top.format_help()}```\n"]
-    parts += [f"## {name}\n\n```text\n{v.format_help()}```\n" for name, v in verbs.choices.items()]
-    return "\n".join(parts)
+    return "\n".join([HEAD, f"```text\n{top.format_help()}```\n", *sections(top, "##")])
+
+
+def sections(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
+    """The help of each command below a parser."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                name = command.prog.removeprefix("proxhpc ")
+                yield f"{heading} {name}\n\n```text\n{command.format_help()}```\n"
+                yield from sections(command, f"{heading}#")
 
 
 def main() -> None:

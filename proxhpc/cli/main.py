@@ -22,11 +22,19 @@ MIN_RAM = 16 << 20  # bytes, for finding duplicates
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; docs/cli.md lists them."""
-    arguments = parser().parse_args(argv)
     try:
-        status = int(COMMANDS[arguments.verb](arguments) or 0)
-        sys.stdout.flush()
-        return status
+        try:
+            return _run(parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # the reader has closed the pipe (`| head`): no flush at exit
+        return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        return int(COMMANDS[arguments.verb](arguments) or 0)
     except ProxError as error:
         if arguments.debug:
             raise
@@ -36,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print("proxhpc: interrupted; everything committed is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # the reader has closed the pipe (`| head`): no flush at exit
-        return 0
+        raise
     except OSError as error:
         if arguments.debug:
             raise
@@ -59,7 +66,8 @@ def _reason(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
-def _plan(arguments: argparse.Namespace) -> None:
+def _plan(arguments: argparse.Namespace) -> int:
+    from proxhpc.doctor.needs import examine_needs
     from proxhpc.launch.launch import prepare_run
     from proxhpc.run.estimate import estimate_run, render_estimate
 
@@ -70,8 +78,12 @@ def _plan(arguments: argparse.Namespace) -> None:
         from proxhpc.status.totals import load_merge, run_counts
 
         counts = run_counts(load_merge(run.dir), latest_heartbeats(run.dir))
+    needs = examine_needs(run.plan.manifest, run.site)
+    problems = [f"{each.result}; {each.consequence}" for each in needs if each.verdict == "error"]
     estimate = estimate_run(run.plan, run.site, run.dir, counts)
+    estimate = estimate.model_copy(update={"problems": problems})
     _show(estimate, render_estimate, arguments.json)
+    return 2 if problems else 0
 
 
 def _launch(arguments: argparse.Namespace) -> None:
@@ -194,10 +206,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _adapt(arguments: argparse.Namespace) -> None:
     from proxhpc.spec.load import load_yaml
+    from proxhpc.spec.shipped import find_file
     from proxhpc.spec.recipe import Recipe
     from proxhpc.train.adapt import adapt
 
-    recipe, out = load_yaml(arguments.recipe, Recipe), arguments.out.absolute()
+    recipe = load_yaml(find_file("recipe", arguments.recipe), Recipe)
+    out = arguments.out.absolute()
     if arguments.site:
         if arguments.processes is not None:
             raise UserError(
@@ -370,7 +384,26 @@ def _schema(arguments: argparse.Namespace) -> None:
 
     kinds: dict[str, type[BaseModel]] = {"manifest": Manifest, "site": Site, "recipe": Recipe}
     print(json.dumps(json_schema(kinds[arguments.kind]), indent=2))
+def _init(arguments: argparse.Namespace) -> None:
+    from proxhpc.init import copies
 
+    if arguments.kind == "site":
+        from proxhpc.init.site import propose_site
+
+        path = arguments.file or Path("site.yaml")
+        copies.write_new(path, propose_site)
+        print(_safe(f"wrote {path}; read it, then check it: proxhpc doctor {path}"))
+        return
+    suffix = ".sbatch" if arguments.kind == "sbatch" else ".yaml"
+    path = arguments.file or Path(f"{arguments.name}{suffix}")
+    variables = copies.copy_shipped(arguments.kind, arguments.name, path)
+    print(_safe(f"wrote {path}"))
+    if variables:
+        print(f"set these variables, or write values in their place: {', '.join(variables)}")
+
+
+
+    "init": _init,
 
 COMMANDS = {
     "plan": _plan,

@@ -1,14 +1,18 @@
 """The command line's commands and their options."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from proxhpc import __version__
 
 ABOUT = (
     "Refine pre-training corpora on Slurm clusters with small language models that write programs."
 )
+FOR_JOBS = "For jobs and scripts"
+"""The group of commands that people do not type; docs/cli.md has them."""
 Parser = argparse.ArgumentParser
 
 
@@ -16,44 +20,97 @@ def parser() -> Parser:
     """The whole command line."""
     top = Parser(
         prog="proxhpc",
+        usage="proxhpc [--debug] COMMAND …",
         description="\n".join([ABOUT, *_listing()]),
+        epilog="`proxhpc COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"proxhpc {__version__}")
     top.add_argument("--debug", action="store_true", help=_DEBUG)
-    verbs = top.add_subparsers(
-        dest="verb", required=True, metavar="COMMAND", help="one of the commands above"
+    top.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=["bash", "zsh", "fish"],
+        help="print a script that completes commands and options in this shell",
     )
-    for commands in _GROUPS.values():
+    # The description lists the commands by group, so argparse's own list is suppressed.
+    verbs = top.add_subparsers(
+        dest="verb", required=True, metavar="COMMAND", prog="proxhpc", help=argparse.SUPPRESS
+    )
+    for title, commands in _GROUPS.items():
         for name, (about, add_options) in commands.items():
-            verb = verbs.add_parser(name, description=f"{about[0].upper()}{about[1:]}.")
+            listed: dict[str, Any] = {} if title == FOR_JOBS else {"help": about}
+            verb = verbs.add_parser(name, description=f"{about[0].upper()}{about[1:]}.", **listed)
             add_options(verb)
-            # Without a default, or it would overwrite a --debug in front of the command.
-            verb.add_argument(
-                "--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG
-            )
+            _debug(verb)
     return top
 
 
 _DEBUG = "show the traceback of an error"
 
 
+def _debug(verb: Parser) -> None:
+    # Without a default, or it would overwrite a --debug in front of the command.
+    verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a shell's completion script."""
+
+    def __call__(self, top: Parser, *arguments: object) -> None:
+        import shtab
+
+        _, shell, *_ = arguments
+        for verb in _verbs(top).choices.values():
+            for action in verb._actions:
+                if action.type is Path:
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+        _verbs(top).help = None  # shtab skips what is suppressed
+        sys.stdout.write(shtab.complete(top, str(shell)))
+        top.exit()
+
+
+def _verbs(top: Parser) -> "argparse._SubParsersAction[Parser]":
+    return next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+
+
 def _listing() -> list[str]:
+    """The commands that people type, one on each line."""
     lines = []
     for title, commands in _GROUPS.items():
-        lines += ["", f"{title}:"]
-        lines += [f"  {name:10}{about}" for name, (about, _) in commands.items()]
+        if title != FOR_JOBS:
+            lines += ["", f"{title}:"]
+            lines += [f"  {name:10}{about}" for name, (about, _) in commands.items()]
     return lines
 
 
 def _doctor(verb: Parser) -> None:
     add = verb.add_argument
-    add("site", metavar="SITE", nargs="?", default="auto", help="site file or name (default: auto)")
     add(
-        "--manifest", type=Path, help="check the models and the run directory of this manifest, too"
+        "site",
+        metavar="SITE",
+        nargs="?",
+        help="site file or name, or auto (default: the manifest's site)",
     )
+    add("--manifest", type=Path, help="check what a run of this manifest needs (file or name)")
     add("--run", type=Path, metavar="DIR", help="check this run directory")
     _json(verb)
+
+
+def _init(verb: Parser) -> None:
+    kinds = verb.add_subparsers(dest="kind", required=True, metavar="KIND", help="what to write:")
+    for kind in ("manifest", "recipe", "sbatch", "site"):
+        noun = "script of a job array" if kind == "sbatch" else kind
+        about = f"a copy of a {noun} that comes with proxhpc"
+        if kind == "site":
+            about = "a site for this cluster, from what Slurm says and accepts"
+        writer = kinds.add_parser(kind, help=about, description=f"Write {about}.")
+        if kind != "site":
+            writer.add_argument("name", metavar="NAME", help="its name; a wrong one lists them")
+        default = {"site": "site.yaml", "sbatch": "NAME.sbatch"}.get(kind, "NAME.yaml")
+        about = f"file, which must not exist (default: {default})"
+        writer.add_argument("file", type=Path, metavar="FILE", nargs="?", help=about)
+        _debug(writer)
 
 
 def _plan(verb: Parser) -> None:
@@ -238,7 +295,7 @@ def _annotate(verb: Parser) -> None:
 
 def _adapt(verb: Parser) -> None:
     add = verb.add_argument
-    add("recipe", type=Path, metavar="RECIPE", help="recipe (YAML)")
+    add("recipe", type=Path, metavar="RECIPE", help="recipe (file or name)")
     add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
     add("--resume", action="store_true", help="resume the training in DIR")
     add(
@@ -264,7 +321,7 @@ def _manifest(verb: Parser) -> None:
         "manifest",
         type=Path,
         metavar="MANIFEST",
-        help="manifest (YAML), or the directory of a run to resume",
+        help="manifest (file or name), or the directory of a run to resume",
     )
     add("--site", help="site file or name, or auto (default: the manifest's site)")
     add("--run", type=Path, metavar="DIR", help="run directory (default: the manifest's run_dir)")
@@ -307,6 +364,7 @@ def _json(verb: Parser) -> None:
 
 _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
     "Before a run": {
+        "init": ("write a manifest, site or recipe to change", _init),
         "doctor": ("check whether a launch would work on a site", _doctor),
         "plan": ("show what a launch would do, and submit nothing", _plan),
         "refine": ("refine some documents on this machine, without a run", _refine),
@@ -328,7 +386,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
         "annotate": ("make training examples from runs or gold records", _annotate),
         "adapt": ("train a model to write programs", _adapt),
     },
-    "For jobs and scripts": {
+    FOR_JOBS: {
         "worker": ("refine shards until none is left", _worker),
         "advance": ("take a run's next step", _run),
         "schema": ("print the JSON Schema of manifests, sites or recipes", _schema),

@@ -84,7 +84,6 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
         "gres": resources.gres,
         "exclude": ",".join(filter(None, (site_excludes, *job.excluded_nodes))) or None,
         "exclusive": resources.exclusive or None,
-        "time": -(-resources.seconds // 60) if resources.seconds else None,
         "nodes": 1,
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus,
@@ -95,9 +94,11 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
         "array_parallelism": job.elements,
         "additional_parameters": options,
     }
-    # submitit sets a wckey. Clusters that track wckeys refuse unknown ones.
+    # submitit sets a wckey, which clusters that track them refuse, and a limit of five minutes.
     executor.update_parameters(
-        wckey=None, **{name: value for name, value in parameters.items() if value is not None}
+        wckey=None,
+        time=-(-resources.seconds // 60) if resources.seconds else None,
+        **{name: value for name, value in parameters.items() if value is not None},
     )
     return executor
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -151,6 +151,86 @@ def max_array_size(config: dict[str, str]) -> int:
     """Return MaxArraySize: array indices stay below it; 0 turns arrays off (slurm.conf(5))."""
     size = config.get("MaxArraySize", "")
     return int(size) if size.isdigit() else DEFAULT_MAX_ARRAY_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """Nodes of a partition with the same hardware; `gpus` is a number for each type, maybe ""."""
+
+    nodes: int
+    cpus: int
+    memory_mb: int
+    gpus: tuple[tuple[str, int], ...]
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of a node, of all types."""
+        return sum(number for _, number in self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What `scontrol show partition` and sinfo say of a partition; times as Slurm writes them."""
+
+    name: str
+    state: str
+    nodes: int
+    max_time: str  # UNLIMITED, or a time
+    default_time: str  # of jobs that do not ask for a time
+    is_default: bool
+    whole_nodes: bool  # jobs get all of their nodes
+    memory_rule: tuple[str, ...]  # such as DefMemPerCPU=3000, in megabytes
+    kinds: tuple[NodeKind, ...]
+
+
+_MEMORY_KEYS = ("DefMemPerCPU", "DefMemPerNode", "MaxMemPerCPU", "MaxMemPerNode")
+
+
+def memory_rule(config: Mapping[str, str]) -> tuple[str, ...]:
+    """Return defaults and limits of memory in a configuration, of the cluster or of a partition."""
+    rule = [f"{key}={config[key]}" for key in _MEMORY_KEYS if config.get(key, "").isdigit()]
+    return (*rule, *re.findall(r"DefMemPerGPU=\d+", config.get("JobDefaults", "")))
+
+
+def read_partitions() -> list[Partition]:
+    """Return every partition, also hidden ones. RetryError without an answer."""
+    kinds: dict[str, list[NodeKind]] = {}
+    for line in run_command("sinfo", "-a", "-h", "-o", "%R|%D|%c|%m|%G").splitlines():
+        name, *numbers, gres = line.split("|")
+        nodes, cpus, memory = (int(re.sub(r"\D.*", "", number) or 0) for number in numbers)
+        gpus = re.findall(r"gpu:(?:([^:,()]+):)?(\d+)", gres)
+        gpus_by_type = tuple((kind, int(number)) for kind, number in gpus)
+        kinds.setdefault(name, []).append(NodeKind(nodes, cpus, memory, gpus_by_type))
+    partitions = []
+    for line in run_command("scontrol", "show", "partition", "-a", "-o").splitlines():
+        keys = dict(word.partition("=")[::2] for word in line.split())
+        if name := keys.get("PartitionName", ""):
+            longest, usual = keys.get("MaxTime", "?"), keys.get("DefaultTime", "NONE")
+            partitions.append(
+                Partition(
+                    name=name,
+                    state=keys.get("State", "?"),
+                    nodes=int(keys.get("TotalNodes", "0")),
+                    max_time=longest,
+                    default_time=longest if usual == "NONE" else usual,
+                    is_default=keys.get("Default") == "YES",
+                    whole_nodes=keys.get("OverSubscribe", "").startswith("EXCLUSIVE"),
+                    memory_rule=memory_rule(keys),
+                    kinds=tuple(kinds.get(name, ())),
+                )
+            )
+    return partitions
+
+
+def read_accounts() -> list[str]:
+    """Return the accounts that this user may charge, the default one first. RetryError."""
+    if shutil.which("sacctmgr") is None:
+        raise RetryError("there is no sacctmgr on this machine")
+    show, user = ("sacctmgr", "-n", "-P", "show"), f"user={user_name()}"
+    cluster = f"cluster={read_config().get('ClusterName', '')}"
+    accounts = run_command(*show, "assoc", user, cluster, "format=Account").split()
+    default = run_command(*show, "user", user_name(), "format=DefaultAccount").split()
+    return [*dict.fromkeys((*(name for name in default if name in accounts), *accounts))]
 
 
 def submit_limit(account: str | None, qos: str | None) -> int | None:

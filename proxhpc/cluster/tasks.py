@@ -99,8 +99,10 @@ def _merge_progress(run: RunDir) -> Iterator[ReportProgress]:
     """Write a progress file for a job of the merge."""
     log = ProgressLog(run, LeaseOwner.current("merge"), "merge")
     log.write("starting")
-    # submitit ignores SIGTERM. A merge may stop anywhere: its files appear whole or not at all.
-    signal.signal(signal.SIGTERM, raise_interrupt)
+    # submitit ignores SIGTERM, and its handler of Slurm's warning before the limit needs a limit.
+    # A merge may stop anywhere: its files appear whole or not at all.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, raise_interrupt)
     try:
         yield lambda *_: log.heartbeat()
     except BaseException as error:

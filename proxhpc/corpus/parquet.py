@@ -18,7 +18,8 @@ from proxhpc.corpus.records import (
     RecordSource,
     to_document,
 )
-from proxhpc.errors import ShardError, UserError
+from proxhpc.errors import ShardError
+from proxhpc.extras import require_package
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
@@ -48,13 +49,7 @@ def _is_io_error(error: Exception) -> bool:
 
 def require_pyarrow(purpose: str) -> None:
     """Raise UserError unless pyarrow, which `purpose` needs, is installed."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"{purpose} needs pyarrow, which is not installed",
-            hint="pip install 'proxhpc[parquet]'",
-        ) from error
+    require_package("pyarrow", "parquet", purpose)
 
 
 def count_rows(path: Path) -> int:

@@ -4,22 +4,29 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm
 from proxhpc.doctor.filesystem import examine_disk
 from proxhpc.doctor.finding import Diagnosis, Finding
+from proxhpc.doctor.needs import examine_needs
 from proxhpc.doctor.scheduler import examine_containers, examine_slurm
 from proxhpc.doctor.view import render_diagnosis
 from proxhpc.errors import ProxError
 from proxhpc.run.models import resolve_model
-from proxhpc.spec.manifest import load_manifest
+from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.spec.manifest import Manifest, find_inputs, load_manifest
 from proxhpc.spec.site import Site, load_site
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "examine_site", "render_diagnosis"]
 
 
-def diagnose(site_name: str, manifest_path: Path | None, run: Path | None) -> Diagnosis:
-    """Check a site, and with a manifest also its run directory and its models."""
+def diagnose(site_name: str | None, manifest_path: Path | None, run: Path | None) -> Diagnosis:
+    """Check a site, and with a manifest also all that a run of it needs.
+
+    Without a name, the site is the manifest's, or that of this machine.
+    """
     manifest = load_manifest(manifest_path) if manifest_path else None
+    site_name = site_name or (manifest and manifest.site) or "auto"
     if site_name != "auto":
         site = load_site(site_name)
     else:
@@ -29,9 +36,22 @@ def diagnose(site_name: str, manifest_path: Path | None, run: Path | None) -> Di
     if manifest and manifest.engine.name != "rules":
         models = [stage.model for stage in manifest.stages if stage.model]
     folder = (run or default_folder).absolute()
-    findings = tuple(examine_site(site, folder, list(dict.fromkeys(models))))
+    findings = [*examine_site(site, folder, list(dict.fromkeys(models)))]
+    if manifest:
+        findings += [*examine_needs(manifest, site), _inputs(manifest)]
+        missing = [f for f in findings if f.verdict == "error" and f.check.startswith("model ")]
+        if models and not missing:
+            findings.append(_prompts(manifest))
     works = all(finding.verdict != "error" for finding in findings)
-    return Diagnosis(site=site.name, launch_would_work=works, findings=findings)
+    return Diagnosis(site=site.name, launch_would_work=works, findings=tuple(findings))
+
+
+def _inputs(manifest: Manifest) -> Finding:
+    try:
+        files = find_inputs(manifest.corpus)
+    except ProxError as error:
+        return Finding.error("inputs", error.message, error.hint)
+    return Finding.ok("inputs", quantity(len(files), "file"), "plan checks their content")
 
 
 def examine_site(site: Site, folder: Path, models: list[str]) -> Iterator[Finding]:
@@ -44,6 +64,17 @@ def examine_site(site: Site, folder: Path, models: list[str]) -> Iterator[Findin
     yield from examine_disk(folder)
     for model in models:
         yield _model(model)
+
+
+def _prompts(manifest: Manifest) -> Finding:
+    """The result of giving each stage its profile; its model is complete."""
+    try:
+        stages = freeze_manifest(manifest, find_models(manifest)).stages
+    except ProxError as error:
+        return Finding.error("prompts", error.message, error.hint)
+    names = [p if isinstance(p, str) else p.name for p in (stage.prompt for stage in stages)]
+    result = ", ".join(f"{s.level}: {name}" for s, name in zip(stages, names, strict=True))
+    return Finding.ok("prompts", result, "they fit the stages and models")
 
 
 def _model(name: str) -> Finding:

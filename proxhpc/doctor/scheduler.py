@@ -37,7 +37,7 @@ def examine_slurm(site: Site) -> Iterator[Finding]:
     yield _kill_wait(config)
     yield from _partitions(site)
     yield _gpus(site)
-    yield _submission(site)
+    yield try_submission(site)
     yield _submission_from_jobs(site)
 
 
@@ -103,36 +103,38 @@ def _kill_wait(config: dict[str, str]) -> Finding:
 
 def _partitions(site: Site) -> Iterator[Finding]:
     try:
-        rows = slurm.run_command("sinfo", "-a", "-h", "-o", "%R|%l|%D|%a").splitlines()
+        known = {partition.name: partition for partition in slurm.read_partitions()}
     except RetryError as error:
         yield Finding.warning("partitions", error.message)
         return
-    known = {row.split("|")[0]: row.split("|")[1:] for row in rows if row.count("|") == 3}
     for phase in PHASES:
         resources = site.resources(phase)
         for name in filter(None, (resources.partition or "").split(",")):
             check = f"partition of {phase}"
             if name in known:
-                yield _partition(check, name, known[name], resources)
+                yield _partition(check, known[name], resources)
             else:
                 choices = f"choose one of {', '.join(sorted(known))}"
                 yield Finding.error(check, f"{name}: not found", choices)
 
 
-def _partition(check: str, name: str, row: list[str], resources: Resources) -> Finding:
-    limit, nodes, state = row
-    result = f"{name}: time limit {limit}, {nodes} nodes, {state}"
-    max_seconds, seconds = parse_duration(limit), resources.seconds
+def _partition(check: str, partition: slurm.Partition, resources: Resources) -> Finding:
+    result = (
+        f"{partition.name}: time limit {partition.max_time.lower()}, "
+        f"{quantity(partition.nodes, 'node')}, {partition.state.lower()}"
+    )
+    max_seconds, seconds = parse_duration(partition.max_time), resources.seconds
     if max_seconds is not None and seconds is not None and seconds > max_seconds:
         consequence = f"the site asks for {resources.time}: such a job would stay pending forever"
         return Finding.error(check, result, consequence)
-    return Finding.ok(check, result, f"jobs may run for {resources.time or limit}")
+    time = resources.time or f"{partition.default_time.lower()}, the partition's default"
+    return Finding.ok(check, result, f"jobs may run for {time}")
 
 
 def _gpus(site: Site) -> Finding:
     resources = site.resources("refine")
     if not (resources.gpus or resources.gres):
-        return Finding.ok("GPUs", "none requested", "engines run on the CPU")
+        return Finding.ok("GPUs", "none requested", "rules and transformers run on the CPU")
     result = resources.gres or f"{resources.gpus} for each worker"
     consequence = "workers use the CUDA_VISIBLE_DEVICES that Slurm sets, numbers or UUIDs"
     if resources.tasks_per_node > 1:
@@ -140,7 +142,7 @@ def _gpus(site: Site) -> Finding:
     return Finding.ok("GPUs", result, consequence)
 
 
-def _submission(site: Site) -> Finding:
+def try_submission(site: Site) -> Finding:
     """Ask sbatch whether it would accept a worker's job, without submitting one."""
     resources = site.resources("refine")
     options = {

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 from proxhpc.engines.base import Engine
 from proxhpc.errors import UserError
+from proxhpc.extras import require_package
 
 if TYPE_CHECKING:
     from proxhpc.run.models import ModelRef
-    from proxhpc.spec.sections import EngineOptions
+    from proxhpc.spec.sections import EngineName, EngineOptions
 
 
 async def make_engine(
@@ -27,12 +28,11 @@ async def make_engine(
             f"engine {options.name} needs a model, and this stage names none",
             hint="give the stage a `model`, or use `engine: {name: rules}`",
         )
+    require_engine(options.name)
     if options.name == "vllm":
         return await _make_vllm(options, model, stepwise)
     from proxhpc.engines.transformers_engine import TransformersEngine
 
-    _need("transformers", "transformers")
-    _need("torch", "transformers")
     return TransformersEngine(
         model,
         dtype=options.dtype,
@@ -47,7 +47,6 @@ async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool
     from proxhpc.engines.restarting import RestartingEngine
     from proxhpc.engines.vllm_engine import VLLMEngine
 
-    _need("vllm", "vllm")
     devices = options.options.get("tensor_parallel_size")
 
     async def start() -> Engine:
@@ -65,11 +64,9 @@ async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool
     return RestartingEngine(await start(), start)
 
 
-def _need(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise UserError(
-            f"engine {extra} needs the package {package}, which is not installed",
-            hint=f"pip install 'proxhpc[{extra}]', or use `engine: {{name: rules}}`",
-        )
+def require_engine(name: "EngineName") -> None:
+    """Raise UserError if a package is missing that an engine needs."""
+    packages = {"rules": (), "transformers": ("transformers", "torch"), "vllm": ("vllm",)}
+    for package in packages[name]:
+        alternative = ", or use `engine: {name: rules}`"
+        require_package(package, name, f"engine {name}", alternative)

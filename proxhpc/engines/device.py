@@ -8,11 +8,13 @@ import logging
 import os
 import subprocess
 import time
+from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
 WAIT_S = 120.0
 PAUSE_S = 2.0
+AMD_DEVICE = Path("/dev/kfd")
 _QUERY = ("--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits")
 
 
@@ -48,6 +50,20 @@ def _is_full(device: str, share: float) -> bool:
         _log.debug("nvidia-smi does not report the memory of device %s: %s", device, error)
         return False
     return free < share * total
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs of this machine that its drivers report; torch is not imported.
+
+    AMD's driver has one device for all GPUs, which counts as 1.
+    """
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return int(AMD_DEVICE.exists())
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
 def device_name(engine: str) -> tuple[str | None, int]:

@@ -35,6 +35,7 @@ from proxhpc.run.models import ModelRef
 from proxhpc.run.process import descendants, start_time
 
 _log = logging.getLogger(__name__)
+from proxhpc.extras import how_to_install
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "loop"}
 SHUTDOWN_S = 20.0  # how long the core may take to end before it is killed
@@ -227,7 +228,7 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
     except ImportError as error:
         raise UserError(
             f"engine vllm: vLLM cannot be imported: {error}",
-            hint="pip install 'proxhpc[vllm]', or use `engine: {name: transformers}`",
+            hint=f"{how_to_install('vllm')}, or use `engine: {{name: transformers}}`",
         ) from error
     from vllm.platforms import current_platform
 

@@ -16,6 +16,7 @@ from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import raise_interrupt
 from proxhpc.corpus.disk import write_atomic, writing
+from proxhpc.doctor.needs import require_needs
 from proxhpc.errors import UserError
 from proxhpc.launch.step import (
     StepResult,
@@ -27,7 +28,9 @@ from proxhpc.launch.step import (
 )
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_same_manifest, make_plan
+from proxhpc.run.shards import missing_shards
 from proxhpc.spec.manifest import Manifest, load_manifest
+from proxhpc.spec.shipped import find_file, shipped_files
 from proxhpc.spec.site import PhaseName, Site, load_site
 
 INTERRUPT_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
@@ -48,15 +51,18 @@ def prepare_run(
 ) -> Run:
     """Plan a new run or open an existing one, and record its site for later steps.
 
-    `manifest_path` may also be a run directory. Writes nothing unless `freeze`.
+    `manifest_path` may also be the name of a manifest, or a run directory. Writes nothing unless
+    `freeze`.
     """
-    if manifest_path.is_dir():
+    named = str(manifest_path) in shipped_files("manifest")
+    if manifest_path.is_dir() and (not named or RunDir(manifest_path).plan.exists()):
         if root is not None:
             raise UserError(
                 f"{manifest_path} is a directory, and --run needs a manifest",
                 hint=f"proxhpc launch {manifest_path} resumes the run in that directory",
             )
         return _open_run(RunDir(manifest_path.absolute()), site, freeze)
+    manifest_path = find_file("manifest", manifest_path)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
     run_site = _choose_site(run, manifest, site)
@@ -65,7 +71,9 @@ def prepare_run(
     elif not freeze:
         return Run(run, make_plan(manifest, run), run_site)
     else:
-        make_plan(manifest, run).save(run, manifest_path.read_bytes())
+        plan = make_plan(manifest, run)
+        require_needs(manifest, run_site)
+        plan.save(run, manifest_path.read_bytes())
         # If two launches race, one writes the plan and both use it.
         plan = Plan.load(run)
     check_same_manifest(plan, manifest)
@@ -119,6 +127,8 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
     with advance_lock(run.dir) as lease:
         _record_site(run)
         note = _reopen_incomplete(run.dir)
+    if next(missing_shards(run.dir, run.plan), None) is not None:
+        require_needs(run.plan.manifest, run.site)
         backend = make_backend(run.dir, run.plan, run.site)
         handlers = {number: signal.signal(number, raise_interrupt) for number in INTERRUPT_SIGNALS}
         try:

@@ -94,6 +94,8 @@ class PlanEstimate(OutputModel):
     """Probability that two documents are compared, by similarity; null without `dedup.near`."""
     notes: list[str]
     """Remarks about single input files."""
+    problems: list[str] = []
+    """Why a launch would not work, as far as it is known before one."""
 
 
 def estimate_work(plan: Plan) -> WorkFigures:
@@ -185,7 +187,8 @@ def render_estimate(estimate: PlanEstimate) -> "Group":
     table.add_column(overflow="fold")
     for name, value in _rows(estimate).items():
         table.add_row(name, escape(value))
-    return Group(table, *(escape(note) for note in estimate.notes))
+    problems = (f"a launch would not work: {problem}" for problem in estimate.problems)
+    return Group(table, *map(escape, (*estimate.notes, *problems)))
 
 
 def _rows(estimate: PlanEstimate) -> dict[str, str]:

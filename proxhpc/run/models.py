@@ -158,7 +158,7 @@ def _snapshot(match: re.Match[str], name: str, *, local: bool) -> Path:
     except ImportError:
         raise UserError(
             f"model {name!r}: hub models need the package huggingface_hub",
-            hint="pip install 'proxhpc[vllm]' or 'proxhpc[transformers]', or name a directory",
+            hint=f"{how_to_install('transformers')}, or name a directory",
         ) from None
     try:
         return Path(

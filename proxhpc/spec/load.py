@@ -1,6 +1,5 @@
 """Load YAML files into pydantic models; each problem is one line with file, line and key."""
 
-import difflib
 import glob
 import os
 import re
@@ -24,7 +23,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from proxhpc.errors import UserError
-from proxhpc.spec.yaml_lines import Key, Problem, Tree, dotted, parse, quoted
+from proxhpc.spec.shipped import SHIPPED_VARIABLE, base_folder, shipped_folder, shipped_kind
+from proxhpc.spec.yaml_lines import Key, Problem, Tree, dotted, nearest, parse, quoted
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -144,12 +144,6 @@ FilePath = Annotated[Text, AfterValidator(absolute)]
 GlobPattern = Annotated[Text, AfterValidator(partial(absolute, pattern=True))]
 
 
-def nearest(word: str, known: Collection[str]) -> str:
-    """Return `; did you mean "x"?` with the closest of `known`, or ""."""
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
-    return f'; did you mean "{close[0]}"?' if close else ""
-
-
 def load_yaml(
     path: Path,
     model: type[Model],
@@ -161,14 +155,15 @@ def load_yaml(
 
     Strings below the keys in `verbatim` are not expanded. UserError lists all problems.
     """
-    tree = parse(path, os.environ if environ is None else environ, verbatim)
+    variables = {SHIPPED_VARIABLE: str(shipped_folder())}
+    tree = parse(path, variables | dict(os.environ if environ is None else environ), verbatim)
     if not tree.problems and not isinstance(tree.data, dict):
         text = f"must be a mapping of keys, not {quoted(tree.data)}"
         tree.problems.append(Problem(1, (), text))
     if tree.problems:
         raise _user_error(path, tree.problems)
     try:
-        return model.model_validate(tree.data, context={"base": path.absolute().parent})
+        return model.model_validate(tree.data, context={"base": base_folder(path)})
     except ValidationError as error:
         raise _user_error(path, _explain(error, model, tree)) from None
 
@@ -179,7 +174,9 @@ def _user_error(path: Path, problems: Sequence[Problem]) -> UserError:
     lines = [problem.render(path) for problem in ordered[:MAX_PROBLEMS]]
     if len(ordered) > MAX_PROBLEMS:
         lines.append(f"{path}: and {len(ordered) - MAX_PROBLEMS} more problems")
-    return UserError("\n".join(dict.fromkeys(lines)))
+    kind = shipped_kind(path)
+    hint = f"to change a copy of this file: proxhpc init {kind} {path.stem}" if kind else ""
+    return UserError("\n".join(dict.fromkeys(lines)), hint=hint)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[Problem]:

@@ -25,6 +25,7 @@ from proxhpc.spec.sections import (
     Sharding,
     Stage,
 )
+from proxhpc.spec.shipped import find_file
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
 # Where a run writes and where it works do not change what it computes.
@@ -150,11 +151,11 @@ class Manifest(Config):
 
 
 def load_manifest(path: Path, environ: Mapping[str, str] | None = None) -> Manifest:
-    """Return the manifest in a YAML file, with absolute paths and `${VAR}` expanded.
+    """Return the manifest in a YAML file or of a name, with absolute paths and `${VAR}` expanded.
 
     UserError lists every problem with file, line and key.
     """
-    return load_yaml(path, Manifest, environ=environ)
+    return load_yaml(find_file("manifest", path, environ), Manifest, environ=environ)
 
 
 def diff(a: Manifest, b: Manifest) -> list[str]:

