@@ -34,7 +34,7 @@ from proxhpc.report.text import power
 from proxhpc.run.ledger import Row, bad_row
 from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import find_models, freeze_manifest
-from proxhpc.spec.load import is_consequence
+from proxhpc.spec.load import reasons
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.sections import EMBEDDED
 from proxhpc.status.terminal import make_console, safe, whole
@@ -57,7 +57,7 @@ def preview_manifest(
     if path is not None:
         if engine or model or doc_model or prompt:
             raise UserError(
-                "--manifest names models, prompt styles and engine",
+                "--manifest names models, profiles and engine",
                 hint="leave out --model, --doc-model, --prompt and --engine",
             )
         return load_manifest(path)
@@ -80,8 +80,8 @@ def preview_manifest(
     except ValidationError as error:
         messages = [problem["msg"] for problem in error.errors() if not is_consequence(problem)]
         raise UserError(
-            "; ".join(message.removeprefix("Value error, ").strip() for message in messages),
-            hint="--model and --doc-model take a directory or a hub id, --prompt a prompt style",
+            reasons(error),
+            hint="--model and --doc-model take a directory or a hub id, --prompt a profile",
         ) from None
 
 

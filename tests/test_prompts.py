@@ -1,4 +1,4 @@
-import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_goldens import (
+    GOLDEN,
+    SYSTEM,
+    THINKING,
+    golden_prompts,
+    save_sentencepiece,
+    shipped_prompts,
+)
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
 from proxhpc.refine.prompts import Prompts
-from proxhpc.spec.profile import Profile
+from proxhpc.spec.profile import Profile, profile_names
 from proxhpc.spec.refiner_file import load_profile
-from tiny_models import TEMPLATE, TEXT, edit_json, save_tokenizer
+from tiny_models import TEMPLATE, edit_json, save_tokenizer
 
 PROFILES = {
     name: load_profile(name)
@@ -29,6 +37,13 @@ LINES = ["Home | About", "", "  The <|im_end|> fox </s>", "naïve 漢字 🦊", 
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
     pytest.importorskip("transformers")
     return HFTokenizer(save_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
+    """A tokenizer with a chat template like Qwen3's."""
+    pytest.importorskip("transformers")
+    return HFTokenizer(save_tokenizer(tmp_path_factory.mktemp("thinking"), THINKING))
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +135,82 @@ def test_head_is_the_text_of_the_first_tokens(tiny: HFTokenizer) -> None:
     assert tiny.head(text, 0) == ""
     assert text.startswith(tiny.head(text, 3))
     assert tiny.encode(tiny.head(text, 3)) == ids[:3]
+
+
+def test_prompts_equal_the_golden_ones(tmp_path: Path) -> None:
+    """`tools/write_goldens.py` updates them. Those of 0.1's styles were recorded from its code."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("sentencepiece")
+    golden = json.loads(GOLDEN.read_text())
+    llama = (
+        Path(os.environ["PROXHPC_DATA"]) / "llama_tokenizer"
+        if "PROXHPC_DATA" in os.environ
+        else None
+    )
+    if llama is None:
+        del golden["Llama"]
+    assert golden_prompts(tmp_path, llama) == golden
+
+
+SHOWN = {
+    "ultrax": "<lid:1>Home | About\n<lid:2>\n<lid:3>  The fox\n<lid:4>\ttab ",
+    "rescraper": "<lid:1> Home | About\n<lid:2> The fox\n<lid:3> tab",
+    "refinex": "[001]Home | About\n[002]\n[003]  The fox\n[004]\ttab ",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_windows_are_those_of_the_public_code(thinking: HFTokenizer, name: str) -> None:
+    """It tokenizes the rendered chat template as a whole, without thinking."""
+    lines = ["Home | About", "", "  The fox", "\ttab "]
+    system, user = {"role": "system", "content": SYSTEM}, {"role": "user", "content": SHOWN[name]}
+    reference = thinking._hf_tokenizer
+    off = {} if name == "refinex" else {"enable_thinking": False}
+    rendered = reference.apply_chat_template(
+        [system, user], tokenize=False, add_generation_prompt=True, **off
+    )
+    assert rendered.endswith("assistant\n" + "<think>\n\n</think>\n\n" * bool(off))
+    ids = shipped_prompts(name).chunk_prompt(thinking, lines, 1)
+    assert ids == reference.encode(rendered, add_special_tokens=False)
+
+
+def test_the_system_prompt_can_be_part_of_the_message(thinking: HFTokenizer) -> None:
+    profile = Profile(system=f"Clean. {MARKUP}", system_turn="user")
+    ids = Prompts(profile).chunk_prompt(thinking, ["fox </s>"], 0)
+    assert ids == thinking.chat(None, f"Clean. {MARKUP}\n\n[000]fox </s>", {})
+    assert ids.count(thinking.special_id("</s>")) == 0
+
+
+def test_special_tokens_of_a_frame_are_ids_and_those_of_texts_are_text(tiny: HFTokenizer) -> None:
+    """A frame as in ChatML, for a tokenizer without a chat template."""
+    frame = (
+        "{<|im_start|>}system\n{system}{<|im_end|>}\n{<|im_start|>}user\n{message}{<|im_end|>}\n"
+        "{<|im_start|>}assistant\n"
+    )
+    profile = Profile(frame=frame, system=MARKUP, window="<{lines}> {{n}} {{}}", line="{n}:{line}")
+    ids = Prompts(profile).chunk_prompt(tiny, [MARKUP, "{n} {line} {{"], 7)
+    start, end = tiny.special_id("<|im_start|>"), tiny.special_id("<|im_end|>")
+    assert (ids.count(start), ids.count(end)) == (3, 2)
+    assert not {0, 1, 2} & set(ids)
+    assert tiny.decode(ids) == (
+        f"system\n{MARKUP}\nuser\n<7:{MARKUP}\n8:{{n}} {{line}} {{{{> {{n}} {{}}\nassistant\n"
+    )
+    with pytest.raises(UserError, match=r"no special token '<\|end\|>'"):
+        Prompts(Profile(frame="{message}{<|end|>}")).wrap(tiny, "x")
+
+
+def test_documents_are_numbered_from_the_first_number_of_the_dialect() -> None:
+    fake, profile = ByteTokenizer(), load_profile("compact")
+    texts = [
+        fake.decode(Prompts(profile, dialect).full_doc_prompt(fake, "a\nb"))
+        for dialect in ("prox", "refinex")
+    ]
+    assert texts == ["a[0]\nb[1]\n[keep?]", "a[1]\nb[2]\n[keep?]"]
+
+
+def test_what_the_engine_may_have_cached() -> None:
+    shared = {name: shipped_prompts(name).shares_prefix for name in profile_names()}
+    assert [name for name, is_shared in shared.items() if is_shared] == ["compact"]
 
 
 def test_plain_prompts(tiny: HFTokenizer) -> None:
@@ -276,30 +367,15 @@ def test_a_directory_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
     """The released refiners have no tokenizer.json."""
     pytest.importorskip("transformers")
     sentencepiece = pytest.importorskip("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT]),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=310,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    edit_json(tmp_path / "config.json", model_type="llama")
-    config = tmp_path / "tokenizer_config.json"
-    edit_json(config, tokenizer_class="LlamaTokenizer", bos_token="<s>", add_bos_token=True)
-    tokenizer = HFTokenizer(tmp_path)
-    reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    tokenizer = HFTokenizer(save_sentencepiece(tmp_path))
+    model = str(tmp_path / "tokenizer.model")
+    reference = sentencepiece.SentencePieceProcessor(model_file=model)
     text = "The fox\n\n  漢 [/INST]"
     ids = STYLES["prox-plain"].wrap(tokenizer, text)
     assert ids == [1, *reference.encode(text)]
     assert tokenizer.decode(ids) == text
     # Without its class the conversion loses the space before the first word.
-    edit_json(config, tokenizer_class=None)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=None)
     with pytest.raises(UserError, match="tokenizes differently from the file itself"):
         HFTokenizer(tmp_path)
 
@@ -316,7 +392,15 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
         silent.chat(None, "x")
     strict = "{{ raise_exception('no system role') }}" + TEMPLATE
     strict_tokenizer = HFTokenizer(save_tokenizer(tmp_path / "strict", template=strict))
-    with pytest.raises(UserError, match="no system role"):
+    with pytest.raises(UserError, match="no system role") as caught:
         strict_tokenizer.chat(SYSTEM_MESSAGE, "x")
+    assert '"system_turn": "user"' in (caught.value.hint or "")
+    only_user = TEMPLATE.replace("{% for m in messages %}", "{% for m in messages[-1:] %}")
+    forgetful = HFTokenizer(save_tokenizer(tmp_path / "forgetful", template=only_user))
+    assert forgetful.chat(None, "x")
+    with pytest.raises(UserError, match="does not show the system prompt"):
+        forgetful.chat(SYSTEM_MESSAGE, "x")
+    with pytest.raises(UserError, match="has no argument 'enable_thinking'"):
+        forgetful.chat(None, "x", {"enable_thinking": False})
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         HFTokenizer(tmp_path)

@@ -7,8 +7,9 @@ answer in any other form gives no verdict.
 
 import re
 
-_LABEL = r"[ \t]*(?:[-•>][ \t]*)?{name}(?:[ \t]+(?:score|mark))?[ \t]*:"
-_SCORE = _LABEL + r"[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?"
+_LABEL = r"[ \t]*(?:[-•>][ \t]*)?{name}(?:[ \t]+(?:score|mark))?[ \t]*[:：]"
+_REMARK = r"(?:[ \t]+[-–—(][^\d\n]*)?"  # a digit in it could be another score, as in `3 - 4`
+_SCORE = _LABEL + r"[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?" + _REMARK
 _SCORES = re.compile(
     rf"(?:\A|\n){_SCORE.format(name='educational')}[.,;|]?\s+"
     rf"{_SCORE.format(name='format')}[.;]?\s*(?:</page>\s*)?\Z",
@@ -23,8 +24,8 @@ def read_scores(answer: str) -> tuple[int, int] | None:
     """Return the educational and the format score at the end of an answer.
 
     None unless the answer ends with both and gives each once: a model that talks on, scores twice
-    or quotes the scale has given no scores. Emphasis, bullets, `3/5`, a code fence and reasoning
-    before the answer do not matter.
+    or quotes the scale has given no scores. Emphasis, bullets, `3/5`, a remark after a score, a
+    code fence and reasoning before the answer do not matter. Translated labels are not read.
     """
     thoughts = _THOUGHTS.match(answer)
     plain = _EMPHASIS.sub("", answer[thoughts.end() :] if thoughts else answer)

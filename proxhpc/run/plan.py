@@ -25,6 +25,7 @@ from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
+from proxhpc.spec.load import reasons
 from proxhpc.spec.manifest import Manifest, diff, find_inputs
 from proxhpc.spec.refiner_file import complete_stage
 from proxhpc.spec.sections import Corpus
@@ -246,8 +247,7 @@ def freeze_manifest(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manif
         return Manifest.model_validate(keys | {"stages": tuple(stages)})
     except ValidationError as error:
         raise UserError(
-            "the manifest contradicts a profile: "
-            + "; ".join(str(problem["msg"]) for problem in error.errors()),
+            f"the manifest contradicts a profile: {reasons(error)}",
             hint="keys of a stage override those of its profile or its model's refiner.json",
         ) from None
 

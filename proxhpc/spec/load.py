@@ -218,6 +218,12 @@ def is_consequence(detail: Mapping[str, Any]) -> bool:
     )
 
 
+def reasons(error: ValidationError) -> str:
+    """Return the problems of a model that no file describes, without those that only follow."""
+    details = (detail for detail in error.errors(include_url=False) if not is_consequence(detail))
+    return "; ".join(str(detail["msg"]).removeprefix("Value error, ").strip() for detail in details)
+
+
 def _wording(detail: Mapping[str, Any], model: type[BaseModel], key: Key) -> str:
     """Return one line that says what is wrong."""
     kind, value, ctx = detail["type"], detail.get("input"), detail.get("ctx", {})

@@ -209,7 +209,7 @@ class Tree:
         return data
 
     def _scalar(self, node: yaml.ScalarNode, *, expand: bool) -> Any:
-        # JSON writes other characters than those of the BMP as two escapes, which YAML does not join.
+        # JSON escapes a character beyond U+FFFF as two surrogates, which YAML does not join.
         text, tag = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16"), node.tag
         if tag == f"{_CORE}str":
             expanded = expand_variables(text, self.environ) if expand else text
