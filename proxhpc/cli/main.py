@@ -206,8 +206,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _adapt(arguments: argparse.Namespace) -> None:
     from proxhpc.spec.load import load_yaml
-    from proxhpc.spec.shipped import find_file
     from proxhpc.spec.recipe import Recipe
+    from proxhpc.spec.shipped import find_file
     from proxhpc.train.adapt import adapt
 
     recipe = load_yaml(find_file("recipe", arguments.recipe), Recipe)
@@ -384,6 +384,8 @@ def _schema(arguments: argparse.Namespace) -> None:
 
     kinds: dict[str, type[BaseModel]] = {"manifest": Manifest, "site": Site, "recipe": Recipe}
     print(json.dumps(json_schema(kinds[arguments.kind]), indent=2))
+
+
 def _init(arguments: argparse.Namespace) -> None:
     from proxhpc.init import copies
 
@@ -402,10 +404,8 @@ def _init(arguments: argparse.Namespace) -> None:
         print(f"set these variables, or write values in their place: {', '.join(variables)}")
 
 
-
-    "init": _init,
-
 COMMANDS = {
+    "init": _init,
     "plan": _plan,
     "launch": _launch,
     "doctor": _doctor,

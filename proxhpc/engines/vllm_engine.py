@@ -31,11 +31,11 @@ from proxhpc.engines.spawn import (
 from proxhpc.engines.steps import STEP_PROCESSOR, STEPS_KEY
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import RetryError, UserError
+from proxhpc.extras import how_to_install
 from proxhpc.run.models import ModelRef
 from proxhpc.run.process import descendants, start_time
 
 _log = logging.getLogger(__name__)
-from proxhpc.extras import how_to_install
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "loop"}
 SHUTDOWN_S = 20.0  # how long the core may take to end before it is killed

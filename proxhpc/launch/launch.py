@@ -124,11 +124,11 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
     """
     if run.dir.report_json.exists() and not describe_missing_files(run.dir):
         return StepResult("finished", f"finished: the corpus is in {run.dir.corpus}")
+    if next(missing_shards(run.dir, run.plan), None) is not None:
+        require_needs(run.plan.manifest, run.site)
     with advance_lock(run.dir) as lease:
         _record_site(run)
         note = _reopen_incomplete(run.dir)
-    if next(missing_shards(run.dir, run.plan), None) is not None:
-        require_needs(run.plan.manifest, run.site)
         backend = make_backend(run.dir, run.plan, run.site)
         handlers = {number: signal.signal(number, raise_interrupt) for number in INTERRUPT_SIGNALS}
         try:
