@@ -1,16 +1,21 @@
-"""Write the batch scripts of each shipped site to tests/golden/SITE.PHASE.sbatch.
+"""Write the batch scripts of the shipped sites and the prompts of the shipped profiles.
+
+They go to tests/golden: SITE.PHASE.sbatch, and prompts.json with digests of token ids.
 
 python tools/write_goldens.py            write the files
 python tools/write_goldens.py --check    exit 1, with the difference, if a file is not current
 
 Slurm need not be installed: submitit only needs an `srun` on PATH and gets one that does nothing.
+The prompts need transformers, and those of Llama's tokenizer PROXHPC_DATA; without, they stay.
 """
 
 import difflib
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -21,6 +26,9 @@ from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.launch.step import advance_job
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import prompt_goldens  # noqa: E402
+
 GOLDEN = ROOT / "tests" / "golden"
 SITES = sorted(path for path in (ROOT / "slurm" / "sites").glob("*.yaml") if path.stem != "local")
 MANIFEST = {
@@ -33,7 +41,7 @@ MANIFEST = {
 
 def contents() -> dict[Path, str]:
     """Every golden file with what it should hold."""
-    files: dict[Path, str] = {}
+    files = {prompt_goldens.GOLDEN: prompts()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
@@ -63,6 +71,19 @@ def contents() -> dict[Path, str]:
                     text = text.replace(value, placeholder)
                 files[GOLDEN / f"{site.stem}.{batch.phase}.sbatch"] = text
     return files
+
+
+def prompts() -> str:
+    """The prompts of each profile, by tokenizer."""
+    path = prompt_goldens.GOLDEN
+    goldens = json.loads(path.read_text()) if path.exists() else {}
+    if find_spec("transformers"):
+        data = os.environ.get("PROXHPC_DATA")
+        with tempfile.TemporaryDirectory() as folder:
+            goldens |= prompt_goldens.golden_prompts(
+                Path(folder), Path(data) / "llama_tokenizer" if data else None
+            )
+    return json.dumps(goldens, indent=1) + "\n"
 
 
 def batches(run: Run) -> Iterator[TaskBatch]:
