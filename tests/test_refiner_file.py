@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxhpc.cli.main import main
 from proxhpc.errors import UserError
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.prompts import Prompts
@@ -19,6 +20,7 @@ from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.profile import Profile, profile_names
 from proxhpc.spec.refiner_file import NAME, RefinerFile, load_profile, read_profile, read_refiner
 from proxhpc.spec.sections import Stage
+from runs import local_site
 from tiny_models import save_llama, save_walk
 
 WALK: dict[str, Any] = {
@@ -315,3 +317,31 @@ def test_the_embedded_model(saved: Path, tmp_path: Path, monkeypatch: pytest.Mon
     model = find_models(manifest({"level": "doc", "model": "embedded"}))["doc"]
     assert (model.name, model.path) == ("embedded", saved)
     assert model.refiner is not None
+
+
+def test_each_command_shows_an_unusable_profile_as_one_line(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "The fox."}\n')
+    stage = {"level": "chunk", "model": str(llama), "prompt": "./mine.json"}
+    keys = {"name": "x", "corpus": {"paths": "in.jsonl"}, "stages": [stage]}
+    path = tmp_path / "manifest.yaml"
+    path.write_text(json.dumps(keys | {"engine": {"name": "transformers"}}))
+    site = str(local_site(tmp_path))
+    profile = tmp_path / "mine.json"
+    problem = f"{profile}:1: window: unknown placeholder {{lnes}} (possible: {{lines}})"
+    profile.write_text('{"version": 1, "system": null, "window": "{lnes}", "chunk": {}}')
+    refine = ["refine", str(tmp_path / "in.jsonl"), "--model", str(llama), "--prompt"]
+    for command in (["plan", str(path), "--site", site], [*refine, str(profile)]):
+        assert main(command) == 2
+        assert capsys.readouterr().err == f"proxhpc: {problem}\n"
+    doctor = ["doctor", site, "--manifest", str(path), "--json"]
+    for text, verdict, result in (
+        (profile.read_text(), "error", problem),
+        ('{"version": 1, "prompt": "compact"}', "ok", "chunk: compact"),
+    ):
+        profile.write_text(text)
+        main(doctor)
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        shown = [(f["verdict"], f["result"]) for f in findings if f["check"] == "prompts"]
+        assert shown == [(verdict, result)]
