@@ -151,7 +151,7 @@ def test_a_wrong_file_is_reported_by_line_and_key(
         ({"frame": "{system}{message}", "template_arguments": {"a": 1}}, "only with frame"),
         ({"system": {"file": "missing.txt"}}, "system: cannot read .*missing.txt: No such file"),
         ({"system": {"file": "../system.txt"}}, "system: must be text or"),
-        ({"system": {"file": "latin1.txt"}}, "latin1.txt is not UTF-8 text"),
+        ({"system": {"file": "latin1.txt"}}, "latin1.txt: it is not UTF-8 text"),
         ({"system": 3}, "system: must be text, not 3"),
         ({"stop": [""]}, r"stop\[0\]"),
         ({"prompt": "ultrx"}, 'prompt: must be one of .* did you mean "ultrax"'),

@@ -336,3 +336,16 @@ def test_errors_of_the_same_text_count_once() -> None:
     assert {row.reason for row in rows} == {"internal_error"}
     with pytest.raises(StopError, match=f"{MAX_ERRORS_IN_A_ROW} documents in a row"):
         refine(ScriptedEngine(fails), [f"{n} {TEXT}" for n in range(MAX_ERRORS_IN_A_ROW)])
+
+
+def test_stop_strings_of_a_profile_end_answers() -> None:
+    profile = {"system": None, "stop": ["THE END"]}
+    for policy in ({}, "reference"):
+        engine = ScriptedEngine(keep)
+        texts = ["some text", "THE END of it"]
+        refine(engine, texts, stage={"prompt": profile}, policy=policy)
+        assert len(engine.requests) == 4
+        for request in engine.requests:
+            # A program may quote its window, and the public code reads answers to their end.
+            quotes_it = request.level == "chunk" and request.lines == texts[1:]
+            assert ("THE END" in request.stop) == (policy == {} and not quotes_it)

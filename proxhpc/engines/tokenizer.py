@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import JsonValue
@@ -13,7 +12,6 @@ from proxhpc.errors import UserError
 # Placeholder of the user's text in a rendered chat template; no template's filter changes it.
 _SLOT = "PROXHPC0USER0TEXT"
 _OTHER = "choose another `prompt` for this stage, as prox-llama2 or prox-plain"
-_NO_ARGUMENTS: Mapping[str, JsonValue] = MappingProxyType({})
 # Where conversions of SentencePiece models fail: first word, runs of spaces, unknown letters.
 _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
 
@@ -178,7 +176,7 @@ class HFTokenizer:
         return number
 
     def chat(
-        self, system: str | None, user: str, arguments: Mapping[str, JsonValue] = _NO_ARGUMENTS
+        self, system: str | None, user: str, arguments: Mapping[str, JsonValue] | None = None
     ) -> list[int]:
         """Ids of `user` in the model's chat template; UserError if it has none.
 
@@ -186,9 +184,9 @@ class HFTokenizer:
         tokenized as one string. So the ids are those of the whole prompt, except that special
         tokens in `user` stay text.
         """
-        key = (system, json.dumps(arguments, sort_keys=True) if arguments else "")
+        key = (system, json.dumps(arguments or {}, sort_keys=True))
         if key not in self._frames:
-            self._frames[key] = self._frame(system, arguments)
+            self._frames[key] = self._frame(system, arguments or {})
         before, left, right, after = self._frames[key]
         return [*before, *self.encode(f"{left}{user}{right}"), *after]
 

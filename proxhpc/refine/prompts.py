@@ -74,7 +74,7 @@ class Prompts:
         values = {"system": system or "", "message": message}
         ids: list[int] = []
         text = ""
-        for literal, name, _ in split_template(profile.frame):
+        for literal, name in split_template(profile.frame):
             text += literal
             if name is None or name in values:
                 text += values.get(name or "", "")

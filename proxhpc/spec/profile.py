@@ -1,5 +1,6 @@
 """Profiles: how documents and windows become prompts, as data."""
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,9 @@ CHAT_TEMPLATE = "chat-template"
 WALK = "walk"  # the style that is code
 PROFILES = Path(__file__).parents[1] / "refine" / "profiles"
 
-_MAX_TEXT = 1 << 20  # bytes of a file with a prompt
+_MAX_TEXT = 1 << 20  # characters of a file with a prompt
+_NUMBER = re.compile(r"n:0?[1-9]")
+_SPECIAL = re.compile(r"bos|.*\W.*")  # a placeholder of a frame that stands for ids
 # The placeholders of each template: one of these combinations.
 _PLACEHOLDERS = {
     "document": (("text",), ("lines",)),
@@ -49,15 +52,14 @@ def _text_or_file(value: object, info: ValidationInfo) -> object:
     if len(value) != 1 or not isinstance(name, str) or Path(name).name != name or folder is None:
         raise ValueError('must be text or {"file": NAME}, a file in the folder of this one')
     try:
-        with (folder / name).open("rb") as stream:
+        with (folder / name).open(encoding="utf-8-sig") as stream:
             text = stream.read(_MAX_TEXT + 1)
-        if len(text) > _MAX_TEXT:
-            raise ValueError(f"{folder / name} is larger than {_MAX_TEXT} bytes")
-        return text.decode("utf-8-sig").strip()
-    except OSError as error:
-        raise ValueError(f"cannot read {folder / name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{folder / name} is not UTF-8 text") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"cannot read {folder / name}: {reason}") from None
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f"{folder / name} has more than {_MAX_TEXT:,} characters")
+    return text.strip()
 
 
 TextOrFile = Annotated[
@@ -136,56 +138,56 @@ class Profile(Config):
         if key == "frame" and template == CHAT_TEMPLATE:
             return
         try:
-            names = [(name, form) for _, name, form in split_template(template) if name is not None]
+            names = [name for _, name in split_template(template) if name is not None]
         except ValueError as error:
             yield f"{error} (write {{{{ and }}}} for braces)"
             return
         known = {name for choice in choices for name in choice}
-        for name, form in names:
-            is_token = key == "frame" and (name == "bos" or not name.isidentifier()) and name
-            if not is_token and (
-                name not in known or form not in (_NUMBERS if name == "n" else "")
-            ):
-                text = ", ".join(f"{{{name}}}" for name in sorted(known))
-                yield f"unknown placeholder {{{name}{form and ':' + form}}} (possible: {text})"
-                return
-        if tuple(sorted(name for name, _ in names if name in known)) not in choices:
+        if key == "frame":
+            names = [name for name in names if not _SPECIAL.fullmatch(name)]
+        names = ["n" if _NUMBER.fullmatch(name) else name for name in names]
+        if unknown := [name for name in names if name not in known]:
+            text = ", ".join(f"{{{name}}}" for name in sorted(known))
+            yield f"unknown placeholder {{{unknown[0]}}} (possible: {text})"
+        elif tuple(sorted(names)) not in choices:
             texts = [" and ".join(f"{{{name}}}" for name in choice) for choice in choices]
             yield f"must have {' or '.join(texts)}, each once"
 
     @property
     def frame_has_system(self) -> bool:
         """Whether the frame shows a system prompt."""
-        names = [name for _, name, _ in split_template(self.frame)]
+        names = [name for _, name in split_template(self.frame)]
         return self.frame == CHAT_TEMPLATE or "system" in names
 
 
-_NUMBERS = ("", *(f"{zero}{width}" for zero in ("", "0") for width in range(1, 10)))
-
-
-def split_template(template: str) -> list[tuple[str, str | None, str]]:
-    """Return the parts of a template: a text, the placeholder after it, and its format.
+def split_template(template: str) -> list[tuple[str, str | None]]:
+    """Return the parts of a template: a text and the placeholder after it.
 
     ValueError for a single brace.
     """
-    return [
-        (text, name if conversion is None else f"{name}!{conversion}", form or "")
-        for text, name, form, conversion in Formatter().parse(template)
-    ]
+    parts = []
+    for text, name, form, conversion in Formatter().parse(template):
+        if name is not None:
+            name += f"!{conversion}" * bool(conversion) + f":{form}" * bool(form)
+        parts.append((text, name))
+    return parts
 
 
-def _name_or_file(prompt: str, info: ValidationInfo) -> str:
+def _known(prompt: str, *, more: str = "") -> str:
     names = (*profile_names(), WALK)
     if prompt in names:
         return prompt
+    text = f"must be one of {', '.join(names)}{more}, not {quoted(prompt)}"
+    raise ValueError(text + nearest(prompt, names))
+
+
+def _name_or_file(prompt: str, info: ValidationInfo) -> str:
     if prompt.endswith(".json"):
         return absolute(prompt, info)
-    raise ValueError(
-        f"must be one of {', '.join(names)}, or a profile's file (*.json), not {quoted(prompt)}"
-        f"{nearest(prompt, names)}"
-    )
+    return _known(prompt, more=", or a profile's file (*.json)")
 
 
+PromptName = Annotated[str, AfterValidator(_known)]
 # A plan stores the profile itself.
 Prompt = Annotated[
     Annotated[str, AfterValidator(_name_or_file), Tag("name")] | Annotated[Profile, Tag("profile")],

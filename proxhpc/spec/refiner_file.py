@@ -13,10 +13,9 @@ from pydantic import (
 )
 
 from proxhpc.errors import UserError
-from proxhpc.spec.load import load_yaml, refuse
-from proxhpc.spec.profile import PROFILES, WALK, Profile, profile_names
+from proxhpc.spec.load import load_yaml, reasons, refuse
+from proxhpc.spec.profile import PROFILES, WALK, Profile, PromptName, profile_names
 from proxhpc.spec.sections import Level, Stage
-from proxhpc.spec.yaml_lines import nearest, quoted
 
 NAME = "refiner.json"
 _NOT_IN_SECTIONS = ("level", "prompt", "model")  # keys of a stage that doc and chunk cannot set
@@ -31,7 +30,7 @@ class RefinerFile(Profile):
     """
 
     version: Literal[1]
-    prompt: str | None = None
+    prompt: PromptName | None = None
     doc: Stage | None = None
     chunk: Stage | None = None
     notes: dict[str, JsonValue] = Field(default_factory=dict)
@@ -50,15 +49,6 @@ class RefinerFile(Profile):
             if isinstance(data.get(level), dict)
         }
         return {k: v for k, v in profile.items() if k not in _LEVELS} | data | both
-
-    @field_validator("prompt")
-    @classmethod
-    def _named(cls, prompt: str | None) -> str | None:
-        names = (*profile_names(), WALK)
-        if prompt is not None and prompt not in names:
-            text = f"must be one of {', '.join(names)}, not {quoted(prompt)}"
-            raise ValueError(text + nearest(prompt, names))
-        return prompt
 
     @field_validator("doc", "chunk", mode="before")
     @classmethod
@@ -118,7 +108,7 @@ class RefinerFile(Profile):
             )
             return Stage.model_validate(file_keys | keys)
         except ValidationError as error:
-            reason = "; ".join(str(problem["msg"]) for problem in error.errors())
+            reason = reasons(error)
         except ValueError as error:
             reason = str(error)
         raise UserError(
@@ -155,8 +145,7 @@ def load_profile(prompt: str) -> Profile:
 
 def read_profile(prompt: str) -> RefinerFile:
     """Return the file of a profile, given by name or path; UserError names each wrong key."""
-    path = Path(prompt) if prompt.endswith(".json") else PROFILES / f"{prompt}.json"
-    return _read(path)
+    return _read(Path(prompt) if prompt.endswith(".json") else PROFILES / f"{prompt}.json")
 
 
 def read_refiner(folder: Path) -> RefinerFile | None:
