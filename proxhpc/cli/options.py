@@ -340,7 +340,7 @@ def _refiner(verb: Parser, from_manifest: str) -> None:
         metavar="MODEL",
         help="model of a doc stage that runs before the chunk stage",
     )
-    add("--prompt", help="prompt style (default: the model's own, or else prox-llama2)")
+    add("--prompt", help="profile, or its file (default: the model's own, or else prox-llama2)")
     add("--engine", choices=["rules", "transformers", "vllm"], help="engine that runs the models")
 
 

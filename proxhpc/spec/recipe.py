@@ -82,7 +82,8 @@ class Recipe(Config):
         default=None, description="Instead of `base`: the shape of a new model."
     )
     prompt: Literal["walk", "compact", "prox-plain", "prox-llama2", "chat-template"] = Field(
-        default="walk", description="[Profile](refining.md#profiles) of the prompts; `walk` for `shape`."
+        default="walk",
+        description="[Profile](refining.md#profiles) of the prompts; `walk` for `shape`.",
     )
     max_tokens: Positive = Field(
         default=2048,
