@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -469,15 +470,19 @@ def test_a_fatal_error_on_one_host_does_not_stop_the_others(
 ) -> None:
     run = planned(tmp_path)
     run.dir.site.write_bytes(orjson.dumps({"name": "here", "kind": "local"}))
-    for name, hosts in (("one", ["a"]), ("two", ["b", "b"]), ("three", ["a", "b"])):
-        for number, host in enumerate(hosts):
-            owner = replace(LeaseOwner.current(), worker=f"{name}-{number}", host=host)
-            log = ProgressLog(run.dir, owner, "refine")
-            log.write("failed", error="StopError", message="input changed")
-        fatal = Round(run.dir, run.plan, 3, False).state["fatal_hosts"]
-        # The only host, one of two hosts, both hosts.
-        assert fatal == {"one": 1, "two": 2, "three": 2}[name]
-    assert Round(run.dir, run.plan, 0, False).state["fatal_hosts"] == 0  # all is refined
+
+    def add(name: str, host: str, state: str, **more: Any) -> int:
+        """Write a worker's state; return how many workers have a fatal error."""
+        owner = replace(LeaseOwner.current(), worker=name, host=host)
+        ProgressLog(run.dir, owner, "refine").write(state, **more)
+        return Round(run.dir, run.plan, 3, False).state["fatal_workers"]
+
+    fatal = {"error": "StopError", "message": "input changed"}
+    assert add("one", "a", "failed", **fatal) == 1, "the only host"
+    assert add("two", "b", "working") == 0, "one of two hosts: it may be the cause itself"
+    assert add("three", "a", "failed", **fatal) == 0
+    assert add("four", "b", "failed", **fatal) == 3, "both hosts"
+    assert Round(run.dir, run.plan, 0, False).state["fatal_workers"] == 0  # all is refined
 
 
 def test_rounds_without_progress_are_delayed_more_and_more(tmp_path: Path) -> None:

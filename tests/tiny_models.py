@@ -92,6 +92,17 @@ def _save(folder: Path, config: dict[str, object]) -> None:
     LlamaForCausalLM(LlamaConfig(**defaults | config)).save_pretrained(folder)
 
 
+def damage(folder: Path) -> Path:
+    """Make all weights of a model NaN."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    nan = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()}
+    save_file(nan, file, metadata={"format": "pt"})
+    return folder
+
+
 def edit_json(file: Path, **changes: object) -> None:
     """Change keys of a JSON file; None removes a key."""
     data = json.loads(file.read_text()) if file.exists() else {}

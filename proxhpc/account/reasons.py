@@ -2,17 +2,17 @@
 
 _WORDS = {
     # why a document was dropped or quarantined by its programs
-    "doc_program": "verdict of the doc program",
-    "removed_share": "too much of the text removed",
+    "doc_program": "judged not worth keeping by the doc stage",
+    "removed_share": "more of the text removed than the policy allows",
     "emptied": "nothing left",
     "short": "too few words left",
-    "error_budget": "too many invalid statements",
-    "reference_removed_share": "the reference executor drops it: too much removed",
-    "reference_short": "the reference executor drops it: too few words left",
-    "reference_zero_division": "the reference executor divides by zero",
-    "reference_memory": "the reference executor would need too much memory",
-    "reference_time": "the reference executor would need too much time",
-    "not_asked": "kept under this policy, but no model wrote chunk programs",
+    "error_budget": "too many invalid statements in its program",
+    "reference_removed_share": "too much removed for the public ProX code",
+    "reference_short": "too few words left for the public ProX code",
+    "reference_zero_division": "the public ProX code divides by zero",
+    "reference_memory": "the public ProX code would need too much memory",
+    "reference_time": "the public ProX code would need too much time",
+    "not_asked": "kept under the new policy, but never edited, since the old one dropped it",
     # why a record was quarantined
     "invalid_json": "not valid JSON",
     "invalid_utf8": "not valid UTF-8",
@@ -25,12 +25,14 @@ _WORDS = {
     "too_long": "file too long",
     "truncated_input": "input file truncated",
     "corrupt_input": "input file damaged",
-    "zstd_window_too_large": "zstd window too large",
+    "zstd_window_too_large": "compressed with too large a zstd window",
     "unreadable_row": "unreadable parquet row",
     "request_refused": "engine refused the request",
+    "not_a_number": "the model's output is not a number",
     "poison": "killed a worker or engine twice",
     "internal_error": "internal error",
     # why a statement was not executed
+    "no_program": "empty answer",
     "not_a_call": "not a function call",
     "unknown_call": "unknown function",
     "wrong_level": "function of the other stage",
@@ -43,7 +45,7 @@ _WORDS = {
     "reversed_range": "first line after last line",
     "outside_window": "lines outside the window",
     "no_such_line": "no such line in the window",
-    "blank_source": "nothing to search for",
+    "blank_source": "empty search string",
     "not_found": "string not in the text",
     "ambiguous": "ambiguous string",
     "inside_word": "string inside a word",
@@ -52,7 +54,7 @@ _WORDS = {
     "growth": "text would grow too much",
     "overlap": "overlaps another edit",
     "crosses_removed": "string in removed lines",
-    "reference_errors": "error of the reference executor",
+    "reference_errors": "error of the public ProX code",
     # what was overlooked to read or execute a program
     "think_block": "reasoning before the answer",
     "string_prefix": "prefix of a string",
@@ -85,7 +87,34 @@ _WORDS = {
     "truncated": "document too long for the doc prompt",
     "line_too_long": "line too long for a window",
     "looped": "answer repeated itself",
+    "unusable_answer": "answer from which nothing can be read",
 }
+
+
+_CALLS = {
+    "keep_doc": "keep the document",
+    "drop_doc": "drop the document",
+    "keep_all": "keep every line",
+    "remove_lines": "remove lines",
+    "normalize": "replace a string",
+    "remove_str": "remove a string",
+    "replace_str": "replace a string",
+}
+_FINISHES = {
+    "stop": "complete answers",
+    "length": "answers truncated at their token limit",
+    "loop": "answers stopped because they repeated themselves",
+}
+
+
+def call_text(name: str) -> str:
+    """A function of a program in words, with its name; one without words is its name."""
+    return f"{_CALLS[name]} ({name})" if name in _CALLS else name
+
+
+def finish_text(finish: str) -> str:
+    """How answers ended, in words."""
+    return _FINISHES.get(finish, finish)
 
 
 def reason_text(code: str) -> str:

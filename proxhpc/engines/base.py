@@ -16,10 +16,28 @@ FinishReason = Literal["stop", "length", "loop"]
 LOOP_TOKENS = range(8, 41)  # from one short call to two long ones
 LOOP_COUNT = 4
 LARGE_TEXT = 1_000_000  # characters; larger texts block for 100 ms and go to a thread
+_BLANKS_AND_ESCAPES = re.compile(r"\\+[ntr]?|\s+")
 
 
 class RequestError(ProxError):
-    """A request that can never be answered. Other requests are not affected."""
+    """A request that can never be answered. Other requests are not affected.
+
+    `reason` is that of the document in the quarantine.
+    """
+
+    reason = "request_refused"
+
+
+class NotANumberError(RequestError):
+    """The model's logits are not numbers, so no answer of it means anything."""
+
+    reason = "not_a_number"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not numbers (NaN)",
+            hint="its weights are damaged, or too large for engine.dtype: try float32",
+        )
 
 
 class EngineDiedError(RetryError):
@@ -33,7 +51,7 @@ class Request:
     Language models read `prompt` (token ids, special tokens included). The rules engine has no
     tokenizer and reads `lines`: those of the document, or of a window whose first line has the
     number `first_line`. The answer ends after the first `stop` string, which stays part of it; with
-    `end_loops`, also as soon as `is_loop`. `grammar` is a regular expression that the answer must
+    `end_loops`, also when `is_loop`; not with `grammar`, a regular expression that the answer must
     match. `steps` restrict each token to a few ids, and `bias` is added to the logits of the ids it
     names. `odds` are two ids: the answer's score is their log-odds as first token. Engines answer
     requests of lower `order` first if they can.
@@ -120,6 +138,8 @@ class Engine(Protocol):
     max_model_len: int
     cache_tokens: int
     """Capacity of the prefix cache in prompt tokens; 0 without one."""
+    min_in_flight: int
+    """Requests in flight that keep it busy."""
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; many may be in flight. EngineDiedError if the engine has died."""
@@ -146,18 +166,40 @@ def check_request(request: Request, max_model_len: int) -> None:
         )
 
 
-def is_loop(ids: Sequence[int]) -> bool:
-    """Return True if `ids` ends with LOOP_COUNT copies of one run of LOOP_TOKENS ids."""
+def count_repeated(ids: Sequence[int]) -> int:
+    """Number of ids at the end that are LOOP_COUNT or more copies of one run of LOOP_TOKENS ids."""
+    end = len(ids)
     for size in LOOP_TOKENS:
-        if size * LOOP_COUNT > len(ids):
-            return False
-        last = ids[-size:]
-        if all(
-            ids[-size * times : len(ids) - size * (times - 1)] == last
-            for times in range(2, LOOP_COUNT + 1)
-        ):
-            return True
-    return False
+        if size * LOOP_COUNT > end:
+            return 0
+        start = end - size
+        while start and ids[start - 1] == ids[start - 1 + size]:
+            start -= 1
+        if end - start >= size * LOOP_COUNT:
+            return end - start
+    return 0
+
+
+def is_loop(ids: Sequence[int], lines: Sequence[str], tokenizer: Tokenizer) -> bool:
+    """Return True if an answer about `lines` repeats itself at its end, where it does not quote.
+
+    The lines may have a row of dashes, for example, so that a program quotes one. Blanks and
+    backslashes do not count in this comparison, since the program may escape the text.
+    """
+    repeated = count_repeated(ids)
+    if not repeated:
+        return False
+    text, window = _decode_part(ids[-repeated:], tokenizer), "\n".join(lines)
+    if ink := _BLANKS_AND_ESCAPES.sub("", text):
+        text, window = ink, _BLANKS_AND_ESCAPES.sub("", window)
+    return not text or text not in window
+
+
+def _decode_part(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Text of some ids of an answer, without characters that have only some of their bytes."""
+    edges = ((start, end) for start in range(4) for end in range(4))
+    texts = (tokenizer.decode(ids[start : len(ids) - end]) for start, end in edges)
+    return next((text for text in texts if "\ufffd" not in text), "") or tokenizer.decode(ids)
 
 
 def find_stop_end(text: str, stop: Sequence[str]) -> int | None:

@@ -1,5 +1,6 @@
 """Answers whose tokens are restricted step by step, on the level of logits."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,16 @@ STEP_PROCESSOR = "proxhpc.engines.vllm_steps:StepProcessor"
 STEPS_KEY = "proxhpc_steps"
 
 
-def restrict(logits: Any, rows: Sequence[int], allowed: Sequence[Sequence[int]]) -> None:
+def restrict(
+    logits: Any,
+    rows: Sequence[int],
+    allowed: Sequence[Sequence[int]],
+    ends: Sequence[int] | None = None,
+) -> None:
     """Set the logits of all but the allowed ids to -inf, in place, in these rows.
 
     `logits` is [requests, vocabulary]. All rows take one operation: there may be a thousand of
-    them at every token.
+    them at every token. With `ends`, a row whose logits are not numbers allows only its id of them.
     """
     import torch
 
@@ -26,17 +32,24 @@ def restrict(logits: Any, rows: Sequence[int], allowed: Sequence[Sequence[int]])
     values = logits[index[:, None], columns]
     logits[index] = float("-inf")
     logits[index[:, None], columns] = values
+    if ends is not None:
+        broken = values.isnan().any(dim=1)
+        values = values.masked_fill(broken[:, None], float("-inf"))
+        logits[index[:, None], columns] = values
+        last = torch.tensor(ends, device=logits.device)
+        logits[index, last] = logits[index, last].masked_fill(broken, 0.0)
 
 
 def log_odds(logits: Any, odds: Sequence[tuple[int, int] | None]) -> list[float | None]:
     """Logit of the second id minus that of the first, in each row; None for a row without ids.
 
-    `logits` is [requests, vocabulary].
+    `logits` is [requests, vocabulary]. A row with logits that are not numbers scores NaN.
     """
     import torch
 
-    rows = [row for row, ids in enumerate(odds) if ids is not None]
-    scores: list[float | None] = [None] * len(odds)
+    broken = logits.isnan().any(dim=1).tolist()
+    scores: list[float | None] = [math.nan if is_broken else None for is_broken in broken]
+    rows = [row for row, ids in enumerate(odds) if ids is not None and not broken[row]]
     if not rows:
         return scores
     columns = torch.tensor([odds[row] for row in rows], device=logits.device)

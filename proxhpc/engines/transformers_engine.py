@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from proxhpc.engines.base import (
     Completion,
     EngineDiedError,
     FinishReason,
+    NotANumberError,
     Request,
     RequestError,
     Tokenizer,
@@ -34,6 +36,7 @@ from proxhpc.run.models import ModelRef
 
 _log = logging.getLogger(__name__)
 
+SIMILAR = 8  # prompts are alike in length if they differ by less than this part of it
 LINGER_S = 0.01  # how long an incomplete batch waits for the next request
 # Arguments of `from_pretrained` that a manifest may set; the engine sets the others.
 OPTIONS = ("attn_implementation", "low_cpu_mem_usage", "quantization_config")
@@ -64,6 +67,8 @@ class _Pending:
 class TransformersEngine:
     """Answers up to `batch_size` requests at a time, with prompts of similar length in a batch.
 
+    Of these, requests of lower `order` come first.
+
     `dtype` "auto" is bfloat16 on CUDA (float16 if the device lacks it) and float32 on a CPU. Of the
     model's generation defaults only the end-of-sequence tokens are used.
     """
@@ -87,6 +92,7 @@ class TransformersEngine:
         self.max_model_len = model.context_length(max_model_len)
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})
         self._batch_size = batch_size
+        self.min_in_flight = 2 * batch_size
         self._device = device or default_device()
         if (cores := slurm_cores()) and "OMP_NUM_THREADS" not in os.environ:
             import torch
@@ -132,7 +138,7 @@ class TransformersEngine:
             pending.answer(closed_error())
 
     def _next_batch(self) -> list[_Pending]:
-        """The oldest request and those closest to it in length; empty when closing."""
+        """The request of lowest order and those closest to it in length; empty when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             count = 0
@@ -142,11 +148,16 @@ class TransformersEngine:
             self._waiting = [p for p in self._waiting if not p.future.cancelled()]
             if self._closing or not self._waiting:
                 return [] if self._closing else self._next_batch()
+            self._waiting.sort(key=lambda p: p.request.order)
             size = len(self._waiting[0].request.prompt)
-            closest = sorted(self._waiting, key=lambda p: abs(len(p.request.prompt) - size))
-            batch = closest[: self._batch_size]
-            self._waiting = [p for p in self._waiting if p not in batch]
-            return batch
+            similar = size // SIMILAR
+
+            def distance(pending: _Pending) -> int:
+                return max(0, abs(len(pending.request.prompt) - size) - similar)
+
+            closest = sorted(self._waiting, key=distance)  # in each distance, lowest order first
+            self._waiting = closest[self._batch_size :]
+            return closest[: self._batch_size]
 
     def _answer(self, batch: Sequence[_Pending]) -> None:
         """Answer a batch; halve it as often as the device's memory is too small."""
@@ -170,7 +181,9 @@ class TransformersEngine:
         for pending, completion in zip(batch, completions, strict=True):
             pending.answer(completion)
 
-    def _generate(self, requests: Sequence[Request], check: Callable[[], None]) -> list[Completion]:
+    def _generate(
+        self, requests: Sequence[Request], check: Callable[[], None]
+    ) -> list[Completion | NotANumberError]:
         """Greedy completions. `check` is called before each pass, to stop by an exception."""
         import torch
 
@@ -219,8 +232,10 @@ class TransformersEngine:
             use_cache=True,
         )
 
-    def _completion(self, request: Request, answer: Decoded) -> Completion:
+    def _completion(self, request: Request, answer: Decoded) -> Completion | NotANumberError:
         """The completion of an answer, which ends at the first stop token, before any padding."""
+        if answer.score is not None and math.isnan(answer.score):
+            return NotANumberError()
         new = answer.tokens
         end = next((i for i, token in enumerate(new) if token in self._stop), None)
         text = self._tokenizer.decode(new[:end])
@@ -229,7 +244,9 @@ class TransformersEngine:
         if end is None and stop is None:
             # The limit precedes the loop, as in vLLM.
             full = len(new) >= request.max_new_tokens
-            finish = "loop" if request.end_loops and not full and is_loop(new) else "length"
+            ends_loop = request.end_loops and not full
+            looped = ends_loop and is_loop(new, request.lines, self._tokenizer)
+            finish = "loop" if looped else "length"
         return Completion(
             text=text[:stop],
             finish=finish,

@@ -4,23 +4,27 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import count
 from multiprocessing import resource_tracker
 from typing import Any
 
+from proxhpc.account.flops import ModelWork, Usage
 from proxhpc.engines.base import (
     LOOP_COUNT,
     LOOP_TOKENS,
     Completion,
     EngineDiedError,
     FinishReason,
+    NotANumberError,
     Request,
     RequestError,
     Tokenizer,
     check_request,
     find_stop_end,
+    is_loop,
 )
 from proxhpc.engines.spawn import (
     OrphanKiller,
@@ -93,8 +97,10 @@ class VLLMEngine:
                 self._engine = _start_engine(arguments, dtype, options or {})
                 self._children = descendants(os.getpid()) - previous
                 self._killer.watch(self._children)
-            config = self._engine.vllm_config.cache_config
-            self.cache_tokens: int = (config.num_gpu_blocks or 0) * config.block_size
+            config = self._engine.vllm_config
+            cache = config.cache_config
+            self.cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
+            self.min_in_flight: int = 2 * config.scheduler_config.max_num_seqs
         except BaseException:
             self._killer.watch(descendants(os.getpid()) - previous)
             self._killer.release()
@@ -104,7 +110,6 @@ class VLLMEngine:
     async def complete(self, request: Request) -> Completion:
         """Answer one request. RequestError if vLLM refuses it, EngineDiedError if vLLM died."""
         from vllm.exceptions import VLLMValidationError
-        from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         check_request(request, self.max_model_len)
@@ -114,12 +119,8 @@ class VLLMEngine:
             )
         if self._death_reason is not None:
             raise EngineDiedError(self._death_reason)
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
-        name = str(next(self._request_ids))
         try:
-            parameters = sampling_params(request, self._stop)
-            answers = self._engine.generate(prompt, parameters, name, priority=request.order)
-            outputs = [output async for output in answers]
+            return self._completion(await self._generate(request), request)
         except EngineDeadError as error:
             self._death_reason = "the vLLM engine has died; the worker's log ends with its errors"
             raise EngineDiedError(self._death_reason) from error
@@ -127,9 +128,33 @@ class VLLMEngine:
             raise EngineDiedError(f"vLLM could not answer a request: {error.__cause__}") from error
         except (VLLMValidationError, ValueError) as error:
             raise RequestError(f"vLLM refuses a request: {error}") from error
-        if not outputs or outputs[-1].outputs[0].finish_reason not in _FINISH:
-            raise EngineDiedError("vLLM finished a request without an answer")
-        return self._completion(outputs[-1], request)
+
+    async def _generate(self, request: Request) -> list[Any]:
+        """Return vLLM's outputs: one, and another for each time that a quotation looks like a loop.
+
+        vLLM ends an answer at any repetition, because it knows nothing of the quoted lines. Where
+        `is_loop` disagrees, the answer is continued, with all but its last tokens in the cache.
+        """
+        from vllm.inputs import TokensPrompt
+
+        outputs: list[Any] = []
+        ids: list[int] = []
+        while True:
+            prompt = TokensPrompt(prompt_token_ids=[*request.prompt, *ids])
+            limit = request.max_new_tokens - len(ids)
+            parameters = sampling_params(replace(request, max_new_tokens=limit), self._stop)
+            name = str(next(self._request_ids))
+            stream = self._engine.generate(prompt, parameters, name, priority=request.order)
+            parts = [part async for part in stream]
+            if not parts or parts[-1].outputs[0].finish_reason not in _FINISH:
+                raise EngineDiedError("vLLM finished a request without an answer")
+            outputs.append(parts[-1])
+            answer = parts[-1].outputs[0]
+            ids += answer.token_ids
+            if _FINISH[answer.finish_reason] != "loop" or is_loop(
+                ids, request.lines, self._tokenizer
+            ):
+                return outputs
 
     async def close(self) -> None:
         """End all child processes and remove scratch files. Never raises."""
@@ -151,17 +176,21 @@ class VLLMEngine:
         if alive := [pid for pid in self._children if start_time(pid) is not None]:
             _log.warning("vLLM processes have not ended yet: %s", alive)
 
-    def _completion(self, output: Any, request: Request) -> Completion:
-        answer = output.outputs[0]
-        ids = list(answer.token_ids)
+    def _completion(self, outputs: Sequence[Any], request: Request) -> Completion:
+        answers = [output.outputs[0] for output in outputs]
+        ids = [token for answer in answers for token in answer.token_ids]
+        if len(ids) < min(len(request.steps), request.max_new_tokens):
+            raise NotANumberError  # `StepProcessor` has ended it
         text = self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop else ids)
+        cached = [max(output.num_cached_tokens or 0, 0) for output in outputs]
         return Completion(
             text=text[: find_stop_end(text, request.stop)],
-            finish=_FINISH[answer.finish_reason],
-            prompt_tokens=len(output.prompt_token_ids),
-            cached_tokens=max(output.num_cached_tokens or 0, 0),
+            finish=_FINISH[answers[-1].finish_reason],
+            prompt_tokens=len(request.prompt),
+            cached_tokens=cached[0],
             new_tokens=len(ids),
-            score=_score(answer.logprobs, request),
+            score=_score(answers[0].logprobs, request),
+            work=_work(outputs, cached) if len(outputs) > 1 else None,
         )
 
 
@@ -182,9 +211,20 @@ def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
         structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
         logit_bias=dict(request.bias) or None,
         extra_args={STEPS_KEY: [list(ids) for ids in request.steps]} if request.steps else None,
-        **(_loop_options() if request.end_loops else {}),
+        **(_loop_options() if request.end_loops and not grammar else {}),
         **({"logprob_token_ids": list(request.odds)} if request.odds and _can_score() else {}),
     )
+
+
+def _work(outputs: Sequence[Any], cached: Sequence[int]) -> ModelWork:
+    """The work of an answer that was continued."""
+    parts = zip(outputs, cached, strict=True)
+    usages = (
+        Usage.of_request(len(output.prompt_token_ids), saved, len(output.outputs[0].token_ids))
+        for output, saved in parts
+    )
+    total = sum(usages, Usage())
+    return ModelWork(total.fed, total.attended, total.logits)
 
 
 def _score(logprobs: Any, request: Request) -> float | None:
@@ -208,7 +248,7 @@ def _can_score() -> bool:
 
 @cache
 def _loop_options() -> dict[str, Any]:
-    """The sampling option that ends loops as `is_loop` does; warn once if vLLM has none."""
+    """The sampling option that ends repetitions; warn once if vLLM has none."""
     try:
         from vllm.sampling_params import RepetitionDetectionParams
     except ImportError:

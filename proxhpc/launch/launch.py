@@ -77,6 +77,9 @@ def prepare_run(
         # If two launches race, one writes the plan and both use it.
         plan = Plan.load(run)
     check_same_manifest(plan, manifest)
+    if freeze and manifest.engine.max_unusable != plan.manifest.engine.max_unusable:
+        write_atomic(run.max_unusable, orjson.dumps(manifest.engine.max_unusable))
+        plan = Plan.load(run)
     return _check_site(Run(run, plan, run_site), freeze)
 
 
@@ -123,7 +126,7 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
     A finished run whose corpus lost files is merged again.
     """
     if run.dir.report_json.exists() and not describe_missing_files(run.dir):
-        return StepResult("finished", f"finished: the corpus is in {run.dir.corpus}")
+        return StepResult("finished", "finished")
     if next(missing_shards(run.dir, run.plan), None) is not None:
         require_needs(run.plan.manifest, run.site)
     with advance_lock(run.dir) as lease:

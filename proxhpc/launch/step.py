@@ -63,7 +63,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     """
     run = lease.run
     if run.report_json.exists():
-        return StepResult("finished", f"finished: the corpus is in {run.corpus}")
+        return StepResult("finished", "finished")
     if lease.is_lost():
         raise RetryError("another launch has taken over this run and takes the next step")
     messages = backend.reconcile()
@@ -74,7 +74,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
         step = _merge(plan, backend, Round(run, plan, pending, manual))
     else:
         write_report(run)
-        step = StepResult("report", f"finished: the corpus is in {run.corpus}")
+        step = StepResult("report", "finished")
     return StepResult(step.phase, "\n".join([*messages, step.message]))
 
 
@@ -129,24 +129,28 @@ class Round:
             "committed": sum(beat.counts.documents for beat in heartbeats),
             "deaths": sum(beat.deaths for beat in heartbeats),
             "merge_files": sum(1 for name in ("*.json", "*.rows") for _ in run.merge.rglob(name)),
-            "fatal_hosts": self._fatal_hosts(),
+            "fatal_workers": self._fatal_workers(),
             "manual": int(manual),
         }
 
-    def _fatal_hosts(self) -> int:
-        """Count the hosts with a fatal error; 0 if the cause may be the only such host itself."""
+    def _fatal_workers(self) -> int:
+        """Count the workers with a fatal error; 0 if the cause may be the only such host itself."""
         hosts = len({beat.owner.host for beat in self.fatal})
-        return hosts if hosts >= min(2, len(self.hosts)) else 0
+        return len(self.fatal) if hosts >= min(2, len(self.hosts)) else 0
 
     def check(self, phase: str) -> None:
         """Raise StopError if another automatic round makes no sense."""
         if self.state["manual"]:
             return
         rounds = Journal(self.run).since_manual_launch()
-        if rounds and self.state["fatal_hosts"] > rounds[0].run_state["fatal_hosts"]:
+        if rounds and self.state["fatal_workers"] > rounds[0].run_state["fatal_workers"]:
+            message = max(self.fatal, key=lambda beat: beat.time).message
+            own_hint = "\n" in message
             raise StopError(
-                f"the {phase} stopped: {self.fatal[-1].message}",
-                hint="fix the problem, then run `proxhpc launch` again to resume",
+                f"the {phase} stopped: {message}",
+                hint=""
+                if own_hint
+                else "fix the problem, then run `proxhpc launch` again to resume",
             )
         if (idle := self.rounds_without_progress(phase)) >= MAX_ROUNDS_WITHOUT_PROGRESS:
             cause = f"; the last error: {self.failed[-1].message}" if self.failed else ""

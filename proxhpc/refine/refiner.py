@@ -6,8 +6,9 @@ windows, and a chunk program edits each; the row records the outcome.
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from proxhpc.engines import make_engine
 from proxhpc.engines.base import LARGE_TEXT, Engine, EngineDiedError, RequestError
 from proxhpc.errors import RetryError, StopError
 from proxhpc.program.replay import ModelOutput, ReplayResult, doc_verdict, replay
+from proxhpc.refine.canary import UNUSABLE_FLAG, Canary, why_unusable
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
 from proxhpc.refine.stage import Answer, StageRunner
 from proxhpc.refine.walk_stage import make_runner
@@ -36,7 +38,9 @@ class _Spent:
     tokens: int = 0
     doc: Call | None = None
     windows: tuple[Call, ...] = ()
+    cuts: tuple[int, ...] = ()
     score: float | None = None
+    has_unusable_answer: bool = False
 
 
 class Refiner:
@@ -53,6 +57,8 @@ class Refiner:
         self._orders = count()
         self._large_text_lock = asyncio.Lock()
         self._errors: set[str] = set()
+        stages = [runner.stage for runner in (doc, chunk) if runner]
+        self.canary = Canary(stages, manifest.engine.max_unusable)
 
     async def refine(self, document: Document) -> Row:
         """Return the document's row; an error that concerns only this document quarantines it."""
@@ -62,7 +68,7 @@ class Refiner:
         except (RetryError, StopError, asyncio.CancelledError):
             raise
         except RequestError as error:
-            return _quarantine(document, spent, "request_refused", str(error))
+            return _quarantine(document, spent, error.reason, str(error))
         except (OSError, MemoryError) as error:
             raise EngineDiedError(
                 f"out of resources on this machine: {type(error).__name__}: {error}"
@@ -91,11 +97,18 @@ class Refiner:
         stages = (stage for stage in (self.doc, self.chunk) if stage)
         return {stage.stage.level: stage.usage for stage in stages}
 
+    @property
+    def min_in_flight(self) -> int:
+        """Documents in flight that keep all engines busy."""
+        return sum(engine.min_in_flight for engine in self._engines())
+
     async def close(self) -> None:
         """Close the engines."""
-        engines = {id(s.engine): s.engine for s in (self.doc, self.chunk) if s}
-        for engine in engines.values():
+        for engine in self._engines():
             await engine.close()
+
+    def _engines(self) -> list[Engine]:
+        return [*{id(s.engine): s.engine for s in (self.doc, self.chunk) if s}.values()]
 
     async def _refine(self, document: Document, spent: _Spent) -> Row:
         order = next(self._orders)
@@ -114,18 +127,21 @@ class Refiner:
         answers: list[Answer] = []
         verdict: ModelOutput | None = None
         if self.doc:
-            answer = await self.doc.ask_verdict(text, lines, order)
+            ask = partial(self.doc.ask_verdict, text, lines, order)
+            answer = await self._watch(self.doc, ask, order, spent)
             spent.doc = answer.call
             verdict = answer.call.output if answer.call else None
             spent.score = answer.score
             answers.append(answer)
         dropped = verdict and doc_verdict(verdict, self.policy).action == "drop"
         if self.chunk and not dropped:
-            requests = await self._off_loop(
+            requests, spent.cuts = await self._off_loop(
                 document, self.chunk.window_requests, lines, tokens.counts, order
             )
+            asks = [partial(self.chunk.ask_program, request) for request in requests]
             results = await asyncio.gather(
-                *map(self.chunk.ask_program, requests), return_exceptions=True
+                *(self._watch(self.chunk, ask, order, spent) for ask in asks),
+                return_exceptions=True,
             )
             edits = [result for result in results if isinstance(result, Answer)]
             spent.windows = tuple(edit.call for edit in edits if edit.call)
@@ -133,13 +149,39 @@ class Refiner:
             answers += edits
         windows = [call.window for call in spent.windows]
         replayed = await self._in_thread_if_large(
-            document, replay, text, verdict, windows, self.policy, self.program_format
+            document,
+            replay,
+            text,
+            verdict,
+            windows,
+            self.policy,
+            self.program_format,
+            spent.cuts,
         )
         tokens_out = tokens.total if replayed.text == text else 0
         if replayed.text and replayed.text != text:
             tokens_out = await self._off_loop(document, tokens.count_text, replayed.text)
         flags = tuple(dict.fromkeys(answer.flag for answer in answers if answer.flag))
+        if spent.has_unusable_answer:
+            flags += (UNUSABLE_FLAG,)
         return _row(document, spent, replayed, tokens_out, flags)
+
+    async def _watch(
+        self, runner: StageRunner, ask: Callable[[], Awaitable[Answer]], order: int, spent: _Spent
+    ) -> Answer:
+        """Return an answer after the canary has counted it, unless it was given before."""
+        stage = runner.stage
+        try:
+            answer = await ask()
+        except RequestError as error:
+            self.canary.add(stage.level, order, error.reason, error.message)
+            raise
+        if call := answer.call:
+            reason = why_unusable(stage, call, self.policy, self.program_format)
+            spent.has_unusable_answer |= bool(reason)
+            if not call.from_memo:
+                self.canary.add(stage.level, order, reason, call.program)
+        return answer
 
     def _count(self, text: str) -> LineTokens:
         if self._last_stage is None:
@@ -217,7 +259,9 @@ def _raise_worst(results: Sequence[object]) -> None:
 
 def _quarantine(document: Document, spent: _Spent, reason: str, detail: str) -> Row:
     row = quarantine(document, reason, detail)
-    return replace(row, doc=spent.doc, windows=spent.windows, tokens_in=spent.tokens)
+    return replace(
+        row, doc=spent.doc, windows=spent.windows, cuts=spent.cuts, tokens_in=spent.tokens
+    )
 
 
 def _row(
@@ -246,5 +290,6 @@ def _row(
         rejected=dict(replayed.rejected),
         lenient=dict(replayed.lenient),
         flags=flags,
+        cuts=spent.cuts,
         score=spent.score,
     )

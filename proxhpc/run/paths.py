@@ -16,6 +16,7 @@ class RunDir:
         self.manifest = root / "manifest.yaml"  # as the user wrote it
         self.plan = root / "plan.json"
         self.site = root / "site.json"  # of the latest launch; it may change between launches
+        self.max_unusable = root / "max_unusable.json"  # if a launch changed the plan's
         self.submissions = root / "submissions.jsonl"  # a line for each intent, receipt, release
         self.leases = root / "leases"
         self.shards = root / "shards"  # attempts and published ledgers
@@ -34,6 +35,8 @@ class RunDir:
         self.card = self.corpus / "README.md"  # dataset card
         self.checksums = self.corpus / "SHA256SUMS"  # of all other files; written last
         self.quarantine = root / "quarantine" / "quarantine.jsonl.zst"  # missing if empty
+
+        self.review = root / "review.jsonl"  # what people marked, as gold records
 
         self.report = root / "report"
         self.report_html = self.report / "report.html"

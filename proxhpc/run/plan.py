@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from proxhpc import __version__
+from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
@@ -34,6 +35,7 @@ from proxhpc.spec.yaml_lines import Key, dotted, quoted
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
 PLAN_VERSION = 3
 
+_MISREAD_SHOWN = 3  # files in a message
 _DRAFT = re.compile(r"\..*\.tmp")  # left behind by a launch that was killed
 _OTHER_RUN_DIR = "choose another with run_dir in the manifest or --run DIR"
 
@@ -149,9 +151,17 @@ class Plan:
                     f"{__version__} and cannot resume it. Use {data['code']} to finish that run, "
                     "or choose another run_dir."
                 )
-            return cls.from_dict(data)
+            plan = cls.from_dict(data)
+            if run.max_unusable.exists():
+                return plan.allow_unusable(float(orjson.loads(run.max_unusable.read_bytes())))
+            return plan
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise StopError(f"{run.plan} is damaged: {error}") from error
+
+    def allow_unusable(self, share: float) -> "Plan":
+        """Return the plan with another `engine.max_unusable`, which may change between launches."""
+        engine = self.manifest.engine.model_copy(update={"max_unusable": share})
+        return replace(self, manifest=self.manifest.model_copy(update={"engine": engine}))
 
     def save(self, run: RunDir, manifest_text: bytes) -> None:
         """Make the run's folders and write the plan, unless there is one.
@@ -283,20 +293,27 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
 
 
 def _describe_corpus(corpus: Corpus, run: RunDir, key: Key) -> tuple[InputInfo, ...]:
-    """Return the files of a corpus; UserError if no record that was probed has a text."""
+    """Return the files of a corpus; UserError if a file has no text where it begins."""
     files = find_inputs(corpus, key)
     check_outside(run, (path for path, _ in files))
     inputs = tuple(describe_input(path, corpus.format, name=name) for path, name in files)
-    misread = find_misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)
-    if misread is not None:
-        info, bad = misread
-        source = f"{info.path}, record at {bad.position}"
-        raise UserError(
-            f"no record has a text: {source}: {bad.reason}: {quoted(bad.detail, 500)[1:-1]}",
-            hint=f"set {dotted((*key, 'text'))} to the field with the text"
-            f" (and {dotted((*key, 'format'))}, if it is wrong)",
+    misread = [*find_misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)]
+    if not misread:
+        return inputs
+    hint = f"set {dotted((*key, 'text'))} to the field with the text"
+    hint += f" (and {dotted((*key, 'format'))}, if it is wrong)"
+    if len(misread) < sum(info.size > 0 for info in inputs):
+        hint = (
+            f"other files have one: leave these out of {dotted((*key, 'paths'))}, and refine them"
         )
-    return inputs
+        hint += f" in a run with another {dotted((*key, 'text'))}"
+    shown = [
+        f"{info.path}, record at {bad.position}: {bad.reason}: {quoted(bad.detail, 500)[1:-1]}"
+        for info, bad in misread[:_MISREAD_SHOWN]
+    ]
+    if len(misread) > len(shown):
+        shown.append(f"and {quantity(len(misread) - len(shown), 'more file', 'more files')}")
+    raise UserError("no record has a text: " + "\n  ".join(shown), hint=hint)
 
 
 def _read(corpus: Corpus, info: InputInfo, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:

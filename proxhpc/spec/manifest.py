@@ -28,8 +28,12 @@ from proxhpc.spec.sections import (
 from proxhpc.spec.shipped import find_file
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
-# Where a run writes and where it works do not change what it computes.
-_NOT_COMPUTED = {"run_dir", "site"}
+# Where a run writes, where it works and when it gives up do not change what it computes.
+_NOT_COMPUTED: dict[str, bool | set[str]] = {
+    "run_dir": True,
+    "site": True,
+    "engine": {"max_unusable"},
+}
 _MAX_PATH = 400  # characters of a path in a message
 
 
@@ -128,9 +132,9 @@ class Manifest(Config):
                 yield ("stages", n, "grammar"), "only with engine.name: vllm"
             elif stage.grammar != "none" and self.policy == "reference":
                 yield ("stages", n, "grammar"), "not with policy: reference"
-
             if stage.window_overlap and self.policy == "reference":
                 yield ("stages", n, "window_overlap"), "not with policy: reference"
+
     @property
     def program_format(self) -> ProgramFormat:
         """Dialect and line numbering of this run's chunk programs."""
@@ -145,7 +149,7 @@ class Manifest(Config):
         return data
 
     def digest(self) -> str:
-        """Return the SHA-256, in hex, of everything but `run_dir` and `site`."""
+        """Return the SHA-256, in hex, of everything that `computed` returns."""
         text = json.dumps(self.computed(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 

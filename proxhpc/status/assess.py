@@ -99,7 +99,8 @@ def _stop_reason(evidence: Evidence) -> str:
     failed = [worker for worker in evidence.workers if worker.state == "failed"]
     fatal = [worker for worker in failed if worker.error in FATAL_ERRORS]
     if failed:
-        return (fatal or failed)[-1].message.partition("\n")[0]
+        latest = min(fatal or failed, key=lambda worker: worker.age_s)
+        return latest.message.partition("\n")[0]
     pending = evidence.pending_shards
     progress = "every shard is refined"
     if pending:

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.outputs import OutputModel
+from proxhpc.refine.canary import REFUSAL_REASONS, UNUSABLE_FLAG
 from proxhpc.run.paths import RunDir
 from proxhpc.status.heartbeats import Heartbeat
 
@@ -129,6 +131,18 @@ def run_totals(counts: Counts, merged: "MergeSummary | None") -> RunTotals:
             lenient=_sorted(counts.lenient),
             flags=_sorted(counts.flags),
         ),
+    )
+
+
+def unusable_warning(documents: DocumentTotals, edits: EditTotals) -> str:
+    """Return a warning if more than half of the documents have an unusable answer, or ""."""
+    refused = (documents.quarantined.get(reason, 0) for reason in REFUSAL_REASONS)
+    number = edits.flags.get(UNUSABLE_FLAG, 0) + sum(refused)
+    if number <= documents.read / 2:
+        return ""
+    return (
+        f"answers of a model cannot be used in {number:,} of {quantity(documents.read, 'document')}"
+        ": is the stage's prompt that of the model? `proxhpc inspect RUN --sample 3` shows answers"
     )
 
 

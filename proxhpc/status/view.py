@@ -13,6 +13,7 @@ from proxhpc.run.models import short_name
 from proxhpc.status.assess import ACTIVE_STATES
 from proxhpc.status.model import Failure, Status, WorkerStatus
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
+from proxhpc.status.totals import unusable_warning
 
 MAX_WORKER_ROWS = 24  # the JSON lists all workers
 _BAR_COLUMNS = 40
@@ -69,6 +70,8 @@ def _page(status: Status) -> Iterator[RenderableType]:
         yield Text(f"Slurm: {jobs or 'no job of this run in the queue'}", style="dim")
     elif status.queue_problem:
         yield Text(f"Slurm: {safe(status.queue_problem)}", style="yellow")
+    if warning := unusable_warning(status.documents, status.edits):
+        yield Text(warning, style="yellow")
     yield from _losses(status)
     for failure in status.failures if status.phase != "finished" else ():
         yield _failure(failure)
