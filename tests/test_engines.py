@@ -24,6 +24,7 @@ from proxhpc.engines.base import (
     EngineDiedError,
     Request,
     RequestError,
+    count_repeated,
     is_loop,
 )
 from proxhpc.engines.drafts import Decoded
@@ -33,6 +34,7 @@ from proxhpc.engines.spawn import (
     remove_scratch,
     signals_deferred,
 )
+from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import RetryError, UserError
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import Policy
@@ -41,9 +43,9 @@ from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine.prompts import Prompts
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.process import descendants, start_time
-from proxhpc.spec.sections import EngineOptions
-from tiny_models import edit_json, save_llama
 from proxhpc.spec.refiner_file import load_profile
+from proxhpc.spec.sections import EngineOptions
+from tiny_models import edit_json, save_llama, save_tokenizer
 
 PROMPTS = [[1, *range(10 + i, 14 + 7 * i)] for i in range(8)]
 
@@ -172,37 +174,108 @@ def test_a_loop_ends_an_answer(tmp_path: Path, loop: Loop) -> None:
 
     folder = save_llama(tmp_path / "llama")
     weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["lm_head.weight"] * 0  # it repeats one token for ever
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 0  # it repeats one token forever
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     engine = loop(make_engine(options(), resolve_model(str(folder))))
-    check_loops(engine, [request(prompt, 150) for prompt in PROMPTS], loop)
+    asked = [replace(request(prompt, 150), bias=((100, 1.0),)) for prompt in PROMPTS]
+    check_loops(engine, asked, loop)
     loop(engine.close())
 
 
 def check_loops(engine: Engine, requests: list[Request], loop: Loop) -> None:
-    """Answers end where `is_loop` first holds; answers without a loop stay as they are."""
+    """Answers end where they loop; a repetition that the lines have is quoted to its end."""
     free = loop(ask(engine, *requests))
     ended = loop(ask(engine, *(replace(asked, end_loops=True) for asked in requests)))
     assert engine.tokenizer is not None
-    looped = 0
-    for whole, answer in zip(free, ended, strict=True):
+    quoting = []
+    for asked, whole, answer in zip(requests, free, ended, strict=True):
         assert whole.text.startswith(answer.text)
         if answer.finish != "loop":
             assert replace(answer, cached_tokens=0) == replace(whole, cached_tokens=0)
             continue
-        looped += 1
         assert LOOP_TOKENS[0] * LOOP_COUNT <= answer.new_tokens < whole.new_tokens
-    assert looped
+        limit = engine.max_model_len - len(asked.prompt)
+        lines = ("Home", answer.text * 2)
+        quoting.append((replace(asked, lines=lines, max_new_tokens=limit, end_loops=True), answer))
+    assert quoting
+    answers = loop(ask(engine, *(asked for asked, _ in quoting)))
+    for (asked, short), answer in zip(quoting, answers, strict=True):
+        assert (answer.finish, answer.prompt_tokens) == ("loop", len(asked.prompt))
+        assert short.new_tokens < answer.new_tokens
+        assert answer.text.startswith(short.text)
 
 
 def test_a_loop_is_as_long_as_a_call() -> None:
     call = list(range(10))
-    assert is_loop([99, *call * 4])
-    assert not is_loop([*call * 4, 99])
-    assert not is_loop([99, *call * 3])
-    assert not is_loop([1, 2] * 15)  # like the dashes of a quoted line
-    assert is_loop([1, 2] * 16)
-    assert not is_loop([*range(41)] * 4)
+    assert count_repeated([99, *call * 4]) == 40
+    assert count_repeated([*call[3:], *call * 4]) == 47
+    assert not count_repeated([*call * 4, 99])
+    assert not count_repeated([99, *call * 3])
+    assert not count_repeated([1, 2] * 15)  # like the dashes of a quoted line
+    assert count_repeated([1, 2] * 16) == 32
+    assert not count_repeated([*range(41)] * 4)
+
+
+@pytest.fixture(scope="module", params=["tiny", "llama"])
+def real_tokenizer(request: pytest.FixtureRequest) -> HFTokenizer:
+    """The tests' tokenizer, with about one token a character, and Llama's."""
+    pytest.importorskip("transformers")
+    if request.param == "tiny":
+        folder = request.getfixturevalue("tmp_path_factory").mktemp("tokenizer")
+        return HFTokenizer(save_tokenizer(folder))
+    if "PROXHPC_DATA" not in os.environ:
+        pytest.skip("PROXHPC_DATA names no folder with llama_tokenizer/")
+    return HFTokenizer(Path(os.environ["PROXHPC_DATA"]) / "llama_tokenizer")
+
+
+REPETITIONS = {
+    "entities": "&nbsp;" * 30,
+    "divider": "* " * 40,
+    "row of a table": "0 0 1 " * 20,
+    "laughter": "ha" * 40,
+    "Chinese": "广告 " * 20,
+    "dashes": "-" * 900,
+    "LaTeX": r"\\ \hline " * 20,
+    "emoji": "\U0001f600" * 60,
+    "damaged text": "\ufffd" * 200,
+    "blanks": " " * 900,
+    "rows": "0 0 1\n" * 30,
+}
+
+
+@pytest.mark.parametrize("name", REPETITIONS)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_quotation_is_no_loop(real_tokenizer: HFTokenizer, name: str, escaped: bool) -> None:
+    text = REPETITIONS[name]
+    lines = f"Home\nThe brain {text} is here\na\nb".split("\n")
+    body = text.replace("\\", "\\\\") if escaped else text
+    body = body.replace("\n", "\\n")
+    # A target may repeat the text, too, after a correction.
+    calls = f'replace_str(2, "The brian {body}", "The brain {body}")\nremove_lines(3, 4)'
+    ids = real_tokenizer.encode(calls)
+    repeats = [end for end in range(1, len(ids)) if count_repeated(ids[:end])]
+    assert not any(is_loop(ids[:end], lines, real_tokenizer) for end in repeats)
+    assert repeats or name in ("dashes", "blanks", "damaged text", "LaTeX", "entities")
+    looping = real_tokenizer.encode(f'replace_str(2, "The brian {body * 5}')
+    ends = (end for end in range(1, len(looping)) if is_loop(looping[:end], lines, real_tokenizer))
+    assert next(ends, None), "it repeats more than the line does"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "remove_lines(start=1, end=1)\n" * 20,
+        'normalize("a ")\n' * 20,
+        'normalize(source_str="' + "brain " * 200,
+        "\n" * 200,
+        "rm 4-5\n" * 40,
+    ],
+)
+def test_an_answer_that_repeats_itself_is_a_loop(real_tokenizer: HFTokenizer, answer: str) -> None:
+    lines = ["Home | a b", "The brain * * * * is here", "a "]
+    ids = real_tokenizer.encode(answer)
+    first = next(end for end in range(1, len(ids)) if is_loop(ids[:end], lines, real_tokenizer))
+    assert first <= LOOP_COUNT * LOOP_TOKENS[-1]
 
 
 def test_every_stop_token_of_the_model_stops(
@@ -574,7 +647,7 @@ def test_a_loop_ends_an_answer_of_vllm(core: Engine, loop: Loop) -> None:
 
 
 @pytest.mark.model
-def test_vllm_and_is_loop_agree(vllm: None) -> None:
+def test_vllm_sees_the_same_repetitions(vllm: None) -> None:
     from vllm.v1.core.sched.utils import check_sequence_repetition
 
     from proxhpc.engines.vllm_engine import _loop_options
@@ -585,8 +658,9 @@ def test_vllm_and_is_loop_agree(vllm: None) -> None:
     for _ in range(3000):
         pattern = [chooser.randrange(3) for _ in range(chooser.randrange(1, 44))]
         ids = [chooser.randrange(3) for _ in range(9)] + pattern * chooser.randrange(2, 6)
-        assert is_loop(ids) == check_sequence_repetition(ids, params)
-        found += is_loop(ids)
+        repeats = count_repeated(ids) > 0
+        assert repeats == check_sequence_repetition(ids, params)
+        found += repeats
     assert 300 < found < 2700
 
 

@@ -1,12 +1,16 @@
 """Requests of a stage to its engine, which is scripted here."""
 
 import asyncio
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
@@ -19,6 +23,8 @@ from proxhpc.engines.base import (
 )
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
+from proxhpc.program.policy import Policy
+from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.prompts import MIN_WINDOW_TOKENS
 from proxhpc.refine.refiner import MAX_ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
@@ -155,24 +161,132 @@ def test_a_window_whose_prompt_is_too_long_is_halved() -> None:
     assert row.flags == ()
 
 
-def test_a_line_that_is_too_long_is_kept_and_flagged_and_not_sent() -> None:
-    engine = ScriptedEngine(lambda request: "remove_lines(start=0, end=0)")
-    long = "word " * 1000
-    (row,) = refine(engine, [f"Menu\n{long}\n{TEXT}"], doc=False)
-    assert row.flags == ("line_too_long",)
-    assert not any(
-        long in CharacterTokenizer().decode(request.prompt) for request in engine.requests
-    )
-    assert row.tokens_out == len(long) + 1 + len(TEXT)
+NUMBER = re.compile(r"(?m)^\[([0-9]+)\](.*)$")
 
 
-def test_the_token_limit_depends_on_the_window() -> None:
+def remove_adverts(request: Request) -> str:
+    """Remove each line of the prompt that has an advert."""
+    lines = NUMBER.findall(CharacterTokenizer().decode(request.prompt))
+    numbers = [int(number) for number, line in lines if "ADVERT" in line]
+    return "\n".join(f"remove_lines({n}, {n})" for n in numbers) or "keep_all()"
+
+
+@st.composite
+def texts_with_adverts(draw: st.DrawFn) -> str:
+    """Lines of all lengths, some blank and some far longer than a window."""
+    words = [
+        "The brain",
+        "weighs",
+        "three pounds.",
+        "It is",
+        "here!",
+        "ADVERT",
+        " ",
+        "\u3000",
+        "x" * 40,
+    ]
+    line = st.lists(st.sampled_from(words), max_size=4).map(" ".join)
+    long = st.lists(st.sampled_from(words), min_size=30, max_size=60).map(" ".join)
+    return "Start\n" + "\n".join(draw(st.lists(line | long, max_size=12)))
+
+
+LENIENT = {"min_kept_words": 0, "max_error_share": 0.0}
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    text=texts_with_adverts(),
+    dialect=st.sampled_from(["prox", "refinex", "ultrax"]),
+    numbering=st.sampled_from(["document", "window"]),
+    blank_lines=st.sampled_from(["numbered", "skipped"]),
+    window_overlap=st.sampled_from([0.0, 0.2, 0.5]),
+    window_chars=st.sampled_from([None, 150, 300]),
+    window_tokens=st.sampled_from([200, 1000]),
+)
+def test_a_program_edits_the_lines_that_its_numbers_mean(text: str, **stage: Any) -> None:
+    """Whatever windows show, and wherever numbers begin, exactly the adverts are removed."""
+    engine = ScriptedEngine(remove_adverts)
+    (row,) = refine(engine, [text], doc=False, stage=stage, policy=LENIENT)
+    assert row.rejected == {}
+    starts = sorted({0, *row.cuts, *(match.end() for match in re.finditer("\n", text))})
+    lines = [text[a:b] for a, b in pairwise([*starts, len(text)])]
+    kept = "".join(line for line in lines if "ADVERT" not in line)
+    result = row.replay(text, Policy(**LENIENT), ProgramFormat(**formats(stage)))
+    assert result.text.split() == kept.split()
+    assert row.lines_removed == sum("ADVERT" in line for line in lines)
+    assert row.flags == ()
+    assert [call.start for call in row.windows] == sorted(call.start for call in row.windows)
+    assert Row.decode(row.encode()) == row
+
+
+def formats(stage: dict[str, Any]) -> dict[str, Any]:
+    return {key: stage[key] for key in ("dialect", "numbering", "blank_lines")}
+
+
+def test_a_long_line_is_refined_in_pieces() -> None:
+    words = "The brain weighs about three pounds. It is made of many cells."
+    text = " ".join([words] * 20 + ["ADVERT: click here!"] + [words] * 20)
+    engine = ScriptedEngine(remove_adverts)
+    (row,) = refine(engine, [text], doc=False, stage={"dialect": "refinex"})
+    assert len(row.windows) == 4
+    assert row.lines_removed == 1
+    policy, program_format = Policy(), ProgramFormat("refinex")
+    assert row.replay(text, policy, program_format).text == " ".join([words] * 40)
+    assert row.tokens_out == len(" ".join([words] * 40))
+
+
+def test_a_window_shows_lines_of_the_one_before_and_edits_its_own() -> None:
+    engine = ScriptedEngine(lambda request: f"remove_lines({request.first_line}, 999)")
+    stage = {"window_overlap": 0.25, "dialect": "ultrax"}
+    (row,) = refine(engine, [TEXT], doc=False, stage=stage)
+    assert [(call.start, call.stop, call.shown) for call in row.windows] == [
+        (0, 14, None),
+        (14, 25, (11, 25)),
+        (25, 36, (22, 36)),
+        (36, 40, (33, 40)),
+    ]
+    for call, request in zip(row.windows, engine.requests, strict=True):
+        shown = call.shown or (call.start, call.stop)
+        assert request.lines == LINES[slice(*shown)]
+        assert request.first_line == shown[0] + 1
+
+
+def test_a_grammar_allows_edits_of_the_lines_of_its_window_only() -> None:
     engine = ScriptedEngine(keep)
-    refine(engine, ["Home\nAbout", TEXT], doc=False)
+    stage = {"window_overlap": 0.25, "grammar": "lines", "blank_lines": "skipped"}
+    text = "\n\n".join(LINES)
+    (row,) = refine(engine, [text], doc=False, stage=stage)
+    numbers = [n for line in text.split("\n") for n in ([bool(line)])]
+    for call, request in zip(row.windows, engine.requests, strict=True):
+        first = sum(numbers[: call.start])
+        last = first + sum(numbers[call.start : call.stop]) - 1
+        assert request.grammar == chunk_grammar("prox", first, last)
+        assert not request.end_loops, "a grammar bounds the number of calls"
+    assert row.windows[1].shown
+
+
+def test_a_window_with_overlap_that_does_not_fit_loses_its_overlap_first() -> None:
+    engine = ScriptedEngine(keep, context=1350, extra=9)
+    (row,) = refine(engine, [TEXT], doc=False, stage={"window_overlap": 0.5})
+    assert [call.start for call in row.windows] == [0, *(c.stop for c in row.windows[:-1])]
+    assert row.windows[-1].stop == len(LINES)
+    assert {call.shown is None for call in row.windows} == {True, False}
+    assert row.flags == ()
+
+
+def test_a_program_that_fits_its_window_is_not_cut() -> None:
+    """A call for every second word, each with a comment, in a fence; small windows end earlier."""
+    text = "The adult brian weights about three pound and recieve its blood threw for arteries"
+    words = text.split()
+    calls = [
+        f'# {word} is wrong\nnormalize(source_str="{word} {after}", target_str="{word}")\n'
+        for word, after in zip(words[::2], words[1::2], strict=False)
+    ]
+    program = "```python\n" + "".join(calls) + "```"
+    engine = ScriptedEngine(keep, context=9000)
+    refine(engine, [text, TEXT], doc=False, stage={"max_new_tokens": 4096})
     small, large = engine.requests[0].max_new_tokens, engine.requests[1].max_new_tokens
-    # One range, two more calls, and all of its text.
-    assert small == 3 * len("remove_lines(start=1000, end=1000)\n") + len("[000]Home\n[001]About\n")
-    assert large == 256
+    assert len(program) < small < large == 4096
 
 
 def test_answers_end_after_a_verdict_or_a_call_without_edit() -> None:

@@ -1,4 +1,6 @@
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from proxhpc.refine.windows import (
     CALL_CHARS,
     CALL_LINES,
     MAX_CHARS_PER_TOKEN,
+    Limits,
     LineTokens,
     Window,
     pack,
@@ -42,18 +45,57 @@ class CharacterTokenizer:
         return self.encode(user)
 
 
+def packed(lines: Sequence[str], tokens: Sequence[int], limit: int, **limits: Any) -> list[Window]:
+    return pack(lines, tokens, Limits(limit, **limits))
+
+
 def test_blank_windows() -> None:
-    assert pack([], [], 20) == []
-    assert pack([""], [5], 20) == [Window(0, 1, 6, blank=True)]
-    assert pack([" ", "\t", "\u3000"], [1, 1, 1], 12) == [Window(0, 3, 6, blank=True)]
-    assert not pack(["", "x"], [0, 1], 20)[0].blank
+    assert packed([], [], 20) == []
+    assert packed([""], [6], 20) == [Window(0, 1, 6, blank=True)]
+    assert packed([" ", "\t", "\u3000"], [2, 2, 2], 12) == [Window(0, 3, 6, blank=True)]
+    assert not packed(["", "x"], [1, 2], 20)[0].blank
+    # The lines before a window do not make it worth a question.
+    last = packed(["x", "y", " "], [5, 5, 5], 10, overlap=0.5)[-1]
+    assert last == Window(2, 3, 10, overlap=1, blank=True)
 
 
-def test_a_line_over_the_budget_is_a_window_of_its_own() -> None:
-    assert pack(["a", "b" * 30, "c", "d"], [6, 35, 6, 6], 20) == [
+def test_a_line_over_the_limit_is_a_window_of_its_own() -> None:
+    assert packed(["a", "b" * 30, "c", "d"], [7, 36, 7, 7], 20) == [
         Window(0, 1, 7),
-        Window(1, 2, 36, too_long=True),
+        Window(1, 2, 36),
         Window(2, 4, 14),
+    ]
+
+
+def test_all_limits_hold() -> None:
+    lines, tokens, chars = ["x"] * 9, [1] * 9, [3, 3, 9, 1, 1, 1, 1, 1, 1]
+
+    def ends(**limits: Any) -> list[int]:
+        return [window.stop for window in pack(lines, tokens, Limits(**limits), chars)]
+
+    assert ends(tokens=4) == [4, 8, 9]
+    assert ends(tokens=9, lines=5) == [5, 9]
+    assert ends(tokens=9, chars=9) == [2, 3, 9]
+    assert ends(tokens=4, chars=9, lines=3) == [2, 3, 6, 9]
+
+
+def test_windows_show_the_end_of_the_window_before() -> None:
+    windows = packed(["x"] * 20, [10] * 20, 80, overlap=0.25)
+    assert [(w.start, w.stop, w.overlap) for w in windows] == [
+        (0, 8, 0),
+        (8, 14, 2),
+        (14, 20, 2),
+    ]
+    # The first 75 and the last 25 of 100 characters, the line feeds between lines included.
+    chars = [10] * 20
+    windows = pack(["x"] * 20, [1] * 20, Limits(1000, chars=100, overlap=0.25), chars)
+    assert [(w.start, w.stop, w.overlap) for w in windows] == [(0, 10, 0), (10, 18, 2), (18, 20, 2)]
+
+
+def test_the_next_line_is_more_important_than_context() -> None:
+    assert packed(["x"] * 4, [40, 20, 20, 75], 80, overlap=0.5) == [
+        Window(0, 3, 80),
+        Window(3, 4, 75),
     ]
 
 
@@ -95,20 +137,47 @@ def test_without_a_tokenizer_tokens_are_estimated_from_bytes() -> None:
     assert (tokens.counts, tokens.total, tokens.count_text("漢字")) == ([2, 0, 2], 4, 2)
 
 
-def test_lines_and_counts_must_have_the_same_length() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        pack(["a", "b"], [1], 5)
+def test_lines_and_sizes_must_have_the_same_length() -> None:
+    with pytest.raises(ValueError, match="1 and 0 sizes for 2 lines"):
+        packed(["a", "b"], [1], 5)
+    with pytest.raises(ValueError, match="2 and 1 sizes for 2 lines"):
+        pack(["a", "b"], [1, 2], Limits(5, chars=5), [1])
 
 
-@given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 40))
-def test_windows_cover_all_lines_and_are_greedy(counts: list[int], budget: int) -> None:
-    lines = ["x"] * len(counts)
-    windows = pack(lines, counts, budget)
-    assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(counts)))
-    for window, following in zip(windows, [*windows, None][1:], strict=True):
-        cost = sum(counts[window.start : window.stop]) + window.stop - window.start
-        assert window.tokens == cost
-        assert window.too_long == (cost > budget)
-        assert not window.too_long or window.stop - window.start == 1
-        if following is not None:
-            assert cost + counts[following.start] + 1 > budget
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60),
+    st.integers(1, 40),
+    st.none() | st.integers(1, 40),
+    st.none() | st.integers(1, 8),
+    st.sampled_from([0.0, 0.2, 0.5]),
+)
+def test_windows_cover_all_lines_and_are_greedy(
+    sizes: list[tuple[int, int]],
+    max_tokens: int,
+    max_chars: int | None,
+    max_lines: int | None,
+    overlap: float,
+) -> None:
+    tokens, chars = [a for a, _ in sizes], [b for _, b in sizes]
+    limits = Limits(max_tokens, max_lines, max_chars, overlap)
+
+    def fits(first: int, stop: int) -> bool:
+        return (
+            sum(tokens[first:stop]) <= max_tokens
+            and (max_chars is None or sum(chars[first:stop]) <= max_chars)
+            and (max_lines is None or stop - first <= max_lines)
+        )
+
+    windows = pack(["x"] * len(sizes), tokens, limits, chars)
+    assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(sizes)))
+    measure = tokens if max_chars is None else chars
+    for before, window in pairwise([None, *windows]):
+        assert window is not None
+        first = window.first_shown
+        assert window.tokens == sum(tokens[first : window.stop])
+        assert fits(first, window.stop) or (window.stop - window.start, window.overlap) == (1, 0)
+        assert window.stop == len(sizes) or not fits(first, window.stop + 1)
+        if before:
+            shared = sum(measure[first : window.start])
+            assert shared <= overlap * sum(measure[before.first_shown : before.stop])
+            assert before.first_shown < first <= before.stop

@@ -34,7 +34,7 @@ def make_stopping(
                 if new >= self.lengths[row] or not (request.stop or request.end_loops):
                     continue
                 ids = input_ids[row, width:].tolist()
-                if request.end_loops and is_loop(ids):
+                if request.end_loops and is_loop(ids, request.lines, tokenizer):
                     self.lengths[row] = new
                 elif request.stop:
                     tail = tokenizer.decode(ids[-tails[row] :])

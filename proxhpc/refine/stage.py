@@ -3,7 +3,9 @@
 import asyncio
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 from proxhpc.account.flops import Usage
 from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
@@ -11,14 +13,17 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
 from proxhpc.refine.memo import Memo, memo_key
+from proxhpc.refine.pages import Page, PageReader, plain_page
 from proxhpc.refine.prompts import Prompts, ReadVerdict
-from proxhpc.refine.windows import Window, make_window, pack
+from proxhpc.refine.windows import Limits, Window, make_window, pack
 from proxhpc.run.ledger import Call
 from proxhpc.spec.sections import Stage
 
 MEMO_BYTES = 16 * 1024 * 1024  # about 40,000 answers
-_EXTRA_CALLS = 2  # in a window's token limit, beside one call for every second line
-_LONG_CALL = "remove_lines(start=1000, end=1000)\n"
+# The token limit of a program has room for a call for every second token of the window, for quoting
+# the window several times, and for what models write around programs: fences, comments, thoughts.
+_CALL = 'normalize(source_str="", target_str="")\n'
+_TOKENS_PER_CALL, _QUOTATIONS, _EXTRA_TOKENS = 2, 4, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,13 @@ class WindowRequest:
     flag: str = ""
 
 
+class PageRequests(NamedTuple):
+    """The requests for a document's windows, and where its long lines were split (`Page.cuts`)."""
+
+    windows: list[WindowRequest]
+    cuts: tuple[int, ...] = ()
+
+
 class StageRunner:
     """One stage of the manifest on its engine.
 
@@ -56,11 +68,12 @@ class StageRunner:
             engine.max_model_len - stage.max_new_tokens,
         )
         self.window_tokens = stage.window_tokens
-        # The public code reads answers to their end, so replication does, too.
+        # The public code reads answers to their end, also to blank windows; so replication does.
         last = VERDICTS if stage.level == "doc" else NO_EDIT
         self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
+        self._asks_about_blank = policy == "reference" and stage.blank_lines == "numbered"
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
-        self._number_tokens: dict[int, int] = {}  # by number of digits
+        self._reader: PageReader | None = None
         self._read_verdict: ReadVerdict | None = None
         self.usage = Usage()  # of everything that the engine answered, committed or not
         if engine.tokenizer:
@@ -75,10 +88,14 @@ class StageRunner:
         if self.stage.level == "chunk":
             limit = self.prompts.max_window_tokens(tokenizer, self.budget)
             self.window_tokens = min(self.stage.window_tokens, limit)
+            exact = self.policy == "reference"
+            self._reader = PageReader(
+                self.stage, self._limits, self.prompts, tokenizer, exact=exact
+            )
         else:
             self.prompts.check(tokenizer, self.budget)
             self._read_verdict = self.prompts.verdict
-        (self._call_tokens,) = tokenizer.count([_LONG_CALL])
+        (self._call_tokens,) = tokenizer.count([_CALL])
 
     async def ask_verdict(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
         """Ask whether to keep the document; flagged if the model saw only its start.
@@ -96,104 +113,91 @@ class StageRunner:
         request = Request("doc", prompt, lines, 0, limit, self._stop, grammar, order)
         return await self._answer(0, len(lines), request, "truncated" if truncated else "")
 
+    @property
+    def _limits(self) -> Limits:
+        stage = self.stage
+        return Limits(
+            self.window_tokens, stage.window_lines, stage.window_chars, stage.window_overlap
+        )
+
     def window_requests(
         self, lines: Sequence[str], counts: Sequence[int], order: int = 0
-    ) -> list[WindowRequest]:
+    ) -> PageRequests:
         """Return the requests for consecutive windows; `counts` are the tokens of the lines."""
-        if self.engine.tokenizer is None:
-            # Without a model no line is too long: the budget is at least that of the longest.
-            budget = max(self.window_tokens, max(counts, default=0) + 1)
-            windows = pack(lines, counts, budget, self.stage.window_lines)
-            return [
-                WindowRequest(w, None if w.blank else self._request(lines, w, (), order))
-                for w in windows
-            ]
-        # Numbers that restart in each window are counted as if they had three digits.
-        restart = self.stage.numbering == "window"
-        costs = [
-            count + self._count_number(100 if restart else number)
-            for number, count in enumerate(counts)
-        ]
-        return [
-            request
-            for window in pack(lines, costs, self.window_tokens, self.stage.window_lines)
-            for request in self._split(self.engine.tokenizer, lines, costs, window, order)
-        ]
+        limits = self._limits
+        if self._reader:
+            page = self._reader.read(lines, counts)
+        else:  # without a model no line is too long
+            page = plain_page(self.stage, lines, counts)
+            chars = limits.chars and max(limits.chars, *page.chars)
+            limits = replace(limits, tokens=max(limits.tokens, *page.tokens), chars=chars)
+        windows = pack(page.lines, page.tokens, limits, page.chars)
+        requests = [item for window in windows for item in self._requests(page, window, order)]
+        return PageRequests(requests, page.cuts)
 
-    def _split(
-        self,
-        tokenizer: Tokenizer,
-        lines: Sequence[str],
-        costs: Sequence[int],
-        window: Window,
-        order: int,
-    ) -> Iterator[WindowRequest]:
-        """Yield the request for a window, or for its halves if its prompt turns out too long."""
-        start, stop = window.start, window.stop
-        if window.blank or window.too_long:
-            yield WindowRequest(window, flag="line_too_long" if window.too_long else "")
+    def _requests(self, page: Page, window: Window, order: int) -> Iterator[WindowRequest]:
+        """Yield the request for a window, or for parts of it if its prompt turns out too long."""
+        if window.blank and not self._asks_about_blank:
+            yield WindowRequest(window)
             return
-        prompt = self.prompts.chunk_prompt(tokenizer, lines[start:stop], self._first_number(window))
-        if len(prompt) <= self.budget:
-            yield WindowRequest(window, self._request(lines, window, array("I", prompt), order))
-        elif stop - start == 1:
+        request = self._request(page, window, order)
+        start, stop = window.start, window.stop
+        if len(request.prompt) <= self.budget:
+            yield WindowRequest(window, request)
+        elif stop - start == 1 and not window.overlap:
             yield WindowRequest(window, flag="line_too_long")
         else:
-            middle = (start + stop) // 2
-            for low, high in ((start, middle), (middle, stop)):
-                half = make_window(lines, costs, low, high, self.window_tokens)
-                yield from self._split(tokenizer, lines, costs, half, order)
+            middle = stop if window.overlap else (start + stop) // 2
+            for low, high in pairwise(sorted({start, middle, stop})):
+                part = make_window(page.lines, page.tokens, low, high)
+                yield from self._requests(page, part, order)
 
-    def _request(
-        self, lines: Sequence[str], window: Window, prompt: Sequence[int], order: int
-    ) -> Request:
-        window_lines = lines[window.start : window.stop]
-        first = self._first_number(window)
-        limit, grammar = self._max_new_tokens(window), self._grammar(window_lines, first)
+    def _request(self, page: Page, window: Window, order: int) -> Request:
+        lines = page.shown(window.first_shown, window.stop)
+        first = self._number(page, window, window.first_shown)
+        prompt: Sequence[int] = ()
+        if tokenizer := self.engine.tokenizer:
+            prompt = array("I", self.prompts.chunk_prompt(tokenizer, lines, first))
+        limit, grammar = self._max_new_tokens(window), self._grammar(page, window)
         # A program may quote the window, which must not end it.
-        text = "\n".join(window_lines)
+        text = "\n".join(lines)
         stop = tuple(string for string in self._stop if string not in text)
-        end_loops = self.policy != "reference"
-        return Request("chunk", prompt, window_lines, first, limit, stop, grammar, order, end_loops)
+        end_loops = self.policy != "reference" and grammar is None
+        return Request("chunk", prompt, lines, first, limit, stop, grammar, order, end_loops)
 
-    def _count_number(self, number: int) -> int:
-        digits = len(str(number))
-        if digits not in self._number_tokens and self.engine.tokenizer:
-            (count,) = self.engine.tokenizer.count([self.prompts.number(number)])
-            self._number_tokens[digits] = count
-        return self._number_tokens[digits]
-
-    def _first_number(self, window: Window) -> int:
-        """Return the number of the window's first line."""
-        start = window.start if self.stage.numbering == "document" else 0
-        return FIRST_LINE[self.stage.dialect] + start
+    def _number(self, page: Page, window: Window, line: int) -> int:
+        """Return the number of a line in the prompt of a window."""
+        restart = page.numbers[window.first_shown] if self.stage.numbering == "window" else 0
+        return FIRST_LINE[self.stage.dialect] + page.numbers[line] - restart
 
     async def ask_program(self, item: WindowRequest) -> Answer:
         """Ask for the program of a window, unless the model must not be asked about it."""
         if item.request is None:
             return Answer(None, item.flag)
         window = item.window
-        return await self._answer(window.start, window.stop, item.request)
+        answer = await self._answer(window.start, window.stop, item.request)
+        if answer.call is None or not window.overlap:
+            return answer
+        shown = window.first_shown, window.stop
+        return replace(answer, call=answer.call._replace(shown=shown))
 
     def _max_new_tokens(self, window: Window) -> int:
-        """Return the token limit of a window's program.
-
-        It leaves room to remove every second line, which is the most ranges there can be, and to
-        quote the window once. It stops endless repetition early but never truncates a useful
-        program.
-        """
+        """Return the token limit of a window's program, so that nonsense ends early."""
         if self.engine.tokenizer is None:
             return self.stage.max_new_tokens
-        ranges = (window.stop - window.start + 1) // 2
-        limit = (ranges + _EXTRA_CALLS) * self._call_tokens + window.tokens
+        calls = -(-window.tokens // _TOKENS_PER_CALL)
+        limit = _EXTRA_TOKENS + calls * self._call_tokens + window.tokens * _QUOTATIONS
         return min(self.stage.max_new_tokens, limit)
 
-    def _grammar(self, window_lines: Sequence[str], first: int) -> str | None:
+    def _grammar(self, page: Page, window: Window) -> str | None:
+        """Return the grammar of programs that edit the window's own lines."""
         if self.stage.grammar == "none":
             return None
-        text = window_lines if self.stage.grammar == "strings" else ()
+        lines = page.shown(window.start, window.stop)
+        first = self._number(page, window, window.start)
+        text = lines if self.stage.grammar == "strings" else ()
         policy = self.policy if isinstance(self.policy, Policy) else None
-        last = first + len(window_lines) - 1
+        last = first + len(lines) - 1
         return chunk_grammar(self.stage.dialect, first, last, lines=text, policy=policy)
 
     async def _answer(self, start: int, stop: int, request: Request, flag: str = "") -> Answer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.steps import AllowedSteps
 from proxhpc.refine import walk_vocabulary as vocabulary
-from proxhpc.refine.windows import CALL_LINES, Window, pack
+from proxhpc.refine.windows import CALL_LINES, Limits, Window, pack
 
 Ids = Sequence[int]
 
@@ -76,7 +76,8 @@ class Walk:
         self, page: WalkPage, max_tokens: int = WINDOW_TOKENS, max_lines: int = WINDOW_LINES
     ) -> list[Window]:
         """Split the page into consecutive windows."""
-        return pack(page.lines, [len(ids) for ids in page.ids], max_tokens, max_lines)
+        tokens = [len(ids) + 1 for ids in page.ids]
+        return pack(page.lines, tokens, Limits(max_tokens, max_lines))
 
     def prompt(self, page: WalkPage, start: int, stop: int) -> list[int]:
         """Return the prompt ids of lines [start, stop).

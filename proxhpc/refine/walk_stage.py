@@ -9,7 +9,7 @@ from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.refine import walk
-from proxhpc.refine.stage import Answer, StageRunner, WindowRequest
+from proxhpc.refine.stage import Answer, PageRequests, StageRunner, WindowRequest
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
 from proxhpc.spec.sections import Stage
@@ -65,17 +65,19 @@ class WalkRunner(StageRunner):
 
     def window_requests(
         self, lines: Sequence[str], counts: Sequence[int], order: int = 0
-    ) -> list[WindowRequest]:
+    ) -> PageRequests:
         """Return the requests for consecutive windows.
 
         `counts`, the tokens of whole lines, are not used: the model reads long lines shortened.
         """
         page = self._walk.page(lines)
         windows = self._walk.windows(page, self.window_tokens, self._window_lines)
-        return [
-            WindowRequest(w, None if w.blank else self._walk_request(page, w, order))
-            for w in windows
-        ]
+        return PageRequests(
+            [
+                WindowRequest(w, None if w.blank else self._walk_request(page, w, order))
+                for w in windows
+            ]
+        )
 
     def _walk_request(self, page: WalkPage, window: Window, order: int) -> Request:
         size = window.stop - window.start

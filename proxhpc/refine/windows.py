@@ -1,7 +1,9 @@
-"""Token counts of lines, and windows: runs of whole lines within a token budget."""
+"""Windows: runs of whole lines within limits; and the token counts of lines."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from proxhpc.engines.base import Tokenizer
 from proxhpc.refine.pump import take_batch
@@ -15,48 +17,99 @@ CALL_LINES, CALL_CHARS = 8192, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Lines [start, stop) of a document and their tokens in a prompt.
+class Limits:
+    """What a window may show at most.
 
-    `too_long`: a single line that exceeds the budget and must not be sent to the model. `blank`:
-    there is only whitespace, so the model is not asked.
+    `overlap` is the share of a window, in characters if they are limited and otherwise in tokens,
+    that the next one shows again.
+    """
+
+    tokens: int
+    lines: int | None = None
+    chars: int | None = None
+    overlap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Lines [start, stop) of a document, which belong to no other window.
+
+    A prompt also shows the `overlap` lines before them. `tokens` are those of all shown lines, with
+    their numbers. `blank`: there is only whitespace in the window's own lines.
     """
 
     start: int
     stop: int
     tokens: int
-    too_long: bool = False
+    overlap: int = 0
     blank: bool = False
+
+    @property
+    def first_shown(self) -> int:
+        """The first line in its prompt."""
+        return self.start - self.overlap
 
 
 def pack(
-    lines: Sequence[str], counts: Sequence[int], budget: int, max_lines: int | None = None
+    lines: Sequence[str], tokens: Sequence[int], limits: Limits, chars: Sequence[int] = ()
 ) -> list[Window]:
-    """Pack lines greedily into consecutive windows of at most `budget` tokens and `max_lines`.
+    """Pack lines greedily into consecutive windows within `limits`.
 
-    `counts` are the tokens of each line with its number; a line feed takes one more. A line over
-    the budget gets a separate window.
+    `tokens` and `chars` are what each line takes in a prompt, with its number and what separates it
+    from the next line. A line that exceeds the limits gets a separate window.
     """
+    if len(lines) != len(tokens) or len(chars) not in (0, len(lines)):
+        raise ValueError(f"{len(tokens)} and {len(chars)} sizes for {len(lines)} lines")
+    sizes = [([0, *accumulate(tokens)], limits.tokens)]
+    if limits.chars is not None:
+        sizes.insert(0, ([0, *accumulate(chars)], limits.chars))
+
+    def end(first: int) -> int:
+        """Return where a window that shows the lines from `first` must end."""
+        last = len(lines) if limits.lines is None else min(first + limits.lines, len(lines))
+        for sums, limit in sizes:
+            last = min(last, bisect_right(sums, sums[first] + limit) - 1)
+        return last
+
     windows: list[Window] = []
-    start = tokens = 0
-    for number, (_, count) in enumerate(zip(lines, counts, strict=True)):
-        cost = count + 1
-        if number > start and (tokens + cost > budget or number - start == max_lines):
-            windows.append(make_window(lines, counts, start, number, budget))
-            start, tokens = number, 0
-        tokens += cost
-    if start < len(lines):
-        windows.append(make_window(lines, counts, start, len(lines), budget))
+    first = start = 0  # the first line that the next window shows, and the first that it owns
+    while start < len(lines):
+        stop = max(end(first), start + 1)
+        windows.append(make_window(lines, tokens, start, stop, start - first))
+        sums = sizes[0][0]
+        shared = int((sums[stop] - sums[first]) * limits.overlap)
+        earliest = bisect_left(sums, sums[stop] - shared, first + 1, stop)
+        first = start = stop
+        if shared:
+            first = next((n for n in range(earliest, stop) if end(n) > stop), stop)
     return windows
 
 
 def make_window(
-    lines: Sequence[str], counts: Sequence[int], start: int, stop: int, budget: int
+    lines: Sequence[str], tokens: Sequence[int], start: int, stop: int, overlap: int = 0
 ) -> Window:
     """Return the window of lines [start, stop), with its tokens counted as in `pack`."""
-    tokens = sum(counts[start:stop]) + stop - start
-    blank = not any(line.strip() for line in lines[start:stop])
-    return Window(start, stop, tokens, too_long=tokens > budget, blank=blank)
+    blank = not any(map(str.strip, lines[start:stop]))
+    return Window(start, stop, sum(tokens[start - overlap : stop]), overlap, blank)
+
+
+def count_tokens(tokenizer: Tokenizer, lines: Sequence[str], max_line_tokens: int) -> list[int]:
+    """Return the tokens of each line, with calls of the tokenizer that bound its memory.
+
+    Lines that `max_line_tokens` cannot cover are counted in pieces.
+    """
+    size = max(1, max_line_tokens) * MAX_CHARS_PER_TOKEN
+    pieces = (
+        (number, line[start : start + size])
+        for number, line in enumerate(lines)
+        for start in range(0, max(1, len(line)), size)
+    )
+    counts = [0] * len(lines)
+    while batch := take_batch(pieces, CALL_LINES, CALL_CHARS, lambda piece: len(piece[1])):
+        batch_counts = tokenizer.count([piece for _, piece in batch])
+        for (number, _), count in zip(batch, batch_counts, strict=True):
+            counts[number] += count
+    return counts
 
 
 class LineTokens:
@@ -67,9 +120,7 @@ class LineTokens:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, text: str, max_line_tokens: int) -> None:
-        """Lines that `max_line_tokens` cannot cover are counted in pieces."""
-        self._tokenizer = tokenizer
-        self._piece_chars = max(1, max_line_tokens) * MAX_CHARS_PER_TOKEN
+        self._tokenizer, self._max_line_tokens = tokenizer, max_line_tokens
         self.lines = text.split("\n")
         self.counts = self._count(self.lines)
         self._count_by_line = dict(zip(self.lines, self.counts, strict=True))
@@ -86,20 +137,9 @@ class LineTokens:
         return sum(self._count_by_line[line] for line in lines) + len(lines) - 1
 
     def _count(self, lines: Sequence[str]) -> list[int]:
-        """Return the tokens of each line, with calls of the tokenizer that bound its memory."""
         if self._tokenizer is None:
             return [_estimate(line) for line in lines]
-        pieces = (
-            (number, line[start : start + self._piece_chars])
-            for number, line in enumerate(lines)
-            for start in range(0, max(1, len(line)), self._piece_chars)
-        )
-        counts = [0] * len(lines)
-        while batch := take_batch(pieces, CALL_LINES, CALL_CHARS, lambda piece: len(piece[1])):
-            batch_counts = self._tokenizer.count([piece for _, piece in batch])
-            for (number, _), count in zip(batch, batch_counts, strict=True):
-                counts[number] += count
-        return counts
+        return count_tokens(self._tokenizer, lines, self._max_line_tokens)
 
 
 def _estimate(text: str) -> int:

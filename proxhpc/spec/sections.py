@@ -164,12 +164,12 @@ class Stage(Config):
         default_factory=_default(2000, None, walk=(None, None)),
         description="Maximum prompt length. Doc stage (default 2000): longer documents are "
         "truncated to fit. Chunk stage (default: what the model's context leaves): windows are "
-        "packed to fit; a single line that does not fit is left untouched.",
+        "packed to fit, and longer lines are split at the ends of sentences.",
     )
     max_new_tokens: Positive = Field(
         default_factory=_default_max_new_tokens,
-        description="Maximum tokens of a program; small windows get a lower limit. Default: 16 for "
-        "doc, 256 for chunk; one per line plus the end with `walk`.",
+        description="Maximum tokens of a program; very small windows get a lower limit. Default: "
+        "16 for doc, 256 for chunk; one per line plus the end with `walk`.",
     )
     bias: Annotated[float, Field(ge=-100, le=100)] = Field(
         default=0.0,
