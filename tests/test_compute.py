@@ -167,8 +167,13 @@ def test_report_prints_the_account_so_far_of_a_run_that_is_not_merged(
     }  # fmt: skip
     assert account["comparison"]["refined_tokens"] == 600
     assert main(["report", str(run.root)]) == 0
-    assert "so far: not merged yet" in capsys.readouterr().out
-    assert not run.report.exists()
+    out = capsys.readouterr().out
+    assert "So far, about" in out
+    assert f"proxhpc status {run.root}" in out
+    page = run.report_html.read_text()
+    assert "So far, about" in page
+    assert "Duplicates" not in page
+    assert not run.report_json.exists(), "it would mean that the run is finished"
 
 
 def test_report_writes_and_prints_the_report_of_a_merged_run(
@@ -183,8 +188,8 @@ def test_report_writes_and_prints_the_report_of_a_merged_run(
     assert "in the corpus" in run.report_html.read_text()
     assert main(["report", str(run.root)]) == 0
     out = capsys.readouterr().out
-    assert "so far" not in out
-    assert "kept unchanged" in out
+    assert "So far" not in out
+    assert str(run.corpus) in out
 
 
 def test_plan_shows_what_a_started_run_has_read(

@@ -170,7 +170,7 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
 
 def test_a_dropped_document_is_shown(edited: Run) -> None:
     text = shown(edited, "three")
-    assert "dropped (doc_program: verdict of the doc program)" in text
+    assert "dropped (doc_program: judged not worth keeping by the doc stage)" in text
     assert "- To be dropped." in text
 
 

@@ -36,6 +36,8 @@ class ExampleTexts:
     source: str
     outcome: str
     reason: str
+    tokens_in: int
+    tokens_out: int
     programs: tuple[str, ...]
     before: str
     after: str | None
@@ -85,6 +87,8 @@ def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
         source=record_source(plan, row),
         outcome=row.outcome,
         reason=row.reason,
+        tokens_in=row.tokens_in,
+        tokens_out=row.tokens_out,
         programs=tuple(call.program[:_MAX_CHARS] for call in calls[:_MAX_PROGRAMS]),
         before=before[:_MAX_CHARS],
         after=after if after is None else after[:_MAX_CHARS],

@@ -1,9 +1,11 @@
 """Statistics of a run's documents and programs, as additive integers, and a few examples.
 
-Examples are the documents with the lowest hashes, seeded by the plan: each document has the same
-chance, and the choice does not depend on shards, workers or order.
+Examples are the edited documents that lost the largest share of their tokens, and documents of
+each outcome and reason at random: those with the lowest hashes, seeded by the plan. The choice does
+not depend on shards, workers or order.
 """
 
+from bisect import insort
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,14 +19,22 @@ from proxhpc.program.syntax import Dialect, ProgramEnd
 from proxhpc.run.ledger import Call
 from proxhpc.run.plan import Plan
 
-EXAMPLES_BY_OUTCOME = {"edited": 14, "dropped": 6}  # how many a report shows
+LARGEST = "largest"  # kind of the examples that lost most; others are of an outcome and a reason
+_EXAMPLES_OF_KIND = {LARGEST: 6, "edited ": 6}
+_EXAMPLES_OF_REASON = 3
+_MIN_LARGEST_TOKENS = 64  # raw tokens; a shorter document says little
 
 
 class ExampleRef(NamedTuple):
-    """A document that a report may show: record `number` of a shard."""
+    """A document that a report may show: record `number` of a shard; the lowest of a kind stay.
 
+    `kind` is "OUTCOME REASON", or LARGEST with the share of tokens kept in thousandths. Of those
+    with the same share, which may be copies of each other, only one stays.
+    """
+
+    kept_share: int
     hash: int
-    outcome: str
+    kind: str
     shard: int
     number: int
 
@@ -62,10 +72,14 @@ class CorpusStats:
             self._add_program("doc", row.doc, "prox")
         for call in row.windows:
             self._add_program("chunk", call, plan.manifest.program_format.dialect)
-        if row.outcome in EXAMPLES_BY_OUTCOME:
+        if record.document is not None and row.outcome != "kept":
             seeded = f"{plan.digest} {row.file} {row.position}"
+            place = shard, record.number
             key = xxhash.xxh3_64_intdigest(seeded.encode())
-            self._add_example(ExampleRef(key, row.outcome, shard, record.number))
+            self._add_example(ExampleRef(0, key, f"{row.outcome} {row.reason}", *place))
+            if row.outcome == "edited" and row.tokens_in >= _MIN_LARGEST_TOKENS:
+                kept_share = 1000 * row.tokens_out // row.tokens_in
+                self._add_example(ExampleRef(kept_share, key, LARGEST, *place))
 
     def __iadd__(self, other: "CorpusStats") -> "CorpusStats":
         for name in _COUNTERS:
@@ -81,11 +95,18 @@ class CorpusStats:
             self.calls[f"{level} {name}"] += 1
 
     def _add_example(self, example: ExampleRef) -> None:
-        self.examples.append(example)
-        rivals = [other for other in self.examples if other.outcome == example.outcome]
-        if len(rivals) > EXAMPLES_BY_OUTCOME[example.outcome]:
-            self.examples.remove(max(rivals))
-        self.examples.sort()
+        rivals = [other for other in self.examples if other.kind == example.kind]
+        same = [other for other in rivals if other.kept_share == example.kept_share]
+        if example.kind == LARGEST and same:
+            weakest = same[0]
+        elif len(rivals) >= _EXAMPLES_OF_KIND.get(example.kind, _EXAMPLES_OF_REASON):
+            weakest = rivals[-1]
+        else:
+            weakest = None
+        if weakest is None or example < weakest:
+            if weakest is not None:
+                self.examples.remove(weakest)
+            insort(self.examples, example)
 
 
 _COUNTERS = [name for name in CorpusStats.__slots__ if name != "examples"]

@@ -104,7 +104,6 @@ def _launch(arguments: argparse.Namespace) -> None:
         from proxhpc.report import load_report, render_report
 
         _print(render_report(load_report(run.dir)))
-        print(_safe(f"report: {run.dir.report_html}"))
     else:
         print(_safe(f"check progress: proxhpc status {run.dir.root}"))
 
@@ -284,6 +283,29 @@ def _inspect(arguments: argparse.Namespace) -> None:
             console.print(render_inspection(item), soft_wrap=True)
 
 
+def _review(arguments: argparse.Namespace) -> None:
+    from proxhpc.review import choose_items
+    from proxhpc.review.estimate import summarize
+    from proxhpc.review.marks import MarksFile
+    from proxhpc.review.screen import run_review
+    from proxhpc.review.session import ReviewSession
+    from proxhpc.review.source import ReviewFilter, open_review_source
+    from proxhpc.review.view import render_review
+
+    _at_least(1, "--sample", arguments.sample)
+    source = open_review_source(arguments.source)
+    marks = MarksFile(arguments.out or source.marks, source.key)
+    if not (arguments.summary or arguments.json):
+        wanted = ReviewFilter(arguments.outcome, arguments.reason)
+        if arguments.id is None:
+            items = choose_items(source, arguments.sample, wanted, arguments.seed)
+        else:
+            items = source.find(arguments.id)
+        run_review(ReviewSession(source, items, marks, sampled=arguments.id is None))
+    summary = summarize(str(marks.path), marks.marks, source.sizes)
+    _show(summary, render_review, arguments.json)
+
+
 def _memory(text: str) -> int:
     """Bytes of a size with a unit. UserError if it is no size, or too small."""
     from pydantic import TypeAdapter, ValidationError
@@ -300,21 +322,20 @@ def _memory(text: str) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from proxhpc.report import load_report, render_account, render_report, run_account, write_report
+    from proxhpc import report
 
     run = _open(arguments)
-    if not run.merge_summary.exists():
-        _show(run_account(run), render_account, arguments.json)
-        return
+    is_merged = run.merge_summary.exists()
+    account: report.Report | report.RunAccount
     try:
-        report = write_report(run)
+        account = report.write_report(run) if is_merged else report.write_account(run)
     except UserError as error:
-        # A finished run may lie on a read-only file system.
-        if not run.report_json.exists():
+        # The run may lie on a read-only file system.
+        if is_merged and not run.report_json.exists():
             raise
         print(f"proxhpc: the report was not rewritten: {_safe(error.message)}", file=sys.stderr)
-        report = load_report(run)
-    _show(report, render_report, arguments.json)
+        account = report.load_report(run) if is_merged else report.run_account(run)
+    _show(account, report.render_report, arguments.json)
 
 
 def _worker(arguments: argparse.Namespace) -> None:
@@ -418,6 +439,7 @@ COMMANDS = {
     "adapt": _adapt,
     "inspect": _inspect,
     "report": _report,
+    "review": _review,
     "worker": _worker,
     "merge": _merge,
     "advance": _advance,

@@ -7,8 +7,8 @@ from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.report.build import build_report, run_account
-from proxhpc.report.model import Report, RunAccount
-from proxhpc.report.view import render_account, render_report
+from proxhpc.report.model import AccountBase, Report, RunAccount
+from proxhpc.report.view import render_report
 from proxhpc.run.paths import RunDir
 
 __all__ = [
@@ -16,23 +16,34 @@ __all__ = [
     "RunAccount",
     "build_report",
     "load_report",
-    "render_account",
     "render_report",
     "run_account",
+    "write_account",
     "write_report",
 ]
 
 
 def write_report(run: RunDir) -> Report:
     """Write the page and then the JSON, whose presence means that the run is finished."""
-    from proxhpc.report.html import report_page  # jinja2: only to write a report
-
     report = build_report(run)
-    run.report.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.report_html, report_page(report, read_examples(run)).encode("utf-8"))
+    _write_page(run, report)
     write_atomic(run.report_json, f"{report.to_json()}\n".encode("ascii"))
     fault_point("report written")
     return report
+
+
+def write_account(run: RunDir) -> RunAccount:
+    """Write only the page, of a run that is not merged yet."""
+    account = run_account(run)
+    _write_page(run, account)
+    return account
+
+
+def _write_page(run: RunDir, report: AccountBase) -> None:
+    from proxhpc.report.html import report_page  # jinja2: only to write a report
+
+    run.report.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.report_html, report_page(report, read_examples(run)).encode("utf-8"))
 
 
 def load_report(run: RunDir) -> Report:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
+from proxhpc.program.policy import AnyPolicy
 from proxhpc.report.compute import compare, estimate_report, stage_report, total_flops
 from proxhpc.report.execution import execution_report
 from proxhpc.report.model import AccountBase, InputReport, PartReport, Report, RunAccount
@@ -39,12 +40,11 @@ def build_report(run: RunDir) -> Report:
     account = run_account(run, merged)
     return Report(
         **{name: getattr(account, name) for name in AccountBase.model_fields},
-        outcomes=outcome_tokens(merged),
         distributions=distributions(merged.stats),
         programs=program_totals(merged.stats),
         duplicate_sets=duplicate_sets(merged.duplicates),
         shared_ids=merged.shared_ids.documents,
-        examples=example_reports(merged.stats, read_examples(run)),
+        examples=example_reports(merged.stats, merged.counts, read_examples(run)),
         inputs=tuple(
             InputReport(written_ratio=ratio(file.written, file.documents), **asdict(file))
             for file in merged.files
@@ -62,11 +62,14 @@ def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
     totals = run_totals(counts, merged)
     stages = tuple(stage_report(plan, stage, counts) for stage in plan.manifest.stages)
     flops = total_flops(stages)
+    estimate = estimate_report(plan, counts, is_finished=merged is not None)
+    timeline = run_timeline(run) if merged else None
     trained = totals.tokens.refined if merged is None else merged.tokens
     return RunAccount(
         name=plan.manifest.name,
         code=plan.code,
         engine=plan.manifest.engine.name,
+        policy=_policy_text(plan.manifest.policy),
         token_unit=short_name(plan.token_unit),
         documents=totals.documents,
         tokens=totals.tokens,
@@ -75,8 +78,16 @@ def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
         stages=stages,
         flops=flops,
         comparison=compare(plan.manifest.comparison, totals.tokens.read, trained, flops.exact),
-        estimate=estimate_report(plan, counts),
+        estimate=estimate,
+        outcomes=outcome_tokens(counts, merged),
         execution=execution_report(
-            run, plan, counts, heartbeats, run_timeline(run) if merged else None
+            run, plan, counts, heartbeats, timeline, estimate.estimated.flops
         ),
     )
+
+
+def _policy_text(policy: AnyPolicy) -> str:
+    if policy == "reference":
+        return "reference"
+    changes = policy.model_dump(exclude_defaults=True)
+    return ", ".join(f"{key}: {value}" for key, value in changes.items()) or "default"

@@ -119,10 +119,20 @@ def compare(
     )
 
 
-def estimate_report(plan: Plan, counts: Counts) -> EstimateReport:
-    """The plan's estimate beside what was counted."""
+def estimate_report(plan: Plan, counts: Counts, *, is_finished: bool) -> EstimateReport:
+    """The plan's estimate beside what was counted; of an unfinished run, for the same texts.
+
+    Workers need not start with typical documents, so the share that is refined is one of bytes.
+    """
+    estimated, part = estimate_work(plan), 1.0
+    if not is_finished:
+        part = min(1.0, counts.bytes_in / max(1, plan.estimated_bytes))
+        whole = estimated.model_dump(exclude={"documents"}, exclude_none=True)
+        scaled = {name: type(value)(part * value) for name, value in whole.items()}
+        estimated = estimated.model_copy(update={"documents": None, **scaled})
     return EstimateReport(
-        estimated=estimate_work(plan),
+        share=round(part, 6),
+        estimated=estimated,
         counted=count_work(plan, counts),
         utilization=MODEL_FLOPS_UTILIZATION,
     )

@@ -1,17 +1,17 @@
 """Documents before and after, as the page shows them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt
 
 _CONTEXT = 2  # unchanged lines around a change
-_MAX_LINES = 40  # of one document
+_MAX_LINES = 32  # of one document
 _MAX_DROPPED_LINES = 15  # of one that was dropped
 _MAX_PIECE_CHARS = 240  # a longer piece of a line is shown without its middle
 _MAX_PROGRAM_CHARS = 1500
-_MAX_START_CHARS = 300  # of the beginning of a duplicate
+_MAX_START_CHARS = 160  # of the beginning of a duplicate
+DiffRow = tuple[LineChange | None, LineChange | None] | int
 
 
 def program_lines(example: ExampleTexts) -> list[str]:
@@ -25,21 +25,30 @@ def first_characters(example: ExampleTexts | None) -> str:
     if example is None:
         return ""
     chosen = example.before if example.after is None else example.after
-    return chosen[:_MAX_START_CHARS].replace("\n", " ¶ ")
+    return chosen[:_MAX_START_CHARS].replace("\t", " ").replace("\n", " ¶ ")
 
 
-def changed_lines(example: ExampleTexts) -> Iterator[LineChange | int]:
-    """Lines with what changed in them; lines left out come as their number."""
+def diff_rows(example: ExampleTexts) -> list[DiffRow]:
+    """Lines before and after side by side, None where there is none, or a number of lines."""
     max_lines = _MAX_DROPPED_LINES if example.after is None else _MAX_LINES
+    rows: list[DiffRow] = []
     for change in diff_excerpt(example.before, example.after, _CONTEXT, max_lines):
         if isinstance(change, int):
-            yield change
+            rows.append(change)
+            continue
+        line = replace(change, pieces=tuple(map(_shortened, change.pieces)))
+        last = rows[-1] if rows else 0
+        if line.kind != "added":
+            rows.append((line, line if line.kind == "same" else None))
+        elif isinstance(last, tuple) and last[1] is None:
+            rows[-1] = (last[0], line)  # an edited line is removed, then added
         else:
-            yield replace(change, pieces=tuple(map(_shortened, change.pieces)))
+            rows.append((None, line))
+    return rows
 
 
 def _shortened(piece: Piece) -> Piece:
-    if len(piece.text) <= _MAX_PIECE_CHARS:
-        return piece
-    half = _MAX_PIECE_CHARS // 2
-    return replace(piece, text=f"{piece.text[:half]} … {piece.text[-half:]}")
+    text, half = piece.text, _MAX_PIECE_CHARS // 2
+    if len(text) > _MAX_PIECE_CHARS:
+        text = f"{text[:half]} … {text[-half:]}"
+    return replace(piece, text=text.replace("\t", "    "))

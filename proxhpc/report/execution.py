@@ -1,6 +1,8 @@
 """How a run went: its workers, their time and their GPUs."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from operator import mul
 
 import orjson
 from pydantic import ValidationError
@@ -9,16 +11,25 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak_flops
 from proxhpc.account.flops import Usage, flops, sum_or_none
 from proxhpc.outputs import UsageTotals
-from proxhpc.report.model import ExecutionReport, GpuReport, RequestWork, Timeline, WorkerReport
+from proxhpc.report.model import (
+    CostReport,
+    ExecutionReport,
+    GpuReport,
+    RequestWork,
+    Timeline,
+    WorkerReport,
+)
+from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.spec.site import Site
+from proxhpc.spec.site import PhaseName, Site
 from proxhpc.status.heartbeats import Heartbeat
 
 _MFU_COUNTED_AS = (
     "exact FLOPs, including work done twice, as a share of the GPUs' dense bfloat16 peak over the "
     "time at work; loading models is left out"
 )
+_PAID: tuple[PhaseName, ...] = ("refine", "merge")  # control jobs cost next to nothing
 
 
 def execution_report(
@@ -27,20 +38,26 @@ def execution_report(
     counts: Counts,
     heartbeats: Sequence[Heartbeat],
     timeline: Timeline | None,
+    estimated_flops: int | None,
 ) -> ExecutionReport:
     """Workers and times of a run, from their last heartbeats."""
     refining = [beat for beat in heartbeats if beat.role == "refine"]
     busy = sum(beat.busy_seconds for beat in refining)
     boot = sum(beat.boot_seconds for beat in refining)
+    site = _read_site(run)
+    numbers = _gpu_numbers(refining, site)
     return ExecutionReport(
         run_id=plan.run_id,
         plan=plan.digest,
+        run=str(run.root),
+        corpus=str(run.corpus),
         created=plan.created,
         last_heard=max((beat.time for beat in heartbeats), default=None),
         workers=len(refining),
         busy_seconds=round(busy, 3),
         boot_seconds=round(boot, 3),
-        gpus=_gpus(refining, _site_gpus(run), plan),
+        gpus=_gpus(refining, numbers, plan),
+        cost=_cost(heartbeats, numbers, site, estimated_flops),
         redone=_redone(refining, plan, counts),
         documents_per_worker_second=_rate(counts.documents, busy),
         tokens_per_worker_second=_rate(counts.tokens_in, busy),
@@ -49,18 +66,52 @@ def execution_report(
     )
 
 
-def _gpus(heartbeats: Sequence[Heartbeat], site_gpus: int | None, plan: Plan) -> GpuReport:
+def _cost(
+    heartbeats: Sequence[Heartbeat], gpus: Sequence[int] | None, site: Site | None, work: int | None
+) -> CostReport:
+    """Time that workers held their GPUs and cores; `work` is the FLOPs that the plan estimates."""
+    held: defaultdict[str, list[float]] = defaultdict(list)
+    for beat in heartbeats:
+        seconds = max(beat.up_seconds, beat.busy_seconds + beat.boot_seconds)
+        held[beat.role].append(seconds / 3600)
+    gpu_hours = None if gpus is None else round(sum(map(mul, held["refine"], gpus)), 6)
+    core_hours = rate = price = estimated = None
+    if site is not None:
+        core_hours = round(sum(sum(held[role]) * site.resources(role).cpus for role in _PAID), 6)
+        rate = site.price_per_gpu_hour
+    if rate and gpu_hours is not None:
+        amount, currency = rate.split(" ")
+        price = f"{float(amount) * gpu_hours:,.2f} {currency}"
+    devices = {beat.device for beat in heartbeats if beat.device}
+    if work and len(devices) == 1 and (peak := peak_flops(*devices)):
+        estimated = round(work / (peak * MODEL_FLOPS_UTILIZATION * 3600), 6)
+    return CostReport(
+        gpu_hours=gpu_hours,
+        estimated_gpu_hours=estimated,
+        core_hours=core_hours,
+        price_per_gpu_hour=rate,
+        price=price,
+    )
+
+
+def _gpu_numbers(heartbeats: Sequence[Heartbeat], site: Site | None) -> list[int] | None:
+    """GPUs of each worker; None if neither a worker nor the latest launch's site knows them."""
+    resources = site.resources("refine") if site else None
+    default = None if resources is None or resources.gres else resources.gpus
+    numbers = [beat.devices if beat.device else default for beat in heartbeats]
+    known = [number for number in numbers if number is not None]
+    return known if len(known) == len(numbers) else None
+
+
+def _gpus(heartbeats: Sequence[Heartbeat], numbers: Sequence[int] | None, plan: Plan) -> GpuReport:
     """GPU time: the workers' time, loading included, times the GPUs of each.
 
-    It is None if neither a worker nor the latest launch's site knows the number of GPUs. The
-    utilization is None unless every GPU's peak is known.
+    The utilization is None unless every GPU's peak is known.
     """
-    numbers = (beat.devices if beat.device else site_gpus for beat in heartbeats)
-    pairs = [(beat, n) for beat, n in zip(heartbeats, numbers, strict=True) if n is not None]
     busy = boot = None
-    if len(pairs) == len(heartbeats):
-        busy = round(sum(beat.busy_seconds * number for beat, number in pairs), 3)
-        boot = round(sum(beat.boot_seconds * number for beat, number in pairs), 3)
+    if numbers is not None:
+        busy = round(sum(map(mul, (beat.busy_seconds for beat in heartbeats), numbers)), 3)
+        boot = round(sum(map(mul, (beat.boot_seconds for beat in heartbeats), numbers)), 3)
     done = sum_or_none([_request_flops(plan, beat) for beat in heartbeats])
     peaks = [peak_flops(beat.device) for beat in heartbeats]
     possible = sum(
@@ -118,13 +169,12 @@ def _worker(beat: Heartbeat) -> WorkerReport:
     )
 
 
-def _site_gpus(run: RunDir) -> int | None:
-    """GPUs of a worker on the latest launch's site."""
+def _read_site(run: RunDir) -> Site | None:
+    """The latest launch's site; None without a site of ours, for example after a plain sbatch."""
     try:
-        resources = Site.model_validate(orjson.loads(run.site.read_bytes())).resources("refine")
+        return Site.model_validate(orjson.loads(run.site.read_bytes()))
     except (FileNotFoundError, orjson.JSONDecodeError, ValidationError):
-        return None  # launched without a site of ours, for example by plain sbatch
-    return None if resources.gres else resources.gpus
+        return None
 
 
 def _rate(amount: int, seconds: float) -> float | None:

@@ -1,40 +1,45 @@
-"""Geometry of the drawing that shows where the documents went."""
+"""Geometry of the drawing that shows where the documents went, as wide as a phone.
+
+Labels stand inside of boxes or right of the last column, so no band crosses one.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from proxhpc.report.text import KEPT, WRITTEN
 from proxhpc.status.totals import DocumentTotals
 
-_HEIGHT = 240.0  # of all documents
-_BOX_WIDTH = 14.0
-_SLOT = 34.0  # minimum height of a box with its label
+WIDTH = 360.0
+BAR_WIDTH = 8.0
+_TOP = 24.0  # below the label of the first column
+_HEIGHT = 190.0  # of all documents
+_SLOT = 36.0  # minimum height of a box with its label
+_GAP = 6.0
 
 
-@dataclass(frozen=True, slots=True)
-class FlowBox:
-    """Documents with one outcome; `size` is its height, to scale."""
+class FlowBox(NamedTuple):
+    """Documents with one outcome: a bar of height `size` at `x`, and a label up to `exit`."""
 
     kind: str
     label: str
     documents: int
     x: float
+    exit: float
     y: float
     size: float
 
     @property
-    def bottom(self) -> float:
-        """Lower end of the box with its label."""
-        return self.y + max(self.size, _SLOT)
+    def height(self) -> float:
+        """Of the bar and the label."""
+        return max(self.size, _SLOT)
 
     @property
-    def label_y(self) -> float:
-        """Base line of the label's first line."""
-        return self.y + min(max(self.size / 2, 14.0), max(self.size, _SLOT) - 18)
+    def bottom(self) -> float:
+        """Its lower end."""
+        return self.y + self.height
 
 
-@dataclass(frozen=True, slots=True)
-class FlowBand:
+class FlowBand(NamedTuple):
     """Documents that go from one box to another; `size` is the band's height."""
 
     kind: str
@@ -60,20 +65,22 @@ def document_flow(documents: DocumentTotals) -> tuple[list[FlowBox], list[FlowBa
         ("written", WRITTEN, documents.written or 0),
         ("duplicate", "duplicates", documents.duplicates or 0),
     ]
-    first = [*_column([("in", "documents read", documents.read)], 0.0, scale)]
-    middle = [*_column(outcomes, 220.0, scale)]
-    last = [*_column(ends, 440.0, scale)]
+    first = [*_column([("in", "read", documents.read)], 0.0, BAR_WIDTH, scale)]
+    middle = [*_column(outcomes, 68.0, 192.0, scale)]
+    last = [*_column(ends, 250.0, 250.0, scale)]
     refined = [box for box in middle if box.kind in ("kept", "edited")]
     return [*first, *middle, *last], [*_bands(first, middle), *_bands(refined, last)]
 
 
-def _column(groups: list[tuple[str, str, int]], x: float, scale: float) -> Iterator[FlowBox]:
-    y = 0.0
+def _column(
+    groups: list[tuple[str, str, int]], x: float, exit_x: float, scale: float
+) -> Iterator[FlowBox]:
+    y = _TOP
     for kind, label, number in groups:
         if number:
-            box = FlowBox(kind, label, number, x, y, number * scale)
+            box = FlowBox(kind, label, number, x, exit_x, y, number * scale)
             yield box
-            y = box.bottom + 6
+            y = box.bottom + _GAP
 
 
 def _bands(sources: list[FlowBox], targets: list[FlowBox]) -> Iterator[FlowBand]:
@@ -84,7 +91,7 @@ def _bands(sources: list[FlowBox], targets: list[FlowBox]) -> Iterator[FlowBand]
         while needed > 1e-9 and waiting:
             box, y, available = waiting.pop(0)
             size = min(available, needed)
-            yield FlowBand(target.kind, box.x + _BOX_WIDTH, y, target.x, target_y, size)
+            yield FlowBand(target.kind, box.exit, y, target.x, target_y, size)
             target_y, needed = target_y + size, needed - size
             if available - size > 1e-9:
                 waiting.insert(0, (box, y + size, available - size))

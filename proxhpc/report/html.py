@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.report import examples, rows, text
-from proxhpc.report.flow import document_flow
-from proxhpc.report.model import Report
+from proxhpc.report import examples, flow, rows, text
+from proxhpc.report.advice import next_steps
+from proxhpc.report.model import AccountBase, Report
 from proxhpc.report.timeline import MAX_WORKERS
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
@@ -20,21 +20,25 @@ _MAX_CHARS = 2000  # of one text
 _NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
 
 
-def report_page(report: Report, texts: Sequence[ExampleTexts] = ()) -> str:
+def report_page(report: AccountBase, texts: Sequence[ExampleTexts] = ()) -> str:
     """The whole page; `texts` are those of the documents that the report names."""
     style = (files("proxhpc.report") / "templates" / "style.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     by_source = {text.source: text for text in texts}
-    boxes, bands = document_flow(report.documents)
+    boxes, bands = flow.document_flow(report.documents)
+    chosen = report.examples if isinstance(report, Report) else ()
     page = _environment().get_template("page.html")
     return page.render(
         report=report,
+        is_finished=isinstance(report, Report),
+        remaining=text.remaining(report),
+        steps=next_steps(report),
         style=Markup(style),  # noqa: S704 - our own file
         style_digest=digest,
         boxes=boxes,
         bands=bands,
         texts=by_source,
-        shown=[by_source[one.source] for one in report.examples if one.source in by_source],
+        shown=[(one, by_source[one.source]) for one in chosen if one.source in by_source],
     )
 
 
@@ -50,6 +54,7 @@ def _environment() -> Environment:
     )
     environment.globals |= {
         "text": text,
+        "flow": flow,
         "rows": rows,
         "examples": examples,
         "max_workers": MAX_WORKERS,
@@ -80,5 +85,5 @@ def _printed(value: object) -> str:
 
 def _cell_class(cell: object) -> str:
     if not isinstance(cell, str):
-        return Markup(" class=drawn")
+        return Markup(" class=bar") if isinstance(cell, rows.Bar) else Markup(" class=lane")
     return Markup(" class=number") if _NUMBER.fullmatch(cell) else ""

@@ -6,6 +6,8 @@ from proxhpc.outputs import OutputModel, UsageTotals
 from proxhpc.run.estimate import WorkFigures
 from proxhpc.status.totals import DocumentTotals, EditTotals, SizeTotals
 
+ExampleChoice = Literal["largest", "reason", "random"]
+
 
 class FlopsTotals(OutputModel):
     """FLOPs of inference, counted in three ways; null where a model's shape is unknown."""
@@ -107,12 +109,14 @@ class TrainingReport(OutputModel):
 class EstimateReport(OutputModel):
     """The plan's estimate against what was counted."""
 
+    share: float
+    """Share of the input's bytes that was counted; 1 if the run is merged."""
     estimated: WorkFigures
-    """Estimated when the run was planned."""
+    """The plan's estimate for this share of the input; its documents are null before the merge."""
     counted: WorkFigures
     """Counted while it ran."""
     utilization: float
-    """Assumed share of the GPU's peak FLOPs, for the A100 hours."""
+    """Assumed share of a GPU's peak FLOPs, for the GPU-hours."""
 
 
 class GpuReport(OutputModel):
@@ -128,6 +132,21 @@ class GpuReport(OutputModel):
     """Share of the GPUs' peak FLOPs reached while at work."""
     counted_as: str | None
     """How the utilization was counted."""
+
+
+class CostReport(OutputModel):
+    """Time that workers held, loading models and waiting included."""
+
+    gpu_hours: float | None
+    """GPU-hours of the workers that refine; null if the number of their GPUs is unknown."""
+    estimated_gpu_hours: float | None
+    """The plan's estimate for the same texts; null unless all GPUs are of one known kind."""
+    core_hours: float | None
+    """CPU core-hours of all workers, of the merge, too; null without a site."""
+    price_per_gpu_hour: str | None
+    """The site's `price_per_gpu_hour`."""
+    price: str | None
+    """Price of the GPU-hours; null without one of the two."""
 
 
 class WorkerReport(OutputModel):
@@ -194,6 +213,10 @@ class ExecutionReport(OutputModel):
     """Id of the run."""
     plan: str
     """Digest of its plan."""
+    run: str
+    """Path of the run directory."""
+    corpus: str
+    """Path of the folder that holds the corpus, or will hold it."""
     created: float
     """Unix time at which it was planned."""
     last_heard: float | None
@@ -206,6 +229,8 @@ class ExecutionReport(OutputModel):
     """Their seconds spent loading models, added up."""
     gpus: GpuReport
     """GPU time."""
+    cost: CostReport
+    """What the run has cost so far."""
     redone: dict[str, RequestWork]
     """By stage: requests beyond those in ledgers. Work was lost with a worker and done again or,
     before the merge, is not committed yet."""
@@ -219,6 +244,22 @@ class ExecutionReport(OutputModel):
     """Throughput over time; null before the merge."""
 
 
+class OutcomeTokens(OutputModel):
+    """Documents with one outcome and reason.
+
+    After the merge, the tokens of all entries add up to the raw tokens of the run.
+    """
+
+    outcome: Literal["dropped", "quarantined", "edited", "duplicate", "written"]
+    """For `edited`: tokens removed from edited documents. `written`: tokens of the corpus."""
+    reason: str
+    """Why documents were dropped or quarantined."""
+    documents: int
+    """Documents with this outcome."""
+    raw_tokens: int | None
+    """Tokens; null before the merge."""
+
+
 class AccountBase(OutputModel):
     """What is known of a run at any time."""
 
@@ -228,6 +269,8 @@ class AccountBase(OutputModel):
     """Version of proxhpc that planned it."""
     engine: str
     """Engine that wrote the programs."""
+    policy: str
+    """The policy: `default`, `reference`, or the settings that differ from the defaults."""
     token_unit: str
     """What tokens are: the tokenizer that counted them."""
     documents: DocumentTotals
@@ -246,6 +289,8 @@ class AccountBase(OutputModel):
     """Training with and without refining; null unless the manifest has `comparison`."""
     estimate: EstimateReport
     """The plan's estimate against what was counted."""
+    outcomes: tuple[OutcomeTokens, ...]
+    """Documents by what became of them, with the tokens that were removed or written."""
     execution: ExecutionReport
     """Workers and their time."""
 
@@ -258,19 +303,6 @@ class RunAccount(AccountBase):
 
     format: Literal["proxhpc.account/1"] = "proxhpc.account/1"
     """Kind and version of this document."""
-
-
-class OutcomeTokens(OutputModel):
-    """Raw tokens by what became of them; all entries add up to the raw tokens of the run."""
-
-    outcome: Literal["dropped", "quarantined", "edited", "duplicate", "written"]
-    """For `edited`: tokens removed from edited documents. `written`: tokens of the corpus."""
-    reason: str
-    """Why documents were dropped or quarantined."""
-    documents: int
-    """Documents with this outcome."""
-    raw_tokens: int
-    """Tokens."""
 
 
 class SizeBin(OutputModel):
@@ -350,7 +382,13 @@ class ExampleReport(OutputModel):
     outcome: str
     """Outcome."""
     reason: str
-    """Why it was dropped."""
+    """Why it was dropped or quarantined."""
+    chosen: ExampleChoice
+    """Why it is shown: a large share was removed, a frequent reason, or as any edited document."""
+    raw_tokens: int
+    """Tokens of the raw text."""
+    refined_tokens: int
+    """Tokens of the refined text; 0 if the document does not reach the merge."""
     bytes_shown: int
     """UTF-8 bytes of the raw text that is shown."""
 
@@ -400,8 +438,6 @@ class Report(AccountBase):
 
     format: Literal["proxhpc.report/1"] = "proxhpc.report/1"
     """Kind and version of this document."""
-    outcomes: tuple[OutcomeTokens, ...]
-    """Raw tokens by what became of them."""
     distributions: Distributions
     """Documents by size."""
     programs: dict[str, ProgramTotals]

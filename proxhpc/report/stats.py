@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from proxhpc.account.counts import Counts
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.assemble.stats import CorpusStats
+from proxhpc.assemble.stats import LARGEST, CorpusStats
 from proxhpc.assemble.summary import DuplicateCounts, MergeSummary
 from proxhpc.report.model import (
     Distributions,
     DuplicateReport,
+    ExampleChoice,
     ExampleReport,
     LargeSet,
     OutcomeTokens,
@@ -17,21 +19,23 @@ from proxhpc.report.model import (
     SizeBin,
 )
 
+_MAX_EXAMPLE_REASONS = 4  # of which the report shows documents
 
-def outcome_tokens(merged: MergeSummary) -> tuple[OutcomeTokens, ...]:
-    """Raw tokens by what became of them; they add up to the raw tokens of the run."""
-    counts, lost = merged.counts, merged.stats.lost_tokens
-    removed = counts.tokens_in - lost.total() - counts.tokens_out
-    rows: list[tuple[str, str, int, int]] = [
-        (outcome, reason, documents, lost[f"{outcome} {reason}"])
+
+def outcome_tokens(counts: Counts, merged: MergeSummary | None) -> tuple[OutcomeTokens, ...]:
+    """Documents by what became of them; after the merge, tokens add up to the run's raw tokens."""
+    lost = merged.stats.lost_tokens if merged else Counter[str]()
+    rows: list[tuple[str, str, int, int | None]] = [
+        (outcome, reason, documents, lost[f"{outcome} {reason}"] if merged else None)
         for outcome, reasons in (("dropped", counts.dropped), ("quarantined", counts.quarantined))
         for reason, documents in reasons.most_common()
     ]
-    rows += [
-        ("edited", "", counts.edited, removed),
-        ("duplicate", "", merged.duplicates.documents, counts.tokens_out - merged.tokens),
-        ("written", "", merged.written, merged.tokens),
-    ]
+    removed = counts.tokens_in - lost.total() - counts.tokens_out
+    rows.append(("edited", "", counts.edited, removed if merged else None))
+    if merged:
+        duplicates = merged.duplicates.documents
+        rows.append(("duplicate", "", duplicates, counts.tokens_out - merged.tokens))
+        rows.append(("written", "", merged.written, merged.tokens))
     names = OutcomeTokens.model_fields
     return tuple(OutcomeTokens.model_validate(dict(zip(names, row, strict=True))) for row in rows)
 
@@ -96,17 +100,31 @@ def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
     )
 
 
-def example_reports(stats: CorpusStats, texts: Sequence[ExampleTexts]) -> tuple[ExampleReport, ...]:
-    """The documents that are shown before and after."""
-    chosen = {(example.shard, example.number) for example in stats.examples}
+def example_reports(
+    stats: CorpusStats, counts: Counts, texts: Sequence[ExampleTexts]
+) -> tuple[ExampleReport, ...]:
+    """The documents that are shown: those that lost most, then each main reason, then any edits."""
+    by_key = {(text.shard, text.number): text for text in texts}
+    reasons = Counter({f"dropped {reason}": n for reason, n in counts.dropped.items()})
+    reasons.update({f"quarantined {reason}": n for reason, n in counts.quarantined.items()})
+    kinds: dict[str, ExampleChoice] = {LARGEST: "largest"}
+    kinds |= {kind: "reason" for kind, _ in reasons.most_common(_MAX_EXAMPLE_REASONS)}
+    kinds["edited "] = "random"
+    chosen: dict[ExampleTexts, ExampleChoice] = {}
+    for kind, why in kinds.items():
+        for example in stats.examples:
+            if example.kind == kind and (text := by_key.get((example.shard, example.number))):
+                chosen.setdefault(text, why)
     return tuple(
         ExampleReport(
             id=text.id,
             source=text.source,
             outcome=text.outcome,
             reason=text.reason,
+            chosen=why,
+            raw_tokens=text.tokens_in,
+            refined_tokens=0 if text.after is None else text.tokens_out,
             bytes_shown=len(text.before.encode("utf-8", "surrogatepass")),
         )
-        for text in texts
-        if (text.shard, text.number) in chosen
+        for text, why in chosen.items()
     )

@@ -1,183 +1,144 @@
-"""Tables that the terminal and the page both show. The first row is the header."""
+"""The report in words: one sentence, its parts, and numbers as people write them."""
 
+from proxhpc.account.flops import break_even_parameters
+from proxhpc.account.quantity import quantity
 from proxhpc.account.reasons import reason_text
-from proxhpc.report.model import (
-    AccountBase,
-    ExecutionReport,
-    RequestWork,
-    TrainingReport,
-)
-from proxhpc.status.terminal import duration, percentage, safe, short, whole
-
-TextTable = list[tuple[str, ...]]
+from proxhpc.report.model import AccountBase, ExampleReport, ExecutionReport, Report
+from proxhpc.status.terminal import duration, percentage, safe, short
 
 KEPT = "kept unchanged"
 WRITTEN = "in the corpus"
-_NO_HEADER = ("", "")
+_MAX_CAUSES = 3  # in the sentence
+_MIN_CAUSE = 0.03  # share of what was removed; a smaller cause is left out
+_LABELS = {
+    "edited": "removed from edited documents",
+    "duplicate": "left out as duplicates",
+    "written": WRITTEN,
+}
 
 
-def outcome_table(report: AccountBase) -> TextTable:
-    """Every document by its outcome: name, number, share."""
-    documents = report.documents
-    numbers = [(KEPT, documents.kept), ("edited", documents.edited)]
-    for outcome in ("dropped", "quarantined"):
-        reasons: dict[str, int] = getattr(documents, outcome)
-        numbers += [
-            (safe(with_reason(outcome, reason)), number)
-            for reason, number in sorted(reasons.items(), key=lambda pair: -pair[1])
-        ]
-    if documents.duplicates is not None and documents.written is not None:
-        numbers += [
-            ("left out as duplicates", documents.duplicates),
-            (WRITTEN, documents.written),
-        ]
-    rows = [(name, whole(n), percentage(n, documents.read)) for name, n in numbers]
-    return [("", "documents", ""), ("documents read", whole(documents.read), ""), *rows]
+def label(outcome: str, reason: str) -> str:
+    """An outcome and its reason in words."""
+    words = _LABELS.get(outcome, outcome)
+    return safe(f"{words}: {reason_text(reason)}" if reason else words)
 
 
-def with_reason(outcome: str, reason: str) -> str:
-    """An outcome and, where there is one, its reason in words."""
-    return f"{outcome}: {reason_text(reason)}" if reason else outcome
+def remaining(report: AccountBase) -> tuple[int, int]:
+    """Documents and tokens of the corpus or, before the merge, of the refined documents."""
+    documents, tokens = report.documents, report.tokens
+    if documents.written is None or tokens.written is None:
+        return documents.refined, tokens.refined
+    return documents.written, tokens.written
 
 
-def size_table(report: AccountBase) -> TextTable:
-    """Tokens and bytes of the texts."""
-    rows = [
-        (
-            name,
-            whole(size.read),
-            whole(size.refined),
-            "not merged yet" if size.written is None else whole(size.written),
-            percent(size.written_ratio),
+def sentence(report: AccountBase) -> str:
+    """How much was removed, mostly why, what it cost and what it saves."""
+    is_finished = isinstance(report, Report)
+    if not report.documents.read:
+        return "The input holds no documents." if is_finished else "No document is refined yet."
+    text = f"{_removed(report)}; this took {cost_text(report.execution)}"
+    if is_finished:
+        return f"{text[0].upper()}{text[1:]} and {_saved(report)}."
+    return f"So far, about {percent(report.estimate.share)} of the input is refined: {text}."
+
+
+def _removed(report: AccountBase) -> str:
+    documents, tokens = remaining(report)
+    read, raw = report.documents.read, report.tokens.read
+    if (documents, tokens) == (read, raw):
+        return "nothing was removed"
+    if not documents:
+        return f"everything was removed: {_causes(report)}"
+    parts = f"{percentage(raw - tokens, raw)} of the tokens" if raw else "no tokens"
+    parts += f" and {percentage(read - documents, read)} of the documents were removed"
+    causes = _causes(report)
+    return f"{parts}: {causes}" if causes else parts
+
+
+def _causes(report: AccountBase) -> str:
+    """The largest shares that were removed, of the tokens or, if these are unknown, documents."""
+    removed = [entry for entry in report.outcomes if entry.outcome != "written"]
+    if any(entry.raw_tokens for entry in removed):
+        unit, whole = "tokens", report.tokens.read
+        sizes = [(entry.raw_tokens or 0, entry) for entry in removed]
+    else:
+        unit, whole = "documents", report.documents.read
+        sizes = [(entry.documents, entry) for entry in removed if entry.outcome != "edited"]
+    smallest = _MIN_CAUSE * sum(size for size, _ in sizes)
+    words: list[str] = []
+    for size, entry in sorted(sizes, key=lambda pair: -pair[0])[:_MAX_CAUSES]:
+        place: str = entry.outcome
+        if unit == "tokens":
+            place = "in duplicates" if place == "duplicate" else f"in {place} documents"
+        reason = f" ({safe(reason_text(entry.reason))})" if entry.reason else ""
+        if size > smallest:
+            of_unit = "" if words else f" of the {unit}"
+            words.append(f"{percentage(size, whole)}{of_unit} {place}{reason}")
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def example_title(example: ExampleReport) -> str:
+    """The outcome of an example, and how much of it was removed."""
+    tokens = quantity(example.raw_tokens, "token")
+    if example.outcome != "edited":
+        return f"{label(example.outcome, example.reason)}; {tokens}"
+    removed = percentage(example.raw_tokens - example.refined_tokens, example.raw_tokens)
+    return f"edited: {removed} of {tokens} removed"
+
+
+def cost_text(execution: ExecutionReport) -> str:
+    """`12.5 GPU-hours (31.25 EUR)`; CPU time where no GPU was used."""
+    cost = execution.cost
+    if cost.gpu_hours:
+        price = f" ({safe(cost.price)})" if cost.price else ""
+        return f"{hours(cost.gpu_hours, 'GPU')}{price}"
+    if cost.gpu_hours == 0 and cost.core_hours is not None:
+        return hours(cost.core_hours, "CPU")
+    return f"{duration(execution.busy_seconds + execution.boot_seconds)} of the workers' time"
+
+
+def _saved(report: AccountBase) -> str:
+    saved = report.tokens.read - remaining(report)[1]
+    if saved <= 0:
+        return "saves nothing in training"
+    if saved == report.tokens.read:
+        return "leaves nothing to train on"
+    return f"saves {percentage(saved, report.tokens.read)} of the FLOPs of a training epoch"
+
+
+def break_even_text(report: AccountBase) -> str:
+    """From which model size on refining pays, and what it saves the manifest's model."""
+    refining, raw, tokens = report.flops.exact, report.tokens.read, remaining(report)[1]
+    if tokens >= raw:
+        return "Refining does not pay in FLOPs: the text has not become smaller."
+    if refining is None:
+        return "Whether refining pays in FLOPs is unknown, because the shape of a model is."
+    text = "Refining used no model, so it pays in FLOPs for a trained model of any size."
+    if refining:
+        text = (
+            "One epoch of training on the refined text instead of the raw one saves the FLOPs that"
+            " refining took if the trained model has at least"
+            f" {short(break_even_parameters(refining, raw, tokens))} parameters."
         )
-        for name, size in (("tokens", report.tokens), ("bytes", report.bytes))
-    ]
-    return [("", "raw", "refined", WRITTEN, "share"), *rows]
-
-
-def request_table(report: AccountBase) -> TextTable:
-    """Requests to the models by stage."""
-    rows = [
-        (
-            f"{stage.level} stage",
-            safe(stage.model or "no model"),
-            whole(stage.usage.requests),
-            whole(stage.usage.prompt_tokens),
-            whole(stage.usage.cached_tokens),
-            whole(stage.usage.new_tokens),
+    if (training := report.comparison) and training.raw_flops:
+        took = f"; refining took {short(100 * refining / training.raw_flops)} % as many"
+        saved = f"{percentage(raw - tokens, raw)} of the training FLOPs"
+        text += (
+            f" For the model {safe(training.name)}, this saves {saved}{took if refining else ''}."
         )
-        for stage in report.stages
-    ]
-    return [("", "model", "requests", "tokens in", "cached", "tokens out"), *rows]
+    elif training:
+        text += f" The size of the model {safe(training.name)} is unknown: {safe(training.note)}."
+    return f"{text} None of this says how good the trained model is."
 
 
-def flops_table(report: AccountBase) -> TextTable:
-    """FLOPs by stage and in total."""
-    table: TextTable = [("FLOPs", "exact", "prefill", "decode", "paper, measured", "paper, short")]
-    named = [(f"{stage.level} stage", stage.flops) for stage in report.stages]
-    for name, flops in (*named, ("total", report.flops)):
-        ways = (flops.exact, flops.prefill, flops.decode, flops.paper_measured, flops.paper_corpus)
-        table.append((name, *map(power, ways)))
-    return table
-
-
-def extra_table(report: AccountBase) -> TextTable:
-    """Work that was saved, and work that was lost."""
-    rows = []
-    for stage in report.stages:
-        saved = f"{stage.level} stage, saved by"
-        cache = stage.saved.prefix_cache
-        rows.append(_extra_row(f"{saved} the memo of answers", stage.saved.memo))
-        rows.append((f"{saved} the prefix cache", "", cache.tokens, cache.flops))
-    lost = "not committed yet, or lost" if report.documents.written is None else "lost and redone"
-    rows += [
-        _extra_row(f"{level} stage, {lost}", work)
-        for level, work in report.execution.redone.items()
-    ]
-    return [
-        ("not in these sums", "requests", "prompt tokens", "FLOPs"),
-        *((name, requests, whole(n), power(flops)) for name, requests, n, flops in rows if n),
-    ]
-
-
-def _extra_row(name: str, work: RequestWork) -> tuple[str, str, int, int | None]:
-    return name, whole(work.usage.requests), work.usage.prompt_tokens, work.flops
-
-
-def estimate_table(report: AccountBase) -> TextTable:
-    """The plan's estimate and the counts."""
-    both = report.estimate.estimated, report.estimate.counted
-    table: TextTable = [
-        ("", "estimated", "counted"),
-        ("documents", *(whole(figures.documents) for figures in both)),
-        ("raw tokens", *(whole(figures.tokens) for figures in both)),
-    ]
-    if any(stage.model for stage in report.stages):
-        hours = f"A100 hours at {report.estimate.utilization:.0%} of peak"
-        table += [
-            ("FLOPs: paper, short", *(power(figures.flops) for figures in both)),
-            (hours, *(short(figures.a100_hours) for figures in both)),
-        ]
-    return table
-
-
-def training_table(training: TrainingReport | None) -> TextTable:
-    """What refining costs and saves a model that is trained for one epoch."""
-    if training is None:
-        return [_NO_HEADER]
-    name = safe(training.name)
-    if training.parameters is None:
-        return [_NO_HEADER, ("model to train", f"{name}: unknown, {safe(training.note)}")]
-    return [
-        _NO_HEADER,
-        ("model to train", f"{name}, N = {short(training.parameters)}"),
-        ("training on raw tokens", power(training.raw_flops)),
-        ("training on refined tokens", power(training.refined_flops)),
-        ("saved by training on fewer tokens", power(training.saved_flops)),
-        ("refining", power(training.refining_flops)),
-        ("saved in total", power(training.net_saved_flops)),
-        ("refining, as training tokens", short(training.refining_as_tokens)),
-        ("refining pays from N =", _break_even(training)),
-    ]
-
-
-def _break_even(training: TrainingReport) -> str:
-    if training.break_even_parameters is not None:
-        return short(training.break_even_parameters) if training.refining_flops else "any size"
-    known = training.refining_flops is not None
-    return "never: the corpus has not become smaller" if known else "?"
-
-
-def timing_table(execution: ExecutionReport) -> TextTable:
-    """Workers and their time."""
-    gpus = execution.gpus
-    table: TextTable = [
-        _NO_HEADER,
-        ("workers", whole(execution.workers)),
-        ("time at work, all workers", duration(execution.busy_seconds)),
-        ("time loading models, all workers", duration(execution.boot_seconds)),
-        ("tokens per worker and second", _worker_rates(execution)),
-    ]
-    if gpus.busy_seconds != 0:
-        table += [
-            ("GPUs", ", ".join(map(safe, gpus.devices)) or "unknown"),
-            ("GPU hours at work", _hours(gpus.busy_seconds)),
-            ("GPU hours loading models", _hours(gpus.boot_seconds)),
-            ("model FLOPs utilization", percent(gpus.model_flops_utilization)),
-        ]
-    return table
-
-
-def _worker_rates(execution: ExecutionReport) -> str:
-    """The mean, and the slowest and the fastest worker's."""
-    known = [rate for worker in execution.by_worker if (rate := worker.tokens_per_second)]
-    mean = short(execution.tokens_per_worker_second)
-    return f"{mean} ({short(min(known))} to {short(max(known))})" if len(known) > 1 else mean
-
-
-def _hours(seconds: float | None) -> str:
-    """`3.21`, or `?` where it is unknown."""
-    return "?" if seconds is None else f"{seconds / 3600:,.2f}"
+def hours(number: float | None, unit: str) -> str:
+    """`3.2 GPU-hours`, `4 min 10 s of GPU time`, or `?` where it is unknown."""
+    if number is None:
+        return "?"
+    if number >= 1:
+        return f"{number:,.1f} {unit}-hours"
+    small = 0 < number < 1 / 3600
+    return f"{'under 1 s' if small else duration(3600 * number)} of {unit} time"
 
 
 def percent(ratio: float | None) -> str:

@@ -30,6 +30,9 @@ from proxhpc.spec.slurm_notation import (
 )
 from proxhpc.spec.yaml_lines import Key, quoted
 
+Price = Annotated[
+    str, *matching(r"[0-9]{1,9}(\.[0-9]{1,6})? \S{1,8}", "a number and a currency, as in 2.50 EUR")
+]
 PhaseName = Literal["refine", "merge", "control"]
 Option = str | int | bool
 
@@ -272,6 +275,11 @@ class Site(ResourceRequest):
         default=True,
         description="Whether jobs may call `sbatch`. If not, run `proxhpc launch` again after each "
         "phase.",
+    )
+    price_per_gpu_hour: Price | None = Field(
+        default=None,
+        description="Price of a GPU-hour and its currency, as in `2.50 EUR`; the report then shows "
+        "what a run cost.",
     )
     phases: SitePhases = Field(default=SitePhases(), description="Overrides by phase.")
 

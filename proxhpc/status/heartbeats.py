@@ -33,6 +33,7 @@ class Heartbeat:
     counts: Counts
     busy_seconds: float
     boot_seconds: float
+    up_seconds: float  # since it started
     deaths: int  # of other workers and of engines that it has noted in ledgers
     error: str
     message: str
@@ -56,6 +57,7 @@ class Heartbeat:
                 counts=Counts.from_dict(data["counts"]),
                 busy_seconds=float(data["busy_s"]),
                 boot_seconds=float(data["boot_s"]),
+                up_seconds=float(data.get("up_s", 0.0)),
                 deaths=int(data["deaths"]),
                 error=str(data.get("error", "")),
                 message=str(data.get("message", "")),
