@@ -18,7 +18,7 @@ MIN_PIECES = 4  # that fit into a small window
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class TextPage:
     """Lines, with their numbers from 0 and their sizes in a prompt.
 
     `numbers` has one more, for the line after the last. A line without a number, because it is
@@ -38,10 +38,10 @@ class Page:
         return [self.lines[n] for n in range(start, stop) if numbers[n] < numbers[n + 1]]
 
 
-def plain_page(stage: Stage, lines: Sequence[str], counts: Sequence[int]) -> Page:
+def plain_page(stage: Stage, lines: Sequence[str], counts: Sequence[int]) -> TextPage:
     """Return the lines for an engine without a model."""
     chars = [len(line) + 1 for line in lines] if stage.window_chars else ()
-    return Page(lines, _numbers(stage, lines), [count + 1 for count in counts], chars)
+    return TextPage(lines, _numbers(stage, lines), [count + 1 for count in counts], chars)
 
 
 def _numbers(stage: Stage, lines: Sequence[str]) -> Sequence[int]:
@@ -61,7 +61,7 @@ class PageReader:
         self._prompts, self._tokenizer = prompts, tokenizer
         self._number_tokens: dict[int, int] = {}  # by number of digits
 
-    def read(self, lines: Sequence[str], counts: Sequence[int]) -> Page:
+    def read(self, lines: Sequence[str], counts: Sequence[int]) -> TextPage:
         """Return a document's lines, which have `counts` tokens without their numbers.
 
         Lines that fit into a window are never split.
@@ -85,7 +85,7 @@ class PageReader:
         page = self._measure([text for text, _ in pieces], [count for _, count in pieces])
         return replace(page, cuts=tuple(cuts))
 
-    def _measure(self, lines: Sequence[str], counts: Sequence[int]) -> Page:
+    def _measure(self, lines: Sequence[str], counts: Sequence[int]) -> TextPage:
         numbers = _numbers(self._stage, lines)
         first = FIRST_LINE[self._stage.dialect]
         shown = [number + first for number in numbers[:-1]]
@@ -105,7 +105,7 @@ class PageReader:
             is_shown = [bool(line.strip()) for line in lines]
             tokens = [size * shows for size, shows in zip(tokens, is_shown, strict=True)]
             chars = [size * shows for size, shows in zip(chars, is_shown, strict=bool(chars))]
-        return Page(lines, numbers, tokens, chars)
+        return TextPage(lines, numbers, tokens, chars)
 
     def _numbered(self, number: int, line: str) -> str:
         return self._prompts.line(number, line).removesuffix("\n")

@@ -13,7 +13,7 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
 from proxhpc.refine.memo import Memo, memo_key
-from proxhpc.refine.pages import Page, PageReader, plain_page
+from proxhpc.refine.pages import PageReader, TextPage, plain_page
 from proxhpc.refine.prompts import Prompts, ReadVerdict
 from proxhpc.refine.windows import Limits, Window, make_window, pack
 from proxhpc.run.ledger import Call
@@ -45,7 +45,7 @@ class WindowRequest:
 
 
 class PageRequests(NamedTuple):
-    """The requests for a document's windows, and where its long lines were split (`Page.cuts`)."""
+    """The requests for the windows of a document, and where long lines were split."""
 
     windows: list[WindowRequest]
     cuts: tuple[int, ...] = ()
@@ -135,7 +135,7 @@ class StageRunner:
         requests = [item for window in windows for item in self._requests(page, window, order)]
         return PageRequests(requests, page.cuts)
 
-    def _requests(self, page: Page, window: Window, order: int) -> Iterator[WindowRequest]:
+    def _requests(self, page: TextPage, window: Window, order: int) -> Iterator[WindowRequest]:
         """Yield the request for a window, or for parts of it if its prompt turns out too long."""
         if window.blank and not self._asks_about_blank:
             yield WindowRequest(window)
@@ -152,7 +152,7 @@ class StageRunner:
                 part = make_window(page.lines, page.tokens, low, high)
                 yield from self._requests(page, part, order)
 
-    def _request(self, page: Page, window: Window, order: int) -> Request:
+    def _request(self, page: TextPage, window: Window, order: int) -> Request:
         lines = page.shown(window.first_shown, window.stop)
         first = self._number(page, window, window.first_shown)
         prompt: Sequence[int] = ()
@@ -165,7 +165,7 @@ class StageRunner:
         end_loops = self.policy != "reference" and grammar is None
         return Request("chunk", prompt, lines, first, limit, stop, grammar, order, end_loops)
 
-    def _number(self, page: Page, window: Window, line: int) -> int:
+    def _number(self, page: TextPage, window: Window, line: int) -> int:
         """Return the number of a line in the prompt of a window."""
         restart = page.numbers[window.first_shown] if self.stage.numbering == "window" else 0
         return FIRST_LINE[self.stage.dialect] + page.numbers[line] - restart
@@ -189,7 +189,7 @@ class StageRunner:
         limit = _EXTRA_TOKENS + calls * self._call_tokens + window.tokens * _QUOTATIONS
         return min(self.stage.max_new_tokens, limit)
 
-    def _grammar(self, page: Page, window: Window) -> str | None:
+    def _grammar(self, page: TextPage, window: Window) -> str | None:
         """Return the grammar of programs that edit the window's own lines."""
         if self.stage.grammar == "none":
             return None
