@@ -173,6 +173,19 @@ def test_a_walk_learns_its_examples(examples: Path, tmp_path: Path) -> None:
     assert trained(walk_recipe(examples, **more), tmp_path / "more").scores["f1"] > 0.95
 
 
+@pytest.mark.parametrize("name", ["README.md", "training/data.csv"])
+def test_files_of_somebody_else_are_never_overwritten(
+    examples: Path, tmp_path: Path, name: str
+) -> None:
+    notes = tmp_path / "out" / name
+    notes.parent.mkdir(parents=True)
+    notes.write_text("my notes")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=rf"not of a training run: {notes.name}\n"):
+            trained(walk_recipe(examples), tmp_path / "out", resume=resume)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [notes]
+
+
 def test_a_stopped_training_resumes_with_the_same_result(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,30 +166,31 @@ def infos(folder: Path, *files: bytes) -> list[InputInfo]:
 def test_a_corpus_without_any_text_is_found(
     tmp_path: Path, line: bytes, reason: str, detail: str
 ) -> None:
-    misread = find_misread(infos(tmp_path, b"", b"{broken\n" + line, line), FIELDS, LIMIT)
-    assert misread is not None
-    info, bad = misread
+    files = infos(tmp_path, b"", b"{broken\n" + line, line)
+    (info, bad), (second, _) = find_misread(files, FIELDS, LIMIT)
     assert (info.name, bad.position, bad.reason) == ("1.jsonl", 8, reason)
+    assert second.name == "2.jsonl"
     assert detail in bad.detail
 
 
-def test_one_text_in_the_last_file_is_enough(tmp_path: Path) -> None:
-    files = [b'{"body": "a"}'] * 200 + [b""] * 9
-    assert find_misread(infos(tmp_path, *files), FIELDS, LIMIT)
-    files[0] = b'{"body": "a"}\n{"text": "b"}'
-    assert find_misread(infos(tmp_path, *files), FIELDS, LIMIT) is None
+def test_every_file_is_probed(tmp_path: Path) -> None:
+    files = [b'{"text": "b"}'] * 200 + [b""] * 9
+    files[5] = b'{"body": "a"}\n{"text": "b"}'
+    files[77] = b'{"body": "a"}\n{"content": "b"}'
+    [(info, bad)] = find_misread(infos(tmp_path, *files), FIELDS, LIMIT)
+    assert (info.name, bad.detail) == ("77.jsonl", "no field 'text'; it has: body")
 
 
 def test_records_that_are_bad_for_other_reasons_are_accepted(tmp_path: Path) -> None:
     inputs = infos(tmp_path, b"", b'{"text": "no end', b'{"text": "caf\xe9"}\n', b"x" * (5 << 20))
-    assert find_misread(inputs, FIELDS, LIMIT) is None
-    assert find_misread([], FIELDS, LIMIT) is None
+    assert not [*find_misread(inputs, FIELDS, LIMIT)]
+    assert not [*find_misread([], FIELDS, LIMIT)]
 
 
 def test_only_the_start_of_a_file_is_read(tmp_path: Path) -> None:
     other = b'{"body": "a"}\n'
     late = other * (3 * 2**20 // len(other)) + b'{"text": "b"}\n'
-    assert find_misread(infos(tmp_path, late), FIELDS, LIMIT)
+    assert [*find_misread(infos(tmp_path, late), FIELDS, LIMIT)]
 
 
 def test_a_parquet_file_is_checked_too(tmp_path: Path) -> None:
@@ -198,8 +199,12 @@ def test_a_parquet_file_is_checked_too(tmp_path: Path) -> None:
 
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"content": ["a", "b"]}), path)
-    assert find_misread([describe_input(path)], FIELDS, LIMIT)
-    assert find_misread([describe_input(path)], Fields("content"), LIMIT) is None
+    assert [*find_misread([describe_input(path)], FIELDS, LIMIT)]
+    assert not [*find_misread([describe_input(path)], Fields("content"), LIMIT)]
+    good = tmp_path / "b.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", None]}), good)
+    inputs = [describe_input(good)] * 100 + [describe_input(path)] + [describe_input(good)] * 100
+    assert [info.path for info, _ in find_misread(inputs, FIELDS, LIMIT)] == [path]
 
 
 def test_reading_json_lines_does_not_import_pyarrow() -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from proxhpc import __version__
 from proxhpc.cli.main import main
-from proxhpc.errors import StopError
+from proxhpc.errors import StopError, UserError
+from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from runs import local_site, planned
+from runs import document, local_site, manifest, planned, write_jsonl
 
 Harm = Callable[[dict[str, object]], object]
 
@@ -48,3 +49,19 @@ def test_a_plan_without_a_key_is_damaged(tmp_path: Path, key: str) -> None:
     root = edit_plan(tmp_path, lambda data: data.pop(key))
     with pytest.raises(StopError, match=r"plan\.json is damaged"):
         Plan.load(RunDir(root))
+
+
+def test_files_without_the_text_field_are_named_with_their_fields(tmp_path: Path) -> None:
+    good = [write_jsonl(tmp_path / f"{n}.jsonl", [document(n)]) for n in range(3)]
+    bad = [write_jsonl(tmp_path / f"forum{n}.jsonl", [{"id": n, "content": "a"}]) for n in range(5)]
+    with pytest.raises(UserError) as caught:
+        prepare_run(manifest(tmp_path, [*good, *bad]), None, None)
+    assert "forum0.jsonl, record at 0: missing_text: no field 'text'; it has: id, content" in (
+        caught.value.message
+    )
+    assert caught.value.message.endswith("and 2 more files")
+    assert caught.value.hint.startswith("other files have one: leave these out of corpus.paths")
+    with pytest.raises(UserError) as caught:
+        prepare_run(manifest(tmp_path, bad[:1]), None, None)
+    assert caught.value.hint.startswith("set corpus.text to the field with the text")
+    assert not (tmp_path / "run").exists()

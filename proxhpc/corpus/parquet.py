@@ -61,6 +61,19 @@ def count_rows(path: Path) -> int:
         raise ShardError(f"{path}: {error.detail}") from error
 
 
+def has_column(path: Path, field: str) -> bool:
+    """Return whether a file has the column of a field, or of its outermost part.
+
+    Also true for a damaged file, whose rows will be quarantined.
+    """
+    try:
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+    except DamageError:
+        return True
+    return field in names or field.partition(".")[0] in names
+
+
 def read_parquet(
     path: Path, span: Span, fields: Fields, name: str, max_record_bytes: int
 ) -> Iterator[Document | BadRecord | SpanEnd]:

@@ -52,7 +52,8 @@ class TrainingFolder:
     def create(self, recipe: Recipe, *, resume: bool) -> None:
         """Create the folder.
 
-        UserError if it holds a training run and `resume` is false, or if `out` is the base model.
+        UserError if it holds a training run and `resume` is false, or if `out` is the base model or
+        holds files of something else.
         """
         if recipe.base is not None and self.out.resolve() == Path(recipe.base).resolve():
             raise UserError(
@@ -64,8 +65,25 @@ class TrainingFolder:
                 f"{self.out} already holds a training run",
                 hint="continue it with --resume, give another --out, or delete it",
             )
+        self._check_foreign()
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+
+    def _check_foreign(self) -> None:
+        """Raise UserError if `out` has files that no training run wrote there."""
+        if self.root.is_dir() and any(self.root.iterdir()):
+            own = {self.state, self.best, self.log, self.tokenizer, self._owner}
+            own |= {self.root / "logs", self.root / "model"}
+            foreign = [p for p in self.root.iterdir() if p not in own and p.suffix != ".tmp"]
+        else:  # so nothing was trained here yet, and no model was written
+            found = [*self.out.iterdir()] if self.out.is_dir() else []
+            foreign = [path for path in found if path != self.root]
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise UserError(
+                f"{self.out} has files that are not of a training run: {min(foreign).name}{more}",
+                hint="give a new or empty directory as --out",
+            )
 
     def remove_leftovers(self) -> None:
         """Without a checkpoint, remove the tokenizer and best weights, maybe of another recipe."""
