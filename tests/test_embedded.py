@@ -68,7 +68,7 @@ def test_it_removes_navigation_and_keeps_text() -> None:
 
 
 def removed_lines(program: str) -> set[int]:
-    from proxhpc.program.edits import read_window
+    from proxhpc.program.edits import WindowLines, read_window
 
-    ranges = read_window(program, "prox", "stop", 0, 100, 0).removed
+    ranges = read_window(program, "prox", "stop", WindowLines(0, 100, 0, (0, 100))).removed
     return {line for start, stop in ranges for line in range(start, stop)}

@@ -1,12 +1,16 @@
 """The parser: every form that refiners write, and every rejection."""
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.program.edits import program_edits, read_window
+from proxhpc.program.edits import WindowLines, program_edits, read_window
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import (
+    DIALECTS,
+    AddLine,
     Keep,
     Normalize,
     Program,
@@ -15,16 +19,22 @@ from proxhpc.program.syntax import (
     RemoveLines,
     RemoveStr,
     ReplaceStr,
+    Rewrite,
     Verdict,
     format_program,
 )
 
-NAMES = "keep_all keep_chunk skip_chunk untouch_doc remove_lines normalize remove_str replace_str"
+NAMES = (
+    "keep_all keep_chunk skip_chunk untouch_doc remove_lines normalize remove_str replace_str"
+    " add_line"
+)
 PIECES = (
     *(name + "(" for name in (*NAMES.split(), "remove_all", "keep_doc", "drop_doc", "foo")),
     *("start=", "end = ", "line_start=", "source_str=", "target_str=", "all=True", "line="),
     *"\"'\\,)(=#;\n ",
     *("```python\n", "```", "drop", "keep"),
+    *("<keep>\n", "<edit>\n", "<extract>\n", "<delete>\n", "<rewrite>", "\nrm ", "rm 3-4\n", "-"),
+    *('\nsub 3: "', "sub 0: word\n", "---\n"),
     *("0", "3", "-1", "12345678901", "é", "\ud800", "\\u00e9", "word", "\t"),
 )
 soups = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text()
@@ -38,11 +48,12 @@ common = (
 )
 statements = {
     "prox": common | st.builds(Normalize, quoted, quoted),
-    "refinex": common
-    | st.builds(RemoveStr, numbers, quoted)
-    | st.builds(ReplaceStr, numbers, quoted, quoted),
+    "refinex": common | st.builds(RemoveStr, numbers, quoted),
+    "ultrax": common
+    | st.builds(ReplaceStr, numbers, quoted, quoted)
+    | st.builds(AddLine, numbers, numbers, quoted),
 }
-dialects = st.sampled_from(["prox", "refinex"])
+dialects = st.sampled_from([*DIALECTS])
 finishes = st.sampled_from(["stop", "length"])
 
 
@@ -115,15 +126,89 @@ def test_code_fences_comments_and_several_calls_on_a_line(text):
     assert parse_chunk(text) == Program((RemoveLines(1, 2), RemoveLines(4, 4)))
 
 
-def test_line_dialect():
-    text = 'remove_str(3, "a")\nreplace_str(line=4, old=\'b\', new="c")\nremove_lines(1, 2)'
-    expected = (
-        RemoveStr(3, Quoted("a")),
-        ReplaceStr(4, Quoted("b"), Quoted("c")),
-        RemoveLines(1, 2),
-    )
-    assert parse_chunk(text, "refinex") == Program(expected)
-    assert format_program(Program(expected[2:]), "refinex") == "remove_lines(1, 2)"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "remove_lines(1, 2)",
+        "remove_lines(start=1, end=2)",
+        "remove_lines(start_line=1, end_line=2)",
+        "remove_lines(end_line=2, start_line=1)",
+        "remove_lines(start_line=1, 2)",
+    ],
+)
+def test_forms_of_refinex(text):
+    assert parse_chunk(text, "refinex") == Program((RemoveLines(1, 2),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'remove_str(3, "a")',
+        "remove_str(3, 'a' )",
+        'remove_str(line=3, "a")',
+        'remove_str(line=3, del_str="a")',
+        'remove_str(del_str="a", line=3)',
+    ],
+)
+def test_forms_of_refinex_strings(text):
+    assert parse_chunk(text, "refinex") == Program((RemoveStr(3, Quoted("a")),))
+    assert parse_chunk('remove_str(del_str="a", 3)', "refinex").rejected
+
+
+def test_forms_of_ultrax():
+    text = """remove_lines(1, 2)
+replace_str(line=4, old='b', new="c")
+replace_str(5, 'it\\'s\\xa0\\n', '\\U0001f600')
+add_line(0, 1, 'Title\\n')
+add_line(base_position=5, sub_index=2, content="x")
+remove_all()"""
+    program = parse_chunk(text, "ultrax")
+    replaced, escaped, added = program.statements[1:4]
+    assert program.rejected == ()
+    assert program.statements[0] == RemoveLines(1, 2)
+    assert replaced == ReplaceStr(4, Quoted("b"), Quoted("c"))
+    assert (escaped.source.value, escaped.target.value) == ("it's\xa0\n", "\U0001f600")
+    assert (added.base, added.order, added.text.value) == (0, 1, "Title\n")
+    assert program.statements[4:] == (AddLine(5, 2, Quoted("x")), RemoveAll())
+    assert Quoted(r"\U0010ffff \U00110000").value == "\U0010ffff \\U00110000"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<keep>\n<extract>\n<keep>", [Keep()]),
+        ("<keep>\n<extract>\nrm 1\nrm 4-5\n<keep>", [RemoveLines(1, 1), RemoveLines(4, 5)]),
+        ("<extract>\nrm 1\n<keep>", [RemoveLines(1, 1)]),
+        (
+            '<edit>\n<extract>\nrm 1\n<edit>\n\nrm 3 - 4\nsub 2: " say \\"so\\" \\u00e9"',
+            [RemoveLines(1, 1), RemoveLines(3, 4), RemoveStr(2, Quoted.of(' say "so" é'))],
+        ),
+        ('<edit>\nsub 2: "half', [RemoveStr(2, Quoted("half"))]),
+        ("<edit>\nsub 2: no quotes", [RemoveStr(2, Quoted("no quotes"))]),
+        ("<delete>\n<extract>\nrm 1-3\n<delete>", [RemoveAll()]),
+        ("<extract>\nrm 1-3\n<delete>", [RemoveAll()]),
+        ("<rewrite>\n<extract>\nrm 1\n<rewrite>\nThe bridge opened.\nrm 2", [Rewrite()]),
+        ("<edit>\n<extract>\nrm 1\n<edit>\nThe bridge opened.", [Rewrite()]),
+        ("<keep>\n<extract>\nrm 1\n<edit>\nrm 2", [RemoveLines(1, 1), RemoveLines(2, 2)]),
+        ("", []),
+    ],
+)
+def test_forms_of_rescraper(text, expected):
+    assert parse_chunk(text, "rescraper") == Program(tuple(expected))
+
+
+def test_lines_of_rescraper_that_are_no_operation_are_rejected():
+    program = parse_chunk("<edit>\n<extract>\nrm\nrm 1, 2\nrm 1, 2\n<edit>\nrm 3", "rescraper")
+    assert program.statements == (RemoveLines(3, 3),)
+    assert [item.reason for item in program.rejected] == ["not_a_call"] * 2
+
+
+def test_the_last_line_of_a_truncated_program_of_rescraper():
+    text = "<edit>\n<extract>\nrm 1\n<edit>\n"
+    assert parse_chunk(f"{text}rm 3-4", "rescraper", "length").statements == (RemoveLines(1, 1),)
+    assert parse_chunk(f"{text}rm 3-4", "rescraper", "length").truncated
+    assert not parse_chunk(f"{text}rm 3-4\n", "rescraper", "length").truncated
+    assert len(parse_chunk(f'{text}sub 3: "a"', "rescraper", "length").statements) == 2
 
 
 @pytest.mark.parametrize(
@@ -236,12 +321,45 @@ def test_a_bare_verdict_at_the_token_limit_may_be_truncated():
     assert parse_doc("drop", "length") == Program((), (), True)
 
 
-@given(dialects.flatmap(lambda d: st.tuples(st.just(d), st.lists(statements[d]))))
+def decoded(program):
+    """The statements of a program, with the values of its strings; inserted text as a line."""
+    result = []
+    for s in program.statements:
+        names = [f.name for f in fields(s) if f.compare]
+        values = [getattr(getattr(s, name), "value", getattr(s, name)) for name in names]
+        if isinstance(s, AddLine):
+            values[-1] = values[-1].removesuffix("\n")
+        result.append((type(s), values))
+    return result
+
+
+@given(
+    st.sampled_from([*statements]).flatmap(lambda d: st.tuples(st.just(d), st.lists(statements[d])))
+)
 def test_printed_programs_are_parsed_back(case):
     dialect, items = case
     program = Program(tuple(items))
     assert parse_chunk(str(program), dialect) == program
-    assert parse_chunk(format_program(program, dialect), dialect) == program
+    printed = format_program(program, dialect)
+    parsed = parse_chunk(printed, dialect)
+    if all(isinstance(item, Keep) for item in items):
+        assert printed == (DIALECTS[dialect].no_edit if items else "")
+    else:
+        assert decoded(parsed) == decoded(program)
+    assert parsed.rejected == ()
+
+
+tagged = st.builds(RemoveLines, st.integers(1, 9), st.integers(1, 9)) | st.builds(
+    RemoveStr, st.integers(1, 9), quoted
+)
+
+
+@given(st.lists(tagged))
+def test_printed_programs_of_rescraper_are_parsed_back(items):
+    items.sort(key=lambda item: isinstance(item, RemoveStr))
+    parsed = parse_chunk(format_program(Program(tuple(items)), "rescraper"), "rescraper")
+    assert parsed.rejected == ()
+    assert decoded(parsed) == decoded(Program(tuple(items) or (Keep(),)))
 
 
 @given(st.lists(st.booleans().map(Verdict)))
@@ -257,7 +375,8 @@ def test_a_quoted_string_has_the_original_value(value):
 @given(soups, dialects, finishes)
 def test_random_text_never_raises_and_its_statements_are_parsed_back(text, dialect, finish):
     program = parse_chunk(text, dialect, finish)
-    assert parse_chunk(str(program), dialect).statements == program.statements
+    if dialect != "rescraper":
+        assert parse_chunk(str(program), dialect).statements == program.statements
     ends = [0]
     for item in sorted((*program.statements, *program.rejected), key=lambda s: s.start):
         assert ends[-1] <= item.start < item.stop <= len(text)
@@ -287,10 +406,13 @@ usual_programs = st.lists(
 
 @given(usual_programs | soups, dialects, finishes)
 def test_the_fast_path_agrees_with_the_parser(text, dialect, finish):
-    edits = read_window(text, dialect, finish, 3, 40, 5, strict=True)
+    lines = WindowLines(3, 40, 5, (3, 40))
+    edits = read_window(text, dialect, finish, lines, strict=True)
     distinct = list(dict.fromkeys(edits.strings))
-    expected = program_edits(parse_chunk(text, dialect, finish), 3, 40, 5, {}, strict=True)
-    assert edits._replace(strings=distinct, statements=expected.statements) == expected
+    program = parse_chunk(text, dialect, finish)
+    expected = program_edits(program, dialect, lines, {}, strict=True)
+    fast = edits._replace(strings=distinct, statements=expected.statements, inserted=[])
+    assert fast == expected._replace(inserted=[])
 
 
 def test_a_repeated_rejection_counts_once():

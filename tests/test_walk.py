@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
-from proxhpc.program.edits import read_window
+from proxhpc.program.edits import WindowLines, read_window
 from proxhpc.refine import walk
 from proxhpc.refine.walk import Walk, read_program
 from proxhpc.refine.walk_vocabulary import NUMBERS, PROGRAM_TOKENS, SPECIAL, train_tokenizer
@@ -88,7 +88,9 @@ def test_answers_are_programs(tokenizer: HFTokenizer, style: Walk) -> None:
     text = tokenizer.decode([*answer, end])
     assert text == "".join(f"remove_lines(start={n}, end={n})\n" for n in (1, 2, 4))
     assert read_program(text) == "remove_lines(start=1, end=2)\nremove_lines(start=4, end=4)"
-    assert read_window(read_program(text), "prox", "stop", 3, 9, 0).removed == [(4, 6), (7, 8)]
+    assert read_window(
+        read_program(text), "prox", "stop", WindowLines(3, 9, 0, (3, 9))
+    ).removed == [(4, 6), (7, 8)]
     assert tokenizer.decode([*(keep for keep, _ in choices), end]) == read_program("") == ""
     verdicts, (verdict_end,) = style.verdict_steps
     assert [tokenizer.decode([verdict, verdict_end]) for verdict in verdicts] == [

@@ -17,8 +17,8 @@ from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.errors import UserError
 from proxhpc.program.derive import NoProgram, derive
 from proxhpc.program.syntax import (
+    DIALECTS,
     FIRST_LINE,
-    NO_EDIT,
     Dialect,
     Keep,
     Program,
@@ -31,6 +31,7 @@ from proxhpc.spec.sections import Level
 
 BEFORE, AFTER = 4, 3  # lines of the document around a window that an example includes
 KEPT, DROPPED, UNKNOWN = "KD?"
+_NO_EDIT = {rules.no_edit for rules in DIALECTS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def make_examples(
 
 def is_untouched(row: Mapping[str, Any]) -> bool:
     """Return True for a window whose program edits nothing."""
-    return row["level"] == "chunk" and row["program"].removesuffix("()") in NO_EDIT
+    return row["level"] == "chunk" and row["program"] in _NO_EDIT
 
 
 def split_windows(
@@ -114,7 +115,7 @@ def _window_example(
         return "unknown"
     only_removes = all(edit.new is None for edit in edits)
     if only_removes:
-        program: Program | NoProgram = removal_program(line_labels, dialect)
+        program: Program | NoProgram = removal_program(lines, line_labels, dialect)
     else:
         program = derive("\n".join(lines), "\n".join(_edited(lines, edits, start)), dialect)
     if isinstance(program, NoProgram):
@@ -152,16 +153,18 @@ def _line_labels(edits: list[Edit], unknown: frozenset[int], start: int, stop: i
     return "".join(labels)
 
 
-def removal_program(line_labels: str, dialect: Dialect) -> Program:
+def removal_program(lines: Sequence[str], line_labels: str, dialect: Dialect) -> Program:
     """The program that removes the lines labelled as dropped, one statement for each run."""
+    if dialect == "rescraper":  # its blank lines have no numbers
+        line_labels = "".join(c for line, c in zip(lines, line_labels, strict=True) if line.strip())
     calls: list[Statement] = []
-    line = FIRST_LINE[dialect]
+    number = FIRST_LINE[dialect]
     for label, run in groupby(line_labels):
         size = len(list(run))
         if label == DROPPED:
-            calls.append(RemoveLines(line, line + size - 1))
-        line += size
-    return Program(tuple(calls) or (Keep("untouch_doc" if dialect == "prox" else "keep_all"),))
+            calls.append(RemoveLines(number, number + size - 1))
+        number += size
+    return Program(tuple(calls) or (Keep(),))
 
 
 def _edited(lines: list[str], edits: list[Edit], first: int) -> Iterator[str]:

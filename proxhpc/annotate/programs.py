@@ -7,9 +7,8 @@ kept the original or dropped the document because of what they would have remove
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate
 
 from proxhpc.account.quantity import quantity
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
@@ -20,10 +19,11 @@ from proxhpc.corpus.records import get_field
 from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields
 from proxhpc.program.edits import WindowEdits
-from proxhpc.program.execute import execute
+from proxhpc.program.execute import WindowChanges, apply_changes, execute
+from proxhpc.program.lines import line_starts
 from proxhpc.program.match import SpanChange
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import ProgramFormat, doc_verdict, read_window_program
+from proxhpc.program.replay import ProgramFormat, doc_verdict, read_windows
 from proxhpc.run.ledger import Call, Row
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
@@ -87,32 +87,49 @@ def program_labels(
     if row.doc is not None:
         keep = _keeps_document(row.doc, policy)
         discarded["doc", "bad_answer"] += keep is None
-    windows = [
-        read_window_program(call.window, program_format, strict=policy.strict)
-        for call in row.windows
-    ]
+    windows = read_windows(
+        text,
+        [call.window for call in row.windows],
+        program_format,
+        line_starts(text, row.cuts),
+        strict=policy.strict,
+    )
     limits = (name for name in DOCUMENT_LIMITS if name == row.reason or name in row.rejected)
-    limit = next(limits, None)
+    # A line that was split is longer than a window, so it is in no example.
+    limit = "split_lines" if row.cuts else next(limits, None)
     if limit is not None:
         discarded["chunk", limit] += len(windows)
     if limit is not None or not windows:
         return TeacherLabels(keep, discarded=+discarded)
     edits: list[Edit] = []
     known: set[int] = set()
-    total = text.count("\n") + 1
-    starts = list(accumulate((len(line) + 1 for line in text.split("\n")), initial=0))
+    starts = line_starts(text)
+    total = len(starts) - 1
     executed = execute(text, total, windows, policy)
-    for call, window, (changes, _) in zip(row.windows, windows, executed, strict=True):
-        if window.rejected or call.finish != "stop":
+    for call, window, result in zip(row.windows, windows, executed, strict=True):
+        if window.rejected.keys() - {"other_window"} or window.rewrites or call.finish != "stop":
             discarded["chunk", "bad_answer"] += 1
             continue
         known.update(range(window.start, window.stop))
+        if window.inserted:
+            edits.append(_whole_edit(text, starts, window, result))
+            continue
         edits += [Edit(start, stop) for start, stop in window.removed]
         if window.strings:
-            edits += _string_edits(text, starts, window, changes)
+            edits += _string_edits(text, starts, window, result[0])
     unknown = frozenset(range(total)) - known
     edits.sort(key=lambda edit: edit.start)
     return TeacherLabels(keep, tuple(edits), unknown, +discarded)
+
+
+def _whole_edit(
+    text: str, starts: Sequence[int], window: WindowEdits, result: WindowChanges
+) -> Edit:
+    """All changes of a window as one edit."""
+    low, high = starts[window.start], starts[window.stop] - 1
+    changes = [(start - low, stop - low, target) for start, stop, target in result[0]]
+    new = apply_changes(text[low:high], [(changes, result[1])])
+    return Edit(window.start, window.stop, new)
 
 
 def _keeps_document(call: Call, policy: Policy) -> bool | None:
@@ -122,7 +139,7 @@ def _keeps_document(call: Call, policy: Policy) -> bool | None:
 
 
 def _string_edits(
-    text: str, starts: list[int], window: WindowEdits, changes: list[SpanChange]
+    text: str, starts: Sequence[int], window: WindowEdits, changes: list[SpanChange]
 ) -> Iterator[Edit]:
     """Changes of characters as edits of the remaining lines; changes that share a line are one.
 

@@ -8,6 +8,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
 
 from proxhpc import preview
 from proxhpc.account.counts import Counts
@@ -16,17 +18,20 @@ from proxhpc.corpus.document import Document
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
 from proxhpc.evaluate.gold import GoldRecord, records_by_level
+from proxhpc.evaluate.limits import LimitEffect, chunk_effects, doc_effects, refined_counts
 from proxhpc.evaluate.metrics import GoldLines, MetricCounts, document_counts, line_counts
+from proxhpc.program.lines import line_starts
 from proxhpc.program.policy import Policy
-from proxhpc.program.replay import doc_verdict, read_window_program
+from proxhpc.program.replay import doc_verdict, read_windows
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.run.ledger import Row, tally
 from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import find_models, freeze_manifest
 from proxhpc.spec.manifest import Manifest
-from proxhpc.spec.sections import Level
+from proxhpc.spec.sections import Level, RuleSet
 
 Log = Callable[[str], object]
+RULES = "rules"  # the refiner with all rules, which is also a baseline
 _LOG_SECONDS = 10
 
 
@@ -35,8 +40,9 @@ class SystemResult:
     """A system's decisions on the records of one level, as a row of counts for each.
 
     `seconds` is the time of deciding, 0 if that took none. For a refiner, `totals` are those of
-    its ledger rows, and `scores` the log-odds of dropping (None where the engine gives none). Other
-    systems have no model and no scores.
+    its ledger rows, `scores` the log-odds of dropping (None where the engine gives none),
+    `unusable` the share of such answers, and `limits` what was overruled. Other systems have none
+    of these.
     """
 
     name: str
@@ -45,27 +51,57 @@ class SystemResult:
     totals: Counts = field(default_factory=Counts)
     model: ModelRef | None = None
     scores: Sequence[float | None] = ()
+    unusable: float | None = None
+    limits: Sequence[LimitEffect] = ()
+
+
+def refiner_manifests(
+    models: Sequence[tuple[str | None, str | None]],
+    manifests: Sequence[Path],
+    rules: Sequence[RuleSet],
+    *,
+    prompt: str | None = None,
+    engine: str | None = None,
+) -> list[Manifest]:
+    """The refiners to compare, in this order; all rules if none is named.
+
+    `models` are pairs of a chunk and a doc model. `prompt` and `engine` are for models. UserError.
+    """
+    options = {"prompt": prompt, "engine": engine}
+    refiners = [
+        preview.preview_manifest(model=model, doc_model=doc_model, **options)
+        for model, doc_model in models
+    ]
+    others = {} if models else options  # refused beside a manifest
+    refiners += [preview.preview_manifest(path, **others) for path in manifests]
+    base = preview.preview_manifest(**({} if models or manifests else options))
+    for name in rules:
+        engine_options = base.engine.model_copy(update={"rules": (name,)})
+        refiners.append(base.model_copy(update={"engine": engine_options}))
+    return refiners or [base]
 
 
 def run_systems(
-    manifest: Manifest, records: Sequence[GoldRecord], log: Log
+    manifests: Sequence[Manifest], records: Sequence[GoldRecord], log: Log
 ) -> dict[Level, list[SystemResult]]:
-    """By level, the results of the refiner, of the rules and of the other baselines.
+    """By level, the results of the refiners, of the rules and of the other baselines.
 
-    The refiner is missing where it has no stage. `log` gets progress messages. UserError if no
-    stage of the manifest is of a level of the records.
+    One refiner is loaded at a time; it is missing where it has no stage. `log` gets progress
+    messages. UserError if no stage of a manifest is of a level of the records.
     """
     of_level = records_by_level(records)
-    if not of_level.keys() & {stage.level for stage in manifest.stages}:
-        raise UserError(
-            f"the gold records are of level {' and '.join(of_level)}, the refiner's stages are not",
-            hint="give --model for chunk-level records and --doc-model for doc-level ones",
-        )
+    refiners = dict(zip(refiner_names(manifests), manifests, strict=True))
+    for name, manifest in refiners.items():
+        if not of_level.keys() & {stage.level for stage in manifest.stages}:
+            raise UserError(
+                f"the gold records are of level {' and '.join(of_level)}, the stages of {name} not",
+                hint="give --model for chunk-level records and --doc-model for doc-level ones",
+            )
     chunk, doc = [GoldLines.of(gold) for gold in of_level.get("chunk", ())], of_level.get("doc", [])
     results: dict[Level, list[SystemResult]] = {level: [] for level in of_level}
-    rules = preview.preview_manifest()
-    for refiner in (manifest,) if manifest.engine.name == "rules" else (manifest, rules):
-        for level, result in asyncio.run(_run_refiner(refiner, chunk, doc, log)).items():
+    baseline = {} if RULES in refiners else {RULES: preview.preview_manifest()}
+    for name, manifest in (refiners | baseline).items():
+        for level, result in asyncio.run(_run_refiner(name, manifest, chunk, doc, log)).items():
             results[level].append(result)
     if chunk:
         results["chunk"] += [_run_baseline(name, chunk, rule) for name, rule in BASELINES.items()]
@@ -75,10 +111,21 @@ def run_systems(
     return results
 
 
-def refiner_name(manifest: Manifest) -> str:
-    """The name of a refiner: `rules`, or its models."""
-    models = dict.fromkeys(stage.model for stage in manifest.stages if stage.model)
-    return "rules" if manifest.engine.name == "rules" else " + ".join(models)
+def refiner_names(manifests: Sequence[Manifest]) -> list[str]:
+    """Different names: the models of each refiner, or its rules."""
+    names: list[str] = []
+    for manifest in manifests:
+        name = _refiner_name(manifest)
+        same = sum(other.partition(" #")[0] == name for other in names)
+        names.append(f"{name} #{same + 1}" if same else name)
+    return names
+
+
+def _refiner_name(manifest: Manifest) -> str:
+    if manifest.engine.name != "rules":
+        return " + ".join(dict.fromkeys(s.model for s in manifest.stages if s.model))
+    sets = manifest.engine.rules
+    return RULES if set(sets) == set(get_args(RuleSet)) else f"{RULES} {','.join(sets)}"
 
 
 def _run_baseline(name: str, documents: Sequence[GoldLines], baseline: Baseline) -> SystemResult:
@@ -91,11 +138,14 @@ def _run_baseline(name: str, documents: Sequence[GoldLines], baseline: Baseline)
 
 
 async def _run_refiner(
-    manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[GoldRecord], log: Log
+    name: str, manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[GoldRecord], log: Log
 ) -> Mapping[Level, SystemResult]:
+    levels = [level for level, records in (("chunk", chunk), ("doc", doc)) if records]
+    stages = tuple(stage for stage in manifest.stages if stage.level in levels)
+    engine = manifest.engine.model_copy(update={"max_unusable": 1.0})  # warn, do not stop
+    manifest = manifest.model_copy(update={"stages": stages, "engine": engine})
     models = find_models(manifest)
     manifest = freeze_manifest(manifest, models)
-    name = refiner_name(manifest)
     refiner = await open_refiner(manifest, models)
     results: dict[Level, SystemResult] = {}
     try:
@@ -106,14 +156,31 @@ async def _run_refiner(
                 _chunk_counts(lines, row, chunk_refiner)
                 for lines, row in zip(chunk, rows, strict=True)
             ]
-            model = models.get("chunk")
-            results["chunk"] = SystemResult(name, counts, seconds, tally(rows), model)
+            results["chunk"] = SystemResult(
+                name,
+                counts,
+                seconds,
+                tally(rows),
+                models.get("chunk"),
+                unusable=_unusable_share(chunk_refiner, "chunk", log),
+                limits=chunk_effects(
+                    name, chunk, rows, manifest.policy, chunk_refiner.program_format
+                ),
+            )
         if refiner.doc and doc:
             refiner.doc.scored = True
-            rows, seconds = await _refine(Refiner(manifest, refiner.doc, None), doc, log)
-            counts = [_doc_counts(gold, row) for gold, row in zip(doc, rows, strict=True)]
-            model, scores = models.get("doc"), [row.score for row in rows]
-            results["doc"] = SystemResult(name, counts, seconds, tally(rows), model, scores)
+            doc_refiner = Refiner(manifest, refiner.doc, None)
+            rows, seconds = await _refine(doc_refiner, doc, log)
+            results["doc"] = SystemResult(
+                name,
+                [_doc_counts(gold, row) for gold, row in zip(doc, rows, strict=True)],
+                seconds,
+                tally(rows),
+                models.get("doc"),
+                [row.score for row in rows],
+                unusable=_unusable_share(doc_refiner, "doc", log),
+                limits=doc_effects(name, doc, rows),
+            )
     finally:
         await refiner.close()
     return results
@@ -137,23 +204,32 @@ async def _refine(
     return rows, time.monotonic() - started
 
 
+def _unusable_share(refiner: Refiner, level: Level, log: Log) -> float | None:
+    """The share of unusable answers; logs a warning if it is large."""
+    for warning in refiner.canary.warnings():
+        log(warning)
+    return refiner.canary.stages[level].share
+
+
 def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
     """The counts of a document that the chunk stage refined."""
-    kept = bytearray(lines.gold.text.count("\n") + 1)  # no line, if the document is dropped
-    text = None
-    if row.outcome in ("kept", "edited"):
-        kept = bytearray(b"\1" * len(kept))
-        result = row.replay(lines.gold.text, refiner.policy, refiner.program_format)
-        for start, stop in result.removed:
-            kept[start:stop] = bytes(stop - start)
-        text = result.text if result.strings_replaced else None
+    raw = lines.gold.text
+    result = row.replay(raw, refiner.policy, refiner.program_format)
+    if row.outcome == "quarantined":  # perhaps by the engine
+        result = result._replace(outcome="quarantined")
     strict = isinstance(refiner.policy, Policy) and refiner.policy.strict
-    programs = [
-        read_window_program(call.window, refiner.program_format, strict=strict)
-        for call in row.windows
+    programs = read_windows(
+        raw,
+        [call.window for call in row.windows],
+        refiner.program_format,
+        line_starts(raw, row.cuts),
+        strict=strict,
+    )
+    valid = [
+        not (program.rejected.keys() - {"other_window"} or program.truncated)
+        for program in programs
     ]
-    valid = [not program.rejected and not program.truncated for program in programs]
-    return line_counts(lines, kept, text) | _program_counts(valid)
+    return refined_counts(lines, result, row.cuts) | _program_counts(valid)
 
 
 def _doc_counts(gold: GoldRecord, row: Row) -> MetricCounts:

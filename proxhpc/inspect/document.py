@@ -1,7 +1,9 @@
 """One document of a run: its row, its raw text, and the text that its programs make of it."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.document import BadRecord, Document, Span
@@ -9,14 +11,13 @@ from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.program.edits import Range
-from proxhpc.program.replay import ProgramFormat, ReplayResult
-from proxhpc.program.syntax import FIRST_LINE
+from proxhpc.program.lines import Range, first_parts, line_starts
+from proxhpc.program.replay import ProgramFormat, ReplayResult, window_lines
 from proxhpc.run.ledger import Call, Row, text_digest
 from proxhpc.run.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inspection:
     """A document before and after.
 
@@ -47,13 +48,46 @@ class Inspection:
         """What became of the document."""
         return "duplicate" if self.duplicate_of else self.row.outcome
 
+    @cached_property
+    def _numbers(self) -> dict[int, int | None]:
+        """The numbers of lines and of parts of split lines, as the models saw them."""
+        if self.before is None:
+            return {}
+        starts = line_starts(self.before, self.row.cuts)
+        windows = [call.window for call in self.row.windows]
+        try:
+            all_lines = [*window_lines(self.before, windows, self.format, starts)]
+        except ShardError:  # `notes` says so
+            return {}
+        return {n: lines.number(n) for lines in all_lines for n in range(lines.start, lines.stop)}
+
+    @cached_property
+    def _parts(self) -> Sequence[int]:
+        return first_parts(self.before or "", self.row.cuts)
+
     def number(self, line: int) -> int | None:
-        """The number that the model saw in front of a line; None if no model saw the line."""
-        for call in self.row.windows:
-            if call.start <= line < call.stop:
-                first = 0 if self.format.numbering == "document" else call.start
-                return line - first + FIRST_LINE[self.format.dialect]
-        return None
+        """The number that the model saw in front of a line; None if no model saw one.
+
+        Of a line that was split, that of its first part.
+        """
+        return self._numbers.get(self._parts[line])
+
+    def window_numbers(self, call: Call) -> list[int]:
+        """The numbers of a call's lines."""
+        numbers = map(self._numbers.get, range(call.start, call.stop))
+        return [number for number in numbers if number is not None]
+
+    def _program(self, call: Call) -> InspectedProgram:
+        first, last = (bisect_right(self._parts, line) for line in (call.start, call.stop - 1))
+        return InspectedProgram(
+            lines=(first - 1, last),
+            program=call.program,
+            finish=call.finish,
+            prompt_tokens=call.prompt,
+            cached_tokens=call.cached,
+            new_tokens=call.new,
+            from_memo=call.from_memo,
+        )
 
     def to_output(self) -> InspectedDocument:
         """What `--json` prints."""
@@ -77,25 +111,13 @@ class Inspection:
             token_unit=self.token_unit,
             lines_removed=row.lines_removed,
             strings_replaced=row.strings_replaced,
-            doc_program=_program(row.doc) if row.doc else None,
-            chunk_programs=tuple(map(_program, row.windows)),
+            doc_program=self._program(row.doc) if row.doc else None,
+            chunk_programs=tuple(map(self._program, row.windows)),
             before=self.before,
             after=self.after,
             unreadable=row.head.decode("utf-8", "replace") if self.before is None else None,
             notes=self.notes,
         )
-
-
-def _program(call: Call) -> InspectedProgram:
-    return InspectedProgram(
-        lines=(call.start, call.stop),
-        program=call.program,
-        finish=call.finish,
-        prompt_tokens=call.prompt,
-        cached_tokens=call.cached,
-        new_tokens=call.new,
-        from_memo=call.from_memo,
-    )
 
 
 def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspection:

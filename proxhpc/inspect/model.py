@@ -73,7 +73,7 @@ class InspectedDocument(OutputModel):
     lines_removed: int
     """Lines removed."""
     strings_replaced: int
-    """Strings replaced."""
+    """Strings replaced and lines inserted."""
     doc_program: InspectedProgram | None
     """Program of the doc stage."""
     chunk_programs: tuple[InspectedProgram, ...]

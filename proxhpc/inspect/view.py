@@ -17,7 +17,7 @@ from proxhpc.status.terminal import percentage, safe, safe_line, whole
 
 _CONTEXT = 3  # unchanged lines around a change
 _MAX_DROPPED_LINES = 40  # lines shown of a document that does not reach the merge
-_OUTCOMES = {
+OUTCOME_STYLES = {
     "kept": "green",
     "edited": "yellow",
     "dropped": "red",
@@ -40,8 +40,9 @@ def render_inspection(item: Inspection) -> Iterator[RenderableType]:
         yield Text("\ndoc program", style="bold").append_text(_remark(item.row.doc))
         yield _program(item.row.doc)
     for number, call in enumerate(item.row.windows, 1):
-        lines = f"lines {_label(item, call.start)} to {_label(item, call.stop - 1)}"
-        title = f"\nchunk program {number} of {len(item.row.windows)}, {lines}"
+        title = f"\nchunk program {number} of {len(item.row.windows)}"
+        if seen := item.window_numbers(call):
+            title += f", lines {_label(seen[0])} to {_label(seen[-1])}"
         yield Text(title, style="bold").append_text(_remark(call))
         yield _program(call)
     yield Text("\ntext", style="bold")
@@ -53,7 +54,7 @@ def _facts(item: Inspection) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    outcome = Text(safe(item.outcome), style=_OUTCOMES.get(item.outcome, ""))
+    outcome = Text(safe(item.outcome), style=OUTCOME_STYLES.get(item.outcome, ""))
     if row.reason:
         reason = dict.fromkeys((row.reason, reason_text(row.reason)))
         outcome.append(f" ({safe(': '.join(reason))})", style="")
@@ -139,7 +140,7 @@ def _text(item: Inspection) -> Iterator[Text]:
 
 
 def _line(item: Inspection, change: LineChange) -> Text:
-    label = "" if change.number < 0 else _label(item, change.number)
+    label = "" if change.number < 0 else _label(item.number(change.number))
     text = Text.assemble((f"{label:>7} ", "dim"), f"{_SIGNS[change.kind]} ")
     for piece in change.pieces:
         style = _CHANGED if piece.changed else _COLOURS
@@ -147,7 +148,5 @@ def _line(item: Inspection, change: LineChange) -> Text:
     return text
 
 
-def _label(item: Inspection, line: int) -> str:
-    """The number that the model saw in front of a line."""
-    number = item.number(line)
+def _label(number: int | None) -> str:
     return "" if number is None else f"[{number:03d}]"

@@ -6,14 +6,14 @@ Dynamic programming finds the alignment whose program is shortest, in characters
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from proxhpc.program.words import common_ends
+
 MAX_CELLS = 250_000
 """Pairs of lines that one alignment compares; larger texts are split at lines unique to both."""
-
-_CONTEXT = 20  # characters of context that an edit at a blank line needs
 
 LinePairs = list[tuple[int, int]]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -33,10 +33,11 @@ class TokenizedLine:
 
 @dataclass(frozen=True, slots=True)
 class EditCosts:
-    """Characters of a call that removes lines, and of one that replaces a string, without it."""
+    """Characters of a call that removes lines, replaces a string or inserts a line, without it."""
 
     remove: int
     replace: int
+    insert: int
 
     def of_pair(self, old: TokenizedLine, new: TokenizedLine) -> int:
         """Cost of changing one line into another, by one replacement or by two if that is less."""
@@ -50,7 +51,7 @@ class EditCosts:
 
     def of_insertion(self, new: str) -> int:
         """Cost of inserting a line."""
-        return self.replace + _CONTEXT + len(new)
+        return self.insert + len(new)
 
 
 def align_lines(old: Sequence[str], new: Sequence[str], costs: EditCosts) -> LinePairs | None:
@@ -71,28 +72,6 @@ def align_lines(old: Sequence[str], new: Sequence[str], costs: EditCosts) -> Lin
         pairs += [(i + old_start + 1, j + new_start + 1) for i, j in part]
         pairs.append((old_stop, new_stop))
     return pairs[:-1]
-
-
-def common_ends(old: str, new: str) -> tuple[int, int]:
-    """Return the lengths of the common prefix, and of the common suffix of the rest."""
-    shorter = min(len(old), len(new))
-    head = _largest(shorter, lambda low, high: old[low:high] == new[low:high])
-    a, b = len(old), len(new)
-    rest = shorter - head
-    tail = _largest(rest, lambda low, high: old[a - high : a - low] == new[b - high : b - low])
-    return head, tail
-
-
-def _largest(limit: int, is_same: Callable[[int, int], bool]) -> int:
-    """Return the largest n up to `limit` for which [0, n) is the same, by bisection."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if is_same(low, middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _anchors(old: Sequence[str], new: Sequence[str]) -> LinePairs:

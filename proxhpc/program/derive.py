@@ -8,40 +8,45 @@ replacement has exactly the intended effect. Each program is executed to check i
 import heapq
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain, groupby, pairwise
 
-from proxhpc.program.align import MAX_CELLS, EditCosts, LinePairs, align_lines, common_ends
-from proxhpc.program.edits import program_edits
+from proxhpc.program.align import MAX_CELLS, EditCosts, LinePairs, align_lines
+from proxhpc.program.edits import WindowLines, program_edits
 from proxhpc.program.execute import (
     UNSPACED,
     apply_changes,
     execute,
     outside_removed,
 )
+from proxhpc.program.lines import Range
 from proxhpc.program.match import SpanChange, find_literal
 from proxhpc.program.parse import SURROGATE
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import (
+    DIALECTS,
     FIRST_LINE,
+    AddLine,
     Dialect,
     Keep,
     Normalize,
     Program,
     Quoted,
+    RemoveAll,
     RemoveLines,
     RemoveStr,
     ReplaceStr,
     Statement,
 )
+from proxhpc.program.words import common_ends
 
 EDIT_COSTS: dict[Dialect, EditCosts] = {
-    "prox": EditCosts(30, 40),
-    "refinex": EditCosts(20, 20),
-    "ultrax": EditCosts(20, 25),
-    "rescraper": EditCosts(8, 12),
+    "prox": EditCosts(30, 40, 60),
+    "refinex": EditCosts(20, 20, 40),
+    "ultrax": EditCosts(20, 25, 40),
+    "rescraper": EditCosts(8, 12, 32),
 }
 _MAX_CANDIDATES = 60  # strings tried for one hunk, shortest first, before its whole line
 _MAX_CONTEXT = 400  # characters on each side of a hunk that its string may include
@@ -76,73 +81,116 @@ def derive(
 
     Line removals come first, then string edits. `first_line` is the number of the window's first
     line, by default the dialect's. `policy` limits single statements; its document limits do not
-    apply.
+    apply. Blank lines are ignored in dialects whose models do not see or keep them.
     """
-    policy = policy or Policy()
     first = FIRST_LINE[dialect] if first_line is None else first_line
-    lines = before.split("\n")
-    if before == after:
-        return Program((Keep("untouch_doc" if dialect == "prox" else "keep_all"),))
-    if not after:
-        return Program((RemoveLines(first, first + len(lines) - 1),))
-    new_lines = after.split("\n")
-    pairs = align_lines(lines, new_lines, EDIT_COSTS[dialect])
+    goal = _Goal(before, after, dialect, first, policy or Policy())
+    lines, new_lines = goal.lines, _lines(after, dialect)
+    costs = EDIT_COSTS[dialect]
+    if lines == new_lines:
+        return Program((Keep(),))
+    if not after or not new_lines:
+        whole = RemoveLines(first, first + len(lines) - 1)
+        return Program((RemoveAll() if DIALECTS[dialect].compacts else whole,))
+    pairs = align_lines(lines, new_lines, costs)
     if pairs is None:
         return NoProgram(f"too large: {len(lines)} lines and {len(new_lines)}; use windows")
     if not pairs:
         return NoProgram("no line of the first text remains")
-    text = _OldText(before, lines, pairs, policy)
-    removals = [RemoveLines(a + first, b + first - 1) for a, b in text.removed]
-    hunks = _hunks(text, lines, new_lines, pairs)
+    text = _OldText(lines, pairs, goal.policy)
+    removals = goal.removals(text.removed)
+    hunks = _hunks(text, lines, new_lines, pairs, appends=dialect != "ultrax")
+    added = _added_lines(goal, new_lines, pairs) if dialect == "ultrax" else ()
     candidates, reason = list[Program](), ""
     # Hunks this close are also tried as one: copying half a call may be cheaper than a second one.
-    for gap in (0, EDIT_COSTS[dialect].replace // 2):
-        edits = _edits(text, _joined(hunks, before, gap), dialect, first)
+    for gap in (0, costs.replace // 2):
+        edits = _edits(text, _joined(hunks, text.text, gap), goal)
         if isinstance(edits, NoProgram):
             reason = edits.reason
         else:
-            candidates.append(Program((*removals, *edits)))
+            candidates.append(Program((*removals, *edits, *added)))
     candidates.sort(key=lambda program: len(str(program)))
-    for program in chain(candidates, _line_removals(lines, new_lines, first)):
-        reason = _problem(program, text, after, first)
+    for program in chain(candidates, _line_removals(goal, new_lines)):
+        reason = goal.problem(program)
         if not reason:
             return program
     return NoProgram(reason)
 
 
-def _line_removals(lines: list[str], new_lines: list[str], first: int) -> Iterator[Program]:
+def _lines(text: str, dialect: Dialect) -> list[str]:
+    """Return the lines of a text that matter in a dialect."""
+    return [line for line in text.split("\n") if _matters(line, dialect)]
+
+
+def _matters(line: str, dialect: Dialect) -> bool:
+    """Return False for a blank line whose removal takes no statement."""
+    if dialect == "rescraper":
+        return bool(line.strip())
+    return bool(line) or dialect != "ultrax"
+
+
+class _Goal:
+    """A window, the text that a program must make of it, and the numbers of the window's lines."""
+
+    def __init__(
+        self, before: str, after: str, dialect: Dialect, first: int, policy: Policy
+    ) -> None:
+        self.before, self.after, self.dialect, self.policy = before, after, dialect, policy
+        lines = before.split("\n")
+        matter = [number for number, line in enumerate(lines) if _matters(line, dialect)]
+        self.lines = [lines[number] for number in matter]
+        numbered = matter if dialect == "rescraper" else None
+        self.window = WindowLines(0, len(lines), first, (0, len(lines)), numbered)
+        self.numbers = [first + number for number in (range(len(matter)) if numbered else matter)]
+
+    def removals(self, ranges: Iterable[Range]) -> list[Statement]:
+        """Return the statements that remove ranges [a, b) of `lines`."""
+        return [RemoveLines(self.numbers[a], self.numbers[b - 1]) for a, b in ranges]
+
+    def problem(self, program: Program) -> str:
+        """Execute a candidate and return why it is not a solution, or ""."""
+        edits = program_edits(program, self.dialect, self.window, {})
+        changes = execute(self.before, self.window.stop, [edits], self.policy)
+        result = apply_changes(self.before, changes)
+        if _lines(result, self.dialect) != _lines(self.after, self.dialect):
+            return "the only candidate has another effect"
+        if edits.rejected:
+            return f"the only candidate is rejected: {', '.join(edits.rejected)}"
+        return ""
+
+
+def _line_removals(goal: _Goal, new_lines: list[str]) -> Iterator[Program]:
     """Yield a program that only removes lines, if the new lines are some of the old in order.
 
     The cheapest alignment may replace a blank line where this is enough.
     """
-    removals, at = [], 0
+    removed, at = list[Range](), 0
     for line in (*new_lines, None):
         try:
-            match = len(lines) if line is None else lines.index(line, at)
+            match = len(goal.lines) if line is None else goal.lines.index(line, at)
         except ValueError:
             return
         if match > at:
-            removals.append(RemoveLines(at + first, match - 1 + first))
+            removed.append((at, match))
         at = match + 1
-    yield Program(tuple(removals))
+    yield Program(tuple(goal.removals(removed)))
 
 
-def _problem(program: Program, text: "_OldText", after: str, first: int) -> str:
-    """Execute a candidate and return why it is not a solution, or ""."""
-    total = len(text.starts) - 1
-    window = program_edits(program, 0, total, first, {})
-    if apply_changes(text.text, execute(text.text, total, [window], text.policy)) != after:
-        return "the only candidate has another effect"
-    if window.rejected:
-        return f"the only candidate is rejected: {', '.join(window.rejected)}"
-    return ""
+def _added_lines(goal: _Goal, new_lines: list[str], pairs: LinePairs) -> list[Statement]:
+    """Return the statements that insert the new lines that match no old line."""
+    statements: list[Statement] = []
+    bases = [(goal.window.first - 1, -1), *((goal.numbers[old], new) for old, new in pairs)]
+    for (base, after), (_, before) in pairwise([*bases, (0, len(new_lines))]):
+        for order, line in enumerate(new_lines[after + 1 : before], 1):
+            statements.append(AddLine(base, order, Quoted.of(line)))
+    return statements
 
 
 class _OldText:
     """The old text, the offsets of its lines, and the ranges of lines to remove."""
 
-    def __init__(self, text: str, lines: Sequence[str], pairs: LinePairs, policy: Policy) -> None:
-        self.text, self.policy = text, policy
+    def __init__(self, lines: Sequence[str], pairs: LinePairs, policy: Policy) -> None:
+        self.text, self.policy = "\n".join(lines), policy
         self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
         unmatched = sorted(set(range(len(lines))) - {old for old, _ in pairs})
         groups = groupby(enumerate(unmatched), key=lambda item: item[1] - item[0])
@@ -156,15 +204,24 @@ class _OldText:
 
 
 def _hunks(
-    text: _OldText, lines: Sequence[str], new_lines: Sequence[str], pairs: LinePairs
+    text: _OldText,
+    lines: Sequence[str],
+    new_lines: Sequence[str],
+    pairs: LinePairs,
+    *,
+    appends: bool,
 ) -> list[Hunk]:
-    """Return the differences, ascending and disjoint; each replaces at least one character."""
+    """Return the differences, ascending and disjoint; each replaces at least one character.
+
+    Inserted lines are part of them if `appends`.
+    """
     hunks: list[Hunk] = []
     done = 0
     for number, (old, new) in enumerate(pairs):
         # Inserted lines are appended to the line before them, or else prepended to the first.
         stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(new_lines)
-        target = "\n".join(new_lines[done if number == 0 else new : stop])
+        first = done if number == 0 else new
+        target = "\n".join(new_lines[first:stop]) if appends else new_lines[new]
         done = stop
         if lines[old]:
             hunks += _line_hunks(lines[old], target, text.starts[old])
@@ -218,11 +275,9 @@ def _joined(hunks: Sequence[Hunk], text: str, gap: int) -> list[Hunk]:
     return joined
 
 
-def _edits(
-    text: _OldText, hunks: list[Hunk], dialect: Dialect, first: int
-) -> list[Statement] | NoProgram:
+def _edits(text: _OldText, hunks: list[Hunk], goal: _Goal) -> list[Statement] | NoProgram:
     """Return statements that make all hunks."""
-    search = _Search(text, hunks)
+    search = _Search(text, hunks, deletes=goal.dialect in ("refinex", "rescraper"))
     statements: list[Statement] = []
     for number, hunk in enumerate(hunks):
         if search.done[number]:
@@ -230,24 +285,26 @@ def _edits(
         if len(statements) == text.policy.max_strings:
             return NoProgram(f"more than {len(statements)} different strings to edit")
         line = text.line_at(hunk.start)
-        edit = search.find(number, line if dialect != "prox" else None)
+        edit = search.find(number, None if goal.dialect == "prox" else line)
         if edit is None:
-            return NoProgram(f"line {line + first}: no string was found that matches only there")
+            label = goal.numbers[line]
+            return NoProgram(f"line {label}: no string was found that matches only there")
         source, target = map(Quoted.of, edit)
-        if dialect == "prox":
+        if goal.dialect == "prox":
             statements.append(Normalize(source, target))
-        elif edit[1]:
-            statements.append(ReplaceStr(line + first, source, target))
+        elif goal.dialect == "ultrax":
+            statements.append(ReplaceStr(goal.numbers[line], source, target))
         else:
-            statements.append(RemoveStr(line + first, source))
+            statements.append(RemoveStr(goal.numbers[line], source))
     return statements
 
 
 class _Search:
     """Searches for strings around hunks, and records which hunks are done."""
 
-    def __init__(self, text: _OldText, hunks: list[Hunk]) -> None:
-        self.text, self.hunks = text, hunks
+    def __init__(self, text: _OldText, hunks: list[Hunk], *, deletes: bool) -> None:
+        """With `deletes`, statements only delete."""
+        self.text, self.hunks, self.deletes = text, hunks, deletes
         self.done = [False] * len(hunks)
         self._starts = [hunk.start for hunk in hunks]
         self._replaced: list[tuple[int, int]] = []  # ranges that statements replace, ascending
@@ -262,7 +319,7 @@ class _Search:
         low, high = 0, len(text)
         if line is not None:
             low, high = self.text.starts[line], self.text.starts[line + 1] - 1
-        for start, stop in _candidates(text, self.hunks[number], low, high):
+        for start, stop in self._candidates(number, low, high):
             source, target = text[start:stop], self._target(start, stop)
             if target is None or not source.strip() or SURROGATE.search(source + target):
                 continue
@@ -274,6 +331,20 @@ class _Search:
             if self._accept([(begin, end, target) for begin, end in matches]):
                 return source, target
         return None
+
+    def _candidates(self, number: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges within [low, high) that contain a hunk, or have the same effect deleted."""
+        hunk = self.hunks[number]
+        if not self.deletes:
+            yield from _candidates(self.text.text, hunk, low, high)
+        elif not hunk.new:
+            text, start, stop = self.text.text, hunk.start, hunk.stop
+            limit = min([high, *self._starts[number + 1 : number + 2], stop + _MAX_CANDIDATES])
+            yield start, stop
+            while stop < limit and text[start] == text[stop]:
+                start, stop = start + 1, stop + 1
+                self.hunks[number], self._starts[number] = Hunk(start, stop, ""), start
+                yield start, stop
 
     def _accept(self, changes: list[SpanChange]) -> bool:
         """Accept changes if they make hunks and nothing else; removed lines do not matter."""

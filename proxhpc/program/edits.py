@@ -6,11 +6,17 @@ parsed, with the same result.
 """
 
 import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from proxhpc.program.envelope import add_count, unwrap
+from proxhpc.program.lines import Range
 from proxhpc.program.parse import SURROGATE, parse_chunk
 from proxhpc.program.syntax import (
+    DIALECTS,
+    AddLine,
     Dialect,
     Normalize,
     Program,
@@ -20,6 +26,8 @@ from proxhpc.program.syntax import (
     RemoveLines,
     RemoveStr,
     ReplaceStr,
+    Rewrite,
+    Statement,
 )
 
 # The last group matches anything else; the program is then parsed.
@@ -31,7 +39,6 @@ _USUAL = re.compile(
 )
 
 
-Range = tuple[int, int]
 StringEdit = tuple[int | None, str, str, tuple[str, str] | None]
 """(line, source, target, verbatim): replace `source` by `target`.
 
@@ -39,6 +46,60 @@ StringEdit = tuple[int | None, str, str, tuple[str, str] | None]
 in the window are replaced. `verbatim` is (source, target) without decoding escapes, or None if that
 is the same.
 """
+Insertion = tuple[int, int, str]
+"""(line, order, text): insert `text` before a line, after insertions there of lower order."""
+
+
+class WindowLines(NamedTuple):
+    """The lines that the numbers in a window's program mean.
+
+    A program may edit the lines [start, stop) of a document. The model saw the lines `shown`, the
+    first of which has the number `first`; `numbered` are those of them with a number, if not all.
+    """
+
+    start: int
+    stop: int
+    first: int
+    shown: Range
+    numbered: list[int] | None = None
+
+    def line(self, number: int) -> int:
+        """Return the line of the document with this number; outside of `shown` if there is none."""
+        at = number - self.first
+        if self.numbered is None or at < 0:
+            return self.shown[0] + at
+        known = len(self.numbered)
+        return self.numbered[at] if at < known else self.shown[1] + at - known
+
+    def number(self, line: int) -> int | None:
+        """Return the number of a line that was shown, if it has one."""
+        if self.numbered is None:
+            return self.first + line - self.shown[0]
+        at = bisect_left(self.numbered, line)
+        return self.first + at if self.numbered[at : at + 1] == [line] else None
+
+    def problem(self, line: int) -> str:
+        """Why a program may not edit a line of the document, or ""."""
+        if self.start <= line < self.stop:
+            return ""
+        return "other_window" if self.shown[0] <= line < self.shown[1] else "no_such_line"
+
+    def removal(self, low: int, high: int, *, clips: bool) -> tuple[Range, str]:
+        """Return those of the lines [low, high) that a program may remove, or why there are none.
+
+        With `clips`, some of the lines may not have been shown.
+        """
+        start, stop = self.shown
+        problem = ""
+        if low >= high:
+            problem = "reversed_range"
+        elif low >= stop:
+            problem = "no_such_line"
+        elif not clips and (low < start or high > stop):
+            problem = "outside_window"
+        elif low >= self.stop or high <= self.start:
+            problem = "other_window" if high > start else "no_such_line"
+        return (max(low, self.start), min(high, self.stop)), problem
 
 
 class WindowEdits(NamedTuple):
@@ -47,7 +108,8 @@ class WindowEdits(NamedTuple):
     `removed` are ascending ranges [a, b) of lines that neither overlap nor touch. `rejected` counts
     rejected statements by reason, `lenient` by name what was overlooked to read the program.
     `truncated` means that the token limit broke off the last call. `statements` is the number of
-    different statements, rejected ones included.
+    different statements, rejected ones included. `inserted` is ascending. With `rewrites`, the
+    model wrote a text in place of a program.
     """
 
     start: int
@@ -58,26 +120,26 @@ class WindowEdits(NamedTuple):
     lenient: dict[str, int]
     truncated: bool
     statements: int
+    inserted: Sequence[Insertion] = ()
+    rewrites: bool = False
+    dialect: Dialect = "prox"
 
 
 def read_window(
-    text: str,
-    dialect: Dialect,
-    finish: ProgramEnd,
-    start: int,
-    stop: int,
-    first_line: int,
-    *,
-    strict: bool = False,
+    text: str, dialect: Dialect, finish: ProgramEnd, lines: WindowLines, *, strict: bool = False
 ) -> WindowEdits:
-    """Return the edits of a program's text in the lines [start, stop) of a document.
+    """Return the edits of a program's text.
 
-    The program numbers the first of these lines `first_line`. With `strict`, only well-formed
-    programs are read. Never raises; linear in `text`.
+    With `strict`, only well-formed programs are read. Never raises; linear in `text`.
     """
     stripped = text.strip()
-    if dialect == "prox" and (stripped.isascii() or not SURROGATE.search(stripped)):
-        shift = start - first_line
+    start, stop, first_line, (shown, _), numbered = lines
+    if (
+        dialect == "prox"
+        and numbered is None
+        and (stripped.isascii() or not SURROGATE.search(stripped))
+    ):
+        shift = shown - first_line
         ranges: list[Range] = []
         strings: list[StringEdit] = []
         for first, last, source, target, other in _USUAL.findall(stripped):
@@ -92,76 +154,97 @@ def read_window(
                 break
         else:
             number = len(ranges) + len(strings)
-            return WindowEdits(start, stop, _joined(ranges), strings, {}, {}, False, number)
+            return WindowEdits(start, stop, joined_ranges(ranges), strings, {}, {}, False, number)
     lenient: dict[str, int] = {}
     if not strict:
-        text, lenient = unwrap(text)
+        text, lenient = unwrap(text, dialect)
     program = parse_chunk(text, dialect, finish)
-    return program_edits(program, start, stop, first_line, lenient, strict=strict)
+    return program_edits(program, dialect, lines, lenient, strict=strict)
 
 
 def program_edits(
     program: Program,
-    start: int,
-    stop: int,
-    first_line: int,
+    dialect: Dialect,
+    lines: WindowLines,
     lenient: dict[str, int],
     *,
     strict: bool = False,
 ) -> WindowEdits:
-    """Return the edits of a parsed program in the lines [start, stop) of a document.
+    """Return the edits of a parsed program.
 
     Repeated statements count once. Leniencies are added to `lenient`; `strict` allows none.
     """
-    shift = start - first_line
-    ranges: list[Range] = []
-    strings: list[StringEdit] = []
-    rejected: dict[str, int] = {}
-    for item in program.rejected:
-        add_count(rejected, item.reason)
     distinct = dict.fromkeys(program.statements)
+    edits = WindowEdits(
+        *lines[:2],
+        removed=[],
+        strings=[],
+        rejected={},
+        lenient=lenient,
+        truncated=program.truncated,
+        statements=len(distinct) + len(program.rejected),
+        rewrites=any(isinstance(statement, Rewrite) for statement in distinct),
+        dialect=dialect,
+    )
+    for item in program.rejected:
+        add_count(edits.rejected, item.reason)
+    inserted: list[Insertion] = []
     for statement in distinct:
-        match statement:
-            case RemoveLines(first, last):
-                low, high = first + shift, last + shift + 1
-                if high == stop + 1 and low < stop and not strict:
-                    high = stop  # models count a last line that is not there
-                    add_count(lenient, "clipped_range")
-                if reason := _range_problem(low, high, start, stop):
-                    add_count(rejected, reason)
-                    continue
-                ranges.append((low, high))
-            case RemoveAll():
-                ranges.append((start, stop))
-            case Normalize(source, target):
-                strings.append(_string_edit(None, source, target))
-            case RemoveStr(line) | ReplaceStr(line):
-                target = statement.target if isinstance(statement, ReplaceStr) else Quoted("")
-                if start <= line + shift < stop:
-                    strings.append(_string_edit(line + shift, statement.source, target))
-                else:
-                    add_count(rejected, "no_such_line")
-    number = len(distinct) + len(program.rejected)
-    removed, truncated = _joined(ranges), program.truncated
-    return WindowEdits(start, stop, removed, strings, rejected, lenient, truncated, number)
+        if problem := _add(statement, edits, inserted, lines, strict=strict):
+            add_count(edits.rejected, problem)
+    inserted.sort(key=itemgetter(0, 1))
+    return edits._replace(removed=joined_ranges(edits.removed), inserted=inserted)
 
 
-def _range_problem(low: int, high: int, start: int, stop: int) -> str:
-    """Why lines [low, high) cannot be removed from the window [start, stop), or ""."""
-    if low >= high:
-        return "reversed_range"
-    if low >= stop:
-        return "no_such_line"
-    return "outside_window" if low < start or high > stop else ""
+def _add(
+    statement: Statement,
+    edits: WindowEdits,
+    inserted: list[Insertion],
+    lines: WindowLines,
+    *,
+    strict: bool,
+) -> str:
+    """Add what a statement edits, or return why it is rejected."""
+    problem = ""
+    match statement:
+        case RemoveLines(first, last):
+            clips = DIALECTS[edits.dialect].clips
+            low, high = lines.line(first), lines.line(last) + 1
+            if high == lines.shown[1] + 1 and low < high - 1 and not (clips or strict):
+                high -= 1  # models count a last line that is not there
+                add_count(edits.lenient, "clipped_range")
+            removal, problem = lines.removal(low, high, clips=clips)
+            if not problem:
+                edits.removed.append(removal)
+        case RemoveAll():
+            edits.removed.append((lines.start, lines.stop))
+        case Normalize(source, target):
+            edits.strings.append(_string_edit(None, source, target, edits.dialect))
+        case RemoveStr(number) | ReplaceStr(number):
+            target = statement.target if isinstance(statement, ReplaceStr) else Quoted("")
+            line = lines.line(number)
+            problem = lines.problem(line)
+            if not problem:
+                edits.strings.append(_string_edit(line, statement.source, target, edits.dialect))
+        case AddLine(base, order, text):
+            line = lines.line(base)
+            if line != lines.start - 1 or lines.shown[0] < lines.start:
+                problem = lines.problem(line)  # else the text comes before the first line
+            if not problem:
+                inserted.append((line + 1, order, text.value.removesuffix("\n")))
+    return problem
 
 
-def _string_edit(line: int | None, source: Quoted, target: Quoted) -> StringEdit:
+def _string_edit(line: int | None, source: Quoted, target: Quoted, dialect: Dialect) -> StringEdit:
     value = source.value
     ambiguous = value != source.body or target.is_ambiguous
-    return line, value, target.value, (source.body, target.body) if ambiguous else None
+    if not ambiguous or DIALECTS[dialect].escaped:
+        return line, value, target.value, None
+    return line, value, target.value, (source.body, target.body)
 
 
-def _joined(ranges: list[Range]) -> list[Range]:
+def joined_ranges(ranges: list[Range]) -> list[Range]:
+    """Return sorted ranges that neither overlap nor touch, of the same lines."""
     if len(ranges) < 2:
         return ranges
     ranges.sort()

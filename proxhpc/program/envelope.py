@@ -8,6 +8,8 @@ Strings and `# comments` never change: placeholders replace them while the steps
 import re
 from collections.abc import Callable, Sequence
 
+from proxhpc.program.syntax import Dialect
+
 _CALL = r"[A-Za-z_]\w*+[ \t]*+\("
 _AFTER_STRING = r"(?=\s*+[,)，、）])"
 _STRING = re.compile(
@@ -28,7 +30,7 @@ _PLACEHOLDER = re.compile(r"\x00(\d+)\x00")
 _HASH_COMMENT = re.compile(r"#[^\n]*+")
 # A number in quotes as the first or the last argument of a call with line numbers.
 _QUOTED_NUMBER = re.compile(
-    r"""\b((?:remove_lines|remove_str|replace_str)[ \t]*+\(\s*+(?:\w++\s*+=\s*+)?+
+    r"""\b((?:remove_lines|remove_str|replace_str|add_line)[ \t]*+\(\s*+(?:\w++\s*+=\s*+)?+
     |remove_lines[ \t]*+\([^()\x00\n]*+(?<=[,=\s]))\x00(\d+)\x00""",
     re.VERBOSE,
 )
@@ -144,8 +146,16 @@ _CHUNK_STEPS = (
     *(_COMMENT, _LIST_MARKER, _LABEL, _EMPHASIS, *_AFTER_CALLS, *_ARGUMENTS),
     _TRAILING_PROSE,
 )
+# RefineX itself has other names of parameters.
+_REFINEX_STEPS = tuple(step for step in _CHUNK_STEPS if step[0] != "parameter_name")
 # Prose beside a verdict may deny it.
 _DOC_STEPS = (_COMMENT, _LIST_MARKER, _EMPHASIS, *_AFTER_CALLS)
+# The tags of ReScraper are not calls, and its lines have strings that must not change.
+_TAGGED_STEPS: tuple[Step, ...] = (
+    ("end_token", re.compile(r"(?:</s>|<\|[\w ]{1,30}\|>|<end_of_turn>|<eos>)\s*+\Z"), ""),
+    ("fence", re.compile(r"(?m)^[ \t]*+(?:```++|~~~++)[\w+-]*+[ \t]*+$"), ""),
+    ("list_marker", re.compile(r"(?m)^[ \t]*+[-*•][ \t]++(?=(?:rm|sub) )"), ""),
+)
 _VERDICT = re.compile(
     r"""^[ \t]*+(?:(?:[-*+•>]|\d{1,3}[.)])[ \t]++)?+
     (?:[*_`]{0,2}(?:answer|verdict|output|program|decision|result|response)
@@ -159,12 +169,15 @@ _PLAIN_VERDICT = re.compile(r"\s*+(?:keep|drop)(?:_doc(?:\s*+\(\s*+\))?+)?+;?\s*
 Counts = dict[str, int]
 
 
-def unwrap(text: str) -> tuple[str, Counts]:
+def unwrap(text: str, dialect: Dialect = "prox") -> tuple[str, Counts]:
     """Return the calls of a chunk-level answer, and how often each leniency was applied.
 
     Linear in `text`; never raises. Text with NUL characters is returned as it is.
     """
-    return _unwrap(text, _CHUNK_STEPS)
+    if dialect != "rescraper":
+        return _unwrap(text, _REFINEX_STEPS if dialect == "refinex" else _CHUNK_STEPS)
+    counts: Counts = {}
+    return _apply(_TAGGED_STEPS, _without_thoughts(text, counts), counts), counts
 
 
 def unwrap_verdict(text: str, *, is_whole: bool) -> tuple[str, Counts]:
@@ -187,9 +200,7 @@ def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, Counts]:
     counts: Counts = {}
     if "\x00" in text:
         return text, counts
-    if "</think" in text and (thoughts := _THINK.match(text)):
-        text = text[thoughts.end() :]
-        add_count(counts, "think_block")
+    text = _without_thoughts(text, counts)
     strings: list[str] = []
     text = _hide_strings(text, strings, counts)
     text = _apply(_BEFORE_FENCE, text, counts)
@@ -198,6 +209,13 @@ def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, Counts]:
     while "\x00" in text:  # a hidden comment may contain strings that were hidden before it
         text = _PLACEHOLDER.sub(lambda match: strings[int(match[1])], text)
     return text, counts
+
+
+def _without_thoughts(text: str, counts: Counts) -> str:
+    if "</think" in text and (thoughts := _THINK.match(text)):
+        add_count(counts, "think_block")
+        return text[thoughts.end() :]
+    return text
 
 
 def _apply(steps: Sequence[Step], text: str, counts: Counts) -> str:

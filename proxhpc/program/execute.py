@@ -13,14 +13,26 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
 
-from proxhpc.program.edits import WindowEdits
+from proxhpc.program.edits import StringEdit, WindowEdits
 from proxhpc.program.envelope import add_count
+from proxhpc.program.layout import (
+    LineOffsets,
+    drop_blank,
+    drop_emptied,
+    insert_lines,
+    keep_line_ends,
+    trimmed,
+    without_blank_lines,
+)
+from proxhpc.program.lines import line_starts
 from proxhpc.program.match import SpanChange, find_edit
 from proxhpc.program.policy import Policy
+from proxhpc.program.syntax import DIALECTS
 
 EXECUTE_REASONS = (
     "outside_window",
     "no_such_line",
+    "other_window",
     "reversed_range",
     "blank_source",
     "not_found",
@@ -53,34 +65,62 @@ and replace `replaced` occurrences of strings outside them.
 
 
 def execute(
-    text: str, total: int, windows: Sequence[WindowEdits], policy: Policy
+    text: str,
+    total: int,
+    windows: Sequence[WindowEdits],
+    policy: Policy,
+    starts: Sequence[int] | None = None,
 ) -> list[WindowChanges]:
     """Return the changes of each window's program in a text of `total` lines.
 
-    `windows` are ascending and disjoint; rejected statements are added to their counts. The caller
-    applies the error budget. Never raises. Takes time linear in text and programs for each of
-    a window's different strings, whose number the policy limits.
+    `windows` are ascending and disjoint; rejected statements are added to their counts, and blank
+    lines that an edited window loses to their removed lines. `starts` are the offsets of all lines,
+    if known. The caller applies the error budget. Never raises. Takes time linear in text and
+    programs for each of a window's different strings, whose number the policy limits.
     """
-    starts = _line_starts(text, total, windows)
+    if starts is None and any(DIALECTS[window.dialect].compacts for window in windows):
+        starts = line_starts(text)
+    offsets: LineOffsets = starts or _line_starts(text, total, windows)
     results = []
     for window in windows:
-        holes = [(starts[a], starts[b], "") for a, b in window.removed]
+        holes = _holes(window, offsets)
+        changes: list[SpanChange] = []
         replaced = 0
         if window.strings:
-            changes, replaced = _changes(text, window, starts, holes, policy)
-            holes = sorted(holes + changes) if changes else holes
-        results.append((holes, replaced))
+            changes, replaced = _changes(text, window, offsets, holes, policy)
+        if window.dialect != "prox":
+            compacts = DIALECTS[window.dialect].compacts
+            if compacts:
+                changes = drop_emptied(text, window, offsets, changes)
+            if compacts == "blank" and (holes or changes or window.inserted):
+                drop_blank(text, window, offsets, changes)
+                holes = _holes(window, offsets)
+            lines = insert_lines(text, window, offsets, sorted(holes + changes), policy)
+            replaced += len(lines)
+            changes = lines + changes
+        # Lines are inserted before other text that is inserted at the same place.
+        changes = sorted(changes + holes, key=_ends) if changes else holes
+        results.append((changes, replaced))
     return results
 
 
-def apply_changes(text: str, results: Sequence[WindowChanges]) -> str:
-    """Return `text` with all changes applied; `results` are in the order of their windows."""
+def _holes(window: WindowEdits, offsets: LineOffsets) -> list[SpanChange]:
+    return [(offsets[a], offsets[b], "") for a, b in window.removed]
+
+
+def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[int] = ()) -> str:
+    """Return `text` with all changes applied; `results` are in the order of their windows.
+
+    `starts` are the offsets of all lines, if some of them begin within a line of the text.
+    """
     changes: list[SpanChange] = []
     for window_changes, _ in results:
         changes += window_changes
-    end = len(text) + 1
-    while changes and changes[-1][1] == end:  # the new last line loses its newline
-        end = changes.pop()[0]
+    if starts:
+        changes = keep_line_ends(text, changes, starts)
+    ends = bool(changes) and changes[-1][1] > len(text)
+    if ends:  # the last line's newline, which is not part of the text, is removed, too
+        text += "\n"
     pieces: list[str] = []
     at = 0
     for start, stop, target in changes:
@@ -89,12 +129,18 @@ def apply_changes(text: str, results: Sequence[WindowChanges]) -> str:
         if target:
             pieces.append(target)
         at = stop
-    pieces.append(text[at : max(at, end - 1)])
-    return "".join(pieces)
+    pieces.append(text[at:])
+    after = "".join(pieces)
+    return after.removesuffix("\n") if ends else after
 
 
-def outside_removed(changes: list[SpanChange], holes: list[SpanChange]) -> list[SpanChange] | str:
-    """Return the changes outside of removed lines (`holes`), or the reason for a rejection."""
+def outside_removed(
+    changes: list[SpanChange], holes: list[SpanChange], *, joins: bool = False
+) -> list[SpanChange] | str:
+    """Return the changes outside of removed lines (`holes`), or the reason for a rejection.
+
+    With `joins`, changes may include the newline before removed lines.
+    """
     outside = []
     for change in changes:
         start, stop, _ = change
@@ -102,7 +148,7 @@ def outside_removed(changes: list[SpanChange], holes: list[SpanChange]) -> list[
         if after and start < holes[after - 1][1]:
             if stop > holes[after - 1][1]:
                 return "crosses_removed"
-        elif after < len(holes) and stop >= holes[after][0]:
+        elif after < len(holes) and stop + (not joins) > holes[after][0]:
             return "crosses_removed"
         else:
             outside.append(change)
@@ -150,7 +196,7 @@ def _line_starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[
 
 
 def _changes(
-    text: str, window: WindowEdits, starts: dict[int, int], holes: list[SpanChange], policy: Policy
+    text: str, window: WindowEdits, offsets: LineOffsets, holes: list[SpanChange], policy: Policy
 ) -> tuple[list[SpanChange], int]:
     """Return disjoint ascending changes outside of removed lines, and the number of occurrences."""
     strings, limit = window.strings, policy.max_strings
@@ -158,14 +204,15 @@ def _changes(
         strings = list(dict.fromkeys(strings))
     accepted: list[SpanChange] = []
     replaced = 0
-    window_low, window_high = starts[window.start], starts[window.stop] - 1
+    low, high = offsets[window.start], offsets[window.stop] - 1
     for string in strings if len(strings) <= limit else strings[:limit]:
-        low, high = window_low, window_high
-        if (line := string[0]) is not None:
-            low, high = starts[line], starts[line + 1] - 1
-        changes = find_edit(text, low, high, string, policy, window.lenient)
+        on_line = string[0] is not None
+        if on_line:
+            changes = _line_changes(text, window, offsets, string, policy)
+        else:
+            changes = find_edit(text, low, high, string, policy, window.lenient)
         if holes and not isinstance(changes, str):
-            changes = outside_removed(changes, holes)
+            changes = outside_removed(changes, holes, joins=on_line)
         if accepted and not isinstance(changes, str):
             changes = _check_overlap(changes, accepted)
         if isinstance(changes, str):
@@ -181,7 +228,32 @@ def _changes(
     return accepted, replaced
 
 
-_start, _stop = itemgetter(0), itemgetter(1)
+def _line_changes(
+    text: str, window: WindowEdits, offsets: LineOffsets, string: StringEdit, policy: Policy
+) -> list[SpanChange] | str:
+    """Return the change of a string that starts on one line, or the reason for a rejection."""
+    line, source, target, _ = string
+    assert line is not None  # the caller checks it
+    low, end = offsets[line], offsets[line + 1] - 1
+    high = end
+    if (newline := source.find("\n")) >= 0:  # which must be the one at the end of the line
+        high = min(offsets[window.stop] - 1, end + len(source) - newline)
+    if DIALECTS[window.dialect].first_match and (at := text.find(source, low, high)) >= 0:
+        high = at + len(source)
+    changes = find_edit(text, low, high, string, policy, window.lenient)
+    if isinstance(changes, str):
+        return changes
+    if changes[0][0] > end:
+        return "not_found"
+    if not target:
+        return changes
+    change = trimmed(text, changes[0])
+    if DIALECTS[window.dialect].compacts == "blank":
+        change = without_blank_lines(text, change)
+    return [change]
+
+
+_start, _stop, _ends = itemgetter(0), itemgetter(1), itemgetter(0, 1)
 
 
 def _overlapped(change: SpanChange, accepted: list[SpanChange]) -> slice:

@@ -12,12 +12,23 @@ from itertools import pairwise
 
 from proxhpc.program.match import find_literal
 from proxhpc.program.policy import Policy
-from proxhpc.program.syntax import FIRST_LINE, Dialect
+from proxhpc.program.syntax import DIALECTS, FIRST_LINE, Dialect
 
 DOC_GRAMMAR = r"(?:keep_doc|drop_doc)\(\)"
 """The two programs of the doc level."""
 
-_NO_EDIT: dict[str, str] = {"prox": r"untouch_doc\(\)", "refinex": r"keep_all\(\)"}
+# By dialect: the call that removes lines %d to %s, and the one that deletes a string %s of line %d.
+_REMOVE: dict[Dialect, str] = {
+    "prox": r"remove_lines\(start=%d, end=%s\)",
+    "refinex": r"remove_lines\(%d, %s\)",
+    "ultrax": r"remove_lines\(%d, %s\)",
+    "rescraper": "rm %d-%s",
+}
+_DELETE = {
+    "refinex": r'remove_str\(%d, "%s"\)',
+    "ultrax": r"replace_str\(%d, '%s', ''\)",
+    "rescraper": 'sub %d: "%s"',
+}
 _SPECIAL = re.compile(r"[.^$*+?()\[\]{}|\\]")
 _WORD = re.compile(r"\S+")
 _MAX_WORDS = 8
@@ -46,18 +57,24 @@ def chunk_grammar(
         raise ValueError(f"{len(lines)} texts for the lines {first} to {last}")
     if max_calls < 1:
         raise ValueError("max_calls must be at least 1")
-    calls = [_remove(dialect, first, last)]
+    removal = _removal(dialect, first, last)
+    calls = [removal]
     if lines and policy.max_strings:
         calls += _strings(dialect, first, lines, policy)
         max_calls = min(max_calls, policy.max_strings)
-    return rf"(?:{_NO_EDIT[dialect]}|(?:{_alternatives(calls)}\n?){{1,{max_calls}}})"
+    if dialect == "rescraper":
+        extract = rf"\n<extract>(?:\n{removal}){{0,{max_calls}}}\n"
+        edits = rf"(?:\n{_alternatives(calls)}){{1,{max_calls}}}"
+        return f"(?:<delete>|<keep>{extract}<keep>|<edit>{extract}<edit>{edits})"
+    no_edit = _literal(DIALECTS[dialect].no_edit)
+    return rf"(?:{no_edit}|(?:{_alternatives(calls)}\n?){{1,{max_calls}}})"
 
 
-def _remove(dialect: Dialect, first: int, last: int) -> str:
+def _removal(dialect: Dialect, first: int, last: int) -> str:
     """Return an expression of the calls that remove a range that is not reversed."""
-    arguments = r"start=%d, end=%s" if dialect == "prox" else r"%d, %s"
-    ranges = (arguments % (start, number_range(start, last)) for start in range(first, last + 1))
-    return rf"remove_lines\({_alternatives(ranges)}\)"
+    name, _, arguments = _REMOVE[dialect].partition("%d")
+    ranges = (f"{start}{arguments % number_range(start, last)}" for start in range(first, last + 1))
+    return name + _alternatives(ranges)
 
 
 def number_range(low: int, high: int) -> str:
@@ -77,11 +94,12 @@ def number_range(low: int, high: int) -> str:
 
 def _strings(dialect: Dialect, first: int, lines: Sequence[str], policy: Policy) -> list[str]:
     """Return expressions of the calls that delete words, if the text has suitable words."""
-    if dialect == "refinex":
+    if dialect != "prox":
+        quote = "'" if dialect == "ultrax" else '"'
         return [
-            rf'remove_str\({number}, "{_alternatives(spans)}"\)'
+            _DELETE[dialect] % (number, _alternatives(spans))
             for number, line in enumerate(lines, first)
-            if (spans := _spans(line, partial(_occurs_once, line)))
+            if (spans := _spans(line, partial(_occurs_once, line), quote))
         ]
     text = "\n".join(lines)
 
@@ -89,7 +107,7 @@ def _strings(dialect: Dialect, first: int, lines: Sequence[str], policy: Policy)
     def is_found(source: str) -> bool:
         return isinstance(find_literal(text, 0, len(text), source, policy, only=False), list)
 
-    words = dict.fromkeys(span for line in lines for span in _spans(line, is_found))
+    words = dict.fromkeys(span for line in lines for span in _spans(line, is_found, '"'))
     return [rf'normalize\(source_str="{_alternatives(words)}", target_str=""\)'] if words else []
 
 
@@ -97,7 +115,7 @@ def _occurs_once(line: str, source: str) -> bool:
     return line.find(source) == line.rfind(source) >= 0
 
 
-def _spans(line: str, is_suitable: Callable[[str], bool]) -> list[str]:
+def _spans(line: str, is_suitable: Callable[[str], bool], quote: str) -> list[str]:
     """Return an expression for each word of `line`, of it and up to seven words after it.
 
     Each matches the spans longer than the longest one from the same word that is not suitable.
@@ -108,7 +126,7 @@ def _spans(line: str, is_suitable: Callable[[str], bool]) -> list[str]:
         tail: list[tuple[int, int]] = []
         shortest = None
         for begin, stop in words[index : index + _MAX_WORDS]:
-            if not _is_plain(line[start:stop]):
+            if not _is_plain(line[start:stop], quote):
                 break
             tail.append((begin, stop))
             if not is_suitable(line[start:stop]):
@@ -127,8 +145,8 @@ def _nested(line: str, words: list[tuple[int, int]], shortest: int) -> str:
     return span + "".join(f"(?:{word}" for word in rest) + ")?" * len(rest)
 
 
-def _is_plain(span: str) -> bool:
-    return span.isprintable() and '"' not in span and "\\" not in span
+def _is_plain(span: str, quote: str) -> bool:
+    return span.isprintable() and quote not in span and "\\" not in span
 
 
 def _literal(text: str) -> str:

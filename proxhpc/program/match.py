@@ -141,7 +141,7 @@ def find_edit(
         if isinstance(reading, str):
             return reading
         source, target = reading
-    if not source or source.isspace():
+    if not source or (line is None and source.isspace()):
         return "blank_source"
     at = text.find(source, low, high)
     if at < 0:

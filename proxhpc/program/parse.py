@@ -8,10 +8,12 @@ end of the program.
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from proxhpc.program.syntax import (
     NO_EDIT,
     VERDICTS,
+    AddLine,
     Dialect,
     Keep,
     Normalize,
@@ -27,6 +29,7 @@ from proxhpc.program.syntax import (
     Statement,
     Verdict,
 )
+from proxhpc.program.tagged import parse_tagged
 
 _BODY = {quote: rf"[^{quote}\\]*+(?:\\.[^{quote}\\]*+)*+" for quote in "\"'"}
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*+"
@@ -60,30 +63,58 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 Value = int | bool | Quoted
 _BARE = {"keep": False, "drop": True, **VERDICTS}
 _BARE_WORD = re.compile(rf"({'|'.join(_BARE)})(?![\w(])")
-_SIGNATURES: dict[str, tuple[tuple[frozenset[str], type], ...]] = {
-    "remove_lines": (
-        (frozenset({"start", "line_start"}), int),
-        (frozenset({"end", "line_end"}), int),
-    ),
-    "normalize": ((frozenset({"source_str"}), Quoted), (frozenset({"target_str"}), Quoted)),
-    "remove_str": ((frozenset({"line"}), int), (frozenset({"del_str"}), Quoted)),
-    "replace_str": (
-        (frozenset({"line"}), int),
-        (frozenset({"old"}), Quoted),
-        (frozenset({"new"}), Quoted),
-    ),
+
+
+class _Parameter(NamedTuple):
+    """A parameter: its names, its type, and its value if it may be missing."""
+
+    names: tuple[str, ...]
+    type: type[Value]
+    default: Value | None = None
+
+
+_START, _END = (_Parameter((name, f"line_{name}"), int) for name in ("start", "end"))
+_LINE = _Parameter(("line", "line_number"), int)
+# By dialect and name: what a call becomes, and its parameters.
+_FUNCTIONS: dict[Dialect, dict[str, tuple[Callable[..., Statement], tuple[_Parameter, ...]]]] = {
+    "prox": {
+        "remove_lines": (RemoveLines, (_START, _END)),
+        "normalize": (
+            Normalize,
+            (
+                _Parameter(("source_str",), Quoted),
+                _Parameter(("target_str",), Quoted, Quoted("")),
+            ),
+        ),
+    },
+    "refinex": {
+        "remove_lines": (
+            RemoveLines,
+            (
+                _Parameter((*_START.names, "start_line"), int),
+                _Parameter((*_END.names, "end_line"), int),
+            ),
+        ),
+        "remove_str": (RemoveStr, (_LINE, _Parameter(("del_str",), Quoted))),
+    },
+    "ultrax": {
+        "remove_lines": (RemoveLines, (_START, _END)),
+        "replace_str": (
+            ReplaceStr,
+            (_LINE, _Parameter(("old",), Quoted), _Parameter(("new",), Quoted)),
+        ),
+        "add_line": (
+            AddLine,
+            (
+                _Parameter(("base", "base_position"), int),
+                _Parameter(("sub", "sub_index"), int),
+                _Parameter(("text", "content"), Quoted),
+            ),
+        ),
+    },
+    "rescraper": {},
 }
-_DIALECTS: dict[str, Dialect] = {
-    "normalize": "prox",
-    "remove_str": "refinex",
-    "replace_str": "refinex",
-}
-_BUILD: dict[str, Callable[..., Statement]] = {
-    "remove_lines": RemoveLines,
-    "normalize": Normalize,
-    "remove_str": RemoveStr,
-    "replace_str": ReplaceStr,
-}
+_ALL_FUNCTIONS = {name for functions in _FUNCTIONS.values() for name in functions}
 
 
 class _Call:
@@ -123,25 +154,32 @@ class _Call:
         self.reason, self.stop = "bad_arguments", _line_end(text, _end(_READABLE.match(text, at)))
 
 
-def _bind(name: str, arguments: list[tuple[str | None, Value]]) -> list[Value] | None:
-    """Return the arguments in the order of the parameters, or None if they do not match them."""
-    parameters = _SIGNATURES[name]
+def _bind(
+    parameters: tuple[_Parameter, ...],
+    arguments: list[tuple[str | None, Value]],
+    *,
+    named_first: bool,
+) -> list[Value] | None:
+    """Return the arguments in the order of the parameters, or None if they do not match them.
+
+    With `named_first`, positional arguments may follow named ones.
+    """
     count = len(parameters)
     bound: list[Value | None] = [None] * count
     named = False
     for index, (keyword, value) in enumerate(arguments):
         if keyword is not None:
             named = True
-            index = next((i for i, (names, _) in enumerate(parameters) if keyword in names), count)
-        elif named:
+            index = next((i for i, p in enumerate(parameters) if keyword in p.names), count)
+        elif named and not named_first:
             return None
-        if index >= count or bound[index] is not None or type(value) is not parameters[index][1]:
+        if index >= count or bound[index] is not None or type(value) is not parameters[index].type:
             return None
         bound[index] = value
-    if name == "normalize" and bound[1] is None:
-        bound[1] = Quoted("")
-    values = [value for value in bound if value is not None]
-    return values if len(values) == count else None
+    pairs = zip(bound, parameters, strict=True)
+    values = [p.default if value is None else value for value, p in pairs]
+    complete = [value for value in values if value is not None]
+    return complete if len(complete) == count else None
 
 
 def _has_surrogate(values: list[Value]) -> bool:
@@ -157,16 +195,15 @@ def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statemen
         return RemoveAll(**at) if name == "remove_all" else Keep(name, **at)
     if name in VERDICTS:
         return "wrong_level"
-    if name not in _SIGNATURES:
-        return "unknown_call"
-    if _DIALECTS.get(name, dialect) != dialect:
-        return "wrong_dialect"
+    if name not in _FUNCTIONS[dialect]:
+        return "wrong_dialect" if name in _ALL_FUNCTIONS else "unknown_call"
     if name == "remove_lines" and call.arguments == [("all", True)]:
         return RemoveAll(**at)
-    values = _bind(name, call.arguments)
+    build, parameters = _FUNCTIONS[dialect][name]
+    values = _bind(parameters, call.arguments, named_first=dialect == "refinex")
     if values is None or _has_surrogate(values):
         return "bad_arguments"
-    return _BUILD[name](*values, **at)
+    return build(*values, **at)
 
 
 class _Reader:
@@ -226,6 +263,8 @@ class _Reader:
 
 def parse_chunk(text: str, dialect: Dialect = "prox", finish: ProgramEnd = "stop") -> Program:
     """Parse a chunk-level program. Never raises; linear in `text`."""
+    if dialect == "rescraper":
+        return parse_tagged(text, finish)
 
     def statement(name: str, call: _Call, start: int) -> Statement | ParseReason:
         return _statement(name, call, dialect, start)
@@ -243,7 +282,7 @@ def _verdict(name: str, call: _Call, start: int) -> Statement | ParseReason:
         if call.arguments:
             return "bad_arguments"
         return Verdict(VERDICTS[name], start=start, stop=call.stop)
-    return "wrong_level" if name in (*NO_EDIT, *_SIGNATURES, "remove_all") else "unknown_call"
+    return "wrong_level" if name in (*NO_EDIT, *_ALL_FUNCTIONS, "remove_all") else "unknown_call"
 
 
 def _line_end(text: str, at: int) -> int:

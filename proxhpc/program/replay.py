@@ -5,27 +5,31 @@ result from the same ledger row.
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from proxhpc.errors import ShardError
 from proxhpc.program import reference
-from proxhpc.program.edits import Range, WindowEdits, read_window
+from proxhpc.program.edits import WindowEdits, WindowLines, read_window
 from proxhpc.program.envelope import add_count, unwrap_verdict
 from proxhpc.program.execute import UNSPACED, apply_changes, execute
+from proxhpc.program.lines import CHANGED_INPUT, Range, line_starts
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
-from proxhpc.program.syntax import FIRST_LINE, Dialect, ProgramEnd, Verdict
+from proxhpc.program.syntax import DIALECTS, FIRST_LINE, Dialect, ProgramEnd, Verdict
 
 Outcome = Literal["kept", "edited", "dropped", "quarantined"]
-HARMLESS = frozenset({"not_found", "ambiguous", "inside_word", "no_such_line"})
+HARMLESS = frozenset({"not_found", "ambiguous", "inside_word", "no_such_line", "other_window"})
 """Reasons for which a statement is skipped without counting as an error of its program."""
 _WORD = re.compile(r"\S+")
 _DENSE = re.compile(f"{UNSPACED.pattern}|[\uac00-\ud7a3]")
 _CHARS_PER_WORD, _DENSE_PER_WORD = 6, 1.5
+_MAX_LINES = 1_000_000_000  # numbers in programs have up to nine digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,7 @@ class ModelOutput:
     finish: ProgramEnd
 
 
-@dataclass(frozen=True, slots=True)
-class WindowProgram:
+class WindowProgram(NamedTuple):
     """The output of a model for the lines [start, stop) of a text.
 
     `shown` are the lines that the model saw, if it saw more than those that it may edit.
@@ -124,7 +127,8 @@ def replay(
     """Apply a document's programs to it.
 
     Lines are separated by newlines, and begin at the characters `cuts` too, where lines longer than
-    a window were split. ShardError: the windows are not ascending, disjoint ranges of lines.
+    a window were split. ShardError: these do not fit the text, or the windows are not ascending,
+    disjoint ranges of its lines.
     """
     rejected: dict[str, int] = {}
     lenient: dict[str, int] = {}
@@ -137,7 +141,9 @@ def replay(
         return ReplayResult("kept", text, rejected, lenient=lenient)
     if not isinstance(policy, Policy):
         return _replay_reference(text, windows)
-    result = _replay_windows(text, windows, policy, program_format, rejected, lenient)
+    starts = line_starts(text, cuts) if cuts else None
+    edits = read_windows(text, windows, program_format, starts, strict=policy.strict)
+    result = _replay_edits(text, edits, policy, starts, rejected, lenient)
     return result._replace(lenient=lenient) if lenient else result
 
 
@@ -155,28 +161,33 @@ def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> ReplayResu
     return ReplayResult(outcome, result.text, rejected, "", *counts, result.removed)
 
 
-def _replay_windows(
+def _replay_edits(
     text: str,
-    windows: Sequence[WindowProgram],
+    edits: Sequence[WindowEdits],
     policy: Policy,
-    program_format: ProgramFormat,
+    starts: Sequence[int] | None,
     rejected: dict[str, int],
     lenient: dict[str, int],
 ) -> ReplayResult:
-    """Apply a document's chunk programs to it, adding to the counts `rejected` and `lenient`."""
-    total = text.count("\n") + 1
-    edits = _read_windows(total, windows, program_format, rejected, strict=policy.strict)
+    """Apply the edits of all windows, adding to the counts `rejected` and `lenient`.
+
+    `starts` are the offsets of all lines, if some of them begin within a line of the text.
+    """
+    total = text.count("\n") + 1 if starts is None else len(starts) - 1
     accepted = []
     removed: list[Range] = []
     replaced = 0
-    for window, result in zip(edits, execute(text, total, edits, policy), strict=True):
+    for window, result in zip(edits, execute(text, total, edits, policy, starts), strict=True):
+        if window.rewrites:
+            return ReplayResult("quarantined", "", rejected, "rewrite")
+        if window.truncated:
+            add_count(rejected, "truncated_call")
         for name, number in window.lenient.items():
             add_count(lenient, name, number)
         if window.rejected:
             for reason, number in window.rejected.items():
                 add_count(rejected, reason, number)
-            errors = sum(n for reason, n in window.rejected.items() if reason not in HARMLESS)
-            if errors > policy.max_error_share * window.statements:
+            if _errors(window, policy) > policy.max_error_share * window.statements:
                 if policy.on_errors != "keep":
                     return _at_limit(policy.on_errors, "error_budget", text, rejected)
                 if result[0]:  # edits that are not made
@@ -185,51 +196,93 @@ def _replay_windows(
         accepted.append(result)
         removed += window.removed
         replaced += result[1]
-    after = apply_changes(text, accepted) if removed or replaced else text
+    after = apply_changes(text, accepted, starts or ()) if removed or replaced else text
     return _apply_limits(text, after, policy, removed, replaced, rejected)
+
+
+def _errors(window: WindowEdits, policy: Policy) -> int:
+    """Return how many of a window's statements are errors."""
+    harmless: Set[str] = HARMLESS
+    if DIALECTS[window.dialect].skips_prose and not policy.strict:
+        harmless = HARMLESS | {"not_a_call"}
+    return sum(number for reason, number in window.rejected.items() if reason not in harmless)
+
+
+def read_windows(
+    text: str,
+    windows: Sequence[WindowProgram],
+    program_format: ProgramFormat,
+    starts: Sequence[int] | None = None,
+    *,
+    strict: bool = False,
+) -> list[WindowEdits]:
+    """Return the edits of all windows, before they are executed.
+
+    `starts` are the offsets of all lines, if they are known. ShardError if a window does not fit.
+    """
+    dialect = program_format.dialect
+    pairs = zip(windows, window_lines(text, windows, program_format, starts), strict=True)
+    return [
+        read_window(window.output.program, dialect, window.output.finish, lines, strict=strict)
+        for window, lines in pairs
+    ]
 
 
 def read_window_program(
     window: WindowProgram, program_format: ProgramFormat, *, strict: bool = False
 ) -> WindowEdits:
-    """Return the edits of a window's program, with the line numbers of its document."""
-    start, stop, output = window.start, window.stop, window.output
-    base = FIRST_LINE[program_format.dialect]
-    first = base + start if program_format.numbering == "document" else base
-    return read_window(
-        output.program,
-        program_format.dialect,
-        output.finish,
-        start,
-        stop,
-        first,
-        strict=strict,
-    )
+    """Return the edits of a window's program whose document is not at hand.
+
+    If blank lines have no numbers, it is not known which lines are edited.
+    """
+    lines = _lines(window, program_format, None)
+    if program_format.blank_lines == "skipped":
+        lines = WindowLines(0, _MAX_LINES, FIRST_LINE[program_format.dialect], (0, _MAX_LINES))
+    output = window.output
+    return read_window(output.program, program_format.dialect, output.finish, lines, strict=strict)
 
 
-def _read_windows(
-    total: int,
+def window_lines(
+    text: str,
     windows: Sequence[WindowProgram],
     program_format: ProgramFormat,
-    rejected: dict[str, int],
-    *,
-    strict: bool,
-) -> list[WindowEdits]:
-    """Return the edits of all windows. ShardError if one does not fit a text of `total` lines."""
-    edits, at = [], 0
+    starts: Sequence[int] | None = None,
+) -> Iterator[WindowLines]:
+    """Yield the lines that the numbers in each window's program mean, as `read_windows` does."""
+    numbered: list[int] | None = None
+    if program_format.blank_lines == "skipped":
+        starts = starts or line_starts(text)
+        numbered = [n for n, (a, b) in enumerate(pairwise(starts)) if text[a:b].strip()]
+    total = text.count("\n") + 1 if starts is None else len(starts) - 1
+    at = 0
     for window in windows:
-        if not at <= window.start < window.stop <= total:
+        start, stop, _, shown = window
+        first, last = shown or (start, stop)
+        if not (at <= start < stop <= total and 0 <= first <= start and stop <= last <= total):
+            saw = f", which shows lines {first} to {last}," if shown else ""
             raise ShardError(
-                f"window of lines {window.start} to {window.stop} does not fit: the text has"
+                f"window of lines {start} to {stop}{saw} does not fit: the text has"
                 f" {total} lines and the window before it ends at {at}",
-                hint="the input changed after its programs were written; refine the shard again",
+                hint=CHANGED_INPUT,
             )
-        at = window.stop
-        window_edits = read_window_program(window, program_format, strict=strict)
-        if window_edits.truncated:
-            add_count(rejected, "truncated_call")
-        edits.append(window_edits)
-    return edits
+        at = stop
+        yield _lines(window, program_format, numbered)
+
+
+def _lines(
+    window: WindowProgram, program_format: ProgramFormat, numbered: list[int] | None
+) -> WindowLines:
+    """Return the lines of a window; `numbered` are those of the document, if some have none."""
+    start, stop, _, shown = window
+    first, last = shown or (start, stop)
+    before = first
+    if numbered is not None:
+        before = bisect_left(numbered, first)
+        numbered = numbered[before : bisect_left(numbered, last)]
+    number = FIRST_LINE[program_format.dialect]
+    if program_format.numbering == "document":
+        number += before
+    return WindowLines(start, stop, number, (first, last), numbered)
 
 
 def _apply_limits(

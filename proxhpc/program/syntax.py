@@ -1,10 +1,9 @@
-"""The abstract syntax of programs, shared by both dialects, and its printed form.
+"""The abstract syntax of programs, which all dialects share, and their printed forms.
 
-`prox` is the paper's dialect: `remove_lines` and `normalize`, with lines numbered from 0. `refinex` is
-the dialect of later work: `remove_lines`, `remove_str` and `replace_str`, with lines numbered from
-1. Line numbers are stored as written.
+Line numbers and strings are stored as written; `DIALECTS` says what they mean in each dialect.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +18,60 @@ VERDICTS = {"keep_doc": False, "drop_doc": True}
 NO_EDIT = ("keep_all", "keep_chunk", "skip_chunk", "untouch_doc")
 """The functions of the chunk level that edit nothing."""
 
+
+@dataclass(frozen=True, slots=True)
+class DialectRules:
+    """What the programs of a dialect mean beside their syntax.
+
+    `no_edit` is the program that edits nothing. `last_calls` end an answer: what follows them does
+    not matter. With `clips`, a range may go beyond the lines that the model saw. With `escaped`,
+    a backslash in a string always starts an escape; otherwise it may be part of a LaTeX command.
+    With `first_match`, a string that occurs several times on its line means the first of them;
+    otherwise it is ambiguous. `compacts` says which lines go with an edit: those that it leaves
+    without text, or all blank lines of its window. With `skips_prose`, text that is no call is no
+    error.
+    """
+
+    no_edit: str
+    last_calls: tuple[str, ...]
+    clips: bool = False
+    escaped: bool = False
+    first_match: bool = False
+    compacts: Literal["", "emptied", "blank"] = ""
+    skips_prose: bool = False
+
+
+_NO_EDIT_CALLS = tuple(f"{name}()" for name in NO_EDIT)
+DIALECTS: dict[Dialect, DialectRules] = {
+    "prox": DialectRules("untouch_doc()", _NO_EDIT_CALLS),
+    "refinex": DialectRules("keep_all()", _NO_EDIT_CALLS),
+    "ultrax": DialectRules(
+        "keep_all()",
+        ("keep_all()", "remove_all()"),
+        clips=True,
+        escaped=True,
+        compacts="blank",
+        skips_prose=True,
+    ),
+    "rescraper": DialectRules(
+        "<keep>\n<extract>\n<keep>",
+        ("<delete>", "<rewrite>"),
+        clips=True,
+        escaped=True,
+        first_match=True,
+        compacts="emptied",
+    ),
+}
+"""The rules of each dialect: of ProX, RefineX, UltraX and ReScraper."""
+
+
+def last_calls(level: str, dialect: Dialect) -> tuple[str, ...]:
+    """Return the strings that end an answer: what a model writes after them does not matter."""
+    if level == "doc":
+        return tuple(f"{name}()" for name in VERDICTS)
+    return DIALECTS[dialect].last_calls
+
+
 ParseReason = Literal[
     "not_a_call",
     "unknown_call",
@@ -30,7 +83,10 @@ ParseReason = Literal[
 ]
 """Why the parser rejects a statement; `docs/language.md` has an example of each."""
 
-_ESCAPE = re.compile(r"\\(?:(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|([ntr\"'\\]))")
+_HEX = "[0-9a-fA-F]"
+_ESCAPE = re.compile(
+    rf"\\(?:u({_HEX}{{4}})|x({_HEX}{{2}})|U(00(?:0{_HEX}|10){_HEX}{{4}})|([ntr\"'\\]))"
+)
 _DECODED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\"}
 _OPEN_DOUBLE = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SPECIAL = re.compile(r"""([\n\r\t])(?=[A-Za-z])|[\n\r\t\\"]""")
@@ -43,10 +99,10 @@ def _encode(match: re.Match[str]) -> str:
 
 
 def _decode(match: re.Match[str]) -> str:
-    code, byte, letter = match.groups()
+    code, byte, long_code, letter = match.groups()
     if letter is not None:
         return _DECODED[letter]
-    char = chr(int(code or byte, 16))
+    char = chr(int(code or byte or long_code, 16))
     return match.group() if "\ud800" <= char <= "\udfff" else char
 
 
@@ -68,7 +124,7 @@ class Quoted:
 
     @property
     def value(self) -> str:
-        r"""The string with escapes decoded: `\n`, `\t`, `\r`, quotes, backslash and `\uXXXX`.
+        r"""The string with escapes decoded: `\n`, `\t`, `\r`, quotes, backslash, `\xXX`, `\uXXXX`.
 
         Any other backslash is literal, and so is the escape of a lone surrogate.
         """
@@ -79,7 +135,7 @@ class Quoted:
         """True if one of its escapes could also start the name of a LaTeX command."""
         body = self.body
         return any(
-            match.group(3) in ("n", "t", "r") and body[match.end() : match.end() + 1].isalpha()
+            match.group(4) in ("n", "t", "r") and body[match.end() : match.end() + 1].isalpha()
             for match in _ESCAPE.finditer(body)
         )
 
@@ -148,7 +204,7 @@ class Normalize(Statement):
 
 @dataclass(frozen=True, slots=True)
 class RemoveStr(Statement):
-    """Remove the only occurrence of `source` on one line (refinex)."""
+    """Remove an occurrence of `source` that starts on one line (refinex, rescraper)."""
 
     line: int
     source: Quoted
@@ -159,7 +215,7 @@ class RemoveStr(Statement):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStr(Statement):
-    """Replace the only occurrence of `source` on one line by `target` (refinex)."""
+    """Replace the only occurrence of `source` on one line by `target` (ultrax)."""
 
     line: int
     source: Quoted
@@ -167,6 +223,26 @@ class ReplaceStr(Statement):
 
     def __str__(self) -> str:
         return f"replace_str({self.line}, {self.source}, {self.target})"
+
+
+@dataclass(frozen=True, slots=True)
+class AddLine(Statement):
+    """Insert `text` after the line `base`; lines with the same base in the order of `order`."""
+
+    base: int
+    order: int
+    text: Quoted
+
+    def __str__(self) -> str:
+        return f"add_line({self.base}, {self.order}, {self.text})"
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite(Statement):
+    """The document is replaced by text of the model, which is not accepted (rescraper)."""
+
+    def __str__(self) -> str:
+        return "rewrite()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +271,36 @@ class Program:
 
 def format_program(program: Program, dialect: Dialect) -> str:
     """Return the text of a program, in the form that models of the dialect are trained on."""
+    if program.statements and all(isinstance(item, Keep) for item in program.statements):
+        return DIALECTS[dialect].no_edit
+    if dialect == "rescraper":
+        return _tagged(program)
     if dialect == "prox":
         return str(program)
-    return "\n".join(
-        f"remove_lines({s.first}, {s.last})" if isinstance(s, RemoveLines) else str(s)
-        for s in program.statements
-    )
+    return "\n".join(_positional(statement, dialect) for statement in program.statements)
+
+
+def _positional(statement: Statement, dialect: Dialect) -> str:
+    match statement:
+        case RemoveLines(first, last):
+            return f"remove_lines({first}, {last})"
+        case ReplaceStr(line, source, target) if dialect == "ultrax":
+            return f"replace_str({line}, {source.value!r}, {target.value!r})"
+        case AddLine(base, order, text) if dialect == "ultrax":
+            return f"add_line({base}, {order}, {text.value + chr(10)!r})"
+    return str(statement)
+
+
+def _tagged(program: Program) -> str:
+    """Return a program as lines: a decision, the removed lines, the decision, the strings."""
+    lines, strings = list[str](), list[str]()
+    for statement in program.statements:
+        match statement:
+            case RemoveLines(first, last):
+                lines.append(f"rm {first}" if first == last else f"rm {first}-{last}")
+            case RemoveStr(line, source):
+                strings.append(f"sub {line}: {json.dumps(source.value, ensure_ascii=False)}")
+            case RemoveAll():
+                return "<delete>\n<extract>\n<delete>"
+    decision = "<edit>" if strings else "<keep>"
+    return "\n".join([decision, "<extract>", *lines, decision, *strings])

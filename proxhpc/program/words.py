@@ -6,7 +6,7 @@ for text outside ASCII. Thai and Lao words need a dictionary; there only syllabl
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -213,3 +213,25 @@ def _pieces(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
         assert match is not None  # a grapheme has at least one character
         yield at, match.end()
         at = match.end()
+
+
+def common_ends(old: str, new: str) -> tuple[int, int]:
+    """Return the lengths of the common prefix, and of the common suffix of the rest."""
+    shorter = min(len(old), len(new))
+    head = _largest(shorter, lambda low, high: old[low:high] == new[low:high])
+    a, b = len(old), len(new)
+    rest = shorter - head
+    tail = _largest(rest, lambda low, high: old[a - high : a - low] == new[b - high : b - low])
+    return head, tail
+
+
+def _largest(limit: int, is_same: Callable[[int, int], bool]) -> int:
+    """Return the largest n up to `limit` for which [0, n) is the same, by bisection."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if is_same(low, middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

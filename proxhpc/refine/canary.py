@@ -39,8 +39,9 @@ def why_unusable(stage: Stage, call: Call, policy: AnyPolicy, program_format: Pr
     if not call.program.strip():  # a walk that removes no line
         return "" if stage.prompt == "walk" else "no_program"
     edits = read_window_program(call.window, program_format, strict=limits.strict)
+    edits.rejected.pop("other_window", None)
     if edits.statements > sum(edits.rejected.values()):
-        return ""
+        return "rewrite" if edits.rewrites else ""
     return next(iter(edits.rejected), "truncated_call" if edits.truncated else "")
 
 

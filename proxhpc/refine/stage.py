@@ -11,7 +11,7 @@ from proxhpc.account.flops import Usage
 from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import AnyPolicy, Policy
-from proxhpc.program.syntax import FIRST_LINE, NO_EDIT, VERDICTS
+from proxhpc.program.syntax import FIRST_LINE, last_calls
 from proxhpc.refine.memo import Memo, memo_key
 from proxhpc.refine.pages import PageReader, TextPage, plain_page
 from proxhpc.refine.prompts import Prompts, ReadVerdict
@@ -69,8 +69,7 @@ class StageRunner:
         )
         self.window_tokens = stage.window_tokens
         # The public code reads answers to their end, also to blank windows; so replication does.
-        last = VERDICTS if stage.level == "doc" else NO_EDIT
-        self._stop = () if policy == "reference" else tuple(f"{name}()" for name in last)
+        self._stop = () if policy == "reference" else last_calls(stage.level, stage.dialect)
         self._asks_about_blank = policy == "reference" and stage.blank_lines == "numbered"
         self._memo: Memo[Completion] = Memo(MEMO_BYTES, lambda done: len(done.text.encode()))
         self._reader: PageReader | None = None

@@ -14,7 +14,7 @@ import numpy as np
 from proxhpc.annotate.examples import DROPPED
 from proxhpc.evaluate.metrics import token_f1
 from proxhpc.evaluate.ranking import auc
-from proxhpc.program.edits import WindowEdits, read_window
+from proxhpc.program.edits import WindowEdits, WindowLines, read_window
 from proxhpc.program.execute import apply_changes, execute
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, doc_verdict
@@ -130,7 +130,8 @@ def matches_labels(row: ExampleRow) -> bool:
 
 def _read(row: ExampleRow, program: str) -> tuple[WindowEdits, bool]:
     """The edits of a program for a window, and whether all of the program is valid."""
-    window = read_window(program, "prox", "stop", 0, len(row.lines), FIRST_LINE["prox"])
+    lines = WindowLines(0, len(row.lines), FIRST_LINE["prox"], (0, len(row.lines)))
+    window = read_window(program, "prox", "stop", lines)
     return window, not window.rejected and not window.truncated
 
 

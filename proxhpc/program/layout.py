@@ -1,0 +1,143 @@
+"""Changes of characters that keep lines whole: inserted, blank and split lines.
+
+A change replaces the characters [start, stop) of a text. A text is read as if it ended with a
+newline, so that each of its lines has one.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+from proxhpc.program.edits import WindowEdits, joined_ranges
+from proxhpc.program.envelope import add_count
+from proxhpc.program.match import SpanChange
+from proxhpc.program.policy import Policy
+from proxhpc.program.words import common_ends
+
+_NEWLINES = re.compile("\n{2,}")
+LineOffsets = Mapping[int, int] | Sequence[int]
+"""Where each line of a text begins; the line after the last one begins after its newline."""
+
+
+def trimmed(text: str, change: SpanChange) -> SpanChange:
+    """Return a change without the characters at its ends that stay the same."""
+    start, stop, target = change
+    head, tail = common_ends(text[start:stop], target)
+    return start + head, stop - tail, target[head : len(target) - tail]
+
+
+def without_blank_lines(text: str, change: SpanChange) -> SpanChange:
+    """Return a change whose string makes no blank lines."""
+    start, stop, target = change
+    target = _NEWLINES.sub("\n", target)
+    if start == 0 or text[start - 1] == "\n":
+        target = target.removeprefix("\n")
+    if text[stop : stop + 1] in ("", "\n"):
+        target = target.removesuffix("\n")
+    return start, stop, target
+
+
+def insert_lines(
+    text: str,
+    window: WindowEdits,
+    offsets: LineOffsets,
+    others: Sequence[SpanChange],
+    policy: Policy,
+) -> list[SpanChange]:
+    """Return the changes that insert a window's lines, given its other changes, which are sorted.
+
+    Lines that a limit rejects are added to the window's counts.
+    """
+    changes: list[SpanChange] = []
+    for line, _, inserted in window.inserted:
+        at = offsets[line]
+        before = bisect_right(others, (at,)) - 1
+        if before >= 0 and at < others[before][1]:
+            at = others[before][1]
+        problem = _problem(inserted, len(changes), policy)
+        if problem:
+            add_count(window.rejected, problem)
+            continue
+        splits = 0 < at <= len(text) and text[at - 1] != "\n"
+        changes.append((at, at, f"\n{inserted}\n" if splits else f"{inserted}\n"))
+    return changes
+
+
+def _problem(inserted: str, number: int, policy: Policy) -> str:
+    """Why a line cannot be inserted after `number` others, or ""."""
+    if not inserted.strip():
+        return "blank_source"
+    if len(inserted) + 1 > policy.max_growth:
+        return "growth"
+    return "too_many_strings" if number >= policy.max_strings else ""
+
+
+def drop_emptied(
+    text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
+) -> list[SpanChange]:
+    """Return a window's changes, sorted, with the lines of which they leave nothing removed."""
+    result: list[SpanChange] = []
+    for number, (start, stop, target) in enumerate(changes):
+        low, high = text.rfind("\n", 0, start) + 1, text.find("\n", stop)
+        high = len(text) if high < 0 else high
+        before = result[-1][1] if result else offsets[window.start]
+        after = changes[number + 1][0] if number + 1 < len(changes) else offsets[window.stop]
+        keeps = (
+            target or low < before or high >= after or (text[low:start] + text[stop:high]).strip()
+        )
+        result.append((start, stop, target) if keeps else (low, high + 1, ""))
+    return result
+
+
+def drop_blank(
+    text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
+) -> None:
+    """Add a window's blank lines to its removed lines, except those that changes touch."""
+    blank = []
+    near = 0
+    for line in range(window.start, window.stop):
+        at = offsets[line]
+        if text[at : at + 1] not in ("", "\n"):
+            continue
+        while near < len(changes) and changes[near][1] < at:
+            near += 1
+        if near == len(changes) or changes[near][0] > at:
+            blank.append((line, line + 1))
+    window.removed[:] = joined_ranges([*window.removed, *blank])
+
+
+def keep_line_ends(
+    text: str, changes: Sequence[SpanChange], starts: Sequence[int]
+) -> list[SpanChange]:
+    """Return changes in which lines that are removed in part end as they did.
+
+    `starts` are the offsets of all lines, of which some begin within a line of the text. Blanks
+    before the end of such a line are removed, too.
+    """
+    bounds = set(starts)
+    result: list[SpanChange] = []
+    was_removal = False
+    for start, stop, target in changes:
+        is_removal = not target and start in bounds and stop in bounds
+        if is_removal and was_removal and result[-1][1] == start:
+            result[-1] = (result[-1][0], stop, "")
+        else:
+            result.append((start, stop, target))
+        was_removal = is_removal
+    return [
+        _ended(text, change, result[number - 1][1] if number else 0)
+        if not change[2] and change[0] in bounds and change[1] in bounds
+        else change
+        for number, change in enumerate(result)
+    ]
+
+
+def _ended(text: str, removal: SpanChange, after: int) -> SpanChange:
+    """Return a removal that starts within a line as one that keeps this line's end."""
+    start, stop, _ = removal
+    is_inside = start > 0 and text[start - 1] != "\n"
+    if not is_inside or (stop <= len(text) and text.find("\n", start, stop) < 0):
+        return removal
+    while start > after and text[start - 1].isspace() and text[start - 1] != "\n":
+        start -= 1
+    return start, stop, "\n"
