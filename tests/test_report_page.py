@@ -101,9 +101,55 @@ def test_a_phone_scrolls_only_vertically(page: "Page") -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     # Wide tables scroll on their own.
     assert page.locator(".wide").first.evaluate("e => getComputedStyle(e).overflowX") == "auto"
-    charts = page.locator("svg.chart").all()
-    assert charts
+    charts = page.locator("svg.chart, svg.flow").all()
+    assert len(charts) > 2
     assert all(0 < chart.bounding_box()["width"] <= PHONE["width"] for chart in charts)
+    # The table of outcomes fits without its bars.
+    table = page.locator(".pair .wide").first
+    assert table.evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
+@pytest.mark.parametrize("width", [PHONE["width"], 1280])
+def test_labels_lie_on_no_band_and_no_other_label(page: "Page", width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    for svg in page.locator("svg.flow, svg.chart").all():
+        labels, shapes = (
+            svg.locator(kind).evaluate_all(
+                "all => all.map(e => e.getBoundingClientRect().toJSON())"
+            )
+            for kind in ("text", "path, rect:not(.tint):not(.track)")
+        )
+        assert labels
+        for position, label in enumerate(labels):
+            others = [*shapes, *labels[position + 1 :]]
+            assert not [other for other in others if overlap(label, other)], label
+
+
+def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether two boxes share more than a pixel; a letter box has some room around its letters."""
+    across = min(one["right"], other["right"]) - max(one["left"], other["left"])
+    down = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
+    return across > 1 and down > 4
+
+
+def test_diffs_are_side_by_side_on_a_desktop_and_stacked_on_a_phone(page: "Page") -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    diff = page.locator(".diff:not(.single)").first
+    same, removed = diff.locator(".before.same").first, diff.locator(".before.removed").first
+    copy = diff.locator(".after.same").first
+    assert not copy.is_visible()
+    assert removed.bounding_box()["width"] > 0.8 * PHONE["width"]
+    page.set_viewport_size({"width": 1280, "height": 900})
+    boxes = [one.bounding_box() for one in (same, copy)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    assert "Home | About | Us" in removed.inner_text()
+
+
+def test_the_largest_removals_are_open(page: "Page") -> None:
+    assert page.locator("details:not(.inner)[open]").count() == 3
+    assert page.locator("details").first.get_attribute("open") is not None
+    assert page.locator("details[open] .diff .removed").first.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -111,12 +157,13 @@ def test_text_has_enough_contrast_in_both_colour_schemes(page: "Page", scheme: A
     page.emulate_media(color_scheme=scheme)
     paper = luminance(page, "body", "backgroundColor")
     assert paper < 0.1 if scheme == "dark" else paper > 0.9
-    for selector in ("body", ".note", "del", "ins", "svg .soft", "code"):
+    for selector in ("body", ".note", "del", "ins", "svg .soft", "code", ".diff .removed"):
         element = page.locator(selector).first
         colour = "fill" if selector.startswith("svg") else "color"
+        below = luminance(page, element, "backgroundColor") if selector[:5] == ".diff" else paper
         ink = luminance(page, element, colour)
-        light, dark = max(ink, paper), min(ink, paper)
-        assert (light + 0.05) / (dark + 0.05) >= 4.0, f"{selector} on {scheme} paper"
+        light, dark = max(ink, below), min(ink, below)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{selector} on {scheme} paper"
 
 
 def luminance(page: "Page", element: Any, name: str) -> float:

@@ -8,7 +8,8 @@ from proxhpc.status.terminal import duration, percentage, safe, short
 
 KEPT = "kept unchanged"
 WRITTEN = "in the corpus"
-_MAX_CAUSES = 3  # in the sentence
+_MAX_CAUSES = 3  # in the sentence, and
+_MAX_CAUSE_CHARS = 110  # no further cause after so many characters: it is four lines at most
 _MIN_CAUSE = 0.03  # share of what was removed; a smaller cause is left out
 _LABELS = {
     "edited": "removed from edited documents",
@@ -71,7 +72,7 @@ def _causes(report: AccountBase) -> str:
         if unit == "tokens":
             place = "in duplicates" if place == "duplicate" else f"in {place} documents"
         reason = f" ({safe(reason_text(entry.reason))})" if entry.reason else ""
-        if size > smallest:
+        if size > smallest and sum(map(len, words)) < _MAX_CAUSE_CHARS:
             of_unit = "" if words else f" of the {unit}"
             words.append(f"{percentage(size, whole)}{of_unit} {place}{reason}")
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
