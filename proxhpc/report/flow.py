@@ -9,7 +9,6 @@ from typing import NamedTuple
 from proxhpc.report.text import KEPT, WRITTEN
 from proxhpc.status.totals import DocumentTotals
 
-WIDTH = 360.0
 BAR_WIDTH = 8.0
 _TOP = 24.0  # below the label of the first column
 _HEIGHT = 190.0  # of all documents

@@ -13,7 +13,6 @@ from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.report import examples, flow, rows, text
 from proxhpc.report.advice import next_steps
 from proxhpc.report.model import AccountBase, Report
-from proxhpc.report.timeline import MAX_WORKERS
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
 _MAX_CHARS = 2000  # of one text
@@ -57,7 +56,6 @@ def _environment() -> Environment:
         "flow": flow,
         "rows": rows,
         "examples": examples,
-        "max_workers": MAX_WORKERS,
     }
     formats = (whole, short, duration, percentage, text.percent, text.power, rows.span)
     environment.filters |= {function.__name__: function for function in formats}

@@ -105,7 +105,7 @@ def program_table(programs: Mapping[str, ProgramTotals], edits: EditTotals) -> P
 
 def work_table(report: AccountBase) -> PageTable:
     """Requests to the models and their FLOPs, by stage."""
-    rows: PageTable = [
+    rows = [
         (
             f"{stage.level} stage",
             whole(stage.usage.requests),
@@ -117,8 +117,6 @@ def work_table(report: AccountBase) -> PageTable:
         )
         for stage in report.stages
     ]
-    flops = report.flops
-    rows.append(("total", "", "", "", "", power(flops.exact), power(flops.paper_corpus)))
     header = ("", "requests", "tokens in", "cached", "tokens out", "FLOPs", "2·N·tokens")
     return [header, *rows]
 

@@ -110,6 +110,8 @@ def _saved(report: AccountBase) -> str:
 def break_even_text(report: AccountBase) -> str:
     """From which model size on refining pays, and what it saves the manifest's model."""
     refining, raw, tokens = report.flops.exact, report.tokens.read, remaining(report)[1]
+    if not tokens:
+        return "Nothing is left to train on."
     if tokens >= raw:
         return "Refining does not pay in FLOPs: the text has not become smaller."
     if refining is None:

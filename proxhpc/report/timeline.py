@@ -8,7 +8,7 @@ from proxhpc.run.paths import RunDir
 from proxhpc.status.heartbeats import Heartbeat, sample_heartbeats
 
 _BINS = 60  # of the run's time
-MAX_WORKERS = 32  # workers shown one by one, those that failed first
+_MAX_WORKERS = 32  # workers shown one by one, those that failed first
 _MAX_READS = 8000  # heartbeats read of all workers together
 _MAX_POINTS = 48  # heartbeats read of one worker
 
@@ -26,7 +26,7 @@ def run_timeline(run: RunDir) -> Timeline:
         start=start,
         seconds=round(seconds, 3),
         tokens_per_second=tuple(round(sum(column), 3) for column in zip(*rates, strict=True)),
-        workers=tuple(sorted(workers, key=lambda worker: worker.failed is None)[:MAX_WORKERS]),
+        workers=tuple(sorted(workers, key=lambda worker: worker.failed is None)[:_MAX_WORKERS]),
     )
 
 

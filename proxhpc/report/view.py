@@ -39,11 +39,7 @@ def render_report(report: AccountBase) -> Iterator[RenderableType]:
 
 def _shown(path: str) -> str:
     """A path relative to the working directory, if it is below it."""
-    try:
-        below = Path(path).is_relative_to(Path.cwd())
-    except FileNotFoundError:  # the working directory was deleted
-        below = False
-    return safe(os.path.relpath(path) if below else path)
+    return safe(os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path)
 
 
 def _counts(report: AccountBase) -> Table:
