@@ -238,7 +238,19 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
             "rules", "vllm"
         )
         + "policy: reference\n",
-        "x.yaml:3: stages[0].grammar: not with policy: reference",
+        "x.yaml:3: stages[0].grammar: must be none with policy: reference",
+    ),
+    "windows of the reference": (
+        SMALL.replace(
+            "level: doc",
+            "level: chunk, model: a/b, dialect: ultrax, numbering: window, blank_lines: skipped, "
+            "window_overlap: 0.2",
+        ).replace("rules", "vllm")
+        + "policy: reference\n",
+        "x.yaml:3: stages[0].dialect: must be prox with policy: reference\n"
+        "x.yaml:3: stages[0].numbering: must be document with policy: reference\n"
+        "x.yaml:3: stages[0].blank_lines: must be numbered with policy: reference\n"
+        "x.yaml:3: stages[0].window_overlap: must be 0 with policy: reference",
     ),
     "removed": (
         SMALL.replace("{level: doc}", "{level: doc, gpu_memory_utilization: 0.5}").replace(

@@ -242,6 +242,8 @@ def test_a_long_line_is_refined_in_pieces() -> None:
     policy, program_format = Policy(), ProgramFormat("refinex")
     assert row.replay(text, policy, program_format).text == " ".join([words] * 40)
     assert row.tokens_out == len(" ".join([words] * 40))
+    replication = row.replay(text, "reference", program_format)
+    assert (replication.outcome, replication.reason) == ("quarantined", "reference_split_line")
 
 
 def test_a_window_shows_lines_of_the_one_before_and_edits_its_own() -> None:

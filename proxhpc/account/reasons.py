@@ -12,6 +12,7 @@ _WORDS = {
     "reference_short": "too few words left for the public ProX code",
     "reference_zero_division": "the public ProX code divides by zero",
     "reference_memory": "the public ProX code would need too much memory",
+    "reference_split_line": "a line was split, which the public ProX code never does",
     "reference_time": "the public ProX code would need too much time",
     "not_asked": "kept under the new policy, but never edited, since the old one dropped it",
     # why a record was quarantined

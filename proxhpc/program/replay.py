@@ -140,6 +140,8 @@ def replay(
     if not windows:
         return ReplayResult("kept", text, rejected, lenient=lenient)
     if not isinstance(policy, Policy):
+        if cuts:
+            return ReplayResult("quarantined", "", {}, "reference_split_line")
         return _replay_reference(text, windows)
     starts = line_starts(text, cuts) if cuts else None
     edits = read_windows(text, windows, program_format, starts, strict=policy.strict)

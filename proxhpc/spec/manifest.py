@@ -36,6 +36,14 @@ _NOT_COMPUTED: dict[str, bool | set[str]] = {
 }
 _MAX_PATH = 400  # characters of a path in a message
 
+_OF_PUBLIC_CODE = {
+    "dialect": "prox",
+    "numbering": "document",
+    "blank_lines": "numbered",
+    "window_overlap": 0,
+    "grammar": "none",
+}
+
 
 class Manifest(Config):
     """What a run does."""
@@ -130,10 +138,10 @@ class Manifest(Config):
                     yield ("engine", "options", "speculative_config"), "not with prompt: walk"
             elif stage.grammar != "none" and self.engine.name != "vllm":
                 yield ("stages", n, "grammar"), "only with engine.name: vllm"
-            elif stage.grammar != "none" and self.policy == "reference":
-                yield ("stages", n, "grammar"), "not with policy: reference"
-            if stage.window_overlap and self.policy == "reference":
-                yield ("stages", n, "window_overlap"), "not with policy: reference"
+            elif self.policy == "reference":
+                for key, value in _OF_PUBLIC_CODE.items():
+                    if getattr(stage, key) != value:
+                        yield ("stages", n, key), f"must be {value} with policy: reference"
 
     @property
     def program_format(self) -> ProgramFormat:
