@@ -183,10 +183,15 @@ def test_a_profile_extends_a_shipped_one(tmp_path: Path) -> None:
     assert mine.chunk == read_profile("ultrax").chunk
     assert mine.profile("x").system == "Clean ${IT} 🦊 {x}"
     assert RefinerFile.model_validate(json.loads(json.dumps(mine.to_dict()))) == mine
-    keys = {"name": "mine", "line": "{n}\U0001f98a{line}", "doc": {}, "chunk": {"window_chars": 9}}
+    keys = {
+        "name": "mine",
+        "line": "{n}\U0001f98a$$ {line}",
+        "doc": {},
+        "chunk": {"window_chars": 9},
+    }
     file.write_text(json.dumps({"version": 1, "prompt": "ultrax", "system": None} | keys))
     mine = read_profile(str(file))
-    assert (mine.levels, mine.profile("x").line) == (["doc", "chunk"], "{n}🦊{line}")
+    assert (mine.levels, mine.profile("x").line) == (["doc", "chunk"], "{n}🦊$$ {line}")
     assert mine.profile("x").system is None
     assert mine.chunk is not None
     assert (mine.chunk.window_chars, mine.chunk.dialect) == (9, "ultrax")
@@ -239,6 +244,7 @@ def test_a_plan_stores_the_profile_and_its_texts(llama: Path, tmp_path: Path) ->
     assert isinstance(stage.prompt, Profile)
     assert (stage.prompt.system, stage.dialect, stage.window_chars) == ("Clean.", "ultrax", 48000)
     check_same_manifest(plan, asked)
+    assert freeze_manifest(plan.manifest, plan.models) == plan.manifest
     system.write_text("Other.")
     with pytest.raises(UserError, match=r"these keys differ: stages\[0\]\.prompt\.system\n"):
         check_same_manifest(plan, asked)

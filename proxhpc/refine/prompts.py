@@ -37,7 +37,7 @@ class Prompts:
         if profile.verdict == "scores":
             self.verdict = teacher.verdict_program
         before_lines, lines, _ = profile.document.partition("{lines}")
-        self.shares_prefix = bool(lines) and profile.window.startswith(f"{before_lines}{lines}")
+        self.shares_prefix = profile.window.startswith(f"{before_lines}{lines}")
         self._profile, self._skip_blank = profile, skip_blank
         self._first_line = FIRST_LINE[dialect]
 
