@@ -98,7 +98,7 @@ class Ticker:
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(render_status(status), refresh=True)
+        self._live.update(render_status(status, self.console.height), refresh=True)
 
     def __enter__(self) -> Self:
         return self

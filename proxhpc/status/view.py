@@ -1,9 +1,11 @@
 """A status as a page for a terminal, or as one line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -16,12 +18,17 @@ from proxhpc.status.terminal import duration, percentage, safe, short, whole
 from proxhpc.status.totals import unusable_warning
 
 MAX_WORKER_ROWS = 24  # the JSON lists all workers
-_BAR_COLUMNS = 40
+_MIN_WORKER_ROWS = 3
+_OTHER_LINES = 22  # of a page, beside the rows of workers
+_BAR_COLUMNS = 24
 HEADER = (
     *("worker", "host", "job", "state", "Slurm"),
     *("last report", "shard", "shards done", "documents", "docs/s"),
 )
 TEXT_COLUMNS = 5  # of the header, left-aligned
+# What a narrow terminal does without, least important first. A job and its host name a worker.
+_DROPPED_FIRST = ("shard", "Slurm", "shards done")
+_GAP = 2  # columns between two cells
 _STATE_STYLES = {  # in the order of the table
     "failed": "bold red",
     "gone": "red",
@@ -51,12 +58,16 @@ def one_line(status: Status) -> str:
     return ", ".join(parts)
 
 
-def render_status(status: Status) -> RenderableType:
-    """Return the page: phase, progress, outcomes, workers, failures and the next command."""
-    return Group(*_page(status))
+def render_status(status: Status, height: int | None = None) -> RenderableType:
+    """Return the page: phase, progress, outcomes, workers, failures and the next command.
+
+    A page of limited `height` has fewer rows of workers, so that the end stays on the screen.
+    """
+    rows = MAX_WORKER_ROWS if height is None else height - _OTHER_LINES
+    return Group(*_page(status, min(MAX_WORKER_ROWS, max(_MIN_WORKER_ROWS, rows))))
 
 
-def _page(status: Status) -> Iterator[RenderableType]:
+def _page(status: Status, worker_rows: int) -> Iterator[RenderableType]:
     yield _headline(status)
     yield _progress(status)
     yield _steps(status)
@@ -64,7 +75,7 @@ def _page(status: Status) -> Iterator[RenderableType]:
     yield from _model_requests(status)
     if status.workers:
         yield Text()
-        yield _workers(status.workers)
+        yield from _workers(status.workers, worker_rows)
     if status.queue is not None:
         jobs = ", ".join(f"{number} {safe(kind)}" for kind, number in status.queue.items())
         yield Text(f"Slurm: {jobs or 'no job of this run in the queue'}", style="dim")
@@ -93,7 +104,9 @@ def _headline(status: Status) -> Text:
     line = Text.assemble((safe(status.name), "bold"), "  ", (status.phase, style))
     if status.reason:
         line.append(f": {safe(status.reason)}")
-    return line.append(f"  ({safe(status.run)})", style="dim")
+    if status.run not in status.reason:
+        line.append(f"  ({safe(status.run)})", style="dim")
+    return line
 
 
 def _progress(status: Status) -> Text:
@@ -108,7 +121,7 @@ def _progress(status: Status) -> Text:
     if shards.leased:
         text.append(f"  {whole(shards.leased)} in progress")
     if status.phase == "refining":
-        text.append(f"  {short(speed.documents_per_s)} documents/s")
+        text.append(f"\n{short(speed.documents_per_s)} documents/s")
         text.append(f"  {short(speed.tokens_per_s)} tokens/s")
         text.append(f"  {duration(speed.eta_s)} left")
     return text
@@ -170,6 +183,8 @@ def _outcomes(status: Status) -> Table:
     changes = (
         f"lines removed: {short(edits.lines_removed)}, "
         f"strings replaced: {short(edits.strings_replaced)}"
+        if documents.edited
+        else ""
     )
     rows: list[tuple[str, int | None, str]] = [
         ("kept unchanged", documents.kept, ""),
@@ -207,24 +222,40 @@ def _reasons(reasons: dict[str, int]) -> str:
     return "; ".join(f"{safe(reason_text(code))}: {whole(number)}" for code, number in ordered)
 
 
-def _workers(workers: tuple[WorkerStatus, ...]) -> RenderableType:
+def _workers(workers: tuple[WorkerStatus, ...], limit: int) -> Iterator[RenderableType]:
     rank = {state: number for number, state in enumerate(_STATE_STYLES)}
     ordered = sorted(workers, key=lambda worker: (rank.get(worker.state, -1), worker.worker))
-    rows = [_worker_cells(worker) for worker in ordered[:MAX_WORKER_ROWS]]
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    # Empty columns, such as Slurm's on a laptop, are left out.
-    columns = [n for n in range(len(HEADER)) if any(row[n].plain for row in rows)]
-    for n in columns:
-        justify: Literal["left", "right"] = "left" if n < TEXT_COLUMNS else "right"
-        table.add_column(HEADER[n], justify=justify, overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[n] for n in columns))
-    rest = ordered[MAX_WORKER_ROWS:]
-    if not rest:
-        return table
-    active = sum(1 for worker in rest if worker.state in ACTIVE_STATES)
-    more = f"and {quantity(len(rest), 'more worker')}, {active} of them active (--json lists all)"
-    return Group(table, Text(more, style="dim"))
+    yield _WorkerTable([_worker_cells(worker) for worker in ordered[:limit]])
+    if rest := ordered[limit:]:
+        active = sum(1 for worker in rest if worker.state in ACTIVE_STATES)
+        more = quantity(len(rest), "more worker")
+        yield Text(f"and {more}, {active} of them active (--json lists all)", style="dim")
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkerTable:
+    """Workers, with as many columns as fit; empty ones, such as Slurm's on a laptop, are out."""
+
+    rows: Sequence[tuple[Text, ...]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = [
+            max(cell_len(name), *(row[n].cell_len for row in self.rows))
+            for n, name in enumerate(HEADER)
+        ]
+        shown = [n for n in range(len(HEADER)) if any(row[n].plain for row in self.rows)]
+        has_jobs = HEADER.index("job") in shown
+        for name in (*_DROPPED_FIRST, "worker" if has_jobs else "host", "last report", "docs/s"):
+            if sum(widths[n] + _GAP for n in shown) <= options.max_width + _GAP:
+                break
+            shown = [n for n in shown if HEADER[n] != name]
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
+        for n in shown:
+            justify: Literal["left", "right"] = "left" if n < TEXT_COLUMNS else "right"
+            table.add_column(HEADER[n], justify=justify, overflow="ellipsis", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(row[n] for n in shown))
+        yield table
 
 
 def _worker_cells(worker: WorkerStatus) -> tuple[Text, ...]:
@@ -233,11 +264,11 @@ def _worker_cells(worker: WorkerStatus) -> tuple[Text, ...]:
     rate = "" if worker.documents_per_s is None else short(worker.documents_per_s)
     return (
         Text(safe(worker.worker)),
-        Text(safe(worker.host)),
+        Text(safe(worker.host.partition(".")[0])),
         Text(safe(worker.job)),
         Text(safe(worker.state), style=_STATE_STYLES.get(worker.state, "")),
         Text(safe(worker.slurm)),
-        Text(f"{duration(worker.age_s)} ago"),
+        Text(f"{' '.join(duration(worker.age_s).split()[:2])} ago"),
         Text(shard),
         Text(whole(worker.shards)),
         Text(whole(worker.documents)),
