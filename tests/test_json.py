@@ -58,6 +58,7 @@ def test_documents_of_a_run(tmp_path: Path, printed: Printed) -> None:
     for verb in ("plan", "report", "status", "verify"):
         formats.add(printed(verb, root, "--json"))
     formats.add(printed("inspect", root, "--sample", 5, "--json"))
+    formats.add(printed("review", root, "--json"))
     of_models = {"proxhpc.evaluate/1", "proxhpc.annotate/1"}
     assert formats == MODELS.keys() - of_models
 

@@ -20,6 +20,7 @@ from proxhpc.evaluate.result import Evaluation  # noqa: E402
 from proxhpc.inspect.model import InspectOutput  # noqa: E402
 from proxhpc.outputs import OutputModel  # noqa: E402
 from proxhpc.report.model import Report, RunAccount  # noqa: E402
+from proxhpc.review.estimate import ReviewSummary  # noqa: E402
 from proxhpc.run.estimate import PlanEstimate  # noqa: E402
 from proxhpc.spec.load import json_schema  # noqa: E402
 from proxhpc.spec.manifest import Manifest  # noqa: E402
@@ -43,6 +44,7 @@ DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = {
     "status": (Status,),
     "report": (Report, RunAccount),
     "inspect": (InspectOutput,),
+    "review": (ReviewSummary,),
     "verify": (VerifyOutput,),
     "evaluate": (Evaluation,),
     "annotate": (AnnotationSummary,),

@@ -1,7 +1,7 @@
 """Labels from gold records: line labels, pairs of a noisy and a gold text, verdicts.
 
-If lines have labels, these count. Otherwise the two texts are aligned and their differences are
-edits.
+If lines have labels, these count. Otherwise, or if a label says that a line is edited, the two
+texts are aligned and their differences are edits.
 """
 
 from collections import Counter
@@ -13,7 +13,14 @@ from pathlib import Path
 
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.corpus.inputs import printable_path
-from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldFields, GoldRecord, iter_records
+from proxhpc.evaluate.gold import (
+    BOILERPLATE,
+    CONTENT,
+    EDITED,
+    GoldFields,
+    GoldRecord,
+    iter_records,
+)
 from proxhpc.program.align import EditCosts, align_lines
 from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.program.syntax import Dialect
@@ -42,20 +49,21 @@ class GoldSource:
 
 def gold_labels(record: GoldRecord, costs: EditCosts) -> TeacherLabels:
     """The labels of a gold record."""
-    if record.labels:
-        return replace(labels_of_lines(record.labels), keep=record.keep)
+    of_lines = labels_of_lines(record.labels)
+    if record.labels and EDITED not in record.labels:
+        return replace(of_lines, keep=record.keep)
     if record.gold_text is None:
         return TeacherLabels(record.keep)
     labels = labels_of_pair(record.text, record.gold_text, costs)
     if isinstance(labels, str):
         return TeacherLabels(record.keep, discarded=Counter({("chunk", labels): 1}))
-    return replace(labels, keep=record.keep)
+    return replace(labels, keep=record.keep, unknown=of_lines.unknown)
 
 
 def labels_of_lines(labels: str) -> TeacherLabels:
     """The labels given by a letter for each line."""
     edits = tuple(Edit(n, n + 1) for n, label in enumerate(labels) if label == BOILERPLATE)
-    known = (CONTENT, BOILERPLATE)
+    known = (CONTENT, BOILERPLATE, EDITED)
     unknown = frozenset(n for n, label in enumerate(labels) if label not in known)
     return TeacherLabels(edits=edits, unknown=unknown)
 

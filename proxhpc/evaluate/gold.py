@@ -23,8 +23,9 @@ from proxhpc.errors import UserError
 from proxhpc.spec.sections import Level
 
 MAX_RECORD_BYTES = 64 << 20
-CONTENT, BOILERPLATE = "G", "B"
-"""Labels of lines to keep and to remove; lines with any other label are not counted."""
+CONTENT, BOILERPLATE, EDITED = "G", "B", "E"
+"""Labels of lines to keep, to remove, and to keep as the gold text has them; lines with any other
+label are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def iter_records(path: Path, keys: GoldFields = GoldFields()) -> Iterator[GoldRe
 
     UserError naming file and line for the first invalid record.
     """
-    for location, record in _iter_objects(path):
+    for location, record in iter_objects(path):
         yield _parse_record(record, keys, location)
 
 
@@ -171,7 +172,7 @@ def _iter_selected(
     paths: Sequence[Path], keys: GoldFields, selection: Selection
 ) -> Iterator[GoldRecord]:
     for path in paths:
-        for location, record in _iter_objects(path):
+        for location, record in iter_objects(path):
             gold = _parse_record(record, keys, location)
             if gold.gold_text is None and gold.keep is None:
                 raise _not_gold(record, keys, location)
@@ -179,10 +180,10 @@ def _iter_selected(
                 yield gold
 
 
-def _iter_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every JSON object of a file, with its location."""
+def iter_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every JSON object of a JSON-lines file, with its location. UserError names a bad line."""
     if detect_format(path, "auto") != "jsonl":
-        raise UserError(f"{path}: gold records are read from JSON lines only")
+        raise UserError(f"{path}: such records are read from JSON lines only")
     try:
         lines = split_lines(read_chunks(path, detect_compression(path)), 0, MAX_RECORD_BYTES)
         for number, line in enumerate(lines, 1):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxhpc.account.quantity import quantity
-from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, GoldRecord
+from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, EDITED, GoldRecord
 from proxhpc.evaluate.ranking import auc
 from proxhpc.program.execute import UNSPACED
 
@@ -168,7 +168,7 @@ class GoldLines:
         types = {token: number for number, token in enumerate(dict.fromkeys(flat))}
         gold_counts = Counter(tokens(gold.gold_text or ""))
         labels = np.array(list(gold.labels or " " * len(lines)))  # characters: any Unicode letter
-        content = labels == CONTENT
+        content = (labels == CONTENT) | (labels == EDITED)
         return cls(
             gold=gold,
             boilerplate=labels == BOILERPLATE,
