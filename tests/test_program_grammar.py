@@ -10,9 +10,9 @@ from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar, number_range
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
-from proxhpc.program.syntax import FIRST_LINE, Program, RemoveLines, Verdict
+from proxhpc.program.syntax import DIALECTS, FIRST_LINE, Program, RemoveLines, Verdict
 
-SPECIAL = ["a,b", "(x)", "x=1", "it's", '"q"', "\\alpha", "[0-9]+"]
+SPECIAL = ["a,b", "50%s", "(x)", "x=1", "it's", '"q"', "\\alpha", "[0-9]+"]
 WORDS = ["Home", "a", *SPECIAL, "点击", "é", "  ", "\t"]
 lines = st.lists(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join), min_size=1, max_size=6)
 
@@ -35,8 +35,10 @@ def test_doc_programs_are_verdicts(text):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), lines, st.sampled_from(["prox", "refinex"]), st.integers(0, 120), st.booleans())
+@given(st.data(), lines, st.sampled_from([*DIALECTS]), st.integers(0, 120), st.booleans())
 def test_every_matching_program_is_executed(data, window, dialect, start, strings):
+    if dialect == "rescraper":  # only lines with text have a number
+        window = [line for line in window if line.strip()] or ["a b"]
     first = FIRST_LINE[dialect] + start
     grammar = chunk_grammar(
         dialect, first, first + len(window) - 1, lines=window if strings else ()
@@ -45,8 +47,11 @@ def test_every_matching_program_is_executed(data, window, dialect, start, string
     assert parse_chunk(program, dialect).rejected == ()
     text = "\n".join([*["above"] * start, *window, "below"])
     windows = [WindowProgram(start, start + len(window), ModelOutput(program, "stop"))]
-    policy = Policy(min_kept_words=0, max_removed_share=1)
-    assert replay(text, None, windows, policy, ProgramFormat(dialect)).rejected == {}
+    policy = Policy(min_kept_words=0, max_removed_share=1, strict=True)
+    blank_lines = "skipped" if dialect == "rescraper" else "numbered"
+    program_format = ProgramFormat(dialect, blank_lines=blank_lines)
+    result = replay(text, None, windows, policy, program_format)
+    assert result.rejected == {}
 
 
 def test_only_calls_within_the_window_match():
@@ -58,15 +63,42 @@ def test_only_calls_within_the_window_match():
     assert grammar.fullmatch("untouch_doc()")
     assert not grammar.fullmatch("")
     assert not grammar.fullmatch('normalize(source_str="Home", target_str="")')
-    line = re.compile(chunk_grammar("refinex", 1, 3))
-    assert line.fullmatch("remove_lines(1, 3)\nremove_lines(2, 2)")
-    assert not line.fullmatch("remove_lines(0, 1)")
+    for dialect in ("refinex", "ultrax"):
+        line = re.compile(chunk_grammar(dialect, 1, 3))
+        assert line.fullmatch("remove_lines(1, 3)\nremove_lines(2, 2)")
+        assert line.fullmatch("keep_all()")
+        assert not line.fullmatch("remove_lines(0, 1)")
+        assert not line.fullmatch("remove_lines(1, 4)")
+
+
+def test_the_grammar_of_rescraper():
+    grammar = re.compile(chunk_grammar("rescraper", 1, 3, lines=["50% off", "b c b", "d"]))
+    for program in (
+        "<delete>",
+        "<keep>\n<extract>\n<keep>",
+        "<keep>\n<extract>\nrm 1-1\nrm 2-3\n<keep>",
+        '<edit>\n<extract>\nrm 3-3\n<edit>\nsub 1: "50% off"\nrm 2-2',
+        '<edit>\n<extract>\n<edit>\nsub 2: "b c"',
+    ):
+        assert grammar.fullmatch(program), program
+    for program in (
+        "<keep>",
+        "<rewrite>",
+        "<keep>\n<extract>\n<edit>\nrm 1-1",
+        "<keep>\n<extract>\nrm 2-1\n<keep>",
+        "<keep>\n<extract>\nrm 3-4\n<keep>",
+        "<edit>\n<extract>\n<edit>",
+        '<edit>\n<extract>\n<edit>\nsub 2: "b"',
+        '<edit>\n<extract>\n<edit>\nsub 2: "50%"',
+    ):
+        assert not grammar.fullmatch(program), program
 
 
 def test_only_strings_of_the_window_match():
     text = ["Home | About", "the cat sat on the mat", 'say "hi" now', "w " * 40]
     prox = re.compile(chunk_grammar("prox", 0, 3, lines=text))
     line = re.compile(chunk_grammar("refinex", 1, 4, lines=text))
+    ultrax = re.compile(chunk_grammar("ultrax", 1, 4, lines=text))
     for source, number, in_prox, in_line in (
         ("Home | About", 1, True, True),
         ("cat sat", 2, True, True),
@@ -81,6 +113,8 @@ def test_only_strings_of_the_window_match():
         assert (match is not None) == in_prox, source
         match = line.fullmatch(f'remove_str({number}, "{source}")')
         assert (match is not None) == in_line, source
+        match = ultrax.fullmatch(f"replace_str({number}, '{source}', '')")
+        assert (match is not None) == (in_line or source == '"hi"'), source
 
 
 def test_words_hidden_by_an_earlier_match_do_not_match():

@@ -273,7 +273,7 @@ def test_a_number_means_the_line_that_has_it(parts, numbering, blank_lines, dial
     shown = data.draw(st.integers(0, start)), data.draw(st.integers(stop, len(parts)))
     windows = [window(start, stop, "", shown)]
     program_format = ProgramFormat(dialect, numbering, blank_lines)
-    (lines,) = window_lines(text, windows, program_format)
+    ((_, lines),) = window_lines(text, windows, program_format)
     numbered = [n for n in range(len(parts)) if blank_lines == "numbered" or parts[n].strip()]
     first = (dialect != "prox") + (
         sum(n < shown[0] for n in numbered) if numbering == "document" else 0

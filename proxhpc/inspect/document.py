@@ -56,10 +56,10 @@ class Inspection:
         starts = line_starts(self.before, self.row.cuts)
         windows = [call.window for call in self.row.windows]
         try:
-            all_lines = [*window_lines(self.before, windows, self.format, starts)]
+            pairs = window_lines(self.before, windows, self.format, starts)
         except ShardError:  # `notes` says so
             return {}
-        return {n: lines.number(n) for lines in all_lines for n in range(lines.start, lines.stop)}
+        return {n: lines.number(n) for _, lines in pairs for n in range(lines.start, lines.stop)}
 
     @cached_property
     def _parts(self) -> Sequence[int]:

@@ -78,34 +78,42 @@ def execute(
     if known. The caller applies the error budget. Never raises. Takes time linear in text and
     programs for each of a window's different strings, whose number the policy limits.
     """
-    if starts is None and any(DIALECTS[window.dialect].compacts for window in windows):
+    if starts is None and windows and DIALECTS[windows[0].dialect].compacts:
         starts = line_starts(text)
     offsets: LineOffsets = starts or _line_starts(text, total, windows)
     results = []
     for window in windows:
-        holes = _holes(window, offsets)
+        holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
         changes: list[SpanChange] = []
         replaced = 0
         if window.strings:
             changes, replaced = _changes(text, window, offsets, holes, policy)
         if window.dialect != "prox":
-            compacts = DIALECTS[window.dialect].compacts
-            if compacts:
-                changes = drop_emptied(text, window, offsets, changes)
-            if compacts == "blank" and (holes or changes or window.inserted):
-                drop_blank(text, window, offsets, changes)
-                holes = _holes(window, offsets)
-            lines = insert_lines(text, window, offsets, sorted(holes + changes), policy)
-            replaced += len(lines)
-            changes = lines + changes
+            changes, holes, number = _layout(text, window, offsets, (changes, holes), policy)
+            replaced += number
         # Lines are inserted before other text that is inserted at the same place.
-        changes = sorted(changes + holes, key=_ends) if changes else holes
-        results.append((changes, replaced))
+        holes = sorted(changes + holes, key=_ends) if changes else holes
+        results.append((holes, replaced))
     return results
 
 
-def _holes(window: WindowEdits, offsets: LineOffsets) -> list[SpanChange]:
-    return [(offsets[a], offsets[b], "") for a, b in window.removed]
+def _layout(
+    text: str,
+    window: WindowEdits,
+    offsets: LineOffsets,
+    edits: tuple[list[SpanChange], list[SpanChange]],
+    policy: Policy,
+) -> tuple[list[SpanChange], list[SpanChange], int]:
+    """Return changes and removed lines with what a dialect adds, and how many lines it inserts."""
+    changes, holes = edits
+    compacts = DIALECTS[window.dialect].compacts
+    if compacts:
+        changes = drop_emptied(text, window, offsets, changes)
+    if compacts == "blank" and (holes or changes or window.inserted):
+        drop_blank(text, window, offsets, changes)
+        holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
+    lines = insert_lines(text, window, offsets, sorted(holes + changes), policy)
+    return lines + changes, holes, len(lines)
 
 
 def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[int] = ()) -> str:

@@ -7,7 +7,7 @@ result from the same ledger row.
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
@@ -143,9 +143,7 @@ def replay(
         if cuts:
             return ReplayResult("quarantined", "", {}, "reference_split_line")
         return _replay_reference(text, windows)
-    starts = line_starts(text, cuts) if cuts else None
-    edits = read_windows(text, windows, program_format, starts, strict=policy.strict)
-    result = _replay_edits(text, edits, policy, starts, rejected, lenient)
+    result = _replay_windows(text, windows, policy, program_format, cuts, rejected, lenient)
     return result._replace(lenient=lenient) if lenient else result
 
 
@@ -163,19 +161,19 @@ def _replay_reference(text: str, windows: Sequence[WindowProgram]) -> ReplayResu
     return ReplayResult(outcome, result.text, rejected, "", *counts, result.removed)
 
 
-def _replay_edits(
+def _replay_windows(
     text: str,
-    edits: Sequence[WindowEdits],
+    windows: Sequence[WindowProgram],
     policy: Policy,
-    starts: Sequence[int] | None,
+    program_format: ProgramFormat,
+    cuts: Sequence[int],
     rejected: dict[str, int],
     lenient: dict[str, int],
 ) -> ReplayResult:
-    """Apply the edits of all windows, adding to the counts `rejected` and `lenient`.
-
-    `starts` are the offsets of all lines, if some of them begin within a line of the text.
-    """
+    """Apply a document's chunk programs to it, adding to the counts `rejected` and `lenient`."""
+    starts = line_starts(text, cuts) if cuts else None
     total = text.count("\n") + 1 if starts is None else len(starts) - 1
+    edits = read_windows(text, windows, program_format, starts, total, strict=policy.strict)
     accepted = []
     removed: list[Range] = []
     replaced = 0
@@ -215,19 +213,21 @@ def read_windows(
     windows: Sequence[WindowProgram],
     program_format: ProgramFormat,
     starts: Sequence[int] | None = None,
+    total: int | None = None,
     *,
     strict: bool = False,
 ) -> list[WindowEdits]:
     """Return the edits of all windows, before they are executed.
 
-    `starts` are the offsets of all lines, if they are known. ShardError if a window does not fit.
+    `starts` are the offsets of all lines and `total` is their number, if they are known. ShardError
+    if a window does not fit.
     """
     dialect = program_format.dialect
-    pairs = zip(windows, window_lines(text, windows, program_format, starts), strict=True)
-    return [
-        read_window(window.output.program, dialect, window.output.finish, lines, strict=strict)
-        for window, lines in pairs
-    ]
+    edits = []
+    for window, lines in window_lines(text, windows, program_format, starts, total):
+        output = window.output
+        edits.append(read_window(output.program, dialect, output.finish, lines, strict=strict))
+    return edits
 
 
 def read_window_program(
@@ -237,11 +237,11 @@ def read_window_program(
 
     If blank lines have no numbers, it is not known which lines are edited.
     """
-    lines = _lines(window, program_format, None)
     if program_format.blank_lines == "skipped":
-        lines = WindowLines(0, _MAX_LINES, FIRST_LINE[program_format.dialect], (0, _MAX_LINES))
-    output = window.output
-    return read_window(output.program, program_format.dialect, output.finish, lines, strict=strict)
+        window = WindowProgram(0, _MAX_LINES, window.output)
+        program_format = ProgramFormat(program_format.dialect)
+    (edits,) = read_windows("", [window], program_format, total=_MAX_LINES, strict=strict)
+    return edits
 
 
 def window_lines(
@@ -249,42 +249,35 @@ def window_lines(
     windows: Sequence[WindowProgram],
     program_format: ProgramFormat,
     starts: Sequence[int] | None = None,
-) -> Iterator[WindowLines]:
-    """Yield the lines that the numbers in each window's program mean, as `read_windows` does."""
+    total: int | None = None,
+) -> list[tuple[WindowProgram, WindowLines]]:
+    """Return each window and the lines that the numbers in its program mean, as `read_windows`."""
     numbered: list[int] | None = None
     if program_format.blank_lines == "skipped":
         starts = starts or line_starts(text)
         numbered = [n for n, (a, b) in enumerate(pairwise(starts)) if text[a:b].strip()]
-    total = text.count("\n") + 1 if starts is None else len(starts) - 1
-    at = 0
+    if total is None:
+        total = text.count("\n") + 1 if starts is None else len(starts) - 1
+    base, in_document = FIRST_LINE[program_format.dialect], program_format.numbering == "document"
+    seen: list[int] | None = None
+    pairs, at = [], 0
     for window in windows:
         start, stop, _, shown = window
-        first, last = shown or (start, stop)
-        if not (at <= start < stop <= total and 0 <= first <= start and stop <= last <= total):
-            saw = f", which shows lines {first} to {last}," if shown else ""
+        low, high = shown = shown or (start, stop)
+        if not (at <= start < stop <= total and 0 <= low <= start and stop <= high <= total):
+            saw = f", which shows lines {low} to {high}," if window.shown else ""
             raise ShardError(
                 f"window of lines {start} to {stop}{saw} does not fit: the text has"
                 f" {total} lines and the window before it ends at {at}",
                 hint=CHANGED_INPUT,
             )
         at = stop
-        yield _lines(window, program_format, numbered)
-
-
-def _lines(
-    window: WindowProgram, program_format: ProgramFormat, numbered: list[int] | None
-) -> WindowLines:
-    """Return the lines of a window; `numbered` are those of the document, if some have none."""
-    start, stop, _, shown = window
-    first, last = shown or (start, stop)
-    before = first
-    if numbered is not None:
-        before = bisect_left(numbered, first)
-        numbered = numbered[before : bisect_left(numbered, last)]
-    number = FIRST_LINE[program_format.dialect]
-    if program_format.numbering == "document":
-        number += before
-    return WindowLines(start, stop, number, (first, last), numbered)
+        if numbered is not None:
+            low, high = bisect_left(numbered, low), bisect_left(numbered, high)
+            seen = numbered[low:high]
+        first = base + low if in_document else base
+        pairs.append((window, WindowLines(start, stop, first, shown, seen)))
+    return pairs
 
 
 def _apply_limits(
