@@ -114,6 +114,26 @@ def test_a_limited_site_gets_the_consequences_for_a_run(poor: SlurmCluster, tmp_
     assert "would stay pending forever" in by_name(result)["partition of refine"]["consequence"]
 
 
+def test_jobs_without_a_time_get_the_partition_s_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def partition(default_time: str) -> slurm_commands.Partition:
+        return slurm_commands.Partition(
+            "short", "UP", 1, "08:00:00", default_time, True, False, (), ()
+        )
+
+    monkeypatch.setattr(slurm_commands, "is_available", lambda: True)
+    monkeypatch.setattr(slurm_commands, "run_command", lambda *_: "ClusterName = x\n")
+    for default_time, verdict in (("00:05:00", "warning"), ("01:00:00", "ok")):
+        known = [partition(default_time)]
+        monkeypatch.setattr(slurm_commands, "read_partitions", lambda known=known: known)
+        found = {each.check: each for each in examine_site(Site(name="x"), tmp_path, [])}
+        refine = found["partition of refine"]
+        assert refine.verdict == verdict
+        assert f"jobs may run for {default_time}, the partition's default" in refine.consequence
+        assert found["partition of control"].consequence == "jobs may run for 00:30:00"
+
+
 def test_models_must_be_whole(tmp_path: Path) -> None:
     whole, broken = save_llama(tmp_path / "whole"), save_llama(tmp_path / "broken")
     (broken / "model.safetensors").unlink()

@@ -1,6 +1,7 @@
 """Submission is a transaction: if a launcher dies in between, the next launch settles it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -344,6 +345,23 @@ def test_a_dry_run_shows_scripts_and_writes_nothing(cluster: SlurmCluster, tmp_p
     assert done.stdout.count(" to start at ") == 3
     assert not (tmp_path / "run").exists()
     assert cluster.run("squeue", "-h").stdout == ""
+
+
+def test_a_site_without_a_time_leaves_it_to_the_partition(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """submitit would ask for five minutes."""
+    path, where = small(tmp_path, time=None)
+    run = prepare_run(path, where, None)
+    command = [sys.executable, "-m", "proxhpc", "launch", str(path), "--site", where]
+    scripts = subprocess.run(
+        [*command, "--dry-run"], env=cluster.env(), capture_output=True, text=True, check=True
+    ).stdout
+    assert re.findall("--time=.*", scripts) == ["--time=30"]  # of the control job
+    subprocess.run(command, env=cluster.env(), capture_output=True, check=True)
+    limits = cluster.run("squeue", "-h", "-t", "all", "-o", "%j %l").stdout.split("\n")
+    assert "small-refine 365-00:00:00" in limits  # as squeue shows no limit
+    cluster.until(finished(run.dir), "the report", timeout=90)
 
 
 def test_workers_in_a_container(cluster: SlurmCluster, tmp_path: Path) -> None:

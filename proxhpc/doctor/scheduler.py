@@ -12,6 +12,7 @@ from proxhpc.errors import RetryError
 from proxhpc.spec.site import PhaseName, Resources, Site
 from proxhpc.spec.slurm_notation import parse_duration
 
+MIN_JOB_SECONDS = 1800  # a worker loads its models, and then needs 5 to 15 minutes for a shard
 MIN_KILL_WAIT_SECONDS = 30  # a worker may need as long to commit
 PHASES: tuple[PhaseName, ...] = ("refine", "merge", "control")
 
@@ -109,7 +110,8 @@ def _partitions(site: Site) -> Iterator[Finding]:
         return
     for phase in PHASES:
         resources = site.resources(phase)
-        for name in filter(None, (resources.partition or "").split(",")):
+        default = next((name for name, partition in known.items() if partition.is_default), "")
+        for name in filter(None, (resources.partition or default).split(",")):
             check = f"partition of {phase}"
             if name in known:
                 yield _partition(check, known[name], resources)
@@ -127,8 +129,13 @@ def _partition(check: str, partition: slurm.Partition, resources: Resources) -> 
     if max_seconds is not None and seconds is not None and seconds > max_seconds:
         consequence = f"the site asks for {resources.time}: such a job would stay pending forever"
         return Finding.error(check, result, consequence)
-    time = resources.time or f"{partition.default_time.lower()}, the partition's default"
-    return Finding.ok(check, result, f"jobs may run for {time}")
+    if seconds is not None:
+        return Finding.ok(check, result, f"jobs may run for {resources.time}")
+    consequence = f"jobs may run for {partition.default_time.lower()}, the partition's default"
+    default = parse_duration(partition.default_time)
+    if default is not None and default < MIN_JOB_SECONDS:
+        return Finding.warning(check, result, f"{consequence}: set time in the site")
+    return Finding.ok(check, result, consequence)
 
 
 def _gpus(site: Site) -> Finding:
