@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import pytest
 
 from proxhpc.cli.main import main
 from proxhpc.engines.base import Completion, Request
+from proxhpc.engines.transformers_engine import TransformersEngine
 from proxhpc.evaluate import systems
 from proxhpc.evaluate.gold import GoldRecord
+from proxhpc.evaluate.metrics import token_f1
 from proxhpc.evaluate.result import Evaluation, SystemComparison, evaluate
 from proxhpc.evaluate.systems import SystemResult
+from proxhpc.evaluate.view import render_evaluation
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.stage import StageRunner
+from proxhpc.run.models import ModelRef
 from proxhpc.spec.manifest import Manifest
+from proxhpc.status.terminal import make_console
 from runs import PARAGRAPH, document, manifest, write_jsonl
 from tiny_models import save_llama, save_walk
 
@@ -117,7 +123,7 @@ def test_a_level_without_a_stage(tmp_path: Path, capsys: Capture) -> None:
     gold = write_jsonl(tmp_path / "doc.jsonl", [doc])
     command = ["evaluate", str(gold), "--manifest", str(path)]
     assert main(command) == 2
-    assert "records are of level doc, the refiner's stages are not" in capsys.readouterr().err
+    assert "records are of level doc, the stages of rules not" in capsys.readouterr().err
     write_jsonl(gold, [doc, chunk(0)])
     assert main(command) == 0
     assert "has no doc stage" in capsys.readouterr().out
@@ -126,7 +132,8 @@ def test_a_level_without_a_stage(tmp_path: Path, capsys: Capture) -> None:
 class Scripted:
     """An engine whose answer depends on the text in the window."""
 
-    name, tokenizer, max_model_len, cache_tokens = "scripted", None, 2**31 - 1, 0
+    name, tokenizer, max_model_len = "scripted", None, 2**31 - 1
+    cache_tokens, min_in_flight = 0, 9
 
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers = answers
@@ -139,14 +146,25 @@ class Scripted:
     async def close(self) -> None: ...
 
 
-def test_programs_are_executed_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With edits within lines, rejected statements and limits of the policy."""
-    two = Manifest.model_validate(
+def scripted(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> Manifest:
+    """A manifest of two stages, whose engine answers as scripted."""
+    engine = Scripted(answers)
+
+    async def open_refiner(manifest: Manifest, models: object) -> Refiner:
+        runners = {s.level: StageRunner(s, engine, manifest.policy) for s in manifest.stages}
+        return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
+
+    monkeypatch.setattr(systems, "open_refiner", open_refiner)
+    return Manifest.model_validate(
         {"name": "m", "corpus": {"paths": "-"}, "engine": {"name": "rules"},
          "policy": {"on_removed_share": "drop"},
          "stages": [{"level": "doc"}, {"level": "chunk"}]},
         context={"base": Path.cwd()},
     )  # fmt: skip
+
+
+def test_programs_are_executed_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With edits within lines, rejected statements and limits of the policy."""
     answers = {
         "Number 0": 'remove_lines(start=0, end=0)\nnormalize(source_str="Number 0 of ")',
         "Number 1": "remove_lines(start=0, end=70)",
@@ -154,13 +172,7 @@ def test_programs_are_executed_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> N
         "Number 3": "drop_doc()",
         "Number 4": "keep_doc() or drop_doc()",  # unclear: kept
     }
-    engine = Scripted(answers)
-
-    async def open_refiner(manifest: Manifest, models: object) -> Refiner:
-        doc, edit = (StageRunner(stage, engine, manifest.policy) for stage in manifest.stages)
-        return Refiner(manifest, doc, edit)
-
-    monkeypatch.setattr(systems, "open_refiner", open_refiner)
+    two = scripted(monkeypatch, answers)
     records = [
         GoldRecord(str(n), f"f:{n}", "", document(n)["text"], chunk(n)["text_gold"], LABELS)
         for n in range(3)
@@ -168,7 +180,7 @@ def test_programs_are_executed_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> N
     records += [GoldRecord(str(n), f"f:{n}", "", document(n)["text"], keep=False) for n in (3, 4)]
     lines: list[str] = []
     monkeypatch.setattr(systems, "_LOG_SECONDS", 0)
-    results = systems.run_systems(two, records, lines.append)
+    results = systems.run_systems([two], records, lines.append)
     assert lines[:3] == [f"{n} of 3 documents" for n in (1, 2, 3)]
     rows = results["chunk"][0].rows
     gold_bytes = len(records[0].gold_text or "")
@@ -180,9 +192,134 @@ def test_programs_are_executed_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert results["chunk"][0].totals.rejected == {"outside_window": 1}
     doc_rows = results["doc"][0].rows
     assert [(row["right"], row["valid"]) for row in doc_rows] == [(1, 1), (0, 0)]
-    evaluation = evaluate(two, records, [], rounds=0)
+    evaluation = evaluate([two], records, [], rounds=0)
     assert evaluation.groups[0].systems[0].scores["valid_programs"].value == pytest.approx(2 / 3)
     assert ProgramFormat() == Refiner(two, None, None).program_format
+
+
+def test_what_each_limit_overruled(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Scores as set and without the limit, by hand."""
+    manifest = scripted(
+        monkeypatch,
+        {
+            # Two of three statements are errors, so the window is kept; the third one is right.
+            "Number 0": "remove_lines(start=0, end=0)\nhello\ngood bye",
+            # Part of a word, and a string that is not there.
+            "Number 1": 'normalize(source_str="meadow")\nnormalize(source_str="zzz")',
+            "Number 2": "remove_lines(start=0, end=5)",  # a line of nine words is left
+            "Number 3": "remove_all()",
+            "Number 4": "drop_doc()",
+            "Number 5": "drop_doc()",
+            "Number 6": "perhaps",
+        },
+    )
+    records = [
+        GoldRecord(str(n), f"f:{n}", "", document(n)["text"], chunk(n)["text_gold"], LABELS)
+        for n in range(4)
+    ]
+    records[3] = replace(records[3], gold_text="", labels="B" * len(LABELS))
+    keeps = {4: True, 5: False, 6: True}
+    records += [
+        GoldRecord(str(n), f"f:{n}", "", document(n)["text"], keep=keep)
+        for n, keep in keeps.items()
+    ]
+    evaluation = evaluate([manifest], records, [], rounds=0)
+    effects = {effect.reason: effect for effect in evaluation.limits}
+    page, short = document(0)["text"], document(2)["text"].split("\n")[-1]
+    all_kept = token_f1(page, chunk(0)["text_gold"])
+    meadowless = token_f1(document(1)["text"].replace("meadow", ""), chunk(1)["text_gold"])
+    as_it_is = token_f1(document(1)["text"], chunk(1)["text_gold"])
+
+    def effect(reason: str) -> tuple[str, int, int, float, float | None, int, int]:
+        of = effects[reason]
+        return of.key, of.overruled, of.documents, of.as_set, of.without, of.right, of.wrong
+
+    assert effect("error_budget") == ("max_error_share", 1, 1, all_kept, 1, 0, 1)
+    assert effect("inside_word") == ("whole_words", 1, 1, as_it_is, meadowless, 1, 0)
+    of_short = token_f1(short, chunk(2)["text_gold"])
+    assert effect("short") == ("min_kept_words", 1, 1, 0, of_short, 0, 1)
+    assert effect("emptied") == ("", 1, 1, 1, 0, 1, 0)
+    assert effect("not_found") == ("", 1, 1, as_it_is, None, 0, 0)
+    assert effect("not_a_call") == ("", 2, 1, all_kept, None, 0, 0)
+    assert effect("doc_program") == ("", 2, 2, 0.5, 0.5, 1, 1)
+    assert effect("unclear_verdict") == ("", 1, 1, 1, 0, 1, 0)
+    make_console().print(render_evaluation(evaluation))
+    out = capsys.readouterr().out
+    assert re.search(r"string inside a word \(whole_words\) +1 +1 +\.9\d\d +\.9\d\d +1 of 1", out)
+
+
+def test_several_refiners_beside_the_baselines(tmp_path: Path, capsys: Capture) -> None:
+    """Each lead compares with the first one, on the same resamples of the documents."""
+    texts = [f"{document(n)['text']}\nGood words, no end" for n in range(8)]
+    rows = [{"text_noisy": t, "text_gold": t.removeprefix(f"{NAV}\n")} for t in texts]
+    path = write_jsonl(tmp_path / "gold.jsonl", rows)
+    base = ["evaluate", str(path), "--bootstrap", "20", "--json"]
+    assert main([*base, "-", "--rules", "gopher", "--rules", "c4"]) == 0
+    both = capsys.readouterr().out
+    evaluation = Evaluation.model_validate_json(both)
+    assert evaluation.refiners == ("rules gopher", "rules c4")
+    names = [system.name for system in evaluation.groups[0].systems]
+    assert names[:4] == ["rules gopher", "rules c4", "rules", "keep all"]
+    assert main([*base, "-", "--rules", "c4", "--rules", "gopher"]) == 0
+    other = capsys.readouterr().out
+    one, two = (
+        scores(both, "chunk", "all", "rules c4"),
+        scores(other, "chunk", "all", "rules gopher"),
+    )
+    assert one["token_f1"] < two["token_f1"], "c4 removes the last line"
+    assert one["lead"]["token_f1"]["value"] == two["token_f1"] - one["token_f1"]
+    assert one["lead"]["token_f1"]["low"] == -two["lead"]["token_f1"]["high"] > 0
+    assert main([*base, str(tmp_path / "out.json"), "--rules", "gopher", "--rules", "c4"]) == 0
+    out = capsys.readouterr().out
+    assert "lead of rules gopher" in out
+    assert "rules c4, chunk stage: " in out
+
+
+def test_models_are_loaded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Random models, whose answers cannot be used: a warning, but no stop."""
+    pytest.importorskip("transformers")
+    models = [save_llama(tmp_path / name, max_position_embeddings=512) for name in ("a", "b")]
+    row = {"text_noisy": "Home\nThe fox jumps.", "text_gold": "The fox jumps."}
+    texts = [row | {"text_noisy": f"Home {n}\nThe fox jumps."} for n in range(130)]
+    path = write_jsonl(tmp_path / "gold.jsonl", texts)
+    loaded: list[str] = []
+    original = TransformersEngine.__init__
+    close = TransformersEngine.close
+
+    def load(self: TransformersEngine, model: ModelRef, **options: Any) -> None:
+        loaded.append(model.name)
+        assert len(loaded) == 1
+        original(self, model, **options)
+
+    async def unload(self: TransformersEngine) -> None:
+        await close(self)
+        loaded.pop()
+
+    monkeypatch.setattr(TransformersEngine, "__init__", load)
+    monkeypatch.setattr(TransformersEngine, "close", unload)
+    command = ["evaluate", str(path), "--prompt", "prox-plain", "--engine", "transformers"]
+    for model in models:
+        command += ["--model", str(model)]
+    out_file = tmp_path / "out.json"
+    assert main([*command, "--bootstrap", "0", "--json", str(out_file)]) == 0
+    shown = capsys.readouterr()
+    evaluation = Evaluation.model_validate_json(out_file.read_bytes())
+    assert evaluation.refiners == tuple(map(str, models))
+    assert [run.unusable for run in evaluation.execution[:2]] == [1, 1]
+    assert shown.err.count("the chunk stage cannot use 130 of 130 answers of ") == 2
+    assert "a, chunk stage: 100.0 % of the answers are unusable" in shown.out
+
+
+def test_refiners_have_different_names(tmp_path: Path, capsys: Capture) -> None:
+    path = write_jsonl(tmp_path / "gold.jsonl", [chunk(0), chunk(1)])
+    strict = manifest(tmp_path, [tmp_path], policy={"strict": True})
+    command = ["evaluate", str(path), "--bootstrap", "0", "--json", "-"]
+    assert main([*command, "--manifest", str(strict), "--manifest", str(strict)]) == 0
+    assert json.loads(capsys.readouterr().out)["refiners"] == ["rules", "rules #2"]
+    assert main([*command, "--manifest", str(strict), "--prompt", "compact"]) == 2
+    assert "leave out" in capsys.readouterr().err
 
 
 def test_the_lead_is_the_refiner_minus_the_system() -> None:

@@ -38,7 +38,7 @@ def evaluate_set(
     selection = Selection(limit=limit)
     records = read_gold([file], selection=selection)
     manifest = preview_manifest(engine="transformers", model=str(model), doc_model=str(model))
-    evaluation = evaluate(manifest, records, [file], selection, rounds=500)
+    evaluation = evaluate([manifest], records, [file], selection, rounds=500)
     labeler = {
         group.name: _labeler_scores(_members(group, records), probabilities)
         for group in evaluation.groups

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from proxhpc.outputs import OutputModel
     from proxhpc.run.paths import RunDir
-    from proxhpc.spec.manifest import Manifest
 
 _Document = TypeVar("_Document", bound="OutputModel")
 MIN_RAM = 16 << 20  # bytes, for finding duplicates
@@ -151,23 +151,25 @@ def _status(arguments: argparse.Namespace) -> None:
     show_status(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
 
 
-def _preview_manifest(arguments: argparse.Namespace) -> "Manifest":
-    from proxhpc.preview import preview_manifest
+def _refine(arguments: argparse.Namespace) -> int:
+    from proxhpc.preview import (
+        PreviewFormat,
+        preview_manifest,
+        read_documents,
+        refine_documents,
+    )
 
-    return preview_manifest(
+    _at_least(1, "--limit", arguments.limit)
+    manifest = preview_manifest(
         arguments.manifest,
         engine=arguments.engine,
         model=arguments.model,
         doc_model=arguments.doc_model,
         prompt=arguments.prompt,
     )
-
-
-def _refine(arguments: argparse.Namespace) -> int:
-    from proxhpc.preview import PreviewFormat, read_documents, refine_documents
-
-    _at_least(1, "--limit", arguments.limit)
-    manifest = _preview_manifest(arguments)
+    if arguments.original:
+        with_original = manifest.output.model_copy(update={"original": True})
+        manifest = manifest.model_copy(update={"output": with_original})
     files = arguments.files or [Path("-")]
     documents = read_documents(manifest, files, plain=arguments.plain)
     output: PreviewFormat = "diff" if arguments.diff else "text" if arguments.text else "json"
@@ -176,19 +178,25 @@ def _refine(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from proxhpc.corpus.disk import write_atomic
-    from proxhpc.evaluate import gold, result, view
+    from proxhpc.evaluate import gold, result, systems, view
 
     _at_least(1, "--limit", arguments.limit)
     _at_least(0, "--bootstrap", arguments.bootstrap)
     _at_least(0, "--seed", arguments.seed)
-    manifest = _preview_manifest(arguments)
+    manifests = systems.refiner_manifests(
+        [*zip_longest(arguments.model, arguments.doc_model)],
+        arguments.manifest,
+        arguments.rules,
+        prompt=arguments.prompt,
+        engine=arguments.engine,
+    )
     where = tuple(map(gold.parse_condition, arguments.where))
     exclude = tuple(map(gold.parse_condition, arguments.exclude))
     selection = gold.Selection(where, exclude, arguments.limit, arguments.seed, arguments.split)
     fields = gold.GoldFields.parse(arguments.fields)
     records = gold.read_gold(arguments.gold, fields, selection)
     evaluation = result.evaluate(
-        manifest,
+        manifests,
         records,
         arguments.gold,
         selection,

@@ -139,6 +139,11 @@ def _refine(verb: Parser) -> None:
     form = verb.add_mutually_exclusive_group()
     form.add_argument("--text", action="store_true", help="print only the refined texts")
     form.add_argument("--diff", action="store_true", help="show each document before and after")
+    form.add_argument(
+        "--original",
+        action="store_true",
+        help="print each raw text, too, as `original_text`, for `proxhpc review`",
+    )
 
 
 def _launch(verb: Parser) -> None:
@@ -153,6 +158,40 @@ def _launch(verb: Parser) -> None:
 def _status(verb: Parser) -> None:
     _run(verb)
     verb.add_argument("--watch", action="store_true", help="update the page until the run ends")
+    _json(verb)
+
+
+def _review(verb: Parser) -> None:
+    add = verb.add_argument
+    add(
+        "source",
+        type=Path,
+        metavar="RUN|FILE",
+        help="run directory, or JSON lines with raw and refined texts (`refine --original`)",
+    )
+    add(
+        "--sample",
+        type=int,
+        default=20,
+        metavar="N",
+        help="ask about N documents of each outcome and reason (default: 20)",
+    )
+    add(
+        "--outcome",
+        default="",
+        choices=["kept", "edited", "dropped", "quarantined"],
+        help="only documents with this outcome",
+    )
+    add("--reason", default="", help="only documents dropped or quarantined for this reason")
+    add("--id", help="only this document: its id, or FILE:POSITION in the input")
+    add("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file of marks (default: review.jsonl in RUN, or FILE.review.jsonl)",
+    )
+    add("--summary", action="store_true", help="print the estimates so far; ask nothing")
     _json(verb)
 
 
@@ -220,7 +259,14 @@ def _verify(verb: Parser) -> None:
 def _evaluate(verb: Parser) -> None:
     add = verb.add_argument
     add("gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines files of gold records")
-    _refiner(verb, "take stages, engine and policy from this manifest")
+    _refiner(verb, "take stages, engine and policy from this manifest", several=True)
+    add(
+        "--rules",
+        action="append",
+        default=[],
+        choices=["c4", "gopher", "fineweb"],
+        help="evaluate this set of rules, too; may be repeated",
+    )
     _fields(verb)
     add(
         "--where",
@@ -327,18 +373,24 @@ def _manifest(verb: Parser) -> None:
     add("--run", type=Path, metavar="DIR", help="run directory (default: the manifest's run_dir)")
 
 
-def _refiner(verb: Parser, from_manifest: str) -> None:
+def _refiner(verb: Parser, from_manifest: str, *, several: bool = False) -> None:
     add = verb.add_argument
-    add("--manifest", type=Path, help=from_manifest)
+    action, default = ("append", list[str]()) if several else ("store", None)
+    again = "; may be repeated" if several else ""
+    add("--manifest", type=Path, action=action, default=default, help=f"{from_manifest}{again}")
     add(
         "--model",
+        action=action,
+        default=default,
         help="model of the chunk stage: a directory, a hub id, or embedded (default: no model, the"
-        " rules)",
+        f" rules){again}",
     )
     add(
         "--doc-model",
+        action=action,
+        default=default,
         metavar="MODEL",
-        help="model of a doc stage that runs before the chunk stage",
+        help=f"model of a doc stage that runs before the chunk stage{again}",
     )
     add("--prompt", help="profile, or its file (default: the model's own, or else prox-llama2)")
     add("--engine", choices=["rules", "transformers", "vllm"], help="engine that runs the models")
@@ -378,6 +430,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
             _report,
         ),
         "inspect": ("show a document before and after, with its programs", _inspect),
+        "review": ("mark what a run did right or wrong, and see how often it is right", _review),
         "merge": ("write the corpus of a refined run, or another one with --out", _merge),
         "verify": ("check every checksum and count of a run", _verify),
     },

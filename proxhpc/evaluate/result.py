@@ -10,9 +10,10 @@ from proxhpc.account.flops import flops
 from proxhpc.corpus.hosts import Split
 from proxhpc.evaluate.bootstrap import Score, resample, score
 from proxhpc.evaluate.gold import GoldRecord, Selection, records_by_level
+from proxhpc.evaluate.limits import LimitEffect
 from proxhpc.evaluate.metrics import DOCUMENT_METRICS, LINE_METRICS, MetricLevel, count_table
 from proxhpc.evaluate.ranking import auc_score
-from proxhpc.evaluate.systems import Log, SystemResult, refiner_name, run_systems
+from proxhpc.evaluate.systems import Log, SystemResult, refiner_names, run_systems
 from proxhpc.outputs import OutputModel
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.sections import Level
@@ -28,14 +29,16 @@ class SystemScores(OutputModel):
     """A system's scores in a group of documents."""
 
     name: str
-    """`rules`, the models of the refiner joined by ` + `, or the name of a baseline."""
+    """The models of a refiner joined by ` + `, `rules` with the rule sets unless these are all, or
+    the name of a baseline. A name that occurs again is numbered."""
     documents: int
     """Documents on which the system decided."""
     scores: dict[str, Score]
     """Scores by metric."""
     lead: dict[str, Score]
-    """The refiner's score minus this system's, by metric, on the documents on which both decided.
-    Empty for the refiner; without `auc`, which baselines do not have."""
+    """The score of the first refiner with a stage of this level, minus this system's, by metric, on
+    the documents on which both decided. Empty for that refiner; without `auc`, which baselines do
+    not have."""
 
 
 class GroupScores(OutputModel):
@@ -48,7 +51,8 @@ class GroupScores(OutputModel):
     documents: int
     """Documents in the group."""
     systems: tuple[SystemScores, ...]
-    """The refiner, if it has a stage of this level, then the baselines."""
+    """The refiners that have a stage of this level, in the order of `refiners`, then the
+    baselines."""
 
 
 class Execution(OutputModel):
@@ -70,6 +74,8 @@ class Execution(OutputModel):
     """Flags of ledger rows."""
     quarantined: dict[str, int]
     """Quarantined documents by reason."""
+    unusable: float | None
+    """Share of the model's answers that are unusable; null without answers."""
 
 
 class SelectedRecords(OutputModel):
@@ -93,7 +99,9 @@ class Evaluation(OutputModel):
     format: Literal["proxhpc.evaluate/1"] = "proxhpc.evaluate/1"
     """Kind and version of this document."""
     refiner: str
-    """The name of the refiner, as in `groups`."""
+    """The name of the first refiner, as in `groups`."""
+    refiners: tuple[str, ...]
+    """The names of all refiners."""
     files: tuple[str, ...]
     """The files of gold records."""
     selection: SelectedRecords
@@ -101,40 +109,44 @@ class Evaluation(OutputModel):
     records: int
     """Records that were selected."""
     labels: dict[str, int]
-    """Lines of chunk-level records by label; only `G` and `B` are counted by line metrics."""
+    """Lines of chunk-level records by label; line metrics count only `G`, `E` and `B`."""
     bootstrap: int
     """Resamplings for the intervals; 0 for none."""
     groups: tuple[GroupScores, ...]
     """Scores by level and group of documents."""
     execution: tuple[Execution, ...]
     """Speed, cost and rejections by level and system."""
+    limits: tuple[LimitEffect, ...]
+    """What limits of the policy and other reasons overruled, by level, refiner and reason."""
 
 
 def evaluate(
-    manifest: Manifest,
+    manifests: Sequence[Manifest],
     records: Sequence[GoldRecord],
     files: Sequence[Path],
     selection: Selection = Selection(),  # noqa: B008
     rounds: int = ROUNDS,
     log: Log = lambda _: None,
 ) -> Evaluation:
-    """Score a manifest's refiner and the baselines on gold records.
+    """Score the refiners of manifests and the baselines on gold records.
 
     Intervals come from `rounds` resamplings of the documents (0: no intervals) with the
     selection's seed. `log` and UserError as in `run_systems`.
     """
-    results = run_systems(manifest, records, log)
+    results = run_systems(manifests, records, log)
     of_level = records_by_level(records)
     labels = Counter(label for gold in of_level.get("chunk", ()) for label in gold.labels)
-    refiner = refiner_name(manifest)
+    refiners = refiner_names(manifests)
     groups: list[GroupScores] = []
     for level, systems in results.items():
+        first = next((one.name for one in systems if one.name in refiners), "")
         comparison = SystemComparison(
-            level, systems, of_level[level], refiner, rounds, selection.seed
+            level, systems, of_level[level], first, rounds, selection.seed
         )
         groups += [comparison.group(*group) for group in _groups(level, of_level[level])]
     return Evaluation(
-        refiner=refiner,
+        refiner=refiners[0],
+        refiners=tuple(refiners),
         files=tuple(map(str, files)),
         selection=SelectedRecords(
             where=tuple(map("=".join, selection.where)),
@@ -149,6 +161,13 @@ def evaluate(
         groups=tuple(groups),
         execution=tuple(
             _execution(level, system) for level, systems in results.items() for system in systems
+        ),
+        limits=tuple(
+            effect
+            for systems in results.values()
+            for system in systems
+            if system.name in refiners
+            for effect in system.limits
         ),
     )
 
@@ -239,4 +258,5 @@ def _execution(level: Level, system: SystemResult) -> Execution:
         lenient=dict(totals.lenient),
         flags=dict(totals.flags),
         quarantined=dict(totals.quarantined),
+        unusable=system.unusable,
     )

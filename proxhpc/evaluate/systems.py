@@ -67,17 +67,17 @@ def refiner_manifests(
 
     `models` are pairs of a chunk and a doc model. `prompt` and `engine` are for models. UserError.
     """
-    options = {"prompt": prompt, "engine": engine}
     refiners = [
-        preview.preview_manifest(model=model, doc_model=doc_model, **options)
+        preview.preview_manifest(model=model, doc_model=doc_model, prompt=prompt, engine=engine)
         for model, doc_model in models
     ]
-    others = {} if models else options  # refused beside a manifest
-    refiners += [preview.preview_manifest(path, **others) for path in manifests]
-    base = preview.preview_manifest(**({} if models or manifests else options))
+    if models:
+        prompt = engine = None
+    refiners += [preview.preview_manifest(path, prompt=prompt, engine=engine) for path in manifests]
+    base = preview.preview_manifest(prompt=prompt, engine=engine)
     for name in rules:
-        engine_options = base.engine.model_copy(update={"rules": (name,)})
-        refiners.append(base.model_copy(update={"engine": engine_options}))
+        options = base.engine.model_copy(update={"rules": (name,)})
+        refiners.append(base.model_copy(update={"engine": options}))
     return refiners or [base]
 
 

@@ -7,10 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from proxhpc.account.quantity import quantity
+from proxhpc.account.reasons import reason_text
 from proxhpc.evaluate.bootstrap import Score
+from proxhpc.evaluate.limits import LimitEffect
 from proxhpc.evaluate.result import Evaluation, Execution, GroupScores, SystemScores
 from proxhpc.spec.sections import Level
-from proxhpc.status.terminal import safe, short, whole
+from proxhpc.status.terminal import percentage, safe, short, whole
 
 MAIN_METRICS: dict[Level, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy", "auc")}
 """Metrics that are printed with their interval and with the refiner's lead."""
@@ -33,30 +35,60 @@ HEADS = {
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
-    """A table for each level, with a block for each group of documents, and notes."""
+    """A table for each level, with a block for each group of documents, then limits and notes."""
     parts: list[RenderableType] = []
     for level, title in (("chunk", "lines and text"), ("doc", "whole documents")):
         groups = [group for group in evaluation.groups if group.level == level]
         if groups:
             documents = whole(groups[0].documents)
-            parts += [Text(f"{title} ({documents})", style="bold"), _table(groups), Text()]
+            leader = ""
+            if len(evaluation.refiners) > 1:
+                leader = next(one.name for one in groups[0].systems if not one.lead)
+            table = _table(groups, f"lead of {_short_name(leader)}" if leader else "")
+            parts += [Text(f"{title} ({documents})", style="bold"), table, Text()]
+    for name in evaluation.refiners:
+        if limits := [limit for limit in evaluation.limits if limit.name == name]:
+            parts += [
+                Text(f"overruled: {_short_name(name)}", style="bold"),
+                _limits(limits),
+                Text(),
+            ]
     parts += [Text(line, style="dim") for line in _notes(evaluation)]
     return Group(*parts)
 
 
-def _table(groups: list[GroupScores]) -> Table:
+def _table(groups: list[GroupScores], lead: str = "") -> Table:
     level = groups[0].level
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     for name in groups[0].systems[0].scores:
         table.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
-    table.add_column("refiner's lead", justify="right", no_wrap=True)
+    table.add_column(lead or "refiner's lead", justify="right", no_wrap=True)
     for number, group in enumerate(groups):
         if len(groups) > 1:
             title = f"{group.name} ({whole(group.documents)})" if number else group.name
             table.add_row(Text(safe(title, 60), style="bold"))
         for system in group.systems:
             table.add_row(*(Text(cell) for cell in _row(system, MAIN_METRICS[level])))
+    return table
+
+
+def _limits(limits: list[LimitEffect]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", overflow="fold")
+    for name in ("overruled", "documents", "score as set", "without", "right in"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for limit in limits:
+        changed = limit.right + limit.wrong
+        cells = (
+            reason_text(limit.reason) + (f" ({limit.key})" if limit.key else ""),
+            whole(limit.overruled),
+            whole(limit.documents),
+            _three_digits(limit.as_set),
+            _three_digits(limit.without),
+            "-" if limit.without is None else f"{whole(limit.right)} of {whole(changed)}",
+        )
+        table.add_row(*(Text(safe(cell)) for cell in cells))
     return table
 
 
@@ -97,18 +129,29 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
     if uncounted:
         counts = ", ".join(f"{whole(number)} {safe(name)}" for name, number in uncounted.items())
         yield f"lines with other labels, not counted: {counts}"
-    stages = [stage for stage in evaluation.execution if stage.name == evaluation.refiner]
-    for level in dict.fromkeys(group.level for group in evaluation.groups):
-        if level not in (stage.level for stage in stages):
-            yield f"the refiner has no {level} stage: not evaluated on {level}-level records"
-    for stage in stages:
-        yield from _stage_notes(stage)
+    if evaluation.limits:
+        yield (
+            "score: mean token F1 or, of verdicts, accuracy; without: if only this limit were off; "
+            "right in: of the documents whose score the limit changes"
+        )
+    for name in evaluation.refiners:
+        several = len(evaluation.refiners) > 1
+        prefix = f"{_short_name(name)}, " if several else ""
+        stages = [stage for stage in evaluation.execution if stage.name == name]
+        for level in dict.fromkeys(group.level for group in evaluation.groups):
+            if level not in (stage.level for stage in stages):
+                who = _short_name(name) if several else "the refiner"
+                yield f"{who} has no {level} stage: not evaluated on {level}-level records"
+        for stage in stages:
+            yield from (prefix + line for line in _stage_notes(stage))
 
 
 def _stage_notes(stage: Execution) -> Iterator[str]:
     flops = stage.flops_per_document
     cost = "" if flops is None else f", {short(flops)} FLOPs per document"
     yield f"{stage.level} stage: {short(stage.documents_per_second)} documents/s{cost}"
+    if stage.unusable:
+        yield f"{stage.level} stage: {percentage(stage.unusable, 1)} of the answers are unusable"
     for title, counts in (
         ("rejected", stage.rejected),
         ("read leniently", stage.lenient),
