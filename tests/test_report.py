@@ -19,13 +19,14 @@ from rich.console import Console, RenderableType
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import ModelShape, Usage
-from proxhpc.account.reasons import reason_text
+from proxhpc.account.reasons import call_text, reason_text
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.summary import DuplicateCounts, FileCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.program import syntax
 from proxhpc.program.execute import EXECUTE_REASONS
 from proxhpc.program.reference import Reason
 from proxhpc.program.syntax import ParseReason
@@ -483,3 +484,12 @@ def test_every_reason_has_words() -> None:
     for code in (*documented, *flags, *verdicts, *programs):
         assert reason_text(code) != code
     assert reason_text("something_new") == "something_new"
+
+
+def test_every_call_has_words() -> None:
+    text = Path(syntax.__file__).read_text()
+    printed_calls = set(re.findall(r'return f?"([a-z_]+)\(', text))
+    assert len(printed_calls) >= 7
+    for name in (*printed_calls, *syntax.NO_EDIT, *syntax.VERDICTS):
+        assert call_text(name) != name
+    assert call_text("something_new") == "something_new"

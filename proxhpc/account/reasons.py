@@ -97,8 +97,11 @@ _WORDS = {
 _CALLS = {
     "keep_doc": "keep the document",
     "drop_doc": "drop the document",
-    "keep_all": "keep every line",
+    **dict.fromkeys(("keep_all", "keep_chunk", "skip_chunk", "untouch_doc"), "keep every line"),
     "remove_lines": "remove lines",
+    "remove_all": "remove every line",
+    "add_line": "add lines",
+    "rewrite": "answer with a new text",
     "normalize": "replace a string",
     "remove_str": "remove a string",
     "replace_str": "replace a string",

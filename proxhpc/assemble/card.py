@@ -11,6 +11,7 @@ import re
 import yaml
 
 from proxhpc import __version__
+from proxhpc.account.reasons import reason_text
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
@@ -76,8 +77,14 @@ def _outcomes(plan: Plan, summary: MergeSummary) -> Rows:
         ("outcome", "documents"),
         ("kept unchanged", counts.kept),
         ("edited", counts.edited),
-        *((f"dropped, {reason}", n) for reason, n in sorted(counts.dropped.items())),
-        *((f"quarantined, {reason}", n) for reason, n in sorted(counts.quarantined.items())),
+        *(
+            (f"{outcome}: {reason_text(reason)}", n)
+            for outcome, reasons in (
+                ("dropped", counts.dropped),
+                ("quarantined", counts.quarantined),
+            )
+            for reason, n in sorted(reasons.items())
+        ),
         ("all documents of the input", counts.documents),
         ("refined, but a duplicate", duplicates.documents - duplicates.near),
     ]

@@ -426,7 +426,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
         "status": ("show how far a run is", _status),
         "cancel": ("cancel a run's jobs; launch resumes it", _run),
         "report": (
-            "write the report of a merged run; before that, show its account so far",
+            "write the page of a run: what was removed, why, at what cost",
             _report,
         ),
         "inspect": ("show a document before and after, with its programs", _inspect),
