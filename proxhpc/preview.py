@@ -78,7 +78,6 @@ def preview_manifest(
     try:
         return Manifest.model_validate(data, context={"base": Path.cwd()})
     except ValidationError as error:
-        messages = [problem["msg"] for problem in error.errors() if not is_consequence(problem)]
         raise UserError(
             reasons(error),
             hint="--model and --doc-model take a directory or a hub id, --prompt a profile",
@@ -195,6 +194,8 @@ class _Printer:
                 self._print_row(source, item, row)
         finally:
             await refiner.close()
+        for warning in refiner.canary.warnings():
+            sys.stderr.write(f"proxhpc: {warning}\n")
 
     def _print_row(self, source: str, item: Document | BadRecord, row: Row) -> None:
         row.add_to(self.counts)
@@ -218,7 +219,8 @@ class _Printer:
             )
             self.console.print(render_inspection(inspection), soft_wrap=True)
         elif self.output == "json":
-            self._write(_json(source, item, row, text) + b"\n")
+            original = self.manifest.output.original
+            self._write(_json(source, item, row, text, original) + b"\n")
         elif text is not None:
             self._write(text.encode("utf-8", "surrogatepass") + b"\n" * (not text.endswith("\n")))
 
@@ -249,7 +251,9 @@ class _Printer:
         sys.stderr.write(f"{quantity(counts.documents, 'document')}: {', '.join(parts)}\n")
 
 
-def _json(source: str, item: Document | BadRecord, row: Row, text: str | None) -> bytes:
+def _json(
+    source: str, item: Document | BadRecord, row: Row, text: str | None, original: bool
+) -> bytes:
     """A row as in the corpus; its `text` is null for a document that does not reach it."""
     document = item if isinstance(item, Document) else Document("", "", row.file, row.position)
     provenance: dict[str, Any] = {"source": source, "outcome": row.outcome, "reason": row.reason}
@@ -257,4 +261,5 @@ def _json(source: str, item: Document | BadRecord, row: Row, text: str | None) -
         provenance["doc"] = row.doc.program
     provenance["chunk"] = [call.program for call in row.windows]
     provenance |= {"rejected": row.rejected, "lenient": row.lenient, "flags": row.flags}
-    return orjson.dumps(build_row(document, text, {}, {"proxhpc": provenance}))
+    first = {"original_text": document.text if item is document else None} if original else {}
+    return orjson.dumps(build_row(document, text, first, {"proxhpc": provenance}))

@@ -34,10 +34,10 @@ from proxhpc.evaluate.metrics import GoldLines, line_counts
 from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.review import choose_items
 from proxhpc.review.document import (
-    DocumentHead,
     ReviewDocument,
+    ReviewItem,
+    ReviewTexts,
     Stratum,
-    make_document,
     refined_lines,
 )
 from proxhpc.review.estimate import ReviewSummary, summarize
@@ -95,15 +95,15 @@ def press(session: ReviewSession, keys: str) -> None:
 
 def open_document(session: ReviewSession, name: str) -> None:
     """Skip to a document."""
-    while session.page and session.page.document.head.id != name:
+    while session.page and session.page.document.item.id != name:
         press(session, "s")
     assert session.page, f"{name} is not asked about"
 
 
 def unchanged(text: str) -> ReviewDocument:
-    page = make_document(DocumentHead("x", "a.jsonl:0", KEPT, ()), {}, text, text)
-    assert page
-    return page
+    loaded = ReviewItem("x", "a.jsonl:0", KEPT, (), lambda: ReviewTexts({}, text, text)).load()
+    assert loaded
+    return loaded
 
 
 def records(path: Path) -> dict[str, dict[str, Any]]:
@@ -176,7 +176,7 @@ def test_keys_that_cannot_be_meant_mark_nothing(
     press(session, keys)
     assert message in session.message
     assert session.page
-    assert session.page.document.head.id == name
+    assert session.page.document.item.id == name
     assert not (tmp_path / "out.review.jsonl").exists()
 
 
@@ -204,7 +204,7 @@ def test_undo_takes_back_marks_of_this_and_of_an_earlier_review(tmp_path: Path) 
     first, _, third = records(source.marks)
     press(session, "u")
     assert session.page
-    assert session.page.document.head.id == third
+    assert session.page.document.item.id == third
     assert third not in records(source.marks)
     again = session_of(source)
     press(again, "u u d")
@@ -394,7 +394,7 @@ def test_any_keys_keep_the_file_whole(
     session = session_of(source)
     marked: list[str] = []
     for key in pressed:
-        before = session.page and session.page.document.head.id
+        before = session.page and session.page.document.item.id
         session.press(key)
         draw(session)
         lines = source.marks.read_text().splitlines() if source.marks.exists() else []
@@ -407,13 +407,13 @@ def test_any_keys_keep_the_file_whole(
         assert len({*marked}) == len(marked)
         if session.page:
             page = session.page
-            assert page.document.head.id not in marked
+            assert page.document.item.id not in marked
             assert 0 <= page.cursor < len(page.lines)
             shown = page.visible()
             assert len(shown) <= page.height
             assert shown == sorted(shown)
             after = [line for line in page.document.refined if line is not None]
-            assert "\n".join(after) == rows[int(page.document.head.id)]["text"]
+            assert "\n".join(after) == rows[int(page.document.item.id)]["text"]
     if marked:
         assert [gold.id for gold in read_gold([source.marks])] == marked
     again = session_of(source)
@@ -428,10 +428,10 @@ def test_what_each_line_became_makes_the_refined_text(
     after = [lines[n] for n in kept]
     removed = [(n, n + 1) for n in sorted(gone) if n < len(lines)]
     text = "\n".join(lines)
-    exact = refined_lines(text, "\n".join(after), removed)
+    exact = refined_lines(ReviewTexts({}, text, "\n".join(after), removed))
     assert exact == tuple(None if n in gone else line for n, line in enumerate(lines))
     changed = "\n".join([*after, *inserted])
-    found = refined_lines(text, changed, removed if after else ())
+    found = refined_lines(ReviewTexts({}, text, changed, removed if after else ()))
     if found is not None:
         assert "\n".join(line for line in found if line is not None) == changed
 
@@ -482,20 +482,20 @@ def run(tmp_path: Path) -> RunDir:
 def test_every_kind_of_document_of_a_run_is_asked_about(run: RunDir) -> None:
     source = RunReview(run)
     items = choose_items(source, 3, ReviewFilter(), seed=1)
-    by_stratum = Counter(item.head.stratum for item in items)
+    by_stratum = Counter(item.stratum for item in items)
     readable = {s: n for s, n in source.sizes.items() if s.outcome != "quarantined"}
     assert by_stratum == {stratum: min(3, n) for stratum, n in readable.items()}
     assert {stratum.outcome for stratum in by_stratum} == {"edited", "kept", "dropped"}
-    assert [item.head.stratum.outcome for item in items[:2]] == ["edited", "dropped"]
+    assert [item.stratum.outcome for item in items[:2]] == ["edited", "dropped"]
     again = choose_items(source, 3, ReviewFilter(), seed=1)
-    assert [i.head.position for i in again] == [i.head.position for i in items]
+    assert [i.position for i in again] == [i.position for i in items]
     other = choose_items(source, 3, ReviewFilter(), seed=2)
-    assert {i.head.position for i in other} != {i.head.position for i in items}
+    assert {i.position for i in other} != {i.position for i in items}
     (dropped, *_) = choose_items(source, 1, ReviewFilter("dropped"), seed=0)
-    assert dropped.head.stratum.outcome == "dropped"
+    assert dropped.stratum.outcome == "dropped"
     with pytest.raises(UserError, match="no document to review") as error:
         choose_items(source, 1, ReviewFilter("dropped", "nonsense"), seed=0)
-    assert f"dropped with reason {dropped.head.stratum.reason}" in error.value.hint
+    assert f"dropped with reason {dropped.stratum.reason}" in error.value.hint
 
 
 def test_marks_of_a_run_evaluate_as_they_were_counted(
@@ -506,7 +506,7 @@ def test_marks_of_a_run_evaluate_as_they_were_counted(
     session = session_of(source)
     assert session.left > 30
     for number in range(session.left):
-        kept = session.page and session.page.document.head.stratum.is_kept
+        kept = session.page and session.page.document.item.stratum.is_kept
         press(session, "end space y" if number % 3 == 0 and kept else "y")
     assert session.page is None
     assert main(["review", str(run.root), "--json"]) == 0
@@ -593,7 +593,7 @@ def test_rows_without_a_raw_text_are_refused(tmp_path: Path) -> None:
 def test_one_document_by_its_id(run: RunDir, tmp_path: Path) -> None:
     source = RunReview(run)
     (item,) = source.find("doc-8")
-    assert source.find(item.head.position)[0].head == item.head
+    assert source.find(item.position)[0].position == item.position
     session = ReviewSession(source, [item], MarksFile(source.marks, source.key), sampled=False)
     draw(session)
     press(session, "y")
@@ -678,7 +678,7 @@ def test_mark_quit_and_resume_on_a_terminal(tmp_path: Path) -> None:
         screen.expect("1 marked, 3 left", keys="y")
         screen.expect("Space", "goes, stays", keys="?")
         screen.expect("0 marked, 4 left", "taken back", keys="u")
-        screen.expect("1 marked, 3 left", "removals right 100 %", keys="y")
+        screen.expect("1 marked, 3 left", "precision 100 %", keys="y")
         screen.expect("2 marked, 2 left", "drops right 100 % (100–100)", keys="\r")
         os.write(screen.master, b"q")
         screen.expect("2 documents marked")

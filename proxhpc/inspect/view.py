@@ -1,6 +1,6 @@
 """An inspected document on a terminal: facts, programs and the difference."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import RenderableType, group
 from rich.rule import Rule
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from proxhpc.account.quantity import quantity
 from proxhpc.account.reasons import reason_text
-from proxhpc.inspect.diff import LineChange, diff_excerpt
+from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt
 from proxhpc.inspect.document import Inspection
 from proxhpc.run.ledger import Call
 from proxhpc.run.models import short_name
@@ -24,7 +24,7 @@ OUTCOME_STYLES = {
     "duplicate": "magenta",
     "quarantined": "bold red",
 }
-_SIGNS = {"same": " ", "removed": "-", "added": "+"}
+SIGNS = {"same": " ", "removed": "-", "added": "+"}
 _COLOURS = {"same": "", "removed": "red", "added": "green"}
 _CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
 
@@ -141,10 +141,15 @@ def _text(item: Inspection) -> Iterator[Text]:
 
 def _line(item: Inspection, change: LineChange) -> Text:
     label = "" if change.number < 0 else _label(item.number(change.number))
-    text = Text.assemble((f"{label:>7} ", "dim"), f"{_SIGNS[change.kind]} ")
+    return Text.assemble((f"{label:>7} ", "dim"), f"{SIGNS[change.kind]} ", change_text(change))
+
+
+def change_text(change: LineChange, show: Callable[[Piece], str] | None = None) -> Text:
+    """A line with what changed in it marked; `show` returns the safe text of a piece."""
+    text = Text()
     for piece in change.pieces:
         style = _CHANGED if piece.changed else _COLOURS
-        text.append(safe_line(piece.text), style=style[change.kind])
+        text.append(show(piece) if show else safe_line(piece.text), style=style[change.kind])
     return text
 
 

@@ -3,8 +3,9 @@
 from itertools import zip_longest
 
 from proxhpc.errors import UserError
+from proxhpc.review.document import ReviewItem
 from proxhpc.review.estimate import stratum_order
-from proxhpc.review.source import ReviewFilter, ReviewItem, ReviewSource
+from proxhpc.review.source import ReviewFilter, ReviewSource
 
 
 def choose_items(

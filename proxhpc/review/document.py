@@ -1,7 +1,8 @@
 """A document under review: what became of each line, and the gold record of what is right."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import xxhash
@@ -28,33 +29,47 @@ class Stratum(NamedTuple):
         return self.outcome in ("kept", "edited")
 
 
+class ReviewTexts(NamedTuple):
+    """A document before and after; `after` is None if it does not reach the corpus.
+
+    `removed` are ranges of lines that are known to be removed, `fields` those of its record.
+    """
+
+    fields: Mapping[str, Any]
+    before: str
+    after: str | None
+    removed: Sequence[tuple[int, int]] = ()
+
+
 @dataclass(frozen=True, slots=True)
-class DocumentHead:
-    """What a document is known by. `position` is FILE:POSITION; `programs` are its programs."""
+class ReviewItem:
+    """A document to review. `position` is FILE:POSITION, and `read` returns None without a text."""
 
     id: str
     position: str
     stratum: Stratum
     programs: tuple[str, ...]
+    read: Callable[[], ReviewTexts | None]
 
-    @property
-    def digest(self) -> str:
-        """A digest of the programs."""
-        return xxhash.xxh3_64_hexdigest("\0".join(self.programs).encode("utf-8", "surrogatepass"))
+    def load(self) -> "ReviewDocument | None":
+        """The document; None if its texts cannot be compared line by line."""
+        texts = self.read()
+        lines = refined_lines(texts) if texts else None
+        return ReviewDocument(self, texts, lines) if texts and lines else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReviewDocument:
-    """A document with its lines and what they became.
+    """A document, and what its lines became: all unchanged if it does not reach the corpus."""
 
-    All lines of a document that does not stay are unchanged. `origin` are the fields of its record
-    that name its host.
-    """
-
-    head: DocumentHead
-    lines: tuple[str, ...]
+    item: ReviewItem
+    texts: ReviewTexts
     refined: tuple[NewLine, ...]
-    origin: Mapping[str, str]
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of the raw text."""
+        return self.texts.before.split("\n")
 
     def labels(self, new_lines: Sequence[NewLine], seen: Collection[int]) -> str:
         """A letter for each line, as in gold records."""
@@ -76,64 +91,50 @@ class ReviewDocument:
 
         It has line labels if the document should be kept and somebody decided on its lines.
         """
-        head, text = self.head, "\n".join(self.lines)
+        item, text = self.item, self.texts.before
+        programs = "\0".join(item.programs).encode("utf-8", "surrogatepass")
         review = {
-            "position": head.position,
-            "outcome": head.stratum.outcome,
-            "reason": head.stratum.reason,
-            "programs": head.digest,
+            "position": item.position,
+            "outcome": item.stratum.outcome,
+            "reason": item.stratum.reason,
+            "programs": xxhash.xxh3_64_hexdigest(programs),
             "sampled": sampled,
         }
         level: dict[str, Any] = {"text": text}
-        if keep and (head.stratum.is_kept or tuple(new_lines) != self.refined):
+        if keep and (item.stratum.is_kept or tuple(new_lines) != self.refined):
             level = {
                 "text_noisy": text,
                 "text_gold": "\n".join(line for line in new_lines if line is not None),
                 "line_labels": self.labels(new_lines, seen),
             }
-            review["refined_labels"] = self.labels(self.refined, range(len(self.lines)))
-        source = head.position.rpartition(":")[0]
-        names = {"review": review, "id": head.id, "source": source, **self.origin}
-        return {**names, **level, "keep": int(keep)}
+            review["refined_labels"] = self.labels(self.refined, range(len(self.refined)))
+        origin = {
+            name: self.texts.fields.get(name) for name in (GoldFields().host, GoldFields().url)
+        }
+        return {
+            "review": review,
+            "id": item.id,
+            "source": item.position.rpartition(":")[0],
+            **{name: value for name, value in origin.items() if isinstance(value, str)},
+            **level,
+            "keep": int(keep),
+        }
 
 
-def make_document(
-    head: DocumentHead,
-    fields: Mapping[str, Any],
-    before: str,
-    after: str | None,
-    removed: Sequence[tuple[int, int]] = (),
-) -> ReviewDocument | None:
-    """A document from its record's fields; None if its texts cannot be compared line by line.
+def refined_lines(texts: ReviewTexts) -> tuple[NewLine, ...] | None:
+    """What each line became; None if that cannot be said line by line.
 
-    `after` is None if it does not reach the corpus.
+    Texts are aligned for all differences but removed lines that are known.
     """
-    new_lines = refined_lines(before, before if after is None else after, removed)
-    if new_lines is None:
-        return None
-    origin = {name: fields.get(name) for name in (GoldFields().host, GoldFields().url)}
-    return ReviewDocument(
-        head=head,
-        lines=tuple(before.split("\n")),
-        refined=new_lines,
-        origin={name: value for name, value in origin.items() if isinstance(value, str)},
-    )
-
-
-def refined_lines(
-    before: str, after: str, removed: Sequence[tuple[int, int]]
-) -> tuple[NewLine, ...] | None:
-    """What each line of a text became; None if that cannot be said line by line.
-
-    `removed` are lines that are known to be removed. Texts are aligned for all other differences.
-    """
-    new_lines: list[NewLine] = [*before.split("\n")]
-    for start, stop in removed:
+    new_lines: list[NewLine] = [*texts.before.split("\n")]
+    if texts.after is None:
+        return tuple(new_lines)
+    for start, stop in texts.removed:
         new_lines[start:stop] = [None] * (stop - start)
     left = [number for number, line in enumerate(new_lines) if line is not None]
     rest = "\n".join(line for line in new_lines if line is not None)
-    if rest != after:
-        labels = labels_of_pair(rest, after, EDIT_COSTS["prox"])
+    if rest != texts.after:
+        labels = labels_of_pair(rest, texts.after, EDIT_COSTS["prox"])
         if isinstance(labels, str):
             return None
         for edit in labels.edits or ():

@@ -5,15 +5,14 @@ from functools import lru_cache
 from rich.console import Console
 from rich.text import Text
 
-from proxhpc.inspect.diff import LineChange, diff_lines
+from proxhpc.inspect.diff import Piece, diff_lines
+from proxhpc.inspect.view import change_text
 from proxhpc.review.document import NewLine, ReviewDocument
 from proxhpc.status.terminal import safe_line
 
 _MAX_CHARS = 2000  # shown at each end of a long line
 _CONTEXT = 300  # shown at each end of a long part of a line that did not change
 _SIGNS = {"same": "  ", "removed": "~ ", "added": "+ "}
-_STYLES = {"same": "", "removed": "red", "added": "green"}
-_CHANGED = {"same": "", "removed": "bold white on red", "added": "bold black on green"}
 ScreenRow = tuple[int, int]
 """A line, and one of the rows that it takes on the screen."""
 
@@ -138,7 +137,7 @@ def _line_rows(label: str, line: str, refined: NewLine, new: NewLine, width: int
         blocks = [(sign, Text(_clipped(line), "" if new == refined else "green"))]
     else:
         changes = diff_lines([line], new.split("\n"))
-        blocks = [(_SIGNS[change.kind], _changed_line(change)) for change in changes]
+        blocks = [(_SIGNS[change.kind], change_text(change, _clipped_piece)) for change in changes]
     rows: list[Text] = []
     console = Console()  # wrapping asks for one
     for mark, text in blocks:
@@ -148,13 +147,8 @@ def _line_rows(label: str, line: str, refined: NewLine, new: NewLine, width: int
     return rows
 
 
-def _changed_line(change: LineChange) -> Text:
-    """A version of a changed line, with what changed in it; long unchanged parts are shortened."""
-    text = Text()
-    for piece in change.pieces:
-        style = (_CHANGED if piece.changed else _STYLES)[change.kind]
-        text.append(_clipped(piece.text, _MAX_CHARS if piece.changed else _CONTEXT), style)
-    return text
+def _clipped_piece(piece: Piece) -> str:
+    return _clipped(piece.text, _MAX_CHARS if piece.changed else _CONTEXT)
 
 
 def _clipped(text: str, limit: int = _MAX_CHARS) -> str:

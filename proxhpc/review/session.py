@@ -4,9 +4,10 @@ from collections import deque
 from collections.abc import Iterable
 
 from proxhpc.account.quantity import quantity
+from proxhpc.review.document import ReviewItem
 from proxhpc.review.marks import MarksFile
 from proxhpc.review.page import Page
-from proxhpc.review.source import ReviewItem, ReviewSource
+from proxhpc.review.source import ReviewSource
 
 KEYS = {
     "y Enter": "right: what is shown is right",
@@ -44,7 +45,7 @@ class ReviewSession:
         self._item: ReviewItem | None = None
         self.skipped = 0
         marked = {mark.position for mark in marks.marks}
-        self._ahead = deque(item for item in items if item.head.position not in marked)
+        self._ahead = deque(item for item in items if item.position not in marked)
         self._next()
 
     @property
@@ -88,7 +89,7 @@ class ReviewSession:
         return True
 
     def _decide(self, page: Page, key: str) -> bool:
-        is_kept = page.document.head.stratum.is_kept
+        is_kept = page.document.item.stratum.is_kept
         match key:
             case "y" | "enter" if page.is_touched and not is_kept:
                 self.message = "k keeps the document with these lines, d drops it"
@@ -140,7 +141,7 @@ class ReviewSession:
     def _show(self, item: ReviewItem) -> None:
         document = item.load()
         if document is None:
-            self.message = f"{item.head.position} is left out: its texts cannot be compared by line"
+            self.message = f"{item.position} is left out: its texts cannot be compared by line"
         else:
             self._item, self.page = item, Page(document, *self._size)
 

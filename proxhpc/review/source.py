@@ -2,11 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.rows import record_source
@@ -17,21 +16,13 @@ from proxhpc.evaluate.gold import iter_objects
 from proxhpc.inspect.document import examine_document
 from proxhpc.inspect.find import FoundRow, find_rows, not_found, sample_groups
 from proxhpc.inspect.survivor import DuplicatePairs
-from proxhpc.review.document import DocumentHead, ReviewDocument, Stratum, make_document
+from proxhpc.review.document import ReviewItem, ReviewTexts, Stratum
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.status.totals import load_merge, run_counts
 
 _MAX_SHARDS = 64  # ledgers that are read for a sample
-
-
-@dataclass(frozen=True, slots=True)
-class ReviewItem:
-    """A document to review, which `load` reads; None if it has no text or no lines to compare."""
-
-    head: DocumentHead
-    load: Callable[[], ReviewDocument | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +40,12 @@ class ReviewFilter:
 Sample = Mapping[Stratum, list[ReviewItem]]
 
 
-class ReviewSource(Protocol):
-    """Documents by stratum. `key` changes when they do; `marks` is where marks are kept."""
-
-    key: str
-    marks: Path
-    sizes: Mapping[Stratum, int]
-
-    def sample(self, number: int, wanted: ReviewFilter, seed: int) -> Sample:
-        """Up to `number` documents of each stratum, at random."""
-
-    def find(self, query: str) -> list[ReviewItem]:
-        """Every document with this id, or the one at this position. UserError if there is none."""
-
-
-def open_review_source(path: Path) -> ReviewSource:
-    """A run if the path is a directory, otherwise a file."""
-    return RunReview(RunDir(path.absolute())) if path.is_dir() else FileReview(path)
-
-
 class RunReview:
-    """The documents of a run, also of one that is not finished."""
+    """The documents of a run, also of one that is not finished.
+
+    `sizes` are its documents by stratum. `key` changes with them, and `marks` is where they are
+    marked.
+    """
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.plan = run, Plan.load(run)
@@ -108,26 +84,29 @@ class RunReview:
 
     def _item(self, hit: FoundRow) -> ReviewItem:
         row = hit.row
-        head = DocumentHead(
+        return ReviewItem(
             id=row.id,
             position=record_source(self.plan, row),
             stratum=Stratum(row.outcome, row.reason),
             programs=tuple(call.program for call in (row.doc, *row.windows) if call),
+            read=partial(self._read, hit),
         )
-        return ReviewItem(head, partial(self._load, hit, head))
 
-    def _load(self, hit: FoundRow, head: DocumentHead) -> ReviewDocument | None:
+    def _read(self, hit: FoundRow) -> ReviewTexts | None:
         """StopError if the input has changed since it was refined."""
         item = examine_document(self.plan, self._pairs, hit)
         if item.document is None:
             return None
         # Where long lines were split, the ranges count the parts.
         removed = () if hit.row.cuts else item.removed
-        return make_document(head, item.document.fields, item.document.text, item.after, removed)
+        return ReviewTexts(item.document.fields, item.document.text, item.after, removed)
 
 
 class FileReview:
-    """Rows with `original_text` and `text`: a part of a corpus, or what `refine` printed."""
+    """Rows with `original_text` and `text`: a part of a corpus, or what `refine` printed.
+
+    Like a RunReview.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,20 +116,20 @@ class FileReview:
             raise read_error(path, error) from error
         name = path.name.removesuffix(".zst").removesuffix(".gz").removesuffix(".jsonl")
         self.marks = path.with_name(f"{name}.review.jsonl")
-        self.sizes: Mapping[Stratum, int] = Counter(item.head.stratum for item in self._items())
+        self.sizes: Mapping[Stratum, int] = Counter(item.stratum for item in self._items())
 
     def sample(self, number: int, wanted: ReviewFilter, seed: int) -> Sample:
         """Up to `number` documents of each stratum (reservoir sampling)."""
         rng, seen = random.Random(seed), Counter[Stratum]()  # noqa: S311
         sample: dict[Stratum, list[ReviewItem]] = {}
         for item in self._items():
-            if not wanted.accepts(item.head.stratum):
+            if not wanted.accepts(item.stratum):
                 continue
-            seen[item.head.stratum] += 1
-            chosen = sample.setdefault(item.head.stratum, [])
+            seen[item.stratum] += 1
+            chosen = sample.setdefault(item.stratum, [])
             if len(chosen) < number:
                 chosen.append(item)
-            elif (slot := rng.randrange(seen[item.head.stratum])) < number:
+            elif (slot := rng.randrange(seen[item.stratum])) < number:
                 chosen[slot] = item
         for chosen in sample.values():
             rng.shuffle(chosen)
@@ -158,7 +137,7 @@ class FileReview:
 
     def find(self, query: str) -> list[ReviewItem]:
         """Every document with this id or position."""
-        items = [item for item in self._items() if query in (item.head.id, item.head.position)]
+        items = [item for item in self._items() if query in (item.id, item.position)]
         if not items:
             documents = quantity(sum(self.sizes.values()), "document")
             raise UserError(
@@ -187,5 +166,14 @@ class FileReview:
             number = location.rpartition(":")[2]
             position = f"{printable_path(Path(self.path.name))}:{number}"
             programs = tuple(str(provenance.get(level)) for level in ("doc", "chunk"))
-            head = DocumentHead(str(row.get("id", position)), position, stratum, programs)
-            yield ReviewItem(head, partial(make_document, head, row, before, after))
+            texts = partial(ReviewTexts, row, before, after)
+            id_ = str(row.get("id", position))
+            yield ReviewItem(id_, position, stratum, programs, texts)
+
+
+ReviewSource = RunReview | FileReview
+
+
+def open_review_source(path: Path) -> ReviewSource:
+    """A run if the path is a directory, otherwise a file."""
+    return RunReview(RunDir(path.absolute())) if path.is_dir() else FileReview(path)

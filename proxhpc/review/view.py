@@ -33,8 +33,8 @@ _NAMES = {
     "drops_found": "documents to drop found (recall)",
 }
 _SHORT = {
-    "removed_lines_right": "removals right",
-    "lines_found": "found",
+    "removed_lines_right": "precision",
+    "lines_found": "recall",
     "drops_right": "drops right",
 }
 _FOOT = "y right  w wrong  Space line goes/stays  d drop  s skip  u undo  ? help  q quit"
@@ -51,13 +51,13 @@ def render_screen(session: ReviewSession, width: int, height: int) -> Renderable
         skipped = quantity(session.skipped, "document")
         position = f"{skipped} skipped: the next review asks about them"
     if page:
-        head = page.document.head
-        title, facts, body = Text(safe(head.id, 200), "bold"), _facts(page), page.draw()
+        item = page.document.item
+        title, facts, body = Text(safe(item.id, 200), "bold"), _facts(page), page.draw()
         first, last = page.visible()[0][0] + 1, page.visible()[-1][0] + 1
         position = f"lines {first:,} to {last:,} of {len(page.lines):,}"
-        question = _QUESTIONS.get(head.stratum.outcome, "")
+        question = _QUESTIONS.get(item.stratum.outcome, "")
         if page.is_touched:
-            question = f"{'y' if head.stratum.is_kept else 'k'} keeps the lines as shown."
+            question = f"{'y' if item.stratum.is_kept else 'k'} keeps the lines as shown."
     if session.shows_help:
         body = [Text.assemble((f"{keys:24}", "bold"), text) for keys, text in KEYS.items()]
         body += [Text(), Text(_SIGNS)]
@@ -79,14 +79,14 @@ def render_screen(session: ReviewSession, width: int, height: int) -> Renderable
 
 def _facts(page: Page) -> Text:
     """What was done with a document, and where it is from."""
-    head, document = page.document.head, page.document
-    facts = [_stratum(head.stratum)]
+    item, document = page.document.item, page.document
+    facts = [_stratum(item.stratum)]
     if removed := sum(line is None for line in document.refined):
         facts.append(f"{quantity(removed, 'line')} removed")
     if changed := len(page.edits) - removed:
         facts.append(f"{quantity(changed, 'line')} changed")
-    style = OUTCOME_STYLES.get(head.stratum.outcome, "")
-    return Text(safe(" · ".join([*facts, head.position])), style)
+    style = OUTCOME_STYLES.get(item.stratum.outcome, "")
+    return Text(safe(" · ".join([*facts, item.position])), style)
 
 
 def _with_progress(title: Text, session: ReviewSession, width: int) -> Text:
