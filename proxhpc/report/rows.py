@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from proxhpc.account.quantity import quantity
 from proxhpc.account.reasons import call_text, finish_text, reason_text
 from proxhpc.report.model import (
     AccountBase,
@@ -146,15 +147,15 @@ def cost_table(execution: ExecutionReport) -> PageTable:
             ("GPUs", ", ".join(gpus.devices) or "unknown"),
             ("GPU time", hours(cost.gpu_hours, "GPU")),
             *([(f"at {cost.price_per_gpu_hour} per GPU-hour", cost.price)] if cost.price else []),
-            ("of it, loading models", duration(gpus.boot_seconds)),
-            ("share of the GPUs' peak FLOPs", percent(gpus.model_flops_utilization)),
+            ("of it, loading models", f"{duration(gpus.boot_seconds)} of GPU time"),
+            ("FLOPs reached", f"{percent(gpus.model_flops_utilization)} of the peak"),
         ]
     rates = [rate for worker in execution.by_worker if (rate := worker.tokens_per_second)]
     spread = f" ({short(min(rates))} to {short(max(rates))})" if len(rates) > 1 else ""
     rows += [
         ("CPU time", hours(cost.core_hours, "CPU")),
-        ("workers that refined", whole(execution.workers)),
-        ("tokens per second of a worker", f"{short(execution.tokens_per_worker_second)}{spread}"),
+        ("refined by", quantity(execution.workers, "worker")),
+        ("a worker's speed", f"{short(execution.tokens_per_worker_second)} tokens/s{spread}"),
     ]
     return [("", ""), *rows]
 
