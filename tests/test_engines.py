@@ -203,6 +203,9 @@ def check_loops(engine: Engine, requests: list[Request], loop: Loop) -> None:
         assert (answer.finish, answer.prompt_tokens) == ("loop", len(asked.prompt))
         assert short.new_tokens < answer.new_tokens
         assert answer.text.startswith(short.text)
+        if answer.work:  # an answer that vLLM ended and continued
+            assert answer.work.logits == answer.new_tokens
+            assert len(asked.prompt) < answer.cached_tokens + answer.work.fed
 
 
 def test_a_loop_is_as_long_as_a_call() -> None:

@@ -51,6 +51,7 @@ BRAIN = (
         ("كيف حالك؟ أنا بخير۔ شكرا", ["كيف حالك؟ ", "أنا بخير۔ ", "شكرا"]),
         ("one line\rof a page\u2028and another", ["one line\r", "of a page\u2028", "and another"]),
         ("no stop at all", ["no stop at all"]),
+        ("Is it? \u0301e. No.", ["Is it? \u0301e. ", "No."]),  # the accent is on the blank
     ],
 )
 def test_sentences(line: str, pieces: list[str]) -> None:
@@ -153,6 +154,19 @@ def test_a_window_of_characters_splits_longer_lines() -> None:
         assert len(item.request.lines) > 3
 
 
+def test_blank_lines_that_are_skipped_take_no_room() -> None:
+    text = "\n\n \n".join(["x" * 30] * 12)
+    found = requests(text, CharacterTokenizer(), blank_lines="skipped")
+    # Of 36 characters each, with number and line feed, five fit.
+    assert [len(item.request.lines) for item in found.windows if item.request] == [5, 5, 2]
+    assert (
+        requests(text, CharacterTokenizer(), window_chars=120, blank_lines="skipped")
+        .windows[0]
+        .window.tokens
+        == 3 * 36
+    )
+
+
 def test_dense_parts_of_a_line_are_split_again() -> None:
     class Bytes(CharacterTokenizer):
         def count(self, lines: Sequence[str]) -> list[int]:
@@ -191,7 +205,7 @@ def test_replication_counts_lines_as_the_public_code_does() -> None:
             return [len(line.replace("]a", "]")) for line in lines]
 
     text = "\n".join(["a" * 5] * 8)  # 5 + 4 tokens and one more for the start
-    assert ranges(requests(text, Joining(), policy="reference", window_tokens=30)) == [
+    assert ranges(requests(text, Joining(), policy="reference", window_tokens=36)) == [
         (0, 3),
         (3, 6),
         (6, 8),
