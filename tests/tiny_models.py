@@ -10,6 +10,12 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# As in the templates of Qwen3, whose argument `enable_thinking` may be false.
+THINKING = (
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}"
+)
+
 
 def save_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
     """Write a byte-level BPE tokenizer that starts every prompt with <s>."""
@@ -90,6 +96,31 @@ def _save(folder: Path, config: dict[str, object]) -> None:
         "initializer_range": 0.4,  # large enough for answers that differ from prompt to prompt
     }
     LlamaForCausalLM(LlamaConfig(**defaults | config)).save_pretrained(folder)
+
+
+def save_parrot(folder: Path, answer: str) -> Path:
+    """Write a Llama that gives one answer to every prompt; the answer is one token of its own."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    save_llama(folder, max_position_embeddings=2048)
+    save_tokenizer(folder, TEMPLATE + THINKING)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(answer)
+    tokenizer.save_pretrained(folder)
+    number = tokenizer.convert_tokens_to_ids(answer)
+    file = folder / "model.safetensors"
+    weights = {name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}
+    for name, tensor in weights.items():
+        if name.endswith("norm.weight"):
+            tensor.fill_(1)
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    embedding[:, 0] = embedding[number, 1] = 1
+    embedding[number, 0] = 0
+    head[number, 0] = head[2, 1] = 1  # the answer after any other token, and the end after it
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
 
 
 def damage(folder: Path) -> Path:
