@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,26 @@ def test_programs_of_rescraper_count_lines_with_text() -> None:
         "<keep>\n<extract>\nrm 2\n<keep>",
         "<keep>\n<extract>\nrm 1\n<keep>",
     ]
+
+
+def test_examples_of_programs_that_insert_lines_or_saw_more_than_their_window() -> None:
+    text = "Menu here\nThe first line of it.\nThe second line of it.\nThe last line of it."
+    insert = "add_line(2, 1, 'A line between them.')\nremove_lines(1, 1)"
+    calls = (
+        Call(0, 3, insert, "stop", 0, 0, 0),
+        Call(3, 4, "remove_lines(1, 2)\nadd_line(4, 1, 'The end.')", "stop", 0, 0, 0, shown=(1, 4)),
+    )
+    row = Row("d", 0, 0, "edited", windows=calls)
+    labels = program_labels(text, row, LOOSE, ProgramFormat("ultrax"))
+    result = row.replay(text, LOOSE, ProgramFormat("ultrax"))
+    assert result.rejected == {"other_window": 1}
+    assert labels.discarded == {}
+    assert labels.unknown == frozenset()
+    for dialect in ("prox", "ultrax"):
+        rows = example_rows(text, labels, WindowLimits(), dialect)
+        assert joined(rows, dialect) == result.text
+    split = program_labels(text, replace(row, cuts=(5,)), LOOSE, ProgramFormat("ultrax"))
+    assert (split.edits, split.discarded) == (None, {("chunk", "split_lines"): 2})
 
 
 def _random_calls(rng: random.Random, lines: list[str]) -> Iterator[Call]:

@@ -14,13 +14,14 @@ from proxhpc.engines.base import Completion, Request
 from proxhpc.engines.transformers_engine import TransformersEngine
 from proxhpc.evaluate import systems
 from proxhpc.evaluate.gold import GoldRecord
-from proxhpc.evaluate.metrics import token_f1
+from proxhpc.evaluate.metrics import GoldLines, token_f1
 from proxhpc.evaluate.result import Evaluation, SystemComparison, evaluate
 from proxhpc.evaluate.systems import SystemResult
 from proxhpc.evaluate.view import render_evaluation
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.stage import StageRunner
+from proxhpc.run.ledger import Call, Row
 from proxhpc.run.models import ModelRef
 from proxhpc.spec.manifest import Manifest
 from proxhpc.status.terminal import make_console
@@ -320,6 +321,26 @@ def test_refiners_have_different_names(tmp_path: Path, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["refiners"] == ["rules", "rules #2"]
     assert main([*command, "--manifest", str(strict), "--prompt", "compact"]) == 2
     assert "leave out" in capsys.readouterr().err
+
+
+def test_split_lines_and_lines_of_other_windows_are_counted_whole() -> None:
+    """The first line, split in two, is removed in part; of the second nothing is left."""
+    chunks = Manifest.model_validate(
+        {"name": "m", "corpus": {"paths": "-"}, "engine": {"name": "rules"},
+         "policy": {"min_kept_words": 0}, "stages": [{"level": "chunk"}]},
+        context={"base": Path.cwd()},
+    )  # fmt: skip
+    text = "One here. Two here.\nThree here. Four here.\nFive here."
+    gold = GoldRecord("0", "f:0", "", text, "One here.\nFive here.", "CBC")
+    windows = (
+        Call(0, 3, "remove_lines(1, 2)", "stop", 0, 0, 0),
+        Call(3, 5, "remove_lines(2, 3)\nremove_lines(1, 1)", "stop", 0, 0, 0, shown=(1, 5)),
+    )
+    row = Row("0", 0, 0, "edited", windows=windows, cuts=(10, 32))
+    counts = systems._chunk_counts(GoldLines.of(gold), row, Refiner(chunks, None, None))
+    assert (counts["removed_right"], counts.get("removed_wrong", 0)) == (1, 0)
+    assert (counts["token_f1"], counts["bytes_kept"]) == (1, len("One here.\nFive here."))
+    assert (counts["programs"], counts["valid"]) == (2, 2)
 
 
 def test_the_lead_is_the_refiner_minus_the_system() -> None:

@@ -168,6 +168,44 @@ def test_line_numbers_restart_and_begin_as_the_style_says(tmp_path: Path) -> Non
     assert "[002] - Last." in shown(run, "one")
 
 
+def test_split_lines_keep_the_numbers_that_the_model_saw(tmp_path: Path) -> None:
+    """The first line was split in three; the second window showed the end of the first one."""
+    text = "One. Two. Three.\n\nFour.\nFive."
+    stages = [{"level": "chunk", "dialect": "refinex", "numbering": "window"}]
+    run = small(tmp_path, {"one": text}, stages=stages)
+    (one,) = documents(run)
+    first, second = call("remove_lines(3, 3)", 0, 3), call("remove_lines(2, 3)", 3, 6)
+    windows = (first, second._replace(shown=(2, 6)))
+    write(run, [row(one, "edited", windows=windows, lines_removed=3, cuts=(5, 10))])
+    (item,) = inspect_documents(run.dir, "one")
+    assert item.after == "One. Two.\nFive."
+    assert [item.number(line) for line in range(4)] == [1, 2, 3, 4]
+    assert [program.lines for program in item.to_output().chunk_programs] == [(0, 1), (1, 4)]
+    lines = [line.strip() for line in shown(run, "one").split("\n")]
+    assert "chunk program 1 of 2, lines [001] to [003]  (100 tokens in, 7 out)" in lines
+    assert "chunk program 2 of 2, lines [002] to [004]  (100 tokens in, 7 out)" in lines
+    assert "[001] - One. Two. Three." in lines
+    assert "[003] - Four." in lines
+
+
+def test_an_inserted_line_is_shown_and_blank_lines_may_have_no_number(tmp_path: Path) -> None:
+    text = "Menu\n\nThe first line.\nThe last line."
+    stages = [{"level": "chunk", "dialect": "ultrax", "blank_lines": "skipped"}]
+    run = small(tmp_path, {"one": text}, stages=stages)
+    (one,) = documents(run)
+    windows = (call("add_line(2, 1, 'A line between.')\nremove_lines(1, 1)", 0, 4),)
+    write(run, [row(one, "edited", windows=windows, lines_removed=2, strings_replaced=1)])
+    diff = [line.strip() for line in shown(run, "one").split("\n")]
+    assert diff[diff.index("text") + 1 : -1] == [
+        "[001] - Menu",
+        "-",
+        "[002]   The first line.",
+        "+ A line between.",
+        "[003]   The last line.",
+    ]
+    assert any(line.endswith("lines removed: 2, strings replaced: 1") for line in diff)
+
+
 def test_a_dropped_document_is_shown(edited: Run) -> None:
     text = shown(edited, "three")
     assert "dropped (doc_program: judged not worth keeping by the doc stage)" in text

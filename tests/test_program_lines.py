@@ -74,6 +74,11 @@ def test_removed_parts_of_two_windows():
     assert run(marked, "", *all_parts).text == "Four."
 
 
+def test_blank_parts_before_a_removed_end():
+    for removed, after in (([1, 3], "One."), ([3], "One. Two."), ([1], "One.   Three.")):
+        assert run("One. ¦Two. ¦  ¦Three.\nEnd", removals(removed)).text == f"{after}\nEnd"
+
+
 def test_strings_beside_removed_parts():
     marked = "One two. ¦Three.\nFour."
     assert run(marked, 'normalize(" two")\nremove_lines(1, 1)').text == "One.\nFour."

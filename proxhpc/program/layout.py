@@ -115,29 +115,38 @@ def keep_line_ends(
     before the end of such a line are removed, too.
     """
     bounds = set(starts)
-    result: list[SpanChange] = []
-    was_removal = False
+    runs: list[tuple[SpanChange, bool]] = []  # whether each removes whole parts
     for start, stop, target in changes:
         is_removal = not target and start in bounds and stop in bounds
-        if is_removal and was_removal and result[-1][1] == start:
-            result[-1] = (result[-1][0], stop, "")
+        if is_removal and runs and runs[-1][1] and runs[-1][0][1] == start:
+            start = runs.pop()[0][0]
+        runs.append(((start, stop, target), is_removal))
+    result: list[SpanChange] = []
+    removals: list[SpanChange] = []  # at the end of the result
+    for change, is_removal in runs:
+        start, stop, target = change
+        if is_removal and _removes_end(text, start, stop):
+            target = "\n"
+            start = _before_blanks(text, start, result[-1][1] if result else 0)
+            while removals and removals[-1][1] == start and not removals[-1][2]:
+                start = removals.pop()[0]
+                result.pop()
+                start = _before_blanks(text, start, result[-1][1] if result else 0)
+        result.append((start, stop, target))
+        if is_removal:
+            removals.append(result[-1])
         else:
-            result.append((start, stop, target))
-        was_removal = is_removal
-    return [
-        _ended(text, change, result[number - 1][1] if number else 0)
-        if not change[2] and change[0] in bounds and change[1] in bounds
-        else change
-        for number, change in enumerate(result)
-    ]
+            removals.clear()
+    return result
 
 
-def _ended(text: str, removal: SpanChange, after: int) -> SpanChange:
-    """Return a removal that starts within a line as one that keeps this line's end."""
-    start, stop, _ = removal
+def _removes_end(text: str, start: int, stop: int) -> bool:
+    """Return True if a removal starts within a line and includes its end."""
     is_inside = start > 0 and text[start - 1] != "\n"
-    if not is_inside or (stop <= len(text) and text.find("\n", start, stop) < 0):
-        return removal
-    while start > after and text[start - 1].isspace() and text[start - 1] != "\n":
-        start -= 1
-    return start, stop, "\n"
+    return is_inside and (stop > len(text) or text.find("\n", start, stop) >= 0)
+
+
+def _before_blanks(text: str, at: int, low: int) -> int:
+    while at > low and text[at - 1].isspace() and text[at - 1] != "\n":
+        at -= 1
+    return at
