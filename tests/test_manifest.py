@@ -74,7 +74,7 @@ def test_manifests_of_known_corpora_use_the_published_models() -> None:
         kind = "math" if path.stem == "openwebmath" else "web"
         models = [stage.model for stage in load_manifest(path, ENVIRON).stages]
         published = [f"gair-prox/{kind}-{level}-refining-lm" for level in ("doc", "chunk")]
-        others = {"demo": ["embedded", "embedded"], "demo-rules": [None, None]}
+        others = {"demo": ["embedded"], "demo-rules": [None]}
         assert models == others.get(path.stem, published)
 
 
@@ -138,7 +138,7 @@ x.yaml:1: nam: unknown key; did you mean "name"? (keys here: commit, comparison,
 engine, name, output, policy, run_dir, seed, sharding, site, stages)
 x.yaml:3: corpus.fromat: unknown key; did you mean "format"? (keys here: format, id, \
 max_record_bytes, paths, text)
-x.yaml:4: corpus.paths: must have at least 1 items, not 0
+x.yaml:4: corpus.paths: must have at least 1 item, not 0
 x.yaml:5: corpus.text: must be a field's name, or names with dots between, not "a..b"
 x.yaml:6: corpus.max_record_bytes: "1.5B" is not a whole number like 512MiB (units: B, KB, MB, GB, \
 TB, KiB, MiB, GiB, TiB)

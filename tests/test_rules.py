@@ -102,7 +102,9 @@ def test_ordinary_prose_is_kept_in_every_script(text: str) -> None:
     [
         ("Too short to say much.", "gopher", "5 words < 50"),
         ("", "gopher", "0 words < 50"),
-        ("the of and it " * 30_000, "gopher", "120000 words > 100000"),
+        ("Hello.", "gopher", "1 word < 50"),
+        (PROSE[: PROSE.index(".") + 1], "c4", "1 sentence < 5"),
+        ("the of and it " * 30_000, "gopher", "120,000 words > 100,000"),
         ("a b of to c d " * 20, "gopher", "mean word length 1.3 < 3"),
         ("internationalisation of the incomprehensibilities " * 15, "gopher", "mean word length"),
         (PROSE + " #" * 20, "gopher", "hash-to-word ratio 0.16 > 0.1"),

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from proxhpc.account.quantity import quantity
 from proxhpc.errors import UserError
 from proxhpc.spec.shipped import SHIPPED_VARIABLE, base_folder, shipped_folder, shipped_kind
 from proxhpc.spec.yaml_lines import Key, Problem, Tree, dotted, nearest, parse, quoted
@@ -173,7 +174,7 @@ def _user_error(path: Path, problems: Sequence[Problem]) -> UserError:
     ordered = sorted(problems, key=lambda p: p.line)
     lines = [problem.render(path) for problem in ordered[:MAX_PROBLEMS]]
     if len(ordered) > MAX_PROBLEMS:
-        lines.append(f"{path}: and {len(ordered) - MAX_PROBLEMS} more problems")
+        lines.append(f"{path}: and {quantity(len(ordered) - MAX_PROBLEMS, 'more problem')}")
     kind = shipped_kind(path)
     hint = f"to change a copy of this file: proxhpc init {kind} {path.stem}" if kind else ""
     return UserError("\n".join(dict.fromkeys(lines)), hint=hint)
@@ -235,8 +236,8 @@ def _wording(detail: Mapping[str, Any], model: type[BaseModel], key: Key) -> str
         return str(ctx["error"])
     if kind in ("too_short", "too_long"):
         bound = "at least" if kind == "too_short" else "at most"
-        limit = ctx.get("min_length", ctx.get("max_length"))
-        return f"must have {bound} {limit} items, not {ctx['actual_length']}"
+        limit: int = ctx["min_length"] if kind == "too_short" else ctx["max_length"]
+        return f"must have {bound} {quantity(limit, 'item')}, not {ctx['actual_length']}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", ctx["expected"])
         guess = nearest(value, choices) if isinstance(value, str) else ""

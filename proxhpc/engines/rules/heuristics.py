@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from proxhpc.account.quantity import quantity
+
 Script = Literal["spaced", "unspaced", "unpunctuated"]
 """How a text marks words and sentences: with spaces, only with 。 (Chinese), or not at all."""
 
@@ -164,7 +166,8 @@ def c4_document(document: ParsedDocument) -> str:
             return "curly bracket"
         sentences += count_sentences(line)
     unmarked = document.script == "unpunctuated"
-    return "" if sentences >= _SENTENCES or unmarked else f"{sentences} sentences < {_SENTENCES}"
+    enough = sentences >= _SENTENCES or unmarked
+    return "" if enough else f"{quantity(sentences, 'sentence')} < {_SENTENCES}"
 
 
 def gopher_quality(document: ParsedDocument) -> str:
@@ -177,9 +180,9 @@ def gopher_quality(document: ParsedDocument) -> str:
     low, high = _DOCUMENT_WORDS
     count = document.word_count
     if count < low:
-        return f"{count} words < {low}"
+        return f"{quantity(count, 'word')} < {low}"
     if count > high:
-        return f"{count} words > {high}"
+        return f"{quantity(count, 'word')} > {high:,}"
     return _lines_and_symbols(document, count) or _word_forms(document)
 
 
