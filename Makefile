@@ -64,5 +64,5 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .cache demo dist runs/demo runs/demo-rules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache dist runs/demo runs/demo-rules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,8 +3,8 @@
 import hashlib
 import importlib.util
 import json
+import random
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -79,22 +79,24 @@ def planned(folder: Path, count: int = 60, **sections: Any) -> Run:
     return prepare_run(manifest(folder, files, **sections), local_site(folder), None)
 
 
-def demo_copies(folder: Path, copies: int) -> list[Path]:
-    """Write the demo corpus several times over, with no two documents identical."""
-    tool = Path(__file__).parents[1] / "tools" / "demo_corpus.py"
-    subprocess.run([sys.executable, str(tool), str(folder)], check=True, stdout=subprocess.DEVNULL)
-    files = []
-    for part in sorted(folder.glob("*.zst")):
-        with zstandard.open(part, "rb") as file:
-            rows = [orjson.loads(line) for line in file.read().splitlines()]
-        copies_of_rows = [
-            row
-            | {"id": f"{row['id']}#{n}", "text": f"{row['text']}\nCopy {n} ends with this line."}
-            for n in range(copies)
-            for row in rows
-        ]
-        files.append(write_jsonl(folder / f"many-{part.name}", copies_of_rows))
-    return files
+def many_documents(folder: Path, copies: int) -> list[Path]:
+    """Write 1,000 documents of real sentences several times over, no two of them identical."""
+    gold = Path(__file__).parents[1] / "manifests" / "demo" / "gold.jsonl"
+    pages = [orjson.loads(line)["text_gold"] for line in gold.read_bytes().splitlines()]
+    lines = [line for page in pages for line in page.split("\n")]
+    chooser = random.Random(0)
+    texts = ["\n".join(chooser.choices(lines, k=chooser.randrange(5, 60))) for _ in range(1000)]
+    return [
+        write_jsonl(
+            folder / f"many-{part}.jsonl.zst",
+            (
+                {"id": f"{i}#{n}", "text": f"{texts[i]}\nCopy {n} ends with this line."}
+                for n in range(copies)
+                for i in range(part, len(texts), 4)
+            ),
+        )
+        for part in range(4)
+    ]
 
 
 def corpus_bytes(run: RunDir) -> dict[str, str]:

@@ -1,79 +1,124 @@
-"""The demo corpus: real text from this machine, in files like those of real corpora."""
+"""The demo: pages with gold labels from their HTML, and what the embedded model removes of them."""
 
-import os
-import subprocess
-import sys
+import gzip
+import importlib.util
+import json
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
-import zstandard
 
-TOOL = Path(__file__).parent.parent / "tools" / "demo_corpus.py"
+from proxhpc.cli.main import main
+from proxhpc.inspect.diff import diff_lines
 
-
-def gather(out: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(TOOL), str(out)], capture_output=True, text=True, check=False
-    )
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "manifests" / "demo"
+PAGES = sorted(DEMO.glob("pages-*.jsonl"))
 
 
-def frames(path: Path) -> list[bytes]:
-    data, contents = path.read_bytes(), []
-    while data:
-        decoder = zstandard.ZstdDecompressor().decompressobj()
-        contents.append(decoder.decompress(data))
-        assert decoder.eof
-        data = decoder.unused_data
-    return contents
+def tool() -> Any:
+    spec = importlib.util.spec_from_file_location("demo_pages", ROOT / "tools" / "demo_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("demo") / "deep" / "corpus"
-    done = gather(out)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return out, done.stdout
+def gold() -> dict[str, dict[str, Any]]:
+    rows = map(orjson.loads, (DEMO / "gold.jsonl").read_bytes().splitlines())
+    return {row["id"]: row for row in rows}
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    content = b"".join(b"".join(frames(path)) for path in sorted(out.iterdir()))
-    return [orjson.loads(line) for line in content.splitlines()]
+def test_labels_follow_the_html() -> None:
+    """Menus and tables of contents are boilerplate; headings and code are text."""
+    pages = tool()
+    example = pages.SITES[-1]
+    site = pages.Site(
+        *(getattr(example, name) for name in example.__slots__[:5]), "main", ".bar", ""
+    )
+    html = """<head><title>Not text</title><script>if (a < b) {}</script></head>
+        <nav><ul><li>Home <li><a href="/x">About</a></ul></nav>
+        <main><h1><a href="#self">Onions</a><a class="headerlink" href="#o">¶</a></h1>
+        <ul><li><a href="#one">One</a></li></ul><p>They grow<br>in <b>gar</b>dens, see
+        <a href="#one">one</a>.</p><div class="bar">Share</div><table><tr><td>a<td>b</table>
+        <pre>for x:\n    y()\n</pre></main><footer>© Someone &amp; Co.</footer>"""
+    assert pages.labelled_lines(html, site) == [
+        ("Home", "B"), ("About", "B"), ("Onions", "G"), ("One", "B"), ("They grow", "G"),
+        ("in gardens, see one.", "G"), ("Share", "B"), ("a b", "G"), ("for x:", "G"),
+        ("    y()", "G"), ("© Someone & Co.", "B"),
+    ]  # fmt: skip
 
 
-def test_hundreds_of_documents_with_unique_ids(corpus: tuple[Path, str]) -> None:
-    out, printed = corpus
-    documents = rows(out)
-    assert len(documents) >= 300
-    assert len({row["id"] for row in documents}) == len(documents)
-    assert all(list(row) == ["id", "text", "source", "kind"] for row in documents)
-    assert all(len(row["text"]) >= 200 for row in documents)
-    kinds = Counter(row["kind"] for row in documents)
-    assert min(kinds["readme"], kinds["module"], kinds["docstring"]) >= 5
-    size = sum(len(row["text"].encode()) for row in documents) / 1e6
-    assert printed == f"{len(documents)} documents, {size:.1f} MB, into {out}\n"
+def test_pages_have_a_source_a_license_and_labels(gold: dict[str, dict[str, Any]]) -> None:
+    lines = b"".join(path.read_bytes() for path in PAGES).splitlines()
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            assert line.startswith(b'{"id": "broken"')
+    assert len(lines) == len(rows) + 1 == len(gold) + 1
+    licenses = (DEMO / "LICENSE").read_text("utf-8")
+    for row in rows:
+        label = gold[row["id"]]
+        assert list(row) == ["id", "url", "text", "source", "license"], "the run sees no labels"
+        assert f"| {row['source']} | {row['license']} |" in licenses
+        assert label["text_noisy"] == row["text"]
+        assert len(label["line_labels"]) == row["text"].count("\n") + 1
+    texts = Counter(row["text"] for row in rows)
+    assert sum(texts.values()) - len(texts) == 3
+    shares = Counter("".join(row["line_labels"] for row in gold.values()))
+    assert 0.3 < shares["B"] / shares.total() < 0.7
 
 
-def test_four_files_of_which_one_has_many_frames(corpus: tuple[Path, str]) -> None:
-    out, _ = corpus
-    assert [path.name for path in sorted(out.iterdir())] == [
-        f"demo-{number:02d}.jsonl.zst" for number in range(4)
-    ]
-    counts = [len(frames(path)) for path in sorted(out.iterdir())]
-    assert counts[0] == counts[2] == counts[3] == 1
-    assert counts[1] > 1
+def test_the_demo_is_small() -> None:
+    size = sum(len(gzip.compress(path.read_bytes(), 6)) for path in DEMO.iterdir())
+    assert size <= 150_000
 
 
-def test_the_same_machine_gives_the_same_bytes(corpus: tuple[Path, str]) -> None:
-    out, _ = corpus
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    done = gather(out)
-    assert done.returncode == 0, done.stderr
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+def test_what_the_demo_removes_is_boilerplate(
+    gold: dict[str, dict[str, Any]], capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """At least 95 % of the removed lines, most of the boilerplate, and no page with text."""
+    pytest.importorskip("transformers")
+    assert main(["refine", "--manifest", "demo", *map(str, PAGES)]) == 0
+    removed: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    rows = {row["id"]: row for row in map(orjson.loads, capsysbinary.readouterr().out.splitlines())}
+    assert gold.keys() <= rows.keys()
+    for name, page in gold.items():
+        before, after = page["text_noisy"].split("\n"), rows[name]["text"]
+        assert after or not page["keep"], name
+        changes = diff_lines(before, after.split("\n") if after else [])
+        gone = {change.number for change in changes if change.kind == "removed"}
+        for number, label in enumerate(page["line_labels"]):
+            (removed if number in gone else left)[label] += 1
+    assert removed["B"] >= 0.95 * removed.total(), removed
+    assert removed["B"] >= 0.6 * (removed["B"] + left["B"]), left
 
 
-def test_wrong_arguments_print_the_usage() -> None:
-    done = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True, check=False)
-    assert (done.returncode, os.path.basename(done.stderr.split()[1])) == (2, "demo_corpus.py")
+def test_the_demo_ends_with_a_document_and_three_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROXHPC_RUNS", raising=False)
+    assert main(["launch", "demo-rules"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    numbers = next(line for line in lines if line.startswith("documents"))
+    assert " 64 " in numbers
+    header = next(line.split() for line in lines if "duplicates" in line and "read" in line)
+    assert "quarantined" in header
+    start = next(n for n, line in enumerate(lines) if line.startswith("before and after: "))
+    shown = [*takewhile(bool, lines[start + 1 :])]
+    assert 5 <= len(shown) <= 25
+    assert any(line.startswith("  - ") for line in shown)
+    assert max(map(len, shown)) <= 78
+    commands = lines[lines.index("", start) :][-3:]
+    assert [" ".join(line.replace("next", "").split()[:2]) for line in commands] == [
+        "proxhpc inspect", "proxhpc review", "proxhpc verify"
+    ]  # fmt: skip

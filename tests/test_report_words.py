@@ -27,7 +27,7 @@ from proxhpc.errors import UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.report import Report, build_report, render_report, run_account
 from proxhpc.report.advice import next_steps
-from proxhpc.report.examples import diff_rows
+from proxhpc.report.examples import diff_rows, short_diff, typical_example
 from proxhpc.report.html import report_page
 from proxhpc.report.text import cost_text, sentence
 from proxhpc.run.lease import LeaseOwner
@@ -199,7 +199,7 @@ def test_numbers_that_need_a_look_come_first(
     calm = {"kept": 3, "edited": 5, "dropped": {}, "quarantined": {}, "rejected": {}}
     calm_report = report_of(run, **calm)
     assert [step.command.split()[1] for step in next_steps(calm_report)] == [
-        "inspect", "review", "evaluate", "verify"
+        "inspect", "review", "verify", "evaluate"
     ]  # fmt: skip
     steps = next_steps(report_of(run, **calm | changes))
     assert why in steps[0].why
@@ -317,8 +317,9 @@ def test_the_largest_removals_and_each_main_reason_are_shown(tmp_path: Path) -> 
     assert len({one.source for one in report.examples}) == len(report.examples) <= 24
 
 
-def example(before: str, after: str | None) -> ExampleTexts:
-    return ExampleTexts(0, 0, "id", "a:0", "edited", "", 9, 8, (), before, after, truncated=False)
+def example(before: str, after: str | None, sizes: tuple[int, int] = (9, 5)) -> ExampleTexts:
+    outcome = "dropped" if after is None else "edited"
+    return ExampleTexts(0, 0, "id", "a:0", outcome, "", *sizes, (), before, after, truncated=False)
 
 
 def test_lines_stand_side_by_side() -> None:
@@ -356,3 +357,23 @@ def test_the_account_has_outcomes_without_tokens(run: RunDir) -> None:
         {"outcome": "quarantined", "reason": "invalid_json", "documents": 1, "raw_tokens": None},
         {"outcome": "edited", "reason": "", "documents": 4, "raw_tokens": None},
     ]
+
+
+def test_the_example_on_the_terminal_lost_most_but_kept_more() -> None:
+    gone, most, some = example("a\nb", None), example("a\nb", "b"), example("x\ny", "y", (9, 6))
+    nearly_all = example("p\nq", "q", (90, 10))
+    assert typical_example([gone, some, most, nearly_all]) is most
+    assert typical_example([gone, nearly_all]) is nearly_all
+    assert typical_example([gone]) is None
+
+
+def test_the_short_diff_has_the_ends_of_many_lines() -> None:
+    menu, text = [f"menu {n}" for n in range(30)], [f"text {n}" for n in range(6)]
+    shown = short_diff(example("\n".join([*menu, *text]), "\n".join(text)))
+    assert [line if isinstance(line, int) else line.text for line in shown] == [
+        "menu 0", "menu 1", 26, "menu 28", "menu 29", "text 0", "text 1", 2, "text 4", "text 5",
+    ]  # fmt: skip
+    lines = [f"{'menu' if n % 2 else 'text'} {n}" for n in range(100)]
+    *excerpt, rest = short_diff(example("\n".join(lines), "\n".join(lines[::2])))
+    assert len(excerpt) + rest == 100
+    assert len(excerpt) < 25

@@ -1,9 +1,7 @@
 """Manifests, sites and recipes that come with proxhpc are found by name, from any folder."""
 
-import json
 from pathlib import Path
 
-import orjson
 import pytest
 
 from proxhpc.cli.main import main
@@ -99,25 +97,3 @@ def test_every_kind_is_shipped() -> None:
     assert {"gpu", "local"} <= shipped_files("site").keys()
     assert {"base", "embedded"} == shipped_files("recipe").keys()
     assert {"refine", "merge"} == shipped_files("sbatch").keys()
-
-
-def test_what_the_demo_removes_is_boilerplate(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
-    pytest.importorskip("transformers")
-    source = shipped_folder() / "manifests" / "demo" / "python-docs.jsonl"
-    pages = {page["id"]: page for page in map(orjson.loads, source.read_bytes().splitlines())}
-    assert main(["refine", "--manifest", "demo", str(source)]) == 0
-    removed = {"G": 0, "B": 0}
-    for row in map(json.loads, capsysbinary.readouterr().out.splitlines()):
-        page = pages.pop(row["id"])
-        assert (row["text"] is not None) == page["keep"], row["id"]
-        left = iter((row["text"] or "").split("\n"))
-        kept = next(left)
-        lines = page["text"].split("\n")
-        for line, label in zip(lines, page["line_labels"], strict=True):
-            if line == kept and row["text"]:
-                kept = next(left, "")
-            else:
-                removed[label] += 1
-    assert not pages
-    assert removed["B"] > 500
-    assert removed["G"] < 0.02 * removed["B"]

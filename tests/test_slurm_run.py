@@ -16,7 +16,7 @@ from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
-from runs import check_balance, corpus_bytes, demo_copies, local_site, manifest
+from runs import check_balance, corpus_bytes, local_site, manifest, many_documents
 from slurm_cluster import FINISHED, SlurmCluster
 
 ROOT = Path(__file__).parent.parent
@@ -31,11 +31,11 @@ def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def real_text(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The corpus in PROXHPC_DATA, or else four different copies of the demo corpus."""
+    """The corpus in PROXHPC_DATA, or else many documents of the demo's sentences."""
     sample = Path(os.environ.get("PROXHPC_DATA", "")) / "corpus_sample.jsonl.zst"
     if sample.is_file():
         return [sample]
-    return demo_copies(tmp_path_factory.mktemp("demo"), 4)
+    return many_documents(tmp_path_factory.mktemp("many"), 4)
 
 
 @pytest.fixture(scope="module")

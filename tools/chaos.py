@@ -41,7 +41,7 @@ from proxhpc.cluster.slurm import run_tag
 from proxhpc.faults import FAULT_POINTS, FaultPoint
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from runs import AFTER_DEATHS, corpus_bytes, demo_copies, local_site, manifest
+from runs import AFTER_DEATHS, corpus_bytes, local_site, manifest, many_documents
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from slurm_config import Spec
 from slurm_reaper import processes
@@ -477,7 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spec = Spec(accounting=not options.no_accounting, max_array_size=options.max_array_size)
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as name:
         root = Path(name)
-        corpus = [path.absolute() for path in options.corpus] or demo_copies(root / "demo", 6)
+        corpus = [path.absolute() for path in options.corpus] or many_documents(root / "many", 6)
         (root / "slurm").mkdir()
         try:
             with SlurmCluster(root / "slurm", spec) as cluster:

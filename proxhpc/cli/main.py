@@ -101,9 +101,10 @@ def _launch(arguments: argparse.Namespace) -> None:
         step = launch(run, ticker.tick)
     print(_safe(step.message))
     if step.phase in ("report", "finished"):
+        from proxhpc.assemble.examples import read_examples
         from proxhpc.report import load_report, render_report
 
-        _print(render_report(load_report(run.dir)))
+        _print(render_report(load_report(run.dir), read_examples(run.dir)))
     else:
         print(_safe(f"check progress: proxhpc status {run.dir.root}"))
 

@@ -13,7 +13,7 @@ from proxhpc.status.totals import unusable_warning
 
 _MAX_WARNINGS = 3
 # Shares above which a number deserves a look: of documents, of statements, of answers.
-MANY_DROPPED, MANY_LIMITED, MANY_QUARANTINED, MANY_DUPLICATES = 0.3, 0.05, 0.01, 0.3
+MANY_DROPPED, MANY_LIMITED, MANY_QUARANTINED, MANY_DUPLICATES = 0.3, 0.05, 0.02, 0.3
 MANY_UNEXECUTED = 0.1
 MANY_UNFINISHED = 0.05
 _LIMITS = ("removed_share", "emptied", "short", "error_budget")
@@ -47,16 +47,13 @@ def next_steps(report: AccountBase) -> list[NextStep]:
     if not steps:
         outcome = "edited" if report.documents.edited else "dropped"
         steps = [NextStep(f"Look at some {outcome} documents.", f"{inspect} --outcome {outcome}")]
-    steps[_MAX_WARNINGS:] = [
-        NextStep("Mark edits as right or wrong to see the precision.", f"proxhpc review {run}"),
-        NextStep(
-            "Score the refiner, and simple rules, on pages that people have cleaned.",
-            f"proxhpc evaluate GOLD --manifest {run}/manifest.yaml",
-        ),
-    ]
+    why = "Mark edits as right or wrong to see the precision."
+    steps[_MAX_WARNINGS:] = [NextStep(why, f"proxhpc review {run}")]
     if report.documents.written:
         why = f"Check every checksum, then publish {corpus}, which has a dataset card."
         steps.append(NextStep(why, f"proxhpc verify {run}"))
+    why = "Score the refiner, and simple rules, on pages that people have cleaned."
+    steps.append(NextStep(why, f"proxhpc evaluate GOLD --manifest {run}/manifest.yaml"))
     return steps
 
 

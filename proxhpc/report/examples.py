@@ -1,15 +1,20 @@
-"""Documents before and after, as the page shows them."""
+"""Documents before and after, as the page and the terminal show them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 
 from proxhpc.assemble.examples import ExampleTexts
-from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt
+from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt, diff_lines
 
 _CONTEXT = 2  # unchanged lines around a change
 _MAX_LINES = 32  # of one document
 _MAX_DROPPED_LINES = 15  # of one that was dropped
 _MAX_PIECE_CHARS = 240  # a longer piece of a line is shown without its middle
 _MAX_PROGRAM_CHARS = 1500
+_MAX_SHORT_LINES = 16  # of a document on the terminal
+_ENDS = 2  # lines shown at either end of many lines with the same change
 _MAX_START_CHARS = 160  # of the beginning of a duplicate
 DiffRow = tuple[LineChange | None, LineChange | None] | int
 
@@ -52,3 +57,29 @@ def _shortened(piece: Piece) -> Piece:
     if len(text) > _MAX_PIECE_CHARS:
         text = f"{text[:half]} … {text[-half:]}"
     return replace(piece, text=text.replace("\t", "    "))
+
+
+def typical_example(examples: Sequence[ExampleTexts]) -> ExampleTexts | None:
+    """The edited document that lost most tokens, if possible one that kept more than it lost."""
+    edited = [one for one in examples if one.outcome == "edited" and one.after]
+    return max(edited, key=_kept_most_and_lost, default=None)
+
+
+def _kept_most_and_lost(example: ExampleTexts) -> tuple[bool, int]:
+    lost = example.tokens_in - example.tokens_out
+    return example.tokens_out > lost, lost
+
+
+def short_diff(example: ExampleTexts) -> list[LineChange | int]:
+    """The changes of a document; lines left out of many with the same change as their number."""
+    changes = [*diff_lines(example.before.split("\n"), (example.after or "").split("\n"))]
+    shown: list[LineChange | int] = []
+    done = 0
+    for _, group in groupby(changes, key=attrgetter("kind")):
+        lines = [*group]
+        middle = len(lines) - 2 * _ENDS
+        shown += [*lines[:_ENDS], middle, *lines[-_ENDS:]] if middle > 1 else lines
+        done += len(lines)
+        if len(shown) >= _MAX_SHORT_LINES:
+            break
+    return [*shown, len(changes) - done] if done < len(changes) else shown

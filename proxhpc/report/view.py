@@ -1,8 +1,8 @@
-"""A report or an account on a terminal: about ten lines."""
+"""A report or an account on a terminal: about ten lines, and a document before and after."""
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -10,17 +10,29 @@ from rich.console import RenderableType, group
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.quantity import quantity
+from proxhpc.assemble.examples import ExampleTexts
+from proxhpc.inspect.view import SIGNS, change_text
 from proxhpc.report.advice import next_steps
+from proxhpc.report.examples import short_diff, typical_example
 from proxhpc.report.model import AccountBase
 from proxhpc.report.text import sentence
 from proxhpc.run.paths import RunDir
 from proxhpc.status.terminal import safe, short, whole
 from proxhpc.status.totals import unusable_warning
 
+_COMMANDS = 3
+_LINE_WIDTH = 78  # of a document's line
+
 
 @group()
-def render_report(report: AccountBase) -> Iterator[RenderableType]:
-    """How much was removed and why, counts, where the corpus and the page are, what to do next."""
+def render_report(
+    report: AccountBase, examples: Sequence[ExampleTexts] = ()
+) -> Iterator[RenderableType]:
+    """How much was removed and why, counts, where the corpus and the page are, what to do next.
+
+    With `examples`, one of them is shown, and more commands.
+    """
     yield Text.assemble((f"{safe(report.name)}: ", "bold"), sentence(report))
     yield _counts(report)
     if warning := unusable_warning(report.documents, report.edits):
@@ -30,11 +42,29 @@ def render_report(report: AccountBase) -> Iterator[RenderableType]:
     if report.documents.written is not None:
         paths.add_row("corpus", Text(_shown(report.execution.corpus), overflow="fold"))
     paths.add_row("report", Text(_shown(str(run.report_html)), overflow="fold"))
-    command = next_steps(report)[0].command
+    example = typical_example(examples)
+    steps = next_steps(report)[: 1 if example is None else _COMMANDS]
     here = shlex.quote(_shown(report.execution.run))
-    command = command.replace(shlex.quote(report.execution.run), here)
-    paths.add_row("next", Text(safe(command), style="bold", overflow="fold"))
+    for number, step in enumerate(steps):
+        command = step.command.replace(shlex.quote(report.execution.run), here)
+        name = "" if number else "next"
+        paths.add_row(name, Text(safe(command), style="bold", overflow="fold"))
+    if example is not None:
+        yield from _example(example)
     yield paths
+
+
+def _example(example: ExampleTexts) -> Iterator[Text]:
+    """A document before and after, with lines cut and long parts left out."""
+    yield Text.assemble("\nbefore and after: ", (safe(example.id or example.source, 200), "bold"))
+    for change in short_diff(example):
+        if isinstance(change, int):
+            yield Text(f"    … {quantity(change, 'more line')}", style="dim")
+        else:
+            line = Text.assemble(f"  {SIGNS[change.kind]} ", change_text(change))
+            line.truncate(_LINE_WIDTH, overflow="ellipsis")
+            yield line
+    yield Text()
 
 
 def _shown(path: str) -> str:
