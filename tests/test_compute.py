@@ -1,5 +1,6 @@
 """A run's model work: the paper's figures, sums by hand, and GPU time from heartbeats."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,20 @@ def test_report_prints_the_account_so_far_of_a_run_that_is_not_merged(
     assert "So far, about" in page
     assert "Duplicates" not in page
     assert not run.report_json.exists(), "it would mean that the run is finished"
+
+
+def test_the_account_of_a_run_in_a_read_only_folder_is_printed(
+    run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    write_heartbeat(run, counts=counts())
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert main(["report", str(run.root)]) == 0
+    shown = capsys.readouterr()
+    assert "So far, about" in shown.out
+    assert "the report was not rewritten" in shown.err
 
 
 def test_report_writes_and_prints_the_report_of_a_merged_run(

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from proxhpc.assemble.examples import read_examples
-from proxhpc.corpus.disk import write_atomic
+from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.errors import StopError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.report.build import build_report, run_account
@@ -42,7 +42,8 @@ def write_account(run: RunDir) -> RunAccount:
 def _write_page(run: RunDir, report: AccountBase) -> None:
     from proxhpc.report.html import report_page  # jinja2: only to write a report
 
-    run.report.mkdir(parents=True, exist_ok=True)
+    with writing(run.report):
+        run.report.mkdir(parents=True, exist_ok=True)
     write_atomic(run.report_html, report_page(report, read_examples(run)).encode("utf-8"))
 
 

@@ -8,8 +8,7 @@ from proxhpc.status.terminal import duration, percentage, safe, short
 
 KEPT = "kept unchanged"
 WRITTEN = "in the corpus"
-_MAX_CAUSES = 3  # in the sentence, and
-_MAX_CAUSE_CHARS = 110  # no further cause after so many characters: it is four lines at most
+_MAX_CAUSES, _MAX_CAUSE_CHARS = 3, 110  # in the sentence, which has four lines at most
 _MIN_CAUSE = 0.03  # share of what was removed; a smaller cause is left out
 _LABELS = {
     "edited": "removed from edited documents",
