@@ -14,7 +14,7 @@ from proxhpc.cli.main import COMMANDS, main
 from proxhpc.cli.options import parser
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
-from runs import planned
+from runs import PARAGRAPH, document, local_site, manifest, planned, write_jsonl
 
 JOBS = ("worker", "advance", "schema")
 ARGUMENTS = {
@@ -82,6 +82,30 @@ def refined_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = planned(tmp_path_factory.mktemp("run"), 400).dir
     tasks.refine_task(str(run.root), 0, 1)
     return run.root
+
+
+def test_counts_agree_with_their_nouns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of one document, in every view of it."""
+    path = manifest(tmp_path, [write_jsonl(tmp_path / "a.jsonl", [document(1)])])
+    where, root = ["--site", local_site(tmp_path, workers=1)], str(tmp_path / "run")
+    pair = {"text_noisy": f"Home\n{PARAGRAPH}", "text_gold": PARAGRAPH}
+    gold = str(write_jsonl(tmp_path / "gold.jsonl", [pair]))
+    for command in (
+        ["plan", str(path), *where],
+        ["launch", str(path), *where],
+        ["status", root],
+        ["report", root],
+        ["inspect", root, "doc-1"],
+        ["verify", root],
+        ["merge", root, "--out", str(tmp_path / "other"), "--threshold", "0.9"],
+        ["refine", "--diff", str(tmp_path / "a.jsonl")],
+        ["annotate", gold, "--out", str(tmp_path / "examples.jsonl.zst")],
+        ["evaluate", gold],
+    ):
+        assert main(command) == 0
+    texts = [*capsys.readouterr(), *(p.read_text() for p in (tmp_path / "run").rglob("*.html"))]
+    shown = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", " ".join(texts), flags=re.S)
+    assert re.findall(r"(?<![\d.,/])\b1 [a-z]+s\b.{20}", shown) == []
 
 
 def test_the_first_page_lists_the_commands_that_people_type() -> None:

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxhpc.account.quantity import quantity
 from proxhpc.annotate.summary import AnnotationSummary
 from proxhpc.status.terminal import safe, whole
 
@@ -35,14 +36,19 @@ def render_summary(summary: AnnotationSummary) -> RenderableType:
         for level, reasons in summary.discarded.items()
         for reason, number in reasons.items()
     }
-    counted: tuple[tuple[str, int, Mapping[str, int]], ...] = (
-        ("documents", summary.documents.read, summary.documents.left_out),
-        ("examples", summary.examples.created, summary.examples.left_out),
-        ("answers and windows discarded", sum(discarded.values()), discarded),
-        ("records held out", summary.held_out, {}),
-        ("documents without a host", summary.without_host, {}),
+    counted: tuple[tuple[str, int, str, Mapping[str, int]], ...] = (
+        ("document", summary.documents.read, "", summary.documents.left_out),
+        ("example", summary.examples.created, "", summary.examples.left_out),
+        ("answer or window", sum(discarded.values()), " discarded", discarded),
+        ("record", summary.held_out, " held out", {}),
+        ("document", summary.without_host, " without a host", {}),
     )
-    lines = [Text(f"{whole(n)} {name}{_by_reason(by)}") for name, n, by in counted if n]
+    plurals = {"answer or window": "answers and windows"}
+    lines = [
+        Text(f"{quantity(number, noun, plurals.get(noun, ''))}{what}{_by_reason(by)}")
+        for noun, number, what, by in counted
+        if number
+    ]
     hosts = (
         f"hosts: {whole(summary.hosts.train)} train, {whole(summary.hosts.validation)} validation"
     )
