@@ -133,6 +133,13 @@ def test_cost_is_the_time_that_workers_held_their_gpus_and_cores(run: RunDir) ->
     assert cost_text(build_report(run).execution) == "28.0 CPU-hours"
 
 
+def test_one_document_is_not_one_documents(run: RunDir) -> None:
+    heartbeat(run, "w1", counts=Counts(documents=1, kept=1, tokens_in=5, tokens_out=5))
+    page = report_page(run_account(run))
+    assert ">1 document read<" in page
+    assert "1 documents" not in page
+
+
 def test_the_gpus_of_plain_sbatch_are_unknown_not_free(run: RunDir) -> None:
     merged(run, summary())
     heartbeat(run, "w1", busy_seconds=60.0)

@@ -52,8 +52,9 @@ def next_steps(report: AccountBase) -> list[NextStep]:
     if report.documents.written:
         why = f"Check every checksum, then publish {corpus}, which has a dataset card."
         steps.append(NextStep(why, f"proxhpc verify {run}"))
-    why = "Score the refiner, and simple rules, on pages that people have cleaned."
-    steps.append(NextStep(why, f"proxhpc evaluate GOLD --manifest {run}/manifest.yaml"))
+    evaluate = f"proxhpc evaluate {run}/review.jsonl --manifest {run}/manifest.yaml"
+    why = "Score the refiner, and simple rules, on what you marked or other gold records."
+    steps.append(NextStep(why, evaluate))
     return steps
 
 

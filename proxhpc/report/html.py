@@ -9,6 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.report import examples, flow, rows, text
 from proxhpc.report.advice import next_steps
@@ -56,6 +57,7 @@ def _environment() -> Environment:
         "flow": flow,
         "rows": rows,
         "examples": examples,
+        "quantity": quantity,
     }
     formats = (whole, short, duration, percentage, text.percent, text.power, rows.span)
     environment.filters |= {function.__name__: function for function in formats}
