@@ -31,6 +31,7 @@ from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.evaluate.gold import read_gold
 from proxhpc.evaluate.metrics import GoldLines, line_counts
+from proxhpc.inspect.find import sample_groups
 from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.review import choose_items
 from proxhpc.review.document import (
@@ -465,9 +466,13 @@ def test_down_reaches_every_row_of_a_long_line_and_the_end() -> None:
         page.move(1)
     assert page.cursor == 1
     assert seen == {(0, row) for row in range(40)} | {(1, 0)}
-    for _ in range(100):
-        page.move(-1)
-    assert (page.cursor, page.visible()[0]) == (0, (0, 0))
+    page.move(-1)
+    assert (page.cursor, page.visible()[0]) == (0, (0, 0)), "its beginning"
+    for _ in range(10):
+        page.move(1)
+    assert page.visible()[0] == (0, 10)
+    page.move(-1)
+    assert page.visible()[0] == (0, 9)
 
 
 # Runs.
@@ -496,6 +501,18 @@ def test_every_kind_of_document_of_a_run_is_asked_about(run: RunDir) -> None:
     with pytest.raises(UserError, match="no document to review") as error:
         choose_items(source, 1, ReviewFilter("dropped", "nonsense"), seed=0)
     assert f"dropped with reason {dropped.stratum.reason}" in error.value.hint
+
+
+def test_a_sample_is_from_many_shards(tmp_path: Path) -> None:
+    run = planned(tmp_path, 60, sharding={"tokens": 600}).dir
+    tasks.refine_task(str(run.root), 0, 1)
+    source = RunReview(run)
+    rows = sample_groups(run, source.plan, 5, lambda hit: hit.row.outcome, ["edited"], seed=0)
+    assert len(source.plan.shards) > 5
+    assert len({hit.shard for hit in rows["edited"]}) == 5
+    few = sample_groups(run, source.plan, 5, lambda hit: hit.row.outcome, ["edited"], 0, 2)
+    assert len({hit.shard for hit in few["edited"]}) == 2
+    assert len(few["edited"]) == 5
 
 
 def test_marks_of_a_run_evaluate_as_they_were_counted(
@@ -676,7 +693,7 @@ def test_mark_quit_and_resume_on_a_terminal(tmp_path: Path) -> None:
         shown = screen.expect("0 marked, 4 left", "y right")
         assert "menu" in shown or "colour" in shown
         screen.expect("1 marked, 3 left", keys="y")
-        screen.expect("Space", "goes, stays", keys="?")
+        screen.expect("Space", "goes, stays", "quit: the next review continues here", keys="?")
         screen.expect("0 marked, 4 left", "taken back", keys="u")
         screen.expect("1 marked, 3 left", "precision 100 %", keys="y")
         screen.expect("2 marked, 2 left", "drops right 100 % (100–100)", keys="\r")

@@ -3,7 +3,8 @@
 Each stratum is a random sample, so its totals are scaled to its size in the run. The interval of a
 share within a stratum is Wilson's. Lines of one document are alike, so they count as fewer
 independent observations, as many as explain how much documents differ (the design effect). The
-intervals of strata are combined by the squares of their distances (MOVER, Zou and Donner 2008).
+intervals of strata are combined by the squares of their distances (MOVER: Zou and Donner 2008; for
+ratios Donner and Zou 2012).
 """
 
 import math
@@ -198,20 +199,26 @@ def _found(found: Sequence[_Part], missed: Sequence[_Part], *, is_all: bool) -> 
     `missed` are in other strata than `found`, whose shares are of all that there was to find if
     `is_all`, and else of anything that was found, rightly or not.
     """
-    wrong = sum(part.right for part in missed)
-    right, of = (sum(getattr(part, name) for part in found) for name in ("right", "of"))
-    size = sum(part.size for part in found)
-
-    def ratio(a: float, b: float) -> float:
-        whole = b + (size if is_all else a)
-        return a / whole if whole else 0.0
-
-    of = wrong + (of if is_all else right)
-    if not of:
-        return Estimate(right=0, of=0, value=None)
+    right, wrong = (sum(part.right for part in parts) for parts in (found, missed))
+    of = wrong + (sum(part.of for part in found) if is_all else right)
+    rest = sum(part.size for part in found) if is_all else 0.0
     (a, a_low, a_high), (b, b_low, b_high) = _total(found), _total(missed)
-    value = ratio(a, b)
-    below = math.hypot(value - ratio(a_low, b), value - ratio(a, b_high))
-    above = math.hypot(ratio(a_high, b) - value, ratio(a, b_low) - value)
-    low, high = max(0.0, value - below), min(1.0, value + above)
-    return Estimate(right=right, of=of, value=value, low=low, high=high)
+    whole = b + (rest if is_all else a)
+    if not whole:
+        return Estimate(right=0, of=0, value=None)
+
+    def end(outside: float, a_end: float, b_end: float) -> float:
+        """The share furthest from the value for which `a - share * whole` may still be 0."""
+        inside = a / whole
+        for _ in range(40):
+            share = (inside + outside) / 2
+            weight = 1.0 if is_all else 1 - share
+            gap = abs(weight * a - share * (b + rest))
+            if gap <= math.hypot(weight * (a - a_end), share * (b - b_end)):
+                inside = share
+            else:
+                outside = share
+        return inside
+
+    low, high = end(0.0, a_low, b_high), end(1.0, a_high, b_low)
+    return Estimate(right=right, of=of, value=a / whole, low=low, high=high)

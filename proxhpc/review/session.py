@@ -10,16 +10,16 @@ from proxhpc.review.page import Page
 from proxhpc.review.source import ReviewSource
 
 KEYS = {
-    "y Enter": "right: what is shown is right",
-    "w": "wrong: nothing should have been done to this document",
-    "Space": "the line at the cursor goes, stays, or changes as it did",
+    "y Enter": "right: the document and its lines as shown",
+    "w": "wrong: nothing should be done to it",
+    "Space": "the line goes, stays, or changes as it did",
     "k": "keep the document, with the lines as shown",
     "d": "drop the document",
-    "↑ ↓ PgUp PgDn Home End": "move",
-    "n p": "next or previous line with a change",
-    "s": "skip: ask about this document next time",
-    "u": "undo: back to the last document",
-    "q": "quit; `proxhpc review` continues here",
+    "arrows PgUp PgDn": "move; also Home and End",
+    "n p": "next or previous changed line",
+    "s": "skip: the next review asks again",
+    "u": "undo: take back the last mark",
+    "q": "quit: the next review continues here",
 }
 
 

@@ -22,7 +22,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.status.totals import load_merge, run_counts
 
-_MAX_SHARDS = 64  # ledgers that are read for a sample
+_MAX_SHARDS = 32  # ledgers that are read for a sample
 
 
 @dataclass(frozen=True, slots=True)

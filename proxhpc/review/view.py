@@ -38,7 +38,7 @@ _SHORT = {
     "drops_right": "drops right",
 }
 _FOOT = "y right  w wrong  Space line goes/stays  d drop  s skip  u undo  ? help  q quit"
-_SIGNS = "-  removed   ~ +  changed   !  you disagree: green stays, magenta goes"
+_SIGNS = "- removed  ~ + changed  ! not as it was done"
 
 
 def render_screen(session: ReviewSession, width: int, height: int) -> RenderableType:
@@ -59,7 +59,7 @@ def render_screen(session: ReviewSession, width: int, height: int) -> Renderable
         if page.is_touched:
             question = f"{'y' if item.stratum.is_kept else 'k'} keeps the lines as shown."
     if session.shows_help:
-        body = [Text.assemble((f"{keys:24}", "bold"), text) for keys, text in KEYS.items()]
+        body = [Text.assemble((f"{keys:18}", "bold"), text) for keys, text in KEYS.items()]
         body += [Text(), Text(_SIGNS)]
     rows: list[RenderableType] = [
         _with_progress(title, session, width),
