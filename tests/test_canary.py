@@ -187,6 +187,8 @@ def test_a_real_run_stops_says_so_again_and_can_be_told_to_go_on(
         status = json.loads(capsys.readouterr().out)
         assert status["phase"] == "stopped"
         assert status["reason"].startswith("the chunk stage cannot use 100 of 100 answers")
+    assert main(["refine", "--manifest", str(path), str(tmp_path / "in.jsonl")]) == 4
+    assert "the chunk stage cannot use 100 of 100 answers" in capsys.readouterr().err
     text = path.read_text()
     path.write_text(text.replace("name: transformers", "max_unusable: 1.0\n  name: transformers"))
     assert main(command) == 0
