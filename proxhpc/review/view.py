@@ -123,7 +123,7 @@ def render_review(summary: ReviewSummary) -> Iterator[RenderableType]:
     yield Text(safe(f"{quantity(summary.marked, 'document')} marked{named}: {summary.marks}"))
     yield Text()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("", "documents", "marked", "right", "share with 95 % interval"):
+    for name in ("", "documents", "marked", "right", "share (95 %)"):
         table.add_column(name, justify="right" if name else "left")
     for one in summary.strata:
         label = safe(_stratum(Stratum(one.outcome, one.reason)))
