@@ -45,12 +45,13 @@ def test_labels_follow_the_html() -> None:
         <nav><ul><li>Home <li><a href="/x">About</a></ul></nav>
         <main><h1><a href="#self">Onions</a><a class="headerlink" href="#o">¶</a></h1>
         <ul><li><a href="#one">One</a></li></ul><p>They grow<br>in <b>gar</b>dens, see
-        <a href="#one">one</a>.</p><div class="bar">Share</div><p>On <i class="bar">May 1</i></p><table><tr><td>a<td>b</table>
+        <a href="#one">one</a>.</p><div class="bar">Share</div>
+        <p>On <i class="bar">May 1</i></p><table><tr><td>a<td>b</table>
         <pre>for x:\n    y()\n</pre></main><footer>© Someone &amp; Co.</footer>"""
     assert pages.labelled_lines(html, site) == [
         ("Home", "B"), ("About", "B"), ("Onions", "G"), ("One", "B"), ("They grow", "G"),
-        ("in gardens, see one.", "G"), ("Share", "B"), ("On May 1", "B"), ("a b", "G"), ("for x:", "G"),
-        ("    y()", "G"), ("© Someone & Co.", "B"),
+        ("in gardens, see one.", "G"), ("Share", "B"), ("On May 1", "B"), ("a b", "G"),
+        ("for x:", "G"), ("    y()", "G"), ("© Someone & Co.", "B"),
     ]  # fmt: skip
 
 
