@@ -153,7 +153,13 @@ EDITS = [  # before, after, program in each of prox, refinex and ultrax
         'remove_str(1, "b ")',
         "replace_str(1, ' b ', ' ')",
     ),
-    ("a b", "a\nb", r'normalize(" b", "\u000ab")', "", "replace_str(1, 'a ', '')\nadd_line(0, 1, 'a\\n')"),
+    (
+        "a b",
+        "a\nb",
+        r'normalize(" b", "\u000ab")',
+        "",
+        "replace_str(1, 'a ', '')\nadd_line(0, 1, 'a\\n')",
+    ),
     ("x\n\ny", "x\nz\n\ny", r'normalize("x", "x\u000az")', "", r"add_line(1, 1, 'z\n')"),
     (
         "\nfoo",

@@ -88,6 +88,7 @@ def test_a_string_may_end_below_its_line_but_not_start_there():
     assert run('remove_str(2, "two\\ntwo")', "refinex", text).rejected == {"not_found": 1}
     assert run('remove_str(1, "three")', "refinex", text).rejected == {"not_found": 1}
     assert run(r'remove_str(1, "\nu")', "refinex", "a\n\\nu b").rejected == {"not_found": 1}
+    assert run('remove_str(1, "b\\nb")', "refinex", "a b\nb c b\nb").text == "a  c b\nb"
 
 
 def test_lines_are_joined_where_removed_lines_were_between():
@@ -113,6 +114,28 @@ def test_replacements_make_no_blank_lines():
         ("replace_str(1, ' two', '\\n\\n\\ntwo')", "one\ntwo\nthree"),
         ("replace_str(1, 'one two', '')", "three"),
         ("replace_str(2, 'three', '')", "one two"),
+    ):
+        assert run(program, "ultrax", text).text == after
+
+
+def test_blank_lines_of_an_edited_window():
+    text = "one\n\ntwo\n \nthree\n"
+    for program, after in (
+        ("remove_lines(5, 5)", "one\ntwo\n "),
+        ("replace_str(1, 'one\\n', 'one ')", "one \ntwo\n \nthree"),
+        ("add_line(2, 1, 'x')", "one\nx\ntwo\n \nthree"),
+        ("replace_str(4, ' ', '')", "one\ntwo\nthree"),
+        ("replace_str(1, 'one', 'one')", text),
+        ("add_line(1, 1, ' ')\nreplace_str(1, 'missing', '')", text),
+        ("replace_str(1, 'missing', '')", text),
+    ):
+        assert run(program, "ultrax", text).text == after
+
+
+def test_a_line_that_another_edit_keeps_is_not_removed_as_empty():
+    for text, program, after in (
+        ("  ab\nc", "replace_str(1, 'ab', '')\nreplace_str(1, '  ', '  x')", "  x\nc"),
+        ("ab  \nc", "replace_str(1, 'ab', '')\nreplace_str(1, '  ', 'x  ')", "x  \nc"),
     ):
         assert run(program, "ultrax", text).text == after
 

@@ -77,6 +77,7 @@ def test_removed_parts_of_two_windows():
 def test_blank_parts_before_a_removed_end():
     for removed, after in (([1, 3], "One."), ([3], "One. Two."), ([1], "One.   Three.")):
         assert run("One. ¦Two. ¦  ¦Three.\nEnd", removals(removed)).text == f"{after}\nEnd"
+    assert run("A. ¦B.\nC. ¦  ¦D.\nEnd", removals([1, 2, 4])).text == "A.\n\nEnd"
 
 
 def test_strings_beside_removed_parts():
@@ -88,7 +89,10 @@ def test_strings_beside_removed_parts():
     added = WindowProgram(0, 3, ModelOutput("add_line(1, 1, 'New.')\nremove_lines(2, 2)", "stop"))
     text, cuts = split(marked)
     result = replay(text, None, [added], FREE, ProgramFormat("ultrax"), cuts)
-    assert result.text.split() == ["One", "two.", "New.", "Four."]
+    assert result.text == "One two.\nNew.\nFour."
+    added = WindowProgram(0, 3, ModelOutput("add_line(1, 1, 'New.')", "stop"))
+    result = replay(text, None, [added], FREE, ProgramFormat("ultrax"), cuts)
+    assert result.text == "One two. \nNew.\nThree.\nFour."
 
 
 @pytest.mark.parametrize("cuts", [[0], [3], [5], [9], [2, 2], [2, 1], [-1], [1, 9]])
@@ -256,6 +260,21 @@ def test_blank_lines_without_numbers(numbering, program, after):
     windows = [window(2, 6, f"<edit>\n<extract>\n{program}\n<edit>", (1, 6))]
     result = replay(TEXT, None, windows, FREE, program_format)
     assert result.text == after
+
+
+@pytest.mark.parametrize(
+    ("program", "removed", "lenient"),
+    [
+        ("remove_lines(start=1, end=1)", [(2, 3)], {}),
+        ("remove_lines(start=0, end=1)", [(0, 3)], {}),
+        ("remove_lines(1, 2)", [(2, 4)], {"clipped_range": 1}),
+        ("untouch_doc()", [], {}),
+    ],
+)
+def test_the_usual_programs_where_blank_lines_have_no_numbers(program, removed, lenient):
+    program_format = ProgramFormat("prox", blank_lines="skipped")
+    (edits,) = read_windows("a\n\nb\n", [window(0, 4, program)], program_format)
+    assert (edits.removed, edits.lenient, edits.rejected) == (removed, lenient, {})
 
 
 def test_a_range_of_lines_with_text_includes_the_blank_lines_between_them():

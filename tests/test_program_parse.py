@@ -190,6 +190,7 @@ remove_all()"""
         ("<rewrite>\n<extract>\nrm 1\n<rewrite>\nThe bridge opened.\nrm 2", [Rewrite()]),
         ("<edit>\n<extract>\nrm 1\n<edit>\nThe bridge opened.", [Rewrite()]),
         ("<keep>\n<extract>\nrm 1\n<edit>\nrm 2", [RemoveLines(1, 1), RemoveLines(2, 2)]),
+        ("<keep>\n<extract>\nrm 1\n<delete>", [RemoveLines(1, 1)]),
         ("", []),
     ],
 )

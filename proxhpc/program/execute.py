@@ -17,6 +17,7 @@ from proxhpc.program.edits import StringEdit, WindowEdits
 from proxhpc.program.envelope import add_count
 from proxhpc.program.layout import (
     LineOffsets,
+    accepted_lines,
     drop_blank,
     drop_emptied,
     insert_lines,
@@ -60,7 +61,7 @@ WindowChanges = tuple[list[SpanChange], int]
 """(changes, replaced): the effect of a program, in characters of the document.
 
 `changes` are disjoint and ascending. They delete the removed lines, each with the newline after it,
-and replace `replaced` occurrences of strings outside them.
+replace strings outside them and insert lines. `replaced` counts the strings and inserted lines.
 """
 
 
@@ -107,12 +108,13 @@ def _layout(
     """Return changes and removed lines with what a dialect adds, and how many lines it inserts."""
     changes, holes = edits
     compacts = DIALECTS[window.dialect].compacts
+    inserted = accepted_lines(window, policy)
     if compacts:
         changes = drop_emptied(text, window, offsets, changes)
-    if compacts == "blank" and (holes or changes or window.inserted):
+    if compacts == "blank" and (holes or changes or inserted):
         drop_blank(text, window, offsets, changes)
         holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
-    lines = insert_lines(text, window, offsets, sorted(holes + changes), policy)
+    lines = insert_lines(text, inserted, offsets, sorted(holes + changes))
     return lines + changes, holes, len(lines)
 
 
@@ -242,23 +244,18 @@ def _line_changes(
     """Return the change of a string that starts on one line, or the reason for a rejection."""
     line, source, target, _ = string
     assert line is not None  # the caller checks it
-    low, end = offsets[line], offsets[line + 1] - 1
-    high = end
+    low, high = offsets[line], offsets[line + 1] - 1
     if (newline := source.find("\n")) >= 0:  # which must be the one at the end of the line
-        high = min(offsets[window.stop] - 1, end + len(source) - newline)
+        high = min(offsets[window.stop] - 1, high + len(source) - newline)
     if DIALECTS[window.dialect].first_match and (at := text.find(source, low, high)) >= 0:
         high = at + len(source)
     changes = find_edit(text, low, high, string, policy, window.lenient)
-    if isinstance(changes, str):
-        return changes
-    if changes[0][0] > end:
-        return "not_found"
-    if not target:
+    if isinstance(changes, str) or not target:
         return changes
     change = trimmed(text, changes[0])
     if DIALECTS[window.dialect].compacts == "blank":
         change = without_blank_lines(text, change)
-    return [change]
+    return [change] if change[0] < change[1] or change[2] else []
 
 
 _start, _stop, _ends = itemgetter(0), itemgetter(1), itemgetter(0, 1)

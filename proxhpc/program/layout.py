@@ -5,10 +5,10 @@ newline, so that each of its lines has one.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from proxhpc.program.edits import WindowEdits, joined_ranges
+from proxhpc.program.edits import Insertion, WindowEdits, joined_ranges
 from proxhpc.program.envelope import add_count
 from proxhpc.program.match import SpanChange
 from proxhpc.program.policy import Policy
@@ -37,39 +37,44 @@ def without_blank_lines(text: str, change: SpanChange) -> SpanChange:
     return start, stop, target
 
 
+def accepted_lines(window: WindowEdits, policy: Policy) -> list[Insertion]:
+    """Return the lines to insert that no limit rejects; the others are counted as rejected."""
+    accepted: list[Insertion] = []
+    for insertion in window.inserted:
+        inserted = insertion[2]
+        if not inserted.strip():
+            add_count(window.rejected, "blank_source")
+        elif len(inserted) + 1 > policy.max_growth:
+            add_count(window.rejected, "growth")
+        elif len(accepted) == policy.max_strings:
+            add_count(window.rejected, "too_many_strings")
+        else:
+            accepted.append(insertion)
+    return accepted
+
+
 def insert_lines(
     text: str,
-    window: WindowEdits,
+    insertions: Sequence[Insertion],
     offsets: LineOffsets,
     others: Sequence[SpanChange],
-    policy: Policy,
 ) -> list[SpanChange]:
-    """Return the changes that insert a window's lines, given its other changes, which are sorted.
-
-    Lines that a limit rejects are added to the window's counts.
-    """
+    """Return the changes that insert lines, given the window's other changes, which are sorted."""
     changes: list[SpanChange] = []
-    for line, _, inserted in window.inserted:
+    for line, _, inserted in insertions:
         at = offsets[line]
-        before = bisect_right(others, (at,)) - 1
-        if before >= 0 and at < others[before][1]:
-            at = others[before][1]
-        problem = _problem(inserted, len(changes), policy)
-        if problem:
-            add_count(window.rejected, problem)
-            continue
-        splits = 0 < at <= len(text) and text[at - 1] != "\n"
-        changes.append((at, at, f"\n{inserted}\n" if splits else f"{inserted}\n"))
+        after = bisect_left(others, (at,))
+        if after and at < others[after - 1][1]:
+            at = others[after - 1][1]
+        elif _splits(text, at) and after < len(others) and not others[after][2]:
+            at = others[after][1] if others[after][0] == at else at
+        changes.append((at, at, f"\n{inserted}\n" if _splits(text, at) else f"{inserted}\n"))
     return changes
 
 
-def _problem(inserted: str, number: int, policy: Policy) -> str:
-    """Why a line cannot be inserted after `number` others, or ""."""
-    if not inserted.strip():
-        return "blank_source"
-    if len(inserted) + 1 > policy.max_growth:
-        return "growth"
-    return "too_many_strings" if number >= policy.max_strings else ""
+def _splits(text: str, at: int) -> bool:
+    """Return True if a character offset is within a line."""
+    return 0 < at <= len(text) and text[at - 1] != "\n"
 
 
 def drop_emptied(
@@ -142,8 +147,7 @@ def keep_line_ends(
 
 def _removes_end(text: str, start: int, stop: int) -> bool:
     """Return True if a removal starts within a line and includes its end."""
-    is_inside = start > 0 and text[start - 1] != "\n"
-    return is_inside and (stop > len(text) or text.find("\n", start, stop) >= 0)
+    return _splits(text, start) and (stop > len(text) or text.find("\n", start, stop) >= 0)
 
 
 def _before_blanks(text: str, at: int, low: int) -> int:
