@@ -472,6 +472,8 @@ def test_invalid_options_are_explained(
     annotate(pairs, "--out", pairs, status=2)
     assert "would overwrite an input" in capsys.readouterr().err
     assert pairs.read_bytes() == data
+    annotate(pairs, "--out", tmp_path / "ex.jsonl", status=2)
+    assert "ex.jsonl: the name of this file must end in .jsonl.zst" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,8 @@ def _annotate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     sources = open_sources(arguments.sources, arguments.out, options)
+    if not arguments.out.name.endswith(".jsonl.zst"):
+        raise UserError(f"--out {arguments.out}: the name of this file must end in .jsonl.zst")
     _show(annotate(sources, arguments.out, options), render_summary, arguments.json)
 
 
