@@ -133,8 +133,8 @@ def test_counts_speed_and_time_left_are_sums_over_the_workers(run: Run) -> None:
     for name, now in (("w1", 160), ("w2", 220)):
         who = owner(name, job="")
         beat(run, who, 101, 0, state="starting")
-        beat(run, who, 61, 100)
-        beat(run, who, 1, now, shard=2)
+        beat(run, who, 61, 100, work={"answered": 1000})
+        beat(run, who, 1, now, shard=2, work={"answered": 10 * now})
     status = collect(run.dir, None)
     assert status.phase == "refining"
     assert (status.shards.done, status.shards.leased) == (2, 1)
@@ -142,10 +142,6 @@ def test_counts_speed_and_time_left_are_sums_over_the_workers(run: Run) -> None:
     # Since the first line with state working: 60 and 120 documents in 60 seconds.
     assert status.speed.documents_per_s == pytest.approx(3.0, abs=0.02)
     assert status.speed.tokens_per_s == pytest.approx(30.0, abs=0.2)
-    sizes = [shard.estimated_bytes for shard in run.plan.shards]
-    done, seen = sum(sizes[:2]) + sizes[2] / 2, 380 * 40
-    remaining = (sum(sizes) - done) * min(1, seen / done)
-    assert status.speed.eta_s == pytest.approx(remaining / 120, rel=0.01)
     assert shards > 3
     text = page(status)
     assert f"2 / {shards} shards" in text
@@ -273,6 +269,25 @@ def test_a_stopped_run_gives_the_reason_and_the_next_command(run: Run) -> None:
     text = page(status)
     assert "disk full" in text
     assert "next: proxhpc launch" in text
+
+
+def test_the_reason_is_that_of_the_latest_launch(run: Run) -> None:
+    """Whatever the names of its workers."""
+    slurm_site(run)
+    for name, age, message in (("w1", 900, "a"), ("w0", 20, "b"), ("w2", 500, "c")):
+        beat(run, owner(name), age, 5, state="failed", error="StopError", message=message)
+    assert collect(run.dir, FakeQueue()).reason == "b"
+
+
+def test_unusable_answers_are_a_warning(run: Run) -> None:
+    def shown(flagged: int, refused: int) -> str:
+        counted = counts(10, flags=Counter(unusable_answer=flagged)).to_dict()
+        counted["quarantined"] = {"request_refused": refused, "not_a_number": 1}
+        beat(run, owner("w1"), 1, counts=counted)
+        return page(collect(run.dir, None))
+
+    assert "cannot be used" not in shown(3, 1)
+    assert "answers of a model cannot be used in 6 of 10 documents" in shown(3, 2)
 
 
 def test_the_queue_is_not_read_for_a_local_run(run: Run) -> None:
@@ -515,7 +530,7 @@ def test_watching_ends_when_the_run_is_finished(run: Run, monkeypatch: pytest.Mo
         assert "finished" in out.getvalue()
         assert ("\x1b" in out.getvalue()) == terminal
         if not terminal:
-            assert out.getvalue().count("refining: 0/") == 1, "a line only when it changed"
+            assert out.getvalue().count("refining: 0.0 %") == 1, "a line only when it changed"
 
 
 def test_a_ticker_refreshes_only_after_its_pause(run: Run) -> None:
