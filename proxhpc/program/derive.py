@@ -6,21 +6,19 @@ replacement has exactly the intended effect. Each program is executed to check i
 """
 
 import heapq
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from itertools import accumulate, chain, groupby, pairwise
+from itertools import accumulate, chain, pairwise
 
-from proxhpc.program.align import MAX_CELLS, EditCosts, LinePairs, align_lines
+from proxhpc.program.align import EditCosts, LinePairs, align_lines
 from proxhpc.program.edits import WindowLines, program_edits
 from proxhpc.program.execute import (
-    UNSPACED,
     apply_changes,
     execute,
     outside_removed,
 )
+from proxhpc.program.hunks import TOKEN, AlignedText, Hunk, joined_hunks, text_hunks
 from proxhpc.program.lines import Range
 from proxhpc.program.match import SpanChange, find_literal
 from proxhpc.program.parse import SURROGATE
@@ -40,7 +38,6 @@ from proxhpc.program.syntax import (
     ReplaceStr,
     Statement,
 )
-from proxhpc.program.words import common_ends
 
 EDIT_COSTS: dict[Dialect, EditCosts] = {
     "prox": EditCosts(30, 40, 60),
@@ -50,7 +47,6 @@ EDIT_COSTS: dict[Dialect, EditCosts] = {
 }
 _MAX_CANDIDATES = 60  # strings tried for one hunk, shortest first, before its whole line
 _MAX_CONTEXT = 400  # characters on each side of a hunk that its string may include
-_TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +54,6 @@ class NoProgram:
     """No program was found, for `reason`."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hunk:
-    """Characters [start, stop) of the old text must become `new`."""
-
-    start: int
-    stop: int
-    new: str
 
 
 def derive(
@@ -97,14 +84,14 @@ def derive(
         return NoProgram(f"too large: {len(lines)} lines and {len(new_lines)}; use windows")
     if not pairs:
         return NoProgram("no line of the first text remains")
-    text = _OldText(lines, pairs, goal.policy)
+    text = AlignedText(lines, pairs, goal.policy)
     removals = goal.removals(text.removed)
-    hunks = _hunks(text, lines, new_lines, pairs, appends=dialect != "ultrax")
+    hunks = text_hunks(text, lines, new_lines, pairs, appends=dialect != "ultrax")
     added = _added_lines(goal, new_lines, pairs) if dialect == "ultrax" else ()
     candidates, reason = list[Program](), ""
     # Hunks this close are also tried as one: copying half a call may be cheaper than a second one.
     for gap in (0, costs.replace // 2):
-        edits = _edits(text, _joined(hunks, text.text, gap), goal)
+        edits = _edits(text, joined_hunks(hunks, text.text, gap), goal)
         if isinstance(edits, NoProgram):
             reason = edits.reason
         else:
@@ -186,96 +173,7 @@ def _added_lines(goal: _Goal, new_lines: list[str], pairs: LinePairs) -> list[St
     return statements
 
 
-class _OldText:
-    """The old text, the offsets of its lines, and the ranges of lines to remove."""
-
-    def __init__(self, lines: Sequence[str], pairs: LinePairs, policy: Policy) -> None:
-        self.text, self.policy = "\n".join(lines), policy
-        self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
-        unmatched = sorted(set(range(len(lines))) - {old for old, _ in pairs})
-        groups = groupby(enumerate(unmatched), key=lambda item: item[1] - item[0])
-        runs = [[line for _, line in group] for _, group in groups]
-        self.removed = [(run[0], run[-1] + 1) for run in runs]
-        self.holes = [(self.starts[a], self.starts[b], "") for a, b in self.removed]
-
-    def line_at(self, offset: int) -> int:
-        """Return the number of the line with the character at `offset`."""
-        return bisect_right(self.starts, offset) - 1
-
-
-def _hunks(
-    text: _OldText,
-    lines: Sequence[str],
-    new_lines: Sequence[str],
-    pairs: LinePairs,
-    *,
-    appends: bool,
-) -> list[Hunk]:
-    """Return the differences, ascending and disjoint; each replaces at least one character.
-
-    Inserted lines are part of them if `appends`.
-    """
-    hunks: list[Hunk] = []
-    done = 0
-    for number, (old, new) in enumerate(pairs):
-        # Inserted lines are appended to the line before them, or else prepended to the first.
-        stop = pairs[number + 1][1] if number + 1 < len(pairs) else len(new_lines)
-        first = done if number == 0 else new
-        target = "\n".join(new_lines[first:stop]) if appends else new_lines[new]
-        done = stop
-        if lines[old]:
-            hunks += _line_hunks(lines[old], target, text.starts[old])
-        elif target:
-            # A blank line has no characters to replace but a newline next to it.
-            at = text.starts[old]
-            has_newline = at < len(text.text)
-            hunk = (
-                Hunk(at, at + 1, f"{target}\n") if has_newline else Hunk(at - 1, at, f"\n{target}")
-            )
-            hunks.append(hunk)
-    return hunks
-
-
-def _line_hunks(old: str, new: str, start: int) -> Iterator[Hunk]:
-    """Yield the differences of two lines; the old one starts at offset `start`."""
-    if old == new:
-        return
-    a, b = _TOKEN.findall(old), _TOKEN.findall(new)
-    if len(a) * len(b) > MAX_CELLS:
-        head, tail = common_ends(old, new)
-        a = [old[:head], old[head : len(old) - tail], old[len(old) - tail :]]
-        b = [new[:head], new[head : len(new) - tail], new[len(new) - tail :]]
-    at = list(accumulate(map(len, a), initial=0))
-    done = 0
-    for kind, a1, a2, b1, b2 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if kind == "equal":
-            continue
-        begin, end, target = at[a1], at[a2], "".join(b[b1:b2])
-        if kind == "insert":  # extend the hunk by an unchanged token beside it
-            begin, end = (at[a1 - 1], at[a1]) if a1 else (0, at[1])
-            target = old[begin:end] + target if a1 else target + old[begin:end]
-        elif kind == "delete":  # of equivalent deletions take the leftmost: equal ones get equal
-            while begin > done and old[begin - 1] == old[end - 1]:
-                begin, end = begin - 1, end - 1
-        yield Hunk(start + begin, start + end, target)
-        done = end
-
-
-def _joined(hunks: Sequence[Hunk], text: str, gap: int) -> list[Hunk]:
-    """Join hunks of one line with less than `gap` characters between them."""
-    joined: list[Hunk] = []
-    for hunk in hunks:
-        if joined and hunk.start - joined[-1].stop < gap:
-            last = joined[-1]
-            between = text[last.stop : hunk.start]
-            if "\n" not in between:
-                joined[-1] = Hunk(last.start, hunk.stop, last.new + between + hunk.new)
-                continue
-        joined.append(hunk)
-    return joined
-
-
-def _edits(text: _OldText, hunks: list[Hunk], goal: _Goal) -> list[Statement] | NoProgram:
+def _edits(text: AlignedText, hunks: list[Hunk], goal: _Goal) -> list[Statement] | NoProgram:
     """Return statements that make all hunks."""
     search = _Search(text, hunks, deletes=goal.dialect in ("refinex", "rescraper"))
     statements: list[Statement] = []
@@ -302,7 +200,7 @@ def _edits(text: _OldText, hunks: list[Hunk], goal: _Goal) -> list[Statement] | 
 class _Search:
     """Searches for strings around hunks, and records which hunks are done."""
 
-    def __init__(self, text: _OldText, hunks: list[Hunk], *, deletes: bool) -> None:
+    def __init__(self, text: AlignedText, hunks: list[Hunk], *, deletes: bool) -> None:
         """With `deletes`, statements only delete."""
         self.text, self.hunks, self.deletes = text, hunks, deletes
         self.done = [False] * len(hunks)
@@ -388,8 +286,8 @@ class _Search:
 
 def _candidates(text: str, hunk: Hunk, low: int, high: int) -> Iterator[tuple[int, int]]:
     """Yield a hunk's range, then ranges extended by tokens within [low, high), shortest first."""
-    before = _TOKEN.findall(text[max(low, hunk.start - _MAX_CONTEXT) : hunk.start])
-    after = _TOKEN.findall(text[hunk.stop : min(high, hunk.stop + _MAX_CONTEXT)])
+    before = TOKEN.findall(text[max(low, hunk.start - _MAX_CONTEXT) : hunk.start])
+    after = TOKEN.findall(text[hunk.stop : min(high, hunk.stop + _MAX_CONTEXT)])
     lefts = list(accumulate(map(len, reversed(before)), initial=0))
     rights = list(accumulate(map(len, after), initial=0))
     left_costs = list(accumulate(map(_printed_length, reversed(before)), initial=0))

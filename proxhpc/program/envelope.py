@@ -166,21 +166,21 @@ _VERDICT = re.compile(
 )
 _PLAIN_VERDICT = re.compile(r"\s*+(?:keep|drop)(?:_doc(?:\s*+\(\s*+\))?+)?+;?\s*+")
 
-Counts = dict[str, int]
+_Counts = dict[str, int]
 
 
-def unwrap(text: str, dialect: Dialect = "prox") -> tuple[str, Counts]:
+def unwrap(text: str, dialect: Dialect = "prox") -> tuple[str, _Counts]:
     """Return the calls of a chunk-level answer, and how often each leniency was applied.
 
     Linear in `text`; never raises. Text with NUL characters is returned as it is.
     """
     if dialect != "rescraper":
         return _unwrap(text, _REFINEX_STEPS if dialect == "refinex" else _CHUNK_STEPS)
-    counts: Counts = {}
+    counts: _Counts = {}
     return _apply(_TAGGED_STEPS, _without_thoughts(text, counts), counts), counts
 
 
-def unwrap_verdict(text: str, *, is_whole: bool) -> tuple[str, Counts]:
+def unwrap_verdict(text: str, *, is_whole: bool) -> tuple[str, _Counts]:
     """Return the verdict of a doc-level answer likewise.
 
     Unless the answer `is_whole`, its last word may be truncated, and only calls are verdicts.
@@ -196,8 +196,8 @@ def unwrap_verdict(text: str, *, is_whole: bool) -> tuple[str, Counts]:
     return _VERDICT.sub(canonical, text) if is_whole else text, counts
 
 
-def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, Counts]:
-    counts: Counts = {}
+def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, _Counts]:
+    counts: _Counts = {}
     if "\x00" in text:
         return text, counts
     text = _without_thoughts(text, counts)
@@ -211,14 +211,14 @@ def _unwrap(text: str, steps: Sequence[Step]) -> tuple[str, Counts]:
     return text, counts
 
 
-def _without_thoughts(text: str, counts: Counts) -> str:
+def _without_thoughts(text: str, counts: _Counts) -> str:
     if "</think" in text and (thoughts := _THINK.match(text)):
         add_count(counts, "think_block")
         return text[thoughts.end() :]
     return text
 
 
-def _apply(steps: Sequence[Step], text: str, counts: Counts) -> str:
+def _apply(steps: Sequence[Step], text: str, counts: _Counts) -> str:
     for name, pattern, replacement in steps:
         text, number = pattern.subn(replacement, text)
         if number:
@@ -226,7 +226,7 @@ def _apply(steps: Sequence[Step], text: str, counts: Counts) -> str:
     return text
 
 
-def _hide_strings(text: str, strings: list[str], counts: Counts) -> str:
+def _hide_strings(text: str, strings: list[str], counts: _Counts) -> str:
     """Replace string literals and comments by placeholders, appending each to `strings`."""
 
     def hide(match: re.Match[str]) -> str:
@@ -273,7 +273,7 @@ def _quote(body: str) -> str:
     return "'" + body.replace("'", "\\'") + "'" if "'" in body else f"'{body}'"
 
 
-def _inside_fence(text: str, counts: Counts) -> str:
+def _inside_fence(text: str, counts: _Counts) -> str:
     """Return the content of the only fenced block, if all calls are in it, or the whole text."""
     marks = list(_FENCE.finditer(text))
     if not 1 <= len(marks) <= 2:
@@ -290,6 +290,6 @@ def _inside_fence(text: str, counts: Counts) -> str:
     return text[start:stop]
 
 
-def add_count(counts: Counts, name: str, number: int = 1) -> None:
+def add_count(counts: _Counts, name: str, number: int = 1) -> None:
     """Add a number to the count of a name."""
     counts[name] = counts.get(name, 0) + number

@@ -19,7 +19,7 @@ from proxhpc.program.words import (
 
 SpanChange = tuple[int, int, str]
 """Replace the characters [start, stop) of a document by the string."""
-Span = tuple[int, int]
+_Span = tuple[int, int]
 
 _ECHO = re.compile(r"(?:\[\d{1,6}\]|<lid:\d{1,6}>[ ]?)")
 _BLOCK = 1000  # characters in which matches are located one by one
@@ -29,7 +29,7 @@ _ESCAPED_SIGN = re.compile(r"\\([^\w\s\\])")
 _LATEX = re.compile(r"\\[A-Za-z]+|\$")
 
 
-def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
+def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> list[_Span]:
     """Return up to `limit` ranges of `text` in [low, high) that a reader takes for `source`.
 
     Only the surroundings of the longest word of `source` are compared, unless `text` has this word
@@ -45,7 +45,7 @@ def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> 
 
 def _find_respelled(
     text: str, low: int, high: int, source: str, anchor: str, limit: int
-) -> list[Span]:
+) -> list[_Span]:
     """Find `source` in a text without its longest word, `anchor`, in the usual spelling."""
     if text.isascii() or not has_other_spelling(text[low:high], anchor):
         return []
@@ -54,14 +54,14 @@ def _find_respelled(
 
 def _find_near(
     text: str, low: int, high: int, source: str, anchor: str, limit: int
-) -> list[Span] | None:
+) -> list[_Span] | None:
     """Compare the surroundings of each `anchor`; return None if comparing all is cheaper."""
     first = source.find(anchor)
     prefix, suffix = source[:first][::-1], source[first + len(anchor) :]
     before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
     budget = high - low + 2 * before + 2 * after
     left, right = _next_visible(prefix), _next_visible(suffix)
-    spans: list[Span] = []
+    spans: list[_Span] = []
     end = low
     for _ in range(_MAX_ATTEMPTS):
         at = text.find(anchor, end, high)
@@ -100,8 +100,8 @@ def _next_visible(string: str) -> str:
     return string[:1] if string[:1].isascii() else ""
 
 
-def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
-    spans: list[Span] = []
+def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> list[_Span]:
+    spans: list[_Span] = []
     for zero_width in ("", " ") if has_zero_width(text[low:high]) else ("",):
         wanted = folded(source, zero_width=zero_width)
         if not wanted.strip():
@@ -115,7 +115,7 @@ def _find_folded(text: str, low: int, high: int, source: str, limit: int) -> lis
     return spans
 
 
-def _blocks(text: str, low: int, high: int, size: int) -> Iterator[Span]:
+def _blocks(text: str, low: int, high: int, size: int) -> Iterator[_Span]:
     """Yield ranges of whole lines with at least `size` characters each, but the last."""
     while low < high:
         stop = text.find("\n", min(low + size, high), high) + 1 or high
@@ -158,7 +158,7 @@ def find_edit(
 
 def find_literal(
     text: str, low: int, high: int, source: str, policy: Policy, *, only: bool
-) -> list[Span] | str:
+) -> list[_Span] | str:
     """Return where `source` occurs in characters [low, high), or the reason for a rejection.
 
     With `only`, that must be one place. Otherwise matches do not overlap and are whole words, if
@@ -170,13 +170,13 @@ def find_literal(
 
 def _literal_spans(
     text: str, at: int, high: int, source: str, policy: Policy, *, only: bool
-) -> list[Span] | str:
+) -> list[_Span] | str:
     """Return what `find_literal` returns, where the first occurrence is at character `at`."""
     stop = at + len(source)
     if only:
         # Occurrences may overlap: `aa` occurs twice in `aaa`.
         return "ambiguous" if text.find(source, at + 1, high) >= 0 else [(at, stop)]
-    spans: list[Span] = []
+    spans: list[_Span] = []
     while at >= 0:
         if _is_whole(text, at, stop, policy):
             spans.append((at, stop))
@@ -199,7 +199,7 @@ def _find_leniently(
     line, source, target = edit
     limit = 2 * policy.max_matches + 1
     name = "equivalent_text"
-    spans: list[Span] = []
+    spans: list[_Span] = []
     if source[0] in "[<" or "\\" in source:
         name, spans, target = _find_rewritten(text, low, high, source, target, limit)
     if not spans and source.isalnum() and source.isascii():
@@ -208,7 +208,7 @@ def _find_leniently(
         spans = find_equivalent(text, low, high, source, limit)
     if not spans:
         return "not_found"
-    usable: list[Span] | str
+    usable: list[_Span] | str
     if line is None:
         whole = [span for span in spans if _is_whole(text, *span, policy)]
         usable = _usable(whole, source, policy)
@@ -229,7 +229,7 @@ def _is_whole(text: str, start: int, stop: int, policy: Policy) -> bool:
     return not splits_word(text, start, stop, whole_words=policy.whole_words)
 
 
-def _usable(spans: list[Span], source: str, policy: Policy) -> list[Span] | str:
+def _usable(spans: list[_Span], source: str, policy: Policy) -> list[_Span] | str:
     """Return the spans, which are whole words, or the reason for a rejection."""
     if not spans:
         return "inside_word"
@@ -243,7 +243,7 @@ def _usable(spans: list[Span], source: str, policy: Policy) -> list[Span] | str:
 
 def _find_rewritten(
     text: str, low: int, high: int, source: str, target: str, limit: int
-) -> tuple[str, list[Span], str]:
+) -> tuple[str, list[_Span], str]:
     """Return the name of a leniency, what `source` without a line number or escapes finds, target.
 
     If nothing is found, these are the name of the last leniency and the target as it is.
@@ -260,8 +260,8 @@ def _find_rewritten(
     return "equivalent_text", [], target
 
 
-def _find_all(text: str, low: int, high: int, source: str, limit: int) -> list[Span]:
-    spans: list[Span] = []
+def _find_all(text: str, low: int, high: int, source: str, limit: int) -> list[_Span]:
+    spans: list[_Span] = []
     at = text.find(source, low, high) if source.strip() else -1
     while at >= 0 and len(spans) < limit:
         spans.append((at, at + len(source)))
