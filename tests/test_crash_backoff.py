@@ -165,6 +165,7 @@ def test_no_engine_is_started_without_time_to_work(
 
     class Dying:
         name, tokenizer, max_model_len, cache_tokens = "dying", None, 10**6, 0
+        min_in_flight = 64
 
         async def complete(self, request: object) -> object:
             raise EngineDiedError("the engine died")

@@ -30,7 +30,7 @@ class Mortal:
 
     name = "mortal"
     tokenizer: Tokenizer | None = None
-    max_model_len, cache_tokens = 100, 0
+    max_model_len, cache_tokens, min_in_flight = 100, 0, 1
 
     def __init__(self, answers: int) -> None:
         self.answers, self.closed = answers, 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxhpc.corpus.document import Document
-from proxhpc.refine.pump import Budget, in_order, take_batch
+from proxhpc.refine.pump import Budget, Pace, in_order, take_batch
 from proxhpc.worker.worker import BATCH, BATCH_BYTES, _items, event_weight
 
 
@@ -49,6 +49,77 @@ def test_work_in_flight_is_bounded_by_number_and_weight(
 
     asyncio.run(main())
     assert highest == maximum
+
+
+class Engine:
+    """Finishes one item after another, each in `seconds` of a clock of its own."""
+
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds, self.clock = seconds, 1000.0
+        self.in_flight = self.highest = 0
+        self.lock = asyncio.Lock()
+        clock = SimpleNamespace(monotonic=lambda: self.clock)
+        monkeypatch.setattr("proxhpc.refine.pump.time", clock)
+
+    async def work(self, number: int) -> int:
+        self.in_flight += 1
+        if number > 100:  # the rate is known by then
+            self.highest = max(self.highest, self.in_flight)
+        async with self.lock:
+            await asyncio.sleep(0)
+            self.clock += self.seconds
+        self.in_flight -= 1
+        return number
+
+
+@pytest.mark.parametrize(("seconds", "highest"), [(0.1, 50), (5, 4), (1e-6, 64)])
+def test_what_is_in_flight_is_finished_within_the_time(
+    seconds: float, highest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(seconds, monkeypatch)
+
+    async def main() -> None:
+        budget = Budget(64, 10**9, Pace(4, 5.0))
+        async for _ in in_order(numbers(400), engine.work, lambda _: 1000, budget):
+            pass
+
+    asyncio.run(main())
+    assert engine.highest == pytest.approx(highest, abs=1)
+
+
+def test_the_pace_follows_an_engine_that_slows_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(0.01, monkeypatch)
+
+    async def main() -> None:
+        budget = Budget(64, 10**9, Pace(4, 1.0))
+        async for number, _ in in_order(numbers(500), engine.work, lambda _: 1000, budget):
+            if number == 300:
+                assert engine.highest > 60
+                engine.seconds = 10.0
+            if number == 400:
+                engine.highest = 0
+
+    asyncio.run(main())
+    assert engine.highest == 4
+
+
+def test_a_slow_first_item_does_not_leave_the_engine_idle() -> None:
+    """Finished items wait for it, and others start: only unfinished ones count as its work."""
+    finished: list[int] = []
+
+    async def work(number: int) -> None:
+        if number == 0:
+            while len(finished) < 20:
+                await asyncio.sleep(0)
+        finished.append(number)
+
+    async def main() -> None:
+        budget = Budget(64, 10**9, Pace(4, 0.0))
+        async for _ in in_order(numbers(30), work, lambda _: 1, budget):
+            pass
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert 0 in finished[20:]
 
 
 def test_an_error_of_the_work_is_raised_at_its_position() -> None:

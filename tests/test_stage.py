@@ -73,7 +73,7 @@ class ScriptedEngine:
     ) -> None:
         self.answer, self.requests = answer, list[Request]()
         self.tokenizer: Tokenizer | None = CharacterTokenizer(extra)
-        self.max_model_len, self.cache_tokens = context, 0
+        self.max_model_len, self.cache_tokens, self.min_in_flight = context, 0, 64
 
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,10 +24,10 @@ from proxhpc.cluster import tasks
 from proxhpc.corpus.document import Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, StopError
-from proxhpc.launch.launch import Run
-from proxhpc.refine.refiner import open_refiner
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.run.crash_backoff import MAX_POISON, CrashBackoff
-from proxhpc.run.lease import STALE_AFTER, Lease, LeaseOwner, Leases, hold_lease
+from proxhpc.run.lease import HEARTBEAT_SECONDS, STALE_AFTER, Lease, LeaseOwner, Leases, hold_lease
 from proxhpc.run.ledger import LedgerWriter, Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -36,7 +37,7 @@ from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.worker.leaser import MAX_CHECKS, Leaser
 from proxhpc.worker.shard import OpenShard, open_shard
 from proxhpc.worker.worker import Assignment, Worker, run_worker
-from runs import document, manifest, planned, rows_of, write_jsonl
+from runs import PARAGRAPH, document, local_site, manifest, planned, rows_of, write_jsonl
 
 FORK = multiprocessing.get_context("fork")
 
@@ -448,6 +449,93 @@ def test_a_queue_that_does_not_answer_does_not_delay_commits(tmp_path: Path) -> 
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
 
 
+def test_rows_are_committed_while_the_next_one_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = {"documents": 1000, "seconds": 0.2}
+    run = planned(tmp_path, 10, commit=commit, sharding={"tokens": 20_000_000})
+    original = Refiner.refine
+
+    async def refine_slowly(self: Refiner, item: Document) -> Row:
+        if item.id == "doc-5":
+            while not any(beat.counts.documents == 5 for beat in latest_heartbeats(run.dir)):
+                await asyncio.sleep(0.05)
+        return await original(self, item)
+
+    monkeypatch.setattr(Refiner, "refine", refine_slowly)
+    assert run_worker(run.dir, Assignment(seconds=60), lambda _: None) == "done"
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(10)]
+
+
+def test_a_model_s_answers_are_committed_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the model has answered half of all tokens, most of these are committed."""
+    pytest.importorskip("transformers")
+    stages = [{"level": level, "model": "embedded"} for level in ("doc", "chunk")]
+    words, choice = PARAGRAPH.split(), random.Random(0)
+    texts = [
+        "\n".join(" ".join(choice.sample(words, 15)).capitalize() + "." for _ in range(4 + n % 5))
+        for n in range(60)
+    ]
+    rows = [document(n, text=text) for n, text in enumerate(texts)]
+    path = manifest(
+        tmp_path,
+        [write_jsonl(tmp_path / "in.jsonl", rows)],
+        engine={"name": "transformers", "batch_size": 2},
+        stages=stages,
+        commit={"documents": 4, "seconds": 0.01},
+        sharding={"tokens": 20_000_000},
+    )
+    run = prepare_run(path, local_site(tmp_path), None)
+    progress: list[tuple[int, int]] = []  # tokens answered and committed
+    original = OpenShard.commit
+
+    def commit(self: OpenShard) -> Counts:
+        counts = original(self)
+        committed = self.writer.state.counts
+        answered = sum(usage.prompt_tokens for usage in refiner.usage.values())
+        done = committed.doc.prompt_tokens + committed.chunk.prompt_tokens
+        progress.append((answered, done))
+        return counts
+
+    async def open_and_watch(*arguments: Any) -> Refiner:
+        nonlocal refiner
+        refiner = await open_refiner(*arguments)
+        return refiner
+
+    refiner: Any = None
+    monkeypatch.setattr(OpenShard, "commit", commit)
+    monkeypatch.setattr("proxhpc.worker.worker.open_refiner", open_and_watch)
+    refine(run)
+    assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
+    half = progress[-1][0] / 2
+    assert progress[-1][1] == 2 * half
+    assert max(done for answered, done in progress if answered <= half) > 0.8 * half
+
+
+def test_a_heartbeat_is_written_often_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(tmp_path)
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now)
+    now = 1000.0
+    monkeypatch.setattr("proxhpc.run.progress.time", clock)
+    log = ProgressLog(run.dir, LeaseOwner.current(), "refine")
+    times = []
+    for _ in range(2 * 3600):
+        before = run.dir.worker(log.owner.worker).stat().st_size if times else 0
+        log.heartbeat()
+        if run.dir.worker(log.owner.worker).stat().st_size > before:
+            times.append(now - 1000)
+        now += 0.5
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert times[:6] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == HEARTBEAT_SECONDS
+    assert len(times) < 3600 / HEARTBEAT_SECONDS + 30
+
+
 def test_sigterm_commits_and_ends_within_seconds(tmp_path: Path) -> None:
     run = planned(tmp_path, 30_000, commit={"documents": 1000}, sharding={"tokens": 1_000_000})
     command = [sys.executable, "-m", "proxhpc", "worker", str(run.dir.root)]
@@ -472,7 +560,8 @@ def test_no_shard_is_leased_that_does_not_fit_the_time(
     run = planned(tmp_path, sharding={"tokens": 1000})
     clock = itertools.count(1000.0)  # a second passes at every call
     fake_time = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("proxhpc.worker.worker.time", fake_time)
+    for module in ("worker", "meter"):
+        monkeypatch.setattr(f"proxhpc.worker.{module}.time", fake_time)
     monkeypatch.setattr("proxhpc.worker.worker.IN_FLIGHT_DOCUMENTS", 1)
 
     def work(seconds: float) -> tuple[str, int]:
@@ -481,11 +570,11 @@ def test_no_shard_is_leased_that_does_not_fit_the_time(
         assert not list(run.dir.root.glob("shards/*/*.a*"))  # no attempt is left
         return state, len(list(missing_shards(run.dir, run.plan)))
 
-    state, missing = work(80)
+    state, missing = work(20)
     assert state == "stopped"
     assert 0 < missing < len(run.plan.shards) - 1
     # Always one, or a run with a short time limit would never end.
-    assert work(20) == ("stopped", missing - 1)
+    assert work(10) == ("stopped", missing - 1)
     assert work(10_000) == ("done", 0)
     assert [row.id for row in rows_of(run.dir, run.plan)] == [f"doc-{n}" for n in range(60)]
 

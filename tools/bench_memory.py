@@ -25,7 +25,7 @@ from proxhpc.engines.tokenizer import HFTokenizer
 class InstantEngine:
     """Answers at once: keep the document, remove the window's first line."""
 
-    name, max_model_len, cache_tokens = "instant", 2048, 0
+    name, max_model_len, cache_tokens, min_in_flight = "instant", 2048, 0, 2048
 
     def __init__(self, model: Path) -> None:
         self.tokenizer = HFTokenizer(model)

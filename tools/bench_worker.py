@@ -173,6 +173,7 @@ class RecordingEngine:
         self.engine, self.requests = engine, requests
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
+        self.min_in_flight = engine.min_in_flight
 
     async def close(self) -> None:
         """Record the time, and close. The last shard has been published by then."""

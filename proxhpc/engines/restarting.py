@@ -18,6 +18,7 @@ class RestartingEngine:
     def __init__(self, engine: Engine, start: Callable[[], Awaitable[Engine]]) -> None:
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.max_model_len, self.cache_tokens = engine.max_model_len, engine.cache_tokens
+        self.min_in_flight = engine.min_in_flight
         self._engine, self._start = engine, start
         self._restarting = asyncio.Lock()
         self._restarts_left = _MAX_RESTARTS

@@ -21,6 +21,7 @@ from proxhpc.engines.base import (
     find_stop_end,
     is_loop,
 )
+from proxhpc.engines.batching import next_batch
 from proxhpc.engines.drafts import Decoded, can_draft, draft, pad_left
 from proxhpc.engines.generation import (
     closed_error,
@@ -36,7 +37,7 @@ from proxhpc.run.models import ModelRef
 
 _log = logging.getLogger(__name__)
 
-SIMILAR = 8  # prompts are alike in length if they differ by less than this part of it
+PASS_TOKENS = {"cpu": 32, "cuda": 2048}  # that take as long as starting a pass, on a fast device
 LINGER_S = 0.01  # how long an incomplete batch waits for the next request
 # Arguments of `from_pretrained` that a manifest may set; the engine sets the others.
 OPTIONS = ("attn_implementation", "low_cpu_mem_usage", "quantization_config")
@@ -94,6 +95,7 @@ class TransformersEngine:
         self._batch_size = batch_size
         self.min_in_flight = 2 * batch_size
         self._device = device or default_device()
+        self._pass_tokens = PASS_TOKENS.get(self._device.partition(":")[0], 32)
         if (cores := slurm_cores()) and "OMP_NUM_THREADS" not in os.environ:
             import torch
 
@@ -138,7 +140,7 @@ class TransformersEngine:
             pending.answer(closed_error())
 
     def _next_batch(self) -> list[_Pending]:
-        """The request of lowest order and those closest to it in length; empty when closing."""
+        """The request of lowest order and some of similar length; empty when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             count = 0
@@ -148,16 +150,11 @@ class TransformersEngine:
             self._waiting = [p for p in self._waiting if not p.future.cancelled()]
             if self._closing or not self._waiting:
                 return [] if self._closing else self._next_batch()
-            self._waiting.sort(key=lambda p: p.request.order)
-            size = len(self._waiting[0].request.prompt)
-            similar = size // SIMILAR
-
-            def distance(pending: _Pending) -> int:
-                return max(0, abs(len(pending.request.prompt) - size) - similar)
-
-            closest = sorted(self._waiting, key=distance)  # in each distance, lowest order first
-            self._waiting = closest[self._batch_size :]
-            return closest[: self._batch_size]
+            requests = [pending.request for pending in self._waiting]
+            chosen = next_batch(requests, self._batch_size, self._pass_tokens)
+            batch = [self._waiting[n] for n in chosen]
+            self._waiting = [p for p in self._waiting if p not in batch]
+            return batch
 
     def _answer(self, batch: Sequence[_Pending]) -> None:
         """Answer a batch; halve it as often as the device's memory is too small."""

@@ -1,25 +1,60 @@
 """The pump: many items in flight, results in the order of the items, memory bounded."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from itertools import islice
 from typing import TypeVar
 
 IN_FLIGHT_DOCUMENTS = 2048  # twice what vLLM runs at a time on a large GPU
+IN_FLIGHT_BYTES = 64 * 1024 * 1024
+RATE_SECONDS = 30.0  # half-life of a finished item's influence on the rate
 
 E = TypeVar("E")
 R = TypeVar("R")
 
 
+class Pace:
+    """Bounds the work in flight to what is finished within `seconds`, at the rate of late.
+
+    `items` unfinished items always fit, since they keep the engine busy.
+    """
+
+    def __init__(self, items: int, seconds: float) -> None:
+        self._items, self._seconds = items, seconds
+        self._unfinished = 0
+        self._last = 0.0  # when an item was finished, or the first one started
+        self._work = self._time = 0.0  # weights and seconds, late ones in full, earlier ones less
+
+    def has_room(self, weight: int) -> bool:
+        """Return whether another item may start; `weight` is that of the items in flight."""
+        return self._unfinished < self._items or weight * self._time < self._work * self._seconds
+
+    def start(self) -> None:
+        """Count an item that starts."""
+        if not self._unfinished:
+            self._last = time.monotonic()
+        self._unfinished += 1
+
+    def finish(self, weight: int) -> None:
+        """Count an item that is finished."""
+        now = time.monotonic()
+        keep = 0.5 ** ((now - self._last) / RATE_SECONDS)
+        self._work = self._work * keep + weight
+        self._time = self._time * keep + now - self._last
+        self._last = now
+        self._unfinished -= 1
+
+
 class Budget:
     """Bounds the number and the weight of items in flight, first come, first served.
 
-    One item always fits, whatever its weight.
+    One item always fits, whatever its weight. With a pace, items fit only at that pace, too.
     """
 
-    def __init__(self, items: int, weight: int) -> None:
-        self._items = items
+    def __init__(self, items: int, weight: int, pace: Pace | None = None) -> None:
+        self._items, self._weight, self._pace = items, weight, pace
         self._free_items, self._free_weight = items, weight
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -35,10 +70,19 @@ class Budget:
                     self.release(weight)
                 raise
 
+    def finish(self, weight: int) -> None:
+        """Count the work on an item as done; it stays in flight until its release."""
+        if self._pace:
+            self._pace.finish(weight)
+            self._admit()
+
     def release(self, weight: int) -> None:
         """Return the weight of an item, and admit waiting ones."""
         self._free_items += 1
         self._free_weight += weight
+        self._admit()
+
+    def _admit(self) -> None:
         while self._waiting:
             weight, admitted = self._waiting[0]
             if not admitted.cancelled():
@@ -48,12 +92,18 @@ class Budget:
             self._waiting.popleft()
 
     def _try_acquire(self, weight: int) -> bool:
-        empty = self._free_items == self._items
-        fits = empty or (self._free_items > 0 and self._free_weight >= weight)
-        if fits:
-            self._free_items -= 1
-            self._free_weight -= weight
-        return fits
+        if self._free_items < self._items and not self._has_room(weight):
+            return False
+        if self._pace:
+            self._pace.start()
+        self._free_items -= 1
+        self._free_weight -= weight
+        return True
+
+    def _has_room(self, weight: int) -> bool:
+        if self._free_items <= 0 or self._free_weight < weight:
+            return False
+        return self._pace is None or self._pace.has_room(self._weight - self._free_weight)
 
 
 def take_batch(
@@ -87,12 +137,18 @@ async def in_order(
     # Bounded by the budget, too: an event enters the queue only after it is admitted.
     queue: asyncio.Queue[tuple[E, int, asyncio.Future[R]] | None] = asyncio.Queue()
 
+    async def finish(event: E, weight: int) -> R:
+        try:
+            return await work(event)
+        finally:
+            budget.finish(weight)
+
     async def produce() -> None:
         try:
             async for event in events:
                 weight = weigh(event)
                 await budget.acquire(weight)
-                queue.put_nowait((event, weight, asyncio.ensure_future(work(event))))
+                queue.put_nowait((event, weight, asyncio.create_task(finish(event, weight))))
         finally:
             queue.put_nowait(None)
 

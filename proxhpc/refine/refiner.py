@@ -41,6 +41,7 @@ class _Spent:
     cuts: tuple[int, ...] = ()
     score: float | None = None
     has_unusable_answer: bool = False
+    asked: bool = False  # its last requests are made
 
 
 class Refiner:
@@ -59,6 +60,7 @@ class Refiner:
         self._errors: set[str] = set()
         stages = [runner.stage for runner in (doc, chunk) if runner]
         self.canary = Canary(stages, manifest.engine.max_unusable)
+        self.asked_chars = 0  # of the documents in flight whose last requests are made
 
     async def refine(self, document: Document) -> Row:
         """Return the document's row; an error that concerns only this document quarantines it."""
@@ -77,6 +79,8 @@ class Refiner:
             if "can't start new thread" in str(error):
                 raise EngineDiedError(f"out of resources on this machine: {error}") from error
             return self._internal_error(document, spent, error)
+        finally:
+            self.asked_chars -= len(document.text) * spent.asked
         self._errors.clear()
         return row
 
@@ -96,6 +100,11 @@ class Refiner:
         """Model work done so far by level, committed or not."""
         stages = (stage for stage in (self.doc, self.chunk) if stage)
         return {stage.stage.level: stage.usage for stage in stages}
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens of prompts that the engines have not answered yet."""
+        return sum(stage.pending_tokens for stage in (self.doc, self.chunk) if stage)
 
     @property
     def min_in_flight(self) -> int:
@@ -127,6 +136,8 @@ class Refiner:
         answers: list[Answer] = []
         verdict: ModelOutput | None = None
         if self.doc:
+            if not self.chunk:
+                self._count_asked(document, spent)
             ask = partial(self.doc.ask_verdict, text, lines, order)
             answer = await self._watch(self.doc, ask, order, spent)
             spent.doc = answer.call
@@ -139,6 +150,7 @@ class Refiner:
                 document, self.chunk.window_requests, lines, tokens.counts, order
             )
             asks = [partial(self.chunk.ask_program, request) for request in requests]
+            self._count_asked(document, spent)
             results = await asyncio.gather(
                 *(self._watch(self.chunk, ask, order, spent) for ask in asks),
                 return_exceptions=True,
@@ -182,6 +194,10 @@ class Refiner:
             if not call.from_memo:
                 self.canary.add(stage.level, order, reason, call.program)
         return answer
+
+    def _count_asked(self, document: Document, spent: _Spent) -> None:
+        spent.asked = True
+        self.asked_chars += len(document.text)
 
     def _count(self, text: str) -> LineTokens:
         if self._last_stage is None:

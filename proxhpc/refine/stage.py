@@ -75,6 +75,7 @@ class StageRunner:
         self._reader: PageReader | None = None
         self._read_verdict: ReadVerdict | None = None
         self.usage = Usage()  # of everything that the engine answered, committed or not
+        self.pending_tokens = 0  # of prompts that the engine has not answered yet
         if engine.tokenizer:
             self._prepare(engine.tokenizer)
 
@@ -220,7 +221,11 @@ class StageRunner:
         return self._read_verdict(done.text, done.finish != "stop")
 
     async def _complete(self, request: Request) -> Completion:
-        done = await self.engine.complete(request)
+        self.pending_tokens += len(request.prompt)
+        try:
+            done = await self.engine.complete(request)
+        finally:
+            self.pending_tokens -= len(request.prompt)
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
         self.usage += Usage.of_request(*tokens, done.work)
         return done

@@ -82,6 +82,13 @@ class Plan:
         """Raw tokens, estimated from the bytes."""
         return self.estimated_bytes // BYTES_PER_TOKEN
 
+    def estimated_bytes_of(self, span: Span) -> float:
+        """Decompressed bytes of a span, estimated."""
+        info = self.inputs[span.file]
+        length = info.estimated_bytes if info.rows is None else info.rows
+        stop = length if span.stop is None else min(span.stop, length)
+        return max(0, stop - span.start) / max(1, length) * info.estimated_bytes
+
     def check_input(self, file: int) -> None:
         """Raise StopError if input `file` has changed since planning; checks only once."""
         if file not in self._checked:

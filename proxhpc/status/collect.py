@@ -16,7 +16,15 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.shards import missing_shards
 from proxhpc.status.assess import ACTIVE_STATES, Evidence, assess, group_failures
 from proxhpc.status.heartbeats import RecentHeartbeats, recent_heartbeats
-from proxhpc.status.model import MergeProgress, ShardProgress, Status, Throughput, WorkerStatus
+from proxhpc.status.model import (
+    MergeProgress,
+    ShardProgress,
+    Status,
+    Throughput,
+    WorkerStatus,
+    WorkProgress,
+)
+from proxhpc.status.remaining import Refining, estimate_remaining
 from proxhpc.status.totals import load_merge, run_counts, run_totals
 
 
@@ -61,6 +69,10 @@ class Collector:
         phase, reason, next_step = assess(evidence)
         refinements = [entry for entry in submissions if entry.phase == "refine"]
         total = len(self._shard_bytes)
+        pairs = zip(heartbeats, workers, strict=True)
+        refiners = [(recent, worker) for recent, worker in pairs if worker.role == "refine"]
+        refining = [Refining.of(r, w.state in ACTIVE_STATES, now) for r, w in refiners]
+        remaining = estimate_remaining(self._shard_bytes, pending, refining)
         return Status(
             **dict(run_totals(counts, merged)),
             run=str(self.run.root),
@@ -76,7 +88,16 @@ class Collector:
             token_unit=self.plan.token_unit,
             doc=UsageTotals.model_validate(counts.doc),
             chunk=UsageTotals.model_validate(counts.chunk),
-            speed=self._throughput(heartbeats, workers, pending, leased),
+            work=WorkProgress(
+                tokens_answered=remaining.answered,
+                tokens_estimated=round(remaining.answered + remaining.left),
+                share=round(remaining.share, 4),
+            ),
+            speed=Throughput(
+                documents_per_s=_total([worker.documents_per_s for _, worker in refiners]),
+                tokens_per_s=_total([worker.speed for worker in refining]),
+                eta_s=remaining.seconds,
+            ),
             workers=workers,
             deaths=sum(recent.last.deaths for recent in heartbeats),
             excluded_nodes=refinements[-1].excluded_nodes if refinements else (),
@@ -116,41 +137,6 @@ class Collector:
         max_age = stale_after(self.run)
         return tuple(_worker_status(recent, by_id, now, max_age) for recent in heartbeats)
 
-    def _throughput(
-        self,
-        heartbeats: list[RecentHeartbeats],
-        workers: Sequence[WorkerStatus],
-        pending: list[int],
-        leased: list[int],
-    ) -> Throughput:
-        """Add up the workers' speeds and estimate the remaining time.
-
-        Shard sizes are estimated bytes of whole records, and workers count bytes of text. The
-        ratio comes from the shards that are done; a leased shard counts as half done.
-        """
-        working = [
-            (recent, worker)
-            for recent, worker in zip(heartbeats, workers, strict=True)
-            if worker.documents_per_s is not None and worker.role == "refine"
-        ]
-        if not working:
-            eta = None if pending else 0.0
-            return Throughput(documents_per_s=None, tokens_per_s=None, eta_s=eta)
-        bytes_per_s = sum(_bytes_per_second(recent) for recent, _ in working)
-        read = sum(r.last.counts.bytes_in for r in heartbeats if r.last.role == "refine")
-        remaining = float(sum(self._shard_bytes[shard] for shard in pending))
-        done = sum(self._shard_bytes) - remaining
-        if done and read:
-            half = sum(self._shard_bytes[shard] for shard in leased) / 2
-            remaining = max(0.0, remaining - half) * min(1.0, read / (done + half))
-        else:
-            remaining = max(0.0, remaining - read)
-        return Throughput(
-            documents_per_s=round(sum(w.documents_per_s or 0.0 for _, w in working), 2),
-            tokens_per_s=round(sum(w.tokens_per_s or 0.0 for _, w in working), 1),
-            eta_s=remaining / bytes_per_s if bytes_per_s else None,
-        )
-
 
 def collect(run: RunDir, queue: QueueView | None) -> Status:
     """Return the status of a run now. `queue` is None where there is no Slurm."""
@@ -179,7 +165,6 @@ def _worker_status(
         shards=last.shards,
         documents=last.counts.documents,
         documents_per_s=(last.counts.documents - before.documents) / seconds if before else None,
-        tokens_per_s=(last.counts.tokens_in - before.tokens_in) / seconds if before else None,
         busy_s=last.busy_seconds,
         boot_s=last.boot_seconds,
         slurm=job.state if job else "",
@@ -207,6 +192,6 @@ def _count_jobs(jobs: Sequence[QueuedJob]) -> dict[str, int]:
     return dict(sorted(numbers.items()))
 
 
-def _bytes_per_second(recent: RecentHeartbeats) -> float:
-    earlier = recent.earlier.counts.bytes_in if recent.earlier else 0
-    return (recent.last.counts.bytes_in - earlier) / recent.seconds if recent.seconds else 0.0
+def _total(rates: Sequence[float | None]) -> float | None:
+    known = [rate for rate in rates if rate is not None]
+    return round(sum(known), 2) if known else None

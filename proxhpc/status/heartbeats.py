@@ -12,6 +12,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
+from proxhpc.run.progress import Work
 
 CHUNK_BYTES = 16 * 1024  # of one read; a line takes one to two KiB
 _MAX_LINE_BYTES = 1024 * 1024  # how far back to look for one whole line
@@ -40,6 +41,7 @@ class Heartbeat:
     device: str | None  # of its GPUs
     devices: int
     usage: dict[str, Usage]  # of its engines by level, committed or not
+    work: Work
 
     @classmethod
     def parse(cls, line: bytes) -> "Heartbeat | None":
@@ -64,6 +66,7 @@ class Heartbeat:
                 device=data.get("device"),
                 devices=int(data.get("devices", 0)),
                 usage={k: Usage(**v) for k, v in data.get("usage", {}).items()},
+                work=Work(**data.get("work", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None

@@ -19,6 +19,17 @@ class ShardProgress(OutputModel):
     """Shards that are not done and that a worker has leased."""
 
 
+class WorkProgress(OutputModel):
+    """Work of the models, committed or not."""
+
+    tokens_answered: int
+    """Tokens of the prompts that were answered; with the rules, bytes read / 4."""
+    tokens_estimated: int
+    """Those of the whole run: answered so far and estimated for the rest."""
+    share: float
+    """The share that is done, from 0 to 1."""
+
+
 class MergeProgress(OutputModel):
     """Progress of one phase of the merge."""
 
@@ -36,9 +47,10 @@ class Throughput(OutputModel):
     documents_per_s: float | None
     """Documents committed per second."""
     tokens_per_s: float | None
-    """Raw tokens committed per second."""
+    """Tokens of prompts answered per second; with the rules, bytes read / 4."""
     eta_s: float | None
-    """Estimated seconds until every shard is refined; 0 when they are."""
+    """Estimated seconds until every shard is refined, 0 when they are; null before 3 % of the work
+    is done, and without a working worker."""
 
 
 class WorkerStatus(OutputModel):
@@ -65,8 +77,6 @@ class WorkerStatus(OutputModel):
     """Documents that it has committed."""
     documents_per_s: float | None
     """Documents that it commits per second."""
-    tokens_per_s: float | None
-    """Raw tokens that it commits per second."""
     busy_s: float
     """Seconds that it has spent refining."""
     boot_s: float
@@ -116,6 +126,8 @@ class Status(RunTotals):
     workers report, which may count documents of a dead worker twice."""
     shards: ShardProgress
     """How many shards are refined."""
+    work: WorkProgress
+    """How much of the models' work is done."""
     merge: tuple[MergeProgress, ...]
     """Progress of the merge by phase; empty before and after it."""
     token_unit: str

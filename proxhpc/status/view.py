@@ -45,7 +45,8 @@ def one_line(status: Status) -> str:
     """Return the phase and progress in one line."""
     speed, shards = status.speed, status.shards
     parts = [
-        f"{status.phase}: {shards.done}/{quantity(shards.total, 'shard')}",
+        f"{status.phase}: {percentage(status.work.share, 1)}",
+        f"{shards.done}/{quantity(shards.total, 'shard')}",
         f"{quantity(status.documents.read, 'document')}",
     ]
     parts += [f"{p.phase} {p.done}/{p.total}" for p in status.merge if p.total > 1]
@@ -111,12 +112,12 @@ def _headline(status: Status) -> Text:
 
 def _progress(status: Status) -> Text:
     shards, speed = status.shards, status.speed
-    full = _BAR_COLUMNS * shards.done // shards.total if shards.total else _BAR_COLUMNS
+    full = int(_BAR_COLUMNS * status.work.share)
     text = Text.assemble(
         ("█" * full, "green"),
         ("░" * (_BAR_COLUMNS - full), "dim"),
         f"  {whole(shards.done)} / {quantity(shards.total, 'shard')}",
-        f"  {percentage(shards.done, shards.total)}",
+        f"  {percentage(status.work.share, 1)}",
     )
     if shards.leased:
         text.append(f"  {whole(shards.leased)} in progress")

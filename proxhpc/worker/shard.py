@@ -7,7 +7,7 @@ from pathlib import Path
 
 from proxhpc.account.counts import Counts
 from proxhpc.corpus.disk import publish
-from proxhpc.corpus.document import BadRecord, Document, SpanEnd
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError
 from proxhpc.faults import fault_point
@@ -23,7 +23,7 @@ ShardItem = Document | BadRecord | SpanEnd | Row
 """An item of a shard. A Row is that of a quarantined document, which no model reads."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class OpenShard:
     """A shard under lease, with the ledger of this attempt."""
 
@@ -37,6 +37,10 @@ class OpenShard:
     recorded_death: bool = False  # the lease was taken over from a dead worker
     lost: bool = False
     committed_at: float = field(default_factory=time.monotonic)
+    resumed_bytes: int = 0  # estimated bytes of the records that earlier attempts committed
+
+    def __post_init__(self) -> None:
+        self.resumed_bytes = self.refined_bytes
 
     def items(self) -> Iterator[ShardItem]:
         """Yield the records after the last commit, and the end of each span."""
@@ -55,6 +59,19 @@ class OpenShard:
                         yield quarantine(item, "poison", state.backoff.log_tail)
                     else:
                         yield item
+
+    @property
+    def refined_bytes(self) -> int:
+        """Estimated bytes of the records whose rows are here, committed or not."""
+        state = self.writer.state
+        spans = self.plan.shards[self.index].spans
+        ended = len(state.span_ends) + len(self.span_ends)
+        refined = sum(map(self.plan.estimated_bytes_of, spans[:ended]))
+        at = (self.rows[-1].file, self.rows[-1].position) if self.rows else state.last_position
+        if at and ended < len(spans) and at[0] == spans[ended].file:
+            span = spans[ended]
+            refined += self.plan.estimated_bytes_of(Span(span.file, span.start, at[1]))
+        return round(refined)
 
     @property
     def batch(self) -> int | None:

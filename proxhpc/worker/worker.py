@@ -1,6 +1,7 @@
 """A worker: leases shards, refines their documents, commits and publishes until none are left."""
 
 import asyncio
+import logging
 import signal
 import sys
 import time
@@ -9,12 +10,18 @@ from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.engines.base import EngineDiedError
 from proxhpc.engines.device import device_name
 from proxhpc.errors import RetryError
-from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget, in_order, take_batch
+from proxhpc.refine.pump import (
+    IN_FLIGHT_BYTES,
+    IN_FLIGHT_DOCUMENTS,
+    Budget,
+    Pace,
+    in_order,
+    take_batch,
+)
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.run.lease import STALE_AFTER, JobAlive, LeaseOwner, Leases
 from proxhpc.run.ledger import Row, bad_row
@@ -23,12 +30,16 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
 from proxhpc.worker.leaser import Leaser
+from proxhpc.worker.meter import Meter
 from proxhpc.worker.shard import OpenShard, ShardItem
 
+_log = logging.getLogger(__name__)
+
 MAX_ENGINES = 8  # engines that a worker starts, one after another, before it gives up
-IN_FLIGHT_BYTES = 64 * 1024 * 1024
+IN_FLIGHT_SHARE = 0.5  # of the time between commits: the work that may be in flight
 BATCH, BATCH_BYTES = 64, 4 * 1024 * 1024  # read ahead at a time, in a thread
 MIN_COMMITS = 2  # for which a shard is worth leasing if there is no time for all of it
+TICK_SECONDS = 0.5  # between two looks at the clock, for commits and heartbeats
 _POLL_SECONDS = 5.0  # between two checks of lease holders
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -119,7 +130,7 @@ async def _main(
     try:
         working = asyncio.create_task(worker.work())
         stopping = asyncio.create_task(stop.wait())
-        heartbeats = asyncio.create_task(_send_heartbeats(log))
+        heartbeats = asyncio.create_task(worker.send_heartbeats())
         await asyncio.wait({working, stopping, heartbeats}, return_when=asyncio.FIRST_COMPLETED)
         state = "done" if working.done() and not worker.out_of_time else "stopped"
         working.cancel()
@@ -131,14 +142,10 @@ async def _main(
                 raise result
     finally:
         await refiner.close()
+    for warning in refiner.canary.warnings():
+        _log.warning("%s", warning)
     log.write(state)
     return state
-
-
-async def _send_heartbeats(log: ProgressLog) -> None:
-    while True:
-        await asyncio.sleep(1.0)
-        log.heartbeat()
 
 
 class Worker:
@@ -152,27 +159,35 @@ class Worker:
         self.out_of_time = False
         self._open: list[OpenShard] = []
         self._leasing: asyncio.Future[OpenShard | Literal["wait"] | None] | None = None
-        # What earlier engines of this worker had done.
-        self._busy_before = log.busy_seconds
-        self._bytes_before = log.counts.bytes_in
-        self._usage_before = log.usage
-        self._started = time.monotonic()
+        self._meter = Meter(refiner, log, self._open)
+
+    async def send_heartbeats(self) -> None:
+        """Report the progress, and commit even while the next row takes long. Never ends."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._meter.update_log()
+            for shard in self._open:
+                if shard.rows and shard.commit_due():
+                    self._commit(shard)
+            self.log.heartbeat()
 
     async def work(self) -> None:
         """Work until no shard is left. If cancelled, commit and give back the leases.
 
         EngineDiedError is recorded in the ledgers of the open shards.
         """
-        budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES)
+        seconds = IN_FLIGHT_SHARE * self.leaser.plan.manifest.commit.seconds
+        pace = Pace(self.refiner.min_in_flight, seconds)
+        budget = Budget(IN_FLIGHT_DOCUMENTS, IN_FLIGHT_BYTES, pace)
         shard: OpenShard | None = None
         engine_error = ""
-        self._started = time.monotonic()
         try:
             async with aclosing(
                 in_order(self._events(), self._row, event_weight, budget)
             ) as results:
                 async for event, row in results:
-                    self._update_log()
+                    if isinstance(event, Document):
+                        self._meter.count_out(event)
                     if isinstance(event, OpenShard):
                         shard = event
                     elif isinstance(event, ShardEnd):
@@ -187,7 +202,7 @@ class Worker:
             engine_error = str(error)
             raise
         finally:
-            self._update_log()
+            self._meter.update_log()
             with ExitStack() as leaving:
                 for unfinished in self._open:
                     leaving.callback(unfinished.leave, engine_error)
@@ -198,13 +213,6 @@ class Worker:
                 unused = await self._leasing
                 if isinstance(unused, OpenShard):
                     unused.leave()
-
-    def _update_log(self) -> None:
-        self.log.busy_seconds = self._busy_before + self._elapsed()
-        self.log.usage = {
-            level: usage + self._usage_before.get(level, Usage())
-            for level, usage in self.refiner.usage.items()
-        }
 
     def _add(self, shard: OpenShard, event: ShardItem, row: Row | None) -> None:
         if shard.lost:
@@ -218,6 +226,7 @@ class Worker:
 
     def _commit(self, shard: OpenShard) -> None:
         self.log.counts += shard.commit()
+        self._meter.update_log()
         self.log.write("working", shard=shard.index)
 
     def _publish(self, shard: OpenShard) -> None:
@@ -226,11 +235,12 @@ class Worker:
             shard.writer.close()
         elif shard.publish():
             self.log.shards += 1
+        self._meter.count_published(shard)
         self._open.remove(shard)
 
     async def _row(self, event: Event) -> Row | None:
         if isinstance(event, Document):
-            return await self.refiner.refine(event)
+            return await self._meter.refine(event)
         if isinstance(event, Row):
             return event
         return bad_row(event) if isinstance(event, BadRecord) else None
@@ -252,16 +262,13 @@ class Worker:
 
         A shard is worth leasing if all of it fits, or at least a few commits, which stay done.
         """
-        plan, done = self.leaser.plan, self.log.counts.bytes_in - self._bytes_before
-        if self.deadline is None or not done:  # always one shard, or short jobs would do nothing
+        plan, speed = self.leaser.plan, self._meter.bytes_per_second
+        if self.deadline is None or not speed:  # always one shard, or short jobs would do nothing
             return False
         size = sum(shard.estimated_bytes for shard in plan.shards) / len(plan.shards)
-        shard_seconds = size * self._elapsed() / done
+        shard_seconds = size / speed
         commits_seconds = MIN_COMMITS * plan.manifest.commit.seconds
         return self.deadline - time.monotonic() < min(shard_seconds, commits_seconds)
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._started
 
     async def _events(self) -> AsyncIterator[Event]:
         while True:

@@ -40,7 +40,7 @@ class RulesEngine:
 
     name = "rules"
     tokenizer: Tokenizer | None = None
-    max_model_len, cache_tokens = 2**31 - 1, 0
+    max_model_len, cache_tokens, min_in_flight = 2**31 - 1, 0, 64
 
     def __init__(self, rules: Sequence[RuleSet] = RULES) -> None:
         self.rules = frozenset(rules)
