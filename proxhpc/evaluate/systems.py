@@ -137,40 +137,40 @@ def _run_baseline(name: str, documents: Sequence[GoldLines], baseline: Baseline)
     return SystemResult(name, rows, seconds)
 
 
-async def _run_refiner(
-    name: str, manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[GoldRecord], log: Log
-) -> Mapping[Level, SystemResult]:
-    levels = [level for level, records in (("chunk", chunk), ("doc", doc)) if records]
-    stages = tuple(stage for stage in manifest.stages if stage.level in levels)
+def _prepare(
+    manifest: Manifest, levels: Mapping[Level, bool]
+) -> tuple[Manifest, dict[str, ModelRef]]:
+    """The manifest with only the stages that have records, and their models."""
+    stages = tuple(stage for stage in manifest.stages if levels[stage.level])
     engine = manifest.engine.model_copy(update={"max_unusable": 1.0})  # warn, do not stop
     manifest = manifest.model_copy(update={"stages": stages, "engine": engine})
     models = find_models(manifest)
-    manifest = freeze_manifest(manifest, models)
+    return freeze_manifest(manifest, models), models
+
+
+async def _run_refiner(
+    name: str, manifest: Manifest, chunk: Sequence[GoldLines], doc: Sequence[GoldRecord], log: Log
+) -> Mapping[Level, SystemResult]:
+    manifest, models = _prepare(manifest, {"chunk": bool(chunk), "doc": bool(doc)})
     refiner = await open_refiner(manifest, models)
     results: dict[Level, SystemResult] = {}
     try:
         if refiner.chunk and chunk:
-            chunk_refiner = Refiner(manifest, None, refiner.chunk)
-            rows, seconds = await _refine(chunk_refiner, [lines.gold for lines in chunk], log)
-            counts = [
-                _chunk_counts(lines, row, chunk_refiner)
-                for lines, row in zip(chunk, rows, strict=True)
-            ]
+            one = Refiner(manifest, None, refiner.chunk)
+            rows, seconds = await _refine(one, [lines.gold for lines in chunk], log)
             results["chunk"] = SystemResult(
                 name,
-                counts,
+                [_chunk_counts(lines, row, one) for lines, row in zip(chunk, rows, strict=True)],
                 seconds,
                 tally(rows),
                 models.get("chunk"),
-                unusable=_unusable_share(chunk_refiner, "chunk", log),
-                limits=chunk_effects(
-                    name, chunk, rows, manifest.policy, chunk_refiner.program_format
-                ),
+                unusable=_unusable_share(one, "chunk", log),
+                limits=chunk_effects(name, chunk, rows, one.policy, one.program_format),
             )
         if refiner.doc and doc:
             refiner.doc.scored = True
-            doc_refiner = Refiner(manifest, refiner.doc, None)
-            rows, seconds = await _refine(doc_refiner, doc, log)
+            one = Refiner(manifest, refiner.doc, None)
+            rows, seconds = await _refine(one, doc, log)
             results["doc"] = SystemResult(
                 name,
                 [_doc_counts(gold, row) for gold, row in zip(doc, rows, strict=True)],
@@ -178,7 +178,7 @@ async def _run_refiner(
                 tally(rows),
                 models.get("doc"),
                 [row.score for row in rows],
-                unusable=_unusable_share(doc_refiner, "doc", log),
+                unusable=_unusable_share(one, "doc", log),
                 limits=doc_effects(name, doc, rows),
             )
     finally:
