@@ -16,7 +16,7 @@ from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster import tasks
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.local import _split_gpus
+from proxhpc.cluster.local import split_gpus
 from proxhpc.cluster.submit import SlurmBackend, make_backend
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import FaultPoint
@@ -444,12 +444,12 @@ def test_local_workers_share_the_gpus_of_the_launcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _split_gpus(0, 2) == ["", ""]
-    assert _split_gpus(2, 2) == ["0,1", "2,3"]
+    assert split_gpus(0, 2) == ["", ""]
+    assert split_gpus(2, 2) == ["0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    assert _split_gpus(1, 2) == ["GPU-a", "GPU-b"]
+    assert split_gpus(1, 2) == ["GPU-a", "GPU-b"]
     with pytest.raises(UserError, match=r"GPU-a,GPU-b.* makes 2 visible"):
-        _split_gpus(1, 3)
+        split_gpus(1, 3)
 
 
 @pytest.mark.parametrize("variable", ["", "-1", "NoDevFiles"])
@@ -457,9 +457,9 @@ def test_no_visible_gpu_means_no_gpu_for_workers(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert _split_gpus(0, 2) == ["", ""]
+    assert split_gpus(0, 2) == ["", ""]
     with pytest.raises(UserError, match=f'CUDA_VISIBLE_DEVICES="{variable}" makes 0 visible'):
-        _split_gpus(1, 1)
+        split_gpus(1, 1)
     tasks.narrow_gpus(0, 2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == variable
 

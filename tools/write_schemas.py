@@ -19,9 +19,9 @@ from proxhpc.doctor.finding import Diagnosis  # noqa: E402
 from proxhpc.evaluate.result import Evaluation  # noqa: E402
 from proxhpc.inspect.model import InspectOutput  # noqa: E402
 from proxhpc.outputs import OutputModel  # noqa: E402
+from proxhpc.plan.model import PlanEstimate  # noqa: E402
 from proxhpc.report.model import Report, RunAccount  # noqa: E402
 from proxhpc.review.estimate import ReviewSummary  # noqa: E402
-from proxhpc.run.estimate import PlanEstimate  # noqa: E402
 from proxhpc.spec.load import json_schema  # noqa: E402
 from proxhpc.spec.manifest import Manifest  # noqa: E402
 from proxhpc.spec.profile import Profile  # noqa: E402

@@ -1,4 +1,7 @@
-"""Peak FLOPs of GPUs, by their CUDA device name."""
+"""Peak FLOPs of GPUs, by their CUDA device name, and the GPU that a Slurm option names."""
+
+import re
+from collections.abc import Iterable
 
 # Dense bfloat16 FLOPs per second from the vendors' data sheets (float16 for V100 and T4, which have
 # no bfloat16). The first entry whose name occurs in a device's name applies.
@@ -36,3 +39,16 @@ def peak_flops(device: str | None) -> float | None:
         return None
     padded = f" {device.replace('-', ' ')} "
     return next((flops for name, flops in _PEAK_FLOPS if f" {name} " in padded), None)
+
+
+def named_gpu(options: Iterable[str]) -> str | None:
+    """Return the GPU that options of sbatch name, as in `gpu:a100:4`; None if none or several."""
+    text = re.sub(r"[^a-z0-9]+", " ", " ".join(options).lower())
+    # A longer name contains shorter ones: "H200 NVL" is not an H200.
+    found = set()
+    for name, _ in sorted(_PEAK_FLOPS, key=lambda entry: -len(entry[0])):
+        rest = re.sub(rf"\b{name.lower()}(?= |$)", "", text)
+        if rest != text:
+            found.add(name)
+            text = rest
+    return found.pop() if len(found) == 1 else None

@@ -69,8 +69,10 @@ def _reason(error: OSError) -> str:
 def _plan(arguments: argparse.Namespace) -> int:
     from proxhpc.doctor.needs import examine_needs
     from proxhpc.launch.launch import prepare_run
-    from proxhpc.run.estimate import estimate_run, render_estimate
+    from proxhpc.plan.estimate import estimate_run
+    from proxhpc.plan.view import render_estimate
 
+    _at_least(1, "--calibrate", arguments.calibrate)
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
     counts = None
     if run.dir.plan.exists():
@@ -79,7 +81,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
         counts = run_counts(load_merge(run.dir), latest_heartbeats(run.dir))
     needs = examine_needs(run.plan.manifest, run.site)
-    problems = [f"{each.result}; {each.consequence}" for each in needs if each.verdict == "error"]
+    problems = tuple(
+        f"{each.result}; {each.consequence}" for each in needs if each.verdict == "error"
+    )
+    if arguments.calibrate and not problems:
+        from proxhpc.plan.calibrate import calibrate
+
+        calibrate(run.dir, run.plan, run.site, arguments.calibrate, _log)
     estimate = estimate_run(run.plan, run.site, run.dir, counts)
     estimate = estimate.model_copy(update={"problems": problems})
     _show(estimate, render_estimate, arguments.json)
@@ -97,6 +105,11 @@ def _launch(arguments: argparse.Namespace) -> None:
             print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
         return
     print(_safe(f"run directory: {run.dir.root}"))
+    if run.dir.calibration_result.exists():
+        from proxhpc.plan.estimate import estimate_run
+        from proxhpc.plan.view import cost_line
+
+        print(_safe(f"refining takes {cost_line(estimate_run(run.plan, run.site, run.dir))}"))
     with Ticker(run.dir) as ticker:
         step = launch(run, ticker.tick)
     print(_safe(step.message))
@@ -218,6 +231,13 @@ def _adapt(arguments: argparse.Namespace) -> None:
     from proxhpc.spec.shipped import find_file
     from proxhpc.train.adapt import adapt
 
+    if bool(arguments.pairs) == bool(arguments.recipe):
+        raise UserError("adapt needs a recipe, or --pairs RAW CLEAN", hint="give one of them")
+    if arguments.pairs:
+        _adapt_to_pairs(arguments)
+        return
+    if arguments.minutes is not None or arguments.fields:
+        raise UserError("--minutes and --fields are for --pairs", hint="`hours` is in the recipe")
     recipe = load_yaml(find_file("recipe", arguments.recipe), Recipe)
     out = arguments.out.absolute()
     if arguments.site:
@@ -242,6 +262,32 @@ def _adapt(arguments: argparse.Namespace) -> None:
     for name, score in adapted.scores.items():
         print(f"{name:18} {score:.4g}")
     print(_safe(f"model: {out}"))
+
+
+def _adapt_to_pairs(arguments: argparse.Namespace) -> None:
+    from proxhpc.evaluate.gold import GoldFields
+    from proxhpc.evaluate.view import render_evaluation
+    from proxhpc.train.teach import teach
+    from proxhpc.train.verdict import usage
+
+    if arguments.site:
+        raise UserError("--site cannot be combined with --pairs", hint="they train on this machine")
+    if arguments.minutes is not None and arguments.minutes <= 0:
+        raise UserError(f"--minutes {arguments.minutes:g}: it must be more than 0")
+    _at_least(1, "--processes", arguments.processes)
+    raw, clean = arguments.pairs
+    verdict = teach(
+        raw,
+        clean,
+        arguments.out.absolute(),
+        fields=GoldFields.parse(arguments.fields),
+        minutes=arguments.minutes,
+        processes=arguments.processes,
+        log=lambda line: print(_safe(line), flush=True),
+    )
+    _print(render_evaluation(verdict.evaluation))
+    print(_safe(f"\nverdict: {verdict.advice}\n{verdict.reason}\n"))
+    print(_safe(usage(verdict, arguments.out)))
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
@@ -334,8 +380,10 @@ def _memory(text: str) -> int:
 
 def _report(arguments: argparse.Namespace) -> None:
     from proxhpc import report
+    from proxhpc.run.plan import Plan
 
     run = _open(arguments)
+    Plan.load(run)  # the errors of a run that cannot be read are no errors of writing
     is_merged = run.merge_summary.exists()
     account: report.Report | report.RunAccount
     try:
@@ -456,6 +504,10 @@ COMMANDS = {
     "advance": _advance,
     "schema": _schema,
 }
+
+
+def _log(line: str) -> None:
+    print(_safe(line), file=sys.stderr, flush=True)
 
 
 def _at_least(minimum: int, option: str, value: int | None) -> None:

@@ -120,6 +120,13 @@ def _plan(verb: Parser) -> None:
         action="store_true",
         help="also write the run directory, which slurm/*.sbatch need",
     )
+    verb.add_argument(
+        "--calibrate",
+        type=int,
+        metavar="N",
+        help="refine N random documents on this machine, or in a job of a Slurm site, and estimate"
+        " from them",
+    )
     _json(verb)
 
 
@@ -341,9 +348,25 @@ def _annotate(verb: Parser) -> None:
 
 def _adapt(verb: Parser) -> None:
     add = verb.add_argument
-    add("recipe", type=Path, metavar="RECIPE", help="recipe (file or name)")
+    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="recipe (file or name)")
     add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
-    add("--resume", action="store_true", help="resume the training in DIR")
+    add(
+        "--pairs",
+        type=Path,
+        nargs=2,
+        metavar=("RAW", "CLEAN"),
+        help="instead of a recipe: pages as they are and as they should be, in folders of .txt"
+        " files with equal names or JSON lines with equal ids; ends with a verdict whether to use"
+        " the model",
+    )
+    add(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="with --pairs: how long to train (default: 1 for each 100 pages, from 3 to 60)",
+    )
+    _fields(verb)
+    add("--resume", action="store_true", help="resume the training in DIR; --pairs always does")
     add(
         "--processes", type=int, metavar="N", help="number of processes (default: one for each GPU)"
     )

@@ -48,7 +48,7 @@ class LocalBackend:
         number = len(journal.read())
         record_intent(journal, number, batch, arrays=1, has_control_job=False)
         resources = self.site.resources(batch.phase)
-        gpus_by_worker = _split_gpus(resources.gpus, len(batch.arguments))
+        gpus_by_worker = split_gpus(resources.gpus, len(batch.arguments))
         jobs = self._jobs[batch.phase] = []
         # A terminal sends Ctrl-C to every process. Only the launcher acts on it: it gives workers
         # a minute to commit, and submitit would give them a second. Workers install handlers for
@@ -127,7 +127,7 @@ class LocalBackend:
         return executor
 
 
-def _split_gpus(gpus: int, workers: int) -> list[str]:
+def split_gpus(gpus: int, workers: int) -> list[str]:
     """Return each worker's CUDA_VISIBLE_DEVICES: its part of the GPUs that the launcher sees.
 
     UserError if they are too few. Unset means all GPUs; an empty variable means none.

@@ -56,7 +56,7 @@ def batch_executor(
         phase=batch.phase,
         logs=run.logs / f"{intent:04d}-{batch.phase}",
         comment=f"{slurm.run_tag(plan.run_id)}:{batch.phase}:{intent}",
-        mounts=_run_mounts(run, plan),
+        mounts=run_mounts(run, plan),
         elements=len(batch.arguments),
         excluded_nodes=batch.excluded_nodes,
         delay_seconds=batch.delay_seconds,
@@ -158,7 +158,8 @@ def _pyxis_arguments(job: BatchJob, container: Container | None) -> list[str] | 
     ]
 
 
-def _run_mounts(run: RunDir, plan: Plan) -> tuple[str, ...]:
+def run_mounts(run: RunDir, plan: Plan) -> tuple[str, ...]:
+    """Return the directories that a container must see to refine the documents of a run."""
     inputs = (info.path for info in (*plan.inputs, *plan.against))
     return container_mounts([run.root], inputs, (model.path for model in plan.models.values()))
 

@@ -6,6 +6,7 @@ Free memory comes from nvidia-smi, because this process must not touch CUDA befo
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -52,18 +53,24 @@ def _is_full(device: str, share: float) -> bool:
     return free < share * total
 
 
-def count_gpus() -> int:
-    """Return the number of GPUs of this machine that its drivers report; torch is not imported.
+def gpu_names() -> list[str]:
+    """Return the GPUs of this machine that its drivers report; torch is not imported.
 
-    AMD's driver has one device for all GPUs, which counts as 1.
+    AMD's driver has one device for all GPUs, which counts as one without a name.
     """
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.SubprocessError):
-        return int(AMD_DEVICE.exists())
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        return [""] if AMD_DEVICE.exists() else []
+    lines = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", done.stdout, re.M)
+    return [str(name) for name in lines]
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs of this machine, as `gpu_names` finds them."""
+    return len(gpu_names())
 
 
 def device_name(engine: str) -> tuple[str | None, int]:

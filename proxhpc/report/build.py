@@ -17,6 +17,7 @@ from proxhpc.report.stats import (
     program_totals,
 )
 from proxhpc.report.timeline import run_timeline
+from proxhpc.run.calibration import load_calibration
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -62,7 +63,8 @@ def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
     totals = run_totals(counts, merged)
     stages = tuple(stage_report(plan, stage, counts) for stage in plan.manifest.stages)
     flops = total_flops(stages)
-    estimate = estimate_report(plan, counts, is_finished=merged is not None)
+    calibration = load_calibration(run, plan)
+    estimate = estimate_report(plan, counts, calibration, is_finished=merged is not None)
     timeline = run_timeline(run) if merged else None
     trained = totals.tokens.refined if merged is None else merged.tokens
     return RunAccount(
@@ -80,9 +82,7 @@ def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
         comparison=compare(plan.manifest.comparison, totals.tokens.read, trained, flops.exact),
         estimate=estimate,
         outcomes=outcome_tokens(counts, merged),
-        execution=execution_report(
-            run, plan, counts, heartbeats, timeline, estimate.estimated.flops
-        ),
+        execution=execution_report(run, plan, counts, heartbeats, timeline, estimate),
     )
 
 

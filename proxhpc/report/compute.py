@@ -28,6 +28,7 @@ from proxhpc.report.model import (
     StageReport,
     TrainingReport,
 )
+from proxhpc.run.calibration import Calibration
 from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, count_work, estimate_work
 from proxhpc.run.models import read_model_json, short_name
 from proxhpc.run.plan import Plan
@@ -119,12 +120,14 @@ def compare(
     )
 
 
-def estimate_report(plan: Plan, counts: Counts, *, is_finished: bool) -> EstimateReport:
+def estimate_report(
+    plan: Plan, counts: Counts, calibration: Calibration | None = None, *, is_finished: bool
+) -> EstimateReport:
     """The plan's estimate beside what was counted; of an unfinished run, for the same texts.
 
     Workers need not start with typical documents, so the share that is refined is one of bytes.
     """
-    estimated, part = estimate_work(plan), 1.0
+    estimated, part = estimate_work(plan, calibration), 1.0
     if not is_finished:
         part = min(1.0, counts.bytes_in / max(1, plan.estimated_bytes))
         whole = estimated.model_dump(exclude={"documents"}, exclude_none=True)

@@ -13,12 +13,14 @@ from proxhpc.account.flops import Usage, flops, sum_or_none
 from proxhpc.outputs import UsageTotals
 from proxhpc.report.model import (
     CostReport,
+    EstimateReport,
     ExecutionReport,
     GpuReport,
     RequestWork,
     Timeline,
     WorkerReport,
 )
+from proxhpc.run.calibration import load_calibration
 from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -38,7 +40,7 @@ def execution_report(
     counts: Counts,
     heartbeats: Sequence[Heartbeat],
     timeline: Timeline | None,
-    estimated_flops: int | None,
+    estimate: EstimateReport,
 ) -> ExecutionReport:
     """Workers and times of a run, from their last heartbeats."""
     refining = [beat for beat in heartbeats if beat.role == "refine"]
@@ -57,7 +59,7 @@ def execution_report(
         busy_seconds=round(busy, 3),
         boot_seconds=round(boot, 3),
         gpus=_gpus(refining, numbers, plan),
-        cost=_cost(heartbeats, numbers, site, estimated_flops),
+        cost=_cost(heartbeats, numbers, site, _estimated_hours(run, plan, refining, estimate)),
         redone=_redone(refining, plan, counts),
         documents_per_worker_second=_rate(counts.documents, busy),
         tokens_per_worker_second=_rate(counts.tokens_in, busy),
@@ -67,31 +69,54 @@ def execution_report(
 
 
 def _cost(
-    heartbeats: Sequence[Heartbeat], gpus: Sequence[int] | None, site: Site | None, work: int | None
+    heartbeats: Sequence[Heartbeat],
+    gpus: Sequence[int] | None,
+    site: Site | None,
+    estimated: tuple[float | None, float | None],
 ) -> CostReport:
-    """Time that workers held their GPUs and cores; `work` is the FLOPs that the plan estimates."""
+    """Time that workers held their GPUs and cores, and the plan's estimate of both."""
     held: defaultdict[str, list[float]] = defaultdict(list)
     for beat in heartbeats:
         seconds = max(beat.up_seconds, beat.busy_seconds + beat.boot_seconds)
         held[beat.role].append(seconds / 3600)
     gpu_hours = None if gpus is None else round(sum(map(mul, held["refine"], gpus)), 6)
-    core_hours = rate = price = estimated = None
+    core_hours = refining = rate = price = None
     if site is not None:
+        refining = round(sum(held["refine"]) * site.resources("refine").cpus, 6)
         core_hours = round(sum(sum(held[role]) * site.resources(role).cpus for role in _PAID), 6)
         rate = site.price_per_gpu_hour
     if rate and gpu_hours is not None:
         amount, currency = rate.split(" ")
         price = f"{float(amount) * gpu_hours:,.2f} {currency}"
-    devices = {beat.device for beat in heartbeats if beat.device}
-    if work and len(devices) == 1 and (peak := peak_flops(*devices)):
-        estimated = round(work / (peak * MODEL_FLOPS_UTILIZATION * 3600), 6)
     return CostReport(
         gpu_hours=gpu_hours,
-        estimated_gpu_hours=estimated,
+        estimated_gpu_hours=estimated[0],
         core_hours=core_hours,
+        refining_core_hours=refining,
+        estimated_core_hours=estimated[1],
         price_per_gpu_hour=rate,
         price=price,
     )
+
+
+def _estimated_hours(
+    run: RunDir, plan: Plan, refining: Sequence[Heartbeat], estimate: EstimateReport
+) -> tuple[float | None, float | None]:
+    """The plan's GPU-hours and core-hours for the same texts and number of workers.
+
+    They come from the calibration, if the workers had the same kind of GPU, else from FLOPs.
+    """
+    devices = {beat.device for beat in refining if beat.device}
+    calibration = load_calibration(run, plan)
+    if calibration is not None and devices == {calibration.device} - {None}:
+        size = estimate.share * plan.estimated_bytes
+        hours = calibration.worker_seconds(size, len(refining)) / 3600
+        gpu_hours = round(hours * calibration.devices, 6) if devices else None
+        return gpu_hours, round(hours * calibration.cores, 6)
+    work = estimate.estimated.flops
+    if work and len(devices) == 1 and (peak := peak_flops(*devices)):
+        return round(work / (peak * MODEL_FLOPS_UTILIZATION * 3600), 6), None
+    return None, None
 
 
 def _gpu_numbers(heartbeats: Sequence[Heartbeat], site: Site | None) -> list[int] | None:

@@ -140,9 +140,14 @@ class CostReport(OutputModel):
     gpu_hours: float | None
     """GPU-hours of the workers that refine; null if the number of their GPUs is unknown."""
     estimated_gpu_hours: float | None
-    """The plan's estimate for the same texts; null unless all GPUs are of one known kind."""
+    """The plan's estimate for the same texts, from its calibration if that had the same GPUs; null
+    unless all GPUs are of one known kind."""
     core_hours: float | None
     """CPU core-hours of all workers, of the merge, too; null without a site."""
+    refining_core_hours: float | None
+    """Of these, the core-hours of the workers that refine."""
+    estimated_core_hours: float | None
+    """The calibration's estimate for the same texts; null without one, or on other GPUs."""
     price_per_gpu_hour: str | None
     """The site's `price_per_gpu_hour`."""
     price: str | None

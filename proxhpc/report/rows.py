@@ -175,6 +175,9 @@ def estimate_table(report: AccountBase) -> PageTable:
     if cost.estimated_gpu_hours is not None:
         times = (hours(number, "GPU") for number in (cost.estimated_gpu_hours, cost.gpu_hours))
         table.append(("GPU time", *times))
+    elif cost.estimated_core_hours is not None:
+        numbers = (cost.estimated_core_hours, cost.refining_core_hours)
+        table.append(("CPU time of refining", *(hours(number, "CPU") for number in numbers)))
     return table
 
 

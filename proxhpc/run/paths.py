@@ -18,6 +18,10 @@ class RunDir:
         self.site = root / "site.json"  # of the latest launch; it may change between launches
         self.max_unusable = root / "max_unusable.json"  # if a launch changed the plan's
         self.submissions = root / "submissions.jsonl"  # a line for each intent, receipt, release
+        self.calibration = root / "calibration"  # documents refined by `plan --calibrate`
+        self.calibration_plan = self.calibration / "plan.json"  # what they were refined under
+        self.calibration_result = self.calibration / "result.json"
+        self.calibration_logs = self.calibration / "logs"
         self.leases = root / "leases"
         self.shards = root / "shards"  # attempts and published ledgers
         self.workers = root / "workers"  # progress files

@@ -193,8 +193,8 @@ class Plan:
 def check_new(run: RunDir) -> None:
     """Raise UserError if the directory of a new run has files of something else.
 
-    A run writes, replaces and deletes files in its directory. Empty folders and drafts of a launch
-    that was killed are fine.
+    A run writes, replaces and deletes files in its directory. Empty folders, drafts of a launch
+    that was killed, and a calibration are fine.
     """
     try:
         names = sorted(os.listdir(run.root))
@@ -208,7 +208,9 @@ def check_new(run: RunDir) -> None:
     foreign = [
         name
         for name in names
-        if not _DRAFT.fullmatch(name) and (name not in folders or _holds_files(folders[name]))
+        if not _DRAFT.fullmatch(name)
+        and name != run.calibration.name
+        and (name not in folders or _holds_files(folders[name]))
     ]
     # The plan is checked last: another launch may have written it, and then other files, meanwhile.
     if foreign and not run.plan.exists():

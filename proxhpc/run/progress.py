@@ -46,6 +46,7 @@ class ProgressLog:
     devices: int = 0
     usage: dict[str, Usage] = field(default_factory=dict)  # by level, committed or not
     work: Work = field(default_factory=Work)
+    _started: float = field(default_factory=time.monotonic)
     _first_heartbeat: float | None = None
     _written: float = 0.0
 
@@ -56,7 +57,8 @@ class ProgressLog:
         line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
         line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
         line |= {"device": self.device, "devices": self.devices}
-        line |= {"usage": self.usage, "work": self.work} | more
+        line |= {"usage": self.usage, "work": self.work}
+        line |= {"up_s": round(time.monotonic() - self._started, 3)} | more
         append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
         self._written = time.monotonic()
 

@@ -1,0 +1,182 @@
+"""Estimates what a run will need: time, tokens kept, disk space and memory."""
+
+import re
+from typing import TYPE_CHECKING
+
+from proxhpc.account.counts import Counts
+from proxhpc.account.devices import named_gpu, peak_flops
+from proxhpc.engines.device import gpu_names
+from proxhpc.evaluate.bootstrap import resample, score
+from proxhpc.plan.model import CostEstimate, KeptEstimate, ModelFigures, PlanEstimate
+from proxhpc.plan.space import Sizes, estimate_memory, estimate_space
+from proxhpc.run.calibration import Calibration, load_calibration
+from proxhpc.run.estimate import (
+    MODEL_FLOPS_UTILIZATION,
+    WorkFigures,
+    count_work,
+    estimate_work,
+    flops_counted_as,
+    tokens_counted_as,
+)
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.spec.site import Resources, Site
+
+if TYPE_CHECKING:
+    from proxhpc.evaluate.bootstrap import Table
+
+# Without a calibration. Measured on ledgers of web pages by rules and models: about 80 compressed
+# bytes a document.
+_LEDGER_BYTES = 120
+_COMPRESSION = 2.8  # measured on extracted web pages with zstd level 3, the output's default
+_DOCUMENT_BYTES = 4000  # if the number of documents is not known
+_DEFAULT_GPU = "A100"
+_ROUNDS = 1000  # of the bootstrap
+
+
+def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = None) -> PlanEstimate:
+    """Estimate a run; `counts` are those of a run that has started."""
+    calibration = load_calibration(run, plan)
+    work = estimate_work(plan, calibration)
+    workers = min(site.resources("refine").workers, len(plan.shards))
+    seconds = calibration.worker_seconds(plan.estimated_bytes, workers) if calibration else 0.0
+    sizes = _sizes(plan, work, calibration, seconds)
+    near = plan.manifest.dedup.near
+    return PlanEstimate(
+        name=plan.manifest.name,
+        run_dir=str(run.root),
+        site=site.name,
+        engine=plan.manifest.engine.name,
+        models={
+            level: ModelFigures(
+                name=model.name, parameters=model.shape.parameters if model.shape else None
+            )
+            for level, model in plan.models.items()
+        },
+        workers=workers,
+        shards=len(plan.shards),
+        files=len(plan.inputs),
+        bytes_on_disk=sum(info.size for info in plan.inputs),
+        estimated_bytes=plan.estimated_bytes,
+        estimated_work=work,
+        measured_work=count_work(plan, counts) if counts else None,
+        tokens_counted_as=tokens_counted_as(plan, calibration),
+        flops_counted_as=flops_counted_as(work),
+        cost=_cost(site, work, calibration, seconds, workers),
+        kept=_kept(plan, calibration) if calibration else None,
+        corpus_bytes=sizes.corpus_bytes,
+        space=estimate_space(plan, site, sizes),
+        merge_memory_bytes=estimate_memory(plan, site, sizes),
+        comparison_probability=None
+        if near is None
+        else {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)},
+        notes=tuple(f"{info.name}: {info.note}" for info in plan.inputs if info.note),
+    )
+
+
+def _sizes(plan: Plan, work: WorkFigures, calibration: Calibration | None, seconds: float) -> Sizes:
+    """Scale what was measured by bytes; without a calibration nothing is dropped."""
+    total = plan.estimated_bytes
+    documents = total // _DOCUMENT_BYTES if work.documents is None else work.documents
+    if calibration is None:
+        return Sizes(
+            documents=documents,
+            documents_kept=documents,
+            ledger_bytes=documents * _LEDGER_BYTES,
+            corpus_bytes=round(total / _COMPRESSION),
+            corpus_bytes_raw=total,
+            worker_seconds=seconds,
+        )
+    scale = total / max(1, calibration.total("bytes"))
+    return Sizes(
+        documents=documents,
+        documents_kept=round(scale * calibration.total("documents_kept")),
+        ledger_bytes=round(scale * calibration.ledger_bytes),
+        corpus_bytes=round(scale * calibration.corpus_bytes),
+        corpus_bytes_raw=round(scale * calibration.corpus_bytes_raw),
+        worker_seconds=seconds,
+    )
+
+
+def _kept(plan: Plan, calibration: Calibration) -> KeptEstimate:
+    import numpy as np
+
+    scale = plan.estimated_bytes / max(1, calibration.total("bytes"))
+    table: Table = np.array(
+        [(place.tokens_kept, place.tokens) for place in calibration.places], float
+    ).reshape(-1, 2)
+    tokens = calibration.total("tokens")
+    share = calibration.total("tokens_kept") / tokens if tokens else np.nan
+    few = len(table) < 2  # a single place has no interval
+    resampled = resample([table], _ratio, 0 if few else _ROUNDS, plan.manifest.seed)[0]
+    return KeptEstimate(
+        share=score(share, resampled[:, 0]),
+        tokens=round(scale * calibration.total("tokens_kept")),
+        documents=round(scale * calibration.total("documents_kept")),
+    )
+
+
+def _ratio(sums: "Table") -> "Table":
+    """Return kept tokens in relation to all, of each row; NaN where there are none."""
+    import numpy as np
+
+    return np.divide(
+        sums[:, :1], sums[:, 1:], out=np.full_like(sums[:, :1], np.nan), where=sums[:, 1:] > 0
+    )
+
+
+def _cost(
+    site: Site, work: WorkFigures, calibration: Calibration | None, seconds: float, workers: int
+) -> CostEstimate:
+    resources = site.resources("refine")
+    if calibration is not None:
+        hours = calibration.devices * seconds / 3600 if calibration.devices else None
+        return CostEstimate(
+            basis="calibration",
+            documents=calibration.total("documents"),
+            host=calibration.host,
+            device=calibration.device,
+            device_is_assumed=False,
+            gpu_hours=hours,
+            core_hours=calibration.cores * seconds / 3600,
+            days=seconds / max(1, workers) / 86400,
+            price=_price(site, hours),
+        )
+    named = named_gpu(gpu_names()) if site.kind == "local" else named_gpu(_gpu_options(resources))
+    device = named or _DEFAULT_GPU
+    hours = None
+    if work.flops and (peak := peak_flops(device)):
+        hours = work.flops / (peak * MODEL_FLOPS_UTILIZATION * 3600)
+    gpus = _gpus_per_worker(resources)
+    return CostEstimate(
+        basis="flops" if hours else None,
+        documents=None,
+        host=None,
+        device=device if hours else None,
+        device_is_assumed=bool(hours) and named is None,
+        gpu_hours=hours,
+        core_hours=None,
+        days=hours / (gpus * max(1, workers) * 24) if hours and gpus and named else None,
+        price=_price(site, hours) if named else None,
+    )
+
+
+def _gpu_options(resources: Resources) -> list[str]:
+    """Return the options by which a site may name its GPU."""
+    values = [resources.gres, resources.constraint, resources.partition]
+    return [*filter(None, values), *(str(value) for value in resources.sbatch.values())]
+
+
+def _gpus_per_worker(resources: Resources) -> float:
+    """Return the GPUs of a worker; 0 if the site does not say."""
+    if resources.gpus or not resources.gres:
+        return resources.gpus
+    count = re.search(r":(\d+)(?:\(|$)", resources.gres)
+    return (int(count[1]) if count else 1) / resources.tasks_per_node
+
+
+def _price(site: Site, hours: float | None) -> str | None:
+    if site.price_per_gpu_hour is None or hours is None:
+        return None
+    amount, currency = site.price_per_gpu_hour.split(" ")
+    return f"{float(amount) * hours:.2f} {currency}"

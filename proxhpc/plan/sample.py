@@ -1,0 +1,63 @@
+"""Documents drawn at random from all input files, for a calibration."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
+from proxhpc.run.plan import Plan
+
+PLACES = 64  # where documents are read: before a place, a compressed file must be decompressed
+_TRIES = 4  # draws for each document: places may repeat, and files may be shorter than estimated
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Consecutive records, and the size of the whole in the unit of the plan's estimates."""
+
+    records: tuple[Document | BadRecord, ...]
+    bytes: int
+
+
+def draw_places(plan: Plan, documents: int, seed: int) -> Iterator[Place]:
+    """Yield places that together have `documents` different records, or all if there are fewer.
+
+    A place begins with the first record at or after a random byte (or row), wherever that is in the
+    inputs. So a record's own length does not change its chance.
+    """
+    chooser = random.Random(seed)  # noqa: S311
+    sizes = [info.estimated_bytes if info.size else 0 for info in plan.inputs]
+    seen: set[tuple[int, int]] = set()
+    per_place = -(-documents // PLACES)
+    if not any(sizes):
+        return
+    for _ in range(_TRIES * documents):
+        missing = documents - len(seen)
+        if not missing:
+            return
+        file = chooser.choices(range(len(sizes)), sizes)[0]
+        rows = plan.inputs[file].rows
+        start = chooser.randrange(max(1, sizes[file] if rows is None else rows))
+        count = min(per_place, missing)
+        place = _read_place(plan, file, start, count, seen)
+        if not place.records and start:  # nothing begins after it: go round to the file's start
+            place = _read_place(plan, file, 0, count, seen)
+        if place.records:
+            seen.update((file, record.position) for record in place.records)
+            yield place
+
+
+def _read_place(plan: Plan, file: int, start: int, count: int, seen: set[tuple[int, int]]) -> Place:
+    """Read up to `count` records from `start` on, up to the first that was read before."""
+    records: list[Document | BadRecord] = []
+    end = start
+    for item in plan.read(Span(file, start)):
+        end = item.position
+        if isinstance(item, SpanEnd) or len(records) == count or (file, end) in seen:
+            break
+        records.append(item)
+    size = end - records[0].position if records else 0
+    info = plan.inputs[file]
+    if info.rows:
+        size = round(size / info.rows * info.estimated_bytes)
+    return Place(tuple(records), size)

@@ -1,0 +1,334 @@
+"""`plan --calibrate`, and what it says of time, tokens, disk space and inodes against real runs."""
+
+import json
+import os
+import random
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from proxhpc.account.devices import named_gpu
+from proxhpc.account.flops import ModelShape
+from proxhpc.assemble.phases import MergePhaseName, run_share
+from proxhpc.cli.main import main
+from proxhpc.corpus.parquet import open_parquet
+from proxhpc.errors import RetryError, StopError
+from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.plan.calibrate import calibrate, calibrate_task
+from proxhpc.plan.estimate import estimate_run
+from proxhpc.plan.sample import PLACES, draw_places
+from proxhpc.plan.view import cost_line, rounded
+from proxhpc.run.calibration import Calibration, load_calibration
+from proxhpc.run.models import ModelRef
+from proxhpc.run.plan import Plan
+from proxhpc.spec.site import Site, load_site
+from proxhpc.worker.worker import Assignment, run_worker
+from runs import document, local_site, manifest, many_documents, planned, write_jsonl
+
+
+def read_ids(plan: Plan, documents: int, seed: int = 0) -> list[str]:
+    places = draw_places(plan, documents, seed)
+    return [getattr(record, "id", "") for place in places for record in place.records]
+
+
+def test_a_sample_has_different_documents_of_all_files_and_depends_on_the_seed(
+    tmp_path: Path,
+) -> None:
+    plan = planned(tmp_path, 60).plan
+    ids = read_ids(plan, 30)
+    assert len(set(ids)) == len(ids) == 30
+    assert {int(name[4:]) < 20 for name in ids} == {True, False}, "both files"
+    assert read_ids(plan, 30) == ids
+    assert read_ids(plan, 30, seed=1) != ids
+    assert len(set(read_ids(plan, 60))) > 50, "about all of them"
+    assert len(set(read_ids(plan, 600))) == 60, "not more than there are"
+
+
+def test_files_of_one_record_and_empty_files_are_sampled(tmp_path: Path) -> None:
+    paths = [write_jsonl(tmp_path / f"{n}.jsonl", [document(n)]) for n in range(40)]
+    paths.append(write_jsonl(tmp_path / "empty.jsonl", []))
+    plan = prepare_run(manifest(tmp_path, paths), None, None, freeze=False).plan
+    assert len(set(read_ids(plan, 20))) == 20
+
+
+def test_long_documents_are_not_drawn_more_often(tmp_path: Path) -> None:
+    chooser = random.Random(1)
+    rows = [{"id": "long" if chooser.random() < 0.5 else "short"} for _ in range(2000)]
+    texts = {"long": "word " * 200, "short": "word"}
+    path = write_jsonl(tmp_path / "in.jsonl", [row | {"text": texts[row["id"]]} for row in rows])
+    plan = prepare_run(manifest(tmp_path, [path]), None, None, freeze=False).plan
+    drawn = Counter(name for seed in range(20) for name in read_ids(plan, PLACES, seed))
+    assert 0.44 < drawn["long"] / drawn.total() < 0.56
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst", "parquet"])
+def test_places_have_the_size_of_their_records_in_the_unit_of_the_plan(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"in.{suffix}"
+    rows = [document(n) for n in range(300)]
+    if suffix == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=50)
+        open_parquet(path).close()
+    else:
+        write_jsonl(path, rows)
+    plan = prepare_run(manifest(tmp_path, [path]), None, None, freeze=False).plan
+    places = [*draw_places(plan, 150, 0)]
+    records = sum(len(place.records) for place in places)
+    assert records == 150
+    assert len(places) <= 150 // 3 + 20, "groups of three, fewer where they meet"
+    size = sum(place.bytes for place in places)
+    assert size == pytest.approx(plan.estimated_bytes * records / 300, rel=0.02)
+
+
+def calibrated(run: Run, documents: int) -> Calibration:
+    """Calibrate in this process."""
+    run.dir.calibration.mkdir(parents=True)
+    run.dir.calibration_plan.write_text(json.dumps(run.plan.to_dict()))
+    calibrate_task(str(run.dir.root), documents, 2)
+    found = load_calibration(run.dir, run.plan)
+    assert found is not None
+    return found
+
+
+def unfrozen(folder: Path, paths: list[Path], **sections: object) -> Run:
+    path = manifest(folder, paths, **sections)
+    return prepare_run(path, local_site(folder, workers=1), None, freeze=False)
+
+
+def varied_documents(folder: Path, count: int) -> list[Path]:
+    """Write documents of random sentences with a menu; one in twenty is there twice.
+
+    The words are as frequent as in a language, so a large file compresses about as well as a
+    sample.
+    """
+    chooser = random.Random(0)
+    letters = "eeeettaaooiinnsshhrrdlucmfwypvbgkjqxz"
+    words = ["".join(chooser.choices(letters, k=chooser.randrange(2, 10))) for _ in range(20_000)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+
+    def sentence() -> str:
+        return " ".join(chooser.choices(words, weights, k=chooser.randrange(8, 20))).title() + "."
+
+    texts = [
+        "Home | About | Contact\n" + "\n".join(sentence() for _ in range(chooser.randrange(6, 40)))
+        for _ in range(count)
+    ]
+    texts[::20] = texts[1::20]
+    rows = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
+    return [
+        write_jsonl(folder / "a.jsonl.zst", rows[::2]),
+        write_jsonl(folder / "b.jsonl", rows[1::2]),
+    ]
+
+
+def used(folder: Path) -> tuple[int, int]:
+    """Bytes of the files in a folder; files and folders."""
+    paths = [folder, *folder.rglob("*")]
+    sizes = [path.stat().st_size for path in paths if path.is_file()]
+    return sum(sizes), len(paths)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_space_of_each_phase_is_within_half_of_a_real_run(tmp_path: Path, near: bool) -> None:
+    sections = {
+        "sharding": {"tokens": 50_000},
+        "commit": {"documents": 200},
+        "dedup": {"near": {} if near else None},
+        "output": {"shuffle": near},
+    }
+    run = unfrozen(tmp_path, varied_documents(tmp_path, 1000), **sections)
+    result = calibrated(run, 100)
+    expected = {phase.phase: phase for phase in estimate_run(run.plan, run.site, run.dir).space}
+    run = prepare_run(tmp_path / "manifest.yaml", str(tmp_path / "site.yaml"), None)
+    assert load_calibration(run.dir, run.plan) == result, "of the frozen plan, too"
+    for path in (*run.dir.calibration.iterdir(), run.dir.calibration):
+        path.unlink() if path.is_file() else path.rmdir()
+
+    def check(phase: str) -> None:
+        size, inodes = used(run.dir.root)
+        assert 1 / 1.5 < expected[phase].bytes / size < 1.5, (phase, expected[phase], size)
+        # Of jobs, which this test has not, there are logs.
+        assert inodes < expected[phase].inodes < 1.5 * (inodes + 16), (phase, inodes)
+
+    run_worker(run.dir, Assignment(), lambda job: True)
+    check("refine")
+    phases: tuple[MergePhaseName, ...] = ("sketch", "match", "scatter", "write")
+    for phase in phases:
+        run_share(run.dir, phase, (0, 1))
+        if phase in expected:
+            check(phase)
+
+
+def test_calibration_is_stored_shown_and_used_by_launch_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, many_documents(tmp_path, 1), sharding={"tokens": 200_000})
+    site = local_site(tmp_path, workers=1)
+    assert main(["plan", str(path), "--site", site, "--calibrate", "150", "--json"]) == 0
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["cost"]["basis"] == "calibration"
+    assert estimate["cost"]["documents"] == 150
+    assert estimate["cost"]["gpu_hours"] is None
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["calibration"]
+    assert main(["plan", str(path), "--site", site]) == 0
+    shown = capsys.readouterr().out
+    assert "CPU time" in shown
+    assert "95 % interval" in shown
+    assert main(["launch", str(path), "--site", site]) == 0
+    assert "refining takes about" in capsys.readouterr().out
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_bytes())
+    counted = report["estimate"]["counted"]["tokens"]
+    assert report["estimate"]["estimated"]["tokens"] == pytest.approx(counted, rel=0.2)
+    cost = report["execution"]["cost"]
+    assert cost["estimated_core_hours"] == pytest.approx(estimate["cost"]["core_hours"], rel=1e-3)
+    assert 1 / 4 < cost["refining_core_hours"] / cost["estimated_core_hours"] < 4
+    assert "CPU time of refining" in (tmp_path / "run" / "report" / "report.html").read_text()
+    kept = estimate["kept"]
+    tokens = report["tokens"]
+    real = tokens["refined"] / tokens["read"]
+    assert kept["share"]["low"] - 0.02 < real < kept["share"]["high"] + 0.02
+
+
+def test_another_manifest_needs_another_calibration(tmp_path: Path) -> None:
+    paths = [write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(30)])]
+    run = unfrozen(tmp_path, paths)
+    calibrated(run, 10)
+    assert load_calibration(run.dir, unfrozen(tmp_path, paths).plan) is not None
+    same = unfrozen(tmp_path, paths, output={"shuffle": True}, dedup={"near": {}})
+    assert load_calibration(run.dir, same.plan) is not None, "no document is refined otherwise"
+    other = unfrozen(tmp_path, paths, policy={"max_removed_share": 0.1})
+    assert load_calibration(run.dir, other.plan) is None
+    assert estimate_run(other.plan, other.site, other.dir).cost.basis is None
+    run.dir.calibration_result.write_text("{")
+    with pytest.raises(StopError, match=r"result\.json is damaged"):
+        load_calibration(run.dir, run.plan)
+
+
+def test_a_calibration_that_fails_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(3)])]
+    path, site = manifest(tmp_path, paths), local_site(tmp_path)
+    assert main(["plan", str(path), "--site", site, "--calibrate", "0"]) == 2
+    assert "--calibrate 0: it must be 1 or more" in capsys.readouterr().err
+    run = prepare_run(path, site, None, freeze=False)
+    log: list[str] = []
+    paths[0].unlink()
+    with pytest.raises(RetryError, match=r"calibration failed: .*no such input file") as caught:
+        calibrate(run.dir, run.plan, run.site, 5, log.append)
+    assert "its log is " in caught.value.hint
+    assert log == ["refining 5 documents on this machine"]
+    write_jsonl(paths[0], [])
+    run = prepare_run(path, site, None, freeze=False)
+    calibrate(run.dir, run.plan, run.site, 5, log.append)
+    result = load_calibration(run.dir, run.plan)
+    assert result is not None
+    assert result.places == ()
+    estimate = estimate_run(run.plan, run.site, run.dir)
+    assert estimate.kept is not None
+    assert estimate.kept.share.value is None
+    (tmp_path / "run" / "other").write_text("")
+    assert main(["plan", str(path), "--site", site, "--calibrate", "2"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def with_model(plan: Plan) -> Plan:
+    shape = ModelShape(1024, 24, 16, 16, 64, 4096, 32000, tied=False)
+    ref = ModelRef.from_dict(
+        {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
+         "stop_ids": [], "shape": asdict(shape), "refiner": None}
+    )  # fmt: skip
+    inputs = tuple(replace(info, estimated_bytes=10**12) for info in plan.inputs)
+    return replace(plan, models={"chunk": ref}, inputs=inputs)
+
+
+def slurm_site(folder: Path, **more: object) -> Site:
+    path = folder / "slurm.yaml"
+    path.write_text(yaml.safe_dump({"name": "s", "kind": "slurm", "workers": 8} | more))
+    return load_site(path)
+
+
+def test_without_a_calibration_flops_give_hours_of_the_sites_own_gpu(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    plan = with_model(run.plan)
+    plan = replace(plan, shards=plan.shards * 100)
+    site = slurm_site(tmp_path, gres="gpu:h100:2", price_per_gpu_hour="2 EUR")
+    cost = estimate_run(plan, site, run.dir).cost
+    work = estimate_run(plan, site, run.dir).estimated_work
+    assert work.flops is not None
+    hours = work.flops / (989.4e12 * 0.4 * 3600)
+    assert (cost.basis, cost.device, cost.device_is_assumed) == ("flops", "H100", False)
+    assert cost.gpu_hours == pytest.approx(hours)
+    assert cost.days == pytest.approx(hours / (8 * 2 * 24))
+    assert cost.price == f"{2 * hours:.2f} EUR"
+    whole = slurm_site(tmp_path, gres="gpu:h100:4", tasks_per_node=4)
+    assert estimate_run(plan, whole, run.dir).cost.days == pytest.approx(hours / (8 * 24))
+    unknown = slurm_site(tmp_path, gpus=1, price_per_gpu_hour="2 EUR")
+    estimate = estimate_run(plan, unknown, run.dir)
+    assert (estimate.cost.device, estimate.cost.device_is_assumed) == ("A100", True)
+    assert (estimate.cost.days, estimate.cost.price) == (None, None)
+    assert "A100-hours" in cost_line(estimate)
+    assert "worker" not in cost_line(estimate)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpu"),
+    [
+        (["gpu:a100:4"], "A100"),
+        (["gpu:nvidia_h200_nvl:1"], "H200 NVL"),
+        (["gpu:h200:1", "h200"], "H200"),
+        (["gpu:rtx_a6000:1"], "RTX A6000"),
+        (["gpu:gh200:1"], "GH200"),
+        (["gpu:l40s:1"], "L40S"),
+        (["NVIDIA A100-SXM4-80GB"], "A100"),
+        (["NVIDIA H200", "NVIDIA H200"], "H200"),
+        (["gpu:2", "a100|h100"], None),
+        (["gpu:2"], None),
+        ([], None),
+    ],
+)
+def test_a_gpu_is_found_in_the_options_of_a_site(options: list[str], gpu: str | None) -> None:
+    assert named_gpu(options) == gpu
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(2123.4, "2,100"), (5.49, "5.5"), (0.0312, "0.031"), (0.0, "0"), (99.7, "100"), (None, "?")],
+)
+def test_estimates_are_rounded(number: float | None, text: str) -> None:
+    assert rounded(number) == text
+
+
+def test_days_and_hours_are_in_one_sentence(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    estimate = estimate_run(run.plan, run.site, run.dir)
+    measured = estimate.cost.model_copy(
+        update={"basis": "calibration", "device": "NVIDIA H200", "gpu_hours": 2123.4, "days": 5.52}
+    )
+    estimate = estimate.model_copy(update={"cost": measured, "workers": 16})
+    assert cost_line(estimate) == "about 2,100 H200-hours, 5.5 days with 16 workers"
+
+
+def test_memory_grows_with_processes_and_buckets(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    plan = with_model(run.plan)
+    shuffled = plan.manifest.model_copy(
+        update={"output": plan.manifest.output.model_copy(update={"shuffle": True})}
+    )
+    one = slurm_site(tmp_path, cpus=1)
+    four = slurm_site(tmp_path, cpus=4)
+    plain = estimate_run(plan, four, run.dir).merge_memory_bytes
+    bucketed = estimate_run(replace(plan, manifest=shuffled), four, run.dir).merge_memory_bytes
+    assert estimate_run(plan, one, run.dir).merge_memory_bytes < plain < bucketed
+    assert bucketed > 4 * 256 << 20
+
+
+def test_a_plan_without_a_calibration_writes_nothing(tmp_path: Path) -> None:
+    paths = [write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(3)])]
+    assert main(["plan", str(manifest(tmp_path, paths)), "--site", local_site(tmp_path)]) == 0
+    assert not os.path.lexists(tmp_path / "run")
