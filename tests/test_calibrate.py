@@ -185,11 +185,14 @@ def test_calibration_is_stored_shown_and_used_by_launch_and_report(
     counted = report["estimate"]["counted"]["tokens"]
     assert report["estimate"]["estimated"]["tokens"] == pytest.approx(counted, rel=0.2)
     cost = report["execution"]["cost"]
-    assert cost["estimated_core_hours"] == pytest.approx(estimate["cost"]["core_hours"], rel=1e-3)
+    assert cost["estimated_core_hours"] == pytest.approx(estimate["cost"]["core_hours"], abs=1e-6)
     assert 1 / 4 < cost["refining_core_hours"] / cost["estimated_core_hours"] < 4
     assert "CPU time of refining" in (tmp_path / "run" / "report" / "report.html").read_text()
     kept = estimate["kept"]
     tokens = report["tokens"]
+    documents = report["documents"]
+    assert documents["read"] == 1000
+    assert kept["documents"] == pytest.approx(documents["kept"] + documents["edited"], rel=0.15)
     real = tokens["refined"] / tokens["read"]
     assert kept["share"]["low"] - 0.02 < real < kept["share"]["high"] + 0.02
 
@@ -326,6 +329,16 @@ def test_memory_grows_with_processes_and_buckets(tmp_path: Path) -> None:
     bucketed = estimate_run(replace(plan, manifest=shuffled), four, run.dir).merge_memory_bytes
     assert estimate_run(plan, one, run.dir).merge_memory_bytes < plain < bucketed
     assert bucketed > 4 * 256 << 20
+
+
+def test_a_disk_that_is_too_small_is_noted(tmp_path: Path) -> None:
+    paths = [write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(3)])]
+    run = unfrozen(tmp_path, paths)
+    assert estimate_run(run.plan, run.site, run.dir).notes == ()
+    huge = tuple(replace(info, estimated_bytes=10**20) for info in run.plan.inputs)
+    [note, *_] = estimate_run(replace(run.plan, inputs=huge), run.site, run.dir).notes
+    assert note.startswith(f"{tmp_path} has ")
+    assert "free bytes; the run needs about " in note
 
 
 def test_a_plan_without_a_calibration_writes_nothing(tmp_path: Path) -> None:

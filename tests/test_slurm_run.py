@@ -1,5 +1,6 @@
 """Whole runs on a real Slurm of four nodes, each launched once."""
 
+import json
 import os
 import re
 import shutil
@@ -182,3 +183,21 @@ def test_plain_sbatch_without_the_launcher(
     )
     cluster.until(finished(run), "the report", timeout=120)
     check_balance(run)
+
+
+def test_a_job_calibrates_and_plan_waits_for_it(
+    cluster: SlurmCluster, real_text: list[Path], tmp_path: Path
+) -> None:
+    path, where = manifest(tmp_path, real_text), site(tmp_path, cpus=2)
+    command = [*PROXHPC, "plan", str(path), "--site", where, "--calibrate", "50", "--json"]
+    done = subprocess.run(
+        command, env=cluster.env(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    job = re.search(r"refining 50 documents in job (\d+)", done.stderr)
+    assert job
+    cost = json.loads(done.stdout)["cost"]
+    assert (cost["basis"], cost["documents"], cost["gpu_hours"]) == ("calibration", 50, None)
+    assert cost["days"] == pytest.approx(cost["core_hours"] / (2 * 4 * 24))
+    [element] = cluster.jobs(job[1])
+    assert element.name == "small-calibrate"

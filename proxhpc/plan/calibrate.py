@@ -14,6 +14,7 @@ import orjson
 import zstandard
 
 from proxhpc.account.counts import Counts
+from proxhpc.account.quantity import quantity
 from proxhpc.assemble.replay import ReplayedRecord
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.cluster import script, slurm, tasks
@@ -55,8 +56,8 @@ def calibrate(
     write_atomic(run.calibration_plan, orjson.dumps(plan.to_dict()))
     with slurm.clean_environment(), writing(run.calibration):
         job = _submit(run, plan, site, documents)
-    where = f"job {job.job_id}" if site.kind == "slurm" else "this machine"
-    log(f"refining {documents:,} documents on {where}")
+    where = f"in job {job.job_id}" if site.kind == "slurm" else "on this machine"
+    log(f"refining {quantity(documents, 'document')} {where}")
     _wait(job)
     if not run.calibration_result.exists():
         raise RetryError(f"the calibration has no result; see {run.calibration_logs}")

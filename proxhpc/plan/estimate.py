@@ -1,13 +1,15 @@
 """Estimates what a run will need: time, tokens kept, disk space and memory."""
 
+import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu, peak_flops
 from proxhpc.engines.device import gpu_names
 from proxhpc.evaluate.bootstrap import resample, score
-from proxhpc.plan.model import CostEstimate, KeptEstimate, ModelFigures, PlanEstimate
+from proxhpc.plan.model import CostEstimate, KeptEstimate, ModelFigures, PhaseSpace, PlanEstimate
 from proxhpc.plan.space import Sizes, estimate_memory, estimate_space
 from proxhpc.run.calibration import Calibration, load_calibration
 from proxhpc.run.estimate import (
@@ -41,6 +43,7 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
     workers = min(site.resources("refine").workers, len(plan.shards))
     seconds = calibration.worker_seconds(plan.estimated_bytes, workers) if calibration else 0.0
     sizes = _sizes(plan, work, calibration, seconds)
+    space = estimate_space(plan, site, sizes)
     near = plan.manifest.dedup.near
     return PlanEstimate(
         name=plan.manifest.name,
@@ -63,15 +66,31 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
         tokens_counted_as=tokens_counted_as(plan, calibration),
         flops_counted_as=flops_counted_as(work),
         cost=_cost(site, work, calibration, seconds, workers),
-        kept=_kept(plan, calibration) if calibration else None,
+        kept=_kept(plan, calibration, sizes.documents_kept) if calibration else None,
         corpus_bytes=sizes.corpus_bytes,
-        space=estimate_space(plan, site, sizes),
+        space=space,
         merge_memory_bytes=estimate_memory(plan, site, sizes),
         comparison_probability=None
         if near is None
         else {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)},
-        notes=tuple(f"{info.name}: {info.note}" for info in plan.inputs if info.note),
+        notes=(
+            *(f"{info.name}: {info.note}" for info in plan.inputs if info.note),
+            *_shortages(run, space),
+        ),
     )
+
+
+def _shortages(run: RunDir, space: tuple[PhaseSpace, ...]) -> Iterator[str]:
+    """Yield what the file system of the run directory lacks; quotas are not known here."""
+    folder = next(path for path in (run.root, *run.root.parents) if path.is_dir())
+    free = os.statvfs(folder)
+    available = {"bytes": free.f_bavail * free.f_frsize}
+    if free.f_files:  # otherwise the file system has no limit of them
+        available["inodes"] = free.f_favail
+    for unit, number in available.items():
+        needed = max(getattr(phase, unit) for phase in space)
+        if needed > number and not run.plan.exists():  # a started run uses some of it
+            yield f"{folder} has {number:,} free {unit}; the run needs about {needed:,}"
 
 
 def _sizes(plan: Plan, work: WorkFigures, calibration: Calibration | None, seconds: float) -> Sizes:
@@ -88,17 +107,18 @@ def _sizes(plan: Plan, work: WorkFigures, calibration: Calibration | None, secon
             worker_seconds=seconds,
         )
     scale = total / max(1, calibration.total("bytes"))
+    per_document = documents / max(1, calibration.total("documents"))
     return Sizes(
         documents=documents,
-        documents_kept=round(scale * calibration.total("documents_kept")),
-        ledger_bytes=round(scale * calibration.ledger_bytes),
+        documents_kept=round(per_document * calibration.total("documents_kept")),
+        ledger_bytes=round(per_document * calibration.ledger_bytes),
         corpus_bytes=round(scale * calibration.corpus_bytes),
         corpus_bytes_raw=round(scale * calibration.corpus_bytes_raw),
         worker_seconds=seconds,
     )
 
 
-def _kept(plan: Plan, calibration: Calibration) -> KeptEstimate:
+def _kept(plan: Plan, calibration: Calibration, documents: int) -> KeptEstimate:
     import numpy as np
 
     scale = plan.estimated_bytes / max(1, calibration.total("bytes"))
@@ -112,7 +132,7 @@ def _kept(plan: Plan, calibration: Calibration) -> KeptEstimate:
     return KeptEstimate(
         share=score(share, resampled[:, 0]),
         tokens=round(scale * calibration.total("tokens_kept")),
-        documents=round(scale * calibration.total("documents_kept")),
+        documents=documents,
     )
 
 

@@ -110,7 +110,7 @@ class PlanEstimate(OutputModel):
     comparison_probability: dict[str, float] | None
     """Probability that two documents are compared, by similarity; null without `dedup.near`."""
     notes: tuple[str, ...]
-    """Remarks about single input files."""
+    """Remarks about single input files, and about disk space that is missing."""
     problems: tuple[str, ...] = ()
     """Why a launch would not work, as far as it is known before one."""
 
