@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu
 from proxhpc.account.flops import ModelShape
 from proxhpc.assemble.phases import MergePhaseName, run_share
@@ -21,12 +22,16 @@ from proxhpc.plan.calibrate import calibrate, calibrate_task
 from proxhpc.plan.estimate import estimate_run
 from proxhpc.plan.sample import PLACES, draw_places
 from proxhpc.plan.view import cost_line, rounded
-from proxhpc.run.calibration import Calibration, load_calibration
+from proxhpc.report.build import run_account
+from proxhpc.run.calibration import CalibratedPlace, Calibration, calibration_key, load_calibration
 from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Site, load_site
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import document, local_site, manifest, many_documents, planned, write_jsonl
+from test_report_words import heartbeat
+
+A100 = "NVIDIA A100-SXM4-80GB"
 
 
 def read_ids(plan: Plan, documents: int, seed: int = 0) -> list[str]:
@@ -89,7 +94,7 @@ def calibrated(run: Run, documents: int) -> Calibration:
     """Calibrate in this process."""
     run.dir.calibration.mkdir(parents=True)
     run.dir.calibration_plan.write_text(json.dumps(run.plan.to_dict()))
-    calibrate_task(str(run.dir.root), documents, 2)
+    calibrate_task(str(run.dir.root), documents, "here", 2)
     found = load_calibration(run.dir, run.plan)
     assert found is not None
     return found
@@ -345,3 +350,44 @@ def test_a_plan_without_a_calibration_writes_nothing(tmp_path: Path) -> None:
     paths = [write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(3)])]
     assert main(["plan", str(manifest(tmp_path, paths)), "--site", local_site(tmp_path)]) == 0
     assert not os.path.lexists(tmp_path / "run")
+
+
+def test_times_hold_for_the_site_that_was_measured(tmp_path: Path) -> None:
+    run = unfrozen(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [document(1), document(2)])])
+    calibrated(run, 2)
+    assert estimate_run(run.plan, run.site, run.dir).cost.basis == "calibration"
+    elsewhere = estimate_run(run.plan, slurm_site(tmp_path, gpus=1), run.dir)
+    assert elsewhere.cost.basis is None
+    assert elsewhere.kept is not None, "the same tokens are kept everywhere"
+
+
+def test_the_report_compares_gpu_hours_with_a_calibration_on_the_same_gpu(tmp_path: Path) -> None:
+    run = planned(tmp_path, 10)
+    on_gpu = Calibration(
+        key=calibration_key(run.plan),
+        places=(
+            CalibratedPlace(documents=1, documents_kept=1, bytes=100, tokens=9, tokens_kept=9),
+        ),
+        device=A100,
+        devices=2,
+        site="here",
+        cores=4,
+        host="n1",
+        seconds=5.0,
+        boot_seconds=30.0,
+        usage={},
+        ledger_bytes=1,
+        corpus_bytes=1,
+        corpus_bytes_raw=1,
+    )
+    run.dir.calibration.mkdir()
+    run.dir.calibration_result.write_text(on_gpu.to_json())
+    done = Counts(documents=5, kept=5, bytes_in=run.plan.estimated_bytes // 2)
+    heartbeat(run.dir, "w1", counts=done, device=A100, devices=2)
+    heartbeat(run.dir, "w2", device=A100, devices=2)
+    cost = run_account(run.dir).execution.cost
+    seconds = run.plan.estimated_bytes / 2 / 100 * 5 + 2 * 30
+    assert cost.estimated_gpu_hours == pytest.approx(2 * seconds / 3600, rel=1e-3)
+    assert cost.estimated_core_hours == pytest.approx(4 * seconds / 3600, rel=1e-3)
+    heartbeat(run.dir, "w3", device="NVIDIA H200", devices=2)
+    assert run_account(run.dir).execution.cost.estimated_gpu_hours is None

@@ -68,7 +68,7 @@ def _submit(run: RunDir, plan: Plan, site: Site, documents: int) -> Any:
     from submitit.core.utils import FailedJobError
 
     resources = site.resources("refine")
-    call = (calibrate_task, str(run.root), documents, resources.cpus)
+    call = (calibrate_task, str(run.root), documents, site.name, resources.cpus)
     if site.kind == "local":
         executor = submitit.LocalExecutor(folder=run.calibration_logs, python=site.python)
         executor.update_parameters(timeout_min=UNLIMITED_MINUTES)
@@ -107,7 +107,9 @@ def _wait(job: Any) -> None:
         ) from None
 
 
-def calibrate_task(root: str, documents: int, cores: int, tasks_per_node: int = 1) -> str:
+def calibrate_task(
+    root: str, documents: int, site: str, cores: int, tasks_per_node: int = 1
+) -> str:
     """Refine the documents, in the job; return a line about it."""
     if os.environ.get("SLURM_PROCID", "0") != "0":  # one worker's share of the node is measured
         return "task 0 refines"
@@ -115,12 +117,12 @@ def calibrate_task(root: str, documents: int, cores: int, tasks_per_node: int = 
         tasks.narrow_gpus(0, tasks_per_node)
     run = RunDir(Path(root))
     plan = Plan.from_dict(orjson.loads(run.calibration_plan.read_bytes()))
-    result = asyncio.run(_measure(plan, documents, cores))
+    result = asyncio.run(_measure(plan, documents, site, cores))
     write_atomic(run.calibration_result, result.to_json().encode())
     return f"{result.total('documents')} documents"
 
 
-async def _measure(plan: Plan, documents: int, cores: int) -> Calibration:
+async def _measure(plan: Plan, documents: int, site: str, cores: int) -> Calibration:
     places = await asyncio.to_thread(lambda: [*draw_places(plan, documents, plan.manifest.seed)])
     records = [*chain.from_iterable(place.records for place in places)]
     started = time.monotonic()
@@ -140,6 +142,7 @@ async def _measure(plan: Plan, documents: int, cores: int) -> Calibration:
         places=_count_places(places, rows),
         device=device,
         devices=devices,
+        site=site,
         cores=cores,
         host=socket.gethostname(),
         seconds=round(seconds, 3),

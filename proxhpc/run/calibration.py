@@ -40,6 +40,8 @@ class Calibration(OutputModel):
     """Name of the GPUs; null on a CPU."""
     devices: int
     """GPUs that refined the documents."""
+    site: str
+    """Name of the site whose resources refined the documents; the times hold for it alone."""
     cores: int
     """CPU cores that the site gives to a worker."""
     host: str
