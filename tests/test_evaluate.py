@@ -212,6 +212,8 @@ def test_what_each_limit_overruled(monkeypatch: pytest.MonkeyPatch, capsys: Capt
             "Number 4": "drop_doc()",
             "Number 5": "drop_doc()",
             "Number 6": "perhaps",
+            "Number 7": "drop_doc()",
+            "Number 8": "drop_doc()",
         },
     )
     records = [
@@ -219,7 +221,7 @@ def test_what_each_limit_overruled(monkeypatch: pytest.MonkeyPatch, capsys: Capt
         for n in range(4)
     ]
     records[3] = replace(records[3], gold_text="", labels="B" * len(LABELS))
-    keeps = {4: True, 5: False, 6: True}
+    keeps = {4: True, 5: False, 6: True, 7: False, 8: False}
     records += [
         GoldRecord(str(n), f"f:{n}", "", document(n)["text"], keep=keep)
         for n, keep in keeps.items()
@@ -242,7 +244,7 @@ def test_what_each_limit_overruled(monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert effect("emptied") == ("", 1, 1, 1, 0, 1, 0)
     assert effect("not_found") == ("", 1, 1, as_it_is, None, 0, 0)
     assert effect("not_a_call") == ("", 2, 1, all_kept, None, 0, 0)
-    assert effect("doc_program") == ("", 2, 2, 0.5, 0.5, 1, 1)
+    assert effect("doc_program") == ("", 4, 4, 0.75, 0.25, 3, 1)
     assert effect("unclear_verdict") == ("", 1, 1, 1, 0, 1, 0)
     make_console().print(render_evaluation(evaluation))
     out = capsys.readouterr().out
