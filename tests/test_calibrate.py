@@ -139,7 +139,7 @@ def used(folder: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("near", [True, False])
-def test_space_of_each_phase_is_within_half_of_a_real_run(tmp_path: Path, near: bool) -> None:
+def test_space_of_each_phase_is_that_of_a_real_run(tmp_path: Path, near: bool) -> None:
     sections = {
         "sharding": {"tokens": 50_000},
         "commit": {"documents": 200},
@@ -156,7 +156,7 @@ def test_space_of_each_phase_is_within_half_of_a_real_run(tmp_path: Path, near: 
 
     def check(phase: str) -> None:
         size, inodes = used(run.dir.root)
-        assert 1 / 1.5 < expected[phase].bytes / size < 1.5, (phase, expected[phase], size)
+        assert 1 / 1.15 < expected[phase].bytes / size < 1.15, (phase, expected[phase], size)
         # Of jobs, which this test has not, there are logs.
         assert inodes < expected[phase].inodes < 1.5 * (inodes + 16), (phase, inodes)
 

@@ -132,7 +132,7 @@ def _disk(estimate: PlanEstimate) -> str:
     inodes = max(phase.inodes for phase in estimate.space)
     phases = ", ".join(f"{phase.phase} {_size(phase.bytes)}" for phase in estimate.space)
     return (
-        f"about {_size(peak.bytes)} at most, {_size(finished.bytes)} in the end; "
+        f"about {_size(peak.bytes)} at the peak, {_size(finished.bytes)} in the end; "
         f"{rounded(inodes)} inodes (by phase: {phases})"
     )
 
