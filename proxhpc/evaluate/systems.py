@@ -31,7 +31,7 @@ from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.sections import Level, RuleSet
 
 Log = Callable[[str], object]
-RULES = "rules"  # the refiner with all rules, which is also a baseline
+ALL_RULES = "rules"  # the refiner with all rules, which is also a baseline
 _LOG_SECONDS = 10
 
 
@@ -99,7 +99,7 @@ def run_systems(
             )
     chunk, doc = [GoldLines.of(gold) for gold in of_level.get("chunk", ())], of_level.get("doc", [])
     results: dict[Level, list[SystemResult]] = {level: [] for level in of_level}
-    baseline = {} if RULES in refiners else {RULES: preview.preview_manifest()}
+    baseline = {} if ALL_RULES in refiners else {ALL_RULES: preview.preview_manifest()}
     for name, manifest in (refiners | baseline).items():
         for level, result in asyncio.run(_run_refiner(name, manifest, chunk, doc, log)).items():
             results[level].append(result)
@@ -125,7 +125,7 @@ def _refiner_name(manifest: Manifest) -> str:
     if manifest.engine.name != "rules":
         return " + ".join(dict.fromkeys(s.model for s in manifest.stages if s.model))
     sets = manifest.engine.rules
-    return RULES if set(sets) == set(get_args(RuleSet)) else f"{RULES} {','.join(sets)}"
+    return ALL_RULES if set(sets) == set(get_args(RuleSet)) else f"{ALL_RULES} {','.join(sets)}"
 
 
 def _run_baseline(name: str, documents: Sequence[GoldLines], baseline: Baseline) -> SystemResult:
