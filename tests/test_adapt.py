@@ -547,6 +547,15 @@ def test_labels_and_drop_probabilities_are_mixed(tmp_path: Path) -> None:
     assert is_certain.all()
 
 
+def test_lines_that_are_edited_within_do_not_count(examples: Path, tmp_path: Path) -> None:
+    program = 'normalize(source_str=" 0", target_str="")'
+    file = write(tmp_path / "x.jsonl.zst", [row(2, keep="EDK?KK", program=program)])
+    task = WalkTask(walk_recipe(examples), Examples((file,)), tmp_path)
+    (page,) = task.pages.pages
+    assert [bool(weight) for weight in page.weight] == [False, True, True, False, True, True]
+    assert not task.unused
+
+
 def test_a_walk_leaves_out_examples_that_edit_strings(examples: Path, tmp_path: Path) -> None:
     strings = row(1, keep=None, program='normalize(source_str=" 0", target_str="")')
     rows = [row(n) for n in range(9)] + [strings, strings | {"split": "validation"}]

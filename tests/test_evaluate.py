@@ -13,7 +13,7 @@ from proxhpc.cli.main import main
 from proxhpc.engines.base import Completion, Request
 from proxhpc.engines.transformers_engine import TransformersEngine
 from proxhpc.evaluate import systems
-from proxhpc.evaluate.gold import GoldRecord
+from proxhpc.evaluate.gold import GoldRecord, aligned_labels
 from proxhpc.evaluate.metrics import GoldLines, token_f1
 from proxhpc.evaluate.result import Evaluation, SystemComparison, evaluate
 from proxhpc.evaluate.systems import SystemResult
@@ -88,12 +88,21 @@ def test_scores_by_group(tmp_path: Path, capsys: Capture) -> None:
     assert plain["lead"]["token_f1"]["value"] == pytest.approx(1 - plain["token_f1"])
     lead = scores(out, "chunk", "all", "keep all")["lead"]["token_f1"]
     assert 0 < lead["low"] <= lead["value"] <= lead["high"]
-    # The oracle does not decide on the record without line labels.
+    # Without line labels, those of an alignment count.
     oracle = scores(out, "chunk", "all", "oracle")
-    assert (oracle["documents"], oracle["line_f1"]) == (2, 1)
+    assert (oracle["documents"], oracle["line_f1"]) == (3, 1)
     assert scores(out, "doc", "all", "rules")["accuracy"] == 0.5
     assert scores(out, "doc", "unanimous", "rules")["accuracy"] == 1
-    assert json.loads(out)["labels"] == {"B": 2, "G": 12}
+    assert json.loads(out)["labels"] == {"B": 3, "G": 18}
+
+
+def test_a_pair_without_labels_is_aligned() -> None:
+    noisy = "Menu\nOne line  stays.\n\nThis line ends with [quote].\nShare"
+    assert aligned_labels(noisy, "One line stays.\nThis line ends with.") == "BGBEB"
+    assert aligned_labels(noisy, "") == "BBBBB"
+    assert aligned_labels(noisy, noisy) == "GGGGG"
+    large = "\n".join("ab" * 600)
+    assert aligned_labels(large, large[::-1]) == ""
 
 
 def test_options_json_and_table(tmp_path: Path, capsys: Capture) -> None:

@@ -30,7 +30,7 @@ from proxhpc.program.syntax import (
 from proxhpc.spec.sections import Level
 
 BEFORE, AFTER = 4, 3  # lines of the document around a window that an example includes
-KEPT, DROPPED, UNKNOWN = "KD?"
+KEPT, DROPPED, EDITED_WITHIN, UNKNOWN = "KDE?"
 _NO_EDIT = {rules.no_edit for rules in DIALECTS.values()}
 
 
@@ -113,8 +113,7 @@ def _window_example(
     line_labels = _line_labels(edits, labels.unknown, start, stop)
     if set(line_labels) == {UNKNOWN}:
         return "unknown"
-    only_removes = all(edit.new is None for edit in edits)
-    if only_removes:
+    if all(edit.new is None for edit in edits):
         program: Program | NoProgram = removal_program(lines, line_labels, dialect)
     else:
         program = derive("\n".join(lines), "\n".join(_edited(lines, edits, start)), dialect)
@@ -125,7 +124,7 @@ def _window_example(
         "lines": lines,
         "before": document.lines[max(0, start - BEFORE) : start],
         "after": document.lines[stop : stop + AFTER],
-        "keep": line_labels if only_removes else None,
+        "keep": line_labels,
     }
 
 
@@ -147,9 +146,8 @@ def _row(document: SourceDocument, level: Level, program: str) -> dict[str, Any]
 def _line_labels(edits: list[Edit], unknown: frozenset[int], start: int, stop: int) -> str:
     labels = [UNKNOWN if line in unknown else KEPT for line in range(start, stop)]
     for edit in edits:
-        if edit.new is None:
-            for line in range(max(edit.start, start), min(edit.stop, stop)):
-                labels[line - start] = DROPPED
+        for line in range(max(edit.start, start), min(edit.stop, stop)):
+            labels[line - start] = DROPPED if edit.new is None else EDITED_WITHIN
     return "".join(labels)
 
 

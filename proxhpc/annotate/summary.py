@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from proxhpc.account.quantity import quantity
-from proxhpc.annotate.examples import DROPPED, UNKNOWN, is_untouched
+from proxhpc.annotate.examples import DROPPED, EDITED_WITHIN, UNKNOWN, is_untouched
 from proxhpc.corpus.hosts import Split
 from proxhpc.errors import StopError
 from proxhpc.outputs import OutputModel
@@ -118,9 +118,9 @@ class SummaryCounter:
         counts = self.groups[row["teacher"], row["source"], row["level"], row["split"]]
         counts["examples"] += 1
         if row["level"] == "chunk":
-            labels = row["keep"] or ""
+            labels = row["keep"]
             counts["untouched"] += is_untouched(row)
-            counts["with_strings"] += row["keep"] is None
+            counts["with_strings"] += EDITED_WITHIN in labels
             counts["lines"] += len(row["lines"])
             counts["lines_dropped"] += labels.count(DROPPED)
             counts["lines_unknown"] += labels.count(UNKNOWN)

@@ -20,6 +20,7 @@ from proxhpc.corpus.jsonl import split_lines
 from proxhpc.corpus.records import get_field
 from proxhpc.corpus.streams import detect_compression, read_chunks
 from proxhpc.errors import UserError
+from proxhpc.program.align import EditCosts, align_lines
 from proxhpc.spec.sections import Level
 
 MAX_RECORD_BYTES = 64 << 20
@@ -88,6 +89,9 @@ class GoldFields:
         return keys
 
 
+_CHANGED_CHARS = EditCosts(remove=1, replace=1, insert=1)
+# A line stays if less of it changes than the gold text would gain by a new line.
+
 Condition = tuple[str, str]
 """A field and its value, as in `source=dragnet`."""
 
@@ -147,7 +151,8 @@ def read_gold(
 ) -> list[GoldRecord]:
     """The selected gold records of JSON-lines files, in order.
 
-    UserError naming file and line for the first invalid record, and if no record is selected.
+    Pairs of texts without labels get those of their alignment. UserError naming file and line for
+    the first invalid record, and if no record is selected.
     """
     selected = selection.sample(_iter_selected(paths, keys, selection))
     if not selected:
@@ -156,7 +161,30 @@ def read_gold(
             f"no gold record in {', '.join(map(str, paths))}",
             hint="no record meets --where, --exclude and --split" if is_filtered else "",
         )
-    return selected
+    return [_with_labels(gold) for gold in selected]
+
+
+def aligned_labels(text: str, gold_text: str) -> str:
+    """A label for each line of a text, from its alignment with the gold text.
+
+    Lines that stay are CONTENT, or EDITED if words within differ; the others are BOILERPLATE.
+    Empty if the texts are too large to align.
+    """
+    lines, gold_lines = text.split("\n"), gold_text.split("\n") if gold_text else []
+    pairs = align_lines(lines, gold_lines, _CHANGED_CHARS)
+    if pairs is None:
+        return ""
+    labels = [BOILERPLATE] * len(lines)
+    for line, gold_line in pairs:
+        is_same = lines[line].split() == gold_lines[gold_line].split()
+        labels[line] = CONTENT if is_same else EDITED
+    return "".join(labels)
+
+
+def _with_labels(gold: GoldRecord) -> GoldRecord:
+    if gold.gold_text is None or gold.labels:
+        return gold
+    return replace(gold, labels=aligned_labels(gold.text, gold.gold_text))
 
 
 def iter_records(path: Path, keys: GoldFields = GoldFields()) -> Iterator[GoldRecord]:

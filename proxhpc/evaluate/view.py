@@ -125,7 +125,7 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
             f"[…]: 95 % interval of {quantity(evaluation.bootstrap, 'resampling')} of the "
             "documents; a lead compares both on the same resamplings"
         )
-    uncounted = {name: n for name, n in evaluation.labels.items() if name not in "GB"}
+    uncounted = {name: n for name, n in evaluation.labels.items() if name not in "GEB"}
     if uncounted:
         counts = ", ".join(f"{whole(number)} {safe(name)}" for name, number in uncounted.items())
         yield f"lines with other labels, not counted: {counts}"

@@ -38,7 +38,7 @@ class TrainingState:
 
 
 class TrainingFolder:
-    """The folder `training` of a model's directory: checkpoints, log and tokenizer."""
+    """The folder `training` of a model's directory: checkpoints, log, tokenizer, pages of pairs."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -47,6 +47,10 @@ class TrainingFolder:
         self.best = self.root / "best.pt"
         self.log = self.root / "log.jsonl"
         self.tokenizer = self.root / "tokenizer"
+        self.pairs, self.held_out, self.examples = (
+            self.root / f"{name}.jsonl.zst" for name in ("pairs", "held-out", "examples")
+        )
+        self.recipe = self.root / "recipe.yaml"
         self._owner, self._token = self.root / "owner", secrets.token_hex(8).encode()
 
     def create(self, recipe: Recipe, *, resume: bool) -> None:
@@ -69,11 +73,26 @@ class TrainingFolder:
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
 
+    def create_for_pairs(self) -> None:
+        """Create the folder, for a training run whose examples and recipe it holds, too.
+
+        UserError if it holds another training run or files of something else.
+        """
+        if self.state.exists() and not self.pairs.exists():
+            raise UserError(
+                f"{self.out} already holds a training run that was not started with --pairs",
+                hint="give another --out, or delete it",
+            )
+        self._check_foreign()
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
     def _check_foreign(self) -> None:
         """Raise UserError if `out` has files that no training run wrote there."""
         if self.root.is_dir() and any(self.root.iterdir()):
             own = {self.state, self.best, self.log, self.tokenizer, self._owner}
-            own |= {self.root / "logs", self.root / "model"}
+            own |= {self.root / "logs", self.root / "model", self.recipe, self.pairs}
+            own |= {self.held_out, self.examples, self.root / "examples.summary.json"}
             foreign = [p for p in self.root.iterdir() if p not in own and p.suffix != ".tmp"]
         else:  # so nothing was trained here yet, and no model was written
             found = [*self.out.iterdir()] if self.out.is_dir() else []

@@ -15,6 +15,7 @@ from proxhpc.corpus.disk import append_line
 from proxhpc.engines.transformers_engine import default_device
 from proxhpc.errors import RetryError, UserError
 from proxhpc.spec.recipe import Recipe
+from proxhpc.status.terminal import duration
 from proxhpc.train.checkpoint import (
     CHECKPOINT_VERSION,
     TrainingFolder,
@@ -30,7 +31,7 @@ from proxhpc.train.task import BatchT, TrainingTask, rank_batches
 if TYPE_CHECKING:
     import torch
 
-_LOG_SECONDS = 60
+_LOG_SECONDS, _LOG_SHARE = 60, 0.05  # between two lines: seconds, or if less a share of `hours`
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
 
 
@@ -97,10 +98,11 @@ class Trainer(Generic[BatchT]):
         """Train, with evaluations and checkpoints, until the end or a signal."""
         state, recipe = self.state, self.recipe
         saved = evaluated = logged = state.seconds
+        log_seconds = min(_LOG_SECONDS, _LOG_SHARE * 3600 * (recipe.hours or math.inf))
         losses: dict[str, float] = {}
         for step_losses in self.steps():
             losses = _smoothed(losses, step_losses)
-            if state.seconds - logged >= _LOG_SECONDS:
+            if state.seconds - logged >= log_seconds:
                 logged = state.seconds
                 self._log("step", losses)
             if state.seconds - evaluated >= recipe.minutes * 60 and self.done < 1:
@@ -226,7 +228,9 @@ class Trainer(Generic[BatchT]):
         }
         append_line(self.folder.log, orjson.dumps(row))
         values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        self._print(f"{state.seconds:6.0f} s, step {state.step}, {event}: {values}")
+        left = state.seconds * (1 - self.done) / self.done if self.done else None
+        times = f"{state.seconds:6.0f} s, {duration(left)} left"
+        self._print(f"{times}, step {state.step}, {event}: {values}")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Stop after the current step, as the handler of a signal."""

@@ -22,9 +22,9 @@ _Probability = Annotated[float, Field(ge=0, le=1)]
 class ExampleRow(BaseModel):
     """One example: a window or, at level doc, a document.
 
-    `line_labels` has a letter for each line (kept, dropped or unknown); it is None if the program
-    edits strings. `drop_probabilities` has a teacher's probability for each line. At level doc
-    both have one entry, for the document.
+    `line_labels` has a letter for each line: kept, dropped, edited within or unknown.
+    `drop_probabilities` has a teacher's probability for each line. At level doc both have one
+    entry, for the document.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,7 +37,7 @@ class ExampleRow(BaseModel):
     program: str
     weight: float
     lines: list[str] = Field(min_length=1)
-    line_labels: str | None = Field(None, alias="keep", pattern="^[KD?]*$")
+    line_labels: str | None = Field(None, alias="keep", pattern="^[KDE?]*$")
     drop_probabilities: tuple[_Probability, ...] | None = Field(None, alias="chance")
 
     @model_validator(mode="after")

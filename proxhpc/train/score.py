@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.annotate.examples import DROPPED
+from proxhpc.annotate.examples import DROPPED, EDITED_WITHIN
 from proxhpc.evaluate.metrics import token_f1
 from proxhpc.evaluate.ranking import auc
 from proxhpc.program.edits import WindowEdits, WindowLines, read_window
@@ -120,12 +120,16 @@ def program_scores(rows: Sequence[ExampleRow], programs: Sequence[str]) -> Valid
 
 
 def matches_labels(row: ExampleRow) -> bool:
-    """Whether a window's program is valid in the dialect prox and removes the lines labelled so."""
+    """Whether a window's program is valid in the dialect prox and removes the lines labelled so.
+
+    A program that edits strings may remove another one of two equal lines.
+    """
     window, is_valid = _read(row, row.program)
     removed = {line for start, stop in window.removed for line in range(start, stop)}
     labels = row.line_labels
-    dropped = {n for n, label in enumerate(labels or "") if label == DROPPED}
-    return is_valid and (labels is None or removed == dropped)
+    if labels is None or EDITED_WITHIN in labels:
+        return is_valid
+    return is_valid and removed == {n for n, label in enumerate(labels) if label == DROPPED}
 
 
 def _read(row: ExampleRow, program: str) -> tuple[WindowEdits, bool]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BASE_STD, CODE_STD, SIDE_STD = 0.02, 0.03, 0.02  # standard deviations of initial embeddings
+SHALLOW = 3  # with at most this many layers, a head is made to match codes, which must be larger:
+SHALLOW_CODE_STD, MATCH_STD = 0.1, 2.4  # standard deviation of codes, and of that head's queries
 LABEL_LINES = 3  # the label head predicts, at a line's number, its label and those of 2 before
 END_LOSS, VERDICT_LOSS = 0.05, 0.5  # weights in the loss
 MIN_TEXT_SHARE = 0.05  # the text loss is skipped once it has faded below this share
@@ -47,9 +49,10 @@ def new_model(shape: Shape, tokenizer: Tokenizer, seed: int) -> "PreTrainedModel
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed + 1)
+    is_shallow = shape.layers <= SHALLOW
     base, code = (
         torch.randn(NUMBERS + 1, shape.hidden, generator=generator) * std
-        for std in (BASE_STD, CODE_STD)
+        for std in (BASE_STD, SHALLOW_CODE_STD if is_shallow else CODE_STD)
     )
     side = torch.randn(shape.hidden, generator=generator) * SIDE_STD
     with torch.no_grad():
@@ -63,7 +66,25 @@ def new_model(shape: Shape, tokenizer: Tokenizer, seed: int) -> "PreTrainedModel
             embeddings[tokenizer.added_id(vocabulary.remove_token(line))] += answer - side
         for end_of_prompt in (vocabulary.DOC_END, vocabulary.DOC_END_MORE):
             embeddings[tokenizer.special_id(end_of_prompt)] += code[0]
+        if is_shallow:
+            _match_codes(model, generator)
     return model
+
+
+def _match_codes(model: "PreTrainedModel", generator: "torch.Generator") -> None:
+    """Let a head of the last layer attend to tokens with equal codes.
+
+    Its queries equal its keys, in the dimensions that rotary embeddings turn least. To learn this
+    takes a small model longer than all the rest.
+    """
+    import torch
+
+    attention, head_dim = model.model.layers[-1].self_attn, model.config.head_dim
+    turned_least = torch.arange(head_dim) % (head_dim // 2) >= head_dim * 5 // 16
+    rows = torch.randn(head_dim, model.config.hidden_size, generator=generator)
+    rows *= turned_least[:, None] * MATCH_STD / model.config.hidden_size**0.5
+    attention.k_proj.weight[:head_dim] = rows
+    attention.q_proj.weight[:head_dim] = rows
 
 
 def training_module(model: "PreTrainedModel") -> "torch.nn.Module":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxhpc.annotate.examples import DROPPED, UNKNOWN
+from proxhpc.annotate.examples import DROPPED, EDITED_WITHIN, UNKNOWN
 from proxhpc.refine.walk import REACH, WINDOW_LINES, WINDOW_TOKENS, Ids, Walk, WalkPage
 from proxhpc.spec.recipe import WalkOptions
 from proxhpc.train.rows import ExampleRow
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 MAX_LINE_WORDS = 120  # more words in a line do not add to its weight
-UNLABELED_WEIGHT = 0.3  # factor for lines without a label
+UNLABELED_WEIGHT = 0.3  # factor for lines with a teacher's probability but no label
 SPLICE_PROBABILITY = 0.25  # of a window from a document with another one's head or foot
 GAP_PROBABILITY = 0.4  # of a window from a document with gaps
 WINDOW_SIZES = (WINDOW_TOKENS, WINDOW_TOKENS, WINDOW_TOKENS, 300, 150)  # tokens, chosen at random
@@ -87,7 +87,8 @@ def training_page(row: ExampleRow, walk: Walk, options: WalkOptions) -> Training
     """An example's lines. Longer documents weigh more, by the square root of their lines."""
     drop, is_certain = drop_targets(row, options.trust)
     words = np.array([len(line.split()) for line in row.lines], np.float32)
-    factor = np.where(is_certain, 1, UNLABELED_WEIGHT)
+    unlabeled_weight = 0 if row.drop_probabilities is None else UNLABELED_WEIGHT
+    factor = np.where(is_certain, 1, unlabeled_weight)
     weight = np.clip(words, 1, MAX_LINE_WORDS) ** options.word_power * factor
     weight *= row.weight / np.sqrt(max(len(row.lines), 16))
     return TrainingPage(list(walk.page(row.lines).ids), drop, weight.astype(np.float32))
@@ -100,7 +101,7 @@ def drop_targets(row: ExampleRow, trust: float) -> tuple["Floats", "NDArray[np.b
     have labels, those without are uncertain; if none has, the teacher's probabilities count.
     """
     labels = np.array(list(row.line_labels or UNKNOWN * len(row.drop_probabilities or ())))
-    is_labeled = labels != UNKNOWN
+    is_labeled = (labels != UNKNOWN) & (labels != EDITED_WITHIN)
     label = (labels == DROPPED).astype(np.float32)
     if row.drop_probabilities is None:
         return np.where(is_labeled, label, 0.5).astype(np.float32), is_labeled
