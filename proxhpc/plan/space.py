@@ -16,7 +16,8 @@ from proxhpc.spec.site import Site
 # Measured on runs over web pages.
 _PROGRESS_LINE = 1600  # bytes of a heartbeat or commit in a progress file
 _SHARD_BYTES = 600  # of a shard in the plan, and of its ledger's summary
-_MATCH_BYTES = 24  # for each document at the peak of the match phase: pairs, sets and flags
+# For each document at the peak of the match phase: pairs, sets and flags.
+_MATCH_BYTES, _NEAR_MATCH_BYTES = 4, 24
 _SCATTERED = 1.15  # scattered rows in relation to the corpus, at a lower zstd level
 _REPORT_BYTES = 400_000  # report, examples and listings
 _INTERPRETER = 150 << 20  # bytes of memory of each process of the merge
@@ -46,7 +47,8 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     shuffle = plan.manifest.output.shuffle
     refined = sizes.ledger_bytes + _SHARD_BYTES * len(plan.shards) + _progress_bytes(plan, sizes)
     sketched = refined + _sketched_documents(plan, sizes) * _sketch_bytes(plan)
-    matched = sketched + _sketched_documents(plan, sizes) * _MATCH_BYTES
+    match_bytes = _NEAR_MATCH_BYTES if plan.manifest.dedup.near else _MATCH_BYTES
+    matched = sketched + _sketched_documents(plan, sizes) * match_bytes
     scattered = round(_SCATTERED * sizes.corpus_bytes) if shuffle else 0
     inodes = _Inodes.of(plan, site, sizes)
     merged = inodes.refine + inodes.sketch + inodes.match
