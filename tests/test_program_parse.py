@@ -148,11 +148,14 @@ def test_forms_of_refinex(text):
         'remove_str(line=3, "a")',
         'remove_str(line=3, del_str="a")',
         'remove_str(del_str="a", line=3)',
+        'remove_str(del_str="a", 3)',
+        'remove_str("a", 3)',
     ],
 )
 def test_forms_of_refinex_strings(text):
     assert parse_chunk(text, "refinex") == Program((RemoveStr(3, Quoted("a")),))
-    assert parse_chunk('remove_str(del_str="a", 3)', "refinex").rejected
+    for wrong in ('remove_str("a", "b")', "remove_str(3, 4)", 'remove_str(line=3, 4, "a")'):
+        assert parse_chunk(wrong, "refinex").rejected
 
 
 def test_forms_of_ultrax():

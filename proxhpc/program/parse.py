@@ -158,11 +158,11 @@ def _bind(
     parameters: tuple[_Parameter, ...],
     arguments: list[tuple[str | None, Value]],
     *,
-    named_first: bool,
+    by_type: bool,
 ) -> list[Value] | None:
     """Return the arguments in the order of the parameters, or None if they do not match them.
 
-    With `named_first`, positional arguments may follow named ones.
+    With `by_type`, an argument without a name is that of the first free parameter of its type.
     """
     count = len(parameters)
     bound: list[Value | None] = [None] * count
@@ -171,7 +171,10 @@ def _bind(
         if keyword is not None:
             named = True
             index = next((i for i, p in enumerate(parameters) if keyword in p.names), count)
-        elif named and not named_first:
+        elif by_type:
+            free = (i for i, p in enumerate(parameters) if bound[i] is None)
+            index = next((i for i in free if type(value) is parameters[i].type), count)
+        elif named:
             return None
         if index >= count or bound[index] is not None or type(value) is not parameters[index].type:
             return None
@@ -200,7 +203,7 @@ def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statemen
     if name == "remove_lines" and call.arguments == [("all", True)]:
         return RemoveAll(**at)
     build, parameters = _FUNCTIONS[dialect][name]
-    values = _bind(parameters, call.arguments, named_first=dialect == "refinex")
+    values = _bind(parameters, call.arguments, by_type=dialect == "refinex")
     if values is None or _has_surrogate(values):
         return "bad_arguments"
     return build(*values, **at)
