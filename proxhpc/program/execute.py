@@ -84,17 +84,16 @@ def execute(
     offsets: LineOffsets = starts or _line_starts(text, total, windows)
     results = []
     for window in windows:
-        holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
-        changes: list[SpanChange] = []
+        changes = holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
+        edits: list[SpanChange] = []
         replaced = 0
         if window.strings:
-            changes, replaced = _changes(text, window, offsets, holes, policy)
+            edits, replaced = _changes(text, window, offsets, holes, policy)
+            changes = sorted(holes + edits) if edits else holes
         if window.dialect != "prox":
-            changes, holes, number = _layout(text, window, offsets, (changes, holes), policy)
+            changes, number = _layout(text, window, offsets, (holes, edits), policy)
             replaced += number
-        # Lines are inserted before other text that is inserted at the same place.
-        holes = sorted(changes + holes, key=_ends) if changes else holes
-        results.append((holes, replaced))
+        results.append((changes, replaced))
     return results
 
 
@@ -102,20 +101,24 @@ def _layout(
     text: str,
     window: WindowEdits,
     offsets: LineOffsets,
-    edits: tuple[list[SpanChange], list[SpanChange]],
+    changes: tuple[list[SpanChange], list[SpanChange]],
     policy: Policy,
-) -> tuple[list[SpanChange], list[SpanChange], int]:
-    """Return changes and removed lines with what a dialect adds, and how many lines it inserts."""
-    changes, holes = edits
+) -> tuple[list[SpanChange], int]:
+    """Return the changes of removed lines and strings with those that the dialect adds.
+
+    The number is that of inserted lines.
+    """
+    holes, edits = changes
     compacts = DIALECTS[window.dialect].compacts
     inserted = accepted_lines(window, policy)
     if compacts:
-        changes = drop_emptied(text, window, offsets, changes)
-    if compacts == "blank" and (holes or changes or inserted):
-        drop_blank(text, window, offsets, changes)
+        edits = drop_emptied(text, window, offsets, edits)
+    if compacts == "blank" and (holes or edits or inserted):
+        drop_blank(text, window, offsets, edits)
         holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
-    lines = insert_lines(text, inserted, offsets, sorted(holes + changes))
-    return lines + changes, holes, len(lines)
+    lines = insert_lines(text, inserted, offsets, sorted(holes + edits))
+    # Lines are inserted before other text that is inserted at the same place.
+    return sorted(lines + holes + edits, key=_ends), len(lines)
 
 
 def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[int] = ()) -> str:
