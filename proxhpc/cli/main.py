@@ -109,7 +109,9 @@ def _launch(arguments: argparse.Namespace) -> None:
         from proxhpc.plan.estimate import estimate_run
         from proxhpc.plan.view import cost_line
 
-        print(_safe(f"refining takes {cost_line(estimate_run(run.plan, run.site, run.dir))}"))
+        estimate = estimate_run(run.plan, run.site, run.dir)
+        if estimate.cost.basis == "calibration":
+            print(_safe(f"refining takes {cost_line(estimate)}"))
     with Ticker(run.dir) as ticker:
         step = launch(run, ticker.tick)
     print(_safe(step.message))
