@@ -399,12 +399,12 @@ def test_a_training_without_a_checkpoint_starts_from_scratch(
 
 
 def test_several_processes_train_one_model(examples: Path, tmp_path: Path) -> None:
-    recipe = walk_recipe(examples, steps=60, average=0.8, learning_rate=0.02)
+    recipe = walk_recipe(examples, steps=80, average=0.8, learning_rate=0.02)
     adapted = adapt(recipe, tmp_path / "out", processes=2)
-    assert adapted.state.step == 60
+    assert adapted.state.step == 80
     assert adapted.scores["f1"] > 0.95
     again = adapt(recipe, tmp_path / "out", resume=True, processes=2)
-    assert again.state.step == 60, "a finished training has no more steps"
+    assert again.state.step == 80, "a finished training has no more steps"
 
 
 @pytest.mark.parametrize("kind", ["walk", "programs"])

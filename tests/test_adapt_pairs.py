@@ -17,7 +17,7 @@ from proxhpc.evaluate.gold import GoldFields, read_gold
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.train import teach
-from proxhpc.train.pairs import PagePair, read_pairs, split_pairs, write_pairs
+from proxhpc.train.pairs import PagePair, read_page_pairs, split_pairs, write_page_pairs
 from proxhpc.train.rows import Examples
 from proxhpc.train.verdict import Advice, choose
 
@@ -190,14 +190,14 @@ def test_pages_are_matched_by_name_or_id(tmp_path: Path) -> None:
     raw, clean = write_folders(tmp_path, texts)
     (raw / "single.txt").write_text("x")
     said: list[str] = []
-    pairs = read_pairs(raw, clean, GoldFields(), said.append)
+    pairs = read_page_pairs(raw, clean, GoldFields(), said.append)
     assert PagePair("a/3.txt", "Valikko\nSivu 3", "Sivu 3", "") in pairs
     assert len(pairs) == 25
     assert said == [f"{raw}: 1 page without a counterpart: single.txt"]
     gold = tmp_path / "gold.jsonl"
     rows = [{"nr": n, "text_noisy": "a\nb", "text_gold": "b"} for n in range(20)]
     gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    same = read_pairs(gold, gold, GoldFields.parse("id=nr"), said.append)
+    same = read_page_pairs(gold, gold, GoldFields.parse("id=nr"), said.append)
     assert same[19] == PagePair("19", "a\nb", "b", "")
 
 
@@ -214,7 +214,7 @@ def test_unusable_pairs_are_explained(lines: list[str], message: str, tmp_path: 
     raw, clean = map(Path, write_files(tmp_path, pages(30)))
     raw.write_text("\n".join(lines))
     with pytest.raises(UserError) as caught:
-        read_pairs(raw, clean, GoldFields(), lambda _: None)
+        read_page_pairs(raw, clean, GoldFields(), lambda _: None)
     assert message in caught.value.message
 
 
@@ -222,10 +222,10 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     raw, clean = write_folders(tmp_path, {"a.txt": ("x", "x")})
     (raw / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8, at byte 3"):
-        read_pairs(raw, clean, GoldFields(), lambda _: None)
+        read_page_pairs(raw, clean, GoldFields(), lambda _: None)
     (raw / "a.txt").unlink()
     with pytest.raises(UserError, match=r"there is no \.txt file"):
-        read_pairs(raw, clean, GoldFields(), lambda _: None)
+        read_page_pairs(raw, clean, GoldFields(), lambda _: None)
 
 
 def test_held_out_pages_are_of_other_hosts() -> None:
@@ -249,7 +249,9 @@ def test_few_or_unknown_hosts_are_split_by_page(hosts: list[str]) -> None:
 @pytest.mark.parametrize(("number", "vocabulary"), [(1, 256), (90, 384)])
 def test_the_recipe_fits_the_amount_of_text(number: int, vocabulary: int, tmp_path: Path) -> None:
     file, examples = tmp_path / "pairs.jsonl.zst", tmp_path / "examples.jsonl.zst"
-    write_pairs([PagePair("a", "aa bb\ncc", "aa bb", "")] if number == 1 else pages(number), file)
+    write_page_pairs(
+        [PagePair("a", "aa bb\ncc", "aa bb", "")] if number == 1 else pages(number), file
+    )
     annotate([GoldSource(file)], examples, AnnotateOptions())
     recipe = teach.fitted_recipe("Oma Malli!", examples, None)
     assert recipe.shape is not None

@@ -30,7 +30,7 @@ class PagePair:
     host: str
 
 
-def read_pairs(
+def read_page_pairs(
     raw: Path, clean: Path, keys: GoldFields, log: Callable[[str], None]
 ) -> list[PagePair]:
     """The pages of `raw` with the page of `clean` that has the same name or id.
@@ -131,7 +131,7 @@ def _split(pairs: Sequence[PagePair]) -> tuple[list[PagePair], list[PagePair]]:
     )
 
 
-def write_pairs(pairs: Iterable[PagePair], path: Path, *, edited: str = EDITED) -> None:
+def write_page_pairs(pairs: Iterable[PagePair], path: Path, *, edited: str = EDITED) -> None:
     """Write gold records with the labels of an alignment; `edited` is that of changed lines."""
     with PartWriter(path) as part:
         for pair in pairs:

@@ -20,12 +20,11 @@ from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
 from proxhpc.train.checkpoint import TrainingFolder
-from proxhpc.train.pairs import read_pairs, split_pairs, write_pairs
+from proxhpc.train.pairs import read_page_pairs, split_pairs, write_page_pairs
 from proxhpc.train.rows import ExampleRow, Examples
 from proxhpc.train.verdict import RefinerVerdict, evaluate_refiner
 from proxhpc.train.walk_task import MAX_TEXT_CHARS
 
-Log = Callable[[str], None]
 PAGES_PER_MINUTE, MIN_MINUTES, MAX_MINUTES = 100, 3.0, 60.0
 _LARGE = 3_000_000  # characters of training text that are worth a larger model
 _VOCABULARIES = (4096, 2048, 1024, 512, 384, 256)  # 256 bytes are possible with any text
@@ -39,7 +38,7 @@ def teach(
     fields: GoldFields = GoldFields(),  # noqa: B008
     minutes: float | None = None,
     processes: int | None = None,
-    log: Log = print,
+    log: Callable[[str], None] = print,
 ) -> RefinerVerdict:
     """Train a refiner on pairs of pages and compare it on pages that were held out.
 
@@ -48,9 +47,9 @@ def teach(
     """
     folder = TrainingFolder(out)
     folder.create_for_pairs()
-    learned, held_out = split_pairs(read_pairs(raw, clean, fields, log))
-    write_pairs(learned, folder.pairs, edited=UNKNOWN)
-    write_pairs(held_out, folder.held_out)
+    learned, held_out = split_pairs(read_page_pairs(raw, clean, fields, log))
+    write_page_pairs(learned, folder.pairs, edited=UNKNOWN)
+    write_page_pairs(held_out, folder.held_out)
     unit = "host" if learned[0].host else "page"
     log(
         f"{quantity(len(learned), 'page')} to learn from, {len(held_out):,} held out for the "
@@ -76,7 +75,7 @@ def teach(
     return verdict
 
 
-def _log_summary(summary: AnnotationSummary, log: Log) -> None:
+def _log_summary(summary: AnnotationSummary, log: Callable[[str], None]) -> None:
     """What was left out of the examples."""
     for reason, number in summary.documents.left_out.items():
         log(f"{quantity(number, 'page')} left out: {reason.replace('_', ' ')}")
