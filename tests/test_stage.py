@@ -25,6 +25,7 @@ from proxhpc.errors import StopError, UserError
 from proxhpc.program.grammar import DOC_GRAMMAR, chunk_grammar
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ProgramFormat
+from proxhpc.program.syntax import Dialect, last_calls
 from proxhpc.refine.prompts import MIN_WINDOW_TOKENS
 from proxhpc.refine.refiner import MAX_ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
@@ -312,6 +313,14 @@ def test_answers_end_after_a_verdict_or_a_call_without_edit() -> None:
     assert {request.stop for request in replication.requests} == {()}
     assert [chunks[0].end_loops, doc.end_loops] == [True, False]
     assert not any(request.end_loops for request in replication.requests)
+
+
+@pytest.mark.parametrize("dialect", ["refinex", "ultrax", "rescraper"])
+def test_answers_end_with_the_last_calls_of_their_dialect(dialect: Dialect) -> None:
+    engine = ScriptedEngine(keep)
+    refine(engine, [TEXT], doc=False, stage={"dialect": dialect})
+    assert set(last_calls("chunk", dialect)) <= set(engine.requests[0].stop)
+    assert "drop_doc()" not in engine.requests[0].stop
 
 
 def test_each_window_has_its_own_grammar() -> None:
