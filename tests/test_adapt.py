@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import zstandard
 
 from proxhpc.cli.main import main
 from proxhpc.errors import RetryError, UserError
+from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.load import json_schema, load_yaml
@@ -571,6 +573,27 @@ def test_a_walk_leaves_out_examples_that_edit_strings(examples: Path, tmp_path: 
     only = write(tmp_path / "y.jsonl.zst", [strings])
     with pytest.raises(UserError, match="labels or drop probabilities of its lines"):
         WalkTask(recipe, Examples((only,)), tmp_path)
+
+
+@pytest.mark.parametrize(("layers", "is_found"), [(2, True), (4, False)])
+def test_answers_of_a_new_shallow_walk_find_the_numbers_of_their_lines(
+    layers: int, is_found: bool, examples: Path, tmp_path: Path
+) -> None:
+    recipe = walk_recipe(examples)
+    assert recipe.shape is not None
+    shape = recipe.shape.model_copy(update={"layers": layers, "hidden": 128})
+    task = WalkTask(recipe.model_copy(update={"shape": shape}), Examples((examples,)), tmp_path)
+    walk, ids = Walk(task.tokenizer), list(range(30, 60))
+    prompt = walk.prompt(WalkPage((), [array("I", ids)] * 12), 0, 12)
+    answers = [keep for keep, _ in walk.allowed_steps(12)[:-1]]
+    task.model.set_attn_implementation("eager")
+    inputs = torch.tensor([[*prompt, *answers]])
+    (attention,) = task.model(input_ids=inputs, output_attentions=True).attentions[-1]
+    found = [
+        int(attention[0, len(prompt) - 1 + line, : len(prompt)].argmax()) == position
+        for line, position in enumerate(walk.number_positions(prompt))
+    ]
+    assert (sum(found) >= 9) is is_found
 
 
 @pytest.mark.parametrize(
