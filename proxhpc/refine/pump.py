@@ -9,10 +9,35 @@ from typing import TypeVar
 
 IN_FLIGHT_DOCUMENTS = 2048  # twice what vLLM runs at a time on a large GPU
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
-RATE_SECONDS = 30.0  # half-life of a finished item's influence on the rate
+RATE_SECONDS = 30.0  # after which an item's influence on a rate is halved
 
 E = TypeVar("E")
 R = TypeVar("R")
+
+
+class Rate:
+    """How much is done per second; what was done long ago counts less."""
+
+    def __init__(self) -> None:
+        self._amount = self._seconds = 0.0
+        self._last = time.monotonic()
+
+    @property
+    def per_second(self) -> float:
+        """The rate; 0 before anything is done."""
+        return self._amount / self._seconds if self._seconds else 0.0
+
+    def add(self, amount: int) -> None:
+        """Count what was done since the last call."""
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        keep = 0.5 ** (passed / RATE_SECONDS)
+        self._amount = self._amount * keep + amount
+        self._seconds = self._seconds * keep + passed
+
+    def skip(self) -> None:
+        """Leave out the time since the last call."""
+        self._last = time.monotonic()
 
 
 class Pace:
@@ -24,26 +49,21 @@ class Pace:
     def __init__(self, items: int, seconds: float) -> None:
         self._items, self._seconds = items, seconds
         self._unfinished = 0
-        self._last = 0.0  # when an item was finished, or the first one started
-        self._work = self._time = 0.0  # weights and seconds, late ones in full, earlier ones less
+        self._rate = Rate()
 
     def has_room(self, weight: int) -> bool:
         """Return whether another item may start; `weight` is that of the items in flight."""
-        return self._unfinished < self._items or weight * self._time < self._work * self._seconds
+        return self._unfinished < self._items or weight < self._rate.per_second * self._seconds
 
     def start(self) -> None:
         """Count an item that starts."""
         if not self._unfinished:
-            self._last = time.monotonic()
+            self._rate.skip()
         self._unfinished += 1
 
     def finish(self, weight: int) -> None:
         """Count an item that is finished."""
-        now = time.monotonic()
-        keep = 0.5 ** ((now - self._last) / RATE_SECONDS)
-        self._work = self._work * keep + weight
-        self._time = self._time * keep + now - self._last
-        self._last = now
+        self._rate.add(weight)
         self._unfinished -= 1
 
 

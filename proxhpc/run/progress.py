@@ -20,11 +20,13 @@ MIN_SECONDS = 0.5  # between two heartbeats
 class Work:
     """What a worker has done and has in hand, committed or not.
 
-    Tokens are those of prompts. Bytes are of records, in the unit of the plan's estimates.
+    Tokens are those of prompts; the rules, which have none, count bytes / 4. Bytes are of records,
+    in the unit of the plan's estimates.
     """
 
     answered: int = 0  # tokens of answered requests
     pending: int = 0  # tokens of requests that the engines have not answered yet
+    speed: float = 0.0  # tokens answered per second
     refined: int = 0  # bytes that this worker has refined
     asked: int = 0  # bytes of documents in flight whose last requests are pending or answered
     shards: dict[str, int] = field(default_factory=dict)  # refined bytes of shards under lease

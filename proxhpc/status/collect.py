@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from math import inf
 from typing import Protocol
 
 from proxhpc.cluster.backend import recorded_site, stale_after
@@ -24,7 +25,7 @@ from proxhpc.status.model import (
     WorkerStatus,
     WorkProgress,
 )
-from proxhpc.status.remaining import Refining, estimate_remaining
+from proxhpc.status.remaining import estimate_remaining
 from proxhpc.status.totals import load_merge, run_counts, run_totals
 
 
@@ -70,9 +71,9 @@ class Collector:
         refinements = [entry for entry in submissions if entry.phase == "refine"]
         total = len(self._shard_bytes)
         pairs = zip(heartbeats, workers, strict=True)
-        refiners = [(recent, worker) for recent, worker in pairs if worker.role == "refine"]
-        refining = [Refining.of(r, w.state in ACTIVE_STATES, now) for r, w in refiners]
-        remaining = estimate_remaining(self._shard_bytes, pending, refining)
+        refining = [(recent.last, worker) for recent, worker in pairs if worker.role == "refine"]
+        ages = [(b, w.age_s if w.state in ACTIVE_STATES else inf) for b, w in refining]
+        remaining = estimate_remaining(self._shard_bytes, pending, ages)
         return Status(
             **dict(run_totals(counts, merged)),
             run=str(self.run.root),
@@ -94,8 +95,8 @@ class Collector:
                 share=round(remaining.share, 4),
             ),
             speed=Throughput(
-                documents_per_s=_total([worker.documents_per_s for _, worker in refiners]),
-                tokens_per_s=_total([worker.speed for worker in refining]),
+                documents_per_s=_total([worker.documents_per_s for _, worker in refining]),
+                tokens_per_s=_total([beat.work.speed or None for beat, age in ages if age < inf]),
                 eta_s=remaining.seconds,
             ),
             workers=workers,

@@ -49,7 +49,7 @@ class Throughput(OutputModel):
     tokens_per_s: float | None
     """Tokens of prompts answered per second; with the rules, bytes read / 4."""
     eta_s: float | None
-    """Estimated seconds until every shard is refined, 0 when they are; null before 3 % of the work
+    """Estimated seconds until every shard is refined, 0 when they are; null before 5 % of the work
     is done, and without a working worker."""
 
 

@@ -14,7 +14,7 @@ from proxhpc.status.model import Status
 from proxhpc.status.terminal import make_console
 from proxhpc.status.view import one_line, render_status
 
-REFRESH_SECONDS = 2.0  # on a terminal
+REFRESH_SECONDS = 1.0  # on a terminal
 LINE_SECONDS = 10.0  # elsewhere, where a refresh may print a line
 PAUSE_FACTOR = 4  # the pause is at least this many times as long as the refresh took
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
+from proxhpc.refine.pump import Rate
 from proxhpc.refine.refiner import Refiner
 from proxhpc.run.ledger import Row
+from proxhpc.run.plan import BYTES_PER_TOKEN
 from proxhpc.run.progress import ProgressLog, Work
 from proxhpc.worker.shard import OpenShard
 
@@ -20,8 +22,9 @@ class Meter:
         self._busy_before, self._bytes_before = log.busy_seconds, log.counts.bytes_in
         self._usage_before, self._refined_before = log.usage, log.work.refined
         self._refined = 0  # bytes of published shards
-        self._chars_out = self._chars_waiting = 0  # of documents with a row
-        self._start = time.monotonic()
+        # Of the documents that are read; of those, those with a row; of those, those in order.
+        self._chars_read = self._chars_done = self._chars_out = 0
+        self._start, self._rate = time.monotonic(), Rate()
 
     @property
     def seconds(self) -> float:
@@ -36,12 +39,15 @@ class Meter:
     async def refine(self, document: Document) -> Row:
         """Return the document's row."""
         row = await self._refiner.refine(document)
-        self._chars_waiting += len(document.text)
+        self._chars_done += len(document.text)
         return row
+
+    def count_read(self, document: Document) -> None:
+        """Count a document that is on its way to the engine."""
+        self._chars_read += len(document.text)
 
     def count_out(self, document: Document) -> None:
         """Count a document whose row is next in the order of the input."""
-        self._chars_waiting -= len(document.text)
         self._chars_out += len(document.text)
 
     def count_published(self, shard: OpenShard) -> None:
@@ -56,13 +62,33 @@ class Meter:
             level: usage + self._usage_before.get(level, Usage())
             for level, usage in refiner.usage.items()
         }
-        sizes = {shard: shard.refined_bytes for shard in self._shards}
-        refined = self._refined + sum(size - s.resumed_bytes for s, size in sizes.items())
-        bytes_per_char = refined / self._chars_out if self._chars_out else 1.0
+        refined = self._refined + sum(s.refined_bytes - s.resumed_bytes for s in self._shards)
+        answered = sum(usage.prompt_tokens for usage in log.usage.values())
+        pending = refiner.pending_tokens
+        asked = self._asked_bytes(refined)
+        if not answered and not pending:  # no model is asked
+            answered = (self._refined_before + refined + asked) // BYTES_PER_TOKEN
+        if asked or pending or answered != log.work.answered:
+            self._rate.add(answered - log.work.answered)
+        else:
+            self._rate.skip()
         log.work = Work(
-            answered=sum(usage.prompt_tokens for usage in log.usage.values()),
-            pending=refiner.pending_tokens,
+            answered=answered,
+            pending=pending,
+            speed=round(self._rate.per_second, 3),
             refined=self._refined_before + refined,
-            asked=round(bytes_per_char * (refiner.asked_chars + self._chars_waiting)),
-            shards={str(shard.index): size for shard, size in sizes.items()},
+            asked=asked,
+            shards={str(shard.index): shard.refined_bytes for shard in self._shards},
         )
+
+    def _asked_bytes(self, refined: int) -> int:
+        """Estimate the bytes in flight about which the engine has been asked everything.
+
+        Documents before their last stage count with the share of tokens that earlier stages take.
+        """
+        in_flight = sum(shard.read_bytes - shard.refined_bytes for shard in self._shards)
+        chars = self._chars_read - self._chars_done - self._refiner.asked_chars
+        bytes_per_char = refined / self._chars_out if self._chars_out else 1.0
+        tokens = [usage.prompt_tokens for usage in self._refiner.usage.values()]
+        last = tokens[-1] / sum(tokens) if any(tokens) else 1.0
+        return max(0, round(in_flight - last * bytes_per_char * chars))

@@ -39,8 +39,12 @@ class OpenShard:
     committed_at: float = field(default_factory=time.monotonic)
     resumed_bytes: int = 0  # estimated bytes of the records that earlier attempts committed
 
+    _spans_read: int = 0
+    _read_at: tuple[int, int] | None = None
+
     def __post_init__(self) -> None:
         self.resumed_bytes = self.refined_bytes
+        self._spans_read = len(self.writer.state.span_ends)
 
     def items(self) -> Iterator[ShardItem]:
         """Yield the records after the last commit, and the end of each span."""
@@ -60,18 +64,31 @@ class OpenShard:
                     else:
                         yield item
 
+    def count_read(self, item: ShardItem) -> None:
+        """Count an item that is on its way to the engine."""
+        self._read_at = (item.file, item.position)
+        self._spans_read += isinstance(item, SpanEnd)
+
+    @property
+    def read_bytes(self) -> int:
+        """Estimated bytes of the records that are on their way to the engine, or further."""
+        return max(self._bytes_before(self._spans_read, self._read_at), self.refined_bytes)
+
     @property
     def refined_bytes(self) -> int:
         """Estimated bytes of the records whose rows are here, committed or not."""
         state = self.writer.state
-        spans = self.plan.shards[self.index].spans
-        ended = len(state.span_ends) + len(self.span_ends)
-        refined = sum(map(self.plan.estimated_bytes_of, spans[:ended]))
         at = (self.rows[-1].file, self.rows[-1].position) if self.rows else state.last_position
-        if at and ended < len(spans) and at[0] == spans[ended].file:
-            span = spans[ended]
-            refined += self.plan.estimated_bytes_of(Span(span.file, span.start, at[1]))
-        return round(refined)
+        return self._bytes_before(len(state.span_ends) + len(self.span_ends), at)
+
+    def _bytes_before(self, ended_spans: int, at: tuple[int, int] | None) -> int:
+        """Return the size of the first spans and of the next one before a record."""
+        spans = self.plan.shards[self.index].spans
+        size = sum(map(self.plan.estimated_bytes_of, spans[:ended_spans]))
+        if at and ended_spans < len(spans) and at[0] == spans[ended_spans].file:
+            start = spans[ended_spans].start
+            size += self.plan.estimated_bytes_of(Span(at[0], start, at[1]))
+        return round(size)
 
     @property
     def batch(self) -> int | None:

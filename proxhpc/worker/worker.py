@@ -286,6 +286,10 @@ class Worker:
                     yield flush
             yield shard
             async for item in _items(shard):
+                if not isinstance(item, Flush):
+                    shard.count_read(item)
+                if isinstance(item, Document):
+                    self._meter.count_read(item)
                 yield item
             yield ShardEnd(shard)
 
