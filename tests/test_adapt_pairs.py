@@ -96,6 +96,7 @@ def test_pairs_become_a_refiner_that_beats_the_raw_text(tmp_path: Path, capsys: 
     assert main(["adapt", "--pairs", *files, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "\nverdict: use it\n" in printed
+    assert " s, 0 s left, step 90, evaluation: " in printed
     assert f"proxhpc refine --diff --model {out} PAGE.txt" in printed
     assert f'model: "{out}"' in printed
     assert "**use it**: on " in (out / "README.md").read_text()

@@ -108,7 +108,7 @@ def test_a_pair_without_labels_is_aligned() -> None:
 def test_options_json_and_table(tmp_path: Path, capsys: Capture) -> None:
     hostile = "\x1b]0;owned\x07"
     rows = [chunk(n, source=hostile if n % 2 else "x") for n in range(6)]
-    rows[0]["line_labels"] = f"?{LABELS[1:]}"
+    rows[0]["line_labels"] = f"?E{LABELS[2:]}"
     path = write_jsonl(tmp_path / "gold.jsonl", rows)
     target = tmp_path / "out.json"
     base = ["evaluate", str(path), "--bootstrap", "10"]
@@ -117,7 +117,7 @@ def test_options_json_and_table(tmp_path: Path, capsys: Capture) -> None:
     assert "source=x" in out
     assert r"source=\x1b]0;owned" in out
     assert "\x1b" not in out
-    assert "lines with other labels, not counted: 1 ?" in out
+    assert "lines with other labels, not counted: 1 ?\n" in re.sub(" +\n", "\n", out)
     evaluation = json.loads(target.read_bytes())
     assert (evaluation["format"], evaluation["records"]) == ("proxhpc.evaluate/1", 6)
     assert main([*base, "--where", "source=x", "--limit", "2", "--json", str(target)]) == 0

@@ -69,9 +69,7 @@ class TrainingFolder:
                 f"{self.out} already holds a training run",
                 hint="continue it with --resume, give another --out, or delete it",
             )
-        self._check_foreign()
-        with writing(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+        self._create()
 
     def create_for_pairs(self) -> None:
         """Create the folder, for a training run whose examples and recipe it holds, too.
@@ -83,6 +81,9 @@ class TrainingFolder:
                 f"{self.out} already holds a training run that was not started with --pairs",
                 hint="give another --out, or delete it",
             )
+        self._create()
+
+    def _create(self) -> None:
         self._check_foreign()
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
