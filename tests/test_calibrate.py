@@ -324,6 +324,9 @@ def test_days_and_hours_are_in_one_sentence(tmp_path: Path) -> None:
     )
     estimate = estimate.model_copy(update={"cost": measured, "workers": 16})
     assert cost_line(estimate) == "about 2,100 H200-hours, 5.5 days with 16 workers"
+    short = measured.model_copy(update={"gpu_hours": 1e-4, "days": 1e-6})
+    estimate = estimate.model_copy(update={"cost": short, "workers": 4})
+    assert cost_line(estimate) == "under 1 s of H200 time, under 1 s with 4 workers"
 
 
 def test_memory_grows_with_processes_and_buckets(tmp_path: Path) -> None:

@@ -109,7 +109,6 @@ class FakeSlurm:
 
     def __init__(self, **answers: str) -> None:
         self.answers = {"config": CONFIG, "partition": PARTITIONS, "sinfo": NODES} | answers
-        self.tried: list[str] = []
 
     def run_command(self, *command: str) -> str:
         key = command[2] if command[0] == "scontrol" else command[0]
@@ -121,7 +120,6 @@ class FakeSlurm:
         return answer
 
     def check_script(self, script: str) -> str:
-        self.tried.append(script)
         if "account=climate" not in script and "account" in script:
             return "sbatch: error: Invalid account"
         if "gpus-per-node" in script and "partition=a100" in script:
@@ -156,6 +154,21 @@ def test_a_site_is_what_slurm_says_and_accepts(monkeypatch: pytest.MonkeyPatch) 
     assert "\x1b" not in text
     assert "old" not in text
     assert "SelectTypeParameters CR_CPU" in text
+
+
+def test_each_phase_charges_an_account_of_its_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_script(script: str) -> str:
+        account = "wheat" if "partition=cpu" in script else "climate"
+        accepted = f"account={account}" in script and "partition=boost" not in script
+        return "sbatch: Job 7 to start at noon" if accepted else "sbatch: error: Invalid account"
+
+    fake = FakeSlurm()
+    monkeypatch.setattr(fake, "check_script", check_script)
+    _, site = proposed(fake, monkeypatch)
+    assert site.resources("refine").account == "climate"
+    for phase in ("merge", "control"):
+        resources = site.resources(phase)
+        assert (resources.account, resources.partition) == ("wheat", "cpu")
 
 
 def test_memory_and_whole_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,12 @@ def test_the_sentence_has_shares_causes_cost_and_savings(run: RunDir) -> None:
     )
 
 
+def test_a_text_that_grew_has_no_negative_share(run: RunDir) -> None:
+    text = sentence(report_of(run, tokens_in=400))
+    assert text.startswith("The text grew by 25.0 % of its tokens, and 50.0 % of the documents")
+    assert text.endswith(" and saves nothing in training.")
+
+
 def test_a_run_without_removals_and_one_without_a_corpus_have_sentences(run: RunDir) -> None:
     total = Counts(documents=10, kept=10, tokens_in=1000, tokens_out=1000)
     files = (FileCounts("a", 10, 10, 0, 0, 0, 0, 10),)

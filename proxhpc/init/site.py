@@ -73,7 +73,8 @@ def _cluster_site() -> Iterator[str]:
     limit = slurm.submit_limit(None, None)
     yield f"# your jobs in the queue: {f'at most {limit}' if limit else 'no limit is known'}"
     yield "# setup: [module load cuda]  # shell lines that a job needs before Python starts"
-    if worker and (merge := _best(trials, with_gpus=False)) not in (None, worker):
+    merge = _best(trials, with_gpus=False)
+    if merge and merge is not worker and not merge.nodes.gpu_count:
         yield from _phase_lines(merge)
     yield "# Partitions, and what Slurm answers to a worker's job there (sbatch --test-only):"
     yield from map(_describe, trials)
@@ -161,12 +162,11 @@ def _worker_lines(worker: Trial, accounts: Sequence[str]) -> Iterator[str]:
     yield f"workers: {min(in_all, _MAX_WORKERS)}  # at the same time"
 
 
-def _phase_lines(merge: Trial | None) -> Iterator[str]:
-    """Yield the lines that send the merge and the control jobs to nodes without GPUs."""
-    if merge is not None and not merge.nodes.gpu_count:
-        kept = {key: value for key, value in merge.keys.items() if key not in ("tasks_per_node",)}
-        control = {"partition": merge.partition.name}
-        yield from _dump({"phases": {"merge": kept, "control": control}})
+def _phase_lines(merge: Trial) -> list[str]:
+    """Return the lines that send the merge and the control jobs to nodes without GPUs."""
+    kept = {key: value for key, value in merge.keys.items() if key != "tasks_per_node"}
+    control = {key: kept[key] for key in ("account", "partition") if key in kept}
+    return _dump({"phases": {"merge": kept, "control": control}})
 
 
 def _describe(trial: Trial) -> str:

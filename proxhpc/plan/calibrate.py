@@ -34,7 +34,7 @@ from proxhpc.run.plan import Plan, check_new
 from proxhpc.spec.site import Site
 
 JOB_MINUTES = 60  # a short job starts sooner than a worker's
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 _REASON = re.compile(r"[\w.]+: .")  # the last line of a traceback
 
 
@@ -94,7 +94,7 @@ def _wait(job: Any) -> None:
     """Wait for a job. RetryError if it fails; an interrupt cancels it."""
     try:
         while not job.done():
-            time.sleep(_POLL_SECONDS if job.job_id.isdigit() else 0.1)
+            time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         job.cancel()
         raise

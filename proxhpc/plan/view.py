@@ -39,9 +39,9 @@ def cost_line(estimate: PlanEstimate) -> str:
     if amount >= 1:
         text = f"about {rounded(amount)} {unit}-hours"
     else:
-        text = f"about {duration(3600 * amount)} of {unit} time"
+        text = f"{'about ' if amount >= 1 / 3600 else ''}{_time(3600 * amount)} of {unit} time"
     if cost.days is not None:
-        text += f", {_time(cost.days)} with {quantity(estimate.workers, 'worker')}"
+        text += f", {_time(86400 * cost.days)} with {quantity(estimate.workers, 'worker')}"
     if cost.price is not None:
         price, currency = cost.price.split(" ")
         text += f", {rounded(float(price))} {currency}"
@@ -141,8 +141,11 @@ def _short_name(device: str | None) -> str:
     return named_gpu([device or ""]) or device or "GPU"
 
 
-def _time(days: float) -> str:
-    return f"{rounded(days)} days" if days >= 2 else duration(86400 * days)
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return "under 1 s"
+    days = seconds / 86400
+    return f"{rounded(days)} days" if days >= 2 else duration(seconds)
 
 
 def _size(number: float) -> str:

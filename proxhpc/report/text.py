@@ -49,8 +49,11 @@ def _removed(report: AccountBase) -> str:
         return "nothing was removed"
     if not documents:
         return f"everything was removed: {_causes(report)}"
+    dropped = f"{percentage(read - documents, read)} of the documents were removed"
+    if tokens > raw > 0:  # programs may insert lines
+        return f"the text grew by {percentage(tokens - raw, raw)} of its tokens, and {dropped}"
     parts = f"{percentage(raw - tokens, raw)} of the tokens" if raw else "no tokens"
-    parts += f" and {percentage(read - documents, read)} of the documents were removed"
+    parts += f" and {dropped}"
     causes = _causes(report)
     return f"{parts}: {causes}" if causes else parts
 
