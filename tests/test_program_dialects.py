@@ -205,6 +205,25 @@ def test_the_first_occurrence_is_deleted_by_rescraper():
     assert run("<edit>\nrm 7\nrm 5", "rescraper").rejected == {"no_such_line": 1}
 
 
+def test_a_line_that_several_deletions_empty_is_removed():
+    edit = '<edit>\n<extract>\n<edit>\nsub 1: "Home"\nsub 1: "About"\nsub 1: "|"'
+    assert run(edit, "rescraper").text == TEXT.removeprefix("Home | About\n")
+    calls = "replace_str(1, 'one', '')\nreplace_str(1, ' two\\n', '')\nreplace_str(2, 'x', '')"
+    assert run(calls, "ultrax", "one two\nx\nthree").text == "three"
+    assert run(calls, "ultrax", "one two\nx y\nthree").text == " y\nthree"
+
+
+@pytest.mark.parametrize("end", ['"Ho', "Home", '"', '"Home \\"'])
+def test_a_string_that_the_token_limit_breaks_off_deletes_nothing(end):
+    result = run(f"<edit>\n<extract>\n<edit>\nsub 1: {end}", "rescraper", finish="length")
+    assert (result.text, result.rejected) == (TEXT, {"truncated_call": 1})
+
+
+def test_a_string_that_ends_at_the_token_limit_is_deleted():
+    result = run('<edit>\nsub 1: "Home | "', "rescraper", finish="length")
+    assert (result.text, result.rejected) == (TEXT.removeprefix("Home | "), {})
+
+
 def test_a_text_in_place_of_a_program_is_quarantined():
     rewrite = "<rewrite>\n<extract>\nrm 1\n<rewrite>\nThe brain, retold."
     result = run(rewrite, "rescraper")

@@ -7,6 +7,8 @@ newline, so that each of its lines has one.
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 
 from proxhpc.program.edits import Insertion, WindowEdits, joined_ranges
 from proxhpc.program.envelope import add_count
@@ -15,6 +17,7 @@ from proxhpc.program.policy import Policy
 from proxhpc.program.words import common_ends
 
 _NEWLINES = re.compile("\n{2,}")
+_target = itemgetter(2)
 LineOffsets = Mapping[int, int] | Sequence[int]
 """Where each line of a text begins; the line after the last one begins after its newline."""
 
@@ -81,16 +84,22 @@ def drop_emptied(
     text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
 ) -> list[SpanChange]:
     """Return a window's changes, sorted, with the lines of which they leave nothing removed."""
+    groups: list[list[SpanChange]] = []  # those without a newline between them
+    for change in changes:
+        if groups and text.find("\n", groups[-1][-1][1], change[0]) < 0:
+            groups[-1].append(change)
+        else:
+            groups.append([change])
     result: list[SpanChange] = []
-    for number, (start, stop, target) in enumerate(changes):
-        low, high = text.rfind("\n", 0, start) + 1, text.find("\n", stop)
+    for group in groups:
+        low = text.rfind("\n", 0, group[0][0]) + 1
+        high = text.find("\n", group[-1][1])
         high = len(text) if high < 0 else high
-        before = result[-1][1] if result else offsets[window.start]
-        after = changes[number + 1][0] if number + 1 < len(changes) else offsets[window.stop]
-        keeps = (
-            target or low < before or high >= after or (text[low:start] + text[stop:high]).strip()
-        )
-        result.append((start, stop, target) if keeps else (low, high + 1, ""))
+        inside = offsets[window.start] <= low and high < offsets[window.stop]
+        bounds = [low, *chain.from_iterable(change[:2] for change in group), high]
+        parts = (text[a:b] for a, b in zip(bounds[::2], bounds[1::2], strict=True))
+        empties = inside and not any(map(_target, group)) and not any(map(str.strip, parts))
+        result += [(low, high + 1, "")] if empties else group
     return result
 
 
