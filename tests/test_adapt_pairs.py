@@ -120,7 +120,9 @@ def test_pairs_become_a_refiner_that_beats_the_raw_text(tmp_path: Path, capsys: 
 def test_nothing_to_remove_is_said(tmp_path: Path, capsys: Capture) -> None:
     files = write_files(tmp_path, pages(60, menus=False))
     assert main(["adapt", "--pairs", *files, "--out", str(tmp_path / "out")]) == 0
-    assert "\nverdict: keep the text as it is\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\nverdict: keep the text as it is\n" in printed
+    assert "the same command with more --minutes" in printed
 
 
 def lead(low: float, value: float, high: float) -> Score:

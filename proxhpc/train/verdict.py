@@ -55,12 +55,17 @@ def choose(over_raw: Score, over_rules: Score, rules_over_raw: Score) -> Advice:
 def usage(verdict: RefinerVerdict, model: Path) -> str:
     """How to follow the advice, or to look at the model in spite of it."""
     trial = f"proxhpc refine --diff --model {shlex.quote(str(model))} PAGE.txt"
+    longer = (
+        "more pages may change the verdict, or a longer training: the same command with more "
+        f"--minutes; to see what the model would do:\n  {trial}"
+    )
     if verdict.advice == "keep the text as it is":
-        return f"to see what the model would do all the same:\n  {trial}"
+        return longer
     if verdict.advice == "use the rules":
-        return (
+        rules = (
             "try them:\n  proxhpc refine --diff PAGE.txt\nin a manifest:\n  engine: {name: rules}"
         )
+        return f"{rules}\n{longer}"
     stage = f"  stages:\n    - level: chunk\n      model: {json.dumps(str(model.absolute()))}"
     return f"try it:\n  {trial}\nin a manifest:\n{stage}"
 
