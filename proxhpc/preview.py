@@ -21,9 +21,10 @@ from proxhpc.account.flops import flops, sum_or_none
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
-from proxhpc.corpus.inputs import detect_format, printable_path, read_error
+from proxhpc.corpus.inputs import Format, detect_format, printable_path
 from proxhpc.corpus.jsonl import read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.corpus.text import read_text
 from proxhpc.engines.device import count_gpus
 from proxhpc.errors import UserError
 from proxhpc.extras import is_installed
@@ -97,48 +98,31 @@ def read_documents(
     for number, path in enumerate(paths):
         name = "stdin" if path == Path("-") else printable_path(path)
         items: Iterator[Document | BadRecord | SpanEnd]
-        if name == "stdin" and not plain:
+        if name == "stdin":
             # `read1` returns what has arrived. The writer may wait for an answer to it.
             piped = cast(BufferedReader, sys.stdin.buffer)
             chunks = iter(partial(piped.read1, 1 << 20), b"")
-            lines = split_lines(chunks, 0, limit)
-            items = read_jsonl(lines, Span(number), fields, name, limit)
-        elif name == "stdin" or not _is_corpus(path, manifest):
-            items = iter([_read_text(path, name, number, limit)])
+            if plain:
+                items = read_text(chunks, Span(number), name, limit)
+            else:
+                lines = split_lines(chunks, 0, limit)
+                items = read_jsonl(lines, Span(number), fields, name, limit)
         else:
-            items = read_span(path, corpus.format, Span(number), fields, limit)
+            kind = _format(path, manifest)
+            text_name = name if kind == "text" else ""
+            items = read_span(path, kind, Span(number), fields, limit, name=text_name)
         for item in items:
             if not isinstance(item, SpanEnd):
                 yield f"{name}:{item.position}", item
 
 
-def _is_corpus(path: Path, manifest: Manifest) -> bool:
+def _format(path: Path, manifest: Manifest) -> Format:
     try:
-        detect_format(path, manifest.corpus.format)
+        return detect_format(path, manifest.corpus.format)
     except UserError:
         if path.is_dir():
             raise
-        return False
-    return True
-
-
-def _read_text(path: Path, name: str, number: int, limit: int) -> Document | BadRecord:
-    """A file as one document of plain text."""
-    try:
-        if name == "stdin":
-            data = sys.stdin.buffer.read(limit + 1)
-        else:
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
-    except OSError as error:
-        raise read_error(path, error) from error
-    head = data[:2000]
-    if len(data) > limit:
-        return BadRecord("too_long", number, 0, len(data), head, f"more than {limit:,} bytes")
-    try:
-        return Document(name, data.decode("utf-8"), number, 0)
-    except UnicodeDecodeError as error:
-        return BadRecord("invalid_utf8", number, 0, len(data), head, str(error))
+        return "text"
 
 
 def refine_documents(

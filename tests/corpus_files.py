@@ -9,7 +9,7 @@ import zstandard
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.readers import Fields, read_span
 
-FIELDS = Fields("text", "id")
+FIELDS = Fields(("text",), "id")
 LIMIT = 1 << 20
 
 

@@ -137,7 +137,7 @@ def test_auto_infers_the_format_from_the_name(name: str, kind: str) -> None:
     assert detect_format(Path(name), "auto") == kind
 
 
-@pytest.mark.parametrize("name", ["README.md", "a.txt.zst", "a.zst", "a.parquet.gz", "jsonl", "a"])
+@pytest.mark.parametrize("name", ["README.rst", "a.txt.zst", "a.zst", "a.parquet.gz", "jsonl", "a"])
 def test_auto_refuses_an_unknown_suffix(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(DATA)
@@ -200,7 +200,7 @@ def test_a_parquet_file_is_checked_too(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"content": ["a", "b"]}), path)
     assert [*find_misread([describe_input(path)], FIELDS, LIMIT)]
-    assert not [*find_misread([describe_input(path)], Fields("content"), LIMIT)]
+    assert not [*find_misread([describe_input(path)], Fields(("content",)), LIMIT)]
     good = tmp_path / "b.parquet"
     parquet.write_table(pyarrow.table({"text": ["a", None]}), good)
     inputs = [describe_input(good)] * 101 + [describe_input(path)] + [describe_input(good)] * 99

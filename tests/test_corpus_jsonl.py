@@ -36,7 +36,7 @@ def test_a_document_keeps_every_other_field(tmp_path: Path) -> None:
 
 
 def test_dotted_names_are_paths_unless_there_is_such_a_key(tmp_path: Path) -> None:
-    fields = Fields("doc.body", "meta.WARC-Record-ID")
+    fields = Fields(("doc.body",), "meta.WARC-Record-ID")
     line = b'{"doc": {"body": "t", "lang": "en"}, "meta": {"WARC-Record-ID": "<u>"}}'
     assert one(tmp_path, line, fields) == Document(
         "<u>", "t", 0, 0, {"doc": {"lang": "en"}, "meta": {"WARC-Record-ID": "<u>"}}
@@ -101,7 +101,7 @@ def test_the_default_id_is_the_display_name_and_position(tmp_path: Path) -> None
     info = describe_input(
         write(tmp_path, b'{"text": "a"}\n{"text": "b"}\n'), name="crawl/1/c.jsonl"
     )
-    *items, _ = read_span(info, info.format, Span(0), Fields("text"), LIMIT)
+    *items, _ = read_span(info, info.format, Span(0), Fields(("text",)), LIMIT)
     assert ids(items) == ["crawl/1/c.jsonl:0", "crawl/1/c.jsonl:14"]
 
 

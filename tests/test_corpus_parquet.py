@@ -107,7 +107,7 @@ def test_all_types_are_converted_to_json_types(tmp_path: Path) -> None:
 
 def test_a_nested_text_and_id(tmp_path: Path) -> None:
     path = write(tmp_path, {"doc": [{"body": "t", "key": 3}]})
-    (item,), _ = read(path, fields=Fields("doc.body", "doc.key"))
+    (item,), _ = read(path, fields=Fields(("doc.body",), "doc.key"))
     assert item == Document("3", "t", 0, 0, {"doc": {"key": 3}})
 
 
@@ -121,7 +121,7 @@ def test_rows_that_are_not_documents_are_bad_records(tmp_path: Path) -> None:
     assert items[2].head == b'{"text":null,"n":2}'
     assert isinstance(items[3], BadRecord)
     assert (items[3].size, items[3].head) == (50, b"x" * 50)
-    assert ids(read(path, fields=Fields("content"))[0])[0] == "missing_text"
+    assert ids(read(path, fields=Fields(("content",)))[0])[0] == "missing_text"
 
 
 def test_a_date_that_python_cannot_represent_is_one_bad_record(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from proxhpc.corpus.streams import (
 )
 from proxhpc.errors import RetryError, StopError, UserError
 
-Format = Literal["auto", "jsonl", "parquet"]
+FileFormat = Literal["jsonl", "parquet", "text"]
+Format = Literal["auto"] | FileFormat
 
 _PARQUET = (".parquet", ".pq")
 _JSONL = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".md")
 _COMPRESSED = (".zst", ".zstd", ".gz")
 
 _SAMPLE = 4 << 20  # decompressed bytes from which the content of a file is estimated
@@ -35,13 +37,13 @@ class InputInfo:
 
     `size` is in bytes on disk. `estimated_bytes` is the decompressed size: exact if the file is not
     compressed or the sample covered it, otherwise estimated from the first 4 MiB; for parquet, the
-    encoded size before compression. `rows` is exact, and None (unknown) for JSON lines. `note`
-    describes damage found so far.
+    encoded size before compression. `rows` is exact, and None (unknown) for JSON lines. A text file
+    is one row. `note` describes damage found so far.
     """
 
     path: Path
     name: str
-    format: Literal["jsonl", "parquet"]
+    format: FileFormat
     compression: Compression
     size: int
     fingerprint: str
@@ -60,14 +62,16 @@ def describe_input(path: Path, format: Format = "auto", *, name: str | None = No
     try:
         size, fingerprint = _fingerprint(path)
         kind = detect_format(path, format)
-        compression = "none" if kind == "parquet" else detect_compression(path)
+        compression = detect_compression(path) if kind == "jsonl" else "none"
         info = InputInfo(path, name or path.name, kind, compression, size, fingerprint, size)
+        if kind == "text":
+            return replace(info, rows=1, estimated_records=1)
         return _describe_parquet(info) if kind == "parquet" else _describe_jsonl(info)
     except OSError as error:
         raise read_error(path, error) from error
 
 
-def detect_format(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  # noqa: A002
+def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002
     """Return the format of a file; `auto` infers it from the name. UserError if it cannot."""
     if format != "auto":
         return format
@@ -76,12 +80,15 @@ def detect_format(path: Path, format: Format) -> Literal["jsonl", "parquet"]:  #
         return "parquet"
     if name.endswith(_JSONL + tuple(kind + suffix for kind in _JSONL for suffix in _COMPRESSED)):
         return "jsonl"
+    if name.endswith(_TEXT):
+        return "text"
     if path.is_dir():
         raise _irregular(path)
     raise UserError(
         f"{path}: unknown file format",
-        hint="set corpus.format to jsonl or parquet, or correct corpus.paths; known suffixes are "
-        f"{', '.join(_JSONL)}, alone or with {', '.join(_COMPRESSED)}, and {', '.join(_PARQUET)}",
+        hint="set corpus.format to jsonl, parquet or text, or correct corpus.paths; known suffixes "
+        f"are {', '.join(_JSONL)}, alone or with {', '.join(_COMPRESSED)}, "
+        f"{', '.join(_PARQUET)} and {', '.join(_TEXT)}",
     )
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -61,17 +61,17 @@ def count_rows(path: Path) -> int:
         raise ShardError(f"{path}: {error.detail}") from error
 
 
-def has_column(path: Path, field: str) -> bool:
-    """Return whether a file has the column of a field, or of its outermost part.
+def has_column(path: Path, names: Sequence[str]) -> bool:
+    """Return whether a file has the column of one of these fields, or of its outermost part.
 
     Also true for a damaged file, whose rows will be quarantined.
     """
     try:
         with open_parquet(path) as file:
-            names = file.schema_arrow.names
+            columns = file.schema_arrow.names
     except DamageError:
         return True
-    return field in names or field.partition(".")[0] in names
+    return any(name in columns or name.partition(".")[0] in columns for name in names)
 
 
 def read_parquet(

@@ -9,6 +9,7 @@ from proxhpc.corpus.jsonl import first_byte, read_jsonl, split_lines
 from proxhpc.corpus.parquet import read_parquet
 from proxhpc.corpus.records import Fields
 from proxhpc.corpus.streams import detect_compression, read_chunks
+from proxhpc.corpus.text import read_text
 
 __all__ = ["Fields", "read_span"]
 
@@ -19,18 +20,26 @@ def read_span(
     span: Span,
     fields: Fields,
     max_record_bytes: int,
+    *,
+    name: str = "",
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the records whose position is in `span`, in order, and then one SpanEnd.
+
+    `name` is for ids; by default it is the source's.
 
     However a file is split into spans, each record is in exactly one. A record that is not a
     document is a BadRecord. If a file is truncated or damaged, its last record is a BadRecord with
     the reason truncated_input, corrupt_input or zstd_window_too_large. Raises UserError or
     RetryError if the file cannot be opened or read.
     """
-    path, name = (source, source.name) if isinstance(source, Path) else (source.path, source.name)
+    path, name = source if isinstance(source, Path) else source.path, name or source.name
     try:
-        if detect_format(path, format) == "parquet":
+        kind = detect_format(path, format)
+        if kind == "parquet":
             yield from read_parquet(path, span, fields, name, max_record_bytes)
+            return
+        if kind == "text":
+            yield from read_text(read_chunks(path, "none"), span, name, max_record_bytes)
             return
         start = first_byte(span)
         stream = read_chunks(path, detect_compression(path), start)

@@ -15,10 +15,11 @@ _EXACT = 2**63  # orjson parses integers of more than 64 bits as floats
 class Fields:
     """The fields of a record's text and id: a key, or a dotted path into nested objects.
 
-    A key that contains the dots itself has priority over a path.
+    A key that contains the dots itself has priority over a path. The text is in the first of its
+    fields that a record has.
     """
 
-    text: str = "text"
+    text: tuple[str, ...] = ("text",)
     id: str | None = None
 
 
@@ -48,16 +49,18 @@ def to_document(
     """
     if not isinstance(record, dict):
         return RecordProblem("not_an_object", f"a JSON {_json_type(record)}")
-    holder, leaf = _find(record, fields.text)
-    if holder is None:
-        return RecordProblem("missing_text", f"no field {fields.text!r}; it has: {_names(record)}")
+    for name in fields.text:
+        holder, leaf = _find(record, name)
+        if holder is not None:
+            break
+    else:
+        wanted = " or ".join(map(repr, fields.text))
+        return RecordProblem("missing_text", f"no field {wanted}; it has: {_names(record)}")
     text = holder[leaf]
     if text is None:
-        return RecordProblem("null_text", f"field {fields.text!r} is null")
+        return RecordProblem("null_text", f"field {name!r} is null")
     if not isinstance(text, str):
-        return RecordProblem(
-            "text_not_string", f"field {fields.text!r} is a JSON {_json_type(text)}"
-        )
+        return RecordProblem("text_not_string", f"field {name!r} is a JSON {_json_type(text)}")
     identifier = _identifier(record, fields.id, raw) if fields.id else ""
     if identifier is None:
         return RecordProblem("id_not_scalar", f"field {fields.id!r} is not a string or number")

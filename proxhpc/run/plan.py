@@ -345,7 +345,7 @@ def split_into_shards(
     spans: list[Span] = []
     size = 0
     for file, info in enumerate(inputs):
-        pieces = max(1, round(info.estimated_bytes / target))
+        pieces = max(1, round(info.estimated_bytes / target)) if info.format != "text" else 1
         if spans and (pieces > 1 or size + info.estimated_bytes > target * 1.25):
             yield Shard(tuple(spans), size)
             spans, size = [], 0

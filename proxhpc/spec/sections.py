@@ -49,13 +49,17 @@ class Corpus(Config):
         description="Input files: one glob pattern or a list (`**` crosses directories), "
         "relative to the manifest.",
     )
-    format: Literal["auto", "jsonl", "parquet"] = Field(
+    format: Literal["auto", "jsonl", "parquet", "text"] = Field(
         default="auto",
-        description="File format. `auto` looks at the suffix: `.jsonl`, `.ndjson` or `.json`, "
-        "plain or with `.zst` or `.gz`; `.parquet`.",
+        description="File format. `auto` looks at each file's suffix: `.jsonl`, `.ndjson` or "
+        "`.json`, plain or with `.zst` or `.gz`; `.parquet`; `.txt` or `.md`, a file of `text`, "
+        "which is one document.",
     )
-    text: FieldName = Field(
-        default="text", description="Field with the text; dots reach nested fields."
+    text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(
+        default=("text",),
+        min_length=1,
+        description="Field with the text; dots reach nested fields. Of a list, the first field "
+        "that a record has.",
     )
     id: FieldName | None = Field(
         default=None,
