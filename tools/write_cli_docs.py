@@ -21,15 +21,15 @@ HEAD = """\
 <!-- written by tools/write_cli_docs.py -->
 
 `python -m proxhpc` is the same program as `proxhpc`. Commands with `--json` print one JSON
-document; [json.md](json.md) describes its keys. MANIFEST, SITE and RECIPE are a file, or the name of
-a file in the current folder or of one that comes with proxhpc.
+document; [json.md](json.md) describes its keys. MANIFEST, SITE and RECIPE are a file, or the name
+of a file in the current folder or of one that comes with proxhpc.
 [Names](manifest.md#rules-for-both-files) has the details.
 
 | exit status | meaning |
 |---|---|
 | 0 | done; also when the reader of a pipe has seen enough, as in `proxhpc inspect … \\| head` |
 | 1 | an error of the operating system; `refine`: not one record could be read |
-| 2 | you must act: a manifest, option, path or permission is wrong; `doctor`, `plan`: a launch would fail |
+| 2 | a manifest, option, path or permission is wrong; `doctor`, `plan`: a launch would fail |
 | 3 | one shard failed, others can continue |
 | 4 | the run has to stop until you have looked at it; `verify`: something is damaged |
 | 75 | nothing is wrong, and the same command may succeed later |

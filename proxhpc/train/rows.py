@@ -59,7 +59,8 @@ class Examples:
     def __iter__(self) -> Iterator[ExampleRow]:
         """UserError naming the first invalid row."""
         for path in self.paths:
-            for item in read_span(path, "jsonl", Span(0), Fields(("program",), "id"), _MAX_ROW_BYTES):
+            fields = Fields(("program",), "id")
+            for item in read_span(path, "jsonl", Span(0), fields, _MAX_ROW_BYTES):
                 if isinstance(item, SpanEnd):
                     continue
                 if isinstance(item, BadRecord):
