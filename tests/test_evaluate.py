@@ -207,6 +207,23 @@ def test_programs_are_executed_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert ProgramFormat() == Refiner(two, None, None).program_format
 
 
+def test_verdicts_are_read_as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With policy: strict, a verdict in bold is none."""
+    loose = scripted(monkeypatch, {"Number": "**drop_doc()**"})
+    policy = loose.policy.model_copy(update={"strict": True})  # type: ignore[union-attr]
+    strict = loose.model_copy(update={"policy": policy})
+    gold = GoldRecord("0", "f:0", "", document(0)["text"], keep=False)
+    for refiner, valid in ((loose, 1), (strict, 0)):
+        (row,) = systems.run_systems([refiner], [gold], print)["doc"][0].rows
+        assert (row["right"], row["valid"]) == (valid, valid)
+
+
+def test_of_a_page_without_an_answer_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = GoldRecord("0", "f:0", "", document(0)["text"], chunk(0)["text_gold"], LABELS)
+    (effect,) = evaluate([scripted(monkeypatch, {})], [gold], [], rounds=0).limits
+    assert (effect.reason, effect.as_set, effect.without) == ("internal_error", 0, None)
+
+
 def test_what_each_limit_overruled(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """Scores as set and without the limit, by hand."""
     manifest = scripted(
@@ -324,12 +341,16 @@ def test_models_are_loaded_one_at_a_time(
     assert "a, chunk stage: 100.0 % of the answers are unusable" in shown.out
 
 
-def test_refiners_have_different_names(tmp_path: Path, capsys: Capture) -> None:
+def test_refiners_have_different_names(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_jsonl(tmp_path / "gold.jsonl", [chunk(0), chunk(1)])
     strict = manifest(tmp_path, [tmp_path], policy={"strict": True})
     command = ["evaluate", str(path), "--bootstrap", "0", "--json", "-"]
     assert main([*command, "--manifest", str(strict), "--manifest", str(strict)]) == 0
     assert json.loads(capsys.readouterr().out)["refiners"] == ["rules", "rules #2"]
+    monkeypatch.setattr(systems, "_refiner_name", str)
+    assert systems.refiner_names(["a #1", "a #1"]) == ["a #1", "a #1 #2"]  # type: ignore[list-item]
     assert main([*command, "--manifest", str(strict), "--prompt", "compact"]) == 2
     assert "leave out" in capsys.readouterr().err
 

@@ -74,30 +74,31 @@ def chunk_effects(
     name: str,
     documents: Sequence[GoldLines],
     rows: Sequence[Row],
+    scores: Sequence[float],
     policy: AnyPolicy,
     program_format: ProgramFormat,
 ) -> list[LimitEffect]:
-    """What was overruled of chunk programs, by reason; nothing if the policy has no limits."""
+    """What was overruled of chunk programs, by reason; nothing if the policy has no limits.
+
+    `scores` are the token F1 of the documents as they were refined.
+    """
     if not isinstance(policy, Policy):
         return []
-    as_set = policy
-
-    def token_f1(index: int, policy: Policy) -> float:
-        lines, row = documents[index], rows[index]
-        result = row.replay(lines.gold.text, policy, program_format)
-        return refined_counts(lines, result, row.cuts)["token_f1"]
 
     def without(index: int, reason: str) -> float | None:
+        lines, row = documents[index], rows[index]
         if reason == "emptied":  # the alternative is the original text
-            return line_counts(documents[index], keep_all(documents[index].gold))["token_f1"]
+            return line_counts(lines, keep_all(lines.gold))["token_f1"]
         if reason not in OFF:
             return None
         key, value = OFF[reason]
-        return token_f1(index, as_set.model_copy(update={key: value}))
+        unlimited = policy.model_copy(update={key: value})
+        result = row.replay(lines.gold.text, unlimited, program_format)
+        return refined_counts(lines, result, row.cuts)["token_f1"]
 
     effects = []
     for reason, indices in _by_reason(rows).items():
-        pairs = [(token_f1(index, as_set), without(index, reason)) for index in indices]
+        pairs = [(scores[index], without(index, reason)) for index in indices]
         effects.append(_effect("chunk", name, reason, [rows[index] for index in indices], pairs))
     return effects
 

@@ -113,12 +113,10 @@ def run_systems(
 
 def refiner_names(manifests: Sequence[Manifest]) -> list[str]:
     """Different names: the models of each refiner, or its rules."""
-    names: list[str] = []
-    for manifest in manifests:
-        name = _refiner_name(manifest)
-        same = sum(other.partition(" #")[0] == name for other in names)
-        names.append(f"{name} #{same + 1}" if same else name)
-    return names
+    names = [_refiner_name(manifest) for manifest in manifests]
+    numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
+    pairs = zip(names, numbers, strict=True)
+    return [f"{name} #{number}" if number > 1 else name for name, number in pairs]
 
 
 def _refiner_name(manifest: Manifest) -> str:
@@ -158,14 +156,18 @@ async def _run_refiner(
         if refiner.chunk and chunk:
             one = Refiner(manifest, None, refiner.chunk)
             rows, seconds = await _refine(one, [lines.gold for lines in chunk], log)
+            counts = [
+                _chunk_counts(lines, row, one) for lines, row in zip(chunk, rows, strict=True)
+            ]
+            scores = [count["token_f1"] for count in counts]
             results["chunk"] = SystemResult(
                 name,
-                [_chunk_counts(lines, row, one) for lines, row in zip(chunk, rows, strict=True)],
+                counts,
                 seconds,
                 tally(rows),
                 models.get("chunk"),
                 unusable=_unusable_share(one, "chunk", log),
-                limits=chunk_effects(name, chunk, rows, one.policy, one.program_format),
+                limits=chunk_effects(name, chunk, rows, scores, one.policy, one.program_format),
             )
         if refiner.doc and doc:
             refiner.doc.scored = True
@@ -173,7 +175,7 @@ async def _run_refiner(
             rows, seconds = await _refine(one, doc, log)
             results["doc"] = SystemResult(
                 name,
-                [_doc_counts(gold, row) for gold, row in zip(doc, rows, strict=True)],
+                [_doc_counts(gold, row, one) for gold, row in zip(doc, rows, strict=True)],
                 seconds,
                 tally(rows),
                 models.get("doc"),
@@ -232,9 +234,10 @@ def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
     return refined_counts(lines, result, row.cuts) | _program_counts(valid)
 
 
-def _doc_counts(gold: GoldRecord, row: Row) -> MetricCounts:
+def _doc_counts(gold: GoldRecord, row: Row, refiner: Refiner) -> MetricCounts:
     """The counts of a doc stage's verdict."""
-    valid = [] if row.doc is None else [not doc_verdict(row.doc.output, Policy()).rejected]
+    policy = refiner.policy if isinstance(refiner.policy, Policy) else Policy()
+    valid = [] if row.doc is None else [not doc_verdict(row.doc.output, policy).rejected]
     return document_counts(gold, row.outcome == "kept") | _program_counts(valid)
 
 
