@@ -79,7 +79,9 @@ def test_the_sentence_has_shares_causes_cost_and_savings(run: RunDir) -> None:
 
 
 def test_a_text_that_grew_has_no_negative_share(run: RunDir) -> None:
-    text = sentence(report_of(run, tokens_in=400))
+    report = report_of(run, tokens_in=400)
+    assert "<b>0.0 %</b><span>fewer FLOPs" in report_page(report)
+    text = sentence(report)
     assert text.startswith("The text grew by 25.0 % of its tokens, and 50.0 % of the documents")
     assert text.endswith(" and saves nothing in training.")
 
@@ -108,6 +110,7 @@ def test_a_run_without_removals_and_one_without_a_corpus_have_sentences(run: Run
 
 def test_without_tokens_the_causes_are_shares_of_the_documents(run: RunDir) -> None:
     assert "No document is refined yet." in sentence(run_account(run))
+    assert [step.command.split()[1] for step in next_steps(run_account(run))] == ["status"]
     heartbeat(run, "w1", counts=counts())
     text = sentence(run_account(run))
     assert text.startswith("So far, about ")

@@ -34,7 +34,8 @@ def next_steps(report: AccountBase) -> list[NextStep]:
     steps = [NextStep(f"{why}: look at some answers.", inspect) for why in _prompt_warnings(report)]
     if not isinstance(report, Report):
         resume = NextStep("See its progress, and how to resume it.", f"proxhpc status {run}")
-        return [resume, *steps, NextStep("Look at some documents.", inspect)]
+        look = [NextStep("Look at some documents.", inspect)] if report.documents.read else []
+        return [resume, *steps, *look]
     steps += [
         NextStep(f"{why}: look at some.", f"{inspect} --outcome {outcome}")
         for outcome, why in _document_warnings(report)
