@@ -117,7 +117,7 @@ def test_contradictions_are_refused(saved: Path, tmp_path: Path) -> None:
         ({"chunk": {"window_tokns": 3}}, r"chunk\.window_tokns"),
         ({"chunk": {"model": "a/b"}}, "not allowed in this file"),
         ({"doc": {"window_lines": 3}}, "only with level: chunk"),
-        ({"version": 2}, "version"),
+        ({"version": 2}, "version: must be 1, not 2"),
         ({"prompt": "wlak"}, "prompt"),
         ({"doc": None, "chunk": None}, "the model serves no level yet"),
     ],

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from proxhpc import preview
 from proxhpc.account.counts import Counts
 from proxhpc.account.quantity import quantity
 from proxhpc.corpus.document import Document
+from proxhpc.engines.rules.engine import RULES
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import BASELINES, Baseline
 from proxhpc.evaluate.gold import GoldRecord, records_by_level
@@ -123,7 +123,7 @@ def _refiner_name(manifest: Manifest) -> str:
     if manifest.engine.name != "rules":
         return " + ".join(dict.fromkeys(s.model for s in manifest.stages if s.model))
     sets = manifest.engine.rules
-    return ALL_RULES if set(sets) == set(get_args(RuleSet)) else f"{ALL_RULES} {','.join(sets)}"
+    return ALL_RULES if set(sets) == set(RULES) else f"{ALL_RULES} {','.join(sets)}"
 
 
 def _run_baseline(name: str, documents: Sequence[GoldLines], baseline: Baseline) -> SystemResult:

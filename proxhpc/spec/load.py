@@ -239,9 +239,10 @@ def _wording(detail: Mapping[str, Any], model: type[BaseModel], key: Key) -> str
         limit: int = ctx["min_length"] if kind == "too_short" else ctx["max_length"]
         return f"must have {bound} {quantity(limit, 'item')}, not {ctx['actual_length']}"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", ctx["expected"])
+        choices = re.findall(r"'([^']*)'", ctx["expected"]) or [ctx["expected"]]
         guess = nearest(value, choices) if isinstance(value, str) else ""
-        return f"must be one of {', '.join(choices)}, not {quoted(value)}{guess}"
+        one_of = "one of " * (len(choices) > 1)
+        return f"must be {one_of}{', '.join(choices)}, not {quoted(value)}{guess}"
     if kind == "string_type":
         quote = "; put it in quotes" if isinstance(value, int | float) else ""
         return f"must be text, not {quoted(value)}{quote}"
