@@ -310,9 +310,9 @@ def test_a_gpu_is_found_in_the_options_of_a_site(options: list[str], gpu: str | 
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(2123.4, "2,100"), (5.49, "5.5"), (0.0312, "0.031"), (0.0, "0"), (99.7, "100"), (None, "?")],
+    [(2123.4, "2,100"), (5.49, "5.5"), (0.0312, "0.031"), (0.0, "0"), (99.7, "100")],
 )
-def test_estimates_are_rounded(number: float | None, text: str) -> None:
+def test_estimates_are_rounded(number: float, text: str) -> None:
     assert rounded(number) == text
 
 

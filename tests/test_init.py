@@ -182,6 +182,19 @@ def test_memory_and_whole_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (whole.exclusive, whole.tasks_per_node, whole.cpus, whole.mem) == (True, 1, 64, "0")
 
 
+def test_control_jobs_do_not_wait_for_a_whole_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeSlurm(config=CONFIG.replace("CR_CPU", "CR_Core_Memory"))
+    monkeypatch.setattr(
+        fake,
+        "check_script",
+        lambda script: "no" if "partition=a100" in script else "sbatch: Job 7 to start at noon",
+    )
+    _, site = proposed(fake, monkeypatch)
+    refine, control = site.resources("refine"), site.resources("control")
+    assert (refine.partition, refine.mem) == ("boost", "0")
+    assert (control.partition, control.mem) == ("cpu", "4G")
+
+
 def test_what_cannot_be_read_is_a_comment(monkeypatch: pytest.MonkeyPatch) -> None:
     text, site = proposed(FakeSlurm(assoc="fails"), monkeypatch)
     assert "# could not be read: account (Slurm charges your default one): sacctmgr failed" in text

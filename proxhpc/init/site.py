@@ -13,7 +13,7 @@ from proxhpc.doctor.scheduler import try_submission
 from proxhpc.engines.device import count_gpus
 from proxhpc.errors import RetryError
 from proxhpc.spec.site import Site
-from proxhpc.spec.slurm_notation import format_time, parse_duration
+from proxhpc.spec.slurm_notation import format_time, min_memory, parse_duration
 from proxhpc.status.terminal import safe
 
 _MAX_SECONDS = 8 * 3600  # of a job
@@ -74,8 +74,8 @@ def _cluster_site() -> Iterator[str]:
     yield f"# your jobs in the queue: {f'at most {limit}' if limit else 'no limit is known'}"
     yield "# setup: [module load cuda]  # shell lines that a job needs before Python starts"
     merge = _best(trials, with_gpus=False)
-    if merge and merge is not worker and not merge.nodes.gpu_count:
-        yield from _phase_lines(merge)
+    if worker and merge and merge is not worker and not merge.nodes.gpu_count:
+        yield from _phase_lines(worker, merge)
     yield "# Partitions, and what Slurm answers to a worker's job there (sbatch --test-only):"
     yield from map(_describe, trials)
 
@@ -162,10 +162,13 @@ def _worker_lines(worker: Trial, accounts: Sequence[str]) -> Iterator[str]:
     yield f"workers: {min(in_all, _MAX_WORKERS)}  # at the same time"
 
 
-def _phase_lines(merge: Trial) -> list[str]:
+def _phase_lines(worker: Trial, merge: Trial) -> list[str]:
     """Return the lines that send the merge and the control jobs to nodes without GPUs."""
     kept = {key: value for key, value in merge.keys.items() if key != "tasks_per_node"}
     control = {key: kept[key] for key in ("account", "partition") if key in kept}
+    memory = str(kept.get("mem", "0"))
+    if worker.keys.get("mem") == "0" != memory:  # otherwise they would wait for a whole node
+        control["mem"] = min_memory(memory, "4G")
     return _dump({"phases": {"merge": kept, "control": control}})
 
 

@@ -48,10 +48,8 @@ def cost_line(estimate: PlanEstimate) -> str:
     return text
 
 
-def rounded(number: float | None) -> str:
+def rounded(number: float) -> str:
     """Return a number with two digits that count: `2,100`, `5.5`, `0.031`."""
-    if number is None:
-        return "?"
     if not number:
         return "0"
     decimals = _DIGITS - 1 - floor(log10(abs(number)))
