@@ -158,6 +158,7 @@ def test_inserted_lines():
         (f"replace_str(1, 'one\\n', 'one ')\n{added(2, 1, 'x')}", "one two\nx"),
         (f"replace_str(2, 'two', '(two')\n{added(1, 1, 'x')}", "one\nx\n(two"),
         ("add_line(1, 1, 'x\\ny')", "one\nx\ny\ntwo"),
+        ("add_line(1, 1, '\\nx\\n\\ny\\n\\n')", "one\nx\ny\ntwo"),
     ):
         result = run(program, "ultrax", "one\ntwo")
         assert (result.text, result.rejected) == (after, {})

@@ -231,7 +231,7 @@ def _add(
             if line != lines.start - 1 or lines.shown[0] < lines.start:
                 problem = lines.problem(line)  # else the text comes before the first line
             if not problem:
-                inserted.append((line + 1, order, text.value.removesuffix("\n")))
+                inserted.append((line + 1, order, text.value))
     return problem
 
 

@@ -41,10 +41,13 @@ def without_blank_lines(text: str, change: SpanChange) -> SpanChange:
 
 
 def accepted_lines(window: WindowEdits, policy: Policy) -> list[Insertion]:
-    """Return the lines to insert that no limit rejects; the others are counted as rejected."""
+    """Return the lines to insert that no limit rejects; the others are counted as rejected.
+
+    Blank lines in an inserted text go, like those of its window.
+    """
     accepted: list[Insertion] = []
-    for insertion in window.inserted:
-        inserted = insertion[2]
+    for line, order, inserted in window.inserted:
+        inserted = _NEWLINES.sub("\n", inserted).strip("\n")
         if not inserted.strip():
             add_count(window.rejected, "blank_source")
         elif len(inserted) + 1 > policy.max_growth:
@@ -52,7 +55,7 @@ def accepted_lines(window: WindowEdits, policy: Policy) -> list[Insertion]:
         elif len(accepted) == policy.max_strings:
             add_count(window.rejected, "too_many_strings")
         else:
-            accepted.append(insertion)
+            accepted.append((line, order, inserted))
     return accepted
 
 
