@@ -165,7 +165,7 @@ def _worker_lines(worker: Trial, accounts: Sequence[str]) -> Iterator[str]:
 def _phase_lines(worker: Trial, merge: Trial) -> list[str]:
     """Return the lines that send the merge and the control jobs to nodes without GPUs."""
     kept = {key: value for key, value in merge.keys.items() if key != "tasks_per_node"}
-    control = {key: kept[key] for key in ("account", "partition") if key in kept}
+    control: SiteKeys = {key: kept[key] for key in ("account", "partition") if key in kept}
     memory = str(kept.get("mem", "0"))
     if worker.keys.get("mem") == "0" != memory:  # otherwise they would wait for a whole node
         control["mem"] = min_memory(memory, "4G")
