@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from proxhpc.cli.main import main
 from proxhpc.corpus.parquet import open_parquet
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.plan import sample
 from proxhpc.plan.calibrate import calibrate, calibrate_task
 from proxhpc.plan.estimate import estimate_run
 from proxhpc.plan.sample import PLACES, draw_places
@@ -50,6 +52,22 @@ def test_a_sample_has_different_documents_of_all_files_and_depends_on_the_seed(
     assert read_ids(plan, 30, seed=1) != ids
     assert len(set(read_ids(plan, 60))) > 50, "about all of them"
     assert len(set(read_ids(plan, 600))) == 60, "not more than there are"
+
+
+def test_a_sample_larger_than_the_corpus_ends_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path, 60).plan
+    read_place = sample._read_place
+    draws: list[int] = []
+
+    def counted(*arguments: Any) -> sample.Place:
+        draws.append(1)
+        return read_place(*arguments)
+
+    monkeypatch.setattr(sample, "_read_place", counted)
+    assert len(set(read_ids(plan, 10_000))) > 55
+    assert len(draws) < 1500
 
 
 def test_files_of_one_record_and_empty_files_are_sampled(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.run.plan import Plan
 
 PLACES = 64  # where documents are read: before a place, a compressed file must be decompressed
-_TRIES = 4  # draws for each document: places may repeat, and files may be shorter than estimated
+_MAX_MISSES = 256  # draws in a row without a new record: few or none are left
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Place:
 
 
 def draw_places(plan: Plan, documents: int, seed: int) -> Iterator[Place]:
-    """Yield places that together have `documents` different records, or all if there are fewer.
+    """Yield places that together have `documents` different records, or about all there are.
 
     A place begins with the first record at or after a random byte (or row), wherever that is in the
     inputs. So a record's own length does not change its chance.
@@ -31,10 +31,8 @@ def draw_places(plan: Plan, documents: int, seed: int) -> Iterator[Place]:
     per_place = -(-documents // PLACES)
     if not any(sizes):
         return
-    for _ in range(_TRIES * documents):
-        missing = documents - len(seen)
-        if not missing:
-            return
+    misses = 0
+    while misses < _MAX_MISSES and (missing := documents - len(seen)):
         file = chooser.choices(range(len(sizes)), sizes)[0]
         rows = plan.inputs[file].rows
         start = chooser.randrange(max(1, sizes[file] if rows is None else rows))
@@ -42,6 +40,7 @@ def draw_places(plan: Plan, documents: int, seed: int) -> Iterator[Place]:
         place = _read_place(plan, file, start, count, seen)
         if not place.records and start:  # nothing begins after it: go round to the file's start
             place = _read_place(plan, file, 0, count, seen)
+        misses = 0 if place.records else misses + 1
         if place.records:
             seen.update((file, record.position) for record in place.records)
             yield place
