@@ -202,5 +202,5 @@ def test_what_cannot_be_read_is_a_comment(monkeypatch: pytest.MonkeyPatch) -> No
     text, site = proposed(FakeSlurm(sinfo="fails"), monkeypatch)
     assert "# could not be read: partitions: sinfo failed: down" in text
     assert site.partition is None
-    with pytest.raises(RetryError):
+    with pytest.raises(RetryError, match="down\n  run this on a login node"):
         proposed(FakeSlurm(config="fails"), monkeypatch)

@@ -54,7 +54,11 @@ def _local_site() -> Iterator[str]:
 
 
 def _cluster_site() -> Iterator[str]:
-    config = slurm.read_config()
+    try:
+        config = slurm.read_config()
+    except RetryError as error:
+        hint = "run this on a login node of the cluster, where `scontrol show config` works"
+        raise RetryError(error.message, hint=hint) from error
     cluster = config.get("ClusterName", "cluster")
     yield f"# Cluster {safe(cluster)}, as `proxhpc init site` found it. Change what is wrong, then"
     yield "# check it: proxhpc doctor FILE"
