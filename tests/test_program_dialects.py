@@ -162,6 +162,12 @@ def test_inserted_lines():
     ):
         result = run(program, "ultrax", "one\ntwo")
         assert (result.text, result.rejected) == (after, {})
+    joined = f"replace_str(1, 'one\\n', 'one ')\n{added(1, 1, 'x')}\n{added(2, 1, 'y')}"
+    assert run(joined, "ultrax", "one\ntwo").text == "one \nx\ntwo\ny"
+    assert run(f"{joined}\nremove_lines(2, 2)", "ultrax", "one\ntwo").text == "one \nx\ny"
+    windows = [WindowProgram(0, 2, ModelOutput(f"{added(1, 1, 'x')}\n{added(1, 2, 'y')}", "stop"))]
+    split = replay("one two", None, windows, FREE, ProgramFormat("ultrax"), (4,))
+    assert split.text == "one \nx\ny\ntwo"
     both = run(f"{added(0, 1, 'x')}\n{added(1, 1, 'y')}", "ultrax", "one\ntwo")
     assert (both.lines_removed, both.strings_replaced) == (0, 2)
 

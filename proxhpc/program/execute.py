@@ -116,7 +116,7 @@ def _layout(
     if compacts == "blank" and (holes or edits or inserted):
         drop_blank(text, window, offsets, edits)
         holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
-    lines = insert_lines(text, inserted, offsets, sorted(holes + edits))
+    lines = insert_lines(text, inserted, offsets, holes, edits)
     # Lines are inserted before other text that is inserted at the same place.
     return sorted(lines + holes + edits, key=_ends), len(lines)
 

@@ -17,7 +17,7 @@ from proxhpc.program.policy import Policy
 from proxhpc.program.words import common_ends
 
 _NEWLINES = re.compile("\n{2,}")
-_target = itemgetter(2)
+_stop, _target = itemgetter(1), itemgetter(2)
 LineOffsets = Mapping[int, int] | Sequence[int]
 """Where each line of a text begins; the line after the last one begins after its newline."""
 
@@ -63,10 +63,12 @@ def insert_lines(
     text: str,
     insertions: Sequence[Insertion],
     offsets: LineOffsets,
-    others: Sequence[SpanChange],
+    holes: Sequence[SpanChange],
+    edits: Sequence[SpanChange],
 ) -> list[SpanChange]:
-    """Return the changes that insert lines, given the window's other changes, which are sorted."""
+    """Return the changes that insert lines, given the window's removed lines and other changes."""
     changes: list[SpanChange] = []
+    others = sorted([*holes, *edits]) if insertions else []
     for line, _, inserted in insertions:
         at = offsets[line]
         after = bisect_left(others, (at,))
@@ -74,8 +76,30 @@ def insert_lines(
             at = others[after - 1][1]
         elif _splits(text, at) and after < len(others) and not others[after][2]:
             at = others[after][1] if others[after][0] == at else at
-        changes.append((at, at, f"\n{inserted}\n" if _splits(text, at) else f"{inserted}\n"))
+        last = changes[-1][0] if changes else -1
+        newline = "\n" * _continues_line(text, at, others, holes, last)
+        changes.append((at, at, f"{newline}{inserted}\n"))
     return changes
+
+
+def _continues_line(
+    text: str, at: int, changes: Sequence[SpanChange], holes: Sequence[SpanChange], last: int
+) -> bool:
+    """Return True if a character offset will be within a line after `changes`, which are sorted.
+
+    The last line before it was inserted at `last`.
+    """
+    while at > last:
+        number = bisect_left(changes, at, key=_stop)
+        if number == len(changes) or not changes[number][0] < changes[number][1] == at:
+            return _splits(text, at)
+        change = start, _, target = changes[number]
+        if target:
+            return not target.endswith("\n")
+        if _splits(text, start) and change in holes:  # `keep_line_ends` ends the line
+            return _splits(text, at)
+        at = start
+    return False
 
 
 def _splits(text: str, at: int) -> bool:
