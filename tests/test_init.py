@@ -195,6 +195,12 @@ def test_control_jobs_do_not_wait_for_a_whole_node(monkeypatch: pytest.MonkeyPat
     assert (control.partition, control.mem) == ("cpu", "4G")
 
 
+def test_workers_fill_nodes_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = PARTITIONS.splitlines(keepends=True)[0]
+    _, site = proposed(FakeSlurm(partition=only, sinfo="cpu|1|64|256000|(null)\n"), monkeypatch)
+    assert (site.workers, site.cpus) == (8, 8)
+
+
 def test_what_cannot_be_read_is_a_comment(monkeypatch: pytest.MonkeyPatch) -> None:
     text, site = proposed(FakeSlurm(assoc="fails"), monkeypatch)
     assert "# could not be read: account (Slurm charges your default one): sacctmgr failed" in text

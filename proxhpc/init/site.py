@@ -162,7 +162,7 @@ def _worker_lines(worker: Trial, accounts: Sequence[str]) -> Iterator[str]:
     for key, value in worker.keys.items():
         note = f"  # {safe(notes[key])}" if notes.get(key) else ""
         yield from (line + note for line in _dump({key: value}))
-    in_all = nodes.nodes * max(1, nodes.gpu_count)
+    in_all = nodes.nodes * (nodes.gpu_count or max(1, nodes.cpus // int(worker.keys["cpus"])))
     yield f"workers: {min(in_all, _MAX_WORKERS)}  # at the same time"
 
 
