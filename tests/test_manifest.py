@@ -126,8 +126,8 @@ corpus:
 stages:
   - level: dco
     window_tokens: "5"
-  - level: chunk
-    model: foo
+  - {level: chunk, prompt: [compact],
+    model: foo}
 engine: vllm
 commit: {documents: 0, seconds: true}
 seed: 1.5
@@ -144,6 +144,7 @@ x.yaml:6: corpus.max_record_bytes: "1.5B" is not a whole number like 512MiB (uni
 TB, KiB, MiB, GiB, TiB)
 x.yaml:8: stages[0].level: must be one of doc, chunk, not "dco"; did you mean "doc"?
 x.yaml:9: stages[0].window_tokens: must be a whole number, not "5"
+x.yaml:10: stages[1].prompt: must be text, not a list
 x.yaml:11: stages[1].model: "foo" is neither an existing directory nor a hub id "org/name"
 x.yaml:12: engine: must be a mapping of keys, not "vllm"
 x.yaml:13: commit.documents: must be greater than 0, not 0

@@ -191,6 +191,6 @@ PromptName = Annotated[str, AfterValidator(_known)]
 # A plan stores the profile itself.
 Prompt = Annotated[
     Annotated[str, AfterValidator(_name_or_file), Tag("name")] | Annotated[Profile, Tag("profile")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "profile"),
+    Discriminator(lambda value: "profile" if isinstance(value, dict | Profile) else "name"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
