@@ -226,6 +226,15 @@ def test_a_string_that_the_token_limit_breaks_off_deletes_nothing(end):
     assert (result.text, result.rejected) == (TEXT, {"truncated_call": 1})
 
 
+def test_a_text_that_the_token_limit_breaks_off_in_its_first_line_is_quarantined():
+    edit = "<edit>\n<extract>\nrm 1\n<edit>\n"
+    result = run(f"{edit}The brain, ret", "rescraper", finish="length")
+    assert (result.outcome, result.reason) == ("quarantined", "rewrite")
+    for begun in ("s", "sub", "rm", "rm 4", "<ed"):
+        result = run(f"{edit}{begun}", "rescraper", finish="length")
+        assert result.text == TEXT.removeprefix("Home | About\n")
+
+
 def test_a_string_that_ends_at_the_token_limit_is_deleted():
     result = run('<edit>\nsub 1: "Home | "', "rescraper", finish="length")
     assert (result.text, result.rejected) == (TEXT.removeprefix("Home | "), {})

@@ -25,6 +25,7 @@ _LINE = re.compile(r"[^\n]++")
 _TAG = re.compile(r"<(extract|keep|edit|delete|rewrite)>")
 _REMOVE = re.compile(r"rm[ \t]++([0-9]{1,9})(?:[ \t]*+-[ \t]*+([0-9]{1,9}))?+")
 _STRING = re.compile(r"sub[ \t]++([0-9]{1,9})[ \t]*+:[ \t]*+(.*+)")
+_BEGUN = re.compile(r"r|rm\b.*+|s|su|sub\b.*+|<.*+")
 _CLOSED_STRING = re.compile(r'sub[^"]*+"(?:[^"\\]|\\.)*+"')
 
 # What a decision means if no line says more; an edit without one is a text in place of lines.
@@ -56,6 +57,7 @@ def parse_tagged(text: str, finish: ProgramEnd = "stop") -> Program:
             continue
         if finish == "length" and stop == len(text) and not _CLOSED_STRING.fullmatch(line):
             truncated = True  # `rm 1` may be the start of `rm 15`
+            in_section[1] += not _BEGUN.fullmatch(line)
             continue
         statement = _statement(line, start, stop)
         in_section[statement is None] += 1
