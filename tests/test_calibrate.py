@@ -208,6 +208,8 @@ def test_calibration_is_stored_shown_and_used_by_launch_and_report(
     assert "95 % interval" in shown
     assert main(["launch", str(path), "--site", site]) == 0
     assert "refining takes about" in capsys.readouterr().out
+    assert main(["launch", str(path), "--site", site]) == 0
+    assert "refining takes" not in capsys.readouterr().out, "it is finished"
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_bytes())
     counted = report["estimate"]["counted"]["tokens"]
     assert report["estimate"]["estimated"]["tokens"] == pytest.approx(counted, rel=0.2)

@@ -105,7 +105,7 @@ def _launch(arguments: argparse.Namespace) -> None:
             print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
         return
     print(_safe(f"run directory: {run.dir.root}"))
-    if run.dir.calibration_result.exists():
+    if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
         from proxhpc.plan.estimate import estimate_run
         from proxhpc.plan.view import cost_line
 
