@@ -62,6 +62,14 @@ def preview_manifest(
                 hint="leave out --model, --doc-model, --prompt and --engine",
             )
         return load_manifest(path)
+    named = name_models(engine, model, doc_model, prompt)
+    return make_manifest({"name": "preview", "corpus": {"paths": "-", "id": "id"}} | named)
+
+
+def name_models(
+    engine: str | None, model: str | None, doc_model: str | None, prompt: str | None
+) -> dict[str, Any]:
+    """The stages and the engine of a manifest for these models; without one, for the rules."""
     stages = [("doc", doc_model), ("chunk", model)]
     if model or doc_model:
         stages = [stage for stage in stages if stage[1]]
@@ -70,12 +78,14 @@ def preview_manifest(
         worth_starting = large and is_installed("vllm") and count_gpus()
         engine = engine or ("vllm" if worth_starting else "transformers")
     style: dict[str, str | None] = {"prompt": prompt} if prompt else {}
-    data = {
-        "name": "preview",
-        "corpus": {"paths": "-", "id": "id"},
+    return {
         "engine": {"name": engine or "rules"},
         "stages": [{"level": level, "model": name} | style for level, name in stages],
     }
+
+
+def make_manifest(data: dict[str, Any]) -> Manifest:
+    """A manifest with relative paths from the current folder."""
     try:
         return Manifest.model_validate(data, context={"base": Path.cwd()})
     except ValidationError as error:
@@ -133,13 +143,13 @@ def refine_documents(
 ) -> int:
     """Refine and print in the order of the input, with a summary on stderr.
 
-    Returns the exit status: 1 if not one record could be read.
+    Returns the exit status: 1 if every record is quarantined.
     """
     models = find_models(manifest)
     printer = _Printer(freeze_manifest(manifest, models), models, output)
     asyncio.run(printer.refine(islice(documents, limit)))
     printer.summarize()
-    return int(printer.unreadable == printer.counts.documents > 0)
+    return int(printer.counts.quarantined.total() == printer.counts.documents > 0)
 
 
 def refine_in_order(
@@ -169,7 +179,7 @@ class _Printer:
     ) -> None:
         self.manifest, self.models, self.output = manifest, models, output
         self.console = make_console()
-        self.counts, self.unreadable = Counts(), 0
+        self.counts = Counts()
 
     async def refine(self, documents: Iterator[NamedDocument]) -> None:
         refiner = await open_refiner(self.manifest, self.models)
@@ -184,7 +194,6 @@ class _Printer:
     def _print_row(self, source: str, item: Document | BadRecord, row: Row) -> None:
         row.add_to(self.counts)
         if row.outcome == "quarantined":
-            self.unreadable += isinstance(item, BadRecord)
             problem = safe(f"{source}: {row.reason}: {row.detail}".strip(": "), 500)
             sys.stderr.write(f"proxhpc: {problem}\n")
         text = None

@@ -526,7 +526,7 @@ def test_an_interrupted_local_launch_leaves_nothing_behind_and_can_be_resumed(
     source = write_jsonl(tmp_path / "in.jsonl.zst", rows)
     path = manifest(tmp_path, [source], sharding={"tokens": 400_000})
     command = [*PROXHPC, "launch", str(path), "--site", local_site(tmp_path)]
-    launcher = subprocess.Popen(command, start_new_session=True)
+    launcher = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     run = RunDir(tmp_path / "run")
     deadline = time.monotonic() + 60
     while not any(beat.counts.documents for beat in latest_heartbeats(run)):
@@ -536,7 +536,12 @@ def test_an_interrupted_local_launch_leaves_nothing_behind_and_can_be_resumed(
         os.killpg(launcher.pid, number)  # as a terminal does
     else:
         launcher.send_signal(number)
-    assert launcher.wait(timeout=60) == 130
+    _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    assert stderr == (
+        "proxhpc: interrupted; what is committed is kept: "
+        f"`proxhpc launch {run.root}` resumes the run\n"
+    )
     assert [*run.leases.glob("[!.]*")] == []
     assert not run.report_json.exists()
     with pytest.raises(ProcessLookupError):

@@ -28,12 +28,12 @@ of a file in the current folder or of one that comes with proxhpc.
 | exit status | meaning |
 |---|---|
 | 0 | done; also when the reader of a pipe has seen enough, as in `proxhpc inspect … \\| head` |
-| 1 | an error of the operating system; `refine`: not one record could be read |
+| 1 | an error of the operating system; `refine`: every document is quarantined |
 | 2 | a manifest, option, path or permission is wrong; `doctor`, `plan`: a launch would fail |
 | 3 | one shard failed, others can continue |
 | 4 | the run has to stop until you have looked at it; `verify`: something is damaged |
 | 75 | nothing is wrong, and the same command may succeed later |
-| 130 | interrupted; everything committed is kept |
+| 130 | interrupted; everything committed is kept, and a line says how to resume |
 
 An error is one line on standard error. With `--debug`, before or after the command, it is a
 traceback.

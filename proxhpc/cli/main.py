@@ -1,6 +1,7 @@
 """Runs a command: parse, call, print. A command imports what it needs itself."""
 
 import argparse
+import shlex
 import sys
 from itertools import zip_longest
 from pathlib import Path
@@ -13,6 +14,7 @@ from proxhpc.errors import ProxError, UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxhpc.launch.launch import Run
     from proxhpc.outputs import OutputModel
     from proxhpc.run.paths import RunDir
 
@@ -94,16 +96,15 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-def _launch(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.launch import dry_run, launch, prepare_run
-    from proxhpc.status import Ticker
+def _launch(arguments: argparse.Namespace) -> int:
+    from proxhpc.launch.launch import dry_run, prepare_run
 
     dry = arguments.dry_run
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
     if dry:
         for phase, script, answer in dry_run(run):
             print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
-        return
+        return 0
     print(_safe(f"run directory: {run.dir.root}"))
     if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
         from proxhpc.plan.estimate import estimate_run
@@ -112,8 +113,21 @@ def _launch(arguments: argparse.Namespace) -> None:
         estimate = estimate_run(run.plan, run.site, run.dir)
         if estimate.cost.basis == "calibration":
             print(_safe(f"refining takes {cost_line(estimate)}"))
-    with Ticker(run.dir) as ticker:
-        step = launch(run, ticker.tick)
+    return _drive(run)
+
+
+def _drive(run: "Run") -> int:
+    """Advance a run as far as possible here, and show the end; return the exit status."""
+    from proxhpc.launch.launch import launch
+    from proxhpc.status import Ticker
+
+    try:
+        with Ticker(run.dir) as ticker:
+            step = launch(run, ticker.tick)
+    except KeyboardInterrupt:
+        resume = f"`proxhpc launch {shlex.quote(str(run.dir.root))}` resumes the run"
+        print(_safe(f"proxhpc: interrupted; what is committed is kept: {resume}"), file=sys.stderr)
+        return 130
     print(_safe(step.message))
     if step.phase in ("report", "finished"):
         from proxhpc.assemble.examples import read_examples
@@ -122,6 +136,7 @@ def _launch(arguments: argparse.Namespace) -> None:
         _print(render_report(load_report(run.dir), read_examples(run.dir)))
     else:
         print(_safe(f"check progress: proxhpc status {run.dir.root}"))
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -176,6 +191,11 @@ def _refine(arguments: argparse.Namespace) -> int:
     )
 
     _at_least(1, "--limit", arguments.limit)
+    if arguments.out is not None:
+        return _refine_files(arguments)
+    if arguments.field is not None:  # a file, since --text takes no value without --out
+        files, field = arguments.files_before, Path(arguments.field)
+        arguments.files = [*files, field] if files else [field, *arguments.files]
     manifest = preview_manifest(
         arguments.manifest,
         engine=arguments.engine,
@@ -190,6 +210,33 @@ def _refine(arguments: argparse.Namespace) -> int:
     documents = read_documents(manifest, files, plain=arguments.plain)
     output: PreviewFormat = "diff" if arguments.diff else "text" if arguments.text else "json"
     return refine_documents(manifest, documents, output, arguments.limit)
+
+
+def _refine_files(arguments: argparse.Namespace) -> int:
+    from proxhpc.folder import RefinerChoice, plan_folder
+    from proxhpc.report import load_report
+
+    for option in ("limit", "plain", "diff", "original"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} cannot be combined with --out")
+    if arguments.text and arguments.field is None:
+        raise UserError("--text needs a FIELD with --out")
+    if not arguments.files or Path("-") in arguments.files:
+        raise UserError("--out needs files or folders")
+    choice = RefinerChoice(
+        manifest=arguments.manifest,
+        engine=arguments.engine,
+        model=arguments.model,
+        doc_model=arguments.doc_model,
+        prompt=arguments.prompt,
+    )
+    run, lines = plan_folder(arguments.files, arguments.out, arguments.field or "", choice)
+    for line in (*lines, f"run directory: {run.dir.root}"):
+        print(_safe(line), flush=True)
+    if status := _drive(run):
+        return status
+    documents = load_report(run.dir).documents
+    return int(sum(documents.quarantined.values()) == documents.read > 0)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -138,19 +138,48 @@ def _refine(verb: Parser) -> None:
         nargs="*",
         metavar="FILE",
         help="corpus files; any other file is one document; - (the default) reads JSON lines from"
-        " standard input",
+        " standard input; with --out folders, too",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="refine all files in a run in DIR, with corpus and report; run it again to resume",
     )
     _refiner(verb, "take stages, engine, policy and fields from this manifest")
     add("--plain", action="store_true", help="read standard input as one plain text")
     add("--limit", type=int, metavar="N", help="refine only the first N documents")
+    verb.set_defaults(text=False, field=None, files_before=[])
     form = verb.add_mutually_exclusive_group()
-    form.add_argument("--text", action="store_true", help="print only the refined texts")
+    form.add_argument(
+        "--text",
+        nargs="?",
+        action=_TextOption,
+        default=False,
+        metavar="FIELD",
+        help="print only the refined texts; with --out: the field with the text of JSON lines and"
+        " parquet (default: guessed)",
+    )
     form.add_argument("--diff", action="store_true", help="show each document before and after")
     form.add_argument(
         "--original",
         action="store_true",
         help="print each raw text, too, as `original_text`, for `proxhpc review`",
     )
+
+
+class _TextOption(argparse.Action):
+    """`--text`, which takes a value only with --out; without it, the value is a file."""
+
+    def __call__(
+        self,
+        parser: Parser,
+        namespace: argparse.Namespace,
+        value: object,
+        option: str | None = None,
+    ) -> None:
+        namespace.text, namespace.field = True, value
+        namespace.files_before = [*(namespace.files or [])]
 
 
 def _launch(verb: Parser) -> None:
@@ -442,7 +471,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
         "init": ("write a manifest, site or recipe to change", _init),
         "doctor": ("check whether a launch would work on a site", _doctor),
         "plan": ("show what a launch would do, and submit nothing", _plan),
-        "refine": ("refine some documents on this machine, without a run", _refine),
+        "refine": ("refine files on this machine: print the result, or make a corpus", _refine),
     },
     "A run": {
         "launch": ("start a run, or resume it: refine, merge and report", _launch),

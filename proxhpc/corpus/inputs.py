@@ -27,6 +27,12 @@ _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".md")
 _COMPRESSED = (".zst", ".zstd", ".gz")
 
+SUFFIXES = (
+    *(kind + suffix for kind in _JSONL for suffix in ("", *_COMPRESSED)),
+    *_PARQUET,
+    *_TEXT,
+)
+
 _SAMPLE = 4 << 20  # decompressed bytes from which the content of a file is estimated
 _EDGE = 64 << 10  # bytes at each end of a file that its fingerprint covers
 

@@ -4,6 +4,7 @@ import base64
 import datetime
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def has_column(path: Path, names: Sequence[str]) -> bool:
     except DamageError:
         return True
     return any(name in columns or name.partition(".")[0] in columns for name in names)
+
+
+def first_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the first row group, up to the first that cannot be read."""
+    with open_parquet(path) as file:
+        if file.metadata.num_row_groups:
+            rows = (row for _, row in _group(file, 0, 0, 0))
+            yield from takewhile(lambda row: isinstance(row, dict), rows)
 
 
 def read_parquet(

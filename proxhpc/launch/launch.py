@@ -66,21 +66,28 @@ def prepare_run(
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
     run_site = _choose_site(run, manifest, site)
+    return plan_run(manifest, manifest_path.read_bytes(), run, run_site, freeze=freeze)
+
+
+def plan_run(
+    manifest: Manifest, source: bytes, run: RunDir, site: Site, *, freeze: bool = True
+) -> Run:
+    """Plan a new run or open an existing one of this manifest, whose text is `source`."""
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
-        return Run(run, make_plan(manifest, run), run_site)
+        return Run(run, make_plan(manifest, run), site)
     else:
         plan = make_plan(manifest, run)
-        require_needs(manifest, run_site)
-        plan.save(run, manifest_path.read_bytes())
+        require_needs(manifest, site)
+        plan.save(run, source)
         # If two launches race, one writes the plan and both use it.
         plan = Plan.load(run)
     check_same_manifest(plan, manifest)
     if freeze and manifest.engine.max_unusable != plan.manifest.engine.max_unusable:
         write_atomic(run.max_unusable, orjson.dumps(manifest.engine.max_unusable))
         plan = Plan.load(run)
-    return _check_site(Run(run, plan, run_site), freeze)
+    return _check_site(Run(run, plan, site), freeze)
 
 
 def _open_run(run: RunDir, site: str | None, freeze: bool) -> Run:
@@ -115,6 +122,11 @@ def _choose_site(run: RunDir, manifest: Manifest, name: str | None) -> Site:
         return load_site(name)
     if slurm.is_available():
         return Site(name="auto", kind="slurm", workers=4)
+    return this_machine()
+
+
+def this_machine() -> Site:
+    """Return a site for this machine, without a scheduler."""
     return Site(name="auto", kind="local", workers=min(4, os.cpu_count() or 1))
 
 

@@ -37,7 +37,7 @@ PLAN_VERSION = 3
 
 _MISREAD_SHOWN = 3  # files in a message
 _DRAFT = re.compile(r"\..*\.tmp")  # left behind by a launch that was killed
-_OTHER_RUN_DIR = "choose another with run_dir in the manifest or --run DIR"
+_OTHER_RUN_DIR = "choose another: run_dir in the manifest, --run DIR, or --out DIR of refine"
 
 
 @dataclass(frozen=True, slots=True)
