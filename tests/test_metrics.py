@@ -199,7 +199,7 @@ def test_records_of_both_levels_with_other_field_names(tmp_path: Path) -> None:
     assert read_gold([path], keys) == [
         GoldRecord("7", f"{path}:1", "", "a\nb", "a", "GB"),
         GoldRecord(f"{path}:2", f"{path}:2", "", "c", keep=False, unanimous=True, host="a.b"),
-        GoldRecord(f"{path}:4", f"{path}:4", "", "a", "a", keep=True),
+        GoldRecord(f"{path}:4", f"{path}:4", "", "a", "a", "G", keep=True),
     ]
     with pytest.raises(UserError, match="NAME is one of noisy, gold, labels"):
         GoldFields.parse("nosy=raw")

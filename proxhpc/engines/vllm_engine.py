@@ -179,7 +179,8 @@ class VLLMEngine:
     def _completion(self, outputs: Sequence[Any], request: Request) -> Completion:
         answers = [output.outputs[0] for output in outputs]
         ids = [token for answer in answers for token in answer.token_ids]
-        if len(ids) < min(len(request.steps), request.max_new_tokens):
+        at_string = isinstance(answers[-1].stop_reason, str)
+        if len(ids) < min(len(request.steps), request.max_new_tokens) and not at_string:
             raise NotANumberError  # `StepProcessor` has ended it
         text = self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop else ids)
         cached = [max(output.num_cached_tokens or 0, 0) for output in outputs]

@@ -32,7 +32,7 @@ class StepProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped h
             if len(tokens) < len(steps)
         }
         if allowed:
-            # An answer of NaN ends at once: only such answers have fewer tokens than steps.
+            # An answer of NaN ends at once. Others have a token for each step, or a stop string.
             ends = [self._rows[row][0][-1][0] for row in allowed]
             restrict(logits, [*allowed], [*allowed.values()], ends)
         return logits
