@@ -514,6 +514,29 @@ def test_a_model_s_answers_are_committed_soon(
     assert max(done for answered, done in progress if answered <= half) > 0.8 * half
 
 
+def test_the_work_of_a_resumed_run_adds_up(tmp_path: Path) -> None:
+    run = planned(tmp_path, 60, commit={"documents": 3})
+    total = sum(shard.estimated_bytes for shard in run.plan.shards)
+    commits = 0
+    original = LedgerWriter.commit
+
+    def commit(self: LedgerWriter, rows: list[Row], ends: tuple[SpanEnd, ...] = ()) -> Counts:
+        nonlocal commits
+        commits += 1
+        return original(self, rows, ends) if commits < 9 else die()
+
+    crash(run, lambda: setattr(LedgerWriter, "commit", commit))
+    (killed,) = latest_heartbeats(run.dir)
+    ((shard, resumed),) = killed.work.shards.items()
+    assert 0 < resumed < run.plan.shards[int(shard)].estimated_bytes
+    refine(run)
+    (last,) = [beat for beat in latest_heartbeats(run.dir) if beat.state == "done"]
+    published = sum(run.plan.shards[n].estimated_bytes for n in range(int(shard)))
+    assert last.work.refined == pytest.approx(total - published - resumed, abs=9)
+    assert (last.work.pending, last.work.asked, last.work.shards) == (0, 0, {})
+    assert last.work.answered == pytest.approx(last.work.refined / 4, abs=9)
+
+
 def test_a_heartbeat_is_written_often_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
