@@ -66,8 +66,8 @@ class FoundFiles:
     left_out: list[str] = field(default_factory=list)
     _incomplete: set[tuple[Path, str]] = field(default_factory=set)  # where a file is left out
 
-    def add(self, path: Path, text: str, max_record_bytes: int) -> None:
-        """Add a file, or those in a folder. `text` is the field that the person names, or ""."""
+    def add(self, path: Path, named: Sequence[str], max_record_bytes: int) -> None:
+        """Add a file, or those in a folder. `named` are the fields that the person names."""
         root = path.absolute()
         if not root.exists():
             raise UserError(f"no such file or folder: {path}")
@@ -75,7 +75,7 @@ class FoundFiles:
         if root.is_dir():
             names = sorted(glob.iglob(f"{glob.escape(str(root))}/**", recursive=True))
         for file in map(Path, filter(os.path.isfile, names)):
-            found = _look_at(file, root, text, max_record_bytes)
+            found = _look_at(file, root, named, max_record_bytes)
             if isinstance(found, FoundFile):
                 self.files.append(found)
             else:
@@ -180,10 +180,11 @@ def plan_folder(
                 hint="choose a directory outside of it",
             )
     data, about_models = choice.complete()
-    limit = data.get("corpus", {}).get("max_record_bytes", _MAX_RECORD_BYTES)
+    given = data.get("corpus", {})  # of a manifest
+    limit = given.get("max_record_bytes", _MAX_RECORD_BYTES)
     found = FoundFiles()
     for path in paths:
-        found.add(path, text, limit)
+        found.add(path, [text] if text else given.get("text", []), limit)
     fields = found.order_fields()
     if not found.files:
         raise UserError(
@@ -193,8 +194,8 @@ def plan_folder(
     tokens = sum(file.info.estimated_bytes for file in found.files) // BYTES_PER_TOKEN
     shard = max(_MIN_SHARD, min(_MAX_SHARD, tokens // (_SHARDS_PER_WORKER * site.workers)))
     corpus = {"paths": found.patterns(), "text": fields or ["text"], "max_record_bytes": limit}
-    if any("id" in file.names for file in found.files):
-        corpus["id"] = "id"
+    if "id" in given or any("id" in file.names for file in found.files):
+        corpus["id"] = given.get("id", "id")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.root.name).strip("-._")[:64] or "folder"
     data = {"sharding": {"tokens": shard}, "commit": {"seconds": 5.0}} | data
     data |= {"name": name, "run_dir": str(run.root), "corpus": corpus}
@@ -216,7 +217,9 @@ def _plan(data: dict[str, Any], run: RunDir, site: Site) -> Run:
     return plan_run(manifest, text.encode(), run, site)
 
 
-def _look_at(path: Path, root: Path, text: str, max_record_bytes: int) -> FoundFile | str:
+def _look_at(
+    path: Path, root: Path, named: Sequence[str], max_record_bytes: int
+) -> FoundFile | str:
     """Return a file with its text field; why it is left out if it cannot be refined."""
     if not _suffix(path.name):
         return "not a known kind of file"
@@ -228,7 +231,8 @@ def _look_at(path: Path, root: Path, text: str, max_record_bytes: int) -> FoundF
     if not info.size:
         return FoundFile(info, root)
     guess = guess_fields(info, max_record_bytes)
-    wanted = text or guess.text
+    first = named[0] if named else guess.text
+    wanted = next((name for name in named if name in guess.names), first)
     if not guess.names:
         return "no row can be read" if info.format == "parquet" else "it has no JSON lines"
     for _, bad in find_misread([info], Fields((wanted or "text",)), max_record_bytes):

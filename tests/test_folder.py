@@ -205,8 +205,8 @@ def test_the_model_is_the_embedded_one_if_it_can_run(
 def test_stages_of_a_manifest(folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "mine.yaml"
     made.write_text(
-        "name: mine\ncorpus: {paths: elsewhere/*.jsonl, text: body}\nengine: {name: rules}\n"
-        "stages: [{level: doc}, {level: chunk}]\ncommit: {documents: 7}\nsite: gpu\n"
+        "name: mine\ncorpus: {paths: elsewhere/*.jsonl, text: [content, text]}\n"
+        "engine: {name: rules}\nstages: [{level: doc}, {level: chunk}]\ncommit: {documents: 7}\nsite: gpu\n"
     )
     run, lines = plan_folder([folder], tmp_path / "clean", "", RefinerChoice(manifest=made))
     manifest = run.plan.manifest
@@ -215,6 +215,10 @@ def test_stages_of_a_manifest(folder: Path, tmp_path: Path) -> None:
     assert run.site.kind == "local"
     assert len(run.plan.inputs) == 6
     assert lines[-1] == f"stages and policy: those of {made}"
+    made.write_text(made.read_text().replace("[content, text]", "content, id: title"))
+    run, lines = plan_folder([folder], tmp_path / "other", "", RefinerChoice(manifest=made))
+    assert "left out: in [1]/news.jsonl: no field 'content'; it has: id, text, url" in lines
+    assert run.plan.manifest.corpus.id == "title"
 
 
 @pytest.mark.parametrize(

@@ -435,7 +435,7 @@ def _refiner(verb: Parser, from_manifest: str, *, several: bool = False) -> None
         action=action,
         default=default,
         help="model of the chunk stage: a directory, a hub id, or embedded (default: no model, the"
-        f" rules){again}",
+        f" rules{'' if several else '; with --out: embedded'}){again}",
     )
     add(
         "--doc-model",
