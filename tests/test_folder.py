@@ -206,7 +206,8 @@ def test_stages_of_a_manifest(folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "mine.yaml"
     made.write_text(
         "name: mine\ncorpus: {paths: elsewhere/*.jsonl, text: [content, text]}\n"
-        "engine: {name: rules}\nstages: [{level: doc}, {level: chunk}]\ncommit: {documents: 7}\nsite: gpu\n"
+        "engine: {name: rules}\nstages: [{level: doc}, {level: chunk}]\n"
+        "commit: {documents: 7}\nsite: gpu\n"
     )
     run, lines = plan_folder([folder], tmp_path / "clean", "", RefinerChoice(manifest=made))
     manifest = run.plan.manifest
