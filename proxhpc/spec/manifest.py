@@ -15,6 +15,7 @@ from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, load_yaml, refuse
+from proxhpc.spec.prove import Prove
 from proxhpc.spec.sections import (
     Commit,
     Comparison,
@@ -28,11 +29,13 @@ from proxhpc.spec.sections import (
 from proxhpc.spec.shipped import find_file
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
-# Where a run writes, where it works and when it gives up do not change what it computes.
+# Where a run writes, where it works, when it gives up and what its corpus is compared with do not
+# change what it computes.
 _NOT_COMPUTED: dict[str, bool | set[str]] = {
     "run_dir": True,
     "site": True,
     "engine": {"max_unusable"},
+    "prove": True,
 }
 _MAX_PATH = 400  # characters of a path in a message
 
@@ -70,6 +73,7 @@ class Manifest(Config):
     dedup: Dedup = Dedup()
     output: Output = Output()
     comparison: Comparison | None = None
+    prove: Prove | None = None
     site: Text | None = Field(
         default=None,
         description="Site to run on: a file, relative to the manifest, or a [site's name](#site). "

@@ -1,0 +1,1 @@
+"""Trains small models on several corpora, and says on which they learn more."""
