@@ -131,9 +131,9 @@ def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[
         changes += window_changes
     if starts:
         changes = keep_line_ends(text, changes, starts)
-    ends = bool(changes) and changes[-1][1] > len(text)
-    if ends:  # the last line's newline, which is not part of the text, is removed, too
-        text += "\n"
+    size = len(text)
+    if changes and changes[-1][0] > size:
+        text += "\n"  # the last line's newline, which is not part of the text, is changed, too
     pieces: list[str] = []
     at = 0
     for start, stop, target in changes:
@@ -142,9 +142,11 @@ def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[
         if target:
             pieces.append(target)
         at = stop
-    pieces.append(text[at:])
-    after = "".join(pieces)
-    return after.removesuffix("\n") if ends else after
+    if at <= size:
+        pieces.append(text[at:])
+    elif pieces:  # the last line was removed: the one before it ends the text
+        pieces[-1] = pieces[-1].removesuffix("\n")
+    return "".join(pieces)
 
 
 def outside_removed(
