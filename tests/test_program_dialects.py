@@ -114,8 +114,23 @@ def test_replacements_make_no_blank_lines():
         ("replace_str(1, ' two', '\\n\\n\\ntwo')", "one\ntwo\nthree"),
         ("replace_str(1, 'one two', '')", "three"),
         ("replace_str(2, 'three', '')", "one two"),
+        ("replace_str(1, 'one ', 'one\\n')\nreplace_str(1, 'two', '\\ntwo')", "one\ntwo\nthree"),
+        ("replace_str(1, 'one', 'x\\n')\nreplace_str(1, ' two', '')", "x\nthree"),
     ):
         assert run(program, "ultrax", text).text == after
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 7), st.integers(1, 3), st.text("x\n", max_size=4)), max_size=5
+    )
+)
+def test_no_replacements_make_blank_lines_together(edits):
+    line = "ab cd ef"
+    parts = [(line[start : start + size], target) for start, size, target in edits]
+    calls = [f"replace_str(1, {part!r}, {target!r})" for part, target in parts]
+    result = run("\n".join(calls), "ultrax", f"{line}\nx")
+    assert result.outcome != "edited" or all(result.text.split("\n"))
 
 
 def test_blank_lines_of_an_edited_window():

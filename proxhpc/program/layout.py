@@ -6,7 +6,7 @@ newline, so that each of its lines has one.
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 
@@ -14,6 +14,7 @@ from proxhpc.program.edits import Insertion, WindowEdits, joined_ranges
 from proxhpc.program.envelope import add_count
 from proxhpc.program.match import SpanChange
 from proxhpc.program.policy import Policy
+from proxhpc.program.syntax import DIALECTS
 from proxhpc.program.words import common_ends
 
 _NEWLINES = re.compile("\n{2,}")
@@ -32,12 +33,23 @@ def trimmed(text: str, change: SpanChange) -> SpanChange:
 def without_blank_lines(text: str, change: SpanChange) -> SpanChange:
     """Return a change whose string makes no blank lines."""
     start, stop, target = change
-    target = _NEWLINES.sub("\n", target)
-    if start == 0 or text[start - 1] == "\n":
-        target = target.removeprefix("\n")
+    return _without_blank_lines(text, [(start, stop, _NEWLINES.sub("\n", target))])[0]
+
+
+def _without_blank_lines(text: str, run: list[SpanChange]) -> list[SpanChange]:
+    """Return changes that touch each other, whose strings make no blank lines together."""
+    result: list[SpanChange] = []
+    first = run[0][0]
+    before = text[first - 1] if first else "\n"
+    for start, stop, target in run:
+        target = target.removeprefix("\n") if before == "\n" else target
+        before = target[-1:] or before
+        result.append((start, stop, target))
     if text[stop : stop + 1] in ("", "\n"):
-        target = target.removesuffix("\n")
-    return start, stop, target
+        last = max((n for n, change in enumerate(result) if change[2]), default=0)
+        start, stop, target = result[last]
+        result[last] = start, stop, target.removesuffix("\n")
+    return result
 
 
 def accepted_lines(window: WindowEdits, policy: Policy) -> list[Insertion]:
@@ -107,18 +119,31 @@ def _splits(text: str, at: int) -> bool:
     return 0 < at <= len(text) and text[at - 1] != "\n"
 
 
-def drop_emptied(
-    text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
-) -> list[SpanChange]:
-    """Return a window's changes, sorted, with the lines of which they leave nothing removed."""
-    groups: list[list[SpanChange]] = []  # those without a newline between them
+def change_groups(
+    changes: Iterable[SpanChange], joins: Callable[[int, int], bool]
+) -> list[list[SpanChange]]:
+    """Return sorted changes in groups; `joins` gets a change's end and the next one's start."""
+    groups: list[list[SpanChange]] = []
     for change in changes:
-        if groups and text.find("\n", groups[-1][-1][1], change[0]) < 0:
+        if groups and joins(groups[-1][-1][1], change[0]):
             groups[-1].append(change)
         else:
             groups.append([change])
+    return groups
+
+
+def drop_emptied(
+    text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
+) -> list[SpanChange]:
+    """Return a window's changes, sorted, with the lines of which they leave nothing removed.
+
+    In a dialect without blank lines, changes that touch make none either.
+    """
+    if DIALECTS[window.dialect].compacts == "blank":
+        runs = change_groups(changes, lambda before, after: before == after)
+        changes = [change for run in runs for change in _without_blank_lines(text, run)]
     result: list[SpanChange] = []
-    for group in groups:
+    for group in change_groups(changes, lambda before, after: text.find("\n", before, after) < 0):
         low = text.rfind("\n", 0, group[0][0]) + 1
         high = text.find("\n", group[-1][1])
         high = len(text) if high < 0 else high
