@@ -17,7 +17,7 @@ from proxhpc.account.flops import ModelShape
 from proxhpc.assemble.phases import MergePhaseName, run_share
 from proxhpc.cli.main import main
 from proxhpc.corpus.parquet import open_parquet
-from proxhpc.errors import RetryError, StopError
+from proxhpc.errors import RetryError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.plan import sample
 from proxhpc.plan.calibrate import calibrate, calibrate_task
@@ -236,9 +236,20 @@ def test_another_manifest_needs_another_calibration(tmp_path: Path) -> None:
     other = unfrozen(tmp_path, paths, policy={"max_removed_share": 0.1})
     assert load_calibration(run.dir, other.plan) is None
     assert estimate_run(other.plan, other.site, other.dir).cost.basis is None
-    run.dir.calibration_result.write_text("{")
-    with pytest.raises(StopError, match=r"result\.json is damaged"):
-        load_calibration(run.dir, run.plan)
+
+
+def test_a_damaged_calibration_is_ignored_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_jsonl(tmp_path / "in.jsonl", [document(n) for n in range(3)])]
+    path, site = manifest(tmp_path, paths), local_site(tmp_path)
+    result = prepare_run(path, site, None, freeze=False).dir.calibration_result
+    result.parent.mkdir(parents=True)
+    result.write_text("{")
+    for command in ("plan", "launch"):
+        assert main([command, str(path), "--site", site]) == 0
+        shown = capsys.readouterr().out.replace("\n", "")
+        assert f"{result} is damaged and ignored" in shown
 
 
 def test_a_calibration_that_fails_says_why(

@@ -109,7 +109,10 @@ def _launch(arguments: argparse.Namespace) -> int:
     if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
         from proxhpc.plan.estimate import estimate_run
         from proxhpc.plan.view import cost_line
+        from proxhpc.run.calibration import calibration_problem
 
+        if problem := calibration_problem(run.dir):
+            print(_safe(problem))
         estimate = estimate_run(run.plan, run.site, run.dir)
         if estimate.cost.basis == "calibration":
             print(_safe(f"refining takes {cost_line(estimate)}"))

@@ -11,7 +11,7 @@ from proxhpc.engines.device import gpu_names
 from proxhpc.evaluate.bootstrap import resample, score
 from proxhpc.plan.model import CostEstimate, KeptEstimate, ModelFigures, PhaseSpace, PlanEstimate
 from proxhpc.plan.space import Sizes, estimate_memory, estimate_space
-from proxhpc.run.calibration import Calibration, load_calibration
+from proxhpc.run.calibration import Calibration, calibration_problem, load_calibration
 from proxhpc.run.estimate import (
     MODEL_FLOPS_UTILIZATION,
     WorkFigures,
@@ -77,6 +77,7 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
         notes=(
             *(f"{info.name}: {info.note}" for info in plan.inputs if info.note),
             *_shortages(run, space),
+            *filter(None, [calibration_problem(run)]),
         ),
     )
 

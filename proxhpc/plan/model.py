@@ -110,7 +110,7 @@ class PlanEstimate(OutputModel):
     comparison_probability: dict[str, float] | None
     """Probability that two documents are compared, by similarity; null without `dedup.near`."""
     notes: tuple[str, ...]
-    """Remarks about single input files, and about disk space that is missing."""
+    """Remarks about single input files, missing disk space, and a calibration that is damaged."""
     problems: tuple[str, ...] = ()
     """Why a launch would not work, as far as it is known before one."""
 

@@ -6,7 +6,6 @@ import orjson
 import xxhash
 from pydantic import ValidationError
 
-from proxhpc.errors import StopError
 from proxhpc.outputs import OutputModel, UsageTotals
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -86,14 +85,23 @@ def calibration_key(plan: Plan) -> str:
 
 
 def load_calibration(run: RunDir, plan: Plan) -> Calibration | None:
-    """Return the calibration of a run; None if there is none, or the manifest has changed since."""
+    """Return the calibration of a run; None if there is none for this manifest."""
     try:
         found = Calibration.model_validate_json(run.calibration_result.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValidationError):
         return None
-    except ValidationError as error:
-        raise StopError(
-            f"{run.calibration_result} is damaged: {error.errors()[0]['msg']}",
-            hint="delete it, or run `proxhpc plan --calibrate N` again",
-        ) from None
     return found if found.key == calibration_key(plan) else None
+
+
+def calibration_problem(run: RunDir) -> str:
+    """Return why a calibration is ignored whatever the manifest, or ""."""
+    try:
+        Calibration.model_validate_json(run.calibration_result.read_bytes())
+    except FileNotFoundError:
+        return ""
+    except ValidationError:
+        return (
+            f"{run.calibration_result} is damaged and ignored; `proxhpc plan --calibrate N` "
+            "writes it again"
+        )
+    return ""
