@@ -272,6 +272,11 @@ twice""",
         ),
         "x.yaml:4: engine.options.speculative_config: not with prompt: walk",
     ),
+    "profile": (
+        SMALL.replace("level: doc", 'level: doc, prompt: {name: mine, document: "{text}"}'),
+        "x.yaml:3: stages[0].prompt: must be a profile's name or file (*.json), not a mapping of "
+        "keys",
+    ),
     "comparison": (
         SMALL + "comparison: {name: x}\n",
         "x.yaml:5: comparison: give either model (a directory) or parameters (a number)",

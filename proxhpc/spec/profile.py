@@ -187,10 +187,17 @@ def _name_or_file(prompt: str, info: ValidationInfo) -> str:
     return _known(prompt, more=", or a profile's file (*.json)")
 
 
+def _no_profile(prompt: object, info: ValidationInfo) -> object:
+    if isinstance(prompt, dict) and base_of(info):
+        raise ValueError("must be a profile's name or file (*.json), not a mapping of keys")
+    return prompt
+
+
 PromptName = Annotated[str, AfterValidator(_known)]
-# A plan stores the profile itself.
+# A frozen plan, which is no file that people write, stores the profile itself.
 Prompt = Annotated[
     Annotated[str, AfterValidator(_name_or_file), Tag("name")] | Annotated[Profile, Tag("profile")],
     Discriminator(lambda value: "profile" if isinstance(value, dict | Profile) else "name"),
+    BeforeValidator(_no_profile),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
