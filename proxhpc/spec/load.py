@@ -39,9 +39,14 @@ _REMOVED_KEYS = {
 
 
 class Config(BaseModel):
-    """Base of the models of files that people write: frozen, without unknown keys."""
+    """Base of the models of files that people write: frozen, without unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The docstring below a field describes its key.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class KeyProblems(ValueError):  # noqa: N818 - pydantic expects a ValueError of its validators
@@ -323,6 +328,8 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 def _property(rule: dict[str, Any]) -> dict[str, Any]:
     """Return the rule of one key, without pydantic's titles and with `${VAR}` allowed."""
     notes = {k: rule[k] for k in ("description", "default") if k in rule}
+    if "description" in notes:
+        notes["description"] = " ".join(notes["description"].split())
     check = {k: v for k, v in rule.items() if k not in (*notes, "title")}
     options = check.get("anyOf", [check])
     if any("enum" in o or o.get("type") in ("integer", "number", "boolean") for o in options):

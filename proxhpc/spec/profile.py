@@ -75,52 +75,35 @@ class Profile(Config):
     `}}` are braces.
     """
 
-    name: Slug = Field(default="custom", description="Name in messages.")
-    system: TextOrFile | None = Field(
-        default=None,
-        description="System prompt; `null` for none. Long texts may be in a file beside the "
-        'profile: `{"file": "system.txt"}`, read without the blanks at its start and end.',
-    )
-    system_turn: Literal["system", "user"] = Field(
-        default="system",
-        description="Chat template: `user` puts the system prompt and a blank line before the "
-        "message, for templates that have no system turn.",
-    )
-    document: TextOrFile = Field(
-        default="{text}",
-        description="Message for a document, with `{text}`, or `{lines}` for its numbered lines.",
-    )
-    window: TextOrFile = Field(
-        default="{lines}", description="Message for a window, with `{lines}`, its numbered lines."
-    )
-    line: str = Field(
-        default="[{n:03}]{line}",
-        description="A numbered line, with `{n}` (`{n:03}`: at least three digits) and `{line}`. "
-        "The first number is the dialect's.",
-    )
-    separator: str = Field(default="\n", description="What is between two numbered lines.")
-    strip_lines: Flag = Field(
-        default=False, description="Whether blanks at the start and end of lines are left out."
-    )
-    frame: str = Field(
-        default=CHAT_TEMPLATE,
-        description="`chat-template`: the model's. Otherwise the text around `{message}` and "
-        "`{system}`, where `{bos}` stands for what the tokenizer puts before a text, and a special "
-        "token in braces for its id, as `{<s>}`.",
-    )
-    template_arguments: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description='Arguments of the chat template, as `{"enable_thinking": false}`.',
-    )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(),
-        description="Strings that end an answer, beside the calls after which nothing can follow.",
-    )
-    verdict: Literal["program", "scores"] = Field(
-        default="program",
-        description="What documents are answered with: a program, or the two scores that "
-        "`teacher` asks for.",
-    )
+    name: Slug = "custom"
+    """Name in messages."""
+    system: TextOrFile | None = None
+    """System prompt; `null` for none. Long texts may be in a file beside the profile: `{"file":
+    "system.txt"}`, read without the blanks at its start and end."""
+    system_turn: Literal["system", "user"] = "system"
+    """Chat template: `user` puts the system prompt and a blank line before the message, for
+    templates that have no system turn."""
+    document: TextOrFile = "{text}"
+    """Message for a document, with `{text}`, or `{lines}` for its numbered lines."""
+    window: TextOrFile = "{lines}"
+    """Message for a window, with `{lines}`, its numbered lines."""
+    line: str = "[{n:03}]{line}"
+    """A numbered line, with `{n}` (`{n:03}`: at least three digits) and `{line}`. The first number
+    is the dialect's."""
+    separator: str = "\n"
+    """What is between two numbered lines."""
+    strip_lines: Flag = False
+    """Whether blanks at the start and end of lines are left out."""
+    frame: str = CHAT_TEMPLATE
+    """`chat-template`: the model's. Otherwise the text around `{message}` and `{system}`, where
+    `{bos}` stands for what the tokenizer puts before a text, and a special token in braces for its
+    id, as `{<s>}`."""
+    template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the chat template, as `{"enable_thinking": false}`."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Strings that end an answer, beside the calls after which nothing can follow."""
+    verdict: Literal["program", "scores"] = "program"
+    """What documents are answered with: a program, or the two scores that `teacher` asks for."""
 
     @model_validator(mode="after")
     def _templates(self) -> Self:

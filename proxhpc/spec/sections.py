@@ -44,31 +44,20 @@ FieldName = Annotated[
 class Corpus(Config):
     """The raw documents."""
 
-    paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(
-        min_length=1,
-        description="Input files: one glob pattern or a list (`**` crosses directories), "
-        "relative to the manifest.",
-    )
-    format: Literal["auto", "jsonl", "parquet", "text"] = Field(
-        default="auto",
-        description="File format. `auto` looks at each file's suffix: `.jsonl`, `.ndjson` or "
-        "`.json`, plain or with `.zst` or `.gz`; `.parquet`; `.txt` or `.md`, a file of `text`, "
-        "which is one document.",
-    )
-    text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(
-        default=("text",),
-        min_length=1,
-        description="Field with the text; dots reach nested fields. Of a list, the first field "
-        "that a record has.",
-    )
-    id: FieldName | None = Field(
-        default=None,
-        description="Field with the document's id; dots reach nested fields. A record without one "
-        "gets the id `path:position`.",
-    )
-    max_record_bytes: Size = Field(
-        default=32 << 20, description="Longer records are quarantined without being read whole."
-    )
+    paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(min_length=1)
+    """Input files: one glob pattern or a list (`**` crosses directories), relative to the
+    manifest."""
+    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    """File format. `auto` looks at each file's suffix: `.jsonl`, `.ndjson` or `.json`, plain or
+    with `.zst` or `.gz`; `.parquet`; `.txt` or `.md`, a file of `text`, which is one document."""
+    text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(default=("text",), min_length=1)
+    """Field with the text; dots reach nested fields. Of a list, the first field that a record
+    has."""
+    id: FieldName | None = None
+    """Field with the document's id; dots reach nested fields. A record without one gets the id
+    `path:position`."""
+    max_record_bytes: Size = 32 << 20
+    """Longer records are quarantined without being read whole."""
 
 
 # Defaults of a stage depend on its level and prompt style. The limits of `walk` are those that its
@@ -114,79 +103,59 @@ def _directory_or_hub_id(text: str, info: ValidationInfo) -> str:
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
-    level: Level = Field(
-        description="`doc` keeps or drops whole documents; `chunk` edits lines, window by window."
-    )
-    model: Annotated[Text, AfterValidator(_directory_or_hub_id)] | None = Field(
-        default=None,
-        description="Hub id (`org/name`, `org/name@revision`), a directory (starts with `/`, `./`, "
-        "`../` or `~`, or exists beside the manifest), or `embedded`, the tiny refiner that comes "
-        "with proxhpc. Required unless `engine.name: rules`, which loads no model.",
-    )
-    prompt: Prompt = Field(
-        _PROMPT,
-        description="[Profile](refining.md#profiles) of the prompts, which must be the one the "
-        "model was trained on: the name of a shipped one, `walk`, or a file (`*.json`). A profile, "
-        "or a model's `refiner.json`, may set any key that the stage leaves out.",
-    )
-    dialect: Dialect = Field(
-        default="prox",
-        description="Language of the programs, which must be the one the model was trained on: "
-        "`prox`, `refinex`, `ultrax` or `rescraper`; see [The program language](language.md).",
-    )
+    level: Level
+    """`doc` keeps or drops whole documents; `chunk` edits lines, window by window."""
+    model: Annotated[Text, AfterValidator(_directory_or_hub_id)] | None = None
+    """Hub id (`org/name`, `org/name@revision`), a directory (starts with `/`, `./`, `../` or `~`,
+    or exists beside the manifest), or `embedded`, the tiny refiner that comes with proxhpc.
+    Required unless `engine.name: rules`, which loads no model."""
+    prompt: Prompt = _PROMPT
+    """[Profile](refining.md#profiles) of the prompts, which must be the one the model was trained
+    on: the name of a shipped one, `walk`, or a file (`*.json`). A profile, or a model's
+    `refiner.json`, may set any key that the stage leaves out."""
+    dialect: Dialect = "prox"
+    """Language of the programs, which must be the one the model was trained on: `prox`, `refinex`,
+    `ultrax` or `rescraper`; see [The program language](language.md)."""
     numbering: Literal["document", "window"] = Field(
-        default_factory=_default("document", "document", walk=("document", "window")),
-        description="Chunk stage: line numbers run through the document (default) or restart in "
-        "each window (always with `prompt: walk`).",
+        default_factory=_default("document", "document", walk=("document", "window"))
     )
-    blank_lines: Literal["numbered", "skipped"] = Field(
-        default="numbered",
-        description="Chunk stage: whether blank lines are shown with a number, or neither shown "
-        "nor counted.",
-    )
-    window_chars: Positive | None = Field(
-        default=None,
-        description="Chunk stage: maximum characters of a window, with its line numbers. The "
-        "prompt must fit, too (`max_prompt_tokens`).",
-    )
-    window_overlap: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.0,
-        description="Chunk stage: share of a window that the next one shows again, for context. A "
-        "line is edited by the first window that shows it.",
-    )
-    window_tokens: Positive = Field(
-        default_factory=_default_window_tokens,
-        description="Chunk stage: maximum tokens of text in a window. Default 1500; 480 for "
-        "`walk`; with `window_chars`, as many as it has characters.",
-    )
+    """Chunk stage: line numbers run through the document (default) or restart in each window
+    (always with `prompt: walk`)."""
+    blank_lines: Literal["numbered", "skipped"] = "numbered"
+    """Chunk stage: whether blank lines are shown with a number, or neither shown nor counted."""
+    window_chars: Positive | None = None
+    """Chunk stage: maximum characters of a window, with its line numbers. The prompt must fit, too
+    (`max_prompt_tokens`)."""
+    window_overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Chunk stage: share of a window that the next one shows again, for context. A line is edited
+    by the first window that shows it."""
+    window_tokens: Positive = Field(default_factory=_default_window_tokens)
+    """Chunk stage: maximum tokens of text in a window. Default 1500; 480 for `walk`; with
+    `window_chars`, as many as it has characters."""
     window_lines: Annotated[int, Field(strict=True, gt=0, le=300)] | None = Field(
-        default_factory=_default(None, None, walk=(None, _WALK_LINES)),
-        description="Chunk stage: maximum lines in a window. Default 64 for `walk`, whose line "
-        "numbers end at 299; unlimited for other styles.",
+        default_factory=_default(None, None, walk=(None, _WALK_LINES))
     )
+    """Chunk stage: maximum lines in a window. Default 64 for `walk`, whose line numbers end at 299;
+    unlimited for other styles."""
     max_prompt_tokens: Positive | None = Field(
-        default_factory=_default(2000, None, walk=(None, None)),
-        description="Maximum prompt length. Doc stage (default 2000): longer documents are "
-        "truncated to fit. Chunk stage (default: what the model's context leaves): windows are "
-        "packed to fit, and longer lines are split at the ends of sentences.",
+        default_factory=_default(2000, None, walk=(None, None))
     )
-    max_new_tokens: Positive = Field(
-        default_factory=_default_max_new_tokens,
-        description="Maximum tokens of a program; very small windows get a lower limit. Default: "
-        "16 for doc, 256 for chunk; one per line plus the end with `walk`.",
-    )
-    bias: Annotated[float, Field(ge=-100, le=100)] = Field(
-        default=0.0,
-        description="`prompt: walk`: added to the log-odds of removing a line or dropping a "
-        "document. Negative values keep more.",
-    )
+    """Maximum prompt length. Doc stage (default 2000): longer documents are truncated to fit. Chunk
+    stage (default: what the model's context leaves): windows are packed to fit, and longer lines
+    are split at the ends of sentences."""
+    max_new_tokens: Positive = Field(default_factory=_default_max_new_tokens)
+    """Maximum tokens of a program; very small windows get a lower limit. Default: 16 for doc, 256
+    for chunk; one per line plus the end with `walk`."""
+    bias: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    """`prompt: walk`: added to the log-odds of removing a line or dropping a document. Negative
+    values keep more."""
     grammar: Literal["none", "lines", "strings"] = Field(
-        default_factory=_default("none", "none", walk=("lines", "lines")),
-        description="Grammar-constrained decoding (`engine.name: vllm`), so that every program is "
-        "valid. `lines` allows verdicts and removals of the window's lines; `strings` also "
-        "deletions of its words, which is slower because every window has its own grammar. With "
-        "`walk`, `lines` (the default) works on every engine.",
+        default_factory=_default("none", "none", walk=("lines", "lines"))
     )
+    """Grammar-constrained decoding (`engine.name: vllm`), so that every program is valid. `lines`
+    allows verdicts and removals of the window's lines; `strings` also deletions of its words, which
+    is slower because every window has its own grammar. With `walk`, `lines` (the default) works on
+    every engine."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -255,43 +224,30 @@ _REFUSED_OPTIONS = {
 class EngineOptions(Config):
     """The engine that runs the models."""
 
-    name: EngineName = Field(
-        description="`vllm`: GPUs. `transformers`: a CPU or one GPU. `rules`: no model; the C4, "
-        "Gopher and FineWeb heuristics write the programs, on any CPU."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto",
-        description="Precision of the weights. `auto`: bfloat16 on a GPU (float16 where bfloat16 "
-        "is not supported), float32 on a CPU.",
-    )
-    batch_size: Positive = Field(
-        default=8, description="`transformers`: prompts generated at the same time."
-    )
-    gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
-        default=0.9,
-        description="`vllm`: share of the GPU's memory that a worker may use; two models get half "
-        "of it each.",
-    )
-    max_model_len: Positive | None = Field(
-        default=None, description="Context length in tokens. Default: the model's."
-    )
-    max_unusable: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5,
-        description="Share of the first 256 answers of a stage in a worker that may be unusable: "
-        "refused by the engine, not a number, or without a statement or verdict that can be read. "
-        "Above it, or if none of the answers to 100 documents in a row is usable, the run stops. "
-        "1.0: it never does. May change between launches of a run.",
-    )
+    name: EngineName
+    """`vllm`: GPUs. `transformers`: a CPU or one GPU. `rules`: no model; the C4, Gopher and FineWeb
+    heuristics write the programs, on any CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights. `auto`: bfloat16 on a GPU (float16 where bfloat16 is not
+    supported), float32 on a CPU."""
+    batch_size: Positive = 8
+    """`transformers`: prompts generated at the same time."""
+    gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.9
+    """`vllm`: share of the GPU's memory that a worker may use; two models get half of it each."""
+    max_model_len: Positive | None = None
+    """Context length in tokens. Default: the model's."""
+    max_unusable: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the first 256 answers of a stage in a worker that may be unusable: refused by the
+    engine, not a number, or without a statement or verdict that can be read. Above it, or if none
+    of the answers to 100 documents in a row is usable, the run stops. 1.0: it never does. May
+    change between launches of a run."""
     options: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="`vllm`, `transformers`: more engine arguments, passed on unchanged. Not "
         "allowed: " + ", ".join(f"`{name}`" for name in _REFUSED_OPTIONS) + ".",
     )
-    rules: tuple[RuleSet, ...] = Field(
-        default=("c4", "gopher", "fineweb"),
-        min_length=1,
-        description="`rules`: sets of heuristics to apply.",
-    )
+    rules: tuple[RuleSet, ...] = Field(default=("c4", "gopher", "fineweb"), min_length=1)
+    """`rules`: sets of heuristics to apply."""
 
     @model_validator(mode="after")
     def _own_keys(self) -> Self:
@@ -319,45 +275,38 @@ class EngineOptions(Config):
 class Sharding(Config):
     """How the corpus is split into shards, the units that workers lease."""
 
-    tokens: Count = Field(
-        default=20_000_000,
-        description="Estimated raw tokens of a shard, as in `20M`: 5 to 15 minutes of one worker.",
-    )
-    max_files: Positive = Field(default=1000, description="Maximum input files in a shard.")
+    tokens: Count = 20_000_000
+    """Estimated raw tokens of a shard, as in `20M`: 5 to 15 minutes of one worker."""
+    max_files: Positive = 1000
+    """Maximum input files in a shard."""
 
 
 class Commit(Config):
     """When a worker commits. Committed work is never repeated."""
 
-    documents: Positive = Field(default=256, description="After this many documents.")
-    seconds: Seconds = Field(default=60.0, description="Or this many seconds after the last one.")
+    documents: Positive = 256
+    """After this many documents."""
+    seconds: Seconds = 60.0
+    """Or this many seconds after the last one."""
 
 
 class Near(Config):
     """When two documents count as near-duplicates: MinHash over shingles, runs of words."""
 
-    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.8, description="Minimum Jaccard similarity of two near-duplicates' shingles."
-    )
-    shingle: Positive = Field(
-        default=5,
-        description="Words in a shingle (characters in scripts without spaces between words).",
-    )
-    bands: Positive = Field(
-        default=24, le=512, description="Bands of a signature. More bands find more pairs."
-    )
-    rows: Positive = Field(
-        default=8,
-        le=64,
-        description="Hashes in a band. More rows mean fewer comparisons of dissimilar documents.",
-    )
-    seed: Whole = Field(default=1, description="Seed of the hash functions.")
-    verify: Literal["text", "signature"] = Field(
-        default="text",
-        description="How candidate pairs are checked. `signature`: by the similarity that their "
-        "signatures estimate. `text`: the same, but where the estimate is too close to the "
-        "threshold the texts are read again and compared exactly.",
-    )
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Minimum Jaccard similarity of two near-duplicates' shingles."""
+    shingle: Positive = 5
+    """Words in a shingle (characters in scripts without spaces between words)."""
+    bands: Positive = Field(default=24, le=512)
+    """Bands of a signature. More bands find more pairs."""
+    rows: Positive = Field(default=8, le=64)
+    """Hashes in a band. More rows mean fewer comparisons of dissimilar documents."""
+    seed: Whole = 1
+    """Seed of the hash functions."""
+    verify: Literal["text", "signature"] = "text"
+    """How candidate pairs are checked. `signature`: by the similarity that their signatures
+    estimate. `text`: the same, but where the estimate is too close to the threshold the texts are
+    read again and compared exactly."""
 
     def compared(self, similarity: float) -> float:
         """Return the probability that two documents of this similarity are compared."""
@@ -367,30 +316,21 @@ class Near(Config):
 class Dedup(Config):
     """Removal of duplicates."""
 
-    exact: Flag = Field(
-        default=True, description="Keep one document of those with the same refined text."
-    )
-    near: Near | None = Field(
-        default=None,
-        description="Keep one document of those with nearly the same refined text. Off by default; "
-        "`near: {}` turns it on with its defaults.",
-    )
-    keep: Literal["longest", "first", "highest", "lowest"] = Field(
-        default="longest",
-        description="Which document of a duplicate set survives: the longest, the first in the "
-        "input, or the one with the highest or lowest value of the field `by`. Ties go to the "
-        "longest, then to the first.",
-    )
-    by: FieldName | None = Field(
-        default=None,
-        description="Field with a number or an ISO 8601 date; dots reach nested fields. A document "
-        "without a value survives only if no document of its set has one.",
-    )
-    against: Corpus | None = Field(
-        default=None,
-        description="Another corpus, used as it is (no model reads it). Documents that duplicate "
-        "one of its documents are left out.",
-    )
+    exact: Flag = True
+    """Keep one document of those with the same refined text."""
+    near: Near | None = None
+    """Keep one document of those with nearly the same refined text. Off by default; `near: {}`
+    turns it on with its defaults."""
+    keep: Literal["longest", "first", "highest", "lowest"] = "longest"
+    """Which document of a duplicate set survives: the longest, the first in the input, or the one
+    with the highest or lowest value of the field `by`. Ties go to the longest, then to the
+    first."""
+    by: FieldName | None = None
+    """Field with a number or an ISO 8601 date; dots reach nested fields. A document without a value
+    survives only if no document of its set has one."""
+    against: Corpus | None = None
+    """Another corpus, used as it is (no model reads it). Documents that duplicate one of its
+    documents are left out."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -408,45 +348,31 @@ class Dedup(Config):
 class Output(Config):
     """The refined corpus."""
 
-    format: Literal["jsonl.zst", "parquet"] = Field(
-        default="jsonl.zst",
-        description="Format of the parts. `parquet` (needs pyarrow) has a fixed schema: all fields "
-        "but `id` and `text` are JSON in the column `metadata`.",
-    )
-    part_size: Size = Field(
-        default=256 << 20,
-        description="Size of a part as uncompressed JSON lines, as in `512MiB`.",
-    )
-    level: Annotated[int, Field(strict=True, ge=1, le=19)] = Field(
-        default=3, description="zstd compression level."
-    )
-    provenance: Flag = Field(
-        default=True, description="Store each document's source and programs beside its text."
-    )
-    original: Flag = Field(
-        default=False, description="Store each document's raw text as `original_text`."
-    )
-    shuffle: Flag = Field(
-        default=False,
-        description="Write the documents in a random order that depends only on `seed` and their "
-        "positions in the input. Needs temporary space of about the size of the corpus.",
-    )
+    format: Literal["jsonl.zst", "parquet"] = "jsonl.zst"
+    """Format of the parts. `parquet` (needs pyarrow) has a fixed schema: all fields but `id` and
+    `text` are JSON in the column `metadata`."""
+    part_size: Size = 256 << 20
+    """Size of a part as uncompressed JSON lines, as in `512MiB`."""
+    level: Annotated[int, Field(strict=True, ge=1, le=19)] = 3
+    """zstd compression level."""
+    provenance: Flag = True
+    """Store each document's source and programs beside its text."""
+    original: Flag = False
+    """Store each document's raw text as `original_text`."""
+    shuffle: Flag = False
+    """Write the documents in a random order that depends only on `seed` and their positions in the
+    input. Needs temporary space of about the size of the corpus."""
 
 
 class Comparison(Config):
     """A model that you will train on the corpus: its training FLOPs, raw against refined."""
 
-    model: FilePath | None = Field(
-        default=None,
-        description="Directory with the model's `config.json`; or give `parameters`.",
-    )
-    parameters: Count | None = Field(
-        default=None,
-        description="Parameters without the embeddings, as in `1.7B`. Training takes 6·N·D FLOPs.",
-    )
-    name: Text | None = Field(
-        default=None, description="Name in the report. Default: the directory's, or `parameters`."
-    )
+    model: FilePath | None = None
+    """Directory with the model's `config.json`; or give `parameters`."""
+    parameters: Count | None = None
+    """Parameters without the embeddings, as in `1.7B`. Training takes 6·N·D FLOPs."""
+    name: Text | None = None
+    """Name in the report. Default: the directory's, or `parameters`."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

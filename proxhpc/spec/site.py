@@ -54,19 +54,15 @@ class Container(Config):
     are mounted.
     """
 
-    kind: Literal["apptainer", "singularity", "pyxis"] = Field(
-        description="`apptainer` (or `singularity`) runs the worker with `apptainer exec`; `pyxis` "
-        "with srun's `--container-image`."
-    )
-    image: Text = Field(
-        description="Image file, relative to the site, or a reference such as `docker://…`."
-    )
-    mounts: tuple[Text, ...] = Field(
-        default=(), description="More mounts: `PATH`, `FROM:TO` or `FROM:TO:ro`."
-    )
-    options: tuple[Text, ...] = Field(
-        default=(), description="More options of `apptainer exec`, or of srun with pyxis."
-    )
+    kind: Literal["apptainer", "singularity", "pyxis"]
+    """`apptainer` (or `singularity`) runs the worker with `apptainer exec`; `pyxis` with srun's
+    `--container-image`."""
+    image: Text
+    """Image file, relative to the site, or a reference such as `docker://…`."""
+    mounts: tuple[Text, ...] = ()
+    """More mounts: `PATH`, `FROM:TO` or `FROM:TO:ro`."""
+    options: tuple[Text, ...] = ()
+    """More options of `apptainer exec`, or of srun with pyxis."""
 
     @field_validator("image")
     @classmethod
@@ -79,50 +75,40 @@ class Container(Config):
 class ResourceRequest(Config):
     """Resources of a job."""
 
-    account: Text | None = Field(default=None, description="Account to charge.")
-    partition: Text | None = Field(
-        default=None, description="Partition, or several separated by commas."
-    )
-    qos: Text | None = Field(default=None, description="Quality of service.")
-    constraint: Text | None = Field(default=None, description="Node features, as for `sbatch -C`.")
-    reservation: Text | None = Field(default=None, description="Reservation.")
-    time: TimeLimit | None = Field(
-        default=None, description="Time limit: `HH:MM:SS`, `D-HH:MM:SS` or minutes."
-    )
-    cpus: Positive | None = Field(default=None, description="CPU cores per worker.")
-    mem: Memory | None = Field(
-        default=None,
-        description="Memory of a job, for all its workers together, as in `32G`; `0` for all of "
-        "the node's.",
-    )
-    gpus: Whole | None = Field(default=None, description="GPUs per worker.")
-    gres: Text | None = Field(
-        default=None,
-        description="Generic resources per node, passed on unchanged; instead of `gpus`.",
-    )
-    exclusive: Flag | None = Field(
-        default=None, description="Whole nodes, not shared with other jobs."
-    )
-    tasks_per_node: Positive | None = Field(
-        default=None,
-        description="Workers per job; more than 1 where jobs get whole nodes.",
-    )
-    setup: tuple[str, ...] | None = Field(
-        default=None,
-        description="Shell lines to run on the node before the worker, such as `module load …`. "
-        "`$` is the shell's.",
-    )
-    container: Container | None = Field(
-        default=None,
-        description="Container that the worker runs in; see [`container`](#container).",
-    )
+    account: Text | None = None
+    """Account to charge."""
+    partition: Text | None = None
+    """Partition, or several separated by commas."""
+    qos: Text | None = None
+    """Quality of service."""
+    constraint: Text | None = None
+    """Node features, as for `sbatch -C`."""
+    reservation: Text | None = None
+    """Reservation."""
+    time: TimeLimit | None = None
+    """Time limit: `HH:MM:SS`, `D-HH:MM:SS` or minutes."""
+    cpus: Positive | None = None
+    """CPU cores per worker."""
+    mem: Memory | None = None
+    """Memory of a job, for all its workers together, as in `32G`; `0` for all of the node's."""
+    gpus: Whole | None = None
+    """GPUs per worker."""
+    gres: Text | None = None
+    """Generic resources per node, passed on unchanged; instead of `gpus`."""
+    exclusive: Flag | None = None
+    """Whole nodes, not shared with other jobs."""
+    tasks_per_node: Positive | None = None
+    """Workers per job; more than 1 where jobs get whole nodes."""
+    setup: tuple[str, ...] | None = None
+    """Shell lines to run on the node before the worker, such as `module load …`. `$` is the
+    shell's."""
+    container: Container | None = None
+    """Container that the worker runs in; see [`container`](#container)."""
     sbatch: Annotated[
         dict[str, str | int | bool | None],
         BeforeValidator(_option_names, json_schema_input_type=dict[str, str | int | bool | None]),
-    ] = Field(
-        default_factory=dict,
-        description="More sbatch options by their long names; `true` for one without a value.",
-    )
+    ] = Field(default_factory=dict)
+    """More sbatch options by their long names; `true` for one without a value."""
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
@@ -148,32 +134,27 @@ class ResourceRequest(Config):
 class RefineOptions(ResourceRequest):
     """Overrides for the workers that run the models."""
 
-    workers: Positive | None = Field(default=None, description="Workers at the same time.")
+    workers: Positive | None = None
+    """Workers at the same time."""
 
 
 class MergeOptions(ResourceRequest):
     """Overrides for the merge, which makes the corpus from the ledgers."""
 
-    workers: Positive | None = Field(
-        default=None,
-        description="Array elements for the sketch and write phases of runs with at least 32 MiB "
-        "per element. 1, the default: one job runs all phases.",
-    )
+    workers: Positive | None = None
+    """Array elements for the sketch and write phases of runs with at least 32 MiB per element. 1,
+    the default: one job runs all phases."""
 
 
 class SitePhases(Config):
     """Overrides by phase. `merge` and `control` get no GPU unless you ask for one here."""
 
-    refine: RefineOptions = Field(
-        default=RefineOptions(), description="The workers that run the models."
-    )
-    merge: MergeOptions = Field(
-        default=MergeOptions(),
-        description="Executing the programs, deduplication, writing the corpus.",
-    )
-    control: ResourceRequest = Field(
-        default=ResourceRequest(), description="The small job that submits the next phase."
-    )
+    refine: RefineOptions = RefineOptions()
+    """The workers that run the models."""
+    merge: MergeOptions = MergeOptions()
+    """Executing the programs, deduplication, writing the corpus."""
+    control: ResourceRequest = ResourceRequest()
+    """The small job that submits the next phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,54 +215,42 @@ _SLURM_ONLY = (
 class Site(ResourceRequest):
     """Where a run works; may change between launches."""
 
-    name: Slug = Field(description="Name of the site.")
-    kind: Literal["slurm", "local"] = Field(
-        default="slurm", description="`slurm`: job arrays. `local`: processes on this machine."
-    )
-    workers: Positive = Field(default=1, description="Workers at the same time.")
-    cpus: Positive = Field(default=1, description="CPU cores per worker.")
-    gpus: Whole = Field(default=0, description="GPUs per worker.")
-    exclusive: Flag = Field(default=False, description="Whole nodes, not shared with other jobs.")
-    tasks_per_node: Positive = Field(
-        default=1,
-        description="Workers per job; more than 1 where jobs get whole nodes.",
-    )
-    setup: tuple[str, ...] = Field(
-        default=(),
-        description="Shell lines to run on the node before the worker, such as `module load …`. "
-        "`$` is the shell's.",
-    )
-    python: Text | None = Field(
-        default=None,
-        description="Python on the nodes: a command, or a path, relative to the site. Default: the "
-        "one that runs `proxhpc launch`; `python3` in a container.",
-    )
-    max_array_size: Positive | None = Field(
-        default=None, description="Slurm's MaxArraySize. Default: what `scontrol` reports."
-    )
-    max_submit_jobs: Positive | None = Field(
-        default=None,
-        description="Maximum jobs that you may have in the queue, counting array elements. "
-        "Default: what `sacctmgr` reports.",
-    )
-    stale_after: Positive | None = Field(
-        default=None,
-        ge=30,
-        description="Seconds without a heartbeat after which others take over a worker's shards, "
-        "if neither its process nor its job can be checked. Default 120; raise it if the file "
-        "system stalls for longer. A worker that comes back late does no harm.",
-    )
-    submit_from_jobs: Flag = Field(
-        default=True,
-        description="Whether jobs may call `sbatch`. If not, run `proxhpc launch` again after each "
-        "phase.",
-    )
-    price_per_gpu_hour: Price | None = Field(
-        default=None,
-        description="Price of a GPU-hour and its currency, as in `2.50 EUR`; the report then shows "
-        "what a run cost.",
-    )
-    phases: SitePhases = Field(default=SitePhases(), description="Overrides by phase.")
+    name: Slug
+    """Name of the site."""
+    kind: Literal["slurm", "local"] = "slurm"
+    """`slurm`: job arrays. `local`: processes on this machine."""
+    workers: Positive = 1
+    """Workers at the same time."""
+    cpus: Positive = 1
+    """CPU cores per worker."""
+    gpus: Whole = 0
+    """GPUs per worker."""
+    exclusive: Flag = False
+    """Whole nodes, not shared with other jobs."""
+    tasks_per_node: Positive = 1
+    """Workers per job; more than 1 where jobs get whole nodes."""
+    setup: tuple[str, ...] = ()
+    """Shell lines to run on the node before the worker, such as `module load …`. `$` is the
+    shell's."""
+    python: Text | None = None
+    """Python on the nodes: a command, or a path, relative to the site. Default: the one that runs
+    `proxhpc launch`; `python3` in a container."""
+    max_array_size: Positive | None = None
+    """Slurm's MaxArraySize. Default: what `scontrol` reports."""
+    max_submit_jobs: Positive | None = None
+    """Maximum jobs that you may have in the queue, counting array elements. Default: what
+    `sacctmgr` reports."""
+    stale_after: Positive | None = Field(default=None, ge=30)
+    """Seconds without a heartbeat after which others take over a worker's shards, if neither its
+    process nor its job can be checked. Default 120; raise it if the file system stalls for longer.
+    A worker that comes back late does no harm."""
+    submit_from_jobs: Flag = True
+    """Whether jobs may call `sbatch`. If not, run `proxhpc launch` again after each phase."""
+    price_per_gpu_hour: Price | None = None
+    """Price of a GPU-hour and its currency, as in `2.50 EUR`; the report then shows what a run
+    cost."""
+    phases: SitePhases = SitePhases()
+    """Overrides by phase."""
 
     @field_validator("python")
     @classmethod
