@@ -50,3 +50,9 @@ class UsageTotals(OutputModel):
     """Pairs that the prefix cache saved; not part of `attended`."""
     logits: int
     """Tokens at which the output head ran."""
+    masked: int = 0
+    """Those of the `attended` pairs that are outside of a sliding window; not computed."""
+    masked_decoding: int = 0
+    """Those of `attended_decoding` that are."""
+    masked_cached: int = 0
+    """Those of `attended_cached` that are."""

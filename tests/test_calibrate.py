@@ -281,7 +281,7 @@ def test_a_calibration_that_fails_says_why(
 
 
 def with_model(plan: Plan) -> Plan:
-    shape = ModelShape(1024, 24, 16, 16, 64, 4096, 32000, tied=False)
+    shape = ModelShape(1024, 24, 16, 16, vocab=32000, active=350_000_000, parameters=420_000_000)
     ref = ModelRef.from_dict(
         {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
          "stop_ids": [], "shape": asdict(shape), "refiner": None}

@@ -50,7 +50,7 @@ def test_weights_in_several_files(model: Path) -> None:
 
 def test_stop_tokens_and_unknown_shapes(model: Path) -> None:
     edit_json(model / "generation_config.json", eos_token_id=[2, 4])
-    edit_json(model / "config.json", model_type="gpt_neox")
+    edit_json(model / "config.json", model_type="mamba")
     ref = resolve_model(str(model))
     assert ref.stop_ids == (2, 4)
     assert ref.shape is None

@@ -215,7 +215,9 @@ def test_each_line_of_a_slow_pipe_is_answered_at_once() -> None:
 
 def test_flops_are_unknown_if_one_model_s_shape_is(capsys: Capture) -> None:
     made = preview_manifest(model="a/b", doc_model="a/b", prompt="compact")
-    known = SimpleNamespace(shape=ModelShape(32, 2, 4, 8, 2, 64, 320, False))
+    known = SimpleNamespace(
+        shape=ModelShape(32, 2, 4, 8, vocab=320, active=20_000, parameters=40_000)
+    )
     unknown = SimpleNamespace(shape=None)
     for chunk, ending in ((known, " FLOPs\n"), (unknown, "FLOPs unknown\n")):
         printer = _Printer(made, cast(Any, {"doc": known, "chunk": chunk}), "json")

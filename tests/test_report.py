@@ -43,7 +43,7 @@ from runs import document, local_site, manifest, planned, rows_of, write_jsonl
 
 HOSTILE = "\x1b]0;owned\x07[red]<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e"
 SHAPE = ModelShape(
-    hidden=8, layers=2, heads=4, head_dim=2, kv_heads=2, intermediate=16, vocab=100, tied=False
+    hidden=8, layers=2, heads=4, head_dim=2, vocab=100, active=1152, parameters=1992 + 800
 )
 # By hand: attention 2·8·2·(4+2) = 192, MLP 3·8·16 = 384, two layers: 1152; head 8·100 = 800,
 # norms 5·8 = 40, so N without the input embedding is 1152 + 800 + 40 = 1992.

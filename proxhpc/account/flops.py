@@ -8,66 +8,39 @@ sampling and padding do not.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 from operator import add, attrgetter
 from typing import Any, NamedTuple, Self
 
-from proxhpc.errors import UserError
-
-# Dense decoders with four attention projections and a gated MLP of three matrices.
-GATED_DECODERS = frozenset(
-    {"granite", "llama", "mistral", "olmo", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
-)
+from proxhpc.account.architectures import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a dense decoder with gated MLPs that determine its FLOPs."""
+    """The sizes of a model that determine its FLOPs.
+
+    Each token is multiplied by the `active` weights in the layers: all but embedding, head, norms,
+    biases, and the experts that it is not routed to. `parameters` are all weights. Of the layers,
+    `window_layers` attend to the last `window` tokens only.
+    """
 
     hidden: int
     layers: int
     heads: int
     head_dim: int
-    kv_heads: int
-    intermediate: int
     vocab: int
-    tied: bool
+    active: int
+    parameters: int
+    window: int = 0
+    window_layers: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the shape in a Hugging Face `config.json`; UserError for other architectures."""
-        model_type = config.get("model_type")
-        if model_type not in GATED_DECODERS:
-            raise UserError(
-                f"cannot count the FLOPs of a model of type {model_type!r}",
-                hint=f"supported types are {', '.join(sorted(GATED_DECODERS))}",
-            )
-        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        return cls(
-            hidden=hidden,
-            layers=_size(config, "num_hidden_layers"),
-            heads=heads,
-            head_dim=_size(config, "head_dim", hidden // heads),
-            kv_heads=_size(config, "num_key_value_heads", heads),
-            intermediate=_size(config, "intermediate_size"),
-            vocab=_size(config, "vocab_size"),
-            tied=config.get("tie_word_embeddings") is True,
-        )
-
-    @property
-    def body_parameters(self) -> int:
-        """Weights in the matrix products of all layers, without embedding, head and norms."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def parameters(self) -> int:
-        """All weights: body, embedding, head unless tied, two norms per layer and the last norm.
-
-        Biases and per-head norms (below 0.1 %) are not included.
-        """
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.body_parameters + embeddings + (2 * self.layers + 1) * self.hidden
+        model = ModelConfig(config)
+        parameters = sum(prod(shape) for _, shape in model.weights())
+        sizes = model.hidden, model.layers, model.heads, model.head_dim, model.vocab
+        return cls(*sizes, model.active_weights(), parameters, *model.sliding_window())
 
     @property
     def paper_parameters(self) -> int:
@@ -79,12 +52,21 @@ class ModelWork(NamedTuple):
     """The work of a model on one request, without padding.
 
     `fed` tokens passed through the layers, with `attended` (query, key) pairs. The head ran on
-    `logits` of them.
+    `logits` of them. A sliding window of `window` tokens leaves out `masked` of the pairs.
     """
 
     fed: int
     attended: int
     logits: int
+    masked: int = 0
+    window: int = 0
+
+    @classmethod
+    def of_passes(cls, n: int, c: int, m: int, window: int = 0) -> Self:
+        """Return the work of a pass over n prompt tokens, c of them cached, and m - 1 new ones."""
+        end = n + max(m - 1, 0)
+        masked = _masked_pairs(end, window) - _masked_pairs(c, window)
+        return cls(end - c, causal_pairs(end) - causal_pairs(c), m, masked, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +76,8 @@ class Usage:
     Of `prompt_tokens`, `cached_tokens` came from a prefix cache; `new_tokens` were sampled. `fed`
     tokens passed through the layers and the head ran on `logits` of them. `attended` counts the
     (query, key) pairs of full causal attention; `attended_decoding` are those whose query is not a
-    prompt token. `attended_cached` are the pairs that the prefix cache saved.
+    prompt token. `attended_cached` are the pairs that the prefix cache saved. The sums with
+    `masked` count those pairs of each that a sliding window leaves out.
     """
 
     requests: int = 0
@@ -106,6 +89,9 @@ class Usage:
     attended_decoding: int = 0
     attended_cached: int = 0
     logits: int = 0
+    masked: int = 0
+    masked_decoding: int = 0
+    masked_cached: int = 0
 
     @classmethod
     def of_request(cls, n: int, c: int, m: int, work: ModelWork | None = None) -> Self:
@@ -116,12 +102,12 @@ class Usage:
         """
         if not (0 <= c <= n and m >= 0):
             raise ValueError(f"impossible token counts: prompt {n}, cached {c}, new {m}")
-        cached = causal_pairs(c)
-        if work is None:
-            end = n + max(m - 1, 0)
-            work = ModelWork(end - c, causal_pairs(end) - cached, m)
+        work = work or ModelWork.of_passes(n, c, m)
+        cached, masked_cached = causal_pairs(c), _masked_pairs(c, work.window)
         decoding = work.attended - (causal_pairs(n) - cached)
-        return cls(1, n, c, work.fed, m, work.attended, decoding, cached, work.logits)
+        masked_decoding = work.masked - (_masked_pairs(n, work.window) - masked_cached)
+        pairs = work.attended, decoding, cached, work.logits
+        return cls(1, n, c, work.fed, m, *pairs, work.masked, masked_decoding, masked_cached)
 
     @property
     def prefilled(self) -> int:
@@ -145,33 +131,41 @@ def causal_pairs(tokens: int) -> int:
     return tokens * (tokens + 1) // 2
 
 
+def _masked_pairs(tokens: int, window: int) -> int:
+    """Return how many of these pairs are outside of a sliding window; 0 is none."""
+    return causal_pairs(max(0, tokens - window)) if window else 0
+
+
 def flops(shape: ModelShape, usage: Usage) -> int:
     """Return the exact FLOPs of inference: layers, head and attention.
 
-    2·body·fed + 2·hidden·vocab·logits + 4·layers·heads·head_dim·attended.
+    2·active·fed + 2·hidden·vocab·logits + 4·heads·head_dim·pairs, where pairs are
+    layers·attended − window_layers·masked.
     """
     return prefill_flops(shape, usage) + decode_flops(shape, usage)
 
 
 def prefill_flops(shape: ModelShape, usage: Usage) -> int:
     """Return the part of `flops` for reading prompts."""
-    return _layers(shape, usage.prefilled, usage.attended - usage.attended_decoding)
+    attended = usage.attended - usage.attended_decoding
+    return _layers(shape, usage.prefilled, attended, usage.masked - usage.masked_decoding)
 
 
 def decode_flops(shape: ModelShape, usage: Usage) -> int:
     """Return the part of `flops` for generating: all runs of the head, and the layers' work."""
     head = 2 * shape.hidden * shape.vocab * usage.logits
-    return _layers(shape, usage.fed - usage.prefilled, usage.attended_decoding) + head
+    fed = usage.fed - usage.prefilled
+    return _layers(shape, fed, usage.attended_decoding, usage.masked_decoding) + head
 
 
 def cached_flops(shape: ModelShape, usage: Usage) -> int:
     """Return the FLOPs that the prefix cache saved, which are not part of `flops`."""
-    return _layers(shape, usage.cached_tokens, usage.attended_cached)
+    return _layers(shape, usage.cached_tokens, usage.attended_cached, usage.masked_cached)
 
 
-def _layers(shape: ModelShape, fed: int, attended: int) -> int:
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * attended
-    return 2 * shape.body_parameters * fed + attention
+def _layers(shape: ModelShape, fed: int, attended: int, masked: int = 0) -> int:
+    pairs = shape.layers * attended - shape.window_layers * masked
+    return 2 * shape.active * fed + 4 * shape.heads * shape.head_dim * pairs
 
 
 def paper_flops(shape: ModelShape, tokens: int) -> int:
@@ -186,6 +180,17 @@ def paper_flops(shape: ModelShape, tokens: int) -> int:
 def training_flops(parameters: int, tokens: int) -> int:
     """Return the usual estimate of training, 6·N·D for forward and backward passes."""
     return 6 * parameters * tokens
+
+
+def pretraining_flops(shape: ModelShape, sequences: int, length: int) -> int:
+    """Return the exact FLOPs of training on packed sequences: three forward passes.
+
+    The backward pass costs two, and every token attends to those before it in its sequence.
+    Forward passes that gradient checkpointing repeats are not included.
+    """
+    tokens = sequences * length
+    layers = _layers(shape, tokens, sequences * causal_pairs(length))
+    return 3 * (layers + 2 * shape.hidden * shape.vocab * tokens)
 
 
 def affordable_tokens(flops: int, parameters: int) -> int:
@@ -207,15 +212,3 @@ def sum_or_none(numbers: Sequence[int | None]) -> int | None:
     """Return the sum, or None if one of the numbers is None."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None
-
-
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int or value <= 0:
-        raise UserError(
-            f"config.json: {key} is {value!r}, not a positive whole number",
-            hint="the directory does not contain a usable model",
-        )
-    return value

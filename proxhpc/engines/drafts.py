@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from proxhpc.account.flops import GATED_DECODERS, ModelWork, causal_pairs
+from proxhpc.account.architectures import ARCHITECTURES
+from proxhpc.account.flops import ModelWork, causal_pairs
 from proxhpc.engines.base import Request
 from proxhpc.engines.steps import AllowedSteps, log_odds
 
@@ -26,7 +27,9 @@ class Decoded(NamedTuple):
 
 def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> bool:
     """Return True if `steps` cover each answer to its end, and the model's cache can be cropped."""
-    return model.config.model_type in GATED_DECODERS and all(
+    config = model.config
+    can_crop = config.model_type in ARCHITECTURES and not getattr(config, "sliding_window", None)
+    return can_crop and all(
         request.steps
         and not request.end_loops
         and (len(request.steps) >= request.max_new_tokens or stop.issuperset(request.steps[-1]))
@@ -88,7 +91,7 @@ def _add_pass(before: ModelWork | None, prompt: int, size: int, settled: int) ->
     start = prompt + settled - 1 if settled else 0
     end = prompt + size - 1
     pairs = causal_pairs(end) - causal_pairs(start)
-    fed, attended, logits = before or (0, 0, 0)
+    fed, attended, logits = before[:3] if before else (0, 0, 0)
     return ModelWork(fed + end - start, attended + pairs, logits + size - settled)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from proxhpc.account.flops import ModelWork
 from proxhpc.engines.base import (
     Completion,
     EngineDiedError,
@@ -92,6 +93,7 @@ class TransformersEngine:
         self.tokenizer: Tokenizer | None = self._tokenizer
         self.max_model_len = model.context_length(max_model_len)
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})
+        self._window = model.window
         self._batch_size = batch_size
         self.min_in_flight = 2 * batch_size
         self._device = device or default_device()
@@ -244,14 +246,18 @@ class TransformersEngine:
             ends_loop = request.end_loops and not full
             looped = ends_loop and is_loop(new, request.lines, self._tokenizer)
             finish = "loop" if looped else "length"
+        prompt, size = len(request.prompt), len(new) if end is None else end + 1
+        work = answer.work
+        if self._window and work is None:
+            work = ModelWork.of_passes(prompt, 0, size, self._window)
         return Completion(
             text=text[:stop],
             finish=finish,
-            prompt_tokens=len(request.prompt),
+            prompt_tokens=prompt,
             cached_tokens=0,
-            new_tokens=len(new) if end is None else end + 1,
+            new_tokens=size,
             score=answer.score,
-            work=answer.work,
+            work=work,
         )
 
 

@@ -11,7 +11,7 @@ from itertools import count
 from multiprocessing import resource_tracker
 from typing import Any
 
-from proxhpc.account.flops import ModelWork, Usage
+from proxhpc.account.flops import ModelWork
 from proxhpc.engines.base import (
     LOOP_COUNT,
     LOOP_TOKENS,
@@ -75,7 +75,7 @@ class VLLMEngine:
         self.tokenizer: Tokenizer | None = self._tokenizer
         self.max_model_len = model.context_length(max_model_len)
         self._stop = sorted({*model.stop_ids, *self._tokenizer.stop_ids})
-        self._stepwise = stepwise
+        self._stepwise, self._window = stepwise, model.window
         self._request_ids = count()
         self._death_reason: str | None = None
         arguments: dict[str, Any] = {
@@ -191,7 +191,7 @@ class VLLMEngine:
             cached_tokens=cached[0],
             new_tokens=len(ids),
             score=_score(answers[0].logprobs, request),
-            work=_work(outputs, cached) if len(outputs) > 1 else None,
+            work=_work(outputs, cached, self._window) if len(outputs) > 1 or self._window else None,
         )
 
 
@@ -217,15 +217,16 @@ def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
     )
 
 
-def _work(outputs: Sequence[Any], cached: Sequence[int]) -> ModelWork:
-    """The work of an answer that was continued."""
-    parts = zip(outputs, cached, strict=True)
-    usages = (
-        Usage.of_request(len(output.prompt_token_ids), saved, len(output.outputs[0].token_ids))
-        for output, saved in parts
+def _work(outputs: Sequence[Any], cached: Sequence[int], window: int) -> ModelWork:
+    """The work of an answer, of which each output is a part."""
+    parts = (
+        ModelWork.of_passes(
+            len(output.prompt_token_ids), saved, len(output.outputs[0].token_ids), window
+        )
+        for output, saved in zip(outputs, cached, strict=True)
     )
-    total = sum(usages, Usage())
-    return ModelWork(total.fed, total.attended, total.logits)
+    fed, attended, logits, masked, _ = map(sum, zip(*parts, strict=True))
+    return ModelWork(fed, attended, logits, masked, window)
 
 
 def _score(logprobs: Any, request: Request) -> float | None:

@@ -64,7 +64,8 @@ class Call(NamedTuple):
 
     def encode(self) -> list[Any]:
         """Return the JSON form; None at its end is left out."""
-        values: list[Any] = [*self[:-2], list(self.work) if self.work else None, self.shown]
+        work = self.work and list(self.work if self.work.window else self.work[:3])
+        values: list[Any] = [*self[:-2], work, self.shown]
         while values[-1] is None:
             values.pop()
         return values

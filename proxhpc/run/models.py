@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Self
 
-from proxhpc.account.flops import GATED_DECODERS, ModelShape
+from proxhpc.account.architectures import ARCHITECTURES
+from proxhpc.account.flops import ModelShape
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.errors import StopError, UserError
 from proxhpc.extras import how_to_install
@@ -64,6 +65,11 @@ class ModelRef:
     stop_ids: tuple[int, ...] = ()
     refiner: RefinerFile | None = None
     has_chat_template: bool = True
+
+    @property
+    def window(self) -> int:
+        """Tokens of the model's sliding window; 0 without one."""
+        return self.shape.window if self.shape else 0
 
     def check_profile(self, prompt: Prompt) -> None:
         """Raise UserError if a stage's profile needs a chat template that the model lacks."""
@@ -207,7 +213,7 @@ def _inspect(name: str, path: Path) -> ModelRef:
         path=path,
         config_sha=sha256_file(path / "config.json"),
         shape=(
-            ModelShape.from_config(config) if config.get("model_type") in GATED_DECODERS else None
+            ModelShape.from_config(config) if config.get("model_type") in ARCHITECTURES else None
         ),
         max_model_len=_context_length(name, config),
         snapshot=commit or _fingerprint(path, headers),
