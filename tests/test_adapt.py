@@ -29,7 +29,7 @@ from proxhpc.spec.site import load_site
 from proxhpc.train import loop
 from proxhpc.train.adapt import Adapted, adapt
 from proxhpc.train.card import model_card
-from proxhpc.train.checkpoint import TrainingFolder, TrainingState
+from proxhpc.train.checkpoint import TrainingFolder, TrainingState, load_checkpoint
 from proxhpc.train.distributed import TrainingRanks, launch_processes
 from proxhpc.train.job import submit
 from proxhpc.train.optimizer import MovingAverage, Optimizer
@@ -267,13 +267,13 @@ def test_a_kill_between_best_weights_and_state_loses_no_weights(
         patch.setattr(TrainingFolder, "save", killed_save)
         with pytest.raises(Killed):
             trainer().run()
-    best = folder.load(folder.best)
+    best = load_checkpoint(folder.best)
     resumed = trainer()
     assert (resumed.state.step, resumed.state.best_step) == (1, 2)
     assert resumed.state.best_scores == {"f1": 0.9}
     folder.claim()
     resumed.evaluate()  # 0.6
-    assert folder.load(folder.best)["step"] == best["step"] == 2
+    assert load_checkpoint(folder.best)["step"] == best["step"] == 2
     resumed.load_best()
     module = resumed.task.module.state_dict()
     assert all(torch.equal(module[name], value) for name, value in best["weights"].items())
@@ -309,7 +309,7 @@ def test_a_checkpoint_is_checked_and_loaded_in_place(
     recipe, out = walk_recipe(examples, steps=2), tmp_path / "out"
     trained(recipe, out)
     folder = TrainingFolder(out)
-    saved = folder.load(folder.state)
+    saved = load_checkpoint(folder.state)
     initial: dict[str, Any] = {}
 
     class RecordingAverage(MovingAverage):
@@ -782,7 +782,7 @@ def test_a_training_runs_as_a_slurm_job(
     error = next((out / "training/logs").glob("*.err")).read_text()
     assert "training stopped by SIGUSR2" in error
     assert not (out / "model.safetensors").exists()
-    step = TrainingFolder(out).load(out / "training/state.pt")["progress"]["step"]
+    step = load_checkpoint(out / "training/state.pt")["progress"]["step"]
     trained(walk_recipe(examples, steps=step + 2), out, resume=True)
     assert log(out)[-1]["step"] == step + 2
     slurm.reset()

@@ -103,6 +103,14 @@ class Recipe(Config):
         default="adamw", description="`muon` trains matrices with Muon and the rest with AdamW."
     )
     learning_rate: PositiveNumber = Field(default=2e-5, description="Maximum learning rate.")
+    min_learning_rate: float | None = Field(
+        default=None, ge=0, description="Learning rate at the end. Default: 2 % of the maximum."
+    )
+    schedule: Literal["wsd", "cosine"] = Field(
+        default="wsd",
+        description="How the learning rate decays: `wsd` (warm-up, stable, decay) linearly, "
+        "`cosine` along a cosine.",
+    )
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of matrices.")
     warmup: Whole = Field(default=30, description="Steps of linear learning rate warm-up.")
     decay: UnitInterval = Field(

@@ -127,24 +127,30 @@ class TrainingFolder:
 
     def save(self, path: Path, data: dict[str, Any]) -> None:
         """Replace a file atomically. Errors as `check_owner` and `disk.writing`."""
-        import torch
-
         self.check_owner()
-        with replacing(path) as file:
-            torch.save(data, file)
+        save_checkpoint(path, data)
 
-    def load(self, path: Path) -> dict[str, Any]:
-        """Read a file that `save` wrote, without executing code in it."""
-        import torch
 
-        try:
-            data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
-            raise UserError(
-                f"{path} cannot be read: {str(error).partition(chr(10))[0] or 'it is truncated'}",
-                hint="delete the folder and train again",
-            ) from error
-        return data
+def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
+    """Replace a file atomically with tensors and plain values."""
+    import torch
+
+    with replacing(path) as file:
+        torch.save(data, file)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file that `save_checkpoint` wrote, without executing code in it."""
+    import torch
+
+    try:
+        data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
+        raise UserError(
+            f"{path} cannot be read: {str(error).partition(chr(10))[0] or 'it is truncated'}",
+            hint="delete the folder and train again",
+        ) from error
+    return data
 
 
 def recipe_fingerprint(recipe: Recipe) -> dict[str, Any]:

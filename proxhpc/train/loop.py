@@ -21,10 +21,16 @@ from proxhpc.train.checkpoint import (
     TrainingFolder,
     TrainingState,
     check_same_recipe,
+    load_checkpoint,
     recipe_fingerprint,
 )
 from proxhpc.train.distributed import TrainingRanks
-from proxhpc.train.optimizer import MovingAverage, Optimizer, learning_rate
+from proxhpc.train.optimizer import (
+    MovingAverage,
+    Optimizer,
+    OptimizerOptions,
+    learning_rate,
+)
 from proxhpc.train.score import ValidationScores
 from proxhpc.train.task import BatchT, TrainingTask, rank_batches
 
@@ -129,7 +135,9 @@ class Trainer(Generic[BatchT]):
             losses = self.task.loss(batch, done)
         losses.total.backward()
         self._ranks.average_gradients(self._optimizer.parameters)
-        norm = self._optimizer.step(learning_rate(self.recipe, state.step, done))
+        norm = self._optimizer.step(
+            learning_rate(OptimizerOptions.of(self.recipe), state.step, done)
+        )
         if self._ranks.rank == 0 and not math.isfinite(norm):
             raise UserError(
                 f"the training diverged: no finite gradient at step {state.step + 1}",
@@ -183,7 +191,7 @@ class Trainer(Generic[BatchT]):
 
     def load_best(self) -> None:
         """Load the best weights into the module."""
-        self.task.module.load_state_dict(self.folder.load(self.folder.best)["weights"])
+        self.task.module.load_state_dict(load_checkpoint(self.folder.best)["weights"])
         self.task.module.eval()
 
     def save(self) -> None:
@@ -201,7 +209,7 @@ class Trainer(Generic[BatchT]):
         )
 
     def _load(self) -> None:
-        saved = self.folder.load(self.folder.state)
+        saved = load_checkpoint(self.folder.state)
         if saved.get("version") != CHECKPOINT_VERSION:
             raise UserError(
                 f"{self.folder.out}: its training run was started by another version of proxhpc",
@@ -213,7 +221,7 @@ class Trainer(Generic[BatchT]):
         self._optimizer.load_state_dicts(saved["optimizers"])
         self.state = TrainingState(**saved["progress"])
         if self.folder.best.exists():
-            best = self.folder.load(self.folder.best)
+            best = load_checkpoint(self.folder.best)
             self.state.best_scores, self.state.best_step = best["scores"], best["step"]
 
     def _log(self, event: str, numbers: dict[str, float]) -> None:
@@ -223,7 +231,7 @@ class Trainer(Generic[BatchT]):
             "step": state.step,
             "seconds": round(state.seconds),
             "tokens": state.tokens,
-            "learning_rate": learning_rate(self.recipe, state.step, self.done),
+            "learning_rate": learning_rate(OptimizerOptions.of(self.recipe), state.step, self.done),
             **{name: round(value, 4) for name, value in numbers.items()},
         }
         append_line(self.folder.log, orjson.dumps(row))

@@ -1,0 +1,316 @@
+"""The training engine: transformers' Trainer with our optimizer, schedule, checkpoints and stops.
+
+Import it only where a training starts: it imports torch and transformers.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from proxhpc.errors import RetryError, UserError
+from proxhpc.train.optimizer import OptimizerOptions, learning_rate, parameter_groups
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
+MAX_NORM = 1.0  # of the gradient
+ENDLESS = 2**40  # steps of a training that ends by time
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+class AveragingOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # mypy skips torch
+    """AdamW and Muon as one optimizer, with a moving average of the weights in its state."""
+
+    def __init__(self, module: torch.nn.Module, options: OptimizerOptions) -> None:
+        """For all parameters of `module` that require gradients."""
+        super().__init__(parameter_groups(module, options), {})
+        self._decay = options.average
+        self._parts = {"adamw": torch.optim.AdamW(_any(), betas=options.betas)}
+        if any(group["kind"] == "muon" for group in self.param_groups):
+            # Steps as large as AdamW's: arXiv 2502.16982
+            self._parts["muon"] = torch.optim.Muon(_any(), adjust_lr_fn="match_rms_adamw")
+        for group in self.param_groups:
+            defaults = self._parts[group["kind"]].defaults
+            group.update({key: value for key, value in defaults.items() if key not in group})
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: None = None) -> None:
+        """Update the weights and their average."""
+        first = self._decay and not self.state
+        initial = {p: p.clone() for p in self._parameters()} if first else {}
+        for kind, part in self._parts.items():
+            part.param_groups = [group for group in self.param_groups if group["kind"] == kind]
+            part.state = self.state
+            part.step()
+        for parameter, value in initial.items():
+            self.state[parameter]["average"] = value
+        if not self._decay:
+            return
+        for group in self.param_groups:
+            group["updates"] += 1
+            decay = min(self._decay, 1 - 1 / (group["updates"] / 5 + 2))  # over few steps at first
+            for parameter in group["params"]:
+                self.state[parameter]["average"].lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the average into the module, and the weights back at the end."""
+        if not self._decay or not self.state:
+            yield
+            return
+        with torch.no_grad():
+            weights = [(p, p.clone()) for p in self._parameters()]
+            for parameter, _ in weights:
+                parameter.copy_(self.state[parameter]["average"])
+            try:
+                yield
+            finally:
+                for parameter, value in weights:
+                    parameter.copy_(value)
+
+    def _parameters(self) -> Iterator[torch.nn.Parameter]:
+        return (p for group in self.param_groups for p in group["params"])
+
+
+def _any() -> list[torch.nn.Parameter]:
+    """A parameter, without which torch's optimizers refuse to exist."""
+    return [torch.nn.Parameter(torch.zeros(1, 1))]
+
+
+class EngineHooks(Protocol):
+    """What the engine needs of a training. A batch is a mapping with tensors."""
+
+    def batches(self, engine: "Engine") -> Iterator[dict[str, Any]]:
+        """The batches of this process from the current step on, without end."""
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        """The weight of a batch's mean loss among all batches of a step."""
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """The mean loss of a batch."""
+
+    def share_done(self, engine: "Engine") -> float:
+        """The share of the training that is done; the same in all processes."""
+
+    def after_step(self, engine: "Engine") -> None:
+        """Log, evaluate, save: called in all processes after each step."""
+
+
+class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
+    """The steps of one training. `state.global_step` counts them."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        hooks: EngineHooks,
+        options: OptimizerOptions,
+        arguments: TrainingArguments,
+        saved: dict[str, Any] | None = None,
+    ) -> None:
+        """Resume from what `checkpoint` returned, if it is given."""
+        super().__init__(module, arguments, callbacks=[_Steps(self)])
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # so transformers leaves the loss as it is
+        self._hooks, self._options, self._saved = hooks, options, saved
+        self._first_step: int = saved["step"] if saved else 0
+        self.seconds: float = saved["seconds"] if saved else 0.0  # of all steps
+        self.done, self._stop, self._started = 0.0, 0, 0.0
+        self.loss, self.norm = torch.zeros((), device=arguments.device), 0.0  # of the last step
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal asked to stop."""
+        return bool(self._stop)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.averaging.param_groups[0]["lr"])
+
+    def run(self) -> None:
+        """Train to the end. RetryError after one of STOP_SIGNALS, with a checkpoint."""
+        with ExitStack() as handlers:
+            if threading.current_thread() is threading.main_thread():
+                for number in STOP_SIGNALS:
+                    old = signal.signal(number, self._on_signal)
+                    handlers.callback(signal.signal, number, old)
+            self.train()
+        if self._stop:
+            raise RetryError(
+                f"training stopped by {signal.Signals(self._stop).name} after step "
+                f"{self.state.global_step}",
+                hint="continue with --resume",
+            )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Weights and optimizer on the CPU, whole in the first process. Call it in all of them."""
+        model, optimizer = get_state_dict(self.model, self.averaging, options=_FULL)
+        progress = {"step": self.state.global_step, "seconds": self.seconds}
+        return {**progress, "module": model, "optimizer": optimizer}
+
+    @property
+    def averaging(self) -> AveragingOptimizer:
+        """The optimizer without accelerate's wrapper."""
+        optimizer: AveragingOptimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer
+
+    def restore(self) -> None:
+        """Load the saved weights and optimizer."""
+        if self._saved is not None:
+            set_state_dict(
+                self.model,
+                self.averaging,
+                model_state_dict=self._saved["module"],
+                optim_state_dict=self._saved["optimizer"],
+                options=StateDictOptions(full_state_dict=True, strict=False),
+            )
+            self._saved = None
+        self.state.global_step = self._first_step
+        self.done = self._hooks.share_done(self)
+        for group in self.averaging.param_groups:
+            group["lr"] = self._options.learning_rate * self._rate_factor(0)
+
+    def begin_step(self) -> None:
+        """Seed dropout, so that a resumed training draws what it would have drawn."""
+        self._started = time.monotonic()
+        self.loss.zero_()
+        entropy = (self.args.seed, self.state.global_step, self.args.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def end_step(self) -> bool:
+        """Whether to stop: the training is done, or a process got a signal."""
+        values = [float(self._stop), self.seconds + time.monotonic() - self._started]
+        if self.args.world_size > 1:
+            tensor = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+            torch.distributed.all_reduce(self.loss, torch.distributed.ReduceOp.AVG)
+            values = tensor.tolist()
+        self._stop, self.seconds = int(values[0]), values[1]
+        self.done = self._hooks.share_done(self)
+        self._hooks.after_step(self)
+        return bool(self._stop) or self.done >= 1
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Stop after the current step."""
+        self._stop = number
+
+    # What transformers calls.
+
+    def get_train_dataloader(self) -> Iterable[dict[str, Any]]:
+        """The batches from the current step on."""
+        return _Batches(lambda: self._hooks.batches(self))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, *_: Any
+    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """The batches of one step, and the sum of their weights over all processes."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        weight = torch.tensor(sum(map(self._hooks.weight, batches)), device=self.args.device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(weight)
+        return batches, weight
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The batch's part of the step's loss, times the processes, over which torch averages."""
+        share = self._hooks.weight(inputs) * self.args.world_size / num_items_in_batch
+        loss = self._hooks.loss(model, inputs) * share
+        self.loss += loss.detach()
+        return loss
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer, before accelerate wraps it."""
+        self.optimizer: Any = AveragingOptimizer(model or self.model, self._options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate of each step."""
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.averaging, self._rate_factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: FLOPs are counted from the model's shape."""
+        return 0
+
+    def _get_grad_norm(self, *_: Any, **__: Any) -> None:
+        """None: the norm is known from clipping, so transformers need not compute it again."""
+
+    def _rate_factor(self, step: int) -> float:
+        """The learning rate after `step` steps of this process, as a share of the highest."""
+        step += self._first_step
+        done = self.done if self.args.max_steps == ENDLESS else step / self.args.max_steps
+        return learning_rate(self._options, step, done) / self._options.learning_rate
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers
+    """What the engine does at the start, around each step, and at a signal."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._engine.restore()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._engine.begin_step()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        engine = self._engine
+        engine.norm = float(engine.accelerator.clip_grad_norm_(engine.model.parameters(), MAX_NORM))
+        if not math.isfinite(engine.norm):
+            raise UserError(
+                f"the training diverged: no finite gradient at step {state.global_step + 1}",
+                hint="start again with a lower learning_rate or a longer warmup; to continue from "
+                "the last checkpoint, use --resume, perhaps with precision: float32",
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= self._engine.end_step()
+
+
+class _Batches:
+    """An iterable for transformers that starts where the training is."""
+
+    def __init__(self, batches: Callable[[], Iterator[dict[str, Any]]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._batches()
+
+
+def training_arguments(
+    options: OptimizerOptions, *, steps: int, accumulation: int, precision: str, **keys: Any
+) -> TrainingArguments:
+    """The arguments of transformers' Trainer, with all that the engine does itself turned off."""
+    is_cuda = torch.cuda.is_available()
+    is_bfloat16 = is_cuda and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        max_steps=steps,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=options.learning_rate,
+        max_grad_norm=0.0,  # the engine clips, to see the norm
+        bf16=is_bfloat16 if precision == "auto" else precision == "bfloat16",
+        use_cpu=not is_cuda,
+        # accelerate uses the process group that exists
+        ddp_backend=torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **({"report_to": "none", "output_dir": "unused"} | keys),
+    )

@@ -1,0 +1,345 @@
+"""Pre-trains a causal language model on a file of token ids."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from proxhpc.account.flops import ModelShape, Usage, causal_pairs, flops
+from proxhpc.corpus.disk import append_line, draft_path, write_atomic, writing
+from proxhpc.errors import UserError
+from proxhpc.status.terminal import duration
+from proxhpc.train.checkpoint import load_checkpoint, save_checkpoint
+from proxhpc.train.optimizer import OptimizerOptions
+from proxhpc.train.task import load_base
+from proxhpc.train.token_file import TokenFile
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from proxhpc.train.engine import Engine
+
+LOG_SECONDS = 60
+Checkpoint = dict[str, Any]
+"""What Engine.checkpoint returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(OptimizerOptions):
+    """How a model is pre-trained.
+
+    `model` has the keys of transformers' config.json of a new model, with `model_type` and
+    `vocab_size`; or `base` is the directory of a model whose training continues. A step takes
+    `batch` sequences of `context` tokens in all processes together; each process computes
+    `micro_batch` of them at a time (None: its whole share). `tokens` is rounded down to whole
+    steps. `milestones` are numbers of tokens after which the weights are kept.
+    """
+
+    model: Mapping[str, Any] | None = None
+    base: Path | None = None
+    tokens: int
+    context: int
+    batch: int
+    micro_batch: int | None = None
+    seed: int = 0
+    precision: str = "auto"  # auto, float32 or bfloat16
+    checkpointing: bool = False  # compute activations twice, which saves memory
+    sharded: bool = False  # FSDP: each process holds a part of weights and optimizer
+    save_minutes: float = 10.0
+    milestones: tuple[int, ...] = ()
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step, in all processes together."""
+        return self.batch * self.context
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer."""
+        return self.tokens // self.step_tokens
+
+    @property
+    def milestone_steps(self) -> tuple[int, ...]:
+        """The steps after which the weights are kept: the first with at least so many tokens."""
+        steps = {-(-tokens // self.step_tokens) for tokens in self.milestones}
+        return tuple(sorted(step for step in steps if 0 < step <= self.steps))
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainMilestone:
+    """Weights that were kept: the moving average, if there is one."""
+
+    step: int
+    tokens: int
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """A finished pre-training.
+
+    `weights` is the directory with the last weights, `average` that with their moving average,
+    None without one. `flops` are those of forward and backward passes, None for models whose FLOPs
+    cannot be counted. `losses` is the file of the losses: a JSON line for each step.
+    """
+
+    steps: int
+    tokens: int
+    epochs: float
+    documents: int | None  # that were read, at least in part
+    parameters: int
+    flops: int | None
+    weights: Path
+    average: Path | None
+    milestones: tuple[PretrainMilestone, ...]
+    losses: Path
+
+
+def pretrain(
+    options: PretrainOptions, tokens: Path, out: Path, log: Callable[[str], None]
+) -> PretrainResult:
+    """Train a model on the file `tokens` (see TokenFile) in the folder `out`.
+
+    Call it again to resume: on one process, the weights are the same, bit for bit. A finished
+    training is not repeated. UserError if options, tokens or `out` do not fit; RetryError after
+    SIGTERM, SIGINT or SIGUSR2, with a checkpoint. `log` prints a line about once a minute.
+    """
+    _check(options)
+    folder = _Folder(out)
+    if not folder.finished.exists():
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        _Pretraining(options, tokens, folder, log).run()
+    return _result(options, TokenFile(tokens, options.context, options.seed), folder)
+
+
+class _Folder:
+    """Paths of a pre-training."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.state = out / "state.pt"  # the last checkpoint, until the training is finished
+        self.losses = out / "train.jsonl"
+        self.weights, self.average = out / "weights", out / "average"
+        self.finished = out / "finished.json"  # written last
+
+    def milestone(self, step: int) -> Path:
+        return self.out / "milestones" / str(step)
+
+
+def _check(options: PretrainOptions) -> None:
+    if (options.model is None) == (options.base is None):
+        raise UserError("a pre-training needs either the keys of a new model, or a base model")
+    if options.steps < 1:
+        raise UserError(
+            f"{options.tokens:,} tokens are less than one step of {options.batch} sequences of "
+            f"{options.context:,} tokens"
+        )
+
+
+def _result(options: PretrainOptions, tokens: TokenFile, folder: _Folder) -> PretrainResult:
+    sequences = options.steps * options.batch
+    finished = orjson.loads(folder.finished.read_bytes())
+    return PretrainResult(
+        steps=options.steps,
+        tokens=options.steps * options.step_tokens,
+        epochs=sequences / tokens.sequences,
+        documents=tokens.documents_read(sequences),
+        parameters=finished["parameters"],
+        flops=finished["flops"],
+        weights=folder.weights,
+        average=folder.average if options.average else None,
+        milestones=tuple(
+            PretrainMilestone(step, step * options.step_tokens, folder.milestone(step))
+            for step in options.milestone_steps
+        ),
+        losses=folder.losses,
+    )
+
+
+class _Pretraining:
+    """One process of a pre-training, as hooks of the engine."""
+
+    def __init__(
+        self, options: PretrainOptions, tokens: Path, folder: _Folder, log: Callable[[str], None]
+    ) -> None:
+        self._options, self._folder, self._log = options, folder, log
+        self._tokens = TokenFile(tokens, options.context, options.seed)
+        self._model = _new_model(options) if options.base is None else load_base(options.base)
+        self._saved_at = self._logged_at = 0.0  # seconds of training
+        self._is_first = True  # of the processes
+
+    def run(self) -> None:
+        """Train to the end and write the weights."""
+        from transformers.utils import logging
+
+        from proxhpc.train.engine import Engine, training_arguments
+
+        logging.disable_progress_bar()
+        options, folder = self._options, self._folder
+        saved = load_checkpoint(folder.state) if folder.state.exists() else None
+        if saved is not None and saved["options"] != _fixed(options):
+            raise UserError(
+                f"{folder.out}: its training was started with other options",
+                hint="give another folder, or delete it",
+            )
+        arguments = training_arguments(
+            options,
+            steps=options.steps,
+            accumulation=options.batch // (options.micro_batch or options.batch),
+            precision=options.precision,
+            seed=options.seed,
+            output_dir=str(folder.out),
+        )
+        if options.checkpointing:
+            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        engine = Engine(self._model, self, options, arguments, saved)
+        self._is_first = bool(engine.args.process_index == 0)
+        if self._is_first:
+            self._keep_losses(saved["step"] if saved else 0)
+        if saved is None or saved["step"] < options.steps:
+            engine.run()
+            saved = engine.checkpoint()
+        if self._is_first:
+            self._finish(saved)
+
+    # Hooks of the engine.
+
+    def batches(self, engine: "Engine") -> "Iterator[dict[str, torch.Tensor]]":
+        """The sequences of this process, `micro_batch` at a time."""
+        import torch
+
+        options, processes = self._options, engine.args.world_size
+        share = options.batch // processes
+        micro = options.micro_batch or share
+        step = engine.state.global_step
+        while True:
+            first = step * options.batch + engine.args.process_index * share
+            for start in range(first, first + share, micro):
+                ids = torch.from_numpy(self._tokens.read(range(start, start + micro)))
+                yield {"ids": ids}
+            step += 1
+
+    def weight(self, batch: "dict[str, torch.Tensor]") -> float:
+        """The number of sequences."""
+        return float(len(batch["ids"]))
+
+    def loss(self, model: "torch.nn.Module", batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
+        """The mean cross-entropy of all tokens but the first."""
+        from torch.nn import functional
+
+        ids = batch["ids"]
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        return functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    def share_done(self, engine: "Engine") -> float:
+        """The share of the steps."""
+        return float(engine.state.global_step / self._options.steps)
+
+    def after_step(self, engine: "Engine") -> None:
+        """Log the loss; keep the weights at milestones; save a checkpoint."""
+        step, seconds = engine.state.global_step, engine.seconds
+        if self._is_first:
+            self._append_loss(engine)
+        if step in self._options.milestone_steps:
+            kept = engine.checkpoint()
+            if self._is_first:
+                self._export(_evaluated(kept), self._folder.milestone(step))
+        is_due = seconds - self._saved_at >= 60 * self._options.save_minutes
+        if is_due or engine.stopping or step == self._options.steps:
+            self._saved_at = seconds
+            checkpoint = engine.checkpoint() | {"options": _fixed(self._options)}
+            if self._is_first:
+                save_checkpoint(self._folder.state, checkpoint)
+
+    def _append_loss(self, engine: "Engine") -> None:
+        step, options = engine.state.global_step, self._options
+        row = {
+            "step": step,
+            "tokens": step * options.step_tokens,
+            "loss": float(engine.loss),
+            "norm": engine.norm,
+            "learning_rate": engine.learning_rate,
+            "seconds": round(engine.seconds, 2),
+        }
+        append_line(self._folder.losses, orjson.dumps(row))
+        if engine.seconds - self._logged_at >= LOG_SECONDS or step == options.steps:
+            self._logged_at = engine.seconds
+            left = engine.seconds * (1 / engine.done - 1)
+            self._log(
+                f"step {step:,} of {options.steps:,}, loss {row['loss']:.4g}, {duration(left)} left"
+            )
+
+    def _keep_losses(self, steps: int) -> None:
+        """Remove the rows of steps that a killed process did after its last checkpoint."""
+        rows = self._folder.losses.read_bytes().splitlines() if steps else []
+        write_atomic(self._folder.losses, b"".join(row + b"\n" for row in rows[:steps]))
+
+    def _finish(self, checkpoint: Checkpoint) -> None:
+        """Write the weights, and last the file that says so."""
+        folder, options = self._folder, self._options
+        self._export(checkpoint["module"], folder.weights)
+        if options.average:
+            self._export(_evaluated(checkpoint), folder.average)
+        numbers = {
+            "parameters": sum(p.numel() for p in self._model.parameters()),
+            "flops": _training_flops(options, self._model),
+        }
+        write_atomic(folder.finished, orjson.dumps(numbers))
+        folder.state.unlink(missing_ok=True)
+
+    def _export(self, weights: "dict[str, torch.Tensor]", path: Path) -> None:
+        """Write a model's directory completely or not at all."""
+        draft = draft_path(path)
+        with writing(path):
+            draft.parent.mkdir(exist_ok=True)
+            shutil.rmtree(path, ignore_errors=True)  # of an attempt that was killed
+            self._model.config.use_cache = True
+            self._model.save_pretrained(draft, state_dict=dict(weights))  # which it empties
+            draft.rename(path)
+
+
+def _evaluated(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
+    """The moving average of the weights; without one, the weights."""
+    states = checkpoint["optimizer"]["state"]
+    return {
+        name: states.get(name, {}).get("average", value)
+        for name, value in checkpoint["module"].items()
+    }
+
+
+def _new_model(options: PretrainOptions) -> "PreTrainedModel":
+    """A model with random weights that depend on the seed only."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    keys = dict(options.model or {})
+    try:
+        config = AutoConfig.for_model(str(keys.pop("model_type", "")), **keys)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the keys of the new model cannot be used: {error}") from error
+    torch.manual_seed(options.seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def _training_flops(options: PretrainOptions, model: "PreTrainedModel") -> int | None:
+    """FLOPs of all forward and backward passes; a backward pass takes two forward passes."""
+    try:
+        shape = ModelShape.from_config(model.config.to_dict())
+    except UserError:
+        return None
+    size = options.context
+    one = Usage(prompt_tokens=size, fed=size, attended=causal_pairs(size), logits=size)
+    return 3 * options.steps * options.batch * flops(shape, one)
+
+
+def _fixed(options: PretrainOptions) -> str:
+    """The options that must stay when a training is resumed, as text."""
+    keys = asdict(options)
+    for name in ("save_minutes", "precision", "sharded", "checkpointing", "micro_batch"):
+        del keys[name]
+    return orjson.dumps(keys | {"base": str(options.base)}, option=orjson.OPT_SORT_KEYS).decode()
