@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from proxhpc.evaluate.metrics import GoldLines, token_f1
 from proxhpc.evaluate.result import Evaluation, SystemComparison, evaluate
 from proxhpc.evaluate.systems import SystemResult
 from proxhpc.evaluate.view import render_evaluation
+from proxhpc.program.align import EditCosts, TokenizedLine
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.refiner import Refiner
 from proxhpc.refine.stage import StageRunner
@@ -103,6 +105,23 @@ def test_a_pair_without_labels_is_aligned() -> None:
     assert aligned_labels(noisy, noisy) == "GGGGG"
     large = "\n".join("ab" * 600)
     assert aligned_labels(large, large[::-1]) == ""
+
+
+def test_few_lines_of_a_long_page_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, of_pair = Counter[str](), EditCosts.of_pair
+
+    def count(costs: EditCosts, old: TokenizedLine, new: TokenizedLine) -> int:
+        compared["pairs"] += 1
+        return of_pair(costs, old, new)
+
+    monkeypatch.setattr(EditCosts, "of_pair", count)
+    lines = [f"Line  number {n}" if n % 3 else "Share" for n in range(500)]
+    gold = [line.replace("  ", " ") for n, line in enumerate(lines) if n % 3]
+    gold[100] += " is edited"
+    labels = aligned_labels("\n".join(lines), "\n".join(gold))
+    assert labels.replace("E", "G") == "".join("G" if n % 3 else "B" for n in range(500))
+    assert labels.count("E") == 1
+    assert compared["pairs"] < 1000
 
 
 def test_options_json_and_table(tmp_path: Path, capsys: Capture) -> None:

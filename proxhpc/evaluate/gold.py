@@ -170,14 +170,16 @@ def aligned_labels(text: str, gold_text: str) -> str:
     Lines that stay are CONTENT, or EDITED if words within differ; the others are BOILERPLATE.
     Empty if the texts are too large to align.
     """
-    lines, gold_lines = text.split("\n"), gold_text.split("\n") if gold_text else []
+    lines, gold_lines = (
+        [" ".join(line.split()) for line in part.split("\n")] if part else []
+        for part in (text, gold_text)
+    )
     pairs = align_lines(lines, gold_lines, _CHANGED_CHARS)
     if pairs is None:
         return ""
-    labels = [BOILERPLATE] * len(lines)
+    labels = [BOILERPLATE] * (text.count("\n") + 1)
     for line, gold_line in pairs:
-        is_same = lines[line].split() == gold_lines[gold_line].split()
-        labels[line] = CONTENT if is_same else EDITED
+        labels[line] = CONTENT if lines[line] == gold_lines[gold_line] else EDITED
     return "".join(labels)
 
 

@@ -8,12 +8,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from proxhpc.program.words import common_ends
 
+EXACT_CELLS = 4096
+"""Pairs of lines of texts that are compared as a whole; larger ones are split, if possible."""
 MAX_CELLS = 250_000
-"""Pairs of lines that one alignment compares; larger texts are split at lines unique to both."""
+"""Pairs of lines that may be compared where a text cannot be split."""
 
 LinePairs = list[tuple[int, int]]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -55,23 +56,28 @@ class EditCosts:
 
 
 def align_lines(old: Sequence[str], new: Sequence[str], costs: EditCosts) -> LinePairs | None:
-    """Return the matching lines at the least cost, ascending in both; None if it is too large.
+    """Return matching lines, ascending in both texts, at the least cost; None if it is too large.
 
-    Old lines in no pair are removed; new lines in no pair are inserted.
+    Old lines in no pair are removed; new lines in no pair are inserted. Texts of many lines are
+    split at lines that are unique in both.
     """
-    anchors = [(-1, -1)]
-    if len(old) * len(new) > MAX_CELLS:
-        anchors += _anchors(old, new)
-    anchors.append((len(old), len(new)))
     pairs: LinePairs = []
-    for (old_start, new_start), (old_stop, new_stop) in pairwise(anchors):
-        old_part, new_part = old[old_start + 1 : old_stop], new[new_start + 1 : new_stop]
-        if len(old_part) * len(new_part) > MAX_CELLS:
+    parts = [((0, 0), (len(old), len(new)))]
+    while parts:
+        (i, j), (old_stop, new_stop) = parts.pop()
+        old_part, new_part = old[i:old_stop], new[j:new_stop]
+        cells = len(old_part) * len(new_part)
+        anchors = _anchors(old_part, new_part) if cells > EXACT_CELLS else []
+        if anchors:
+            anchors = [(i + m, j + n) for m, n in anchors]
+            starts = [(i, j), *((m + 1, n + 1) for m, n in anchors)]
+            parts += zip(starts, [*anchors, (old_stop, new_stop)], strict=True)
+            pairs += anchors
+        elif cells > MAX_CELLS:
             return None
-        part = _align_part(old_part, new_part, costs)
-        pairs += [(i + old_start + 1, j + new_start + 1) for i, j in part]
-        pairs.append((old_stop, new_stop))
-    return pairs[:-1]
+        else:
+            pairs += [(i + m, j + n) for m, n in _align_part(old_part, new_part, costs)]
+    return sorted(pairs)
 
 
 def _anchors(old: Sequence[str], new: Sequence[str]) -> LinePairs:
