@@ -32,7 +32,8 @@ class PolicyChange:
         now = row.replay(document.text, self._policy, self._format)
         dropped_by_doc = before.outcome == "dropped" and before.reason == "doc_program"
         has_chunk_stage = any(stage.level == "chunk" for stage in self._plan.manifest.stages)
-        if dropped_by_doc and has_chunk_stage and now.outcome != "dropped":
+        asked = not (dropped_by_doc and has_chunk_stage) or now.outcome == "dropped"
+        if not asked and self._policy != "none":
             now = ReplayResult("quarantined", "", now.rejected, NOT_ASKED, lenient=now.lenient)
         new_row = replace(
             row,

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Action = Literal["keep", "drop", "quarantine"]
 """At a limit: keep the original text, drop the document, or quarantine it for a person to check."""
 
-ReferencePolicy = Literal["reference"]
+NamedPolicy = Literal["reference", "none"]
+"""`reference`: the fixed limits of the public code. `none`: no program is executed."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -15,7 +16,7 @@ Limit = Annotated[int, Field(ge=0, le=1_000_000)]
 class Policy(BaseModel):
     """Limits on the effects of programs, and the action at each limit.
 
-    The policy `reference` does not use them; it has the fixed limits of the public code.
+    A named policy does not use them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -63,4 +64,4 @@ class Policy(BaseModel):
     )
 
 
-AnyPolicy = Policy | ReferencePolicy
+AnyPolicy = Policy | NamedPolicy

@@ -98,6 +98,8 @@ class ReplayResult(NamedTuple):
 
 def doc_verdict(emitted: ModelOutput, policy: AnyPolicy) -> DocVerdict:
     """Return the verdict of a doc-level program; if it is unclear, the document is kept."""
+    if policy == "none":
+        return DocVerdict("keep")
     if policy == "reference":
         drop = reference.drops_document(emitted.program)
         return DocVerdict("drop", "doc_program") if drop else DocVerdict("keep")
@@ -137,7 +139,7 @@ def replay(
         rejected, lenient = dict(verdict.rejected), dict(verdict.lenient)
         if verdict.action == "drop":
             return ReplayResult("dropped", "", {}, verdict.reason, lenient=lenient)
-    if not windows:
+    if not windows or policy == "none":
         return ReplayResult("kept", text, rejected, lenient=lenient)
     if not isinstance(policy, Policy):
         if cuts:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from proxhpc.assemble.examples import read_examples
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.errors import UserError
-from proxhpc.program.policy import AnyPolicy
+from proxhpc.program.policy import AnyPolicy, Policy
 from proxhpc.report.compute import compare, estimate_report, stage_report, total_flops
 from proxhpc.report.execution import execution_report
 from proxhpc.report.model import AccountBase, InputReport, PartReport, Report, RunAccount
@@ -87,7 +87,7 @@ def run_account(run: RunDir, merged: MergeSummary | None = None) -> RunAccount:
 
 
 def _policy_text(policy: AnyPolicy) -> str:
-    if policy == "reference":
-        return "reference"
+    if not isinstance(policy, Policy):
+        return policy
     changes = policy.model_dump(exclude_defaults=True)
     return ", ".join(f"{key}: {value}" for key, value in changes.items()) or "default"

@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from proxhpc.errors import UserError
-from proxhpc.program.policy import AnyPolicy, Policy
+from proxhpc.program.policy import AnyPolicy, NamedPolicy, Policy
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, load_yaml, refuse
 from proxhpc.spec.prove import Prove
@@ -66,7 +66,8 @@ class Manifest(Config):
     policy: AnyPolicy = Field(
         default=Policy.model_validate({}),
         description="Limits under which programs are executed. `reference`: those of the public "
-        "ProX code, for replication.",
+        "ProX code, for replication. `none`: no program is executed, so the corpus is the raw one "
+        "without duplicates.",
     )
     sharding: Sharding = Sharding()
     commit: Commit = Commit()
@@ -90,9 +91,11 @@ class Manifest(Config):
     @field_validator("policy", mode="before")
     @classmethod
     def _keys_or_reference(cls, policy: Any) -> Any:
-        if isinstance(policy, dict | Policy) or policy == "reference":
+        names = get_args(NamedPolicy)
+        if isinstance(policy, dict | Policy) or policy in names:
             return policy
-        raise ValueError(f'must be a mapping of keys or "reference", not {quoted(policy)}')
+        choices = " or ".join(f'"{name}"' for name in names)
+        raise ValueError(f"must be a mapping of keys or {choices}, not {quoted(policy)}")
 
     @field_validator("site")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, model_validator
 
-from proxhpc.program.policy import Policy
+from proxhpc.program.policy import AnyPolicy
 from proxhpc.spec.load import (
     ONE_OR_MORE,
     Config,
@@ -35,24 +35,18 @@ _PRESETS = Path(__file__).with_name("presets.yaml")
 class Arm(Config):
     """A corpus to train on. Without `policy`, `rules` and `corpus` it is the refined corpus."""
 
-    name: _Name = Field(description="Name of the arm.")
-    policy: Policy | Literal["reference", "none"] | None = Field(
-        default=None,
-        description="The run's programs under another policy. `none`: no program is executed, so "
-        "this is the raw corpus.",
-    )
-    rules: tuple[RuleSet, ...] | None = Field(
-        default=None, min_length=1, description="Refined by these rules instead of the models."
-    )
-    corpus: Corpus | None = Field(
-        default=None,
-        description="Any corpus; documents with an `id` of the run's corpus are paired with these.",
-    )
-    share: UnitInterval = Field(
-        default=1.0,
-        description="Share of the documents that come from this corpus; the others come from the "
-        "arm `against`. Chosen by a hash of their ids.",
-    )
+    name: _Name
+    """Name of the arm."""
+    policy: AnyPolicy | None = None
+    """The run's programs under another policy. `none`: no program is executed, so this is the raw
+    corpus."""
+    rules: tuple[RuleSet, ...] | None = Field(default=None, min_length=1)
+    """Refined by these rules instead of the models."""
+    corpus: Corpus | None = None
+    """Any corpus; documents with an `id` of the run's corpus are paired with these."""
+    share: UnitInterval = 1.0
+    """Share of the documents that come from this corpus; the others come from the arm `against`.
+    Chosen by a hash of their ids."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -64,93 +58,73 @@ class Arm(Config):
 class HeldOut(Config):
     """Documents that no arm is trained on, on which the trained models are compared."""
 
-    name: _Name = Field(description="Name of the set.")
-    paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(
-        min_length=1, description="Files, as in `corpus.paths`."
-    )
-    text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(
-        default=("text",), min_length=1, description="Field with the text."
-    )
-    host: FieldName = Field(
-        default="host",
-        description="Field with the document's host; without one, the host of the URL in `url`. "
-        "Documents of these hosts are left out of all arms.",
-    )
-    url: FieldName = Field(default="url", description="Field with the document's URL.")
-    control: Flag = Field(
-        default=False,
-        description="A control set, such as raw pages, on which a better corpus must not help.",
-    )
-    documents: Positive | None = Field(
-        default=None,
-        description="Number of documents, chosen by a hash of their ids. Default: all.",
-    )
+    name: _Name
+    """Name of the set."""
+    paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(min_length=1)
+    """Files, as in `corpus.paths`."""
+    text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(default=("text",), min_length=1)
+    """Field with the text."""
+    host: FieldName = "host"
+    """Field with the document's host; without one, the host of the URL in `url`. Documents of these
+    hosts are left out of all arms."""
+    url: FieldName = "url"
+    """Field with the document's URL."""
+    control: Flag = False
+    """A control set, such as raw pages, on which a better corpus must not help."""
+    documents: Positive | None = None
+    """Number of documents, chosen by a hash of their ids. Default: all."""
 
 
 class Training(Config):
     """How a model is trained; the same in all arms."""
 
-    preset: Text | None = Field(
-        default=None,
-        description="Name of a [preset](prove.md#presets), or a file; its keys are the defaults "
-        "of this section.",
-    )
-    source: Text | None = Field(default=None, description="Where a preset's numbers come from.")
-    model: dict[str, JsonValue] | None = Field(
-        default=None,
-        description="Shape of a new model: keys of transformers' `config.json`, with `model_type`.",
-    )
-    base: FilePath | None = Field(
-        default=None,
-        description="Instead of `model`: directory of a model whose training continues.",
-    )
-    tokenizer: FilePath | None = Field(
-        default=None,
-        description="Directory of a tokenizer. Default: that of `base`, or a new one made from "
-        "the arm `against`.",
-    )
-    vocabulary: Positive = Field(
-        default=4096, ge=512, description="Tokens of a new tokenizer, a BPE of bytes."
-    )
-    tokens: Count = Field(default=120_000, description="Tokens to train on, as in `26B`.")
-    context: Positive = Field(default=256, description="Tokens of a sequence.")
-    batch: Positive = Field(
-        default=4, description="Sequences of a step, in all processes together."
-    )
-    micro_batch: Positive | None = Field(
-        default=None, description="Sequences of a forward pass. Default: as `batch`."
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="`muon` trains matrices with Muon and the rest with AdamW."
-    )
-    learning_rate: PositiveNumber = Field(default=3e-3, description="Maximum learning rate.")
-    min_learning_rate: float = Field(default=0.0, ge=0, description="Learning rate at the end.")
-    schedule: Literal["cosine", "wsd"] = Field(
-        default="cosine", description="`wsd`: constant, then linear decay (`decay`)."
-    )
-    warmup: Whole = Field(default=20, description="Steps of linear learning rate warm-up.")
-    decay: UnitInterval = Field(
-        default=0.2, description="`wsd`: share of the steps in which the learning rate decays."
-    )
-    weight_decay: float = Field(default=0.1, ge=0, description="Weight decay of matrices.")
-    betas: tuple[UnitInterval, ...] = Field(
-        default=(0.9, 0.95), min_length=2, max_length=2, description="AdamW's betas."
-    )
-    average: UnitInterval = Field(
-        default=0.0,
-        description="Decay of the moving average of the weights, which is evaluated. 0: none.",
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="`auto`: bfloat16 on a GPU that supports it, else float32."
-    )
-    checkpointing: Flag = Field(
-        default=False, description="Recompute activations, which saves memory."
-    )
-    sharded: Flag = Field(
-        default=False,
-        description="Split weights and optimizer over the processes (FSDP), for models that do not "
-        "fit on one GPU.",
-    )
+    preset: Text | None = None
+    """Name of a [preset](prove.md#presets), or a file; its keys are the defaults of this
+    section."""
+    source: Text | None = None
+    """Where a preset's numbers come from."""
+    model: dict[str, JsonValue] | None = None
+    """Shape of a new model: keys of transformers' `config.json`, with `model_type`."""
+    base: FilePath | None = None
+    """Instead of `model`: directory of a model whose training continues."""
+    tokenizer: FilePath | None = None
+    """Directory of a tokenizer. Default: that of `base`, or a new one made from the arm
+    `against`."""
+    vocabulary: Positive = Field(default=4096, ge=512)
+    """Tokens of a new tokenizer, a BPE of bytes."""
+    tokens: Count = 120_000
+    """Tokens to train on, as in `26B`."""
+    context: Positive = 256
+    """Tokens of a sequence."""
+    batch: Positive = 4
+    """Sequences of a step, in all processes together."""
+    micro_batch: Positive | None = None
+    """Sequences of a forward pass. Default: as `batch`."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` trains matrices with Muon and the rest with AdamW."""
+    learning_rate: PositiveNumber = 3e-3
+    """Maximum learning rate."""
+    min_learning_rate: float = Field(default=0.0, ge=0)
+    """Learning rate at the end."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Form of the decay; `wsd` is linear."""
+    warmup: Whole = 20
+    """Steps of linear learning rate warm-up."""
+    decay: UnitInterval = 1.0
+    """Share of the training, at its end, over which the learning rate decays."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of matrices."""
+    betas: tuple[UnitInterval, ...] = Field(default=(0.9, 0.95), min_length=2, max_length=2)
+    """AdamW's betas."""
+    average: UnitInterval = 0.0
+    """Decay of the moving average of the weights, which is evaluated. 0: none."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU that supports it, else float32."""
+    checkpointing: Flag = False
+    """Recompute activations, which saves memory."""
+    sharded: Flag = False
+    """Split weights and optimizer over the processes (FSDP), for models that do not fit on one
+    GPU."""
 
     @model_validator(mode="before")
     @classmethod
@@ -194,43 +168,33 @@ class Prove(Config):
     """Trainings that show whether models learn more from the refined corpus."""
 
     arms: tuple[Arm, ...] = Field(
-        default=(Arm(name="raw", policy="none"), Arm(name="refined")),
-        min_length=2,
-        description="The corpora to compare. Default: the raw and the refined one.",
+        default=(Arm(name="raw", policy="none"), Arm(name="refined")), min_length=2
     )
-    against: Text | None = Field(
-        default=None, description="Arm that the others are compared with. Default: the first."
-    )
-    equal: Literal["tokens", "flops", "pool"] = Field(
-        default="tokens",
-        description="What is equal in all arms: tokens trained on; FLOPs of refining and training "
-        "together; or the pool of raw documents, each used once.",
-    )
-    training: Training = Field(default=Training(), description="How the models are trained.")
-    seeds: tuple[Whole, ...] = Field(
-        default=(0, 1, 2),
-        min_length=1,
-        description="Seeds; each trains a model for every arm, which start with the same weights "
-        "and read the same documents in the same order.",
-    )
-    held_out: tuple[HeldOut, ...] = Field(
-        min_length=1, description="Sets of documents on which the models are compared."
-    )
-    hosts: Literal["all", "validation"] = Field(
-        default="all",
-        description="Hosts of the training documents. `validation`: only the 15 % from which "
-        "`proxhpc annotate` takes no training examples, so no refiner has learnt from them.",
-    )
-    host: FieldName = Field(default="host", description="Field with a document's host.")
-    url: FieldName = Field(default="url", description="Field with a document's URL.")
-    tasks: tuple[GlobPattern, ...] = Field(
-        default=(), description="Request files of multiple-choice tasks (`requests.jsonl.gz`)."
-    )
-    milestones: tuple[UnitInterval, ...] = Field(
-        default=(0.25, 0.5, 0.75),
-        description="Shares of the tokens at which the model of the arm `against` is evaluated, "
-        "too: its learning curve says how much more raw text has the same effect.",
-    )
+    """The corpora to compare. Default: the raw and the refined one."""
+    against: Text | None = None
+    """Arm that the others are compared with. Default: the first."""
+    equal: Literal["tokens", "flops", "pool"] = "tokens"
+    """What is equal in all arms: tokens trained on; FLOPs of refining and training together; or the
+    pool of raw documents, each used once."""
+    training: Training = Training()
+    """How the models are trained."""
+    seeds: tuple[Whole, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Seeds; each trains a model for every arm, which start with the same weights and read the same
+    documents in the same order."""
+    held_out: tuple[HeldOut, ...] = Field(min_length=1)
+    """Sets of documents on which the models are compared."""
+    hosts: Literal["all", "validation"] = "all"
+    """Hosts of the training documents. `validation`: only the 15 % from which `proxhpc annotate`
+    takes no training examples, so no refiner has learnt from them."""
+    host: FieldName = "host"
+    """Field with a document's host."""
+    url: FieldName = "url"
+    """Field with a document's URL."""
+    tasks: tuple[GlobPattern, ...] = ()
+    """Request files of multiple-choice tasks (`requests.jsonl.gz`)."""
+    milestones: tuple[UnitInterval, ...] = (0.25, 0.5, 0.75)
+    """Shares of the tokens at which the model of the arm `against` is evaluated, too: its learning
+    curve says how much more raw text has the same effect."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -33,7 +33,7 @@ from proxhpc.spec.yaml_lines import Key, quoted
 Price = Annotated[
     str, *matching(r"[0-9]{1,9}(\.[0-9]{1,6})? \S{1,8}", "a number and a currency, as in 2.50 EUR")
 ]
-PhaseName = Literal["refine", "merge", "control"]
+PhaseName = Literal["refine", "merge", "train", "control"]
 Option = str | int | bool
 
 
@@ -146,6 +146,15 @@ class MergeOptions(ResourceRequest):
     the default: one job runs all phases."""
 
 
+class TrainOptions(ResourceRequest):
+    """Overrides for the trainings of `proxhpc prove`."""
+
+    workers: Positive | None = None
+    """Trainings at the same time."""
+    nodes: Positive | None = None
+    """Nodes of each training. With `tasks_per_node` processes on each, which share its batches."""
+
+
 class SitePhases(Config):
     """Overrides by phase. `merge` and `control` get no GPU unless you ask for one here."""
 
@@ -153,6 +162,8 @@ class SitePhases(Config):
     """The workers that run the models."""
     merge: MergeOptions = MergeOptions()
     """Executing the programs, deduplication, writing the corpus."""
+    train: TrainOptions = TrainOptions()
+    """The trainings of `proxhpc prove`: by default, with the resources of `refine`."""
     control: ResourceRequest = ResourceRequest()
     """The small job that submits the next phase."""
 
@@ -175,6 +186,7 @@ class Resources:
     exclusive: bool
     tasks_per_node: int
     workers: int
+    nodes: int
     setup: tuple[str, ...]
     container: Container | None
     sbatch: Mapping[str, Option]
@@ -186,8 +198,8 @@ class Resources:
 
     @property
     def jobs(self) -> int:
-        """Array elements needed for `workers` workers."""
-        return -(-self.workers // self.tasks_per_node)
+        """Array elements needed for `workers` workers; of a training, all tasks are one worker."""
+        return self.workers if self.phase == "train" else -(-self.workers // self.tasks_per_node)
 
 
 # CPU phases do not need a GPU worker's resources. They run in the launcher's own Python, without a
@@ -202,12 +214,13 @@ _CPU_PHASE: dict[str, Any] = {
 _DEFAULTS: dict[PhaseName, dict[str, Any]] = {
     "refine": {},
     "merge": _CPU_PHASE,
+    "train": {},
     "control": _CPU_PHASE | {"cpus": 1, "time": "00:30:00"},
 }
 _CONTROL_MEMORY = "4G"
 _SLURM_ONLY = (
     *("account", "partition", "qos", "constraint", "reservation", "time", "mem", "gres"),
-    *("exclusive", "tasks_per_node", "setup", "container", "sbatch"),
+    *("exclusive", "tasks_per_node", "nodes", "setup", "container", "sbatch"),
     *("max_array_size", "max_submit_jobs", "submit_from_jobs"),
 )
 
@@ -289,8 +302,10 @@ class Site(ResourceRequest):
             merged["gpus"] = 0
         options = {**self.sbatch, **overrides.sbatch}
         merged["sbatch"] = {k: v for k, v in options.items() if v is not None and v is not False}
-        workers = getattr(overrides, "workers", None) or (self.workers if phase == "refine" else 1)
-        return Resources(phase=phase, workers=workers, **merged)
+        default = self.workers if phase in ("refine", "train") else 1
+        workers = getattr(overrides, "workers", None) or default
+        nodes = getattr(overrides, "nodes", None) or 1
+        return Resources(phase=phase, workers=workers, nodes=nodes, **merged)
 
 
 def load_site(site: str | Path, environ: Mapping[str, str] | None = None) -> Site:
