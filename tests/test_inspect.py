@@ -383,7 +383,7 @@ def test_a_sample_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "add --sample N" in capsys.readouterr().err
     for number in ("0", "-1"):
         assert main(["inspect", str(run.dir.root), "--sample", number]) == 2
-        assert "must be 1 or more" in capsys.readouterr().err
+        assert f"--sample {number}: it must be 1 or more" in capsys.readouterr().err
 
 
 lines = st.lists(st.sampled_from(["", "a", "b", "alpha beta", "alpha gamma", "alpha betas"]))

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; docs/cli.md lists them."""
     try:
         try:
-            return _run(parser().parse_args(argv))
+            return _run(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -34,11 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(argv: list[str] | None) -> int:
+    debug = "--debug" in (sys.argv if argv is None else argv)
     try:
+        arguments = parser().parse_args(argv)
         return int(COMMANDS[arguments.verb](arguments) or 0)
     except ProxError as error:
-        if arguments.debug:
+        if debug:
             raise
         print(f"proxhpc: {_safe(error)}", file=sys.stderr)
         return error.exit_code
@@ -47,10 +49,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except OSError as error:
-        if arguments.debug:
+    except OSError as error:  # that no other code explains
+        if debug:
             raise
-        print(f"proxhpc: {_safe(_reason(error))}", file=sys.stderr)
+        is_named = error.filename is not None and error.strerror is not None
+        reason = f"{error.filename}: {error.strerror}" if is_named else str(error)
+        print(f"proxhpc: {_safe(reason)}", file=sys.stderr)
         return 1
 
 
@@ -61,20 +65,12 @@ def _safe(text: object) -> str:
     return "\n".join(map(safe, str(text).split("\n")))
 
 
-def _reason(error: OSError) -> str:
-    """One line for an error of the operating system that no other code explains."""
-    if error.filename is None or error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}"
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     from proxhpc.doctor.needs import examine_needs
     from proxhpc.launch.launch import prepare_run
     from proxhpc.plan.estimate import estimate_run
     from proxhpc.plan.view import render_estimate
 
-    _at_least(1, "--calibrate", arguments.calibrate)
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
     counts = None
     if run.dir.plan.exists():
@@ -161,7 +157,6 @@ def _verify(arguments: argparse.Namespace) -> int:
     from proxhpc import verify
     from proxhpc.launch.step import advance_lock
 
-    _at_least(1, "--processes", arguments.processes)
     run = _open(arguments)
     result = verify.verify_run(run, processes=arguments.processes)
     if arguments.json:
@@ -193,7 +188,6 @@ def _refine(arguments: argparse.Namespace) -> int:
         refine_documents,
     )
 
-    _at_least(1, "--limit", arguments.limit)
     if arguments.out is not None:
         return _refine_files(arguments)
     if arguments.field is not None:  # a file, since --text takes no value without --out
@@ -246,9 +240,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from proxhpc.corpus.disk import write_atomic
     from proxhpc.evaluate import gold, result, systems, view
 
-    _at_least(1, "--limit", arguments.limit)
-    _at_least(0, "--bootstrap", arguments.bootstrap)
-    _at_least(0, "--seed", arguments.seed)
     manifests = systems.refiner_manifests(
         [*zip_longest(arguments.model, arguments.doc_model)],
         arguments.manifest,
@@ -303,7 +294,6 @@ def _adapt(arguments: argparse.Namespace) -> None:
         job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
         print(_safe(f"job {job}; its log is {out / 'training' / 'log.jsonl'}"))
         return
-    _at_least(1, "--processes", arguments.processes)
     adapted = adapt(
         recipe,
         out,
@@ -326,7 +316,6 @@ def _adapt_to_pairs(arguments: argparse.Namespace) -> None:
         raise UserError("--site cannot be combined with --pairs", hint="they train on this machine")
     if arguments.minutes is not None and arguments.minutes <= 0:
         raise UserError(f"--minutes {arguments.minutes:g}: it must be more than 0")
-    _at_least(1, "--processes", arguments.processes)
     raw, clean = arguments.pairs
     verdict = teach(
         raw,
@@ -350,7 +339,6 @@ def _annotate(arguments: argparse.Namespace) -> None:
 
     if not 0 <= arguments.untouched <= 1:
         raise UserError(f"--untouched {arguments.untouched}: it must be from 0 to 1")
-    _at_least(1, "--per-source", arguments.per_source)
     options = AnnotateOptions(
         dialect=arguments.dialect,
         windows=WindowLimits.parse(arguments.windows),
@@ -401,7 +389,6 @@ def _review(arguments: argparse.Namespace) -> None:
     from proxhpc.review.source import ReviewFilter, open_review_source
     from proxhpc.review.view import render_review
 
-    _at_least(1, "--sample", arguments.sample)
     source = open_review_source(arguments.source)
     marks = MarksFile(arguments.out or source.marks, source.key)
     if not (arguments.summary or arguments.json):
@@ -452,15 +439,12 @@ def _report(arguments: argparse.Namespace) -> None:
 def _worker(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
-    _at_least(0, "--number", arguments.number)
-    _at_least(1, "--of", arguments.of)
     print(tasks.refine_task(str(_open(arguments).root), arguments.number, arguments.of))
 
 
 def _merge(arguments: argparse.Namespace) -> None:
     from proxhpc.cluster import tasks
 
-    _at_least(1, "--processes", arguments.processes)
     memory = None if arguments.max_ram is None else _memory(arguments.max_ram)
     if arguments.out is not None:
         _merge_variant(arguments, memory)
@@ -560,11 +544,6 @@ COMMANDS = {
 
 def _log(line: str) -> None:
     print(_safe(line), file=sys.stderr, flush=True)
-
-
-def _at_least(minimum: int, option: str, value: int | None) -> None:
-    if value is not None and value < minimum:
-        raise UserError(f"{option} {value}: it must be {minimum} or more")
 
 
 def _open(arguments: argparse.Namespace) -> "RunDir":

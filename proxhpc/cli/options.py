@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from proxhpc import __version__
+from proxhpc.errors import UserError
 
 ABOUT = (
     "Refine pre-training corpora on Slurm clusters with small language models that write programs."
@@ -14,6 +15,9 @@ ABOUT = (
 FOR_JOBS = "For jobs and scripts"
 """The group of commands that people do not type; docs/cli.md has them."""
 Parser = argparse.ArgumentParser
+_Group = argparse._ActionsContainer  # a parser, or a group of its options
+_SITE = "site file or name, or auto (default: the manifest's site)"
+_OUTCOMES = ["kept", "edited", "dropped", "quarantined"]
 
 
 def parser() -> Parser:
@@ -85,15 +89,9 @@ def _listing() -> list[str]:
 
 
 def _doctor(verb: Parser) -> None:
-    add = verb.add_argument
-    add(
-        "site",
-        metavar="SITE",
-        nargs="?",
-        help="site file or name, or auto (default: the manifest's site)",
-    )
-    add("--manifest", type=Path, help="check what a run of this manifest needs (file or name)")
-    add("--run", type=Path, metavar="DIR", help="check this run directory")
+    verb.add_argument("site", metavar="SITE", nargs="?", help=_SITE)
+    _path(verb, "--manifest", None, "check what a run of this manifest needs (file or name)")
+    _path(verb, "--run", "DIR", "check this run directory")
     _json(verb)
 
 
@@ -109,46 +107,26 @@ def _init(verb: Parser) -> None:
             writer.add_argument("name", metavar="NAME", help="its name; a wrong one lists them")
         default = {"site": "site.yaml", "sbatch": "NAME.sbatch"}.get(kind, "NAME.yaml")
         about = f"file, which must not exist (default: {default})"
-        writer.add_argument("file", type=Path, metavar="FILE", nargs="?", help=about)
+        _path(writer, "file", "FILE", about, nargs="?")
         _debug(writer)
 
 
 def _plan(verb: Parser) -> None:
     _manifest(verb)
-    verb.add_argument(
-        "--freeze",
-        action="store_true",
-        help="also write the run directory, which slurm/*.sbatch need",
-    )
-    verb.add_argument(
-        "--calibrate",
-        type=int,
-        metavar="N",
-        help="refine N random documents on this machine, or in a job of a Slurm site, and estimate"
-        " from them",
-    )
+    _flag(verb, "--freeze", "also write the run directory, which slurm/*.sbatch need")
+    about = "refine N random documents on this machine, or in a job of a Slurm site, and estimate"
+    _number(verb, "--calibrate", f"{about} from them")
     _json(verb)
 
 
 def _refine(verb: Parser) -> None:
-    add = verb.add_argument
-    add(
-        "files",
-        type=Path,
-        nargs="*",
-        metavar="FILE",
-        help="corpus files; any other file is one document; - (the default) reads JSON lines from"
-        " standard input; with --out folders, too",
-    )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="refine all files in a run in DIR, with corpus and report; run it again to resume",
-    )
+    about = "corpus files; any other file is one document; - (the default) reads JSON lines from"
+    _path(verb, "files", "FILE", f"{about} standard input; with --out folders, too", nargs="*")
+    about = "refine all files in a run in DIR, with corpus and report; run it again to resume"
+    _path(verb, "--out", "DIR", about)
     _refiner(verb, "take stages, engine, policy and fields from this manifest")
-    add("--plain", action="store_true", help="read standard input as one plain text")
-    add("--limit", type=int, metavar="N", help="refine only the first N documents")
+    _flag(verb, "--plain", "read standard input as one plain text")
+    _number(verb, "--limit", "refine only the first N documents")
     verb.set_defaults(text=False, field=None, files_before=[])
     form = verb.add_mutually_exclusive_group()
     form.add_argument(
@@ -160,12 +138,8 @@ def _refine(verb: Parser) -> None:
         help="print only the refined texts; with --out: the field with the text of JSON lines and"
         " parquet (default: guessed)",
     )
-    form.add_argument("--diff", action="store_true", help="show each document before and after")
-    form.add_argument(
-        "--original",
-        action="store_true",
-        help="print each raw text, too, as `original_text`, for `proxhpc review`",
-    )
+    _flag(form, "--diff", "show each document before and after")
+    _flag(form, "--original", "print each raw text, too, as `original_text`, for `proxhpc review`")
 
 
 class _TextOption(argparse.Action):
@@ -184,94 +158,59 @@ class _TextOption(argparse.Action):
 
 def _launch(verb: Parser) -> None:
     _manifest(verb)
-    verb.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show the batch scripts and Slurm's answer to them; submit and write nothing",
-    )
+    about = "show the batch scripts and Slurm's answer to them; submit and write nothing"
+    _flag(verb, "--dry-run", about)
 
 
 def _status(verb: Parser) -> None:
     _run(verb)
-    verb.add_argument("--watch", action="store_true", help="update the page until the run ends")
+    _flag(verb, "--watch", "update the page until the run ends")
     _json(verb)
 
 
 def _review(verb: Parser) -> None:
-    add = verb.add_argument
-    add(
-        "source",
-        type=Path,
-        metavar="RUN|FILE",
-        help="run directory, or JSON lines with raw and refined texts (`refine --original`)",
-    )
-    add(
-        "--sample",
-        type=int,
-        default=20,
-        metavar="N",
-        help="ask about N documents of each outcome and reason (default: 20)",
-    )
-    add(
-        "--outcome",
-        default="",
-        choices=["kept", "edited", "dropped", "quarantined"],
-        help="only documents with this outcome",
-    )
-    add("--reason", default="", help="only documents dropped or quarantined for this reason")
-    add("--id", help="only this document: its id, or FILE:POSITION in the input")
-    add("--seed", type=int, default=0, help="seed of the choice (default: 0)")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="file of marks (default: review.jsonl in RUN, or FILE.review.jsonl)",
-    )
-    add("--summary", action="store_true", help="print the estimates so far; ask nothing")
+    about = "run directory, or JSON lines with raw and refined texts (`refine --original`)"
+    _path(verb, "source", "RUN|FILE", about)
+    about = "ask about N documents of each outcome and reason (default: 20)"
+    _number(verb, "--sample", about, default=20)
+    _choice(verb, "--outcome", _OUTCOMES, "only documents with this outcome", default="")
+    about = "only documents dropped or quarantined for this reason"
+    verb.add_argument("--reason", default="", help=about)
+    about = "only this document: its id, or FILE:POSITION in the input"
+    verb.add_argument("--id", help=about)
+    _seed(verb, "seed of the choice")
+    about = "file of marks (default: review.jsonl in RUN, or FILE.review.jsonl)"
+    _path(verb, "--out", "FILE", about)
+    _flag(verb, "--summary", "print the estimates so far; ask nothing")
     _json(verb)
 
 
 def _merge(verb: Parser) -> None:
-    add = verb.add_argument
     _run(verb)
-    add("--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)")
-    add("--max-ram", metavar="SIZE", help="memory for finding duplicates (default: 1GiB)")
+    _number(verb, "--processes", "number of processes (default: 1)", default=1)
+    about = "memory for finding duplicates (default: 1GiB)"
+    verb.add_argument("--max-ram", metavar="SIZE", help=about)
     array = verb.add_argument_group("to run a phase of the merge as a job array")
-    array.add_argument(
-        "--phase",
-        choices=["sketch", "match", "scatter", "write"],
-        help="run only this phase; `merge` without --phase publishes the corpus at the end",
-    )
-    array.add_argument("--number", type=int, default=0, help="index of this array element, from 0")
-    array.add_argument("--of", type=int, default=1, help="number of array elements")
+    about = "run only this phase; `merge` without --phase publishes the corpus at the end"
+    _choice(array, "--phase", ["sketch", "match", "scatter", "write"], about)
+    _element(array, "index of this array element, from 0", "number of array elements")
     variant = verb.add_argument_group("to make another corpus from the same ledgers")
-    variant.add_argument(
-        "--out", type=Path, metavar="DIR", help="write the corpus to DIR; the run is only read"
-    )
-    variant.add_argument(
-        "--with",
-        type=Path,
-        dest="manifest",
-        metavar="MANIFEST",
-        help="take policy, dedup, output and seed from this manifest",
-    )
-    variant.add_argument(
-        "--policy", metavar="FILE", help="take the policy from this YAML file; or: reference"
-    )
+    _path(variant, "--out", "DIR", "write the corpus to DIR; the run is only read")
+    about = "take policy, dedup, output and seed from this manifest"
+    _path(variant, "--with", "MANIFEST", about, dest="manifest")
+    about = "take the policy from this YAML file; or: reference"
+    variant.add_argument("--policy", metavar="FILE", help=about)
     variant.add_argument("--threshold", type=float, metavar="T", help="set dedup.near.threshold")
 
 
 def _inspect(verb: Parser) -> None:
-    add = verb.add_argument
     _run(verb)
-    add("id", metavar="ID", nargs="?", help="id of a document, or FILE:POSITION in the input")
-    add("--sample", type=int, metavar="N", help="show N documents chosen at random instead")
-    add(
-        "--outcome",
-        choices=["kept", "edited", "dropped", "duplicate", "quarantined"],
-        help="with --sample: only documents with this outcome",
-    )
-    add("--seed", type=int, default=0, help="with --sample: seed of the choice (default: 0)")
+    about = "id of a document, or FILE:POSITION in the input"
+    verb.add_argument("id", metavar="ID", nargs="?", help=about)
+    _number(verb, "--sample", "show N documents chosen at random instead")
+    about = "with --sample: only documents with this outcome"
+    _choice(verb, "--outcome", [*_OUTCOMES[:3], "duplicate", _OUTCOMES[3]], about)
+    _seed(verb, "with --sample: seed of the choice")
     _json(verb)
 
 
@@ -281,105 +220,53 @@ def _report(verb: Parser) -> None:
 
 
 def _verify(verb: Parser) -> None:
-    add = verb.add_argument
     _run(verb)
-    add("--processes", type=int, default=1, metavar="N", help="number of processes (default: 1)")
-    add(
-        "--repair",
-        action="store_true",
-        help="delete damaged files, so that the next launch writes them again",
-    )
+    _number(verb, "--processes", "number of processes (default: 1)", default=1)
+    _flag(verb, "--repair", "delete damaged files, so that the next launch writes them again")
     _json(verb)
 
 
 def _evaluate(verb: Parser) -> None:
-    add = verb.add_argument
-    add("gold", type=Path, nargs="+", metavar="GOLD", help="JSON lines files of gold records")
+    _path(verb, "gold", "GOLD", "JSON lines files of gold records", nargs="+")
     _refiner(verb, "take stages, engine and policy from this manifest", several=True)
-    add(
-        "--rules",
-        action="append",
-        default=[],
-        choices=["c4", "gopher", "fineweb"],
-        help="evaluate this set of rules, too; may be repeated",
-    )
+    about = "evaluate this set of rules, too; may be repeated"
+    _choice(verb, "--rules", ["c4", "gopher", "fineweb"], about, action="append", default=[])
     _fields(verb)
-    add(
-        "--where",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only records with this value; may be repeated",
-    )
-    add(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="no records with this value; may be repeated",
-    )
-    add("--split", choices=["train", "validation"], help="only records of this split of the hosts")
-    add("--limit", type=int, metavar="N", help="only N records, chosen at random")
-    add("--seed", type=int, default=0, help="seed of --limit and --bootstrap (default: 0)")
-    add(
-        "--bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="resamples for the confidence intervals (default: 1000; 0: no intervals)",
-    )
-    add("--json", type=Path, metavar="FILE", help="write one JSON document to FILE; - prints it")
+    for name, about in (("--where", "only records"), ("--exclude", "no records")):
+        about += " with this value; may be repeated"
+        verb.add_argument(name, action="append", default=[], metavar="KEY=VALUE", help=about)
+    about = "only records of this split of the hosts"
+    _choice(verb, "--split", ["train", "validation"], about)
+    _number(verb, "--limit", "only N records, chosen at random")
+    _seed(verb, "seed of --limit and --bootstrap", minimum=0)
+    about = "resamples for the confidence intervals (default: 1000; 0: no intervals)"
+    _number(verb, "--bootstrap", about, minimum=0, default=1000)
+    _path(verb, "--json", "FILE", "write one JSON document to FILE; - prints it")
 
 
 def _annotate(verb: Parser) -> None:
-    add = verb.add_argument
-    add(
-        "sources",
-        type=Path,
-        nargs="+",
-        metavar="SOURCE",
-        help="refined runs, whose programs become examples, or files of gold records",
-    )
-    add("--out", type=Path, required=True, metavar="FILE", help="examples file (.jsonl.zst)")
-    add(
-        "--dialect",
-        choices=["prox", "refinex", "ultrax", "rescraper"],
-        default="prox",
-        help="dialect of the programs (default: prox)",
-    )
-    add(
-        "--windows",
-        default="64,6000",
-        metavar="SIZE",
-        help="size of windows: LINES, or LINES,CHARACTERS, or document (default: 64,6000)",
-    )
-    add(
-        "--untouched",
-        type=float,
-        default=1.0,
-        metavar="SHARE",
-        help="largest share of training windows without an edit (default: 1, no limit)",
-    )
-    add("--per-source", type=int, metavar="N", help="at most N training documents per source")
-    add(
-        "--held-out",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="leave out training documents from the hosts of these files, and near-duplicates of"
-        " their documents",
-    )
+    about = "refined runs, whose programs become examples, or files of gold records"
+    _path(verb, "sources", "SOURCE", about, nargs="+")
+    _path(verb, "--out", "FILE", "examples file (.jsonl.zst)", required=True)
+    dialects = ["prox", "refinex", "ultrax", "rescraper"]
+    about = "dialect of the programs (default: prox)"
+    _choice(verb, "--dialect", dialects, about, default="prox")
+    about = "size of windows: LINES, or LINES,CHARACTERS, or document (default: 64,6000)"
+    verb.add_argument("--windows", default="64,6000", metavar="SIZE", help=about)
+    about = "largest share of training windows without an edit (default: 1, no limit)"
+    verb.add_argument("--untouched", type=float, default=1.0, metavar="SHARE", help=about)
+    _number(verb, "--per-source", "at most N training documents per source")
+    about = "leave out training documents from the hosts of these files, and near-duplicates of"
+    _path(verb, "--held-out", "FILE", f"{about} their documents", nargs="+", default=[])
     _fields(verb)
-    add("--seed", type=int, default=0, help="seed of random choices (default: 0)")
+    _seed(verb, "seed of random choices")
     _json(verb)
 
 
 def _adapt(verb: Parser) -> None:
-    add = verb.add_argument
-    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="recipe (file or name)")
-    add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
-    add(
+    _path(verb, "recipe", "RECIPE", "recipe (file or name)", nargs="?")
+    _path(verb, "--out", "DIR", "directory of the model", required=True)
+    verb.add_argument(
         "--pairs",
         type=Path,
         nargs=2,
@@ -388,25 +275,17 @@ def _adapt(verb: Parser) -> None:
         " files with equal names or JSON lines with equal ids; ends with a verdict whether to use"
         " the model",
     )
-    add(
-        "--minutes",
-        type=float,
-        metavar="N",
-        help="with --pairs: how long to train (default: 1 for each 100 pages, from 3 to 60)",
-    )
+    about = "with --pairs: how long to train (default: 1 for each 100 pages, from 3 to 60)"
+    verb.add_argument("--minutes", type=float, metavar="N", help=about)
     _fields(verb)
-    add("--resume", action="store_true", help="resume the training in DIR; --pairs always does")
-    add(
-        "--processes", type=int, metavar="N", help="number of processes (default: one for each GPU)"
-    )
-    add("--site", help="train in a Slurm job on this site (file or name)")
+    _flag(verb, "--resume", "resume the training in DIR; --pairs always does")
+    _number(verb, "--processes", "number of processes (default: one for each GPU)")
+    verb.add_argument("--site", help="train in a Slurm job on this site (file or name)")
 
 
 def _worker(verb: Parser) -> None:
-    add = verb.add_argument
     _run(verb)
-    add("--number", type=int, default=0, help="index of this worker, from 0")
-    add("--of", type=int, default=1, help="number of workers")
+    _element(verb, "index of this worker, from 0", "number of workers")
 
 
 def _schema(verb: Parser) -> None:
@@ -414,56 +293,80 @@ def _schema(verb: Parser) -> None:
 
 
 def _manifest(verb: Parser) -> None:
-    add = verb.add_argument
-    add(
-        "manifest",
-        type=Path,
-        metavar="MANIFEST",
-        help="manifest (file or name), or the directory of a run to resume",
-    )
-    add("--site", help="site file or name, or auto (default: the manifest's site)")
-    add("--run", type=Path, metavar="DIR", help="run directory (default: the manifest's run_dir)")
+    about = "manifest (file or name), or the directory of a run to resume"
+    _path(verb, "manifest", "MANIFEST", about)
+    verb.add_argument("--site", help=_SITE)
+    _path(verb, "--run", "DIR", "run directory (default: the manifest's run_dir)")
 
 
 def _refiner(verb: Parser, from_manifest: str, *, several: bool = False) -> None:
-    add = verb.add_argument
-    action, default = ("append", list[str]()) if several else ("store", None)
+    how: dict[str, Any] = {"action": "append", "default": []} if several else {}
     again = "; may be repeated" if several else ""
-    add("--manifest", type=Path, action=action, default=default, help=f"{from_manifest}{again}")
-    add(
-        "--model",
-        action=action,
-        default=default,
-        help="model of the chunk stage: a directory, a hub id, or embedded (default: no model, the"
-        f" rules{'' if several else '; with --out: embedded'}){again}",
-    )
-    add(
-        "--doc-model",
-        action=action,
-        default=default,
-        metavar="MODEL",
-        help=f"model of a doc stage that runs before the chunk stage{again}",
-    )
-    add("--prompt", help="profile, or its file (default: the model's own, or else prox-llama2)")
-    add("--engine", choices=["rules", "transformers", "vllm"], help="engine that runs the models")
+    _path(verb, "--manifest", None, f"{from_manifest}{again}", **how)
+    about = "model of the chunk stage: a directory, a hub id, or embedded (default: no model, the"
+    default = f" rules{'' if several else '; with --out: embedded'}){again}"
+    verb.add_argument("--model", help=about + default, **how)
+    about = f"model of a doc stage that runs before the chunk stage{again}"
+    verb.add_argument("--doc-model", metavar="MODEL", help=about, **how)
+    about = "profile, or its file (default: the model's own, or else prox-llama2)"
+    verb.add_argument("--prompt", help=about)
+    _choice(verb, "--engine", ["rules", "transformers", "vllm"], "engine that runs the models")
 
 
 def _fields(verb: Parser) -> None:
-    verb.add_argument(
-        "--fields",
-        default="",
-        metavar="NAME=KEY,…",
-        help="keys of the records that hold noisy, gold, labels, text, keep, unanimous, id, source,"
-        " host, url",
-    )
+    about = "keys of the records that hold noisy, gold, labels, text, keep, unanimous, id, source,"
+    verb.add_argument("--fields", default="", metavar="NAME=KEY,…", help=f"{about} host, url")
+
+
+def _element(group: _Group, number: str, of: str) -> None:
+    """Which element of a job array this is."""
+    _number(group, "--number", number, minimum=0, default=0, metavar=None)
+    _number(group, "--of", of, default=1, metavar=None)
 
 
 def _run(verb: Parser) -> None:
-    verb.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    _path(verb, "run", "RUN", "run directory")
 
 
 def _json(verb: Parser) -> None:
-    verb.add_argument("--json", action="store_true", help="print one JSON document")
+    _flag(verb, "--json", "print one JSON document")
+
+
+def _seed(verb: Parser, about: str, minimum: int | None = None) -> None:
+    _number(verb, "--seed", f"{about} (default: 0)", minimum=minimum, default=0, metavar=None)
+
+
+def _flag(group: _Group, name: str, about: str) -> None:
+    group.add_argument(name, action="store_true", help=about)
+
+
+def _path(group: _Group, name: str, metavar: str | None, about: str, **more: Any) -> None:
+    group.add_argument(name, type=Path, metavar=metavar, help=about, **more)
+
+
+def _choice(group: _Group, name: str, choices: list[str], about: str, **more: Any) -> None:
+    group.add_argument(name, choices=choices, help=about, **more)
+
+
+def _number(
+    group: _Group,
+    name: str,
+    about: str,
+    *,
+    minimum: int | None = 1,
+    default: int | None = None,
+    metavar: str | None = "N",
+) -> None:
+    """An option with a whole number. UserError if it is less than `minimum`."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if minimum is not None and number < minimum:
+            raise UserError(f"{name} {number}: it must be {minimum} or more")
+        return number
+
+    read.__name__ = "int"  # argparse names it in a message
+    group.add_argument(name, type=read, default=default, metavar=metavar, help=about)
 
 
 _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {

@@ -69,12 +69,7 @@ def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
 def sample_rows(
     run: RunDir, plan: Plan, pairs: DuplicatePairs, number: int, outcome: str = "", seed: int = 0
 ) -> list[FoundRow]:
-    """Rows chosen at random, of one outcome if given, as `sample_groups` does.
-
-    UserError unless `number` is positive.
-    """
-    if number < 1:
-        raise UserError(f"--sample {number}: must be 1 or more")
+    """Rows chosen at random, of one outcome if given, as `sample_groups` does."""
     duplicates = lru_cache(1)(pairs.records)
 
     def group_of(hit: FoundRow) -> str | None:
