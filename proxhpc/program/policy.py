@@ -19,49 +19,37 @@ class Policy(BaseModel):
     A named policy does not use them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
-    strict: bool = Field(
-        default=False,
-        description="read only well-formed programs: no leniency in form or in comparing text",
-    )
-    max_error_share: Share = Field(
-        default=0.5,
-        description="share of a window's statements up to which errors do not reject its program; "
-        "a statement that finds nothing to edit is no error",
-    )
-    on_errors: Action = Field(
-        default="keep",
-        description="above max_error_share: keep the window, or drop or quarantine the document",
-    )
-    max_removed_share: Share = Field(
-        default=1.0,
-        description="largest share of a document's characters that edits may remove",
-    )
-    on_removed_share: Action = Field(default="quarantine", description="above max_removed_share")
-    min_kept_words: Limit = Field(
-        default=11,
-        description="smallest number of words after edits that removed more than short_loss; long "
-        "strings (formulas, code) count a word for every 6 characters, scripts without spaces and "
-        "Hangul a word for every 1.5",
-    )
-    short_loss: Share = Field(
-        default=0.5,
-        description="share of a document's characters below whose removal it is never too short",
-    )
-    on_short: Action = Field(default="drop", description="below min_kept_words")
-    max_matches: Limit = Field(
-        default=32, description="largest number of occurrences that one normalize may replace"
-    )
-    max_growth: Limit = Field(
-        default=256, description="largest number of characters that one statement may add"
-    )
-    max_strings: Limit = Field(
-        default=64, description="largest number of different string edits in a window; bounds time"
-    )
-    whole_words: bool = Field(
-        default=True, description="never replace part of a word, in scripts with spaces"
-    )
+    strict: bool = False
+    """read only well-formed programs: no leniency in form or in comparing text"""
+    max_error_share: Share = 0.5
+    """share of a window's statements up to which errors do not reject its program; a statement that
+    finds nothing to edit is no error"""
+    on_errors: Action = "keep"
+    """above max_error_share: keep the window, or drop or quarantine the document"""
+    max_removed_share: Share = 1.0
+    """largest share of a document's characters that edits may remove"""
+    on_removed_share: Action = "quarantine"
+    """above max_removed_share"""
+    min_kept_words: Limit = 11
+    """smallest number of words after edits that removed more than short_loss; long strings
+    (formulas, code) count a word for every 6 characters, scripts without spaces and Hangul a word
+    for every 1.5"""
+    short_loss: Share = 0.5
+    """share of a document's characters below whose removal it is never too short"""
+    on_short: Action = "drop"
+    """below min_kept_words"""
+    max_matches: Limit = 32
+    """largest number of occurrences that one normalize may replace"""
+    max_growth: Limit = 256
+    """largest number of characters that one statement may add"""
+    max_strings: Limit = 64
+    """largest number of different string edits in a window; bounds time"""
+    whole_words: bool = True
+    """never replace part of a word, in scripts with spaces"""
 
 
 AnyPolicy = Policy | NamedPolicy

@@ -51,36 +51,29 @@ _OF_PUBLIC_CODE = {
 class Manifest(Config):
     """What a run does."""
 
-    name: Slug = Field(description="Name of the run: letters, digits, `.`, `_` and `-`.")
-    run_dir: Path = Field(
-        default=Path("runs/{name}"),
-        validate_default=True,
-        description="Run directory, relative to the manifest, on a file system that all nodes "
-        "share. `{name}` is replaced by the name.",
-    )
+    name: Slug
+    """Name of the run: letters, digits, `.`, `_` and `-`."""
+    run_dir: Path = Field(default=Path("runs/{name}"), validate_default=True)
+    """Run directory, relative to the manifest, on a file system that all nodes share. `{name}` is
+    replaced by the name."""
     corpus: Corpus
-    stages: tuple[Stage, ...] = Field(
-        min_length=1, max_length=2, description="A doc stage, a chunk stage, or both in this order."
-    )
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=2)
+    """A doc stage, a chunk stage, or both in this order."""
     engine: EngineOptions
-    policy: AnyPolicy = Field(
-        default=Policy.model_validate({}),
-        description="Limits under which programs are executed. `reference`: those of the public "
-        "ProX code, for replication. `none`: no program is executed, so the corpus is the raw one "
-        "without duplicates.",
-    )
+    policy: AnyPolicy = Policy.model_validate({})
+    """Limits under which programs are executed. `reference`: those of the public ProX code, for
+    replication. `none`: no program is executed, so the corpus is the raw one without duplicates."""
     sharding: Sharding = Sharding()
     commit: Commit = Commit()
     dedup: Dedup = Dedup()
     output: Output = Output()
     comparison: Comparison | None = None
     prove: Prove | None = None
-    site: Text | None = Field(
-        default=None,
-        description="Site to run on: a file, relative to the manifest, or a [site's name](#site). "
-        "`--site` overrides it.",
-    )
-    seed: Whole = Field(default=0, description="Random seed.")
+    site: Text | None = None
+    """Site to run on: a file, relative to the manifest, or a [site's name](#site). `--site`
+    overrides it."""
+    seed: Whole = 0
+    """Random seed."""
 
     @field_validator("run_dir")
     @classmethod
