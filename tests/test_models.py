@@ -50,7 +50,7 @@ def test_weights_in_several_files(model: Path) -> None:
 
 def test_stop_tokens_and_unknown_shapes(model: Path) -> None:
     edit_json(model / "generation_config.json", eos_token_id=[2, 4])
-    edit_json(model / "config.json", model_type="mamba")
+    edit_json(model / "config.json", model_type="cohere", architectures=["CohereForCausalLM"])
     ref = resolve_model(str(model))
     assert ref.stop_ids == (2, 4)
     assert ref.shape is None
@@ -100,7 +100,10 @@ def rename_to_pickle(model: Path) -> None:
         (lambda m: (m / "config.json").write_text("{"), "not a valid JSON object"),
         (lambda m: (m / "config.json").write_text("[1]"), "not a valid JSON object"),
         (lambda m: (m / "tokenizer.json").unlink(), "no tokenizer"),
-        (lambda m: edit_json(m / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
+        (
+            lambda m: edit_json(m / "config.json", auto_map={"AutoModel": "x"}, model_type="mine"),
+            "auto_map",
+        ),
         (lambda m: edit_json(m / "tokenizer_config.json", auto_map={"A": "x"}), "auto_map"),
         (lambda m: edit_json(m / "config.json", max_position_embeddings=None), "context length"),
         (lambda m: edit_json(m / "config.json", hidden_size="32"), "hidden_size is '32'"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from proxhpc.errors import UserError
 
-Shape = tuple[int, ...]
+Dimensions = tuple[int, ...]
 _EXPERTS = ".experts."
 
 
@@ -140,6 +140,7 @@ class ModelConfig:
                 hint=f"supported types are {', '.join(sorted(ARCHITECTURES))}",
             )
         self._architecture, self._config = architecture, {**architecture.defaults, **config}
+        self.head = architecture.head
         self.hidden, self.heads = self._size("hidden_size"), self._size("num_attention_heads")
         self.layers, self.vocab = self._size("num_hidden_layers"), self._size("vocab_size")
         self.head_dim = self._size("head_dim", self.hidden // self.heads)
@@ -173,7 +174,7 @@ class ModelConfig:
         others = {"P": "max_position_embeddings", "M": "moe_intermediate_size"}
         return self._size(others.get(letter, "shared_expert_intermediate_size"))
 
-    def layer_weights(self, layer: int) -> dict[str, Shape]:
+    def layer_weights(self, layer: int) -> dict[str, Dimensions]:
         """Return the shapes of the weights of a layer, without the layer's own prefix."""
         spec = dict(self._architecture.layer)
         if self._architecture.experts and self._is_sparse(layer):
@@ -189,7 +190,7 @@ class ModelConfig:
         dense = self._config.get("mlp_only_layers") or []
         return layer not in dense and (layer + 1) % self._size("decoder_sparse_step", 1) == 0
 
-    def weights(self) -> Iterator[tuple[str, Shape]]:
+    def weights(self) -> Iterator[tuple[str, Dimensions]]:
         """Yield name and shape of every weight of a checkpoint."""
         outside = dict(self._architecture.outside)
         if not self.tied:

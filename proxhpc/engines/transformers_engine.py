@@ -272,12 +272,13 @@ def _load_model(model: ModelRef, dtype: Any, device: str, options: Mapping[str, 
             hint=f"engine.options may hold {', '.join(OPTIONS)}",
         )
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, info = AutoModelForCausalLM.from_pretrained(
             model.path,
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
             **options,
         )
         loaded = loaded.to(device).eval()
@@ -291,6 +292,12 @@ def _load_model(model: ModelRef, dtype: Any, device: str, options: Mapping[str, 
             f"model {model.name!r} cannot be loaded: {type(error).__name__}: {error}",
             hint=f"the directory is {model.path}",
         ) from error
+    if missing := sorted(map(str, info["missing_keys"])):  # they would be random
+        raise UserError(
+            f"model {model.name!r}: its safetensors lack {missing[0]}"
+            + (f" and {len(missing) - 1} more weights" if missing[1:] else ""),
+            hint=f"copy or download the model again; the directory is {model.path}",
+        )
     # `generate` fills unset fields of our configuration from this one, sampling included.
     loaded.generation_config = GenerationConfig()
     return loaded

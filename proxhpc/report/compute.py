@@ -30,8 +30,9 @@ from proxhpc.report.model import (
 )
 from proxhpc.run.calibration import Calibration
 from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, count_work, estimate_work
-from proxhpc.run.models import read_model_json, short_name
+from proxhpc.run.models import short_name
 from proxhpc.run.plan import Plan
+from proxhpc.run.weights import read_model_json
 from proxhpc.spec.sections import Comparison, Stage
 
 

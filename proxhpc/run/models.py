@@ -5,25 +5,24 @@ them without a network.
 """
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from proxhpc.account.architectures import ARCHITECTURES
 from proxhpc.account.flops import ModelShape
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.errors import StopError, UserError
 from proxhpc.extras import how_to_install
+from proxhpc.run.weights import INDEX, IncompleteModelError, Weights, read_model_json
 from proxhpc.spec.profile import CHAT_TEMPLATE, Profile, Prompt
 from proxhpc.spec.refiner_file import RefinerFile, read_refiner
 from proxhpc.spec.sections import EMBEDDED
 
-MAX_JSON = 64 * 1024 * 1024  # bytes; the largest real index or header is a few MiB
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 # Weights, configuration and tokenizer, but no pickles and no code.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
@@ -36,7 +35,7 @@ TOKENIZER_FILES = (
 # What decides how a model is loaded and asked. Other files of its directory, such as the state of a
 # trainer, may change.
 _PINNED_FILES = (
-    *("config.json", "generation_config.json", "refiner.json", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "refiner.json", INDEX),
     *TOKENIZER_FILES,
 )
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
@@ -51,9 +50,10 @@ def short_name(model: str) -> str:
 class ModelRef:
     """A complete model in a local directory.
 
-    `snapshot` pins its content: the hub's commit, or a digest of the configuration, the tokenizer
-    and the headers of the weights. `shape` is None if FLOPs cannot be counted. `stop_ids` are the
-    end-of-sequence tokens of its configuration, `refiner` is its refiner.json.
+    `snapshot` names its content: the hub's commit, or `digest`, which is that of the configuration,
+    the tokenizer, and headers and samples of the weights. `shape` is None if FLOPs cannot be
+    counted. `stop_ids` are the end-of-sequence tokens of its configuration, all below `rows`, those
+    of the embedding. `refiner` is its refiner.json.
     """
 
     name: str
@@ -65,6 +65,8 @@ class ModelRef:
     stop_ids: tuple[int, ...] = ()
     refiner: RefinerFile | None = None
     has_chat_template: bool = True
+    digest: str = ""
+    rows: int | None = None
 
     @property
     def window(self) -> int:
@@ -108,10 +110,6 @@ class ModelRef:
         return cls(**{**data, **values})
 
 
-class _IncompleteError(UserError):
-    """Files of the model are missing; a download may provide them."""
-
-
 def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
     """Return the model in directory `name`, of hub id `org/name[@revision]`, or `embedded`.
 
@@ -139,7 +137,7 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
         )
     try:
         return _inspect(name, _snapshot(match, name, local=True))
-    except _IncompleteError as missing:
+    except IncompleteModelError as missing:
         if offline:
             raise UserError(
                 missing.message,
@@ -150,7 +148,8 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
 
 def check_model(ref: ModelRef) -> None:
     """Raise StopError if the model has changed since the run was planned."""
-    if _inspect(ref.name, ref.path).snapshot != ref.snapshot:
+    found = _inspect(ref.name, ref.path)
+    if (found.snapshot, found.digest) != (ref.snapshot, ref.digest):
         raise StopError(
             f"model {ref.name!r} in {ref.path} has changed since this run was planned",
             hint="restore the model, or start a new run: --run DIR (or another name)",
@@ -176,7 +175,7 @@ def _snapshot(match: re.Match[str], name: str, *, local: bool) -> Path:
             )
         )
     except LocalEntryNotFoundError as error:
-        raise _IncompleteError(
+        raise IncompleteModelError(
             f"model {name!r} is not in the local hub cache",
             hint=f"on a node with a network: {_download_command(match)}",
         ) from error
@@ -195,123 +194,95 @@ def _download_command(match: re.Match[str]) -> str:
 
 
 def _inspect(name: str, path: Path) -> ModelRef:
+    _refuse_other_formats(name, path)
     config = read_model_json(name, path / "config.json")
-    _refuse_code(name, config, path / "config.json")
-    tokenizer: dict[str, Any] = {}
-    if (path / "tokenizer_config.json").exists():
-        tokenizer = read_model_json(name, path / "tokenizer_config.json")
-        _refuse_code(name, tokenizer, path / "tokenizer_config.json")
+    tokenizer = _optional_json(name, path / "tokenizer_config.json")
+    _check_architecture(name, config)
+    if tokenizer.get("auto_map"):
+        raise UserError(
+            f"model {name!r}: tokenizer_config.json requires Python code of the model (auto_map)",
+            hint="proxhpc runs no code of a model; add a tokenizer.json and remove auto_map",
+        )
     if not any(all((path / file).is_file() for file in files) for files in TOKENIZERS):
-        raise _IncompleteError(
+        raise IncompleteModelError(
             f"model {name!r}: no tokenizer in {path}",
             hint="it needs tokenizer.json, or tokenizer.model, or vocab.json and merges.txt",
         )
-    headers = [(file, _check_weights(name, path / file)) for file in _weight_files(name, path)]
+    known = config.get("model_type") in ARCHITECTURES
+    shape = ModelShape.from_config(config) if known else None
+    context = _context_length(name, config)
+    weights = Weights(name, path)
+    weights.check(config)
+    digest = _digest(path, weights)
     commit = path.name if path.parent.name == "snapshots" else None
     return ModelRef(
         name=name,
         path=path,
         config_sha=sha256_file(path / "config.json"),
-        shape=(
-            ModelShape.from_config(config) if config.get("model_type") in ARCHITECTURES else None
-        ),
-        max_model_len=_context_length(name, config),
-        snapshot=commit or _fingerprint(path, headers),
-        stop_ids=_stop_ids(name, path, config),
+        shape=shape,
+        max_model_len=context,
+        snapshot=commit or digest,
+        stop_ids=_stop_ids(name, path, config, tokenizer, weights.rows),
         refiner=read_refiner(path),
         has_chat_template=bool(tokenizer.get("chat_template"))
         or any((path / template).exists() for template in CHAT_TEMPLATES),
+        digest=digest,
+        rows=weights.rows,
     )
 
 
-@contextmanager
-def _open(name: str, file: Path) -> Iterator[BinaryIO]:
-    """Open a file of a model; UserError if it is missing or cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            yield stream
-    except FileNotFoundError:
-        raise _IncompleteError(
-            f"model {name!r}: {file.name} is missing in {file.parent}",
-            hint="is this the directory with config.json, the tokenizer and safetensors?",
-        ) from None
-    except OSError as error:
+def _optional_json(name: str, file: Path) -> dict[str, Any]:
+    return read_model_json(name, file) if file.exists() else {}
+
+
+def _refuse_other_formats(name: str, path: Path) -> None:
+    """Raise UserError for a directory with an adapter, or with GGUF files only."""
+    adapter = path / "adapter_config.json"
+    if adapter.exists():
+        base = _optional_json(name, adapter).get("base_model_name_or_path")
         raise UserError(
-            f"model {name!r}: cannot read {file}: {error.strerror}",
-            hint="workers need read permission on the whole directory",
-        ) from error
-
-
-def read_model_json(name: str, file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a model; UserError if there is none."""
-    with _open(name, file) as stream:
-        return _parse_object(name, file, stream.read(MAX_JSON + 1))
-
-
-def _parse_object(name: str, file: Path, raw: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(raw) if len(raw) <= MAX_JSON else None
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise UserError(
-            f"model {name!r}: {file} is not a valid JSON object",
-            hint="the file is damaged; copy or download the model again",
+            f"model {name!r}: adapter_config.json makes {path} an adapter (LoRA) of {base!r}",
+            hint="merge it into that model (merge_and_unload of peft) and save the result; or, if "
+            "the directory has a whole model, move the adapter's files away",
         )
-    return data
-
-
-def _refuse_code(name: str, config: dict[str, Any], file: Path) -> None:
-    if config.get("auto_map"):
+    files = sorted(path.glob("*.gguf"))
+    if files and not (path / "config.json").exists():
         raise UserError(
-            f"model {name!r}: {file.name} requires the model's own Python code (auto_map)",
-            hint="proxhpc runs no code of a model; use one that transformers supports itself",
+            f"model {name!r}: {files[0].name} is a GGUF file, which no engine of proxhpc loads",
+            hint="use the model's safetensors: transformers can convert it "
+            "(from_pretrained with gguf_file, then save_pretrained)",
         )
 
 
-def _weight_files(name: str, path: Path) -> list[str]:
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").exists():
-        return ["model.safetensors"]
-    if not index.exists():
-        pickles = any(path.glob("*.bin"))
-        raise _IncompleteError(
-            f"model {name!r}: no model.safetensors in {path}",
-            hint="pickled weights (*.bin) are never loaded; convert them to safetensors"
-            if pickles
-            else "copy or download the model's weights",
-        )
-    weight_map = read_model_json(name, index).get("weight_map")
-    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    # A name with a folder could point outside of the directory.
-    if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
-        raise UserError(
-            f"model {name!r}: {index} names no weight files of this directory",
-            hint="the index is damaged; copy or download the model again",
-        )
-    return sorted(set(files))
+def _check_architecture(name: str, config: Mapping[str, Any]) -> None:
+    """Raise UserError unless a config.json is that of a text model with a head for tokens."""
+    kinds, kind = config.get("architectures"), config.get("model_type")
+    architecture = kinds[0] if isinstance(kinds, list) and kinds else None
+    what, hint = "", "choose a text model, whose architectures in config.json end in ForCausalLM"
+    if "vision_config" in config or "audio_config" in config:
+        what = f"{architecture or kind} also reads images or sound"
+    elif not isinstance(architecture, str):
+        what = "it names no architectures"
+        hint = 'add them as they were in training, as "architectures": ["LlamaForCausalLM"]'
+    elif not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        what = f"a {architecture} writes no text"
+    elif not _is_native(str(kind), architecture):
+        what = f"transformers has no {architecture} of model_type {kind!r}"
+        hint = "correct config.json, or install a version of transformers that has it"
+        if config.get("auto_map"):
+            what += ", and code of the model (auto_map) is never run"
+    if what:
+        raise UserError(f"model {name!r}: config.json: {what}", hint=hint)
 
 
-def _check_weights(name: str, file: Path) -> bytes:
-    """Return the header of a safetensors file, after checking the file's size against it."""
-    with _open(name, file) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(min(length, MAX_JSON + 1))
-    expected = 8 + length + max(_data_ends(_parse_object(name, file, header)), default=0)
-    if len(header) != length or size != expected:
-        raise UserError(
-            f"model {name!r}: {file.name} has {size:,} bytes, its header says {expected:,}",
-            hint="the file is truncated or damaged; copy or download it again",
-        )
-    return header
-
-
-def _data_ends(header: dict[str, Any]) -> Iterator[int]:
-    for tensor in header.values():
-        offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
-        if isinstance(offsets, list) and offsets and isinstance(offsets[-1], int):
-            yield offsets[-1]
+def _is_native(kind: str, architecture: str) -> bool:
+    """Return whether transformers has this architecture, from its source; it is not imported."""
+    spec = find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:  # a site with a container
+        return kind in ARCHITECTURES
+    mapping = Path(spec.submodule_search_locations[0], "models", "auto", "modeling_auto.py")
+    pair = rf'\(\s*"{re.escape(kind)}",\s*"{re.escape(architecture)}",?\s*\)'
+    return re.search(pair, mapping.read_text(encoding="utf-8")) is not None
 
 
 def _context_length(name: str, config: dict[str, Any]) -> int:
@@ -324,23 +295,41 @@ def _context_length(name: str, config: dict[str, Any]) -> int:
     )
 
 
-def _stop_ids(name: str, path: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    sources = [config]
-    if (path / "generation_config.json").exists():
-        sources.append(read_model_json(name, path / "generation_config.json"))
+def _stop_ids(
+    name: str,
+    path: Path,
+    config: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    rows: int | None,
+) -> tuple[int, ...]:
+    """Return the end-of-sequence tokens; UserError without any, or for one that cannot be one."""
+    generation = _optional_json(name, path / "generation_config.json")
     stop_ids: set[int] = set()
-    for source in sources:
+    for file, source in (("config.json", config), ("generation_config.json", generation)):
         ids = source.get("eos_token_id")
-        stop_ids.update(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
+        for number in ids if isinstance(ids, list) else [ids]:
+            if number is None:
+                continue
+            if type(number) is not int or number < 0 or (rows is not None and number >= rows):
+                raise UserError(
+                    f"model {name!r}: eos_token_id in {file} is {number!r}, but the embedding has "
+                    f"{rows} rows" + ("" if type(number) is int else "; it must be a whole number"),
+                    hint=f"set it to the id of the model's end token, or remove it from {file}",
+                )
+            stop_ids.add(number)
+    special = _optional_json(name, path / "special_tokens_map.json")
+    if not stop_ids and not (tokenizer.get("eos_token") or special.get("eos_token")):
+        raise UserError(
+            f"model {name!r}: config.json has no eos_token_id, and the tokenizer no eos_token",
+            hint="set eos_token_id: without an end token, every answer runs to its limit",
+        )
     return tuple(sorted(stop_ids))
 
 
-def _fingerprint(path: Path, headers: list[tuple[str, bytes]]) -> str:
-    """Return a digest of configuration, tokenizer and weight headers; weights are not read."""
-    digest = hashlib.sha256()
+def _digest(path: Path, weights: Weights) -> str:
+    """Return a digest of configuration, tokenizer, and headers and samples of the weights."""
+    digest = hashlib.sha256(weights.digest().encode())
     for file in (path / name for name in sorted(_PINNED_FILES)):
         if file.is_file():
             digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    for file_name, header in headers:
-        digest.update(f"{file_name} {hashlib.sha256(header).hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()[:40]}"
