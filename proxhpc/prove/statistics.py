@@ -1,0 +1,197 @@
+"""Paired differences between two arms, over seeds and documents, with intervals and tests.
+
+A difference is bits per byte of one arm less those of another, on the same document after
+trainings with the same seed. Seeds and hosts are random: the interval is one for other seeds and
+other hosts. Documents of a host are not independent, so hosts are resampled.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxhpc.evaluate.bootstrap import resampling_counts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+CONFIDENCE, POWER = 0.95, 0.8
+TRIM = 0.1  # share of the documents left out at each end
+ROUNDS = 1000
+REACH = 4.0  # how far a learning curve is continued, as a factor of its tokens
+_NODES = 200  # of the quadrature; the error of a probability is below 1e-9
+_MAX_DF = 1e4  # practically a normal distribution
+
+
+class Effect(NamedTuple):
+    """A mean difference. Without at least two seeds and two hosts there is no interval."""
+
+    mean: float
+    by_seed: tuple[float, ...]
+    error: float | None = None
+    """Standard error."""
+    half_width: float | None = None
+    """Half the width of the 95 % interval."""
+    p_value: float | None = None
+    """Probability of a mean at least as far from 0 if there is no difference."""
+    detectable: float | None = None
+    """The smallest true difference that such an experiment finds 8 times out of 10."""
+
+
+class _Source(NamedTuple):
+    """A source of error: the variance of the mean, and its degrees of freedom."""
+
+    variance: float
+    df: float
+
+
+def paired_effect(
+    differences: "Array", hosts: Sequence[str], rounds: int = ROUNDS, seed: int = 0
+) -> Effect:
+    """The effect in differences (seeds, documents); a document without a host is one itself.
+
+    A seed's mean is trimmed, and the mean is that of the seeds. Its variance is that between
+    seeds, plus that between resampled hosts, less what both contain: the noise of single trainings
+    on single hosts. The degrees of freedom are Satterthwaite's. Since they are too many if few
+    seeds happen to agree, the interval is at least that of the seeds alone.
+    """
+    import numpy as np
+
+    seeds, documents = differences.shape
+    names = [host or f"\0{index}" for index, host in enumerate(hosts)]
+    groups, sizes = np.unique(names, return_inverse=True, return_counts=True)[1:]
+    means = np.array([trimmed_means(row, np.ones((1, documents)))[0] for row in differences])
+    mean, by_seed = float(means.mean()), tuple(map(float, means))
+    equal_hosts = float(sizes.sum() ** 2 / (sizes**2).sum())  # as many of equal size say as much
+    if seeds < 2 or equal_hosts < 2:
+        return Effect(mean, by_seed)
+    blocks = [
+        np.stack([trimmed_means(row, counts[:, groups]) for row in differences], axis=1)
+        for counts in resampling_counts(len(sizes), rounds, seed)
+    ]
+    resampled = np.concatenate(blocks)
+    correction = equal_hosts / (equal_hosts - 1)  # resampling n values has the variance of n - 1
+    of_hosts = _Source(float(resampled.mean(axis=1).var()) * correction, equal_hosts - 1)
+    both = (float(resampled.var(axis=0).mean()) * correction - of_hosts.variance) / (seeds - 1)
+    of_seeds = _Source(float(means.var(ddof=1)) / seeds, seeds - 1)
+    own = max(0.0, of_seeds.variance - max(0.0, both))
+    total = own + of_hosts.variance
+    parts = sum(source.variance**2 / source.df for source in (of_seeds, of_hosts))
+    df = min(max(total**2 / parts, 1.0), _MAX_DF) if parts else _MAX_DF
+    sources = (_Source(total, df), _Source(own, of_seeds.df))
+    half_width = max(_half_width(source, CONFIDENCE) for source in sources)
+    return Effect(
+        mean,
+        by_seed,
+        error=math.sqrt(total),
+        half_width=half_width,
+        p_value=max(_p_value(mean, source) for source in sources),
+        detectable=half_width + _half_width(sources[0], 2 * POWER - 1),
+    )
+
+
+def _half_width(source: _Source, confidence: float) -> float:
+    return math.sqrt(source.variance) * t_quantile(confidence, source.df)
+
+
+def _p_value(mean: float, source: _Source) -> float:
+    if not source.variance:
+        return float(mean == 0)
+    return 1 - t_central(abs(mean) / math.sqrt(source.variance), source.df)
+
+
+def trimmed_means(values: "Array", counts: "Array") -> "Array":
+    """Trimmed means (rounds,) of values (n,) that occur `counts` times (rounds, n)."""
+    import numpy as np
+
+    order = np.argsort(values, kind="stable")
+    ends = np.cumsum(counts[:, order], axis=1)
+    total = ends[:, -1:]
+    low, high = TRIM * total, (1 - TRIM) * total
+    inside = np.clip(ends, low, high)
+    weights = np.diff(inside, axis=1, prepend=low)
+    means: Array = weights @ values[order] / (high - low)[:, 0]
+    return means
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for their number (Holm 1979), in the same order."""
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+@cache
+def _quadrature() -> "tuple[Array, Array]":
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return nodes, weights
+
+
+def t_central(t: float, df: float) -> float:
+    """Probability that Student's t lies between -t and t."""
+    import numpy as np
+
+    # With t = sqrt(df) tan(angle) the density is proportional to cos(angle)^(df - 1).
+    nodes, weights = _quadrature()
+    angle = math.atan(t / math.sqrt(df))
+    area = float(weights @ np.cos(angle * (nodes + 1) / 2) ** (df - 1)) * angle / 2
+    scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi) / 2
+    return min(1.0, 2 * math.exp(scale) * area)
+
+
+def t_quantile(central: float, df: float) -> float:
+    """The t for which Student's t lies between -t and t with this probability."""
+    low, high = 0.0, 1.0
+    while t_central(high, df) < central:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_central(middle, df) < central else (low, middle)
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """Loss of an arm after numbers of tokens, which ascend; two points at least.
+
+    Between points, loss is linear in the logarithm of the tokens, and so it is for a factor of
+    `REACH` beyond the last one.
+    """
+
+    tokens: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    def loss_at(self, tokens: float) -> float | None:
+        """The loss after that many tokens; None if they are out of reach."""
+        if not self.tokens[0] <= tokens <= REACH * self.tokens[-1]:
+            return None
+        last = len(self.tokens) - 2
+        index = next((i for i in range(last) if tokens <= self.tokens[i + 1]), last)
+        part = math.log(tokens / self.tokens[index]) / self._step(index)
+        return self.losses[index] + part * (self.losses[index + 1] - self.losses[index])
+
+    def tokens_at(self, loss: float) -> float | None:
+        """The tokens after which the loss is first at most this; None if that is out of reach."""
+        if loss > self.losses[0]:
+            return None
+        last = len(self.tokens) - 2
+        index = next((i for i in range(last) if loss >= self.losses[i + 1]), last)
+        fall = self.losses[index] - self.losses[index + 1]
+        if fall <= 0:
+            return None
+        part = (self.losses[index] - loss) / fall
+        steps = part * self._step(index)
+        if steps > math.log(REACH * self.tokens[-1] / self.tokens[index]):
+            return None
+        return self.tokens[index] * math.exp(steps)
+
+    def _step(self, index: int) -> float:
+        return math.log(self.tokens[index + 1] / self.tokens[index])
