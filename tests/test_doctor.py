@@ -14,6 +14,7 @@ import yaml
 
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster.backend import TaskBatch
+from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import SlurmBackend
 from proxhpc.doctor import Diagnosis, Finding, examine_site, render_diagnosis
 from proxhpc.spec.site import Site
@@ -186,7 +187,7 @@ def test_a_cluster_without_arrays_gets_plain_jobs(
     )
     assert "error" not in {finding.verdict for finding in findings.values()}
     run = planned(tmp_path)
-    backend = SlurmBackend(run.dir, run.plan, site, slurm_commands.Queue())
+    backend = SlurmBackend(run.dir, run.plan, site, Queue())
     batch = TaskBatch("refine", print, [(1,), (2,), (3,)], {})
     arrays = [array.arguments for array in backend._split_into_arrays(batch)]
     assert arrays == [[(1,)], [(2,)], [(3,)]]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from proxhpc.assemble.summary import DuplicateCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import QueuedJob
+from proxhpc.cluster.queue import QueuedJob, Tag
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.inspect import sample_documents
@@ -94,14 +94,15 @@ class FakeQueue:
     def __init__(self, jobs: Sequence[QueuedJob] = (), error: str = "") -> None:
         self.answer, self.error = jobs, error
 
-    def jobs(self, run_id: str) -> Sequence[QueuedJob]:
+    def jobs(self, run_id: str, submitted: Mapping[str, str]) -> Sequence[QueuedJob]:
         if self.error:
             raise RetryError(self.error)
-        return [job for job in self.answer if job.comment.startswith(f"proxhpc:{run_id}:")]
+        return [job for job in self.answer if job.tag and job.tag.run == run_id]
 
 
 def job(run: Run, identity: str, state: str = "RUNNING", reason: str = "None") -> QueuedJob:
-    return QueuedJob(identity, state, f"proxhpc:{run.plan.run_id}:refine:0", reason)
+    tag = Tag(run.plan.run_id, "refine", 0)
+    return QueuedJob(identity, state, reason, "", "", "", tag)
 
 
 def page(status: Status, *, terminal: bool = False) -> str:
@@ -224,7 +225,7 @@ def test_slurm_tells_which_workers_are_alive(run: Run) -> None:
         [
             job(run, "77_1"),
             job(run, "77_3", "PENDING", "Priority"),
-            QueuedJob("5", "RUNNING", "", ""),
+            QueuedJob("5", "RUNNING", "", "", "", "", None),
         ]
     )
     status = collect(run.dir, queue)

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from proxhpc.cluster import queue as queue_module
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster import tasks
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.local import split_gpus
+from proxhpc.cluster.queue import Queue, Tag
+from proxhpc.cluster.slurm import SubmitLimit
 from proxhpc.cluster.submit import SlurmBackend, make_backend
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import FaultPoint
@@ -73,22 +76,23 @@ def test_a_launcher_may_die_at_any_step(
     launch(run, lambda _: None)
     cluster.until(finished(run.dir), "the report", timeout=60)
     assert check_balance(run.dir)["documents"] == 20
-    tag = slurm_commands.run_tag(run.plan.run_id)
-    arrays = {
-        job.id.partition("_")[0]
-        for job in cluster.jobs()
-        if job.comment.startswith(f"{tag}:refine") and job.state == "COMPLETED"
-    }
-    assert len(arrays) == 1
-    held = [job for job in cluster.jobs() if job.comment.startswith(tag) and job.state == "PENDING"]
-    assert held == []
+    jobs = [(job, tag.phase) for job, tag in run_jobs(cluster, run.plan.run_id)]
+    refined = [job for job, phase in jobs if phase == "refine" and job.state == "COMPLETED"]
+    assert len({job.id.partition("_")[0] for job in refined}) == 1
+    assert [job for job, _ in jobs if job.state == "PENDING"] == []
+
+
+def run_jobs(cluster: SlurmCluster, run_id: str) -> list[tuple[Job, Tag]]:
+    """All jobs of a run that the controller knows."""
+    tags = [(job, Tag.read(job.name, job.comment)) for job in cluster.jobs()]
+    return [(job, tag) for job, tag in tags if tag and tag.run == run_id]
 
 
 def test_an_abandoned_submission_that_arrives_late_is_cancelled(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = prepare_run(*small(tmp_path), None)
-    comment = f"{slurm_commands.run_tag(run.plan.run_id)}:refine:0"
+    comment = Tag(run.plan.run_id, "refine", 0).comment
     late = cluster.sbatch("sleep 60", "--hold", f"--comment={comment}")
     journal = Journal(run.dir)
     record_intent(
@@ -134,9 +138,14 @@ def test_no_more_jobs_are_submitted_than_a_user_may_have(
     cluster.wait_jobs(Journal(run.dir).read()[-1].jobs["control"][0], FINISHED)
     backend = make_backend(run.dir, run.plan, run.site)
     more = [cluster.sbatch("sleep 60", "--hold") for _ in range(2)]
-    with pytest.raises(RetryError, match="you may have 3 jobs in the queue and have 3"):
+    with pytest.raises(RetryError, match="you may have 3 jobs in the queue, and there are 3"):
         backend.free_elements(run.site.resources("refine"))
     cluster.run("scancel", waiting, *more)
+
+
+def smallest_limit(account: str | None, qos: str | None) -> int | None:
+    limits = slurm_commands.submit_limits(account, qos)
+    return min((limit.jobs for limit in limits), default=None)
 
 
 def test_the_limit_on_jobs_comes_from_accounting(cluster: SlurmCluster, accounting: None) -> None:
@@ -154,12 +163,12 @@ def test_the_limit_on_jobs_comes_from_accounting(cluster: SlurmCluster, accounti
     sacctmgr("add", "user", user, "account=limited", "cluster=elsewhere", "MaxSubmitJobs=1")
     default_account = ("user", "where", f"user={user}", "cluster=proxhpc", "set")
     sacctmgr("modify", *default_account, "DefaultAccount=limited")
-    assert slurm_commands.submit_limit(None, None) == 7
-    assert slurm_commands.submit_limit("limited", None) == 7
-    assert slurm_commands.submit_limit("teaching", None) == 2
-    assert slurm_commands.submit_limit("other", None) is None
+    assert smallest_limit(None, None) == 7
+    assert smallest_limit("limited", None) == 7
+    assert smallest_limit("teaching", None) == 2
+    assert smallest_limit("other", None) is None
     sacctmgr("modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=5")
-    assert slurm_commands.submit_limit("limited", "normal") == 5
+    assert smallest_limit("limited", "normal") == 5
     sacctmgr("modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=-1")
     sacctmgr("delete", "cluster", "elsewhere")
     if default:
@@ -176,17 +185,22 @@ def test_without_an_account_the_limit_is_that_of_the_default_account(
         if command[0] == "scontrol":
             return "ClusterName             = here\n"
         if "qos" in command:
-            return "normal|\n"
+            return "normal||\n"
         assert "cluster=here" in command
-        limits = {"big": "1000|normal\n", "teaching": "1|normal\n"}
+        if "user=" in command:
+            return "teaching|5|20|normal\n" if "account=teaching" in command else ""
+        limits = {"big": "big|1000||normal\n", "teaching": "teaching|30||normal\n"}
         if "onlydefaults" in command:
             return limits["big"]
         return "".join(limits[name] for name in limits if f"account={name}" in command)
 
     monkeypatch.setattr(slurm_commands, "run_command", run_command)
     monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/sacctmgr")
-    assert slurm_commands.submit_limit(None, None) == 1000
-    assert slurm_commands.submit_limit("teaching", None) == 1
+    assert smallest_limit(None, None) == 1000
+    assert slurm_commands.submit_limits("teaching", None) == [
+        SubmitLimit(30, "teaching"),
+        SubmitLimit(20, "teaching", everyone=True),
+    ]
 
 
 def arrays(cluster: SlurmCluster, script: str) -> list[str]:
@@ -249,10 +263,9 @@ def test_a_control_job_on_a_bad_node_is_requeued_elsewhere(
     cluster.until(finished(run.dir), "the report", timeout=150)
     assert check_balance(run.dir)["documents"] == 60
     cluster.until(lambda: idle(cluster), "the queue to empty")
-    tag = slurm_commands.run_tag(run.plan.run_id)
-    ours = [job for job in cluster.jobs() if job.comment.startswith(tag)]
-    assert {job.state for job in ours if ":control:" in job.comment} == {"COMPLETED"}
-    assert "FAILED" in {job.state for job in ours}
+    ours = run_jobs(cluster, run.plan.run_id)
+    assert {job.state for job, tag in ours if tag.phase == "control"} == {"COMPLETED"}
+    assert "FAILED" in {job.state for job, _ in ours}
 
 
 def test_a_cancelled_control_job_is_replaced(cluster: SlurmCluster, tmp_path: Path) -> None:
@@ -275,7 +288,7 @@ def test_defaults_of_the_user_hide_no_jobs(
     job = cluster.sbatch("sleep 60", "--hold")
     monkeypatch.setenv("SQUEUE_PARTITION", "nowhere")
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    assert slurm_commands.Queue().is_queued(job) is True
+    assert Queue().is_queued(job) is True
     cluster.run("scancel", job)
 
 
@@ -359,9 +372,9 @@ def test_a_site_without_a_time_leaves_it_to_the_partition(
     ).stdout
     assert re.findall("--time=.*", scripts) == ["--time=30"]  # of the control job
     subprocess.run(command, env=cluster.env(), capture_output=True, check=True)
-    limits = cluster.run("squeue", "-h", "-t", "all", "-o", "%j %l").stdout.split("\n")
-    none = {"small-refine UNLIMITED", "small-refine 365-00:00:00"}  # of pending and running jobs
-    assert none & {*limits}
+    jobs = cluster.run("squeue", "-h", "-t", "all", "-o", "%j %l").stdout.split("\n")
+    limits = {job.split()[1] for job in jobs if job.startswith("small-refine")}
+    assert limits & {"UNLIMITED", "365-00:00:00"}  # of pending and running jobs
     cluster.until(finished(run.dir), "the report", timeout=90)
 
 
@@ -406,30 +419,35 @@ def test_whole_nodes_hold_several_workers(cluster: SlurmCluster, tmp_path: Path)
 def test_the_queue_asks_again_only_for_an_old_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def run(*command: str) -> str:
+    def run(*command: str, timeout: float) -> str:
         calls.append(command)
-        return "7_1\x1fRUNNING\x1fproxhpc:r:refine:0\x1fNone\n7_2\x1fCOMPLETING\x1f\x1fNone\n"
+        rows = (
+            ("7_1", "RUNNING", "None", "", "", "", "name", "proxhpc:aa:refine:0"),
+            ("7_2", "COMPLETING", "None", "", "", "", "name", ""),
+        )
+        return "".join("\x1f".join(row) + "\n" for row in rows)
 
-    monkeypatch.setattr(slurm_commands, "run_command", run)
-    monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/squeue")
-    queue = slurm_commands.Queue()
+    monkeypatch.setattr(queue_module, "run_command", run)
+    monkeypatch.setattr(queue_module, "show_job", lambda *_: [])
+    monkeypatch.setattr(queue_module.shutil, "which", lambda _: "/bin/squeue")
+    queue = Queue()
     assert queue.is_queued("7_1") is True
     assert queue.is_queued("7_2") is None
     assert queue.is_queued("7_3") is False
     assert len(calls) == 1
-    assert [job.id for job in queue.jobs("r")] == ["7_1"]
+    assert [job.id for job in queue.jobs("aa", {})] == ["7_1"]
     queue._read_at -= 5  # an old snapshot does not prove absence
     assert queue.is_queued("7_3") is False
     assert len(calls) == 2
 
 
 def test_without_an_answer_nothing_is_known_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*command: str) -> str:
+    def run(*command: str, timeout: float) -> str:
         raise RetryError("squeue did not answer")
 
-    monkeypatch.setattr(slurm_commands, "run_command", run)
-    monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/squeue")
-    assert slurm_commands.Queue().is_queued("7_1") is None
+    monkeypatch.setattr(queue_module, "run_command", run)
+    monkeypatch.setattr(queue_module.shutil, "which", lambda _: "/bin/squeue")
+    assert Queue().is_queued("7_1") is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from merging import SECTIONS, inputs, killed, output, rewrite_ledger
+from merging import SECTIONS, corpus, inputs, killed, output, records, rewrite_ledger
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
@@ -99,6 +99,20 @@ def test_a_variant_is_what_a_new_run_would_write(
     unchanged = VariantDir(tmp_path / "unchanged", base.dir.root)
     variant.merge_variant(base.dir, unchanged.root, base.plan.manifest)
     assert every_file(again) == every_file(unchanged) != every_file(out)
+
+
+def test_policy_none_is_the_raw_corpus_without_duplicates(tmp_path: Path, base: Run) -> None:
+    out = VariantDir(tmp_path / "out", base.dir.root)
+    summary = variant.merge_variant(
+        base.dir, out.root, variant.variant_manifest(base.dir, None, "none", None)
+    )
+    raw = {row["text"] for row in records() if isinstance(row, dict) and "text" in row}
+    rows = corpus(out)
+    assert {row["text"] for row in rows} <= raw
+    assert len(rows) == summary.counts.kept - summary.duplicates.documents > 30
+    assert summary.duplicates.documents == 3
+    assert not summary.counts.edited
+    assert not summary.counts.dropped
 
 
 def test_documents_without_the_needed_programs_are_quarantined(

@@ -37,7 +37,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import run_tag
+from proxhpc.cluster.queue import Tag
 from proxhpc.faults import FAULT_POINTS, FaultPoint
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -428,8 +428,9 @@ def check(chaos: ChaosRun, expected: Expected) -> None:
 
 def run_jobs(chaos: ChaosRun) -> list[Job]:
     """All jobs of the run that the controller knows."""
-    prefix = run_tag(Plan.load(chaos.run).run_id)
-    return [job for job in chaos.cluster.jobs() if job.comment.startswith(prefix)]
+    run_id = Plan.load(chaos.run).run_id
+    tags = ((job, Tag.read(job.name, job.comment)) for job in chaos.cluster.jobs())
+    return [job for job, tag in tags if tag and tag.run == run_id]
 
 
 def run_all(

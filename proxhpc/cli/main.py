@@ -173,10 +173,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from proxhpc.cluster.slurm import Queue, is_available
+    from proxhpc.cluster.queue import Queue
+    from proxhpc.cluster.slurm import is_available
     from proxhpc.status import show_status
 
-    queue = Queue() if is_available() else None
+    queue = Queue(timeout=10 if arguments.watch else 1) if is_available() else None
     show_status(_open(arguments), watch=arguments.watch, as_json=arguments.json, queue=queue)
 
 

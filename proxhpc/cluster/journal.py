@@ -32,6 +32,11 @@ class Submission:
     abandoned: bool = False
 
     @property
+    def job_ids(self) -> list[str]:
+        """The recorded ids, of arrays and of the control job."""
+        return [job_id for ids in self.jobs.values() for job_id in ids]
+
+    @property
     def is_complete(self) -> bool:
         """Return True if every job of the intent has a receipt."""
         submitted = len(self.jobs.get(self.phase, ())) == self.arrays
@@ -73,6 +78,12 @@ class Journal:
         submissions = [entry for entry in self.read() if not entry.abandoned]
         manual = [n for n, entry in enumerate(submissions) if entry.run_state["manual"]]
         return submissions[manual[-1] :] if manual else submissions
+
+    def job_phases(self) -> dict[str, str]:
+        """Return the phase of each recorded job, oldest first, without abandoned submissions."""
+        entries = (entry for entry in self.read() if not entry.abandoned)
+        phases = (item for entry in entries for item in entry.jobs.items())
+        return {job_id: phase for phase, ids in phases for job_id in ids}
 
     def write(self, event: str, intent: int, **fields: Any) -> None:
         """Append one line and fsync it."""

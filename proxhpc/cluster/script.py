@@ -9,6 +9,7 @@ from typing import Any
 
 from proxhpc.cluster import slurm
 from proxhpc.cluster.backend import TaskBatch
+from proxhpc.cluster.queue import Tag
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Container, PhaseName, Resources, Site
@@ -19,6 +20,7 @@ from proxhpc.spec.site import Container, PhaseName, Resources, Site
 REQUEUE_ON_FAILURE = """\
 requeue_on_failure() {
   code=$?
+  unset ${!SQUEUE_@} SLURM_CLUSTERS
   trap "" TERM
   if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 4 ] &&
      [ "$(squeue -a -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
@@ -51,11 +53,12 @@ def batch_executor(
     run: RunDir, plan: Plan, site: Site, batch: TaskBatch, *, intent: int, dependency: str = ""
 ) -> Any:
     """Return a submitit executor whose jobs are held and tagged with the run and the intent."""
+    tag = Tag(plan.run_id, batch.phase, intent)
     job = BatchJob(
-        name=f"{plan.manifest.name}-{batch.phase}",
+        name=tag.job_name(plan.manifest.name),
         phase=batch.phase,
         logs=run.logs / f"{intent:04d}-{batch.phase}",
-        comment=f"{slurm.run_tag(plan.run_id)}:{batch.phase}:{intent}",
+        comment=tag.comment,
         mounts=run_mounts(run, plan),
         elements=len(batch.arguments),
         excluded_nodes=batch.excluded_nodes,
@@ -73,6 +76,8 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
 
     resources = site.resources(job.phase)
     executor = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
+    # Arrays are submitted by an instance that submitit makes, so a subclass would not do.
+    type(executor)._get_job_id_from_submission_command = staticmethod(slurm.read_job_id)
     options = _sbatch_options(job, resources, dependency)
     site_excludes = str(options.pop("exclude", "") or "")
     parameters = {
@@ -84,13 +89,17 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
         "gres": resources.gres,
         "exclude": ",".join(filter(None, (site_excludes, *job.excluded_nodes))) or None,
         "exclusive": resources.exclusive or None,
-        "nodes": 1,
+        "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus * resources.tasks_per_node or None,
         "signal_delay_s": SIGNAL_SECONDS,
         "setup": [*resources.setup, *([REQUEUE_ON_FAILURE] if job.requeue else [])] or None,
-        "srun_args": _pyxis_arguments(job, resources.container),
+        "srun_args": [
+            f"--cpus-per-task={resources.cpus}",  # srun does not inherit it (Slurm 22.05)
+            "--export=ALL",  # with sbatch --export=NONE, a step has no variables of its script
+            *_pyxis_arguments(job, resources.container),
+        ],
         "array_parallelism": job.elements,
         "additional_parameters": options,
     }
@@ -147,9 +156,9 @@ def _python(job: BatchJob, site: Site, resources: Resources) -> str | None:
     return " ".join([*map(shlex.quote, command), python])
 
 
-def _pyxis_arguments(job: BatchJob, container: Container | None) -> list[str] | None:
+def _pyxis_arguments(job: BatchJob, container: Container | None) -> list[str]:
     if container is None or container.kind != "pyxis":
-        return None
+        return []
     mounts = [m if ":" in m else f"{m}:{m}" for m in (*job.mounts, *container.mounts)]
     return [
         f"--container-image={container.image}",

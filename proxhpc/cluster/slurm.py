@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from proxhpc.account.quantity import quantity
 from proxhpc.errors import RetryError, UserError
 from proxhpc.spec.slurm_notation import parse_duration
 
 TIMEOUT = 60.0  # seconds; a busy slurmctld answers late, a dead one never
-SNAPSHOT_AGE = 10.0  # seconds for which one answer of squeue is used
 DEFAULT_MAX_ARRAY_SIZE = 1001  # slurm.conf(5)
-# squeue still lists such a job, but it does no more work.
-ENDED_STATES = ("COMPLETING", "COMPLETED", "CANCELLED", "STAGE_OUT")
-_DEFAULTS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SLURM_CLUSTERS")
+_DEFAULTS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
+_NO_NODE = "None assigned"  # sacct's word for a job that never started
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 
@@ -27,15 +26,19 @@ def is_available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def run_command(*command: str) -> str:
+def run_command(*command: str, timeout: float = TIMEOUT) -> str:
     """Return the output of a Slurm command. RetryError if it fails or does not answer."""
-    done = _run(*command)
+    done = _run(*command, timeout=timeout)
     if done.returncode:
         raise RetryError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 
-def _run(*command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def _run(
+    *command: str, stdin: str = "", timeout: float = TIMEOUT
+) -> subprocess.CompletedProcess[str]:
+    # A user's defaults, such as SQUEUE_PARTITION, would hide jobs. Jobs are on their own cluster.
+    hidden = (*_DEFAULTS, "SLURM_CLUSTERS") if "SLURM_JOB_ID" in os.environ else _DEFAULTS
     try:
         return subprocess.run(
             command,
@@ -43,19 +46,20 @@ def _run(*command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=TIMEOUT,
+            timeout=timeout,
             check=False,
-            # A user's defaults, such as SQUEUE_PARTITION, would hide jobs.
-            env={k: v for k, v in os.environ.items() if not k.startswith(_DEFAULTS)},
+            env={k: v for k, v in os.environ.items() if not k.startswith(hidden)},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RetryError(f"{command[0]} did not answer: {error}") from error
+        took = f"in {timeout:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        raise RetryError(f"{command[0]} did not answer {took}") from error
 
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
     """Hide the variables of an enclosing job: sbatch would pass them on to new jobs."""
-    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k != "SLURM_CONF"}
+    kept = {"SLURM_CONF"} if "SLURM_JOB_ID" in os.environ else {"SLURM_CONF", "SLURM_CLUSTERS"}
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k not in kept}
     for key in hidden:
         del os.environ[key]
     try:
@@ -64,81 +68,37 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedJob:
-    """One job or array element in the queue."""
+def show_job(job_id: str, timeout: float = TIMEOUT) -> list[dict[str, str]]:
+    """Return what scontrol shows of a job, or of each part of its array; [] if it is unknown.
 
-    id: str  # `123`, or `123_4` for an array element
-    state: str  # PENDING, RUNNING, COMPLETING, …
-    comment: str
-    reason: str
-
-    @property
-    def phase(self) -> str:
-        """The phase in the job's comment; "" if there is none."""
-        return [*self.comment.split(":"), "", "", ""][2]
-
-    @property
-    def array(self) -> str:
-        """Id of the whole array, or of the job itself."""
-        return self.id.partition("_")[0]
-
-
-class Queue:
-    """The user's jobs, as squeue lists them; it is asked at most every ten seconds."""
-
-    def __init__(self) -> None:
-        self._jobs: list[QueuedJob] = []
-        self._read_at = -SNAPSHOT_AGE
-
-    def all_jobs(self) -> list[QueuedJob]:
-        """Return every pending or running job of this user. RetryError without an answer."""
-        if time.monotonic() - self._read_at >= SNAPSHOT_AGE:
-            self._jobs = [*self._read()]
-            self._read_at = time.monotonic()
-        return self._jobs
-
-    def jobs(self, run_id: str) -> list[QueuedJob]:
-        """Return the jobs of this run."""
-        prefix = f"{run_tag(run_id)}:"
-        return [job for job in self.all_jobs() if job.comment.startswith(prefix)]
-
-    def is_queued(self, element: str) -> bool | None:
-        """Return whether a job or array element is in the queue; None if that is unknown."""
-        if shutil.which("squeue") is None:
-            return None
-        try:
-            job = self._find(element)
-            if job is None and time.monotonic() - self._read_at > 1.0:
-                # It may have been submitted since the snapshot was taken.
-                self.invalidate()
-                job = self._find(element)
-        except RetryError:
-            return None
-        if job and job.state in ENDED_STATES:
-            return None
-        return job is not None
-
-    def _find(self, element: str) -> QueuedJob | None:
-        return next((job for job in self.all_jobs() if job.id == element), None)
-
-    def invalidate(self) -> None:
-        """Make the next call ask squeue, because jobs were submitted or cancelled."""
-        self._read_at = -SNAPSHOT_AGE
-
-    def _read(self) -> Iterator[QueuedJob]:
-        # -a: also jobs in partitions that are hidden from this user.
-        command = ("squeue", "-a", "-h", "-r", "-u", str(os.getuid()))
-        lines = run_command(*command, "-o", "%i\x1f%T\x1f%k\x1f%r").splitlines()
-        for line in lines:
-            fields = line.strip().split("\x1f")
-            if len(fields) == 4:
-                yield QueuedJob(*fields)
+    A job is unknown some minutes after its end (MinJobAge). RetryError without an answer.
+    """
+    done = _run("scontrol", "show", "job", "-o", job_id, timeout=timeout)
+    if done.returncode and "Invalid job id" in done.stderr + done.stdout:
+        return []
+    parts = [
+        dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+        for line in done.stdout.splitlines()
+        if "JobState=" in line
+    ]
+    if done.returncode or not parts:
+        answer = " ".join((done.stderr or done.stdout).split())[:200]
+        raise RetryError(f"scontrol shows nothing of job {job_id}: {answer}")
+    return parts
 
 
-def run_tag(run_id: str) -> str:
-    """Return what the comment of every job of a run begins with."""
-    return f"proxhpc:{run_id}"
+def read_job_id(output: str | bytes) -> str:
+    """Return the id of the job that sbatch submitted. FailedSubmissionError if it prints none.
+
+    Wrappers of sites print banners before it, the bare id, or the cluster after it.
+    """
+    from submitit.core.utils import FailedSubmissionError
+
+    text = output if isinstance(output, str) else output.decode(errors="replace")
+    for pattern in (r"Submitted batch job (\d+)", r"^\s*(\d+)(?:;\S*)?\s*$", r"\bjob (\d+)"):
+        if found := re.findall(pattern, text, re.M):
+            return str(found[-1])
+    raise FailedSubmissionError(f"sbatch printed no job id, but: {text.strip()}")
 
 
 def read_config() -> dict[str, str]:
@@ -233,31 +193,65 @@ def read_accounts() -> list[str]:
     return [*dict.fromkeys((*(name for name in default if name in accounts), *accounts))]
 
 
-def submit_limit(account: str | None, qos: str | None) -> int | None:
-    """Return how many jobs this user may have in the queue; None if there is no known limit.
+@dataclass(frozen=True, slots=True)
+class SubmitLimit:
+    """A limit on the jobs in the queue: which of them count, and how many there may be."""
 
-    It is the limit of `account`, by default the user's default account on this cluster, and of the
-    QOS. An array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs).
+    jobs: int
+    account: str = ""  # only jobs of this account count
+    qos: str = ""  # only jobs with this QOS count
+    everyone: bool = False  # jobs of all users count
+
+    def __str__(self) -> str:
+        who = "all users together" if self.everyone else "you"
+        which = f" of account {self.account}" if self.account else ""
+        which += f" with QOS {self.qos}" if self.qos else ""
+        return f"{who} may have {quantity(self.jobs, 'job')}{which}"
+
+
+def submit_limits(account: str | None, qos: str | None) -> list[SubmitLimit]:
+    """Return the limits on jobs that this user submits to an account with a QOS, where known.
+
+    The defaults are the user's on this cluster. Limits of accounts above `account` are not read. An
+    array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs, GrpSubmitJobs).
     """
     if shutil.which("sacctmgr") is None:
-        return None
+        return []
     show = ("sacctmgr", "-n", "-P", "show")
     which = f"account={account}" if account else "onlydefaults"
+    keys = "format=Account,MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"
     try:
-        cluster = read_config().get("ClusterName", "")
-        where = (f"user={user_name()}", f"cluster={cluster}", which)
-        associations = run_command(*show, "assoc", *where, "format=MaxSubmitJobs,DefaultQOS")
-        qos_limits = run_command(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
+        cluster = f"cluster={read_config().get('ClusterName', '')}"
+        own = _rows(run_command(*show, "assoc", f"user={user_name()}", cluster, which, keys), 4)
+        account = own[0][0] if own else account
+        query = (*show, "assoc", cluster, f"account={account}", "user=", keys)
+        shared = _rows(run_command(*query), 4) if account else []
+        qos_keys = "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs"
+        qos_rows = _rows(run_command(*show, "qos", qos_keys), 3)
     except RetryError:
-        return None
-    rows = [line.partition("|") for line in associations.splitlines()]
-    qos_names = {qos} if qos else {default for _, _, default in rows if default}
-    limits = [limit for limit, _, _ in rows]
-    for line in qos_limits.splitlines():
-        name, _, limit = line.partition("|")
+        return []
+    limits = []
+    for rows, everyone in ((own, False), (shared, True)):
+        for name, each, group, _ in rows:
+            numbers = (group,) if everyone else (each, group)
+            limits += [SubmitLimit(int(n), name, "", everyone) for n in numbers if n.isdigit()]
+    qos_names = {qos} if qos else {default for *_, default in own if default}
+    for name, each, group in qos_rows:
         if name in qos_names:
-            limits.append(limit)
-    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
+            limits += [SubmitLimit(int(each), "", name)] if each.isdigit() else []
+            limits += [SubmitLimit(int(group), "", name, True)] if group.isdigit() else []
+    return limits
+
+
+def _rows(output: str, columns: int) -> list[list[str]]:
+    rows = (line.split("|") for line in output.splitlines())
+    return [row for row in rows if len(row) == columns]
+
+
+def count_jobs(account: str, qos: str) -> int:
+    """Return how many jobs of all users are in the queue, as far as squeue shows them."""
+    which = [*(("-A", account) if account else ()), *(("-q", qos) if qos else ())]
+    return len(run_command("squeue", "-a", "-h", "-r", *which, "-o", "%i").split())
 
 
 def check_script(script: str) -> str:
@@ -306,7 +300,7 @@ def ended_elements(arrays: Sequence[str]) -> list[EndedElement]:
             continue  # there is no accounting, or squeue has forgotten all of them
         for line in lines:
             fields = line.strip().split("\x1f" if command[0] == "squeue" else "|")
-            if len(fields) == 5 and fields[1].split()[:1] and fields[2]:
+            if len(fields) == 5 and fields[1].split()[:1] and fields[2] not in ("", _NO_NODE):
                 state = fields[1].split()[0]
                 seconds = parse_duration(fields[3]) or 0
                 elements[fields[0]] = EndedElement(fields[0], state, fields[2], seconds, fields[4])
@@ -341,7 +335,8 @@ def seconds_left() -> float | None:
 
 def submission_error(error: Exception) -> RetryError | UserError:
     """Return the error for a failed sbatch: UserError if the site is wrong, else RetryError."""
-    message = " ".join(str(error).split())[-500:]
+    # A site's own checks (job_submit) may explain a refusal in many lines.
+    message = str(error).strip()[-4000:]
     if re.search(r"submit limit|job violates accounting", message, re.I):
         return RetryError(
             f"sbatch failed: {message}",

@@ -1,5 +1,6 @@
 """Submits the jobs of a run to Slurm: held and tagged arrays, recorded, then released."""
 
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable
@@ -10,10 +11,11 @@ from proxhpc.cluster import script, slurm
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal, Submission
 from proxhpc.cluster.local import LocalBackend
+from proxhpc.cluster.queue import Queue, QueuedJob
 from proxhpc.corpus.disk import writing
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import fault_point
-from proxhpc.run.lease import slurm_job_id
+from proxhpc.run.lease import Lease, slurm_job_id
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import PhaseName, Resources, Site
@@ -25,12 +27,16 @@ CANCEL_SECONDS = 60  # for Slurm to end every job
 
 @dataclass
 class SlurmBackend:
-    """Submits the jobs of one run; each submission is a transaction."""
+    """Submits the jobs of one run; each submission is a transaction.
+
+    `lease` is the `advance` lease, without which nothing is submitted or released.
+    """
 
     run: RunDir
     plan: Plan
     site: Site
-    queue: slurm.Queue
+    queue: Queue
+    lease: Lease | None = None
 
     def active_elements(self, phase: PhaseName) -> int:
         """Return the number of elements of this phase in the queue, without this job."""
@@ -41,20 +47,31 @@ class SlurmBackend:
 
         RetryError if it allows none beside a control job.
         """
-        limit = self.site.max_submit_jobs
-        if limit is None:
-            limit = slurm.submit_limit(resources.account, resources.qos)
-        if limit is None:
-            return resources.jobs
-        queued = sum(job.state not in slurm.ENDED_STATES for job in self.queue.all_jobs())
+        if self.site.max_submit_jobs is not None:
+            limits = [slurm.SubmitLimit(self.site.max_submit_jobs)]
+        else:
+            limits = slurm.submit_limits(resources.account, resources.qos)
         control_jobs = int(self.site.submit_from_jobs)
-        if (free := limit - queued - control_jobs) < 1:
-            raise RetryError(
-                f"you may have {quantity(limit, 'job')} in the queue and have {queued};"
-                f" this step submits {1 + control_jobs} or more",
-                hint="run `proxhpc launch` again when some of them have ended",
-            )
-        return min(resources.jobs, free)
+        jobs = resources.jobs
+        for limit in limits:
+            queued = self._count(limit)
+            free = limit.jobs - queued - control_jobs
+            if free < 1:
+                raise RetryError(
+                    f"{limit} in the queue, and there are {queued};"
+                    f" this step submits {1 + control_jobs} or more",
+                    hint="run `proxhpc launch` again when some of them have ended",
+                )
+            jobs = min(jobs, free)
+        return jobs
+
+    def _count(self, limit: slurm.SubmitLimit) -> int:
+        """Return how many jobs in the queue count for a limit."""
+        own = sum(
+            not job.has_ended and limit.account in ("", job.account) and limit.qos in ("", job.qos)
+            for job in self.queue.all_jobs()
+        )
+        return max(own, slurm.count_jobs(limit.account, limit.qos)) if limit.everyone else own
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
         """Submit held arrays and a dependent follow-up job, record their ids, release them.
@@ -62,17 +79,35 @@ class SlurmBackend:
         MaxArraySize limits array indices, so many elements become several arrays. RetryError or
         UserError if sbatch refuses; the next launch cancels what was submitted until then.
         """
+        control = follow_up if self.site.submit_from_jobs else None
+        return self._submit(batch, self._split_into_arrays(batch), control)
+
+    def _submit(
+        self,
+        batch: TaskBatch,
+        arrays: list[TaskBatch],
+        control: TaskBatch | None = None,
+        dependency: str = "",
+    ) -> list[str]:
+        self._check_lease()
         journal = Journal(self.run)
         number = len(journal.read())
-        control = follow_up if self.site.submit_from_jobs else None
-        arrays = self._split_into_arrays(batch)
         record_intent(
             journal, number, batch, arrays=len(arrays), has_control_job=control is not None
         )
-        ids = [self._submit_held(journal, number, array, "") for array in arrays]
-        if control is not None:
-            ids.append(self._submit_held(journal, number, control, f"afterany:{':'.join(ids)}"))
-        self._release(journal, number, reversed(ids))
+        try:
+            ids = [self._submit_held(journal, number, array, dependency) for array in arrays]
+            if control is not None:
+                after = f"afterany:{':'.join(ids)}"
+                ids.append(self._submit_held(journal, number, control, after))
+            for job_id in ids:
+                self._check_held(job_id)
+            self._check_lease(number)
+            self._release(journal, number, reversed(ids))
+        except (RetryError, UserError):
+            if self.lease is None or not self.lease.is_lost():
+                self._abandon(journal, number)
+            raise
         return ids
 
     def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
@@ -82,12 +117,8 @@ class SlurmBackend:
         phases = {job.phase for job in jobs}
         if not self.site.submit_from_jobs or not jobs or follow_up.phase in phases:
             return False
-        journal = Journal(self.run)
-        number = len(journal.read())
-        record_intent(journal, number, follow_up, arrays=1, has_control_job=False)
         arrays = dict.fromkeys(job.array for job in jobs)
-        job_id = self._submit_held(journal, number, follow_up, f"afterany:{':'.join(arrays)}")
-        self._release(journal, number, [job_id])
+        self._submit(follow_up, [follow_up], dependency=f"afterany:{':'.join(arrays)}")
         return True
 
     def preview_scripts(self, batches: Iterable[TaskBatch]) -> list[tuple[PhaseName, str, str]]:
@@ -106,9 +137,12 @@ class SlurmBackend:
         entries = journal.read()
         messages = [self._settle(journal, entry) for entry in entries if not entry.settled]
         # The sbatch of an abandoned submission may have reached the controller late.
-        abandoned = {f":{entry.number}" for entry in entries if entry.abandoned}
-        for job in self.queue.jobs(self.plan.run_id):
-            if job.comment[job.comment.rfind(":") :] in abandoned:
+        abandoned = {entry.number: entry for entry in journal.read() if entry.abandoned}
+        for job in self.queue.all_jobs():
+            tag = job.tag
+            ours = tag is not None and tag.run == self.plan.run_id and tag.intent in abandoned
+            recorded = any(job.array in entry.job_ids for entry in abandoned.values())
+            if (ours or recorded) and not job.has_ended:
                 slurm.run_command("scancel", job.id)
         self.queue.invalidate()
         return messages
@@ -138,11 +172,7 @@ class SlurmBackend:
         deadline = time.monotonic() + CANCEL_SECONDS
         while True:
             self.queue.invalidate()
-            jobs = [
-                job
-                for job in self.queue.jobs(self.plan.run_id)
-                if job.state not in slurm.ENDED_STATES
-            ]
+            jobs = [job for job in self._jobs() if not job.has_ended]
             if not jobs:
                 return list(cancelled)
             if time.monotonic() > deadline:
@@ -154,12 +184,14 @@ class SlurmBackend:
                 cancelled[job.array] = None
             time.sleep(1)
 
-    def _other_jobs(self) -> list[slurm.QueuedJob]:
+    def _jobs(self) -> list[QueuedJob]:
+        return self.queue.jobs(self.plan.run_id, Journal(self.run).job_phases())
+
+    def _other_jobs(self) -> list[QueuedJob]:
         """Return the pending and running jobs of the run, without this one."""
         this_job = slurm_job_id()
-        jobs = self.queue.jobs(self.plan.run_id)
         # A control job starts while the workers before it are still listed as COMPLETING.
-        return [job for job in jobs if job.state not in slurm.ENDED_STATES and job.id != this_job]
+        return [job for job in self._jobs() if not job.has_ended and job.id != this_job]
 
     def _split_into_arrays(self, batch: TaskBatch) -> list[TaskBatch]:
         # Without arrays (MaxArraySize 0), an array of one element is submitted as a plain job.
@@ -170,18 +202,49 @@ class SlurmBackend:
         ]
 
     def _settle(self, journal: Journal, entry: Submission) -> str:
-        jobs = self.queue.jobs(self.plan.run_id)
-        queued = {job.array for job in jobs if job.comment.endswith(f":{entry.number}")}
-        recorded = [job_id for ids in reversed(entry.jobs.values()) for job_id in ids]
         if entry.is_complete:
-            self._release(journal, entry.number, [job for job in recorded if job in queued])
+            listed = {job.array for job in self._jobs()}
+            recorded = reversed(list(entry.jobs.values()))
+            ids = [job_id for ids in recorded for job_id in ids if job_id in listed]
+            self._release(journal, entry.number, ids)
             return f"released {entry.phase} jobs that an earlier launch left held"
         # An array without a receipt may lack its files: submitit moves them in place after sbatch
         # has answered. An array without its control job would have no successor.
-        for job_id in queued:
-            slurm.run_command("scancel", job_id)
-        journal.write("abandoned", entry.number)
+        self._abandon(journal, entry.number)
         return f"cancelled {entry.phase} jobs that an earlier launch submitted only in part"
+
+    def _abandon(self, journal: Journal, number: int) -> None:
+        """Cancel the jobs of a submission, as far as the queue or the journal knows them."""
+        self.queue.invalidate()
+        recorded = journal.read()[number].job_ids
+        for array in dict.fromkeys(
+            job.array
+            for job in self._jobs()
+            if job.array in recorded or (job.tag is not None and job.tag.intent == number)
+        ):
+            slurm.run_command("scancel", array)
+        journal.write("abandoned", number)
+        self.queue.invalidate()
+
+    def _check_lease(self, number: int | None = None) -> None:
+        """Raise RetryError if another launch has taken over while this process stood still.
+
+        Jobs of submission `number` are cancelled if the other launch has given them up.
+        """
+        if self.lease is None or not self.lease.is_lost():
+            return
+        entries = Journal(self.run).read()
+        if number is not None and entries[number].abandoned:
+            for job_id in entries[number].job_ids:
+                slurm.run_command("scancel", job_id)
+        raise RetryError("another launch has taken over this run and takes the next step")
+
+    def _check_held(self, job_id: str) -> None:
+        """Read a submitted job back. RetryError if Slurm does not hold it."""
+        parts = slurm.show_job(job_id)
+        if not parts or any(part["JobState"] != "PENDING" for part in parts):
+            states = ", ".join(sorted({part["JobState"] for part in parts})) or "unknown"
+            raise RetryError(f"job {job_id} was submitted held, but is {states}")
 
     def _release(self, journal: Journal, number: int, ids: Iterable[str]) -> None:
         # The follow-up first: if this process dies in between, the arrays have a successor.
@@ -193,30 +256,37 @@ class SlurmBackend:
         self.queue.invalidate()
 
     def _submit_held(self, journal: Journal, number: int, batch: TaskBatch, dependency: str) -> str:
-        from submitit.core.utils import FailedJobError
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+        self._check_lease(number)
         try:
             with slurm.clean_environment(), writing(self.run.logs):
                 executor = script.batch_executor(
                     self.run, self.plan, self.site, batch, intent=number, dependency=dependency
                 )
                 jobs = executor.map_array(batch.function, *zip(*batch.arguments, strict=True))
-        except FailedJobError as error:
+        except (FailedJobError, FailedSubmissionError) as error:
             raise slurm.submission_error(error) from error
         fault_point("control held" if batch.phase == "control" else "array held")
         job_id = str(jobs[0].job_id).partition("_")[0]
+        if self.lease is not None and self.lease.is_lost():
+            slurm.run_command("scancel", job_id)
+            self._check_lease(number)
         journal.write("receipt", number, phase=batch.phase, job=job_id)
         fault_point("control recorded" if batch.phase == "control" else "array recorded")
         return job_id
 
 
-def make_backend(run: RunDir, plan: Plan, site: Site) -> SlurmBackend | LocalBackend:
+def make_backend(
+    run: RunDir, plan: Plan, site: Site, lease: Lease | None = None
+) -> SlurmBackend | LocalBackend:
     """Return the backend of a site. RetryError for a Slurm site on a machine without Slurm."""
     if site.kind == "local":
         return LocalBackend(run, site)
-    if not slurm.is_available():
-        raise RetryError(
-            f"site {site.name} is a Slurm site, but this machine has no sbatch",
-            hint="launch from a login node, or use --site local",
-        )
-    return SlurmBackend(run, plan, site, slurm.Queue())
+    for command in ("sbatch", "srun"):  # submitit needs srun here, and each job on its node
+        if shutil.which(command) is None:
+            raise RetryError(
+                f"site {site.name} is a Slurm site, but this machine has no {command}",
+                hint="launch from a login node, or use --site local",
+            )
+    return SlurmBackend(run, plan, site, Queue(), lease)

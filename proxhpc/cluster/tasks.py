@@ -9,7 +9,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxhpc.cluster.backend import stale_after
-from proxhpc.cluster.slurm import Queue, seconds_left
+from proxhpc.cluster.queue import Queue
+from proxhpc.cluster.slurm import seconds_left
 from proxhpc.run.lease import Lease, LeaseOwner, hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.pool import ReportProgress

@@ -58,7 +58,8 @@ def _array_size(site: Site, config: dict[str, str]) -> Finding:
 
 def _submit_limit(site: Site) -> Finding:
     check, resources = "jobs per user", site.resources("refine")
-    limit = site.max_submit_jobs or slurm.submit_limit(resources.account, resources.qos)
+    limits = slurm.submit_limits(resources.account, resources.qos)
+    limit = site.max_submit_jobs or min((each.jobs for each in limits), default=None)
     if limit is None:
         return Finding.ok(check, "no limit known", "all workers are submitted at once")
     # While a control job submits workers, it and the control job after them count, too.

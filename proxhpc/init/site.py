@@ -74,8 +74,8 @@ def _cluster_site() -> Iterator[str]:
     yield from (f"# could not be read: {problem}" for problem in problems)
     rule = ", ".join(slurm.memory_rule(config)) or "no default and no limit"
     yield f"# memory: {rule} (MB), SelectTypeParameters {safe(memory)}"
-    limit = slurm.submit_limit(None, None)
-    yield f"# your jobs in the queue: {f'at most {limit}' if limit else 'no limit is known'}"
+    limits = "; ".join(map(str, slurm.submit_limits(None, None)))
+    yield f"# jobs in the queue: {limits or 'no limit is known'}"
     yield "# setup: [module load cuda]  # shell lines that a job needs before Python starts"
     merge = _best(trials, with_gpus=False)
     if worker and merge and merge is not worker and not merge.nodes.gpu_count:

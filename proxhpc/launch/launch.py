@@ -104,13 +104,13 @@ def _check_site(run: Run, freeze: bool) -> Run:
         )
     # Workers that are started without `launch` need a recorded site. `launch` records its own.
     if freeze and not run.dir.site.exists():
-        _record_site(run)
+        record_site(run.dir, run.site)
     return run
 
 
-def _record_site(run: Run) -> None:
-    site = run.site.model_dump(mode="json", exclude_unset=True)
-    write_atomic(run.dir.site, orjson.dumps(site))
+def record_site(run: RunDir, site: Site) -> None:
+    """Store the site for later steps, and for workers that are started without `launch`."""
+    write_atomic(run.site, orjson.dumps(site.model_dump(mode="json", exclude_unset=True)))
 
 
 def _choose_site(run: RunDir, manifest: Manifest, name: str | None) -> Site:
@@ -142,9 +142,9 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
     if next(missing_shards(run.dir, run.plan), None) is not None:
         require_needs(run.plan.manifest, run.site)
     with advance_lock(run.dir) as lease:
-        _record_site(run)
+        record_site(run.dir, run.site)
         note = _reopen_incomplete(run.dir)
-        backend = make_backend(run.dir, run.plan, run.site)
+        backend = make_backend(run.dir, run.plan, run.site, lease)
         handlers = {number: signal.signal(number, raise_interrupt) for number in INTERRUPT_SIGNALS}
         try:
             step = advance(lease, run.plan, backend, manual=True)

@@ -7,6 +7,7 @@ submit, a person runs `launch` again. A step may be killed at any moment and rep
 
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from proxhpc.assemble.phases import pending_units
 from proxhpc.cluster import tasks
 from proxhpc.cluster.backend import Backend, TaskBatch, recorded_site, stale_after
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import Queue
+from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import raise_interrupt
 from proxhpc.errors import ProxError, RetryError, StopError
@@ -79,7 +80,12 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
 
 
 def advance_job(root: str) -> str:
-    """Run the control job of a run: one step, submissions included; return what it did.
+    """Run the control job of a run: one step, submissions included; return what it did."""
+    return run_control(root, _step)
+
+
+def run_control(root: str, step: Callable[[str], str]) -> str:
+    """Run a control job, which calls `step` with the run directory; return what that did.
 
     All later jobs depend on it, so it retries after errors that may pass, such as a busy slurmctld
     or another launch. Each try is a process, because it may be killed for lack of memory. A try
@@ -90,7 +96,7 @@ def advance_job(root: str) -> str:
     for pause in (*CONTROL_RETRY_SECONDS, None):
         try:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                return pool.submit(_step, root).result()
+                return pool.submit(step, root).result()
         except StopError as error:
             # The job exits with 0: its node has not failed, so Slurm must not requeue it.
             log.write("failed", error=type(error).__name__, message=str(error)[:2000])
@@ -110,7 +116,7 @@ def _step(root: str) -> str:
     if site.kind == "local":
         return "the run continues without Slurm, in a local launch"
     with advance_lock(run) as lease:
-        return advance(lease, plan, make_backend(run, plan, site)).message
+        return advance(lease, plan, make_backend(run, plan, site, lease)).message
 
 
 class Round:

@@ -7,17 +7,18 @@ files of the merge, so that an interrupted merge resumes, and `merge/variant.jso
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import orjson
 from pydantic import ValidationError
 
 from proxhpc.assemble.merge import DEFAULT_MEMORY, merge_run
 from proxhpc.assemble.summary import MergeSummary
-from proxhpc.cluster.slurm import Queue
+from proxhpc.cluster.queue import Queue
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.dedup.arrays import damaged_file
 from proxhpc.errors import UserError
-from proxhpc.program.policy import Policy
+from proxhpc.program.policy import NamedPolicy, Policy
 from proxhpc.run.lease import hold_lease
 from proxhpc.run.paths import RunDir, VariantDir
 from proxhpc.run.plan import Plan, freeze_manifest
@@ -35,7 +36,7 @@ def variant_manifest(
 ) -> Manifest:
     """Return the run's manifest, or another file's, with this policy and threshold.
 
-    `policy` is a file or "reference"; `threshold` is that of near-duplicates. UserError if a file
+    `policy` is a file or a name; `threshold` is that of near-duplicates. UserError if a file
     cannot be read or the manifest would not be valid.
     """
     plan = Plan.load(run)
@@ -44,7 +45,7 @@ def variant_manifest(
         manifest = freeze_manifest(load_manifest(manifest_path), plan.models)
     data = manifest.model_dump(mode="json")
     if policy is not None:
-        is_name = policy == "reference"
+        is_name = policy in get_args(NamedPolicy)
         data["policy"] = policy if is_name else load_yaml(Path(policy), Policy).model_dump()
     if threshold is not None:
         data["dedup"]["near"] = (data["dedup"]["near"] or {}) | {"threshold": threshold}

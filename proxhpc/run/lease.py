@@ -21,7 +21,7 @@ from proxhpc.corpus.disk import create
 from proxhpc.errors import RetryError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
-from proxhpc.run.process import pid_space, start_time
+from proxhpc.run.process import exists, pid_space, start_time
 
 HEARTBEAT_SECONDS = 15.0
 STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's monotonic clock
@@ -69,7 +69,9 @@ class LeaseOwner:
         """Return whether the process runs; None if its pid is not valid on this machine."""
         if not self.started or not self.space or self.space != pid_space():
             return None
-        return start_time(self.pid) == self.started
+        if (started := start_time(self.pid)) is None and exists(self.pid):
+            return None  # /proc hides the processes of other users (hidepid)
+        return started == self.started
 
 
 UNREADABLE_OWNER = LeaseOwner("unreadable", "?", 0, "")

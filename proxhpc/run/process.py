@@ -16,6 +16,17 @@ def start_time(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
+def exists(pid: int) -> bool:
+    """Return True if there is a process with this pid, also where /proc hides it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
 def descendants(pid: int) -> set[int]:
     """Return the pids of all processes below `pid`; empty where there is no /proc."""
     pids: set[int] = set()

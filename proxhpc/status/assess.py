@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxhpc.account.quantity import quantity
-from proxhpc.cluster.slurm import QueuedJob
+from proxhpc.cluster.queue import QueuedJob
 from proxhpc.run.paths import RunDir
 from proxhpc.status.model import Failure, RunPhase, WorkerStatus
 

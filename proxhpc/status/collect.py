@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Protocol
 
 from proxhpc.cluster.backend import recorded_site, stale_after
 from proxhpc.cluster.journal import Journal
-from proxhpc.cluster.slurm import QueuedJob
+from proxhpc.cluster.queue import QueuedJob
 from proxhpc.errors import RetryError
 from proxhpc.outputs import UsageTotals
 from proxhpc.run.lease import LeaseOwner, Leases
@@ -32,7 +32,7 @@ from proxhpc.status.totals import load_merge, run_counts, run_totals
 class QueueView(Protocol):
     """The part of the queue that status needs."""
 
-    def jobs(self, run_id: str) -> Sequence[QueuedJob]:
+    def jobs(self, run_id: str, submitted: Mapping[str, str]) -> Sequence[QueuedJob]:
         """Return the pending and running jobs of a run. RetryError without an answer."""
 
 
@@ -111,7 +111,8 @@ class Collector:
         if self.queue is None:
             return None, ""
         try:
-            return list(self.queue.jobs(self.plan.run_id)), ""
+            submitted = Journal(self.run).job_phases()
+            return list(self.queue.jobs(self.plan.run_id, submitted)), ""
         except RetryError as error:
             return None, error.message.partition("\n")[0]
 
