@@ -5,23 +5,23 @@ Import it only where a training starts: it imports torch and transformers.
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from proxhpc.errors import RetryError, UserError
 from proxhpc.train.optimizer import OptimizerOptions, learning_rate, parameter_groups
+from proxhpc.train.processes import on_stop_signals
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
 MAX_NORM = 1.0  # of the gradient
 ENDLESS = 2**40  # steps of a training that ends by time
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -117,9 +117,12 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         saved: dict[str, Any] | None = None,
     ) -> None:
         """Resume from what `checkpoint` returned, if it is given."""
+        self.optimizer: Any = None
         super().__init__(module, arguments, callbacks=[_Steps(self)])
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # so transformers leaves the loss as it is
+        # A sharded model reduces its gradients, so transformers must not put DDP around it.
+        self.is_distributed_loading_by_transformers = isinstance(module, FSDPModule)
         self._hooks, self._options, self._saved = hooks, options, saved
         self._first_step: int = saved["step"] if saved else 0
         self.seconds: float = saved["seconds"] if saved else 0.0  # of all steps
@@ -137,13 +140,10 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         return float(self.averaging.param_groups[0]["lr"])
 
     def run(self) -> None:
-        """Train to the end. RetryError after one of STOP_SIGNALS, with a checkpoint."""
-        with ExitStack() as handlers:
-            if threading.current_thread() is threading.main_thread():
-                for number in STOP_SIGNALS:
-                    old = signal.signal(number, self._on_signal)
-                    handlers.callback(signal.signal, number, old)
+        """Train to the end. RetryError after one of the signals that stop, with a checkpoint."""
+        with on_stop_signals(self._on_signal):
             self.train()
+        self.accelerator.wait_for_everyone()  # until the first process has written the checkpoint
         if self._stop:
             raise RetryError(
                 f"training stopped by {signal.Signals(self._stop).name} after step "
@@ -234,7 +234,7 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, before accelerate wraps it."""
-        self.optimizer: Any = AveragingOptimizer(model or self.model, self._options)
+        self.optimizer = AveragingOptimizer(model or self.model, self._options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -271,7 +271,8 @@ class _Steps(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         engine = self._engine
-        engine.norm = float(engine.accelerator.clip_grad_norm_(engine.model.parameters(), MAX_NORM))
+        norm = engine.accelerator.clip_grad_norm_(engine.model.parameters(), MAX_NORM)
+        engine.norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not math.isfinite(engine.norm):
             raise UserError(
                 f"the training diverged: no finite gradient at step {state.global_step + 1}",
@@ -294,14 +295,13 @@ class _Batches:
 
 
 def training_arguments(
-    options: OptimizerOptions, *, steps: int, accumulation: int, precision: str, **keys: Any
+    options: OptimizerOptions, *, steps: int, precision: str, **keys: Any
 ) -> TrainingArguments:
     """The arguments of transformers' Trainer, with all that the engine does itself turned off."""
     is_cuda = torch.cuda.is_available()
     is_bfloat16 = is_cuda and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         max_steps=steps,
-        gradient_accumulation_steps=accumulation,
         learning_rate=options.learning_rate,
         max_grad_norm=0.0,  # the engine clips, to see the norm
         bf16=is_bfloat16 if precision == "auto" else precision == "bfloat16",
@@ -314,3 +314,16 @@ def training_arguments(
         disable_tqdm=True,
         **({"report_to": "none", "output_dir": "unused"} | keys),
     )
+
+
+def shard(model: PreTrainedModel, arguments: TrainingArguments) -> None:
+    """Split weights, gradients and optimizer over the processes (FSDP2).
+
+    accelerate would do so only on GPUs.
+    """
+    model.to(arguments.device)
+    half = torch.bfloat16 if arguments.bf16 else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+    for layer in model.base_model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)

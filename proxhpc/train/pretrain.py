@@ -1,5 +1,6 @@
 """Pre-trains a causal language model on a file of token ids."""
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxhpc.account.flops import ModelShape, Usage, causal_pairs, flops
+from proxhpc.account.flops import ModelShape, pretraining_flops
+from proxhpc.account.quantity import quantity
+from proxhpc.cluster.job_step import step_task
 from proxhpc.corpus.disk import append_line, draft_path, write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.status.terminal import duration
 from proxhpc.train.checkpoint import load_checkpoint, save_checkpoint
 from proxhpc.train.optimizer import OptimizerOptions
+from proxhpc.train.processes import run_processes
 from proxhpc.train.task import load_base
 from proxhpc.train.token_file import TokenFile
 
@@ -100,21 +104,33 @@ class PretrainResult:
 
 
 def pretrain(
-    options: PretrainOptions, tokens: Path, out: Path, log: Callable[[str], None]
+    options: PretrainOptions,
+    tokens: Path,
+    out: Path,
+    log: Callable[[str], None],
+    *,
+    processes: int | None = None,
 ) -> PretrainResult:
     """Train a model on the file `tokens` (see TokenFile) in the folder `out`.
 
     Call it again to resume: on one process, the weights are the same, bit for bit. A finished
     training is not repeated. UserError if options, tokens or `out` do not fit; RetryError after
     SIGTERM, SIGINT or SIGUSR2, with a checkpoint. `log` prints a line about once a minute.
+    `processes` is the number on this node; None: one for each GPU. In a Slurm job step with several
+    tasks, all tasks must call it, and train together.
     """
     _check(options)
     folder = _Folder(out)
     if not folder.finished.exists():
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        _Pretraining(options, tokens, folder, log).run()
+        run_processes(processes, _train, options, tokens, out, log=log, task=step_task())
     return _result(options, TokenFile(tokens, options.context, options.seed), folder)
+
+
+def _train(options: PretrainOptions, tokens: Path, out: Path, log: Callable[[str], None]) -> None:
+    """Train in one of the processes."""
+    _Pretraining(options, tokens, _Folder(out), log).run()
 
 
 class _Folder:
@@ -172,12 +188,13 @@ class _Pretraining:
         self._model = _new_model(options) if options.base is None else load_base(options.base)
         self._saved_at = self._logged_at = 0.0  # seconds of training
         self._is_first = True  # of the processes
+        self._share, self._micro = options.batch, options.batch  # sequences of this process
 
     def run(self) -> None:
         """Train to the end and write the weights."""
         from transformers.utils import logging
 
-        from proxhpc.train.engine import Engine, training_arguments
+        from proxhpc.train.engine import Engine, shard, training_arguments
 
         logging.disable_progress_bar()
         options, folder = self._options, self._folder
@@ -187,16 +204,27 @@ class _Pretraining:
                 f"{folder.out}: its training was started with other options",
                 hint="give another folder, or delete it",
             )
+        keys = {
+            "seed": options.seed,
+            "output_dir": str(folder.out),
+            "ddp_find_unused_parameters": False,
+        }
         arguments = training_arguments(
-            options,
-            steps=options.steps,
-            accumulation=options.batch // (options.micro_batch or options.batch),
-            precision=options.precision,
-            seed=options.seed,
-            output_dir=str(folder.out),
+            options, steps=options.steps, precision=options.precision, **keys
         )
+        share, rest = divmod(options.batch, arguments.world_size)
+        self._share, self._micro = share, options.micro_batch or share
+        if rest or share % self._micro:
+            among = quantity(arguments.world_size, "process", "processes")
+            raise UserError(
+                f"a batch of {options.batch} sequences cannot be split over {among}, each "
+                f"{self._micro} at a time"
+            )
+        arguments.gradient_accumulation_steps = share // self._micro
         if options.checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        if options.sharded and arguments.world_size > 1:
+            shard(self._model, arguments)
         engine = Engine(self._model, self, options, arguments, saved)
         self._is_first = bool(engine.args.process_index == 0)
         if self._is_first:
@@ -213,14 +241,11 @@ class _Pretraining:
         """The sequences of this process, `micro_batch` at a time."""
         import torch
 
-        options, processes = self._options, engine.args.world_size
-        share = options.batch // processes
-        micro = options.micro_batch or share
         step = engine.state.global_step
         while True:
-            first = step * options.batch + engine.args.process_index * share
-            for start in range(first, first + share, micro):
-                ids = torch.from_numpy(self._tokens.read(range(start, start + micro)))
+            first = step * self._options.batch + engine.args.process_index * self._share
+            for start in range(first, first + self._share, self._micro):
+                ids = torch.from_numpy(self._tokens.read(range(start, start + self._micro)))
                 yield {"ids": ids}
             step += 1
 
@@ -248,7 +273,7 @@ class _Pretraining:
         if step in self._options.milestone_steps:
             kept = engine.checkpoint()
             if self._is_first:
-                self._export(_evaluated(kept), self._folder.milestone(step))
+                self._export(kept, self._folder.milestone(step), average=True)
         is_due = seconds - self._saved_at >= 60 * self._options.save_minutes
         if is_due or engine.stopping or step == self._options.steps:
             self._saved_at = seconds
@@ -282,9 +307,9 @@ class _Pretraining:
     def _finish(self, checkpoint: Checkpoint) -> None:
         """Write the weights, and last the file that says so."""
         folder, options = self._folder, self._options
-        self._export(checkpoint["module"], folder.weights)
+        self._export(checkpoint, folder.weights, average=False)
         if options.average:
-            self._export(_evaluated(checkpoint), folder.average)
+            self._export(checkpoint, folder.average, average=True)
         numbers = {
             "parameters": sum(p.numel() for p in self._model.parameters()),
             "flops": _training_flops(options, self._model),
@@ -292,24 +317,24 @@ class _Pretraining:
         write_atomic(folder.finished, orjson.dumps(numbers))
         folder.state.unlink(missing_ok=True)
 
-    def _export(self, weights: "dict[str, torch.Tensor]", path: Path) -> None:
+    def _export(self, checkpoint: Checkpoint, path: Path, *, average: bool) -> None:
         """Write a model's directory completely or not at all."""
+        from transformers import AutoModelForCausalLM
+
+        config = copy.deepcopy(self._model.config)
+        config.use_cache = True  # which transformers' Trainer turns off
+        model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(checkpoint["module"])
+        if average:  # of the weights that are trained
+            states = checkpoint["optimizer"]["state"].items()
+            averages = {name: state["average"] for name, state in states if "average" in state}
+            model.load_state_dict(averages, strict=False)
         draft = draft_path(path)
         with writing(path):
             draft.parent.mkdir(exist_ok=True)
             shutil.rmtree(path, ignore_errors=True)  # of an attempt that was killed
-            self._model.config.use_cache = True
-            self._model.save_pretrained(draft, state_dict=dict(weights))  # which it empties
+            model.save_pretrained(draft)
             draft.rename(path)
-
-
-def _evaluated(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
-    """The moving average of the weights; without one, the weights."""
-    states = checkpoint["optimizer"]["state"]
-    return {
-        name: states.get(name, {}).get("average", value)
-        for name, value in checkpoint["module"].items()
-    }
 
 
 def _new_model(options: PretrainOptions) -> "PreTrainedModel":
@@ -332,9 +357,7 @@ def _training_flops(options: PretrainOptions, model: "PreTrainedModel") -> int |
         shape = ModelShape.from_config(model.config.to_dict())
     except UserError:
         return None
-    size = options.context
-    one = Usage(prompt_tokens=size, fed=size, attended=causal_pairs(size), logits=size)
-    return 3 * options.steps * options.batch * flops(shape, one)
+    return pretraining_flops(shape, options.steps * options.batch, options.context)
 
 
 def _fixed(options: PretrainOptions) -> str:

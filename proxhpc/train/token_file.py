@@ -77,7 +77,8 @@ class TokenFile:
         """Put the documents in the order of an epoch."""
         if self._documents is None or self._epoch == epoch:
             return
-        hashes = _mixed(self._documents["key"], _mixed(np.array([self._seed]), np.uint64(epoch))[0])
+        salt = _mixed(_mixed(np.array([self._seed]), np.uint64(0)), np.uint64(epoch))[0]
+        hashes = _mixed(self._documents["key"], salt)
         # Equal keys: by place in the file.
         order = self._documents[np.argsort(hashes, kind="stable")]
         self._starts = order["start"].astype(np.int64)
