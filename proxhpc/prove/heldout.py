@@ -19,7 +19,7 @@ _LOGITS = 1 << 25  # of a batch; float32 numbers, of which about three copies ex
 LOSS_FIELDS = [("bits", "<f8"), ("bytes", "<i8")]
 
 
-class Window(NamedTuple):
+class ScoredWindow(NamedTuple):
     """Tokens that are read at once; those from index `first` on are scored, for `text`."""
 
     text: int
@@ -27,7 +27,7 @@ class Window(NamedTuple):
     first: int
 
 
-def sliding_windows(text: int, ids: list[int], first: int, context: int) -> Iterable[Window]:
+def sliding_windows(text: int, ids: list[int], first: int, context: int) -> Iterable[ScoredWindow]:
     """Windows of at most `context` tokens that score each token from `first` on once.
 
     Consecutive windows overlap by half, so that scored tokens see at least half a context, or all
@@ -37,7 +37,7 @@ def sliding_windows(text: int, ids: list[int], first: int, context: int) -> Iter
     while first < len(ids):
         end = min(len(ids), context if first < context else first + context - context // 2)
         start = max(0, end - context)
-        yield Window(text, ids[start:end], first - start)
+        yield ScoredWindow(text, ids[start:end], first - start)
         first = end
 
 
@@ -94,13 +94,13 @@ class TextScorer:
         """Bits of the tokens from an index on; not `whole`: only of those in the last window."""
         import numpy as np
 
-        windows: list[Window] = []
+        windows: list[ScoredWindow] = []
         for text, (ids, first) in enumerate(requests):
             if whole:
                 windows += sliding_windows(text, ids, first, self._context + 1)
             elif first < len(ids):
                 kept = ids[-self._context - 1 :]  # the last token is only predicted
-                windows.append(Window(text, kept, max(1, first - (len(ids) - len(kept)))))
+                windows.append(ScoredWindow(text, kept, max(1, first - (len(ids) - len(kept)))))
         windows.sort(key=lambda window: -len(window.ids))  # little padding
         bits = np.zeros(len(requests))
         size = max(1, _LOGITS // int(self._model.config.vocab_size))
@@ -112,7 +112,7 @@ class TextScorer:
             start += count
         return bits
 
-    def _window_bits(self, batch: Sequence[Window]) -> "Values":
+    def _window_bits(self, batch: Sequence[ScoredWindow]) -> "Values":
         import torch
 
         width = len(batch[0].ids)

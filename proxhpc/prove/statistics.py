@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-CONFIDENCE, POWER = 0.95, 0.8
-TRIM = 0.1  # share of the documents left out at each end
-ROUNDS = 1000
+_CONFIDENCE, _POWER = 0.95, 0.8
+_TRIM = 0.1  # share of the documents left out at each end
+_ROUNDS = 1000
 REACH = 4.0  # how far a learning curve is continued, as a factor of its tokens
 _NODES = 200  # of the quadrature; the error of a probability is below 1e-9
 _MAX_DF = 1e4  # practically a normal distribution
@@ -41,6 +41,13 @@ class Effect(NamedTuple):
     detectable: float | None = None
     """The smallest true difference that such an experiment finds 8 times out of 10."""
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval."""
+        if self.half_width is None:
+            return None
+        return self.mean - self.half_width, self.mean + self.half_width
+
 
 class _Source(NamedTuple):
     """A source of error: the variance of the mean, and its degrees of freedom."""
@@ -50,7 +57,7 @@ class _Source(NamedTuple):
 
 
 def paired_effect(
-    differences: "Array", hosts: Sequence[str], rounds: int = ROUNDS, seed: int = 0
+    differences: "Array", hosts: Sequence[str] = (), rounds: int = _ROUNDS, seed: int = 0
 ) -> Effect:
     """The effect in differences (seeds, documents); a document without a host is one itself.
 
@@ -62,9 +69,9 @@ def paired_effect(
     import numpy as np
 
     seeds, documents = differences.shape
-    names = [host or f"\0{index}" for index, host in enumerate(hosts)]
+    names = [host or f"\0{index}" for index, host in enumerate(hosts or [""] * documents)]
     groups, sizes = np.unique(names, return_inverse=True, return_counts=True)[1:]
-    means = np.array([trimmed_means(row, np.ones((1, documents)))[0] for row in differences])
+    means = np.array([trimmed_mean(row) for row in differences])
     mean, by_seed = float(means.mean()), tuple(map(float, means))
     equal_hosts = float(sizes.sum() ** 2 / (sizes**2).sum())  # as many of equal size say as much
     if seeds < 2 or equal_hosts < 2:
@@ -83,14 +90,14 @@ def paired_effect(
     parts = sum(source.variance**2 / source.df for source in (of_seeds, of_hosts))
     df = min(max(total**2 / parts, 1.0), _MAX_DF) if parts else _MAX_DF
     sources = (_Source(total, df), _Source(own, of_seeds.df))
-    half_width = max(_half_width(source, CONFIDENCE) for source in sources)
+    half_width = max(_half_width(source, _CONFIDENCE) for source in sources)
     return Effect(
         mean,
         by_seed,
         error=math.sqrt(total),
         half_width=half_width,
         p_value=max(_p_value(mean, source) for source in sources),
-        detectable=half_width + _half_width(sources[0], 2 * POWER - 1),
+        detectable=half_width + _half_width(sources[0], 2 * _POWER - 1),
     )
 
 
@@ -104,6 +111,13 @@ def _p_value(mean: float, source: _Source) -> float:
     return 1 - t_central(abs(mean) / math.sqrt(source.variance), source.df)
 
 
+def trimmed_mean(values: "Array") -> float:
+    """The mean of values without the highest and the lowest tenth."""
+    import numpy as np
+
+    return float(trimmed_means(values, np.ones((1, len(values))))[0])
+
+
 def trimmed_means(values: "Array", counts: "Array") -> "Array":
     """Trimmed means (rounds,) of values (n,) that occur `counts` times (rounds, n)."""
     import numpy as np
@@ -111,7 +125,7 @@ def trimmed_means(values: "Array", counts: "Array") -> "Array":
     order = np.argsort(values, kind="stable")
     ends = np.cumsum(counts[:, order], axis=1)
     total = ends[:, -1:]
-    low, high = TRIM * total, (1 - TRIM) * total
+    low, high = _TRIM * total, (1 - _TRIM) * total
     inside = np.clip(ends, low, high)
     weights = np.diff(inside, axis=1, prepend=low)
     means: Array = weights @ values[order] / (high - low)[:, 0]

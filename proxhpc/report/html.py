@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from proxhpc.account.quantity import quantity
@@ -17,24 +17,20 @@ from proxhpc.report.model import AccountBase, Report
 from proxhpc.status.terminal import duration, percentage, safe, short, whole
 
 _MAX_CHARS = 2000  # of one text
-_NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
+_NUMBER = re.compile(r"[-+]?[\d,.]+(e[+-]\d+)?[kMGT]?( %| s)?|\?")
 
 
 def report_page(report: AccountBase, texts: Sequence[ExampleTexts] = ()) -> str:
     """The whole page; `texts` are those of the documents that the report names."""
-    style = (files("proxhpc.report") / "templates" / "style.css").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     by_source = {text.source: text for text in texts}
     boxes, bands = flow.document_flow(report.documents)
     chosen = report.examples if isinstance(report, Report) else ()
-    page = _environment().get_template("page.html")
-    return page.render(
+    return render_page(
+        "page.html",
         report=report,
         is_finished=isinstance(report, Report),
         remaining=text.remaining(report),
         steps=next_steps(report),
-        style=Markup(style),  # noqa: S704 - our own file
-        style_digest=digest,
         boxes=boxes,
         bands=bands,
         texts=by_source,
@@ -42,12 +38,17 @@ def report_page(report: AccountBase, texts: Sequence[ExampleTexts] = ()) -> str:
     )
 
 
-def _environment() -> Environment:
-    """Templates in which everything printed goes through `_printed`."""
+def render_page(template: str, package: str = "proxhpc.report", **values: object) -> str:
+    """A page from a template of a package, in the report's style.
+
+    Everything printed in a template goes through `_printed`.
+    """
+    style = (files("proxhpc.report") / "templates" / "style.css").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = Environment(
         autoescape=True,
         finalize=_printed,
-        loader=PackageLoader("proxhpc.report"),
+        loader=ChoiceLoader([PackageLoader("proxhpc.report"), PackageLoader(package)]),
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=StrictUndefined,
@@ -58,11 +59,13 @@ def _environment() -> Environment:
         "rows": rows,
         "examples": examples,
         "quantity": quantity,
+        "style": Markup(style),  # noqa: S704 - our own file
+        "style_digest": digest,
     }
     formats = (whole, short, duration, percentage, text.percent, text.power, rows.span)
     environment.filters |= {function.__name__: function for function in formats}
     environment.filters |= {"cell_class": _cell_class, "limited": safe}
-    return environment
+    return environment.get_template(template).render(**values)
 
 
 def _printed(value: object) -> str:

@@ -1,0 +1,332 @@
+"""Arms compared with the baseline: from the files of a prove directory to the verdict's parts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from proxhpc.evaluate.bootstrap import Score
+from proxhpc.prove.layout import ArmReceipt, TrainingReceipt
+from proxhpc.prove.model import (
+    Answer,
+    ArmComparison,
+    ArmLoss,
+    ComparisonAccount,
+    CurvePoint,
+    HeldOutLosses,
+    ProveArm,
+    SetComparison,
+    TaskResult,
+    TaskScores,
+)
+from proxhpc.prove.statistics import Effect, LearningCurve, holm, paired_effect, trimmed_mean
+from proxhpc.spec.prove import HeldOut, Prove
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float64]
+
+SIGNIFICANCE = 0.05
+PAPER_FLOPS_PER_TOKEN = 5e19 / 60e9  # refining with the ProX paper's two models of 0.35B parameters
+TOKENS_PER_PARAMETER = 20  # of compute-optimal training (Hoffmann et al. 2022)
+_MAX_EPOCHS = 4  # up to here, repeated text is about as good as new (Muennighoff et al. 2023)
+_MIN_HOSTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What was measured: files of a prove directory, read.
+
+    `losses` have the rows of LOSS_FIELDS by arm, seed, set and step, which is None for the final
+    weights; `tasks` those of TASK_FIELDS by arm, seed and task.
+    """
+
+    section: Prove
+    arms: Mapping[str, ArmReceipt]  # the baseline first
+    trainings: Mapping[tuple[str, int], TrainingReceipt]
+    hosts: Mapping[str, Sequence[str]]  # of the documents, by set
+    losses: "Mapping[tuple[str, int, str, int | None], NDArray[np.void]]"
+    tasks: "Mapping[tuple[str, int, str], NDArray[np.void]]"
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return self.section.baseline.name
+
+    def final(self, arm: str) -> TrainingReceipt:
+        """The first seed's training of an arm; steps, tokens and FLOPs are those of all."""
+        return self.trainings[arm, self.section.seeds[0]]
+
+    def bits_per_byte(self, arm: str, held_out: str, step: int | None = None) -> "Values":
+        """Bits per byte of each document (seeds, documents)."""
+        import numpy as np
+
+        rows = [self.losses[arm, seed, held_out, step] for seed in self.section.seeds]
+        return np.stack([row["bits"] / row["bytes"] for row in rows])
+
+    def task_names(self) -> list[str]:
+        """The names of the tasks, sorted."""
+        return sorted({task for _, _, task in self.tasks})
+
+    def gold_bits_per_byte(self, arm: str, task: str) -> "Values":
+        """Bits per byte of each gold answer (seeds, questions)."""
+        import numpy as np
+
+        rows = [self.tasks[arm, seed, task] for seed in self.section.seeds]
+        return np.stack([row["gold_bits"] / row["gold_bytes"] for row in rows])
+
+    def refining_flops(self, arm: str) -> int:
+        """FLOPs of refining an arm's text, for the share of its output that was used."""
+        receipt = self.arms[arm]
+        used = min(self.final(arm).tokens, receipt.tokens)
+        return receipt.refining_flops * used // receipt.tokens
+
+
+def describe_arm(measured: Measurements, arm: str) -> ProveArm:
+    """An arm and its trainings."""
+    receipt, final = measured.arms[arm], measured.final(arm)
+    return ProveArm(
+        name=arm,
+        documents=receipt.documents,
+        pool_tokens=receipt.tokens,
+        tokens=final.tokens,
+        epochs=max(measured.trainings[arm, seed].epochs for seed in measured.section.seeds),
+        training_flops=final.flops,
+        refining_flops=measured.refining_flops(arm),
+    )
+
+
+def held_out_losses(measured: Measurements, held_out: HeldOut) -> HeldOutLosses:
+    """Losses by arm on a held-out set."""
+    losses = []
+    for arm in measured.arms:
+        by_seed = [trimmed_mean(row) for row in measured.bits_per_byte(arm, held_out.name)]
+        mean = math.fsum(by_seed) / len(by_seed)
+        losses.append(ArmLoss(arm=arm, mean=mean, by_seed=tuple(by_seed)))
+    curve = _learning_curve(measured, held_out.name)
+    rows = measured.losses[measured.baseline, measured.section.seeds[0], held_out.name, None]
+    hosts = measured.hosts[held_out.name]
+    return HeldOutLosses(
+        name=held_out.name,
+        is_control=held_out.control,
+        documents=len(hosts),
+        hosts=len(set(hosts) - {""}) + sum(host == "" for host in hosts),
+        text_bytes=int(rows["bytes"].sum()),
+        losses=tuple(losses),
+        curve=tuple(
+            CurvePoint(tokens=tokens, loss=losses[0].mean + change)
+            for tokens, change in zip(curve.tokens, curve.losses, strict=True)
+        )
+        if curve
+        else (),
+    )
+
+
+def _learning_curve(measured: Measurements, held_out: str) -> LearningCurve | None:
+    """The baseline's losses at its milestones less the final one; None without milestones.
+
+    It is cautious where the learning rate decays, since then loss falls faster than it would with
+    more text.
+    """
+    final = measured.final(measured.baseline)
+    at_end = measured.bits_per_byte(measured.baseline, held_out)
+    points = {final.tokens: 0.0}
+    for milestone in final.milestones:
+        before = measured.bits_per_byte(measured.baseline, held_out, milestone.step)
+        changes = [trimmed_mean(row) for row in before - at_end]
+        points[milestone.tokens] = math.fsum(changes) / len(changes)
+    points[final.tokens] = 0.0
+    tokens = tuple(sorted(points))
+    return LearningCurve(tokens, tuple(points[one] for one in tokens)) if len(tokens) > 1 else None
+
+
+def compare_arm(measured: Measurements, arm: str) -> ArmComparison:
+    """An arm against the baseline, on all held-out sets and tasks."""
+    sets = measured.section.held_out
+    effects = [
+        paired_effect(
+            measured.bits_per_byte(arm, each.name)
+            - measured.bits_per_byte(measured.baseline, each.name),
+            measured.hosts[each.name],
+        )
+        for each in sets
+    ]
+    adjusted = iter(
+        _adjusted([e for e, each in zip(effects, sets, strict=True) if not each.control])
+    )
+    compared = []
+    for each, effect in zip(sets, effects, strict=True):
+        p_value = effect.p_value if each.control else next(adjusted)
+        result = _comparison(each.name, effect, p_value)
+        compared.append(result.model_copy(update=_worth(measured, arm, each.name, effect.mean)))
+    relevant = [one for one, each in zip(compared, sets, strict=True) if not each.control]
+    answer = _combined({one.answer for one in relevant})
+    main = next((one for one in relevant if one.answer == answer), relevant[0])
+    return ArmComparison(
+        arm=arm,
+        answer=answer,
+        sentence=_sentence(arm, measured.baseline, answer, main),
+        main_set=main.name,
+        sets=tuple(compared),
+        tasks=tuple(_compare_tasks(measured, arm)),
+        account=_account(measured, arm, main.data_factor),
+    )
+
+
+def _adjusted(effects: Sequence[Effect]) -> list[float | None]:
+    known = [effect.p_value for effect in effects if effect.p_value is not None]
+    return [*holm(known)] if len(known) == len(effects) else [None] * len(effects)
+
+
+def _comparison(name: str, effect: Effect, p_value: float | None) -> SetComparison:
+    answer: Answer = "not shown"
+    if p_value is not None and p_value < SIGNIFICANCE:
+        answer = "better" if effect.mean < 0 else "worse"
+    low, high = effect.interval or (None, None)
+    return SetComparison(
+        name=name,
+        answer=answer,
+        difference=Score(value=effect.mean, low=low, high=high),
+        by_seed=effect.by_seed,
+        p_value=effect.p_value,
+        adjusted_p_value=p_value,
+        detectable=effect.detectable,
+    )
+
+
+def _combined(answers: set[Answer]) -> Answer:
+    shown = answers - {"not shown"}
+    return next(iter(shown)) if len(shown) == 1 else "not shown"
+
+
+def _worth(measured: Measurements, arm: str, held_out: str, mean: float) -> dict[str, Any]:
+    """Keys of a comparison that follow from the baseline's learning curve."""
+    curve = _learning_curve(measured, held_out)
+    if curve is None:
+        return {}
+    final, base = measured.final(arm), measured.final(measured.baseline)
+    tokens = curve.tokens_at(mean)
+    refining = [measured.refining_flops(name) for name in (arm, measured.baseline)]
+    change = None
+    if base.flops:
+        total = final.flops + refining[0] - refining[1]
+        change = curve.loss_at(base.tokens * total / base.flops)
+    return {
+        "data_factor": None if tokens is None else tokens / final.tokens,
+        "at_equal_flops": None if change is None else mean - change,
+    }
+
+
+def _account(measured: Measurements, arm: str, data_factor: float | None) -> ComparisonAccount:
+    refining, final = measured.refining_flops(arm), measured.final(arm)
+    parameters = None
+    if data_factor is not None and data_factor > 1:
+        parameters = math.ceil(refining / (6 * (data_factor - 1) * final.tokens))
+    base, receipt = measured.arms[measured.baseline], measured.arms[arm]
+    raw_tokens = receipt.raw_bytes * base.tokens / base.bytes
+    is_known = receipt.refining_flops and raw_tokens
+    return ComparisonAccount(
+        refining_flops=refining,
+        refining_as_tokens=refining * final.tokens // final.flops if final.flops else 0,
+        flops_per_raw_token=receipt.refining_flops / raw_tokens if is_known else None,
+        paper_flops_per_raw_token=PAPER_FLOPS_PER_TOKEN,
+        break_even_parameters=parameters,
+        break_even_tokens=None if parameters is None else TOKENS_PER_PARAMETER * parameters,
+    )
+
+
+def _compare_tasks(measured: Measurements, arm: str) -> list[SetComparison]:
+    tasks = measured.task_names()
+    effects = []
+    for task in tasks:
+        of_arm = measured.gold_bits_per_byte(arm, task)
+        effects.append(paired_effect(of_arm - measured.gold_bits_per_byte(measured.baseline, task)))
+    return [_comparison(*each) for each in zip(tasks, effects, _adjusted(effects), strict=True)]
+
+
+def task_result(measured: Measurements, task: str) -> TaskResult:
+    """The scores of all arms in a task."""
+    scores = []
+    for arm in measured.arms:
+        rows = [measured.tasks[arm, seed, task] for seed in measured.section.seeds]
+        means = [trimmed_mean(row) for row in measured.gold_bits_per_byte(arm, task)]
+        has_choices = bool((rows[0]["choices"] > 1).all())
+        accuracy, per_char = (
+            math.fsum(float(row[name].mean()) for row in rows) / len(rows)
+            for name in ("right", "right_per_char")
+        )
+        scores.append(
+            TaskScores(
+                arm=arm,
+                bits_per_byte=math.fsum(means) / len(means),
+                accuracy=accuracy if has_choices else None,
+                accuracy_per_char=per_char if has_choices else None,
+            )
+        )
+    return TaskResult(name=task, questions=len(rows[0]), scores=tuple(scores))
+
+
+def _sentence(arm: str, baseline: str, answer: Answer, main: SetComparison) -> str:
+    """The answer with the main set's difference."""
+    value, low, high = (main.difference.value or 0.0, main.difference.low, main.difference.high)
+    if answer == "not shown":
+        text = (
+            f"It is not shown that models trained on {arm} text are better or worse than models "
+            f"trained on {baseline} text: on {main.name}, the difference is {value:+.3f} bits per "
+            "byte"
+        )
+        if low is not None and high is not None:
+            text += f" (95 %: {low:+.3f} to {high:+.3f})"
+        if main.detectable is not None:
+            text += f"; one of {main.detectable:.3f} would probably have been found"
+        return f"{text}."
+    more = "fewer" if value < 0 else "more"
+    text = (
+        f"Models trained on {arm} text are {answer} than models trained on {baseline} text: on "
+        f"{main.name}, they need {abs(value):.3f} bits per byte {more}"
+    )
+    if low is not None and high is not None:
+        text += f" (95 %: {min(abs(low), abs(high)):.3f} to {max(abs(low), abs(high)):.3f})"
+    if answer == "better" and main.data_factor is not None:
+        text += f", as with {main.data_factor:.1f} times the tokens of {baseline} text"
+    return f"{text}."
+
+
+def find_warnings(
+    section: Prove,
+    arms: Sequence[ProveArm],
+    comparisons: Sequence[ArmComparison],
+    held_out: Sequence[HeldOutLosses],
+) -> list[str]:
+    """What limits the conclusion, in sentences."""
+    warnings = []
+    if len(section.seeds) == 1:
+        warnings.append(
+            "One seed cannot show how much seeds differ, so there is no interval; use three."
+        )
+    warnings += [
+        f"The text of {arm.name} was read {arm.epochs:.1f} times; after {_MAX_EPOCHS} times, "
+        "repeated text teaches less than new text."
+        for arm in arms
+        if arm.epochs > _MAX_EPOCHS
+    ]
+    warnings += [
+        f"The set {each.name} has documents of only {each.hosts} hosts."
+        for each in held_out
+        if each.hosts < _MIN_HOSTS
+    ]
+    controls = {each.name for each in held_out if each.is_control}
+    warnings += [
+        f"{one.arm} is better on the control set {result.name}, too, so cleaner text may not be "
+        "the reason."
+        for one in comparisons
+        for result in one.sets
+        if result.name in controls and result.answer == "better"
+    ]
+    for one in comparisons:
+        answers = {result.answer for result in one.sets if result.name not in controls}
+        if {"better", "worse"} <= answers:
+            warnings.append(f"{one.arm} is better on some held-out sets and worse on others.")
+    return warnings
