@@ -193,6 +193,8 @@ def plan_folder(
         )
     tokens = sum(file.info.estimated_bytes for file in found.files) // BYTES_PER_TOKEN
     shard = max(_MIN_SHARD, min(_MAX_SHARD, tokens // (_SHARDS_PER_WORKER * site.workers)))
+    # Of equal size: a small one at the end would leave a worker without work.
+    shard = max(_MIN_SHARD, -(-tokens // max(1, tokens // shard)))
     corpus = {"paths": found.patterns(), "text": fields or ["text"], "max_record_bytes": limit}
     if "id" in given or any("id" in file.names for file in found.files):
         corpus["id"] = given.get("id", "id")
@@ -222,7 +224,8 @@ def _look_at(
 ) -> FoundFile | str:
     """Return a file with its text field; why it is left out if it cannot be refined."""
     if not _suffix(path.name):
-        return "not a known kind of file"
+        is_packed = path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar")
+        return "not a known kind of file" + (": unpack it" if is_packed else "")
     info = describe_input(path)
     if info.format == "text":
         with path.open("rb") as file:

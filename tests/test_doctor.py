@@ -123,7 +123,7 @@ def test_jobs_without_a_time_get_the_partition_s_default(
             "short", "UP", 1, "08:00:00", default_time, True, False, (), ()
         )
 
-    monkeypatch.setattr(slurm_commands, "is_available", lambda: True)
+    monkeypatch.setattr(slurm_commands, "why_unavailable", str)
     monkeypatch.setattr(slurm_commands, "run_command", lambda *_: "ClusterName = x\n")
     for default_time, verdict in (("00:05:00", "warning"), ("01:00:00", "ok")):
         known = [partition(default_time)]
@@ -175,7 +175,7 @@ def test_a_cluster_without_arrays_gets_plain_jobs(
     def run_command(*command: str) -> str:
         return "MaxArraySize = 0\n" if command[0] == "scontrol" else ""
 
-    monkeypatch.setattr(slurm_commands, "is_available", lambda: True)
+    monkeypatch.setattr(slurm_commands, "why_unavailable", str)
     monkeypatch.setattr(slurm_commands, "run_command", run_command)
     monkeypatch.setattr(slurm_commands, "check_script", lambda _: "Job 1 to start at noon")
     site = Site(name="x", kind="slurm", workers=3)

@@ -133,7 +133,9 @@ def test_options_json_and_table(tmp_path: Path, capsys: Capture) -> None:
     base = ["evaluate", str(path), "--bootstrap", "10"]
     assert main([*base, "--json", str(target)]) == 0
     out = capsys.readouterr().out
-    assert "source=x" in out
+    rows = [line.split()[0] for line in out.splitlines() if " .9" in line or " 1.000" in line]
+    assert rows.count("source=x") == 1, "the refiner's row; the baselines' are in the JSON"
+    assert out.count("keep all") == 1
     assert r"source=\x1b]0;owned" in out
     assert "\x1b" not in out
     assert "lines with other labels, not counted: 1 ?\n" in re.sub(" +\n", "\n", out)
@@ -155,7 +157,9 @@ def test_a_level_without_a_stage(tmp_path: Path, capsys: Capture) -> None:
     assert "records are of level doc, the stages of rules not" in capsys.readouterr().err
     write_jsonl(gold, [doc, chunk(0)])
     assert main(command) == 0
-    assert "has no doc stage" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "has no doc stage" in out
+    assert "whole documents" not in out, "a table of baselines alone says nothing of the refiner"
 
 
 class Scripted:

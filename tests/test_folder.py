@@ -114,6 +114,14 @@ def test_many_small_files_are_few_shards(tmp_path: Path) -> None:
     assert run.plan.manifest.corpus.paths == (f"{tmp_path}/in/**/*.txt",)
 
 
+def test_no_shard_is_a_small_rest(tmp_path: Path) -> None:
+    """The worker that took a rest would load its models in vain."""
+    for n in range(130):
+        (tmp_path / f"{n}.txt").write_text("Onions. " * 208)
+    run, _ = plan_folder([tmp_path], tmp_path.parent / "out", "", RULES)
+    assert [len(shard.spans) for shard in run.plan.shards] == [130]
+
+
 @pytest.mark.parametrize("inside", ["in/clean", "in", "in/../in/deep/clean"])
 def test_nothing_is_written_into_an_input_folder(tmp_path: Path, inside: str) -> None:
     write_jsonl(tmp_path / "in" / "a.jsonl", [document(1)])
@@ -159,12 +167,14 @@ def test_a_field_that_is_a_label_elsewhere(tmp_path: Path) -> None:
 def test_what_cannot_be_refined_at_all_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "logo.png").write_bytes(b"\x89PNG")
+    (tmp_path / "in" / "letter.txt.gz").write_bytes(b"\x1f\x8b")
     (tmp_path / "in" / HOSTILE).write_text("[1]\n")
     out = str(tmp_path / "out")
     assert main(["refine", str(tmp_path / "in"), "--out", out]) == 2
     shown = capsys.readouterr().err
     assert "no file that can be refined" in shown
-    assert "logo.png: not a known kind of file" in shown
+    assert "logo.png: not a known kind of file\n" in shown
+    assert "letter.txt.gz: not a known kind of file: unpack it\n" in shown
     assert "\x1b" not in shown
     assert not (tmp_path / "out").exists()
     assert main(["refine", str(tmp_path / "none"), "--out", out]) == 2
@@ -173,6 +183,9 @@ def test_what_cannot_be_refined_at_all_is_an_error(tmp_path: Path, capsys: Captu
         assert main(["refine", str(tmp_path), "--out", out, *wrong]) == 2
     assert main(["refine", "--out", out]) == 2
     assert main(["refine", "-", "--out", out]) == 2
+    capsys.readouterr()
+    assert main(["refine", str(tmp_path)]) == 2
+    assert "is a folder\n  to refine the files in it, add --out DIR" in capsys.readouterr().err
 
 
 def test_the_exit_status_is_1_if_every_document_is_quarantined(

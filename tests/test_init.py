@@ -11,8 +11,10 @@ from proxhpc.cli.main import main
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.errors import RetryError
 from proxhpc.init import site as init_site
+from proxhpc.launch.launch import prepare_run
 from proxhpc.spec.manifest import load_manifest
 from proxhpc.spec.site import Site, load_site
+from runs import document, manifest, write_jsonl
 from slurm_cluster import SlurmCluster
 
 Capture = pytest.CaptureFixture[str]
@@ -63,6 +65,31 @@ def test_without_slurm_the_site_is_for_this_machine(
         Path("here.yaml").read_text().startswith("# This machine has no Slurm (no sbatch on PATH)")
     )
     assert load_site("here.yaml").kind == "local"
+
+
+# What Slurm 22.05 prints without slurm.conf, with a path to none, and while slurmctld is down.
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("scontrol: fatal: Could not establish a configuration source", "local"),
+        ("scontrol: fatal: Unable to process configuration file", "local"),
+        ("scontrol: error: no route to vm", "slurm"),
+    ],
+)
+def test_slurm_s_commands_alone_are_no_cluster(
+    answer: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for name in ("sbatch", "scontrol"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [document(1)])])
+    run = prepare_run(path, None, None, freeze=False)
+    assert (run.site.name, run.site.kind) == ("auto", kind)
+    if kind == "local":
+        assert main(["launch", str(path)]) == 0
+        reason = "workers are processes of this machine: sbatch is installed, but no cluster is"
+        assert reason in capsys.readouterr().out
 
 
 def test_a_site_of_a_real_cluster_works(slurm: SlurmCluster, folder: Path) -> None:

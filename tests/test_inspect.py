@@ -208,7 +208,7 @@ def test_an_inserted_line_is_shown_and_blank_lines_may_have_no_number(tmp_path: 
 
 def test_a_dropped_document_is_shown(edited: Run) -> None:
     text = shown(edited, "three")
-    assert "dropped (doc_program: judged not worth keeping by the doc stage)" in text
+    assert "dropped (doc_program: verdict of the doc stage)" in text
     assert "- To be dropped." in text
 
 

@@ -79,9 +79,11 @@ def test_one_command_from_raw_text_to_corpus_and_report(tmp_path: Path) -> None:
     assert out[3]["url"] == "http://example.org/3"
     report = json.loads(run.report_json.read_bytes())
     assert report["documents"] == report["documents"] | {"read": 41, "duplicates": 1, "written": 40}
-    again = launch(path, tmp_path)
-    assert again.returncode == 0
-    assert "finished" in again.stdout
+    for shown in (done.stdout, launch(path, tmp_path).stdout):
+        summary = shown.partition("small finished: ")[2].splitlines()
+        assert summary[-1].split()[:2] == ["proxhpc", "review"]
+        assert len(summary) <= 10
+        assert "before and after" not in shown
 
 
 def test_bad_records_are_quarantined_and_counted(tmp_path: Path) -> None:

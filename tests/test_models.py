@@ -150,6 +150,7 @@ def test_hub_snapshots(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="no tokenizer") as caught:
         resolve_model("org/name", offline=True)
     assert "hf download org/name --include" in caught.value.hint
+    assert "'*.txt'" in caught.value.hint, "a system prompt may be a text beside refiner.json"
     assert calls == [True]
     ref = resolve_model("org/name", offline=False)
     assert (ref.name, ref.path, ref.snapshot) == ("org/name", snapshot, commit)

@@ -102,7 +102,7 @@ def test_a_run_without_removals_and_one_without_a_corpus_have_sentences(run: Run
                         files=files, stats=stats))  # fmt: skip
     report = build_report(run)
     assert sentence(report).startswith(
-        "Everything was removed: 100.0 % of the tokens in dropped documents (judged not worth"
+        "Everything was removed: 100.0 % of the tokens in dropped documents (verdict of"
     )
     assert sentence(report).endswith(" and leaves nothing to train on.")
     assert not any("verify" in step.command for step in next_steps(report)), "nothing to publish"

@@ -507,6 +507,16 @@ def test_model_requests_are_shown_by_stage(run: Run) -> None:
     ProgressLog(run.dir, owner("w1"), "refine", counts=total).write("working")
     lines = [line.split() for line in page(collect(run.dir, None)).splitlines()]
     assert ["doc", "stage", "1", "100", "25.0", "%", "3"] in lines
+    assert not any("chunk" in line for line in lines), "a stage that asked nothing has no row"
+
+
+def test_before_the_first_answer_the_page_says_why_no_speed_is_known(run: Run) -> None:
+    beat(run, owner("w1", job=""), 1, 0, state="starting")
+    status = collect(run.dir, None)
+    assert "loading models" in page(status)
+    assert "?" not in page(status)
+    beat(run, owner("w1", job=""), 0, 0)
+    assert "speed not known yet" in page(collect(run.dir, None))
 
 
 def test_watching_ends_when_the_run_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

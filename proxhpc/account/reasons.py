@@ -2,7 +2,7 @@
 
 _WORDS = {
     # why a document was dropped or quarantined by its programs
-    "doc_program": "judged not worth keeping by the doc stage",
+    "doc_program": "verdict of the doc stage",
     "removed_share": "more of the text removed than the policy allows",
     "emptied": "nothing left",
     "rewrite": "the model wrote a text in place of a program",

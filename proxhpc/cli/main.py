@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _Document = TypeVar("_Document", bound="OutputModel")
 MIN_RAM = 16 << 20  # bytes, for finding duplicates
+DEMOS = ("demo", "demo-rules")  # manifests whose launch ends with a document before and after
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,6 +94,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
+    from proxhpc.cluster.slurm import why_unavailable
     from proxhpc.launch.launch import dry_run, prepare_run
 
     dry = arguments.dry_run
@@ -102,6 +104,8 @@ def _launch(arguments: argparse.Namespace) -> int:
             print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
         return 0
     print(_safe(f"run directory: {run.dir.root}"))
+    if run.site.name == "auto" and run.site.kind == "local":
+        print(f"workers are processes of this machine: {why_unavailable()}")
     if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
         from proxhpc.plan.estimate import estimate_run
         from proxhpc.plan.view import cost_line
@@ -127,13 +131,16 @@ def _drive(run: "Run") -> int:
         resume = f"`proxhpc launch {shlex.quote(str(run.dir.root))}` resumes the run"
         print(_safe(f"proxhpc: interrupted; what is committed is kept: {resume}"), file=sys.stderr)
         return 130
-    print(_safe(step.message))
     if step.phase in ("report", "finished"):
         from proxhpc.assemble.examples import read_examples
         from proxhpc.report import load_report, render_report
 
-        _print(render_report(load_report(run.dir), read_examples(run.dir)))
+        if notes := step.message.removesuffix("finished").rstrip():
+            print(_safe(notes))
+        shown = read_examples(run.dir) if run.plan.manifest.name in DEMOS else ()
+        _print(render_report(load_report(run.dir), shown))
     else:
+        print(_safe(step.message))
         print(_safe(f"check progress: proxhpc status {run.dir.root}"))
     return 0
 
@@ -205,6 +212,8 @@ def _refine(arguments: argparse.Namespace) -> int:
         with_original = manifest.output.model_copy(update={"original": True})
         manifest = manifest.model_copy(update={"output": with_original})
     files = arguments.files or [Path("-")]
+    for folder in filter(Path.is_dir, files):
+        raise UserError(f"{folder} is a folder", hint="to refine the files in it, add --out DIR")
     documents = read_documents(manifest, files, plain=arguments.plain)
     output: PreviewFormat = "diff" if arguments.diff else "text" if arguments.text else "json"
     return refine_documents(manifest, documents, output, arguments.limit)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from proxhpc.account.quantity import quantity
@@ -23,7 +23,20 @@ _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 def is_available() -> bool:
     """Return True if this machine can submit to Slurm."""
-    return shutil.which("sbatch") is not None
+    return not why_unavailable()
+
+
+def why_unavailable() -> str:
+    """Return why this machine cannot submit to Slurm, or "".
+
+    A cluster that is configured here counts even if slurmctld does not answer: it may restart.
+    """
+    if shutil.which("sbatch") is None:
+        return "no sbatch on PATH"
+    with suppress(RetryError):
+        if re.search("configuration (source|file)", _run("scontrol", "ping").stderr):
+            return "sbatch is installed, but no cluster is configured"
+    return ""
 
 
 def run_command(*command: str, timeout: float = TIMEOUT) -> str:

@@ -19,8 +19,8 @@ PHASES: tuple[PhaseName, ...] = ("refine", "merge", "control")
 
 def examine_slurm(site: Site) -> Iterator[Finding]:
     """Yield every finding about this machine's Slurm."""
-    if not slurm.is_available():
-        yield Finding.error("sbatch", "not on PATH", "launch on a login node of the cluster")
+    if why := slurm.why_unavailable():
+        yield Finding.error("Slurm", why, "launch on a login node of the cluster")
         return
     try:
         config = slurm.read_config()

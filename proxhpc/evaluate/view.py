@@ -1,6 +1,6 @@
 """An evaluation as tables on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -35,16 +35,17 @@ HEADS = {
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
-    """A table for each level, with a block for each group of documents, then limits and notes."""
+    """A table for each level that a refiner was scored on, then limits and notes."""
     parts: list[RenderableType] = []
     for level, title in (("chunk", "lines and text"), ("doc", "whole documents")):
         groups = [group for group in evaluation.groups if group.level == level]
-        if groups:
+        if groups and groups[0].systems[0].name in evaluation.refiners:  # they come first
             documents = whole(groups[0].documents)
             leader = ""
             if len(evaluation.refiners) > 1:
                 leader = next(one.name for one in groups[0].systems if not one.lead)
-            table = _table(groups, f"lead of {_short_name(leader)}" if leader else "")
+            lead = f"lead of {_short_name(leader)}" if leader else "refiner's lead"
+            table = _table(groups, evaluation.refiners, lead)
             parts += [Text(f"{title} ({documents})", style="bold"), table, Text()]
     for name in evaluation.refiners:
         if limits := [limit for limit in evaluation.limits if limit.name == name]:
@@ -57,19 +58,24 @@ def render_evaluation(evaluation: Evaluation) -> RenderableType:
     return Group(*parts)
 
 
-def _table(groups: list[GroupScores], lead: str = "") -> Table:
-    level = groups[0].level
+def _table(groups: list[GroupScores], refiners: Sequence[str], lead: str) -> Table:
+    """All systems on all documents, and the refiners on those of each group."""
+    main = MAIN_METRICS[groups[0].level]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     for name in groups[0].systems[0].scores:
         table.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
-    table.add_column(lead or "refiner's lead", justify="right", no_wrap=True)
-    for number, group in enumerate(groups):
-        if len(groups) > 1:
-            title = f"{group.name} ({whole(group.documents)})" if number else group.name
-            table.add_row(Text(safe(title, 60), style="bold"))
-        for system in group.systems:
-            table.add_row(*(Text(cell) for cell in _row(system, MAIN_METRICS[level])))
+    table.add_column(lead, justify="right", no_wrap=True)
+    for system in groups[0].systems:
+        table.add_row(*map(Text, _row(_short_name(system.name), system, main)))
+    for group in groups[1:]:
+        title = f"{safe(group.name, 60)} ({whole(group.documents)})"
+        systems = [system for system in group.systems if system.name in refiners]
+        if len(systems) > 1:
+            table.add_row(Text(title, style="bold"))
+        for system in systems:
+            name = _short_name(system.name) if len(systems) > 1 else title
+            table.add_row(*map(Text, _row(name, system, main)))
     return table
 
 
@@ -92,8 +98,8 @@ def _limits(limits: list[LimitEffect]) -> Table:
     return table
 
 
-def _row(system: SystemScores, main: tuple[str, ...]) -> Iterator[str]:
-    yield _short_name(system.name)
+def _row(title: str, system: SystemScores, main: tuple[str, ...]) -> Iterator[str]:
+    yield title
     for name, score in system.scores.items():
         yield _interval(score) if name in main else _three_digits(score.value)
     yield " ".join(_interval(score, "+") for name, score in system.lead.items() if name in main)

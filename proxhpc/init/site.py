@@ -48,7 +48,7 @@ def propose_site() -> str:
 
 def _local_site() -> Iterator[str]:
     gpus = count_gpus()
-    yield "# This machine has no Slurm (no sbatch on PATH): workers are processes."
+    yield f"# This machine has no Slurm ({slurm.why_unavailable()}): workers are processes."
     workers = gpus or min(4, os.cpu_count() or 1)
     yield from _dump({"name": "local", "kind": "local", "workers": workers, "gpus": min(gpus, 1)})
 

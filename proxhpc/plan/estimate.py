@@ -23,6 +23,7 @@ from proxhpc.run.estimate import (
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Resources, Site
+from proxhpc.status.terminal import short
 
 if TYPE_CHECKING:
     from proxhpc.evaluate.bootstrap import Table
@@ -92,7 +93,8 @@ def _shortages(run: RunDir, space: tuple[PhaseSpace, ...]) -> Iterator[str]:
     for unit, number in available.items():
         needed = max(getattr(phase, unit) for phase in space)
         if needed > number and not run.plan.exists():  # a started run uses some of it
-            yield f"{folder} has {number:,} free {unit}; the run needs about {needed:,}"
+            room = f"{short(number)} free {unit}"
+            yield f"{folder} has {room}; the run needs about {short(needed)}"
 
 
 def _sizes(plan: Plan, work: WorkFigures, calibration: Calibration | None, seconds: float) -> Sizes:

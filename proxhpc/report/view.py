@@ -1,10 +1,11 @@
-"""A report or an account on a terminal: about ten lines, and a document before and after."""
+"""A report or an account on a terminal: ten lines, and the demo's document before and after."""
 
 import os
 import shlex
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
+from textwrap import wrap
 
 from rich.console import RenderableType, group
 from rich.table import Table
@@ -22,6 +23,8 @@ from proxhpc.status.terminal import safe, short, whole
 from proxhpc.status.totals import unusable_warning
 
 _COMMANDS = 3
+_SENTENCE_LINES = 5  # and commands; with counts and paths these are ten lines
+_WIDTH = 80  # of a usual terminal
 _LINE_WIDTH = 78  # of a document's line
 
 
@@ -31,19 +34,23 @@ def render_report(
 ) -> Iterator[RenderableType]:
     """How much was removed and why, counts, where the corpus and the page are, what to do next.
 
-    With `examples`, one of them is shown, and more commands.
+    With `examples`, one of them is shown.
     """
-    yield Text.assemble((f"{safe(report.name)}: ", "bold"), sentence(report))
+    is_merged = report.documents.written is not None
+    headline = f"{safe(report.name)}{' finished' if is_merged else ''}: "
+    yield Text.assemble((headline, "bold"), sentence(report))
     yield _counts(report)
     if warning := unusable_warning(report.documents, report.edits):
         yield Text(warning, style="yellow")
     run = RunDir(Path(report.execution.run))
     paths = Table.grid(padding=(0, 2, 0, 0))
-    if report.documents.written is not None:
+    if is_merged:
         paths.add_row("corpus", Text(_shown(report.execution.corpus), overflow="fold"))
     paths.add_row("report", Text(_shown(str(run.report_html)), overflow="fold"))
     example = typical_example(examples)
-    steps = next_steps(report)[: 1 if example is None else _COMMANDS]
+    room = _SENTENCE_LINES - len(wrap(headline + sentence(report), _WIDTH))
+    room = max(1, min(room, _COMMANDS)) if example is None else _COMMANDS
+    steps = next_steps(report)[:room]
     here = shlex.quote(_shown(report.execution.run))
     for number, step in enumerate(steps):
         command = step.command.replace(shlex.quote(report.execution.run), here)

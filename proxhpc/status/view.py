@@ -111,7 +111,7 @@ def _headline(status: Status) -> Text:
 
 
 def _progress(status: Status) -> Text:
-    shards, speed = status.shards, status.speed
+    shards = status.shards
     full = int(_BAR_COLUMNS * status.work.share)
     text = Text.assemble(
         ("█" * full, "green"),
@@ -122,10 +122,18 @@ def _progress(status: Status) -> Text:
     if shards.leased:
         text.append(f"  {whole(shards.leased)} in progress")
     if status.phase == "refining":
-        text.append(f"\n{short(speed.documents_per_s)} documents/s")
-        text.append(f"  {short(speed.tokens_per_s)} tokens/s")
-        text.append(f"  {duration(speed.eta_s)} left")
+        text.append(f"\n{_speed(status)}")
     return text
+
+
+def _speed(status: Status) -> str:
+    """Return speed and remaining time, or why they are not known."""
+    speed = status.speed
+    if speed.tokens_per_s is None and not speed.documents_per_s:
+        states = {worker.state for worker in status.workers if worker.state in ACTIVE_STATES}
+        return "loading models" if states == {"starting"} else "speed not known yet"
+    rates = f"{short(speed.documents_per_s)} documents/s  {short(speed.tokens_per_s)} tokens/s"
+    return f"{rates}  {duration(speed.eta_s)} left"
 
 
 def _steps(status: Status) -> Text:
@@ -158,8 +166,9 @@ def _step_units(status: Status) -> Iterator[tuple[str, int, int]]:
 
 
 def _model_requests(status: Status) -> Iterator[Table]:
-    stages = (("doc stage", status.doc), ("chunk stage", status.chunk))
-    if not any(usage.requests for _, usage in stages):
+    stages = [("doc stage", status.doc), ("chunk stage", status.chunk)]
+    stages = [(name, usage) for name, usage in stages if usage.requests]
+    if not stages:
         return  # the rules ask no model
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("")

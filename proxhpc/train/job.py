@@ -24,9 +24,9 @@ def submit(recipe: Recipe, out: Path, site: Site, *, resume: bool = False) -> st
             f"site {site.name} is not a Slurm site",
             hint="to train on this machine, leave --site out",
         )
-    if not slurm.is_available():
+    if why := slurm.why_unavailable():
         raise RetryError(
-            f"site {site.name} is a Slurm site, but there is no sbatch on this machine",
+            f"site {site.name} is a Slurm site, and this machine has none: {why}",
             hint="run this on a login node; to train on this machine, leave --site out",
         )
     TrainingFolder(out).create(recipe, resume=resume)
