@@ -13,13 +13,15 @@ from typing import Any
 import yaml
 
 from proxhpc.account.quantity import quantity
-from proxhpc.corpus.inputs import SUFFIXES, InputInfo, describe_input
+from proxhpc.corpus.inputs import SUFFIXES, InputInfo, describe_input, read_head
 from proxhpc.corpus.probe import find_misread, guess_fields
 from proxhpc.corpus.records import Fields
+from proxhpc.corpus.signatures import name_content
 from proxhpc.errors import UserError
 from proxhpc.extras import how_to_install, is_installed
 from proxhpc.launch.launch import Run, plan_run, this_machine
 from proxhpc.preview import make_manifest, name_models, preview_manifest
+from proxhpc.run.listing import match_files
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan, freeze_manifest
 from proxhpc.spec.manifest import diff
@@ -71,10 +73,10 @@ class FoundFiles:
         root = path.absolute()
         if not root.exists():
             raise UserError(f"no such file or folder: {path}")
-        names = [str(root)]
-        if root.is_dir():
-            names = sorted(glob.iglob(f"{glob.escape(str(root))}/**", recursive=True))
-        for file in map(Path, filter(os.path.isfile, names)):
+        matches = match_files(glob.escape(str(root)) + ("/**" if root.is_dir() else ""))
+        for path, why in sorted({**matches.left_out, **matches.unreadable}.items()):
+            self._leave_out(Path(path), root, why)
+        for file in map(Path, sorted(matches.files)):
             found = _look_at(file, root, named, max_record_bytes)
             if isinstance(found, FoundFile):
                 self.files.append(found)
@@ -84,6 +86,8 @@ class FoundFiles:
     def _leave_out(self, path: Path, root: Path, reason: str) -> None:
         self.left_out.append(f"{os.path.relpath(path, root.parent)}: {reason}")
         self._incomplete.add((root, _suffix(path.name)))
+        if path.is_dir():  # a pattern would stop at it
+            self._incomplete.update((root, suffix) for suffix in SUFFIXES)
 
     def order_fields(self) -> list[str]:
         """Return the text fields, so that the first one that a record has is the right one.
@@ -237,7 +241,7 @@ def _look_at(
     first = named[0] if named else guess.text
     wanted = next((name for name in named if name in guess.names), first)
     if not guess.names:
-        return "no row can be read" if info.format == "parquet" else "it has no JSON lines"
+        return name_content(read_head(path)) or "no record can be read"
     for _, bad in find_misread([info], Fields((wanted or "text",)), max_record_bytes):
         return bad.detail or bad.reason
     return FoundFile(info, root, wanted, guess.names)

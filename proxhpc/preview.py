@@ -22,7 +22,7 @@ from proxhpc.account.quantity import quantity
 from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import Format, detect_format, printable_path
-from proxhpc.corpus.jsonl import read_jsonl, split_lines
+from proxhpc.corpus.jsonl import LineStream, read_jsonl, split_lines
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.corpus.text import read_text
 from proxhpc.engines.device import count_gpus
@@ -115,7 +115,7 @@ def read_documents(
             if plain:
                 items = read_text(chunks, Span(number), name, limit)
             else:
-                lines = split_lines(chunks, 0, limit)
+                lines = LineStream(split_lines(chunks, 0, limit))
                 items = read_jsonl(lines, Span(number), fields, name, limit)
         else:
             kind = _format(path, manifest)

@@ -65,7 +65,7 @@ def test_one_command_makes_a_corpus_and_a_report_of_a_folder(
         'text: field "content" of in [1]/forum.jsonl.zst\n'
         'text: field "text" of in [1]/news.jsonl\n'
         "left out: in [1]/logo.png: not a known kind of file\n"
-        "left out: in [1]/package.json: it has no JSON lines\n"
+        "left out: in [1]/package.json: no field 'text'; it has: name, version\n"
         "left out: in [1]/sub/binary.txt: not a text\n"
         "model: none, the rules\n"
         f"run directory: {out}\n"
@@ -188,13 +188,14 @@ def test_what_cannot_be_refined_at_all_is_an_error(tmp_path: Path, capsys: Captu
     assert "is a folder\n  to refine the files in it, add --out DIR" in capsys.readouterr().err
 
 
-def test_the_exit_status_is_1_if_every_document_is_quarantined(
+def test_the_exit_status_is_not_0_if_every_document_is_quarantined(
     tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "latin.txt").write_bytes("café".encode("latin-1"))
     command = ["refine", str(tmp_path / "in"), "--engine", "rules"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "no record is a document" in capsys.readouterr().err
     assert main(["refine", str(tmp_path / "in" / "latin.txt")]) == 1
     (tmp_path / "in" / "good.txt").write_text(text(1))
     assert main([*command, "--out", str(tmp_path / "out2")]) == 0

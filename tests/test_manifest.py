@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from proxhpc.errors import UserError
+from proxhpc.run.listing import find_inputs
 from proxhpc.spec.load import json_schema
-from proxhpc.spec.manifest import Manifest, diff, find_inputs, load_manifest
+from proxhpc.spec.manifest import Manifest, diff, load_manifest
 from proxhpc.spec.sections import Comparison, Stage
 from proxhpc.spec.yaml_lines import expand_variables
 from runs import schema_tool
@@ -453,7 +455,7 @@ def test_inputs_are_sorted_and_named_relative_to_the_common_folder(
         (tmp_path / name).touch()
     (tmp_path / "in/b/folder.jsonl").mkdir()
     paths = '["in/b/*.jsonl", "in/**/*.jsonl"]'
-    inputs = find_inputs(load(SMALL.replace('"*.jsonl"', paths)).corpus)
+    inputs = find_inputs(load(SMALL.replace('"*.jsonl"', paths)).corpus).files
     assert [name for _, name in inputs] == ["b/1.jsonl", "b/2.jsonl", "a/x/3.jsonl"]
     assert [path for path, name in inputs] == [tmp_path / "in" / name for _, name in inputs]
 
@@ -464,9 +466,15 @@ def test_inputs_do_not_depend_on_the_order_of_a_directory_listing(
     names = [f"{n}.jsonl" for n in "abc"]
     for name in names:
         (tmp_path / name).touch()
-    listing = [str(tmp_path / name) for name in reversed(names)]
-    monkeypatch.setattr("glob.iglob", lambda *_, **__: iter(listing))
-    assert [name for _, name in find_inputs(load(SMALL).corpus)] == names
+    scandir = os.scandir
+
+    @contextmanager
+    def reversed_scandir(path: str) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    monkeypatch.setattr("os.scandir", reversed_scandir)
+    assert [name for _, name in find_inputs(load(SMALL).corpus).files] == names
 
 
 def test_paths_are_relative_to_the_target_of_a_linked_folder(tmp_path: Path) -> None:
@@ -481,7 +489,8 @@ def test_inputs_in_a_folder_with_wildcards_in_its_name(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.jsonl").touch()
     (folder / "x.yaml").write_text(SMALL)
-    assert find_inputs(load_manifest(folder / "x.yaml").corpus) == [(folder / "a.jsonl", "a.jsonl")]
+    files = find_inputs(load_manifest(folder / "x.yaml").corpus).files
+    assert files == [(folder / "a.jsonl", "a.jsonl")]
 
 
 def test_missing_inputs_are_all_named(load: Load, tmp_path: Path) -> None:

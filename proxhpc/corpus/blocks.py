@@ -5,6 +5,7 @@ all of its input at once. The structure of a frame is simple (RFC 8878, 3.1.1): 
 it and decodes one block of at most 128 KiB at a time.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -21,12 +22,23 @@ _RAW, _RLE, _COMPRESSED = 0, 1, 2
 
 
 class DamageError(Exception):
-    """A compressed stream cannot be decoded further; readers turn this into a `BadRecord`."""
+    """A compressed stream cannot be decoded further; readers turn this into a `BadRecord`.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    `raw` are bytes of the file where decoding stopped.
+    """
+
+    def __init__(self, reason: str, detail: str, raw: bytes = b"") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.raw = raw
+
+    def unverified_from(self, position: int) -> "DamageError":
+        """Return the error with the position from which no checksum confirms what was read."""
+        if self.reason != "corrupt_input":
+            return self
+        detail = f"{self.detail}; records from position {position} on are unverified"
+        return DamageError(self.reason, detail, self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +54,30 @@ class FrameHeader:
 class FrameReader:
     """Reads the frames of a file in order: call `header()`, read all of `blocks()`, repeat."""
 
-    def __init__(self, file: BinaryIO, *, skippable: bool = True) -> None:
+    def __init__(
+        self, file: BinaryIO, *, skippable: bool = True, max_window: int = MAX_WINDOW
+    ) -> None:
         self._file = file
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window)
         self._skippable = skippable
+        self._max_window = max_window
 
     @property
     def offset(self) -> int:
         """The compressed bytes consumed."""
         return self._file.tell()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the content of all frames in blocks of at most 128 KiB."""
+        position = 0
+        while header := self.header():
+            start = position
+            try:
+                for block in self.blocks(header):
+                    position += len(block)
+                    yield block
+            except DamageError as error:
+                raise error.unverified_from(start) from error
 
     def header(self) -> FrameHeader | None:
         """Return the next frame's header, or None at the end of the file. Raises DamageError."""
@@ -86,6 +113,14 @@ class FrameReader:
         if not decoder.eof:
             raise self._corrupt(header.start, "the frame does not end where its last block ends")
 
+    def skip(self, header: FrameHeader) -> Iterator[None]:
+        """Pass over the frame without decoding it; yield before each block. Raises DamageError."""
+        last = False
+        while not last:
+            yield
+            last, _ = self._block(skip=True)
+        self._file.seek(4 * header.has_checksum, os.SEEK_CUR)
+
     def _corrupt(self, start: int, detail: str) -> DamageError:
         where = f"zstd frame at byte {start}, near byte {self.offset}"
         return DamageError("corrupt_input", f"{where}: {detail}")
@@ -114,17 +149,17 @@ class FrameReader:
             raise self._corrupt(start, str(error)) from error
         if frame.dict_id:
             raise DamageError("corrupt_input", f"the zstd frame at byte {start} needs a dictionary")
-        if frame.window_size > MAX_WINDOW:
+        if frame.window_size > self._max_window:
             raise DamageError(
                 "zstd_window_too_large",
                 f"the zstd frame at byte {start} needs a window of {frame.window_size >> 20} MiB, "
-                f"above {MAX_WINDOW >> 20} MiB: compress it again with --long=27 or less",
+                f"above {self._max_window >> 20} MiB: raise corpus.zstd_window",
             )
         unknown = frame.content_size == zstandard.CONTENTSIZE_UNKNOWN
         size = None if unknown else frame.content_size
         return FrameHeader(raw, start, size, frame.has_checksum)
 
-    def _block(self) -> tuple[bool, bytes]:
+    def _block(self, *, skip: bool = False) -> tuple[bool, bytes]:
         head = self._read(3)
         word = int.from_bytes(head, "little")
         kind, size = word >> 1 & 3, word >> 3
@@ -132,4 +167,8 @@ class FrameReader:
             raise DamageError(
                 "corrupt_input", f"no zstd block begins at byte {self.offset - len(head)}"
             )
-        return bool(word & 1), head + self._read(1 if kind == _RLE else size)
+        size = 1 if kind == _RLE else size
+        if skip:
+            self._file.seek(size, os.SEEK_CUR)
+            return bool(word & 1), b""
+        return bool(word & 1), head + self._read(size)

@@ -8,32 +8,43 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from proxhpc.corpus.blocks import DamageError, FrameReader
-from proxhpc.corpus.parquet import open_parquet
+from proxhpc.corpus import wet
+from proxhpc.corpus.blocks import MAX_WINDOW, DamageError
+from proxhpc.corpus.parquet import Table, unique_names
 from proxhpc.corpus.streams import (
+    COMPRESSED,
     Compression,
-    GzipReader,
     detect_compression,
-    plain_chunks,
-    zstd_chunks,
+    estimate_content,
+    name_compression,
+    open_stream,
+    read_chunks,
+    require_lz4,
 )
+from proxhpc.corpus.values import holds_values
 from proxhpc.errors import RetryError, StopError, UserError
 
-FileFormat = Literal["jsonl", "parquet", "text"]
+FileFormat = Literal["jsonl", "json", "wet", "parquet", "arrow", "text"]
 Format = Literal["auto"] | FileFormat
 
-_PARQUET = (".parquet", ".pq")
-_JSONL = (".jsonl", ".ndjson", ".json")
+_TABLES: dict[str, FileFormat] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_LINES = (".jsonl", ".ndjson", ".json", ".wet")
 _TEXT = (".txt", ".md")
-_COMPRESSED = (".zst", ".zstd", ".gz")
 
 SUFFIXES = (
-    *(kind + suffix for kind in _JSONL for suffix in ("", *_COMPRESSED)),
-    *_PARQUET,
+    *(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED)),
+    *_TABLES,
     *_TEXT,
 )
 
 _SAMPLE = 4 << 20  # decompressed bytes from which the content of a file is estimated
+_HEAD = 64 << 10  # decompressed bytes from which the format is told
 _EDGE = 64 << 10  # bytes at each end of a file that its fingerprint covers
 
 
@@ -42,9 +53,9 @@ class InputInfo:
     """One input file. `name` identifies it in ids and reports, on any machine.
 
     `size` is in bytes on disk. `estimated_bytes` is the decompressed size: exact if the file is not
-    compressed or the sample covered it, otherwise estimated from the first 4 MiB; for parquet, the
-    encoded size before compression. `rows` is exact, and None (unknown) for JSON lines. A text file
-    is one row. `note` describes damage found so far.
+    compressed, names its size or was covered by the sample, otherwise estimated from the first
+    4 MiB; for parquet, the encoded size before compression. `rows` is exact, and None (unknown) for
+    JSON and WET. A text file is one row. `note` describes what is wrong as far as known.
     """
 
     path: Path
@@ -59,7 +70,13 @@ class InputInfo:
     note: str = ""
 
 
-def describe_input(path: Path, format: Format = "auto", *, name: str | None = None) -> InputInfo:  # noqa: A002
+def describe_input(
+    path: Path,
+    format: Format = "auto",  # noqa: A002
+    *,
+    name: str | None = None,
+    max_window: int = MAX_WINDOW,
+) -> InputInfo:
     """Describe a file from its first 4 MiB and its two ends. It may be empty.
 
     Raises UserError if the file is missing, unreadable or not a regular file. Damaged content is
@@ -68,34 +85,60 @@ def describe_input(path: Path, format: Format = "auto", *, name: str | None = No
     try:
         size, fingerprint = _fingerprint(path)
         kind = detect_format(path, format)
-        compression = detect_compression(path) if kind == "jsonl" else "none"
+        by_rows = kind in ("parquet", "arrow", "text")
+        compression = "none" if by_rows else detect_compression(path)
         info = InputInfo(path, name or path.name, kind, compression, size, fingerprint, size)
         if kind == "text":
             return replace(info, rows=1, estimated_records=1)
-        return _describe_parquet(info) if kind == "parquet" else _describe_jsonl(info)
+        return _describe_table(info) if by_rows else _describe_stream(info, max_window)
     except OSError as error:
         raise read_error(path, error) from error
 
 
 def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002
-    """Return the format of a file; `auto` infers it from the name. UserError if it cannot."""
+    """Return the format of a file; `auto` infers it from its name and, for JSON, its content.
+
+    UserError if it cannot.
+    """
     if format != "auto":
         return format
     name = path.name.lower()
-    if name.endswith(_PARQUET):
-        return "parquet"
-    if name.endswith(_JSONL + tuple(kind + suffix for kind in _JSONL for suffix in _COMPRESSED)):
-        return "jsonl"
+    for suffix, kind in _TABLES.items():
+        if name.endswith(suffix):
+            return kind
+    if name.endswith(tuple(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED))):
+        return _content_format(path)
     if name.endswith(_TEXT):
         return "text"
     if path.is_dir():
         raise _irregular(path)
     raise UserError(
         f"{path}: unknown file format",
-        hint="set corpus.format to jsonl, parquet or text, or correct corpus.paths; known suffixes "
-        f"are {', '.join(_JSONL)}, alone or with {', '.join(_COMPRESSED)}, "
-        f"{', '.join(_PARQUET)} and {', '.join(_TEXT)}",
+        hint="set corpus.format to jsonl, json, wet, parquet, arrow or text, or correct "
+        f"corpus.paths; known suffixes are {', '.join(_LINES)}, alone or with "
+        f"{', '.join(COMPRESSED)}, {', '.join((*_TABLES, *_TEXT))}",
     )
+
+
+def _content_format(path: Path) -> FileFormat:
+    if not path.is_file():
+        return "jsonl"
+    head = read_head(path)
+    if head.startswith(wet.MAGIC):
+        return "wet"
+    return "json" if holds_values(head) else "jsonl"
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file, decompressed if it is compressed and not damaged there."""
+    with path.open("rb") as file:
+        raw = file.read(_HEAD)
+    if name_compression(raw) is None:
+        return raw
+    try:
+        return next(read_chunks(path, detect_compression(path)), b"")[:_HEAD]
+    except DamageError:
+        return b""
 
 
 def check_unchanged(info: InputInfo) -> None:
@@ -162,34 +205,35 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     return status.st_size, digest.hexdigest()
 
 
-def _describe_parquet(info: InputInfo) -> InputInfo:
+def _describe_table(info: InputInfo) -> InputInfo:
     if info.size == 0:
         return replace(info, rows=0, estimated_records=0)
     try:
-        file = open_parquet(info.path)
+        with Table(info.path, "arrow" if info.format == "arrow" else "parquet") as table:
+            rows, content, names = sum(table.group_rows), table.bytes, table.names
     except DamageError as error:
         return replace(info, note=f"corrupt: {error.detail}")
-    with file:
-        metadata = file.metadata
-        groups = range(metadata.num_row_groups)
-        content = sum(metadata.row_group(group).total_byte_size for group in groups)
-        rows = metadata.num_rows
-    return replace(info, estimated_bytes=content, rows=rows, estimated_records=rows)
+    renamed = [new for new, old in zip(unique_names(names), names, strict=True) if new != old]
+    note = f"columns have equal names; the later ones are read as {', '.join(renamed)}"
+    return replace(
+        info,
+        estimated_bytes=content,
+        rows=rows,
+        estimated_records=rows,
+        note=note if renamed else "",
+    )
 
 
-def _describe_jsonl(info: InputInfo) -> InputInfo:
+def _describe_stream(info: InputInfo, max_window: int) -> InputInfo:
+    if info.compression == "lz4":
+        require_lz4(f"reading {info.path}")
     size = lines = 0
     last = b"\n"
     note = ""
     with info.path.open("rb", buffering=_EDGE) as file:
-        frames, members = FrameReader(file), GzipReader(file)
-        streams = {
-            "zstd": zstd_chunks(frames),
-            "gzip": members.chunks(),
-            "none": plain_chunks(file),
-        }
+        stream = open_stream(file, info.compression, max_window)
         try:
-            for chunk in streams[info.compression]:
+            for chunk in stream.chunks():
                 size += len(chunk)
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]
@@ -197,14 +241,12 @@ def _describe_jsonl(info: InputInfo) -> InputInfo:
                     break
         except DamageError as error:
             note = f"{error.reason}: {error.detail}"
-        consumed = members.offset if info.compression == "gzip" else file.tell()
-    content, records = info.size, None
-    if consumed >= info.size or note:
-        content = content if info.compression == "none" else size
-        records = lines + (last != b"\n")
-    else:
-        if info.compression != "none":
-            content = round(content * size / max(consumed, 1))
-        if lines:  # otherwise a line is longer than the sample
+        if stream.offset >= info.size or note:
+            content = info.size if info.compression == "none" else size
+            records = lines + (last != b"\n")
+        else:
+            content = estimate_content(file, stream, size / max(stream.offset, 1))
             records = round(content * lines / size)
+    if info.format != "jsonl" or not (lines or note or size < _SAMPLE):
+        return replace(info, estimated_bytes=content, note=note)
     return replace(info, estimated_bytes=content, estimated_records=records, note=note)

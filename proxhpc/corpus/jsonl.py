@@ -1,7 +1,8 @@
 """Documents of a JSON lines stream; each line belongs to exactly one span."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -30,34 +31,88 @@ class RawLine(NamedTuple):
     data: bytes
     damage: DamageError | None = None
 
+    @property
+    def end_if_complete(self) -> int:
+        """Where the next line begins; 0 if the stream ended within this line."""
+        return 0 if self.damage or self.next == self.position + self.size else self.next
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the record of a line, a RecordProblem, or None for one with only a BOM.
+
+    A BOM may begin any line, since files that begin with one may have been joined.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        if data.startswith(_BOM):
+            rest = data.removeprefix(_BOM)
+            return parse_json(rest) if rest.strip() else None
+        try:
+            data.decode()
+        except UnicodeDecodeError as decode:
+            where = f"{decode.reason} at byte {decode.start} of the line"
+            return RecordProblem("invalid_utf8", where)
+        return RecordProblem("invalid_json", str(error))
+
+
+class LineStream:
+    """Lines, or other records in bytes, of one file in order, read by one span after another."""
+
+    def __init__(self, lines: Iterator[RawLine]) -> None:
+        self._lines = lines
+        self._held: RawLine | None = None  # the first line of a later span
+        self._last: RawLine | None = None
+
+    def skip_to(self, start: int) -> int:
+        """Drop lines before `start`; return where the file ends if no line is left."""
+        for line in self.take() if start else ():
+            if line.position >= start:
+                self._held = line
+                break
+        return max(start, self._last.end_if_complete if self._last else 0)
+
+    def take(self, stop: int | None = None) -> Iterator[RawLine]:
+        """Yield the lines before `stop`."""
+        held, self._held = self._held, None
+        for line in self._lines if held is None else chain([held], self._lines):
+            if stop is not None and line.position >= stop:
+                self._held = line
+                return
+            self._last = line
+            yield line
+
+    @property
+    def next_position(self) -> int | None:
+        """The position of the line that ended `take`; None at the end of the file."""
+        return None if self._held is None else self._held.position
+
 
 def read_jsonl(
-    lines: Iterator[RawLine], span: Span, fields: Fields, name: str, max_record_bytes: int
+    stream: LineStream,
+    span: Span,
+    fields: Fields,
+    name: str,
+    max_record_bytes: int,
+    parse: Callable[[bytes], Any] = parse_json,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the span's records in order and then one SpanEnd.
 
-    `lines` must start at `first_byte(span)`. A line belongs to the span in which it starts,
-    wherever it ends.
+    `stream` must start at `first_byte(span)` or an earlier line. A line belongs to the span in
+    which it starts, wherever it ends. `parse` returns a line's record, or None if it has none.
     """
     source = RecordSource(span.file, name)
-    position, blank = span.start, 0
-    if span.start:
-        line = next(lines, None)
-        if line is None or line.damage or line.next == line.position + line.size:
-            yield SpanEnd(span.file, position, at_eof=True)  # the last line is in an earlier span
-            return
+    position, blank = stream.skip_to(span.start), 0
+    for line in stream.take(span.stop):
         position = line.next
-    for line in lines:
-        if span.stop is not None and line.position >= span.stop:
-            yield SpanEnd(span.file, line.position, at_eof=False, blank=blank)
-            return
-        position = line.next
-        item = _item(line, fields, source, max_record_bytes)
+        item = _item(line, fields, source, max_record_bytes, parse)
         if item is None:
             blank += 1
         else:
             yield item
-    yield SpanEnd(span.file, position, at_eof=True, blank=blank)
+    after = stream.next_position
+    end = position if after is None else after
+    yield SpanEnd(span.file, end, at_eof=after is None, blank=blank)
 
 
 def first_byte(span: Span) -> int:
@@ -113,33 +168,31 @@ class _LineBuffer:
 
 
 def _item(
-    line: RawLine, fields: Fields, source: RecordSource, limit: int
+    line: RawLine,
+    fields: Fields,
+    source: RecordSource,
+    limit: int,
+    parse: Callable[[bytes], Any],
 ) -> Document | BadRecord | None:
-    """Return the line as a document or a bad record, or None if it is blank."""
+    """Return the line as a document or a bad record, or None if it has no record."""
     if line.damage:
         return _bad(line, source, RecordProblem(line.damage.reason, line.damage.detail))
     if line.size > limit:
         detail = f"longer than the limit of {limit} bytes"
         return _bad(line, source, RecordProblem("record_too_long", detail))
-    data = line.data if line.position else line.data.removeprefix(_BOM)
+    data = line.data
     if not data or data.isspace():
         return None
-    try:
-        record = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        return _bad(line, source, _json_problem(data, error))
+    record = parse(data)
+    if record is None and data != b"null":
+        return None
+    if isinstance(record, RecordProblem):
+        return _bad(line, source, record)
     item = to_document(record, line.position, fields, source, data)
     return _bad(line, source, item) if isinstance(item, RecordProblem) else item
 
 
 def _bad(line: RawLine, source: RecordSource, problem: RecordProblem) -> BadRecord:
-    head = line.data[:BAD_RECORD_BYTES]
+    raw = line.damage.raw if line.damage else b""
+    head = line.data[:BAD_RECORD_BYTES] or raw
     return BadRecord(problem.reason, source.file, line.position, line.size, head, problem.detail)
-
-
-def _json_problem(data: bytes, error: orjson.JSONDecodeError) -> RecordProblem:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as decode:
-        return RecordProblem("invalid_utf8", f"{decode.reason} at byte {decode.start} of the line")
-    return RecordProblem("invalid_json", str(error))

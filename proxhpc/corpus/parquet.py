@@ -1,12 +1,13 @@
-"""Documents of a parquet file, with values converted to JSON types."""
+"""Documents of parquet and Arrow files, with values converted to JSON types."""
 
 import base64
 import datetime
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -22,21 +23,23 @@ from proxhpc.corpus.records import (
 from proxhpc.errors import ShardError
 from proxhpc.extras import require_package
 
+TableFormat = Literal["parquet", "arrow"]
+
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
+_MAX_BATCH_BYTES = 64 << 20  # decoded; after a larger batch smaller ones are read
+_FEWER = 8  # divides the rows of a batch that is too large or cannot be read
+_SHORT = 64  # bytes
+_DICTIONARY_BYTES = 64  # per value as encoded: fewer only if a dictionary holds the values
 
 
-def open_parquet(path: Path) -> Any:
-    """Return the file as a `pyarrow.parquet.ParquetFile`.
-
-    DamageError if its footer cannot be read, UserError if pyarrow is not installed.
-    """
-    require_pyarrow(f"reading {path}")
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn pyarrow's errors about damaged content into a DamageError."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+        yield
     except (pa.ArrowException, ValueError, EOFError, OSError) as error:
         if _is_io_error(error):
             raise
@@ -46,6 +49,132 @@ def open_parquet(path: Path) -> Any:
 def _is_io_error(error: Exception) -> bool:
     """Return False for the OSError without errno that pyarrow raises for damaged content."""
     return isinstance(error, OSError) and error.errno is not None
+
+
+def open_parquet(path: Path) -> Any:
+    """Return the file as a `pyarrow.parquet.ParquetFile`.
+
+    Columns whose values repeat are decoded as dictionaries, which need little memory. DamageError
+    if its footer cannot be read, UserError if pyarrow is not installed.
+    """
+    require_pyarrow(f"reading {path}")
+    import pyarrow.parquet as pq
+
+    options: dict[str, Any] = {
+        "pre_buffer": False,
+        "page_checksum_verification": True,
+        "coerce_int96_timestamp_unit": "us",  # by default, years before 1678 become others
+    }
+    with _damage():
+        file = pq.ParquetFile(path, **options)
+        if repeated := [*_repeated_columns(file)]:
+            metadata = file.metadata
+            file.close()
+            file = pq.ParquetFile(path, metadata=metadata, read_dictionary=repeated, **options)
+        return file
+
+
+def _repeated_columns(file: Any) -> Iterator[str]:
+    """Yield the columns of text whose dictionary may make a batch of the first group too large."""
+    if file.metadata.num_row_groups:
+        group = file.metadata.row_group(0)
+        rows = min(group.num_rows, _batch_rows(group.total_byte_size, group.num_rows))
+        for number in range(group.num_columns):
+            column = group.column(number)
+            name = column.path_in_schema
+            if (
+                column.has_dictionary_page
+                and column.physical_type == "BYTE_ARRAY"
+                and column.total_uncompressed_size < _DICTIONARY_BYTES * column.num_values
+                and column.total_uncompressed_size * rows > 2 * _MAX_BATCH_BYTES
+                and not _has_short_values(column.statistics)
+                and file.schema.column(number).logical_type.type in ("STRING", "NONE")
+                and file.schema_arrow.names.count(name) == 1
+            ):
+                yield name
+
+
+def _has_short_values(statistics: Any) -> bool:
+    """Return whether the first and last value are short; writers leave out or cut long ones."""
+    if statistics is None or not statistics.has_min_max:
+        return False
+    return max(len(statistics.min), len(statistics.max)) < _SHORT
+
+
+class Table:
+    """An open parquet or Arrow file: groups of rows, of which an Arrow file has one."""
+
+    def __init__(self, path: Path, kind: TableFormat) -> None:
+        require_pyarrow(f"reading {path}")
+        self._parquet = open_parquet(path) if kind == "parquet" else None
+        self._path = path
+        if self._parquet is not None:
+            metadata = self._parquet.metadata
+            groups = range(metadata.num_row_groups)
+            self.names: list[str] = self._parquet.schema_arrow.names
+            self.group_rows = [metadata.row_group(group).num_rows for group in groups]
+            self.bytes: int = sum(metadata.row_group(group).total_byte_size for group in groups)
+            return
+        with _damage(), self._open_arrow() as (reader, batches):
+            self.names = reader.schema.names
+            self.group_rows = [sum(batch.num_rows for batch in batches)]
+            self.bytes = path.stat().st_size
+
+    def __enter__(self) -> "Table":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def batches(self, group: int, size: int, skip: int) -> Iterator[Any]:
+        """Yield the rows of a group without the first `skip`, in batches of up to `size`.
+
+        Batches always start at the group's first row, so damage shows at the same row in every
+        span.
+        """
+        if self._parquet is not None:
+            batches = self._parquet.iter_batches(size, row_groups=[group], use_threads=False)
+            yield from _without_first(batches, skip)
+            return
+        with self._open_arrow() as (_, batches):
+            for batch in _without_first(batches, skip):
+                batch.validate(full=True)
+                for at in range(0, batch.num_rows, size):
+                    yield batch.slice(at, size)
+
+    def batch_rows(self, group: int) -> int:
+        """Return how many rows of a group have about _BATCH_BYTES, as they are encoded."""
+        if self._parquet is None:
+            return _batch_rows(self.bytes, self.group_rows[0])
+        metadata = self._parquet.metadata.row_group(group)
+        return _batch_rows(metadata.total_byte_size, metadata.num_rows)
+
+    @contextmanager
+    def _open_arrow(self) -> Iterator[tuple[Any, Iterator[Any]]]:
+        """Yield the reader of an Arrow file or stream, and its batches."""
+        import pyarrow as pa
+
+        with pa.memory_map(str(self._path)) as file:
+            if file.read(6) == b"ARROW1":
+                reader = pa.ipc.open_file(file)
+                numbers = range(reader.num_record_batches)
+                yield reader, (reader.get_batch(number) for number in numbers)
+                return
+            file.seek(0)
+            with pa.ipc.open_stream(file) as reader:
+                yield reader, iter(reader)
+
+
+def _batch_rows(size: int, rows: int) -> int:
+    return min(max(_BATCH_BYTES // max(size // max(rows, 1), 1), 1), _BATCH_ROWS)
+
+
+def _without_first(batches: Iterator[Any], skip: int) -> Iterator[Any]:
+    for batch in batches:
+        if batch.num_rows > skip:
+            yield batch.slice(skip)
+        skip = max(0, skip - batch.num_rows)
 
 
 def require_pyarrow(purpose: str) -> None:
@@ -63,7 +192,7 @@ def count_rows(path: Path) -> int:
 
 
 def has_column(path: Path, names: Sequence[str]) -> bool:
-    """Return whether a file has the column of one of these fields, or of its outermost part.
+    """Return whether a parquet file has the column of a field, or of its outermost part.
 
     Also true for a damaged file, whose rows will be quarantined.
     """
@@ -75,16 +204,16 @@ def has_column(path: Path, names: Sequence[str]) -> bool:
     return any(name in columns or name.partition(".")[0] in columns for name in names)
 
 
-def first_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the first row group, up to the first that cannot be read."""
-    with open_parquet(path) as file:
-        if file.metadata.num_row_groups:
-            rows = (row for _, row in _group(file, 0, 0, 0))
+def first_rows(path: Path, kind: TableFormat) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the first group, up to the first that cannot be read."""
+    with Table(path, kind) as table:
+        if table.group_rows:
+            rows = (row for _, row in _group(table, 0, 0, 0))
             yield from takewhile(lambda row: isinstance(row, dict), rows)
 
 
-def read_parquet(
-    path: Path, span: Span, fields: Fields, name: str, max_record_bytes: int
+def read_table(
+    path: Path, kind: TableFormat, span: Span, fields: Fields, name: str, max_record_bytes: int
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the span's rows in order and then one SpanEnd; positions are row numbers.
 
@@ -95,66 +224,108 @@ def read_parquet(
         yield SpanEnd(span.file, span.start, at_eof=True)
         return
     try:
-        file = open_parquet(path)
+        table = Table(path, kind)
     except DamageError as error:
         if span.start == 0:
-            yield BadRecord(error.reason, span.file, 0, path.stat().st_size, b"", error.detail)
+            with path.open("rb") as raw:
+                head = raw.read(BAD_RECORD_BYTES)
+            size = path.stat().st_size
+            yield BadRecord(error.reason, span.file, 0, size, head, error.detail)
         yield SpanEnd(span.file, span.start, at_eof=True)
         return
-    with file:
-        first, rows = 0, file.metadata.num_rows
+    with table:
+        first, rows = 0, sum(table.group_rows)
         stop = rows if span.stop is None else min(span.stop, rows)
-        for group in range(file.metadata.num_row_groups):
-            after = first + file.metadata.row_group(group).num_rows
-            if after > span.start and first < stop:
-                for position, row in _group(file, group, first, span.start):
+        for group, count in enumerate(table.group_rows):
+            if first + count > span.start and first < stop:
+                for position, row in _group(table, group, first, span.start):
                     if position >= stop:
                         break
                     if position >= span.start:
                         yield _item(row, position, fields, source, max_record_bytes)
-            first = after
+            first += count
     end = max(span.start, stop)
     yield SpanEnd(span.file, end, at_eof=end >= rows)
 
 
-def _group(file: Any, group: int, first: int, start: int) -> Iterator[tuple[int, Any]]:
-    """Yield the numbers and rows of one row group, or a RecordProblem in place of a row.
+def _group(table: Table, group: int, first: int, start: int) -> Iterator[tuple[int, Any]]:
+    """Yield the numbers and rows of one group, or a RecordProblem in place of a row.
 
-    Batches always start at the group's first row, so damage shows at the same row in every span.
+    Rows that need much more memory than their encoding says are read again in smaller batches.
     """
     import pyarrow as pa
 
-    metadata = file.metadata.row_group(group)
-    average = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
-    size = min(max(_BATCH_BYTES // average, 1), _BATCH_ROWS)
-    position = first
-    try:
-        for batch in file.iter_batches(size, row_groups=[group], use_threads=False):
-            if position + batch.num_rows > start:
-                yield from enumerate(_rows(batch), position)
-            position += batch.num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if _is_io_error(error):
-            raise
-        lost = f"rows {position} to {first + metadata.num_rows - 1} of row group {group} are lost"
-        yield position, RecordProblem("corrupt_input", f"{lost}: {_one_line(error)}")
+    size, position = table.batch_rows(group), first
+    after = first + table.group_rows[group]
+    while position < after:
+        try:
+            for batch in table.batches(group, size, position - first):
+                if position + batch.num_rows > start:
+                    yield from enumerate(_rows(batch), position)
+                position += batch.num_rows
+                if batch.nbytes > _MAX_BATCH_BYTES and size > 1:
+                    size = max(1, min(size // _FEWER, _BATCH_BYTES * size // batch.nbytes))
+                    break
+            else:
+                return
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if _is_io_error(error):
+                raise
+            if size == 1:
+                lost = f"rows {position} to {after - 1} of row group {group} are lost"
+                problem = RecordProblem("corrupt_input", f"{lost}: {_one_line(error)}")
+                yield position, problem
+                return
+            size = max(1, size // _FEWER)
 
 
 def _rows(batch: Any) -> Iterator[Any]:
+    """Yield the rows of a batch as dictionaries, converted in slices of bounded size."""
     import pyarrow as pa
 
-    schema = pa.schema([(field.name, _python_type(field.type)) for field in batch.schema])
-    converted = pa.RecordBatch.from_arrays(
-        [
-            column if column.type == field.type else column.cast(field.type, safe=False)
-            for column, field in zip(batch.columns, schema, strict=True)
-        ],
-        schema=schema,
-    )
+    names = unique_names(batch.schema.names)
+    types = [_python_type(field.type) for field in batch.schema]
+    schema = pa.schema([*zip(names, types, strict=True)])
+    size = _slice_rows(batch)
+    for at in range(0, batch.num_rows, size):
+        columns = [
+            column if column.type == kind else column.cast(kind, safe=False)
+            for column, kind in zip(batch.slice(at, size).columns, types, strict=True)
+        ]
+        yield from _python_rows(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names with a number at every later one that is equal: `url`, `url_2`."""
+    unique: dict[str, None] = {}
+    for name in names:
+        number, free = 1, name
+        while free in unique or (number > 1 and free in names):
+            number += 1
+            free = f"{name}_{number}"
+        unique[free] = None
+    return [*unique]
+
+
+def _slice_rows(batch: Any) -> int:
+    """Return how many rows to decode at a time; fewer if values of dictionaries are long."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    longest = 0
+    for column in batch.columns:
+        if hasattr(column, "dictionary") and column.dictionary.nbytes * len(column) > _BATCH_BYTES:
+            kind = column.dictionary.type
+            if kind in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary()):
+                longest += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+    return int(min(max(batch.num_rows, 1), max(1, _BATCH_BYTES // max(longest, 1))))
+
+
+def _python_rows(batch: Any) -> Iterator[Any]:
     try:
-        rows = converted.to_pylist()
+        rows = batch.to_pylist()
     except (ValueError, OverflowError):
-        rows = [_row(converted, index) for index in range(converted.num_rows)]
+        rows = [_row(batch, index) for index in range(batch.num_rows)]
     for row in rows:
         yield row if isinstance(row, RecordProblem) else {key: _json_value(row[key]) for key in row}
 

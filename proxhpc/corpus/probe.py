@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import orjson
-
-from proxhpc.corpus.blocks import DamageError
+from proxhpc.corpus.blocks import MAX_WINDOW, DamageError
 from proxhpc.corpus.document import BadRecord, Document, Span
-from proxhpc.corpus.inputs import InputInfo
-from proxhpc.corpus.jsonl import split_lines
+from proxhpc.corpus.inputs import InputInfo, read_head
 from proxhpc.corpus.parquet import first_rows, has_column
-from proxhpc.corpus.readers import read_span
+from proxhpc.corpus.readers import SPLIT, read_span
 from proxhpc.corpus.records import Fields
+from proxhpc.corpus.signatures import name_content
 from proxhpc.corpus.streams import read_chunks
 
 # The reasons of bad records if the name of the text field or the format is wrong.
-_MISREAD = ("missing_text", "null_text", "text_not_string", "not_an_object")
+_MISREAD = {"missing_text", "null_text", "text_not_string", "not_an_object"}
 
 _PARQUET_FILES = 64  # of which rows are read; of the others only the schema
-_RECORDS = 1000  # per file
-_BYTES = 1 << 20  # per JSON lines file, decompressed
+_RECORDS = 200  # per file
+_BYTES = 256 << 10  # per file without rows, decompressed
+_MANY = 0.1  # share of a file's first records that is worth a note if they are no documents
 
 # Names of the field with the text, the most likely first, and how long such a text is on average.
 _TEXT_NAMES = ("text", "content", "raw_content", "page_content", "body", "document", "article")
@@ -32,34 +31,76 @@ _GUESS_RECORDS, _MAX_DEPTH = 50, 5
 _FIELD = re.compile(r"[^.\s]+")
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The first records of a file: documents, others by reason, and the most telling of these."""
+
+    info: InputInfo
+    documents: int
+    bad: Counter[str]
+    example: BadRecord | None
+
+    @property
+    def misread(self) -> BadRecord | None:
+        """The first record without a text, if no record has one; None otherwise."""
+        found = self.example if not self.documents else None
+        return found if found and found.reason in _MISREAD else None
+
+    @property
+    def note(self) -> str:
+        """What is wrong with the file, if anything."""
+        bad = self.bad.total()
+        if bad <= _MANY * (bad + self.documents):
+            return ""
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.bad.most_common(3))
+        first = bad + self.documents
+        text = f"{bad:,} of its first {first:,} records are not documents ({reasons})"
+        content = "" if self.documents else name_content(read_head(self.info.path))
+        return f"{text}; it looks like {content}" if content else text
+
+
+def probe_inputs(
+    inputs: Sequence[InputInfo],
+    fields: Fields,
+    max_record_bytes: int,
+    max_window: int = MAX_WINDOW,
+) -> Iterator[Probe]:
+    """Yield a probe of each file that is not empty; of many parquet files, most are left out.
+
+    Raises UserError or RetryError if a file cannot be read.
+    """
+    files = [info for info in inputs if info.size]
+    step = -(-len(files) // _PARQUET_FILES)
+    for number, info in enumerate(files):
+        only_schema = info.format == "parquet" and number % step and not info.note
+        if not (only_schema and has_column(info.path, fields.text)):
+            yield _probe(info, fields, max_record_bytes, max_window)
+
+
 def find_misread(
     inputs: Sequence[InputInfo], fields: Fields, max_record_bytes: int
 ) -> Iterator[tuple[InputInfo, BadRecord]]:
     """Yield each file of whose first records none has a text, and the first of them.
 
     A file whose first records are all bad for other reasons is left out: they will be quarantined.
-    Raises UserError or RetryError if a file cannot be read.
     """
-    files = [info for info in inputs if info.size]
-    step = -(-len(files) // _PARQUET_FILES)
-    for number, info in enumerate(files):
-        only_schema = info.format == "parquet" and number % step
-        if not (only_schema and has_column(info.path, fields.text)):
-            bad = _first_misread(info, fields, max_record_bytes)
-            if bad is not None:
-                yield info, bad
+    for probe in probe_inputs(inputs, fields, max_record_bytes):
+        if bad := probe.misread:
+            yield probe.info, bad
 
 
-def _first_misread(info: InputInfo, fields: Fields, max_record_bytes: int) -> BadRecord | None:
-    """Return the first misread record of a file's start; None if any record has a text."""
-    first = None
-    items = read_span(info, info.format, Span(0, stop=_BYTES), fields, max_record_bytes)
+def _probe(info: InputInfo, fields: Fields, max_record_bytes: int, max_window: int) -> Probe:
+    documents, bad, example = 0, Counter[str](), None
+    span = Span(0, stop=_BYTES)
+    items = read_span(info, info.format, span, fields, max_record_bytes, max_window=max_window)
     for item in islice(items, _RECORDS):
         if isinstance(item, Document):
-            return None
-        if first is None and isinstance(item, BadRecord) and item.reason in _MISREAD:
-            first = item
-    return first
+            documents += 1
+        elif isinstance(item, BadRecord):
+            bad[item.reason] += 1
+            if example is None or (item.reason in _MISREAD and example.reason not in _MISREAD):
+                example = item
+    return Probe(info, documents, bad, example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +126,21 @@ def guess_fields(info: InputInfo, max_record_bytes: int) -> GuessedFields:
         and chars[name] >= _TEXT_CHARS * records[name]
     ]
     longest = max(chars, key=lambda name: chars[name], default="")
-    text = min(likely)[2] if likely else longest if chars[longest] else ""
+    if info.format == "json" and max(records.values(), default=0) <= 1:
+        longest = ""  # one JSON object is more often a setting than a document
+    text = min(likely)[2] if likely else longest if longest and chars[longest] else ""
     return GuessedFields(text, frozenset(records))
 
 
 def _first_records(info: InputInfo, max_record_bytes: int) -> Iterator[dict[str, Any]]:
     try:
-        if info.format == "parquet":
-            yield from first_rows(info.path)
+        if info.format in ("parquet", "arrow"):
+            yield from first_rows(info.path, info.format)
             return
-        for line in split_lines(read_chunks(info.path, info.compression), 0, max_record_bytes):
-            try:
-                record = orjson.loads(line.data)
-            except orjson.JSONDecodeError:
-                continue
+        chunks = read_chunks(info.path, info.compression)
+        split, parse = SPLIT[info.format]
+        for line in split(chunks, 0, max_record_bytes):
+            record = parse(line.data)
             if isinstance(record, dict):
                 yield record
     except DamageError:

@@ -1,17 +1,39 @@
 """Reads the documents of a span of a corpus file in any format."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from proxhpc.corpus.blocks import MAX_WINDOW
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import Format, InputInfo, detect_format, read_error
-from proxhpc.corpus.jsonl import first_byte, read_jsonl, split_lines
-from proxhpc.corpus.parquet import read_parquet
+from proxhpc.corpus.jsonl import (
+    LineStream,
+    RawLine,
+    first_byte,
+    parse_json,
+    read_jsonl,
+    split_lines,
+)
+from proxhpc.corpus.parquet import read_table
 from proxhpc.corpus.records import Fields
 from proxhpc.corpus.streams import detect_compression, read_chunks
 from proxhpc.corpus.text import read_text
+from proxhpc.corpus.values import split_values
+from proxhpc.corpus.wet import parse_wet, split_wet
 
 __all__ = ["Fields", "read_span"]
+
+_Split = Callable[[Iterator[bytes], int, int], Iterator[RawLine]]
+# How to find a format's records in a stream, and how to parse one.
+SPLIT: dict[str, tuple[_Split, Callable[[bytes], Any]]] = {
+    "jsonl": (split_lines, parse_json),
+    "json": (split_values, parse_json),
+    "wet": (split_wet, parse_wet),
+}
+_MAX_OPEN = 2  # streams that stay open between spans: each needs memory for its window
 
 
 def read_span(
@@ -22,10 +44,11 @@ def read_span(
     max_record_bytes: int,
     *,
     name: str = "",
+    max_window: int = MAX_WINDOW,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the records whose position is in `span`, in order, and then one SpanEnd.
 
-    `name` is for ids; by default it is the source's.
+    `name` is for ids; by default it is the source's. zstd files need memory of up to `max_window`.
 
     However a file is split into spans, each record is in exactly one. A record that is not a
     document is a BadRecord. If a file is truncated or damaged, its last record is a BadRecord with
@@ -35,15 +58,57 @@ def read_span(
     path, name = source if isinstance(source, Path) else source.path, name or source.name
     try:
         kind = detect_format(path, format)
-        if kind == "parquet":
-            yield from read_parquet(path, span, fields, name, max_record_bytes)
+        if kind in ("parquet", "arrow"):
+            yield from read_table(path, kind, span, fields, name, max_record_bytes)
             return
         if kind == "text":
             yield from read_text(read_chunks(path, "none"), span, name, max_record_bytes)
             return
-        start = first_byte(span)
-        stream = read_chunks(path, detect_compression(path), start)
-        lines = split_lines(stream, start, max_record_bytes)
-        yield from read_jsonl(lines, span, fields, name, max_record_bytes)
+        stream = _OpenStream.take(path, kind, span, max_record_bytes, max_window)
+        parse = SPLIT[kind][1]
+        yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse)
+        stream.keep(span.stop)
     except OSError as error:
         raise read_error(path, error) from error
+
+
+@dataclass(slots=True)
+class _OpenStream:
+    """A compressed file that stays open between spans, so that it is decompressed only once.
+
+    `key` identifies the process, too: processes that were forked share a file's position.
+    """
+
+    key: tuple[object, ...]
+    lines: LineStream
+    compressed: bool
+    after: int = 0  # it serves spans that start here or later
+
+    @classmethod
+    def take(
+        cls, path: Path, kind: str, span: Span, max_record_bytes: int, max_window: int
+    ) -> "_OpenStream":
+        """Return the stream that an earlier span left open, or a new one."""
+        status = path.stat()
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        key = (os.getpid(), path, kind, max_record_bytes, max_window, *identity)
+        earlier = _open.pop(key, None)
+        if earlier is not None and earlier.after <= span.start:
+            return earlier
+        compression = detect_compression(path)
+        by_lines = kind == "jsonl"
+        begin = first_byte(span) if by_lines else 0
+        chunks = read_chunks(path, compression, begin, max_window)
+        lines = LineStream(SPLIT[kind][0](chunks, begin, max_record_bytes))
+        return cls(key, lines, compression != "none" or not by_lines)
+
+    def keep(self, stop: int | None) -> None:
+        """Keep the stream for the next span."""
+        if self.compressed and stop is not None:
+            self.after = stop
+            _open[self.key] = self
+            while len(_open) > _MAX_OPEN:
+                del _open[next(iter(_open))]
+
+
+_open: dict[tuple[object, ...], _OpenStream] = {}

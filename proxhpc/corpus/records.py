@@ -90,8 +90,9 @@ def _identifier(record: dict[str, Any], path: str, raw: bytes) -> str | None:
     if value is None:
         return ""
     if isinstance(value, float) and abs(value) >= _EXACT and raw:
-        exact, leaf = _find(json.loads(raw), path)  # distinct long ids may be equal as floats
-        value = exact[leaf] if exact is not None else value
+        exact = get_field(json.loads(raw), path)  # distinct long ids may be equal as floats
+        if isinstance(exact, int) and holder is not None:
+            value = holder[leaf] = str(exact)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value)

@@ -1,19 +1,41 @@
-"""Decompressed bytes of plain, gzip and zstd files, in bounded chunks."""
+"""Decompressed bytes of plain and compressed files, in bounded chunks."""
 
+import bz2
+import lzma
+import os
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
-from proxhpc.corpus.blocks import MAGIC, DamageError, FrameReader
+from proxhpc.corpus.blocks import MAGIC, MAX_WINDOW, DamageError, FrameReader
 from proxhpc.errors import ShardError
+from proxhpc.extras import require_package
 
-Compression = Literal["none", "gzip", "zstd"]
+Compression = Literal["none", "gzip", "zstd", "xz", "bzip2", "lz4"]
 
 _READ = 1 << 20
-_INFLATE = 256 << 10  # gzip: the most bytes that one call returns
-_GZIP_MAGIC = b"\x1f\x8b"
-_SUFFIXES: dict[str, Compression] = {".zst": "zstd", ".zstd": "zstd", ".gz": "gzip"}
+_STEP = 256 << 10  # the most bytes that one call of a decompressor takes and returns
+_RAW_BYTES = 1024  # of the file, where it is damaged
+_MAX_BLOCKS = 256  # of zstd, whose headers are looked at to find the content's size
+_GZIP_MODULUS = 1 << 32
+_MAGICS: dict[Compression, bytes] = {
+    "zstd": re.escape(MAGIC) + rb"|[\x50-\x5f]\x2a\x4d\x18",
+    "gzip": rb"\x1f\x8b",
+    "xz": rb"\xfd7zXZ\0",
+    "bzip2": rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)",
+    "lz4": rb"\x04\x22\x4d\x18",
+}
+_SUFFIXES: dict[str, Compression] = {
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".gz": "gzip",
+    ".xz": "xz",
+    ".bz2": "bzip2",
+    ".lz4": "lz4",
+}
+COMPRESSED = tuple(_SUFFIXES)
 
 
 def detect_compression(path: Path) -> Compression:
@@ -23,16 +45,22 @@ def detect_compression(path: Path) -> Compression:
     """
     with path.open("rb") as file:
         head = file.read(64)
-    if head.startswith(MAGIC) or (head[:1] and head[0] & 0xF0 == 0x50 and head[1:4] == b"*M\x18"):
-        return "zstd"
-    if head.startswith(_GZIP_MAGIC):
-        return "gzip"
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+    if compression := name_compression(head):
+        return compression
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[", b"WARC/")):
         return "none"
     return _SUFFIXES.get(path.suffix.lower(), "none")
 
 
-def read_chunks(path: Path, compression: Compression, start: int = 0) -> Iterator[bytes]:
+def name_compression(head: bytes) -> Compression | None:
+    """Return how a file is compressed that begins so; None if it is not, as far as known."""
+    matching = (name for name, magic in _MAGICS.items() if re.match(magic, head))
+    return next(matching, None)
+
+
+def read_chunks(
+    path: Path, compression: Compression, start: int = 0, max_window: int = MAX_WINDOW
+) -> Iterator[bytes]:
     """Yield the decompressed bytes from offset `start` on, at most 1 MiB at a time.
 
     Concatenated frames or members are one stream. If the file is truncated, damaged or needs more
@@ -41,69 +69,192 @@ def read_chunks(path: Path, compression: Compression, start: int = 0) -> Iterato
     with path.open("rb", buffering=_READ) as file:
         if compression == "none":
             file.seek(start)
-            yield from plain_chunks(file)
+            yield from PlainReader(file).chunks()
             return
-        zstd = compression == "zstd"
-        stream = zstd_chunks(FrameReader(file)) if zstd else GzipReader(file).chunks()
+        stream = open_stream(file, compression, max_window)
         position = 0
-        for chunk in stream:
-            position += len(chunk)
-            if position > start:
-                size = position - start
-                yield chunk if size >= len(chunk) else chunk[-size:]
+        try:
+            for chunk in stream.chunks():
+                position += len(chunk)
+                if position > start:
+                    size = position - start
+                    yield chunk if size >= len(chunk) else chunk[-size:]
+        except DamageError as error:
+            if error.reason == "truncated_input":
+                raise
+            file.seek(max(stream.offset - _RAW_BYTES // 2, 0))
+            raise DamageError(error.reason, error.detail, file.read(_RAW_BYTES)) from error
 
 
-def plain_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield a file's bytes in chunks."""
-    while chunk := file.read(_READ):
-        yield chunk
+def open_stream(file: BinaryIO, compression: Compression, max_window: int = MAX_WINDOW) -> "Stream":
+    """Return the content of an open file."""
+    if compression == "none":
+        return PlainReader(file)
+    if compression == "zstd":
+        return FrameReader(file, max_window=max_window)
+    return MemberReader(file, compression)
 
 
-def zstd_chunks(frames: FrameReader) -> Iterator[bytes]:
-    """Yield the content of all frames in blocks of at most 128 KiB."""
-    while header := frames.header():
-        yield from frames.blocks(header)
+def estimate_content(file: BinaryIO, stream: "Stream", ratio: float) -> int:
+    """Return the decompressed size of an open file, of which a sample has this ratio.
+
+    A zstd frame may name its size. A gzip file ends with that of its last member, modulo 4 GiB;
+    the file has one member if the sample, which `stream` has read, was not the whole of it.
+    """
+    size = file.seek(0, os.SEEK_END)
+    guess = round(size * ratio)
+    if isinstance(stream, PlainReader):
+        return size
+    if isinstance(stream, FrameReader):
+        return _zstd_content(file, size) or guess
+    if stream.is_first_gzip_member:
+        file.seek(size - 4)
+        low = int.from_bytes(file.read(4), "little")
+        return low + max(0, round((guess - low) / _GZIP_MODULUS)) * _GZIP_MODULUS
+    return guess
 
 
-class GzipReader:
-    """Reads the members of a gzip file as one stream."""
+def _zstd_content(file: BinaryIO, size: int) -> int:
+    """Return the content of a zstd file by its first frames' headers; 0 if they do not name it."""
+    file.seek(0)
+    frames = FrameReader(file, max_window=1 << 31)
+    content = end = blocks = 0  # of complete frames
+    try:
+        while (header := frames.header()) and header.content_size is not None:
+            for _ in frames.skip(header):
+                blocks += 1
+                if blocks > _MAX_BLOCKS:  # the other frames are like the first ones
+                    return content * size // end if end else header.content_size
+            content += header.content_size
+            end = frames.offset
+    except DamageError:
+        return 0
+    return 0 if header else content
+
+
+class PlainReader:
+    """Reads a file that is not compressed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+
+    @property
+    def offset(self) -> int:
+        """The bytes read."""
+        return self._file.tell()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the file's bytes."""
+        while chunk := self._file.read(_READ):
+            yield chunk
+
+
+def _decompressor(compression: Compression) -> Callable[[], Any]:
+    if compression == "gzip":
+        return lambda: zlib.decompressobj(wbits=31)
+    if compression == "xz":
+        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW)
+    if compression == "bzip2":
+        return bz2.BZ2Decompressor
+    require_lz4("reading .lz4 files")
+    from lz4.frame import LZ4FrameDecompressor
+
+    factory: Callable[[], Any] = LZ4FrameDecompressor
+    return factory
+
+
+def require_lz4(purpose: str) -> None:
+    """Raise UserError unless lz4, which `purpose` needs, is installed."""
+    require_package("lz4", "lz4", purpose)
+
+
+class MemberReader:
+    """Reads the members of a gzip, xz, bzip2 or lz4 file as one stream."""
+
+    def __init__(self, file: BinaryIO, compression: Compression) -> None:
+        self._file = file
+        self._compression = compression
+        self._make = _decompressor(compression)
         self._pending = b""
+        self._position = 0
+        self._members = 0  # that have been read to their end
 
     @property
     def offset(self) -> int:
         """The compressed bytes consumed."""
         return self._file.tell() - len(self._pending)
 
+    @property
+    def is_first_gzip_member(self) -> bool:
+        """Whether this is a gzip file of which no member has been read to its end."""
+        return self._compression == "gzip" and not self._members
+
     def chunks(self) -> Iterator[bytes]:
         """Yield the content, at most 256 KiB at a time. Zero padding is skipped, as by gzip."""
         self._read()
         while self._pending:
-            yield from self._member(zlib.decompressobj(wbits=31))
+            start = self._position
+            try:
+                for data in self._member(self._make()):
+                    self._position += len(data)
+                    yield data
+            except DamageError as error:
+                raise error.unverified_from(start) from error
+            self._members += 1
             while self._pending and not self._pending.strip(b"\0"):
                 self._read()
             self._pending = self._pending.lstrip(b"\0")
 
-    def _member(self, member: "zlib._Decompress") -> Iterator[bytes]:
+    def _member(self, member: Any) -> Iterator[bytes]:
+        gzip = self._compression == "gzip"
         while not member.eof:
+            before = member.copy() if gzip else None
             try:
-                data = member.decompress(self._pending, _INFLATE)
-            except zlib.error as error:
-                detail = f"gzip, near byte {self.offset}: {error}"
+                data = member.decompress(self._pending, _STEP)
+            except (
+                zlib.error,
+                lzma.LZMAError,
+                OSError,
+                EOFError,
+                RuntimeError,
+                ValueError,
+            ) as error:
+                if before is not None:
+                    yield from self._salvage(before)
+                detail = f"{self._compression}, near byte {self.offset}: {error}"
                 raise DamageError("corrupt_input", detail) from error
-            self._pending = member.unused_data if member.eof else member.unconsumed_tail
+            if member.eof:
+                self._pending = member.unused_data or b""
+            else:
+                self._pending = member.unconsumed_tail if gzip else b""
             if data:
                 yield data
-            if not self._pending:
+            if not self._pending and (member.eof or gzip or member.needs_input):
                 self._read()
                 if not (self._pending or data or member.eof):
-                    detail = f"the file ends inside a gzip member, at byte {self.offset}"
-                    raise DamageError("truncated_input", detail)
+                    detail = f"the file ends inside a {self._compression} member, at byte "
+                    raise DamageError("truncated_input", f"{detail}{self.offset}")
+
+    def _salvage(self, member: Any) -> Iterator[bytes]:
+        """Yield what can be decoded before an error; zlib loses the output of a call that fails."""
+        step = _STEP // 8
+        while step:
+            trial = member.copy()
+            try:
+                data = trial.decompress(self._pending, step)
+            except zlib.error:
+                step //= 8
+                continue
+            if not data:
+                return
+            member, self._pending = trial, trial.unconsumed_tail
+            yield data
 
     def _read(self) -> None:
-        self._pending = self._file.read(_INFLATE)
+        self._pending = self._file.read(_STEP)
+
+
+Stream = PlainReader | FrameReader | MemberReader
 
 
 def count_lines(path: Path) -> int:

@@ -12,9 +12,11 @@ from proxhpc.doctor.needs import examine_needs
 from proxhpc.doctor.scheduler import examine_containers, examine_slurm
 from proxhpc.doctor.view import render_diagnosis
 from proxhpc.errors import ProxError
+from proxhpc.refine.preflight import freeze_prompts
+from proxhpc.run.listing import find_inputs
 from proxhpc.run.models import resolve_model
 from proxhpc.run.plan import find_models, freeze_manifest
-from proxhpc.spec.manifest import Manifest, find_inputs, load_manifest
+from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.site import Site, load_site
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "examine_site", "render_diagnosis"]
@@ -48,7 +50,7 @@ def diagnose(site_name: str | None, manifest_path: Path | None, run: Path | None
 
 def _inputs(manifest: Manifest) -> Finding:
     try:
-        files = find_inputs(manifest.corpus)
+        files = find_inputs(manifest.corpus).files
     except ProxError as error:
         return Finding.error("inputs", error.message, error.hint)
     return Finding.ok("inputs", quantity(len(files), "file"), "plan checks their content")
@@ -69,7 +71,10 @@ def examine_site(site: Site, folder: Path, models: list[str]) -> Iterator[Findin
 def _prompts(manifest: Manifest) -> Finding:
     """The result of giving each stage its profile; its model is complete."""
     try:
-        stages = freeze_manifest(manifest, find_models(manifest)).stages
+        models = find_models(manifest)
+        frozen = freeze_manifest(manifest, models)
+        freeze_prompts(frozen, models)
+        stages = frozen.stages
     except ProxError as error:
         return Finding.error("prompts", error.message, error.hint)
     names = [p if isinstance(p, str) else p.name for p in (stage.prompt for stage in stages)]

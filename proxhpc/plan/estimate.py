@@ -21,7 +21,7 @@ from proxhpc.run.estimate import (
     tokens_counted_as,
 )
 from proxhpc.run.paths import RunDir
-from proxhpc.run.plan import Plan
+from proxhpc.run.plan import Plan, input_notes
 from proxhpc.spec.site import Resources, Site
 from proxhpc.status.terminal import short
 
@@ -76,7 +76,7 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
         if near is None
         else {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)},
         notes=(
-            *(f"{info.name}: {info.note}" for info in plan.inputs if info.note),
+            *input_notes(plan, run),
             *_shortages(run, space),
             *filter(None, [calibration_problem(run)]),
         ),

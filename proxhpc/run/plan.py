@@ -20,22 +20,22 @@ from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
 from proxhpc.corpus.parquet import require_pyarrow
-from proxhpc.corpus.probe import find_misread
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
+from proxhpc.run.listing import check_inputs, find_inputs, shorten
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
 from proxhpc.spec.load import reasons
-from proxhpc.spec.manifest import Manifest, diff, find_inputs
+from proxhpc.spec.manifest import Manifest, diff
+from proxhpc.spec.profile import Profile
 from proxhpc.spec.refiner_file import complete_stage
 from proxhpc.spec.sections import Corpus
-from proxhpc.spec.yaml_lines import Key, dotted, quoted
+from proxhpc.spec.yaml_lines import Key, quoted
 
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
 PLAN_VERSION = 3
 
-_MISREAD_SHOWN = 3  # files in a message
 _DRAFT = re.compile(r"\..*\.tmp")  # left behind by a launch that was killed
 _OTHER_RUN_DIR = "choose another: run_dir in the manifest, --run DIR, or --out DIR of refine"
 
@@ -46,6 +46,14 @@ class Shard:
 
     spans: tuple[Span, ...]
     estimated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPrompt:
+    """A stage's profile with a chat template as it was rendered, and the ids of an empty prompt."""
+
+    profile: Profile
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Plan:
     shards: tuple[Shard, ...]
     models: dict[str, ModelRef]
     against: tuple[InputInfo, ...] = ()  # files of the external corpus, dedup.against
+    listing_notes: tuple[str, ...] = ()
+    prompts: dict[str, FrozenPrompt] = field(default_factory=dict)
     digest: str = ""
     refined_under: AnyPolicy | None = None  # if the manifest's policy is another (variant.py)
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
@@ -71,6 +81,17 @@ class Plan:
             if level in self.models:
                 return self.models[level].name
         return f"UTF-8 bytes / {BYTES_PER_TOKEN} (estimate)"
+
+    @cached_property
+    def frozen_manifest(self) -> Manifest:
+        """The manifest with the frozen prompts, which do not change from day to day."""
+        stages = tuple(
+            stage.model_copy(update={"prompt": self.prompts[stage.level].profile})
+            if stage.level in self.prompts
+            else stage
+            for stage in self.manifest.stages
+        )
+        return self.manifest.model_copy(update={"stages": stages})
 
     @property
     def estimated_bytes(self) -> int:
@@ -115,8 +136,13 @@ class Plan:
             "code": self.code,
             "manifest": self.manifest.model_dump(mode="json"),
             "models": {level: ref.to_dict() for level, ref in self.models.items()},
+            "prompts": {
+                level: [prompt.profile.model_dump(mode="json", exclude_unset=True), prompt.ids]
+                for level, prompt in self.prompts.items()
+            },
             "inputs": [asdict(info) | {"path": str(info.path)} for info in self.inputs],
             "against": [asdict(info) | {"path": str(info.path)} for info in self.against],
+            "notes": list(self.listing_notes),
             "shards": [
                 [shard.estimated_bytes, *([s.file, s.start, s.stop] for s in shard.spans)]
                 for shard in self.shards
@@ -133,10 +159,15 @@ class Plan:
             manifest=Manifest.model_validate(data["manifest"]),
             inputs=_infos(data["inputs"]),
             against=_infos(data["against"]),
+            listing_notes=tuple(data.get("notes", ())),
             shards=tuple(
                 Shard(tuple(Span(*span) for span in spans), size) for size, *spans in data["shards"]
             ),
             models={k: ModelRef.from_dict(ref) for k, ref in data["models"].items()},
+            prompts={
+                level: FrozenPrompt(Profile.model_validate(profile), tuple(ids))
+                for level, (profile, ids) in data["prompts"].items()
+            },
             digest=_digest(data),
         )
 
@@ -164,6 +195,10 @@ class Plan:
             return plan
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise StopError(f"{run.plan} is damaged: {error}") from error
+
+    def freeze(self, prompts: dict[str, FrozenPrompt]) -> "Plan":
+        """Return the plan with these prompts, by level."""
+        return Plan.from_dict(orjson.loads(orjson.dumps(replace(self, prompts=prompts).to_dict())))
 
     def allow_unusable(self, share: float) -> "Plan":
         """Return the plan with another `engine.max_unusable`, which may change between launches."""
@@ -279,9 +314,11 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
     check_new(run)
     if manifest.output.format == "parquet":
         require_pyarrow("output.format: parquet")
-    inputs = _describe_corpus(manifest.corpus, run, ("corpus",))
-    external = manifest.dedup.against
-    against = _describe_corpus(external, run, ("dedup", "against")) if external else ()
+    inputs, notes = _describe_corpus(manifest.corpus, run, ("corpus",))
+    against: tuple[InputInfo, ...] = ()
+    if external := manifest.dedup.against:
+        against, more = _describe_corpus(external, run, ("dedup", "against"))
+        notes += more
     models = find_models(manifest)
     manifest = freeze_manifest(manifest, models)
     plan = Plan(
@@ -297,37 +334,28 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
         ),
         models=models,
         against=against,
+        listing_notes=notes,
     )
     return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
 
 
-def _describe_corpus(corpus: Corpus, run: RunDir, key: Key) -> tuple[InputInfo, ...]:
-    """Return the files of a corpus; UserError if a file has no text where it begins."""
-    files = find_inputs(corpus, key)
-    check_outside(run, (path for path, _ in files))
-    inputs = tuple(describe_input(path, corpus.format, name=name) for path, name in files)
-    misread = [*find_misread(inputs, Fields(corpus.text, corpus.id), corpus.max_record_bytes)]
-    if not misread:
-        return inputs
-    hint = f"set {dotted((*key, 'text'))} to the field with the text"
-    hint += f" (and {dotted((*key, 'format'))}, if it is wrong)"
-    if len(misread) < sum(info.size > 0 for info in inputs):
-        hint = (
-            f"other files have one: leave these out of {dotted((*key, 'paths'))}, and refine them"
-        )
-        hint += f" in a run with another {dotted((*key, 'text'))}"
-    shown = [
-        f"{info.path}, record at {bad.position}: {bad.reason}: {quoted(bad.detail, 500)[1:-1]}"
-        for info, bad in misread[:_MISREAD_SHOWN]
-    ]
-    if len(misread) > len(shown):
-        shown.append(f"and {quantity(len(misread) - len(shown), 'more file', 'more files')}")
-    raise UserError("no record has a text: " + "\n  ".join(shown), hint=hint)
+def _describe_corpus(
+    corpus: Corpus, run: RunDir, key: Key
+) -> tuple[tuple[InputInfo, ...], tuple[str, ...]]:
+    """Return the files of a corpus, and notes on them. UserError as `check_inputs`."""
+    listing = find_inputs(corpus, key)
+    check_outside(run, (path for path, _ in listing.files))
+    inputs = tuple(
+        describe_input(path, corpus.format, name=name, max_window=corpus.zstd_window)
+        for path, name in listing.files
+    )
+    return check_inputs(inputs, corpus, key), listing.notes
 
 
 def _read(corpus: Corpus, info: InputInfo, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
     fields = Fields(corpus.text, corpus.id)
-    return read_span(info, info.format, span, fields, corpus.max_record_bytes)
+    limits = corpus.max_record_bytes, corpus.zstd_window
+    return read_span(info, info.format, span, fields, limits[0], max_window=limits[1])
 
 
 def _infos(data: list[dict[str, Any]]) -> tuple[InputInfo, ...]:
@@ -366,6 +394,33 @@ def _split_file(file: int, info: InputInfo, pieces: int) -> Iterator[Span]:
     length = info.rows if info.rows is not None else info.estimated_bytes
     starts = [length * i // pieces for i in range(pieces)]
     yield from (Span(file, a, b) for a, b in zip(starts, [*starts[1:], None], strict=True))
+
+
+def input_notes(plan: Plan, run: RunDir) -> list[str]:
+    """Return what a person should know about the inputs, in a few lines.
+
+    If the run has started, also how many files its patterns match that are not in its plan.
+    """
+    files = (*plan.inputs, *plan.against)
+    lines = [f"{info.name}: {info.note}" for info in files if info.note]
+    notes = [*plan.listing_notes, *shorten(lines)]
+    if run.plan.exists():
+        planned = {info.path for info in plan.inputs}
+        try:
+            new = [
+                name
+                for path, name in find_inputs(plan.manifest.corpus).files
+                if path not in planned
+            ]
+        except UserError as error:
+            return [*notes, error.message]
+        if new:
+            amount = quantity(len(new), "file is", "files are")
+            notes.append(
+                f"{amount} new since the plan and not part of this run, which cannot grow: "
+                f"{', '.join(shorten(new, 3))}"
+            )
+    return notes
 
 
 def check_same_manifest(plan: Plan, manifest: Manifest) -> None:

@@ -110,6 +110,14 @@ ONE_OR_MORE = BeforeValidator(
 )
 
 
+_DOWNLOAD_FIRST = "download the files first, and name the folder"
+_DOWNLOAD = {
+    "hf://": "first run `hf download ORG/NAME --repo-type dataset --local-dir DIR`, and name DIR",
+    "s3://": "first run `aws s3 cp --recursive` or `s5cmd cp` to a folder, and name that",
+    "gs://": "first run `gcloud storage cp --recursive` to a folder, and name that",
+}
+
+
 def matching(pattern: str, wanted: str) -> tuple[AfterValidator, FieldInfo]:
     """Return annotations for a string that must match `pattern`, described by `wanted`."""
 
@@ -138,6 +146,8 @@ def absolute(text: str, info: ValidationInfo, *, pattern: bool = False) -> str:
 
     Symbolic links are resolved in the base only: a virtual environment's python is a link itself.
     """
+    if url := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(f"{quoted(text)} is not a path: {_DOWNLOAD.get(url[0], _DOWNLOAD_FIRST)}")
     if text.startswith("~"):
         text = os.path.expanduser(text)
     if (base := base_of(info)) is None:

@@ -1,17 +1,13 @@
 """The manifest: what a run does, read from YAML."""
 
-import glob
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy, NamedPolicy, Policy
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, load_yaml, refuse
@@ -37,7 +33,6 @@ _NOT_COMPUTED: dict[str, bool | set[str]] = {
     "engine": {"max_unusable"},
     "prove": True,
 }
-_MAX_PATH = 400  # characters of a path in a message
 
 _OF_PUBLIC_CODE = {
     "dialect": "prox",
@@ -187,52 +182,3 @@ def _differing(a: Any, b: Any, key: Key) -> Iterator[Key]:
             yield from _differing(left, right, (*key, n))
     elif type(a) is not type(b) or a != b:
         yield key
-
-
-def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> list[tuple[Path, str]]:
-    """Return a corpus's files, each with its name in the ids of documents without one.
-
-    Files are sorted by pattern, then by path; each is listed once. Names are relative to the
-    deepest folder that all patterns share, so they do not change when the corpus moves. UserError
-    names every pattern that matches no file; `key` is the corpus's key in the manifest.
-    """
-    patterns = corpus.paths
-    root = os.path.commonpath([_fixed_folder(pattern) for pattern in patterns])
-    names: dict[str, str] = {}
-    problems = []
-    for number, pattern in enumerate(patterns):
-        paths = sorted(p for p in glob.iglob(pattern, recursive=True) if os.path.isfile(p))
-        if not paths:
-            pattern_key = dotted((*key, "paths", number))
-            text = quoted(pattern, _MAX_PATH)
-            problems.append(f"{pattern_key}: no file matches {text}: {_why_empty(pattern)}")
-        names |= {path: os.path.relpath(path, root) for path in paths}
-    if problems:
-        raise UserError("\n".join(problems))
-    for path in names:
-        if re.search("[\ud800-\udfff]", path):
-            raise UserError(
-                f"{quoted(path, _MAX_PATH)}: the file's name is not UTF-8", hint="rename the file"
-            )
-    return [(Path(path), name) for path, name in names.items()]
-
-
-def _fixed_folder(pattern: str) -> str:
-    """Return the folder before a pattern's first wildcard."""
-    parts = pattern.split("/")
-    wildcards = (n for n, part in enumerate(parts) if glob.escape(_unescaped(part)) != part)
-    return _unescaped("/".join(parts[: next(wildcards, len(parts) - 1)])) or "/"
-
-
-def _unescaped(pattern: str) -> str:
-    return re.sub(r"\[([*?[])\]", r"\1", pattern)
-
-
-def _why_empty(pattern: str) -> str:
-    folder = Path(_fixed_folder(pattern))
-    if os.path.isdir(_unescaped(pattern)):
-        return "it is a folder; name the files, as in FOLDER/**/*.jsonl.zst"
-    if folder.is_dir():
-        return f"the folder {quoted(str(folder), _MAX_PATH)} has none"
-    existing = next((p for p in folder.parents if p.is_dir()), Path("/"))
-    return f"the folder does not exist; {quoted(str(existing), _MAX_PATH)} does"

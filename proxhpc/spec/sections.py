@@ -47,9 +47,9 @@ class Corpus(Config):
     paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(min_length=1)
     """Input files: one glob pattern or a list (`**` crosses directories), relative to the
     manifest."""
-    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
-    """File format. `auto` looks at each file's suffix: `.jsonl`, `.ndjson` or `.json`, plain or
-    with `.zst` or `.gz`; `.parquet`; `.txt` or `.md`, a file of `text`, which is one document."""
+    format: Literal["auto", "jsonl", "json", "wet", "parquet", "arrow", "text"] = "auto"
+    """File format. `auto` looks at each file's suffix and start; see [Input
+    formats](inputs.md)."""
     text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(default=("text",), min_length=1)
     """Field with the text; dots reach nested fields. Of a list, the first field that a record
     has."""
@@ -58,6 +58,9 @@ class Corpus(Config):
     `path:position`."""
     max_record_bytes: Size = 32 << 20
     """Longer records are quarantined without being read whole."""
+    zstd_window: Annotated[Size, Field(le=1 << 31)] = 128 << 20
+    """Memory for the window of a zstd file, in each process: `2GiB` reads files of
+    `zstd --long=31`."""
 
 
 # Defaults of a stage depend on its level and prompt style. The limits of `walk` are those that its
