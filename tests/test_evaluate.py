@@ -333,6 +333,9 @@ def test_models_are_loaded_one_at_a_time(
     """Random models, whose answers cannot be used: a warning, but no stop."""
     pytest.importorskip("transformers")
     models = [save_llama(tmp_path / name, max_position_embeddings=512) for name in ("a", "b")]
+    refiner = {"version": 1, "prompt": "prox-plain", "chunk": {"max_new_tokens": 8}}
+    for model in models:
+        (model / "refiner.json").write_text(json.dumps(refiner))
     row = {"text_noisy": "Home\nThe fox jumps.", "text_gold": "The fox jumps."}
     texts = [row | {"text_noisy": f"Home {n}\nThe fox jumps."} for n in range(130)]
     path = write_jsonl(tmp_path / "gold.jsonl", texts)
@@ -351,7 +354,7 @@ def test_models_are_loaded_one_at_a_time(
 
     monkeypatch.setattr(TransformersEngine, "__init__", load)
     monkeypatch.setattr(TransformersEngine, "close", unload)
-    command = ["evaluate", str(path), "--prompt", "prox-plain", "--engine", "transformers"]
+    command = ["evaluate", str(path), "--engine", "transformers"]
     for model in models:
         command += ["--model", str(model)]
     out_file = tmp_path / "out.json"

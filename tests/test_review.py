@@ -45,7 +45,7 @@ from proxhpc.review.estimate import ReviewSummary, summarize
 from proxhpc.review.marks import Mark, MarksFile
 from proxhpc.review.page import Page
 from proxhpc.review.session import ReviewSession
-from proxhpc.review.source import FileReview, ReviewFilter, RunReview, open_review_source
+from proxhpc.review.source import FileReview, RunReview, open_review_source
 from proxhpc.review.view import CHROME, render_screen
 from proxhpc.run.paths import RunDir
 from runs import document, planned, write_jsonl
@@ -78,7 +78,7 @@ def reviewed(folder: Path, rows: list[dict[str, Any]] = ROWS) -> FileReview:
 
 def session_of(source: FileReview | RunReview, number: int = 50) -> ReviewSession:
     marks = MarksFile(source.marks, source.key)
-    session = ReviewSession(source, choose_items(source, number, ReviewFilter(), 0), marks)
+    session = ReviewSession(source, choose_items(source, number, Stratum(""), 0), marks)
     draw(session)
     return session
 
@@ -486,20 +486,20 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_every_kind_of_document_of_a_run_is_asked_about(run: RunDir) -> None:
     source = RunReview(run)
-    items = choose_items(source, 3, ReviewFilter(), seed=1)
+    items = choose_items(source, 3, Stratum(""), seed=1)
     by_stratum = Counter(item.stratum for item in items)
     readable = {s: n for s, n in source.sizes.items() if s.outcome != "quarantined"}
     assert by_stratum == {stratum: min(3, n) for stratum, n in readable.items()}
     assert {stratum.outcome for stratum in by_stratum} == {"edited", "kept", "dropped"}
     assert [item.stratum.outcome for item in items[:2]] == ["edited", "dropped"]
-    again = choose_items(source, 3, ReviewFilter(), seed=1)
+    again = choose_items(source, 3, Stratum(""), seed=1)
     assert [i.position for i in again] == [i.position for i in items]
-    other = choose_items(source, 3, ReviewFilter(), seed=2)
+    other = choose_items(source, 3, Stratum(""), seed=2)
     assert {i.position for i in other} != {i.position for i in items}
-    (dropped, *_) = choose_items(source, 1, ReviewFilter("dropped"), seed=0)
+    (dropped, *_) = choose_items(source, 1, Stratum("dropped"), seed=0)
     assert dropped.stratum.outcome == "dropped"
     with pytest.raises(UserError, match="no document to review") as error:
-        choose_items(source, 1, ReviewFilter("dropped", "nonsense"), seed=0)
+        choose_items(source, 1, Stratum("dropped", "nonsense"), seed=0)
     assert f"dropped with reason {dropped.stratum.reason}" in error.value.hint
 
 
@@ -777,7 +777,7 @@ def test_the_summary_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     source = reviewed(tmp_path)
     out = tmp_path / "mine.jsonl"
     session = ReviewSession(
-        source, choose_items(source, 9, ReviewFilter(), 0), MarksFile(out, source.key)
+        source, choose_items(source, 9, Stratum(""), 0), MarksFile(out, source.key)
     )
     draw(session)
     press(session, "y y y y")

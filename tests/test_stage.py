@@ -31,6 +31,7 @@ from proxhpc.refine.refiner import MAX_ERRORS_IN_A_ROW, Refiner
 from proxhpc.refine.stage import StageRunner
 from proxhpc.run.ledger import Row, tally
 from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.profile import Profile
 
 LINES = [f"This is line number {n} of a page of some length, as pages are." for n in range(40)]
 TEXT = "\n".join(LINES)
@@ -473,7 +474,7 @@ def test_errors_of_the_same_text_count_once() -> None:
 
 
 def test_stop_strings_of_a_profile_end_answers() -> None:
-    profile = {"system": None, "stop": ["THE END"]}
+    profile = Profile(stop=("THE END",))
     for policy in ({}, "reference"):
         engine = ScriptedEngine(keep)
         texts = ["some text", "THE END of it"]

@@ -129,7 +129,6 @@ def _window_example(
 
 
 def _row(document: SourceDocument, level: Level, program: str) -> dict[str, Any]:
-    """The keys that examples of both levels have."""
     return {
         "id": document.id,
         "level": level,

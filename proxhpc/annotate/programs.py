@@ -125,7 +125,6 @@ def program_labels(
 def _whole_edit(
     text: str, starts: Sequence[int], window: WindowEdits, result: WindowChanges
 ) -> Edit:
-    """All changes of a window as one edit."""
     low, high = starts[window.start], starts[window.stop] - 1
     changes = [(start - low, stop - low, target) for start, stop, target in result[0]]
     new = apply_changes(text[low:high], [(changes, result[1])])

@@ -94,7 +94,6 @@ def _outcomes(plan: Plan, summary: MergeSummary) -> Rows:
 
 
 def _settings(plan: Plan) -> str:
-    """What the manifest decides about the corpus, in YAML."""
     sections = {"corpus", "stages", "engine", "policy", "dedup", "output"}
     manifest = plan.manifest.model_dump(mode="json", include=sections)
     del manifest["corpus"]["paths"]

@@ -175,7 +175,6 @@ def _match(
 def _find_duplicates(
     pool: Pool, sketches: Sketches, source_digest: str, memory: int
 ) -> tuple[Sorter, DuplicateSets]:
-    """Each duplicate with its survivor, and the sizes of the duplicate sets."""
     run, plan = pool.run, pool.plan
     share = memory // pool.processes
     tasks = range(len(match_tasks(plan, len(sketches), share)))
@@ -277,7 +276,6 @@ def _survived(sketches: Sketches, flag_digests: Sequence[str], documents: Docume
 
 
 def _count_by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt.NDArray[np.int64]:
-    """Count a group's survivors by input file."""
     keys = survivors["shard"].astype(np.uint64) << np.uint64(32) | survivors["record"]
     starts, files = [], []
     shards = shard_groups(plan)[receipt.group]
@@ -293,6 +291,5 @@ def _count_by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt
 
 
 def _keys(sketches: Sketches, documents: Documents) -> list[tuple[int, int]]:
-    """Shard and record of these documents."""
     rows = sketches.rows(documents) if len(documents) else ()
     return [(int(row["shard"]), int(row["record"])) for row in rows]

@@ -148,7 +148,6 @@ def _finish(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -
 
 
 def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:
-    """Raise StopError unless the parts on disk have the size that was written."""
     for part in parts:
         if (size := _size(run, part.name)) != part.bytes_stored:
             raise StopError(

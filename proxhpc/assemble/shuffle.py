@@ -88,8 +88,6 @@ def gather_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Itera
 
 
 class _BucketWriter:
-    """Writes the file of one group."""
-
     def __init__(self, file: BinaryIO, match: MatchResult) -> None:
         self._file, self._digest = file, match.digest
         starts = [start for part in match.parts for start in bucket_starts(part, BUCKET)]

@@ -118,7 +118,6 @@ def read_receipt(run: RunDir, group: int) -> SketchReceipt | None:
 
 
 def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
-    """A group's files beside its receipt."""
     yield from (run.sketch(receipt.group), run.bands(receipt.group))
     if receipt.files.signatures:
         yield run.signatures(receipt.group)
@@ -183,7 +182,6 @@ def _row_bytes(plan: Plan, record: ReplayedRecord) -> int:
 
 
 def _add_external(plan: Plan, piece: int, receipt: SketchReceipt, writer: SketchWriter) -> None:
-    """Add the raw texts of a piece of the external corpus."""
     shard = len(plan.shards) + piece
     for number, record in enumerate(external_records(plan, piece)):
         if isinstance(record, BadRecord):

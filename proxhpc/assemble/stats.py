@@ -119,7 +119,6 @@ def log2_bucket(number: int) -> int:
 
 
 def _functions(level: str, program: str, finish: ProgramEnd, dialect: Dialect) -> tuple[str, ...]:
-    """The function of each call in a program."""
     parsed = parse_doc(program, finish) if level == "doc" else parse_chunk(program, dialect, finish)
     return tuple(str(statement).partition("(")[0] for statement in parsed.statements)
 

@@ -177,7 +177,6 @@ def summarize_merge(
 def _count_files(
     plan: Plan, receipts: Sequence[SketchReceipt], match: MatchResult, written: Mapping[int, int]
 ) -> list[FileCounts]:
-    """Counts by input file, from the replay, the match and the written parts."""
     counts = [Counter[str]() for _ in plan.inputs]
     for receipt in receipts:
         for span in receipt.spans:

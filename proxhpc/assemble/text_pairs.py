@@ -113,7 +113,6 @@ def jaccard(left: Hashes, right: Hashes) -> float:
 
 
 def _texts(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[str]:
-    """The texts of documents of one group, in order."""
     piece = int(documents["shard"][0]) - len(plan.shards)  # of the external corpus
     if piece < 0:
         yield from (record.text or "" for record in replay_documents(run, plan, documents))

@@ -105,7 +105,6 @@ def _check(writer: PartWriter, expected: PartRange) -> None:
 
 
 def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[CorpusRow]:
-    """Yield the rows of a part in input order."""
     part = match.parts[number]
     first, last = np.uint64(part.first), np.uint64(part.last)
     for group, shards in enumerate(shard_groups(plan)):

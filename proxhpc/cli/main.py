@@ -392,17 +392,18 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _review(arguments: argparse.Namespace) -> None:
     from proxhpc.review import choose_items
+    from proxhpc.review.document import Stratum
     from proxhpc.review.estimate import summarize
     from proxhpc.review.marks import MarksFile
     from proxhpc.review.screen import run_review
     from proxhpc.review.session import ReviewSession
-    from proxhpc.review.source import ReviewFilter, open_review_source
+    from proxhpc.review.source import open_review_source
     from proxhpc.review.view import render_review
 
     source = open_review_source(arguments.source)
     marks = MarksFile(arguments.out or source.marks, source.key)
     if not (arguments.summary or arguments.json):
-        wanted = ReviewFilter(arguments.outcome, arguments.reason)
+        wanted = Stratum(arguments.outcome, arguments.reason)
         if arguments.id is None:
             items = choose_items(source, arguments.sample, wanted, arguments.seed)
         else:

@@ -59,8 +59,6 @@ def _debug(verb: Parser) -> None:
 
 
 class _PrintCompletion(argparse.Action):
-    """Prints a shell's completion script."""
-
     def __call__(self, top: Parser, *arguments: object) -> None:
         import shtab
 

@@ -132,8 +132,6 @@ class _RunFile:
 
 @dataclass(frozen=True, slots=True)
 class _SortedRun:
-    """Rows [start, end) of a file, sorted."""
-
     file: _RunFile
     start: int
     end: int
@@ -178,7 +176,6 @@ def _merge_runs(runs: Iterable[_SortedRun], limit: int) -> Iterator[IntRows]:
 
 
 def _count_up_to(rows: IntRows, last: tuple[int, ...]) -> int:
-    """How many of these sorted rows are not greater than `last`."""
     low, high = 0, len(rows)
     for index, value in enumerate(last):
         column = rows[low:high, index]

@@ -132,7 +132,6 @@ def _effect(
     rows: Sequence[Row],
     scores: Sequence[tuple[float, float | None]],
 ) -> LimitEffect:
-    """The effect on these rows, with each one's score as the limit is set and without it."""
     pairs = [(score, other) for score, other in scores if other is not None]
     return LimitEffect(
         level=level,

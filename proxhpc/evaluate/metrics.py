@@ -109,7 +109,6 @@ _OF_BOTH_LEVELS = (
 
 
 def _detection(correct: str, wrong: str, missed: str, prefix: str = "") -> tuple[Ratio, ...]:
-    """Precision, recall and F1."""
     return (
         Ratio(f"{prefix}precision", (correct,), (correct, wrong)),
         Ratio(f"{prefix}recall", (correct,), (correct, missed)),

@@ -228,7 +228,6 @@ class SystemComparison:
         return SystemScores(name=system.name, documents=len(tables[0]), scores=scores, lead=lead)
 
     def _auc(self, system: SystemResult, indices: list[int]) -> Score:
-        """The AUC of a system's scores on the documents that have one."""
         pairs = [
             (not self.records[index].keep, value)
             for index in indices

@@ -153,35 +153,31 @@ async def _run_refiner(
     refiner = await open_refiner(manifest, models)
     results: dict[Level, SystemResult] = {}
     try:
-        if refiner.chunk and chunk:
-            one = Refiner(manifest, None, refiner.chunk)
-            rows, seconds = await _refine(one, [lines.gold for lines in chunk], log)
-            counts = [
-                _chunk_counts(lines, row, one) for lines, row in zip(chunk, rows, strict=True)
-            ]
-            scores = [count["token_f1"] for count in counts]
-            results["chunk"] = SystemResult(
+        for stage in reversed(manifest.stages):
+            level, is_doc = stage.level, stage.level == "doc"
+            if refiner.doc:
+                refiner.doc.scored = True
+            runners = (refiner.doc, None) if is_doc else (None, refiner.chunk)
+            one = Refiner(manifest, *runners)
+            records = doc if is_doc else [lines.gold for lines in chunk]
+            rows, seconds = await _refine(one, records, log)
+            if is_doc:
+                counts = [_doc_counts(gold, row, one) for gold, row in zip(doc, rows, strict=True)]
+                limits = doc_effects(name, doc, rows)
+            else:
+                pairs = zip(chunk, rows, strict=True)
+                counts = [_chunk_counts(lines, row, one) for lines, row in pairs]
+                scores = [count["token_f1"] for count in counts]
+                limits = chunk_effects(name, chunk, rows, scores, one.policy, one.program_format)
+            results[level] = SystemResult(
                 name,
                 counts,
                 seconds,
                 tally(rows),
-                models.get("chunk"),
-                unusable=_unusable_share(one, "chunk", log),
-                limits=chunk_effects(name, chunk, rows, scores, one.policy, one.program_format),
-            )
-        if refiner.doc and doc:
-            refiner.doc.scored = True
-            one = Refiner(manifest, refiner.doc, None)
-            rows, seconds = await _refine(one, doc, log)
-            results["doc"] = SystemResult(
-                name,
-                [_doc_counts(gold, row, one) for gold, row in zip(doc, rows, strict=True)],
-                seconds,
-                tally(rows),
-                models.get("doc"),
+                models.get(level),
                 [row.score for row in rows],
-                unusable=_unusable_share(one, "doc", log),
-                limits=doc_effects(name, doc, rows),
+                unusable=_unusable_share(one, level, log),
+                limits=limits,
             )
     finally:
         await refiner.close()
@@ -214,7 +210,6 @@ def _unusable_share(refiner: Refiner, level: Level, log: Log) -> float | None:
 
 
 def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
-    """The counts of a document that the chunk stage refined."""
     raw = lines.gold.text
     result = row.replay(raw, refiner.policy, refiner.program_format)
     if row.outcome == "quarantined":  # perhaps by the engine
@@ -235,7 +230,6 @@ def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:
 
 
 def _doc_counts(gold: GoldRecord, row: Row, refiner: Refiner) -> MetricCounts:
-    """The counts of a doc stage's verdict."""
     policy = refiner.policy if isinstance(refiner.policy, Policy) else Policy()
     valid = [] if row.doc is None else [not doc_verdict(row.doc.output, policy).rejected]
     return document_counts(gold, row.outcome == "kept") | _program_counts(valid)

@@ -186,7 +186,6 @@ def _cost(
 
 
 def _gpu_options(resources: Resources) -> list[str]:
-    """Return the options by which a site may name its GPU."""
     values = [resources.gres, resources.constraint, resources.partition]
     return [*filter(None, values), *(str(value) for value in resources.sbatch.values())]
 

@@ -6,7 +6,7 @@ from proxhpc.assemble.merge import DEFAULT_MEMORY
 from proxhpc.assemble.shuffle import BUCKET
 from proxhpc.dedup.bands import BYTES_PER_KEY
 from proxhpc.dedup.hashes import SKETCH_DTYPE
-from proxhpc.plan.model import PhaseSpace
+from proxhpc.plan.model import PhaseSpace, SpacePhase
 from proxhpc.run.lease import HEARTBEAT_SECONDS
 from proxhpc.run.paths import SHARDS_PER_FOLDER
 from proxhpc.run.plan import Plan
@@ -44,37 +44,26 @@ class Sizes:
 
 def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ...]:
     """Return what the run directory holds in each phase. Ledgers and sketches stay for good."""
-    shuffle = plan.manifest.output.shuffle
+    output, near = plan.manifest.output, plan.manifest.dedup.near
+    documents, groups = _sketched_documents(plan, sizes), len(shard_groups(plan))
     refined = sizes.ledger_bytes + _SHARD_BYTES * len(plan.shards) + _progress_bytes(plan, sizes)
-    sketched = refined + _sketched_documents(plan, sizes) * _sketch_bytes(plan)
-    match_bytes = _NEAR_MATCH_BYTES if plan.manifest.dedup.near else _MATCH_BYTES
-    matched = sketched + _sketched_documents(plan, sizes) * match_bytes
-    scattered = round(_SCATTERED * sizes.corpus_bytes) if shuffle else 0
-    inodes = _Inodes.of(plan, site, sizes)
-    merged = inodes.refine + inodes.sketch + inodes.match
-    phases = [
-        PhaseSpace(phase="refine", bytes=refined, inodes=inodes.refine + inodes.in_progress),
-        PhaseSpace(phase="sketch", bytes=sketched, inodes=inodes.refine + inodes.sketch),
-        PhaseSpace(phase="match", bytes=matched, inodes=merged),
-    ]
-    if shuffle:
-        phases.append(
-            PhaseSpace(phase="scatter", bytes=matched + scattered, inodes=merged + inodes.scatter)
-        )
+    inodes, in_progress = _refine_inodes(plan, site)
+    phases: list[tuple[SpacePhase, int, int]] = [("refine", refined, inodes + in_progress)]
+    sketched = refined + documents * _sketch_bytes(plan)
+    inodes += 1 + groups * (4 if near else 3)
+    phases.append(("sketch", sketched, inodes))
+    matched = sketched + documents * (_NEAR_MATCH_BYTES if near else _MATCH_BYTES)
+    inodes += 3 + groups
+    phases.append(("match", matched, inodes))
+    scattered, scattered_files = 0, 0
+    if output.shuffle:
+        scattered, scattered_files = round(_SCATTERED * sizes.corpus_bytes), 1 + groups
+        phases.append(("scatter", matched + scattered, inodes + scattered_files))
     written = matched + sizes.corpus_bytes
-    return (
-        *phases,
-        PhaseSpace(
-            phase="write",
-            bytes=written + scattered,
-            inodes=merged + inodes.write + inodes.scatter,
-        ),
-        PhaseSpace(
-            phase="finished",
-            bytes=written + _REPORT_BYTES,
-            inodes=merged + inodes.write + _FINISHED_INODES,
-        ),
-    )
+    inodes += 2 + 2 * -(-sizes.corpus_bytes_raw // output.part_size)  # parts and receipts
+    phases.append(("write", written + scattered, inodes + scattered_files))
+    phases.append(("finished", written + _REPORT_BYTES, inodes + _FINISHED_INODES))
+    return tuple(PhaseSpace(phase=name, bytes=size, inodes=n) for name, size, n in phases)
 
 
 def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
@@ -111,39 +100,18 @@ def _sketch_bytes(plan: Plan) -> int:
     return size + (near.bands * (_BAND_KEY + near.rows * _SLOT) if near else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Inodes:
-    """Files and folders that each phase adds."""
+def _refine_inodes(plan: Plan, site: Site) -> tuple[int, int]:
+    """Return the files of a refined run, and the leases and attempts of shards in progress.
 
-    refine: int
-    in_progress: int  # leases and attempts of shards in progress
-    sketch: int
-    match: int
-    scatter: int
-    write: int
-
-    @classmethod
-    def of(cls, plan: Plan, site: Site, sizes: Sizes) -> "_Inodes":
-        """Count those of a run whose workers were submitted once."""
-        refine, merge = site.resources("refine"), site.resources("merge")
-        manifest, shards, groups = plan.manifest, len(plan.shards), len(shard_groups(plan))
-        workers = min(refine.workers, shards)
-        jobs = -(-workers // refine.tasks_per_node) + 3  # the merge, and a control job after each
-        elements = merge.workers if 1 < merge.workers <= groups else 0
-        if elements:  # arrays for sketch and write, a match job, more control jobs
-            jobs += 2 * elements + 4
-        parts = -(-sizes.corpus_bytes_raw // manifest.output.part_size)
-        return cls(
-            refine=_RUN_FOLDERS
-            + _RUN_FILES
-            + shards
-            + -(-shards // SHARDS_PER_FOLDER)
-            + workers
-            + 2 * elements
-            + LOG_FILES * jobs,
-            in_progress=2 * workers,
-            sketch=1 + groups * (4 if manifest.dedup.near else 3),
-            match=3 + groups,
-            scatter=1 + groups if manifest.output.shuffle else 0,
-            write=2 + 2 * parts,
-        )
+    The workers were submitted once.
+    """
+    refine, merge = site.resources("refine"), site.resources("merge")
+    shards, groups = len(plan.shards), len(shard_groups(plan))
+    workers = min(refine.workers, shards)
+    jobs = -(-workers // refine.tasks_per_node) + 3  # the merge, and a control job after each
+    elements = merge.workers if 1 < merge.workers <= groups else 0
+    if elements:  # arrays for sketch and write, a match job, more control jobs
+        jobs += 2 * elements + 4
+    folders = _RUN_FOLDERS + -(-shards // SHARDS_PER_FOLDER)
+    files = _RUN_FILES + shards + workers + 2 * elements + LOG_FILES * jobs
+    return folders + files, 2 * workers

@@ -94,7 +94,6 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
 
 
 def _basis(estimate: PlanEstimate) -> str:
-    """Return where the cost comes from, in brackets."""
     cost: CostEstimate = estimate.cost
     if cost.basis == "calibration":
         return f" (measured: {quantity(cost.documents or 0, 'document')} on {cost.host})"
@@ -147,7 +146,6 @@ def _time(seconds: float) -> str:
 
 
 def _size(number: float) -> str:
-    """Return `1.4 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1000:
             return f"{rounded(number)} {unit}"

@@ -164,7 +164,6 @@ def _line_removals(goal: _Goal, new_lines: list[str]) -> Iterator[Program]:
 
 
 def _added_lines(goal: _Goal, new_lines: list[str], pairs: LinePairs) -> list[Statement]:
-    """Return the statements that insert the new lines that match no old line."""
     statements: list[Statement] = []
     bases = [(goal.window.first - 1, -1), *((goal.numbers[old], new) for old, new in pairs)]
     for (base, after), (_, before) in pairwise([*bases, (0, len(new_lines))]):
@@ -174,7 +173,6 @@ def _added_lines(goal: _Goal, new_lines: list[str], pairs: LinePairs) -> list[St
 
 
 def _edits(text: AlignedText, hunks: list[Hunk], goal: _Goal) -> list[Statement] | NoProgram:
-    """Return statements that make all hunks."""
     search = _Search(text, hunks, deletes=goal.dialect in ("refinex", "rescraper"))
     statements: list[Statement] = []
     for number, hunk in enumerate(hunks):
@@ -259,13 +257,11 @@ class _Search:
         return bool(remaining)
 
     def _overlaps(self, start: int, stop: int) -> bool:
-        """Return True if some of the characters [start, stop) are already replaced."""
         index = bisect_left(self._replaced, (start, stop))
         neighbors = self._replaced[max(0, index - 1) : index + 1]
         return any(low < stop and start < high for low, high in neighbors)
 
     def _hunks_in(self, start: int, stop: int) -> range:
-        """Return the numbers of the hunks that overlap [start, stop)."""
         first = bisect_right(self._starts, start)
         if first and self.hunks[first - 1].stop > start:
             first -= 1

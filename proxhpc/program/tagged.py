@@ -72,7 +72,6 @@ def parse_tagged(text: str, finish: ProgramEnd = "stop") -> Program:
 
 
 def _statement(line: str, start: int, stop: int) -> Statement | None:
-    """Return the statement that a line is, if any."""
     at = {"start": start, "stop": stop}
     if removal := _REMOVE.fullmatch(line):
         first = int(removal[1])

@@ -166,7 +166,6 @@ class StageRunner:
         return Request("chunk", prompt, lines, first, limit, stop, grammar, order, end_loops)
 
     def _number(self, page: TextPage, window: Window, line: int) -> int:
-        """Return the number of a line in the prompt of a window."""
         restart = page.numbers[window.first_shown] if self.stage.numbering == "window" else 0
         return FIRST_LINE[self.stage.dialect] + page.numbers[line] - restart
 
@@ -201,7 +200,6 @@ class StageRunner:
         return chunk_grammar(self.stage.dialect, first, last, lines=text, policy=policy)
 
     async def _answer(self, start: int, stop: int, request: Request, flag: str = "") -> Answer:
-        """Return the engine's answer, or the stored one to the same request."""
         if not request.prompt:
             done, from_memo = await self.engine.complete(request), False
         else:
@@ -215,7 +213,6 @@ class StageRunner:
         return Answer(call, flag or ("looped" if done.finish == "loop" else ""), done.score)
 
     def _program(self, done: Completion) -> str:
-        """Return the program in an answer, which is all of it for most profiles."""
         if self._read_verdict is None:
             return done.text
         return self._read_verdict(done.text, done.finish != "stop")

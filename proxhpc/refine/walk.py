@@ -63,8 +63,6 @@ class Walk:
         self._remove = [added(vocabulary.remove_token(n)) for n in every]
         self.verdict_ids = added(vocabulary.KEEP_DOC), added(vocabulary.DROP_DOC)
 
-    # --- what the model reads ---------------------------------------------------------------
-
     def page(self, lines: Sequence[str]) -> WalkPage:
         """Encode a document's lines, once for all windows."""
         ids: list[Ids] = []
@@ -112,8 +110,6 @@ class Walk:
         top, bottom = first.values(), reversed(last.values())
         return [self._verdict[0], *self._join(top), *gap, *self._join(bottom), self._verdict[1]]
 
-    # --- what it answers --------------------------------------------------------------------
-
     def allowed_steps(self, lines: int) -> AllowedSteps:
         """Return the allowed ids of each answer token for a window of this many lines."""
         return (*zip(self._keep[:lines], self._remove[:lines], strict=True), (self.end,))
@@ -130,8 +126,6 @@ class Walk:
     def verdict_bias(self, value: float) -> tuple[tuple[int, float], ...]:
         """Return what to add to the logit of dropping a document."""
         return ((self.verdict_ids[1], value),) if value else ()
-
-    # --- within a prompt --------------------------------------------------------------------
 
     def _encode(self, lines: Sequence[str]) -> list[Ids]:
         texts = [line.strip() for line in lines]

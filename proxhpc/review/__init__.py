@@ -3,14 +3,12 @@
 from itertools import zip_longest
 
 from proxhpc.errors import UserError
-from proxhpc.review.document import ReviewItem
+from proxhpc.review.document import ReviewItem, Stratum
 from proxhpc.review.estimate import stratum_order
-from proxhpc.review.source import ReviewFilter, ReviewSource
+from proxhpc.review.source import ReviewSource
 
 
-def choose_items(
-    source: ReviewSource, number: int, wanted: ReviewFilter, seed: int
-) -> list[ReviewItem]:
+def choose_items(source: ReviewSource, number: int, wanted: Stratum, seed: int) -> list[ReviewItem]:
     """Up to `number` documents of each stratum, the strata in turn. UserError if there is none."""
     sample = source.sample(number, wanted, seed)
     columns = [sample[stratum] for stratum in sorted(sample, key=stratum_order)]

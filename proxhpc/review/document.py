@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from proxhpc.annotate.gold import labels_of_pair
-from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, EDITED, GoldFields
+from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, EDITED
 from proxhpc.program.derive import EDIT_COSTS
 
 UNSEEN = "?"
@@ -27,6 +27,10 @@ class Stratum(NamedTuple):
     def is_kept(self) -> bool:
         """Whether such documents stay in the corpus, changed or not."""
         return self.outcome in ("kept", "edited")
+
+    def includes(self, other: "Stratum") -> bool:
+        """Whether the other one has this outcome and reason; an empty one includes any."""
+        return all(mine in ("", its) for mine, its in zip(self, other, strict=True))
 
 
 class ReviewTexts(NamedTuple):
@@ -73,16 +77,11 @@ class ReviewDocument:
 
     def labels(self, new_lines: Sequence[NewLine], seen: Collection[int]) -> str:
         """A letter for each line, as in gold records."""
-        return "".join(
-            UNSEEN
-            if number not in seen
-            else BOILERPLATE
-            if new is None
-            else CONTENT
-            if new == line
-            else EDITED
-            for number, (line, new) in enumerate(zip(self.lines, new_lines, strict=True))
+        letters = (
+            BOILERPLATE if new is None else CONTENT if new == line else EDITED
+            for line, new in zip(self.lines, new_lines, strict=True)
         )
+        return "".join(c if number in seen else UNSEEN for number, c in enumerate(letters))
 
     def gold_record(
         self, new_lines: Sequence[NewLine], keep: bool, seen: Collection[int], sampled: bool
@@ -108,9 +107,7 @@ class ReviewDocument:
                 "line_labels": self.labels(new_lines, seen),
             }
             review["refined_labels"] = self.labels(self.refined, range(len(self.refined)))
-        origin = {
-            name: self.texts.fields.get(name) for name in (GoldFields().host, GoldFields().url)
-        }
+        origin = {name: self.texts.fields.get(name) for name in ("host", "url")}
         return {
             "review": review,
             "id": item.id,
@@ -119,6 +116,11 @@ class ReviewDocument:
             **level,
             "keep": int(keep),
         }
+
+
+def differing(lines: Sequence[NewLine], others: Sequence[NewLine]) -> list[int]:
+    """The numbers of the lines that differ."""
+    return [n for n, (line, other) in enumerate(zip(lines, others, strict=True)) if line != other]
 
 
 def refined_lines(texts: ReviewTexts) -> tuple[NewLine, ...] | None:

@@ -183,7 +183,6 @@ def _total(parts: Sequence[_Part]) -> tuple[float, float, float]:
 
 
 def _share(parts: Sequence[_Part]) -> Estimate:
-    """The share of all strata together."""
     right, of, size = (
         sum(getattr(part, name) for part in parts) for name in ("right", "of", "size")
     )

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from proxhpc.inspect.diff import Piece, diff_lines
 from proxhpc.inspect.view import change_text
-from proxhpc.review.document import NewLine, ReviewDocument
+from proxhpc.review.document import NewLine, ReviewDocument, differing
 from proxhpc.status.terminal import safe_line
 
 _MAX_CHARS = 2000  # shown at each end of a long line
@@ -20,23 +20,23 @@ ScreenRow = tuple[int, int]
 class Page:
     """A document with a cursor, and the lines as the reviewer wants them."""
 
-    def __init__(self, document: ReviewDocument, width: int, height: int) -> None:
+    def __init__(self, document: ReviewDocument, width: int = 80, height: int = 20) -> None:
         self.document, self.lines = document, list(document.refined)
         self.seen: set[int] = set()
         self.cursor, self._top = 0, (0, 0)
-        self.resize(width, height)
+        self.width, self.height = width, height
 
     def resize(self, width: int, height: int) -> None:
         """Use so many columns and rows."""
-        self.width, self.height = width, max(1, height)
-        self._top = (self._top[0], 0)
-        self.go_to(self.cursor)
+        if (width, height) != (self.width, self.height):
+            self.width, self.height = width, height
+            self._top = (self._top[0], 0)
+            self.go_to(self.cursor)
 
     @property
     def edits(self) -> list[int]:
         """Lines that were changed or removed."""
-        pairs = zip(self.document.lines, self.document.refined, strict=True)
-        return [number for number, (line, new) in enumerate(pairs) if new != line]
+        return differing(self.document.lines, self.document.refined)
 
     @property
     def is_touched(self) -> bool:
@@ -46,9 +46,8 @@ class Page:
     def toggle(self) -> None:
         """Let the line at the cursor go, stay, or change as it did, in turn."""
         number = self.cursor
-        choices = [
-            *dict.fromkeys((self.document.refined[number], self.document.lines[number], None))
-        ]
+        refined, line = self.document.refined[number], self.document.lines[number]
+        choices = [*dict.fromkeys((refined, line, None))]
         position = choices.index(self.lines[number]) + 1
         self.lines[number] = choices[position % len(choices)]
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from proxhpc.account.quantity import quantity
-from proxhpc.review.document import ReviewItem
+from proxhpc.review.document import ReviewItem, differing
 from proxhpc.review.marks import MarksFile
 from proxhpc.review.page import Page
 from proxhpc.review.source import ReviewSource
@@ -41,7 +41,6 @@ class ReviewSession:
         self.source, self.marks, self.sampled = source, marks, sampled
         self.message, self.is_over, self.shows_help = "", False, False
         self.page: Page | None = None
-        self._size = (80, 20)
         self._item: ReviewItem | None = None
         self.skipped = 0
         marked = {mark.position for mark in marks.marks}
@@ -52,13 +51,6 @@ class ReviewSession:
     def left(self) -> int:
         """Documents to mark, the one on the screen included."""
         return len(self._ahead) + (self.page is not None)
-
-    def resize(self, width: int, height: int) -> None:
-        """Show lines in so many columns and rows."""
-        if (width, height) != self._size:
-            self._size = (width, height)
-            if self.page:
-                self.page.resize(width, height)
 
     def press(self, key: str) -> None:
         """Do what a key says. UserError or RetryError if a mark cannot be written."""
@@ -112,9 +104,8 @@ class ReviewSession:
         return True
 
     def _go_to_edit(self, page: Page, step: int) -> None:
-        pairs = zip(page.document.lines, page.lines, strict=True)
-        changed = {number for number, (line, new) in enumerate(pairs) if line != new}
-        edits = sorted(changed.union(page.edits), reverse=step < 0)
+        changed = differing(page.document.lines, page.lines)
+        edits = sorted({*changed, *page.edits}, reverse=step < 0)
         found = next((edit for edit in edits if (edit - page.cursor) * step > 0), None)
         if found is None:
             self.message = f"no change {'below' if step > 0 else 'above'}"
@@ -143,7 +134,7 @@ class ReviewSession:
         if document is None:
             self.message = f"{item.position} is left out: its texts cannot be compared by line"
         else:
-            self._item, self.page = item, Page(document, *self._size)
+            self._item, self.page = item, Page(document)
 
     def _undo(self) -> None:
         if not self.marks.marks:

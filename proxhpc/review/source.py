@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,18 +22,6 @@ from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.status.totals import load_merge, run_counts
 
 _MAX_SHARDS = 32  # ledgers that are read for a sample
-
-
-@dataclass(frozen=True, slots=True)
-class ReviewFilter:
-    """Only documents with this outcome and reason; empty allows any."""
-
-    outcome: str = ""
-    reason: str = ""
-
-    def accepts(self, stratum: Stratum) -> bool:
-        """Whether documents of a stratum are wanted."""
-        return self.outcome in ("", stratum.outcome) and self.reason in ("", stratum.reason)
 
 
 Sample = Mapping[Stratum, list[ReviewItem]]
@@ -61,14 +48,14 @@ class RunReview:
             stratum: number for stratum, number in sizes.items() if number
         }
 
-    def sample(self, number: int, wanted: ReviewFilter, seed: int) -> Sample:
-        """Up to `number` documents of each stratum, from a few shards."""
+    def sample(self, number: int, wanted: Stratum, seed: int) -> Sample:
+        """Up to `number` documents of each wanted stratum, from a few shards."""
 
         def stratum_of(hit: FoundRow) -> Stratum | None:
             stratum = Stratum(hit.row.outcome, hit.row.reason)
-            return stratum if hit.row.digest and wanted.accepts(stratum) else None
+            return stratum if hit.row.digest and wanted.includes(stratum) else None
 
-        strata = [stratum for stratum in self.sizes if wanted.accepts(stratum)]
+        strata = [*filter(wanted.includes, self.sizes)]
         if self.sizes and not strata:
             return {}
         strata = strata or [Stratum("")]  # nothing is known yet: read what there is
@@ -118,22 +105,20 @@ class FileReview:
         self.marks = path.with_name(f"{name}.review.jsonl")
         self.sizes: Mapping[Stratum, int] = Counter(item.stratum for item in self._items())
 
-    def sample(self, number: int, wanted: ReviewFilter, seed: int) -> Sample:
-        """Up to `number` documents of each stratum (reservoir sampling)."""
+    def sample(self, number: int, wanted: Stratum, seed: int) -> Sample:
+        """Up to `number` documents of each wanted stratum."""
         rng, seen = random.Random(seed), Counter[Stratum]()  # noqa: S311
-        sample: dict[Stratum, list[ReviewItem]] = {}
+        chosen = {
+            stratum: rng.sample(range(size), min(number, size))
+            for stratum, size in self.sizes.items()
+            if wanted.includes(stratum)
+        }
+        items: dict[tuple[Stratum, int], ReviewItem] = {}
         for item in self._items():
-            if not wanted.accepts(item.stratum):
-                continue
+            if seen[item.stratum] in chosen.get(item.stratum, ()):
+                items[item.stratum, seen[item.stratum]] = item
             seen[item.stratum] += 1
-            chosen = sample.setdefault(item.stratum, [])
-            if len(chosen) < number:
-                chosen.append(item)
-            elif (slot := rng.randrange(seen[item.stratum])) < number:
-                chosen[slot] = item
-        for chosen in sample.values():
-            rng.shuffle(chosen)
-        return sample
+        return {stratum: [items[stratum, n] for n in chosen[stratum]] for stratum in chosen}
 
     def find(self, query: str) -> list[ReviewItem]:
         """Every document with this id or position."""

@@ -43,7 +43,6 @@ _SIGNS = "- removed  ~ + changed  ! not as it was done"
 
 def render_screen(session: ReviewSession, width: int, height: int) -> RenderableType:
     """The whole screen."""
-    session.resize(width, height - CHROME)
     page, room = session.page, max(1, height - CHROME)
     title, facts, body = Text("No document is left", "bold"), Text(), list[Text]()
     position, question = "", "u takes the last mark back, q quits."
@@ -51,6 +50,7 @@ def render_screen(session: ReviewSession, width: int, height: int) -> Renderable
         skipped = quantity(session.skipped, "document")
         position = f"{skipped} skipped: the next review asks about them"
     if page:
+        page.resize(width, room)
         item = page.document.item
         title, facts, body = Text(safe(item.id, 200), "bold"), _facts(page), page.draw()
         first, last = page.visible()[0][0] + 1, page.visible()[-1][0] + 1
@@ -78,7 +78,6 @@ def render_screen(session: ReviewSession, width: int, height: int) -> Renderable
 
 
 def _facts(page: Page) -> Text:
-    """What was done with a document, and where it is from."""
     item, document = page.document.item, page.document
     facts = [_stratum(item.stratum)]
     if removed := sum(line is None for line in document.refined):
@@ -97,7 +96,6 @@ def _with_progress(title: Text, session: ReviewSession, width: int) -> Text:
 
 
 def _numbers(session: ReviewSession) -> str:
-    """The most important estimates."""
     estimates = summarize("", session.marks.marks, session.source.sizes).estimates
     return "  ".join(
         f"{name} {_share(estimates[key])}" for key, name in _SHORT.items() if estimates[key].of

@@ -185,7 +185,6 @@ def load_yaml(
 
 
 def _user_error(path: Path, problems: Sequence[Problem]) -> UserError:
-    """Return one error with a line for each problem, in the file's order."""
     ordered = sorted(problems, key=lambda p: p.line)
     lines = [problem.render(path) for problem in ordered[:MAX_PROBLEMS]]
     if len(ordered) > MAX_PROBLEMS:
@@ -196,7 +195,6 @@ def _user_error(path: Path, problems: Sequence[Problem]) -> UserError:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[Problem]:
-    """Return pydantic's errors as problems with line numbers."""
     problems = []
     for detail in error.errors(include_url=False):
         if is_consequence(detail):
@@ -241,7 +239,6 @@ def reasons(error: ValidationError) -> str:
 
 
 def _wording(detail: Mapping[str, Any], model: type[BaseModel], key: Key) -> str:
-    """Return one line that says what is wrong."""
     kind, value, ctx = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_key(model, key)

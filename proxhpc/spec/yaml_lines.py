@@ -96,7 +96,6 @@ def _read_text(path: Path) -> str:
 
 
 def _yaml_files_beside(path: Path) -> str:
-    """Return a hint that names the YAML files beside a missing one."""
     names = sorted(p.name for p in path.parent.glob("*.yaml"))[:12] if path.parent.is_dir() else []
     return f"this folder has {', '.join(names)}" if names else ""
 
@@ -124,7 +123,6 @@ class _Loader(yaml.SafeLoader):
 
 
 def _tag_of(text: str) -> str:
-    """Return the tag of a plain scalar."""
     resolver: Any = _Loader("")
     return str(resolver.resolve(yaml.ScalarNode, text, (True, False)))
 
@@ -143,7 +141,6 @@ for _tag, _pattern, _first in (
 
 
 def _compose(path: Path, text: str) -> yaml.Node:
-    """Return the node graph of one YAML document."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
