@@ -57,7 +57,7 @@ class TextScorer:
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch.float32, trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # several libraries raise many kinds for damaged files
             raise UserError(
                 f"model {path} cannot be loaded: {type(error).__name__}: {error}",
                 hint="delete this directory and run `proxhpc prove` again, which trains it again",
