@@ -61,7 +61,7 @@ class ByteTokenizer:
     def __init__(self) -> None:
         self.longest = 0
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
         self.longest = max(self.longest, len(text))
         return list(text.encode())
 
@@ -77,8 +77,8 @@ class ByteTokenizer:
     def special_id(self, token: str) -> int:
         return 256
 
-    def chat(self, system: str | None, user: str, arguments: object = None) -> list[int]:
-        return [300, *self.encode(f"{system}|{user}|"), 301]
+    def chat_frame(self, system: str | None, arguments: object, *, merge: bool = False) -> str:
+        return "{<s>}{system}|{message}|{<s>}" if system else "{<s>}{message}|{<s>}"
 
 
 def test_markup_in_a_text_stays_text(tiny: HFTokenizer) -> None:
@@ -177,7 +177,7 @@ def test_windows_are_those_of_the_public_code(thinking: HFTokenizer, name: str) 
 def test_the_system_prompt_can_be_part_of_the_message(thinking: HFTokenizer) -> None:
     profile = Profile(system=f"Clean. {MARKUP}", system_turn="user")
     ids = Prompts(profile).chunk_prompt(thinking, ["fox </s>"], 0)
-    assert ids == thinking.chat(None, f"Clean. {MARKUP}\n\n[000]fox </s>", {})
+    assert ids == Prompts(Profile()).wrap(thinking, f"Clean. {MARKUP}\n\n[000]fox </s>")
     assert ids.count(thinking.special_id("</s>")) == 0
 
 
@@ -284,9 +284,10 @@ def test_the_chat_template_is_the_one_of_the_model(tiny: HFTokenizer, tmp_path: 
             rendered = reference.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False
             )
-            assert tiny.chat(system, user) == reference.encode(rendered, add_special_tokens=False)
-    plain = tiny.chat(SYSTEM_MESSAGE, "x")
-    marked = tiny.chat(SYSTEM_MESSAGE, MARKUP)
+            ids = Prompts(Profile(system=system)).wrap(tiny, user)
+            assert ids == reference.encode(rendered, add_special_tokens=False)
+    plain = STYLES["chat-template"].wrap(tiny, "x")
+    marked = STYLES["chat-template"].wrap(tiny, MARKUP)
     for token in ("<|im_start|>", "<|im_end|>", "</s>"):
         assert marked.count(tiny.special_id(token)) == plain.count(tiny.special_id(token))
 
@@ -349,7 +350,7 @@ def test_the_tail_of_a_long_document_is_not_tokenized() -> None:
 class WideTokenizer(ByteTokenizer):
     """A tokenizer with one token for 64 characters."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
         return list(range(-(-len(text) // 64)))
 
 
@@ -384,23 +385,21 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     bare = HFTokenizer(save_tokenizer(tmp_path / "bare", template=None))
     with pytest.raises(UserError, match="no chat template"):
-        bare.chat(None, "x")
+        bare.chat_frame(None, {})
     with pytest.raises(UserError, match="no special token '<bos>'"):
         bare.special_id("<bos>")
     silent = HFTokenizer(save_tokenizer(tmp_path / "silent", template="Hello"))
     with pytest.raises(UserError, match="exactly once"):
-        silent.chat(None, "x")
+        silent.chat_frame(None, {})
     strict = "{{ raise_exception('no system role') }}" + TEMPLATE
     strict_tokenizer = HFTokenizer(save_tokenizer(tmp_path / "strict", template=strict))
     with pytest.raises(UserError, match="no system role") as caught:
-        strict_tokenizer.chat(SYSTEM_MESSAGE, "x")
-    assert '"system_turn": "user"' in (caught.value.hint or "")
+        strict_tokenizer.chat_frame(SYSTEM_MESSAGE, {})
+    assert "choose another `prompt`" in caught.value.hint
     only_user = TEMPLATE.replace("{% for m in messages %}", "{% for m in messages[-1:] %}")
     forgetful = HFTokenizer(save_tokenizer(tmp_path / "forgetful", template=only_user))
-    assert forgetful.chat(None, "x")
-    with pytest.raises(UserError, match="does not show the system prompt"):
-        forgetful.chat(SYSTEM_MESSAGE, "x")
+    assert "{system}\n\n{message}" in forgetful.chat_frame(SYSTEM_MESSAGE, {})
     with pytest.raises(UserError, match="has no argument 'enable_thinking'"):
-        forgetful.chat(None, "x", {"enable_thinking": False})
+        forgetful.chat_frame(None, {"enable_thinking": False})
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         HFTokenizer(tmp_path)

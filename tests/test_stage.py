@@ -46,7 +46,7 @@ class CharacterTokenizer:
     def __init__(self, extra: int = 0) -> None:
         self.extra = extra
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
         return [ord(c) for c in text] + [0] * (self.extra * text.count("\n"))
 
     def count(self, lines: Sequence[str]) -> list[int]:
@@ -61,8 +61,8 @@ class CharacterTokenizer:
     def special_id(self, token: str) -> int:
         return 1
 
-    def chat(self, system: str | None, user: str, arguments: object = None) -> list[int]:
-        return self.encode(user)
+    def chat_frame(self, system: str | None, arguments: object, *, merge: bool = False) -> str:
+        return "{message}"
 
 
 class ScriptedEngine:
@@ -428,7 +428,7 @@ def test_a_dead_engine_matters_more_than_a_refused_request() -> None:
 
 def test_texts_with_the_same_prompt_but_other_grammars_are_asked_separately() -> None:
     class Composing(CharacterTokenizer):
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, *, first: bool = True) -> list[int]:
             return super().encode(unicodedata.normalize("NFC", text))
 
     def answer(request: Request) -> str:

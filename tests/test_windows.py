@@ -29,7 +29,7 @@ class CharacterTokenizer:
         self.calls.append(list(lines))
         return [len(line) for line in lines]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
         return [0] * len(text)
 
     def head(self, text: str, tokens: int) -> str:
@@ -41,8 +41,8 @@ class CharacterTokenizer:
     def special_id(self, token: str) -> int:
         return 1
 
-    def chat(self, system: str | None, user: str, arguments: object = None) -> list[int]:
-        return self.encode(user)
+    def chat_frame(self, system: str | None, arguments: object, *, merge: bool = False) -> str:
+        return "{message}"
 
 
 def packed(lines: Sequence[str], tokens: Sequence[int], limit: int, **limits: Any) -> list[Window]:

@@ -97,8 +97,11 @@ class Tokenizer(Protocol):
     bos: Sequence[int]
     """Ids that the model's tokenizer puts before every prompt: usually one or none."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no special tokens are added or recognized."""
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
+        """Token ids of `text`; no special tokens are added or recognized.
+
+        Some tokenizers put a blank before a text only if it is the `first` of a prompt.
+        """
         ...
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
@@ -125,8 +128,10 @@ class Tokenizer(Protocol):
         """Id of an added token that is not special; UserError if there is none of that name."""
         ...
 
-    def chat(self, system: str | None, user: str, arguments: Mapping[str, JsonValue]) -> list[int]:
-        """Ids of `user` in the model's chat template; UserError if it has none."""
+    def chat_frame(
+        self, system: str | None, arguments: Mapping[str, JsonValue], *, merge: bool = False
+    ) -> str:
+        """The model's chat template as the `frame` of a profile; UserError if it has none."""
         ...
 
 

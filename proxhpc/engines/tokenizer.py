@@ -1,17 +1,20 @@
 """The tokenizer of a model directory, safe for text that looks like special tokens."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
 from proxhpc.errors import UserError
+from proxhpc.spec.profile import JOIN
 
-# Placeholder of the user's text in a rendered chat template; no template's filter changes it.
-_SLOT = "PROXHPC0USER0TEXT"
+# Placeholders of texts in a rendered chat template; no template's filter changes them.
+_SLOT, _SYSTEM_SLOT = "PROXHPC0USER0TEXT", "PROXHPC0SYSTEM0TEXT"
 _OTHER = "choose another `prompt` for this stage, as prox-llama2 or prox-plain"
+# In the JSON form of a tokenizer that puts a blank before the first text of a prompt only.
+_FIRST_BLANK = '"prepend_scheme":"first"'
 # Where conversions of SentencePiece models fail: first word, runs of spaces, unknown letters.
 _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
 
@@ -48,10 +51,15 @@ class HFTokenizer:
         self._hf_tokenizer = loaded
         self._text = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._markup = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-        for tokenizer in (self._text, self._markup):
+        serialized = loaded.backend_tokenizer.to_str()
+        self._joins = _FIRST_BLANK in serialized
+        self._rest = Tokenizer.from_str(
+            serialized.replace(_FIRST_BLANK, '"prepend_scheme":"never"')
+        )
+        for tokenizer in (self._text, self._markup, self._rest):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        self._text.encode_special_tokens = True
+        self._text.encode_special_tokens = self._rest.encode_special_tokens = True
         self._markup.encode_special_tokens = False
         self._added = {
             (added.content, bool(added.special)): int(number)
@@ -61,7 +69,6 @@ class HFTokenizer:
         self._leaks = self._find_leaks()
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
             self._check_conversion(path / "tokenizer.model")
-        self._frames: dict[tuple[str | None, str], tuple[list[int], str, str, list[int]]] = {}
         added = self._markup.encode("", add_special_tokens=True).ids
         self.bos: Sequence[int] = [i for i in added[:1] if i == loaded.bos_token_id]
         self.stop_ids: Sequence[int] = [i for i in [loaded.eos_token_id] if i is not None]
@@ -101,10 +108,14 @@ class HFTokenizer:
                 '"tokenizer_class": "LlamaTokenizer", or add a tokenizer.json',
             )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no special tokens are added or recognized."""
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
+        """Token ids of `text`; no special tokens are added or recognized.
+
+        Some tokenizers put a blank before a text only if it is the `first` of a prompt.
+        """
+        tokenizer = self._text if first else self._rest
         # A batch of one, since only for batches the library releases the GIL and skips offsets.
-        (tokens,) = self._text.encode_batch_fast([text], add_special_tokens=False)
+        (tokens,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
         if self._leaks.isdisjoint(tokens.ids):
             return list(tokens.ids)
         return [number for _, piece in self._pieces(text) for number in piece.ids]
@@ -135,6 +146,17 @@ class HFTokenizer:
             for line, tokens in zip(lines, batch, strict=True)
         ]
 
+    def __len__(self) -> int:
+        """One more than the highest token id."""
+        return len(self._hf_tokenizer)
+
+    @cached_property
+    def text_ids(self) -> int:
+        """One more than the highest id that a text can have."""
+        special = {name for name, is_special in self._added if is_special}
+        vocabulary = self._text.get_vocab(with_added_tokens=True)
+        return 1 + max(number for name, number in vocabulary.items() if name not in special)
+
     def count(self, lines: Sequence[str]) -> list[int]:
         """Number of tokens of each line, encoded separately."""
         return [len(ids) for ids in self.encode_lines(lines)]
@@ -154,6 +176,10 @@ class HFTokenizer:
         """Text of `ids`, without special tokens."""
         text: str = self._text.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def name_of(self, number: int) -> str:
+        """The token with an id."""
+        return str(self._text.id_to_token(number))
 
     def special_id(self, token: str) -> int:
         """Id of a special token; UserError if the vocabulary does not have it."""
@@ -175,48 +201,72 @@ class HFTokenizer:
             )
         return number
 
-    def chat(
-        self, system: str | None, user: str, arguments: Mapping[str, JsonValue] | None = None
-    ) -> list[int]:
-        """Ids of `user` in the model's chat template; UserError if it has none.
+    def chat_frame(
+        self, system: str | None, arguments: Mapping[str, JsonValue], *, merge: bool = False
+    ) -> str:
+        """The model's chat template as the `frame` of a profile; UserError if it has none.
 
-        `arguments` go to the template. `user` and the template's plain text around it are
-        tokenized as one string. So the ids are those of the whole prompt, except that special
-        tokens in `user` stay text.
+        `arguments` go to the template. With `merge`, or if the template has no turn for it, the
+        system prompt goes before the message. The ids of such a frame's prompts are those of the
+        rendered template, but special tokens in texts stay text, and the date is today's for ever.
         """
-        key = (system, json.dumps(arguments or {}, sort_keys=True))
-        if key not in self._frames:
-            self._frames[key] = self._frame(system, arguments or {})
-        before, left, right, after = self._frames[key]
-        return [*before, *self.encode(f"{left}{user}{right}"), *after]
-
-    def _frame(
-        self, system: str | None, arguments: Mapping[str, JsonValue]
-    ) -> tuple[list[int], str, str, list[int]]:
-        """The template in four parts: ids, plain text, (the user's text), plain text, ids."""
-        rendered = self._render(system, arguments)
-        left, slot, right = rendered.partition(_SLOT)
-        if not slot or _SLOT in right:
+        turn = None if merge else system
+        rendered = self._render(turn, _SLOT, arguments, optional=turn is not None)
+        if turn is not None and turn.strip() not in rendered:
+            turn, rendered = None, self._render(None, _SLOT, arguments)
+        before, slot, after = rendered.partition(_SLOT)
+        if not slot or _SLOT in after:
             raise UserError(
                 "the model's chat template does not show the user's text exactly once", hint=_OTHER
             )
-        if system is not None and system.strip() not in rendered:
-            raise UserError(
-                "the model's chat template does not show the system prompt",
-                hint='set "system_turn": "user" in the profile',
-            )
-        special = {number for (_, special), number in self._added.items() if special}
-        first = self._markup.encode(left, add_special_tokens=False)
-        ends = [i + 1 for i, number in enumerate(first.ids) if number in special]
-        last_end = ends[-1] if ends else 0
-        left_start = first.offsets[last_end - 1][1] if last_end else 0
-        last = self._markup.encode(right, add_special_tokens=False)
-        starts = [i for i, number in enumerate(last.ids) if number in special]
-        first_start = starts[0] if starts else len(last.ids)
-        right_end = last.offsets[first_start][0] if starts else len(right)
-        return first.ids[:last_end], left[left_start:], right[:right_end], last.ids[first_start:]
+        blank = f"\n {_SLOT}"
+        trims = blank not in self._render(turn, blank, arguments)
+        trims |= self._swallows(before, at_end=True) or self._swallows(after, at_end=False)
+        message = "{message:trim}" if trims else "{message}"
+        if turn is None:
+            message = message if system is None else "{system}\n\n{message}"
+            return f"{self._template(before)}{message}{self._template(after)}"
+        shown = next(text for text in (turn, turn.strip()) if text in before + after)
+        marked = self._render(_SYSTEM_SLOT, _SLOT, arguments, optional=True)
+        if marked.replace(_SYSTEM_SLOT, shown) == rendered:  # otherwise it depends on the text
+            before, _, after = marked.partition(_SLOT)
+        name = "{system}" if shown == turn else "{system:trim}"
+        parts = self._template(before), message, self._template(after)
+        return "".join(parts).replace(_SYSTEM_SLOT, name)
 
-    def _render(self, system: str | None, arguments: Mapping[str, JsonValue]) -> str:
+    def _special_tokens(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """Yield name, start and end of special tokens, with the blanks that they swallow."""
+        names = {number: name for (name, is_special), number in self._added.items() if is_special}
+        tokens = self._markup.encode(text, add_special_tokens=False)
+        for number, (start, end) in zip(tokens.ids, tokens.offsets, strict=True):
+            if number in names:
+                yield names[number], start, end
+
+    def _template(self, text: str) -> str:
+        """Return marked-up text as part of a frame: special tokens are in braces."""
+        parts: list[str] = []
+        at = 0
+        for name, start, end in self._special_tokens(text):
+            parts += [_escape(text[at:start]), _placeholder(name, JOIN if self._joins else "")]
+            at = end
+        return "".join([*parts, _escape(text[at:])])
+
+    def _swallows(self, text: str, *, at_end: bool) -> bool:
+        """Return whether a special token at one end of the text swallows blanks beyond it."""
+        beyond = f"{text} a" if at_end else f"a {text}"
+        within = range(len(text) + 1) if at_end else range(2, len(beyond) + 1)
+        tokens = self._special_tokens(beyond)
+        return any(start not in within or end not in within for _, start, end in tokens)
+
+    def _render(
+        self,
+        system: str | None,
+        user: str,
+        arguments: Mapping[str, JsonValue],
+        *,
+        optional: bool = False,
+    ) -> str:
+        """Render the template; if `optional`, an empty text for one that fails."""
         template = self._hf_tokenizer.chat_template
         if not template:
             raise UserError("the model has no chat template", hint=_OTHER)
@@ -226,16 +276,35 @@ class HFTokenizer:
                     f"the model's chat template has no argument {name!r}",
                     hint="leave it out of template_arguments in the profile",
                 )
-        messages = [{"role": "user", "content": _SLOT}]
+        messages = [{"role": "user", "content": user}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         fixed = {"tokenize": False, "add_generation_prompt": True}
         try:
             rendered = self._hf_tokenizer.apply_chat_template(messages, **{**arguments, **fixed})
         except Exception as error:  # the template is code of the model's author
-            hint = 'if it has no system turn, set "system_turn": "user" in the profile'
+            if optional:
+                return ""
             raise UserError(
-                f"the model's chat template fails: {type(error).__name__}: {error}",
-                hint=hint if system is not None else _OTHER,
+                f"the model's chat template fails: {type(error).__name__}: {error}", hint=_OTHER
             ) from error
         return str(rendered)
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(path: Path) -> HFTokenizer:
+    """The tokenizer of a directory, which this process loads once."""
+    return HFTokenizer(path)
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _placeholder(special: str, suffix: str) -> str:
+    if {"{", "}"} & set(special) or special.isidentifier():
+        raise UserError(
+            f"the model's chat template has the special token {special!r}, which no frame can have",
+            hint="write a profile with a `frame`",
+        )
+    return f"{{{special}{suffix}}}"

@@ -26,6 +26,7 @@ from proxhpc.launch.step import (
     merge_batch,
     refine_batch,
 )
+from proxhpc.refine.preflight import freeze_prompts
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_same_manifest, make_plan
 from proxhpc.run.shards import missing_shards
@@ -76,9 +77,9 @@ def plan_run(
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
-        return Run(run, make_plan(manifest, run), site)
+        return Run(run, _make_plan(manifest, run), site)
     else:
-        plan = make_plan(manifest, run)
+        plan = _make_plan(manifest, run)
         require_needs(manifest, site)
         plan.save(run, source)
         # If two launches race, one writes the plan and both use it.
@@ -88,6 +89,11 @@ def plan_run(
         write_atomic(run.max_unusable, orjson.dumps(manifest.engine.max_unusable))
         plan = Plan.load(run)
     return _check_site(Run(run, plan, site), freeze)
+
+
+def _make_plan(manifest: Manifest, run: RunDir) -> Plan:
+    plan = make_plan(manifest, run)
+    return plan.freeze(freeze_prompts(plan.manifest, plan.models))
 
 
 def _open_run(run: RunDir, site: str | None, freeze: bool) -> Run:

@@ -5,12 +5,13 @@ id.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from proxhpc.engines.base import Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.syntax import FIRST_LINE, Dialect
 from proxhpc.refine import teacher
-from proxhpc.spec.profile import CHAT_TEMPLATE, Profile, split_template
+from proxhpc.spec.profile import CHAT_TEMPLATE, JOIN, TRIM, Profile, split_template
 from proxhpc.spec.refiner_file import load_profile
 from proxhpc.spec.sections import Stage
 
@@ -39,6 +40,7 @@ class Prompts:
         before_lines, lines, _ = profile.document.partition("{lines}")
         self.shares_prefix = profile.window.startswith(f"{before_lines}{lines}")
         self._profile, self._skip_blank = profile, skip_blank
+        self._frozen, self._frozen_for = profile, cast(Tokenizer | None, None)
         self._first_line = FIRST_LINE[dialect]
 
     @classmethod
@@ -66,23 +68,24 @@ class Prompts:
 
     def wrap(self, tokenizer: Tokenizer, message: str) -> list[int]:
         """Return the ids of a prompt with this message."""
-        profile, system = self._profile, self._profile.system
-        if profile.frame == CHAT_TEMPLATE:
-            if system is not None and profile.system_turn == "user":
-                system, message = None, f"{system}\n\n{message}"
-            return tokenizer.chat(system, message, profile.template_arguments)
-        values = {"system": system or "", "message": message}
+        if self._frozen_for is not tokenizer:
+            self._frozen, self._frozen_for = freeze_frame(self._profile, tokenizer), tokenizer
+        values = {"system": self._frozen.system or "", "message": message}
+        values |= {f"{name}{TRIM}": text.strip() for name, text in values.items()}
         ids: list[int] = []
         text = ""
-        for literal, name in split_template(profile.frame):
+        first = True
+        for literal, name in split_template(self._frozen.frame):
             text += literal
             if name is None or name in values:
                 text += values.get(name or "", "")
             else:
-                ids += tokenizer.encode(text) if text else []
-                ids += tokenizer.bos if name == "bos" else [tokenizer.special_id(name)]
+                ids += tokenizer.encode(text, first=first) if text else []
+                first &= not (text or name.endswith(JOIN))
+                special = name.removesuffix(JOIN)
+                ids += tokenizer.bos if special == "bos" else [tokenizer.special_id(special)]
                 text = ""
-        return ids + tokenizer.encode(text)
+        return ids + tokenizer.encode(text, first=first)
 
     def check(self, tokenizer: Tokenizer, budget: int) -> None:
         """Raise UserError unless the tokenizer has the frame's tokens and it fits `budget`."""
@@ -140,3 +143,20 @@ class Prompts:
         """Return the prompt ids of a window whose first line has the number `first_line`."""
         numbered = self.numbered(lines, first_line)
         return self.wrap(tokenizer, self._profile.window.format(lines=numbered))
+
+
+def freeze_frame(profile: Profile, tokenizer: Tokenizer) -> Profile:
+    """Return the profile with the model's chat template, rendered now, as its frame.
+
+    UserError if the template cannot be used.
+    """
+    if profile.frame != CHAT_TEMPLATE:
+        return profile
+    merge = profile.system_turn == "user"
+    frame = tokenizer.chat_frame(profile.system, profile.template_arguments, merge=merge)
+    keys = {key: getattr(profile, key) for key in profile.model_fields_set}
+    for key in ("system_turn", "template_arguments"):
+        keys.pop(key, None)
+    if "{system" not in frame:
+        keys["system"] = None
+    return Profile.model_validate(keys | {"frame": frame})

@@ -19,12 +19,14 @@ from proxhpc.engines.base import LARGE_TEXT, Engine, EngineDiedError, RequestErr
 from proxhpc.errors import RetryError, StopError
 from proxhpc.program.replay import ModelOutput, ReplayResult, doc_verdict, replay
 from proxhpc.refine.canary import UNUSABLE_FLAG, Canary, why_unusable
+from proxhpc.refine.preflight import check_prompts, needed_context
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
 from proxhpc.refine.stage import Answer, StageRunner
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.refine.windows import LineTokens
 from proxhpc.run.ledger import Call, Row, quarantine, text_digest
 from proxhpc.run.models import ModelRef
+from proxhpc.run.plan import FrozenPrompt
 from proxhpc.spec.manifest import Manifest
 
 T = TypeVar("T")
@@ -220,10 +222,15 @@ class Refiner:
             return await asyncio.to_thread(function, *arguments)
 
 
-async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Refiner:
+async def open_refiner(
+    manifest: Manifest,
+    models: Mapping[str, ModelRef],
+    prompts: Mapping[str, FrozenPrompt] | None = None,
+) -> Refiner:
     """Load the engines of a manifest; stages with the same model share its engine.
 
-    `models` are those of the stages, by level; none for the rules.
+    `models` are those of the stages, by level; none for the rules. `prompts` are those that a plan
+    has frozen. Without `engine.max_model_len`, an engine's context is what its stages need.
     """
     engines: dict[str, Engine] = {}
     runners: dict[str, StageRunner] = {}
@@ -235,12 +242,16 @@ async def open_refiner(manifest: Manifest, models: Mapping[str, ModelRef]) -> Re
             key = str(model.path) if model else ""
             if key not in engines:
                 stepwise = _stepwise(manifest, models, model)
+                if model and options.max_model_len is None:
+                    context = needed_context(manifest, models, model.path)
+                    options = options.model_copy(update={"max_model_len": context})
                 engines[key] = await make_engine(options, model, stepwise=stepwise)
             runners[stage.level] = make_runner(stage, engines[key], manifest.policy)
     except BaseException:
         for engine in engines.values():
             await engine.close()
         raise
+    check_prompts(runners, prompts or {})
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
 
 

@@ -19,6 +19,7 @@ from proxhpc.refine.windows import Limits, Window, make_window, pack
 from proxhpc.run.ledger import Call
 from proxhpc.spec.sections import Stage
 
+SPARE_TOKENS = 64  # by which a window's prompt may exceed the sum of its lines' tokens
 MEMO_BYTES = 16 * 1024 * 1024  # about 40,000 answers
 # The token limit of a program has room for a call for every second token of the window, for quoting
 # the window several times, and for what models write around programs: fences, comments, thoughts.
@@ -76,6 +77,8 @@ class StageRunner:
         self._read_verdict: ReadVerdict | None = None
         self.usage = Usage()  # of everything that the engine answered, committed or not
         self.pending_tokens = 0  # of prompts that the engine has not answered yet
+        self.frame: tuple[int, ...] = ()  # the ids of an empty prompt
+        self.context = engine.max_model_len  # tokens of the longest prompt with its answer
         if engine.tokenizer:
             self._prepare(engine.tokenizer)
 
@@ -86,16 +89,24 @@ class StageRunner:
         if self.policy != "reference":
             self._stop += self.prompts.stop
         if self.stage.level == "chunk":
+            self.frame = tuple(self.prompts.chunk_prompt(tokenizer, (), 0))
             limit = self.prompts.max_window_tokens(tokenizer, self.budget)
             self.window_tokens = min(self.stage.window_tokens, limit)
             exact = self.policy == "reference"
             self._reader = PageReader(
                 self.stage, self._limits, self.prompts, tokenizer, exact=exact
             )
+            if not exact:
+                self._needs(len(self.frame) + self.window_tokens + SPARE_TOKENS)
         else:
+            self.frame = tuple(self.prompts.full_doc_prompt(tokenizer, ""))
             self.prompts.check(tokenizer, self.budget)
+            self._needs(self.budget)
             self._read_verdict = self.prompts.verdict
         (self._call_tokens,) = tokenizer.count([_CALL])
+
+    def _needs(self, prompt: int) -> None:
+        self.context = min(prompt, self.budget) + self.stage.max_new_tokens
 
     async def ask_verdict(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
         """Ask whether to keep the document; flagged if the model saw only its start.

@@ -30,6 +30,7 @@ class WalkRunner(StageRunner):
         self._restricted = self.stage.grammar != "none"
         if self.stage.level == "doc":
             self._check_limit("max_prompt_tokens", self.budget, walk.MAX_VERDICT_PROMPT)
+            self._needs(walk.MAX_VERDICT_PROMPT)
             return
         min_prompt = walk.MAX_OVERHEAD + walk.MAX_LINE_TOKENS + 1
         self._check_limit("max_prompt_tokens", self.budget, min_prompt)
@@ -37,6 +38,7 @@ class WalkRunner(StageRunner):
         self.window_tokens = min(self.stage.window_tokens, self.budget - walk.MAX_OVERHEAD)
         lines = self.stage.window_lines or walk.WINDOW_LINES
         self._window_lines = min(lines, self.stage.max_new_tokens - 1)
+        self._needs(self.window_tokens + walk.MAX_OVERHEAD)
 
     def _check_limit(self, key: str, value: int, minimum: int) -> None:
         if value < minimum:

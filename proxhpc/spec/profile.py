@@ -36,6 +36,9 @@ _PLACEHOLDERS = {
     "line": (("line", "n"),),
     "frame": (("message",), ("message", "system")),
 }
+# Endings of placeholders in a frame: a text without the blanks at both ends, and a special token
+# that is followed by its text as in a rendered chat template.
+TRIM, JOIN = ":trim", ":join"
 
 
 @cache
@@ -81,8 +84,8 @@ class Profile(Config):
     """System prompt; `null` for none. Long texts may be in a file beside the profile: `{"file":
     "system.txt"}`, read without the blanks at its start and end."""
     system_turn: Literal["system", "user"] = "system"
-    """Chat template: `user` puts the system prompt and a blank line before the message, for
-    templates that have no system turn."""
+    """Chat template: `user` puts the system prompt and a blank line before the message, as is done
+    for templates that have no system turn."""
     document: TextOrFile = "{text}"
     """Message for a document, with `{text}`, or `{lines}` for its numbered lines."""
     window: TextOrFile = "{lines}"
@@ -97,7 +100,8 @@ class Profile(Config):
     frame: str = CHAT_TEMPLATE
     """`chat-template`: the model's. Otherwise the text around `{message}` and `{system}`, where
     `{bos}` stands for what the tokenizer puts before a text, and a special token in braces for its
-    id, as `{<s>}`."""
+    id, as `{<s>}`. `{message:trim}` leaves out the blanks at both ends of the text; `{<s>:join}`
+    keeps a tokenizer from putting a blank before the text that follows."""
     template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of the chat template, as `{"enable_thinking": false}`."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -127,6 +131,7 @@ class Profile(Config):
             return
         known = {name for choice in choices for name in choice}
         if key == "frame":
+            names = [name.removesuffix(TRIM) for name in names]
             names = [name for name in names if not _SPECIAL.fullmatch(name)]
         names = ["n" if _NUMBER.fullmatch(name) else name for name in names]
         if unknown := [name for name in names if name not in known]:
@@ -139,7 +144,7 @@ class Profile(Config):
     @property
     def frame_has_system(self) -> bool:
         """Whether the frame shows a system prompt."""
-        names = [name for _, name in split_template(self.frame)]
+        names = [name and name.removesuffix(TRIM) for _, name in split_template(self.frame)]
         return self.frame == CHAT_TEMPLATE or "system" in names
 
 

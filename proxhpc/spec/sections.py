@@ -238,7 +238,7 @@ class EngineOptions(Config):
     gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.9
     """`vllm`: share of the GPU's memory that a worker may use; two models get half of it each."""
     max_model_len: Positive | None = None
-    """Context length in tokens. Default: the model's."""
+    """Context length in tokens. Default: what the stages need, at most the model's."""
     max_unusable: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the first 256 answers of a stage in a worker that may be unusable: refused by the
     engine, not a number, or without a statement or verdict that can be read. Above it, or if none

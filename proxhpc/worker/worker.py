@@ -118,7 +118,7 @@ async def _main(
     started = time.monotonic()
     for model in plan.models.values():
         check_model(model)
-    refiner = await open_refiner(plan.manifest, plan.models)
+    refiner = await open_refiner(plan.frozen_manifest, plan.models, plan.prompts)
     log.boot_seconds += time.monotonic() - started
     log.device, log.devices = device_name(plan.manifest.engine.name)
     # Not earlier, because an engine installs its own handlers while it starts.
