@@ -1,7 +1,8 @@
 """Points at which tests kill the processes of a run.
 
 The environment variable `PROXHPC_FAULT` is a comma-separated list of `POINT:FILE`. The first
-process that reaches POINT and manages to remove FILE kills itself. Otherwise nothing happens.
+process that reaches POINT and manages to remove FILE kills itself, or sends itself the signal
+`PROXHPC_FAULT_SIGNAL`. Otherwise nothing happens.
 """
 
 import os
@@ -44,11 +45,11 @@ _ARMED = dict(
 
 
 def fault_point(point: FaultPoint) -> None:
-    """Kill this process here if the environment asks for it."""
+    """Kill or stop this process here if the environment asks for it."""
     if point not in _ARMED:
         return
     try:
         os.unlink(_ARMED[point])
     except FileNotFoundError:
         return  # another process was first
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[f"SIG{os.environ.get('PROXHPC_FAULT_SIGNAL', 'KILL')}"])
