@@ -33,11 +33,11 @@ class DamageError(Exception):
         self.detail = detail
         self.raw = raw
 
-    def unverified_from(self, position: int) -> "DamageError":
-        """Return the error with the position from which no checksum confirms what was read."""
-        if self.reason != "corrupt_input":
+    def unverified(self, start: int, stop: int) -> "DamageError":
+        """Return the error with the positions between which no checksum confirms what was read."""
+        if start == stop:
             return self
-        detail = f"{self.detail}; records from position {position} on are unverified"
+        detail = f"{self.detail}; records from position {start} on are unverified"
         return DamageError(self.reason, detail, self.raw)
 
 
@@ -77,7 +77,7 @@ class FrameReader:
                     position += len(block)
                     yield block
             except DamageError as error:
-                raise error.unverified_from(start) from error
+                raise error.unverified(start, position) from error
 
     def header(self) -> FrameHeader | None:
         """Return the next frame's header, or None at the end of the file. Raises DamageError."""

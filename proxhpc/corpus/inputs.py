@@ -135,10 +135,15 @@ def read_head(path: Path) -> bytes:
         raw = file.read(_HEAD)
     if name_compression(raw) is None:
         return raw
+    head = b""
     try:
-        return next(read_chunks(path, detect_compression(path)), b"")[:_HEAD]
+        for chunk in read_chunks(path, detect_compression(path)):
+            head += chunk
+            if len(head) >= _HEAD:
+                break
     except DamageError:
-        return b""
+        pass  # what was read before it tells the format
+    return head[:_HEAD]
 
 
 def check_unchanged(info: InputInfo) -> None:

@@ -55,8 +55,11 @@ class Probe:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.bad.most_common(3))
         first = bad + self.documents
         text = f"{bad:,} of its first {first:,} records are not documents ({reasons})"
-        content = "" if self.documents else name_content(read_head(self.info.path))
-        return f"{text}; it looks like {content}" if content else text
+        if self.documents:
+            return text
+        content = name_content(read_head(self.info.path))
+        detail = self.example.detail if self.example else ""
+        return f"{text}: it looks like {content}" if content else f"{text}: {detail}"
 
 
 def probe_inputs(

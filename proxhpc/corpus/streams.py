@@ -199,7 +199,7 @@ class MemberReader:
                     self._position += len(data)
                     yield data
             except DamageError as error:
-                raise error.unverified_from(start) from error
+                raise error.unverified(start, self._position) from error
             self._members += 1
             while self._pending and not self._pending.strip(b"\0"):
                 self._read()
@@ -237,17 +237,18 @@ class MemberReader:
 
     def _salvage(self, member: Any) -> Iterator[bytes]:
         """Yield what can be decoded before an error; zlib loses the output of a call that fails."""
-        step = _STEP // 8
+        step = len(self._pending)  # of input: the check at its end would fail with the last output
         while step:
-            trial = member.copy()
+            trial, piece = member.copy(), self._pending[:step]
             try:
-                data = trial.decompress(self._pending, step)
+                data = trial.decompress(piece, _STEP)
             except zlib.error:
-                step //= 8
+                step //= 2
                 continue
-            if not data:
+            used = len(piece) - len(trial.unconsumed_tail)
+            if not (data or used):
                 return
-            member, self._pending = trial, trial.unconsumed_tail
+            member, self._pending = trial, self._pending[used:]
             yield data
 
     def _read(self) -> None:

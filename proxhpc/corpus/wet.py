@@ -29,9 +29,9 @@ def split_wet(chunks: Iterator[bytes], position: int, max_record_bytes: int) -> 
             position += size + len(_END)
             reader.taken = 0
     except DamageError as error:
-        reader.drain()
+        later = reader.drain()
         size = reader.taken
-        yield RawLine(position, position + size, size, reader.head, error)
+        yield RawLine(position, position + size, size, reader.head, later or error)
 
 
 def parse_wet(data: bytes) -> Any:
@@ -99,12 +99,12 @@ class _Reader:
                 taken += piece
         return bytes(taken)
 
-    def drain(self) -> None:
-        """Count what is left as part of the current record."""
+    def drain(self) -> DamageError | None:
+        """Count what is left as part of the current record; return damage that lies in it."""
         try:
             for piece in (bytes(self.buffer), *self._chunks):
                 self.head = self.head or piece[:BAD_RECORD_BYTES]
                 self.taken += len(piece)
-        except DamageError:
-            pass
-        self.buffer.clear()
+        except DamageError as error:
+            return error
+        return None
