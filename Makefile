@@ -1,5 +1,7 @@
 # make demo        install what the demo needs, and run the pipeline on it with the embedded model
 # make demo-rules  the same with rules instead of a model, without torch
+# make prove       train small models on raw and refined text, and say which learnt more (minutes);
+#                  PROXHPC_DATA=FILE… has the text, with gold texts if there are any
 # make test        check format, lint and types, and run all tests; first install what they need
 # make check       the same, without installing Slurm or Chromium
 # make format      format the code
@@ -12,13 +14,18 @@ BIN := .venv/bin
 TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo demo-rules test check lint format clean
+.PHONY: demo demo-rules prove test check lint format clean
 
 demo: .venv/.model
 	$(BIN)/proxhpc launch demo
 
 demo-rules: .venv/.package
 	$(BIN)/proxhpc launch demo-rules
+
+PROVE := $${PROXHPC_RUNS:-runs}/prove
+prove: .venv/.model
+	$(BIN)/python tools/prove_data.py $(PROVE) $(PROXHPC_DATA)
+	$(BIN)/proxhpc prove $(PROVE)/manifest.yaml
 
 # .venv/.real lists what could be installed; tests of these parts must not be skipped.
 test: lint
@@ -64,5 +71,5 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .cache dist runs/demo runs/demo-rules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache dist runs/demo runs/demo-rules runs/prove .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from proxhpc.account.flops import ModelShape  # noqa: E402
 from proxhpc.annotate.summary import AnnotationSummary  # noqa: E402
 from proxhpc.doctor.finding import Diagnosis  # noqa: E402
 from proxhpc.evaluate.result import Evaluation  # noqa: E402
@@ -25,6 +26,7 @@ from proxhpc.review.estimate import ReviewSummary  # noqa: E402
 from proxhpc.spec.load import json_schema  # noqa: E402
 from proxhpc.spec.manifest import Manifest  # noqa: E402
 from proxhpc.spec.profile import Profile  # noqa: E402
+from proxhpc.spec.prove import Training, training_presets  # noqa: E402
 from proxhpc.spec.recipe import Recipe  # noqa: E402
 from proxhpc.spec.site import Site  # noqa: E402
 from proxhpc.spec.slurm_notation import MANAGED_SBATCH_OPTIONS  # noqa: E402
@@ -36,6 +38,7 @@ PAGES = {
     ROOT / "docs" / "adapt.md": ("recipe",),
     ROOT / "docs" / "json.md": ("documents",),
     ROOT / "docs" / "refining.md": ("profile",),
+    ROOT / "docs" / "prove.md": ("presets",),
 }
 # The documents that `--json` prints, by command.
 DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = {
@@ -78,6 +81,7 @@ def contents() -> dict[Path, str]:
         "recipe": sections(json_schema(Recipe), skip=()),
         "documents": documents(),
         "profile": table(json_schema(Profile)),
+        "presets": presets(),
     }
     for page, names in PAGES.items():
         files[page] = filled(page, {name: tables[name] for name in names})
@@ -230,6 +234,23 @@ def managed() -> str:
     """Return the sbatch options that the launcher manages as a Markdown table."""
     rows = ["| Option | Instead |", "|---|---|"]
     rows += [f"| `{name}` | {advice} |" for name, advice in sorted(MANAGED_SBATCH_OPTIONS.items())]
+    return "\n".join(rows) + "\n"
+
+
+def presets() -> str:
+    """Return the presets of trainings as a Markdown table."""
+    rows = ["| Preset | Parameters | Tokens | Tokens of a step | Learning rate | Source |"]
+    rows.append("|---|---|---|---|---|---|")
+    for name, keys in training_presets().items():
+        training = Training.model_validate(keys)
+        size = "as `base`"
+        if training.model:
+            config = {"vocab_size": training.vocabulary, **training.model}
+            size = f"{ModelShape.from_config(config).parameters / 1e6:,.1f}M"
+        step = training.batch * training.context
+        cells = (f"`{name}`", size, f"{training.tokens:,}", f"{step:,}")
+        rate = f"{training.learning_rate:g} → {training.min_learning_rate:g}"
+        rows.append(f"| {' | '.join((*cells, rate, training.source or ''))} |")
     return "\n".join(rows) + "\n"
 
 

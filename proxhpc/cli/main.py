@@ -96,6 +96,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _launch(arguments: argparse.Namespace) -> int:
     from proxhpc.cluster.slurm import why_unavailable
     from proxhpc.launch.launch import dry_run, prepare_run
+    from proxhpc.run.plan import input_notes
 
     dry = arguments.dry_run
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
@@ -103,9 +104,11 @@ def _launch(arguments: argparse.Namespace) -> int:
         for phase, script, answer in dry_run(run):
             print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
         return 0
-    print(_safe(f"run directory: {run.dir.root}"))
     if run.site.name == "auto" and run.site.kind == "local":
         print(f"workers are processes of this machine: {why_unavailable()}")
+    print(_safe(f"run directory: {run.dir.root}"))
+    for note in input_notes(run.plan, run.dir):
+        print(_safe(f"note: {note}"))
     if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
         from proxhpc.plan.estimate import estimate_run
         from proxhpc.plan.view import cost_line
@@ -341,6 +344,39 @@ def _adapt_to_pairs(arguments: argparse.Namespace) -> None:
     print(_safe(usage(verdict, arguments.out)))
 
 
+def _prove(arguments: argparse.Namespace) -> int:
+    from proxhpc.launch.launch import prepare_run
+    from proxhpc.prove.arms import is_merged, launch_arms
+    from proxhpc.prove.layout import ProveDir
+    from proxhpc.prove.plan import open_prove
+    from proxhpc.prove.run import prove
+    from proxhpc.prove.verdict import load_verdict
+    from proxhpc.prove.view import render_verdict
+    from proxhpc.spec.manifest import load_manifest
+
+    run = prepare_run(arguments.manifest, arguments.site, arguments.run)
+    is_run = (arguments.manifest / "plan.json").exists()
+    section = None if is_run else load_manifest(arguments.manifest).prove
+    if not is_merged(run.dir) and (status := _drive(run) or not is_merged(run.dir)):
+        _log("run `proxhpc prove` again when the run is finished")
+        return int(status)
+    root = run.dir.root
+    folder = ProveDir((arguments.out or root.with_name(f"{root.name}-prove")).absolute())
+    plan = open_prove(folder, run.dir, section or run.plan.manifest.prove)
+    if unfinished := launch_arms(folder, plan, run.site, _log):
+        for arm in unfinished:
+            _log(f"check progress: proxhpc status {arm.root}")
+        _log("run `proxhpc prove` again when these runs are finished")
+        return 0
+    step = prove(folder, plan, run.site, _log)
+    if step.phase == "finished":
+        _show(load_verdict(folder), render_verdict, arguments.json)
+        _log(f"page: {folder.page}")
+    else:
+        _log(f"{step.message}; run `proxhpc prove` again to see how far it is")
+    return 0
+
+
 def _annotate(arguments: argparse.Namespace) -> None:
     from proxhpc.annotate.annotate import AnnotateOptions, annotate, open_sources
     from proxhpc.annotate.examples import WindowLimits
@@ -543,6 +579,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "annotate": _annotate,
     "adapt": _adapt,
+    "prove": _prove,
     "inspect": _inspect,
     "report": _report,
     "review": _review,

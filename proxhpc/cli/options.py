@@ -261,6 +261,14 @@ def _annotate(verb: Parser) -> None:
     _json(verb)
 
 
+def _prove(verb: Parser) -> None:
+    _manifest(verb)
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the trainings (default: RUN-prove)"
+    )
+    _json(verb)
+
+
 def _adapt(verb: Parser) -> None:
     _path(verb, "recipe", "RECIPE", "recipe (file or name)", nargs="?")
     _path(verb, "--out", "DIR", "directory of the model", required=True)
@@ -391,6 +399,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
         "evaluate": ("score a refiner on gold records", _evaluate),
         "annotate": ("make training examples from runs or gold records", _annotate),
         "adapt": ("train a model to write programs", _adapt),
+        "prove": ("train models on raw and refined text, and say which is better", _prove),
     },
     FOR_JOBS: {
         "worker": ("refine shards until none is left", _worker),
