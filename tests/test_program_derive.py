@@ -133,11 +133,6 @@ def test_the_shortest_program(after, programs):
         assert result.rejected == {}
 
 
-def test_line_numbers_of_a_window_inside_a_document():
-    program = derive("a\nb\nc", "a\nc", first_line=40)
-    assert str(program) == "remove_lines(start=41, end=41)"
-
-
 EDITS = [  # before, after, program in each of prox, refinex and ultrax
     (
         "foo foo",

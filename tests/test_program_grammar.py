@@ -123,11 +123,11 @@ def test_words_hidden_by_an_earlier_match_do_not_match():
     assert not grammar.fullmatch('normalize(source_str="bb bb", target_str="")')
 
 
-def test_max_calls_ends_a_repetition_loop():
-    grammar = re.compile(chunk_grammar("prox", 0, 9, max_calls=3))
+def test_the_number_of_calls_ends_a_repetition_loop():
+    grammar = re.compile(chunk_grammar("prox", 0, 9))
     call = "remove_lines(start=7, end=7)\n"
-    assert grammar.fullmatch(call * 3)
-    assert not grammar.fullmatch(call * 4)
+    assert grammar.fullmatch(call * 24)
+    assert not grammar.fullmatch(call * 25)
     assert parse_chunk(call * 3) == Program((RemoveLines(7, 7),) * 3)
 
 
@@ -138,11 +138,6 @@ def test_the_policy_limits_the_number_of_strings():
     assert not grammar.fullmatch('normalize(source_str="a", target_str="")\n' * 3)
     none = chunk_grammar("prox", 0, 0, lines=["a b"], policy=Policy(max_strings=0))
     assert none == chunk_grammar("prox", 0, 0)
-
-
-def test_a_grammar_needs_at_least_one_call():
-    with pytest.raises(ValueError, match="max_calls"):
-        chunk_grammar("prox", 0, 0, max_calls=0)
 
 
 def test_the_size_of_a_grammar_is_nearly_linear_in_its_window():

@@ -19,7 +19,8 @@ from proxhpc.corpus.records import get_field
 from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import GoldFields
 from proxhpc.program.edits import WindowEdits
-from proxhpc.program.execute import WindowChanges, apply_changes, execute
+from proxhpc.program.execute import apply_changes, execute
+from proxhpc.program.layout import change_groups
 from proxhpc.program.lines import line_starts
 from proxhpc.program.match import SpanChange
 from proxhpc.program.policy import Policy
@@ -112,7 +113,7 @@ def program_labels(
             continue
         known.update(range(window.start, window.stop))
         if window.inserted:
-            edits.append(_whole_edit(text, starts, window, result))
+            edits.append(_edit(text, starts, window.start, window.stop, result[0]))
             continue
         edits += [Edit(start, stop) for start, stop in window.removed]
         if window.strings:
@@ -122,13 +123,13 @@ def program_labels(
     return TeacherLabels(keep, tuple(edits), unknown, +discarded)
 
 
-def _whole_edit(
-    text: str, starts: Sequence[int], window: WindowEdits, result: WindowChanges
+def _edit(
+    text: str, starts: Sequence[int], first: int, stop: int, changes: Sequence[SpanChange]
 ) -> Edit:
-    low, high = starts[window.start], starts[window.stop] - 1
-    changes = [(start - low, stop - low, target) for start, stop, target in result[0]]
-    new = apply_changes(text[low:high], [(changes, result[1])])
-    return Edit(window.start, window.stop, new)
+    """Changes within the lines [first, stop) as one edit; `starts` are the offsets of lines."""
+    low, high = starts[first], starts[stop] - 1
+    moved = [(start - low, end - low, target) for start, end, target in changes]
+    return Edit(first, stop, apply_changes(text[low:high], [(moved, len(moved))]))
 
 
 def _keeps_document(call: Call, policy: Policy) -> bool | None:
@@ -140,25 +141,14 @@ def _keeps_document(call: Call, policy: Policy) -> bool | None:
 def _string_edits(
     text: str, starts: Sequence[int], window: WindowEdits, changes: list[SpanChange]
 ) -> Iterator[Edit]:
-    """Changes of characters as edits of the remaining lines; changes that share a line are one.
-
-    `starts` are the offsets of the text's lines and of a line after it.
-    """
+    """Changes of characters as edits of the remaining lines; changes that share a line are one."""
     removed = {starts[start] for start, _ in window.removed}
-    groups: list[list[SpanChange]] = []
-    for change in changes:
-        if change[0] in removed:
-            continue
-        if groups and bisect_right(starts, groups[-1][-1][1]) >= bisect_right(starts, change[0]):
-            groups[-1].append(change)
-        else:
-            groups.append([change])
-    for group in groups:
+    strings = [change for change in changes if change[0] not in removed]
+
+    def share_a_line(end: int, start: int) -> bool:
+        return bisect_right(starts, end) >= bisect_right(starts, start)
+
+    for group in change_groups(strings, share_a_line):
         first = bisect_right(starts, group[0][0]) - 1
         stop = bisect_right(starts, group[-1][1])  # one line further if a newline is removed
-        position = starts[first]
-        pieces: list[str] = []
-        for start, end, target in group:
-            pieces += text[position:start], target
-            position = end
-        yield Edit(first, stop, "".join([*pieces, text[position : starts[stop] - 1]]))
+        yield _edit(text, starts, first, stop, group)

@@ -13,11 +13,7 @@ from itertools import accumulate, chain, pairwise
 
 from proxhpc.program.align import EditCosts, LinePairs, align_lines
 from proxhpc.program.edits import WindowLines, program_edits
-from proxhpc.program.execute import (
-    apply_changes,
-    execute,
-    outside_removed,
-)
+from proxhpc.program.execute import apply_changes, execute, outside_removed
 from proxhpc.program.hunks import TOKEN, AlignedText, Hunk, joined_hunks, text_hunks
 from proxhpc.program.lines import Range
 from proxhpc.program.match import SpanChange, find_literal
@@ -45,6 +41,7 @@ EDIT_COSTS: dict[Dialect, EditCosts] = {
     "ultrax": EditCosts(20, 25, 40),
     "rescraper": EditCosts(8, 12, 32),
 }
+_POLICY = Policy()
 _MAX_CANDIDATES = 60  # strings tried for one hunk, shortest first, before its whole line
 _MAX_CONTEXT = 400  # characters on each side of a hunk that its string may include
 
@@ -56,22 +53,15 @@ class NoProgram:
     reason: str
 
 
-def derive(
-    before: str,
-    after: str,
-    dialect: Dialect = "prox",
-    *,
-    first_line: int | None = None,
-    policy: Policy | None = None,
-) -> Program | NoProgram:
+def derive(before: str, after: str, dialect: Dialect = "prox") -> Program | NoProgram:
     """Return the shortest program found that turns `before`, a window, into `after`.
 
-    Line removals come first, then string edits. `first_line` is the number of the window's first
-    line, by default the dialect's. `policy` limits single statements; its document limits do not
-    apply. Blank lines are ignored in dialects whose models do not see or keep them.
+    Line removals come first, then string edits. The default policy limits single statements, but
+    not what they do together. Blank lines are ignored in dialects whose models do not see or keep
+    them.
     """
-    first = FIRST_LINE[dialect] if first_line is None else first_line
-    goal = _Goal(before, after, dialect, first, policy or Policy())
+    first = FIRST_LINE[dialect]
+    goal = _Goal(before, after, dialect)
     lines, new_lines = goal.lines, _lines(after, dialect)
     costs = EDIT_COSTS[dialect]
     if lines == new_lines:
@@ -84,7 +74,7 @@ def derive(
         return NoProgram(f"too large: {len(lines)} lines and {len(new_lines)}; use windows")
     if not pairs:
         return NoProgram("no line of the first text remains")
-    text = AlignedText(lines, pairs, goal.policy)
+    text = AlignedText(lines, pairs)
     removals = goal.removals(text.removed)
     hunks = text_hunks(text, lines, new_lines, pairs, appends=dialect != "ultrax")
     added = _added_lines(goal, new_lines, pairs) if dialect == "ultrax" else ()
@@ -119,11 +109,9 @@ def _matters(line: str, dialect: Dialect) -> bool:
 class _Goal:
     """A window, the text that a program must make of it, and the numbers of the window's lines."""
 
-    def __init__(
-        self, before: str, after: str, dialect: Dialect, first: int, policy: Policy
-    ) -> None:
-        self.before, self.after, self.dialect, self.policy = before, after, dialect, policy
-        lines = before.split("\n")
+    def __init__(self, before: str, after: str, dialect: Dialect) -> None:
+        self.before, self.after, self.dialect = before, after, dialect
+        first, lines = FIRST_LINE[dialect], before.split("\n")
         matter = [number for number, line in enumerate(lines) if _matters(line, dialect)]
         self.lines = [lines[number] for number in matter]
         numbered = matter if dialect == "rescraper" else None
@@ -137,7 +125,7 @@ class _Goal:
     def problem(self, program: Program) -> str:
         """Execute a candidate and return why it is not a solution, or ""."""
         edits = program_edits(program, self.dialect, self.window, {})
-        changes = execute(self.before, self.window.stop, [edits], self.policy)
+        changes = execute(self.before, self.window.stop, [edits], _POLICY)
         result = apply_changes(self.before, changes)
         if _lines(result, self.dialect) != _lines(self.after, self.dialect):
             return "the only candidate has another effect"
@@ -178,7 +166,7 @@ def _edits(text: AlignedText, hunks: list[Hunk], goal: _Goal) -> list[Statement]
     for number, hunk in enumerate(hunks):
         if search.done[number]:
             continue
-        if len(statements) == text.policy.max_strings:
+        if len(statements) == _POLICY.max_strings:
             return NoProgram(f"more than {len(statements)} different strings to edit")
         line = text.line_at(hunk.start)
         edit = search.find(number, None if goal.dialect == "prox" else line)
@@ -211,7 +199,7 @@ class _Search:
         The string is replaced everywhere in the text or, if `line` is given, where it occurs once
         on that line.
         """
-        text, policy = self.text.text, self.text.policy
+        text = self.text.text
         low, high = 0, len(text)
         if line is not None:
             low, high = self.text.starts[line], self.text.starts[line + 1] - 1
@@ -219,10 +207,10 @@ class _Search:
             source, target = text[start:stop], self._target(start, stop)
             if target is None or not source.strip() or SURROGATE.search(source + target):
                 continue
-            matches = find_literal(text, low, high, source, policy, only=line is not None)
+            matches = find_literal(text, low, high, source, _POLICY, only=line is not None)
             if isinstance(matches, str):
                 continue
-            if len(matches) * (len(target) - len(source)) > policy.max_growth:
+            if len(matches) * (len(target) - len(source)) > _POLICY.max_growth:
                 continue
             if self._accept([(begin, end, target) for begin, end in matches]):
                 return source, target

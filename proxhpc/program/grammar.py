@@ -31,7 +31,7 @@ _DELETE = {
 }
 _SPECIAL = re.compile(r"[.^$*+?()\[\]{}|\\]")
 _WORD = re.compile(r"\S+")
-_MAX_WORDS = 8
+_MAX_WORDS, _MAX_CALLS = 8, 24
 
 
 def chunk_grammar(
@@ -41,12 +41,11 @@ def chunk_grammar(
     *,
     lines: Sequence[str] = (),
     policy: Policy | None = None,
-    max_calls: int = 24,
 ) -> str:
     """Return an expression of the programs for a window with lines numbered `first` to `last`.
 
     With `lines`, the window's text, programs may also delete up to eight consecutive words of a
-    line; the expression then grows with the text. Programs have up to `max_calls` calls, which ends
+    line; the expression then grows with the text. Programs have up to 24 calls, which ends
     repetition loops, and with `lines` no more than the policy's `max_strings`. ValueError if the
     arguments are inconsistent.
     """
@@ -55,9 +54,7 @@ def chunk_grammar(
         raise ValueError(f"no lines {first} to {last} in dialect {dialect}")
     if lines and len(lines) != last - first + 1:
         raise ValueError(f"{len(lines)} texts for the lines {first} to {last}")
-    if max_calls < 1:
-        raise ValueError("max_calls must be at least 1")
-    removal = _removal(dialect, first, last)
+    removal, max_calls = _removal(dialect, first, last), _MAX_CALLS
     calls = [removal]
     if lines and policy.max_strings:
         calls += _strings(dialect, first, lines, policy)

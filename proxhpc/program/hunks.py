@@ -9,7 +9,6 @@ from itertools import accumulate, groupby
 
 from proxhpc.program.align import MAX_CELLS, LinePairs
 from proxhpc.program.execute import UNSPACED
-from proxhpc.program.policy import Policy
 from proxhpc.program.words import common_ends
 
 TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+|.", re.DOTALL)
@@ -28,8 +27,8 @@ class Hunk:
 class AlignedText:
     """The old text, the offsets of its lines, and the ranges of lines to remove."""
 
-    def __init__(self, lines: Sequence[str], pairs: LinePairs, policy: Policy) -> None:
-        self.text, self.policy = "\n".join(lines), policy
+    def __init__(self, lines: Sequence[str], pairs: LinePairs) -> None:
+        self.text = "\n".join(lines)
         self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
         unmatched = sorted(set(range(len(lines))) - {old for old, _ in pairs})
         groups = groupby(enumerate(unmatched), key=lambda item: item[1] - item[0])
@@ -67,11 +66,10 @@ def text_hunks(
         elif target:
             # A blank line has no characters to replace but a newline next to it.
             at = text.starts[old]
-            has_newline = at < len(text.text)
-            hunk = (
-                Hunk(at, at + 1, f"{target}\n") if has_newline else Hunk(at - 1, at, f"\n{target}")
-            )
-            hunks.append(hunk)
+            if at < len(text.text):
+                hunks.append(Hunk(at, at + 1, f"{target}\n"))
+            else:
+                hunks.append(Hunk(at - 1, at, f"\n{target}"))
     return hunks
 
 
