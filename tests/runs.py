@@ -141,12 +141,17 @@ def rows_of(run: RunDir, plan: Plan) -> list[Row]:
     ]
 
 
-def schema_tool() -> ModuleType:
-    """tools/write_schemas.py, as a module."""
-    path = Path(__file__).parents[1] / "tools" / "write_schemas.py"
-    spec = importlib.util.spec_from_file_location("write_schemas", path)
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/, as a module."""
+    path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def schema_tool() -> ModuleType:
+    """tools/write_schemas.py, as a module."""
+    return load_tool("write_schemas")

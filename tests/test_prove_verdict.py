@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from proxhpc.prove.tasks import TASK_FIELDS
 from proxhpc.prove.verdict import make_verdict
 from proxhpc.prove.view import render_verdict
 from proxhpc.spec.prove import Prove
+from runs import load_tool
+from test_report_page import overlap
 
 HOSTS = [f"h{number // 2}" for number in range(120)]
 TOKENS, FLOPS = 100_000, 10**12
@@ -283,3 +286,44 @@ def test_hostile_names_do_no_harm() -> None:
     page = prove_page(make_verdict("<script>alert(1)</script>\x1b[2J", hostile))
     assert "<script" not in page
     assert "\x1b" not in page
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_intervals_contain_the_true_difference_about_95_times_in_100(number: int) -> None:
+    """With few draws; tools/prove_calibration.py makes 1,000, of which it wants 93 to 97 %."""
+    tool = load_tool("prove_calibration")
+    covered, better = tool.coverage(tool.EXPERIMENTS[number], 100, seed=3)
+    assert 0.9 <= covered < 1
+    assert better <= 0.06
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_and_loads_nothing(
+    verdict: Verdict, chromium: str, tmp_path: Path, scheme: Any
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    url = tmp_path / "prove.html"
+    url.write_text(prove_page(verdict))
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+        events: list[str] = []
+        page.on("console", lambda message: events.append(message.text))
+        page.on("request", lambda request: events.append(request.url))
+        page.goto(url.as_uri())
+        assert events == [url.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        assert page.inner_text(".lead") == verdict.sentence
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        for chart in page.locator("svg.chart").all():
+            labels, marks = (
+                chart.locator(kind).evaluate_all(
+                    "all => all.map(e => e.getBoundingClientRect().toJSON())"
+                )
+                for kind in ("text", "rect.interval")
+            )
+            assert len(labels) == 2 * len(marks) > 0
+            assert not [1 for label in labels for mark in marks if overlap(label, mark)]
+        browser.close()
