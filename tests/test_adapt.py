@@ -8,7 +8,7 @@ import shutil
 import signal
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ from proxhpc.run.models import resolve_model
 from proxhpc.spec.load import json_schema, load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.site import load_site
-from proxhpc.train import loop
 from proxhpc.train.adapt import Adapted, adapt
 from proxhpc.train.card import model_card
 from proxhpc.train.checkpoint import TrainingFolder, TrainingState, load_checkpoint
-from proxhpc.train.distributed import TrainingRanks, launch_processes
 from proxhpc.train.job import submit
-from proxhpc.train.optimizer import MovingAverage, Optimizer
+from proxhpc.train.loop import Loop
+from proxhpc.train.optimizer import OptimizerOptions, learning_rate
+from proxhpc.train.processes import run_processes
 from proxhpc.train.program_task import ProgramTask, collate_programs, generate
 from proxhpc.train.rows import ExampleRow, Examples
-from proxhpc.train.score import LineDecisions, best_bias, verdict_scores
-from proxhpc.train.task import TrainingTask, rank_batches, rank_indices
+from proxhpc.train.score import LineDecisions, best_bias, program_scores, verdict_scores
+from proxhpc.train.task import TrainingTask, process_batches, shared_indices
 from proxhpc.train.walk_model import walk_loss
 from proxhpc.train.walk_pages import drop_targets
 from proxhpc.train.walk_task import WalkTask
@@ -120,17 +120,22 @@ def trained(recipe: Recipe, out: Path, **options: Any) -> Adapted:
     return adapt(recipe, out, log=lambda _: None, **options)
 
 
+def during_step(number: int, action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Do something in the course of a step."""
+    loss = Loop.loss
+
+    def acting(loop: Loop[Any], model: Any, batch: Any) -> Any:
+        if loop.state.step == number - 1:
+            action()
+        return loss(loop, model, batch)
+
+    patch.setattr(Loop, "loss", acting)
+
+
 def train_until_step_3(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """Send SIGTERM during the third step; the hint of the error."""
-    learning_rate = loop.learning_rate
-
-    def stopping(recipe: Recipe, step: int, done: float) -> float:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return learning_rate(recipe, step, done)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "learning_rate", stopping)
+        during_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
         with pytest.raises(RetryError, match="SIGTERM after step 3") as stopped:
             trained(recipe, out)
     return stopped.value.hint
@@ -228,16 +233,11 @@ def test_dropout_depends_only_on_the_seed(
     assert not same_weights(tmp_path / "one", tmp_path / "without"), "dropout has an effect"
 
 
-def test_each_rank_and_step_draws_other_random_numbers(examples: Path, tmp_path: Path) -> None:
-    task = WalkTask(walk_recipe(examples), Examples((examples,)), tmp_path / "tokenizer")
-    folder = TrainingFolder(tmp_path / "out")
-    drawn = set()
-    for rank, step in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        trainer = loop.Trainer(walk_recipe(examples), task, folder, print, TrainingRanks(rank, 1))
-        trainer.state.step = step
-        trainer._seed_step()
-        drawn.add(float(torch.rand(1)))
-    assert len(drawn) == 4
+def test_each_process_and_step_draws_other_random_numbers() -> None:
+    from proxhpc.train.engine import step_seed
+
+    seeds = {step_seed(*key) for key in itertools.product(range(3), range(3), range(3))}
+    assert len(seeds) == 27
 
 
 def test_a_kill_between_best_weights_and_state_loses_no_weights(
@@ -249,9 +249,9 @@ def test_a_kill_between_best_weights_and_state_loses_no_weights(
     scores = iter([0.5, 0.9, 0.6])
     monkeypatch.setattr(WalkTask, "validate", lambda *_: {"f1": next(scores)})
 
-    def trainer() -> loop.Trainer[Any]:
+    def loop() -> Loop[Any]:
         task = WalkTask(recipe, Examples((examples,)), folder.tokenizer)
-        return loop.Trainer(recipe, task, folder, lambda _: None, TrainingRanks())
+        return Loop(recipe, task, folder, lambda _: None)
 
     class Killed(BaseException):
         pass
@@ -266,9 +266,10 @@ def test_a_kill_between_best_weights_and_state_loses_no_weights(
     with monkeypatch.context() as patch:
         patch.setattr(TrainingFolder, "save", killed_save)
         with pytest.raises(Killed):
-            trainer().run()
+            loop().run()
     best = load_checkpoint(folder.best)
-    resumed = trainer()
+    resumed = loop()
+    resumed.engine.load()
     assert (resumed.state.step, resumed.state.best_step) == (1, 2)
     assert resumed.state.best_scores == {"f1": 0.9}
     folder.claim()
@@ -282,19 +283,9 @@ def test_a_kill_between_best_weights_and_state_loses_no_weights(
 def test_the_last_weights_are_evaluated_after_a_resume(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, out, loss = (
-        walk_recipe(examples, steps=2, minutes=1e-9),
-        tmp_path / "out",
-        WalkTask.loss,
-    )
-
-    def stopping(task: WalkTask, batch: Any, done: float) -> Any:
-        if done == 0.5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(task, batch, done)
-
+    recipe, out = walk_recipe(examples, steps=2, minutes=1e-9), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(WalkTask, "loss", stopping)
+        during_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
         with pytest.raises(RetryError, match="SIGTERM after step 2"):
             trained(recipe, out)
     assert [line["step"] for line in log(out)] == [1]
@@ -303,26 +294,11 @@ def test_the_last_weights_are_evaluated_after_a_resume(
         assert [line["step"] for line in log(out)] == [1, 2]
 
 
-def test_a_checkpoint_is_checked_and_loaded_in_place(
-    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_checked(examples: Path, tmp_path: Path) -> None:
     recipe, out = walk_recipe(examples, steps=2), tmp_path / "out"
     trained(recipe, out)
     folder = TrainingFolder(out)
     saved = load_checkpoint(folder.state)
-    initial: dict[str, Any] = {}
-
-    class RecordingAverage(MovingAverage):
-        def __init__(self, module: Any, decay: float) -> None:
-            super().__init__(module, decay)
-            initial.update(self.weights)
-
-    monkeypatch.setattr(loop, "MovingAverage", RecordingAverage)
-    task = WalkTask(recipe, Examples((examples,)), folder.tokenizer)
-    trainer = loop.Trainer(recipe, task, folder, print, TrainingRanks())
-    average = trainer._average.weights
-    assert all(average[name] is value for name, value in initial.items()), "on the same device"
-    assert all(torch.equal(average[name], value) for name, value in saved["average"].items())
     folder.claim()
     folder.save(folder.state, saved | {"version": 1})
     with pytest.raises(UserError, match="started by another version of proxhpc"):
@@ -337,19 +313,18 @@ def test_the_earlier_of_two_trainings_in_a_folder_stops(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their files are never mixed, and a call that fails does not take over the folder."""
-    recipe, out, learning_rate = walk_recipe(examples), tmp_path / "out", loop.learning_rate
+    recipe, out = walk_recipe(examples), tmp_path / "out"
     second: dict[str, Any] = {}
+    loss = Loop.loss
 
-    def start_second(first: Recipe, step: int, done: float) -> float:
-        if step == 2:
-            monkeypatch.setattr(loop, "learning_rate", learning_rate)
-            trained(recipe, out)
-            second.update(weights(out))
-            with pytest.raises(UserError, match="different learning_rate"):
-                trained(walk_recipe(examples, learning_rate=0.1), out, resume=True)
-        return learning_rate(first, step, done)
+    def start_second() -> None:
+        monkeypatch.setattr(Loop, "loss", loss)
+        trained(recipe, out)
+        second.update(weights(out))
+        with pytest.raises(UserError, match="different learning_rate"):
+            trained(walk_recipe(examples, learning_rate=0.1), out, resume=True)
 
-    monkeypatch.setattr(loop, "learning_rate", start_second)
+    during_step(3, start_second, monkeypatch)
     with pytest.raises(UserError, match="another training run was started there"):
         trained(walk_recipe(examples, learning_rate=0.002), out)
     assert second
@@ -360,13 +335,7 @@ def test_the_earlier_of_two_trainings_in_a_folder_stops(
 def test_a_deleted_folder_is_an_error(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learning_rate = loop.learning_rate
-
-    def deleting(recipe: Recipe, step: int, done: float) -> float:
-        shutil.rmtree(tmp_path / "out/training", ignore_errors=True)
-        return learning_rate(recipe, step, done)
-
-    monkeypatch.setattr(loop, "learning_rate", deleting)
+    during_step(1, lambda: shutil.rmtree(tmp_path / "out/training"), monkeypatch)
     with pytest.raises(UserError, match=r"there is no directory .*out/training"):
         trained(walk_recipe(examples, steps=2), tmp_path / "out")
 
@@ -400,13 +369,19 @@ def test_a_training_without_a_checkpoint_starts_from_scratch(
     assert len(tokenizer["model"]["vocab"]) == 300
 
 
-def test_several_processes_train_one_model(examples: Path, tmp_path: Path) -> None:
-    recipe = walk_recipe(examples, steps=80, average=0.8, learning_rate=0.02)
-    adapted = adapt(recipe, tmp_path / "out", processes=2)
-    assert adapted.state.step == 80
-    assert adapted.scores["f1"] > 0.95
-    again = adapt(recipe, tmp_path / "out", resume=True, processes=2)
-    assert again.state.step == 80, "a finished training has no more steps"
+def test_two_processes_equal_one_that_accumulates(examples: Path, tmp_path: Path) -> None:
+    """Each answer has the same weight in a step, whichever process reads it."""
+    keys = {"steps": 4, "optimizer": "adamw", "learning_rate": 0.001, "average": 0.5}
+    recipe = walk_recipe(examples, **keys)
+    adapted = trained(recipe, tmp_path / "two", processes=2)
+    single = trained(walk_recipe(examples, **keys, accumulation=2), tmp_path / "one")
+    assert adapted.state.step == single.state.step == 4
+    assert adapted.state.tokens == pytest.approx(single.state.tokens, rel=0.2)
+    one, two = (load_checkpoint(tmp_path / name / "training/best.pt") for name in ("one", "two"))
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, atol=1e-4, rtol=0)
+    again = adapt(recipe, tmp_path / "two", resume=True, processes=2)
+    assert again.state.step == 4, "a finished training has no more steps"
 
 
 @pytest.mark.parametrize("kind", ["walk", "programs"])
@@ -419,7 +394,7 @@ def test_ranks_share_the_batches_of_an_epoch(kind: str, examples: Path, tmp_path
         task = ProgramTask(program_recipe(examples, base, batch_tokens=800), Examples((examples,)))
 
     def epoch(rank: int, count: int, consumed: int = 0) -> list[bytes]:
-        batches = rank_batches(task, (0, consumed), TrainingRanks(rank, count))
+        batches = process_batches(task, (0, consumed), rank, count)
         first = itertools.takewhile(lambda pair: pair[0][0] == 0, batches)
         return [batch.inputs.numpy().tobytes() for _, batch in first]
 
@@ -429,7 +404,7 @@ def test_ranks_share_the_batches_of_an_epoch(kind: str, examples: Path, tmp_path
     assert [even[0], odd[0]] == single[:2]
     ranks = 3 * len(single)
     assert all(len(epoch(rank, ranks)) == 1 for rank in range(ranks)), "every rank has a batch"
-    position, _ = next(rank_batches(task, (0, 0), TrainingRanks(1, 2)))
+    position, _ = next(process_batches(task, (0, 0), 1, 2))
     assert epoch(0, 1, position[1]) == single[2:], "one process resumes after a turn of two"
 
 
@@ -438,53 +413,43 @@ def test_another_number_of_processes_resumes_the_epoch(before: int, turns: int, 
     """No batch is skipped, and only the last turn of the epoch may repeat some."""
     seen = Counter[int]()
     for rank in range(before):
-        drawn = list(itertools.islice(rank_indices(1000, 0, TrainingRanks(rank, before)), turns))
+        drawn = list(itertools.islice(shared_indices(1000, 0, rank, before), turns))
         seen.update(index for _, index in drawn)
     consumed, _ = drawn[-1]
     for rank in range(after):
-        seen.update(index for _, index in rank_indices(1000, consumed, TrainingRanks(rank, after)))
+        seen.update(index for _, index in shared_indices(1000, consumed, rank, after))
     assert set(seen) == set(range(1000))
     assert seen.total() - 1000 == -(1000 - before * turns) % after
 
 
-def test_gradients_are_averaged_over_ranks() -> None:
-    with launch_processes(2, _other_gradient) as ranks:
-        one, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
-        one.grad = torch.tensor([1.0, 2.0, 3.0])
-        ranks.average_gradients([one, unused])
-    assert one.grad.tolist() == [3.0, 2.0, 1.0]
-    assert unused.grad is not None
-    assert unused.grad.tolist() == [[0.5, 0.5], [0.5, 0.5]]
-
-
-def _other_gradient(ranks: TrainingRanks) -> None:
-    one, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
-    one.grad, unused.grad = torch.tensor([5.0, 2.0, -1.0]), torch.ones(2, 2)
-    ranks.average_gradients([one, unused])
-
-
 def test_the_death_of_a_process_ends_the_training() -> None:
-    with (
-        pytest.raises(RetryError, match="exited with -9") as died,
-        launch_processes(2, _killed) as ranks,
-    ):
-        ranks.broadcast_progress(True, 0.0, "cpu")
+    with pytest.raises(RetryError, match="exited with -9") as died:
+        run_processes(2, _killed, log=print)
     assert "--resume" in (died.value.hint or "")
 
 
-def _killed(ranks: TrainingRanks) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _killed(log: Callable[[str], None]) -> None:
+    if torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
 
 
-def test_a_process_whose_work_is_done_cannot_fail() -> None:
+def test_what_processes_return_say_and_raise(capsys: pytest.CaptureFixture[str]) -> None:
     """Python's finalization sometimes aborts while threads of a process group exist."""
-    with launch_processes(2, _aborted_at_exit) as ranks:
-        assert ranks.broadcast_progress(True, 0.5, "cpu") == (True, 0.5)
+    assert run_processes(2, _aborted_at_exit, 5, log=print) == 5
+    assert sorted(capsys.readouterr().out.splitlines()) == ["process 0", "process 1"]
+    with pytest.raises(UserError, match="no 7") as raised:
+        run_processes(2, _aborted_at_exit, 7, log=print)
+    assert raised.value.hint == "try 5"
 
 
-def _aborted_at_exit(ranks: TrainingRanks) -> None:
+def _aborted_at_exit(number: int, log: Callable[[str], None]) -> int:
     atexit.register(os.abort)
-    ranks.broadcast_progress(False, 0.0, "cpu")
+    log(f"process {torch.distributed.get_rank()}")
+    torch.distributed.barrier()
+    if number == 7:
+        raise UserError("no 7", hint="try 5")
+    return number + 10 * torch.distributed.get_rank()
 
 
 def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
@@ -504,6 +469,56 @@ def test_a_base_model_learns_programs(examples: Path, tmp_path: Path) -> None:
     before, after = weights(base), weights(tmp_path / "out")
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(before[name].bfloat16(), after[name])
+
+
+def test_adapters_are_merged_and_training_ends_early_after_its_epochs(
+    examples: Path, tmp_path: Path
+) -> None:
+    """LoRA, epochs, patience, recomputed activations, accumulation and a tracker."""
+    pytest.importorskip("peft")
+    base = save_llama(tmp_path / "base", max_position_embeddings=1024)
+    keys = {"steps": None, "epochs": 2, "batch_tokens": 6000, "learning_rate": 1e-2, "warmup": 1}
+    keys |= {"lora": {"rank": 2}, "checkpointing": True, "accumulation": 2, "validation": 2}
+    recipe = program_recipe(examples, base, **keys, trackers=["tensorboard"])
+    adapted = trained(recipe, tmp_path / "out")
+    epoch = len(ProgramTask(recipe, Examples((examples,))).epoch(0))
+    assert adapted.state.step == pytest.approx(epoch, abs=1)  # two epochs, two batches a step
+    before, after = weights(base), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        is_adapted = "_proj." in name
+        assert torch.equal(value.bfloat16(), after[name]) is not is_adapted
+    assert len(load_checkpoint(tmp_path / "out/training/best.pt")["weights"]) == 2 * 14
+    assert list((tmp_path / "out/training/runs").rglob("events.*"))
+    early = {"epochs": 50, "patience": 2, "minutes": 1e-9, "trackers": []}
+    changes = recipe.model_dump(mode="json", exclude_unset=True) | early
+    out = tmp_path / "early"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgramTask, "validate", lambda *_: {"f1": -float(len(log_or_none(out)))})
+        stopped = trained(Recipe.model_validate(changes), out)
+    assert (stopped.state.best_step, stopped.state.step) == (1, 4)  # all processes learn of it late
+
+
+def log_or_none(out: Path) -> list[dict[str, Any]]:
+    return log(out) if (out / "training/log.jsonl").exists() else []
+
+
+@pytest.mark.parametrize("key", ["epochs", "lora", "checkpointing"])
+def test_a_walk_has_no_such_key(key: str, examples: Path) -> None:
+    value: dict[str, Any] = {"epochs": 2, "lora": {}, "checkpointing": True}
+    with pytest.raises(ValueError, match=f"{key}: not with prompt: walk"):
+        walk_recipe(examples, **{"steps": None} if key == "epochs" else {}, **{key: value[key]})
+
+
+def test_the_scores_of_the_paper(tmp_path: Path) -> None:
+    rows = [example_row(row(n), tmp_path) for n in (5, 6)]  # lines 0 and 2; 1 and 2
+    docs = [example_row(doc_row(n), tmp_path) for n in (0, 1, 3)]  # drop, keep, keep
+    programs = ["remove_lines(start=0, end=0)", "remove_lines(start=1, end=3)"]
+    scores = program_scores([*rows, *docs], [*programs, "keep_doc()", "keep_doc()", "drop_doc()"])
+    assert scores["removed_line_f1"] == pytest.approx(2 * 3 / (4 + 4))
+    assert scores["doc_f1"] == pytest.approx(2 * 1 / (2 + 2))
+    assert scores["verdict_accuracy"] == pytest.approx(1 / 3)
+    assert verdict_scores([True, False, False], np.array([-1.0, -1.0, 1.0]))["doc_f1"] == 0.5
 
 
 def test_the_loss_counts_only_tokens_of_programs(examples: Path, tmp_path: Path) -> None:
@@ -640,7 +655,7 @@ def test_an_invalid_recipe_is_explained(tmp_path: Path) -> None:
     path.write_text("name: x\nexamples: [a.jsonl.zst]\nbase: b\nshape: {}\n")
     with pytest.raises(UserError, match="give either base or shape") as caught:
         load_yaml(path, Recipe)
-    assert "give either steps or hours" in caught.value.message
+    assert "give either steps, hours or epochs" in caught.value.message
     path.write_text('name: x\nexamples: "a\\nb"\nbase: b\nsteps: 2\n')
     with pytest.raises(UserError, match="must be one line of text") as caught:
         load_yaml(path, Recipe)
@@ -679,9 +694,11 @@ def test_the_smallest_of_the_best_biases_is_chosen() -> None:
     assert 0 < scores["f1"] < 1
 
 
-def optimizer_of(module: Any, **keys: Any) -> Optimizer:
-    data = {"name": "x", "examples": ["x"], "shape": {}, "steps": 1, "optimizer": "muon"}
-    return Optimizer(module, Recipe.model_validate(data | keys))
+def optimizer_of(module: Any, rate: float, **keys: Any) -> Any:
+    from proxhpc.train.engine import AveragingOptimizer
+
+    options = {"optimizer": "muon", "learning_rate": rate, **keys}
+    return AveragingOptimizer(module, OptimizerOptions(**options))
 
 
 def small_module() -> Any:
@@ -698,12 +715,11 @@ def test_muon_moves_along_orthogonal_matrices() -> None:
     before = matrix.detach().clone()
     gradient = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     matrix.grad = gradient.clone()
-    optimizer_of(module, weight_decay=0).step(1.0)
+    optimizer_of(module, 1.0, weight_decay=0.0).step()
     movement = matrix.detach() - before
     values = torch.linalg.svdvals(movement) / (0.2 * 16**0.5)  # as large as AdamW's step
     assert ((values > 0.6) & (values < 1.3)).all()
     assert float((movement * gradient).sum()) < 0
-    assert matrix.grad is None
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -712,17 +728,52 @@ def test_matrices_decay_and_vectors_do_not(name: str) -> None:
     before = {key: value.detach().clone() for key, value in module.named_parameters()}
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer_of(module, optimizer=name, weight_decay=0.5).step(0.1)
+    optimizer_of(module, 0.1, optimizer=name, weight_decay=0.5).step()
     after = dict(module.named_parameters())
     for key in ("layers.0.weight", "head.weight"):
         torch.testing.assert_close(after[key].detach(), before[key] * (1 - 0.1 * 0.5))
     assert torch.equal(after["head.bias"], before["head.bias"])
 
 
+def test_the_moving_average_follows_the_weights() -> None:
+    module = small_module()
+    optimizer = optimizer_of(module, 0.1, average=0.8)
+    values = [module.head.bias.detach().clone()]
+    for _ in range(12):
+        module.head.bias.grad = torch.randn(8)
+        for parameter in (module.layers[0].weight, module.head.weight):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        values.append(module.head.bias.detach().clone())
+    mean = values[0]
+    for step, value in enumerate(values[1:], 1):
+        mean = mean.lerp(value, 1 - min(0.8, 1 - 1 / (step / 5 + 2)))
+    with optimizer.averaged():
+        torch.testing.assert_close(module.head.bias.detach(), mean)
+    assert torch.equal(module.head.bias, values[-1])
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [0.5, 1.0, 1.0, 0.51, 0.51, 0.02]),
+        ({"schedule": "cosine", "decay": 1.0}, [0.5, 0.9064, 0.51, 0.1136, 0.1136, 0.02]),
+        ({"min_learning_rate": 0.5, "decay": 1.0}, [0.5, 0.9, 0.75, 0.6, 0.6, 0.5]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_decays_to_its_floor(
+    keys: dict[str, Any], expected: list[float]
+) -> None:
+    options = OptimizerOptions(learning_rate=1.0, warmup=2, decay=keys.pop("decay", 0.4), **keys)
+    shares = [0.0, 0.2, 0.5, 0.8, 0.8, 1.0]
+    rates = [learning_rate(options, step, done) for step, done in enumerate(shares)]
+    assert rates == pytest.approx(expected, abs=1e-3)
+
+
 def test_the_text_loss_fades_to_zero(examples: Path, tmp_path: Path) -> None:
     recipe = walk_recipe(examples, walk={"text_loss": 0.5})
     task = WalkTask(recipe, Examples((examples,)), tmp_path)
-    _, batch = next(rank_batches(task, (0, 0), TrainingRanks()))
+    _, batch = next(process_batches(task, (0, 0)))
     options = recipe.walk.model_copy(update={"text_loss": 0.0})
 
     def text_loss(done: float) -> tuple[float, float | None]:
@@ -743,9 +794,9 @@ def test_the_text_loss_fades_to_zero(examples: Path, tmp_path: Path) -> None:
 def test_batches_resume_and_labels_stay_with_their_lines(examples: Path, tmp_path: Path) -> None:
     recipe = walk_recipe(examples)
     task = WalkTask(recipe, Examples((examples,)), tmp_path)
-    batches = rank_batches(task, (0, 0), TrainingRanks())
+    batches = process_batches(task, (0, 0))
     drawn = [next(batches) for _ in range(6)]
-    resumed = rank_batches(task, drawn[2][0], TrainingRanks())
+    resumed = process_batches(task, drawn[2][0])
     for (position, batch), (same, copy) in zip(drawn[3:], resumed, strict=False):
         assert position == same
         assert torch.equal(batch.inputs, copy.inputs)

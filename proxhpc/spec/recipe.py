@@ -4,7 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from proxhpc.spec.load import ONE_OR_MORE, Config, FilePath, Positive, Slug, Text, Whole, refuse
+from proxhpc.spec.load import (
+    ONE_OR_MORE,
+    Config,
+    FilePath,
+    Flag,
+    Positive,
+    Slug,
+    Text,
+    Whole,
+    refuse,
+)
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -37,6 +47,17 @@ class Shape(Config):
     def heads(self) -> int:
         """Attention heads."""
         return self.hidden // 64
+
+
+class Lora(Config):
+    """Low-rank adapters (LoRA), for base models that write programs."""
+
+    rank: Positive = 16
+    """Rank of the adapters' matrices."""
+    alpha: PositiveNumber = 32
+    """The adapters' output is multiplied by this, divided by the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the adapters' input."""
 
 
 class WalkOptions(Config):
@@ -80,6 +101,18 @@ class Recipe(Config):
     """Training steps."""
     hours: PositiveNumber | None = None
     """Instead of `steps`: hours to train; the number of steps depends on the machine."""
+    epochs: PositiveNumber | None = None
+    """Instead of `steps`: passes over the examples; not with `prompt: walk`, which draws them at
+    random."""
+    patience: Positive | None = None
+    """Evaluations in a row without a better score after which the training ends early."""
+    accumulation: Positive = 1
+    """Batches of a step, in each process."""
+    checkpointing: Flag = False
+    """Compute the activations of `base` twice, which takes longer but saves memory."""
+    lora: Lora | None = None
+    """Train low-rank adapters of `base` in place of all its weights; they are merged into the
+    model that is written. Needs the package peft."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` trains matrices with Muon and the rest with AdamW."""
     learning_rate: PositiveNumber = 2e-5
@@ -108,6 +141,9 @@ class Recipe(Config):
     """Minutes between two checkpoints."""
     seed: Whole = 0
     """Random seed."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Programs that show losses and scores, besides `training/log.jsonl`; their packages must be
+    installed. TensorBoard's files are in `training/runs`."""
     walk: WalkOptions = WalkOptions()
     """Options of `prompt: walk`; see below."""
     notes: dict[str, Text] = Field(default_factory=dict)
@@ -118,8 +154,12 @@ class Recipe(Config):
         problems = []
         if (self.base is None) == (self.shape is None):
             problems.append((("base",), "give either base or shape"))
-        if (self.steps is None) == (self.hours is None):
-            problems.append((("steps",), "give either steps or hours"))
+        if sum(length is not None for length in (self.steps, self.hours, self.epochs)) != 1:
+            problems.append((("steps",), "give either steps, hours or epochs"))
+        if self.prompt == "walk":
+            for key in ("epochs", "lora", "checkpointing"):
+                if getattr(self, key):
+                    problems.append(((key,), "not with prompt: walk"))
         if self.shape is not None and self.prompt != "walk":
             problems.append((("shape",), "only with prompt: walk"))
         refuse(problems)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import sync_directory, writing
 from proxhpc.errors import UserError
+from proxhpc.extras import require_package
 from proxhpc.run.models import TOKENIZER_FILES
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.refiner_file import NAME, RefinerFile
 from proxhpc.train.card import model_card
 from proxhpc.train.checkpoint import TrainingFolder, TrainingState
-from proxhpc.train.distributed import TrainingRanks, launch_processes
-from proxhpc.train.loop import Trainer
+from proxhpc.train.loop import Loop
+from proxhpc.train.processes import first_process_first, run_processes
 from proxhpc.train.rows import Examples
 from proxhpc.train.score import ValidationScores
 from proxhpc.train.task import TrainingTask
@@ -50,21 +51,32 @@ def adapt(
     the base model do not fit the recipe. RetryError if the training is stopped by a signal; call
     again with `resume` to continue it.
     """
+    for tracker in recipe.trackers:
+        require_package(tracker, tracker, f"the tracker {tracker}")
     folder = TrainingFolder(out)
     folder.create(recipe, resume=resume)
     folder.remove_leftovers()
+    _check_training_split(recipe, Examples(tuple(map(Path, recipe.examples))))
+    adapted = run_processes(processes, _adapt, recipe, folder, log=log)
+    assert adapted is not None  # from the first process
+    return adapted
+
+
+def _adapt(recipe: Recipe, folder: TrainingFolder, log: Callable[[str], None]) -> Adapted | None:
+    """Train in one of the processes; the first one also writes the model."""
     examples = Examples(tuple(map(Path, recipe.examples)))
-    _check_training_split(recipe, examples)
-    task = _training_task(recipe, examples, folder)
+    with first_process_first() as is_first:
+        task = _training_task(recipe, examples, folder)
     for reason, number in task.unused.items():
         log(f"{quantity(number, 'example is', 'examples are')} not used: {reason}")
-    with launch_processes(processes, _run_worker, recipe, out) as ranks:
-        trainer = Trainer(recipe, task, folder, log, ranks)
-        trainer.run()
-    trainer.load_best()
-    adapted = Adapted(trainer.state, trainer.validate(FINAL_FACTOR * recipe.validation))
+    loop = Loop(recipe, task, folder, log)
+    loop.run()
+    if not is_first:
+        return None
+    loop.load_best()
+    adapted = Adapted(loop.state, loop.validate(FINAL_FACTOR * recipe.validation))
     folder.check_owner()
-    _write_model(recipe, task, examples, adapted, out)
+    _write_model(recipe, task, examples, adapted, folder.out)
     return adapted
 
 
@@ -77,14 +89,6 @@ def _check_training_split(recipe: Recipe, examples: Examples) -> None:
     else:
         hint = "the files are empty: the summary beside each says what became of its documents"
     raise UserError(f"no example of the training split in {', '.join(recipe.examples)}", hint=hint)
-
-
-def _run_worker(recipe: Recipe, out: Path, ranks: TrainingRanks) -> None:
-    """Train as a rank above 0, until rank 0 stops."""
-    folder = TrainingFolder(out)
-    task = _training_task(recipe, Examples(tuple(map(Path, recipe.examples))), folder)
-    for _ in Trainer(recipe, task, folder, lambda _: None, ranks).steps():
-        pass
 
 
 def _training_task(
@@ -106,10 +110,11 @@ def _write_model(
     refiner = RefinerFile.model_validate(
         {"version": 1, "prompt": recipe.prompt} | task.stages(adapted.scores)
     )
-    parameters = sum(p.numel() for p in task.model.parameters())
+    model = task.exported()
+    parameters = sum(p.numel() for p in model.parameters())
     card = model_card(recipe, examples, task.unused, adapted.state, adapted.scores, parameters)
     texts = {NAME: json.dumps(refiner.to_dict(), indent=2) + "\n", "README.md": card}
-    _export(task.model, task.tokenizer_dir, texts, out)
+    _export(model, task.tokenizer_dir, texts, out)
 
 
 def _export(model: "PreTrainedModel", tokenizer: Path, texts: Mapping[str, str], out: Path) -> None:

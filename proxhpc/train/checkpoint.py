@@ -11,11 +11,14 @@ from proxhpc.corpus.disk import replacing, sha256_file, write_atomic, writing
 from proxhpc.errors import UserError
 from proxhpc.spec.recipe import Recipe
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 # Keys of a recipe that may change when a training run is resumed.
 _CHANGEABLE = frozenset(
-    {"steps", "hours", "minutes", "save_minutes", "validation", "notes", "precision", "name"}
+    {
+        *("steps", "hours", "epochs", "minutes", "save_minutes", "validation", "patience"),
+        *("notes", "precision", "name", "checkpointing", "trackers"),
+    }
 )
 _EXAMPLE_HASHES = "example_hashes"
 
@@ -35,6 +38,7 @@ class TrainingState:
     evaluated_step: int = 0
     best_scores: dict[str, float] | None = None
     best_step: int = 0
+    evaluations: int = 0  # since the best
 
 
 class TrainingFolder:
@@ -92,7 +96,13 @@ class TrainingFolder:
         """Raise UserError if `out` has files that no training run wrote there."""
         if self.root.is_dir() and any(self.root.iterdir()):
             own = {self.state, self.best, self.log, self.tokenizer, self._owner}
-            own |= {self.root / "logs", self.root / "model", self.recipe, self.pairs}
+            own |= {
+                self.root / "logs",
+                self.root / "runs",
+                self.root / "model",
+                self.recipe,
+                self.pairs,
+            }
             own |= {self.held_out, self.examples, self.root / "examples.summary.json"}
             foreign = [p for p in self.root.iterdir() if p not in own and p.suffix != ".tmp"]
         else:  # so nothing was trained here yet, and no model was written

@@ -45,6 +45,9 @@ class AveragingOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # mypy s
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: None = None) -> None:
         """Update the weights and their average."""
+        for parameter in self._parameters():  # the average is of all, also of those without use
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         first = self._decay and not self.state
         initial = {p: p.clone() for p in self._parameters()} if first else {}
         for kind, part in self._parts.items():
@@ -124,9 +127,10 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         # A sharded model reduces its gradients, so transformers must not put DDP around it.
         self.is_distributed_loading_by_transformers = isinstance(module, FSDPModule)
         self._hooks, self._options, self._saved = hooks, options, saved
-        self._first_step: int = saved["step"] if saved else 0
+        self._first_step = self.state.global_step = saved["step"] if saved else 0
         self.seconds: float = saved["seconds"] if saved else 0.0  # of all steps
-        self.done, self._stop, self._started = 0.0, 0, 0.0
+        self.done, self.finished = 0.0, False  # finished may be set in any process
+        self._stop, self._started = 0, 0.0
         self.loss, self.norm = torch.zeros((), device=arguments.device), 0.0  # of the last step
 
     @property
@@ -163,6 +167,11 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         optimizer: AveragingOptimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return optimizer
 
+    def load(self) -> None:
+        """Load the saved weights and optimizer of a finished training, without a step."""
+        self.create_optimizer_and_scheduler(self.args.max_steps)
+        self.restore()
+
     def restore(self) -> None:
         """Load the saved weights and optimizer."""
         if self._saved is not None:
@@ -183,19 +192,20 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         """Seed dropout, so that a resumed training draws what it would have drawn."""
         self._started = time.monotonic()
         self.loss.zero_()
-        entropy = (self.args.seed, self.state.global_step, self.args.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        seed = step_seed(self.args.seed, self.state.global_step, self.args.process_index)
+        torch.manual_seed(seed)
 
     def end_step(self) -> bool:
         """Whether to stop: the training is done, or a process got a signal."""
-        values = [float(self._stop), self.seconds + time.monotonic() - self._started]
+        seconds = self.seconds + time.monotonic() - self._started
+        values = [float(self._stop), seconds, float(self.finished)]
         if self.args.world_size > 1:
             tensor = torch.tensor(values, dtype=torch.float64, device=self.args.device)
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
             torch.distributed.all_reduce(self.loss, torch.distributed.ReduceOp.AVG)
             values = tensor.tolist()
         self._stop, self.seconds = int(values[0]), values[1]
-        self.done = self._hooks.share_done(self)
+        self.done = 1.0 if values[2] else self._hooks.share_done(self)
         self._hooks.after_step(self)
         return bool(self._stop) or self.done >= 1
 
@@ -292,6 +302,11 @@ class _Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self._batches()
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """The seed of a process's dropout in a step."""
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
 
 
 def training_arguments(

@@ -1,19 +1,14 @@
-"""The training loop: steps, evaluations and checkpoints, until its time is over or a signal."""
+"""Adapting a model to a task: its evaluations, checkpoints and log, as hooks of the engine."""
 
 import math
-import signal
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
-from types import FrameType
-from typing import TYPE_CHECKING, Generic
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Generic
 
 import orjson
 
 from proxhpc.corpus.disk import append_line
-from proxhpc.engines.transformers_engine import default_device
-from proxhpc.errors import RetryError, UserError
+from proxhpc.errors import UserError
 from proxhpc.spec.recipe import Recipe
 from proxhpc.status.terminal import duration
 from proxhpc.train.checkpoint import (
@@ -24,24 +19,19 @@ from proxhpc.train.checkpoint import (
     load_checkpoint,
     recipe_fingerprint,
 )
-from proxhpc.train.distributed import TrainingRanks
-from proxhpc.train.optimizer import (
-    MovingAverage,
-    Optimizer,
-    OptimizerOptions,
-    learning_rate,
-)
+from proxhpc.train.optimizer import OptimizerOptions
 from proxhpc.train.score import ValidationScores
-from proxhpc.train.task import BatchT, TrainingTask, rank_batches
+from proxhpc.train.task import BatchT, TrainingTask, process_batches
 
 if TYPE_CHECKING:
     import torch
 
+    from proxhpc.train.engine import Engine
+
 _LOG_SECONDS, _LOG_SHARE = 60, 0.05  # between two lines: seconds, or if less a share of `hours`
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
 
 
-class Trainer(Generic[BatchT]):
+class Loop(Generic[BatchT]):
     """Trains the module of one task; `log` prints a line periodically."""
 
     def __init__(
@@ -50,165 +40,145 @@ class Trainer(Generic[BatchT]):
         task: TrainingTask[BatchT],
         folder: TrainingFolder,
         log: Callable[[str], None],
-        ranks: TrainingRanks,
     ) -> None:
         """Resumes from the folder's checkpoint if there is one."""
+        from proxhpc.train.engine import ENDLESS, Engine, training_arguments
+
         self.recipe, self.task, self.folder, self._print = recipe, task, folder, log
-        self._ranks = ranks
         self.state = TrainingState()
-        self._device = default_device()
-        task.module.to(self._device)
-        self._optimizer = Optimizer(task.module, recipe)
-        self._average = MovingAverage(task.module, recipe.average)
-        self._stop_signal = ""
         self._fingerprint = recipe_fingerprint(recipe)
-        if folder.state.exists():
-            self._load()
-        ranks.broadcast_weights(task.module)
+        saved = self._load() if folder.state.exists() else None
+        arguments = training_arguments(
+            options := OptimizerOptions.of(recipe),
+            steps=recipe.steps or ENDLESS,
+            precision=recipe.precision,
+            gradient_accumulation_steps=recipe.accumulation,
+            seed=recipe.seed,
+            output_dir=str(folder.root),
+            report_to=list(recipe.trackers) or "none",
+            ddp_find_unused_parameters=recipe.prompt == "walk",  # its label head, in some batches
+        )
+        if recipe.checkpointing:
+            task.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.engine = Engine(_loss_module(task), self, options, arguments, saved)
+        self.engine.finished = self._is_exhausted()
+        self._is_first = bool(arguments.process_index == 0)
+        self._saved = self._evaluated = self._logged = self.state.seconds
+        self._means: dict[str, float] = {}  # of losses, over about 50 batches
+        self._position, self._tokens = self.state.position, 0  # of the batches of this step
 
     def run(self) -> None:
         """Train to the end. RetryError after SIGTERM, SIGINT or SIGUSR2, with a checkpoint."""
-        self.folder.claim()
-        with ExitStack() as handlers:
-            for number in _STOP_SIGNALS:
-                handlers.callback(signal.signal, number, signal.signal(number, self._stop))
-            self._train()
-            self.save()
-        if self._stop_signal:
-            raise RetryError(
-                f"training stopped by {self._stop_signal} after step {self.state.step}",
-                hint="continue with --resume",
-            )
-        if self.state.step > self.state.evaluated_step or self.state.best_scores is None:
-            self.evaluate()
-            self.save()
-
-    def steps(self) -> Iterator[dict[str, float]]:
-        """Train a step at a time, until rank 0 is finished or got a signal; the steps' losses."""
-        state = self.state
-        self.task.module.train()
-        batches = rank_batches(self.task, state.position, self._ranks)
-        while True:
-            more = self.done < 1 and not self._stop_signal
-            more, done = self._ranks.broadcast_progress(more, self.done, self._device)
-            if not more:
-                return
-            started = time.monotonic()
-            position, batch = next(batches)
-            losses = self._step(batch, done)
-            state.position = position
-            state.seconds += time.monotonic() - started
-            yield losses
-
-    def _train(self) -> None:
-        """Train, with evaluations and checkpoints, until the end or a signal."""
-        state, recipe = self.state, self.recipe
-        saved = evaluated = logged = state.seconds
-        log_seconds = min(_LOG_SECONDS, _LOG_SHARE * 3600 * (recipe.hours or math.inf))
-        losses: dict[str, float] = {}
-        for step_losses in self.steps():
-            losses = _smoothed(losses, step_losses)
-            if state.seconds - logged >= log_seconds:
-                logged = state.seconds
-                self._log("step", losses)
-            if state.seconds - evaluated >= recipe.minutes * 60 and self.done < 1:
-                evaluated = saved = state.seconds
-                self.evaluate()
-                self.save()
-            if state.seconds - saved >= recipe.save_minutes * 60:
-                saved = state.seconds
-                self.save()
-
-    @property
-    def done(self) -> float:
-        """The share of the training that is done, by steps or by time."""
-        if self.recipe.steps is not None:
-            return min(1.0, self.state.step / self.recipe.steps)
-        return min(1.0, self.state.seconds / 3600 / (self.recipe.hours or 1.0))
-
-    def _step(self, batch: BatchT, done: float) -> dict[str, float]:
-        """One optimizer step; its losses and gradient norm."""
-        state = self.state
-        self._seed_step()
-        batch = batch.to(self._device)
-        with self._autocast():
-            losses = self.task.loss(batch, done)
-        losses.total.backward()
-        self._ranks.average_gradients(self._optimizer.parameters)
-        norm = self._optimizer.step(
-            learning_rate(OptimizerOptions.of(self.recipe), state.step, done)
-        )
-        if self._ranks.rank == 0 and not math.isfinite(norm):
-            raise UserError(
-                f"the training diverged: no finite gradient at step {state.step + 1}",
-                hint="start again with a lower learning_rate or a longer warmup; to continue from "
-                "the last checkpoint, use --resume, perhaps with precision: float32",
-            )
-        state.step += 1
-        state.tokens += self._ranks.count * batch.inputs.numel()
-        self._average.update(state.step)
-        return {**losses.parts, "norm": norm}
-
-    def _seed_step(self) -> None:
-        """Seed dropout by step and rank: a resumed training draws what it would have drawn."""
-        import numpy as np
-        import torch
-
-        entropy = (self.recipe.seed, self.state.step, self._ranks.rank)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-
-    def _autocast(self) -> "torch.autocast":
-        import torch
-
-        if self.recipe.precision == "auto":
-            enabled = self._device == "cuda" and torch.cuda.is_bf16_supported()
+        if self._is_first:
+            self.folder.claim()
+        if self.engine.finished or self.share_done(self.engine) >= 1:
+            self.engine.load()
         else:
-            enabled = self.recipe.precision == "bfloat16"
-        return torch.autocast(self._device, torch.bfloat16, enabled=enabled)
+            self.engine.run()
+        state = self.state
+        if self._is_first and (state.step > state.evaluated_step or state.best_scores is None):
+            self.evaluate()
+            self._save(self.engine.checkpoint())
+
+    # Hooks of the engine.
+
+    def batches(self, engine: "Engine") -> Iterator[dict[str, Any]]:
+        """Batches of this process, each with the position after it."""
+        arguments = engine.args
+        ranks = arguments.process_index, arguments.world_size
+        for position, batch in process_batches(self.task, self.state.position, *ranks):
+            yield {"batch": batch.to(str(arguments.device)), "position": position}
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        """The sum of the weights of a batch's answers."""
+        return float(batch["batch"].weight.sum())
+
+    def loss(self, model: "torch.nn.Module", batch: dict[str, Any]) -> "torch.Tensor":
+        """The task's loss."""
+        losses = model(batch["batch"], self.engine.done)
+        for name, value in losses.parts.items():
+            self._means[name] = self._means.get(name, value) * 0.98 + value * 0.02
+        self._position = batch["position"]
+        self._tokens += self.engine.args.world_size * batch["batch"].inputs.numel()
+        return losses.total
+
+    def share_done(self, engine: "Engine") -> float:
+        """The share of the steps, the hours or the epochs."""
+        recipe = self.recipe
+        if recipe.steps is not None:
+            return float(min(1.0, engine.state.global_step / recipe.steps))
+        if recipe.hours is not None:
+            return float(min(1.0, engine.seconds / 3600 / recipe.hours))
+        epoch, batches = self._position
+        return min(1.0, (epoch + batches / len(self.task.epoch(epoch))) / (recipe.epochs or 1))
+
+    def after_step(self, engine: "Engine") -> None:
+        """Log, evaluate and save if it is time to."""
+        state, recipe = self.state, self.recipe
+        state.step, state.seconds = engine.state.global_step, engine.seconds
+        state.position = self._position
+        state.tokens, self._tokens = state.tokens + self._tokens, 0
+        if state.seconds - self._logged >= min(
+            _LOG_SECONDS, _LOG_SHARE * 3600 * (recipe.hours or math.inf)
+        ):
+            self._logged = state.seconds
+            self._log("step", {**self._means, "norm": engine.norm})
+        is_over = engine.done >= 1 or engine.stopping
+        is_evaluated = state.seconds - self._evaluated >= recipe.minutes * 60 and not is_over
+        if is_evaluated:
+            self._evaluated = state.seconds
+            if self._is_first:
+                self.evaluate()
+                engine.finished = self._is_exhausted()
+        if is_evaluated or is_over or state.seconds - self._saved >= recipe.save_minutes * 60:
+            self._saved = state.seconds
+            self._save(engine.checkpoint())
 
     def evaluate(self) -> None:
         """Evaluate the moving average, and save its weights if they are the best so far."""
         module, state = self.task.module, self.state
-        weights = {name: value.clone() for name, value in module.state_dict().items()}
-        module.load_state_dict(self._average.weights)
-        module.eval()
-        scores = self.validate(self.recipe.validation)
-        module.train()
-        module.load_state_dict(weights)
-        self._log("evaluation", scores)
-        state.evaluated_step = state.step
-        best = state.best_scores
-        if best is None or scores.get("f1", 0.0) >= best.get("f1", 0.0):
-            state.best_scores, state.best_step = scores, state.step
-            # With their scores: a kill before the next save() must not separate the two.
-            best_weights = {"weights": self._average.weights, "scores": scores, "step": state.step}
-            self.folder.save(self.folder.best, best_weights)
+        with self.engine.averaging.averaged():
+            module.eval()
+            scores = self.validate(self.recipe.validation)
+            module.train()
+            self._log("evaluation", scores)
+            state.evaluated_step = state.step
+            state.evaluations += 1
+            best = state.best_scores
+            if best is None or scores.get("f1", 0.0) >= best.get("f1", 0.0):
+                state.best_scores, state.best_step = scores, state.step
+                state.evaluations = 0
+                # With their scores: a kill before the next save must not separate the two.
+                best_weights = {"weights": self._trained_weights(), "scores": scores}
+                self.folder.save(self.folder.best, best_weights | {"step": state.step})
 
     def validate(self, max_examples: int) -> ValidationScores:
         """Scores of the module's current weights."""
-        with self._autocast():
+        with self.engine.accelerator.autocast():
             return self.task.validate(max_examples)
 
     def load_best(self) -> None:
         """Load the best weights into the module."""
-        self.task.module.load_state_dict(load_checkpoint(self.folder.best)["weights"])
+        best = load_checkpoint(self.folder.best)["weights"]
+        self.task.module.load_state_dict(best, strict=False)
         self.task.module.eval()
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        self.folder.save(
-            self.folder.state,
-            {
-                "version": CHECKPOINT_VERSION,
-                "module": self.task.module.state_dict(),
-                "average": self._average.weights,
-                "optimizers": self._optimizer.state_dicts(),
-                "progress": asdict(self.state),
-                "recipe": self._fingerprint,
-            },
-        )
+    def _is_exhausted(self) -> bool:
+        """Whether so many evaluations were no better that the training ends early."""
+        return self.recipe.patience is not None and self.state.evaluations >= self.recipe.patience
 
-    def _load(self) -> None:
+    def _trained_weights(self) -> "dict[str, torch.Tensor]":
+        trained = {name for name, p in self.task.module.named_parameters() if p.requires_grad}
+        weights = self.task.module.state_dict().items()
+        return {name: value.clone() for name, value in weights if name in trained}
+
+    def _save(self, checkpoint: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        if self._is_first:
+            rest = {"progress": asdict(self.state), "recipe": self._fingerprint}
+            self.folder.save(self.folder.state, checkpoint | rest | {"version": CHECKPOINT_VERSION})
+
+    def _load(self) -> dict[str, Any]:
         saved = load_checkpoint(self.folder.state)
         if saved.get("version") != CHECKPOINT_VERSION:
             raise UserError(
@@ -216,35 +186,45 @@ class Trainer(Generic[BatchT]):
                 hint="give another --out, or delete it",
             )
         check_same_recipe(self._fingerprint, saved["recipe"], self.folder)
-        self.task.module.load_state_dict(saved["module"])
-        self._average.load(saved["average"])
-        self._optimizer.load_state_dicts(saved["optimizers"])
         self.state = TrainingState(**saved["progress"])
         if self.folder.best.exists():
             best = load_checkpoint(self.folder.best)
+            if best["step"] > self.state.best_step:  # a kill separated the two
+                self.state = replace(self.state, evaluations=0)
             self.state.best_scores, self.state.best_step = best["scores"], best["step"]
+        return saved
 
     def _log(self, event: str, numbers: dict[str, float]) -> None:
-        state = self.state
+        if not self._is_first:
+            return
+        state, engine = self.state, self.engine
         row = {
             "event": event,
             "step": state.step,
             "seconds": round(state.seconds),
             "tokens": state.tokens,
-            "learning_rate": learning_rate(OptimizerOptions.of(self.recipe), state.step, self.done),
+            "learning_rate": engine.learning_rate,
             **{name: round(value, 4) for name, value in numbers.items()},
         }
         append_line(self.folder.log, orjson.dumps(row))
+        engine.log({f"{event}/{name}": value for name, value in numbers.items()})  # for trackers
         values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        left = state.seconds * (1 - self.done) / self.done if self.done else None
+        done = engine.done
+        left = state.seconds * (1 - done) / done if done else None
         times = f"{state.seconds:6.0f} s, {duration(left)} left"
         self._print(f"{times}, step {state.step}, {event}: {values}")
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Stop after the current step, as the handler of a signal."""
-        self._stop_signal = signal.Signals(number).name
 
+def _loss_module(task: TrainingTask[BatchT]) -> "torch.nn.Module":
+    """The task's module with its loss as forward pass, so that torch can reduce gradients."""
+    import torch
 
-def _smoothed(means: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
-    """Running means over about 50 steps."""
-    return {name: means.get(name, value) * 0.98 + value * 0.02 for name, value in losses.items()}
+    class LossModule(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = task.module
+
+        def forward(self, batch: BatchT, done: float) -> Any:
+            return task.loss(batch, done)
+
+    return LossModule()

@@ -1,7 +1,6 @@
 """How weights are updated: AdamW and Muon, the learning rate, the moving average."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -74,76 +73,3 @@ def parameter_groups(
         for name, parameters in groups.items()
         if parameters
     ]
-
-
-class Optimizer:
-    """AdamW and, if the recipe asks for it, Muon for the matrices within the layers."""
-
-    def __init__(self, module: "torch.nn.Module", recipe: Recipe) -> None:
-        """For all parameters of `module` that require gradients."""
-        from torch.optim import AdamW, Muon
-
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        muon: list[torch.nn.Parameter] = []
-        matrices: list[torch.nn.Parameter] = []
-        vectors: list[torch.nn.Parameter] = []
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                is_muon = recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name
-                (muon if is_muon else matrices if p.ndim >= 2 else vectors).append(p)
-        decay = recipe.weight_decay
-        groups = [
-            {"params": matrices, "weight_decay": decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self._optimizers: list[torch.optim.Optimizer] = [
-            AdamW([group for group in groups if group["params"]], betas=(0.9, 0.97))
-        ]
-        if muon:
-            # Steps as large as AdamW's: arXiv 2502.16982
-            self._optimizers.append(Muon(muon, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-
-    def step(self, learning_rate: float) -> float:
-        """Update the weights and clear the gradients; their norm before clipping to 1."""
-        import torch
-
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return float(norm)
-
-    def state_dicts(self) -> list[dict[str, Any]]:
-        """The state of each optimizer, for `load_state_dicts`."""
-        return [optimizer.state_dict() for optimizer in self._optimizers]
-
-    def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
-        """Restore what `state_dicts` returned."""
-        for optimizer, state in zip(self._optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-
-
-class MovingAverage:
-    """An exponential moving average of a module's weights, over few steps at first."""
-
-    def __init__(self, module: "torch.nn.Module", decay: float) -> None:
-        """Start with the current weights. With `decay` 0 the average equals the weights."""
-        self._decay, self._module = decay, module
-        self.weights = {name: value.clone() for name, value in module.state_dict().items()}
-
-    def load(self, weights: "Mapping[str, torch.Tensor]") -> None:
-        """Restore weights, which may be on another device."""
-        for name, value in self.weights.items():
-            value.copy_(weights[name])
-
-    def update(self, step: int) -> None:
-        """Add the weights after `step` steps."""
-        import torch
-
-        decay = min(self._decay, 1 - 1 / (step / 5 + 2))
-        with torch.no_grad():
-            for name, value in self._module.state_dict().items():
-                mean = self.weights[name]
-                mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)

@@ -131,6 +131,20 @@ def _run_places(
 
 
 @contextmanager
+def first_process_first() -> Iterator[bool]:
+    """Let the first process of the group do something before the others; whether this is it."""
+    from torch import distributed
+
+    in_group = distributed.is_initialized()
+    is_first = not in_group or distributed.get_rank() == 0
+    if not is_first:
+        distributed.barrier()
+    yield is_first
+    if is_first and in_group:
+        distributed.barrier()
+
+
+@contextmanager
 def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle the signals that stop a training; only the main thread can."""
     with ExitStack() as previous:

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from proxhpc.engines.drafts import pad_left
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
+from proxhpc.extras import require_package
 from proxhpc.program.syntax import FIRST_LINE
 from proxhpc.refine.prompts import Prompts
 from proxhpc.run.models import ModelRef, resolve_model
@@ -62,7 +63,6 @@ class ProgramBatch(Batch):
     rows: "torch.Tensor"
     columns: "torch.Tensor"
     targets: "torch.Tensor"
-    weight: "torch.Tensor"
 
 
 class ProgramTask:
@@ -102,6 +102,7 @@ class ProgramTask:
             )
         self._max_program = max(len(example.program) for example in self._train)
         self.module = self.model = load_base(ref.path)
+        self._adapters = add_adapters(self.model, recipe) if recipe.lora else None
 
     def _tokenize(self, row: ExampleRow) -> TokenizedExample:
         """Encode a row with the prompt that the stages of a run make.
@@ -151,6 +152,10 @@ class ProgramTask:
         generated = generate(self.module, prompts, self._end, 2 * self._max_program, self._context)
         return program_scores(rows, [self.tokenizer.decode(ids) for ids in generated])
 
+    def exported(self) -> "PreTrainedModel":
+        """The model, with its adapters merged."""
+        return self.model if self._adapters is None else self._adapters.merge_and_unload()
+
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """Limits of prompt and answer: the largest in the training examples."""
         max_prompt = max(len(example.prompt) for example in self._train)
@@ -162,6 +167,21 @@ class ProgramTask:
         }
         stages: dict[Level, StageSettings] = {"doc": doc, "chunk": chunk}
         return {level: keys for level, keys in stages.items() if level in self._levels}
+
+
+def add_adapters(model: "PreTrainedModel", recipe: Recipe) -> Any:  # a model of peft
+    """Put adapters into a model, which alone are trained, and return peft's model around it."""
+    assert recipe.lora is not None
+    require_package("peft", "lora", "lora")
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(recipe.seed)
+    keys = {"r": recipe.lora.rank, "lora_alpha": recipe.lora.alpha}
+    dropout = recipe.lora.dropout
+    return get_peft_model(
+        model, LoraConfig(**keys, lora_dropout=dropout, target_modules="all-linear")
+    )
 
 
 def collate_programs(examples: Sequence[TokenizedExample], pad: int) -> ProgramBatch:
@@ -178,7 +198,7 @@ def collate_programs(examples: Sequence[TokenizedExample], pad: int) -> ProgramB
     weight = np.repeat(np.array([example.weight for example in examples], np.float32), sizes)
     targets = inputs[rows, columns]
     # A token is predicted at the position before it.
-    return ProgramBatch(*map(torch.as_tensor, (inputs, rows, columns - 1, targets, weight)))
+    return ProgramBatch(*map(torch.as_tensor, (inputs, weight, rows, columns - 1, targets)))
 
 
 def generate(

@@ -51,22 +51,23 @@ def best_bias(documents: Sequence[LineDecisions]) -> ValidationScores:
 
 def line_scores(documents: Sequence[LineDecisions], bias: float) -> ValidationScores:
     """Mean token F1 of documents with its standard error; precision and recall of dropped lines."""
-    f1: list[float] = []
+    token_f1s: list[float] = []
     correct = predicted = expected = 0
     for document in documents:
         drop = document.log_odds + bias > 0
         text, expected_text = (
             "\n".join(compress(document.lines, ~dropped)) for dropped in (drop, document.dropped)
         )
-        f1.append(token_f1(text, expected_text))
+        token_f1s.append(token_f1(text, expected_text))
         correct += int((drop & document.dropped).sum())
         predicted += int(drop.sum())
         expected += int(document.dropped.sum())
     return {
-        "f1": float(np.mean(f1)),
-        "f1_error": float(np.std(f1) / len(f1) ** 0.5),
+        "f1": float(np.mean(token_f1s)),
+        "f1_error": float(np.std(token_f1s) / len(token_f1s) ** 0.5),
         "line_precision": correct / max(1, predicted),
         "line_recall": correct / max(1, expected),
+        "removed_line_f1": f1(correct, predicted, expected),
         "bias": bias,
         "documents": len(documents),
     }
@@ -88,6 +89,7 @@ def verdict_scores(dropped: Sequence[bool], log_odds: "NDArray[np.float32]") -> 
         bias = next(bias for bias in VERDICT_BIASES if accuracy(bias) >= min_accuracy)
     scores = {"verdict_accuracy": accuracy(bias), "verdict_bias": bias}
     scores["verdicts"] = float(len(dropped))
+    scores["doc_f1"] = _kept_f1(~np.array(dropped), log_odds + bias <= 0)
     area = auc(dropped, log_odds.tolist())
     return scores if area is None else scores | {"verdict_auc": area}
 
@@ -95,28 +97,51 @@ def verdict_scores(dropped: Sequence[bool], log_odds: "NDArray[np.float32]") -> 
 def program_scores(rows: Sequence[ExampleRow], programs: Sequence[str]) -> ValidationScores:
     """Scores of a model's programs, compared with the examples' own.
 
-    `f1` is the mean over all: token F1 for windows, 1 or 0 for verdicts.
+    `f1` is the mean over all: token F1 for windows, 1 or 0 for verdicts. `removed_line_f1` and
+    `doc_f1` are those of the ProX paper: of the sets of removed lines, and of documents to keep.
     """
     valid = 0
-    f1: list[float] = []
-    correct: list[bool] = []
+    token_f1s: list[float] = []
+    kept: list[tuple[bool, bool]] = []  # expected and predicted
+    lines = np.zeros(3, int)  # removed: correctly, in all, expected
     for row, program in zip(rows, programs, strict=True):
         if row.level == "doc":
             verdict = doc_verdict(ModelOutput(program, "stop"), _POLICY)
             expected = doc_verdict(ModelOutput(row.program, "stop"), _POLICY)
             valid += not verdict.rejected
-            correct.append(verdict.action == expected.action)
+            kept.append((expected.action != "drop", verdict.action != "drop"))
         else:
             text, is_valid = _execute(row, program)
             valid += is_valid
-            f1.append(token_f1(text, _execute(row, row.program)[0]))
+            token_f1s.append(token_f1(text, _execute(row, row.program)[0]))
+            removed, right = _removed(row, program), _removed(row, row.program)
+            lines += (len(removed & right), len(removed), len(right))
+    correct = [expected == predicted for expected, predicted in kept]
     scores = {"valid": valid / max(1, len(rows)), "examples": float(len(rows))}
-    if f1:
-        scores["line_f1"] = sum(f1) / len(f1)
-    if correct:
+    if token_f1s:
+        scores["line_f1"] = sum(token_f1s) / len(token_f1s)
+        scores["removed_line_f1"] = f1(*map(int, lines))
+    if kept:
         scores["verdict_accuracy"] = sum(correct) / len(correct)
-    scores["f1"] = sum([*f1, *correct]) / max(1, len(rows))
+        scores["doc_f1"] = _kept_f1(*np.array(kept).T)
+    scores["f1"] = sum([*token_f1s, *correct]) / max(1, len(rows))
     return scores
+
+
+def f1(correct: int, predicted: int, expected: int) -> float:
+    """F1 of a set of `predicted` elements, of which `correct` are among the `expected`."""
+    return 2 * correct / (predicted + expected) if predicted + expected else 1.0
+
+
+def _kept_f1(expected: "NDArray[np.bool_]", predicted: "NDArray[np.bool_]") -> float:
+    """F1 of the documents to keep."""
+    return f1(int((expected & predicted).sum()), int(predicted.sum()), int(expected.sum()))
+
+
+def _removed(row: ExampleRow, program: str) -> set[int]:
+    """The lines that a program removes from a window."""
+    window, _ = _read(row, program)
+    return {line for start, stop in window.removed for line in range(start, stop)}
 
 
 def matches_labels(row: ExampleRow) -> bool:
@@ -124,12 +149,13 @@ def matches_labels(row: ExampleRow) -> bool:
 
     A program that edits strings may remove another one of two equal lines.
     """
-    window, is_valid = _read(row, row.program)
-    removed = {line for start, stop in window.removed for line in range(start, stop)}
+    _, is_valid = _read(row, row.program)
     labels = row.line_labels
     if labels is None or EDITED_WITHIN in labels:
         return is_valid
-    return is_valid and removed == {n for n, label in enumerate(labels) if label == DROPPED}
+    return is_valid and _removed(row, row.program) == {
+        n for n, label in enumerate(labels) if label == DROPPED
+    }
 
 
 def _read(row: ExampleRow, program: str) -> tuple[WindowEdits, bool]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from proxhpc.spec.sections import Level
-from proxhpc.train.distributed import TrainingRanks
 from proxhpc.train.score import ValidationScores
 
 if TYPE_CHECKING:
@@ -22,9 +21,13 @@ StageSettings = dict[str, int | float | str]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of one step; `inputs` (B, width) are token ids, padded on the right."""
+    """Tensors of a batch; `inputs` (B, width) are token ids, padded on the right.
+
+    `weight` are the weights of its answers in the loss.
+    """
 
     inputs: "torch.Tensor"
+    weight: "torch.Tensor"
 
     def to(self, device: str) -> Self:
         """The same batch on `device`."""
@@ -46,8 +49,8 @@ class Losses:
 class TrainingTask(Protocol[BatchT]):
     """A module with its training and validation examples.
 
-    `module` holds all trained parameters, `model` is the part that is exported together with the
-    tokenizer in `tokenizer_dir`. `unused` counts the examples that are left out, by reason.
+    `module` holds all trained parameters, `model` is the part that is a language model, and
+    `tokenizer_dir` has its tokenizer. `unused` counts the examples that are left out, by reason.
     """
 
     module: "torch.nn.Module"
@@ -67,33 +70,38 @@ class TrainingTask(Protocol[BatchT]):
     def validate(self, max_examples: int) -> ValidationScores:
         """Scores on a random sample of the validation split."""
 
+    def exported(self) -> "PreTrainedModel":
+        """The model to write, after the training."""
+
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """The settings for prompting the model, for each level that it was trained on."""
 
 
-def rank_batches(
-    task: TrainingTask[BatchT], position: BatchPosition, ranks: TrainingRanks
+def process_batches(
+    task: TrainingTask[BatchT], position: BatchPosition, rank: int = 0, processes: int = 1
 ) -> Iterator[tuple[BatchPosition, BatchT]]:
-    """Batches of a rank from `position` on, without end, each with the position after it.
+    """Batches of a process from `position` on, without end, each with the position after it.
 
-    In each turn every rank gets one batch; these are different ones (see `rank_indices`).
+    In each turn every process gets one batch; these are different ones (see `shared_indices`).
     """
     epoch, consumed = position
     while True:
         batches = task.epoch(epoch)
-        for after, index in rank_indices(len(batches), consumed, ranks):
+        for after, index in shared_indices(len(batches), consumed, rank, processes):
             yield (epoch, after), batches[index]()
         epoch, consumed = epoch + 1, 0
 
 
-def rank_indices(count: int, consumed: int, ranks: TrainingRanks) -> Iterator[tuple[int, int]]:
-    """A rank's share of the `count` batches of an epoch, of which `consumed` are done.
+def shared_indices(
+    count: int, consumed: int, rank: int, processes: int
+) -> Iterator[tuple[int, int]]:
+    """A process's share of the `count` batches of an epoch, of which `consumed` are done.
 
-    Yields pairs: the number consumed by all ranks after this turn, and the index of the batch. In
-    the last turn some ranks repeat batches from the start of the epoch if there are too few.
+    Yields pairs: the number that all have consumed after this turn, and the index of the batch. In
+    the last turn some repeat batches from the start of the epoch if there are too few.
     """
-    for start in range(consumed, count, ranks.count):
-        yield min(count, start + ranks.count), (start + ranks.rank) % count
+    for start in range(consumed, count, processes):
+        yield min(count, start + processes), (start + rank) % count
 
 
 def load_base(path: Path) -> "PreTrainedModel":

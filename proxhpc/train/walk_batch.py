@@ -32,7 +32,6 @@ class WalkBatch(Batch):
     columns: "torch.Tensor"
     choices: "torch.Tensor"
     drop: "torch.Tensor"
-    weight: "torch.Tensor"
     is_verdict: "torch.Tensor"
     ends: "torch.Tensor"
     number_rows: "torch.Tensor"

@@ -32,6 +32,7 @@ from proxhpc.train.walk_pages import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
 MAX_TEXT_CHARS = 20_000  # of a document, to train the tokenizer on
 _POOL = 96  # random items that are sorted by size and packed into batches together
@@ -136,6 +137,10 @@ class WalkTask:
             log_odds = np.concatenate(self._log_odds(items))
             scores |= verdict_scores([bool(_is_dropped(row)[0]) for row in rows], log_odds)
         return scores
+
+    def exported(self) -> "PreTrainedModel":
+        """The model without the label head."""
+        return self.model
 
     def stages(self, scores: ValidationScores) -> dict[Level, StageSettings]:
         """The biases with the best scores."""
