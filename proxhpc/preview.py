@@ -186,6 +186,7 @@ class _Printer:
         try:
             async for (source, item), row in refine_in_order(refiner, documents):
                 self._print_row(source, item, row)
+            refiner.canary.check_refusals()
         finally:
             await refiner.close()
         for warning in refiner.canary.warnings():

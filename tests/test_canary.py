@@ -5,14 +5,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
+from proxhpc import engines
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
-from proxhpc.engines.base import Request, RequestError
+from proxhpc.engines.base import Completion, NotANumberError, Request, RequestError
 from proxhpc.engines.steps import restrict
-from proxhpc.errors import StopError
+from proxhpc.engines.transformers_engine import TransformersEngine
+from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.program.replay import ProgramFormat
 from proxhpc.refine.canary import Canary, why_unusable
@@ -129,9 +132,9 @@ def test_refused_requests_count() -> None:
     def refuses(request: Request) -> str:
         raise RequestError("no grammar here", hint="use another engine")
 
-    with pytest.raises(StopError, match="engine refused the request: 100\n"):
+    with pytest.raises(StopError, match="engine refused the request: 20\n"):
         refine(ScriptedEngine(refuses), TEXTS, doc=False)
-    rows = refine(ScriptedEngine(refuses), TEXTS[:50], doc=False)
+    rows = refine(ScriptedEngine(refuses), TEXTS[:15], doc=False)
     assert {row.reason for row in rows} == {"request_refused"}
 
 
@@ -234,19 +237,35 @@ def test_weights_that_are_not_numbers_stop_a_run(tmp_path: Path, style: str, lev
         else save_llama(tmp_path / "m", max_position_embeddings=512)
     )
     stages = [{"level": level, "model": str(model), "prompt": style}]
-    path = small_run(tmp_path, 300, stages=stages)
+    path = small_run(tmp_path, 3, stages=stages)
     run = prepare_run(path, local_site(tmp_path), None).dir
-    with pytest.raises(StopError) as caught:
+    with pytest.raises(UserError, match="the model's logits are not numbers") as caught:
         tasks.refine_task(str(run.root), 0, 1)
-    lines = caught.value.message.splitlines()
-    assert lines[0].startswith(
-        f"the {level} stage cannot use 100 of 100 answers of m (prompt: {style})"
-    )
-    assert lines[1] == "  the model's output is not a number: 100"
-    path = small_run(tmp_path / "few", 10, stages=stages, run_dir=str(tmp_path / "few-run"))
+    assert "float32" in caught.value.hint
+
+
+@pytest.mark.parametrize("count", [8, 60])
+def test_a_run_whose_requests_are_refused_stops_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Also a run with a few documents, and nothing of them is committed."""
+    pytest.importorskip("transformers")
+
+    def generate(self: TransformersEngine, requests: Any, check: Any) -> Any:
+        first = "Page 0 " in self._tokenizer.decode(requests[0].prompt)
+        return [Completion("untouch_doc()", "stop", 9, 0, 9) if first else NotANumberError()]
+
+    engine = {"name": "transformers", "batch_size": 1}
+    path = small_run(tmp_path, count, engine=engine, commit={"documents": 20})
     run = prepare_run(path, local_site(tmp_path), None).dir
-    assert tasks.refine_task(str(run.root), 0, 1) == "done"
-    assert {row.reason for row in rows_of(run, Plan.load(run))} == {"not_a_number"}
+    monkeypatch.setattr(engines, "_ask_once", AsyncMock())
+    monkeypatch.setattr(TransformersEngine, "_generate", generate)
+    for _ in range(2):
+        with pytest.raises(StopError) as caught:
+            tasks.refine_task(str(run.root), 0, 1)
+        assert "the model's output is not a number" in caught.value.message
+    assert not run.ledger(0).exists()
+    assert main(["refine", "--manifest", str(path), str(tmp_path / "in.jsonl")]) == 4
 
 
 def test_a_restricted_answer_of_nan_ends_at_once() -> None:

@@ -21,7 +21,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def vllm_manifest(folder: Path) -> Path:
-    model = save_llama(folder / "model")
+    model = save_llama(folder / "model", max_position_embeddings=1024)
     source = write_jsonl(folder / "in.jsonl", [document(0)])
     stages = [{"level": "chunk", "model": str(model), "prompt": "compact"}]
     return manifest(folder, [source], engine={"name": "vllm"}, stages=stages)
@@ -97,6 +97,27 @@ def test_gpus_of_a_site(
         load_manifest(vllm_manifest(tmp_path)), Site.model_validate({"name": "x"} | site)
     )
     assert {each.check: each.verdict for each in found}["GPUs for vllm"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("engine", "option", "hint"),
+    [
+        ("transformers", "device_map", "takes attn_implementation"),
+        ("vllm", "enforce_eagr", "did you mean 'enforce_eager'?"),
+    ],
+)
+def test_an_unknown_option_of_an_engine_is_refused_before_it_starts(
+    tmp_path: Path, engine: str, option: str, hint: str
+) -> None:
+    if engine == "vllm":
+        pytest.importorskip("vllm.version")
+    path = vllm_manifest(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace("name: vllm", f"name: {engine}\n  options: {{{option}: true}}"))
+    (found, *_) = needs.examine_needs(load_manifest(path), Site(name="x", kind="local"))
+    assert (found.verdict, found.check) == ("error", "engine.options")
+    assert f"{option!r} is unknown to {engine}" in found.result
+    assert hint in found.consequence
 
 
 def test_another_python_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

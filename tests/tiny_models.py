@@ -124,13 +124,14 @@ def save_parrot(folder: Path, answer: str) -> Path:
 
 
 def damage(folder: Path) -> Path:
-    """Make all weights of a model NaN."""
+    """Make a weight of a model so large that its logits are NaN, though it is a number."""
     import torch
     from safetensors.torch import load_file, save_file
 
     file = folder / "model.safetensors"
-    nan = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()}
-    save_file(nan, file, metadata={"format": "pt"})
+    weights = load_file(file)
+    weights["model.norm.weight"].fill_(3e38)
+    save_file(weights, file, metadata={"format": "pt"})
     return folder
 
 

@@ -7,6 +7,7 @@ from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.doctor.finding import Finding
 from proxhpc.engines import require_engine
 from proxhpc.engines.device import count_gpus
+from proxhpc.engines.options import check_options
 from proxhpc.errors import UserError
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.site import Resources, Site
@@ -48,6 +49,10 @@ def _engine(manifest: Manifest, site: Site) -> Finding:
         require_engine(name)
     except UserError as error:
         return Finding.error(f"engine {name}", error.message, error.hint)
+    try:
+        check_options(name, manifest.engine.options)
+    except UserError as error:
+        return Finding.error("engine.options", error.message, error.hint)
     return Finding.ok(f"engine {name}", "installed", "workers use this Python environment")
 
 

@@ -1,8 +1,10 @@
 """Engines, which write the programs. Each is imported only when it is used."""
 
+import math
 from typing import TYPE_CHECKING
 
-from proxhpc.engines.base import Engine
+from proxhpc.engines.base import Engine, NotANumberError, Request, RequestError
+from proxhpc.engines.options import check_options
 from proxhpc.errors import UserError
 from proxhpc.extras import require_package
 
@@ -17,7 +19,7 @@ async def make_engine(
     """Load the engine that `options` names; blocks until it is ready.
 
     With `stepwise`, its requests may have `steps`. UserError if a model or a package is missing or
-    does not load.
+    does not load, or if the model answers nothing.
     """
     if options.name == "rules":
         from proxhpc.engines.rules.engine import RulesEngine
@@ -29,17 +31,37 @@ async def make_engine(
             hint="give the stage a `model`, or use `engine: {name: rules}`",
         )
     require_engine(options.name)
+    check_options(options.name, options.options)
+    engine: Engine
     if options.name == "vllm":
-        return await _make_vllm(options, model, stepwise)
-    from proxhpc.engines.transformers_engine import TransformersEngine
+        engine = await _make_vllm(options, model, stepwise)
+    else:
+        from proxhpc.engines.transformers_engine import TransformersEngine
 
-    return TransformersEngine(
-        model,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        max_model_len=options.max_model_len,
-        options=options.options,
-    )
+        engine = TransformersEngine(
+            model,
+            dtype=options.dtype,
+            batch_size=options.batch_size,
+            max_model_len=options.max_model_len,
+            options=options.options,
+        )
+    try:
+        await _ask_once(engine)
+    except RequestError as error:  # as all other requests would be
+        await engine.close()
+        raise UserError(f"model {model.name!r}: {error.message}", hint=error.hint) from error
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+async def _ask_once(engine: Engine) -> None:
+    """Ask for one token. RequestError if the engine refuses that, or the answer is not a number."""
+    prompt = engine.tokenizer.encode("The") if engine.tokenizer else []
+    done = await engine.complete(Request("doc", prompt or [0], (), 0, 1, odds=(0, 1)))
+    if done.score is not None and math.isnan(done.score):
+        raise NotANumberError
 
 
 async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool) -> Engine:

@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 PASS_TOKENS = {"cpu": 32, "cuda": 2048}  # that take as long as starting a pass, on a fast device
 LINGER_S = 0.01  # how long an incomplete batch waits for the next request
-# Arguments of `from_pretrained` that a manifest may set; the engine sets the others.
-OPTIONS = ("attn_implementation", "low_cpu_mem_usage", "quantization_config")
 
 
 @dataclass(slots=True, eq=False)
@@ -266,11 +264,6 @@ def _load_model(model: ModelRef, dtype: Any, device: str, options: Mapping[str, 
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # stderr is for messages of proxhpc
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise UserError(
-            f"engine transformers: unknown option {unknown[0]!r}",
-            hint=f"engine.options may hold {', '.join(OPTIONS)}",
-        )
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             model.path,

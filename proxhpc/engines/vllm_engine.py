@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cache
 from itertools import count
 from multiprocessing import resource_tracker
@@ -274,7 +273,6 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
         ) from error
     from vllm.platforms import current_platform
 
-    _check_options(options, [*AsyncEngineArgs.__dataclass_fields__])
     # A document's next requests come before new documents, while its prefix is still cached.
     options = {"scheduling_policy": "priority", **options}
     if current_platform.is_cpu():  # compiling a small model takes longer than it saves
@@ -302,17 +300,6 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
             f"the vLLM engine did not start: {error}",
             hint="the cause is further up in this log; check for other processes on this device",
         ) from error
-
-
-def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in options:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise UserError(
-                f"engine.options: {name!r} is unknown to vLLM",
-                hint=f"{guess}engine.options takes the arguments of vLLM's AsyncEngineArgs",
-            )
 
 
 def _dtype(name: str) -> str:

@@ -21,6 +21,8 @@ from proxhpc.spec.yaml_lines import quoted
 
 FIRST_ANSWERS = 256  # of each stage in a worker
 MAX_DOCUMENTS_IN_A_ROW = 100
+MAX_REFUSED_IN_A_ROW = 20  # documents: no text is the cause of so many refusals
+MIN_REFUSED = 5  # answers that are worth stopping a small run for
 UNUSABLE_FLAG = "unusable_answer"
 REFUSAL_REASONS = (RequestError.reason, NotANumberError.reason)  # of quarantined documents
 _EXAMPLES = 3
@@ -49,7 +51,8 @@ def why_unusable(stage: Stage, call: Call, policy: AnyPolicy, program_format: Pr
 class StageAnswers:
     """A stage's answers so far: their number, the unusable ones by reason, and examples of these.
 
-    `in_a_row` are the latest documents all of whose answers are unusable.
+    `in_a_row` are the latest documents all of whose answers are unusable, and `refused_in_a_row`
+    those of which every answer was refused or not a number.
     """
 
     stage: Stage
@@ -57,6 +60,7 @@ class StageAnswers:
     unusable: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     in_a_row: set[int] = field(default_factory=set)
+    refused_in_a_row: set[int] = field(default_factory=set)
 
     @property
     def share(self) -> float | None:
@@ -78,7 +82,8 @@ class Canary:
     """Counts the usable and unusable answers of each stage; StopError if too many are unusable.
 
     These are more than the share `max_unusable` of the first answers or, at any time, all answers
-    to many documents in a row. With a share of 1 it never stops.
+    to many documents in a row, or to fewer if the engine refuses them. With a share of 1 it never
+    stops.
     """
 
     def __init__(self, stages: Sequence[Stage], max_unusable: float) -> None:
@@ -90,6 +95,8 @@ class Canary:
         """Count an answer, unusable if there is a `reason`. StopError if that is one too many."""
         seen = self.stages[level]
         seen.answers += 1
+        if reason not in REFUSAL_REASONS:
+            seen.refused_in_a_row.clear()
         if not reason:
             seen.in_a_row.clear()
             return
@@ -100,14 +107,26 @@ class Canary:
         if self.max_unusable >= 1:
             return
         seen.in_a_row.add(document)
+        if reason in REFUSAL_REASONS:
+            seen.refused_in_a_row.add(document)
         few = seen.answers <= FIRST_ANSWERS
         if few and seen.unusable.total() > self.max_unusable * FIRST_ANSWERS:
             self._error = self._error or StopError(seen.describe(), hint=_HINT)
-        elif len(seen.in_a_row) >= MAX_DOCUMENTS_IN_A_ROW:
+        elif (
+            len(seen.in_a_row) >= MAX_DOCUMENTS_IN_A_ROW
+            or len(seen.refused_in_a_row) >= MAX_REFUSED_IN_A_ROW
+        ):
             when = f", among them all answers to the last {len(seen.in_a_row)} documents"
             self._error = self._error or StopError(seen.describe(when), hint=_HINT)
         if self._error:  # many answers arrive at the same time: the error has the first counts
             raise self._error
+
+    def check_refusals(self) -> None:
+        """Raise StopError if the engine has refused most of the few answers of a small run."""
+        for seen in self.stages.values():
+            refused = sum(seen.unusable[reason] for reason in REFUSAL_REASONS)
+            if refused >= MIN_REFUSED and refused > self.max_unusable * seen.answers:
+                raise StopError(seen.describe(), hint=_HINT)
 
     def warnings(self) -> list[str]:
         """Return a text for each stage more than half of whose answers are unusable."""

@@ -242,8 +242,8 @@ class EngineOptions(Config):
     max_unusable: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the first 256 answers of a stage in a worker that may be unusable: refused by the
     engine, not a number, or without a statement or verdict that can be read. Above it, or if none
-    of the answers to 100 documents in a row is usable, the run stops. 1.0: it never does. May
-    change between launches of a run."""
+    of the answers to 100 documents in a row is usable, or all to 20 in a row are refused, the run
+    stops. 1.0: it never does. May change between launches of a run."""
     options: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="`vllm`, `transformers`: more engine arguments, passed on unchanged. Not "

@@ -1,8 +1,9 @@
 """One leased shard: its remaining records, rows on their way to the ledger, and publishing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from proxhpc.account.counts import Counts
@@ -110,6 +111,12 @@ class OpenShard:
             counts = self.writer.commit(rows, tuple(ends))
         self.committed_at = time.monotonic()
         return counts
+
+    def drop_from(self, reasons: Collection[str]) -> None:
+        """Drop the waiting rows from the first with one of these reasons on: they are not final."""
+        kept = [*takewhile(lambda row: row.reason not in reasons, self.rows)]
+        if len(kept) < len(self.rows):
+            self.rows, self.span_ends = kept, []
 
     def publish(self) -> bool:
         """Finish and publish the ledger, remove all attempts, release the lease.

@@ -13,7 +13,8 @@ from typing import Literal
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.engines.base import EngineDiedError
 from proxhpc.engines.device import device_name
-from proxhpc.errors import RetryError
+from proxhpc.errors import RetryError, StopError
+from proxhpc.refine.canary import REFUSAL_REASONS
 from proxhpc.refine.pump import (
     IN_FLIGHT_BYTES,
     IN_FLIGHT_DOCUMENTS,
@@ -201,6 +202,10 @@ class Worker:
         except EngineDiedError as error:
             engine_error = str(error)
             raise
+        except StopError:
+            for unfinished in self._open:
+                unfinished.drop_from(REFUSAL_REASONS)
+            raise
         finally:
             self._meter.update_log()
             with ExitStack() as leaving:
@@ -222,6 +227,7 @@ class Worker:
         elif isinstance(event, SpanEnd):
             shard.span_ends.append(event)
         if shard.commit_due():
+            self.refiner.canary.check_refusals()
             self._commit(shard)
 
     def _commit(self, shard: OpenShard) -> None:
@@ -230,6 +236,7 @@ class Worker:
         self.log.write("working", shard=shard.index)
 
     def _publish(self, shard: OpenShard) -> None:
+        self.refiner.canary.check_refusals()
         self._commit(shard)
         if shard.lost:
             shard.writer.close()
