@@ -64,9 +64,8 @@ def documents(count: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    folder = tmp_path_factory.mktemp("prove")
+def merged_run(folder: Path) -> RunDir:
+    """A run that the rules refined, and beside it the files of its held-out sets."""
     rows = documents(90)
     corpus = write_jsonl(folder / "pages.jsonl", rows)
     # Hosts 20 to 29 are held out; host 20 is also in the corpus of the run.
@@ -77,6 +76,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     tasks.refine_task(str(planned.dir.root), 0, 1)
     merge_run(planned.dir)
     return planned.dir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return merged_run(tmp_path_factory.mktemp("prove"))
 
 
 def section(run: RunDir, **keys: Any) -> Prove:

@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTATION = Path("/usr/share/doc")
 POOL_BYTES = 2_500_000  # of raw text; the laptop preset trains on half a million
 MIN_POOL = 1_000_000
-HELD_OUT, CONTROL = 240, 60  # documents
-LENGTH = range(400, 8000)  # characters of held-out texts
+HELD_OUT, CONTROL = 120, 40  # documents
+LENGTH = range(400, 5000)  # characters of held-out texts
 
 
 def main() -> None:
@@ -166,6 +166,7 @@ def manifest(has_gold: bool) -> dict[str, Any]:
                 *([gold_arm] if has_gold else []),
             ],
             "training": {"preset": "laptop"},
+            "milestones": [0.5],
             "held_out": [
                 {"name": "gold", "paths": "gold.jsonl.zst"},
                 {"name": "control", "paths": "control.jsonl.zst", "control": True},

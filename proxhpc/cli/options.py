@@ -196,7 +196,7 @@ def _merge(verb: Parser) -> None:
     _path(variant, "--out", "DIR", "write the corpus to DIR; the run is only read")
     about = "take policy, dedup, output and seed from this manifest"
     _path(variant, "--with", "MANIFEST", about, dest="manifest")
-    about = "take the policy from this YAML file; or: reference"
+    about = "take the policy from this YAML file; or: reference, none"
     variant.add_argument("--policy", metavar="FILE", help=about)
     variant.add_argument("--threshold", type=float, metavar="T", help="set dedup.near.threshold")
 

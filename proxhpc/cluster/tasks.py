@@ -57,7 +57,7 @@ def merge_task(root: str, processes: int, memory: int | None = None) -> str:
     from proxhpc.assemble.merge import DEFAULT_MEMORY, merge_run
 
     run = RunDir(Path(root))
-    with _merge_progress(run) as progress, _merge_lease(run):
+    with job_progress(run, "merge") as progress, _merge_lease(run):
         merge_run(run, processes=processes, memory=memory or DEFAULT_MEMORY, progress=progress)
     return "done"
 
@@ -79,7 +79,7 @@ def merge_phase_task(
 
     run = RunDir(Path(root))
     lease = _merge_lease(run) if phase == "match" else nullcontext()
-    with _merge_progress(run) as progress, lease:
+    with job_progress(run, "merge") as progress, lease:
         run_share(
             run,
             phase,
@@ -96,12 +96,11 @@ def _merge_lease(run: RunDir) -> AbstractContextManager[Lease]:
 
 
 @contextmanager
-def _merge_progress(run: RunDir) -> Iterator[ReportProgress]:
-    """Write a progress file for a job of the merge."""
-    log = ProgressLog(run, LeaseOwner.current("merge"), "merge")
+def job_progress(run: RunDir, role: str) -> Iterator[ReportProgress]:
+    """Write a progress file for a job that may stop anywhere, such as one of the merge."""
+    log = ProgressLog(run, LeaseOwner.current(role), role)
     log.write("starting")
     # submitit ignores SIGTERM, and its handler of Slurm's warning before the limit needs a limit.
-    # A merge may stop anywhere: its files appear whole or not at all.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, raise_interrupt)
     try:

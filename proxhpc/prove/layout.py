@@ -128,5 +128,5 @@ class TrainingReceipt(Receipt):
     documents: int  # that were read, at least in part
     flops: int
     parameters: int
-    digest: str  # SHA-256 of the evaluated weights
+    digest: str  # SHA-256 of the SHA-256s of the files of the evaluated weights
     milestones: tuple[Milestone, ...] = ()

@@ -3,8 +3,8 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,7 @@ from proxhpc.prove.plan import ProvePlan
 from proxhpc.prove.tokens import prepare_held_out, prepare_tokenizer, prepare_tokens
 from proxhpc.prove.train import train_arm
 from proxhpc.prove.verdict import write_verdict
-from proxhpc.run.lease import Lease, LeaseOwner, hold_lease
-from proxhpc.run.progress import ProgressLog
+from proxhpc.run.lease import Lease, hold_lease
 from proxhpc.spec.site import PhaseName, Site
 from proxhpc.status.assess import FATAL_ERRORS
 from proxhpc.status.heartbeats import latest_heartbeats
@@ -174,7 +173,7 @@ def prepare_task(root: str, processes: int) -> str:
     """Write what trainings read: corpora, held-out sets, tokenizer, tokens."""
     folder = ProveDir(Path(root))
     plan = ProvePlan.load(folder)
-    with _progress_log(folder, "merge"), _lease(folder, "merge"):
+    with tasks.job_progress(folder, "merge"), _lease(folder, "merge"):
         for arm in plan.arms:
             make_variant(folder, plan, arm, processes)
         for held_out in plan.section.held_out:
@@ -192,7 +191,7 @@ def train_task(root: str, number: int, of: int) -> str:
     task = step_task()
     is_first = task is None or task.rank == 0  # the others train the same models with it
     arms = {arm.name: arm for arm in plan.arms}
-    with _progress_log(folder, "train") if is_first else nullcontext():
+    with tasks.job_progress(folder, "train") if is_first else nullcontext():
         for arm, seed in plan.trainings[number::of]:
             with _lease(folder, f"{arm}-{seed}") if is_first else nullcontext():
                 train_arm(folder, plan, arms[arm], seed, _log)
@@ -201,21 +200,6 @@ def train_task(root: str, number: int, of: int) -> str:
 
 def _lease(folder: ProveDir, name: str) -> AbstractContextManager[Lease]:
     return hold_lease(folder, name, Queue().is_queued, stale_after(folder))
-
-
-@contextmanager
-def _progress_log(folder: ProveDir, role: str) -> Iterator[None]:
-    """Write a job's state; a signal ends the job like Ctrl-C."""
-    log = ProgressLog(folder, LeaseOwner.current(role), role)
-    log.write("starting")
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, tasks.raise_interrupt)
-    try:
-        yield
-    except BaseException as error:
-        log.write("failed", error=type(error).__name__, message=str(error)[:2000])
-        raise
-    log.write("done")
 
 
 def _log(line: str) -> None:
