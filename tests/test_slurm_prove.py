@@ -60,6 +60,9 @@ def test_two_nodes_train_what_one_process_trains(slurm: SlurmCluster, tmp_path: 
     before = folder.verdict.read_bytes()
     prove(slurm, str(run.root), "--site", where, "--out", str(folder.root))
     assert folder.verdict.read_bytes() == before
+    cancel = [*PROXHPC, "cancel", str(folder.root)]
+    done = subprocess.run(cancel, env=slurm.env(), capture_output=True, text=True, check=True)
+    assert done.stdout == "this run has no jobs\n"
 
     plan = ProvePlan.load(folder)
     alone = ProveDir(tmp_path / "alone")

@@ -158,8 +158,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> None:
     from proxhpc.launch.launch import cancel
+    from proxhpc.prove.layout import ProveDir
 
-    jobs = cancel(_open(arguments))
+    run = _open(arguments)
+    if (folder := ProveDir(run.root)).plan.exists():
+        from proxhpc.prove.run import cancel_prove
+
+        jobs = cancel_prove(folder)
+    else:
+        jobs = cancel(run)
     print(_safe(f"cancelled: {', '.join(jobs)}") if jobs else "this run has no jobs")
 
 

@@ -385,7 +385,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
     "A run": {
         "launch": ("start a run, or resume it: refine, merge and report", _launch),
         "status": ("show how far a run is", _status),
-        "cancel": ("cancel a run's jobs; launch resumes it", _run),
+        "cancel": ("cancel the jobs of a run or of prove; launch or prove resumes it", _run),
         "report": (
             "write the page of a run: what was removed, why, at what cost",
             _report,

@@ -1,6 +1,6 @@
 """Every path of a prove directory.
 
-plan.json                            the frozen section `prove`, the run and the inputs
+prove.json                           the frozen section `prove`, the run and the inputs
 rules/<arm>/                         run directory of an arm that rules refine
 corpora/<arm>/                       deduplicated corpus of an arm with another policy
 heldout/<set>.jsonl.zst              documents {"id", "host", "text"}, in a fixed order
@@ -32,6 +32,7 @@ class ProveDir(RunDir):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
+        self.plan = root / "prove.json"
         self.corpora, self.rules = root / "corpora", root / "rules"
         self.heldout, self.tokens = root / "heldout", root / "tokens"
         self.trainings, self.evaluations = root / "trainings", root / "evaluations"

@@ -61,8 +61,11 @@ class ProvePlan:
         """Return the plan by which jobs are named and tagged, and containers mount folders."""
         plan = self.run_plan()
         manifest = plan.manifest.model_copy(update={"name": f"{plan.manifest.name}-prove"})
-        files = tuple(info for infos in self.held_out.values() for info in infos)
-        return replace(plan, run_id=self.id, manifest=manifest, inputs=(*plan.inputs, *files))
+        base = self.section.training.base
+        read = [*self.tasks.values(), *([Path(base, "config.json")] if base else [])]
+        read += [info.path for infos in self.held_out.values() for info in infos]
+        inputs = (*plan.inputs, *(replace(plan.inputs[0], path=path) for path in read))
+        return replace(plan, run_id=self.id, manifest=manifest, inputs=inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -101,7 +104,7 @@ class ProvePlan:
             return cls(**keys, section=section, held_out=infos, tasks=tasks)
         except FileNotFoundError:
             raise UserError(
-                f"{folder.root} is not a prove directory: it has no plan.json",
+                f"{folder.root} is not a prove directory: it has no prove.json",
                 hint="`proxhpc prove MANIFEST` creates one",
             ) from None
         except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:

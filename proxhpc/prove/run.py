@@ -69,6 +69,12 @@ def prove(folder: ProveDir, plan: ProvePlan, site: Site, log: Callable[[str], No
     return step
 
 
+def cancel_prove(folder: ProveDir) -> list[str]:
+    """End every job of a prove directory and return their ids or names. Checkpoints are kept."""
+    job_plan = ProvePlan.load(folder).job_plan()
+    return make_backend(folder, job_plan, recorded_site(folder)).cancel()
+
+
 def _finished(folder: ProveDir, plan: ProvePlan) -> set[tuple[str, int]]:
     return {each for each in plan.trainings if folder.training_receipt(*each).exists()}
 
