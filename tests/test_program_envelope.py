@@ -183,10 +183,10 @@ UNITS = (
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_is_linear_in_the_answer(unit):
-    """A quadratic step would take minutes."""
-    text = unit * (100_000 // len(unit))
-    started = time.perf_counter()
+    """A quadratic step would take a minute."""
+    text = unit * (50_000 // len(unit))
+    started = time.process_time()
     for answer in (text, f'("{text}', f"f({text}"):
         unwrap(answer)
         unwrap_verdict(answer, is_whole=True)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 10
