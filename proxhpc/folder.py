@@ -74,8 +74,8 @@ class FoundFiles:
         if not root.exists():
             raise UserError(f"no such file or folder: {path}")
         matches = match_files(glob.escape(str(root)) + ("/**" if root.is_dir() else ""))
-        for path, why in sorted({**matches.left_out, **matches.unreadable}.items()):
-            self._leave_out(Path(path), root, why)
+        for name, why in sorted({**matches.left_out, **matches.unreadable}.items()):
+            self._leave_out(Path(name), root, why)
         for file in map(Path, sorted(matches.files)):
             found = _look_at(file, root, named, max_record_bytes)
             if isinstance(found, FoundFile):

@@ -13,7 +13,6 @@ from proxhpc.account.devices import peak_flops
 from proxhpc.account.flops import (
     ModelShape,
     Usage,
-    affordable_tokens,
     cached_flops,
     flops,
     paper_flops,
@@ -65,8 +64,8 @@ def test_the_paper_s_training_tokens_for_the_flops_of_refining() -> None:
     spent = paper_flops(ModelShape.from_config(PROX_XS), 81_500_000_000)
     assert f"{spent:.2e}" == "5.11e+19"
     # All weights but the input embedding of 32,000 rows.
-    assert round(affordable_tokens(spent, 758_982_144 - 32_000 * 1536) / 1e9, 1) == 12.0
-    assert round(affordable_tokens(spent, 1_741_785_088 - 32_000 * 2048) / 1e9, 1) == 5.1
+    assert round(spent // (6 * (758_982_144 - 32_000 * 1536)) / 1e9, 1) == 12.0
+    assert round(spent // (6 * (1_741_785_088 - 32_000 * 2048)) / 1e9, 1) == 5.1
 
 
 def test_what_the_memo_and_the_cache_saved_is_counted_apart(run: RunDir) -> None:
@@ -165,7 +164,9 @@ def test_report_prints_the_account_so_far_of_a_run_that_is_not_merged(
     assert account["tokens"] == {
         "read": 1000, "refined": 600, "written": None, "written_ratio": None,
     }  # fmt: skip
-    assert account["comparison"]["refined_tokens"] == 600
+    assert (
+        account["comparison"]["refined_flops"] == 600 * account["comparison"]["raw_flops"] // 1000
+    )
     assert main(["report", str(run.root)]) == 0
     out = capsys.readouterr().out
     assert "So far, about" in out

@@ -193,11 +193,6 @@ def pretraining_flops(shape: ModelShape, sequences: int, length: int) -> int:
     return 3 * (layers + 2 * shape.hidden * shape.vocab * tokens)
 
 
-def affordable_tokens(flops: int, parameters: int) -> int:
-    """Return the training tokens of a model of `parameters` that cost `flops`, rounded down."""
-    return flops // (6 * parameters)
-
-
 def break_even_parameters(flops: int, raw_tokens: int, refined_tokens: int) -> int | None:
     """Return the model size from which refining and training on the result costs less.
 

@@ -7,7 +7,6 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.flops import (
     ModelShape,
     Usage,
-    affordable_tokens,
     break_even_parameters,
     cached_flops,
     decode_flops,
@@ -29,7 +28,7 @@ from proxhpc.report.model import (
     TrainingReport,
 )
 from proxhpc.run.calibration import Calibration
-from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, count_work, estimate_work
+from proxhpc.run.estimate import count_work, estimate_work
 from proxhpc.run.models import short_name
 from proxhpc.run.plan import Plan
 from proxhpc.run.weights import read_model_json
@@ -102,19 +101,14 @@ def compare(
     if parameters is None:
         return TrainingReport(name=comparison.title, parameters=None, note=note)
     raw_flops, refined_flops = (training_flops(parameters, tokens) for tokens in (raw, refined))
-    saved = raw_flops - refined_flops
     return TrainingReport(
         name=comparison.title,
         parameters=parameters,
         note=note,
-        raw_tokens=raw,
-        refined_tokens=refined,
         raw_flops=raw_flops,
         refined_flops=refined_flops,
-        saved_flops=saved,
+        saved_flops=raw_flops - refined_flops,
         refining_flops=refining,
-        net_saved_flops=None if refining is None else saved - refining,
-        refining_as_tokens=None if refining is None else affordable_tokens(refining, parameters),
         break_even_parameters=None
         if refining is None
         else break_even_parameters(refining, raw, refined),
@@ -138,5 +132,4 @@ def estimate_report(
         share=round(part, 6),
         estimated=estimated,
         counted=count_work(plan, counts),
-        utilization=MODEL_FLOPS_UTILIZATION,
     )

@@ -27,10 +27,6 @@ from proxhpc.run.plan import Plan
 from proxhpc.spec.site import PhaseName, Site
 from proxhpc.status.heartbeats import Heartbeat
 
-_MFU_COUNTED_AS = (
-    "exact FLOPs, including work done twice, as a share of the GPUs' dense bfloat16 peak over the "
-    "time at work; loading models is left out"
-)
 _PAID: tuple[PhaseName, ...] = ("refine", "merge")  # control jobs cost next to nothing
 
 
@@ -61,7 +57,6 @@ def execution_report(
         gpus=_gpus(refining, numbers, plan),
         cost=_cost(heartbeats, numbers, site, _estimated_hours(run, plan, refining, estimate)),
         redone=_redone(refining, plan, counts),
-        documents_per_worker_second=_rate(counts.documents, busy),
         tokens_per_worker_second=_rate(counts.tokens_in, busy),
         by_worker=tuple(map(_worker, heartbeats)),
         timeline=timeline,
@@ -151,7 +146,6 @@ def _gpus(heartbeats: Sequence[Heartbeat], numbers: Sequence[int] | None, plan: 
         busy_seconds=busy,
         boot_seconds=boot,
         model_flops_utilization=utilization,
-        counted_as=None if utilization is None else _MFU_COUNTED_AS,
     )
 
 

@@ -86,10 +86,6 @@ class TrainingReport(OutputModel):
     """Its N: all weights but the input embedding."""
     note: str
     """Why N is unknown, or empty."""
-    raw_tokens: int | None = None
-    """Tokens of the raw corpus."""
-    refined_tokens: int | None = None
-    """Tokens of the refined corpus."""
     raw_flops: int | None = None
     """FLOPs of training on the raw corpus."""
     refined_flops: int | None = None
@@ -98,10 +94,6 @@ class TrainingReport(OutputModel):
     """`raw_flops` - `refined_flops`."""
     refining_flops: int | None = None
     """Exact FLOPs of refining."""
-    net_saved_flops: int | None = None
-    """`saved_flops` - `refining_flops`; below zero, refining costs more than it saves."""
-    refining_as_tokens: int | None = None
-    """Training tokens for which the FLOPs of refining would suffice."""
     break_even_parameters: int | None = None
     """Smallest N for which refining costs no more than it saves; null if no tokens are saved."""
 
@@ -115,8 +107,6 @@ class EstimateReport(OutputModel):
     """The plan's estimate for this share of the input; its documents are null before the merge."""
     counted: WorkFigures
     """Counted while it ran."""
-    utilization: float
-    """Assumed share of a GPU's peak FLOPs, for the GPU-hours."""
 
 
 class GpuReport(OutputModel):
@@ -129,9 +119,7 @@ class GpuReport(OutputModel):
     boot_seconds: float | None
     """GPU seconds spent loading models."""
     model_flops_utilization: float | None
-    """Share of the GPUs' peak FLOPs reached while at work."""
-    counted_as: str | None
-    """How the utilization was counted."""
+    """Exact FLOPs, work done twice included, as a share of the dense bfloat16 peak, at work."""
 
 
 class CostReport(OutputModel):
@@ -239,8 +227,6 @@ class ExecutionReport(OutputModel):
     redone: dict[str, RequestWork]
     """By stage: requests beyond those in ledgers. Work was lost with a worker and done again or,
     before the merge, is not committed yet."""
-    documents_per_worker_second: float | None
-    """Documents per second at work of a worker."""
     tokens_per_worker_second: float | None
     """Raw tokens per second at work of a worker."""
     by_worker: tuple[WorkerReport, ...]
@@ -342,17 +328,6 @@ class ProgramTotals(OutputModel):
     `loop` for those stopped because they repeated themselves."""
 
 
-class SetSizeBin(OutputModel):
-    """Duplicate sets whose size is between two numbers."""
-
-    min: int
-    """Smallest size in this bin."""
-    max: int
-    """Largest size in this bin."""
-    sets: int
-    """Duplicate sets."""
-
-
 class LargeSet(OutputModel):
     """One of the largest duplicate sets."""
 
@@ -371,8 +346,6 @@ class DuplicateReport(OutputModel):
     """Number of sets."""
     largest_size: int
     """Documents in the largest set."""
-    sizes: tuple[SetSizeBin, ...]
-    """Sets by their size."""
     largest: tuple[LargeSet, ...]
     """The largest sets."""
 
@@ -394,8 +367,6 @@ class ExampleReport(OutputModel):
     """Tokens of the raw text."""
     refined_tokens: int
     """Tokens of the refined text; 0 if the document does not reach the merge."""
-    bytes_shown: int
-    """UTF-8 bytes of the raw text that is shown."""
 
 
 class InputReport(OutputModel):

@@ -15,7 +15,6 @@ from proxhpc.report.model import (
     LargeSet,
     OutcomeTokens,
     ProgramTotals,
-    SetSizeBin,
     SizeBin,
 )
 
@@ -84,15 +83,10 @@ def _of_level(level: str, counter: Counter[str]) -> dict[str, int]:
 
 
 def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
-    """How many duplicate sets there are of which size, and the largest ones."""
+    """How many duplicate sets there are, and the largest ones."""
     return DuplicateReport(
         sets=duplicates.sets,
         largest_size=duplicates.largest_set,
-        sizes=tuple(
-            SetSizeBin(**_limits(bucket), sets=sets)
-            for bucket, sets in enumerate(duplicates.set_sizes)
-            if sets
-        ),
         largest=tuple(
             LargeSet(size=size, id=name[0], source=name[1])
             for size, name in duplicates.largest_sets
@@ -124,7 +118,6 @@ def example_reports(
             chosen=why,
             raw_tokens=text.tokens_in,
             refined_tokens=0 if text.after is None else text.tokens_out,
-            bytes_shown=len(text.before.encode("utf-8", "surrogatepass")),
         )
         for text, why in chosen.items()
     )
