@@ -191,13 +191,13 @@ def test_scores_of_questions_by_hand(tmp_path: Path, scorer: TextScorer) -> None
             pass
 
         def score_continuations(self, pairs: Sequence[tuple[str, str]]) -> Any:
-            assert [pair[1] for pair in pairs] == [" ab", " abcd", " é", " e"]
-            return np.array([6.0, 8.0, 5.0, 5.0])
+            assert [pair[1] for pair in pairs] == [" ab", " abc", " é", " e"]
+            return np.array([6.0, 8.5, 5.0, 5.0])
 
-    rows = [olmes(0, 0, " ab", 1), olmes(0, 1, " abcd", 1), olmes(1, 0, " é", 0)]
+    rows = [olmes(0, 0, " ab", 1), olmes(0, 1, " abc", 1), olmes(1, 0, " é", 0)]
     questions = read_questions(written(tmp_path / "a.jsonl", [*rows, olmes(1, 1, " e", 0)]))
-    # By probability the first choice of each is the best, per character the second of the first.
-    expected = [(8.0, 5, 2, 0, 1), (5.0, 3, 2, 1, 1)]
+    # The first choice of each is the best; per character, and without its space, the second one.
+    expected = [(8.5, 4, 2, 0, 1), (5.0, 3, 2, 1, 1)]
     assert score_questions(Fixed(), questions).tolist() == expected
     real = score_questions(scorer, questions)
     assert (real["gold_bits"] > 0).all()
