@@ -1,5 +1,6 @@
 """Units of the merge: replay, rows, duplicates, parts, and the pool of processes."""
 
+import gzip
 import multiprocessing
 import os
 import signal
@@ -17,19 +18,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging import failing_unit, kill_self, plan_of_one, refined
+from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.pairs import exact_pairs
 from proxhpc.assemble.parts import InputOrderSplitter, ShuffledSplitter, bucket_starts
 from proxhpc.assemble.replay import ReplayedRecord, replay_records, replay_shard
 from proxhpc.assemble.rows import corpus_row
+from proxhpc.cluster import tasks
+from proxhpc.corpus import readers
 from proxhpc.corpus.document import Document
 from proxhpc.dedup.hashes import SKETCH_DTYPE, normalized_bytes
 from proxhpc.dedup.shingles import fold
 from proxhpc.errors import ProxError, RetryError
+from proxhpc.launch.launch import prepare_run
 from proxhpc.run.ledger import Row
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import open_pool
 from proxhpc.spec.sections import Output
-from runs import planned
+from runs import document, local_site, manifest, planned
 
 
 def test_replaying_some_records_reads_no_further(tmp_path: Path) -> None:
@@ -44,6 +49,22 @@ def test_replaying_some_records_reads_no_further(tmp_path: Path) -> None:
     assert list(replay_records(run.dir, run.plan, 0, [2])) == [everything[2]]
     with pytest.raises(RetryError, match=r"c\.jsonl"):
         list(replay_records(run.dir, run.plan, 0, [38]))
+
+
+def test_a_large_compressed_file_is_decompressed_once_by_each_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(orjson.dumps(document(n)) + b"\n" for n in range(200))))
+    sections = {"sharding": {"tokens": 1000}, "output": {"part_size": 9000}}
+    run = prepare_run(manifest(tmp_path, [path], **sections), local_site(tmp_path), None)
+    assert len(run.plan.shards) > 20
+    opened, read_chunks = [], readers.read_chunks
+    monkeypatch.setattr(readers, "read_chunks", lambda *a: opened.append(a) or read_chunks(*a))
+    tasks.refine_task(str(run.dir.root), 0, 1)
+    assert len(opened) == 1
+    assert len(merge_run(run.dir).parts) > 10
+    assert len(opened) == 4  # sketch, write, and the examples of the report
 
 
 NAMES = ["id", "text", "proxhpc", "original_id", "original_text", "original_original_text", "x"]

@@ -2,6 +2,7 @@
 
 import datetime
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from corpus_files import FIELDS, LIMIT, ids, read
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import describe_input
+from proxhpc.corpus.parquet import Table
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.errors import UserError
 
@@ -30,6 +32,11 @@ def write(tmp_path: Path, columns: dict[str, Any], **options: Any) -> Path:
 def numbered(tmp_path: Path, count: int = 25, group: int = 10) -> Path:
     columns = {"id": [f"d{i}" for i in range(count)], "text": [f"text {i}" for i in range(count)]}
     return write(tmp_path, columns, row_group_size=group, compression="none", use_dictionary=False)
+
+
+def document(item: Document | BadRecord) -> Document:
+    assert isinstance(item, Document)
+    return item
 
 
 def damage(path: Path, needle: bytes) -> None:
@@ -189,3 +196,64 @@ def test_without_pyarrow_the_extra_is_named(
         list(read_span(path, "parquet", Span(0), FIELDS, LIMIT))
     assert "c.parquet" in caught.value.message
     assert caught.value.hint.startswith("pip install 'pyarrow>=")
+
+
+def test_int96_dates_far_from_today_are_right(tmp_path: Path) -> None:
+    dates = [datetime.datetime(year, 12, 31, 23, 59, 59) for year in (1, 1500, 2001, 9999)]
+    table = pa.table({"text": ["a"] * 4, "ts": pa.array(dates, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    items, _ = read(tmp_path / "a.parquet")
+    assert [document(item).fields["ts"] for item in items] == [date.isoformat() for date in dates]
+
+
+def test_columns_of_one_name_are_all_read_and_told(tmp_path: Path) -> None:
+    names = ["text", "url", "url", "text", "url_2"]
+    table = pa.Table.from_arrays([pa.array([str(n)]) for n in range(5)], names)
+    pq.write_table(table, tmp_path / "a.parquet")
+    [item], _ = read(tmp_path / "a.parquet")
+    assert document(item).text == "0"
+    assert document(item).fields == {"url": "1", "url_3": "2", "text_2": "3", "url_2": "4"}
+    assert describe_input(tmp_path / "a.parquet").note == (
+        "columns have equal names; the later ones are read as url_3, text_2"
+    )
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_rows_that_decode_to_far_more_than_their_size_are_read_in_bounded_memory(
+    tmp_path: Path, repeated: bool
+) -> None:
+    """A dictionary of one long text; or a row group of short texts before it."""
+    text = "A sentence of this text. " * 4000
+    if repeated:
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array([text]))
+    else:
+        column = pa.array([str(n) for n in range(2000)] + [text] * 1500)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": column}), path, row_group_size=2000)
+    before = pa.total_allocated_bytes()
+    peak = rows = 0
+    for item in read_span(path, "auto", Span(0), FIELDS, LIMIT):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        rows += isinstance(item, Document)
+    assert rows == len(column)
+    assert peak < 64 << 20
+
+
+def test_rows_of_more_than_2_gib_in_a_batch_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for them: batches of more than 10 rows cannot be decoded."""
+    table = pa.table({"text": [f"text {n}" for n in range(100)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    whole = Table.batches
+
+    def limited(self: Table, group: int, size: int, skip: int) -> Iterator[Any]:
+        for batch in whole(self, group, size, skip):
+            if batch.num_rows > 10:
+                raise pa.ArrowCapacityError("array cannot contain more than 2147483646 bytes")
+            yield batch
+
+    monkeypatch.setattr(Table, "batches", limited)
+    items, _ = read(path)
+    assert [document(item).text for item in items] == [f"text {n}" for n in range(100)]

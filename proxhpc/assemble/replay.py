@@ -1,5 +1,6 @@
 """Replay a shard: read its raw records and its ledger in lock-step and execute the programs."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -98,17 +99,28 @@ def replay_records(
 ) -> Iterator[ReplayedRecord]:
     """Yield the records of a shard with these ascending numbers; errors as in `replay_shard`.
 
-    The programs of others are not executed, and nothing is read after the last one.
+    The programs of others are not executed, and nothing is read after the last one. The shard stays
+    open for the next call: the parts of a corpus end within shards, and going back to the start of
+    a compressed file takes long.
     """
-    replay = _Replay(run, plan, shard)
-    pairs = enumerate(pair for span in replay.spans for pair in replay.read(span))
+    numbers = list(numbers)
+    paused, _paused[:] = _paused[:], []
+    key = (os.getpid(), run.ledger(shard), id(plan))
+    if paused and paused[0][0] == key and numbers and paused[0][1] < numbers[0]:
+        _, last, replay, pairs = paused[0]
+    else:
+        paused.clear()  # closes its file, which stays open for a later shard
+        last, replay = -1, _Replay(run, plan, shard)
+        pairs = enumerate(pair for span in replay.spans for pair in replay.read(span))
     for wanted in numbers:
         for number, (item, row) in pairs:
             if number == wanted:
+                last = number
                 yield replay.execute(number, item, row)
                 break
         else:
             raise replay.mismatch(f"it has no record number {wanted}")
+    _paused[:] = [(key, last, replay, pairs)]
 
 
 def replay_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[ReplayedRecord]:
@@ -123,6 +135,9 @@ def missing_ledger(path: Path) -> StopError:
     return StopError(
         f"there is no ledger {path}", hint="run `proxhpc launch` again; it refines the shard again"
     )
+
+
+_Pairs = Iterator[tuple[int, tuple[Document | BadRecord, Row]]]
 
 
 class _Replay:
@@ -238,3 +253,7 @@ class _Replay:
             f" ({self.ledger})",
             hint="restore the input and run `proxhpc launch` again, or start a new run",
         )
+
+
+# The shard that the latest call of `replay_records` has left open, up to which record.
+_paused: list[tuple[tuple[int, Path, int], int, _Replay, _Pairs]] = []

@@ -83,6 +83,11 @@ class LineStream:
             yield line
 
     @property
+    def position(self) -> int:
+        """Where a span must start at the least to be read from here."""
+        return self._last.position + 1 if self._last else 0
+
+    @property
     def next_position(self) -> int | None:
         """The position of the line that ended `take`; None at the end of the file."""
         return None if self._held is None else self._held.position

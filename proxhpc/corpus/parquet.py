@@ -29,8 +29,9 @@ _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
 _MAX_BATCH_BYTES = 64 << 20  # decoded; after a larger batch smaller ones are read
 _FEWER = 8  # divides the rows of a batch that is too large or cannot be read
-_SHORT = 64  # bytes
-_DICTIONARY_BYTES = 64  # per value as encoded: fewer only if a dictionary holds the values
+_SHORT = 256  # bytes
+_GROUPS = 64  # row groups of a file whose columns are looked at
+_DICTIONARY_BYTES = 256  # per value as encoded: fewer only if a dictionary holds the values
 
 
 @contextmanager
@@ -67,31 +68,34 @@ def open_parquet(path: Path) -> Any:
     }
     with _damage():
         file = pq.ParquetFile(path, **options)
-        if repeated := [*_repeated_columns(file)]:
+        if repeated := _repeated_columns(file):
             metadata = file.metadata
             file.close()
             file = pq.ParquetFile(path, metadata=metadata, read_dictionary=repeated, **options)
         return file
 
 
-def _repeated_columns(file: Any) -> Iterator[str]:
-    """Yield the columns of text whose dictionary may make a batch of the first group too large."""
-    if file.metadata.num_row_groups:
-        group = file.metadata.row_group(0)
+def _repeated_columns(file: Any) -> list[str]:
+    """Return the columns of text whose dictionary may make a batch of some row group too large."""
+    metadata, names = file.metadata, file.schema_arrow.names
+    groups = metadata.num_row_groups
+    found: dict[str, None] = {}
+    for group in (metadata.row_group(n) for n in range(0, groups, -(-groups // _GROUPS) or 1)):
         rows = min(group.num_rows, _batch_rows(group.total_byte_size, group.num_rows))
         for number in range(group.num_columns):
             column = group.column(number)
-            name = column.path_in_schema
+            name, size = column.path_in_schema, column.total_uncompressed_size
             if (
-                column.has_dictionary_page
+                rows * size > 2 * _MAX_BATCH_BYTES
+                and size < _DICTIONARY_BYTES * column.num_values
+                and column.has_dictionary_page
                 and column.physical_type == "BYTE_ARRAY"
-                and column.total_uncompressed_size < _DICTIONARY_BYTES * column.num_values
-                and column.total_uncompressed_size * rows > 2 * _MAX_BATCH_BYTES
-                and not _has_short_values(column.statistics)
                 and file.schema.column(number).logical_type.type in ("STRING", "NONE")
-                and file.schema_arrow.names.count(name) == 1
+                and names.count(name) == 1
+                and not _has_short_values(column.statistics)
             ):
-                yield name
+                found[name] = None
+    return [*found]
 
 
 def _has_short_values(statistics: Any) -> bool:

@@ -66,7 +66,11 @@ def read_span(
             return
         stream = _OpenStream.take(path, kind, span, max_record_bytes, max_window)
         parse = SPLIT[kind][1]
-        yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse)
+        try:
+            yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse)
+        except GeneratorExit:  # the caller needs no more of this span
+            stream.keep(stream.lines.position)
+            raise
         stream.keep(span.stop)
     except OSError as error:
         raise read_error(path, error) from error
