@@ -25,6 +25,12 @@ AFTER_DEATHS = {
     "death noted": ("commit synced",),
     "attempt resumed": ("commit synced",),
 }
+# Why the executor rejects a well-formed statement.
+EXECUTE_REASONS = (
+    *("outside_window", "no_such_line", "other_window", "reversed_range", "blank_source"),
+    *("not_found", "ambiguous", "inside_word", "too_many_matches", "growth", "overlap"),
+    *("crosses_removed", "too_many_strings"),
+)
 PARAGRAPH = (
     "The river rises in the hills to the north of the town and flows through the valley.\n"
     "In the spring the meadows on both of its banks are under water for several weeks.\n"

@@ -9,11 +9,11 @@ import pytest
 
 from proxhpc.account.reasons import reason_text
 from proxhpc.program.derive import derive
-from proxhpc.program.execute import EXECUTE_REASONS
 from proxhpc.program.grammar import chunk_grammar
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, ProgramFormat, WindowProgram, replay
 from proxhpc.program.syntax import DIALECTS, ParseReason, Program, format_program
+from runs import EXECUTE_REASONS
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = REPOSITORY / "docs" / "language.md"

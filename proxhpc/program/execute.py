@@ -30,23 +30,6 @@ from proxhpc.program.match import SpanChange, find_edit
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import DIALECTS
 
-EXECUTE_REASONS = (
-    "outside_window",
-    "no_such_line",
-    "other_window",
-    "reversed_range",
-    "blank_source",
-    "not_found",
-    "ambiguous",
-    "inside_word",
-    "too_many_matches",
-    "growth",
-    "overlap",
-    "crosses_removed",
-    "too_many_strings",
-)
-"""Why the executor rejects a well-formed statement; `docs/language.md` shows one of each."""
-
 # Scripts that write no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
 _UNSPACED_RANGES = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"

@@ -73,44 +73,33 @@ class _Parameter(NamedTuple):
     default: Value | None = None
 
 
-_START, _END = (_Parameter((name, f"line_{name}"), int) for name in ("start", "end"))
-_LINE = _Parameter(("line", "line_number"), int)
+def _number(*names: str) -> _Parameter:
+    return _Parameter(names, int)
+
+
+def _text(*names: str, default: Value | None = None) -> _Parameter:
+    return _Parameter(names, Quoted, default)
+
+
+_START, _END = _number("start", "line_start"), _number("end", "line_end")
+_LINE = _number("line", "line_number")
+_NORMALIZE = _text("source_str"), _text("target_str", default=Quoted(""))
+_REFINEX_LINES = _number(*_START.names, "start_line"), _number(*_END.names, "end_line")
+_ADD_LINE = _number("base", "base_position"), _number("sub", "sub_index"), _text("text", "content")
 # By dialect and name: what a call becomes, and its parameters.
 _FUNCTIONS: dict[Dialect, dict[str, tuple[Callable[..., Statement], tuple[_Parameter, ...]]]] = {
     "prox": {
         "remove_lines": (RemoveLines, (_START, _END)),
-        "normalize": (
-            Normalize,
-            (
-                _Parameter(("source_str",), Quoted),
-                _Parameter(("target_str",), Quoted, Quoted("")),
-            ),
-        ),
+        "normalize": (Normalize, _NORMALIZE),
     },
     "refinex": {
-        "remove_lines": (
-            RemoveLines,
-            (
-                _Parameter((*_START.names, "start_line"), int),
-                _Parameter((*_END.names, "end_line"), int),
-            ),
-        ),
-        "remove_str": (RemoveStr, (_LINE, _Parameter(("del_str",), Quoted))),
+        "remove_lines": (RemoveLines, _REFINEX_LINES),
+        "remove_str": (RemoveStr, (_LINE, _text("del_str"))),
     },
     "ultrax": {
         "remove_lines": (RemoveLines, (_START, _END)),
-        "replace_str": (
-            ReplaceStr,
-            (_LINE, _Parameter(("old",), Quoted), _Parameter(("new",), Quoted)),
-        ),
-        "add_line": (
-            AddLine,
-            (
-                _Parameter(("base", "base_position"), int),
-                _Parameter(("sub", "sub_index"), int),
-                _Parameter(("text", "content"), Quoted),
-            ),
-        ),
+        "replace_str": (ReplaceStr, (_LINE, _text("old"), _text("new"))),
+        "add_line": (AddLine, _ADD_LINE),
     },
     "rescraper": {},
 }

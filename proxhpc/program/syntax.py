@@ -6,7 +6,7 @@ Line numbers and strings are stored as written; `DIALECTS` says what they mean i
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 Dialect = Literal["prox", "refinex", "ultrax", "rescraper"]
 ProgramEnd = Literal["stop", "length"]
@@ -146,10 +146,17 @@ class Quoted:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One call, at characters [start, stop) of the program's text; (0, 0) if it has no text."""
+    """One call, at characters [start, stop) of the program's text; (0, 0) if it has no text.
 
+    `form` is its printed form.
+    """
+
+    form: ClassVar[str]
     start: int = field(default=0, compare=False, kw_only=True)
     stop: int = field(default=0, compare=False, kw_only=True)
+
+    def __str__(self) -> str:
+        return self.form.format(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,83 +173,69 @@ class Verdict(Statement):
 class Keep(Statement):
     """No edit: a call of one of NO_EDIT."""
 
+    form = "{0.name}()"
     name: str = field(default="keep_all", compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.name}()"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveLines(Statement):
     """Remove the lines `first` to `last`, inclusive."""
 
+    form = "remove_lines(start={0.first}, end={0.last})"
     first: int
     last: int
-
-    def __str__(self) -> str:
-        return f"remove_lines(start={self.first}, end={self.last})"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveAll(Statement):
     """Remove all lines of the window: `remove_all()` or `remove_lines(all=True)`."""
 
-    def __str__(self) -> str:
-        return "remove_all()"
+    form = "remove_all()"
 
 
 @dataclass(frozen=True, slots=True)
 class Normalize(Statement):
     """Replace all occurrences of `source` in the window by `target` (prox)."""
 
+    form = "normalize(source_str={0.source}, target_str={0.target})"
     source: Quoted
     target: Quoted
-
-    def __str__(self) -> str:
-        return f"normalize(source_str={self.source}, target_str={self.target})"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveStr(Statement):
     """Remove an occurrence of `source` that starts on one line (refinex, rescraper)."""
 
+    form = "remove_str({0.line}, {0.source})"
     line: int
     source: Quoted
-
-    def __str__(self) -> str:
-        return f"remove_str({self.line}, {self.source})"
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceStr(Statement):
     """Replace the only occurrence of `source` on one line by `target` (ultrax)."""
 
+    form = "replace_str({0.line}, {0.source}, {0.target})"
     line: int
     source: Quoted
     target: Quoted
-
-    def __str__(self) -> str:
-        return f"replace_str({self.line}, {self.source}, {self.target})"
 
 
 @dataclass(frozen=True, slots=True)
 class AddLine(Statement):
     """Insert `text` after the line `base`; lines with the same base in the order of `order`."""
 
+    form = "add_line({0.base}, {0.order}, {0.text})"
     base: int
     order: int
     text: Quoted
-
-    def __str__(self) -> str:
-        return f"add_line({self.base}, {self.order}, {self.text})"
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite(Statement):
     """The document is replaced by text of the model, which is not accepted (rescraper)."""
 
-    def __str__(self) -> str:
-        return "rewrite()"
+    form = "rewrite()"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,30 +20,16 @@ LINE, GAP = "[line]", "[gap]"
 KEEP_DOC, DROP_DOC = "keep_doc()\n", "drop_doc()\n"
 
 
-def position_token(eighth: int) -> str:
-    """Return the marker of a window that begins in this eighth of its document."""
-    return f"<P{eighth}>"
-
-
-def length_token(bucket: int) -> str:
-    """Return the marker of the middle that is left out of a line of this length."""
-    return f"<L{bucket}>"
-
-
-def number_token(line: int) -> str:
-    """Return the marker after a line of a window."""
-    return f"[{line:03d}]"
-
-
-def keep_token(line: int) -> str:
-    """Return the answer that keeps a line: a special token, which decoding leaves out."""
-    return f"<keep {line}>"
-
-
-def remove_token(line: int) -> str:
-    """Return the answer that removes a line: one token, whose text is a statement."""
-    return f"remove_lines(start={line}, end={line})\n"
-
+position_token = "<P{}>".format
+"""The marker of a window that begins in this eighth of its document."""
+length_token = "<L{}>".format
+"""The marker of the middle that is left out of a line of this length."""
+number_token = "[{:03d}]".format
+"""The marker after a line of a window."""
+keep_token = "<keep {}>".format
+"""The answer that keeps a line: a special token, which decoding leaves out."""
+remove_token = "remove_lines(start={0}, end={0})\n".format
+"""The answer that removes a line: one token, whose text is a statement."""
 
 SPECIAL = (
     *(END, DOC, DOC_MORE, DOC_END, DOC_END_MORE, VERDICT, VERDICT_END, LINE, GAP),
