@@ -30,12 +30,12 @@ class ScoredWindow(NamedTuple):
 def sliding_windows(text: int, ids: list[int], first: int, context: int) -> Iterable[ScoredWindow]:
     """Windows of at most `context` tokens that score each token from `first` on once.
 
-    Consecutive windows overlap by half, so that scored tokens see at least half a context, or all
-    that is before them. Nothing can be scored at index 0, since nothing predicts it.
+    Consecutive windows overlap by a quarter, so that scored tokens see at least a quarter of a
+    context, or all that is before them. Nothing can be scored at index 0, since nothing predicts it.
     """
     first = max(first, 1)
     while first < len(ids):
-        end = min(len(ids), context if first < context else first + context - context // 2)
+        end = min(len(ids), context if first < context else first + context - context // 4)
         start = max(0, end - context)
         yield ScoredWindow(text, ids[start:end], first - start)
         first = end
