@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,12 @@ def annotate(
     balance = Balance(options.seed, options.untouched, options.per_source)
     with tempfile.TemporaryFile(dir=out.parent) as file:
         with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as waiting:
-            for row in _all_examples(sources, options, counter):
-                balance.add(counter.documents, row)
-                with writing(out):
-                    waiting.write(orjson.dumps(row) + b"\n")
+            leakage_filter = _LeakageFilter(sources, options, counter)
+            for item in chain.from_iterable(source.documents() for source in sources):
+                for row in _document_examples(item, leakage_filter, options, counter):
+                    balance.add(counter.documents, row)
+                    with writing(out):
+                        waiting.write(orjson.dumps(row) + b"\n")
         file.seek(0)
         with zstandard.ZstdDecompressor().stream_reader(file) as rows, PartWriter(out) as part:
             for line, reason in zip(BufferedReader(rows), balance.reasons(), strict=True):
@@ -138,15 +141,6 @@ class _LeakageFilter:
             document.split == "train" and self._validation.has_duplicate_of(document.text)
         )
         return "near_duplicate" if is_duplicate else ""
-
-
-def _all_examples(
-    sources: Sequence[LabelSource], options: AnnotateOptions, counter: SummaryCounter
-) -> Iterator[dict[str, Any]]:
-    leakage_filter = _LeakageFilter(sources, options, counter)
-    for source in sources:
-        for item in source.documents():
-            yield from _document_examples(item, leakage_filter, options, counter)
 
 
 def _document_examples(

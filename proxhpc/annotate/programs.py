@@ -25,7 +25,7 @@ from proxhpc.program.lines import line_starts
 from proxhpc.program.match import SpanChange
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ProgramFormat, doc_verdict, read_windows
-from proxhpc.run.ledger import Call, Row
+from proxhpc.run.ledger import Row
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -86,7 +86,9 @@ def program_labels(
     discarded: Counter[tuple[str, str]] = Counter()
     keep = None
     if row.doc is not None:
-        keep = _keeps_document(row.doc, policy)
+        verdict = doc_verdict(row.doc.output, policy)
+        is_exact = row.doc.finish == "stop" and not verdict.rejected
+        keep = verdict.action == "keep" if is_exact else None
         discarded["doc", "bad_answer"] += keep is None
     windows = read_windows(
         text,
@@ -130,12 +132,6 @@ def _edit(
     low, high = starts[first], starts[stop] - 1
     moved = [(start - low, end - low, target) for start, end, target in changes]
     return Edit(first, stop, apply_changes(text[low:high], [(moved, len(moved))]))
-
-
-def _keeps_document(call: Call, policy: Policy) -> bool | None:
-    """Whether a doc program keeps the document; None unless it is exactly one verdict."""
-    verdict = doc_verdict(call.output, policy)
-    return None if verdict.rejected or call.finish != "stop" else verdict.action == "keep"
 
 
 def _string_edits(

@@ -161,7 +161,12 @@ def read_gold(
             f"no gold record in {', '.join(map(str, paths))}",
             hint="no record meets --where, --exclude and --split" if is_filtered else "",
         )
-    return [_with_labels(gold) for gold in selected]
+    return [
+        gold
+        if gold.gold_text is None or gold.labels
+        else replace(gold, labels=aligned_labels(gold.text, gold.gold_text))
+        for gold in selected
+    ]
 
 
 def aligned_labels(text: str, gold_text: str) -> str:
@@ -181,12 +186,6 @@ def aligned_labels(text: str, gold_text: str) -> str:
     for line, gold_line in pairs:
         labels[line] = CONTENT if lines[line] == gold_lines[gold_line] else EDITED
     return "".join(labels)
-
-
-def _with_labels(gold: GoldRecord) -> GoldRecord:
-    if gold.gold_text is None or gold.labels:
-        return gold
-    return replace(gold, labels=aligned_labels(gold.text, gold.gold_text))
 
 
 def iter_records(path: Path, keys: GoldFields = GoldFields()) -> Iterator[GoldRecord]:

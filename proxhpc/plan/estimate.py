@@ -9,6 +9,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu, peak_flops
 from proxhpc.engines.device import gpu_names
 from proxhpc.evaluate.bootstrap import resample, score
+from proxhpc.evaluate.metrics import MetricLevel, Ratio
 from proxhpc.plan.model import CostEstimate, KeptEstimate, ModelFigures, PhaseSpace, PlanEstimate
 from proxhpc.plan.space import Sizes, estimate_memory, estimate_space
 from proxhpc.run.calibration import Calibration, calibration_problem, load_calibration
@@ -35,6 +36,7 @@ _COMPRESSION = 2.8  # measured on extracted web pages with zstd level 3, the out
 _DOCUMENT_BYTES = 4000  # if the number of documents is not known
 _DEFAULT_GPU = "A100"
 _ROUNDS = 1000  # of the bootstrap
+_SHARE = MetricLevel((Ratio("tokens", ("tokens_kept",), ("tokens",)),))
 
 
 def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = None) -> PlanEstimate:
@@ -129,23 +131,13 @@ def _kept(plan: Plan, calibration: Calibration, documents: int) -> KeptEstimate:
     table: Table = np.array(
         [(place.tokens_kept, place.tokens) for place in calibration.places], float
     ).reshape(-1, 2)
-    tokens = calibration.total("tokens")
-    share = calibration.total("tokens_kept") / tokens if tokens else np.nan
     few = len(table) < 2  # a single place has no interval
-    resampled = resample([table], _ratio, 0 if few else _ROUNDS, plan.manifest.seed)[0]
+    rounds, seed = 0 if few else _ROUNDS, plan.manifest.seed
+    (resampled,) = resample([table], _SHARE.values, rounds, seed)
     return KeptEstimate(
-        share=score(share, resampled[:, 0]),
+        share=score(_SHARE.values(table.sum(axis=0))[0], resampled[:, 0]),
         tokens=round(scale * calibration.total("tokens_kept")),
         documents=documents,
-    )
-
-
-def _ratio(sums: "Table") -> "Table":
-    """Return kept tokens in relation to all, of each row; NaN where there are none."""
-    import numpy as np
-
-    return np.divide(
-        sums[:, :1], sums[:, 1:], out=np.full_like(sums[:, :1], np.nan), where=sums[:, 1:] > 0
     )
 
 
@@ -160,7 +152,6 @@ def _cost(
             documents=calibration.total("documents"),
             host=calibration.host,
             device=calibration.device,
-            device_is_assumed=False,
             gpu_hours=hours,
             core_hours=calibration.cores * seconds / 3600,
             days=seconds / max(1, workers) / 86400,
@@ -174,12 +165,9 @@ def _cost(
     gpus = _gpus_per_worker(resources)
     return CostEstimate(
         basis="flops" if hours else None,
-        documents=None,
-        host=None,
         device=device if hours else None,
         device_is_assumed=bool(hours) and named is None,
         gpu_hours=hours,
-        core_hours=None,
         days=hours / (gpus * max(1, workers) * 24) if hours and gpus and named else None,
         price=_price(site, hours) if named else None,
     )

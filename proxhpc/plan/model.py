@@ -24,17 +24,17 @@ class CostEstimate(OutputModel):
     basis: Literal["calibration", "flops"] | None
     """`calibration`: documents really refined (`--calibrate`). `flops`: `estimated_work.flops` at
     40 % of the GPU's peak, which no measurement supports. null: neither is known."""
-    documents: int | None
+    documents: int | None = None
     """Documents of the calibration."""
-    host: str | None
+    host: str | None = None
     """Machine that refined them."""
     device: str | None
     """GPU: the calibration's, else the one that the site names, else A100; null on a CPU."""
-    device_is_assumed: bool
+    device_is_assumed: bool = False
     """True if the site does not name a known GPU."""
     gpu_hours: float | None
     """GPU-hours of all workers; null on a CPU."""
-    core_hours: float | None
+    core_hours: float | None = None
     """CPU core-hours of all workers; null without a calibration."""
     days: float | None
     """Time if all workers work all the time; null if the number of their GPUs is not known."""

@@ -41,16 +41,12 @@ class Memo(Generic[V]):
             await self._pending[key].wait()
         self._pending[key] = answered = asyncio.Event()
         try:
-            value = await ask()
-            self._store(key, value)
+            self._values[key] = value = await ask()
+            self._free_bytes -= ENTRY_BYTES + self._size(value)
+            while self._free_bytes < 0:
+                _, oldest = self._values.popitem(last=False)
+                self._free_bytes += ENTRY_BYTES + self._size(oldest)
         finally:
             del self._pending[key]
             answered.set()
         return value, False
-
-    def _store(self, key: bytes, value: V) -> None:
-        self._values[key] = value
-        self._free_bytes -= ENTRY_BYTES + self._size(value)
-        while self._free_bytes < 0:
-            _, oldest = self._values.popitem(last=False)
-            self._free_bytes += ENTRY_BYTES + self._size(oldest)
