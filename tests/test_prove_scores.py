@@ -217,23 +217,24 @@ def test_a_model_that_is_damaged_is_a_clear_error(folder: Path, tmp_path: Path) 
         TextScorer(tmp_path)
 
 
-def test_flops_of_pretraining_by_hand() -> None:
+@pytest.mark.parametrize(("model_type", "window"), [("llama", 6), ("mistral", 4)])
+def test_flops_of_pretraining_by_hand(model_type: str, window: int) -> None:
     config = {
-        "model_type": "llama",
+        "model_type": model_type,
         "hidden_size": 8,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "intermediate_size": 20,
         "vocab_size": 50,
+        "sliding_window": window,
     }
     shape = ModelShape.from_config(config)
     length, sequences = 6, 5
     forward = 0
-    for _ in range(sequences):
-        for position in range(length):
-            for _ in range(3):  # layers: q, k, v, o, then gate, up, down
-                forward += 2 * (8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 20)
-                forward += 2 * 2 * 8 * (position + 1)  # scores and weighted sums
-            forward += 2 * 8 * 50
-    assert pretraining_flops(shape, sequences, length) == 3 * forward
+    for position in range(length):
+        for _ in range(3):  # layers: q, k, v, o, then gate, up, down
+            forward += 2 * (8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 20)
+            forward += 2 * 2 * 8 * min(position + 1, window)  # scores and weighted sums
+        forward += 2 * 8 * 50
+    assert pretraining_flops(shape, sequences, length) == 3 * sequences * forward

@@ -189,7 +189,8 @@ def pretraining_flops(shape: ModelShape, sequences: int, length: int) -> int:
     Forward passes that gradient checkpointing repeats are not included.
     """
     tokens = sequences * length
-    layers = _layers(shape, tokens, sequences * causal_pairs(length))
+    masked = sequences * _masked_pairs(length, shape.window)
+    layers = _layers(shape, tokens, sequences * causal_pairs(length), masked)
     return 3 * (layers + 2 * shape.hidden * shape.vocab * tokens)
 
 
