@@ -3,10 +3,11 @@
 They go to tests/golden: SITE.PHASE.sbatch, and prompts.json with digests of token ids.
 
 python tools/write_goldens.py            write the files
-python tools/write_goldens.py --check    exit 1, with the difference, if a file is not current
+python tools/write_goldens.py --check    exit 1, with the difference, if a script is not current
 
 Slurm need not be installed: submitit only needs an `srun` on PATH and gets one that does nothing.
 The prompts need transformers, and those of Llama's tokenizer PROXHPC_DATA; without, they stay.
+tests/test_prompts.py checks them.
 """
 
 import difflib
@@ -39,9 +40,9 @@ MANIFEST = {
 }
 
 
-def contents() -> dict[Path, str]:
-    """Every golden file with what it should hold."""
-    files = {prompt_goldens.GOLDEN: prompts()}
+def scripts() -> dict[Path, str]:
+    """The batch scripts, with what they should hold."""
+    files = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
@@ -102,7 +103,7 @@ def batches(run: Run) -> Iterator[TaskBatch]:
 def main() -> int:
     """Write the files, or compare them."""
     check = sys.argv[1:] == ["--check"]
-    files = contents()
+    files = ({} if check else {prompt_goldens.GOLDEN: prompts()}) | scripts()
     stale = set(GOLDEN.glob("*.sbatch")) - files.keys()
     current = {path: path.read_text() if path.exists() else "" for path in files}
     changed = [path for path in files if current[path] != files[path]]
