@@ -20,8 +20,8 @@ from proxhpc.assemble.merge import merge_run
 from proxhpc.cluster import tasks
 from proxhpc.corpus.hosts import split_of
 from proxhpc.errors import StopError, UserError
-from proxhpc.launch.launch import prepare_run
-from proxhpc.prove.arms import arm_rows, arm_source
+from proxhpc.launch.launch import prepare_run, this_machine
+from proxhpc.prove.arms import arm_rows, arm_source, plan_arm_run
 from proxhpc.prove.layout import ArmReceipt, ProveDir, TrainingReceipt
 from proxhpc.prove.plan import ProvePlan, open_prove
 from proxhpc.prove.run import prepare_task, train_task
@@ -209,9 +209,6 @@ def test_a_share_of_an_arm_is_part_of_every_larger_share(
 
 
 def test_a_corpus_and_rules_are_arms_of_their_own_runs(run: RunDir, tmp_path: Path) -> None:
-    from proxhpc.prove.arms import launch_arms
-    from proxhpc.spec.site import Site
-
     twice = write_jsonl(tmp_path / "twice.jsonl", [*documents(20), *documents(20)])
     arms = [
         {"name": "raw", "policy": "none"},
@@ -220,8 +217,10 @@ def test_a_corpus_and_rules_are_arms_of_their_own_runs(run: RunDir, tmp_path: Pa
     ]
     folder = ProveDir(tmp_path / "out")
     plan = open_prove(folder, run, section(run, arms=arms))
-    site = Site(name="here", kind="local", workers=1)
-    assert not launch_arms(folder, plan, site, lambda _: None)
+    for arm in plan.arms:
+        if made := plan_arm_run(folder, plan, arm, this_machine()):
+            tasks.refine_task(str(made.dir.root), 0, 1)
+            merge_run(made.dir)
     prepare_task(str(folder.root), 1)
     rows = {arm.name: list(arm_rows(arm_source(folder, plan, arm))) for arm in plan.arms}
     assert len(rows["raw"]) == 90
@@ -260,32 +259,34 @@ def test_what_is_equal_in_all_arms(
         assert tokens == [STEPS * step, 7 * step]
 
 
-SCRIPT = "import sys; from proxhpc.prove.run import train_task; train_task(sys.argv[1], 0, 1)"
+def start(run: RunDir, folder: ProveDir, site: str) -> "subprocess.Popen[bytes]":
+    """The command, with a manifest that has the section."""
+    path = run.root.parent / "with-prove.yaml"
+    text = yaml.safe_load((run.root.parent / "manifest.yaml").read_text())
+    path.write_text(yaml.safe_dump(text | {"prove": section(run).model_dump(mode="json")}))
+    command = [sys.executable, "-m", "proxhpc", "prove", str(path), "--out", str(folder.root)]
+    return subprocess.Popen([*command, "--site", site], stderr=subprocess.PIPE)
 
 
-def test_killed_trainings_end_with_the_same_weights_and_verdict(
-    finished: tuple[ProveDir, ProvePlan], tmp_path: Path
+def test_a_killed_command_continues_to_the_same_weights_and_verdict(
+    run: RunDir, finished: tuple[ProveDir, ProvePlan], tmp_path: Path
 ) -> None:
     folder, plan = finished
-    copy = ProveDir(tmp_path / "copy")
-    shutil.copytree(folder.root, copy.root)
-    for path in (copy.trainings, copy.evaluations):
-        shutil.rmtree(path)
-        path.mkdir()
-    copy.verdict.unlink()
+    other, site = ProveDir(tmp_path / "other"), local_site(tmp_path)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(copy.root)])
-        before = len(list(copy.trainings.glob("*/train.jsonl")))
-        while len(list(copy.trainings.glob("*/train.jsonl"))) <= before:
-            assert process.poll() is None
+        before = len(list(other.trainings.glob("*/train.jsonl")))
+        command = start(run, other, site)
+        while len(list(other.trainings.glob("*/train.jsonl"))) <= before:
+            assert command.poll() is None, command.communicate()
             time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait() != 0
-    train_task(str(copy.root), 0, 1)
-    write_verdict(copy, plan)
-    assert receipts(copy, plan) == receipts(folder, plan)
-    assert copy.verdict.read_bytes() == folder.verdict.read_bytes()
-    assert copy.page.read_bytes() == folder.page.read_bytes()
+        command.send_signal(number)
+        assert command.wait() != 0
+    command = start(run, other, site)  # trainings of the killed one may still be running
+    _, errors = command.communicate()
+    assert command.returncode == 0, errors
+    assert receipts(other, plan) == receipts(folder, plan)
+    assert other.verdict.read_bytes() == folder.verdict.read_bytes()
+    assert other.page.read_bytes() == folder.page.read_bytes()
 
 
 def test_a_directory_belongs_to_one_run_and_section(

@@ -4,8 +4,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import make_backend
-from proxhpc.errors import StopError
+from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import INTERRUPT_SIGNALS, POLL_SECONDS, record_site
 from proxhpc.launch.step import MAX_ROUNDS_WITHOUT_PROGRESS, advance_lock, run_control
 from proxhpc.prove.arms import make_variant
@@ -30,6 +31,8 @@ from proxhpc.run.lease import Lease, hold_lease
 from proxhpc.spec.site import PhaseName, Site
 from proxhpc.status.assess import FATAL_ERRORS
 from proxhpc.status.heartbeats import latest_heartbeats
+
+WAIT_SECONDS = 2.0  # between two tries to take a lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,8 @@ def prepare_task(root: str, processes: int) -> str:
     """Write what trainings read: corpora, held-out sets, tokenizer, tokens."""
     folder = ProveDir(Path(root))
     plan = ProvePlan.load(folder)
-    with tasks.job_progress(folder, "merge"), _lease(folder, "merge"):
+
+    def prepare() -> None:
         for arm in plan.arms:
             make_variant(folder, plan, arm, processes)
         for held_out in plan.section.held_out:
@@ -187,6 +191,9 @@ def prepare_task(root: str, processes: int) -> str:
         prepare_tokenizer(folder, plan)
         for arm in plan.arms:
             prepare_tokens(folder, plan, arm)
+
+    with tasks.job_progress(folder, "merge"):
+        _under_lease(folder, "merge", prepare)
     return "done"
 
 
@@ -195,17 +202,28 @@ def train_task(root: str, number: int, of: int) -> str:
     folder = ProveDir(Path(root))
     plan = ProvePlan.load(folder)
     task = step_task()
-    is_first = task is None or task.rank == 0  # the others train the same models with it
     arms = {arm.name: arm for arm in plan.arms}
-    with tasks.job_progress(folder, "train") if is_first else nullcontext():
-        for arm, seed in plan.trainings[number::of]:
-            with _lease(folder, f"{arm}-{seed}") if is_first else nullcontext():
-                train_arm(folder, plan, arms[arm], seed, _log)
+    for arm, seed in plan.trainings[number::of]:
+        train = partial(train_arm, folder, plan, arms[arm], seed, _log)
+        if task and task.rank:  # the first process of the step holds the lease
+            train()
+        else:
+            with tasks.job_progress(folder, "train"):
+                _under_lease(folder, f"{arm}-{seed}", train)
     return "done"
 
 
-def _lease(folder: ProveDir, name: str) -> AbstractContextManager[Lease]:
-    return hold_lease(folder, name, Queue().is_queued, stale_after(folder))
+def _under_lease(folder: ProveDir, name: str, work: Callable[[], None]) -> None:
+    """Do work that does nothing if it is done. Wait while another process does it."""
+    while True:
+        with ExitStack() as stack:
+            lease = hold_lease(folder, name, Queue().is_queued, stale_after(folder))
+            try:
+                stack.enter_context(lease)
+            except RetryError:  # perhaps a job of a launcher that was killed
+                time.sleep(WAIT_SECONDS)
+                continue
+            return work()
 
 
 def _log(line: str) -> None:

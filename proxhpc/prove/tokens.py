@@ -25,7 +25,7 @@ from proxhpc.prove.plan import ProvePlan
 from proxhpc.run.models import TOKENIZER_FILES
 from proxhpc.spec.prove import Arm, HeldOut
 
-END = "<|end|>"  # of a document, in new tokenizers
+END_OF_TEXT = "<|end|>"  # of a document, in new tokenizers
 _SAMPLE_CHARS = 1 << 29  # of text that a tokenizer is made from
 _BATCH = 256  # documents that are tokenized at once
 _MAX_RECORD = 1 << 28  # bytes
@@ -157,8 +157,8 @@ def _make_tokenizer(texts: Iterator[str], size: int, folder: ProveDir) -> None:
             f" fewer than prove.training.vocabulary: {size:,}",
             hint="use more text or a smaller vocabulary, and another --out",
         )
-    tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
     write_atomic(folder.tokenizer / "tokenizer.json", tokenizer.to_str().encode())
     write_atomic(
         folder.tokenizer / "tokenizer_config.json",

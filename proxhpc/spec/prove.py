@@ -130,7 +130,7 @@ class Training(Config):
     @classmethod
     def _with_preset(cls, data: Any, info: ValidationInfo) -> Any:
         # Only while a file is loaded: a frozen section has all keys of its preset.
-        if not isinstance(data, dict) or base_of(info) is None or "preset" not in data:
+        if not isinstance(data, dict) or base_of(info) is None or data.get("preset") is None:
             return data
         return load_preset(str(data["preset"])) | data
 
