@@ -24,6 +24,7 @@ from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cli.main import main
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.submit import make_backend
 from proxhpc.corpus.disk import draft_path
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
@@ -499,8 +500,10 @@ def test_rounds_without_progress_are_delayed_more_and_more(tmp_path: Path) -> No
         work = TaskBatch("refine", print, [()], this_round.state)
         record_intent(journal, number, work, arrays=1, has_control_job=True)
     assert delays == [0, 60, 300, 900, 1800]
+    assert Round(run.dir, run.plan, 3, True).delay_seconds("refine") == 0, "a person launched"
+    backend = make_backend(run.dir, run.plan, run.site)
     with pytest.raises(StopError, match="in a row made no progress"):
-        Round(run.dir, run.plan, 3, False).check("refine")
+        Round(run.dir, run.plan, 3, False).check("refine", backend)
 
 
 def test_messages_contain_no_control_characters(tmp_path: Path) -> None:

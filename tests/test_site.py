@@ -189,7 +189,8 @@ x.yaml:3: mem: "32GB" is not a memory size like 32G (units: K, M, G, T)
 x.yaml:4: phases.control.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
 account, constraint, container, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, \
 sbatch, setup, tasks_per_node, time)
-x.yaml:4: phases.refin: unknown key; did you mean "refine"? (keys here: control, merge, refine)
+x.yaml:4: phases.refin: unknown key; did you mean "refine"? (keys here: control, merge, refine, \
+train)
 x.yaml:5: gpus: must be a whole number, not true
 x.yaml:6: account: must be text, not 123; put it in quotes""",
     ),

@@ -4,18 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import Queue, Tag
+from proxhpc.cluster.script import BatchJob, job_executor, script_text
+from proxhpc.cluster.silent import last_words
 from proxhpc.cluster.slurm import read_job_id
 from proxhpc.cluster.submit import make_backend
 from proxhpc.errors import RetryError, UserError
-from proxhpc.launch.launch import Run, cancel, launch, prepare_run
+from proxhpc.launch.launch import Run, cancel, dry_run, launch, prepare_run
+from proxhpc.launch.step import advance_lock, control_batch, refine_batch
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.process import descendants
+from proxhpc.spec.site import Site
+from proxhpc.status.collect import collect
 from runs import check_balance
 from slurm_cluster import SlurmCluster
 from test_slurm_run import finished, idle
@@ -198,3 +204,86 @@ def test_a_tag_is_found_in_a_name_or_a_comment() -> None:
     assert Tag.read(tag.job_name("fineweb"), "") == tag
     assert Tag.read("", f"project 7 {tag.comment}") == tag
     assert Tag.read("fineweb-refine", "project 7") is None
+
+
+def broken_setup(tmp_path: Path) -> Run:
+    return prepare_run(*small(tmp_path, setup=["module load cuda/99 || exit 3"], workers=2), None)
+
+
+def test_a_round_that_fails_everywhere_before_python_stops_the_run_and_says_why(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = broken_setup(tmp_path)
+    launch(run, lambda _: None)
+    cluster.until(lambda: idle(cluster), "the queue to empty", timeout=90)
+    # Both elements may run on one node; then a second round shows that it is not the node.
+    status = collect(run.dir, Queue())
+    rounds = [entry for entry in Journal(run.dir).read() if entry.phase == "refine"]
+    assert len(rounds) <= 2
+    assert status.phase == "stopped"
+    assert "module: command not found" in status.reason
+    silent = [failure for failure in status.failures if failure.workers == 2]
+    assert "module: command not found" in silent[0].message
+    assert silent[0].hint.endswith("_0_log.err")
+
+
+def test_a_launch_by_a_person_ends_a_pause(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = broken_setup(tmp_path)
+    journal = Journal(run.dir)
+    with advance_lock(run.dir) as lease:
+        backend = make_backend(run.dir, run.plan, run.site, lease)
+        state = dict.fromkeys(("published", "committed", "deaths", "merge_files"), 0)
+        state |= {"fatal_workers": 0, "manual": 1}
+        batch = refine_batch(run.dir, run.site.resources("refine"), 2, 2)
+        paused = replace(batch, run_state=state, delay_seconds=1800)
+        (array, control) = backend.submit(paused, control_batch(run.dir))
+    cluster.until(
+        lambda: collect(run.dir, Queue()).reason.startswith("paused until 20"), "the pause"
+    )
+    fixed = prepare_run(tmp_path / "manifest.yaml", str(tmp_path / "slurm.yaml"), None)
+    site = fixed.site.model_copy(update={"setup": ()})
+    message = launch(replace(fixed, site=site), lambda _: None).message
+    assert f"cancelled jobs {array}, {control}, which waited for the end of a pause" in message
+    cluster.until(finished(run.dir), "the report", timeout=90)
+    assert check_balance(run.dir)["documents"] == 20
+    assert journal.read()[1].delay_seconds == 0
+
+
+def test_the_words_of_slurm_are_not_the_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "7_0_0_log.err"
+    log.write_text("x" * 9000 + "\nbash: module: command not found\nsrun: error: n1: exit 127\n\n")
+    assert last_words(log) == "bash: module: command not found"
+    log.write_text("slurmstepd: error: execve(): No such file\n")
+    assert last_words(log) == "slurmstepd: error: execve(): No such file"
+    assert last_words(tmp_path / "none") == ""
+
+
+def test_a_site_with_other_directives(cluster: SlurmCluster, tmp_path: Path) -> None:
+    options = {"comment": "project 7", "job-name": "lab", "mem-per-cpu": "1G", "ntasks": 1}
+    dropped = {"nodes": False, "open-mode": False, "ntasks-per-node": False, "no-requeue": False}
+    gpu_only = {"mem-per-gpu": "8G", "gpus-per-task": 1}
+    path, where = small(tmp_path, partition="main, whole", sbatch=options | dropped | gpu_only)
+    run = prepare_run(path, where, None)
+    scripts = {phase: text for phase, text, _ in dry_run(run)}
+    tag = f"refine-{run.plan.run_id}-0"
+    refine = scripts["refine"]
+    assert f"#SBATCH --comment='project 7 proxhpc:{run.plan.run_id}:refine:0'\n" in refine
+    assert f"#SBATCH --job-name=lab-small-{tag}\n" in refine
+    assert "#SBATCH --partition=main,whole\n" in refine
+    for name in (*dropped, *gpu_only, "mem"):
+        assert f"#SBATCH --{name}" not in refine.replace("--mem-per-cpu", "")
+    assert "#SBATCH --requeue\n" in scripts["control"]
+    launch(run, lambda _: None)
+    cluster.until(finished(run.dir), "the report", timeout=90)
+    assert {tag.phase for _, tag in run_jobs(cluster, run.plan.run_id)} >= {"refine", "control"}
+
+
+def test_gpus_may_be_asked_for_by_task() -> None:
+    site = Site(name="x", gpus=1, sbatch={"gpus-per-task": 1, "mem-per-gpu": "8G"})
+    job = BatchJob("n", "refine", Path("logs"), "c", ())
+    text = script_text(job_executor(job, site), 2)
+    assert "--gpus-per-task=1" in text
+    assert "--gpus-per-node" not in text
+    assert "--cpus-per-task=1 --export=ALL" in text
+    with pytest.raises(ValueError, match="give either mem or mem-per-cpu"):
+        Site(name="x", mem="8G", sbatch={"mem-per-cpu": "1G"})

@@ -1,6 +1,7 @@
 """The worker: leases, commits, resumes after a crash, publishes once."""
 
 import asyncio
+import errno
 import itertools
 import multiprocessing
 import os
@@ -21,14 +22,14 @@ import pytest
 
 from proxhpc.account.counts import Counts
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import Document, SpanEnd
+from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.run.crash_backoff import MAX_POISON, CrashBackoff
 from proxhpc.run.lease import HEARTBEAT_SECONDS, STALE_AFTER, Lease, LeaseOwner, Leases, hold_lease
-from proxhpc.run.ledger import LedgerWriter, Row, read_ledger
+from proxhpc.run.ledger import LedgerWriter, Row, bad_row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
@@ -656,6 +657,34 @@ def test_a_heartbeat_does_not_restore_a_lost_lease(tmp_path: Path) -> None:
     lease.release()
     lease.heartbeat()
     assert lease.is_lost()
+
+
+def test_an_attempt_removed_on_another_node_is_a_lost_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS, its writer meets ESTALE, perhaps while a cache still shows its lease."""
+    run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
+    leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
+    shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
+    assert isinstance(shard, OpenShard)
+    shard.rows.append(bad_row(BadRecord("malformed_json", 0, 0, 9)))
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", stale)
+        assert shard.commit().documents == 0
+        assert shard.lost
+        assert shard.publish() is False
+    lease = leases.take("advance", 1)
+    assert lease is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stale)
+        assert lease.is_lost()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", stale)
+        lease.heartbeat()
 
 
 def test_a_stale_list_of_leases_takes_nothing_from_live_workers(

@@ -44,6 +44,15 @@ class Backend(Protocol):
     def free_elements(self, resources: Resources) -> int:
         """Return how many array elements may be submitted now."""
 
+    def drop_paused(self) -> list[str]:
+        """Cancel jobs that wait for the end of a pause; return their ids."""
+
+    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+        """Return why every element of the last round failed in silence, and on how many nodes.
+
+        `spoke` are the jobs with heartbeats. ("", 0) if an element began, or this is unknown.
+        """
+
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         """Return nodes where recent elements all failed at once, with the number of failures.
 
@@ -83,6 +92,7 @@ def record_intent(
         arrays=arrays,
         has_control_job=has_control_job,
         excluded_nodes=list(batch.excluded_nodes),
+        delay_seconds=batch.delay_seconds,
         run_state=batch.run_state,
     )
     fault_point("intent written")

@@ -27,6 +27,7 @@ class Submission:
     has_control_job: bool
     excluded_nodes: tuple[str, ...]
     run_state: dict[str, int]  # before the submission
+    delay_seconds: int = 0  # a pause before it
     jobs: dict[str, list[str]] = field(default_factory=dict)  # ids by phase
     settled: bool = False  # released or abandoned
     abandoned: bool = False
@@ -63,6 +64,7 @@ class Journal:
                     has_control_job=line["has_control_job"],
                     excluded_nodes=tuple(line["excluded_nodes"]),
                     run_state=line["run_state"],
+                    delay_seconds=line.get("delay_seconds", 0),
                 )
             elif number not in submissions:
                 continue  # a full disk tore its intent: nothing was submitted for it

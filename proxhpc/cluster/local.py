@@ -76,6 +76,14 @@ class LocalBackend:
         """Return nothing: processes are not held, so none needs a release."""
         return []
 
+    def drop_paused(self) -> list[str]:
+        """Return nothing: local processes start at once."""
+        return []
+
+    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+        """Return nothing: the launcher's own Python starts the processes."""
+        return "", 0
+
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         """Return nothing: there is only one machine."""
         return {}

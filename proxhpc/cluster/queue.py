@@ -70,6 +70,11 @@ class QueuedJob:
         return self.id.partition("_")[0]
 
     @property
+    def is_paused(self) -> bool:
+        """Return True if the job waits until a time at which it may begin."""
+        return self.state == "PENDING" and self.reason == "BeginTime"
+
+    @property
     def has_ended(self) -> bool:
         """Return True if the job does no more work."""
         return self.state in ENDED_STATES

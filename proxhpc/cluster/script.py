@@ -30,6 +30,7 @@ requeue_on_failure() {
   exit $code
 }
 trap requeue_on_failure EXIT"""
+_OMITTED = "proxhpc-omitted"  # the value of a directive that is left out
 SIGNAL_SECONDS = 90  # before the limit; workers watch the clock, so this is a second safeguard
 
 
@@ -75,13 +76,17 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
     import submitit
 
     resources = site.resources(job.phase)
-    executor = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
+    executor: Any = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
     # Arrays are submitted by an instance that submitit makes, so a subclass would not do.
     type(executor)._get_job_id_from_submission_command = staticmethod(slurm.read_job_id)
+    type(executor)._make_submission_file_text = lambda self, command, _: _script(
+        command, self.folder, self.parameters
+    )
     options = _sbatch_options(job, resources, dependency)
+    by_option = not {"gpus", "gpus-per-task"}.isdisjoint(options)
     site_excludes = str(options.pop("exclude", "") or "")
     parameters = {
-        "job_name": job.name,
+        "job_name": "-".join(filter(None, (str(options.pop("job-name", "")), job.name))),
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
@@ -92,7 +97,7 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus,
-        "gpus_per_node": resources.gpus * resources.tasks_per_node or None,
+        "gpus_per_node": None if by_option else resources.gpus * resources.tasks_per_node or None,
         "signal_delay_s": SIGNAL_SECONDS,
         "setup": [*resources.setup, *([REQUEUE_ON_FAILURE] if job.requeue else [])] or None,
         "srun_args": [
@@ -115,9 +120,15 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
 def _sbatch_options(job: BatchJob, resources: Resources, dependency: str) -> dict[str, Any]:
     """Return the options of sbatch that are no parameters of submitit."""
     options: dict[str, Any] = {"hold": True} if job.held else {}
-    options["comment"] = job.comment
     options["requeue" if job.requeue else "no-requeue"] = True
     options |= resources.sbatch
+    options["comment"] = " ".join(filter(None, (str(options.get("comment", "")), job.comment)))
+    # submitit writes its own parameters with underscores.
+    dropped = (
+        name if name in ("no-requeue", "open-mode") else name.replace("-", "_")
+        for name in resources.omitted
+    )
+    options |= dict.fromkeys(dropped, _OMITTED)
     if job.delay_seconds:
         options["begin"] = f"now+{job.delay_seconds}"
     if dependency:
@@ -131,13 +142,15 @@ def _sbatch_options(job: BatchJob, resources: Resources, dependency: str) -> dic
 
 def script_text(executor: Any, elements: int) -> str:
     """Return the batch script that an executor submits for this many elements."""
+    parameters = executor.parameters | ({"map_count": elements} if elements > 1 else {})
+    return _script(executor._submitit_command_str, executor.folder, parameters)
+
+
+def _script(command: str, folder: Path, parameters: dict[str, Any]) -> str:
     from submitit.slurm.slurm import _make_sbatch_string
 
-    parameters = executor.parameters | ({"map_count": elements} if elements > 1 else {})
-    script: str = _make_sbatch_string(
-        command=executor._submitit_command_str, folder=executor.folder, **parameters
-    )
-    return script
+    text: str = _make_sbatch_string(command=command, folder=folder, **parameters)
+    return "\n".join(line for line in text.split("\n") if not line.endswith(f"={_OMITTED}"))
 
 
 def _python(job: BatchJob, site: Site, resources: Resources) -> str | None:

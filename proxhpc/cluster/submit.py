@@ -12,6 +12,7 @@ from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal, Submission
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.queue import Queue, QueuedJob
+from proxhpc.cluster.silent import find_silent
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import fault_point
@@ -146,6 +147,37 @@ class SlurmBackend:
                 slurm.run_command("scancel", job.id)
         self.queue.invalidate()
         return messages
+
+    def drop_paused(self) -> list[str]:
+        """Cancel a round that waits for the end of its pause, and its control job."""
+        rounds = [entry for entry in Journal(self.run).read() if not entry.abandoned]
+        jobs = self._other_jobs()
+        is_paused = bool(rounds) and rounds[-1].delay_seconds > 0
+        if not is_paused or any(job.state != "PENDING" for job in jobs):
+            return []
+        arrays = sorted({job.array for job in jobs}, key=int)
+        for array in arrays:
+            slurm.run_command("scancel", array)
+        self.queue.invalidate()
+        return arrays
+
+    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+        """Return why every element of the last round failed in silence, and on how many nodes."""
+        rounds = reversed(Journal(self.run).since_manual_launch())
+        last = next((entry for entry in rounds if entry.phase == phase), None)
+        if last is None:
+            return "", 0
+        elements = slurm.ended_elements(last.jobs.get(phase, ()))
+        failed = [each for each in elements if each.state == "FAILED" and each.id not in spoke]
+        silent = find_silent(self.run, last, spoke, ())
+        if silent is None or len(failed) < last.elements:
+            return "", 0
+        seconds = max(each.seconds for each in failed)
+        message = (
+            f"{len(failed)} of {quantity(last.elements, 'job')} failed within {seconds} s,"
+            f" before a worker began: {silent.words or 'their logs are empty'}"
+        )
+        return message, len({each.node for each in failed})
 
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         """Return nodes whose last elements all failed within minutes, with the number of failures.

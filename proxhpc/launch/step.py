@@ -31,7 +31,7 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.progress import ProgressLog
 from proxhpc.run.shards import missing_shards
-from proxhpc.spec.site import Resources
+from proxhpc.spec.site import PhaseName, Resources
 from proxhpc.status.assess import FATAL_ERRORS
 from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.worker.leaser import sweep
@@ -68,6 +68,8 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     if lease.is_lost():
         raise RetryError("another launch has taken over this run and takes the next step")
     messages = backend.reconcile()
+    if manual and (jobs := backend.drop_paused()):
+        messages.append(f"cancelled {_job_names(jobs)}, which waited for the end of a pause")
     pending = 0 if run.merge_summary.exists() else sum(1 for _ in missing_shards(run, plan))
     if pending:
         step = _refine(backend, Round(run, plan, pending, manual))
@@ -129,6 +131,7 @@ class Round:
         self.fatal = [beat for beat in heartbeats if beat.error in FATAL_ERRORS and pending_shards]
         self.hosts = {beat.owner.host for beat in heartbeats if beat.role == "refine"}
         self.failed = [beat for beat in heartbeats if beat.state == "failed"]
+        self.spoke = {beat.owner.job for beat in heartbeats}
         self.productive_jobs = {beat.owner.job for beat in heartbeats if beat.counts.documents}
         self.state = {
             "published": len(plan.shards) - pending_shards,
@@ -144,10 +147,17 @@ class Round:
         hosts = len({beat.owner.host for beat in self.fatal})
         return len(self.fatal) if hosts >= min(2, len(self.hosts)) else 0
 
-    def check(self, phase: str) -> None:
+    def check(self, phase: PhaseName, backend: Backend) -> None:
         """Raise StopError if another automatic round makes no sense."""
         if self.state["manual"]:
             return
+        problem, nodes = backend.silent_round(phase, self.spoke)
+        if problem and (nodes > 1 or self.rounds_without_progress(phase) > 1):
+            raise StopError(
+                problem,
+                hint=f"the logs are in {self.run.logs}; fix the site, then run `proxhpc launch`"
+                " again",
+            )
         rounds = Journal(self.run).since_manual_launch()
         if rounds and self.state["fatal_workers"] > rounds[0].run_state["fatal_workers"]:
             message = max(self.fatal, key=lambda beat: beat.time).message
@@ -167,7 +177,12 @@ class Round:
             )
 
     def delay_seconds(self, phase: str) -> int:
-        """Return how long the round should wait for the cause of idle rounds to pass."""
+        """Return how long the round should wait for the cause of idle rounds to pass.
+
+        A person who launches has waited, or has fixed the cause.
+        """
+        if self.state["manual"]:
+            return 0
         return ROUND_DELAYS[min(self.rounds_without_progress(phase), len(ROUND_DELAYS) - 1)]
 
     def rounds_without_progress(self, phase: str) -> int:
@@ -188,7 +203,7 @@ def _refine(backend: Backend, this_round: Round) -> StepResult:
             f"{quantity(active, 'worker')} running or pending, {quantity(pending, 'shard')} left"
         )
         return _wait(backend, this_round, "refine", message)
-    this_round.check("refine")
+    this_round.check("refine", backend)
     run.match.unlink(missing_ok=True)  # a match made without these shards is out of date
     resources = recorded_site(run).resources("refine")
     batch = refine_batch(run, resources, backend.free_elements(resources), pending)
@@ -210,7 +225,7 @@ def _merge(plan: Plan, backend: Backend, this_round: Round) -> StepResult:
                 f" ({owner.host}, process {owner.pid})",
                 hint="run `proxhpc launch` again when it has ended",
             )
-    this_round.check("merge")
+    this_round.check("merge", backend)
     sweep(run, plan)
     resources = recorded_site(run).resources("merge")
     if this_round.rounds_without_progress("merge"):

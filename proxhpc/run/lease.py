@@ -6,6 +6,7 @@ K. To take over a dead owner's lease, a process creates K+1 and then removes K, 
 succeeds. A holder whose file is gone has lost its lease.
 """
 
+import errno
 import os
 import socket
 import threading
@@ -25,6 +26,7 @@ from proxhpc.run.process import exists, pid_space, start_time
 
 HEARTBEAT_SECONDS = 15.0
 STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's monotonic clock
+_REMOVED = (errno.ENOENT, errno.ESTALE)  # ESTALE: removed on another node, on NFS
 _POLL_SECONDS = 5.0  # between two checks of a holder that may be dead
 
 JobAlive = Callable[[str], bool | None]
@@ -97,18 +99,25 @@ class Lease:
 
     def is_lost(self) -> bool:
         """Return True if another process has taken over this lease."""
-        return not self.run.lease(self.name, self.attempt).exists()
+        try:
+            self.run.lease(self.name, self.attempt).stat()
+        except OSError as error:
+            if error.errno not in _REMOVED:
+                raise
+            return True
+        return False
 
     def heartbeat(self) -> None:
         """Show that the holder is alive, by a blank appended to the lease."""
         try:
             fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
-        except FileNotFoundError:
-            return  # the lease is lost, as `is_lost` shows
-        try:
-            os.write(fd, b" ")
-        finally:
-            os.close(fd)
+            try:
+                os.write(fd, b" ")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in _REMOVED:  # else the lease is lost, as `is_lost` shows
+                raise
 
     def release(self) -> None:
         """Give the lease back; does nothing if it is lost."""

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from proxhpc.spec.load import (
     Config,
@@ -22,6 +29,8 @@ from proxhpc.spec.load import (
 )
 from proxhpc.spec.shipped import find_file
 from proxhpc.spec.slurm_notation import (
+    DROPPABLE_SBATCH_OPTIONS,
+    GPU_SBATCH_OPTIONS,
     MANAGED_SBATCH_OPTIONS,
     Memory,
     TimeLimit,
@@ -45,6 +54,10 @@ def _option_names(value: Any) -> Any:
     if len(set(names)) < len(names):
         raise ValueError("an option is given twice, once with dashes and once with underscores")
     return dict(zip(names, value.values(), strict=True))
+
+
+def _without_blanks(value: str) -> str:
+    return re.sub(r"\s*,\s*", ",", value.strip())
 
 
 class Container(Config):
@@ -77,7 +90,7 @@ class ResourceRequest(Config):
 
     account: Text | None = None
     """Account to charge."""
-    partition: Text | None = None
+    partition: Annotated[Text, AfterValidator(_without_blanks)] | None = None
     """Partition, or several separated by commas."""
     qos: Text | None = None
     """Quality of service."""
@@ -108,15 +121,20 @@ class ResourceRequest(Config):
         dict[str, str | int | bool | None],
         BeforeValidator(_option_names, json_schema_input_type=dict[str, str | int | bool | None]),
     ] = Field(default_factory=dict)
-    """More sbatch options by their long names; `true` for one without a value."""
+    """More sbatch options by their long names; `true` for one without a value, `false` to leave one
+    out that the launcher or the site would set. `comment` and `job-name` come before the
+    launcher's. Options of GPUs are for phases with GPUs."""
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
         problems: list[tuple[Key, str]] = []
         if self.gpus and self.gres:
             problems.append((("gres",), "give either gpus or gres"))
+        if self.mem and (others := {"mem-per-cpu", "mem-per-gpu"} & {*self.sbatch}):
+            problems.append((("mem",), f"give either mem or {others.pop()}"))
         for name, value in self.sbatch.items():
-            if name in MANAGED_SBATCH_OPTIONS:
+            is_dropped = value is False and name in DROPPABLE_SBATCH_OPTIONS
+            if name in MANAGED_SBATCH_OPTIONS and not is_dropped:
                 problems.append(
                     (("sbatch", name), f"not allowed here: {MANAGED_SBATCH_OPTIONS[name]}")
                 )
@@ -190,6 +208,7 @@ class Resources:
     setup: tuple[str, ...]
     container: Container | None
     sbatch: Mapping[str, Option]
+    omitted: tuple[str, ...]
 
     @property
     def seconds(self) -> int | None:
@@ -302,6 +321,10 @@ class Site(ResourceRequest):
             merged["gpus"] = 0
         options = {**self.sbatch, **overrides.sbatch}
         merged["sbatch"] = {k: v for k, v in options.items() if v is not None and v is not False}
+        merged["omitted"] = tuple(k for k in DROPPABLE_SBATCH_OPTIONS if options.get(k) is False)
+        if not (merged["gpus"] or merged["gres"]):
+            for name in GPU_SBATCH_OPTIONS:
+                merged["sbatch"].pop(name, None)
         default = self.workers if phase in ("refine", "train") else 1
         workers = getattr(overrides, "workers", None) or default
         nodes = getattr(overrides, "nodes", None) or 1

@@ -78,10 +78,8 @@ Memory = Annotated[str, BeforeValidator(_memory), _schema(r"^[0-9]{1,9}[KMGT]?$"
 _LAUNCHER = "set by the launcher"
 MANAGED_SBATCH_OPTIONS = {
     "array": f"{_LAUNCHER}; use workers",
-    "job-name": f"{_LAUNCHER}, from the manifest's name",
     "output": f"{_LAUNCHER}; logs are in the run directory",
     "error": f"{_LAUNCHER}; logs are in the run directory",
-    "comment": f"{_LAUNCHER}, which finds its jobs by it",
     "hold": f"{_LAUNCHER}: jobs are held until they are recorded",
     "dependency": f"{_LAUNCHER}, from the order of the phases",
     "signal": f"{_LAUNCHER}: workers stop before their time limit",
@@ -93,19 +91,14 @@ MANAGED_SBATCH_OPTIONS = {
     "test-only": _LAUNCHER,
     "requeue": f"{_LAUNCHER}: only the control job is requeued",
     "no-requeue": f"{_LAUNCHER}: only the control job is requeued",
-    "clusters": "one cluster per site",
+    "clusters": "set the variable SLURM_CLUSTERS where you launch",
     "nodes": f"{_LAUNCHER}: a worker runs on one node",
-    "ntasks": "use tasks_per_node",
     "ntasks-per-node": "use tasks_per_node",
     "ntasks-per-gpu": "use tasks_per_node",
     "cpus-per-task": "use cpus",
     "cpus-per-gpu": "use cpus",
     "mem": "use mem",
-    "mem-per-cpu": "use mem",
-    "mem-per-gpu": "use mem",
-    "gpus": "use gpus (per worker) or gres",
     "gpus-per-node": "use gpus (per worker) or gres",
-    "gpus-per-task": "use gpus (per worker) or gres",
     "gres": "use gres",
     "time": "use time",
     "partition": "use partition",
@@ -115,3 +108,10 @@ MANAGED_SBATCH_OPTIONS = {
     "reservation": "use reservation",
     "exclusive": "use exclusive",
 }
+DROPPABLE_SBATCH_OPTIONS = (
+    *("cpus-per-task", "gpus-per-node", "no-requeue", "nodes", "ntasks-per-node", "open-mode"),
+    *("requeue", "signal"),
+)
+"""Options set by the launcher that `false` leaves out, for sites that refuse them."""
+GPU_SBATCH_OPTIONS = ("gpus", "gpus-per-task", "mem-per-gpu", "gpu-bind", "gpu-freq")
+"""Options that only jobs with GPUs may have."""

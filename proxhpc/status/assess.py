@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster.queue import QueuedJob
+from proxhpc.cluster.silent import SilentElements
 from proxhpc.run.paths import RunDir
 from proxhpc.status.model import Failure, RunPhase, WorkerStatus
 
@@ -34,6 +35,7 @@ class Evidence:
     submissions: int
     pending_shards: int
     is_advancing: bool
+    silent: SilentElements | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -56,6 +58,9 @@ def assess(evidence: Evidence) -> tuple[RunPhase, str, str]:
     if jobs and all("held" in job.reason.lower() for job in jobs) and not evidence.is_working:
         reason = "all of its jobs are held: a launch was interrupted, or somebody held them"
         return "stopped", reason, launch
+    if jobs and not evidence.is_working and (pauses := [j for j in jobs if j.is_paused]):
+        until = pauses[0].start.replace("T", " ")
+        return phase, f"paused until {until}, since the last round made no progress", launch
     if evidence.is_busy:
         return phase, "", ""
     if not evidence.submissions and not evidence.workers:
@@ -86,6 +91,10 @@ def group_failures(evidence: Evidence) -> tuple[Failure, ...]:
         Failure(message=message, workers=len(workers), example=workers[0].worker, hint=hint)
         for (message, hint), workers in groups.items()
     ]
+    if silent := evidence.silent:
+        hint = f"its log is {silent.log}"
+        number, example = len(silent.ids), silent.ids[0]
+        failures.append(Failure(message=str(silent), workers=number, example=example, hint=hint))
     return tuple(sorted(failures, key=lambda failure: -failure.workers))
 
 
@@ -101,6 +110,8 @@ def _stop_reason(evidence: Evidence) -> str:
     if failed:
         latest = min(fatal or failed, key=lambda worker: worker.age_s)
         return latest.message.partition("\n")[0]
+    if evidence.silent:
+        return f"{quantity(len(evidence.silent.ids), 'job')} {evidence.silent}"
     pending = evidence.pending_shards
     progress = "every shard is refined"
     if pending:

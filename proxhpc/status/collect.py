@@ -9,6 +9,7 @@ from typing import Protocol
 from proxhpc.cluster.backend import recorded_site, stale_after
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import QueuedJob
+from proxhpc.cluster.silent import find_silent
 from proxhpc.errors import RetryError
 from proxhpc.outputs import UsageTotals
 from proxhpc.run.lease import LeaseOwner, Leases
@@ -58,6 +59,11 @@ class Collector:
         merged = load_merge(self.run)
         counts = run_counts(merged, (recent.last for recent in heartbeats))
         submissions = Journal(self.run).read()
+        rounds = [entry for entry in submissions if entry.phase in ("refine", "merge")]
+        silent = None
+        if rounds and jobs is not None:
+            spoke = {recent.last.owner.job for recent in heartbeats}
+            silent = find_silent(self.run, rounds[-1], spoke, {job.id for job in jobs})
         evidence = Evidence(
             run=self.run,
             workers=workers,
@@ -66,6 +72,7 @@ class Collector:
             submissions=len(submissions),
             pending_shards=len(pending),
             is_advancing=self._is_advancing(leases),
+            silent=silent,
         )
         phase, reason, next_step = assess(evidence)
         refinements = [entry for entry in submissions if entry.phase == "refine"]

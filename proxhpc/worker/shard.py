@@ -1,7 +1,9 @@
 """One leased shard: its remaining records, rows on their way to the ledger, and publishing."""
 
+import errno
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -108,9 +110,24 @@ class OpenShard:
         self.lost = self.lost or self.lease.is_lost()
         if not self.lost and (self.rows or self.span_ends):
             rows, ends, self.rows, self.span_ends = self.rows, self.span_ends, [], []
-            counts = self.writer.commit(rows, tuple(ends))
+            with self._removed_is_lost():
+                counts = self.writer.commit(rows, tuple(ends))
         self.committed_at = time.monotonic()
         return counts
+
+    @contextmanager
+    def _removed_is_lost(self) -> Iterator[None]:
+        """Count an error of a removed attempt as the loss of the lease.
+
+        A file system with caches, such as NFS, may show the removal of the lease later than that.
+        """
+        try:
+            yield
+        except (OSError, RetryError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.ESTALE:
+                raise
+            self.lost = True
 
     def drop_from(self, reasons: Collection[str]) -> None:
         """Drop the waiting rows from the first with one of these reasons on: they are not final."""
@@ -124,8 +141,13 @@ class OpenShard:
         Return whether this attempt's ledger is the published one: the first to finish wins, and may
         have removed this attempt.
         """
-        self.writer.finish()
-        self.writer.close()
+        with self._removed_is_lost():
+            if not self.lost:
+                self.writer.finish()
+            self.writer.close()
+        if self.lost:
+            self.lease.release()
+            return False
         attempt = self.run.attempt(self.index, self.lease.attempt)
         try:
             first = publish(attempt, self.run.ledger(self.index))
@@ -149,9 +171,11 @@ class OpenShard:
         try:
             if error and not self.lost:
                 backoff = self.writer.state.backoff.died(error, IN_FLIGHT_DOCUMENTS)
-                self.writer.write_backoff(backoff)
+                with self._removed_is_lost():
+                    self.writer.write_backoff(backoff)
         finally:
-            self.writer.close()
+            with self._removed_is_lost():
+                self.writer.close()
             fault_point("shard left")
             self.lease.release()
 

@@ -1,0 +1,67 @@
+"""Elements of job arrays that ended before their worker's first heartbeat, and their last words.
+
+Shell lines of the site, containers and imports may fail before Python can report anything; then
+only the log of the element says why.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxhpc.cluster.journal import Submission
+from proxhpc.run.paths import RunDir
+
+_TAIL_BYTES = 4096
+_WORDS_CHARS = 300
+_MAX_LOGS = 1000  # of a round, of which the last words are read
+_OF_SLURM = ("srun: ", "slurmstepd: ", "slurmstepd-")  # they say that something failed, not what
+
+
+@dataclass(frozen=True, slots=True)
+class SilentElements:
+    """The silent elements of a round: their ids, and the last words of most of them."""
+
+    ids: tuple[str, ...]
+    words: str
+    log: Path  # of one of them
+
+    def __str__(self) -> str:
+        return f"ended before its worker began: {self.words or 'its log is empty'}"
+
+
+def find_silent(
+    run: RunDir, round_: Submission, spoke: Container[str], queued: Container[str]
+) -> SilentElements | None:
+    """Return the elements of a round that ended in silence; None if there are none.
+
+    `spoke` are the jobs with heartbeats, `queued` those that have not ended.
+    """
+    folder = run.logs / f"{round_.number:04d}-{round_.phase}"
+    arrays = {*round_.jobs.get(round_.phase, ())}
+    logs: dict[str, Path] = {}
+    for path in sorted(folder.glob("*_0_log.err"))[:_MAX_LOGS] if folder.is_dir() else ():
+        element = path.name.removesuffix("_0_log.err")
+        in_round = element.partition("_")[0] in arrays
+        if in_round and element not in spoke and element not in queued:
+            logs[element] = path
+    if not logs:
+        return None
+    words = {element: last_words(path) for element, path in logs.items()}
+    ((usual, _),) = Counter(words.values()).most_common(1)
+    example = next(element for element in logs if words[element] == usual)
+    return SilentElements(tuple(logs), usual, logs[example])
+
+
+def last_words(path: Path) -> str:
+    """Return the last line of a log that is not Slurm's own, else its last line, else ""."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read(_TAIL_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    lines = [line.strip() for line in lines if line.strip()]
+    others = [line for line in lines if not line.startswith(_OF_SLURM)]
+    return (others or lines or [""])[-1][:_WORDS_CHARS]
