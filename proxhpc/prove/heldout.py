@@ -31,7 +31,7 @@ def sliding_windows(text: int, ids: list[int], first: int, context: int) -> Iter
     """Windows of at most `context` tokens that score each token from `first` on once.
 
     Consecutive windows overlap by a quarter, so that scored tokens see at least a quarter of a
-    context, or all that is before them. Nothing can be scored at index 0, since nothing predicts it.
+    context, or all that is before them. Nothing predicts the token at index 0.
     """
     first = max(first, 1)
     while first < len(ids):

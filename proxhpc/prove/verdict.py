@@ -13,7 +13,6 @@ from proxhpc.prove.compare import (
     Measurements,
     compare_arm,
     describe_arm,
-    find_warnings,
     held_out_losses,
     task_result,
 )
@@ -21,6 +20,7 @@ from proxhpc.prove.layout import ArmReceipt, ProveDir, Receipt, TrainingReceipt
 from proxhpc.prove.model import Verdict
 from proxhpc.prove.page import prove_page
 from proxhpc.prove.plan import ProvePlan
+from proxhpc.prove.sentences import find_warnings
 from proxhpc.spec.prove import Prove
 
 _R = TypeVar("_R", bound=Receipt)
