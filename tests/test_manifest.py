@@ -24,9 +24,12 @@ from runs import schema_tool
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "manifests").glob("*.yaml"))
+KNOWN = ["c4", "culturax", "dclm", "dolma", "fineweb", "fineweb-2", "fineweb-edu", "hplt-2"]
+KNOWN += ["openwebmath", "pile", "redpajama-v2", "slimpajama"]
 ENVIRON = {
-    f"{name}_DIR": "/data"
-    for name in ("FINEWEB", "C4", "REDPAJAMA_V2", "OPENWEBMATH", "DCLM", "TEACHER")
+    f"{name.upper().replace('-', '_')}{end}": "/data"
+    for name in (*KNOWN, "hplt", "teacher")
+    for end in ("_DIR", "_LANGUAGE")
 }
 SMALL = """\
 name: small
@@ -52,7 +55,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 def test_manifests_are_shipped_for_the_known_corpora() -> None:
     names = {path.stem for path in SHIPPED}
-    assert names >= {"demo", "demo-rules", "fineweb", "c4", "redpajama-v2", "openwebmath", "dclm"}
+    assert names >= {"demo", "demo-rules", "teacher", *KNOWN}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -137,9 +140,9 @@ seed: 1.5
         """\
 x.yaml:1: name: required, but not given
 x.yaml:1: nam: unknown key; did you mean "name"? (keys here: commit, comparison, corpus, dedup, \
-engine, name, output, policy, run_dir, seed, sharding, site, stages)
+engine, name, output, policy, prove, run_dir, seed, sharding, site, stages)
 x.yaml:3: corpus.fromat: unknown key; did you mean "format"? (keys here: format, id, \
-max_record_bytes, paths, text)
+max_record_bytes, paths, text, zstd_window)
 x.yaml:4: corpus.paths: must have at least 1 item, not 0
 x.yaml:5: corpus.text: must be a field's name, or names with dots between, not "a..b"
 x.yaml:6: corpus.max_record_bytes: "1.5B" is not a whole number like 512MiB (units: B, KB, MB, GB, \
@@ -156,7 +159,7 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
     "elsewhere": (
         SMALL + "text: body\n",
         'x.yaml:5: text: unknown key; did you mean "corpus.text"? (keys here: commit, comparison, '
-        "corpus, dedup, engine, name, output, policy, run_dir, seed, sharding, site, stages)",
+        "corpus, dedup, engine, name, output, policy, prove, run_dir, seed, sharding, site, stages)",
     ),
     "policy": (
         SMALL + "policy: {max_eror_share: 1}\n",
@@ -164,7 +167,7 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
     ),
     "policy word": (
         SMALL + "policy: refrence\n",
-        'x.yaml:5: policy: must be a mapping of keys or "reference", not "refrence"',
+        'x.yaml:5: policy: must be a mapping of keys, "reference" or "none", not "refrence"',
     ),
     "twice": (SMALL + "name: y\n", "x.yaml:5: name: given twice, first in line 1"),
     "empty": ("# nothing\n", "x.yaml: the file is empty"),

@@ -12,6 +12,7 @@ import yaml
 
 from proxhpc import __version__
 from proxhpc.account.reasons import reason_text
+from proxhpc.assemble.columns import column_names
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
@@ -42,6 +43,8 @@ def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
         plan=plan,
         summary=summary,
         version=__version__,
+        columns=column_names(plan.manifest.output),
+        size_category=_size_category(summary.written),
         token_unit=short_name(plan.token_unit),
         sizes=_sizes(summary),
         outcomes=_outcomes(plan, summary),
@@ -59,6 +62,15 @@ def checksums(run: RunDir, summary: MergeSummary, card: bytes) -> bytes:
     sums = {part.name: part.sha256 for part in summary.parts}
     sums[run.card.name] = hashlib.sha256(card).hexdigest()
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def _size_category(documents: int) -> str:
+    """Return the size as the Hugging Face hub names it: `10K<n<100K`."""
+    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    place = max(0, len(str(documents)) - 3)
+    if place == 0:
+        return f"n<{names[0]}"
+    return f"{names[place - 1]}<n<{names[place]}" if place < len(names) else f"n>{names[-1]}"
 
 
 def _sizes(summary: MergeSummary) -> Rows:

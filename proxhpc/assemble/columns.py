@@ -6,12 +6,14 @@ one column, `metadata`, as a JSON object. `proxhpc` is JSON too.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 
 from proxhpc.corpus.parquet import require_pyarrow
+from proxhpc.corpus.writer import Encoder, JsonLines
 from proxhpc.spec.sections import Output
 
 GROUP_ROWS = 1 << 16
@@ -22,6 +24,26 @@ def column_names(output: Output) -> list[str]:
     """The columns, all of strings that are never null."""
     optional = {"proxhpc": output.provenance, "original_text": output.original}
     return ["id", "text", "metadata", *(name for name, wanted in optional.items() if wanted)]
+
+
+def make_encoder(output: Output) -> Encoder:
+    """Return the encoder of a corpus's parts."""
+    if output.format == "parquet":
+        return ParquetEncoder(output)
+    names = column_names(output)
+    convert = partial(as_text, names=names) if output.metadata == "json" else None
+    return JsonLines(output.level, output.format, convert)
+
+
+def as_text(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """Return a row with these fields, all of them text; `metadata` and `proxhpc` are JSON."""
+    cells: dict[str, Any] = {name: row[name] for name in names if name != "metadata"}
+    metadata = {name: value for name, value in row.items() if name not in cells}
+    cells |= {name: orjson.dumps(cells[name]).decode() for name in ("proxhpc",) if name in cells}
+    return {
+        name: orjson.dumps(metadata).decode() if name == "metadata" else cells[name]
+        for name in names
+    }
 
 
 class ParquetEncoder:
@@ -43,6 +65,7 @@ class ParquetEncoder:
             use_dictionary=False,
             write_statistics=["id"],
             write_page_checksum=True,
+            write_page_index=True,
         )
         self._rows: list[list[str]] = []
         self._bytes = 0
@@ -51,7 +74,7 @@ class ParquetEncoder:
         """Add a row; a full row group is encoded and returned."""
         full = len(self._rows) == GROUP_ROWS or self._bytes + len(line) > GROUP_BYTES
         encoded = self._encode_group() if full else b""
-        self._rows.append(self._cells(row))
+        self._rows.append([*as_text(row, self._names).values()])
         self._bytes += len(line)
         return encoded
 
@@ -60,14 +83,6 @@ class ParquetEncoder:
         last_group = self._encode_group()
         self._file.close()
         return last_group + self._sink.take()
-
-    def _cells(self, row: Mapping[str, Any]) -> list[str]:
-        cells: dict[str, Any] = {name: row[name] for name in self._names if name != "metadata"}
-        cells["metadata"] = {name: value for name, value in row.items() if name not in cells}
-        for name in ("metadata", "proxhpc"):
-            if name in cells:
-                cells[name] = orjson.dumps(cells[name]).decode()
-        return [cells[name] for name in self._names]
 
     def _encode_group(self) -> bytes:
         import pyarrow as pa

@@ -36,8 +36,8 @@ DEFAULT_MEMORY = 1 << 30  # bytes for the match phase
 # A part, or the draft of a part, card or checksums that a killed writer left. Users may have put
 # other files into the folder; those are never deleted.
 _DELETABLE = re.compile(
-    r"part-\d{5,}\.(jsonl\.zst|parquet)"
-    r"|\.(part-\d{5,}\.(jsonl\.zst|parquet)|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
+    r"part-\d{5,}\.(jsonl|jsonl\.zst|jsonl\.gz|parquet)"
+    r"|\.(part-\d{5,}\.(jsonl|jsonl\.zst|jsonl\.gz|parquet)|README\.md|SHA256SUMS)\.[0-9a-f]+\.tmp"
 )
 
 

@@ -29,7 +29,7 @@ from proxhpc.run.plan import Plan, Shard, split_into_shards
 from proxhpc.run.shards import group_bytes, shard_groups
 
 MAX_GROUP_FILES = 10_000  # in a group of the external corpus
-_MAX_ROW_BYTES = {"jsonl.zst": 1 << 32, "parquet": 1 << 31}
+_MAX_ROW_BYTES = {True: 1 << 31, False: 1 << 32}  # of parquet, of JSON lines
 _TAIL = 4096  # bytes at the end of a ledger; they hold its summary frame
 
 SortedCounts = Annotated[Counts, PlainSerializer(Counts.to_dict)]  # reasons in order
@@ -173,7 +173,7 @@ def _add_shards(
 def _row_bytes(plan: Plan, record: ReplayedRecord) -> int:
     """The size of a document's row in the corpus. StopError if it is too large for the format."""
     size = len(orjson.dumps(corpus_row(plan, record), option=orjson.OPT_APPEND_NEWLINE))
-    if size >= _MAX_ROW_BYTES[plan.manifest.output.format]:
+    if size >= _MAX_ROW_BYTES[plan.manifest.output.format == "parquet"]:
         raise StopError(
             f"document {record.row.id!r} is too large for one row: {size} bytes",
             hint="set corpus.max_record_bytes lower",

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.columns import ParquetEncoder
+from proxhpc.assemble.columns import make_encoder
 from proxhpc.assemble.match import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
 from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.assemble.shuffle import CorpusRow, gather_part
-from proxhpc.corpus.writer import JsonLines, PartWriter
+from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import load_json, save_json
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
@@ -57,8 +57,7 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     text_bytes = tokens = 0
     files: Counter[int] = Counter()
     rows = gather_part(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
-    encoder = ParquetEncoder(output) if output.format == "parquet" else JsonLines(output.level)
-    with PartWriter(path, encoder) as writer:
+    with PartWriter(path, make_encoder(output)) as writer:
         for item in rows:
             writer.write(item.row)
             text_bytes += item.text_bytes

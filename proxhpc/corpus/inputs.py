@@ -27,7 +27,7 @@ from proxhpc.errors import RetryError, StopError, UserError
 FileFormat = Literal["jsonl", "json", "wet", "parquet", "arrow", "text"]
 Format = Literal["auto"] | FileFormat
 
-_TABLES: dict[str, FileFormat] = {
+TABLES: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".arrow": "arrow",
@@ -39,7 +39,7 @@ _TEXT = (".txt", ".md")
 
 SUFFIXES = (
     *(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED)),
-    *_TABLES,
+    *TABLES,
     *_TEXT,
 )
 
@@ -103,7 +103,7 @@ def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002
     if format != "auto":
         return format
     name = path.name.lower()
-    for suffix, kind in _TABLES.items():
+    for suffix, kind in TABLES.items():
         if name.endswith(suffix):
             return kind
     if name.endswith(tuple(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED))):
@@ -116,7 +116,7 @@ def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002
         f"{path}: unknown file format",
         hint="set corpus.format to jsonl, json, wet, parquet, arrow or text, or correct "
         f"corpus.paths; known suffixes are {', '.join(_LINES)}, alone or with "
-        f"{', '.join(COMPRESSED)}, {', '.join((*_TABLES, *_TEXT))}",
+        f"{', '.join(COMPRESSED)}, {', '.join((*TABLES, *_TEXT))}",
     )
 
 

@@ -1,7 +1,8 @@
 """Part files of a corpus, which appear under their name only when they are complete."""
 
 import hashlib
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,28 +38,45 @@ class Encoder(Protocol):
         """Return the remaining bytes of the file."""
 
 
-class JsonLines:
-    """JSON lines in one zstd frame, compressed by one thread to be deterministic."""
+Convert = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
-    def __init__(self, level: int = 3) -> None:
+
+class JsonLines:
+    """JSON lines: plain, or in one zstd frame or gzip member that does not depend on the machine.
+
+    `convert` makes the row that is written from the one that is added.
+    """
+
+    def __init__(
+        self, level: int = 3, suffix: str = "jsonl.zst", convert: Convert | None = None
+    ) -> None:
         self._rows: list[bytes] = []
         self._size = 0
-        compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, threads=0)
-        self._frame = compressor.compressobj()
+        self._convert = convert
+        self._frame: Any = None
+        if suffix == "jsonl.zst":
+            compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, threads=0)
+            self._frame = compressor.compressobj()
+        elif suffix == "jsonl.gz":
+            self._frame = zlib.compressobj(min(level, 9), wbits=31)
 
     def add(self, row: Mapping[str, Any], line: bytes) -> bytes:
         """Add a line; lines are compressed in batches."""
+        if self._convert:
+            line = orjson.dumps(self._convert(row), option=orjson.OPT_APPEND_NEWLINE)
         self._rows.append(line)
         self._size += len(line)
         return self._compress() if self._size >= _BATCH else b""
 
     def end(self) -> bytes:
-        """Return the rest of the frame."""
-        return self._compress() + self._frame.flush()
+        """Return the rest of the file."""
+        rest = self._compress()
+        return rest + self._frame.flush() if self._frame else rest
 
     def _compress(self) -> bytes:
-        rows, self._rows, self._size = self._rows, [], 0
-        return self._frame.compress(b"".join(rows))
+        data, self._rows, self._size = b"".join(self._rows), [], 0
+        compressed: bytes = self._frame.compress(data) if self._frame else data
+        return compressed
 
 
 class PartWriter:

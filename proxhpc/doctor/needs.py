@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from importlib import metadata
 
+from proxhpc.corpus.inputs import TABLES
 from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.doctor.finding import Finding
 from proxhpc.engines import require_engine
@@ -104,6 +105,6 @@ def _uses_parquet(manifest: Manifest) -> bool:
     patterns = [pattern for corpus in corpora for pattern in corpus.paths]
     return (
         manifest.output.format == "parquet"
-        or any(corpus.format == "parquet" for corpus in corpora)
-        or any(pattern.endswith((".parquet", ".pq")) for pattern in patterns)
+        or any(corpus.format in ("parquet", "arrow") for corpus in corpora)
+        or any(pattern.lower().endswith(tuple(TABLES)) for pattern in patterns)
     )

@@ -232,7 +232,7 @@ class EngineOptions(Config):
     heuristics write the programs, on any CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights. `auto`: bfloat16 on a GPU (float16 where bfloat16 is not
-    supported), float32 on a CPU."""
+    supported) and on a CPU that multiplies it (AVX512-BF16, AMX), else float32."""
     batch_size: Positive = 8
     """`transformers`: prompts generated at the same time."""
     gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.9
@@ -351,13 +351,19 @@ class Dedup(Config):
 class Output(Config):
     """The refined corpus."""
 
-    format: Literal["jsonl.zst", "parquet"] = "jsonl.zst"
-    """Format of the parts. `parquet` (needs pyarrow) has a fixed schema: all fields but `id` and
-    `text` are JSON in the column `metadata`."""
+    format: Literal["jsonl.zst", "jsonl.gz", "jsonl", "parquet"] = "jsonl.zst"
+    """Format of the parts. `parquet` needs pyarrow. Some trainers cannot read zstd, but gzip or
+    plain JSON lines."""
+    metadata: Literal["fields", "json"] = Field(
+        default_factory=lambda data: "json" if data.get("format") == "parquet" else "fields"
+    )
+    """The other fields of a record: as they are (`fields`), or as JSON in one field `metadata`
+    (`json`, always with `parquet`). With `json` all rows have the same fields, all of them text, so
+    every reader loads them, however much the raw records differ."""
     part_size: Size = 256 << 20
     """Size of a part as uncompressed JSON lines, as in `512MiB`."""
     level: Annotated[int, Field(strict=True, ge=1, le=19)] = 3
-    """zstd compression level."""
+    """Compression level of zstd; gzip takes at most 9."""
     provenance: Flag = True
     """Store each document's source and programs beside its text."""
     original: Flag = False
@@ -365,6 +371,16 @@ class Output(Config):
     shuffle: Flag = False
     """Write the documents in a random order that depends only on `seed` and their positions in the
     input. Needs temporary space of about the size of the corpus."""
+    license: Text | None = None
+    """License of the corpus, for its dataset card, such as `odc-by`."""
+    language: Annotated[tuple[Text, ...], ONE_OR_MORE] = ()
+    """Languages of the corpus, for its dataset card, such as `en`."""
+
+    @model_validator(mode="after")
+    def _parquet_has_json(self) -> Self:
+        if self.format == "parquet" and self.metadata != "json":
+            raise ValueError("metadata must be json with format: parquet")
+        return self
 
 
 class Comparison(Config):
