@@ -43,7 +43,7 @@ def _run(argv: list[str] | None) -> int:
     except ProxError as error:
         if debug:
             raise
-        print(f"proxhpc: {_safe(error)}", file=sys.stderr)
+        _log(f"proxhpc: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         print("proxhpc: interrupted; everything committed is kept", file=sys.stderr)
@@ -55,7 +55,7 @@ def _run(argv: list[str] | None) -> int:
             raise
         is_named = error.filename is not None and error.strerror is not None
         reason = f"{error.filename}: {error.strerror}" if is_named else str(error)
-        print(f"proxhpc: {_safe(reason)}", file=sys.stderr)
+        _log(f"proxhpc: {reason}")
         return 1
 
 
@@ -102,23 +102,23 @@ def _launch(arguments: argparse.Namespace) -> int:
     run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
     if dry:
         for phase, script, answer in dry_run(run):
-            print(_safe(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n"))
+            _say(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n")
         return 0
     if run.site.name == "auto" and run.site.kind == "local":
         print(f"workers are processes of this machine: {why_unavailable()}")
-    print(_safe(f"run directory: {run.dir.root}"))
+    _say(f"run directory: {run.dir.root}")
     for note in input_notes(run.plan, run.dir):
-        print(_safe(f"note: {note}"))
+        _say(f"note: {note}")
     if run.dir.calibration_result.exists() and not run.dir.merge_summary.exists():
         from proxhpc.plan.estimate import estimate_run
         from proxhpc.plan.view import cost_line
         from proxhpc.run.calibration import calibration_problem
 
         if problem := calibration_problem(run.dir):
-            print(_safe(problem))
+            _say(problem)
         estimate = estimate_run(run.plan, run.site, run.dir)
         if estimate.cost.basis == "calibration":
-            print(_safe(f"refining takes {cost_line(estimate)}"))
+            _say(f"refining takes {cost_line(estimate)}")
     return _drive(run)
 
 
@@ -132,19 +132,19 @@ def _drive(run: "Run") -> int:
             step = launch(run, ticker.tick)
     except KeyboardInterrupt:
         resume = f"`proxhpc launch {shlex.quote(str(run.dir.root))}` resumes the run"
-        print(_safe(f"proxhpc: interrupted; what is committed is kept: {resume}"), file=sys.stderr)
+        _log(f"proxhpc: interrupted; what is committed is kept: {resume}")
         return 130
     if step.phase in ("report", "finished"):
         from proxhpc.assemble.examples import read_examples
         from proxhpc.report import load_report, render_report
 
         if notes := step.message.removesuffix("finished").rstrip():
-            print(_safe(notes))
+            _say(notes)
         shown = read_examples(run.dir) if run.plan.manifest.name in DEMOS else ()
         _print(render_report(load_report(run.dir), shown))
     else:
-        print(_safe(step.message))
-        print(_safe(f"check progress: proxhpc status {run.dir.root}"))
+        _say(step.message)
+        _say(f"check progress: proxhpc status {run.dir.root}")
     return 0
 
 
@@ -167,7 +167,7 @@ def _cancel(arguments: argparse.Namespace) -> None:
         jobs = cancel_prove(folder)
     else:
         jobs = cancel(run)
-    print(_safe(f"cancelled: {', '.join(jobs)}") if jobs else "this run has no jobs")
+    _say(f"cancelled: {', '.join(jobs)}" if jobs else "this run has no jobs")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -180,12 +180,12 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(result.to_output().to_json())
     else:
         for line in verify.render_verification(run, result):
-            print(_safe(line))
+            _say(line)
     if arguments.repair and not result.intact:
         with advance_lock(run):
             removed = verify.repair(run, result)
         for path in removed:
-            print(f"removed: {_safe(path)}", file=sys.stderr)
+            _log(f"removed: {path}")
     return 0 if result.intact else 4
 
 
@@ -249,7 +249,7 @@ def _refine_files(arguments: argparse.Namespace) -> int:
     )
     run, lines = plan_folder(arguments.files, arguments.out, arguments.field or "", choice)
     for line in (*lines, f"run directory: {run.dir.root}"):
-        print(_safe(line), flush=True)
+        _say(line)
     if status := _drive(run):
         return status
     documents = load_report(run.dir).documents
@@ -273,12 +273,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     fields = gold.GoldFields.parse(arguments.fields)
     records = gold.read_gold(arguments.gold, fields, selection)
     evaluation = result.evaluate(
-        manifests,
-        records,
-        arguments.gold,
-        selection,
-        arguments.bootstrap,
-        log=lambda line: print(line, file=sys.stderr),
+        manifests, records, arguments.gold, selection, arguments.bootstrap, _log
     )
     if arguments.json == Path("-"):
         print(evaluation.to_json())
@@ -312,18 +307,13 @@ def _adapt(arguments: argparse.Namespace) -> None:
         from proxhpc.train.job import submit
 
         job = submit(recipe, out, load_site(arguments.site), resume=arguments.resume)
-        print(_safe(f"job {job}; its log is {out / 'training' / 'log.jsonl'}"))
+        _say(f"job {job}; its log is {out / 'training' / 'log.jsonl'}")
         return
-    adapted = adapt(
-        recipe,
-        out,
-        resume=arguments.resume,
-        processes=arguments.processes,
-        log=lambda line: print(_safe(line), flush=True),
-    )
+    processes = arguments.processes
+    adapted = adapt(recipe, out, resume=arguments.resume, processes=processes, log=_say)
     for name, score in adapted.scores.items():
         print(f"{name:18} {score:.4g}")
-    print(_safe(f"model: {out}"))
+    _say(f"model: {out}")
 
 
 def _adapt_to_pairs(arguments: argparse.Namespace) -> None:
@@ -344,11 +334,11 @@ def _adapt_to_pairs(arguments: argparse.Namespace) -> None:
         fields=GoldFields.parse(arguments.fields),
         minutes=arguments.minutes,
         processes=arguments.processes,
-        log=lambda line: print(_safe(line), flush=True),
+        log=_say,
     )
     _print(render_evaluation(verdict.evaluation))
-    print(_safe(f"\nverdict: {verdict.advice}\n{verdict.reason}\n"))
-    print(_safe(usage(verdict, arguments.out)))
+    _say(f"\nverdict: {verdict.advice}\n{verdict.reason}\n")
+    _say(usage(verdict, arguments.out))
 
 
 def _prove(arguments: argparse.Namespace) -> int:
@@ -485,7 +475,7 @@ def _report(arguments: argparse.Namespace) -> None:
         # The run may lie on a read-only file system.
         if is_merged and not run.report_json.exists():
             raise
-        print(f"proxhpc: the report was not rewritten: {_safe(error.message)}", file=sys.stderr)
+        _log(f"proxhpc: the report was not rewritten: {error.message}")
         account = report.load_report(run) if is_merged else report.run_account(run)
     _show(account, report.render_report, arguments.json)
 
@@ -533,13 +523,13 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
         run, out, manifest, processes=arguments.processes, memory=memory
     )
     documents, parts = quantity(summary.written, "document"), quantity(len(summary.parts), "part")
-    print(_safe(f"{documents} in {parts}: {out}"))
+    _say(f"{documents} in {parts}: {out}")
 
 
 def _advance(arguments: argparse.Namespace) -> None:
     from proxhpc.launch.step import advance_job
 
-    print(_safe(advance_job(str(_open(arguments).root))))
+    _say(advance_job(str(_open(arguments).root)))
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -564,12 +554,12 @@ def _init(arguments: argparse.Namespace) -> None:
 
         path = arguments.file or Path("site.yaml")
         copies.write_new(path, propose_site)
-        print(_safe(f"wrote {path}; read it, then check it: proxhpc doctor {path}"))
+        _say(f"wrote {path}; read it, then check it: proxhpc doctor {path}")
         return
     suffix = ".sbatch" if arguments.kind == "sbatch" else ".yaml"
     path = arguments.file or Path(f"{arguments.name}{suffix}")
     variables = copies.copy_shipped(arguments.kind, arguments.name, path)
-    print(_safe(f"wrote {path}"))
+    _say(f"wrote {path}")
     if variables:
         print(f"set these variables, or write values in their place: {', '.join(variables)}")
 
@@ -597,8 +587,12 @@ COMMANDS = {
 }
 
 
-def _log(line: str) -> None:
-    print(_safe(line), file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    print(_safe(text), flush=True)
+
+
+def _log(text: str) -> None:
+    print(_safe(text), file=sys.stderr, flush=True)
 
 
 def _open(arguments: argparse.Namespace) -> "RunDir":

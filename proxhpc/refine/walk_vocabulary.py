@@ -49,24 +49,17 @@ def train_tokenizer(texts: Iterable[str], folder: Path, size: int = TEXT_TOKENS)
     to NFKC with 0 for every digit. The same texts give the same files. UserError if there is too
     little text for `size` tokens.
     """
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        trainers,
-    )
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+    from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(models.BPE())
     zeros = normalizers.Replace(Regex(r"\p{Nd}"), "0")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), zeros])
     # No token mixes letters, digits and punctuation, or spells a marker.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
         vocab_size=size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
