@@ -167,7 +167,7 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
     ),
     "policy word": (
         SMALL + "policy: refrence\n",
-        'x.yaml:5: policy: must be a mapping of keys, "reference" or "none", not "refrence"',
+        'x.yaml:5: policy: must be a mapping of keys or "reference" or "none", not "refrence"',
     ),
     "twice": (SMALL + "name: y\n", "x.yaml:5: name: given twice, first in line 1"),
     "empty": ("# nothing\n", "x.yaml: the file is empty"),
