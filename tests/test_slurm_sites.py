@@ -15,6 +15,8 @@ from proxhpc.cluster.script import BatchJob, job_executor, script_text
 from proxhpc.cluster.silent import last_words
 from proxhpc.cluster.slurm import read_job_id
 from proxhpc.cluster.submit import make_backend
+from proxhpc.doctor import diagnose
+from proxhpc.doctor.probe import _delays
 from proxhpc.errors import RetryError, UserError
 from proxhpc.launch.launch import Run, cancel, dry_run, launch, prepare_run
 from proxhpc.launch.step import advance_lock, control_batch, refine_batch
@@ -287,3 +289,36 @@ def test_gpus_may_be_asked_for_by_task() -> None:
     assert "--cpus-per-task=1 --export=ALL" in text
     with pytest.raises(ValueError, match="give either mem or mem-per-cpu"):
         Site(name="x", mem="8G", sbatch={"mem-per-cpu": "1G"})
+
+
+def test_doctor_probes_two_nodes(cluster: SlurmCluster, tmp_path: Path) -> None:
+    _, where = small(tmp_path, setup=["ulimit -c 0"])
+    lines: list[str] = []
+    found = diagnose(where, None, tmp_path / "runs", lines.append)
+    findings = {finding.check: finding for finding in found.findings}
+    assert findings["submission from jobs, tried"].verdict == "ok"
+    assert "a file is seen after 0." in findings["file system between nodes"].result
+    assert findings["file system between nodes"].consequence == "stale_after, 120 s, is long enough"
+    nodes = [check for check in findings if check.startswith("node n") and "," not in check]
+    assert len(nodes) == 2
+    assert not (tmp_path / "runs").exists()
+    cluster.until(lambda: idle(cluster), "the queue to empty")
+
+
+def test_a_probe_that_cannot_start_quotes_its_log(cluster: SlurmCluster, tmp_path: Path) -> None:
+    _, where = small(tmp_path, setup=["module load cuda/99 || exit 3"])
+    found = diagnose(where, None, tmp_path, lambda _: None)
+    assert not found.launch_would_work
+    (finding,) = [finding for finding in found.findings if finding.check == "probe"]
+    assert "module: command not found" in finding.result
+
+
+@pytest.mark.parametrize(
+    ("gone", "verdict", "words"), [(1.0, "ok", "120 s"), (50.0, "warning", "210")]
+)
+def test_a_slow_file_system_needs_a_longer_stale_after(
+    gone: float, verdict: str, words: str
+) -> None:
+    finding = _delays(Site(name="x"), {"seen": 0.5, "gone": gone})
+    assert finding.verdict == verdict
+    assert words in finding.consequence

@@ -151,7 +151,8 @@ def _drive(run: "Run") -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from proxhpc.doctor import diagnose, render_diagnosis
 
-    diagnosis = diagnose(arguments.site, arguments.manifest, arguments.run)
+    log = _log if arguments.probe else None
+    diagnosis = diagnose(arguments.site, arguments.manifest, arguments.run, log)
     _show(diagnosis, render_diagnosis, arguments.json)
     return 0 if diagnosis.launch_would_work else 2
 

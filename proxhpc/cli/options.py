@@ -90,6 +90,8 @@ def _doctor(verb: Parser) -> None:
     verb.add_argument("site", metavar="SITE", nargs="?", help=_SITE)
     _path(verb, "--manifest", None, "check what a run of this manifest needs (file or name)")
     _path(verb, "--run", "DIR", "check this run directory")
+    about = "also run two short jobs, on two nodes, with a worker's resources"
+    verb.add_argument("--probe", action="store_true", help=about)
     _json(verb)
 
 

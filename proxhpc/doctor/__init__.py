@@ -1,7 +1,7 @@
 """What `proxhpc doctor` checks before a launch: limits, file system, models, and their effect."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from proxhpc.account.quantity import quantity
@@ -9,9 +9,10 @@ from proxhpc.cluster import slurm
 from proxhpc.doctor.filesystem import examine_disk
 from proxhpc.doctor.finding import Diagnosis, Finding
 from proxhpc.doctor.needs import examine_needs
+from proxhpc.doctor.probe import probe
 from proxhpc.doctor.scheduler import examine_containers, examine_slurm
 from proxhpc.doctor.view import render_diagnosis
-from proxhpc.errors import ProxError
+from proxhpc.errors import ProxError, UserError
 from proxhpc.refine.preflight import freeze_prompts
 from proxhpc.run.listing import find_inputs
 from proxhpc.run.models import resolve_model
@@ -22,10 +23,16 @@ from proxhpc.spec.site import Site, load_site
 __all__ = ["Diagnosis", "Finding", "diagnose", "examine_site", "render_diagnosis"]
 
 
-def diagnose(site_name: str | None, manifest_path: Path | None, run: Path | None) -> Diagnosis:
+def diagnose(
+    site_name: str | None,
+    manifest_path: Path | None,
+    run: Path | None,
+    log: Callable[[str], None] | None = None,
+) -> Diagnosis:
     """Check a site, and with a manifest also all that a run of it needs.
 
-    Without a name, the site is the manifest's, or that of this machine.
+    Without a name, the site is the manifest's, or that of this machine. With `log`, short jobs
+    look at two nodes, and `log` gets a line for each step; UserError on a site without Slurm.
     """
     manifest = load_manifest(manifest_path) if manifest_path else None
     site_name = site_name or (manifest and manifest.site) or "auto"
@@ -44,6 +51,10 @@ def diagnose(site_name: str | None, manifest_path: Path | None, run: Path | None
         missing = [f for f in findings if f.verdict == "error" and f.check.startswith("model ")]
         if models and not missing:
             findings.append(_prompts(manifest))
+    if log is not None:
+        if site.kind != "slurm":
+            raise UserError(f"site {site.name} is local: there are no nodes to probe")
+        findings += probe(site, folder, manifest.engine.name if manifest else "rules", log)
     works = all(finding.verdict != "error" for finding in findings)
     return Diagnosis(site=site.name, launch_would_work=works, findings=tuple(findings))
 

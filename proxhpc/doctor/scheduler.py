@@ -7,6 +7,7 @@ from pathlib import Path
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm
+from proxhpc.cluster.script import BatchJob, job_executor, script_text
 from proxhpc.doctor.finding import Finding
 from proxhpc.errors import RetryError
 from proxhpc.spec.site import PhaseName, Resources, Site
@@ -152,29 +153,8 @@ def _gpus(site: Site) -> Finding:
 
 def try_submission(site: Site) -> Finding:
     """Ask sbatch whether it would accept a worker's job, without submitting one."""
-    resources = site.resources("refine")
-    options = {
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "reservation": resources.reservation,
-        "gres": resources.gres,
-        "time": resources.time,
-        "mem": resources.mem,
-        "cpus-per-task": resources.cpus,
-        "ntasks-per-node": resources.tasks_per_node,
-        "gpus-per-node": resources.gpus * resources.tasks_per_node or None,
-        "exclusive": resources.exclusive or None,
-        **resources.sbatch,
-    }
-    lines = [
-        f"#SBATCH --{name}" + ("" if value is True else f"={value}")
-        for name, value in options.items()
-        if value is not None
-    ]
-    script = "\n".join(["#!/bin/sh", *lines, "#SBATCH --nodes=1", "true", ""])
-    answer = slurm.check_script(script)
+    job = BatchJob("proxhpc-test", "refine", Path("logs"), "proxhpc-test", ())
+    answer = slurm.check_script(script_text(job_executor(job, site), 1))
     result = answer.splitlines()[-1] if answer else "no answer"
     if " to start at " in answer:
         return Finding.ok("sbatch --test-only", result, "Slurm accepts a worker's job")
