@@ -6,7 +6,7 @@ Import it only where a training starts: it imports torch and transformers.
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -130,13 +130,9 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         self._first_step = self.state.global_step = saved["step"] if saved else 0
         self.seconds: float = saved["seconds"] if saved else 0.0  # of all steps
         self.done, self.finished = 0.0, False  # finished may be set in any process
-        self._stop, self._started = 0, 0.0
+        self._signal, self._started = 0, 0.0
+        self.stopped_by = 0  # a signal, on which all processes agree
         self.loss, self.norm = torch.zeros((), device=arguments.device), 0.0  # of the last step
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a signal asked to stop."""
-        return bool(self._stop)
 
     @property
     def learning_rate(self) -> float:
@@ -148,10 +144,10 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
         with on_stop_signals(self._on_signal):
             self.train()
         self.accelerator.wait_for_everyone()  # until the first process has written the checkpoint
-        if self._stop:
+        if self.stopped_by:
+            name = signal.Signals(self.stopped_by).name
             raise RetryError(
-                f"training stopped by {signal.Signals(self._stop).name} after step "
-                f"{self.state.global_step}",
+                f"training stopped by {name} after step {self.state.global_step}",
                 hint="continue with --resume",
             )
 
@@ -198,26 +194,26 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
     def end_step(self) -> bool:
         """Whether to stop: the training is done, or a process got a signal."""
         seconds = self.seconds + time.monotonic() - self._started
-        values = [float(self._stop), seconds, float(self.finished)]
+        values = [float(self._signal), seconds, float(self.finished)]
         if self.args.world_size > 1:
             tensor = torch.tensor(values, dtype=torch.float64, device=self.args.device)
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
             torch.distributed.all_reduce(self.loss, torch.distributed.ReduceOp.AVG)
             values = tensor.tolist()
-        self._stop, self.seconds = int(values[0]), values[1]
+        self.stopped_by, self.seconds = int(values[0]), values[1]
         self.done = 1.0 if values[2] else self._hooks.share_done(self)
         self._hooks.after_step(self)
-        return bool(self._stop) or self.done >= 1
+        return bool(self.stopped_by) or self.done >= 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Stop after the current step."""
-        self._stop = number
+        self._signal = number
 
     # What transformers calls.
 
-    def get_train_dataloader(self) -> Iterable[dict[str, Any]]:
-        """The batches from the current step on."""
-        return _Batches(lambda: self._hooks.batches(self))
+    def get_train_dataloader(self) -> Iterator[dict[str, Any]]:
+        """The batches from the step on that `restore` sets before the first one is read."""
+        return self._hooks.batches(self)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, *_: Any
@@ -294,16 +290,6 @@ class _Steps(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers
         control.should_training_stop |= self._engine.end_step()
 
 
-class _Batches:
-    """An iterable for transformers that starts where the training is."""
-
-    def __init__(self, batches: Callable[[], Iterator[dict[str, Any]]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._batches()
-
-
 def step_seed(seed: int, step: int, process: int) -> int:
     """The seed of a process's dropout in a step."""
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
@@ -315,7 +301,7 @@ def training_arguments(
     """The arguments of transformers' Trainer, with all that the engine does itself turned off."""
     is_cuda = torch.cuda.is_available()
     is_bfloat16 = is_cuda and torch.cuda.is_bf16_supported()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         max_steps=steps,
         learning_rate=options.learning_rate,
         max_grad_norm=0.0,  # the engine clips, to see the norm
@@ -327,8 +313,11 @@ def training_arguments(
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        **({"report_to": "none", "output_dir": "unused"} | keys),
+        **({"report_to": "none"} | keys),
     )
+    if arguments.n_gpu > 1:  # a process has one GPU
+        arguments._n_gpu = 1
+    return arguments
 
 
 def shard(model: PreTrainedModel, arguments: TrainingArguments) -> None:

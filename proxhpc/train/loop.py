@@ -123,7 +123,7 @@ class Loop(Generic[BatchT]):
         ):
             self._logged = state.seconds
             self._log("step", {**self._means, "norm": engine.norm})
-        is_over = engine.done >= 1 or engine.stopping
+        is_over = engine.done >= 1 or bool(engine.stopped_by)
         is_evaluated = state.seconds - self._evaluated >= recipe.minutes * 60 and not is_over
         if is_evaluated:
             self._evaluated = state.seconds

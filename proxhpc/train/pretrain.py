@@ -275,7 +275,7 @@ class _Pretraining:
             if self._is_first:
                 self._export(kept, self._folder.milestone(step), average=True)
         is_due = seconds - self._saved_at >= 60 * self._options.save_minutes
-        if is_due or engine.stopping or step == self._options.steps:
+        if is_due or engine.stopped_by or step == self._options.steps:
             self._saved_at = seconds
             checkpoint = engine.checkpoint() | {"options": _fixed(self._options)}
             if self._is_first:

@@ -4,27 +4,22 @@ Each has one GPU where there are GPUs. transformers and accelerate use the proce
 variables that torchrun would set.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from proxhpc.cluster.job_step import StepTask
-from proxhpc.engines.spawn import OrphanKiller
 from proxhpc.errors import ProxError, RetryError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
@@ -37,15 +32,19 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A process in its group; `meeting` is the URL at which torch's processes find each other."""
+class _Group:
+    """The processes of a group, of which this node's have the ranks from `first` on.
 
-    rank: int
-    count: int
-    local_rank: int
-    local_count: int
-    threads: int
+    `meeting` is the URL at which they find each other. The node has `local_count` of them in all
+    tasks, and this task's are numbered from `local_first` on.
+    """
+
     meeting: str
+    count: int
+    first: int = 0
+    local_first: int = 0
+    local_count: int = 1
+    threads: int = 1
 
 
 def run_processes(
@@ -55,79 +54,83 @@ def run_processes(
     log: Log,
     task: StepTask | None = None,
 ) -> T:
-    """Run `worker(*arguments, log)` in all processes of a group; the result of this node's first.
+    """Run `worker(*arguments, log)` in all processes of a group; the result of this task's first.
 
-    `count` is the number on this node; None: one for each GPU. With `task`, the processes of all
+    `count` is the number in this task; None: one for each GPU. With `task`, the processes of all
     tasks of the job step form one group. `worker` must be a function of a module, and arguments and
     result must be picklable. ProxErrors of the processes are raised here; RetryError if one dies.
     """
     import torch
 
-    tasks = task.count if task else 1
-    if count is None:
-        count = max(1, torch.cuda.device_count() // (task.local_count if task else 1))
-    if count * tasks == 1:
+    step = task or StepTask("", 0, 1, 0, 1, "")
+    count = count or max(1, torch.cuda.device_count() // step.local_count)
+    if count * step.count == 1:
         return worker(*arguments, log)
-    threads = max(1, torch.get_num_threads() // count)
     with tempfile.TemporaryDirectory(prefix="proxhpc-train-") as folder:
         meeting = Path(folder, "meeting").as_uri()
         if task:
-            port = _FIRST_PORT + zlib.crc32(f"{task.step} {arguments}".encode()) % _PORTS
-            meeting = f"tcp://{task.address}:{port}"
-        first, local = (task.rank, task.local_rank) if task else (0, 0)
-        local_count = count * (task.local_count if task else 1)
-        places = [
-            _Place(
-                first * count + n, tasks * count, local * count + n, local_count, threads, meeting
-            )
-            for n in range(count)
-        ]
-        return _run_places(places, worker, arguments, log)
+            port = _FIRST_PORT + zlib.crc32(f"{step.step} {arguments}".encode()) % _PORTS
+            meeting = f"tcp://{step.address}:{port}"
+        group = _Group(
+            meeting,
+            count * step.count,
+            count * step.rank,
+            count * step.local_rank,
+            count * step.local_count,
+            max(1, torch.get_num_threads() // count),
+        )
+        results = _run_group(group, count, worker, arguments, log)
+    for _, value in sorted(results.items()):
+        if isinstance(value, ProxError):
+            raise value
+    result: T = results[group.first]
+    return result
 
 
-def _run_places(
-    places: Sequence[_Place], worker: Callable[..., T], arguments: tuple[object, ...], log: Log
-) -> T:
-    context = multiprocessing.get_context("spawn")
-    messages = context.SimpleQueue()
-    processes: list[BaseProcess] = [
-        context.Process(target=_main, args=(place, messages, worker, arguments), daemon=True)
-        for place in places
-    ]
-    results: dict[int, Any] = {}  # by rank
+def _run_group(
+    group: _Group,
+    count: int,
+    worker: Callable[..., object],
+    arguments: tuple[object, ...],
+    log: Log,
+) -> dict[int, Any]:
+    """Run this task's processes; what they return or raise, by rank. RetryError if one dies."""
+    from torch import multiprocessing
+
+    messages = multiprocessing.get_context("spawn").SimpleQueue()
+    results: dict[int, Any] = {}
 
     def receive() -> None:
         while not messages.empty():
-            rank, kind, value = messages.get()
-            if kind == "log":
+            rank, is_log, value = messages.get()
+            if is_log:
                 log(value)
             else:
                 results[rank] = value
 
+    # They get SIGINT when this process dies.
+    processes = multiprocessing.spawn(
+        _main, (group, messages, worker, arguments), nprocs=count, join=False, daemon=True
+    )
+
     def forward(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.pid and process.is_alive():
+        for process in processes.processes:
+            if process.is_alive():
                 os.kill(process.pid, number)
 
-    orphan_killer = OrphanKiller()
     try:
-        for process in processes:
-            process.start()
-        orphan_killer.watch({process.pid for process in processes if process.pid})
-        with on_stop_signals(forward):  # the processes stop after a step
-            died = _wait(processes, receive)
-    finally:
-        orphan_killer.release()
-    errors = [value for _, value in sorted(results.items()) if isinstance(value, ProxError)]
-    if errors:
-        raise errors[0]
-    if died:
-        raise RetryError(
-            f"{died[1]} of the training run exited with {died[0]}",
-            hint="its error message is above; continue with --resume",
-        )
-    result: T = results[places[0].rank]
-    return result
+        with on_stop_signals(forward):  # they stop after a step
+            while not processes.join(timeout=0.2, grace_period=GRACE_S):
+                receive()
+        receive()
+    except multiprocessing.ProcessExitedException as error:
+        receive()
+        if not any(isinstance(value, ProxError) for value in results.values()):
+            raise RetryError(
+                f"process {error.error_index} of the training run: {error.msg}",
+                hint="its error message is above; continue with --resume",
+            ) from error
+    return results
 
 
 @contextmanager
@@ -154,59 +157,37 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
         yield
 
 
-def _wait(processes: Sequence[BaseProcess], receive: Callable[[], None]) -> tuple[int, str] | None:
-    """Wait until all have ended; kill those that another's death leaves waiting.
-
-    Returns the exit code and the name of the process that died, None if none did.
-    """
-    deadline = float("inf")
-    while alive := [process for process in processes if process.is_alive()]:
-        wait([process.sentinel for process in alive], timeout=0.2)
-        receive()
-        if any(process.exitcode for process in processes):
-            deadline = min(deadline, time.monotonic() + GRACE_S)
-        if time.monotonic() > deadline:
-            break
-    died = sorted((process.exitcode, process.name) for process in processes if process.exitcode)
-    for process in alive:
-        process.kill()
-        process.join()
-    receive()
-    return died[0] if died else None
-
-
 def _main(
-    place: _Place,
-    messages: "SimpleQueue[tuple[int, str, Any]]",
+    index: int,
+    group: _Group,
+    messages: "SimpleQueue[tuple[int, bool, Any]]",
     worker: Callable[..., object],
     arguments: tuple[object, ...],
 ) -> None:
     """The main function of a process."""
     import torch
 
-    local = {"LOCAL_RANK": place.local_rank, "LOCAL_WORLD_SIZE": place.local_count}
-    for name, value in {"RANK": place.rank, "WORLD_SIZE": place.count, **local}.items():
-        os.environ[name] = str(value)
-    os.environ.setdefault("OMP_NUM_THREADS", str(place.threads))  # or accelerate chooses
-    torch.set_num_threads(place.threads)
+    rank, local_rank = group.first + index, group.local_first + index
+    local = {"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": group.local_count}
+    numbers = {"RANK": rank, "WORLD_SIZE": group.count, **local}
+    os.environ |= {name: str(value) for name, value in numbers.items()}
+    os.environ.setdefault("OMP_NUM_THREADS", str(group.threads))  # or accelerate chooses
+    torch.set_num_threads(group.threads)
     backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-        backend = "nccl" if place.local_count <= torch.cuda.device_count() else "gloo"
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(local_rank % gpus)
+        backend = "nccl" if group.local_count <= gpus else "gloo"
     torch.distributed.init_process_group(
-        backend, init_method=place.meeting, rank=place.rank, world_size=place.count, timeout=TIMEOUT
+        backend, init_method=group.meeting, rank=rank, world_size=group.count, timeout=TIMEOUT
     )
-    failed = False
     try:
-        result = worker(*arguments, lambda line: messages.put((place.rank, "log", line)))
-        messages.put((place.rank, "result", result))
-    except ProxError as error:
-        messages.put((place.rank, "result", error))
-        failed = True
-    if not failed:
+        result = worker(*arguments, lambda line: messages.put((rank, True, line)))
         torch.distributed.destroy_process_group()
+    except ProxError as error:
+        result = error
+    messages.put((rank, False, result))
     # Skip Python's finalization: a thread of the group that releases a tensor then aborts the
     # process (pytorch#190489), although its work is done.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(int(failed))
+    os._exit(int(isinstance(result, ProxError)))
