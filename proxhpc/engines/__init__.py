@@ -43,10 +43,11 @@ async def make_engine(
             dtype=options.dtype,
             batch_size=options.batch_size,
             max_model_len=options.max_model_len,
+            stepwise=stepwise,
             options=options.options,
         )
     try:
-        await _ask_once(engine)
+        await _ask_once(engine, stepwise)
     except RequestError as error:  # as all other requests would be
         await engine.close()
         raise UserError(f"model {model.name!r}: {error.message}", hint=error.hint) from error
@@ -56,10 +57,12 @@ async def make_engine(
     return engine
 
 
-async def _ask_once(engine: Engine) -> None:
+async def _ask_once(engine: Engine, stepwise: bool) -> None:
     """Ask for one token. RequestError if the engine refuses that, or the answer is not a number."""
     prompt = engine.tokenizer.encode("The") if engine.tokenizer else []
-    done = await engine.complete(Request("doc", prompt or [0], (), 0, 1, odds=(0, 1)))
+    steps = ((0, 1),) if stepwise else ()
+    request = Request("doc", prompt or [0], (), 0, 1, odds=(0, 1), steps=steps)
+    done = await engine.complete(request)
     if done.score is not None and math.isnan(done.score):
         raise NotANumberError
 

@@ -1,11 +1,19 @@
 """Chooses the requests that are answered at the same time."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from proxhpc.engines.base import Request
 
 MAX_CANDIDATES = 256
 DRAFT_PASSES, DECODING_PASSES = 2, 32  # of a model over a batch, most of the time
+
+
+def oldest_batch(requests: Sequence[Request], tokens: int) -> list[int]:
+    """Indices of the oldest requests whose prompts have up to `tokens` tokens, at least of one."""
+    oldest = sorted(range(len(requests)), key=lambda n: requests[n].order)
+    totals = accumulate(len(requests[n].prompt) for n in oldest)
+    return oldest[: max(1, sum(total <= tokens for total in totals))]
 
 
 def next_batch(requests: Sequence[Request], size: int, pass_tokens: int) -> list[int]:

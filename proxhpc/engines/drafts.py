@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from proxhpc.account.architectures import ARCHITECTURES
 from proxhpc.account.flops import ModelWork, causal_pairs
 from proxhpc.engines.base import Request
+from proxhpc.engines.packed_llama import PackedLlama, PackedReader
 from proxhpc.engines.steps import AllowedSteps, log_odds
 
 
@@ -27,9 +28,7 @@ class Decoded(NamedTuple):
 
 def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> bool:
     """Return True if `steps` cover each answer to its end, and the model's cache can be cropped."""
-    config = model.config
-    can_crop = config.model_type in ARCHITECTURES and not getattr(config, "sliding_window", None)
-    return can_crop and all(
+    return _can_crop(model) and all(
         request.steps
         and not request.end_loops
         and (len(request.steps) >= request.max_new_tokens or stop.issuperset(request.steps[-1]))
@@ -37,50 +36,84 @@ def can_draft(model: Any, requests: Sequence[Request], stop: frozenset[int]) -> 
     )
 
 
+def _can_crop(model: Any) -> bool:
+    if isinstance(model, PackedLlama):
+        return True
+    config = model.config
+    return config.model_type in ARCHITECTURES and not getattr(config, "sliding_window", None)
+
+
 def draft(model: Any, requests: Sequence[Request], check: Callable[[], None]) -> list[Decoded]:
     """The tokens that greedy decoding gives each request; `check` is called before each pass."""
-    import torch
-    from transformers import DynamicCache
-
     drafts = _Drafts.of(requests, model.device)
-    ids, prompt_mask = pad_left([request.prompt for request in requests], model.device)
-    mask = torch.cat([prompt_mask, drafts.input_mask()], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    unread = torch.cat([ids, drafts.tokens[:, :-1]], dim=1)
-    cache = DynamicCache()
-    width = drafts.tokens.shape[1]
+    prompts = [request.prompt for request in requests]
+    reader: PackedReader | _PaddedReader
+    if isinstance(model, PackedLlama):
+        reader = PackedReader(model, prompts, drafts.sizes)
+    else:
+        reader = _PaddedReader(model, prompts, drafts)
     settled = 0  # tokens that are settled in every open answer
     answers: dict[int, list[int]] = {}
     work: dict[int, ModelWork] = {}
     scores: list[float | None] = []
     while True:
         check()
-        out = model(
-            unread,
-            attention_mask=mask,
-            position_ids=positions[:, -unread.shape[1] :],
-            past_key_values=cache,
-            logits_to_keep=width - settled,
-        )
-        scores = scores or log_odds(out.logits[:, 0], [request.odds for request in requests])
+        values, first = reader.read(drafts, settled)
+        scores = scores or log_odds(first, [request.odds for request in requests])
         for row, size in zip(drafts.rows, drafts.sizes, strict=True):
             work[row] = _add_pass(work.get(row), len(requests[row].prompt), size, settled)
-        drafts.settle(out.logits, settled)
+        drafts.settle(values, settled)
         answers |= drafts.finished()
         open_drafts = drafts.open()
         if not open_drafts:
             break
-        if len(open_drafts) < len(mask):
-            drafts, mask = drafts.select(open_drafts), mask[open_drafts]
-            positions = positions[open_drafts]
-            cache.batch_select_indices(torch.tensor(open_drafts, device=model.device))
+        if len(open_drafts) < len(drafts.rows):
+            drafts = drafts.select(open_drafts)
+            reader.select(open_drafts)
         settled = min(drafts.settled)
-        cache.crop(settled - width)
-        unread = drafts.tokens[:, settled - 1 : -1]
     return [
         Decoded(answers[row] + _forced_tail(request), scores[row], work[row])
         for row, request in enumerate(requests)
     ]
+
+
+class _PaddedReader:
+    """Passes of a model of transformers over drafts, padded to one length."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], drafts: "_Drafts") -> None:
+        import torch
+        from transformers import DynamicCache
+
+        self._model, self._cache = model, DynamicCache()
+        self._prompts, prompt_mask = pad_left(prompts, model.device)
+        self._mask = torch.cat([prompt_mask, drafts.input_mask()], dim=1)
+        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+
+    def read(self, drafts: "_Drafts", settled: int) -> tuple[Any, Any]:
+        """Logits of what each draft allows from token `settled` on, and all logits of the first."""
+        import torch
+
+        width = drafts.tokens.shape[1]
+        if settled:
+            self._cache.crop(settled - width)
+            unread = drafts.tokens[:, settled - 1 : -1]
+        else:
+            unread = torch.cat([self._prompts, drafts.tokens[:, :-1]], dim=1)
+        out = self._model(
+            unread,
+            attention_mask=self._mask,
+            position_ids=self._positions[:, -unread.shape[1] :],
+            past_key_values=self._cache,
+            logits_to_keep=width - settled,
+        )
+        return out.logits.gather(2, drafts.allowed[:, settled:]), out.logits[:, 0]
+
+    def select(self, indices: list[int]) -> None:
+        """Go on with some of the drafts only."""
+        import torch
+
+        self._mask, self._positions = self._mask[indices], self._positions[indices]
+        self._cache.batch_select_indices(torch.tensor(indices, device=self._model.device))
 
 
 def _add_pass(before: ModelWork | None, prompt: int, size: int, settled: int) -> ModelWork:
@@ -149,11 +182,11 @@ class _Drafts:
         return (at < torch.tensor(self.sizes, device=at.device)[:, None]).long()
 
     def settle(self, logits: Any, start: int) -> None:
-        """Choose tokens from `logits` [drafts, tokens from `start` on, vocabulary]."""
+        """Choose tokens from `logits` [drafts, tokens from `start` on, choices]."""
         import torch
 
         allowed = self.allowed[:, start:]
-        best = (logits.gather(2, allowed) + self.bias[:, start:]).argmax(2, keepdim=True)
+        best = (logits + self.bias[:, start:]).argmax(2, keepdim=True)
         chosen = torch.cat([self.tokens[:, :start], allowed.gather(2, best)[:, :, 0]], dim=1)
         at = torch.arange(self.tokens.shape[1], device=chosen.device)
         settled = torch.tensor(self.settled, device=chosen.device)[:, None]

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from proxhpc.account.flops import ModelWork
@@ -22,7 +23,7 @@ from proxhpc.engines.base import (
     find_stop_end,
     is_loop,
 )
-from proxhpc.engines.batching import next_batch
+from proxhpc.engines.batching import next_batch, oldest_batch
 from proxhpc.engines.drafts import Decoded, can_draft, draft, pad_left
 from proxhpc.engines.generation import (
     closed_error,
@@ -31,6 +32,8 @@ from proxhpc.engines.generation import (
     make_scorer,
     make_stopping,
 )
+from proxhpc.engines.packed_kernels import has_bfloat16
+from proxhpc.engines.packed_llama import PackedLlama
 from proxhpc.engines.spawn import slurm_cores
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import ProxError, RetryError, UserError
@@ -39,6 +42,7 @@ from proxhpc.run.models import ModelRef
 _log = logging.getLogger(__name__)
 
 PASS_TOKENS = {"cpu": 32, "cuda": 2048}  # that take as long as starting a pass, on a fast device
+PACKED_TOKENS = 4096  # of a packed batch; more are no faster
 LINGER_S = 0.01  # how long an incomplete batch waits for the next request
 
 
@@ -67,10 +71,13 @@ class _Pending:
 class TransformersEngine:
     """Answers up to `batch_size` requests at a time, with prompts of similar length in a batch.
 
-    Of these, requests of lower `order` come first.
+    Of these, requests of lower `order` come first. Packed prompts are batched by tokens.
 
-    `dtype` "auto" is bfloat16 on CUDA (float16 if the device lacks it) and float32 on a CPU. Of the
-    model's generation defaults only the end-of-sequence tokens are used.
+    `dtype` "auto" is bfloat16 where the device multiplies it, and otherwise float16 on CUDA and
+    float32 on a CPU. Of the model's generation defaults only the end-of-sequence tokens are used.
+
+    With `stepwise`, a small Llama on a CPU is read by `PackedLlama`, which is faster. The model of
+    transformers is then loaded at the first request whose tokens are not restricted.
     """
 
     name = "transformers"
@@ -84,6 +91,7 @@ class TransformersEngine:
         batch_size: int = 8,
         device: str | None = None,
         max_model_len: int | None = None,
+        stepwise: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model; this takes seconds. UserError when it cannot be loaded."""
@@ -93,19 +101,30 @@ class TransformersEngine:
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})
         self._window = model.window
         self._batch_size = batch_size
-        self.min_in_flight = 2 * batch_size
         self._device = device or default_device()
         self._pass_tokens = PASS_TOKENS.get(self._device.partition(":")[0], 32)
         if (cores := slurm_cores()) and "OMP_NUM_THREADS" not in os.environ:
             import torch
 
             torch.set_num_threads(cores)
-        self._model = _load_model(model, _dtype(dtype, self._device), self._device, options or {})
+        options, precision = options or {}, _dtype(dtype, self._device)
+        self._load = partial(_load_model, model, precision, self._device, options)
+        self._packed: PackedLlama | None = None
+        if stepwise and self._device == "cpu" and not options:
+            self._packed = PackedLlama.load(model.path, precision)
+        self._model: Any = None if self._packed else self._load()
+        self._model_lock = threading.Lock()
         self._waiting: list[_Pending] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="transformers", daemon=True)
-        self._thread.start()
+        count = _num_threads() if self._packed else 1  # packed batches use one core each
+        self.min_in_flight = 2 * batch_size * count
+        self._threads = [
+            threading.Thread(target=self._work, name="transformers", daemon=True)
+            for _ in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request. RequestError if it is too long, EngineDiedError on failure."""
@@ -128,12 +147,17 @@ class TransformersEngine:
         """Stop at the next token, refuse open requests, free the device. Never raises."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
-        self._model = None
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+        self._model = self._packed = None
         _free_memory(self._device)
 
     def _work(self) -> None:
+        if self._packed:
+            import torch
+
+            torch.set_num_threads(1)  # of this thread
         while batch := self._next_batch():
             self._answer(batch)
         for pending in self._waiting:
@@ -151,7 +175,10 @@ class TransformersEngine:
             if self._closing or not self._waiting:
                 return [] if self._closing else self._next_batch()
             requests = [pending.request for pending in self._waiting]
-            chosen = next_batch(requests, self._batch_size, self._pass_tokens)
+            if self._packed:
+                chosen = oldest_batch(requests, PACKED_TOKENS)
+            else:
+                chosen = next_batch(requests, self._batch_size, self._pass_tokens)
             batch = [self._waiting[n] for n in chosen]
             self._waiting = [p for p in self._waiting if p not in batch]
             return batch
@@ -185,8 +212,12 @@ class TransformersEngine:
         import torch
 
         with torch.inference_mode():
-            if can_draft(self._model, requests, self._stop):
-                drafts = draft(self._model, requests, check)
+            model = self._packed
+            if model is None or not can_draft(model, requests, self._stop):
+                with self._model_lock:
+                    model = self._model = self._model or self._load()
+            if can_draft(model, requests, self._stop):
+                drafts = draft(model, requests, check)
                 answers = list(map(self._truncate_at_stop, requests, drafts))
             else:
                 answers = self._decode(requests, check)
@@ -303,12 +334,18 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _num_threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())
+
+
 def _dtype(name: str, device: str) -> Any:
     import torch
 
     if name == "auto":
         if not device.startswith("cuda"):
-            return torch.float32
+            return torch.bfloat16 if has_bfloat16() else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 

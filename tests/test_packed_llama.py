@@ -1,0 +1,206 @@
+"""The packed Llama gives the answers of transformers, in all its precisions and kernels."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxhpc.engines.base import Completion, NotANumberError, Request
+from proxhpc.run.models import resolve_model
+from test_drafts import random_requests
+from tiny_models import save_llama
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from proxhpc.engines import packed_kernels as kernels  # noqa: E402
+from proxhpc.engines.packed_llama import PackedLlama  # noqa: E402
+from proxhpc.engines.transformers_engine import TransformersEngine  # noqa: E402
+
+PLAIN = {"num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("packed") / "llama", **PLAIN)
+
+
+@pytest.fixture(scope="module")
+def engines(folder: Path) -> Iterator[dict[bool, TransformersEngine]]:
+    model = resolve_model(str(folder))
+    made = {
+        packed: TransformersEngine(model, dtype="float32", stepwise=packed)
+        for packed in (False, True)
+    }
+    yield made
+    for engine in made.values():
+        asyncio.run(engine.close())
+
+
+def requests(seed: int, count: int) -> list[Request]:
+    return [
+        Request(**{name: getattr(request, name) for name in request.__slots__} | {"odds": (3, 4)})
+        for request in random_requests(random.Random(seed), count)
+    ]
+
+
+def answers(engine: TransformersEngine, asked: list[Request]) -> list[Completion]:
+    done = engine._generate(asked, lambda: None)
+    assert all(isinstance(answer, Completion) for answer in done)
+    return [answer for answer in done if isinstance(answer, Completion)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_answers_scores_and_work_are_those_of_transformers(
+    engines: dict[bool, TransformersEngine], seed: int
+) -> None:
+    asked = requests(seed, 1 + seed)
+    expected, packed = answers(engines[False], asked), answers(engines[True], asked)
+    assert packed == expected
+    assert [answer.work for answer in packed] == [answer.work for answer in expected]
+    scores = [answer.score for answer in packed]
+    assert scores == pytest.approx([answer.score for answer in expected], abs=1e-3)
+    assert engines[True]._model is None  # transformers' model was not even loaded
+
+
+def test_other_requests_load_the_model_of_transformers(folder: Path) -> None:
+    engine = TransformersEngine(resolve_model(str(folder)), dtype="float32", stepwise=True)
+    free = [Request("doc", [1, 20, 30], (), 0, 5)]
+    try:
+        packed = engine._packed
+        assert engine._model is None
+        first = answers(engine, free)
+        assert engine._model is not None
+        assert engine._packed is packed
+        engine._packed = None
+        assert answers(engine, free) == first
+    finally:
+        asyncio.run(engine.close())
+
+
+def test_weights_that_are_not_numbers_are_seen(folder: Path, tmp_path: Path) -> None:
+    broken = save_llama(tmp_path / "broken", **PLAIN)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    for dtype in ("float32", "bfloat16"):
+        engine = TransformersEngine(resolve_model(str(broken)), dtype=dtype, stepwise=True)
+        try:
+            assert engine._packed
+            done = engine._generate(requests(1, 3), lambda: None)
+            assert all(isinstance(answer, NotANumberError) for answer in done)
+        finally:
+            asyncio.run(engine.close())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_key_value_heads": 2},
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"hidden_act": "gelu"},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"vocab_size": 20_000},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_architectures_are_left_to_transformers(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    folder = save_llama(tmp_path / "llama", **PLAIN | change)
+    assert PackedLlama.load(folder, torch.float32) is None
+
+
+def test_a_configuration_that_is_not_of_the_weights_is_left_to_transformers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert PackedLlama.load(folder, torch.float32) is not None
+    try:
+        for change in ({"num_hidden_layers": 3}, {"intermediate_size": 32}, {"model_type": "x"}):
+            (folder / "config.json").write_text(json.dumps(config | change))
+            assert PackedLlama.load(folder, torch.float32) is None
+    finally:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+def both(head: int, heads: int = 3) -> tuple[Any, Any]:
+    """Kernels in C and with torch, for the same heads."""
+    angles = torch.outer(torch.arange(700.0), 100.0 ** -torch.linspace(0, 1, head // 2))
+    shape = kernels.Heads(heads, head, angles)
+    compiled = kernels.make_kernels(shape, [64], torch.bfloat16)
+    if not isinstance(compiled, kernels.CompiledKernels):
+        pytest.skip("needs AVX512-BF16 and a C compiler")
+    return compiled, kernels.TorchKernels(shape, torch.float32)
+
+
+def near(value: Any, expected: Any) -> bool:
+    return bool(torch.allclose(value.float(), expected, rtol=0.02, atol=0.02))
+
+
+def test_kernels_in_c_compute_rows_as_torch_does() -> None:
+    compiled, plain = both(32)
+    x = 10 * torch.randn((37, 64), generator=torch.Generator().manual_seed(1)).bfloat16()
+    x[0, :4] = torch.tensor([90.0, -90.0, 200.0, -200.0])
+    assert near(compiled.norm(x, 1e-6), plain.norm(x.float(), 1e-6))
+    expected = plain.gated(x.float())
+    assert bool(torch.allclose(compiled.gated(x).float(), expected, rtol=0.01, atol=0.01))
+    x[5, 3] = float("nan")
+    assert compiled.norm(x, 1e-6)[5].isnan().all()
+    assert compiled.gated(x)[5, 3].isnan()
+
+
+@pytest.mark.parametrize(("head", "size"), [(32, 5), (64, 8), (64, 97), (32, 160), (96, 333)])
+def test_kernels_in_c_attend_as_torch_does(head: int, size: int) -> None:
+    """Two sequences in one pass, then the end of the second one again, from an odd position on."""
+    compiled, plain = both(head)
+    random_state = torch.Generator().manual_seed(size)
+    inner, rows = 3 * head, kernels.align(size, kernels.TILE)
+    slots = kernels.align(size, kernels.KEYS)
+    caches = {k: k.new_cache(2 * slots + kernels.KEYS) for k in (compiled, plain)}
+    for start in (0, size // 2 | 1):
+        fed = size - start
+        spans = [
+            kernels.Span(n * rows, kernels.align(fed, kernels.TILE), start, n * slots, slots)
+            for n in range(2)
+        ]
+        at = torch.zeros(2 * rows, dtype=torch.long)
+        slot = torch.full_like(at, 2 * slots)
+        for n, span in enumerate(spans):
+            at[span.row : span.row + fed] = torch.arange(start, size)
+            slot[span.row : span.row + fed] = torch.arange(start, size) + n * slots
+        x = torch.randn((2 * rows, 3 * inner), generator=random_state).div(2).bfloat16()
+        results = []
+        for k, dtype in ((compiled, torch.bfloat16), (plain, torch.float32)):
+            k.put(caches[k], x.to(dtype)[:, inner:], at, slot)
+            results.append(k.attend(x.to(dtype)[:, :inner].contiguous(), at, caches[k], spans))
+        for span in spans:
+            real = slice(span.row, span.row + fed)
+            assert bool(torch.allclose(results[0][real].float(), results[1][real], atol=0.02))
+
+
+def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.compile_library(32, lambda _: None) is None
+    assert kernels.compile_library(32, lambda _: "/bin/false") is None
+    monkeypatch.setattr(kernels, "compile_library", lambda _: None)
+    heads = kernels.Heads(2, 32, torch.zeros((8, 16)))
+    assert isinstance(kernels.make_kernels(heads, [64], torch.bfloat16), kernels.TorchKernels)
+
+
+@pytest.mark.parametrize("in_c", [True, False])
+def test_an_answer_does_not_depend_on_its_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, in_c: bool
+) -> None:
+    if not in_c:
+        monkeypatch.setattr(kernels, "compile_library", lambda _: None)
+    engine = TransformersEngine(resolve_model(str(folder)), dtype="bfloat16", stepwise=True)
+    try:
+        asked = requests(3, 9)
+        batch = answers(engine, asked)
+        assert batch == [answer for request in asked for answer in answers(engine, [request])]
+    finally:
+        asyncio.run(engine.close())
