@@ -13,6 +13,7 @@ import pytest
 
 from proxhpc.account.flops import ModelWork, Usage, flops
 from proxhpc.engines.base import Completion, Request
+from proxhpc.engines.drafts import cache_argument
 from proxhpc.run.models import resolve_model
 from test_walk_stage import opened, pages, rows
 from tiny_models import save_llama, save_walk
@@ -171,3 +172,10 @@ def test_equally_good_tokens_give_the_lowest_id(
     assert drafted == answer(engine, requests)
     expected = [[30, 40, 70, 50, 33], [80], [90, 60, 70, 100, 33]]
     assert [done.text for done in drafted] == [engine.tokenizer.decode(ids) for ids in expected]
+
+
+def test_the_cache_has_the_name_that_the_model_knows() -> None:
+    def old(input_ids: object, past_key_values: object = None) -> None: ...
+    def new(input_ids: object, cache: object = None) -> None: ...
+
+    assert [cache_argument(forward) for forward in (old, new)] == ["past_key_values", "cache"]

@@ -9,6 +9,7 @@ after two or three passes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple, Self
 
 from proxhpc.account.architectures import ARCHITECTURES
@@ -103,7 +104,7 @@ class _PaddedReader:
             unread,
             attention_mask=self._mask,
             position_ids=self._positions[:, -unread.shape[1] :],
-            past_key_values=self._cache,
+            **{cache_argument(self._model.forward): self._cache},
             logits_to_keep=width - settled,
         )
         return out.logits.gather(2, drafts.allowed[:, settled:]), out.logits[:, 0]
@@ -114,6 +115,11 @@ class _PaddedReader:
 
         self._mask, self._positions = self._mask[indices], self._positions[indices]
         self._cache.batch_select_indices(torch.tensor(indices, device=self._model.device))
+
+
+def cache_argument(forward: Callable[..., object]) -> str:
+    """The name of the cache in a model's `forward`: newer versions of transformers changed it."""
+    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
 
 
 def _add_pass(before: ModelWork | None, prompt: int, size: int, settled: int) -> ModelWork:

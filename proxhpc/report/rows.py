@@ -101,7 +101,7 @@ def program_table(programs: Mapping[str, ProgramTotals], edits: EditTotals) -> P
         ("remark", edits.flags),
     ):
         rows += [(f"{title}: {reason_text(code)}", n) for code, n in counts.items()]
-    return [("", ""), *((name, whole(number)) for name, number in rows)]
+    return [("", ""), *((name, whole(number)) for name, number in rows if number)]
 
 
 def work_table(report: AccountBase) -> PageTable:

@@ -85,7 +85,9 @@ def _facts(page: Page) -> Text:
     if changed := len(page.edits) - removed:
         facts.append(f"{quantity(changed, 'line')} changed")
     style = OUTCOME_STYLES.get(item.stratum.outcome, "")
-    return Text(safe(" · ".join([*facts, item.position])), style)
+    if item.position != item.id:
+        facts.append(item.position)
+    return Text(safe(" · ".join(facts)), style)
 
 
 def _with_progress(title: Text, session: ReviewSession, width: int) -> Text:

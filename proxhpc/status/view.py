@@ -19,7 +19,7 @@ from proxhpc.status.totals import unusable_warning
 
 MAX_WORKER_ROWS = 24  # the JSON lists all workers
 _MIN_WORKER_ROWS = 3
-_OTHER_LINES = 22  # of a page, beside the rows of workers
+_OTHER_LINES = 23  # of a page, beside the rows of workers
 _BAR_COLUMNS = 24
 HEADER = (
     *("worker", "host", "job", "state", "Slurm"),
@@ -73,7 +73,8 @@ def _page(status: Status, worker_rows: int) -> Iterator[RenderableType]:
     yield _progress(status)
     yield _steps(status)
     yield _outcomes(status)
-    yield from _model_requests(status)
+    for requests in _model_requests(status):
+        yield from (Text(), requests)
     if status.workers:
         yield Text()
         yield from _workers(status.workers, worker_rows)
@@ -190,12 +191,8 @@ def _outcomes(status: Status) -> Table:
     table.add_column(style="dim", overflow="fold")
     origin = "" if status.exact else "committed so far, as workers report"
     _add_row(table, "documents", whole(documents.read), "", origin)
-    changes = (
-        f"lines removed: {short(edits.lines_removed)}, "
-        f"strings replaced: {short(edits.strings_replaced)}"
-        if documents.edited
-        else ""
-    )
+    numbers = {"lines removed": edits.lines_removed, "strings replaced": edits.strings_replaced}
+    changes = ", ".join(f"{name}: {short(n)}" for name, n in numbers.items() if n)
     rows: list[tuple[str, int | None, str]] = [
         ("kept unchanged", documents.kept, ""),
         ("edited", documents.edited, changes),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from proxhpc.train.engine import Engine
 
+_SHOWN = ("accuracy", "f1", "line_precision", "line_recall")  # of the numbers that are logged
 _LOG_SECONDS, _LOG_SHARE = 60, 0.05  # between two lines: seconds, or if less a share of `hours`
 
 
@@ -208,6 +209,8 @@ class Loop(Generic[BatchT]):
         }
         append_line(self.folder.log, orjson.dumps(row))
         engine.log({f"{event}/{name}": value for name, value in numbers.items()})  # for trackers
+        # People get the scores; the losses are in the log's file.
+        numbers = {name: numbers[name] for name in _SHOWN if name in numbers} or numbers
         values = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         done = engine.done
         left = state.seconds * (1 - done) / done if done else None

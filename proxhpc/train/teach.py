@@ -18,6 +18,7 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.evaluate.gold import GoldFields
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.spec.recipe import Recipe
+from proxhpc.status.terminal import duration
 from proxhpc.train.adapt import adapt
 from proxhpc.train.checkpoint import TrainingFolder
 from proxhpc.train.pairs import read_page_pairs, split_pairs, write_page_pairs
@@ -58,9 +59,8 @@ def teach(
     options = AnnotateOptions(held_out=(folder.held_out,))
     _log_summary(annotate([GoldSource(folder.pairs)], folder.examples, options), log)
     recipe = fitted_recipe(out.name, folder.examples, minutes)
-    log(
-        f"training for {recipe.hours or 0:.2g} hours; Ctrl-C stops it, and the same command resumes"
-    )
+    length = duration(3600 * (recipe.hours or 0))
+    log(f"training for {length}; Ctrl-C stops it, and the same command resumes")
     keys = recipe.model_dump(mode="json", exclude_unset=True)
     write_atomic(folder.recipe, yaml.safe_dump(keys, sort_keys=False).encode())
     try:
