@@ -110,6 +110,8 @@ def test_a_finished_training(whole: PretrainResult, tokens: Path) -> None:
     assert not (whole.weights.parent / "state.pt").exists()
     again = pretrain(OPTIONS, Path(tokens), whole.weights.parent, print)
     assert again == whole, "a finished training is not repeated"
+    with pytest.raises(UserError, match="started with other options"):
+        pretrain(dataclasses.replace(OPTIONS, seed=1), tokens, whole.weights.parent, print)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
@@ -171,9 +173,11 @@ def test_a_kill_at_any_write_changes_nothing(
             patch.setattr(module, name, dying(getattr(module, name)))
         with pytest.raises(Killed):
             pretrain(options, tokens, tmp_path, print)
+    (tmp_path / ".weights.0.tmp").mkdir()
     resumed = pretrain(options, tokens, tmp_path, print)
     assert losses(resumed) == losses(whole)
     assert difference(resumed, whole) == 0
+    assert not list(tmp_path.rglob(".*")), "no drafts are left"
 
 
 def _train_both(tokens: Path, out: Path, log: Callable[[str], None]) -> int:

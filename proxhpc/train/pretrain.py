@@ -119,7 +119,13 @@ def pretrain(
     `processes` is the number on this node; None: one for each GPU. In a Slurm job step with several
     tasks, all tasks must call it, and train together.
     """
-    _check(options)
+    if (options.model is None) == (options.base is None):
+        raise UserError("a pre-training needs either the keys of a new model, or a base model")
+    if options.steps < 1:
+        raise UserError(
+            f"{options.tokens:,} tokens are less than one step of {options.batch} sequences of "
+            f"{options.context:,} tokens"
+        )
     folder = _Folder(out)
     if not folder.finished.exists():
         with writing(out):
@@ -146,20 +152,19 @@ class _Folder:
     def milestone(self, step: int) -> Path:
         return self.out / "milestones" / str(step)
 
-
-def _check(options: PretrainOptions) -> None:
-    if (options.model is None) == (options.base is None):
-        raise UserError("a pre-training needs either the keys of a new model, or a base model")
-    if options.steps < 1:
-        raise UserError(
-            f"{options.tokens:,} tokens are less than one step of {options.batch} sequences of "
-            f"{options.context:,} tokens"
-        )
+    def check_options(self, options: str, saved: str) -> None:
+        """Raise UserError if a training was started here with other options."""
+        if options != saved:
+            raise UserError(
+                f"{self.out}: its training was started with other options or tokens",
+                hint="give another folder, or delete it",
+            )
 
 
 def _result(options: PretrainOptions, tokens: TokenFile, folder: _Folder) -> PretrainResult:
     sequences = options.steps * options.batch
     finished = orjson.loads(folder.finished.read_bytes())
+    folder.check_options(_fixed(options, tokens), finished["options"])
     return PretrainResult(
         steps=options.steps,
         tokens=options.steps * options.step_tokens,
@@ -186,6 +191,7 @@ class _Pretraining:
         self._options, self._folder, self._log = options, folder, log
         self._tokens = TokenFile(tokens, options.context, options.seed)
         self._model = _new_model(options) if options.base is None else load_base(options.base)
+        self._fixed = _fixed(options, self._tokens)
         self._saved_at = self._logged_at = 0.0  # seconds of training
         self._is_first = True  # of the processes
         self._share, self._micro = options.batch, options.batch  # sequences of this process
@@ -199,18 +205,16 @@ class _Pretraining:
         logging.disable_progress_bar()
         options, folder = self._options, self._folder
         saved = load_checkpoint(folder.state) if folder.state.exists() else None
-        if saved is not None and saved["options"] != _fixed(options):
-            raise UserError(
-                f"{folder.out}: its training was started with other options",
-                hint="give another folder, or delete it",
-            )
-        keys = {
-            "seed": options.seed,
-            "output_dir": str(folder.out),
-            "ddp_find_unused_parameters": False,
-        }
+        if saved is not None:
+            folder.check_options(self._fixed, saved["options"])
+            self._saved_at = self._logged_at = saved["seconds"]
         arguments = training_arguments(
-            options, steps=options.steps, precision=options.precision, **keys
+            options,
+            steps=options.steps,
+            precision=options.precision,
+            seed=options.seed,
+            output_dir=str(folder.out),
+            ddp_find_unused_parameters=False,
         )
         share, rest = divmod(options.batch, arguments.world_size)
         self._share, self._micro = share, options.micro_batch or share
@@ -228,7 +232,7 @@ class _Pretraining:
         engine = Engine(self._model, self, options, arguments, saved)
         self._is_first = bool(engine.args.process_index == 0)
         if self._is_first:
-            self._keep_losses(saved["step"] if saved else 0)
+            self._remove_leftovers(saved["step"] if saved else 0)
         if saved is None or saved["step"] < options.steps:
             engine.run()
             saved = engine.checkpoint()
@@ -277,7 +281,7 @@ class _Pretraining:
         is_due = seconds - self._saved_at >= 60 * self._options.save_minutes
         if is_due or engine.stopped_by or step == self._options.steps:
             self._saved_at = seconds
-            checkpoint = engine.checkpoint() | {"options": _fixed(self._options)}
+            checkpoint = engine.checkpoint() | {"options": self._fixed}
             if self._is_first:
                 save_checkpoint(self._folder.state, checkpoint)
 
@@ -299,10 +303,12 @@ class _Pretraining:
                 f"step {step:,} of {options.steps:,}, loss {row['loss']:.4g}, {duration(left)} left"
             )
 
-    def _keep_losses(self, steps: int) -> None:
-        """Remove the rows of steps that a killed process did after its last checkpoint."""
+    def _remove_leftovers(self, steps: int) -> None:
+        """Remove what a killed process wrote after its last checkpoint: losses and drafts."""
         rows = self._folder.losses.read_bytes().splitlines() if steps else []
         write_atomic(self._folder.losses, b"".join(row + b"\n" for row in rows[:steps]))
+        for draft in self._folder.out.rglob(".*.tmp"):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
     def _finish(self, checkpoint: Checkpoint) -> None:
         """Write the weights, and last the file that says so."""
@@ -310,11 +316,12 @@ class _Pretraining:
         self._export(checkpoint, folder.weights, average=False)
         if options.average:
             self._export(checkpoint, folder.average, average=True)
-        numbers = {
+        finished = {
+            "options": self._fixed,
             "parameters": sum(p.numel() for p in self._model.parameters()),
             "flops": _training_flops(options, self._model),
         }
-        write_atomic(folder.finished, orjson.dumps(numbers))
+        write_atomic(folder.finished, orjson.dumps(finished))
         folder.state.unlink(missing_ok=True)
 
     def _export(self, checkpoint: Checkpoint, path: Path, *, average: bool) -> None:
@@ -360,9 +367,9 @@ def _training_flops(options: PretrainOptions, model: "PreTrainedModel") -> int |
     return pretraining_flops(shape, options.steps * options.batch, options.context)
 
 
-def _fixed(options: PretrainOptions) -> str:
-    """The options that must stay when a training is resumed, as text."""
-    keys = asdict(options)
+def _fixed(options: PretrainOptions, tokens: TokenFile) -> str:
+    """What must stay when a training is resumed, as text."""
+    keys = asdict(options) | {"base": str(options.base), "tokens_of_file": tokens.tokens}
     for name in ("save_minutes", "precision", "sharded", "checkpointing", "micro_batch"):
         del keys[name]
-    return orjson.dumps(keys | {"base": str(options.base)}, option=orjson.OPT_SORT_KEYS).decode()
+    return orjson.dumps(keys, option=orjson.OPT_SORT_KEYS).decode()
