@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from proxhpc.assemble.merge import merge_run
+from proxhpc.assemble.shape import MIXED, Shape, ShapeCollector, features
 from proxhpc.cluster import tasks
 from proxhpc.launch.launch import plan_run, this_machine
 from proxhpc.run.paths import RunDir
@@ -200,6 +201,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
         "parquet": {"format": "parquet", "license": "odc-by", "language": "en"},
         "jsonl": {"format": "jsonl"},
         "jsonl.gz": {"format": "jsonl.gz"},
+        "fields": {"metadata": "fields"},
     }.items():
         runs[f"dclm as {suffix}"] = refine("dclm", tmp_path_factory.mktemp(suffix), options)
     return runs
@@ -240,6 +242,30 @@ def test_polars_and_duckdb_load_the_corpora(corpora: dict[str, RunDir]) -> None:
         read = polars.read_parquet if part.suffix == ".parquet" else polars.read_ndjson
         assert len(read(part)) == COUNT, name
         assert duckdb.sql(f"select count(distinct id) from '{part}'").fetchall() == [(COUNT,)], name
+
+
+def test_the_card_says_that_a_corpus_of_mixed_types_may_not_be_loaded(tmp_path: Path) -> None:
+    card = refine("dolma", tmp_path, {"metadata": "fields"}).card.read_text()
+    assert "dataset_info" not in card
+    assert "With `output.metadata: json` in the manifest, it does." in card
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        ([{"a": 1}, {"a": 1.5, "b": None}], {"a": "float64", "b": "null"}),
+        ([{"a": []}, {"a": [{"x": "y"}, {"z": 1}]}], {"a": [{"x": "string", "z": "int64"}]}),
+        ([{"a": True}, {"a": 1}], {"a": MIXED}),
+        ([{"a": {"b": 1}}, {"a": {"c": {}}}], {"a": {"b": "int64", "c": {}}}),
+        ([{f"https://example.org/{n}": n} for n in range(600)], MIXED),
+    ],
+)
+def test_shapes_of_rows_are_merged(rows: list[dict[str, Any]], shape: Shape) -> None:
+    collector = ShapeCollector()
+    for row in rows * 2:
+        collector.add(row)
+    assert collector.shape == shape
+    assert bool(features(shape)) == (MIXED not in str(shape))
 
 
 def test_the_card_has_size_license_and_language(corpora: dict[str, RunDir]) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from proxhpc import __version__
 from proxhpc.account.reasons import reason_text
-from proxhpc.assemble.columns import column_names
+from proxhpc.assemble.shape import Shape, features
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
@@ -24,7 +24,7 @@ _MAX_LISTED_FILES = 100  # input files in the table
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&#!@:$\"]|(?<=www)\.", re.IGNORECASE)
 
 
-def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
+def dataset_card(plan: Plan, summary: MergeSummary, shape: Shape) -> bytes:
     """README.md of a corpus, with the front matter that `datasets.load_dataset` reads."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # not while a run is refined
 
@@ -43,7 +43,8 @@ def dataset_card(plan: Plan, summary: MergeSummary) -> bytes:
         plan=plan,
         summary=summary,
         version=__version__,
-        columns=column_names(plan.manifest.output),
+        features=yaml.safe_dump(features(shape), sort_keys=False, allow_unicode=True),
+        mixed=not features(shape),
         size_category=_size_category(summary.written),
         token_unit=short_name(plan.token_unit),
         sizes=_sizes(summary),

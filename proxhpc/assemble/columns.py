@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from proxhpc.assemble.shape import Shape
 from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.corpus.writer import Encoder, JsonLines
 from proxhpc.spec.sections import Output
@@ -24,6 +25,11 @@ def column_names(output: Output) -> list[str]:
     """The columns, all of strings that are never null."""
     optional = {"proxhpc": output.provenance, "original_text": output.original}
     return ["id", "text", "metadata", *(name for name, wanted in optional.items() if wanted)]
+
+
+def text_shape(output: Output) -> Shape:
+    """Return the fields of rows of text."""
+    return dict.fromkeys(column_names(output), "string")
 
 
 def make_encoder(output: Output) -> Encoder:

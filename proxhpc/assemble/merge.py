@@ -19,6 +19,7 @@ from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import write_examples
 from proxhpc.assemble.listings import name_documents, write_duplicates, write_quarantine
 from proxhpc.assemble.match import MatchResult, match_documents
+from proxhpc.assemble.shape import merge_shapes
 from proxhpc.assemble.shuffle import scatter_group
 from proxhpc.assemble.sketch import SketchReceipt, all_groups, sketch_group
 from proxhpc.assemble.summary import MergeSummary, summarize_merge
@@ -137,7 +138,7 @@ def _finish(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -
     duplicates = [(shard, record) for _, shard, record in match.largest_sets]
     write_examples(pool, [*examples, *duplicates])
     run.corpus.mkdir(parents=True, exist_ok=True)
-    card = dataset_card(plan, summary)
+    card = dataset_card(plan, summary, merge_shapes(part.shape for part in parts))
     write_atomic(run.card, card)
     fault_point("card written")
     write_atomic(run.checksums, checksums(run, summary, card))

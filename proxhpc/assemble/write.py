@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.columns import make_encoder
+from proxhpc.assemble.columns import make_encoder, text_shape
 from proxhpc.assemble.match import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
 from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row
+from proxhpc.assemble.shape import Shape, ShapeCollector
 from proxhpc.assemble.shuffle import CorpusRow, gather_part
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import load_json, save_json
@@ -27,7 +28,7 @@ class PartReceipt:
     """One part's rows, its file, and sums over its documents.
 
     `bytes_raw` counts the rows as JSON lines, `text_bytes` the texts alone. `files` counts
-    documents by number of input file, in input order.
+    documents by number of input file, in input order. `shape` has the fields of JSON lines.
     """
 
     match_digest: str
@@ -39,6 +40,7 @@ class PartReceipt:
     text_bytes: int
     tokens: int
     files: dict[int, int]
+    shape: Shape
 
 
 def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
@@ -56,6 +58,7 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     run.part_receipt(part).parent.mkdir(parents=True, exist_ok=True)
     text_bytes = tokens = 0
     files: Counter[int] = Counter()
+    shapes = ShapeCollector()
     rows = gather_part(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
     with PartWriter(path, make_encoder(output)) as writer:
         for item in rows:
@@ -63,6 +66,8 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
             text_bytes += item.text_bytes
             tokens += item.tokens
             files[item.file] += 1
+            if output.metadata == "fields":
+                shapes.add(item.row)
         _check(writer, match.parts[part])
         written = writer.close()
     receipt = PartReceipt(
@@ -75,6 +80,7 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         text_bytes=text_bytes,
         tokens=tokens,
         files=dict(sorted(files.items())),
+        shape=shapes.shape if output.metadata == "fields" else text_shape(output),
     )
     fault_point("part written")
     save_json(run.part_receipt(part), receipt)
