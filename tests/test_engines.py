@@ -29,10 +29,11 @@ from proxhpc.engines.base import (
 )
 from proxhpc.engines.drafts import Decoded
 from proxhpc.engines.spawn import (
+    ErrorLog,
     OrphanKiller,
+    children_watched,
     node_local_environment,
     remove_scratch,
-    signals_deferred,
 )
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import RetryError, UserError
@@ -438,11 +439,12 @@ def test_rules_need_no_model(loop: Loop) -> None:
 
 
 def test_signals_are_deferred_and_children_ignore_them() -> None:
+    killer, log = OrphanKiller(), ErrorLog()
     received: list[int] = []
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
     try:
-        with signals_deferred():
+        with children_watched(killer, log):
             os.kill(os.getpid(), signal.SIGTERM)
             child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
             child.start()
@@ -463,6 +465,8 @@ def test_signals_are_deferred_and_children_ignore_them() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        log.close()
+        killer.release()
 
 
 def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,6 @@ def save_parrot(folder: Path, answer: str) -> Path:
 
 def damage(folder: Path) -> Path:
     """Make a weight of a model so large that its logits are NaN, though it is a number."""
-    import torch
     from safetensors.torch import load_file, save_file
 
     file = folder / "model.safetensors"

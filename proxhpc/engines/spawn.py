@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,9 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 FIRST_PORT, PORTS_PER_WORKER, PORT_BLOCKS = 20_000, 16, 750  # below the ephemeral ports
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
-# Reads lines "pid start-time" until standard input ends, then kills those that still exist.
+_MARK = "PROXHPC_ENGINE"  # variable of the processes that a helper kills
+# Reads lines "pid start-time" until standard input ends, then kills those that still exist, those
+# that have the mark in their environment, and the descendants of both.
 _KILLER = """
 import os, signal, sys
 def start_time(pid):
@@ -34,41 +37,55 @@ def start_time(pid):
         return None
 for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
+def parents():
+    found = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                found[pid] = stat.read().rpartition(")")[2].split()[1]
+        except OSError:
+            pass
+    return found
+def is_marked(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:
+            return sys.argv[1].encode() in environ.read().split(b"\\0")
+    except OSError:
+        return False
 watched = [line.split() for line in sys.stdin]
-for pid, start in watched:
-    if start_time(pid) == start:
+left = {pid for pid, start in watched if start_time(pid) == start}
+left |= {pid for pid in parents() if is_marked(pid)}
+while left:
+    children = parents()
+    for pid in left:
         try:
             os.kill(int(pid), signal.SIGKILL)
         except OSError:
             pass
+    left = {pid for pid, parent in children.items() if parent in left}
 """
 
 
 @contextmanager
-def signals_deferred() -> Iterator[None]:
-    """Defer the signals of SIGNALS to the end of the block; multiprocessing children ignore them.
+def children_watched(killer: "OrphanKiller", log: "ErrorLog") -> Iterator[None]:
+    """Let `killer` watch the multiprocessing children that start in the block, from their start on.
 
-    A child ignores the signals that its parent ignores when it starts. So this process ignores
-    them for the milliseconds of each start, and a signal that arrives then is lost. All others are
-    raised again at the end, under the previous handlers. Only the main thread can change handlers;
-    in other threads this does nothing.
+    They write their errors to `log`, and ignore the signals of SIGNALS, which this process receives
+    at the end of the block. A child ignores the signals that its parent ignores when it starts. So
+    this process ignores them for the milliseconds of each start, and a signal that arrives then is
+    lost. All others are raised again at the end, under the previous handlers. Only the main thread
+    can change handlers; in other threads children do not ignore signals.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     received: list[int] = []
     start = BaseProcess.start
 
-    def start_ignoring_signals(process: BaseProcess) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            start(process)
-            return
-        with _handlers(signal.SIG_IGN):
+    def start_watched(process: BaseProcess) -> None:
+        with _handlers(signal.SIG_IGN), log.as_stderr(), killer.watching():
             start(process)
 
     try:
         with _handlers(lambda number, _: received.append(number)):
-            BaseProcess.start = start_ignoring_signals  # type: ignore[assignment, method-assign]
+            BaseProcess.start = start_watched  # type: ignore[assignment, method-assign]
             try:
                 yield
             finally:
@@ -83,6 +100,9 @@ def _handlers(
     handler: Callable[[int, FrameType | None], object] | signal.Handlers,
 ) -> Iterator[None]:
     """Set this handler for the signals of SIGNALS; restore the previous ones at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
@@ -147,22 +167,80 @@ def remove_scratch(scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+class ErrorLog:
+    """What children write to standard error: copied to that of this process, and its end kept."""
+
+    SIZE = 1 << 16  # bytes
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._stderr = os.dup(2)
+        self._tail = b""
+        self._thread = threading.Thread(target=self._copy, name="engine errors", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def as_stderr(self) -> Iterator[None]:
+        """Give it to processes that start in the block as their standard error."""
+        os.dup2(self._write, 2)
+        try:
+            yield
+        finally:
+            os.dup2(self._stderr, 2)
+
+    def close(self) -> None:
+        """Stop once all children that write to it have ended."""
+        os.close(self._write)
+
+    def text(self) -> str:
+        """Return the end of what its children have written; they have ended, and it is closed."""
+        self._thread.join(timeout=10)
+        return self._tail.decode(errors="replace")
+
+    def _copy(self) -> None:
+        while data := os.read(self._read, 1 << 16):
+            self._tail = (self._tail + data)[-self.SIZE :]
+            with suppress(OSError):  # nobody reads it
+                os.write(self._stderr, data)
+        os.close(self._read)
+        os.close(self._stderr)
+
+
+_pipes: dict[int, bool] = {}  # to the helpers of this process; True while they watch its children
+
+
+def _after_fork() -> None:
+    """Name a forked child to the helpers, and close the pipes, which must end with its parent."""
+    for pipe, watches in _pipes.items():
+        if watches:
+            os.write(pipe, f"{os.getpid()} {start_time(os.getpid())}\n".encode())
+        os.close(pipe)
+    _pipes.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class OrphanKiller:
-    """Kills child processes when this process dies, even by SIGKILL.
+    """Kills child processes and their descendants when this process dies, even by SIGKILL.
 
     An orphaned engine would hold its device's memory. A small helper process in a separate session
     waits for the end of a pipe from this process.
     """
 
     def __init__(self) -> None:
+        self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         self._helper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _KILLER],
+            [sys.executable, "-I", "-S", "-c", _KILLER, f"{_MARK}={self._mark}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             text=True,
         )
+        assert self._helper.stdin is not None
+        self._pipe = self._helper.stdin.fileno()
+        _pipes[self._pipe] = False
 
     def watch(self, pids: set[int]) -> None:
         """Watch these processes until `release`."""
@@ -172,9 +250,25 @@ class OrphanKiller:
                 self._helper.stdin.write(f"{pid} {start}\n")
         self._helper.stdin.flush()
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the processes that start in the block from their first moment until `release`."""
+        if self._pipe not in _pipes:  # in a forked child
+            yield
+            return
+        _pipes[self._pipe] = True
+        os.environ[_MARK] = self._mark
+        try:
+            yield
+        finally:
+            os.environ.pop(_MARK, None)
+            if self._pipe in _pipes:
+                _pipes[self._pipe] = False
+
     def release(self) -> None:
         """Kill the watched processes that still exist, and end the helper."""
         assert self._helper.stdin is not None
+        _pipes.pop(self._pipe, None)
         try:
             self._helper.stdin.close()
             self._helper.wait(timeout=10)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -26,14 +27,15 @@ from proxhpc.engines.base import (
     is_loop,
 )
 from proxhpc.engines.spawn import (
+    ErrorLog,
     OrphanKiller,
+    children_watched,
     node_local_environment,
     remove_scratch,
-    signals_deferred,
 )
 from proxhpc.engines.steps import STEP_PROCESSOR, STEPS_KEY
 from proxhpc.engines.tokenizer import HFTokenizer
-from proxhpc.errors import RetryError, UserError
+from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.extras import how_to_install
 from proxhpc.run.models import ModelRef
 from proxhpc.run.process import descendants, start_time
@@ -88,22 +90,26 @@ class VLLMEngine:
         self._scratch = node_local_environment()
         if stepwise:  # the version 2 runner has another interface for logits processors
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        self._killer = OrphanKiller()
+        self._killer, log = OrphanKiller(), ErrorLog()
         resource_tracker.ensure_running()  # before the engine's children: it is not one of them
         previous = descendants(os.getpid())
         try:
-            with signals_deferred():
+            with children_watched(self._killer, log):
                 self._engine = _start_engine(arguments, dtype, options or {})
                 self._children = descendants(os.getpid()) - previous
                 self._killer.watch(self._children)
+            log.close()
             config = self._engine.vllm_config
             cache = config.cache_config
             self.cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
             self.min_in_flight: int = 2 * config.scheduler_config.max_num_seqs
-        except BaseException:
+        except BaseException as error:
+            log.close()
             self._killer.watch(descendants(os.getpid()) - previous)
             self._killer.release()
             remove_scratch(self._scratch)
+            if isinstance(error, RetryError):
+                raise start_error(log.text(), error) from error
             raise
 
     async def complete(self, request: Request) -> Completion:
@@ -300,6 +306,39 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
             f"the vLLM engine did not start: {error}",
             hint="the cause is further up in this log; check for other processes on this device",
         ) from error
+
+
+# In the log of a core that did not start: an error, one that names no cause, and what a retry on
+# another device or at another time may mend.
+_ERROR = re.compile(r"(?:^|[\s.])([A-Z]\w*(?:Error|Exception)): (.*)")
+_CONSEQUENCE = re.compile(r"initialization failed|See (root cause|stack trace)|failed to start")
+_TEMPORARY = re.compile(
+    r"out of memory|free memory|CUDA (driver )?error|NCCL|timed? ?out|already in use|no space left",
+    re.I,
+)
+_PERMANENT = (
+    *("AssertionError", "AttributeError", "ImportError", "KeyError", "ModuleNotFoundError"),
+    *("NotImplementedError", "SafetensorError", "TypeError", "ValidationError", "ValueError"),
+)
+
+
+def start_error(log: str, error: RetryError) -> ProxError:
+    """Return the error of a core that did not start, by the end of its log.
+
+    UserError if it would not start on the next try either.
+    """
+    causes = [m for line in log.splitlines() if (m := _ERROR.search(line))]
+    cause = next((m for m in reversed(causes) if not _CONSEQUENCE.search(m[2])), None)
+    if cause is None:
+        return error
+    message = f"the vLLM engine did not start: {cause[1]}: {cause[2][:500]}"
+    if cause[1] in _PERMANENT and not _TEMPORARY.search(cause[2]):
+        return UserError(
+            message,
+            hint="no retry would help: change the section engine of the manifest or the model; "
+            "more is further up in this log",
+        )
+    return RetryError(message, hint=error.hint)
 
 
 def _dtype(name: str) -> str:
