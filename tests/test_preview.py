@@ -186,7 +186,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     assert main(["refine", str(tmp_path / "none.txt")]) == 2
     assert "no such input file" in capsys.readouterr().err
     assert main(["refine", str(tmp_path)]) == 2
-    assert "not a file" in capsys.readouterr().err
+    assert "is a folder" in capsys.readouterr().err
     locked = tmp_path / "locked.jsonl"
     locked.write_text("")
     locked.chmod(0)

@@ -251,14 +251,17 @@ def test_a_plan_stores_the_profile_and_its_texts(llama: Path, tmp_path: Path) ->
     system.unlink()
     with pytest.raises(UserError, match=r"system: cannot read .*system\.txt"):
         check_same_manifest(plan, asked)
-    assert Prompts.of_stage(stage).wrap(ChatTokenizer(), "x") == [("Clean.", "x")]
+    assert Prompts.of_stage(stage).wrap(ChatTokenizer(), "x") == ["Clean.|x"]
 
 
 class ChatTokenizer:
-    """Records what the chat template gets."""
+    """Its tokens are texts; its chat template has the system prompt and the message."""
 
-    def chat(self, system: str | None, user: str, arguments: object) -> list[Any]:
-        return [(system, user)]
+    def chat_frame(self, system: str | None, arguments: object, *, merge: bool = False) -> str:
+        return "{system}|{message}"
+
+    def encode(self, text: str, *, first: bool = True) -> list[Any]:
+        return [text]
 
 
 def test_a_models_system_prompt_may_be_in_a_file(llama: Path) -> None:
@@ -329,7 +332,7 @@ def test_each_command_shows_an_unusable_profile_as_one_line(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "The fox."}\n')
-    stage = {"level": "chunk", "model": str(llama), "prompt": "./mine.json"}
+    stage = {"level": "chunk", "model": str(llama), "prompt": "./mine.json", "max_new_tokens": 32}
     keys = {"name": "x", "corpus": {"paths": "in.jsonl"}, "stages": [stage]}
     path = tmp_path / "manifest.yaml"
     path.write_text(json.dumps(keys | {"engine": {"name": "transformers"}}))
