@@ -60,7 +60,10 @@ def test_files_without_the_text_field_are_named_with_their_fields(tmp_path: Path
         caught.value.message
     )
     assert caught.value.message.endswith("and 2 more files")
-    assert caught.value.hint.startswith("other files have one: leave these out of corpus.paths")
+    assert caught.value.hint.startswith("other files have one: list the fields of all files in")
+    both = {"paths": [*map(str, good), *map(str, bad)], "text": ["text", "content"]}
+    planned = prepare_run(manifest(tmp_path, [], corpus=both), None, None, freeze=False)
+    assert len(planned.plan.inputs) == 8
     with pytest.raises(UserError) as caught:
         prepare_run(manifest(tmp_path, bad[:1]), None, None)
     assert caught.value.hint.startswith("set corpus.text to the field with the text")

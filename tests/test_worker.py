@@ -24,6 +24,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.cluster import tasks
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
+from proxhpc.engines.rules.engine import RulesEngine
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.refine.refiner import Refiner, open_refiner
@@ -536,6 +537,42 @@ def test_the_work_of_a_resumed_run_adds_up(tmp_path: Path) -> None:
     assert last.work.refined == pytest.approx(total - published - resumed, abs=9)
     assert (last.work.pending, last.work.asked, last.work.shards) == (0, 0, {})
     assert last.work.answered == pytest.approx(last.work.refined / 4, abs=9)
+
+
+def test_a_kill_loses_at_most_one_and_a_half_times_the_time_between_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine needs a second for each document, by a clock that only it moves."""
+    commit = {"documents": 1000, "seconds": 20}
+    run = planned(tmp_path, 300, commit=commit, sharding={"tokens": 20_000_000})
+    now, started, committed, engine = time.monotonic(), 0, 0, asyncio.Lock()
+    lost: list[int] = []
+    refine_document, commit_rows = Refiner.refine, OpenShard.commit
+
+    async def refine_in_turn(self: Refiner, item: Document) -> Row:
+        nonlocal now, started
+        started += 1
+        async with engine:
+            lost.append(started - committed)
+            await asyncio.sleep(0)
+            now += 1
+            return await refine_document(self, item)
+
+    def count_committed(self: OpenShard) -> Counts:
+        nonlocal committed
+        counts = commit_rows(self)
+        committed += counts.documents
+        return counts
+
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("proxhpc.refine.pump.time", clock)
+    monkeypatch.setattr("proxhpc.worker.shard.time", clock)
+    monkeypatch.setattr(RulesEngine, "min_in_flight", 4)
+    monkeypatch.setattr(Refiner, "refine", refine_in_turn)
+    monkeypatch.setattr(OpenShard, "commit", count_committed)
+    refine(run)
+    assert committed == len(lost) == 300
+    assert 20 <= max(lost) <= 1.5 * 20 + 2
 
 
 def test_a_heartbeat_is_written_often_at_first(

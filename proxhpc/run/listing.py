@@ -164,9 +164,9 @@ def _refuse(misread: list[Probe], *, all_files: bool, key: Key) -> NoReturn:
     hint += f" (and {dotted((*key, 'format'))}, if it is wrong)"
     if not all_files:
         hint = (
-            f"other files have one: leave these out of {dotted((*key, 'paths'))}, and refine them"
+            f"other files have one: list the fields of all files in {dotted((*key, 'text'))}, as in"
         )
-        hint += f" in a run with another {dotted((*key, 'text'))}"
+        hint += f" [text, content], or leave these out of {dotted((*key, 'paths'))}"
     lines = [
         f"{probe.info.path}, record at {bad.position}: {bad.reason}: "
         + quoted(bad.detail, 500)[1:-1]
