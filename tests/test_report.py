@@ -73,7 +73,7 @@ def counts() -> Counts:
 
 
 def summary(**changes: Any) -> MergeSummary:
-    part = PartReceipt("m", "part-00000.jsonl.zst", 5, 3000, 900, "ab", 2000, 500, {0: 5})
+    part = PartReceipt("m", "part-00000.jsonl.zst", 5, 3000, 900, "ab", 2000, 500, {0: 5}, {})
     values: dict[str, Any] = {
         "match_digest": "m",
         "counts": counts(),

@@ -332,7 +332,7 @@ def test_phases_follow_the_files(run: Run) -> None:
     publish(run, *range(len(run.plan.shards)))
     assert collect(run.dir, None).phase == "merging"
     assert "✓ refine   ▸ sketch   · match   · write   · report" in page(collect(run.dir, None))
-    part = PartReceipt("m", run.dir.part(0).name, 56, 900, 5, "ab", 800, 200, {0: 56})
+    part = PartReceipt("m", run.dir.part(0).name, 56, 900, 5, "ab", 800, 200, {0: 56}, {})
     merged = MergeSummary(
         "m", counts(60), DuplicateCounts(4, 0, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
     )

@@ -4,12 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from proxhpc.account.quantity import quantity
 from proxhpc.annotate.summary import AnnotationSummary
-from proxhpc.status.terminal import safe, whole
+from proxhpc.status.terminal import plain_table, safe, whole
 
 _COLUMNS = (
     *("examples", "dropped", "untouched", "with_strings"),
@@ -19,11 +18,8 @@ _COLUMNS = (
 
 def render_summary(summary: AnnotationSummary) -> RenderableType:
     """A table of the examples, and what became of all other documents and windows."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("teacher", "level", "split"):
-        table.add_column(name, overflow="fold")
-    for name in ("sources", *_COLUMNS):
-        table.add_column(name.replace("_", " "), justify="right")
+    heads = (name.replace("_", " ") for name in ("sources", *_COLUMNS))
+    table = plain_table(("teacher", "level", "split"), heads)
     groups: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for group in summary.groups:
         counts = {name: n for name in _COLUMNS if (n := getattr(group, name)) is not None}

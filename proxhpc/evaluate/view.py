@@ -12,7 +12,7 @@ from proxhpc.evaluate.bootstrap import Score
 from proxhpc.evaluate.limits import LimitEffect
 from proxhpc.evaluate.result import Evaluation, Execution, GroupScores, SystemScores
 from proxhpc.spec.sections import Level
-from proxhpc.status.terminal import percentage, safe, short, whole
+from proxhpc.status.terminal import percentage, plain_table, safe, short, whole
 
 MAIN_METRICS: dict[Level, tuple[str, ...]] = {"chunk": ("token_f1",), "doc": ("accuracy", "auc")}
 """Metrics that are printed with their interval and with the refiner's lead."""
@@ -61,11 +61,8 @@ def render_evaluation(evaluation: Evaluation) -> RenderableType:
 def _table(groups: list[GroupScores], refiners: Sequence[str], lead: str) -> Table:
     """All systems on all documents, and the refiners on those of each group."""
     main = MAIN_METRICS[groups[0].level]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", overflow="fold")
-    for name in groups[0].systems[0].scores:
-        table.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
-    table.add_column(lead, justify="right", no_wrap=True)
+    heads = (HEADS.get(name, name) for name in groups[0].systems[0].scores)
+    table = plain_table([""], [*heads, lead], wrap=False)
     for system in groups[0].systems:
         table.add_row(*map(Text, _row(_short_name(system.name), system, main)))
     for group in groups[1:]:
@@ -80,10 +77,8 @@ def _table(groups: list[GroupScores], refiners: Sequence[str], lead: str) -> Tab
 
 
 def _limits(limits: list[LimitEffect]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", overflow="fold")
-    for name in ("overruled", "documents", "score as set", "without", "right in"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("overruled", "documents", "score as set", "without", "right in")
+    table = plain_table([""], numbers, wrap=False)
     for limit in limits:
         changed = limit.right + limit.wrong
         cells = (

@@ -19,7 +19,7 @@ from proxhpc.report.examples import short_diff, typical_example
 from proxhpc.report.model import AccountBase
 from proxhpc.report.text import sentence
 from proxhpc.run.paths import RunDir
-from proxhpc.status.terminal import safe, short, whole
+from proxhpc.status.terminal import plain_table, safe, short, whole
 from proxhpc.status.totals import unusable_warning
 
 _COMMANDS = 3
@@ -97,9 +97,7 @@ def _counts(report: AccountBase) -> Table:
         ("duplicates", documents.duplicates or 0, lost.get("duplicate")),
     ]
     shown = [("read", documents.read, tokens.read), *filter(itemgetter(1), columns), last]
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("", *map(itemgetter(0), shown)):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    table = plain_table([""], map(itemgetter(0), shown))
     table.add_row("documents", *(whole(number) for _, number, _ in shown))
     table.add_row("tokens", *("" if number is None else short(number) for *_, number in shown))
     return table

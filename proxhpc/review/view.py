@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from rich.console import Group, RenderableType, group
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from proxhpc.account.quantity import quantity
@@ -14,7 +13,7 @@ from proxhpc.review.document import Stratum
 from proxhpc.review.estimate import Estimate, ReviewSummary, summarize
 from proxhpc.review.page import Page
 from proxhpc.review.session import KEYS, ReviewSession
-from proxhpc.status.terminal import safe, whole
+from proxhpc.status.terminal import plain_table, safe, whole
 
 CHROME = 6
 """Rows of the screen that show no line of the document."""
@@ -122,9 +121,7 @@ def render_review(summary: ReviewSummary) -> Iterator[RenderableType]:
     named = f", {summary.named:,} of them named with --id" if summary.named else ""
     yield Text(safe(f"{quantity(summary.marked, 'document')} marked{named}: {summary.marks}"))
     yield Text()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("", "documents", "marked", "right", "share (95 %)"):
-        table.add_column(name, justify="right" if name else "left")
+    table = plain_table([""], ("documents", "marked", "right", "share (95 %)"))
     for one in summary.strata:
         label = safe(_stratum(Stratum(one.outcome, one.reason)))
         documents = whole(one.documents or None)

@@ -6,8 +6,10 @@ title or reverse the reading direction.
 
 import re
 import sys
+from collections.abc import Iterable
 
 from rich.console import Console
+from rich.table import Table
 
 # C0 and C1 controls (ESC, and CSI as one character), line and paragraph separators, bidirectional
 # overrides (CVE-2021-42574), lone surrogates, byte order marks and tag characters.
@@ -50,6 +52,16 @@ def make_console() -> Console:
         if sys.stdout.isatty()
         else _PipeConsole(highlight=False, width=_PLAIN_WIDTH)
     )
+
+
+def plain_table(texts: Iterable[str], numbers: Iterable[str], *, wrap: bool = True) -> Table:
+    """Return a table without lines: columns of texts, then columns of numbers, which may wrap."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", overflow="fold", no_wrap=not wrap)
+    return table
 
 
 def whole(number: int | None) -> str:

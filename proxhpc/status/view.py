@@ -14,7 +14,7 @@ from proxhpc.account.reasons import reason_text
 from proxhpc.run.models import short_name
 from proxhpc.status.assess import ACTIVE_STATES
 from proxhpc.status.model import Failure, Status, WorkerStatus
-from proxhpc.status.terminal import duration, percentage, safe, short, whole
+from proxhpc.status.terminal import duration, percentage, plain_table, safe, short, whole
 from proxhpc.status.totals import unusable_warning
 
 MAX_WORKER_ROWS = 24  # the JSON lists all workers
@@ -171,10 +171,7 @@ def _model_requests(status: Status) -> Iterator[Table]:
     stages = [(name, usage) for name, usage in stages if usage.requests]
     if not stages:
         return  # the rules ask no model
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("")
-    for name in ("requests", "tokens in", "cached", "tokens out"):
-        table.add_column(name, justify="right")
+    table = plain_table([""], ("requests", "tokens in", "cached", "tokens out"))
     for name, usage in stages:
         cached = percentage(usage.cached_tokens, usage.prompt_tokens)
         cells = (whole(usage.requests), short(usage.prompt_tokens), cached, short(usage.new_tokens))
