@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from proxhpc.cluster.queue import Tag
 from proxhpc.faults import FAULT_POINTS, FaultPoint
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.process import descendants
 from runs import AFTER_DEATHS, corpus_bytes, local_site, manifest, many_documents
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from slurm_config import Spec
@@ -53,6 +55,27 @@ SUBMITTING = FAULT_POINTS[
 STALE_AFTER = 30  # seconds; a frozen worker sleeps longer
 TIMEOUT = 2400  # seconds that a run may take after its last event
 DISK_MB = 192
+LIES = ("nothing", "rubbish", "error", "hang")
+LIAR = """\
+case "$(cat $mode 2> /dev/null)" in
+  nothing) exit 0 ;;
+  rubbish) echo "usage: squeue [options]"; exit 0 ;;
+  error) echo "Unable to contact slurm controller" >&2; exit 1 ;;
+  hang) sleep 90 ;;
+esac"""
+# A launcher in another pid namespace is like one on another login node. The first process there is
+# a shell, because the first process cannot stop itself.
+ELSEWHERE = (
+    "unshare",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "sh",
+    "-c",
+    '"$@"; :',
+    "sh",
+)
 WORKERS = 6  # more than an array of MaxArraySize 5 holds
 MIN_EVENTS = 10  # of a run, if it lasts long enough
 
@@ -152,11 +175,44 @@ class ChaosRun:
             self._later(STALE_AFTER + 12, f"thaw worker {job}", self._thaw, pid)
         return f"worker {job}" if pid else ""
 
+    def sleeper(self) -> str:
+        """Freeze a launcher at a random point; another one takes over; then the first wakes up."""
+        if any(what.startswith("wake") for _, what, _ in self.scheduled):
+            return ""
+        point = self.rng.choice(SUBMITTING)
+        self.token(point).touch()
+        sleeper = self._launcher(point, *ELSEWHERE, PROXHPC_FAULT_SIGNAL="STOP")
+        while self.token(point).exists() and sleeper.poll() is None:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        stopped = [pid for pid in descendants(sleeper.pid) if is_stopped(pid)]
+        self.token(point).unlink(missing_ok=True)
+        self.armed.discard(point)
+        for pid in stopped:
+            self._later(STALE_AFTER + 20, f"wake the launcher at '{point}'", self._thaw, pid)
+        if not stopped:
+            sleeper.wait(timeout=200)
+            return ""
+        self.relaunch()
+        return f"launcher frozen at '{point}', launched again"
+
+    def liar(self) -> str:
+        """Let squeue and sacct print nothing, rubbish or an error, or hang, for some seconds."""
+        mode = self.folder / "liar"
+        if mode.exists():
+            return ""
+        mode.write_text(self.rng.choice(LIES))
+        what = mode.read_text()
+        end = partial(mode.unlink, missing_ok=True)
+        self._later(self.rng.uniform(3, 15), "squeue is right again", end)
+        return f"squeue and sacct: {what}"
+
     def relaunch(self) -> None:
         """Launch, as a user does."""
         for _ in range(4):
             if (code := self._launcher().wait(timeout=200)) == 0:
                 return
+            (self.folder / "liar").unlink(missing_ok=True)  # else a launch rightly refuses
             time.sleep(5)
         raise BrokenRunError(f"proxhpc launch exits {code}: {self.launch_log_tail()}")
 
@@ -221,12 +277,15 @@ class ChaosRun:
                     workers.append((pid, job))
         return self.rng.choice(sorted(workers)) if workers else (0, "")
 
-    def _launcher(self, point: FaultPoint | None = None) -> subprocess.Popen[bytes]:
+    def _launcher(
+        self, point: FaultPoint | None = None, *prefix: str, **variables: str
+    ) -> subprocess.Popen[bytes]:
         armed = {"PROXHPC_FAULT": f"{point}:{self.token(point)}"} if point else {}
+        path = f"{self.folder / 'wrap'}:{self.cluster.env()['PATH']}"
         with (self.folder / "launch.log").open("ab") as log:
             return subprocess.Popen(
-                [*PROXHPC, "launch", str(self.run.root)],
-                env=self.cluster.env(**armed),
+                [*prefix, *PROXHPC, "launch", str(self.run.root)],
+                env=self.cluster.env(**armed, **variables, PATH=path),
                 stdout=log,
                 stderr=log,
             )
@@ -242,6 +301,32 @@ class ChaosRun:
         self.scheduled.append(entry)
 
 
+def is_stopped(pid: int) -> bool:
+    """Return True if a process is stopped by a signal."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
+def write_wrappers(chaos: ChaosRun) -> Path:
+    """Write a site's own squeue and sacct, which may lie, and in half of the runs its sbatch.
+
+    That one removes comments from jobs.
+    """
+    folder = chaos.folder / "wrap"
+    folder.mkdir()
+    scripts = dict.fromkeys(("squeue", "sacct"), LIAR)
+    if chaos.rng.random() < 0.5:
+        scripts["sbatch"] = 'sed -i /--comment/d "${@: -1}"'
+    for name, script in scripts.items():
+        real = shutil.which(name, path=chaos.cluster.env()["PATH"])
+        if real:
+            text = f'#!/bin/bash\nmode={chaos.folder}/liar\n{script}\nexec {real} "$@"\n'
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+    return folder
+
+
 WEIGHTS = {  # how often each event is drawn
     "kill": 5,
     "scancel": 3,
@@ -252,6 +337,8 @@ WEIGHTS = {  # how often each event is drawn
     "launcher": 2,
     "controller": 1,
     "disk": 1,
+    "sleeper": 1,
+    "liar": 2,
 }
 
 
@@ -321,7 +408,10 @@ def slurm_site(chaos: ChaosRun) -> str:
         "time": 10,
         "stale_after": STALE_AFTER,
         "python": str(python),
-        "setup": [f"export PROXHPC_FAULT='{armed}'"],
+        "setup": [
+            f"export PROXHPC_FAULT='{armed}'",
+            f"export PATH={write_wrappers(chaos)}:$PATH",
+        ],
         "phases": {"merge": {"workers": 2}},  # arrays, unless the corpus is small
     }
     path = chaos.folder / "slurm.yaml"

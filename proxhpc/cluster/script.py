@@ -15,15 +15,15 @@ from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Container, PhaseName, Resources, Site
 
 # A node on which every job fails at once is always idle, so it attracts the control job, too. A
-# control job that fails is requeued away from its node. One that was cancelled is not: squeue no
-# longer lists it as RUNNING.
+# control job that fails is requeued away from its node. One that was cancelled is not: it is no longer
+# RUNNING.
 REQUEUE_ON_FAILURE = """\
 requeue_on_failure() {
   code=$?
-  unset ${!SQUEUE_@} SLURM_CLUSTERS
+  unset SLURM_CLUSTERS
   trap "" TERM
   if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 4 ] &&
-     [ "$(squeue -a -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+     scontrol show job -o "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
     scontrol requeue "$SLURM_JOB_ID" &&
     scontrol update jobid="$SLURM_JOB_ID" excnodelist="$SLURMD_NODENAME"
   fi
