@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from proxhpc.cli.main import main
 from proxhpc.errors import UserError
 from proxhpc.run.listing import Listing, find_inputs
+from proxhpc.spec.manifest import load_manifest
 from proxhpc.spec.sections import Corpus
 from runs import document, local_site, manifest, write_jsonl
 from test_corpus_inputs import not_root
@@ -105,8 +107,6 @@ def test_an_empty_match_says_why(folder: Path, pattern: str, reason: str) -> Non
     "url", ["hf://datasets/a/b/*.parquet", "s3://bucket/*.jsonl", "http://x/a"]
 )
 def test_a_url_is_refused_with_the_way_to_download(tmp_path: Path, url: str) -> None:
-    from proxhpc.spec.manifest import load_manifest
-
     with pytest.raises(UserError, match=r"is not a path: (first run|download)"):
         load_manifest(manifest(tmp_path, [], corpus={"paths": url}))
 
@@ -114,8 +114,6 @@ def test_a_url_is_refused_with_the_way_to_download(tmp_path: Path, url: str) -> 
 def test_files_that_arrive_after_the_plan_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from proxhpc.cli.main import main
-
     write_jsonl(tmp_path / "in/a.jsonl", [document(0)])
     path, site = manifest(tmp_path, [tmp_path / "in/*.jsonl"]), local_site(tmp_path)
     arguments = [str(path), "--site", str(site)]
@@ -124,3 +122,20 @@ def test_files_that_arrive_after_the_plan_are_told(
     write_jsonl(tmp_path / "in/b.jsonl", [document(1)])
     assert main(["plan", *arguments]) == 0
     assert "1 file is new since the plan" in " ".join(capsys.readouterr().out.split())
+
+
+def test_launch_prints_the_notes_of_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", [document(n) for n in range(3)])
+    for n in range(20):
+        (tmp_path / f"in/b{n}.json.gz").write_bytes(b"<?xml version='1.0'?><Error>%d" % n)
+    (tmp_path / "in/c.jsonl").mkdir()
+    path = manifest(tmp_path, [tmp_path / "in/*"])
+    assert main(["launch", str(path), "--site", local_site(tmp_path)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes[0] == "note: 1 match is a folder and left out: c.jsonl"
+    assert "b0.json.gz: corrupt_input" in notes[1]
+    assert "it looks like XML, perhaps the error page of a download" in notes[1]
+    assert notes[-1] == "note: and 12 more files"
+    assert len(notes) == 10
