@@ -5,12 +5,15 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from proxhpc.cluster import job_step
+from proxhpc.cluster.job_step import StepTask
 from proxhpc.errors import RetryError, UserError
 from proxhpc.train import pretrain as module
 from proxhpc.train.pretrain import PretrainOptions, PretrainResult, pretrain
@@ -197,14 +200,35 @@ def parallel_options() -> dict[str, PretrainOptions]:
     }
 
 
-def test_two_processes_equal_one_that_accumulates(tokens: Path, tmp_path: Path) -> None:
-    assert run_processes(2, _train_both, tokens, tmp_path, log=print) == 2
+def test_two_tasks_of_a_job_step_equal_one_process_that_accumulates(
+    tokens: Path, tmp_path: Path
+) -> None:
+    step = f"{os.getpid()}.0"
+
+    def run(rank: int) -> int:
+        task = StepTask(step, rank, 2, local_rank=0, local_count=1, address="127.0.0.1")
+        return run_processes(1, _train_both, tokens, tmp_path, log=print, task=task)
+
+    with ThreadPoolExecutor(2) as tasks:
+        assert list(tasks.map(run, range(2))) == [2, 2]
     for name, options in parallel_options().items():
         two = pretrain(options, tokens, tmp_path / name, print)
         one = pretrain(options, tokens, tmp_path / f"one-{name}", print)
         assert difference(one, two) < 1e-4
         pairs = zip(losses(one), losses(two), strict=True)
         assert all(left["loss"] == pytest.approx(right["loss"], abs=1e-4) for left, right in pairs)
+
+
+def test_a_task_finds_its_place_in_a_job_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"STEP_NUM_TASKS": 4, "NTASKS": 4, "JOB_NUM_NODES": 2, "PROCID": 3, "LOCALID": 1}
+    names = {"JOB_ID": "7", "STEP_ID": "0", "JOB_NODELIST": "no-such-host[1-2]", "NODEID": "1"}
+    for name, value in {**numbers, **names}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    shown = "NodeName=no-such-host1 NodeAddr=10.0.0.7 NodeHostName=h Port=1"
+    monkeypatch.setattr(job_step.slurm, "run_command", lambda *_: shown)
+    assert job_step.step_task() == StepTask("7.0", 3, 4, 1, 2, "10.0.0.7")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert job_step.step_task() is None
 
 
 def test_all_activations_are_computed_twice_with_the_same_result(

@@ -24,9 +24,9 @@ def step_task() -> StepTask | None:
     """Return this process's place in its job step; None if it is the only task, or no task."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) == 1:
         return None
-    from submitit import JobEnvironment
+    from submitit.slurm.slurm import SlurmJobEnvironment
 
-    environment = JobEnvironment()
+    environment = SlurmJobEnvironment()
     return StepTask(
         step=f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}",
         rank=environment.global_rank,

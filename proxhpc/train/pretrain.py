@@ -127,16 +127,20 @@ def pretrain(
             f"{options.context:,} tokens"
         )
     folder = _Folder(out)
-    if not folder.finished.exists():
+    if folder.finished.exists():
+        finished = orjson.loads(folder.finished.read_bytes())
+    else:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        run_processes(processes, _train, options, tokens, out, log=log, task=step_task())
-    return _result(options, TokenFile(tokens, options.context, options.seed), folder)
+        finished = run_processes(processes, _train, options, tokens, out, log=log, task=step_task())
+    return _result(options, TokenFile(tokens, options.context, options.seed), folder, finished)
 
 
-def _train(options: PretrainOptions, tokens: Path, out: Path, log: Callable[[str], None]) -> None:
+def _train(
+    options: PretrainOptions, tokens: Path, out: Path, log: Callable[[str], None]
+) -> dict[str, Any]:  # as in finished.json
     """Train in one of the processes."""
-    _Pretraining(options, tokens, _Folder(out), log).run()
+    return _Pretraining(options, tokens, _Folder(out), log).run()
 
 
 class _Folder:
@@ -161,9 +165,10 @@ class _Folder:
             )
 
 
-def _result(options: PretrainOptions, tokens: TokenFile, folder: _Folder) -> PretrainResult:
+def _result(
+    options: PretrainOptions, tokens: TokenFile, folder: _Folder, finished: dict[str, Any]
+) -> PretrainResult:
     sequences = options.steps * options.batch
-    finished = orjson.loads(folder.finished.read_bytes())
     folder.check_options(_fixed(options, tokens), finished["options"])
     return PretrainResult(
         steps=options.steps,
@@ -196,8 +201,8 @@ class _Pretraining:
         self._is_first = True  # of the processes
         self._share, self._micro = options.batch, options.batch  # sequences of this process
 
-    def run(self) -> None:
-        """Train to the end and write the weights."""
+    def run(self) -> dict[str, Any]:
+        """Train to the end and write the weights; what is in finished.json."""
         from transformers.utils import logging
 
         from proxhpc.train.engine import Engine, shard, training_arguments
@@ -236,8 +241,19 @@ class _Pretraining:
         if saved is None or saved["step"] < options.steps:
             engine.run()
             saved = engine.checkpoint()
+        finished = {
+            "options": self._fixed,
+            "parameters": sum(p.numel() for p in self._model.parameters()),
+            "flops": _training_flops(options, self._model),
+        }
         if self._is_first:
-            self._finish(saved)
+            self._export(saved, folder.weights, average=False)
+            if options.average:
+                self._export(saved, folder.average, average=True)
+            write_atomic(folder.finished, orjson.dumps(finished))
+            folder.state.unlink(missing_ok=True)
+        engine.accelerator.wait_for_everyone()
+        return finished
 
     # Hooks of the engine.
 
@@ -309,20 +325,6 @@ class _Pretraining:
         write_atomic(self._folder.losses, b"".join(row + b"\n" for row in rows[:steps]))
         for draft in self._folder.out.rglob(".*.tmp"):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
-
-    def _finish(self, checkpoint: Checkpoint) -> None:
-        """Write the weights, and last the file that says so."""
-        folder, options = self._folder, self._options
-        self._export(checkpoint, folder.weights, average=False)
-        if options.average:
-            self._export(checkpoint, folder.average, average=True)
-        finished = {
-            "options": self._fixed,
-            "parameters": sum(p.numel() for p in self._model.parameters()),
-            "flops": _training_flops(options, self._model),
-        }
-        write_atomic(folder.finished, orjson.dumps(finished))
-        folder.state.unlink(missing_ok=True)
 
     def _export(self, checkpoint: Checkpoint, path: Path, *, average: bool) -> None:
         """Write a model's directory completely or not at all."""

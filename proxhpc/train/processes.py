@@ -18,6 +18,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from proxhpc.cluster.job_step import StepTask
 from proxhpc.errors import ProxError, RetryError
@@ -171,6 +172,7 @@ def _main(
     local = {"LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": group.local_count}
     numbers = {"RANK": rank, "WORLD_SIZE": group.count, **local}
     os.environ |= {name: str(value) for name, value in numbers.items()}
+    os.environ["MASTER_ADDR"] = urlsplit(group.meeting).hostname or "localhost"  # is checked only
     os.environ.setdefault("OMP_NUM_THREADS", str(group.threads))  # or accelerate chooses
     torch.set_num_threads(group.threads)
     backend = "gloo"
