@@ -140,12 +140,10 @@ class VLLMEngine:
         vLLM ends an answer at any repetition, because it knows nothing of the quoted lines. Where
         `is_loop` disagrees, the answer is continued, with all but its last tokens in the cache.
         """
-        from vllm.inputs import TokensPrompt
-
         outputs: list[Any] = []
         ids: list[int] = []
         while True:
-            prompt = TokensPrompt(prompt_token_ids=[*request.prompt, *ids])
+            prompt = _prompt([*request.prompt, *ids])
             limit = request.max_new_tokens - len(ids)
             parameters = sampling_params(replace(request, max_new_tokens=limit), self._stop)
             name = str(next(self._request_ids))
@@ -198,6 +196,14 @@ class VLLMEngine:
             score=_score(answers[0].logprobs, request),
             work=_work(outputs, cached, self._window) if len(outputs) > 1 or self._window else None,
         )
+
+
+def _prompt(ids: list[int]) -> dict[str, Any]:
+    """Token ids as a prompt that vLLM need not render; older versions know no such prompt."""
+    from vllm import inputs
+
+    rendered = {"type": "token"} if hasattr(inputs, "TokensInput") else {}
+    return {**rendered, "prompt_token_ids": ids}
 
 
 def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
