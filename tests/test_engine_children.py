@@ -18,24 +18,27 @@ WORKER = """
 import multiprocessing, os, sys, time
 from proxhpc.engines.spawn import ErrorLog, OrphanKiller, children_watched
 
+def say(word):
+    os.write(1, f"{word}\\n".encode())  # at once, so that words of two processes do not mix
+
 def sleep():
-    print("core", os.getpid(), flush=True)
+    say("core")
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(900,)).start()
     time.sleep(900)
 
 if __name__ == "__main__":
     killer, log = OrphanKiller(), ErrorLog()
-    print("starting", flush=True)
+    say("starting")
     with children_watched(killer, log):
         child = multiprocessing.get_context(sys.argv[1]).Process(target=sleep)
         child.start()
-        print("started", flush=True)
+        say("started")
         if sys.argv[2] == "start":
             time.sleep(900)
     sys.stdin.readline()
-    print("closing", flush=True)
+    say("closing")
     killer.release()
-    print("closed", flush=True)
+    say("closed")
     time.sleep(900)
 """
 
@@ -68,7 +71,7 @@ def kill_worker(folder: Path, method: str, phase: str, delay: float) -> None:
     assert worker.stdin is not None
     assert worker.stdout is not None
     wanted = {"start": "starting", "serve": "core", "close": "core"}[phase]
-    while not worker.stdout.readline().startswith(wanted):
+    while worker.stdout.readline() != f"{wanted}\n":
         assert worker.poll() is None
     if phase == "close":
         worker.stdin.write("\n")
