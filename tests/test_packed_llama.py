@@ -17,7 +17,9 @@ from tiny_models import save_llama
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from proxhpc.engines import packed_kernels as kernels  # noqa: E402
+from proxhpc.engines.batching import oldest_batch  # noqa: E402
 from proxhpc.engines.packed_llama import PackedLlama  # noqa: E402
+from proxhpc.engines.tokenizer import HFTokenizer  # noqa: E402
 from proxhpc.engines.transformers_engine import TransformersEngine  # noqa: E402
 
 PLAIN = {"num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32}
@@ -204,3 +206,24 @@ def test_an_answer_does_not_depend_on_its_batch(
         assert batch == [answer for request in asked for answer in answers(engine, [request])]
     finally:
         asyncio.run(engine.close())
+
+
+def test_packed_batches_have_the_oldest_requests_up_to_a_number_of_tokens() -> None:
+    asked = [
+        Request("doc", [1] * n, (), 0, 1, order=order) for n, order in ((9, 2), (5, 0), (4, 1))
+    ]
+    assert oldest_batch(asked, 9) == [1, 2]
+    assert oldest_batch(asked, 18) == [1, 2, 0]
+    assert oldest_batch(asked, 3) == [1]
+
+
+def test_lines_that_repeat_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = HFTokenizer(folder)
+    monkeypatch.setattr("proxhpc.engines.tokenizer.MEMO_LINES", 4)
+    calls: list[list[str]] = []
+    encode = fast._encode_batch
+    monkeypatch.setattr(fast, "_encode_batch", lambda new: calls.append(new) or encode(new))
+    long = "long " * 40
+    for lines in (["a", "", "a", long], ["", long, "a"], ["b", "c", "d"], ["a", "d"]):
+        assert fast.encode_lines(lines) == [fast.encode(line) for line in lines]
+    assert calls == [["a", "", long], [long], ["b", "c", "d"], ["a"]]

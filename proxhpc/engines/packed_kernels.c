@@ -24,9 +24,10 @@ static inline __m512bh both(const bf16 *pair) {
     return (__m512bh)_mm512_set1_epi32(bits);
 }
 
+// 0 below -104.
 static inline __m512 exponential(__m512 x) {
     // The second operand is the result if one is not a number.
-    x = _mm512_min_ps(_mm512_set1_ps(88), _mm512_max_ps(_mm512_set1_ps(-87), x));
+    x = _mm512_min_ps(_mm512_set1_ps(88), _mm512_max_ps(_mm512_set1_ps(-104), x));
     __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
     __m512 whole = _mm512_roundscale_ps(power, 0);
     __m512 f = _mm512_sub_ps(power, whole);
@@ -124,14 +125,15 @@ static void tile(const bf16 (*query)[DIM], const bf16 *keys, const bf16 *values,
     for (int row = 0; row < TILE; row++) {
         long seen = first + row + 1 < count ? first + row + 1 : count;
         for (long k = seen; k < count; k++) scores[row][k] = -INFINITY;
-        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-        for (long k = 0; k < count; k += LANES)
-            most = _mm512_max_ps(most, _mm512_loadu_ps(scores[row] + k));
-        __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+        __m512 most = _mm512_loadu_ps(scores[row]), other = _mm512_loadu_ps(scores[row] + LANES);
+        for (long k = KEYS; k < count; k += KEYS) {
+            most = _mm512_max_ps(most, _mm512_load_ps(scores[row] + k));
+            other = _mm512_max_ps(other, _mm512_load_ps(scores[row] + k + LANES));
+        }
+        __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(most, other)));
+        __m512 sum = _mm512_setzero_ps();
         for (long k = 0; k < count; k += LANES) {
-            __m512 score = _mm512_loadu_ps(scores[row] + k);
-            __mmask16 in = _mm512_cmp_ps_mask(score, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-            __m512 weight = _mm512_maskz_mov_ps(in, exponential(_mm512_sub_ps(score, top)));
+            __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(scores[row] + k), top));
             sum = _mm512_add_ps(sum, weight);
             store(weights[row] + k, weight);
         }

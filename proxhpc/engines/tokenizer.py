@@ -17,6 +17,8 @@ _OTHER = "choose another `prompt` for this stage, as prox-llama2 or prox-plain"
 _FIRST_BLANK = '"prepend_scheme":"first"'
 # Where conversions of SentencePiece models fail: first word, runs of spaces, unknown letters.
 _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
+# Short lines are encoded once: pages repeat them, and a walk asks for them after they were counted.
+MEMO_LINES, MEMO_CHARS = 16_384, 66
 
 
 class HFTokenizer:
@@ -65,6 +67,7 @@ class HFTokenizer:
             (added.content, bool(added.special)): int(number)
             for number, added in self._markup.get_added_tokens_decoder().items()
         }
+        self._memo: dict[str, list[int]] = {}
         self._leaks: frozenset[int] = frozenset()
         self._leaks = self._find_leaks()
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
@@ -137,8 +140,18 @@ class HFTokenizer:
         return [piece for part in parts for piece in self._pieces(part)]
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids of each line, encoded separately."""
-        batch = self._text.encode_batch_fast(list(lines), add_special_tokens=False)
+        """Token ids of each line, encoded separately. They are shared: do not change them."""
+        memo = self._memo  # another thread may replace it
+        new = [line for line in dict.fromkeys(lines) if line not in memo]
+        encoded = dict(zip(new, self._encode_batch(new), strict=True))
+        ids = [encoded[line] if line in encoded else memo[line] for line in lines]
+        if len(memo) + len(new) > MEMO_LINES:
+            self._memo = {}
+        self._memo.update((line, encoded[line]) for line in new if len(line) <= MEMO_CHARS)
+        return ids
+
+    def _encode_batch(self, lines: list[str]) -> list[list[int]]:
+        batch = self._text.encode_batch_fast(lines, add_special_tokens=False)
         if not self._leaks:
             return [tokens.ids for tokens in batch]
         return [

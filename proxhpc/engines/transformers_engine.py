@@ -42,7 +42,7 @@ from proxhpc.run.models import ModelRef
 _log = logging.getLogger(__name__)
 
 PASS_TOKENS = {"cpu": 32, "cuda": 2048}  # that take as long as starting a pass, on a fast device
-PACKED_TOKENS = 4096  # of a packed batch; more are no faster
+PACKED_TOKENS = 8192  # of a packed batch; more are hardly faster
 LINGER_S = 0.01  # how long an incomplete batch waits for the next request
 
 
