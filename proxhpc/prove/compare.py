@@ -1,8 +1,9 @@
 """Arms compared with the baseline: from the files of a prove directory to the verdict's parts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from proxhpc.evaluate.bootstrap import Score
@@ -20,7 +21,7 @@ from proxhpc.prove.model import (
     TaskScores,
 )
 from proxhpc.prove.sentences import answer_sentence
-from proxhpc.prove.statistics import Effect, LearningCurve, holm, paired_effect, trimmed_mean
+from proxhpc.prove.statistics import Effect, LearningCurve, holm, paired_effects, trimmed_mean
 from proxhpc.spec.prove import HeldOut, Prove
 
 if TYPE_CHECKING:
@@ -141,17 +142,45 @@ def _learning_curve(measured: Measurements, held_out: str) -> LearningCurve | No
     return LearningCurve(tokens, tuple(points[one] for one in tokens)) if len(tokens) > 1 else None
 
 
-def compare_arm(measured: Measurements, arm: str) -> ArmComparison:
-    """An arm against the baseline, on all held-out sets and tasks."""
-    sets = measured.section.held_out
-    effects = [
-        paired_effect(
-            measured.bits_per_byte(arm, each.name)
-            - measured.bits_per_byte(measured.baseline, each.name),
-            measured.hosts[each.name],
-        )
-        for each in sets
+def compare_arms(measured: Measurements) -> list[ArmComparison]:
+    """The other arms against the baseline, on all held-out sets and tasks."""
+    of_sets = [
+        _effects(measured, partial(measured.bits_per_byte, held_out=each.name), each.name)
+        for each in measured.section.held_out
     ]
+    of_tasks = {
+        task: _effects(measured, partial(measured.gold_bits_per_byte, task=task))
+        for task in measured.task_names()
+    }
+    return [
+        _compare_arm(
+            measured,
+            arm,
+            [effects[arm] for effects in of_sets],
+            {task: effects[arm] for task, effects in of_tasks.items()},
+        )
+        for arm in measured.arms
+        if arm != measured.baseline
+    ]
+
+
+def _effects(
+    measured: Measurements, values: "Callable[[str], Values]", held_out: str = ""
+) -> dict[str, Effect]:
+    """The effect of each arm but the baseline on what `values` returns for an arm."""
+    import numpy as np
+
+    arms = [arm for arm in measured.arms if arm != measured.baseline]
+    base = values(measured.baseline)
+    differences = np.stack([values(arm) - base for arm in arms])
+    hosts = measured.hosts[held_out] if held_out else ()
+    return dict(zip(arms, paired_effects(differences, hosts), strict=True))
+
+
+def _compare_arm(
+    measured: Measurements, arm: str, effects: Sequence[Effect], tasks: Mapping[str, Effect]
+) -> ArmComparison:
+    sets = measured.section.held_out
     adjusted = iter(
         _adjusted([e for e, each in zip(effects, sets, strict=True) if not each.control])
     )
@@ -169,7 +198,10 @@ def compare_arm(measured: Measurements, arm: str) -> ArmComparison:
         sentence=answer_sentence(arm, measured.baseline, answer, main),
         main_set=main.name,
         sets=tuple(compared),
-        tasks=tuple(_compare_tasks(measured, arm)),
+        tasks=tuple(
+            _comparison(*each)
+            for each in zip(tasks, tasks.values(), _adjusted(list(tasks.values())), strict=True)
+        ),
         account=_account(measured, arm, main.data_factor),
     )
 
@@ -234,15 +266,6 @@ def _account(measured: Measurements, arm: str, data_factor: float | None) -> Com
         break_even_parameters=parameters,
         break_even_tokens=None if parameters is None else TOKENS_PER_PARAMETER * parameters,
     )
-
-
-def _compare_tasks(measured: Measurements, arm: str) -> list[SetComparison]:
-    tasks = measured.task_names()
-    effects = []
-    for task in tasks:
-        of_arm = measured.gold_bits_per_byte(arm, task)
-        effects.append(paired_effect(of_arm - measured.gold_bits_per_byte(measured.baseline, task)))
-    return [_comparison(*each) for each in zip(tasks, effects, _adjusted(effects), strict=True)]
 
 
 def task_result(measured: Measurements, task: str) -> TaskResult:

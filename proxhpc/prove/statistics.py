@@ -56,44 +56,67 @@ class _Source(NamedTuple):
     df: float
 
 
-def paired_effect(
+def paired_effects(
     differences: "Array", hosts: Sequence[str] = (), rounds: int = _ROUNDS, seed: int = 0
-) -> Effect:
-    """The effect in differences (seeds, documents); a document without a host is one itself.
+) -> list[Effect]:
+    """The effect of each arm in differences to the baseline (arms, seeds, documents).
 
-    A seed's mean is trimmed, and the mean is that of the seeds. Its variance is that between
-    seeds, plus that between resampled hosts, less what both contain: the noise of single trainings
-    on single hosts. The degrees of freedom are Satterthwaite's. Since they are too many if few
-    seeds happen to agree, the interval is at least that of the seeds alone.
+    A document without a host is a host itself. A seed's mean is trimmed, and the mean is that of
+    the seeds. Its variance is that between seeds, plus that between resampled hosts, less what both
+    contain: the noise of single trainings on single hosts. The degrees of freedom are
+    Satterthwaite's. Since they are too many if few seeds happen to agree, the interval is at least
+    that of the seeds alone.
     """
     import numpy as np
 
-    seeds, documents = differences.shape
-    names = [host or f"\0{index}" for index, host in enumerate(hosts or [""] * documents)]
+    names = hosts or [""] * differences.shape[2]
+    names = [host or f"\0{index}" for index, host in enumerate(names)]
     groups, sizes = np.unique(names, return_inverse=True, return_counts=True)[1:]
-    means = np.array([trimmed_mean(row) for row in differences])
-    mean, by_seed = float(means.mean()), tuple(map(float, means))
+    means = np.array([[trimmed_mean(row) for row in arm] for arm in differences])
     equal_hosts = float(sizes.sum() ** 2 / (sizes**2).sum())  # as many of equal size say as much
-    if seeds < 2 or equal_hosts < 2:
-        return Effect(mean, by_seed)
-    blocks = [
-        np.stack([trimmed_means(row, counts[:, groups]) for row in differences], axis=1)
-        for counts in resampling_counts(len(sizes), rounds, seed)
-    ]
-    resampled = np.concatenate(blocks)
-    correction = equal_hosts / (equal_hosts - 1)  # resampling n values has the variance of n - 1
-    of_hosts = _Source(float(resampled.mean(axis=1).var()) * correction, equal_hosts - 1)
-    both = (float(resampled.var(axis=0).mean()) * correction - of_hosts.variance) / (seeds - 1)
-    of_seeds = _Source(float(means.var(ddof=1)) / seeds, seeds - 1)
-    own = max(0.0, of_seeds.variance - max(0.0, both))
+    if means.shape[1] < 2 or equal_hosts < 2:
+        return [Effect(float(row.mean()), tuple(row.tolist())) for row in means]
+    of_seeds, effects = _seed_noise(means), []
+    for arm, of_arm in zip(differences, means, strict=True):
+        blocks = [
+            np.stack([trimmed_means(row, counts[:, groups]) for row in arm], axis=1)
+            for counts in resampling_counts(len(sizes), rounds, seed)
+        ]
+        effects.append(_effect(of_arm, np.concatenate(blocks), of_seeds, equal_hosts))
+    return effects
+
+
+def _seed_noise(means: "Array") -> _Source:
+    """How much trainings vary, from the differences of all arms (arms, seeds).
+
+    It is the residual of an analysis of variance whose blocks are seeds: models of the same size,
+    trained alike, vary alike. With one arm beside the baseline it is the variance of the
+    differences, as in a paired t-test.
+    """
+    import numpy as np
+
+    table = np.vstack([np.zeros(means.shape[1]), means])  # first the baseline's
+    residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    df = means.shape[0] * (means.shape[1] - 1)
+    return _Source(2 * float((residuals**2).sum()) / df / means.shape[1], df)
+
+
+def _effect(by_seed: "Array", resampled: "Array", of_seeds: _Source, hosts: float) -> Effect:
+    """An effect from a seed's means, and from those of resampled hosts (rounds, seeds)."""
+    correction = hosts / (hosts - 1)  # resampling n values has the variance of n - 1
+    of_hosts = _Source(float(resampled.mean(axis=1).var()) * correction, hosts - 1)
+    both = float(resampled.var(axis=0).mean()) * correction - of_hosts.variance
+    both = max(0.0, both / (len(by_seed) - 1))
+    own = max(0.0, of_seeds.variance - both)
     total = own + of_hosts.variance
     parts = sum(source.variance**2 / source.df for source in (of_seeds, of_hosts))
     df = min(max(total**2 / parts, 1.0), _MAX_DF) if parts else _MAX_DF
     sources = (_Source(total, df), _Source(own, of_seeds.df))
     half_width = max(_half_width(source, _CONFIDENCE) for source in sources)
+    mean = float(by_seed.mean())
     return Effect(
         mean,
-        by_seed,
+        tuple(by_seed.tolist()),
         error=math.sqrt(total),
         half_width=half_width,
         p_value=max(_p_value(mean, source) for source in sources),

@@ -11,7 +11,7 @@ from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
 from proxhpc.prove.compare import (
     Measurements,
-    compare_arm,
+    compare_arms,
     describe_arm,
     held_out_losses,
     task_result,
@@ -81,7 +81,7 @@ def make_verdict(name: str, measured: Measurements) -> Verdict:
     """The verdict from measurements."""
     section = measured.section
     arms = [describe_arm(measured, arm) for arm in measured.arms]
-    comparisons = [compare_arm(measured, arm) for arm in measured.arms if arm != measured.baseline]
+    comparisons = compare_arms(measured)
     held_out = [held_out_losses(measured, each) for each in section.held_out]
     main = _main_arm(section)
     return Verdict(
