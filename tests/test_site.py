@@ -188,7 +188,7 @@ x.yaml:2: workers: must be greater than 0, not 0
 x.yaml:3: mem: "32GB" is not a memory size like 32G (units: K, M, G, T)
 x.yaml:4: phases.control.workers: unknown key; did you mean "phases.refine.workers"? (keys here: \
 account, constraint, container, cpus, exclusive, gpus, gres, mem, partition, qos, reservation, \
-sbatch, setup, tasks_per_node, time)
+sbatch, setup, tasks_per_node, time, time_min)
 x.yaml:4: phases.refin: unknown key; did you mean "refine"? (keys here: control, merge, refine, \
 train)
 x.yaml:5: gpus: must be a whole number, not true

@@ -322,3 +322,29 @@ def test_a_slow_file_system_needs_a_longer_stale_after(
     finding = _delays(Site(name="x"), {"seen": 0.5, "gone": gone})
     assert finding.verdict == verdict
     assert words in finding.consequence
+
+
+def test_workers_fit_the_gap_before_a_reservation(cluster: SlurmCluster, tmp_path: Path) -> None:
+    path, where = small(tmp_path, time="04:00:00", time_min="00:15:00")
+    run = prepare_run(path, where, None)
+    reservation = ("reservation", "ReservationName=maintenance")
+    period = ("StartTime=now+50minutes", "Duration=60", "Nodes=ALL", "Users=nobody")
+    cluster.run("scontrol", "create", *reservation, *period, "Flags=IGNORE_JOBS")
+    try:
+        launch(run, lambda _: None)
+    finally:
+        cluster.run("scontrol", "delete", "ReservationName=maintenance")
+    array = next(iter(Journal(run.dir).job_phases()))
+    job = cluster.run("scontrol", "show", "job", "-o", array).stdout
+    assert "TimeLimit=00:30:00 TimeMin=00:15:00" in job
+    cluster.until(finished(run.dir), "the report", timeout=90)
+
+
+def test_lengths_are_halves_of_the_time_limit() -> None:
+    site = Site(name="x", time="24:00:00", time_min="05:00:00")
+    hours = [seconds / 3600 for seconds in site.resources("refine").lengths]
+    assert hours == [24, 12, 6]
+    assert site.resources("merge").lengths == [24 * 3600]
+    assert Site(name="x").resources("refine").lengths == []
+    with pytest.raises(ValueError, match="at most `time`"):
+        Site(name="x", time="01:00:00", time_min="02:00:00")

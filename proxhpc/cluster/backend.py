@@ -24,6 +24,7 @@ class TaskBatch:
     run_state: dict[str, int]  # recorded with the intent; the next round compares it with its own
     excluded_nodes: tuple[str, ...] = ()
     delay_seconds: int = 0  # before it may start
+    minutes: int | None = None  # the time limit, if not the site's
 
 
 class Backend(Protocol):

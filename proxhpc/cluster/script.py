@@ -15,8 +15,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.spec.site import Container, PhaseName, Resources, Site
 
 # A node on which every job fails at once is always idle, so it attracts the control job, too. A
-# control job that fails is requeued away from its node. One that was cancelled is not: it is no longer
-# RUNNING.
+# control job that fails is requeued away from its node. One that was cancelled is not RUNNING.
 REQUEUE_ON_FAILURE = """\
 requeue_on_failure() {
   code=$?
@@ -68,7 +67,10 @@ def batch_executor(
         # All further steps depend on the control job. Other lost jobs are submitted afresh.
         requeue=batch.phase == "control",
     )
-    return job_executor(job, site, dependency)
+    executor = job_executor(job, site, dependency)
+    if batch.minutes is not None:
+        executor.update_parameters(time=batch.minutes)
+    return executor
 
 
 def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
@@ -133,6 +135,8 @@ def _sbatch_options(job: BatchJob, resources: Resources, dependency: str) -> dic
         options["begin"] = f"now+{job.delay_seconds}"
     if dependency:
         options["dependency"] = dependency
+    if resources.time_min is not None:
+        options["time-min"] = resources.time_min
     if resources.reservation:
         options["reservation"] = resources.reservation
     if resources.mem:

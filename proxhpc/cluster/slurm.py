@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from proxhpc.account.quantity import quantity
 from proxhpc.errors import RetryError, UserError
@@ -275,6 +276,15 @@ def check_script(script: str) -> str:
     except RetryError as error:
         return error.message
     return (done.stderr or done.stdout).strip()
+
+
+def expected_start(answer: str) -> float | None:
+    """Return the start that `sbatch --test-only` answers, in seconds since 1970, if it does."""
+    match = re.search(r" to start at (\S+)", answer)
+    try:
+        return datetime.fromisoformat(match[1]).timestamp() if match else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

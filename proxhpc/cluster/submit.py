@@ -23,6 +23,7 @@ from proxhpc.spec.site import PhaseName, Resources, Site
 
 EARLY_FAILURE_SECONDS = 600  # a worker that failed sooner had no time to do anything
 EARLY_FAILURES = 3  # in a row on one node: then the node is at fault
+SAME_START_SECONDS = 600  # between starts, of which the longest job's is the best
 CANCEL_SECONDS = 60  # for Slurm to end every job
 
 
@@ -81,7 +82,25 @@ class SlurmBackend:
         UserError if sbatch refuses; the next launch cancels what was submitted until then.
         """
         control = follow_up if self.site.submit_from_jobs else None
+        batch = replace(batch, minutes=self._first_to_start(batch))
         return self._submit(batch, self._split_into_arrays(batch), control)
+
+    def _first_to_start(self, batch: TaskBatch) -> int | None:
+        """Return the minutes of the time limit that Slurm would start first; None for the site's.
+
+        Of those that start within ten minutes of each other, the longest.
+        """
+        lengths = self.site.resources(batch.phase).lengths
+        starts: list[tuple[float, int]] = []
+        for seconds in lengths if len(lengths) > 1 else ():
+            minutes = -(-seconds // 60)
+            trial = replace(batch, minutes=minutes)
+            executor = script.batch_executor(self.run, self.plan, self.site, trial, intent=0)
+            start = slurm.expected_start(slurm.check_script(script.script_text(executor, 1)))
+            if start is not None:
+                starts.append((start, minutes))
+        first = min((start for start, _ in starts), default=0.0)
+        return max((m for start, m in starts if start - first < SAME_START_SECONDS), default=None)
 
     def _submit(
         self,

@@ -100,6 +100,10 @@ class ResourceRequest(Config):
     """Reservation."""
     time: TimeLimit | None = None
     """Time limit: `HH:MM:SS`, `D-HH:MM:SS` or minutes."""
+    time_min: TimeLimit | None = None
+    """Shortest time limit with which a worker is useful. Each submission then asks for `time` or a
+    half, a quarter, … of it, whichever Slurm would start first, and Slurm may shorten it to fit a
+    gap (`--time-min`)."""
     cpus: Positive | None = None
     """CPU cores per worker."""
     mem: Memory | None = None
@@ -197,6 +201,7 @@ class Resources:
     constraint: str | None
     reservation: str | None
     time: str | None
+    time_min: str | None
     cpus: int
     mem: str | None
     gpus: int
@@ -216,6 +221,15 @@ class Resources:
         return None if self.time is None else parse_time(self.time)
 
     @property
+    def lengths(self) -> list[int]:
+        """Time limits to choose from, in seconds, the longest first; empty for the partition's."""
+        if self.seconds is None:
+            return []
+        shortest = self.seconds if self.time_min is None else parse_time(self.time_min)
+        halves = (self.seconds >> n for n in range(8))
+        return [self.seconds, *(length for length in halves if shortest <= length < self.seconds)]
+
+    @property
     def jobs(self) -> int:
         """Array elements needed for `workers` workers; of a training, all tasks are one worker."""
         return self.workers if self.phase == "train" else -(-self.workers // self.tasks_per_node)
@@ -232,13 +246,23 @@ _CPU_PHASE: dict[str, Any] = {
 }
 _DEFAULTS: dict[PhaseName, dict[str, Any]] = {
     "refine": {},
-    "merge": _CPU_PHASE,
+    "merge": _CPU_PHASE | {"time_min": None},  # it needs its time
     "train": {},
-    "control": _CPU_PHASE | {"cpus": 1, "time": "00:30:00"},
+    "control": _CPU_PHASE | {"cpus": 1, "time": "00:30:00", "time_min": None},
 }
 _CONTROL_MEMORY = "4G"
 _SLURM_ONLY = (
-    *("account", "partition", "qos", "constraint", "reservation", "time", "mem", "gres"),
+    *(
+        "account",
+        "partition",
+        "qos",
+        "constraint",
+        "reservation",
+        "time",
+        "time_min",
+        "mem",
+        "gres",
+    ),
     *("exclusive", "tasks_per_node", "nodes", "setup", "container", "sbatch"),
     *("max_array_size", "max_submit_jobs", "submit_from_jobs"),
 )
@@ -303,6 +327,16 @@ class Site(ResourceRequest):
                 if name in (fields := type(request).model_fields)
                 and getattr(request, name) != fields[name].get_default(call_default_factory=True)
             )
+        return self
+
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        for phase in ("refine", "train"):
+            resources = self.resources(phase)
+            if resources.time_min and not 0 < parse_time(resources.time_min) <= (
+                resources.seconds or 0
+            ):
+                refuse([(("time_min",), "must be at most `time`, which it needs")])
         return self
 
     def resources(self, phase: PhaseName) -> Resources:
