@@ -422,6 +422,24 @@ def test_another_number_of_processes_resumes_the_epoch(before: int, turns: int, 
     assert seen.total() - 1000 == -(1000 - before * turns) % after
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_training_and_validation_have_the_same_precision(
+    precision: str, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    for name in ("loss", "validate"):
+        function = getattr(WalkTask, name)
+
+        def recording(*arguments: Any, function: Any = function) -> Any:
+            seen.add((function.__name__, torch.is_autocast_enabled("cpu")))
+            return function(*arguments)
+
+        monkeypatch.setattr(WalkTask, name, recording)
+    trained(walk_recipe(examples, steps=1, precision=precision), tmp_path / "out")
+    is_reduced = precision == "bfloat16"
+    assert seen == {("loss", is_reduced), ("validate", is_reduced)}
+
+
 def test_the_death_of_a_process_ends_the_training() -> None:
     with pytest.raises(RetryError, match="signal SIGKILL") as died:
         run_processes(2, _killed, log=print)

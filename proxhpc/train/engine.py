@@ -309,6 +309,7 @@ def training_arguments(
         use_cpu=not is_cuda,
         # accelerate uses the process group that exists
         ddp_backend=torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
+        ddp_find_unused_parameters=False,
         eval_strategy="no",
         save_strategy="no",
         logging_strategy="no",

@@ -57,7 +57,6 @@ class Loop(Generic[BatchT]):
             seed=recipe.seed,
             output_dir=str(folder.root),
             report_to=list(recipe.trackers) or "none",
-            ddp_find_unused_parameters=recipe.prompt == "walk",  # its label head, in some batches
         )
         if recipe.checkpointing:
             task.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -219,7 +219,6 @@ class _Pretraining:
             precision=options.precision,
             seed=options.seed,
             output_dir=str(folder.out),
-            ddp_find_unused_parameters=False,
         )
         share, rest = divmod(options.batch, arguments.world_size)
         self._share, self._micro = share, options.micro_batch or share

@@ -151,6 +151,8 @@ def walk_loss(
     if options.label_loss and len(batch.lines_before):
         parts["labels"] = _label_loss(module, batch, label_states)
         total = total + options.label_loss * parts["labels"]
+    else:  # DDP waits for a gradient of every parameter
+        total = total + 0 * sum(p.sum() for p in module.label_head.parameters())
     if options.text_loss and 1 - done > MIN_TEXT_SHARE and len(batch.text):
         rows, columns = batch.text[:, 0], batch.text[:, 1]
         text_logits = module.logits(last[rows, columns]).float()
