@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_pairs_become_a_refiner_that_beats_the_raw_text(tmp_path: Path, capsys: 
     assert main(["adapt", "--pairs", *files, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "\nverdict: use it\n" in printed
-    assert " s, 0 s left, step 90, evaluation: " in printed
+    assert " s, 0 s left, step 90, evaluation: f1 " in printed
+    assert re.search(r"\ntraining for \d+ (s|min) ?[\d s]*; Ctrl-C stops it", printed)
+    assert "bias" not in printed, "people get the scores; the log has every number"
     assert f"proxhpc refine --diff --model {out} PAGE.txt" in printed
     assert f'model: "{out}"' in printed
     assert "**use it**: on " in (out / "README.md").read_text()

@@ -214,7 +214,8 @@ class Loop(Generic[BatchT]):
         done = engine.done
         left = state.seconds * (1 - done) / done if done else None
         times = f"{state.seconds:6.0f} s, {duration(left)} left"
-        self._print(f"{times}, step {state.step}, {event}: {values}")
+        name = "" if event == "step" else f", {event}"
+        self._print(f"{times}, step {state.step}{name}: {values}")
 
 
 def _loss_module(task: TrainingTask[BatchT]) -> "torch.nn.Module":
