@@ -197,6 +197,8 @@ def test_the_exit_status_is_not_0_if_every_document_is_quarantined(
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
     assert "no record is a document" in capsys.readouterr().err
     assert main(["refine", str(tmp_path / "in" / "latin.txt")]) == 1
+    (tmp_path / "empty.jsonl").touch()
+    assert main(["refine", str(tmp_path / "empty.jsonl")]) == 1
     (tmp_path / "in" / "good.txt").write_text(text(1))
     assert main([*command, "--out", str(tmp_path / "out2")]) == 0
     assert "quarantined" in capsys.readouterr().out

@@ -28,7 +28,7 @@ of a file in the current folder or of one that comes with proxhpc.
 | exit status | meaning |
 |---|---|
 | 0 | done; also when the reader of a pipe has seen enough, as in `proxhpc inspect … \\| head` |
-| 1 | an error of the operating system; `refine`: every document is quarantined |
+| 1 | an error of the operating system; `refine`: every document is quarantined, or there is none |
 | 2 | a manifest, option, path or permission is wrong; `doctor`, `plan`: a launch would fail |
 | 3 | one shard failed, others can continue |
 | 4 | the run has to stop until you have looked at it; `verify`: something is damaged |

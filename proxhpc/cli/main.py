@@ -254,7 +254,7 @@ def _refine_files(arguments: argparse.Namespace) -> int:
     if status := _drive(run):
         return status
     documents = load_report(run.dir).documents
-    return int(sum(documents.quarantined.values()) == documents.read > 0)
+    return int(sum(documents.quarantined.values()) == documents.read)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
