@@ -383,6 +383,7 @@ def test_an_empty_corpus_can_be_reported(run: RunDir) -> None:
     report = write_report(run)
     assert report.documents.written_ratio is None
     assert "The input holds no documents." in printed(report)
+    assert "No document has the text of another one." in run.report_html.read_text()
 
 
 def unpacked(part: Path) -> bytes:

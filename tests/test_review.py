@@ -1,6 +1,7 @@
 """Review: keys on a real terminal become gold records, and marks become estimates."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from merging import refined
 from proxhpc.annotate.gold import gold_labels
@@ -112,6 +114,15 @@ def records(path: Path) -> dict[str, dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len({row["id"] for row in rows}) == len(rows), "a document is marked twice"
     return {row["id"]: row for row in rows}
+
+
+def test_a_place_that_is_the_id_is_shown_once(tmp_path: Path) -> None:
+    for row in (ROWS[0], {key: value for key, value in ROWS[0].items() if key != "id"}):
+        session = session_of(reviewed(tmp_path / str(len(row)), [row]))
+        console = Console(width=80, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(render_screen(session, 80, 24))
+        assert capture.get().count("out.jsonl:") == 1
 
 
 # Marks are gold records.
