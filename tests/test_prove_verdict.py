@@ -200,6 +200,11 @@ def test_what_refining_costs_and_is_worth_by_hand(verdict: Verdict) -> None:
     assert account.break_even_parameters == math.ceil(2 * FLOPS / (6 * saved))
     assert account.break_even_tokens == 20 * account.break_even_parameters
     assert verdict.comparisons[0].account.refining_flops == 0
+    cheaper = make_verdict(
+        "demo", replace(measured(), arms=dict.fromkeys(measured().arms, measured().arms["raw"]))
+    )
+    assert cheaper.comparisons[1].sets[0].data_factor > 1
+    assert cheaper.comparisons[1].account.break_even_parameters is None
 
 
 def test_tasks_have_accuracies_and_differences(verdict: Verdict) -> None:

@@ -253,7 +253,7 @@ def _worth(measured: Measurements, arm: str, held_out: str, mean: float) -> dict
 def _account(measured: Measurements, arm: str, data_factor: float | None) -> ComparisonAccount:
     refining, final = measured.refining_flops(arm), measured.final(arm)
     parameters = None
-    if data_factor is not None and data_factor > 1:
+    if refining and data_factor is not None and data_factor > 1:
         parameters = math.ceil(refining / (6 * (data_factor - 1) * final.tokens))
     base, receipt = measured.arms[measured.baseline], measured.arms[arm]
     raw_tokens = receipt.raw_bytes * base.tokens / base.bytes
