@@ -268,6 +268,7 @@ def start(run: RunDir, folder: ProveDir, site: str) -> "subprocess.Popen[bytes]"
     return subprocess.Popen([*command, "--site", site], stderr=subprocess.PIPE)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_command_continues_to_the_same_weights_and_verdict(
     run: RunDir, finished: tuple[ProveDir, ProvePlan], tmp_path: Path
 ) -> None:

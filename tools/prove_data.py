@@ -28,8 +28,11 @@ from proxhpc.corpus.writer import PartWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTATION = Path("/usr/share/doc")
-POOL_BYTES = 2_500_000  # of raw text; the laptop preset trains on half a million
-MIN_POOL = 1_000_000
+POOL_BYTES = 1_500_000  # of raw text; the laptop preset trains on half a million
+MIN_POOL = 800_000
+# Characters of pages to train on: a few long ones would make up much of a short training, and the
+# seeds differ by which ones.
+POOL_LENGTH = range(400, 12_000)
 HELD_OUT, CONTROL = 120, 40  # documents
 LENGTH = range(400, 5000)  # characters of held-out texts
 
@@ -46,7 +49,7 @@ def main() -> None:
     else:
         pool = main_language(records)
         others = list(read_records([ROOT / "manifests" / "demo" / "gold.jsonl"]))
-    pool = limited(shuffled(pool))
+    pool = limited(shuffled(r for r in pool if len(r["raw"]) in POOL_LENGTH))
     if (size := sum(map(raw_bytes, pool))) < MIN_POOL:
         sys.exit(
             f"{size:,} bytes of text to refine, fewer than {MIN_POOL:,}: set PROXHPC_DATA to files"
