@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,14 @@ import pytest
 from proxhpc.engines.base import Completion, NotANumberError, Request
 from proxhpc.run.models import resolve_model
 from test_drafts import random_requests
-from tiny_models import save_llama
+from tiny_models import save_llama, save_walk_tokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from proxhpc.engines import packed_kernels as kernels  # noqa: E402
 from proxhpc.engines.batching import oldest_batch  # noqa: E402
 from proxhpc.engines.packed_llama import PackedLlama  # noqa: E402
-from proxhpc.engines.tokenizer import HFTokenizer  # noqa: E402
+from proxhpc.engines.tokenizer import HFTokenizer, _PlainTokenizer  # noqa: E402
 from proxhpc.engines.transformers_engine import TransformersEngine  # noqa: E402
 
 PLAIN = {"num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32}
@@ -227,3 +229,50 @@ def test_lines_that_repeat_are_encoded_once(folder: Path, monkeypatch: pytest.Mo
     for lines in (["a", "", "a", long], ["", long, "a"], ["b", "c", "d"], ["a", "d"]):
         assert fast.encode_lines(lines) == [fast.encode(line) for line in lines]
     assert calls == [["a", "", long], [long], ["b", "c", "d"], ["a"]]
+
+
+def test_the_embedded_model_loads_without_transformers() -> None:
+    """It takes two seconds to import."""
+    code = """if True:
+        import asyncio, sys
+        from proxhpc.engines.transformers_engine import TransformersEngine
+        from proxhpc.run.models import resolve_model
+        engine = TransformersEngine(resolve_model("embedded"), stepwise=True)
+        asyncio.run(engine.close())
+        print("transformers" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_plain_tokenizer_is_what_transformers_loads(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = save_walk_tokenizer(tmp_path)
+    plain, full = _PlainTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert plain is not None
+    assert (len(plain), plain.eos_token_id) == (len(full), full.eos_token_id)
+    assert (plain.bos_token_id, plain.unk_token_id) == (full.bos_token_id, full.unk_token_id)
+    text = "Home | 12 ½ </s>[doc]\n  lazy dog"
+    expected = full(text, add_special_tokens=True).input_ids
+    assert plain.backend_tokenizer.encode(text).ids == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer_class": "LlamaTokenizer"},
+        {"chat_template": "{{ messages }}"},
+        {"eos_token": "<unknown>"},
+        {"eos_token": {"content": "</s>", "lstrip": True}},
+        {"add_bos_token": True},
+    ],
+    ids=str,
+)
+def test_other_tokenizers_are_left_to_transformers(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    file = save_walk_tokenizer(tmp_path) / "tokenizer_config.json"
+    assert _PlainTokenizer.load(tmp_path) is not None
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert _PlainTokenizer.load(tmp_path) is None

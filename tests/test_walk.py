@@ -45,7 +45,7 @@ def style(tokenizer: HFTokenizer) -> Walk:
 
 def prompt_text(tokenizer: HFTokenizer, ids: list[int]) -> str:
     """Return a prompt as text with its markers."""
-    return str(tokenizer._hf_tokenizer.decode(ids))
+    return str(tokenizer._markup.decode(ids, skip_special_tokens=False))
 
 
 def test_prompts_of_windows(tokenizer: HFTokenizer, style: Walk) -> None:
@@ -145,14 +145,14 @@ def test_prompts_are_bounded_and_text_is_never_a_marker(
 
 
 def marker_names(tokenizer: HFTokenizer, ids: list[int]) -> list[str]:
-    return [name for name in tokenizer._hf_tokenizer.convert_ids_to_tokens(ids) if name in SPECIAL]
+    return [name for name in map(tokenizer._markup.id_to_token, ids) if name in SPECIAL]
 
 
 def test_the_same_texts_give_the_same_tokenizer(tmp_path: Path, tokenizer: HFTokenizer) -> None:
     one, two = save_walk_tokenizer(tmp_path / "1"), save_walk_tokenizer(tmp_path / "2")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert len(tokenizer._hf_tokenizer) == TEXT_TOKENS + len(SPECIAL) + len(PROGRAM_TOKENS)
+    assert len(tokenizer) == TEXT_TOKENS + len(SPECIAL) + len(PROGRAM_TOKENS)
     for text in MARKERS:
         assert max(tokenizer.encode(text)) < TEXT_TOKENS
     assert tokenizer.encode("ﬁx ２024") == tokenizer.encode("fix 0000")

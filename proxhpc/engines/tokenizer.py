@@ -1,9 +1,10 @@
 """The tokenizer of a model directory, safe for text that looks like special tokens."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import JsonValue
 
@@ -21,6 +22,77 @@ _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
 MEMO_LINES, MEMO_CHARS = 16_384, 66
 
 
+# Keys of a tokenizer_config.json that add nothing to tokenizer.json, and files that do.
+_PLAIN_KEYS = {
+    *("tokenizer_class", "bos_token", "eos_token", "unk_token", "pad_token"),
+    *("clean_up_tokenization_spaces", "model_max_length"),
+}
+_MORE_FILES = ("added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class _PlainTokenizer:
+    """What transformers makes of a tokenizer.json alone. Importing transformers takes 2 seconds."""
+
+    chat_template = None
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """Load a tokenizer; None if there is more to it than tokenizer.json."""
+        from tokenizers import Tokenizer
+
+        if any((path / name).exists() for name in _MORE_FILES):
+            return None
+        try:
+            config = json.loads((path / "tokenizer_config.json").read_bytes())
+            backend = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception:  # `tokenizers` has no narrower one; transformers will say what is wrong
+            return None
+        if (
+            not isinstance(config, dict)
+            or config.get("tokenizer_class") != "PreTrainedTokenizerFast"
+            or not _PLAIN_KEYS.issuperset(config)
+        ):
+            return None
+        added = backend.get_added_tokens_decoder().items()
+        special = {token.content: number for number, token in added if token.special}
+        named = [value for key, value in config.items() if key.endswith("_token") and value]
+        if not all(isinstance(name, str) and name in special for name in named):
+            return None
+        return cls(
+            backend, {key: special[value] for key, value in config.items() if value in named}
+        )
+
+    def __init__(self, backend: Any, ids: Mapping[str, int | None]) -> None:
+        self.backend_tokenizer = backend
+        self.bos_token_id, self.eos_token_id = ids.get("bos_token"), ids.get("eos_token")
+        self.unk_token_id = ids.get("unk_token")
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size())
+
+
+def _load_with_transformers(path: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False, local_files_only=True, use_fast=True
+        )
+    except Exception as error:  # three libraries raise many kinds for damaged files
+        reason = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"cannot load the tokenizer in {path}: {reason[0]}",
+            hint="if there is only tokenizer.model, install the packages sentencepiece and "
+            "protobuf; otherwise its files may be damaged",
+        ) from error
+    if not isinstance(loaded, PreTrainedTokenizerFast):
+        raise UserError(
+            f"the tokenizer in {path} ({type(loaded).__name__}) has no fast version",
+            hint="save one with transformers, which writes tokenizer.json",
+        )
+    return loaded
+
+
 class HFTokenizer:
     """Implements `base.Tokenizer` with the fast tokenizer of a Hugging Face directory.
 
@@ -32,25 +104,9 @@ class HFTokenizer:
     def __init__(self, path: Path) -> None:
         """UserError if the directory has no tokenizer that loads without code from there."""
         from tokenizers import Tokenizer
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        try:
-            loaded = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=False, local_files_only=True, use_fast=True
-            )
-        except Exception as error:  # three libraries raise many kinds for damaged files
-            reason = str(error).strip().splitlines() or [""]
-            raise UserError(
-                f"cannot load the tokenizer in {path}: {reason[0]}",
-                hint="if there is only tokenizer.model, install the packages sentencepiece and "
-                "protobuf; otherwise its files may be damaged",
-            ) from error
-        if not isinstance(loaded, PreTrainedTokenizerFast):
-            raise UserError(
-                f"the tokenizer in {path} ({type(loaded).__name__}) has no fast version",
-                hint="save one with transformers, which writes tokenizer.json",
-            )
-        self._hf_tokenizer = loaded
+        loaded = _PlainTokenizer.load(path) or _load_with_transformers(path)
+        self._hf_tokenizer: Any = loaded
         self._text = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
         self._markup = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
         serialized = loaded.backend_tokenizer.to_str()
