@@ -72,7 +72,10 @@ StorageUser=root
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The shape of a cluster; `extra` lines go to the end of slurm.conf."""
+    """The shape of a cluster; `extra` lines of slurm.conf replace those with the same key.
+
+    `job_submit` is a Lua plugin, for which `extra` needs `JobSubmitPlugins=lua`.
+    """
 
     nodes: int = 4
     cpus: int = 2  # per node; may exceed what the host has
@@ -85,6 +88,7 @@ class Spec:
         "PartitionName=whole Nodes=ALL OverSubscribe=EXCLUSIVE",
     )
     extra: tuple[str, ...] = ()
+    job_submit: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -99,6 +103,8 @@ def write_config(root: Path, spec: Spec) -> None:
     key.write_bytes(os.urandom(128))
     ports = free_ports(2 + spec.nodes)
     (root / "slurm.conf").write_text(slurm_conf(root, spec, ports))
+    if spec.job_submit:
+        (root / "job_submit.lua").write_text(spec.job_submit)
     if spec.accounting:
         conf = root / "slurmdbd.conf"
         conf.touch(0o600)
@@ -122,6 +128,9 @@ def slurm_conf(root: Path, spec: Spec, ports: Sequence[int]) -> str:
         mem_per_cpu=spec.mem_mb // spec.cpus,
         max_array_size=spec.max_array_size,
     )
+    keys = {line.partition("=")[0] for line in spec.extra}
+    lines = (line for line in text.splitlines() if line.partition("=")[0] not in keys)
+    text = "".join(f"{line}\n" for line in lines)
     if spec.accounting:
         text += ACCOUNTING.format(root=root, port=ports[1])
     if spec.gpus:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from proxhpc.spec.site import Site
 from proxhpc.status.collect import collect
 from runs import check_balance
 from slurm_cluster import SlurmCluster
+from slurm_config import Spec
 from test_slurm_run import finished, idle
 from test_submit import SUBMISSION, cluster, run_jobs, small
 
@@ -36,6 +39,76 @@ NOTHING = "exit 0"
 # In another pid namespace, a launcher looks like one on another login node. Its shell is the first
 # process there, which cannot stop itself.
 ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", '"$@"; :')
+
+
+PLUGIN = """
+function slurm_job_submit(job, partitions, user)
+  slurm.log_user("group b17: 500,000 hours left")
+  job.comment = "site:billing=none"
+  if job.min_mem_per_node then
+    slurm.log_user("memory is asked for by core here:")
+    slurm.log_user("use --mem-per-cpu")
+    return slurm.ERROR
+  end
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user)
+  return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+
+
+@pytest.fixture
+def strict(slurm_programs: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """A cluster with a submit plugin, whose steps get one core unless they ask for more."""
+    spec = Spec(
+        nodes=2,
+        accounting=False,
+        extra=(
+            "JobSubmitPlugins=lua",
+            "TaskPlugin=task/affinity",
+            "TaskPluginParam=autobind=cores",
+            "SelectTypeParameters=CR_CPU_Memory",
+        ),
+        job_submit=PLUGIN,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as root,
+        SlurmCluster(Path(root), spec) as cluster,
+    ):
+        for name in ("SLURM_CONF", "PATH"):
+            monkeypatch.setenv(name, cluster.env()[name])
+        yield cluster
+
+
+def test_a_submit_plugin_and_bound_cores(strict: SlurmCluster, tmp_path: Path) -> None:
+    with pytest.raises(RetryError, match=r"by core here:(.|\n)*use --mem-per-cpu"):
+        launch(prepare_run(*small(tmp_path, mem="1G"), None), lambda _: None)
+    again = tmp_path / "again"
+    again.mkdir()
+    python = again / "python"
+    look = f"grep Cpus_allowed_list /proc/self/status >> {again}/cores"
+    python.write_text(f'#!/bin/sh\n{look}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    options = {"mem-per-cpu": "1G"}
+    run = prepare_run(*small(again, cpus=2, python=str(python), sbatch=options), None)
+    launch(run, lambda _: None)
+    launch(run, lambda _: None)
+    strict.until(finished(run.dir), "the report", timeout=120)
+    assert check_balance(run.dir)["documents"] == 20
+    assert [entry.phase for entry in Journal(run.dir).read()].count("refine") == 1
+    assert {job.comment for job, _ in run_jobs(strict, run.plan.run_id)} == {"site:billing=none"}
+    assert (again / "cores").read_text().count("0-1\n") >= 2  # of the workers
+
+
+def test_status_does_not_wait_for_a_dead_controller(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare_run(*small(tmp_path), None)
+    wrap(monkeypatch, tmp_path, "squeue", "exec sleep 90")
+    status = collect(run.dir, Queue(timeout=1))
+    assert status.queue_problem == "squeue did not answer in 1 s"
 
 
 def wrap(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, script: str) -> None:
