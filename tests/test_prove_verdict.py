@@ -145,6 +145,7 @@ def test_a_clear_effect_is_better_and_the_sentence_says_by_how_much(verdict: Ver
 def test_the_answer_has_the_sign_of_the_effect(effect: float, answer: str) -> None:
     found = make_verdict("demo", measured(effect)).comparisons[1]
     assert found.answer == answer
+    assert (found.account.break_even_tokens is not None) == (answer == "better")
     assert {one.answer for one in found.sets[:2]} == {answer}
 
 

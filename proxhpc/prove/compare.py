@@ -202,7 +202,7 @@ def _compare_arm(
             _comparison(*each)
             for each in zip(tasks, tasks.values(), _adjusted(list(tasks.values())), strict=True)
         ),
-        account=_account(measured, arm, main.data_factor),
+        account=_account(measured, arm, main.data_factor if answer == "better" else None),
     )
 
 

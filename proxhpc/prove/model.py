@@ -86,8 +86,8 @@ class ComparisonAccount(OutputModel):
     """The same in the ProX paper: 5e19 FLOPs for 60B tokens."""
     break_even_parameters: int | None
     """The model size from which refining costs less than the training that it saves, if the data
-    factor is the same at all sizes; null if nothing was refined by a model, and if the data
-    factor is unknown or below 1."""
+    factor is the same at all sizes; null if nothing was refined by a model, if the arm is not
+    better, and if the data factor is unknown."""
     break_even_tokens: int | None
     """The tokens from which it pays: 20 per parameter of such a model."""
 

@@ -102,7 +102,7 @@ def account_text(verdict: Verdict) -> Iterator[str]:
                 f"{ratio:.2g} times the ProX paper's {short(account.paper_flops_per_raw_token)}"
             )
         if account.break_even_parameters is None:
-            yield f"{text}. Whether it pays is not known, since it is not worth more raw text here."
+            yield f"{text}. It is not known from which size on it pays."
         else:
             yield (
                 f"{text}. It pays for models of {short(account.break_even_parameters)} parameters "
