@@ -236,6 +236,17 @@ def test_a_tokenizer_that_does_not_fit_is_refused_by_plan(
     assert not (tmp_path / "run" / "plan.json").exists()
 
 
+def test_a_model_whose_windows_vllm_refuses_is_refused_before(model: Path, tmp_path: Path) -> None:
+    plan = plan_run(tmp_path, model).plan
+    (stage,) = plan.frozen_manifest.stages
+    edit_json(model / "config.json", use_sliding_window=True, max_window_layers=1)
+    engine = plan.manifest.engine.model_copy(update={"name": "vllm"})
+    changed = plan.frozen_manifest.model_copy(update={"engine": engine})
+    with pytest.raises(UserError, match=r"max_window_layers in config.json is 1 of 2 layers"):
+        prepare_stage(changed, stage, plan.models["chunk"])
+    prepare_stage(plan.frozen_manifest, stage, plan.models["chunk"])
+
+
 def test_doctor_finds_what_plan_finds(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,7 @@ from proxhpc.engines.generation import (
 from proxhpc.engines.packed_kernels import has_bfloat16
 from proxhpc.engines.packed_llama import PackedLlama
 from proxhpc.engines.spawn import slurm_cores
-from proxhpc.engines.tokenizer import HFTokenizer
+from proxhpc.engines.tokenizer import load_tokenizer
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.run.models import ModelRef
 
@@ -95,7 +95,7 @@ class TransformersEngine:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model; this takes seconds. UserError when it cannot be loaded."""
-        self._tokenizer = HFTokenizer(model.path)
+        self._tokenizer = load_tokenizer(model.path)
         self.tokenizer: Tokenizer | None = self._tokenizer
         self.max_model_len = model.context_length(max_model_len)
         self._stop = frozenset({*model.stop_ids, *self._tokenizer.stop_ids})

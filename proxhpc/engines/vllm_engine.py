@@ -34,7 +34,7 @@ from proxhpc.engines.spawn import (
     remove_scratch,
 )
 from proxhpc.engines.steps import STEP_PROCESSOR, STEPS_KEY
-from proxhpc.engines.tokenizer import HFTokenizer
+from proxhpc.engines.tokenizer import load_tokenizer
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.extras import how_to_install
 from proxhpc.run.models import ModelRef
@@ -72,7 +72,7 @@ class VLLMEngine:
         UserError for wrong options, RetryError if the device is not ready.
         """
         asyncio.get_running_loop()  # AsyncLLM is bound to the loop in which it is created
-        self._tokenizer = HFTokenizer(model.path)
+        self._tokenizer = load_tokenizer(model.path)
         self.tokenizer: Tokenizer | None = self._tokenizer
         self.max_model_len = model.context_length(max_model_len)
         self._stop = sorted({*model.stop_ids, *self._tokenizer.stop_ids})

@@ -13,6 +13,7 @@ from proxhpc.refine.stage import StageRunner
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import FrozenPrompt
+from proxhpc.run.weights import read_model_json
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.profile import Profile
 from proxhpc.spec.sections import Stage
@@ -37,6 +38,8 @@ class _Unloaded:
 
 def prepare_stage(manifest: Manifest, stage: Stage, model: ModelRef) -> StageRunner:
     """Return a stage without its engine. UserError if model, tokenizer and prompts do not fit."""
+    if manifest.engine.name == "vllm":
+        _check_windows(model)
     tokenizer = load_tokenizer(model.path)
     rows = model.rows or tokenizer.text_ids
     if tokenizer.text_ids > rows:
@@ -60,6 +63,19 @@ def prepare_stage(manifest: Manifest, stage: Stage, model: ModelRef) -> StageRun
             hint="choose another `prompt`, or copy the tokenizer's files from the trained model",
         )
     return runner
+
+
+def _check_windows(model: ModelRef) -> None:
+    """Raise UserError for a model whose sliding windows vLLM refuses."""
+    config = read_model_json(model.name, model.path / "config.json")
+    first = config.get("max_window_layers")
+    layers = model.shape.layers if model.shape else 0
+    if config.get("use_sliding_window") is True and type(first) is int and 0 < first < layers:
+        raise UserError(
+            f"model {model.name!r}: max_window_layers in config.json is {first} of {layers} "
+            "layers, but vLLM needs a sliding window in all or none",
+            hint="use `engine: {name: transformers}`, or another model",
+        )
 
 
 def freeze_prompts(manifest: Manifest, models: Mapping[str, ModelRef]) -> dict[str, FrozenPrompt]:
