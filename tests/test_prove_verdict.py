@@ -15,7 +15,7 @@ from rich.console import Console
 from proxhpc.prove.compare import Measurements
 from proxhpc.prove.heldout import LOSS_FIELDS
 from proxhpc.prove.layout import ArmReceipt, Milestone, TrainingReceipt
-from proxhpc.prove.model import Verdict
+from proxhpc.prove.model import ProveVerdict
 from proxhpc.prove.page import prove_page
 from proxhpc.prove.statistics import (
     LearningCurve,
@@ -119,11 +119,11 @@ def loss_rows(bits_per_byte: Any, sizes: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def verdict() -> Verdict:
+def verdict() -> ProveVerdict:
     return make_verdict("demo", measured())
 
 
-def test_a_clear_effect_is_better_and_the_sentence_says_by_how_much(verdict: Verdict) -> None:
+def test_a_clear_effect_is_better_and_the_sentence_says_by_how_much(verdict: ProveVerdict) -> None:
     copy, refined = verdict.comparisons
     assert (copy.answer, refined.answer) == ("not shown", "better")
     assert verdict.sentence == refined.sentence
@@ -149,11 +149,11 @@ def test_the_answer_has_the_sign_of_the_effect(effect: float, answer: str) -> No
     assert {one.answer for one in found.sets[:2]} == {answer}
 
 
-def test_the_verdict_is_the_same_bytes_and_survives_json(verdict: Verdict) -> None:
+def test_the_verdict_is_the_same_bytes_and_survives_json(verdict: ProveVerdict) -> None:
     again = make_verdict("demo", measured())
     assert again.to_json() == verdict.to_json()
     assert prove_page(again) == prove_page(verdict)
-    assert Verdict.model_validate_json(verdict.to_json()) == verdict
+    assert ProveVerdict.model_validate_json(verdict.to_json()) == verdict
 
 
 def test_one_seed_is_never_enough() -> None:
@@ -183,7 +183,7 @@ def test_opposite_sets_are_not_shown() -> None:
     assert "better on some held-out sets and worse on others" in found.warnings[0]
 
 
-def test_what_refining_costs_and_is_worth_by_hand(verdict: Verdict) -> None:
+def test_what_refining_costs_and_is_worth_by_hand(verdict: ProveVerdict) -> None:
     refined = verdict.comparisons[1]
     gold = refined.sets[0]
     # The learning curve falls by 0.1 for each doubling.
@@ -208,7 +208,7 @@ def test_what_refining_costs_and_is_worth_by_hand(verdict: Verdict) -> None:
     assert cheaper.comparisons[1].account.break_even_parameters is None
 
 
-def test_tasks_have_accuracies_and_differences(verdict: Verdict) -> None:
+def test_tasks_have_accuracies_and_differences(verdict: ProveVerdict) -> None:
     (task,) = verdict.tasks
     assert [scores.accuracy for scores in task.scores] == pytest.approx([0.4, 0.4, 0.5])
     assert task.scores[0].bits_per_byte == 2
@@ -219,7 +219,7 @@ def test_tasks_have_accuracies_and_differences(verdict: Verdict) -> None:
     assert make_verdict("demo", single).tasks[0].scores[0].accuracy is None
 
 
-def test_the_terminal_shows_the_sentence_and_every_arm(verdict: Verdict) -> None:
+def test_the_terminal_shows_the_sentence_and_every_arm(verdict: ProveVerdict) -> None:
     console = Console(width=200, file=io.StringIO())
     console.print(render_verdict(verdict))
     text = console.file.getvalue()
@@ -325,7 +325,7 @@ def test_intervals_contain_the_true_difference_about_95_times_in_100(number: int
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_and_loads_nothing(
-    verdict: Verdict, chromium: str, tmp_path: Path, scheme: Any
+    verdict: ProveVerdict, chromium: str, tmp_path: Path, scheme: Any
 ) -> None:
     from playwright.sync_api import sync_playwright
 

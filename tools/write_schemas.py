@@ -21,7 +21,7 @@ from proxhpc.evaluate.result import Evaluation  # noqa: E402
 from proxhpc.inspect.model import InspectOutput  # noqa: E402
 from proxhpc.outputs import OutputModel  # noqa: E402
 from proxhpc.plan.model import PlanEstimate  # noqa: E402
-from proxhpc.prove.model import Verdict  # noqa: E402
+from proxhpc.prove.model import ProveVerdict  # noqa: E402
 from proxhpc.report.model import Report, RunAccount  # noqa: E402
 from proxhpc.review.estimate import ReviewSummary  # noqa: E402
 from proxhpc.spec.load import json_schema  # noqa: E402
@@ -52,7 +52,7 @@ DOCUMENTS: dict[str, tuple[type[OutputModel], ...]] = {
     "verify": (VerifyOutput,),
     "evaluate": (Evaluation,),
     "annotate": (AnnotationSummary,),
-    "prove": (Verdict,),
+    "prove": (ProveVerdict,),
 }
 _WORDS = {
     "string": "text",

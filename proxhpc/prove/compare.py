@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from proxhpc.evaluate.bootstrap import Score
 from proxhpc.prove.layout import ArmReceipt, TrainingReceipt
 from proxhpc.prove.model import (
-    Answer,
     ArmComparison,
     ArmLoss,
     ComparisonAccount,
+    ComparisonAnswer,
     CurvePoint,
     HeldOutLosses,
     ProveArm,
@@ -212,7 +212,7 @@ def _adjusted(effects: Sequence[Effect]) -> list[float | None]:
 
 
 def _comparison(name: str, effect: Effect, p_value: float | None) -> SetComparison:
-    answer: Answer = "not shown"
+    answer: ComparisonAnswer = "not shown"
     if p_value is not None and p_value < SIGNIFICANCE:
         answer = "better" if effect.mean < 0 else "worse"
     low, high = effect.interval or (None, None)
@@ -227,7 +227,7 @@ def _comparison(name: str, effect: Effect, p_value: float | None) -> SetComparis
     )
 
 
-def _combined(answers: set[Answer]) -> Answer:
+def _combined(answers: set[ComparisonAnswer]) -> ComparisonAnswer:
     shown = answers - {"not shown"}
     return next(iter(shown)) if len(shown) == 1 else "not shown"
 

@@ -5,7 +5,7 @@ from typing import Literal
 from proxhpc.evaluate.bootstrap import Score
 from proxhpc.outputs import OutputModel
 
-Answer = Literal["better", "worse", "not shown"]
+ComparisonAnswer = Literal["better", "worse", "not shown"]
 
 
 class ArmLoss(OutputModel):
@@ -52,7 +52,7 @@ class SetComparison(OutputModel):
 
     name: str
     """Name of the set or task."""
-    answer: Answer
+    answer: ComparisonAnswer
     """Whether the arm is better, by the adjusted p value."""
     difference: Score
     """Bits per byte of the arm less those of the baseline, with the 95 % interval for other seeds
@@ -140,7 +140,7 @@ class ArmComparison(OutputModel):
 
     arm: str
     """Name of the arm."""
-    answer: Answer
+    answer: ComparisonAnswer
     """`better` if it is better on a held-out set and worse on none, `worse` if the reverse."""
     sentence: str
     """The answer with the main set's difference."""
@@ -154,7 +154,7 @@ class ArmComparison(OutputModel):
     """Costs."""
 
 
-class Verdict(OutputModel):
+class ProveVerdict(OutputModel):
     """The result of `proxhpc prove`."""
 
     format: Literal["proxhpc.prove/1"] = "proxhpc.prove/1"

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 
-from proxhpc.prove.model import Answer, ArmComparison, HeldOutLosses, ProveArm, SetComparison
+from proxhpc.prove.model import (
+    ArmComparison,
+    ComparisonAnswer,
+    HeldOutLosses,
+    ProveArm,
+    SetComparison,
+)
 from proxhpc.spec.prove import Prove
 
 _MAX_EPOCHS = 4  # up to here, repeated text is about as good as new (Muennighoff et al. 2023)
 _MIN_HOSTS = 20
 
 
-def answer_sentence(arm: str, baseline: str, answer: Answer, main: SetComparison) -> str:
+def answer_sentence(arm: str, baseline: str, answer: ComparisonAnswer, main: SetComparison) -> str:
     """The answer with the main set's difference."""
     value, low, high = (main.difference.value or 0.0, main.difference.low, main.difference.high)
     if answer == "not shown":

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from proxhpc.evaluate.bootstrap import Score
-from proxhpc.prove.model import HeldOutLosses, SetComparison, Verdict
+from proxhpc.prove.model import HeldOutLosses, ProveVerdict, SetComparison
 from proxhpc.report.text import power
 from proxhpc.status.terminal import safe, short, whole
 
 _KINDS = {"better": "kept", "worse": "dropped", "not shown": "in"}  # classes of the style sheet
 
 
-class Bar(NamedTuple):
+class IntervalBar(NamedTuple):
     """A line of a drawing: an interval with its mean and single values, from 0 to 1 across."""
 
     label: str
@@ -35,7 +35,7 @@ def interval(score: Score) -> str:
     return f"{signed(score.value)} ({signed(score.low)} to {signed(score.high)})"
 
 
-def difference_table(verdict: Verdict) -> list[list[str]]:
+def difference_table(verdict: ProveVerdict) -> list[list[str]]:
     """The differences of all arms on all held-out sets."""
     head = ["arm", "held-out set", "answer", "bits per byte", "p", "detectable", "× data"]
     rows = [[*head, "at equal FLOPs"]]
@@ -50,7 +50,7 @@ def difference_table(verdict: Verdict) -> list[list[str]]:
 
 
 def _cells(one: SetComparison) -> list[str]:
-    """Answer, difference, p value and detectable difference."""
+    """ComparisonAnswer, difference, p value and detectable difference."""
     p_value, detectable = one.adjusted_p_value, one.detectable
     return [
         one.answer,
@@ -60,7 +60,7 @@ def _cells(one: SetComparison) -> list[str]:
     ]
 
 
-def task_table(verdict: Verdict) -> list[list[str]]:
+def task_table(verdict: ProveVerdict) -> list[list[str]]:
     """The scores of all arms in all tasks, and the differences in bits per byte."""
     rows = [["task", "arm", "bits per byte", "accuracy", "per character", "answer", "difference"]]
     compared = {(c.arm, one.name): one for c in verdict.comparisons for one in c.tasks}
@@ -74,7 +74,7 @@ def task_table(verdict: Verdict) -> list[list[str]]:
     return rows
 
 
-def arm_table(verdict: Verdict) -> list[list[str]]:
+def arm_table(verdict: ProveVerdict) -> list[list[str]]:
     """What the arms were trained on, and FLOPs."""
     head = ["arm", "documents", "their tokens", "tokens trained on", "epochs"]
     rows = [[*head, "training FLOPs", "refining FLOPs"]]
@@ -85,7 +85,7 @@ def arm_table(verdict: Verdict) -> list[list[str]]:
     return rows
 
 
-def account_text(verdict: Verdict) -> Iterator[str]:
+def account_text(verdict: ProveVerdict) -> Iterator[str]:
     """What refining cost for each arm that was refined by models, and when it pays."""
     for comparison in verdict.comparisons:
         account = comparison.account
@@ -111,7 +111,7 @@ def account_text(verdict: Verdict) -> Iterator[str]:
             )
 
 
-def difference_bars(verdict: Verdict) -> tuple[list[Bar], float]:
+def difference_bars(verdict: ProveVerdict) -> tuple[list[IntervalBar], float]:
     """A bar for each arm and held-out set, and where 0 is."""
     found = [(c.arm, one) for c in verdict.comparisons for one in c.sets]
     ends = [
@@ -128,7 +128,7 @@ def difference_bars(verdict: Verdict) -> tuple[list[Bar], float]:
     return bars, scale(0.0)
 
 
-def loss_bars(held_out: HeldOutLosses) -> list[Bar]:
+def loss_bars(held_out: HeldOutLosses) -> list[IntervalBar]:
     """A bar for each arm: the range of the seeds."""
     scale = _Scale([value for loss in held_out.losses for value in loss.by_seed])
     return [
@@ -151,8 +151,8 @@ class _Scale:
     def __call__(self, value: float) -> float:
         return (value - self._low) / self._span
 
-    def bar(self, label: str, text: str, score: Score) -> Bar:
+    def bar(self, label: str, text: str, score: Score) -> IntervalBar:
         value = score.value or 0.0
         low = value if score.low is None else score.low
         high = value if score.high is None else score.high
-        return Bar(label, text, self(low), self(value), self(high), (), "edited")
+        return IntervalBar(label, text, self(low), self(value), self(high), (), "edited")

@@ -17,7 +17,7 @@ from proxhpc.prove.compare import (
     task_result,
 )
 from proxhpc.prove.layout import ArmReceipt, ProveDir, Receipt, TrainingReceipt
-from proxhpc.prove.model import Verdict
+from proxhpc.prove.model import ProveVerdict
 from proxhpc.prove.page import prove_page
 from proxhpc.prove.plan import ProvePlan
 from proxhpc.prove.sentences import find_warnings
@@ -26,7 +26,7 @@ from proxhpc.spec.prove import Prove
 _R = TypeVar("_R", bound=Receipt)
 
 
-def write_verdict(folder: ProveDir, plan: ProvePlan) -> Verdict:
+def write_verdict(folder: ProveDir, plan: ProvePlan) -> ProveVerdict:
     """Write the page and then verdict.json, from finished trainings; always the same bytes."""
     verdict = make_verdict(plan.run_plan().manifest.name, read_measurements(folder, plan))
     write_atomic(folder.page, prove_page(verdict).encode("utf-8"))
@@ -34,10 +34,10 @@ def write_verdict(folder: ProveDir, plan: ProvePlan) -> Verdict:
     return verdict
 
 
-def load_verdict(folder: ProveDir) -> Verdict:
+def load_verdict(folder: ProveDir) -> ProveVerdict:
     """Read verdict.json. UserError if there is none yet, StopError if it is damaged."""
     try:
-        return Verdict.model_validate_json(folder.verdict.read_bytes())
+        return ProveVerdict.model_validate_json(folder.verdict.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{folder.root} has no verdict yet", hint="run `proxhpc prove` again"
@@ -77,14 +77,14 @@ def _read(kind: type[_R], path: Path) -> _R:
     return kind.model_validate_json(path.read_bytes())
 
 
-def make_verdict(name: str, measured: Measurements) -> Verdict:
+def make_verdict(name: str, measured: Measurements) -> ProveVerdict:
     """The verdict from measurements."""
     section = measured.section
     arms = [describe_arm(measured, arm) for arm in measured.arms]
     comparisons = compare_arms(measured)
     held_out = [held_out_losses(measured, each) for each in section.held_out]
     main = _main_arm(section)
-    return Verdict(
+    return ProveVerdict(
         name=name,
         sentence=next(one.sentence for one in comparisons if one.arm == main),
         main_arm=main,

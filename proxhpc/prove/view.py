@@ -6,13 +6,13 @@ from rich.console import RenderableType, group
 from rich.table import Table
 from rich.text import Text
 
-from proxhpc.prove.model import Verdict
+from proxhpc.prove.model import ProveVerdict
 from proxhpc.prove.tables import account_text, arm_table, difference_table, task_table
 from proxhpc.status.terminal import safe
 
 
 @group()
-def render_verdict(verdict: Verdict) -> Iterator[RenderableType]:
+def render_verdict(verdict: ProveVerdict) -> Iterator[RenderableType]:
     """The sentence, warnings, differences, tasks, and what the arms cost."""
     yield Text.assemble((f"{safe(verdict.name)}: ", "bold"), safe(verdict.sentence))
     for warning in verdict.warnings:
