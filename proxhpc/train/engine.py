@@ -92,7 +92,7 @@ def _any() -> list[torch.nn.Parameter]:
 class EngineHooks(Protocol):
     """What the engine needs of a training. A batch is a mapping with tensors."""
 
-    def batches(self, engine: "Engine") -> Iterator[dict[str, Any]]:
+    def batches(self, engine: "TrainingEngine") -> Iterator[dict[str, Any]]:
         """The batches of this process from the current step on, without end."""
 
     def weight(self, batch: dict[str, Any]) -> float:
@@ -101,14 +101,14 @@ class EngineHooks(Protocol):
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """The mean loss of a batch."""
 
-    def share_done(self, engine: "Engine") -> float:
+    def share_done(self, engine: "TrainingEngine") -> float:
         """The share of the training that is done; the same in all processes."""
 
-    def after_step(self, engine: "Engine") -> None:
+    def after_step(self, engine: "TrainingEngine") -> None:
         """Log, evaluate, save: called in all processes after each step."""
 
 
-class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
+class TrainingEngine(Trainer):  # type: ignore[misc]  # mypy skips transformers
     """The steps of one training. `state.global_step` counts them."""
 
     def __init__(
@@ -266,7 +266,7 @@ class Engine(Trainer):  # type: ignore[misc]  # mypy skips transformers
 class _Steps(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers
     """What the engine does at the start, around each step, and at a signal."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TrainingEngine) -> None:
         self._engine = engine
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -26,7 +26,7 @@ from proxhpc.train.task import BatchT, TrainingTask, process_batches
 if TYPE_CHECKING:
     import torch
 
-    from proxhpc.train.engine import Engine
+    from proxhpc.train.engine import TrainingEngine
 
 _SHOWN = ("accuracy", "f1", "line_precision", "line_recall")  # of the numbers that are logged
 _LOG_SECONDS, _LOG_SHARE = 60, 0.05  # between two lines: seconds, or if less a share of `hours`
@@ -43,7 +43,7 @@ class Loop(Generic[BatchT]):
         log: Callable[[str], None],
     ) -> None:
         """Resumes from the folder's checkpoint if there is one."""
-        from proxhpc.train.engine import ENDLESS, Engine, training_arguments
+        from proxhpc.train.engine import ENDLESS, TrainingEngine, training_arguments
 
         self.recipe, self.task, self.folder, self._print = recipe, task, folder, log
         self.state = TrainingState()
@@ -60,7 +60,7 @@ class Loop(Generic[BatchT]):
         )
         if recipe.checkpointing:
             task.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.engine = Engine(_loss_module(task), self, options, arguments, saved)
+        self.engine = TrainingEngine(_loss_module(task), self, options, arguments, saved)
         self.engine.finished = self._is_exhausted()
         self._is_first = bool(arguments.process_index == 0)
         self._saved = self._evaluated = self._logged = self.state.seconds
@@ -82,7 +82,7 @@ class Loop(Generic[BatchT]):
 
     # Hooks of the engine.
 
-    def batches(self, engine: "Engine") -> Iterator[dict[str, Any]]:
+    def batches(self, engine: "TrainingEngine") -> Iterator[dict[str, Any]]:
         """Batches of this process, each with the position after it."""
         arguments = engine.args
         ranks = arguments.process_index, arguments.world_size
@@ -102,7 +102,7 @@ class Loop(Generic[BatchT]):
         self._tokens += self.engine.args.world_size * batch["batch"].inputs.numel()
         return losses.total
 
-    def share_done(self, engine: "Engine") -> float:
+    def share_done(self, engine: "TrainingEngine") -> float:
         """The share of the steps, the hours or the epochs."""
         recipe = self.recipe
         if recipe.steps is not None:
@@ -112,7 +112,7 @@ class Loop(Generic[BatchT]):
         epoch, batches = self._position
         return min(1.0, (epoch + batches / len(self.task.epoch(epoch))) / (recipe.epochs or 1))
 
-    def after_step(self, engine: "Engine") -> None:
+    def after_step(self, engine: "TrainingEngine") -> None:
         """Log, evaluate and save if it is time to."""
         state, recipe = self.state, self.recipe
         state.step, state.seconds = engine.state.global_step, engine.seconds

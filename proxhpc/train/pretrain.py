@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from proxhpc.train.engine import Engine
+    from proxhpc.train.engine import TrainingEngine
 
 LOG_SECONDS = 60
 Checkpoint = dict[str, Any]
-"""What Engine.checkpoint returns."""
+"""What TrainingEngine.checkpoint returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class _Pretraining:
         """Train to the end and write the weights; what is in finished.json."""
         from transformers.utils import logging
 
-        from proxhpc.train.engine import Engine, shard, training_arguments
+        from proxhpc.train.engine import TrainingEngine, shard, training_arguments
 
         logging.disable_progress_bar()
         options, folder = self._options, self._folder
@@ -233,7 +233,7 @@ class _Pretraining:
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
         if options.sharded and arguments.world_size > 1:
             shard(self._model, arguments)
-        engine = Engine(self._model, self, options, arguments, saved)
+        engine = TrainingEngine(self._model, self, options, arguments, saved)
         self._is_first = bool(engine.args.process_index == 0)
         if self._is_first:
             self._remove_leftovers(saved["step"] if saved else 0)
@@ -256,7 +256,7 @@ class _Pretraining:
 
     # Hooks of the engine.
 
-    def batches(self, engine: "Engine") -> "Iterator[dict[str, torch.Tensor]]":
+    def batches(self, engine: "TrainingEngine") -> "Iterator[dict[str, torch.Tensor]]":
         """The sequences of this process, `micro_batch` at a time."""
         import torch
 
@@ -280,11 +280,11 @@ class _Pretraining:
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
-    def share_done(self, engine: "Engine") -> float:
+    def share_done(self, engine: "TrainingEngine") -> float:
         """The share of the steps."""
         return float(engine.state.global_step / self._options.steps)
 
-    def after_step(self, engine: "Engine") -> None:
+    def after_step(self, engine: "TrainingEngine") -> None:
         """Log the loss; keep the weights at milestones; save a checkpoint."""
         step, seconds = engine.state.global_step, engine.seconds
         if self._is_first:
@@ -300,7 +300,7 @@ class _Pretraining:
             if self._is_first:
                 save_checkpoint(self._folder.state, checkpoint)
 
-    def _append_loss(self, engine: "Engine") -> None:
+    def _append_loss(self, engine: "TrainingEngine") -> None:
         step, options = engine.state.global_step, self._options
         row = {
             "step": step,

@@ -23,13 +23,15 @@ from urllib.parse import urlsplit
 from proxhpc.cluster.job_step import StepTask
 from proxhpc.errors import ProxError, RetryError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
-TIMEOUT = timedelta(days=1)  # of a collective: the others wait while the first one evaluates
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # Slurm warns with SIGUSR2
+_COLLECTIVE_TIMEOUT = timedelta(
+    days=1
+)  # of a collective: the others wait while the first one evaluates
 GRACE_S = 20.0  # for the others to end after one died
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below the ephemeral ports
 
 T = TypeVar("T")
-Log = Callable[[str], None]
+_Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def run_processes(
     count: int | None,
     worker: Callable[..., T],
     *arguments: object,
-    log: Log,
+    log: _Log,
     task: StepTask | None = None,
 ) -> T:
     """Run `worker(*arguments, log)` in all processes of a group; the result of this task's first.
@@ -93,7 +95,7 @@ def _run_group(
     count: int,
     worker: Callable[..., object],
     arguments: tuple[object, ...],
-    log: Log,
+    log: _Log,
 ) -> dict[int, Any]:
     """Run this task's processes; what they return or raise, by rank. RetryError if one dies."""
     from torch import multiprocessing
@@ -153,7 +155,7 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
     """Handle the signals that stop a training; only the main thread can."""
     with ExitStack() as previous:
         if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
+            for number in _STOP_SIGNALS:
                 previous.callback(signal.signal, number, signal.signal(number, handler))
         yield
 
@@ -180,7 +182,11 @@ def _main(
         torch.cuda.set_device(local_rank % gpus)
         backend = "nccl" if group.local_count <= gpus else "gloo"
     torch.distributed.init_process_group(
-        backend, init_method=group.meeting, rank=rank, world_size=group.count, timeout=TIMEOUT
+        backend,
+        init_method=group.meeting,
+        rank=rank,
+        world_size=group.count,
+        timeout=_COLLECTIVE_TIMEOUT,
     )
     try:
         result = worker(*arguments, lambda line: messages.put((rank, True, line)))
