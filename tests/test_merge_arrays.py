@@ -76,6 +76,12 @@ class InProcessBackend:
     def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
         return False
 
+    def drop_paused(self) -> list[str]:
+        return []
+
+    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+        return "", 0
+
     def reconcile(self) -> list[str]:
         return []
 
