@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from proxhpc.assemble.merge import merge_run
-from proxhpc.assemble.shape import MIXED, Shape, ShapeCollector, features
+from proxhpc.assemble.shape import MIXED, RowShape, ShapeCollector, features
 from proxhpc.cluster import tasks
 from proxhpc.launch.launch import plan_run, this_machine
 from proxhpc.run.paths import RunDir
@@ -201,7 +201,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
         "parquet": {"format": "parquet", "license": "odc-by", "language": "en"},
         "jsonl": {"format": "jsonl"},
         "jsonl.gz": {"format": "jsonl.gz"},
-        "fields": {"metadata": "fields"},
+        "text fields": {"metadata": "json"},
     }.items():
         runs[f"dclm as {suffix}"] = refine("dclm", tmp_path_factory.mktemp(suffix), options)
     return runs
@@ -230,7 +230,7 @@ def test_no_field_of_a_record_is_lost(corpora: dict[str, RunDir], name: str) -> 
         rows = [json.loads(line) for line in file.read().splitlines()]
     record = CORPORA[name][1]
     for n, row in enumerate(rows):
-        fields = json.loads(row["metadata"]) if name in ("dclm", "dolma", "hplt-2") else row
+        fields = json.loads(row["metadata"]) if name in ("dolma", "hplt-2") else row
         wanted = {key: value for key, value in record(n).items() if "text" != key != "raw_content"}
         assert {key: fields.get(key, row.get(key)) for key in wanted} == wanted
 
@@ -260,7 +260,7 @@ def test_the_card_says_that_a_corpus_of_mixed_types_may_not_be_loaded(tmp_path: 
         ([{f"https://example.org/{n}": n} for n in range(600)], MIXED),
     ],
 )
-def test_shapes_of_rows_are_merged(rows: list[dict[str, Any]], shape: Shape) -> None:
+def test_shapes_of_rows_are_merged(rows: list[dict[str, Any]], shape: RowShape) -> None:
     collector = ShapeCollector()
     for row in rows * 2:
         collector.add(row)

@@ -159,7 +159,8 @@ x.yaml:14: seed: must be a whole number, not 1.5""",
     "elsewhere": (
         SMALL + "text: body\n",
         'x.yaml:5: text: unknown key; did you mean "corpus.text"? (keys here: commit, comparison, '
-        "corpus, dedup, engine, name, output, policy, prove, run_dir, seed, sharding, site, stages)",
+        "corpus, dedup, engine, name, output, policy, prove, run_dir, seed, sharding, site, "
+        "stages)",
     ),
     "policy": (
         SMALL + "policy: {max_eror_share: 1}\n",

@@ -12,7 +12,7 @@ import yaml
 
 from proxhpc import __version__
 from proxhpc.account.reasons import reason_text
-from proxhpc.assemble.shape import Shape, features
+from proxhpc.assemble.shape import RowShape, features
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.run.models import short_name
 from proxhpc.run.paths import RunDir
@@ -24,7 +24,7 @@ _MAX_LISTED_FILES = 100  # input files in the table
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&#!@:$\"]|(?<=www)\.", re.IGNORECASE)
 
 
-def dataset_card(plan: Plan, summary: MergeSummary, shape: Shape) -> bytes:
+def dataset_card(plan: Plan, summary: MergeSummary, shape: RowShape) -> bytes:
     """README.md of a corpus, with the front matter that `datasets.load_dataset` reads."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # not while a run is refined
 

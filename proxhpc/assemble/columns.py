@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from proxhpc.assemble.shape import Shape
+from proxhpc.assemble.shape import RowShape
 from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.corpus.writer import Encoder, JsonLines
 from proxhpc.spec.sections import Output
@@ -27,7 +27,7 @@ def column_names(output: Output) -> list[str]:
     return ["id", "text", "metadata", *(name for name, wanted in optional.items() if wanted)]
 
 
-def text_shape(output: Output) -> Shape:
+def text_shape(output: Output) -> RowShape:
     """Return the fields of rows of text."""
     return dict.fromkeys(column_names(output), "string")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # The name of a scalar type, the fields of an object, or a list with the shape of its items.
-Shape = str | dict[str, Any] | list[Any]
+RowShape = str | dict[str, Any] | list[Any]
 
 _SCALARS = {bool: "bool", int: "int64", float: "float64", str: "string", type(None): "null"}
 MIXED = "mixed"  # of values that have no type in common
@@ -21,7 +21,7 @@ class ShapeCollector:
     """Merges the shapes of rows; equal ones are merged once."""
 
     def __init__(self) -> None:
-        self.shape: Shape = {}
+        self.shape: RowShape = {}
         self._seen: set[Any] = set()
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ class ShapeCollector:
                 self.shape = MIXED
 
 
-def _count(shape: Shape) -> int:
+def _count(shape: RowShape) -> int:
     inner = shape.values() if isinstance(shape, dict) else shape if isinstance(shape, list) else ()
     return 1 + sum(map(_count, inner))
 
@@ -51,7 +51,7 @@ def _signature(value: Any) -> Any:
     return kind
 
 
-def _shape(value: Any) -> Shape:
+def _shape(value: Any) -> RowShape:
     if isinstance(value, dict):
         return {key: _shape(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -59,9 +59,9 @@ def _shape(value: Any) -> Shape:
     return _SCALARS.get(type(value), MIXED)
 
 
-def merge_shapes(shapes: Iterable[Shape]) -> Shape:
+def merge_shapes(shapes: Iterable[RowShape]) -> RowShape:
     """Return the shape of values that have one of these shapes; `null` for none."""
-    merged: Shape = "null"
+    merged: RowShape = "null"
     for shape in shapes:
         if merged == shape or shape == "null":
             continue
@@ -77,7 +77,7 @@ def merge_shapes(shapes: Iterable[Shape]) -> Shape:
     return merged
 
 
-def features(shape: Shape) -> list[Any]:
+def features(shape: RowShape) -> list[Any]:
     """Return the shape as `dataset_info.features` of a card; none if a field's types are mixed."""
     try:
         return _features(shape)
@@ -89,13 +89,13 @@ class _MixedError(Exception):
     pass
 
 
-def _features(shape: Shape) -> list[Any]:
+def _features(shape: RowShape) -> list[Any]:
     if not isinstance(shape, dict):
         raise _MixedError
     return [{"name": name, **_feature(item)} for name, item in shape.items()]
 
 
-def _feature(shape: Shape) -> dict[str, Any]:
+def _feature(shape: RowShape) -> dict[str, Any]:
     if isinstance(shape, dict):
         return {"struct": _features(shape)}
     if isinstance(shape, list):

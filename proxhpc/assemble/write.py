@@ -12,7 +12,7 @@ from proxhpc.assemble.match import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
 from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row
-from proxhpc.assemble.shape import Shape, ShapeCollector
+from proxhpc.assemble.shape import RowShape, ShapeCollector
 from proxhpc.assemble.shuffle import CorpusRow, gather_part
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import load_json, save_json
@@ -40,7 +40,7 @@ class PartReceipt:
     text_bytes: int
     tokens: int
     files: dict[int, int]
-    shape: Shape
+    shape: RowShape
 
 
 def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:

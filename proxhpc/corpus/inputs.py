@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from proxhpc.corpus import wet
 from proxhpc.corpus.blocks import MAX_WINDOW, DamageError
 from proxhpc.corpus.parquet import Table, unique_names
 from proxhpc.corpus.streams import (
@@ -22,6 +21,7 @@ from proxhpc.corpus.streams import (
     require_lz4,
 )
 from proxhpc.corpus.values import holds_values
+from proxhpc.corpus.wet import WARC_MAGIC
 from proxhpc.errors import RetryError, StopError, UserError
 
 FileFormat = Literal["jsonl", "json", "wet", "parquet", "arrow", "text"]
@@ -124,7 +124,7 @@ def _content_format(path: Path) -> FileFormat:
     if not path.is_file():
         return "jsonl"
     head = read_head(path)
-    if head.startswith(wet.MAGIC):
+    if head.startswith(WARC_MAGIC):
         return "wet"
     return "json" if holds_values(head) else "jsonl"
 

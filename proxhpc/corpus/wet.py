@@ -8,7 +8,7 @@ from proxhpc.corpus.blocks import DamageError
 from proxhpc.corpus.jsonl import RawLine
 from proxhpc.corpus.records import BAD_RECORD_BYTES, RecordProblem
 
-MAGIC = b"WARC/"
+WARC_MAGIC = b"WARC/"
 _END = b"\r\n\r\n"  # of a header, and of a record
 _MAX_HEADER = 64 << 10
 _LENGTH = re.compile(rb"\r\nContent-Length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
@@ -52,7 +52,7 @@ def _record_size(reader: "_Reader", position: int) -> int:
     end = reader.find(_END, _MAX_HEADER)
     header = bytes(reader.buffer[: end + len(_END)])
     length = _LENGTH.search(header)
-    if end < 0 or not header.startswith(MAGIC) or length is None:
+    if end < 0 or not header.startswith(WARC_MAGIC) or length is None:
         raise DamageError("corrupt_input", f"no WARC record begins at byte {position}")
     return end + len(_END) + int(length[1])
 
