@@ -22,7 +22,7 @@ from proxhpc.engines import packed_kernels as kernels  # noqa: E402
 from proxhpc.engines.batching import oldest_batch  # noqa: E402
 from proxhpc.engines.packed_llama import PackedLlama  # noqa: E402
 from proxhpc.engines.tokenizer import HFTokenizer, _PlainTokenizer  # noqa: E402
-from proxhpc.engines.transformers_engine import TransformersEngine  # noqa: E402
+from proxhpc.engines.transformers_engine import TransformersEngine, _dtype  # noqa: E402
 
 PLAIN = {"num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32}
 
@@ -169,7 +169,7 @@ def test_kernels_in_c_attend_as_torch_does(head: int, size: int) -> None:
     for start in (0, size // 2 | 1):
         fed = size - start
         spans = [
-            kernels.Span(n * rows, kernels.align(fed, kernels.TILE), start, n * slots, slots)
+            kernels.RowSpan(n * rows, kernels.align(fed, kernels.TILE), start, n * slots, slots)
             for n in range(2)
         ]
         at = torch.zeros(2 * rows, dtype=torch.long)
@@ -276,3 +276,15 @@ def test_other_tokenizers_are_left_to_transformers(
     assert _PlainTokenizer.load(tmp_path) is not None
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert _PlainTokenizer.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"fma", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), ({"avx2"}, "float32")],
+)
+def test_the_precision_is_that_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str
+) -> None:
+    monkeypatch.setattr(kernels, "_processor_flags", lambda: frozenset(flags))
+    assert _dtype("auto", "cpu") == getattr(torch, expected)
+    assert _dtype("float32", "cpu") == torch.float32

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 TILE, KEYS = 8, 32  # rows of a span and slots of a sequence come in multiples
-BLOCK = 128  # queries that torch scores against the keys at once
+_BLOCK = 128  # queries that torch scores against the keys at once
 SOURCE = Path(__file__).with_suffix(".c")
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def align(number: int, unit: int) -> int:
     return -(-number // unit) * unit
 
 
-class Span(NamedTuple):
+class RowSpan(NamedTuple):
     """Rows [row, row + rows) of a pass, which read one sequence from `position` on.
 
     The sequence has the slots [slot, slot + size) of the cache.
@@ -64,7 +64,7 @@ class Kernels(Protocol):
         """Store the keys, rotated, and values of rows that hold both."""
         ...
 
-    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[Span]) -> Any:
+    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[RowSpan]) -> Any:
         """Causal attention of the queries of each span to its own sequence."""
         ...
 
@@ -77,7 +77,7 @@ class TorchKernels:
 
         self._heads, self._dtype = heads, dtype
         self._turns = torch.polar(torch.ones_like(heads.angles), heads.angles)[:, None]
-        self._future = torch.full((BLOCK, BLOCK + KEYS), -math.inf).triu(1).to(dtype)
+        self._future = torch.full((_BLOCK, _BLOCK + KEYS), -math.inf).triu(1).to(dtype)
 
     def norm(self, x: Any, eps: float) -> Any:
         """RMS norm without a weight."""
@@ -105,14 +105,14 @@ class TorchKernels:
         cache[0].index_copy_(1, slots, self._rotate(keys, positions))
         cache[1].index_copy_(1, slots, self._split(values))
 
-    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[Span]) -> Any:
+    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[RowSpan]) -> Any:
         """Causal attention of the queries of each span to its own sequence."""
         keys, values = cache
         queries = self._rotate(x, positions)
         mixed = x.new_zeros((len(x), self._heads.number, self._heads.size)).transpose(0, 1)
         for span in spans:
-            for start in range(0, span.rows, BLOCK):
-                stop = min(span.rows, start + BLOCK)
+            for start in range(0, span.rows, _BLOCK):
+                stop = min(span.rows, start + _BLOCK)
                 at = span.position + start
                 seen = slice(span.slot, span.slot + min(span.size, align(at + stop - start, KEYS)))
                 block = slice(span.row + start, span.row + stop)
@@ -175,7 +175,7 @@ class CompiledKernels:
         at = positions, self._turns, slots, self._slots(cache)
         self._call("put", keys, values, *shape, *at, *cache)
 
-    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[Span]) -> Any:
+    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[RowSpan]) -> Any:
         """Causal attention of the queries of each span to its own sequence."""
         out = x.new_zeros(x.shape)
         for span in spans:

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from proxhpc.engines.packed_kernels import KEYS, TILE, Cache, Heads, Span, align, make_kernels
+from proxhpc.engines.packed_kernels import KEYS, TILE, Cache, Heads, RowSpan, align, make_kernels
 
 PASS = 64  # rows of a pass come in multiples: oneDNN compiles a kernel for every new shape
 MAX_VOCAB = 16_384  # the first layer's table has a row for each token
@@ -196,13 +196,13 @@ class _Rows:
         self.values: list[int] = []
         self.positions: list[int] = []
         self.slots: list[int] = []
-        self.spans: list[Span] = []
+        self.spans: list[RowSpan] = []
         self._unused = unused
 
     def add(self, values: Sequence[int], position: int, place: tuple[int, int]) -> None:
         """Add the rows of one sequence from a position on."""
         rows = align(len(values), TILE)
-        self.spans.append(Span(len(self.values), rows, position, *place))
+        self.spans.append(RowSpan(len(self.values), rows, position, *place))
         first = place[0] + position
         self.values += values
         self.positions += range(position, position + len(values))
