@@ -422,6 +422,29 @@ def test_another_number_of_processes_resumes_the_epoch(before: int, turns: int, 
     assert seen.total() - 1000 == -(1000 - before * turns) % after
 
 
+def test_each_answer_of_a_step_counts_the_same(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_llama(tmp_path / "base", max_position_embeddings=1024)
+    recipe = program_recipe(examples, base, accumulation=3, batch_tokens=1500, validation=1)
+    folder = TrainingFolder(tmp_path / "out")
+    folder.create(recipe, resume=False)
+    loss, batches = Loop.loss, []
+
+    def recording(loop: Loop[Any], model: Any, batch: Any) -> Any:
+        mean = loss(loop, model, batch)
+        batches.append((float(mean.detach()), float(batch["batch"].weight.sum())))
+        return mean
+
+    monkeypatch.setattr(Loop, "loss", recording)
+    loop = Loop(recipe, ProgramTask(recipe, Examples((examples,))), folder, lambda _: None)
+    loop.run()
+    weights = [weight for _, weight in batches]
+    assert len(set(weights)) == 3
+    expected = sum(mean * weight for mean, weight in batches) / sum(weights)
+    assert float(loop.engine.loss) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_training_and_validation_have_the_same_precision(
     precision: str, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
