@@ -18,7 +18,7 @@ from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
-from proxhpc.corpus.document import Document, SpanEnd
+from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, ShardError, StopError, UserError
 from proxhpc.inspect import (
@@ -217,10 +217,11 @@ def test_an_unchanged_document_is_called_unchanged(edited: Run) -> None:
 
 
 def test_a_record_that_cannot_be_read_shows_its_first_bytes(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "in" / "a.jsonl", [b'{"id": "x", "text": \x1b[31m\xff'])
+    rows = [b'{"id": "x", "text": \x1b[31m\xff', {"id": "y", "text": "Some text."}]
+    path = write_jsonl(tmp_path / "in" / "a.jsonl", rows)
     run = prepare_run(manifest(tmp_path, [path]), local_site(tmp_path), None)
-    (bad,) = (i for i in run.plan.read(run.plan.shards[0].spans[0]) if not isinstance(i, SpanEnd))
-    assert not isinstance(bad, Document)
+    bad = next(iter(run.plan.read(run.plan.shards[0].spans[0])))
+    assert isinstance(bad, BadRecord)
     write(run, [bad_row(bad)])
     text = shown(run, "a.jsonl:0")
     assert "quarantined (invalid_utf8: not valid UTF-8)" in text
