@@ -32,8 +32,8 @@ from proxhpc.spec.sections import EngineName
 from proxhpc.spec.site import Site
 
 START_SECONDS = 900  # for both jobs to start
-JOB_MINUTES = 5
-ROUNDS = 3  # of files written and removed
+PROBE_MINUTES = 5
+PROBE_ROUNDS = 3  # of files written and removed
 _ANSWER_SECONDS = 120  # for the other node to see a file
 _POLL_SECONDS = 0.02
 
@@ -64,7 +64,7 @@ def probe(
         second = _start(site, shared, engine, 1, first.node, jobs, log)
         yield from _describe(site, engine, [first, second])
         log(f"{first.node} and {second.node} write files and wait to see them")
-        yield _delays(site, _wait_for(shared / "delays.json", _ANSWER_SECONDS * ROUNDS, jobs))
+        yield _delays(site, _wait_for(shared / "delays.json", _ANSWER_SECONDS * PROBE_ROUNDS, jobs))
     except ProxError as error:
         yield Finding.error("probe", error.message, error.hint)
     finally:
@@ -96,7 +96,7 @@ def _start(
         excluded_nodes=(other_node,) if other_node else (),
     )
     executor = script.job_executor(job, site)
-    executor.update_parameters(time=JOB_MINUTES)
+    executor.update_parameters(time=PROBE_MINUTES)
     try:
         with slurm.clean_environment():
             jobs.append(executor.submit(probe_task, str(shared), number, engine))
@@ -220,7 +220,7 @@ def _look(shared: Path, engine: EngineName) -> NodeReport:
 def _measure(shared: Path) -> dict[str, float]:
     """Return the longest delays: half of the time until an answer to a file, and to its removal."""
     seen, gone = [], []
-    for n in range(ROUNDS):
+    for n in range(PROBE_ROUNDS):
         question, answer = shared / f"question-{n}", shared / f"answer-{n}"
         start = time.monotonic()
         question.touch()
@@ -234,7 +234,7 @@ def _measure(shared: Path) -> dict[str, float]:
 
 
 def _answer(shared: Path) -> None:
-    for n in range(ROUNDS):
+    for n in range(PROBE_ROUNDS):
         question = shared / f"question-{n}"
         _until(question.exists)
         (shared / f"answer-{n}").touch()
