@@ -83,7 +83,7 @@ def arm_tokens(folder: ProveDir, plan: ProvePlan, arm: Arm) -> int:
     """
     section = plan.section
     step = section.training.batch * section.training.context
-    receipt = read_receipt(folder, arm)
+    receipt = read_arm_receipt(folder, arm)
     tokens = receipt.tokens - 1 if section.equal == "pool" else section.training.tokens
     if section.equal == "flops" and receipt.refining_flops:
         one = training_flops_of(folder, section.training, step)
@@ -104,7 +104,7 @@ def training_flops_of(folder: ProveDir, training: Training, tokens: int) -> int:
     return pretraining_flops(shape, tokens // training.context, training.context)
 
 
-def read_receipt(folder: ProveDir, arm: Arm) -> ArmReceipt:
+def read_arm_receipt(folder: ProveDir, arm: Arm) -> ArmReceipt:
     """Return the counts of an arm."""
     return ArmReceipt.model_validate_json(folder.arm_receipt(arm.name).read_bytes())
 
