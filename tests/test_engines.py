@@ -429,7 +429,7 @@ def test_wrong_options_and_missing_packages(
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="engine vllm needs the package vllm") as caught:
         loop(make_engine(options("vllm"), tiny))
-    assert caught.value.hint.startswith("pip install 'vllm>=")
+    assert caught.value.hint.startswith("pip install 'vllm<0.33,>=")
 
 
 def test_rules_need_no_model(loop: Loop) -> None:

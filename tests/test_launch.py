@@ -350,7 +350,7 @@ def test_a_merge_deletes_only_parts(tmp_path: Path) -> None:
 
     run = RunDir(tmp_path)
     old = ["part-00001.jsonl.zst", ".part-00000.jsonl.zst.00aa.tmp", ".README.md.00aa.tmp"]
-    other = ["part-00001.jsonl.gz", "part-1.jsonl.zst", ".mine.tmp", "part-00000.jsonl.zst"]
+    other = ["part-00001.jsonl.bz2", "part-1.jsonl.zst", ".mine.tmp", "part-00000.jsonl.zst"]
     for name in (*old, *other):
         write_jsonl(run.corpus / name, [])
     run.merge.mkdir()
@@ -369,9 +369,12 @@ def test_a_wrong_text_field_is_refused_before_anything_is_written(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_corpus_is_accepted(tmp_path: Path) -> None:
+def test_a_corpus_without_records_is_refused(tmp_path: Path) -> None:
     path = manifest(tmp_path, [write_jsonl(tmp_path / "in.jsonl", [])])
-    assert launch(path, tmp_path).returncode == 0
+    done = launch(path, tmp_path)
+    assert done.returncode == 2
+    assert "in.jsonl: the file is empty" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_a_missing_engine(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
     monkeypatch.setattr(needs, "count_gpus", lambda: 1)
     error = refused(vllm_manifest(tmp_path), local_site(tmp_path), capsys)
     assert "engine vllm needs the package vllm, which is not installed" in error
-    assert "pip install 'vllm>=" in error
+    assert "pip install 'vllm<0.33,>=" in error
     assert "proxhpc[" not in error
 
 

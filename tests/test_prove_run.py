@@ -281,7 +281,8 @@ def test_a_killed_command_continues_to_the_same_weights_and_verdict(
             assert command.poll() is None, command.communicate()
             time.sleep(0.01)
         command.send_signal(number)
-        assert command.wait() != 0
+        command.communicate()
+        assert command.returncode != 0
     command = start(run, other, site)  # trainings of the killed one may still be running
     _, errors = command.communicate()
     assert command.returncode == 0, errors

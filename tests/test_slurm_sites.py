@@ -106,8 +106,9 @@ def test_status_does_not_wait_for_a_dead_controller(
     cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepare_run(*small(tmp_path), None)
-    wrap(monkeypatch, tmp_path, "squeue", "exec sleep 90")
-    status = collect(run.dir, Queue(timeout=1))
+    with monkeypatch.context() as patch:
+        wrap(patch, tmp_path, "squeue", "exec sleep 90")
+        status = collect(run.dir, Queue(timeout=1))
     assert status.queue_problem == "squeue did not answer in 1 s"
 
 
