@@ -54,15 +54,21 @@ def is_marked(pid):
         return False
 watched = [line.split() for line in sys.stdin]
 left = {pid for pid, start in watched if start_time(pid) == start}
-left |= {pid for pid in parents() if is_marked(pid)}
-while left:
-    children = parents()
-    for pid in left:
+def send(number, pids):
+    for pid in pids:
         try:
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(int(pid), number)
         except OSError:
             pass
-    left = {pid for pid, parent in children.items() if parent in left}
+# They are stopped first, and killed when two looks in a row find no other: else one of them might
+# start a process after a look at its children and before its end.
+found, quiet = set(), 0
+while quiet < 2:
+    send(signal.SIGSTOP, left)
+    found |= left
+    left = {pid for pid, parent in parents().items() if parent in found or is_marked(pid)} - found
+    quiet = 0 if left else quiet + 1
+send(signal.SIGKILL, found)
 """
 
 
