@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.process import descendants
 
 # Fault points that are reached only after deaths at these other points.
 AFTER_DEATHS = {
@@ -25,6 +27,19 @@ AFTER_DEATHS = {
     "death noted": ("commit synced",),
     "attempt resumed": ("commit synced",),
 }
+# Starts a launcher in another pid namespace, where it is like one on another login node. The first
+# process there is a shell, because the first process cannot stop itself.
+ELSEWHERE = (
+    "unshare",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "sh",
+    "-c",
+    '"$@"; :',
+    "sh",
+)
 # Why the executor rejects a well-formed statement.
 EXECUTE_REASONS = (
     *("outside_window", "no_such_line", "other_window", "reversed_range", "blank_source"),
@@ -103,6 +118,16 @@ def many_documents(folder: Path, copies: int) -> list[Path]:
         )
         for part in range(4)
     ]
+
+
+def stopped_below(pid: int) -> list[int]:
+    """Return the processes below `pid` that a signal has stopped."""
+    stopped = []
+    for child in descendants(pid):
+        with suppress(OSError):  # it may end meanwhile
+            stat = Path(f"/proc/{child}/stat").read_text()
+            stopped += [child] if stat.rpartition(")")[2].split()[0] == "T" else []
+    return stopped
 
 
 def corpus_bytes(run: RunDir) -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.process import descendants
 from proxhpc.spec.site import Site
 from proxhpc.status.collect import collect
-from runs import check_balance
+from runs import ELSEWHERE, check_balance, stopped_below
 from slurm_cluster import SlurmCluster
 from slurm_config import Spec
 from test_slurm_run import finished, idle
@@ -36,9 +37,6 @@ __all__ = ["cluster"]  # a fixture
 
 NO_LIST = "echo 'usage: squeue [options]'; exit 0"
 NOTHING = "exit 0"
-# In another pid namespace, a launcher looks like one on another login node. Its shell is the first
-# process there, which cannot stop itself.
-ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", '"$@"; :')
 
 
 PLUGIN = """
@@ -237,9 +235,9 @@ def test_launchers_that_were_frozen_submit_nothing_twice(
     for point in SUBMISSION:
         token = runs[point].dir.root.parent / "token"
         fault = {"PROXHPC_FAULT": f"{point}:{token}", "PROXHPC_FAULT_SIGNAL": "STOP"}
-        frozen[point] = start(point, *ELSEWHERE, "sh", **fault)
+        frozen[point] = start(point, *ELSEWHERE, **fault)
     for point in SUBMISSION:
-        cluster.until(lambda p=point: is_stopped(frozen[p].pid), f"the launcher to stop: {point}")
+        cluster.until(partial(stopped_below, frozen[point].pid), f"the launcher to stop: {point}")
     others = [start(point) for point in SUBMISSION]
     assert [other.wait(timeout=120) for other in others] == [0] * len(SUBMISSION)
     for process in frozen.values():
@@ -254,14 +252,6 @@ def test_launchers_that_were_frozen_submit_nothing_twice(
         jobs = run_jobs(cluster, run.plan.run_id)
         done = [job for job, tag in jobs if tag.phase == "refine" and job.state == "COMPLETED"]
         assert (point, len(done), held(cluster, run)) == (point, 1, [])
-
-
-def is_stopped(pid: int) -> bool:
-    return any(state(child) == "T" for child in descendants(pid))
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def open_first_shard(run: Run, leases: Leases) -> OpenShard:
+    shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
+    assert isinstance(shard, OpenShard)
+    return shard
+
+
 def test_every_document_has_one_row_in_input_order(tmp_path: Path) -> None:
     run = planned(tmp_path)
     assert len(run.plan.shards) > 3
@@ -377,8 +383,7 @@ def test_a_worker_frozen_between_lease_and_attempt_takes_nothing(
 def test_a_shard_that_cannot_be_opened_is_given_back(tmp_path: Path) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
-    shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
-    assert isinstance(shard, OpenShard)
+    shard = open_first_shard(run, leases)
     shard.writer.write_backoff(CrashBackoff(given_up=MAX_POISON))
     shard.leave()
     with pytest.raises(StopError, match="each killed"):
@@ -702,8 +707,7 @@ def test_an_attempt_removed_on_another_node_is_a_lost_lease(
     """On NFS, its writer meets ESTALE, perhaps while a cache still shows its lease."""
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
-    shard = Leaser(run.dir, run.plan, leases, (0, 1)).next()
-    assert isinstance(shard, OpenShard)
+    shard = open_first_shard(run, leases)
     shard.rows.append(bad_row(BadRecord("malformed_json", 0, 0, 9)))
 
     def stale(*_: Any, **__: Any) -> None:
@@ -729,8 +733,7 @@ def test_a_stale_list_of_leases_takes_nothing_from_live_workers(
 ) -> None:
     run = planned(tmp_path, 10, sharding={"tokens": 20_000_000})
     leases = Leases(run.dir, LeaseOwner.current(), lambda _: None)
-    first = Leaser(run.dir, run.plan, leases, (0, 1)).next()
-    assert isinstance(first, OpenShard)
+    first = open_first_shard(run, leases)
     monkeypatch.setattr(leases, "highest_attempts", dict)  # as before the first worker started
     assert all(
         not isinstance(Leaser(run.dir, run.plan, leases, (0, 1)).next(), OpenShard)

@@ -42,8 +42,15 @@ from proxhpc.cluster.queue import Tag
 from proxhpc.faults import FAULT_POINTS, FaultPoint
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.run.process import descendants
-from runs import AFTER_DEATHS, corpus_bytes, local_site, manifest, many_documents
+from runs import (
+    AFTER_DEATHS,
+    ELSEWHERE,
+    corpus_bytes,
+    local_site,
+    manifest,
+    many_documents,
+    stopped_below,
+)
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from slurm_config import Spec
 from slurm_reaper import processes
@@ -63,19 +70,6 @@ case "$(cat $mode 2> /dev/null)" in
   error) echo "Unable to contact slurm controller" >&2; exit 1 ;;
   hang) sleep 90 ;;
 esac"""
-# A launcher in another pid namespace is like one on another login node. The first process there is
-# a shell, because the first process cannot stop itself.
-ELSEWHERE = (
-    "unshare",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-    "sh",
-    "-c",
-    '"$@"; :',
-    "sh",
-)
 WORKERS = 6  # more than an array of MaxArraySize 5 holds
 MIN_EVENTS = 10  # of a run, if it lasts long enough
 
@@ -185,7 +179,7 @@ class ChaosRun:
         while self.token(point).exists() and sleeper.poll() is None:
             time.sleep(0.1)
         time.sleep(0.5)
-        stopped = [pid for pid in descendants(sleeper.pid) if is_stopped(pid)]
+        stopped = stopped_below(sleeper.pid)
         self.token(point).unlink(missing_ok=True)
         self.armed.discard(point)
         for pid in stopped:
@@ -299,13 +293,6 @@ class ChaosRun:
     ) -> None:
         entry = time.monotonic() + seconds, what, lambda: action(*arguments)
         self.scheduled.append(entry)
-
-
-def is_stopped(pid: int) -> bool:
-    """Return True if a process is stopped by a signal."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    return False
 
 
 def write_wrappers(chaos: ChaosRun) -> Path:

@@ -79,7 +79,7 @@ class SlurmBackend:
         """Submit held arrays and a dependent follow-up job, record their ids, release them.
 
         MaxArraySize limits array indices, so many elements become several arrays. RetryError or
-        UserError if sbatch refuses; the next launch cancels what was submitted until then.
+        UserError if sbatch refuses; what was submitted until then is cancelled.
         """
         control = follow_up if self.site.submit_from_jobs else None
         batch = replace(batch, minutes=self._first_to_start(batch))
@@ -125,7 +125,7 @@ class SlurmBackend:
             self._check_lease(number)
             self._release(journal, number, reversed(ids))
         except (RetryError, UserError):
-            if self.lease is None or not self.lease.is_lost():
+            if not self._lease_is_lost():
                 self._abandon(journal, number)
             raise
         return ids
@@ -157,12 +157,12 @@ class SlurmBackend:
         entries = journal.read()
         messages = [self._settle(journal, entry) for entry in entries if not entry.settled]
         # The sbatch of an abandoned submission may have reached the controller late.
-        abandoned = {entry.number: entry for entry in journal.read() if entry.abandoned}
+        abandoned = [entry for entry in journal.read() if entry.abandoned]
+        numbers = {(self.plan.run_id, entry.number) for entry in abandoned}
+        ids = {job_id for entry in abandoned for job_id in entry.job_ids}
         for job in self.queue.all_jobs():
-            tag = job.tag
-            ours = tag is not None and tag.run == self.plan.run_id and tag.intent in abandoned
-            recorded = any(job.array in entry.job_ids for entry in abandoned.values())
-            if (ours or recorded) and not job.has_ended:
+            is_tagged = job.tag is not None and (job.tag.run, job.tag.intent) in numbers
+            if (is_tagged or job.array in ids) and not job.has_ended:
                 slurm.run_command("scancel", job.id)
         self.queue.invalidate()
         return messages
@@ -188,8 +188,10 @@ class SlurmBackend:
             return "", 0
         elements = slurm.ended_elements(last.jobs.get(phase, ()))
         failed = [each for each in elements if each.state == "FAILED" and each.id not in spoke]
+        if len(failed) < last.elements:
+            return "", 0
         silent = find_silent(self.run, last, spoke, ())
-        if silent is None or len(failed) < last.elements:
+        if silent is None:
             return "", 0
         seconds = max(each.seconds for each in failed)
         message = (
@@ -277,12 +279,15 @@ class SlurmBackend:
         journal.write("abandoned", number)
         self.queue.invalidate()
 
+    def _lease_is_lost(self) -> bool:
+        return self.lease is not None and self.lease.is_lost()
+
     def _check_lease(self, number: int | None = None) -> None:
         """Raise RetryError if another launch has taken over while this process stood still.
 
         Jobs of submission `number` are cancelled if the other launch has given them up.
         """
-        if self.lease is None or not self.lease.is_lost():
+        if not self._lease_is_lost():
             return
         entries = Journal(self.run).read()
         if number is not None and entries[number].abandoned:
@@ -320,7 +325,7 @@ class SlurmBackend:
             raise slurm.submission_error(error) from error
         fault_point("control held" if batch.phase == "control" else "array held")
         job_id = str(jobs[0].job_id).partition("_")[0]
-        if self.lease is not None and self.lease.is_lost():
+        if self._lease_is_lost():
             slurm.run_command("scancel", job_id)
             self._check_lease(number)
         journal.write("receipt", number, phase=batch.phase, job=job_id)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import orjson
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster import script, slurm
+from proxhpc.cluster.silent import last_words
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.doctor.finding import Finding
 from proxhpc.engines import require_engine
@@ -36,6 +37,7 @@ PROBE_MINUTES = 5
 PROBE_ROUNDS = 3  # of files written and removed
 _ANSWER_SECONDS = 120  # for the other node to see a file
 _POLL_SECONDS = 0.02
+_STATE_SECONDS = 2.0  # between two questions to slurmctld
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +104,16 @@ def _start(
             jobs.append(executor.submit(probe_task, str(shared), number, engine))
     except (FailedJobError, FailedSubmissionError) as error:
         raise slurm.submission_error(error) from error
-    log(f"waiting for job {jobs[-1].job_id}" + (f" on another node than {other_node}"))
+    where = f" on another node than {other_node}" if other_node else ""
+    log(f"waiting for job {jobs[-1].job_id}{where}")
     return NodeReport(**_wait_for(shared / f"{number}.json", START_SECONDS, jobs))
 
 
 def _wait_for(path: Path, seconds: float, jobs: list[Any]) -> Any:
     """Return the JSON in a file as soon as it is there. RetryError if a job ends before that."""
+    job_id = str(jobs[-1].job_id)
     deadline = time.monotonic() + seconds
     while not path.exists():
-        job_id = str(jobs[-1].job_id)
         states = {keys["JobState"] for keys in slurm.show_job(job_id)}
         os.listdir(path.parent)  # makes NFS look again
         if time.monotonic() > deadline:
@@ -119,17 +122,13 @@ def _wait_for(path: Path, seconds: float, jobs: list[Any]) -> Any:
                 hint="the partition may be busy: try again, or name another one in the site",
             )
         if not states & {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING"} and not path.exists():
-            words = [
-                line
-                for log in sorted(path.parent.glob("logs/*.err"))
-                for line in log.read_text(errors="replace").splitlines()[-5:]
-            ]
+            words = last_words(path.parent / "logs" / f"{job_id}_0_log.err")
             raise RetryError(
                 f"job {job_id} ended without an answer ({', '.join(states)}):"
-                f" {' / '.join(words) or 'its log is empty'}",
+                f" {words or 'its log is empty'}",
                 hint="fix setup, python or container in the site",
             )
-        time.sleep(0.5)
+        time.sleep(_STATE_SECONDS)
     return orjson.loads(path.read_bytes())
 
 
@@ -205,16 +204,15 @@ def _look(shared: Path, engine: EngineName) -> NodeReport:
     stamp.touch()
     skew = (before + time.time()) / 2 - stamp.stat().st_mtime
     answer = slurm.check_script("#!/bin/sh\n#SBATCH --time=1\ntrue\n")
-    report = NodeReport(
+    return NodeReport(
         node=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         python=".".join(map(str, sys.version_info[:3])),
         problem=problem,
         cores=len(os.sched_getaffinity(0)),
         gpus=len([gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]),
         may_submit="" if " to start at " in answer else answer.strip()[:500] or "no answer",
-        clock_skew=skew,
+        clock_skew=round(skew, 3),
     )
-    return replace(report, clock_skew=round(skew, 3))
 
 
 def _measure(shared: Path) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import orjson
 
 from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cluster import slurm
-from proxhpc.cluster.backend import recorded_site
+from proxhpc.cluster.backend import Backend, recorded_site
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.submit import make_backend
 from proxhpc.cluster.tasks import raise_interrupt
@@ -151,8 +152,7 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
         record_site(run.dir, run.site)
         note = _reopen_incomplete(run.dir)
         backend = make_backend(run.dir, run.plan, run.site, lease)
-        handlers = {number: signal.signal(number, raise_interrupt) for number in INTERRUPT_SIGNALS}
-        try:
+        with interruptible(backend):
             step = advance(lease, run.plan, backend, manual=True)
             while isinstance(backend, LocalBackend) and step.phase not in ("report", "finished"):
                 while backend.active_elements("refine") or backend.active_elements("merge"):
@@ -160,12 +160,20 @@ def launch(run: Run, on_tick: Callable[[Run], None]) -> StepResult:
                     time.sleep(POLL_SECONDS)
                 on_tick(run)
                 step = advance(lease, run.plan, backend)
-        finally:
-            if isinstance(backend, LocalBackend):
-                backend.stop()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
     return replace(step, message=note + step.message)
+
+
+@contextmanager
+def interruptible(backend: Backend) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block like Ctrl-C; local processes then commit and stop."""
+    handlers = {number: signal.signal(number, raise_interrupt) for number in INTERRUPT_SIGNALS}
+    try:
+        yield
+    finally:
+        if isinstance(backend, LocalBackend):
+            backend.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def dry_run(run: Run) -> list[tuple[PhaseName, str, str]]:

@@ -37,10 +37,9 @@ def find_equivalent(text: str, low: int, high: int, source: str, limit: int) -> 
     """
     source = with_newlines(source)
     anchor = stable_run(source)
-    at = text.find(anchor, low, high)
-    if at < 0:
+    if text.find(anchor, low, high) < 0:
         return _find_respelled(text, low, high, source, anchor, limit)
-    spans = _find_near(text, (low, at, high), source, anchor, limit) if anchor else None
+    spans = _find_near(text, low, high, source, anchor, limit) if anchor else None
     return _find_folded(text, low, high, source, limit) if spans is None else spans
 
 
@@ -54,23 +53,18 @@ def _find_respelled(
 
 
 def _find_near(
-    text: str, bounds: tuple[int, int, int], source: str, anchor: str, limit: int
+    text: str, low: int, high: int, source: str, anchor: str, limit: int
 ) -> list[_Span] | None:
-    """Compare the surroundings of each `anchor`; return None if comparing all is cheaper.
-
-    `bounds` are the ends of the range around the place of the first `anchor`.
-    """
-    low, at, high = bounds
+    """Compare the surroundings of each `anchor`; return None if comparing all is cheaper."""
     first = source.find(anchor)
     prefix, suffix = source[:first][::-1], source[first + len(anchor) :]
     before, after = 4 * first + _MARGIN, 4 * (len(source) - first) + _MARGIN
     budget = high - low + 2 * before + 2 * after
     left, right = _next_visible(prefix), _next_visible(suffix)
     spans: list[_Span] = []
-    end = 0
-    for attempt in range(_MAX_ATTEMPTS):
-        if attempt:
-            at = text.find(anchor, end, high)
+    end = low
+    for _ in range(_MAX_ATTEMPTS):
+        at = text.find(anchor, end, high)
         if at < 0 or len(spans) == limit:
             break
         end = at + len(anchor)
@@ -154,11 +148,7 @@ def find_edit(
         if policy.strict:
             return "not_found"
         return _find_leniently(text, low, high, (line, source, target), policy, lenient)
-    stop = at + len(source)
-    spans: list[_Span] | str = [(at, stop)]
-    is_only = line is None and text.find(source, stop, high) < 0
-    if not (is_only and _is_whole(text, at, stop, policy)):
-        spans = _literal_spans(text, at, high, source, policy, only=line is not None)
+    spans = _literal_spans(text, at, high, source, policy, only=line is not None)
     if isinstance(spans, str):
         return spans
     if (len(target) - len(source)) * len(spans) > policy.max_growth:

@@ -1,6 +1,5 @@
 """Advances a prove directory: corpora and tokens, trainings, verdict."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import make_backend
 from proxhpc.errors import RetryError, StopError
-from proxhpc.launch.launch import INTERRUPT_SIGNALS, POLL_SECONDS, record_site
+from proxhpc.launch.launch import POLL_SECONDS, interruptible, record_site
 from proxhpc.launch.step import MAX_ROUNDS_WITHOUT_PROGRESS, advance_lock, run_control
 from proxhpc.prove.arms import make_variant
 from proxhpc.prove.layout import ProveDir
@@ -52,11 +51,8 @@ def prove(folder: ProveDir, plan: ProvePlan, site: Site, log: Callable[[str], No
     with advance_lock(folder) as lease:
         record_site(folder, site)
         backend = make_backend(folder, plan.job_plan(), site, lease)
-        handlers = {
-            number: signal.signal(number, tasks.raise_interrupt) for number in INTERRUPT_SIGNALS
-        }
         printed = _finished(folder, plan)
-        try:
+        with interruptible(backend):
             step = prove_step(lease, plan, backend, manual=True)
             while isinstance(backend, LocalBackend) and step.phase != "finished":
                 log(step.message)
@@ -64,11 +60,6 @@ def prove(folder: ProveDir, plan: ProvePlan, site: Site, log: Callable[[str], No
                     time.sleep(POLL_SECONDS)
                     printed = _print_finished(folder, plan, printed, log)
                 step = prove_step(lease, plan, backend)
-        finally:
-            if isinstance(backend, LocalBackend):
-                backend.stop()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
     return step
 
 
