@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -33,7 +34,6 @@ from proxhpc.engines.spawn import (
     OrphanKiller,
     children_watched,
     node_local_environment,
-    remove_scratch,
 )
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import RetryError, UserError
@@ -477,30 +477,53 @@ def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
     assert 20_000 <= int(os.environ["VLLM_PORT"]) < 32_000
+    assert Path(os.environ["VLLM_RPC_BASE_PATH"]) == scratch
     assert node_local_environment() == scratch  # a second engine in this process
-    remove_scratch(scratch)
+    killers = [OrphanKiller(scratch), OrphanKiller(scratch)]
+    killers[0].release()
     assert scratch.exists()
     assert Path(os.environ["TRITON_CACHE_DIR"]).parent == scratch
-    remove_scratch(scratch)
+    killers[1].release()
     assert not scratch.exists()
     assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
-    assert "TRITON_CACHE_DIR" not in os.environ
+    assert not {"TRITON_CACHE_DIR", "VLLM_RPC_BASE_PATH"} & set(os.environ)
+
+
+def test_sockets_are_where_their_paths_are_not_too_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    folder = tmp_path / ("x" * 70)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    scratch = node_local_environment()
+    assert scratch.parent == folder
+    assert "VLLM_RPC_BASE_PATH" not in os.environ
+    OrphanKiller(scratch).release()
+    assert list(folder.iterdir()) == []
 
 
 ORPHAN = """
 import os, signal, subprocess
-from proxhpc.engines.spawn import OrphanKiller
+from proxhpc.engines.spawn import OrphanKiller, node_local_environment
 child = subprocess.Popen(["sleep", "60"])
-OrphanKiller().watch({child.pid})
+OrphanKiller(node_local_environment()).watch({child.pid})
 print(child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_children_die_with_a_killed_parent() -> None:
-    done = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, check=False)
+def test_children_and_scratch_go_with_a_killed_parent(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL
     wait_gone(int(done.stdout))
+    while list(tmp_path.iterdir()):  # until the test's time limit
+        time.sleep(0.02)
 
 
 def test_release_kills_watched_processes() -> None:
@@ -713,11 +736,7 @@ def test_a_request_without_an_answer_counts_as_a_crash(
     errors: list[Exception] = []
     outputs = SimpleNamespace(propagate_error=errors.append)
     engine._engine = SimpleNamespace(output_processor=outputs, shutdown=lambda timeout: None)
-    engine._killer, engine._scratch, engine._children = (
-        OrphanKiller(),
-        node_local_environment(),
-        set(),
-    )
+    engine._killer, engine._children = OrphanKiller(node_local_environment()), set()
     loop(engine.close())
     assert [type(error) for error in errors] == [EngineDeadError]
 

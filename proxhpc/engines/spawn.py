@@ -2,13 +2,13 @@
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
@@ -23,12 +23,15 @@ _log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 FIRST_PORT, PORTS_PER_WORKER, PORT_BLOCKS = 20_000, 16, 750  # below the ephemeral ports
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+SOCKETS = "VLLM_RPC_BASE_PATH"
+MAX_SOCKET_FOLDER = 107 - len(f"/{uuid.UUID(int=0)}")  # bytes; a socket's path has at most 107
 
 _MARK = "PROXHPC_ENGINE"  # variable of the processes that a helper kills
 # Reads lines "pid start-time" until standard input ends, then kills those that still exist, those
-# that have the mark in their environment, and the descendants of both.
+# that have the mark in their environment, and the descendants of both. Then it removes the scratch
+# folder, unless a line said "keep".
 _KILLER = """
-import os, signal, sys
+import os, shutil, signal, sys
 def start_time(pid):
     try:
         with open(f"/proc/{pid}/stat") as stat:
@@ -52,7 +55,9 @@ def is_marked(pid):
             return sys.argv[1].encode() in environ.read().split(b"\\0")
     except OSError:
         return False
-watched = [line.split() for line in sys.stdin]
+lines = [line.split() for line in sys.stdin]
+keep = ["keep"] in lines
+watched = [line for line in lines if len(line) == 2]
 left = {pid for pid, start in watched if start_time(pid) == start}
 def send(number, pids):
     for pid in pids:
@@ -69,6 +74,9 @@ while quiet < 2:
     left = {pid for pid, parent in parents().items() if parent in found or is_marked(pid)} - found
     quiet = 0 if left else quiet + 1
 send(signal.SIGKILL, found)
+if not keep:
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)
 """
 
 
@@ -134,8 +142,8 @@ def node_local_environment() -> Path:
     """Set the environment variables that vLLM reads and the user has not set; a scratch folder.
 
     No network and no telemetry; caches in the scratch folder, so that workers of one node never
-    write the same files; ports that depend on the process id; logs on standard error. All engines
-    of this process share the folder.
+    write the same files; sockets there, too, since vLLM does not remove them; ports that depend on
+    the process id; logs on standard error. All engines of this process share the folder.
     """
     scratch = _users[0] if _users else Path(tempfile.mkdtemp(prefix="proxhpc-engine-"))
     _users.append(scratch)
@@ -155,6 +163,8 @@ def node_local_environment() -> Path:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **{name: str(scratch / name.lower()) for name in CACHES},
     }
+    if len(os.fsencode(scratch)) <= MAX_SOCKET_FOLDER:
+        defaults[SOCKETS] = str(scratch)
     if cores := slurm_cores():
         defaults["OMP_NUM_THREADS"] = str(cores)
     for name, value in defaults.items():
@@ -162,15 +172,13 @@ def node_local_environment() -> Path:
     return scratch
 
 
-def remove_scratch(scratch: Path) -> None:
-    """Remove the scratch folder, and the variables that point into it, after its last user."""
+def _is_last_user(scratch: Path) -> bool:
+    """Note that an engine no longer uses the scratch folder; the last one's variables go, too."""
     _users.remove(scratch)
-    if _users:
-        return
-    for name in CACHES:
+    for name in () if _users else (*CACHES, SOCKETS):
         if Path(os.environ.get(name, "/")).is_relative_to(scratch):
             del os.environ[name]
-    shutil.rmtree(scratch, ignore_errors=True)
+    return not _users
 
 
 class ErrorLog:
@@ -231,13 +239,15 @@ class OrphanKiller:
     """Kills child processes and their descendants when this process dies, even by SIGKILL.
 
     An orphaned engine would hold its device's memory. A small helper process in a separate session
-    waits for the end of a pipe from this process.
+    waits for the end of a pipe from this process. It also removes the engine's scratch folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path | None = None) -> None:
+        self._scratch = scratch
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         self._helper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _KILLER, f"{_MARK}={self._mark}"],
+            [sys.executable, "-I", "-S", "-c", _KILLER, f"{_MARK}={self._mark}"]
+            + ([str(scratch)] if scratch else []),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -272,10 +282,15 @@ class OrphanKiller:
                 _pipes[self._pipe] = False
 
     def release(self) -> None:
-        """Kill the watched processes that still exist, and end the helper."""
+        """Kill the watched processes that still exist, and end the helper.
+
+        The scratch folder is removed after its last user.
+        """
         assert self._helper.stdin is not None
         _pipes.pop(self._pipe, None)
         try:
+            if self._scratch and not _is_last_user(self._scratch):
+                self._helper.stdin.write("keep\n")
             self._helper.stdin.close()
             self._helper.wait(timeout=10)
         except (OSError, subprocess.TimeoutExpired) as error:

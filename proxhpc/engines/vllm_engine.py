@@ -31,7 +31,6 @@ from proxhpc.engines.spawn import (
     OrphanKiller,
     children_watched,
     node_local_environment,
-    remove_scratch,
 )
 from proxhpc.engines.steps import STEP_PROCESSOR, STEPS_KEY
 from proxhpc.engines.tokenizer import load_tokenizer
@@ -87,10 +86,9 @@ class VLLMEngine:
         }
         if stepwise:
             arguments["logits_processors"] = [STEP_PROCESSOR]
-        self._scratch = node_local_environment()
+        self._killer, log = OrphanKiller(node_local_environment()), ErrorLog()
         if stepwise:  # the version 2 runner has another interface for logits processors
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        self._killer, log = OrphanKiller(), ErrorLog()
         resource_tracker.ensure_running()  # before the engine's children: it is not one of them
         previous = descendants(os.getpid())
         try:
@@ -107,7 +105,6 @@ class VLLMEngine:
             log.close()
             self._killer.watch(descendants(os.getpid()) - previous)
             self._killer.release()
-            remove_scratch(self._scratch)
             if isinstance(error, RetryError):
                 raise start_error(log.text(), error) from error
             raise
@@ -175,7 +172,6 @@ class VLLMEngine:
         except Exception:  # its processes are ended below in any case
             _log.warning("vLLM did not shut down cleanly", exc_info=True)
         await asyncio.to_thread(self._killer.release)
-        remove_scratch(self._scratch)
         if alive := [pid for pid in self._children if start_time(pid) is not None]:
             _log.warning("vLLM processes have not ended yet: %s", alive)
 
