@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,19 +16,20 @@ from proxhpc.errors import ProxError, RetryError, UserError
 
 # A worker: its engine is a child with a child. It says what it does, and closes when asked to.
 WORKER = """
-import multiprocessing, os, sys, time
-from proxhpc.engines.spawn import ErrorLog, OrphanKiller, children_watched
+import multiprocessing, os, sys, tempfile, time
+from proxhpc.engines.spawn import ErrorLog, OrphanKiller, children_watched, node_local_environment
 
 def say(word):
     os.write(1, f"{word}\\n".encode())  # at once, so that words of two processes do not mix
 
 def sleep():
+    tempfile.mkstemp()
     say("core")
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(900,)).start()
     time.sleep(900)
 
 if __name__ == "__main__":
-    killer, log = OrphanKiller(), ErrorLog()
+    killer, log = OrphanKiller(node_local_environment()), ErrorLog()
     say("starting")
     with children_watched(killer, log):
         child = multiprocessing.get_context(sys.argv[1]).Process(target=sleep)
@@ -56,16 +58,14 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-def kill_worker(folder: Path, method: str, phase: str, delay: float) -> None:
+def kill_worker(script: Path, folder: Path, method: str, phase: str, delay: float) -> None:
     """Kill a worker in a phase of its engine, and wait until nothing of it is left."""
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    script = folder / "worker.py"
-    script.write_text(WORKER)
     worker = subprocess.Popen(
         [sys.executable, str(script), method, phase],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"MARK": mark},
+        env=os.environ | {"MARK": mark, "TMPDIR": str(folder)},
         text=True,
     )
     assert worker.stdin is not None
@@ -80,7 +80,7 @@ def kill_worker(folder: Path, method: str, phase: str, delay: float) -> None:
     worker.kill()
     worker.wait()
     deadline = time.monotonic() + 60
-    while (left := processes_with(mark)) and time.monotonic() < deadline:
+    while (left := [*processes_with(mark), *folder.iterdir()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
     worker.stdin.close()
@@ -94,7 +94,10 @@ def kill_worker(folder: Path, method: str, phase: str, delay: float) -> None:
 def test_nothing_is_left_of_a_killed_worker(
     tmp_path: Path, method: str, phase: str, delay: float
 ) -> None:
-    kill_worker(tmp_path, method, phase, delay)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    with tempfile.TemporaryDirectory() as short:  # paths of sockets cannot be long
+        kill_worker(script, Path(short), method, phase, delay)
 
 
 def _complain(text: str) -> None:

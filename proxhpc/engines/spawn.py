@@ -135,6 +135,27 @@ def slurm_cores() -> int | None:
     return int(cores) if cores.isdecimal() else None
 
 
+def _fits_sockets(folder: Path) -> bool:
+    return len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER
+
+
+@contextmanager
+def _temporary_files_in(folder: Path | None) -> Iterator[None]:
+    """Let processes that start in the block write their temporary files to a folder."""
+    if folder is None or not _fits_sockets(folder):
+        yield
+        return
+    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # of a spawned and of a forked process
+    try:
+        yield
+    finally:
+        tempfile.tempdir = default
+        os.environ.pop("TMPDIR")
+        if variable is not None:
+            os.environ["TMPDIR"] = variable
+
+
 _users: list[Path] = []  # the scratch folder of this process, once for each engine that uses it
 
 
@@ -163,7 +184,7 @@ def node_local_environment() -> Path:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **{name: str(scratch / name.lower()) for name in CACHES},
     }
-    if len(os.fsencode(scratch)) <= MAX_SOCKET_FOLDER:
+    if _fits_sockets(scratch):
         defaults[SOCKETS] = str(scratch)
     if cores := slurm_cores():
         defaults["OMP_NUM_THREADS"] = str(cores)
@@ -275,7 +296,8 @@ class OrphanKiller:
         _pipes[self._pipe] = True
         os.environ[_MARK] = self._mark
         try:
-            yield
+            with _temporary_files_in(self._scratch):
+                yield
         finally:
             os.environ.pop(_MARK, None)
             if self._pipe in _pipes:
