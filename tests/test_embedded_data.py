@@ -1,0 +1,124 @@
+"""The pages for the embedded refiner: their lines, labels and frames, and what is held out."""
+
+import importlib
+import io
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from proxhpc.corpus.hosts import split_of
+
+pytest.importorskip("transformers")
+TOOLS = Path(__file__).parent.parent / "tools"
+PAGE = """<html><head><title>No</title></head><body><nav><ul><li><a href=x>Home</a>
+<li>Blog</ul></nav><main role="main"><h1>A title</h1><p>Some
+   <b>text</b>.<table><tr><td>one<td>two</table><pre>if x:
+    y  z
+
+done</pre><div class="toc"><a href=y>Part</a></div><script>no()</script></main>
+<footer>Copyright</footer></body></html>"""
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module("embedded_data")
+
+
+def test_lines_and_labels_of_a_page(tool: ModuleType) -> None:
+    lines = tool.html_lines(PAGE)
+    letters = "".join(tool.labels(lines, tool.MAIN, tool.FRAME, tool.UNKNOWN))
+    assert list(zip((line.text for line in lines), letters, strict=True)) == [
+        ("Home", "B"),
+        ("Blog", "B"),
+        ("A title", "G"),
+        ("Some text.", "G"),
+        ("one\ttwo", "G"),
+        ("if x:", "G"),
+        ("    y  z", "G"),
+        ("done", "G"),
+        ("Part", "?"),
+        ("Copyright", "B"),
+    ]
+    assert [line.linked for line in lines] == [4, 0, 0, 0, 0, 0, 0, 0, 4, 0]
+
+
+def test_a_page_without_any_known_element_has_no_labels(tool: ModuleType) -> None:
+    lines = tool.html_lines("<body><p>Menu<p>Text</body>")
+    assert "".join(tool.labels(lines, tool.MAIN, tool.FRAME, tool.UNKNOWN)) == "??"
+
+
+def document(tool: ModuleType, number: int, lang: str = "de") -> Any:
+    lines = ["menu", f"text {number}", "contents", "end"]
+    about = (f"id {number}", f"host {number}", "documentation", lang, "MIT")
+    return tool.Document(*about, lines, "BG?B")
+
+
+def test_frames_are_of_other_hosts_of_the_same_split(tool: ModuleType) -> None:
+    hosts = [f"frame {number}" for number in range(30)]
+    frames = {
+        ("web", "en", split): [
+            tool.Frame(host, [host], []) for host in hosts if split_of(host, "") == split
+        ]
+        for split in ("train", "validation")
+    }
+    seen = set()
+    for number in range(200):
+        before = document(tool, number)
+        after = tool.dressed(before, tool.defaultdict(list, frames))
+        good = [line for line, label in zip(after.lines, after.labels, strict=True) if label != "B"]
+        assert good == [f"text {number}", "contents"]
+        if after.lines[0].startswith("frame"):
+            assert split_of(after.lines[0], "") == before.split
+            seen.add(before.split)
+        else:
+            assert after.lines[0] in ("menu", f"text {number}")
+    assert seen == {"train", "validation"}
+
+
+def test_frames_of_labelled_pages_are_for_training(tool: ModuleType) -> None:
+    hosts = {split_of(name, ""): name for name in (f"h{number}" for number in range(40))}
+    rows = [
+        {"source": source, "host": host, "lang": "en", "text_noisy": "a\nb", "line_labels": "BG"}
+        for host in hosts.values()
+        for source in ("wcxb", tool.EVALUATION_SOURCE)
+    ]
+    found = list(tool.web_frames(rows))
+    assert found == [("en", tool.Frame(hosts["train"], ["a"], []))]
+
+
+def test_no_source_is_also_held_out(tool: ModuleType) -> None:
+    sources = yaml.safe_load(tool.SOURCES.read_text(encoding="utf-8"))
+    held_out = {source["package"] for source in sources.pop("held_out")}
+    held_out |= {"python-flask-doc", "sqlite3-doc", "tomcat10-docs", "fortunes", "dict-foldoc"}
+    listed = {
+        variant["package"]
+        for group in sources.values()
+        for source in group
+        for variant in tool.languages(source)
+    }
+    assert len(listed) > 100
+    assert not listed & held_out
+    assert not any("{}" in package for package in listed)
+
+
+def test_files_come_in_the_order_of_hashes_whatever_the_archive(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    names = [f"p/{number}.txt" for number in range(9)]
+    orders = []
+    for order in (names, names[::-1]):
+        archive = tmp_path / "p-1.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            for name in [*order, "p/no.bin"]:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(name)
+                tar.addfile(entry, io.BytesIO(name.encode()))
+        orders.append(list(tool.Packages(tmp_path).pypi("p", r"\.txt$")))
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == [(name, name.encode()) for name in names]
+    assert orders[0] != sorted(orders[0])

@@ -1,0 +1,169 @@
+"""The no-harm yardstick: how much of what should be kept a refiner drops and removes.
+
+    python tools/embedded_harm.py DATA_DIR PAGES.jsonl.zst --out DIR [--packages DIR]
+        [--model DIR] [--documents N]
+
+It writes gold records to DIR/harm.jsonl.zst, and prints the scores of a refiner. PAGES is
+from tools/embedded_data.py; only documents of its validation hosts are taken. The groups:
+
+doc NAME     pages of held-out documentation without their frame: any line that goes is a loss
+page NAME    the same pages with their frame
+text NAME    texts of the shared corpus of which nothing should go
+new KIND     documents of PAGES by kind, without their frame
+lang LANG    pages of PAGES by language, with the frames they have
+web          web pages of the validation hosts: `long_lines_lost` is the measure
+"""
+
+import argparse
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from embedded_data import SOURCES, documentation
+from embedded_data import row as page_row
+from embedded_texts import languages
+from package_files import Packages
+from proxhpc.corpus.hosts import split_of
+from proxhpc.evaluate.gold import read_gold
+from proxhpc.evaluate.result import SystemScores, evaluate
+from proxhpc.preview import preview_manifest
+from proxhpc.train.card import markdown_table
+from train_embedded import EVALUATION_SOURCE, read, write
+
+TEXTS = {  # sources of the shared corpus
+    "dict-foldoc": "dictionary",
+    "fortunes": "quotations",
+    "jargon": "dictionary",
+    "gnome": "gnome",
+    "stack": "stackexchange",
+    "arxiv": "arxiv",
+}
+MAX_CHARS = 20_000
+
+
+def record(group: str, row: dict[str, Any], *, bare: bool = False) -> dict[str, Any]:
+    """A gold record; `bare` leaves only the lines that are not bad, of a document to keep."""
+    lines, letters = row["text_noisy"].split("\n"), row["line_labels"]
+    kept = [pair for pair in zip(lines, letters, strict=True) if not bare or pair[1] != "B"]
+    text = "\n".join(line for line, _ in kept)
+    labels = "".join("G" if bare else letter for _, letter in kept)
+    about = {"id": f"{group} {row['id']}", "source": group, "host": row["host"]}
+    gold = text if bare else row["text_gold"]
+    verdict = {"keep": 1} if bare else {}
+    return about | {"text_noisy": text, "text_gold": gold, "line_labels": labels} | verdict
+
+
+def whole(group: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A gold record of a text that is all good."""
+    text = row["text"]
+    labels = "G" * (text.count("\n") + 1)
+    return record(group, row | {"host": "", "text_noisy": text, "line_labels": labels}, bare=True)
+
+
+def candidates(
+    data: Path, pages: Path, packages: Packages, documents: int
+) -> Iterator[dict[str, Any]]:
+    """Gold records of lines, of all groups; more of some than needed."""
+    for source in yaml.safe_load(SOURCES.read_text(encoding="utf-8"))["held_out"]:
+        defaults = {"licence": "", "lang": "en"}
+        for variant in languages(defaults | source):
+            for document in islice(documentation(packages, variant), documents):
+                yield record(f"doc {source['host']}", page_row(document), bare=True)
+                yield record(f"page {source['host']}", page_row(document))
+    for row in read(data / "corpus_sample.jsonl.zst"):
+        group = next((group for part, group in TEXTS.items() if part in row["source"]), None)
+        if group and len(row["text"]) < MAX_CHARS:
+            yield whole(f"text {group}", row)
+    for row in read(pages):
+        if split_of(row["host"], "") == "validation":
+            yield record(f"new {row['kind']}", row, bare=True)
+            if "B" in row["line_labels"]:
+                yield record(f"lang {row['lang']}", row)
+    for row in read(data / "eval_dev.jsonl.zst"):
+        if row["source"] != EVALUATION_SOURCE and split_of(row["host"], "") == "validation":
+            yield record("web", row)
+
+
+def sample(records: Iterable[dict[str, Any]], documents: int) -> Iterator[dict[str, Any]]:
+    """Up to so many records of each group, chosen by their hashes."""
+    groups = defaultdict(list)
+    for each in records:
+        groups[each["source"]].append(each)
+    for name, members in groups.items():
+        members.sort(key=lambda each: hashlib.sha256(each["id"].encode()).digest())
+        chosen = members[: documents * (4 if name == "web" else 1)]
+        yield from chosen
+
+
+def scores(model: Path, file: Path) -> str:
+    """The scores of a refiner by group, as Markdown. Its two stages are scored separately."""
+    records = read_gold([file])
+    manifest = preview_manifest(engine="transformers", model=str(model), doc_model=str(model))
+    evaluation = evaluate([manifest], records, [file], rounds=0)
+    dropped, rows = {}, []
+    for group in evaluation.groups:
+        system = group.systems[0]
+        if group.level == "doc":
+            dropped[group.name] = f"{1 - value(system, 'documents_kept'):.1%}"
+    for group in evaluation.groups:
+        if group.level == "chunk":
+            system = group.systems[0]
+            keep_all = next(each for each in group.systems if each.name == "keep all")
+            rows.append(
+                [
+                    group.name.removeprefix("source="),
+                    str(group.documents),
+                    dropped.get(group.name, ""),
+                    f"{1 - value(system, 'tokens_kept'):.1%}",
+                    f"{value(system, 'long_lines_lost'):.1%}",
+                    f"{value(system, 'token_f1'):.3f}",
+                    f"{value(keep_all, 'token_f1'):.3f}",
+                ]
+            )
+    return markdown_table(COLUMNS, rows)
+
+
+COLUMNS = (
+    "group",
+    "documents",
+    "dropped",
+    "tokens removed",
+    "long lines lost",
+    "token F1",
+    "of all",
+)
+
+
+def value(system: SystemScores, metric: str) -> float:
+    """A score; 0 if undefined."""
+    return system.scores[metric].value or 0.0
+
+
+def main() -> None:
+    """Write the records, and the scores of a model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, metavar="DATA_DIR")
+    parser.add_argument("pages", type=Path, metavar="PAGES")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--packages", type=Path, metavar="DIR", help="downloads (OUT/packages)")
+    parser.add_argument("--model", type=Path, metavar="DIR")
+    parser.add_argument("--documents", type=int, default=40, metavar="N", help="in each group")
+    arguments = parser.parse_args()
+    file = arguments.out / "harm.jsonl.zst"
+    if not file.exists():
+        packages = Packages(arguments.packages or arguments.out / "packages")
+        found = candidates(arguments.data, arguments.pages, packages, arguments.documents)
+        write(file, sample(found, arguments.documents))
+    if arguments.model:
+        print(scores(arguments.model, file))
+
+
+if __name__ == "__main__":
+    main()
