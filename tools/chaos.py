@@ -469,7 +469,7 @@ def crash_at(chaos: ChaosRun, point: FaultPoint) -> Counter[str]:
     """Launch with a crash armed at this point, and at those that lead to it."""
 
     def act(counts: Counter[str]) -> bool:
-        if point == "shard left" and any(chaos.run.shards.rglob("*.a*")):
+        if point == "shard left" and chaos.armed and any(chaos.run.shards.rglob("*.a*")):
             chaos.scancel()  # a worker that must stop leaves its shard
         return False
 
@@ -517,13 +517,17 @@ def run_all(
     expected = undisturbed(root / "undisturbed", corpus)
     print(f"undisturbed: {expected[1]['documents']} documents", flush=True)
     kinds = {kind: n for kind, n in WEIGHTS.items() if not options.only or kind in options.only}
-    points = list(FAULT_POINTS)
+    points = list(options.points or FAULT_POINTS)
     runs, total = 0, Counter[str]()
-    while points if options.points else runs < options.runs or total.total() < options.events:
+    while (
+        points
+        if options.points is not None
+        else runs < options.runs or total.total() < options.events
+    ):
         runs += 1
         folder = root / f"{options.seed}-{runs:02d}"
         with chaos_run(cluster, folder, corpus, options.keep) as chaos:
-            if options.points:
+            if options.points is not None:
                 counts = crash_at(chaos, points.pop(0))
             else:
                 runs_left = max(1, options.runs - runs + 1)
@@ -547,7 +551,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=WEIGHTS, help="kinds of events")
-    parser.add_argument("--points", action="store_true", help="a run for each fault point")
+    parser.add_argument(
+        "--points", nargs="*", choices=FAULT_POINTS, help="a run for each fault point, or for these"
+    )
     parser.add_argument("--max-array-size", type=int, default=1001)
     parser.add_argument("--no-accounting", action="store_true", help="a Slurm without sacct")
     parser.add_argument("--keep", type=Path, help="folder for copies of broken runs")
