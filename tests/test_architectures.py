@@ -9,6 +9,7 @@ import pytest
 
 from proxhpc.account.architectures import ARCHITECTURES, ModelConfig
 from proxhpc.account.flops import ModelShape, ModelWork, Usage, flops
+from runs import load_tool
 
 SIZES = {
     "vocab_size": 60,
@@ -46,18 +47,16 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", GPT2),
     ("gpt_neox", {}),
 ]
-PROMPT, NEW = 30, 6
 
 
-def tiny_model(folder: Path, kind: str, changes: dict[str, Any]) -> Any:
-    """Save a random model; return it as it is loaded again."""
+def save_tiny(folder: Path, kind: str, changes: dict[str, Any]) -> None:
+    """Save a random model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(1)
     config = AutoConfig.for_model(kind, **SIZES | changes)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -67,57 +66,21 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
 
 
-def products(model: Any) -> list[int]:
-    """Count the FLOPs of all products with weights from now on, in the only item of a list."""
-    total = [0]
-
-    def add(module: Any, arguments: Any, _: Any) -> None:
-        experts = type(module).__name__.endswith("Experts")
-        weights = sum(w.numel() // (w.shape[0] if experts else 1) for w in matrices(module))
-        chosen = model.config.num_experts_per_tok if experts else 1
-        total[0] += 2 * weights * chosen * (arguments[0].numel() // arguments[0].shape[-1])
-
-    def matrices(module: Any) -> list[Any]:
-        return [w for w in module.parameters(recurse=False) if w.dim() > 1]
-
-    for module in model.modules():
-        if matrices(module) and "Embedding" not in type(module).__name__:
-            module.register_forward_hook(add)
-    return total
-
-
-def attention(shape: ModelShape) -> int:
-    """The FLOPs of attention, summed over layers and queries."""
-    fed = PROMPT + NEW - 1
-    total = 0
-    for layer in range(shape.layers):
-        seen = shape.window if layer < shape.window_layers else fed
-        total += sum(min(query + 1, seen) for query in range(fed))
-    return 4 * shape.heads * shape.head_dim * total
-
-
 @pytest.mark.parametrize(("kind", "changes"), CASES)
 def test_weights_and_flops_are_those_of_transformers(
     tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
     pytest.importorskip("transformers")
-    import torch
-
-    model = tiny_model(tmp_path, kind, changes)
+    save_tiny(tmp_path, kind, changes)
     config = json.loads((tmp_path / "config.json").read_text())
     assert dict(ModelConfig(config).weights()) == saved_shapes(tmp_path)
     shape = ModelShape.from_config(config)
-    assert shape.parameters == sum(weight.numel() for weight in model.parameters())
-    total = products(model)
-    ids = torch.arange(3, 3 + PROMPT)[None]
-    with torch.inference_mode():
-        out = model(ids, logits_to_keep=1, use_cache=True)
-        for token in range(NEW - 1):
-            ids = torch.tensor([[token + 3]])
-            cache = out.past_key_values
-            out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    work = ModelWork.of_passes(PROMPT, 0, NEW, shape.window)
-    assert flops(shape, Usage.of_request(PROMPT, 0, NEW, work)) == total[0] + attention(shape)
+    counted = load_tool("flop_hooks").CountedModel(tmp_path)
+    assert shape.parameters == sum(weight.numel() for weight in counted.model.parameters())
+    for prompt, cached, new in ((30, 0, 6), (30, 20, 1)):
+        work = ModelWork.of_passes(prompt, cached, new, shape.window)
+        usage = Usage.of_request(prompt, cached, new, work)
+        assert flops(shape, usage) == counted.count(prompt, cached, new)
 
 
 def test_all_architectures_are_cases() -> None:

@@ -21,8 +21,10 @@ import yaml
 from proxhpc.corpus.document import Document
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.preview import read_documents
+from proxhpc.refine.preflight import freeze_prompts
 from proxhpc.refine.refiner import open_refiner
 from proxhpc.run.ledger import Row
+from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import find_models, freeze_manifest
 from proxhpc.spec.manifest import Manifest
 
@@ -68,15 +70,25 @@ def make_run(folder: Path, *, freeze: bool = True, **sections: Any) -> Run:
     return prepare_run(folder / "manifest.yaml", str(folder / "site.yaml"), None, freeze=freeze)
 
 
+def plan_stage(
+    stage: dict[str, Any], engine: dict[str, Any]
+) -> tuple[Manifest, dict[str, ModelRef]]:
+    """The frozen manifest with one stage, and its model; UserError as from `proxhpc plan`."""
+    manifest = _manifest(corpus={"paths": "-"}, stages=[stage], engine=engine)
+    models = find_models(manifest)
+    frozen = freeze_manifest(manifest, models)
+    freeze_prompts(frozen, models)
+    return frozen, models
+
+
 def refine(
     stage: dict[str, Any], engine: dict[str, Any], texts: Sequence[str]
 ) -> tuple[list[Row], float]:
     """Refine texts with one stage; their rows, and the processor seconds of this process."""
-    manifest = _manifest(corpus={"paths": "-"}, stages=[stage], engine=engine)
-    models = find_models(manifest)
+    manifest, models = plan_stage(stage, engine)
 
     async def run() -> tuple[list[Row], float]:
-        refiner = await open_refiner(freeze_manifest(manifest, models), models)
+        refiner = await open_refiner(manifest, models)
         try:
             start = time.process_time()
             documents = [Document(str(n), text, 0, n) for n, text in enumerate(texts)]
@@ -88,9 +100,14 @@ def refine(
     return asyncio.run(run())
 
 
+def make_child() -> ProcessPoolExecutor:
+    """A new Python process that calls functions."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a new Python process and return its result."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with make_child() as pool:
         return pool.submit(function, *arguments).result()
 
 
