@@ -26,8 +26,7 @@ from proxhpc.assemble.rows import corpus_row
 from proxhpc.cluster import tasks
 from proxhpc.corpus import readers
 from proxhpc.corpus.document import Document
-from proxhpc.dedup.hashes import SKETCH_DTYPE, normalized_bytes
-from proxhpc.dedup.shingles import fold
+from proxhpc.dedup.hashes import SKETCH_DTYPE
 from proxhpc.errors import ProxError, RetryError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.ledger import Row
@@ -165,20 +164,6 @@ def test_shuffled_parts_cover_all_sort_keys(
         assert (starts[0], len(starts)) == (part.first, -(-part.bytes // 10))
         assert starts == sorted(set(starts))
         assert starts[-1] <= part.last
-
-
-def test_texts_that_differ_in_white_space_and_case_are_equal() -> None:
-    assert (
-        normalized_bytes(fold("Cafe\u0301  \n\tX"))
-        == normalized_bytes("caf\u00e9 x ")
-        == "caf\u00e9 x".encode()
-    )
-    spaces = [c for c in map(chr, range(0x110000)) if c.isspace()]
-    for between in spaces, [c * 2 for c in spaces]:
-        text = "".join(f"é{some}x" for some in between)
-        assert normalized_bytes(f" {text}\t").decode() == " ".join(text.split())
-    assert normalized_bytes("a\rb") != normalized_bytes("ab")
-    assert normalized_bytes(" \n") == b""
 
 
 def test_a_killed_process_of_the_pool_is_an_error(tmp_path: Path) -> None:

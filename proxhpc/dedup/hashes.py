@@ -4,8 +4,11 @@ A group of documents has three files: 56 bytes of each document in input order, 
 (see `bands`), and the MinHash signatures if near-duplicates are removed.
 """
 
+import re
 import struct
-from datetime import UTC, datetime
+from calendar import isleap
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,23 +26,19 @@ from proxhpc.spec.sections import Dedup
 
 SKETCH_DTYPE = np.dtype(
     [
-        ("high", "<u8"),  # XXH3-128 of the refined text, normalized
+        ("high", "<u8"),  # XXH3-128 of the refined text, folded
         ("low", "<u8"),
         ("id", "<u8"),  # XXH3-64 of the document's id
         ("rank", "<u8"),  # by the manifest's dedup.by; 0 for a document without a value
         ("sort_key", "<u8"),  # in a shuffled corpus, else 0
-        ("chars", "<u4"),  # of the refined text
+        ("chars", "<u4"),  # of the refined text, folded
         ("row_bytes", "<u4"),  # of the document's row in the corpus
         ("shard", "<u4"),  # pieces of the external corpus are numbered after the shards
         ("record", "<u4"),  # number of the record in its shard
     ]
 )
-# Every character for which str.isspace is true: the ASCII ones, and the others.
-_SPACES = bytes.maketrans(b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f", b" " * 9)
-_WIDE_SPACES = (
-    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-    "\u2028\u2029\u202f\u205f\u3000"
-)
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
+_RFC_2822 = re.compile(r"([A-Z][a-z]{2}, )?\d{1,2} [A-Z][a-z]{2} \d{4} ", re.ASCII)
 _PACK = struct.Struct("<QQQQQIIII")
 
 RecordKey = tuple[int, int]  # shard, record
@@ -73,14 +72,14 @@ class SketchWriter:
     ) -> None:
         """Add the next document; `text` is what is compared."""
         folded = fold(text)
-        content = xxhash.xxh3_128_intdigest(normalized_bytes(folded))
+        content = xxhash.xxh3_128_intdigest(folded.data)
         self._packed += _PACK.pack(
             content >> 64,
             content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(document.id.encode()),
             survivor_rank(self._dedup, document.fields),
             sort_key,
-            len(text),
+            len(folded),
             row_bytes,
             *key,
         )
@@ -117,22 +116,6 @@ def check_files(run: RunDir, group: int, digests: SketchDigests) -> None:
         check_file(run.signatures(group), digests.signatures)
 
 
-def normalized_bytes(folded: str) -> bytes:
-    """What the exact hash is taken of: UTF-8, with each run of white space as one blank."""
-    if not folded.isascii():
-        for char in _WIDE_SPACES:
-            if char in folded:
-                folded = folded.replace(char, " ")
-    plain = folded.encode().translate(_SPACES).strip(b" ")
-    if b"  " not in plain:
-        return plain
-    data = np.frombuffer(plain, np.uint8)
-    is_blank = data == ord(" ")
-    keep = np.ones(len(data), np.bool_)
-    keep[1:] = ~(is_blank[1:] & is_blank[:-1])
-    return data[keep].tobytes()
-
-
 def survivor_rank(dedup: Dedup, fields: dict[str, Any]) -> int:
     """A document's rank by the field `dedup.by`, 64 bits: of duplicates the highest survives.
 
@@ -149,16 +132,51 @@ def survivor_rank(dedup: Dedup, fields: dict[str, Any]) -> int:
     return ordered if dedup.keep == "highest" else (1 << 64) - 1 - ordered
 
 
+def within_key(dedup: Dedup, fields: dict[str, Any]) -> int:
+    """A hash of the value of `dedup.within`, 64 bits; 0 without one.
+
+    Values are equal as ids are: the number 1 and the text "1" are. Lists, objects and null count
+    as no value.
+    """
+    value = get_field(fields, dedup.within) if dedup.within else None
+    if not isinstance(value, str | int | float):
+        return 0
+    return xxhash.xxh3_64_intdigest(str(value).encode("utf-8", "surrogatepass"))
+
+
 def _number(value: Any) -> float | None:
-    """A field's number, or its date in seconds since 1970; None for anything else."""
+    """A field's number, or its date in years, such as 2024.5; None for anything else.
+
+    So a year alone, text or number, is in order with dates.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, str):
+        value = value.strip()
+        if (date := _date(value)) is not None:
+            return date
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        try:
-            date = datetime.fromisoformat(str(value).strip())
-        except ValueError:
-            return None
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+        return None
     return None if number != number else number
+
+
+def _date(text: str) -> float | None:
+    """Return an ISO 8601 date in years, also one of digits alone, a month, or one of RFC 2822."""
+    text = text[:40]
+    if text.isdecimal():
+        if len(text) not in (8, 14):
+            return None
+        text = text if len(text) == 8 else f"{text[:8]}T{text[8:]}"
+    elif _MONTH.fullmatch(text):
+        text += "-01"
+    try:
+        is_mail_date = _RFC_2822.match(text)
+        parse = parsedate_to_datetime if is_mail_date else datetime.fromisoformat
+        date = parse(text.removesuffix(" UTC"))
+        date = date.astimezone(UTC) if date.tzinfo else date.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+    start = datetime(date.year, 1, 1, tzinfo=UTC)
+    return date.year + (date - start) / timedelta(days=365 + isleap(date.year))

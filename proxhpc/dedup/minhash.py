@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.dedup.shingles import BLOCK, Hashes, mix_bits, shingles_of_each
+from proxhpc.dedup.shingles import BLOCK, Folded, Hashes, mix_bits, shingles_of_each
 from proxhpc.spec.sections import Near
 
 Slots = npt.NDArray[np.uint32]
@@ -30,14 +30,14 @@ class MinHasher:
 
     def __init__(self, near: Near) -> None:
         self._near = near
-        self._texts: list[str] = []
+        self._texts: list[Folded] = []
         self._chars = 0  # of these texts and the separators between them
         self._shingles: list[Hashes] = []
         self._weight = 0  # of these shingles: their number, and a constant for each document
         self._slots = [np.empty((0, near.bands * near.rows), np.uint32)]
         self._has_shingles: list[bool] = []
 
-    def add(self, folded: str) -> None:
+    def add(self, folded: Folded) -> None:
         """Add the next folded text."""
         if self._chars + len(folded) > BLOCK:
             self._hash_texts()
@@ -106,4 +106,5 @@ def similarity_bounds(estimates: Similarities, slots: int) -> tuple[Similarities
     middle = (estimates + weight / 2) / (1 + weight)
     spread = estimates * (1 - estimates) / slots + weight / (4 * slots)
     half = _DEVIATIONS * np.sqrt(spread) / (1 + weight)
-    return middle - half, middle + half
+    # Where all slots or none are equal, a bound is exactly 1 or 0, but for rounding.
+    return np.where(estimates > 0, middle - half, 0.0), np.where(estimates < 1, middle + half, 1.0)

@@ -6,7 +6,6 @@ prefix sums over the whole text, so a text costs a fixed number of numpy passes.
 """
 
 import functools
-import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,20 +16,103 @@ import numpy.typing as npt
 from proxhpc.program.execute import UNSPACED
 
 Hashes = npt.NDArray[np.uint64]
+Folded = npt.NDArray[np.uint32] | npt.NDArray[np.uint8]
+"""A folded text: 8 bits of each character if all are ASCII, else 32 bits."""
 
 BLOCK = 1 << 16  # characters hashed at a time, of one text or several; a longer word is split
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_WORD, _WHOLE_WORD = 1, 2  # a character of a word, one that is a word alone; 0: a separator
 _CODE_POINTS = 0x110000
-_WORD_RUN = re.compile(r"[\w\u0300-\u036f]+")
+_BLANK = 0x20
+_ASCII = range(0x80)
+_WHOLE_WORD = 1 << 63  # set in the number of a character that is a word alone
 
 
-def fold(text: str) -> str:
-    """The form of a text that is compared: composed (NFC) and in lower case."""
-    return (text if text.isascii() else unicodedata.normalize("NFC", text)).lower()
+def fold(text: str) -> Folded:
+    """The form of a text that is compared, as code points.
+
+    It is composed (NFC) and in lower case, with each run of white space as one blank, and none at
+    the ends. So texts that differ in nothing else are equal.
+    """
+    folded: Folded
+    if text.isascii():
+        folded = np.frombuffer(text.encode().translate(_ascii_table()), np.uint8)
+    else:
+        folded = _fold_codes(text)
+        if folded.max() < len(_ASCII):
+            folded = folded.astype(np.uint8)
+    blanks = folded == _BLANK
+    repeated = np.zeros(len(blanks), np.bool_)
+    np.logical_and(blanks[1:], blanks[:-1], out=repeated[1:])
+    if repeated.any():
+        folded = folded[~repeated]
+    first, last = folded[:1].tolist(), folded[1:][-1:].tolist()
+    return folded[first.count(_BLANK) : len(folded) - last.count(_BLANK)]
 
 
-def shingles(folded: str, size: int) -> Hashes:
+def _fold_codes(text: str) -> npt.NDArray[np.uint32]:
+    table, values = _tables()
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    folded = table.take(codes)
+    if folded.min() > 0:
+        return folded.view(np.uint32)
+    for code in np.unique(codes[folded == 0]).tolist():
+        other = _fold_char(chr(code))
+        table[code] = -ord(other) if _may_compose(chr(code)) else ord(other)
+        values[ord(other)] = _value(other)
+    composed = unicodedata.normalize("NFC", text) if (table.take(codes) < 0).any() else text
+    if composed != text:
+        return _fold_codes(composed)
+    return np.abs(table.take(codes)).view(np.uint32)
+
+
+def _may_compose(char: str) -> bool:
+    """Whether a text with this character may not be in NFC: a mark, a jamo, or another form."""
+    return (
+        unicodedata.category(char)[0] == "M"
+        or "\u1100" <= char <= "\u11ff"
+        or not unicodedata.is_normalized("NFC", char)
+    )
+
+
+def _fold_char(char: str) -> str:
+    """Return a character in lower case; a blank for white space and NUL."""
+    if char.isspace() or char == "\0":
+        return " "
+    return char.replace("\u03c2", "\u03c3").lower()[0]  # the final form of sigma
+
+
+def _value(char: str) -> int:
+    """Return a folded character's number in hashes; 0 if it separates words."""
+    if UNSPACED.match(char):
+        return _mixed(ord(char)) | _WHOLE_WORD | 1
+    is_in_word = unicodedata.category(char)[0] in "LNM" or char == "_"
+    return (_mixed(ord(char)) & ~_WHOLE_WORD) | 1 if is_in_word else 0
+
+
+def _mixed(code: int) -> int:
+    return int(mix_bits(np.array([code], np.uint64))[0])
+
+
+@functools.cache
+def _ascii_table() -> bytes:
+    return bytes(ord(_fold_char(chr(code))) for code in _ASCII) + bytes(range(0x80, 0x100))
+
+
+@functools.cache
+def _tables() -> tuple[npt.NDArray[np.int32], Hashes]:
+    """For each code point: its folded form, and, if it is folded, its number in hashes.
+
+    The form is negative if a text with the character may not be composed. Both are 0 for a code
+    point outside ASCII that no text has had: few are ever needed.
+    """
+    folded, values = np.zeros(_CODE_POINTS, np.int32), np.zeros(_CODE_POINTS, np.uint64)
+    for code in _ASCII:
+        folded[code] = _ascii_table()[code]
+        values[code] = _value(chr(code))
+    return folded, values
+
+
+def shingles(folded: Folded, size: int) -> Hashes:
     """Hashes of the runs of `size` words of a folded text, in text order, with repeats.
 
     A text with fewer words has one shingle, a text without words none.
@@ -38,13 +120,14 @@ def shingles(folded: str, size: int) -> Hashes:
     return _hash_runs(word_hashes(folded), size)
 
 
-def shingles_of_each(texts: Sequence[str], size: int) -> list[Hashes]:
+def shingles_of_each(texts: Sequence[Folded], size: int) -> list[Hashes]:
     """The shingles of each of several folded texts; short texts are hashed together."""
-    joined = "\n".join(texts)
+    blank = np.full(1, _BLANK, np.uint8)
+    joined = np.concatenate([blank, *(part for text in texts for part in (text, blank))])
     if len(joined) > BLOCK:
         return [shingles(text, size) for text in texts]
     starts, words = _hash_block(joined)
-    edges = np.searchsorted(starts, np.cumsum([0, *(len(text) + 1 for text in texts)])).tolist()
+    edges = np.searchsorted(starts, np.cumsum([1, *(len(text) + 1 for text in texts)])).tolist()
     runs = _hash_runs(words, size)
     return [
         runs[a : b - size + 1] if b - a >= size else _hash_runs(words[a:b], size)
@@ -65,41 +148,34 @@ def _hash_runs(words: Hashes, size: int) -> Hashes:
     return mix_bits(out)
 
 
-def word_hashes(folded: str) -> Hashes:
+def word_hashes(folded: Folded) -> Hashes:
     """A hash of each word, in text order; separators between words do not matter."""
-    if len(folded) <= BLOCK:
-        return _hash_block(folded)[1]
-    blocks = []
+    blocks = [np.empty(0, np.uint64)]
     start = 0
     while start < len(folded):
-        stop = start + BLOCK
-        if stop < len(folded):
-            blank = max(folded.rfind(char, start, stop) for char in " \n")
-            stop = blank + 1 if blank > 0 else stop
-        blocks.append(_hash_block(folded[start:stop])[1])
-        start = stop
+        block = folded[start : start + BLOCK]
+        if len(block) == BLOCK and len(blanks := np.flatnonzero(block == _BLANK)):
+            block = block[: int(blanks[-1]) + 1]
+        blocks.append(_hash_block(block)[1])
+        start += len(block)
     return np.concatenate(blocks)
 
 
-def _hash_block(text: str) -> tuple[npt.NDArray[np.int64], Hashes]:
+def _hash_block(folded: Folded) -> tuple[npt.NDArray[np.int64], Hashes]:
     """Start and hash of each word of a text of at most BLOCK characters."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    if not len(codes):
-        return np.empty(0, np.int64), np.empty(0, np.uint64)
-    kinds, values = _tables(int(codes.max()).bit_length())
-    kinds = kinds.take(codes)
-    in_word = np.zeros(len(kinds) + 2, np.bool_)
-    np.equal(kinds, _WORD, out=in_word[1:-1])
+    terms = _tables()[1].take(folded)
+    signed = terms.view(np.int64)
+    in_word = np.zeros(len(terms) + 2, np.bool_)
+    np.greater(signed, 0, out=in_word[1:-1])
     edges = np.flatnonzero(in_word[1:] != in_word[:-1])
     starts, stops = edges[::2], edges[1::2]
-    whole_words = np.flatnonzero(kinds == _WHOLE_WORD)
-    if len(whole_words):
+    if signed.min(initial=0) < 0:
+        whole_words = np.flatnonzero(signed < 0)
         starts = np.sort(np.concatenate([starts, whole_words]))
         stops = np.sort(np.concatenate([stops, whole_words + 1]))
     powers, inverses = _powers()
-    terms = values.take(codes)
-    terms *= powers[: len(codes)]
-    sums = np.zeros(len(codes) + 1, np.uint64)
+    terms *= powers[: len(terms)]
+    sums = np.zeros(len(terms) + 1, np.uint64)
     np.cumsum(terms, out=sums[1:])
     # The sum over a word, shifted to what it would be at the beginning of the text.
     hashes = sums[stops]
@@ -117,21 +193,6 @@ def _powers() -> tuple[Hashes, Hashes]:
         powers[0] = 1
         out.append(np.cumprod(powers))
     return out[0], out[1]
-
-
-@functools.cache
-def _tables(bits: int) -> tuple[npt.NDArray[np.uint8], Hashes]:
-    """For each code point below 2^bits: its kind for words, and its number in hashes.
-
-    Most texts need few bits, and a table of all code points costs as much as thousands of texts.
-    """
-    count = min(1 << bits, _CODE_POINTS)
-    kinds = np.zeros(count, np.uint8)
-    every = np.arange(count, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    for kind, pattern in ((_WORD, _WORD_RUN), (_WHOLE_WORD, UNSPACED)):
-        for match in pattern.finditer(every):
-            kinds[match.start() : match.end()] = kind
-    return kinds, mix_bits(np.arange(count, dtype=np.uint64))
 
 
 def mix_bits(values: Hashes) -> Hashes:

@@ -24,10 +24,11 @@ from proxhpc.run.paths import RunDir, VariantDir
 from proxhpc.run.plan import Plan, freeze_manifest
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.manifest import Manifest, diff, load_manifest
+from proxhpc.spec.sections import choose_bands
 from proxhpc.spec.yaml_lines import quoted
 
 _CHANGEABLE_KEYS = ("name", "policy", "output", "seed", "comparison")
-CHANGEABLE_DEDUP_KEYS = ("exact", "near", "keep", "by")
+CHANGEABLE_DEDUP_KEYS = ("exact", "near", "keep", "by", "within")
 _CHOOSE_ANOTHER = "choose another directory with --out DIR"
 
 
@@ -48,7 +49,10 @@ def variant_manifest(
         is_name = policy in get_args(NamedPolicy)
         data["policy"] = policy if is_name else load_yaml(Path(policy), Policy).model_dump()
     if threshold is not None:
-        data["dedup"]["near"] = (data["dedup"]["near"] or {}) | {"threshold": threshold}
+        near = data["dedup"]["near"] or {}
+        if near and choose_bands(near["threshold"], None, None) == (near["bands"], near["rows"]):
+            del near["bands"], near["rows"]  # they follow the threshold
+        data["dedup"]["near"] = near | {"threshold": threshold}
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
+import xxhash
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -97,9 +98,15 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _hashed_seed(seed: int) -> int:
+    """Return a seed of at most 64 bits, which hash functions and JSON take."""
+    return seed if seed < 1 << 64 else xxhash.xxh3_64_intdigest(str(seed).encode())
+
+
 Text = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
 Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict(), Field(ge=0)]
+Seed = Annotated[Whole, AfterValidator(_hashed_seed)]
 Positive = Annotated[int, Strict(), Field(gt=0)]
 Seconds = Annotated[float, Strict(), Field(gt=0)]
 Count = Annotated[int, *_scaled(_COUNTS, "20M")]

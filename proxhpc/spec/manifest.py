@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from proxhpc.program.policy import AnyPolicy, NamedPolicy, Policy
 from proxhpc.program.replay import ProgramFormat
-from proxhpc.spec.load import Config, Slug, Text, Whole, absolute, load_yaml, refuse
+from proxhpc.spec.load import Config, Seed, Slug, Text, absolute, load_yaml, refuse
 from proxhpc.spec.prove import Prove
 from proxhpc.spec.sections import (
     Commit,
@@ -67,7 +67,7 @@ class Manifest(Config):
     site: Text | None = None
     """Site to run on: a file, relative to the manifest, or a [site's name](#site). `--site`
     overrides it."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Random seed."""
 
     @field_validator("run_dir")

@@ -1,5 +1,6 @@
 """The sections of a manifest, one model each."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from proxhpc.spec.load import (
     GlobPattern,
     Positive,
     Seconds,
+    Seed,
     Size,
     Text,
-    Whole,
     absolute,
     base_of,
     matching,
@@ -293,27 +294,65 @@ class Commit(Config):
     """Or this many seconds after the last one."""
 
 
+_SLOTS = 192  # hashes of a signature, of which `choose_bands` makes bands
+_RECALL = 0.98  # of pairs at the threshold that are compared
+_MAX_BANDS, _MAX_ROWS = 512, 64
+
+
+def _compared(similarity: float, bands: int, rows: int) -> float:
+    return float(1 - (1 - similarity**rows) ** bands)
+
+
+def choose_bands(threshold: float, bands: int | None, rows: int | None) -> tuple[int, int]:
+    """Return bands and rows, of which one or none is given, that find 98 % at the threshold.
+
+    Of those with about 192 hashes, these have the most rows: the fewest pairs are compared in vain.
+    """
+    for row in (rows,) if rows else range(_MAX_ROWS, 0, -1):
+        band = bands or max(1, _SLOTS // row)
+        if _compared(threshold, band, row) >= _RECALL:
+            return band, row
+    row = rows or 1
+    miss = math.log1p(-(threshold**row)) if threshold < 1 else -math.inf
+    wanted = math.log(1 - _RECALL) / miss if miss else math.inf
+    return bands or math.ceil(min(wanted, _MAX_BANDS)), row
+
+
 class Near(Config):
     """When two documents count as near-duplicates: MinHash over shingles, runs of words."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Minimum Jaccard similarity of two near-duplicates' shingles."""
-    shingle: Positive = 5
+    shingle: Positive = Field(default=5, le=1000)
     """Words in a shingle (characters in scripts without spaces between words)."""
-    bands: Positive = Field(default=24, le=512)
-    """Bands of a signature. More bands find more pairs."""
-    rows: Positive = Field(default=8, le=64)
+    bands: Positive = Field(default=24, le=_MAX_BANDS)
+    """Bands of a signature. More bands find more pairs. By default, bands and rows follow the
+    threshold: 98 % of the pairs there are compared (24 bands of 8 rows at 0.8, 14 of 13 at 0.9)."""
+    rows: Positive = Field(default=8, le=_MAX_ROWS)
     """Hashes in a band. More rows mean fewer comparisons of dissimilar documents."""
-    seed: Whole = 1
+    seed: Seed = 1
     """Seed of the hash functions."""
     verify: Literal["text", "signature"] = "text"
     """How candidate pairs are checked. `signature`: by the similarity that their signatures
     estimate. `text`: the same, but where the estimate is too close to the threshold the texts are
     read again and compared exactly."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_bands(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or {"bands", "rows"} <= data.keys():
+            return data
+        threshold = data.get("threshold", 0.8)
+        given = [data[key] for key in ("bands", "rows") if key in data]
+        valid = isinstance(threshold, int | float) and 0 < threshold <= 1
+        if not valid or not all(type(value) is int and 0 < value <= 512 for value in given):
+            return data  # a field's own check has the message
+        bands, rows = choose_bands(threshold, data.get("bands"), data.get("rows"))
+        return data | {"bands": bands, "rows": rows}
+
     def compared(self, similarity: float) -> float:
         """Return the probability that two documents of this similarity are compared."""
-        return float(1 - (1 - similarity**self.rows) ** self.bands)
+        return _compared(similarity, self.bands, self.rows)
 
 
 class Dedup(Config):
@@ -329,8 +368,13 @@ class Dedup(Config):
     with the highest or lowest value of the field `by`. Ties go to the longest, then to the
     first."""
     by: FieldName | None = None
-    """Field with a number or an ISO 8601 date; dots reach nested fields. A document without a value
-    survives only if no document of its set has one."""
+    """Field with a number or a date (ISO 8601, RFC 2822); dots reach nested fields. Dates count as
+    years (`2024-07-02` as 2024.5), so years, months and dates are in order; other numbers do not
+    compare with dates. Text of 8 or 14 digits is a date if it can be one. A document without a
+    value survives only if no document of its set has one."""
+    within: FieldName | None = None
+    """Field, such as a dump or a language: only documents with equal values of it are compared.
+    Documents without it form one group. Dots reach nested fields."""
     against: Corpus | None = None
     """Another corpus, used as it is (no model reads it). Documents that duplicate one of its
     documents are left out."""
@@ -346,6 +390,10 @@ class Dedup(Config):
             yield ("by",), f"{'required' if by_field else 'not used'} with keep: {self.keep}"
         if self.against and not (self.exact or self.near):
             yield ("against",), "needs exact or near: otherwise nothing is compared"
+        if self.within and not (self.exact or self.near):
+            yield ("within",), "needs exact or near: otherwise nothing is compared"
+        if self.within and self.against:
+            yield ("within",), "not used with against, whose documents have other fields"
 
 
 class Output(Config):
