@@ -79,6 +79,13 @@ class InProcessBackend:
     def drop_paused(self) -> list[str]:
         return []
 
+    def release_held(self) -> list[str]:
+        return []
+
+    @property
+    def site_words(self) -> list[str]:
+        return []
+
     def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
         return "", 0
 

@@ -1,6 +1,7 @@
 """What sites' own commands and settings do to a run: each oddity on a real cluster."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import Queue, Tag
 from proxhpc.cluster.script import BatchJob, job_executor, script_text
-from proxhpc.cluster.silent import last_words
-from proxhpc.cluster.slurm import read_job_id
+from proxhpc.cluster.silent import last_words, out_of_memory
+from proxhpc.cluster.slurm import read_job_id, site_words, submit_limits
 from proxhpc.cluster.submit import make_backend
 from proxhpc.doctor import diagnose
 from proxhpc.doctor.probe import _delays
@@ -24,13 +25,15 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.launch.launch import Run, cancel, dry_run, launch, prepare_run
 from proxhpc.launch.step import advance_lock, control_batch, refine_batch
 from proxhpc.run.lease import LeaseOwner
+from proxhpc.run.paths import RunDir
 from proxhpc.run.process import descendants
 from proxhpc.spec.site import Site
 from proxhpc.status.collect import collect
 from runs import ELSEWHERE, check_balance, stopped_below
 from slurm_cluster import SlurmCluster
-from slurm_config import Spec
+from slurm_config import Spec, user_name
 from test_slurm_run import finished, idle
+from test_slurm_run import launch as launch_by_hand
 from test_submit import SUBMISSION, cluster, run_jobs, small
 
 __all__ = ["cluster"]  # a fixture
@@ -46,6 +49,22 @@ function slurm_job_submit(job, partitions, user)
   if job.min_mem_per_node then
     slurm.log_user("memory is asked for by core here:")
     slurm.log_user("use --mem-per-cpu")
+    return slurm.ERROR
+  end
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user)
+  return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+
+
+GREETING = """
+function slurm_job_submit(job, partitions, user)
+  slurm.log_user("group b17: 500,000 hours left\\27[2J")
+  if string.find(job.name, "single") and job.array_inx then
+    slurm.log_user("arrays are not allowed")
     return slurm.ERROR
   end
   return slurm.SUCCESS
@@ -118,6 +137,203 @@ def wrap(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, script: st
     path.write_text(f"#!/bin/bash\nreal={slurms.strip()}\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture(scope="module")
+def odd_root(slurm_programs: None) -> Iterator[Path]:
+    """A directory with a short path, for a cluster and the prolog that its nodes run."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as root:
+        yield Path(root)
+
+
+@pytest.fixture(scope="module")
+def odd_cluster(odd_root: Path) -> Iterator[SlurmCluster]:
+    """A cluster with a closed partition and limits of groups, where node n1 fails to start jobs."""
+    (odd_root / "prolog").write_text(f"#!/bin/sh\n[ ! -e {odd_root}/broken ]\n")
+    (odd_root / "prolog").chmod(0o755)
+    spec = Spec(
+        nodes=2,
+        partitions=(
+            "PartitionName=main Nodes=ALL Default=YES",
+            "PartitionName=closed Nodes=ALL State=DOWN",
+        ),
+        extra=(
+            f"Prolog={odd_root}/prolog",
+            "AccountingStorageEnforce=associations,limits,qos",
+            "JobSubmitPlugins=lua",
+            "MinJobAge=2",
+            "FirstJobId=1",
+            "MaxJobId=50",
+        ),
+        job_submit=GREETING,
+    )
+    (odd_root / "cluster").mkdir()
+    with SlurmCluster(odd_root / "cluster", spec) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def odd(odd_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, odd_cluster.env()[name])
+    odd_cluster.reset()
+    return odd_cluster
+
+
+def test_what_a_site_prints_when_it_accepts_jobs_is_shown_once(
+    odd: SlurmCluster, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    printed = launch_by_hand(odd, *small(tmp_path, workers=1), run.root)
+    lines = [line for line in printed.splitlines() if line.startswith("Slurm: ")]
+    assert lines == [r"Slurm: group b17: 500,000 hours left\x1b[2J"]
+    odd.until(finished(run), "the report", timeout=90)
+
+
+def test_a_site_without_arrays_gets_plain_jobs(odd: SlurmCluster, tmp_path: Path) -> None:
+    path, where = small(tmp_path, sbatch={"job-name": "single"})
+    with pytest.raises(RetryError, match="arrays are not allowed"):
+        launch(prepare_run(path, where, None), lambda _: None)
+    run = prepare_run(
+        path, small(tmp_path, sbatch={"job-name": "single"}, max_array_size=1)[1], None
+    )
+    launch(run, lambda _: None)
+    assert len(Journal(run.dir).read()[-1].jobs["refine"]) == 2
+    odd.until(finished(run.dir), "the report", timeout=90)
+
+
+def test_words_of_a_site_are_bounded() -> None:
+    output = "\n".join(["7;here", "-----", "x" * 999, *map("line {}".format, range(99))])
+    words = site_words(output)
+    assert (len(words), len(words[0]), words[1]) == (20, 300, "line 0")
+    assert site_words("Submitted batch job 7\n 8\n***\n") == []
+
+
+def test_a_refusal_on_stdout_is_shown(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrap(monkeypatch, tmp_path, "sbatch", "echo '--> submission error: no queue named'; exit 1")
+    with pytest.raises(RetryError, match="no queue named"):
+        launch(prepare_run(*small(tmp_path), None), lambda _: None)
+
+
+def test_held_jobs_are_released_by_a_person_who_launches(odd: SlurmCluster, tmp_path: Path) -> None:
+    """Slurm holds a control job that its node could not start, and somebody may hold the others."""
+    broken = Path(odd.conf).parents[1] / "broken"
+    run = prepare_run(*small(tmp_path, workers=1), None)
+    broken.touch()
+    launch(run, lambda _: None)
+    (control,) = Journal(run.dir).read()[0].jobs["control"]
+    odd.until(lambda: [j for j in odd.jobs(control) if j.reason.endswith("held")], "a held job", 60)
+    assert collect(run.dir, Queue()).phase == "stopped"
+    broken.unlink()
+    for node in odd.spec.names:
+        odd.run("scontrol", "update", f"nodename={node}", "state=resume")
+    assert f"released job {control}, which were held" in launch(run, lambda _: None).message
+    odd.until(finished(run.dir), "the report", timeout=120)
+    assert check_balance(run.dir)["documents"] == 20
+    assert held(odd, run) == []
+
+
+@pytest.mark.parametrize(
+    ("site", "reason"),
+    [
+        ({"partition": "closed"}, r"PartitionDown\): the partition is closed"),
+        ({"account": "spent"}, r"AssocGrpCPUMinutesLimit\): the budget of the account is used up"),
+        ({"time": None}, r"[Mm]aintenance\): a maintenance comes first"),
+    ],
+)
+def test_jobs_that_cannot_start_are_explained(
+    odd: SlurmCluster, tmp_path: Path, site: dict[str, str], reason: str
+) -> None:
+    odd.run("sacctmgr", "-i", "add", "account", "spent", "GrpTRESMins=cpu=0", check=False)
+    odd.run("sacctmgr", "-i", "add", "user", user_name(), "account=spent", check=False)
+    window = ("StartTime=now+50minutes", "Duration=60", "Nodes=ALL", f"Users={user_name()}")
+    if "time" in site:
+        odd.run("scontrol", "create", "reservation", "ReservationName=m", *window, "Flags=MAINT")
+    path, where = small(tmp_path, **site)
+    run = prepare_run(path, where, None)
+    found = {each.check: each for each in diagnose(where, None, tmp_path).findings}
+    partition = found["partition of refine"]
+    assert partition.verdict == ("ok" if "account" in site else partition.verdict)
+    assert partition.verdict == ("error" if "partition" in site else partition.verdict)
+    assert partition.verdict == ("warning" if "time" in site else partition.verdict)
+    launch(run, lambda _: None)
+
+    def is_explained() -> bool:
+        status = collect(run.dir, Queue())
+        return bool(re.search(reason, status.reason)) and status.next_step.startswith(
+            "proxhpc cancel"
+        )
+
+    try:
+        odd.until(is_explained, "the reason", 30, lambda: str(collect(run.dir, Queue()).reason))
+    finally:
+        if "time" in site:
+            odd.run("scontrol", "delete", "ReservationName=m")
+    cancel(run.dir)
+
+
+def test_the_limit_of_a_group_holds_for_the_accounts_below(
+    odd: SlurmCluster, tmp_path: Path
+) -> None:
+    for account in (("faculty", "GrpSubmitJobs=4"), ("lab", "parent=faculty")):
+        odd.run("sacctmgr", "-i", "add", "account", *account)
+    odd.run("sacctmgr", "-i", "add", "user", user_name(), "account=lab")
+    run = prepare_run(*small(tmp_path, account="lab", workers=6), None)
+    (limit,) = submit_limits("lab", None)
+    assert (limit.jobs, limit.accounts) == (4, ("faculty", "lab"))
+    odd.sbatch("sleep 60", "--hold", "--account=lab")
+    assert "\n2 workers for 6 shards" in launch(run, lambda _: None).message
+    cancel(run.dir)
+
+
+def test_a_job_of_a_new_cluster_with_an_old_id_is_left_alone(
+    odd: SlurmCluster, tmp_path: Path
+) -> None:
+    run = prepare_run(*small(tmp_path, sbatch={"begin": "now+1hour"}), None)
+    launch(run, lambda _: None)
+    ids = [*Journal(run.dir).job_phases()]
+    cancel(run.dir)
+
+    def begin_again() -> str:
+        job = odd.sbatch("sleep 60", "--hold", "--job-name=jupyter")
+        if job not in ids:
+            odd.run("scancel", job)
+            return ""
+        return job
+
+    job = odd.until(begin_again, "an id to be used again", 120)
+    assert collect(run.dir, Queue()).queue == {}
+    assert cancel(run.dir) == []
+    assert odd.jobs(job)[0].state == "PENDING"
+
+
+def test_a_job_that_may_not_submit_stops_the_run_at_once(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    refusal = "[TACC]: Job submission is not allowed from this host. Please submit"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\necho '{refusal}'\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    run = prepare_run(*small(tmp_path, setup=[f"export PATH={tmp_path}/bin:$PATH"]), None)
+    launch(run, lambda _: None)
+    cluster.until(lambda: idle(cluster), "the queue to empty", timeout=60)
+    status = collect(run.dir, Queue())
+    assert status.phase == "stopped"
+    assert refusal in status.reason
+    assert any("set submit_from_jobs: false" in failure.message for failure in status.failures)
+
+
+def test_an_element_that_ran_out_of_memory_is_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = run.logs / "0000-refine" / "9_0_0_log.err"
+    log.parent.mkdir(parents=True)
+    killed = "slurmstepd: error: Detected 1 oom_kill event in StepId=9.0. Some tasks were killed."
+    log.write_text(f"loading\n{killed}\nsrun: error: n1: task 0: Killed\n")
+    assert last_words(log) == killed
+    assert out_of_memory(run, "9_0") == killed
+    assert out_of_memory(run, "9_1") == ""
 
 
 def held(cluster: SlurmCluster, run: Run) -> list[str]:

@@ -188,7 +188,7 @@ def test_without_an_account_the_limit_is_that_of_the_default_account(
             return "normal||\n"
         assert "cluster=here" in command
         if "user=" in command:
-            return "teaching|5|20|normal\n" if "account=teaching" in command else ""
+            return "root||500\nteaching|root|20\nbig|root|\nlab|teaching|1\n"
         limits = {"big": "big|1000||normal\n", "teaching": "teaching|30||normal\n"}
         if "onlydefaults" in command:
             return limits["big"]
@@ -196,10 +196,11 @@ def test_without_an_account_the_limit_is_that_of_the_default_account(
 
     monkeypatch.setattr(slurm_commands, "run_command", run_command)
     monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/sacctmgr")
-    assert smallest_limit(None, None) == 1000
+    assert smallest_limit(None, None) == 500
     assert slurm_commands.submit_limits("teaching", None) == [
         SubmitLimit(30, "teaching"),
-        SubmitLimit(20, "teaching", everyone=True),
+        SubmitLimit(20, "teaching", everyone=True, below=("lab",)),
+        SubmitLimit(500, everyone=True),
     ]
 
 

@@ -48,6 +48,13 @@ class Backend(Protocol):
     def drop_paused(self) -> list[str]:
         """Cancel jobs that wait for the end of a pause; return their ids."""
 
+    def release_held(self) -> list[str]:
+        """Release jobs that are held; return their ids."""
+
+    @property
+    def site_words(self) -> list[str]:
+        """Lines that the site printed when it accepted jobs."""
+
     def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
         """Return why every element of the last round failed in silence, and on how many nodes.
 

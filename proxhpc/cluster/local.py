@@ -80,6 +80,15 @@ class LocalBackend:
         """Return nothing: local processes start at once."""
         return []
 
+    def release_held(self) -> list[str]:
+        """Return nothing: local processes are not held."""
+        return []
+
+    @property
+    def site_words(self) -> list[str]:
+        """Nothing: there is no site that could print something."""
+        return []
+
     def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
         """Return nothing: the launcher's own Python starts the processes."""
         return "", 0

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from proxhpc.cluster.slurm import TIMEOUT, run_command, show_job
+from proxhpc.cluster.slurm import TIMEOUT, log_path, run_command, show_job
 from proxhpc.errors import RetryError
 
 SNAPSHOT_AGE = 10.0  # seconds for which one answer of squeue is used
@@ -18,6 +18,7 @@ _WAITING_STATES = ("PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED",
 _IN_COMMENT = re.compile(r"proxhpc:(?P<run>[0-9a-f]+):(?P<phase>[a-z]+):(?P<intent>\d+)")
 _IN_NAME = re.compile(r"-(?P<phase>[a-z]+)-(?P<run>[0-9a-f]{8})-(?P<intent>\d+)\Z")
 _JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?(\+[0-9]+)?")
+_LOG = re.compile(r"/logs/[0-9]{4}-[a-z]+/[^/]+_log\.out")
 _FIELDS = ("%i", "%T", "%r", "%a", "%q", "%S", "%j", "%k")
 
 
@@ -75,6 +76,11 @@ class QueuedJob:
         return self.state == "PENDING" and self.reason == "BeginTime"
 
     @property
+    def is_held(self) -> bool:
+        """Return True if the job does not start until it is released."""
+        return self.state == "PENDING" and "held" in self.reason.lower()
+
+    @property
     def has_ended(self) -> bool:
         """Return True if the job does no more work."""
         return self.state in ENDED_STATES
@@ -89,6 +95,7 @@ class Queue:
         self._jobs: list[QueuedJob] = []
         self._read_at = -SNAPSHOT_AGE
         self._gone: set[str] = set()  # jobs that have ended
+        self._logs_as_we_do: dict[str, bool] = {}  # by array, of jobs without a tag
 
     def all_jobs(self) -> list[QueuedJob]:
         """Return every pending or running job of this user. RetryError without an answer."""
@@ -105,12 +112,12 @@ class Queue:
         jobs = []
         for job in self.all_jobs():
             tag = job.tag
-            if job.array in submitted:
+            if job.array in submitted and self.belongs_to(job, run_id):
                 intent = tag.intent if tag and tag.run == run_id else -1
                 jobs.append(replace(job, tag=Tag(run_id, submitted[job.array], intent)))
             elif tag and tag.run == run_id:
                 jobs.append(job)
-        listed = {job.array for job in jobs}
+        listed = {job.array for job in self.all_jobs()}
         # Some sites' squeue hides jobs, or prints something else where proxhpc expects a list.
         for job_id in [*submitted][-2:]:
             if job_id not in listed and self._is_waiting(job_id):
@@ -119,6 +126,18 @@ class Queue:
                     hint="look at what `squeue -a -u $USER` prints on this machine",
                 )
         return jobs
+
+    def belongs_to(self, job: QueuedJob, run_id: str) -> bool:
+        """Return whether a job whose id the run has recorded is its job.
+
+        Ids begin again at 1 when a cluster is installed anew. A site may remove our tags, but not
+        the path of the log.
+        """
+        if job.tag:
+            return job.tag.run == run_id
+        if job.array not in self._logs_as_we_do:
+            self._logs_as_we_do[job.array] = bool(_LOG.search(log_path(job.array)))
+        return self._logs_as_we_do[job.array]
 
     def is_queued(self, element: str) -> bool | None:
         """Return whether a job or array element is in the queue; None if that is unknown."""
@@ -140,7 +159,10 @@ class Queue:
         """Return whether a job that squeue does not list waits or runs; None while it ends."""
         if job_id in self._gone:
             return False
-        states = {keys.get("JobState", "") for keys in show_job(job_id, self._timeout)}
+        me = f"({os.getuid()})"  # somebody else may have a job with this id on a new cluster
+        parts = show_job(job_id, self._timeout)
+        is_mine = all(part.get("UserId", me).endswith(me) for part in parts)
+        states = {part.get("JobState", "") for part in parts if is_mine}
         if states & {*_WAITING_STATES}:
             return True
         if "COMPLETING" in states:

@@ -29,6 +29,11 @@ requeue_on_failure() {
   exit $code
 }
 trap requeue_on_failure EXIT"""
+# Some sites print a refusal on stdout, or a balance on stderr; submitit would drop either.
+_SBATCH = """\
+out=$(sbatch "$0" 2>&1); code=$?
+if [ $code = 0 ]; then echo "$out"; else echo "$out" >&2; fi
+exit $code"""
 _OMITTED = "proxhpc-omitted"  # the value of a directive that is left out
 SIGNAL_SECONDS = 90  # before the limit; workers watch the clock, so this is a second safeguard
 
@@ -80,7 +85,14 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
     resources = site.resources(job.phase)
     executor: Any = submitit.SlurmExecutor(folder=job.logs, python=_python(job, site, resources))
     # Arrays are submitted by an instance that submitit makes, so a subclass would not do.
-    type(executor)._get_job_id_from_submission_command = staticmethod(slurm.read_job_id)
+    type(executor)._make_submission_command = lambda _, path: ["sh", "-c", _SBATCH, str(path)]
+    executor.site_words = []  # what the site prints when sbatch succeeds
+
+    def read_answer(output: str) -> str:
+        executor.site_words.extend(slurm.site_words(output))
+        return slurm.read_job_id(output)
+
+    type(executor)._get_job_id_from_submission_command = staticmethod(read_answer)
     type(executor)._make_submission_file_text = lambda self, command, _: _script(
         command, self.folder, self.parameters
     )

@@ -4,7 +4,9 @@ Shell lines of the site, containers and imports may fail before Python can repor
 only the log of the element says why.
 """
 
+import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from proxhpc.run.paths import RunDir
 _TAIL_BYTES = 4096
 _WORDS_CHARS = 300
 _MAX_LOGS = 1000  # of a round, of which the last words are read
+_OUT_OF_MEMORY = re.compile(
+    r"oom.?kill|exceeded (job |step )?memory limit|: Out Of Memory|Cannot allocate memory", re.I
+)
 _OF_SLURM = ("srun: ", "slurmstepd: ", "slurmstepd-")  # they say that something failed, not what
 
 
@@ -55,7 +60,7 @@ def find_silent(
 
 
 def last_words(path: Path) -> str:
-    """Return the last line of a log that is not Slurm's own, else its last line, else ""."""
+    """Return a log's line about memory, else its last line that is not Slurm's, else its last."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -63,5 +68,13 @@ def last_words(path: Path) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip()]
+    memory = [line for line in lines if _OUT_OF_MEMORY.search(line)]
     others = [line for line in lines if not line.startswith(_OF_SLURM)]
-    return (others or lines or [""])[-1][:_WORDS_CHARS]
+    return (memory or others or lines or [""])[-1][:_WORDS_CHARS]
+
+
+def out_of_memory(run: RunDir, element: str) -> str:
+    """Return Slurm's message about an element that it killed for lack of memory, else ""."""
+    logs = run.logs.glob(f"*/{glob.escape(element)}_*_log.err") if element else ()
+    words = (last_words(path) for path in logs)
+    return next((line for line in words if _OUT_OF_MEMORY.search(line)), "")

@@ -12,13 +12,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from proxhpc.account.quantity import quantity
-from proxhpc.errors import RetryError, UserError
+from proxhpc.errors import ProxError, RetryError, StopError, UserError
 from proxhpc.spec.slurm_notation import parse_duration
 
 TIMEOUT = 60.0  # seconds; a busy slurmctld answers late, a dead one never
 DEFAULT_MAX_ARRAY_SIZE = 1001  # slurm.conf(5)
 _DEFAULTS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
 _NO_NODE = "None assigned"  # sacct's word for a job that never started
+_NOT_FROM_JOBS = (
+    r"(not (allowed|permitted|possible)|cannot|can't|disabled|only).*\b(from|on|within|inside)\b"
+    r".*(host|node|job)"
+)
+SUBMIT_BY_HAND = (
+    "set submit_from_jobs: false in the site; then run `proxhpc launch` after each array"
+)
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 
@@ -101,6 +108,14 @@ def show_job(job_id: str, timeout: float = TIMEOUT) -> list[dict[str, str]]:
     return parts
 
 
+def log_path(job_id: str) -> str:
+    """Return the path of a job's output. RetryError without an answer."""
+    found = re.search(
+        r" StdOut=(.*?)(?: \w+=|$)", run_command("scontrol", "show", "job", "-o", job_id)
+    )
+    return found[1] if found else ""
+
+
 def read_job_id(output: str | bytes) -> str:
     """Return the id of the job that sbatch submitted. FailedSubmissionError if it prints none.
 
@@ -113,6 +128,13 @@ def read_job_id(output: str | bytes) -> str:
         if found := re.findall(pattern, text, re.M):
             return str(found[-1])
     raise FailedSubmissionError(f"sbatch printed no job id, but: {text.strip()}")
+
+
+def site_words(output: str) -> list[str]:
+    """Return what a site prints when sbatch succeeds, such as a balance: some lines, bounded."""
+    ours = r"Submitted batch job .*|\d+(;\S*)?|\W*"
+    lines = (line.strip().removeprefix("sbatch: ")[:300] for line in output.splitlines())
+    return [line for line in lines if not re.fullmatch(ours, line)][:20]
 
 
 def read_config() -> dict[str, str]:
@@ -215,6 +237,12 @@ class SubmitLimit:
     account: str = ""  # only jobs of this account count
     qos: str = ""  # only jobs with this QOS count
     everyone: bool = False  # jobs of all users count
+    below: tuple[str, ...] = ()  # accounts below `account`, whose jobs count, too
+
+    @property
+    def accounts(self) -> tuple[str, ...]:
+        """The accounts whose jobs count; empty for all."""
+        return (self.account, *self.below) if self.account else ()
 
     def __str__(self) -> str:
         who = "all users together" if self.everyone else "you"
@@ -226,7 +254,7 @@ class SubmitLimit:
 def submit_limits(account: str | None, qos: str | None) -> list[SubmitLimit]:
     """Return the limits on jobs that this user submits to an account with a QOS, where known.
 
-    The defaults are the user's on this cluster. Limits of accounts above `account` are not read. An
+    The defaults are the user's on this cluster. Limits of groups hold for all accounts below. An
     array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs, GrpSubmitJobs).
     """
     if shutil.which("sacctmgr") is None:
@@ -238,17 +266,23 @@ def submit_limits(account: str | None, qos: str | None) -> list[SubmitLimit]:
         cluster = f"cluster={read_config().get('ClusterName', '')}"
         own = _rows(run_command(*show, "assoc", f"user={user_name()}", cluster, which, keys), 4)
         account = own[0][0] if own else account
-        query = (*show, "assoc", cluster, f"account={account}", "user=", keys)
-        shared = _rows(run_command(*query), 4) if account else []
+        query = (*show, "assoc", cluster, "user=", "format=Account,ParentName,GrpSubmitJobs")
+        groups = {row[0]: row for row in _rows(run_command(*query), 3)}
         qos_keys = "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs"
         qos_rows = _rows(run_command(*show, "qos", qos_keys), 3)
     except RetryError:
         return []
-    limits = []
-    for rows, everyone in ((own, False), (shared, True)):
-        for name, each, group, _ in rows:
-            numbers = (group,) if everyone else (each, group)
-            limits += [SubmitLimit(int(n), name, "", everyone) for n in numbers if n.isdigit()]
+    limits = [
+        SubmitLimit(int(n), name) for name, *numbers, _ in own for n in numbers if n.isdigit()
+    ]
+    while account in groups:
+        name, parent, group = groups[account]
+        if group.isdigit() and parent:
+            below = tuple(_accounts_below(name, groups))
+            limits.append(SubmitLimit(int(group), name, everyone=True, below=below))
+        elif group.isdigit():  # the root account: all jobs of the cluster
+            limits.append(SubmitLimit(int(group), everyone=True))
+        account = parent
     qos_names = {qos} if qos else {default for *_, default in own if default}
     for name, each, group in qos_rows:
         if name in qos_names:
@@ -257,14 +291,21 @@ def submit_limits(account: str | None, qos: str | None) -> list[SubmitLimit]:
     return limits
 
 
+def _accounts_below(account: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for name, parent, _ in groups.values():
+        if parent == account:
+            yield name
+            yield from _accounts_below(name, groups)
+
+
 def _rows(output: str, columns: int) -> list[list[str]]:
     rows = (line.split("|") for line in output.splitlines())
     return [row for row in rows if len(row) == columns]
 
 
-def count_jobs(account: str, qos: str) -> int:
+def count_jobs(accounts: Sequence[str], qos: str) -> int:
     """Return how many jobs of all users are in the queue, as far as squeue shows them."""
-    which = [*(("-A", account) if account else ()), *(("-q", qos) if qos else ())]
+    which = [*(("-A", ",".join(accounts)) if accounts else ()), *(("-q", qos) if qos else ())]
     return len(run_command("squeue", "-a", "-h", "-r", *which, "-o", "%i").split())
 
 
@@ -356,10 +397,15 @@ def seconds_left() -> float | None:
     return parse_duration(remaining)
 
 
-def submission_error(error: Exception) -> RetryError | UserError:
-    """Return the error for a failed sbatch: UserError if the site is wrong, else RetryError."""
+def submission_error(error: Exception) -> ProxError:
+    """Return the error for a failed sbatch: UserError if the site is wrong, else RetryError.
+
+    StopError in a job that may not submit: it would be refused again and again.
+    """
     # A site's own checks (job_submit) may explain a refusal in many lines.
     message = str(error).strip()[-4000:]
+    if "SLURM_JOB_ID" in os.environ and re.search(_NOT_FROM_JOBS, message, re.I):
+        return StopError(f"jobs may not submit jobs here: {message}", hint=SUBMIT_BY_HAND)
     if re.search(r"submit limit|job violates accounting", message, re.I):
         return RetryError(
             f"sbatch failed: {message}",

@@ -1,10 +1,11 @@
 """Submits the jobs of a run to Slurm: held and tagged arrays, recorded, then released."""
 
+import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster import script, slurm
@@ -14,7 +15,7 @@ from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.queue import Queue, QueuedJob
 from proxhpc.cluster.silent import find_silent
 from proxhpc.corpus.disk import writing
-from proxhpc.errors import RetryError, UserError
+from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.lease import Lease, slurm_job_id
 from proxhpc.run.paths import RunDir
@@ -39,6 +40,7 @@ class SlurmBackend:
     site: Site
     queue: Queue
     lease: Lease | None = None
+    site_words: list[str] = field(default_factory=list)  # printed when sbatch succeeded
 
     def active_elements(self, phase: PhaseName) -> int:
         """Return the number of elements of this phase in the queue, without this job."""
@@ -70,10 +72,12 @@ class SlurmBackend:
     def _count(self, limit: slurm.SubmitLimit) -> int:
         """Return how many jobs in the queue count for a limit."""
         own = sum(
-            not job.has_ended and limit.account in ("", job.account) and limit.qos in ("", job.qos)
+            not job.has_ended
+            and (not limit.accounts or job.account in limit.accounts)
+            and limit.qos in ("", job.qos)
             for job in self.queue.all_jobs()
         )
-        return max(own, slurm.count_jobs(limit.account, limit.qos)) if limit.everyone else own
+        return max(own, slurm.count_jobs(limit.accounts, limit.qos)) if limit.everyone else own
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
         """Submit held arrays and a dependent follow-up job, record their ids, release them.
@@ -124,7 +128,7 @@ class SlurmBackend:
                 self._check_held(job_id)
             self._check_lease(number)
             self._release(journal, number, reversed(ids))
-        except (RetryError, UserError):
+        except ProxError:
             if not self._lease_is_lost():
                 self._abandon(journal, number)
             raise
@@ -162,7 +166,8 @@ class SlurmBackend:
         ids = {job_id for entry in abandoned for job_id in entry.job_ids}
         for job in self.queue.all_jobs():
             is_tagged = job.tag is not None and (job.tag.run, job.tag.intent) in numbers
-            if (is_tagged or job.array in ids) and not job.has_ended:
+            is_recorded = job.array in ids and self.queue.belongs_to(job, self.plan.run_id)
+            if (is_tagged or is_recorded) and not job.has_ended:
                 slurm.run_command("scancel", job.id)
         self.queue.invalidate()
         return messages
@@ -179,6 +184,20 @@ class SlurmBackend:
             slurm.run_command("scancel", array)
         self.queue.invalidate()
         return arrays
+
+    def release_held(self) -> list[str]:
+        """Release jobs that Slurm or a person holds, such as one whose node failed to start it."""
+        jobs = [job for job in self._other_jobs() if job.is_held]
+        for job in jobs:
+            try:
+                slurm.run_command("scontrol", "release", job.id)
+            except RetryError as error:
+                raise RetryError(
+                    f"job {job.id} is held ({job.reason}): {error.message}",
+                    hint="ask the cluster's administrators, or run `proxhpc cancel`",
+                ) from error
+        self.queue.invalidate()
+        return [job.id for job in jobs]
 
     def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
         """Return why every element of the last round failed in silence, and on how many nodes."""
@@ -323,6 +342,7 @@ class SlurmBackend:
                 jobs = executor.map_array(batch.function, *zip(*batch.arguments, strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             raise slurm.submission_error(error) from error
+        self.site_words += executor.site_words
         fault_point("control held" if batch.phase == "control" else "array held")
         job_id = str(jobs[0].job_id).partition("_")[0]
         if self._lease_is_lost():
@@ -339,6 +359,8 @@ def make_backend(
     """Return the backend of a site. RetryError for a Slurm site on a machine without Slurm."""
     if site.kind == "local":
         return LocalBackend(run, site)
+    if "SLURM_JOB_ID" in os.environ and shutil.which("sbatch") is None:
+        raise StopError("there is no sbatch on this node", hint=slurm.SUBMIT_BY_HAND)
     for command in ("sbatch", "srun"):  # submitit needs srun here, and each job on its node
         if shutil.which(command) is None:
             raise RetryError(

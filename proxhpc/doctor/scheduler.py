@@ -127,6 +127,8 @@ def _partition(check: str, partition: slurm.Partition, resources: Resources) -> 
         f"{partition.name}: time limit {partition.max_time.lower()}, "
         f"{quantity(partition.nodes, 'node')}, {partition.state.lower()}"
     )
+    if partition.state != "UP":
+        return Finding.error(check, result, "jobs do not start there: name another partition")
     max_seconds, seconds = parse_duration(partition.max_time), resources.seconds
     if max_seconds is not None and seconds is not None and seconds > max_seconds:
         consequence = f"the site asks for {resources.time}: such a job would stay pending forever"
@@ -135,6 +137,11 @@ def _partition(check: str, partition: slurm.Partition, resources: Resources) -> 
         return Finding.ok(check, result, f"jobs may run for {resources.time}")
     consequence = f"jobs may run for {partition.default_time.lower()}, the partition's default"
     default = parse_duration(partition.default_time)
+    if default is None:
+        consequence = (
+            "without a limit, jobs wait for each planned maintenance: set time in the site"
+        )
+        return Finding.warning(check, result, consequence)
     if default is not None and default < MIN_JOB_SECONDS:
         return Finding.warning(check, result, f"{consequence}: set time in the site")
     return Finding.ok(check, result, consequence)

@@ -70,6 +70,8 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     messages = backend.reconcile()
     if manual and (jobs := backend.drop_paused()):
         messages.append(f"cancelled {_job_names(jobs)}, which waited for the end of a pause")
+    if manual and (jobs := backend.release_held()):
+        messages.append(f"released {_job_names(jobs)}, which were held")
     pending = 0 if run.merge_summary.exists() else sum(1 for _ in missing_shards(run, plan))
     if pending:
         step = _refine(backend, Round(run, plan, pending, manual))
@@ -78,6 +80,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     else:
         write_report(run)
         step = StepResult("report", "finished")
+    messages += [f"Slurm: {line}" for line in dict.fromkeys(backend.site_words)]
     return StepResult(step.phase, "\n".join([*messages, step.message]))
 
 
@@ -98,7 +101,7 @@ def run_control(root: str, step: Callable[[str], str]) -> str:
     for pause in (*CONTROL_RETRY_SECONDS, None):
         try:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                return pool.submit(step, root).result()
+                message = pool.submit(step, root).result()
         except StopError as error:
             # The job exits with 0: its node has not failed, so Slurm must not requeue it.
             log.write("failed", error=type(error).__name__, message=str(error)[:2000])
@@ -107,7 +110,12 @@ def run_control(root: str, step: Callable[[str], str]) -> str:
             if pause is None:
                 log.write("failed", error=type(error).__name__, message=str(error)[:2000])
                 raise
+            log.write("retrying", message=str(error)[:2000])
             time.sleep(pause)
+        else:
+            if pause != CONTROL_RETRY_SECONDS[0]:
+                log.write("done")  # instead of `retrying`
+            return message
     raise AssertionError("the last try returns or raises")
 
 

@@ -88,6 +88,8 @@ def prove_step(
     """Take the next step of the prove directory whose `advance` lease the caller holds."""
     folder = ProveDir(lease.run.root)
     messages = backend.reconcile()
+    if manual and (jobs := backend.release_held()):
+        messages.append(f"released held {quantity(len(jobs), 'job')}")
     missing = [arm.name for arm in plan.arms if not folder.arm_receipt(arm.name).exists()]
     pending = [
         number
@@ -106,6 +108,7 @@ def prove_step(
     else:
         write_verdict(folder, plan)
         step = ProveStep("finished", "finished")
+    messages += [f"Slurm: {line}" for line in dict.fromkeys(backend.site_words)]
     return ProveStep(step.phase, "\n".join([*messages, step.message]))
 
 

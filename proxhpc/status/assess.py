@@ -1,5 +1,6 @@
 """The phase of a run, why it stopped, and the command to run next."""
 
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,11 +8,21 @@ from dataclasses import dataclass
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster.queue import QueuedJob
-from proxhpc.cluster.silent import SilentElements
+from proxhpc.cluster.silent import SilentElements, out_of_memory
 from proxhpc.run.paths import RunDir
 from proxhpc.status.model import Failure, RunPhase, WorkerStatus
 
 ACTIVE_STATES = ("starting", "working")
+# Reasons of Slurm for which a pending job does not start by itself, or not soon.
+_BLOCKED = {
+    r"Partition(Down|Inactive)": "the partition is closed",
+    r"(Assoc|QOS)\w*Minutes": "the budget of the account is used up",
+    r"(Assoc|QOS)\w*(PerJob|PerNode|WallDuration)|Partition(Time|Node)Limit|BadConstraints": (
+        "such a job may not run there"
+    ),
+    r"Invalid(Account|QOS)|(Account|QOS)NotAllowed": "you may not use that account or QOS",
+    r"[Mm]aintenance": "a maintenance comes first; a shorter `time` in the site may fit before it",
+}
 LOST_STATES = {
     "gone": "died without an error message: killed, out of memory, preempted, or its node failed",
     "silent": "has sent no heartbeat for a while",
@@ -55,12 +66,14 @@ def assess(evidence: Evidence) -> tuple[RunPhase, str, str]:
     if run.report_json.exists():
         return _finished(run, launch)
     phase = _phase(evidence)
-    if jobs and all("held" in job.reason.lower() for job in jobs) and not evidence.is_working:
+    if jobs and all(job.is_held for job in jobs) and not evidence.is_working:
         reason = "all of its jobs are held: a launch was interrupted, or somebody held them"
         return "stopped", reason, launch
     if jobs and not evidence.is_working and (pauses := [j for j in jobs if j.is_paused]):
         until = pauses[0].start.replace("T", " ")
         return phase, f"paused until {until}, since the last round made no progress", launch
+    if jobs and not evidence.is_working and (why := _why_blocked(jobs)):
+        return phase, why, f"proxhpc cancel {shlex.quote(str(run.root))}"
     if evidence.is_busy:
         return phase, "", ""
     if not evidence.submissions and not evidence.workers:
@@ -68,6 +81,21 @@ def assess(evidence: Evidence) -> tuple[RunPhase, str, str]:
     if jobs is None and not evidence.is_local:
         return phase, "no worker has sent a heartbeat lately, and the queue cannot be read", ""
     return "stopped", _stop_reason(evidence), launch
+
+
+def _why_blocked(jobs: Sequence[QueuedJob]) -> str:
+    """Return why the pending jobs do not start, if no job runs and Slurm's reasons say so."""
+    reasons = {job.reason for job in jobs if job.state == "PENDING"}
+    if any(job.state != "PENDING" for job in jobs):
+        return ""
+    for reason in sorted(reasons):
+        for pattern, meaning in _BLOCKED.items():
+            if re.search(pattern, reason):
+                return (
+                    f"no job starts ({reason}): {meaning}; to use another site, cancel and launch"
+                    " with it"
+                )
+    return ""
 
 
 def _finished(run: RunDir, launch: str) -> tuple[RunPhase, str, str]:
@@ -85,8 +113,13 @@ def group_failures(evidence: Evidence) -> tuple[Failure, ...]:
         if worker.state == "failed":
             message = f"{worker.error}: {_one_line(worker.message)}"
             groups[message, _hint(evidence.run, worker)].append(worker)
+        elif worker.state == "retrying":
+            message = f"could not take the next step and retries: {_one_line(worker.message)}"
+            groups[message, f"its log is in {evidence.run.logs}"].append(worker)
         elif worker.state in LOST_STATES:
-            groups[LOST_STATES[worker.state], _hint(evidence.run, worker)].append(worker)
+            killed = out_of_memory(evidence.run, worker.job)
+            hint = "set a higher `mem` in the site" if killed else _hint(evidence.run, worker)
+            groups[killed or LOST_STATES[worker.state], hint].append(worker)
     failures = [
         Failure(message=message, workers=len(workers), example=workers[0].worker, hint=hint)
         for (message, hint), workers in groups.items()

@@ -65,8 +65,8 @@ class WorkerStatus(OutputModel):
     job: str
     """Slurm's id of its job or array element; empty without Slurm."""
     state: str
-    """`starting`, `working`, `done`, `stopped` or `failed` as it reports itself; `gone` if its
-    process or job has ended without a report, `silent` if that cannot be known."""
+    """`starting`, `working`, `retrying`, `done`, `stopped` or `failed` as it reports itself; `gone`
+    if its process or job has ended without a report, `silent` if that cannot be known."""
     age_s: float
     """Seconds since its last report, by the clocks of two machines."""
     shard: int | None

@@ -32,6 +32,7 @@ _GAP = 2  # columns between two cells
 _STATE_STYLES = {  # in the order of the table
     "failed": "bold red",
     "gone": "red",
+    "retrying": "yellow",
     "silent": "yellow",
     "working": "green",
     "starting": "cyan",
