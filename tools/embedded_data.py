@@ -48,9 +48,9 @@ SKIPPED = re.compile(  # pages without text
     r"genindex|search|modindex|_modules|_sources|class-use|package-tree|package-summary|"
     r"index-(all|files)|-members\.html|_source\.html|/index\.html|[-_]toc|Index\.html"
 )
-MIN_CHARS, MAX_CHARS, MAX_LINKED = 250, 40_000, 0.4
-FRAME_LINES = 120  # above a text, and below
-DRESSES = ("own", "own", "bare", "language", "web")
+MIN_CHARS, MAX_CHARS, MAX_LINKED = 250, 50_000, 0.4
+FRAME_LINES = 60  # above a text, and below
+DRESSES = ("own", "own", "bare", "bare", "language", "web")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,13 @@ def share(name: str) -> float:
 
 def documentation(packages: Packages, source: Source) -> Iterator[Document]:
     """The pages of a project in one language."""
-    marks = (source["main"],) if "main" in source else MAIN
+    marks = source["main"].split() if "main" in source else MAIN
     frame, unknown = (
         usual | names(source.get(key, ""))
         for key, usual in (("frame", FRAME), ("unknown", UNKNOWN))
     )
-    path = source.get("path", "")
-    for name, data in packages.debian(source["package"], rf"{path}.*\.x?html?$|\.html?.*{path}$"):
+    pattern = rf"^(?=.*{source.get('path', '')}).*\.x?html?$"
+    for name, data in packages.debian(source["package"], pattern):
         lines = html_lines(data.decode("utf-8", "replace"))
         letters = "".join(labels(lines, marks, frame, unknown))
         if SKIPPED.search(name) or not is_page_of_text(lines, letters):
@@ -97,7 +97,8 @@ def is_page_of_text(lines: Sequence[Line], letters: str) -> bool:
     good = [line for line, letter in zip(lines, letters, strict=True) if letter == "G"]
     size = sum(len(line.text) for line in good)
     linked = sum(line.linked for line in good)
-    return MIN_CHARS <= size <= MAX_CHARS and linked < MAX_LINKED * size
+    total = sum(len(line.text) for line in lines)
+    return size >= MIN_CHARS and total <= MAX_CHARS and linked < MAX_LINKED * size
 
 
 def web_frames(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Frame]]:

@@ -107,7 +107,7 @@ def base64_number(digits: str) -> int:
 
 def quotations(packages: Packages, source: Source) -> Iterator[Document]:
     """Files of fortunes: long quotations, and short ones together."""
-    for path, data in packages.debian(source["package"], r"games/fortunes/([^.]*/)?[^./]*(\.u8)?$"):
+    for path, data in packages.debian(source["package"], r"games/fortunes/.*(?<!\.dat)$"):
         text = ""
         for place, part in enumerate(data.decode("utf-8", "replace").split("\n%\n")[:200]):
             text += f"{part}\n"
@@ -173,7 +173,8 @@ def code_texts(folder: Path) -> Iterator[Document]:
 def record_of(metadata: Path) -> list[str]:
     """The files of an installed Python package."""
     record = metadata.with_name("RECORD")
-    return record.read_text("utf-8").splitlines() if record.exists() else []
+    lines = record.read_text("utf-8").splitlines() if record.exists() else []
+    return [line.split(",")[0] for line in lines]
 
 
 def docstrings(folder: Path, source: Source) -> Iterator[Document]:

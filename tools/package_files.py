@@ -19,7 +19,7 @@ class Packages:
     def debian(self, name: str, path: str) -> Iterator[tuple[str, bytes]]:
         """Files of a Debian package; see `_files`."""
         package = self._get(f"{name}_*.deb", ["apt-get", "download", "-qq", name])
-        command = ["dpkg-deb", "--fsys-tarfile", package]
+        command = ["dpkg-deb", "--fsys-tarfile", str(package)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
