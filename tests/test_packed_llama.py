@@ -219,18 +219,6 @@ def test_packed_batches_have_the_oldest_requests_up_to_a_number_of_tokens() -> N
     assert oldest_batch(asked, 3) == [1]
 
 
-def test_lines_that_repeat_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = HFTokenizer(folder)
-    monkeypatch.setattr("proxhpc.engines.tokenizer.MEMO_LINES", 4)
-    calls: list[list[str]] = []
-    encode = fast._encode_batch
-    monkeypatch.setattr(fast, "_encode_batch", lambda new: calls.append(new) or encode(new))
-    long = "long " * 40
-    for lines in (["a", "", "a", long], ["", long, "a"], ["b", "c", "d"], ["a", "d"]):
-        assert fast.encode_lines(lines) == [fast.encode(line) for line in lines]
-    assert calls == [["a", "", long], [long], ["b", "c", "d"], ["a"]]
-
-
 def test_the_embedded_model_loads_without_transformers() -> None:
     """It takes two seconds to import."""
     code = """if True:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import JsonValue
 
+from proxhpc.engines.words import Words
 from proxhpc.errors import UserError
 from proxhpc.spec.profile import JOIN
 
@@ -18,9 +19,6 @@ _OTHER = "choose another `prompt` for this stage, as prox-llama2 or prox-plain"
 _FIRST_BLANK = '"prepend_scheme":"first"'
 # Where conversions of SentencePiece models fail: first word, runs of spaces, unknown letters.
 _PROBE = "[INST] <<SYS>>\nA  line\n\n   naïve 漢字 </s> [/INST]"
-# Short lines are encoded once: pages repeat them, and a walk asks for them after they were counted.
-MEMO_LINES, MEMO_CHARS = 16_384, 66
-
 
 # Keys of a tokenizer_config.json that add nothing to tokenizer.json, and files that do.
 _PLAIN_KEYS = {
@@ -123,9 +121,11 @@ class HFTokenizer:
             (added.content, bool(added.special)): int(number)
             for number, added in self._markup.get_added_tokens_decoder().items()
         }
-        self._memo: dict[str, list[int]] = {}
         self._leaks: frozenset[int] = frozenset()
+        self._words: Words | None = None
         self._leaks = self._find_leaks()
+        if not self._leaks:
+            self._words = Words.of(serialized)
         if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
             self._check_conversion(path / "tokenizer.model")
         added = self._markup.encode("", add_special_tokens=True).ids
@@ -172,6 +172,8 @@ class HFTokenizer:
 
         Some tokenizers put a blank before a text only if it is the `first` of a prompt.
         """
+        if self._words and self._words.cover([text]):
+            return self._words.encode([text], first=first)[0]
         tokenizer = self._text if first else self._rest
         # A batch of one, since only for batches the library releases the GIL and skips offsets.
         (tokens,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
@@ -196,20 +198,10 @@ class HFTokenizer:
         return [piece for part in parts for piece in self._pieces(part)]
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids of each line, encoded separately. They are shared: do not change them."""
-        memo = self._memo  # another thread may replace it
-        new = [line for line in dict.fromkeys(lines) if line not in memo]
-        encoded = dict(zip(new, self._encode_batch(new), strict=True))
-        ids = [encoded[line] if line in encoded else memo[line] for line in lines]
-        if len(memo) + len(new) > MEMO_LINES:
-            self._memo = {}
-        self._memo.update((line, encoded[line]) for line in new if len(line) <= MEMO_CHARS)
-        return ids
-
-    def _encode_batch(self, lines: list[str]) -> list[list[int]]:
-        batch = self._text.encode_batch_fast(lines, add_special_tokens=False)
-        if not self._leaks:
-            return [tokens.ids for tokens in batch]
+        """Token ids of each line, encoded separately."""
+        if self._words and self._words.cover(lines):
+            return self._words.encode(lines)
+        batch = self._text.encode_batch_fast(list(lines), add_special_tokens=False)
         return [
             tokens.ids if self._leaks.isdisjoint(tokens.ids) else self.encode(line)
             for line, tokens in zip(lines, batch, strict=True)
@@ -228,6 +220,8 @@ class HFTokenizer:
 
     def count(self, lines: Sequence[str]) -> list[int]:
         """Number of tokens of each line, encoded separately."""
+        if self._words and self._words.cover(lines):
+            return self._words.count(lines)
         return [len(ids) for ids in self.encode_lines(lines)]
 
     def head(self, text: str, tokens: int) -> str:

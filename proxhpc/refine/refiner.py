@@ -21,7 +21,7 @@ from proxhpc.program.replay import ModelOutput, ReplayResult, doc_verdict, repla
 from proxhpc.refine.canary import UNUSABLE_FLAG, Canary, why_unusable
 from proxhpc.refine.preflight import check_prompts, needed_context
 from proxhpc.refine.pump import IN_FLIGHT_DOCUMENTS, Budget
-from proxhpc.refine.stage import Answer, StageRunner
+from proxhpc.refine.stage import Answer, StageRunner, off_loop
 from proxhpc.refine.walk_stage import make_runner
 from proxhpc.refine.windows import LineTokens
 from proxhpc.run.ledger import Call, Row, quarantine, text_digest
@@ -207,10 +207,10 @@ class Refiner:
         return LineTokens(self._last_stage.engine.tokenizer, text, self._last_stage.window_tokens)
 
     async def _off_loop(self, document: Document, function: Callable[..., T], *arguments: Any) -> T:
-        """Run `function` in a thread if it tokenizes, which would block the engine."""
+        """Run `function`, which tokenizes unless the engine has no tokenizer."""
         if self._last_stage is None or self._last_stage.engine.tokenizer is None:
             return await self._in_thread_if_large(document, function, *arguments)
-        return await asyncio.to_thread(function, *arguments)
+        return await off_loop(len(document.text), function, *arguments)
 
     async def _in_thread_if_large(
         self, document: Document, function: Callable[..., T], *arguments: Any

@@ -2,10 +2,10 @@
 
 import asyncio
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from proxhpc.account.flops import Usage
 from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
@@ -19,7 +19,9 @@ from proxhpc.refine.windows import Limits, Window, make_window, pack
 from proxhpc.run.ledger import Call
 from proxhpc.spec.sections import Stage
 
+T = TypeVar("T")
 SPARE_TOKENS = 64  # by which a window's prompt may exceed the sum of its lines' tokens
+SHORT_TEXT = 16_384  # characters, which take some milliseconds: a thread costs more than it saves
 MEMO_BYTES = 16 * 1024 * 1024  # about 40,000 answers
 # The token limit of a program has room for a call for every second token of the window, for quoting
 # the window several times, and for what models write around programs: fences, comments, thoughts.
@@ -50,6 +52,13 @@ class PageRequests(NamedTuple):
 
     windows: list[WindowRequest]
     cuts: tuple[int, ...] = ()
+
+
+async def off_loop(chars: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function that tokenizes; in a thread if so many characters would block the engine."""
+    if chars <= SHORT_TEXT:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 class StageRunner:
@@ -116,8 +125,8 @@ class StageRunner:
         prompt: Sequence[int] = ()
         truncated = False
         if tokenizer := self.engine.tokenizer:
-            prompt, truncated = await asyncio.to_thread(
-                self.prompts.doc_prompt, tokenizer, text, self.budget
+            prompt, truncated = await off_loop(
+                len(text), self.prompts.doc_prompt, tokenizer, text, self.budget
             )
         grammar = DOC_GRAMMAR if self.stage.grammar != "none" else None
         limit = self.stage.max_new_tokens

@@ -1,6 +1,5 @@
 """A stage of the prompt style `walk`: its requests, and its answers as programs."""
 
-import asyncio
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.refine import walk
-from proxhpc.refine.stage import Answer, PageRequests, StageRunner, WindowRequest
+from proxhpc.refine.stage import Answer, PageRequests, StageRunner, WindowRequest, off_loop
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
 from proxhpc.spec.sections import Stage
@@ -50,7 +49,7 @@ class WalkRunner(StageRunner):
 
     async def ask_verdict(self, text: str, lines: Sequence[str], order: int = 0) -> Answer:
         """Ask whether to keep the document, of which the model sees the start and the end."""
-        prompt = await asyncio.to_thread(self._walk.verdict_prompt, lines)
+        prompt = await off_loop(len(text), self._walk.verdict_prompt, lines)
         request = Request(
             "doc",
             array("I", prompt),

@@ -99,6 +99,9 @@ def count_tokens(tokenizer: Tokenizer, lines: Sequence[str], max_line_tokens: in
     Lines that `max_line_tokens` cannot cover are counted in pieces.
     """
     size = max(1, max_line_tokens) * MAX_CHARS_PER_TOKEN
+    sizes = [*map(len, lines)]
+    if len(lines) <= CALL_LINES and sum(sizes) <= CALL_CHARS and max(sizes, default=0) <= size:
+        return tokenizer.count(lines)
     pieces = (
         (number, line[start : start + size])
         for number, line in enumerate(lines)
