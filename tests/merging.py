@@ -35,7 +35,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="merging-")
 def records() -> list[Any]:
     """Documents of every outcome, duplicates before and after their survivor, and bad records."""
     rows: list[Any] = [document(number, n=number, deep={"list": [number]}) for number in range(40)]
-    rows[3] = document(30, id="early copy")  # shorter than its survivor, which comes later
+    rows[3] = document(30, id="early copy")  # 30 has more white space only, so the first survives
     rows[30]["text"] += "   \n"
     rows[7] = document(8, id="before")  # as long as its duplicate 8, so the first survives
     rows[11]["text"] = rows[12]["text"].replace("Every year", "EVERY\t year")

@@ -31,8 +31,8 @@ def test_the_corpus_follows_from_ledgers_and_input(tmp_path: Path) -> None:
     merge_run(run.dir)
     written = corpus(run.dir)
     ids = [row["id"] for row in written]
-    # 3 is a duplicate of 30, 8 of 7, and 12 of 11; the short and the empty document are dropped.
-    removed = {"early copy", "doc-8", "doc-12", "doc-14", "doc-26", "no text"}
+    # 30 is a duplicate of 3, 8 of 7, and 12 of 11; the short and the empty document are dropped.
+    removed = {"doc-30", "doc-8", "doc-12", "doc-14", "doc-26", "no text"}
     order = [row["id"] for row in records() if isinstance(row, dict)]
     assert ids == [name for name in order if name not in removed]
     changed = (None, 11, 15, 16, 28)
@@ -188,9 +188,9 @@ def test_duplicates_and_quarantined_records_are_listed(tmp_path: Path) -> None:
     merge_run(run.dir)
     pairs = list(read_listing(run.dir.duplicates))
     assert [(row["duplicate"]["id"], row["survivor"]["id"]) for row in pairs] == [
-        ("early copy", "doc-30"),
         ("doc-8", "before"),
         ("doc-12", "doc-11"),
+        ("doc-30", "early copy"),
     ]
     quarantined = list(read_listing(run.dir.quarantine))
     assert [row["reason"] for row in quarantined] == [

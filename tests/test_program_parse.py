@@ -1,12 +1,13 @@
 """The parser: every form that refiners write, and every rejection."""
 
+from collections import Counter
 from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxhpc.program.edits import WindowLines, program_edits, read_window
+from proxhpc.program.edits import WindowLines, count_usual_calls, program_edits, read_window
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import (
     DIALECTS,
@@ -14,6 +15,7 @@ from proxhpc.program.syntax import (
     Keep,
     Normalize,
     Program,
+    ProgramEnd,
     Quoted,
     RemoveAll,
     RemoveLines,
@@ -421,3 +423,24 @@ def test_the_fast_path_agrees_with_the_parser(text, dialect, finish):
 
 def test_a_repeated_rejection_counts_once():
     assert len(parse_chunk("garbage\nrubbish\n" * 9).rejected) == 2
+
+
+USUAL = (
+    "remove_lines(start=1, end=2)",
+    "remove_lines( start=3, end=1) # menu",
+    'normalize(source_str="a b")',
+    'normalize(source_str="b", target_str="")',
+)
+UNUSUAL = ("remove_lines(start=1,end=2)", 'normalize(source_str="é")', "untouch_doc()", "prose")
+
+
+@given(st.lists(st.sampled_from(USUAL + UNUSUAL), max_size=4), st.sampled_from(["stop", "length"]))
+def test_usual_programs_are_counted_as_they_are_parsed(
+    lines: list[str], finish: ProgramEnd
+) -> None:
+    text = "\n".join(lines)
+    counts, parsed = count_usual_calls(text), parse_chunk(text, "prox", finish)
+    assert (counts is None) == any(line in UNUSUAL for line in lines)
+    if counts is not None:
+        names = (str(statement).partition("(")[0] for statement in parsed.statements)
+        assert (Counter(counts), parsed.rejected) == (Counter(names), ())

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import xxhash
 
 from proxhpc.assemble.replay import ReplayedRecord
+from proxhpc.program.edits import count_usual_calls
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import Dialect, ProgramEnd
 from proxhpc.run.ledger import Call
@@ -90,9 +91,12 @@ class CorpusStats:
 
     def _add_program(self, level: str, call: Call, dialect: Dialect) -> None:
         self.finishes[f"{level} {call.finish}"] += 1
-        functions = _functions if len(call.program) > _SHORT else _cached_functions
-        for name in functions(level, call.program, call.output.finish, dialect):
-            self.calls[f"{level} {name}"] += 1
+        counts = count_usual_calls(call.program) if (level, dialect) == ("chunk", "prox") else None
+        if counts is None:
+            count = _count_calls if len(call.program) > _SHORT else _cached_counts
+            counts = count(level, call.program, call.output.finish, dialect)
+        for name, number in counts.items():
+            self.calls[f"{level} {name}"] += number
 
     def _add_example(self, example: ExampleRef) -> None:
         rivals = [other for other in self.examples if other.kind == example.kind]
@@ -118,9 +122,9 @@ def log2_bucket(number: int) -> int:
     return number.bit_length()
 
 
-def _functions(level: str, program: str, finish: ProgramEnd, dialect: Dialect) -> tuple[str, ...]:
+def _count_calls(level: str, program: str, finish: ProgramEnd, dialect: Dialect) -> dict[str, int]:
     parsed = parse_doc(program, finish) if level == "doc" else parse_chunk(program, dialect, finish)
-    return tuple(str(statement).partition("(")[0] for statement in parsed.statements)
+    return Counter(str(statement).partition("(")[0] for statement in parsed.statements)
 
 
-_cached_functions = lru_cache(maxsize=4096)(_functions)
+_cached_counts = lru_cache(maxsize=4096)(_count_calls)

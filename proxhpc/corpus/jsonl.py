@@ -100,16 +100,20 @@ def read_jsonl(
     name: str,
     max_record_bytes: int,
     parse: Callable[[bytes], Any] = parse_json,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the span's records in order and then one SpanEnd.
 
     `stream` must start at `first_byte(span)` or an earlier line. A line belongs to the span in
     which it starts, wherever it ends. `parse` returns a line's record, or None if it has none.
+    Lines at positions that are not `wanted` are passed over.
     """
     source = RecordSource(span.file, name)
     position, blank = stream.skip_to(span.start), 0
     for line in stream.take(span.stop):
         position = line.next
+        if wanted is not None and not wanted(line.position):
+            continue
         item = _item(line, fields, source, max_record_bytes, parse)
         if item is None:
             blank += 1

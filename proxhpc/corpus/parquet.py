@@ -2,7 +2,7 @@
 
 import base64
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import takewhile
@@ -217,11 +217,18 @@ def first_rows(path: Path, kind: TableFormat) -> Iterator[dict[str, Any]]:
 
 
 def read_table(
-    path: Path, kind: TableFormat, span: Span, fields: Fields, name: str, max_record_bytes: int
+    path: Path,
+    kind: TableFormat,
+    span: Span,
+    fields: Fields,
+    name: str,
+    max_record_bytes: int,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the span's rows in order and then one SpanEnd; positions are row numbers.
 
     A row group that is damaged from row r on yields one BadRecord at r; the next group is read.
+    Rows that are not `wanted` are passed over.
     """
     source = RecordSource(span.file, name)
     if path.stat().st_size == 0:
@@ -245,7 +252,7 @@ def read_table(
                 for position, row in _group(table, group, first, span.start):
                     if position >= stop:
                         break
-                    if position >= span.start:
+                    if position >= span.start and (wanted is None or wanted(position)):
                         yield _item(row, position, fields, source, max_record_bytes)
             first += count
     end = max(span.start, stop)

@@ -102,6 +102,19 @@ class WindowLines(NamedTuple):
         return (max(low, self.start), min(high, self.stop)), problem
 
 
+def count_usual_calls(text: str) -> dict[str, int] | None:
+    """Return the calls of a usual program in ProX's dialect by name; None for other programs."""
+    stripped = text.strip()
+    if not stripped.isascii():
+        return None
+    found = _USUAL.findall(stripped)
+    if found and found[-1][-1]:
+        return None
+    removals = sum(1 for first, *_ in found if first)
+    counts = {"remove_lines": removals, "normalize": len(found) - removals}
+    return {name: number for name, number in counts.items() if number}
+
+
 class WindowEdits(NamedTuple):
     """The edits that a program makes in the lines [start, stop) of a document.
 

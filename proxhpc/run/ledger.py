@@ -154,9 +154,10 @@ class Row:
     def decode(cls, line: bytes) -> "Row":
         """Read what `encode` wrote."""
         data = orjson.loads(line)
-        values = {name: data[key] for key, name in _OPTIONAL.items() if key in data}
+        values = {_OPTIONAL[key]: value for key, value in data.items() if key in _OPTIONAL}
         for name in ("flags", "cuts"):
-            values[name] = tuple(values.get(name, ()))
+            if name in values:
+                values[name] = tuple(values[name])
         return cls(
             id=data["id"],
             file=data["at"][0],
