@@ -70,6 +70,12 @@ case "$(cat $mode 2> /dev/null)" in
   error) echo "Unable to contact slurm controller" >&2; exit 1 ;;
   hang) sleep 90 ;;
 esac"""
+# Starts a launcher for which /proc hides what it may not trace, such as a process with more rights.
+HIDING = (
+    *("unshare", "--mount", "sh", "-c"),
+    'mount -t proc -o hidepid=4 proc /proc && exec setpriv --bounding-set -sys_ptrace "$@"',
+    "sh",
+)
 WORKERS = 6  # more than an array of MaxArraySize 5 holds
 MIN_EVENTS = 10  # of a run, if it lasts long enough
 
@@ -125,7 +131,23 @@ class ChaosRun:
 
     def launch(self) -> str:
         """Launch twice at the same time, while the run is working."""
-        launchers = [self._launcher() for _ in range(2)]
+        return self._launch_twice()
+
+    def hidden(self) -> str:
+        """Launch twice at the same time; one launcher cannot see the process of the other."""
+        return "one with hidepid, " + self._launch_twice(*HIDING)
+
+    def late(self) -> str:
+        """Let jobs see up to ten seconds late what others change in the run directory."""
+        switch = self.folder / "late"
+        if switch.exists():
+            return ""
+        switch.touch()
+        self._later(self.rng.uniform(15, 40), "changes are seen at once", switch.unlink)
+        return "changes are seen late"
+
+    def _launch_twice(self, *prefix: str) -> str:
+        launchers = [self._launcher(), self._launcher(None, *prefix)]
         codes = [launcher.wait(timeout=200) for launcher in launchers]
         if not set(codes) <= {0, 75}:
             raise BrokenRunError(f"launching during a run exited with {codes}")
@@ -326,6 +348,8 @@ WEIGHTS = {  # how often each event is drawn
     "disk": 1,
     "sleeper": 1,
     "liar": 2,
+    "hidden": 1,
+    "late": 2,
 }
 
 
@@ -387,6 +411,9 @@ def slurm_site(chaos: ChaosRun) -> str:
         f' sh -c \'{sys.executable} "$@"; exit $?\' sh "$@"\n'
     )
     python.chmod(0o755)
+    (chaos.folder / "site").mkdir()
+    late_files = Path(__file__).with_name("late_files.py")
+    shutil.copy(late_files, chaos.folder / "site" / "sitecustomize.py")
     armed = ",".join(f"{point}:{chaos.token(point)}" for point in FAULT_POINTS)
     site = {
         "name": "chaos",
@@ -398,6 +425,8 @@ def slurm_site(chaos: ChaosRun) -> str:
         "setup": [
             f"export PROXHPC_FAULT='{armed}'",
             f"export PATH={write_wrappers(chaos)}:$PATH",
+            f"export LATE_FOLDER={chaos.run.root} LATE_SWITCH={chaos.folder}/late",
+            f"export PYTHONPATH={chaos.folder / 'site'}:$PYTHONPATH",
         ],
         "phases": {"merge": {"workers": 2}},  # arrays, unless the corpus is small
     }
