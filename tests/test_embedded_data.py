@@ -3,6 +3,7 @@
 import importlib
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +70,8 @@ def test_frames_are_of_other_hosts_of_the_same_split(tool: ModuleType) -> None:
     seen = set()
     for number in range(200):
         before = document(tool, number)
-        after = tool.dressed(before, tool.defaultdict(list, frames))
+        (dress,) = tool.dresses(replace(before, lang="en"))
+        after = tool.dressed(before, tool.defaultdict(list, frames), dress)
         good = [line for line, label in zip(after.lines, after.labels, strict=True) if label != "B"]
         assert good == [f"text {number}", "contents"]
         if after.lines[0].startswith("frame"):
@@ -78,6 +80,12 @@ def test_frames_are_of_other_hosts_of_the_same_split(tool: ModuleType) -> None:
         else:
             assert after.lines[0] in ("menu", f"text {number}")
     assert seen == {"train", "validation"}
+
+
+def test_texts_of_other_languages_are_evaluated_in_every_frame(tool: ModuleType) -> None:
+    documents = [document(tool, number) for number in range(40)]
+    counts = {each.split: len(list(tool.dresses(each))) for each in documents}
+    assert counts == {"train": 1, "validation": len(set(tool.DRESSES))}
 
 
 def test_frames_of_labelled_pages_are_for_training(tool: ModuleType) -> None:

@@ -153,9 +153,15 @@ def all_frames(data: Path, documents: Iterable[Document]) -> Frames:
     return frames
 
 
-def dressed(document: Document, frames: Frames) -> Document:
+def dresses(document: Document) -> Iterable[str]:
+    """How a document is framed: one way, or each if it is to evaluate another language."""
+    if document.split == "validation" and document.lang != "en":
+        return dict.fromkeys(DRESSES)
+    return [DRESSES[int(share(f"dress {document.id}") * len(DRESSES))]]
+
+
+def dressed(document: Document, frames: Frames, dress: str) -> Document:
     """A document in its own frame, in another, or in none."""
-    dress = DRESSES[int(share(f"dress {document.id}") * len(DRESSES))]
     if dress == "own" and "B" in document.labels:
         return document
     pool = []
@@ -218,7 +224,8 @@ def main() -> None:
     for folder in arguments.code:
         documents += code_texts(folder)
     frames = all_frames(arguments.data, documents)
-    write(arguments.out / "pages.jsonl.zst", (row(dressed(each, frames)) for each in documents))
+    rows = (row(dressed(each, frames, dress)) for each in documents for dress in dresses(each))
+    write(arguments.out / "pages.jsonl.zst", rows)
     counts = Counter((each.kind, each.lang, each.split) for each in documents)
     for (kind, lang, split), count in sorted(counts.items()):
         print(f"{kind:14} {lang:4} {split:11} {count:6}")
