@@ -71,8 +71,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from proxhpc.launch.launch import prepare_run
     from proxhpc.plan.estimate import estimate_run
     from proxhpc.plan.view import render_estimate
+    from proxhpc.status.terminal import waiting
 
-    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze)
+    with waiting("reading the inputs"):
+        run = prepare_run(
+            arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze
+        )
     counts = None
     if run.dir.plan.exists():
         from proxhpc.status.heartbeats import latest_heartbeats
@@ -97,9 +101,11 @@ def _launch(arguments: argparse.Namespace) -> int:
     from proxhpc.cluster.slurm import why_unavailable
     from proxhpc.launch.launch import dry_run, prepare_run
     from proxhpc.run.plan import input_notes
+    from proxhpc.status.terminal import waiting
 
     dry = arguments.dry_run
-    run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
+    with waiting("reading the inputs"):
+        run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
     if dry:
         for phase, script, answer in dry_run(run):
             _say(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n")

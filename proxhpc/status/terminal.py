@@ -6,7 +6,9 @@ title or reverse the reading direction.
 
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +21,7 @@ _HARMFUL = re.compile(
 )
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LARGEST = 1e15  # beyond it, powers of ten
+_PATIENCE_SECONDS = 3.0  # before a line says what takes so long
 _PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
 
@@ -52,6 +55,27 @@ def make_console() -> Console:
         if sys.stdout.isatty()
         else _PipeConsole(highlight=False, width=_PLAIN_WIDTH)
     )
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on stderr that `what` takes a while: a moving line, or one line outside a terminal."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(what, total=None)
+            yield
+        return
+    line = threading.Timer(_PATIENCE_SECONDS, console.print, (f"{what} …",))
+    line.daemon = True
+    line.start()
+    try:
+        yield
+    finally:
+        line.cancel()
 
 
 def plain_table(texts: Iterable[str], numbers: Iterable[str], *, wrap: bool = True) -> Table:
