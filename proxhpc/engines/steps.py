@@ -1,8 +1,10 @@
 """Answers whose tokens are restricted step by step, on the level of logits."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 AllowedSteps = tuple[tuple[int, ...], ...]
 """For each token of an answer, in order, the ids that it may be."""
@@ -10,6 +12,15 @@ AllowedSteps = tuple[tuple[int, ...], ...]
 # vLLM loads this class by name in its core process; a request's steps are under this key.
 STEP_PROCESSOR = "proxhpc.engines.vllm_steps:StepProcessor"
 STEPS_KEY = "proxhpc_steps"
+BIAS_KEY = "proxhpc_bias"  # what to add to the logit of each of their ids
+
+
+def step_biases(
+    steps: Iterable[Sequence[int]], bias: Iterable[tuple[int, float]]
+) -> list[list[float]]:
+    """Return what to add to the logit of each allowed id of each step."""
+    by_id = dict(bias)
+    return [[by_id.get(number, 0.0) for number in ids] for ids in steps]
 
 
 def restrict(
@@ -17,19 +28,21 @@ def restrict(
     rows: Sequence[int],
     allowed: Sequence[Sequence[int]],
     ends: Sequence[int] | None = None,
+    biases: Sequence[Sequence[float]] | None = None,
 ) -> None:
     """Set the logits of all but the allowed ids to -inf, in place, in these rows.
 
     `logits` is [requests, vocabulary]. All rows take one operation: there may be a thousand of
     them at every token. With `ends`, a row whose logits are not numbers allows only its id of them.
+    `biases`, one for each allowed id, are added to their logits.
     """
     import torch
 
-    width = max(map(len, allowed))
-    padded_ids = [[*ids, *[ids[0]] * (width - len(ids))] for ids in allowed]
-    columns = torch.tensor(padded_ids, device=logits.device)
+    columns = torch.tensor(_padded(allowed), device=logits.device)
     index = torch.tensor(rows, device=logits.device)
     values = logits[index[:, None], columns]
+    if biases is not None:
+        values += torch.tensor(_padded(biases), device=logits.device, dtype=values.dtype)
     logits[index] = float("-inf")
     logits[index[:, None], columns] = values
     if ends is not None:
@@ -38,6 +51,12 @@ def restrict(
         logits[index[:, None], columns] = values
         last = torch.tensor(ends, device=logits.device)
         logits[index, last] = logits[index, last].masked_fill(broken, 0.0)
+
+
+def _padded(rows: Sequence[Sequence[T]]) -> list[Sequence[T]]:
+    """Return the rows at the length of the longest, with copies of their first elements."""
+    width = max(map(len, rows))
+    return [row if len(row) == width else [*row, *[row[0]] * (width - len(row))] for row in rows]
 
 
 def log_odds(logits: Any, odds: Sequence[tuple[int, int] | None]) -> list[float | None]:

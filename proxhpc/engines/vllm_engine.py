@@ -32,7 +32,7 @@ from proxhpc.engines.spawn import (
     children_watched,
     node_local_environment,
 )
-from proxhpc.engines.steps import STEP_PROCESSOR, STEPS_KEY
+from proxhpc.engines.steps import BIAS_KEY, STEP_PROCESSOR, STEPS_KEY, step_biases
 from proxhpc.engines.tokenizer import load_tokenizer
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.extras import how_to_install
@@ -217,11 +217,19 @@ def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
         detokenize=bool(request.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
-        logit_bias=dict(request.bias) or None,
-        extra_args={STEPS_KEY: [list(ids) for ids in request.steps]} if request.steps else None,
+        logit_bias=None if request.steps else dict(request.bias) or None,
+        extra_args=_step_arguments(request) if request.steps else None,
         **(_loop_options() if request.end_loops and not grammar else {}),
         **({"logprob_token_ids": list(request.odds)} if request.odds and _can_score() else {}),
     )
+
+
+def _step_arguments(request: Request) -> dict[str, Any]:
+    """What `StepProcessor` reads of a request."""
+    arguments: dict[str, Any] = {STEPS_KEY: [list(ids) for ids in request.steps]}
+    if request.bias:
+        arguments[BIAS_KEY] = step_biases(request.steps, request.bias)
+    return arguments
 
 
 def _work(outputs: Sequence[Any], cached: Sequence[int], window: int) -> ModelWork:
