@@ -1,6 +1,9 @@
 """The status page on terminals of different sizes."""
 
 import io
+import os
+import pty
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from rich.console import Console
 
 from proxhpc.launch.launch import Run
 from proxhpc.status import Status, collect, render_status
+from proxhpc.status.terminal import waiting
 from runs import planned
 from test_status import FakeQueue, beat, counts, job, owner, slurm_site
 
@@ -63,3 +67,24 @@ def test_the_end_of_the_page_stays_on_a_small_screen(status: Status) -> None:
     assert "failed" in "".join(page)
     assert any("more workers" in line for line in page)
     assert sum("gpu-node" in line for line in lines(status, 100, height=5)) >= 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_line_says_what_takes_long(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("proxhpc.status.terminal._PATIENCE_SECONDS", 0.1)
+    with waiting("reading the inputs"):
+        time.sleep(seconds)
+    assert capsys.readouterr().err == ("reading the inputs …\n" if seconds else "")
+
+
+def test_a_terminal_shows_that_something_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as file:
+        monkeypatch.setattr("sys.stderr", file)
+        monkeypatch.setenv("TERM", "xterm")
+        with waiting("reading the inputs"):
+            time.sleep(0.2)
+    assert b"reading the inputs \x1b[33m0:00:00" in os.read(screen, 4096)
+    os.close(screen)
