@@ -21,9 +21,9 @@ from proxhpc.cluster.slurm import read_job_id, site_words, submit_limits
 from proxhpc.cluster.submit import make_backend
 from proxhpc.doctor import diagnose
 from proxhpc.doctor.probe import _delays
-from proxhpc.errors import RetryError, UserError
+from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.launch.launch import Run, cancel, dry_run, launch, prepare_run
-from proxhpc.launch.step import advance_lock, control_batch, refine_batch
+from proxhpc.launch.step import advance_lock, control_batch, refine_batch, run_control
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.process import descendants
@@ -323,6 +323,39 @@ def test_a_job_that_may_not_submit_stops_the_run_at_once(
     assert status.phase == "stopped"
     assert refusal in status.reason
     assert any("set submit_from_jobs: false" in failure.message for failure in status.failures)
+
+
+def test_a_node_without_sbatch_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare_run(*small(tmp_path), None)
+    monkeypatch.setattr("proxhpc.cluster.submit.shutil.which", lambda name: None)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(StopError, match=r"no sbatch on this node(.|\n)*submit_from_jobs: false"):
+        make_backend(run.dir, run.plan, run.site)
+
+
+def test_a_step_that_fails_is_shown_while_it_is_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare_run(*small(tmp_path), None)
+    shown = []
+
+    def pause(seconds: float) -> None:
+        shown.extend(failure.message for failure in collect(run.dir, None).failures)
+        (tmp_path / "ready").touch()
+
+    monkeypatch.setattr("proxhpc.launch.step.time.sleep", pause)
+    assert run_control(str(run.dir.root), step_when_ready) == "one step"
+    message = "could not take the next step and retries: sbatch failed: the controller is busy"
+    assert shown == [message]
+    assert collect(run.dir, None).failures == ()
+
+
+def step_when_ready(root: str) -> str:
+    if not (Path(root).parent / "ready").exists():
+        raise RetryError("sbatch failed: the controller is busy")
+    return "one step"
 
 
 def test_an_element_that_ran_out_of_memory_is_named(tmp_path: Path) -> None:
