@@ -55,14 +55,17 @@ def _fold_codes(text: str) -> npt.NDArray[np.uint32]:
     folded = table.take(codes)
     if folded.min() > 0:
         return folded.view(np.uint32)
-    for code in np.unique(codes[folded == 0]).tolist():
-        other = _fold_char(chr(code))
-        table[code] = -ord(other) if _may_compose(chr(code)) else ord(other)
-        values[ord(other)] = _value(other)
-    composed = unicodedata.normalize("NFC", text) if (table.take(codes) < 0).any() else text
+    if len(new := np.unique(codes[folded == 0])):
+        chars = new.tobytes().decode("utf-32-le", "surrogatepass")
+        others = [*map(_fold_char, chars)]
+        numbers = np.array([*map(ord, others)])
+        table[new] = np.where([*map(_may_compose, chars)], -numbers, numbers)
+        values[numbers] = _values(others)
+        folded = table.take(codes)
+    composed = unicodedata.normalize("NFC", text) if folded.min() < 0 else text
     if composed != text:
         return _fold_codes(composed)
-    return np.abs(table.take(codes)).view(np.uint32)
+    return np.abs(folded).view(np.uint32)
 
 
 def _may_compose(char: str) -> bool:
@@ -81,16 +84,14 @@ def _fold_char(char: str) -> str:
     return char.replace("\u03c2", "\u03c3").lower()[0]  # the final form of sigma
 
 
-def _value(char: str) -> int:
-    """Return a folded character's number in hashes; 0 if it separates words."""
-    if UNSPACED.match(char):
-        return _mixed(ord(char)) | _WHOLE_WORD | 1
-    is_in_word = unicodedata.category(char)[0] in "LNM" or char == "_"
-    return (_mixed(ord(char)) & ~_WHOLE_WORD) | 1 if is_in_word else 0
-
-
-def _mixed(code: int) -> int:
-    return int(mix_bits(np.array([code], np.uint64))[0])
+def _values(chars: Sequence[str]) -> Hashes:
+    """Return the numbers of folded characters in hashes; 0 for one that separates words."""
+    mixed = mix_bits(np.array([*map(ord, chars)], np.uint64))
+    alone = np.array([UNSPACED.match(char) is not None for char in chars], np.bool_)
+    kinds = [char == "_" or unicodedata.category(char)[0] in "LNM" for char in chars]
+    in_word = np.array(kinds, np.bool_)
+    top = np.where(alone, mixed | np.uint64(_WHOLE_WORD), mixed & ~np.uint64(_WHOLE_WORD))
+    return np.where(alone | in_word, top | np.uint64(1), np.uint64(0))
 
 
 @functools.cache
@@ -106,9 +107,9 @@ def _tables() -> tuple[npt.NDArray[np.int32], Hashes]:
     point outside ASCII that no text has had: few are ever needed.
     """
     folded, values = np.zeros(_CODE_POINTS, np.int32), np.zeros(_CODE_POINTS, np.uint64)
-    for code in _ASCII:
-        folded[code] = _ascii_table()[code]
-        values[code] = _value(chr(code))
+    ascii_table = _ascii_table()[: len(_ASCII)]
+    folded[: len(_ASCII)] = [*ascii_table]
+    values[: len(_ASCII)] = _values([*map(chr, _ASCII)])
     return folded, values
 
 
