@@ -5,7 +5,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 from proxhpc.engines import packed_kernels as kernels  # noqa: E402
 from proxhpc.engines.batching import oldest_batch  # noqa: E402
 from proxhpc.engines.packed_llama import PackedLlama  # noqa: E402
-from proxhpc.engines.tokenizer import HFTokenizer, _PlainTokenizer  # noqa: E402
+from proxhpc.engines.tokenizer import _PlainTokenizer  # noqa: E402
 from proxhpc.engines.transformers_engine import TransformersEngine, _dtype  # noqa: E402
 
 PLAIN = {"num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32}
@@ -92,7 +92,7 @@ def test_weights_that_are_not_numbers_are_seen(folder: Path, tmp_path: Path) -> 
     weights = load_file(broken / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "auto"):
         engine = TransformersEngine(resolve_model(str(broken)), dtype=dtype, stepwise=True)
         try:
             assert engine._packed
@@ -132,13 +132,14 @@ def test_a_configuration_that_is_not_of_the_weights_is_left_to_transformers(fold
         (folder / "config.json").write_text(json.dumps(config))
 
 
-def both(head: int, heads: int = 3) -> tuple[Any, Any]:
-    """Kernels in C and with torch, for the same heads."""
+def both(head: int, heads: int = 3, dtype: Any = torch.bfloat16) -> tuple[Any, Any]:
+    """Kernels in C and with torch, for the same heads; without a dtype, of 8-bit matrices."""
     angles = torch.outer(torch.arange(700.0), 100.0 ** -torch.linspace(0, 1, head // 2))
     shape = kernels.Heads(heads, head, angles)
-    compiled = kernels.make_kernels(shape, [64], torch.bfloat16)
-    if not isinstance(compiled, kernels.CompiledKernels):
-        pytest.skip("needs AVX512-BF16 and a C compiler")
+    compiled = kernels.make_kernels(shape, [64], dtype)
+    kind = kernels.CompiledKernels if dtype else kernels.IntegerKernels
+    if not isinstance(compiled, kind):
+        pytest.skip("needs AVX512-BF16 (and AVX512-VNNI, without AMX) and a C compiler")
     return compiled, kernels.TorchKernels(shape, torch.float32)
 
 
@@ -158,6 +159,41 @@ def test_kernels_in_c_compute_rows_as_torch_does() -> None:
     assert compiled.gated(x)[5, 3].isnan()
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_products_of_bytes_are_near_those_of_torch(broken: bool) -> None:
+    """Of rows with numbers of many sizes, none at all, and one that is not a number."""
+    compiled, plain = both(32, dtype=None)
+    state = torch.Generator().manual_seed(2)
+    x = (torch.randn((128, 64), generator=state) * torch.logspace(-9, 9, 128)[:, None]).bfloat16()
+    x[7], x[9, 1] = 0, float("nan") if broken else 1
+    weights = [torch.randn(shape, generator=state) / 8 for shape in ((96, 64),) * 2 + ((64, 96),)]
+    sets = {k: [k.gate_up(*weights[:2]), *map(k.matrix, weights[1:])] for k in (compiled, plain)}
+    steps: list[Callable[[Any, Any, Any], Any]] = [
+        lambda k, x, w: k.project(x, 1e-6, w[1]),
+        lambda k, x, w: k.add(x.clone(), k.project(x, 1e-6, w[1]), w[2]),
+        lambda k, x, w: k.feed(x.clone(), 1e-6, w[0], w[2]),
+    ]
+    for step in steps:
+        values = [step(k, x.to(k.dtype), sets[k]).float() for k in (compiled, plain)]
+        assert values[0].isnan().equal(values[1].isnan())
+        assert bool(values[0][9].isnan().all()) == broken
+        gap = (values[0] - values[1]).nan_to_num().norm(dim=1)
+        assert bool((gap <= 0.03 * values[1].nan_to_num().norm(dim=1)).all())
+        alone = step(compiled, x[64:].clone(), sets[compiled]).float()
+        assert alone.equal(values[0][64:])  # a row's products do not depend on other rows
+
+
+def test_a_wrong_scale_or_a_nan_in_the_weights_is_seen() -> None:
+    compiled, _ = both(32, dtype=None)
+    weight = torch.ones((32, 64))
+    weight[3, 5], weight[4] = float("nan"), 0
+    x = torch.ones((64, 64)).bfloat16()
+    row = compiled.project(x, 1e-6, compiled.matrix(weight))[0].float()
+    assert row.isnan().nonzero().flatten().tolist() == [3]
+    assert row[4] == 0
+    assert row[5] == pytest.approx(64, rel=0.01)
+
+
 @pytest.mark.parametrize(("head", "size"), [(32, 5), (64, 8), (64, 97), (32, 160), (96, 333)])
 def test_kernels_in_c_attend_as_torch_does(head: int, size: int) -> None:
     """Two sequences in one pass, then the end of the second one again, from an odd position on."""
@@ -165,7 +201,7 @@ def test_kernels_in_c_attend_as_torch_does(head: int, size: int) -> None:
     random_state = torch.Generator().manual_seed(size)
     inner, rows = 3 * head, kernels.align(size, kernels.TILE)
     slots = kernels.align(size, kernels.KEYS)
-    caches = {k: k.new_cache(2 * slots + kernels.KEYS) for k in (compiled, plain)}
+    caches = {k: k.new_cache(0, 2 * slots + kernels.KEYS) for k in (compiled, plain)}
     for start in (0, size // 2 | 1):
         fed = size - start
         spans = [
@@ -195,13 +231,13 @@ def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(kernels.make_kernels(heads, [64], torch.bfloat16), kernels.TorchKernels)
 
 
-@pytest.mark.parametrize("in_c", [True, False])
+@pytest.mark.parametrize(("in_c", "dtype"), [(True, "auto"), (True, "bfloat16"), (False, "auto")])
 def test_an_answer_does_not_depend_on_its_batch(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, in_c: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, in_c: bool, dtype: str
 ) -> None:
     if not in_c:
         monkeypatch.setattr(kernels, "compile_library", lambda _: None)
-    engine = TransformersEngine(resolve_model(str(folder)), dtype="bfloat16", stepwise=True)
+    engine = TransformersEngine(resolve_model(str(folder)), dtype=dtype, stepwise=True)
     try:
         asked = requests(3, 9)
         batch = answers(engine, asked)
@@ -266,13 +302,37 @@ def test_other_tokenizers_are_left_to_transformers(
     assert _PlainTokenizer.load(tmp_path) is None
 
 
+VNNI = {"avx512_bf16", "avx512_vnni"}
+
+
 @pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"fma", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), ({"avx2"}, "float32")],
+    ("flags", "dtype", "expected"),
+    [
+        (VNNI, None, ("IntegerKernels", torch.bfloat16)),
+        (VNNI, torch.bfloat16, ("CompiledKernels", torch.bfloat16)),
+        (VNNI, torch.float32, ("TorchKernels", torch.float32)),
+        (VNNI | {"amx_bf16"}, None, ("CompiledKernels", torch.bfloat16)),
+        ({"amx_bf16"}, None, ("TorchKernels", torch.bfloat16)),
+        ({"avx2"}, None, ("TorchKernels", torch.float32)),
+    ],
 )
-def test_the_precision_is_that_of_the_processor(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str
+def test_auto_reads_a_packed_model_as_the_processor_is_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+    flags: set[str],
+    dtype: Any,
+    expected: tuple[str, Any],
 ) -> None:
     monkeypatch.setattr(kernels, "_processor_flags", lambda: frozenset(flags))
-    assert _dtype("auto", "cpu") == getattr(torch, expected)
-    assert _dtype("float32", "cpu") == torch.float32
+    library = object() if "avx512_bf16" in flags else None
+    monkeypatch.setattr(kernels, "compile_library", lambda _: library)
+    heads = kernels.Heads(2, 32, torch.zeros((8, 16)))
+    made = kernels.make_kernels(heads, [64], dtype)
+    assert (type(made).__name__, made.dtype) == expected
+    odd = kernels.make_kernels(heads, [72], dtype)  # 8-bit panels and C need a multiple of 32
+    assert type(odd) is kernels.TorchKernels
+
+
+def test_auto_is_one_precision_in_both_engines() -> None:
+    """Models that are not packed are read as vLLM reads them on a CPU."""
+    assert _dtype("auto", "cpu") == torch.float32
+    assert _dtype("bfloat16", "cpu") == torch.bfloat16

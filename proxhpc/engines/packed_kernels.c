@@ -1,5 +1,7 @@
-// Kernels of PackedLlama in bfloat16, for processors with AVX512-BF16. DIM is the size of a head.
+// Kernels of PackedLlama, for processors with AVX512-BF16. DIM is the size of a head.
 //
+// Matrices in 8 bits are stored as panels of 32 columns: their scales, the sums to start from, and
+// [inputs / 4][32][4] weights, so that one instruction multiplies four numbers for 16 columns.
 // Keys are stored as [head][slot / 16][DIM / 2][slot % 16][2], values as [head][slot / 2][DIM][2]:
 // so one instruction multiplies pairs of numbers for 16 keys, or for 16 columns of a value.
 #include <immintrin.h>
@@ -7,7 +9,7 @@
 #include <stdint.h>
 
 typedef uint16_t bf16;
-enum { LANES = 16, PAIRS = DIM / 2, TILE = 8, KEYS = 32 };
+enum { LANES = 16, PAIRS = DIM / 2, TILE = 8, KEYS = 32, BLOCK = 64, PANEL = 2 * LANES };
 
 static inline __m512 load(const bf16 *x) {
     __m256i half = _mm256_loadu_si256((const __m256i *)x);
@@ -37,27 +39,120 @@ static inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(sum, whole);
 }
 
+// 1 / the root of the mean square of a row.
+static inline float root(const bf16 *x, long size, float eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (long n = 0; n < size; n += LANES) {
+        __m512 value = load(x + n);
+        sum = _mm512_fmadd_ps(value, value, sum);
+    }
+    return 1 / sqrtf(_mm512_reduce_add_ps(sum) / size + eps);
+}
+
 void norm(const bf16 *x, long rows, long size, float eps, bf16 *out) {
     for (; rows--; x += size, out += size) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long n = 0; n < size; n += LANES) {
-            __m512 value = load(x + n);
-            sum = _mm512_fmadd_ps(value, value, sum);
-        }
-        __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(sum) / size + eps));
+        __m512 scale = _mm512_set1_ps(root(x, size, eps));
         for (long n = 0; n < size; n += LANES) store(out + n, _mm512_mul_ps(load(x + n), scale));
     }
 }
 
+static inline __m512 silu(__m512 gate, __m512 up) {
+    __m512 power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+    return _mm512_div_ps(_mm512_mul_ps(gate, up), _mm512_add_ps(_mm512_set1_ps(1), power));
+}
+
 // silu(gate) * up, of rows that hold both.
 void gated(const bf16 *x, long rows, long size, bf16 *out) {
-    const __m512 one = _mm512_set1_ps(1);
     for (; rows--; x += 2 * size, out += size)
-        for (long n = 0; n < size; n += LANES) {
-            __m512 gate = load(x + n), up = load(x + size + n);
-            __m512 below = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-            store(out + n, _mm512_div_ps(_mm512_mul_ps(gate, up), below));
+        for (long n = 0; n < size; n += LANES) store(out + n, silu(load(x + n), load(x + size + n)));
+}
+
+// Bytes around 128 of a row; returns the value of 1, not a number if one of the row is none.
+static float quantize(const bf16 *x, long size, uint8_t *out) {
+    __m512i most = _mm512_setzero_si512(), sign = _mm512_set1_epi32(0x7fffffff);
+    for (long n = 0; n < size; n += LANES)  // as integers, since then NaN is the largest
+        most = _mm512_max_epu32(most, _mm512_and_si512((__m512i)load(x + n), sign));
+    uint32_t bits = _mm512_reduce_max_epu32(most);
+    float top;
+    __builtin_memcpy(&top, &bits, sizeof top);
+    __m512 scale = _mm512_set1_ps(127 / top);
+    for (long n = 0; n < size; n += LANES) {
+        __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + n), scale));
+        whole = _mm512_add_epi32(whole, _mm512_set1_epi32(128));
+        _mm_storeu_si128((__m128i *)(out + n), _mm512_cvtepi32_epi8(whole));
+    }
+    return top / 127;
+}
+
+// Rows, normed if eps > 0, times a matrix of `panels`; `width` is that of a row of `out`.
+enum { PLAIN, ADDED, GATED };
+static inline __attribute__((always_inline)) void multiply(
+        const bf16 *x, long rows, long size, float eps, const char *panels, long width, int kind,
+        bf16 *out) {
+    uint8_t bytes[BLOCK][size] __attribute__((aligned(64)));
+    float units[BLOCK];
+    for (long row = 0; row < rows; row++, x += size) {
+        units[row] = quantize(x, size, bytes[row]);
+        if (eps > 0) units[row] *= root(x, size, eps);
+    }
+    for (long column = 0; column < width; column += kind == GATED ? LANES : PANEL) {
+        __m512 left_scale = _mm512_loadu_ps(panels), right_scale = _mm512_loadu_ps(panels + 64);
+        __m512i left_start = _mm512_loadu_si512(panels + 128);
+        __m512i right_start = _mm512_loadu_si512(panels + 192);
+        panels += 256;
+        for (long row = 0; row < rows; row += TILE) {
+            __m512i sum[TILE][2];
+            for (int n = 0; n < TILE; n++) sum[n][0] = left_start, sum[n][1] = right_start;
+            for (long k = 0; k < size; k += 4) {
+                __m512i left = _mm512_loadu_si512(panels + k * PANEL);
+                __m512i right = _mm512_loadu_si512(panels + k * PANEL + 64);
+#pragma GCC unroll 8
+                for (int n = 0; n < TILE; n++) {
+                    __m512i four = (__m512i)both((const bf16 *)(bytes[row + n] + k));
+                    sum[n][0] = _mm512_dpbusd_epi32(sum[n][0], four, left);
+                    sum[n][1] = _mm512_dpbusd_epi32(sum[n][1], four, right);
+                }
+            }
+            for (int n = 0; n < TILE; n++) {
+                bf16 *to = out + (row + n) * width + column;
+                __m512 unit = _mm512_set1_ps(units[row + n]);
+                __m512 a = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[n][0]), _mm512_mul_ps(unit, left_scale));
+                __m512 b = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[n][1]), _mm512_mul_ps(unit, right_scale));
+                if (kind == GATED) {
+                    store(to, silu(a, b));
+                    continue;
+                }
+                store(to, kind == ADDED ? _mm512_add_ps(a, load(to)) : a);
+                store(to + LANES, kind == ADDED ? _mm512_add_ps(b, load(to + LANES)) : b);
+            }
         }
+        panels += size * PANEL;
+    }
+}
+
+// `rows` is a multiple of TILE in the functions below.
+static inline long block(long rows) { return rows < BLOCK ? rows : BLOCK; }
+
+void project(const bf16 *x, long rows, long size, float eps, const char *panels, long width,
+             bf16 *out) {
+    for (long row = 0; row < rows; row += BLOCK)
+        multiply(x + row * size, block(rows - row), size, eps, panels, width, PLAIN, out + row * width);
+}
+
+// Add the products to `out`.
+void add(const bf16 *x, long rows, long size, const char *panels, long width, bf16 *out) {
+    for (long row = 0; row < rows; row += BLOCK)
+        multiply(x + row * size, block(rows - row), size, 0, panels, width, ADDED, out + row * width);
+}
+
+// Add to x what two matrices make of its normed rows, with `inner` numbers between them.
+void feed(bf16 *x, long rows, long size, float eps, const char *gate_up, long inner,
+          const char *down) {
+    bf16 hidden[BLOCK][inner] __attribute__((aligned(64)));
+    for (long row = 0; row < rows; row += BLOCK, x += BLOCK * size) {
+        multiply(x, block(rows - row), size, eps, gate_up, inner, GATED, hidden[0]);
+        multiply(hidden[0], block(rows - row), inner, 0, down, size, ADDED, x);
+    }
 }
 
 // `turn` has DIM cosines, each twice, and DIM sines of alternating sign.

@@ -1,17 +1,20 @@
-"""What PackedLlama does beside matrix products: in C where it compiles, otherwise with torch."""
+"""What PackedLlama computes: in C where it compiles, otherwise with torch."""
 
 import ctypes
 import logging
 import math
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 TILE, KEYS = 8, 32  # rows of a span and slots of a sequence come in multiples
 _BLOCK = 128  # queries that torch scores against the keys at once
+_PANEL = 32  # columns of a matrix that are stored together
+MAX_WIDTH = 16_384  # of rows: C has 64 of them on the stack
 SOURCE = Path(__file__).with_suffix(".c")
 _log = logging.getLogger(__name__)
 
@@ -45,39 +48,58 @@ class Heads(NamedTuple):
     angles: Any
 
 
-class Kernels(Protocol):
-    """Operations on [rows, numbers]. In a head, numbers that are rotated together are adjacent."""
+class Scratch(threading.local):
+    """Memory of a thread that passes use again: fresh pages take a tenth of a pass."""
 
-    def norm(self, x: Any, eps: float) -> Any:
-        """RMS norm without a weight."""
-        ...
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = {}
 
-    def gated(self, x: Any) -> Any:
-        """`silu(gate) * up` of rows that hold both."""
-        ...
+    def tensor(self, name: str, shape: Sequence[int], dtype: Any) -> Any:
+        """A tensor of a name, with any content; it replaces the last one of the name."""
+        import torch
 
-    def new_cache(self, slots: int) -> Cache:
-        """Zeros for this many slots."""
-        ...
-
-    def put(self, cache: Cache, x: Any, positions: Any, slots: Any) -> None:
-        """Store the keys, rotated, and values of rows that hold both."""
-        ...
-
-    def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[RowSpan]) -> Any:
-        """Causal attention of the queries of each span to its own sequence."""
-        ...
+        held, size = self._held.get(name), math.prod(shape)
+        if held is None or len(held) < size:
+            held = self._held[name] = torch.empty(size, dtype=dtype)
+        return held[:size].view(*shape)
 
 
 class TorchKernels:
-    """The operations with torch, in any precision."""
+    """Operations on [rows, numbers] with torch, in any precision.
+
+    In a head, numbers that are rotated together are adjacent.
+    """
 
     def __init__(self, heads: Heads, dtype: Any) -> None:
         import torch
 
-        self._heads, self._dtype = heads, dtype
+        self._heads, self.dtype, self._scratch = heads, dtype, Scratch()
         self._turns = torch.polar(torch.ones_like(heads.angles), heads.angles)[:, None]
         self._future = torch.full((_BLOCK, _BLOCK + KEYS), -math.inf).triu(1).to(dtype)
+
+    def matrix(self, weight: Any) -> Any:
+        """A matrix [outputs, inputs] in the form that these kernels read."""
+        return weight.to(self.dtype)
+
+    def gate_up(self, gate: Any, up: Any) -> Any:
+        """The matrix that `feed` reads first."""
+        import torch
+
+        return self.matrix(torch.cat([gate, up]))
+
+    def project(self, x: Any, eps: float, matrix: Any) -> Any:
+        """The normed rows times a matrix."""
+        import torch
+
+        return torch.nn.functional.linear(self.norm(x, eps), matrix)
+
+    def add(self, x: Any, rows: Any, matrix: Any) -> Any:
+        """`x` plus other rows times a matrix; `x` may change."""
+        return x.addmm(rows, matrix.t())
+
+    def feed(self, x: Any, eps: float, gate_up: Any, down: Any) -> Any:
+        """`x` plus what the layer's feed-forward network makes of it; `x` may change."""
+        return self.add(x, self.gated(self.project(x, eps, gate_up)), down)
 
     def norm(self, x: Any, eps: float) -> Any:
         """RMS norm without a weight."""
@@ -92,12 +114,22 @@ class TorchKernels:
         gate, up = x.chunk(2, dim=1)
         return torch.nn.functional.silu(gate) * up
 
-    def new_cache(self, slots: int) -> Cache:
-        """Keys and values [heads, slots, size of a head]."""
+    def rows(self, table: Any, ids: Any, name: str) -> Any:
+        """Rows of a table, in the scratch memory of a name."""
         import torch
 
-        shape = self._heads.number, slots, self._heads.size
-        return torch.zeros(shape, dtype=self._dtype), torch.zeros(shape, dtype=self._dtype)
+        out = self._scratch.tensor(name, (len(ids), table.shape[1]), self.dtype)
+        return torch.index_select(table, 0, ids, out=out)
+
+    def new_cache(self, layer: int, slots: int) -> Cache:
+        """Zeros for a layer's keys and values; the thread's cache of that layer ends."""
+        shape = self._cache_shape(slots)
+        names = f"keys {layer}", f"values {layer}"
+        keys, values = (self._scratch.tensor(name, shape, self.dtype).zero_() for name in names)
+        return keys, values
+
+    def _cache_shape(self, slots: int) -> tuple[int, ...]:
+        return self._heads.number, slots, self._heads.size
 
     def put(self, cache: Cache, x: Any, positions: Any, slots: Any) -> None:
         """Store the keys, rotated, and values of rows that hold both."""
@@ -130,16 +162,17 @@ class TorchKernels:
 
         pairs = x.float().reshape(len(x), self._heads.number, -1, 2)
         turned = torch.view_as_complex(pairs) * self._turns[positions]
-        return self._split(torch.view_as_real(turned)).to(self._dtype).contiguous()
+        return self._split(torch.view_as_real(turned)).to(self.dtype).contiguous()
 
 
-class CompiledKernels:
-    """The operations in C, in bfloat16; they take a tenth of the time."""
+class CompiledKernels(TorchKernels):
+    """The operations in C, in bfloat16, but matrix products with torch."""
 
     def __init__(self, library: ctypes.CDLL, heads: Heads) -> None:
         import torch
 
         self._library, self._heads = library, heads
+        self.dtype, self._scratch = torch.bfloat16, Scratch()
         cosines = heads.angles.cos().repeat_interleave(2, dim=1)
         sines = torch.stack([-heads.angles.sin(), heads.angles.sin()], dim=2).flatten(1)
         self._turns = torch.cat([cosines, sines], dim=1).contiguous()
@@ -159,14 +192,9 @@ class CompiledKernels:
         self._call("gated", x, rows, width // 2, out)
         return out
 
-    def new_cache(self, slots: int) -> Cache:
-        """Keys and values in the order that packed_kernels.c describes."""
-        import torch
-
-        numbers = self._heads.number * slots * self._heads.size
-        return torch.zeros(numbers, dtype=torch.bfloat16), torch.zeros(
-            numbers, dtype=torch.bfloat16
-        )
+    def _cache_shape(self, slots: int) -> tuple[int, ...]:
+        """One row of numbers, in the order that packed_kernels.c describes."""
+        return (self._heads.number * slots * self._heads.size,)
 
     def put(self, cache: Cache, x: Any, positions: Any, slots: Any) -> None:
         """Store the keys, rotated, and values of rows that hold both."""
@@ -177,7 +205,7 @@ class CompiledKernels:
 
     def attend(self, x: Any, positions: Any, cache: Cache, spans: Sequence[RowSpan]) -> Any:
         """Causal attention of the queries of each span to its own sequence."""
-        out = x.new_zeros(x.shape)
+        out = self._scratch.tensor("attended", x.shape, self.dtype)
         for span in spans:
             rows = slice(span.row, span.row + span.rows)
             shape = x.stride(0), span.rows, self._heads.number
@@ -202,14 +230,62 @@ class CompiledKernels:
         )
 
 
-def make_kernels(heads: Heads, sizes: Sequence[int], dtype: Any) -> Kernels:
-    """The fastest kernels for a precision; `sizes` are the widths of rows."""
+class IntegerKernels(CompiledKernels):
+    """Matrix products in C, too: of weights in 8 bits, one scale a row, and rows rounded likewise.
+
+    Sums of integers are exact, so that a row has the same products in every batch.
+    """
+
+    def matrix(self, weight: Any) -> Any:
+        """Panels of 32 outputs, as packed_kernels.c describes them."""
+        import torch
+
+        scale = weight.abs().amax(1) / 127
+        whole = (weight / scale.clamp(min=1e-30)[:, None]).round().to(torch.int8)
+        start = whole.sum(1, dtype=torch.int32) * -128  # since the bytes of rows are around 128
+        columns = [
+            values.contiguous().view(-1, _PANEL).view(torch.int8)
+            for values in (scale.float(), start)
+        ]
+        panels = whole.view(-1, _PANEL, weight.shape[1] // 4, 4).transpose(1, 2)
+        return torch.cat([*columns, panels.flatten(1)], dim=1).contiguous()
+
+    def gate_up(self, gate: Any, up: Any) -> Any:
+        """The matrix that `feed` reads first: half of a panel is gates."""
+        import torch
+
+        halves = [weight.unflatten(0, (-1, _PANEL // 2)) for weight in (gate, up)]
+        return self.matrix(torch.stack(halves, dim=1).flatten(0, 2))
+
+    def project(self, x: Any, eps: float, matrix: Any) -> Any:
+        """The normed rows times a matrix."""
+        width = len(matrix) * _PANEL
+        out = self._scratch.tensor("projected", (len(x), width), self.dtype)
+        self._call("project", x, *x.shape, ctypes.c_float(eps), matrix, width, out)
+        return out
+
+    def add(self, x: Any, rows: Any, matrix: Any) -> Any:
+        """`x` plus other rows times a matrix; `x` may change."""
+        self._call("add", rows, *rows.shape, matrix, x.shape[1], x)
+        return x
+
+    def feed(self, x: Any, eps: float, gate_up: Any, down: Any) -> Any:
+        """`x` plus what the layer's feed-forward network makes of it; `x` may change."""
+        inner = len(gate_up) * _PANEL // 2
+        self._call("feed", x, *x.shape, ctypes.c_float(eps), gate_up, inner, down)
+        return x
+
+
+def make_kernels(heads: Heads, sizes: Sequence[int], dtype: Any) -> TorchKernels:
+    """The fastest kernels for a precision, or of all if it is None; `sizes` are widths of rows."""
     import torch
 
-    fits = heads.size % 32 == 0 and all(size % 16 == 0 for size in sizes)
-    if dtype == torch.bfloat16 and fits and (library := compile_library(heads.size)):
-        return CompiledKernels(library, heads)
-    return TorchKernels(heads, dtype)
+    flags, compiled = _processor_flags(), torch.bfloat16 if has_bfloat16() else torch.float32
+    fits = heads.size % 32 == 0 and all(size % _PANEL == 0 and size <= MAX_WIDTH for size in sizes)
+    if (dtype or compiled) == torch.bfloat16 and fits and (library := compile_library(heads.size)):
+        integers = dtype is None and "avx512_vnni" in flags and "amx_bf16" not in flags
+        return (IntegerKernels if integers else CompiledKernels)(library, heads)
+    return TorchKernels(heads, dtype or compiled)
 
 
 def compile_library(

@@ -48,8 +48,11 @@ class PackedLlama:
     """The weights, and one pass over packed rows."""
 
     @classmethod
-    def load(cls, folder: Path, dtype: Any) -> Self | None:
-        """Load a model; None if it is not a small Llama of the plain kind."""
+    def load(cls, folder: Path, dtype: Any = None) -> Self | None:
+        """Load a model; None if it is not a small Llama of the plain kind.
+
+        Without a precision, it is read in the one that is fastest on this processor.
+        """
         config = json.loads((folder / "config.json").read_text())
         file = folder / "model.safetensors"
         if not _is_plain(config) or not file.exists():
@@ -77,16 +80,18 @@ class PackedLlama:
         self._kernels = make_kernels(heads, sizes, dtype)
         weights = {name: weight.float() for name, weight in weights.items()}
         self._layers = [
-            Layer(*(weight.to(dtype) for weight in self._layer(weights, f"model.layers.{n}.")))
-            for n in range(config["num_hidden_layers"])
+            self._layer(weights, f"model.layers.{n}.") for n in range(config["num_hidden_layers"])
         ]
         embed = weights["model.embed_tokens.weight"]
         head = embed if config.get("tie_word_embeddings", False) else weights["lm_head.weight"]
-        self._embed = embed.to(dtype)
-        self.head = (head * weights["model.norm.weight"]).to(dtype)
-        self._first_qkv = self._norm(self._embed) @ self._layers[0].qkv.t()
+        # Rows come in multiples of PASS.
+        embed = torch.nn.functional.pad(embed, (0, 0, 0, -len(embed) % PASS))
+        self._embed = embed.to(self._kernels.dtype)
+        self.head = (head * weights["model.norm.weight"]).to(self._kernels.dtype)
+        first = self._kernels.project(self._embed, self._eps, self._layers[0].qkv)
+        self._first_qkv = first.clone()
 
-    def _layer(self, weights: dict[str, Any], prefix: str) -> list[Any]:
+    def _layer(self, weights: dict[str, Any], prefix: str) -> Layer:
         import torch
 
         def weight(name: str) -> Any:
@@ -99,40 +104,38 @@ class PackedLlama:
 
         query = interleave(weight("self_attn.q_proj")) / math.sqrt(self._size)
         key, value = interleave(weight("self_attn.k_proj")), weight("self_attn.v_proj")
-        gate_up = torch.cat([weight("mlp.gate_proj"), weight("mlp.up_proj")])
-        return [
-            torch.cat([query, key, value]) * weight("input_layernorm"),
-            weight("self_attn.o_proj"),
-            gate_up * weight("post_attention_layernorm"),
-            weight("mlp.down_proj"),
-        ]
+        matrix, after = self._kernels.matrix, weight("post_attention_layernorm")
+        gate_up = (weight(f"mlp.{name}_proj") * after for name in ("gate", "up"))
+        return Layer(
+            matrix(torch.cat([query, key, value]) * weight("input_layernorm")),
+            matrix(weight("self_attn.o_proj")),
+            self._kernels.gate_up(*gate_up),
+            matrix(weight("mlp.down_proj")),
+        )
 
     def new_caches(self, slots: int) -> list[Cache]:
         """A cache for each layer."""
-        return [self._kernels.new_cache(slots) for _ in self._layers]
+        return [self._kernels.new_cache(n, slots) for n in range(len(self._layers))]
 
     def read(self, rows: "_Rows", answers: "_Rows", caches: Sequence[Cache]) -> Any:
         """Final states, normed, of those of `rows` whose numbers are the values of `answers`."""
-        import torch
-
-        linear, kernels = torch.nn.functional.linear, self._kernels
+        kernels, eps = self._kernels, self._eps
         ids, positions, slots = rows.tensors()
-        x, inner = self._embed.index_select(0, ids), self._inner
+        x, inner = kernels.rows(self._embed, ids, "x"), self._inner
         queried, spans = positions, rows.spans
         for n, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
-            qkv = linear(self._norm(x), layer.qkv) if n else self._first_qkv.index_select(0, ids)
+            if n:
+                qkv = kernels.project(x, eps, layer.qkv)
+            else:
+                qkv = kernels.rows(self._first_qkv, ids, "projected")
             kernels.put(cache, qkv[:, inner:], positions, slots)
             queries = qkv[:, :inner]
             if layer is self._layers[-1]:
                 chosen, queried, _ = answers.tensors()
                 x, queries, spans = x[chosen], queries[chosen], answers.spans
-            x = x.addmm(kernels.attend(queries, queried, cache, spans), layer.out.t())
-            hidden = kernels.gated(linear(self._norm(x), layer.gate_up))
-            x = x.addmm(hidden, layer.down.t())
-        return self._norm(x)
-
-    def _norm(self, x: Any) -> Any:
-        return self._kernels.norm(x, self._eps)
+            x = kernels.add(x, kernels.attend(queries, queried, cache, spans), layer.out)
+            x = kernels.feed(x, eps, layer.gate_up, layer.down)
+        return kernels.norm(x, eps)
 
 
 class PackedReader:

@@ -32,7 +32,6 @@ from proxhpc.engines.generation import (
     make_scorer,
     make_stopping,
 )
-from proxhpc.engines.packed_kernels import has_bfloat16
 from proxhpc.engines.packed_llama import PackedLlama
 from proxhpc.engines.spawn import slurm_cores
 from proxhpc.engines.tokenizer import load_tokenizer
@@ -42,7 +41,7 @@ from proxhpc.run.models import ModelRef
 _log = logging.getLogger(__name__)
 
 PASS_TOKENS = {"cpu": 32, "cuda": 2048}  # that take as long as starting a pass, on a fast device
-PACKED_TOKENS = 8192  # of a packed batch; more are hardly faster
+PACKED_TOKENS = 4096  # of a packed batch; more are no faster, and take more memory
 LINGER_S = 0.01  # how long an incomplete batch waits for the next request
 
 
@@ -73,8 +72,9 @@ class TransformersEngine:
 
     Of these, requests of lower `order` come first. Packed prompts are batched by tokens.
 
-    `dtype` "auto" is bfloat16 where the device multiplies it, and otherwise float16 on CUDA and
-    float32 on a CPU. Of the model's generation defaults only the end-of-sequence tokens are used.
+    `dtype` "auto" is, as in the vLLM engine, float32 on a CPU and bfloat16 on a GPU, or float16
+    where that is not supported; a packed model has the precision that is fastest there. Of the
+    model's generation defaults only the end-of-sequence tokens are used.
 
     With `stepwise`, a small Llama on a CPU is read by `PackedLlama`, which is faster. The model of
     transformers is then loaded at the first request whose tokens are not restricted.
@@ -111,7 +111,7 @@ class TransformersEngine:
         self._load = partial(_load_model, model, precision, self._device, options)
         self._packed: PackedLlama | None = None
         if stepwise and self._device == "cpu" and not options:
-            self._packed = PackedLlama.load(model.path, precision)
+            self._packed = PackedLlama.load(model.path, None if dtype == "auto" else precision)
         self._model: Any = None if self._packed else self._load()
         self._model_lock = threading.Lock()
         self._waiting: list[_Pending] = []
@@ -345,7 +345,7 @@ def _dtype(name: str, device: str) -> Any:
 
     if name == "auto":
         if not device.startswith("cuda"):
-            return torch.bfloat16 if has_bfloat16() else torch.float32
+            return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 

@@ -232,8 +232,10 @@ class EngineOptions(Config):
     """`vllm`: GPUs. `transformers`: a CPU or one GPU. `rules`: no model; the C4, Gopher and FineWeb
     heuristics write the programs, on any CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights. `auto`: bfloat16 on a GPU (float16 where bfloat16 is not
-    supported) and on a CPU that multiplies it (AVX512-BF16, AMX), else float32."""
+    """Precision of the weights. `auto`, in both engines: bfloat16 on a GPU (float16 where bfloat16
+    is not supported) and float32 on a CPU. Only small plain Llamas of the style `walk`, as the
+    embedded model, have what is fastest on the CPU: 8-bit products (AVX512-VNNI), bfloat16
+    (AVX512-BF16, AMX) or float32."""
     batch_size: Positive = 8
     """`transformers`: prompts generated at the same time."""
     gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.9
