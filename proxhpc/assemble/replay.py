@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.policy_change import PolicyChange
@@ -14,9 +15,11 @@ from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.errors import ShardError, StopError
 from proxhpc.program.replay import ReplayResult
-from proxhpc.run.ledger import Row, read_ledger, text_digest
+from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+
+_FAR = 1 << 20  # bytes of text from which it is faster to open a file anew than to pass them over
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,7 @@ class SpanStats:
 
     def holds(self, row: Row) -> bool:
         """Whether the row's record begins in this span."""
-        return (
-            self.file == row.file
-            and self.start <= row.position
-            and (self.stop is None or row.position < self.stop)
-        )
+        return _holds(self, row)
 
     @property
     def records(self) -> int:
@@ -99,28 +98,22 @@ def replay_records(
 ) -> Iterator[ReplayedRecord]:
     """Yield the records of a shard with these ascending numbers; errors as in `replay_shard`.
 
-    The programs of others are not executed, and nothing is read after the last one. The shard stays
-    open for the next call: the parts of a corpus end within shards, and going back to the start of
-    a compressed file takes long.
+    Other records are not parsed, and nothing is read before the first or after the last one. The
+    shard stays open for the next call, because the parts of a corpus end within shards.
     """
-    numbers = list(numbers)
     paused, _paused[:] = _paused[:], []
     key = (os.getpid(), run.ledger(shard), id(plan))
-    if paused and paused[0][0] == key and numbers and paused[0][1] < numbers[0]:
-        _, last, replay, pairs = paused[0]
-    else:
-        paused.clear()  # closes its file, which stays open for a later shard
-        last, replay = -1, _Replay(run, plan, shard)
-        pairs = enumerate(pair for span in replay.spans for pair in replay.read(span))
-    for wanted in numbers:
-        for number, (item, row) in pairs:
-            if number == wanted:
-                last = number
-                yield replay.execute(number, item, row)
-                break
-        else:
-            raise replay.mismatch(f"it has no record number {wanted}")
-    _paused[:] = [(key, last, replay, pairs)]
+    replay = None
+    for number in numbers:
+        if replay is None:
+            if paused and paused[0][0] == key and paused[0][1].next_number <= number:
+                replay = paused[0][1]
+            else:
+                paused.clear()  # closes its file, which stays open for a later shard
+                replay = _Replay(run, plan, shard)
+        yield replay.execute(number, *replay.seek(number))
+    if replay is not None:
+        _paused[:] = [(key, replay)]
 
 
 def replay_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[ReplayedRecord]:
@@ -137,11 +130,8 @@ def missing_ledger(path: Path) -> StopError:
     )
 
 
-_Pairs = Iterator[tuple[int, tuple[Document | BadRecord, Row]]]
-
-
 class _Replay:
-    """One pass over a shard."""
+    """One pass over a shard: of each record, by `read`, or of ascending numbers, by `seek`."""
 
     def __init__(self, run: RunDir, plan: Plan, shard: int) -> None:
         self.plan = plan
@@ -153,6 +143,10 @@ class _Replay:
         self.items = read_ledger(self.ledger, plan.digest, shard)
         self.ends: list[SpanEnd] = []  # of the spans that were read
         self.ledger_ends: list[SpanEnd] = []
+        self.next_number = 0  # of the next row of the ledger
+        self._open = 0  # the span that is read by `seek`
+        self._wanted = [0]  # position of the record there
+        self._records: Iterator[Document | BadRecord | SpanEnd] = iter(())
 
     def read(self, span: Span) -> Iterator[tuple[Document | BadRecord, Row]]:
         """Yield every record of the next span with its ledger row."""
@@ -162,6 +156,40 @@ class _Replay:
                 self.ends.append(item)
             else:
                 yield item, self._row(item)
+
+    def seek(self, number: int) -> tuple[Document | BadRecord, Row]:
+        """Return a record, which must be after those read before, with its ledger row."""
+        between = -1 if self.next_number else _FAR  # bytes of text
+        row = None
+        while self.next_number <= number:
+            between += row.bytes_in if row else 0
+            row = self._next_row()
+            if row is None:
+                raise self.mismatch(f"it has no record number {number}")
+        if row is None:
+            raise ValueError(f"record {number} is before {self.next_number}")
+        self._wanted[0] = row.position
+        if between >= _FAR or not _holds(self.spans[self._open], row):
+            self._start(row)
+        item = next(self._records, None)
+        if item is None or isinstance(item, SpanEnd):
+            raise self.mismatch(f"the input has no record at {row.position} of file {row.file}")
+        return item, self._checked(item, row)
+
+    def _start(self, row: Row) -> None:
+        """Read the row's span from its record on."""
+        later = range(self._open, len(self.spans))
+        found = next((number for number in later if _holds(self.spans[number], row)), None)
+        if found is None:
+            raise self.mismatch(f"record {row.position} of file {row.file} is in none of its spans")
+        self._open, span, wanted = found, self.spans[found], self._wanted
+        self.plan.check_input(span.file)
+        del self._records  # its file stays open for the next one
+        # The reader must not refer to this object: it is closed as soon as nothing refers to it.
+        self._records = self.plan.read(
+            Span(span.file, row.position, span.stop),
+            wanted=lambda position: position >= wanted[0],
+        )
 
     def check_ends(self) -> None:
         """Check that no row remains and that the spans ended where they ended for the worker."""
@@ -184,11 +212,12 @@ class _Replay:
             if (row.outcome, row.reason, row.digest) != ("quarantined", item.reason, ""):
                 raise self._input_differs(item, f"it cannot be read now ({item.reason})")
             return ReplayedRecord(number, row)
-        if row.id != item.id or row.digest != text_digest(item.text):
+        raw = item.text.encode("utf-8", "surrogatepass")
+        if row.id != item.id or row.digest != xxhash.xxh3_64_hexdigest(raw):
             raise self._input_differs(item, "its id or text has changed")
         if row.outcome == "quarantined" and (self.policy_change is None or row.detail or row.head):
             return ReplayedRecord(number, row, item)  # the policy changes nothing here
-        result = self._execute(item, row)
+        result = self._execute(item, row, len(raw))
         if self.policy_change is not None:
             row, result = self.policy_change.apply(item, row, result)
         text = result.text if result.outcome in ("kept", "edited") else None
@@ -206,6 +235,9 @@ class _Replay:
         row = self._next_row()
         if row is None:
             raise self._input_differs(item, "the ledger has no row for it")
+        return self._checked(item, row)
+
+    def _checked(self, item: Document | BadRecord, row: Row) -> Row:
         if (row.file, row.position) != (item.file, item.position):
             problem = f"the ledger's next row is of the record at {row.position} of file {row.file}"
             raise self._input_differs(item, problem)
@@ -216,6 +248,7 @@ class _Replay:
         try:
             for item in self.items:
                 if not isinstance(item, SpanEnd):
+                    self.next_number += 1
                     return item
                 self.ledger_ends.append(item)
             return None
@@ -226,14 +259,14 @@ class _Replay:
         except (KeyError, TypeError, ValueError) as error:
             raise self.mismatch(f"a row cannot be read: {error!r}") from error
 
-    def _execute(self, item: Document, row: Row) -> ReplayResult:
-        """Execute a row's programs; the result must be what the worker recorded."""
+    def _execute(self, item: Document, row: Row, size: int) -> ReplayResult:
+        """Execute a row's programs on a text of `size` bytes, as the worker did."""
         try:
             result = row.replay(item.text, self.policy, self.format)
         except ShardError as error:
             raise self._input_differs(item, error.message) from error
-        text = result.text
-        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        if result.text is not item.text:
+            size = len(result.text.encode("utf-8", "surrogatepass"))
         now = (result.outcome, result.reason, size, result.rejected, result.lenient)
         edits = (result.lines_removed, result.strings_replaced)
         if (now, edits) != (
@@ -255,5 +288,11 @@ class _Replay:
         )
 
 
-# The shard that the latest call of `replay_records` has left open, up to which record.
-_paused: list[tuple[tuple[int, Path, int], int, _Replay, _Pairs]] = []
+def _holds(span: Span | SpanStats, row: Row) -> bool:
+    """Whether the row's record begins in the span."""
+    after = span.stop is None or row.position < span.stop
+    return span.file == row.file and span.start <= row.position and after
+
+
+# The shard that the latest call of `replay_records` has left open.
+_paused: list[tuple[tuple[int, Path, int], _Replay]] = []

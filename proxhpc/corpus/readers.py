@@ -45,11 +45,13 @@ def read_span(
     *,
     name: str = "",
     max_window: int = MAX_WINDOW,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the records whose position is in `span`, in order, and then one SpanEnd.
 
     `name` is for ids; by default it is the source's. zstd files need memory of up to `max_window`.
 
+    With `wanted`, records at positions for which it is false are neither parsed nor yielded.
     However a file is split into spans, each record is in exactly one. A record that is not a
     document is a BadRecord. If a file is truncated or damaged, its last record is a BadRecord with
     the reason truncated_input, corrupt_input or zstd_window_too_large. Raises UserError or
@@ -59,7 +61,7 @@ def read_span(
     try:
         kind = detect_format(path, format)
         if kind in ("parquet", "arrow"):
-            yield from read_table(path, kind, span, fields, name, max_record_bytes)
+            yield from read_table(path, kind, span, fields, name, max_record_bytes, wanted)
             return
         if kind == "text":
             yield from read_text(read_chunks(path, "none"), span, name, max_record_bytes)
@@ -67,7 +69,7 @@ def read_span(
         stream = _OpenStream.take(path, kind, span, max_record_bytes, max_window)
         parse = SPLIT[kind][1]
         try:
-            yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse)
+            yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse, wanted)
         except GeneratorExit:  # the caller needs no more of this span
             stream.keep(stream.lines.position)
             raise

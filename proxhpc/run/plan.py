@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,9 +116,11 @@ class Plan:
             check_unchanged(self.inputs[file])
             self._checked.add(file)
 
-    def read(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
-        """Yield the records of a span of an input."""
-        return _read(self.manifest.corpus, self.inputs[span.file], span)
+    def read(
+        self, span: Span, *, wanted: Callable[[int], bool] | None = None
+    ) -> Iterator[Document | BadRecord | SpanEnd]:
+        """Yield the records of a span of an input; with `wanted`, only those at such positions."""
+        return _read(self.manifest.corpus, self.inputs[span.file], span, wanted)
 
     def read_against(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
         """Yield the records of a span of the external corpus; StopError if its file has changed."""
@@ -352,10 +354,17 @@ def _describe_corpus(
     return check_inputs(inputs, corpus, key), listing.notes
 
 
-def _read(corpus: Corpus, info: InputInfo, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
+def _read(
+    corpus: Corpus,
+    info: InputInfo,
+    span: Span,
+    wanted: Callable[[int], bool] | None = None,
+) -> Iterator[Document | BadRecord | SpanEnd]:
     fields = Fields(corpus.text, corpus.id)
     limits = corpus.max_record_bytes, corpus.zstd_window
-    return read_span(info, info.format, span, fields, limits[0], max_window=limits[1])
+    return read_span(
+        info, info.format, span, fields, limits[0], max_window=limits[1], wanted=wanted
+    )
 
 
 def _infos(data: list[dict[str, Any]]) -> tuple[InputInfo, ...]:
