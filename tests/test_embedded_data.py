@@ -130,3 +130,26 @@ def test_files_come_in_the_order_of_hashes_whatever_the_archive(
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == [(name, name.encode()) for name in names]
     assert orders[0] != sorted(orders[0])
+
+
+def test_the_yardstick_leaves_out_lines_of_unknown_worth(tool: ModuleType) -> None:
+    harm = importlib.import_module("embedded_harm")
+    row = {"id": "1", "host": "h", "text_noisy": "menu\ntext\n\ncontents", "line_labels": "BG??"}
+    bare = harm.record("doc x", row, bare=True)
+    assert (bare["text_noisy"], bare["line_labels"], bare["keep"]) == ("text\n", "G?", 1)
+    page = harm.record("page x", row)
+    assert (page["text_noisy"], page["text_gold"]) == ("menu\ntext\n", "text\n")
+    assert "keep" not in page
+
+
+def test_the_yardstick_samples_the_same_documents_in_any_order(tool: ModuleType) -> None:
+    harm = importlib.import_module("embedded_harm")
+    records = [
+        {"id": str(number), "source": group, "text_noisy": "x" * number * 1000}
+        for number in range(20)
+        for group in ("a", harm.WEB)
+    ]
+    chosen = list(harm.sample(records, 3))
+    assert {each["id"] for each in chosen} == {each["id"] for each in harm.sample(records[::-1], 3)}
+    assert [each["source"] for each in chosen].count("a") == 3
+    assert all(len(r["text_noisy"]) < harm.MAX_CHARS for r in chosen if r["source"] == "a")

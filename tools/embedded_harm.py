@@ -48,13 +48,17 @@ MAX_CHARS = 15_000  # of the other documents: evaluation is slow
 
 
 def record(group: str, row: dict[str, Any], *, bare: bool = False) -> dict[str, Any]:
-    """A gold record; `bare` leaves only the lines that are not bad, of a document to keep."""
+    """A gold record without lines of unknown worth; `bare` has only good ones and a verdict."""
     lines, letters = row["text_noisy"].split("\n"), row["line_labels"]
-    kept = [pair for pair in zip(lines, letters, strict=True) if not bare or pair[1] != "B"]
-    text = "\n".join(line for line, _ in kept)
-    labels = "".join("G" if bare else letter for _, letter in kept)
+    pairs = [
+        (line, letter)
+        for line, letter in zip(lines, letters, strict=True)
+        if letter == "G" or (letter == "B" and not bare) or not line.strip()
+    ]
+    text = "\n".join(line for line, _ in pairs)
+    labels = "".join(letter for _, letter in pairs)
     about = {"id": f"{group} {row['id']}", "source": group, "host": row["host"]}
-    gold = text if bare else row["text_gold"]
+    gold = "\n".join(line for line, letter in pairs if letter != "B")
     verdict = {"keep": 1} if bare else {}
     return about | {"text_noisy": text, "text_gold": gold, "line_labels": labels} | verdict
 
@@ -82,7 +86,8 @@ def candidates(
             yield whole(f"text {group}", row)
     for row in read(pages):
         if split_of(row["host"], "") == "validation":
-            yield record(f"new {row['kind']}", row, bare=True)
+            if row["lang"] == "en":
+                yield record(f"new {row['kind']}", row, bare=True)
             if "B" in row["line_labels"]:
                 yield record(f"lang {row['lang']}", row)
     for row in read(data / "eval_dev.jsonl.zst"):
