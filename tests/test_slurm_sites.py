@@ -210,11 +210,15 @@ def test_words_of_a_site_are_bounded() -> None:
 
 
 def test_a_refusal_on_stdout_is_shown(
-    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SlurmCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     wrap(monkeypatch, tmp_path, "sbatch", "echo '--> submission error: no queue named'; exit 1")
     with pytest.raises(RetryError, match="no queue named"):
         launch(prepare_run(*small(tmp_path), None), lambda _: None)
+    assert capsys.readouterr().err == ""  # the command line prints the error, once and escaped
 
 
 def test_held_jobs_are_released_by_a_person_who_launches(odd: SlurmCluster, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Submits the jobs of a run to Slurm: held and tagged arrays, recorded, then released."""
 
+import io
 import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 
 from proxhpc.account.quantity import quantity
@@ -335,7 +337,9 @@ class SlurmBackend:
 
         self._check_lease(number)
         try:
-            with slurm.clean_environment(), writing(self.run.logs):
+            # submitit also prints a refusal, as it is; the error quotes it.
+            silence = redirect_stderr(io.StringIO())
+            with slurm.clean_environment(), writing(self.run.logs), silence:
                 executor = script.batch_executor(
                     self.run, self.plan, self.site, batch, intent=number, dependency=dependency
                 )
