@@ -64,3 +64,15 @@ def test_the_benchmark_of_a_run_directory_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "4 shards leased, committed and published" in done.stdout
     assert not any(tmp_path.iterdir())
+
+
+def test_growth_of_a_merge(tmp_path: Path) -> None:
+    sizes = ("--documents", "300", "600", "--growth", "100", "--json", str(tmp_path / "costs"))
+    done = run_tool("bench_merge_growth.py", *sizes)
+    assert done.returncode == 0, done.stderr
+    costs = json.loads((tmp_path / "costs").read_bytes())
+    for documents in ("300", "600"):
+        sketch, write = costs[documents]["sketch"], costs[documents]["write"]
+        assert min(sketch["cpu"], sketch["opens"], write["bytes_read"], write["units"]) > 0
+    assert "memory is within 256 MiB" in done.stdout
+    assert run_tool("bench_merge_growth.py", "--documents", "9").returncode == 2
