@@ -1,8 +1,11 @@
 """Launching from the command line: whole local runs, and one-line errors."""
 
+import bz2
+import gzip
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.submit import make_backend
 from proxhpc.corpus.disk import draft_path
+from proxhpc.corpus.inputs import InputInfo
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.launch.step import Round
@@ -36,6 +40,7 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_new, check_outside, split_into_shards
 from proxhpc.run.progress import ProgressLog
 from proxhpc.status.heartbeats import latest_heartbeats
+from proxhpc.worker.leaser import first_shard
 from runs import document, local_site, manifest, planned, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
@@ -584,3 +589,56 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = planned(tmp_path)
     assert Plan.load(run.dir) == run.plan
     assert Plan.load(run.dir).digest == run.plan.digest
+
+
+def test_workers_start_side_by_side_in_a_compressed_file(tmp_path: Path) -> None:
+    """Each finds the restart point that the one before it notes."""
+    run = planned(tmp_path)
+    zipped, plain = (
+        replace(run.plan.inputs[0], compression=kind, estimated_bytes=800)
+        for kind in ("gzip", "none")
+    )
+    frame = replace(zipped, enterable=False)
+
+    def starts(inputs: tuple[InputInfo, ...], workers: int) -> list[int]:
+        shards = tuple(split_into_shards(inputs, 100, max_files=1))
+        plan = replace(run.plan, inputs=inputs, shards=shards)
+        return [first_shard(plan, worker, workers) for worker in range(workers)]
+
+    assert starts((zipped,), 4) == [0, 1, 2, 3]
+    assert starts((zipped, zipped), 4) == [0, 1, 8, 9]
+    assert starts((plain,), 4) == starts((frame,), 4) == [0, 2, 4, 6]
+    assert starts((zipped,), 9) == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+
+
+def test_files_that_can_only_be_read_from_their_start_are_named(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [{"text": f"{rng.randbytes(3000).hex()} is a text, {n}."} for n in range(1500)]
+    data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
+    frames = [data[at : at + 500_000] for at in range(0, len(data), 500_000)]
+    files = {
+        "frame.jsonl.zst": zstandard.compress(data),
+        "frames.jsonl.zst": b"".join(map(zstandard.compress, frames)),
+        "a.jsonl.gz": gzip.compress(data, 1),
+        "a.jsonl.bz2": bz2.compress(data),
+    }
+    for name, packed in files.items():
+        (tmp_path / name).write_bytes(packed)
+    run = prepare_run(
+        manifest(tmp_path, [tmp_path / name for name in files], sharding={"tokens": 250_000}),
+        local_site(tmp_path),
+        None,
+    )
+    bz2_note, frame_note = sorted(run.plan.listing_notes)
+    assert bz2_note.startswith("a.jsonl.bz2: a process that reads any of its")
+    assert frame_note.startswith("frame.jsonl.zst: a process that reads any of its 9 shards")
+    assert "it is one zstd frame; compress it with pzstd" in frame_note
+
+
+def test_spans_behind_a_guessed_length_grow(tmp_path: Path) -> None:
+    info = replace(planned(tmp_path).plan.inputs[0], compression="xz", estimated_bytes=1000)
+    shards = [*split_into_shards((info,), 500, max_files=1)]
+    ends = [(shard.spans[0].start, shard.spans[0].stop) for shard in shards]
+    assert ends[:5] == [(0, 500), (500, 1000), (1000, 1500), (1500, 2500), (2500, 4500)]
+    assert ends[-1] == (1000 + 500 * 127, None)
+    assert sum(shard.estimated_bytes for shard in shards) == 1000

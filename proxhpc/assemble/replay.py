@@ -151,7 +151,7 @@ class _Replay:
     def read(self, span: Span) -> Iterator[tuple[Document | BadRecord, Row]]:
         """Yield every record of the next span with its ledger row."""
         self.plan.check_input(span.file)
-        for item in self.plan.read(span):
+        for item in self.plan.read(span, writable=True):
             if isinstance(item, SpanEnd):
                 self.ends.append(item)
             else:
@@ -188,6 +188,7 @@ class _Replay:
         # The reader must not refer to this object: it is closed as soon as nothing refers to it.
         self._records = self.plan.read(
             Span(span.file, row.position, span.stop),
+            writable=True,
             wanted=lambda position: position >= wanted[0],
         )
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import zstandard
 
+from proxhpc.corpus.restarts import FILE_START, Restart, RestartLog
+
 MAX_WINDOW = 128 << 20  # as for `zstd --long=27`, the default limit of the zstd tool
 MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -67,11 +69,19 @@ class FrameReader:
         """The compressed bytes consumed."""
         return self._file.tell()
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the content of all frames in blocks of at most 128 KiB."""
-        position = 0
+    def chunks(
+        self, point: Restart = FILE_START, restarts: RestartLog | None = None
+    ) -> Iterator[bytes]:
+        """Yield the content of the frames from a point on in blocks of at most 128 KiB.
+
+        Notes in `restarts` where frames begin.
+        """
+        self._file.seek(point.offset)
+        position = point.position
         while header := self.header():
             start = position
+            if restarts and restarts.wants(start):
+                restarts.add(Restart(start, header.start, member=start))
             try:
                 for block in self.blocks(header):
                     position += len(block)

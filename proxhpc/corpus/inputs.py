@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from proxhpc.corpus.blocks import MAX_WINDOW, DamageError
+from proxhpc.corpus.content import Content, estimate_content
 from proxhpc.corpus.parquet import Table, unique_names
 from proxhpc.corpus.streams import (
     COMPRESSED,
     Compression,
     detect_compression,
-    estimate_content,
     name_compression,
     open_stream,
     read_chunks,
@@ -55,7 +55,8 @@ class InputInfo:
     `size` is in bytes on disk. `estimated_bytes` is the decompressed size: exact if the file is not
     compressed, names its size or was covered by the sample, otherwise estimated from the first
     4 MiB; for parquet, the encoded size before compression. `rows` is exact, and None (unknown) for
-    JSON and WET. A text file is one row. `note` describes what is wrong as far as known.
+    JSON and WET. A text file is one row. `enterable`: a process need not decompress the file from
+    its start. `note` describes what is wrong as far as known.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class InputInfo:
     estimated_bytes: int
     rows: int | None = None
     estimated_records: int | None = None
+    enterable: bool = True
     note: str = ""
 
 
@@ -232,7 +234,7 @@ def _describe_table(info: InputInfo) -> InputInfo:
 def _describe_stream(info: InputInfo, max_window: int) -> InputInfo:
     if info.compression == "lz4":
         require_lz4(f"reading {info.path}")
-    size = lines = 0
+    size = lines = chunks = 0
     last = b"\n"
     note = ""
     with info.path.open("rb", buffering=_EDGE) as file:
@@ -240,6 +242,7 @@ def _describe_stream(info: InputInfo, max_window: int) -> InputInfo:
         try:
             for chunk in stream.chunks():
                 size += len(chunk)
+                chunks += 1
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]
                 if size >= _SAMPLE:
@@ -247,11 +250,13 @@ def _describe_stream(info: InputInfo, max_window: int) -> InputInfo:
         except DamageError as error:
             note = f"{error.reason}: {error.detail}"
         if stream.offset >= info.size or note:
-            content = info.size if info.compression == "none" else size
+            content = Content(info.size if info.compression == "none" else size, True)
             records = lines + (last != b"\n")
         else:
-            content = estimate_content(file, stream, size / max(stream.offset, 1))
-            records = round(content * lines / size)
+            content = estimate_content(info.path, stream, size, chunks)
+            records = round(content.size * lines / size)
+    enterable = content.enterable and (info.format == "jsonl" or info.compression == "none")
+    info = replace(info, estimated_bytes=content.size, enterable=enterable, note=note)
     if info.format != "jsonl" or not (lines or note or size < _SAMPLE):
-        return replace(info, estimated_bytes=content, note=note)
-    return replace(info, estimated_bytes=content, estimated_records=records, note=note)
+        return info
+    return replace(info, estimated_records=records)

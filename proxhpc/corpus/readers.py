@@ -19,7 +19,8 @@ from proxhpc.corpus.jsonl import (
 )
 from proxhpc.corpus.parquet import read_table
 from proxhpc.corpus.records import Fields
-from proxhpc.corpus.streams import detect_compression, read_chunks
+from proxhpc.corpus.restarts import GAP, RestartLog
+from proxhpc.corpus.streams import detect_compression, read_ahead, read_chunks
 from proxhpc.corpus.text import read_text
 from proxhpc.corpus.values import split_values
 from proxhpc.corpus.wet import parse_wet, split_wet
@@ -45,11 +46,13 @@ def read_span(
     *,
     name: str = "",
     max_window: int = MAX_WINDOW,
+    restarts: RestartLog | None = None,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
     """Yield the records whose position is in `span`, in order, and then one SpanEnd.
 
     `name` is for ids; by default it is the source's. zstd files need memory of up to `max_window`.
+    A compressed file is decompressed from a point of `restarts`.
 
     With `wanted`, records at positions for which it is false are neither parsed nor yielded.
     However a file is split into spans, each record is in exactly one. A record that is not a
@@ -66,10 +69,12 @@ def read_span(
         if kind == "text":
             yield from read_text(read_chunks(path, "none"), span, name, max_record_bytes)
             return
-        stream = _OpenStream.take(path, kind, span, max_record_bytes, max_window)
+        stream = _OpenStream.take(path, kind, span, (max_record_bytes, max_window), restarts)
         parse = SPLIT[kind][1]
         try:
-            yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse, wanted)
+            yield from read_jsonl(
+                stream.lines, span, fields, name, max_record_bytes, parse, wanted
+            )
         except GeneratorExit:  # the caller needs no more of this span
             stream.keep(stream.lines.position)
             raise
@@ -92,20 +97,35 @@ class _OpenStream:
 
     @classmethod
     def take(
-        cls, path: Path, kind: str, span: Span, max_record_bytes: int, max_window: int
+        cls,
+        path: Path,
+        kind: str,
+        span: Span,
+        limits: tuple[int, int],
+        restarts: RestartLog | None,
     ) -> "_OpenStream":
-        """Return the stream that an earlier span left open, or a new one."""
+        """Return the stream that an earlier span left open, or a new one.
+
+        A new one is only better if it can begin much nearer to the span.
+        """
         status = path.stat()
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        key = (os.getpid(), path, kind, max_record_bytes, max_window, *identity)
-        earlier = _open.pop(key, None)
-        if earlier is not None and earlier.after <= span.start:
-            return earlier
-        compression = detect_compression(path)
+        key = (os.getpid(), path, kind, *limits, *identity, restarts)
         by_lines = kind == "jsonl"
         begin = first_byte(span) if by_lines else 0
-        chunks = read_chunks(path, compression, begin, max_window)
-        lines = LineStream(SPLIT[kind][0](chunks, begin, max_record_bytes))
+        compression = detect_compression(path)
+        restarts = restarts if by_lines and compression != "none" else None
+        if restarts:
+            restarts.aim(begin if span.stop is None else span.stop - 1)
+        earlier = _open.pop(key, None)
+        if earlier is not None and earlier.after <= span.start:
+            near = earlier.lines.position + GAP
+            if restarts is None or begin <= near or restarts.enter(begin).position <= near:
+                return earlier
+        chunks = read_chunks(path, compression, begin, limits[1], restarts)
+        if restarts:
+            chunks = read_ahead(chunks, begin, restarts)
+        lines = LineStream(SPLIT[kind][0](chunks, begin, limits[0]))
         return cls(key, lines, compression != "none" or not by_lines)
 
     def keep(self, stop: int | None) -> None:

@@ -2,14 +2,17 @@
 
 import bz2
 import lzma
-import os
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from proxhpc.corpus.blocks import MAGIC, MAX_WINDOW, DamageError, FrameReader
+from proxhpc.corpus.deflate import SCANNED, WINDOW, ResumedMember, find_block
+from proxhpc.corpus.restarts import FILE_START, Restart, RestartLog
 from proxhpc.errors import ShardError
 from proxhpc.extras import require_package
 
@@ -17,9 +20,8 @@ Compression = Literal["none", "gzip", "zstd", "xz", "bzip2", "lz4"]
 
 _READ = 1 << 20
 _STEP = 256 << 10  # the most bytes that one call of a decompressor takes and returns
+_MAX_AHEAD = 256 << 20  # decompressed bytes that are held until they are read
 _RAW_BYTES = 1024  # of the file, where it is damaged
-_MAX_BLOCKS = 256  # of zstd, whose headers are looked at to find the content's size
-_GZIP_MODULUS = 1 << 32
 _MAGICS: dict[Compression, bytes] = {
     "zstd": re.escape(MAGIC) + rb"|[\x50-\x5f]\x2a\x4d\x18",
     "gzip": rb"\x1f\x8b",
@@ -59,77 +61,82 @@ def name_compression(head: bytes) -> Compression | None:
 
 
 def read_chunks(
-    path: Path, compression: Compression, start: int = 0, max_window: int = MAX_WINDOW
+    path: Path,
+    compression: Compression,
+    start: int = 0,
+    max_window: int = MAX_WINDOW,
+    restarts: RestartLog | None = None,
 ) -> Iterator[bytes]:
     """Yield the decompressed bytes from offset `start` on, at most 1 MiB at a time.
 
     Concatenated frames or members are one stream. If the file is truncated, damaged or needs more
-    memory than allowed, raises DamageError after yielding everything before that point.
+    memory than allowed, raises DamageError after yielding everything before that point. `restarts`
+    saves decompressing what is before `start`.
     """
     with path.open("rb", buffering=_READ) as file:
         if compression == "none":
             file.seek(start)
             yield from PlainReader(file).chunks()
             return
-        stream = open_stream(file, compression, max_window)
-        position = 0
+        point = restarts.enter(start) if restarts else FILE_START
+        stream = _open_compressed(file, compression, max_window)
+        position = point.position
         try:
-            for chunk in stream.chunks():
+            for chunk in stream.chunks(point, restarts):
                 position += len(chunk)
+                if restarts:
+                    restarts.passed(position)
                 if position > start:
                     size = position - start
                     yield chunk if size >= len(chunk) else chunk[-size:]
+            if restarts:
+                restarts.finish()
         except DamageError as error:
+            if restarts:
+                restarts.finish()
             if error.reason == "truncated_input":
                 raise
             file.seek(max(stream.offset - _RAW_BYTES // 2, 0))
             raise DamageError(error.reason, error.detail, file.read(_RAW_BYTES)) from error
 
 
+def read_ahead(chunks: Iterator[bytes], position: int, restarts: RestartLog) -> Iterator[bytes]:
+    """Yield the same chunks, from `position` on, each after all those that lie `ahead`.
+
+    Records are read slowly, while models work; other processes need the points before that.
+    """
+    held: deque[bytes] = deque()
+    damage: DamageError | None = None
+    given, more = position, True
+    while more or held:
+        while more and (not held or position < min(restarts.ahead, given + _MAX_AHEAD)):
+            try:
+                held.append(next(chunks))
+                position += len(held[-1])
+            except StopIteration:
+                more = False
+            except DamageError as error:
+                more, damage = False, error
+        if held:
+            given += len(held[0])
+            yield held.popleft()
+    if damage:
+        raise damage
+
+
 def open_stream(file: BinaryIO, compression: Compression, max_window: int = MAX_WINDOW) -> "Stream":
     """Return the content of an open file."""
     if compression == "none":
         return PlainReader(file)
+    return _open_compressed(file, compression, max_window)
+
+
+def _open_compressed(
+    file: BinaryIO, compression: Compression, max_window: int
+) -> "FrameReader | MemberReader":
     if compression == "zstd":
         return FrameReader(file, max_window=max_window)
     return MemberReader(file, compression)
-
-
-def estimate_content(file: BinaryIO, stream: "Stream", ratio: float) -> int:
-    """Return the decompressed size of an open file, of which a sample has this ratio.
-
-    A zstd frame may name its size. A gzip file ends with that of its last member, modulo 4 GiB;
-    the file has one member if the sample, which `stream` has read, was not the whole of it.
-    """
-    size = file.seek(0, os.SEEK_END)
-    guess = round(size * ratio)
-    if isinstance(stream, PlainReader):
-        return size
-    if isinstance(stream, FrameReader):
-        return _zstd_content(file, size) or guess
-    if stream.is_first_gzip_member:
-        file.seek(size - 4)
-        low = int.from_bytes(file.read(4), "little")
-        return low + max(0, round((guess - low) / _GZIP_MODULUS)) * _GZIP_MODULUS
-    return guess
-
-
-def _zstd_content(file: BinaryIO, size: int) -> int:
-    """Return the content of a zstd file by its first frames' headers; 0 if they do not name it."""
-    file.seek(0)
-    frames = FrameReader(file, max_window=1 << 31)
-    content = end = blocks = 0  # of complete frames
-    try:
-        while (header := frames.header()) and header.content_size is not None:
-            for _ in frames.skip(header):
-                blocks += 1
-                if blocks > _MAX_BLOCKS:  # the other frames are like the first ones
-                    return content * size // end if end else header.content_size
-            content += header.content_size
-            end = frames.offset
-    except DamageError:
-        return 0
-    return 0 if header else content
 
 
 class PlainReader:
@@ -176,8 +183,7 @@ class MemberReader:
         self._compression = compression
         self._make = _decompressor(compression)
         self._pending = b""
-        self._position = 0
-        self._members = 0  # that have been read to their end
+        self.members = 0  # that have been read to their end
 
     @property
     def offset(self) -> int:
@@ -187,23 +193,43 @@ class MemberReader:
     @property
     def is_first_gzip_member(self) -> bool:
         """Whether this is a gzip file of which no member has been read to its end."""
-        return self._compression == "gzip" and not self._members
+        return self._compression == "gzip" and not self.members
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the content, at most 256 KiB at a time. Zero padding is skipped, as by gzip."""
+    def chunks(
+        self, point: Restart = FILE_START, restarts: RestartLog | None = None
+    ) -> Iterator[bytes]:
+        """Yield the content from a point on, at most 256 KiB at a time; note points in `restarts`.
+
+        Zero padding is skipped, as by gzip.
+        """
+        self._file.seek(point.offset)
         self._read()
         while self._pending:
-            start = self._position
+            member = ResumedMember(point) if point.window else self._make()
+            if restarts and restarts.wants(point.position):
+                restarts.add(point)
             try:
-                for data in self._member(self._make()):
-                    self._position += len(data)
+                for data in self._member(member):
+                    point = self._advance(point, data, restarts is not None)
+                    if restarts and point.window and restarts.wants(point.position, window=True):
+                        found = find_block(self._pending[:SCANNED], member, point)
+                        if found:
+                            restarts.add(found)
                     yield data
             except DamageError as error:
-                raise error.unverified(start, self._position) from error
-            self._members += 1
+                raise error.unverified(point.member, point.position) from error
+            self.members += 1
             while self._pending and not self._pending.strip(b"\0"):
                 self._read()
             self._pending = self._pending.lstrip(b"\0")
+            point = Restart(point.position, self.offset, member=point.position)
+
+    def _advance(self, point: Restart, data: bytes, follow: bool) -> Restart:
+        position = point.position + len(data)
+        if not (follow and self._compression == "gzip"):
+            return replace(point, position=position)
+        window, crc = (point.window + data)[-WINDOW:], zlib.crc32(data, point.crc)
+        return Restart(position, self.offset, 0, window, crc, point.member)
 
     def _member(self, member: Any) -> Iterator[bytes]:
         gzip = self._compression == "gzip"

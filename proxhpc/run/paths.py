@@ -25,6 +25,7 @@ class RunDir:
         self.leases = root / "leases"
         self.shards = root / "shards"  # attempts and published ledgers
         self.workers = root / "workers"  # progress files
+        self.restarts = root / "restarts"  # where compressed input files can be entered
         self.logs = root / "logs"  # standard output and error of jobs
 
         self.merge = root / "merge"  # intermediate files of the merge

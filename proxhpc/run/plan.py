@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
 from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.corpus.restarts import RestartLog
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.run.listing import check_inputs, find_inputs, shorten
@@ -36,6 +38,8 @@ from proxhpc.spec.yaml_lines import Key, quoted
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
 PLAN_VERSION = 3
 
+_SIZED = ("none", "gzip", "zstd")
+_DOUBLINGS = 8
 _DRAFT = re.compile(r"\..*\.tmp")  # left behind by a launch that was killed
 _OTHER_RUN_DIR = "choose another: run_dir in the manifest, --run DIR, or --out DIR of refine"
 
@@ -72,7 +76,9 @@ class Plan:
     prompts: dict[str, FrozenPrompt] = field(default_factory=dict)
     digest: str = ""
     refined_under: AnyPolicy | None = None  # if the manifest's policy is another (variant.py)
+    restarts: Path | None = field(default=None, compare=False)  # the folder of the run's logs
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
+    _logs: dict[str, RestartLog] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def token_unit(self) -> str:
@@ -117,17 +123,36 @@ class Plan:
             self._checked.add(file)
 
     def read(
-        self, span: Span, *, wanted: Callable[[int], bool] | None = None
+        self,
+        span: Span,
+        *,
+        writable: bool = False,
+        wanted: Callable[[int], bool] | None = None,
     ) -> Iterator[Document | BadRecord | SpanEnd]:
-        """Yield the records of a span of an input; with `wanted`, only those at such positions."""
-        return _read(self.manifest.corpus, self.inputs[span.file], span, wanted)
+        """Yield the records of a span of an input. `writable`: note restart points in the run.
+
+        With `wanted`, only those at positions for which it is true.
+        """
+        info = self.inputs[span.file]
+        log = self._restart_log(info, f"{span.file:05d}", writable)
+        return _read(self.manifest.corpus, info, span, log, wanted)
 
     def read_against(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
         """Yield the records of a span of the external corpus; StopError if its file has changed."""
         if self.manifest.dedup.against is None:
             raise ValueError("the manifest has no dedup.against")
-        check_unchanged(self.against[span.file])
-        return _read(self.manifest.dedup.against, self.against[span.file], span)
+        info = self.against[span.file]
+        check_unchanged(info)
+        log = self._restart_log(info, f"against-{span.file:05d}", True)
+        return _read(self.manifest.dedup.against, info, span, log)
+
+    def _restart_log(self, info: InputInfo, name: str, writable: bool) -> RestartLog | None:
+        if self.restarts is None or not info.enterable:
+            return None
+        path = self.restarts / f"{name}.log"
+        if name not in self._logs:
+            self._logs[name] = RestartLog(path, info.fingerprint, writable=writable)
+        return self._logs[name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, without the digest."""
@@ -191,7 +216,7 @@ class Plan:
                     f"{__version__} and cannot resume it. Use {data['code']} to finish that run, "
                     "or choose another run_dir."
                 )
-            plan = cls.from_dict(data)
+            plan = replace(cls.from_dict(data), restarts=run.restarts)
             if run.max_unusable.exists():
                 return plan.allow_unusable(float(orjson.loads(run.max_unusable.read_bytes())))
             return plan
@@ -323,20 +348,18 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
         notes += more
     models = find_models(manifest)
     manifest = freeze_manifest(manifest, models)
+    target = manifest.sharding.tokens * BYTES_PER_TOKEN
+    shards = tuple(split_into_shards(inputs, target, manifest.sharding.max_files))
     plan = Plan(
         run_id=secrets.token_hex(4),
         created=round(time.time(), 3),
         code=__version__,
         manifest=manifest,
         inputs=inputs,
-        shards=tuple(
-            split_into_shards(
-                inputs, manifest.sharding.tokens * BYTES_PER_TOKEN, manifest.sharding.max_files
-            )
-        ),
+        shards=shards,
         models=models,
         against=against,
-        listing_notes=notes,
+        listing_notes=(*notes, *shorten(_pass_notes(inputs, shards))),
     )
     return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
 
@@ -358,12 +381,18 @@ def _read(
     corpus: Corpus,
     info: InputInfo,
     span: Span,
+    restarts: RestartLog | None,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Document | BadRecord | SpanEnd]:
-    fields = Fields(corpus.text, corpus.id)
-    limits = corpus.max_record_bytes, corpus.zstd_window
     return read_span(
-        info, info.format, span, fields, limits[0], max_window=limits[1], wanted=wanted
+        info,
+        info.format,
+        span,
+        Fields(corpus.text, corpus.id),
+        corpus.max_record_bytes,
+        max_window=corpus.zstd_window,
+        restarts=restarts,
+        wanted=wanted,
     )
 
 
@@ -388,7 +417,8 @@ def split_into_shards(
             spans, size = [], 0
         if pieces > 1:
             for span in _split_file(file, info, pieces):
-                yield Shard((span,), info.estimated_bytes // pieces)
+                size = info.estimated_bytes // pieces
+                yield Shard((span,), size if span.start < info.estimated_bytes else 0)
             continue
         spans.append(Span(file))
         size += info.estimated_bytes
@@ -402,7 +432,27 @@ def split_into_shards(
 def _split_file(file: int, info: InputInfo, pieces: int) -> Iterator[Span]:
     length = info.rows if info.rows is not None else info.estimated_bytes
     starts = [length * i // pieces for i in range(pieces)]
+    if info.compression not in _SIZED:  # the length is a guess: it may be many times more
+        starts += [length + length // pieces * ((1 << i) - 1) for i in range(_DOUBLINGS)]
     yield from (Span(file, a, b) for a, b in zip(starts, [*starts[1:], None], strict=True))
+
+
+def _pass_notes(inputs: tuple[InputInfo, ...], shards: tuple[Shard, ...]) -> list[str]:
+    """Return a line for each file that is decompressed from its start by many processes."""
+    spans = [shard.spans[0] for shard in shards]
+    pieces = Counter(span.file for span in spans if span.start or span.stop is not None)
+    return [
+        f"{info.name}: a process that reads any of its {count} shards decompresses what is before, "
+        f"so N workers cost about N/2 passes over the file: {_remedy(info)}"
+        for file, count in pieces.items()
+        if not (info := inputs[file]).enterable
+    ]
+
+
+def _remedy(info: InputInfo) -> str:
+    if info.compression == "zstd" and info.format == "jsonl":
+        return "it is one zstd frame; compress it with pzstd, which makes many, or split it"
+    return "split it into smaller files"
 
 
 def input_notes(plan: Plan, run: RunDir) -> list[str]:

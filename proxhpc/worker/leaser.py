@@ -21,7 +21,9 @@ class Leaser:
     """Hands out shards: free ones, from the worker's own range on, then those of dead workers.
 
     Each of `workers` workers starts at another position, so workers rarely meet, and an
-    undisturbed run gives each worker the same shards every time.
+    undisturbed run gives each worker the same shards every time. Workers that would start within a
+    compressed file start side by side at its first shard instead: who reads a shard finds the point
+    from which the next one can be decompressed.
 
     A call lists the leases and usually one folder of shards. Finished shards are remembered; shards
     under lease are not looked at until their lease is gone or no shard is free. Then a call checks
@@ -32,7 +34,7 @@ class Leaser:
         self.run, self.plan, self.leases = run, plan, leases
         worker, workers = position
         count = len(plan.shards)
-        first = (worker % workers) * count // workers
+        first = first_shard(plan, worker % workers, workers)
         # Unfinished shards in order of preference. A dict removes a shard in O(1).
         self._unfinished = dict.fromkeys([*range(first, count), *range(first)])
         self._alive_until: dict[LeasedShard, float] = {}
@@ -107,6 +109,20 @@ class Leaser:
         lease = self.leases.take_over(shard_name(shard), attempt, dead)
         tail = log_tail(self.run, dead)
         return open_shard(self.run, self.plan, shard, lease, tail) if lease else None
+
+
+def first_shard(plan: Plan, worker: int, workers: int) -> int:
+    """Return the shard at which one of several workers starts."""
+    count = len(plan.shards)
+    starts = [number * count // workers for number in range(worker + 1)]
+    first = starts[-1]
+    info = plan.inputs[plan.shards[first].spans[0].file]
+    if info.compression == "none" or not info.enterable:
+        return first
+    while plan.shards[first].spans[0].start:
+        first -= 1
+    beside = sum(start >= first for start in starts[:-1])
+    return min(first + beside, count - 1)
 
 
 def log_tail(run: RunDir, owner: LeaseOwner) -> str:

@@ -59,7 +59,7 @@ class OpenShard:
             self.plan.check_input(span.file)
             # Committed records are read too: what SpanEnd counts (blank lines of the whole span)
             # must not depend on where an attempt died.
-            for item in self.plan.read(span):
+            for item in self.plan.read(span, writable=True):
                 if isinstance(item, SpanEnd) or item.position > skip:
                     if poison and isinstance(item, Document):
                         poison = False
