@@ -95,6 +95,40 @@ def in_two_files(model: Path) -> None:
     edit_json(model / "model.safetensors.index.json", weight_map=index)
 
 
+def header(tensor: str, **changes: object) -> Change:
+    """Change what the header of the weights says of a tensor; its bytes stay."""
+
+    def save(model: Path) -> None:
+        file = model / "model.safetensors"
+        raw = file.read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        parsed = json.loads(raw[8:end])
+        other = parsed[tensor.replace("gate", "up")]["data_offsets"]
+        parsed[tensor] |= changes or {"data_offsets": other}
+        text = json.dumps(parsed).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
+
+    return save
+
+
+def in_both_files(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    in_two_files(model)
+    first, second = (load_file(file) for file in sorted(model.glob("model-*.safetensors")))
+    name = next(iter(first))
+    save_file(second | {name: first[name]}, model / SHARD, metadata={"format": "pt"})
+
+
+def typed(part: str, dtype: str) -> Change:
+    import torch
+
+    kind = getattr(torch, dtype)
+    return weights(lambda w: {k: v.to(kind) if part in k else v for k, v in w.items()})
+
+
+GATE = "model.layers.1.mlp.gate_proj.weight"
+MOE = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5}
 ADAPTER = write("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "a/b"}')
 GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 SHARD = "model-00002-of-00002.safetensors"
@@ -203,6 +237,37 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "end token by name": (config(eos_token_id="</s>"), "is '</s>', .* whole number", "set it to"),
     "no file of weights": (write("model.safetensors", ""), "not a valid JSON object", "damaged"),
     "no safetensors": (write("model.safetensors", "PK" * 99), "not a valid JSON", "copy or down"),
+    "a pointer of Git LFS": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        "model.safetensors is not a valid JSON",
+        "copy or download",
+    ),
+    "bytes of another tensor": (header(GATE), "overlap or leave gaps", "copy or download"),
+    "fewer bytes than its shape": (
+        header(GATE, data_offsets=[0, 64]),
+        "the header of model.safetensors is damaged",
+        "copy or download",
+    ),
+    "unknown type": (header(GATE, dtype="F99"), f"{GATE} in model.safetensors has type F99", "BF1"),
+    "integers": (typed("proj", "int8"), "has type I8, and config.json no quantization", "as BF16"),
+    "fp8": (typed("proj", "float8_e4m3fn"), "has type F8_E4M3, and config.json no", "as BF16"),
+    "a weight in two files": (in_both_files, f"is in model-00001\\S+ and in {SHARD}", "are mixed"),
+    "unknown activation": (config(hidden_act="silo"), "has no hidden_act 'silo'", "correct conf"),
+    "unknown rope": (
+        config(rope_parameters={"full_attention": {"rope_type": "lineer", "factor": 2.0}}),
+        "config.json: transformers has no rope_type 'lineer'",
+        "correct config.json",
+    ),
+    "old unknown rope": (
+        config(rope_parameters=None, rope_scaling={"type": "jarn", "factor": 2.0}),
+        "config.json: transformers has no rope_type 'jarn'",
+        "correct config.json",
+    ),
+    "more experts than there are": (
+        config(model_type="mixtral", **MOE),
+        "num_experts_per_tok is 5, more than the 4 experts",
+        "copy config.json",
+    ),
     "damaged header": (
         write("model.safetensors", (19).to_bytes(8, "little") + b'{"a": {"shape": 1}}'),
         "the header of model.safetensors is damaged",
@@ -228,6 +293,7 @@ def test_a_fault_is_named_with_its_file_and_fix(model: Path, fault: str) -> None
         config(auto_map={"AutoModelForCausalLM": "modeling.My"}),
         config(tie_word_embeddings=None),
         config(max_position_embeddings=1 << 20),
+        config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
         in_two_files,
         weights(lambda w: w | {"model.layers.0.rotary_emb.inv_freq": w["model.norm.weight"]}),
         lambda m: edit_json(m / "generation_config.json", eos_token_id=[2, 4], temperature=0.7),

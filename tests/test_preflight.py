@@ -236,6 +236,25 @@ def test_a_tokenizer_that_does_not_fit_is_refused_by_plan(
     assert not (tmp_path / "run" / "plan.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": "float33"}, "float33"),
+        ({"rms_norm_eps": "1e-6"}, "'rms_norm_eps' expected float"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "'factor'"),
+    ],
+)
+def test_a_configuration_that_transformers_refuses_is_refused_by_plan(
+    model: Path, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    edit_json(model / "config.json", **change)
+    load_tokenizer.cache_clear()
+    with pytest.raises(UserError, match=rf"transformers refuses config.json: .*{reason}") as caught:
+        plan_run(tmp_path, model)
+    assert "\n" not in caught.value.message
+    assert "correct config.json" in caught.value.hint
+
+
 def test_a_model_whose_windows_vllm_refuses_is_refused_before(model: Path, tmp_path: Path) -> None:
     plan = plan_run(tmp_path, model).plan
     (stage,) = plan.frozen_manifest.stages

@@ -149,6 +149,12 @@ class ModelConfig:
         if architecture.experts or self.type == "mixtral":
             self.experts = self._size("num_experts")
             self.active_experts = self._size("num_experts_per_tok")
+            if self.active_experts > self.experts:
+                raise UserError(
+                    f"config.json: num_experts_per_tok is {self.active_experts}, more than the "
+                    f"{self.experts} experts",
+                    hint="copy config.json from the model that was trained",
+                )
 
     def _size(self, key: str, default: int | None = None) -> int:
         names = (key, *_ALIASES.get(key, ()))

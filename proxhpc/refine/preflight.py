@@ -38,6 +38,7 @@ class _Unloaded:
 
 def prepare_stage(manifest: Manifest, stage: Stage, model: ModelRef) -> StageRunner:
     """Return a stage without its engine. UserError if model, tokenizer and prompts do not fit."""
+    _check_config(model)
     if manifest.engine.name == "vllm":
         _check_windows(model)
     tokenizer = load_tokenizer(model.path)
@@ -63,6 +64,20 @@ def prepare_stage(manifest: Manifest, stage: Stage, model: ModelRef) -> StageRun
             hint="choose another `prompt`, or copy the tokenizer's files from the trained model",
         )
     return runner
+
+
+def _check_config(model: ModelRef) -> None:
+    """Raise UserError for a config.json that transformers refuses; vLLM reads it by that, too."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many kinds
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model {model.name!r}: transformers refuses config.json: {reason}",
+            hint="correct config.json, or copy it from the model that was trained",
+        ) from error
 
 
 def _check_windows(model: ModelRef) -> None:

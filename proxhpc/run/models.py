@@ -7,7 +7,7 @@ them without a network.
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -272,18 +272,42 @@ def _check_architecture(name: str, config: Mapping[str, Any]) -> None:
         hint = "correct config.json, or install a version of transformers that has it"
         if config.get("auto_map"):
             what += ", and code of the model (auto_map) is never run"
+    else:
+        for key, value, source in _names(config):
+            if _is_in_transformers(source, rf'"{re.escape(value)}"\s*:') is False:
+                what = f"transformers has no {key} {value!r}"
+                hint = "correct config.json, or install a version of transformers that has it"
     if what:
         raise UserError(f"model {name!r}: config.json: {what}", hint=hint)
 
 
+def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield key and value of names in a config.json, and the source that defines them."""
+    for key in ("hidden_act", "hidden_activation", "activation_function"):
+        if isinstance(config.get(key), str):
+            yield key, config[key], "activations.py"
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(rope, dict):  # of all layers, or by their type
+        for part in (rope, *(each for each in rope.values() if isinstance(each, dict))):
+            kind = part.get("rope_type") or part.get("type")
+            if isinstance(kind, str) and kind not in ("default", "mrope", "su"):
+                yield "rope_type", kind, "modeling_rope_utils.py"
+
+
 def _is_native(kind: str, architecture: str) -> bool:
     """Return whether transformers has this architecture, from its source; it is not imported."""
+    pair = rf'\(\s*"{re.escape(kind)}",\s*"{re.escape(architecture)}",?\s*\)'
+    known = _is_in_transformers("models/auto/modeling_auto.py", pair)
+    return kind in ARCHITECTURES if known is None else known
+
+
+def _is_in_transformers(file: str, pattern: str) -> bool | None:
+    """Return whether a source file of transformers has a match; None if that is not installed."""
     spec = find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:  # a site with a container
-        return kind in ARCHITECTURES
-    mapping = Path(spec.submodule_search_locations[0], "models", "auto", "modeling_auto.py")
-    pair = rf'\(\s*"{re.escape(kind)}",\s*"{re.escape(architecture)}",?\s*\)'
-    return re.search(pair, mapping.read_text(encoding="utf-8")) is not None
+        return None
+    source = Path(spec.submodule_search_locations[0], file)
+    return re.search(pattern, source.read_text(encoding="utf-8")) is not None
 
 
 def _context_length(name: str, config: dict[str, Any]) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +29,13 @@ _EXPONENTS = {
     "F32": ("I", 0xFF << 23),
     "BF16": ("H", 0xFF << 7),
     "F16": ("H", 0x1F << 10),
+}
+# Bytes of a value; formats of quantized weights have no others.
+_SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 _COPY_AGAIN = "copy or download the model again"
 # Weights that old checkpoints have and no model reads.
@@ -99,7 +108,13 @@ class Weights:
         self._headers: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         for file in self.files:
-            self.tensors |= self._read_header(file)
+            tensors = self._read_header(file)
+            if twice := next((tensor for tensor in tensors if tensor in self.tensors), None):
+                raise self._error(
+                    f"{twice} is in {self.tensors[twice].file} and in {file}",
+                    "files of two models are mixed: copy or download the model to a new directory",
+                )
+            self.tensors |= tensors
 
     def _error(self, what: str, hint: str) -> UserError:
         return UserError(f"model {self._name!r}: {what}", hint=hint)
@@ -160,6 +175,9 @@ class Weights:
                 f"{file} has {size:,} bytes, its header says {expected:,}",
                 "the file is truncated or damaged; copy or download it again",
             )
+        spans = sorted((tensor.start, tensor.stop) for tensor in tensors.values())
+        if any(left[1] != right[0] for left, right in pairwise([(0, start), *spans])):
+            raise self._error(f"the tensors of {file} overlap or leave gaps", _COPY_AGAIN)
         return tensors
 
     @cached_property
@@ -178,8 +196,10 @@ class Weights:
                     f"weights ({', '.join(sorted(types))})",
                     "remove quantization_config, or quantize the weights",
                 )
-        elif config.get("model_type") in ARCHITECTURES:
-            self._compare(ModelConfig(config))
+        else:
+            self._check_types()
+            if config.get("model_type") in ARCHITECTURES:
+                self._compare(ModelConfig(config))
         vocab = config.get("vocab_size")
         if self.rows is not None and type(vocab) is int and vocab != self.rows:
             raise self._error(
@@ -193,6 +213,17 @@ class Weights:
         missing = sorted(set(range(layers)) - numbers) if type(layers) is int and numbers else []
         if missing:
             raise self._error(f"{self.source} has no weights of layer {missing[0]}", _COPY_AGAIN)
+
+    def _check_types(self) -> None:
+        """Raise UserError for weights whose values need a scale, or have an unknown type."""
+        for name, tensor in self.tensors.items():
+            is_weight = name.endswith("weight") and not _UNUSED.fullmatch(name)
+            if is_weight and tensor.dtype not in _EXPONENTS:
+                raise self._error(
+                    f"{name} in {tensor.file} has type {tensor.dtype}, and config.json no "
+                    "quantization_config",
+                    "copy config.json from the same model, or save the weights as BF16",
+                )
 
     def _compare(self, config: ModelConfig) -> None:
         expected = dict(config.weights())
@@ -244,7 +275,10 @@ def _tensor(file: str, base: int, value: Mapping[str, Any]) -> Tensor:
     start, stop = map(int, value["data_offsets"])
     if not 0 <= start <= stop:
         raise ValueError(f"offsets {start}, {stop}")
-    return Tensor(file, str(value["dtype"]), tuple(value["shape"]), base + start, base + stop)
+    dtype, shape = str(value["dtype"]), tuple(value["shape"])
+    if dtype in _SIZES and stop - start != prod(shape) * _SIZES[dtype]:
+        raise ValueError(f"{stop - start} bytes of shape {shape}")
+    return Tensor(file, dtype, shape, base + start, base + stop)
 
 
 def _sample(stream: BinaryIO, tensor: Tensor) -> bytes:
