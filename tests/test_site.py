@@ -126,6 +126,20 @@ def test_cpu_phases_request_no_gpus(load: Load) -> None:
     assert site.resources("refine").jobs == 3
 
 
+def test_workers_that_share_a_gpu_take_part_of_the_gpus_of_their_node(load: Load) -> None:
+    site = load("name: s\ngpus: 1\ntasks_per_node: 8\nworkers_per_gpu: 2\nworkers: 16\n")
+    refine, train = site.resources("refine"), site.resources("train")
+    assert (refine.gpus_per_node, refine.jobs) == (4, 2)
+    assert (train.tasks_per_node, train.gpus_per_node) == (4, 4), "its processes share none"
+    assert site.resources("merge").workers_per_gpu == 1
+    for keys, problem in (
+        ("workers_per_gpu: 2\n", "workers_per_gpu: needs gpus: 1, or gres"),
+        ("gpus: 1\nworkers_per_gpu: 2\n", "tasks_per_node: must be a multiple"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            load(f"name: s\n{keys}")
+
+
 def test_phases_override_the_site(load: Load) -> None:
     site = load(
         CLUSTER

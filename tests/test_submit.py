@@ -21,6 +21,7 @@ from proxhpc.cluster.local import split_gpus
 from proxhpc.cluster.queue import Queue, Tag
 from proxhpc.cluster.slurm import SubmitLimit
 from proxhpc.cluster.submit import SlurmBackend, make_backend
+from proxhpc.engines.device import WORKERS_PER_GPU, workers_per_gpu
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import FaultPoint
 from proxhpc.launch.launch import launch, prepare_run
@@ -469,6 +470,20 @@ def test_local_workers_share_the_gpus_of_the_launcher(
     assert split_gpus(1, 2) == ["GPU-a", "GPU-b"]
     with pytest.raises(UserError, match=r"GPU-a,GPU-b.* makes 2 visible"):
         split_gpus(1, 3)
+    assert split_gpus(1, 4, 2) == ["GPU-a", "GPU-a", "GPU-b", "GPU-b"]
+
+
+@pytest.mark.parametrize(("task", "gpu"), [(0, "a"), (1, "a"), (2, "b"), (3, "b")])
+def test_workers_that_share_a_gpu_know_it(
+    monkeypatch: pytest.MonkeyPatch, task: int, gpu: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "a,b")
+    monkeypatch.setenv("SLURM_LOCALID", str(task))
+    monkeypatch.setenv(WORKERS_PER_GPU, "1")
+    monkeypatch.setattr(tasks, "refine_task", lambda root, number, workers: f"{number}/{workers}")
+    assert tasks.refine_element_task("run", 1, 4, 8, 2) == f"{4 + task}/8"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
+    assert workers_per_gpu() == 2
 
 
 @pytest.mark.parametrize("variable", ["", "-1", "NoDevFiles"])

@@ -48,7 +48,7 @@ class LocalBackend:
         number = len(journal.read())
         record_intent(journal, number, batch, arrays=1, has_control_job=False)
         resources = self.site.resources(batch.phase)
-        gpus_by_worker = split_gpus(resources.gpus, len(batch.arguments))
+        gpus_by_worker = split_gpus(resources.gpus, len(batch.arguments), resources.workers_per_gpu)
         jobs = self._jobs[batch.phase] = []
         # A terminal sends Ctrl-C to every process. Only the launcher acts on it: it gives workers
         # a minute to commit, and submitit would give them a second. Workers install handlers for
@@ -144,24 +144,27 @@ class LocalBackend:
         return executor
 
 
-def split_gpus(gpus: int, workers: int) -> list[str]:
+def split_gpus(gpus: int, workers: int, sharing: int = 1) -> list[str]:
     """Return each worker's CUDA_VISIBLE_DEVICES: its part of the GPUs that the launcher sees.
 
-    UserError if they are too few. Unset means all GPUs; an empty variable means none.
+    `sharing` workers have the same part. UserError if they are too few. Unset means all GPUs; an
+    empty variable means none.
     """
     if not gpus:
         return [""] * workers
+    parts = -(-workers // sharing)
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if variable is None:
-        visible = [str(number) for number in range(gpus * workers)]
+        visible = [str(number) for number in range(gpus * parts)]
     else:
         entries = map(str.strip, variable.split(","))
         visible = list(takewhile(lambda entry: entry not in _NO_GPU, entries))
-    if len(visible) < gpus * workers:
+    if len(visible) < gpus * parts:
         raise UserError(
             f"{quantity(workers, 'worker')} with {quantity(gpus, 'GPU')} each:"
-            f" {quantity(gpus * workers, 'GPU')} needed, but"
+            f" {quantity(gpus * parts, 'GPU')} needed, but"
             f' CUDA_VISIBLE_DEVICES="{variable}" makes {len(visible)} visible',
             hint="set another CUDA_VISIBLE_DEVICES, or lower workers or gpus in the site",
         )
-    return [",".join(visible[n * gpus : (n + 1) * gpus]) for n in range(workers)]
+    firsts = (n // sharing * gpus for n in range(workers))
+    return [",".join(visible[first : first + gpus]) for first in firsts]

@@ -111,7 +111,7 @@ def job_executor(job: BatchJob, site: Site, dependency: str = "") -> Any:
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus,
-        "gpus_per_node": None if by_option else resources.gpus * resources.tasks_per_node or None,
+        "gpus_per_node": None if by_option else resources.gpus_per_node or None,
         "signal_delay_s": SIGNAL_SECONDS,
         "setup": [*resources.setup, *([REQUEUE_ON_FAILURE] if job.requeue else [])] or None,
         "srun_args": [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.slurm import seconds_left
+from proxhpc.engines.device import WORKERS_PER_GPU
 from proxhpc.run.lease import Lease, LeaseOwner, hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.pool import ReportProgress
@@ -34,11 +35,14 @@ def refine_task(root: str, number: int, workers: int) -> str:
     )
 
 
-def refine_element_task(root: str, element: int, tasks_per_node: int, workers: int) -> str:
+def refine_element_task(
+    root: str, element: int, tasks_per_node: int, workers: int, workers_per_gpu: int = 1
+) -> str:
     """Run this task's worker of an array element; the element's tasks split the node's GPUs."""
+    os.environ[WORKERS_PER_GPU] = str(workers_per_gpu)
     local_id = int(os.environ.get("SLURM_LOCALID", "0"))
     if tasks_per_node > 1:
-        narrow_gpus(local_id, tasks_per_node)
+        narrow_gpus(local_id, tasks_per_node, workers_per_gpu)
     return refine_task(root, element * tasks_per_node + local_id, workers)
 
 
@@ -121,13 +125,14 @@ def stop_margin(left: float) -> float:
     return min(120.0, 0.1 * left)
 
 
-def narrow_gpus(local_id: int, tasks: int) -> None:
+def narrow_gpus(local_id: int, tasks: int, sharing: int = 1) -> None:
     """Reduce CUDA_VISIBLE_DEVICES to this task's part if Slurm gave each task all GPUs.
 
-    Entries may be numbers or UUIDs and are passed on unchanged. An empty variable stays empty.
+    `sharing` tasks have the same part. Entries may be numbers or UUIDs and are passed on unchanged.
+    An empty variable stays empty.
     """
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    share = len(visible) // tasks
+    share, first = len(visible) * sharing // tasks, local_id // sharing
     if share:
-        part = visible[local_id * share : (local_id + 1) * share]
+        part = visible[first * share : (first + 1) * share]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(part)

@@ -155,6 +155,8 @@ def _gpus(site: Site) -> Finding:
     consequence = "workers use the CUDA_VISIBLE_DEVICES that Slurm sets, numbers or UUIDs"
     if resources.tasks_per_node > 1:
         consequence = f"the {resources.tasks_per_node} workers of a node split its GPUs among them"
+    if resources.workers_per_gpu > 1:
+        consequence += f"; {resources.workers_per_gpu} share one"
     return Finding.ok("GPUs", result, consequence)
 
 

@@ -13,10 +13,17 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
+# Variable: how many workers share this one's GPU, and `gpu_memory_utilization`.
+WORKERS_PER_GPU = "PROXHPC_WORKERS_PER_GPU"
 WAIT_S = 120.0
 PAUSE_S = 2.0
 AMD_DEVICE = Path("/dev/kfd")
 _QUERY = ("--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits")
+
+
+def workers_per_gpu() -> int:
+    """Return how many workers share this one's GPU."""
+    return int(os.environ.get(WORKERS_PER_GPU) or 1)
 
 
 async def wait_for_memory(share: float, devices: int = 1) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -26,6 +27,7 @@ from proxhpc.engines.base import (
     find_stop_end,
     is_loop,
 )
+from proxhpc.engines.compile_cache import shared_compile_cache
 from proxhpc.engines.spawn import (
     ErrorLog,
     OrphanKiller,
@@ -277,6 +279,15 @@ def _loop_options() -> dict[str, Any]:
     return {"repetition_detection": detection}
 
 
+def _settings(arguments: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:
+    """What compiled code may depend on."""
+    import torch
+    import vllm
+
+    versions = vllm.__version__, torch.__version__
+    return repr((versions, arguments, str(config.model_config.dtype), sorted(options.items())))
+
+
 def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, Any]) -> Any:
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -309,8 +320,12 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
         config = args.create_engine_config(usage_context=UsageContext.LLM_CLASS)
     except (ValueError, TypeError) as error:
         raise UserError(f"vLLM refuses its arguments: {error}") from error
+    cache: AbstractContextManager[None] = nullcontext()
+    if not config.model_config.enforce_eager:
+        cache = shared_compile_cache(_settings(arguments, config, options))
     try:
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        with cache:
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:  # only the core's log has the cause
         raise RetryError(
             f"the vLLM engine did not start: {error}",

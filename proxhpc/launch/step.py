@@ -254,7 +254,10 @@ def refine_batch(
     per_node = resources.tasks_per_node
     elements = min(max_elements, -(-pending_shards // per_node))
     workers = elements * per_node
-    arguments = [(str(run.root), element, per_node, workers) for element in range(elements)]
+    sharing = resources.workers_per_gpu
+    arguments = [
+        (str(run.root), element, per_node, workers, sharing) for element in range(elements)
+    ]
     return TaskBatch("refine", tasks.refine_element_task, arguments, {})
 
 

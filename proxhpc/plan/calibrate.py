@@ -85,7 +85,7 @@ def _submit(run: RunDir, plan: Plan, site: Site, documents: int) -> Any:
     seconds = resources.seconds or 60 * JOB_MINUTES
     executor.update_parameters(time=min(JOB_MINUTES, -(-seconds // 60)))
     try:
-        return executor.submit(*call, resources.tasks_per_node)
+        return executor.submit(*call, resources.tasks_per_node, resources.workers_per_gpu)
     except FailedJobError as error:
         raise slurm.submission_error(error) from error
 
@@ -108,13 +108,18 @@ def _wait(job: Any) -> None:
 
 
 def calibrate_task(
-    root: str, documents: int, site: str, cores: int, tasks_per_node: int = 1
+    root: str,
+    documents: int,
+    site: str,
+    cores: int,
+    tasks_per_node: int = 1,
+    workers_per_gpu: int = 1,
 ) -> str:
     """Refine the documents, in the job; return a line about it."""
     if os.environ.get("SLURM_PROCID", "0") != "0":  # one worker's share of the node is measured
         return "task 0 refines"
     if tasks_per_node > 1:
-        tasks.narrow_gpus(0, tasks_per_node)
+        tasks.narrow_gpus(0, tasks_per_node, workers_per_gpu)
     run = RunDir(Path(root))
     plan = Plan.from_dict(orjson.loads(run.calibration_plan.read_bytes()))
     result = asyncio.run(_measure(plan, documents, site, cores))

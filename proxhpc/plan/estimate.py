@@ -61,6 +61,7 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
             for level, model in plan.models.items()
         },
         workers=workers,
+        workers_per_gpu=site.workers_per_gpu,
         shards=len(plan.shards),
         files=len(plan.inputs),
         bytes_on_disk=sum(info.size for info in plan.inputs),
@@ -181,7 +182,7 @@ def _gpu_options(resources: Resources) -> list[str]:
 def _gpus_per_worker(resources: Resources) -> float:
     """Return the GPUs of a worker; 0 if the site does not say."""
     if resources.gpus or not resources.gres:
-        return resources.gpus
+        return resources.gpus / resources.workers_per_gpu
     count = re.search(r":(\d+)(?:\(|$)", resources.gres)
     return (int(count[1]) if count else 1) / resources.tasks_per_node
 

@@ -81,6 +81,8 @@ class PlanEstimate(OutputModel):
     """Models by level, `doc` and `chunk`."""
     workers: int
     """Workers at the same time."""
+    workers_per_gpu: int
+    """Workers that share a GPU."""
     shards: int
     """Shards, the units that workers lease."""
     files: int

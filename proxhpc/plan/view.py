@@ -67,7 +67,8 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
         "documents": documents,
         "tokens": f"about {short(work.tokens)} ({estimate.tokens_counted_as})",
         "shards": f"{estimate.shards:,}",
-        "workers": f"{estimate.workers:,} on site {estimate.site}, engine {estimate.engine}",
+        "workers": f"{estimate.workers:,} on site {estimate.site}, engine {estimate.engine}"
+        + (f", {estimate.workers_per_gpu} on a GPU" if estimate.workers_per_gpu > 1 else ""),
     }
     for level, model in estimate.models.items():
         parameters = "unknown" if model.parameters is None else short(model.parameters)

@@ -16,6 +16,7 @@ from proxhpc.account.flops import Usage
 from proxhpc.corpus.document import Document
 from proxhpc.engines import make_engine
 from proxhpc.engines.base import LARGE_TEXT, Engine, EngineDiedError, RequestError
+from proxhpc.engines.device import workers_per_gpu
 from proxhpc.errors import RetryError, StopError
 from proxhpc.program.replay import ModelOutput, ReplayResult, doc_verdict, replay
 from proxhpc.refine.canary import UNUSABLE_FLAG, Canary, why_unusable
@@ -234,7 +235,8 @@ async def open_refiner(
     """
     engines: dict[str, Engine] = {}
     runners: dict[str, StageRunner] = {}
-    share = manifest.engine.gpu_memory_utilization / max(1, len({m.path for m in models.values()}))
+    parts = max(1, len({m.path for m in models.values()})) * workers_per_gpu()
+    share = manifest.engine.gpu_memory_utilization / parts
     options = manifest.engine.model_copy(update={"gpu_memory_utilization": share})
     try:
         for stage in manifest.stages:

@@ -65,7 +65,7 @@ def execution_report(
 
 def _cost(
     heartbeats: Sequence[Heartbeat],
-    gpus: Sequence[int] | None,
+    gpus: Sequence[float] | None,
     site: Site | None,
     estimated: tuple[float | None, float | None],
 ) -> CostReport:
@@ -114,16 +114,22 @@ def _estimated_hours(
     return None, None
 
 
-def _gpu_numbers(heartbeats: Sequence[Heartbeat], site: Site | None) -> list[int] | None:
-    """GPUs of each worker; None if neither a worker nor the latest launch's site knows them."""
+def _gpu_numbers(heartbeats: Sequence[Heartbeat], site: Site | None) -> list[float] | None:
+    """GPUs of each worker, or its part of one.
+
+    None if neither a worker nor the latest launch's site knows them.
+    """
     resources = site.resources("refine") if site else None
     default = None if resources is None or resources.gres else resources.gpus
+    sharing = resources.workers_per_gpu if resources else 1
     numbers = [beat.devices if beat.device else default for beat in heartbeats]
-    known = [number for number in numbers if number is not None]
+    known = [number / sharing for number in numbers if number is not None]
     return known if len(known) == len(numbers) else None
 
 
-def _gpus(heartbeats: Sequence[Heartbeat], numbers: Sequence[int] | None, plan: Plan) -> GpuReport:
+def _gpus(
+    heartbeats: Sequence[Heartbeat], numbers: Sequence[float] | None, plan: Plan
+) -> GpuReport:
     """GPU time: the workers' time, loading included, times the GPUs of each.
 
     The utilization is None unless every GPU's peak is known.

@@ -208,6 +208,7 @@ class Resources:
     gres: str | None
     exclusive: bool
     tasks_per_node: int
+    workers_per_gpu: int
     workers: int
     nodes: int
     setup: tuple[str, ...]
@@ -228,6 +229,11 @@ class Resources:
         shortest = self.seconds if self.time_min is None else parse_time(self.time_min)
         halves = (self.seconds >> n for n in range(8))
         return [self.seconds, *(length for length in halves if shortest <= length < self.seconds)]
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs of a job's workers; 0 with `gres`."""
+        return self.gpus * -(-self.tasks_per_node // self.workers_per_gpu)
 
     @property
     def jobs(self) -> int:
@@ -285,6 +291,9 @@ class Site(ResourceRequest):
     """Whole nodes, not shared with other jobs."""
     tasks_per_node: Positive = 1
     """Workers per job; more than 1 where jobs get whole nodes."""
+    workers_per_gpu: Positive = 1
+    """Workers that share a GPU, for models too small to fill it; with `gpus: 1` or `gres`. `vllm`
+    divides its memory among them. On Slurm, `tasks_per_node` must be a multiple."""
     setup: tuple[str, ...] = ()
     """Shell lines to run on the node before the worker, such as `module load …`. `$` is the
     shell's."""
@@ -330,6 +339,16 @@ class Site(ResourceRequest):
         return self
 
     @model_validator(mode="after")
+    def _sharing(self) -> Self:
+        resources = self.resources("refine")
+        if (sharing := resources.workers_per_gpu) > 1:
+            if not (resources.gpus == 1 or resources.gres):
+                refuse([(("workers_per_gpu",), "needs gpus: 1, or gres")])
+            if self.kind == "slurm" and resources.tasks_per_node % sharing:
+                refuse([(("tasks_per_node",), "must be a multiple of workers_per_gpu")])
+        return self
+
+    @model_validator(mode="after")
     def _times(self) -> Self:
         for phase in ("refine", "train"):
             resources = self.resources(phase)
@@ -348,6 +367,9 @@ class Site(ResourceRequest):
             merged["mem"] = min_memory(self.mem, _CONTROL_MEMORY)
         overridden = {name: getattr(overrides, name) for name in ResourceRequest.model_fields}
         merged |= {name: value for name, value in overridden.items() if value is not None}
+        if phase == "train" and overrides.tasks_per_node is None:  # its processes share no GPU
+            merged["tasks_per_node"] = max(1, self.tasks_per_node // self.workers_per_gpu)
+        merged["workers_per_gpu"] = self.workers_per_gpu if phase == "refine" else 1
         # If the phase sets one of gpus and gres, the site's value of the other does not apply.
         if overrides.gpus is not None and overrides.gres is None:
             merged["gres"] = None
