@@ -51,7 +51,8 @@ def _engine(manifest: Manifest, site: Site) -> Finding:
     except UserError as error:
         return Finding.error(f"engine {name}", error.message, error.hint)
     try:
-        check_options(name, manifest.engine.options)
+        for stage in manifest.stages:
+            check_options(name, manifest.engine_of(stage).options)
     except UserError as error:
         return Finding.error("engine.options", error.message, error.hint)
     return Finding.ok(f"engine {name}", "installed", "workers use this Python environment")

@@ -56,7 +56,9 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
         engine=plan.manifest.engine.name,
         models={
             level: ModelFigures(
-                name=model.name, parameters=model.shape.parameters if model.shape else None
+                name=model.name,
+                parameters=model.shape.parameters if model.shape else None,
+                engine=_engine_settings(plan, level),
             )
             for level, model in plan.models.items()
         },
@@ -172,6 +174,15 @@ def _cost(
         days=hours / (gpus * max(1, workers) * 24) if hours and gpus and named else None,
         price=_price(site, hours) if named else None,
     )
+
+
+def _engine_settings(plan: Plan, level: str) -> dict[str, str]:
+    """Return the engine settings of a stage that differ from the run's."""
+    (own,) = (stage.engine for stage in plan.manifest.stages if stage.level == level)
+    if own is None:
+        return {}
+    settings = own.model_dump(mode="json", exclude={"options"}, exclude_none=True)
+    return {key: str(value) for key, value in {**settings, **own.options}.items()}
 
 
 def _gpu_options(resources: Resources) -> list[str]:

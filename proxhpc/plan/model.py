@@ -16,6 +16,8 @@ class ModelFigures(OutputModel):
     """Directory or hub id."""
     parameters: int | None
     """Number of its weights; null if its architecture is not known."""
+    engine: dict[str, str]
+    """Engine settings of the stage that differ from the run's."""
 
 
 class CostEstimate(OutputModel):

@@ -72,7 +72,8 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
     }
     for level, model in estimate.models.items():
         parameters = "unknown" if model.parameters is None else short(model.parameters)
-        rows[f"{level} model"] = f"{model.name}, {parameters} parameters"
+        settings = "".join(f", {key}: {value}" for key, value in model.engine.items())
+        rows[f"{level} model"] = f"{model.name}, {parameters} parameters{settings}"
     rows["refining"] = f"{cost_line(estimate)}{_basis(estimate)}"
     rows["kept"] = _kept(estimate.kept)
     rows["corpus"] = f"about {_size(estimate.corpus_bytes)}" + (

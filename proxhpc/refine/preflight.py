@@ -55,7 +55,7 @@ def prepare_stage(manifest: Manifest, stage: Stage, model: ModelRef) -> StageRun
             f"embedding has {rows:,} rows",
             hint="name the end token that the model was trained with",
         )
-    context = model.context_length(manifest.engine.max_model_len)
+    context = model.context_length(manifest.engine_of(stage).max_model_len)
     runner = make_runner(stage, _Unloaded(tokenizer, context), manifest.policy)
     if unknown := [number for number in runner.frame if number >= rows]:
         raise UserError(

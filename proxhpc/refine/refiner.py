@@ -29,6 +29,7 @@ from proxhpc.run.ledger import Call, Row, quarantine, text_digest
 from proxhpc.run.models import ModelRef
 from proxhpc.run.plan import FrozenPrompt
 from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.sections import Stage
 
 T = TypeVar("T")
 MAX_ERRORS_IN_A_ROW = 20  # more are not the documents' fault
@@ -228,21 +229,23 @@ async def open_refiner(
     models: Mapping[str, ModelRef],
     prompts: Mapping[str, FrozenPrompt] | None = None,
 ) -> Refiner:
-    """Load the engines of a manifest; stages with the same model share its engine.
+    """Load the engines of a manifest; stages with the same model and settings share an engine.
 
     `models` are those of the stages, by level; none for the rules. `prompts` are those that a plan
     has frozen. Without `engine.max_model_len`, an engine's context is what its stages need.
     """
     engines: dict[str, Engine] = {}
     runners: dict[str, StageRunner] = {}
-    parts = max(1, len({m.path for m in models.values()})) * workers_per_gpu()
+    keys = {stage.level: _engine_key(manifest, stage, models) for stage in manifest.stages}
+    parts = len({*keys.values()}) * workers_per_gpu()
     share = manifest.engine.gpu_memory_utilization / parts
-    options = manifest.engine.model_copy(update={"gpu_memory_utilization": share})
     try:
         for stage in manifest.stages:
             model = models.get(stage.level)
-            key = str(model.path) if model else ""
+            key = keys[stage.level]
             if key not in engines:
+                options = manifest.engine_of(stage)
+                options = options.model_copy(update={"gpu_memory_utilization": share})
                 stepwise = _stepwise(manifest, models, model)
                 if model and options.max_model_len is None:
                     context = needed_context(manifest, models, model.path)
@@ -255,6 +258,12 @@ async def open_refiner(
         raise
     check_prompts(runners, prompts or {})
     return Refiner(manifest, runners.get("doc"), runners.get("chunk"))
+
+
+def _engine_key(manifest: Manifest, stage: Stage, models: Mapping[str, ModelRef]) -> str:
+    """Return what stages must have in common to share an engine."""
+    model = models.get(stage.level)
+    return f"{model.path if model else ''}\0{manifest.engine_of(stage).model_dump_json()}"
 
 
 def _token_budget(doc: StageRunner | None, chunk: StageRunner | None) -> Budget | None:

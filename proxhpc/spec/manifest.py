@@ -110,10 +110,12 @@ class Manifest(Config):
         for n, stage in enumerate(self.stages):
             if stage.model is None and self.engine.name != "rules":
                 yield ("stages", n, "model"), f"required with engine.name: {self.engine.name}"
+            if stage.engine is not None and self.engine.name == "rules":
+                yield ("stages", n, "engine"), "not with engine.name: rules"
 
     def _lengths(self) -> Iterator[tuple[Key, str]]:
-        limit = self.engine.max_model_len
         for n, stage in enumerate(self.stages):
+            limit = self.engine_of(stage).max_model_len
             by_tokens = stage.level == "chunk" and stage.window_chars is None
             window = stage.window_tokens if by_tokens else 0
             if limit is not None and window + stage.max_new_tokens >= limit:
@@ -129,7 +131,7 @@ class Manifest(Config):
             if stage.prompt == "walk":
                 if self.policy == "reference":
                     yield ("stages", n, "prompt"), "walk is not for policy: reference"
-                if "speculative_config" in self.engine.options:
+                if "speculative_config" in self.engine_of(stage).options:
                     yield ("engine", "options", "speculative_config"), "not with prompt: walk"
             elif stage.grammar != "none" and self.engine.name != "vllm":
                 yield ("stages", n, "grammar"), "only with engine.name: vllm"
@@ -137,6 +139,15 @@ class Manifest(Config):
                 for key, value in _OF_PUBLIC_CODE.items():
                     if getattr(stage, key) != value:
                         yield ("stages", n, key), f"must be {value} with policy: reference"
+
+    def engine_of(self, stage: Stage) -> EngineOptions:
+        """Return the engine options of a stage."""
+        if (own := stage.engine) is None:
+            return self.engine
+        keys = {key: getattr(own, key) for key in ("dtype", "max_model_len")}
+        changes = {key: value for key, value in keys.items() if value is not None}
+        options = {**self.engine.options, **own.options}
+        return self.engine.model_copy(update=changes | {"options": options})
 
     @property
     def program_format(self) -> ProgramFormat:

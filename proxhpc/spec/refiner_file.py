@@ -18,7 +18,12 @@ from proxhpc.spec.profile import PROFILES, WALK, Profile, PromptName, profile_na
 from proxhpc.spec.sections import Level, Stage
 
 NAME = "refiner.json"
-_NOT_IN_SECTIONS = ("level", "prompt", "model")  # keys of a stage that doc and chunk cannot set
+_NOT_IN_SECTIONS = (
+    "level",
+    "prompt",
+    "model",
+    "engine",
+)  # keys of a stage that doc and chunk cannot set
 _LEVELS: tuple[Level, ...] = get_args(Level)
 _TRAINED = ("dialect", "blank_lines")  # what a model has learned, which no stage can change
 

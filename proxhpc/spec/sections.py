@@ -104,6 +104,49 @@ def _directory_or_hub_id(text: str, info: ValidationInfo) -> str:
     return text
 
 
+_REFUSED_OPTIONS = {
+    "trust_remote_code": "it would run code from the model's repository on every node",
+    "worker_cls": "it would import code by name",
+    "worker_extension_cls": "it would import code by name",
+    "logits_processors": "it would import code by name",
+    "model": "use stages[].model",
+    "tokenizer": "the model's own tokenizer is used",
+    "dtype": "use engine.dtype",
+    "seed": "use seed",
+    "gpu_memory_utilization": "use engine.gpu_memory_utilization",
+    "max_model_len": "use engine.max_model_len",
+    "enable_prefix_caching": "always on",
+    "hf_token": "manifests are copied into run directories; set HF_TOKEN in the environment",
+    "token": "manifests are copied into run directories; set HF_TOKEN in the environment",
+}
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _option_problems(options: dict[str, JsonValue]) -> Iterator[tuple[Key, str]]:
+    for option in options:
+        key = option.strip("-").replace("-", "_").lower()
+        if key in _REFUSED_OPTIONS:
+            yield ("options", option), f"not allowed: {_REFUSED_OPTIONS[key]}"
+        elif not re.fullmatch(r"[a-z][a-z0-9_]{0,79}", option):
+            yield ("options", option), "write an option's name like max_num_seqs"
+
+
+class StageEngine(Config):
+    """Engine settings of one stage, where they differ from those of the section `engine`."""
+
+    dtype: Dtype | None = None
+    """Precision of the weights."""
+    max_model_len: Positive | None = None
+    """Context length in tokens."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """More engine arguments for this stage, as `quantization: fp8` or `tensor_parallel_size: 2`."""
+
+    @model_validator(mode="after")
+    def _allowed(self) -> Self:
+        refuse(_option_problems(self.options))
+        return self
+
+
 class Stage(Config):
     """One pass of a refining model over the corpus."""
 
@@ -160,6 +203,8 @@ class Stage(Config):
     allows verdicts and removals of the window's lines; `strings` also deletions of its words, which
     is slower because every window has its own grammar. With `walk`, `lines` (the default) works on
     every engine."""
+    engine: StageEngine | None = None
+    """Settings of this stage's engine; see [`stages.engine`](#stagesengine)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -208,30 +253,13 @@ def _changed(model: Config, keys: tuple[str, ...], why: str) -> Iterator[tuple[K
             yield (key,), why
 
 
-_REFUSED_OPTIONS = {
-    "trust_remote_code": "it would run code from the model's repository on every node",
-    "worker_cls": "it would import code by name",
-    "worker_extension_cls": "it would import code by name",
-    "logits_processors": "it would import code by name",
-    "model": "use stages[].model",
-    "tokenizer": "the model's own tokenizer is used",
-    "dtype": "use engine.dtype",
-    "seed": "use seed",
-    "gpu_memory_utilization": "use engine.gpu_memory_utilization",
-    "max_model_len": "use engine.max_model_len",
-    "enable_prefix_caching": "always on",
-    "hf_token": "manifests are copied into run directories; set HF_TOKEN in the environment",
-    "token": "manifests are copied into run directories; set HF_TOKEN in the environment",
-}
-
-
 class EngineOptions(Config):
     """The engine that runs the models."""
 
     name: EngineName
     """`vllm`: GPUs. `transformers`: a CPU or one GPU. `rules`: no model; the C4, Gopher and FineWeb
     heuristics write the programs, on any CPU."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """Precision of the weights. `auto`, in both engines: bfloat16 on a GPU (float16 where bfloat16
     is not supported) and float32 on a CPU. Only small plain Llamas of the style `walk`, as the
     embedded model, have what is fastest on the CPU: 8-bit products (AVX512-VNNI), bfloat16
@@ -268,13 +296,7 @@ class EngineOptions(Config):
             problems.append((("options",), "only with name: vllm or transformers"))
         if len(set(self.rules)) < len(self.rules):
             problems.append((("rules",), "a rule set is named twice"))
-        for option in self.options:
-            key = option.strip("-").replace("-", "_").lower()
-            if key in _REFUSED_OPTIONS:
-                problems.append((("options", option), f"not allowed: {_REFUSED_OPTIONS[key]}"))
-            elif not re.fullmatch(r"[a-z][a-z0-9_]{0,79}", option):
-                problems.append((("options", option), "write an option's name like max_num_seqs"))
-        refuse(problems)
+        refuse((*problems, *_option_problems(self.options)))
         return self
 
 
