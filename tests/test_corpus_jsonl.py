@@ -46,11 +46,20 @@ def test_dotted_names_are_paths_unless_there_is_such_a_key(tmp_path: Path) -> No
     assert (both.text, both.fields) == ("literal", {"doc": {"body": "path"}})
 
 
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    line = b'{"id": "a", "text": "NaN", "score": NaN, "more": [-Infinity, Infinity, 1.5]}'
+    assert one(tmp_path, line) == Document(
+        "a", "NaN", 0, 0, {"id": "a", "score": None, "more": [None, None, 1.5]}
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b'{"id": 1, "text": "cut', "invalid_json"),
-        (b'{"id": 1, "text": "a", "x": NaN}', "invalid_json"),
+        (b'{"id": 1, "text": "a", "x": nan}', "invalid_json"),
+        (b'{"id": 1, "text": "NaN", "x": NaN', "invalid_json"),
+        (b'{"id": 1, "text": "\\ud800", "x": NaN}', "invalid_json"),
         (b'{"id": 1, "text": "\\ud800"}', "invalid_json"),
         (b'{"id": 1, "text": "\xff"}', "invalid_utf8"),
         (b"[1, 2]", "not_an_object"),

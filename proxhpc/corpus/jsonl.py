@@ -1,6 +1,8 @@
 """Documents of a JSON lines stream; each line belongs to exactly one span."""
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -40,6 +42,8 @@ class RawLine(NamedTuple):
 def parse_json(data: bytes) -> Any:
     """Return the record of a line, a RecordProblem, or None for one with only a BOM.
 
+    NaN and infinities, which JSON lacks but `json.dumps` writes, become null, as in parquet.
+
     A BOM may begin any line, since files that begin with one may have been joined.
     """
     try:
@@ -53,6 +57,10 @@ def parse_json(data: bytes) -> Any:
         except UnicodeDecodeError as decode:
             where = f"{decode.reason} at byte {decode.start} of the line"
             return RecordProblem("invalid_utf8", where)
+        if b"NaN" in data or b"Infinity" in data:
+            with suppress(ValueError, TypeError, RecursionError):  # then it has other faults
+                record = json.loads(data.decode(), parse_constant=lambda _: None)
+                return orjson.loads(orjson.dumps(record))
         return RecordProblem("invalid_json", str(error))
 
 
