@@ -30,7 +30,7 @@ FaultPoint = Literal[
     "one released",
     "all released",
     "sketch written",
-    "pairs found",
+    "round written",
     "match written",
     "part written",
     "card written",

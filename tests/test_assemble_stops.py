@@ -13,8 +13,10 @@ import pytest
 from merging import output, plan_of_one, refined, rewrite_ledger
 from proxhpc.assemble import merge as merging_steps
 from proxhpc.assemble.coverage import check_coverage
-from proxhpc.assemble.match import require_match
+from proxhpc.assemble.match import ROUNDS, round_names
+from proxhpc.assemble.match_result import require_match
 from proxhpc.assemble.merge import merge_run
+from proxhpc.assemble.phases import run_share
 from proxhpc.assemble.replay import SpanStats
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster import tasks
@@ -147,11 +149,12 @@ def test_an_altered_input_stops_the_merge(tmp_path: Path) -> None:
 FILES = {
     "sketch/00000.json": "",
     "sketch/00000.npy": "merge/match.json",
-    "sketch/00000.bands": "merge/match.json",
+    "sketch/00000.hashes": "merge/match.json",
     "sketch/00000.minhash.npy": "merge/match.json",
     "sketch/00000.quarantine.jsonl.zst": "merge/summary.json",
-    "match/00000.npy": "corpus/part-00000.jsonl.zst",
-    "match/pairs.npy": "merge/summary.json",
+    "match/source.json": "",
+    "match/*/flags/00000.npy": "corpus/part-00000.jsonl.zst",
+    "match/*/duplicates/00000.jsonl.zst": "merge/summary.json",
     "match.json": "",
     "summary.json": "",
 }
@@ -159,7 +162,9 @@ FILES = {
 
 def damage(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    middle = len(data) // 2
+    # A digit of JSON may change unnoticed; a quotation mark may not.
+    data[data.find(b'"', middle) if path.suffix == ".json" else middle] ^= 1
     path.write_bytes({"changed": bytes(data), "truncated": bytes(data[:-3]), "emptied": b""}[how])
 
 
@@ -179,12 +184,35 @@ def test_a_damaged_file_of_the_merge_is_named_and_written_again(
     before = output(run.dir)
     if FILES[name]:
         (run.dir.root / FILES[name]).unlink()
-    path = run.dir.merge / name
+    (path,) = run.dir.merge.glob(name)
     damage(path, how)
     with pytest.raises(StopError, match="is damaged") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
     path.unlink()  # as the error says
+    assert merge_run(run.dir) == expected
+    assert output(run.dir) == before
+
+
+@pytest.mark.parametrize("kind", ["leaders", "stars", "edges", "claims", "groups", "text_edges"])
+def test_damaged_files_of_rounds_are_named_and_written_again(tmp_path: Path, kind: str) -> None:
+    run = refined(tmp_path, dedup={"near": {"bands": 4, "rows": 2}})
+    expected = merge_run(run.dir)
+    before = output(run.dir)
+    shutil.rmtree(run.dir.match_folder)
+    run.dir.match.unlink()
+    run_share(run.dir, "start", (0, 1))
+    for name in round_names(run.plan):
+        run_share(run.dir, name, (0, 1))
+        if kind in ROUNDS[name].writes:
+            break
+    (path,) = run.dir.match_folder.glob(f"*/{kind}/00000")
+    damage(path, "changed")
+    with pytest.raises(StopError, match="is damaged") as stop:
+        merge_run(run.dir)
+    assert str(path) in str(stop.value)
+    assert "delete" in stop.value.hint
+    shutil.rmtree(path.parents[1])  # as the error says
     assert merge_run(run.dir) == expected
     assert output(run.dir) == before
 
@@ -286,7 +314,7 @@ def test_a_part_that_changes_before_checksums_are_written_stops_the_merge(
             part.unlink()
 
     with monkeypatch.context() as patch:
-        patch.setattr(merging_steps, "write_quarantine", lose)
+        patch.setattr(merging_steps, "_write_listings", lose)
         with pytest.raises(StopError, match="bytes, not the") as stop:
             merge_run(run.dir)
     assert str(part) in str(stop.value)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from merging import failing_unit, kill_self, plan_of_one, refined
 from proxhpc.assemble.merge import merge_run
-from proxhpc.assemble.pairs import exact_pairs
 from proxhpc.assemble.parts import InputOrderSplitter, ShuffledSplitter, bucket_starts
 from proxhpc.assemble.replay import ReplayedRecord, replay_records, replay_shard
 from proxhpc.assemble.rows import corpus_row
@@ -99,17 +98,6 @@ def test_a_deeply_nested_field_survives(depth: int) -> None:
 def test_bad_records_do_not_reach_the_corpus() -> None:
     with pytest.raises(ValueError, match="does not reach the corpus"):
         corpus_row(plan_of_one(True), ReplayedRecord(0, Row("", 0, 5, "quarantined")))
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=40))
-def test_exact_pairs_against_a_simple_search(documents: list[tuple[int, int]]) -> None:
-    high, low = np.array(documents, np.uint64).reshape(-1, 2).T
-    first: dict[tuple[int, int], int] = {}
-    expected = []
-    for index, content in enumerate(documents):
-        if first.setdefault(content, index) != index:
-            expected.append([index, first[content]])
-    assert sorted(exact_pairs(np.arange(len(high)), high, low).tolist()) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=40), st.integers(1, 50))

@@ -1,5 +1,6 @@
 """Which of several duplicates survives, what counts as one, and duplicates of another corpus."""
 
+import json
 import random
 from itertools import combinations
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
-from proxhpc.assemble.text_pairs import jaccard
+from proxhpc.assemble.text_rounds import overlap
 from proxhpc.dedup.hashes import survivor_rank
 from proxhpc.dedup.minhash import minhash_slots
 from proxhpc.dedup.shingles import fold, shingles
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
+from proxhpc.report import write_report
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.sections import Dedup, Near
 from proxhpc.worker.worker import Assignment, run_worker
@@ -80,12 +82,12 @@ def test_pairs_that_signatures_cannot_decide_are_compared_by_text(tmp_path: Path
     expected = {rows[2 * n]["id"] for n, value in enumerate(similarities) if value >= 0.8}
     run = merged(tmp_path / "text", rows, near=SENSITIVE)
     assert set(written_ids(run)) == {row["id"] for row in rows} - expected
-    assert not [*run.match.parent.joinpath("match").glob("*.shingles")]
+    assert not [*run.match_folder.glob("*/shingles")]
     by_signature = merged(tmp_path / "signature", rows, near={**SENSITIVE, "verify": "signature"})
     assert set(written_ids(by_signature)) != set(written_ids(run))
 
 
-def test_a_long_chain_is_one_set_if_texts_decide(tmp_path: Path) -> None:
+def test_of_a_chain_only_what_is_like_its_survivor_is_removed(tmp_path: Path) -> None:
     words = random.Random(5).choices(WORDS, k=100)
     rows = [page("p0", words)]
     for step in range(1, 9):
@@ -95,7 +97,15 @@ def test_a_long_chain_is_one_set_if_texts_decide(tmp_path: Path) -> None:
     links = [true_jaccard(a, b) >= 0.8 for a, b in combinations(rows, 2)]
     assert any(links)
     assert not all(links)
-    assert written_ids(merged(tmp_path / "run", rows, near=SENSITIVE)) == ["p8"]  # the longest
+    by_id = {row["id"]: row for row in rows}
+    run = merged(tmp_path / "run", rows, near=SENSITIVE)
+    kept = written_ids(run)
+    assert len(kept) > 1
+    assert all(true_jaccard(by_id[a], by_id[b]) < 0.8 for a, b in combinations(kept, 2))
+    for pair in read_listing(run.duplicates):
+        both = [by_id[pair[side]["id"]] for side in ("duplicate", "survivor")]
+        assert true_jaccard(*both) >= 0.8
+        assert pair["survivor"]["id"] in kept
 
 
 @pytest.mark.parametrize(("common", "duplicates"), [(40, 1), (39, 0)])
@@ -119,8 +129,11 @@ def test_listed_similarities_are_shares_of_equal_slots(tmp_path: Path) -> None:
         both = [texts[pair[side]["id"]] for side in ("duplicate", "survivor")]
         hashes = [shingles(fold(text), near.shingle) for text in both]
         left, right = minhash_slots(hashes, near.bands * near.rows, near.seed)
-        assert pair["similarity"] == int(1000 * np.mean(left == right)) / 1000
-        truth = jaccard(*(np.unique(values) for values in hashes))
+        estimate = int(1000 * np.mean(left == right)) / 1000
+        common, union = overlap(*(np.unique(values) for values in hashes))
+        truth = common / union
+        # Where texts decide, their exact similarity is listed.
+        assert pair["similarity"] in (estimate, 1000 * common // union / 1000)
         assert truth < 1 or pair["similarity"] == 1
         errors.append(pair["similarity"] - truth)
     assert len(errors) > 20
@@ -131,7 +144,9 @@ def test_jaccard_similarity_of_shingle_sets() -> None:
     left = np.arange(4, dtype=np.uint64)
     for start, stop, expected in ((0, 4, 1.0), (0, 5, 4 / 5), (1, 6, 3 / 6), (4, 9, 0.0)):
         right = np.arange(start, stop, dtype=np.uint64)
-        assert jaccard(left, right) == jaccard(right, left) == expected
+        common, union = overlap(left, right)
+        assert overlap(right, left) == (common, union)
+        assert common / union == expected
 
 
 SAME = "One line that is long enough to be kept by the rules.\nAnd there is another one here."
@@ -243,8 +258,7 @@ def test_documents_of_another_corpus_do_not_count_for_the_size_of_a_set(tmp_path
     against = {"paths": str(old)}
     run = merged(tmp_path / "run", [{"id": "a", "text": texts[0]}], near=SENSITIVE, against=against)
     (pair,) = read_listing(run.duplicates)
-    second = len(old.read_bytes().split(b"\n")[0]) + 1
-    assert pair["survivor"]["source"] == f"old.jsonl:{second}"  # the longest text
+    assert pair["survivor"]["source"] == "old.jsonl:0"  # the first: they are not ranked
     summary = MergeSummary.load(run)
     assert summary is not None
     assert (summary.duplicates.sets, summary.duplicates.largest_set) == (1, 2)
@@ -257,3 +271,30 @@ def test_another_corpus_must_be_there_and_have_texts(tmp_path: Path) -> None:
         path = manifest(tmp_path, [source], dedup={"against": {"paths": str(tmp_path / name)}})
         with pytest.raises(UserError, match=message if "dedup" in message else "dedup.against"):
             prepare_run(path, local_site(tmp_path), None)
+
+
+def test_only_documents_with_the_same_field_are_compared(tmp_path: Path) -> None:
+    words = random.Random(1).choices(WORDS, k=100)
+    changed = [*words[:50], "changed", *words[51:]]
+    rows = [
+        page(f"{name} {kind}", text) | {"dump": dump}
+        for kind, text in (("same", words), ("near", changed))
+        for name, dump in (("a", "2023-50"), ("b", "2023-50"), ("c", "2024-10"), ("d", None))
+    ]
+    everywhere = merged(tmp_path / "all", rows, near={})
+    within = merged(tmp_path / "within", rows, near={}, within="dump")
+    assert len(written_ids(everywhere)) == 1
+    kept = [row["dump"] for row in read_listing(within.part(0))]
+    assert sorted(map(str, kept)) == ["2023-50", "2024-10", "None"]
+
+
+@pytest.mark.parametrize(("by", "ranked"), [("scores", 0), ("score", 1)])
+def test_the_report_tells_if_no_document_has_the_field(
+    tmp_path: Path, by: str, ranked: int
+) -> None:
+    rows = [page("a", WORDS[:40]), page("b", WORDS[:40]) | {"score": 3}]
+    run = merged(tmp_path / "run", rows, keep="highest", by=by)
+    write_report(run)
+    assert json.loads(run.report_json.read_bytes())["duplicate_sets"]["ranked"] == ranked
+    told = "No document has a\nnumber or date in the field" in run.report_html.read_text()
+    assert told == (ranked == 0)

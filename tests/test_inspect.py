@@ -496,20 +496,22 @@ def test_a_shard_that_is_refined_again_is_shown_from_its_attempt(merged_run: Run
     assert len(sample_documents(merged_run.dir, 1000)) == 39
 
 
-def test_a_survivor_whose_ledger_is_gone_is_noted(merged_run: Run) -> None:
-    (survivor,) = inspect_documents(merged_run.dir, "doc-30")
-    (copy,) = inspect_documents(merged_run.dir, "early copy")
+def test_a_survivor_is_named_by_the_listing_of_duplicates(merged_run: Run) -> None:
+    (survivor,) = inspect_documents(merged_run.dir, "early copy")
+    (copy,) = inspect_documents(merged_run.dir, "doc-30")
     assert survivor.shard is not None
-    assert survivor.shard != copy.shard
-    ledger = merged_run.dir.ledger(survivor.shard)
-    ledger.unlink()
-    (copy,) = inspect_documents(merged_run.dir, "early copy")
+    merged_run.dir.ledger(survivor.shard).unlink()
+    assert inspect_documents(merged_run.dir, "doc-30") == [copy]
+    assert copy.duplicate_of is not None
+    (listing,) = merged_run.dir.match_folder.glob("*/duplicates/*")
+    listing.unlink()
+    (copy,) = inspect_documents(merged_run.dir, "doc-30")
     assert copy.duplicate_of is None
     assert copy.notes == (
-        "the merge left it out as a duplicate, but the ledger that holds the document in its place"
-        f" is gone: {ledger}",
+        "the merge left it out as a duplicate, but the file that names the document in its place"
+        f" is gone: {listing}",
     )
-    assert "note: the merge left it out" in shown(merged_run, "early copy")
+    assert "note: the merge left it out" in shown(merged_run, "doc-30")
 
 
 def test_files_that_vanish_before_they_are_opened_are_listed_again(

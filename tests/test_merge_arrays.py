@@ -6,12 +6,15 @@ import subprocess
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from merging import killed, output, refined
+from proxhpc.assemble.match import pending_rounds, round_units
+from proxhpc.assemble.match_result import require_match
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.phases import pending_units, run_share
 from proxhpc.cli.main import main
@@ -21,6 +24,7 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.launch.step import advance, advance_lock, merge_batch
+from proxhpc.run.merge_phases import ROUND_NAMES, RoundName
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.site import PhaseName, Resources, Site
 from proxhpc.status.collect import collect
@@ -116,7 +120,7 @@ def advanced(run: Run, backend: InProcessBackend, workers: int) -> list[tuple[st
     """Advance until the report is written, on a site with so many workers; what was submitted."""
     site = Site.model_validate({"name": "s", "phases": {"merge": {"workers": workers}}})
     run.dir.site.write_text(site.model_dump_json(exclude_unset=True))
-    for step in range(12):
+    for step in range(30):
         with advance_lock(run.dir) as lease:
             if advance(lease, run.plan, backend, manual=step == 0).phase == "report":
                 return backend.submitted
@@ -187,6 +191,48 @@ def test_a_run_goes_through_its_phases_and_repeats_lost_elements(
     assert run.dir.report_json.exists()
 
 
+def test_each_round_of_a_large_match_is_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, run = twins(tmp_path, dedup={"near": {"bands": 20, "rows": 2}})
+    monkeypatch.setattr("proxhpc.assemble.phases._ONE_JOB_BYTES", 0)
+    monkeypatch.setattr("proxhpc.assemble.rounds._KEY_BYTES", 1000)
+    units = {name: min(3, round_units(run.plan, name)) for name in ROUND_NAMES}
+    assert units["candidates"] == units["finish"] == 3
+    submitted = advanced(run, InProcessBackend(run.dir), workers=3)
+    assert submitted == [
+        ("sketch", [0, 1, 2]),
+        ("start", [0]),
+        *((name, [*range(units[name])]) for name in ROUND_NAMES),
+        ("write", [*range(min(3, len(require_match(run.dir).parts)))]),
+        ("all", []),
+    ]
+    assert output(run.dir) == output(whole.dir)
+    folders = {path.name for path in run.dir.match_folder.glob("*/*")}
+    assert folders == {"flags", "duplicates", "sizes"}
+
+
+def test_a_match_killed_in_every_round_resumes_where_it_stopped(tmp_path: Path) -> None:
+    whole, run = twins(tmp_path, dedup={"near": {"bands": 20, "rows": 2}})
+    run_share(run.dir, "sketch", (0, 1))
+    run_share(run.dir, "start", (0, 1))
+
+    def pending(name: RoundName) -> int:
+        return next(len(r.units) for r in pending_rounds(run.dir, run.plan) if r.name == name)
+
+    for name in ROUND_NAMES:
+        units = pending(name)
+        assert units == round_units(run.plan, name)
+        share = partial(run_share, phase=name, share=(0, 1))
+        assert killed(run.dir, 5 if units > 1 else 0, share)  # files; at most 4 for a unit
+        assert units == 1 or pending(name) < units
+        assert pending(name)
+        share(run.dir)
+        assert not pending(name)
+    merge_run(run.dir)
+    assert output(run.dir) == output(whole.dir)
+
+
 def test_a_small_run_or_one_worker_is_one_job(tmp_path: Path) -> None:
     run = refined(tmp_path)
     for workers, function in (
@@ -237,7 +283,10 @@ def test_status_shows_the_progress_of_each_phase(tmp_path: Path) -> None:
     run = refined(tmp_path)
     run_share(run.dir, "sketch", (0, 3))
     status = collect(run.dir, None)
-    assert [(p.phase, p.done, p.total) for p in status.merge] == [("sketch", 2, 6), ("match", 0, 1)]
+    assert [(p.phase, p.done, p.total) for p in status.merge] == [
+        ("sketch", 2, 6),
+        ("match", 0, 22),
+    ]
     assert "sketch 2/6" in one_line(status)
     merge_run(run.dir)
     assert collect(run.dir, None).merge == ()

@@ -1,7 +1,6 @@
 """Near-duplicates: the same ones for any shards, order of work and memory."""
 
 import random
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,14 @@ from hypothesis import strategies as st
 
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
-from proxhpc.dedup.bands import BandFile, key_ranges, write_bands
 from proxhpc.dedup.minhash import band_keys, compress_slots, minhash_slots, similarity
 from proxhpc.dedup.shingles import BLOCK, fold, shingles, shingles_of_each, word_hashes
-from proxhpc.errors import StopError
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.sections import Near
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="bands-")
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("an", "elo", "ira", "ost", "urn", "ydde")]
 
 
@@ -81,30 +77,12 @@ def test_equal_slots_estimate_the_jaccard_similarity() -> None:
         [estimate] = similarity(signatures[:1], signatures[other : other + 1])
         assert estimate == np.mean(slots[0] == slots[other]) == pytest.approx(truth, abs=0.1)
     assert similarity(signatures[:1], signatures[2:3])[0] == 1
-    keys = band_keys(slots, 32)
-    assert keys.shape == (32, 4)
-    assert band_keys(slots[:0], 32).shape == (32, 0)  # a group whose documents have no words
-    assert (keys[:, 0] == keys[:, 2]).all()
-    assert not (keys[:, 0] == keys[:, 1]).all()
+    keys = band_keys(signatures, 32)
+    assert keys.shape == (4, 32)
+    assert band_keys(signatures[:0], 32).shape == (0, 32)  # a group whose documents have no words
+    assert (keys[0] == keys[2]).all()
+    assert not (keys[0] == keys[1]).all()
     assert not np.array_equal(slots, minhash_slots(sets, 256, 2))
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=50), st.integers(64, 4096))
-def test_ranges_of_a_band_file_hold_each_key_once(keys: list[int], memory: int) -> None:
-    path = Path(_FOLDER.name) / "x.bands"
-    numbers = np.arange(len(keys), dtype=np.uint32)
-    write_bands(path, [(np.array(keys, np.uint64), numbers)] * 2)
-    file = BandFile(path)
-    ranges = [file.read(1, low, high) for low, high in key_ranges(len(keys), memory)]
-    pairs = [pair for some in ranges for pair in zip(*(x.tolist() for x in some), strict=True)]
-    assert pairs == sorted(zip(keys, numbers.tolist(), strict=True))
-
-
-def test_a_file_that_is_no_band_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"something else that is long enough for a header")
-    with pytest.raises(StopError, match="is damaged"):
-        BandFile(tmp_path / "x")
 
 
 def test_probability_that_two_documents_are_compared() -> None:

@@ -22,10 +22,10 @@ class NearDuplicateIndex:
         hasher = MinHasher(_NEAR)
         for text in texts:
             hasher.add(fold(text))
-        slots, has_shingles = hasher.finish()
+        slots, has_shingles = hasher.take(last=True)
         slots = slots[has_shingles]
         self._signatures = compress_slots(slots)
-        keys = band_keys(slots, _NEAR.bands)
+        keys = band_keys(self._signatures, _NEAR.bands).T
         self._order: npt.NDArray[np.int64] = np.argsort(keys, axis=1)
         self._keys = np.take_along_axis(keys, self._order, axis=1)
 
@@ -34,13 +34,13 @@ class NearDuplicateIndex:
         hashes = shingles(fold(text), _NEAR.shingle)
         if not len(hashes) or not len(self._signatures):
             return False
-        slots = minhash_slots([hashes], _NEAR.bands * _NEAR.rows, _NEAR.seed)
+        signature = compress_slots(minhash_slots([hashes], _NEAR.bands * _NEAR.rows, _NEAR.seed))
         candidates: set[int] = set()
-        for band, key in enumerate(band_keys(slots, _NEAR.bands)[:, 0]):
+        for band, key in enumerate(band_keys(signature, _NEAR.bands)[0]):
             low, high = (np.searchsorted(self._keys[band], key, side) for side in ("left", "right"))
             candidates.update(self._order[band, low:high].tolist())
         if not candidates:
             return False
         others = self._signatures[sorted(candidates)]
-        similarities = similarity(np.broadcast_to(compress_slots(slots), others.shape), others)
+        similarities = similarity(np.broadcast_to(signature, others.shape), others)
         return bool(similarities.max() >= _NEAR.threshold)

@@ -1,59 +1,28 @@
-"""Listings beside the corpus: quarantined records, and duplicates with their survivors."""
+"""Names of documents, and listings beside the corpus: quarantined records and duplicates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+import xxhash
 import zstandard
 
-from proxhpc.assemble.match import MatchResult, require_match
 from proxhpc.assemble.rows import record_source
-from proxhpc.assemble.sketch import SketchReceipt, external_records
+from proxhpc.assemble.sketch import external_records
+from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import Document, SpanEnd
-from proxhpc.corpus.writer import PartWriter
-from proxhpc.dedup.arrays import check_file, load_array
-from proxhpc.dedup.hashes import RecordKey
+from proxhpc.dedup.arrays import damaged_file
+from proxhpc.dedup.hashes import RecordKey, Sketch
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.run.shards import shard_groups
 
 DocumentName = tuple[str, str]  # id, source
 
-
-def write_quarantine(run: RunDir, receipts: Sequence[SketchReceipt]) -> None:
-    """Join the groups' quarantined records into one file; there is no file if there are none."""
-    receipts = [receipt for receipt in receipts if receipt.quarantine]
-    if not receipts:
-        run.quarantine.unlink(missing_ok=True)
-        return
-    run.quarantine.parent.mkdir(parents=True, exist_ok=True)
-    with PartWriter(run.quarantine) as writer:
-        for receipt in receipts:
-            path = run.sketch_quarantine(receipt.group)
-            check_file(path, receipt.quarantine)
-            for row in read_listing(path):
-                writer.write(row)
-
-
-def name_documents(run: RunDir, plan: Plan, group: int) -> list[tuple[RecordKey, DocumentName]]:
-    """The names of a group's documents that are listed: duplicates, survivors, shared ids."""
-    match = require_match(run)
-    pairs = load_array(run.pairs, match.pairs_digest)
-    shared_ids = np.array(match.shared_id_examples, np.uint32).reshape(-1, 2)
-    keys = np.concatenate([pairs[:, :2], pairs[:, 2:4], shared_ids])
-    own_groups = shard_groups(plan)
-    piece = len(plan.shards) + group - len(own_groups)  # of the external corpus
-    shards = own_groups[group] if group < len(own_groups) else range(piece, piece + 1)
-    keys = keys[(keys[:, 0] >= shards.start) & (keys[:, 0] < shards.stop)]
-    names: list[tuple[RecordKey, DocumentName]] = []
-    for shard in np.unique(keys[:, 0]).tolist():
-        wanted = set(keys[keys[:, 0] == shard, 1].tolist())
-        records = enumerate(read_names(run, plan, shard))
-        names += [((shard, record), name) for record, name in records if record in wanted]
-    return names
+_COPIED = 1 << 20  # bytes at a time
 
 
 def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
@@ -68,23 +37,54 @@ def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
         yield (record.id if isinstance(record, Document) else ""), source
 
 
-def write_duplicates(
-    run: RunDir, match: MatchResult, names: Mapping[RecordKey, DocumentName]
-) -> None:
-    """Write each duplicate and its survivor, in input order; there is no file if there are none."""
-    if not match.duplicates:
-        run.duplicates.unlink(missing_ok=True)
+def name_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[DocumentName]:
+    """The names of documents of one group, which are in input order."""
+    for shard in np.unique(documents["shard"]).tolist():
+        names, position = read_names(run, plan, shard), 0
+        for record in documents["record"][documents["shard"] == shard].tolist():
+            yield next(islice(names, record - position, None))
+            position = record + 1
+
+
+def name_records(
+    run: RunDir, plan: Plan, keys: Iterable[RecordKey]
+) -> dict[RecordKey, DocumentName]:
+    """The names of a few records."""
+    return {
+        (shard, record): next(islice(read_names(run, plan, shard), record, None))
+        for shard, record in keys
+    }
+
+
+def join_listings(path: Path, pieces: Iterable[tuple[Path, str]]) -> None:
+    """Join listings, with their digests, into one; there is no file if there are none.
+
+    It is one zstd frame, since some readers stop at the end of the first. StopError if a listing is
+    damaged.
+    """
+    pieces = list(pieces)
+    if not pieces:
+        path.unlink(missing_ok=True)
         return
-    with PartWriter(run.duplicates) as writer:
-        for *keys, thousandths in load_array(run.pairs, match.pairs_digest).tolist():
-            duplicate, survivor = names[keys[0], keys[1]], names[keys[2], keys[3]]
-            writer.write(
-                {
-                    "duplicate": {"id": duplicate[0], "source": duplicate[1]},
-                    "survivor": {"id": survivor[0], "source": survivor[1]},
-                    "similarity": thousandths / 1000,
-                }
-            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compressor = zstandard.ZstdCompressor()
+    with replacing(path) as file, compressor.stream_writer(file, closefd=False) as out:
+        for piece, digest in pieces:
+            for data in _decompressed(piece, digest):
+                out.write(data)
+
+
+def _decompressed(path: Path, digest: str) -> Iterator[bytes]:
+    checksum, frame = xxhash.xxh3_128(), zstandard.ZstdDecompressor().decompressobj()
+    with path.open("rb") as file:
+        while data := file.read(_COPIED):
+            checksum.update(data)
+            try:
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise damaged_file(path) from error
+    if checksum.hexdigest() != digest:
+        raise damaged_file(path)
 
 
 def read_listing(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,295 +1,279 @@
-"""The match phase: finds duplicates, chooses survivors, and plans the parts of the corpus.
+"""The match phase: a chain of rounds that find duplicates and plan the parts of the corpus.
 
-The result depends on the documents and their order in the input only, not on shards or workers.
-Pairs are found one range of keys at a time and stored; pairs, duplicate sets and removed documents
-are sorted on disk if they do not fit into memory.
+The result depends on the documents and their order in the input only, not on shards, workers,
+memory or the number of units. Rounds run one after another: if a round has a file, all earlier ones
+are complete, and their files are deleted once no later round reads them.
 """
 
+import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from proxhpc.assemble.coverage import check_coverage
-from proxhpc.assemble.duplicates import DuplicateSets, choose_survivors, duplicate_flags
-from proxhpc.assemble.pairs import (
-    KeyRange,
-    Sketches,
-    estimate_similarity,
-    keep_repeated,
-    match_tasks,
-    read_pairs,
-    write_pairs,
+from proxhpc.assemble.exact_round import find_copies
+from proxhpc.assemble.match_result import (
+    GroupResult,
+    MatchResult,
+    load_survivors,
+    read_match,
+    require_match,
 )
-from proxhpc.assemble.parts import PartRange, part_splitter
-from proxhpc.assemble.sketch import SketchReceipt, read_receipt
-from proxhpc.assemble.text_pairs import compare_texts
-from proxhpc.dedup.arrays import (
-    file_digest,
-    load_array,
-    load_json,
-    save_array,
-    save_blocks,
-    save_json,
-    to_json,
+from proxhpc.assemble.near_rounds import (
+    compare_signatures,
+    link_to_leaders,
+    ship_signatures,
+    write_band_keys,
 )
-from proxhpc.dedup.bands import SHARED_ID, key_ranges
-from proxhpc.dedup.clusters import Documents, SetBuilder, pairs_across_sets
-from proxhpc.dedup.hashes import Sketch, check_files, load_sketch
-from proxhpc.dedup.sorting import Flags, Scratch, Sorter
+from proxhpc.assemble.parts import part_splitter
+from proxhpc.assemble.publish_rounds import (
+    MAX_LISTED_SETS,
+    MAX_SHARED_ID_EXAMPLES,
+    SetSizes,
+    SharedIdCounts,
+    count_shared_ids,
+    finish_group,
+    name_survivors,
+    resolve_survivors,
+)
+from proxhpc.assemble.rounds import RoundFiles, UnitKind, unit_count
+from proxhpc.assemble.settle import settle
+from proxhpc.assemble.sketch import SketchReceipt, load_chosen, require_receipt
+from proxhpc.assemble.text_rounds import compare_texts, write_shingles
+from proxhpc.dedup.arrays import load_json, save_json, to_json
+from proxhpc.dedup.hashes import INDEX_BITS, RecordKey
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
+from proxhpc.run.merge_phases import ROUND_NAMES, RoundName
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
 from proxhpc.run.shards import shard_groups
 
-_MAX_SHARED_ID_EXAMPLES = 10
-_SLICE_DOCUMENTS = 1 << 14  # documents that are looked up at a time
+T = TypeVar("T")
+
+
+class Round(NamedTuple):
+    """A round: its kind of units, what each does, and the files that it reads and writes.
+
+    A unit is done if its file of the last kind exists.
+    """
+
+    units: UnitKind
+    function: Callable[[RoundFiles, int], None]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class MatchResult:
-    """What the match phase found. `digest` identifies what it was made from.
-
-    `duplicates` are removed; of these, `near` differ in text from their survivor, and for
-    `external` the survivor is in the external corpus. `survivors` counts the documents that are
-    written, by input file. `shared_ids` are documents whose id (by a 64-bit hash) an earlier
-    survivor has too; `shared_id_examples` are some of them, as (shard, record). `set_sizes` counts
-    duplicate sets by the `log2_bucket` of their size. `largest_sets` describes the largest ones:
-    the size of each, and shard and record of its first duplicate. `flag_digests` and
-    `pairs_digest` are digests of files: which documents of each group are duplicates, and of what.
-    """
+class MatchSource:
+    """What the files of the match phase are made from."""
 
     digest: str
-    documents: int
-    duplicates: int
-    near: int
-    external: int
-    shared_ids: int
-    shared_id_examples: tuple[tuple[int, int], ...]
-    survivors: tuple[int, ...]
-    parts: tuple[PartRange, ...]
-    flag_digests: tuple[str, ...]
-    pairs_digest: str
-    set_sizes: tuple[int, ...]
-    largest_sets: tuple[tuple[int, int, int], ...]
+
+
+class PendingRound(NamedTuple):
+    """The units of a round that are not done, of `total`."""
+
+    name: RoundName
+    total: int
+    units: tuple[int, ...]
+
+
+def round_names(plan: Plan) -> list[RoundName]:
+    """The rounds of a run's match phase, in order."""
+    dedup = plan.manifest.dedup
+    left_out = {"exact"} if not (dedup.exact or dedup.near) else set()
+    if not dedup.near:
+        left_out |= {"bands", "candidates", "ship", "verify", "read", "compare", "settle"}
+    elif dedup.near.verify != "text":
+        left_out |= {"read", "compare"}
+    return [name for name in ROUND_NAMES if name not in left_out]
+
+
+def round_units(plan: Plan, name: RoundName) -> int:
+    """How many units a round has."""
+    return unit_count(plan, ROUNDS[name].units)
+
+
+def pending_rounds(run: RunDir, plan: Plan) -> list[PendingRound]:
+    """The rounds with their pending units, in order, by file names alone."""
+    source = load_json(run.match_source, MatchSource)
+    folder = run.match_files(source.digest).root if source else None
+    pending: list[PendingRound] = []
+    is_done = run.match.exists()
+    for name in reversed(round_names(plan)):
+        total = round_units(plan, name)
+        written = set() if is_done or folder is None else _names(folder / ROUNDS[name].writes[-1])
+        units = () if is_done else tuple(n for n in range(total) if f"{n:05d}" not in written)
+        pending.append(PendingRound(name, total, units))
+        is_done = is_done or len(units) < total
+    return pending[::-1]
+
+
+def start_match(run: RunDir, plan: Plan, receipts: Sequence[SketchReceipt]) -> str:
+    """Delete what was made from other sketches; return the digest of what is matched now."""
+    sections = [plan.manifest.dedup, plan.manifest.output]
+    digest = xxhash.xxh3_128_hexdigest(b"".join(map(to_json, [*sections, *receipts])))
+    source = load_json(run.match_source, MatchSource)
+    if source is None or source.digest != digest or _is_incomplete(run):
+        own_groups = len(shard_groups(plan))
+        check_coverage(plan, (span for receipt in receipts[:own_groups] for span in receipt.spans))
+        run.match.unlink(missing_ok=True)
+        shutil.rmtree(run.match_folder, ignore_errors=True)
+        run.match_files(digest).root.mkdir(parents=True)
+        save_json(run.match_source, MatchSource(digest))
+    return digest
 
 
 def match_documents(pool: Pool, receipts: Sequence[SketchReceipt], memory: int) -> MatchResult:
-    """Run the match phase, unless its result is current.
+    """Run the rounds that are not done.
 
     All processes of the pool together use about `memory` bytes.
     """
+    start_match(pool.run, pool.plan, receipts)
+    for name in round_names(pool.plan):
+        run_round(pool, name, range(round_units(pool.plan, name)), memory)
+    _delete_files(pool.run, [])
+    return require_match(pool.run)
+
+
+def run_round(pool: Pool, name: RoundName, units: Sequence[int], memory: int) -> None:
+    """Run these units of a round unless they are done. StopError if the match is not started."""
     run, plan = pool.run, pool.plan
-    sections = [plan.manifest.dedup, plan.manifest.output]
-    source = xxhash.xxh3_128_hexdigest(b"".join(map(to_json, [*sections, *receipts])))
-    earlier = read_match(run)
-    own_receipts = receipts[: len(shard_groups(plan))]
-    files = [run.pairs, *(run.duplicate_flags(receipt.group) for receipt in own_receipts)]
-    if earlier and earlier.digest == source and all(path.exists() for path in files):
-        return earlier
-    check_coverage(plan, (span for receipt in own_receipts for span in receipt.spans))
-    run.pairs.parent.mkdir(parents=True, exist_ok=True)
-    run.match.unlink(missing_ok=True)
-    for receipt in receipts:
-        check_files(run, receipt.group, receipt.files)
-    result = _match(pool, own_receipts, source, memory)
-    save_json(run.match, result)
+    source = load_json(run.match_source, MatchSource)
+    if source is None:
+        raise StopError(f"there is no {run.match_source}", hint="merge again from the start")
+    (pending,) = (each for each in pending_rounds(run, plan) if each.name == name)
+    units = sorted({*units} & {*pending.units})
+    if 0 in units:
+        names = round_names(plan)
+        _delete_files(run, names[names.index(name) :])
+    folder = run.match_files(source.digest).root
+    unit = partial(_run_unit, name=name, folder=folder, memory=memory // pool.processes)
+    for _ in pool.each(name, unit, units):
+        pass  # a unit's result is in its file
+
+
+def _run_unit(
+    run: RunDir, plan: Plan, unit: int, *, name: RoundName, folder: Path, memory: int
+) -> None:
+    ROUNDS[name].function(RoundFiles(run, plan, folder, memory), unit)
+    fault_point("round written")
+
+
+def _collect(files: RoundFiles, _: int) -> None:
+    """Write the result of the match phase from those of its units."""
+    run, plan = files.run, files.plan
+    digest = (load_json(run.match_source, MatchSource) or MatchSource("")).digest
+    groups = [*_results(files, "groups", GroupResult)][: len(shard_groups(plan))]
+    sets = [*_results(files, "sets", SetSizes)]
+    ids = [*_results(files, "shared_ids", SharedIdCounts)]
+    listed = chain.from_iterable(each.largest for each in sets)
+    largest = nsmallest(MAX_LISTED_SETS, listed, key=lambda row: (-row[0], row[1]))
+    examples = nsmallest(MAX_SHARED_ID_EXAMPLES, chain.from_iterable(e.examples for e in ids))
+    histogram = np.zeros(64, np.int64)
+    for each in sets:
+        histogram[: len(each.histogram)] += np.array(each.histogram, np.int64)
+    survivors = np.zeros(len(plan.inputs), np.int64)
+    splitter = part_splitter(plan.manifest.output)
+    documents = 0
+    for group, result in enumerate(groups):
+        splitter.add(load_survivors(run, digest, group, result.flags))
+        documents += require_receipt(run, group).documents
+        for file, count in result.survivors.items():
+            survivors[file] += count
+    match = MatchResult(
+        digest=digest,
+        documents=documents,
+        duplicates=sum(group.duplicates for group in groups),
+        near=sum(group.near for group in groups),
+        external=sum(group.external for group in groups),
+        shared_ids=sum(each.documents for each in ids),
+        shared_id_examples=tuple(_key(run, document) for document in examples),
+        survivors=tuple(survivors.tolist()),
+        parts=tuple(splitter.finish()),
+        flags=tuple(group.flags for group in groups),
+        listings=tuple(group.listing for group in groups),
+        set_sizes=tuple(np.trim_zeros(histogram, "b").tolist()),
+        largest_sets=tuple((size, *_key(run, document)) for size, document in largest),
+        partly_compared=_partly_compared(files),
+    )
+    save_json(run.match, match)
     fault_point("match written")
-    _delete_match_files(run)
-    return result
 
 
-def read_match(run: RunDir) -> MatchResult | None:
-    """The result of an earlier match phase, None if there is none."""
-    return load_json(run.match, MatchResult)
+def _results(files: RoundFiles, kind: str, of: type[T]) -> Iterator[T]:
+    """The results that the units of a round wrote."""
+    (units,) = (each.units for each in ROUNDS.values() if each.writes[-1] == kind)
+    for unit in range(unit_count(files.plan, units)):
+        path = files.files.of_unit(kind, unit)
+        if (result := load_json(path, of)) is None:
+            raise StopError(f"there is no {path}", hint=f"delete {files.folder} and merge again")
+        yield result
 
 
-def require_match(run: RunDir) -> MatchResult:
-    """The result of the match phase. StopError if there is none."""
-    result = read_match(run)
-    if result is None:
-        raise StopError(f"there is no {run.match}", hint="merge again from the start")
-    return result
+def _partly_compared(files: RoundFiles) -> int:
+    folder = files.files.of_unit("partly_compared", 0).parent
+    return sum(int(path.read_bytes()) for path in folder.iterdir()) if folder.is_dir() else 0
 
 
-def load_survivors(run: RunDir, match: MatchResult, group: int) -> Sketch:
-    """A group's documents that survived deduplication, in input order."""
-    receipt = read_receipt(run, group)
-    if receipt is None:
-        raise StopError(f"there is no {run.sketch_receipt(group)}", hint="merge again")
-    return _survivors(run, receipt, match.flag_digests[group])
+def _key(run: RunDir, document: int) -> RecordKey:
+    """Shard and record of a document."""
+    group, index = document >> INDEX_BITS, document & ((1 << INDEX_BITS) - 1)
+    chosen = np.arange(require_receipt(run, group).documents) == index
+    (row,) = load_chosen(run, group, chosen)
+    return int(row["shard"]), int(row["record"])
 
 
-def _survivors(run: RunDir, receipt: SketchReceipt, flag_digest: str) -> Sketch:
-    documents = load_sketch(run, receipt.group, receipt.files)
-    return documents[_survivor_flags(run, receipt.group, flag_digest, receipt.documents)]
+def _is_incomplete(run: RunDir) -> bool:
+    """Whether there is a result without the files that it names."""
+    match = read_match(run)
+    if match is None:
+        return False
+    files = run.match_files(match.digest)
+    paths = [files.flags(group) for group in range(len(match.flags))]
+    paths += [files.duplicates(group) for group, digest in enumerate(match.listings) if digest]
+    return not all(path.exists() for path in paths)
 
 
-def _survivor_flags(run: RunDir, group: int, digest: str, documents: int) -> Flags:
-    """Which of a group's documents survived; `digest` is that of the group's file of flags."""
-    bits = load_array(run.duplicate_flags(group), digest)
-    return ~np.unpackbits(bits, count=documents).astype(np.bool_)
+def _delete_files(run: RunDir, later: Sequence[RoundName]) -> None:
+    """Delete the files of units that no later round reads."""
+    kept = {kind for name in later for kind in ROUNDS[name].reads}
+    written = {kind for each in ROUNDS.values() for kind in each.writes}
+    for folder in run.match_folder.glob("*/*"):
+        if folder.name in written - kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _match(
-    pool: Pool, own_receipts: Sequence[SketchReceipt], source_digest: str, memory: int
-) -> MatchResult:
-    run, plan = pool.run, pool.plan
-    sketches = Sketches(run, plan)
-    duplicates, sets = _find_duplicates(pool, sketches, source_digest, memory)
-    flag_digests = _save_flags(run, sketches, own_receipts, duplicates)
-    shared_ids, shared_id_examples = _shared_ids(sketches, flag_digests, memory)
-    by_file = np.zeros(len(plan.inputs), np.int64)
-    parts = part_splitter(plan.manifest.output)
-    for receipt, digest in zip(own_receipts, flag_digests, strict=True):
-        survivors = _survivors(run, receipt, digest)
-        by_file += _count_by_file(plan, receipt, survivors)
-        parts.add(survivors)
-    counts = Counter[str]()
-    save_blocks(run.pairs, _pair_rows(sketches, duplicates, counts), "<u4", 5)
-    largest = zip(sets.largest[:, 0].tolist(), _keys(sketches, sets.largest[:, 1]), strict=True)
-    return MatchResult(
-        digest=source_digest,
-        documents=sketches.own_documents,
-        duplicates=counts["duplicates"],
-        near=counts["near"],
-        external=counts["external"],
-        shared_ids=shared_ids,
-        shared_id_examples=tuple(_keys(sketches, shared_id_examples)),
-        survivors=tuple(by_file.tolist()),
-        parts=tuple(parts.finish()),
-        flag_digests=flag_digests,
-        pairs_digest=file_digest(run.pairs),
-        set_sizes=tuple(np.trim_zeros(sets.size_histogram, "b").tolist()),
-        largest_sets=tuple((size, *key) for size, key in largest),
-    )
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-def _find_duplicates(
-    pool: Pool, sketches: Sketches, source_digest: str, memory: int
-) -> tuple[Sorter, DuplicateSets]:
-    run, plan = pool.run, pool.plan
-    share = memory // pool.processes
-    tasks = range(len(match_tasks(plan, len(sketches), share)))
-    # The number of ranges depends on the memory, and what each task finds depends on the ranges.
-    source_digest = f"{source_digest}-{len(tasks)}"
-    files = run.match_files(source_digest)
-    _delete_match_files(run, keep=source_digest)
-    files.root.mkdir(exist_ok=True)
-    scratch = Scratch(files.root, memory)
-    unit = partial(write_pairs, source_digest=source_digest, memory=share)
-    for _ in pool.each("match", unit, tasks):
-        fault_point("pairs found")
-    builder, undecided = SetBuilder(scratch), Sorter(scratch, 2)
-    for number in tasks:
-        for candidates in read_pairs(files.found_pairs(number), scratch.max_rows(3)):
-            builder.add(candidates.duplicates)
-            undecided.add(candidates.undecided)
-    sets = builder.build()
-    if any(True for _ in undecided):
-        builder = SetBuilder(scratch)
-        for rows in sets:
-            builder.add(rows)
-        undecided = pairs_across_sets(scratch, undecided, sets)
-        for pairs in compare_texts(pool, scratch, undecided, source_digest):
-            builder.add(pairs)
-        sets = builder.build()
-    return choose_survivors(scratch, plan, sketches, sets)
-
-
-def _delete_match_files(run: RunDir, keep: str = "") -> None:
-    """Delete the folders of match phases in progress, except the one named `keep`."""
-    for path in run.pairs.parent.iterdir():
-        if path.is_dir() and path.name != keep:
-            shutil.rmtree(path)
-
-
-def _save_flags(
-    run: RunDir, sketches: Sketches, own_receipts: Sequence[SketchReceipt], duplicates: Sorter
-) -> tuple[str, ...]:
-    """Write which documents of each group are duplicates; return the digests of the files."""
-    flags = duplicate_flags(duplicates, sketches.group_starts[: len(own_receipts) + 1])
-    return tuple(
-        save_array(run.duplicate_flags(receipt.group), np.packbits(group_flags))
-        for receipt, group_flags in zip(own_receipts, flags, strict=True)
-    )
-
-
-def _pair_rows(
-    sketches: Sketches, duplicates: Sorter, counts: Counter[str]
-) -> Iterator[npt.NDArray[np.uint32]]:
-    """Rows of a duplicate's shard and record, its survivor's, and 1000 times their similarity.
-
-    `counts` gets their number, and how many are near-duplicates and of the external corpus.
-    """
-    for pairs in (
-        rows[start : start + _SLICE_DOCUMENTS]
-        for rows in duplicates
-        for start in range(0, len(rows), _SLICE_DOCUMENTS)
-    ):
-        columns = np.empty((len(pairs), 5), np.uint32)
-        duplicate, survivor = (sketches.rows(side) for side in pairs.T)
-        for column, rows in ((0, duplicate), (2, survivor)):
-            columns[:, column], columns[:, column + 1] = rows["shard"], rows["record"]
-        near = (duplicate["high"] != survivor["high"]) | (duplicate["low"] != survivor["low"])
-        columns[:, 4] = 1000
-        columns[near, 4] = 1000 * estimate_similarity(sketches, pairs[near])
-        counts["duplicates"] += len(pairs)
-        counts["near"] += int(near.sum())
-        counts["external"] += int((pairs[:, 1] >= sketches.own_documents).sum())
-        yield columns
-
-
-def _shared_ids(
-    sketches: Sketches, flag_digests: Sequence[str], memory: int
-) -> tuple[int, Documents]:
-    """How many survivors have the id of an earlier one, and the first of them."""
-    count, examples = 0, np.empty(0, np.int64)
-    for low, high in key_ranges(len(sketches), memory):
-        ids, documents = sketches.repeated_keys(KeyRange(SHARED_ID, low, high))
-        survived = _survived(sketches, flag_digests, documents)
-        ids, documents = keep_repeated(ids[survived], documents[survived])
-        later = documents[1:][ids[1:] == ids[:-1]]
-        count += len(later)
-        examples = np.sort(np.concatenate([examples, later]))[:_MAX_SHARED_ID_EXAMPLES]
-    return count, examples
-
-
-def _survived(sketches: Sketches, flag_digests: Sequence[str], documents: Documents) -> Flags:
-    """Which of these documents survived; False for external ones."""
-    out = np.zeros(len(documents), np.bool_)
-    groups = sketches.group_of(documents)
-    for group, digest in enumerate(flag_digests):
-        in_group = groups == group
-        if in_group.any():
-            first, last = sketches.group_starts[group : group + 2].tolist()
-            flags = _survivor_flags(sketches.run, group, digest, last - first)
-            out[in_group] = flags[documents[in_group] - first]
-    return out
-
-
-def _count_by_file(plan: Plan, receipt: SketchReceipt, survivors: Sketch) -> npt.NDArray[np.int64]:
-    keys = survivors["shard"].astype(np.uint64) << np.uint64(32) | survivors["record"]
-    starts, files = [], []
-    shards = shard_groups(plan)[receipt.group]
-    for shard, spans in zip(shards, receipt.spans_by_shard, strict=True):
-        record = 0
-        for span in spans:
-            starts.append(shard << 32 | record)
-            files.append(span.file)
-            record += span.records
-    # A span without records has the start of the next one; the last of equal starts is the owner.
-    owners = np.searchsorted(np.array(starts, np.uint64), keys, side="right") - 1
-    return np.bincount(np.array(files)[owners], minlength=len(plan.inputs))
-
-
-def _keys(sketches: Sketches, documents: Documents) -> list[tuple[int, int]]:
-    rows = sketches.rows(documents) if len(documents) else ()
-    return [(int(row["shard"]), int(row["record"])) for row in rows]
+ROUNDS: dict[RoundName, Round] = {
+    "exact": Round("exact", find_copies, (), ("leaders", "copies")),
+    "bands": Round("group", write_band_keys, ("copies",), ("keys",)),
+    "candidates": Round("key", link_to_leaders, ("keys",), ("stars",)),
+    "ship": Round("group", ship_signatures, ("stars",), ("members",)),
+    "verify": Round(
+        "key", compare_signatures, ("members",), ("partly_compared", "undecided", "edges")
+    ),
+    "read": Round("group", write_shingles, ("undecided",), ("shingles",)),
+    "compare": Round("group", compare_texts, ("shingles",), ("text_edges",)),
+    "settle": Round("one", settle, ("edges", "text_edges"), ("removed",)),
+    "resolve": Round("group", resolve_survivors, ("removed", "leaders"), ("claims",)),
+    "name": Round("group", name_survivors, ("claims",), ("named", "sets")),
+    "finish": Round("group", finish_group, ("named",), ("ids", "groups")),
+    "ids": Round("exact", count_shared_ids, ("ids",), ("shared_ids",)),
+    "collect": Round(
+        "one", _collect, ("sets", "groups", "shared_ids", "partly_compared"), ("match",)
+    ),
+}

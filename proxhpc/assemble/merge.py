@@ -12,16 +12,18 @@ covers all other files, exists, and the merge is done when `merge/summary.json` 
 import re
 import shutil
 from collections.abc import Sequence
-from itertools import chain
+from functools import partial
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import write_examples
-from proxhpc.assemble.listings import name_documents, write_duplicates, write_quarantine
-from proxhpc.assemble.match import MatchResult, match_documents
+from proxhpc.assemble.listings import join_listings, name_records
+from proxhpc.assemble.match import match_documents
+from proxhpc.assemble.match_result import MatchResult
+from proxhpc.assemble.rounds import all_groups
 from proxhpc.assemble.shape import merge_shapes
 from proxhpc.assemble.shuffle import scatter_group
-from proxhpc.assemble.sketch import SketchReceipt, all_groups, sketch_group
+from proxhpc.assemble.sketch import SketchReceipt, sketch_group
 from proxhpc.assemble.summary import MergeSummary, summarize_merge
 from proxhpc.assemble.write import PartReceipt, finished_part, write_part
 from proxhpc.corpus.disk import write_atomic
@@ -32,7 +34,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool, ReportProgress, open_pool
 from proxhpc.run.shards import missing_shards, shard_groups
 
-DEFAULT_MEMORY = 1 << 30  # bytes for the match phase
+DEFAULT_MEMORY = 1 << 30  # bytes for sorting, in all processes together
 
 # A part, or the draft of a part, card or checksums that a killed writer left. Users may have put
 # other files into the folder; those are never deleted.
@@ -52,8 +54,8 @@ def merge_run(
 ) -> MergeSummary:
     """Write the missing files of a refined run's corpus, and return the merge's counts.
 
-    `memory` is how many bytes the match phase may use in all processes together, beyond what they
-    need anyway. `plan` is the run's by default.
+    `memory` is how many bytes all processes together may use, beyond what they need anyway. `plan`
+    is the run's by default.
 
     RetryError while shards are not refined; StopError naming the input, ledger or file of the
     merge that is damaged or does not balance.
@@ -61,13 +63,19 @@ def merge_run(
     plan = plan or Plan.load(run)
     check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
-        receipts = pool.map("sketch", sketch_group, all_groups(plan))
+        receipts = sketch_all(pool, memory)
         match = match_documents(pool, receipts, memory)
         summary = MergeSummary.load(run)
         if summary and summary.match_digest == match.digest and not _missing_files(run, summary):
             return summary
         _retract(run, plan, len(match.parts))
         return _finish(pool, receipts, match)
+
+
+def sketch_all(pool: Pool, memory: int) -> list[SketchReceipt]:
+    """Sketch the groups whose files are not current; the receipts of all."""
+    unit = partial(sketch_group, memory=memory // pool.processes)
+    return pool.map("sketch", unit, all_groups(pool.plan))
 
 
 def check_refined(run: RunDir, plan: Plan) -> None:
@@ -128,14 +136,12 @@ def _finish(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -
         pool.map("scatter", scatter_group, range(len(shard_groups(plan))))
     parts = pool.map("write", write_part, numbers)
     shutil.rmtree(run.shuffled, ignore_errors=True)
-    groups = range(len(receipts)) if match.duplicates or match.shared_id_examples else ()
-    names = dict(chain.from_iterable(pool.map("list", name_documents, groups)))
-    write_duplicates(run, match, names)
-    write_quarantine(run, receipts)
+    duplicates = [(shard, record) for _, shard, record in match.largest_sets]
+    names = name_records(run, plan, [*duplicates, *match.shared_id_examples])
+    _write_listings(run, receipts, match)
     summary = summarize_merge(plan, receipts, match, parts, names)
     _check_parts(run, parts)
     examples = [(example.shard, example.number) for example in summary.stats.examples]
-    duplicates = [(shard, record) for _, shard, record in match.largest_sets]
     write_examples(pool, [*examples, *duplicates])
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary, merge_shapes(part.shape for part in parts))
@@ -146,6 +152,15 @@ def _finish(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -
     write_atomic(run.merge_summary, summary.encode())
     fault_point("merge summarized")
     return summary
+
+
+def _write_listings(run: RunDir, receipts: Sequence[SketchReceipt], match: MatchResult) -> None:
+    """Join the groups' listings of duplicates and of quarantined records."""
+    files = run.match_files(match.digest)
+    listings = [(files.duplicates(group), digest) for group, digest in enumerate(match.listings)]
+    join_listings(run.duplicates, filter(lambda piece: piece[1], listings))
+    listings = [(run.sketch_quarantine(receipt.group), receipt.quarantine) for receipt in receipts]
+    join_listings(run.quarantine, filter(lambda piece: piece[1], listings))
 
 
 def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:

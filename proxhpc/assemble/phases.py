@@ -8,26 +8,33 @@ phases, checks every file, and redoes what is missing or damaged, so the arrays 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from proxhpc.assemble.match import match_documents, read_match, require_match
-from proxhpc.assemble.merge import DEFAULT_MEMORY, check_refined
+from proxhpc.assemble.match import (
+    match_documents,
+    pending_rounds,
+    round_names,
+    round_units,
+    run_round,
+    start_match,
+)
+from proxhpc.assemble.match_result import read_match, require_match
+from proxhpc.assemble.merge import DEFAULT_MEMORY, check_refined, sketch_all
+from proxhpc.assemble.rounds import all_groups
 from proxhpc.assemble.shuffle import scatter_group
-from proxhpc.assemble.sketch import all_groups, sketch_group
+from proxhpc.assemble.sketch import sketch_group
 from proxhpc.assemble.write import write_part
+from proxhpc.run.merge_phases import ROUND_NAMES, MergePhaseName
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import ReportProgress, Unit, open_pool
 from proxhpc.run.shards import shard_groups
 
-MergePhaseName = Literal["sketch", "match", "scatter", "write"]
-
-_UNITS: dict[MergePhaseName, Unit[Any]] = {
-    "sketch": sketch_group,
-    "scatter": scatter_group,
-    "write": write_part,
-}
+# Every array waits in the queue. A smaller corpus, of about 20 million documents, is matched sooner
+# by one job with its cores.
+_ONE_JOB_BYTES = 80 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +49,12 @@ class PendingUnits:
 def pending_units(run: RunDir, plan: Plan) -> list[PendingUnits]:
     """The pending units of each phase, in order; later phases are listed after the match."""
     match = read_match(run)
-    pending = [
-        _pending(run.sketch_receipt, "sketch", len(all_groups(plan))),
-        PendingUnits("match", 1, () if match else (0,)),
-    ]
+    pending = [_pending(run.sketch_receipt, "sketch", len(all_groups(plan)))]
+    if _in_arrays(plan):
+        pending.append(PendingUnits("start", 1, () if run.match_source.exists() else (0,)))
+        pending += [PendingUnits(*each) for each in pending_rounds(run, plan)]
+    else:
+        pending.append(PendingUnits("match", 1, () if match else (0,)))
     if match:
         parts = _pending(run.part_receipt, "write", len(match.parts))
         if plan.manifest.output.shuffle:
@@ -53,6 +62,21 @@ def pending_units(run: RunDir, plan: Plan) -> list[PendingUnits]:
             pending.append(scatter if parts.units else replace(scatter, units=()))
         pending.append(parts)
     return pending
+
+
+def merge_progress(run: RunDir, plan: Plan) -> list[tuple[str, int, int]]:
+    """Each phase with its finished units and all; those of `match` are of all rounds."""
+    match = {"match", "start", *ROUND_NAMES}
+    phases = {
+        each.phase: (each.total - len(each.units), each.total)
+        for each in pending_units(run, plan)
+        if each.phase not in match
+    }
+    rounds = pending_rounds(run, plan)
+    total = 1 + sum(each.total for each in rounds)
+    done = total - sum(len(each.units) for each in rounds) - (not run.match_source.exists())
+    sketch = phases.pop("sketch")
+    return [("sketch", *sketch), ("match", done, total), *((n, *u) for n, u in phases.items())]
 
 
 def run_share(
@@ -66,19 +90,38 @@ def run_share(
 ) -> None:
     """Do the units i, i+N, … of a phase for the share (i, N), skipping those that are done.
 
-    The match phase has no shares: one element does all of it, within `memory` bytes.
-    RetryError while shards are not refined; StopError if an earlier phase is not done, or as
+    `match` has no shares: one element does all of it. Together the processes use about `memory`
+    bytes. RetryError while shards are not refined; StopError if an earlier phase is not done, or as
     `merge_run` raises it.
     """
     plan = Plan.load(run)
     check_refined(run, plan)
     number, count = share
     with open_pool(run, plan, processes, progress) as pool:
-        if phase == "match":
-            match_documents(pool, pool.map("sketch", sketch_group, all_groups(plan)), memory)
+        if phase in ("match", "start"):
+            receipts = sketch_all(pool, memory)
+            if phase == "match":
+                match_documents(pool, receipts, memory)
+            else:
+                start_match(run, plan, receipts)
             return
-        for _ in pool.each(phase, _UNITS[phase], range(number, _total(run, plan, phase), count)):
+        units = range(number, _total(run, plan, phase), count)
+        if phase in ROUND_NAMES:
+            run_round(pool, phase, units, memory)
+            return
+        for _ in pool.each(phase, _unit(phase, memory // processes), units):
             pass  # a unit's result is in its file
+
+
+def _in_arrays(plan: Plan) -> bool:
+    """Whether the match phase is worth an array for each of its rounds."""
+    return plan.estimated_bytes + sum(f.estimated_bytes for f in plan.against) > _ONE_JOB_BYTES
+
+
+def _unit(phase: MergePhaseName, memory: int) -> Unit[Any]:
+    if phase == "sketch":
+        return partial(sketch_group, memory=memory)
+    return scatter_group if phase == "scatter" else write_part
 
 
 def _total(run: RunDir, plan: Plan, phase: MergePhaseName) -> int:
@@ -86,6 +129,8 @@ def _total(run: RunDir, plan: Plan, phase: MergePhaseName) -> int:
         return len(require_match(run).parts)
     if phase == "scatter":
         return len(shard_groups(plan)) if plan.manifest.output.shuffle else 0
+    if phase in ROUND_NAMES:
+        return round_units(plan, phase) if phase in round_names(plan) else 0
     return len(all_groups(plan))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 import zstandard
 
-from proxhpc.assemble.match import MatchResult, load_survivors, require_match
+from proxhpc.assemble.match_result import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import bucket_starts
 from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row, decode_row, sort_key
@@ -62,7 +62,7 @@ def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
     match, path = require_match(run), run.scattered(group)
     if _match_digest(path) == match.digest:
         return
-    documents = load_survivors(run, match, group)
+    documents = load_survivors(run, match.digest, group, match.flags[group])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         writer = _BucketWriter(file, match)

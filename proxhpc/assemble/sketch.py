@@ -10,26 +10,30 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import orjson
 import xxhash
 from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
+from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
 from proxhpc.assemble.rows import corpus_row, quarantine_row, sort_key
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
-from proxhpc.dedup.arrays import file_digest, load_json, save_json
-from proxhpc.dedup.hashes import NO_FILES, SketchDigests, SketchWriter
+from proxhpc.dedup.arrays import file_digest, load_json, read_blocks, save_json
+from proxhpc.dedup.exchange import ExchangeWriter
+from proxhpc.dedup.hashes import NO_FILES, SKETCH_DTYPE, Sketch, SketchDigests, SketchWriter
+from proxhpc.dedup.sorting import Flags, Scratch
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.paths import RunDir
-from proxhpc.run.plan import Plan, Shard, split_into_shards
-from proxhpc.run.shards import group_bytes, shard_groups
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 
-MAX_GROUP_FILES = 10_000  # in a group of the external corpus
 _MAX_ROW_BYTES = {True: 1 << 31, False: 1 << 32}  # of parquet, of JSON lines
+_BLOCK = 1 << 14  # documents that are read at a time
 _TAIL = 4096  # bytes at the end of a ledger; they hold its summary frame
 
 SortedCounts = Annotated[Counts, PlainSerializer(Counts.to_dict)]  # reasons in order
@@ -41,7 +45,8 @@ class SketchReceipt:
 
     `documents` are those to be matched. `unreadable` counts records of the external corpus; those
     of the run are in `counts`. `spans_by_shard` has the run's spans. `quarantine` is the digest of
-    the file with the group's quarantined records, "" if there are none.
+    the file with the group's quarantined records, "" if there are none. `ranked` counts documents
+    with a value of `dedup.by`.
     """
 
     plan: str
@@ -50,6 +55,7 @@ class SketchReceipt:
     files: SketchDigests = NO_FILES
     documents: int = 0
     unreadable: int = 0
+    ranked: int = 0
     counts: SortedCounts = field(default_factory=Counts)
     spans_by_shard: list[list[SpanStats]] = field(default_factory=list)
     quarantine: str = ""
@@ -61,12 +67,6 @@ class SketchReceipt:
         return chain.from_iterable(self.spans_by_shard)
 
 
-def external_pieces(plan: Plan) -> list[Shard]:
-    """The external corpus, split into pieces of about the size of a group."""
-    size = group_bytes(sum(info.estimated_bytes for info in plan.against))
-    return [*split_into_shards(plan.against, size, MAX_GROUP_FILES)]
-
-
 def external_records(plan: Plan, piece: int) -> Iterator[Document | BadRecord]:
     """The records of a piece of the external corpus."""
     for span in external_pieces(plan)[piece].spans:
@@ -75,13 +75,11 @@ def external_records(plan: Plan, piece: int) -> Iterator[Document | BadRecord]:
                 yield item
 
 
-def all_groups(plan: Plan) -> range:
-    """Numbers of all groups: the run's, then those of the external corpus."""
-    return range(len(shard_groups(plan)) + len(external_pieces(plan)))
+def sketch_group(run: RunDir, plan: Plan, group: int, memory: int) -> SketchReceipt:
+    """Sketch one group, unless its files are current, and return its receipt.
 
-
-def sketch_group(run: RunDir, plan: Plan, group: int) -> SketchReceipt:
-    """Sketch one group, unless its files are current, and return its receipt."""
+    `memory` is for the rows of the exchange, in bytes.
+    """
     groups = shard_groups(plan)
     piece = group - len(groups)  # of the external corpus
     if piece < 0:
@@ -101,12 +99,16 @@ def sketch_group(run: RunDir, plan: Plan, group: int) -> SketchReceipt:
     run.sketch(group).parent.mkdir(parents=True, exist_ok=True)
     run.sketch_receipt(group).unlink(missing_ok=True)
     receipt = SketchReceipt(plan.digest, group, sources)
-    writer = SketchWriter(plan.manifest.dedup)
-    if piece < 0:
-        _add_shards(run, plan, groups[group], receipt, writer)
-    else:
-        _add_external(plan, piece, receipt, writer)
-    receipt.documents, receipt.files = len(writer), writer.write(run, group)
+    scratch = Scratch(run.sketch(group).parent, memory)
+    units = unit_count(plan, "exact")
+    hashes = ExchangeWriter(run.sketch_hashes(group), EXCHANGES["hashes"].columns, units, scratch)
+    with SketchWriter(run, group, plan.manifest.dedup, hashes, external=piece >= 0) as writer:
+        if piece < 0:
+            _add_shards(run, plan, groups[group], receipt, writer)
+        else:
+            _add_external(plan, piece, receipt, writer)
+    receipt.documents, receipt.files = writer.documents, writer.digests
+    receipt.ranked = writer.ranked
     fault_point("sketch written")
     save_json(run.sketch_receipt(group), receipt)
     return receipt
@@ -117,8 +119,31 @@ def read_receipt(run: RunDir, group: int) -> SketchReceipt | None:
     return load_json(run.sketch_receipt(group), SketchReceipt)
 
 
+def require_receipt(run: RunDir, group: int) -> SketchReceipt:
+    """The receipt of a group. StopError if it has none."""
+    receipt = read_receipt(run, group)
+    if receipt is None:
+        raise StopError(f"there is no {run.sketch_receipt(group)}", hint="merge again")
+    return receipt
+
+
+def read_documents(run: RunDir, group: int) -> Iterator[Sketch]:
+    """Yield the documents of a group in blocks. StopError if they are not what was written."""
+    yield from read_blocks(run.sketch(group), require_receipt(run, group).files.documents, _BLOCK)
+
+
+def load_chosen(run: RunDir, group: int, chosen: Flags) -> Sketch:
+    """The chosen ones of a group's documents."""
+    documents = [np.empty(0, SKETCH_DTYPE)]
+    start = 0
+    for block in read_documents(run, group):
+        documents.append(block[chosen[start : start + len(block)]])
+        start += len(block)
+    return np.concatenate(documents)
+
+
 def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
-    yield from (run.sketch(receipt.group), run.bands(receipt.group))
+    yield from (run.sketch(receipt.group), run.sketch_hashes(receipt.group))
     if receipt.files.signatures:
         yield run.signatures(receipt.group)
     if receipt.quarantine:
@@ -165,8 +190,8 @@ def _add_shards(
         receipt.quarantine = file_digest(path)
     else:
         path.unlink()
-    if len(writer) != receipt.counts.in_corpus:
-        hashed = f"{len(writer)} of {receipt.counts.in_corpus}"
+    if writer.documents != receipt.counts.in_corpus:
+        hashed = f"{writer.documents} of {receipt.counts.in_corpus}"
         raise StopError(f"group {receipt.group}: {hashed} documents hashed")
 
 

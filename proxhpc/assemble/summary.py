@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from proxhpc.account.counts import Counts
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.listings import DocumentName
-from proxhpc.assemble.match import MatchResult
+from proxhpc.assemble.match_result import MatchResult
 from proxhpc.assemble.sketch import SketchReceipt, SortedCounts
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
@@ -51,14 +51,18 @@ class DuplicateCounts:
 
     `near` of them differ in text from their survivor. For `external` of them the survivor is in
     the external corpus, which has `external_documents`, and `external_unreadable` records that
-    could not be read. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
-    has the size and the first duplicate of the largest ones.
+    could not be read. `partly_compared` is that of `MatchResult`, `ranked` of all receipts,
+    None without `dedup.by`. `set_sizes` counts sets by the
+    `log2_bucket` of their size; `largest_sets` has the size and the first duplicate of the largest
+    ones.
     """
 
     documents: int = 0
     near: int = 0
     sets: int = 0
     largest_set: int = 0
+    partly_compared: int = 0
+    ranked: int | None = None
     external: int = 0
     external_documents: int = 0
     external_unreadable: int = 0
@@ -150,6 +154,8 @@ def summarize_merge(
         duplicates=DuplicateCounts(
             documents=match.duplicates,
             near=match.near,
+            partly_compared=match.partly_compared,
+            ranked=sum(r.ranked for r in receipts) if plan.manifest.dedup.by else None,
             external=match.external,
             external_documents=sum(r.documents for r in receipts) - match.documents,
             external_unreadable=sum(r.unreadable for r in receipts),

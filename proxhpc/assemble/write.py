@@ -8,7 +8,7 @@ import numpy as np
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.columns import make_encoder, text_shape
-from proxhpc.assemble.match import MatchResult, load_survivors, require_match
+from proxhpc.assemble.match_result import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
 from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row
@@ -115,7 +115,7 @@ def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[
     for group, shards in enumerate(shard_groups(plan)):
         if shards.stop <= part.first >> 32 or shards.start > part.last >> 32:
             continue
-        documents = load_survivors(run, match, group)
+        documents = load_survivors(run, match.digest, group, match.flags[group])
         keys = sort_keys(documents, plan.manifest.output)
         for record in replay_documents(run, plan, documents[(keys >= first) & (keys <= last)]):
             row = record.row

@@ -8,6 +8,7 @@ from typing import Any
 
 from proxhpc import __version__
 from proxhpc.errors import UserError
+from proxhpc.run.merge_phases import MERGE_PHASES
 
 ABOUT = (
     "Refine pre-training corpora on Slurm clusters with small language models that write programs."
@@ -192,7 +193,7 @@ def _merge(verb: Parser) -> None:
     verb.add_argument("--max-ram", metavar="SIZE", help=about)
     array = verb.add_argument_group("to run a phase of the merge as a job array")
     about = "run only this phase; `merge` without --phase publishes the corpus at the end"
-    _choice(array, "--phase", ["sketch", "match", "scatter", "write"], about)
+    _choice(array, "--phase", [*MERGE_PHASES], about)
     _element(array, "index of this array element, from 0", "number of array elements")
     variant = verb.add_argument_group("to make another corpus from the same ledgers")
     _path(variant, "--out", "DIR", "write the corpus to DIR; the run is only read")

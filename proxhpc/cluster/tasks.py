@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from proxhpc.cluster.backend import stale_after
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.slurm import seconds_left
 from proxhpc.engines.device import WORKERS_PER_GPU
 from proxhpc.run.lease import Lease, LeaseOwner, hold_lease
+from proxhpc.run.merge_phases import MergePhaseName
 from proxhpc.run.paths import RunDir
 from proxhpc.run.pool import ReportProgress
 from proxhpc.run.progress import ProgressLog
-
-if TYPE_CHECKING:  # numpy: only a merge needs it
-    from proxhpc.assemble.phases import MergePhaseName
 
 T = TypeVar("T")
 
@@ -68,7 +66,7 @@ def merge_task(root: str, processes: int, memory: int | None = None) -> str:
 
 def merge_phase_task(
     root: str,
-    phase: "MergePhaseName",
+    phase: MergePhaseName,
     number: int,
     elements: int,
     processes: int,
@@ -76,13 +74,14 @@ def merge_phase_task(
 ) -> str:
     """Do the units of one merge phase that belong to element `number`; return its final state.
 
-    Elements of a phase run at the same time. `match` has one element, which excludes other merges.
+    Elements of a phase run at the same time. `match` and `start` have one element, which excludes
+    other merges.
     """
     from proxhpc.assemble.merge import DEFAULT_MEMORY
     from proxhpc.assemble.phases import run_share
 
     run = RunDir(Path(root))
-    lease = _merge_lease(run) if phase == "match" else nullcontext()
+    lease = _merge_lease(run) if phase in ("match", "start") else nullcontext()
     with job_progress(run, "merge") as progress, lease:
         run_share(
             run,

@@ -72,9 +72,7 @@ def read_span(
         stream = _OpenStream.take(path, kind, span, (max_record_bytes, max_window), restarts)
         parse = SPLIT[kind][1]
         try:
-            yield from read_jsonl(
-                stream.lines, span, fields, name, max_record_bytes, parse, wanted
-            )
+            yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse, wanted)
         except GeneratorExit:  # the caller needs no more of this span
             stream.keep(stream.lines.position)
             raise

@@ -1,14 +1,13 @@
-"""Files of the merge: .npy arrays, replaced atomically, and JSON with a checksum."""
+"""Files of the merge: .npy arrays, read and written in blocks, and JSON with a checksum."""
 
 import functools
 import hashlib
 import io
-import mmap
-import os
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,6 @@ from proxhpc.errors import StopError
 
 T = TypeVar("T")
 
-WINDOW = 4 << 20  # bytes of a file that are mapped at a time
 _CHECKSUM = b',"checksum":"%b"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % bytes(32))
 
@@ -59,57 +57,71 @@ def load_array(path: Path, digest: str) -> npt.NDArray[Any]:
     return np.load(path)  # type: ignore[no-any-return]
 
 
-def save_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]], dtype: str, columns: int) -> None:
-    """Write the rows of all blocks as one array, holding one block in memory at a time."""
-    with replacing(path) as file:
-        _write_header(file, dtype, (0, columns))
-        rows = 0
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype).data)
-            rows += len(block)
-        file.seek(0)
-        _write_header(file, dtype, (rows, columns))  # of the same length: numpy pads headers
+class ArrayWriter:
+    """Writes an array block by block, in a `with` statement; `digest` is that of its rows."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike, columns: int = 0) -> None:
+        """`columns` is 0 for an array of one dimension."""
+        self._stack, self._path = ExitStack(), path
+        self._dtype, self._columns = np.dtype(dtype), columns
+        self._hash = xxhash.xxh3_128()
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(replacing(self._path))
+        self._write_header()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._file.seek(0)
+            self._write_header()  # of the same length: numpy pads headers
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Append rows."""
+        data = np.ascontiguousarray(rows, self._dtype).data
+        self._hash.update(data)
+        self._file.write(data)
+        self.rows += len(rows)
+
+    @property
+    def digest(self) -> str:
+        """XXH3-128 of the rows written so far."""
+        return self._hash.hexdigest()
+
+    def _write_header(self) -> None:
+        descr = np.lib.format.dtype_to_descr(self._dtype)  # type: ignore[no-untyped-call]
+        shape = (self.rows, self._columns) if self._columns else (self.rows,)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
 
 
-def _write_header(file: BinaryIO, dtype: str, shape: tuple[int, int]) -> None:
-    header = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-
-
-def open_array(path: Path) -> npt.NDArray[Any]:
-    """Map an array read-only; copy slices and drop the map soon. StopError if it is damaged."""
-    try:
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
-    except (ValueError, EOFError) as error:
-        raise damaged_file(path) from error
-
-
-class RowReader:
-    """Random access to the rows of an array on disk."""
-
-    def __init__(self, path: Path) -> None:
-        array: Any = open_array(path)
-        self._path, self._start = path, array.offset
-        self._dtype, self._shape = array.dtype, array.shape[1:]
-        self._window_rows = max(1, WINDOW // array.strides[0])
-
-    def take(self, positions: npt.NDArray[np.int64], field: str | None = None) -> npt.NDArray[Any]:
-        """Rows at ascending positions, or one field of them, mapping one window at a time."""
-        windows = positions // self._window_rows
-        edges = np.flatnonzero(np.diff(windows, prepend=-1, append=-1))
-        return np.concatenate([self._take(positions[a:b], field) for a, b in pairwise(edges)])
-
-    def _take(self, positions: npt.NDArray[np.int64], field: str | None) -> npt.NDArray[Any]:
-        fd = os.open(self._path, os.O_RDONLY)
+def read_blocks(path: Path, digest: str, max_rows: int) -> Iterator[npt.NDArray[Any]]:
+    """Yield the rows of what `ArrayWriter` wrote. StopError at the end if their digest differs."""
+    checksum = xxhash.xxh3_128()
+    if not path.exists():
+        raise damaged_file(path)
+    with path.open("rb") as file:
         try:
-            with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-                rows = np.frombuffer(data, self._dtype, offset=self._start)
-                rows = rows.reshape(-1, *self._shape) if self._shape else rows
-                copy = (rows if field is None else rows[field])[positions]
-                del rows  # the map cannot be closed while an array refers to it
-                return copy
-        finally:
-            os.close(fd)
+            np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+            header = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise damaged_file(path) from error
+        shape, _, dtype = header
+        row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        while data := file.read(max_rows * row_bytes):
+            if len(data) % row_bytes:
+                raise damaged_file(path)
+            checksum.update(data)
+            yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
+    if checksum.hexdigest() != digest:
+        raise damaged_file(path)
 
 
 _adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)

@@ -1,15 +1,17 @@
 """Documents as fixed-width numbers, and the keys by which duplicates are found.
 
-A group of documents has three files: 56 bytes of each document in input order, the band keys
-(see `bands`), and the MinHash signatures if near-duplicates are removed.
+A group of documents has three files: 64 bytes of each document in input order, its hashes for the
+units that look for exact duplicates, and the MinHash signatures if near-duplicates are removed.
 """
 
 import re
 import struct
 from calendar import isleap
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,10 @@ import xxhash
 
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.records import get_field
-from proxhpc.dedup.arrays import check_file, load_array, save_array
-from proxhpc.dedup.bands import write_bands
-from proxhpc.dedup.minhash import MinHasher, band_keys, compress_slots
-from proxhpc.dedup.shingles import fold
+from proxhpc.dedup.arrays import ArrayWriter, read_blocks
+from proxhpc.dedup.exchange import ExchangeWriter, partition_of
+from proxhpc.dedup.minhash import MinHasher, compress_slots
+from proxhpc.dedup.shingles import fold, mix_bits
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.sections import Dedup
 
@@ -35,85 +37,160 @@ SKETCH_DTYPE = np.dtype(
         ("row_bytes", "<u4"),  # of the document's row in the corpus
         ("shard", "<u4"),  # pieces of the external corpus are numbered after the shards
         ("record", "<u4"),  # number of the record in its shard
+        ("shingles", "<u4"),  # 1 if it has a signature: a text without words has none
+        ("external", "<u4"),  # 1 for a document of the external corpus
     ]
 )
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
 _RFC_2822 = re.compile(r"([A-Z][a-z]{2}, )?\d{1,2} [A-Z][a-z]{2} \d{4} ", re.ASCII)
-_PACK = struct.Struct("<QQQQQIIII")
+_PACK = struct.Struct("<QQQQQIIIIII")
+
+INDEX_BITS = 32  # of a document's number; the higher ones are its group
+EXTERNAL = -(1 << 63)  # less than any other priority
+_SIGN = np.uint64(1 << 63)  # flipped, unsigned numbers are in order as signed ones
+_FLUSHED = 1 << 12  # documents
+_READ_ROWS = 1 << 14
 
 RecordKey = tuple[int, int]  # shard, record
 Sketch = npt.NDArray[np.void]  # documents of one group, of SKETCH_DTYPE
 
 
 class SketchDigests(NamedTuple):
-    """Digests of a group's files; `signatures` is "" if it has none."""
+    """Digests of a group's arrays; `signatures` is "" if it has none."""
 
-    hashes: str
-    bands: str
+    documents: str
     signatures: str
 
 
-NO_FILES = SketchDigests("", "", "")
+NO_FILES = SketchDigests("", "")
 
 
 class SketchWriter:
-    """Hashes the documents of a group, added in input order, and writes the group's files."""
+    """Hashes the documents of a group, added in input order, and writes the group's files.
 
-    def __init__(self, dedup: Dedup) -> None:
-        self._dedup = dedup
+    `hashes` gets a row of each document; see `Exchange`.
+    """
+
+    def __init__(
+        self, run: RunDir, group: int, dedup: Dedup, hashes: ExchangeWriter, *, external: bool
+    ) -> None:
+        self._dedup, self._group, self._hashes, self._external = dedup, group, hashes, external
+        self.ranked = 0  # documents with a value of dedup.by
         self._packed = bytearray()
+        self._within: list[int] = []  # of these documents, if the manifest has dedup.within
         self._hasher = MinHasher(dedup.near) if dedup.near else None
+        self._stack = ExitStack()
+        self._rows = ArrayWriter(run.sketch(group), SKETCH_DTYPE)
+        self._signatures: ArrayWriter | None = None
+        run.signatures(group).unlink(missing_ok=True)
+        if near := dedup.near:
+            self._signatures = ArrayWriter(run.signatures(group), "<u2", near.bands * near.rows)
 
-    def __len__(self) -> int:
-        return len(self._packed) // SKETCH_DTYPE.itemsize
+    def __enter__(self) -> Self:
+        for writer in (self._rows, self._signatures):
+            if writer:
+                self._stack.enter_context(writer)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._flush(last=True)
+        self._hashes.finish()
+
+    @property
+    def documents(self) -> int:
+        """How many documents were added."""
+        return self._rows.rows + len(self._packed) // SKETCH_DTYPE.itemsize
+
+    @property
+    def digests(self) -> SketchDigests:
+        """Digests of the written files."""
+        signatures = self._signatures.digest if self._signatures else ""
+        return SketchDigests(self._rows.digest, signatures)
 
     def add(
         self, document: Document, text: str, key: RecordKey, row_bytes: int = 0, sort_key: int = 0
     ) -> None:
         """Add the next document; `text` is what is compared."""
+        if not (self._dedup.exact or self._dedup.near):
+            text = ""  # nothing is
         folded = fold(text)
-        content = xxhash.xxh3_128_intdigest(folded.data)
+        content, within = xxhash.xxh3_128_intdigest(folded.data), 0
+        rank = survivor_rank(self._dedup, document.fields)
+        self.ranked += rank != 0
+        if self._dedup.within:
+            within = within_key(self._dedup, document.fields)
+            if self._hasher is not None:
+                self._within.append(within)
         self._packed += _PACK.pack(
-            content >> 64,
+            content >> 64 ^ within,
             content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(document.id.encode()),
-            survivor_rank(self._dedup, document.fields),
+            rank,
             sort_key,
             len(folded),
             row_bytes,
             *key,
+            0,
+            self._external,
         )
         if self._hasher is not None:
             self._hasher.add(folded)
+        if self.documents % _FLUSHED == 0:
+            self._flush()
 
-    def write(self, run: RunDir, group: int) -> SketchDigests:
-        """Write each of the group's files atomically."""
-        array = np.frombuffer(self._packed, SKETCH_DTYPE)
-        numbers = np.arange(len(array), dtype=np.uint32)
-        bands = [(array["high"], numbers), (array["id"], numbers)]
-        signatures_digest = ""
-        if self._dedup.near and self._hasher:
-            slots, has_shingles = self._hasher.finish()
-            keys = band_keys(slots[has_shingles], self._dedup.near.bands)
-            bands += [(band, numbers[has_shingles]) for band in keys]
-            signatures_digest = save_array(run.signatures(group), compress_slots(slots))
-        else:
-            run.signatures(group).unlink(missing_ok=True)
-        hashes_digest = save_array(run.sketch(group), array)
-        return SketchDigests(hashes_digest, write_bands(run.bands(group), bands), signatures_digest)
+    def _flush(self, *, last: bool = False) -> None:
+        """Write the documents whose signatures are known, at the end all."""
+        rows = np.frombuffer(bytes(self._packed), SKETCH_DTYPE).copy()
+        if self._hasher and self._signatures:
+            slots, has_shingles = self._hasher.take(last=last)
+            rows = rows[: len(slots)]
+            rows["shingles"] = has_shingles
+            signatures = compress_slots(slots)
+            if self._dedup.within:  # signatures of other values then agree in no slot
+                values = np.array(self._within[: len(slots)], np.uint64)[:, None]
+                hashes = mix_bits(values + np.arange(slots.shape[1], dtype=np.uint64))
+                signatures ^= (hashes >> np.uint64(48)).astype(np.uint16)
+                del self._within[: len(slots)]
+            self._signatures.write(signatures)
+        del self._packed[: rows.nbytes]
+        numbers = document_numbers(self._group, self._rows.rows, len(rows))
+        self._rows.write(rows)
+        columns = [rows["high"].view(np.int64), rows["low"].view(np.int64)]
+        ranks = priorities(rows, self._dedup)
+        unit = partition_of(columns[0], self._hashes.units)
+        self._hashes.add(unit, np.column_stack([*columns, ranks, numbers]))
 
 
-def load_sketch(run: RunDir, group: int, digests: SketchDigests) -> Sketch:
+def document_numbers(group: int, first: int, count: int) -> npt.NDArray[np.int64]:
+    """The numbers in the run of a group's documents from its document `first` on."""
+    return np.arange(first, first + count, dtype=np.int64) + (group << INDEX_BITS)
+
+
+def priorities(documents: Sketch, dedup: Dedup) -> npt.NDArray[np.int64]:
+    """Two columns: of duplicates, the document with the smallest ones survives.
+
+    Ties go to the first in the input. External documents precede all others.
+    """
+    columns = np.empty((len(documents), 2), np.int64)
+    columns[:, 0] = (~documents["rank"] ^ _SIGN).view(np.int64)
+    columns[:, 1] = 0 if dedup.keep == "first" else -documents["chars"].astype(np.int64)
+    columns[documents["external"] == 1] = EXTERNAL
+    return columns
+
+
+def load_documents(run: RunDir, group: int, digests: SketchDigests) -> Sketch:
     """The documents of a group. StopError if they are not what was written."""
-    return load_array(run.sketch(group), digests.hashes)
-
-
-def check_files(run: RunDir, group: int, digests: SketchDigests) -> None:
-    """Raise StopError unless a group's files are what was written."""
-    check_file(run.sketch(group), digests.hashes)
-    check_file(run.bands(group), digests.bands)
-    if digests.signatures:
-        check_file(run.signatures(group), digests.signatures)
+    blocks = read_blocks(run.sketch(group), digests.documents, _READ_ROWS)
+    return np.concatenate([np.empty(0, SKETCH_DTYPE), *blocks])
 
 
 def survivor_rank(dedup: Dedup, fields: dict[str, Any]) -> int:

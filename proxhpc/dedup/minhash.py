@@ -44,11 +44,19 @@ class MinHasher:
         self._texts.append(folded)
         self._chars += len(folded) + 1
 
-    def finish(self) -> tuple[Slots, npt.NDArray[np.bool_]]:
-        """The slots of every text, and which texts have shingles."""
-        self._hash_texts()
-        self._hash_shingles()
-        return np.concatenate(self._slots), np.array(self._has_shingles, np.bool_)
+    def take(self, *, last: bool = False) -> tuple[Slots, npt.NDArray[np.bool_]]:
+        """Slots of the next texts that are hashed, and which of them have shingles.
+
+        With `last`, those of all texts.
+        """
+        if last:
+            self._hash_texts()
+            self._hash_shingles()
+        slots = np.concatenate(self._slots)
+        self._slots = [slots[:0]]
+        has_shingles = np.array(self._has_shingles[: len(slots)], np.bool_)
+        del self._has_shingles[: len(slots)]
+        return slots, has_shingles
 
     def _hash_texts(self) -> None:
         for hashes in shingles_of_each(self._texts, self._near.shingle):
@@ -78,13 +86,13 @@ def minhash_slots(shingles: Sequence[Hashes], count: int, seed: int) -> Slots:
     return np.array(matrix.to_rows(), np.uint32).reshape(len(shingles), count)
 
 
-def band_keys(slots: Slots, bands: int) -> npt.NDArray[np.uint64]:
-    """A key for each band (first axis) and document; equal if all slots of the band are equal."""
-    rows = slots.reshape(len(slots), bands, slots.shape[1] // bands).astype(np.uint64)
-    keys = np.zeros(rows.shape[:2], np.uint64)
-    for row in range(rows.shape[2]):
-        keys = mix_bits(keys + rows[:, :, row])
-    return keys.T
+def band_keys(signatures: Signatures, bands: int) -> npt.NDArray[np.uint64]:
+    """A key for each document (first axis) and band; equal if all slots of a band are equal."""
+    slots = signatures.reshape(len(signatures), bands, signatures.shape[1] // bands)
+    keys = np.tile(np.arange(bands, dtype=np.uint64), (len(slots), 1))
+    for row in range(slots.shape[2]):
+        keys = mix_bits(keys + slots[:, :, row])
+    return keys
 
 
 def compress_slots(slots: Slots) -> Signatures:

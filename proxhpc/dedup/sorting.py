@@ -64,14 +64,18 @@ class RowBuffer:
 
 
 class Sorter:
-    """Yields each row that was added once, in ascending order of its columns."""
+    """Yields rows in ascending order of their first `keys` columns, by default of all.
 
-    def __init__(self, scratch: Scratch, columns: int) -> None:
+    Of rows with equal keys, it yields one.
+    """
+
+    def __init__(self, scratch: Scratch, columns: int, keys: int | None = None) -> None:
         self.columns = columns
+        self._keys = keys or columns
         self._scratch = scratch
         self._limit = scratch.max_rows(columns)
         self._buffer = RowBuffer(self._limit, columns)
-        self._runs: list[_SortedRun] = []
+        self._runs: list[SortedRun] = []
 
     def add(self, rows: IntRows) -> None:
         """Add rows, in any order."""
@@ -81,7 +85,7 @@ class Sorter:
     def __iter__(self) -> Iterator[IntRows]:
         """All rows, in blocks; may be called repeatedly."""
         if not self._runs:
-            rows = sorted_unique(self._buffer.take())
+            rows = sorted_unique(self._buffer.take(), self._keys)
             self.add(rows)
             if len(rows):
                 yield rows
@@ -91,18 +95,21 @@ class Sorter:
         while len(self._runs) > MAX_MERGED_RUNS:
             file, starts = self._new_file(), range(0, len(self._runs), MAX_MERGED_RUNS)
             batches = [self._runs[start : start + MAX_MERGED_RUNS] for start in starts]
-            self._runs = [file.write(_merge_runs(runs, self._limit)) for runs in batches]
-        yield from _merge_runs(self._runs, self._limit)
+            self._runs = [file.write(self._merged(runs)) for runs in batches]
+        yield from self._merged(self._runs)
+
+    def _merged(self, runs: Iterable["SortedRun"]) -> Iterator[IntRows]:
+        return _merge_runs(runs, self._limit, self._keys)
 
     def _spill(self, rows: IntRows) -> None:
         file = self._runs[-1].file if self._runs else self._new_file()
-        self._runs.append(file.write([sorted_unique(rows)]))
+        self._runs.append(file.write([sorted_unique(rows, self._keys)]))
 
-    def _new_file(self) -> "_RunFile":
-        return _RunFile(self._scratch.folder, self.columns)
+    def _new_file(self) -> "RunFile":
+        return RunFile(self._scratch.folder, self.columns)
 
 
-class _RunFile:
+class RunFile:
     """Sorted runs, one after the other, in a file without a name: a killed process leaves none."""
 
     def __init__(self, folder: Path, columns: int) -> None:
@@ -113,7 +120,7 @@ class _RunFile:
         self._columns = columns
         self._rows = 0
 
-    def write(self, blocks: Iterable[IntRows]) -> "_SortedRun":
+    def write(self, blocks: Iterable[IntRows]) -> "SortedRun":
         """Append sorted blocks as one run."""
         start = self._rows
         for rows in blocks:
@@ -121,7 +128,7 @@ class _RunFile:
                 data = np.ascontiguousarray(rows).data.cast("B")
                 write_all(self._fd, data, self._rows * self._columns * 8)
             self._rows += len(rows)
-        return _SortedRun(self, start, self._rows)
+        return SortedRun(self, start, self._rows)
 
     def read(self, start: int, stop: int) -> IntRows:
         """The rows in [start, stop)."""
@@ -131,8 +138,10 @@ class _RunFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _SortedRun:
-    file: _RunFile
+class SortedRun:
+    """The rows [start, end) of a file."""
+
+    file: RunFile
     start: int
     end: int
 
@@ -140,7 +149,7 @@ class _SortedRun:
 class _RunCursor:
     """The rows of a run that are not merged yet; `rows` are the first of them, in memory."""
 
-    def __init__(self, run: _SortedRun) -> None:
+    def __init__(self, run: SortedRun) -> None:
         self._run, self._next = run, run.start
         self.rows = run.file.read(run.start, run.start)
 
@@ -162,7 +171,7 @@ class _RunCursor:
         return rows
 
 
-def _merge_runs(runs: Iterable[_SortedRun], limit: int) -> Iterator[IntRows]:
+def _merge_runs(runs: Iterable[SortedRun], limit: int, keys: int) -> Iterator[IntRows]:
     """Merge sorted runs, holding about `limit` rows in memory."""
     cursors = [_RunCursor(run) for run in runs]
     share = max(1, limit // len(cursors))
@@ -170,8 +179,8 @@ def _merge_runs(runs: Iterable[_SortedRun], limit: int) -> Iterator[IntRows]:
         for cursor in cursors:
             cursor.fill(share)
         # Of every run, all rows up to the smallest of these last rows are in memory.
-        last = min((tuple(c.rows[-1].tolist()) for c in cursors if c.has_more), default=None)
-        yield sorted_unique(np.concatenate([cursor.take(last) for cursor in cursors]))
+        last = min((tuple(c.rows[-1, :keys].tolist()) for c in cursors if c.has_more), default=None)
+        yield sorted_unique(np.concatenate([cursor.take(last) for cursor in cursors]), keys)
         cursors = [cursor for cursor in cursors if cursor.has_more or len(cursor.rows)]
 
 
@@ -183,12 +192,20 @@ def _count_up_to(rows: IntRows, last: tuple[int, ...]) -> int:
     return high
 
 
-def sorted_unique(rows: IntRows) -> IntRows:
-    """Each distinct row once, ascending."""
-    rows = rows[np.lexsort(rows.T[::-1])]
-    is_new = np.ones(len(rows), np.bool_)
-    np.any(rows[1:] != rows[:-1], axis=1, out=is_new[1:])
-    return rows if is_new.all() else rows[is_new]
+def sorted_unique(rows: IntRows, keys: int | None = None) -> IntRows:
+    """Each distinct row once, ascending; rows are equal if their first `keys` columns are."""
+    columns = rows[:, :keys]
+    order = np.argsort(columns[:, 0])  # by one column first: most rows differ there
+    first = columns[order, 0]
+    same = np.zeros(len(rows) + 1, np.bool_)
+    same[1:-1] = first[1:] == first[:-1]
+    tied = np.flatnonzero(same[1:] | same[:-1])
+    if not len(tied):
+        return rows[order]
+    among = order[tied]
+    order[tied] = among = among[np.lexsort(columns[among].T[::-1])]
+    repeated = (columns[among[1:]] == columns[among[:-1]]).all(axis=1)
+    return rows[np.delete(order, tied[1:][repeated])]
 
 
 def group_leaders(*columns: npt.NDArray[Any]) -> tuple[Flags, npt.NDArray[np.int64]]:
@@ -198,12 +215,36 @@ def group_leaders(*columns: npt.NDArray[Any]) -> tuple[Flags, npt.NDArray[np.int
     return is_leader, np.flatnonzero(is_leader)[np.cumsum(is_leader) - 1]
 
 
-def with_leaders(blocks: Iterator[IntRows] | Sorter) -> Iterator[tuple[IntRows, IntRows]]:
-    """Yield the blocks of sorted rows, and for each row the first row with its first column."""
+def with_leaders(blocks: Iterable[IntRows], columns: int = 1) -> Iterator[tuple[IntRows, IntRows]]:
+    """Yield the blocks of sorted rows, and for each row the first row with its first columns."""
     last = None
     for rows in blocks:
-        leaders = rows[group_leaders(rows[:, 0])[1]]
-        if last is not None and last[0] == rows[0, 0]:
-            leaders[: np.searchsorted(rows[:, 0], last[0], "right")] = last
+        if not len(rows):
+            continue
+        _, first = group_leaders(*rows[:, :columns].T)
+        leaders = rows[first]
+        if last is not None and (last[:columns] == rows[0, :columns]).all():
+            leaders[first == 0] = last
         last = leaders[-1].copy()
         yield rows, leaders
+
+
+class SortedCursor:
+    """Takes sorted rows from their beginning, as far as they are needed."""
+
+    def __init__(self, blocks: Iterable[IntRows], columns: int) -> None:
+        self._blocks = iter(blocks)
+        self._none = np.empty((0, columns), np.int64)
+        self._rows = next(self._blocks, self._none)
+
+    def take(self, last: int) -> IntRows:
+        """Remove and return the rows whose first column is at most `last`."""
+        taken = [self._none]
+        while len(self._rows):
+            count = int(np.searchsorted(self._rows[:, 0], last, "right"))
+            taken.append(self._rows[:count])
+            self._rows = self._rows[count:]
+            if len(self._rows):
+                break
+            self._rows = next(self._blocks, self._none)
+        return np.concatenate(taken)

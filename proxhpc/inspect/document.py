@@ -137,8 +137,8 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
             survivor = pairs.survivor(hit.shard, hit.number)
         except FileNotFoundError as error:
             notes.append(
-                "the merge left it out as a duplicate, but the ledger that holds the document in"
-                f" its place is gone: {error.filename}"
+                "the merge left it out as a duplicate, but the file that names the document in its"
+                f" place is gone: {error.filename}"
             )
     return Inspection(
         source=record_source(plan, row),

@@ -1,18 +1,17 @@
 """Which documents the merge left out as duplicates, and which one survives in their place."""
 
-from bisect import bisect_left
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from proxhpc.inspect.model import Survivor
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from proxhpc.assemble.match_result import MatchResult
 
-    PairArray = npt.NDArray[np.uint32]
+    GroupDuplicates = list[tuple[int, int]]  # shard and record of each, in input order
 
 
 class DuplicatePairs:
@@ -20,40 +19,42 @@ class DuplicatePairs:
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self.run, self.plan = run, plan
-        self._pairs: PairArray | None = None
+        self._match: MatchResult | None = None
+        self._groups: dict[int, GroupDuplicates] = {}
         # Without a summary the merge is not finished, or `verify --repair` has undone it.
-        if run.merge_summary.exists() and run.pairs.exists():
-            import numpy as np  # not before there is something to look up
+        if run.merge_summary.exists():
+            from proxhpc.assemble.match_result import read_match  # numpy: not before the merge
 
-            # rows: shard and record of the duplicate, ascending, and of the survivor; similarity
-            self._pairs = np.load(run.pairs, mmap_mode="r")
+            self._match = read_match(run)
 
     def records(self, shard: int) -> set[int]:
         """Record numbers of a shard's duplicates."""
-        if self._pairs is None:
-            return set()
-        start, stop = (_position(self._pairs, key) for key in ((shard, 0), (shard + 1, 0)))
-        return set(self._pairs[start:stop, 1].tolist())
+        _, duplicates = self._duplicates(shard)
+        return {record for other, record in duplicates if other == shard}
 
     def survivor(self, shard: int, record: int) -> Survivor | None:
-        """The survivor of a record; None if it is no duplicate.
-
-        FileNotFoundError when the survivor's ledger is gone.
-        """
-        if self._pairs is None:
+        """The survivor of a record; None if it is no duplicate."""
+        group, duplicates = self._duplicates(shard)
+        if self._match is None or (shard, record) not in duplicates:
             return None
-        position = _position(self._pairs, (shard, record))
-        if position == len(self._pairs):
-            return None
-        first, second, kept_shard, kept_record, similarity = self._pairs[position].tolist()
-        if (first, second) != (shard, record):
-            return None
-        from proxhpc.assemble.listings import read_names
+        from proxhpc.assemble.listings import read_listing
 
-        names = read_names(self.run, self.plan, kept_shard)
-        id_, source = next(islice(names, kept_record, None))
-        return Survivor(id=id_, source=source, similarity=similarity / 1000)
+        rows = read_listing(self.run.match_files(self._match.digest).duplicates(group))
+        row = next(islice(rows, duplicates.index((shard, record)), None))
+        return Survivor(**row["survivor"], similarity=row["similarity"])
 
+    def _duplicates(self, shard: int) -> tuple[int, "GroupDuplicates"]:
+        """The group of a shard, and its duplicates."""
+        groups = shard_groups(self.plan)
+        group = next(number for number, shards in enumerate(groups) if shard in shards)
+        if self._match is None:
+            return group, []
+        if group not in self._groups:
+            from proxhpc.assemble.match_result import load_duplicates
 
-def _position(pairs: "PairArray", key: tuple[int, int]) -> int:
-    return bisect_left(range(len(pairs)), key, key=lambda row: tuple(pairs[row, :2].tolist()))
+            documents = load_duplicates(
+                self.run, self._match.digest, group, self._match.flags[group]
+            )
+            keys = documents["shard"].tolist(), documents["record"].tolist()
+            self._groups = {group: [*zip(*keys, strict=True)]}
+        return group, self._groups[group]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.phases import pending_units
+from proxhpc.assemble.phases import merge_progress, pending_units
 from proxhpc.cluster import tasks
 from proxhpc.cluster.backend import Backend, TaskBatch, recorded_site, stale_after
 from proxhpc.cluster.journal import Journal
@@ -145,7 +145,7 @@ class Round:
             "published": len(plan.shards) - pending_shards,
             "committed": sum(beat.counts.documents for beat in heartbeats),
             "deaths": sum(beat.deaths for beat in heartbeats),
-            "merge_files": sum(1 for name in ("*.json", "*.rows") for _ in run.merge.rglob(name)),
+            "merge_files": sum(done for _, done, _ in merge_progress(run, plan)),
             "fatal_workers": self._fatal_workers(),
             "manual": int(manual),
         }

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from proxhpc.assemble.merge import DEFAULT_MEMORY
 from proxhpc.assemble.shuffle import BUCKET
-from proxhpc.dedup.bands import BYTES_PER_KEY
 from proxhpc.dedup.hashes import SKETCH_DTYPE
 from proxhpc.plan.model import PhaseSpace, SpacePhase
 from proxhpc.run.lease import HEARTBEAT_SECONDS
@@ -72,7 +71,7 @@ def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
     documents = _sketched_documents(plan, sizes)
     groups = max(1, len(shard_groups(plan)))
     by_phase = [
-        min(DEFAULT_MEMORY, documents * BYTES_PER_KEY),
+        DEFAULT_MEMORY,
         # Bands and signatures of a group are sorted and compressed in memory.
         2 * min(processes, groups) * documents // groups * _sketch_bytes(plan),
     ]

@@ -346,6 +346,11 @@ class DuplicateReport(OutputModel):
     """Number of sets."""
     largest_size: int
     """Documents in the largest set."""
+    partly_compared: int
+    """Documents of large families, such as pages of one template, that were compared with the
+    likeliest others only; one that is in several families counts several times."""
+    ranked: int | None
+    """Documents with a number or date in the field `dedup.by`; null without that key."""
     largest: tuple[LargeSet, ...]
     """The largest sets."""
 

@@ -87,6 +87,8 @@ def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
     return DuplicateReport(
         sets=duplicates.sets,
         largest_size=duplicates.largest_set,
+        partly_compared=duplicates.partly_compared,
+        ranked=duplicates.ranked,
         largest=tuple(
             LargeSet(size=size, id=name[0], source=name[1])
             for size, name in duplicates.largest_sets

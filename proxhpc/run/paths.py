@@ -30,8 +30,9 @@ class RunDir:
 
         self.merge = root / "merge"  # intermediate files of the merge
         self.match = self.merge / "match.json"  # receipt of the match phase, its last file
-        self.pairs = self.merge / "match" / "pairs.npy"  # duplicate, survivor, similarity: numbers
-        self.duplicates = self.merge / "duplicates.jsonl.zst"  # the same by id and source
+        self.match_folder = self.merge / "match"  # files of the match phase's rounds
+        self.match_source = self.match_folder / "source.json"  # what the match is made from
+        self.duplicates = self.merge / "duplicates.jsonl.zst"  # each with its survivor
         self.examples = self.merge / "examples.jsonl"  # documents that the report shows
         self.shuffled = self.merge / "shuffled"  # scattered rows, until the corpus is complete
         self.merge_summary = self.merge / "summary.json"  # written last: the merge is done
@@ -76,9 +77,9 @@ class RunDir:
         """Return the sketch of a group of shards: hashes and sizes of its refined documents."""
         return self.merge / "sketch" / f"{group:05d}.npy"
 
-    def bands(self, group: int) -> Path:
-        """Return the sorted keys by which a group's documents may match others."""
-        return self.merge / "sketch" / f"{group:05d}.bands"
+    def sketch_hashes(self, group: int) -> Path:
+        """Return the hashes of a group's texts, by which exact duplicates are found."""
+        return self.merge / "sketch" / f"{group:05d}.hashes"
 
     def signatures(self, group: int) -> Path:
         """Return the MinHash signatures of a group; missing without `dedup.near`."""
@@ -92,13 +93,9 @@ class RunDir:
         """Return the quarantined records of a group; missing if there are none."""
         return self.merge / "sketch" / f"{group:05d}.quarantine.jsonl.zst"
 
-    def duplicate_flags(self, group: int) -> Path:
-        """Return the duplicates of a group: a bit for each of its documents."""
-        return self.merge / "match" / f"{group:05d}.npy"
-
-    def match_files(self, source_digest: str) -> "MatchFiles":
-        """Return the files of a match phase in progress, which are deleted at its end."""
-        return MatchFiles(self.merge / "match" / source_digest)
+    def match_files(self, digest: str) -> "MatchFiles":
+        """Return the files of the match phase with this digest."""
+        return MatchFiles(self.match_folder / digest[:16])
 
     def part_receipt(self, part: int) -> Path:
         """Return the receipt of a part: what was written to it."""
@@ -129,24 +126,26 @@ class VariantDir(RunDir):
 
 
 class MatchFiles:
-    """Files of a match phase in progress, in a folder named by what they are made from."""
+    """Files of the match phase, in a folder named by what they are made from."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.undecided = root / "undecided.npy"  # pairs whose texts must be compared
-        self.compared = root / "compared.npy"  # the documents of these pairs, ascending
 
-    def found_pairs(self, task: int) -> Path:
-        """Return the pairs of documents that a task found."""
-        return self.root / f"{task:05d}.npy"
+    def of_unit(self, kind: str, unit: int) -> Path:
+        """Return a file of a unit of a round; they are deleted at the end of the phase."""
+        return self.root / kind / f"{unit:05d}"
 
-    def shingles(self, group: int) -> Path:
-        """Return the shingles of the compared documents of a group."""
-        return self.root / f"{group:05d}.shingles"
+    def flags(self, group: int) -> Path:
+        """Return the duplicates of a group: a bit for each of its documents."""
+        return self.root / "flags" / f"{group:05d}.npy"
 
-    def similar_pairs(self, number: int) -> Path:
-        """Return the duplicates among a block of the undecided pairs."""
-        return self.root / f"{number:05d}.similar.npy"
+    def duplicates(self, group: int) -> Path:
+        """Return the listing of a group's duplicates; missing if there are none."""
+        return self.root / "duplicates" / f"{group:05d}.jsonl.zst"
+
+    def set_sizes(self, group: int) -> Path:
+        """Return a group's survivors and the sizes of their sets; missing if there are none."""
+        return self.root / "sizes" / f"{group:05d}.npy"
 
 
 def shard_name(shard: int) -> str:

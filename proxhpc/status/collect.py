@@ -132,11 +132,11 @@ class Collector:
         return owner is not None and owner.is_running() is not False
 
     def _merge_progress(self) -> tuple[MergeProgress, ...]:
-        from proxhpc.assemble.phases import pending_units  # numpy: not while a run is refined
+        from proxhpc.assemble.phases import merge_progress  # numpy: not while a run is refined
 
         return tuple(
-            MergeProgress(phase=each.phase, total=each.total, done=each.total - len(each.units))
-            for each in pending_units(self.run, self.plan)
+            MergeProgress(phase=phase, total=total, done=done)
+            for phase, done, total in merge_progress(self.run, self.plan)
         )
 
     def _workers(

@@ -36,7 +36,7 @@ class MergeProgress(OutputModel):
     phase: str
     """`sketch`, `match`, `scatter` or `write`."""
     total: int
-    """Units of the phase: groups of shards, or parts of the corpus."""
+    """Units of the phase: groups of shards, parts of the corpus; for `match`, of its rounds."""
     done: int
     """Units that are done."""
 

@@ -1,0 +1,261 @@
+"""Rounds of the match phase after the decision: names, listings and sizes of duplicate sets.
+
+`resolve` gives each removed document, copies included, its survivor. `name` sends a survivor's name
+to the groups of its duplicates. `finish` writes what a group's duplicates are, and sends the ids of
+its survivors to the units of `ids`, which count those that are shared.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from proxhpc.assemble.listings import DocumentName, name_documents
+from proxhpc.assemble.match_result import GroupResult
+from proxhpc.assemble.rounds import NAME_COLUMNS, NO_DOCUMENT, Documents, RoundFiles, group_of
+from proxhpc.assemble.sketch import (
+    SketchReceipt,
+    load_chosen,
+    read_documents,
+    require_receipt,
+)
+from proxhpc.corpus.writer import PartWriter
+from proxhpc.dedup.arrays import file_digest, save_array, save_json
+from proxhpc.dedup.exchange import partition_of
+from proxhpc.dedup.hashes import INDEX_BITS, Sketch, document_numbers
+from proxhpc.dedup.sorting import Flags, IntRows, group_leaders, with_leaders
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
+
+MAX_LISTED_SETS = 10  # of the largest ones
+MAX_SHARED_ID_EXAMPLES = 10
+_INDEX = (1 << INDEX_BITS) - 1
+_NAME_BYTES = 8 * NAME_COLUMNS
+
+
+@dataclass(frozen=True, slots=True)
+class SetSizes:
+    """The duplicate sets whose survivors are in one group.
+
+    `histogram` counts them by the `log2_bucket` of their size, in which external documents do not
+    count. `largest` has size and first duplicate of the largest ones.
+    """
+
+    histogram: tuple[int, ...]
+    largest: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedIdCounts:
+    """Documents whose id an earlier survivor has, and the first of them."""
+
+    documents: int
+    examples: tuple[int, ...]
+
+
+def resolve_survivors(files: RoundFiles, group: int) -> None:
+    """Send each document that is removed because of one in this group to its survivor's group."""
+    claims, first = files.writer("claims", group), group << INDEX_BITS
+    survivors = np.full(require_receipt(files.run, group).documents, NO_DOCUMENT)
+    shares = np.full(len(survivors), 1000, np.uint16)
+    dedup = files.plan.manifest.dedup
+
+    def claim(documents: Documents, removed: Documents) -> None:
+        """Write claims of the survivors of `documents` on `removed` ones, which are like them."""
+        survivor = survivors[documents - first]
+        is_near = survivor != NO_DOCUMENT
+        survivor = np.where(is_near, survivor, documents)
+        rows = np.stack([survivor, removed, shares[documents - first], is_near], axis=1)
+        claims.add(group_of(survivor), rows)
+
+    if dedup.near:
+        for rows, best in with_leaders(files.sorted("removed", group)):
+            rows = rows[rows[:, 1] == best[:, 1]]
+            survivors[rows[:, 0] - first] = rows[:, 2]
+            shares[rows[:, 0] - first] = rows[:, 3]
+            claim(rows[:, 0], rows[:, 0])
+    if dedup.exact or dedup.near:
+        for rows in files.sorted("leaders", group):
+            claim(*rows.T)
+    claims.finish()
+
+
+def name_survivors(files: RoundFiles, group: int) -> None:
+    """Send the names of a group's survivors to their duplicates, and count these."""
+    claims = files.sorted("claims", group)
+    sizes = np.zeros(require_receipt(files.run, group).documents, np.int64)
+    firsts = np.zeros_like(sizes)
+    for rows in claims:
+        is_first, _ = group_leaders(rows[:, 0])
+        leading = rows[is_first]
+        leading = leading[sizes[leading[:, 0] & _INDEX] == 0]
+        firsts[leading[:, 0] & _INDEX] = leading[:, 1]
+        np.add.at(sizes, rows[:, 0] & _INDEX, 1)
+    chosen = sizes > 0
+    named = files.writer("named", group)
+    names = name_documents(files.run, files.plan, load_chosen(files.run, group, chosen))
+    last: tuple[int, bytes] = (NO_DOCUMENT, b"")
+    for rows in claims:
+        is_first, _ = group_leaders(rows[:, 0])
+        encoded = []
+        for survivor in rows[is_first, 0].tolist():
+            if survivor != last[0]:
+                last = survivor, _encode_name(next(names))
+            encoded.append(last[1])
+        pieces = _name_pieces(encoded, np.cumsum(is_first) - 1)
+        claim = rows[pieces[:, 0]]
+        columns = [claim[:, 1], pieces[:, 1], claim[:, 0], claim[:, 2:], pieces[:, 2:]]
+        named.add(group_of(claim[:, 1]), np.column_stack(columns))
+    named.finish()
+    _save_sizes(files, group, sizes[chosen] + 1, firsts[chosen], np.flatnonzero(chosen))
+
+
+def finish_group(files: RoundFiles, group: int) -> None:
+    """Write a group's duplicates with their survivors, and send the ids of its own survivors."""
+    receipt = require_receipt(files.run, group)
+    removed, counts = np.zeros(receipt.documents, np.bool_), Counter[str]()
+    own_groups = len(shard_groups(files.plan))
+    named = files.sorted("named", group, 2)
+    for rows in named:
+        rows = rows[rows[:, 1] == 0]
+        removed[rows[:, 0] & _INDEX] = True
+        counts["near"] += int(rows[:, 4].sum())
+        counts["external"] += int((group_of(rows[:, 2]) >= own_groups).sum())
+    by_file = Counter[int]()
+    count_files = _file_counter(files.plan, receipt)
+    ids, start = files.writer("ids", group), 0
+    for block in read_documents(files.run, group) if group < own_groups else ():
+        kept = ~removed[start : start + len(block)]
+        numbers = document_numbers(group, start, len(block))[kept]
+        start += len(block)
+        hashes = block["id"][kept].view(np.int64)
+        ids.add(partition_of(hashes, ids.units), np.stack([hashes, numbers], axis=1))
+        by_file += count_files(block[kept])
+    ids.finish()
+    listing = _write_listing(files, group, removed, named) if removed.any() else ""
+    path = files.files.flags(group)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = GroupResult(
+        flags=save_array(path, np.packbits(removed)),
+        listing=listing,
+        duplicates=int(removed.sum()),
+        near=counts["near"],
+        external=counts["external"],
+        survivors=dict(by_file),
+    )
+    _save_unit(files, "groups", group, result)
+
+
+def count_shared_ids(files: RoundFiles, unit: int) -> None:
+    """Count survivors with the id of an earlier one."""
+    count, examples = 0, np.empty(0, np.int64)
+    for rows, leaders in with_leaders(files.sorted("ids", unit)):
+        later = rows[rows[:, 1] != leaders[:, 1], 1]
+        count += len(later)
+        examples = np.sort(np.concatenate([examples, later]))[:MAX_SHARED_ID_EXAMPLES]
+    _save_unit(files, "shared_ids", unit, SharedIdCounts(count, tuple(examples.tolist())))
+
+
+def _save_unit(files: RoundFiles, kind: str, unit: int, value: object) -> None:
+    path = files.files.of_unit(kind, unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_json(path, value)
+
+
+def _save_sizes(
+    files: RoundFiles,
+    group: int,
+    sizes: npt.NDArray[np.int64],
+    firsts: Documents,
+    indices: npt.NDArray[np.int64],
+) -> None:
+    """Write the sizes of a group's sets, each with the index of its survivor."""
+    path = files.files.set_sizes(group)
+    if len(sizes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_array(path, np.stack([indices, sizes], axis=1).astype("<u4"))
+    largest = np.stack([sizes, firsts], axis=1)
+    largest = largest[np.lexsort((firsts, -sizes))[:MAX_LISTED_SETS]]
+    histogram = np.trim_zeros(np.bincount(np.frexp(sizes)[1], minlength=1), "b")
+    value = SetSizes(tuple(histogram.tolist()), tuple((a, b) for a, b in largest.tolist()))
+    _save_unit(files, "sets", group, value)
+
+
+def _encode_name(name: DocumentName) -> bytes:
+    return orjson.dumps({"id": name[0], "source": name[1]})
+
+
+def _name_pieces(names: Sequence[bytes], of_claims: npt.NDArray[np.int64]) -> IntRows:
+    """Rows of a claim's index, the number of a piece of its name, and that piece, padded.
+
+    `of_claims` has the name of each claim, by index.
+    """
+    padded = [name + bytes(-len(name) % _NAME_BYTES) for name in names]
+    data = np.frombuffer(b"".join(padded), "<i8").reshape(-1, NAME_COLUMNS)
+    lengths = np.array([len(name) // _NAME_BYTES for name in padded], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    counts = lengths[of_claims]
+    claims = np.repeat(np.arange(len(of_claims)), counts)
+    numbers = np.arange(len(claims)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.column_stack([claims, numbers, data[starts[of_claims][claims] + numbers]])
+
+
+def _write_listing(files: RoundFiles, group: int, removed: Flags, named: Iterable[IntRows]) -> str:
+    """Write each duplicate of a group with its survivor, in input order; the file's digest."""
+    path = files.files.duplicates(group)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    documents = load_chosen(files.run, group, removed)
+    names = name_documents(files.run, files.plan, documents)
+    with PartWriter(path) as writer:
+        for thousandths, survivor in _survivors(named):
+            writer.write(
+                {
+                    "duplicate": orjson.Fragment(_encode_name(next(names))),
+                    "survivor": orjson.Fragment(survivor),
+                    "similarity": thousandths / 1000,
+                }
+            )
+    return file_digest(path)
+
+
+def _survivors(named: Iterable[IntRows]) -> Iterator[tuple[int, bytes]]:
+    """Yield the similarity and the encoded name of each duplicate's survivor."""
+    thousandths, pieces = 0, list[bytes]()
+    for rows in named:
+        data = rows[:, -NAME_COLUMNS:].tobytes()
+        edges = range(0, len(data) + 1, _NAME_BYTES)
+        columns = zip(rows[:, 1].tolist(), rows[:, 3].tolist(), pairwise(edges), strict=True)
+        for number, share, (start, stop) in columns:
+            if number == 0 and pieces:
+                yield thousandths, b"".join(pieces).rstrip(b"\0")
+                pieces.clear()
+            thousandths = share
+            pieces.append(data[start:stop])
+    if pieces:
+        yield thousandths, b"".join(pieces).rstrip(b"\0")
+
+
+def _file_counter(plan: Plan, receipt: SketchReceipt) -> Callable[[Sketch], Counter[int]]:
+    """A function that counts documents of a group by number of input file."""
+    starts, files = [], []
+    groups = shard_groups(plan)
+    shards = groups[receipt.group] if receipt.group < len(groups) else range(0)
+    for shard, spans in zip(shards, receipt.spans_by_shard, strict=True):
+        record = 0
+        for span in spans:
+            starts.append(shard << 32 | record)
+            files.append(span.file)
+            record += span.records
+
+    def count(documents: Sketch) -> Counter[int]:
+        keys = documents["shard"].astype(np.uint64) << np.uint64(32) | documents["record"]
+        # A span without records has the start of the next one; the last of equal starts owns.
+        owners = np.searchsorted(np.array(starts, np.uint64), keys, side="right") - 1
+        numbers, counts = np.unique(np.array(files, np.int64)[owners], return_counts=True)
+        return Counter(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+
+    return count
