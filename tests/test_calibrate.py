@@ -15,6 +15,7 @@ import yaml
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu
 from proxhpc.account.flops import ModelShape
+from proxhpc.assemble.match import round_names
 from proxhpc.assemble.phases import MergePhaseName, run_share
 from proxhpc.cli.main import main
 from proxhpc.corpus.parquet import open_parquet
@@ -175,8 +176,8 @@ def test_space_of_each_phase_is_that_of_a_real_run(tmp_path: Path, near: bool) -
     for path in (*run.dir.calibration.iterdir(), run.dir.calibration):
         path.unlink() if path.is_file() else path.rmdir()
 
-    def check(phase: str) -> None:
-        size, inodes = used(run.dir.root)
+    def check(phase: str, *earlier: tuple[int, int]) -> None:
+        size, inodes = (max(values) for values in zip(used(run.dir.root), *earlier, strict=True))
         assert 1 / 1.15 < expected[phase].bytes / size < 1.15, (phase, expected[phase], size)
         # Of jobs, which this test has not, there are logs.
         assert inodes < expected[phase].inodes < 1.5 * (inodes + 16), (phase, inodes)
@@ -186,9 +187,13 @@ def test_space_of_each_phase_is_that_of_a_real_run(tmp_path: Path, near: bool) -
     check("refine")
     phases: tuple[MergePhaseName, ...] = ("sketch", "match", "scatter", "write")
     for phase in phases:
+        in_rounds = []
+        for name in ("start", *round_names(run.plan)) if phase == "match" else ():
+            run_share(run.dir, name, (0, 1))
+            in_rounds.append(used(run.dir.root))
         run_share(run.dir, phase, (0, 1))
         if phase in expected:
-            check(phase)
+            check(phase, *in_rounds)
 
 
 def test_calibration_is_stored_shown_and_used_by_launch_and_report(

@@ -50,7 +50,7 @@ def pending_units(run: RunDir, plan: Plan) -> list[PendingUnits]:
     """The pending units of each phase, in order; later phases are listed after the match."""
     match = read_match(run)
     pending = [_pending(run.sketch_receipt, "sketch", len(all_groups(plan)))]
-    if _in_arrays(plan):
+    if in_arrays(plan):
         pending.append(PendingUnits("start", 1, () if run.match_source.exists() else (0,)))
         pending += [PendingUnits(*each) for each in pending_rounds(run, plan)]
     else:
@@ -113,7 +113,7 @@ def run_share(
             pass  # a unit's result is in its file
 
 
-def _in_arrays(plan: Plan) -> bool:
+def in_arrays(plan: Plan) -> bool:
     """Whether the match phase is worth an array for each of its rounds."""
     return plan.estimated_bytes + sum(f.estimated_bytes for f in plan.against) > _ONE_JOB_BYTES
 

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from proxhpc.assemble.match import round_names, round_units
 from proxhpc.assemble.merge import DEFAULT_MEMORY
+from proxhpc.assemble.phases import in_arrays
+from proxhpc.assemble.rounds import EXCHANGES, UnitKind, unit_count
 from proxhpc.assemble.shuffle import BUCKET
 from proxhpc.dedup.hashes import SKETCH_DTYPE
 from proxhpc.plan.model import PhaseSpace, SpacePhase
@@ -15,13 +18,16 @@ from proxhpc.spec.site import Site
 # Measured on runs over web pages.
 _PROGRESS_LINE = 1600  # bytes of a heartbeat or commit in a progress file
 _SHARD_BYTES = 600  # of a shard in the plan, and of its ledger's summary
-# For each document at the peak of the match phase: pairs, sets and flags.
-_MATCH_BYTES, _NEAR_MATCH_BYTES = 4, 24
+# For each document: its hashes for exact duplicates, and what the match phase leaves behind.
+_HASH_BYTES, _MATCHED_BYTES = 40, 4
+_ROW_BYTES = 8  # of a column of the rows that rounds exchange
+_FILES_OF_ROUNDS = 3  # that exist at the same time, for each unit
 _SCATTERED = 1.15  # scattered rows in relation to the corpus, at a lower zstd level
 _REPORT_BYTES = 400_000  # report, examples and listings
 _INTERPRETER = 150 << 20  # bytes of memory of each process of the merge
+_GROUP_DOCUMENT = 32  # bytes of memory for each document of a group, in some rounds
+_UNIT_KINDS: tuple[UnitKind, ...] = ("group", "exact", "key")
 
-_BAND_KEY = 12  # bytes of a key and its document
 _SLOT = 2  # bytes of a signature's slot
 LOG_FILES = 4  # of a job: script, pickled task, standard output and error
 _RUN_FOLDERS = 6  # the run directory and the folders of a new run
@@ -51,9 +57,11 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     sketched = refined + documents * _sketch_bytes(plan)
     inodes += 1 + groups * (4 if near else 3)
     phases.append(("sketch", sketched, inodes))
-    matched = sketched + documents * (_NEAR_MATCH_BYTES if near else _MATCH_BYTES)
-    inodes += 3 + groups
-    phases.append(("match", matched, inodes))
+    units = sum(unit_count(plan, kind) for kind in _UNIT_KINDS)
+    in_rounds = sketched + documents * _exchanged_bytes(plan)
+    phases.append(("match", in_rounds, inodes + _FILES_OF_ROUNDS * units))
+    matched = sketched + documents * _MATCHED_BYTES
+    inodes += 6 + 3 * groups  # flags, listings and sizes of sets
     scattered, scattered_files = 0, 0
     if output.shuffle:
         scattered, scattered_files = round(_SCATTERED * sizes.corpus_bytes), 1 + groups
@@ -71,9 +79,8 @@ def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
     documents = _sketched_documents(plan, sizes)
     groups = max(1, len(shard_groups(plan)))
     by_phase = [
-        DEFAULT_MEMORY,
-        # Bands and signatures of a group are sorted and compressed in memory.
-        2 * min(processes, groups) * documents // groups * _sketch_bytes(plan),
+        # What rounds may use, and what they need for each document of a group besides.
+        DEFAULT_MEMORY + min(processes, groups) * documents // groups * _GROUP_DOCUMENT,
     ]
     if plan.manifest.output.shuffle:
         # A bucket's rows as read and as decoded.
@@ -95,8 +102,20 @@ def _sketched_documents(plan: Plan, sizes: Sizes) -> int:
 def _sketch_bytes(plan: Plan) -> int:
     """Return the bytes of a document in the files of its group."""
     near = plan.manifest.dedup.near
-    size = int(SKETCH_DTYPE.itemsize) + 2 * _BAND_KEY  # hashes; keys of the text and of the id
-    return size + (near.bands * (_BAND_KEY + near.rows * _SLOT) if near else 0)
+    size = int(SKETCH_DTYPE.itemsize) + _HASH_BYTES
+    return size + (near.bands * near.rows * _SLOT if near else 0)
+
+
+def _exchanged_bytes(plan: Plan) -> int:
+    """Return the bytes of a document in the exchange files that exist at the same time.
+
+    With `near`, most are keys of bands. Later rounds need less, unless most documents are
+    near-duplicates.
+    """
+    near = plan.manifest.dedup.near
+    if near:
+        return _ROW_BYTES * EXCHANGES["keys"].columns * near.bands
+    return 2 * EXCHANGES["copies"].columns * _ROW_BYTES
 
 
 def _refine_inodes(plan: Plan, site: Site) -> tuple[int, int]:
@@ -109,8 +128,10 @@ def _refine_inodes(plan: Plan, site: Site) -> tuple[int, int]:
     workers = min(refine.workers, shards)
     jobs = -(-workers // refine.tasks_per_node) + 3  # the merge, and a control job after each
     elements = merge.workers if 1 < merge.workers <= groups else 0
-    if elements:  # arrays for sketch and write, a match job, more control jobs
-        jobs += 2 * elements + 4
+    if elements:  # arrays for sketch and write, one or more for the match, more control jobs
+        rounds = [round_units(plan, name) for name in round_names(plan)]
+        in_match = [min(elements, n) for n in rounds] if in_arrays(plan) else [1]
+        jobs += 2 * elements + sum(in_match) + len(in_match) + 3
     folders = _RUN_FOLDERS + -(-shards // SHARDS_PER_FOLDER)
     files = _RUN_FILES + shards + workers + 2 * elements + LOG_FILES * jobs
     return folders + files, 2 * workers
