@@ -236,7 +236,9 @@ def test_held_jobs_are_released_by_a_person_who_launches(odd: SlurmCluster, tmp_
     assert f"released job {control}, which were held" in launch(run, lambda _: None).message
     odd.until(finished(run.dir), "the report", timeout=120)
     assert check_balance(run.dir)["documents"] == 20
-    assert held(odd, run) == []
+    # The released job starts two minutes after its failure, if the run does not end before.
+    jobs = [job for job, _ in run_jobs(odd, run.plan.run_id)]
+    assert not [job.id for job in jobs if job.reason.lower().endswith("held")]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[Variant
     _create_or_check(variant, plan, manifest)
     before = plan.manifest.policy
     refined_under = None if manifest.policy == before else before
-    return variant, replace(plan, manifest=manifest, refined_under=refined_under)
+    return variant, replace(plan, manifest=manifest, refined_under=refined_under, is_variant=True)
 
 
 def _is_changeable(key: str) -> bool:

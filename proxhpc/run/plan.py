@@ -77,6 +77,7 @@ class Plan:
     digest: str = ""
     refined_under: AnyPolicy | None = None  # if the manifest's policy is another (variant.py)
     restarts: Path | None = field(default=None, compare=False)  # the folder of the run's logs
+    is_variant: bool = field(default=False, compare=False)  # the run is only read
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
     _logs: dict[str, RestartLog] = field(default_factory=dict, compare=False, repr=False)
 
@@ -151,6 +152,7 @@ class Plan:
             return None
         path = self.restarts / f"{name}.log"
         if name not in self._logs:
+            writable = writable and not self.is_variant
             self._logs[name] = RestartLog(path, info.fingerprint, writable=writable)
         return self._logs[name]
 
