@@ -11,8 +11,8 @@ of a document grows by more than --growth from the first to the last size, or me
 
 The projection is arithmetic: the processor time of a document between the first and the last size,
 times --target documents. Phases that read texts cost in proportion to bytes, others to documents.
-Phases of several units are spread over all cores, those of one unit at the last size are not. Bytes
-read are those of read(2); pages of mapped files are not counted.
+Phases with one unit whatever the corpus (SINGLE) run on one core, all others have enough units for
+all cores. Bytes read are those of read(2); pages of mapped files are not counted.
 """
 
 import random
@@ -28,12 +28,14 @@ import zstandard
 
 import bench
 from bench_dedup import make_kept_run
+from proxhpc.assemble.match import ROUNDS
 from proxhpc.assemble.merge import merge_run
 from proxhpc.run.paths import RunDir
 
 DOCUMENT = 1000  # bytes of text, about
 FILE_DOCUMENTS = 50_000
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprstvz" for b in ("a", "ei", "o", "un") for c in "dlmnrst"]
+SINGLE = {name for name, each in ROUNDS.items() if each.units == "one"} | {"examples"}
 TEXT_PHASES = {"sketch", "scatter", "write", "texts", "read", "compare", "examples"}
 
 
@@ -153,13 +155,13 @@ def marginal(first: PhaseCost, last: PhaseCost, documents: int) -> float:
 
 
 def project(
-    seconds: Mapping[str, float], single: set[str], target: int, size: int, cores: int
+    seconds: Mapping[str, float], target: int, size: int, cores: int
 ) -> Iterator[tuple[str, float, float]]:
     """Yield the core hours of each phase at the target, and its hours on all cores."""
     for phase, each in seconds.items():
         grown = size / DOCUMENT if phase in TEXT_PHASES else 1.0
         hours = each * grown * target / 3600
-        yield phase, hours, hours / (1 if phase in single else cores)
+        yield phase, hours, hours / (1 if phase in SINGLE else cores)
 
 
 def main() -> int:
@@ -188,8 +190,7 @@ def main() -> int:
     seconds = {
         phase: marginal(first.get(phase, PhaseCost()), cost, more) for phase, cost in last.items()
     }
-    single = {phase for phase, cost in last.items() if cost.units == 1}
-    rows = [*project(seconds, single, int(options.target), options.size, options.cores)]
+    rows = [*project(seconds, int(options.target), options.size, options.cores)]
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     print(f"\n{options.target:.0e} documents of {options.size} bytes on {options.cores} cores")
     bench.print_table(("", "core hours", "hours"), rows)

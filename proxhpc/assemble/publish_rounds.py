@@ -35,6 +35,7 @@ MAX_LISTED_SETS = 10  # of the largest ones
 MAX_SHARED_ID_EXAMPLES = 10
 _INDEX = (1 << INDEX_BITS) - 1
 _NAME_BYTES = 8 * NAME_COLUMNS
+_NAMED = 1 << 13  # survivors whose names are in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def name_survivors(files: RoundFiles, group: int) -> None:
     named = files.writer("named", group)
     names = name_documents(files.run, files.plan, load_chosen(files.run, group, chosen))
     last: tuple[int, bytes] = (NO_DOCUMENT, b"")
-    for rows in claims:
+    for rows in _slices(claims):
         is_first, _ = group_leaders(rows[:, 0])
         encoded = []
         for survivor in rows[is_first, 0].tolist():
@@ -158,6 +159,12 @@ def count_shared_ids(files: RoundFiles, unit: int) -> None:
         count += len(later)
         examples = np.sort(np.concatenate([examples, later]))[:MAX_SHARED_ID_EXAMPLES]
     _save_unit(files, "shared_ids", unit, SharedIdCounts(count, tuple(examples.tolist())))
+
+
+def _slices(blocks: Iterable[IntRows]) -> Iterator[IntRows]:
+    """The rows in smaller blocks, each of which gets much larger with names."""
+    for rows in blocks:
+        yield from (rows[start : start + _NAMED] for start in range(0, len(rows), _NAMED))
 
 
 def _save_unit(files: RoundFiles, kind: str, unit: int, value: object) -> None:
