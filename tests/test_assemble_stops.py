@@ -13,7 +13,7 @@ import pytest
 from merging import output, plan_of_one, refined, rewrite_ledger
 from proxhpc.assemble import merge as merging_steps
 from proxhpc.assemble.coverage import check_coverage
-from proxhpc.assemble.match import ROUNDS, round_names
+from proxhpc.assemble.match import MATCH_ROUNDS, round_names
 from proxhpc.assemble.match_result import require_match
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.phases import run_share
@@ -204,7 +204,7 @@ def test_damaged_files_of_rounds_are_named_and_written_again(tmp_path: Path, kin
     run_share(run.dir, "start", (0, 1))
     for name in round_names(run.plan):
         run_share(run.dir, name, (0, 1))
-        if kind in ROUNDS[name].writes:
+        if kind in MATCH_ROUNDS[name].writes:
             break
     (path,) = run.dir.match_folder.glob(f"*/{kind}/00000")
     damage(path, "changed")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxhpc.assemble.families import similar_pairs
-from proxhpc.assemble.near_rounds import pack
+from proxhpc.assemble.near_rounds import pack_documents
 from proxhpc.dedup import sorting
 from proxhpc.dedup.exchange import ExchangeWriter, partition_of, read_slices
 from proxhpc.dedup.hashes import EXTERNAL, SKETCH_DTYPE, priorities
@@ -107,7 +107,7 @@ def test_packed_documents_are_about_in_the_order_of_priorities(dedup: dict[str, 
     documents["rank"][20:40] = 0  # without the field
     ranks = priorities(documents, Dedup.model_validate(dedup))
     assert ((ranks[:, 0] == EXTERNAL) == (documents["external"] == 1)).all()
-    packed = pack(np.arange(200), ranks, by_field=bool(dedup))
+    packed = pack_documents(np.arange(200), ranks, by_field=bool(dedup))
     assert (packed[:20] < 1 << 48).all()
     assert (packed[20:] >= 1 << 48).all()
     exact = np.lexsort((np.arange(200), ranks[:, 1], ranks[:, 0]))

@@ -42,8 +42,22 @@ NO_LIST = "echo 'usage: squeue [options]'; exit 0"
 NOTHING = "exit 0"
 
 
-PLUGIN = """
+def plugin(body: str) -> str:
+    """A job_submit plugin in Lua that does this at each submission."""
+    return f"""
 function slurm_job_submit(job, partitions, user)
+{body.strip()}
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user)
+  return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+
+
+PLUGIN = plugin(
+    """
   slurm.log_user("group b17: 500,000 hours left")
   job.comment = "site:billing=none"
   if job.min_mem_per_node then
@@ -51,29 +65,17 @@ function slurm_job_submit(job, partitions, user)
     slurm.log_user("use --mem-per-cpu")
     return slurm.ERROR
   end
-  return slurm.SUCCESS
-end
-function slurm_job_modify(job, record, partitions, user)
-  return slurm.SUCCESS
-end
-return slurm.SUCCESS
 """
-
-
-GREETING = """
-function slurm_job_submit(job, partitions, user)
+)
+GREETING = plugin(
+    """
   slurm.log_user("group b17: 500,000 hours left\\27[2J")
   if string.find(job.name, "single") and job.array_inx then
     slurm.log_user("arrays are not allowed")
     return slurm.ERROR
   end
-  return slurm.SUCCESS
-end
-function slurm_job_modify(job, record, partitions, user)
-  return slurm.SUCCESS
-end
-return slurm.SUCCESS
 """
+)
 
 
 @pytest.fixture

@@ -28,14 +28,14 @@ import zstandard
 
 import bench
 from bench_dedup import make_kept_run
-from proxhpc.assemble.match import ROUNDS
+from proxhpc.assemble.match import MATCH_ROUNDS
 from proxhpc.assemble.merge import merge_run
 from proxhpc.run.paths import RunDir
 
 DOCUMENT = 1000  # bytes of text, about
 FILE_DOCUMENTS = 50_000
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprstvz" for b in ("a", "ei", "o", "un") for c in "dlmnrst"]
-SINGLE = {name for name, each in ROUNDS.items() if each.units == "one"} | {"examples"}
+SINGLE = {name for name, each in MATCH_ROUNDS.items() if each.units == "one"} | {"examples"}
 TEXT_PHASES = {"sketch", "scatter", "write", "texts", "read", "compare", "examples"}
 
 

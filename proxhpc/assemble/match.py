@@ -61,7 +61,7 @@ from proxhpc.run.shards import shard_groups
 T = TypeVar("T")
 
 
-class Round(NamedTuple):
+class MatchRound(NamedTuple):
     """A round: its kind of units, what each does, and the files that it reads and writes.
 
     A unit is done if its file of the last kind exists.
@@ -101,7 +101,7 @@ def round_names(plan: Plan) -> list[RoundName]:
 
 def round_units(plan: Plan, name: RoundName) -> int:
     """How many units a round has."""
-    return unit_count(plan, ROUNDS[name].units)
+    return unit_count(plan, MATCH_ROUNDS[name].units)
 
 
 def pending_rounds(run: RunDir, plan: Plan) -> list[PendingRound]:
@@ -112,7 +112,9 @@ def pending_rounds(run: RunDir, plan: Plan) -> list[PendingRound]:
     is_done = run.match.exists()
     for name in reversed(round_names(plan)):
         total = round_units(plan, name)
-        written = set() if is_done or folder is None else _names(folder / ROUNDS[name].writes[-1])
+        written = (
+            set() if is_done or folder is None else _names(folder / MATCH_ROUNDS[name].writes[-1])
+        )
         units = () if is_done else tuple(n for n in range(total) if f"{n:05d}" not in written)
         pending.append(PendingRound(name, total, units))
         is_done = is_done or len(units) < total
@@ -166,7 +168,7 @@ def run_round(pool: Pool, name: RoundName, units: Sequence[int], memory: int) ->
 def _run_unit(
     run: RunDir, plan: Plan, unit: int, *, name: RoundName, folder: Path, memory: int
 ) -> None:
-    ROUNDS[name].function(RoundFiles(run, plan, folder, memory), unit)
+    MATCH_ROUNDS[name].function(RoundFiles(run, plan, folder, memory), unit)
     fault_point("round written")
 
 
@@ -213,7 +215,7 @@ def _collect(files: RoundFiles, _: int) -> None:
 
 def _results(files: RoundFiles, kind: str, of: type[T]) -> Iterator[T]:
     """The results that the units of a round wrote."""
-    (units,) = (each.units for each in ROUNDS.values() if each.writes[-1] == kind)
+    (units,) = (each.units for each in MATCH_ROUNDS.values() if each.writes[-1] == kind)
     for unit in range(unit_count(files.plan, units)):
         path = files.files.of_unit(kind, unit)
         if (result := load_json(path, of)) is None:
@@ -247,8 +249,8 @@ def _is_incomplete(run: RunDir) -> bool:
 
 def _delete_files(run: RunDir, later: Sequence[RoundName]) -> None:
     """Delete the files of units that no later round reads."""
-    kept = {kind for name in later for kind in ROUNDS[name].reads}
-    written = {kind for each in ROUNDS.values() for kind in each.writes}
+    kept = {kind for name in later for kind in MATCH_ROUNDS[name].reads}
+    written = {kind for each in MATCH_ROUNDS.values() for kind in each.writes}
     for folder in run.match_folder.glob("*/*"):
         if folder.name in written - kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -258,22 +260,22 @@ def _names(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-ROUNDS: dict[RoundName, Round] = {
-    "exact": Round("exact", find_copies, (), ("leaders", "copies")),
-    "bands": Round("group", write_band_keys, ("copies",), ("keys",)),
-    "candidates": Round("key", link_to_leaders, ("keys",), ("stars",)),
-    "ship": Round("group", ship_signatures, ("stars",), ("members",)),
-    "verify": Round(
+MATCH_ROUNDS: dict[RoundName, MatchRound] = {
+    "exact": MatchRound("exact", find_copies, (), ("leaders", "copies")),
+    "bands": MatchRound("group", write_band_keys, ("copies",), ("keys",)),
+    "candidates": MatchRound("key", link_to_leaders, ("keys",), ("stars",)),
+    "ship": MatchRound("group", ship_signatures, ("stars",), ("members",)),
+    "verify": MatchRound(
         "key", compare_signatures, ("members",), ("partly_compared", "undecided", "edges")
     ),
-    "read": Round("group", write_shingles, ("undecided",), ("shingles",)),
-    "compare": Round("group", compare_texts, ("shingles",), ("text_edges",)),
-    "settle": Round("one", settle, ("edges", "text_edges"), ("removed",)),
-    "resolve": Round("group", resolve_survivors, ("removed", "leaders"), ("claims",)),
-    "name": Round("group", name_survivors, ("claims",), ("named", "sets")),
-    "finish": Round("group", finish_group, ("named",), ("ids", "groups")),
-    "ids": Round("exact", count_shared_ids, ("ids",), ("shared_ids",)),
-    "collect": Round(
+    "read": MatchRound("group", write_shingles, ("undecided",), ("shingles",)),
+    "compare": MatchRound("group", compare_texts, ("shingles",), ("text_edges",)),
+    "settle": MatchRound("one", settle, ("edges", "text_edges"), ("removed",)),
+    "resolve": MatchRound("group", resolve_survivors, ("removed", "leaders"), ("claims",)),
+    "name": MatchRound("group", name_survivors, ("claims",), ("named", "sets")),
+    "finish": MatchRound("group", finish_group, ("named",), ("ids", "groups")),
+    "ids": MatchRound("exact", count_shared_ids, ("ids",), ("shared_ids",)),
+    "collect": MatchRound(
         "one", _collect, ("sets", "groups", "shared_ids", "partly_compared"), ("match",)
     ),
 }

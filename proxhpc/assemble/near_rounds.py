@@ -9,11 +9,10 @@ others, and those that are unlike it with each other.
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from proxhpc.assemble.families import ALL_COMPARED, similar_pairs
+from proxhpc.assemble.families import ALL_COMPARED, Indices, similar_pairs
 from proxhpc.assemble.rounds import Documents, RoundFiles, group_of, signature_columns
-from proxhpc.assemble.sketch import read_receipt
+from proxhpc.assemble.sketch import require_receipt
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.dedup.arrays import read_blocks
 from proxhpc.dedup.exchange import partition_of
@@ -24,9 +23,6 @@ from proxhpc.dedup.sorting import IntRows, SortedCursor, group_leaders, with_lea
 from proxhpc.errors import StopError
 from proxhpc.spec.sections import Near
 
-Counts = npt.NDArray[np.int64]
-"""In how many slots pairs of signatures agree."""
-
 _NUMBER_BITS = INDEX_BITS + 16
 _NUMBER = (1 << _NUMBER_BITS) - 1  # of a packed document
 _BLOCK = 1 << 12  # documents that are read at a time
@@ -35,7 +31,7 @@ _LEADER, _HOME, _SIGNATURE = 0, 4, 5
 _PRIORITY = slice(1, 4)  # p0, p1, document
 
 
-def pack(numbers: Documents, ranks: IntRows, *, by_field: bool) -> Documents:
+def pack_documents(numbers: Documents, ranks: IntRows, *, by_field: bool) -> Documents:
     """Documents as numbers whose order is about that of their priorities: the best is the first.
 
     External documents are below 1 << 48, all others above.
@@ -58,7 +54,7 @@ def write_band_keys(files: RoundFiles, group: int) -> None:
     for numbers, documents, signatures in _signed_documents(files, group):
         chosen = documents["shingles"] == 1
         chosen[copies.take(int(numbers[-1]))[:, 0] - numbers[0]] = False
-        packed = pack(
+        packed = pack_documents(
             numbers[chosen], priorities(documents[chosen], dedup), by_field=dedup.by is not None
         )
         hashes = band_keys(signatures[chosen], bands).view(np.int64).ravel()
@@ -150,7 +146,7 @@ class _Comparison:
             self.write(best, rows, counts)
             yield rows[~self._similar[counts]]
 
-    def write(self, left: IntRows, right: IntRows, counts: Counts) -> None:
+    def write(self, left: IntRows, right: IntRows, counts: Indices) -> None:
         """Write pairs of members, the better one first, that are similar or undecided."""
         wanted = self._open[counts]
         counts, similar = counts[wanted], self._similar[counts[wanted]]
@@ -196,9 +192,7 @@ def _signed_documents(
     files: RoundFiles, group: int
 ) -> Iterator[tuple[Documents, Sketch, Signatures]]:
     """Yield blocks of a group's documents: their numbers, sketches and signatures."""
-    receipt = read_receipt(files.run, group)
-    if receipt is None:
-        raise StopError(f"there is no {files.run.sketch_receipt(group)}", hint="merge again")
+    receipt = require_receipt(files.run, group)
     run, digests, first = files.run, receipt.files, 0
     for documents, signatures in zip(
         read_blocks(run.sketch(group), digests.documents, _BLOCK),

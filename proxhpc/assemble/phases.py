@@ -22,7 +22,7 @@ from proxhpc.assemble.match import (
 )
 from proxhpc.assemble.match_result import read_match, require_match
 from proxhpc.assemble.merge import DEFAULT_MEMORY, check_refined, sketch_all
-from proxhpc.assemble.rounds import all_groups
+from proxhpc.assemble.rounds import all_groups, compared_bytes
 from proxhpc.assemble.shuffle import scatter_group
 from proxhpc.assemble.sketch import sketch_group
 from proxhpc.assemble.write import write_part
@@ -115,7 +115,7 @@ def run_share(
 
 def in_arrays(plan: Plan) -> bool:
     """Whether the match phase is worth an array for each of its rounds."""
-    return plan.estimated_bytes + sum(f.estimated_bytes for f in plan.against) > _ONE_JOB_BYTES
+    return compared_bytes(plan) > _ONE_JOB_BYTES
 
 
 def _unit(phase: MergePhaseName, memory: int) -> Unit[Any]:

@@ -20,7 +20,7 @@ from proxhpc.assemble.rounds import NAME_COLUMNS, NO_DOCUMENT, Documents, RoundF
 from proxhpc.assemble.sketch import (
     SketchReceipt,
     load_chosen,
-    read_documents,
+    read_sketch,
     require_receipt,
 )
 from proxhpc.corpus.writer import PartWriter
@@ -129,7 +129,7 @@ def finish_group(files: RoundFiles, group: int) -> None:
     by_file = Counter[int]()
     count_files = _file_counter(files.plan, receipt)
     ids, start = files.writer("ids", group), 0
-    for block in read_documents(files.run, group) if group < own_groups else ():
+    for block in read_sketch(files.run, group) if group < own_groups else ():
         kept = ~removed[start : start + len(block)]
         numbers = document_numbers(group, start, len(block))[kept]
         start += len(block)

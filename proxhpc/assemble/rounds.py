@@ -26,7 +26,7 @@ Documents = npt.NDArray[np.int64]
 """Numbers of documents, in input order."""
 
 UnitKind = Literal["group", "exact", "key", "one"]
-Kind = Literal[
+RowKind = Literal[
     "hashes", "copies", "leaders", "keys", "stars", "members", "edges", "undecided", "shingles",
     "text_edges", "removed", "claims", "named", "ids",
 ]  # fmt: skip
@@ -35,7 +35,7 @@ Kind = Literal[
 class Exchange(NamedTuple):
     """The units that write a kind of rows and those that read it, and the rows' columns.
 
-    With `near`, the number of columns is what a signature needs beyond those.
+    Rows of `members` have more: those of a signature.
     """
 
     writers: UnitKind
@@ -46,7 +46,7 @@ class Exchange(NamedTuple):
 NO_DOCUMENT = -1
 SHINGLE_COLUMNS = 60  # shingles in a row
 NAME_COLUMNS = 12  # of 8 bytes in a row
-EXCHANGES: dict[Kind, Exchange] = {
+EXCHANGES: dict[RowKind, Exchange] = {
     "hashes": Exchange("group", "exact", 5),  # high, low, p0, p1, document
     "copies": Exchange("exact", "group", 2),  # document, leader with the same text
     "leaders": Exchange("exact", "group", 2),  # leader, document
@@ -78,15 +78,19 @@ def all_groups(plan: Plan) -> range:
     return range(len(shard_groups(plan)) + len(external_pieces(plan)))
 
 
+def compared_bytes(plan: Plan) -> int:
+    """Estimated bytes of the raw corpus and the external one."""
+    return plan.estimated_bytes + sum(info.estimated_bytes for info in plan.against)
+
+
 def unit_count(plan: Plan, kind: UnitKind) -> int:
     """How many units of a kind the match phase of a run has."""
     if kind == "group":
         return len(all_groups(plan))
     if kind == "one":
         return 1
-    size = plan.estimated_bytes + sum(info.estimated_bytes for info in plan.against)
     per_unit = _EXACT_BYTES if kind == "exact" else _KEY_BYTES
-    return min(_MAX_UNITS, 1 + size // per_unit)
+    return min(_MAX_UNITS, 1 + compared_bytes(plan) // per_unit)
 
 
 def group_of(documents: Documents) -> Documents:
@@ -113,7 +117,7 @@ class RoundFiles:
         """The files of the match phase."""
         return MatchFiles(self.folder)
 
-    def path(self, kind: Kind, unit: int) -> Path:
+    def path(self, kind: RowKind, unit: int) -> Path:
         """The exchange file that a unit writes; the sketch phase writes `hashes`."""
         return self.run.sketch_hashes(unit) if kind == "hashes" else self.files.of_unit(kind, unit)
 
@@ -121,19 +125,19 @@ class RoundFiles:
         """The file with the number of documents that a unit has not compared with all others."""
         return self.files.of_unit("partly_compared", unit)
 
-    def writer(self, kind: Kind, unit: int) -> ExchangeWriter:
+    def writer(self, kind: RowKind, unit: int) -> ExchangeWriter:
         """A writer of a unit's exchange file."""
         readers = unit_count(self.plan, EXCHANGES[kind].readers)
         return ExchangeWriter(self.path(kind, unit), self.columns(kind), readers, self.scratch)
 
-    def columns(self, kind: Kind) -> int:
+    def columns(self, kind: RowKind) -> int:
         """The number of columns of a kind."""
         columns, near = EXCHANGES[kind].columns, self.plan.manifest.dedup.near
         if kind == "members" and near:
             columns += signature_columns(near.bands * near.rows)
         return columns
 
-    def read(self, kind: Kind, unit: int) -> Iterator[IntRows]:
+    def read(self, kind: RowKind, unit: int) -> Iterator[IntRows]:
         """Yield blocks of a unit's rows of a kind, in no order."""
         writers = unit_count(self.plan, EXCHANGES[kind].writers)
         paths = (self.path(kind, writer) for writer in range(writers))
@@ -146,7 +150,7 @@ class RoundFiles:
                 error.message, hint=f"delete {self.folder} and merge again; sketches are not lost"
             ) from error
 
-    def sorted(self, kind: Kind, unit: int, keys: int | None = None) -> Sorter:
+    def sorted(self, kind: RowKind, unit: int, keys: int | None = None) -> Sorter:
         """A unit's rows of a kind, sorted by their first `keys` columns."""
         sorter = Sorter(self.scratch, self.columns(kind), keys)
         for rows in self.read(kind, unit):

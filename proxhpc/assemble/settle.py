@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.assemble.rounds import Documents, Kind, RoundFiles, group_of
+from proxhpc.assemble.rounds import Documents, RoundFiles, RowKind, group_of
 from proxhpc.dedup.sorting import (
     IntRows,
     RowBuffer,
@@ -39,7 +39,7 @@ def settle(files: RoundFiles, unit: int) -> None:
     own_groups = len(shard_groups(files.plan))
     edges = Sorter(files.scratch, _THOUSANDTHS + 1, _THOUSANDTHS)
     near = files.plan.manifest.dedup.near
-    kinds: list[Kind] = ["edges"]
+    kinds: list[RowKind] = ["edges"]
     if near and near.verify == "text":
         kinds.append("text_edges")
     for kind in kinds:

@@ -127,7 +127,7 @@ def require_receipt(run: RunDir, group: int) -> SketchReceipt:
     return receipt
 
 
-def read_documents(run: RunDir, group: int) -> Iterator[Sketch]:
+def read_sketch(run: RunDir, group: int) -> Iterator[Sketch]:
     """Yield the documents of a group in blocks. StopError if they are not what was written."""
     yield from read_blocks(run.sketch(group), require_receipt(run, group).files.documents, _BLOCK)
 
@@ -136,7 +136,7 @@ def load_chosen(run: RunDir, group: int, chosen: Flags) -> Sketch:
     """The chosen ones of a group's documents."""
     documents = [np.empty(0, SKETCH_DTYPE)]
     start = 0
-    for block in read_documents(run, group):
+    for block in read_sketch(run, group):
         documents.append(block[chosen[start : start + len(block)]])
         start += len(block)
     return np.concatenate(documents)

@@ -88,32 +88,37 @@ def read_slices(paths: Iterable[Path], unit: int, max_rows: int) -> Iterator[Int
     StopError naming the file if it is damaged.
     """
     for path in paths:
-        if not path.exists():
+        try:
+            yield from _read_slice(path, unit, max_rows)
+        except FileNotFoundError:
+            raise damaged_file(path) from None
+
+
+def _read_slice(path: Path, unit: int, max_rows: int) -> Iterator[IntRows]:
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or not head.startswith(_MAGIC):
             raise damaged_file(path)
-        with path.open("rb") as file:
-            head = file.read(_HEADER.size)
-            if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+        _, columns, units = _HEADER.unpack(head)
+        file.seek(_HEADER.size + unit * _STEP)
+        entry = file.read(_ENTRY.size)
+        if unit >= units or len(entry) < _ENTRY.size:
+            raise damaged_file(path)
+        first, expected, stop = _ENTRY.unpack(entry)
+        if not _HEADER.size <= first <= stop <= os.fstat(file.fileno()).st_size:
+            raise damaged_file(path)
+        file.seek(first)
+        checksum, left = xxhash.xxh3_64(), stop - first
+        while left > 0:
+            data = file.read(min(left, max_rows * columns * 8))
+            if not data or len(data) % (columns * 8):
                 raise damaged_file(path)
-            _, columns, units = _HEADER.unpack(head)
-            file.seek(_HEADER.size + unit * _STEP)
-            entry = file.read(_ENTRY.size)
-            if unit >= units or len(entry) < _ENTRY.size:
-                raise damaged_file(path)
-            first, expected, stop = _ENTRY.unpack(entry)
-            if not _HEADER.size <= first <= stop <= os.fstat(file.fileno()).st_size:
-                raise damaged_file(path)
-            file.seek(first)
-            checksum, left = xxhash.xxh3_64(), stop - first
-            while left > 0:
-                data = file.read(min(left, max_rows * columns * 8))
-                if not data or len(data) % (columns * 8):
-                    raise damaged_file(path)
-                checksum.update(data)
-                left -= len(data)
-                yield np.frombuffer(data, "<i8").reshape(-1, columns)
-            checksum.update(_identity(columns, units, unit, first, stop))
-            if checksum.intdigest() != expected:
-                raise damaged_file(path)
+            checksum.update(data)
+            left -= len(data)
+            yield np.frombuffer(data, "<i8").reshape(-1, columns)
+        checksum.update(_identity(columns, units, unit, first, stop))
+        if checksum.intdigest() != expected:
+            raise damaged_file(path)
 
 
 def _identity(columns: int, units: int, unit: int, first: int, stop: int) -> bytes:

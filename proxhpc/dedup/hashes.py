@@ -19,7 +19,7 @@ import xxhash
 
 from proxhpc.corpus.document import Document
 from proxhpc.corpus.records import get_field
-from proxhpc.dedup.arrays import ArrayWriter, read_blocks
+from proxhpc.dedup.arrays import ArrayWriter
 from proxhpc.dedup.exchange import ExchangeWriter, partition_of
 from proxhpc.dedup.minhash import MinHasher, compress_slots
 from proxhpc.dedup.shingles import fold, mix_bits
@@ -49,7 +49,6 @@ INDEX_BITS = 32  # of a document's number; the higher ones are its group
 EXTERNAL = -(1 << 63)  # less than any other priority
 _SIGN = np.uint64(1 << 63)  # flipped, unsigned numbers are in order as signed ones
 _FLUSHED = 1 << 12  # documents
-_READ_ROWS = 1 << 14
 
 RecordKey = tuple[int, int]  # shard, record
 Sketch = npt.NDArray[np.void]  # documents of one group, of SKETCH_DTYPE
@@ -185,12 +184,6 @@ def priorities(documents: Sketch, dedup: Dedup) -> npt.NDArray[np.int64]:
     columns[:, 1] = 0 if dedup.keep == "first" else -documents["chars"].astype(np.int64)
     columns[documents["external"] == 1] = EXTERNAL
     return columns
-
-
-def load_documents(run: RunDir, group: int, digests: SketchDigests) -> Sketch:
-    """The documents of a group. StopError if they are not what was written."""
-    blocks = read_blocks(run.sketch(group), digests.documents, _READ_ROWS)
-    return np.concatenate([np.empty(0, SKETCH_DTYPE), *blocks])
 
 
 def survivor_rank(dedup: Dedup, fields: dict[str, Any]) -> int:

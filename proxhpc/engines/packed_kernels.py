@@ -48,7 +48,7 @@ class Heads(NamedTuple):
     angles: Any
 
 
-class Scratch(threading.local):
+class Buffers(threading.local):
     """Memory of a thread that passes use again: fresh pages take a tenth of a pass."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class TorchKernels:
     def __init__(self, heads: Heads, dtype: Any) -> None:
         import torch
 
-        self._heads, self.dtype, self._scratch = heads, dtype, Scratch()
+        self._heads, self.dtype, self._scratch = heads, dtype, Buffers()
         self._turns = torch.polar(torch.ones_like(heads.angles), heads.angles)[:, None]
         self._future = torch.full((_BLOCK, _BLOCK + KEYS), -math.inf).triu(1).to(dtype)
 
@@ -172,7 +172,7 @@ class CompiledKernels(TorchKernels):
         import torch
 
         self._library, self._heads = library, heads
-        self.dtype, self._scratch = torch.bfloat16, Scratch()
+        self.dtype, self._scratch = torch.bfloat16, Buffers()
         cosines = heads.angles.cos().repeat_interleave(2, dim=1)
         sines = torch.stack([-heads.angles.sin(), heads.angles.sin()], dim=2).flatten(1)
         self._turns = torch.cat([cosines, sines], dim=1).contiguous()
