@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -214,7 +215,7 @@ def arrays(cluster: SlurmCluster, script: str) -> list[str]:
 
 
 def test_a_node_on_which_every_worker_fails_is_excluded(
-    cluster: SlurmCluster, tmp_path: Path
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepare_run(*small(tmp_path), None)
     backend = make_backend(run.dir, run.plan, run.site)
@@ -231,12 +232,17 @@ def test_a_node_on_which_every_worker_fails_is_excluded(
 
     def agreement() -> list[Job]:
         failed = [job for array in failing for job in cluster.jobs(array) if job.state == "FAILED"]
-        return failed if backend.failing_nodes(set()) == {"n2": len(failed)} else []
+        asked_again = make_backend(run.dir, run.plan, run.site)
+        return failed if asked_again.failing_nodes(set()) == {"n2": len(failed)} else []
 
     # The accounting may lag behind the controller.
     failed = cluster.until(agreement, "the accounting to agree with the controller")
     assert len(failed) >= 3
     assert backend.failing_nodes({job.id for job in failed}) == {}  # if they had worked first
+    hangs = RuntimeError("sacct is asked twice in a step")
+    with monkeypatch.context() as patch:
+        patch.setattr(slurm_commands, "ended_elements", Mock(side_effect=hangs))
+        assert backend.silent_round("refine", ()) == ("", 0)
     batch = TaskBatch("refine", tasks.merge_task, [("x", 1)] * 2, {"manual": 0}, ("n2",))
     (job, *_) = backend.submit(batch, None)
     assert "ExcNodeList=n2" in cluster.run("scontrol", "show", "job", job).stdout
@@ -356,7 +362,7 @@ def test_a_dry_run_shows_scripts_and_writes_nothing(cluster: SlurmCluster, tmp_p
     )
     phases = [line[2:] for line in done.stdout.splitlines() if line in PHASES]
     assert phases == ["refine", "merge", "control"]
-    assert "#SBATCH --array=0-2%3" in done.stdout
+    assert "#SBATCH --array=0-2\n" in done.stdout  # without %3, which some sites refuse
     assert done.stdout.count(" to start at ") == 3
     assert not (tmp_path / "run").exists()
     assert cluster.run("squeue", "-h").stdout == ""

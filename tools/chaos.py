@@ -395,6 +395,9 @@ def chaos_run(
         if keep:
             shutil.copytree(folder, keep / folder.name, dirs_exist_ok=True)
             (keep / folder.name / "queue").write_text(cluster.describe())
+            shutil.copytree(cluster.root / "log", keep / folder.name / "slurm", dirs_exist_ok=True)
+            shown = [cluster.run("scontrol", "show", what).stdout for what in ("job", "node")]
+            (keep / folder.name / "scontrol").write_text("\n".join(shown))
         raise
     finally:
         chaos.undo()

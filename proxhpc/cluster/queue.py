@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from proxhpc.cluster.slurm import TIMEOUT, log_path, run_command, show_job
+from proxhpc.cluster.slurm import TIMEOUT, run_command, show_job
 from proxhpc.errors import RetryError
 
 SNAPSHOT_AGE = 10.0  # seconds for which one answer of squeue is used
@@ -136,7 +136,8 @@ class Queue:
         if job.tag:
             return job.tag.run == run_id
         if job.array not in self._logs_as_we_do:
-            self._logs_as_we_do[job.array] = bool(_LOG.search(log_path(job.array)))
+            logs = (part.get("StdOut", "") for part in show_job(job.array, self._timeout))
+            self._logs_as_we_do[job.array] = any(map(_LOG.search, logs))
         return self._logs_as_we_do[job.array]
 
     def is_queued(self, element: str) -> bool | None:

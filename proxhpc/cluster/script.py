@@ -1,6 +1,7 @@
 """Batch scripts: from a phase's resources to submitit's executor."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -166,6 +167,8 @@ def _script(command: str, folder: Path, parameters: dict[str, Any]) -> str:
     from submitit.slurm.slurm import _make_sbatch_string
 
     text: str = _make_sbatch_string(command=command, folder=folder, **parameters)
+    # submitit limits an array to as many jobs at once as it has; some sites refuse any such limit.
+    text = re.sub(r"^(#SBATCH --array=\S+)%\d+$", r"\1", text, flags=re.MULTILINE)
     return "\n".join(line for line in text.split("\n") if not line.endswith(f"={_OMITTED}"))
 
 

@@ -26,6 +26,7 @@ _NOT_FROM_JOBS = (
 SUBMIT_BY_HAND = (
     "set submit_from_jobs: false in the site; then run `proxhpc launch` after each array"
 )
+_PAIR = re.compile(r"(?:^| )([\w/:]+)=(.*?)(?= [\w/:]+=| *$)")  # paths may hold blanks
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
 
 
@@ -97,23 +98,11 @@ def show_job(job_id: str, timeout: float = TIMEOUT) -> list[dict[str, str]]:
     done = _run("scontrol", "show", "job", "-o", job_id, timeout=timeout)
     if done.returncode and "Invalid job id" in done.stderr + done.stdout:
         return []
-    parts = [
-        dict(word.partition("=")[::2] for word in line.split() if "=" in word)
-        for line in done.stdout.splitlines()
-        if "JobState=" in line
-    ]
+    parts = [dict(_PAIR.findall(line)) for line in done.stdout.splitlines() if "JobState=" in line]
     if done.returncode or not parts:
         answer = " ".join((done.stderr or done.stdout).split())[:200]
         raise RetryError(f"scontrol shows nothing of job {job_id}: {answer}")
     return parts
-
-
-def log_path(job_id: str) -> str:
-    """Return the path of a job's output. RetryError without an answer."""
-    found = re.search(
-        r" StdOut=(.*?)(?: \w+=|$)", run_command("scontrol", "show", "job", "-o", job_id)
-    )
-    return found[1] if found else ""
 
 
 def read_job_id(output: str | bytes) -> str:

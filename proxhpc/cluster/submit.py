@@ -43,6 +43,7 @@ class SlurmBackend:
     queue: Queue
     lease: Lease | None = None
     site_words: list[str] = field(default_factory=list)  # printed when sbatch succeeded
+    _ended: list[slurm.EndedElement] | None = None
 
     def active_elements(self, phase: PhaseName) -> int:
         """Return the number of elements of this phase in the queue, without this job."""
@@ -207,8 +208,14 @@ class SlurmBackend:
         last = next((entry for entry in rounds if entry.phase == phase), None)
         if last is None:
             return "", 0
-        elements = slurm.ended_elements(last.jobs.get(phase, ()))
-        failed = [each for each in elements if each.state == "FAILED" and each.id not in spoke]
+        arrays = {*last.jobs.get(phase, ())}
+        failed = [
+            each
+            for each in self._ended_elements()
+            if each.id.partition("_")[0] in arrays
+            and each.state == "FAILED"
+            and each.id not in spoke
+        ]
         if len(failed) < last.elements:
             return "", 0
         silent = find_silent(self.run, last, spoke, ())
@@ -225,12 +232,10 @@ class SlurmBackend:
         """Return nodes whose last elements all failed within minutes, with the number of failures.
 
         Only elements since the last manual launch count: a person may have fixed the node before
-        it. If every node fails, the cause is not a node, and none is returned.
+        it. If no element worked on another node, the cause is not a node, and none is returned.
         """
-        submissions = Journal(self.run).since_manual_launch()
-        arrays = [job for entry in submissions for job in entry.jobs.get(entry.phase, ())]
         failed_early: dict[str, list[bool]] = defaultdict(list)
-        for element in slurm.ended_elements(arrays):
+        for element in self._ended_elements():
             early = element.has_failed and element.seconds < EARLY_FAILURE_SECONDS
             failed_early[element.node].append(early and element.id not in productive_jobs)
         failing = {
@@ -238,7 +243,16 @@ class SlurmBackend:
             for node, elements in failed_early.items()
             if len(elements) >= EARLY_FAILURES and all(elements[-EARLY_FAILURES:])
         }
-        return failing if len(failing) < len(failed_early) else {}
+        others = (failed for node, failed in failed_early.items() if node not in failing)
+        return failing if any(False in failed for failed in others) else {}
+
+    def _ended_elements(self) -> list[slurm.EndedElement]:
+        """Return what ended since a person last launched; asked once in a step: sacct may hang."""
+        if self._ended is None:
+            submissions = Journal(self.run).since_manual_launch()
+            arrays = [job for entry in submissions for job in entry.jobs.get(entry.phase, ())]
+            self._ended = slurm.ended_elements(arrays)
+        return self._ended
 
     def cancel(self) -> list[str]:
         """End every job of the run. RetryError if Slurm still lists one after a minute."""
