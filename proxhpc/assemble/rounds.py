@@ -19,7 +19,7 @@ from proxhpc.dedup.hashes import INDEX_BITS
 from proxhpc.dedup.sorting import IntRows, Scratch, Sorter
 from proxhpc.errors import StopError
 from proxhpc.run.paths import MatchFiles, RunDir
-from proxhpc.run.plan import Plan, Shard, split_into_shards
+from proxhpc.run.plan import Plan, Shard, keep_with_plan, split_into_shards
 from proxhpc.run.shards import group_bytes, shard_groups
 
 Documents = npt.NDArray[np.int64]
@@ -67,6 +67,7 @@ _MAX_UNITS = 4096
 MAX_GROUP_FILES = 10_000  # in a group of the external corpus
 
 
+@keep_with_plan
 def external_pieces(plan: Plan) -> list[Shard]:
     """The external corpus, split into pieces of about the size of a group."""
     size = group_bytes(sum(info.estimated_bytes for info in plan.against))

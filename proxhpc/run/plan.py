@@ -8,9 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -34,6 +34,8 @@ from proxhpc.spec.profile import Profile
 from proxhpc.spec.refiner_file import complete_stage
 from proxhpc.spec.sections import Corpus
 from proxhpc.spec.yaml_lines import Key, quoted
+
+T = TypeVar("T")
 
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
 PLAN_VERSION = 3
@@ -60,6 +62,20 @@ class FrozenPrompt:
     ids: tuple[int, ...]
 
 
+def keep_with_plan(function: Callable[["Plan"], T]) -> Callable[["Plan"], T]:
+    """Compute a function of a plan once for each plan."""
+
+    @wraps(function)
+    def kept(plan: "Plan") -> T:
+        name = function.__qualname__
+        if name not in plan._kept:
+            plan._kept[name] = function(plan)
+        value: T = plan._kept[name]
+        return value
+
+    return kept
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that workers and the merge need; it never changes."""
@@ -80,6 +96,7 @@ class Plan:
     is_variant: bool = field(default=False, compare=False)  # the run is only read
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
     _logs: dict[str, RestartLog] = field(default_factory=dict, compare=False, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
     def token_unit(self) -> str:

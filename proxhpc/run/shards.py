@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
-from proxhpc.run.plan import Plan
+from proxhpc.run.plan import Plan, keep_with_plan
 
 MIN_GROUP_BYTES = 32 << 20
 MAX_GROUPS = 4096
@@ -58,6 +58,7 @@ def group_bytes(total: int) -> int:
     return max(MIN_GROUP_BYTES, total // MAX_GROUPS)
 
 
+@keep_with_plan
 def shard_groups(plan: Plan) -> list[range]:
     """Return the groups of neighbouring shards that the merge processes together.
 
