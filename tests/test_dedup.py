@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from proxhpc.assemble.listings import read_listing
@@ -28,7 +29,9 @@ WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("ld", "
 SENSITIVE = {"bands": 48, "rows": 4}  # practically all pairs above the threshold are compared
 
 
-def merged(folder: Path, rows: list[dict[str, Any]], **dedup: Any) -> RunDir:
+def merged(
+    folder: Path, rows: list[dict[str, Any]], output: dict[str, Any] | None = None, **dedup: Any
+) -> RunDir:
     """A merged run that edits nothing."""
     folder.mkdir(exist_ok=True)
     path = manifest(
@@ -36,6 +39,7 @@ def merged(folder: Path, rows: list[dict[str, Any]], **dedup: Any) -> RunDir:
         [write_jsonl(folder / "in.jsonl", rows)],
         stages=[{"level": "chunk"}],
         dedup=dedup,
+        output=output or {},
         sharding={"tokens": 700},
     )
     run = prepare_run(path, local_site(folder), None)
@@ -178,6 +182,40 @@ def test_the_manifest_chooses_the_survivor(
     tmp_path: Path, dedup: dict[str, Any], survivor: str
 ) -> None:
     assert written_ids(merged(tmp_path / "run", copies(), **dedup)) == [survivor]
+
+
+@pytest.mark.parametrize(
+    "output", [{}, {"provenance": False, "shuffle": True}, {"format": "parquet"}]
+)
+def test_the_best_documents_of_a_set_stay_and_rows_have_its_size(
+    tmp_path: Path, output: dict[str, Any]
+) -> None:
+    words = random.Random(2).choices(WORDS, k=100)
+    like = [page(f"like {n}", [*words[:n], "changed", *words[n + 1 :]]) for n in range(10, 24, 2)]
+    rows = [*copies(), *(row | {"about": {"score": n}} for n, row in enumerate(like))]
+    rows.append(page("alone", random.Random(3).choices(WORDS, k=100)))
+    keys = {"near": SENSITIVE, "keep": "highest", "by": "about.score", "survivors": 3}
+    run = merged(tmp_path / "run", rows, output=output | {"cluster_size": True}, **keys)
+    if "format" in output:
+        written = pq.read_table(run.part(0, "parquet")).to_pylist()
+        written = [row | {"proxhpc": json.loads(row["proxhpc"])} for row in written]
+    else:
+        written = [*read_listing(run.part(0))]
+    clusters: dict[tuple[str, int], set[str]] = {}
+    for row in written:
+        own = row["proxhpc"]
+        clusters.setdefault((own["cluster_id"], own["cluster_size"]), set()).add(row["id"])
+    sets = [{"plain", "good", "low"}, {"like 18", "like 20", "like 22"}, {"alone"}]
+    assert sorted(map(sorted, clusters.values())) == sorted(map(sorted, sets))
+    assert sorted(size for _, size in clusters) == [1, 4, 7]
+    assert len({number for number, _ in clusters}) == 3
+    summary = MergeSummary.load(run)
+    assert summary is not None
+    counts = summary.duplicates
+    assert (counts.documents, counts.sets, counts.further) == (1 + 4, 2, 4)
+    card = run.card.read_text()
+    assert "4 documents are in this corpus beside the best one" in card
+    assert "proxhpc.cluster_size" in card
 
 
 def test_keep_first_prefers_the_first_to_the_longest(tmp_path: Path) -> None:

@@ -75,10 +75,10 @@ def test_a_match_killed_in_each_round_resumes(tmp_path: Path) -> None:
             break
         files = [*run.dir.merge.glob("match/*/*/*")]
         now = {f"{path.name}{path.stat().st_mtime_ns}" for path in files}
-        assert not seen or now & seen or not files  # nothing is begun again from the start
+        assert not seen or now & seen or run.dir.match.exists()  # nothing is begun again from the start
         seen = now
         made |= {path.parent.name for path in files}
     assert len(made & {"copies", "keys", "stars", "members", "edges", "removed", "claims"}) > 2
     assert output(run.dir) == output(whole.dir)
     left = {path.name for path in run.dir.match_folder.glob("*/*")}
-    assert left <= {"flags", "duplicates", "sizes"}
+    assert left <= {"flags", "duplicates"}

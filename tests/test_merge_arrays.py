@@ -209,7 +209,7 @@ def test_each_round_of_a_large_match_is_an_array(
     ]
     assert output(run.dir) == output(whole.dir)
     folders = {path.name for path in run.dir.match_folder.glob("*/*")}
-    assert folders == {"flags", "duplicates", "sizes"}
+    assert folders == {"flags", "duplicates"}
 
 
 def test_a_match_killed_in_every_round_resumes_where_it_stopped(tmp_path: Path) -> None:

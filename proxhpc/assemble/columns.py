@@ -23,7 +23,10 @@ GROUP_BYTES = 32 << 20  # as JSON lines; a row group is held in memory
 
 def column_names(output: Output) -> list[str]:
     """The columns, all of strings that are never null."""
-    optional = {"proxhpc": output.provenance, "original_text": output.original}
+    optional = {
+        "proxhpc": output.provenance or output.cluster_size,
+        "original_text": output.original,
+    }
     return ["id", "text", "metadata", *(name for name, wanted in optional.items() if wanted)]
 
 

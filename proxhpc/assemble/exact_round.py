@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from proxhpc.assemble.rounds import Documents, RoundFiles, group_of
+from proxhpc.assemble.rounds import RoundFiles, group_of
 from proxhpc.dedup.hashes import EXTERNAL
 from proxhpc.dedup.sorting import with_leaders
 
@@ -15,12 +15,8 @@ def find_copies(files: RoundFiles, unit: int) -> None:
     copies, leaders = files.writer("copies", unit), files.writer("leaders", unit)
     for rows, first in with_leaders(files.sorted("hashes", unit), 2):
         linked = (rows[:, 4] != first[:, 4]) & (rows[:, 2] != EXTERNAL)
-        documents, leading = rows[linked, 4], first[linked, 4]
-        copies.add(group_of(documents), _pairs(documents, leading))
-        leaders.add(group_of(leading), _pairs(leading, documents))
+        leading, rows = first[linked, 4], rows[linked]
+        copies.add(group_of(rows[:, 4]), np.column_stack([rows[:, 4], leading]))
+        leaders.add(group_of(leading), np.column_stack([leading, rows[:, 2:]]))
     leaders.finish()
     copies.finish()
-
-
-def _pairs(left: Documents, right: Documents) -> Documents:
-    return np.stack([left, right], axis=1)

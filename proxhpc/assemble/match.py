@@ -189,7 +189,7 @@ def _collect(files: RoundFiles, _: int) -> None:
     splitter = part_splitter(plan.manifest.output)
     documents = 0
     for group, result in enumerate(groups):
-        splitter.add(load_survivors(run, digest, group, result.flags))
+        splitter.add(load_survivors(run, digest, group, result.flags, result.clusters).documents)
         documents += require_receipt(run, group).documents
         for file, count in result.survivors.items():
             survivors[file] += count
@@ -204,9 +204,11 @@ def _collect(files: RoundFiles, _: int) -> None:
         survivors=tuple(survivors.tolist()),
         parts=tuple(splitter.finish()),
         flags=tuple(group.flags for group in groups),
+        clusters=tuple(group.clusters for group in groups),
         listings=tuple(group.listing for group in groups),
         set_sizes=tuple(np.trim_zeros(histogram, "b").tolist()),
         largest_sets=tuple((size, *_key(run, document)) for size, document in largest),
+        further=sum(each.further for each in sets),
         partly_compared=_partly_compared(files),
     )
     save_json(run.match, match)
@@ -244,6 +246,7 @@ def _is_incomplete(run: RunDir) -> bool:
     files = run.match_files(match.digest)
     paths = [files.flags(group) for group in range(len(match.flags))]
     paths += [files.duplicates(group) for group, digest in enumerate(match.listings) if digest]
+    paths += [files.clusters(group) for group, digest in enumerate(match.clusters) if digest]
     return not all(path.exists() for path in paths)
 
 

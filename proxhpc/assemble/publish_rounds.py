@@ -1,14 +1,17 @@
 """Rounds of the match phase after the decision: names, listings and sizes of duplicate sets.
 
-`resolve` gives each removed document, copies included, its survivor. `name` sends a survivor's name
-to the groups of its duplicates. `finish` writes what a group's duplicates are, and sends the ids of
-its survivors to the units of `ids`, which count those that are shared.
+`resolve` gives each removed document, copies included, its survivor. `name` decides which others of
+a set stay, too, and sends a survivor's name to the groups of its duplicates. `finish` writes what a
+group's duplicates are, and sends the ids of its survivors to the units of `ids`, which count those
+that are shared.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,7 @@ import orjson
 from proxhpc.assemble.listings import DocumentName, name_documents
 from proxhpc.assemble.match_result import GroupResult
 from proxhpc.assemble.rounds import NAME_COLUMNS, NO_DOCUMENT, Documents, RoundFiles, group_of
+from proxhpc.assemble.rows import cluster_id
 from proxhpc.assemble.sketch import (
     SketchReceipt,
     load_chosen,
@@ -26,7 +30,7 @@ from proxhpc.assemble.sketch import (
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import file_digest, save_array, save_json
 from proxhpc.dedup.exchange import partition_of
-from proxhpc.dedup.hashes import INDEX_BITS, Sketch, document_numbers
+from proxhpc.dedup.hashes import INDEX_BITS, Sketch, document_numbers, priorities
 from proxhpc.dedup.sorting import Flags, IntRows, group_leaders, with_leaders
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
@@ -36,6 +40,8 @@ MAX_SHARED_ID_EXAMPLES = 10
 _INDEX = (1 << INDEX_BITS) - 1
 _NAME_BYTES = 8 * NAME_COLUMNS
 _NAMED = 1 << 13  # survivors whose names are in memory
+_STAYS = -1  # number of the piece in a row of `named` that has a cluster's size and id instead
+_CLUSTER = slice(5, 7)  # these columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,13 @@ class SetSizes:
     """The duplicate sets whose survivors are in one group.
 
     `histogram` counts them by the `log2_bucket` of their size, in which external documents do not
-    count. `largest` has size and first duplicate of the largest ones.
+    count. `largest` has size and best duplicate of the largest ones. `further` counts documents
+    that stay beside the survivor.
     """
 
     histogram: tuple[int, ...]
     largest: tuple[tuple[int, int], ...]
+    further: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,55 +72,79 @@ def resolve_survivors(files: RoundFiles, group: int) -> None:
     survivors = np.full(require_receipt(files.run, group).documents, NO_DOCUMENT)
     shares = np.full(len(survivors), 1000, np.uint16)
     dedup = files.plan.manifest.dedup
+    ranks = np.zeros((len(survivors), 2), np.int64)
+    if dedup.near and dedup.survivors > 1:
+        blocks = [priorities(block, dedup) for block in read_sketch(files.run, group)]
+        ranks = np.concatenate([ranks[:0], *blocks])
 
-    def claim(documents: Documents, removed: Documents) -> None:
-        """Write claims of the survivors of `documents` on `removed` ones, which are like them."""
+    def claim(documents: Documents, removed: IntRows) -> None:
+        """Write claims of the survivors of `documents` on the `removed` ones that are like them.
+
+        Columns of `removed`: priority and document.
+        """
         survivor = survivors[documents - first]
         is_near = survivor != NO_DOCUMENT
         survivor = np.where(is_near, survivor, documents)
-        rows = np.stack([survivor, removed, shares[documents - first], is_near], axis=1)
-        claims.add(group_of(survivor), rows)
+        columns = [survivor, removed, shares[documents - first], is_near]
+        claims.add(group_of(survivor), np.column_stack(columns))
 
     if dedup.near:
         for rows, best in with_leaders(files.sorted("removed", group)):
             rows = rows[rows[:, 1] == best[:, 1]]
-            survivors[rows[:, 0] - first] = rows[:, 2]
-            shares[rows[:, 0] - first] = rows[:, 3]
-            claim(rows[:, 0], rows[:, 0])
+            at = rows[:, 0] - first
+            survivors[at], shares[at] = rows[:, 2], rows[:, 3]
+            claim(rows[:, 0], np.column_stack([ranks[at], rows[:, 0]]))
     if dedup.exact or dedup.near:
         for rows in files.sorted("leaders", group):
-            claim(*rows.T)
+            claim(rows[:, 0], rows[:, 1:])
     claims.finish()
 
 
 def name_survivors(files: RoundFiles, group: int) -> None:
-    """Send the names of a group's survivors to their duplicates, and count these."""
-    claims = files.sorted("claims", group)
-    sizes = np.zeros(require_receipt(files.run, group).documents, np.int64)
-    firsts = np.zeros_like(sizes)
+    """Send the names of a group's survivors to their duplicates, and count these.
+
+    The best others of a set stay, too, if the manifest has `dedup.survivors`.
+    """
+    claims, manifest = files.sorted("claims", group), files.plan.manifest
+    is_own = group < len(shard_groups(files.plan))  # else the set has no document of the corpus
+    further, seen = 0, np.zeros(require_receipt(files.run, group).documents, np.int64)
+    sizes, firsts = np.zeros_like(seen), np.zeros_like(seen)
     for rows in claims:
         is_first, _ = group_leaders(rows[:, 0])
         leading = rows[is_first]
         leading = leading[sizes[leading[:, 0] & _INDEX] == 0]
-        firsts[leading[:, 0] & _INDEX] = leading[:, 1]
+        firsts[leading[:, 0] & _INDEX] = leading[:, 3]
         np.add.at(sizes, rows[:, 0] & _INDEX, 1)
     chosen = sizes > 0
     named = files.writer("named", group)
     names = name_documents(files.run, files.plan, load_chosen(files.run, group, chosen))
-    last: tuple[int, bytes] = (NO_DOCUMENT, b"")
+    last, name = NO_DOCUMENT, ("", "")
     for rows in _slices(claims):
-        is_first, _ = group_leaders(rows[:, 0])
-        encoded = []
+        is_first, leading = group_leaders(rows[:, 0])
+        encoded, ids = [], []
         for survivor in rows[is_first, 0].tolist():
-            if survivor != last[0]:
-                last = survivor, _encode_name(next(names))
-            encoded.append(last[1])
-        pieces = _name_pieces(encoded, np.cumsum(is_first) - 1)
+            if survivor != last:
+                last, name = survivor, next(names)
+            encoded.append(_encode_name(name))
+            ids.append(cluster_id(name[1]))
+        at, numbers = rows[:, 0] & _INDEX, np.cumsum(is_first) - 1
+        rank = np.arange(len(rows)) - leading + seen[at]
+        seen[at] = rank + 1
+        stays = np.logical_and(rank < manifest.dedup.survivors - 1, is_own)
+        further += int(stays.sum())
+        if manifest.output.cluster_size and is_own:
+            clusters = np.stack([sizes[at] + 1, np.array(ids, np.uint64).view(np.int64)[numbers]])
+            for documents, wanted in ((rows[:, 3], stays), (rows[:, 0], rank == 0)):
+                own = np.full((int(wanted.sum()), files.columns("named")), _STAYS)
+                own[:, 0], own[:, _CLUSTER] = documents[wanted], clusters.T[wanted]
+                named.add(group_of(own[:, 0]), own)
+        pieces = _name_pieces(encoded, numbers)
+        pieces = pieces[~stays[pieces[:, 0]]]
         claim = rows[pieces[:, 0]]
-        columns = [claim[:, 1], pieces[:, 1], claim[:, 0], claim[:, 2:], pieces[:, 2:]]
-        named.add(group_of(claim[:, 1]), np.column_stack(columns))
+        columns = [claim[:, 3], pieces[:, 1], claim[:, 0], claim[:, 4:], pieces[:, 2:]]
+        named.add(group_of(claim[:, 3]), np.column_stack(columns))
     named.finish()
-    _save_sizes(files, group, sizes[chosen] + 1, firsts[chosen], np.flatnonzero(chosen))
+    _save_sizes(files, group, sizes[chosen] + 1, firsts[chosen], further)
 
 
 def finish_group(files: RoundFiles, group: int) -> None:
@@ -121,7 +153,10 @@ def finish_group(files: RoundFiles, group: int) -> None:
     removed, counts = np.zeros(receipt.documents, np.bool_), Counter[str]()
     own_groups = len(shard_groups(files.plan))
     named = files.sorted("named", group, 2)
+    clusters = [np.empty((0, 3), np.int64)]
     for rows in named:
+        stays = rows[rows[:, 1] == _STAYS]
+        clusters.append(np.column_stack([stays[:, 0] & _INDEX, stays[:, _CLUSTER]]))
         rows = rows[rows[:, 1] == 0]
         removed[rows[:, 0] & _INDEX] = True
         counts["near"] += int(rows[:, 4].sum())
@@ -138,10 +173,10 @@ def finish_group(files: RoundFiles, group: int) -> None:
         by_file += count_files(block[kept])
     ids.finish()
     listing = _write_listing(files, group, removed, named) if removed.any() else ""
-    path = files.files.flags(group)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    in_sets = np.concatenate(clusters)
     result = GroupResult(
-        flags=save_array(path, np.packbits(removed)),
+        flags=_save(files.files.flags(group), np.packbits(removed)),
+        clusters=_save(files.files.clusters(group), in_sets) if len(in_sets) else "",
         listing=listing,
         duplicates=int(removed.sum()),
         near=counts["near"],
@@ -173,22 +208,20 @@ def _save_unit(files: RoundFiles, kind: str, unit: int, value: object) -> None:
     save_json(path, value)
 
 
+def _save(path: Path, array: npt.NDArray[Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_array(path, array)
+
+
 def _save_sizes(
-    files: RoundFiles,
-    group: int,
-    sizes: npt.NDArray[np.int64],
-    firsts: Documents,
-    indices: npt.NDArray[np.int64],
+    files: RoundFiles, group: int, sizes: npt.NDArray[np.int64], firsts: Documents, further: int
 ) -> None:
-    """Write the sizes of a group's sets, each with the index of its survivor."""
-    path = files.files.set_sizes(group)
-    if len(sizes):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_array(path, np.stack([indices, sizes], axis=1).astype("<u4"))
+    """Write how large a group's sets are."""
     largest = np.stack([sizes, firsts], axis=1)
     largest = largest[np.lexsort((firsts, -sizes))[:MAX_LISTED_SETS]]
     histogram = np.trim_zeros(np.bincount(np.frexp(sizes)[1], minlength=1), "b")
-    value = SetSizes(tuple(histogram.tolist()), tuple((a, b) for a, b in largest.tolist()))
+    examples = tuple((size, first) for size, first in largest.tolist())
+    value = SetSizes(tuple(histogram.tolist()), examples, further)
     _save_unit(files, "sets", group, value)
 
 
@@ -233,6 +266,7 @@ def _survivors(named: Iterable[IntRows]) -> Iterator[tuple[int, bytes]]:
     """Yield the similarity and the encoded name of each duplicate's survivor."""
     thousandths, pieces = 0, list[bytes]()
     for rows in named:
+        rows = rows[rows[:, 1] != _STAYS]
         data = rows[:, -NAME_COLUMNS:].tobytes()
         edges = range(0, len(data) + 1, _NAME_BYTES)
         columns = zip(rows[:, 1].tolist(), rows[:, 3].tolist(), pairwise(edges), strict=True)

@@ -49,7 +49,7 @@ NAME_COLUMNS = 12  # of 8 bytes in a row
 EXCHANGES: dict[RowKind, Exchange] = {
     "hashes": Exchange("group", "exact", 5),  # high, low, p0, p1, document
     "copies": Exchange("exact", "group", 2),  # document, leader with the same text
-    "leaders": Exchange("exact", "group", 2),  # leader, document
+    "leaders": Exchange("exact", "group", 4),  # leader, p0, p1, document
     "keys": Exchange("group", "key", 2),  # key of a band, packed document
     "stars": Exchange("key", "group", 2),  # document, packed leader of one of its keys
     "members": Exchange("group", "key", 5),  # packed leader, p0, p1, document, home, signature
@@ -58,7 +58,7 @@ EXCHANGES: dict[RowKind, Exchange] = {
     "shingles": Exchange("group", "group", 6 + SHINGLE_COLUMNS),  # document, other, shingles, …
     "text_edges": Exchange("group", "one", 7),
     "removed": Exchange("one", "group", 4),  # document, order of survivor, survivor, share
-    "claims": Exchange("group", "group", 4),  # survivor, document, thousandths, is near
+    "claims": Exchange("group", "group", 6),  # survivor, p0, p1, document, thousandths, is near
     "named": Exchange("group", "group", 5 + NAME_COLUMNS),  # document, piece of the name, …
     "ids": Exchange("group", "exact", 2),  # hash of the id, document
 }

@@ -13,7 +13,7 @@ parquet may hold, become null.
 """
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -28,13 +28,22 @@ ORIGINAL_PREFIX = "original_"
 _MAX_LEVELS = 100  # of nesting in one piece; orjson writes 254 levels, but reads 1024
 
 
-def corpus_row(plan: Plan, record: ReplayedRecord) -> dict[str, Any]:
-    """The row of a document that reaches the corpus."""
+def corpus_row(
+    plan: Plan, record: ReplayedRecord, cluster: Sequence[int] = (0, 0)
+) -> dict[str, Any]:
+    """The row of a document that reaches the corpus.
+
+    `cluster` has size and id of its duplicate set; a document without one is a cluster of its own.
+    """
     document = record.document
     if document is None or record.text is None:
         raise ValueError(f"record {record.number} does not reach the corpus")
     output = plan.manifest.output
-    last = {"proxhpc": _provenance(plan, record.row)} if output.provenance else {}
+    own = _provenance(plan, record.row) if output.provenance else {}
+    if output.cluster_size:
+        size, number = cluster if cluster[0] else (1, cluster_id(record_source(plan, record.row)))
+        own |= {"cluster_id": f"{number & (1 << 64) - 1:016x}", "cluster_size": size}
+    last = {"proxhpc": own} if own else {}
     first = {"original_text": document.text} if output.original else {}
     return build_row(document, record.text, first, last)
 
@@ -81,6 +90,11 @@ def quarantine_row(plan: Plan, record: ReplayedRecord) -> dict[str, Any]:
 def record_source(plan: Plan, row: Row) -> str:
     """A record's input file and its position there, as FILE:POSITION."""
     return f"{plan.inputs[row.file].name}:{row.position}"
+
+
+def cluster_id(source: str) -> int:
+    """The id of the duplicate set whose survivor has this source, 64 bits."""
+    return xxhash.xxh3_64_intdigest(source.encode("utf-8", "surrogatepass"))
 
 
 def sort_key(plan: Plan, row: Row) -> int:

@@ -62,13 +62,15 @@ def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
     match, path = require_match(run), run.scattered(group)
     if _match_digest(path) == match.digest:
         return
-    documents = load_survivors(run, match.digest, group, match.flags[group])
+    digests = match.flags[group], match.clusters[group]
+    documents, clusters = load_survivors(run, match.digest, group, *digests)
+    records = replay_documents(run, plan, documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         writer = _BucketWriter(file, match)
-        for record in replay_documents(run, plan, documents):
+        for record, cluster in zip(records, clusters.tolist(), strict=True):
             row = record.row
-            line = orjson.dumps(corpus_row(plan, record))
+            line = orjson.dumps(corpus_row(plan, record, cluster))
             key = sort_key(plan, row)
             writer.add(_Record(key, row.bytes_out, row.tokens_out, row.file, line))
         writer.finish()

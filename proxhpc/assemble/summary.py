@@ -52,15 +52,16 @@ class DuplicateCounts:
     `near` of them differ in text from their survivor. For `external` of them the survivor is in
     the external corpus, which has `external_documents`, and `external_unreadable` records that
     could not be read. `partly_compared` is that of `MatchResult`, `ranked` of all receipts,
-    None without `dedup.by`. `set_sizes` counts sets by the
-    `log2_bucket` of their size; `largest_sets` has the size and the first duplicate of the largest
-    ones.
+    None without `dedup.by`. `further` documents of all sets stay beside the survivor, by
+    `dedup.survivors`. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
+    has the size and the best duplicate of the largest ones.
     """
 
     documents: int = 0
     near: int = 0
     sets: int = 0
     largest_set: int = 0
+    further: int = 0
     partly_compared: int = 0
     ranked: int | None = None
     external: int = 0
@@ -160,6 +161,7 @@ def summarize_merge(
             external_documents=sum(r.documents for r in receipts) - match.documents,
             external_unreadable=sum(r.unreadable for r in receipts),
             sets=sum(match.set_sizes),
+            further=match.further,
             largest_set=max((size for size, *_ in match.largest_sets), default=0),
             set_sizes=match.set_sizes,
             largest_sets=tuple(

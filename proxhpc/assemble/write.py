@@ -115,8 +115,11 @@ def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[
     for group, shards in enumerate(shard_groups(plan)):
         if shards.stop <= part.first >> 32 or shards.start > part.last >> 32:
             continue
-        documents = load_survivors(run, match.digest, group, match.flags[group])
+        digests = match.flags[group], match.clusters[group]
+        documents, clusters = load_survivors(run, match.digest, group, *digests)
         keys = sort_keys(documents, plan.manifest.output)
-        for record in replay_documents(run, plan, documents[(keys >= first) & (keys <= last)]):
-            row = record.row
-            yield CorpusRow(corpus_row(plan, record), row.file, row.bytes_out, row.tokens_out)
+        chosen = (keys >= first) & (keys <= last)
+        records = replay_documents(run, plan, documents[chosen])
+        for record, cluster in zip(records, clusters[chosen].tolist(), strict=True):
+            text, row = corpus_row(plan, record, cluster), record.row
+            yield CorpusRow(text, row.file, row.bytes_out, row.tokens_out)

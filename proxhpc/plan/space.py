@@ -61,7 +61,7 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     in_rounds = sketched + documents * _exchanged_bytes(plan)
     phases.append(("match", in_rounds, inodes + _FILES_OF_ROUNDS * units))
     matched = sketched + documents * _MATCHED_BYTES
-    inodes += 6 + 3 * groups  # flags, listings and sizes of sets
+    inodes += 6 + (2 + output.cluster_size) * groups  # flags, listings and clusters
     scattered, scattered_files = 0, 0
     if output.shuffle:
         scattered, scattered_files = round(_SCATTERED * sizes.corpus_bytes), 1 + groups

@@ -334,7 +334,7 @@ class LargeSet(OutputModel):
     size: int
     """Documents in it."""
     id: str
-    """Id of the first document that was left out."""
+    """Id of its best document beside the survivor."""
     source: str
     """Its input file and position."""
 
@@ -344,6 +344,8 @@ class DuplicateReport(OutputModel):
 
     sets: int
     """Number of sets."""
+    further_survivors: int
+    """Documents that stay beside the survivors of their sets, by `dedup.survivors`."""
     largest_size: int
     """Documents in the largest set."""
     partly_compared: int

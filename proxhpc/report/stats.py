@@ -86,6 +86,7 @@ def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
     """How many duplicate sets there are, and the largest ones."""
     return DuplicateReport(
         sets=duplicates.sets,
+        further_survivors=duplicates.further,
         largest_size=duplicates.largest_set,
         partly_compared=duplicates.partly_compared,
         ranked=duplicates.ranked,

@@ -143,9 +143,9 @@ class MatchFiles:
         """Return the listing of a group's duplicates; missing if there are none."""
         return self.root / "duplicates" / f"{group:05d}.jsonl.zst"
 
-    def set_sizes(self, group: int) -> Path:
-        """Return a group's survivors and the sizes of their sets; missing if there are none."""
-        return self.root / "sizes" / f"{group:05d}.npy"
+    def clusters(self, group: int) -> Path:
+        """Return the sets of a group's survivors; missing without `output.cluster_size`."""
+        return self.root / "clusters" / f"{group:05d}.npy"
 
 
 def shard_name(shard: int) -> str:
