@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.limits import job_limits
 from proxhpc.cluster.queue import Queue, Tag
 from proxhpc.cluster.script import BatchJob, job_executor, script_text
 from proxhpc.cluster.silent import last_words, out_of_memory
-from proxhpc.cluster.slurm import read_job_id, site_words, submit_limits
+from proxhpc.cluster.slurm import read_job_id, site_words
 from proxhpc.cluster.submit import make_backend
 from proxhpc.doctor import diagnose
 from proxhpc.doctor.probe import _delays
@@ -285,12 +286,20 @@ def test_jobs_that_cannot_start_are_explained(
 def test_the_limit_of_a_group_holds_for_the_accounts_below(
     odd: SlurmCluster, tmp_path: Path
 ) -> None:
-    for account in (("faculty", "GrpSubmitJobs=4"), ("lab", "parent=faculty")):
+    groups = ("faculty", "GrpSubmitJobs=4", "GrpTRES=cpu=3")
+    for account in (groups, ("lab", "parent=faculty")):
         odd.run("sacctmgr", "-i", "add", "account", *account)
     odd.run("sacctmgr", "-i", "add", "user", user_name(), "account=lab")
-    run = prepare_run(*small(tmp_path, account="lab", workers=6), None)
-    (limit,) = submit_limits("lab", None)
-    assert (limit.jobs, limit.accounts) == (4, ("faculty", "lab"))
+    path, where = small(tmp_path, account="lab", workers=6)
+    run = prepare_run(path, where, None)
+    (limit,) = job_limits("lab", None)
+    assert (limit.queued, limit.accounts) == (4, ("faculty", "lab"))
+    found = {each.check: each for each in diagnose(where, None, tmp_path).findings}
+    assert found["jobs at once"].consequence == "3 of 6 jobs run at once; the others wait"
+    wide = replace(run, site=run.site.model_copy(update={"cpus": 4}))
+    with pytest.raises(UserError, match=r"cpu=3 for running jobs of account faculty"):
+        launch(wide, lambda _: None)
+    assert Journal(run.dir).read() == []
     odd.sbatch("sleep 60", "--hold", "--account=lab")
     assert "\n2 workers for 6 shards" in launch(run, lambda _: None).message
     cancel(run.dir)

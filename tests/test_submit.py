@@ -13,20 +13,22 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
+from proxhpc.cluster import limits as limits_module
 from proxhpc.cluster import queue as queue_module
 from proxhpc.cluster import slurm as slurm_commands
 from proxhpc.cluster import tasks
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
+from proxhpc.cluster.limits import JobLimit, job_limits, running_limit
 from proxhpc.cluster.local import split_gpus
 from proxhpc.cluster.queue import Queue, Tag
-from proxhpc.cluster.slurm import SubmitLimit
 from proxhpc.cluster.submit import SlurmBackend, make_backend
 from proxhpc.engines.device import WORKERS_PER_GPU, workers_per_gpu
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import FaultPoint
 from proxhpc.launch.launch import launch, prepare_run
 from proxhpc.run.paths import RunDir
+from proxhpc.spec.site import Site
 from proxhpc.spec.slurm_notation import parse_duration
 from proxhpc.status.heartbeats import latest_heartbeats
 from runs import check_balance, document, manifest, write_jsonl
@@ -146,8 +148,8 @@ def test_no_more_jobs_are_submitted_than_a_user_may_have(
 
 
 def smallest_limit(account: str | None, qos: str | None) -> int | None:
-    limits = slurm_commands.submit_limits(account, qos)
-    return min((limit.jobs for limit in limits), default=None)
+    limits = (limit.queued for limit in job_limits(account, qos) if limit.queued is not None)
+    return min(limits, default=None)
 
 
 def test_the_limit_on_jobs_comes_from_accounting(cluster: SlurmCluster, accounting: None) -> None:
@@ -184,26 +186,40 @@ def test_without_an_account_the_limit_is_that_of_the_default_account(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run_command(*command: str) -> str:
-        if command[0] == "scontrol":
-            return "ClusterName             = here\n"
         if "qos" in command:
-            return "normal||\n"
+            return "normal|||cpu=64||9|\n"
         assert "cluster=here" in command
         if "user=" in command:
-            return "root||500\nteaching|root|20\nbig|root|\nlab|teaching|1\n"
-        limits = {"big": "big|1000||normal\n", "teaching": "teaching|30||normal\n"}
+            groups = ("root||500||", "teaching|root|20|7|cpu=15,mem=9G,gres/gpu=8")
+            return "\n".join((*groups, "big|root|||", "lab|teaching|1||cpu=1"))
+        limits = {name: f"{name}|normal|{n}||||\n" for name, n in (("big", 1000), ("teaching", 30))}
         if "onlydefaults" in command:
             return limits["big"]
         return "".join(limits[name] for name in limits if f"account={name}" in command)
 
-    monkeypatch.setattr(slurm_commands, "run_command", run_command)
-    monkeypatch.setattr(slurm_commands.shutil, "which", lambda _: "/bin/sacctmgr")
+    monkeypatch.setattr(limits_module, "run_command", run_command)
+    monkeypatch.setattr(limits_module, "read_config", lambda: {"ClusterName": "here"})
+    monkeypatch.setattr(limits_module.shutil, "which", lambda _: "/bin/sacctmgr")
     assert smallest_limit(None, None) == 500
-    assert slurm_commands.submit_limits("teaching", None) == [
-        SubmitLimit(30, "teaching"),
-        SubmitLimit(20, "teaching", everyone=True, below=("lab",)),
-        SubmitLimit(500, everyone=True),
+    limits = job_limits("teaching", None)
+    running = {"job": 7, "cpu": 15, "gres/gpu": 8}
+    assert limits == [
+        JobLimit(30, account="teaching"),
+        JobLimit(20, running, "teaching", everyone=True, below=("lab",)),
+        JobLimit(500, everyone=True),
+        JobLimit(running={"cpu": 64}, qos="normal"),
+        JobLimit(running={"job": 9}, qos="normal", everyone=True),
     ]
+
+    def at_once(**site: Any) -> tuple[int, str]:
+        found = running_limit(limits, Site(name="x", **site).resources("refine"))
+        assert found
+        return found.jobs, found.words
+
+    assert at_once() == (7, "job=7 for running jobs of account teaching")
+    assert at_once(cpus=4) == (3, "cpu=15 for running jobs of account teaching")
+    assert at_once(gpus=1, tasks_per_node=9)[0] == 0
+    assert running_limit([], Site(name="x").resources("refine")) is None
 
 
 def arrays(cluster: SlurmCluster, script: str) -> list[str]:

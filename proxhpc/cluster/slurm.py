@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from proxhpc.account.quantity import quantity
 from proxhpc.errors import ProxError, RetryError, StopError, UserError
 from proxhpc.spec.slurm_notation import parse_duration
 
@@ -216,86 +215,6 @@ def read_accounts() -> list[str]:
     accounts = run_command(*show, "assoc", user, cluster, "format=Account").split()
     default = run_command(*show, "user", user_name(), "format=DefaultAccount").split()
     return [*dict.fromkeys((*(name for name in default if name in accounts), *accounts))]
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitLimit:
-    """A limit on the jobs in the queue: which of them count, and how many there may be."""
-
-    jobs: int
-    account: str = ""  # only jobs of this account count
-    qos: str = ""  # only jobs with this QOS count
-    everyone: bool = False  # jobs of all users count
-    below: tuple[str, ...] = ()  # accounts below `account`, whose jobs count, too
-
-    @property
-    def accounts(self) -> tuple[str, ...]:
-        """The accounts whose jobs count; empty for all."""
-        return (self.account, *self.below) if self.account else ()
-
-    def __str__(self) -> str:
-        who = "all users together" if self.everyone else "you"
-        which = f" of account {self.account}" if self.account else ""
-        which += f" with QOS {self.qos}" if self.qos else ""
-        return f"{who} may have {quantity(self.jobs, 'job')}{which}"
-
-
-def submit_limits(account: str | None, qos: str | None) -> list[SubmitLimit]:
-    """Return the limits on jobs that this user submits to an account with a QOS, where known.
-
-    The defaults are the user's on this cluster. Limits of groups hold for all accounts below. An
-    array counts as its elements (slurm.conf(5), sacctmgr(1): MaxSubmitJobs, GrpSubmitJobs).
-    """
-    if shutil.which("sacctmgr") is None:
-        return []
-    show = ("sacctmgr", "-n", "-P", "show")
-    which = f"account={account}" if account else "onlydefaults"
-    keys = "format=Account,MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"
-    try:
-        cluster = f"cluster={read_config().get('ClusterName', '')}"
-        own = _rows(run_command(*show, "assoc", f"user={user_name()}", cluster, which, keys), 4)
-        account = own[0][0] if own else account
-        query = (*show, "assoc", cluster, "user=", "format=Account,ParentName,GrpSubmitJobs")
-        groups = {row[0]: row for row in _rows(run_command(*query), 3)}
-        qos_keys = "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs"
-        qos_rows = _rows(run_command(*show, "qos", qos_keys), 3)
-    except RetryError:
-        return []
-    limits = [
-        SubmitLimit(int(n), name) for name, *numbers, _ in own for n in numbers if n.isdigit()
-    ]
-    while account in groups:
-        name, parent, group = groups[account]
-        if group.isdigit() and parent:
-            below = tuple(_accounts_below(name, groups))
-            limits.append(SubmitLimit(int(group), name, everyone=True, below=below))
-        elif group.isdigit():  # the root account: all jobs of the cluster
-            limits.append(SubmitLimit(int(group), everyone=True))
-        account = parent
-    qos_names = {qos} if qos else {default for *_, default in own if default}
-    for name, each, group in qos_rows:
-        if name in qos_names:
-            limits += [SubmitLimit(int(each), "", name)] if each.isdigit() else []
-            limits += [SubmitLimit(int(group), "", name, True)] if group.isdigit() else []
-    return limits
-
-
-def _accounts_below(account: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for name, parent, _ in groups.values():
-        if parent == account:
-            yield name
-            yield from _accounts_below(name, groups)
-
-
-def _rows(output: str, columns: int) -> list[list[str]]:
-    rows = (line.split("|") for line in output.splitlines())
-    return [row for row in rows if len(row) == columns]
-
-
-def count_jobs(accounts: Sequence[str], qos: str) -> int:
-    """Return how many jobs of all users are in the queue, as far as squeue shows them."""
-    which = [*(("-A", ",".join(accounts)) if accounts else ()), *(("-q", qos) if qos else ())]
-    return len(run_command("squeue", "-a", "-h", "-r", *which, "-o", "%i").split())
 
 
 def check_script(script: str) -> str:

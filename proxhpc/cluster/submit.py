@@ -13,11 +13,12 @@ from proxhpc.account.quantity import quantity
 from proxhpc.cluster import script, slurm
 from proxhpc.cluster.backend import TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal, Submission
+from proxhpc.cluster.limits import JobLimit, count_jobs, job_limits, running_limit
 from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.queue import Queue, QueuedJob
 from proxhpc.cluster.silent import find_silent
 from proxhpc.corpus.disk import writing
-from proxhpc.errors import ProxError, RetryError, StopError
+from proxhpc.errors import ProxError, RetryError, StopError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.run.lease import Lease, slurm_job_id
 from proxhpc.run.paths import RunDir
@@ -52,17 +53,24 @@ class SlurmBackend:
     def free_elements(self, resources: Resources) -> int:
         """Return the elements that the workers need and the limit on submitted jobs allows.
 
-        RetryError if it allows none beside a control job.
+        RetryError if it allows none beside a control job; UserError if none could ever start.
         """
+        limits = job_limits(resources.account, resources.qos)
+        running = running_limit(limits, resources)
+        if running and running.jobs < 1:
+            raise UserError(
+                f"no job of {resources.phase} could start: Slurm allows {running.words}",
+                hint="let it ask for less in the site",
+            )
         if self.site.max_submit_jobs is not None:
-            limits = [slurm.SubmitLimit(self.site.max_submit_jobs)]
-        else:
-            limits = slurm.submit_limits(resources.account, resources.qos)
+            limits = [JobLimit(self.site.max_submit_jobs)]
         control_jobs = int(self.site.submit_from_jobs)
         jobs = resources.jobs
         for limit in limits:
+            if limit.queued is None:
+                continue
             queued = self._count(limit)
-            free = limit.jobs - queued - control_jobs
+            free = limit.queued - queued - control_jobs
             if free < 1:
                 raise RetryError(
                     f"{limit} in the queue, and there are {queued};"
@@ -72,7 +80,7 @@ class SlurmBackend:
             jobs = min(jobs, free)
         return jobs
 
-    def _count(self, limit: slurm.SubmitLimit) -> int:
+    def _count(self, limit: JobLimit) -> int:
         """Return how many jobs in the queue count for a limit."""
         own = sum(
             not job.has_ended
@@ -80,7 +88,7 @@ class SlurmBackend:
             and limit.qos in ("", job.qos)
             for job in self.queue.all_jobs()
         )
-        return max(own, slurm.count_jobs(limit.accounts, limit.qos)) if limit.everyone else own
+        return max(own, count_jobs(limit)) if limit.everyone else own
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
         """Submit held arrays and a dependent follow-up job, record their ids, release them.

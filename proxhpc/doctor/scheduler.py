@@ -2,11 +2,12 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm
+from proxhpc.cluster.limits import JobLimit, job_limits, running_limit
 from proxhpc.cluster.script import BatchJob, job_executor, script_text
 from proxhpc.doctor.finding import Finding
 from proxhpc.errors import RetryError
@@ -31,7 +32,10 @@ def examine_slurm(site: Site) -> Iterator[Finding]:
     version = config.get("SLURM_VERSION", "unknown")
     yield Finding.ok("Slurm", f"{version}, cluster {config.get('ClusterName', '?')}")
     yield _array_size(site, config)
-    yield _submit_limit(site)
+    worker = site.resources("refine")
+    limits = job_limits(worker.account, worker.qos)
+    yield _submit_limit(site, limits)
+    yield _running_limit(worker, limits)
     yield _requeue(config)
     yield _accounting(config)
     age = config.get("MinJobAge", "?")
@@ -57,10 +61,10 @@ def _array_size(site: Site, config: dict[str, str]) -> Finding:
     return Finding.ok("MaxArraySize", str(size), consequence)
 
 
-def _submit_limit(site: Site) -> Finding:
+def _submit_limit(site: Site, limits: Sequence[JobLimit]) -> Finding:
     check, resources = "jobs per user", site.resources("refine")
-    limits = slurm.submit_limits(resources.account, resources.qos)
-    limit = site.max_submit_jobs or min((each.jobs for each in limits), default=None)
+    known = (each.queued for each in limits if each.queued is not None)
+    limit = site.max_submit_jobs or min(known, default=None)
     if limit is None:
         return Finding.ok(check, "no limit known", "all workers are submitted at once")
     # While a control job submits workers, it and the control job after them count, too.
@@ -73,6 +77,18 @@ def _submit_limit(site: Site) -> Finding:
         consequence = f"{elements} of {resources.jobs} array elements are submitted at a time"
         return Finding.warning(check, str(limit), consequence)
     return Finding.ok(check, str(limit), "all workers are submitted at once")
+
+
+def _running_limit(resources: Resources, limits: Sequence[JobLimit]) -> Finding:
+    check, limit = "jobs at once", running_limit(limits, resources)
+    if limit is None:
+        return Finding.ok(check, "no limit known", "as many workers run as there is room for")
+    if limit.jobs < 1:
+        return Finding.error(check, limit.words, "a worker's job would never start: ask for less")
+    if limit.jobs < resources.jobs:
+        consequence = f"{limit.jobs} of {quantity(resources.jobs, 'job')} run at once"
+        return Finding.warning(check, limit.words, f"{consequence}; the others wait")
+    return Finding.ok(check, limit.words, "all workers may run at once")
 
 
 def _requeue(config: dict[str, str]) -> Finding:

@@ -9,6 +9,7 @@ import yaml
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm
+from proxhpc.cluster.limits import job_limits
 from proxhpc.doctor.scheduler import try_submission
 from proxhpc.engines.device import count_gpus
 from proxhpc.errors import RetryError
@@ -74,7 +75,7 @@ def _cluster_site() -> Iterator[str]:
     yield from (f"# could not be read: {problem}" for problem in problems)
     rule = ", ".join(slurm.memory_rule(config)) or "no default and no limit"
     yield f"# memory: {rule} (MB), SelectTypeParameters {safe(memory)}"
-    limits = "; ".join(map(str, slurm.submit_limits(None, None)))
+    limits = "; ".join(str(each) for each in job_limits(None, None) if each.queued is not None)
     yield f"# jobs in the queue: {limits or 'no limit is known'}"
     yield "# setup: [module load cuda]  # shell lines that a job needs before Python starts"
     merge = _best(trials, with_gpus=False)
