@@ -391,13 +391,13 @@ class Dedup(Config):
     """Which document of a duplicate set survives: the longest, the first in the input, or the one
     with the highest or lowest value of the field `by`. Ties go to the longest, then to the
     first."""
+    survivors: Positive = 1
+    """How many documents of a duplicate set stay at most: the one that `keep` chooses, and the next
+    best. Nothing stays that duplicates a document of `against`."""
     by: FieldName | None = None
     """Field with a number or a date (ISO 8601, RFC 2822); dots reach nested fields. Dates count as
     years (`2024-07-02` as 2024.5), so years, months and dates are in order; other numbers do not
     compare with dates. Text of 8 or 14 digits is a date if it can be one. A document without a
-    survivors: Positive = 1
-    """How many documents of a duplicate set stay at most: the one that `keep` chooses, and the next
-    best. Nothing stays that duplicates a document of `against`."""
     value survives only if no document of its set has one."""
     within: FieldName | None = None
     """Field, such as a dump or a language: only documents with equal values of it are compared.
@@ -441,14 +441,14 @@ class Output(Config):
     """Compression level of zstd; gzip takes at most 9."""
     provenance: Flag = True
     """Store each document's source and programs beside its text."""
-    original: Flag = False
-    """Store each document's raw text as `original_text`."""
-    shuffle: Flag = False
-    """Write the documents in a random order that depends only on `seed` and their positions in the
     cluster_size: Flag = False
     """Store how many documents each document's duplicate set had, itself included, as
     `proxhpc.cluster_size`, and the set's id as `proxhpc.cluster_id`: to repeat documents by how
     often the web has them."""
+    original: Flag = False
+    """Store each document's raw text as `original_text`."""
+    shuffle: Flag = False
+    """Write the documents in a random order that depends only on `seed` and their positions in the
     input. Needs temporary space of about the size of the corpus."""
     license: Text | None = None
     """License of the corpus, for its dataset card, such as `odc-by`."""
