@@ -26,6 +26,7 @@ from proxhpc.corpus.records import Fields
 COUNT = 60
 LINES = rows(COUNT, size=30)
 DATA = b"\n".join(LINES) + b"\n"
+SKIPPABLE = b"\x50\x2a\x4d\x18" + b"\4\0\0\0" + b"\x28\xb5\x2f\xfd"
 NAMES = [f"d{i}" for i in range(COUNT)]
 RECORDS = [orjson.loads(line) for line in LINES]
 
@@ -76,10 +77,10 @@ def wet() -> bytes:
 FILES: dict[str, tuple[str, Callable[[], bytes], bool]] = {
     "plain": ("a.jsonl", lambda: DATA, False),
     "gzip": ("a.jsonl.gz", lambda: pack(DATA, "gzip", 3), True),
-    "zstd": ("a.jsonl.zst", lambda: pack(DATA, "zstd", 3), True),
+    "zstd": ("a.jsonl.zst", lambda: SKIPPABLE + pack(DATA, "zstd", 3) + SKIPPABLE, True),
     "xz": ("a.jsonl.xz", lambda: lzma.compress(DATA[:999]) + lzma.compress(DATA[999:]), True),
     "bzip2": ("a.jsonl.bz2", lambda: bz2.compress(DATA), True),
-    "lz4": ("a.jsonl.lz4", lambda: lz4(DATA), True),
+    "lz4": ("a.jsonl.lz4", lambda: SKIPPABLE + lz4(DATA[:999]) + lz4(DATA[999:]), True),
     "array": ("a.json", lambda: b"[\n" + b",\n".join(LINES) + b"\n]\n", False),
     "array on one line": ("a.json.gz", lambda: gzip.compress(json.dumps(RECORDS).encode()), True),
     "indented": (
@@ -176,6 +177,9 @@ def check_mutated(path: Path, data: bytes, right: set[tuple[str, str]] | None) -
         ),
         (b'{\n"text": "a"\n}\n\xef\xbb\xbf{"text": "b"}\n', ["a", "b"]),
         (b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n\xef\xbb\xbf\n', ["a", "b"]),
+        (b'{"text": "a"}{"text": "b"} {"text": nul}{"text": "c"}', ["a", "b", "invalid_json", "c"]),
+        (b'{"text": "a"},\n{"text": "b"},\n', ["a", "b"]),
+        (b'{"text": "a"}\r{"text": "b"}\r', ["a", "b"]),
     ],
 )
 @pytest.mark.parametrize("step", [2, 7, 1000])
@@ -234,6 +238,15 @@ def test_the_row_of_a_file_that_is_not_what_its_name_says_has_its_first_bytes(
         ("a.jsonl.gz", gzip.compress(gzip.compress(DATA)), "gzip within a compressed file"),
         ("a.jsonl", b"PK\x03\x04\0\0\n\x80", "a zip archive"),
         ("a.jsonl", b"<html><p>Not found</p>", "HTML, perhaps the error page"),
+        ("a.parquet", b"/annex/objects/SHA256E-s14--66.parquet\n", "a git-annex pointer"),
+        ("a.jsonl.zst", bytes(999), "zeros, perhaps of a download that did not end"),
+        ("a.jsonl", DATA.decode().encode("utf-16-be"), "UTF-16 text: convert it with iconv"),
+        ("a.jsonl.lz4", b"\x02\x21\x4c\x18\x10\0\0\0", "lz4 in its legacy format"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"x.jsonl".ljust(257, b"\0") + b"ustar" + DATA),
+            "a tar archive",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(
@@ -242,8 +255,15 @@ def test_what_cannot_be_read_is_named(
     path = tmp_path / name
     path.write_bytes(content)
     [probe] = probe_inputs([describe_input(path)], FIELDS, LIMIT)
-    assert not probe.documents
+    assert bool(probe.documents) == ("tar" in words)
     assert f"it looks like {words}" in probe.note
+
+
+def test_what_is_not_known_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"text,id\nhello,1\n")
+    [probe] = probe_inputs([describe_input(path)], FIELDS, LIMIT)
+    assert "line 1 column 1 (char 0); it begins with b'text,id\\nhello,1\\n'" in probe.note
 
 
 def test_a_zstd_window_of_2_gib_is_read_if_the_manifest_allows_it(tmp_path: Path) -> None:

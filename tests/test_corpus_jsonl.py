@@ -106,6 +106,28 @@ def test_ids_become_strings(tmp_path: Path, value: bytes, expected: str) -> None
     assert ids([one(tmp_path, b'{"id": %s, "text": "t"}' % value)]) == [expected]
 
 
+def test_integers_of_more_than_64_bits_are_text(tmp_path: Path) -> None:
+    item = one(
+        tmp_path,
+        b'{"id": 1, "text": "t", "a": [{"b": 18446744073709551616}], "c": -9223372036854775809,'
+        b' "d": [18446744073709551615, -9223372036854775808, 1e30, 0.5], "e": {"f": 1e400}}',
+    )
+    assert isinstance(item, BadRecord)  # a float that no double holds
+    item = one(
+        tmp_path,
+        b'{"id": 1, "text": "t", "a": [{"b": 18446744073709551616}], "c": -9223372036854775809,'
+        b' "d": [18446744073709551615, -9223372036854775808, 1e30, 0.5], "e": NaN}',
+    )
+    assert isinstance(item, Document)
+    assert item.fields == {
+        "id": 1,
+        "a": [{"b": "18446744073709551616"}],
+        "c": "-9223372036854775809",
+        "d": [2**64 - 1, -(2**63), 1e30, 0.5],
+        "e": None,
+    }
+
+
 def test_the_default_id_is_the_display_name_and_position(tmp_path: Path) -> None:
     info = describe_input(
         write(tmp_path, b'{"text": "a"}\n{"text": "b"}\n'), name="crawl/1/c.jsonl"

@@ -131,6 +131,14 @@ def test_rows_that_are_not_documents_are_bad_records(tmp_path: Path) -> None:
     assert ids(read(path, fields=Fields(("content",)))[0])[0] == "missing_text"
 
 
+def test_a_text_of_bytes_that_are_not_utf_8_is_a_bad_record(tmp_path: Path) -> None:
+    items, _ = read(write(tmp_path, {"text": [b"\xc3\xa4", b"\xff\xfe"], "b": [b"\xff", b""]}))
+    assert ids(items) == ["c.parquet:0", "invalid_utf8"]
+    assert document(items[0]).fields == {"b": "/w=="}
+    assert isinstance(items[1], BadRecord)
+    assert (items[1].size, items[1].head) == (2, b"\xff\xfe")
+
+
 def test_a_date_that_python_cannot_represent_is_one_bad_record(tmp_path: Path) -> None:
     when = pa.array([0, 2**60], pa.timestamp("us"))
     items, _ = read(write(tmp_path, {"text": ["a", "b"], "when": when}))

@@ -1,7 +1,7 @@
 """Documents of a JSON lines stream; each line belongs to exactly one span."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ from proxhpc.corpus.records import (
 )
 
 _BOM = b"\xef\xbb\xbf"
+_MIN_INTEGER, _MAX_INTEGER = -(2.0**63), 2.0**64  # orjson reads integers beyond as floats
 
 
 class RawLine(NamedTuple):
-    """One line without its newline; `data` is only its head if it is longer than the limit.
+    """One line without its newline; `data` may be only its head if it is longer than the limit.
 
     `damage` is set on the line where the stream ended early.
     """
@@ -42,12 +43,15 @@ class RawLine(NamedTuple):
 def parse_json(data: bytes) -> Any:
     """Return the record of a line, a RecordProblem, or None for one with only a BOM.
 
-    NaN and infinities, which JSON lacks but `json.dumps` writes, become null, as in parquet.
-
-    A BOM may begin any line, since files that begin with one may have been joined.
+    NaN and infinities, which JSON lacks but `json.dumps` writes, become null, as in parquet, and
+    integers of more than 64 bits text. A BOM may begin any line: files with one may be joined.
     """
     try:
-        return orjson.loads(data)
+        record = orjson.loads(data)
+        exact = not (isinstance(record, dict) and _may_be_inexact(record.values()))
+        return record if exact else _parse_exactly(data)
+    except RecursionError:  # it is nested very deeply
+        return record
     except orjson.JSONDecodeError as error:
         if data.startswith(_BOM):
             rest = data.removeprefix(_BOM)
@@ -59,9 +63,34 @@ def parse_json(data: bytes) -> Any:
             return RecordProblem("invalid_utf8", where)
         if b"NaN" in data or b"Infinity" in data:
             with suppress(ValueError, TypeError, RecursionError):  # then it has other faults
-                record = json.loads(data.decode(), parse_constant=lambda _: None)
-                return orjson.loads(orjson.dumps(record))
+                return orjson.loads(orjson.dumps(_parse_exactly(data)))
         return RecordProblem("invalid_json", str(error))
+
+
+def _may_be_inexact(values: Iterable[Any]) -> bool:
+    """Return whether a value within these may be an integer that became a float."""
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is int:
+            continue
+        if kind is float:
+            inexact = not _MIN_INTEGER < value < _MAX_INTEGER
+        else:
+            inner = value if kind is list else value.values() if kind is dict else ()
+            inexact = _may_be_inexact(inner)
+        if inexact:
+            return True
+    return False
+
+
+def _parse_exactly(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8-sig"), parse_int=_integer, parse_constant=lambda _: None)
+
+
+def _integer(digits: str) -> int | str:
+    """Return a number, or text for one that neither orjson nor most readers know as an integer."""
+    known = len(digits) <= 20 and _MIN_INTEGER <= int(digits) < _MAX_INTEGER
+    return int(digits) if known else digits
 
 
 class LineStream:
@@ -147,9 +176,11 @@ def split_lines(chunks: Iterator[bytes], position: int, max_record_bytes: int) -
     try:
         for chunk in chunks:
             *whole, rest = chunk.split(b"\n")
-            for piece in whole:
-                tail.add(piece)
-                size, data = tail.take()
+            for data in whole:
+                size = len(data)
+                if tail.size:  # the line begins in an earlier chunk
+                    tail.add(data)
+                    size, data = tail.take()
                 yield RawLine(position, position + size + 1, size, data)
                 position += size + 1
             tail.add(rest)
@@ -164,23 +195,23 @@ class _LineBuffer:
     """Collects a line from chunks; only the head of a line above the limit is kept."""
 
     def __init__(self, limit: int) -> None:
+        self.size = 0
         self._limit = max(limit, BAD_RECORD_BYTES)
         self._pieces: list[bytes] = []
-        self._size = 0
 
     def add(self, piece: bytes) -> None:
         if not piece:
             return
-        fits = self._size <= self._limit
-        self._size += len(piece)
-        if self._size <= self._limit:
+        fits = self.size <= self._limit
+        self.size += len(piece)
+        if self.size <= self._limit:
             self._pieces.append(piece)
         elif fits:
             self._pieces = [b"".join([*self._pieces, piece[:BAD_RECORD_BYTES]])[:BAD_RECORD_BYTES]]
 
     def take(self) -> tuple[int, bytes]:
-        size, pieces = self._size, self._pieces
-        self._size, self._pieces = 0, []
+        size, pieces = self.size, self._pieces
+        self.size, self._pieces = 0, []
         return size, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -205,7 +236,7 @@ def _item(
         return None
     if isinstance(record, RecordProblem):
         return _bad(line, source, record)
-    item = to_document(record, line.position, fields, source, data)
+    item = to_document(record, line.position, fields, source)
     return _bad(line, source, item) if isinstance(item, RecordProblem) else item
 
 

@@ -5,7 +5,7 @@ import datetime
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from itertools import takewhile
+from itertools import repeat, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -334,16 +334,28 @@ def _slice_rows(batch: Any) -> int:
 
 def _python_rows(batch: Any) -> Iterator[Any]:
     try:
-        rows = batch.to_pylist()
+        columns = [_json_values(column) for column in batch.columns]
     except (ValueError, OverflowError):
-        rows = [_row(batch, index) for index in range(batch.num_rows)]
-    for row in rows:
-        yield row if isinstance(row, RecordProblem) else {key: _json_value(row[key]) for key in row}
+        yield from (_row(batch, index) for index in range(batch.num_rows))
+        return
+    names = batch.schema.names
+    for values in zip(*columns, strict=True) if columns else repeat((), batch.num_rows):
+        yield dict(zip(names, values, strict=True))
+
+
+def _json_values(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    values: list[Any] = column.to_pylist()
+    if column.type in (pa.string(), pa.int64(), pa.int32(), pa.float64(), pa.large_string()):
+        return values
+    return [_json_value(value) for value in values]
 
 
 def _row(batch: Any, index: int) -> Any:
     try:
-        return batch.slice(index, 1).to_pylist()[0]
+        [row] = batch.slice(index, 1).to_pylist()
+        return {name: _json_value(value) for name, value in row.items()}
     except UnicodeDecodeError as error:
         return RecordProblem("invalid_utf8", f"{error.reason} at byte {error.start} of a string")
     except (ValueError, OverflowError) as error:
@@ -381,11 +393,17 @@ def _python_type(kind: Any) -> Any:
     return kind
 
 
+class Base64(str):
+    """Bytes that are not text."""
+
+    __slots__ = ()
+
+
 def _json_value(value: Any) -> Any:
     """Return a value as JSON types.
 
     Dates and times become ISO 8601, durations seconds, decimals strings, maps lists of pairs, and
-    bytes text if they are UTF-8 or else base64.
+    bytes text if they are UTF-8 or else `Base64`.
     """
     if value is None or isinstance(value, str | int | float):
         return value
@@ -403,7 +421,7 @@ def _json_value(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return base64.b64encode(value).decode("ascii")
+            return Base64(base64.b64encode(value).decode("ascii"))
     return str(value)
 
 
@@ -417,6 +435,12 @@ def _item(
         head = orjson.dumps(row)
         return BadRecord(
             item.reason, source.file, position, len(head), head[:BAD_RECORD_BYTES], item.detail
+        )
+    if isinstance(item.text, Base64):
+        head = base64.b64decode(item.text)
+        detail = "the text is bytes that are not UTF-8"
+        return BadRecord(
+            "invalid_utf8", source.file, position, len(head), head[:BAD_RECORD_BYTES], detail
         )
     if len(item.text) > limit // 4 and (size := len(item.text.encode())) > limit:
         detail = f"longer than the limit of {limit} bytes"

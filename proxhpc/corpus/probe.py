@@ -22,6 +22,7 @@ _MISREAD = {"missing_text", "null_text", "text_not_string", "not_an_object"}
 _PARQUET_FILES = 64  # of which rows are read; of the others only the schema
 _RECORDS = 200  # per file
 _BYTES = 256 << 10  # per file without rows, decompressed
+_SHOWN = 40  # bytes of the head of a file of unknown content
 _MANY = 0.1  # share of a file's first records that is worth a note if they are no documents
 
 # Names of the field with the text, the most likely first, and how long such a text is on average.
@@ -33,12 +34,16 @@ _FIELD = re.compile(r"[^.\s]+")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The first records of a file: documents, others by reason, and the most telling of these."""
+    """The first records of a file: documents, others by reason, and the most telling of these.
+
+    `head` has the file's first bytes, decompressed, if its very first record is no document.
+    """
 
     info: InputInfo
     documents: int
     bad: Counter[str]
     example: BadRecord | None
+    head: bytes
 
     @property
     def misread(self) -> BadRecord | None:
@@ -49,17 +54,19 @@ class Probe:
     @property
     def note(self) -> str:
         """What is wrong with the file, if anything."""
-        bad = self.bad.total()
-        if bad <= _MANY * (bad + self.documents):
+        bad, content = self.bad.total(), name_content(self.head)
+        if not content and bad <= _MANY * (bad + self.documents):
             return ""
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.bad.most_common(3))
         first = bad + self.documents
         text = f"{bad:,} of its first {first:,} records are not documents ({reasons})"
-        if self.documents:
+        if content:
+            return f"{text}: it looks like {content}"
+        if self.documents or not self.example:
             return text
-        content = name_content(read_head(self.info.path))
-        detail = self.example.detail if self.example else ""
-        return f"{text}: it looks like {content}" if content else f"{text}: {detail}"
+        text = f"{text}: {self.example.detail}"
+        is_like_json = not self.head or self.head.lstrip().startswith(b"{")
+        return text if is_like_json else f"{text}; it begins with {self.head[:_SHOWN]!r}"
 
 
 def probe_inputs(
@@ -93,17 +100,19 @@ def find_misread(
 
 
 def _probe(info: InputInfo, fields: Fields, max_record_bytes: int, max_window: int) -> Probe:
-    documents, bad, example = 0, Counter[str](), None
+    documents, bad, example, head = 0, Counter[str](), None, b""
     span = Span(0, stop=_BYTES)
     items = read_span(info, info.format, span, fields, max_record_bytes, max_window=max_window)
     for item in islice(items, _RECORDS):
         if isinstance(item, Document):
             documents += 1
         elif isinstance(item, BadRecord):
+            if not (documents or bad):
+                head = read_head(info.path)
             bad[item.reason] += 1
             if example is None or (item.reason in _MISREAD and example.reason not in _MISREAD):
                 example = item
-    return Probe(info, documents, bad, example)
+    return Probe(info, documents, bad, example, head)
 
 
 @dataclass(frozen=True, slots=True)

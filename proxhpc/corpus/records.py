@@ -1,14 +1,11 @@
 """Converts records to documents: finds the text and the id."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from proxhpc.corpus.document import Document
 
 BAD_RECORD_BYTES = 1024  # the head of a bad record that is kept
-
-_EXACT = 2**63  # orjson parses integers of more than 64 bits as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +37,17 @@ class RecordProblem:
 
 
 def to_document(
-    record: Any, position: int, fields: Fields, source: RecordSource, raw: bytes = b""
+    record: Any, position: int, fields: Fields, source: RecordSource
 ) -> Document | RecordProblem:
     """Return the record as a document, or the reason why it is not one.
 
-    `record` is modified: without its text it becomes the document's `fields`. `raw` is its JSON
-    if it was read from JSON. If the id is missing, null or "", it is "<name>:<position>".
+    `record` is modified: without its text it becomes the document's `fields`. If the id is missing,
+    null or "", it is "<name>:<position>".
     """
     if not isinstance(record, dict):
         return RecordProblem("not_an_object", f"a JSON {_json_type(record)}")
     for name in fields.text:
-        holder, leaf = _find(record, name)
+        holder, leaf = (record, name) if name in record else _find(record, name)
         if holder is not None:
             break
     else:
@@ -61,7 +58,7 @@ def to_document(
         return RecordProblem("null_text", f"field {name!r} is null")
     if not isinstance(text, str):
         return RecordProblem("text_not_string", f"field {name!r} is a JSON {_json_type(text)}")
-    identifier = _identifier(record, fields.id, raw) if fields.id else ""
+    identifier = _identifier(record, fields.id) if fields.id else ""
     if identifier is None:
         return RecordProblem("id_not_scalar", f"field {fields.id!r} is not a string or number")
     del holder[leaf]
@@ -70,13 +67,13 @@ def to_document(
 
 def get_field(record: dict[str, Any], path: str) -> Any:
     """Return the value of a key or dotted path in a record, or None."""
+    if path in record:
+        return record[path]
     holder, leaf = _find(record, path)
     return None if holder is None else holder[leaf]
 
 
 def _find(record: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
-    if path in record:
-        return record, path
     holder: Any = record
     *parents, leaf = path.split(".")
     for key in parents:
@@ -84,15 +81,10 @@ def _find(record: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str
     return (holder, leaf) if isinstance(holder, dict) and leaf in holder else (None, leaf)
 
 
-def _identifier(record: dict[str, Any], path: str, raw: bytes) -> str | None:
-    holder, leaf = _find(record, path)
-    value = holder[leaf] if holder is not None else None
+def _identifier(record: dict[str, Any], path: str) -> str | None:
+    value = get_field(record, path)
     if value is None:
         return ""
-    if isinstance(value, float) and abs(value) >= _EXACT and raw:
-        exact = get_field(json.loads(raw), path)  # distinct long ids may be equal as floats
-        if isinstance(exact, int) and holder is not None:
-            value = holder[leaf] = str(exact)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value)

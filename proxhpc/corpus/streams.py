@@ -23,12 +23,13 @@ _STEP = 256 << 10  # the most bytes that one call of a decompressor takes and re
 _MAX_AHEAD = 256 << 20  # decompressed bytes that are held until they are read
 _RAW_BYTES = 1024  # of the file, where it is damaged
 _MAGICS: dict[Compression, bytes] = {
-    "zstd": re.escape(MAGIC) + rb"|[\x50-\x5f]\x2a\x4d\x18",
+    "zstd": re.escape(MAGIC),
     "gzip": rb"\x1f\x8b",
     "xz": rb"\xfd7zXZ\0",
     "bzip2": rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)",
     "lz4": rb"\x04\x22\x4d\x18",
 }
+_SKIPPABLE = rb"[\x50-\x5f]\x2a\x4d\x18"
 _SUFFIXES: dict[str, Compression] = {
     ".zst": "zstd",
     ".zstd": "zstd",
@@ -55,9 +56,16 @@ def detect_compression(path: Path) -> Compression:
 
 
 def name_compression(head: bytes) -> Compression | None:
-    """Return how a file is compressed that begins so; None if it is not, as far as known."""
-    matching = (name for name, magic in _MAGICS.items() if re.match(magic, head))
-    return next(matching, None)
+    """Return how a file is compressed that begins so; None if it is not, as far as known.
+
+    zstd and lz4 files may begin with skippable frames.
+    """
+    start = 0
+    while re.match(_SKIPPABLE, head[start:]) and len(head) >= start + 8:
+        start += 8 + int.from_bytes(head[start + 4 : start + 8], "little")
+    if start >= len(head) > 0:
+        return "zstd"
+    return next((name for name, magic in _MAGICS.items() if re.match(magic, head[start:])), None)
 
 
 def read_chunks(

@@ -9,6 +9,7 @@ from proxhpc.corpus.blocks import DamageError
 from proxhpc.corpus.jsonl import RawLine
 from proxhpc.corpus.records import BAD_RECORD_BYTES
 
+_NEXT = re.compile(rb"[ \t\r]*(,|\{)")  # what follows an object that does not end its line
 _BETWEEN = re.compile(rb"(?:[ \t\r\n,]|\xef\xbb\xbf)*+")
 _STRING = re.compile(rb'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+', re.DOTALL)  # up to its end
 _STRUCTURE = re.compile(rb'["{}\[\]]')
@@ -16,18 +17,21 @@ _SCALAR_END = re.compile(rb"[,\[\]{}\n]")
 
 
 def holds_values(head: bytes) -> bool:
-    """Return whether a file that begins so holds an array, or an object over several lines."""
+    """Return whether a file that begins so holds other JSON than an object in each line.
+
+    It is an array, an object over several lines, or objects with nothing or a comma between.
+    """
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"["):
         return True
-    if not head.startswith(b"{") or b"\n" not in head:
+    if not head.startswith(b"{"):
         return False
     first = next(split_values(iter([head]), 0, len(head))).data
     try:
         orjson.loads(first)
     except orjson.JSONDecodeError:
         return False
-    return b"\n" in first
+    return b"\n" in first or _NEXT.match(head, len(first)) is not None
 
 
 def split_values(
