@@ -23,8 +23,9 @@ from proxhpc.cluster.submit import make_backend
 from proxhpc.doctor import diagnose
 from proxhpc.doctor.probe import _delays
 from proxhpc.errors import RetryError, StopError, UserError
+from proxhpc.launch.control_job import run_control, step_name
 from proxhpc.launch.launch import Run, cancel, dry_run, launch, prepare_run
-from proxhpc.launch.step import advance_lock, control_batch, refine_batch, run_control
+from proxhpc.launch.step import advance_lock, control_batch, refine_batch
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.process import descendants
@@ -362,8 +363,8 @@ def test_a_step_that_fails_is_shown_while_it_is_retried(
         shown.extend(failure.message for failure in collect(run.dir, None).failures)
         (tmp_path / "ready").touch()
 
-    monkeypatch.setattr("proxhpc.launch.step.time.sleep", pause)
-    assert run_control(str(run.dir.root), step_when_ready) == "one step"
+    monkeypatch.setattr("proxhpc.launch.control_job.time.sleep", pause)
+    assert run_control(str(run.dir.root), step_name(step_when_ready)) == "one step"
     message = "could not take the next step and retries: sbatch failed: the controller is busy"
     assert shown == [message]
     assert collect(run.dir, None).failures == ()

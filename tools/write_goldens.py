@@ -24,7 +24,7 @@ import yaml
 from proxhpc.cluster import script, tasks
 from proxhpc.cluster.backend import TaskBatch
 from proxhpc.launch.launch import Run, prepare_run
-from proxhpc.launch.step import advance_job
+from proxhpc.launch.step import control_batch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -97,7 +97,7 @@ def batches(run: Run) -> Iterator[TaskBatch]:
         yield TaskBatch("merge", tasks.merge_phase_task, units, {})
     else:
         yield TaskBatch("merge", tasks.merge_task, [("RUN", merge.cpus)], {})
-    yield TaskBatch("control", advance_job, [("RUN",)], {})
+    yield control_batch(run.dir)
 
 
 def main() -> int:

@@ -5,14 +5,9 @@ an array has ended, so a run survives time limits and dead nodes. On sites where
 submit, a person runs `launch` again. A step may be killed at any moment and repeated.
 """
 
-import signal
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -23,13 +18,12 @@ from proxhpc.cluster.backend import Backend, TaskBatch, recorded_site, stale_aft
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import make_backend
-from proxhpc.cluster.tasks import raise_interrupt
-from proxhpc.errors import ProxError, RetryError, StopError
+from proxhpc.errors import RetryError, StopError
+from proxhpc.launch.control_job import run_control, step_name
 from proxhpc.report import write_report
 from proxhpc.run.lease import Lease, LeaseOwner, Leases, hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.run.progress import ProgressLog
 from proxhpc.run.shards import missing_shards
 from proxhpc.spec.site import PhaseName, Resources
 from proxhpc.status.assess import FATAL_ERRORS
@@ -40,7 +34,6 @@ MAX_ROUNDS_WITHOUT_PROGRESS = 5
 # Seconds before a round, by the number of rounds without progress before it. The cause (a file
 # system, a license server, preemption while models load) may take most of an hour to pass.
 ROUND_DELAYS = (0, 60, 300, 900, 1800)
-CONTROL_RETRY_SECONDS = (10, 30, 60, 120, 240, 240)  # together within the control job's half hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,42 +77,8 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     return StepResult(step.phase, "\n".join([*messages, step.message]))
 
 
-def advance_job(root: str) -> str:
-    """Run the control job of a run: one step, submissions included; return what it did."""
-    return run_control(root, _step)
-
-
-def run_control(root: str, step: Callable[[str], str]) -> str:
-    """Run a control job, which calls `step` with the run directory; return what that did.
-
-    All later jobs depend on it, so it retries after errors that may pass, such as a busy slurmctld
-    or another launch. Each try is a process, because it may be killed for lack of memory. A try
-    first completes or cancels what the one before it submitted.
-    """
-    signal.signal(signal.SIGTERM, raise_interrupt)  # a cancelled job does not retry
-    log = ProgressLog(RunDir(Path(root)), LeaseOwner.current("control"), "control")
-    for pause in (*CONTROL_RETRY_SECONDS, None):
-        try:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                message = pool.submit(step, root).result()
-        except StopError as error:
-            # The job exits with 0: its node has not failed, so Slurm must not requeue it.
-            log.write("failed", error=type(error).__name__, message=str(error)[:2000])
-            return f"stopped: {error}"
-        except (ProxError, OSError, BrokenProcessPool) as error:
-            if pause is None:
-                log.write("failed", error=type(error).__name__, message=str(error)[:2000])
-                raise
-            log.write("retrying", message=str(error)[:2000])
-            time.sleep(pause)
-        else:
-            if pause != CONTROL_RETRY_SECONDS[0]:
-                log.write("done")  # instead of `retrying`
-            return message
-    raise AssertionError("the last try returns or raises")
-
-
-def _step(root: str) -> str:
+def take_step(root: str) -> str:
+    """Take one step of a run in its control job; return what it did."""
     run = RunDir(Path(root))
     plan = Plan.load(run)
     site = recorded_site(run)
@@ -277,9 +236,9 @@ def merge_batch(run: RunDir, plan: Plan, resources: Resources, max_elements: int
     return TaskBatch("merge", tasks.merge_phase_task, arguments, {})
 
 
-def control_batch(run: RunDir) -> TaskBatch:
+def control_batch(run: RunDir, step: Callable[[str], str] = take_step) -> TaskBatch:
     """Return the job that takes the next step."""
-    return TaskBatch("control", advance_job, [(str(run.root),)], {})
+    return TaskBatch("control", run_control, [(str(run.root), step_name(step))], {})
 
 
 def _submit(backend: Backend, this_round: Round, batch: TaskBatch, message: str) -> StepResult:

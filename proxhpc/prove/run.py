@@ -19,7 +19,7 @@ from proxhpc.cluster.queue import Queue
 from proxhpc.cluster.submit import make_backend
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.launch import POLL_SECONDS, interruptible, record_site
-from proxhpc.launch.step import MAX_ROUNDS_WITHOUT_PROGRESS, advance_lock, run_control
+from proxhpc.launch.step import MAX_ROUNDS_WITHOUT_PROGRESS, advance_lock, control_batch
 from proxhpc.prove.arms import make_variant
 from proxhpc.prove.layout import ProveDir
 from proxhpc.prove.plan import ProvePlan
@@ -123,7 +123,7 @@ def _submit(
     """Submit a batch and the job that takes the next step, unless the phase's jobs are active."""
     phase: Literal["prepare", "train"] = "prepare" if batch.phase == "merge" else "train"
     what = "preparing corpora and tokens" if phase == "prepare" else f"training: {left}"
-    control = TaskBatch("control", prove_job, [(str(folder.root),)], {})
+    control = control_batch(folder, take_prove_step)
     if backend.active_elements(batch.phase):
         backend.ensure_follow_up(control)
         return ProveStep(phase, f"{what}; jobs are running or pending")
@@ -157,12 +157,8 @@ def _check_progress(folder: ProveDir, phase: PhaseName, state: dict[str, int]) -
         )
 
 
-def prove_job(root: str) -> str:
-    """Run the control job of a prove directory."""
-    return run_control(root, _control_step)
-
-
-def _control_step(root: str) -> str:
+def take_prove_step(root: str) -> str:
+    """Take one step of a prove directory in its control job; return what it did."""
     folder = ProveDir(Path(root))
     plan, site = ProvePlan.load(folder), recorded_site(folder)
     if site.kind == "local":
