@@ -2,6 +2,7 @@
 
 import json
 import random
+from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.assemble.text_rounds import overlap
+from proxhpc.corpus.hosts import canonical_url
 from proxhpc.dedup.hashes import survivor_rank
 from proxhpc.dedup.minhash import minhash_slots
 from proxhpc.dedup.shingles import fold, shingles
 from proxhpc.errors import StopError, UserError
+from proxhpc.inspect import inspect_documents, render_inspection
+from proxhpc.inspect.document import Inspection
 from proxhpc.launch.launch import prepare_run
 from proxhpc.report import write_report
 from proxhpc.run.paths import RunDir
@@ -46,6 +51,12 @@ def merged(
     run_worker(run.dir, Assignment(), lambda _: None)
     merge_run(run.dir)
     return run.dir
+
+
+def facts(found: Inspection) -> str:
+    console = Console(file=StringIO(), width=200, record=True)
+    console.print(render_inspection(found))
+    return console.export_text()
 
 
 def written_ids(run: RunDir) -> list[str]:
@@ -218,6 +229,80 @@ def test_the_best_documents_of_a_set_stay_and_rows_have_its_size(
     assert "proxhpc.cluster_size" in card
 
 
+def test_of_documents_with_the_same_url_one_stays(tmp_path: Path) -> None:
+    texts = [random.Random(seed).choices(WORDS, k=60 + seed) for seed in range(9)]
+    urls = [
+        ("https://Example.org", 3),
+        ("http://example.org:80/#top", 2),
+        ("http://example.org/?utm_source=x", 5),  # as long as the next one, and first
+        ("http://example.org/?utm_source=x", 5),
+        ("http://example.org/other", 1),  # the text of what stays of the next two
+        ("http://example.org/page", 1),
+        ("http://example.org/page", 0),
+        ("about nothing", 7),
+        ("", 6),
+        (None, 8),
+    ]
+    rows = [page(f"d{n}", texts[text]) | {"url": url} for n, (url, text) in enumerate(urls)]
+    rows.append(page("lone", texts[4]))
+    run = merged(tmp_path / "run", rows, {"cluster_size": True}, url="url", near={})
+    assert written_ids(run) == ["d2", "d4", "d7", "d8", "d9", "lone"]
+    pairs = [
+        (pair["duplicate"]["id"], pair["survivor"]["id"], pair["similarity"])
+        for pair in read_listing(run.duplicates)
+    ]
+    by_url = [("d0", "d2", None), ("d1", "d2", None), ("d3", "d2", None)]
+    assert pairs == [*by_url, ("d5", "d4", 1.0), ("d6", "d4", None)]
+    sizes = [row["proxhpc"]["cluster_size"] for row in read_listing(run.part(0))]
+    assert sizes == [4, 3, 1, 1, 1, 1]
+    write_report(run)
+    report = json.loads(run.report_json.read_bytes())
+    assert (report["documents"]["duplicates"], report["documents"]["url_duplicates"]) == (5, 4)
+    assert report["duplicate_sets"]["with_url"] == 8
+    assert "with the URL of another document | 4 |" in run.card.read_text()
+    (found,) = inspect_documents(run, "d6")
+    assert "with the URL of a document that is, or is like, d4" in facts(found)
+    # URLs alone: what differs by URL stays, whatever its text. `by` decides which of a URL stays.
+    scored = [row | {"score": -n} for n, row in enumerate(rows)]
+    only = {"exact": False, "url": "url", "keep": "lowest", "by": "score", "survivors": 2}
+    run = merged(tmp_path / "urls", scored, **only)
+    assert written_ids(run) == ["d2", "d3", "d4", "d5", "d6", "d7", "d8", "d9", "lone"]
+
+
+def test_urls_of_another_corpus_and_of_one_dump(tmp_path: Path) -> None:
+    texts = [random.Random(seed).choices(WORDS, k=60) for seed in range(4)]
+    other = [page("old", texts[0]) | {"url": "http://a.org/1"}]
+    old = write_jsonl(tmp_path / "old.jsonl", other)
+    urls = ["https://a.org/1", "https://a.org/2", "https://a.org/2"]
+    rows = [page(f"d{n}", texts[n + 1]) | {"url": url, "dump": n > 1} for n, url in enumerate(urls)]
+    against = {"paths": str(old), "id": "id"}
+    run = merged(tmp_path / "run", rows, url="url", exact=False, against=against, survivors=9)
+    assert written_ids(run) == ["d1", "d2"]
+    assert [pair["survivor"]["id"] for pair in read_listing(run.duplicates)] == ["old"]
+    run = merged(tmp_path / "within", rows, url="url", within="dump")
+    assert written_ids(run) == ["d0", "d1", "d2"]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [
+        ("http://a.org", "HTTPS://A.ORG:443/#part", True),
+        ("//a.org/", "http://a.org.:/", True),
+        ("http://a.org/x?b=1&utm_medium=mail&gclid=7", " http://a.org/x?b=1", True),
+        ("http://a.org/x", "http://a.org/X", False),
+        ("http://a.org/x", "http://a.org/x/", False),
+        ("http://a.org/x", "http://www.a.org/x", False),
+        ("http://a.org:8080/", "http://a.org/", False),
+        ("http://[::1]/", "http://[::1]:80/", True),
+        ("http://a.org/?a=1&b=2", "http://a.org/?b=2&a=1", False),
+        ("http://a.org/#!/one", "http://a.org/#!/two", False),
+        ("doc:1#a", "doc:1#b", False),
+    ],
+)
+def test_urls_of_one_page_are_equal(left: str, right: str, equal: bool) -> None:
+    assert (canonical_url(left) == canonical_url(right)) == equal
+
+
 def test_keep_first_prefers_the_first_to_the_longest(tmp_path: Path) -> None:
     short = page("short", random.Random(0).choices(WORDS, k=100))
     long = page("long", f"{short['text']} The End.".split())
@@ -245,7 +330,7 @@ def test_ranks_are_ordered_as_the_values() -> None:
     [
         ({"keep": "highest"}, "dedup.by: required with keep: highest"),
         ({"by": "score"}, "dedup.by: not used with keep: longest"),
-        ({"exact": False, "against": {"paths": "x.jsonl"}}, "dedup.against: needs exact or near"),
+        ({"exact": False, "against": {"paths": "x.jsonl"}}, "dedup.against: needs exact, near"),
     ],
 )
 def test_a_dedup_section_that_contradicts_itself_is_refused(

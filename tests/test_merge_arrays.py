@@ -194,7 +194,7 @@ def test_a_run_goes_through_its_phases_and_repeats_lost_elements(
 def test_each_round_of_a_large_match_is_an_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, run = twins(tmp_path, dedup={"near": {"bands": 20, "rows": 2}})
+    whole, run = twins(tmp_path, dedup={"near": {"bands": 20, "rows": 2}, "url": "url"})
     monkeypatch.setattr("proxhpc.assemble.phases._ONE_JOB_BYTES", 0)
     monkeypatch.setattr("proxhpc.assemble.rounds._KEY_BYTES", 1000)
     units = {name: min(3, round_units(run.plan, name)) for name in ROUND_NAMES}
@@ -213,7 +213,7 @@ def test_each_round_of_a_large_match_is_an_array(
 
 
 def test_a_match_killed_in_every_round_resumes_where_it_stopped(tmp_path: Path) -> None:
-    whole, run = twins(tmp_path, dedup={"near": {"bands": 20, "rows": 2}})
+    whole, run = twins(tmp_path, dedup={"near": {"bands": 20, "rows": 2}, "url": "url"})
     run_share(run.dir, "sketch", (0, 1))
     run_share(run.dir, "start", (0, 1))
 

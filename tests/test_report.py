@@ -136,6 +136,7 @@ def test_totals_are_those_of_the_merge(run: RunDir) -> None:
         "refined": 7,
         "duplicates": 2,
         "near_duplicates": 0,
+        "url_duplicates": 0,
         "written": 5,
         "written_ratio": 0.5,
     }

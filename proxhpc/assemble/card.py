@@ -99,8 +99,10 @@ def _outcomes(plan: Plan, summary: MergeSummary) -> Rows:
             for reason, n in sorted(reasons.items())
         ),
         ("all documents of the input", counts.documents),
-        ("refined, but a duplicate", duplicates.documents - duplicates.near),
+        ("refined, but a duplicate", duplicates.documents - duplicates.near - duplicates.same_url),
     ]
+    if plan.manifest.dedup.url:
+        rows.append(("refined, but with the URL of another document", duplicates.same_url))
     if plan.manifest.dedup.near:
         rows.append(("refined, but a near-duplicate", duplicates.near))
     return [*rows, ("refined, and in this corpus", summary.written)]

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from proxhpc.assemble.coverage import check_coverage
-from proxhpc.assemble.exact_round import find_copies
+from proxhpc.assemble.exact_round import find_copies, find_same_urls, write_text_hashes
 from proxhpc.assemble.match_result import (
     GroupResult,
     MatchResult,
@@ -91,7 +91,9 @@ class PendingRound(NamedTuple):
 def round_names(plan: Plan) -> list[RoundName]:
     """The rounds of a run's match phase, in order."""
     dedup = plan.manifest.dedup
-    left_out = {"exact"} if not (dedup.exact or dedup.near) else set()
+    left_out = set() if dedup.compares_texts or dedup.url else {"exact"}
+    if not (dedup.compares_texts and dedup.url):
+        left_out |= {"urls", "texts"}
     if not dedup.near:
         left_out |= {"bands", "candidates", "ship", "verify", "read", "compare", "settle"}
     elif dedup.near.verify != "text":
@@ -198,6 +200,7 @@ def _collect(files: RoundFiles, _: int) -> None:
         documents=documents,
         duplicates=sum(group.duplicates for group in groups),
         near=sum(group.near for group in groups),
+        same_url=sum(group.same_url for group in groups),
         external=sum(group.external for group in groups),
         shared_ids=sum(each.documents for each in ids),
         shared_id_examples=tuple(_key(run, document) for document in examples),
@@ -264,7 +267,9 @@ def _names(folder: Path) -> set[str]:
 
 
 MATCH_ROUNDS: dict[RoundName, MatchRound] = {
-    "exact": MatchRound("exact", find_copies, (), ("leaders", "copies")),
+    "urls": MatchRound("exact", find_same_urls, (), ("url_leaders", "url_copies")),
+    "texts": MatchRound("group", write_text_hashes, ("url_leaders", "url_copies"), ("texts",)),
+    "exact": MatchRound("exact", find_copies, ("texts",), ("leaders", "copies")),
     "bands": MatchRound("group", write_band_keys, ("copies",), ("keys",)),
     "candidates": MatchRound("key", link_to_leaders, ("keys",), ("stars",)),
     "ship": MatchRound("group", ship_signatures, ("stars",), ("members",)),

@@ -26,6 +26,7 @@ class GroupResult:
     listing: str
     duplicates: int
     near: int
+    same_url: int
     external: int
     survivors: dict[int, int]
 
@@ -34,23 +35,23 @@ class GroupResult:
 class MatchResult:
     """What the match phase found. `digest` identifies what it was made from.
 
-    `duplicates` are removed; of these, `near` differ in text from their survivor, and for
-    `external` the survivor is in the external corpus. `survivors` counts the documents that are
-    written, by input file. `shared_ids` are documents whose id (by a 64-bit hash) an earlier
-    survivor has too; `shared_id_examples` are some of them, as (shard, record). `set_sizes` counts
-    duplicate sets by the `log2_bucket` of their size. `largest_sets` describes the largest ones:
-    the size of each, and shard and record of its best duplicate. `further` documents of all sets
-    stay beside the survivor. `flags`, `clusters` and `listings` are digests of each group's files:
-    which documents are duplicates, the sets of those that stay, and what the duplicates are like.
-    `partly_compared`
-    counts documents of large families, which were compared with the likeliest others only, once for
-    each leader that they share.
+    `duplicates` are removed; of these, `near` differ in text from their survivor, `same_url` are
+    left out by their URL, and for `external` the survivor is in the external corpus. `survivors`
+    counts the documents that are written, by input file. `shared_ids` are documents whose id (by a
+    64-bit hash) an earlier survivor has too; `shared_id_examples` are some of them, as (shard,
+    record). `set_sizes` counts duplicate sets by the `log2_bucket` of their size. `largest_sets`
+    describes the largest ones: the size of each, and shard and record of its best duplicate.
+    `further` documents of all sets stay beside the survivor. `flags`, `clusters` and `listings` are
+    digests of each group's files: which documents are duplicates, the sets of those that stay, and
+    what the duplicates are like. `partly_compared` counts documents of large families, which were
+    compared with the likeliest others only, once for each leader that they share.
     """
 
     digest: str
     documents: int
     duplicates: int
     near: int
+    same_url: int
     external: int
     shared_ids: int
     shared_id_examples: tuple[tuple[int, int], ...]

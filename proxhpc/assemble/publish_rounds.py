@@ -40,6 +40,7 @@ MAX_SHARED_ID_EXAMPLES = 10
 _INDEX = (1 << INDEX_BITS) - 1
 _NAME_BYTES = 8 * NAME_COLUMNS
 _NAMED = 1 << 13  # survivors whose names are in memory
+_SAME, _NEAR, _SAME_URL = range(3)  # likeness of a document to its survivor
 _STAYS = -1  # number of the piece in a row of `named` that has a cluster's size and id instead
 _CLUSTER = slice(5, 7)  # these columns
 
@@ -80,12 +81,13 @@ def resolve_survivors(files: RoundFiles, group: int) -> None:
     def claim(documents: Documents, removed: IntRows) -> None:
         """Write claims of the survivors of `documents` on the `removed` ones that are like them.
 
-        Columns of `removed`: priority and document.
+        Columns of `removed`: priority, document, and whether it is linked by its URL.
         """
         survivor = survivors[documents - first]
         is_near = survivor != NO_DOCUMENT
         survivor = np.where(is_near, survivor, documents)
-        columns = [survivor, removed, shares[documents - first], is_near]
+        likeness = np.where(removed[:, 3], _SAME_URL, np.where(is_near, _NEAR, _SAME))
+        columns = [survivor, removed[:, :3], shares[documents - first], likeness]
         claims.add(group_of(survivor), np.column_stack(columns))
 
     if dedup.near:
@@ -93,8 +95,8 @@ def resolve_survivors(files: RoundFiles, group: int) -> None:
             rows = rows[rows[:, 1] == best[:, 1]]
             at = rows[:, 0] - first
             survivors[at], shares[at] = rows[:, 2], rows[:, 3]
-            claim(rows[:, 0], np.column_stack([ranks[at], rows[:, 0]]))
-    if dedup.exact or dedup.near:
+            claim(rows[:, 0], np.column_stack([ranks[at], rows[:, 0], np.zeros_like(at)]))
+    if dedup.compares_texts or dedup.url:
         for rows in files.sorted("leaders", group):
             claim(rows[:, 0], rows[:, 1:])
     claims.finish()
@@ -159,7 +161,8 @@ def finish_group(files: RoundFiles, group: int) -> None:
         clusters.append(np.column_stack([stays[:, 0] & _INDEX, stays[:, _CLUSTER]]))
         rows = rows[rows[:, 1] == 0]
         removed[rows[:, 0] & _INDEX] = True
-        counts["near"] += int(rows[:, 4].sum())
+        counts["near"] += int((rows[:, 4] == _NEAR).sum())
+        counts["url"] += int((rows[:, 4] == _SAME_URL).sum())
         counts["external"] += int((group_of(rows[:, 2]) >= own_groups).sum())
     by_file = Counter[int]()
     count_files = _file_counter(files.plan, receipt)
@@ -180,6 +183,7 @@ def finish_group(files: RoundFiles, group: int) -> None:
         listing=listing,
         duplicates=int(removed.sum()),
         near=counts["near"],
+        same_url=counts["url"],
         external=counts["external"],
         survivors=dict(by_file),
     )
@@ -251,33 +255,37 @@ def _write_listing(files: RoundFiles, group: int, removed: Flags, named: Iterabl
     documents = load_chosen(files.run, group, removed)
     names = name_documents(files.run, files.plan, documents)
     with PartWriter(path) as writer:
-        for thousandths, survivor in _survivors(named):
+        for similarity, survivor in _survivors(named):
             writer.write(
                 {
                     "duplicate": orjson.Fragment(_encode_name(next(names))),
                     "survivor": orjson.Fragment(survivor),
-                    "similarity": thousandths / 1000,
+                    "similarity": similarity,
                 }
             )
     return file_digest(path)
 
 
-def _survivors(named: Iterable[IntRows]) -> Iterator[tuple[int, bytes]]:
-    """Yield the similarity and the encoded name of each duplicate's survivor."""
-    thousandths, pieces = 0, list[bytes]()
+def _survivors(named: Iterable[IntRows]) -> Iterator[tuple[float | None, bytes]]:
+    """Yield each duplicate's similarity to its survivor, and the survivor's encoded name.
+
+    The similarity is None for those that are left out by their URL.
+    """
+    similarity: float | None = None
+    pieces: list[bytes] = []
     for rows in named:
         rows = rows[rows[:, 1] != _STAYS]
         data = rows[:, -NAME_COLUMNS:].tobytes()
         edges = range(0, len(data) + 1, _NAME_BYTES)
-        columns = zip(rows[:, 1].tolist(), rows[:, 3].tolist(), pairwise(edges), strict=True)
-        for number, share, (start, stop) in columns:
+        columns = zip(*rows[:, [1, 3, 4]].T.tolist(), pairwise(edges), strict=True)
+        for number, share, likeness, (start, stop) in columns:
             if number == 0 and pieces:
-                yield thousandths, b"".join(pieces).rstrip(b"\0")
+                yield similarity, b"".join(pieces).rstrip(b"\0")
                 pieces.clear()
-            thousandths = share
+            similarity = None if likeness == _SAME_URL else share / 1000
             pieces.append(data[start:stop])
     if pieces:
-        yield thousandths, b"".join(pieces).rstrip(b"\0")
+        yield similarity, b"".join(pieces).rstrip(b"\0")
 
 
 def _file_counter(plan: Plan, receipt: SketchReceipt) -> Callable[[Sketch], Counter[int]]:

@@ -27,8 +27,8 @@ Documents = npt.NDArray[np.int64]
 
 UnitKind = Literal["group", "exact", "key", "one"]
 RowKind = Literal[
-    "hashes", "copies", "leaders", "keys", "stars", "members", "edges", "undecided", "shingles",
-    "text_edges", "removed", "claims", "named", "ids",
+    "hashes", "url_copies", "url_leaders", "texts", "copies", "leaders", "keys", "stars", "members",
+    "edges", "undecided", "shingles", "text_edges", "removed", "claims", "named", "ids",
 ]  # fmt: skip
 
 
@@ -48,8 +48,11 @@ SHINGLE_COLUMNS = 60  # shingles in a row
 NAME_COLUMNS = 12  # of 8 bytes in a row
 EXCHANGES: dict[RowKind, Exchange] = {
     "hashes": Exchange("group", "exact", 5),  # high, low, p0, p1, document
-    "copies": Exchange("exact", "group", 2),  # document, leader with the same text
-    "leaders": Exchange("exact", "group", 4),  # leader, p0, p1, document
+    "url_copies": Exchange("exact", "group", 2),  # document, leader with the same URL
+    "url_leaders": Exchange("exact", "group", 5),  # leader, p0, p1, document, 1
+    "texts": Exchange("group", "exact", 6),  # high, low, p0, p1, document, is linked by its URL
+    "copies": Exchange("exact", "group", 2),  # document, leader with the same text or URL
+    "leaders": Exchange("exact", "group", 5),  # leader, p0, p1, document, is linked by its URL
     "keys": Exchange("group", "key", 2),  # key of a band, packed document
     "stars": Exchange("key", "group", 2),  # document, packed leader of one of its keys
     "members": Exchange("group", "key", 5),  # packed leader, p0, p1, document, home, signature
@@ -58,7 +61,7 @@ EXCHANGES: dict[RowKind, Exchange] = {
     "shingles": Exchange("group", "group", 6 + SHINGLE_COLUMNS),  # document, other, shingles, …
     "text_edges": Exchange("group", "one", 7),
     "removed": Exchange("one", "group", 4),  # document, order of survivor, survivor, share
-    "claims": Exchange("group", "group", 6),  # survivor, p0, p1, document, thousandths, is near
+    "claims": Exchange("group", "group", 6),  # survivor, p0, p1, document, thousandths, likeness
     "named": Exchange("group", "group", 5 + NAME_COLUMNS),  # document, piece of the name, …
     "ids": Exchange("group", "exact", 2),  # hash of the id, document
 }

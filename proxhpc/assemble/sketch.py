@@ -46,7 +46,7 @@ class SketchReceipt:
     `documents` are those to be matched. `unreadable` counts records of the external corpus; those
     of the run are in `counts`. `spans_by_shard` has the run's spans. `quarantine` is the digest of
     the file with the group's quarantined records, "" if there are none. `ranked` counts documents
-    with a value of `dedup.by`.
+    with a value of `dedup.by`, `with_url` those with a URL in `dedup.url`.
     """
 
     plan: str
@@ -56,6 +56,7 @@ class SketchReceipt:
     documents: int = 0
     unreadable: int = 0
     ranked: int = 0
+    with_url: int = 0
     counts: SortedCounts = field(default_factory=Counts)
     spans_by_shard: list[list[SpanStats]] = field(default_factory=list)
     quarantine: str = ""
@@ -108,7 +109,7 @@ def sketch_group(run: RunDir, plan: Plan, group: int, memory: int) -> SketchRece
         else:
             _add_external(plan, piece, receipt, writer)
     receipt.documents, receipt.files = writer.documents, writer.digests
-    receipt.ranked = writer.ranked
+    receipt.ranked, receipt.with_url = writer.ranked, writer.with_url
     fault_point("sketch written")
     save_json(run.sketch_receipt(group), receipt)
     return receipt

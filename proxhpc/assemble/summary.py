@@ -49,21 +49,24 @@ class FileCounts:
 class DuplicateCounts:
     """Removed duplicates and their sets.
 
-    `near` of them differ in text from their survivor. For `external` of them the survivor is in
-    the external corpus, which has `external_documents`, and `external_unreadable` records that
-    could not be read. `partly_compared` is that of `MatchResult`, `ranked` of all receipts,
-    None without `dedup.by`. `further` documents of all sets stay beside the survivor, by
-    `dedup.survivors`. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
-    has the size and the best duplicate of the largest ones.
+    `near` of them differ in text from their survivor; `same_url` have the URL of a better document.
+    For `external` of them the survivor is in the external corpus, which has `external_documents`,
+    and `external_unreadable` records that could not be read. `partly_compared` is that of
+    `MatchResult`, `ranked` and `with_url` of all receipts, None without `dedup.by` and `dedup.url`.
+    `further` documents of all sets stay beside the survivor, by `dedup.survivors`. `set_sizes`
+    counts sets by the `log2_bucket` of their size; `largest_sets` has the size and the best
+    duplicate of the largest ones.
     """
 
     documents: int = 0
     near: int = 0
+    same_url: int = 0
     sets: int = 0
     largest_set: int = 0
     further: int = 0
     partly_compared: int = 0
     ranked: int | None = None
+    with_url: int | None = None
     external: int = 0
     external_documents: int = 0
     external_unreadable: int = 0
@@ -155,8 +158,10 @@ def summarize_merge(
         duplicates=DuplicateCounts(
             documents=match.duplicates,
             near=match.near,
+            same_url=match.same_url,
             partly_compared=match.partly_compared,
             ranked=sum(r.ranked for r in receipts) if plan.manifest.dedup.by else None,
+            with_url=sum(r.with_url for r in receipts) if plan.manifest.dedup.url else None,
             external=match.external,
             external_documents=sum(r.documents for r in receipts) - match.documents,
             external_unreadable=sum(r.unreadable for r in receipts),

@@ -1,4 +1,4 @@
-"""Hosts of documents, and the split of documents by host into training and validation."""
+"""Hosts and URLs of documents, and the split by host into training and validation."""
 
 import hashlib
 import re
@@ -14,6 +14,8 @@ VALIDATION = 0.15
 
 Split = Literal["train", "validation"]
 
+_WEB = re.compile(r"(?:https?:)?//([^/?#]*)([^?#]*)(?:\?([^#]*))?(#[!/].*)?", re.IGNORECASE)
+_TRACKING = re.compile(r"(?:utm_[^=]*|gclid|fbclid)(?:=.*)?", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 
 
@@ -28,6 +30,26 @@ def host_of(record: dict[str, Any], host: str, url: str) -> str:
         return name
     name = _normalized(address) if isinstance(address, str) else ""
     return name if "." in name or (isinstance(address, str) and _SCHEME.match(address)) else ""
+
+
+def canonical_url(url: str) -> str:
+    """Return a URL in a form that is equal for URLs of one page.
+
+    `http` and `https`, upper case in a host, ports 80 and 443, a final dot of the host, a fragment
+    unless it begins with `!` or `/`, and parameters that only say where a visitor came from do not
+    matter. All else does, `www.` and the order of parameters included. Other text stays as it is,
+    but for white space around it.
+    """
+    url = url.strip()
+    match = _WEB.match(url)
+    if match is None:
+        return url
+    host, path, query, fragment = match.groups()
+    name, _, port = host.lower().rpartition(":")
+    host = (name if port in ("", "80", "443") else host.lower()).rstrip(".")
+    kept = [each for each in (query or "").split("&") if not _TRACKING.fullmatch(each)]
+    query = "&".join(kept)
+    return f"//{host}{path or '/'}{'?' if query else ''}{query}{fragment or ''}"
 
 
 def _normalized(address: str) -> str:

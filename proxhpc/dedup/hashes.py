@@ -1,7 +1,8 @@
 """Documents as fixed-width numbers, and the keys by which duplicates are found.
 
-A group of documents has three files: 64 bytes of each document in input order, its hashes for the
-units that look for exact duplicates, and the MinHash signatures if near-duplicates are removed.
+A group of documents has three files: 64 bytes of each document in input order, the hashes of texts
+or URLs for the units that look for equal ones, and the MinHash signatures if near-duplicates are
+removed.
 """
 
 import re
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from proxhpc.corpus.document import Document
+from proxhpc.corpus.hosts import canonical_url
 from proxhpc.corpus.records import get_field
 from proxhpc.dedup.arrays import ArrayWriter
 from proxhpc.dedup.exchange import ExchangeWriter, partition_of
@@ -67,16 +69,18 @@ NO_FILES = SketchDigests("", "")
 class SketchWriter:
     """Hashes the documents of a group, added in input order, and writes the group's files.
 
-    `hashes` gets a row of each document; see `Exchange`.
+    `hashes` gets a row of each document, with the hash of its URL if the manifest has `dedup.url`,
+    else of its text; see `Exchange`. Documents without a URL have no row of one.
     """
 
     def __init__(
         self, run: RunDir, group: int, dedup: Dedup, hashes: ExchangeWriter, *, external: bool
     ) -> None:
         self._dedup, self._group, self._hashes, self._external = dedup, group, hashes, external
-        self.ranked = 0  # documents with a value of dedup.by
+        self.ranked = self.with_url = 0  # documents with a value of dedup.by, of dedup.url
         self._packed = bytearray()
         self._within: list[int] = []  # of these documents, if the manifest has dedup.within
+        self._urls: list[tuple[int, int]] = []  # the same for dedup.url
         self._hasher = MinHasher(dedup.near) if dedup.near else None
         self._stack = ExitStack()
         self._rows = ArrayWriter(run.sketch(group), SKETCH_DTYPE)
@@ -119,7 +123,7 @@ class SketchWriter:
         self, document: Document, text: str, key: RecordKey, row_bytes: int = 0, sort_key: int = 0
     ) -> None:
         """Add the next document; `text` is what is compared."""
-        if not (self._dedup.exact or self._dedup.near):
+        if not self._dedup.compares_texts:
             text = ""  # nothing is
         folded = fold(text)
         content, within = xxhash.xxh3_128_intdigest(folded.data), 0
@@ -129,6 +133,10 @@ class SketchWriter:
             within = within_key(self._dedup, document.fields)
             if self._hasher is not None:
                 self._within.append(within)
+        if self._dedup.url:
+            url = url_key(self._dedup, document.fields)
+            self.with_url += url != 0
+            self._urls.append((url >> 64 ^ within if url else 0, url & 0xFFFFFFFFFFFFFFFF))
         self._packed += _PACK.pack(
             content >> 64 ^ within,
             content & 0xFFFFFFFFFFFFFFFF,
@@ -164,9 +172,13 @@ class SketchWriter:
         numbers = document_numbers(self._group, self._rows.rows, len(rows))
         self._rows.write(rows)
         columns = [rows["high"].view(np.int64), rows["low"].view(np.int64)]
-        ranks = priorities(rows, self._dedup)
-        unit = partition_of(columns[0], self._hashes.units)
-        self._hashes.add(unit, np.column_stack([*columns, ranks, numbers]))
+        if self._dedup.url:
+            urls, self._urls = self._urls[: len(rows)], self._urls[len(rows) :]
+            columns = [*np.array(urls, np.uint64).reshape(-1, 2).T.view(np.int64)]
+        hashed = np.column_stack([*columns, priorities(rows, self._dedup), numbers])
+        if self._dedup.url:
+            hashed = hashed[(hashed[:, 0] != 0) | (hashed[:, 1] != 0)]
+        self._hashes.add(partition_of(hashed[:, 0], self._hashes.units), hashed)
 
 
 def document_numbers(group: int, first: int, count: int) -> npt.NDArray[np.int64]:
@@ -212,6 +224,14 @@ def within_key(dedup: Dedup, fields: dict[str, Any]) -> int:
     if not isinstance(value, str | int | float):
         return 0
     return xxhash.xxh3_64_intdigest(str(value).encode("utf-8", "surrogatepass"))
+
+
+def url_key(dedup: Dedup, fields: dict[str, Any]) -> int:
+    """A hash of the canonical URL in the field `dedup.url`, 128 bits; 0 without one."""
+    value = get_field(fields, dedup.url) if dedup.url else None
+    if not isinstance(value, str) or not (url := canonical_url(value)):
+        return 0
+    return xxhash.xxh3_128_intdigest(url.encode("utf-8", "surrogatepass"))
 
 
 def _number(value: Any) -> float | None:

@@ -12,8 +12,9 @@ class Survivor(OutputModel):
     """Its id."""
     source: str
     """Its input file and position."""
-    similarity: float
-    """Similarity of the two texts, from 0 to 1; identical texts have 1."""
+    similarity: float | None
+    """Similarity of the two texts, from 0 to 1; identical texts have 1. Null for a document left
+    out by its URL: the texts were not compared."""
 
 
 class InspectedProgram(OutputModel):

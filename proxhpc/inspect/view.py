@@ -87,8 +87,12 @@ def _duplicate(item: Inspection) -> str:
     survivor = item.duplicate_of
     if survivor is None:
         return ""
-    similar = f"{survivor.similarity:.0%} similar to"
-    relation = "with the same text as" if survivor.similarity == 1 else similar
+    if survivor.similarity is None:
+        relation = "with the URL of a document that is, or is like,"
+    elif survivor.similarity == 1:
+        relation = "with the same text as"
+    else:
+        relation = f"{survivor.similarity:.0%} similar to"
     name = safe(survivor.id, 200)
     source = "" if survivor.id == survivor.source else f" ({safe(survivor.source)})"
     return f"{item.row.outcome}, but {relation} {name}{source}, which is in the corpus"

@@ -28,7 +28,7 @@ from proxhpc.spec.sections import choose_bands
 from proxhpc.spec.yaml_lines import quoted
 
 _CHANGEABLE_KEYS = ("name", "policy", "output", "seed", "comparison")
-CHANGEABLE_DEDUP_KEYS = ("exact", "near", "keep", "survivors", "by", "within")
+CHANGEABLE_DEDUP_KEYS = ("exact", "near", "url", "keep", "survivors", "by", "within")
 _CHOOSE_ANOTHER = "choose another directory with --out DIR"
 
 

@@ -115,6 +115,8 @@ def _exchanged_bytes(plan: Plan) -> int:
     near = plan.manifest.dedup.near
     if near:
         return _ROW_BYTES * EXCHANGES["keys"].columns * near.bands
+    if plan.manifest.dedup.url:
+        return _ROW_BYTES * EXCHANGES["texts"].columns
     return 2 * EXCHANGES["copies"].columns * _ROW_BYTES
 
 

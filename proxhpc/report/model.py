@@ -340,7 +340,7 @@ class LargeSet(OutputModel):
 
 
 class DuplicateReport(OutputModel):
-    """Duplicate sets: documents with the same or nearly the same text, of which one survives."""
+    """Duplicate sets: documents with the same URL or like texts, of which one survives."""
 
     sets: int
     """Number of sets."""
@@ -353,6 +353,8 @@ class DuplicateReport(OutputModel):
     likeliest others only; one that is in several families counts several times."""
     ranked: int | None
     """Documents with a number or date in the field `dedup.by`; null without that key."""
+    with_url: int | None
+    """Documents with a URL in the field `dedup.url`; null without that key."""
     largest: tuple[LargeSet, ...]
     """The largest sets."""
 

@@ -90,6 +90,7 @@ def duplicate_sets(duplicates: DuplicateCounts) -> DuplicateReport:
         largest_size=duplicates.largest_set,
         partly_compared=duplicates.partly_compared,
         ranked=duplicates.ranked,
+        with_url=duplicates.with_url,
         largest=tuple(
             LargeSet(size=size, id=name[0], source=name[1])
             for size, name in duplicates.largest_sets

@@ -34,6 +34,8 @@ class DocumentTotals(OutputModel):
     before the merge."""
     near_duplicates: int | None
     """Those of the duplicates whose text is not identical; null before the merge."""
+    url_duplicates: int | None
+    """Those left out by their URL, whatever their texts; null before the merge."""
     written: int | None
     """Documents in the corpus: refined - duplicates; null before the merge."""
     written_ratio: float | None
@@ -117,6 +119,7 @@ def run_totals(counts: Counts, merged: "MergeSummary | None") -> RunTotals:
             refined=counts.in_corpus,
             duplicates=merged.duplicates.documents if merged else None,
             near_duplicates=merged.duplicates.near if merged else None,
+            url_duplicates=merged.duplicates.same_url if merged else None,
             written=written,
             written_ratio=ratio(written, counts.documents),
         ),
