@@ -21,10 +21,12 @@ def how_to_install(extra: str) -> str:
     try:
         requirements = metadata.requires("proxhpc") or []
     except metadata.PackageNotFoundError:
-        return f"install the packages of the extra {extra} in pyproject.toml"
+        requirements = []
     split = (requirement.partition(";") for requirement in requirements)
     wanted = rf"""extra == ['"]{extra}['"]"""
     packages = [package.strip() for package, _, condition in split if re.search(wanted, condition)]
+    if not packages:
+        return f"install the packages of the extra {extra} in pyproject.toml"
     return f"pip install {shlex.join(packages)}"
 
 

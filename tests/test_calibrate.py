@@ -15,6 +15,7 @@ import yaml
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu
 from proxhpc.account.flops import ModelShape
+from proxhpc.account.quantity import rounded
 from proxhpc.assemble.match import round_names
 from proxhpc.assemble.phases import MergePhaseName, run_share
 from proxhpc.cli.main import main
@@ -25,7 +26,7 @@ from proxhpc.plan import sample
 from proxhpc.plan.calibrate import calibrate, calibrate_task
 from proxhpc.plan.estimate import estimate_run
 from proxhpc.plan.sample import PLACES, draw_places
-from proxhpc.plan.view import cost_line, rounded
+from proxhpc.plan.view import cost_line
 from proxhpc.report.build import run_account
 from proxhpc.run.calibration import CalibratedPlace, Calibration, calibration_key, load_calibration
 from proxhpc.run.models import ModelRef

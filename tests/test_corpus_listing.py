@@ -8,7 +8,6 @@ import pytest
 from proxhpc.cli.main import main
 from proxhpc.errors import UserError
 from proxhpc.run.listing import Listing, find_inputs
-from proxhpc.spec.manifest import load_manifest
 from proxhpc.spec.sections import Corpus
 from runs import document, local_site, manifest, write_jsonl
 from test_corpus_inputs import not_root
@@ -101,14 +100,6 @@ def test_an_empty_match_says_why(folder: Path, pattern: str, reason: str) -> Non
     (folder / "b[1].jsonl").touch()
     with pytest.raises(UserError, match=reason):
         listed(folder, pattern)
-
-
-@pytest.mark.parametrize(
-    "url", ["hf://datasets/a/b/*.parquet", "s3://bucket/*.jsonl", "http://x/a"]
-)
-def test_a_url_is_refused_with_the_way_to_download(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UserError, match=r"is not a path: (first run|download)"):
-        load_manifest(manifest(tmp_path, [], corpus={"paths": url}))
 
 
 def test_files_that_arrive_after_the_plan_are_told(

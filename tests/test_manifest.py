@@ -142,7 +142,7 @@ x.yaml:1: name: required, but not given
 x.yaml:1: nam: unknown key; did you mean "name"? (keys here: commit, comparison, corpus, dedup, \
 engine, name, output, policy, prove, run_dir, seed, sharding, site, stages)
 x.yaml:3: corpus.fromat: unknown key; did you mean "format"? (keys here: format, id, \
-max_record_bytes, paths, text, zstd_window)
+max_record_bytes, paths, staging, text, zstd_window)
 x.yaml:4: corpus.paths: must have at least 1 item, not 0
 x.yaml:5: corpus.text: must be a field's name, or names with dots between, not "a..b"
 x.yaml:6: corpus.max_record_bytes: "1.5B" is not a whole number like 512MiB (units: B, KB, MB, GB, \

@@ -73,9 +73,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     from proxhpc.plan.view import render_estimate
     from proxhpc.status.terminal import waiting
 
-    with waiting("reading the inputs"):
+    with waiting("reading the inputs") as report:
         run = prepare_run(
-            arguments.manifest, arguments.site, arguments.run, freeze=arguments.freeze
+            arguments.manifest,
+            arguments.site,
+            arguments.run,
+            freeze=arguments.freeze,
+            stage=arguments.stage,
+            report=report,
         )
     counts = None
     if run.dir.plan.exists():
@@ -104,8 +109,10 @@ def _launch(arguments: argparse.Namespace) -> int:
     from proxhpc.status.terminal import waiting
 
     dry = arguments.dry_run
-    with waiting("reading the inputs"):
-        run = prepare_run(arguments.manifest, arguments.site, arguments.run, freeze=not dry)
+    with waiting("reading the inputs") as report:
+        run = prepare_run(
+            arguments.manifest, arguments.site, arguments.run, freeze=not dry, report=report
+        )
     if dry:
         for phase, script, answer in dry_run(run):
             _say(f"# {phase}\n{script}\n# sbatch --test-only: {answer}\n")
@@ -534,10 +541,9 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
 
 
 def _advance(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.control_job import run_control, step_name
-    from proxhpc.launch.step import take_step
+    from proxhpc.launch.step import advance_job
 
-    _say(run_control(str(_open(arguments).root), step_name(take_step)))
+    _say(advance_job(str(_open(arguments).root)))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

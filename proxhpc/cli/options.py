@@ -114,6 +114,7 @@ def _init(verb: Parser) -> None:
 
 def _plan(verb: Parser) -> None:
     _manifest(verb)
+    _flag(verb, "--stage", "first copy the files behind URLs in corpus.paths to disk")
     _flag(verb, "--freeze", "also write the run directory, which slurm/*.sbatch need")
     about = "refine N random documents on this machine, or in a job of a Slurm site, and estimate"
     _number(verb, "--calibrate", f"{about} from them")

@@ -56,7 +56,8 @@ class InputInfo:
     compressed, names its size or was covered by the sample, otherwise estimated from the first
     4 MiB; for parquet, the encoded size before compression. `rows` is exact, and None (unknown) for
     JSON and WET. A text file is one row. `enterable`: a process need not decompress the file from
-    its start. `note` describes what is wrong as far as known.
+    its start. `note` describes what is wrong as far as known. `source` is the URL of which the file
+    is a copy, and `version` what the store calls that.
     """
 
     path: Path
@@ -70,6 +71,8 @@ class InputInfo:
     estimated_records: int | None = None
     enterable: bool = True
     note: str = ""
+    source: str = ""
+    version: str = ""
 
 
 def describe_input(

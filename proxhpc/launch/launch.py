@@ -19,6 +19,7 @@ from proxhpc.cluster.tasks import raise_interrupt
 from proxhpc.corpus.disk import write_atomic, writing
 from proxhpc.doctor.needs import require_needs
 from proxhpc.errors import UserError
+from proxhpc.launch.stage import stage_run
 from proxhpc.launch.step import (
     StepResult,
     advance,
@@ -31,6 +32,7 @@ from proxhpc.refine.preflight import freeze_prompts
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan, check_same_manifest, make_plan
 from proxhpc.run.shards import missing_shards
+from proxhpc.run.staging import Report, ignore
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.shipped import find_file, shipped_files
 from proxhpc.spec.site import PhaseName, Site, load_site
@@ -49,12 +51,18 @@ class Run:
 
 
 def prepare_run(
-    manifest_path: Path, site: str | None, root: Path | None, *, freeze: bool = True
+    manifest_path: Path,
+    site: str | None,
+    root: Path | None,
+    *,
+    freeze: bool = True,
+    stage: bool = False,
+    report: Report = ignore,
 ) -> Run:
     """Plan a new run or open an existing one, and record its site for later steps.
 
     `manifest_path` may also be the name of a manifest, or a run directory. Writes nothing unless
-    `freeze`.
+    `freeze` or `stage`, which copies the files behind URLs. `report` is told what is done.
     """
     named = str(manifest_path) in shipped_files("manifest")
     if manifest_path.is_dir() and (not named or RunDir(manifest_path).plan.exists()):
@@ -63,24 +71,35 @@ def prepare_run(
                 f"{manifest_path} is a directory, and --run needs a manifest",
                 hint=f"proxhpc launch {manifest_path} resumes the run in that directory",
             )
+        if stage:
+            stage_run(Plan.load(RunDir(manifest_path)).manifest, RunDir(manifest_path), report)
         return _open_run(RunDir(manifest_path.absolute()), site, freeze)
     manifest_path = find_file("manifest", manifest_path)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
     run_site = _choose_site(run, manifest, site)
-    return plan_run(manifest, manifest_path.read_bytes(), run, run_site, freeze=freeze)
+    if stage:
+        stage_run(manifest, run, report)
+    text = manifest_path.read_bytes()
+    return plan_run(manifest, text, run, run_site, freeze=freeze, report=report)
 
 
 def plan_run(
-    manifest: Manifest, source: bytes, run: RunDir, site: Site, *, freeze: bool = True
+    manifest: Manifest,
+    source: bytes,
+    run: RunDir,
+    site: Site,
+    *,
+    freeze: bool = True,
+    report: Report = ignore,
 ) -> Run:
     """Plan a new run or open an existing one of this manifest, whose text is `source`."""
     if run.plan.exists():
         plan = Plan.load(run)
     elif not freeze:
-        return Run(run, _make_plan(manifest, run), site)
+        return Run(run, _make_plan(manifest, run, report), site)
     else:
-        plan = _make_plan(manifest, run)
+        plan = _make_plan(manifest, run, report)
         require_needs(manifest, site)
         plan.save(run, source)
         # If two launches race, one writes the plan and both use it.
@@ -92,8 +111,8 @@ def plan_run(
     return _check_site(Run(run, plan, site), freeze)
 
 
-def _make_plan(manifest: Manifest, run: RunDir) -> Plan:
-    plan = make_plan(manifest, run)
+def _make_plan(manifest: Manifest, run: RunDir, report: Report) -> Plan:
+    plan = make_plan(manifest, run, report)
     return plan.freeze(freeze_prompts(plan.manifest, plan.models))
 
 

@@ -1,18 +1,14 @@
 """The estimate of a run on a terminal."""
 
-from math import floor, log10
-
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from proxhpc.account.devices import named_gpu
-from proxhpc.account.quantity import quantity
+from proxhpc.account.quantity import memory_size, quantity, rounded
 from proxhpc.plan.model import CostEstimate, KeptEstimate, PlanEstimate
 from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION
 from proxhpc.status.terminal import duration, safe, short
-
-_DIGITS = 2  # of an estimate
 
 
 def render_estimate(estimate: PlanEstimate) -> Group:
@@ -48,22 +44,14 @@ def cost_line(estimate: PlanEstimate) -> str:
     return text
 
 
-def rounded(number: float) -> str:
-    """Return a number with two digits that count: `2,100`, `5.5`, `0.031`."""
-    if not number:
-        return "0"
-    decimals = _DIGITS - 1 - floor(log10(abs(number)))
-    value = round(number, decimals)
-    return f"{value:,.{max(0, decimals)}f}"
-
-
 def _rows(estimate: PlanEstimate) -> dict[str, str]:
     work, measured = estimate.estimated_work, estimate.measured_work
     documents = "unknown" if work.documents is None else f"about {short(work.documents)}"
     rows = {
         "run directory": estimate.run_dir,
-        "input": f"{quantity(estimate.files, 'file')}, {_size(estimate.bytes_on_disk)} on disk, "
-        f"about {_size(estimate.estimated_bytes)} decompressed",
+        "input": f"{quantity(estimate.files, 'file')}, "
+        f"{memory_size(estimate.bytes_on_disk)} on disk, "
+        f"about {memory_size(estimate.estimated_bytes)} decompressed",
         "documents": documents,
         "tokens": f"about {short(work.tokens)} ({estimate.tokens_counted_as})",
         "shards": f"{estimate.shards:,}",
@@ -76,11 +64,11 @@ def _rows(estimate: PlanEstimate) -> dict[str, str]:
         rows[f"{level} model"] = f"{model.name}, {parameters} parameters{settings}"
     rows["refining"] = f"{cost_line(estimate)}{_basis(estimate)}"
     rows["kept"] = _kept(estimate.kept)
-    rows["corpus"] = f"about {_size(estimate.corpus_bytes)}" + (
+    rows["corpus"] = f"about {memory_size(estimate.corpus_bytes)}" + (
         "" if estimate.kept else ", if nothing is dropped"
     )
     rows["disk"] = _disk(estimate)
-    rows["memory"] = f"about {_size(estimate.merge_memory_bytes)} for the merge"
+    rows["memory"] = f"about {memory_size(estimate.merge_memory_bytes)} for the merge"
     if estimate.comparison_probability is not None:
         curve = (
             f"{p:.1%} at {similarity}" for similarity, p in estimate.comparison_probability.items()
@@ -129,9 +117,9 @@ def _disk(estimate: PlanEstimate) -> str:
     """Return the space at the peak and at the end, and the phases below it."""
     peak, finished = estimate.peak, estimate.space[-1]
     inodes = max(phase.inodes for phase in estimate.space)
-    phases = ", ".join(f"{phase.phase} {_size(phase.bytes)}" for phase in estimate.space)
+    phases = ", ".join(f"{phase.phase} {memory_size(phase.bytes)}" for phase in estimate.space)
     return (
-        f"about {_size(peak.bytes)} at the peak, {_size(finished.bytes)} in the end; "
+        f"about {memory_size(peak.bytes)} at the peak, {memory_size(finished.bytes)} in the end; "
         f"{rounded(inodes)} inodes (by phase: {phases})"
     )
 
@@ -145,11 +133,3 @@ def _time(seconds: float) -> str:
         return "under 1 s"
     days = seconds / 86400
     return f"{rounded(days)} days" if days >= 2 else duration(seconds)
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1000:
-            return f"{rounded(number)} {unit}"
-        number /= 1024
-    return f"{rounded(number)} TiB"

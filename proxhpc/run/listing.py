@@ -16,6 +16,9 @@ from proxhpc.corpus.inputs import InputInfo
 from proxhpc.corpus.probe import Probe, probe_inputs
 from proxhpc.corpus.records import Fields
 from proxhpc.errors import UserError
+from proxhpc.run.remote import RemoteFile
+from proxhpc.run.staging import Staging
+from proxhpc.spec.load import is_url
 from proxhpc.spec.sections import Corpus
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
@@ -80,10 +83,14 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a corpus, each with its name in the ids of documents without one, and notes."""
+    """The files of a corpus, each with its name in the ids of documents without one, and notes.
+
+    `remote` are those that are copies of files behind URLs.
+    """
 
     files: list[tuple[Path, str]]
     notes: tuple[str, ...]
+    remote: dict[Path, RemoteFile]
 
 
 def match_files(pattern: str) -> Matches:
@@ -98,20 +105,35 @@ def match_files(pattern: str) -> Matches:
     return matches
 
 
-def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> Listing:
+def find_inputs(corpus: Corpus, key: Key = ("corpus",), staging: Staging | None = None) -> Listing:
     """Return a corpus's files, sorted by pattern, then by path; each is listed once.
 
     Of several names of one file, the first is listed. Names are relative to the deepest folder that
     all patterns share, so they do not change when the corpus moves. UserError names every pattern
-    that matches no file, and what cannot be read; `key` is the corpus's key in the manifest.
+    that matches no file, what cannot be read, and files behind URLs that are not staged; `key` is
+    the corpus's key in the manifest. Without `staging`, URLs are left out.
     """
-    root = os.path.commonpath([_fixed_folder(pattern) for pattern in corpus.paths])
+    urls = {url: staging.listing(url) for url in staging.urls} if staging else {}
+    remote = (
+        {staging.dir.copy(f.name): f for url in urls.values() for f in url.files} if staging else {}
+    )
+    if staging:
+        staging.require([*remote.values()])
     names: dict[tuple[int, int], str] = {}
     equal: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    problems, unreadable = [], dict[str, str]()
+    problems, unreadable, folders = [], dict[str, str](), []
     for number, pattern in enumerate(corpus.paths):
-        matches = match_files(pattern)
+        if staging and (listing := urls.get(pattern)):
+            matches = Matches()
+            for file in listing.files:
+                matches.add(str(staging.dir.copy(file.name)))
+            folders.append(str(staging.dir.copy(listing.folder)))
+        elif is_url(pattern):
+            continue
+        else:
+            matches = match_files(pattern)
+            folders.append(_fixed_folder(pattern))
         unreadable |= matches.unreadable
         left_out |= matches.left_out
         if not matches.files and not matches.unreadable:
@@ -132,8 +154,10 @@ def find_inputs(corpus: Corpus, key: Key = ("corpus",)) -> Listing:
             raise UserError(
                 f"{quoted(path, _MAX_PATH)}: the file's name is not UTF-8", hint="rename the file"
             )
+    root = os.path.commonpath(folders or ["/"])
     files = [(Path(path), os.path.relpath(path, root)) for path in names.values()]
-    return Listing(files, tuple(_notes(left_out, equal, root)))
+    notes = (note for listing in urls.values() for note in listing.notes)
+    return Listing(files, (*notes, *_notes(left_out, equal, root)), remote)
 
 
 def check_inputs(inputs: tuple[InputInfo, ...], corpus: Corpus, key: Key) -> tuple[InputInfo, ...]:

@@ -1,5 +1,6 @@
 """Every path of a run; other modules build no paths."""
 
+import os
 import re
 from pathlib import Path
 
@@ -93,6 +94,10 @@ class RunDir:
         """Return the quarantined records of a group; missing if there are none."""
         return self.merge / "sketch" / f"{group:05d}.quarantine.jsonl.zst"
 
+    def sketch_names(self, group: int) -> Path:
+        """Return the names of a group's external records; missing for a group of shards."""
+        return self.merge / "sketch" / f"{group:05d}.names.jsonl.zst"
+
     def match_files(self, digest: str) -> "MatchFiles":
         """Return the files of the match phase with this digest."""
         return MatchFiles(self.match_folder / digest[:16])
@@ -123,6 +128,22 @@ class VariantDir(RunDir):
         self.shards = run / "shards"
         self.leases = self.merge / "leases"
         self.variant = self.merge / "variant.json"  # plan of the run and manifest of this corpus
+
+
+class StagingDir(RunDir):
+    """The folder of copies of files behind URLs, which several runs may read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.index = root / "index.jsonl"  # a line for each copy
+
+    def copy(self, name: str) -> Path:
+        """Return the copy of a file."""
+        return self.root / name
+
+    def name_of(self, copy: Path) -> str:
+        """Return the name of a file by its copy."""
+        return os.path.relpath(copy, self.root)
 
 
 class MatchFiles:

@@ -28,6 +28,7 @@ from proxhpc.program.policy import AnyPolicy
 from proxhpc.run.listing import check_inputs, find_inputs, shorten
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
+from proxhpc.run.staging import Report, Staging, ignore
 from proxhpc.spec.load import reasons
 from proxhpc.spec.manifest import Manifest, diff
 from proxhpc.spec.profile import Profile
@@ -352,18 +353,19 @@ def freeze_manifest(manifest: Manifest, models: Mapping[str, ModelRef]) -> Manif
         ) from None
 
 
-def make_plan(manifest: Manifest, run: RunDir) -> Plan:
+def make_plan(manifest: Manifest, run: RunDir, report: Report = ignore) -> Plan:
     """Plan a new run: check its directory, inputs and models, and split the inputs into shards.
 
-    Writes nothing. UserError if something is missing, or the directory is not free.
+    `report` is told how many files have been read. Writes nothing. UserError if something is
+    missing, or the directory is not free.
     """
     check_new(run)
     if manifest.output.format == "parquet":
         require_pyarrow("output.format: parquet")
-    inputs, notes = _describe_corpus(manifest.corpus, run, ("corpus",))
+    inputs, notes = _describe_corpus(manifest.corpus, run, ("corpus",), report)
     against: tuple[InputInfo, ...] = ()
     if external := manifest.dedup.against:
-        against, more = _describe_corpus(external, run, ("dedup", "against"))
+        against, more = _describe_corpus(external, run, ("dedup", "against"), report)
         notes += more
     models = find_models(manifest)
     manifest = freeze_manifest(manifest, models)
@@ -384,15 +386,18 @@ def make_plan(manifest: Manifest, run: RunDir) -> Plan:
 
 
 def _describe_corpus(
-    corpus: Corpus, run: RunDir, key: Key
+    corpus: Corpus, run: RunDir, key: Key, report: Report
 ) -> tuple[tuple[InputInfo, ...], tuple[str, ...]]:
     """Return the files of a corpus, and notes on them. UserError as `check_inputs`."""
-    listing = find_inputs(corpus, key)
+    listing = find_inputs(corpus, key, Staging(corpus, run))
     check_outside(run, (path for path, _ in listing.files))
-    inputs = tuple(
-        describe_input(path, corpus.format, name=name, max_window=corpus.zstd_window)
-        for path, name in listing.files
-    )
+
+    def describe(path: Path, name: str) -> InputInfo:
+        info = describe_input(path, corpus.format, name=name, max_window=corpus.zstd_window)
+        source = listing.remote.get(path)
+        return replace(info, source=source.url, version=source.version) if source else info
+
+    inputs = tuple(describe(path, name) for path, name in listing.files)
     return check_inputs(inputs, corpus, key), listing.notes
 
 

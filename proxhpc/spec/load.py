@@ -153,8 +153,9 @@ def absolute(text: str, info: ValidationInfo, *, pattern: bool = False) -> str:
 
     Symbolic links are resolved in the base only: a virtual environment's python is a link itself.
     """
-    if url := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(f"{quoted(text)} is not a path: {_DOWNLOAD.get(url[0], _DOWNLOAD_FIRST)}")
+    if is_url(text):
+        scheme = text[: text.index("//") + 2]
+        raise ValueError(f"{quoted(text)} is not a path: {_DOWNLOAD.get(scheme, _DOWNLOAD_FIRST)}")
     if text.startswith("~"):
         text = os.path.expanduser(text)
     if (base := base_of(info)) is None:
@@ -163,8 +164,27 @@ def absolute(text: str, info: ValidationInfo, *, pattern: bool = False) -> str:
     return os.path.normpath(os.path.join(glob.escape(root) if pattern else root, text))
 
 
+def is_url(text: str) -> bool:
+    """Return whether a path begins with a scheme, as in `s3://`."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text))
+
+
+def _absolute_or_url(text: str, info: ValidationInfo) -> str:
+    if not is_url(text):
+        return absolute(text, info, pattern=True)
+    scheme, _, rest = text.partition("://")
+    if "@" in rest.partition("/")[0]:
+        raise ValueError("a URL with a name or password: put them where the store's client looks")
+    if "::" in text or (scheme.lower() in ("http", "https") and "?" in text):
+        raise ValueError(f"{quoted(text)}: a URL must be one address without a query")
+    if ".." in rest.split("/"):
+        raise ValueError(f"{quoted(text)}: a URL cannot have a part `..`")
+    return scheme.lower() + "://" + rest
+
+
 FilePath = Annotated[Text, AfterValidator(absolute)]
 GlobPattern = Annotated[Text, AfterValidator(partial(absolute, pattern=True))]
+PatternOrUrl = Annotated[Text, AfterValidator(_absolute_or_url)]
 
 
 def load_yaml(

@@ -7,10 +7,12 @@ title or reverse the reading direction.
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # C0 and C1 controls (ESC, and CSI as one character), line and paragraph separators, bidirectional
@@ -22,6 +24,7 @@ _HARMFUL = re.compile(
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LARGEST = 1e15  # beyond it, powers of ten
 _PATIENCE_SECONDS = 3.0  # before a line says what takes so long
+_LINE_SECONDS = 30.0  # between two lines on how far it is
 _PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
 
@@ -58,22 +61,34 @@ def make_console() -> Console:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Show on stderr that `what` takes a while: a moving line, or one line outside a terminal."""
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that `what` takes a while: a moving line, or one line outside a terminal.
+
+    Yields a function that changes the line; outside a terminal, now and then it prints another.
+    """
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with Progress(*columns, console=console, transient=True) as progress:
-            progress.add_task(what, total=None)
-            yield
+            task = progress.add_task(escape(what), total=None)
+            yield lambda text: progress.update(task, description=escape(safe(text)))
         return
     line = threading.Timer(_PATIENCE_SECONDS, console.print, (f"{what} …",))
     line.daemon = True
     line.start()
+    last = time.monotonic() + _PATIENCE_SECONDS - _LINE_SECONDS
+
+    def change(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            line.cancel()
+            console.print(safe(text), markup=False)
+
     try:
-        yield
+        yield change
     finally:
         line.cancel()
 

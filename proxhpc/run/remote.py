@@ -1,0 +1,304 @@
+"""Files behind URLs: lists them through fsspec, and copies them to disk."""
+
+import base64
+import glob
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from proxhpc.account.quantity import quantity
+from proxhpc.corpus.disk import sync_directory, write_all, writing
+from proxhpc.errors import ProxError, RetryError, UserError
+from proxhpc.extras import require_package
+
+_PIECE = 16 << 20  # bytes of a request
+_PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before another try, after failures in a row
+_MAX_NAME = 200  # bytes of a folder's or file's name; file systems allow 255
+_THREADS = 16  # that ask for the sizes of files
+_WITHOUT_PACKAGE = "; or copy the files yourself, and name the folder"
+
+# What stores call the version of a file: the first of these that they give.
+_CHECKSUMS = {"blob_id": "git", "md5Hash": "md5"}
+_DIGESTS: dict[str, Callable[[int], Any]] = {
+    "sha256": lambda _: hashlib.sha256(),
+    "md5": lambda _: hashlib.md5(usedforsecurity=False),
+    "git": lambda size: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False),
+}
+_TAGS = ("ETag", "etag", "xet_hash")
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file behind a URL, which names a commit if its store has commits.
+
+    `name` is its path below the folder of all copies. `version` begins with its kind: `sha256`,
+    `git` and `md5` are checksums of the content; it is "" if the store has none.
+    """
+
+    url: str
+    name: str
+    size: int
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.url} ({self.size:,} bytes{', ' * bool(self.version)}{self.version})"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteListing:
+    """The files that a URL matches, sorted by name.
+
+    `folder` is the path of the URL before its first wildcard, below the folder of all copies.
+    """
+
+    files: tuple[RemoteFile, ...]
+    folder: str
+    notes: tuple[str, ...] = ()
+
+
+def list_url(pattern: str) -> RemoteListing:
+    """Return the files that a URL matches, by the rules of `fsspec`; hidden ones are left out.
+
+    UserError if there is none, a name is unsafe, a size is unknown or a package is missing, and
+    RetryError if the store does not answer.
+    """
+    fs, path = _open_store(pattern)
+    try:
+        fs.invalidate_cache()
+        path, commit, named = (
+            _at_commit(fs, path) if pattern.startswith("hf://") else (path, "", "")
+        )
+        found = fs.glob(path, detail=True) if glob.has_magic(path) else {path: fs.info(path)}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            sized = pool.map(lambda key: _sized(fs, key, found[key]), found)
+            infos = dict(zip(found, sized, strict=True))
+    except (FileNotFoundError, PermissionError, NotADirectoryError, ValueError) as error:
+        raise UserError(f"cannot list {pattern}: {_cause(error)}") from error
+    except Exception as error:  # every store has its own
+        raise RetryError(f"cannot list {pattern}: {_cause(error)}") from error
+
+    def name_of(key: str) -> str:
+        scheme, _, rest = fs.unstrip_protocol(key).partition("://")
+        rest = rest.lstrip("/")
+        host, slash, below = rest.partition("/")
+        rest = host.replace(":", "%3A") + slash + below  # a colon divides mounts of a container
+        return f"{scheme}/{rest.replace(commit, named, 1) if commit else rest}"
+
+    files = []
+    for key, info in infos.items():
+        hidden = key.rpartition("/")[2].startswith(".") and "/." not in path
+        if info["type"] == "file" and not hidden:
+            url = fs.unstrip_protocol(key)
+            if info.get("size") is None:
+                raise UserError(f"{url}: the server does not say how large it is")
+            files.append(RemoteFile(url, _checked(name_of(key)), info["size"], _version(info)))
+    if not files:
+        why = "it is a folder; name the files in it" if infos else "nothing there has such a name"
+        raise UserError(f"no file matches {pattern}: {why}")
+    notes = [f"{pattern} is read at commit {commit.rpartition('@')[2]}"] if commit else []
+    if folders := sum(info["type"] != "file" for info in infos.values()):
+        notes.append(f"{quantity(folders, 'match', 'matches')} of {pattern}: no files, left out")
+    files.sort(key=lambda file: file.name)
+    fixed = re.split(r"[*?[]", path)[0]
+    return RemoteListing(tuple(files), os.path.dirname(name_of(fixed)), tuple(notes))
+
+
+def _open_store(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path there."""
+    require_package("fsspec", "remote", f"copying {url}", _WITHOUT_PACKAGE)
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if scheme in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            # A proxy is used if the environment names it. A large file takes more than the default.
+            timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            options = {"client_kwargs": {"trust_env": True, "timeout": timeout}}
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise UserError(f"{url}: {error}", hint=f"install it with pip{_WITHOUT_PACKAGE}") from error
+    except ValueError as error:
+        raise UserError(f"{url}: {_cause(error)}") from error
+    return fs, path
+
+
+def _at_commit(fs: Any, path: str) -> tuple[str, str, str]:
+    """Return a path on the hub at the commit of its revision, and the repository with and without.
+
+    Nothing changes while it is read at a commit. A bucket has none.
+    """
+    resolved = fs.resolve_path(path)
+    if not hasattr(resolved, "revision"):
+        return path, "", ""
+    from huggingface_hub import HfApi
+
+    repository = {"repo_type": resolved.repo_type, "revision": resolved.revision}
+    commit = HfApi().repo_info(resolved.repo_id, **repository).sha
+    root = resolved.root.partition("@")[0] + f"@{commit}"
+    return f"{root}/{resolved.path_in_repo}", root, resolved.root
+
+
+def _sized(fs: Any, path: str, info: dict[str, Any]) -> dict[str, Any]:
+    """Return what a store says of a file; pages of links name no sizes."""
+    return fs.info(path) if info["type"] == "file" and info.get("size") is None else info
+
+
+def _version(info: dict[str, Any]) -> str:
+    if lfs := info.get("lfs"):
+        return f"sha256:{lfs['sha256']}"
+    for key, kind in _CHECKSUMS.items():
+        if value := info.get(key):
+            return f"{kind}:{base64.b64decode(value).hex() if kind == 'md5' else value}"
+    tags = (f"etag:{str(info[key]).strip(chr(34))}" for key in _TAGS if info.get(key))
+    times = (f"modified:{_time(info[key])}" for key in _TIMES if info.get(key))
+    return next(tags, "") or next(times, "")
+
+
+def _time(value: Any) -> str:
+    """Return a time in seconds: a listing and a question after one file give it in two forms."""
+    if isinstance(value, float):
+        value = datetime.fromtimestamp(value, UTC)
+    return value.isoformat(timespec="seconds") if isinstance(value, datetime) else str(value)
+
+
+def _checked(name: str) -> str:
+    """Return the name of a copy. UserError if it could be outside its folder, or be no name."""
+    for part in name.split("/"):
+        encoded = part.encode(errors="replace")
+        if part in ("", ".", "..") or not part.isprintable() or len(encoded) > _MAX_NAME:
+            raise UserError(
+                f"a file of the store cannot be copied under its name: {name!r:.400}",
+                hint="rename it there, or leave it out of the pattern",
+            )
+    return name
+
+
+def draft_of(file: RemoteFile, target: Path) -> Path:
+    """Return where a copy is until it is complete; that of another version has another name."""
+    key = hashlib.blake2b(f"{file.size} {file.version}".encode(), digest_size=8).hexdigest()
+    return target.with_name(f".{target.name}.{key}.part")
+
+
+def copy_file(
+    file: RemoteFile,
+    target: Path,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+    complete: Callable[[], None],
+) -> None:
+    """Copy a file to `target`, which appears when all is there; `complete` is called before.
+
+    Goes on where an earlier copy ended, and tries again after failures. `advance` is told the bytes
+    copied, negative if they must be copied again. UserError or RetryError names the file if it
+    cannot be read, or has not the size, version and checksum that were listed.
+    """
+    draft, failures, moved = draft_of(file, target), 0, 0
+
+    def count(number: int) -> None:
+        nonlocal moved
+        moved += number
+        advance(number)
+
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            fs, path = _open_store(file.url)
+            _fetch(fs, path, file, draft, count, stop)
+            break
+        except ProxError:
+            raise
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(f"cannot copy {file.url}: {_cause(error)}") from error
+        except Exception as error:  # every store has its own
+            failures, moved = 0 if moved > 0 else failures, 0
+            if failures == len(_PAUSES) or stop.wait(_PAUSES[failures]):
+                times = f"{quantity(failures + 1, 'failure')} in a row, the last"
+                raise RetryError(f"cannot copy {file.url}: {times} {_cause(error)}") from error
+            failures += 1
+    _verify(fs, path, file, draft)
+    complete()
+    with writing(target):
+        os.replace(draft, target)
+        sync_directory(target.parent)
+
+
+def _fetch(
+    fs: Any,
+    path: str,
+    file: RemoteFile,
+    draft: Path,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    """Append what a draft lacks."""
+    with writing(draft), draft.open("ab"):
+        done = draft.stat().st_size
+    if done > file.size or not file.version:
+        os.truncate(draft, 0)
+        advance(-min(done, file.size))
+        done = 0
+    with _open_at(fs, path, done) as source, draft.open("ab", buffering=0) as out:
+        if done and getattr(getattr(source, "r", None), "status", 206) != 206:
+            out.truncate(0)  # the server sends files from their start only
+            advance(-done)
+            done = 0
+        while done < file.size and not stop.is_set():
+            piece = source.read(min(_PIECE, file.size - done))
+            if not piece:
+                raise EOFError(f"it ends at byte {done:,} of {file.size:,}")
+            with writing(draft):
+                write_all(out.fileno(), piece, done)
+            done += len(piece)
+            advance(len(piece))
+        if stop.is_set():
+            raise InterruptedError("copying was stopped")
+        with writing(draft):
+            os.fsync(out.fileno())
+
+
+def _open_at(fs: Any, path: str, start: int) -> Any:
+    if path.startswith(("http://", "https://")):  # one request for the whole rest
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        return fs.open(path, "rb", block_size=0, size=1, headers=headers)  # 1: do not ask for it
+    source = fs.open(path, "rb", block_size=_PIECE, cache_type="none")
+    source.seek(start)
+    return source
+
+
+def _verify(fs: Any, path: str, file: RemoteFile, draft: Path) -> None:
+    """Raise UserError, and remove the draft, unless it is the version that was listed."""
+    kind, _, wanted = file.version.partition(":")
+    problem = ""
+    if kind in _DIGESTS:
+        with draft.open("rb") as data:
+            digest = _DIGESTS[kind](file.size)
+            found = hashlib.file_digest(data, lambda: digest).hexdigest()
+        problem = "" if found == wanted else f"its {kind} is {found}, not {wanted}"
+    if not problem and kind not in ("sha256", "git"):  # those of a commit do not change
+        fs.invalidate_cache()
+        info = fs.info(path)
+        if (info.get("size"), _version(info)) != (file.size, file.version):
+            problem = f"it changed meanwhile to {info.get('size'):,} bytes, {_version(info)}"
+    if problem:
+        draft.unlink()
+        raise UserError(f"the copy of {file} is refused: {problem}", hint="copy it again")
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error at the bottom of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
