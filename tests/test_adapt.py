@@ -37,8 +37,8 @@ from proxhpc.train.program_task import ProgramTask, collate_programs, generate
 from proxhpc.train.rows import ExampleRow, Examples
 from proxhpc.train.score import LineDecisions, best_bias, program_scores, verdict_scores
 from proxhpc.train.task import TrainingTask, process_batches, shared_indices
-from proxhpc.train.walk_model import walk_loss
-from proxhpc.train.walk_pages import drop_targets
+from proxhpc.train.walk_model import attend_in_blocks, walk_loss
+from proxhpc.train.walk_pages import drop_targets, random_index
 from proxhpc.train.walk_task import WalkTask
 from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
@@ -167,7 +167,9 @@ def same_weights(left: Path, right: Path) -> bool:
 
 def test_a_walk_learns_its_examples(examples: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    adapted = trained(walk_recipe(examples, steps=110, average=0.8, learning_rate=0.02), out)
+    adapted = trained(
+        walk_recipe(examples, steps=110, average=0.8, learning_rate=0.02, seed=1), out
+    )
     assert adapted.scores["f1"] > 0.95
     assert adapted.scores["verdict_accuracy"] == 1.0
     ref = resolve_model(str(out))
@@ -603,6 +605,22 @@ def test_labels_and_drop_probabilities_are_mixed(tmp_path: Path) -> None:
     drop, is_certain = drop_targets(by_teacher, trust=0.4)
     assert drop.tolist() == pytest.approx([0, 1, 0.3, 0, 0, 0])
     assert is_certain.all()
+
+
+def test_examples_are_drawn_by_their_weights(examples: Path, tmp_path: Path) -> None:
+    rows = [row(0, weight=3), row(1), doc_row(2) | {"weight": 3}, doc_row(3)]
+    task = WalkTask(walk_recipe(examples), Examples((write(tmp_path / "x", rows),)), tmp_path)
+    rng = np.random.default_rng(0)
+    for rates in (task.pages.cumulative, task.cumulative):
+        first = [random_index(rates, rng) == 0 for _ in range(2000)]
+        assert np.mean(first) == pytest.approx(0.75, abs=0.05)
+
+
+def test_attention_in_blocks_is_causal_attention() -> None:
+    query, key, value = torch.randn(3, 2, 4, 300, 16, generator=torch.Generator().manual_seed(0))
+    ours, _ = attend_in_blocks(torch.nn.Identity(), query, key, value, None, scaling=0.25)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=1e-5, rtol=0)
 
 
 def test_lines_that_are_edited_within_do_not_count(examples: Path, tmp_path: Path) -> None:

@@ -103,6 +103,50 @@ def test_evaluation_data_is_not_trained_on(
     assert {row["id"] for row in tool.validation_pages(work)} == held_out
 
 
+def test_extra_pages_are_labelled_documents_to_keep(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, extra = tmp_path / "data", tmp_path / "pages.jsonl.zst"
+    data.mkdir()
+    kinds = [("documentation", "en"), ("documentation", "de"), ("readme", "en")]
+    pages = [
+        page(n, "extra") | {"kind": kind, "lang": lang, "keep": 1}
+        for n, (kind, lang) in enumerate(kinds * 20, start=300)
+    ]
+    tool.write(extra, pages)
+    tool.write(data / "eval_dev.jsonl.zst", [page(n, "own") for n in range(40)])
+    tool.write(data / "eval_docquality_dev.jsonl.zst", [])
+    corpus = [
+        {"id": f"c{n}", "text": text(n, 20), "lang": "en", "kind": "pretraining", "host": f"c{n}.x"}
+        for n in range(200, 210)
+    ]
+    tool.write(data / "corpus_sample.jsonl.zst", corpus)
+    work = tool.Workspace(data, tmp_path / "out", Path("python"), extra)
+    monkeypatch.setattr(tool, "label", lambda work: fake_label(tool, work))
+    monkeypatch.setattr(tool, "EXTRA_VALIDATION", 2)
+    examples = list(tool.read(tool.make_examples(work)))
+
+    groups = tool.extra_groups(work)
+    assert set(groups.values()) == {"documentation", "languages", "texts"}
+    added = [row for row in examples if row["id"] in groups]
+    assert all("chance" not in row for row in added)
+    assert {row["program"] for row in added if row["level"] == "doc"} == {"keep_doc()"}
+    for level in ("chunk", "doc"):
+        shares: dict[str, float] = {}
+        for row in examples:
+            if (row["level"], row["split"]) == (level, "train"):
+                group = groups.get(row["id"]) or (
+                    "labeler" if row["source"] == "labeler" else "gold"
+                )
+                lines = len(row["lines"]) if level == "chunk" else 1
+                shares[group] = shares.get(group, 0) + row["weight"] * lines**tool.PAGE_POWER
+        wanted = {name: share for name, share in tool.SHARES[level].items() if name in shares}
+        assert len(wanted) == 4
+        assert shares == pytest.approx({name: 1000 * share for name, share in wanted.items()})
+        held_out = [row for row in added if (row["level"], row["split"]) == (level, "validation")]
+        assert len(held_out) == 2
+
+
 def test_pages_with_lone_surrogates_can_be_annotated(tool: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.zst"
     tool.write(path, [{"text": "a\ud800b\u00e9", "keep": 1}])

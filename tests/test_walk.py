@@ -68,6 +68,17 @@ def test_prompts_of_windows(tokenizer: HFTokenizer, style: Walk) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "bucket"),
+    [("a" * 99, 0), ("é" * 99, 0), ("a" * 160, 2), ("道" * 24, 0), ("道" * 40, 2)],
+)
+def test_characters_without_blanks_count_as_several_letters(
+    line: str, bucket: int, tokenizer: HFTokenizer, style: Walk
+) -> None:
+    prompt = prompt_text(tokenizer, style.prompt(style.page([line]), 0, 1))
+    assert f"<L{bucket}>" in prompt
+
+
 def test_prompts_for_verdicts(tokenizer: HFTokenizer, style: Walk) -> None:
     lines = [f"Home {'abcdefghij'[n % 10] * (n // 10)}" for n in range(40)]
     first = "".join(f"{line.strip()}[line]" for line in lines[:24])

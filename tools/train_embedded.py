@@ -1,7 +1,8 @@
 """Train the embedded refiner: annotate, label, adapt and evaluate, in one run.
 
     python tools/train_embedded.py --make-env DIR/labeler      # lightgbm, scikit-learn
-    python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--threads 2] [--resume]
+    python tools/train_embedded.py DATA_DIR --out DIR --hours 2 [--pages FILE] [--base DIR]
+                                   [--threads 2] [--resume]
     python tools/train_embedded.py DATA_DIR --out DIR --publish proxhpc/embedded
 
 DATA_DIR holds JSON lines:
@@ -13,6 +14,12 @@ eval_docquality_dev.jsonl.zst  documents with `text`, `keep` (0 or 1), `unanimou
                                them, by a hash of the id, are for training, half for evaluation
 corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; the labeler labels
                                English ones of the kinds `web_html` and `pretraining`
+
+PAGES, from tools/embedded_data.py, has pages and texts of other kinds and languages. Their lines
+are labelled, and every document is one to keep: people's verdicts are about web pages, and what is
+unlike these should stay.
+
+With --base the training starts from the weights of an earlier refiner.
 
 Every step writes files to DIR and is skipped if they exist; a training run that was interrupted
 is continued with --resume. Seeds are fixed, but the number of steps in --hours depends on the
@@ -27,6 +34,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +48,7 @@ from proxhpc.corpus.disk import write_atomic
 from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.train.adapt import adapt
+from proxhpc.train.walk_pages import PAGE_POWER
 
 ROOT = Path(__file__).parent.parent
 LABELER = ROOT / "tools" / "labeler.py"
@@ -49,6 +58,13 @@ LABELED = "labeler"  # source of the documents that only the labeler has labelle
 MIN_LINES, MIN_CHARS = 8, 200  # of a page, and of a document
 PARTS = 2  # parts of a document that are labelled as documents, too
 RECIPE = ROOT / "recipes" / "embedded.yaml"
+BASE_LEARNING_RATE = 0.001  # of a training that starts from earlier weights
+EXTRA_VALIDATION = 120  # documents of PAGES, at each level
+# Of the windows that are drawn, and of the documents whose verdicts are.
+SHARES = {
+    "chunk": {"gold": 0.45, LABELED: 0.15, "documentation": 0.13, "languages": 0.17, "texts": 0.1},
+    "doc": {LABELED: 0.6, "documentation": 0.15, "languages": 0.15, "texts": 0.1},
+}
 
 Rows = Iterator[dict[str, Any]]
 
@@ -75,8 +91,10 @@ def is_for_training(name: str) -> bool:
 class Workspace:
     """The input files, and the files that the steps write."""
 
-    def __init__(self, data: Path, out: Path, labeler_python: Path) -> None:
-        self.data, self.labeler_python = data, labeler_python
+    def __init__(
+        self, data: Path, out: Path, labeler_python: Path, extra: Path | None = None
+    ) -> None:
+        self.data, self.labeler_python, self.extra = data, labeler_python, extra
         self.root = out / "data"
         self.root.mkdir(parents=True, exist_ok=True)
 
@@ -209,21 +227,62 @@ def labelled_pairs(work: Workspace) -> Rows:
 def join_probabilities(work: Workspace) -> Rows:
     """The examples with the labeler's probabilities; its own labels are for training only."""
     probabilities = _probabilities(work)
+    extra = extra_groups(work)
     is_human = {row["id"]: row["train"] for row in work.rows("label-requests")}
+    draws: Counter[tuple[str, str]] = Counter()  # by level and group, at equal weights
+    rows = list[tuple[str, dict[str, Any]]]()
     for row in work.rows("all-examples"):
-        is_gold = row["source"] != LABELED
-        human = row["level"] == "doc" and is_human[row["id"]]
-        if human:  # they set the bias; the model learns from them through the labeler
-            row["split"] = "validation"
-        elif not is_gold and row["split"] != "train":
+        group = extra.get(row["id"]) or (LABELED if row["source"] == LABELED else "gold")
+        if row["id"] not in extra and not _join(row, probabilities, is_human):
             continue
-        row["chance"] = probabilities[row["level"], row["id"]]
-        if not is_gold and row["level"] == "chunk":
-            row["teacher"], row["weight"] = LABELED, 0.6
-            row["keep"] = "?" * len(row["lines"])
-        elif row["level"] == "doc":
-            row["teacher"] = "human" if human else LABELED
+        if row["split"] == "train":
+            lines = len(row["lines"]) if row["level"] == "chunk" else 1
+            draws[row["level"], group] += lines**PAGE_POWER
+        rows.append((group, row))
+    chosen = Counter[str]()
+    rows.sort(key=lambda pair: hashlib.sha256(pair[1]["id"].encode()).digest())
+    for group, row in rows:
+        level, is_training = row["level"], row["split"] == "train"
+        if is_training:
+            row["weight"] = 1000 * SHARES[level][group] / draws[level, group]
+        elif row["id"] in extra:
+            chosen[level] += 1
+            if chosen[level] > EXTRA_VALIDATION:
+                continue
         yield row
+
+
+def _join(
+    row: dict[str, Any], probabilities: dict[tuple[str, str], list[float]], human: dict[str, bool]
+) -> bool:
+    """Add the labeler's probabilities to an example; returns whether it is of use."""
+    is_gold = row["source"] != LABELED
+    is_human = row["level"] == "doc" and human[row["id"]]
+    if is_human:  # they set the bias; the model learns from them through the labeler
+        row["split"] = "validation"
+    elif not is_gold and row["split"] != "train":
+        return False
+    row["chance"] = probabilities[row["level"], row["id"]]
+    if not is_gold and row["level"] == "chunk":
+        row["teacher"] = LABELED
+        row["keep"] = "?" * len(row["lines"])
+    elif row["level"] == "doc":
+        row["teacher"] = "human" if is_human else LABELED
+    return True
+
+
+def extra_groups(work: Workspace) -> dict[str, str]:
+    """The group of each document of PAGES."""
+    if work.extra is None:
+        return {}
+
+    def group(row: dict[str, Any]) -> str:
+        if row["lang"] != "en":
+            return "languages"
+        is_documentation = row["kind"] in ("documentation", "mathematics")
+        return "documentation" if is_documentation else "texts"
+
+    return {row["id"]: group(row) for row in read(work.extra)}
 
 
 def make_examples(work: Workspace) -> Path:
@@ -236,7 +295,8 @@ def make_examples(work: Workspace) -> Path:
     if work.is_missing("probabilities"):
         label(work)
     labelled = GoldSource(work.make("labelled", labelled_pairs))
-    work.annotate("all-examples", gold, labelled)
+    extra = [GoldSource(work.extra)] if work.extra else []
+    work.annotate("all-examples", gold, labelled, *extra)
     return work.make("examples", join_probabilities)
 
 
@@ -280,6 +340,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--hours", type=float, default=2.0, metavar="H")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
+    parser.add_argument("--pages", type=Path, metavar="FILE", help="from tools/embedded_data.py")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="start from these weights")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="copy the model to DIR")
     parser.add_argument("--make-env", type=Path, metavar="DIR", help="the labeler's environment")
@@ -294,10 +356,14 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     python = (arguments.make_env or arguments.out / "labeler") / "bin" / "python"
-    work = Workspace(arguments.data, arguments.out, python)
+    work = Workspace(arguments.data, arguments.out, python, arguments.pages)
     variables = {"EXAMPLES": str(make_examples(work).absolute()), "HOURS": str(arguments.hours)}
     model = arguments.out / "model"
-    adapt(load_yaml(RECIPE, Recipe, environ=variables), model, resume=arguments.resume)
+    recipe = load_yaml(RECIPE, Recipe, environ=variables)
+    if arguments.base:
+        keys = {"base": str(arguments.base.absolute()), "learning_rate": BASE_LEARNING_RATE}
+        recipe = Recipe(**recipe.model_dump(exclude_unset=True, exclude={"shape"}) | keys)
+    adapt(recipe, model, resume=arguments.resume)
     tables = score_tables(work, model)
     print(tables)
     card = (model / "README.md").read_text(encoding="utf-8")

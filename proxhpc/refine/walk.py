@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.steps import AllowedSteps
+from proxhpc.program.execute import UNSPACED
 from proxhpc.refine import walk_vocabulary as vocabulary
 from proxhpc.refine.windows import CALL_LINES, Limits, Window, pack
 
@@ -23,7 +24,8 @@ WINDOW_LINES = 64
 _MAX_CHARS, _HEAD_CHARS, _TAIL_CHARS = 66, 46, 16
 _HEAD_TOKENS, _TAIL_TOKENS = 32, 15  # bounds for scripts with several tokens a character
 MAX_LINE_TOKENS = _HEAD_TOKENS + 1 + _TAIL_TOKENS
-_LENGTHS = (100, 160, 250, 400, 800)  # characters: bounds of the length buckets
+_LENGTHS = (100, 160, 250, 400, 800)  # letters: bounds of the length buckets
+_UNSPACED_LETTERS = 4  # what a character of a script without blanks says, in letters of others
 # Context of a window: this many lines that are not blank, no further away than REACH.
 _LINES_BEFORE, _LINES_AFTER, REACH, _CONTEXT_TOKENS = 4, 3, 12, 64
 MAX_OVERHEAD = 5 + 2 * _CONTEXT_TOKENS  # tokens of a prompt beside the window's numbered lines
@@ -137,18 +139,20 @@ class Walk:
         encoded = self._tokenizer.encode_lines(parts)
         tails = dict(zip(long, encoded[len(texts) :], strict=True))
         return [
-            self._shorten(encoded[n], tails.get(n), len(text)) if text else ()
+            self._shorten(encoded[n], tails.get(n), text) if text else ()
             for n, text in enumerate(texts)
         ]
 
-    def _shorten(self, head: Ids, tail: Ids | None, size: int) -> Ids:
-        """Return at most MAX_LINE_TOKENS ids of a line of `size` characters."""
+    def _shorten(self, head: Ids, tail: Ids | None, text: str) -> Ids:
+        """Return at most MAX_LINE_TOKENS ids of a line."""
         if tail is None:
             if len(head) <= MAX_LINE_TOKENS:
                 return array("I", head)
             tail = head
-        bucket = sum(size >= bound for bound in _LENGTHS)
-        middle = self._lengths[bucket]
+        size = len(text)
+        if not text.isascii():
+            size += (_UNSPACED_LETTERS - 1) * len(UNSPACED.findall(text))
+        middle = self._lengths[sum(size >= bound for bound in _LENGTHS)]
         return array("I", [*head[:_HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]])
 
     def _context(self, page: WalkPage, numbers: Iterable[int], max_lines: int) -> list[Ids]:

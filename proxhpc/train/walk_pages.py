@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from proxhpc.annotate.examples import DROPPED, EDITED_WITHIN, UNKNOWN
+from proxhpc.evaluate.metrics import tokens
 from proxhpc.refine.walk import REACH, WINDOW_LINES, WINDOW_TOKENS, Ids, Walk, WalkPage
 from proxhpc.spec.recipe import WalkOptions
 from proxhpc.train.rows import ExampleRow
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+PAGE_POWER = 0.75  # of its lines, to which a document's probability of being drawn is proportional
 MAX_LINE_WORDS = 120  # more words in a line do not add to its weight
 UNLABELED_WEIGHT = 0.3  # factor for lines with a teacher's probability but no label
 SPLICE_PROBABILITY = 0.25  # of a window from a document with another one's head or foot
@@ -31,11 +33,15 @@ WINDOW_SIZES = (WINDOW_TOKENS, WINDOW_TOKENS, WINDOW_TOKENS, 300, 150)  # tokens
 
 @dataclass(frozen=True, slots=True)
 class TrainingPage:
-    """A document's lines: token ids, probability that each is dropped, weight."""
+    """A document's lines: token ids, probability that each is dropped, weight.
+
+    `rate` is how often the document is drawn, relative to others of its size.
+    """
 
     ids: list[Ids]
     drop: "Floats"
     weight: "Floats"
+    rate: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,12 +92,13 @@ class WalkItem:
 def training_page(row: ExampleRow, walk: Walk, options: WalkOptions) -> TrainingPage:
     """An example's lines. Longer documents weigh more, by the square root of their lines."""
     drop, is_certain = drop_targets(row, options.trust)
-    words = np.array([len(line.split()) for line in row.lines], np.float32)
+    words = np.array([len(tokens(line)) for line in row.lines], np.float32)
     unlabeled_weight = 0 if row.drop_probabilities is None else UNLABELED_WEIGHT
     factor = np.where(is_certain, 1, unlabeled_weight)
     weight = np.clip(words, 1, MAX_LINE_WORDS) ** options.word_power * factor
-    weight *= row.weight / np.sqrt(max(len(row.lines), 16))
-    return TrainingPage(list(walk.page(row.lines).ids), drop, weight.astype(np.float32))
+    weight /= np.sqrt(max(len(row.lines), 16))
+    ids = list(walk.page(row.lines).ids)
+    return TrainingPage(ids, drop, weight.astype(np.float32), row.weight)
 
 
 def drop_targets(row: ExampleRow, trust: float) -> tuple["Floats", "NDArray[np.bool_]"]:
@@ -117,8 +124,7 @@ class WalkPages:
 
     def __init__(self, pages: Sequence[TrainingPage], walk: Walk, options: WalkOptions) -> None:
         self.pages, self._walk, self._options = pages, walk, options
-        # A document is drawn with a probability proportional to its lines to the power of 0.75.
-        self._cumulative = np.cumsum([len(page) ** 0.75 for page in pages])
+        self.cumulative = np.cumsum([page.rate * len(page) ** PAGE_POWER for page in pages])
 
     def draw(self, rng: np.random.Generator) -> WalkItem:
         """A random window."""
@@ -132,8 +138,7 @@ class WalkPages:
         return window_item(self._walk, page, start, stop)
 
     def _random_page(self, rng: np.random.Generator) -> TrainingPage:
-        total = self._cumulative[-1]
-        return self.pages[int(np.searchsorted(self._cumulative, rng.random() * total))]
+        return self.pages[random_index(self.cumulative, rng)]
 
     def _augmented(self, page: TrainingPage, rng: np.random.Generator) -> TrainingPage:
         """The page, sometimes with the head or foot of another one, sometimes with gaps."""
@@ -166,6 +171,11 @@ class WalkPages:
         return TrainingPage(ids, page.drop, page.weight)
 
 
+def random_index(cumulative: "NDArray[np.floating]", rng: np.random.Generator) -> int:
+    """A random index, given the cumulative sums of what its probability is proportional to."""
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1]))
+
+
 def window_item(walk: Walk, page: TrainingPage, start: int, stop: int) -> WalkItem:
     """The prompt and answer for lines [start, stop)."""
     prompt = walk.prompt(WalkPage((), page.ids), start, stop)
@@ -183,8 +193,7 @@ def verdict_item(row: ExampleRow, walk: Walk, options: WalkOptions) -> WalkItem:
     """The prompt and answer for a document."""
     drop, _ = drop_targets(row, options.trust)
     choices = np.array(walk.verdict_steps[:-1], np.int64).reshape(-1, 2)
-    weight = np.array([row.weight], np.float32)
-    return WalkItem(walk.verdict_prompt(row.lines), choices, drop, weight, [])
+    return WalkItem(walk.verdict_prompt(row.lines), choices, drop, np.ones(1, np.float32), [])
 
 
 def _window_stop(page: TrainingPage, start: int, max_tokens: int) -> int:

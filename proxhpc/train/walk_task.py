@@ -25,6 +25,7 @@ from proxhpc.train.walk_pages import (
     TrainingPage,
     WalkItem,
     WalkPages,
+    random_index,
     training_page,
     verdict_item,
     window_item,
@@ -54,6 +55,7 @@ class WalkTask:
         self._walk = walk = Walk(self.tokenizer)
         pages: list[TrainingPage] = []
         self._verdicts: list[WalkItem] = []
+        rates: list[float] = []  # how often each of these is drawn
         self._validation_pages: list[ExampleRow] = []
         self._validation_verdicts: list[ExampleRow] = []
         self.unused = Counter[str]()
@@ -64,6 +66,7 @@ class WalkTask:
                 pages.append(training_page(row, walk, recipe.walk))
             elif row.split == "train":
                 self._verdicts.append(verdict_item(row, walk, recipe.walk))
+                rates.append(row.weight)
             elif row.level == "doc":
                 self._validation_verdicts.append(row)
             elif row.line_labels is not None:
@@ -75,6 +78,7 @@ class WalkTask:
                 "line_labels, or where only whole lines are removed (docs/adapt.md)",
             )
         self.pages = WalkPages(pages, walk, recipe.walk)
+        self.cumulative = np.cumsum(rates)
         if recipe.shape is not None:
             self.model = new_model(recipe.shape, self.tokenizer, recipe.seed)
         else:
@@ -97,7 +101,7 @@ class WalkTask:
         rng = np.random.default_rng([self._recipe.seed, number])
         verdict_share = self._recipe.walk.documents if self._verdicts else 0.0
         pool = [
-            self._verdicts[int(rng.integers(len(self._verdicts)))]
+            self._verdicts[random_index(self.cumulative, rng)]
             if rng.random() < verdict_share
             else self.pages.draw(rng)
             for _ in range(_POOL)
