@@ -541,9 +541,10 @@ def _merge_variant(arguments: argparse.Namespace, memory: int | None) -> None:
 
 
 def _advance(arguments: argparse.Namespace) -> None:
-    from proxhpc.launch.step import advance_job
+    from proxhpc.launch.control_job import run_control, step_name
+    from proxhpc.launch.step import take_step
 
-    _say(advance_job(str(_open(arguments).root)))
+    _say(run_control(str(_open(arguments).root), step_name(take_step)))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

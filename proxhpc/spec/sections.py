@@ -391,6 +391,10 @@ class Dedup(Config):
     near: Near | None = None
     """Keep one document of those with nearly the same refined text. Off by default; `near: {}`
     turns it on with its defaults."""
+    url: FieldName | None = None
+    """Field with the document's URL; dots reach nested fields. Of documents with the same URL one
+    is kept, before texts are compared. `http` or `https`, upper case in the host, its default port,
+    fragments and parameters such as `utm_source` do not matter. Documents without a URL stay."""
     keep: Literal["longest", "first", "highest", "lowest"] = "longest"
     """Which document of a duplicate set survives: the longest, the first in the input, or the one
     with the highest or lowest value of the field `by`. Ties go to the longest, then to the
@@ -419,12 +423,16 @@ class Dedup(Config):
         by_field = self.keep in ("highest", "lowest")
         if by_field != (self.by is not None):
             yield ("by",), f"{'required' if by_field else 'not used'} with keep: {self.keep}"
-        if self.against and not (self.exact or self.near):
-            yield ("against",), "needs exact or near: otherwise nothing is compared"
-        if self.within and not (self.exact or self.near):
-            yield ("within",), "needs exact or near: otherwise nothing is compared"
+        for key in ("against", "within"):
+            if getattr(self, key) and not (self.compares_texts or self.url):
+                yield (key,), "needs exact, near or url: otherwise nothing is compared"
         if self.within and self.against:
             yield ("within",), "not used with against, whose documents have other fields"
+
+    @property
+    def compares_texts(self) -> bool:
+        """Whether documents with the same or nearly the same text are duplicates."""
+        return self.exact or self.near is not None
 
 
 class Output(Config):
