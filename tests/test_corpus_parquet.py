@@ -265,3 +265,20 @@ def test_rows_of_more_than_2_gib_in_a_batch_are_read(
     monkeypatch.setattr(Table, "batches", limited)
     items, _ = read(path)
     assert [document(item).text for item in items] == [f"text {n}" for n in range(100)]
+
+
+def test_rows_that_a_damaged_footer_hides_are_told(tmp_path: Path) -> None:
+    """Footers have no checksum; some changes make pyarrow return fewer rows, or abort."""
+    path = numbered(tmp_path)
+    sound = path.read_bytes()
+    footer = len(sound) - 8 - int.from_bytes(sound[-8:-4], "little")
+    details = []
+    for at in range(footer, len(sound), 3):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << at % 8]) + sound[at + 1 :])
+        describe_input(path)
+        items, _ = read(path)
+        bad = [item.detail for item in items if isinstance(item, BadRecord)]
+        assert bad or len(items) == 25
+        details += bad
+    assert any("it has fewer rows than its header says" in detail for detail in details)
+    assert any("the footer counts 25 rows, its row groups" in detail for detail in details)

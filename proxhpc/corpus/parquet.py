@@ -5,6 +5,7 @@ import datetime
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import lru_cache
 from itertools import repeat, takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +27,9 @@ from proxhpc.extras import require_package
 TableFormat = Literal["parquet", "arrow"]
 
 _BATCH_BYTES = 8 << 20
-_BATCH_ROWS = 4096
+_BATCH_ROWS = 128  # more would be little faster; a value of a dictionary may be in all of them
 _MAX_BATCH_BYTES = 64 << 20  # decoded; after a larger batch smaller ones are read
 _FEWER = 8  # divides the rows of a batch that is too large or cannot be read
-_SHORT = 256  # bytes
-_GROUPS = 64  # row groups of a file whose columns are looked at
-_DICTIONARY_BYTES = 256  # per value as encoded: fewer only if a dictionary holds the values
 
 
 @contextmanager
@@ -55,54 +53,18 @@ def _is_io_error(error: Exception) -> bool:
 def open_parquet(path: Path) -> Any:
     """Return the file as a `pyarrow.parquet.ParquetFile`.
 
-    Columns whose values repeat are decoded as dictionaries, which need little memory. DamageError
-    if its footer cannot be read, UserError if pyarrow is not installed.
+    DamageError if its footer cannot be read, UserError if pyarrow is not installed.
     """
     require_pyarrow(f"reading {path}")
     import pyarrow.parquet as pq
 
-    options: dict[str, Any] = {
-        "pre_buffer": False,
-        "page_checksum_verification": True,
-        "coerce_int96_timestamp_unit": "us",  # by default, years before 1678 become others
-    }
     with _damage():
-        file = pq.ParquetFile(path, **options)
-        if repeated := _repeated_columns(file):
-            metadata = file.metadata
-            file.close()
-            file = pq.ParquetFile(path, metadata=metadata, read_dictionary=repeated, **options)
-        return file
-
-
-def _repeated_columns(file: Any) -> list[str]:
-    """Return the columns of text whose dictionary may make a batch of some row group too large."""
-    metadata, names = file.metadata, file.schema_arrow.names
-    groups = metadata.num_row_groups
-    found: dict[str, None] = {}
-    for group in (metadata.row_group(n) for n in range(0, groups, -(-groups // _GROUPS) or 1)):
-        rows = min(group.num_rows, _batch_rows(group.total_byte_size, group.num_rows))
-        for number in range(group.num_columns):
-            column = group.column(number)
-            name, size = column.path_in_schema, column.total_uncompressed_size
-            if (
-                rows * size > 2 * _MAX_BATCH_BYTES
-                and size < _DICTIONARY_BYTES * column.num_values
-                and column.has_dictionary_page
-                and column.physical_type == "BYTE_ARRAY"
-                and file.schema.column(number).logical_type.type in ("STRING", "NONE")
-                and names.count(name) == 1
-                and not _has_short_values(column.statistics)
-            ):
-                found[name] = None
-    return [*found]
-
-
-def _has_short_values(statistics: Any) -> bool:
-    """Return whether the first and last value are short; writers leave out or cut long ones."""
-    if statistics is None or not statistics.has_min_max:
-        return False
-    return max(len(statistics.min), len(statistics.max)) < _SHORT
+        return pq.ParquetFile(
+            path,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit="us",  # by default, years before 1678 become others
+        )
 
 
 class Table:
@@ -118,6 +80,9 @@ class Table:
             self.names: list[str] = self._parquet.schema_arrow.names
             self.group_rows = [metadata.row_group(group).num_rows for group in groups]
             self.bytes: int = sum(metadata.row_group(group).total_byte_size for group in groups)
+            if (rows := sum(self.group_rows)) != metadata.num_rows:
+                detail = f"the footer counts {metadata.num_rows} rows, its row groups {rows}"
+                raise DamageError("corrupt_input", detail)
             return
         with _damage(), self._open_arrow() as (reader, batches):
             self.names = reader.schema.names
@@ -268,6 +233,11 @@ def _group(table: Table, group: int, first: int, start: int) -> Iterator[tuple[i
 
     size, position = table.batch_rows(group), first
     after = first + table.group_rows[group]
+
+    def lost(reason: str) -> RecordProblem:
+        rows = f"rows {position} to {after - 1} of row group {group} are lost"
+        return RecordProblem("corrupt_input", f"{rows}: {reason}")
+
     while position < after:
         try:
             for batch in table.batches(group, size, position - first):
@@ -278,32 +248,35 @@ def _group(table: Table, group: int, first: int, start: int) -> Iterator[tuple[i
                     size = max(1, min(size // _FEWER, _BATCH_BYTES * size // batch.nbytes))
                     break
             else:
+                if position < after:
+                    yield position, lost("it has fewer rows than its header says")
                 return
         except (pa.ArrowException, OSError, ValueError) as error:
             if _is_io_error(error):
                 raise
             if size == 1:
-                lost = f"rows {position} to {after - 1} of row group {group} are lost"
-                problem = RecordProblem("corrupt_input", f"{lost}: {_one_line(error)}")
-                yield position, problem
+                yield position, lost(_one_line(error))
                 return
             size = max(1, size // _FEWER)
 
 
 def _rows(batch: Any) -> Iterator[Any]:
-    """Yield the rows of a batch as dictionaries, converted in slices of bounded size."""
+    """Yield the rows of a batch as dictionaries."""
     import pyarrow as pa
 
-    names = unique_names(batch.schema.names)
-    types = [_python_type(field.type) for field in batch.schema]
-    schema = pa.schema([*zip(names, types, strict=True)])
-    size = _slice_rows(batch)
-    for at in range(0, batch.num_rows, size):
-        columns = [
-            column if column.type == kind else column.cast(kind, safe=False)
-            for column, kind in zip(batch.slice(at, size).columns, types, strict=True)
-        ]
-        yield from _python_rows(pa.RecordBatch.from_arrays(columns, schema=schema))
+    schema = _python_schema(batch.schema)
+    columns = [
+        column if column.type == field.type else column.cast(field.type, safe=False)
+        for column, field in zip(batch.columns, schema, strict=True)
+    ]
+    try:
+        values = [_json_values(column) for column in columns]
+    except (ValueError, OverflowError):
+        batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield from (_row(batch, index) for index in range(batch.num_rows))
+        return
+    for row in zip(*values, strict=True) if values else repeat((), batch.num_rows):
+        yield dict(zip(schema.names, row, strict=True))
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -316,31 +289,6 @@ def unique_names(names: Sequence[str]) -> list[str]:
             free = f"{name}_{number}"
         unique[free] = None
     return [*unique]
-
-
-def _slice_rows(batch: Any) -> int:
-    """Return how many rows to decode at a time; fewer if values of dictionaries are long."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    longest = 0
-    for column in batch.columns:
-        if hasattr(column, "dictionary") and column.dictionary.nbytes * len(column) > _BATCH_BYTES:
-            kind = column.dictionary.type
-            if kind in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary()):
-                longest += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
-    return int(min(max(batch.num_rows, 1), max(1, _BATCH_BYTES // max(longest, 1))))
-
-
-def _python_rows(batch: Any) -> Iterator[Any]:
-    try:
-        columns = [_json_values(column) for column in batch.columns]
-    except (ValueError, OverflowError):
-        yield from (_row(batch, index) for index in range(batch.num_rows))
-        return
-    names = batch.schema.names
-    for values in zip(*columns, strict=True) if columns else repeat((), batch.num_rows):
-        yield dict(zip(names, values, strict=True))
 
 
 def _json_values(column: Any) -> list[Any]:
@@ -360,6 +308,15 @@ def _row(batch: Any, index: int) -> Any:
         return RecordProblem("invalid_utf8", f"{error.reason} at byte {error.start} of a string")
     except (ValueError, OverflowError) as error:
         return RecordProblem("unreadable_row", _one_line(error))
+
+
+@lru_cache(maxsize=8)
+def _python_schema(schema: Any) -> Any:
+    """Return the names and types of the columns to convert columns of a schema to."""
+    import pyarrow as pa
+
+    types = [_python_type(field.type) for field in schema]
+    return pa.schema([*zip(unique_names(schema.names), types, strict=True)])
 
 
 def _python_type(kind: Any) -> Any:
