@@ -58,11 +58,25 @@ def fineweb_2(n: int) -> dict[str, Any]:
 
 
 def redpajama(n: int) -> dict[str, Any]:
+    """A record of the documents, joined with its signals in the form that the loader gives them."""
     return {
+        "url": url(n),
+        "date_download": "2023-01-26T23:05:13Z",
+        "digest": f"sha1:{n:032X}",
+        "length": 300 + n,
+        "nlines": 3,
+        "source_domain": "example.org",
+        "title": "Contact",
         "raw_content": text(n),
-        "doc_id": f"2023-06/0000/en_head.json.gz/{n}",
-        "meta": json.dumps({"url": url(n), "language": "en", "perplexity": 120.5}),
-        "quality_signals": json.dumps({"ccnet_perplexity": [[0, 300, 120.5]]}),
+        "cc_segment": "crawl-data/CC-MAIN-2023-06/segments/1/wet/CC-MAIN-0.warc.wet.gz",
+        "original_nlines": 44,
+        "original_length": 5801,
+        "line_ids": [4, 6, n],
+        "language": "en",
+        "language_score": 0.95,
+        "perplexity": 277.6,
+        "bucket": "head",
+        "quality_signals": json.dumps({"ccnet_perplexity": [[0, 300, 277.6]]}),
     }
 
 
@@ -70,6 +84,8 @@ def dclm(n: int) -> dict[str, Any]:
     headers = {"WARC-Type": "response", "WARC-Record-ID": f"<urn:uuid:{n:08x}>"}
     late = {"WARC-Truncated": "length"} if n > COUNT - 4 else {}
     return {
+        "bff_contained_ngram_count_before_dedupe": 3 * n,
+        "previous_word_count": 500,
         "text": text(n),
         "url": url(n),
         "warcinfo": "robots: classic",
@@ -103,6 +119,7 @@ def hplt(n: int) -> dict[str, Any]:
         "prob": [0.9, 0.1],
         "text": text(n),
         "seg_langs": ["swe_Latn"],
+        "robotstxt": "allowed",
         "id": f"{n:016x}",
         "filter": "keep",
         "pii": pii,
@@ -129,7 +146,7 @@ CORPORA: dict[str, tuple[str, Record]] = {
         lambda n: {"url": url(n), "text": text(n), "date": "2020-01-01", "metadata": "{}"},
     ),
     "dclm": ("global-shard_01_of_10/local-shard_0_of_10/x.jsonl.zst", dclm),
-    "dolma": ("v1_7/c4-0000.json.gz", dolma),
+    "dolma": ("dolma-v1_7/c4-filtered/c4-0000.json.gz", dolma),
     "slimpajama": (
         "train/chunk1/example_train_0.jsonl.zst",
         lambda n: {"text": text(n), "meta": {"redpajama_set_name": "RedPajamaC4"}},
