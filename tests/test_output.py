@@ -1,5 +1,6 @@
 """Formats, order and extra fields of the corpus; `datasets` can load it."""
 
+import io
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +20,7 @@ from proxhpc.cluster import tasks
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.paths import RunDir
+from proxhpc.spec.sections import Output
 from proxhpc.verify import verify_run
 from runs import document, local_site, manifest, write_jsonl
 
@@ -86,6 +89,21 @@ def test_row_groups_are_limited_in_bytes_and_rows(
     assert sizes[0][:-1] == [2] * (len(sizes[0]) - 1)
     assert sizes[1] != sizes[0]
     assert sum(sizes[0]) == sum(sizes[1]) > 4
+
+
+def test_row_groups_have_up_to_32_mib_and_a_page_index() -> None:
+    encoder = columns.ParquetEncoder(Output(format="parquet"))
+    data = b""
+    for n in range(70):
+        row = {"id": f"d{n}", "text": "word " * 200_000, "proxhpc": {}}
+        data += encoder.add(row, orjson.dumps(row))
+    metadata = pq.ParquetFile(io.BytesIO(data + encoder.end())).metadata
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    assert [group.num_rows for group in groups] == [33, 33, 4]
+    for group in groups:
+        chunks = [group.column(n) for n in range(group.num_columns)]
+        assert all(chunk.has_offset_index for chunk in chunks)
+        assert {chunk.path_in_schema for chunk in chunks if chunk.has_column_index} == {"id"}
 
 
 def test_datasets_loads_both_formats(tmp_path: Path) -> None:
