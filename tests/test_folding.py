@@ -190,7 +190,7 @@ def test_values_beyond_the_limits_are_refused(key: str, value: Any, message: str
 @pytest.mark.parametrize(
     ("dedup", "message"),
     [
-        ({"exact": False, "within": "dump"}, "within: needs exact or near"),
+        ({"exact": False, "within": "dump"}, "within: needs exact, near, url or lines"),
         ({"within": "dump", "against": {"paths": "x"}}, "within: not used with against"),
     ],
 )

@@ -75,7 +75,9 @@ def test_a_match_killed_in_each_round_resumes(tmp_path: Path) -> None:
             break
         files = [*run.dir.merge.glob("match/*/*/*")]
         now = {f"{path.name}{path.stat().st_mtime_ns}" for path in files}
-        assert not seen or now & seen or run.dir.match.exists()  # nothing is begun again from the start
+        assert (
+            not seen or now & seen or run.dir.match.exists()
+        )  # nothing is begun again from the start
         seen = now
         made |= {path.parent.name for path in files}
     assert len(made & {"copies", "keys", "stars", "members", "edges", "removed", "claims"}) > 2

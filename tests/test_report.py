@@ -137,6 +137,7 @@ def test_totals_are_those_of_the_merge(run: RunDir) -> None:
         "duplicates": 2,
         "near_duplicates": 0,
         "url_duplicates": 0,
+        "left_out": {},
         "written": 5,
         "written_ratio": 0.5,
     }

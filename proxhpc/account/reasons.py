@@ -15,6 +15,8 @@ _WORDS = {
     "reference_split_line": "a line was split, which the public ProX code never does",
     "reference_time": "the public ProX code would need too much time",
     "not_asked": "kept under the new policy, but never edited, since the old one dropped it",
+    # why the merge left a document out
+    "repeated_lines": "lines that the corpus has several times",
     # why a record was quarantined
     "invalid_json": "not valid JSON",
     "invalid_utf8": "not valid UTF-8",

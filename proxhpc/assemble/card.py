@@ -105,6 +105,8 @@ def _outcomes(plan: Plan, summary: MergeSummary) -> Rows:
         rows.append(("refined, but with the URL of another document", duplicates.same_url))
     if plan.manifest.dedup.near:
         rows.append(("refined, but a near-duplicate", duplicates.near))
+    left_out = summary.left_out.items()
+    rows += [(f"refined, but left out: {reason_text(reason)}", n) for reason, n in left_out]
     return [*rows, ("refined, and in this corpus", summary.written)]
 
 

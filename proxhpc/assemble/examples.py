@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
+from proxhpc.assemble.line_edits import without_repeated_lines
+from proxhpc.assemble.match_result import require_match
 from proxhpc.assemble.replay import ReplayedRecord, replay_records
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.disk import write_atomic
@@ -17,6 +19,7 @@ from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool
+from proxhpc.run.shards import shard_groups
 
 _MAX_CHARS = 1 << 16  # of a text; the report shows the beginning of a longer one
 _MAX_PROGRAMS = 32  # of a document
@@ -71,14 +74,18 @@ def read_examples(run: RunDir) -> list[ExampleTexts]:
 def _texts(
     run: RunDir, plan: Plan, shard: int, *, wanted: Mapping[int, list[int]]
 ) -> list[ExampleTexts]:
-    return [
-        _example(plan, shard, record) for record in replay_records(run, plan, shard, wanted[shard])
-    ]
+    records = replay_records(run, plan, shard, wanted[shard])
+    if plan.manifest.dedup.lines:
+        group = next(n for n, shards in enumerate(shard_groups(plan)) if shard in shards)
+        keyed = (((shard, record.number), record) for record in records)
+        records = without_repeated_lines(run, plan, require_match(run), group, keyed)
+    return [_example(plan, shard, record) for record in records]
 
 
 def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
     row, after = record.row, record.text
-    calls = ([row.doc] if row.doc else []) + [*row.windows]
+    programs = [call.program for call in (row.doc, *row.windows) if call]
+    programs += [record.merge_program] if record.merge_program else []
     before = record.document.text if record.document else ""
     return ExampleTexts(
         shard=shard,
@@ -89,7 +96,7 @@ def _example(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
         reason=row.reason,
         tokens_in=row.tokens_in,
         tokens_out=row.tokens_out,
-        programs=tuple(call.program[:_MAX_CHARS] for call in calls[:_MAX_PROGRAMS]),
+        programs=tuple(program[:_MAX_CHARS] for program in programs[:_MAX_PROGRAMS]),
         before=before[:_MAX_CHARS],
         after=after if after is None else after[:_MAX_CHARS],
         truncated=len(before) > _MAX_CHARS,

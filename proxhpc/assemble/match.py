@@ -20,8 +20,10 @@ import xxhash
 
 from proxhpc.assemble.coverage import check_coverage
 from proxhpc.assemble.exact_round import find_copies, find_same_urls, write_text_hashes
+from proxhpc.assemble.line_rounds import find_repeated_lines, send_lines
 from proxhpc.assemble.match_result import (
     GroupResult,
+    LineCounts,
     MatchResult,
     load_survivors,
     read_match,
@@ -98,6 +100,8 @@ def round_names(plan: Plan) -> list[RoundName]:
         left_out |= {"bands", "candidates", "ship", "verify", "read", "compare", "settle"}
     elif dedup.near.verify != "text":
         left_out |= {"read", "compare"}
+    if not dedup.lines:
+        left_out |= {"lines", "repeated"}
     return [name for name in ROUND_NAMES if name not in left_out]
 
 
@@ -187,7 +191,7 @@ def _collect(files: RoundFiles, _: int) -> None:
     histogram = np.zeros(64, np.int64)
     for each in sets:
         histogram[: len(each.histogram)] += np.array(each.histogram, np.int64)
-    survivors = np.zeros(len(plan.inputs), np.int64)
+    survivors, left_out = np.zeros((2, len(plan.inputs)), np.int64)
     splitter = part_splitter(plan.manifest.output)
     documents = 0
     for group, result in enumerate(groups):
@@ -195,6 +199,8 @@ def _collect(files: RoundFiles, _: int) -> None:
         documents += require_receipt(run, group).documents
         for file, count in result.survivors.items():
             survivors[file] += count
+        for file, count in result.left_out.items():
+            left_out[file] += count
     match = MatchResult(
         digest=digest,
         documents=documents,
@@ -205,6 +211,9 @@ def _collect(files: RoundFiles, _: int) -> None:
         shared_ids=sum(each.documents for each in ids),
         shared_id_examples=tuple(_key(run, document) for document in examples),
         survivors=tuple(survivors.tolist()),
+        left_out=tuple(left_out.tolist()),
+        lines=sum((group.lines for group in groups), LineCounts()),
+        line_programs=tuple(group.line_programs for group in groups),
         parts=tuple(splitter.finish()),
         flags=tuple(group.flags for group in groups),
         clusters=tuple(group.clusters for group in groups),
@@ -250,6 +259,8 @@ def _is_incomplete(run: RunDir) -> bool:
     paths = [files.flags(group) for group in range(len(match.flags))]
     paths += [files.duplicates(group) for group, digest in enumerate(match.listings) if digest]
     paths += [files.clusters(group) for group, digest in enumerate(match.clusters) if digest]
+    programs = enumerate(match.line_programs)
+    paths += [files.line_programs(group) for group, digest in programs if digest]
     return not all(path.exists() for path in paths)
 
 
@@ -281,7 +292,9 @@ MATCH_ROUNDS: dict[RoundName, MatchRound] = {
     "settle": MatchRound("one", settle, ("edges", "text_edges"), ("removed",)),
     "resolve": MatchRound("group", resolve_survivors, ("removed", "leaders"), ("claims",)),
     "name": MatchRound("group", name_survivors, ("claims",), ("named", "sets")),
-    "finish": MatchRound("group", finish_group, ("named",), ("ids", "groups")),
+    "lines": MatchRound("group", send_lines, ("named",), ("lines",)),
+    "repeated": MatchRound("key", find_repeated_lines, ("lines",), ("repeated",)),
+    "finish": MatchRound("group", finish_group, ("named", "repeated"), ("ids", "groups")),
     "ids": MatchRound("exact", count_shared_ids, ("ids",), ("shared_ids",)),
     "collect": MatchRound(
         "one", _collect, ("sets", "groups", "shared_ids", "partly_compared"), ("match",)

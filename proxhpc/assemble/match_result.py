@@ -1,6 +1,6 @@
 """What the match phase found, and a group's documents that survive."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,31 @@ from proxhpc.run.paths import RunDir
 
 
 @dataclass(frozen=True, slots=True)
-class GroupResult:
-    """A group's duplicates; `flags`, `clusters` and `listing` are digests of files, "" for none.
+class LineCounts:
+    """What the removal of repeated lines did: `documents` lost `lines` in all.
 
-    `survivors` counts the documents that are written, by number of input file.
+    `left_out` further documents, with `left_out_tokens`, are not written, because too little is
+    left of them.
+    """
+
+    documents: int = 0
+    lines: int = 0
+    left_out: int = 0
+    left_out_tokens: int = 0
+
+    def __add__(self, other: "LineCounts") -> "LineCounts":
+        """The sums of both."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return LineCounts(*(left + right for left, right in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """A group's duplicates and repeated lines.
+
+    `flags`, `clusters`, `listing` and `line_programs` are digests of files, "" for none.
+    `survivors` counts the documents that are written, `left_out` those of which too little is left,
+    by number of input file.
     """
 
     flags: str
@@ -29,6 +50,9 @@ class GroupResult:
     same_url: int
     external: int
     survivors: dict[int, int]
+    left_out: dict[int, int]
+    lines: LineCounts
+    line_programs: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +65,12 @@ class MatchResult:
     64-bit hash) an earlier survivor has too; `shared_id_examples` are some of them, as (shard,
     record). `set_sizes` counts duplicate sets by the `log2_bucket` of their size. `largest_sets`
     describes the largest ones: the size of each, and shard and record of its best duplicate.
-    `further` documents of all sets stay beside the survivor. `flags`, `clusters` and `listings` are
-    digests of each group's files: which documents are duplicates, the sets of those that stay, and
-    what the duplicates are like. `partly_compared` counts documents of large families, which were
-    compared with the likeliest others only, once for each leader that they share.
+    `further` documents of all sets stay beside the survivor. `flags`, `clusters`, `listings` and
+    `line_programs` are digests of each group's files: which documents are duplicates or left out,
+    the sets of those that stay, what the duplicates are like, and the programs that remove repeated
+    lines. `left_out` counts documents of which these leave too little, by input file.
+    `partly_compared` counts documents of large families, which were compared with the likeliest
+    others only, once for each leader that they share.
     """
 
     digest: str
@@ -56,6 +82,9 @@ class MatchResult:
     shared_ids: int
     shared_id_examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]
+    left_out: tuple[int, ...]
+    lines: LineCounts
+    line_programs: tuple[str, ...]
     parts: tuple[PartRange, ...]
     flags: tuple[str, ...]
     clusters: tuple[str, ...]
@@ -80,7 +109,7 @@ def require_match(run: RunDir) -> MatchResult:
 
 
 class Survivors(NamedTuple):
-    """A group's documents that survive, in input order, each with its cluster.
+    """A group's documents that are written, in input order, each with its cluster.
 
     A cluster is the size and the id of a duplicate set; the size is 0 for a document without one.
     `row_bytes` of the documents counts the digits of the size.
@@ -93,12 +122,14 @@ class Survivors(NamedTuple):
 def load_survivors(
     run: RunDir, digest: str, group: int, flags_digest: str, clusters_digest: str
 ) -> Survivors:
-    """A group's documents that survive in the match with this digest."""
-    kept = ~_load_flags(run, digest, group, flags_digest)
+    """A group's documents that are written by the match with this digest."""
+    duplicate, left_out = load_flags(run, digest, group, flags_digest)
+    kept = ~(duplicate | left_out)
     documents = load_chosen(run, group, kept)
     clusters = np.zeros((len(documents), 2), np.int64)
     if clusters_digest:
         rows = load_array(run.match_files(digest).clusters(group), clusters_digest)
+        rows = rows[kept[rows[:, 0]]]
         at = np.cumsum(kept)[rows[:, 0]] - 1
         clusters[at] = rows[:, 1:]
         digits = np.searchsorted(10 ** np.arange(1, 11), rows[:, 1], "right")  # beyond the first
@@ -107,11 +138,12 @@ def load_survivors(
 
 
 def load_duplicates(run: RunDir, digest: str, group: int, flags_digest: str) -> Sketch:
-    """A group's documents that do not survive."""
-    return load_chosen(run, group, _load_flags(run, digest, group, flags_digest))
+    """A group's documents that are duplicates."""
+    return load_chosen(run, group, load_flags(run, digest, group, flags_digest)[0])
 
 
-def _load_flags(run: RunDir, digest: str, group: int, flags_digest: str) -> Flags:
+def load_flags(run: RunDir, digest: str, group: int, flags_digest: str) -> Flags:
+    """Which of a group's documents are duplicates, and which are left out otherwise: two rows."""
     bits = load_array(run.match_files(digest).flags(group), flags_digest)
     documents = require_receipt(run, group).documents
-    return np.unpackbits(bits, count=documents).astype(np.bool_)
+    return np.unpackbits(bits, axis=1, count=documents).astype(np.bool_)

@@ -1,7 +1,8 @@
 """Outcomes of documents under another policy, from the programs that their rows hold."""
 
 from dataclasses import replace
-from functools import cached_property
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxhpc.corpus.document import Document
@@ -56,14 +57,17 @@ class PolicyChange:
         from proxhpc.refine.windows import LineTokens
 
         window = self._plan.manifest.stages[-1].window_tokens
-        return LineTokens(self._tokenizer, document.text, window).count_text(now.text)
+        return LineTokens(last_tokenizer(self._plan), document.text, window).count_text(now.text)
 
-    @cached_property
-    def _tokenizer(self) -> "Tokenizer | None":
-        """The last stage's tokenizer, with which the workers counted; None for the rules."""
-        model = self._plan.models.get(self._plan.manifest.stages[-1].level)
-        if model is None:
-            return None
-        from proxhpc.engines.tokenizer import HFTokenizer
 
-        return HFTokenizer(model.path)
+def last_tokenizer(plan: Plan) -> "Tokenizer | None":
+    """The last stage's tokenizer, with which the workers counted; None for the rules."""
+    model = plan.models.get(plan.manifest.stages[-1].level)
+    return None if model is None else _load_tokenizer(model.path)
+
+
+@lru_cache(1)
+def _load_tokenizer(path: Path) -> "Tokenizer":
+    from proxhpc.engines.tokenizer import HFTokenizer
+
+    return HFTokenizer(path)

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from proxhpc.assemble.line_rounds import LineEdits, edit_lines
 from proxhpc.assemble.listings import DocumentName, name_documents
-from proxhpc.assemble.match_result import GroupResult
+from proxhpc.assemble.match_result import GroupResult, LineCounts
 from proxhpc.assemble.rounds import NAME_COLUMNS, NO_DOCUMENT, Documents, RoundFiles, group_of
 from proxhpc.assemble.rows import cluster_id
 from proxhpc.assemble.sketch import (
@@ -164,12 +165,17 @@ def finish_group(files: RoundFiles, group: int) -> None:
         counts["near"] += int((rows[:, 4] == _NEAR).sum())
         counts["url"] += int((rows[:, 4] == _SAME_URL).sum())
         counts["external"] += int((group_of(rows[:, 2]) >= own_groups).sum())
-    by_file = Counter[int]()
+    edits = LineEdits("", LineCounts(), np.zeros_like(removed))
+    if files.plan.manifest.dedup.lines:
+        edits = edit_lines(files, group)
+    by_file, left_out = Counter[int](), Counter[int]()
     count_files = _file_counter(files.plan, receipt)
     ids, start = files.writer("ids", group), 0
     for block in read_sketch(files.run, group) if group < own_groups else ():
-        kept = ~removed[start : start + len(block)]
+        place = slice(start, start + len(block))
+        kept = ~(removed[place] | edits.left_out[place])
         numbers = document_numbers(group, start, len(block))[kept]
+        left_out += count_files(block[edits.left_out[place]])
         start += len(block)
         hashes = block["id"][kept].view(np.int64)
         ids.add(partition_of(hashes, ids.units), np.stack([hashes, numbers], axis=1))
@@ -178,7 +184,9 @@ def finish_group(files: RoundFiles, group: int) -> None:
     listing = _write_listing(files, group, removed, named) if removed.any() else ""
     in_sets = np.concatenate(clusters)
     result = GroupResult(
-        flags=_save(files.files.flags(group), np.packbits(removed)),
+        flags=_save(
+            files.files.flags(group), np.packbits(np.stack([removed, edits.left_out]), axis=1)
+        ),
         clusters=_save(files.files.clusters(group), in_sets) if len(in_sets) else "",
         listing=listing,
         duplicates=int(removed.sum()),
@@ -186,6 +194,9 @@ def finish_group(files: RoundFiles, group: int) -> None:
         same_url=counts["url"],
         external=counts["external"],
         survivors=dict(by_file),
+        left_out=dict(left_out),
+        lines=edits.counts,
+        line_programs=edits.digest,
     )
     _save_unit(files, "groups", group, result)
 

@@ -27,13 +27,16 @@ class ReplayedRecord:
     """One record of the input with its ledger row; `number` counts a shard's records from 0.
 
     `document` is None if the record could not be read; `text`, the refined text, is None if the
-    document does not reach the corpus.
+    document does not reach the corpus. `merge_program` removed repeated lines from the text, and
+    with them `removed_tokens`.
     """
 
     number: int
     row: Row
     document: Document | None = None
     text: str | None = None
+    merge_program: str = ""
+    removed_tokens: int = 0
 
 
 @dataclass(slots=True)

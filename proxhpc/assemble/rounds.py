@@ -3,7 +3,7 @@
 A round's units each read their slice of what earlier rounds wrote, sort it in bounded memory, and
 write exchange files for later rounds. How many units a round has depends on the plan only, so every
 process of a run agrees. A document is numbered GROUP << 32 | INDEX: numbers are in input order, and
-external documents come last.
+external documents come last. Lines are numbered in the same way.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,8 @@ Documents = npt.NDArray[np.int64]
 UnitKind = Literal["group", "exact", "key", "one"]
 RowKind = Literal[
     "hashes", "url_copies", "url_leaders", "texts", "copies", "leaders", "keys", "stars", "members",
-    "edges", "undecided", "shingles", "text_edges", "removed", "claims", "named", "ids",
+    "edges", "undecided", "shingles", "text_edges", "removed", "claims", "named", "lines",
+    "repeated", "ids",
 ]  # fmt: skip
 
 
@@ -63,6 +64,8 @@ EXCHANGES: dict[RowKind, Exchange] = {
     "removed": Exchange("one", "group", 4),  # document, order of survivor, survivor, share
     "claims": Exchange("group", "group", 6),  # survivor, p0, p1, document, thousandths, likeness
     "named": Exchange("group", "group", 5 + NAME_COLUMNS),  # document, piece of the name, …
+    "lines": Exchange("group", "key", 2),  # hash, line
+    "repeated": Exchange("key", "group", 1),  # line
     "ids": Exchange("group", "exact", 2),  # hash of the id, document
 }
 _EXACT_BYTES, _KEY_BYTES = 32 << 30, 2 << 30  # of raw corpus, for one unit

@@ -39,7 +39,7 @@ def corpus_row(
     if document is None or record.text is None:
         raise ValueError(f"record {record.number} does not reach the corpus")
     output = plan.manifest.output
-    own = _provenance(plan, record.row) if output.provenance else {}
+    own = _provenance(plan, record) if output.provenance else {}
     if output.cluster_size:
         size, number = cluster if cluster[0] else (1, cluster_id(record_source(plan, record.row)))
         own |= {"cluster_id": f"{number & (1 << 64) - 1:016x}", "cluster_size": size}
@@ -109,14 +109,17 @@ def sort_key(plan: Plan, row: Row) -> int:
     return xxhash.xxh3_64_intdigest(f"{manifest.seed} {record_source(plan, row)}".encode())
 
 
-def _provenance(plan: Plan, row: Row) -> dict[str, Any]:
+def _provenance(plan: Plan, record: ReplayedRecord) -> dict[str, Any]:
     """A text's source and the programs that made it; all rows of a run have the same keys."""
+    row = record.row
     out: dict[str, Any] = {"source": record_source(plan, row), "outcome": row.outcome}
     for stage in plan.manifest.stages:
         if stage.level == "doc":
             out["doc"] = row.doc.program if row.doc else None
         else:
             out["chunk"] = [call.program for call in row.windows]
+    if plan.manifest.dedup.lines:
+        out["merge"] = record.merge_program or None
     return out
 
 

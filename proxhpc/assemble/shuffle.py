@@ -17,9 +17,9 @@ import numpy as np
 import orjson
 import zstandard
 
+from proxhpc.assemble.line_edits import replay_corpus
 from proxhpc.assemble.match_result import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import bucket_starts
-from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row, decode_row, sort_key
 from proxhpc.corpus.disk import replacing
 from proxhpc.dedup.arrays import damaged_file
@@ -30,18 +30,23 @@ from proxhpc.run.shards import shard_groups
 
 BUCKET = 256 << 20  # bytes of rows that are held and sorted at a time
 
-_RECORD = struct.Struct("<QQQII")  # sort key, bytes of text, tokens, file, bytes of the row
+# Sort key, bytes of text, tokens, removed tokens, file, bytes of the row.
+_RECORD = struct.Struct("<QQQQII")
 _FOOTER = struct.Struct("<8s16sII")  # magic, the match's digest, blocks, buckets
 _MAGIC = b"PXROWS\x01\0"
 
 
 class CorpusRow(NamedTuple):
-    """A row of the corpus, the number of its input file, and the size of its text."""
+    """A row of the corpus, the number of its input file, and the size of its text.
+
+    `removed_tokens` were removed with repeated lines.
+    """
 
     row: dict[str, Any]
     file: int
     text_bytes: int
     tokens: int
+    removed_tokens: int
 
 
 class _Record(NamedTuple):
@@ -50,11 +55,12 @@ class _Record(NamedTuple):
     sort_key: int
     text_bytes: int
     tokens: int
+    removed_tokens: int
     file: int
     line: bytes
 
     def encode(self) -> bytes:
-        return _RECORD.pack(*self[:4], len(self.line)) + self.line
+        return _RECORD.pack(*self[:5], len(self.line)) + self.line
 
 
 def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
@@ -64,15 +70,15 @@ def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
         return
     digests = match.flags[group], match.clusters[group]
     documents, clusters = load_survivors(run, match.digest, group, *digests)
-    records = replay_documents(run, plan, documents)
+    records = replay_corpus(run, plan, match, group, documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         writer = _BucketWriter(file, match)
         for record, cluster in zip(records, clusters.tolist(), strict=True):
-            row = record.row
+            row, removed = record.row, record.removed_tokens
             line = orjson.dumps(corpus_row(plan, record, cluster))
             key = sort_key(plan, row)
-            writer.add(_Record(key, row.bytes_out, row.tokens_out, row.file, line))
+            writer.add(_Record(key, row.bytes_out, row.tokens_out, removed, row.file, line))
         writer.finish()
 
 
@@ -86,7 +92,8 @@ def gather_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Itera
             for record in _read_bucket(run.scattered(group), match, bucket)
         ]
         for record in sorted(records, key=lambda record: record.sort_key):
-            yield CorpusRow(decode_row(record.line), record.file, record.text_bytes, record.tokens)
+            _, text_bytes, tokens, removed, file, line = record
+            yield CorpusRow(decode_row(line), file, text_bytes, tokens, removed)
 
 
 class _BucketWriter:
@@ -168,7 +175,7 @@ def _read_bucket(path: Path, match: MatchResult, bucket: int) -> Iterator[_Recor
 def _decode(data: bytes) -> Iterator[_Record]:
     offset = 0
     while offset < len(data):
-        key, text_bytes, tokens, file, length = _RECORD.unpack_from(data, offset)
+        key, text_bytes, tokens, removed, file, length = _RECORD.unpack_from(data, offset)
         offset += _RECORD.size
-        yield _Record(key, text_bytes, tokens, file, data[offset : offset + length])
+        yield _Record(key, text_bytes, tokens, removed, file, data[offset : offset + length])
         offset += length

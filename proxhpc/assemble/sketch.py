@@ -24,7 +24,14 @@ from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import file_digest, load_json, read_blocks, save_json
 from proxhpc.dedup.exchange import ExchangeWriter
-from proxhpc.dedup.hashes import NO_FILES, SKETCH_DTYPE, Sketch, SketchDigests, SketchWriter
+from proxhpc.dedup.hashes import (
+    NO_FILES,
+    SKETCH_DTYPE,
+    RowNumbers,
+    Sketch,
+    SketchDigests,
+    SketchWriter,
+)
 from proxhpc.dedup.sorting import Flags, Scratch
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
@@ -147,6 +154,8 @@ def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
     yield from (run.sketch(receipt.group), run.sketch_hashes(receipt.group))
     if receipt.files.signatures:
         yield run.signatures(receipt.group)
+    if receipt.files.lines:
+        yield run.sketch_lines(receipt.group)
     if receipt.quarantine:
         yield run.sketch_quarantine(receipt.group)
 
@@ -178,8 +187,11 @@ def _add_shards(
                 item.row.add_to(counts)
                 receipt.stats.add(plan, shard, item)
                 if item.document is not None and item.text is not None:
-                    size, key = _row_bytes(plan, item), sort_key(plan, item.row)
-                    writer.add(item.document, item.text, (shard, item.number), size, key)
+                    row = item.row
+                    numbers = RowNumbers(
+                        _row_bytes(plan, item), sort_key(plan, row), row.tokens_out
+                    )
+                    writer.add(item.document, item.text, (shard, item.number), numbers)
                 elif item.row.outcome == "quarantined":
                     quarantine.write(quarantine_row(plan, item))
             counts.check(f"shard {shard}")
@@ -213,4 +225,4 @@ def _add_external(plan: Plan, piece: int, receipt: SketchReceipt, writer: Sketch
         if isinstance(record, BadRecord):
             receipt.unreadable += 1
         else:
-            writer.add(record, record.text, (shard, number))
+            writer.add(record, record.text, (shard, number), RowNumbers())

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from proxhpc.account.counts import Counts
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.listings import DocumentName
-from proxhpc.assemble.match_result import MatchResult
+from proxhpc.assemble.match_result import LineCounts, MatchResult
 from proxhpc.assemble.sketch import SketchReceipt, SortedCounts
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
@@ -32,17 +32,15 @@ class FileCounts:
     quarantined: int
     duplicates: int
     written: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Refined documents that are no duplicates, but not written, by reason."""
 
     def check(self) -> None:
         """Raise StopError unless every document is accounted for exactly once."""
         reached = self.kept + self.edited
         if self.documents != reached + self.dropped + self.quarantined:
             raise StopError(f"input {self.name}: {self} does not add up")
-        if reached != self.written + self.duplicates:
-            raise StopError(
-                f"input {self.name}: {quantity(reached, 'document')} reached the merge,"
-                f" but {self.written} written + {quantity(self.duplicates, 'duplicate')}"
-            )
+        _check_merged(f"input {self.name}", reached, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,11 @@ class SharedIds:
 
 @dataclass(frozen=True, slots=True)
 class MergeSummary:
-    """Counts of a merged run. `text_bytes` and `tokens` are of the corpus's texts."""
+    """Counts of a merged run. `text_bytes` and `tokens` are of the corpus's texts.
+
+    `lines` counts repeated lines that were removed, None without `dedup.lines`; `removed_tokens`
+    were in those of written documents.
+    """
 
     match_digest: str
     counts: SortedCounts
@@ -96,6 +98,13 @@ class MergeSummary:
     files: tuple[FileCounts, ...]
     parts: tuple[PartReceipt, ...]
     stats: CorpusStats = field(default_factory=CorpusStats)
+    lines: LineCounts | None = None
+    removed_tokens: int = 0
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Refined documents that are no duplicates, but not written, by reason."""
+        return left_out_by_reason(self.lines.left_out if self.lines else 0)
 
     def check(self) -> None:
         """Raise StopError unless files, phases and the run balance."""
@@ -116,11 +125,11 @@ class MergeSummary:
                 raise StopError(
                     f"run: {quantity(total, 'document')} {name}, by input file {by_file}"
                 )
-        if self.counts.in_corpus != self.written + self.duplicates.documents:
-            raise StopError(
-                f"run: {quantity(self.counts.in_corpus, 'document')} reached the merge, but"
-                f" {self.written} written + {quantity(self.duplicates.documents, 'duplicate')}"
-            )
+        for reason, total in self.left_out.items():
+            if (by_file := sum(file.left_out.get(reason, 0) for file in self.files)) != total:
+                raise StopError(f"run: {total} documents left out ({reason}), by file {by_file}")
+        run = FileCounts("", 0, 0, 0, 0, 0, totals["duplicates"], self.written, self.left_out)
+        _check_merged("run", self.counts.in_corpus, run)
 
     def encode(self) -> bytes:
         """JSON form."""
@@ -135,6 +144,21 @@ class MergeSummary:
             return None
         except ValueError as error:
             raise damaged_file(run.merge_summary) from error
+
+
+def left_out_by_reason(lines: int) -> dict[str, int]:
+    """Numbers of documents that are left out, without reasons that no document has."""
+    return {"repeated_lines": lines} if lines else {}
+
+
+def _check_merged(name: str, reached: int, counts: FileCounts) -> None:
+    left_out = sum(counts.left_out.values())
+    if reached != counts.written + counts.duplicates + left_out:
+        raise StopError(
+            f"{name}: {quantity(reached, 'document')} reached the merge,"
+            f" but {counts.written} written + {quantity(counts.duplicates, 'duplicate')}"
+            + (f" + {left_out} left out" if left_out else "")
+        )
 
 
 def summarize_merge(
@@ -182,6 +206,8 @@ def summarize_merge(
         files=tuple(_count_files(plan, receipts, match, written)),
         parts=tuple(parts),
         stats=stats,
+        lines=match.lines if plan.manifest.dedup.lines else None,
+        removed_tokens=sum(part.removed_tokens for part in parts),
     )
     summary.check()
     return summary
@@ -202,10 +228,11 @@ def _count_files(
             edited=outcomes["edited"],
             dropped=outcomes["dropped"],
             quarantined=outcomes["quarantined"],
-            duplicates=outcomes["kept"] + outcomes["edited"] - survivors,
+            duplicates=outcomes["kept"] + outcomes["edited"] - survivors - left_out,
             written=written.get(file, 0),
+            left_out=left_out_by_reason(left_out),
         )
-        for file, (info, outcomes, survivors) in enumerate(
-            zip(plan.inputs, counts, match.survivors, strict=True)
+        for file, (info, outcomes, survivors, left_out) in enumerate(
+            zip(plan.inputs, counts, match.survivors, match.left_out, strict=True)
         )
     ]

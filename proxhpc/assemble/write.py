@@ -8,9 +8,9 @@ import numpy as np
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.columns import make_encoder, text_shape
+from proxhpc.assemble.line_edits import replay_corpus
 from proxhpc.assemble.match_result import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
-from proxhpc.assemble.replay import replay_documents
 from proxhpc.assemble.rows import corpus_row
 from proxhpc.assemble.shape import RowShape, ShapeCollector
 from proxhpc.assemble.shuffle import CorpusRow, gather_part
@@ -27,8 +27,9 @@ from proxhpc.run.shards import shard_groups
 class PartReceipt:
     """One part's rows, its file, and sums over its documents.
 
-    `bytes_raw` counts the rows as JSON lines, `text_bytes` the texts alone. `files` counts
-    documents by number of input file, in input order. `shape` has the fields of JSON lines.
+    `bytes_raw` counts the rows as JSON lines, `text_bytes` the texts alone. `removed_tokens` were
+    removed with repeated lines. `files` counts documents by number of input file, in input order.
+    `shape` has the fields of JSON lines.
     """
 
     match_digest: str
@@ -41,6 +42,7 @@ class PartReceipt:
     tokens: int
     files: dict[int, int]
     shape: RowShape
+    removed_tokens: int = 0
 
 
 def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
@@ -56,7 +58,7 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     path = run.part(part, output.format)
     path.parent.mkdir(parents=True, exist_ok=True)
     run.part_receipt(part).parent.mkdir(parents=True, exist_ok=True)
-    text_bytes = tokens = 0
+    text_bytes = tokens = removed = 0
     files: Counter[int] = Counter()
     shapes = ShapeCollector()
     rows = gather_part(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
@@ -65,10 +67,11 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
             writer.write(item.row)
             text_bytes += item.text_bytes
             tokens += item.tokens
+            removed += item.removed_tokens
             files[item.file] += 1
             if output.metadata == "fields":
                 shapes.add(item.row)
-        _check(writer, match.parts[part])
+        _check(writer, match.parts[part], same_size=not match.lines.lines)
         written = writer.close()
     receipt = PartReceipt(
         match_digest=match.digest,
@@ -79,6 +82,7 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         sha256=written.sha256,
         text_bytes=text_bytes,
         tokens=tokens,
+        removed_tokens=removed,
         files=dict(sorted(files.items())),
         shape=shapes.shape if output.metadata == "fields" else text_shape(output),
     )
@@ -99,8 +103,10 @@ def finished_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Par
     return None
 
 
-def _check(writer: PartWriter, expected: PartRange) -> None:
-    if (writer.documents, writer.bytes_raw) != (expected.documents, expected.bytes):
+def _check(writer: PartWriter, expected: PartRange, *, same_size: bool) -> None:
+    """Check a part's sizes against the match, which knows rows with their repeated lines only."""
+    size = writer.bytes_raw if same_size else expected.bytes
+    if (writer.documents, size) != (expected.documents, expected.bytes):
         raise StopError(
             f"{writer.path} would have {quantity(writer.documents, 'document')} with"
             f" {quantity(writer.bytes_raw, 'byte')},"
@@ -119,7 +125,11 @@ def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[
         documents, clusters = load_survivors(run, match.digest, group, *digests)
         keys = sort_keys(documents, plan.manifest.output)
         chosen = (keys >= first) & (keys <= last)
-        records = replay_documents(run, plan, documents[chosen])
+        records = replay_corpus(run, plan, match, group, documents[chosen])
         for record, cluster in zip(records, clusters[chosen].tolist(), strict=True):
-            text, row = corpus_row(plan, record, cluster), record.row
-            yield CorpusRow(text, row.file, row.bytes_out, row.tokens_out)
+            text, row, removed = (
+                corpus_row(plan, record, cluster),
+                record.row,
+                record.removed_tokens,
+            )
+            yield CorpusRow(text, row.file, row.bytes_out, row.tokens_out, removed)

@@ -1,8 +1,8 @@
 """Documents as fixed-width numbers, and the keys by which duplicates are found.
 
-A group of documents has three files: 64 bytes of each document in input order, the hashes of texts
-or URLs for the units that look for equal ones, and the MinHash signatures if near-duplicates are
-removed.
+A group of documents has 64 bytes of each document in input order, the hashes of texts or URLs for
+the units that look for equal ones, the MinHash signatures if near-duplicates are removed, and the
+hashes of its lines if repeated lines are.
 """
 
 import re
@@ -23,6 +23,7 @@ from proxhpc.corpus.hosts import canonical_url
 from proxhpc.corpus.records import get_field
 from proxhpc.dedup.arrays import ArrayWriter
 from proxhpc.dedup.exchange import ExchangeWriter, partition_of
+from proxhpc.dedup.lines import LineWriter
 from proxhpc.dedup.minhash import MinHasher, compress_slots
 from proxhpc.dedup.shingles import fold, mix_bits
 from proxhpc.run.paths import RunDir
@@ -57,13 +58,22 @@ Sketch = npt.NDArray[np.void]  # documents of one group, of SKETCH_DTYPE
 
 
 class SketchDigests(NamedTuple):
-    """Digests of a group's arrays; `signatures` is "" if it has none."""
+    """Digests of a group's arrays; "" for one that it does not have."""
 
     documents: str
     signatures: str
+    lines: str = ""
 
 
 NO_FILES = SketchDigests("", "")
+
+
+class RowNumbers(NamedTuple):
+    """Of a document's row in the corpus: its size, its sort key, and the tokens of its text."""
+
+    size: int = 0
+    sort_key: int = 0
+    tokens: int = 0
 
 
 class SketchWriter:
@@ -88,9 +98,13 @@ class SketchWriter:
         run.signatures(group).unlink(missing_ok=True)
         if near := dedup.near:
             self._signatures = ArrayWriter(run.signatures(group), "<u2", near.bands * near.rows)
+        self._lines: LineWriter | None = None
+        run.sketch_lines(group).unlink(missing_ok=True)
+        if dedup.lines and not external:
+            self._lines = LineWriter(run.sketch_lines(group), dedup.lines.min_chars)
 
     def __enter__(self) -> Self:
-        for writer in (self._rows, self._signatures):
+        for writer in (self._rows, self._signatures, self._lines):
             if writer:
                 self._stack.enter_context(writer)
         return self
@@ -106,6 +120,8 @@ class SketchWriter:
             return
         with self._stack:
             self._flush(last=True)
+            if self._lines:
+                self._lines.flush()
         self._hashes.finish()
 
     @property
@@ -116,14 +132,12 @@ class SketchWriter:
     @property
     def digests(self) -> SketchDigests:
         """Digests of the written files."""
-        signatures = self._signatures.digest if self._signatures else ""
-        return SketchDigests(self._rows.digest, signatures)
+        arrays = (self._rows, self._signatures, self._lines)
+        return SketchDigests(*(array.digest if array else "" for array in arrays))
 
-    def add(
-        self, document: Document, text: str, key: RecordKey, row_bytes: int = 0, sort_key: int = 0
-    ) -> None:
+    def add(self, document: Document, text: str, key: RecordKey, row: RowNumbers) -> None:
         """Add the next document; `text` is what is compared."""
-        if not self._dedup.compares_texts:
+        if not (self._dedup.compares_texts or self._dedup.lines):
             text = ""  # nothing is
         folded = fold(text)
         content, within = xxhash.xxh3_128_intdigest(folded.data), 0
@@ -137,14 +151,16 @@ class SketchWriter:
             url = url_key(self._dedup, document.fields)
             self.with_url += url != 0
             self._urls.append((url >> 64 ^ within if url else 0, url & 0xFFFFFFFFFFFFFFFF))
+        if self._lines is not None:
+            self._lines.add(self.documents, text, row.tokens, within)
         self._packed += _PACK.pack(
             content >> 64 ^ within,
             content & 0xFFFFFFFFFFFFFFFF,
             xxhash.xxh3_64_intdigest(document.id.encode()),
             rank,
-            sort_key,
+            row.sort_key,
             len(folded),
-            row_bytes,
+            row.size,
             *key,
             0,
             self._external,

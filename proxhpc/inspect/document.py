@@ -23,7 +23,8 @@ class Inspection:
 
     `document` is None for a record that could not be read, `after` for a document that does not
     reach the merge. `removed` are the ranges of removed lines. `notes` name contradictions. `shard`
-    is None for a document of no run.
+    is None for a document of no run. `merge_program` removed repeated lines after the others; of a
+    document that is `left_out`, too many.
     """
 
     source: str
@@ -37,6 +38,8 @@ class Inspection:
     removed: Sequence[Range] = ()
     notes: tuple[str, ...] = ()
     duplicate_of: Survivor | None = None
+    merge_program: str = ""
+    left_out: bool = False
 
     @property
     def before(self) -> str | None:
@@ -46,7 +49,13 @@ class Inspection:
     @property
     def outcome(self) -> str:
         """What became of the document."""
-        return "duplicate" if self.duplicate_of else self.row.outcome
+        outcome = "left_out" if self.left_out else self.row.outcome
+        return "duplicate" if self.duplicate_of else outcome
+
+    @property
+    def reason(self) -> str:
+        """Why it was dropped, quarantined or left out."""
+        return "repeated_lines" if self.left_out else self.row.reason
 
     @cached_property
     def _numbers(self) -> dict[int, int | None]:
@@ -98,7 +107,7 @@ class Inspection:
             shard=self.shard,
             published=self.published,
             outcome=self.outcome,
-            reason=row.reason,
+            reason=self.reason,
             detail=row.detail,
             duplicate_of=self.duplicate_of,
             flags=row.flags,
@@ -113,6 +122,7 @@ class Inspection:
             strings_replaced=row.strings_replaced,
             doc_program=self._program(row.doc) if row.doc else None,
             chunk_programs=tuple(map(self._program, row.windows)),
+            merge_program=self.merge_program or None,
             before=self.before,
             after=self.after,
             unreadable=row.head.decode("utf-8", "replace") if self.before is None else None,
@@ -129,7 +139,7 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
     document = _read(plan, row)
     result: ReplayResult | None = None
     survivor: Survivor | None = None
-    notes: list[str] = []
+    program, left_out, notes = "", False, list[str]()
     if document is not None and row.outcome != "quarantined":
         result = _replay(plan, row, document.text, notes)
     if hit.published and row.outcome in ("kept", "edited"):
@@ -140,6 +150,14 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
                 "the merge left it out as a duplicate, but the file that names the document in its"
                 f" place is gone: {error.filename}"
             )
+        program, left_out = pairs.merge_program(hit.shard, hit.number)
+        if program and result:
+            from proxhpc.assemble.line_edits import (
+                remove_repeated_lines,
+            )  # numpy, only after a merge
+
+            after = remove_repeated_lines(result.text, program)
+            result = result._replace(text=after.text)
     return Inspection(
         source=record_source(plan, row),
         shard=hit.shard,
@@ -152,6 +170,8 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
         removed=result.removed if result else (),
         notes=tuple(notes),
         duplicate_of=survivor,
+        merge_program=program,
+        left_out=left_out,
     )
 
 

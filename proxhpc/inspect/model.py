@@ -48,9 +48,10 @@ class InspectedDocument(OutputModel):
     published: bool
     """Whether the shard's ledger is published. If not, the shard may be refined again."""
     outcome: str
-    """`kept`, `edited`, `dropped`, `quarantined` or, only after the merge, `duplicate`."""
+    """`kept`, `edited`, `dropped`, `quarantined` or, only after the merge, `duplicate` or
+    `left_out`."""
     reason: str
-    """Why it was dropped or quarantined."""
+    """Why it was dropped, quarantined or left out."""
     detail: str
     """Error message of a quarantined document."""
     duplicate_of: Survivor | None
@@ -79,10 +80,13 @@ class InspectedDocument(OutputModel):
     """Program of the doc stage."""
     chunk_programs: tuple[InspectedProgram, ...]
     """Programs of the chunk stage, one for each window."""
+    merge_program: str | None
+    """Program by which the merge removed repeated lines of the refined text; null if it did not."""
     before: str | None
     """The raw text; null for a record that could not be read."""
     after: str | None
-    """The refined text; null for a document that was dropped or quarantined."""
+    """The refined text, after the merge without repeated lines; null for a document that was
+    dropped or quarantined."""
     unreadable: str | None
     """Beginning of a record that could not be read."""
     notes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Which documents the merge left out as duplicates, and which one survives in their place."""
+"""What the merge did to documents: duplicates with their survivors, and removed lines."""
 
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -43,10 +43,26 @@ class DuplicatePairs:
         row = next(islice(rows, duplicates.index((shard, record)), None))
         return Survivor(**row["survivor"], similarity=row["similarity"])
 
+    def merge_program(self, shard: int, record: int) -> tuple[str, bool]:
+        """The program that removed a record's repeated lines, and whether it was left out for them.
+
+        "" if there is none.
+        """
+        if self._match is None or not self._match.lines:
+            return "", False
+        from proxhpc.assemble.line_edits import is_left_out, read_line_programs
+
+        group = self._group(shard)
+        programs = read_line_programs(self.run, self._match, group)
+        program = next((text for key, text in programs if key == (shard, record)), "")
+        return program, program != "" and is_left_out(self.run, self._match, group, (shard, record))
+
+    def _group(self, shard: int) -> int:
+        return next(n for n, shards in enumerate(shard_groups(self.plan)) if shard in shards)
+
     def _duplicates(self, shard: int) -> tuple[int, "GroupDuplicates"]:
         """The group of a shard, and its duplicates."""
-        groups = shard_groups(self.plan)
-        group = next(number for number, shards in enumerate(groups) if shard in shards)
+        group = self._group(shard)
         if self._match is None:
             return group, []
         if group not in self._groups:

@@ -22,6 +22,7 @@ OUTCOME_STYLES = {
     "edited": "yellow",
     "dropped": "red",
     "duplicate": "magenta",
+    "left_out": "magenta",
     "quarantined": "bold red",
 }
 SIGNS = {"same": " ", "removed": "-", "added": "+"}
@@ -38,13 +39,16 @@ def render_inspection(item: Inspection) -> Iterator[RenderableType]:
         yield Text(f"note: {safe(note)}", style="bold yellow")
     if item.row.doc is not None:
         yield Text("\ndoc program", style="bold").append_text(_remark(item.row.doc))
-        yield _program(item.row.doc)
+        yield _program(item.row.doc.program)
     for number, call in enumerate(item.row.windows, 1):
         title = f"\nchunk program {number} of {len(item.row.windows)}"
         if seen := item.window_numbers(call):
             title += f", lines {_label(seen[0])} to {_label(seen[-1])}"
         yield Text(title, style="bold").append_text(_remark(call))
-        yield _program(call)
+        yield _program(call.program)
+    if item.merge_program:
+        yield Text("\nprogram of the merge, for repeated lines of the refined text", style="bold")
+        yield _program(item.merge_program)
     yield Text("\ntext", style="bold")
     yield from _text(item)
 
@@ -55,8 +59,8 @@ def _facts(item: Inspection) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     outcome = Text(safe(item.outcome), style=OUTCOME_STYLES.get(item.outcome, ""))
-    if row.reason:
-        reason = dict.fromkeys((row.reason, reason_text(row.reason)))
+    if item.reason:
+        reason = dict.fromkeys((item.reason, reason_text(item.reason)))
         outcome.append(f" ({safe(': '.join(reason))})", style="")
     unfinished = "" if item.published else ", not finished: this is an unpublished attempt"
     tokens = f"{_change(row.tokens_in, row.tokens_out)}, {safe(short_name(item.token_unit))}"
@@ -122,8 +126,8 @@ def _remark(call: Call) -> Text:
     return Text("".join(f"  ({part})" for part in parts), style="dim")
 
 
-def _program(call: Call) -> Text:
-    lines = call.program.rstrip("\n").split("\n")
+def _program(program: str) -> Text:
+    lines = program.rstrip("\n").split("\n")
     return Text("\n".join(f"  {safe_line(line)}" for line in lines), style="cyan")
 
 

@@ -8,6 +8,7 @@ from proxhpc.assemble.phases import in_arrays
 from proxhpc.assemble.rounds import EXCHANGES, UnitKind, unit_count
 from proxhpc.assemble.shuffle import BUCKET
 from proxhpc.dedup.hashes import SKETCH_DTYPE
+from proxhpc.dedup.lines import LINE_DTYPE
 from proxhpc.plan.model import PhaseSpace, SpacePhase
 from proxhpc.run.lease import HEARTBEAT_SECONDS
 from proxhpc.run.paths import SHARDS_PER_FOLDER
@@ -21,6 +22,7 @@ _SHARD_BYTES = 600  # of a shard in the plan, and of its ledger's summary
 # For each document: its hashes for exact duplicates, and what the match phase leaves behind.
 _HASH_BYTES, _MATCHED_BYTES = 40, 4
 _ROW_BYTES = 8  # of a column of the rows that rounds exchange
+_LINE_CHARS = 100  # of the corpus for each line that is long enough to be compared
 _FILES_OF_ROUNDS = 3  # that exist at the same time, for each unit
 _SCATTERED = 1.15  # scattered rows in relation to the corpus, at a lower zstd level
 _REPORT_BYTES = 400_000  # report, examples and listings
@@ -54,14 +56,17 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     refined = sizes.ledger_bytes + _SHARD_BYTES * len(plan.shards) + _progress_bytes(plan, sizes)
     inodes, in_progress = _refine_inodes(plan, site)
     phases: list[tuple[SpacePhase, int, int]] = [("refine", refined, inodes + in_progress)]
-    sketched = refined + documents * _sketch_bytes(plan)
-    inodes += 1 + groups * (4 if near else 3)
+    lines = sizes.corpus_bytes_raw // _LINE_CHARS if plan.manifest.dedup.lines else 0
+    sketched = refined + documents * _sketch_bytes(plan) + lines * LINE_DTYPE.itemsize
+    inodes += 1 + groups * (3 + bool(near) + bool(lines))
     phases.append(("sketch", sketched, inodes))
     units = sum(unit_count(plan, kind) for kind in _UNIT_KINDS)
-    in_rounds = sketched + documents * _exchanged_bytes(plan)
+    in_lines = lines * EXCHANGES["lines"].columns * _ROW_BYTES  # bands have no files by then
+    in_rounds = sketched + max(documents * _exchanged_bytes(plan), in_lines)
     phases.append(("match", in_rounds, inodes + _FILES_OF_ROUNDS * units))
     matched = sketched + documents * _MATCHED_BYTES
-    inodes += 6 + (2 + output.cluster_size) * groups  # flags, listings and clusters
+    # Flags, listings, clusters and programs.
+    inodes += 6 + (2 + output.cluster_size + bool(lines)) * groups
     scattered, scattered_files = 0, 0
     if output.shuffle:
         scattered, scattered_files = round(_SCATTERED * sizes.corpus_bytes), 1 + groups

@@ -63,6 +63,7 @@ def document_flow(documents: DocumentTotals) -> tuple[list[FlowBox], list[FlowBa
     ends = [
         ("written", WRITTEN, documents.written or 0),
         ("duplicate", "duplicates", documents.duplicates or 0),
+        ("dropped", "left out", sum((documents.left_out or {}).values())),
     ]
     first = [*_column([("in", "read", documents.read)], 0.0, BAR_WIDTH, scale)]
     middle = [*_column(outcomes, 68.0, 192.0, scale)]

@@ -241,10 +241,13 @@ class OutcomeTokens(OutputModel):
     After the merge, the tokens of all entries add up to the raw tokens of the run.
     """
 
-    outcome: Literal["dropped", "quarantined", "edited", "duplicate", "written"]
-    """For `edited`: tokens removed from edited documents. `written`: tokens of the corpus."""
+    outcome: Literal[
+        "dropped", "quarantined", "edited", "duplicate", "left_out", "shortened", "written"
+    ]
+    """For `edited`: tokens removed from edited documents; `shortened`: tokens that the merge
+    removed from documents of the corpus. `written`: tokens of the corpus."""
     reason: str
-    """Why documents were dropped or quarantined."""
+    """Why documents were dropped, quarantined, left out or shortened."""
     documents: int
     """Documents with this outcome."""
     raw_tokens: int | None
@@ -395,6 +398,8 @@ class InputReport(OutputModel):
     """Documents quarantined."""
     duplicates: int
     """Kept and edited documents that were left out as duplicates."""
+    left_out: dict[str, int]
+    """Kept and edited documents that were left out otherwise, by reason."""
     written: int
     """Documents in the corpus."""
     written_ratio: float | None
@@ -429,6 +434,9 @@ class Report(AccountBase):
     """Programs by stage."""
     duplicate_sets: DuplicateReport
     """Sets of duplicates."""
+    repeated_lines: int | None
+    """Lines that the merge removed from documents of the corpus because others repeat them; null
+    without `dedup.lines`."""
     shared_ids: int
     """Documents of the corpus with the id of an earlier one, but another text."""
     examples: tuple[ExampleReport, ...]

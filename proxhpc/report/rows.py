@@ -42,6 +42,9 @@ class Lane:
 PageTable = list[tuple[str | Bar | Lane, ...]]
 
 
+_BAR_KINDS = {"left_out": "dropped", "shortened": "edited"}  # others are as outcomes
+
+
 def _bar(part: float | None, total: float | None, kind: str) -> Bar:
     return Bar(min(max(part / total, 0.0), 1.0) if part and total else 0.0, kind)
 
@@ -84,7 +87,7 @@ def outcome_table(report: AccountBase) -> PageTable:
         cells = ("", "") if size is None else (short(size), percentage(size, tokens))
         counted = (whole(number), percentage(number, documents), *cells)
         if number or entry.outcome == "written":
-            bar = _bar(part, total, entry.outcome)
+            bar = _bar(part, total, _BAR_KINDS.get(entry.outcome, entry.outcome))
             table.append((label(entry.outcome, entry.reason), *counted, bar))
     return table
 
@@ -201,12 +204,16 @@ def span(low: int, high: int) -> str:
 
 def input_table(inputs: Sequence[InputReport]) -> PageTable:
     """Input files."""
-    outcomes = (KEPT, "edited", "dropped", "quarantined", "duplicates", WRITTEN)
+    outcomes = [KEPT, "edited", "dropped", "quarantined", "duplicates", WRITTEN]
+    has_left_out = any(entry.left_out for entry in inputs)
+    outcomes[5:5] = ["left out"] * has_left_out
     rows: PageTable = [
         (
             entry.name,
             *map(whole, (entry.documents, entry.kept, entry.edited, entry.dropped)),
-            *map(whole, (entry.quarantined, entry.duplicates, entry.written)),
+            *map(whole, (entry.quarantined, entry.duplicates)),
+            *(whole(sum(e.left_out.values())) for e in [entry] * has_left_out),
+            whole(entry.written),
             percent(entry.written_ratio),
             _bar(entry.written, entry.documents, "written"),
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.examples import ExampleTexts
+from proxhpc.assemble.match_result import LineCounts
 from proxhpc.assemble.stats import LARGEST, CorpusStats
 from proxhpc.assemble.summary import DuplicateCounts, MergeSummary
 from proxhpc.report.model import (
@@ -32,8 +33,14 @@ def outcome_tokens(counts: Counts, merged: MergeSummary | None) -> tuple[Outcome
     removed = counts.tokens_in - lost.total() - counts.tokens_out
     rows.append(("edited", "", counts.edited, removed if merged else None))
     if merged:
-        duplicates = merged.duplicates.documents
-        rows.append(("duplicate", "", duplicates, counts.tokens_out - merged.tokens))
+        lines = merged.lines or LineCounts()
+        left_out = [
+            ("left_out", "repeated_lines", lines.left_out, lines.left_out_tokens),
+            ("shortened", "repeated_lines", lines.documents, merged.removed_tokens),
+        ]
+        tokens = counts.tokens_out - merged.tokens - sum(row[3] for row in left_out)
+        rows.append(("duplicate", "", merged.duplicates.documents, tokens))
+        rows += [row for row in left_out if row[2]]
         rows.append(("written", "", merged.written, merged.tokens))
     names = OutcomeTokens.model_fields
     return tuple(OutcomeTokens.model_validate(dict(zip(names, row, strict=True))) for row in rows)

@@ -13,6 +13,8 @@ _MIN_CAUSE = 0.03  # share of what was removed; a smaller cause is left out
 _LABELS = {
     "edited": "removed from edited documents",
     "duplicate": "left out as duplicates",
+    "left_out": "left out by the merge",
+    "shortened": "removed by the merge",
     "written": WRITTEN,
 }
 
@@ -66,11 +68,11 @@ def _causes(report: AccountBase) -> str:
         sizes = [(entry.raw_tokens or 0, entry) for entry in removed]
     else:
         unit, whole = "documents", report.documents.read
-        sizes = [(entry.documents, entry) for entry in removed if entry.outcome != "edited"]
+        sizes = [(e.documents, e) for e in removed if e.outcome not in ("edited", "shortened")]
     smallest = _MIN_CAUSE * sum(size for size, _ in sizes)
     words: list[str] = []
     for size, entry in sorted(sizes, key=lambda pair: -pair[0])[:_MAX_CAUSES]:
-        place: str = entry.outcome
+        place = entry.outcome.replace("left_out", "left out")
         if unit == "tokens":
             place = "in duplicates" if place == "duplicate" else f"in {place} documents"
         reason = f" ({safe(reason_text(entry.reason))})" if entry.reason else ""

@@ -95,6 +95,7 @@ def _counts(report: AccountBase) -> Table:
         ("dropped", sum(documents.dropped.values()), lost.get("dropped")),
         ("quarantined", sum(documents.quarantined.values()), lost.get("quarantined")),
         ("duplicates", documents.duplicates or 0, lost.get("duplicate")),
+        ("left out", sum((documents.left_out or {}).values()), lost.get("left_out")),
     ]
     shown = [("read", documents.read, tokens.read), *filter(itemgetter(1), columns), last]
     table = plain_table([""], map(itemgetter(0), shown))

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 RoundName = Literal[
     "urls", "texts", "exact", "bands", "candidates", "ship", "verify", "read", "compare", "settle",
-    "resolve", "name", "finish", "ids", "collect",
+    "resolve", "name", "lines", "repeated", "finish", "ids", "collect",
 ]  # fmt: skip
 MergePhaseName = Literal["sketch", "match", "start"] | RoundName | Literal["scatter", "write"]
 """In one job the match phase is `match`; in arrays it is `start` and the rounds."""

@@ -86,6 +86,10 @@ class RunDir:
         """Return the MinHash signatures of a group; missing without `dedup.near`."""
         return self.merge / "sketch" / f"{group:05d}.minhash.npy"
 
+    def sketch_lines(self, group: int) -> Path:
+        """Return the hashes of a group's lines; missing without `dedup.lines`."""
+        return self.merge / "sketch" / f"{group:05d}.lines.npy"
+
     def sketch_receipt(self, group: int) -> Path:
         """Return the counts of a group, written after its other files."""
         return self.merge / "sketch" / f"{group:05d}.json"
@@ -167,6 +171,10 @@ class MatchFiles:
     def clusters(self, group: int) -> Path:
         """Return the sets of a group's survivors; missing without `output.cluster_size`."""
         return self.root / "clusters" / f"{group:05d}.npy"
+
+    def line_programs(self, group: int) -> Path:
+        """Return the programs that remove a group's repeated lines; missing if there are none."""
+        return self.root / "line_programs" / f"{group:05d}.jsonl.zst"
 
 
 def shard_name(shard: int) -> str:

@@ -383,6 +383,21 @@ class Near(Config):
         return _compared(similarity, self.bands, self.rows)
 
 
+class RepeatedLines(Config):
+    """Removal of lines that the corpus has several times (CCNet and Dolma call lines paragraphs).
+
+    They are compared in lower case, with white space collapsed.
+    """
+
+    keep: Annotated[int, Field(strict=True, ge=0)] = 1
+    """How many occurrences of a line stay: the first ones in the input. With 0, no line stays that
+    occurs more than once."""
+    min_chars: Positive = 50
+    """Shorter lines always stay."""
+    min_kept_chars: Positive = 100
+    """A document that has fewer characters left is left out."""
+
+
 class Dedup(Config):
     """Removal of duplicates."""
 
@@ -413,6 +428,9 @@ class Dedup(Config):
     against: Corpus | None = None
     """Another corpus, used as it is (no model reads it). Documents that duplicate one of its
     documents are left out."""
+    lines: RepeatedLines | None = None
+    """Remove lines that the corpus has several times, after duplicates are left out. Off by
+    default; `lines: {}` turns it on with its defaults."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -423,9 +441,10 @@ class Dedup(Config):
         by_field = self.keep in ("highest", "lowest")
         if by_field != (self.by is not None):
             yield ("by",), f"{'required' if by_field else 'not used'} with keep: {self.keep}"
-        for key in ("against", "within"):
-            if getattr(self, key) and not (self.compares_texts or self.url):
-                yield (key,), "needs exact, near or url: otherwise nothing is compared"
+        if self.against and not (self.compares_texts or self.url):
+            yield ("against",), "needs exact, near or url: otherwise nothing is compared"
+        if self.within and not (self.compares_texts or self.url or self.lines):
+            yield ("within",), "needs exact, near, url or lines: otherwise nothing is compared"
         if self.within and self.against:
             yield ("within",), "not used with against, whose documents have other fields"
 

@@ -36,8 +36,11 @@ class DocumentTotals(OutputModel):
     """Those of the duplicates whose text is not identical; null before the merge."""
     url_duplicates: int | None
     """Those left out by their URL, whatever their texts; null before the merge."""
+    left_out: dict[str, int] | None
+    """Refined documents that are no duplicates, but left out of the corpus, by reason; null before
+    the merge."""
     written: int | None
-    """Documents in the corpus: refined - duplicates; null before the merge."""
+    """Documents in the corpus: refined - duplicates - left out; null before the merge."""
     written_ratio: float | None
     """Documents in the corpus, as a share of those read."""
 
@@ -120,6 +123,7 @@ def run_totals(counts: Counts, merged: "MergeSummary | None") -> RunTotals:
             duplicates=merged.duplicates.documents if merged else None,
             near_duplicates=merged.duplicates.near if merged else None,
             url_duplicates=merged.duplicates.same_url if merged else None,
+            left_out=merged.left_out if merged else None,
             written=written,
             written_ratio=ratio(written, counts.documents),
         ),

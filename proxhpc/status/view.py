@@ -197,8 +197,10 @@ def _outcomes(status: Status) -> Table:
         ("dropped", sum(documents.dropped.values()), _reasons(documents.dropped)),
         ("quarantined", sum(documents.quarantined.values()), _reasons(documents.quarantined)),
         ("duplicates", documents.duplicates, "kept or edited, but left out of the corpus"),
-        ("in the corpus", documents.written, ""),
     ]
+    if left_out := documents.left_out:
+        rows.append(("left out", sum(left_out.values()), _reasons(left_out)))
+    rows.append(("in the corpus", documents.written, ""))
     for name, number, remark in rows:
         if number is not None:
             share = percentage(number, documents.read)
