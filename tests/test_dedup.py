@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.assemble.text_rounds import overlap
+from proxhpc.corpus.document import Span
 from proxhpc.corpus.hosts import canonical_url
 from proxhpc.dedup.hashes import survivor_rank
 from proxhpc.dedup.minhash import minhash_slots
@@ -26,6 +28,7 @@ from proxhpc.inspect.document import Inspection
 from proxhpc.launch.launch import prepare_run
 from proxhpc.report import write_report
 from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
 from proxhpc.spec.sections import Dedup, Near
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
@@ -341,7 +344,16 @@ def test_a_dedup_section_that_contradicts_itself_is_refused(
         prepare_run(path, local_site(tmp_path), None)
 
 
-def test_duplicates_of_another_corpus_are_removed(tmp_path: Path) -> None:
+def test_duplicates_of_another_corpus_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, read_against = Counter[Span](), Plan.read_against
+
+    def counted(plan: Plan, span: Span, *args: Any, **options: Any) -> Any:
+        read[span] += 1
+        return read_against(plan, span, *args, **options)
+
+    monkeypatch.setattr(Plan, "read_against", counted)
     rows = pairs_around_threshold()
     others = [{"body": row["text"], "name": f"old-{row['id']}"} for row in rows[:20:2]]
     others.insert(3, {"name": "nothing to read"})
@@ -360,6 +372,7 @@ def test_duplicates_of_another_corpus_are_removed(tmp_path: Path) -> None:
     assert set(written_ids(run)) == {row["id"] for row in rows} - removed
     summary = MergeSummary.load(run)
     assert summary is not None
+    assert {*read.values()} == {2}  # to hash texts, and to compare those that hashes cannot decide
     counts = summary.duplicates
     assert (counts.external_documents, counts.external_unreadable) == (len(others) - 1, 1)
     assert counts.external == 10 + sum(similar[:10])

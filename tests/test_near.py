@@ -16,6 +16,8 @@ from proxhpc.dedup.minhash import band_keys, compress_slots, minhash_slots, simi
 from proxhpc.dedup.shingles import BLOCK, fold, shingles, shingles_of_each, word_hashes
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 from proxhpc.spec.sections import Near
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
@@ -110,16 +112,20 @@ def lines(words: Sequence[str]) -> str:
     return "\n".join(" ".join(words[n : n + 10]) + "." for n in range(0, len(words), 10))
 
 
-def merged(folder: Path, tokens: int, **options: Any) -> RunDir:
+def merged(folder: Path, tokens: int, dedup: dict[str, Any], **options: Any) -> RunDir:
     folder.mkdir(exist_ok=True)
-    rows = [{"id": f"d{n}", "text": text} for n, text in enumerate(texts())]
+    rows = [
+        {"id": f"d{n}", "text": text, "url": f"http://example.org/{n % 80}"}
+        for n, text in enumerate(texts())
+    ]
     source = write_jsonl(folder / "in.jsonl", rows)
     path = manifest(
         folder,
         [source],
         stages=[{"level": "chunk"}],
         sharding={"tokens": tokens},
-        dedup={"near": {}},
+        dedup=dedup,
+        output={"cluster_size": True},
     )
     run = prepare_run(path, local_site(folder), None)
     run_worker(run.dir, Assignment(), lambda _: None)
@@ -127,8 +133,8 @@ def merged(folder: Path, tokens: int, **options: Any) -> RunDir:
     return run.dir
 
 
-def test_near_duplicates_do_not_depend_on_shards_and_memory(tmp_path: Path) -> None:
-    run = merged(tmp_path / "one", 10**6)
+def test_of_near_duplicates_the_longest_survives(tmp_path: Path) -> None:
+    run = merged(tmp_path / "one", 10**6, {"near": {}})
     rows = [*read_listing(run.part(0))]
     assert len(rows) == 60
     pairs = [*read_listing(run.duplicates)]
@@ -139,7 +145,29 @@ def test_near_duplicates_do_not_depend_on_shards_and_memory(tmp_path: Path) -> N
     for pair in pairs:
         duplicate, survivor = pair["duplicate"]["id"], pair["survivor"]["id"]
         assert (-length[survivor], int(survivor[1:])) < (-length[duplicate], int(duplicate[1:]))
-    for tokens, options in ((2000, {"memory": 6000}), (500, {"processes": 2})):
-        other = merged(tmp_path / str(tokens), tokens, **options)
+
+
+def test_duplicates_do_not_depend_on_shards_groups_units_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dedup = {"near": {}, "url": "url", "survivors": 2}
+    run = merged(tmp_path / "one", 10**6, dedup)
+    assert len({row["proxhpc"]["cluster_size"] for row in read_listing(run.part(0))}) > 3
+    splits: list[tuple[int, int, dict[str, int]]] = [
+        (7, 1, {"memory": 6000}),
+        (64, 6, {}),
+        (64, 1, {"processes": 2}),
+    ]
+    for shards, groups, options in splits:
+        with monkeypatch.context() as patch:
+            if groups > 1:
+                patch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 20_000)
+                patch.setattr("proxhpc.assemble.rounds._KEY_BYTES", 20_000)
+                patch.setattr("proxhpc.assemble.rounds._EXACT_BYTES", 20_000)
+            tokens = 40_000 // shards
+            other = merged(tmp_path / f"{shards} {groups}", tokens, dedup, **options)
+            plan = Plan.load(other)
+            assert len(plan.shards) > shards - 2
+            assert len(shard_groups(plan)) > groups - 2
         assert other.part(0).read_bytes() == run.part(0).read_bytes()
-        assert [*read_listing(other.duplicates)] == pairs
+        assert other.duplicates.read_bytes() == run.duplicates.read_bytes()

@@ -11,14 +11,15 @@ import xxhash
 import zstandard
 
 from proxhpc.assemble.rows import record_source
-from proxhpc.assemble.sketch import external_records
+from proxhpc.assemble.sketch import require_receipt
 from proxhpc.corpus.disk import replacing
-from proxhpc.corpus.document import Document, SpanEnd
-from proxhpc.dedup.arrays import damaged_file
+from proxhpc.corpus.document import SpanEnd
+from proxhpc.dedup.arrays import check_file, damaged_file
 from proxhpc.dedup.hashes import RecordKey, Sketch
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.shards import shard_groups
 
 DocumentName = tuple[str, str]  # id, source
 
@@ -32,9 +33,11 @@ def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
             if not isinstance(row, SpanEnd):
                 yield row.id, record_source(plan, row)
         return
-    for record in external_records(plan, shard - len(plan.shards)):
-        source = f"{plan.against[record.file].name}:{record.position}"
-        yield (record.id if isinstance(record, Document) else ""), source
+    group = len(shard_groups(plan)) + shard - len(plan.shards)
+    path = run.sketch_names(group)
+    check_file(path, require_receipt(run, group).names)
+    for name in read_listing(path):
+        yield name["id"], name["source"]
 
 
 def name_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[DocumentName]:

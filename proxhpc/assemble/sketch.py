@@ -52,8 +52,9 @@ class SketchReceipt:
 
     `documents` are those to be matched. `unreadable` counts records of the external corpus; those
     of the run are in `counts`. `spans_by_shard` has the run's spans. `quarantine` is the digest of
-    the file with the group's quarantined records, "" if there are none. `ranked` counts documents
-    with a value of `dedup.by`, `with_url` those with a URL in `dedup.url`.
+    the file with the group's quarantined records, `names` that of the names of external records; ""
+    if there are none. `ranked` counts documents with a value of `dedup.by`, `with_url` those with a
+    URL in `dedup.url`.
     """
 
     plan: str
@@ -67,6 +68,7 @@ class SketchReceipt:
     counts: SortedCounts = field(default_factory=Counts)
     spans_by_shard: list[list[SpanStats]] = field(default_factory=list)
     quarantine: str = ""
+    names: str = ""
     stats: CorpusStats = field(default_factory=CorpusStats)
 
     @property
@@ -114,7 +116,7 @@ def sketch_group(run: RunDir, plan: Plan, group: int, memory: int) -> SketchRece
         if piece < 0:
             _add_shards(run, plan, groups[group], receipt, writer)
         else:
-            _add_external(plan, piece, receipt, writer)
+            _add_external(run, plan, piece, receipt, writer)
     receipt.documents, receipt.files = writer.documents, writer.digests
     receipt.ranked, receipt.with_url = writer.ranked, writer.with_url
     fault_point("sketch written")
@@ -158,6 +160,8 @@ def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
         yield run.sketch_lines(receipt.group)
     if receipt.quarantine:
         yield run.sketch_quarantine(receipt.group)
+    if receipt.names:
+        yield run.sketch_names(receipt.group)
 
 
 def ledger_tail(path: Path) -> str:
@@ -219,10 +223,18 @@ def _row_bytes(plan: Plan, record: ReplayedRecord) -> int:
     return size
 
 
-def _add_external(plan: Plan, piece: int, receipt: SketchReceipt, writer: SketchWriter) -> None:
-    shard = len(plan.shards) + piece
-    for number, record in enumerate(external_records(plan, piece)):
-        if isinstance(record, BadRecord):
-            receipt.unreadable += 1
-        else:
-            writer.add(record, record.text, (shard, number), RowNumbers())
+def _add_external(
+    run: RunDir, plan: Plan, piece: int, receipt: SketchReceipt, writer: SketchWriter
+) -> None:
+    """Add the documents of a piece, and write the names of its records, to read it no more."""
+    shard, path = len(plan.shards) + piece, run.sketch_names(receipt.group)
+    with PartWriter(path) as names:
+        for number, record in enumerate(external_records(plan, piece)):
+            document = None if isinstance(record, BadRecord) else record
+            source = f"{plan.against[record.file].name}:{record.position}"
+            names.write({"id": document.id if document else "", "source": source})
+            if document is None:
+                receipt.unreadable += 1
+            else:
+                writer.add(document, document.text, (shard, number), RowNumbers())
+    receipt.names = file_digest(path)
