@@ -296,13 +296,15 @@ def test_a_process_decompresses_a_file_once_for_all_its_spans(
 ) -> None:
     from proxhpc.corpus import readers
 
-    opened, read_chunks = [], readers.read_chunks
-    monkeypatch.setattr(readers, "read_chunks", lambda *a: opened.append(a) or read_chunks(*a))
+    opened: list[object] = []
+    for name in ("read_chunks", "detect_compression"):
+        real = getattr(readers, name)
+        monkeypatch.setattr(readers, name, lambda *a, real=real: opened.append(a) or real(*a))
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(pack(DATA, "gzip"))
     edges = [*range(0, len(DATA), 700), None]
     parts = [read(path, a or 0, b)[0] for a, b in pairwise(edges)]
     assert ids([item for part in parts for item in part]) == NAMES
-    assert len(opened) == 1
+    assert len(opened) == 2  # once to tell the compression, and once to read
     path.write_bytes(pack(DATA.replace(b"d1", b"e1"), "gzip"))  # a new file is not the open one
     assert "e19" in ids(read(path, 700)[0])

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import orjson
 import pytest
 
 from proxhpc import __version__
 from proxhpc.cli.main import main
+from proxhpc.corpus.inputs import InputInfo
 from proxhpc.errors import StopError, UserError
 from proxhpc.launch.launch import prepare_run
+from proxhpc.run import plan as plan_module
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from runs import document, local_site, manifest, planned, write_jsonl
@@ -68,3 +72,23 @@ def test_files_without_the_text_field_are_named_with_their_fields(tmp_path: Path
         prepare_run(manifest(tmp_path, bad[:1]), None, None)
     assert caught.value.hint.startswith("set corpus.text to the field with the text")
     assert not (tmp_path / "run").exists()
+
+
+def test_files_are_described_several_at_a_time_in_order_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_jsonl(tmp_path / f"{n}.jsonl", [document(n)]) for n in range(6)]
+    meeting, told = Barrier(3, timeout=60), list[str]()
+    describe_input = plan_module.describe_input
+
+    def describe(*arguments: Any, **options: Any) -> InputInfo:
+        meeting.wait()  # until three files are looked at
+        return describe_input(*arguments, **options)
+
+    monkeypatch.setattr(plan_module, "describe_input", describe)
+    run = prepare_run(manifest(tmp_path, paths), None, None, freeze=False, report=told.append)
+    assert [info.path for info in run.plan.inputs] == paths
+    assert told == [
+        *(f"reading the inputs: {n} of 6 files" for n in range(1, 7)),
+        "reading the first records of 6 files",
+    ]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,8 @@ SUFFIXES = (
     *_TEXT,
 )
 
+_THREADS = 16  # that look at files: most of the time they wait for the file system
+_WINDOWS = 2 << 30  # bytes of memory of their zstd windows
 _SAMPLE = 4 << 20  # decompressed bytes from which the content of a file is estimated
 _HEAD = 64 << 10  # decompressed bytes from which the format is told
 _EDGE = 64 << 10  # bytes at each end of a file that its fingerprint covers
@@ -98,6 +101,11 @@ def describe_input(
         return _describe_table(info) if by_rows else _describe_stream(info, max_window)
     except OSError as error:
         raise read_error(path, error) from error
+
+
+def reading_threads(max_window: int = MAX_WINDOW) -> ThreadPoolExecutor:
+    """Return threads for looking at many files, so few that their zstd windows fit into memory."""
+    return ThreadPoolExecutor(max(1, min(_THREADS, _WINDOWS // max_window)))
 
 
 def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002

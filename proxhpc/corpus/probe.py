@@ -4,12 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from proxhpc.corpus.blocks import MAX_WINDOW, DamageError
 from proxhpc.corpus.document import BadRecord, Document, Span
-from proxhpc.corpus.inputs import InputInfo, read_head
+from proxhpc.corpus.inputs import InputInfo, read_head, reading_threads
 from proxhpc.corpus.parquet import first_rows, has_column
 from proxhpc.corpus.readers import SPLIT, read_span
 from proxhpc.corpus.records import Fields
@@ -81,10 +81,15 @@ def probe_inputs(
     """
     files = [info for info in inputs if info.size]
     step = -(-len(files) // _PARQUET_FILES)
-    for number, info in enumerate(files):
+
+    def probe(number: int, info: InputInfo) -> Probe | None:
         only_schema = info.format == "parquet" and number % step and not info.note
-        if not (only_schema and has_column(info.path, fields.text)):
-            yield _probe(info, fields, max_record_bytes, max_window)
+        if only_schema and has_column(info.path, fields.text):
+            return None
+        return _probe(info, fields, max_record_bytes, max_window)
+
+    with reading_threads(max_window) as threads:
+        yield from filter(None, threads.map(probe, count(), files))
 
 
 def find_misread(

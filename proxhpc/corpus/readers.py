@@ -1,6 +1,7 @@
 """Reads the documents of a span of a corpus file in any format."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from proxhpc.corpus.jsonl import (
 from proxhpc.corpus.parquet import read_table
 from proxhpc.corpus.records import Fields
 from proxhpc.corpus.restarts import GAP, RestartLog
-from proxhpc.corpus.streams import detect_compression, read_ahead, read_chunks
+from proxhpc.corpus.streams import Compression, detect_compression, read_ahead, read_chunks
 from proxhpc.corpus.text import read_text
 from proxhpc.corpus.values import split_values
 from proxhpc.corpus.wet import parse_wet, split_wet
@@ -90,7 +91,8 @@ class _OpenStream:
 
     key: tuple[object, ...]
     lines: LineStream
-    compressed: bool
+    compression: Compression
+    by_lines: bool
     after: int = 0  # it serves spans that start here or later
 
     @classmethod
@@ -111,11 +113,12 @@ class _OpenStream:
         key = (os.getpid(), path, kind, *limits, *identity, restarts)
         by_lines = kind == "jsonl"
         begin = first_byte(span) if by_lines else 0
-        compression = detect_compression(path)
+        with _lock:
+            earlier = _open.pop(key, None)
+        compression = earlier.compression if earlier else detect_compression(path)
         restarts = restarts if by_lines and compression != "none" else None
         if restarts:
             restarts.aim(begin if span.stop is None else span.stop - 1)
-        earlier = _open.pop(key, None)
         if earlier is not None and earlier.after <= span.start:
             near = earlier.lines.position + GAP
             if restarts is None or begin <= near or restarts.enter(begin).position <= near:
@@ -124,15 +127,18 @@ class _OpenStream:
         if restarts:
             chunks = read_ahead(chunks, begin, restarts)
         lines = LineStream(SPLIT[kind][0](chunks, begin, limits[0]))
-        return cls(key, lines, compression != "none" or not by_lines)
+        return cls(key, lines, compression, by_lines)
 
     def keep(self, stop: int | None) -> None:
         """Keep the stream for the next span."""
-        if self.compressed and stop is not None:
+        entered = self.by_lines and self.compression == "none"  # at any line, for nothing
+        if not entered and stop is not None:
             self.after = stop
-            _open[self.key] = self
-            while len(_open) > _MAX_OPEN:
-                del _open[next(iter(_open))]
+            with _lock:
+                _open[self.key] = self
+                while len(_open) > _MAX_OPEN:
+                    del _open[next(iter(_open))]
 
 
 _open: dict[tuple[object, ...], _OpenStream] = {}
+_lock = threading.Lock()

@@ -19,7 +19,7 @@ from proxhpc import __version__
 from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
-from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input
+from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input, reading_threads
 from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.corpus.restarts import RestartLog
@@ -392,13 +392,19 @@ def _describe_corpus(
     listing = find_inputs(corpus, key, Staging(corpus, run))
     check_outside(run, (path for path, _ in listing.files))
 
-    def describe(path: Path, name: str) -> InputInfo:
+    def describe(file: tuple[Path, str]) -> InputInfo:
+        path, name = file
         info = describe_input(path, corpus.format, name=name, max_window=corpus.zstd_window)
         source = listing.remote.get(path)
         return replace(info, source=source.url, version=source.version) if source else info
 
-    inputs = tuple(describe(path, name) for path, name in listing.files)
-    return check_inputs(inputs, corpus, key), listing.notes
+    inputs = []
+    with reading_threads(corpus.zstd_window) as threads:
+        for info in threads.map(describe, listing.files):
+            inputs.append(info)
+            report(f"reading the inputs: {len(inputs):,} of {len(listing.files):,} files")
+    report(f"reading the first records of {quantity(len(inputs), 'file')}")
+    return check_inputs(tuple(inputs), corpus, key), listing.notes
 
 
 def _read(
