@@ -102,7 +102,7 @@ def pair(
     return by_words, whole
 
 
-@given(st.lists(texts, max_size=5), st.booleans())
+@given(st.lists(texts | st.text(max_size=20), max_size=5), st.booleans())
 def test_ids_are_those_of_the_whole_text(
     pair: tuple[HFTokenizer, HFTokenizer], found: list[str], first: bool
 ) -> None:
@@ -112,6 +112,11 @@ def test_ids_are_those_of_the_whole_text(
     expected = whole.encode_lines(found)
     assert by_words.encode_lines(found) == expected
     assert by_words.count(found) == [len(ids) for ids in expected]
+    for text in found:
+        size = len(whole.encode(text))
+        for tokens in {-1, size // 2, size - 1, size} - {1}:  # 1 may be a blank before the text
+            ours, theirs = by_words.head(text, tokens), whole.head(text, tokens)
+            assert ours.rstrip() == theirs.rstrip()
 
 
 def test_each_word_is_encoded_once_and_the_memo_is_bounded(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -142,10 +143,10 @@ class HFTokenizer:
             for (name, special), number in self._added.items()
             if special and number != self._hf_tokenizer.unk_token_id  # unknown letters have it
         }
+        texts = [text for name in specials.values() for text in (name, f"a{name}b", f"a {name} b")]
+        found = zip(*[iter(self.encode_lines(texts))] * 3, strict=True)
         leaks = frozenset(
-            number
-            for number, name in specials.items()
-            if number in self.encode(name) + self.encode(f"a{name}b") + self.encode(f"a {name} b")
+            number for number, ids in zip(specials, found, strict=True) if number in chain(*ids)
         )
         self._leaks = leaks
         for number in leaks:
@@ -226,6 +227,8 @@ class HFTokenizer:
 
     def head(self, text: str, tokens: int) -> str:
         """The longest prefix of `text` that its first `tokens` tokens cover."""
+        if self._words and self._words.cover([text]):
+            return self._words.head(text, tokens)
         ends: list[int] = []
         at = 0
         for part, piece in self._pieces(text):

@@ -5,8 +5,8 @@ Only for tokenizers whose tokens never cross the borders of these words.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any, Self
 
 MEMO_CHARS = 1 << 20  # of the words that are remembered: about 170,000, or 50 MB
@@ -31,6 +31,9 @@ _NORMALIZERS: list[Mapping[str, Any]] = [
     {"type": "NFKC"},
     {"type": "Replace", "pattern": {"Regex": r"\p{Nd}"}},
 ]
+# Words that are encoded together, and those that may be: a blank and no other.
+_TOGETHER = 64
+_ONE_BLANK, _ONE_BLANK_MARK = r" \S+", rf"[ {_BLANK}][^ {_BLANK}]+"
 _NOT_PLAIN = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
@@ -57,6 +60,9 @@ class Words:
         self._backend.encode_special_tokens = True
         self._find, self._lead = re.compile(word).findall, lead
         self._unsure = re.compile(f"[{re.escape(''.join(unsure))}]").search if unsure else None
+        blank = "Ġ" if lead is None else _BLANK
+        self._begins = {n for token, n in data["model"]["vocab"].items() if token[:1] == blank}
+        self._one_blank = re.compile(_ONE_BLANK if lead is None else _ONE_BLANK_MARK).fullmatch
         self._memo: dict[str, Sequence[int]] = {}
         self._room = MEMO_CHARS
 
@@ -105,12 +111,47 @@ class Words:
         words = [self._find(text) for text in texts]
         memo = self._memo  # another thread may replace it
         if new := [*set().union(*words).difference(memo)]:
-            encoded = self._backend.encode_batch_fast(new, add_special_tokens=False)
-            memo.update(zip(new, (tuple(tokens.ids) for tokens in encoded), strict=True))
+            memo.update(self._encode_new(new))
             self._room -= sum(map(len, new))
             if self._room < 0:
                 self._memo, self._room = {}, MEMO_CHARS
         return words, memo.__getitem__
+
+    def _encode_new(self, words: Sequence[str]) -> Iterator[tuple[str, Sequence[int]]]:
+        """Yield words with their ids.
+
+        Those with a blank before them and no other are encoded in groups, in half the time: every
+        word has one token that begins with a blank, its first. A group in which there are more,
+        because of the normalizer, is encoded singly.
+        """
+        grouped = [word for word in words if self._one_blank(word)]
+        alone = [word for word in words if not self._one_blank(word)]
+        groups = [grouped[at : at + _TOGETHER] for at in range(0, len(grouped), _TOGETHER)]
+        for group, ids in zip(groups, self._encode_texts(map("".join, groups)), strict=True):
+            starts = [at for at, number in enumerate(ids) if number in self._begins]
+            if len(starts) == len(group) and not starts[0]:
+                parts = (tuple(ids[at:end]) for at, end in pairwise([*starts, len(ids)]))
+                yield from zip(group, parts, strict=True)
+            else:
+                alone += group
+        yield from zip(alone, map(tuple, self._encode_texts(alone)), strict=True)
+
+    def _encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
+        encoded = self._backend.encode_batch_fast([*texts], add_special_tokens=False)
+        return [tokens.ids for tokens in encoded]
+
+    def head(self, text: str, tokens: int) -> str:
+        """The longest prefix of `text` that its first `tokens` tokens cover."""
+        (words,), ids_of = self._split([text], True)
+        at = len(text) - sum(map(len, words))  # less than 0 with a blank before the text
+        for word in words:
+            if tokens < len(ids_of(word)):
+                offsets = self._backend.encode(word, add_special_tokens=False).offsets
+                at += max((end for _, end in offsets[: max(tokens, 0)]), default=0)
+                break
+            tokens -= len(ids_of(word))
+            at += len(word)
+        return text[: max(at, 0)]
 
 
 def _steps(data: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ import asyncio
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,6 +60,12 @@ async def off_loop(chars: int, function: Callable[..., T], *arguments: Any) -> T
     if chars <= SHORT_TEXT:
         return function(*arguments)
     return await asyncio.to_thread(function, *arguments)
+
+
+@lru_cache(maxsize=256)  # the windows of a stage have few different ones
+def _encode_limits(*limits: Any) -> bytes:
+    """Return what an answer depends on beside its prompt, as bytes."""
+    return repr(limits).encode()
 
 
 class StageRunner:
@@ -225,8 +232,8 @@ class StageRunner:
         else:
             # Equal prompts may differ in which answers are allowed.
             limits = request.max_new_tokens, request.stop, request.grammar
-            rest = repr((*limits, request.steps, request.bias, request.odds))
-            key = memo_key(array("I", request.prompt).tobytes(), rest.encode())
+            rest = _encode_limits(*limits, request.steps, request.bias, request.odds)
+            key = memo_key(array("I", request.prompt).tobytes(), rest)
             done, from_memo = await self._memo.get(key, lambda: self._complete(request))
         tokens = done.prompt_tokens, done.cached_tokens, done.new_tokens
         call = Call(start, stop, self._program(done), done.finish, *tokens, from_memo, done.work)

@@ -5,9 +5,10 @@ limits of an engine: a window of a document has one prompt.
 """
 
 import re
-from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.steps import AllowedSteps
@@ -88,9 +89,11 @@ class Walk:
         ids = [self._doc_start[start == 0], self._eighths[start * len(self._eighths) // total]]
         before = self._context(page, range(start - 1, max(start - REACH, 0) - 1, -1), _LINES_BEFORE)
         if before:
-            ids += [*self._join(reversed(before)), self._gap]
+            ids += self._join(reversed(before))
+            ids.append(self._gap)
         for line, number in zip(page.ids[start:stop], self._numbers, strict=False):
-            ids += [*line, number]
+            ids += line
+            ids.append(number)
         after = self._context(page, range(stop, min(stop + REACH, total)), _LINES_AFTER)
         if after:
             ids += [self._gap, *self._join(after)]
@@ -112,6 +115,7 @@ class Walk:
         top, bottom = first.values(), reversed(last.values())
         return [self._verdict[0], *self._join(top), *gap, *self._join(bottom), self._verdict[1]]
 
+    @cache  # noqa: B019 - a stage has one walk, as long as it lives
     def allowed_steps(self, lines: int) -> AllowedSteps:
         """Return the allowed ids of each answer token for a window of this many lines."""
         return (*zip(self._keep[:lines], self._remove[:lines], strict=True), (self.end,))
@@ -121,6 +125,7 @@ class Walk:
         """The allowed ids of each answer token for a verdict."""
         return (self.verdict_ids, (self.end,))
 
+    @cache  # noqa: B019
     def bias(self, lines: int, value: float) -> tuple[tuple[int, float], ...]:
         """Return what to add to the logits of removing one of this many lines."""
         return tuple((number, value) for number in self._remove[:lines]) if value else ()
@@ -147,13 +152,13 @@ class Walk:
         """Return at most MAX_LINE_TOKENS ids of a line."""
         if tail is None:
             if len(head) <= MAX_LINE_TOKENS:
-                return array("I", head)
+                return head
             tail = head
         size = len(text)
         if not text.isascii():
             size += (_UNSPACED_LETTERS - 1) * len(UNSPACED.findall(text))
-        middle = self._lengths[sum(size >= bound for bound in _LENGTHS)]
-        return array("I", [*head[:_HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]])
+        middle = self._lengths[bisect_right(_LENGTHS, size)]
+        return [*head[:_HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]]
 
     def _context(self, page: WalkPage, numbers: Iterable[int], max_lines: int) -> list[Ids]:
         """Return the nearest lines that are not blank, as many as fit."""
@@ -172,10 +177,12 @@ class Walk:
         ids = _fitting(self._encode([lines[n] for n in chosen]), max_lines, max_tokens)
         return dict(zip(chosen, ids, strict=False))
 
-    def _join(self, lines: Iterable[Ids]) -> Iterable[int]:
+    def _join(self, lines: Iterable[Ids]) -> list[int]:
+        joined: list[int] = []
         for ids in lines:
-            yield from ids
-            yield self._line
+            joined += ids
+            joined.append(self._line)
+        return joined
 
 
 def _fitting(lines: Iterable[Ids], max_lines: int, max_tokens: int) -> list[Ids]:
