@@ -183,6 +183,8 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "nan": (filled("layers.1.mlp.up", float("nan")), r"layers.1.mlp.up\S+ in model.s", "diverged"),
     "infinite": (filled("norm", float("inf"), "bfloat16"), "no finite numbers", "diverged"),
     "infinite in float16": (filled("q_proj", -1e9, "float16"), "no finite numbers", "diverged"),
+    "zeros": (filled("", 0), "head.weight in model.safetensors has only zeros", "interrupted"),
+    "zeros at the end": (filled("layers.1", 0), "layer 1 in model.safetensors has only", "copy or"),
     "gptq": (config(**GPTQ), r"no quantized weights \(F32\)", "remove quantization_config"),
     "remote code": (
         config(model_type="mine", auto_map={"AutoModelForCausalLM": "modeling.My"}),

@@ -22,6 +22,7 @@ from proxhpc.errors import UserError
 
 MAX_JSON = 64 * 1024 * 1024  # bytes; the largest real index or header is a few MiB
 SAMPLE_BYTES = 1024  # of each tensor: they show whether it was replaced or has no numbers
+_READ_BYTES = 1024 * 1024  # read at a time
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # By type: the array's type code, and the bits that are all set in infinity and NaN.
 _EXPONENTS = {
@@ -254,7 +255,11 @@ class Weights:
             )
 
     def digest(self) -> str:
-        """Return a digest of headers and samples. UserError for a sample without numbers."""
+        """Return a digest of headers and samples.
+
+        UserError for a sample without numbers, and for a layer, embedding or head of zeros.
+        """
+        zeros: dict[str, bool] = {}  # by matrix or layer; a layer without norms is no model's
         digest = hashlib.sha256(json.dumps(self._headers, sort_keys=True).encode())
         for file in self.files:
             tensors = [(n, t) for n, t in self.tensors.items() if t.file == file]
@@ -268,6 +273,15 @@ class Weights:
                             "its training has diverged, or the file is damaged: take an earlier "
                             "checkpoint",
                         )
+                    layer = _LAYER.fullmatch(name)
+                    part = f"layer {layer[1]}" if layer else name
+                    if zeros.get(part, bool(layer) or len(tensor.shape) > 1):
+                        zeros[part] = not any(sample) and _is_zeros(stream, tensor)
+        if empty := [part for part, is_empty in zeros.items() if is_empty]:
+            raise self._error(
+                f"{empty[0]} in {self.source} has only zeros",
+                f"its download was interrupted, or a disk was full: {_COPY_AGAIN}",
+            )
         return digest.hexdigest()
 
 
@@ -286,6 +300,15 @@ def _sample(stream: BinaryIO, tensor: Tensor) -> bytes:
     middle = (tensor.stop - tensor.start - SAMPLE_BYTES) // 2 // 8 * 8
     stream.seek(tensor.start + max(0, middle))
     return stream.read(min(SAMPLE_BYTES, tensor.stop - tensor.start))
+
+
+def _is_zeros(stream: BinaryIO, tensor: Tensor) -> bool:
+    """Return whether all bytes of a tensor are zeros; reads up to the first one that is not."""
+    stream.seek(tensor.start)
+    chunks = range(tensor.start, tensor.stop, _READ_BYTES)
+    return all(
+        not stream.read(min(_READ_BYTES, tensor.stop - start)).lstrip(b"\0") for start in chunks
+    )
 
 
 def _all_finite(sample: bytes, dtype: str) -> bool:
