@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Container
+from collections.abc import Collection, Container
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -91,7 +91,7 @@ class InProcessBackend:
     def site_words(self) -> list[str]:
         return []
 
-    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+    def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
         return "", 0
 
     def reconcile(self) -> list[str]:

@@ -21,7 +21,7 @@ from proxhpc.cluster.silent import last_words, out_of_memory
 from proxhpc.cluster.slurm import read_job_id, site_words
 from proxhpc.cluster.submit import make_backend
 from proxhpc.doctor import diagnose
-from proxhpc.doctor.probe import _delays
+from proxhpc.doctor.probe import NodeReport, _delays, _describe
 from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.launch.control_job import run_control, step_name
 from proxhpc.launch.launch import Run, cancel, dry_run, launch, prepare_run
@@ -560,6 +560,21 @@ def test_a_round_that_fails_everywhere_before_python_stops_the_run_and_says_why(
     assert silent[0].hint.endswith("_0_log.err")
 
 
+def test_jobs_on_nodes_that_do_not_see_the_run_are_explained(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a run directory in a /tmp that each node, or each job, has for itself."""
+    elsewhere = f"{tmp_path}/nowhere/%j"
+    wrap(monkeypatch, tmp_path, "sbatch", f'exec $real -o {elsewhere} -e {elsewhere} "$@"')
+    run = prepare_run(*small(tmp_path), None)
+    launch(run, lambda _: None)
+    assert collect(run.dir, Queue()).phase == "refining"
+    cluster.until(lambda: idle(cluster), "the queue to empty")
+    status = collect(run.dir, Queue())
+    assert status.phase == "stopped"
+    assert status.reason.endswith(f"or its node cannot write to {run.dir.logs}")
+
+
 def test_a_launch_by_a_person_ends_a_pause(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = broken_setup(tmp_path)
     journal = Journal(run.dir)
@@ -586,6 +601,10 @@ def test_the_words_of_slurm_are_not_the_last_words(tmp_path: Path) -> None:
     log = tmp_path / "7_0_0_log.err"
     log.write_text("x" * 9000 + "\nbash: module: command not found\nsrun: error: n1: exit 127\n\n")
     assert last_words(log) == "bash: module: command not found"
+    log.write_text(
+        "RuntimeError: could not find submitted jobs in path:\n/tmp/run/7_submitted.pkl\n"
+    )
+    assert last_words(log).endswith("in path: /tmp/run/7_submitted.pkl")
     log.write_text("slurmstepd: error: execve(): No such file\n")
     assert last_words(log) == "slurmstepd: error: execve(): No such file"
     assert last_words(tmp_path / "none") == ""
@@ -653,6 +672,17 @@ def test_a_slow_file_system_needs_a_longer_stale_after(
     finding = _delays(Site(name="x"), {"seen": 0.5, "gone": gone})
     assert finding.verdict == verdict
     assert words in finding.consequence
+
+
+def test_a_node_with_another_python_is_named() -> None:
+    here = ".".join(map(str, sys.version_info[:3]))
+    reports = [
+        NodeReport(f"n{n}", python, "", 1, 0, "", 0.0) for n, python in enumerate((here, "3.99.1"))
+    ]
+    found = [
+        each for each in _describe(Site(name="x"), "rules", reports) if "Python" in each.result
+    ]
+    assert [each.verdict for each in found] == ["ok", "warning"]
 
 
 def test_workers_fit_the_gap_before_a_reservation(cluster: SlurmCluster, tmp_path: Path) -> None:

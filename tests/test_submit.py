@@ -266,9 +266,10 @@ def test_a_node_on_which_every_worker_fails_is_excluded(
 
 
 def failing_on(folder: Path, node: str) -> str:
-    """A Python that fails at once on one node."""
+    """A Python that fails at once on one node, because it has no packages there."""
     path = folder / "python"
-    path.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {node} ] && exec {sys.executable} "$@"\n')
+    option = f'$([ "$SLURMD_NODENAME" = {node} ] && echo -S)'
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {option} "$@"\n')
     path.chmod(0o755)
     return str(path)
 

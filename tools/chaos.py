@@ -427,6 +427,7 @@ def slurm_site(chaos: ChaosRun) -> str:
         "python": str(python),
         "setup": [
             f"export PROXHPC_FAULT='{armed}'",
+            "unset PROXHPC_FAULT_SIGNAL",  # of a launcher that was to be frozen: jobs inherit it
             f"export PATH={write_wrappers(chaos)}:$PATH",
             f"export LATE_FOLDER={chaos.run.root} LATE_SWITCH={chaos.folder}/late",
             f"export PYTHONPATH={chaos.folder / 'site'}:$PYTHONPATH",

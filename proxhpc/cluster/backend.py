@@ -1,6 +1,6 @@
 """The protocol of a backend, Slurm or local, and the batch of tasks that it runs."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Backend(Protocol):
     def site_words(self) -> list[str]:
         """Lines that the site printed when it accepted jobs."""
 
-    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+    def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
         """Return why every element of the last round failed in silence, and on how many nodes.
 
         `spoke` are the jobs with heartbeats. ("", 0) if an element began, or this is unknown.

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Container
+from collections.abc import Collection, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -89,7 +89,7 @@ class LocalBackend:
         """Nothing: there is no site that could print something."""
         return []
 
-    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+    def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
         """Return nothing: the launcher's own Python starts the processes."""
         return "", 0
 

@@ -8,7 +8,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ _MAX_LOGS = 1000  # of a round, of which the last words are read
 _OUT_OF_MEMORY = re.compile(
     r"oom.?kill|exceeded (job |step )?memory limit|: Out Of Memory|Cannot allocate memory", re.I
 )
+_NO_LOG = "there is no log: it was cancelled, or its node cannot write to {folder}"
 _OF_SLURM = ("srun: ", "slurmstepd: ", "slurmstepd-")  # they say that something failed, not what
 
 
@@ -37,14 +38,19 @@ class SilentElements:
 
 
 def find_silent(
-    run: RunDir, round_: Submission, spoke: Container[str], queued: Container[str]
+    run: RunDir, round_: Submission, spoke: Collection[str], queued: Collection[str]
 ) -> SilentElements | None:
     """Return the elements of a round that ended in silence; None if there are none.
 
-    `spoke` are the jobs with heartbeats, `queued` those that have not ended.
+    `spoke` are the jobs with heartbeats, `queued` those that have not ended. If none left a log,
+    the arrays are returned.
     """
     folder = run.logs / f"{round_.number:04d}-{round_.phase}"
     arrays = {*round_.jobs.get(round_.phase, ())}
+    known = {element.partition("_")[0] for element in (*spoke, *queued)}
+    ended = round_.settled and not round_.abandoned and known.isdisjoint(arrays)
+    if arrays and ended and not any(folder.glob("*_log.*")):
+        return SilentElements(tuple(sorted(arrays)), _NO_LOG.format(folder=run.logs), folder)
     logs: dict[str, Path] = {}
     for path in sorted(folder.glob("*_0_log.err"))[:_MAX_LOGS] if folder.is_dir() else ():
         element = path.name.removesuffix("_0_log.err")
@@ -60,7 +66,10 @@ def find_silent(
 
 
 def last_words(path: Path) -> str:
-    """Return a log's line about memory, else its last line that is not Slurm's, else its last."""
+    """Return a log's line about memory, else its last line that is not Slurm's, else its last.
+
+    A line that ends with a colon belongs to the one after it.
+    """
     try:
         with path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -68,6 +77,8 @@ def last_words(path: Path) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip()]
+    if lines[1:] and lines[-2].endswith(":"):
+        lines[-2:] = [" ".join(lines[-2:])]
     memory = [line for line in lines if _OUT_OF_MEMORY.search(line)]
     others = [line for line in lines if not line.startswith(_OF_SLURM)]
     return (memory or others or lines or [""])[-1][:_WORDS_CHARS]

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 
@@ -210,7 +210,7 @@ class SlurmBackend:
         self.queue.invalidate()
         return [job.id for job in jobs]
 
-    def silent_round(self, phase: PhaseName, spoke: Container[str]) -> tuple[str, int]:
+    def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
         """Return why every element of the last round failed in silence, and on how many nodes."""
         rounds = reversed(Journal(self.run).since_manual_launch())
         last = next((entry for entry in rounds if entry.phase == phase), None)

@@ -138,6 +138,9 @@ def _describe(site: Site, engine: EngineName, reports: list[NodeReport]) -> Iter
         check = f"node {report.node}"
         if report.problem:
             yield Finding.error(check, report.problem, "workers cannot start there")
+        elif report.python.split(".")[:2] != [*map(str, sys.version_info[:2])]:
+            meaning = "its Unicode tables may split texts otherwise: use one Python on all nodes"
+            yield Finding.warning(check, f"Python {report.python}, unlike here", meaning)
         else:
             yield Finding.ok(check, f"Python {report.python}", f"engine {engine} can be imported")
         wanted = resources.cpus
