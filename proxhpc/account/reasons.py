@@ -16,6 +16,7 @@ _WORDS = {
     "reference_time": "the public ProX code would need too much time",
     "not_asked": "kept under the new policy, but never edited, since the old one dropped it",
     # why the merge left a document out
+    "benchmark": "runs of words of a benchmark",
     "repeated_lines": "lines that the corpus has several times",
     # why a record was quarantined
     "invalid_json": "not valid JSON",

@@ -155,12 +155,14 @@ def _finish(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -
 
 
 def _write_listings(run: RunDir, receipts: Sequence[SketchReceipt], match: MatchResult) -> None:
-    """Join the groups' listings of duplicates and of quarantined records."""
+    """Join the groups' listings of duplicates, quarantined records and parts of a benchmark."""
     files = run.match_files(match.digest)
     listings = [(files.duplicates(group), digest) for group, digest in enumerate(match.listings)]
     join_listings(run.duplicates, filter(lambda piece: piece[1], listings))
     listings = [(run.sketch_quarantine(receipt.group), receipt.quarantine) for receipt in receipts]
     join_listings(run.quarantine, filter(lambda piece: piece[1], listings))
+    listings = [(run.sketch_benchmark(each.group), each.benchmark_listing) for each in receipts]
+    join_listings(run.benchmark_hits, filter(lambda piece: piece[1], listings))
 
 
 def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:

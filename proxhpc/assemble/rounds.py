@@ -76,8 +76,8 @@ MAX_GROUP_FILES = 10_000  # in a group of the external corpus
 @keep_with_plan
 def external_pieces(plan: Plan) -> list[Shard]:
     """The external corpus, split into pieces of about the size of a group."""
-    size = group_bytes(sum(info.estimated_bytes for info in plan.against))
-    return [*split_into_shards(plan.against, size, MAX_GROUP_FILES)]
+    size = group_bytes(sum(info.estimated_bytes for info in plan.external))
+    return [*split_into_shards(plan.external, size, MAX_GROUP_FILES)]
 
 
 def all_groups(plan: Plan) -> range:
@@ -87,7 +87,7 @@ def all_groups(plan: Plan) -> range:
 
 def compared_bytes(plan: Plan) -> int:
     """Estimated bytes of the raw corpus and the external one."""
-    return plan.estimated_bytes + sum(info.estimated_bytes for info in plan.against)
+    return plan.estimated_bytes + sum(info.estimated_bytes for info in plan.external)
 
 
 def unit_count(plan: Plan, kind: UnitKind) -> int:

@@ -16,9 +16,10 @@ import xxhash
 from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
+from proxhpc.assemble.benchmark import BenchmarkCounts, load_benchmark
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
-from proxhpc.assemble.rows import corpus_row, quarantine_row, sort_key
+from proxhpc.assemble.rows import corpus_row, quarantine_row, record_source, sort_key
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
@@ -52,9 +53,9 @@ class SketchReceipt:
 
     `documents` are those to be matched. `unreadable` counts records of the external corpus; those
     of the run are in `counts`. `spans_by_shard` has the run's spans. `quarantine` is the digest of
-    the file with the group's quarantined records, `names` that of the names of external records; ""
-    if there are none. `ranked` counts documents with a value of `dedup.by`, `with_url` those with a
-    URL in `dedup.url`.
+    the file with the group's quarantined records, `names` that of the names of external records,
+    `benchmark_listing` that of documents with parts of a benchmark; "" if there are none. `ranked`
+    counts documents with a value of `dedup.by`, `with_url` those with a URL in `dedup.url`.
     """
 
     plan: str
@@ -69,6 +70,8 @@ class SketchReceipt:
     spans_by_shard: list[list[SpanStats]] = field(default_factory=list)
     quarantine: str = ""
     names: str = ""
+    benchmark: BenchmarkCounts = field(default_factory=BenchmarkCounts)
+    benchmark_listing: str = ""
     stats: CorpusStats = field(default_factory=CorpusStats)
 
     @property
@@ -162,6 +165,8 @@ def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
         yield run.sketch_quarantine(receipt.group)
     if receipt.names:
         yield run.sketch_names(receipt.group)
+    if receipt.benchmark_listing:
+        yield run.sketch_benchmark(receipt.group)
 
 
 def ledger_tail(path: Path) -> str:
@@ -178,9 +183,9 @@ def ledger_tail(path: Path) -> str:
 def _add_shards(
     run: RunDir, plan: Plan, shards: range, receipt: SketchReceipt, writer: SketchWriter
 ) -> None:
-    """Replay the shards; add their documents and counts, and write the quarantined records."""
-    path = run.sketch_quarantine(receipt.group)
-    with PartWriter(path) as quarantine:
+    """Replay the shards; add their documents and counts, and write the group's listings."""
+    paths = run.sketch_quarantine(receipt.group), run.sketch_benchmark(receipt.group)
+    with PartWriter(paths[0]) as quarantine, PartWriter(paths[1]) as hits:
         for shard in shards:
             spans, counts = [], Counts()
             for item in replay_shard(run, plan, shard):
@@ -192,6 +197,8 @@ def _add_shards(
                 receipt.stats.add(plan, shard, item)
                 if item.document is not None and item.text is not None:
                     row = item.row
+                    if _contains_benchmark(plan, item, receipt, hits):
+                        continue
                     numbers = RowNumbers(
                         _row_bytes(plan, item), sort_key(plan, row), row.tokens_out
                     )
@@ -203,13 +210,32 @@ def _add_shards(
                 raise StopError(f"shard {shard}: a record is in none of its spans")
             receipt.counts += counts
             receipt.spans_by_shard.append(spans)
-    if quarantine.documents:
-        receipt.quarantine = file_digest(path)
-    else:
-        path.unlink()
-    if writer.documents != receipt.counts.in_corpus:
-        hashed = f"{writer.documents} of {receipt.counts.in_corpus}"
+    for path, listing in zip(paths, (quarantine, hits), strict=True):
+        if not listing.documents:
+            path.unlink()
+    receipt.quarantine, receipt.benchmark_listing = map(file_digest, paths)
+    reached = receipt.counts.in_corpus - receipt.benchmark.left_out
+    if writer.documents != reached:
+        hashed = f"{writer.documents} of {reached}"
         raise StopError(f"group {receipt.group}: {hashed} documents hashed")
+
+
+def _contains_benchmark(
+    plan: Plan, item: ReplayedRecord, receipt: SketchReceipt, listing: PartWriter
+) -> bool:
+    """Whether a document is left out because it contains parts of a benchmark; it is listed."""
+    benchmark, settings = load_benchmark(plan), plan.manifest.dedup.against
+    hit = benchmark.find(item.text or "") if benchmark else None
+    if hit is None or settings is None:
+        return False
+    row, counts = item.row, receipt.benchmark
+    listing.write({"id": row.id, "source": record_source(plan, row), "item": hit})
+    counts.by_file[hit.file] += 1
+    if settings.drop:
+        counts.left_out += 1
+        counts.left_out_tokens += row.tokens_out
+        counts.left_out_by_input[row.file] += 1
+    return settings.drop
 
 
 def _row_bytes(plan: Plan, record: ReplayedRecord) -> int:

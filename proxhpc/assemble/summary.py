@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.quantity import quantity
+from proxhpc.assemble.benchmark import BenchmarkCounts
 from proxhpc.assemble.listings import DocumentName
 from proxhpc.assemble.match_result import LineCounts, MatchResult
 from proxhpc.assemble.sketch import SketchReceipt, SortedCounts
@@ -85,7 +86,8 @@ class MergeSummary:
     """Counts of a merged run. `text_bytes` and `tokens` are of the corpus's texts.
 
     `lines` counts repeated lines that were removed, None without `dedup.lines`; `removed_tokens`
-    were in those of written documents.
+    were in those of written documents. `benchmark` counts documents with parts of a benchmark, None
+    without one.
     """
 
     match_digest: str
@@ -100,11 +102,14 @@ class MergeSummary:
     stats: CorpusStats = field(default_factory=CorpusStats)
     lines: LineCounts | None = None
     removed_tokens: int = 0
+    benchmark: BenchmarkCounts | None = None
 
     @property
     def left_out(self) -> dict[str, int]:
         """Refined documents that are no duplicates, but not written, by reason."""
-        return left_out_by_reason(self.lines.left_out if self.lines else 0)
+        lines, benchmark = self.lines, self.benchmark
+        in_benchmark = benchmark.left_out if benchmark else 0
+        return left_out_by_reason(lines.left_out if lines else 0, in_benchmark)
 
     def check(self) -> None:
         """Raise StopError unless files, phases and the run balance."""
@@ -146,9 +151,10 @@ class MergeSummary:
             raise damaged_file(run.merge_summary) from error
 
 
-def left_out_by_reason(lines: int) -> dict[str, int]:
+def left_out_by_reason(lines: int, benchmark: int) -> dict[str, int]:
     """Numbers of documents that are left out, without reasons that no document has."""
-    return {"repeated_lines": lines} if lines else {}
+    reasons = {"benchmark": benchmark, "repeated_lines": lines}
+    return {reason: number for reason, number in reasons.items() if number}
 
 
 def _check_merged(name: str, reached: int, counts: FileCounts) -> None:
@@ -169,9 +175,10 @@ def summarize_merge(
     names: Mapping[RecordKey, DocumentName],
 ) -> MergeSummary:
     """Add up the phases. StopError unless they balance, by file and for the run."""
-    counts, stats = Counts(), CorpusStats()
+    counts, stats, benchmark = Counts(), CorpusStats(), BenchmarkCounts()
     for receipt in receipts:
         counts += receipt.counts
+        benchmark.add(receipt.benchmark)
         stats += receipt.stats
     written: Counter[int] = Counter()
     for part in parts:
@@ -208,6 +215,7 @@ def summarize_merge(
         stats=stats,
         lines=match.lines if plan.manifest.dedup.lines else None,
         removed_tokens=sum(part.removed_tokens for part in parts),
+        benchmark=benchmark if plan.has_benchmark else None,
     )
     summary.check()
     return summary
@@ -216,10 +224,11 @@ def summarize_merge(
 def _count_files(
     plan: Plan, receipts: Sequence[SketchReceipt], match: MatchResult, written: Mapping[int, int]
 ) -> list[FileCounts]:
-    counts = [Counter[str]() for _ in plan.inputs]
+    counts, benchmark = [Counter[str]() for _ in plan.inputs], Counter[int]()
     for receipt in receipts:
         for span in receipt.spans:
             counts[span.file].update(span.outcomes)
+        benchmark += receipt.benchmark.left_out_by_input
     return [
         FileCounts(
             name=info.name,
@@ -228,9 +237,13 @@ def _count_files(
             edited=outcomes["edited"],
             dropped=outcomes["dropped"],
             quarantined=outcomes["quarantined"],
-            duplicates=outcomes["kept"] + outcomes["edited"] - survivors - left_out,
+            duplicates=outcomes["kept"]
+            + outcomes["edited"]
+            - survivors
+            - left_out
+            - benchmark[file],
             written=written.get(file, 0),
-            left_out=left_out_by_reason(left_out),
+            left_out=left_out_by_reason(left_out, benchmark[file]),
         )
         for file, (info, outcomes, survivors, left_out) in enumerate(
             zip(plan.inputs, counts, match.survivors, match.left_out, strict=True)

@@ -7,7 +7,7 @@ prefix sums over the whole text, so a text costs a fixed number of numpy passes.
 
 import functools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -151,15 +151,29 @@ def _hash_runs(words: Hashes, size: int) -> Hashes:
 
 def word_hashes(folded: Folded) -> Hashes:
     """A hash of each word, in text order; separators between words do not matter."""
-    blocks = [np.empty(0, np.uint64)]
+    return np.concatenate(
+        [np.empty(0, np.uint64), *(_hash_block(b)[1] for _, b in _blocks(folded))]
+    )
+
+
+def words_of(folded: Folded, first: int, count: int) -> str:
+    """The text of `count` words of a folded text from its word number `first` on."""
+    starts = np.concatenate([at + _hash_block(block)[0] for at, block in _blocks(folded)])
+    edges = np.append(starts, len(folded)).tolist()
+    piece = folded[edges[first] : edges[first + count]]
+    last = np.flatnonzero(_tables()[1].take(piece))[-1]  # no separator
+    return "".join(map(chr, piece[: last + 1].tolist()))
+
+
+def _blocks(folded: Folded) -> Iterator[tuple[int, Folded]]:
+    """Yield pieces of at most BLOCK characters that begin with a word, and where they begin."""
     start = 0
     while start < len(folded):
         block = folded[start : start + BLOCK]
         if len(block) == BLOCK and len(blanks := np.flatnonzero(block == _BLANK)):
             block = block[: int(blanks[-1]) + 1]
-        blocks.append(_hash_block(block)[1])
+        yield start, block
         start += len(block)
-    return np.concatenate(blocks)
 
 
 def _hash_block(folded: Folded) -> tuple[npt.NDArray[np.int64], Hashes]:

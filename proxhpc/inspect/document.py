@@ -9,7 +9,7 @@ from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.document import BadRecord, Document, Span
 from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
-from proxhpc.inspect.model import InspectedDocument, InspectedProgram, Survivor
+from proxhpc.inspect.model import BenchmarkItem, InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import DuplicatePairs
 from proxhpc.program.lines import Range, first_parts, line_starts
 from proxhpc.program.replay import ProgramFormat, ReplayResult, window_lines
@@ -23,8 +23,9 @@ class Inspection:
 
     `document` is None for a record that could not be read, `after` for a document that does not
     reach the merge. `removed` are the ranges of removed lines. `notes` name contradictions. `shard`
-    is None for a document of no run. `merge_program` removed repeated lines after the others; of a
-    document that is `left_out`, too many.
+    is None for a document of no run. `merge_program` removed repeated lines after the others.
+    `left_out` is the reason for which the merge left it out, `benchmark_item` what of a benchmark
+    it contains.
     """
 
     source: str
@@ -39,7 +40,8 @@ class Inspection:
     notes: tuple[str, ...] = ()
     duplicate_of: Survivor | None = None
     merge_program: str = ""
-    left_out: bool = False
+    left_out: str = ""
+    benchmark_item: BenchmarkItem | None = None
 
     @property
     def before(self) -> str | None:
@@ -55,7 +57,7 @@ class Inspection:
     @property
     def reason(self) -> str:
         """Why it was dropped, quarantined or left out."""
-        return "repeated_lines" if self.left_out else self.row.reason
+        return self.left_out or self.row.reason
 
     @cached_property
     def _numbers(self) -> dict[int, int | None]:
@@ -110,6 +112,7 @@ class Inspection:
             reason=self.reason,
             detail=row.detail,
             duplicate_of=self.duplicate_of,
+            benchmark_item=self.benchmark_item,
             flags=row.flags,
             rejected=row.rejected,
             lenient=row.lenient,
@@ -139,7 +142,8 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
     document = _read(plan, row)
     result: ReplayResult | None = None
     survivor: Survivor | None = None
-    program, left_out, notes = "", False, list[str]()
+    program, left_out, notes = "", "", list[str]()
+    item: BenchmarkItem | None = None
     if document is not None and row.outcome != "quarantined":
         result = _replay(plan, row, document.text, notes)
     if hit.published and row.outcome in ("kept", "edited"):
@@ -150,7 +154,11 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
                 "the merge left it out as a duplicate, but the file that names the document in its"
                 f" place is gone: {error.filename}"
             )
-        program, left_out = pairs.merge_program(hit.shard, hit.number)
+        program, is_left_out = pairs.merge_program(hit.shard, hit.number)
+        left_out = "repeated_lines" if is_left_out else ""
+        item = pairs.benchmark_item(hit.shard, record_source(plan, row))
+        if item and plan.manifest.dedup.against and plan.manifest.dedup.against.drop:
+            left_out = "benchmark"
         if program and result:
             from proxhpc.assemble.line_edits import (
                 remove_repeated_lines,
@@ -172,6 +180,7 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
         duplicate_of=survivor,
         merge_program=program,
         left_out=left_out,
+        benchmark_item=item,
     )
 
 

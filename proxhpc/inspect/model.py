@@ -17,6 +17,19 @@ class Survivor(OutputModel):
     out by its URL: the texts were not compared."""
 
 
+class BenchmarkItem(OutputModel):
+    """The item of a benchmark of which a document contains the largest share."""
+
+    id: str
+    """Its id."""
+    source: str
+    """Its file and position."""
+    share: float
+    """Share of its runs of words that the document contains, from 0 to 1."""
+    words: str
+    """The first such run."""
+
+
 class InspectedProgram(OutputModel):
     """A program and the request that it answered."""
 
@@ -56,6 +69,8 @@ class InspectedDocument(OutputModel):
     """Error message of a quarantined document."""
     duplicate_of: Survivor | None
     """For a duplicate: the document that is in the corpus in its place."""
+    benchmark_item: BenchmarkItem | None
+    """For a document that contains runs of words of a benchmark: the item it contains most of."""
     flags: tuple[str, ...]
     """What was unusual, such as `looped`."""
     rejected: dict[str, int]

@@ -3,7 +3,7 @@
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from proxhpc.inspect.model import Survivor
+from proxhpc.inspect.model import BenchmarkItem, Survivor
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
@@ -56,6 +56,16 @@ class DuplicatePairs:
         programs = read_line_programs(self.run, self._match, group)
         program = next((text for key, text in programs if key == (shard, record)), "")
         return program, program != "" and is_left_out(self.run, self._match, group, (shard, record))
+
+    def benchmark_item(self, shard: int, source: str) -> BenchmarkItem | None:
+        """The benchmark's item that a document contains, None if it contains none."""
+        path = self.run.sketch_benchmark(self._group(shard))
+        if self._match is None or not self.plan.has_benchmark or not path.exists():
+            return None
+        from proxhpc.assemble.listings import read_listing
+
+        items = (row["item"] for row in read_listing(path) if row["source"] == source)
+        return next((BenchmarkItem(**item) for item in items), None)
 
     def _group(self, shard: int) -> int:
         return next(n for n, shards in enumerate(shard_groups(self.plan)) if shard in shards)

@@ -73,6 +73,7 @@ def _facts(item: Inspection) -> Table:
         ("shard", Text("" if item.shard is None else f"{item.shard}{unfinished}")),
         ("outcome", outcome),
         ("left out", Text(_duplicate(item))),
+        ("benchmark", Text(_benchmark(item))),
         ("bytes", Text(_change(row.bytes_in, row.bytes_out))),
         ("tokens", Text(tokens)),
         ("edits", Text(_edits(item))),
@@ -100,6 +101,14 @@ def _duplicate(item: Inspection) -> str:
     name = safe(survivor.id, 200)
     source = "" if survivor.id == survivor.source else f" ({safe(survivor.source)})"
     return f"{item.row.outcome}, but {relation} {name}{source}, which is in the corpus"
+
+
+def _benchmark(item: Inspection) -> str:
+    found = item.benchmark_item
+    if found is None:
+        return ""
+    name = f"{safe(found.id, 200)} ({safe(found.source)})"
+    return f"contains {found.share:.0%} of {name}: {safe(found.words, 400)}"
 
 
 def _edits(item: Inspection) -> str:

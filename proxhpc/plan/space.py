@@ -100,7 +100,7 @@ def _progress_bytes(plan: Plan, sizes: Sizes) -> int:
 
 
 def _sketched_documents(plan: Plan, sizes: Sizes) -> int:
-    external = sum(info.estimated_records or 0 for info in plan.against)
+    external = sum(info.estimated_records or 0 for info in plan.external)
     return sizes.documents_kept + external
 
 

@@ -434,6 +434,9 @@ class Report(AccountBase):
     """Programs by stage."""
     duplicate_sets: DuplicateReport
     """Sets of duplicates."""
+    benchmark: dict[str, int] | None
+    """Documents that contain runs of words of a benchmark (`dedup.against` with `mode: contained`),
+    by its files; null without one. `merge/benchmark.jsonl.zst` lists them."""
     repeated_lines: int | None
     """Lines that the merge removed from documents of the corpus because others repeat them; null
     without `dedup.lines`."""

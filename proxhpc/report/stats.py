@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from proxhpc.account.counts import Counts
+from proxhpc.assemble.benchmark import BenchmarkCounts
 from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.assemble.match_result import LineCounts
 from proxhpc.assemble.stats import LARGEST, CorpusStats
@@ -33,8 +34,9 @@ def outcome_tokens(counts: Counts, merged: MergeSummary | None) -> tuple[Outcome
     removed = counts.tokens_in - lost.total() - counts.tokens_out
     rows.append(("edited", "", counts.edited, removed if merged else None))
     if merged:
-        lines = merged.lines or LineCounts()
+        lines, benchmark = merged.lines or LineCounts(), merged.benchmark or BenchmarkCounts()
         left_out = [
+            ("left_out", "benchmark", benchmark.left_out, benchmark.left_out_tokens),
             ("left_out", "repeated_lines", lines.left_out, lines.left_out_tokens),
             ("shortened", "repeated_lines", lines.documents, merged.removed_tokens),
         ]

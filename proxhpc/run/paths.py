@@ -33,6 +33,7 @@ class RunDir:
         self.match = self.merge / "match.json"  # receipt of the match phase, its last file
         self.match_folder = self.merge / "match"  # files of the match phase's rounds
         self.match_source = self.match_folder / "source.json"  # what the match is made from
+        self.benchmark_hits = self.merge / "benchmark.jsonl.zst"  # documents with parts of it
         self.duplicates = self.merge / "duplicates.jsonl.zst"  # each with its survivor
         self.examples = self.merge / "examples.jsonl"  # documents that the report shows
         self.shuffled = self.merge / "shuffled"  # scattered rows, until the corpus is complete
@@ -101,6 +102,10 @@ class RunDir:
     def sketch_names(self, group: int) -> Path:
         """Return the names of a group's external records; missing for a group of shards."""
         return self.merge / "sketch" / f"{group:05d}.names.jsonl.zst"
+
+    def sketch_benchmark(self, group: int) -> Path:
+        """Return a group's documents with parts of a benchmark; missing if there are none."""
+        return self.merge / "sketch" / f"{group:05d}.benchmark.jsonl.zst"
 
     def match_files(self, digest: str) -> "MatchFiles":
         """Return the files of the match phase with this digest."""

@@ -156,6 +156,17 @@ class Plan:
         log = self._restart_log(info, f"{span.file:05d}", writable)
         return _read(self.manifest.corpus, info, span, log, wanted)
 
+    @property
+    def external(self) -> tuple[InputInfo, ...]:
+        """The files of the external corpus whose documents are compared with those of the run."""
+        return () if self.has_benchmark else self.against
+
+    @property
+    def has_benchmark(self) -> bool:
+        """Whether the external corpus is a benchmark, of which no document may contain parts."""
+        against = self.manifest.dedup.against
+        return against is not None and against.mode == "contained"
+
     def read_against(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
         """Yield the records of a span of the external corpus; StopError if its file has changed."""
         if self.manifest.dedup.against is None:

@@ -398,6 +398,26 @@ class RepeatedLines(Config):
     """A document that has fewer characters left is left out."""
 
 
+class Against(Corpus):
+    """The other corpus, and what of it the documents must not be like."""
+
+    mode: Literal["duplicates", "contained"] = "duplicates"
+    """`duplicates`: documents that duplicate one of its documents are left out, as `exact` and
+    `near` say. `contained`: it is a benchmark, of which no document may contain runs of words;
+    each process of the merge holds its hashes."""
+    words: Positive = Field(default=13, le=1000)
+    """For `contained`: words in a run (characters in scripts without spaces). Items with fewer
+    words are not searched for."""
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """For `contained`: share of an item's runs that a document must contain to be left out; one
+    run if it is 0."""
+    fields: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = ()
+    """For `contained`: fields of an item that are appended to its text, such as choices and
+    answers; lists of texts, too."""
+    drop: Flag = True
+    """For `contained`: leave such documents out. Otherwise they are only listed."""
+
+
 class Dedup(Config):
     """Removal of duplicates."""
 
@@ -425,9 +445,9 @@ class Dedup(Config):
     within: FieldName | None = None
     """Field, such as a dump or a language: only documents with equal values of it are compared.
     Documents without it form one group. Dots reach nested fields."""
-    against: Corpus | None = None
+    against: Against | None = None
     """Another corpus, used as it is (no model reads it). Documents that duplicate one of its
-    documents are left out."""
+    documents, or contain runs of words of one, are left out."""
     lines: RepeatedLines | None = None
     """Remove lines that the corpus has several times, after duplicates are left out. Off by
     default; `lines: {}` turns it on with its defaults."""
@@ -441,11 +461,12 @@ class Dedup(Config):
         by_field = self.keep in ("highest", "lowest")
         if by_field != (self.by is not None):
             yield ("by",), f"{'required' if by_field else 'not used'} with keep: {self.keep}"
-        if self.against and not (self.compares_texts or self.url):
+        external = self.against if self.against and self.against.mode == "duplicates" else None
+        if external and not (self.compares_texts or self.url):
             yield ("against",), "needs exact, near or url: otherwise nothing is compared"
         if self.within and not (self.compares_texts or self.url or self.lines):
             yield ("within",), "needs exact, near, url or lines: otherwise nothing is compared"
-        if self.within and self.against:
+        if self.within and external:
             yield ("within",), "not used with against, whose documents have other fields"
 
     @property
