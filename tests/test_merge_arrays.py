@@ -81,8 +81,11 @@ class InProcessBackend:
     def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
         return False
 
-    def drop_paused(self) -> list[str]:
+    def set_aside_paused(self) -> list[str]:
         return []
+
+    def drop_paused(self) -> None:
+        pass
 
     def release_held(self) -> list[str]:
         return []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,7 +20,7 @@ from proxhpc.cluster.queue import Queue, Tag
 from proxhpc.cluster.script import BatchJob, job_executor, script_text
 from proxhpc.cluster.silent import last_words, out_of_memory
 from proxhpc.cluster.slurm import read_job_id, site_words
-from proxhpc.cluster.submit import make_backend
+from proxhpc.cluster.submit import SlurmBackend, make_backend
 from proxhpc.doctor import diagnose
 from proxhpc.doctor.probe import NodeReport, _delays, _describe
 from proxhpc.errors import RetryError, StopError, UserError
@@ -575,7 +576,9 @@ def test_jobs_on_nodes_that_do_not_see_the_run_are_explained(
     assert status.reason.endswith(f"or its node cannot write to {run.dir.logs}")
 
 
-def test_a_launch_by_a_person_ends_a_pause(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_launch_by_a_person_ends_a_pause(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = broken_setup(tmp_path)
     journal = Journal(run.dir)
     with advance_lock(run.dir) as lease:
@@ -589,6 +592,11 @@ def test_a_launch_by_a_person_ends_a_pause(cluster: SlurmCluster, tmp_path: Path
         lambda: collect(run.dir, Queue()).reason.startswith("paused until 20"), "the pause"
     )
     fixed = prepare_run(tmp_path / "manifest.yaml", str(tmp_path / "slurm.yaml"), None)
+    with monkeypatch.context() as patch:
+        patch.setattr(SlurmBackend, "free_elements", Mock(side_effect=RetryError("no answer")))
+        with pytest.raises(RetryError, match="no answer"):
+            launch(fixed, lambda _: None)
+    assert held(cluster, run) != []  # a launch that fails leaves the pause's jobs in the queue
     site = fixed.site.model_copy(update={"setup": ()})
     message = launch(replace(fixed, site=site), lambda _: None).message
     assert f"cancelled jobs {array}, {control}, which waited for the end of a pause" in message

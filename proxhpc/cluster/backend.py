@@ -45,8 +45,14 @@ class Backend(Protocol):
     def free_elements(self, resources: Resources) -> int:
         """Return how many array elements may be submitted now."""
 
-    def drop_paused(self) -> list[str]:
-        """Cancel jobs that wait for the end of a pause; return their ids."""
+    def set_aside_paused(self) -> list[str]:
+        """Ignore jobs that wait for the end of a pause; return their ids.
+
+        They are cancelled when others are submitted, so a step that fails leaves them in the queue.
+        """
+
+    def drop_paused(self) -> None:
+        """Cancel the jobs that were set aside."""
 
     def release_held(self) -> list[str]:
         """Release jobs that are held; return their ids."""

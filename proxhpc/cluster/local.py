@@ -76,9 +76,12 @@ class LocalBackend:
         """Return nothing: processes are not held, so none needs a release."""
         return []
 
-    def drop_paused(self) -> list[str]:
-        """Return nothing: local processes start at once."""
+    def set_aside_paused(self) -> list[str]:
+        """Return nothing: local processes do not wait."""
         return []
+
+    def drop_paused(self) -> None:
+        """Do nothing."""
 
     def release_held(self) -> list[str]:
         """Return nothing: local processes are not held."""

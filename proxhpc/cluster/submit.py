@@ -45,6 +45,7 @@ class SlurmBackend:
     lease: Lease | None = None
     site_words: list[str] = field(default_factory=list)  # printed when sbatch succeeded
     _ended: list[slurm.EndedElement] | None = None
+    _set_aside: list[str] = field(default_factory=list)
 
     def active_elements(self, phase: PhaseName) -> int:
         """Return the number of elements of this phase in the queue, without this job."""
@@ -84,6 +85,7 @@ class SlurmBackend:
         """Return how many jobs in the queue count for a limit."""
         own = sum(
             not job.has_ended
+            and job.array not in self._set_aside
             and (not limit.accounts or job.account in limit.accounts)
             and limit.qos in ("", job.qos)
             for job in self.queue.all_jobs()
@@ -125,6 +127,7 @@ class SlurmBackend:
         dependency: str = "",
     ) -> list[str]:
         self._check_lease()
+        self.drop_paused()
         journal = Journal(self.run)
         number = len(journal.read())
         record_intent(
@@ -183,18 +186,21 @@ class SlurmBackend:
         self.queue.invalidate()
         return messages
 
-    def drop_paused(self) -> list[str]:
-        """Cancel a round that waits for the end of its pause, and its control job."""
+    def set_aside_paused(self) -> list[str]:
+        """Ignore a round that waits for the end of its pause, and its control job."""
         rounds = [entry for entry in Journal(self.run).read() if not entry.abandoned]
         jobs = self._other_jobs()
         is_paused = bool(rounds) and rounds[-1].delay_seconds > 0
-        if not is_paused or any(job.state != "PENDING" for job in jobs):
-            return []
-        arrays = sorted({job.array for job in jobs}, key=int)
-        for array in arrays:
+        if is_paused and all(job.state == "PENDING" for job in jobs):
+            self._set_aside = sorted({job.array for job in jobs}, key=int)
+        return self._set_aside
+
+    def drop_paused(self) -> None:
+        """Cancel the jobs that were set aside."""
+        for array in self._set_aside:
             slurm.run_command("scancel", array)
+        self._set_aside = []
         self.queue.invalidate()
-        return arrays
 
     def release_held(self) -> list[str]:
         """Release jobs that Slurm or a person holds, such as one whose node failed to start it."""
@@ -287,7 +293,8 @@ class SlurmBackend:
         """Return the pending and running jobs of the run, without this one."""
         this_job = slurm_job_id()
         # A control job starts while the workers before it are still listed as COMPLETING.
-        return [job for job in self._jobs() if not job.has_ended and job.id != this_job]
+        jobs = (job for job in self._jobs() if job.array not in self._set_aside)
+        return [job for job in jobs if not job.has_ended and job.id != this_job]
 
     def _split_into_arrays(self, batch: TaskBatch) -> list[TaskBatch]:
         # Without arrays (MaxArraySize 0), an array of one element is submitted as a plain job.

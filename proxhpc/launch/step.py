@@ -21,7 +21,7 @@ from proxhpc.cluster.submit import make_backend
 from proxhpc.errors import RetryError, StopError
 from proxhpc.launch.control_job import run_control, step_name
 from proxhpc.report import write_report
-from proxhpc.run.lease import Lease, LeaseOwner, Leases, hold_lease
+from proxhpc.run.lease import Lease, hold_lease
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import missing_shards
@@ -61,7 +61,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     if lease.is_lost():
         raise RetryError("another launch has taken over this run and takes the next step")
     messages = backend.reconcile()
-    if manual and (jobs := backend.drop_paused()):
+    if manual and (jobs := backend.set_aside_paused()):
         messages.append(f"cancelled {_job_names(jobs)}, which waited for the end of a pause")
     if manual and (jobs := backend.release_held()):
         messages.append(f"released {_job_names(jobs)}, which were held")
@@ -73,6 +73,7 @@ def advance(lease: Lease, plan: Plan, backend: Backend, *, manual: bool = False)
     else:
         write_report(run)
         step = StepResult("report", "finished")
+    backend.drop_paused()
     messages += [f"Slurm: {line}" for line in dict.fromkeys(backend.site_words)]
     return StepResult(step.phase, "\n".join([*messages, step.message]))
 
@@ -183,15 +184,9 @@ def _merge(plan: Plan, backend: Backend, this_round: Round) -> StepResult:
     run = this_round.run
     if backend.active_elements("merge"):
         return _wait(backend, this_round, "merge", "the merge is running or pending")
-    leases = Leases(run, LeaseOwner.current("control"), Queue().is_queued)
-    if held := leases.current("merge"):
-        attempt, owner = held
-        if leases.is_alive(owner, run.lease("merge", attempt)) is not False:
-            raise RetryError(
-                f"another process is merging this run, or died while merging it"
-                f" ({owner.host}, process {owner.pid})",
-                hint="run `proxhpc launch` again when it has ended",
-            )
+    # A merge whose job is not in the queue may still run, or have died: this finds out.
+    with hold_lease(run, "merge", Queue().is_queued, stale_after(run)):
+        pass
     this_round.check("merge", backend)
     sweep(run, plan)
     resources = recorded_site(run).resources("merge")
