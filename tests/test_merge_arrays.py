@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from merging import killed, output, refined
@@ -24,6 +25,7 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.launch.launch import Run
 from proxhpc.launch.step import advance, advance_lock, merge_batch
+from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.merge_phases import ROUND_NAMES, RoundName
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.site import PhaseName, Resources, Site
@@ -129,6 +131,18 @@ def advanced(run: Run, backend: InProcessBackend, workers: int) -> list[tuple[st
             if advance(lease, run.plan, backend, manual=step == 0).phase == "report":
                 return backend.submitted
     raise AssertionError(f"no report after {backend.submitted}")
+
+
+def test_a_merge_that_died_unseen_is_taken_over_by_one_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login node does not know of which cluster's queue its job was."""
+    run = refined(tmp_path)
+    dead = LeaseOwner("merge-7", "elsewhere", 2, "1", job="7", space="x", cluster="c")
+    run.dir.lease("merge", 1).write_bytes(orjson.dumps(dead))
+    monkeypatch.setattr("proxhpc.launch.step.stale_after", lambda _: 0.2)
+    monkeypatch.setattr("proxhpc.run.lease._POLL_SECONDS", 0.05)
+    assert advanced(run, InProcessBackend(run.dir), 1) == [("all", [])]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
