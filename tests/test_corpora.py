@@ -18,11 +18,12 @@ import pytest
 import zstandard
 
 from proxhpc.assemble.merge import merge_run
-from proxhpc.assemble.shape import MIXED, RowShape, ShapeCollector, features
+from proxhpc.assemble.shape import MIXED, RowShape, ShapeCollector, Shapes, features
 from proxhpc.cluster import tasks
 from proxhpc.launch.launch import plan_run, this_machine
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.manifest import Manifest, load_manifest
+from proxhpc.spec.sections import Output
 from runs import PARAGRAPH
 
 pytest.importorskip("datasets")
@@ -278,9 +279,9 @@ def test_the_card_says_that_a_corpus_of_mixed_types_may_not_be_loaded(tmp_path: 
     ],
 )
 def test_shapes_of_rows_are_merged(rows: list[dict[str, Any]], shape: RowShape) -> None:
-    collector = ShapeCollector()
+    collector, shapes = ShapeCollector(), Shapes(Output())
     for row in rows * 2:
-        collector.add(row)
+        collector.add(shapes.of(row))
     assert collector.shape == shape
     assert bool(features(shape)) == (MIXED not in str(shape))
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_row_groups_have_up_to_32_mib_and_a_page_index() -> None:
     data = b""
     for n in range(70):
         row = {"id": f"d{n}", "text": "word " * 200_000, "proxhpc": {}}
-        data += encoder.add(row, orjson.dumps(row))
+        data += encoder.add(orjson.dumps(row))
     metadata = pq.ParquetFile(io.BytesIO(data + encoder.end())).metadata
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     assert [group.num_rows for group in groups] == [33, 33, 4]
@@ -223,11 +224,15 @@ def test_buckets_blocks_and_processes_do_not_change_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = merged(tmp_path / "a", shuffle=True)
-    monkeypatch.setattr(shuffle, "BUCKET", 1500)  # several a part, several blocks a group
+    monkeypatch.setattr(shuffle, "_BUCKET", 1500)  # several a part, several blocks a group
     monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
     small = merged(tmp_path / "b", shuffle=True)
     assert output(small.dir) == output(whole.dir)
     monkeypatch.undo()
+    for path in (small.dir.corpus, small.dir.merge):
+        shutil.rmtree(path)
+    merge_run(small.dir, memory=8000)  # several blocks a group, a bucket is read several times
+    assert output(small.dir) == output(whole.dir)
     many = refined(
         tmp_path / "a",
         output=SECTIONS["output"] | {"shuffle": True},
@@ -261,7 +266,7 @@ def test_a_damaged_file_of_scattered_rows_is_named(tmp_path: Path) -> None:
     run = merged(tmp_path, shuffle=True)
     before = output(run.dir)
     run.dir.part(0).unlink()
-    shuffle.scatter_group(run.dir, run.plan, 0)
+    shuffle.scatter_group(run.dir, run.plan, 0, 1 << 20)
     path = run.dir.scattered(0)
     data = bytearray(path.read_bytes())
     data[20] ^= 1

@@ -58,7 +58,7 @@ def test_any_records_in_any_calls_are_those_of_the_whole_shard(
     run, everything = mixed
     numbers = st.lists(st.sampled_from(range(len(everything))), unique=True).map(sorted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "_FAR", far)
+        patch.setattr(replay, "FAR", far)
         for wanted in data.draw(st.lists(numbers, max_size=3)):
             found = list(replay_records(run.dir, run.plan, 0, wanted))
             assert found == [everything[number] for number in wanted]

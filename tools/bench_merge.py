@@ -37,7 +37,7 @@ def encode_again(files: Path, out: Path) -> dict[str, float]:
             with io.BufferedReader(zstandard.open(path, "rb"), 1 << 20) as source:
                 for line in source:
                     row = orjson.loads(line)
-                    target.write(encoder.add(row, orjson.dumps(row) + b"\n"))
+                    target.write(encoder.add(orjson.dumps(row) + b"\n"))
         target.write(encoder.end())
     return {"": time.perf_counter() - start}
 

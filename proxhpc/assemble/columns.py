@@ -6,13 +6,13 @@ one column, `metadata`, as a JSON object. `proxhpc` is JSON too.
 """
 
 import io
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from proxhpc.assemble.shape import RowShape
+from proxhpc.assemble.rows import decode_row
+from proxhpc.assemble.shape import column_names
 from proxhpc.corpus.parquet import require_pyarrow
 from proxhpc.corpus.writer import Encoder, JsonLines
 from proxhpc.spec.sections import Output
@@ -21,31 +21,22 @@ GROUP_ROWS = 1 << 16
 GROUP_BYTES = 32 << 20  # as JSON lines; a row group is held in memory
 
 
-def column_names(output: Output) -> list[str]:
-    """The columns, all of strings that are never null."""
-    optional = {
-        "proxhpc": output.provenance or output.cluster_size,
-        "original_text": output.original,
-    }
-    return ["id", "text", "metadata", *(name for name, wanted in optional.items() if wanted)]
-
-
-def text_shape(output: Output) -> RowShape:
-    """Return the fields of rows of text."""
-    return dict.fromkeys(column_names(output), "string")
-
-
 def make_encoder(output: Output) -> Encoder:
     """Return the encoder of a corpus's parts."""
     if output.format == "parquet":
         return ParquetEncoder(output)
     names = column_names(output)
-    convert = partial(as_text, names=names) if output.metadata == "json" else None
-    return JsonLines(output.level, output.format, convert)
+
+    def convert(line: bytes) -> bytes:
+        """Return a row as text."""
+        return orjson.dumps(as_text(line, names), option=orjson.OPT_APPEND_NEWLINE)
+
+    return JsonLines(output.level, output.format, convert if output.metadata == "json" else None)
 
 
-def as_text(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+def as_text(line: bytes, names: Sequence[str]) -> dict[str, str]:
     """Return a row with these fields, all of them text; `metadata` and `proxhpc` are JSON."""
+    row = decode_row(line)
     cells: dict[str, Any] = {name: row[name] for name in names if name != "metadata"}
     metadata = {name: value for name, value in row.items() if name not in cells}
     cells |= {name: orjson.dumps(cells[name]).decode() for name in ("proxhpc",) if name in cells}
@@ -79,11 +70,11 @@ class ParquetEncoder:
         self._rows: list[list[str]] = []
         self._bytes = 0
 
-    def add(self, row: Mapping[str, Any], line: bytes) -> bytes:
+    def add(self, line: bytes) -> bytes:
         """Add a row; a full row group is encoded and returned."""
         full = len(self._rows) == GROUP_ROWS or self._bytes + len(line) > GROUP_BYTES
         encoded = self._encode_group() if full else b""
-        self._rows.append([*as_text(row, self._names).values()])
+        self._rows.append([*as_text(line, self._names).values()])
         self._bytes += len(line)
         return encoded
 

@@ -69,7 +69,7 @@ def merge_run(
         if summary and summary.match_digest == match.digest and not _missing_files(run, summary):
             return summary
         _retract(run, plan, len(match.parts))
-        return _finish(pool, receipts, match)
+        return _finish(pool, receipts, match, memory // pool.processes)
 
 
 def sketch_all(pool: Pool, memory: int) -> list[SketchReceipt]:
@@ -126,15 +126,21 @@ def _retract(run: RunDir, plan: Plan, parts: int) -> None:
                 path.unlink()
 
 
-def _finish(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -> MergeSummary:
-    """Write parts and listings, check that all counts balance, and publish."""
+def _finish(
+    pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult, memory: int
+) -> MergeSummary:
+    """Write parts and listings, check that all counts balance, and publish.
+
+    `memory` is for each process, in bytes.
+    """
     run, plan = pool.run, pool.plan
     numbers = range(len(match.parts))
     if plan.manifest.output.shuffle and not all(
         finished_part(run, plan, match, number) for number in numbers
     ):
-        pool.map("scatter", scatter_group, range(len(shard_groups(plan))))
-    parts = pool.map("write", write_part, numbers)
+        scatter = partial(scatter_group, memory=memory)
+        pool.map("scatter", scatter, range(len(shard_groups(plan))))
+    parts = pool.map("write", partial(write_part, memory=memory), numbers)
     shutil.rmtree(run.shuffled, ignore_errors=True)
     duplicates = [(shard, record) for _, shard, record in match.largest_sets]
     names = name_records(run, plan, [*duplicates, *match.shared_id_examples])

@@ -119,9 +119,8 @@ def in_arrays(plan: Plan) -> bool:
 
 
 def _unit(phase: MergePhaseName, memory: int) -> Unit[Any]:
-    if phase == "sketch":
-        return partial(sketch_group, memory=memory)
-    return scatter_group if phase == "scatter" else write_part
+    units = {"sketch": sketch_group, "scatter": scatter_group, "write": write_part}
+    return partial(units[phase], memory=memory)
 
 
 def _total(run: RunDir, plan: Plan, phase: MergePhaseName) -> int:

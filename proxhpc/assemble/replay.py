@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from proxhpc.assemble.policy_change import PolicyChange
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.errors import ShardError, StopError
+from proxhpc.program.match import SpanChange
 from proxhpc.program.replay import ReplayResult
 from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
-_FAR = 1 << 20  # bytes of text from which it is faster to open a file anew than to pass them over
+FAR = 1 << 20  # bytes of text from which it is faster to open a file anew than to pass them over
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,15 @@ class ReplayedRecord:
     """One record of the input with its ledger row; `number` counts a shard's records from 0.
 
     `document` is None if the record could not be read; `text`, the refined text, is None if the
-    document does not reach the corpus. `merge_program` removed repeated lines from the text, and
-    with them `removed_tokens`.
+    document does not reach the corpus. `changes` make it from the raw text, if they are known.
+    `merge_program` removed repeated lines from the text, and with them `removed_tokens`.
     """
 
     number: int
     row: Row
     document: Document | None = None
     text: str | None = None
+    changes: Sequence[SpanChange] = ()
     merge_program: str = ""
     removed_tokens: int = 0
 
@@ -133,6 +135,15 @@ def missing_ledger(path: Path) -> StopError:
     )
 
 
+def input_differs(plan: Plan, file: int, position: int, problem: str) -> StopError:
+    """The error for a record that is not as it was refined."""
+    return StopError(
+        f"input {plan.inputs[file].path} has changed since it was refined: record at {position}:"
+        f" {problem}",
+        hint="restore the input and run `proxhpc launch` again, or start a new run",
+    )
+
+
 class _Replay:
     """One pass over a shard: of each record, by `read`, or of ascending numbers, by `seek`."""
 
@@ -162,7 +173,7 @@ class _Replay:
 
     def seek(self, number: int) -> tuple[Document | BadRecord, Row]:
         """Return a record, which must be after those read before, with its ledger row."""
-        between = -1 if self.next_number else _FAR  # bytes of text
+        between = -1 if self.next_number else FAR  # bytes of text
         row = None
         while self.next_number <= number:
             between += row.bytes_in if row else 0
@@ -172,7 +183,7 @@ class _Replay:
         if row is None:
             raise ValueError(f"record {number} is before {self.next_number}")
         self._wanted[0] = row.position
-        if between >= _FAR or not _holds(self.spans[self._open], row):
+        if between >= FAR or not _holds(self.spans[self._open], row):
             self._start(row)
         item = next(self._records, None)
         if item is None or isinstance(item, SpanEnd):
@@ -225,7 +236,7 @@ class _Replay:
         if self.policy_change is not None:
             row, result = self.policy_change.apply(item, row, result)
         text = result.text if result.outcome in ("kept", "edited") else None
-        return ReplayedRecord(number, row, item, text)
+        return ReplayedRecord(number, row, item, text, result.changes)
 
     def mismatch(self, problem: str) -> StopError:
         """Return the error that this ledger does not belong to its input."""
@@ -284,12 +295,7 @@ class _Replay:
         return result
 
     def _input_differs(self, item: Document | BadRecord, problem: str) -> StopError:
-        path = self.plan.inputs[item.file].path
-        return StopError(
-            f"input {path} has changed since it was refined: record at {item.position}: {problem}"
-            f" ({self.ledger})",
-            hint="restore the input and run `proxhpc launch` again, or start a new run",
-        )
+        return input_differs(self.plan, item.file, item.position, f"{problem} ({self.ledger})")
 
 
 def _holds(span: Span | SpanStats, row: Row) -> bool:

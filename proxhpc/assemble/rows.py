@@ -25,6 +25,7 @@ from proxhpc.run.ledger import QUARANTINE_BYTES, Row
 from proxhpc.run.plan import Plan
 
 ORIGINAL_PREFIX = "original_"
+_CLUSTER = b'"cluster_id":"'
 _MAX_LEVELS = 100  # of nesting in one piece; orjson writes 254 levels, but reads 1024
 
 
@@ -46,6 +47,18 @@ def corpus_row(
     last = {"proxhpc": own} if own else {}
     first = {"original_text": document.text} if output.original else {}
     return build_row(document, record.text, first, last)
+
+
+def with_cluster(line: bytes, cluster: Sequence[int]) -> bytes:
+    """The line of a row that was made without a cluster, with this one."""
+    size, number = cluster
+    start = line.rindex(_CLUSTER)
+    return b'%b%b%016x","cluster_size":%d}}\n' % (
+        line[:start],
+        _CLUSTER,
+        number & (1 << 64) - 1,
+        size,
+    )
 
 
 def build_row(

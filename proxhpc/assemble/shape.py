@@ -6,6 +6,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
+
+from proxhpc.assemble.rows import decode_row
+from proxhpc.spec.sections import Output
+
 # The name of a scalar type, the fields of an object, or a list with the shape of its items.
 RowShape = str | dict[str, Any] | list[Any]
 
@@ -17,23 +22,64 @@ _MAX_FIELDS = 500  # keys that are data, such as URLs, are no fields
 _MAX_SHAPES = 10_000
 
 
+def column_names(output: Output) -> list[str]:
+    """The columns, all of strings that are never null."""
+    optional = {
+        "proxhpc": output.provenance or output.cluster_size,
+        "original_text": output.original,
+    }
+    return ["id", "text", "metadata", *(name for name, wanted in optional.items() if wanted)]
+
+
+def text_shape(output: Output) -> RowShape:
+    """Return the fields of rows of text."""
+    return dict.fromkeys(column_names(output), "string")
+
+
 class ShapeCollector:
     """Merges the shapes of rows; equal ones are merged once."""
 
     def __init__(self) -> None:
         self.shape: RowShape = {}
-        self._seen: set[Any] = set()
+        self._last: RowShape = {}
+        self._seen: set[bytes] = set()
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row."""
-        if self.shape == MIXED:
+    def add(self, shape: RowShape) -> None:
+        """Add the shape of a row."""
+        if shape is self._last or self.shape == MIXED:
             return
-        signature = _signature(row)
-        if signature not in self._seen:
-            self._seen.add(signature)
-            self.shape = merge_shapes([self.shape, _shape(row)])
+        self._last = shape
+        if (key := orjson.dumps(shape)) not in self._seen:
+            self._seen.add(key)
+            self.shape = merge_shapes([self.shape, shape])
             if len(self._seen) > _MAX_SHAPES or _count(self.shape) > _MAX_FIELDS:
                 self.shape = MIXED
+
+
+class Shapes:
+    """The shapes of rows; rows with the same fields and types share one object."""
+
+    def __init__(self, output: Output) -> None:
+        self._fixed: RowShape | None = None if output.metadata == "fields" else text_shape(output)
+        self._known: dict[Any, RowShape] = {}
+
+    def of_line(self, line: bytes) -> RowShape:
+        """Return the shape of a row that was written as JSON."""
+        return self.of({} if self._fixed is not None else decode_row(line))
+
+    def of(self, row: Mapping[str, Any]) -> RowShape:
+        """Return the shape of a row as it is written."""
+        if self._fixed is not None:
+            return self._fixed
+        signature = _signature(row)
+        shape = self._known.get(signature)
+        if shape is None:
+            shape = _shape(row)
+            if _count(shape) > _MAX_FIELDS:
+                shape = MIXED
+            if len(self._known) < _MAX_SHAPES:
+                self._known[signature] = shape
+        return shape
 
 
 def _count(shape: RowShape) -> int:

@@ -1,8 +1,8 @@
 """A corpus in random order, in bounded memory: rows are scattered into buckets, then gathered.
 
-A bucket is a range of sort keys whose rows, of all groups, fit into memory. Each group of shards
-writes its rows into one file with a slice for each bucket. A part consists of consecutive buckets,
-each sorted.
+A bucket is a range of sort keys. Each group of shards writes its rows into one file with a slice
+for each bucket. A part consists of consecutive buckets. Where the rows of a bucket do not fit into
+memory, its slices are read several times, for one range of keys after another.
 
 A file has the slices as zstd frames; then, for each block of rows that were in memory together,
 where its slices begin and the last one ends; then a footer.
@@ -10,17 +10,18 @@ where its slices begin and the last one ends; then a footer.
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-import orjson
 import zstandard
 
-from proxhpc.assemble.line_edits import replay_corpus
+from proxhpc.assemble.corpus_rows import corpus_rows
 from proxhpc.assemble.match_result import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import bucket_starts
-from proxhpc.assemble.rows import corpus_row, decode_row, sort_key
+from proxhpc.assemble.patches import CorpusRow
+from proxhpc.assemble.shape import Shapes
 from proxhpc.corpus.disk import replacing
 from proxhpc.dedup.arrays import damaged_file
 from proxhpc.errors import StopError
@@ -28,91 +29,72 @@ from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
 
-BUCKET = 256 << 20  # bytes of rows that are held and sorted at a time
+_BUCKET = 256 << 20  # bytes of rows
+_SHARE = 4  # of memory that the lines of rows may take; the rest is for copies and objects
 
-# Sort key, bytes of text, tokens, removed tokens, file, bytes of the row.
-_RECORD = struct.Struct("<QQQQII")
+# Sort key, file, bytes of text, tokens, removed tokens, bytes of the row.
+_RECORD = struct.Struct("<QIQQQI")
 _FOOTER = struct.Struct("<8s16sII")  # magic, the match's digest, blocks, buckets
 _MAGIC = b"PXROWS\x01\0"
 
 
-class CorpusRow(NamedTuple):
-    """A row of the corpus, the number of its input file, and the size of its text.
-
-    `removed_tokens` were removed with repeated lines.
-    """
-
-    row: dict[str, Any]
-    file: int
-    text_bytes: int
-    tokens: int
-    removed_tokens: int
-
-
-class _Record(NamedTuple):
-    """A row and what is needed to sort and count it."""
-
-    sort_key: int
-    text_bytes: int
-    tokens: int
-    removed_tokens: int
-    file: int
-    line: bytes
-
-    def encode(self) -> bytes:
-        return _RECORD.pack(*self[:5], len(self.line)) + self.line
-
-
-def scatter_group(run: RunDir, plan: Plan, group: int) -> None:
+def scatter_group(run: RunDir, plan: Plan, group: int, memory: int) -> None:
     """Write a group's rows by bucket, unless its file is current."""
     match, path = require_match(run), run.scattered(group)
     if _match_digest(path) == match.digest:
         return
     digests = match.flags[group], match.clusters[group]
     documents, clusters = load_survivors(run, match.digest, group, *digests)
-    records = replay_corpus(run, plan, match, group, documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        writer = _BucketWriter(file, match)
-        for record, cluster in zip(records, clusters.tolist(), strict=True):
-            row, removed = record.row, record.removed_tokens
-            line = orjson.dumps(corpus_row(plan, record, cluster))
-            key = sort_key(plan, row)
-            writer.add(_Record(key, row.bytes_out, row.tokens_out, removed, row.file, line))
+        writer = _BucketWriter(file, match, memory // _SHARE)
+        for row in corpus_rows(run, plan, match, group, documents, clusters):
+            writer.add(row)
         writer.finish()
 
 
-def gather_part(run: RunDir, plan: Plan, match: MatchResult, part: int) -> Iterator[CorpusRow]:
+def gather_part(
+    run: RunDir, plan: Plan, match: MatchResult, part: int, memory: int
+) -> Iterator[CorpusRow]:
     """The rows of a part by their sort keys; rows with equal keys are in input order."""
-    counts = [len(bucket_starts(earlier, BUCKET)) for earlier in match.parts[: part + 1]]
-    for bucket in range(sum(counts[:-1]), sum(counts)):
-        records = [
-            record
+    before = sum(len(bucket_starts(earlier, _BUCKET)) for earlier in match.parts[:part])
+    shapes, whole = Shapes(plan.manifest.output), match.parts[part]
+    buckets = np.array(bucket_starts(whole, _BUCKET), np.uint64)
+    starts = bucket_starts(whole, min(_BUCKET, memory // _SHARE))
+    for start, stop in pairwise([*starts, whole.last + 1]):
+        # A range may begin in one bucket and end in the next.
+        first, last = (
+            int(np.searchsorted(buckets, np.uint64(key), "right")) - 1 for key in (start, stop - 1)
+        )
+        rows = [
+            row
             for group in range(len(shard_groups(plan)))
-            for record in _read_bucket(run.scattered(group), match, bucket)
+            for bucket in range(before + first, before + last + 1)
+            for row in _read_bucket(run.scattered(group), match, bucket)
+            if start <= row.sort_key < stop
         ]
-        for record in sorted(records, key=lambda record: record.sort_key):
-            _, text_bytes, tokens, removed, file, line = record
-            yield CorpusRow(decode_row(line), file, text_bytes, tokens, removed)
+        for row in sorted(rows, key=lambda row: row.sort_key):
+            yield row._replace(shape=shapes.of_line(row.line))
 
 
 class _BucketWriter:
-    def __init__(self, file: BinaryIO, match: MatchResult) -> None:
-        self._file, self._digest = file, match.digest
-        starts = [start for part in match.parts for start in bucket_starts(part, BUCKET)]
+    def __init__(self, file: BinaryIO, match: MatchResult, limit: int) -> None:
+        """`limit` is how many bytes of rows are held."""
+        self._file, self._digest, self._limit = file, match.digest, limit
+        starts = [start for part in match.parts for start in bucket_starts(part, _BUCKET)]
         self._starts = np.array(starts, np.uint64)
         self._buckets: dict[int, list[bytes]] = {}
         self._size = self._end = 0
         self._blocks: list[bytes] = []
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
 
-    def add(self, record: _Record) -> None:
+    def add(self, row: CorpusRow) -> None:
         """Add a row; a full block is written."""
-        bucket = int(np.searchsorted(self._starts, np.uint64(record.sort_key), "right")) - 1
-        data = record.encode()
+        bucket = int(np.searchsorted(self._starts, np.uint64(row.sort_key), "right")) - 1
+        data = _RECORD.pack(*row[1:6], len(row.line)) + row.line
         self._buckets.setdefault(bucket, []).append(data)
         self._size += len(data)
-        if self._size >= BUCKET:
+        if self._size >= self._limit:
             self._flush()
 
     def finish(self) -> None:
@@ -153,7 +135,7 @@ def _footer(file: BinaryIO, path: Path) -> tuple[str, int, int, int]:
     return digest.hex(), blocks, buckets, size - _FOOTER.size - 8 * blocks * (buckets + 1)
 
 
-def _read_bucket(path: Path, match: MatchResult, bucket: int) -> Iterator[_Record]:
+def _read_bucket(path: Path, match: MatchResult, bucket: int) -> Iterator[CorpusRow]:
     """The rows of one group in a bucket, in input order."""
     try:
         with path.open("rb") as file:
@@ -172,10 +154,11 @@ def _read_bucket(path: Path, match: MatchResult, bucket: int) -> Iterator[_Recor
         raise damaged_file(path) from error
 
 
-def _decode(data: bytes) -> Iterator[_Record]:
+def _decode(data: bytes) -> Iterator[CorpusRow]:
     offset = 0
     while offset < len(data):
-        key, text_bytes, tokens, removed, file, length = _RECORD.unpack_from(data, offset)
+        key, file, text_bytes, tokens, removed, length = _RECORD.unpack_from(data, offset)
         offset += _RECORD.size
-        yield _Record(key, text_bytes, tokens, removed, file, data[offset : offset + length])
+        line = data[offset : offset + length]
+        yield CorpusRow(line, key, file, text_bytes, tokens, removed, "")
         offset += length

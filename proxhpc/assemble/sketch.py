@@ -17,6 +17,7 @@ from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.benchmark import BenchmarkCounts, load_benchmark
+from proxhpc.assemble.patches import PatchWriter
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
 from proxhpc.assemble.rows import corpus_row, quarantine_row, record_source, sort_key
@@ -73,6 +74,11 @@ class SketchReceipt:
     benchmark: BenchmarkCounts = field(default_factory=BenchmarkCounts)
     benchmark_listing: str = ""
     stats: CorpusStats = field(default_factory=CorpusStats)
+
+    @property
+    def identity(self) -> str:
+        """What the group's files are made from."""
+        return " ".join([self.plan, *self.sources])
 
     @property
     def spans(self) -> Iterator[SpanStats]:
@@ -161,6 +167,8 @@ def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
         yield run.signatures(receipt.group)
     if receipt.files.lines:
         yield run.sketch_lines(receipt.group)
+    if receipt.spans_by_shard:  # not of the external corpus
+        yield run.patches(receipt.group)
     if receipt.quarantine:
         yield run.sketch_quarantine(receipt.group)
     if receipt.names:
@@ -185,7 +193,8 @@ def _add_shards(
 ) -> None:
     """Replay the shards; add their documents and counts, and write the group's listings."""
     paths = run.sketch_quarantine(receipt.group), run.sketch_benchmark(receipt.group)
-    with PartWriter(paths[0]) as quarantine, PartWriter(paths[1]) as hits:
+    patches = PatchWriter(run.patches(receipt.group), receipt.identity, plan.manifest)
+    with PartWriter(paths[0]) as quarantine, PartWriter(paths[1]) as hits, patches:
         for shard in shards:
             spans, counts = [], Counts()
             for item in replay_shard(run, plan, shard):
@@ -196,12 +205,13 @@ def _add_shards(
                 item.row.add_to(counts)
                 receipt.stats.add(plan, shard, item)
                 if item.document is not None and item.text is not None:
-                    row = item.row
                     if _contains_benchmark(plan, item, receipt, hits):
                         continue
-                    numbers = RowNumbers(
-                        _row_bytes(plan, item), sort_key(plan, row), row.tokens_out
-                    )
+                    row = corpus_row(plan, item)
+                    line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+                    _check_size(plan, item.row.id, len(line))
+                    patches.add(shard, item, row, line)
+                    numbers = RowNumbers(len(line), sort_key(plan, item.row), item.row.tokens_out)
                     writer.add(item.document, item.text, (shard, item.number), numbers)
                 elif item.row.outcome == "quarantined":
                     quarantine.write(quarantine_row(plan, item))
@@ -238,15 +248,13 @@ def _contains_benchmark(
     return settings.drop
 
 
-def _row_bytes(plan: Plan, record: ReplayedRecord) -> int:
-    """The size of a document's row in the corpus. StopError if it is too large for the format."""
-    size = len(orjson.dumps(corpus_row(plan, record), option=orjson.OPT_APPEND_NEWLINE))
+def _check_size(plan: Plan, name: str, size: int) -> None:
+    """Raise StopError if a row of so many bytes is too large for the format."""
     if size >= _MAX_ROW_BYTES[plan.manifest.output.format == "parquet"]:
         raise StopError(
-            f"document {record.row.id!r} is too large for one row: {size} bytes",
+            f"document {name!r} is too large for one row: {size} bytes",
             hint="set corpus.max_record_bytes lower",
         )
-    return size
 
 
 def _add_external(

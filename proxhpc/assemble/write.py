@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.columns import make_encoder, text_shape
-from proxhpc.assemble.line_edits import replay_corpus
+from proxhpc.assemble.columns import make_encoder
+from proxhpc.assemble.corpus_rows import corpus_rows
 from proxhpc.assemble.match_result import MatchResult, load_survivors, require_match
 from proxhpc.assemble.parts import PartRange, sort_keys
-from proxhpc.assemble.rows import corpus_row
+from proxhpc.assemble.patches import CorpusRow
 from proxhpc.assemble.shape import RowShape, ShapeCollector
-from proxhpc.assemble.shuffle import CorpusRow, gather_part
+from proxhpc.assemble.shuffle import gather_part
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import load_json, save_json
 from proxhpc.errors import StopError
@@ -45,9 +45,10 @@ class PartReceipt:
     removed_tokens: int = 0
 
 
-def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
+def write_part(run: RunDir, plan: Plan, part: int, memory: int) -> PartReceipt:
     """Write one part, unless its file is current, and return its receipt.
 
+    `memory` is for the rows of a shuffled part, in bytes.
     The part gets its name when it is complete, and its receipt is written after it.
     """
     match, output = require_match(run), plan.manifest.output
@@ -61,16 +62,18 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
     text_bytes = tokens = removed = 0
     files: Counter[int] = Counter()
     shapes = ShapeCollector()
-    rows = gather_part(run, plan, match, part) if output.shuffle else _rows(run, plan, match, part)
+    if output.shuffle:
+        rows = gather_part(run, plan, match, part, memory)
+    else:
+        rows = _rows(run, plan, match, part)
     with PartWriter(path, make_encoder(output)) as writer:
         for item in rows:
-            writer.write(item.row)
+            writer.write_line(item.line)
             text_bytes += item.text_bytes
             tokens += item.tokens
             removed += item.removed_tokens
             files[item.file] += 1
-            if output.metadata == "fields":
-                shapes.add(item.row)
+            shapes.add(item.shape)
         _check(writer, match.parts[part], same_size=not match.lines.lines)
         written = writer.close()
     receipt = PartReceipt(
@@ -84,7 +87,7 @@ def write_part(run: RunDir, plan: Plan, part: int) -> PartReceipt:
         tokens=tokens,
         removed_tokens=removed,
         files=dict(sorted(files.items())),
-        shape=shapes.shape if output.metadata == "fields" else text_shape(output),
+        shape=shapes.shape,
     )
     fault_point("part written")
     save_json(run.part_receipt(part), receipt)
@@ -125,11 +128,4 @@ def _rows(run: RunDir, plan: Plan, match: MatchResult, number: int) -> Iterator[
         documents, clusters = load_survivors(run, match.digest, group, *digests)
         keys = sort_keys(documents, plan.manifest.output)
         chosen = (keys >= first) & (keys <= last)
-        records = replay_corpus(run, plan, match, group, documents[chosen])
-        for record, cluster in zip(records, clusters[chosen].tolist(), strict=True):
-            text, row, removed = (
-                corpus_row(plan, record, cluster),
-                record.row,
-                record.removed_tokens,
-            )
-            yield CorpusRow(text, row.file, row.bytes_out, row.tokens_out, removed)
+        yield from corpus_rows(run, plan, match, group, documents[chosen], clusters[chosen])

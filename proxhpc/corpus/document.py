@@ -20,13 +20,17 @@ class Span:
 
 @dataclass(slots=True)  # not frozen, which would take three times as long to make
 class Document:
-    """One document. `fields` holds all other fields of the record in their order."""
+    """One document. `fields` holds all other fields of the record in their order.
+
+    `line` is the record in bytes, b"" if it was not read from a stream of bytes.
+    """
 
     id: str
     text: str
     file: int
     position: int
     fields: dict[str, Any] = field(default_factory=dict)
+    line: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,7 @@ def _item(
         return None
     if isinstance(record, RecordProblem):
         return _bad(line, source, record)
-    item = to_document(record, line.position, fields, source)
+    item = to_document(record, line.position, fields, source, line.data)
     return _bad(line, source, item) if isinstance(item, RecordProblem) else item
 
 

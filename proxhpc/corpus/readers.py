@@ -82,6 +82,32 @@ def read_span(
         raise read_error(path, error) from error
 
 
+def read_lines(
+    source: InputInfo,
+    span: Span,
+    max_record_bytes: int,
+    *,
+    max_window: int = MAX_WINDOW,
+    restarts: RestartLog | None = None,
+) -> Iterator[RawLine]:
+    """Yield the records whose position is in `span` in bytes, as `read_span` would parse them.
+
+    Only of formats in SPLIT; errors as in `read_span`.
+    """
+    try:
+        kind, limits = detect_format(source.path, source.format), (max_record_bytes, max_window)
+        stream = _OpenStream.take(source.path, kind, span, limits, restarts)
+        stream.lines.skip_to(span.start)
+        try:
+            yield from stream.lines.take(span.stop)
+        except GeneratorExit:
+            stream.keep(stream.lines.position)
+            raise
+        stream.keep(span.stop)
+    except OSError as error:
+        raise read_error(source.path, error) from error
+
+
 @dataclass(slots=True)
 class _OpenStream:
     """A compressed file that stays open between spans, so that it is decompressed only once.

@@ -37,12 +37,12 @@ class RecordProblem:
 
 
 def to_document(
-    record: Any, position: int, fields: Fields, source: RecordSource
+    record: Any, position: int, fields: Fields, source: RecordSource, line: bytes = b""
 ) -> Document | RecordProblem:
     """Return the record as a document, or the reason why it is not one.
 
     `record` is modified: without its text it becomes the document's `fields`. If the id is missing,
-    null or "", it is "<name>:<position>".
+    null or "", it is "<name>:<position>". `line` is the record in bytes, if it was read so.
     """
     if not isinstance(record, dict):
         return RecordProblem("not_an_object", f"a JSON {_json_type(record)}")
@@ -62,7 +62,8 @@ def to_document(
     if identifier is None:
         return RecordProblem("id_not_scalar", f"field {fields.id!r} is not a string or number")
     del holder[leaf]
-    return Document(identifier or f"{source.name}:{position}", text, source.file, position, record)
+    identifier = identifier or f"{source.name}:{position}"
+    return Document(identifier, text, source.file, position, record, line)
 
 
 def get_field(record: dict[str, Any], path: str) -> Any:

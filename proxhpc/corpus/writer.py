@@ -31,20 +31,20 @@ class Part:
 class Encoder(Protocol):
     """Encodes rows as the bytes of a file, deterministically."""
 
-    def add(self, row: Mapping[str, Any], line: bytes) -> bytes:
-        """Add a row, encoded in `line` as JSON, and return bytes that are ready to be written."""
+    def add(self, line: bytes) -> bytes:
+        """Add a row as a line of JSON, and return bytes that are ready to be written."""
 
     def end(self) -> bytes:
         """Return the remaining bytes of the file."""
 
 
-Convert = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Convert = Callable[[bytes], bytes]
 
 
 class JsonLines:
     """JSON lines: plain, or in one zstd frame or gzip member that does not depend on the machine.
 
-    `convert` makes the row that is written from the one that is added.
+    `convert` makes the line that is written from the one that is added.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class JsonLines:
         elif suffix == "jsonl.gz":
             self._frame = zlib.compressobj(min(level, 9), wbits=31)
 
-    def add(self, row: Mapping[str, Any], line: bytes) -> bytes:
+    def add(self, line: bytes) -> bytes:
         """Add a line; lines are compressed in batches."""
         if self._convert:
-            line = orjson.dumps(self._convert(row), option=orjson.OPT_APPEND_NEWLINE)
+            line = self._convert(line)
         self._rows.append(line)
         self._size += len(line)
         return self._compress() if self._size >= _BATCH else b""
@@ -102,9 +102,13 @@ class PartWriter:
             line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError as error:
             raise ShardError(f"{self.path.name}: a row is not JSON: {error}") from error
+        self.write_line(line)
+
+    def write_line(self, line: bytes) -> None:
+        """Add one row as a line of JSON. RetryError as `write`."""
         self.documents += 1
         self.bytes_raw += len(line)
-        self._put(self._encoder.add(row, line))
+        self._put(self._encoder.add(line))
 
     def close(self) -> Part:
         """Publish the part under its name, durably, and return its sizes and checksum."""

@@ -50,6 +50,7 @@ _PACK = struct.Struct("<QQQQQIIIIII")
 
 INDEX_BITS = 32  # of a document's number; the higher ones are its group
 EXTERNAL = -(1 << 63)  # less than any other priority
+_NOTHING = fold("")
 _SIGN = np.uint64(1 << 63)  # flipped, unsigned numbers are in order as signed ones
 _FLUSHED = 1 << 12  # documents
 
@@ -137,9 +138,8 @@ class SketchWriter:
 
     def add(self, document: Document, text: str, key: RecordKey, row: RowNumbers) -> None:
         """Add the next document; `text` is what is compared."""
-        if not (self._dedup.compares_texts or self._dedup.lines):
-            text = ""  # nothing is
-        folded = fold(text)
+        compared = self._dedup.compares_texts or self._dedup.lines
+        folded = fold(text) if compared else _NOTHING
         content, within = xxhash.xxh3_128_intdigest(folded.data), 0
         rank = survivor_rank(self._dedup, document.fields)
         self.ranked += rank != 0

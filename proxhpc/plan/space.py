@@ -6,7 +6,6 @@ from proxhpc.assemble.match import round_names, round_units
 from proxhpc.assemble.merge import DEFAULT_MEMORY
 from proxhpc.assemble.phases import in_arrays
 from proxhpc.assemble.rounds import EXCHANGES, UnitKind, unit_count
-from proxhpc.assemble.shuffle import BUCKET
 from proxhpc.dedup.hashes import SKETCH_DTYPE
 from proxhpc.dedup.lines import LINE_DTYPE
 from proxhpc.plan.model import PhaseSpace, SpacePhase
@@ -21,6 +20,7 @@ _PROGRESS_LINE = 1600  # bytes of a heartbeat or commit in a progress file
 _SHARD_BYTES = 600  # of a shard in the plan, and of its ledger's summary
 # For each document: its hashes for exact duplicates, and what the match phase leaves behind.
 _HASH_BYTES, _MATCHED_BYTES = 40, 4
+_PATCHES = 1.1  # how rows are made from raw lines, in relation to ledgers; both hold programs
 _ROW_BYTES = 8  # of a column of the rows that rounds exchange
 _LINE_CHARS = 100  # of the corpus for each line that is long enough to be compared
 _FILES_OF_ROUNDS = 3  # that exist at the same time, for each unit
@@ -58,7 +58,8 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     phases: list[tuple[SpacePhase, int, int]] = [("refine", refined, inodes + in_progress)]
     lines = sizes.corpus_bytes_raw // _LINE_CHARS if plan.manifest.dedup.lines else 0
     sketched = refined + documents * _sketch_bytes(plan) + lines * LINE_DTYPE.itemsize
-    inodes += 1 + groups * (3 + bool(near) + bool(lines))
+    sketched += 0 if lines else round(_PATCHES * sizes.ledger_bytes)
+    inodes += 1 + groups * (4 + bool(near) + bool(lines))
     phases.append(("sketch", sketched, inodes))
     units = sum(unit_count(plan, kind) for kind in _UNIT_KINDS)
     in_lines = lines * EXCHANGES["lines"].columns * _ROW_BYTES  # bands have no files by then
@@ -83,14 +84,9 @@ def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
     processes = site.resources("merge").cpus
     documents = _sketched_documents(plan, sizes)
     groups = max(1, len(shard_groups(plan)))
-    by_phase = [
-        # What rounds may use, and what they need for each document of a group besides.
-        DEFAULT_MEMORY + min(processes, groups) * documents // groups * _GROUP_DOCUMENT,
-    ]
-    if plan.manifest.output.shuffle:
-        # A bucket's rows as read and as decoded.
-        by_phase.append(2 * min(processes * BUCKET, sizes.corpus_bytes_raw))
-    return processes * _INTERPRETER + max(by_phase)
+    # What rounds may use, and what they need for each document of a group besides.
+    in_groups = min(processes, groups) * documents // groups * _GROUP_DOCUMENT
+    return processes * _INTERPRETER + DEFAULT_MEMORY + in_groups
 
 
 def _progress_bytes(plan: Plan, sizes: Sizes) -> int:

@@ -105,7 +105,14 @@ def _layout(
 
 
 def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[int] = ()) -> str:
-    """Return `text` with all changes applied; `results` are in the order of their windows.
+    """Return `text` with all changes applied; arguments as of `join_changes`."""
+    return change_text(text, join_changes(text, results, starts))
+
+
+def join_changes(
+    text: str, results: Sequence[WindowChanges], starts: Sequence[int] = ()
+) -> list[SpanChange]:
+    """Return the changes of all windows; `results` are in the order of their windows.
 
     `starts` are the offsets of all lines, if some of them begin within a line of the text.
     """
@@ -114,6 +121,11 @@ def apply_changes(text: str, results: Sequence[WindowChanges], starts: Sequence[
         changes += window_changes
     if starts:
         changes = keep_line_ends(text, changes, starts)
+    return changes
+
+
+def change_text(text: str, changes: Sequence[SpanChange]) -> str:
+    """Return `text` with these changes applied, which are in order."""
     size = len(text)
     if changes and changes[-1][0] > size:
         text += "\n"  # the last line's newline, which is not part of the text, is changed, too

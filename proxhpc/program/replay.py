@@ -17,8 +17,9 @@ from proxhpc.errors import ShardError
 from proxhpc.program import reference
 from proxhpc.program.edits import WindowEdits, WindowLines, read_window
 from proxhpc.program.envelope import add_count, unwrap_verdict
-from proxhpc.program.execute import UNSPACED, apply_changes, execute
+from proxhpc.program.execute import UNSPACED, change_text, execute, join_changes
 from proxhpc.program.lines import CHANGED_INPUT, Range, line_starts
+from proxhpc.program.match import SpanChange
 from proxhpc.program.parse import parse_doc
 from proxhpc.program.policy import Action, AnyPolicy, Policy
 from proxhpc.program.syntax import DIALECTS, FIRST_LINE, Dialect, ProgramEnd, Verdict
@@ -83,7 +84,7 @@ class ReplayResult(NamedTuple):
     A dropped or quarantined document has a `reason` and no text. `rejected` counts by reason the
     statements and windows that were not executed, and the limits that kept the original text.
     `lenient` counts by name what was overlooked to read and execute the programs. `removed` are
-    ranges [a, b) of removed lines.
+    ranges [a, b) of removed lines. `changes` are those of an edited text, if they are known.
     """
 
     outcome: Outcome
@@ -94,6 +95,7 @@ class ReplayResult(NamedTuple):
     strings_replaced: int = 0
     removed: Sequence[Range] = ()
     lenient: Mapping[str, int] = MappingProxyType({})
+    changes: Sequence[SpanChange] = ()
 
 
 def doc_verdict(emitted: ModelOutput, policy: AnyPolicy) -> DocVerdict:
@@ -198,8 +200,10 @@ def _replay_windows(
         accepted.append(result)
         removed += window.removed
         replaced += result[1]
-    after = apply_changes(text, accepted, starts or ()) if removed or replaced else text
-    return _apply_limits(text, after, policy, removed, replaced, rejected)
+    changes = join_changes(text, accepted, starts or ()) if removed or replaced else []
+    after = change_text(text, changes) if changes else text
+    limited = _apply_limits(text, after, policy, removed, replaced, rejected)
+    return limited._replace(changes=changes) if limited.outcome == "edited" else limited
 
 
 def _errors(window: WindowEdits, policy: Policy) -> int:

@@ -91,6 +91,10 @@ class RunDir:
         """Return the hashes of a group's lines; missing without `dedup.lines`."""
         return self.merge / "sketch" / f"{group:05d}.lines.npy"
 
+    def patches(self, group: int) -> Path:
+        """Return how the rows of a group's documents are made from the lines of their records."""
+        return self.merge / "sketch" / f"{group:05d}.patches"
+
     def sketch_receipt(self, group: int) -> Path:
         """Return the counts of a group, written after its other files."""
         return self.merge / "sketch" / f"{group:05d}.json"

@@ -20,8 +20,9 @@ from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input, reading_threads
+from proxhpc.corpus.jsonl import RawLine
 from proxhpc.corpus.parquet import require_pyarrow
-from proxhpc.corpus.readers import Fields, read_span
+from proxhpc.corpus.readers import Fields, read_lines, read_span
 from proxhpc.corpus.restarts import RestartLog
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
@@ -175,6 +176,13 @@ class Plan:
         check_unchanged(info)
         log = self._restart_log(info, f"against-{span.file:05d}", True)
         return _read(self.manifest.dedup.against, info, span, log)
+
+    def read_lines(self, span: Span) -> Iterator[RawLine]:
+        """Yield the records of a span of an input in bytes, as `readers.read_lines`."""
+        info, corpus = self.inputs[span.file], self.manifest.corpus
+        log = self._restart_log(info, f"{span.file:05d}", False)
+        limit, window = corpus.max_record_bytes, corpus.zstd_window
+        return read_lines(info, span, limit, max_window=window, restarts=log)
 
     def _restart_log(self, info: InputInfo, name: str, writable: bool) -> RestartLog | None:
         if self.restarts is None or not info.enterable:
