@@ -93,7 +93,7 @@ def summary(**changes: Any) -> MergeSummary:
 
 def merged(run: RunDir, summary: MergeSummary) -> None:
     run.merge.mkdir(parents=True, exist_ok=True)
-    run.merge_summary.write_bytes(summary.encode())
+    summary.save(run)
 
 
 def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -> None:

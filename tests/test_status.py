@@ -336,7 +336,7 @@ def test_phases_follow_the_files(run: Run) -> None:
     merged = MergeSummary(
         "m", counts(60), DuplicateCounts(4, 0, 2, 3), SharedIds(), 56, 800, 200, (), (part,)
     )
-    run.dir.merge_summary.write_bytes(merged.encode())
+    merged.save(run.dir)
     run.dir.corpus.mkdir()
     for path in (run.dir.part(0), run.dir.card, run.dir.checksums):
         path.write_bytes(b"12345")

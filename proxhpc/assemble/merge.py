@@ -155,7 +155,7 @@ def _finish(
     fault_point("card written")
     write_atomic(run.checksums, checksums(run, summary, card))
     fault_point("checksums written")
-    write_atomic(run.merge_summary, summary.encode())
+    summary.save(run)
     fault_point("merge summarized")
     return summary
 

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import TypeAdapter
-
 from proxhpc.account.counts import Counts
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.benchmark import BenchmarkCounts
@@ -14,7 +12,7 @@ from proxhpc.assemble.match_result import LineCounts, MatchResult
 from proxhpc.assemble.sketch import SketchReceipt, SortedCounts
 from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.write import PartReceipt
-from proxhpc.dedup.arrays import damaged_file, from_json
+from proxhpc.dedup.arrays import load_json, save_json
 from proxhpc.dedup.hashes import RecordKey
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
@@ -136,19 +134,14 @@ class MergeSummary:
         run = FileCounts("", 0, 0, 0, 0, 0, totals["duplicates"], self.written, self.left_out)
         _check_merged("run", self.counts.in_corpus, run)
 
-    def encode(self) -> bytes:
-        """JSON form."""
-        return TypeAdapter(MergeSummary).dump_json(self, indent=2) + b"\n"
+    def save(self, run: RunDir) -> None:
+        """Write the file that marks a run as merged, with its checksum."""
+        save_json(run.merge_summary, self)
 
     @classmethod
     def load(cls, run: RunDir) -> "MergeSummary | None":
-        """The summary of a merged run, None if the merge is not finished."""
-        try:
-            return from_json(run.merge_summary.read_bytes(), cls)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise damaged_file(run.merge_summary) from error
+        """The summary of a merged run, None if the merge is not finished. StopError if damaged."""
+        return load_json(run.merge_summary, cls)
 
 
 def left_out_by_reason(lines: int, benchmark: int) -> dict[str, int]:
