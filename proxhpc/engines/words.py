@@ -5,8 +5,9 @@ Only for tokenizers whose tokens never cross the borders of these words.
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Self
 
 MEMO_CHARS = 1 << 20  # of the words that are remembered: about 170,000, or 50 MB
@@ -124,8 +125,10 @@ class Words:
         word has one token that begins with a blank, its first. A group in which there are more,
         because of the normalizer, is encoded singly.
         """
-        grouped = [word for word in words if self._one_blank(word)]
-        alone = [word for word in words if not self._one_blank(word)]
+        grouped: list[str] = []
+        alone: list[str] = []
+        for word in words:
+            (grouped if self._one_blank(word) else alone).append(word)
         groups = [grouped[at : at + _TOGETHER] for at in range(0, len(grouped), _TOGETHER)]
         for group, ids in zip(groups, self._encode_texts(map("".join, groups)), strict=True):
             starts = [at for at, number in enumerate(ids) if number in self._begins]
@@ -143,14 +146,13 @@ class Words:
     def head(self, text: str, tokens: int) -> str:
         """The longest prefix of `text` that its first `tokens` tokens cover."""
         (words,), ids_of = self._split([text], True)
-        at = len(text) - sum(map(len, words))  # less than 0 with a blank before the text
-        for word in words:
-            if tokens < len(ids_of(word)):
-                offsets = self._backend.encode(word, add_special_tokens=False).offsets
-                at += max((end for _, end in offsets[: max(tokens, 0)]), default=0)
-                break
-            tokens -= len(ids_of(word))
-            at += len(word)
+        totals = [*accumulate(map(len, map(ids_of, words)), initial=0)]
+        whole = max(0, bisect_right(totals, tokens) - 1)
+        # Less than 0 with a blank before the text.
+        at = len(text) - sum(map(len, words[whole:]))
+        if whole < len(words):
+            offsets = self._backend.encode(words[whole], add_special_tokens=False).offsets
+            at += max((end for _, end in offsets[: max(0, tokens - totals[whole])]), default=0)
         return text[: max(at, 0)]
 
 

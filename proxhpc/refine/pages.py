@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 
 from proxhpc.engines.base import Tokenizer
@@ -59,7 +60,7 @@ class PageReader:
         """With `exact`, sizes are those of the public code, which splits no line."""
         self._stage, self._limits, self._exact = stage, limits, exact
         self._prompts, self._tokenizer = prompts, tokenizer
-        self._number_tokens: dict[int, int] = {}  # by number of digits
+        self._count_number = cache(self._count_digits)
 
     def read(self, lines: Sequence[str], counts: Sequence[int]) -> TextPage:
         """Return a document's lines, which have `counts` tokens without their numbers.
@@ -97,7 +98,8 @@ class PageReader:
             counts = count_tokens(self._tokenizer, numbered, self._limits.tokens)
             tokens = [count + extra for count in counts]
         else:
-            tokens = [n + self._count_number(m) + 1 for n, m in zip(counts, shown, strict=True)]
+            sizes = map(self._count_number, map(len, map(str, shown)))
+            tokens = [n + size + 1 for n, size in zip(counts, sizes, strict=True)]
         chars: Sequence[int] = ()
         if self._limits.chars is not None:
             chars = [len(text) + 1 for text in map(self._numbered, shown, lines)]
@@ -110,12 +112,10 @@ class PageReader:
     def _numbered(self, number: int, line: str) -> str:
         return self._prompts.line(number, line).removesuffix("\n")
 
-    def _count_number(self, number: int) -> int:
-        digits = len(str(number))
-        if digits not in self._number_tokens:
-            (count,) = self._tokenizer.count([self._prompts.number(number)])
-            self._number_tokens[digits] = count
-        return self._number_tokens[digits]
+    def _count_digits(self, digits: int) -> int:
+        """Return the tokens of a number of so many digits, with what is written around it."""
+        least = 10 ** (digits - 1) if digits > 1 else FIRST_LINE[self._stage.dialect]
+        return self._tokenizer.count([self._prompts.number(least)])[0]
 
     def _split(self, line: str, count: int) -> Iterator[tuple[str, int]]:
         """Yield the pieces of a line of `count` tokens, and their tokens."""

@@ -62,8 +62,11 @@ class Prompts:
     def numbered(self, lines: Sequence[str], first_line: int) -> str:
         """Return lines with their numbers, from `first_line`."""
         shown = [line for line in lines if line.strip()] if self._skip_blank else lines
+        if self._profile.strip_lines:
+            shown = [*map(str.strip, shown)]
+        numbered = self._profile.line.format
         return self._profile.separator.join(
-            self.line(number, line) for number, line in enumerate(shown, first_line)
+            [numbered(n=number, line=line) for number, line in enumerate(shown, first_line)]
         )
 
     def wrap(self, tokenizer: Tokenizer, message: str) -> list[int]:

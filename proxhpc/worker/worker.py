@@ -1,6 +1,7 @@
 """A worker: leases shards, refines their documents, commits and publishes until none are left."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -120,6 +121,7 @@ async def _main(
     for model in plan.models.values():
         check_model(model)
     refiner = await open_refiner(plan.frozen_manifest, plan.models, plan.prompts)
+    gc.freeze()  # libraries and models stay: no later collection looks at them
     log.boot_seconds += time.monotonic() - started
     log.device, log.devices = device_name(plan.manifest.engine.name)
     # Not earlier, because an engine installs its own handlers while it starts.
@@ -142,6 +144,7 @@ async def _main(
             if isinstance(result, Exception):
                 raise result
     finally:
+        gc.unfreeze()  # else libraries in C++ report leaks when the process ends
         await refiner.close()
     for warning in refiner.canary.warnings():
         _log.warning("%s", warning)
