@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from corpus_files import pack
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu
 from proxhpc.account.flops import ModelShape
@@ -19,10 +21,12 @@ from proxhpc.account.quantity import rounded
 from proxhpc.assemble.match import round_names
 from proxhpc.assemble.phases import MergePhaseName, run_share
 from proxhpc.cli.main import main
+from proxhpc.corpus import readers
+from proxhpc.corpus.document import Document
 from proxhpc.corpus.parquet import open_parquet
 from proxhpc.errors import RetryError
 from proxhpc.launch.launch import Run, prepare_run
-from proxhpc.plan import sample
+from proxhpc.plan import entry, sample
 from proxhpc.plan.calibrate import calibrate, calibrate_task
 from proxhpc.plan.estimate import estimate_run
 from proxhpc.plan.sample import PLACES, draw_places
@@ -423,3 +427,37 @@ def test_the_report_compares_gpu_hours_with_a_calibration_on_the_same_gpu(tmp_pa
     assert cost.estimated_core_hours == pytest.approx(4 * seconds / 3600, rel=1e-3)
     heartbeat(run.dir, "w3", device="NVIDIA H200", devices=2)
     assert run_account(run.dir).execution.cost.estimated_gpu_hours is None
+
+
+@pytest.mark.parametrize("how", ["zstd, 9 pieces", "gzip, 1 piece", "gzip, 9 pieces"])
+def test_a_place_in_a_large_compressed_file_is_entered_near_it(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "_LARGE", 1)
+    monkeypatch.setattr(entry, "_STEP", 512 << 10)
+    chooser = random.Random(7)
+    words = ["".join(chooser.choices("abcdefghij", k=chooser.randint(2, 9))) for _ in range(3000)]
+    texts = [" ".join(chooser.choices(words, k=300)) for _ in range(4000)]
+    lines = [json.dumps({"id": str(n), "text": text}).encode() for n, text in enumerate(texts)]
+    data = b"\n".join(lines)
+    kind, pieces = how.split(",")[0], int(how.split()[1])
+    path = tmp_path / f"a.jsonl.{'zst' if kind == 'zstd' else 'gz'}"
+    path.write_bytes(pack(data, kind, pieces))
+    plan = prepare_run(manifest(tmp_path, [path]), None, None, freeze=False).plan
+    starts, decompressed = [*accumulate((len(line) + 1 for line in lines), initial=0)], [0]
+    read_chunks = readers.read_chunks
+
+    def counted(*arguments: Any) -> Iterator[bytes]:
+        for chunk in read_chunks(*arguments):
+            decompressed[0] += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(readers, "read_chunks", counted)
+    for number in range(1, 9):
+        position = len(data) * number // 9
+        place = sample._read_place(plan, 0, position, 3, set())
+        found = [record for record in place.records if isinstance(record, Document)]
+        first = int(found[0].id)
+        assert [record.text for record in found] == texts[first : first + 3]
+        assert abs(starts[first] - position) < 0.12 * len(data)
+    assert decompressed[0] < 0.25 * 8 * len(data), "without this, half of the file for each place"

@@ -7,6 +7,7 @@ it: the content must be what it is without the restart.
 
 import copy
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -35,29 +36,32 @@ def find_block(data: bytes, member: Any, before: Restart) -> Restart | None:
         return None
     if follow.eof or follow.unconsumed_tail:
         return None
-    for piece in range(0, len(data) - _CONFIRMING, _PIECE):
-        for bit in _headers(data[piece : piece + _PIECE]):
-            at, bits = piece + bit // 8, bit % 8
-            length = _content_length(data[at:], bits)
-            if length is None or length > len(content):
-                continue
-            start = len(content) - length
-            window = (before.window + content[:start])[-WINDOW:]
-            if _inflate(data[at:], bits, window) == content[start:]:
-                position, offset = before.position + start, before.offset + at
-                crc = zlib.crc32(content[:start], before.crc)
-                return Restart(position, offset, bits, window, crc, before.member)
+    for at, bits in block_starts(data):
+        length = len(inflate(data[at:], bits, bytes(WINDOW)) or b"")
+        if not 0 < length <= len(content):
+            continue
+        start = len(content) - length
+        window = (before.window + content[:start])[-WINDOW:]
+        if inflate(data[at:], bits, window) == content[start:]:
+            position, offset = before.position + start, before.offset + at
+            crc = zlib.crc32(content[:start], before.crc)
+            return Restart(position, offset, bits, window, crc, before.member)
     return None
 
 
 def content_ratio(data: bytes) -> float | None:
     """Return how many bytes of content a byte has in this part of a gzip file; None if unknown."""
+    for at, bits in block_starts(data):
+        if content := inflate(data[at:], bits, bytes(WINDOW)):
+            return len(content) / (len(data) - at)
+    return None
+
+
+def block_starts(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the bytes, and the bits in them, at which a block may begin."""
     for piece in range(0, len(data) - _CONFIRMING, _PIECE):
         for bit in _headers(data[piece : piece + _PIECE]):
-            rest = data[piece + bit // 8 :]
-            if length := _content_length(rest, bit % 8):
-                return length / len(rest)
-    return None
+            yield piece + bit // 8, bit % 8
 
 
 def _headers(data: bytes) -> list[int]:
@@ -88,12 +92,8 @@ def _number(bits: "np.ndarray", at: "np.ndarray", width: int) -> "np.ndarray":
     return value
 
 
-def _content_length(data: bytes, bits: int) -> int | None:
-    content = _inflate(data, bits, bytes(WINDOW))
-    return None if content is None else len(content)
-
-
-def _inflate(data: bytes, bits: int, window: bytes) -> bytes | None:
+def inflate(data: bytes, bits: int, window: bytes) -> bytes | None:
+    """Return the content from a block on, after `window`; None if no block begins there."""
     decoder = zlib.decompressobj(-15, zdict=window)
     try:
         content = decoder.decompress(_aligned(data, bits), _MAX_CONTENT)

@@ -148,13 +148,15 @@ class Plan:
         *,
         writable: bool = False,
         wanted: Callable[[int], bool] | None = None,
+        restarts: RestartLog | None = None,
     ) -> Iterator[Document | BadRecord | SpanEnd]:
         """Yield the records of a span of an input. `writable`: note restart points in the run.
 
-        With `wanted`, only those at positions for which it is true.
+        With `wanted`, only those at positions for which it is true. `restarts` are used in place of
+        the run's.
         """
         info = self.inputs[span.file]
-        log = self._restart_log(info, f"{span.file:05d}", writable)
+        log = restarts or self._restart_log(info, f"{span.file:05d}", writable)
         return _read(self.manifest.corpus, info, span, log, wanted)
 
     @property
