@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
         ("d[1]/b.jsonl", ["d1/b.jsonl"]),
         ("*/../a.jsonl", ["d1/../a.jsonl"]),
         ("**/**/b.jsonl", ["d1/b.jsonl"]),
+        ("d1/b.jsonl/", ["d1/b.jsonl"]),
     ],
 )
 def test_patterns_match_as_those_of_glob(folder: Path, pattern: str, expected: list[str]) -> None:
@@ -50,6 +51,17 @@ def test_a_link_to_nothing_stops_the_plan_by_name(folder: Path) -> None:
     with pytest.raises(UserError, match=r"z\.jsonl: a link to .*blobs/gone.*does not exist"):
         listed(folder, "*.jsonl")
     assert names(listed(folder, "a*.jsonl")) == ["a.jsonl"]
+
+
+def test_a_link_to_a_folder_that_does_not_exist_stops_the_plan_by_name(folder: Path) -> None:
+    (folder / "d3").symlink_to("blobs/gone")
+    (folder / "x.png").symlink_to("blobs/gone")
+    (folder / "d4").symlink_to("a.jsonl")
+    for pattern in ("d*/*.jsonl", "**/*.jsonl"):
+        with pytest.raises(UserError, match=r"d3: a link to .*blobs/gone.*does not exist"):
+            listed(folder, pattern)
+    (folder / "d3").unlink()
+    assert len(names(listed(folder, "**/*.jsonl"))) == 3
 
 
 def test_a_folder_that_cannot_be_listed_stops_the_plan_by_name(folder: Path) -> None:

@@ -16,7 +16,7 @@ from proxhpc.corpus import deflate, readers, restarts, streams
 from proxhpc.corpus.blocks import FrameReader
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.restarts import Restart, RestartLog
-from proxhpc.corpus.streams import MemberReader
+from proxhpc.corpus.streams import MemberReader, read_ahead
 
 Item = Document | BadRecord | SpanEnd
 
@@ -184,3 +184,26 @@ def test_blocks_before_a_point_have_no_content(bits: int) -> None:
     decoder = zlib.decompressobj(-15)
     assert decoder.decompress(deflate._aligned(shifted, bits)) == b"a"
     assert decoder.eof
+
+
+def test_chunks_are_held_only_for_a_slow_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RestartLog(tmp_path / "0.log", "a", writable=True)
+    log.aim(5 << 20)
+    made: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(5):
+            made.append(number)
+            yield bytes(1 << 20)
+
+    clock = [0.0]
+    monkeypatch.setattr("proxhpc.corpus.streams.time.monotonic", lambda: clock[0])
+    for seconds, expected in ((1.0, 5), (0.0, 5), (1.0, 1)):
+        made.clear()
+        stream = read_ahead(chunks(), 0, log)
+        next(stream)
+        assert len(made) == expected
+        for _ in stream:
+            clock[0] += seconds

@@ -49,11 +49,13 @@ class RestartLog:
 
     Each record has a checksum and the file's fingerprint; torn and stale records are ignored. Only
     a `writable` log grows. `goal` is where the next span starts, which needs a point before it, and
-    `ahead` the goal if nothing was decompressed up to it.
+    `ahead` the goal if nothing was decompressed up to it. `is_read_fast`: so fast that others need
+    not wait for points.
     """
 
     def __init__(self, path: Path, fingerprint: str, *, writable: bool) -> None:
         self.goal = self.ahead = 0
+        self.is_read_fast = False
         self._path = path
         self._busy = path.with_suffix(".busy")  # a process is decompressing content without points
         self._key = hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()

@@ -3,6 +3,7 @@
 import bz2
 import lzma
 import re
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ Compression = Literal["none", "gzip", "zstd", "xz", "bzip2", "lz4"]
 _READ = 1 << 20
 _STEP = 256 << 10  # the most bytes that one call of a decompressor takes and returns
 _MAX_AHEAD = 256 << 20  # decompressed bytes that are held until they are read
+_FAST = 8 << 20  # bytes of content a second for which no model has worked
 _RAW_BYTES = 1024  # of the file, where it is damaged
 _MAGICS: dict[Compression, bytes] = {
     "zstd": re.escape(MAGIC),
@@ -111,13 +113,16 @@ def read_chunks(
 def read_ahead(chunks: Iterator[bytes], position: int, restarts: RestartLog) -> Iterator[bytes]:
     """Yield the same chunks, from `position` on, each after all those that lie `ahead`.
 
-    Records are read slowly, while models work; other processes need the points before that.
+    Records are read slowly, while models work; other processes need the points before that. If they
+    turn out to be read fast, nothing is read ahead: memory for it takes a third of a pass.
     """
     held: deque[bytes] = deque()
     damage: DamageError | None = None
-    given, more = position, True
+    start = given = position
+    more, seconds = True, 0.0
     while more or held:
-        while more and (not held or position < min(restarts.ahead, given + _MAX_AHEAD)):
+        last = given if restarts.is_read_fast else min(restarts.ahead, given + _MAX_AHEAD)
+        while more and (not held or position < last):
             try:
                 held.append(next(chunks))
                 position += len(held[-1])
@@ -127,7 +132,10 @@ def read_ahead(chunks: Iterator[bytes], position: int, restarts: RestartLog) -> 
                 more, damage = False, error
         if held:
             given += len(held[0])
+            before = time.monotonic()
             yield held.popleft()
+            seconds += time.monotonic() - before
+            restarts.is_read_fast = given - start > seconds * _FAST
     if damage:
         raise damage
 

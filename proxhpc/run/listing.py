@@ -51,8 +51,7 @@ class Matches:
             status = os.stat(path)
         except FileNotFoundError:
             if os.path.islink(path):
-                target = quoted(os.readlink(path), _MAX_PATH)
-                self.unreadable[path] = f"a link to {target}, which does not exist"
+                self.add_broken_link(path)
         except OSError as error:
             self.unreadable[path] = error.strerror or str(error)
         else:
@@ -60,6 +59,12 @@ class Matches:
                 self.files[path] = (status.st_dev, status.st_ino)
             else:
                 self.left_out[path] = _IRREGULAR.get(stat.S_IFMT(status.st_mode), "not a file")
+
+    def add_broken_link(self, path: str) -> None:
+        """Add a link, unless what it links to exists."""
+        if not os.path.exists(path):
+            target = quoted(os.readlink(path), _MAX_PATH)
+            self.unreadable[path] = f"a link to {target}, which does not exist"
 
     def inode_of(self, folder: str) -> frozenset[tuple[int, int]]:
         """Return device and inode of a folder; nothing if it does not exist."""
@@ -229,6 +234,8 @@ def _walk(
             inode = _folder_inode(entry, matches) if not hidden else None
             if inode is None and not (hidden or rest):
                 yield path
+            elif inode is None and not hidden and entry.is_symlink() and "." not in entry.name:
+                matches.add_broken_link(path)
             elif inode in above:
                 matches.left_out[path] = "a link to a folder above it"
             elif inode is not None:
@@ -238,6 +245,8 @@ def _walk(
                 yield path
             elif _folder_inode(entry, matches) is not None:
                 yield from _walk(path, rest, matches, above)
+            elif entry.is_symlink():
+                matches.add_broken_link(path)
 
 
 def _folder_inode(entry: "os.DirEntry[str]", matches: Matches) -> tuple[int, int] | None:
@@ -267,7 +276,7 @@ def _notes(left_out: dict[str, str], equal: dict[str, str], root: str) -> Iterat
 
 def _fixed_folder(pattern: str) -> str:
     """Return the folder before a pattern's first wildcard."""
-    parts = pattern.split("/")
+    parts = pattern.rstrip("/").split("/")
     wildcards = (n for n, part in enumerate(parts) if glob.escape(_unescaped(part)) != part)
     return _unescaped("/".join(parts[: next(wildcards, len(parts) - 1)])) or "/"
 
