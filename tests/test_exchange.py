@@ -16,7 +16,7 @@ from proxhpc.dedup.exchange import ExchangeWriter, partition_of, read_slices
 from proxhpc.dedup.hashes import EXTERNAL, SKETCH_DTYPE, priorities
 from proxhpc.dedup.sorting import IntRows, Scratch, SortedCursor, sorted_unique
 from proxhpc.errors import StopError
-from proxhpc.spec.sections import Dedup
+from proxhpc.spec.sections import Dedup, Near
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 2), st.integers(0, 5)), max_size=60)
 
@@ -118,13 +118,18 @@ def test_packed_documents_are_about_in_the_order_of_priorities(dedup: dict[str, 
         assert set(packed.argsort()[-20:]) == set(range(20, 40))
 
 
-def family(pages: int, slots: int = 192) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """Signatures of pages from one template; each second page is like the one before it."""
+def family(
+    pages: int, slots: int = 192, share: float = 0.78, same: float = 0.2
+) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Signatures of pages from one template; each second page is like the one before it.
+
+    `share` of a page's slots are the template's; `same` of the others are those of the page before.
+    """
     rng = np.random.default_rng(pages)
     own = rng.integers(0, 1 << 16, (pages, slots), np.uint16)
-    own[1::2] = np.where(rng.random((pages // 2, slots)) < 0.2, own[:-1:2], own[1::2])
+    own[1::2] = np.where(rng.random((pages // 2, slots)) < same, own[:-1:2], own[1::2])
     template = rng.integers(0, 1 << 16, slots, np.uint16)
-    in_template = rng.random((pages, slots)) < 0.78
+    in_template = rng.random((pages, slots)) < share
     in_template[1::2] = in_template[:-1:2]
     return np.where(in_template, template, own)
 
@@ -136,3 +141,13 @@ def test_similar_pages_of_a_template_are_found_in_families_of_any_size(pages: in
     assert len(found) >= 0.99 * pages / 2
     assert len(pairs) <= 4 * pages + 120
     assert (counts >= 140).all()
+
+
+@pytest.mark.parametrize("threshold", [0.9, 0.97, 0.99])
+def test_signatures_tell_similar_pages_apart_at_thresholds_near_1(threshold: float) -> None:
+    near = Near(threshold=threshold)
+    slots = near.bands * near.rows
+    signatures = family(1000, slots, share=threshold, same=0.9)
+    pairs, _ = similar_pairs(signatures, int(threshold**2 * slots))
+    found = {(a, b) for a, b in pairs.tolist() if a % 2 == 0 and b == a + 1}
+    assert len(found) >= 0.99 * 500

@@ -323,6 +323,9 @@ class Commit(Config):
 
 
 _SLOTS = 192  # hashes of a signature, of which `choose_bands` makes bands
+# Above a threshold of 0.97 there are more, so that about 6 come from what a document has besides a
+# template that makes it as similar as the threshold to others: by these, pairs of pages are found.
+_OWN_SLOTS, _MAX_SLOTS = 6, 768
 _RECALL = 0.98  # of pairs at the threshold that are compared
 _MAX_BANDS, _MAX_ROWS = 512, 64
 
@@ -334,10 +337,11 @@ def _compared(similarity: float, bands: int, rows: int) -> float:
 def choose_bands(threshold: float, bands: int | None, rows: int | None) -> tuple[int, int]:
     """Return bands and rows, of which one or none is given, that find 98 % at the threshold.
 
-    Of those with about 192 hashes, these have the most rows: the fewest pairs are compared in vain.
+    Of those with about 192 hashes, or more at a threshold near 1, these have the most rows: the fewest pairs are compared in vain.
     """
+    slots = max(_SLOTS, min(_MAX_SLOTS, round(_OWN_SLOTS / max(1 - threshold, 1e-9))))
     for row in (rows,) if rows else range(_MAX_ROWS, 0, -1):
-        band = bands or max(1, _SLOTS // row)
+        band = bands or max(1, slots // row)
         if _compared(threshold, band, row) >= _RECALL:
             return band, row
     row = rows or 1
