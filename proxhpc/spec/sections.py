@@ -337,7 +337,8 @@ def _compared(similarity: float, bands: int, rows: int) -> float:
 def choose_bands(threshold: float, bands: int | None, rows: int | None) -> tuple[int, int]:
     """Return bands and rows, of which one or none is given, that find 98 % at the threshold.
 
-    Of those with about 192 hashes, or more at a threshold near 1, these have the most rows: the fewest pairs are compared in vain.
+    Of those with about 192 hashes, or more at a threshold near 1, these have the most rows: the
+    fewest pairs are compared in vain.
     """
     slots = max(_SLOTS, min(_MAX_SLOTS, round(_OWN_SLOTS / max(1 - threshold, 1e-9))))
     for row in (rows,) if rows else range(_MAX_ROWS, 0, -1):
