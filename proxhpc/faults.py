@@ -2,11 +2,13 @@
 
 The environment variable `PROXHPC_FAULT` is a comma-separated list of `POINT:FILE`. The first
 process that reaches POINT and manages to remove FILE kills itself, or sends itself the signal
-`PROXHPC_FAULT_SIGNAL`. Otherwise nothing happens.
+`PROXHPC_FAULT_SIGNAL`. Otherwise nothing happens. A point with a detail, such as the name of a
+round, may also be named with it.
 """
 
 import os
 import signal
+from contextlib import suppress
 from typing import Literal, get_args
 
 FaultPoint = Literal[
@@ -44,12 +46,10 @@ _ARMED = dict(
 )
 
 
-def fault_point(point: FaultPoint) -> None:
+def fault_point(point: FaultPoint, detail: str = "") -> None:
     """Kill or stop this process here if the environment asks for it."""
-    if point not in _ARMED:
-        return
-    try:
-        os.unlink(_ARMED[point])
-    except FileNotFoundError:
-        return  # another process was first
-    os.kill(os.getpid(), signal.Signals[f"SIG{os.environ.get('PROXHPC_FAULT_SIGNAL', 'KILL')}"])
+    for name in {point, f"{point} {detail}"} & _ARMED.keys():
+        with suppress(FileNotFoundError):  # another process was first
+            os.unlink(_ARMED[name])
+            number = signal.Signals[f"SIG{os.environ.get('PROXHPC_FAULT_SIGNAL', 'KILL')}"]
+            os.kill(os.getpid(), number)

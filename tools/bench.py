@@ -100,14 +100,14 @@ def refine(
     return asyncio.run(run())
 
 
-def make_child() -> ProcessPoolExecutor:
-    """A new Python process that calls functions."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+def make_children(number: int | None = 1) -> ProcessPoolExecutor:
+    """New Python processes that call functions; for None, one for each core."""
+    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
 
 
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a new Python process and return its result."""
-    with make_child() as pool:
+    with make_children() as pool:
         return pool.submit(function, *arguments).result()
 
 

@@ -6,8 +6,8 @@ The `ceiling` decompresses the input, parses each line, writes it as JSON again 
 with the libraries and compression level of the merge; it checks and counts nothing. Two runs are
 merged in the same process, both without a search for duplicates: in `kept`, each document is kept
 unchanged; in `edited`, the C4 rules edited its lines. `write` is the phase that reads documents,
-replays their programs and writes parts. `merge` is the whole merge, which reads and replays every
-document twice, first to prove that nothing is lost. MB are raw text.
+makes their rows and writes parts. `merge` is the whole merge, which reads every document twice, and
+replays it first to prove that nothing is lost. Seconds are of the processor. MB are raw text.
 """
 
 import io
@@ -29,8 +29,8 @@ from proxhpc.worker.worker import Assignment, run_worker
 
 
 def encode_again(files: Path, out: Path) -> dict[str, float]:
-    """Decode and encode the files; the seconds."""
-    start = time.perf_counter()
+    """Decode and encode the files; the processor seconds."""
+    start = time.process_time()
     encoder = JsonLines()
     with out.open("wb") as target:
         for path in sorted(files.iterdir()):
@@ -39,7 +39,7 @@ def encode_again(files: Path, out: Path) -> dict[str, float]:
                     row = orjson.loads(line)
                     target.write(encoder.add(orjson.dumps(row) + b"\n"))
         target.write(encoder.end())
-    return {"": time.perf_counter() - start}
+    return {"": time.process_time() - start}
 
 
 def make_edited_run(files: Path, folder: Path) -> RunDir:
@@ -56,15 +56,15 @@ def make_edited_run(files: Path, folder: Path) -> RunDir:
 
 
 def merge(run: RunDir) -> dict[str, float]:
-    """Merge a run from the start; the seconds of all of it and of its phase `write`."""
+    """Merge a run from the start; the processor seconds of all of it and of its phase `write`."""
     for path in (run.corpus, run.merge_summary.parent):
         shutil.rmtree(path, ignore_errors=True)
     times: dict[str, list[float]] = {}
-    start = time.perf_counter()
+    start = time.process_time()
     merge_run(
-        run, progress=lambda phase, *_: times.setdefault(phase, []).append(time.perf_counter())
+        run, progress=lambda phase, *_: times.setdefault(phase, []).append(time.process_time())
     )
-    merge_seconds = time.perf_counter() - start
+    merge_seconds = time.process_time() - start
     return {" merge": merge_seconds, " write": times["write"][-1] - times["write"][0]}
 
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -53,13 +54,19 @@ class PhaseCost:
 def write_documents(folder: Path, count: int, seed: int) -> None:
     """Write the documents into compressed files, in an order without pattern."""
     folder.mkdir()
-    for first in range(0, count, FILE_DOCUMENTS):
-        last = min(first + FILE_DOCUMENTS, count)
-        lines = b"".join(
-            orjson.dumps({"id": str(n), "text": make_text(n, seed)}) + b"\n"
-            for n in range(first, last)
-        )
-        (folder / f"{first:010d}.jsonl.zst").write_bytes(zstandard.compress(lines))
+    starts = range(0, count, FILE_DOCUMENTS)
+    with bench.make_children(None) as pool:
+        for _ in pool.map(partial(write_file, folder, count, seed), starts):
+            pass
+
+
+def write_file(folder: Path, count: int, seed: int, first: int) -> None:
+    """Write the file that begins with the document `first` of `count`."""
+    last = min(first + FILE_DOCUMENTS, count)
+    lines = b"".join(
+        orjson.dumps({"id": str(n), "text": make_text(n, seed)}) + b"\n" for n in range(first, last)
+    )
+    (folder / f"{first:010d}.jsonl.zst").write_bytes(zstandard.compress(lines))
 
 
 def make_text(number: int, seed: int) -> str:

@@ -1,7 +1,8 @@
 """Disturb runs on a throw-away Slurm in every possible way, and prove that nothing is lost.
 
     python tools/chaos.py [corpus.jsonl.zst …] [--runs 20] [--events 200] [--seed 0]
-    python tools/chaos.py --points          # a crash at each point of proxhpc/faults.py instead
+    python tools/chaos.py --points          # a crash at each point of proxhpc/faults.py instead,
+                                            # and after a unit of each round of the merge
 
 Each run is launched on a Slurm of several nodes on this machine (tests/slurm_cluster.py). Workers
 have separate pid namespaces, as on separate hosts, and each run directory is on a separate small
@@ -39,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import Tag
-from proxhpc.faults import FAULT_POINTS, FaultPoint
+from proxhpc.faults import FAULT_POINTS
+from proxhpc.run.merge_phases import ROUND_NAMES
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from runs import (
@@ -56,6 +58,8 @@ from slurm_config import Spec
 from slurm_reaper import processes
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
+POINTS = (*FAULT_POINTS, *(f"round written {name}" for name in ROUND_NAMES))
+ALL_ROUNDS = {"near": {}, "url": "id", "lines": {"min_chars": 100}}  # needs them all
 SUBMITTING = FAULT_POINTS[
     FAULT_POINTS.index("advance held") : FAULT_POINTS.index("all released") + 1
 ]
@@ -95,7 +99,7 @@ class ChaosRun:
     folder: Path
     run: RunDir
     rng: random.Random
-    armed: set[FaultPoint] = field(default_factory=set)
+    armed: set[str] = field(default_factory=set)
     start: float = field(default_factory=time.monotonic)
     scheduled: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
     inodes: dict[str, int] = field(default_factory=dict)  # of published ledgers
@@ -253,17 +257,17 @@ class ChaosRun:
             action()
         self.scheduled.clear()
 
-    def token(self, point: FaultPoint) -> Path:
+    def token(self, point: str) -> Path:
         """The file that arms a fault point."""
         return self.folder / "faults" / point.replace(" ", "-")
 
-    def arm(self, *points: FaultPoint) -> None:
+    def arm(self, *points: str) -> None:
         """Kill the first process that reaches each of these points."""
         for point in points:
             self.token(point).touch()
             self.armed.add(point)
 
-    def launcher_dies(self, point: FaultPoint) -> bool:
+    def launcher_dies(self, point: str) -> bool:
         """Launch; return True if the launcher reached this point and died there."""
         if point not in SUBMITTING:
             return False
@@ -294,7 +298,7 @@ class ChaosRun:
         return self.rng.choice(sorted(workers)) if workers else (0, "")
 
     def _launcher(
-        self, point: FaultPoint | None = None, *prefix: str, **variables: str
+        self, point: str | None = None, *prefix: str, **variables: str
     ) -> subprocess.Popen[bytes]:
         armed = {"PROXHPC_FAULT": f"{point}:{self.token(point)}"} if point else {}
         path = f"{self.folder / 'wrap'}:{self.cluster.env()['PATH']}"
@@ -355,7 +359,8 @@ WEIGHTS = {  # how often each event is drawn
 
 def plan(folder: Path, corpus: Sequence[Path], site: str) -> RunDir:
     """Plan a run in `folder`, with more commits than usual."""
-    path = manifest(folder, corpus, sharding={"tokens": 60_000}, commit={"documents": 16})
+    sections = {"sharding": {"tokens": 60_000}, "commit": {"documents": 16}, "dedup": ALL_ROUNDS}
+    path = manifest(folder, corpus, **sections)
     run = RunDir(folder / "disk" / "run")
     command = [*PROXHPC, "plan", str(path), "--freeze", "--site", site, "--run", str(run.root)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -417,7 +422,7 @@ def slurm_site(chaos: ChaosRun) -> str:
     (chaos.folder / "site").mkdir()
     late_files = Path(__file__).with_name("late_files.py")
     shutil.copy(late_files, chaos.folder / "site" / "sitecustomize.py")
-    armed = ",".join(f"{point}:{chaos.token(point)}" for point in FAULT_POINTS)
+    armed = ",".join(f"{point}:{chaos.token(point)}" for point in POINTS)
     site = {
         "name": "chaos",
         "workers": WORKERS,
@@ -498,7 +503,7 @@ def disturb(chaos: ChaosRun, events: int, kinds: dict[str, int]) -> Counter[str]
     return wait_until_finished(chaos, act)
 
 
-def crash_at(chaos: ChaosRun, point: FaultPoint) -> Counter[str]:
+def crash_at(chaos: ChaosRun, point: str) -> Counter[str]:
     """Launch with a crash armed at this point, and at those that lead to it."""
 
     def act(counts: Counter[str]) -> bool:
@@ -550,7 +555,7 @@ def run_all(
     expected = undisturbed(root / "undisturbed", corpus)
     print(f"undisturbed: {expected[1]['documents']} documents", flush=True)
     kinds = {kind: n for kind, n in WEIGHTS.items() if not options.only or kind in options.only}
-    points = list(options.points or FAULT_POINTS)
+    points = list(options.points or POINTS)
     runs, total = 0, Counter[str]()
     while (
         points
@@ -585,7 +590,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=WEIGHTS, help="kinds of events")
     parser.add_argument(
-        "--points", nargs="*", choices=FAULT_POINTS, help="a run for each fault point, or for these"
+        "--points", nargs="*", choices=POINTS, help="a run for each fault point, or for these"
     )
     parser.add_argument("--max-array-size", type=int, default=1001)
     parser.add_argument("--no-accounting", action="store_true", help="a Slurm without sacct")

@@ -81,7 +81,7 @@ def compare_folder(
     """The lines of the table of the models in a folder."""
     table = []
     with ExitStack() as stack:  # imports take longer than small models
-        children = {n: stack.enter_context(bench.make_child()) for n in (*ENGINES, "hooks")}
+        children = {n: stack.enter_context(bench.make_children()) for n in (*ENGINES, "hooks")}
         for path in sorted(file.parent for file in folder.glob("*/config.json")):
             model = {"level": "chunk", "model": str(path)}
             table.append(compare_model(path, stage | model, texts, children))

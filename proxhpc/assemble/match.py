@@ -175,7 +175,7 @@ def _run_unit(
     run: RunDir, plan: Plan, unit: int, *, name: RoundName, folder: Path, memory: int
 ) -> None:
     MATCH_ROUNDS[name].function(RoundFiles(run, plan, folder, memory), unit)
-    fault_point("round written")
+    fault_point("round written", name)
 
 
 def _collect(files: RoundFiles, _: int) -> None:
