@@ -259,6 +259,17 @@ def test_what_cannot_be_read_is_named(
     assert f"it looks like {words}" in probe.note
 
 
+@pytest.mark.parametrize("kind", ["array", "indented", "parquet", "arrow file", "wet"])
+def test_a_file_is_not_said_to_look_like_what_it_is(tmp_path: Path, kind: str) -> None:
+    name, make, _ = FILES[kind]
+    path = tmp_path / name
+    path.write_bytes(make())
+    [probe] = probe_inputs([describe_input(path)], Fields(("texts",)), LIMIT)
+    assert not probe.documents
+    assert probe.example
+    assert probe.note.endswith("no field 'texts'; it has: " + probe.example.detail.split(": ")[1])
+
+
 def test_what_is_not_known_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"text,id\nhello,1\n")

@@ -55,6 +55,8 @@ class Probe:
     def note(self) -> str:
         """What is wrong with the file, if anything."""
         bad, content = self.bad.total(), name_content(self.head)
+        if content.endswith(f"corpus.format to {self.info.format}"):
+            content = ""  # as it is
         if not content and bad <= _MANY * (bad + self.documents):
             return ""
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.bad.most_common(3))
@@ -65,8 +67,9 @@ class Probe:
         if self.documents or not self.example:
             return text
         text = f"{text}: {self.example.detail}"
-        is_like_json = not self.head or self.head.lstrip().startswith(b"{")
-        return text if is_like_json else f"{text}; it begins with {self.head[:_SHOWN]!r}"
+        if self.misread or not self.head or self.head.lstrip().startswith(b"{"):
+            return text
+        return f"{text}; it begins with {self.head[:_SHOWN]!r}"
 
 
 def probe_inputs(

@@ -31,7 +31,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (rb"PK\x03\x04", "a zip archive: unpack it"),
     (rb"[\0-\xff]{257}ustar", "a tar archive: unpack it"),
     (rb"SQLite format 3", "an SQLite database"),
-    (rb"WARC/", "a WARC file: set corpus.format to wet if it has WET records"),
+    (rb"WARC/", "a WARC file: if it has WET records, set corpus.format to wet"),
     (rb"\s*<\?xml|\s*<Error>", "XML, perhaps the error page of a download"),
     (rb"\s*<(!doctype|html)", "HTML, perhaps the error page of a download"),
     (rb"\s*\[", "a JSON array: set corpus.format to json"),
