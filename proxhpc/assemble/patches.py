@@ -36,7 +36,7 @@ from proxhpc.spec.manifest import Manifest
 
 _BLOCK_DOCUMENTS, _BLOCK_BYTES = 1024, 1 << 20  # of a frame: as many, or of literals
 _FEW = 4  # literals may have one of so many bytes of rows
-_SAMPLE = 64 << 20  # bytes of rows after which it is decided whether patches are large
+_SAMPLE = 4 << 20  # bytes of rows after which it is decided whether patches are large
 _PREFIX = 32  # characters by which a text is found in its line
 _NEWLINE = b"\\n"  # in JSON
 _ENTRY = struct.Struct("<QQ")  # key of a frame's first document, where the frame begins
@@ -243,7 +243,9 @@ def _find_pieces(
 ) -> tuple[list[int], list[bytes]]:
     """The ranges and literals that probably make the row of a document."""
     line, text = document.line, document.text
-    at = line.find(orjson.dumps(text[:_PREFIX])[:-1])
+    at = line.find(orjson.dumps(text[:_PREFIX])[:-1]) if line else -1
+    if at < 0:
+        return [], [row]
     size = len(b'{"id":,"text":') + len(orjson.dumps(document.id))  # of the row so far
     ranges: list[int] = []
     start, literals = (0, [b""]) if line[:at] == row[:size] else (at, [row[:size]])
