@@ -216,6 +216,9 @@ def test_failures_are_retried_a_few_times_and_named(tmp_path: Path, store: Store
     place.dir.root.mkdir()
     store.failures = 2
     place.stage(files[:1], ignore)
+    lost = RemoteFile("http://127.0.0.1:9/c.jsonl", "http/c.jsonl", 1, "etag:x")
+    with pytest.raises(RetryError, match="3 failures in a row, the last ConnectionRefused"):
+        place.stage([lost], ignore)
     del store.files["/b.jsonl"]
     with pytest.raises(UserError, match=r"cannot copy http.*/b\.jsonl: FileNotFoundError"):
         place.stage(files, ignore)
@@ -347,16 +350,20 @@ def test_a_repository_of_the_hub_is_read_at_one_commit(
     commit, name = "1" * 40, "data/a b.jsonl"
     blob = {"type": "file", "path": name, "size": len(LINES), "oid": "2" * 40}
     blob["lfs"] = {"oid": hashlib.sha256(LINES).hexdigest(), "size": len(LINES), "pointerSize": 9}
+    small = hashlib.sha1(b"blob %d\0" % len(LINES) + LINES).hexdigest()  # as git names it
+    plain = {"type": "file", "path": "data/c.jsonl", "size": len(LINES), "oid": small}
     about = {"id": "org/set", "sha": commit, "siblings": [], "private": False, "tags": []}
     for revision in ("", "/revision/main", "/revision/v1", f"/revision/{commit}"):
         store.hub[f"/api/datasets/org/set{revision}"] = about
     tree = f"/api/datasets/org/set/tree/{commit}"
     store.hub[tree] = [{"type": "directory", "path": "data", "oid": "3" * 40, "size": 0}]
-    store.hub[f"{tree}/data"] = [blob]
-    store.files[f"/datasets/org/set/resolve/{commit}/{name}"] = LINES
+    store.hub[f"{tree}/data"] = [blob, plain]
+    for path in (name, "data/c.jsonl"):
+        store.files[f"/datasets/org/set/resolve/{commit}/{path}"] = LINES
 
     url = "hf://datasets/org/set/data/*.jsonl"
-    (file,) = stage(tmp_path, url)
+    file, second = stage(tmp_path, url)
+    assert second.version == f"git:{small}"
     assert file.url == f"hf://datasets/org/set@{commit}/{name}"
     assert file.version == f"sha256:{hashlib.sha256(LINES).hexdigest()}"
     assert (tmp_path / "staging/hf/datasets/org/set" / name).read_bytes() == LINES
@@ -365,4 +372,5 @@ def test_a_repository_of_the_hub_is_read_at_one_commit(
     store.files[f"/datasets/org/set/resolve/{commit}/{name}"] = LINES[::-1]
     with pytest.raises(UserError, match=r"a b\.jsonl.* is refused: its sha256 is .*, not"):
         stage(tmp_path, "hf://datasets/org/set@v1/data/*.jsonl")
-    assert not [*tmp_path.glob("staging/hf/datasets/org/set@v1/**/*.jsonl*")]
+    copies = [*tmp_path.glob("staging/hf/datasets/org/set@v1/data/*.jsonl*")]
+    assert [copy.name for copy in copies] == ["c.jsonl"]

@@ -27,6 +27,7 @@ from proxhpc.run.process import exists, pid_space, start_time
 HEARTBEAT_SECONDS = 15.0
 STALE_AFTER = 120.0  # seconds without a heartbeat, on the observer's monotonic clock
 _REMOVED = (errno.ENOENT, errno.ESTALE)  # ESTALE: removed on another node, on NFS
+_COMMANDS = {"advance": "launch", "stage": "plan --stage"}  # that hold a lease of another name
 _POLL_SECONDS = 5.0  # between two checks of a holder that may be dead
 
 JobAlive = Callable[[str], bool | None]
@@ -253,11 +254,11 @@ def _acquire(leases: Leases, name: str) -> Lease:
         attempt, owner = held
         alive = leases.is_alive(owner, leases.run.lease(name, attempt))
         if alive:
-            command = "launch" if name == "advance" else name
+            command = _COMMANDS.get(name, name)
             raise RetryError(
-                f"another {command} of this run is already running on {owner.host} "
+                f"another {command} is already running in {leases.run.root} on {owner.host} "
                 f"(process {owner.pid})",
-                hint="see `proxhpc status`; run `proxhpc launch` again when it has ended",
+                hint=f"run `proxhpc {command}` again when it has ended",
             )
         if alive is False and (lease := leases.take_over(name, attempt, owner)):
             return lease

@@ -5,8 +5,9 @@ import glob
 import hashlib
 import os
 import re
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,10 +81,9 @@ def list_url(pattern: str) -> RemoteListing:
         with ThreadPoolExecutor(_THREADS) as pool:
             sized = pool.map(lambda key: _sized(fs, key, found[key]), found)
             infos = dict(zip(found, sized, strict=True))
-    except (FileNotFoundError, PermissionError, NotADirectoryError, ValueError) as error:
-        raise UserError(f"cannot list {pattern}: {_cause(error)}") from error
     except Exception as error:  # every store has its own
-        raise RetryError(f"cannot list {pattern}: {_cause(error)}") from error
+        kind = UserError if _is_final(error) else RetryError
+        raise kind(f"cannot list {pattern}: {_cause(error)}") from error
 
     def name_of(key: str) -> str:
         scheme, _, rest = fs.unstrip_protocol(key).partition("://")
@@ -216,18 +216,18 @@ def copy_file(
         try:
             fs, path = _open_store(file.url)
             _fetch(fs, path, file, draft, count, stop)
+            _verify(fs, path, file, draft)
             break
         except ProxError:
             raise
-        except (FileNotFoundError, PermissionError) as error:
-            raise UserError(f"cannot copy {file.url}: {_cause(error)}") from error
         except Exception as error:  # every store has its own
+            if _is_final(error):
+                raise UserError(f"cannot copy {file.url}: {_cause(error)}") from error
             failures, moved = 0 if moved > 0 else failures, 0
             if failures == len(_PAUSES) or stop.wait(_PAUSES[failures]):
                 times = f"{quantity(failures + 1, 'failure')} in a row, the last"
                 raise RetryError(f"cannot copy {file.url}: {times} {_cause(error)}") from error
             failures += 1
-    _verify(fs, path, file, draft)
     complete()
     with writing(target):
         os.replace(draft, target)
@@ -296,9 +296,26 @@ def _verify(fs: Any, path: str, file: RemoteFile, draft: Path) -> None:
         raise UserError(f"the copy of {file} is refused: {problem}", hint="copy it again")
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first line of the error at the bottom of a chain."""
-    while error.__cause__ is not None:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether trying again cannot help; some stores call what they cannot reach missing."""
+    missing = isinstance(
+        error, FileNotFoundError | PermissionError | NotADirectoryError | ValueError
+    )
+    return missing and not any(
+        isinstance(each, ConnectionError | TimeoutError | socket.gaierror)
+        or getattr(each, "status", 0) >= 500
+        for each in _chain(error)
+    )
+
+
+def _cause(error: Exception) -> str:
+    """Return the first line of the error at the bottom of a chain."""
+    *_, cause = _chain(error)
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0][:300]}" if lines else type(cause).__name__

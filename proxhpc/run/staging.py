@@ -74,7 +74,7 @@ class Staging:
             return list_url(url)
         except ProxError as error:
             earlier = self._listings.get(url)
-            if earlier is None:
+            if earlier is None or not self._files.keys() >= {*earlier["names"]}:
                 raise
             files = tuple(self._files[name] for name in earlier["names"])
             if self.missing(files):
@@ -166,7 +166,8 @@ class Staging:
                 UserError if any(isinstance(error, UserError) for error in failed) else RetryError
             )
             raise kind(
-                "not all files were copied: " + "\n  ".join(error.message for error in failed),
+                "not all files were copied: "
+                + "\n  ".join(error.message for error in failed[:_SHOWN]),
                 hint="what was copied is kept: the same command goes on from there",
             )
 
