@@ -26,7 +26,7 @@ from proxhpc.cluster.submit import SlurmBackend, make_backend
 from proxhpc.engines.device import WORKERS_PER_GPU, workers_per_gpu
 from proxhpc.errors import RetryError, UserError
 from proxhpc.faults import FaultPoint
-from proxhpc.launch.launch import launch, prepare_run
+from proxhpc.launch.launch import Run, launch, prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.site import Site
 from proxhpc.spec.slurm_notation import parse_duration
@@ -54,36 +54,50 @@ def small(tmp_path: Path, **site: Any) -> tuple[Path, str]:
     return path, str(where)
 
 
-SUBMISSION = (
+SUBMISSION: tuple[FaultPoint, ...] = (
     *("advance held", "intent written", "array held", "array recorded", "control held"),
     *("control recorded", "one released", "all released"),
 )
 
 
-@pytest.mark.parametrize("point", SUBMISSION)
-def test_a_launcher_may_die_at_any_step(
-    cluster: SlurmCluster, tmp_path: Path, point: FaultPoint
-) -> None:
-    run = prepare_run(*small(tmp_path), None)
-    token = tmp_path / "token"
-    token.touch()
-    command = [sys.executable, "-m", "proxhpc", "launch", str(run.dir.root)]
-    died = subprocess.run(
-        command,
-        env=cluster.env(PROXHPC_FAULT=f"{point}:{token}"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+def runs_by_point(folder: Path, **site: Any) -> dict[FaultPoint, Run]:
+    """A planned run for each point of a submission, with a file that arms the point."""
+    runs = {}
+    for point in SUBMISSION:
+        own = folder / point.replace(" ", "-")
+        own.mkdir()
+        runs[point] = prepare_run(*small(own, **site), None)
+        (own / "token").touch()
+    return runs
+
+
+def start(
+    cluster: SlurmCluster, run: Run, point: FaultPoint | None = None, *prefix: str, **env: str
+) -> subprocess.Popen[bytes]:
+    """Start to launch a run; the process dies at this point, or what PROXHPC_FAULT_SIGNAL says."""
+    if point:
+        env["PROXHPC_FAULT"] = f"{point}:{run.dir.root.parent}/token"
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-m", "proxhpc", "launch", str(run.dir.root)],
+        env=cluster.env(**env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    launch(run, lambda _: None)
-    cluster.until(finished(run.dir), "the report", timeout=60)
-    assert check_balance(run.dir)["documents"] == 20
-    jobs = [(job, tag.phase) for job, tag in run_jobs(cluster, run.plan.run_id)]
-    refined = [job for job, phase in jobs if phase == "refine" and job.state == "COMPLETED"]
-    assert len({job.id.partition("_")[0] for job in refined}) == 1
-    assert [job for job, _ in jobs if job.state == "PENDING"] == []
+
+
+def test_a_launcher_may_die_at_any_step(cluster: SlurmCluster, tmp_path: Path) -> None:
+    runs = runs_by_point(tmp_path)
+    dying = [start(cluster, run, point) for point, run in runs.items()]
+    assert {launcher.wait(timeout=120) for launcher in dying} == {-signal.SIGKILL}
+    again = [start(cluster, run) for run in runs.values()]
+    assert {launcher.wait(timeout=120) for launcher in again} == {0}
+    for point, run in runs.items():
+        cluster.until(finished(run.dir), f"the report: {point}", timeout=120)
+        assert check_balance(run.dir)["documents"] == 20
+        jobs = [(job, tag.phase) for job, tag in run_jobs(cluster, run.plan.run_id)]
+        refined = [job for job, phase in jobs if phase == "refine" and job.state == "COMPLETED"]
+        assert (point, len({job.id.partition("_")[0] for job in refined})) == (point, 1)
+        assert [(point, job) for job, _ in jobs if job.state == "PENDING"] == []
 
 
 def run_jobs(cluster: SlurmCluster, run_id: str) -> list[tuple[Job, Tag]]:
