@@ -79,6 +79,14 @@ def test_characters_without_blanks_count_as_several_letters(
     assert f"<L{bucket}>" in prompt
 
 
+def test_long_lines_are_removed_less_easily(style: Walk) -> None:
+    lines = ["Home", f"  {'a' * 99}  ", "a" * 100, "道" * 24, "道" * 25]
+    removals = [removal for _, removal in style.allowed_steps(5)[:-1]]
+    assert style.bias(lines, 0) == ((removals[2], -1.0), (removals[4], -1.0))
+    assert style.bias(lines, 0.5) == tuple(zip(removals, [0.5, 0.5, -0.5, 0.5, -0.5], strict=True))
+    assert style.bias(lines, 1) == tuple((removals[n], 1.0) for n in (0, 1, 3))
+
+
 def test_prompts_for_verdicts(tokenizer: HFTokenizer, style: Walk) -> None:
     lines = [f"Home {'abcdefghij'[n % 10] * (n // 10)}" for n in range(40)]
     first = "".join(f"{line.strip()}[line]" for line in lines[:24])

@@ -139,7 +139,7 @@ def requests(walk: Walk) -> Iterator[Request]:
         for window in walk.windows(page, 200, 30):
             size = window.stop - window.start
             prompt = walk.prompt(page, window.start, window.stop)
-            bias = walk.bias(size, rng.choice([0.0, -0.5, 0.5]))
+            bias = walk.bias(lines[window.start : window.stop], rng.choice([0.0, -0.5, 0.5]))
             limit = rng.choice([size + 1, size + 1, 3])  # also too few for the answer
             yield Request("chunk", prompt, (), 0, limit, steps=walk.allowed_steps(size), bias=bias)
         stop = rng.choice([(), ("keep_doc()", "drop_doc()")])

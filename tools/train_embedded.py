@@ -58,7 +58,7 @@ LABELED = "labeler"  # source of the documents that only the labeler has labelle
 MIN_LINES, MIN_CHARS = 8, 200  # of a page, and of a document
 PARTS = 2  # parts of a document that are labelled as documents, too
 RECIPE = ROOT / "recipes" / "embedded.yaml"
-BASE_LEARNING_RATE = 0.001  # of a training that starts from earlier weights
+BASE_LEARNING_RATE = 0.0015  # of a training that starts from earlier weights
 EXTRA_VALIDATION = 120  # documents of PAGES, at each level
 # Of the windows that are drawn, and of the documents whose verdicts are.
 SHARES = {
@@ -233,7 +233,9 @@ def join_probabilities(work: Workspace) -> Rows:
     rows = list[tuple[str, dict[str, Any]]]()
     for row in work.rows("all-examples"):
         group = extra.get(row["id"]) or (LABELED if row["source"] == LABELED else "gold")
-        if row["id"] not in extra and not _join(row, probabilities, is_human):
+        if row["id"] in extra:
+            row["source"] = group
+        elif not _join(row, probabilities, is_human):
             continue
         if row["split"] == "train":
             lines = len(row["lines"]) if row["level"] == "chunk" else 1

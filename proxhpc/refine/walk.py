@@ -27,6 +27,8 @@ _HEAD_TOKENS, _TAIL_TOKENS = 32, 15  # bounds for scripts with several tokens a 
 MAX_LINE_TOKENS = _HEAD_TOKENS + 1 + _TAIL_TOKENS
 _LENGTHS = (100, 160, 250, 400, 800)  # letters: bounds of the length buckets
 _UNSPACED_LETTERS = 4  # what a character of a script without blanks says, in letters of others
+# Long lines are most of a text, so the model must be surer to remove one: by this in log-odds.
+_LONG_LINE, _LONG_LINE_BIAS = _LENGTHS[0], -1.0
 # Context of a window: this many lines that are not blank, no further away than REACH.
 _LINES_BEFORE, _LINES_AFTER, REACH, _CONTEXT_TOKENS = 4, 3, 12, 64
 MAX_OVERHEAD = 5 + 2 * _CONTEXT_TOKENS  # tokens of a prompt beside the window's numbered lines
@@ -125,10 +127,10 @@ class Walk:
         """The allowed ids of each answer token for a verdict."""
         return (self.verdict_ids, (self.end,))
 
-    @cache  # noqa: B019
-    def bias(self, lines: int, value: float) -> tuple[tuple[int, float], ...]:
-        """Return what to add to the logits of removing one of this many lines."""
-        return tuple((number, value) for number in self._remove[:lines]) if value else ()
+    def bias(self, lines: Sequence[str], value: float) -> tuple[tuple[int, float], ...]:
+        """Return what to add to the logits of removing each line of a window."""
+        biases = zip(self._remove, line_biases(lines, value), strict=False)
+        return tuple(pair for pair in biases if pair[1])
 
     def verdict_bias(self, value: float) -> tuple[tuple[int, float], ...]:
         """Return what to add to the logit of dropping a document."""
@@ -154,10 +156,7 @@ class Walk:
             if len(head) <= MAX_LINE_TOKENS:
                 return head
             tail = head
-        size = len(text)
-        if not text.isascii():
-            size += (_UNSPACED_LETTERS - 1) * len(UNSPACED.findall(text))
-        middle = self._lengths[bisect_right(_LENGTHS, size)]
+        middle = self._lengths[bisect_right(_LENGTHS, _letters(text))]
         return [*head[:_HEAD_TOKENS], middle, *tail[-_TAIL_TOKENS:]]
 
     def _context(self, page: WalkPage, numbers: Iterable[int], max_lines: int) -> list[Ids]:
@@ -183,6 +182,21 @@ class Walk:
             joined += ids
             joined.append(self._line)
         return joined
+
+
+def line_biases(lines: Sequence[str], value: float) -> list[float]:
+    """Return what to add to the log-odds that each line is removed: `value`, less for long ones."""
+    least = _LONG_LINE // _UNSPACED_LETTERS  # characters of a long line
+    return [
+        value + _LONG_LINE_BIAS * (len(line) >= least and _letters(line.strip()) >= _LONG_LINE)
+        for line in lines
+    ]
+
+
+def _letters(text: str) -> int:
+    """Return the length of a text, in letters of a script with blanks."""
+    size = len(text)
+    return size if text.isascii() else size + (_UNSPACED_LETTERS - 1) * len(UNSPACED.findall(text))
 
 
 def _fitting(lines: Iterable[Ids], max_lines: int, max_tokens: int) -> list[Ids]:

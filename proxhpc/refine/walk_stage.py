@@ -82,15 +82,16 @@ class WalkRunner(StageRunner):
 
     def _walk_request(self, page: WalkPage, window: Window, order: int) -> Request:
         size = window.stop - window.start
+        lines = page.lines[window.start : window.stop]
         return Request(
             "chunk",
             array("I", self._walk.prompt(page, window.start, window.stop)),
-            page.lines[window.start : window.stop],
+            lines,
             0,
             size + self._restricted,
             order=order,
             steps=self._walk.allowed_steps(size) if self._restricted else (),
-            bias=self._walk.bias(size, self.stage.bias),
+            bias=self._walk.bias(lines, self.stage.bias),
         )
 
     async def _complete(self, request: Request) -> Completion:

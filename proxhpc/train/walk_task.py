@@ -11,7 +11,7 @@ import numpy as np
 from proxhpc.annotate.examples import DROPPED
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.errors import UserError
-from proxhpc.refine.walk import Walk, WalkPage
+from proxhpc.refine.walk import Walk, WalkPage, line_biases
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
 from proxhpc.spec.recipe import Recipe
@@ -131,7 +131,7 @@ class WalkTask:
         if pages:
             scores = best_bias(
                 [
-                    LineDecisions(row.lines, _is_dropped(row), log_odds)
+                    LineDecisions(row.lines, _is_dropped(row), log_odds + line_biases(row.lines, 0))
                     for row, log_odds in zip(pages, self._line_log_odds(pages), strict=True)
                 ]
             )
