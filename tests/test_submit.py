@@ -230,7 +230,7 @@ def test_without_an_account_the_limit_is_that_of_the_default_account(
         assert found
         return found.jobs, found.words
 
-    assert at_once() == (7, "job=7 for running jobs of account teaching")
+    assert at_once() == (9, "job=9 for running jobs with QOS normal")  # instead of the account's
     assert at_once(cpus=4) == (3, "cpu=15 for running jobs of account teaching")
     assert at_once(gpus=1, tasks_per_node=9)[0] == 0
     assert running_limit([], Site(name="x").resources("refine")) is None

@@ -117,7 +117,8 @@ def count_jobs(limit: JobLimit) -> int:
 def running_limit(limits: Sequence[JobLimit], resources: Resources) -> RunningLimit | None:
     """Return the limit that lets fewest of a phase's jobs run at once; None without any.
 
-    Memory and whole nodes are not compared: what a job gets of them is the partition's decision.
+    A QOS overrides accounts. The partition's QOS, which overrides both, is not read, nor are memory
+    and whole nodes compared: what a job gets of them is the partition's decision.
     """
     need = {
         "job": 1,
@@ -125,10 +126,11 @@ def running_limit(limits: Sequence[JobLimit], resources: Resources) -> RunningLi
         "cpu": resources.cpus * resources.tasks_per_node,
         "gres/gpu": resources.gpus_per_node * resources.nodes,
     }
+    of_qos = {(name, each.everyone) for each in limits if each.qos for name in each.running}
     found = [
         RunningLimit(most // need[name], f"{name}={most} for running jobs{limit.which}")
         for limit in limits
         for name, most in limit.running.items()
-        if need.get(name)
+        if need.get(name) and (limit.qos or (name, limit.everyone) not in of_qos)
     ]
     return min(found, key=lambda each: each.jobs, default=None)

@@ -18,7 +18,7 @@ from proxhpc.cluster.local import LocalBackend
 from proxhpc.cluster.queue import Queue, QueuedJob
 from proxhpc.cluster.silent import find_silent
 from proxhpc.corpus.disk import writing
-from proxhpc.errors import ProxError, RetryError, StopError, UserError
+from proxhpc.errors import ProxError, RetryError, StopError
 from proxhpc.faults import fault_point
 from proxhpc.run.lease import Lease, slurm_job_id
 from proxhpc.run.paths import RunDir
@@ -54,15 +54,12 @@ class SlurmBackend:
     def free_elements(self, resources: Resources) -> int:
         """Return the elements that the workers need and the limit on submitted jobs allows.
 
-        RetryError if it allows none beside a control job; UserError if none could ever start.
+        RetryError if it allows none beside a control job.
         """
         limits = job_limits(resources.account, resources.qos)
         running = running_limit(limits, resources)
         if running and running.jobs < 1:
-            raise UserError(
-                f"no job of {resources.phase} could start: Slurm allows {running.words}",
-                hint="let it ask for less in the site",
-            )
+            self.site_words.append(f"{running.words}; a job asks for more, so it may never start")
         if self.site.max_submit_jobs is not None:
             limits = [JobLimit(self.site.max_submit_jobs)]
         control_jobs = int(self.site.submit_from_jobs)
