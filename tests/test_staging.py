@@ -174,7 +174,8 @@ def test_a_run_on_urls_is_staged_and_planned(
     assert main(["plan", str(tmp_path / "run"), "--stage"]) == 0
     assert copies[0].read_bytes() == LINES
     memory.store.clear()
-    assert main(["plan", str(path)]) == 0
+    moved = {"paths": "memory://bucket/in/**/*.jsonl", "staging": str(tmp_path / "other")}
+    assert main(["plan", str(manifest(tmp_path, [], corpus=moved))]) == 0
     ids = [item.id for item in plan.read(Span(1)) if isinstance(item, Document)]
     assert ids == [f"more-{n}" for n in range(8)]
 

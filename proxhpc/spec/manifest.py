@@ -30,6 +30,7 @@ from proxhpc.spec.yaml_lines import Key, dotted, quoted
 _NOT_COMPUTED: dict[str, bool | set[str]] = {
     "run_dir": True,
     "site": True,
+    "corpus": {"staging"},
     "engine": {"max_unusable"},
     "prove": True,
 }
