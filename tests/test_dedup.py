@@ -265,7 +265,9 @@ def test_of_documents_with_the_same_url_one_stays(tmp_path: Path) -> None:
     assert "with the URL of another document | 4 |" in run.card.read_text()
     (found,) = inspect_documents(run, "d6")
     assert "with the URL of a document that is, or is like, d4" in facts(found)
-    # URLs alone: what differs by URL stays, whatever its text. `by` decides which of a URL stays.
+    # URLs alone: what differs by URL stays, whatever its text.
+    run = merged(tmp_path / "longest", rows, exact=False, url="url")
+    assert written_ids(run) == ["d2", "d4", "d5", "d7", "d8", "d9", "lone"]
     scored = [row | {"score": -n} for n, row in enumerate(rows)]
     only = {"exact": False, "url": "url", "keep": "lowest", "by": "score", "survivors": 2}
     run = merged(tmp_path / "urls", scored, **only)

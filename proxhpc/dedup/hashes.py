@@ -138,7 +138,8 @@ class SketchWriter:
 
     def add(self, document: Document, text: str, key: RecordKey, row: RowNumbers) -> None:
         """Add the next document; `text` is what is compared."""
-        compared = self._dedup.compares_texts or self._dedup.lines
+        dedup = self._dedup
+        compared = dedup.compares_texts or dedup.lines or dedup.url  # by URL, the longest survives
         folded = fold(text) if compared else _NOTHING
         content, within = xxhash.xxh3_128_intdigest(folded.data), 0
         rank = survivor_rank(self._dedup, document.fields)
