@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from proxhpc.dedup import shingles
 from proxhpc.dedup.shingles import fold, words_of
 from proxhpc.inspect import inspect_documents
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.plan.space import Sizes, estimate_memory
 from proxhpc.report import write_report
 from proxhpc.report.build import build_report
 from proxhpc.verify import verify_run
@@ -132,6 +134,10 @@ def test_documents_may_only_be_listed_in_any_number_of_groups(tmp_path: Path) ->
     assert {row["id"] for row in read_listing(run.dir.benchmark_hits)} == expected(13, 0).keys()
     assert len(corpus(run.dir)) == len(PAGES)
     assert build_report(run.dir).documents.left_out == {}
+    sizes, size = Sizes(90, 90, 0, 0, 0, 0), run.plan.against[0].estimated_bytes
+    without = replace(run.plan, against=())
+    more = estimate_memory(run.plan, run.site, sizes) - estimate_memory(without, run.site, sizes)
+    assert more >= 10 * size * run.site.resources("merge").cpus
 
 
 def test_words_are_found_in_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Measure how the costs of a merge grow with the number of documents, and project them.
 
     python tools/bench_merge_growth.py [--documents 100000 1000000] [--max-ram 256]
+        [--dedup '{"near": {}, "lines": {}}']
 
 The documents are synthetic, of about 1 KB. Half of them are copies of others: every second copy is
 exact, the others lack a few words. Each size is merged in a new process, one unit after another.
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 import zstandard
@@ -127,12 +129,14 @@ def measure_merge(root: Path, memory: int) -> dict[str, PhaseCost]:
     }
 
 
-def measure_size(documents: int, memory: int, seed: int) -> dict[str, PhaseCost]:
+def measure_size(
+    documents: int, memory: int, dedup: dict[str, Any], seed: int
+) -> dict[str, PhaseCost]:
     """The costs of merging so many documents."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         write_documents(folder / "in", documents, seed)
-        run = make_kept_run(folder / "in", folder / "run", {"near": {}})
+        run = make_kept_run(folder / "in", folder / "run", dedup)
         return bench.in_child(measure_merge, run.root, memory)
 
 
@@ -176,6 +180,7 @@ def main() -> int:
     parser = bench.make_parser(__doc__)
     parser.add_argument("--documents", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--max-ram", type=int, default=256, help="MiB")
+    parser.add_argument("--dedup", type=orjson.loads, default={"near": {}}, help="section, as JSON")
     parser.add_argument("--growth", type=float, default=1.3, help="most that CPU may grow by")
     parser.add_argument("--target", type=float, default=1e10, help="documents of the projection")
     parser.add_argument("--size", type=int, default=4000, help="bytes of a document there")
@@ -187,7 +192,8 @@ def main() -> int:
         parser.error("--documents needs two sizes or more, ascending")
     results, totals = [], []
     for documents in options.documents:
-        results.append(measure_size(documents, options.max_ram << 20, options.seed))
+        memory = options.max_ram << 20
+        results.append(measure_size(documents, memory, options.dedup, options.seed))
         totals.append(print_costs(documents, results[-1]))
     if options.json:
         named = zip(map(str, options.documents), results, strict=True)

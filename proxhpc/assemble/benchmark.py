@@ -14,8 +14,10 @@ from proxhpc.dedup.shingles import Hashes, fold, shingles, word_hashes, words_of
 from proxhpc.run.plan import Plan, keep_with_plan
 from proxhpc.spec.sections import Against
 
-_SLOTS = 16  # of the filter, for each hash of the benchmark
-_FILTER_BITS = range(16, 28)
+_SLOTS = 16  # bits of the filter, for each hash of the benchmark
+_FILTER_BITS = range(16, 33)
+_BYTE, _IN_BYTE = np.uint64(3), np.uint64(7)
+_MASKS = np.uint8(1) << np.arange(8, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,23 @@ class Benchmark:
                 name = plan.against[record.file].name
                 self._names.append((record.id, f"{name}:{record.position}"))
         self._sizes = np.array(sizes, np.int64)
-        hashes, items = np.concatenate(runs), np.repeat(np.arange(len(sizes)), self._sizes)
+        hashes = np.concatenate(runs)
         order = np.argsort(hashes, kind="stable")
-        self._items = items[order]
+        self._items = np.repeat(np.arange(len(sizes), dtype=np.uint32), self._sizes)[order]
         self._hashes, starts = np.unique(hashes[order], return_index=True)
-        self._edges = np.append(starts, len(items))
+        self._edges = np.append(starts, len(hashes)).astype(np.uint32)
         bits = min(max((_SLOTS * len(hashes)).bit_length(), _FILTER_BITS[0]), _FILTER_BITS[-1])
         self._shift = np.uint64(64 - bits)
-        self._filter = np.zeros(1 << bits, np.bool_)  # by the first bits of a hash
-        self._filter[self._hashes >> self._shift] = True
+        self._filter = np.zeros(1 << bits - 3, np.uint8)  # a bit for the first bits of a hash
+        places = self._hashes >> self._shift
+        np.bitwise_or.at(self._filter, places >> _BYTE, _MASKS[places & _IN_BYTE])
 
     def find(self, text: str) -> BenchmarkHit | None:
         """The item of which a text contains most; None if it contains less than the share."""
         folded = fold(text)
         runs = shingles(folded, self._settings.words)
-        places = np.flatnonzero(self._filter[runs >> self._shift])
+        slots = runs >> self._shift
+        places = np.flatnonzero(self._filter[slots >> _BYTE] & _MASKS[slots & _IN_BYTE])
         if not len(places) or not (found := self._found(runs[places])).any():
             return None
         places = places[found]
@@ -117,7 +121,7 @@ class Benchmark:
         found: npt.NDArray[np.bool_] = self._hashes[places] == runs
         return found
 
-    def _of(self, number: int) -> npt.NDArray[np.int64]:
+    def _of(self, number: int) -> npt.NDArray[np.uint32]:
         """The items that have a hash, by its number."""
         return self._items[self._edges[number] : self._edges[number + 1]]
 

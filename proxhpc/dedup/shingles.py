@@ -141,12 +141,21 @@ def _hash_runs(words: Hashes, size: int) -> Hashes:
     size = min(size, len(words))
     if not size:
         return words
-    count = len(words) - size + 1
-    out = words[:count].copy()
-    for offset in range(1, size):
-        out *= np.uint64(_BASE)
-        out += words[offset : offset + count]
+    out, length = words, 1
+    for bit in bin(size)[3:]:  # runs of twice the length, and of one more word if the bit is 1
+        out = _joined(out, out[length:], length)
+        length *= 2
+        if bit == "1":
+            out = _joined(out, words[length:], 1)
+            length += 1
     return mix_bits(out)
+
+
+def _joined(left: Hashes, right: Hashes, length: int) -> Hashes:
+    """Hashes, not mixed, of runs followed by the runs of `length` words right after them."""
+    out = left[: len(right)] * np.uint64(pow(_BASE, length, 1 << 64))
+    out += right[: len(out)]
+    return out
 
 
 def word_hashes(folded: Folded) -> Hashes:

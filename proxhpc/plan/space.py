@@ -27,6 +27,7 @@ _FILES_OF_ROUNDS = 3  # that exist at the same time, for each unit
 _SCATTERED = 1.15  # scattered rows in relation to the corpus, at a lower zstd level
 _REPORT_BYTES = 400_000  # report, examples and listings
 _INTERPRETER = 150 << 20  # bytes of memory of each process of the merge
+_BENCHMARK = 14  # bytes of memory for each byte of a benchmark, while it is read
 _GROUP_DOCUMENT = 32  # bytes of memory for each document of a group, in some rounds
 _UNIT_KINDS: tuple[UnitKind, ...] = ("group", "exact", "key")
 
@@ -86,7 +87,8 @@ def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
     groups = max(1, len(shard_groups(plan)))
     # What rounds may use, and what they need for each document of a group besides.
     in_groups = min(processes, groups) * documents // groups * _GROUP_DOCUMENT
-    return processes * _INTERPRETER + DEFAULT_MEMORY + in_groups
+    benchmark = sum(info.estimated_bytes for info in plan.against) if plan.has_benchmark else 0
+    return processes * (_INTERPRETER + _BENCHMARK * benchmark) + DEFAULT_MEMORY + in_groups
 
 
 def _progress_bytes(plan: Plan, sizes: Sizes) -> int:
