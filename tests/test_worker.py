@@ -699,6 +699,16 @@ def test_a_heartbeat_does_not_restore_a_lost_lease(tmp_path: Path) -> None:
     lease.release()
     lease.heartbeat()
     assert lease.is_lost()
+    # The first attempt is held by another: a process that stood still meanwhile is fenced.
+    other = replace(leases.owner, worker="other")
+    later = Leases(run.dir, other, lambda _: None).take("advance", 1)
+    assert later is not None
+    before = run.dir.lease("advance", 1).read_bytes()
+    assert lease.is_lost()
+    lease.heartbeat()
+    lease.release()
+    assert run.dir.lease("advance", 1).read_bytes() == before
+    assert not later.is_lost()
 
 
 def test_an_attempt_removed_on_another_node_is_a_lost_lease(
@@ -721,7 +731,7 @@ def test_an_attempt_removed_on_another_node_is_a_lost_lease(
     lease = leases.take("advance", 1)
     assert lease is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "stat", stale)
+        patch.setattr(Path, "read_bytes", stale)
         assert lease.is_lost()
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", stale)

@@ -99,17 +99,23 @@ class Lease:
     owner: LeaseOwner
 
     def is_lost(self) -> bool:
-        """Return True if another process has taken over this lease."""
+        """Return True if another process has taken over this lease.
+
+        Attempts begin again at 1 once nobody holds a lease, so a file with this name may be of a
+        later holder.
+        """
         try:
-            self.run.lease(self.name, self.attempt).stat()
+            content = self.run.lease(self.name, self.attempt).read_bytes()
         except OSError as error:
             if error.errno not in _REMOVED:
                 raise
             return True
-        return False
+        return not content.startswith(orjson.dumps(self.owner))
 
     def heartbeat(self) -> None:
         """Show that the holder is alive, by a blank appended to the lease."""
+        if self.is_lost():
+            return
         try:
             fd = os.open(self.run.lease(self.name, self.attempt), os.O_WRONLY | os.O_APPEND)
             try:
@@ -122,7 +128,8 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back; does nothing if it is lost."""
-        self.run.lease(self.name, self.attempt).unlink(missing_ok=True)
+        if not self.is_lost():
+            self.run.lease(self.name, self.attempt).unlink(missing_ok=True)
 
 
 class Leases:
