@@ -15,9 +15,12 @@ from proxhpc.dedup import shingles
 from proxhpc.dedup.shingles import fold, words_of
 from proxhpc.inspect import inspect_documents
 from proxhpc.launch.launch import Run, prepare_run
+from proxhpc.launch.variant import merge_variant
 from proxhpc.plan.space import Sizes, estimate_memory
 from proxhpc.report import write_report
 from proxhpc.report.build import build_report
+from proxhpc.run.paths import VariantDir
+from proxhpc.spec.manifest import Manifest
 from proxhpc.verify import verify_run
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
@@ -134,6 +137,12 @@ def test_documents_may_only_be_listed_in_any_number_of_groups(tmp_path: Path) ->
     assert {row["id"] for row in read_listing(run.dir.benchmark_hits)} == expected(13, 0).keys()
     assert len(corpus(run.dir)) == len(PAGES)
     assert build_report(run.dir).documents.left_out == {}
+    data = run.plan.manifest.model_dump(mode="json")
+    data["dedup"]["against"] |= {"drop": True, "share": 0.3, "fields": ["answers"], "words": 8}
+    data["dedup"]["lines"] = {"min_chars": 1000}
+    merge_variant(run.dir, tmp_path / "out", Manifest.model_validate(data))
+    names = {row["id"] for row in corpus(VariantDir(tmp_path / "out", run.dir.root))}
+    assert names == {row["id"] for row in PAGES} - expected(8, 0.3).keys()
     sizes, size = Sizes(90, 90, 0, 0, 0, 0), run.plan.against[0].estimated_bytes
     without = replace(run.plan, against=())
     more = estimate_memory(run.plan, run.site, sizes) - estimate_memory(without, run.site, sizes)

@@ -28,7 +28,10 @@ from proxhpc.spec.sections import choose_bands
 from proxhpc.spec.yaml_lines import quoted
 
 _CHANGEABLE_KEYS = ("name", "policy", "output", "seed", "comparison")
-CHANGEABLE_DEDUP_KEYS = ("exact", "near", "url", "keep", "survivors", "by", "within")
+_CHANGEABLE_DEDUP_KEYS = (
+    *("exact", "near", "url", "keep", "survivors", "by", "within", "lines"),
+    *("against.mode", "against.words", "against.share", "against.fields", "against.drop"),
+)
 _CHOOSE_ANOTHER = "choose another directory with --out DIR"
 
 
@@ -99,7 +102,7 @@ def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[Variant
         raise UserError(
             f"only a new run can change {', '.join(keys)}",
             hint=f"a variant can change {', '.join(_CHANGEABLE_KEYS)} and dedup's"
-            f" {', '.join(CHANGEABLE_DEDUP_KEYS)}",
+            f" {', '.join(_CHANGEABLE_DEDUP_KEYS)}",
         )
     if out.resolve().is_relative_to(run.root.resolve()):
         raise UserError(
@@ -114,7 +117,7 @@ def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[Variant
 
 def _is_changeable(key: str) -> bool:
     section, _, rest = key.partition(".")
-    is_dedup_key = section == "dedup" and rest.partition(".")[0] in CHANGEABLE_DEDUP_KEYS
+    is_dedup_key = section == "dedup" and rest.startswith(_CHANGEABLE_DEDUP_KEYS)
     return section in _CHANGEABLE_KEYS or is_dedup_key
 
 
