@@ -341,6 +341,10 @@ def test_the_presets_have_the_published_sizes(tmp_path: Path) -> None:
         ({"arms": [{"name": "a-b"}, {"name": "b"}]}, "letters, digits"),
         ({"arms": [{"name": "a", "policy": "none", "rules": ["c4"]}, {"name": "b"}]}, "either"),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, "a name is given twice"),
+        (
+            {"arms": [{"name": "a", "corpus": {"paths": "s3://b/c"}}, {"name": "b"}]},
+            "name a folder",
+        ),
         ({"against": "c"}, "must be one of the arms raw, refined"),
         ({"held_out": [{"name": "a", "paths": "b", "control": True}]}, "no control"),
         ({"training": {"batch": 4, "micro_batch": 3}}, "must divide batch: 4"),

@@ -16,6 +16,8 @@ import pytest
 
 from proxhpc.cli.main import main
 from proxhpc.corpus.document import Document, Span
+from proxhpc.corpus.inputs import check_unchanged
+from proxhpc.doctor import diagnose
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.extras import how_to_install
 from proxhpc.run import remote, staging
@@ -143,18 +145,22 @@ def drafts(folder: Path) -> list[Path]:
 
 
 def test_a_run_on_urls_is_staged_and_planned(
-    tmp_path: Path, memory: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    memory: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = manifest(tmp_path, [], corpus={"paths": "memory://bucket/in/**/*.jsonl"})
     site = ["--site", local_site(tmp_path)]
+    assert "must first be copied" in diagnose(site[1], path, None).findings[-1].result
     for verb in ("plan", "launch"):
         assert main([verb, str(path), *site]) == 2
         told = capsys.readouterr().err
         size = len(LINES)
-        assert "2 files of 2 are not on disk yet" in told
+        assert "2 files (of 2) with " in told
         assert f"memory:///bucket/in/a.jsonl ({size:,} bytes, modified:" in told
-        assert f"copied to {tmp_path}/staging, which has" in told
-        assert "`proxhpc plan MANIFEST --stage` copies them" in told
+        assert f"must first be copied to {tmp_path}/staging, which has" in told
+        assert "run `proxhpc plan MANIFEST --stage` where" in told
     assert not (tmp_path / "staging").exists()
     assert not (tmp_path / "run").exists()
 
@@ -169,13 +175,20 @@ def test_a_run_on_urls_is_staged_and_planned(
     copies = [tmp_path / "staging/memory/bucket/in" / info.name for info in plan.inputs]
     assert [info.path for info in plan.inputs] == copies
 
-    # A started run needs no store, and copies what was removed.
-    copies[0].unlink()
-    assert main(["plan", str(tmp_path / "run"), "--stage"]) == 0
-    assert copies[0].read_bytes() == LINES
-    memory.store.clear()
+    # What was removed is copied again, also if the manifest names another folder since.
     moved = {"paths": "memory://bucket/in/**/*.jsonl", "staging": str(tmp_path / "other")}
-    assert main(["plan", str(manifest(tmp_path, [], corpus=moved))]) == 0
+    again = str(manifest(tmp_path, [], corpus=moved))
+    monkeypatch.chdir(tmp_path / "run")
+    for named in (again, "."):
+        copies[0].unlink()
+        with pytest.raises(RetryError) as lost:
+            check_unchanged(plan.inputs[0])
+        assert lost.value.hint.startswith("run `proxhpc plan RUN --stage`")
+        assert main(["plan", named, "--stage"]) == 0
+        assert copies[0].read_bytes() == LINES
+    # A started run needs no store.
+    memory.store.clear()
+    assert main(["plan", again]) == 0
     ids = [item.id for item in plan.read(Span(1)) if isinstance(item, Document)]
     assert ids == [f"more-{n}" for n in range(8)]
 
@@ -202,7 +215,7 @@ def test_a_copy_goes_on_where_it_ended(tmp_path: Path, store: Store) -> None:
 def test_a_server_without_ranges_sends_files_again(tmp_path: Path, store: Store) -> None:
     store.files["/a.jsonl"] = LINES
     store.ranges, store.cut = False, 1000
-    with pytest.raises(RetryError, match=r"not all files were copied: .*/a\.jsonl: 3 failures"):
+    with pytest.raises(RetryError, match=r"not all files were copied:\s+.*/a\.jsonl: 3 failures"):
         stage(tmp_path, f"{store.url}/a.jsonl")
     assert [draft.stat().st_size for draft in drafts(tmp_path)] == [1000]
     store.cut = None

@@ -1,13 +1,21 @@
 """Numbers for people: with nouns that agree, or with two digits that count."""
 
+from collections.abc import Sequence
 from math import floor, log10
 
+SHOWN = 8  # files in a message
 _DIGITS = 2  # of an estimate
 
 
 def quantity(number: int, noun: str, plural: str = "") -> str:
     """Return `1 document`, `2,500 documents`; `plural` is needed if it is not the noun and `s`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def shorten(lines: Sequence[str], shown: int = SHOWN) -> list[str]:
+    """Return the first lines, each about a file, and how many more there are."""
+    more = len(lines) - shown
+    return [*lines] if more <= 0 else [*lines[:shown], f"and {quantity(more, 'more file')}"]
 
 
 def rounded(number: float) -> str:

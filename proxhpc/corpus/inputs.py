@@ -169,8 +169,10 @@ def check_unchanged(info: InputInfo) -> None:
         size, fingerprint = _fingerprint(info.path)
     except (UserError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise RetryError(
-            f"input {info.path} cannot be read on {socket.gethostname()}: {error}",
-            hint="restore it, or fix the node; every node of the run must be able to read it",
+            f"input {info.path} cannot be read on {socket.gethostname()}: "
+            f"{getattr(error, 'strerror', '') or error}",
+            hint=f"{'run `proxhpc plan RUN --stage`' if info.source else 'restore it'}, or fix the "
+            "node; every node of the run must be able to read it",
         ) from error
     except OSError as error:
         raise read_error(info.path, error) from error

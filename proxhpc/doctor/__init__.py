@@ -16,7 +16,9 @@ from proxhpc.errors import ProxError, UserError
 from proxhpc.refine.preflight import freeze_prompts
 from proxhpc.run.listing import find_inputs
 from proxhpc.run.models import resolve_model
+from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import find_models, freeze_manifest
+from proxhpc.run.staging import Staging
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.site import Site, load_site
 
@@ -47,7 +49,7 @@ def diagnose(
     folder = (run or default_folder).absolute()
     findings = [*examine_site(site, folder, list(dict.fromkeys(models)))]
     if manifest:
-        findings += [*examine_needs(manifest, site), _inputs(manifest)]
+        findings += [*examine_needs(manifest, site), _inputs(manifest, folder)]
         missing = [f for f in findings if f.verdict == "error" and f.check.startswith("model ")]
         if models and not missing:
             findings.append(_prompts(manifest))
@@ -59,9 +61,10 @@ def diagnose(
     return Diagnosis(site=site.name, launch_would_work=works, findings=tuple(findings))
 
 
-def _inputs(manifest: Manifest) -> Finding:
+def _inputs(manifest: Manifest, folder: Path) -> Finding:
+    corpus = manifest.corpus
     try:
-        files = find_inputs(manifest.corpus).files
+        files = find_inputs(corpus, staging=Staging(corpus, RunDir(folder))).files
     except ProxError as error:
         return Finding.error("inputs", error.message, error.hint)
     return Finding.ok("inputs", quantity(len(files), "file"), "plan checks their content")

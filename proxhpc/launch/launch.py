@@ -71,9 +71,10 @@ def prepare_run(
                 f"{manifest_path} is a directory, and --run needs a manifest",
                 hint=f"proxhpc launch {manifest_path} resumes the run in that directory",
             )
+        run = RunDir(manifest_path.absolute())
         if stage:
-            stage_run(Plan.load(RunDir(manifest_path)).manifest, RunDir(manifest_path), report)
-        return _open_run(RunDir(manifest_path.absolute()), site, freeze)
+            stage_run(Plan.load(run).manifest, run, report)
+        return _open_run(run, site, freeze)
     manifest_path = find_file("manifest", manifest_path)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())

@@ -13,9 +13,11 @@ from proxhpc.spec.manifest import Manifest
 def stage_run(manifest: Manifest, run: RunDir, report: Report) -> None:
     """Copy the files behind the URLs of a new run, or those of a started one that were removed.
 
-    Errors as `Staging.stage`; RetryError if another process copies into the same folder.
+    A started run has them where its plan says, not a manifest that was changed since. Errors as
+    `Staging.stage`; RetryError if another process copies into the same folder.
     """
     plan = Plan.load(run) if run.plan.exists() else None
+    manifest = plan.manifest if plan else manifest
     corpora = [manifest.corpus, *filter(None, [manifest.dedup.against])]
     planned = (plan.inputs, plan.against) if plan else ((), ())
     for corpus, inputs in zip(corpora, planned, strict=False):

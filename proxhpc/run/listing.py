@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from proxhpc.account.quantity import quantity
+from proxhpc.account.quantity import quantity, shorten
 from proxhpc.corpus.inputs import InputInfo
 from proxhpc.corpus.probe import Probe, probe_inputs
 from proxhpc.corpus.records import Fields
@@ -22,7 +22,6 @@ from proxhpc.spec.load import is_url
 from proxhpc.spec.sections import Corpus
 from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
-SHOWN = 8  # files in a message
 _MAX_PATH = 400  # characters of a path in a message
 _IRREGULAR = {
     stat.S_IFDIR: "a folder",
@@ -203,12 +202,6 @@ def _refuse(misread: list[Probe], *, all_files: bool, key: Key) -> NoReturn:
         if (bad := probe.misread)
     ]
     raise UserError("no record has a text: " + "\n  ".join(shorten(lines, 3)), hint=hint)
-
-
-def shorten(lines: list[str], shown: int = SHOWN) -> list[str]:
-    """Return the first lines, and how many more there are."""
-    more = len(lines) - shown
-    return lines if more <= 0 else [*lines[:shown], f"and {quantity(more, 'more file')}"]
 
 
 def _walk(

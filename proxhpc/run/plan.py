@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from proxhpc import __version__
-from proxhpc.account.quantity import quantity
+from proxhpc.account.quantity import quantity, shorten
 from proxhpc.corpus.disk import create, write_atomic
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.inputs import InputInfo, check_unchanged, describe_input, reading_threads
@@ -26,7 +26,7 @@ from proxhpc.corpus.readers import Fields, read_lines, read_span
 from proxhpc.corpus.restarts import RestartLog
 from proxhpc.errors import StopError, UserError
 from proxhpc.program.policy import AnyPolicy
-from proxhpc.run.listing import check_inputs, find_inputs, shorten
+from proxhpc.run.listing import check_inputs, find_inputs
 from proxhpc.run.models import ModelRef, resolve_model
 from proxhpc.run.paths import SHARDS_PER_FOLDER, RunDir
 from proxhpc.run.staging import Report, Staging, ignore

@@ -74,9 +74,9 @@ def list_url(pattern: str) -> RemoteListing:
     fs, path = _open_store(pattern)
     try:
         fs.invalidate_cache()
-        path, commit, named = (
-            _at_commit(fs, path) if pattern.startswith("hf://") else (path, "", "")
-        )
+        pinned = named = ""
+        if pattern.startswith("hf://"):
+            path, pinned, named = _at_commit(fs, path)
         found = fs.glob(path, detail=True) if glob.has_magic(path) else {path: fs.info(path)}
         with ThreadPoolExecutor(_THREADS) as pool:
             sized = pool.map(lambda key: _sized(fs, key, found[key]), found)
@@ -90,7 +90,7 @@ def list_url(pattern: str) -> RemoteListing:
         rest = rest.lstrip("/")
         host, slash, below = rest.partition("/")
         rest = host.replace(":", "%3A") + slash + below  # a colon divides mounts of a container
-        return f"{scheme}/{rest.replace(commit, named, 1) if commit else rest}"
+        return f"{scheme}/{rest.replace(pinned, named, 1) if pinned else rest}"
 
     files = []
     for key, info in infos.items():
@@ -103,7 +103,7 @@ def list_url(pattern: str) -> RemoteListing:
     if not files:
         why = "it is a folder; name the files in it" if infos else "nothing there has such a name"
         raise UserError(f"no file matches {pattern}: {why}")
-    notes = [f"{pattern} is read at commit {commit.rpartition('@')[2]}"] if commit else []
+    notes = [f"{pattern} is read at commit {pinned.rpartition('@')[2]}"] if pinned else []
     if folders := sum(info["type"] != "file" for info in infos.values()):
         notes.append(f"{quantity(folders, 'match', 'matches')} of {pattern}: no files, left out")
     files.sort(key=lambda file: file.name)
@@ -134,9 +134,10 @@ def _open_store(url: str) -> tuple[Any, str]:
 
 
 def _at_commit(fs: Any, path: str) -> tuple[str, str, str]:
-    """Return a path on the hub at the commit of its revision, and the repository with and without.
+    """Return a path on the hub at the newest commit of its revision, and its repository.
 
-    Nothing changes while it is read at a commit. A bucket has none.
+    The repository is returned twice: as it is named at the commit, and in the path's own words.
+    Nothing changes while it is read at a commit. A bucket has none, and "" is returned for both.
     """
     resolved = fs.resolve_path(path)
     if not hasattr(resolved, "revision"):
@@ -315,7 +316,6 @@ def _is_final(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """Return the first line of the error at the bottom of a chain."""
+    """Return the error at the bottom of a chain, in one line."""
     *_, cause = _chain(error)
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0][:300]}" if lines else type(cause).__name__
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}".removesuffix(": ")

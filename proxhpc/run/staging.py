@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from proxhpc.account.quantity import memory_size, quantity
+from proxhpc.account.quantity import SHOWN, memory_size, quantity, shorten
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.run.paths import RunDir, StagingDir
@@ -28,7 +28,6 @@ def ignore(_: str) -> None:
 
 
 _COPIES = 8  # at a time
-_SHOWN = 8  # files in a message
 _REPORT_SECONDS = 0.5
 
 
@@ -41,7 +40,7 @@ class Staging:
 
     def __init__(self, corpus: Corpus, run: RunDir) -> None:
         """The folder is the corpus's, or else `staging` beside the run directory."""
-        folder = corpus.staging or run.root.parent / "staging"
+        folder = corpus.staging or os.path.abspath(run.root / "../staging")
         self.dir = StagingDir(Path(folder))
         self.urls = tuple(path for path in corpus.paths if is_url(path))
         self._files: dict[str, RemoteFile] = {}
@@ -79,9 +78,8 @@ class Staging:
             files = tuple(self._files[name] for name in earlier["names"])
             if self.missing(files):
                 raise
-            note = (
-                f"{error.message}: the {quantity(len(files), 'file')} of {earlier['at']} are read"
-            )
+            amount = quantity(len(files), "file")
+            note = f"{error.message}; using the {amount} staged on {earlier['at']}"
             return RemoteListing(files, earlier["folder"], (note,))
 
     def missing(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
@@ -102,7 +100,7 @@ class Staging:
         if changed:
             raise UserError(
                 f"{quantity(len(changed), 'copy', 'copies')} in {self.dir.root} cannot be used:\n  "
-                + "\n  ".join(_shorten(changed)),
+                + "\n  ".join(shorten(changed)),
                 hint="remove them to copy the files again, if no "
                 "unfinished run reads them; or set corpus.staging to another folder",
             )
@@ -113,10 +111,10 @@ class Staging:
         if missing := self.missing(files):
             size = memory_size(sum(file.size for file in missing))
             raise UserError(
-                f"{quantity(len(missing), 'file')} of {len(files):,} are not on disk yet: {size} "
-                f"would be copied to {self.dir.root}, which has {self._free()}:\n  "
-                + "\n  ".join(_shorten([*map(str, missing)])),
-                hint="`proxhpc plan MANIFEST --stage` copies them, where there is a network",
+                f"{quantity(len(missing), 'file')} (of {len(files):,}) with {size} must first be "
+                f"copied to {self.dir.root}, which has {self._free()}:\n  "
+                + "\n  ".join(shorten([*map(str, missing)])),
+                hint="run `proxhpc plan MANIFEST --stage` where there is a network",
             )
 
     def stage(self, files: Sequence[RemoteFile], report: Report) -> None:
@@ -154,7 +152,7 @@ class Staging:
                             copy.result()
                         except ProxError as error:
                             failed.append(error)
-                    if len(failed) >= _SHOWN:  # the disk may be full
+                    if len(failed) >= SHOWN:  # the disk may be full
                         stop.set()
                     speed = moved / (time.monotonic() - started)
                     report(_progress(len(missing), before + moved, total, speed))
@@ -162,12 +160,10 @@ class Staging:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
         if failed:
-            kind = (
-                UserError if any(isinstance(error, UserError) for error in failed) else RetryError
-            )
-            raise kind(
-                "not all files were copied: "
-                + "\n  ".join(error.message for error in failed[:_SHOWN]),
+            final = any(isinstance(error, UserError) for error in failed)
+            raise (UserError if final else RetryError)(
+                "not all files were copied:\n  "
+                + "\n  ".join(error.message for error in failed[:SHOWN]),
                 hint="what was copied is kept: the same command goes on from there",
             )
 
@@ -197,11 +193,6 @@ def _progress(files: int, done: int, total: int, speed: float) -> str:
     left = f", about {(total - done) / speed / 60:,.0f} min left" if speed else ""
     share = f"{done / max(total, 1):.1%} of {memory_size(total)}"
     return f"copying {quantity(files, 'file')}: {share}, {memory_size(speed)}/s{left}"
-
-
-def _shorten(lines: list[str]) -> list[str]:
-    more = len(lines) - _SHOWN
-    return lines if more <= 0 else [*lines[:_SHOWN], f"and {quantity(more, 'more file')}"]
 
 
 def _free_bytes(folder: Path) -> int:

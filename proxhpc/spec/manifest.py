@@ -27,10 +27,11 @@ from proxhpc.spec.yaml_lines import Key, dotted, quoted
 
 # Where a run writes, where it works, when it gives up and what its corpus is compared with do not
 # change what it computes.
-_NOT_COMPUTED: dict[str, bool | set[str]] = {
+_NOT_COMPUTED: dict[str, Any] = {
     "run_dir": True,
     "site": True,
     "corpus": {"staging"},
+    "dedup": {"against": {"staging"}},
     "engine": {"max_unusable"},
     "prove": True,
 }

@@ -18,6 +18,7 @@ from proxhpc.spec.load import (
     Text,
     Whole,
     base_of,
+    is_url,
     load_yaml,
     matching,
     refuse,
@@ -43,7 +44,7 @@ class Arm(Config):
     rules: tuple[RuleSet, ...] | None = Field(default=None, min_length=1)
     """Refined by these rules instead of the models."""
     corpus: Corpus | None = None
-    """Any corpus; documents with an `id` of the run's corpus are paired with these."""
+    """Any corpus on disk; documents with an `id` of the run's corpus are paired with these."""
     share: UnitInterval = 1.0
     """Share of the documents that come from this corpus; the others come from the arm `against`.
     Chosen by a hash of their ids."""
@@ -52,6 +53,8 @@ class Arm(Config):
     def _one_source(self) -> Self:
         sources = [key for key in ("policy", "rules", "corpus") if getattr(self, key) is not None]
         refuse([((sources[1],), f"give either {' or '.join(sources)}")] if sources[1:] else [])
+        if self.corpus and any(map(is_url, self.corpus.paths)):
+            refuse([(("corpus", "paths"), "`plan --stage` copies no files of arms: name a folder")])
         return self
 
 
@@ -61,7 +64,7 @@ class HeldOut(Config):
     name: _Name
     """Name of the set."""
     paths: Annotated[tuple[GlobPattern, ...], ONE_OR_MORE] = Field(min_length=1)
-    """Files, as in `corpus.paths`."""
+    """Files on disk, as in `corpus.paths`."""
     text: Annotated[tuple[FieldName, ...], ONE_OR_MORE] = Field(default=("text",), min_length=1)
     """Field with the text."""
     host: FieldName = "host"
