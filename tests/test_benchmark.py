@@ -13,7 +13,7 @@ from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.dedup import shingles
 from proxhpc.dedup.shingles import fold, words_of
-from proxhpc.inspect import inspect_documents
+from proxhpc.inspect import inspect_documents, sample_documents
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.launch.variant import merge_variant
 from proxhpc.plan.space import Sizes, estimate_memory
@@ -130,6 +130,7 @@ def test_documents_with_parts_of_a_benchmark_are_left_out(
     assert (found.outcome, found.reason) == ("left_out", "benchmark")
     assert found.benchmark_item
     assert found.benchmark_item.words == hits[name]["words"]
+    assert len(sample_documents(run.dir, 100, "left_out")) == len(wanted)
 
 
 def test_documents_may_only_be_listed_in_any_number_of_groups(tmp_path: Path) -> None:

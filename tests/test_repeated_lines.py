@@ -11,10 +11,11 @@ import pytest
 from merging import corpus, output
 from proxhpc.assemble.merge import merge_run
 from proxhpc.errors import StopError
-from proxhpc.inspect import inspect_documents
+from proxhpc.inspect import inspect_documents, sample_documents
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.report import write_report
 from proxhpc.report.build import build_report
+from proxhpc.review.source import RunReview
 from proxhpc.verify import verify_run
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
@@ -142,6 +143,14 @@ def test_each_removed_line_is_explained(tmp_path: Path) -> None:
     (item,) = inspect_documents(run.dir, left_out)
     assert (item.outcome, item.reason) == ("left_out", "repeated_lines")
     assert item.merge_program.startswith("remove_lines(")
+    for outcome in ("left_out", "kept"):
+        sample = sample_documents(run.dir, 100, outcome)
+        assert {item.outcome for item in sample} == {outcome}
+        assert len(sample) == {"left_out": 60 - 1 - len(rows), "kept": len(rows)}[outcome]
+    (reviewed,) = RunReview(run.dir).find(changed[0])
+    texts = reviewed.read()
+    assert texts
+    assert texts.after == raw[changed[0]]["text"], "people judge the refiner, not the merge"
 
     write_report(run.dir)
     report = build_report(run.dir)

@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from proxhpc.assemble.listings import read_listing
-from proxhpc.assemble.match_result import MatchResult, load_flags
+from proxhpc.assemble.match_result import MatchResult
 from proxhpc.assemble.policy_change import last_tokenizer
 from proxhpc.assemble.replay import ReplayedRecord, replay_documents
-from proxhpc.assemble.sketch import load_chosen
 from proxhpc.dedup.arrays import check_file
 from proxhpc.dedup.hashes import RecordKey, Sketch
 from proxhpc.errors import StopError
@@ -72,14 +71,6 @@ def without_repeated_lines(
         while at < key:
             at, program = next(programs, end)
         yield _edited(plan, record, program) if at == key else record
-
-
-def is_left_out(run: RunDir, match: MatchResult, group: int, key: RecordKey) -> bool:
-    """Whether a document of a group is left out because too little of it is left."""
-    left_out = load_flags(run, match.digest, group, match.flags[group])[1]
-    documents = load_chosen(run, group, left_out)
-    shard, record = key
-    return bool(((documents["shard"] == shard) & (documents["record"] == record)).any())
 
 
 def _edited(plan: Plan, record: ReplayedRecord, program: str) -> ReplayedRecord:

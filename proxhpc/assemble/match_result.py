@@ -137,11 +137,6 @@ def load_survivors(
     return Survivors(documents, clusters)
 
 
-def load_duplicates(run: RunDir, digest: str, group: int, flags_digest: str) -> Sketch:
-    """A group's documents that are duplicates."""
-    return load_chosen(run, group, load_flags(run, digest, group, flags_digest)[0])
-
-
 def load_flags(run: RunDir, digest: str, group: int, flags_digest: str) -> Flags:
     """Which of a group's documents are duplicates, and which are left out otherwise: two rows."""
     bits = load_array(run.match_files(digest).flags(group), flags_digest)

@@ -211,7 +211,7 @@ def _inspect(verb: Parser) -> None:
     verb.add_argument("id", metavar="ID", nargs="?", help=about)
     _number(verb, "--sample", "show N documents chosen at random instead")
     about = "with --sample: only documents with this outcome"
-    _choice(verb, "--outcome", [*_OUTCOMES[:3], "duplicate", _OUTCOMES[3]], about)
+    _choice(verb, "--outcome", [*_OUTCOMES[:3], "duplicate", "left_out", _OUTCOMES[3]], about)
     _seed(verb, "with --sample: seed of the choice")
     _json(verb)
 

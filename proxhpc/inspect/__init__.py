@@ -2,7 +2,7 @@
 
 from proxhpc.inspect.document import Inspection, examine_document
 from proxhpc.inspect.find import find_rows, not_found, sample_rows
-from proxhpc.inspect.survivor import DuplicatePairs
+from proxhpc.inspect.survivor import MergeEffects
 from proxhpc.inspect.view import render_inspection
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -16,8 +16,8 @@ def inspect_documents(run: RunDir, query: str) -> list[Inspection]:
     UserError with similar ids when there is none.
     """
     plan = Plan.load(run)
-    pairs = DuplicatePairs(run, plan)
-    items = [examine_document(plan, pairs, hit) for hit in find_rows(run, plan, query)]
+    effects = MergeEffects(run, plan)
+    items = [examine_document(plan, hit, effects) for hit in find_rows(run, plan, query)]
     if not items:
         raise not_found(run, plan, query)
     return items
@@ -28,6 +28,6 @@ def sample_documents(
 ) -> list[Inspection]:
     """Documents chosen at random, of one outcome if given."""
     plan = Plan.load(run)
-    pairs = DuplicatePairs(run, plan)
-    rows = sample_rows(run, plan, pairs, number, outcome, seed)
-    return [examine_document(plan, pairs, hit) for hit in rows]
+    effects = MergeEffects(run, plan)
+    rows = sample_rows(run, plan, effects, number, outcome, seed)
+    return [examine_document(plan, hit, effects) for hit in rows]

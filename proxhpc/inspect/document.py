@@ -10,7 +10,7 @@ from proxhpc.corpus.document import BadRecord, Document, Span
 from proxhpc.errors import ShardError, StopError
 from proxhpc.inspect.find import FoundRow
 from proxhpc.inspect.model import BenchmarkItem, InspectedDocument, InspectedProgram, Survivor
-from proxhpc.inspect.survivor import DuplicatePairs
+from proxhpc.inspect.survivor import MergeEffects
 from proxhpc.program.lines import Range, first_parts, line_starts
 from proxhpc.program.replay import ProgramFormat, ReplayResult, window_lines
 from proxhpc.run.ledger import Call, Row, text_digest
@@ -133,8 +133,10 @@ class Inspection:
         )
 
 
-def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspection:
+def examine_document(plan: Plan, hit: FoundRow, effects: MergeEffects | None = None) -> Inspection:
     """Read the raw record of a row again and execute its programs.
+
+    Without `effects`, the inspection is of what the refiner did.
 
     StopError when the input has changed since it was refined.
     """
@@ -146,26 +148,22 @@ def examine_document(plan: Plan, pairs: DuplicatePairs, hit: FoundRow) -> Inspec
     item: BenchmarkItem | None = None
     if document is not None and row.outcome != "quarantined":
         result = _replay(plan, row, document.text, notes)
-    if hit.published and row.outcome in ("kept", "edited"):
+    if effects and hit.published and row.outcome in ("kept", "edited"):
         try:
-            survivor = pairs.survivor(hit.shard, hit.number)
+            survivor = effects.survivor(hit.shard, hit.number)
         except FileNotFoundError as error:
             notes.append(
                 "the merge left it out as a duplicate, but the file that names the document in its"
                 f" place is gone: {error.filename}"
             )
-        program, is_left_out = pairs.merge_program(hit.shard, hit.number)
-        left_out = "repeated_lines" if is_left_out else ""
-        item = pairs.benchmark_item(hit.shard, record_source(plan, row))
-        if item and plan.manifest.dedup.against and plan.manifest.dedup.against.drop:
-            left_out = "benchmark"
+        source = record_source(plan, row)
+        left_out = effects.left_out_reason(hit.shard, hit.number, source)
+        item = effects.benchmark_item(hit.shard, source)
+        program = effects.line_program(hit.shard, hit.number)
         if program and result:
-            from proxhpc.assemble.line_edits import (
-                remove_repeated_lines,
-            )  # numpy, only after a merge
+            from proxhpc.assemble.line_edits import remove_repeated_lines  # numpy: see effects
 
-            after = remove_repeated_lines(result.text, program)
-            result = result._replace(text=after.text)
+            result = result._replace(text=remove_repeated_lines(result.text, program).text)
     return Inspection(
         source=record_source(plan, row),
         shard=hit.shard,

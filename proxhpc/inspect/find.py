@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from heapq import heappush, heappushpop
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ import orjson
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.frames import read_frames
 from proxhpc.errors import RetryError, ShardError, UserError
-from proxhpc.inspect.survivor import DuplicatePairs
+from proxhpc.inspect.survivor import MergeEffects
 from proxhpc.run.ledger import Row, parse_frame
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -67,14 +66,18 @@ def find_rows(run: RunDir, plan: Plan, query: str) -> Iterator[FoundRow]:
 
 
 def sample_rows(
-    run: RunDir, plan: Plan, pairs: DuplicatePairs, number: int, outcome: str = "", seed: int = 0
+    run: RunDir, plan: Plan, effects: MergeEffects, number: int, outcome: str = "", seed: int = 0
 ) -> list[FoundRow]:
     """Rows chosen at random, of one outcome if given, as `sample_groups` does."""
-    duplicates = lru_cache(1)(pairs.records)
 
     def group_of(hit: FoundRow) -> str | None:
-        is_duplicate = hit.published and hit.number in duplicates(hit.shard)
-        return "" if outcome in ("", "duplicate" if is_duplicate else hit.row.outcome) else None
+        if not outcome:
+            return ""
+        found = hit.row.outcome
+        if hit.published and found in ("kept", "edited"):
+            source = record_source(plan, hit.row)
+            found = effects.outcome(hit.shard, hit.number, source) or found
+        return "" if found == outcome else None
 
     rows = sample_groups(run, plan, number, group_of, [""], seed)
     return sorted(rows.get("", []), key=lambda hit: hit.source)

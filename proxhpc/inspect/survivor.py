@@ -1,7 +1,8 @@
-"""What the merge did to documents: duplicates with their survivors, and removed lines."""
+"""What the merge did to documents: duplicates, documents left out otherwise, and removed lines."""
 
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxhpc.inspect.model import BenchmarkItem, Survivor
 from proxhpc.run.paths import RunDir
@@ -10,77 +11,96 @@ from proxhpc.run.shards import shard_groups
 
 if TYPE_CHECKING:
     from proxhpc.assemble.match_result import MatchResult
+    from proxhpc.dedup.hashes import Sketch
 
-    GroupDuplicates = list[tuple[int, int]]  # shard and record of each, in input order
+Records = dict[tuple[int, int], int]  # shard and record of each in input order, numbered
 
 
-class DuplicatePairs:
-    """The merge's pairs of duplicate and survivor; empty before the merge."""
+@dataclass(frozen=True, slots=True)
+class _GroupEffects:
+    """A group's duplicates, documents left out for their lines, and benchmark items by source."""
+
+    number: int
+    duplicates: Records
+    left_out: Records
+    items: dict[str, dict[str, Any]]
+
+
+class MergeEffects:
+    """What the merge did to documents; nothing before the merge."""
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self.run, self.plan = run, plan
         self._match: MatchResult | None = None
-        self._groups: dict[int, GroupDuplicates] = {}
+        self._group: _GroupEffects | None = None  # the latest
         # Without a summary the merge is not finished, or `verify --repair` has undone it.
         if run.merge_summary.exists():
             from proxhpc.assemble.match_result import read_match  # numpy: not before the merge
 
             self._match = read_match(run)
 
-    def records(self, shard: int) -> set[int]:
-        """Record numbers of a shard's duplicates."""
-        _, duplicates = self._duplicates(shard)
-        return {record for other, record in duplicates if other == shard}
+    def outcome(self, shard: int, record: int, source: str) -> str:
+        """`duplicate` or `left_out` if the merge did not write a refined record, else ""."""
+        if (shard, record) in self._of(shard).duplicates:
+            return "duplicate"
+        return "left_out" if self.left_out_reason(shard, record, source) else ""
 
     def survivor(self, shard: int, record: int) -> Survivor | None:
         """The survivor of a record; None if it is no duplicate."""
-        group, duplicates = self._duplicates(shard)
-        if self._match is None or (shard, record) not in duplicates:
+        group = self._of(shard)
+        if self._match is None or (shard, record) not in group.duplicates:
             return None
         from proxhpc.assemble.listings import read_listing
 
-        rows = read_listing(self.run.match_files(self._match.digest).duplicates(group))
-        row = next(islice(rows, duplicates.index((shard, record)), None))
+        rows = read_listing(self.run.match_files(self._match.digest).duplicates(group.number))
+        row = next(islice(rows, group.duplicates[shard, record], None))
         return Survivor(**row["survivor"], similarity=row["similarity"])
 
-    def merge_program(self, shard: int, record: int) -> tuple[str, bool]:
-        """The program that removed a record's repeated lines, and whether it was left out for them.
+    def left_out_reason(self, shard: int, record: int, source: str) -> str:
+        """Why a record that is no duplicate was left out; "" if it was not."""
+        against = self.plan.manifest.dedup.against
+        if against and against.drop and source in self._of(shard).items:
+            return "benchmark"
+        return "repeated_lines" if (shard, record) in self._of(shard).left_out else ""
 
-        "" if there is none.
-        """
-        if self._match is None or not self._match.lines:
-            return "", False
-        from proxhpc.assemble.line_edits import is_left_out, read_line_programs
+    def line_program(self, shard: int, record: int) -> str:
+        """The program that removed a record's repeated lines; "" if there is none."""
+        if self._match is None:
+            return ""
+        from proxhpc.assemble.line_edits import read_line_programs
 
-        group = self._group(shard)
-        programs = read_line_programs(self.run, self._match, group)
-        program = next((text for key, text in programs if key == (shard, record)), "")
-        return program, program != "" and is_left_out(self.run, self._match, group, (shard, record))
+        programs = read_line_programs(self.run, self._match, self._of(shard).number)
+        return next((text for key, text in programs if key == (shard, record)), "")
 
     def benchmark_item(self, shard: int, source: str) -> BenchmarkItem | None:
         """The benchmark's item that a document contains, None if it contains none."""
-        path = self.run.sketch_benchmark(self._group(shard))
-        if self._match is None or not self.plan.has_benchmark or not path.exists():
-            return None
-        from proxhpc.assemble.listings import read_listing
+        item = self._of(shard).items.get(source)
+        return BenchmarkItem(**item) if item else None
 
-        items = (row["item"] for row in read_listing(path) if row["source"] == source)
-        return next((BenchmarkItem(**item) for item in items), None)
+    def _of(self, shard: int) -> _GroupEffects:
+        """What the merge did to the group of a shard."""
+        number = next(n for n, shards in enumerate(shard_groups(self.plan)) if shard in shards)
+        if self._group is None or self._group.number != number:
+            self._group = self._load(number)
+        return self._group
 
-    def _group(self, shard: int) -> int:
-        return next(n for n, shards in enumerate(shard_groups(self.plan)) if shard in shards)
-
-    def _duplicates(self, shard: int) -> tuple[int, "GroupDuplicates"]:
-        """The group of a shard, and its duplicates."""
-        group = self._group(shard)
+    def _load(self, number: int) -> _GroupEffects:
         if self._match is None:
-            return group, []
-        if group not in self._groups:
-            from proxhpc.assemble.match_result import load_duplicates
+            return _GroupEffects(number, {}, {}, {})
+        from proxhpc.assemble.listings import read_listing
+        from proxhpc.assemble.match_result import load_flags
+        from proxhpc.assemble.sketch import load_chosen
 
-            documents = load_duplicates(
-                self.run, self._match.digest, group, self._match.flags[group]
-            )
-            keys = documents["shard"].tolist(), documents["record"].tolist()
-            self._groups = {group: [*zip(*keys, strict=True)]}
-        return group, self._groups[group]
+        digest, path = self._match.digest, self.run.sketch_benchmark(number)
+        duplicates, left_out = (
+            _numbered(load_chosen(self.run, number, chosen))
+            for chosen in load_flags(self.run, digest, number, self._match.flags[number])
+        )
+        listed = read_listing(path) if self.plan.has_benchmark and path.exists() else ()
+        items = {row["source"]: row["item"] for row in listed}
+        return _GroupEffects(number, duplicates, left_out, items)
+
+
+def _numbered(documents: "Sketch") -> Records:
+    keys = zip(documents["shard"].tolist(), documents["record"].tolist(), strict=True)
+    return {key: number for number, key in enumerate(keys)}

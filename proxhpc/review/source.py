@@ -14,7 +14,6 @@ from proxhpc.errors import UserError
 from proxhpc.evaluate.gold import iter_objects
 from proxhpc.inspect.document import examine_document
 from proxhpc.inspect.find import FoundRow, find_rows, not_found, sample_groups
-from proxhpc.inspect.survivor import DuplicatePairs
 from proxhpc.review.document import ReviewItem, ReviewTexts, Stratum
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -37,7 +36,6 @@ class RunReview:
     def __init__(self, run: RunDir) -> None:
         self.run, self.plan = run, Plan.load(run)
         self.key, self.marks = self.plan.digest, run.review
-        self._pairs = DuplicatePairs(run, self.plan)
         counts = run_counts(load_merge(run), latest_heartbeats(run))
         kept = {"kept": counts.kept, "edited": counts.edited}
         sizes = {Stratum(outcome): number for outcome, number in kept.items()}
@@ -81,7 +79,7 @@ class RunReview:
 
     def _read(self, hit: FoundRow) -> ReviewTexts | None:
         """StopError if the input has changed since it was refined."""
-        item = examine_document(self.plan, self._pairs, hit)
+        item = examine_document(self.plan, hit)  # as the refiner left it
         if item.document is None:
             return None
         # Where long lines were split, the ranges count the parts.
