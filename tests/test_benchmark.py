@@ -85,7 +85,7 @@ def expected(size: int, share: float) -> dict[str, tuple[str, float, str]]:
 def merged(folder: Path, tokens: int = 1500, **against: Any) -> Run:
     bench = folder / "bench.jsonl"
     bench.parent.mkdir(parents=True, exist_ok=True)
-    bench.write_text("".join(f"{json.dumps(row)}\n" for row in ITEMS))
+    bench.write_text("".join(f"{json.dumps(row)}\n" for row in ITEMS) + "no JSON\n")
     section = {"paths": str(bench), "mode": "contained", "text": "question", "id": "id"}
     path = manifest(
         folder,
@@ -121,6 +121,7 @@ def test_documents_with_parts_of_a_benchmark_are_left_out(
     report = build_report(run.dir)
     assert report.documents.left_out == {"benchmark": len(wanted)}
     assert report.benchmark == {"bench.jsonl": len(wanted)}
+    assert report.benchmark_skipped == 1 + (size > 12)  # one is no JSON, one has 12 words
     sizes = {row["id"]: -(-len(row["text"]) // 4) for row in PAGES}
     entry = next(entry for entry in report.outcomes if entry.outcome == "left_out")
     assert entry.raw_tokens == sum(sizes[name] for name in wanted)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proxhpc.corpus.document import Document, Span
+from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.records import get_field
 from proxhpc.dedup.shingles import Hashes, fold, shingles, word_hashes, words_of
 from proxhpc.run.plan import Plan, keep_with_plan
@@ -43,13 +43,15 @@ class BenchmarkCounts:
     """Documents that contain parts of a benchmark, by its files.
 
     `left_out` of them, with `left_out_tokens`, are not written. `left_out_by_input` counts these by
-    number of input file.
+    number of input file. `skipped` items of the benchmark are not searched for: they cannot be read
+    or have fewer words than a run.
     """
 
     by_file: Counter[str] = field(default_factory=Counter)
     left_out: int = 0
     left_out_tokens: int = 0
     left_out_by_input: Counter[int] = field(default_factory=Counter)
+    skipped: int = 0
 
     @property
     def documents(self) -> int:
@@ -62,25 +64,29 @@ class BenchmarkCounts:
         self.left_out += other.left_out
         self.left_out_tokens += other.left_out_tokens
         self.left_out_by_input += other.left_out_by_input
+        self.skipped = max(self.skipped, other.skipped)  # each group searches for all items
 
 
 class Benchmark:
     """The runs of words of a benchmark's items, as a sorted array of hashes.
 
-    Items with fewer words than a run are not searched for.
+    `skipped` items cannot be read or have fewer words than a run.
     """
 
     def __init__(self, plan: Plan, settings: Against) -> None:
         self._settings = settings
         self._names: list[tuple[str, str]] = []
+        self.skipped = 0
         runs, sizes = [np.empty(0, np.uint64)], []
-        for record in _items(plan):
-            folded = fold(_text(record, settings))
-            if len(word_hashes(folded)) >= settings.words:
-                runs.append(np.unique(shingles(folded, settings.words)))
-                sizes.append(len(runs[-1]))
-                name = plan.against[record.file].name
-                self._names.append((record.id, f"{name}:{record.position}"))
+        for record in _records(plan):
+            folded = fold("" if isinstance(record, BadRecord) else _text(record, settings))
+            if isinstance(record, BadRecord) or len(word_hashes(folded)) < settings.words:
+                self.skipped += 1
+                continue
+            runs.append(np.unique(shingles(folded, settings.words)))
+            sizes.append(len(runs[-1]))
+            name = plan.against[record.file].name
+            self._names.append((record.id, f"{name}:{record.position}"))
         self._sizes = np.array(sizes, np.int64)
         hashes = np.concatenate(runs)
         order = np.argsort(hashes, kind="stable")
@@ -135,10 +141,10 @@ def load_benchmark(plan: Plan) -> Benchmark | None:
     return Benchmark(plan, settings)
 
 
-def _items(plan: Plan) -> Iterator[Document]:
+def _records(plan: Plan) -> Iterator[Document | BadRecord]:
     for file in range(len(plan.against)):
         for item in plan.read_against(Span(file)):
-            if isinstance(item, Document):
+            if not isinstance(item, SpanEnd):
                 yield item
 
 

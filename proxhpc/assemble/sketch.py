@@ -194,6 +194,8 @@ def _add_shards(
     """Replay the shards; add their documents and counts, and write the group's listings."""
     paths = run.sketch_quarantine(receipt.group), run.sketch_benchmark(receipt.group)
     patches = PatchWriter(run.patches(receipt.group), receipt.identity, plan.manifest)
+    if benchmark := load_benchmark(plan):
+        receipt.benchmark.skipped = benchmark.skipped
     with PartWriter(paths[0]) as quarantine, PartWriter(paths[1]) as hits, patches:
         for shard in shards:
             spans, counts = [], Counts()

@@ -45,6 +45,7 @@ def build_report(run: RunDir) -> Report:
         programs=program_totals(merged.stats),
         duplicate_sets=duplicate_sets(merged.duplicates),
         benchmark=dict(merged.benchmark.by_file) if merged.benchmark else None,
+        benchmark_skipped=merged.benchmark.skipped if merged.benchmark else None,
         repeated_lines=merged.lines.lines if merged.lines else None,
         shared_ids=merged.shared_ids.documents,
         examples=example_reports(merged.stats, merged.counts, read_examples(run)),

@@ -437,6 +437,9 @@ class Report(AccountBase):
     benchmark: dict[str, int] | None
     """Documents that contain runs of words of a benchmark (`dedup.against` with `mode: contained`),
     by its files; null without one. `merge/benchmark.jsonl.zst` lists them."""
+    benchmark_skipped: int | None
+    """Items of the benchmark that were not searched for, because they cannot be read or have fewer
+    words than a run; null without a benchmark."""
     repeated_lines: int | None
     """Lines that the merge removed from documents of the corpus because others repeat them; null
     without `dedup.lines`."""
