@@ -1,6 +1,6 @@
 """Names of documents, and listings beside the corpus: quarantined records and duplicates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,12 @@ def name_records(
     }
 
 
-def join_listings(path: Path, pieces: Iterable[tuple[Path, str]]) -> None:
+def join_listings(path: Path, pieces: Sequence[tuple[Path, str]]) -> None:
     """Join listings, with their digests, into one; there is no file if there are none.
 
     It is one zstd frame, since some readers stop at the end of the first. StopError if a listing is
     damaged.
     """
-    pieces = list(pieces)
     if not pieces:
         path.unlink(missing_ok=True)
         return

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.card import checksums, dataset_card
@@ -144,7 +145,7 @@ def _finish(
     shutil.rmtree(run.shuffled, ignore_errors=True)
     duplicates = [(shard, record) for _, shard, record in match.largest_sets]
     names = name_records(run, plan, [*duplicates, *match.shared_id_examples])
-    _write_listings(run, receipts, match)
+    _write_listings(pool, receipts, match)
     summary = summarize_merge(plan, receipts, match, parts, names)
     _check_parts(run, parts)
     examples = [(example.shard, example.number) for example in summary.stats.examples]
@@ -160,15 +161,30 @@ def _finish(
     return summary
 
 
-def _write_listings(run: RunDir, receipts: Sequence[SketchReceipt], match: MatchResult) -> None:
+def _write_listings(pool: Pool, receipts: Sequence[SketchReceipt], match: MatchResult) -> None:
     """Join the groups' listings of duplicates, quarantined records and parts of a benchmark."""
+    run = pool.run
     files = run.match_files(match.digest)
-    listings = [(files.duplicates(group), digest) for group, digest in enumerate(match.listings)]
-    join_listings(run.duplicates, filter(lambda piece: piece[1], listings))
-    listings = [(run.sketch_quarantine(receipt.group), receipt.quarantine) for receipt in receipts]
-    join_listings(run.quarantine, filter(lambda piece: piece[1], listings))
-    listings = [(run.sketch_benchmark(each.group), each.benchmark_listing) for each in receipts]
-    join_listings(run.benchmark_hits, filter(lambda piece: piece[1], listings))
+    listings = {
+        run.duplicates: [(files.duplicates(n), digest) for n, digest in enumerate(match.listings)],
+        run.quarantine: [(run.sketch_quarantine(r.group), r.quarantine) for r in receipts],
+        run.benchmark_hits: [
+            (run.sketch_benchmark(r.group), r.benchmark_listing) for r in receipts
+        ],
+    }
+    unit = partial(_write_listing, listings=[*listings.items()])
+    pool.map("listings", unit, range(len(listings)))
+
+
+def _write_listing(
+    run: RunDir,
+    plan: Plan,
+    number: int,
+    *,
+    listings: Sequence[tuple[Path, Sequence[tuple[Path, str]]]],
+) -> None:
+    path, pieces = listings[number]
+    join_listings(path, [piece for piece in pieces if piece[1]])
 
 
 def _check_parts(run: RunDir, parts: Sequence[PartReceipt]) -> None:
