@@ -1,11 +1,15 @@
 """Benchmarks run, and measure what they claim."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from proxhpc.run.process import start_time
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -15,6 +19,17 @@ import subprocess, sys
 held = b"x" * (400 << 20)
 code = "import bench; print(bench.peak_memory())"
 raise SystemExit(subprocess.run([sys.executable, "-c", code]).returncode)
+"""
+
+# It starts a process that prints its number.
+SLEEPER = """
+import os, time
+import bench
+def sleep():
+    print(os.getpid(), flush=True)
+    time.sleep(900)
+if __name__ == "__main__":
+    bench.in_child(sleep)
 """
 
 
@@ -29,6 +44,18 @@ def test_peak_memory_excludes_the_parent() -> None:
         [sys.executable, "-c", CHILD], cwd=TOOLS, capture_output=True, text=True, check=True
     )
     assert 10 << 20 < int(done.stdout) < 300 << 20
+
+
+def test_the_processes_of_a_killed_benchmark_end(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    env = os.environ | {"PYTHONPATH": str(TOOLS)}
+    command = [sys.executable, str(tmp_path / "sleeper.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    while start_time(child) is not None:  # until the test's time limit
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

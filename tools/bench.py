@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import multiprocessing
+import os
 import resource
 import statistics
 import subprocess
@@ -101,8 +102,20 @@ def refine(
 
 
 def make_children(number: int | None = 1) -> ProcessPoolExecutor:
-    """New Python processes that call functions; for None, one for each core."""
-    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+    """New Python processes that call functions and end with this one; for None, one for a core."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)  # at once: nobody waits for the result
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
