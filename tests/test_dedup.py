@@ -400,6 +400,11 @@ def test_documents_of_another_corpus_do_not_count_for_the_size_of_a_set(tmp_path
     summary = MergeSummary.load(run)
     assert summary is not None
     assert (summary.duplicates.sets, summary.duplicates.largest_set) == (1, 2)
+    rows = [{"id": name, "text": text} for name, text in zip("abc", texts, strict=True)]
+    summary = MergeSummary.load(merged(tmp_path / "all", rows, near=SENSITIVE))
+    assert summary is not None
+    ((size, (best, _)),) = summary.duplicates.largest_sets
+    assert (size, best) == (3, "b"), "the longest beside the survivor"
 
 
 def test_another_corpus_must_be_there_and_have_texts(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def resolve_survivors(files: RoundFiles, group: int) -> None:
     survivors = np.full(require_receipt(files.run, group).documents, NO_DOCUMENT)
     shares = np.full(len(survivors), 1000, np.uint16)
     dedup = files.plan.manifest.dedup
-    ranks = np.zeros((len(survivors), 2), np.int64)
-    if dedup.near and dedup.survivors > 1:
+    ranks = np.zeros((0, 2), np.int64)
+    if dedup.near:
         blocks = [priorities(block, dedup) for block in read_sketch(files.run, group)]
-        ranks = np.concatenate([ranks[:0], *blocks])
+        ranks = np.concatenate([ranks, *blocks])
 
     def claim(documents: Documents, removed: IntRows) -> None:
         """Write claims of the survivors of `documents` on the `removed` ones that are like them.

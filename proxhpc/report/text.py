@@ -10,6 +10,7 @@ KEPT = "kept unchanged"
 WRITTEN = "in the corpus"
 _MAX_CAUSES, _MAX_CAUSE_CHARS = 3, 110  # in the sentence, which has four lines at most
 _MIN_CAUSE = 0.03  # share of what was removed; a smaller cause is left out
+_PLACES = {"duplicate": "in duplicates", "left_out": "in documents left out"}
 _LABELS = {
     "edited": "removed from edited documents",
     "duplicate": "left out as duplicates",
@@ -74,7 +75,7 @@ def _causes(report: AccountBase) -> str:
     for size, entry in sorted(sizes, key=lambda pair: -pair[0])[:_MAX_CAUSES]:
         place = entry.outcome.replace("left_out", "left out")
         if unit == "tokens":
-            place = "in duplicates" if place == "duplicate" else f"in {place} documents"
+            place = _PLACES.get(entry.outcome, f"in {place} documents")
         reason = f" ({safe(reason_text(entry.reason))})" if entry.reason else ""
         if size > smallest and sum(map(len, words)) < _MAX_CAUSE_CHARS:
             of_unit = "" if words else f" of the {unit}"
