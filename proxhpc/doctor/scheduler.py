@@ -84,7 +84,8 @@ def _running_limit(resources: Resources, limits: Sequence[JobLimit]) -> Finding:
     if limit is None:
         return Finding.ok(check, "no limit known", "as many workers run as there is room for")
     if limit.jobs < 1:
-        return Finding.error(check, limit.words, "a worker's job may never start: ask for less")
+        # No error: the partition's QOS, which is not read, may allow more.
+        return Finding.warning(check, limit.words, "a worker's job may never start: ask for less")
     if limit.jobs < resources.jobs:
         consequence = f"{limit.jobs} of {quantity(resources.jobs, 'job')} run at once"
         return Finding.warning(check, limit.words, f"{consequence}; the others wait")

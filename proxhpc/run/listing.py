@@ -16,7 +16,7 @@ from proxhpc.corpus.inputs import InputInfo
 from proxhpc.corpus.probe import Probe, probe_inputs
 from proxhpc.corpus.records import Fields
 from proxhpc.errors import UserError
-from proxhpc.run.remote import RemoteFile
+from proxhpc.run.remote import RemoteFile, RemoteListing
 from proxhpc.run.staging import Staging
 from proxhpc.spec.load import is_url
 from proxhpc.spec.sections import Corpus
@@ -117,11 +117,12 @@ def find_inputs(corpus: Corpus, key: Key = ("corpus",), staging: Staging | None 
     that matches no file, what cannot be read, and files behind URLs that are not staged; `key` is
     the corpus's key in the manifest. Without `staging`, URLs are left out.
     """
-    urls = {url: staging.listing(url) for url in staging.urls} if staging else {}
-    remote = (
-        {staging.dir.copy(f.name): f for url in urls.values() for f in url.files} if staging else {}
-    )
+    urls: dict[str, RemoteListing] = {}
+    remote: dict[Path, RemoteFile] = {}
     if staging:
+        urls = {url: staging.listing(url) for url in staging.urls}
+        files = (file for listing in urls.values() for file in listing.files)
+        remote = {staging.dir.copy(file.name): file for file in files}
         staging.require([*remote.values()])
     names: dict[tuple[int, int], str] = {}
     equal: dict[str, str] = {}
@@ -159,9 +160,9 @@ def find_inputs(corpus: Corpus, key: Key = ("corpus",), staging: Staging | None 
                 f"{quoted(path, _MAX_PATH)}: the file's name is not UTF-8", hint="rename the file"
             )
     root = os.path.commonpath(folders or ["/"])
-    files = [(Path(path), os.path.relpath(path, root)) for path in names.values()]
+    named = [(Path(path), os.path.relpath(path, root)) for path in names.values()]
     notes = (note for listing in urls.values() for note in listing.notes)
-    return Listing(files, (*notes, *_notes(left_out, equal, root)), remote)
+    return Listing(named, (*notes, *_notes(left_out, equal, root)), remote)
 
 
 def check_inputs(inputs: tuple[InputInfo, ...], corpus: Corpus, key: Key) -> tuple[InputInfo, ...]:
@@ -228,7 +229,7 @@ def _walk(
             if inode is None and not (hidden or rest):
                 yield path
             elif inode is None and not hidden and entry.is_symlink() and "." not in entry.name:
-                matches.add_broken_link(path)
+                matches.add_broken_link(path)  # a name without a suffix: it may be of a folder
             elif inode in above:
                 matches.left_out[path] = "a link to a folder above it"
             elif inode is not None:
