@@ -142,6 +142,10 @@ FAILED = (
         ("pydantic_core.ValidationError: 1 validation error for ModelConfig", UserError),
         ("ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired "
          "GPU memory utilization (0.9, 71.2 GiB).", RetryError),
+        ("ValueError: Available memory on node 0 (9.1/23.5 GiB) on kv cache allocation is less "
+         "than requested memory for kv (18.0 GiB). Decrease VLLM_CPU_KVCACHE_SPACE, or reduce CPU "
+         "memory used by other processes.", RetryError),
+        ("ImportError: libtorch_cpu.so: failed to map segment: Cannot allocate memory", RetryError),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.", RetryError),
         ("RuntimeError: CUDA error: uncorrectable ECC error encountered", RetryError),
         ("OSError: [Errno 98] Address already in use", RetryError),

@@ -338,7 +338,8 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
 _ERROR = re.compile(r"(?:^|[\s.])([A-Z]\w*(?:Error|Exception)): (.*)")
 _CONSEQUENCE = re.compile(r"initialization failed|See (root cause|stack trace)|failed to start")
 _TEMPORARY = re.compile(
-    r"out of memory|free memory|CUDA (driver )?error|NCCL|timed? ?out|already in use|no space left",
+    r"out of memory|free memory|used by other processes|cannot allocate memory|"
+    r"CUDA (driver )?error|NCCL|timed? ?out|already in use|no space left",
     re.I,
 )
 _PERMANENT = (
