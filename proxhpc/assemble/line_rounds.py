@@ -84,10 +84,8 @@ def edit_lines(files: RoundFiles, group: int) -> LineEdits:
     path, settings = files.files.line_programs(group), _settings(files)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = ("shard", "record", "chars")
-    columns = [np.zeros((len(names), 0), np.int64)]
-    columns += [
-        np.array([block[n] for n in names], np.int64) for block in read_sketch(files.run, group)
-    ]
+    columns = [np.zeros((len(names), 0), np.uint32)]
+    columns += [np.stack([block[n] for n in names]) for block in read_sketch(files.run, group)]
     shards, records, chars = np.concatenate(columns, axis=1)
     left_out = np.zeros(len(chars), np.bool_)
     counts = LineCounts()
@@ -98,7 +96,7 @@ def edit_lines(files: RoundFiles, group: int) -> LineEdits:
             key = {"shard": int(shards[document]), "record": int(records[document])}
             writer.write({**key, "program": program})
             # White space is collapsed, so a line and the one before it are one character apart.
-            if chars[document] - sum(sizes) - len(sizes) < settings.min_kept_chars:
+            if int(chars[document]) - sum(sizes) - len(sizes) < settings.min_kept_chars:
                 left_out[document] = True
                 counts += LineCounts(left_out=1, left_out_tokens=tokens[0])
             else:

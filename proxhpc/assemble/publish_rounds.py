@@ -74,10 +74,10 @@ def resolve_survivors(files: RoundFiles, group: int) -> None:
     survivors = np.full(require_receipt(files.run, group).documents, NO_DOCUMENT)
     shares = np.full(len(survivors), 1000, np.uint16)
     dedup = files.plan.manifest.dedup
-    ranks = np.zeros((0, 2), np.int64)
-    if dedup.near:
-        blocks = [priorities(block, dedup) for block in read_sketch(files.run, group)]
-        ranks = np.concatenate([ranks, *blocks])
+    ranks, start = np.zeros((len(survivors) if dedup.near else 0, 2), np.int64), 0
+    for block in read_sketch(files.run, group) if dedup.near else ():
+        ranks[start : start + len(block)] = priorities(block, dedup)
+        start += len(block)
 
     def claim(documents: Documents, removed: IntRows) -> None:
         """Write claims of the survivors of `documents` on the `removed` ones that are like them.
