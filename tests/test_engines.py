@@ -417,6 +417,25 @@ def test_an_old_vllm_causes_one_warning(
     assert "run to their token limit" in caplog.text
 
 
+def test_a_core_on_a_cpu_runs_the_model_itself_and_compiles_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from proxhpc.engines.vllm_engine import _nothing_compiled, _one_process
+
+    monkeypatch.setattr(os, "environ", {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
+    assert set(_one_process({})) == {"distributed_executor_backend"}
+    assert _one_process({"tensor_parallel_size": 2}) == {}
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0-3"  # only another process can be bound
+    assert _one_process({}) == {}
+    with _nothing_compiled():
+        assert os.environ["TORCH_COMPILE_DISABLE"] == "1"
+    assert "TORCH_COMPILE_DISABLE" not in os.environ
+    os.environ["TORCH_COMPILE_DISABLE"] = "0"
+    with _nothing_compiled():
+        assert os.environ["TORCH_COMPILE_DISABLE"] == "0"
+    assert os.environ["TORCH_COMPILE_DISABLE"] == "0"
+
+
 def test_wrong_options_and_missing_packages(
     tiny: ModelRef, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +597,7 @@ def core(real: ModelRef, vllm: None, loop: Loop) -> Iterator[Engine]:
         made = loop(make_engine(vllm_options, real))
     contexts = [made._engine._engine.engine_core.resources.ctx]
     made.contexts = contexts
+    assert len(children(made)) == 1  # no process but the core
     yield made
     loop(made.close())
     loop(made.close())  # closing twice is allowed

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -44,6 +44,8 @@ from proxhpc.run.process import descendants, start_time
 _log = logging.getLogger(__name__)
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "loop"}
+# By its path: vLLM replaces the name "uni" on a CPU.
+_IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 SHUTDOWN_S = 20.0  # how long the core may take to end before it is killed
 
 
@@ -279,6 +281,35 @@ def _loop_options() -> dict[str, Any]:
     return {"repetition_detection": detection}
 
 
+def _one_process(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by which the core of vLLM on a CPU runs the model itself.
+
+    By default vLLM starts another process, which is bound to cores of its own. It imports all
+    again, and is needed only for that and for several devices.
+    """
+    parallel = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    bound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND") != "nobind"
+    if bound or any(options.get(name, 1) != 1 for name in parallel):
+        return {}
+    return {"distributed_executor_backend": _IN_CORE}
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Let processes that start in the block run as it is what vLLM compiles even in eager mode.
+
+    Compiling costs each start 9 s of processor time, and needs a C++ compiler on the node.
+    """
+    name = "TORCH_COMPILE_DISABLE"
+    is_set = name in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if not is_set:
+            del os.environ[name]
+
+
 def _settings(arguments: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:
     """What compiled code may depend on."""
     import torch
@@ -303,7 +334,7 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
     # A document's next requests come before new documents, while its prefix is still cached.
     options = {"scheduling_policy": "priority", **options}
     if current_platform.is_cpu():  # compiling a small model takes longer than it saves
-        options = {"enforce_eager": True, **options}
+        options = {"enforce_eager": True, **_one_process(options), **options}
     try:
         # A TypeError if one of `options` is among the arguments here.
         args = AsyncEngineArgs(
@@ -320,11 +351,13 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
         config = args.create_engine_config(usage_context=UsageContext.LLM_CLASS)
     except (ValueError, TypeError) as error:
         raise UserError(f"vLLM refuses its arguments: {error}") from error
-    cache: AbstractContextManager[None] = nullcontext()
+    compiling: AbstractContextManager[None] = nullcontext()
     if not config.model_config.enforce_eager:
-        cache = shared_compile_cache(_settings(arguments, config, options))
+        compiling = shared_compile_cache(_settings(arguments, config, options))
+    elif current_platform.is_cpu():
+        compiling = _nothing_compiled()
     try:
-        with cache:
+        with compiling:
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:  # only the core's log has the cause
         raise RetryError(
