@@ -131,7 +131,7 @@ def measure_quality(texts: list[str], tools: dict[str, Tool], options: argparse.
         for tool, call in tools.items():
             _, survivors = call(folder / "in", folder / tool, 1)
             dropped = set(range(len(sample))) - survivors
-            precision, recall = near_truth.measure(len(sample), [*pairs], dropped)
+            precision, recall = near_truth.measure(sample, [*pairs], dropped)
             table.append((tool, len(dropped), f"{precision:.4f}", f"{recall:.4f}"))
     print(f"\n{len(sample)} documents, {len(pairs)} pairs with similarity >= {options.threshold}")
     bench.print_table(("", "dropped", "precision", "recall"), table)

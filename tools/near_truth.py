@@ -1,18 +1,29 @@
 """True near-duplicates: the exact Jaccard similarity of all pairs, and planted copies.
 
-The similarity is that of sets of runs of five words. Words are runs of letters, digits and
-underscores in the lower-cased text.
+The similarity is that of sets of runs of five words of the lower-cased text. Words are runs of
+letters, digits, marks and underscores; in scripts without spaces each character is a word.
+
+What counts is what the merge promises: a document is removed only if it is similar to one that
+survives, and of two similar documents one is removed. In a chain, where the first is similar to the
+second and this to the third only, the second goes and the third stays, or the first and the third.
 """
 
 import random
 import re
-from collections import Counter
+import sys
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 WORDS = 5
-_WORD = re.compile(r"\w+")
+_MARKS = "".join(c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] == "M")
+_ALONE = (  # Thai to Tibetan, Burmese, Khmer, kana, Han
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_WORD = re.compile(f"[{_ALONE}]|(?:(?![{_ALONE}])[\\w{_MARKS}])+")
 
 
 def plant_copies(texts: Sequence[str], copies: int, rng: random.Random) -> list[str]:
@@ -60,26 +71,21 @@ def _shingles(text: str, numbers: dict[tuple[str, ...], int]) -> np.ndarray:
 
 
 def measure(
-    documents: int, pairs: Sequence[tuple[int, int]], dropped: set[int]
+    texts: Sequence[str], pairs: Sequence[tuple[int, int]], dropped: set[int]
 ) -> tuple[float, float]:
-    """Precision and recall of the dropped documents, given the pairs that are similar.
+    """Precision and recall of the dropped texts, given the pairs that are similar.
 
-    Precision: the share of dropped documents that are similar to another one. Recall: of the
-    documents that could be dropped while one of their set survives, the share that was.
+    Precision: the share of them that are similar to a survivor. Recall: of those and the survivors
+    that should have been dropped too, the share of the former. Survivors are taken by length, the
+    longest first; each should have removed all that are similar to it.
     """
-    roots = list(range(documents))
-
-    def root(document: int) -> int:
-        while roots[document] != document:
-            roots[document] = document = roots[roots[document]]
-        return document
-
+    similar: defaultdict[int, set[int]] = defaultdict(set)
     for left, right in pairs:
-        roots[root(left)] = root(right)
-    sets: dict[int, set[int]] = {}
-    for document in {each for pair in pairs for each in pair}:
-        sets.setdefault(root(document), set()).add(document)
-    correct = sum(len(members & dropped) for members in sets.values())
-    possible = sum(len(members) - 1 for members in sets.values())
-    found = sum(min(len(members & dropped), len(members) - 1) for members in sets.values())
-    return correct / max(1, len(dropped)), found / max(1, possible)
+        similar[left].add(right)
+        similar[right].add(left)
+    correct = sum(not similar[document] <= dropped for document in dropped)
+    missed: set[int] = set()
+    for document in sorted(range(len(texts)), key=lambda each: -len(" ".join(texts[each].split()))):
+        if document not in dropped and document not in missed:
+            missed |= similar[document] - dropped
+    return correct / max(1, len(dropped)), correct / max(1, correct + len(missed))
