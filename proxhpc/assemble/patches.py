@@ -250,17 +250,21 @@ def _find_pieces(
     ranges: list[int] = []
     start, literals = (0, [b""]) if line[:at] == row[:size] else (at, [row[:size]])
     size -= at - start
-    position, char = at + 1, 0
+    position, char, dumps = at + 1, 0, orjson.dumps
     for first, last, target in changes:
-        position += _json_size(text[char:first])
+        position += len(dumps(text[char:first])) - 2
         ranges += start, position
-        literals.append(orjson.dumps(target)[1:-1] if target else b"")
-        size += position - start + len(literals[-1])
-        start = position = position + _json_size(text[first:last])
+        size += position - start
+        if target:
+            literals.append(dumps(target)[1:-1])
+            size += len(literals[-1])
+        else:
+            literals.append(b"")
+        start = position = position + len(dumps(text[first:last])) - 2
         char = last
     if char > len(text):  # the last line was removed: the one before it ends the text
         size -= _drop_newline(line, ranges, literals)
-    stop = position + _json_size(text[char:]) + 1
+    stop = position + len(dumps(text[char:])) - 1
     fields, tail = _without_brace(line[stop:]), row[size + stop - start :]  # after the text
     if fields and tail.startswith(fields):
         stop, tail = stop + len(fields), tail[len(fields) :]
@@ -284,10 +288,6 @@ def _drop_newline(line: bytes, ranges: list[int], literals: list[bytes]) -> int:
 
 def _without_brace(line: bytes) -> bytes:
     return line.rstrip().removesuffix(b"}")
-
-
-def _json_size(text: str) -> int:
-    return len(orjson.dumps(text)) - 2 if text else 0
 
 
 def _pieces(line: bytes, ranges: Sequence[int], literals: Sequence[bytes]) -> Iterator[bytes]:

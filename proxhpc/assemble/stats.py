@@ -71,8 +71,9 @@ class CorpusStats:
             self.lost_tokens[f"{row.outcome} {row.reason}"] += row.tokens_in
         if row.doc is not None:
             self._add_program("doc", row.doc, "prox")
+        dialect = plan.manifest.program_format.dialect if row.windows else "prox"
         for call in row.windows:
-            self._add_program("chunk", call, plan.manifest.program_format.dialect)
+            self._add_program("chunk", call, dialect)
         if record.document is not None and row.outcome != "kept":
             seeded = f"{plan.digest} {row.file} {row.position}"
             place = shard, record.number
@@ -100,8 +101,8 @@ class CorpusStats:
 
     def _add_example(self, example: ExampleRef) -> None:
         rivals = [other for other in self.examples if other.kind == example.kind]
-        same = [other for other in rivals if other.kept_share == example.kept_share]
-        if example.kind == LARGEST and same:
+        is_largest, share = example.kind == LARGEST, example.kept_share
+        if is_largest and (same := [other for other in rivals if other.kept_share == share]):
             weakest = same[0]
         elif len(rivals) >= _EXAMPLES_OF_KIND.get(example.kind, _EXAMPLES_OF_REASON):
             weakest = rivals[-1]

@@ -8,6 +8,7 @@ parsed, with the same result.
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from proxhpc.program.lines import Range
 from proxhpc.program.parse import SURROGATE, parse_chunk
 from proxhpc.program.syntax import (
     DIALECTS,
+    NO_EDIT,
     AddLine,
     Dialect,
     Normalize,
@@ -37,6 +39,7 @@ _USUAL = re.compile(
     |((?s:.)++)""",
     re.VERBOSE,
 )
+_NO_EDIT_CALLS = frozenset(f"{name}()" for name in NO_EDIT)
 
 
 StringEdit = tuple[int | None, str, str, tuple[str, str] | None]
@@ -102,16 +105,46 @@ class WindowLines(NamedTuple):
         return (max(low, self.start), min(high, self.stop)), problem
 
 
+class _UsualCalls(NamedTuple):
+    """The calls of a usual program: numbers of `removals` and lines [a, b), as they are numbered.
+
+    `removed` is None if a range is reversed. `rest` is what follows the calls.
+    """
+
+    removals: int
+    removed: Sequence[Range] | None
+    strings: Sequence[StringEdit]
+    rest: str
+
+
+@lru_cache(maxsize=64)  # the merge executes the programs of a document, then counts their calls
+def _usual_calls(stripped: str) -> _UsualCalls:
+    ranges: list[Range] = []
+    strings: list[StringEdit] = []
+    rest = ""
+    is_ordered = True
+    for first, last, source, target, other in _USUAL.findall(stripped):
+        if first:
+            low, high = int(first), int(last) + 1
+            is_ordered &= low < high
+            ranges.append((low, high))
+        elif other:
+            rest = other
+        else:
+            strings.append((None, source, target, None))
+    number = len(ranges)
+    return _UsualCalls(number, joined_ranges(ranges) if is_ordered else None, strings, rest)
+
+
 def count_usual_calls(text: str) -> dict[str, int] | None:
     """Return the calls of a usual program in ProX's dialect by name; None for other programs."""
     stripped = text.strip()
     if not stripped.isascii():
         return None
-    found = _USUAL.findall(stripped)
-    if found and found[-1][-1]:
+    calls = _usual_calls(stripped)
+    if calls.rest:
         return None
-    removals = sum(1 for first, *_ in found if first)
-    counts = {"remove_lines": removals, "normalize": len(found) - removals}
+    counts = {"remove_lines": calls.removals, "normalize": len(calls.strings)}
     return {name: number for name, number in counts.items() if number}
 
 
@@ -147,27 +180,20 @@ def read_window(
     """
     stripped = text.strip()
     start, stop, first_line, (shown, _), numbered = lines
+    if stripped in _NO_EDIT_CALLS and dialect != "rescraper":
+        return WindowEdits(start, stop, [], [], {}, {}, False, 1, dialect=dialect)
     if (
         dialect == "prox"
         and numbered is None
         and (stripped.isascii() or not SURROGATE.search(stripped))
     ):
-        shift = shown - first_line
-        ranges: list[Range] = []
-        strings: list[StringEdit] = []
-        for first, last, source, target, other in _USUAL.findall(stripped):
-            if first:
-                low, high = int(first) + shift, int(last) + shift + 1
-                if not start <= low < high <= stop:
-                    break
-                ranges.append((low, high))
-            elif not other:
-                strings.append((None, source, target, None))
-            elif other != "untouch_doc()":
-                break
-        else:
-            number = len(ranges) + len(strings)
-            return WindowEdits(start, stop, joined_ranges(ranges), strings, {}, {}, False, number)
+        removals, removed, strings, rest = _usual_calls(stripped)
+        if removed is not None and rest in ("", "untouch_doc()"):
+            shift = shown - first_line
+            ranges = [(a + shift, b + shift) for a, b in removed] if shift else [*removed]
+            if not ranges or (start <= ranges[0][0] and ranges[-1][1] <= stop):
+                number = removals + len(strings)
+                return WindowEdits(start, stop, ranges, [*strings], {}, {}, False, number)
     lenient: dict[str, int] = {}
     if not strict:
         text, lenient = unwrap(text, dialect)

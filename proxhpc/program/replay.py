@@ -319,11 +319,14 @@ def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) 
 
 def is_short(text: str, policy: Policy) -> bool:
     """Return True if `text` has fewer words than `min_kept_words`, in units that fit its script."""
+    least = policy.min_kept_words
+    if len(text.split(None, least)) >= least:  # each word counts for one at least
+        return False
     words = 0.0
     for match in _WORD.finditer(text):
         string = match.group()
         dense = 0 if string.isascii() else len(_DENSE.findall(string))
         words += max(1, (len(string) - dense) // _CHARS_PER_WORD + dense / _DENSE_PER_WORD)
-        if words >= policy.min_kept_words:
+        if words >= least:
             return False
-    return words < policy.min_kept_words
+    return words < least
