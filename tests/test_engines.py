@@ -420,18 +420,18 @@ def test_an_old_vllm_causes_one_warning(
 def test_a_core_on_a_cpu_runs_the_model_itself_and_compiles_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from proxhpc.engines.vllm_engine import _nothing_compiled, _one_process
+    from proxhpc.engines.vllm_engine import nothing_compiled, run_in_core
 
     monkeypatch.setattr(os, "environ", {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
-    assert set(_one_process({})) == {"distributed_executor_backend"}
-    assert _one_process({"tensor_parallel_size": 2}) == {}
+    assert set(run_in_core({})) == {"distributed_executor_backend"}
+    assert run_in_core({"tensor_parallel_size": 2}) == {}
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0-3"  # only another process can be bound
-    assert _one_process({}) == {}
-    with _nothing_compiled():
+    assert run_in_core({}) == {}
+    with nothing_compiled():
         assert os.environ["TORCH_COMPILE_DISABLE"] == "1"
     assert "TORCH_COMPILE_DISABLE" not in os.environ
     os.environ["TORCH_COMPILE_DISABLE"] = "0"
-    with _nothing_compiled():
+    with nothing_compiled():
         assert os.environ["TORCH_COMPILE_DISABLE"] == "0"
     assert os.environ["TORCH_COMPILE_DISABLE"] == "0"
 

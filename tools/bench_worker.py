@@ -9,8 +9,9 @@ Three ways to refine the same documents, some of which are exact copies of other
   published  the doc stage over all documents, then the chunk stage over those that it keeps, with
              the published prompts and limits: 2000 new tokens for a verdict, 256 for a window
 
-One model serves both stages. Each way runs in a new process with empty caches, and the start of its
-engine does not count. Prompt tokens count whether cached or not; FLOPs count what was computed.
+One model serves both stages. The worker runs in a new process, the other two in another; each
+begins with an empty cache, and the start of its engine does not count. Prompt tokens count whether
+cached or not; FLOPs count what was computed.
 `bare` answers the same requests as `worker`, so the ratio of their prompt tokens per second is a
 ratio of times. The order alternates between rounds; ratios are medians.
 """
@@ -23,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +37,7 @@ import bench
 from proxhpc.account.flops import Usage, flops
 from proxhpc.engines import make_engine
 from proxhpc.engines.base import Completion, Engine, Request
-from proxhpc.engines.spawn import node_local_environment
+from proxhpc.engines.spawn import OrphanKiller, node_local_environment
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.refine.prompts import Prompts
 from proxhpc.refine.windows import LineTokens
@@ -64,34 +66,43 @@ def sum_usage(answers: Sequence[Completion]) -> Usage:
 class BareVLLM:
     """vLLM without our worker: takes a list of requests at once."""
 
-    def __init__(self, options: argparse.Namespace, *, caching: bool) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         from vllm import LLM
+
+        from proxhpc.engines.vllm_engine import nothing_compiled, run_in_core
 
         model = resolve_model(str(options.model))
         self.context = model.context_length(None)
         self.tokenizer = HFTokenizer(options.model)
         self.stop_ids = sorted({*model.stop_ids, *self.tokenizer.stop_ids})
         cpu = not Path("/dev/nvidiactl").exists()
-        self.llm = LLM(
-            model=str(options.model),
-            dtype="float32" if cpu and options.dtype == "auto" else options.dtype,
-            enforce_eager=cpu,
-            max_model_len=self.context,
-            enable_prefix_caching=caching,
-            generation_config="vllm",
-            seed=0,
-        )
+        with nothing_compiled() if cpu else nullcontext():  # as our engine
+            self.llm = LLM(
+                model=str(options.model),
+                dtype="float32" if cpu and options.dtype == "auto" else options.dtype,
+                enforce_eager=cpu,
+                max_model_len=self.context,
+                enable_prefix_caching=True,
+                generation_config="vllm",
+                seed=0,
+                **(run_in_core({}) if cpu else {}),
+            )
+        self.answer([Request("doc", [0], (), 0, 1)], caching=False)  # what only the first one needs
 
-    def answer(self, requests: Sequence[Request]) -> tuple[list[Completion], float]:
-        """Answer all requests; the seconds."""
+    def answer(
+        self, requests: Sequence[Request], *, caching: bool
+    ) -> tuple[list[Completion], float]:
+        """Answer all requests, with an empty prefix cache or without one; the seconds."""
         from vllm.inputs import TokensPrompt
 
         from proxhpc.engines.vllm_engine import sampling_params
 
+        self.llm.reset_prefix_cache()
         start = time.perf_counter()
         parameters = [sampling_params(request, self.stop_ids) for request in requests]
         for each in parameters:
             each.detokenize = True  # vLLM's default
+            each.skip_reading_prefix_cache = not caching
         prompts = [TokensPrompt(prompt_token_ids=list(r.prompt)) for r in requests]
         outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - start
@@ -112,19 +123,14 @@ class BareVLLM:
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def run_bare(options: argparse.Namespace, texts: list[str], requests: Sequence[Request]) -> Result:
+def run_bare(engine: BareVLLM, requests: Sequence[Request]) -> Result:
     """Answer all requests of the worker at once."""
-    engine = BareVLLM(options, caching=True)
-    answers, seconds = engine.answer(requests)
-    engine.close()
+    answers, seconds = engine.answer(requests, caching=True)
     return Result(seconds, sum_usage(answers))
 
 
-def run_published(
-    options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
-) -> Result:
-    """Both stages, one after the other, over everything."""
-    engine = BareVLLM(options, caching=False)  # as in the vLLM that they pin
+def run_published(engine: BareVLLM, texts: list[str]) -> Result:
+    """Both stages, one after the other, over everything; no caching, as in the vLLM they pin."""
     tokenizer, prompts = engine.tokenizer, Prompts(load_profile("prox-plain"))
     start = time.perf_counter()
     doc_requests = []
@@ -133,7 +139,7 @@ def run_published(
         limit = min(DOC_TOKENS, engine.context - len(prompt))
         doc_requests.append(Request("doc", prompt, (), 0, limit))
     preparing = time.perf_counter() - start
-    verdicts, doc_seconds = engine.answer(doc_requests)
+    verdicts, doc_seconds = engine.answer(doc_requests, caching=False)
     start = time.perf_counter()
     chunk_requests = []
     for text, verdict in zip(texts, verdicts, strict=True):
@@ -146,8 +152,7 @@ def run_published(
                 limit = min(CHUNK_TOKENS, engine.context - len(prompt))
                 chunk_requests.append(Request("chunk", prompt, (), 0, limit))
     preparing += time.perf_counter() - start
-    programs, chunk_seconds = engine.answer(chunk_requests)
-    engine.close()
+    programs, chunk_seconds = engine.answer(chunk_requests, caching=False)
     return Result(preparing + doc_seconds + chunk_seconds, sum_usage([*verdicts, *programs]))
 
 
@@ -186,9 +191,19 @@ class RecordingEngine:
         return await self.engine.complete(request)
 
 
+def run_others(
+    options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
+) -> dict[str, Result]:
+    """The ways without a worker, with one start of vLLM."""
+    engine = BareVLLM(options)
+    results = {"bare": run_bare(engine, requests), "published": run_published(engine, texts)}
+    engine.close()
+    return results
+
+
 def run_worker(
     options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
-) -> Result:
+) -> dict[str, Result]:
     """Refine with one worker; its time until the last shard is published, without its start."""
     from proxhpc.status.heartbeats import latest_heartbeats
     from proxhpc.worker.worker import Assignment, run_worker
@@ -219,20 +234,23 @@ def run_worker(
     if counts.documents != len(texts) or counts.quarantined:
         raise SystemExit(f"not every document was refined: {counts}")
     seconds = engines[-1].closed - start - heartbeat.boot_seconds
-    return Result(seconds, counts.doc + counts.chunk, tuple(recorded))
+    return {"worker": Result(seconds, counts.doc + counts.chunk, tuple(recorded))}
 
 
-Way = Callable[[argparse.Namespace, list[str], Sequence[Request]], Result]
-WAYS: dict[str, Way] = {"worker": run_worker, "bare": run_bare, "published": run_published}
+Run = Callable[[argparse.Namespace, list[str], Sequence[Request]], dict[str, Result]]
 
 
-def run_way(
-    way: str, options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
-) -> Result:
-    """Run one way, in a child process."""
+def run_watched(
+    run: Run, options: argparse.Namespace, texts: list[str], requests: Sequence[Request]
+) -> dict[str, Result]:
+    """Run some ways, in a child process with which their engine ends."""
     os.dup2(2, 1)  # engines print what they like, but not between the results
-    node_local_environment()
-    return WAYS[way](options, texts, requests)
+    killer = OrphanKiller(node_local_environment())
+    try:
+        with killer.watching():
+            return run(options, texts, requests)
+    finally:
+        killer.release()
 
 
 def make_texts(options: argparse.Namespace) -> list[str]:
@@ -264,13 +282,17 @@ def main() -> int:
     texts = make_texts(options)
     requests: Sequence[Request] = ()
 
-    def measure(way: str) -> Result:
+    def measure(run: Run) -> dict[str, Result]:
         nonlocal requests
-        result = bench.in_child(run_way, way, options, texts, requests)
-        requests = result.requests or requests
-        return result
+        found: dict[str, Result] = bench.in_child(run_watched, run, options, texts, requests)
+        requests = found["worker"].requests if "worker" in found else requests
+        return found
 
-    results = bench.alternate({way: partial(measure, way) for way in WAYS}, options.rounds)
+    runs = {"worker": partial(measure, run_worker), "others": partial(measure, run_others)}
+    rounds_of = bench.alternate(runs, options.rounds)
+    results = {
+        way: [found[way] for found in rounds] for rounds in rounds_of.values() for way in rounds[0]
+    }
     print(f"{len(texts)} documents, {options.copies:.0%} copies, prompts {options.prompt}")
     table = []
     for way, rounds in results.items():

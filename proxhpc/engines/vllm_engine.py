@@ -281,7 +281,7 @@ def _loop_options() -> dict[str, Any]:
     return {"repetition_detection": detection}
 
 
-def _one_process(options: Mapping[str, Any]) -> dict[str, Any]:
+def run_in_core(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by which the core of vLLM on a CPU runs the model itself.
 
     By default vLLM starts another process, which is bound to cores of its own. It imports all
@@ -295,7 +295,7 @@ def _one_process(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _nothing_compiled() -> Iterator[None]:
+def nothing_compiled() -> Iterator[None]:
     """Let processes that start in the block run as it is what vLLM compiles even in eager mode.
 
     Compiling costs each start 9 s of processor time, and needs a C++ compiler on the node.
@@ -334,7 +334,7 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
     # A document's next requests come before new documents, while its prefix is still cached.
     options = {"scheduling_policy": "priority", **options}
     if current_platform.is_cpu():  # compiling a small model takes longer than it saves
-        options = {"enforce_eager": True, **_one_process(options), **options}
+        options = {"enforce_eager": True, **run_in_core(options), **options}
     try:
         # A TypeError if one of `options` is among the arguments here.
         args = AsyncEngineArgs(
@@ -355,7 +355,7 @@ def _start_engine(arguments: dict[str, Any], dtype: str, options: Mapping[str, A
     if not config.model_config.enforce_eager:
         compiling = shared_compile_cache(_settings(arguments, config, options))
     elif current_platform.is_cpu():
-        compiling = _nothing_compiled()
+        compiling = nothing_compiled()
     try:
         with compiling:
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
