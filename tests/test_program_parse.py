@@ -431,7 +431,13 @@ USUAL = (
     'normalize(source_str="a b")',
     'normalize(source_str="b", target_str="")',
 )
-UNUSUAL = ("remove_lines(start=1,end=2)", 'normalize(source_str="é")', "untouch_doc()", "prose")
+UNUSUAL = (
+    "remove_lines(start=1,end=2)",
+    "keep_all()",
+    'normalize(source_str="é")',
+    "untouch_doc()",
+    "prose",
+)
 
 
 @given(st.lists(st.sampled_from(USUAL + UNUSUAL), max_size=4), st.sampled_from(["stop", "length"]))
