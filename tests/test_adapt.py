@@ -38,7 +38,7 @@ from proxhpc.train.rows import ExampleRow, Examples
 from proxhpc.train.score import LineDecisions, best_bias, program_scores, verdict_scores
 from proxhpc.train.task import TrainingTask, process_batches, shared_indices
 from proxhpc.train.walk_model import attend_in_blocks, walk_loss
-from proxhpc.train.walk_pages import drop_targets, random_index
+from proxhpc.train.walk_pages import drop_targets, random_index, verdict_item
 from proxhpc.train.walk_task import WalkTask
 from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
@@ -614,6 +614,27 @@ def test_examples_are_drawn_by_their_weights(examples: Path, tmp_path: Path) -> 
     for rates in (task.pages.cumulative, task.cumulative):
         first = [random_index(rates, rng) == 0 for _ in range(2000)]
         assert np.mean(first) == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_walk_abstains_where_the_verdict_is_unknown(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = WalkTask(walk_recipe(examples), Examples((examples,)), tmp_path)
+    keep, drop = task._walk.verdict_ids
+    unknown, known = (
+        verdict_item(example_row(data, tmp_path), task._walk, task._recipe.walk)
+        for data in (doc_row(0) | {"program": "?"}, doc_row(0))
+    )
+    assert (unknown.choices.tolist(), unknown.drop.tolist()) == ([[task._walk.end, drop]], [0])
+    assert (known.choices.tolist(), known.drop.tolist()) == ([[keep, drop]], [1])
+
+    def logits(hidden: Any) -> Any:
+        values = torch.zeros(len(hidden), drop + 1)
+        values[:, [keep, drop, task._walk.end]] = torch.tensor([1.0, 2.0, 5.0])
+        return values
+
+    monkeypatch.setattr(task.module, "logits", logits)
+    assert [float(values[0]) for values in task._log_odds([unknown, known])] == [-3, -3]
 
 
 def test_attention_in_blocks_is_causal_attention() -> None:

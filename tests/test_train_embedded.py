@@ -103,7 +103,7 @@ def test_evaluation_data_is_not_trained_on(
     assert {row["id"] for row in tool.validation_pages(work)} == held_out
 
 
-def test_extra_pages_are_labelled_documents_to_keep(
+def test_extra_pages_have_labels_and_no_verdicts(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, extra = tmp_path / "data", tmp_path / "pages.jsonl.zst"
@@ -130,7 +130,7 @@ def test_extra_pages_are_labelled_documents_to_keep(
     assert set(groups.values()) == {"documentation", "languages", "texts"}
     added = [row for row in examples if row["id"] in groups]
     assert all("chance" not in row for row in added)
-    assert {row["program"] for row in added if row["level"] == "doc"} == {"keep_doc()"}
+    assert {row["program"] for row in added if row["level"] == "doc"} == {"?"}
     for level in ("chunk", "doc"):
         shares: dict[str, float] = {}
         for row in examples:

@@ -111,7 +111,8 @@ def test_answers_are_programs(tokenizer: HFTokenizer, style: Walk) -> None:
         read_program(text), "prox", "stop", WindowLines(3, 9, 0, (3, 9))
     ).removed == [(4, 6), (7, 8)]
     assert tokenizer.decode([*(keep for keep, _ in choices), end]) == read_program("") == ""
-    verdicts, (verdict_end,) = style.verdict_steps
+    (*verdicts, abstain), (verdict_end,) = style.verdict_steps
+    assert abstain == end
     assert [tokenizer.decode([verdict, verdict_end]) for verdict in verdicts] == [
         "keep_doc()\n",
         "drop_doc()\n",

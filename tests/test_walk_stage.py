@@ -122,6 +122,15 @@ def test_a_bias_keeps_or_removes(model: Path) -> None:
     assert programs([removed]) == ["remove_lines(start=0, end=14)"]
 
 
+def test_a_document_without_a_verdict_is_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Walk, "verdict_bias", lambda walk, value: ((walk.end, 100.0),))
+    for row in refined(model, "transformers", pages(4)):
+        assert row.doc is not None
+        assert (row.doc.program, row.doc.finish) == ("keep_doc()", "stop")
+        assert row.outcome != "dropped"
+        assert not row.rejected
+
+
 def test_unrestricted_answers_are_read_as_they_are(model: Path) -> None:
     """A random model then writes anything, one token for each line."""
     rows = refined(model, "transformers", pages(2, 20), grammar="none")

@@ -16,8 +16,8 @@ corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; 
                                English ones of the kinds `web_html` and `pretraining`
 
 PAGES, from tools/embedded_data.py, has pages and texts of other kinds and languages. Their lines
-are labelled, and every document is one to keep: people's verdicts are about web pages, and what is
-unlike these should stay.
+are labelled. They have no verdicts, so that the model learns to abstain: people's are about web
+pages, and what is unlike these should stay.
 
 With --base the training starts from the weights of an earlier refiner.
 
@@ -235,6 +235,8 @@ def join_probabilities(work: Workspace) -> Rows:
         group = extra.get(row["id"]) or (LABELED if row["source"] == LABELED else "gold")
         if row["id"] in extra:
             row["source"] = group
+            if row["level"] == "doc":
+                row["program"] = "?"  # no verdict: people's are about other documents
         elif not _join(row, probabilities, is_human):
             continue
         if row["split"] == "train":

@@ -124,8 +124,8 @@ class Walk:
 
     @property
     def verdict_steps(self) -> AllowedSteps:
-        """The allowed ids of each answer token for a verdict."""
-        return (self.verdict_ids, (self.end,))
+        """The allowed ids of each answer token for a verdict: to keep, to drop, or to abstain."""
+        return ((*self.verdict_ids, self.end), (self.end,))
 
     def bias(self, lines: Sequence[str], value: float) -> tuple[tuple[int, float], ...]:
         """Return what to add to the logits of removing each line of a window."""

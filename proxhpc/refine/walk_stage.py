@@ -8,6 +8,7 @@ from proxhpc.engines.base import Completion, Engine, Request, Tokenizer
 from proxhpc.errors import UserError
 from proxhpc.program.policy import AnyPolicy
 from proxhpc.refine import walk
+from proxhpc.refine import walk_vocabulary as vocabulary
 from proxhpc.refine.stage import Answer, PageRequests, StageRunner, WindowRequest, off_loop
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.windows import Window
@@ -96,6 +97,8 @@ class WalkRunner(StageRunner):
 
     async def _complete(self, request: Request) -> Completion:
         done = await super()._complete(request)
+        if request.level == "doc" and not done.text and done.finish == "stop":  # it abstains
+            return replace(done, text=vocabulary.KEEP_DOC.strip())
         # An unrestricted answer is complete after one token a line, even without an end.
         if request.level == "chunk" and not request.steps and done.finish == "length":
             return replace(done, finish="stop")

@@ -190,9 +190,12 @@ def window_item(walk: Walk, page: TrainingPage, start: int, stop: int) -> WalkIt
 
 
 def verdict_item(row: ExampleRow, walk: Walk, options: WalkOptions) -> WalkItem:
-    """The prompt and answer for a document."""
+    """The prompt and answer for a document. The answer is the end if nothing tells its verdict."""
     drop, _ = drop_targets(row, options.trust)
-    choices = np.array(walk.verdict_steps[:-1], np.int64).reshape(-1, 2)
+    keep_id, drop_id = walk.verdict_ids
+    if row.line_labels == UNKNOWN and row.drop_probabilities is None:
+        keep_id, drop = walk.end, np.zeros(1, np.float32)
+    choices = np.array([[keep_id, drop_id]], np.int64)
     return WalkItem(walk.verdict_prompt(row.lines), choices, drop, np.ones(1, np.float32), [])
 
 

@@ -188,7 +188,11 @@ class WalkTask:
             last, _ = self.module.hidden(batch.inputs)
             logits = self.module.logits(last[batch.rows, batch.columns]).float()
             chosen = logits.gather(1, batch.choices)
-            log_odds = (chosen[:, 1] - chosen[:, 0]).cpu().numpy()
+            keep = chosen[:, 0].clone()
+            verdicts = batch.is_verdict  # either answer but to drop keeps a document
+            others = logits[verdicts][:, [self._walk.verdict_ids[0], self._walk.end]]
+            keep[verdicts] = others.amax(1)
+            log_odds = (chosen[:, 1] - keep).cpu().numpy()
         return _split(log_odds, [len(item.drop) for item in items])
 
 
