@@ -400,6 +400,7 @@ usual_programs = st.lists(
             'normalize(source_str="é\n#",target_str="x")',
             'normalize(source_str="a")',
             "untouch_doc()",
+            "keep_all()",
             "\n",
             " ",
             "remove_lines(start=1, end",
