@@ -58,7 +58,7 @@ class Call(NamedTuple):
     def decode(cls, values: Sequence[Any]) -> "Call":
         """Read what `encode` wrote."""
         call = cls(*values)
-        if call.work is call.shown is None:
+        if call.work is None and call.shown is None:
             return call
         work = None if call.work is None else ModelWork(*call.work)
         shown = None if call.shown is None else (call.shown[0], call.shown[1])
