@@ -382,6 +382,22 @@ def test_a_step_that_fails_is_shown_while_it_is_retried(
     assert collect(run.dir, None).failures == ()
 
 
+def test_a_control_job_begins_again_after_a_result_that_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare_run(*small(tmp_path), None)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_step.py").write_text(STEP_WHEN_READY)
+    (tmp_path / "ready").touch()
+    results = [run.dir.logs / "0003-control" / f"{job}_0_result.pkl.save_tmp" for job in (7, 77)]
+    results[0].parent.mkdir(parents=True)
+    for result in results:
+        result.touch()
+    assert run_control(str(run.dir.root), "a_step:step") == "one step"
+    assert [result.exists() for result in results] == [False, True]
+
+
 def test_an_element_that_ran_out_of_memory_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     log = run.logs / "0000-refine" / "9_0_0_log.err"
@@ -554,6 +570,19 @@ def test_a_round_that_fails_everywhere_before_python_stops_the_run_and_says_why(
     assert silent[0].hint.endswith("_0_log.err")
 
 
+def test_a_round_that_found_the_disk_full_is_followed_by_another(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    full = "{ echo 'printf: write error: No space left on device' >&2; exit 3; }"
+    setup = f'[ -z "$SLURM_ARRAY_JOB_ID" ] || {full}'  # the control job is no array
+    run = prepare_run(*small(tmp_path, setup=[setup], workers=2), None)
+    launch(run, lambda _: None)
+    cluster.until(
+        lambda: collect(run.dir, Queue()).reason.startswith("paused until 20"), "the pause"
+    )
+    cancel(run.dir)
+
+
 def test_jobs_on_nodes_that_do_not_see_the_run_are_explained(
     cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,6 +638,10 @@ def test_the_words_of_slurm_are_not_the_last_words(tmp_path: Path) -> None:
     log.write_text("slurmstepd: error: execve(): No such file\n")
     assert last_words(log) == "slurmstepd: error: execve(): No such file"
     assert last_words(tmp_path / "none") == ""
+    log.write_text("submitit INFO (7) - Loading pickle\nbecause of [Errno 28] No space left\n")
+    assert last_words(log) == "because of [Errno 28] No space left"
+    log.write_text("submitit INFO (7) - Loading pickle\n")
+    assert last_words(log) == ""
 
 
 def test_a_site_with_other_directives(cluster: SlurmCluster, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ _OUT_OF_MEMORY = re.compile(
     r"oom.?kill|exceeded (job |step )?memory limit|: Out Of Memory|Cannot allocate memory", re.I
 )
 _NO_LOG = "there is no log: it was cancelled, or its node cannot write to {folder}"
-_OF_SLURM = ("srun: ", "slurmstepd: ", "slurmstepd-")  # they say that something failed, not what
+# What begins lines that say that something failed, not what.
+_REPORTS = ("srun: ", "slurmstepd: ", "slurmstepd-", "submitit ")
+_DISK_FULL = re.compile("No space left on device|Disk quota exceeded|disk full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class SilentElements:
 
     def __str__(self) -> str:
         return f"ended before its worker began: {self.words or 'its log is empty'}"
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the next round may succeed: a full disk, which shortens logs, may have space."""
+        return not self.words or bool(_DISK_FULL.search(self.words))
 
 
 def find_silent(
@@ -59,16 +66,20 @@ def find_silent(
             logs[element] = path
     if not logs:
         return None
-    words = {element: last_words(path) for element, path in logs.items()}
+    words = {
+        element: last_words(path) or last_words(path.with_suffix(".out"))
+        for element, path in logs.items()
+    }
     ((usual, _),) = Counter(words.values()).most_common(1)
     example = next(element for element in logs if words[element] == usual)
     return SilentElements(tuple(logs), usual, logs[example])
 
 
 def last_words(path: Path) -> str:
-    """Return a log's line about memory, else its last line that is not Slurm's, else its last.
+    """Return a log's line about memory, else its last line that is no mere report, else its last.
 
-    A line that ends with a colon belongs to the one after it.
+    A line that ends with a colon belongs to the one after it. Returns "" if there is nothing but
+    what submitit says of its progress.
     """
     try:
         with path.open("rb") as log:
@@ -80,8 +91,9 @@ def last_words(path: Path) -> str:
     if lines[1:] and lines[-2].endswith(":"):
         lines[-2:] = [" ".join(lines[-2:])]
     memory = [line for line in lines if _OUT_OF_MEMORY.search(line)]
-    others = [line for line in lines if not line.startswith(_OF_SLURM)]
-    return (memory or others or lines or [""])[-1][:_WORDS_CHARS]
+    others = [line for line in lines if not line.startswith(_REPORTS)]
+    reports = [line for line in lines if not line.startswith("submitit INFO")]
+    return (memory or others or reports or [""])[-1][:_WORDS_CHARS]
 
 
 def out_of_memory(run: RunDir, element: str) -> str:

@@ -214,7 +214,10 @@ class SlurmBackend:
         return [job.id for job in jobs]
 
     def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
-        """Return why every element of the last round failed in silence, and on how many nodes."""
+        """Return why every element of the last round failed in silence, and on how many nodes.
+
+        Causes that may pass, such as a full disk, are left out.
+        """
         rounds = reversed(Journal(self.run).since_manual_launch())
         last = next((entry for entry in rounds if entry.phase == phase), None)
         if last is None:
@@ -230,12 +233,12 @@ class SlurmBackend:
         if len(failed) < last.elements:
             return "", 0
         silent = find_silent(self.run, last, spoke, ())
-        if silent is None:
+        if silent is None or silent.may_pass:
             return "", 0
         seconds = max(each.seconds for each in failed)
         message = (
             f"{len(failed)} of {quantity(last.elements, 'job')} failed within {seconds} s,"
-            f" before a worker began: {silent.words or 'their logs are empty'}"
+            f" before a worker began: {silent.words}"
         )
         return message, len({each.node for each in failed})
 

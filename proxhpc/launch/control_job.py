@@ -34,7 +34,11 @@ def run_control(root: str, step: str) -> str:
     first completes or cancels what the one before it submitted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled job does not retry
-    log = ProgressLog(RunDir(Path(root)), LeaseOwner.current("control"), "control")
+    run, owner = RunDir(Path(root)), LeaseOwner.current("control")
+    # submitit does not write its result, and fails, if a full disk or a requeue cut one short.
+    for draft in run.logs.glob(f"*/{owner.job}_*.save_tmp") if owner.job else ():
+        draft.unlink(missing_ok=True)
+    log = ProgressLog(run, owner, "control")
     for pause in (*CONTROL_RETRY_SECONDS, None):
         try:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
