@@ -182,7 +182,8 @@ class ChaosRun:
         with suppress(OSError), ballast.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(512))
-        self._later(self.rng.uniform(1, 5), "the disk has space", ballast.unlink)
+        end = partial(ballast.unlink, missing_ok=True)
+        self._later(self.rng.uniform(1, 5), "the disk has space", end)
         return f"full with {ballast.stat().st_size >> 20} MiB"
 
     def freeze(self) -> str:
@@ -232,7 +233,9 @@ class ChaosRun:
         for _ in range(4):
             if (code := self._launcher().wait(timeout=200)) == 0:
                 return
-            (self.folder / "liar").unlink(missing_ok=True)  # else a launch rightly refuses
+            # A launch rightly refuses if squeue lies or the disk is full.
+            for file in (self.folder / "liar", self.run.root.parent / "ballast"):
+                file.unlink(missing_ok=True)
             time.sleep(5)
         raise BrokenRunError(f"proxhpc launch exits {code}: {self.launch_log_tail()}")
 
