@@ -235,6 +235,8 @@ class _Pretraining:
             shard(self._model, arguments)
         engine = TrainingEngine(self._model, self, options, arguments, saved)
         self._is_first = bool(engine.args.process_index == 0)
+        # All have read the checkpoint then, which the first removes when the weights are written.
+        engine.accelerator.wait_for_everyone()
         if self._is_first:
             self._remove_leftovers(saved["step"] if saved else 0)
         if saved is None or saved["step"] < options.steps:
