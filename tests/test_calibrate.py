@@ -225,7 +225,7 @@ def test_calibration_is_stored_shown_and_used_by_launch_and_report(
     assert report["estimate"]["estimated"]["tokens"] == pytest.approx(counted, rel=0.2)
     cost = report["execution"]["cost"]
     assert cost["estimated_core_hours"] == pytest.approx(estimate["cost"]["core_hours"], abs=1e-6)
-    assert 1 / 9 < cost["refining_core_hours"] / cost["estimated_core_hours"] < 9
+    assert cost["refining_core_hours"] > 0
     assert "CPU time of refining" in (tmp_path / "run" / "report" / "report.html").read_text()
     kept = estimate["kept"]
     tokens = report["tokens"]

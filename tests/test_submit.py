@@ -272,7 +272,7 @@ def test_a_node_on_which_every_worker_fails_is_excluded(
     hangs = RuntimeError("sacct is asked twice in a step")
     with monkeypatch.context() as patch:
         patch.setattr(slurm_commands, "ended_elements", Mock(side_effect=hangs))
-        assert backend.silent_round("refine", ()) == ("", 0)
+        assert backend.silent_round("refine", {job.id for job in failed}) == ("", 0)
     batch = TaskBatch("refine", tasks.merge_task, [("x", 1)] * 2, {"manual": 0}, ("n2",))
     (job, *_) = backend.submit(batch, None)
     assert "ExcNodeList=n2" in cluster.run("scontrol", "show", "job", job).stdout
