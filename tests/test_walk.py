@@ -82,9 +82,9 @@ def test_characters_without_blanks_count_as_several_letters(
 def test_long_lines_are_removed_less_easily(style: Walk) -> None:
     lines = ["Home", f"  {'a' * 99}  ", "a" * 100, "道" * 24, "道" * 25]
     removals = [removal for _, removal in style.allowed_steps(5)[:-1]]
-    assert style.bias(lines, 0) == ((removals[2], -1.0), (removals[4], -1.0))
-    assert style.bias(lines, 0.5) == tuple(zip(removals, [0.5, 0.5, -0.5, 0.5, -0.5], strict=True))
-    assert style.bias(lines, 1) == tuple((removals[n], 1.0) for n in (0, 1, 3))
+    assert style.bias(lines, 0) == ((removals[2], -0.5), (removals[4], -0.5))
+    assert style.bias(lines, 1) == tuple(zip(removals, [1, 1, 0.5, 1, 0.5], strict=True))
+    assert style.bias(lines, 0.5) == tuple((removals[n], 0.5) for n in (0, 1, 3))
 
 
 def test_prompts_for_verdicts(tokenizer: HFTokenizer, style: Walk) -> None:

@@ -58,12 +58,12 @@ LABELED = "labeler"  # source of the documents that only the labeler has labelle
 MIN_LINES, MIN_CHARS = 8, 200  # of a page, and of a document
 PARTS = 2  # parts of a document that are labelled as documents, too
 RECIPE = ROOT / "recipes" / "embedded.yaml"
-BASE_LEARNING_RATE = 0.0015  # of a training that starts from earlier weights
+BASE_LEARNING_RATE = 0.0008  # of a training that starts from earlier weights
 EXTRA_VALIDATION = 120  # documents of PAGES, at each level
 # Of the windows that are drawn, and of the documents whose verdicts are.
 SHARES = {
     "chunk": {"gold": 0.45, LABELED: 0.15, "documentation": 0.13, "languages": 0.17, "texts": 0.1},
-    "doc": {LABELED: 0.6, "documentation": 0.15, "languages": 0.15, "texts": 0.1},
+    "doc": {LABELED: 0.65, "documentation": 0.13, "languages": 0.12, "texts": 0.1},
 }
 
 Rows = Iterator[dict[str, Any]]

@@ -28,7 +28,7 @@ MAX_LINE_TOKENS = _HEAD_TOKENS + 1 + _TAIL_TOKENS
 _LENGTHS = (100, 160, 250, 400, 800)  # letters: bounds of the length buckets
 _UNSPACED_LETTERS = 4  # what a character of a script without blanks says, in letters of others
 # Long lines are most of a text, so the model must be surer to remove one: by this in log-odds.
-_LONG_LINE, _LONG_LINE_BIAS = _LENGTHS[0], -1.0
+_LONG_LINE, _LONG_LINE_BIAS = _LENGTHS[0], -0.5
 # Context of a window: this many lines that are not blank, no further away than REACH.
 _LINES_BEFORE, _LINES_AFTER, REACH, _CONTEXT_TOKENS = 4, 3, 12, 64
 MAX_OVERHEAD = 5 + 2 * _CONTEXT_TOKENS  # tokens of a prompt beside the window's numbered lines

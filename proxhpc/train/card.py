@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from proxhpc import __version__
@@ -53,6 +54,8 @@ def model_card(
 ) -> str:
     """The card's text, in Markdown."""
     keys = recipe.model_dump(mode="json", exclude_unset=True, exclude={"notes", "examples", "name"})
+    if recipe.base:
+        keys["base"] = Path(recipe.base).name  # the card may be published, and its folder is not
     recipe_rows = [("parameters", f"{parameters:,}"), *_flatten(keys)]
     unused_lines = [f"Of these {number:,} are not used: {why}." for why, number in unused.items()]
     text = _TEMPLATE.format(
