@@ -67,6 +67,36 @@ def test_it_removes_navigation_and_keeps_text() -> None:
     assert len(removed) >= 5
 
 
+def test_it_keeps_what_is_unlike_web_pages() -> None:
+    manual = """NAME
+        wc - print newline, word, and byte counts for each file
+
+        SYNOPSIS
+        wc [OPTION]... [FILE]...
+
+        OPTIONS
+        -c, --bytes
+               print the byte counts
+        -l, --lines
+               print the newline counts; with --total=WHEN also a line with the sum
+        -w, --words
+               print the word counts
+
+        EXIT STATUS
+        0 if all files were read, 1 if one of them could not be opened."""
+    chinese = "\n".join(
+        [
+            "安装",
+            "在安装之前，请先确认系统中已经有编译器和开发库，否则编译过程会在第一步失败。",
+            "运行下面的命令以后，程序会被复制到系统目录，配置文件则留在用户目录里。",
+            "如果不需要文档，可以加上相应的选项，这样安装的时间会短一些。",
+        ]
+        * 2
+    )
+    texts = ["\n".join(map(str.strip, manual.split("\n"))), chinese]
+    assert [(row.outcome, row.lines_removed) for row in refined(texts)] == [("kept", 0)] * 2
+
+
 def removed_lines(program: str) -> set[int]:
     from proxhpc.program.edits import WindowLines, read_window
 
