@@ -5,7 +5,7 @@ hashes by range of hashes. `repeated` sends each occurrence that does not stay b
 where `finish` writes the program that removes it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -21,7 +21,7 @@ from proxhpc.dedup.exchange import partition_of
 from proxhpc.dedup.hashes import INDEX_BITS, document_numbers
 from proxhpc.dedup.lines import Lines
 from proxhpc.dedup.sorting import Flags, SortedCursor, with_leaders
-from proxhpc.program.syntax import RemoveLines
+from proxhpc.program.syntax import removal_text
 from proxhpc.spec.sections import RepeatedLines
 
 _BLOCK = 1 << 14  # lines that are read at a time
@@ -92,7 +92,7 @@ def edit_lines(files: RoundFiles, group: int) -> LineEdits:
     with PartWriter(path) as writer:
         for document, rows in groupby(_removed_lines(files, group), itemgetter(1)):
             _, _, lines, sizes, tokens = zip(*rows, strict=True)
-            program = remove_program(lines)
+            program = removal_text(lines)
             key = {"shard": int(shards[document]), "record": int(records[document])}
             writer.write({**key, "program": program})
             # White space is collapsed, so a line and the one before it are one character apart.
@@ -104,17 +104,6 @@ def edit_lines(files: RoundFiles, group: int) -> LineEdits:
     if not writer.documents:
         path.unlink()
     return LineEdits(file_digest(path), counts, left_out)
-
-
-def remove_program(lines: Sequence[int]) -> str:
-    """The program that removes lines with these ascending numbers."""
-    ranges: list[list[int]] = []
-    for line in lines:
-        if ranges and ranges[-1][1] == line - 1:
-            ranges[-1][1] = line
-        else:
-            ranges.append([line, line])
-    return "\n".join(str(RemoveLines(first, last)) for first, last in ranges)
 
 
 def _removed_lines(files: RoundFiles, group: int) -> Iterator[tuple[int, int, int, int, int]]:

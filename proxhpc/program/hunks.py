@@ -5,10 +5,11 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 from proxhpc.program.align import MAX_CELLS, LinePairs
 from proxhpc.program.execute import UNSPACED
+from proxhpc.program.lines import runs
 from proxhpc.program.words import common_ends
 
 TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+|.", re.DOTALL)
@@ -31,9 +32,7 @@ class AlignedText:
         self.text = "\n".join(lines)
         self.starts = [0, *accumulate(len(line) + 1 for line in lines)]
         unmatched = sorted(set(range(len(lines))) - {old for old, _ in pairs})
-        groups = groupby(enumerate(unmatched), key=lambda item: item[1] - item[0])
-        runs = [[line for _, line in group] for _, group in groups]
-        self.removed = [(run[0], run[-1] + 1) for run in runs]
+        self.removed = [*runs(unmatched)]
         self.holes = [(self.starts[a], self.starts[b], "") for a, b in self.removed]
 
     def line_at(self, offset: int) -> int:

@@ -1,7 +1,8 @@
 """Where the lines of a text begin, counting places where long lines were split."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from proxhpc.errors import ShardError
 
@@ -9,6 +10,13 @@ Range = tuple[int, int]
 """Lines [a, b)."""
 
 CHANGED_INPUT = "the input changed after its programs were written; refine the shard again"
+
+
+def runs(numbers: Iterable[int]) -> Iterator[Range]:
+    """Yield a range for each run of numbers that follow one another."""
+    for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        lines = [line for _, line in run]
+        yield lines[0], lines[-1] + 1
 
 
 def line_starts(text: str, cuts: Sequence[int] = ()) -> list[int]:

@@ -5,8 +5,11 @@ Line numbers and strings are stored as written; `DIALECTS` says what they mean i
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+
+from proxhpc.program.lines import runs
 
 Dialect = Literal["prox", "refinex", "ultrax", "rescraper"]
 ProgramEnd = Literal["stop", "length"]
@@ -271,6 +274,11 @@ def format_program(program: Program, dialect: Dialect) -> str:
     if dialect == "prox":
         return str(program)
     return "\n".join(_positional(statement, dialect) for statement in program.statements)
+
+
+def removal_text(lines: Iterable[int]) -> str:
+    """Return ProX's program that removes lines with these numbers, a statement for each run."""
+    return "\n".join(str(RemoveLines(first, stop - 1)) for first, stop in runs(lines))
 
 
 def _positional(statement: Statement, dialect: Dialect) -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from proxhpc.engines.base import Tokenizer
 from proxhpc.engines.steps import AllowedSteps
 from proxhpc.program.execute import UNSPACED
+from proxhpc.program.syntax import removal_text
 from proxhpc.refine import walk_vocabulary as vocabulary
 from proxhpc.refine.windows import CALL_LINES, Limits, Window, pack
 
@@ -218,10 +219,4 @@ def read_program(answer: str) -> str:
     numbers = [int(number) for number in _REMOVAL.findall(answer)]
     if "".join(map(vocabulary.remove_token, numbers)) != answer:
         return answer
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return "\n".join(f"remove_lines(start={first}, end={last})" for first, last in runs)
+    return removal_text(numbers)
