@@ -74,7 +74,7 @@ class Benchmark:
     """
 
     def __init__(self, plan: Plan, settings: Against) -> None:
-        self._settings = settings
+        self.settings = settings
         self._names: list[tuple[str, str]] = []
         self.skipped = 0
         runs, sizes = [np.empty(0, np.uint64)], []
@@ -102,7 +102,7 @@ class Benchmark:
     def find(self, text: str) -> BenchmarkHit | None:
         """The item of which a text contains most; None if it contains less than the share."""
         folded = fold(text)
-        runs = shingles(folded, self._settings.words)
+        runs = shingles(folded, self.settings.words)
         slots = runs >> self._shift
         places = np.flatnonzero(self._filter[slots >> _BYTE] & _MASKS[slots & _IN_BYTE])
         if not len(places) or not (found := self._found(runs[places])).any():
@@ -114,11 +114,11 @@ class Benchmark:
         )
         shares = counts / self._sizes[items]
         best = int(np.argmax(shares))
-        if shares[best] < self._settings.share:
+        if shares[best] < self.settings.share:
             return None
         item = int(items[best])
         first = next(p for p, n in zip(places, numbers, strict=True) if item in self._of(n))
-        words = words_of(folded, int(first), self._settings.words)
+        words = words_of(folded, int(first), self.settings.words)
         return BenchmarkHit(*self._names[item], round(float(shares[best]), 4), words)
 
     def _found(self, runs: Hashes) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import xxhash
 from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.benchmark import BenchmarkCounts, load_benchmark
+from proxhpc.assemble.benchmark import Benchmark, BenchmarkCounts, load_benchmark
 from proxhpc.assemble.patches import PatchWriter
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
@@ -207,7 +207,7 @@ def _add_shards(
                 item.row.add_to(counts)
                 receipt.stats.add(plan, shard, item)
                 if item.document is not None and item.text is not None:
-                    if _contains_benchmark(plan, item, receipt, hits):
+                    if benchmark and _contains_benchmark(benchmark, plan, item, receipt, hits):
                         continue
                     row = corpus_row(plan, item)
                     line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
@@ -233,21 +233,24 @@ def _add_shards(
 
 
 def _contains_benchmark(
-    plan: Plan, item: ReplayedRecord, receipt: SketchReceipt, listing: PartWriter
+    benchmark: Benchmark,
+    plan: Plan,
+    item: ReplayedRecord,
+    receipt: SketchReceipt,
+    listing: PartWriter,
 ) -> bool:
     """Whether a document is left out because it contains parts of a benchmark; it is listed."""
-    benchmark, settings = load_benchmark(plan), plan.manifest.dedup.against
-    hit = benchmark.find(item.text or "") if benchmark else None
-    if hit is None or settings is None:
+    hit = benchmark.find(item.text or "")
+    if hit is None:
         return False
     row, counts = item.row, receipt.benchmark
     listing.write({"id": row.id, "source": record_source(plan, row), "item": hit})
     counts.by_file[hit.file] += 1
-    if settings.drop:
+    if benchmark.settings.drop:
         counts.left_out += 1
         counts.left_out_tokens += row.tokens_out
         counts.left_out_by_input[row.file] += 1
-    return settings.drop
+    return benchmark.settings.drop
 
 
 def _check_size(plan: Plan, name: str, size: int) -> None:
