@@ -163,8 +163,8 @@ FILES = {
 
 def damage(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes({"changed": bytes(data), "truncated": bytes(data[:-3]), "emptied": b""}[how])
+    data[-1 if how == "other end" else len(data) // 2] ^= 1
+    path.write_bytes({"truncated": bytes(data[:-3]), "emptied": b""}.get(how, bytes(data)))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, MergeSummary]
     return run, merge_run(run.dir)
 
 
-@pytest.mark.parametrize("how", ["changed", "truncated", "emptied"])
+@pytest.mark.parametrize("how", ["changed", "other end", "truncated", "emptied"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_of_the_merge_is_named_and_written_again(
     merged: tuple[Run, MergeSummary], name: str, how: str

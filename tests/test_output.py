@@ -268,12 +268,14 @@ def test_a_damaged_file_of_scattered_rows_is_named(tmp_path: Path) -> None:
     run.dir.part(0).unlink()
     shuffle.scatter_group(run.dir, run.plan, 0, 1 << 20)
     path = run.dir.scattered(0)
-    data = bytearray(path.read_bytes())
-    data[20] ^= 1
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
     with pytest.raises(StopError, match="is damaged") as stop:
         merge_run(run.dir)
     assert str(path) in str(stop.value)
-    path.write_bytes(data[:-7])  # incomplete, so it is written again
-    merge_run(run.dir)
-    assert output(run.dir) == before
+    for incomplete in (data[:-7], data[:-1] + b"\xff"):  # they are written again
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(incomplete)
+        run.dir.part(0).unlink(missing_ok=True)
+        merge_run(run.dir)
+        assert output(run.dir) == before

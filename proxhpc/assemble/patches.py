@@ -27,7 +27,7 @@ from proxhpc.assemble.shape import RowShape, Shapes
 from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import Document, Span
 from proxhpc.corpus.jsonl import RawLine
-from proxhpc.dedup.arrays import damaged_file
+from proxhpc.dedup.arrays import damaged_file, read_footer
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.program.match import SpanChange
 from proxhpc.run.paths import RunDir
@@ -302,12 +302,10 @@ def _pieces(line: bytes, ranges: Sequence[int], literals: Sequence[bytes]) -> It
 def _read_table(path: Path, source: str) -> list[tuple[int, int]]:
     """Keys and starts of all frames, and where the last one ends."""
     with _damage_named(path), path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _FOOTER.size))
-        magic, digest, frames = _FOOTER.unpack(file.read())
-        if (magic, digest) != (_MAGIC, xxhash.xxh3_128_digest(source.encode())):
+        (digest, frames), start = read_footer(file, path, _FOOTER, _MAGIC)
+        table = start - frames * _ENTRY.size
+        if digest != xxhash.xxh3_128_digest(source.encode()) or table < 0:
             raise damaged_file(path)
-        table = size - _FOOTER.size - frames * _ENTRY.size
         file.seek(table)
         entries = [*_ENTRY.iter_unpack(file.read(frames * _ENTRY.size))]
     return [*entries, (1 << 64, table)] if entries else []

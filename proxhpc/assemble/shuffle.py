@@ -23,7 +23,7 @@ from proxhpc.assemble.parts import bucket_starts
 from proxhpc.assemble.patches import CorpusRow
 from proxhpc.assemble.shape import Shapes
 from proxhpc.corpus.disk import replacing
-from proxhpc.dedup.arrays import damaged_file
+from proxhpc.dedup.arrays import damaged_file, read_footer
 from proxhpc.errors import StopError
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -126,13 +126,11 @@ def _match_digest(path: Path) -> str:
 
 def _footer(file: BinaryIO, path: Path) -> tuple[str, int, int, int]:
     """Digest of the match, blocks, buckets, and where the table of slices begins."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _FOOTER.size))
-    tail = file.read()
-    if len(tail) < _FOOTER.size or tail[:8] != _MAGIC:
+    (digest, blocks, buckets), start = read_footer(file, path, _FOOTER, _MAGIC)
+    table = start - 8 * blocks * (buckets + 1)
+    if table < 0:
         raise damaged_file(path)
-    _, digest, blocks, buckets = _FOOTER.unpack(tail)
-    return digest.hex(), blocks, buckets, size - _FOOTER.size - 8 * blocks * (buckets + 1)
+    return digest.hex(), blocks, buckets, table
 
 
 def _read_bucket(path: Path, match: MatchResult, bucket: int) -> Iterator[CorpusRow]:

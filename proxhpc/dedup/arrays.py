@@ -1,13 +1,14 @@
-"""Files of the merge: .npy arrays, read and written in blocks, and JSON with a checksum."""
+"""Files of the merge: .npy arrays, read and written in blocks, footers, and checked JSON."""
 
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,18 @@ _CHECKSUM_LENGTH = len(_CHECKSUM % bytes(32))
 def damaged_file(path: Path) -> StopError:
     """The error for a file of the merge that is not as it was written."""
     return StopError(f"{path} is damaged", hint="delete it and merge again, which rewrites it")
+
+
+def read_footer(
+    file: BinaryIO, path: Path, layout: struct.Struct, magic: bytes
+) -> tuple[Sequence[Any], int]:
+    """The fields of a file's footer after its magic, and where it begins. StopError if damaged."""
+    start = file.seek(0, 2) - layout.size
+    file.seek(max(0, start))
+    tail = file.read()
+    if len(tail) < layout.size or not tail.startswith(magic):
+        raise damaged_file(path)
+    return layout.unpack(tail)[1:], start
 
 
 def file_digest(path: Path) -> str:
