@@ -117,7 +117,9 @@ def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[Variant
 
 def _is_changeable(key: str) -> bool:
     section, _, rest = key.partition(".")
-    is_dedup_key = section == "dedup" and rest.startswith(_CHANGEABLE_DEDUP_KEYS)
+    is_dedup_key = section == "dedup" and f"{rest}.".startswith(
+        tuple(f"{key}." for key in _CHANGEABLE_DEDUP_KEYS)
+    )
     return section in _CHANGEABLE_KEYS or is_dedup_key
 
 
