@@ -1,12 +1,17 @@
 """Files behind URLs are copied to disk before a run is planned, once and as they were listed."""
 
+import errno
+import gzip
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -46,6 +51,8 @@ class Store:
         self.tags: dict[str, str] = {}
         self.sent = 0  # bytes of content
         self.ranges = True
+        self.coding = ""  # of all answers
+        self.chunked = False
         self.cut: int | None = None  # answers end after so many bytes
         self.failures = 0  # answers that fail from now on
         self.hub: dict[str, Any] = {}
@@ -79,13 +86,22 @@ def store() -> Iterator[Store]:
                 return
             start, stop = 0, len(body)
             asked = self.headers.get("Range", "") if store.ranges else ""
+            if asked.startswith(f"bytes={len(body)}-"):
+                self.send_error(416)
+                return
             if asked:
                 first, _, last = asked.removeprefix("bytes=").partition("-")
                 start, stop = int(first), min(stop, int(last) + 1 if last else stop)
             self.send_response(206 if asked else 200)
             if asked:
                 self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(body)}")
-            self.send_header("Content-Length", str(stop - start))
+            chunked = store.chunked and not asked
+            if chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", str(stop - start))
+            if store.coding:
+                self.send_header("Content-Encoding", store.coding)
             tag = store.tags.get(path) or hashlib.md5(body).hexdigest()
             self.send_header("ETag", f'"{tag}"')
             self.end_headers()
@@ -95,7 +111,9 @@ def store() -> Iterator[Store]:
             if store.cut is not None and path in store.files:
                 piece = piece[: store.cut]
                 self.close_connection = True
-            self.wfile.write(piece)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if chunked and not self.close_connection:
+                self.wfile.write(b"0\r\n\r\n")
             if self.close_connection:
                 time.sleep(0.1)  # until the client has read it
             store.sent += len(piece) if path in store.files else 0
@@ -223,6 +241,86 @@ def test_a_server_without_ranges_sends_files_again(tmp_path: Path, store: Store)
     assert staging_of(tmp_path).dir.copy(files[0].name).read_bytes() == LINES
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_compressed_file_is_copied_as_it_is_however_it_is_labelled(
+    tmp_path: Path, store: Store, ranges: bool
+) -> None:
+    """As Apache labels `.gz` files, to clients that ask for no coding, too."""
+    store.files["/a.jsonl.gz"] = gzip.compress(LINES)
+    store.coding, store.ranges = "gzip", ranges
+    (file,) = stage(tmp_path, f"{store.url}/a.jsonl.gz")
+    assert staging_of(tmp_path).dir.copy(file.name).read_bytes() == store.files["/a.jsonl.gz"]
+
+
+def test_a_server_that_compresses_on_the_way_is_refused(tmp_path: Path, store: Store) -> None:
+    store.files["/a.jsonl"] = LINES
+    (file,) = list_url(f"{store.url}/a.jsonl").files
+    store.coding = "gzip"
+    told = r"a\.jsonl: the server compresses it on the way \(gzip\), although asked not to"
+    for act in (lambda: list_url(file.url), lambda: staging_of(tmp_path).stage([file], ignore)):
+        with pytest.raises(UserError, match=told):
+            act()
+
+
+def test_a_file_of_unknown_size_is_copied_to_its_end(tmp_path: Path, store: Store) -> None:
+    store.files["/a.jsonl"] = LINES
+    store.chunked, store.ranges, store.cut = True, False, 1000
+    url = f"{store.url}/a.jsonl"
+    with pytest.raises(UserError, match=r"a\.jsonl \(unknown size, etag:.*\)"):
+        staging_of(tmp_path, url).require(list_url(url).files)
+    with pytest.raises(RetryError, match=r"not all files were copied:\s+.*/a\.jsonl: 3 failures"):
+        stage(tmp_path, url)
+    store.cut = None
+    (file,) = stage(tmp_path, url)
+    assert (file.size, list_url(url).files) == (None, (file,))
+    place = staging_of(tmp_path, url)
+    assert place.dir.copy(file.name).read_bytes() == LINES
+    assert place.missing([file]) == []
+    place.dir.copy(file.name).unlink()  # a started run knows the size
+    place.stage([replace(file, size=len(LINES))], ignore)
+    assert place.dir.copy(file.name).read_bytes() == LINES
+    place.dir.copy(file.name).unlink()
+    with pytest.raises(UserError, match="it changed meanwhile to unknown size"):
+        place.stage([replace(file, size=len(LINES) - 1)], ignore)
+
+
+@pytest.mark.parametrize("place", ["in the middle", "at the end", "in a folder"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    store.files = {f"/{n}.jsonl": LINES for n in range(12)}
+    urls = [f"{store.url}{path}" for path in store.files]
+    lock, left = threading.Lock(), 6
+
+    def full(*arguments: Any, original: Callable[..., Any], **more: Any) -> Any:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left < 0:
+                raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        return original(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        if place == "in the middle":
+            patch.setattr(remote, "_PIECE", len(LINES) // 2)
+            patch.setattr(remote, "write_all", partial(full, original=remote.write_all))
+        elif place == "at the end":
+            patch.setattr(remote.os, "replace", partial(full, original=os.replace))
+        else:
+            patch.setattr(Path, "open", partialmethod(full, original=Path.open))
+        with pytest.raises(RetryError) as told:
+            stage(tmp_path, *urls)
+    assert told.value.message.startswith("disk full: cannot write ")
+    assert re.search(r"exceeded\); \d+ files of 12 are not copied yet$", told.value.message)
+    assert "lfs quota" in told.value.hint
+    copied = store.sent
+    files = stage(tmp_path, *urls)
+    assert {staging_of(tmp_path).dir.copy(file.name).read_bytes() for file in files} == {LINES}
+    if place != "in a folder":
+        assert store.sent - copied < 12 * len(LINES)
+    assert not drafts(tmp_path)
+
+
 def test_failures_are_retried_a_few_times_and_named(tmp_path: Path, store: Store) -> None:
     store.files = {"/a.jsonl": LINES, "/b.jsonl": LINES}
     place = staging_of(tmp_path)
@@ -234,7 +332,7 @@ def test_failures_are_retried_a_few_times_and_named(tmp_path: Path, store: Store
     with pytest.raises(RetryError, match="3 failures in a row, the last ConnectionRefused"):
         place.stage([lost], ignore)
     del store.files["/b.jsonl"]
-    with pytest.raises(UserError, match=r"cannot copy http.*/b\.jsonl: FileNotFoundError"):
+    with pytest.raises(UserError, match=r"cannot copy http.*/b\.jsonl: there is no such file"):
         place.stage(files, ignore)
     assert staging_of(tmp_path, "memory://x").missing(files) == files[1:]
 
@@ -257,6 +355,24 @@ def test_another_version_is_told_and_never_replaces_a_copy(tmp_path: Path, memor
     place.dir.index.unlink()
     with pytest.raises(UserError, match="not a copy that was made here"):
         staging_of(tmp_path, url).require([old])
+
+
+def test_a_part_of_another_version_is_not_appended(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the server has the listed version again when the copy is checked."""
+    monkeypatch.setattr(remote, "_verify", lambda *_: None)
+    store.files["/a.jsonl"], store.tags["/a.jsonl"] = LINES, "first"
+    (file,) = list_url(f"{store.url}/a.jsonl").files
+    place = staging_of(tmp_path)
+    target = place.dir.copy(file.name)
+    for tag, size in (("second", len(LINES)), ("first", 3000)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remote.draft_of(file, target).write_bytes(LINES[:1000])
+        store.tags["/a.jsonl"], store.files["/a.jsonl"] = tag, LINES[:size]
+        with pytest.raises(UserError, match=r"is refused: it changed meanwhile to"):
+            place.stage([file], ignore)
+        assert not drafts(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["tag", "size"])
@@ -300,7 +416,7 @@ def test_names_that_could_leave_the_folder_or_harm_are_refused(
     ("url", "reason"),
     [
         ("memory://bucket/none*.jsonl", "no file matches"),
-        ("memory://bucket/none.jsonl", "cannot list .*FileNotFoundError"),
+        ("memory://bucket/none.jsonl", "cannot list .*: there is no such file"),
         ("memory://bucket/in", "it is a folder"),
         ("nothing://bucket/in", "Protocol not known"),
         ("s3://bucket/a.jsonl", "Install s3fs"),

@@ -35,6 +35,11 @@ def writing(path: Path) -> Iterator[None]:
         raise _explain(path, error) from error
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error of `writing` is that a disk or a quota is full."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_FULL
+
+
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`, in several writes if needed. Raises OSError."""
     view = memoryview(data)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from proxhpc.account.quantity import quantity
 from proxhpc.corpus.disk import sync_directory, write_all, writing
@@ -23,7 +23,11 @@ _PIECE = 16 << 20  # bytes of a request
 _PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before another try, after failures in a row
 _MAX_NAME = 200  # bytes of a folder's or file's name; file systems allow 255
 _THREADS = 16  # that ask for the sizes of files
-_WITHOUT_PACKAGE = "; or copy the files yourself, and name the folder"
+_COPY_YOURSELF = "copy the files yourself, and name the folder"
+_WITHOUT_PACKAGE = f"; or {_COPY_YOURSELF}"
+_HTTP = ("http://", "https://")
+# Servers label compressed files with these (Apache's AddEncoding); their bytes are the file's.
+_CODINGS = {"gzip": ".gz", "x-gzip": ".gz", "zstd": ".zst", "x-bzip2": ".bz2", "x-xz": ".xz"}
 
 # What stores call the version of a file: the first of these that they give.
 _CHECKSUMS = {"blob_id": "git", "md5Hash": "md5"}
@@ -41,16 +45,17 @@ class RemoteFile:
     """A file behind a URL, which names a commit if its store has commits.
 
     `name` is its path below the folder of all copies. `version` begins with its kind: `sha256`,
-    `git` and `md5` are checksums of the content; it is "" if the store has none.
+    `git` and `md5` are checksums of the content; it is "" if the store has none. `size` is None if
+    an HTTP server sends the file in chunks and does not say how many.
     """
 
     url: str
     name: str
-    size: int
+    size: int | None
     version: str
 
     def __str__(self) -> str:
-        return f"{self.url} ({self.size:,} bytes{', ' * bool(self.version)}{self.version})"
+        return f"{self.url} ({', '.join(filter(None, (_amount(self.size), self.version)))})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,8 @@ class RemoteListing:
 def list_url(pattern: str) -> RemoteListing:
     """Return the files that a URL matches, by the rules of `fsspec`; hidden ones are left out.
 
-    UserError if there is none, a name is unsafe, a size is unknown or a package is missing, and
-    RetryError if the store does not answer.
+    UserError if there is none, a name is unsafe, a server compresses it on the way or a package is
+    missing, and RetryError if the store does not answer.
     """
     fs, path = _open_store(pattern)
     try:
@@ -77,10 +82,12 @@ def list_url(pattern: str) -> RemoteListing:
         pinned = named = ""
         if pattern.startswith("hf://"):
             path, pinned, named = _at_commit(fs, path)
-        found = fs.glob(path, detail=True) if glob.has_magic(path) else {path: fs.info(path)}
+        found = fs.glob(path, detail=True) if glob.has_magic(path) else {path: _info(fs, path)}
         with ThreadPoolExecutor(_THREADS) as pool:
             sized = pool.map(lambda key: _sized(fs, key, found[key]), found)
             infos = dict(zip(found, sized, strict=True))
+    except ProxError:
+        raise
     except Exception as error:  # every store has its own
         kind = UserError if _is_final(error) else RetryError
         raise kind(f"cannot list {pattern}: {_cause(error)}") from error
@@ -97,8 +104,6 @@ def list_url(pattern: str) -> RemoteListing:
         hidden = key.rpartition("/")[2].startswith(".") and "/." not in path
         if info["type"] == "file" and not hidden:
             url = fs.unstrip_protocol(key)
-            if info.get("size") is None:
-                raise UserError(f"{url}: the server does not say how large it is")
             files.append(RemoteFile(url, _checked(name_of(key)), info["size"], _version(info)))
     if not files:
         why = "it is a folder; name the files in it" if infos else "nothing there has such a name"
@@ -123,8 +128,10 @@ def _open_store(url: str) -> tuple[Any, str]:
             from aiohttp import ClientTimeout
 
             # A proxy is used if the environment names it. A large file takes more than the default.
-            timeout = ClientTimeout(total=None, sock_connect=30, sock_read=60)
-            options = {"client_kwargs": {"trust_env": True, "timeout": timeout}}
+            # What a server compresses on the way would have neither the size nor the bytes listed.
+            client = {"trust_env": True, "headers": {"Accept-Encoding": "identity"}}
+            client["timeout"] = ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            options = {"client_kwargs": client | {"auto_decompress": False}}
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise UserError(f"{url}: {error}", hint=f"install it with pip{_WITHOUT_PACKAGE}") from error
@@ -152,7 +159,56 @@ def _at_commit(fs: Any, path: str) -> tuple[str, str, str]:
 
 def _sized(fs: Any, path: str, info: dict[str, Any]) -> dict[str, Any]:
     """Return what a store says of a file; pages of links name no sizes."""
-    return fs.info(path) if info["type"] == "file" and info.get("size") is None else info
+    return _info(fs, path) if info["type"] == "file" and info.get("size") is None else info
+
+
+def _info(fs: Any, path: str) -> dict[str, Any]:
+    """Return what a store says of a file. Errors as `_described`."""
+    if not path.startswith(_HTTP):
+        return dict(fs.info(path))
+    from fsspec.asyn import sync
+
+    return dict(sync(fs.loop, _ask, fs, path))
+
+
+async def _ask(fs: Any, url: str) -> dict[str, Any]:
+    """Return what an HTTP server says of a file; its content is not read."""
+    session = await fs.set_session()
+    async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
+        if answer.ok and answer.content_length:
+            return _described(answer, url)
+    # Some servers do not know HEAD, or give the size only with content.
+    async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
+        if answer.status != 416:  # an empty file has no first byte
+            answer.raise_for_status()
+        return _described(answer, url)
+
+
+def _described(answer: Any, url: str) -> dict[str, Any]:
+    """Return size and version of the whole file that an HTTP server sends, or sends a part of.
+
+    UserError if the server compresses it on the way, or would not say where it ends.
+    """
+    headers = answer.headers
+    total = headers.get("Content-Range", "").rpartition("/")[2]
+    size = int(total) if total.isdecimal() else None
+    if size is None and answer.status == 200:
+        size = answer.content_length
+    coding = headers.get("Content-Encoding", "identity").lower()
+    labelled = size is not None and url.endswith(_CODINGS.get(coding, "\0"))
+    if coding != "identity" and not labelled:
+        raise UserError(
+            f"{url}: the server compresses it on the way ({coding}), although asked not to",
+            hint=_COPY_YOURSELF,
+        )
+    if size is None and headers.get("Transfer-Encoding") != "chunked":
+        raise UserError(f"{url}: the server does not say where it ends", hint=_COPY_YOURSELF)
+    told = {key: headers[key] for key in ("ETag", "Last-Modified") if key in headers}
+    return {"name": url, "type": "file", "size": size, **told}
+
+
+def _amount(size: int | None) -> str:
+    return "unknown size" if size is None else f"{size:,} bytes"
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -196,9 +252,9 @@ def copy_file(
     target: Path,
     advance: Callable[[int], None],
     stop: threading.Event,
-    complete: Callable[[], None],
+    complete: Callable[[int], None],
 ) -> None:
-    """Copy a file to `target`, which appears when all is there; `complete` is called before.
+    """Copy a file to `target`, which appears when all is there; `complete` is told its size before.
 
     Goes on where an earlier copy ended, and tries again after failures. `advance` is told the bytes
     copied, negative if they must be copied again. UserError or RetryError names the file if it
@@ -229,7 +285,7 @@ def copy_file(
                 times = f"{quantity(failures + 1, 'failure')} in a row, the last"
                 raise RetryError(f"cannot copy {file.url}: {times} {_cause(error)}") from error
             failures += 1
-    complete()
+    complete(draft.stat().st_size)
     with writing(target):
         os.replace(draft, target)
         sync_directory(target.parent)
@@ -243,30 +299,53 @@ def _fetch(
     advance: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
-    """Append what a draft lacks."""
-    with writing(draft), draft.open("ab"):
-        done = draft.stat().st_size
-    if done > file.size or not file.version:
-        os.truncate(draft, 0)
-        advance(-min(done, file.size))
-        done = 0
+    """Append what a draft lacks. UserError if the server sends another version."""
+    with writing(draft), draft.open("ab", buffering=0) as out:
+        done = out.tell()
+        if not file.version or file.size is None or done > file.size:
+            out.truncate(0)
+            advance(-min(done, file.size or done))
+            done = 0
+        if done == file.size:  # an earlier process was killed before the copy got its name
+            os.fsync(out.fileno())
+            return
     with _open_at(fs, path, done) as source, draft.open("ab", buffering=0) as out:
-        if done and getattr(getattr(source, "r", None), "status", 206) != 206:
-            out.truncate(0)  # the server sends files from their start only
+        if path.startswith(_HTTP) and not _goes_on(source.r, file, draft, done):
+            out.truncate(0)
             advance(-done)
             done = 0
-        while done < file.size and not stop.is_set():
-            piece = source.read(min(_PIECE, file.size - done))
+        # A file that has become longer is read to one piece behind its end, and then refused.
+        while (file.size is None or done <= file.size) and not stop.is_set():
+            piece = source.read(_PIECE)
             if not piece:
-                raise EOFError(f"it ends at byte {done:,} of {file.size:,}")
+                break
             with writing(draft):
                 write_all(out.fileno(), piece, done)
             done += len(piece)
             advance(len(piece))
         if stop.is_set():
             raise InterruptedError("copying was stopped")
+        if file.size is not None and done < file.size:
+            raise EOFError(f"it ends at byte {done:,} of {file.size:,}")
         with writing(draft):
             os.fsync(out.fileno())
+
+
+def _goes_on(answer: Any, file: RemoteFile, draft: Path, start: int) -> bool:
+    """Return whether an answer begins at `start`, or else at the start of the file.
+
+    Refuses another version, so that bytes of two are never joined.
+    """
+    info = _described(answer, file.url)
+    version = _version(info)
+    same_kind = version.partition(":")[0] == file.version.partition(":")[0]
+    sizes = {info["size"], file.size} - {None}
+    if (same_kind and version != file.version) or len(sizes) > 1:
+        _refuse(file, draft, info)
+    content_range = answer.headers.get("Content-Range", "")
+    if answer.status == 206 and not content_range.startswith(f"bytes {start}-"):
+        raise EOFError(f"asked for bytes from {start}, the server sent {content_range}")
+    return bool(answer.status == 206)
 
 
 def _open_at(fs: Any, path: str, start: int) -> Any:
@@ -279,22 +358,29 @@ def _open_at(fs: Any, path: str, start: int) -> Any:
 
 
 def _verify(fs: Any, path: str, file: RemoteFile, draft: Path) -> None:
-    """Raise UserError, and remove the draft, unless it is the version that was listed."""
+    """Refuse a draft that is not the version that was listed."""
     kind, _, wanted = file.version.partition(":")
-    problem = ""
     if kind in _DIGESTS:
+        size = draft.stat().st_size
         with draft.open("rb") as data:
-            digest = _DIGESTS[kind](file.size)
+            digest = _DIGESTS[kind](size)
             found = hashlib.file_digest(data, lambda: digest).hexdigest()
-        problem = "" if found == wanted else f"its {kind} is {found}, not {wanted}"
-    if not problem and kind not in ("sha256", "git"):  # those of a commit do not change
+        if found != wanted:
+            _refuse(file, draft, f"its {kind} is {found}, not {wanted}")
+    if kind not in ("sha256", "git"):  # those of a commit do not change
         fs.invalidate_cache()
-        info = fs.info(path)
-        if (info.get("size"), _version(info)) != (file.size, file.version):
-            problem = f"it changed meanwhile to {info.get('size'):,} bytes, {_version(info)}"
-    if problem:
-        draft.unlink()
-        raise UserError(f"the copy of {file} is refused: {problem}", hint="copy it again")
+        info = _info(fs, path)
+        sizes = {file.size or info["size"], info["size"] or file.size, draft.stat().st_size}
+        if _version(info) != file.version or len(sizes - {None}) > 1:
+            _refuse(file, draft, info)
+
+
+def _refuse(file: RemoteFile, draft: Path, problem: str | dict[str, Any]) -> NoReturn:
+    """Remove a draft and raise UserError; the problem may be what the store says now."""
+    draft.unlink()
+    if isinstance(problem, dict):
+        problem = f"it changed meanwhile to {_amount(problem['size'])}, {_version(problem)}"
+    raise UserError(f"the copy of {file} is refused: {problem}", hint="copy it again")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -305,17 +391,24 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_final(error: Exception) -> bool:
     """Return whether trying again cannot help; some stores call what they cannot reach missing."""
-    missing = isinstance(
-        error, FileNotFoundError | PermissionError | NotADirectoryError | ValueError
-    )
-    return missing and not any(
-        isinstance(each, ConnectionError | TimeoutError | socket.gaierror)
-        or getattr(each, "status", 0) >= 500
-        for each in _chain(error)
+    statuses = [getattr(each, "status", 0) for each in _chain(error)]
+    final = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | ValueError)
+    final |= any(400 <= status < 500 and status not in (408, 425, 429) for status in statuses)
+    return (
+        final
+        and not any(
+            isinstance(each, ConnectionError | TimeoutError | socket.gaierror)
+            for each in _chain(error)
+        )
+        and max(statuses) < 500
     )
 
 
 def _cause(error: Exception) -> str:
     """Return the error at the bottom of a chain, in one line."""
     *_, cause = _chain(error)
+    if isinstance(cause, FileNotFoundError):
+        return "there is no such file"
+    if status := getattr(cause, "status", 0):
+        return f"the server answers {status} {getattr(cause, 'message', '')}".strip()
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}".removesuffix(": ")

@@ -5,14 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from proxhpc.account.quantity import SHOWN, memory_size, quantity, shorten
-from proxhpc.corpus.disk import append_line
+from proxhpc.corpus.disk import append_line, is_disk_full
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.run.paths import RunDir, StagingDir
 from proxhpc.run.remote import RemoteFile, RemoteListing, copy_file, draft_of, list_url
@@ -95,8 +95,8 @@ class Staging:
             if known is None or size != known.size:
                 was = "not a copy that was made here" if known is None else f"now {size:,} bytes"
                 changed.append(f"{self.dir.copy(file.name)} is {was}")
-            elif (file.size, file.version) != (known.size, known.version):
-                changed.append(f"{file}, the copy is of {known.size:,} bytes, {known.version}")
+            elif file.size not in (None, size) or file.version != known.version:
+                changed.append(f"{file}, the copy is of {size:,} bytes, {known.version}")
         if changed:
             raise UserError(
                 f"{quantity(len(changed), 'copy', 'copies')} in {self.dir.root} cannot be used:\n  "
@@ -109,7 +109,7 @@ class Staging:
     def require(self, files: Sequence[RemoteFile]) -> None:
         """Raise UserError if any of the files is not staged; it says what would be copied."""
         if missing := self.missing(files):
-            size = memory_size(sum(file.size for file in missing))
+            size = memory_size(sum(file.size or 0 for file in missing))
             raise UserError(
                 f"{quantity(len(missing), 'file')} (of {len(files):,}) with {size} must first be "
                 f"copied to {self.dir.root}, which has {self._free()}:\n  "
@@ -125,7 +125,7 @@ class Staging:
         """
         self._load()  # again: another process may have copied files
         missing = self.missing(files)
-        total = sum(file.size for file in missing)
+        total = sum(file.size or 0 for file in missing)
         drafts = [draft_of(file, self.dir.copy(file.name)) for file in missing]
         before = sum(draft.stat().st_size for draft in drafts if draft.exists())
         if total - before > _free_bytes(self.dir.root):
@@ -134,7 +134,7 @@ class Staging:
                 f"{self._free()}",
                 hint="free space there, or set corpus.staging to another folder",
             )
-        moved, stop, failed = 0, threading.Event(), list[ProxError]()
+        moved, stop, failed, full = 0, threading.Event(), list[ProxError](), list[ProxError]()
 
         def advance(number: int) -> None:
             nonlocal moved
@@ -152,13 +152,21 @@ class Staging:
                             copy.result()
                         except ProxError as error:
                             failed.append(error)
-                    if len(failed) >= SHOWN:  # the disk may be full
+                    full = [error for error in failed if is_disk_full(error)]
+                    if full or len(failed) >= SHOWN:
                         stop.set()
                     speed = moved / (time.monotonic() - started)
                     report(_progress(len(missing), before + moved, total, speed))
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+        if full:
+            left = len(self.missing(missing))
+            raise RetryError(
+                f"{full[0].message}; {quantity(left, 'file')} of {len(files):,} are not copied yet",
+                hint="free space, or raise the quota of bytes or files there (df, df -i, lfs "
+                "quota); the same command goes on from where it stopped",
+            )
         if failed:
             final = any(isinstance(error, UserError) for error in failed)
             raise (UserError if final else RetryError)(
@@ -181,17 +189,20 @@ class Staging:
     def _copy(
         self, file: RemoteFile, advance: Callable[[int], None], stop: threading.Event
     ) -> None:
-        def complete() -> None:
+        def complete(size: int) -> None:
             with self._lock:
-                append_line(self.dir.index, orjson.dumps(asdict(file)))
+                self._files[file.name] = replace(file, size=size)
+                append_line(self.dir.index, orjson.dumps(asdict(self._files[file.name])))
 
         copy_file(file, self.dir.copy(file.name), advance, stop, complete)
-        self._files[file.name] = file
 
 
 def _progress(files: int, done: int, total: int, speed: float) -> str:
-    left = f", about {(total - done) / speed / 60:,.0f} min left" if speed else ""
-    share = f"{done / max(total, 1):.1%} of {memory_size(total)}"
+    if done > total:  # the sizes of some are not known
+        share, left = memory_size(done), ""
+    else:
+        left = f", about {(total - done) / speed / 60:,.0f} min left" if speed else ""
+        share = f"{done / max(total, 1):.1%} of {memory_size(total)}"
     return f"copying {quantity(files, 'file')}: {share}, {memory_size(speed)}/s{left}"
 
 
