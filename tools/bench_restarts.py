@@ -7,21 +7,21 @@ decompressed bytes, divided by those of one pass: of a first reading, in the ord
 lease shards, and of a second one, in the order of a merge.
 """
 
-import argparse
 import gzip
 import itertools
-import multiprocessing
 import random
-import resource
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np  # noqa: F401 (workers have it loaded)
 import orjson
 import zstandard
 
+import bench
 from proxhpc.corpus.blocks import FrameReader
 from proxhpc.corpus.document import Span
 from proxhpc.corpus.inputs import describe_input
@@ -30,20 +30,21 @@ from proxhpc.corpus.restarts import RestartLog
 from proxhpc.corpus.streams import MemberReader
 
 FRAME = 8 << 20
-decompressed = 0
+Shard = tuple[int, int | None]
+Reading = tuple[float, int, int]
+"""CPU seconds, decompressed bytes and records."""
+decompressed = 0  # by this process
 
+for reader in (FrameReader, MemberReader):
 
-def count_decompressed() -> None:
-    """Count what readers decompress in this process."""
-    for reader in (FrameReader, MemberReader):
+    def counted(self: Any, *args: Any, inner: Any = reader.chunks) -> Iterator[bytes]:
+        """Decompress, and count the bytes."""
+        global decompressed
+        for chunk in inner(self, *args):
+            decompressed += len(chunk)
+            yield chunk
 
-        def counted(self, *args, inner=reader.chunks) -> Iterator[bytes]:
-            global decompressed
-            for chunk in inner(self, *args):
-                decompressed += len(chunk)
-                yield chunk
-
-        reader.chunks = counted
+    reader.chunks = counted  # type: ignore[method-assign]
 
 
 def documents(size: int) -> Iterator[bytes]:
@@ -84,61 +85,35 @@ def write(path: Path, size: int, kind: str) -> int:
     return total
 
 
-def read(
-    path: Path, log: Path | None, shards: list[tuple[int, int | None]], order, results
-) -> None:
-    """Read shards from `order`, a shared counter or a list; put CPU seconds and bytes."""
-    count_decompressed()
+@cache
+def open_log(log: Path, fingerprint: str) -> RestartLog:
+    """A worker's log of places where reading can begin."""
+    return RestartLog(log, fingerprint, writable=True)
+
+
+def read(path: Path, log: Path | None, shards: Sequence[Shard]) -> Reading:
+    """Read shards, one after another."""
     info = describe_input(path)
-    restarts = RestartLog(log, info.fingerprint, writable=True) if log else None
-    started, before = cpu(), decompressed
-    records = 0
-    for shard in take(order, len(shards)):
-        start, stop = shards[shard]
+    restarts = open_log(log, info.fingerprint) if log else None
+    started, before, records = time.process_time(), decompressed, 0
+    for start, stop in shards:
         span = Span(0, start, stop)
         for _ in read_span(info, info.format, span, Fields(), 1 << 26, restarts=restarts):
             records += 1
-    results.put((cpu() - started, decompressed - before, records))
+    return time.process_time() - started, decompressed - before, records - len(shards)
 
 
-def take(order, count: int) -> Iterator[int]:
-    """Yield the shards of a list, or the next ones of a shared counter."""
-    if isinstance(order, list):
-        yield from order
-        return
-    while True:
-        with order.get_lock():
-            shard, order.value = order.value, order.value + 1
-        if shard >= count:
-            return
-        yield shard
-
-
-def cpu() -> float:
-    """Return the CPU seconds of this process."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def run(path, log, shards, orders, *, together: bool) -> tuple[float, int, int]:
-    """Read in processes; return CPU seconds, bytes and records."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    shared = context.Value("i", 0)
-    arguments = [(path, log, shards, shared if o is None else o, results) for o in orders]
-    processes = [context.Process(target=read, args=one) for one in arguments]
-    for process in processes:
-        process.start()
-        if not together:
-            process.join()
-    found = [results.get() for _ in processes]
-    seconds, size, records = (sum(column) for column in zip(*found, strict=True))
-    return seconds, size, records - len(shards)
+def read_as_workers(
+    path: Path, log: Path | None, shards: Sequence[Shard], processes: int
+) -> list[Reading]:
+    """Read in processes at the same time, each of which takes the next shard."""
+    with bench.make_children(processes) as pool:
+        return list(pool.map(read, *zip(*((path, log, [shard]) for shard in shards), strict=True)))
 
 
 def main() -> None:
     """Write, read and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench.make_parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--shards", type=int, default=64)
@@ -150,23 +125,21 @@ def main() -> None:
             path = Path(name, "a.jsonl." + ("gz" if kind == "gzip" else "zst"))
             total = write(path, options.megabytes * 10**6, kind)
             starts = [total * n // options.shards for n in range(options.shards)]
-            shards = list(zip(starts, [*starts[1:], None], strict=True))
-            log = Path(name, "restarts", f"{kind}.log")
-            seconds, size, records = run(path, None, [(0, None)], [[0]], together=False)
+            shards: list[Shard] = list(zip(starts, [*starts[1:], None], strict=True))
+            seconds, size, records = bench.in_child(read, path, None, [(0, None)])
             print(f"{kind}: {path.stat().st_size} bytes, {size} decompressed, {seconds:.1f} s CPU")
-            count = options.processes
-            used = log if describe_input(path).enterable else None
-            for what, orders, together in (
-                ("first reading, together", [None] * count, True),
-                (
-                    "second, one after another",
-                    [list(range(n, len(shards), count)) for n in range(count)],
-                    False,
-                ),
-            ):
-                got = run(path, used, shards, orders, together=together)
-                assert got[2] == records, (got, records)
-                print(f"  {what}: {got[0] / seconds:.2f} CPU, {got[1] / size:.2f} bytes")
+            log = Path(name, "restarts", f"{kind}.log")
+            used, count = log if describe_input(path).enterable else None, options.processes
+            readings = {
+                "first reading, together": read_as_workers(path, used, shards, count),
+                "second, one after another": [
+                    bench.in_child(read, path, used, shards[n::count]) for n in range(count)
+                ],
+            }
+            for what, found in readings.items():
+                cpu, read_bytes, read_records = map(sum, zip(*found, strict=True))
+                assert read_records == records, (read_records, records)
+                print(f"  {what}: {cpu / seconds:.2f} CPU, {read_bytes / size:.2f} bytes")
             if log.exists():
                 print(f"  log: {log.stat().st_size} bytes")
 
