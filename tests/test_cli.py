@@ -121,6 +121,40 @@ def test_commands_for_jobs_are_documented_all_the_same() -> None:
     assert "\n### init site\n" in page
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("lanch x", "proxhpc: error: argument COMMAND: there is no lanch; did you mean launch?"),
+        ("xyz", "there is no xyz; choose from init, doctor, plan, .*, adapt, prove$"),
+        (
+            "launch demo --sites x",
+            "proxhpc launch: error: there is no option --sites; did you mean",
+        ),
+        (
+            "plan demo --zz",
+            "proxhpc plan: error: there is no option --zz; see `proxhpc plan --help`",
+        ),
+        ("status a b", "proxhpc status: error: one argument too many: b$"),
+        ("inspect a --outcome droped", "argument --outcome: .* did you mean dropped"),
+        ("init", "required: manifest|recipe|sbatch|site"),
+    ],
+)
+def test_a_misspelt_word_is_named_with_what_was_meant(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as status:
+        main(words.split())
+    assert status.value.code == 2
+    assert re.search(told, capsys.readouterr().err.strip())
+
+
+def test_the_program_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        main([])
+    assert status.value.code == 0
+    assert "Before a run:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["launch", "--help"], ["schema", "site"]])
 def test_help_may_be_piped_into_head(arguments: list[str]) -> None:
     with subprocess.Popen(

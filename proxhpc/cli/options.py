@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,39 @@ ABOUT = (
 )
 FOR_JOBS = "For jobs and scripts"
 """The group of commands that people do not type; docs/cli.md has them."""
-Parser = argparse.ArgumentParser
 _Group = argparse._ActionsContainer  # a parser, or a group of its options
 _SITE = "site file or name, or auto (default: the manifest's site)"
 _OUTCOMES = ["kept", "edited", "dropped", "quarantined"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are of the command that was given, and name what was probably meant."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Show the help if nothing is given."""
+        args = sys.argv[1:] if args is None else args
+        return super().parse_args(args or ["--help"], namespace)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here, not at the end, where argparse shows another usage."""
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            if not word.startswith("-"):
+                self.error(f"one argument too many: {word}")
+            names = {name.strip("-"): name for name in self._option_string_actions}
+            meant = get_close_matches(word.strip("-").partition("=")[0], names, 1)
+            hint = f"did you mean {names[meant[0]]}?" if meant else f"see `{self.prog} --help`"
+            self.error(f"there is no option {word}; {hint}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(name) for name in action.choices]
+            meant = get_close_matches(str(value), names, 1)
+            if listed := getattr(action, "_choices_actions", ()):
+                names = [choice.dest for choice in listed]  # without commands for scripts
+            told = f"did you mean {meant[0]}?" if meant else f"choose from {', '.join(names)}"
+            raise argparse.ArgumentError(action, f"there is no {value}; {told}")
 
 
 def parser() -> Parser:
@@ -60,7 +90,7 @@ def _debug(verb: Parser) -> None:
 
 
 class _PrintCompletion(argparse.Action):
-    def __call__(self, top: Parser, *arguments: object) -> None:
+    def __call__(self, top: argparse.ArgumentParser, *arguments: object) -> None:
         import shtab
 
         _, shell, *_ = arguments
@@ -73,7 +103,7 @@ class _PrintCompletion(argparse.Action):
         top.exit()
 
 
-def _verbs(top: Parser) -> "argparse._SubParsersAction[Parser]":
+def _verbs(top: argparse.ArgumentParser) -> "argparse._SubParsersAction[Parser]":
     return next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
 
 
@@ -97,8 +127,10 @@ def _doctor(verb: Parser) -> None:
 
 
 def _init(verb: Parser) -> None:
-    kinds = verb.add_subparsers(dest="kind", required=True, metavar="KIND", help="what to write:")
-    for kind in ("manifest", "recipe", "sbatch", "site"):
+    names = ("manifest", "recipe", "sbatch", "site")
+    about = "what to write:"
+    kinds = verb.add_subparsers(dest="kind", required=True, metavar="|".join(names), help=about)
+    for kind in names:
         noun = "script of a job array" if kind == "sbatch" else kind
         about = f"a copy of a {noun} that comes with proxhpc"
         if kind == "site":
@@ -149,7 +181,7 @@ class _TextOption(argparse.Action):
 
     def __call__(
         self,
-        parser: Parser,
+        parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
         value: object,
         option: str | None = None,
