@@ -124,11 +124,11 @@ def in_child(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def alternate(ways: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def alternate(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Call every way once in each round, in reverse order in every second one; their results."""
     results: dict[str, list[T]] = {way: [] for way in ways}
     for number in range(rounds):
-        for way in reversed(ways) if number % 2 else ways:
+        for way in reversed([*ways]) if number % 2 else ways:
             results[way].append(ways[way]())
             print(f"round {number + 1} of {rounds}: {way}", file=sys.stderr)
     return results

@@ -163,11 +163,6 @@ def print_costs(documents: int, costs: Mapping[str, PhaseCost]) -> float:
     return total
 
 
-def marginal(first: PhaseCost, last: PhaseCost, documents: int) -> float:
-    """The processor seconds that each of so many more documents took, without constant costs."""
-    return max(0.0, last.cpu - first.cpu) / documents
-
-
 def project(
     seconds: Mapping[str, float], target: int, size: int, cores: int
 ) -> Iterator[tuple[str, float, float]]:
@@ -203,8 +198,8 @@ def main() -> int:
         options.json.write_bytes(orjson.dumps(dict(named)))
     first, last = results[0], results[-1]
     more = options.documents[-1] - options.documents[0]
-    seconds = {
-        phase: marginal(first.get(phase, PhaseCost()), cost, more)
+    seconds = {  # of each document more, without constant costs
+        phase: max(0.0, cost.cpu - first.get(phase, PhaseCost()).cpu) / more
         for phase, cost in last.items()
         if phase not in FIXED
     }

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np  # noqa: F401 (workers have it loaded)
 import orjson
@@ -44,7 +44,7 @@ for reader in (FrameReader, MemberReader):
             decompressed += len(chunk)
             yield chunk
 
-    reader.chunks = counted  # type: ignore[method-assign]
+    reader.chunks = counted  # type: ignore[assignment]
 
 
 def documents(size: int) -> Iterator[bytes]:
@@ -67,7 +67,7 @@ def write(path: Path, size: int, kind: str) -> int:
     total = 0
     compressor = zstandard.ZstdCompressor()
     with path.open("wb") as raw:
-        file: BinaryIO = raw
+        file: Any = raw
         if kind == "gzip":
             file = gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6)
         elif kind == "one frame":

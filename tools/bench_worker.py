@@ -1,6 +1,6 @@
 """Compare our worker with bare vLLM and with the published scripts.
 
-    python tools/bench_worker.py corpus.jsonl.zst --model DIR
+    python tools/bench_worker.py corpus.jsonl.zst --model .cache/smollm2-135m
 
 Three ways to refine the same documents, some of which are exact copies of others (--copies):
 
@@ -294,7 +294,7 @@ def main() -> int:
         way: [found[way] for found in rounds] for rounds in rounds_of.values() for way in rounds[0]
     }
     print(f"{len(texts)} documents, {options.copies:.0%} copies, prompts {options.prompt}")
-    table = []
+    table: list[tuple[str | float, ...]] = []
     for way, rounds in results.items():
         seconds, usage = statistics.median(r.seconds for r in rounds), rounds[-1].usage
         rates = [n / seconds for n in (usage.prompt_tokens, usage.new_tokens, len(texts))]

@@ -237,7 +237,8 @@ class ChaosRun:
             for file in (self.folder / "liar", self.run.root.parent / "ballast"):
                 file.unlink(missing_ok=True)
             time.sleep(5)
-        raise BrokenRunError(f"proxhpc launch exits {code}: {self.launch_log_tail()}")
+        log = (self.folder / "launch.log").read_text()
+        raise BrokenRunError(f"proxhpc launch exits {code}: {log[-400:]}")
 
     def poll(self) -> Iterator[tuple[str, str]]:
         """Do what is due, and look for crashes at armed points; yield what happened."""
@@ -279,10 +280,6 @@ class ChaosRun:
         self.token(point).unlink(missing_ok=True)
         self.armed.discard(point)
         return died
-
-    def launch_log_tail(self) -> str:
-        """The end of the launchers' output."""
-        return (self.folder / "launch.log").read_text()[-400:]
 
     def _worker(self) -> tuple[int, str]:
         """A worker's pid on this machine and its array element, or (0, "")."""

@@ -8,7 +8,6 @@ reads the same questions from a task that is written for it, without network. Pr
 accuracy per character by both, and exits with 1 if they differ by more than 0.001.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,11 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from proxhpc.prove.heldout import TextScorer  # noqa: E402
-from proxhpc.prove.tasks import Question, read_questions, score_questions, task_name  # noqa: E402
+import bench
+from proxhpc.prove.heldout import TextScorer
+from proxhpc.prove.tasks import Question, read_questions, score_questions, task_name
 
 TOLERANCE = 1e-3
 TASK = """\
@@ -49,21 +46,13 @@ def write_task(folder: Path, name: str, questions: Sequence[Question]) -> None:
     (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=file))
 
 
-def lm_eval_scores(python: str, model: Path, folder: Path, names: Sequence[str]) -> dict[str, list]:
+def lm_eval_scores(
+    python: str, model: Path, folder: Path, names: Sequence[str]
+) -> dict[str, list[float]]:
     """Accuracy and accuracy per character of each task, by lm-eval."""
-    command = [
-        python,
-        "-m",
-        "lm_eval",
-        "run",
-        "--model",
-        "hf",
-        "--device",
-        "cpu",
-        "--batch_size",
-        "32",
-    ]
+    command = [python, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={model},dtype=float32", "--tasks", ",".join(names)]
+    command += ["--batch_size", "32"]
     command += ["--include_path", str(folder), "--output_path", str(folder / "out")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     subprocess.run(command, check=True, env=os.environ | offline, stdout=sys.stderr)
@@ -72,8 +61,14 @@ def lm_eval_scores(python: str, model: Path, folder: Path, names: Sequence[str])
     return {name: [results[name]["acc,none"], results[name]["acc_norm,none"]] for name in names}
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main() -> int:
     """Print both scores of each task; return the exit status."""
+    parser = bench.make_parser(__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("requests", type=Path, nargs="+")
+    parser.add_argument("--lm-eval", required=True, metavar="PYTHON")
+    parser.add_argument("--limit", type=int)
+    arguments = parser.parse_args()
     scorer = TextScorer(arguments.model)
     ours: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -94,9 +89,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("requests", type=Path, nargs="+")
-    parser.add_argument("--lm-eval", required=True, metavar="PYTHON")
-    parser.add_argument("--limit", type=int)
-    sys.exit(main(parser.parse_args()))
+    sys.exit(main())

@@ -109,8 +109,8 @@ def page_features(lines: Sequence[str]) -> Array:
     columns = [features, at, total - 1 - at, at / max(1, total - 1)]
     columns += [before[:-1] / max(1, before[-1])]
     columns += [np.array([counts[line.strip()] for line in lines]), np.array(order)]
-    page = (total, words.mean(), (words >= 20).mean())
-    page += (words[words >= 10].sum() / max(1, words.sum()),)
+    of_long = words[words >= 10].sum() / max(1, words.sum())
+    page = (total, words.mean(), (words >= 20).mean(), of_long)
     columns += [np.full(total, value) for value in page]
     key = features[:, [CHARS, WORDS, UPPER, TITLE, COMMONS, ENDED, BULLET, BARS]]
     for offset in (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5):

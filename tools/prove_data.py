@@ -13,14 +13,13 @@ are the pool, and the gold records of the demo are held out. Without FILEs, the 
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import xxhash
 import yaml
 
-from demo_pages import BLOCKS, HIDDEN
+from html_lines import html_lines
 from proxhpc.corpus.document import Document, Span
 from proxhpc.corpus.hosts import host_of, split_of
 from proxhpc.corpus.readers import Fields, read_span
@@ -114,38 +113,13 @@ def write(path: Path, records: list[dict[str, Any]], text: str, *, gold: bool = 
             writer.write(row | ({"gold": record["gold"]} if gold else {}))
 
 
-class BlockParser(HTMLParser):
-    """Collects the text of a page, one block a line."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines, self._hidden = [""], 0
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        """Begin a line with a block."""
-        self._hidden += tag in HIDDEN
-        self.lines += [""] if tag in BLOCKS else []
-
-    def handle_endtag(self, tag: str) -> None:
-        """End the line of a block."""
-        self._hidden -= tag in HIDDEN
-        self.lines += [""] if tag in BLOCKS else []
-
-    def handle_data(self, data: str) -> None:
-        """Add text to the last line."""
-        if self._hidden <= 0:
-            self.lines[-1] += data
-
-
 def html_pages(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the HTML pages in a folder as text; their host is their package."""
     for path in sorted(folder.rglob("*.html")):
         if not path.is_file() or path.stat().st_size > 200_000:
             continue
-        parser = BlockParser()
-        parser.feed(path.read_text(encoding="utf-8", errors="replace"))
-        lines = [" ".join(line.split()) for line in parser.lines]
-        text = "\n".join(line for line in lines if line)
+        lines = html_lines(path.read_text(encoding="utf-8", errors="replace"))
+        text = "\n".join(line.text for line in lines)
         host = path.relative_to(folder).parts[0]
         yield {"id": str(path), "raw": text, "gold": "", "host": host, "language": ""}
 

@@ -331,7 +331,7 @@ def score_tables(work: Workspace, model: Path) -> str:
 def make_env(folder: Path) -> None:
     """Make a virtual environment for the labeler."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
     subprocess.run([*pip, *LABELER_PACKAGES], check=True)
 
 

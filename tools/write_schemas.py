@@ -11,29 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from proxhpc.account.flops import ModelShape
+from proxhpc.annotate.summary import AnnotationSummary
+from proxhpc.doctor.finding import Diagnosis
+from proxhpc.evaluate.result import Evaluation
+from proxhpc.inspect.model import InspectOutput
+from proxhpc.outputs import OutputModel
+from proxhpc.plan.model import PlanEstimate
+from proxhpc.prove.model import ProveVerdict
+from proxhpc.report.model import Report, RunAccount
+from proxhpc.review.estimate import ReviewSummary
+from proxhpc.spec.load import json_schema
+from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.profile import Profile
+from proxhpc.spec.prove import Training, training_presets
+from proxhpc.spec.recipe import Recipe
+from proxhpc.spec.site import Site
+from proxhpc.spec.slurm_notation import MANAGED_SBATCH_OPTIONS
+from proxhpc.status.model import Status
+from proxhpc.verify import VerifyOutput
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from proxhpc.account.flops import ModelShape  # noqa: E402
-from proxhpc.annotate.summary import AnnotationSummary  # noqa: E402
-from proxhpc.doctor.finding import Diagnosis  # noqa: E402
-from proxhpc.evaluate.result import Evaluation  # noqa: E402
-from proxhpc.inspect.model import InspectOutput  # noqa: E402
-from proxhpc.outputs import OutputModel  # noqa: E402
-from proxhpc.plan.model import PlanEstimate  # noqa: E402
-from proxhpc.prove.model import ProveVerdict  # noqa: E402
-from proxhpc.report.model import Report, RunAccount  # noqa: E402
-from proxhpc.review.estimate import ReviewSummary  # noqa: E402
-from proxhpc.spec.load import json_schema  # noqa: E402
-from proxhpc.spec.manifest import Manifest  # noqa: E402
-from proxhpc.spec.profile import Profile  # noqa: E402
-from proxhpc.spec.prove import Training, training_presets  # noqa: E402
-from proxhpc.spec.recipe import Recipe  # noqa: E402
-from proxhpc.spec.site import Site  # noqa: E402
-from proxhpc.spec.slurm_notation import MANAGED_SBATCH_OPTIONS  # noqa: E402
-from proxhpc.status.model import Status  # noqa: E402
-from proxhpc.verify import VerifyOutput  # noqa: E402
-
 PAGES = {
     ROOT / "docs" / "manifest.md": ("manifest", "site", "managed"),
     ROOT / "docs" / "adapt.md": ("recipe",),
@@ -61,7 +59,6 @@ _WORDS = {
     "boolean": "true or false",
     "object": "mapping",
 }
-
 # The page describes the keys of a phase in words: they are the site's.
 PHASES = ("ResourceRequest", "RefineOptions", "MergeOptions")
 
@@ -75,12 +72,10 @@ def contents() -> dict[Path, str]:
     }
     files = {path: json.dumps(schema, indent=2) + "\n" for path, schema in schemas.items()}
     tables = {
-        "manifest": sections(json_schema(Manifest), skip=()),
-        "site": sections(
-            json_schema(Site), skip=("ResourceRequest", "RefineOptions", "MergeOptions")
-        ),
+        "manifest": sections(json_schema(Manifest)),
+        "site": sections(json_schema(Site)),
         "managed": managed(),
-        "recipe": sections(json_schema(Recipe), skip=()),
+        "recipe": sections(json_schema(Recipe)),
         "documents": documents(),
         "profile": table(json_schema(Profile)),
         "presets": presets(),
@@ -95,14 +90,15 @@ def filled(page: Path, tables: dict[str, str]) -> str:
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        if len(re.findall(pattern, text, re.DOTALL)) != 1:
+        try:
+            (before, _), (_, after) = text.split(begin), text.split(end)
+        except ValueError:
             sys.exit(f"{page}: needs one pair of {begin.strip()} and {end}")
-        text = re.sub(pattern, lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
     return text
 
 
-def sections(schema: dict[str, Any], skip: tuple[str, ...]) -> str:
+def sections(schema: dict[str, Any]) -> str:
     """Return one table for the top level and one for each section, in the schema's order."""
     blocks = [f"### Top level\n\n{table(schema)}"]
 
@@ -110,7 +106,7 @@ def sections(schema: dict[str, Any], skip: tuple[str, ...]) -> str:
         for name, rule in part["properties"].items():
             for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(rule)):
                 inner = schema["$defs"][reference]
-                if "description" in inner and "properties" in inner and reference not in skip:
+                if "description" in inner and "properties" in inner and reference not in PHASES:
                     about = " ".join(inner["description"].split())
                     blocks.append(f"### `{path}{name}`\n\n{about}\n\n{table(inner)}")
                     add(inner, f"{path}{name}.")
