@@ -139,6 +139,7 @@ FAILED = (
         ("ValueError: To serve at least one request with max seq len (131072), 16 GiB KV cache is "
          "needed, which is larger than the available KV cache memory (1.9 GiB).", UserError),
         ("KeyError: 'model.layers.0.self_attn.q_proj.bias'", UserError),
+        ("RuntimeError: Unsupported CPU attention configuration: head_dim=8 isa=1", UserError),
         ("pydantic_core.ValidationError: 1 validation error for ModelConfig", UserError),
         ("ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired "
          "GPU memory utilization (0.9, 71.2 GiB).", RetryError),

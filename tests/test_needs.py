@@ -21,7 +21,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def vllm_manifest(folder: Path) -> Path:
-    model = save_llama(folder / "model", max_position_embeddings=1024)
+    model = save_llama(folder / "model", max_position_embeddings=1024, head_dim=32)
     source = write_jsonl(folder / "in.jsonl", [document(0)])
     stages = [{"level": "chunk", "model": str(model), "prompt": "compact"}]
     return manifest(folder, [source], engine={"name": "vllm"}, stages=stages)
@@ -99,6 +99,20 @@ def test_gpus_of_a_site(
     assert {each.check: each.verdict for each in found}["GPUs for vllm"] == verdict
 
 
+def test_heads_that_vllm_lacks_on_a_cpu(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", sys)
+    monkeypatch.setattr(needs, "_vllm_build", lambda: "0.30.0+cpu")
+    path = vllm_manifest(tmp_path)
+    assert main(["plan", str(path), "--site", local_site(tmp_path)]) == 0
+    capsys.readouterr()
+    save_llama(tmp_path / "model", max_position_embeddings=1024)
+    error = refused(path, local_site(tmp_path), capsys)
+    assert "has attention heads of size 8, and vllm on a CPU only has 32, 48, 64" in error
+    assert "use `engine: {name: transformers}`" in error
+
+
 @pytest.mark.parametrize(
     ("engine", "option", "hint"),
     [
@@ -161,8 +175,8 @@ def test_refine_takes_vllm_only_with_a_gpu(
 ) -> None:
     monkeypatch.setattr(preview, "is_installed", lambda _: True)
     monkeypatch.setattr(preview, "count_gpus", lambda: gpus)
-    assert preview.preview_manifest(model="org/name").engine.name == engine
-    assert preview.preview_manifest(model="embedded").engine.name == "transformers"
+    assert preview.RefinerChoice(model="org/name").open().engine.name == engine
+    assert preview.RefinerChoice(model="embedded").open().engine.name == "transformers"
 
 
 def test_gpus_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,19 @@ from proxhpc.engines import require_engine
 from proxhpc.engines.device import count_gpus
 from proxhpc.engines.options import check_options
 from proxhpc.errors import UserError
+from proxhpc.run.plan import find_models
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.site import Resources, Site
+
+# Of the kernels of vLLM 0.32; a worker that starts learns them from vLLM itself.
+CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def examine_needs(manifest: Manifest, site: Site) -> Iterator[Finding]:
     """Yield findings about what the workers of a run need on a site."""
     yield _engine(manifest, site)
     if manifest.engine.name == "vllm":
-        yield _gpus(site)
+        yield _device(manifest, site)
     if _uses_parquet(manifest):
         try:
             require_pyarrow("parquet")
@@ -58,12 +62,14 @@ def _engine(manifest: Manifest, site: Site) -> Finding:
     return Finding.ok(f"engine {name}", "installed", "workers use this Python environment")
 
 
-def _gpus(site: Site) -> Finding:
-    """Look for the GPUs that vLLM needs, unless it is built for something else."""
+def _device(manifest: Manifest, site: Site) -> Finding:
+    """Look for the GPUs that vLLM needs; if it is built for a CPU, whether that fits the models."""
     check, resources = "GPUs for vllm", site.resources("refine")
     build = _vllm_build()
     if not resources.container and "cpu" in build:
-        return Finding.ok(check, f"none needed by vllm {build}", "the engine runs on the CPU")
+        return _heads(manifest) or Finding.ok(
+            check, f"none needed by vllm {build}", "the engine runs on the CPU"
+        )
     if site.kind == "local":
         found = count_gpus()
         if found:
@@ -84,6 +90,24 @@ def _gpus(site: Site) -> Finding:
         f"engine vllm needs a GPU, and site {site.name} asks for none",
         "set gpus or gres in the site, or use `engine: {name: transformers}`",
     )
+
+
+def _heads(manifest: Manifest) -> Finding | None:
+    """Return an error if a model has attention heads that vLLM cannot compute on a CPU."""
+    try:
+        models = find_models(manifest).values()
+    except UserError:  # `plan` and `doctor` say so themselves
+        return None
+    for model in models:
+        if model.shape and model.shape.head_dim not in CPU_HEAD_SIZES:
+            sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+            return Finding.error(
+                "heads for vllm",
+                f"model {model.name!r} has attention heads of size {model.shape.head_dim}, and "
+                f"vllm on a CPU only has {sizes}",
+                "use `engine: {name: transformers}`, or a vllm that is built for GPUs",
+            )
+    return None
 
 
 def _vllm_build() -> str:

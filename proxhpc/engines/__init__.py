@@ -3,7 +3,13 @@
 import math
 from typing import TYPE_CHECKING
 
-from proxhpc.engines.base import Engine, NotANumberError, Request, RequestError
+from proxhpc.engines.base import (
+    Engine,
+    EngineDiedError,
+    NotANumberError,
+    Request,
+    RequestError,
+)
 from proxhpc.engines.options import check_options
 from proxhpc.errors import UserError
 from proxhpc.extras import require_package
@@ -32,10 +38,9 @@ async def make_engine(
         )
     require_engine(options.name)
     check_options(options.name, options.options)
-    engine: Engine
-    if options.name == "vllm":
-        engine = await _make_vllm(options, model, stepwise)
-    else:
+    try:
+        if options.name == "vllm":
+            return await _make_vllm(options, model, stepwise)
         from proxhpc.engines.transformers_engine import TransformersEngine
 
         engine = TransformersEngine(
@@ -46,38 +51,37 @@ async def make_engine(
             stepwise=stepwise,
             options=options.options,
         )
-    try:
         await _ask_once(engine, stepwise)
     except RequestError as error:  # as all other requests would be
-        await engine.close()
         raise UserError(f"model {model.name!r}: {error.message}", hint=error.hint) from error
-    except BaseException:
-        await engine.close()
-        raise
     return engine
 
 
 async def _ask_once(engine: Engine, stepwise: bool) -> None:
-    """Ask for one token. RequestError if the engine refuses that, or the answer is not a number."""
+    """Ask for one token; an engine that does not answer, or not with a number, is closed."""
     prompt = engine.tokenizer.encode("The") if engine.tokenizer else []
     steps = ((0, 1),) if stepwise else ()
     request = Request("doc", prompt or [0], (), 0, 1, odds=(0, 1), steps=steps)
-    done = await engine.complete(request)
-    if done.score is not None and math.isnan(done.score):
-        raise NotANumberError
+    try:
+        done = await engine.complete(request)
+        if done.score is not None and math.isnan(done.score):
+            raise NotANumberError
+    except BaseException:
+        await engine.close()
+        raise
 
 
 async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool) -> Engine:
     from proxhpc.engines.device import wait_for_memory
     from proxhpc.engines.restarting import RestartingEngine
-    from proxhpc.engines.vllm_engine import VLLMEngine
+    from proxhpc.engines.vllm_engine import VLLMEngine, start_error
 
     devices = options.options.get("tensor_parallel_size")
 
     async def start() -> Engine:
         share = options.gpu_memory_utilization
         await wait_for_memory(share, devices if isinstance(devices, int) else 1)
-        return VLLMEngine(
+        engine = VLLMEngine(
             model,
             dtype=options.dtype,
             gpu_memory_utilization=share,
@@ -85,6 +89,11 @@ async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool
             stepwise=stepwise,
             options=options.options,
         )
+        try:
+            await _ask_once(engine, stepwise)
+        except EngineDiedError as error:  # a kernel that does not exist fails when it is called
+            raise start_error(engine.log.text(), error) from error
+        return engine
 
     return RestartingEngine(await start(), start)
 

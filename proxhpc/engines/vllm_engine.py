@@ -90,27 +90,27 @@ class VLLMEngine:
         }
         if stepwise:
             arguments["logits_processors"] = [STEP_PROCESSOR]
-        self._killer, log = OrphanKiller(node_local_environment()), ErrorLog()
+        self._killer, self.log = OrphanKiller(node_local_environment()), ErrorLog()
         if stepwise:  # the version 2 runner has another interface for logits processors
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         resource_tracker.ensure_running()  # before the engine's children: it is not one of them
         previous = descendants(os.getpid())
         try:
-            with children_watched(self._killer, log):
+            with children_watched(self._killer, self.log):
                 self._engine = _start_engine(arguments, dtype, options or {})
                 self._children = descendants(os.getpid()) - previous
                 self._killer.watch(self._children)
-            log.close()
+            self.log.close()
             config = self._engine.vllm_config
             cache = config.cache_config
             self.cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
             self.min_in_flight: int = 2 * config.scheduler_config.max_num_seqs
         except BaseException as error:
-            log.close()
+            self.log.close()
             self._killer.watch(descendants(os.getpid()) - previous)
             self._killer.release()
             if isinstance(error, RetryError):
-                raise start_error(log.text(), error) from error
+                raise start_error(self.log.text(), error) from error
             raise
 
     async def complete(self, request: Request) -> Completion:
@@ -375,14 +375,16 @@ _TEMPORARY = re.compile(
     r"CUDA (driver )?error|NCCL|timed? ?out|already in use|no space left",
     re.I,
 )
+# Errors that are permanent by their class, or by what they say.
 _PERMANENT = (
     *("AssertionError", "AttributeError", "ImportError", "KeyError", "ModuleNotFoundError"),
     *("NotImplementedError", "SafetensorError", "TypeError", "ValidationError", "ValueError"),
 )
+_UNSUPPORTED = re.compile(r"unsupported|not supported|not implemented", re.I)
 
 
 def start_error(log: str, error: RetryError) -> ProxError:
-    """Return the error of a core that did not start, by the end of its log.
+    """Return the error of a core that died before its first answer, by the end of its log.
 
     UserError if it would not start on the next try either.
     """
@@ -391,7 +393,8 @@ def start_error(log: str, error: RetryError) -> ProxError:
     if cause is None:
         return error
     message = f"the vLLM engine did not start: {cause[1]}: {cause[2][:500]}"
-    if cause[1] in _PERMANENT and not _TEMPORARY.search(cause[2]):
+    permanent = cause[1] in _PERMANENT or _UNSUPPORTED.search(cause[2])
+    if permanent and not _TEMPORARY.search(cause[2]):
         return UserError(
             message,
             hint="no retry would help: change the section engine of the manifest or the model; "
