@@ -153,3 +153,13 @@ def test_the_yardstick_samples_the_same_documents_in_any_order(tool: ModuleType)
     assert {each["id"] for each in chosen} == {each["id"] for each in harm.sample(records[::-1], 3)}
     assert [each["source"] for each in chosen].count("a") == 3
     assert all(len(r["text_noisy"]) < harm.MAX_CHARS for r in chosen if r["source"] == "a")
+
+
+def test_the_bias_of_verdicts_follows_people_where_it_does_no_harm(tool: ModuleType) -> None:
+    harm = importlib.import_module("embedded_harm")
+    people = [(-0.9, True), (-0.6, True), (-0.3, True), (-2.0, False)]
+    kinds = {"doc": [-3.0] * 19 + [-0.7], "text": [-3.0] * 20}
+    assert harm.best_verdict_bias(kinds, people) == 1.0  # the smallest that is right about all
+    kinds["text"][:2] = [-0.5, -0.5]  # 10 % would go
+    assert harm.best_verdict_bias(kinds, people) == 0.5
+    assert harm.best_verdict_bias({"doc": [4.0] * 20}, people) == min(harm.BIASES)

@@ -98,6 +98,9 @@ def test_evaluation_data_is_not_trained_on(
         assert len(row["chance"]) == (len(row["lines"]) if level == "chunk" else 1)
         # Parts of a held-out page's gold text have its host, so they are held out as well.
         assert not any(row["id"].startswith(f"gold {name} ") for name in held_out)
+    people = [row for row in examples if row["teacher"] == "human"]
+    trained = {row["id"] for row in people if row["split"] == "train"}
+    assert trained == {f"{row['id']} (training)" for row in people if row["split"] != "train"}
     kinds = {(row["teacher"], row["level"]) for row in examples}
     assert kinds == {("gold", "chunk"), ("human", "doc"), ("labeler", "chunk"), ("labeler", "doc")}
     assert {row["id"] for row in tool.validation_pages(work)} == held_out
@@ -127,21 +130,26 @@ def test_extra_pages_have_labels_and_no_verdicts(
     examples = list(tool.read(tool.make_examples(work)))
 
     groups = tool.extra_groups(work)
-    assert set(groups.values()) == {"documentation", "languages", "texts"}
-    added = [row for row in examples if row["id"] in groups]
+    assert {group for group, _ in groups.values()} == {"documentation", "languages", "texts"}
+    added = [row for row in examples if row["source"] in tool.SHARES["chunk"]]
+    added = [row for row in added if row["source"] != "labeler"]
+    short = [row for row in added if row["id"].endswith(" (part)")]
+    for row in short:  # without the menu
+        noisy = next(page for page in pages if f"{page['id']} (part)" == row["id"])["text_noisy"]
+        assert row["text"] in noisy.split("\n", 3)[3]
+    assert len(short) > 20
     assert all("chance" not in row for row in added)
     assert {row["program"] for row in added if row["level"] == "doc"} == {"?"}
     for level in ("chunk", "doc"):
         shares: dict[str, float] = {}
         for row in examples:
             if (row["level"], row["split"]) == (level, "train"):
-                group = groups.get(row["id"]) or (
-                    "labeler" if row["source"] == "labeler" else "gold"
-                )
+                group = "gold" if row["source"] == "own" else row["source"]
+                group = "short" if row in short else group
                 lines = len(row["lines"]) if level == "chunk" else 1
                 shares[group] = shares.get(group, 0) + row["weight"] * lines**tool.PAGE_POWER
         wanted = {name: share for name, share in tool.SHARES[level].items() if name in shares}
-        assert len(wanted) == 4
+        assert len(wanted) == len(tool.SHARES[level]) - 1  # labelled pages, people's verdicts
         assert shares == pytest.approx({name: 1000 * share for name, share in wanted.items()})
         held_out = [row for row in added if (row["level"], row["split"]) == (level, "validation")]
         assert len(held_out) == 2

@@ -1,10 +1,11 @@
 """The no-harm yardstick: how much of what should be kept a refiner drops and removes.
 
     python tools/embedded_harm.py DATA_DIR PAGES.jsonl.zst --out DIR [--packages DIR]
-        [--model DIR] [--documents N]
+        [--model DIR [--choose-bias]] [--documents N]
 
 It writes gold records to DIR/harm.jsonl.zst, and prints the scores of a refiner. PAGES is
-from tools/embedded_data.py; only documents of its validation hosts are taken. The groups:
+from tools/embedded_data.py; only documents of its validation hosts are taken. --choose-bias
+writes the refiner's bias of verdicts first, chosen by the rule of `best_verdict_bias`. The groups:
 
 doc NAME     pages of held-out documentation without their frame: any line that goes is a loss
 page NAME    the same pages with their frame
@@ -16,8 +17,9 @@ web          web pages of the validation hosts: `long_lines_lost` is the measure
 
 import argparse
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,16 @@ from embedded_data import row as page_row
 from embedded_texts import languages
 from package_files import Packages
 from proxhpc.corpus.hosts import split_of
+from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.evaluate.gold import read_gold
 from proxhpc.evaluate.result import SystemScores, evaluate
-from proxhpc.preview import preview_manifest
+from proxhpc.preview import RefinerChoice
+from proxhpc.refine.walk import Walk
+from proxhpc.spec.refiner_file import NAME as REFINER_FILE
 from proxhpc.train.card import markdown_table
-from train_embedded import EVALUATION_SOURCE, read, write
+from proxhpc.train.task import load_base
+from proxhpc.train.walk_model import training_module
+from train_embedded import EVALUATION_SOURCE, is_for_training, read, write
 
 TEXTS = {  # sources of the shared corpus
     "dict-foldoc": "dictionary",
@@ -44,6 +51,8 @@ TEXTS = {  # sources of the shared corpus
     "arxiv": "arxiv",
 }
 WEB = "web"
+BIASES = [quarter / 4 for quarter in range(-12, 13)]
+MAX_DROPPED, MIN_DOCUMENTS = 0.05, 20  # share of a kind, and documents for a kind to count
 MAX_CHARS = 15_000  # of the other documents: evaluation is slow
 
 
@@ -110,7 +119,7 @@ def sample(records: Iterable[dict[str, Any]], documents: int) -> Iterator[dict[s
 def scores(model: Path, file: Path) -> str:
     """The scores of a refiner by group, as Markdown. Its two stages are scored separately."""
     records = read_gold([file])
-    manifest = preview_manifest(engine="transformers", model=str(model), doc_model=str(model))
+    manifest = RefinerChoice(engine="transformers", model=str(model), doc_model=str(model)).open()
     evaluation = evaluate([manifest], records, [file], rounds=0)
     dropped, rows = {}, []
     for group in evaluation.groups:
@@ -146,6 +155,62 @@ COLUMNS = (
 )
 
 
+def choose_bias(model: Path, harm: Path, data: Path) -> None:
+    """Write the best bias of verdicts to the refiner's file."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for group, _, odds in verdict_log_odds(model, read(harm), "source", "text_noisy"):
+        kinds[group.split()[0] if group.startswith(("doc", "new")) else group].append(odds)
+    rows = (row for row in read(data / "eval_docquality_dev.jsonl.zst") if row["unanimous"])
+    people = (row for row in rows if is_for_training(row["id"]))
+    verdicts = [(odds, not keep) for _, keep, odds in verdict_log_odds(model, people, "id", "text")]
+    large = {kind: odds for kind, odds in kinds.items() if len(odds) >= MIN_DOCUMENTS}
+    bias = best_verdict_bias(large, verdicts)
+    print(f"bias of verdicts: {bias}")
+    path = model / REFINER_FILE
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["doc"] = settings.get("doc", {}) | {"bias": bias}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def verdict_log_odds(
+    model: Path, rows: Iterable[dict[str, Any]], name: str, text: str
+) -> Iterator[tuple[str, bool, float]]:
+    """For each row with a verdict its key `name`, the verdict, and the log-odds of dropping it.
+
+    They are against the likelier one of the other answers: to keep and to abstain.
+    """
+    import torch
+
+    walk, module = Walk(HFTokenizer(model)), training_module(load_base(model))
+    answers = [*walk.verdict_ids, walk.end]
+    for row in rows:
+        if "keep" in row:
+            prompt = torch.tensor([walk.verdict_prompt(row[text].split("\n"))])
+            with torch.inference_mode():
+                last, _ = module.hidden(prompt)
+                keep, drop, abstain = module.logits(last[0, -1])[answers].tolist()
+            yield row[name], bool(row["keep"]), drop - max(keep, abstain)
+
+
+def best_verdict_bias(
+    kinds: Mapping[str, Sequence[float]], verdicts: Sequence[tuple[float, bool]]
+) -> float:
+    """The bias that follows people best, of those that drop at most MAX_DROPPED of each kind.
+
+    `kinds` has the log-odds of documents that should stay; `verdicts` those of others, and whether
+    people drop them. The smallest of equal ones; the lowest bias if each drops too many.
+    """
+
+    def share(bias: float) -> float:
+        return max(sum(odds + bias > 0 for odds in kind) / len(kind) for kind in kinds.values())
+
+    def correct(bias: float) -> int:
+        return sum((odds + bias > 0) == is_dropped for odds, is_dropped in verdicts)
+
+    harmless = [bias for bias in BIASES if share(bias) <= MAX_DROPPED]
+    return max(harmless or BIASES[:1], key=correct)
+
+
 def value(system: SystemScores, metric: str) -> float:
     """A score; 0 if undefined."""
     return system.scores[metric].value or 0.0
@@ -161,13 +226,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="downloads (OUT/packages)")
     parser.add_argument("--model", type=Path, metavar="DIR")
+    parser.add_argument("--choose-bias", action="store_true", help="of verdicts, for --model")
     parser.add_argument("--documents", type=int, default=40, metavar="N", help="in each group")
     arguments = parser.parse_args()
+    if arguments.choose_bias and not arguments.model:
+        parser.error("--choose-bias needs --model")
     file = arguments.out / "harm.jsonl.zst"
     if not file.exists():
         packages = Packages(arguments.packages or arguments.out / "packages")
         found = candidates(arguments.data, arguments.pages, packages, arguments.documents)
         write(file, sample(found, arguments.documents))
+    if arguments.choose_bias:
+        choose_bias(arguments.model, file, arguments.data)
     if arguments.model:
         print(scores(arguments.model, file))
 

@@ -17,7 +17,7 @@ corpus_sample.jsonl.zst        texts with `text`, `kind`, `lang`, `host`, `id`; 
 
 PAGES, from tools/embedded_data.py, has pages and texts of other kinds and languages. Their lines
 are labelled. They have no verdicts, so that the model learns to abstain: people's are about web
-pages, and what is unlike these should stay.
+pages, and what is unlike these should stay. So should short parts of them.
 
 With --base the training starts from the weights of an earlier refiner.
 
@@ -56,14 +56,20 @@ LABELER_PACKAGES = ("lightgbm>=4", "scikit-learn>=1.4", "zstandard>=0.22")
 EVALUATION_SOURCE = "dragnet"  # its licence does not allow training
 LABELED = "labeler"  # source of the documents that only the labeler has labelled
 MIN_LINES, MIN_CHARS = 8, 200  # of a page, and of a document
-PARTS = 2  # parts of a document that are labelled as documents, too
+PARTS = 5  # parts of a document that are labelled as documents, too
 RECIPE = ROOT / "recipes" / "embedded.yaml"
-BASE_LEARNING_RATE = 0.0008  # of a training that starts from earlier weights
+BASE_LEARNING_RATE = 0.0012  # of a training that starts from earlier weights
 EXTRA_VALIDATION = 120  # documents of PAGES, at each level
+HUMAN, SHORT = "human", "short"  # groups of documents: with people's verdicts, parts of PAGES
+SHORT_LINES = (2, 4, 8, 16)  # of such a part; long lines are paragraphs
+# A weight of PAGES is proportional to the number of those of its kind and language to this power.
+KIND_POWER = -0.5
+UNANIMOUS_WEIGHT = 2  # of a unanimous verdict, compared with another one
 # Of the windows that are drawn, and of the documents whose verdicts are.
 SHARES = {
-    "chunk": {"gold": 0.45, LABELED: 0.15, "documentation": 0.13, "languages": 0.17, "texts": 0.1},
-    "doc": {LABELED: 0.65, "documentation": 0.13, "languages": 0.12, "texts": 0.1},
+    "chunk": {"gold": 0.48, LABELED: 0.15, "documentation": 0.12, "languages": 0.17, "texts": 0.08},
+    "doc": {HUMAN: 0.08, LABELED: 0.5, "documentation": 0.1, "languages": 0.09, "texts": 0.08}
+    | {SHORT: 0.15},
 }
 
 Rows = Iterator[dict[str, Any]]
@@ -226,34 +232,59 @@ def labelled_pairs(work: Workspace) -> Rows:
 
 def join_probabilities(work: Workspace) -> Rows:
     """The examples with the labeler's probabilities; its own labels are for training only."""
-    probabilities = _probabilities(work)
     extra = extra_groups(work)
-    is_human = {row["id"]: row["train"] for row in work.rows("label-requests")}
-    draws: Counter[tuple[str, str]] = Counter()  # by level and group, at equal weights
-    rows = list[tuple[str, dict[str, Any]]]()
-    for row in work.rows("all-examples"):
-        group = extra.get(row["id"]) or (LABELED if row["source"] == LABELED else "gold")
-        if row["id"] in extra:
-            row["source"] = group
-            if row["level"] == "doc":
-                row["program"] = "?"  # no verdict: people's are about other documents
-        elif not _join(row, probabilities, is_human):
-            continue
+    draws: Counter[tuple[str, str]] = Counter()  # by level and group
+    rows = list(_groups(work, extra))
+    for group, row in rows:
         if row["split"] == "train":
             lines = len(row["lines"]) if row["level"] == "chunk" else 1
-            draws[row["level"], group] += lines**PAGE_POWER
-        rows.append((group, row))
+            draws[row["level"], group] += row["weight"] * lines**PAGE_POWER
     chosen = Counter[str]()
     rows.sort(key=lambda pair: hashlib.sha256(pair[1]["id"].encode()).digest())
     for group, row in rows:
         level, is_training = row["level"], row["split"] == "train"
         if is_training:
-            row["weight"] = 1000 * SHARES[level][group] / draws[level, group]
+            row["weight"] *= 1000 * SHARES[level][group] / draws[level, group]
         elif row["id"] in extra:
             chosen[level] += 1
             if chosen[level] > EXTRA_VALIDATION:
                 continue
         yield row
+
+
+def _groups(
+    work: Workspace, extra: dict[str, tuple[str, float]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Examples with their group, and their weight within it."""
+    probabilities = _probabilities(work)
+    is_human = {row["id"]: row["train"] for row in work.rows("label-requests")}
+    unanimous = {row["id"] for row in work.inputs("eval_docquality_dev") if row["unanimous"]}
+    for row in work.rows("all-examples"):
+        if row["id"] in extra:
+            row["source"], row["weight"] = extra[row["id"]]
+            if row["level"] == "doc":
+                row["program"] = "?"  # no verdict: people's are about other documents
+            elif row["split"] == "train":
+                yield from ((SHORT, part) for part in _short_part(row))
+            yield row["source"], row
+        elif _join(row, probabilities, is_human):
+            if row["teacher"] == "human":
+                weight = UNANIMOUS_WEIGHT if row["id"] in unanimous else 1
+                copy = {"id": f"{row['id']} (training)", "split": "train", "weight": weight}
+                yield HUMAN, row | copy
+            yield LABELED if row["source"] == LABELED else "gold", row
+
+
+def _short_part(row: dict[str, Any]) -> Rows:
+    """A part of the text of a page of PAGES, as a document without a verdict."""
+    good = [line for line, label in zip(row["lines"], row["keep"], strict=True) if label != "D"]
+    rng = random.Random(row["id"])
+    start = rng.randrange(len(good)) if good and rng.random() < 0.5 else 0
+    text = "\n".join(good[start : start + rng.choice(SHORT_LINES)]).strip()
+    if len(text) >= MIN_CHARS:
+        about = {"id": f"{row['id']} (part)", "level": "doc", "program": "?", "text": text}
+        kept = ("source", "host", "split", "teacher", "weight")
+        yield about | {key: row[key] for key in kept} | {"of": text.count("\n") + 1}
 
 
 def _join(
@@ -262,7 +293,7 @@ def _join(
     """Add the labeler's probabilities to an example; returns whether it is of use."""
     is_gold = row["source"] != LABELED
     is_human = row["level"] == "doc" and human[row["id"]]
-    if is_human:  # they set the bias; the model learns from them through the labeler
+    if is_human:
         row["split"] = "validation"
     elif not is_gold and row["split"] != "train":
         return False
@@ -275,8 +306,8 @@ def _join(
     return True
 
 
-def extra_groups(work: Workspace) -> dict[str, str]:
-    """The group of each document of PAGES."""
+def extra_groups(work: Workspace) -> dict[str, tuple[str, float]]:
+    """The group of each document of PAGES, and its weight: less for frequent kinds."""
     if work.extra is None:
         return {}
 
@@ -286,7 +317,9 @@ def extra_groups(work: Workspace) -> dict[str, str]:
         is_documentation = row["kind"] in ("documentation", "mathematics")
         return "documentation" if is_documentation else "texts"
 
-    return {row["id"]: group(row) for row in read(work.extra)}
+    kinds = {row["id"]: (group(row), row["kind"], row["lang"]) for row in read(work.extra)}
+    counts = Counter(kinds.values())
+    return {name: (kind[0], counts[kind] ** KIND_POWER) for name, kind in kinds.items()}
 
 
 def make_examples(work: Workspace) -> Path:
