@@ -148,6 +148,17 @@ def test_a_misspelt_word_is_named_with_what_was_meant(
     assert re.search(told, capsys.readouterr().err.strip())
 
 
+def test_a_run_that_is_named_like_its_manifest_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned(tmp_path, run_dir="runs/small").dir
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", "small"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path}/small is not a run directory: there is no such directory" in told
+    assert f"did you mean {run.root}?" in told
+
+
 def test_the_program_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as status:
         main([])

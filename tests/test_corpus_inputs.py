@@ -144,6 +144,8 @@ def test_auto_refuses_an_unknown_suffix(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: unknown file format") as error:
         describe_input(path)
     assert "set corpus.format" in error.value.hint
+    with pytest.raises(UserError, match="no such input file"):
+        describe_input(tmp_path / "gone" / name)
     assert describe_input(path, "jsonl").estimated_records == 300
 
 

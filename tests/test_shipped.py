@@ -81,7 +81,7 @@ def test_a_folder_of_the_same_name_is_no_run_unless_it_is_one(folder: Path) -> N
     run.root.rename(folder / "demo")
     assert prepare_run(Path("demo"), None, None, freeze=False).plan.manifest.name == "small"
     (folder / "other").mkdir()
-    with pytest.raises(UserError, match="is not a run directory"):
+    with pytest.raises(UserError, match=r"is not a run directory: it has no plan\.json"):
         prepare_run(Path("other"), None, None)
 
 

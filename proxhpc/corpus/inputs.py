@@ -43,6 +43,9 @@ SUFFIXES = (
     *TABLES,
     *_TEXT,
 )
+KNOWN_SUFFIXES = (
+    f"{', '.join(_LINES)}, alone or with {', '.join(COMPRESSED)}; {', '.join((*TABLES, *_TEXT))}"
+)
 
 _THREADS = 16  # that look at files: most of the time they wait for the file system
 _WINDOWS = 2 << 30  # bytes of memory of their zstd windows
@@ -125,11 +128,12 @@ def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002
         return "text"
     if path.is_dir():
         raise _irregular(path)
+    if not path.exists():
+        raise read_error(path, FileNotFoundError())
     raise UserError(
         f"{path}: unknown file format",
         hint="set corpus.format to jsonl, json, wet, parquet, arrow or text, or correct "
-        f"corpus.paths; known suffixes are {', '.join(_LINES)}, alone or with "
-        f"{', '.join(COMPRESSED)}, {', '.join((*TABLES, *_TEXT))}",
+        f"corpus.paths; known suffixes are {KNOWN_SUFFIXES}",
     )
 
 

@@ -245,10 +245,12 @@ class Plan:
         try:
             raw = run.plan.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{run.root} is not a run directory: it has no plan.json",
-                hint="`proxhpc launch MANIFEST` creates one",
-            ) from None
+            why = "it has no plan.json" if run.root.is_dir() else "there is no such directory"
+            hint = "`proxhpc launch MANIFEST` creates one"
+            default = RunDir(run.root.parent / "runs" / run.root.name)
+            if default.plan.exists():
+                hint = f"did you mean {default.root}?"
+            raise UserError(f"{run.root} is not a run directory: {why}", hint=hint) from None
         try:
             data = orjson.loads(raw)
             if data["version"] != PLAN_VERSION:
