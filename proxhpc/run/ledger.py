@@ -100,7 +100,7 @@ class Call(NamedTuple):
         return Usage.of_request(self.prompt, self.cached, self.new, self.work)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make
 class Row:
     """The outcome of one document, and the programs that led to it.
 
@@ -156,20 +156,18 @@ class Row:
     def decode(cls, line: bytes) -> "Row":
         """Read what `encode` wrote."""
         data = orjson.loads(line)
-        values = {_OPTIONAL[key]: value for key, value in data.items() if key in _OPTIONAL}
-        for name in ("flags", "cuts"):
-            if name in values:
-                values[name] = tuple(values[name])
-        return cls(
-            id=data["id"],
-            file=data["at"][0],
-            position=data["at"][1],
-            outcome=data["outcome"],
-            doc=Call.decode(data["doc"]) if "doc" in data else None,
-            windows=tuple(Call.decode(call) for call in data.get("win", ())),
-            head=base64.b64decode(data["head"]) if "head" in data else b"",
-            **values,
-        )
+        row = cls(data["id"], *data["at"], data["outcome"])
+        for key, value in data.items():
+            if name := _OPTIONAL.get(key):
+                setattr(row, name, value)
+        if "doc" in data:
+            row.doc = Call.decode(data["doc"])
+        if "win" in data:
+            row.windows = tuple([Call.decode(call) for call in data["win"]])
+        if "head" in data:
+            row.head = base64.b64decode(data["head"])
+        row.flags, row.cuts = tuple(row.flags), tuple(row.cuts)
+        return row
 
     def add_to(self, total: Counts) -> None:
         """Add the row to totals."""
