@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -484,17 +483,17 @@ def test_a_fatal_error_on_one_host_does_not_stop_the_others(
     run = planned(tmp_path)
     run.dir.site.write_bytes(orjson.dumps({"name": "here", "kind": "local"}))
 
-    def add(name: str, host: str, state: str, **more: Any) -> int:
+    def add(name: str, host: str, state: str, error: Exception | None = None) -> int:
         """Write a worker's state; return how many workers have a fatal error."""
         owner = replace(LeaseOwner.current(), worker=name, host=host)
-        ProgressLog(run.dir, owner, "refine").write(state, **more)
+        ProgressLog(run.dir, owner, "refine").write(state, error)
         return Round(run.dir, run.plan, 3, False).state["fatal_workers"]
 
-    fatal = {"error": "StopError", "message": "input changed"}
-    assert add("one", "a", "failed", **fatal) == 1, "the only host"
+    fatal = StopError("input changed")
+    assert add("one", "a", "failed", fatal) == 1, "the only host"
     assert add("two", "b", "working") == 0, "one of two hosts: it may be the cause itself"
-    assert add("three", "a", "failed", **fatal) == 0
-    assert add("four", "b", "failed", **fatal) == 3, "both hosts"
+    assert add("three", "a", "failed", fatal) == 0
+    assert add("four", "b", "failed", fatal) == 3, "both hosts"
     assert Round(run.dir, run.plan, 0, False).state["fatal_workers"] == 0  # all is refined
 
 

@@ -18,9 +18,8 @@ import pytest
 
 from proxhpc.account.counts import Counts
 from proxhpc.run.lease import LeaseOwner
-from proxhpc.run.progress import Work
+from proxhpc.run.progress import Heartbeat, Work
 from proxhpc.status.assess import ACTIVE_STATES
-from proxhpc.status.heartbeats import Heartbeat
 from proxhpc.status.remaining import MIN_SHARE, Remaining, estimate_remaining
 
 RECORDED = sorted((Path(__file__).parent / "progress").glob("*.json"))
@@ -29,15 +28,12 @@ WORK = ("answered", "pending", "speed", "refined", "asked", "shards")
 
 def beat(time: float = 0.0, state: str = "working", **work: Any) -> Heartbeat:
     line = {
-        "t": time,
+        "time": time,
         "state": state,
         "role": "refine",
         "owner": asdict(LeaseOwner("w", "node7", 12, "99")),
         "shards": 0,
         "counts": Counts().to_dict(),
-        "busy_s": 0.0,
-        "boot_s": 0.0,
-        "deaths": 0,
         "work": work,
     }
     parsed = Heartbeat.parse(orjson.dumps(line))

@@ -24,7 +24,7 @@ from proxhpc.assemble.stats import CorpusStats
 from proxhpc.assemble.summary import DuplicateCounts, FileCounts, MergeSummary, SharedIds
 from proxhpc.assemble.write import PartReceipt
 from proxhpc.cluster import tasks
-from proxhpc.errors import StopError, UserError
+from proxhpc.errors import RetryError, StopError, UserError
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.program import syntax
 from proxhpc.program.reference import Reason
@@ -273,7 +273,7 @@ def test_times_of_workers_are_added_up_and_stay_in_execution(run: RunDir) -> Non
         log = ProgressLog(run, LeaseOwner(name, HOSTILE, 1, "1"), "refine")
         log.busy_seconds, log.boot_seconds, log.counts = busy, 10.0, counts()
         log.write("starting")
-        log.write("failed", error="RetryError", message=HOSTILE)
+        log.write("failed", RetryError(HOSTILE))
     ProgressLog(run, LeaseOwner("m", "h", 1, "1"), "merge", busy_seconds=7.0).write("done")
     report = build_report(run)
     times = report.execution
@@ -327,7 +327,7 @@ def hostile_run(run: RunDir) -> None:
     with_model(run, comparison={"parameters": 10, "name": "[red]<script>"})
     merged(run, summary(counts=total, files=named, stats=stats))
     log = ProgressLog(run, LeaseOwner("w1", HOSTILE, 1, "1"), "refine")
-    log.write("failed", error="X", message=HOSTILE)
+    log.write("failed", ValueError(HOSTILE))
 
 
 def test_untrusted_text_is_escaped_on_the_page(run: RunDir) -> None:

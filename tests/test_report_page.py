@@ -39,7 +39,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = prepare_run(manifest(folder, [path], **sections), local_site(folder), None).dir
     tasks.refine_task(str(run.root), 0, 1)
     log = ProgressLog(run, LeaseOwner("w9", HOSTILE, 1, HOSTILE), "refine")
-    log.write("failed", error=HOSTILE, message=HOSTILE)
+    log.write("failed", ValueError(HOSTILE))
     tasks.merge_task(str(run.root), 1)
     write_report(run)
     return run.report_html.as_uri()

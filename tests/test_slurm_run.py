@@ -16,7 +16,8 @@ from proxhpc.assemble.merge import merge_run
 from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from proxhpc.status.heartbeats import Heartbeat, latest_heartbeats
+from proxhpc.run.progress import Heartbeat
+from proxhpc.status.heartbeats import latest_heartbeats
 from runs import check_balance, corpus_bytes, local_site, manifest, many_documents
 from slurm_cluster import FINISHED, SlurmCluster
 

@@ -109,7 +109,7 @@ def job_progress(run: RunDir, role: str) -> Iterator[ReportProgress]:
     try:
         yield lambda *_: log.heartbeat()
     except BaseException as error:
-        log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+        log.write("failed", error)
         raise
     log.write("done")
 

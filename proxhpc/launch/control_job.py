@@ -45,13 +45,13 @@ def run_control(root: str, step: str) -> str:
                 message = pool.submit(_call, step, root).result()
         except StopError as error:
             # The job exits with 0: its node has not failed, so Slurm must not requeue it.
-            log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+            log.write("failed", error)
             return f"stopped: {error}"
         except (ProxError, OSError, BrokenProcessPool) as error:
             if pause is None:
-                log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+                log.write("failed", error)
                 raise
-            log.write("retrying", message=str(error)[:2000])
+            log.write("retrying", error)
             time.sleep(pause)
         else:
             if pause != CONTROL_RETRY_SECONDS[0]:

@@ -96,9 +96,9 @@ class Round:
         self.run = run
         self.pending_shards = pending_shards
         heartbeats = latest_heartbeats(run)
-        self.fatal = [beat for beat in heartbeats if beat.error in FATAL_ERRORS and pending_shards]
-        self.hosts = {beat.owner.host for beat in heartbeats if beat.role == "refine"}
         self.failed = [beat for beat in heartbeats if beat.state == "failed"]
+        self.fatal = [b for b in self.failed if b.error in FATAL_ERRORS and pending_shards]
+        self.hosts = {beat.owner.host for beat in heartbeats if beat.role == "refine"}
         self.spoke = {beat.owner.job for beat in heartbeats}
         self.productive_jobs = {beat.owner.job for beat in heartbeats if beat.counts.documents}
         self.state = {

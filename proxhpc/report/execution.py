@@ -24,8 +24,8 @@ from proxhpc.run.calibration import load_calibration
 from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
+from proxhpc.run.progress import Heartbeat
 from proxhpc.spec.site import PhaseName, Site
-from proxhpc.status.heartbeats import Heartbeat
 
 _PAID: tuple[PhaseName, ...] = ("refine", "merge")  # control jobs cost next to nothing
 

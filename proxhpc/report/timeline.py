@@ -5,7 +5,8 @@ from itertools import pairwise
 
 from proxhpc.report.model import Timeline, TimelineWorker
 from proxhpc.run.paths import RunDir
-from proxhpc.status.heartbeats import Heartbeat, sample_heartbeats
+from proxhpc.run.progress import Heartbeat
+from proxhpc.status.heartbeats import sample_heartbeats
 
 _BINS = 60  # of the run's time
 _MAX_WORKERS = 32  # workers shown one by one, those that failed first

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.flops import Usage
@@ -14,6 +15,7 @@ from proxhpc.run.paths import RunDir
 
 EARLY = 8  # at first, a line is written when this part of the time since the first one has passed
 MIN_SECONDS = 0.5  # between two heartbeats
+MAX_MESSAGE = 2000  # characters
 
 
 @dataclass(slots=True)
@@ -27,41 +29,67 @@ class Work:
     answered: int = 0  # tokens of answered requests
     pending: int = 0  # tokens of requests that the engines have not answered yet
     speed: float = 0.0  # tokens answered per second
+    documents: float = 0.0  # documents refined per second
     refined: int = 0  # bytes that this worker has refined
     asked: int = 0  # bytes of documents in flight whose last requests are pending or answered
     shards: dict[str, int] = field(default_factory=dict)  # refined bytes of shards under lease
 
 
-@dataclass(slots=True)
-class ProgressLog:
-    """Appends a worker's progress. Only this worker writes the file; `status` reads it."""
+@dataclass
+class Heartbeat:
+    """One line of a progress file: what a worker has done, in all."""
 
-    run: RunDir
     owner: LeaseOwner
-    role: str
+    role: str  # refine, merge, train or control
+    time: float = 0.0  # when it was written, by the worker's own clock
+    state: str = "starting"  # starting, working, retrying, done, stopped, failed
+    error: str = ""  # the kind of an error
+    message: str = ""
+    shard: int | None = None
     shards: int = 0
     counts: Counts = field(default_factory=Counts)
     deaths: int = 0  # of workers and engines that this worker has recorded in ledgers
+    up_seconds: float = 0.0  # since it started
     busy_seconds: float = 0.0
     boot_seconds: float = 0.0
     device: str | None = None  # name of its GPUs; None on a CPU
     devices: int = 0
     usage: dict[str, Usage] = field(default_factory=dict)  # by level, committed or not
     work: Work = field(default_factory=Work)
-    _started: float = field(default_factory=time.monotonic)
-    _first_heartbeat: float | None = None
-    _written: float = 0.0
 
-    def write(self, state: str, **more: Any) -> None:
-        """Append a line. States: starting, working, done, stopped, failed."""
-        line = {"t": round(time.time(), 3), "state": state, "role": self.role}
-        line |= {"owner": self.owner, "shards": self.shards}
-        line |= {"counts": self.counts.to_dict(), "busy_s": round(self.busy_seconds, 3)}
-        line |= {"boot_s": round(self.boot_seconds, 3), "deaths": self.deaths}
-        line |= {"device": self.device, "devices": self.devices}
-        line |= {"usage": self.usage, "work": self.work}
-        line |= {"up_s": round(time.monotonic() - self._started, 3)} | more
-        append_line(self.run.worker(self.owner.worker), orjson.dumps(line))
+    @classmethod
+    def parse(cls, line: bytes) -> "Heartbeat | None":
+        """Read one line; None if it is torn or not a heartbeat."""
+        try:
+            return _HEARTBEAT.validate_json(line)
+        except ValidationError:
+            return None
+
+
+_HEARTBEAT = TypeAdapter(Heartbeat)
+
+
+@dataclass(init=False)
+class ProgressLog(Heartbeat):
+    """Appends a worker's progress. Only this worker writes the file; `status` reads it."""
+
+    def __init__(self, run: RunDir, owner: LeaseOwner, role: str, **done: Any) -> None:
+        super().__init__(owner, role, **done)
+        self._path = run.worker(owner.worker)
+        self._started = time.monotonic()
+        self._first_heartbeat: float | None = None
+        self._written = 0.0
+
+    def write(
+        self, state: str, error: BaseException | None = None, *, shard: int | None = None
+    ) -> None:
+        """Append a line."""
+        self.time = round(time.time(), 3)
+        self.up_seconds = round(time.monotonic() - self._started, 3)
+        self.state, self.shard = state, shard
+        self.error = type(error).__name__ if error else ""
+        self.message = str(error)[:MAX_MESSAGE] if error else ""
+        append_line(self._path, orjson.dumps(self))
         self._written = time.monotonic()
 
     def heartbeat(self) -> None:

@@ -15,9 +15,10 @@ from proxhpc.outputs import UsageTotals
 from proxhpc.run.lease import LeaseOwner, Leases
 from proxhpc.run.paths import RunDir, shard_name
 from proxhpc.run.plan import Plan
+from proxhpc.run.progress import Heartbeat
 from proxhpc.run.shards import missing_shards
 from proxhpc.status.assess import ACTIVE_STATES, Evidence, assess, group_failures
-from proxhpc.status.heartbeats import RecentHeartbeats, recent_heartbeats
+from proxhpc.status.heartbeats import latest_heartbeats
 from proxhpc.status.model import (
     MergeProgress,
     ShardProgress,
@@ -51,18 +52,18 @@ class Collector:
         is_local = self.run.site.exists() and recorded_site(self.run).kind == "local"
         jobs, queue_problem = (None, "") if is_local else self._read_queue()
         now = time.time()
-        heartbeats = recent_heartbeats(self.run)
+        heartbeats = latest_heartbeats(self.run)
         workers = self._workers(heartbeats, jobs, now)
         pending = list(missing_shards(self.run, self.plan))
         leases = self._leases.highest_attempts() if self.run.leases.is_dir() else {}
         leased = [shard for shard in pending if shard_name(shard) in leases]
         merged = load_merge(self.run)
-        counts = run_counts(merged, (recent.last for recent in heartbeats))
+        counts = run_counts(merged, heartbeats)
         submissions = Journal(self.run).read()
         rounds = [entry for entry in submissions if entry.phase in ("refine", "merge")]
         silent = None
         if rounds and jobs is not None:
-            spoke = {recent.last.owner.job for recent in heartbeats}
+            spoke = {beat.owner.job for beat in heartbeats}
             silent = find_silent(self.run, rounds[-1], spoke, {job.id for job in jobs})
         evidence = Evidence(
             run=self.run,
@@ -78,7 +79,7 @@ class Collector:
         refinements = [entry for entry in submissions if entry.phase == "refine"]
         total = len(self._shard_bytes)
         pairs = zip(heartbeats, workers, strict=True)
-        refining = [(recent.last, worker) for recent, worker in pairs if worker.role == "refine"]
+        refining = [(beat, worker) for beat, worker in pairs if worker.role == "refine"]
         ages = [(b, w.age_s if w.state in ACTIVE_STATES else inf) for b, w in refining]
         remaining = estimate_remaining(self._shard_bytes, pending, ages)
         return Status(
@@ -107,7 +108,7 @@ class Collector:
                 eta_s=remaining.seconds,
             ),
             workers=workers,
-            deaths=sum(recent.last.deaths for recent in heartbeats),
+            deaths=sum(beat.deaths for beat in heartbeats),
             excluded_nodes=refinements[-1].excluded_nodes if refinements else (),
             failures=group_failures(evidence),
             queue=None if jobs is None else _count_jobs(jobs),
@@ -140,11 +141,11 @@ class Collector:
         )
 
     def _workers(
-        self, heartbeats: list[RecentHeartbeats], jobs: list[QueuedJob] | None, now: float
+        self, heartbeats: list[Heartbeat], jobs: list[QueuedJob] | None, now: float
     ) -> tuple[WorkerStatus, ...]:
         by_id = None if jobs is None else {job.id: job for job in jobs}
         max_age = stale_after(self.run)
-        return tuple(_worker_status(recent, by_id, now, max_age) for recent in heartbeats)
+        return tuple(_worker_status(beat, by_id, now, max_age) for beat in heartbeats)
 
 
 def collect(run: RunDir, queue: QueueView | None) -> Status:
@@ -153,16 +154,15 @@ def collect(run: RunDir, queue: QueueView | None) -> Status:
 
 
 def _worker_status(
-    recent: RecentHeartbeats, jobs: dict[str, QueuedJob] | None, now: float, max_age: float
+    last: Heartbeat, jobs: dict[str, QueuedJob] | None, now: float, max_age: float
 ) -> WorkerStatus:
-    last, owner, seconds = recent.last, recent.last.owner, recent.seconds
+    owner = last.owner
     age = max(0.0, now - last.time)
     job = jobs.get(owner.job) if jobs and owner.job else None
     state = last.state
     if state in ACTIVE_STATES:
         is_queued = None if jobs is None else job is not None
         state = _worker_state(owner, state, is_queued, age > max_age)
-    before = recent.earlier.counts if recent.earlier and state == "working" else None
     return WorkerStatus(
         worker=owner.worker,
         role=last.role,
@@ -173,7 +173,7 @@ def _worker_status(
         shard=last.shard,
         shards=last.shards,
         documents=last.counts.documents,
-        documents_per_s=(last.counts.documents - before.documents) / seconds if before else None,
+        documents_per_s=(last.work.documents or None) if state == "working" else None,
         busy_s=last.busy_seconds,
         boot_s=last.boot_seconds,
         slurm=job.state if job else "",

@@ -45,7 +45,7 @@ class Throughput(OutputModel):
     """Speed of all working refine workers together, over the last minutes."""
 
     documents_per_s: float | None
-    """Documents committed per second."""
+    """Documents refined per second."""
     tokens_per_s: float | None
     """Tokens of prompts answered per second; with the rules, bytes read / 4."""
     eta_s: float | None
@@ -76,7 +76,7 @@ class WorkerStatus(OutputModel):
     documents: int
     """Documents that it has committed."""
     documents_per_s: float | None
-    """Documents that it commits per second."""
+    """Documents that it refines per second."""
     busy_s: float
     """Seconds that it has spent refining."""
     boot_s: float

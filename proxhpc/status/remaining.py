@@ -7,8 +7,7 @@ from math import inf
 
 from proxhpc.run.lease import HEARTBEAT_SECONDS
 from proxhpc.run.plan import BYTES_PER_TOKEN
-from proxhpc.run.progress import Work
-from proxhpc.status.heartbeats import Heartbeat
+from proxhpc.run.progress import Heartbeat, Work
 
 MIN_SHARE = 0.05  # of the work that must be done before the remaining time is estimated
 

@@ -8,7 +8,7 @@ from proxhpc.account.quantity import quantity
 from proxhpc.outputs import OutputModel
 from proxhpc.refine.canary import REFUSAL_REASONS, UNUSABLE_FLAG
 from proxhpc.run.paths import RunDir
-from proxhpc.status.heartbeats import Heartbeat
+from proxhpc.run.progress import Heartbeat
 
 if TYPE_CHECKING:
     from proxhpc.assemble.summary import MergeSummary

@@ -25,6 +25,7 @@ class Meter:
         # Of the documents that are read; of those, those with a row; of those, those in order.
         self._chars_read = self._chars_done = self._chars_out = 0
         self._start, self._rate = time.monotonic(), Rate()
+        self._documents, self._documents_out = Rate(), 0  # in order since the last update
 
     @property
     def seconds(self) -> float:
@@ -49,6 +50,7 @@ class Meter:
     def count_out(self, document: Document) -> None:
         """Count a document whose row is next in the order of the input."""
         self._chars_out += len(document.text)
+        self._documents_out += 1
 
     def count_published(self, shard: OpenShard) -> None:
         """Count a shard that is no longer open."""
@@ -57,7 +59,7 @@ class Meter:
     def update_log(self) -> None:
         """Write into the log what is done."""
         log, refiner = self._log, self._refiner
-        log.busy_seconds = self._busy_before + self.seconds
+        log.busy_seconds = round(self._busy_before + self.seconds, 3)
         log.usage = {
             level: usage + self._usage_before.get(level, Usage())
             for level, usage in refiner.usage.items()
@@ -70,12 +72,16 @@ class Meter:
             answered = (self._refined_before + refined + asked) // BYTES_PER_TOKEN
         if asked or pending or answered != log.work.answered:
             self._rate.add(answered - log.work.answered)
+            self._documents.add(self._documents_out)
         else:
             self._rate.skip()
+            self._documents.skip()
+        self._documents_out = 0
         log.work = Work(
             answered=answered,
             pending=pending,
             speed=round(self._rate.per_second, 3),
+            documents=round(self._documents.per_second, 3),
             refined=self._refined_before + refined,
             asked=asked,
             shards={str(shard.index): shard.refined_bytes for shard in self._shards},

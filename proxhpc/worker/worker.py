@@ -93,7 +93,7 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
             try:
                 return asyncio.run(_main(run, plan, log, assignment, deadline, job_alive))
             except EngineDiedError as error:
-                log.write("starting", error=type(error).__name__, message=str(error)[:2000])
+                log.write("starting", error)
             boot_seconds = log.boot_seconds - boot_before
             if deadline is not None and deadline - time.monotonic() < boot_seconds:
                 log.write("stopped")
@@ -101,7 +101,7 @@ def run_worker(run: RunDir, assignment: Assignment, job_alive: JobAlive) -> str:
         return asyncio.run(_main(run, plan, log, assignment, deadline, job_alive))
     except BaseException as error:
         with suppress(RetryError):  # if the disk is full, the first error matters more
-            log.write("failed", error=type(error).__name__, message=str(error)[:2000])
+            log.write("failed", error)
         raise
 
 
@@ -122,7 +122,7 @@ async def _main(
         check_model(model)
     refiner = await open_refiner(plan.frozen_manifest, plan.models, plan.prompts)
     gc.freeze()  # libraries and models stay: no later collection looks at them
-    log.boot_seconds += time.monotonic() - started
+    log.boot_seconds = round(log.boot_seconds + time.monotonic() - started, 3)
     log.device, log.devices = device_name(plan.manifest.engine.name)
     # Not earlier, because an engine installs its own handlers while it starts.
     for number in STOP_SIGNALS:
