@@ -259,19 +259,6 @@ x.yaml:4: engine.options.Seed: not allowed: use seed""",
         "x.yaml:3: stages[0].blank_lines: must be numbered with policy: reference\n"
         "x.yaml:3: stages[0].window_overlap: must be 0 with policy: reference",
     ),
-    "removed": (
-        SMALL.replace("{level: doc}", "{level: doc, gpu_memory_utilization: 0.5}").replace(
-            "name: rules", "name: rules, ngram_tokens: 4"
-        )
-        + "dedup: {before: exact}\n",
-        """\
-x.yaml:3: stages[0].gpu_memory_utilization: removed in proxhpc 0.2; use \
-engine.gpu_memory_utilization, which models share
-x.yaml:4: engine.ngram_tokens: removed in proxhpc 0.2; use engine.options: {speculative_config: \
-{method: ngram, num_speculative_tokens: 4, prompt_lookup_max: 4}}
-x.yaml:5: dedup.before: removed in proxhpc 0.2; delete it: a worker never asks the same prompt \
-twice""",
-    ),
     "speculation": (
         SMALL.replace("level: doc", "level: doc, model: a/b, prompt: walk").replace(
             "name: rules", "name: vllm, options: {speculative_config: {method: ngram}}"

@@ -276,7 +276,7 @@ def test_a_node_on_which_every_worker_fails_is_excluded(
     batch = TaskBatch("refine", tasks.merge_task, [("x", 1)] * 2, {"manual": 0}, ("n2",))
     (job, *_) = backend.submit(batch, None)
     assert "ExcNodeList=n2" in cluster.run("scontrol", "show", "job", job).stdout
-    assert Journal(run.dir).read()[1].excluded_nodes == ("n2",)
+    assert Journal(run.dir).read()[1].excluded_nodes == ["n2"]
 
 
 def failing_on(folder: Path, node: str) -> str:

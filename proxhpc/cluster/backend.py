@@ -28,7 +28,7 @@ class TaskBatch:
 
 
 class Backend(Protocol):
-    """Runs the jobs of a run."""
+    """Runs the jobs of a run. What is about Slurm's queue does nothing unless a backend has one."""
 
     def active_elements(self, phase: PhaseName) -> int:
         """Return the number of jobs of a phase that are pending or running."""
@@ -38,9 +38,11 @@ class Backend(Protocol):
 
     def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
         """Start `follow_up` once all active jobs have ended; False if that is already scheduled."""
+        return False
 
     def reconcile(self) -> list[str]:
         """Complete or cancel submissions of a launcher that died; return one line for each."""
+        return []
 
     def free_elements(self, resources: Resources) -> int:
         """Return how many array elements may be submitted now."""
@@ -50,28 +52,34 @@ class Backend(Protocol):
 
         They are cancelled when others are submitted, so a step that fails leaves them in the queue.
         """
+        return []
 
     def drop_paused(self) -> None:
         """Cancel the jobs that were set aside."""
+        return
 
     def release_held(self) -> list[str]:
         """Release jobs that are held; return their ids."""
+        return []
 
     @property
     def site_words(self) -> list[str]:
         """Lines that the site printed when it accepted jobs."""
+        return []
 
     def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
         """Return why every element of the last round failed in silence, and on how many nodes.
 
         `spoke` are the jobs with heartbeats. ("", 0) if an element began, or this is unknown.
         """
+        return "", 0
 
     def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
         """Return nodes where recent elements all failed at once, with the number of failures.
 
         An element in `productive_jobs` did some work first, so it does not count as a failure.
         """
+        return {}
 
     def cancel(self) -> list[str]:
         """End every job of the run, pending or running; return their ids or names."""

@@ -25,9 +25,10 @@ class Submission:
     elements: int  # of all arrays together
     arrays: int
     has_control_job: bool
-    excluded_nodes: tuple[str, ...]
+    excluded_nodes: list[str]
     run_state: dict[str, int]  # before the submission
-    delay_seconds: int = 0  # a pause before it
+    delay_seconds: int  # a pause before it
+    t: float  # when, in seconds since 1970
     jobs: dict[str, list[str]] = field(default_factory=dict)  # ids by phase
     settled: bool = False  # released or abandoned
     abandoned: bool = False
@@ -54,18 +55,9 @@ class Journal:
         """Return every submission so far, in order."""
         submissions: dict[int, Submission] = {}
         for line in self._lines():
-            event, number = line["event"], line["intent"]
+            event, number = line.pop("event"), line.pop("intent")
             if event == "intent":
-                submissions[number] = Submission(
-                    number=number,
-                    phase=line["phase"],
-                    elements=line["elements"],
-                    arrays=line["arrays"],
-                    has_control_job=line["has_control_job"],
-                    excluded_nodes=tuple(line["excluded_nodes"]),
-                    run_state=line["run_state"],
-                    delay_seconds=line.get("delay_seconds", 0),
-                )
+                submissions[number] = Submission(number, **line)
             elif number not in submissions:
                 continue  # a full disk tore its intent: nothing was submitted for it
             elif event == "receipt":

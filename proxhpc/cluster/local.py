@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Collection, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -11,7 +10,7 @@ from typing import Any
 
 from proxhpc.account.quantity import quantity
 from proxhpc.cluster import slurm, tasks
-from proxhpc.cluster.backend import TaskBatch, record_intent
+from proxhpc.cluster.backend import Backend, TaskBatch, record_intent
 from proxhpc.cluster.journal import Journal
 from proxhpc.corpus.disk import writing
 from proxhpc.errors import RetryError, UserError
@@ -27,8 +26,11 @@ _NO_GPU = ("", "-1", "NoDevFiles")  # entries of CUDA_VISIBLE_DEVICES at which C
 
 
 @dataclass
-class LocalBackend:
-    """Runs the jobs as child processes, which live as long as the launcher."""
+class LocalBackend(Backend):
+    """Runs the jobs as child processes, which live as long as the launcher.
+
+    It starts no follow-up: the launcher itself takes the next step.
+    """
 
     run: RunDir
     site: Site
@@ -43,7 +45,7 @@ class LocalBackend:
         return resources.workers
 
     def submit(self, batch: TaskBatch, follow_up: TaskBatch | None) -> list[str]:
-        """Start the processes. The launcher itself takes the next step, so no follow-up starts."""
+        """Start the processes."""
         journal = Journal(self.run)
         number = len(journal.read())
         record_intent(journal, number, batch, arrays=1, has_control_job=False)
@@ -67,38 +69,6 @@ class LocalBackend:
         journal.write("released", number)
         fault_point("all released")
         return [job.job_id for job in jobs]
-
-    def ensure_follow_up(self, follow_up: TaskBatch) -> bool:
-        """Return False: the launcher itself takes the next step."""
-        return False
-
-    def reconcile(self) -> list[str]:
-        """Return nothing: processes are not held, so none needs a release."""
-        return []
-
-    def set_aside_paused(self) -> list[str]:
-        """Return nothing: local processes do not wait."""
-        return []
-
-    def drop_paused(self) -> None:
-        """Do nothing."""
-
-    def release_held(self) -> list[str]:
-        """Return nothing: local processes are not held."""
-        return []
-
-    @property
-    def site_words(self) -> list[str]:
-        """Nothing: there is no site that could print something."""
-        return []
-
-    def silent_round(self, phase: PhaseName, spoke: Collection[str]) -> tuple[str, int]:
-        """Return nothing: the launcher's own Python starts the processes."""
-        return "", 0
-
-    def failing_nodes(self, productive_jobs: Container[str]) -> dict[str, int]:
-        """Return nothing: there is only one machine."""
-        return {}
 
     def cancel(self) -> list[str]:
         """Stop the launcher, which lets its processes commit. RetryError if it is elsewhere."""
@@ -142,8 +112,7 @@ class LocalBackend:
         executor = submitit.LocalExecutor(
             folder=self.run.logs / f"{intent:04d}-{batch.phase}", python=self.site.python
         )
-        setup = list(self.site.resources(batch.phase).setup)
-        executor.update_parameters(timeout_min=UNLIMITED_MINUTES, tasks_per_node=1, setup=setup)
+        executor.update_parameters(timeout_min=UNLIMITED_MINUTES, tasks_per_node=1)
         return executor
 
 

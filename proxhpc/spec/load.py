@@ -31,12 +31,6 @@ from proxhpc.spec.yaml_lines import Key, Problem, Tree, dotted, nearest, parse, 
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PROBLEMS = 20
-_REMOVED_KEYS = {
-    "dedup.before": "delete it: a worker never asks the same prompt twice",
-    "engine.ngram_tokens": "use engine.options: {speculative_config: {method: ngram, "
-    "num_speculative_tokens: 4, prompt_lookup_max: 4}}",
-    "stages.gpu_memory_utilization": "use engine.gpu_memory_utilization, which models share",
-}
 
 
 class Config(BaseModel):
@@ -117,14 +111,6 @@ ONE_OR_MORE = BeforeValidator(
 )
 
 
-_DOWNLOAD_FIRST = "download the files first, and name the folder"
-_DOWNLOAD = {
-    "hf://": "first run `hf download ORG/NAME --repo-type dataset --local-dir DIR`, and name DIR",
-    "s3://": "first run `aws s3 cp --recursive` or `s5cmd cp` to a folder, and name that",
-    "gs://": "first run `gcloud storage cp --recursive` to a folder, and name that",
-}
-
-
 def matching(pattern: str, wanted: str) -> tuple[AfterValidator, FieldInfo]:
     """Return annotations for a string that must match `pattern`, described by `wanted`."""
 
@@ -154,8 +140,7 @@ def absolute(text: str, info: ValidationInfo, *, pattern: bool = False) -> str:
     Symbolic links are resolved in the base only: a virtual environment's python is a link itself.
     """
     if is_url(text):
-        scheme = text[: text.index("//") + 2]
-        raise ValueError(f"{quoted(text)} is not a path: {_DOWNLOAD.get(scheme, _DOWNLOAD_FIRST)}")
+        raise ValueError(f"{quoted(text)} is not a path: download the files, and name the folder")
     if text.startswith("~"):
         text = os.path.expanduser(text)
     if (base := base_of(info)) is None:
@@ -303,8 +288,6 @@ def _wording(detail: Mapping[str, Any], model: type[BaseModel], key: Key) -> str
 
 
 def _unknown_key(model: type[BaseModel], key: Key) -> str:
-    if advice := _REMOVED_KEYS.get(".".join(part for part in key if isinstance(part, str))):
-        return f"removed in proxhpc 0.2; {advice}"
     name, keys = str(key[-1]), sorted(_known_keys(model, key[:-1]))
     guess = nearest(name, keys) or _same_name_elsewhere(model, name)
     return f"unknown key{guess} (keys here: {', '.join(keys)})"

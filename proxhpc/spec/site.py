@@ -258,19 +258,8 @@ _DEFAULTS: dict[PhaseName, dict[str, Any]] = {
 }
 _CONTROL_MEMORY = "4G"
 _SLURM_ONLY = (
-    *(
-        "account",
-        "partition",
-        "qos",
-        "constraint",
-        "reservation",
-        "time",
-        "time_min",
-        "mem",
-        "gres",
-    ),
-    *("exclusive", "tasks_per_node", "nodes", "setup", "container", "sbatch"),
-    *("max_array_size", "max_submit_jobs", "submit_from_jobs"),
+    *(key for key in ResourceRequest.model_fields if key not in ("cpus", "gpus")),
+    *("nodes", "max_array_size", "max_submit_jobs", "submit_from_jobs"),
 )
 
 

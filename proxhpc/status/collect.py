@@ -109,7 +109,7 @@ class Collector:
             ),
             workers=workers,
             deaths=sum(beat.deaths for beat in heartbeats),
-            excluded_nodes=refinements[-1].excluded_nodes if refinements else (),
+            excluded_nodes=tuple(refinements[-1].excluded_nodes) if refinements else (),
             failures=group_failures(evidence),
             queue=None if jobs is None else _count_jobs(jobs),
             queue_problem=queue_problem,
