@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 
 from proxhpc.account.quantity import quantity
-from proxhpc.corpus.inputs import SUFFIXES, InputInfo, describe_input, read_head
+from proxhpc.corpus.inputs import KNOWN_SUFFIXES, SUFFIXES, InputInfo, describe_input, read_head
 from proxhpc.corpus.probe import find_misread, guess_fields
 from proxhpc.corpus.records import Fields
 from proxhpc.corpus.signatures import name_content
 from proxhpc.errors import UserError
 from proxhpc.extras import how_to_install, is_installed
 from proxhpc.launch.launch import Run, plan_run, this_machine
-from proxhpc.preview import make_manifest, name_models, preview_manifest
+from proxhpc.preview import RefinerChoice, make_manifest
 from proxhpc.run.listing import match_files
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan, freeze_manifest
@@ -134,39 +134,21 @@ class FoundFiles:
             yield f"left out: {quantity(len(self.left_out) - _SHOWN, 'more file')}"
 
 
-@dataclass(frozen=True, slots=True)
-class RefinerChoice:
-    """The options that name models, or a manifest that has them."""
-
-    manifest: Path | None = None
-    engine: str | None = None
-    model: str | None = None
-    doc_model: str | None = None
-    prompt: str | None = None
-
-    def complete(self) -> tuple[dict[str, Any], str]:
-        """Return keys of a manifest, and a line about the models; by default the embedded one."""
-        if self.manifest:
-            base = preview_manifest(
-                self.manifest,
-                engine=self.engine,
-                model=self.model,
-                doc_model=self.doc_model,
-                prompt=self.prompt,
-            )
-            data = base.model_dump(mode="json", exclude_unset=True)
-            return data, f"stages and policy: those of {self.manifest}"
-        model, missing = self.model, [p for p in ("torch", "transformers") if not is_installed(p)]
-        if not (model or self.doc_model or missing) and self.engine != "rules":
-            model = EMBEDDED
-        data = name_models(self.engine, model, self.doc_model, self.prompt)
-        if model or self.doc_model:
-            names = " and ".join(name for name in (self.doc_model, model) if name)
-            return data, f"model: {names}, engine {data['engine']['name']}"
-        # The doc stage of the rules is for web pages: it drops short texts, lists and tables.
-        data["stages"] = data["stages"][1:]
-        why = f": {' and '.join(missing)} not installed; {how_to_install('transformers')}"
-        return data, "model: none, the rules" + ("" if self.engine == "rules" else why)
+def complete_choice(choice: RefinerChoice) -> tuple[dict[str, Any], str]:
+    """Return keys of a manifest, and a line about the models; by default the embedded one."""
+    if choice.manifest:
+        data = choice.open().model_dump(mode="json", exclude_unset=True)
+        return data, f"stages and policy: those of {choice.manifest}"
+    missing = [package for package in ("torch", "transformers") if not is_installed(package)]
+    if not (choice.model or choice.doc_model or missing) and choice.engine != "rules":
+        choice = replace(choice, model=EMBEDDED)
+    data = choice.sections()
+    if names := [name for name in (choice.doc_model, choice.model) if name]:
+        return data, f"model: {' and '.join(names)}, engine {data['engine']['name']}"
+    # The doc stage of the rules is for web pages: it drops short texts, lists and tables.
+    data["stages"] = data["stages"][1:]
+    why = f": {' and '.join(missing)} not installed; {how_to_install('transformers')}"
+    return data, "model: none, the rules" + ("" if choice.engine == "rules" else why)
 
 
 def plan_folder(
@@ -183,7 +165,7 @@ def plan_folder(
                 f"--out {out} is in {path}, where nothing is written",
                 hint="choose a directory outside of it",
             )
-    data, about_models = choice.complete()
+    data, about_models = complete_choice(choice)
     given = data.get("corpus", {})  # of a manifest
     limit = given.get("max_record_bytes", _MAX_RECORD_BYTES)
     found = FoundFiles()
@@ -192,8 +174,13 @@ def plan_folder(
     fields = found.order_fields()
     if not found.files:
         raise UserError(
-            f"no file that can be refined in {', '.join(map(str, paths))}",
-            hint="\n".join([f"known kinds: {', '.join(SUFFIXES)}", *found.describe_left_out()]),
+            "\n".join(
+                [
+                    f"no file that can be refined in {', '.join(map(str, paths))}",
+                    *found.describe_left_out(),
+                ]
+            ),
+            hint=f"known suffixes are {KNOWN_SUFFIXES}; --text FIELD names the field with the text",
         )
     tokens = sum(file.info.estimated_bytes for file in found.files) // BYTES_PER_TOKEN
     shard = max(_MIN_SHARD, min(_MAX_SHARD, tokens // (_SHARDS_PER_WORKER * site.workers)))
@@ -228,13 +215,16 @@ def _look_at(
 ) -> FoundFile | str:
     """Return a file with its text field; why it is left out if it cannot be refined."""
     if not _suffix(path.name):
-        is_packed = path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar")
-        return "not a known kind of file" + (": unpack it" if is_packed else "")
+        suffix = path.suffix.lower()
+        mend = ": unpack it" if suffix in (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar") else ""
+        if suffix in (".html", ".htm", ".pdf", ".docx", ".epub"):
+            mend = ": extract its text first"
+        return f"not a known kind of file{mend}"
     info = describe_input(path)
     if info.format == "text":
         with path.open("rb") as file:
             is_text = b"\0" not in file.read(_HEAD)
-        return FoundFile(info, root) if is_text else "not a text"
+        return FoundFile(info, root) if is_text else "binary, not text"
     if not info.size:
         return FoundFile(info, root)
     guess = guess_fields(info, max_record_bytes)

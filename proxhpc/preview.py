@@ -7,6 +7,7 @@ nothing is stored, resumed or merged.
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from itertools import islice
@@ -46,42 +47,42 @@ PreviewFormat = Literal["json", "text", "diff"]
 NamedDocument = tuple[str, Document | BadRecord]
 
 
-def preview_manifest(
-    path: Path | None = None,
-    *,
-    engine: str | None = None,
-    model: str | None = None,
-    doc_model: str | None = None,
-    prompt: str | None = None,
-) -> Manifest:
-    """The manifest in a file, or one made for the models named; without a model, for the rules."""
-    if path is not None:
-        if engine or model or doc_model or prompt:
+@dataclass(frozen=True, slots=True)
+class RefinerChoice:
+    """The options that name models, or a manifest that has them; without a model, the rules."""
+
+    manifest: Path | None = None
+    engine: str | None = None
+    model: str | None = None
+    doc_model: str | None = None
+    prompt: str | None = None
+
+    def open(self) -> Manifest:
+        """Return the manifest in the file, or one made for the models."""
+        if self.manifest is None:
+            keys = {"name": "preview", "corpus": {"paths": "-", "id": "id"}}
+            return make_manifest(keys | self.sections())
+        if self.engine or self.model or self.doc_model or self.prompt:
             raise UserError(
                 "--manifest names models, profiles and engine",
                 hint="leave out --model, --doc-model, --prompt and --engine",
             )
-        return load_manifest(path)
-    named = name_models(engine, model, doc_model, prompt)
-    return make_manifest({"name": "preview", "corpus": {"paths": "-", "id": "id"}} | named)
+        return load_manifest(self.manifest)
 
-
-def name_models(
-    engine: str | None, model: str | None, doc_model: str | None, prompt: str | None
-) -> dict[str, Any]:
-    """The stages and the engine of a manifest for these models; without one, for the rules."""
-    stages = [("doc", doc_model), ("chunk", model)]
-    if model or doc_model:
-        stages = [stage for stage in stages if stage[1]]
-        # Without a GPU, or for a tiny model, documents are refined before vLLM has started.
-        large = {model, doc_model} - {None, EMBEDDED}
-        worth_starting = large and is_installed("vllm") and count_gpus()
-        engine = engine or ("vllm" if worth_starting else "transformers")
-    style: dict[str, str | None] = {"prompt": prompt} if prompt else {}
-    return {
-        "engine": {"name": engine or "rules"},
-        "stages": [{"level": level, "model": name} | style for level, name in stages],
-    }
+    def sections(self) -> dict[str, Any]:
+        """Return the stages and the engine of a manifest for the models."""
+        stages, engine = [("doc", self.doc_model), ("chunk", self.model)], self.engine
+        if self.model or self.doc_model:
+            stages = [stage for stage in stages if stage[1]]
+            # Without a GPU, or for a tiny model, documents are refined before vLLM has started.
+            large = {self.model, self.doc_model} - {None, EMBEDDED}
+            worth_starting = large and is_installed("vllm") and count_gpus()
+            engine = engine or ("vllm" if worth_starting else "transformers")
+        style: dict[str, str | None] = {"prompt": self.prompt} if self.prompt else {}
+        return {
+            "engine": {"name": engine or "rules"},
+            "stages": [{"level": level, "model": name} | style for level, name in stages],
+        }
 
 
 def make_manifest(data: dict[str, Any]) -> Manifest:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxhpc.corpus.document import Document
-from proxhpc.preview import preview_manifest, refine_in_order
+from proxhpc.preview import RefinerChoice, refine_in_order
 from proxhpc.refine.refiner import open_refiner
 from proxhpc.run.ledger import Row
 from proxhpc.run.models import resolve_model
@@ -30,7 +30,7 @@ FOOT = ["Related articles", "Terms of use", "Privacy policy", "Contact us", "Sit
 
 def refined(texts: list[str]) -> list[Row]:
     pytest.importorskip("transformers")
-    manifest = preview_manifest(engine="transformers", model="embedded", doc_model="embedded")
+    manifest = RefinerChoice(engine="transformers", model="embedded", doc_model="embedded").open()
     models = find_models(manifest)
 
     async def refine() -> list[Row]:

@@ -12,7 +12,8 @@ from proxhpc.cli.main import main
 from proxhpc.corpus.inputs import describe_input
 from proxhpc.corpus.probe import guess_fields
 from proxhpc.errors import UserError
-from proxhpc.folder import RefinerChoice, plan_folder
+from proxhpc.folder import complete_choice, plan_folder
+from proxhpc.preview import RefinerChoice
 from proxhpc.run.paths import RunDir
 from proxhpc.spec.manifest import load_manifest
 from runs import PARAGRAPH, check_balance, document, write_jsonl
@@ -66,7 +67,7 @@ def test_one_command_makes_a_corpus_and_a_report_of_a_folder(
         'text: field "text" of in [1]/news.jsonl\n'
         "left out: in [1]/logo.png: not a known kind of file\n"
         "left out: in [1]/package.json: no field 'text'; it has: name, version\n"
-        "left out: in [1]/sub/binary.txt: not a text\n"
+        "left out: in [1]/sub/binary.txt: binary, not text\n"
         "model: none, the rules\n"
         f"run directory: {out}\n"
     )
@@ -168,11 +169,15 @@ def test_what_cannot_be_refined_at_all_is_an_error(tmp_path: Path, capsys: Captu
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "logo.png").write_bytes(b"\x89PNG")
     (tmp_path / "in" / "letter.txt.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "in" / "page.html").write_text("<p>Text</p>")
     (tmp_path / "in" / HOSTILE).write_text("[1]\n")
     out = str(tmp_path / "out")
     assert main(["refine", str(tmp_path / "in"), "--out", out]) == 2
     shown = capsys.readouterr().err
-    assert "no file that can be refined" in shown
+    assert shown.startswith("proxhpc: no file that can be refined in ")
+    assert shown.splitlines()[-1].startswith("  known suffixes are .jsonl, .ndjson, .json, .wet, ")
+    assert len(shown.splitlines()) < 8
+    assert "page.html: not a known kind of file: extract its text first\n" in shown
     assert "logo.png: not a known kind of file\n" in shown
     assert "letter.txt.gz: not a known kind of file: unpack it\n" in shown
     assert "\x1b" not in shown
@@ -207,13 +212,13 @@ def test_the_exit_status_is_not_0_if_every_document_is_quarantined(
 def test_the_model_is_the_embedded_one_if_it_can_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, line = RefinerChoice().complete()
+    data, line = complete_choice(RefinerChoice())
     assert line == "model: embedded, engine transformers"
     assert data["stages"] == [{"level": "chunk", "model": "embedded"}]
-    data, line = RefinerChoice(doc_model="embedded", model="embedded").complete()
+    data, line = complete_choice(RefinerChoice(doc_model="embedded", model="embedded"))
     assert [stage["level"] for stage in data["stages"]] == ["doc", "chunk"]
     monkeypatch.setattr("proxhpc.folder.is_installed", lambda package: package != "torch")
-    data, line = RefinerChoice().complete()
+    data, line = complete_choice(RefinerChoice())
     assert data == {"engine": {"name": "rules"}, "stages": [{"level": "chunk", "model": None}]}
     assert line.startswith("model: none, the rules: torch not installed; pip install ")
 

@@ -16,7 +16,7 @@ from proxhpc.account.quantity import quantity
 from proxhpc.cli.main import main
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
-from proxhpc.preview import _Printer, preview_manifest
+from proxhpc.preview import RefinerChoice, _Printer
 from runs import PARAGRAPH, document, manifest, planned, write_jsonl
 from tiny_models import save_llama
 
@@ -156,18 +156,18 @@ def test_a_local_model(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_contradictory_options_are_errors(tmp_path: Path) -> None:
-    assert [s.level for s in preview_manifest(prompt="compact").stages] == ["doc", "chunk"]
-    one = preview_manifest(doc_model="a/b", engine="vllm", prompt="compact")
+    assert [s.level for s in RefinerChoice(prompt="compact").open().stages] == ["doc", "chunk"]
+    one = RefinerChoice(doc_model="a/b", engine="vllm", prompt="compact").open()
     assert [(s.level, s.model, s.prompt) for s in one.stages] == [("doc", "a/b", "compact")]
-    tiny = preview_manifest(model="embedded")
+    tiny = RefinerChoice(model="embedded").open()
     assert (tiny.engine.name, tiny.stages[0].model) == ("transformers", "embedded")
     for options in ({"model": "a/b"}, {"prompt": "compact"}):
         with pytest.raises(UserError, match="--manifest names"):
-            preview_manifest(tmp_path / "m.yaml", **options)
+            RefinerChoice(tmp_path / "m.yaml", **options).open()
     with pytest.raises(UserError, match=r'^"a b" is neither an existing directory[^;]*$'):
-        preview_manifest(model="a b", prompt="compact")
+        RefinerChoice(model="a b", prompt="compact").open()
     with pytest.raises(UserError, match="compact"):
-        preview_manifest(prompt="compactt")
+        RefinerChoice(prompt="compactt").open()
 
 
 def test_the_reader_may_close_the_pipe(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_each_line_of_a_slow_pipe_is_answered_at_once() -> None:
 
 
 def test_flops_are_unknown_if_one_model_s_shape_is(capsys: Capture) -> None:
-    made = preview_manifest(model="a/b", doc_model="a/b", prompt="compact")
+    made = RefinerChoice(model="a/b", doc_model="a/b", prompt="compact").open()
     known = SimpleNamespace(
         shape=ModelShape(32, 2, 4, 8, vocab=320, active=20_000, parameters=40_000)
     )

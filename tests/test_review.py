@@ -35,7 +35,6 @@ from proxhpc.evaluate.gold import read_gold
 from proxhpc.evaluate.metrics import GoldLines, line_counts
 from proxhpc.inspect.find import sample_groups
 from proxhpc.program.derive import EDIT_COSTS
-from proxhpc.review import choose_items
 from proxhpc.review.document import (
     ReviewDocument,
     ReviewItem,
@@ -47,7 +46,7 @@ from proxhpc.review.estimate import ReviewSummary, summarize
 from proxhpc.review.marks import Mark, MarksFile
 from proxhpc.review.page import Page
 from proxhpc.review.session import ReviewSession
-from proxhpc.review.source import FileReview, RunReview, open_review_source
+from proxhpc.review.source import FileReview, RunReview, choose_items, open_review_source
 from proxhpc.review.view import CHROME, render_screen
 from proxhpc.run.paths import RunDir
 from runs import document, planned, write_jsonl

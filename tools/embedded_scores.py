@@ -11,7 +11,7 @@ from pathlib import Path
 from proxhpc.evaluate.gold import GoldRecord, Selection, read_gold
 from proxhpc.evaluate.metrics import GoldLines, MetricScores, score_documents, score_lines
 from proxhpc.evaluate.result import Evaluation, GroupScores, SystemScores, evaluate
-from proxhpc.preview import preview_manifest
+from proxhpc.preview import RefinerChoice
 from proxhpc.train.card import markdown_table
 
 DropProbabilities = Mapping[tuple[str, str], Sequence[float]]
@@ -37,7 +37,7 @@ def evaluate_set(
     """Evaluate a model and the labeler on gold records, up to `limit` of them drawn at random."""
     selection = Selection(limit=limit)
     records = read_gold([file], selection=selection)
-    manifest = preview_manifest(engine="transformers", model=str(model), doc_model=str(model))
+    manifest = RefinerChoice(engine="transformers", model=str(model), doc_model=str(model)).open()
     evaluation = evaluate([manifest], records, [file], selection, rounds=500)
     labeler = {
         group.name: _labeler_scores(_members(group, records), probabilities)

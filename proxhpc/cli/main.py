@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from proxhpc.launch.launch import Run
     from proxhpc.outputs import OutputModel
+    from proxhpc.preview import RefinerChoice
     from proxhpc.run.paths import RunDir
 
 _Document = TypeVar("_Document", bound="OutputModel")
@@ -215,7 +216,6 @@ def _status(arguments: argparse.Namespace) -> None:
 def _refine(arguments: argparse.Namespace) -> int:
     from proxhpc.preview import (
         PreviewFormat,
-        preview_manifest,
         read_documents,
         refine_documents,
     )
@@ -225,13 +225,7 @@ def _refine(arguments: argparse.Namespace) -> int:
     if arguments.field is not None:  # a file, since --text takes no value without --out
         files, field = arguments.files_before, Path(arguments.field)
         arguments.files = [*files, field] if files else [field, *arguments.files]
-    manifest = preview_manifest(
-        arguments.manifest,
-        engine=arguments.engine,
-        model=arguments.model,
-        doc_model=arguments.doc_model,
-        prompt=arguments.prompt,
-    )
+    manifest = _refiner_choice(arguments).open()
     if arguments.original:
         with_original = manifest.output.model_copy(update={"original": True})
         manifest = manifest.model_copy(update={"output": with_original})
@@ -243,8 +237,15 @@ def _refine(arguments: argparse.Namespace) -> int:
     return refine_documents(manifest, documents, output, arguments.limit)
 
 
+def _refiner_choice(arguments: argparse.Namespace) -> "RefinerChoice":
+    from proxhpc.preview import RefinerChoice
+
+    names = ("manifest", "engine", "model", "doc_model", "prompt")
+    return RefinerChoice(**{name: getattr(arguments, name) for name in names})
+
+
 def _refine_files(arguments: argparse.Namespace) -> int:
-    from proxhpc.folder import RefinerChoice, plan_folder
+    from proxhpc.folder import plan_folder
     from proxhpc.report import load_report
 
     for option in ("limit", "plain", "diff", "original"):
@@ -254,13 +255,7 @@ def _refine_files(arguments: argparse.Namespace) -> int:
         raise UserError("--text needs a FIELD with --out")
     if not arguments.files or Path("-") in arguments.files:
         raise UserError("--out needs files or folders")
-    choice = RefinerChoice(
-        manifest=arguments.manifest,
-        engine=arguments.engine,
-        model=arguments.model,
-        doc_model=arguments.doc_model,
-        prompt=arguments.prompt,
-    )
+    choice = _refiner_choice(arguments)
     run, lines = plan_folder(arguments.files, arguments.out, arguments.field or "", choice)
     for line in (*lines, f"run directory: {run.dir.root}"):
         _say(line)
@@ -438,13 +433,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _review(arguments: argparse.Namespace) -> None:
-    from proxhpc.review import choose_items
     from proxhpc.review.document import Stratum
     from proxhpc.review.estimate import summarize
     from proxhpc.review.marks import MarksFile
     from proxhpc.review.screen import run_review
     from proxhpc.review.session import ReviewSession
-    from proxhpc.review.source import open_review_source
+    from proxhpc.review.source import choose_items, open_review_source
     from proxhpc.review.view import render_review
 
     source = open_review_source(arguments.source)

@@ -68,13 +68,13 @@ def refiner_manifests(
     `models` are pairs of a chunk and a doc model. `prompt` and `engine` are for models. UserError.
     """
     refiners = [
-        preview.preview_manifest(model=model, doc_model=doc_model, prompt=prompt, engine=engine)
+        preview.RefinerChoice(model=model, doc_model=doc_model, prompt=prompt, engine=engine).open()
         for model, doc_model in models
     ]
     if models:
         prompt = engine = None
-    refiners += [preview.preview_manifest(path, prompt=prompt, engine=engine) for path in manifests]
-    base = preview.preview_manifest(prompt=prompt, engine=engine)
+    refiners += [preview.RefinerChoice(path, engine, prompt=prompt).open() for path in manifests]
+    base = preview.RefinerChoice(prompt=prompt, engine=engine).open()
     for name in rules:
         options = base.engine.model_copy(update={"rules": (name,)})
         refiners.append(base.model_copy(update={"engine": options}))
@@ -99,7 +99,7 @@ def run_systems(
             )
     chunk, doc = [GoldLines.of(gold) for gold in of_level.get("chunk", ())], of_level.get("doc", [])
     results: dict[Level, list[SystemResult]] = {level: [] for level in of_level}
-    baseline = {} if ALL_RULES in refiners else {ALL_RULES: preview.preview_manifest()}
+    baseline = {} if ALL_RULES in refiners else {ALL_RULES: preview.RefinerChoice().open()}
     for name, manifest in (refiners | baseline).items():
         for level, result in asyncio.run(_run_refiner(name, manifest, chunk, doc, log)).items():
             results[level].append(result)
@@ -169,6 +169,8 @@ async def _run_refiner(
                 counts = [_chunk_counts(lines, row, one) for lines, row in pairs]
                 scores = [count["token_f1"] for count in counts]
                 limits = chunk_effects(name, chunk, rows, scores, one.policy, one.program_format)
+            for warning in one.canary.warnings():
+                log(warning)
             results[level] = SystemResult(
                 name,
                 counts,
@@ -176,7 +178,7 @@ async def _run_refiner(
                 tally(rows),
                 models.get(level),
                 [row.score for row in rows],
-                unusable=_unusable_share(one, level, log),
+                unusable=one.canary.stages[level].share,
                 limits=limits,
             )
     finally:
@@ -200,13 +202,6 @@ async def _refine(
             logged = time.monotonic()
             log(f"{len(rows):,} of {quantity(len(records), 'document')}")
     return rows, time.monotonic() - started
-
-
-def _unusable_share(refiner: Refiner, level: Level, log: Log) -> float | None:
-    """The share of unusable answers; logs a warning if it is large."""
-    for warning in refiner.canary.warnings():
-        log(warning)
-    return refiner.canary.stages[level].share
 
 
 def _chunk_counts(lines: GoldLines, row: Row, refiner: Refiner) -> MetricCounts:

@@ -1,9 +1,10 @@
-"""What can be reviewed: a run, or a file with raw and refined texts."""
+"""What can be reviewed: a run, or a file with raw and refined texts; which of their documents."""
 
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from proxhpc.account.quantity import quantity
@@ -15,6 +16,7 @@ from proxhpc.evaluate.gold import iter_objects
 from proxhpc.inspect.document import examine_document
 from proxhpc.inspect.find import FoundRow, find_rows, not_found, sample_groups
 from proxhpc.review.document import ReviewItem, ReviewTexts, Stratum
+from proxhpc.review.estimate import stratum_order
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.status.heartbeats import latest_heartbeats
@@ -160,3 +162,18 @@ ReviewSource = RunReview | FileReview
 def open_review_source(path: Path) -> ReviewSource:
     """A run if the path is a directory, otherwise a file."""
     return RunReview(RunDir(path.absolute())) if path.is_dir() else FileReview(path)
+
+
+def choose_items(source: ReviewSource, number: int, wanted: Stratum, seed: int) -> list[ReviewItem]:
+    """Up to `number` documents of each stratum, the strata in turn. UserError if there is none."""
+    sample = source.sample(number, wanted, seed)
+    columns = [sample[stratum] for stratum in sorted(sample, key=stratum_order)]
+    items = [item for row in zip_longest(*columns) for item in row if item]
+    if not items:
+        strata = sorted(source.sizes, key=stratum_order)
+        names = (f"{s.outcome} with reason {s.reason}" if s.reason else s.outcome for s in strata)
+        raise UserError(
+            "no document to review",
+            hint=f"there are documents {', '.join(names)}" if strata else "none is refined yet",
+        )
+    return items

@@ -11,7 +11,7 @@ from proxhpc.account.quantity import quantity
 from proxhpc.evaluate.bootstrap import Score
 from proxhpc.evaluate.gold import read_gold
 from proxhpc.evaluate.result import Evaluation, evaluate
-from proxhpc.preview import preview_manifest
+from proxhpc.preview import RefinerChoice
 
 Advice = Literal["use it", "use the rules", "keep the text as it is"]
 METRIC = "token_f1"
@@ -29,8 +29,8 @@ class RefinerVerdict:
 def evaluate_refiner(model: Path, gold: Path, log: Callable[[str], None]) -> RefinerVerdict:
     """The verdict about a model directory, on the gold records of a file."""
     records = read_gold([gold])
-    evaluation = evaluate([preview_manifest(model=str(model))], records, [gold], log=log)
-    of_rules = evaluate([preview_manifest()], records, [gold], log=log)
+    evaluation = evaluate([RefinerChoice(model=str(model)).open()], records, [gold], log=log)
+    of_rules = evaluate([RefinerChoice().open()], records, [gold], log=log)
     over_raw, over_rules = _lead(evaluation, "keep all"), _lead(evaluation, "rules")
     rules_over_raw = _lead(of_rules, "keep all")
     reason = (
