@@ -9,7 +9,7 @@ import pytest
 from proxhpc.corpus.hosts import split_of
 from proxhpc.errors import UserError
 from proxhpc.evaluate.baselines import c4_lines, eight_words, keep_all, oracle
-from proxhpc.evaluate.bootstrap import Score, resample, resampling_counts, score
+from proxhpc.evaluate.bootstrap import Score, auc, auc_score, resample, resampling_counts, score
 from proxhpc.evaluate.gold import GoldFields, GoldRecord, Selection, parse_condition, read_gold
 from proxhpc.evaluate.metrics import (
     LINE_METRICS,
@@ -21,7 +21,6 @@ from proxhpc.evaluate.metrics import (
     token_f1,
     tokens,
 )
-from proxhpc.evaluate.ranking import auc, auc_score
 from runs import write_jsonl
 
 LONG = " ".join(f"w{n}" for n in range(20))

@@ -86,8 +86,7 @@ def losses(result: PretrainResult) -> list[dict[str, float]]:
 
 
 def folders(result: PretrainResult) -> list[Path]:
-    assert result.average is not None
-    return [result.weights, result.average, *(kept.weights for kept in result.milestones)]
+    return [result.weights, *(kept.weights for kept in result.milestones)]
 
 
 def difference(one: PretrainResult, other: PretrainResult) -> float:
@@ -108,8 +107,6 @@ def test_a_finished_training(whole: PretrainResult, tokens: Path) -> None:
     matrices = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32) + 16 * 64
     assert whole.flops == 3 * 768 * (2 * matrices + 2 * 4 * 16 * 33 // 2)
     assert whole.parameters == sum(value.numel() for value in weights(whole.weights).values())
-    average, last = weights(folders(whole)[1]), weights(whole.weights)
-    assert all(not torch.equal(average[name], last[name]) for name in last)
     assert not (whole.weights.parent / "state.pt").exists()
     again = pretrain(OPTIONS, Path(tokens), whole.weights.parent, print)
     assert again == whole, "a finished training is not repeated"
@@ -236,10 +233,12 @@ def test_all_activations_are_computed_twice_with_the_same_result(
 ) -> None:
     options = dataclasses.replace(OPTIONS, model=MODEL | {"attention_dropout": 0.0})
     twice = dataclasses.replace(options, checkpointing=True)
+    last = dataclasses.replace(options, average=0.0)
     results = [
-        pretrain(o, tokens, tmp_path / str(n), print) for n, o in enumerate((options, twice))
+        pretrain(o, tokens, tmp_path / str(n), print) for n, o in enumerate((options, twice, last))
     ]
-    assert difference(*results) < 1e-6
+    assert difference(*results[:2]) < 1e-6
+    assert difference(*results[1:]) > 1e-3, "the weights are a moving average"
 
 
 def test_training_continues_from_a_base_model(
@@ -247,7 +246,6 @@ def test_training_continues_from_a_base_model(
 ) -> None:
     keys = {"model": None, "base": whole.weights, "learning_rate": 1e-6, "average": 0.0}
     result = pretrain(dataclasses.replace(OPTIONS, **keys), tokens, tmp_path, print)
-    assert result.average is None
     before, after = weights(whole.weights), weights(result.weights)
     assert all(0 < float((after[n] - before[n]).abs().max()) < 1e-4 for n in before if "proj" in n)
     assert losses(result)[0]["loss"] < losses(whole)[0]["loss"]
@@ -275,18 +273,12 @@ def test_corpora_with_the_same_documents_are_read_in_the_same_order(tmp_path: Pa
     assert (ids[1:, 0] == ids[:-1, -1]).all(), "each token but the first is predicted once"
     stream = sorted([*ids[:, :-1].flatten(), ids[-1, -1]])
     assert len(stream) > file.tokens - 4
-    np.save(tmp_path / "plain.npy", np.arange(21, dtype=np.uint32))
-    assert TokenFile(tmp_path / "plain.npy", 5, 3).read([1, 4]).tolist() == [
-        [5, 6, 7, 8, 9, 10],
-        [0, 1, 2, 3, 4, 5],
-    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tokens": 127}, "127 tokens are less than one step of 4 sequences"),
-        ({"base": Path("x")}, "either the keys of a new model, or a base model"),
         ({"micro_batch": 3}, "a batch of 4 sequences cannot be split over 1 process, each 3"),
         ({"context": 4096, "tokens": 1 << 20}, "too few for a sequence of 4,096"),
         ({"model": MODEL | {"model_type": "lama"}}, "the keys of the new model cannot be used"),

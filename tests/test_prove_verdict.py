@@ -16,7 +16,6 @@ from proxhpc.prove.compare import Measurements
 from proxhpc.prove.heldout import LOSS_FIELDS
 from proxhpc.prove.layout import ArmReceipt, Milestone, TrainingReceipt
 from proxhpc.prove.model import ProveVerdict
-from proxhpc.prove.page import prove_page
 from proxhpc.prove.statistics import (
     LearningCurve,
     holm,
@@ -26,7 +25,7 @@ from proxhpc.prove.statistics import (
     trimmed_mean,
 )
 from proxhpc.prove.tasks import TASK_FIELDS
-from proxhpc.prove.verdict import make_verdict
+from proxhpc.prove.verdict import make_verdict, prove_page
 from proxhpc.prove.view import render_verdict
 from proxhpc.spec.prove import Prove
 from runs import load_tool

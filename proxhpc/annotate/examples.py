@@ -10,12 +10,12 @@ exactly the text that the teacher's labels ask for.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.errors import UserError
 from proxhpc.program.derive import NoProgram, derive
+from proxhpc.program.lines import runs
 from proxhpc.program.syntax import (
     DIALECTS,
     FIRST_LINE,
@@ -23,7 +23,6 @@ from proxhpc.program.syntax import (
     Keep,
     Program,
     RemoveLines,
-    Statement,
     Verdict,
     format_program,
 )
@@ -154,13 +153,8 @@ def removal_program(lines: Sequence[str], line_labels: str, dialect: Dialect) ->
     """The program that removes the lines labelled as dropped, one statement for each run."""
     if dialect == "rescraper":  # its blank lines have no numbers
         line_labels = "".join(c for line, c in zip(lines, line_labels, strict=True) if line.strip())
-    calls: list[Statement] = []
-    number = FIRST_LINE[dialect]
-    for label, run in groupby(line_labels):
-        size = len(list(run))
-        if label == DROPPED:
-            calls.append(RemoveLines(number, number + size - 1))
-        number += size
+    dropped = (n for n, label in enumerate(line_labels, FIRST_LINE[dialect]) if label == DROPPED)
+    calls = [RemoveLines(first, stop - 1) for first, stop in runs(dropped)]
     return Program(tuple(calls) or (Keep(),))
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxhpc.account.quantity import quantity
+from proxhpc.evaluate.bootstrap import auc
 from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, EDITED, GoldRecord
-from proxhpc.evaluate.ranking import auc
 from proxhpc.program.execute import UNSPACED
 
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ def tokens(text: str) -> list[str]:
 def token_f1(text: str, gold_text: str) -> float:
     """The F1 of two texts as multisets of tokens; 1 if both are empty."""
     counts, gold_counts = Counter(tokens(text)), Counter(tokens(gold_text))
-    return _f1((counts & gold_counts).total(), counts.total(), gold_counts.total())
+    return f1((counts & gold_counts).total(), counts.total(), gold_counts.total())
 
 
-def _f1(shared: int, total: int, gold_total: int) -> float:
-    return 2 * shared / (total + gold_total) if total + gold_total else 1.0
+def f1(correct: int, predicted: int, expected: int) -> float:
+    """The F1 of a set of `predicted` elements, of which `correct` are among the `expected`."""
+    return 2 * correct / (predicted + expected) if predicted + expected else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ class GoldLines:
         types = self.type_of[kept[self.line_of]]
         counts = np.bincount(types, minlength=len(self.gold_counts))
         shared = int(np.minimum(counts, self.gold_counts).sum())
-        return _f1(shared, len(types), self.gold_total)
+        return f1(shared, len(types), self.gold_total)
 
 
 def line_counts(lines: GoldLines, kept: "LineDecisions", text: str | None = None) -> MetricCounts:

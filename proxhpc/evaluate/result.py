@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from proxhpc.account.flops import flops
 from proxhpc.corpus.hosts import Split
-from proxhpc.evaluate.bootstrap import Score, resample, score
+from proxhpc.evaluate.bootstrap import Score, auc_score, resample, score
 from proxhpc.evaluate.gold import GoldRecord, Selection, records_by_level
 from proxhpc.evaluate.limits import LimitEffect
 from proxhpc.evaluate.metrics import DOCUMENT_METRICS, LINE_METRICS, MetricLevel, count_table
-from proxhpc.evaluate.ranking import auc_score
 from proxhpc.evaluate.systems import Log, SystemResult, refiner_names, run_systems
 from proxhpc.outputs import OutputModel
 from proxhpc.spec.manifest import Manifest

@@ -9,6 +9,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Literal
 
+from proxhpc.program.words import common_ends
+
 _MAX_EXACT_LINES = 2000  # longer texts are compared roughly, to stay quick
 _MAX_PAIRS = 2500  # pairs of lines compared within one replaced block
 _MAX_WORD_PAIRS = 250_000  # pairs of words compared within a line; longer lines have one change
@@ -41,8 +43,7 @@ class LineChange:
 
 def diff_lines(before: Sequence[str], after: Sequence[str]) -> Iterator[LineChange]:
     """Every line of both versions, in order; an edited line is removed, then added."""
-    head = _common(before, after)
-    tail = _common(before[head:][::-1], after[head:][::-1])
+    head, tail = common_ends(before, after)
     yield from _whole_lines("same", before[:head], 0)
     old, new = before[head : len(before) - tail], after[head : len(after) - tail]
     rough = max(len(old), len(new)) > _MAX_EXACT_LINES
@@ -88,12 +89,6 @@ def diff_excerpt(
     return [*excerpt, rest] if rest else excerpt
 
 
-def _common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the common beginning."""
-    pairs = zip(a, b, strict=False)
-    return next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
-
-
 def _whole_lines(kind: Kind, lines: Sequence[str], first: int) -> Iterator[LineChange]:
     return (LineChange(kind, number, (Piece(line),)) for number, line in enumerate(lines, first))
 
@@ -127,8 +122,7 @@ def _partner(bags: Sequence[Counter[str]], start: int, bag: Counter[str]) -> int
 
 def _within(old: str, new: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """Both versions of an edited line in pieces."""
-    head = _common(old, new)
-    tail = _common(old[head:][::-1], new[head:][::-1])
+    head, tail = common_ends(old, new)
     middle = old[head : len(old) - tail], new[head : len(new) - tail]
     words = [_WORDS.findall(text) for text in middle]
     removed, added = [Piece(old[:head])], [Piece(new[:head])]

@@ -254,7 +254,7 @@ def _line_changes(
         return changes
     change = trimmed(text, changes[0])
     if DIALECTS[window.dialect].compacts == "blank":
-        change = without_blank_lines(text, change)
+        (change,) = without_blank_lines(text, [change])
     return [change] if change[0] < change[1] or change[2] else []
 
 

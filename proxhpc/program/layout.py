@@ -30,18 +30,13 @@ def trimmed(text: str, change: SpanChange) -> SpanChange:
     return start + head, stop - tail, target[head : len(target) - tail]
 
 
-def without_blank_lines(text: str, change: SpanChange) -> SpanChange:
-    """Return a change whose string makes no blank lines."""
-    start, stop, target = change
-    return _without_blank_lines(text, [(start, stop, _NEWLINES.sub("\n", target))])[0]
-
-
-def _without_blank_lines(text: str, run: list[SpanChange]) -> list[SpanChange]:
-    """Return changes that touch each other, whose strings make no blank lines together."""
+def without_blank_lines(text: str, run: list[SpanChange]) -> list[SpanChange]:
+    """Return changes that touch each other, without the blank lines that their strings make."""
     result: list[SpanChange] = []
     first = run[0][0]
     before = text[first - 1] if first else "\n"
     for start, stop, target in run:
+        target = _NEWLINES.sub("\n", target)
         target = target.removeprefix("\n") if before == "\n" else target
         before = target[-1:] or before
         result.append((start, stop, target))
@@ -141,7 +136,7 @@ def drop_emptied(
     """
     if DIALECTS[window.dialect].compacts == "blank":
         runs = change_groups(changes, lambda before, after: before == after)
-        changes = [change for run in runs for change in _without_blank_lines(text, run)]
+        changes = [change for run in runs for change in without_blank_lines(text, run)]
     result: list[SpanChange] = []
     for group in change_groups(changes, lambda before, after: text.find("\n", before, after) < 0):
         low = text.rfind("\n", 0, group[0][0]) + 1

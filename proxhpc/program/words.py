@@ -6,7 +6,7 @@ for text outside ASCII. Thai and Lao words need a dictionary; there only syllabl
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -215,7 +215,7 @@ def _pieces(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
         at = match.end()
 
 
-def common_ends(old: str, new: str) -> tuple[int, int]:
+def common_ends(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
     """Return the lengths of the common prefix, and of the common suffix of the rest."""
     shorter = min(len(old), len(new))
     head = _largest(shorter, lambda low, high: old[low:high] == new[low:high])

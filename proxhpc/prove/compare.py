@@ -190,7 +190,8 @@ def _compare_arm(
         result = _comparison(each.name, effect, p_value)
         compared.append(result.model_copy(update=_worth(measured, arm, each.name, effect.mean)))
     relevant = [one for one, each in zip(compared, sets, strict=True) if not each.control]
-    answer = _combined({one.answer for one in relevant})
+    shown = {one.answer for one in relevant} - {"not shown"}
+    answer = shown.pop() if len(shown) == 1 else "not shown"
     main = next((one for one in relevant if one.answer == answer), relevant[0])
     return ArmComparison(
         arm=arm,
@@ -225,11 +226,6 @@ def _comparison(name: str, effect: Effect, p_value: float | None) -> SetComparis
         adjusted_p_value=p_value,
         detectable=effect.detectable,
     )
-
-
-def _combined(answers: set[ComparisonAnswer]) -> ComparisonAnswer:
-    shown = answers - {"not shown"}
-    return next(iter(shown)) if len(shown) == 1 else "not shown"
 
 
 def _worth(measured: Measurements, arm: str, held_out: str, mean: float) -> dict[str, Any]:

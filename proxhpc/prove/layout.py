@@ -18,9 +18,11 @@ site.json, submissions.jsonl, leases/, workers/, logs/   as in a run
 """
 
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.run.paths import RunDir
 
 DOCUMENT = [("key", "<u8"), ("start", "<u8"), ("length", "<u4")]
@@ -83,6 +85,15 @@ class Receipt(BaseModel):
     """Base of the files that say that something is finished."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the receipt in a file."""
+        return cls.model_validate_json(path.read_bytes())
+
+    def write(self, path: Path) -> None:
+        """Write the file, completely or not at all."""
+        write_atomic(path, self.model_dump_json().encode())
 
 
 class HeldOutReceipt(Receipt):

@@ -3,12 +3,11 @@
 import glob
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from proxhpc import __version__
 from proxhpc.corpus.disk import create
@@ -38,6 +37,7 @@ class ProvePlan:
     section: Prove
     held_out: dict[str, tuple[InputInfo, ...]]  # files of each set
     tasks: dict[str, Path]  # request files by name
+    version: int = PROVE_VERSION
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -67,48 +67,24 @@ class ProvePlan:
         inputs = (*plan.inputs, *(replace(plan.inputs[0], path=path) for path in read))
         return replace(plan, run_id=self.id, manifest=manifest, inputs=inputs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        infos = {
-            name: [asdict(info) | {"path": str(info.path)} for info in files]
-            for name, files in self.held_out.items()
-        }
-        return {
-            "version": PROVE_VERSION,
-            "id": self.id,
-            "created": self.created,
-            "code": self.code,
-            "run": str(self.run),
-            "run_digest": self.run_digest,
-            "section": self.section.model_dump(mode="json"),
-            "held_out": infos,
-            "tasks": {name: str(path) for name, path in self.tasks.items()},
-        }
-
     @classmethod
     def load(cls, folder: ProveDir) -> "ProvePlan":
         """Return the plan of a prove directory. UserError if there is none."""
         try:
             data = orjson.loads(folder.plan.read_bytes())
-            if data.pop("version") != PROVE_VERSION:
+            if data["version"] != PROVE_VERSION:
                 raise UserError(
                     f"{folder.root} was planned by proxhpc {data['code']}", hint=_ANOTHER
                 )
-            infos = {
-                name: tuple(InputInfo(**info | {"path": Path(info["path"])}) for info in files)
-                for name, files in data.pop("held_out").items()
-            }
-            section = Prove.model_validate(data.pop("section"))
-            tasks = {name: Path(path) for name, path in data.pop("tasks").items()}
-            keys = data | {"run": Path(data["run"])}
-            return cls(**keys, section=section, held_out=infos, tasks=tasks)
+            return TypeAdapter(cls).validate_python(data)
         except FileNotFoundError:
             raise UserError(
                 f"{folder.root} is not a prove directory: it has no prove.json",
                 hint="`proxhpc prove MANIFEST` creates one",
             ) from None
         except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-            raise StopError(f"{folder.plan} is damaged: {error}") from error
+            problem = str(error).partition("\n")[0]
+            raise StopError(f"{folder.plan} is damaged: {problem}") from error
 
 
 def open_prove(folder: ProveDir, run: RunDir, section: Prove | None) -> ProvePlan:
@@ -176,7 +152,7 @@ def _create(folder: ProveDir, plan: ProvePlan) -> None:
             path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder.root}: {error.strerror}", hint=_ANOTHER) from error
-    create(folder.plan, orjson.dumps(plan.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+    create(folder.plan, TypeAdapter(ProvePlan).dump_json(plan) + b"\n")
 
 
 def _differing(before: Prove, now: Prove) -> list[str]:

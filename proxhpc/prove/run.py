@@ -97,7 +97,9 @@ def prove_step(
         if not folder.training_receipt(*each).exists()
     ]
     if missing:
-        step = _submit(folder, backend, _prepare_batch(folder), manual)
+        cpus = recorded_site(folder).resources("merge").cpus
+        batch = TaskBatch("merge", prepare_task, [(str(folder.root), cpus)], {})
+        step = _submit(folder, backend, batch, manual)
     elif pending:
         resources = recorded_site(folder).resources("train")
         is_local = isinstance(backend, LocalBackend)
@@ -110,11 +112,6 @@ def prove_step(
         step = ProveStep("finished", "finished")
     messages += [f"Slurm: {line}" for line in dict.fromkeys(backend.site_words)]
     return ProveStep(step.phase, "\n".join([*messages, step.message]))
-
-
-def _prepare_batch(folder: ProveDir) -> TaskBatch:
-    cpus = recorded_site(folder).resources("merge").cpus
-    return TaskBatch("merge", prepare_task, [(str(folder.root), cpus)], {})
 
 
 def _submit(

@@ -106,10 +106,3 @@ def score_questions(scorer: "TextScorer", questions: Iterable[Question]) -> "NDA
         size = len(choices[gold][1].encode("utf-8", "surrogatepass"))
         rows.append((of_choices[gold], size, len(choices), best == gold, best_per_char == gold))
     return np.array(rows, TASK_FIELDS)
-
-
-def write_task_scores(path: Path, scorer: "TextScorer", requests: Path) -> None:
-    """Score a request file and write a .npy file of TASK_FIELDS. UserError as `read_questions`."""
-    from proxhpc.dedup.arrays import save_array
-
-    save_array(path, score_questions(scorer, read_questions(requests)))

@@ -62,13 +62,12 @@ def prepare_held_out(folder: ProveDir, plan: ProvePlan, held_out: HeldOut) -> No
         for key in chosen:
             writer.write(documents[key])
     rows = [documents[key] for key in chosen]
-    receipt = HeldOutReceipt(
+    HeldOutReceipt(
         documents=len(rows),
         hosts=len({row["host"] for row in rows} - {""}),
         bytes=sum(len(row["text"].encode(*_UTF8)) for row in rows),
         left_out=dict(+left_out),
-    )
-    write_atomic(folder.heldout_receipt(held_out.name), receipt.model_dump_json().encode())
+    ).write(folder.heldout_receipt(held_out.name))
 
 
 class TrainingPool:
@@ -183,7 +182,7 @@ def prepare_tokens(folder: ProveDir, plan: ProvePlan, arm: Arm) -> None:
     with replacing(folder.arm_documents(arm.name)) as file:
         np.save(file, np.array(rows, DOCUMENT))
     flops, raw_bytes = refining_work(arm_source(folder, plan, arm), arm)
-    receipt = ArmReceipt(
+    ArmReceipt(
         documents=len(rows),
         tokens=rows[-1][1] + rows[-1][2],
         bytes=size,
@@ -191,8 +190,7 @@ def prepare_tokens(folder: ProveDir, plan: ProvePlan, arm: Arm) -> None:
         refining_flops=round(flops * arm.share),
         raw_bytes=raw_bytes,
         digest=sha256_file(folder.arm_tokens(arm.name)),
-    )
-    write_atomic(folder.arm_receipt(arm.name), receipt.model_dump_json().encode())
+    ).write(folder.arm_receipt(arm.name))
 
 
 def _write_tokens(

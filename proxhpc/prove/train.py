@@ -12,11 +12,12 @@ from proxhpc.account.flops import ModelShape, pretraining_flops
 from proxhpc.assemble.listings import read_listing
 from proxhpc.cluster.job_step import step_task
 from proxhpc.corpus.disk import sha256_file, write_atomic
+from proxhpc.dedup.arrays import save_array
 from proxhpc.engines.tokenizer import HFTokenizer
 from proxhpc.prove.heldout import TextScorer, write_losses
 from proxhpc.prove.layout import ArmReceipt, Milestone, ProveDir, TrainingReceipt
 from proxhpc.prove.plan import ProvePlan
-from proxhpc.prove.tasks import write_task_scores
+from proxhpc.prove.tasks import read_questions, score_questions
 from proxhpc.run.models import TOKENIZER_FILES
 from proxhpc.run.weights import read_model_json
 from proxhpc.spec.prove import Arm, Training
@@ -42,12 +43,10 @@ def train_arm(
         return  # of the processes that train a model together, the first one evaluates it
     for milestone in result.milestones:
         _evaluate(folder, plan, milestone.weights, (arm.name, seed, milestone.step))
-    weights = result.average or result.weights
-    _evaluate(folder, plan, weights, (arm.name, seed, None))
-    receipt = _receipt(result, weights, arm, seed)
-    write_atomic(folder.training_receipt(arm.name, seed), receipt.model_dump_json().encode())
-    for path in {each.weights for each in result.milestones} | {result.weights} - {weights}:
-        shutil.rmtree(path, ignore_errors=True)
+    _evaluate(folder, plan, result.weights, (arm.name, seed, None))
+    _receipt(result, arm, seed).write(folder.training_receipt(arm.name, seed))
+    for milestone in result.milestones:
+        shutil.rmtree(milestone.weights, ignore_errors=True)
 
 
 def training_options(folder: ProveDir, plan: ProvePlan, arm: Arm, seed: int) -> PretrainOptions:
@@ -83,7 +82,7 @@ def arm_tokens(folder: ProveDir, plan: ProvePlan, arm: Arm) -> int:
     """
     section = plan.section
     step = section.training.batch * section.training.context
-    receipt = read_arm_receipt(folder, arm)
+    receipt = ArmReceipt.read(folder.arm_receipt(arm.name))
     tokens = receipt.tokens - 1 if section.equal == "pool" else section.training.tokens
     if section.equal == "flops" and receipt.refining_flops:
         one = training_flops_of(folder, section.training, step)
@@ -102,11 +101,6 @@ def training_flops_of(folder: ProveDir, training: Training, tokens: int) -> int:
         config = _model_keys(folder, training)
     shape = ModelShape.from_config(config)
     return pretraining_flops(shape, tokens // training.context, training.context)
-
-
-def read_arm_receipt(folder: ProveDir, arm: Arm) -> ArmReceipt:
-    """Return the counts of an arm."""
-    return ArmReceipt.model_validate_json(folder.arm_receipt(arm.name).read_bytes())
 
 
 def _evaluate(
@@ -132,10 +126,10 @@ def _evaluate(
         texts = [row["text"] for row in read_listing(folder.heldout_set(name))]
         write_losses(path, scorer.score_texts(texts), texts)
     for name, path in tasks.items():
-        write_task_scores(path, scorer, plan.tasks[name])
+        save_array(path, score_questions(scorer, read_questions(plan.tasks[name])))
 
 
-def _receipt(result: PretrainResult, weights: Path, arm: Arm, seed: int) -> TrainingReceipt:
+def _receipt(result: PretrainResult, arm: Arm, seed: int) -> TrainingReceipt:
     flops = result.flops or 0
     milestones = (
         Milestone(step=each.step, tokens=each.tokens, flops=flops * each.step // result.steps)
@@ -147,11 +141,11 @@ def _receipt(result: PretrainResult, weights: Path, arm: Arm, seed: int) -> Trai
         steps=result.steps,
         tokens=result.tokens,
         epochs=round(result.epochs, 6),
-        documents=result.documents or 0,
+        documents=result.documents,
         flops=flops,
         parameters=result.parameters,
         digest=sha256(
-            "".join(map(sha256_file, sorted(weights.glob("*.safetensors")))).encode()
+            "".join(map(sha256_file, sorted(result.weights.glob("*.safetensors")))).encode()
         ).hexdigest(),
         milestones=tuple(milestones),
     )

@@ -1,14 +1,12 @@
 """The verdict of a prove directory, a pure function of its files, as JSON and as a page."""
 
-from pathlib import Path
-from typing import TypeVar
-
 import numpy as np
 from pydantic import ValidationError
 
 from proxhpc.assemble.listings import read_listing
 from proxhpc.corpus.disk import write_atomic
 from proxhpc.errors import StopError, UserError
+from proxhpc.prove import tables
 from proxhpc.prove.compare import (
     Measurements,
     compare_arms,
@@ -16,14 +14,12 @@ from proxhpc.prove.compare import (
     held_out_losses,
     task_result,
 )
-from proxhpc.prove.layout import ArmReceipt, ProveDir, Receipt, TrainingReceipt
+from proxhpc.prove.layout import ArmReceipt, ProveDir, TrainingReceipt
 from proxhpc.prove.model import ProveVerdict
-from proxhpc.prove.page import prove_page
 from proxhpc.prove.plan import ProvePlan
 from proxhpc.prove.sentences import find_warnings
+from proxhpc.report.html import render_page
 from proxhpc.spec.prove import Prove
-
-_R = TypeVar("_R", bound=Receipt)
 
 
 def write_verdict(folder: ProveDir, plan: ProvePlan) -> ProveVerdict:
@@ -32,6 +28,11 @@ def write_verdict(folder: ProveDir, plan: ProvePlan) -> ProveVerdict:
     write_atomic(folder.page, prove_page(verdict).encode("utf-8"))
     write_atomic(folder.verdict, f"{verdict.to_json()}\n".encode("ascii"))
     return verdict
+
+
+def prove_page(verdict: ProveVerdict) -> str:
+    """The whole page, in the report's style."""
+    return render_page("prove.html", "proxhpc.prove", verdict=verdict, tables=tables)
 
 
 def load_verdict(folder: ProveDir) -> ProveVerdict:
@@ -52,7 +53,7 @@ def read_measurements(folder: ProveDir, plan: ProvePlan) -> Measurements:
     """Read what the finished trainings of a prove directory measured."""
     section, trainings, losses, tasks = plan.section, {}, {}, {}
     for arm, seed in plan.trainings:
-        receipt = _read(TrainingReceipt, folder.training_receipt(arm, seed))
+        receipt = TrainingReceipt.read(folder.training_receipt(arm, seed))
         trainings[arm, seed] = receipt
         for held_out in section.held_out:
             for step in (None, *(milestone.step for milestone in receipt.milestones)):
@@ -62,7 +63,7 @@ def read_measurements(folder: ProveDir, plan: ProvePlan) -> Measurements:
             tasks[arm, seed, task] = np.load(folder.evaluation(arm, seed, f"task-{task}"))
     return Measurements(
         section=section,
-        arms={arm.name: _read(ArmReceipt, folder.arm_receipt(arm.name)) for arm in plan.arms},
+        arms={arm.name: ArmReceipt.read(folder.arm_receipt(arm.name)) for arm in plan.arms},
         trainings=trainings,
         hosts={
             each.name: [row["host"] for row in read_listing(folder.heldout_set(each.name))]
@@ -71,10 +72,6 @@ def read_measurements(folder: ProveDir, plan: ProvePlan) -> Measurements:
         losses=losses,
         tasks=tasks,
     )
-
-
-def _read(kind: type[_R], path: Path) -> _R:
-    return kind.model_validate_json(path.read_bytes())
 
 
 def make_verdict(name: str, measured: Measurements) -> ProveVerdict:

@@ -95,15 +95,9 @@ class TrainingFolder:
     def _check_foreign(self) -> None:
         """Raise UserError if `out` has files that no training run wrote there."""
         if self.root.is_dir() and any(self.root.iterdir()):
-            own = {self.state, self.best, self.log, self.tokenizer, self._owner}
-            own |= {
-                self.root / "logs",
-                self.root / "runs",
-                self.root / "model",
-                self.recipe,
-                self.pairs,
-            }
-            own |= {self.held_out, self.examples, self.root / "examples.summary.json"}
+            own = {self.state, self.best, self.log, self.tokenizer, self.recipe, self._owner}
+            own |= {self.pairs, self.held_out, self.examples}
+            own |= {self.root / n for n in ("logs", "runs", "model", "examples.summary.json")}
             foreign = [p for p in self.root.iterdir() if p not in own and p.suffix != ".tmp"]
         else:  # so nothing was trained here yet, and no model was written
             found = [*self.out.iterdir()] if self.out.is_dir() else []

@@ -86,19 +86,18 @@ class PretrainMilestone:
 class PretrainResult:
     """A finished pre-training.
 
-    `weights` is the directory with the last weights, `average` that with their moving average,
-    None without one. `flops` are those of forward and backward passes, None for models whose FLOPs
-    cannot be counted. `losses` is the file of the losses: a JSON line for each step.
+    `weights` is the directory with the moving average of the weights or, if the options ask for
+    none, with the last weights. `flops` are those of forward and backward passes, None for models
+    whose FLOPs cannot be counted. `losses` is the file of the losses: a JSON line for each step.
     """
 
     steps: int
     tokens: int
     epochs: float
-    documents: int | None  # that were read, at least in part
+    documents: int  # that were read, at least in part
     parameters: int
     flops: int | None
     weights: Path
-    average: Path | None
     milestones: tuple[PretrainMilestone, ...]
     losses: Path
 
@@ -119,8 +118,6 @@ def pretrain(
     `processes` is the number on this node; None: one for each GPU. In a Slurm job step with several
     tasks, all tasks must call it, and train together.
     """
-    if (options.model is None) == (options.base is None):
-        raise UserError("a pre-training needs either the keys of a new model, or a base model")
     if options.steps < 1:
         raise UserError(
             f"{options.tokens:,} tokens are less than one step of {options.batch} sequences of "
@@ -150,7 +147,7 @@ class _Folder:
         self.out = out
         self.state = out / "state.pt"  # the last checkpoint, until the training is finished
         self.losses = out / "train.jsonl"
-        self.weights, self.average = out / "weights", out / "average"
+        self.weights = out / "weights"
         self.finished = out / "finished.json"  # written last
 
     def milestone(self, step: int) -> Path:
@@ -178,7 +175,6 @@ def _result(
         parameters=finished["parameters"],
         flops=finished["flops"],
         weights=folder.weights,
-        average=folder.average if options.average else None,
         milestones=tuple(
             PretrainMilestone(step, step * options.step_tokens, folder.milestone(step))
             for step in options.milestone_steps
@@ -248,9 +244,7 @@ class _Pretraining:
             "flops": _training_flops(options, self._model),
         }
         if self._is_first:
-            self._export(saved, folder.weights, average=False)
-            if options.average:
-                self._export(saved, folder.average, average=True)
+            self._export(saved, folder.weights)
             write_atomic(folder.finished, orjson.dumps(finished))
             folder.state.unlink(missing_ok=True)
         engine.accelerator.wait_for_everyone()
@@ -294,7 +288,7 @@ class _Pretraining:
         if step in self._options.milestone_steps:
             kept = engine.checkpoint()
             if self._is_first:
-                self._export(kept, self._folder.milestone(step), average=True)
+                self._export(kept, self._folder.milestone(step))
         is_due = seconds - self._saved_at >= 60 * self._options.save_minutes
         if is_due or engine.stopped_by or step == self._options.steps:
             self._saved_at = seconds
@@ -327,18 +321,17 @@ class _Pretraining:
         for draft in self._folder.out.rglob(".*.tmp"):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
-    def _export(self, checkpoint: Checkpoint, path: Path, *, average: bool) -> None:
-        """Write a model's directory completely or not at all."""
+    def _export(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Write a model's directory completely or not at all: the average, if there is one."""
         from transformers import AutoModelForCausalLM
 
         config = copy.deepcopy(self._model.config)
         config.use_cache = True  # which transformers' Trainer turns off
         model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(checkpoint["module"])
-        if average:  # of the weights that are trained
-            states = checkpoint["optimizer"]["state"].items()
-            averages = {name: state["average"] for name, state in states if "average" in state}
-            model.load_state_dict(averages, strict=False)
+        states = checkpoint["optimizer"]["state"].items()  # of the weights that are trained
+        averages = {name: state["average"] for name, state in states if "average" in state}
+        model.load_state_dict(averages, strict=False)
         draft = draft_path(path)
         with writing(path):
             draft.parent.mkdir(exist_ok=True)

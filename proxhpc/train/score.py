@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from proxhpc.annotate.examples import DROPPED, EDITED_WITHIN
-from proxhpc.evaluate.metrics import token_f1
-from proxhpc.evaluate.ranking import auc
+from proxhpc.evaluate.bootstrap import auc
+from proxhpc.evaluate.metrics import f1, token_f1
 from proxhpc.program.edits import WindowEdits, WindowLines, read_window
 from proxhpc.program.execute import apply_changes, execute
 from proxhpc.program.policy import Policy
@@ -126,11 +126,6 @@ def program_scores(rows: Sequence[ExampleRow], programs: Sequence[str]) -> Valid
         scores["doc_f1"] = _kept_f1(*np.array(kept).T)
     scores["f1"] = sum([*token_f1s, *correct]) / max(1, len(rows))
     return scores
-
-
-def f1(correct: int, predicted: int, expected: int) -> float:
-    """F1 of a set of `predicted` elements, of which `correct` are among the `expected`."""
-    return 2 * correct / (predicted + expected) if predicted + expected else 1.0
 
 
 def _kept_f1(expected: "NDArray[np.bool_]", predicted: "NDArray[np.bool_]") -> float:

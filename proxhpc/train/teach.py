@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from proxhpc.status.terminal import duration
 from proxhpc.train.adapt import adapt
 from proxhpc.train.checkpoint import TrainingFolder
 from proxhpc.train.pairs import read_page_pairs, split_pairs, write_page_pairs
-from proxhpc.train.rows import ExampleRow, Examples
+from proxhpc.train.rows import Examples
 from proxhpc.train.verdict import RefinerVerdict, evaluate_refiner
 from proxhpc.train.walk_task import MAX_TEXT_CHARS
 
@@ -91,7 +91,8 @@ def fitted_recipe(name: str, examples: Path, minutes: float | None) -> Recipe:
     The length is a changeable key, so a resumed training may have other `minutes`; the rest depends
     on the examples only.
     """
-    texts = ["\n".join(row.lines)[:MAX_TEXT_CHARS] for row in _training_rows(examples)]
+    rows = (row for row in Examples((examples,)) if row.split == "train")
+    texts = ["\n".join(row.lines)[:MAX_TEXT_CHARS] for row in rows]
     if minutes is None:
         minutes = min(MAX_MINUTES, max(MIN_MINUTES, len(texts) / PAGES_PER_MINUTE))
     is_large = sum(map(len, texts)) > _LARGE
@@ -129,10 +130,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _training_rows(examples: Path) -> Iterable[ExampleRow]:
-    return (row for row in Examples((examples,)) if row.split == "train")
 
 
 def _vocabulary(texts: Sequence[str], most: int) -> int:

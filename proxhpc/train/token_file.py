@@ -11,52 +11,40 @@ from proxhpc.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DOCUMENTS_SUFFIX = ".documents.npy"
-
 
 class TokenFile:
     """Sequences of a corpus: `name.npy` has the ids of its documents, one after another.
 
-    `name.documents.npy`, if there is one, has a row for each document with the fields `key`,
-    `start` and `length`. Each epoch then reads the documents in the order of a hash of the seed,
-    the epoch and the key, so that two corpora with the same keys are read in the same order.
-    Without it, every epoch reads the file from start to end.
+    `name.documents.npy` has a row for each document with the fields `key`, `start` and `length`.
+    Each epoch reads the documents in the order of a hash of the seed, the epoch and the key, so
+    that two corpora with the same keys are read in the same order.
     """
 
     def __init__(self, path: Path, context: int, seed: int) -> None:
         """UserError if there are not enough tokens for one sequence of `context` + 1 ids."""
         self._ids = _load(path)
-        documents = path.with_name(path.name.removesuffix(".npy") + DOCUMENTS_SUFFIX)
-        self._documents = np.load(documents) if documents.exists() else None
-        if self._documents is None:
-            self.tokens = len(self._ids)
-        else:
-            self.tokens = int(self._documents["length"].sum(dtype=np.int64))
+        self._documents = np.load(path.with_suffix(".documents.npy"))
+        self.tokens = int(self._documents["length"].sum(dtype=np.int64))
         self._context, self._seed = context, seed
-        self.sequences = (
-            self.tokens - 1
-        ) // context  # in an epoch; each shares an id with the next
+        # In an epoch; each shares an id with the next.
+        self.sequences = (self.tokens - 1) // context
         if self.sequences < 1:
             raise UserError(
                 f"{path} has {self.tokens:,} tokens, too few for a sequence of {context:,}",
                 hint="give more text, or a shorter context",
             )
         self._epoch = -1
-        self._starts: NDArray[np.int64] = np.zeros(1, np.int64)  # of the epoch's documents
-        self._ends: NDArray[np.int64] = np.array([self.tokens])  # of them in the epoch's stream
+        self._begin(0)
 
     def read(self, numbers: Sequence[int]) -> "NDArray[np.int64]":
         """The ids of these sequences, counted over all epochs; one row of context + 1 for each."""
         return np.stack([self._sequence(*divmod(n, self.sequences)) for n in numbers])
 
-    def documents_read(self, sequences: int) -> int | None:
-        """How many documents so many sequences touch; None if their limits are not known."""
-        if self._documents is None:
-            return None
+    def documents_read(self, sequences: int) -> int:
+        """How many documents so many sequences touch."""
         self._begin(0)
-        tokens = min(sequences * self._context + 1, self.tokens)
-        if sequences >= self.sequences:
-            tokens = self.tokens
+        is_whole = sequences >= self.sequences
+        tokens = self.tokens if is_whole else sequences * self._context + 1
         return int(self._ends.searchsorted(tokens)) + 1
 
     def _sequence(self, epoch: int, index: int) -> "NDArray[np.int64]":
@@ -75,14 +63,14 @@ class TokenFile:
 
     def _begin(self, epoch: int) -> None:
         """Put the documents in the order of an epoch."""
-        if self._documents is None or self._epoch == epoch:
+        if epoch == self._epoch:
             return
         salt = _mixed(_mixed(np.array([self._seed]), np.uint64(0)), np.uint64(epoch))[0]
         hashes = _mixed(self._documents["key"], salt)
         # Equal keys: by place in the file.
         order = self._documents[np.argsort(hashes, kind="stable")]
-        self._starts = order["start"].astype(np.int64)
-        self._ends = order["length"].astype(np.int64).cumsum()
+        self._starts: NDArray[np.int64] = order["start"].astype(np.int64)
+        self._ends: NDArray[np.int64] = order["length"].astype(np.int64).cumsum()  # in its stream
         self._epoch = epoch
 
 
