@@ -156,7 +156,8 @@ class Row:
     def decode(cls, line: bytes) -> "Row":
         """Read what `encode` wrote."""
         data = orjson.loads(line)
-        row = cls(data["id"], *data["at"], data["outcome"])
+        file, position = data["at"]
+        row = cls(data["id"], file, position, data["outcome"])
         for key, value in data.items():
             if name := _OPTIONAL.get(key):
                 setattr(row, name, value)
