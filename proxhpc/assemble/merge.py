@@ -149,7 +149,7 @@ def _finish(
     summary = summarize_merge(plan, receipts, match, parts, names)
     _check_parts(run, parts)
     examples = [(example.shard, example.number) for example in summary.stats.examples]
-    write_examples(pool, [*examples, *duplicates])
+    write_examples(pool, receipts, [*examples, *duplicates])
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary, merge_shapes(part.shape for part in parts))
     write_atomic(run.card, card)

@@ -4,7 +4,7 @@ The external corpus (`dedup.against`), if there is one, is sketched without repl
 are numbered after the run's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,8 @@ from proxhpc.assemble.patches import PatchWriter
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
 from proxhpc.assemble.rows import corpus_row, quarantine_row, record_source, sort_key
-from proxhpc.assemble.stats import CorpusStats
+from proxhpc.assemble.stats import CorpusStats, ExampleTexts, encode_examples, example_texts
+from proxhpc.corpus.disk import write_atomic
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.writer import PartWriter
 from proxhpc.dedup.arrays import file_digest, load_json, read_blocks, save_json
@@ -29,6 +30,7 @@ from proxhpc.dedup.exchange import ExchangeWriter
 from proxhpc.dedup.hashes import (
     NO_FILES,
     SKETCH_DTYPE,
+    RecordKey,
     RowNumbers,
     Sketch,
     SketchDigests,
@@ -42,6 +44,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
 
 _MAX_ROW_BYTES = {True: 1 << 31, False: 1 << 32}  # of parquet, of JSON lines
+_HELD_EXAMPLES = 256  # texts; a third of them are usually still chosen
 _BLOCK = 1 << 14  # documents that are read at a time
 _TAIL = 4096  # bytes at the end of a ledger; they hold its summary frame
 
@@ -55,8 +58,9 @@ class SketchReceipt:
     `documents` are those to be matched. `unreadable` counts records of the external corpus; those
     of the run are in `counts`. `spans_by_shard` has the run's spans. `quarantine` is the digest of
     the file with the group's quarantined records, `names` that of the names of external records,
-    `benchmark_listing` that of documents with parts of a benchmark; "" if there are none. `ranked`
-    counts documents with a value of `dedup.by`, `with_url` those with a URL in `dedup.url`.
+    `benchmark_listing` that of documents with parts of a benchmark, `examples` that of texts for
+    the report, which are not stored with `dedup.lines`; "" if there are none. `ranked` counts
+    documents with a value of `dedup.by`, `with_url` those with a URL in `dedup.url`.
     """
 
     plan: str
@@ -73,6 +77,7 @@ class SketchReceipt:
     names: str = ""
     benchmark: BenchmarkCounts = field(default_factory=BenchmarkCounts)
     benchmark_listing: str = ""
+    examples: str = ""
     stats: CorpusStats = field(default_factory=CorpusStats)
 
     @property
@@ -175,6 +180,8 @@ def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
         yield run.sketch_names(receipt.group)
     if receipt.benchmark_listing:
         yield run.sketch_benchmark(receipt.group)
+    if receipt.examples:
+        yield run.sketch_examples(receipt.group)
 
 
 def ledger_tail(path: Path) -> str:
@@ -192,6 +199,7 @@ def _add_shards(
     run: RunDir, plan: Plan, shards: range, receipt: SketchReceipt, writer: SketchWriter
 ) -> None:
     """Replay the shards; add their documents and counts, and write the group's listings."""
+    texts: dict[RecordKey, ExampleTexts] = {}
     paths = run.sketch_quarantine(receipt.group), run.sketch_benchmark(receipt.group)
     patches = PatchWriter(run.patches(receipt.group), receipt.identity, plan.manifest)
     if benchmark := load_benchmark(plan):
@@ -205,7 +213,10 @@ def _add_shards(
                     counts.blank_lines += item.blank_lines
                     continue
                 item.row.add_to(counts)
-                receipt.stats.add(plan, shard, item)
+                if receipt.stats.add(plan, shard, item) and not plan.manifest.dedup.lines:
+                    texts[shard, item.number] = example_texts(plan, shard, item)
+                    if len(texts) > _HELD_EXAMPLES:
+                        texts = _chosen(receipt.stats, texts)
                 if item.document is not None and item.text is not None:
                     if benchmark and _contains_benchmark(benchmark, plan, item, receipt, hits):
                         continue
@@ -226,10 +237,21 @@ def _add_shards(
         if not listing.documents:
             path.unlink()
     receipt.quarantine, receipt.benchmark_listing = map(file_digest, paths)
+    path = run.sketch_examples(receipt.group)
+    write_atomic(path, encode_examples(_chosen(receipt.stats, texts).values()))
+    receipt.examples = file_digest(path)
     reached = receipt.counts.in_corpus - receipt.benchmark.left_out
     if writer.documents != reached:
         hashed = f"{writer.documents} of {reached}"
         raise StopError(f"group {receipt.group}: {hashed} documents hashed")
+
+
+def _chosen(
+    stats: CorpusStats, texts: Mapping[RecordKey, ExampleTexts]
+) -> dict[RecordKey, ExampleTexts]:
+    """The texts that are still among the examples, in input order."""
+    keys = sorted({(example.shard, example.number) for example in stats.examples} & texts.keys())
+    return {key: texts[key] for key in keys}
 
 
 def _contains_benchmark(

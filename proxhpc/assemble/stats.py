@@ -5,15 +5,18 @@ each outcome and reason at random: those with the lowest hashes, seeded by the p
 not depend on shards, workers or order.
 """
 
+import json
 from bisect import insort
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 import xxhash
 
 from proxhpc.assemble.replay import ReplayedRecord
+from proxhpc.assemble.rows import record_source
 from proxhpc.program.edits import count_usual_calls
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import Dialect, ProgramEnd
@@ -24,6 +27,64 @@ LARGEST = "largest"  # kind of the examples that lost most; others are of an out
 _EXAMPLES_OF_KIND = {LARGEST: 6, "edited ": 6}
 _EXAMPLES_OF_REASON = 3
 _MIN_LARGEST_TOKENS = 64  # raw tokens; a shorter document says little
+_MAX_CHARS = 1 << 16  # of a text; the report shows the beginning of a longer one
+_MAX_PROGRAMS = 32  # of a document
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTexts:
+    """A document for the report.
+
+    `after` is None if the document does not reach the corpus. `truncated` shows whether `before` is
+    only the beginning of a longer text.
+    """
+
+    shard: int
+    number: int
+    id: str
+    source: str
+    outcome: str
+    reason: str
+    tokens_in: int
+    tokens_out: int
+    programs: tuple[str, ...]
+    before: str
+    after: str | None
+    truncated: bool
+
+
+def example_texts(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
+    """A record of a shard as an example."""
+    row, after = record.row, record.text
+    programs = [call.program for call in (row.doc, *row.windows) if call]
+    programs += [record.merge_program] if record.merge_program else []
+    before = record.document.text if record.document else ""
+    return ExampleTexts(
+        shard=shard,
+        number=record.number,
+        id=row.id,
+        source=record_source(plan, row),
+        outcome=row.outcome,
+        reason=row.reason,
+        tokens_in=row.tokens_in,
+        tokens_out=row.tokens_out,
+        programs=tuple(program[:_MAX_CHARS] for program in programs[:_MAX_PROGRAMS]),
+        before=before[:_MAX_CHARS],
+        after=after if after is None else after[:_MAX_CHARS],
+        truncated=len(before) > _MAX_CHARS,
+    )
+
+
+def encode_examples(examples: Iterable[ExampleTexts]) -> bytes:
+    """Examples as lines of JSON."""
+    # Not orjson: a document outside of the corpus may hold what UTF-8 cannot encode.
+    return "".join(f"{json.dumps(asdict(texts))}\n" for texts in examples).encode("ascii")
+
+
+def decode_examples(data: bytes) -> list[ExampleTexts]:
+    """What `encode_examples` wrote. KeyError, TypeError or ValueError if it is something else."""
+    rows = [json.loads(line) for line in data.splitlines()]
+    return [ExampleTexts(**row | {"programs": tuple(row["programs"])}) for row in rows]
 
 
 class ExampleRef(NamedTuple):
@@ -58,15 +119,18 @@ class CorpusStats:
     lost_tokens: Counter[str] = field(default_factory=Counter)
     examples: list[ExampleRef] = field(default_factory=list)
 
-    def add(self, plan: Plan, shard: int, record: ReplayedRecord) -> None:
-        """Count one more record of a shard."""
-        row = record.row
-        if record.document is not None:
+    def add(self, plan: Plan, shard: int, record: ReplayedRecord) -> bool:
+        """Count one more record of a shard; whether it is an example for now."""
+        row, text = record.row, record.text
+        raw = record.document.text if record.document else None
+        lines = 0
+        if raw is not None:
+            lines = log2_bucket(raw.count("\n") + 1)
             self.raw_tokens[log2_bucket(row.tokens_in)] += 1
-            self.raw_lines[log2_bucket(record.document.text.count("\n") + 1)] += 1
-        if record.text is not None:
+            self.raw_lines[lines] += 1
+        if text is not None:
             self.refined_tokens[log2_bucket(row.tokens_out)] += 1
-            self.refined_lines[log2_bucket(record.text.count("\n") + 1)] += 1
+            self.refined_lines[lines if text is raw else log2_bucket(text.count("\n") + 1)] += 1
         elif row.tokens_in:
             self.lost_tokens[f"{row.outcome} {row.reason}"] += row.tokens_in
         if row.doc is not None:
@@ -78,10 +142,12 @@ class CorpusStats:
             seeded = f"{plan.digest} {row.file} {row.position}"
             place = shard, record.number
             key = xxhash.xxh3_64_intdigest(seeded.encode())
-            self._add_example(ExampleRef(0, key, f"{row.outcome} {row.reason}", *place))
+            added = self._add_example(ExampleRef(0, key, f"{row.outcome} {row.reason}", *place))
             if row.outcome == "edited" and row.tokens_in >= _MIN_LARGEST_TOKENS:
                 kept_share = 1000 * row.tokens_out // row.tokens_in
-                self._add_example(ExampleRef(kept_share, key, LARGEST, *place))
+                added |= self._add_example(ExampleRef(kept_share, key, LARGEST, *place))
+            return added
+        return False
 
     def __iadd__(self, other: "CorpusStats") -> "CorpusStats":
         for name in _COUNTERS:
@@ -99,7 +165,7 @@ class CorpusStats:
         for name, number in counts.items():
             self.calls[f"{level} {name}"] += number
 
-    def _add_example(self, example: ExampleRef) -> None:
+    def _add_example(self, example: ExampleRef) -> bool:
         rivals = [other for other in self.examples if other.kind == example.kind]
         is_largest, share = example.kind == LARGEST, example.kept_share
         if is_largest and (same := [other for other in rivals if other.kept_share == share]):
@@ -112,6 +178,8 @@ class CorpusStats:
             if weakest is not None:
                 self.examples.remove(weakest)
             insort(self.examples, example)
+            return True
+        return False
 
 
 _COUNTERS = [name for name in CorpusStats.__slots__ if name != "examples"]

@@ -60,7 +60,7 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     lines = sizes.corpus_bytes_raw // _LINE_CHARS if plan.manifest.dedup.lines else 0
     sketched = refined + documents * _sketch_bytes(plan) + lines * LINE_DTYPE.itemsize
     sketched += 0 if lines else round(_PATCHES * sizes.ledger_bytes)
-    inodes += 1 + groups * (4 + bool(near) + bool(lines))
+    inodes += 1 + groups * (5 + bool(near))
     phases.append(("sketch", sketched, inodes))
     units = sum(unit_count(plan, kind) for kind in _UNIT_KINDS)
     in_lines = lines * EXCHANGES["lines"].columns * _ROW_BYTES  # bands have no files by then

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 
-from proxhpc.assemble.examples import ExampleTexts
+from proxhpc.assemble.stats import ExampleTexts
 from proxhpc.inspect.diff import LineChange, Piece, diff_excerpt, diff_lines
 
 _CONTEXT = 2  # unchanged lines around a change

@@ -10,7 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.examples import ExampleTexts
+from proxhpc.assemble.stats import ExampleTexts
 from proxhpc.report import examples, flow, rows, text
 from proxhpc.report.advice import next_steps
 from proxhpc.report.model import AccountBase, Report

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from proxhpc.account.counts import Counts
 from proxhpc.assemble.benchmark import BenchmarkCounts
-from proxhpc.assemble.examples import ExampleTexts
 from proxhpc.assemble.match_result import LineCounts
-from proxhpc.assemble.stats import LARGEST, CorpusStats
+from proxhpc.assemble.stats import LARGEST, CorpusStats, ExampleTexts
 from proxhpc.assemble.summary import DuplicateCounts, MergeSummary
 from proxhpc.report.model import (
     Distributions,

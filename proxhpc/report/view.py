@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxhpc.account.quantity import quantity
-from proxhpc.assemble.examples import ExampleTexts
+from proxhpc.assemble.stats import ExampleTexts
 from proxhpc.inspect.view import SIGNS, change_text
 from proxhpc.report.advice import next_steps
 from proxhpc.report.examples import short_diff, typical_example

@@ -103,6 +103,10 @@ class RunDir:
         """Return the quarantined records of a group; missing if there are none."""
         return self.merge / "sketch" / f"{group:05d}.quarantine.jsonl.zst"
 
+    def sketch_examples(self, group: int) -> Path:
+        """Return texts of a group that the report may show; missing if there are none."""
+        return self.merge / "sketch" / f"{group:05d}.examples.jsonl"
+
     def sketch_names(self, group: int) -> Path:
         """Return the names of a group's external records; missing for a group of shards."""
         return self.merge / "sketch" / f"{group:05d}.names.jsonl.zst"
