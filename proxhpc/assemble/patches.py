@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -63,8 +63,9 @@ class CorpusRow(NamedTuple):
 class _Patch(NamedTuple):
     """How a row is made: `literals` alternate with ranges of the record's line.
 
-    `ranges` has start and stop of each; there is one literal more. `digest` is that of the line,
-    `shape` the number of the row's shape in the frame.
+    `ranges` has start and stop of each; there is one literal more, or only the first and the last
+    if all others are empty. `digest` is that of the line, `shape` the number of the row's shape in
+    the frame.
     """
 
     key: int
@@ -79,7 +80,7 @@ class _Patch(NamedTuple):
 
     def apply(self, line: bytes) -> bytes:
         """Return the row."""
-        return b"".join(_pieces(line, self.ranges, [*map(str.encode, self.literals)]))
+        return _join(line, self.ranges, [*map(str.encode, self.literals)])
 
 
 class PatchWriter:
@@ -232,7 +233,7 @@ def make_patch(record: ReplayedRecord, row: bytes) -> tuple[int, list[int], list
         ranges, literals = [0, len(fields)], [b"", row[len(fields) :]]
     else:
         ranges, literals = _find_pieces(document, record.changes, row)
-        if b"".join(_pieces(line, ranges, literals)) != row:
+        if _join(line, ranges, literals) != row:
             ranges, literals = [], [row]
     digest = xxhash.xxh3_64_intdigest(line) if ranges else 0
     return digest, ranges, [literal.decode() for literal in literals]
@@ -268,7 +269,8 @@ def _find_pieces(
     fields, tail = _without_brace(line[stop:]), row[size + stop - start :]  # after the text
     if fields and tail.startswith(fields):
         stop, tail = stop + len(fields), tail[len(fields) :]
-    return [*ranges, start, stop], [*literals, tail]
+    literals = [*literals, tail] if any(literals[1:]) else [literals[0], tail]
+    return [*ranges, start, stop], literals
 
 
 def _drop_newline(line: bytes, ranges: list[int], literals: list[bytes]) -> int:
@@ -290,13 +292,14 @@ def _without_brace(line: bytes) -> bytes:
     return line.rstrip().removesuffix(b"}")
 
 
-def _pieces(line: bytes, ranges: Sequence[int], literals: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield the pieces of a row."""
-    yield literals[0]
+def _join(line: bytes, ranges: Sequence[int], literals: Sequence[bytes]) -> bytes:
+    """The row that ranges of a line and literals make; see `_Patch`."""
     edges = iter(ranges)
-    for start, stop, literal in zip(edges, edges, literals[1:], strict=True):
-        yield line[start:stop]
-        yield literal
+    pieces = [line[start:stop] for start, stop in zip(edges, edges, strict=True)]
+    if len(literals) > 2:
+        pieces = [*chain.from_iterable(zip(pieces, literals[1:], strict=True))]
+        return b"".join([literals[0], *pieces])
+    return b"".join([literals[0], *pieces, *literals[1:]])
 
 
 def _read_table(path: Path, source: str) -> list[tuple[int, int]]:
