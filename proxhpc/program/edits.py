@@ -122,18 +122,22 @@ def _usual_calls(stripped: str) -> _UsualCalls:
     ranges: list[Range] = []
     strings: list[StringEdit] = []
     rest = ""
-    is_ordered = True
+    is_ordered = is_joined = True
+    end = -1
     for first, last, source, target, other in _USUAL.findall(stripped):
         if first:
             low, high = int(first), int(last) + 1
             is_ordered &= low < high
-            ranges.append((low, high))
+            is_joined &= end < low
+            ranges.append((low, end := high))
         elif other:
             rest = other
         else:
             strings.append((None, source, target, None))
     number = len(ranges)
-    return _UsualCalls(number, joined_ranges(ranges) if is_ordered else None, strings, rest)
+    if not is_joined:
+        ranges = joined_ranges(ranges)
+    return _UsualCalls(number, ranges if is_ordered else None, strings, rest)
 
 
 def count_usual_calls(text: str) -> dict[str, int] | None:
