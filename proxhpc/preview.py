@@ -29,7 +29,8 @@ from proxhpc.corpus.text import read_text
 from proxhpc.engines.device import count_gpus
 from proxhpc.errors import UserError
 from proxhpc.extras import is_installed
-from proxhpc.inspect import Inspection, render_inspection
+from proxhpc.inspect.document import Inspection
+from proxhpc.inspect.view import render_inspection
 from proxhpc.refine.pump import IN_FLIGHT_BYTES, IN_FLIGHT_DOCUMENTS, Budget, Pace, in_order
 from proxhpc.refine.refiner import Refiner, open_refiner
 from proxhpc.report.text import power

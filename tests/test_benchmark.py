@@ -13,7 +13,7 @@ from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.dedup import shingles
 from proxhpc.dedup.shingles import fold, words_of
-from proxhpc.inspect import inspect_documents, sample_documents
+from proxhpc.inspect.document import inspect_documents, sample_documents
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.launch.variant import merge_variant
 from proxhpc.plan.space import Sizes, estimate_memory

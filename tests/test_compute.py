@@ -19,7 +19,7 @@ from proxhpc.account.flops import (
 )
 from proxhpc.cli.main import main
 from proxhpc.outputs import UsageTotals
-from proxhpc.report import build_report, run_account
+from proxhpc.report.build import build_report, run_account
 from proxhpc.run.estimate import count_work, estimate_work
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.ledger import Call, Row, tally

@@ -23,8 +23,8 @@ from proxhpc.dedup.hashes import survivor_rank
 from proxhpc.dedup.minhash import minhash_slots
 from proxhpc.dedup.shingles import fold, shingles
 from proxhpc.errors import StopError, UserError
-from proxhpc.inspect import inspect_documents, render_inspection
-from proxhpc.inspect.document import Inspection
+from proxhpc.inspect.document import Inspection, inspect_documents
+from proxhpc.inspect.view import render_inspection
 from proxhpc.launch.launch import prepare_run
 from proxhpc.report import write_report
 from proxhpc.run.paths import RunDir

@@ -21,15 +21,11 @@ from proxhpc.cluster import tasks
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
 from proxhpc.corpus.frames import FrameWriter
 from proxhpc.errors import RetryError, ShardError, StopError, UserError
-from proxhpc.inspect import (
-    Inspection,
-    inspect_documents,
-    render_inspection,
-    sample_documents,
-)
 from proxhpc.inspect import find as finder
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
+from proxhpc.inspect.document import Inspection, inspect_documents, sample_documents
 from proxhpc.inspect.model import Survivor
+from proxhpc.inspect.view import render_inspection
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.ledger import (
     Call,

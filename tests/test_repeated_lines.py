@@ -11,7 +11,7 @@ import pytest
 from merging import corpus, output
 from proxhpc.assemble.merge import merge_run
 from proxhpc.errors import StopError
-from proxhpc.inspect import inspect_documents, sample_documents
+from proxhpc.inspect.document import inspect_documents, sample_documents
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.report import write_report
 from proxhpc.report.build import build_report

@@ -29,9 +29,12 @@ from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.program import syntax
 from proxhpc.program.reference import Reason
 from proxhpc.program.syntax import ParseReason
-from proxhpc.report import Report, build_report, load_report, render_report, write_report
+from proxhpc.report import load_report, write_report
+from proxhpc.report.build import build_report
 from proxhpc.report.html import report_page
+from proxhpc.report.model import Report
 from proxhpc.report.text import break_even_text
+from proxhpc.report.view import render_report
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan

@@ -25,11 +25,13 @@ from proxhpc.cli.options import parser
 from proxhpc.cluster import tasks
 from proxhpc.errors import UserError
 from proxhpc.launch.launch import prepare_run
-from proxhpc.report import Report, build_report, render_report, run_account
 from proxhpc.report.advice import next_steps
+from proxhpc.report.build import build_report, run_account
 from proxhpc.report.examples import diff_rows, short_diff, typical_example
 from proxhpc.report.html import report_page
+from proxhpc.report.model import Report
 from proxhpc.report.text import cost_text, sentence
+from proxhpc.report.view import render_report
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan

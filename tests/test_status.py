@@ -30,9 +30,9 @@ from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import QueuedJob, Tag
 from proxhpc.corpus.disk import append_line
 from proxhpc.errors import RetryError, StopError, UserError
-from proxhpc.inspect import sample_documents
+from proxhpc.inspect.document import sample_documents
 from proxhpc.launch.launch import Run
-from proxhpc.report import build_report, run_account
+from proxhpc.report.build import build_report, run_account
 from proxhpc.run.lease import LeaseOwner
 from proxhpc.run.paths import RunDir
 from proxhpc.run.progress import ProgressLog

@@ -150,7 +150,8 @@ def _drive(run: "Run") -> int:
         return 130
     if step.phase in ("report", "finished"):
         from proxhpc.assemble.examples import read_examples
-        from proxhpc.report import load_report, render_report
+        from proxhpc.report import load_report
+        from proxhpc.report.view import render_report
 
         if notes := step.message.removesuffix("finished").rstrip():
             _say(notes)
@@ -407,8 +408,9 @@ def _annotate(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from proxhpc.inspect import inspect_documents, render_inspection, sample_documents
+    from proxhpc.inspect.document import inspect_documents, sample_documents
     from proxhpc.inspect.model import InspectOutput
+    from proxhpc.inspect.view import render_inspection
     from proxhpc.status.terminal import make_console
 
     run = _open(arguments)
@@ -471,12 +473,15 @@ def _memory(text: str) -> int:
 
 def _report(arguments: argparse.Namespace) -> None:
     from proxhpc import report
+    from proxhpc.report.build import run_account
+    from proxhpc.report.model import AccountBase
+    from proxhpc.report.view import render_report
     from proxhpc.run.plan import Plan
 
     run = _open(arguments)
     Plan.load(run)  # the errors of a run that cannot be read are no errors of writing
     is_merged = run.merge_summary.exists()
-    account: report.Report | report.RunAccount
+    account: AccountBase
     try:
         account = report.write_report(run) if is_merged else report.write_account(run)
     except UserError as error:
@@ -484,8 +489,8 @@ def _report(arguments: argparse.Namespace) -> None:
         if is_merged and not run.report_json.exists():
             raise
         _log(f"proxhpc: the report was not rewritten: {error.message}")
-        account = report.load_report(run) if is_merged else report.run_account(run)
-    _show(account, report.render_report, arguments.json)
+        account = report.load_report(run) if is_merged else run_account(run)
+    _show(account, render_report, arguments.json)
 
 
 def _worker(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""One document of a run: its row, its raw text, and the text that its programs make of it."""
+"""Documents of a run: their rows, raw texts, and the texts that their programs make of them."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -8,12 +8,13 @@ from functools import cached_property
 from proxhpc.assemble.rows import record_source
 from proxhpc.corpus.document import BadRecord, Document, Span
 from proxhpc.errors import ShardError, StopError
-from proxhpc.inspect.find import FoundRow
+from proxhpc.inspect.find import FoundRow, find_rows, not_found, sample_rows
 from proxhpc.inspect.model import BenchmarkItem, InspectedDocument, InspectedProgram, Survivor
 from proxhpc.inspect.survivor import MergeEffects
 from proxhpc.program.lines import Range, first_parts, line_starts
 from proxhpc.program.replay import ProgramFormat, ReplayResult, window_lines
 from proxhpc.run.ledger import Call, Row, text_digest
+from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 
 
@@ -101,36 +102,44 @@ class Inspection:
         )
 
     def to_output(self) -> InspectedDocument:
-        """What `--json` prints."""
+        """What `--json` prints: keys of its row, and those that the merge may have changed."""
         row = self.row
-        return InspectedDocument(
-            id=row.id,
-            source=self.source,
-            shard=self.shard,
-            published=self.published,
-            outcome=self.outcome,
-            reason=self.reason,
-            detail=row.detail,
-            duplicate_of=self.duplicate_of,
-            benchmark_item=self.benchmark_item,
-            flags=row.flags,
-            rejected=row.rejected,
-            lenient=row.lenient,
-            bytes_in=row.bytes_in,
-            bytes_out=row.bytes_out,
-            tokens_in=row.tokens_in,
-            tokens_out=row.tokens_out,
-            token_unit=self.token_unit,
-            lines_removed=row.lines_removed,
-            strings_replaced=row.strings_replaced,
-            doc_program=self._program(row.doc) if row.doc else None,
-            chunk_programs=tuple(map(self._program, row.windows)),
-            merge_program=self.merge_program or None,
-            before=self.before,
-            after=self.after,
-            unreadable=row.head.decode("utf-8", "replace") if self.before is None else None,
-            notes=self.notes,
-        )
+        same = {
+            name: getattr(source, name)
+            for source in (row, self)
+            for name in InspectedDocument.model_fields
+            if hasattr(source, name)
+        }
+        programs = {
+            "doc_program": self._program(row.doc) if row.doc else None,
+            "chunk_programs": tuple(map(self._program, row.windows)),
+            "merge_program": self.merge_program or None,
+        }
+        unreadable = row.head.decode("utf-8", "replace") if self.before is None else None
+        return InspectedDocument(**same | programs, unreadable=unreadable)
+
+
+def inspect_documents(run: RunDir, query: str) -> list[Inspection]:
+    """Every document with this id, or the one at `<input name>:<position>`.
+
+    UserError with similar ids when there is none.
+    """
+    plan = Plan.load(run)
+    effects = MergeEffects(run, plan)
+    items = [examine_document(plan, hit, effects) for hit in find_rows(run, plan, query)]
+    if not items:
+        raise not_found(run, plan, query)
+    return items
+
+
+def sample_documents(
+    run: RunDir, number: int, outcome: str = "", seed: int = 0
+) -> list[Inspection]:
+    """Documents chosen at random, of one outcome if given."""
+    plan = Plan.load(run)
+    effects = MergeEffects(run, plan)
+    rows = sample_rows(run, plan, effects, number, outcome, seed)
+    return [examine_document(plan, hit, effects) for hit in rows]
 
 
 def examine_document(plan: Plan, hit: FoundRow, effects: MergeEffects | None = None) -> Inspection:

@@ -21,10 +21,7 @@ from proxhpc.prove.tasks import read_questions, score_questions
 from proxhpc.run.models import TOKENIZER_FILES
 from proxhpc.run.weights import read_model_json
 from proxhpc.spec.prove import Arm, Training
-from proxhpc.train.optimizer import OptimizerOptions
 from proxhpc.train.pretrain import PretrainOptions, PretrainResult, pretrain
-
-_SHARED_KEYS = ("context", "batch", "micro_batch", "precision", "checkpointing", "sharded")
 
 
 def train_arm(
@@ -51,16 +48,16 @@ def train_arm(
 
 def training_options(folder: ProveDir, plan: ProvePlan, arm: Arm, seed: int) -> PretrainOptions:
     """Return the options of a training. UserError if the arm has too little text for a step."""
-    training, baseline = plan.section.training, plan.section.baseline
-    tokens = arm_tokens(folder, plan, arm)
-    milestones = plan.section.milestones if arm is baseline else ()
-    keys = {name: getattr(training, name) for name in _SHARED_KEYS}
+    training, tokens = plan.section.training, arm_tokens(folder, plan, arm)
+    milestones = plan.section.milestones if arm is plan.section.baseline else ()
+    shared = {each.name for each in fields(PretrainOptions)} & Training.model_fields.keys()
+    keys = {name: getattr(training, name) for name in shared} | {
+        "model": None if training.base else _model_keys(folder, training),
+        "base": Path(training.base) if training.base else None,
+        "tokens": tokens,
+    }
     return PretrainOptions(
-        **{each.name: getattr(training, each.name) for each in fields(OptimizerOptions)},
         **keys,
-        model=None if training.base else _model_keys(folder, training),
-        base=Path(training.base) if training.base else None,
-        tokens=tokens,
         seed=seed,
         milestones=tuple(round(share * tokens) for share in milestones if share < 1),
     )

@@ -1,4 +1,4 @@
-"""The report of a run: JSON, an HTML page and a view for the terminal."""
+"""Writes the report of a run, as JSON and as an HTML page, and loads it."""
 
 from pydantic import ValidationError
 
@@ -8,19 +8,7 @@ from proxhpc.errors import StopError, UserError
 from proxhpc.faults import fault_point
 from proxhpc.report.build import build_report, run_account
 from proxhpc.report.model import AccountBase, Report, RunAccount
-from proxhpc.report.view import render_report
 from proxhpc.run.paths import RunDir
-
-__all__ = [
-    "Report",
-    "RunAccount",
-    "build_report",
-    "load_report",
-    "render_report",
-    "run_account",
-    "write_account",
-    "write_report",
-]
 
 
 def write_report(run: RunDir) -> Report:
