@@ -140,7 +140,7 @@ def test_files_by_name_and_a_named_field(tmp_path: Path, capsys: Capture) -> Non
     page.write_text(text(30))
     out = tmp_path / "out"
     command = ["refine", *map(str, (first, second, page)), "--engine", "rules", "--out", str(out)]
-    assert main([*command, "--text", "body"]) == 0
+    assert main([*command, "--field", "body"]) == 0
     shown = capsys.readouterr().out
     assert "left out: b.jsonl: no field 'body'; it has: text" in shown.replace(
         f"{tmp_path.name}/", ""
@@ -283,16 +283,6 @@ def test_damaged_and_deep_files_are_looked_at(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "order", [["--text", "A", "B"], ["A", "--text", "B"], ["A", "B", "--text"]]
-)
-def test_without_out_text_takes_no_value(tmp_path: Path, capsys: Capture, order: list[str]) -> None:
-    for n, name in enumerate("AB"):
-        (tmp_path / name).write_text(text(n))
-    arguments = [str(tmp_path / word) if word in "AB" else word for word in order]
-    assert main(["refine", *arguments]) == 0
-    shown = capsys.readouterr().out
-    assert [line.split()[1] for line in shown.splitlines() if line.startswith("Number")] == [
-        "0",
-        "1",
-    ]
+def test_a_field_is_for_out(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["refine", "--field", "body", str(tmp_path / "a.jsonl")]) == 2
+    assert "--field is for --out" in capsys.readouterr().err

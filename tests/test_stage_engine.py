@@ -37,7 +37,7 @@ def test_a_stage_may_have_its_own_settings_which_plan_freezes_and_shows(tmp_path
     assert run.plan.manifest.engine_of(doc) == plain.engine
     merged = run.plan.manifest.engine_of(chunk)
     assert (merged.name, merged.dtype, merged.options) == ("transformers", *OWN.values())
-    assert run.plan.manifest.digest() != plain.digest()
+    assert run.plan.manifest.computed() != plain.computed()
     rows = _rows(estimate_run(run.plan, run.site, run.dir))
     assert rows["chunk model"].endswith("parameters, dtype: float32, attn_implementation: eager")
     assert rows["doc model"].endswith("parameters")

@@ -88,19 +88,5 @@ class Counts:
             out[name] = value
         return out
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Counts":
-        """Read what `to_dict` wrote."""
-        counts = cls()
-        for name in _NAMES:
-            empty = getattr(counts, name)
-            value = data[name]
-            if isinstance(empty, Counter):
-                value = Counter(value)
-            elif isinstance(empty, Usage):
-                value = Usage(**value)
-            setattr(counts, name, value)
-        return counts
-
 
 _NAMES = tuple(f.name for f in fields(Counts))

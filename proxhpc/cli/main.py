@@ -215,17 +215,12 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _refine(arguments: argparse.Namespace) -> int:
-    from proxhpc.preview import (
-        PreviewFormat,
-        read_documents,
-        refine_documents,
-    )
+    from proxhpc.preview import PreviewFormat, read_documents, refine_documents
 
     if arguments.out is not None:
         return _refine_files(arguments)
-    if arguments.field is not None:  # a file, since --text takes no value without --out
-        files, field = arguments.files_before, Path(arguments.field)
-        arguments.files = [*files, field] if files else [field, *arguments.files]
+    if arguments.field is not None:
+        raise UserError("--field is for --out", hint="or set corpus.text in a manifest: --manifest")
     manifest = _refiner_choice(arguments).open()
     if arguments.original:
         with_original = manifest.output.model_copy(update={"original": True})
@@ -249,11 +244,9 @@ def _refine_files(arguments: argparse.Namespace) -> int:
     from proxhpc.folder import plan_folder
     from proxhpc.report import load_report
 
-    for option in ("limit", "plain", "diff", "original"):
+    for option in ("limit", "plain", "text", "diff", "original"):
         if getattr(arguments, option):
             raise UserError(f"--{option} cannot be combined with --out")
-    if arguments.text and arguments.field is None:
-        raise UserError("--text needs a FIELD with --out")
     if not arguments.files or Path("-") in arguments.files:
         raise UserError("--out needs files or folders")
     choice = _refiner_choice(arguments)

@@ -161,33 +161,12 @@ def _refine(verb: Parser) -> None:
     _refiner(verb, "take stages, engine, policy and fields from this manifest")
     _flag(verb, "--plain", "read standard input as one plain text")
     _number(verb, "--limit", "refine only the first N documents")
-    verb.set_defaults(text=False, field=None, files_before=[])
+    about = "with --out: field with the text of JSON lines and parquet (default: guessed)"
+    verb.add_argument("--field", metavar="NAME", help=about)
     form = verb.add_mutually_exclusive_group()
-    form.add_argument(
-        "--text",
-        nargs="?",
-        action=_TextOption,
-        default=False,
-        metavar="FIELD",
-        help="print only the refined texts; with --out: the field with the text of JSON lines and"
-        " parquet (default: guessed)",
-    )
+    _flag(form, "--text", "print only the refined texts")
     _flag(form, "--diff", "show each document before and after")
     _flag(form, "--original", "print each raw text, too, as `original_text`, for `proxhpc review`")
-
-
-class _TextOption(argparse.Action):
-    """`--text`, which takes a value only with --out; without it, the value is a file."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        value: object,
-        option: str | None = None,
-    ) -> None:
-        namespace.text, namespace.field = True, value
-        namespace.files_before = [*(namespace.files or [])]
 
 
 def _launch(verb: Parser) -> None:
@@ -422,10 +401,7 @@ _GROUPS: dict[str, dict[str, tuple[str, Callable[[Parser], None]]]] = {
         "launch": ("start a run, or resume it: refine, merge and report", _launch),
         "status": ("show how far a run is", _status),
         "cancel": ("cancel the jobs of a run or of prove; launch or prove resumes it", _run),
-        "report": (
-            "write the page of a run: what was removed, why, at what cost",
-            _report,
-        ),
+        "report": ("write the page of a run: what was removed, why, at what cost", _report),
         "inspect": ("show a document before and after, with its programs", _inspect),
         "review": ("mark what a run did right or wrong, and see how often it is right", _review),
         "merge": ("write the corpus of a refined run, or another one with --out", _merge),

@@ -38,11 +38,7 @@ TABLES: dict[str, FileFormat] = {
 _LINES = (".jsonl", ".ndjson", ".json", ".wet")
 _TEXT = (".txt", ".md")
 
-SUFFIXES = (
-    *(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED)),
-    *TABLES,
-    *_TEXT,
-)
+SUFFIXES = (*(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED)), *TABLES, *_TEXT)
 KNOWN_SUFFIXES = (
     f"{', '.join(_LINES)}, alone or with {', '.join(COMPRESSED)}; {', '.join((*TABLES, *_TEXT))}"
 )

@@ -216,11 +216,7 @@ class _LineBuffer:
 
 
 def _item(
-    line: RawLine,
-    fields: Fields,
-    source: RecordSource,
-    limit: int,
-    parse: Callable[[bytes], Any],
+    line: RawLine, fields: Fields, source: RecordSource, limit: int, parse: Callable[[bytes], Any]
 ) -> Document | BadRecord | None:
     """Return the line as a document or a bad record, or None if it has no record."""
     if line.damage:

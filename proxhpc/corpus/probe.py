@@ -73,10 +73,7 @@ class Probe:
 
 
 def probe_inputs(
-    inputs: Sequence[InputInfo],
-    fields: Fields,
-    max_record_bytes: int,
-    max_window: int = MAX_WINDOW,
+    inputs: Sequence[InputInfo], fields: Fields, max_record_bytes: int, max_window: int = MAX_WINDOW
 ) -> Iterator[Probe]:
     """Yield a probe of each file that is not empty; of many parquet files, most are left out.
 

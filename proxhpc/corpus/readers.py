@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,9 @@ def read_span(
         if kind == "text":
             yield from read_text(read_chunks(path, "none"), span, name, max_record_bytes)
             return
-        stream = _OpenStream.take(path, kind, span, (max_record_bytes, max_window), restarts)
-        parse = SPLIT[kind][1]
-        try:
-            yield from read_jsonl(stream.lines, span, fields, name, max_record_bytes, parse, wanted)
-        except GeneratorExit:  # the caller needs no more of this span
-            stream.keep(stream.lines.position)
-            raise
-        stream.keep(span.stop)
+        parse, limits = SPLIT[kind][1], (max_record_bytes, max_window)
+        with _open_stream(path, kind, span, limits, restarts) as lines:
+            yield from read_jsonl(lines, span, fields, name, max_record_bytes, parse, wanted)
     except OSError as error:
         raise read_error(path, error) from error
 
@@ -96,16 +92,25 @@ def read_lines(
     """
     try:
         kind, limits = detect_format(source.path, source.format), (max_record_bytes, max_window)
-        stream = _OpenStream.take(source.path, kind, span, limits, restarts)
-        stream.lines.skip_to(span.start)
-        try:
-            yield from stream.lines.take(span.stop)
-        except GeneratorExit:
-            stream.keep(stream.lines.position)
-            raise
-        stream.keep(span.stop)
+        with _open_stream(source.path, kind, span, limits, restarts) as lines:
+            lines.skip_to(span.start)
+            yield from lines.take(span.stop)
     except OSError as error:
         raise read_error(source.path, error) from error
+
+
+@contextmanager
+def _open_stream(
+    path: Path, kind: str, span: Span, limits: tuple[int, int], restarts: RestartLog | None
+) -> Iterator[LineStream]:
+    """Yield a stream for a span, and keep it for the next one."""
+    stream = _OpenStream.take(path, kind, span, limits, restarts)
+    try:
+        yield stream.lines
+    except GeneratorExit:  # the caller needs no more of this span
+        stream.keep(stream.lines.position)
+        raise
+    stream.keep(span.stop)
 
 
 @dataclass(slots=True)
@@ -123,12 +128,7 @@ class _OpenStream:
 
     @classmethod
     def take(
-        cls,
-        path: Path,
-        kind: str,
-        span: Span,
-        limits: tuple[int, int],
-        restarts: RestartLog | None,
+        cls, path: Path, kind: str, span: Span, limits: tuple[int, int], restarts: RestartLog | None
     ) -> "_OpenStream":
         """Return the stream that an earlier span left open, or a new one.
 

@@ -13,16 +13,9 @@ from proxhpc.evaluate.metrics import MetricLevel, Ratio
 from proxhpc.plan.model import CostEstimate, KeptEstimate, ModelFigures, PhaseSpace, PlanEstimate
 from proxhpc.plan.space import Sizes, estimate_memory, estimate_space
 from proxhpc.run.calibration import Calibration, calibration_problem, load_calibration
-from proxhpc.run.estimate import (
-    MODEL_FLOPS_UTILIZATION,
-    WorkFigures,
-    count_work,
-    estimate_work,
-    flops_counted_as,
-    tokens_counted_as,
-)
+from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, WorkFigures, count_work, estimate_work
 from proxhpc.run.paths import RunDir
-from proxhpc.run.plan import Plan, input_notes
+from proxhpc.run.plan import BYTES_PER_TOKEN, Plan, input_notes
 from proxhpc.spec.site import Resources, Site
 from proxhpc.status.terminal import short
 
@@ -35,6 +28,9 @@ _LEDGER_BYTES = 120
 _COMPRESSION = 2.8  # measured on extracted web pages with zstd level 3, the output's default
 _DOCUMENT_BYTES = 4000  # if the number of documents is not known
 _DEFAULT_GPU = "A100"
+_FLOPS_COUNTED_AS = (
+    "2·N·D, D being all raw tokens for each stage; without prompt frames, line numbers and decoding"
+)
 _ROUNDS = 1000  # of the bootstrap
 _SHARE = MetricLevel((Ratio("tokens", ("tokens_kept",), ("tokens",)),))
 
@@ -70,8 +66,10 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
         estimated_bytes=plan.estimated_bytes,
         estimated_work=work,
         measured_work=count_work(plan, counts) if counts else None,
-        tokens_counted_as=tokens_counted_as(plan, calibration),
-        flops_counted_as=flops_counted_as(work),
+        tokens_counted_as=f"as in the calibration, by {plan.token_unit}"
+        if calibration
+        else f"UTF-8 bytes of the records / {BYTES_PER_TOKEN}",
+        flops_counted_as=_FLOPS_COUNTED_AS if work.flops else None,
         cost=_cost(site, work, timed, seconds, workers),
         kept=_kept(plan, calibration, sizes.documents_kept) if calibration else None,
         corpus_bytes=sizes.corpus_bytes,

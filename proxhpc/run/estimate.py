@@ -4,7 +4,7 @@ from proxhpc.account.counts import Counts
 from proxhpc.account.flops import paper_flops, sum_or_none
 from proxhpc.outputs import OutputModel
 from proxhpc.run.calibration import Calibration
-from proxhpc.run.plan import BYTES_PER_TOKEN, Plan
+from proxhpc.run.plan import Plan
 
 MODEL_FLOPS_UTILIZATION = 0.4  # of a GPU's peak; about that of a 0.3B model's prefill
 
@@ -40,23 +40,6 @@ def count_work(plan: Plan, counts: Counts) -> WorkFigures:
     """Return the work that counts show, by the same rules."""
     read = {level: counts.tokens_read(level) for level in plan.models}
     return _figures(plan, counts.documents, counts.tokens_in, read)
-
-
-def tokens_counted_as(plan: Plan, calibration: Calibration | None) -> str:
-    """Return how tokens are estimated."""
-    if calibration is None:
-        return f"UTF-8 bytes of the records / {BYTES_PER_TOKEN}"
-    return f"as in the calibration, by {plan.token_unit}"
-
-
-def flops_counted_as(work: WorkFigures) -> str | None:
-    """Return how FLOPs are estimated; None without a model."""
-    if not work.flops:
-        return None
-    return (
-        "2·N·D, D being all raw tokens for each stage; without prompt frames, line numbers and "
-        "decoding"
-    )
 
 
 def _figures(plan: Plan, documents: int | None, tokens: int, read: dict[str, int]) -> WorkFigures:

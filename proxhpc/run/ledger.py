@@ -21,13 +21,7 @@ from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
 from proxhpc.faults import fault_point
 from proxhpc.program.policy import AnyPolicy
-from proxhpc.program.replay import (
-    ModelOutput,
-    ProgramFormat,
-    ReplayResult,
-    WindowProgram,
-    replay,
-)
+from proxhpc.program.replay import ModelOutput, ProgramFormat, ReplayResult, WindowProgram, replay
 from proxhpc.run.crash_backoff import CrashBackoff
 
 LEDGER_VERSION = 2

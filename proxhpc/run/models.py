@@ -141,8 +141,7 @@ def resolve_model(name: str, *, offline: bool | None = None) -> ModelRef:
     except IncompleteModelError as missing:
         if offline:
             raise UserError(
-                missing.message,
-                hint=f"on a node with a network: {_download_command(match)}",
+                missing.message, hint=f"on a node with a network: {_download_command(match)}"
             ) from missing
     return _inspect(name, _snapshot(match, name, local=False))
 
@@ -321,11 +320,7 @@ def _context_length(name: str, config: dict[str, Any]) -> int:
 
 
 def _stop_ids(
-    name: str,
-    path: Path,
-    config: Mapping[str, Any],
-    tokenizer: Mapping[str, Any],
-    rows: int | None,
+    name: str, path: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any], rows: int | None
 ) -> tuple[int, ...]:
     """Return the end-of-sequence tokens; UserError without any, or for one that cannot be one."""
     generation = _optional_json(name, path / "generation_config.json")

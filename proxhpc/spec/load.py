@@ -123,8 +123,7 @@ def matching(pattern: str, wanted: str) -> tuple[AfterValidator, FieldInfo]:
 
 
 Slug = Annotated[
-    str,
-    *matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "up to 64 letters, digits, '.', '_' or '-'"),
+    str, *matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "up to 64 letters, digits, '.', '_' or '-'")
 ]
 
 

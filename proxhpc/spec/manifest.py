@@ -1,7 +1,5 @@
 """The manifest: what a run does, read from YAML."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -164,11 +162,6 @@ class Manifest(Config):
         data: dict[str, Any] = self.model_dump(mode="json", exclude=_NOT_COMPUTED)
         return data
 
-    def digest(self) -> str:
-        """Return the SHA-256, in hex, of everything that `computed` returns."""
-        text = json.dumps(self.computed(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
-
 
 def load_manifest(path: Path, environ: Mapping[str, str] | None = None) -> Manifest:
     """Return the manifest in a YAML file or of a name, with absolute paths and `${VAR}` expanded.
@@ -179,7 +172,7 @@ def load_manifest(path: Path, environ: Mapping[str, str] | None = None) -> Manif
 
 
 def diff(a: Manifest, b: Manifest) -> list[str]:
-    """Return the keys in which two manifests differ; none if and only if the digests agree."""
+    """Return the keys in which two manifests differ; none if they compute the same."""
     return [dotted(key) for key in _differing(a.computed(), b.computed(), ())]
 
 

@@ -66,8 +66,7 @@ def _text_or_file(value: object, info: ValidationInfo) -> object:
 
 
 TextOrFile = Annotated[
-    str,
-    BeforeValidator(_text_or_file, json_schema_input_type=str | dict[Literal["file"], str]),
+    str, BeforeValidator(_text_or_file, json_schema_input_type=str | dict[Literal["file"], str])
 ]
 
 
