@@ -13,14 +13,7 @@ from pathlib import Path
 
 from proxhpc.annotate.labels import Edit, SourceDocument, TeacherLabels
 from proxhpc.corpus.inputs import printable_path
-from proxhpc.evaluate.gold import (
-    BOILERPLATE,
-    CONTENT,
-    EDITED,
-    GoldFields,
-    GoldRecord,
-    iter_records,
-)
+from proxhpc.evaluate.gold import BOILERPLATE, CONTENT, EDITED, GoldFields, GoldRecord, iter_records
 from proxhpc.program.align import EditCosts, align_lines
 from proxhpc.program.derive import EDIT_COSTS
 from proxhpc.program.syntax import Dialect

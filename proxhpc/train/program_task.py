@@ -21,14 +21,7 @@ from proxhpc.spec.refiner_file import load_profile
 from proxhpc.spec.sections import Level
 from proxhpc.train.rows import ExampleRow, sample_examples
 from proxhpc.train.score import ValidationScores, matches_labels, program_scores
-from proxhpc.train.task import (
-    Batch,
-    Losses,
-    StageSettings,
-    load_base,
-    pack_batches,
-    weighted_mean,
-)
+from proxhpc.train.task import Batch, Losses, StageSettings, load_base, pack_batches, weighted_mean
 
 if TYPE_CHECKING:
     import torch
