@@ -270,6 +270,13 @@ def test_a_file_is_not_said_to_look_like_what_it_is(tmp_path: Path, kind: str) -
     assert probe.note.endswith("no field 'texts'; it has: " + probe.example.detail.split(": ")[1])
 
 
+def test_a_text_file_that_is_compressed_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(gzip.compress(b"Some text"))
+    [probe] = probe_inputs([describe_input(path)], FIELDS, LIMIT)
+    assert probe.note == "it is no document (invalid_utf8): it looks like gzip: decompress it once"
+
+
 def test_what_is_not_known_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"text,id\nhello,1\n")

@@ -60,8 +60,10 @@ class Probe:
         if not content and bad <= _MANY * (bad + self.documents):
             return ""
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.bad.most_common(3))
-        first = bad + self.documents
-        text = f"{bad:,} of its first {first:,} records are not documents ({reasons})"
+        text = f"{bad:,} of its first {bad + self.documents:,} records are no documents ({reasons})"
+        if self.info.format == "text":
+            content = content.replace(" within a compressed file", "")
+            text = f"it is no document ({self.example.reason if self.example else ''})"
         if content:
             return f"{text}: it looks like {content}"
         if self.documents or not self.example:
@@ -104,6 +106,14 @@ def find_misread(
             yield probe.info, bad
 
 
+def _head(info: InputInfo) -> bytes:
+    """Return the first bytes as they are read: those of a text file are never decompressed."""
+    if info.format != "text":
+        return read_head(info.path)
+    with info.path.open("rb") as file:
+        return file.read(_SHOWN)
+
+
 def _probe(info: InputInfo, fields: Fields, max_record_bytes: int, max_window: int) -> Probe:
     documents, bad, example, head = 0, Counter[str](), None, b""
     span = Span(0, stop=_BYTES)
@@ -113,7 +123,7 @@ def _probe(info: InputInfo, fields: Fields, max_record_bytes: int, max_window: i
             documents += 1
         elif isinstance(item, BadRecord):
             if not (documents or bad):
-                head = read_head(info.path)
+                head = _head(info)
             bad[item.reason] += 1
             if example is None or (item.reason in _MISREAD and example.reason not in _MISREAD):
                 example = item

@@ -93,13 +93,17 @@ def _read_accounts_and_partitions() -> tuple[list[str], list[slurm.Partition], l
     try:
         accounts = slurm.read_accounts()
     except RetryError as error:
-        problems.append(f"account (Slurm charges your default one): {safe(error.message)}")
+        problems.append(f"account (Slurm charges your default one): {_one_line(error)}")
     try:
         partitions = slurm.read_partitions()
     except RetryError as error:
-        problems.append(f"partitions: {safe(error.message)}")
+        problems.append(f"partitions: {_one_line(error)}")
     up = [partition for partition in partitions if partition.state == "UP" and partition.kinds]
     return accounts, up, problems
+
+
+def _one_line(error: RetryError) -> str:
+    return safe(" ".join(error.message.split()))
 
 
 def _try(partition: slurm.Partition, accounts: Sequence[str], has_memory: bool) -> Trial:

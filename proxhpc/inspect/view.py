@@ -136,6 +136,8 @@ def _remark(call: Call) -> Text:
 
 
 def _program(program: str) -> Text:
+    if not program.strip():
+        return Text("  empty: nothing changes", style="dim")
     lines = program.rstrip("\n").split("\n")
     return Text("\n".join(f"  {safe_line(line)}" for line in lines), style="cyan")
 
