@@ -7,6 +7,7 @@ examples are from the sketch phase, unless lines are removed after it.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 from proxhpc.assemble.line_edits import without_repeated_lines
 from proxhpc.assemble.match_result import require_match
@@ -28,33 +29,38 @@ from proxhpc.run.pool import Pool
 from proxhpc.run.shards import shard_groups
 
 
-def write_examples(
-    pool: Pool, receipts: Sequence[SketchReceipt], keys: Iterable[RecordKey]
-) -> None:
-    """Store the documents with these keys, in input order."""
-    keys = set(keys)
-    found = [*stored_examples(pool.run, receipts, keys)]
+def replay_examples(pool: Pool, keys: Iterable[RecordKey]) -> list[ExampleTexts]:
+    """The documents with these keys, in input order."""
     wanted: dict[int, list[int]] = defaultdict(list)
-    for shard, number in sorted(keys - {(text.shard, text.number) for text in found}):
+    for shard, number in sorted(set(keys)):
         wanted[shard].append(number)
-    for texts in pool.map("examples", partial(_texts, wanted=dict(wanted)), wanted):
-        found += texts
-    found.sort(key=lambda text: (text.shard, text.number))
-    write_atomic(pool.run.examples, encode_examples(found))
+    shards = pool.map("examples", partial(_texts, wanted=dict(wanted)), wanted)
+    return [*chain.from_iterable(shards)]
+
+
+def write_examples(
+    pool: Pool,
+    receipts: Sequence[SketchReceipt],
+    keys: Iterable[RecordKey],
+    known: Iterable[ExampleTexts],
+) -> None:
+    """Store the documents with these keys, in input order; some are `known`."""
+    keys = set(keys)
+    found = {text.key: text for text in [*known, *stored_examples(pool.run, receipts, keys)]}
+    if rest := keys - found.keys():
+        found |= {text.key: text for text in replay_examples(pool, rest)}
+    write_atomic(pool.run.examples, encode_examples(found[key] for key in sorted(keys)))
 
 
 def stored_examples(
     run: RunDir, receipts: Sequence[SketchReceipt], keys: set[RecordKey]
 ) -> Iterator[ExampleTexts]:
-    """Yield the documents with these keys whose texts the sketch phase has stored."""
+    """Yield the documents that the sketch phase has stored with some of these."""
     for receipt in receipts:
-        own = {(example.shard, example.number) for example in receipt.stats.examples} & keys
-        if receipt.examples and own:
+        if receipt.examples and keys & receipt.stats.example_keys:
             path = run.sketch_examples(receipt.group)
             check_file(path, receipt.examples)
-            for texts in decode_examples(path.read_bytes()):
-                if (texts.shard, texts.number) in own:
-                    yield texts
+            yield from decode_examples(path.read_bytes())
 
 
 def read_examples(run: RunDir) -> list[ExampleTexts]:

@@ -1,6 +1,6 @@
 """Names of documents, and listings beside the corpus: quarantined records and duplicates."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from proxhpc.assemble.sketch import require_receipt
 from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import SpanEnd
 from proxhpc.dedup.arrays import check_file, damaged_file
-from proxhpc.dedup.hashes import RecordKey, Sketch
+from proxhpc.dedup.hashes import Sketch
 from proxhpc.run.ledger import read_ledger
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
@@ -47,16 +47,6 @@ def name_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[Docum
         for record in documents["record"][documents["shard"] == shard].tolist():
             yield next(islice(names, record - position, None))
             position = record + 1
-
-
-def name_records(
-    run: RunDir, plan: Plan, keys: Iterable[RecordKey]
-) -> dict[RecordKey, DocumentName]:
-    """The names of a few records."""
-    return {
-        (shard, record): next(islice(read_names(run, plan, shard), record, None))
-        for shard, record in keys
-    }
 
 
 def join_listings(path: Path, pieces: Sequence[tuple[Path, str]]) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.card import checksums, dataset_card
-from proxhpc.assemble.examples import write_examples
-from proxhpc.assemble.listings import join_listings, name_records
+from proxhpc.assemble.examples import replay_examples, write_examples
+from proxhpc.assemble.listings import join_listings
 from proxhpc.assemble.match import match_documents
 from proxhpc.assemble.match_result import MatchResult
 from proxhpc.assemble.rounds import all_groups
@@ -144,12 +144,12 @@ def _finish(
     parts = pool.map("write", partial(write_part, memory=memory), numbers)
     shutil.rmtree(run.shuffled, ignore_errors=True)
     duplicates = [(shard, record) for _, shard, record in match.largest_sets]
-    names = name_records(run, plan, [*duplicates, *match.shared_id_examples])
+    texts = replay_examples(pool, [*duplicates, *match.shared_id_examples])
+    names = {text.key: (text.id, text.source) for text in texts}
     _write_listings(pool, receipts, match)
     summary = summarize_merge(plan, receipts, match, parts, names)
     _check_parts(run, parts)
-    examples = [(example.shard, example.number) for example in summary.stats.examples]
-    write_examples(pool, receipts, [*examples, *duplicates])
+    write_examples(pool, receipts, [*summary.stats.example_keys, *duplicates], texts)
     run.corpus.mkdir(parents=True, exist_ok=True)
     card = dataset_card(plan, summary, merge_shapes(part.shape for part in parts))
     write_atomic(run.card, card)

@@ -250,8 +250,7 @@ def _chosen(
     stats: CorpusStats, texts: Mapping[RecordKey, ExampleTexts]
 ) -> dict[RecordKey, ExampleTexts]:
     """The texts that are still among the examples, in input order."""
-    keys = sorted({(example.shard, example.number) for example in stats.examples} & texts.keys())
-    return {key: texts[key] for key in keys}
+    return {key: texts[key] for key in sorted(stats.example_keys & texts.keys())}
 
 
 def _contains_benchmark(

@@ -17,6 +17,7 @@ import xxhash
 
 from proxhpc.assemble.replay import ReplayedRecord
 from proxhpc.assemble.rows import record_source
+from proxhpc.dedup.hashes import RecordKey
 from proxhpc.program.edits import count_usual_calls
 from proxhpc.program.parse import parse_chunk, parse_doc
 from proxhpc.program.syntax import Dialect, ProgramEnd
@@ -51,6 +52,11 @@ class ExampleTexts:
     before: str
     after: str | None
     truncated: bool
+
+    @property
+    def key(self) -> RecordKey:
+        """Shard and record number."""
+        return self.shard, self.number
 
 
 def example_texts(plan: Plan, shard: int, record: ReplayedRecord) -> ExampleTexts:
@@ -148,6 +154,11 @@ class CorpusStats:
                 added |= self._add_example(ExampleRef(kept_share, key, LARGEST, *place))
             return added
         return False
+
+    @property
+    def example_keys(self) -> set[RecordKey]:
+        """The documents that are examples."""
+        return {(example.shard, example.number) for example in self.examples}
 
     def __iadd__(self, other: "CorpusStats") -> "CorpusStats":
         for name in _COUNTERS:
