@@ -174,10 +174,6 @@ def _bind(
     return complete if len(complete) == count else None
 
 
-def _has_surrogate(values: list[Value]) -> bool:
-    return any(isinstance(v, Quoted) and SURROGATE.search(v.body) for v in values)
-
-
 def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statement | ParseReason:
     """Return the statement of a complete chunk-level call, or the reason for its rejection."""
     at = {"start": start, "stop": call.stop}
@@ -193,7 +189,7 @@ def _statement(name: str, call: _Call, dialect: Dialect, start: int) -> Statemen
         return RemoveAll(**at)
     build, parameters = _FUNCTIONS[dialect][name]
     values = _bind(parameters, call.arguments, by_type=dialect == "refinex")
-    if values is None or _has_surrogate(values):
+    if values is None or any(isinstance(v, Quoted) and SURROGATE.search(v.body) for v in values):
         return "bad_arguments"
     return build(*values, **at)
 

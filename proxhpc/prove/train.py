@@ -38,12 +38,12 @@ def train_arm(
     result = pretrain(options, folder.arm_tokens(arm.name), out, log)
     if (task := step_task()) and task.rank:
         return  # of the processes that train a model together, the first one evaluates it
-    for milestone in result.milestones:
-        _evaluate(folder, plan, milestone.weights, (arm.name, seed, milestone.step))
+    for step, weights in result.milestones.items():
+        _evaluate(folder, plan, weights, (arm.name, seed, step))
     _evaluate(folder, plan, result.weights, (arm.name, seed, None))
     _receipt(result, arm, seed).write(folder.training_receipt(arm.name, seed))
-    for milestone in result.milestones:
-        shutil.rmtree(milestone.weights, ignore_errors=True)
+    for weights in result.milestones.values():
+        shutil.rmtree(weights, ignore_errors=True)
 
 
 def training_options(folder: ProveDir, plan: ProvePlan, arm: Arm, seed: int) -> PretrainOptions:
@@ -127,16 +127,16 @@ def _evaluate(
 
 
 def _receipt(result: PretrainResult, arm: Arm, seed: int) -> TrainingReceipt:
-    flops = result.flops or 0
+    flops, steps, tokens = result.flops or 0, result.steps, result.tokens
     milestones = (
-        Milestone(step=each.step, tokens=each.tokens, flops=flops * each.step // result.steps)
-        for each in result.milestones
+        Milestone(step=step, tokens=tokens * step // steps, flops=flops * step // steps)
+        for step in result.milestones
     )
     return TrainingReceipt(
         arm=arm.name,
         seed=seed,
-        steps=result.steps,
-        tokens=result.tokens,
+        steps=steps,
+        tokens=tokens,
         epochs=round(result.epochs, 6),
         documents=result.documents,
         flops=flops,

@@ -74,21 +74,13 @@ class PretrainOptions(OptimizerOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class PretrainMilestone:
-    """Weights that were kept: the moving average, if there is one."""
-
-    step: int
-    tokens: int
-    weights: Path
-
-
-@dataclass(frozen=True, slots=True)
 class PretrainResult:
     """A finished pre-training.
 
     `weights` is the directory with the moving average of the weights or, if the options ask for
-    none, with the last weights. `flops` are those of forward and backward passes, None for models
-    whose FLOPs cannot be counted. `losses` is the file of the losses: a JSON line for each step.
+    none, with the last weights; `milestones` has such directories by step. `flops` are those of
+    forward and backward passes, None for models whose FLOPs cannot be counted. `losses` is the file
+    of the losses: a JSON line for each step.
     """
 
     steps: int
@@ -98,7 +90,7 @@ class PretrainResult:
     parameters: int
     flops: int | None
     weights: Path
-    milestones: tuple[PretrainMilestone, ...]
+    milestones: Mapping[int, Path]
     losses: Path
 
 
@@ -175,10 +167,7 @@ def _result(
         parameters=finished["parameters"],
         flops=finished["flops"],
         weights=folder.weights,
-        milestones=tuple(
-            PretrainMilestone(step, step * options.step_tokens, folder.milestone(step))
-            for step in options.milestone_steps
-        ),
+        milestones={step: folder.milestone(step) for step in options.milestone_steps},
         losses=folder.losses,
     )
 
