@@ -7,7 +7,7 @@ nothing is stored, resumed or merged.
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader
 from itertools import islice
@@ -22,8 +22,9 @@ from proxhpc.account.flops import flops, sum_or_none
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.rows import build_row
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
-from proxhpc.corpus.inputs import Format, detect_format, printable_path
+from proxhpc.corpus.inputs import Format, describe_input, detect_format, printable_path
 from proxhpc.corpus.jsonl import LineStream, read_jsonl, split_lines
+from proxhpc.corpus.probe import guess_fields
 from proxhpc.corpus.readers import Fields, read_span
 from proxhpc.corpus.text import read_text
 from proxhpc.engines.device import count_gpus
@@ -98,12 +99,12 @@ def make_manifest(data: dict[str, Any]) -> Manifest:
 
 
 def read_documents(
-    manifest: Manifest, paths: Sequence[Path], *, plain: bool = False
+    manifest: Manifest, paths: Sequence[Path], *, plain: bool = False, guess: bool = False
 ) -> Iterator[NamedDocument]:
     """Documents and bad records of files, each with its source, `<file>:<position>`.
 
-    `-` is standard input: JSON lines, or one document if `plain`. UserError for a file that cannot
-    be read.
+    With `guess`, the field with the text is guessed where a file has not the manifest's. `-` is
+    standard input: JSON lines, or one document if `plain`. UserError for a file that cannot be read.
     """
     corpus = manifest.corpus
     fields, limit = Fields(corpus.text, corpus.id), corpus.max_record_bytes
@@ -121,8 +122,10 @@ def read_documents(
                 items = read_jsonl(lines, Span(number), fields, name, limit)
         else:
             kind = _format(path, manifest)
-            text_name = name if kind == "text" else ""
-            items = read_span(path, kind, Span(number), fields, limit, name=text_name)
+            text_name, found = name if kind == "text" else "", fields
+            if guess and kind != "text" and path.is_file():
+                found = _guess(path, kind, fields, limit)
+            items = read_span(path, kind, Span(number), found, limit, name=text_name)
         for item in items:
             if not isinstance(item, SpanEnd):
                 yield f"{name}:{item.position}", item
@@ -135,6 +138,15 @@ def _format(path: Path, manifest: Manifest) -> Format:
         if path.is_dir():
             raise
         return "text"
+
+
+def _guess(path: Path, kind: Format, fields: Fields, limit: int) -> Fields:
+    """Return the field with the text of a file, as `refine --out` finds it, and tell it."""
+    found = guess_fields(describe_input(path, kind), limit)
+    if not found.text or found.text in fields.text:
+        return fields
+    sys.stderr.write(safe(f'text: field "{found.text}" of {path}') + "\n")
+    return replace(fields, text=(found.text,))
 
 
 def refine_documents(

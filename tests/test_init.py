@@ -230,10 +230,10 @@ def test_workers_fill_nodes_without_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_cannot_be_read_is_a_comment(monkeypatch: pytest.MonkeyPatch) -> None:
     text, site = proposed(FakeSlurm(assoc="fails"), monkeypatch)
-    assert "# could not be read: account (Slurm charges your default one): sacctmgr failed: " in text
+    assert "(Slurm charges your default one): sacctmgr failed: down still\n" in text
     assert (site.account, site.partition) == (None, "a100")
     text, site = proposed(FakeSlurm(sinfo="fails"), monkeypatch)
     assert "# could not be read: partitions: sinfo failed: down still" in text
     assert site.partition is None
-    with pytest.raises(RetryError, match="down\n  run this on a login node"):
+    with pytest.raises(RetryError, match="still\n  run this on a login node"):
         proposed(FakeSlurm(config="fails"), monkeypatch)

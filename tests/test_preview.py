@@ -91,6 +91,17 @@ def test_nouns_agree_with_their_number() -> None:
     assert quantity(2, "entry", "entries") == "2 entries"
 
 
+def test_the_field_with_the_text_is_guessed_without_a_manifest(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    records = [{"id": f"d{n}", "content": document(n)["text"]} for n in range(2)]
+    path = write_jsonl(tmp_path / "a.jsonl.zst", records)
+    assert main(["refine", "--text", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(refined(document(n)["text"]) + "\n" for n in range(2))
+    assert err.startswith(f'text: field "content" of {path}\n2 documents: ')
+
+
 def test_every_record_gets_a_line(tmp_path: Path, capsys: Capture) -> None:
     path = write_jsonl(
         tmp_path / "a.jsonl", [{"id": "no", "text": "Short."}, b"{broken\x1b[2J", document(1)]

@@ -228,7 +228,8 @@ def _refine(arguments: argparse.Namespace) -> int:
     files = arguments.files or [Path("-")]
     for folder in filter(Path.is_dir, files):
         raise UserError(f"{folder} is a folder", hint="to refine the files in it, add --out DIR")
-    documents = read_documents(manifest, files, plain=arguments.plain)
+    guess = arguments.manifest is None
+    documents = read_documents(manifest, files, plain=arguments.plain, guess=guess)
     output: PreviewFormat = "diff" if arguments.diff else "text" if arguments.text else "json"
     return refine_documents(manifest, documents, output, arguments.limit)
 
@@ -566,7 +567,8 @@ def _init(arguments: argparse.Namespace) -> None:
     suffix = ".sbatch" if arguments.kind == "sbatch" else ".yaml"
     path = arguments.file or Path(f"{arguments.name}{suffix}")
     variables = copies.copy_shipped(arguments.kind, arguments.name, path)
-    _say(f"wrote {path}")
+    then = f"; then see what it would do: proxhpc plan {path}"
+    _say(f"wrote {path}{then if arguments.kind == 'manifest' else ''}")
     if variables:
         print(f"set these variables, or write values in their place: {', '.join(variables)}")
 
