@@ -25,7 +25,7 @@ from proxhpc.inspect import find as finder
 from proxhpc.inspect.diff import LineChange, diff_lines, hunks
 from proxhpc.inspect.document import Inspection, inspect_documents, sample_documents
 from proxhpc.inspect.model import Survivor
-from proxhpc.inspect.view import render_inspection
+from proxhpc.inspect.view import _program, render_inspection
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.run.ledger import (
     Call,
@@ -210,6 +210,7 @@ def test_a_dropped_document_is_shown(edited: Run) -> None:
 
 def test_an_unchanged_document_is_called_unchanged(edited: Run) -> None:
     assert "unchanged" in shown(edited, "two")
+    assert _program("\n").plain == "  empty: nothing changes"
 
 
 def test_a_record_that_cannot_be_read_shows_its_first_bytes(tmp_path: Path) -> None:
