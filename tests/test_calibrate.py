@@ -285,7 +285,7 @@ def test_a_calibration_that_fails_says_why(
 def with_model(plan: Plan) -> Plan:
     shape = ModelShape(1024, 24, 16, 16, vocab=32000, active=350_000_000, parameters=420_000_000)
     ref = ModelRef.from_dict(
-        {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
+        {"name": "org/m", "path": "/m", "max_model_len": 2048, "snapshot": "a",
          "stop_ids": [], "shape": asdict(shape), "refiner": None}
     )  # fmt: skip
     inputs = tuple(replace(info, estimated_bytes=10**12) for info in plan.inputs)

@@ -105,7 +105,7 @@ def test_counts_agree_with_their_nouns(tmp_path: Path, capsys: pytest.CaptureFix
         assert main(command) == 0
     texts = [*capsys.readouterr(), *(p.read_text() for p in (tmp_path / "run").rglob("*.html"))]
     shown = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", " ".join(texts), flags=re.S)
-    assert re.findall(r"(?<![\d.,/])\b1 [a-z]+s\b(?!/s).{20}", shown) == []  # rates have no singular
+    assert re.findall(r"(?<![\d.,/])\b1 [a-z]+s\b(?!/s).{20}", shown) == []
 
 
 def test_the_first_page_lists_the_commands_that_people_type() -> None:

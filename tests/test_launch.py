@@ -263,7 +263,7 @@ def test_the_estimate_of_model_work_names_what_it_omits(tmp_path: Path) -> None:
     run = planned(tmp_path)
     shape = ModelShape(8, 2, 4, 2, vocab=100, active=1152, parameters=2792)
     ref = ModelRef.from_dict(
-        {"name": "org/m", "path": "/m", "config_sha": "", "max_model_len": 2048, "snapshot": "a",
+        {"name": "org/m", "path": "/m", "max_model_len": 2048, "snapshot": "a",
          "stop_ids": [], "shape": asdict(shape), "refiner": None}
     )  # fmt: skip
     figures = estimate_run(replace(run.plan, models={"doc": ref}), run.site, run.dir)

@@ -105,7 +105,7 @@ def with_model(run: RunDir, shape: ModelShape | None = SHAPE, **sections: Any) -
     data["manifest"]["engine"] = {"name": "transformers"}
     for stage in data["manifest"]["stages"]:
         stage["model"] = "org/refiner"
-        ref = {"name": "org/refiner", "path": "/m", "config_sha": "", "max_model_len": 2048,
+        ref = {"name": "org/refiner", "path": "/m", "max_model_len": 2048,
                "snapshot": "abc", "stop_ids": [], "refiner": None}  # fmt: skip
         data["models"][stage["level"]] = ref | {"shape": asdict(shape) if shape else None}
     data["manifest"] |= sections

@@ -59,7 +59,6 @@ class ModelRef:
 
     name: str
     path: Path
-    config_sha: str
     shape: ModelShape | None
     max_model_len: int
     snapshot: str
@@ -218,7 +217,6 @@ def _inspect(name: str, path: Path) -> ModelRef:
     return ModelRef(
         name=name,
         path=path,
-        config_sha=sha256_file(path / "config.json"),
         shape=shape,
         max_model_len=context,
         snapshot=commit or digest,

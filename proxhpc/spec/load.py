@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import xxhash
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -43,12 +44,23 @@ class Config(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    def _problems(self) -> Iterable[tuple[Key, str]]:
+        """Return what is wrong with keys that are valid by themselves, each with its key."""
+        return ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        refuse(self._problems())
+        return self
+
 
 class KeyProblems(ValueError):  # noqa: N818 - pydantic expects a ValueError of its validators
     """Problems that involve several keys, each with its key below the validated model."""
 
     def __init__(self, *problems: tuple[Key, str]) -> None:
-        super().__init__("; ".join(f"{dotted(key)}: {text}" for key, text in problems))
+        super().__init__(
+            "; ".join(f"{dotted(key)}: {text}".removeprefix(": ") for key, text in problems)
+        )
         self.problems = problems
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from proxhpc.program.policy import AnyPolicy, NamedPolicy, Policy
 from proxhpc.program.replay import ProgramFormat
-from proxhpc.spec.load import Config, Seed, Slug, Text, absolute, load_yaml, refuse
+from proxhpc.spec.load import Config, Seed, Slug, Text, absolute, load_yaml
 from proxhpc.spec.prove import Prove
 from proxhpc.spec.sections import (
     Commit,
@@ -92,12 +92,8 @@ class Manifest(Config):
             return site
         return absolute(site, info)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        refuse((*self._order(), *self._models(), *self._lengths(), *self._decoding()))
-        return self
-
-    def _order(self) -> Iterator[tuple[Key, str]]:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        yield from (*self._models(), *self._lengths(), *self._decoding())
         levels = [stage.level for stage in self.stages]
         if len(levels) == 2 and levels != ["doc", "chunk"]:
             yield (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,11 +16,10 @@ from pydantic import (
     Tag,
     ValidationInfo,
     WithJsonSchema,
-    model_validator,
 )
 
-from proxhpc.spec.load import Config, Flag, Slug, absolute, base_of, refuse
-from proxhpc.spec.yaml_lines import nearest, quoted
+from proxhpc.spec.load import Config, Flag, Slug, absolute, base_of
+from proxhpc.spec.yaml_lines import Key, nearest, quoted
 
 CHAT_TEMPLATE = "chat-template"
 WALK = "walk"  # the style that is code
@@ -108,18 +107,17 @@ class Profile(Config):
     verdict: Literal["program", "scores"] = "program"
     """What documents are answered with: a program, or the two scores that `teacher` asks for."""
 
-    @model_validator(mode="after")
-    def _templates(self) -> Self:
-        refuse(((key,), problem) for key in _PLACEHOLDERS for problem in self._problems(key))
-        if self.frame != CHAT_TEMPLATE:
-            only = "only with frame: chat-template"
-            keys = ("system_turn", "template_arguments")
-            refuse(((key,), only) for key in keys if getattr(self, key) not in ("system", {}))
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        wrong = [((key,), text) for key in _PLACEHOLDERS for text in self._template_problems(key)]
+        yield from wrong
+        if self.frame != CHAT_TEMPLATE and not wrong:
+            for key in ("system_turn", "template_arguments"):
+                if getattr(self, key) not in ("system", {}):
+                    yield (key,), "only with frame: chat-template"
             if self.system is not None and not self.frame_has_system:
-                refuse([(("frame",), "has no {system} for the system prompt")])
-        return self
+                yield ("frame",), "has no {system} for the system prompt"
 
-    def _problems(self, key: str) -> Iterator[str]:
+    def _template_problems(self, key: str) -> Iterator[str]:
         template, choices = getattr(self, key), _PLACEHOLDERS[key]
         if key == "frame" and template == CHAT_TEMPLATE:
             return

@@ -1,8 +1,9 @@
 """The section `prove` of a manifest: trainings that compare corpora, and their presets."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, model_validator
 
@@ -21,7 +22,6 @@ from proxhpc.spec.load import (
     is_url,
     load_yaml,
     matching,
-    refuse,
 )
 from proxhpc.spec.recipe import PositiveNumber, UnitInterval
 from proxhpc.spec.sections import Corpus, FieldName, RuleSet
@@ -49,13 +49,12 @@ class Arm(Config):
     """Share of the documents that come from this corpus; the others come from the arm `against`.
     Chosen by a hash of their ids."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         sources = [key for key in ("policy", "rules", "corpus") if getattr(self, key) is not None]
-        refuse([((sources[1],), f"give either {' or '.join(sources)}")] if sources[1:] else [])
+        if sources[1:]:
+            yield (sources[1],), f"give either {' or '.join(sources)}"
         if self.corpus and any(map(is_url, self.corpus.paths)):
-            refuse([(("corpus", "paths"), "`plan --stage` copies no files of arms: name a folder")])
-        return self
+            yield ("corpus", "paths"), "`plan --stage` copies no files of arms: name a folder"
 
 
 class HeldOut(Config):
@@ -137,15 +136,11 @@ class Training(Config):
             return data
         return load_preset(str(data["preset"])) | data
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        problems: list[tuple[Key, str]] = []
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if self.model is not None and self.base is not None:
-            problems.append((("base",), "give either model or base"))
+            yield ("base",), "give either model or base"
         if self.micro_batch and self.batch % self.micro_batch:
-            problems.append((("micro_batch",), f"must divide batch: {self.batch}"))
-        refuse(problems)
-        return self
+            yield ("micro_batch",), f"must divide batch: {self.batch}"
 
 
 @cache
@@ -199,22 +194,18 @@ class Prove(Config):
     """Shares of the tokens at which the model of the arm `against` is evaluated, too: its learning
     curve says how much more raw text has the same effect."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        problems: list[tuple[Key, str]] = []
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         for key, items in (("arms", self.arms), ("held_out", self.held_out)):
             names = [item.name for item in items]
             if len(set(names)) < len(names):
-                problems.append(((key,), "a name is given twice"))
+                yield (key,), "a name is given twice"
         arms = [arm.name for arm in self.arms]
         if self.against is not None and self.against not in arms:
-            problems.append((("against",), f"must be one of the arms {', '.join(arms)}"))
+            yield ("against",), f"must be one of the arms {', '.join(arms)}"
         if len(set(self.seeds)) < len(self.seeds):
-            problems.append((("seeds",), "a seed is given twice"))
+            yield ("seeds",), "a seed is given twice"
         if all(held_out.control for held_out in self.held_out):
-            problems.append((("held_out",), "needs a set that is no control"))
-        refuse(problems)
-        return self
+            yield ("held_out",), "needs a set that is no control"
 
     @property
     def baseline(self) -> Arm:

@@ -1,20 +1,12 @@
 """The recipe: how a refiner is trained, read from YAML."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from proxhpc.spec.load import (
-    ONE_OR_MORE,
-    Config,
-    FilePath,
-    Flag,
-    Positive,
-    Slug,
-    Text,
-    Whole,
-    refuse,
-)
+from proxhpc.spec.load import ONE_OR_MORE, Config, FilePath, Flag, Positive, Slug, Text, Whole
+from proxhpc.spec.yaml_lines import Key
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -37,11 +29,9 @@ class Shape(Config):
     context: Positive = 2048
     """Context length: prompt and completion together."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if self.hidden % 64 or (self.hidden // 64) % self.kv_heads:
-            raise ValueError("hidden must be a multiple of 64, and hidden / 64 one of kv_heads")
-        return self
+            yield (), "hidden must be a multiple of 64, and hidden / 64 one of kv_heads"
 
     @property
     def heads(self) -> int:
@@ -149,18 +139,14 @@ class Recipe(Config):
     notes: dict[str, Text] = Field(default_factory=dict)
     """Additional sections of the model card: heading and text."""
 
-    @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
-        problems = []
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if (self.base is None) == (self.shape is None):
-            problems.append((("base",), "give either base or shape"))
+            yield ("base",), "give either base or shape"
         if sum(length is not None for length in (self.steps, self.hours, self.epochs)) != 1:
-            problems.append((("steps",), "give either steps, hours or epochs"))
+            yield ("steps",), "give either steps, hours or epochs"
         if self.prompt == "walk":
             for key in ("epochs", "lora", "checkpointing"):
                 if getattr(self, key):
-                    problems.append(((key,), "not with prompt: walk"))
+                    yield (key,), "not with prompt: walk"
         if self.shape is not None and self.prompt != "walk":
-            problems.append((("shape",), "only with prompt: walk"))
-        refuse(problems)
-        return self
+            yield ("shape",), "only with prompt: walk"

@@ -1,7 +1,8 @@
 """Profiles and refiner.json: how to ask a refining model, in a file."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -16,14 +17,11 @@ from proxhpc.errors import UserError
 from proxhpc.spec.load import load_yaml, reasons, refuse
 from proxhpc.spec.profile import PROFILES, WALK, Profile, PromptName, profile_names
 from proxhpc.spec.sections import Level, Stage
+from proxhpc.spec.yaml_lines import Key
 
 NAME = "refiner.json"
-_NOT_IN_SECTIONS = (
-    "level",
-    "prompt",
-    "model",
-    "engine",
-)  # keys of a stage that doc and chunk cannot set
+# Keys of a stage that doc and chunk cannot set.
+_NOT_IN_SECTIONS = ("level", "prompt", "model", "engine")
 _LEVELS: tuple[Level, ...] = get_args(Level)
 _TRAINED = ("dialect", "blank_lines")  # what a model has learned, which no stage can change
 
@@ -64,14 +62,13 @@ class RefinerFile(Profile):
         prompt = WALK if info.data.get("prompt") == WALK else Profile()
         return {"level": info.field_name, "prompt": prompt} | value
 
-    @model_validator(mode="after")
-    def _some_level(self) -> Self:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        yield from super()._problems()
         if self.prompt == WALK:
             keys = Profile.model_fields.keys() & self.model_fields_set
-            refuse(((key,), "not with prompt: walk") for key in sorted(keys))
+            yield from (((key,), "not with prompt: walk") for key in sorted(keys))
         if not self.levels:
-            raise ValueError("add a section doc, chunk or both: the model serves no level yet")
-        return self
+            yield (), "add a section doc, chunk or both: the model serves no level yet"
 
     @property
     def levels(self) -> list[Level]:

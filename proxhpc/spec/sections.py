@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, model_validator
 
@@ -25,7 +25,6 @@ from proxhpc.spec.load import (
     absolute,
     base_of,
     matching,
-    refuse,
 )
 from proxhpc.spec.profile import Prompt
 from proxhpc.spec.yaml_lines import Key, quoted
@@ -145,10 +144,8 @@ class StageEngine(Config):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """More engine arguments for this stage, as `quantization: fp8` or `tensor_parallel_size: 2`."""
 
-    @model_validator(mode="after")
-    def _allowed(self) -> Self:
-        refuse(_option_problems(self.options))
-        return self
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        return _option_problems(self.options)
 
 
 class Stage(Config):
@@ -210,12 +207,8 @@ class Stage(Config):
     engine: StageEngine | None = None
     """Settings of this stage's engine; see [`stages.engine`](#stagesengine)."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        refuse((*self._chunk_keys(), *self._walk_keys(), *self._verdict_keys()))
-        return self
-
-    def _chunk_keys(self) -> Iterator[tuple[Key, str]]:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        yield from (*self._walk_keys(), *self._verdict_keys())
         if self.level == "doc":
             windows = ("window_chars", "window_overlap", "window_tokens", "window_lines")
             keys = ("numbering", "blank_lines", *windows)
@@ -287,21 +280,18 @@ class EngineOptions(Config):
     rules: tuple[RuleSet, ...] = Field(default=("c4", "gopher", "fineweb"), min_length=1)
     """`rules`: sets of heuristics to apply."""
 
-    @model_validator(mode="after")
-    def _own_keys(self) -> Self:
-        problems: list[tuple[Key, str]] = []
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if self.name != "transformers":
-            problems += _changed(self, ("batch_size",), "only with name: transformers")
+            yield from _changed(self, ("batch_size",), "only with name: transformers")
         if self.name != "vllm":
-            problems += _changed(self, ("gpu_memory_utilization",), "only with name: vllm")
+            yield from _changed(self, ("gpu_memory_utilization",), "only with name: vllm")
         if self.name != "rules":
-            problems += _changed(self, ("rules",), "only with name: rules")
+            yield from _changed(self, ("rules",), "only with name: rules")
         elif self.options:
-            problems.append((("options",), "only with name: vllm or transformers"))
+            yield ("options",), "only with name: vllm or transformers"
         if len(set(self.rules)) < len(self.rules):
-            problems.append((("rules",), "a rule set is named twice"))
-        refuse((*problems, *_option_problems(self.options)))
-        return self
+            yield ("rules",), "a rule set is named twice"
+        yield from _option_problems(self.options)
 
 
 class Sharding(Config):
@@ -457,11 +447,6 @@ class Dedup(Config):
     """Remove lines that the corpus has several times, after duplicates are left out. Off by
     default; `lines: {}` turns it on with its defaults."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        refuse(self._problems())
-        return self
-
     def _problems(self) -> Iterator[tuple[Key, str]]:
         by_field = self.keep in ("highest", "lowest")
         if by_field != (self.by is not None):
@@ -512,11 +497,9 @@ class Output(Config):
     language: Annotated[tuple[Text, ...], ONE_OR_MORE] = ()
     """Languages of the corpus, for its dataset card, such as `en`."""
 
-    @model_validator(mode="after")
-    def _parquet_has_json(self) -> Self:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if self.format == "parquet" and self.metadata != "json":
-            raise ValueError("metadata must be json with format: parquet")
-        return self
+            yield ("metadata",), "must be json with format: parquet"
 
 
 class Comparison(Config):
@@ -529,11 +512,9 @@ class Comparison(Config):
     name: Text | None = None
     """Name in the report. Default: the directory's, or `parameters`."""
 
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if (self.model is None) == (self.parameters is None):
-            raise ValueError("give either model (a directory) or parameters (a number)")
-        return self
+            yield (), "give either model (a directory) or parameters (a number)"
 
     @property
     def title(self) -> str:

@@ -1,19 +1,12 @@
 """The site: where a run works, read from YAML."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from proxhpc.spec.load import (
     Config,
@@ -25,7 +18,6 @@ from proxhpc.spec.load import (
     absolute,
     load_yaml,
     matching,
-    refuse,
 )
 from proxhpc.spec.shipped import find_file
 from proxhpc.spec.slurm_notation import (
@@ -129,28 +121,22 @@ class ResourceRequest(Config):
     out that the launcher or the site would set. `comment` and `job-name` come before the
     launcher's. Options of GPUs are for phases with GPUs."""
 
-    @model_validator(mode="after")
-    def _checked(self) -> Self:
-        problems: list[tuple[Key, str]] = []
+    def _problems(self) -> Iterator[tuple[Key, str]]:
         if self.gpus and self.gres:
-            problems.append((("gres",), "give either gpus or gres"))
+            yield ("gres",), "give either gpus or gres"
         if self.mem and (others := {"mem-per-cpu", "mem-per-gpu"} & {*self.sbatch}):
-            problems.append((("mem",), f"give either mem or {others.pop()}"))
+            yield ("mem",), f"give either mem or {others.pop()}"
         for name, value in self.sbatch.items():
             is_dropped = value is False and name in DROPPABLE_SBATCH_OPTIONS
             if name in MANAGED_SBATCH_OPTIONS and not is_dropped:
-                problems.append(
-                    (("sbatch", name), f"not allowed here: {MANAGED_SBATCH_OPTIONS[name]}")
-                )
+                yield ("sbatch", name), f"not allowed here: {MANAGED_SBATCH_OPTIONS[name]}"
             elif not re.fullmatch(r"[a-z][a-z0-9-]{1,39}", name):
-                problems.append((("sbatch", name), "use the option's long name, like mail-type"))
+                yield ("sbatch", name), "use the option's long name, like mail-type"
             elif isinstance(value, str) and not value.isprintable():
-                problems.append((("sbatch", name), f"must be one line, not {quoted(value)}"))
+                yield ("sbatch", name), f"must be one line, not {quoted(value)}"
         for n, line in enumerate(self.setup or ()):
             if "\0" in line:
-                problems.append((("setup", n), "contains a NUL character"))
-        refuse(problems)
-        return self
+                yield ("setup", n), "contains a NUL character"
 
 
 class RefineOptions(ResourceRequest):
@@ -313,39 +299,26 @@ class Site(ResourceRequest):
             return python  # a command, looked up on the node's PATH after the setup lines
         return absolute(python, info)
 
-    @model_validator(mode="after")
-    def _local_keys(self) -> Self:
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        yield from super()._problems()
         if self.kind == "local":
             requests: list[tuple[Key, ResourceRequest]] = [((), self)]
             requests += [(("phases", n), getattr(self.phases, n)) for n in SitePhases.model_fields]
-            refuse(
-                ((*key, name), "only with kind: slurm")
-                for key, request in requests
-                for name in _SLURM_ONLY
-                if name in (fields := type(request).model_fields)
-                and getattr(request, name) != fields[name].get_default(call_default_factory=True)
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sharing(self) -> Self:
-        resources = self.resources("refine")
-        if (sharing := resources.workers_per_gpu) > 1:
-            if not (resources.gpus == 1 or resources.gres):
-                refuse([(("workers_per_gpu",), "needs gpus: 1, or gres")])
-            if self.kind == "slurm" and resources.tasks_per_node % sharing:
-                refuse([(("tasks_per_node",), "must be a multiple of workers_per_gpu")])
-        return self
-
-    @model_validator(mode="after")
-    def _times(self) -> Self:
-        for phase in ("refine", "train"):
-            resources = self.resources(phase)
-            if resources.time_min and not 0 < parse_time(resources.time_min) <= (
-                resources.seconds or 0
-            ):
-                refuse([(("time_min",), "must be at most `time`, which it needs")])
-        return self
+            for key, request in requests:
+                for name, field in type(request).model_fields.items():
+                    default = field.get_default(call_default_factory=True)
+                    if name in _SLURM_ONLY and getattr(request, name) != default:
+                        yield (*key, name), "only with kind: slurm"
+        refine, train = self.resources("refine"), self.resources("train")
+        if (sharing := refine.workers_per_gpu) > 1:
+            if not (refine.gpus == 1 or refine.gres):
+                yield ("workers_per_gpu",), "needs gpus: 1, or gres"
+            if self.kind == "slurm" and refine.tasks_per_node % sharing:
+                yield ("tasks_per_node",), "must be a multiple of workers_per_gpu"
+        for each in (refine, train):
+            if each.time_min and parse_time(each.time_min) > (each.seconds or 0):
+                yield ("time_min",), "must be at most `time`, which it needs"
+                break
 
     def resources(self, phase: PhaseName) -> Resources:
         """Return the resources of a phase: its overrides, else its defaults, else the site's."""
