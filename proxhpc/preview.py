@@ -104,7 +104,7 @@ def read_documents(
     """Documents and bad records of files, each with its source, `<file>:<position>`.
 
     With `guess`, the field with the text is guessed where a file has not the manifest's. `-` is
-    standard input: JSON lines, or one document if `plain`. UserError for a file that cannot be read.
+    standard input: JSON lines, or one document if `plain`. UserError for what it cannot read.
     """
     corpus = manifest.corpus
     fields, limit = Fields(corpus.text, corpus.id), corpus.max_record_bytes
