@@ -50,12 +50,15 @@ def test_two_nodes_train_what_one_process_trains(slurm: SlurmCluster, tmp_path: 
     folder = ProveDir(tmp_path / "out")
     prove(slurm, str(path), "--site", where, "--out", str(folder.root))
 
-    def is_training() -> bool:
-        return any(path.stat().st_size for path in folder.trainings.glob("*/train.jsonl"))
+    numbers = {folder.training(*each): n for n, each in enumerate(ProvePlan.load(folder).trainings)}
 
-    slurm.until(is_training, "the first step", timeout=400, seen=lambda: logs(folder))
+    def in_training() -> list[Path]:
+        return [path for path in folder.trainings.glob("*/train.jsonl") if path.stat().st_size]
+
+    began = slurm.until(in_training, "the first step", timeout=400, seen=lambda: logs(folder))
     (array,) = {job.id.partition("_")[0] for job in slurm.jobs() if "-train-" in job.name}
-    slurm.run("scancel", array)  # the control job submits the trainings again
+    # The control job submits this training again; the other one goes on.
+    slurm.run("scancel", f"{array}_{numbers[began[0].parent]}")
     slurm.until(folder.verdict.exists, "the verdict", timeout=400, seen=lambda: logs(folder))
     before = folder.verdict.read_bytes()
     prove(slurm, str(run.root), "--site", where, "--out", str(folder.root))
@@ -76,7 +79,7 @@ def test_two_nodes_train_what_one_process_trains(slurm: SlurmCluster, tmp_path: 
     for arm, seed in plan.trainings:
         assert receipt(folder, arm).tokens == receipt(alone, arm).tokens
         weights, expected = (
-            load_file(each.training(arm, seed) / "average" / "model.safetensors")
+            load_file(each.training(arm, seed) / "weights" / "model.safetensors")
             for each in (folder, alone)
         )
         for name, value in expected.items():

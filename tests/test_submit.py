@@ -86,7 +86,7 @@ def start(
 
 
 def test_a_launcher_may_die_at_any_step(cluster: SlurmCluster, tmp_path: Path) -> None:
-    runs = runs_by_point(tmp_path)
+    runs = runs_by_point(tmp_path, workers=1)
     dying = [start(cluster, run, point) for point, run in runs.items()]
     assert {launcher.wait(timeout=120) for launcher in dying} == {-signal.SIGKILL}
     again = [start(cluster, run) for run in runs.values()]
