@@ -155,7 +155,11 @@ def default_of(rule: dict[str, Any], *, required: bool) -> str:
     if "KiB" in json.dumps(rule) and value % (1 << 20) == 0:
         return f"`{value >> 20}MiB`"
     if isinstance(value, list):
-        return "all" if value else ""
+        if not value or isinstance(value[0], dict):
+            return ""  # the meaning says it
+        if value == rule.get("items", {}).get("enum"):
+            return "all"
+        return f"`{value[0] if len(value) == 1 else json.dumps(value)}`"
     return f"`{json.dumps(value).strip(chr(34))}`"
 
 
