@@ -16,7 +16,7 @@ from proxhpc.account.architectures import ARCHITECTURES
 from proxhpc.account.flops import ModelWork, causal_pairs
 from proxhpc.engines.base import Request
 from proxhpc.engines.packed_llama import PackedLlama, PackedReader
-from proxhpc.engines.steps import AllowedSteps, log_odds
+from proxhpc.engines.steps import AllowedSteps, log_odds, step_biases
 
 
 class Decoded(NamedTuple):
@@ -171,10 +171,7 @@ class _Drafts:
         sizes = [len(answer) for answer in steps]
         choices = max(len(ids) for answer in steps for ids in answer)
         allowed_ids = [_pad_steps(answer, max(sizes), choices) for answer in steps]
-        bias = [
-            [[biases.get(number, 0.0) for number in ids] for ids in answer]
-            for answer, biases in zip(allowed_ids, (dict(r.bias) for r in requests), strict=True)
-        ]
+        bias = [step_biases(ids, r.bias) for ids, r in zip(allowed_ids, requests, strict=True)]
         allowed = torch.tensor(allowed_ids, device=device)
         bias_values = torch.tensor(bias, device=device)
         rows, settled = list(range(len(requests))), [0] * len(requests)

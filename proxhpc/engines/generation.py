@@ -5,7 +5,6 @@ from typing import Any
 
 from proxhpc.engines.base import Request, Tokenizer, find_stop_end, is_loop
 from proxhpc.engines.steps import log_odds, restrict
-from proxhpc.errors import RetryError
 
 
 def make_stopping(
@@ -46,45 +45,36 @@ def make_stopping(
     return Stopping()
 
 
-def make_restrictions(requests: Sequence[Request], width: int) -> list[Any]:
-    """Logits processors that apply the requests' bias and steps; none if no request has any."""
-    if not any(request.steps or request.bias for request in requests):
-        return []
+def make_processor(requests: Sequence[Request], width: int) -> Any:
+    """A logits processor that applies the requests' bias and steps.
+
+    Before, it stores the requests' scores in `scores`.
+    """
     import torch
     from transformers import LogitsProcessor
 
     rows = [row for row, request in enumerate(requests) for _ in request.bias]
     pairs = [pair for request in requests for pair in request.bias]
 
-    class Restrictions(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            scores = scores.clone()
-            if pairs:
-                bias = torch.tensor([value for _, value in pairs], device=scores.device)
-                scores[rows, [number for number, _ in pairs]] += bias
-            step = input_ids.shape[1] - width
-            allowed = {n: r.steps[step] for n, r in enumerate(requests) if step < len(r.steps)}
-            if allowed:
-                restrict(scores, [*allowed], [*allowed.values()])
-            return scores
-
-    return [Restrictions()]
-
-
-def make_scorer(requests: Sequence[Request]) -> Any:
-    """A logits processor that stores the requests' scores in `scores`; must come first."""
-    from transformers import LogitsProcessor
-
-    class Scorer(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+    class Processor(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
         def __init__(self) -> None:
             self.scores: list[float | None] = []
 
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
+        def __call__(self, input_ids: Any, logits: Any) -> Any:
             if not self.scores:
-                self.scores = log_odds(scores, [request.odds for request in requests])
-            return scores
+                self.scores = log_odds(logits, [request.odds for request in requests])
+            step = input_ids.shape[1] - width
+            allowed = {n: r.steps[step] for n, r in enumerate(requests) if step < len(r.steps)}
+            if pairs or allowed:
+                logits = logits.clone()
+            if pairs:
+                bias = torch.tensor([value for _, value in pairs], device=logits.device)
+                logits[rows, [number for number, _ in pairs]] += bias
+            if allowed:
+                restrict(logits, [*allowed], [*allowed.values()])
+            return logits
 
-    return Scorer()
+    return Processor()
 
 
 def length_to_stop(ids: Sequence[int], stop: Sequence[str], tokenizer: Tokenizer) -> int:
@@ -94,8 +84,3 @@ def length_to_stop(ids: Sequence[int], stop: Sequence[str], tokenizer: Tokenizer
             if find_stop_end(tokenizer.decode(ids[:length]), stop) is not None:
                 return length
     return len(ids)
-
-
-def closed_error() -> RetryError:
-    """The error for requests of a closed engine."""
-    return RetryError("the transformers engine has been closed")

@@ -18,12 +18,8 @@ PASS = 64  # rows of a pass come in multiples: oneDNN compiles a kernel for ever
 MAX_VOCAB = 16_384  # the first layer's table has a row for each token
 MAX_POSITIONS = 32_768  # of the table of rotations
 _SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings"),
 )
 _FIXED = {
     "model_type": "llama",

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -140,20 +141,32 @@ def _fits_sockets(folder: Path) -> bool:
 
 
 @contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Set environment variables of the processes that start in the block."""
+    previous = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def _temporary_files_in(folder: Path | None) -> Iterator[None]:
     """Let processes that start in the block write their temporary files to a folder."""
     if folder is None or not _fits_sockets(folder):
         yield
         return
-    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # of a spawned and of a forked process
+    default, tempfile.tempdir = tempfile.tempdir, str(folder)  # of a forked process
     try:
-        yield
+        with variables(TMPDIR=str(folder)):  # of a spawned one
+            yield
     finally:
         tempfile.tempdir = default
-        os.environ.pop("TMPDIR")
-        if variable is not None:
-            os.environ["TMPDIR"] = variable
 
 
 _users: list[Path] = []  # the scratch folder of this process, once for each engine that uses it
@@ -264,6 +277,7 @@ class OrphanKiller:
     """
 
     def __init__(self, scratch: Path | None = None) -> None:
+        resource_tracker.ensure_running()  # else it starts as one of the engine's children
         self._scratch = scratch
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         self._helper = subprocess.Popen(
@@ -294,12 +308,10 @@ class OrphanKiller:
             yield
             return
         _pipes[self._pipe] = True
-        os.environ[_MARK] = self._mark
         try:
-            with _temporary_files_in(self._scratch):
+            with variables(**{_MARK: self._mark}), _temporary_files_in(self._scratch):
                 yield
         finally:
-            os.environ.pop(_MARK, None)
             if self._pipe in _pipes:
                 _pipes[self._pipe] = False
 

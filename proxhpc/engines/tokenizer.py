@@ -102,22 +102,15 @@ class HFTokenizer:
 
     def __init__(self, path: Path) -> None:
         """UserError if the directory has no tokenizer that loads without code from there."""
-        from tokenizers import Tokenizer
-
         loaded = _PlainTokenizer.load(path) or _load_with_transformers(path)
         self._hf_tokenizer: Any = loaded
-        self._text = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-        self._markup = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
         serialized = loaded.backend_tokenizer.to_str()
         self._joins = _FIRST_BLANK in serialized
-        self._rest = Tokenizer.from_str(
-            serialized.replace(_FIRST_BLANK, '"prepend_scheme":"never"')
-        )
-        for tokenizer in (self._text, self._markup, self._rest):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-        self._text.encode_special_tokens = self._rest.encode_special_tokens = True
-        self._markup.encode_special_tokens = False
+        self._text = self._rest = _backend(serialized, as_text=True)
+        if self._joins:
+            rest = serialized.replace(_FIRST_BLANK, '"prepend_scheme":"never"')
+            self._rest = _backend(rest, as_text=True)
+        self._markup = _backend(serialized, as_text=False)
         self._added = {
             (added.content, bool(added.special)): int(number)
             for number, added in self._markup.get_added_tokens_decoder().items()
@@ -216,7 +209,7 @@ class HFTokenizer:
     def text_ids(self) -> int:
         """One more than the highest id that a text can have."""
         special = {name for name, is_special in self._added if is_special}
-        vocabulary = self._text.get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = self._text.get_vocab(with_added_tokens=True)
         return 1 + max(number for name, number in vocabulary.items() if name not in special)
 
     def count(self, lines: Sequence[str]) -> list[int]:
@@ -355,6 +348,17 @@ class HFTokenizer:
                 f"the model's chat template fails: {type(error).__name__}: {error}", hint=_OTHER
             ) from error
         return str(rendered)
+
+
+def _backend(serialized: str, *, as_text: bool) -> Any:
+    """The tokenizer in JSON form; special tokens in its inputs are read `as_text` or as such."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = as_text
+    return tokenizer
 
 
 @lru_cache(maxsize=4)

@@ -6,7 +6,8 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,13 +26,7 @@ from proxhpc.engines.base import (
 )
 from proxhpc.engines.batching import next_batch, oldest_batch
 from proxhpc.engines.drafts import Decoded, can_draft, draft, pad_left
-from proxhpc.engines.generation import (
-    closed_error,
-    length_to_stop,
-    make_restrictions,
-    make_scorer,
-    make_stopping,
-)
+from proxhpc.engines.generation import length_to_stop, make_processor, make_stopping
 from proxhpc.engines.packed_llama import PackedLlama
 from proxhpc.engines.spawn import slurm_cores
 from proxhpc.engines.tokenizer import load_tokenizer
@@ -48,18 +43,11 @@ LINGER_S = 0.01  # how long an incomplete batch waits for the next request
 @dataclass(slots=True, eq=False)
 class _Pending:
     request: Request
-    future: asyncio.Future[Completion]
-    loop: asyncio.AbstractEventLoop
+    future: Future[Completion] = field(default_factory=Future)
 
     def answer(self, result: Completion | BaseException) -> None:
-        """Pass the result to the waiting event loop."""
-        try:
-            self.loop.call_soon_threadsafe(self._set, result)
-        except RuntimeError:  # the loop is closed: nobody waits for the answer
-            _log.debug("an answer arrived after its event loop was closed")
-
-    def _set(self, result: Completion | BaseException) -> None:
-        if self.future.done():
+        """Pass the result to whoever waits, if anyone still does."""
+        if not self.future.set_running_or_notify_cancel():
             return
         if isinstance(result, BaseException):
             self.future.set_exception(result)
@@ -134,14 +122,13 @@ class TransformersEngine:
                 "the transformers engine cannot decode under a grammar",
                 hint="use engine vllm, or a stage without a grammar",
             )
-        loop = asyncio.get_running_loop()
-        pending = _Pending(request, loop.create_future(), loop)
+        pending = _Pending(request)
         with self._changed:
             if self._closing:
-                raise closed_error()
+                raise _closed_error()
             self._waiting.append(pending)
             self._changed.notify()
-        return await pending.future
+        return await asyncio.wrap_future(pending.future)
 
     async def close(self) -> None:
         """Stop at the next token, refuse open requests, free the device. Never raises."""
@@ -160,8 +147,10 @@ class TransformersEngine:
             torch.set_num_threads(1)  # of this thread
         while batch := self._next_batch():
             self._answer(batch)
-        for pending in self._waiting:
-            pending.answer(closed_error())
+        with self._changed:
+            refused, self._waiting = self._waiting, []
+        for pending in refused:
+            pending.answer(_closed_error())
 
     def _next_batch(self) -> list[_Pending]:
         """The request of lowest order and some of similar length; empty when closing."""
@@ -188,7 +177,7 @@ class TransformersEngine:
 
         def check() -> None:
             if self._closing or all(pending.future.cancelled() for pending in batch):
-                raise closed_error()
+                raise _closed_error()
 
         try:
             completions = self._generate([pending.request for pending in batch], check)
@@ -235,16 +224,16 @@ class TransformersEngine:
         width = ids.shape[1]
         max_new_tokens = max(request.max_new_tokens for request in requests)
         stopping = make_stopping(requests, self._tokenizer, width, check)
-        scorer = make_scorer(requests)
+        processor = make_processor(requests, width)
         out = self._model.generate(
             ids,
             attention_mask=mask,
             generation_config=self._greedy_config(max_new_tokens),
             stopping_criteria=StoppingCriteriaList([stopping]),
-            logits_processor=LogitsProcessorList([scorer, *make_restrictions(requests, width)]),
+            logits_processor=LogitsProcessorList([processor]),
         )
         rows = out[:, width:].tolist()
-        lengths = zip(rows, stopping.lengths, scorer.scores, strict=True)
+        lengths = zip(rows, stopping.lengths, processor.scores, strict=True)
         return [Decoded(row[:length], score) for row, length, score in lengths]
 
     def _greedy_config(self, max_new_tokens: int) -> Any:
@@ -369,6 +358,10 @@ def _engine_error(error: Exception) -> ProxError:
     )
     failure.__cause__ = error
     return failure
+
+
+def _closed_error() -> RetryError:
+    return RetryError("the transformers engine has been closed")
 
 
 def _free_memory(device: str) -> None:

@@ -4,12 +4,10 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from functools import cache
 from itertools import count
-from multiprocessing import resource_tracker
 from typing import Any
 
 from proxhpc.account.flops import ModelWork
@@ -33,6 +31,7 @@ from proxhpc.engines.spawn import (
     OrphanKiller,
     children_watched,
     node_local_environment,
+    variables,
 )
 from proxhpc.engines.steps import BIAS_KEY, STEP_PROCESSOR, STEPS_KEY, step_biases
 from proxhpc.engines.tokenizer import load_tokenizer
@@ -93,20 +92,17 @@ class VLLMEngine:
         self._killer, self.log = OrphanKiller(node_local_environment()), ErrorLog()
         if stepwise:  # the version 2 runner has another interface for logits processors
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        resource_tracker.ensure_running()  # before the engine's children: it is not one of them
         previous = descendants(os.getpid())
         try:
-            with children_watched(self._killer, self.log):
+            with closing(self.log), children_watched(self._killer, self.log):
                 self._engine = _start_engine(arguments, dtype, options or {})
                 self._children = descendants(os.getpid()) - previous
                 self._killer.watch(self._children)
-            self.log.close()
             config = self._engine.vllm_config
             cache = config.cache_config
             self.cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
             self.min_in_flight: int = 2 * config.scheduler_config.max_num_seqs
         except BaseException as error:
-            self.log.close()
             self._killer.watch(descendants(os.getpid()) - previous)
             self._killer.release()
             if isinstance(error, RetryError):
@@ -144,7 +140,8 @@ class VLLMEngine:
         outputs: list[Any] = []
         ids: list[int] = []
         while True:
-            prompt = _prompt([*request.prompt, *ids])
+            # With its type, vLLM need not render it.
+            prompt = {"type": "token", "prompt_token_ids": [*request.prompt, *ids]}
             limit = request.max_new_tokens - len(ids)
             parameters = sampling_params(replace(request, max_new_tokens=limit), self._stop)
             name = str(next(self._request_ids))
@@ -198,14 +195,6 @@ class VLLMEngine:
         )
 
 
-def _prompt(ids: list[int]) -> dict[str, Any]:
-    """Token ids as a prompt that vLLM need not render; older versions know no such prompt."""
-    from vllm import inputs
-
-    rendered = {"type": "token"} if hasattr(inputs, "TokensInput") else {}
-    return {**rendered, "prompt_token_ids": ids}
-
-
 def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
     """Sampling parameters of vLLM for a request: greedy; only the final answer is sent."""
     from vllm import SamplingParams
@@ -223,8 +212,8 @@ def sampling_params(request: Request, stop_ids: Sequence[int]) -> Any:
         structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
         logit_bias=None if request.steps else dict(request.bias) or None,
         extra_args=_step_arguments(request) if request.steps else None,
-        **(_loop_options() if request.end_loops and not grammar else {}),
-        **({"logprob_token_ids": list(request.odds)} if request.odds and _can_score() else {}),
+        repetition_detection=_loop_detection() if request.end_loops and not grammar else None,
+        logprob_token_ids=list(request.odds) if request.odds else None,
     )
 
 
@@ -256,29 +245,13 @@ def _score(logprobs: Any, request: Request) -> float | None:
     return float(second - first)
 
 
-@cache
-def _can_score() -> bool:
-    """Return True if this vLLM reports log-probabilities by token id; warn once if not."""
-    from vllm import SamplingParams
+def _loop_detection() -> Any:
+    """What vLLM takes for a loop: the same as `count_repeated`."""
+    from vllm.sampling_params import RepetitionDetectionParams
 
-    if hasattr(SamplingParams, "logprob_token_ids"):
-        return True
-    _log.warning("this vLLM is too old to report log-odds: answers have no score")
-    return False
-
-
-@cache
-def _loop_options() -> dict[str, Any]:
-    """The sampling option that ends repetitions; warn once if vLLM has none."""
-    try:
-        from vllm.sampling_params import RepetitionDetectionParams
-    except ImportError:
-        _log.warning("this vLLM is too old to stop loops: such answers run to their token limit")
-        return {}
-    detection = RepetitionDetectionParams(
+    return RepetitionDetectionParams(
         min_pattern_size=LOOP_TOKENS[0], max_pattern_size=LOOP_TOKENS[-1], min_count=LOOP_COUNT
     )
-    return {"repetition_detection": detection}
 
 
 def run_in_core(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,20 +267,13 @@ def run_in_core(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"distributed_executor_backend": _IN_CORE}
 
 
-@contextmanager
-def nothing_compiled() -> Iterator[None]:
+def nothing_compiled() -> AbstractContextManager[None]:
     """Let processes that start in the block run as it is what vLLM compiles even in eager mode.
 
     Compiling costs each start 9 s of processor time, and needs a C++ compiler on the node.
     """
     name = "TORCH_COMPILE_DISABLE"
-    is_set = name in os.environ
-    os.environ.setdefault(name, "1")
-    try:
-        yield
-    finally:
-        if not is_set:
-            del os.environ[name]
+    return variables(**{name: os.environ.get(name, "1")})
 
 
 def _settings(arguments: Mapping[str, Any], config: Any, options: Mapping[str, Any]) -> str:

@@ -6,8 +6,8 @@ Only for tokenizers whose tokens never cross the borders of these words.
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any, Self
 
 MEMO_CHARS = 1 << 20  # of the words that are remembered: about 170,000, or 50 MB
@@ -111,33 +111,31 @@ class Words:
             texts = [f" {text}" if text and lead(text, first) else text for text in texts]
         words = [self._find(text) for text in texts]
         memo = self._memo  # another thread may replace it
-        if new := [*set().union(*words).difference(memo)]:
-            memo.update(self._encode_new(new))
+        if new := set().union(*words).difference(memo):
+            self._encode_new(new, memo)
             self._room -= sum(map(len, new))
             if self._room < 0:
                 self._memo, self._room = {}, MEMO_CHARS
         return words, memo.__getitem__
 
-    def _encode_new(self, words: Sequence[str]) -> Iterator[tuple[str, Sequence[int]]]:
-        """Yield words with their ids.
+    def _encode_new(self, words: set[str], memo: dict[str, Sequence[int]]) -> None:
+        """Store the ids of words.
 
         Those with a blank before them and no other are encoded in groups, in half the time: every
         word has one token that begins with a blank, its first. A group in which there are more,
         because of the normalizer, is encoded singly.
         """
-        grouped: list[str] = []
-        alone: list[str] = []
-        for word in words:
-            (grouped if self._one_blank(word) else alone).append(word)
+        grouped = [*filter(self._one_blank, words)]
+        alone = [*words.difference(grouped)]
         groups = [grouped[at : at + _TOGETHER] for at in range(0, len(grouped), _TOGETHER)]
         for group, ids in zip(groups, self._encode_texts(map("".join, groups)), strict=True):
             starts = [at for at, number in enumerate(ids) if number in self._begins]
             if len(starts) == len(group) and not starts[0]:
-                parts = (tuple(ids[at:end]) for at, end in pairwise([*starts, len(ids)]))
-                yield from zip(group, parts, strict=True)
+                parts = map(slice, starts, [*starts[1:], len(ids)])
+                memo.update(zip(group, map(ids.__getitem__, parts), strict=True))
             else:
                 alone += group
-        yield from zip(alone, map(tuple, self._encode_texts(alone)), strict=True)
+        memo.update(zip(alone, self._encode_texts(alone), strict=True))
 
     def _encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         encoded = self._backend.encode_batch_fast([*texts], add_special_tokens=False)

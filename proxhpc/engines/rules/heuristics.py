@@ -35,12 +35,8 @@ _ELLIPSES = ("...", "…")
 _CITATION = re.compile(r"\[\d{0,9}\]|\[edit\]|\[citation needed\]")
 _SENTENCE_END = re.compile(r"[.?!][\"'”’)\]»]*+(?:\s++(?![a-z])|$)|[。！？｡؟۔।॥։።]")
 _POLICY = (
-    "terms of use",
-    "privacy policy",
-    "cookie policy",
-    "uses cookies",
-    "use of cookies",
-    "use cookies",
+    *("terms of use", "privacy policy", "cookie policy"),
+    *("uses cookies", "use of cookies", "use cookies"),
 )
 _LINE_WORDS = 5
 _WORD_CHARACTERS = 1000
