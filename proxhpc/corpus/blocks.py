@@ -97,7 +97,9 @@ class FrameReader:
             if not magic:
                 return None
             if self._skippable and magic[0] & 0xF0 == 0x50 and magic[1:] == _SKIPPABLE:
-                self._skip(int.from_bytes(self._read(4), "little"))
+                left = int.from_bytes(self._read(4), "little")
+                while left > 0:
+                    left -= len(self._read(min(left, _STEP)))
                 continue
             if magic != MAGIC:
                 if MAGIC.startswith(magic):
@@ -145,10 +147,6 @@ class FrameReader:
         if len(data) < size:
             raise self._truncated()
         return data
-
-    def _skip(self, size: int) -> None:
-        while size > 0:
-            size -= len(self._read(min(size, _STEP)))
 
     def _parse(self, start: int) -> FrameHeader:
         raw = MAGIC + self._read(1)

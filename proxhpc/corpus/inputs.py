@@ -36,9 +36,10 @@ TABLES: dict[str, FileFormat] = {
     ".ipc": "arrow",
 }
 _LINES = (".jsonl", ".ndjson", ".json", ".wet")
+_LINE_SUFFIXES = tuple(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED))
 _TEXT = (".txt", ".md")
 
-SUFFIXES = (*(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED)), *TABLES, *_TEXT)
+SUFFIXES = (*_LINE_SUFFIXES, *TABLES, *_TEXT)
 KNOWN_SUFFIXES = (
     f"{', '.join(_LINES)}, alone or with {', '.join(COMPRESSED)}; {', '.join((*TABLES, *_TEXT))}"
 )
@@ -118,7 +119,7 @@ def detect_format(path: Path, format: Format) -> FileFormat:  # noqa: A002
     for suffix, kind in TABLES.items():
         if name.endswith(suffix):
             return kind
-    if name.endswith(tuple(kind + suffix for kind in _LINES for suffix in ("", *COMPRESSED))):
+    if name.endswith(_LINE_SUFFIXES):
         return _content_format(path)
     if name.endswith(_TEXT):
         return "text"

@@ -114,10 +114,11 @@ class Table:
 
     def batch_rows(self, group: int) -> int:
         """Return how many rows of a group have about _BATCH_BYTES, as they are encoded."""
-        if self._parquet is None:
-            return _batch_rows(self.bytes, self.group_rows[0])
-        metadata = self._parquet.metadata.row_group(group)
-        return _batch_rows(metadata.total_byte_size, metadata.num_rows)
+        size: int = self.bytes
+        if self._parquet is not None:
+            size = self._parquet.metadata.row_group(group).total_byte_size
+        per_row = max(size // max(self.group_rows[group], 1), 1)
+        return min(max(_BATCH_BYTES // per_row, 1), _BATCH_ROWS)
 
     @contextmanager
     def _open_arrow(self) -> Iterator[tuple[Any, Iterator[Any]]]:
@@ -133,10 +134,6 @@ class Table:
             file.seek(0)
             with pa.ipc.open_stream(file) as reader:
                 yield reader, iter(reader)
-
-
-def _batch_rows(size: int, rows: int) -> int:
-    return min(max(_BATCH_BYTES // max(size // max(rows, 1), 1), 1), _BATCH_ROWS)
 
 
 def _without_first(batches: Iterator[Any], skip: int) -> Iterator[Any]:

@@ -72,9 +72,10 @@ def prepare_run(
                 hint=f"proxhpc launch {manifest_path} resumes the run in that directory",
             )
         run = RunDir(manifest_path.absolute())
+        plan = Plan.load(run)
         if stage:
-            stage_run(Plan.load(run).manifest, run, report)
-        return _open_run(run, site, freeze)
+            stage_run(plan.manifest, run, report)
+        return _check_site(Run(run, plan, _choose_site(run, plan.manifest, site)), freeze)
     manifest_path = find_file("manifest", manifest_path)
     manifest = load_manifest(manifest_path)
     run = RunDir((root or manifest.run_dir).absolute())
@@ -115,12 +116,6 @@ def plan_run(
 def _make_plan(manifest: Manifest, run: RunDir, report: Report) -> Plan:
     plan = make_plan(manifest, run, report)
     return plan.freeze(freeze_prompts(plan.manifest, plan.models))
-
-
-def _open_run(run: RunDir, site: str | None, freeze: bool) -> Run:
-    """Open a run by its directory; the manifest is in its plan."""
-    plan = Plan.load(run)
-    return _check_site(Run(run, plan, _choose_site(run, plan.manifest, site)), freeze)
 
 
 def _check_site(run: Run, freeze: bool) -> Run:

@@ -78,12 +78,7 @@ def why_programs_may_differ(before: Manifest, now: Manifest) -> str:
 
 
 def merge_variant(
-    run: RunDir,
-    out: Path,
-    manifest: Manifest,
-    *,
-    processes: int = 1,
-    memory: int | None = None,
+    run: RunDir, out: Path, manifest: Manifest, *, processes: int = 1, memory: int | None = None
 ) -> MergeSummary:
     """Write the corpus of a run under another manifest to `out`, or what is missing of it.
 
