@@ -114,9 +114,9 @@ class Table:
 
     def batch_rows(self, group: int) -> int:
         """Return how many rows of a group have about _BATCH_BYTES, as they are encoded."""
-        size: int = self.bytes
+        size = self.bytes
         if self._parquet is not None:
-            size = self._parquet.metadata.row_group(group).total_byte_size
+            size = int(self._parquet.metadata.row_group(group).total_byte_size)
         per_row = max(size // max(self.group_rows[group], 1), 1)
         return min(max(_BATCH_BYTES // per_row, 1), _BATCH_ROWS)
 
