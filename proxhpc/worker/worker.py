@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from proxhpc.corpus.document import BadRecord, Document, SpanEnd
@@ -70,7 +70,7 @@ class ShardEnd:
 class Flush:
     """Event: everything before it must be committed before anything after it starts."""
 
-    done: asyncio.Event
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 Event = OpenShard | ShardItem | ShardEnd | Flush
@@ -292,8 +292,8 @@ class Worker:
                 await asyncio.sleep(_POLL_SECONDS)
                 continue
             if shard.batch:  # nothing of other shards may be in flight with its first batch
-                async for flush in _flush():
-                    yield flush
+                yield (flush := Flush())
+                await flush.done.wait()
             yield shard
             async for item in _items(shard):
                 if not isinstance(item, Flush):
@@ -304,12 +304,6 @@ class Worker:
             yield ShardEnd(shard)
 
 
-async def _flush() -> AsyncIterator[Flush]:
-    done = asyncio.Event()
-    yield Flush(done)
-    await done.wait()
-
-
 async def _items(shard: OpenShard) -> AsyncIterator[ShardItem | Flush]:
     """Yield the items of a shard, with a flush after each batch if it is in crash backoff."""
     items = shard.items()
@@ -318,8 +312,8 @@ async def _items(shard: OpenShard) -> AsyncIterator[ShardItem | Flush]:
         for item in batch:
             yield item
         if shard.batch:
-            async for event in _flush():
-                yield event
+            yield (flush := Flush())
+            await flush.done.wait()
         if shard.lost:
             break
 
