@@ -78,7 +78,7 @@ class Table:
             metadata = self._parquet.metadata
             groups = range(metadata.num_row_groups)
             self.names: list[str] = self._parquet.schema_arrow.names
-            self.group_rows = [metadata.row_group(group).num_rows for group in groups]
+            self.group_rows: list[int] = [metadata.row_group(group).num_rows for group in groups]
             self.bytes: int = sum(metadata.row_group(group).total_byte_size for group in groups)
             if (rows := sum(self.group_rows)) != metadata.num_rows:
                 detail = f"the footer counts {metadata.num_rows} rows, its row groups {rows}"
@@ -116,7 +116,7 @@ class Table:
         """Return how many rows of a group have about _BATCH_BYTES, as they are encoded."""
         size = self.bytes
         if self._parquet is not None:
-            size = int(self._parquet.metadata.row_group(group).total_byte_size)
+            size = self._parquet.metadata.row_group(group).total_byte_size
         per_row = max(size // max(self.group_rows[group], 1), 1)
         return min(max(_BATCH_BYTES // per_row, 1), _BATCH_ROWS)
 
