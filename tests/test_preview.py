@@ -66,8 +66,9 @@ def test_it_prints_the_rows_of_a_run_s_corpus(tmp_path: Path, capsys: Capture) -
     assert [[r[k] for k in keys] for r in ours] == [[r[k] for k in keys] for r in rows(written)]
 
 
-def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes, *, typed: bool = False) -> None:
+    stdin = SimpleNamespace(buffer=io.BytesIO(data), isatty=lambda: typed)
+    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -77,6 +78,9 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Non
     out, err = capsys.readouterr()
     assert out == "".join(refined(document(n)["text"]) + "\n" for n in range(150))
     assert err.startswith("150 documents")
+    feed(monkeypatch, lines, typed=True)
+    assert main(["refine", "--limit", "1", "--text"]) == 0
+    assert capsys.readouterr().err.startswith("reading JSON lines until Ctrl-D; to refine files: ")
     feed(monkeypatch, document(7)["text"].encode())
     assert main(["refine", "--plain", "-"]) == 0
     out, err = capsys.readouterr()

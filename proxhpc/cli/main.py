@@ -225,6 +225,9 @@ def _refine(arguments: argparse.Namespace) -> int:
     if arguments.original:
         with_original = manifest.output.model_copy(update={"original": True})
         manifest = manifest.model_copy(update={"output": with_original})
+    if not arguments.files and sys.stdin.isatty():
+        what = "one text" if arguments.plain else "JSON lines"
+        _log(f"reading {what} until Ctrl-D; to refine files: proxhpc refine FILE")
     files = arguments.files or [Path("-")]
     for folder in filter(Path.is_dir, files):
         raise UserError(f"{folder} is a folder", hint="to refine the files in it, add --out DIR")
