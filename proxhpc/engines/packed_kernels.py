@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -288,6 +289,7 @@ def make_kernels(heads: Heads, sizes: Sequence[int], dtype: Any) -> TorchKernels
     return TorchKernels(heads, dtype or compiled)
 
 
+@cache  # it takes half a second
 def compile_library(
     head: int, find: Callable[[str], str | None] = shutil.which
 ) -> ctypes.CDLL | None:
