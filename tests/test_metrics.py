@@ -232,7 +232,7 @@ def test_damaged_missing_and_unsupported_files(tmp_path: Path) -> None:
     for name, message in (
         ("a.jsonl.zst", "a.jsonl.zst:1: the file is damaged here"),
         ("none.jsonl", "no such input file"),
-        ("a.parquet", "JSON lines only"),
+        ("a.parquet", "not JSON lines"),
     ):
         with pytest.raises(UserError, match=message):
             read_gold([tmp_path / name])

@@ -212,7 +212,9 @@ def _iter_selected(
 def iter_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every JSON object of a JSON-lines file, with its location. UserError names a bad line."""
     if detect_format(path, "auto") != "jsonl":
-        raise UserError(f"{path}: such records are read from JSON lines only")
+        raise UserError(
+            f"{path}: not JSON lines", hint="write one record on each line, in a file *.jsonl"
+        )
     try:
         lines = split_lines(read_chunks(path, detect_compression(path)), 0, MAX_RECORD_BYTES)
         for number, line in enumerate(lines, 1):
