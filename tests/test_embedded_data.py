@@ -158,8 +158,8 @@ def test_the_yardstick_samples_the_same_documents_in_any_order(tool: ModuleType)
 def test_the_bias_of_verdicts_follows_people_where_it_does_no_harm(tool: ModuleType) -> None:
     harm = importlib.import_module("embedded_harm")
     people = [(-0.9, True), (-0.6, True), (-0.3, True), (-2.0, False)]
-    kinds = {"doc": [-3.0] * 19 + [-0.7], "text": [-3.0] * 20}
-    assert harm.best_verdict_bias(kinds, people) == 1.0  # the smallest that is right about all
-    kinds["text"][:2] = [-0.5, -0.5]  # 10 % would go
-    assert harm.best_verdict_bias(kinds, people) == 0.5
-    assert harm.best_verdict_bias({"doc": [4.0] * 20}, people) == min(harm.BIASES)
+    documentation = [-3.0] * 19 + [-0.7]
+    assert harm.best_verdict_bias(documentation, people) == 1.0  # the smallest that is always right
+    documentation[:1] = [-0.5]  # 10 % would go
+    assert harm.best_verdict_bias(documentation, people) == 0.5
+    assert harm.best_verdict_bias([4.0] * 20, people) == min(harm.BIASES)

@@ -19,7 +19,7 @@ import argparse
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ TEXTS = {  # sources of the shared corpus
 }
 WEB = "web"
 BIASES = [quarter / 4 for quarter in range(-12, 13)]
-MAX_DROPPED, MIN_DOCUMENTS = 0.05, 20  # share of a kind, and documents for a kind to count
+MAX_DROPPED = 0.05  # of documentation, by the bias of verdicts
+DOCUMENTATION = ("doc ", "new ", "text gnome")
 MAX_CHARS = 15_000  # of the other documents: evaluation is slow
 
 
@@ -157,14 +158,12 @@ COLUMNS = (
 
 def choose_bias(model: Path, harm: Path, data: Path) -> None:
     """Write the best bias of verdicts to the refiner's file."""
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for group, _, odds in verdict_log_odds(model, read(harm), "source", "text_noisy"):
-        kinds[group.split()[0] if group.startswith(("doc", "new")) else group].append(odds)
+    groups = verdict_log_odds(model, read(harm), "source", "text_noisy")
+    documentation = [odds for group, _, odds in groups if group.startswith(DOCUMENTATION)]
     rows = (row for row in read(data / "eval_docquality_dev.jsonl.zst") if row["unanimous"])
     people = (row for row in rows if is_for_training(row["id"]))
     verdicts = [(odds, not keep) for _, keep, odds in verdict_log_odds(model, people, "id", "text")]
-    large = {kind: odds for kind, odds in kinds.items() if len(odds) >= MIN_DOCUMENTS}
-    bias = best_verdict_bias(large, verdicts)
+    bias = best_verdict_bias(documentation, verdicts)
     print(f"bias of verdicts: {bias}")
     path = model / REFINER_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -193,16 +192,16 @@ def verdict_log_odds(
 
 
 def best_verdict_bias(
-    kinds: Mapping[str, Sequence[float]], verdicts: Sequence[tuple[float, bool]]
+    documentation: Sequence[float], verdicts: Sequence[tuple[float, bool]]
 ) -> float:
-    """The bias that follows people best, of those that drop at most MAX_DROPPED of each kind.
+    """The bias that follows people best, of those that drop at most MAX_DROPPED of documentation.
 
-    `kinds` has the log-odds of documents that should stay; `verdicts` those of others, and whether
-    people drop them. The smallest of equal ones; the lowest bias if each drops too many.
+    `documentation` has the log-odds of pages that should stay; `verdicts` those of documents, and
+    whether people drop them. The smallest of equal ones; the lowest if each drops too much.
     """
 
     def share(bias: float) -> float:
-        return max(sum(odds + bias > 0 for odds in kind) / len(kind) for kind in kinds.values())
+        return sum(odds + bias > 0 for odds in documentation) / len(documentation)
 
     def correct(bias: float) -> int:
         return sum((odds + bias > 0) == is_dropped for odds, is_dropped in verdicts)
