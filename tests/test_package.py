@@ -103,4 +103,3 @@ def test_what_people_start_from_is_in_the_wheel(environment: Path, tmp_path: Pat
     assert "known: base, embedded" in run(
         program, "adapt", "x", "--out", "x", cwd=tmp_path, status=2
     )
-    assert "finished" in run(program, "launch", "demo-rules", cwd=tmp_path)
