@@ -106,7 +106,7 @@ def test_shards_commits_and_processes_do_not_change_the_corpus(tmp_path: Path) -
 def test_a_merge_killed_before_any_of_its_files_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 8000)
+    monkeypatch.setattr("proxhpc.run.shards.MIN_GROUP_BYTES", 16000)
     run = refined(tmp_path).dir
     other = RunDir(tmp_path / "undisturbed")
     shutil.copytree(run.root, other.root)
