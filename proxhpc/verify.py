@@ -15,7 +15,7 @@ from typing import Literal
 from proxhpc.account.counts import Counts
 from proxhpc.account.quantity import quantity
 from proxhpc.assemble.coverage import coverage_problems
-from proxhpc.assemble.replay import SpanStats
+from proxhpc.assemble.replay import SpanStats, holds
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.corpus.disk import sha256_file
 from proxhpc.corpus.document import SpanEnd
@@ -166,7 +166,7 @@ def _read_shard(run: RunDir, plan: Plan, shard: int) -> tuple[Counts, list[SpanS
                 continue
             item.add_to(counts)
             for span in spans:
-                if span.holds(item):
+                if holds(span, item.file, item.position):
                     span.add(item)
     except (ProxError, OSError) as error:
         return Counts(), [], str(error).splitlines()[0]

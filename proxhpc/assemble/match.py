@@ -256,12 +256,14 @@ def _is_incomplete(run: RunDir) -> bool:
     if match is None:
         return False
     files = run.match_files(match.digest)
-    paths = [files.flags(group) for group in range(len(match.flags))]
-    paths += [files.duplicates(group) for group, digest in enumerate(match.listings) if digest]
-    paths += [files.clusters(group) for group, digest in enumerate(match.clusters) if digest]
-    programs = enumerate(match.line_programs)
-    paths += [files.line_programs(group) for group, digest in programs if digest]
-    return not all(path.exists() for path in paths)
+    kinds = (
+        (files.flags, match.flags),
+        (files.duplicates, match.listings),
+        (files.clusters, match.clusters),
+        (files.line_programs, match.line_programs),
+    )
+    named = (path(n) for path, digests in kinds for n, digest in enumerate(digests) if digest)
+    return not all(path.exists() for path in named)
 
 
 def _delete_files(run: RunDir, later: Sequence[RoundName]) -> None:

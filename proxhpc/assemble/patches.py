@@ -22,7 +22,7 @@ import orjson
 import xxhash
 import zstandard
 
-from proxhpc.assemble.replay import FAR, ReplayedRecord, input_differs
+from proxhpc.assemble.replay import FAR, ReplayedRecord, holds, input_differs
 from proxhpc.assemble.shape import RowShape, Shapes
 from proxhpc.corpus.disk import replacing
 from proxhpc.corpus.document import Document, Span
@@ -194,9 +194,8 @@ class _LineReader:
 
     def read(self, patch: _Patch) -> bytes:
         """The line of a patch's record. StopError if it is not the one that was replayed."""
-        span, position = self._span, patch.position
-        after = span.stop is not None and position >= span.stop
-        if span.file != patch.file or after or position - self._next > FAR:
+        position = patch.position
+        if not holds(self._span, patch.file, position) or position - self._next > FAR:
             self._open(patch)
         for line in self._lines:
             self._next = line.next
@@ -210,13 +209,8 @@ class _LineReader:
     def _open(self, patch: _Patch) -> None:
         """Read the span of a record from there on."""
         self._plan.check_input(patch.file)
-        stop = next(
-            span.stop
-            for span in self._plan.shards[patch.key >> 32].spans
-            if span.file == patch.file
-            and span.start <= patch.position
-            and (span.stop is None or patch.position < span.stop)
-        )
+        spans = self._plan.shards[patch.key >> 32].spans
+        stop = next(span.stop for span in spans if holds(span, patch.file, patch.position))
         del self._lines  # its file stays open for the next one
         self._span = Span(patch.file, patch.position, stop)
         self._lines = self._plan.read_lines(self._span)

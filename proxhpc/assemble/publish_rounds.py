@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -184,10 +182,10 @@ def finish_group(files: RoundFiles, group: int) -> None:
     listing = _write_listing(files, group, removed, named) if removed.any() else ""
     in_sets = np.concatenate(clusters)
     result = GroupResult(
-        flags=_save(
+        flags=save_array(
             files.files.flags(group), np.packbits(np.stack([removed, edits.left_out]), axis=1)
         ),
-        clusters=_save(files.files.clusters(group), in_sets) if len(in_sets) else "",
+        clusters=save_array(files.files.clusters(group), in_sets) if len(in_sets) else "",
         listing=listing,
         duplicates=int(removed.sum()),
         near=counts["near"],
@@ -198,7 +196,7 @@ def finish_group(files: RoundFiles, group: int) -> None:
         lines=edits.counts,
         line_programs=edits.digest,
     )
-    _save_unit(files, "groups", group, result)
+    save_json(files.files.of_unit("groups", group), result)
 
 
 def count_shared_ids(files: RoundFiles, unit: int) -> None:
@@ -208,24 +206,14 @@ def count_shared_ids(files: RoundFiles, unit: int) -> None:
         later = rows[rows[:, 1] != leaders[:, 1], 1]
         count += len(later)
         examples = np.sort(np.concatenate([examples, later]))[:MAX_SHARED_ID_EXAMPLES]
-    _save_unit(files, "shared_ids", unit, SharedIdCounts(count, tuple(examples.tolist())))
+    counts = SharedIdCounts(count, tuple(examples.tolist()))
+    save_json(files.files.of_unit("shared_ids", unit), counts)
 
 
 def _slices(blocks: Iterable[IntRows]) -> Iterator[IntRows]:
     """The rows in smaller blocks, each of which gets much larger with names."""
     for rows in blocks:
         yield from (rows[start : start + _NAMED] for start in range(0, len(rows), _NAMED))
-
-
-def _save_unit(files: RoundFiles, kind: str, unit: int, value: object) -> None:
-    path = files.files.of_unit(kind, unit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, value)
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return save_array(path, array)
 
 
 def _save_sizes(
@@ -237,7 +225,7 @@ def _save_sizes(
     histogram = np.trim_zeros(np.bincount(np.frexp(sizes)[1], minlength=1), "b")
     examples = tuple((size, first) for size, first in largest.tolist())
     value = SetSizes(tuple(histogram.tolist()), examples, further)
-    _save_unit(files, "sets", group, value)
+    save_json(files.files.of_unit("sets", group), value)
 
 
 def _encode_name(name: DocumentName) -> bytes:

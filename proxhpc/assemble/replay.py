@@ -69,10 +69,6 @@ class SpanStats:
         """Record where the span ended."""
         self.end, self.at_eof, self.blank_lines = end.position, end.at_eof, end.blank
 
-    def holds(self, row: Row) -> bool:
-        """Whether the row's record begins in this span."""
-        return _holds(self, row)
-
     @property
     def records(self) -> int:
         """Records of this span, readable or not."""
@@ -183,7 +179,7 @@ class _Replay:
         if row is None:
             raise ValueError(f"record {number} is before {self.next_number}")
         self._wanted[0] = row.position
-        if between >= FAR or not _holds(self.spans[self._open], row):
+        if between >= FAR or not holds(self.spans[self._open], row.file, row.position):
             self._start(row)
         item = next(self._records, None)
         if item is None or isinstance(item, SpanEnd):
@@ -193,7 +189,8 @@ class _Replay:
     def _start(self, row: Row) -> None:
         """Read the row's span from its record on."""
         later = range(self._open, len(self.spans))
-        found = next((number for number in later if _holds(self.spans[number], row)), None)
+        place = row.file, row.position
+        found = next((number for number in later if holds(self.spans[number], *place)), None)
         if found is None:
             raise self.mismatch(f"record {row.position} of file {row.file} is in none of its spans")
         self._open, span, wanted = found, self.spans[found], self._wanted
@@ -298,10 +295,10 @@ class _Replay:
         return input_differs(self.plan, item.file, item.position, f"{problem} ({self.ledger})")
 
 
-def _holds(span: Span | SpanStats, row: Row) -> bool:
-    """Whether the row's record begins in the span."""
-    after = span.stop is None or row.position < span.stop
-    return span.file == row.file and span.start <= row.position and after
+def holds(span: Span | SpanStats, file: int, position: int) -> bool:
+    """Whether a record begins in the span."""
+    before_stop = span.stop is None or position < span.stop
+    return span.file == file and span.start <= position and before_stop
 
 
 # The shard that the latest call of `replay_records` has left open.

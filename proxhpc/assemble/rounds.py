@@ -128,10 +128,6 @@ class RoundFiles:
         """The exchange file that a unit writes; the sketch phase writes `hashes`."""
         return self.run.sketch_hashes(unit) if kind == "hashes" else self.files.of_unit(kind, unit)
 
-    def partly_compared(self, unit: int) -> Path:
-        """The file with the number of documents that a unit has not compared with all others."""
-        return self.files.of_unit("partly_compared", unit)
-
     def writer(self, kind: RowKind, unit: int) -> ExchangeWriter:
         """A writer of a unit's exchange file."""
         readers = unit_count(self.plan, EXCHANGES[kind].readers)

@@ -166,22 +166,19 @@ def load_chosen(run: RunDir, group: int, chosen: Flags) -> Sketch:
     return np.concatenate(documents)
 
 
-def _files(run: RunDir, receipt: SketchReceipt) -> Iterator[Path]:
-    yield from (run.sketch(receipt.group), run.sketch_hashes(receipt.group))
-    if receipt.files.signatures:
-        yield run.signatures(receipt.group)
-    if receipt.files.lines:
-        yield run.sketch_lines(receipt.group)
-    if receipt.spans_by_shard:  # not of the external corpus
-        yield run.patches(receipt.group)
-    if receipt.quarantine:
-        yield run.sketch_quarantine(receipt.group)
-    if receipt.names:
-        yield run.sketch_names(receipt.group)
-    if receipt.benchmark_listing:
-        yield run.sketch_benchmark(receipt.group)
-    if receipt.examples:
-        yield run.sketch_examples(receipt.group)
+def _files(run: RunDir, receipt: SketchReceipt) -> list[Path]:
+    paths = {
+        run.sketch: True,
+        run.sketch_hashes: True,
+        run.signatures: receipt.files.signatures,
+        run.sketch_lines: receipt.files.lines,
+        run.patches: receipt.spans_by_shard,  # not of the external corpus
+        run.sketch_quarantine: receipt.quarantine,
+        run.sketch_names: receipt.names,
+        run.sketch_benchmark: receipt.benchmark_listing,
+        run.sketch_examples: receipt.examples,
+    }
+    return [path(receipt.group) for path, is_written in paths.items() if is_written]
 
 
 def ledger_tail(path: Path) -> str:

@@ -58,7 +58,6 @@ def write_part(run: RunDir, plan: Plan, part: int, memory: int) -> PartReceipt:
         return earlier
     path = run.part(part, output.format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    run.part_receipt(part).parent.mkdir(parents=True, exist_ok=True)
     text_bytes = tokens = removed = 0
     files: Counter[int] = Counter()
     shapes = ShapeCollector()

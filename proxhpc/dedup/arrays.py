@@ -57,7 +57,8 @@ def check_file(path: Path, digest: str) -> None:
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> str:
-    """Write an array and return the file's digest."""
+    """Write an array, in a folder that may be missing, and return the file's digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
@@ -155,7 +156,11 @@ def from_json(data: bytes, kind: type[T]) -> T:
 
 
 def save_json(path: Path, value: object) -> None:
-    """Write a dataclass as a line of JSON; its last key is the checksum of the others."""
+    """Write a dataclass as a line of JSON; its last key is the checksum of the others.
+
+    The folder may be missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = to_json(value)
     write_atomic(path, data.removesuffix(b"}") + _CHECKSUM % _digest(data))
 
