@@ -341,6 +341,10 @@ def test_phases_follow_the_files(run: Run) -> None:
         path.write_bytes(b"12345")
     status = collect(run.dir, None)
     assert (status.phase, status.exact, status.documents.read) == ("reporting", True, 60)
+    beat(run, owner("w1", job=""), 0, 5, state="done")
+    stopped = collect(run.dir, None)
+    assert (stopped.phase, stopped.next_step) == ("stopped", f"proxhpc launch {run.dir.root}")
+    assert stopped.reason.startswith("the corpus is written, the report is not, but no worker")
     assert "✓ write   ▸ report" in page(status)
     assert (status.documents.duplicates, status.documents.written) == (4, 56)
     rows = [line.split("  ")[0] for line in page(status).splitlines()]

@@ -245,7 +245,7 @@ class Plan:
         try:
             raw = run.plan.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            why = "it has no plan.json" if run.root.is_dir() else "there is no such directory"
+            why = "it has no plan.json" if run.root.exists() else "there is no such directory"
             hint = "`proxhpc launch MANIFEST` creates one"
             default = RunDir(run.root.parent / "runs" / run.root.name)
             if default.plan.exists():

@@ -147,7 +147,9 @@ def _stop_reason(evidence: Evidence) -> str:
         return f"{quantity(len(evidence.silent.ids), 'job')} {evidence.silent}"
     pending = evidence.pending_shards
     progress = "every shard is refined"
-    if pending:
+    if evidence.run.merge_summary.exists():
+        progress = "the corpus is written, the report is not"
+    elif pending:
         progress = f"{quantity(pending, 'shard is', 'shards are')} not refined"
     lost = sum(1 for worker in evidence.workers if worker.state in LOST_STATES)
     if lost:
