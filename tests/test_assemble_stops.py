@@ -153,7 +153,7 @@ FILES = {
     "sketch/00000.minhash.npy": "merge/match.json",
     "sketch/00000.patches": "corpus/part-00000.jsonl.zst",
     "sketch/00000.quarantine.jsonl.zst": "merge/summary.json",
-    "sketch/00000.examples.jsonl": "merge/summary.json",
+    "sketch/00000.examples.jsonl.zst": "merge/summary.json",
     "match/source.json": "",
     "match/*/flags/00000.npy": "corpus/part-00000.jsonl.zst",
     "match/*/duplicates/00000.jsonl.zst": "merge/summary.json",

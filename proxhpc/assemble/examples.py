@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
+import zstandard
+
 from proxhpc.assemble.line_edits import without_repeated_lines
 from proxhpc.assemble.match_result import require_match
 from proxhpc.assemble.replay import replay_records
@@ -60,7 +62,7 @@ def stored_examples(
         if receipt.examples and keys & receipt.stats.example_keys:
             path = run.sketch_examples(receipt.group)
             check_file(path, receipt.examples)
-            yield from decode_examples(path.read_bytes())
+            yield from decode_examples(zstandard.decompress(path.read_bytes()))
 
 
 def read_examples(run: RunDir) -> list[ExampleTexts]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import orjson
 import xxhash
+import zstandard
 from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
@@ -235,7 +236,8 @@ def _add_shards(
             path.unlink()
     receipt.quarantine, receipt.benchmark_listing = map(file_digest, paths)
     path = run.sketch_examples(receipt.group)
-    write_atomic(path, encode_examples(_chosen(receipt.stats, texts).values()))
+    examples = encode_examples(_chosen(receipt.stats, texts).values())
+    write_atomic(path, zstandard.compress(examples))
     receipt.examples = file_digest(path)
     reached = receipt.counts.in_corpus - receipt.benchmark.left_out
     if writer.documents != reached:

@@ -105,7 +105,7 @@ class RunDir:
 
     def sketch_examples(self, group: int) -> Path:
         """Return texts of a group that the report may show; missing if there are none."""
-        return self.merge / "sketch" / f"{group:05d}.examples.jsonl"
+        return self.merge / "sketch" / f"{group:05d}.examples.jsonl.zst"
 
     def sketch_names(self, group: int) -> Path:
         """Return the names of a group's external records; missing for a group of shards."""
