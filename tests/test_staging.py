@@ -56,6 +56,8 @@ class Store:
         self.cut: int | None = None  # answers end after so many bytes
         self.failures = 0  # answers that fail from now on
         self.hub: dict[str, Any] = {}
+        self.head = True  # whether it answers HEAD; it closes the connection otherwise
+        self.weak = False  # whether the tags of HEAD are marked as weak
         self.url = ""
 
 
@@ -67,7 +69,9 @@ def store() -> Iterator[Store]:
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
-            self.answer(content=False)
+            if store.head:
+                self.answer(content=False)
+            self.close_connection |= not store.head
 
         def do_GET(self) -> None:
             self.answer(content=True)
@@ -103,7 +107,7 @@ def store() -> Iterator[Store]:
             if store.coding:
                 self.send_header("Content-Encoding", store.coding)
             tag = store.tags.get(path) or hashlib.md5(body).hexdigest()
-            self.send_header("ETag", f'"{tag}"')
+            self.send_header("ETag", f'{"W/" * (store.weak and not content)}"{tag}"')
             self.end_headers()
             if not content:
                 return
@@ -230,6 +234,16 @@ def test_a_copy_goes_on_where_it_ended(tmp_path: Path, store: Store) -> None:
     assert not drafts(tmp_path)
 
 
+@pytest.mark.parametrize("how", ["no HEAD", "weak tags", "latin tags", "empty coding"])
+def test_servers_with_headers_of_their_own(tmp_path: Path, store: Store, how: str) -> None:
+    store.files["/a.jsonl"] = LINES
+    store.head, store.weak = how != "no HEAD", how == "weak tags"
+    store.tags["/a.jsonl"] = "caf\xe9" if how == "latin tags" else "tag"
+    store.coding = " " if how == "empty coding" else ""
+    (file,) = stage(tmp_path, f"{store.url}/a.jsonl")
+    assert staging_of(tmp_path).dir.copy(file.name).read_bytes() == LINES
+
+
 def test_a_server_without_ranges_sends_files_again(tmp_path: Path, store: Store) -> None:
     store.files["/a.jsonl"] = LINES
     store.ranges, store.cut = False, 1000
@@ -311,7 +325,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         with pytest.raises(RetryError) as told:
             stage(tmp_path, *urls)
     assert told.value.message.startswith("disk full: cannot write ")
-    assert re.search(r"exceeded\); \d+ files of 12 are not copied yet$", told.value.message)
+    assert re.search(r"exceeded\); not copied yet: \d+ files? of 12$", told.value.message)
     assert "lfs quota" in told.value.hint
     copied = store.sent
     files = stage(tmp_path, *urls)

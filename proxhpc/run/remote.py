@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +105,7 @@ def list_url(pattern: str) -> RemoteListing:
         hidden = key.rpartition("/")[2].startswith(".") and "/." not in path
         if info["type"] == "file" and not hidden:
             url = fs.unstrip_protocol(key)
-            files.append(RemoteFile(url, _checked(name_of(key)), info["size"], _version(info)))
+            files.append(RemoteFile(url, _checked(name_of(key)), info.get("size"), _version(info)))
     if not files:
         why = "it is a folder; name the files in it" if infos else "nothing there has such a name"
         raise UserError(f"no file matches {pattern}: {why}")
@@ -173,11 +174,14 @@ def _info(fs: Any, path: str) -> dict[str, Any]:
 
 async def _ask(fs: Any, url: str) -> dict[str, Any]:
     """Return what an HTTP server says of a file; its content is not read."""
+    from aiohttp import ClientError
+
     session = await fs.set_session()
-    async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
-        if answer.ok and answer.content_length:
-            return _described(answer, url)
     # Some servers do not know HEAD, or give the size only with content.
+    with suppress(ClientError, TimeoutError):
+        async with session.head(fs.encode_url(url), allow_redirects=True) as answer:
+            if answer.ok and answer.content_length:
+                return _described(answer, url)
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status != 416:  # an empty file has no first byte
             answer.raise_for_status()
@@ -194,7 +198,9 @@ def _described(answer: Any, url: str) -> dict[str, Any]:
     size = int(total) if total.isdecimal() else None
     if size is None and answer.status == 200:
         size = answer.content_length
-    coding = headers.get("Content-Encoding", "identity").lower()
+    coding = headers.get("Content-Encoding", "").strip().lower() or "identity"
+    if coding == "aws-chunked":  # a label of uploads to S3, of bytes as they are
+        coding = "identity"
     labelled = size is not None and url.endswith(_CODINGS.get(coding, "\0"))
     if coding != "identity" and not labelled:
         raise UserError(
@@ -203,7 +209,8 @@ def _described(answer: Any, url: str) -> dict[str, Any]:
         )
     if size is None and headers.get("Transfer-Encoding") != "chunked":
         raise UserError(f"{url}: the server does not say where it ends", hint=_COPY_YOURSELF)
-    told = {key: headers[key] for key in ("ETag", "Last-Modified") if key in headers}
+    # In ASCII, because headers may have bytes of any encoding.
+    told = {key: ascii(headers[key])[1:-1] for key in ("ETag", "Last-Modified") if key in headers}
     return {"name": url, "type": "file", "size": size, **told}
 
 
@@ -217,7 +224,9 @@ def _version(info: dict[str, Any]) -> str:
     for key, kind in _CHECKSUMS.items():
         if value := info.get(key):
             return f"{kind}:{base64.b64decode(value).hex() if kind == 'md5' else value}"
-    tags = (f"etag:{str(info[key]).strip(chr(34))}" for key in _TAGS if info.get(key))
+    # W/ marks a tag of equal contents, which some answers have and others of the same file lack.
+    texts = (str(info[key]).removeprefix("W/").strip('"') for key in _TAGS if info.get(key))
+    tags = (f"etag:{text}" for text in texts)
     times = (f"modified:{_time(info[key])}" for key in _TIMES if info.get(key))
     return next(tags, "") or next(times, "")
 
@@ -304,7 +313,7 @@ def _fetch(
         done = out.tell()
         if not file.version or file.size is None or done > file.size:
             out.truncate(0)
-            advance(-min(done, file.size or done))
+            advance(-done if file.size is None else -min(done, file.size))
             done = 0
         if done == file.size:  # an earlier process was killed before the copy got its name
             os.fsync(out.fileno())
@@ -349,7 +358,7 @@ def _goes_on(answer: Any, file: RemoteFile, draft: Path, start: int) -> bool:
 
 
 def _open_at(fs: Any, path: str, start: int) -> Any:
-    if path.startswith(("http://", "https://")):  # one request for the whole rest
+    if path.startswith(_HTTP):  # one request for the whole rest
         headers = {"Range": f"bytes={start}-"} if start else {}
         return fs.open(path, "rb", block_size=0, size=1, headers=headers)  # 1: do not ask for it
     source = fs.open(path, "rb", block_size=_PIECE, cache_type="none")
@@ -370,7 +379,7 @@ def _verify(fs: Any, path: str, file: RemoteFile, draft: Path) -> None:
     if kind not in ("sha256", "git"):  # those of a commit do not change
         fs.invalidate_cache()
         info = _info(fs, path)
-        sizes = {file.size or info["size"], info["size"] or file.size, draft.stat().st_size}
+        sizes = {file.size, info.get("size"), draft.stat().st_size}
         if _version(info) != file.version or len(sizes - {None}) > 1:
             _refuse(file, draft, info)
 
@@ -379,7 +388,7 @@ def _refuse(file: RemoteFile, draft: Path, problem: str | dict[str, Any]) -> NoR
     """Remove a draft and raise UserError; the problem may be what the store says now."""
     draft.unlink()
     if isinstance(problem, dict):
-        problem = f"it changed meanwhile to {_amount(problem['size'])}, {_version(problem)}"
+        problem = f"it changed meanwhile to {_amount(problem.get('size'))}, {_version(problem)}"
     raise UserError(f"the copy of {file} is refused: {problem}", hint="copy it again")
 
 
@@ -410,5 +419,7 @@ def _cause(error: Exception) -> str:
     if isinstance(cause, FileNotFoundError):
         return "there is no such file"
     if status := getattr(cause, "status", 0):
-        return f"the server answers {status} {getattr(cause, 'message', '')}".strip()
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}".removesuffix(": ")
+        name, text = f"the server answers {status}", getattr(cause, "message", "")
+    else:
+        name, text = f"{type(cause).__name__}:", str(cause)
+    return f"{name} {' '.join(text.split())[:300]}".strip().removesuffix(":")

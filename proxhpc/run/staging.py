@@ -163,7 +163,7 @@ class Staging:
         if full:
             left = len(self.missing(missing))
             raise RetryError(
-                f"{full[0].message}; {quantity(left, 'file')} of {len(files):,} are not copied yet",
+                f"{full[0].message}; not copied yet: {quantity(left, 'file')} of {len(files):,}",
                 hint="free space, or raise the quota of bytes or files there (df, df -i, lfs "
                 "quota); the same command goes on from where it stopped",
             )
