@@ -180,7 +180,7 @@ def plan_folder(
                     *found.describe_left_out(),
                 ]
             ),
-            hint=f"known suffixes are {KNOWN_SUFFIXES}; --field NAME names that of the text",
+            hint=f"known suffixes are {KNOWN_SUFFIXES}; --field NAME names the field with the text",
         )
     tokens = sum(file.info.estimated_bytes for file in found.files) // BYTES_PER_TOKEN
     shard = max(_MIN_SHARD, min(_MAX_SHARD, tokens // (_SHARDS_PER_WORKER * site.workers)))

@@ -143,10 +143,10 @@ def _format(path: Path, manifest: Manifest) -> Format:
 def _guess(path: Path, kind: Format, fields: Fields, limit: int) -> Fields:
     """Return the field with the text of a file, as `refine --out` finds it, and tell it."""
     found = guess_fields(describe_input(path, kind), limit)
-    if not found.text or found.text in fields.text:
+    if not found.text or found.names.intersection(fields.text):
         return fields
     sys.stderr.write(safe(f'text: field "{found.text}" of {path}') + "\n")
-    return replace(fields, text=(found.text,))
+    return replace(fields, text=(*fields.text, found.text))
 
 
 def refine_documents(

@@ -136,7 +136,7 @@ def test_commands_for_jobs_are_documented_all_the_same() -> None:
         ),
         ("status a b", "proxhpc status: error: one argument too many: b$"),
         ("inspect a --outcome droped", "argument --outcome: .* did you mean dropped"),
-        ("init", "required: manifest|recipe|sbatch|site"),
+        ("init", r"required: manifest\|recipe\|sbatch\|site$"),
     ],
 )
 def test_a_misspelt_word_is_named_with_what_was_meant(

@@ -274,7 +274,7 @@ def test_a_text_file_that_is_compressed_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(gzip.compress(b"Some text"))
     [probe] = probe_inputs([describe_input(path)], FIELDS, LIMIT)
-    assert probe.note == "it is no document (invalid_utf8): it looks like gzip: decompress it once"
+    assert probe.note == "not a text (invalid_utf8): it looks like gzip: decompress it once"
 
 
 def test_what_is_not_known_is_shown(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ def test_the_field_with_the_text_is_guessed_without_a_manifest(
     out, err = capsys.readouterr()
     assert out == "".join(refined(document(n)["text"]) + "\n" for n in range(2))
     assert err.startswith(f'text: field "content" of {path}\n2 documents: ')
+    write_jsonl(path, [{"text": "Short.", "url": f"https://example.com/{'a' * 80}"}])
+    assert main(["refine", "--text", str(path)]) == 0
+    assert "text: field" not in capsys.readouterr().err
 
 
 def test_every_record_gets_a_line(tmp_path: Path, capsys: Capture) -> None:

@@ -220,7 +220,10 @@ def _refine(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         return _refine_files(arguments)
     if arguments.field is not None:
-        raise UserError("--field is for --out", hint="or set corpus.text in a manifest: --manifest")
+        raise UserError(
+            "--field is for --out",
+            hint="add --out DIR, or name a manifest with corpus.text: --manifest FILE",
+        )
     manifest = _refiner_choice(arguments).open()
     if arguments.original:
         with_original = manifest.output.model_copy(update={"original": True})

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse what is not known here, not at the end, where argparse shows another usage."""
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
-            if not word.startswith("-"):
+            if word == "-" or not word.startswith("-"):
                 self.error(f"one argument too many: {word}")
             names = {name.strip("-"): name for name in self._option_string_actions}
             meant = get_close_matches(word.strip("-").partition("=")[0], names, 1)
@@ -44,9 +44,9 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             names = [str(name) for name in action.choices]
-            meant = get_close_matches(str(value), names, 1)
             if listed := getattr(action, "_choices_actions", ()):
                 names = [choice.dest for choice in listed]  # without commands for scripts
+            meant = get_close_matches(str(value), names, 1)
             told = f"did you mean {meant[0]}?" if meant else f"choose from {', '.join(names)}"
             raise argparse.ArgumentError(action, f"there is no {value}; {told}")
 

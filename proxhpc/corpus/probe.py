@@ -63,7 +63,7 @@ class Probe:
         text = f"{bad:,} of its first {bad + self.documents:,} records are no documents ({reasons})"
         if self.info.format == "text":
             content = content.replace(" within a compressed file", "")
-            text = f"it is no document ({self.example.reason if self.example else ''})"
+            text = f"not a text ({self.example.reason if self.example else ''})"
         if content:
             return f"{text}: it looks like {content}"
         if self.documents or not self.example:
