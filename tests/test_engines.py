@@ -768,9 +768,9 @@ def test_a_killed_core_is_replaced_once(
 ) -> None:
     """The last test with this engine. Open requests are repeated to the new one."""
 
-    async def killed(*requests: Request) -> list[Any]:
+    async def killed(seconds: float, *requests: Request) -> list[Any]:
         tasks = asyncio.gather(*map(core.complete, requests), return_exceptions=True)
-        await asyncio.sleep(0)  # the requests are sent, and no answer can have been read
+        await asyncio.sleep(seconds)
         for pid in children(core):
             os.kill(pid, signal.SIGKILL)
         return await tasks
@@ -779,11 +779,13 @@ def test_a_killed_core_is_replaced_once(
     asked = windows(core)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        answers = loop(killed(*asked))
+        long = replace(asked[0], max_new_tokens=200)  # killed while it is answered
+        first, *answers = loop(killed(0.5, long, *asked))
     core.contexts.append(core._engine._engine.engine_core.resources.ctx)  # type: ignore[attr-defined]
     assert [answer.text for answer in answers] == [e.text for e in expected]
+    assert first.text.startswith(expected[0].text)
     assert not before & children(core)
-    answers = loop(killed(*asked))
+    answers = loop(killed(0, *asked))  # sent, and no answer can have been read
     assert all(isinstance(answer, RetryError) for answer in answers)
     with pytest.raises(RetryError, match="died again"):
         loop(core.complete(asked[0]))

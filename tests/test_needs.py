@@ -54,9 +54,18 @@ def test_a_missing_engine(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
     assert "proxhpc[" not in error
 
 
+def test_a_vllm_that_is_too_old(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", sys)
+    monkeypatch.setattr("proxhpc.engines.vllm_build", lambda: "0.9.1+cpu")
+    error = refused(vllm_manifest(tmp_path), local_site(tmp_path), capsys)
+    assert "engine vllm needs vllm 0.20 or later; 0.9.1+cpu is installed" in error
+
+
 def test_no_gpu_for_vllm(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", sys)  # found, whether it is installed or not
-    monkeypatch.setattr(needs, "_vllm_build", lambda: "0.30.0")
+    monkeypatch.setattr(needs, "vllm_build", lambda: "0.30.0")
     monkeypatch.setattr(needs, "count_gpus", lambda: 0)
     error = refused(vllm_manifest(tmp_path), local_site(tmp_path), capsys)
     assert "engine vllm needs a GPU, and this machine has none" in error
@@ -92,7 +101,7 @@ def test_gpus_of_a_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: dict[str, Any], build: str, verdict: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", sys)
-    monkeypatch.setattr(needs, "_vllm_build", lambda: build)
+    monkeypatch.setattr(needs, "vllm_build", lambda: build)
     found = needs.examine_needs(
         load_manifest(vllm_manifest(tmp_path)), Site.model_validate({"name": "x"} | site)
     )
@@ -103,7 +112,7 @@ def test_heads_that_vllm_lacks_on_a_cpu(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", sys)
-    monkeypatch.setattr(needs, "_vllm_build", lambda: "0.30.0+cpu")
+    monkeypatch.setattr(needs, "vllm_build", lambda: "0.30.0+cpu")
     path = vllm_manifest(tmp_path)
     assert main(["plan", str(path), "--site", local_site(tmp_path)]) == 0
     capsys.readouterr()

