@@ -236,8 +236,10 @@ def _add_shards(
             path.unlink()
     receipt.quarantine, receipt.benchmark_listing = map(file_digest, paths)
     path = run.sketch_examples(receipt.group)
-    examples = encode_examples(_chosen(receipt.stats, texts).values())
-    write_atomic(path, zstandard.compress(examples))
+    if examples := encode_examples(_chosen(receipt.stats, texts).values()):
+        write_atomic(path, zstandard.compress(examples))
+    else:
+        path.unlink(missing_ok=True)  # of a sketch that was killed
     receipt.examples = file_digest(path)
     reached = receipt.counts.in_corpus - receipt.benchmark.left_out
     if writer.documents != reached:

@@ -82,9 +82,12 @@ class ProvePlan:
                 f"{folder.root} is not a prove directory: it has no prove.json",
                 hint="`proxhpc prove MANIFEST` creates one",
             ) from None
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-            problem = str(error).partition("\n")[0]
-            raise StopError(f"{folder.plan} is damaged: {problem}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StopError(f"{folder.plan} is damaged: {where}: {first['msg']}") from error
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise StopError(f"{folder.plan} is damaged: {error}") from error
 
 
 def open_prove(folder: ProveDir, run: RunDir, section: Prove | None) -> ProvePlan:

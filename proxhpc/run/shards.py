@@ -63,7 +63,7 @@ def shard_groups(plan: Plan) -> list[range]:
     """Return the groups of neighbouring shards that the merge processes together.
 
     A group has 32 MiB of input or more, and at most 64 shards. Larger runs have larger groups, so
-    that there are at most about 4,096: a group has three files, and file quotas are limited.
+    that there are at most about 4,096: a group has several files, and file quotas are limited.
     """
     limit = group_bytes(plan.estimated_bytes)
     starts, size = [0], 0
