@@ -214,7 +214,7 @@ def test_calibration_is_stored_shown_and_used_by_launch_and_report(
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["calibration"]
     assert main(["plan", str(path), "--site", site]) == 0
     shown = capsys.readouterr().out
-    assert "CPU time" in shown
+    assert "core time" in shown
     assert "95 % interval" in shown
     assert main(["launch", str(path), "--site", site]) == 0
     assert "refining takes about" in capsys.readouterr().out
@@ -226,7 +226,7 @@ def test_calibration_is_stored_shown_and_used_by_launch_and_report(
     cost = report["execution"]["cost"]
     assert cost["estimated_core_hours"] == pytest.approx(estimate["cost"]["core_hours"], abs=1e-6)
     assert cost["refining_core_hours"] > 0
-    assert "CPU time of refining" in (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "core time of refining" in (tmp_path / "run" / "report" / "report.html").read_text()
     kept = estimate["kept"]
     tokens = report["tokens"]
     documents = report["documents"]

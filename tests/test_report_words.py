@@ -75,7 +75,7 @@ def test_the_sentence_has_shares_causes_cost_and_savings(run: RunDir) -> None:
     assert sentence(report_of(run, lost={"dropped short": 250})) == (
         "50.0 % of the tokens and 50.0 % of the documents were removed: 25.0 % of the tokens in"
         " dropped documents (too few words left), 15.0 % in edited documents and 10.0 % in"
-        " duplicates; this took 1 min 30 s of CPU time and saves 50.0 % of the FLOPs of a training"
+        " duplicates; this took 1 min 30 s of core time and saves 50.0 % of the FLOPs of a training"
         " epoch."
     )
 
@@ -141,7 +141,7 @@ def test_cost_is_the_time_that_workers_held_their_gpus_and_cores(run: RunDir) ->
     assert "12.50 EUR" in report_page(build_report(run))
     site(run, cpus=8)
     assert build_report(run).execution.cost.price is None
-    assert cost_text(build_report(run).execution) == "28.0 CPU-hours"
+    assert cost_text(build_report(run).execution) == "28.0 core-hours"
 
 
 def test_one_document_is_not_one_documents(run: RunDir) -> None:

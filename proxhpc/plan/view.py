@@ -29,7 +29,7 @@ def cost_line(estimate: PlanEstimate) -> str:
     cost = estimate.cost
     if cost.basis is None:
         return "unknown: --calibrate 200 refines 200 documents and measures it"
-    amount, unit = cost.core_hours or 0.0, "CPU"
+    amount, unit = cost.core_hours or 0.0, "core"
     if cost.gpu_hours is not None:
         amount, unit = cost.gpu_hours, _short_name(cost.device)
     if amount >= 1:

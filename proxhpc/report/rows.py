@@ -156,7 +156,7 @@ def cost_table(execution: ExecutionReport) -> PageTable:
     rates = [rate for worker in execution.by_worker if (rate := worker.tokens_per_second)]
     spread = f" ({short(min(rates))} to {short(max(rates))})" if len(rates) > 1 else ""
     rows += [
-        ("CPU time", hours(cost.core_hours, "CPU")),
+        ("core time", hours(cost.core_hours, "core")),
         ("refined by", quantity(execution.workers, "worker")),
         ("a worker's speed", f"{short(execution.tokens_per_worker_second)} tokens/s{spread}"),
     ]
@@ -180,7 +180,7 @@ def estimate_table(report: AccountBase) -> PageTable:
         table.append(("GPU time", *times))
     elif cost.estimated_core_hours is not None:
         numbers = (cost.estimated_core_hours, cost.refining_core_hours)
-        table.append(("CPU time of refining", *(hours(number, "CPU") for number in numbers)))
+        table.append(("core time of refining", *(hours(number, "core") for number in numbers)))
     return table
 
 

@@ -93,13 +93,13 @@ def example_title(example: ExampleReport) -> str:
 
 
 def cost_text(execution: ExecutionReport) -> str:
-    """`12.5 GPU-hours (31.25 EUR)`; CPU time where no GPU was used."""
+    """`12.5 GPU-hours (31.25 EUR)`; the time of the cores that were held where no GPU was used."""
     cost = execution.cost
     if cost.gpu_hours:
         price = f" ({safe(cost.price)})" if cost.price else ""
         return f"{hours(cost.gpu_hours, 'GPU')}{price}"
     if cost.gpu_hours == 0 and cost.core_hours is not None:
-        return hours(cost.core_hours, "CPU")
+        return hours(cost.core_hours, "core")
     return f"{duration(execution.busy_seconds + execution.boot_seconds)} of the workers' time"
 
 
