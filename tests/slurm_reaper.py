@@ -40,9 +40,11 @@ def kill_all(find: Callable[[], list[int]], timeout: float = 20) -> bool:
     """Send SIGKILL to the processes of `find` until there are none; False after a timeout."""
     end = time.monotonic() + timeout
     while pids := find():
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Stopped first, or a step would report that the job ended when its processes are killed.
+        for each in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, each)
         if time.monotonic() > end:
             return False
         time.sleep(0.05)

@@ -63,6 +63,8 @@ def test_two_nodes_train_what_one_process_trains(slurm: SlurmCluster, tmp_path: 
     before = folder.verdict.read_bytes()
     prove(slurm, str(run.root), "--site", where, "--out", str(folder.root))
     assert folder.verdict.read_bytes() == before
+    ended = {"COMPLETED", "CANCELLED", "FAILED"}  # the control job ends after its verdict
+    slurm.until(lambda: all(job.state in ended for job in slurm.jobs()), "no jobs", timeout=60)
     cancel = [*PROXHPC, "cancel", str(folder.root)]
     done = subprocess.run(cancel, env=slurm.env(), capture_output=True, text=True, check=True)
     assert done.stdout == "this run has no jobs\n"

@@ -731,11 +731,11 @@ def test_workers_fit_the_gap_before_a_reservation(cluster: SlurmCluster, tmp_pat
     cluster.run("scontrol", "create", *reservation, *period, "Flags=IGNORE_JOBS")
     try:
         launch(run, lambda _: None)
+        show = ("scontrol", "show", "job", "-o", next(iter(Journal(run.dir).job_phases())))
+        limits = "TimeLimit=00:30:00 TimeMin=00:15:00"
+        cluster.until(lambda: limits in cluster.run(*show).stdout, "workers that fit", timeout=60)
     finally:
         cluster.run("scontrol", "delete", "ReservationName=maintenance")
-    array = next(iter(Journal(run.dir).job_phases()))
-    job = cluster.run("scontrol", "show", "job", "-o", array).stdout
-    assert "TimeLimit=00:30:00 TimeMin=00:15:00" in job
     cluster.until(finished(run.dir), "the report", timeout=90)
 
 

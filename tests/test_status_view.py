@@ -27,7 +27,8 @@ def status(tmp_path: Path) -> Status:
         who = owner(name, host=f"gpu-node-{n:04d}.cluster.example.org", job=element)
         state = {"state": "failed", "error": "RetryError", "message": "out of memory"}
         for age, documents in ((200, 1000), (5, 40_000)):
-            more = state if n == 3 else {"shard": n, "shards": 12}
+            work = {"documents": 10.0}  # a second
+            more = state if n == 3 else {"shard": n, "shards": 12, "work": work}
             beat(run, who, age, counts=counts(documents).to_dict(), **more)
         if n not in (3, 5):
             jobs.append(job(run, element))
