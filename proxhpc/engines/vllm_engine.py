@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -245,6 +246,7 @@ def _score(logprobs: Any, request: Request) -> float | None:
     return float(second - first)
 
 
+@cache  # each request has it
 def _loop_detection() -> Any:
     """What vLLM takes for a loop: the same as `count_repeated`."""
     from vllm.sampling_params import RepetitionDetectionParams
