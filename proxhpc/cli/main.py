@@ -579,26 +579,12 @@ def _init(arguments: argparse.Namespace) -> None:
         print(f"set these variables, or write values in their place: {', '.join(variables)}")
 
 
-COMMANDS = {
-    "init": _init,
-    "plan": _plan,
-    "launch": _launch,
-    "doctor": _doctor,
-    "cancel": _cancel,
-    "verify": _verify,
-    "status": _status,
-    "refine": _refine,
-    "evaluate": _evaluate,
-    "annotate": _annotate,
-    "adapt": _adapt,
-    "prove": _prove,
-    "inspect": _inspect,
-    "report": _report,
-    "review": _review,
-    "worker": _worker,
-    "merge": _merge,
-    "advance": _advance,
-    "schema": _schema,
+_COMMANDS = (
+    *(_init, _plan, _launch, _doctor, _cancel, _verify, _status, _refine, _evaluate, _annotate),
+    *(_adapt, _prove, _inspect, _report, _review, _worker, _merge, _advance, _schema),
+)
+COMMANDS: "dict[str, Callable[[argparse.Namespace], int | None]]" = {
+    command.__name__.removeprefix("_"): command for command in _COMMANDS
 }
 
 

@@ -89,6 +89,18 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+@contextmanager
+def submitting() -> Iterator[None]:
+    """Submit in a clean environment; what submitit raises becomes `submission_error`."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        with clean_environment():
+            yield
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise submission_error(error) from error
+
+
 def show_job(job_id: str, timeout: float = TIMEOUT) -> list[dict[str, str]]:
     """Return what scontrol shows of a job, or of each part of its array; [] if it is unknown.
 

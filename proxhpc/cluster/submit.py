@@ -362,19 +362,14 @@ class SlurmBackend:
         self.queue.invalidate()
 
     def _submit_held(self, journal: Journal, number: int, batch: TaskBatch, dependency: str) -> str:
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         self._check_lease(number)
-        try:
-            # submitit also prints a refusal, as it is; the error quotes it.
-            silence = redirect_stderr(io.StringIO())
-            with slurm.clean_environment(), writing(self.run.logs), silence:
-                executor = script.batch_executor(
-                    self.run, self.plan, self.site, batch, intent=number, dependency=dependency
-                )
-                jobs = executor.map_array(batch.function, *zip(*batch.arguments, strict=True))
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise slurm.submission_error(error) from error
+        # submitit also prints a refusal, as it is; the error quotes it.
+        silence = redirect_stderr(io.StringIO())
+        with slurm.submitting(), writing(self.run.logs), silence:
+            executor = script.batch_executor(
+                self.run, self.plan, self.site, batch, intent=number, dependency=dependency
+            )
+            jobs = executor.map_array(batch.function, *zip(*batch.arguments, strict=True))
         self.site_words += executor.site_words
         fault_point("control held" if batch.phase == "control" else "array held")
         job_id = str(jobs[0].job_id).partition("_")[0]

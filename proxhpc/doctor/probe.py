@@ -87,8 +87,6 @@ def _start(
     log: Callable[[str], None],
 ) -> NodeReport:
     """Submit a job that avoids `other_node`; return its report. RetryError if it has none."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     job = script.BatchJob(
         name="proxhpc-probe",
         phase="refine",
@@ -99,11 +97,8 @@ def _start(
     )
     executor = script.job_executor(job, site)
     executor.update_parameters(time=PROBE_MINUTES)
-    try:
-        with slurm.clean_environment():
-            jobs.append(executor.submit(probe_task, str(shared), number, engine))
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise slurm.submission_error(error) from error
+    with slurm.submitting():
+        jobs.append(executor.submit(probe_task, str(shared), number, engine))
     where = f" on another node than {other_node}" if other_node else ""
     log(f"waiting for job {jobs[-1].job_id}{where}")
     return NodeReport(**_wait_for(shared / f"{number}.json", START_SECONDS, jobs))

@@ -54,7 +54,7 @@ def calibrate(
         raise UserError(f"cannot create {run.calibration}: {error.strerror}") from error
     run.calibration_result.unlink(missing_ok=True)
     write_atomic(run.calibration_plan, orjson.dumps(plan.to_dict()))
-    with slurm.clean_environment(), writing(run.calibration):
+    with slurm.submitting(), writing(run.calibration):
         job = _submit(run, plan, site, documents)
     where = f"in job {job.job_id}" if site.kind == "slurm" else "on this machine"
     log(f"refining {quantity(documents, 'document')} {where}")
@@ -65,7 +65,6 @@ def calibrate(
 
 def _submit(run: RunDir, plan: Plan, site: Site, documents: int) -> Any:
     import submitit
-    from submitit.core.utils import FailedJobError
 
     resources = site.resources("refine")
     call = (calibrate_task, str(run.root), documents, site.name, resources.cpus)
@@ -84,10 +83,7 @@ def _submit(run: RunDir, plan: Plan, site: Site, documents: int) -> Any:
     executor = script.job_executor(batch_job, site)
     seconds = resources.seconds or 60 * JOB_MINUTES
     executor.update_parameters(time=min(JOB_MINUTES, -(-seconds // 60)))
-    try:
-        return executor.submit(*call, resources.tasks_per_node, resources.workers_per_gpu)
-    except FailedJobError as error:
-        raise slurm.submission_error(error) from error
+    return executor.submit(*call, resources.tasks_per_node, resources.workers_per_gpu)
 
 
 def _wait(job: Any) -> None:

@@ -53,11 +53,8 @@ def make_console() -> Console:
     if hasattr(sys.stdout, "reconfigure"):
         # A character that the terminal cannot show becomes a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
-    return (
-        _PipeConsole(highlight=False)
-        if sys.stdout.isatty()
-        else _PipeConsole(highlight=False, width=_PLAIN_WIDTH)
-    )
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    return _PipeConsole(highlight=False, width=width)
 
 
 @contextmanager

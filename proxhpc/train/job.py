@@ -17,8 +17,6 @@ def submit(recipe: Recipe, out: Path, site: Site, *, resume: bool = False) -> st
 
     UserError if the site has no Slurm, or Slurm rejects the job.
     """
-    from submitit.core.utils import FailedJobError
-
     if site.kind != "slurm":
         raise UserError(
             f"site {site.name} is not a Slurm site",
@@ -30,12 +28,9 @@ def submit(recipe: Recipe, out: Path, site: Site, *, resume: bool = False) -> st
             hint="run this on a login node; to train on this machine, leave --site out",
         )
     TrainingFolder(out).create(recipe, resume=resume)
-    try:
-        with slurm.clean_environment(), writing(out / "training"):
-            executor = script.job_executor(_batch_job(recipe, out), site)
-            job = executor.submit(run_training, recipe.model_dump_json(), str(out), resume)
-    except FailedJobError as error:
-        raise slurm.submission_error(error) from error
+    with slurm.submitting(), writing(out / "training"):
+        executor = script.job_executor(_batch_job(recipe, out), site)
+        job = executor.submit(run_training, recipe.model_dump_json(), str(out), resume)
     return str(job.job_id)
 
 
