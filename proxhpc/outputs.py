@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class OutputModel(BaseModel):
-    """A JSON object with documented keys: the docstring below each field describes it.
+    """A JSON object with documented keys: the docstring below each field describes it in the docs.
 
     The outermost object has a field `format`, such as "proxhpc.status/1". Its number grows when a
     key is removed or changes its meaning; new keys may appear without that.
@@ -16,7 +16,7 @@ class OutputModel(BaseModel):
         extra="forbid",
         frozen=True,
         from_attributes=True,  # `model_validate` copies a dataclass with the same fields
-        use_attribute_docstrings=True,
+        defer_build=True,
     )
 
     def to_json(self) -> str:

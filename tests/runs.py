@@ -1,5 +1,6 @@
 """Small runs for tests: documents in, a planned run directory out."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -183,6 +184,7 @@ def load_tool(name: str) -> ModuleType:
     return loaded
 
 
+@functools.cache
 def schema_tool() -> ModuleType:
     """tools/write_schemas.py, as a module."""
     return load_tool("write_schemas")

@@ -23,7 +23,7 @@ from proxhpc.errors import RetryError, UserError
 from proxhpc.refine.walk import Walk, WalkPage
 from proxhpc.refine.walk_vocabulary import train_tokenizer
 from proxhpc.run.models import resolve_model
-from proxhpc.spec.load import json_schema, load_yaml
+from proxhpc.spec.load import load_yaml
 from proxhpc.spec.recipe import Recipe
 from proxhpc.spec.site import load_site
 from proxhpc.train.adapt import Adapted, adapt
@@ -40,6 +40,7 @@ from proxhpc.train.task import TrainingTask, process_batches, shared_indices
 from proxhpc.train.walk_model import attend_in_blocks, walk_loss
 from proxhpc.train.walk_pages import drop_targets, random_index, verdict_item
 from proxhpc.train.walk_task import WalkTask
+from runs import schema_tool
 from slurm_cluster import FINISHED, SlurmCluster
 from tiny_models import save_llama
 
@@ -748,7 +749,7 @@ def test_an_invalid_recipe_is_explained(tmp_path: Path) -> None:
 def test_shipped_recipes_are_valid(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     assert path.read_text().startswith("# yaml-language-server: $schema=./schema.json\n")
-    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema(Recipe))
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema_tool().json_schema(Recipe))
     recipe = load_yaml(path, Recipe, environ={"EXAMPLES": "x.jsonl.zst", "MODEL": "m"})
     assert recipe.examples == (str(Path.cwd() / "x.jsonl.zst"),)
 

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from proxhpc.errors import UserError
 from proxhpc.run.listing import find_inputs
-from proxhpc.spec.load import json_schema
 from proxhpc.spec.manifest import Manifest, diff, load_manifest
 from proxhpc.spec.sections import Comparison, Stage
 from proxhpc.spec.yaml_lines import expand_variables
@@ -69,7 +68,7 @@ def test_shipped_manifest_is_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_manifest_fits_the_schema(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema(Manifest))
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema_tool().json_schema(Manifest))
 
 
 def test_manifests_of_known_corpora_use_the_published_models() -> None:
@@ -90,7 +89,7 @@ def test_generated_files_are_current() -> None:
 
 def test_reference_describes_every_key() -> None:
     text = (ROOT / "docs/manifest.md").read_text("utf-8")
-    schema = json_schema(Manifest)
+    schema = schema_tool().json_schema(Manifest)
     for part in (schema, *schema["$defs"].values()):
         for key, rule in part.get("properties", {}).items():
             assert f"| `{key}` |" in text

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxhpc.errors import UserError
-from proxhpc.spec.load import json_schema
 from proxhpc.spec.site import Site, load_site
 from proxhpc.spec.slurm_notation import (
     MANAGED_SBATCH_OPTIONS,
@@ -19,6 +18,7 @@ from proxhpc.spec.slurm_notation import (
     parse_time,
 )
 from proxhpc.spec.yaml_lines import parse
+from runs import schema_tool
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "slurm/sites").glob("*.yaml"))
@@ -65,7 +65,7 @@ def test_shipped_site_is_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_site_fits_the_schema(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(parse(path, {}).data, json_schema(Site))
+    jsonschema.validate(parse(path, {}).data, schema_tool().json_schema(Site))
 
 
 TIMES = {

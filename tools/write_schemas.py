@@ -4,12 +4,19 @@ python tools/write_schemas.py            write the files
 python tools/write_schemas.py --check    exit 1 if one is not current
 """
 
+import ast
+import functools
+import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode
 
 from proxhpc.account.flops import ModelShape
 from proxhpc.annotate.summary import AnnotationSummary
@@ -21,7 +28,6 @@ from proxhpc.plan.model import PlanEstimate
 from proxhpc.prove.model import ProveVerdict
 from proxhpc.report.model import Report, RunAccount
 from proxhpc.review.estimate import ReviewSummary
-from proxhpc.spec.load import json_schema
 from proxhpc.spec.manifest import Manifest
 from proxhpc.spec.profile import Profile
 from proxhpc.spec.prove import Training, training_presets
@@ -83,6 +89,71 @@ def contents() -> dict[Path, str]:
     for page, names in PAGES.items():
         files[page] = filled(page, {name: tables[name] for name in names})
     return files
+
+
+def described_schema(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> dict[str, Any]:
+    """Return a model's JSON Schema, in which the docstring below a field describes its key."""
+    schema = model.model_json_schema(mode=mode)
+    models = {each.__name__: each for each in derived_models(BaseModel)}
+    for name, part in {model.__name__: schema, **schema.get("$defs", {})}.items():
+        texts = key_texts(models[name]) if name in models else {}
+        for key, rule in part.get("properties", {}).items():
+            if key in texts:
+                rule["description"] = texts[key]
+    return schema
+
+
+def derived_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield all models that are derived from one."""
+    for derived in model.__subclasses__():
+        yield derived
+        yield from derived_models(derived)
+
+
+@functools.cache
+def key_texts(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings below the fields of a model, and of those that it is derived from."""
+    texts: dict[str, str] = {}
+    for each in reversed(model.__mro__):
+        if issubclass(each, BaseModel) and each is not BaseModel:
+            (tree,) = ast.parse(inspect.getsource(each)).body
+            for field, text in pairwise(cast(ast.ClassDef, tree).body):
+                match field, text:
+                    case ast.AnnAssign(target=ast.Name(key)), ast.Expr(ast.Constant(str(about))):
+                        texts[key] = inspect.cleandoc(about)
+    return texts
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of a file, for editors and checks.
+
+    Values other than text may also be strings with `${VAR}`.
+    """
+    schema = described_schema(model)
+    schema.pop("title", None)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        part.pop("title", None)
+        properties = part.get("properties", {})
+        part["properties"] = {name: _property(rule) for name, rule in properties.items()}
+    variable = {"type": "string", "pattern": r"\$\{"}
+    schema["$defs"] = {**schema.get("$defs", {}), "Variable": variable}
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"proxhpc {model.__name__.lower()}",
+    }
+    return head | schema
+
+
+def _property(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule of one key, without pydantic's titles and with `${VAR}` allowed."""
+    notes = {k: rule[k] for k in ("description", "default") if k in rule}
+    if "description" in notes:
+        notes["description"] = " ".join(notes["description"].split())
+    check = {k: v for k, v in rule.items() if k not in (*notes, "title")}
+    options = check.get("anyOf", [check])
+    if any("enum" in o or o.get("type") in ("integer", "number", "boolean") for o in options):
+        check = {"anyOf": [*options, {"$ref": "#/$defs/Variable"}]}
+    return notes | check
 
 
 def filled(page: Path, tables: dict[str, str]) -> str:
@@ -177,7 +248,7 @@ def documents() -> str:
 
 def document(command: str, model: type[OutputModel], described: set[str]) -> Iterator[str]:
     """Yield the sections of one document, without the objects already `described`."""
-    schema = model.model_json_schema(mode="serialization")
+    schema = described_schema(model, "serialization")
     name = schema["properties"]["format"]["const"]
     yield f"## `{command} --json`: `{name}`\n\n{about(schema)}\n\n{key_table(schema, schema)}"
     waiting = references(schema["properties"])

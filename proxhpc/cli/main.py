@@ -1,6 +1,7 @@
 """Runs a command: parse, call, print. A command imports what it needs itself."""
 
 import argparse
+import gc
 import shlex
 import sys
 from itertools import zip_longest
@@ -26,6 +27,7 @@ DEMOS = ("demo", "demo-rules")  # manifests whose launch ends with a document be
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; docs/cli.md lists them."""
+    gc.set_threshold(100_000)  # imports make very many objects, and no garbage
     try:
         try:
             return _run(argv)
@@ -547,17 +549,9 @@ def _advance(arguments: argparse.Namespace) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
-    import json
+    from proxhpc.spec.shipped import schema_file
 
-    from pydantic import BaseModel
-
-    from proxhpc.spec.load import json_schema
-    from proxhpc.spec.manifest import Manifest
-    from proxhpc.spec.recipe import Recipe
-    from proxhpc.spec.site import Site
-
-    kinds: dict[str, type[BaseModel]] = {"manifest": Manifest, "site": Site, "recipe": Recipe}
-    print(json.dumps(json_schema(kinds[arguments.kind]), indent=2))
+    print(schema_file(arguments.kind).read_text("utf-8"), end="")
 
 
 def _init(arguments: argparse.Namespace) -> None:

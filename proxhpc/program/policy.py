@@ -19,9 +19,7 @@ class Policy(BaseModel):
     A named policy does not use them.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     strict: bool = False
     """read only well-formed programs: no leniency in form or in comparing text"""

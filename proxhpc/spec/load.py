@@ -37,12 +37,11 @@ MAX_PROBLEMS = 20
 class Config(BaseModel):
     """Base of the models of files that people write: frozen, without unknown keys.
 
-    The docstring below a field describes its key.
+    The docstring below a field describes its key in the schemas that tools/write_schemas.py writes.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    # A model is built when it is first used: most commands need few of them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def _problems(self) -> Iterable[tuple[Key, str]]:
         """Return what is wrong with keys that are valid by themselves, each with its key."""
@@ -331,35 +330,3 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
-
-
-def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema of a file, for editors and checks.
-
-    Values other than text may also be strings with `${VAR}`.
-    """
-    schema = model.model_json_schema()
-    schema.pop("title", None)
-    for part in (schema, *schema.get("$defs", {}).values()):
-        part.pop("title", None)
-        properties = part.get("properties", {})
-        part["properties"] = {name: _property(rule) for name, rule in properties.items()}
-    variable = {"type": "string", "pattern": r"\$\{"}
-    schema["$defs"] = {**schema.get("$defs", {}), "Variable": variable}
-    head = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"proxhpc {model.__name__.lower()}",
-    }
-    return head | schema
-
-
-def _property(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule of one key, without pydantic's titles and with `${VAR}` allowed."""
-    notes = {k: rule[k] for k in ("description", "default") if k in rule}
-    if "description" in notes:
-        notes["description"] = " ".join(notes["description"].split())
-    check = {k: v for k, v in rule.items() if k not in (*notes, "title")}
-    options = check.get("anyOf", [check])
-    if any("enum" in o or o.get("type") in ("integer", "number", "boolean") for o in options):
-        check = {"anyOf": [*options, {"$ref": "#/$defs/Variable"}]}
-    return notes | check

@@ -38,6 +38,11 @@ def shipped_files(kind: ShippedKind) -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped_folder().glob(_PATTERNS[kind]))}
 
 
+def schema_file(kind: ShippedKind) -> Path:
+    """Return the JSON Schema of the files of a kind."""
+    return (shipped_folder() / _PATTERNS[kind]).with_name("schema.json")
+
+
 def shipped_kind(path: Path) -> ShippedKind | None:
     """Return of which kind a file is if it is a shipped one."""
     real = path.absolute().resolve()
