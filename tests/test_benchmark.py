@@ -9,18 +9,23 @@ from typing import Any
 import pytest
 
 from merging import corpus
+from proxhpc.assemble import benchmark
+from proxhpc.assemble.benchmark import MIN_MEMORY
 from proxhpc.assemble.listings import read_listing
 from proxhpc.assemble.merge import merge_run
 from proxhpc.dedup import shingles
 from proxhpc.dedup.shingles import fold, words_of
+from proxhpc.errors import StopError, UserError
 from proxhpc.inspect.document import inspect_documents, sample_documents
 from proxhpc.launch.launch import Run, prepare_run
 from proxhpc.launch.variant import merge_variant
+from proxhpc.plan.estimate import estimate_run
 from proxhpc.plan.space import Sizes, estimate_memory
 from proxhpc.report import write_report
 from proxhpc.report.build import build_report
-from proxhpc.run.paths import VariantDir
+from proxhpc.run.paths import RunDir, VariantDir
 from proxhpc.spec.manifest import Manifest
+from proxhpc.spec.site import Site
 from proxhpc.verify import verify_run
 from proxhpc.worker.worker import Assignment, run_worker
 from runs import local_site, manifest, write_jsonl
@@ -140,15 +145,94 @@ def test_documents_may_only_be_listed_in_any_number_of_groups(tmp_path: Path) ->
     assert len(corpus(run.dir)) == len(PAGES)
     assert build_report(run.dir).documents.left_out == {}
     data = run.plan.manifest.model_dump(mode="json")
-    data["dedup"]["against"] |= {"drop": True, "share": 0.3, "fields": ["answers"], "words": 8}
+    data["dedup"]["against"][0] |= {"drop": True, "share": 0.3, "fields": ["answers"], "words": 8}
     data["dedup"]["lines"] = {"min_chars": 1000}
     merge_variant(run.dir, tmp_path / "out", Manifest.model_validate(data))
     names = {row["id"] for row in corpus(VariantDir(tmp_path / "out", run.dir.root))}
     assert names == {row["id"] for row in PAGES} - expected(8, 0.3).keys()
-    sizes, size = Sizes(90, 90, 0, 0, 0, 0), run.plan.against[0].estimated_bytes
-    without = replace(run.plan, against=())
-    more = estimate_memory(run.plan, run.site, sizes) - estimate_memory(without, run.site, sizes)
-    assert more >= 10 * size * run.site.resources("merge").cpus
+
+
+def test_memory_has_the_index_of_a_benchmark_once(tmp_path: Path) -> None:
+    run = merged(tmp_path)
+    index = sum(path.stat().st_size for path in run.dir.benchmark_index(0).glob("*.npy"))
+    assert index > 8 << 10  # the smallest filter
+    with pytest.raises(UserError, match=r"take [\d.]+ KiB of memory, and .* 16 MiB") as refused:
+        merge_run(run.dir, memory=MIN_MEMORY)
+    assert refused.value.hint == "--max-ram 17MiB"
+    merge_run(run.dir, memory=17 << 20)
+    for path in run.dir.benchmark_index(0).glob("hashes.npy"):
+        path.write_bytes(path.read_bytes()[:-8])
+    for receipt in run.dir.merge.glob("sketch/*.json"):
+        receipt.unlink()
+    benchmark._open.cache_clear()  # as in a new process
+    with pytest.raises(StopError, match=r"hashes\.npy is damaged"):
+        merge_run(run.dir)
+
+    large = replace(run.plan.against[0], estimated_bytes=1 << 30)
+    plan = replace(run.plan, against=(large,))
+    site = Site.model_validate({"name": "s", "cpus": 8, "mem": "4G"})
+    sizes = Sizes(90, 90, 0, 0, 0, 0)
+    more = estimate_memory(plan, site, sizes) - estimate_memory(run.plan, site, sizes)
+    assert 4 << 30 < more < 8 << 30
+    (note,) = (n for n in estimate_run(plan, site, run.dir).notes if "memory" in n)
+    assert "of memory in one job, and site s gives it 4G" in note
+    plan.save(RunDir(tmp_path / "large"), b"")
+    path = tmp_path / "slurm.yaml"
+    path.write_text("{name: s, mem: 4G}")
+    with pytest.raises(UserError, match=r"take up to 6\.\d* GiB of memory, and site s .* 4G"):
+        prepare_run(tmp_path / "large", str(path), None)
+
+
+def test_other_corpora_may_be_many(tmp_path: Path) -> None:
+    """Each has its own fields, format and mode; a document in two benchmarks counts once."""
+    words = [RNG.choices(WORDS, k=40) for _ in range(6)]
+    rows = [{"id": f"p{n}", "text": " ".join(each)} for n, each in enumerate(words)]
+    others = {name: tmp_path / name / "test.jsonl" for name in "abc"}
+    write_jsonl(others["a"], [{"body": rows[0]["text"], "key": "of a"}])
+    (tmp_path / "b.txt").write_text(rows[1]["text"])
+    write_jsonl(others["b"], [{"q": " ".join(words[n][:20])} for n in (2, 3)])
+    write_jsonl(others["c"], [{"text": " ".join(words[n][:12])} for n in (3, 4)])
+    contained = {"mode": "contained"}
+    path = manifest(
+        tmp_path,
+        [write_jsonl(tmp_path / "in.jsonl", rows)],
+        policy="none",
+        dedup={
+            "against": [
+                {"paths": str(others["a"]), "text": "body", "id": "key"},
+                {"paths": str(others["b"]), "text": "q", **contained},
+                {"paths": str(tmp_path / "b.txt")},
+                {"paths": str(others["c"]), "words": 10, "drop": False, **contained},
+            ]
+        },
+    )
+    run = prepare_run(path, local_site(tmp_path), None)
+    run_worker(run.dir, Assignment(), lambda _: None)
+    merge_run(run.dir)
+    assert [row["id"] for row in corpus(run.dir)] == ["p4", "p5"]
+    pairs = {
+        row["duplicate"]["id"]: (row["survivor"]["id"], row["survivor"]["source"])
+        for row in read_listing(run.dir.duplicates)
+    }
+    assert pairs == {"p0": ("of a", "a/test.jsonl:0"), "p1": ("b.txt", "b.txt:0")}
+    hits = [(row["id"], row["left_out"]) for row in read_listing(run.dir.benchmark_hits)]
+    assert hits == [("p2", True), ("p3", True), ("p4", False)]
+    write_report(run.dir)
+    assert build_report(run.dir).benchmark == {"b/test.jsonl": 2, "c/test.jsonl": 1}
+    assert "2 of them were left out" in run.dir.card.read_text()
+    assert verify_run(run.dir).intact
+    (found,) = inspect_documents(run.dir, "p4")
+    assert (found.outcome, found.reason) != ("left_out", "benchmark")
+    assert found.benchmark_item
+
+    data = run.plan.manifest.model_dump(mode="json")
+    data["dedup"]["against"][3]["drop"] = True
+    merge_variant(run.dir, tmp_path / "out", Manifest.model_validate(data))
+    out = VariantDir(tmp_path / "out", run.dir.root)
+    assert [row["id"] for row in corpus(out)] == ["p5"]
+    data["dedup"]["against"][0]["text"] = ["text"]
+    with pytest.raises(UserError, match=r"only a new run can change dedup\.against\[0\]\.text"):
+        merge_variant(run.dir, tmp_path / "more", Manifest.model_validate(data))
 
 
 def test_words_are_found_in_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:

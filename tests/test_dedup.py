@@ -381,7 +381,7 @@ def test_duplicates_of_another_corpus_are_removed(
     survivors = {pair["duplicate"]["id"]: pair["survivor"] for pair in read_listing(run.duplicates)}
     assert survivors["a0"]["id"] == "old-a0"
     assert survivors["a0"]["source"].startswith("0.jsonl.zst:")
-    assert "duplicates of documents of another corpus" in run.card.read_text()
+    assert "duplicates of documents of other corpora" in run.card.read_text()
     # The other corpus must not change after planning.
     run.sketch_receipt(len([*run.merge.glob("sketch/*.json")]) - 1).unlink()
     files[1].write_bytes(files[0].read_bytes())

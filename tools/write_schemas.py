@@ -175,7 +175,7 @@ def sections(schema: dict[str, Any]) -> str:
 
     def add(part: dict[str, Any], path: str) -> None:
         for name, rule in part["properties"].items():
-            for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(rule)):
+            for reference in dict.fromkeys(references(rule)):
                 inner = schema["$defs"][reference]
                 if "description" in inner and "properties" in inner and reference not in PHASES:
                     about = " ".join(inner["description"].split())

@@ -1,19 +1,42 @@
-"""Documents that contain runs of words of a benchmark, on which a model is to be tested."""
+"""Documents that contain runs of words of a benchmark, on which a model is to be tested.
 
+An index is written once, in bounded memory, and all processes map the same files.
+"""
+
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import orjson
 
+from proxhpc.account.quantity import memory_size
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.corpus.records import get_field
-from proxhpc.dedup.shingles import Hashes, fold, shingles, word_hashes, words_of
-from proxhpc.run.plan import Plan, keep_with_plan
+from proxhpc.dedup.arrays import (
+    ArrayWriter,
+    check_file,
+    file_digest,
+    load_json,
+    save_json,
+)
+from proxhpc.dedup.shingles import fold, shingles, word_hashes, words_of
+from proxhpc.dedup.sorting import Scratch, Sorter
+from proxhpc.errors import StopError, UserError
+from proxhpc.run.paths import RunDir
+from proxhpc.run.plan import Plan
+from proxhpc.run.pool import Pool
 from proxhpc.spec.sections import Against
 
+MIN_MEMORY = 16 << 20  # bytes that the merge needs beside an index
+_INDEX_BYTES = 6  # of an index for each byte of a benchmark, at most; 2 in English
+_RECEIPT = "index.json"
+# Hash of a run and number of its item, sorted; the filter; runs and name of each item.
+_FILES = ("hashes.npy", "items.npy", "filter.npy", "sizes.npy", "ends.npy", "names.npy")
 _SLOTS = 16  # bits of the filter, for each hash of the benchmark
 _FILTER_BITS = range(16, 33)
 _BYTE, _IN_BYTE = np.uint64(3), np.uint64(7)
@@ -67,37 +90,26 @@ class BenchmarkCounts:
         self.skipped = max(self.skipped, other.skipped)  # each group searches for all items
 
 
+@dataclass(frozen=True, slots=True)
+class BenchmarkIndex:
+    """What an index is made from, the digests of its files, and items that it lacks."""
+
+    source: str
+    digests: dict[str, str]
+    skipped: int
+
+
 class Benchmark:
-    """The runs of words of a benchmark's items, as a sorted array of hashes.
+    """The runs of words of a benchmark's items: sorted hashes in files that processes share."""
 
-    `skipped` items cannot be read or have fewer words than a run.
-    """
-
-    def __init__(self, plan: Plan, settings: Against) -> None:
-        self.settings = settings
-        self._names: list[tuple[str, str]] = []
-        self.skipped = 0
-        runs, sizes = [np.empty(0, np.uint64)], []
-        for record in _records(plan):
-            folded = fold("" if isinstance(record, BadRecord) else _text(record, settings))
-            if isinstance(record, BadRecord) or len(word_hashes(folded)) < settings.words:
-                self.skipped += 1
-                continue
-            runs.append(np.unique(shingles(folded, settings.words)))
-            sizes.append(len(runs[-1]))
-            name = plan.against[record.file].name
-            self._names.append((record.id, f"{name}:{record.position}"))
-        self._sizes = np.array(sizes, np.int64)
-        hashes = np.concatenate(runs)
-        order = np.argsort(hashes, kind="stable")
-        self._items = np.repeat(np.arange(len(sizes), dtype=np.uint32), self._sizes)[order]
-        self._hashes, starts = np.unique(hashes[order], return_index=True)
-        self._edges = np.append(starts, len(hashes)).astype(np.uint32)
-        bits = min(max((_SLOTS * len(hashes)).bit_length(), _FILTER_BITS[0]), _FILTER_BITS[-1])
-        self._shift = np.uint64(64 - bits)
-        self._filter = np.zeros(1 << bits - 3, np.uint8)  # a bit for the first bits of a hash
-        places = self._hashes >> self._shift
-        np.bitwise_or.at(self._filter, places >> _BYTE, _MASKS[places & _IN_BYTE])
+    def __init__(self, folder: Path, settings: Against, index: BenchmarkIndex) -> None:
+        self.settings, self.skipped = settings, index.skipped
+        for path, digest in ((folder / name, digest) for name, digest in index.digests.items()):
+            check_file(path, digest)
+        self._hashes, self._items, self._filter, self._sizes, self._ends, self._names = (
+            np.load(folder / name, mmap_mode="r").view(np.ndarray) for name in _FILES
+        )
+        self._shift = np.uint64(64 - 3 - (len(self._filter) - 1).bit_length())
 
     def find(self, text: str) -> BenchmarkHit | None:
         """The item of which a text contains most; None if it contains less than the share."""
@@ -105,44 +117,114 @@ class Benchmark:
         runs = shingles(folded, self.settings.words)
         slots = runs >> self._shift
         places = np.flatnonzero(self._filter[slots >> _BYTE] & _MASKS[slots & _IN_BYTE])
-        if not len(places) or not (found := self._found(runs[places])).any():
+        wanted = runs[places].view(np.int64)
+        starts = np.searchsorted(self._hashes, wanted)
+        stops = np.searchsorted(self._hashes, wanted, "right")
+        if not (found := starts < stops).any():
             return None
-        places = places[found]
-        numbers = np.searchsorted(self._hashes, runs[places])
-        items, counts = np.unique(
-            np.concatenate([self._of(number) for number in np.unique(numbers)]), return_counts=True
-        )
+        owners = [self._items[a:b] for a, b in zip(starts[found], stops[found], strict=True)]
+        _, distinct = np.unique(starts[found], return_index=True)
+        each = np.concatenate([owners[number] for number in distinct])
+        items, counts = np.unique(each, return_counts=True)
         shares = counts / self._sizes[items]
         best = int(np.argmax(shares))
         if shares[best] < self.settings.share:
             return None
         item = int(items[best])
-        first = next(p for p, n in zip(places, numbers, strict=True) if item in self._of(n))
+        first = next(p for p, of in zip(places[found], owners, strict=True) if item in of)
         words = words_of(folded, int(first), self.settings.words)
-        return BenchmarkHit(*self._names[item], round(float(shares[best]), 4), words)
-
-    def _found(self, runs: Hashes) -> npt.NDArray[np.bool_]:
-        places = np.searchsorted(self._hashes, runs)
-        places[places == len(self._hashes)] = 0
-        found: npt.NDArray[np.bool_] = self._hashes[places] == runs
-        return found
-
-    def _of(self, number: int) -> npt.NDArray[np.uint32]:
-        """The items that have a hash, by its number."""
-        return self._items[self._edges[number] : self._edges[number + 1]]
+        start = self._ends[item - 1] if item else 0
+        name, source = orjson.loads(self._names[start : self._ends[item]].tobytes())
+        return BenchmarkHit(name, source, round(float(shares[best]), 4), words)
 
 
-@keep_with_plan
-def load_benchmark(plan: Plan) -> Benchmark | None:
-    """The plan's benchmark, None if it has none."""
-    settings = plan.manifest.dedup.against
-    if settings is None or settings.mode != "contained":
-        return None
-    return Benchmark(plan, settings)
+def write_indexes(pool: Pool, memory: int) -> int:
+    """Write the indexes of a run's benchmarks that are not current; the bytes of all.
+
+    The processes use about `memory` bytes. UserError if the indexes leave too little of it.
+    """
+    numbers = range(len(pool.plan.benchmarks))
+    unit = partial(_write_index, memory=memory // pool.processes)
+    size = sum(pool.map("benchmark", unit, numbers))
+    if size + MIN_MEMORY > memory:
+        raise UserError(
+            f"the hashes of the benchmark in dedup.against take {memory_size(size)} of memory, and"
+            f" the merge may use {memory_size(memory)}",
+            hint=f"--max-ram {-(-(2 * size + MIN_MEMORY) >> 20)}MiB",
+        )
+    return size
 
 
-def _records(plan: Plan) -> Iterator[Document | BadRecord]:
-    for file in range(len(plan.against)):
+def estimate_index(plan: Plan) -> int:
+    """About how many bytes the indexes of a plan's benchmarks take, on the disk and in memory."""
+    files = (file for _, files in plan.benchmarks for file in files)
+    return _INDEX_BYTES * sum(plan.against[file].estimated_bytes for file in files)
+
+
+def open_benchmarks(run: RunDir, plan: Plan) -> list[Benchmark]:
+    """The benchmarks of a run, whose indexes are written. StopError if one is damaged."""
+    folders = (run.benchmark_index(number) for number in range(len(plan.benchmarks)))
+    return [
+        _open(folder, settings)
+        for folder, (settings, _) in zip(folders, plan.benchmarks, strict=True)
+    ]
+
+
+@lru_cache(maxsize=32)
+def _open(folder: Path, settings: Against) -> Benchmark:
+    index = load_json(folder / _RECEIPT, BenchmarkIndex)
+    if index is None:
+        raise StopError(f"there is no {folder / _RECEIPT}", hint="merge again")
+    return Benchmark(folder, settings, index)
+
+
+def _write_index(run: RunDir, plan: Plan, number: int, *, memory: int) -> int:
+    """Write the index of a benchmark, unless it is current, and return its bytes."""
+    (settings, files), folder = plan.benchmarks[number], run.benchmark_index(number)
+    paths = [folder / name for name in _FILES]
+    source = " ".join([settings.model_dump_json(), *(plan.against[f].fingerprint for f in files)])
+    index = load_json(folder / _RECEIPT, BenchmarkIndex)
+    if index is None or index.source != source or not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        skipped = _write_files(plan, settings, files, Scratch(folder, memory))
+        digests = {path.name: file_digest(path) for path in paths}
+        save_json(folder / _RECEIPT, BenchmarkIndex(source, digests, skipped))
+    return sum(path.stat().st_size for path in paths)
+
+
+def _write_files(plan: Plan, settings: Against, files: range, scratch: Scratch) -> int:
+    """Write the files of an index; the number of items that are skipped."""
+    hashes, items, bits, sizes, ends, names = (scratch.folder / name for name in _FILES)
+    sorter, counts, stops, skipped = Sorter(scratch, 2), array("q"), array("q"), 0
+    with ArrayWriter(names, np.uint8) as writer:
+        for record in _records(plan, files):
+            folded = fold("" if isinstance(record, BadRecord) else _text(record, settings))
+            if isinstance(record, BadRecord) or len(word_hashes(folded)) < settings.words:
+                skipped += 1
+                continue
+            runs = np.unique(shingles(folded, settings.words)).view(np.int64)
+            sorter.add(np.stack([runs, np.full(len(runs), len(counts))], axis=1))
+            name = record.id, f"{plan.against[record.file].name}:{record.position}"
+            writer.write(np.frombuffer(orjson.dumps(name), np.uint8))
+            counts.append(len(runs))
+            stops.append(writer.rows)
+    width = min(max((_SLOTS * sum(counts)).bit_length(), _FILTER_BITS[0]), _FILTER_BITS[-1])
+    shift = np.uint64(64 - width)
+    filled = np.zeros(1 << width - 3, np.uint8)  # a bit for the first bits of a hash
+    with ArrayWriter(hashes, np.int64) as first, ArrayWriter(items, np.uint32) as second:
+        for rows in sorter:
+            first.write(rows[:, 0])
+            second.write(rows[:, 1])
+            places = rows[:, 0].astype(np.uint64) >> shift
+            np.bitwise_or.at(filled, places >> _BYTE, _MASKS[places & _IN_BYTE])
+    for path, values in ((bits, filled), (sizes, np.array(counts)), (ends, np.array(stops))):
+        with ArrayWriter(path, values.dtype) as writer:
+            writer.write(values)
+    return skipped
+
+
+def _records(plan: Plan, files: range) -> Iterator[Document | BadRecord]:
+    for file in files:
         for item in plan.read_against(Span(file)):
             if not isinstance(item, SpanEnd):
                 yield item

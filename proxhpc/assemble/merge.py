@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from proxhpc.account.quantity import quantity
+from proxhpc.assemble.benchmark import estimate_index, write_indexes
 from proxhpc.assemble.card import checksums, dataset_card
 from proxhpc.assemble.examples import replay_examples, write_examples
 from proxhpc.assemble.listings import join_listings
@@ -35,7 +36,7 @@ from proxhpc.run.plan import Plan
 from proxhpc.run.pool import Pool, ReportProgress, open_pool
 from proxhpc.run.shards import missing_shards, shard_groups
 
-DEFAULT_MEMORY = 1 << 30  # bytes for sorting, in all processes together
+DEFAULT_MEMORY = 1 << 30  # bytes for sorting
 
 # A part, or the draft of a part, card or checksums that a killed writer left. Users may have put
 # other files into the folder; those are never deleted.
@@ -50,18 +51,19 @@ def merge_run(
     plan: Plan | None = None,
     *,
     processes: int = 1,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     progress: ReportProgress | None = None,
 ) -> MergeSummary:
     """Write the missing files of a refined run's corpus, and return the merge's counts.
 
-    `memory` is how many bytes all processes together may use, beyond what they need anyway. `plan`
-    is the run's by default.
+    `memory` is how many bytes all processes together may use, beyond what they need anyway; by
+    default `default_memory`. `plan` is the run's by default.
 
-    RetryError while shards are not refined; StopError naming the input, ledger or file of the
-    merge that is damaged or does not balance.
+    UserError if a benchmark needs more; RetryError while shards are not refined; StopError naming
+    the input, ledger or file of the merge that is damaged or does not balance.
     """
     plan = plan or Plan.load(run)
+    memory = memory or default_memory(plan)
     check_refined(run, plan)
     with open_pool(run, plan, processes, progress) as pool:
         receipts = sketch_all(pool, memory)
@@ -73,8 +75,14 @@ def merge_run(
         return _finish(pool, receipts, match, memory // pool.processes)
 
 
+def default_memory(plan: Plan) -> int:
+    """Bytes for sorting and for the hashes of benchmarks, in all processes together."""
+    return DEFAULT_MEMORY + estimate_index(plan)
+
+
 def sketch_all(pool: Pool, memory: int) -> list[SketchReceipt]:
     """Sketch the groups whose files are not current; the receipts of all."""
+    memory -= write_indexes(pool, memory)
     unit = partial(sketch_group, memory=memory // pool.processes)
     return pool.map("sketch", unit, all_groups(pool.plan))
 

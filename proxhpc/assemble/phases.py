@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from proxhpc.assemble.benchmark import write_indexes
 from proxhpc.assemble.match import (
     match_documents,
     pending_rounds,
@@ -21,7 +22,7 @@ from proxhpc.assemble.match import (
     start_match,
 )
 from proxhpc.assemble.match_result import read_match, require_match
-from proxhpc.assemble.merge import DEFAULT_MEMORY, check_refined, sketch_all
+from proxhpc.assemble.merge import check_refined, default_memory, sketch_all
 from proxhpc.assemble.rounds import all_groups, compared_bytes
 from proxhpc.assemble.shuffle import scatter_group
 from proxhpc.assemble.sketch import sketch_group
@@ -85,16 +86,17 @@ def run_share(
     share: tuple[int, int],
     *,
     processes: int = 1,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     progress: ReportProgress | None = None,
 ) -> None:
     """Do the units i, i+N, … of a phase for the share (i, N), skipping those that are done.
 
     `match` has no shares: one element does all of it. Together the processes use about `memory`
-    bytes. RetryError while shards are not refined; StopError if an earlier phase is not done, or as
-    `merge_run` raises it.
+    bytes, by default `default_memory`. StopError if an earlier phase is not done; other errors as
+    `merge_run` raises them.
     """
     plan = Plan.load(run)
+    memory = memory or default_memory(plan)
     check_refined(run, plan)
     number, count = share
     with open_pool(run, plan, processes, progress) as pool:
@@ -109,6 +111,8 @@ def run_share(
         if phase in ROUND_NAMES:
             run_round(pool, phase, units, memory)
             return
+        if phase == "sketch":
+            memory -= write_indexes(pool, memory)
         for _ in pool.each(phase, _unit(phase, memory // processes), units):
             pass  # a unit's result is in its file
 

@@ -75,9 +75,15 @@ MAX_GROUP_FILES = 10_000  # in a group of the external corpus
 
 @keep_with_plan
 def external_pieces(plan: Plan) -> list[Shard]:
-    """The external corpus, split into pieces of about the size of a group."""
+    """The external corpora, split into pieces of about the size of a group."""
     size = group_bytes(sum(info.estimated_bytes for info in plan.external))
-    return [*split_into_shards(plan.external, size, MAX_GROUP_FILES)]
+    return [
+        piece
+        for _, files in plan.against_files_of("duplicates")
+        for piece in split_into_shards(
+            plan.against[files.start : files.stop], size, MAX_GROUP_FILES, files.start
+        )
+    ]
 
 
 def all_groups(plan: Plan) -> range:

@@ -4,7 +4,7 @@ The external corpus (`dedup.against`), if there is one, is sketched without repl
 are numbered after the run's own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,12 @@ import zstandard
 from pydantic import PlainSerializer
 
 from proxhpc.account.counts import Counts
-from proxhpc.assemble.benchmark import Benchmark, BenchmarkCounts, load_benchmark
+from proxhpc.assemble.benchmark import (
+    Benchmark,
+    BenchmarkCounts,
+    BenchmarkHit,
+    open_benchmarks,
+)
 from proxhpc.assemble.patches import PatchWriter
 from proxhpc.assemble.replay import ReplayedRecord, SpanStats, missing_ledger, replay_shard
 from proxhpc.assemble.rounds import EXCHANGES, external_pieces, unit_count
@@ -200,8 +205,8 @@ def _add_shards(
     texts: dict[RecordKey, ExampleTexts] = {}
     paths = run.sketch_quarantine(receipt.group), run.sketch_benchmark(receipt.group)
     patches = PatchWriter(run.patches(receipt.group), receipt.identity, plan.manifest)
-    if benchmark := load_benchmark(plan):
-        receipt.benchmark.skipped = benchmark.skipped
+    benchmarks = open_benchmarks(run, plan)
+    receipt.benchmark.skipped = sum(each.skipped for each in benchmarks)
     with PartWriter(paths[0]) as quarantine, PartWriter(paths[1]) as hits, patches:
         for shard in shards:
             spans, counts = [], Counts()
@@ -216,7 +221,7 @@ def _add_shards(
                     if len(texts) > _HELD_EXAMPLES:
                         texts = _chosen(receipt.stats, texts)
                 if item.document is not None and item.text is not None:
-                    if benchmark and _contains_benchmark(benchmark, plan, item, receipt, hits):
+                    if _contains_benchmark(benchmarks, plan, item, receipt, hits):
                         continue
                     row = corpus_row(plan, item)
                     line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
@@ -255,24 +260,40 @@ def _chosen(
 
 
 def _contains_benchmark(
-    benchmark: Benchmark,
+    benchmarks: Sequence[Benchmark],
     plan: Plan,
     item: ReplayedRecord,
     receipt: SketchReceipt,
     listing: PartWriter,
 ) -> bool:
-    """Whether a document is left out because it contains parts of a benchmark; it is listed."""
-    hit = benchmark.find(item.text or "")
-    if hit is None:
+    """Whether a document is left out because it contains parts of a benchmark; it is listed.
+
+    If several contain it, one for which it is left out counts, then the largest share.
+    """
+    best: tuple[bool, BenchmarkHit] | None = None
+    for benchmark in benchmarks:
+        found = benchmark.find(item.text or "")
+        drop = benchmark.settings.drop
+        if found and (best is None or (drop, found.share) > (best[0], best[1].share)):
+            best = drop, found
+    if best is None:
         return False
+    is_left_out, hit = best
     row, counts = item.row, receipt.benchmark
-    listing.write({"id": row.id, "source": record_source(plan, row), "item": hit})
+    listing.write(
+        {
+            "id": row.id,
+            "source": record_source(plan, row),
+            "left_out": is_left_out,
+            "item": hit,
+        }
+    )
     counts.by_file[hit.file] += 1
-    if benchmark.settings.drop:
+    if is_left_out:
         counts.left_out += 1
         counts.left_out_tokens += row.tokens_out
         counts.left_out_by_input[row.file] += 1
-    return benchmark.settings.drop
+    return is_left_out
 
 
 def _check_size(plan: Plan, name: str, size: int) -> None:

@@ -208,7 +208,7 @@ def summarize_merge(
         stats=stats,
         lines=match.lines if plan.manifest.dedup.lines else None,
         removed_tokens=sum(part.removed_tokens for part in parts),
-        benchmark=benchmark if plan.has_benchmark else None,
+        benchmark=benchmark if plan.benchmarks else None,
     )
     summary.check()
     return summary

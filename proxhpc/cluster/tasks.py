@@ -56,11 +56,11 @@ def call_with_resources(gpus: str, cpus: int, function: Callable[..., T], *argum
 
 def merge_task(root: str, processes: int, memory: int | None = None) -> str:
     """Merge the run in one job; return its final state. RetryError while another one merges it."""
-    from proxhpc.assemble.merge import DEFAULT_MEMORY, merge_run
+    from proxhpc.assemble.merge import merge_run
 
     run = RunDir(Path(root))
     with job_progress(run, "merge") as progress, _merge_lease(run):
-        merge_run(run, processes=processes, memory=memory or DEFAULT_MEMORY, progress=progress)
+        merge_run(run, processes=processes, memory=memory, progress=progress)
     return "done"
 
 
@@ -77,7 +77,6 @@ def merge_phase_task(
     Elements of a phase run at the same time. `match` and `start` have one element, which excludes
     other merges.
     """
-    from proxhpc.assemble.merge import DEFAULT_MEMORY
     from proxhpc.assemble.phases import run_share
 
     run = RunDir(Path(root))
@@ -88,7 +87,7 @@ def merge_phase_task(
             phase,
             (number, elements),
             processes=processes,
-            memory=memory or DEFAULT_MEMORY,
+            memory=memory,
             progress=progress,
         )
     return "done"

@@ -116,7 +116,7 @@ def _asks_for_gpus(resources: Resources) -> bool:
 
 
 def _uses_parquet(manifest: Manifest) -> bool:
-    corpora = [manifest.corpus, *filter(None, [manifest.dedup.against])]
+    corpora = [manifest.corpus, *manifest.dedup.against]
     patterns = [pattern for corpus in corpora for pattern in corpus.paths]
     return (
         manifest.output.format == "parquet"

@@ -18,12 +18,12 @@ Records = dict[tuple[int, int], int]  # shard and record of each in input order,
 
 @dataclass(frozen=True, slots=True)
 class _GroupEffects:
-    """A group's duplicates, documents left out for their lines, and benchmark items by source."""
+    """A group's duplicates, documents left out for their lines, and benchmark rows by source."""
 
     number: int
     duplicates: Records
     left_out: Records
-    items: dict[str, dict[str, Any]]
+    hits: dict[str, dict[str, Any]]
 
 
 class MergeEffects:
@@ -58,10 +58,10 @@ class MergeEffects:
 
     def left_out_reason(self, shard: int, record: int, source: str) -> str:
         """Why a record that is no duplicate was left out; "" if it was not."""
-        against = self.plan.manifest.dedup.against
-        if against and against.drop and source in self._of(shard).items:
+        group = self._of(shard)
+        if source in group.hits and group.hits[source]["left_out"]:
             return "benchmark"
-        return "repeated_lines" if (shard, record) in self._of(shard).left_out else ""
+        return "repeated_lines" if (shard, record) in group.left_out else ""
 
     def line_program(self, shard: int, record: int) -> str:
         """The program that removed a record's repeated lines; "" if there is none."""
@@ -74,8 +74,8 @@ class MergeEffects:
 
     def benchmark_item(self, shard: int, source: str) -> BenchmarkItem | None:
         """The benchmark's item that a document contains, None if it contains none."""
-        item = self._of(shard).items.get(source)
-        return BenchmarkItem(**item) if item else None
+        hit = self._of(shard).hits.get(source)
+        return BenchmarkItem(**hit["item"]) if hit else None
 
     def _of(self, shard: int) -> _GroupEffects:
         """What the merge did to the group of a shard."""
@@ -96,9 +96,9 @@ class MergeEffects:
             _numbered(load_chosen(self.run, number, chosen))
             for chosen in load_flags(self.run, digest, number, self._match.flags[number])
         )
-        listed = read_listing(path) if self.plan.has_benchmark and path.exists() else ()
-        items = {row["source"]: row["item"] for row in listed}
-        return _GroupEffects(number, duplicates, left_out, items)
+        listed = read_listing(path) if self.plan.benchmarks and path.exists() else ()
+        hits = {row["source"]: row for row in listed}
+        return _GroupEffects(number, duplicates, left_out, hits)
 
 
 def _numbered(documents: "Sketch") -> Records:

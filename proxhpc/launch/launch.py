@@ -10,6 +10,8 @@ from pathlib import Path
 
 import orjson
 
+from proxhpc.account.quantity import memory_size
+from proxhpc.assemble.benchmark import estimate_index
 from proxhpc.assemble.merge import describe_missing_files
 from proxhpc.cluster import slurm
 from proxhpc.cluster.backend import Backend, recorded_site
@@ -36,6 +38,7 @@ from proxhpc.run.staging import Report, ignore
 from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.shipped import find_file, shipped_files
 from proxhpc.spec.site import PhaseName, Site, load_site
+from proxhpc.spec.slurm_notation import memory_bytes
 
 INTERRUPT_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 POLL_SECONDS = 0.5  # between two checks of local processes
@@ -123,6 +126,13 @@ def _check_site(run: Run, freeze: bool) -> Run:
         raise UserError(
             f"{run.dir.root}: sbatch would expand the % in this path",
             hint="choose a run directory without % in its path (run_dir or --run DIR)",
+        )
+    mem = run.site.resources("merge").mem
+    if mem and 0 < memory_bytes(mem) < (needed := estimate_index(run.plan)):
+        raise UserError(
+            f"the hashes of the benchmark in dedup.against take up to {memory_size(needed)} of"
+            f" memory, and site {run.site.name} gives the merge {mem}",
+            hint="raise mem of the site's phase merge",
         )
     # Workers that are started without `launch` need a recorded site. `launch` records its own.
     if freeze and not run.dir.site.exists():

@@ -18,9 +18,9 @@ def stage_run(manifest: Manifest, run: RunDir, report: Report) -> None:
     """
     plan = Plan.load(run) if run.plan.exists() else None
     manifest = plan.manifest if plan else manifest
-    corpora = [manifest.corpus, *filter(None, [manifest.dedup.against])]
-    planned = (plan.inputs, plan.against) if plan else ((), ())
-    for corpus, inputs in zip(corpora, planned, strict=False):
+    corpora = [manifest.corpus, *manifest.dedup.against]
+    planned = [plan.inputs, *plan.against_by_corpus] if plan else [()] * len(corpora)
+    for corpus, inputs in zip(corpora, planned, strict=True):
         staging = Staging(corpus, run)
         if not staging.urls:
             continue

@@ -5,6 +5,7 @@ files of the merge, so that an interrupted merge resumes, and `merge/variant.jso
 """
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from typing import get_args
 import orjson
 from pydantic import ValidationError
 
-from proxhpc.assemble.merge import DEFAULT_MEMORY, merge_run
+from proxhpc.assemble.merge import merge_run
 from proxhpc.assemble.summary import MergeSummary
 from proxhpc.cluster.queue import Queue
 from proxhpc.corpus.disk import write_atomic, writing
@@ -87,7 +88,7 @@ def merge_variant(
     """
     variant, plan = prepare_variant(run, out, manifest)
     with hold_lease(variant, "merge", Queue().is_queued):
-        return merge_run(variant, plan, processes=processes, memory=memory or DEFAULT_MEMORY)
+        return merge_run(variant, plan, processes=processes, memory=memory)
 
 
 def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[VariantDir, Plan]:
@@ -111,7 +112,7 @@ def prepare_variant(run: RunDir, out: Path, manifest: Manifest) -> tuple[Variant
 
 
 def _is_changeable(key: str) -> bool:
-    section, _, rest = key.partition(".")
+    section, _, rest = re.sub(r"\[\d+\]", "", key).partition(".")
     is_dedup_key = section == "dedup" and f"{rest}.".startswith(
         tuple(f"{key}." for key in _CHANGEABLE_DEDUP_KEYS)
     )

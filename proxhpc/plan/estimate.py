@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu, peak_flops
+from proxhpc.account.quantity import memory_size
 from proxhpc.engines.device import gpu_names
 from proxhpc.evaluate.bootstrap import resample, score
 from proxhpc.evaluate.metrics import MetricLevel, Ratio
@@ -17,6 +18,7 @@ from proxhpc.run.estimate import MODEL_FLOPS_UTILIZATION, WorkFigures, count_wor
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import BYTES_PER_TOKEN, Plan, input_notes
 from proxhpc.spec.site import Resources, Site
+from proxhpc.spec.slurm_notation import memory_bytes
 from proxhpc.status.terminal import short
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
     timed = calibration if calibration and calibration.site == site.name else None
     seconds = timed.worker_seconds(plan.estimated_bytes, workers) if timed else 0.0
     sizes = _sizes(plan, work, calibration, seconds)
-    space = estimate_space(plan, site, sizes)
+    space, memory = estimate_space(plan, site, sizes), estimate_memory(plan, site, sizes)
     near = plan.manifest.dedup.near
     return PlanEstimate(
         name=plan.manifest.name,
@@ -74,13 +76,14 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
         kept=_kept(plan, calibration, sizes.documents_kept) if calibration else None,
         corpus_bytes=sizes.corpus_bytes,
         space=space,
-        merge_memory_bytes=estimate_memory(plan, site, sizes),
+        merge_memory_bytes=memory,
         comparison_probability=None
         if near is None
         else {f"{s / 10:.1f}": round(near.compared(s / 10), 3) for s in range(5, 10)},
         notes=(
             *input_notes(plan, run),
             *_shortages(run, space),
+            *_memory_shortage(site, memory),
             *filter(None, [calibration_problem(run)]),
         ),
     )
@@ -98,6 +101,13 @@ def _shortages(run: RunDir, space: tuple[PhaseSpace, ...]) -> Iterator[str]:
         if needed > number and not run.plan.exists():  # a started run uses some of it
             room = f"{short(number)} free {unit}"
             yield f"{folder} has {room}; the run needs about {short(needed)}"
+
+
+def _memory_shortage(site: Site, needed: int) -> Iterator[str]:
+    mem = site.resources("merge").mem
+    if mem and 0 < memory_bytes(mem) < needed:
+        text = f"the merge needs about {memory_size(needed)} of memory in one job"
+        yield f"{text}, and site {site.name} gives it {mem}"
 
 
 def _sizes(plan: Plan, work: WorkFigures, calibration: Calibration | None, seconds: float) -> Sizes:

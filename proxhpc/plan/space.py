@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from proxhpc.assemble.match import round_names, round_units
-from proxhpc.assemble.merge import DEFAULT_MEMORY
+from proxhpc.assemble.merge import default_memory
 from proxhpc.assemble.phases import in_arrays
 from proxhpc.assemble.rounds import EXCHANGES, UnitKind, unit_count
 from proxhpc.dedup.hashes import SKETCH_DTYPE
@@ -27,7 +27,6 @@ _FILES_OF_ROUNDS = 3  # that exist at the same time, for each unit
 _SCATTERED = 1.15  # scattered rows in relation to the corpus, at a lower zstd level
 _REPORT_BYTES = 400_000  # report, examples and listings
 _INTERPRETER = 150 << 20  # bytes of memory of each process of the merge
-_BENCHMARK = 14  # bytes of memory for each byte of a benchmark, while it is read
 _GROUP_DOCUMENT = 32  # bytes of memory for each document of a group, in some rounds
 _UNIT_KINDS: tuple[UnitKind, ...] = ("group", "exact", "key")
 
@@ -87,8 +86,7 @@ def estimate_memory(plan: Plan, site: Site, sizes: Sizes) -> int:
     groups = max(1, len(shard_groups(plan)))
     # What rounds may use, and what they need for each document of a group besides.
     in_groups = min(processes, groups) * documents // groups * _GROUP_DOCUMENT
-    benchmark = sum(info.estimated_bytes for info in plan.against) if plan.has_benchmark else 0
-    return processes * (_INTERPRETER + _BENCHMARK * benchmark) + DEFAULT_MEMORY + in_groups
+    return processes * _INTERPRETER + default_memory(plan) + in_groups
 
 
 def _progress_bytes(plan: Plan, sizes: Sizes) -> int:

@@ -6,9 +6,10 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from proxhpc.spec.load import reasons
 from proxhpc.spec.manifest import Manifest, diff
 from proxhpc.spec.profile import Profile
 from proxhpc.spec.refiner_file import complete_stage
-from proxhpc.spec.sections import Corpus
+from proxhpc.spec.sections import Against, Corpus
 from proxhpc.spec.yaml_lines import Key, quoted
 
 T = TypeVar("T")
@@ -89,7 +90,8 @@ class Plan:
     inputs: tuple[InputInfo, ...]
     shards: tuple[Shard, ...]
     models: dict[str, ModelRef]
-    against: tuple[InputInfo, ...] = ()  # files of the external corpus, dedup.against
+    against: tuple[InputInfo, ...] = ()  # files of the other corpora, dedup.against, in order
+    against_counts: tuple[int, ...] = ()  # of the files of each
     listing_notes: tuple[str, ...] = ()
     prompts: dict[str, FrozenPrompt] = field(default_factory=dict)
     digest: str = ""
@@ -159,25 +161,41 @@ class Plan:
         log = restarts or self._restart_log(info, f"{span.file:05d}", writable)
         return _read(self.manifest.corpus, info, span, log, wanted)
 
+    @cached_property
+    def against_files(self) -> list[tuple[Against, range]]:
+        """Each of the other corpora, and the numbers of its files in `against`."""
+        stops = [*accumulate(self.against_counts, initial=0)]
+        ranges = (range(start, stop) for start, stop in pairwise(stops))
+        return [*zip(self.manifest.dedup.against, ranges, strict=True)]
+
+    @property
+    def against_by_corpus(self) -> list[tuple[InputInfo, ...]]:
+        """The files of each of the other corpora."""
+        return [self.against[files.start : files.stop] for _, files in self.against_files]
+
+    def against_files_of(self, mode: str) -> list[tuple[Against, range]]:
+        """The items of `against_files` with this mode."""
+        return [each for each in self.against_files if each[0].mode == mode]
+
     @property
     def external(self) -> tuple[InputInfo, ...]:
-        """The files of the external corpus whose documents are compared with those of the run."""
-        return () if self.has_benchmark else self.against
+        """The files of other corpora whose documents are compared with those of the run."""
+        return tuple(
+            self.against[file] for _, files in self.against_files_of("duplicates") for file in files
+        )
 
     @property
-    def has_benchmark(self) -> bool:
-        """Whether the external corpus is a benchmark, of which no document may contain parts."""
-        against = self.manifest.dedup.against
-        return against is not None and against.mode == "contained"
+    def benchmarks(self) -> list[tuple[Against, range]]:
+        """The items of `against_files` of which no document may contain parts."""
+        return self.against_files_of("contained")
 
     def read_against(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
-        """Yield the records of a span of the external corpus; StopError if its file has changed."""
-        if self.manifest.dedup.against is None:
-            raise ValueError("the manifest has no dedup.against")
+        """Yield the records of a span of another corpus; StopError if its file has changed."""
         info = self.against[span.file]
+        corpus = next(corpus for corpus, files in self.against_files if span.file in files)
         check_unchanged(info)
         log = self._restart_log(info, f"against-{span.file:05d}", True)
-        return _read(self.manifest.dedup.against, info, span, log)
+        return _read(corpus, info, span, log)
 
     def read_lines(self, span: Span) -> Iterator[RawLine]:
         """Yield the records of a span of an input in bytes, as `readers.read_lines`."""
@@ -210,6 +228,7 @@ class Plan:
             },
             "inputs": [asdict(info) | {"path": str(info.path)} for info in self.inputs],
             "against": [asdict(info) | {"path": str(info.path)} for info in self.against],
+            "against_counts": self.against_counts,
             "notes": list(self.listing_notes),
             "shards": [
                 [shard.estimated_bytes, *([s.file, s.start, s.stop] for s in shard.spans)]
@@ -227,6 +246,7 @@ class Plan:
             manifest=Manifest.model_validate(data["manifest"]),
             inputs=_infos(data["inputs"]),
             against=_infos(data["against"]),
+            against_counts=tuple(data["against_counts"]),
             listing_notes=tuple(data.get("notes", ())),
             shards=tuple(
                 Shard(tuple(Span(*span) for span in spans), size) for size, *spans in data["shards"]
@@ -386,9 +406,11 @@ def make_plan(manifest: Manifest, run: RunDir, report: Report = ignore) -> Plan:
     if manifest.output.format == "parquet":
         require_pyarrow("output.format: parquet")
     inputs, notes = _describe_corpus(manifest.corpus, run, ("corpus",), report)
-    against: tuple[InputInfo, ...] = ()
-    if external := manifest.dedup.against:
-        against, more = _describe_corpus(external, run, ("dedup", "against"), report)
+    others: list[tuple[InputInfo, ...]] = []
+    for number, corpus in enumerate(manifest.dedup.against):
+        key: Key = ("dedup", "against", *([number] if len(manifest.dedup.against) > 1 else []))
+        infos, more = _describe_corpus(corpus, run, key, report)
+        others.append(infos)
         notes += more
     models = find_models(manifest)
     manifest = freeze_manifest(manifest, models)
@@ -402,7 +424,8 @@ def make_plan(manifest: Manifest, run: RunDir, report: Report = ignore) -> Plan:
         inputs=inputs,
         shards=shards,
         models=models,
-        against=against,
+        against=_distinct_names([*chain.from_iterable(others)]),
+        against_counts=tuple(map(len, others)),
         listing_notes=(*notes, *shorten(_pass_notes(inputs, shards))),
     )
     return Plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict())))
@@ -453,17 +476,26 @@ def _infos(data: list[dict[str, Any]]) -> tuple[InputInfo, ...]:
     return tuple(InputInfo(**info | {"path": Path(info["path"])}) for info in data)
 
 
+def _distinct_names(infos: Sequence[InputInfo]) -> tuple[InputInfo, ...]:
+    """Return files of several corpora, named from the folder that all share if names are equal."""
+    if len({info.name for info in infos}) == len(infos):
+        return tuple(infos)
+    folder = os.path.commonpath([info.path.parent for info in infos])
+    return tuple(replace(info, name=os.path.relpath(info.path, folder)) for info in infos)
+
+
 def split_into_shards(
-    inputs: tuple[InputInfo, ...], target: int, max_files: int
+    inputs: Sequence[InputInfo], target: int, max_files: int, first: int = 0
 ) -> Iterator[Shard]:
     """Yield shards of about `target` decompressed bytes, in input order.
 
     A file of more than one and a half targets is split into equal spans, a shard each; smaller
-    files share a shard. The spans of a file cover it, whatever its true length.
+    files share a shard. The spans of a file cover it, whatever its true length. Files are numbered
+    from `first` on.
     """
     spans: list[Span] = []
     size = 0
-    for file, info in enumerate(inputs):
+    for file, info in enumerate(inputs, first):
         pieces = max(1, round(info.estimated_bytes / target)) if info.format != "text" else 1
         if spans and (pieces > 1 or size + info.estimated_bytes > target * 1.25):
             yield Shard(tuple(spans), size)

@@ -29,7 +29,7 @@ _NOT_COMPUTED: dict[str, Any] = {
     "run_dir": True,
     "site": True,
     "corpus": {"staging"},
-    "dedup": {"against": {"staging"}},
+    "dedup": {"against": {"__all__": {"staging"}}},
     "engine": {"max_unusable"},
     "prove": True,
 }

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    model_validator,
+)
 
 from proxhpc.program.syntax import Dialect
 from proxhpc.spec.load import (
@@ -394,12 +401,12 @@ class RepeatedLines(Config):
 
 
 class Against(Corpus):
-    """The other corpus, and what of it the documents must not be like."""
+    """Another corpus, and what of it the documents must not be like; or a list of such sections."""
 
     mode: Literal["duplicates", "contained"] = "duplicates"
     """`duplicates`: documents that duplicate one of its documents are left out, as `exact` and
     `near` say. `contained`: it is a benchmark, of which no document may contain runs of words;
-    each process of the merge holds its hashes."""
+    the merge needs memory for its hashes."""
     words: Positive = Field(default=13, le=1000)
     """For `contained`: words in a run (characters in scripts without spaces). Items with fewer
     words are not searched for."""
@@ -411,6 +418,11 @@ class Against(Corpus):
     answers; lists of texts, too."""
     drop: Flag = True
     """For `contained`: leave such documents out. Otherwise they are only listed."""
+
+
+def _sections(value: Any) -> Any:
+    """Return the sections of a key that takes none, one or a list of them."""
+    return () if value is None else (value,) if isinstance(value, dict | Against) else value
 
 
 class Dedup(Config):
@@ -440,9 +452,13 @@ class Dedup(Config):
     within: FieldName | None = None
     """Field, such as a dump or a language: only documents with equal values of it are compared.
     Documents without it form one group. Dots reach nested fields."""
-    against: Against | None = None
-    """Another corpus, used as it is (no model reads it). Documents that duplicate one of its
-    documents, or contain runs of words of one, are left out."""
+    against: Annotated[
+        tuple[Against, ...],
+        BeforeValidator(_sections, json_schema_input_type=Against | list[Against] | None),
+    ] = ()
+    """Other corpora, used as they are (no model reads them): a section, or a list of them.
+    Documents that duplicate one of their documents, or contain runs of words of one, are left
+    out."""
     lines: RepeatedLines | None = None
     """Remove lines that the corpus has several times, after duplicates are left out. Off by
     default; `lines: {}` turns it on with its defaults."""
@@ -451,7 +467,7 @@ class Dedup(Config):
         by_field = self.keep in ("highest", "lowest")
         if by_field != (self.by is not None):
             yield ("by",), f"{'required' if by_field else 'not used'} with keep: {self.keep}"
-        external = self.against if self.against and self.against.mode == "duplicates" else None
+        external = any(other.mode == "duplicates" for other in self.against)
         if external and not (self.compares_texts or self.url):
             yield ("against",), "needs exact, near or url: otherwise nothing is compared"
         if self.within and not (self.compares_texts or self.url or self.lines):

@@ -60,12 +60,13 @@ def _memory(value: Any) -> Any:
 
 def min_memory(first: str, second: str) -> str:
     """Return the smaller of two memory sizes; "0", Slurm's "all of the node", counts as zero."""
-    return min(first, second, key=_kib)
+    return min(first, second, key=memory_bytes)
 
 
-def _kib(memory: str) -> int:
+def memory_bytes(memory: str) -> int:
+    """Return a memory size in bytes."""
     unit = memory[-1] if memory[-1] in "KMGT" else "M"
-    return int(memory.rstrip("KMGT")) << 10 * "KMGT".index(unit)
+    return int(memory.rstrip("KMGT")) << 10 * "BKMGT".index(unit)
 
 
 def _schema(pattern: str) -> WithJsonSchema:
