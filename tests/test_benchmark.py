@@ -219,7 +219,11 @@ def test_other_corpora_may_be_many(tmp_path: Path) -> None:
     assert hits == [("p2", True), ("p3", True), ("p4", False)]
     write_report(run.dir)
     assert build_report(run.dir).benchmark == {"b/test.jsonl": 2, "c/test.jsonl": 1}
-    assert "2 of them were left out" in run.dir.card.read_text()
+    card = run.dir.card.read_text()
+    assert "2 of them were left out" in card
+    assert (
+        "2 documents are duplicates of documents of other corpora (1 of `against[0]`, 1 of" in card
+    )
     assert verify_run(run.dir).intact
     (found,) = inspect_documents(run.dir, "p4")
     assert (found.outcome, found.reason) != ("left_out", "benchmark")

@@ -377,7 +377,7 @@ def test_duplicates_of_another_corpus_are_removed(
     assert {*read.values()} == {2}  # to hash texts, and to compare those that hashes cannot decide
     counts = summary.duplicates
     assert (counts.external_documents, counts.external_unreadable) == (len(others) - 1, 1)
-    assert counts.external == 10 + sum(similar[:10])
+    assert counts.external == {0: 10 + sum(similar[:10])}
     survivors = {pair["duplicate"]["id"]: pair["survivor"] for pair in read_listing(run.duplicates)}
     assert survivors["a0"]["id"] == "old-a0"
     assert survivors["a0"]["source"].startswith("0.jsonl.zst:")

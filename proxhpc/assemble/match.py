@@ -7,6 +7,7 @@ are complete, and their files are deleted once no later round reads them.
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -207,7 +208,7 @@ def _collect(files: RoundFiles, _: int) -> None:
         duplicates=sum(group.duplicates for group in groups),
         near=sum(group.near for group in groups),
         same_url=sum(group.same_url for group in groups),
-        external=sum(group.external for group in groups),
+        external=dict(sum((Counter(group.external) for group in groups), Counter())),
         shared_ids=sum(each.documents for each in ids),
         shared_id_examples=tuple(_key(run, document) for document in examples),
         survivors=tuple(survivors.tolist()),

@@ -48,7 +48,7 @@ class GroupResult:
     duplicates: int
     near: int
     same_url: int
-    external: int
+    external: dict[int, int]
     survivors: dict[int, int]
     left_out: dict[int, int]
     lines: LineCounts
@@ -60,10 +60,10 @@ class MatchResult:
     """What the match phase found. `digest` identifies what it was made from.
 
     `duplicates` are removed; of these, `near` differ in text from their survivor, `same_url` are
-    left out by their URL, and for `external` the survivor is in the external corpus. `survivors`
-    counts the documents that are written, by input file. `shared_ids` are documents whose id (by a
-    64-bit hash) an earlier survivor has too; `shared_id_examples` are some of them, as (shard,
-    record). `set_sizes` counts duplicate sets by the `log2_bucket` of their size. `largest_sets`
+    left out by their URL, and for `external` the survivor is in another corpus, by its number in
+    `dedup.against`. `survivors` counts the documents that are written, by input file. `shared_ids`
+    are documents whose id (by a 64-bit hash) an earlier survivor has too; `shared_id_examples` are
+    some of them, as (shard, record). `set_sizes` counts duplicate sets by the `log2_bucket` of their size. `largest_sets`
     describes the largest ones: the size of each, and shard and record of its best duplicate.
     `further` documents of all sets stay beside the survivor. `flags`, `clusters`, `listings` and
     `line_programs` are digests of each group's files: which documents are duplicates or left out,
@@ -78,7 +78,7 @@ class MatchResult:
     duplicates: int
     near: int
     same_url: int
-    external: int
+    external: dict[int, int]
     shared_ids: int
     shared_id_examples: tuple[tuple[int, int], ...]
     survivors: tuple[int, ...]

@@ -18,7 +18,14 @@ import orjson
 from proxhpc.assemble.line_rounds import LineEdits, edit_lines
 from proxhpc.assemble.listings import DocumentName, name_documents
 from proxhpc.assemble.match_result import GroupResult, LineCounts
-from proxhpc.assemble.rounds import NAME_COLUMNS, NO_DOCUMENT, Documents, RoundFiles, group_of
+from proxhpc.assemble.rounds import (
+    NAME_COLUMNS,
+    NO_DOCUMENT,
+    Documents,
+    RoundFiles,
+    external_pieces,
+    group_of,
+)
 from proxhpc.assemble.rows import cluster_id
 from proxhpc.assemble.sketch import (
     SketchReceipt,
@@ -153,6 +160,9 @@ def finish_group(files: RoundFiles, group: int) -> None:
     receipt = require_receipt(files.run, group)
     removed, counts = np.zeros(receipt.documents, np.bool_), Counter[str]()
     own_groups = len(shard_groups(files.plan))
+    pieces = external_pieces(files.plan)
+    corpora = np.array([files.plan.corpus_of(piece.spans[0].file) for piece in pieces], np.int64)
+    external = Counter[int]()
     named = files.sorted("named", group, 2)
     clusters = [np.empty((0, 3), np.int64)]
     for rows in named:
@@ -162,7 +172,8 @@ def finish_group(files: RoundFiles, group: int) -> None:
         removed[rows[:, 0] & _INDEX] = True
         counts["near"] += int((rows[:, 4] == _NEAR).sum())
         counts["url"] += int((rows[:, 4] == _SAME_URL).sum())
-        counts["external"] += int((group_of(rows[:, 2]) >= own_groups).sum())
+        others = group_of(rows[:, 2]) - own_groups
+        external += Counter(corpora[others[others >= 0]].tolist())
     edits = LineEdits("", LineCounts(), np.zeros_like(removed))
     if files.plan.manifest.dedup.lines:
         edits = edit_lines(files, group)
@@ -190,7 +201,7 @@ def finish_group(files: RoundFiles, group: int) -> None:
         duplicates=int(removed.sum()),
         near=counts["near"],
         same_url=counts["url"],
-        external=counts["external"],
+        external=dict(external),
         survivors=dict(by_file),
         left_out=dict(left_out),
         lines=edits.counts,

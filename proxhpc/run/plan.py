@@ -168,6 +168,10 @@ class Plan:
         ranges = (range(start, stop) for start, stop in pairwise(stops))
         return [*zip(self.manifest.dedup.against, ranges, strict=True)]
 
+    def corpus_of(self, file: int) -> int:
+        """The number in dedup.against of the corpus of a file of `against`."""
+        return next(n for n, (_, files) in enumerate(self.against_files) if file in files)
+
     @property
     def against_by_corpus(self) -> list[tuple[InputInfo, ...]]:
         """The files of each of the other corpora."""
@@ -192,7 +196,7 @@ class Plan:
     def read_against(self, span: Span) -> Iterator[Document | BadRecord | SpanEnd]:
         """Yield the records of a span of another corpus; StopError if its file has changed."""
         info = self.against[span.file]
-        corpus = next(corpus for corpus, files in self.against_files if span.file in files)
+        corpus, _ = self.against_files[self.corpus_of(span.file)]
         check_unchanged(info)
         log = self._restart_log(info, f"against-{span.file:05d}", True)
         return _read(corpus, info, span, log)
