@@ -63,14 +63,14 @@ class MatchResult:
     left out by their URL, and for `external` the survivor is in another corpus, by its number in
     `dedup.against`. `survivors` counts the documents that are written, by input file. `shared_ids`
     are documents whose id (by a 64-bit hash) an earlier survivor has too; `shared_id_examples` are
-    some of them, as (shard, record). `set_sizes` counts duplicate sets by the `log2_bucket` of their size. `largest_sets`
-    describes the largest ones: the size of each, and shard and record of its best duplicate.
-    `further` documents of all sets stay beside the survivor. `flags`, `clusters`, `listings` and
-    `line_programs` are digests of each group's files: which documents are duplicates or left out,
-    the sets of those that stay, what the duplicates are like, and the programs that remove repeated
-    lines. `left_out` counts documents of which these leave too little, by input file.
-    `partly_compared` counts documents of large families, which were compared with the likeliest
-    others only, once for each leader that they share.
+    some of them, as (shard, record). `set_sizes` counts duplicate sets by the `log2_bucket` of
+    their size. `largest_sets` describes the largest ones: the size of each, and shard and record of
+    its best duplicate. `further` documents of all sets stay beside the survivor. `flags`,
+    `clusters`, `listings` and `line_programs` are digests of each group's files: which documents
+    are duplicates or left out, the sets of those that stay, what the duplicates are like, and the
+    programs that remove repeated lines. `left_out` counts documents of which these leave too
+    little, by input file. `partly_compared` counts documents of large families, which were compared
+    with the likeliest others only, once for each leader that they share.
     """
 
     digest: str

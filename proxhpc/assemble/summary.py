@@ -47,12 +47,12 @@ class DuplicateCounts:
     """Removed duplicates and their sets.
 
     `near` of them differ in text from their survivor; `same_url` have the URL of a better document.
-    For `external` of them the survivor is in another corpus, by its number in `dedup.against`. These
-    corpora have `external_documents`, and `external_unreadable` records that could not be read.
-    `partly_compared` is that of `MatchResult`, `ranked` and `with_url` of all receipts, None without `dedup.by` and `dedup.url`.
-    `further` documents of all sets stay beside the survivor, by `dedup.survivors`. `set_sizes`
-    counts sets by the `log2_bucket` of their size; `largest_sets` has the size and the best
-    duplicate of the largest ones.
+    For `external` of them the survivor is in another corpus, by its number in `dedup.against`.
+    These corpora have `external_documents`, and `external_unreadable` records that could not be
+    read. `partly_compared` is that of `MatchResult`, `ranked` and `with_url` of all receipts, None
+    without `dedup.by` and `dedup.url`. `further` documents of all sets stay beside the survivor, by
+    `dedup.survivors`. `set_sizes` counts sets by the `log2_bucket` of their size; `largest_sets`
+    has the size and the best duplicate of the largest ones.
     """
 
     documents: int = 0
