@@ -3,7 +3,7 @@
 The environment variable `PROXHPC_FAULT` is a comma-separated list of `POINT:FILE`. The first
 process that reaches POINT and manages to remove FILE kills itself, or sends itself the signal
 `PROXHPC_FAULT_SIGNAL`. Otherwise nothing happens. A point with a detail, such as the name of a
-round, may also be named with it.
+round or of a draft's folder, may also be named with it.
 """
 
 import os
@@ -31,6 +31,7 @@ FaultPoint = Literal[
     "control recorded",
     "one released",
     "all released",
+    "draft written",
     "sketch written",
     "round written",
     "match written",

@@ -16,10 +16,11 @@ from proxhpc.run.plan import Plan
 from runs import AFTER_DEATHS, corpus_bytes, document, local_site, manifest, rows_of, write_jsonl
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
-# Reached only by a submission to Slurm (tests/test_submit.py), or by a worker that is stopped.
+# Reached only by a submission to Slurm (tests/test_submit.py), by a worker that is stopped, or by
+# every file (tests/test_assemble.py).
 ELSEWHERE = (
     *("array held", "array recorded", "control held", "control recorded", "one released"),
-    "shard left",
+    *("shard left", "draft written"),
 )
 # Leases that a killed process leaves behind at the end of a run.
 AFTERWARDS = {"merge summarized": {"merge"}, "report written": {"advance"}}

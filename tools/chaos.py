@@ -1,16 +1,18 @@
 """Disturb runs on a throw-away Slurm in every possible way, and prove that nothing is lost.
 
     python tools/chaos.py [corpus.jsonl.zst …] [--runs 20] [--events 200] [--seed 0]
-    python tools/chaos.py --points          # a crash at each point of proxhpc/faults.py instead,
-                                            # and after a unit of each round of the merge
+    python tools/chaos.py --points          # a crash at each point of proxhpc/faults.py instead
+    python tools/chaos.py --merge           # merges in arrays, with crashes in and after a unit of
+                                            # each round, and after every other step
 
 Each run is launched on a Slurm of several nodes on this machine (tests/slurm_cluster.py). Workers
 have separate pid namespaces, as on separate hosts, and each run directory is on a separate small
 file system. Events are drawn at random. No run gets help: the tool only repeats a launch that it
 killed itself.
 
-At the end of each run, the corpus must have the bytes and counts of an undisturbed run, `proxhpc
-verify` must pass, no ledger may have been published twice, and no job may remain.
+At the end of each run, the corpus and its listings must have the content and counts of an
+undisturbed run, `proxhpc verify` must pass, no ledger may have been published twice, and no job may
+remain.
 
 It needs the programs of tools/install_slurm.sh, and the right to mount file systems and to create
 namespaces: run it as root or within `unshare --map-root-user --mount`.
@@ -31,17 +33,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from proxhpc.assemble.listings import read_listing
+from proxhpc.assemble.match import MATCH_ROUNDS, round_names
 from proxhpc.cluster.journal import Journal
 from proxhpc.cluster.queue import Tag
 from proxhpc.faults import FAULT_POINTS
-from proxhpc.run.merge_phases import ROUND_NAMES
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from runs import (
@@ -52,14 +55,33 @@ from runs import (
     manifest,
     many_documents,
     stopped_below,
+    write_jsonl,
 )
 from slurm_cluster import FINISHED, Job, SlurmCluster
 from slurm_config import Spec
 from slurm_reaper import processes
 
 PROXHPC = [sys.executable, "-m", "proxhpc"]
-POINTS = (*FAULT_POINTS, *(f"round written {name}" for name in ROUND_NAMES))
-ALL_ROUNDS = {"near": {}, "url": "id", "lines": {"min_chars": 100}}  # needs them all
+ALL_ROUNDS = {"near": {}, "url": "url", "lines": {"min_chars": 100}}  # needs them all
+# Makes a small corpus one of many units, each round of which is an array. Several crashes in a row
+# may be in one unit: it is repeated at once, as often as needed.
+IN_ARRAYS = """
+import proxhpc.assemble.phases, proxhpc.faults, proxhpc.launch.step
+proxhpc.assemble.phases._ONE_JOB_BYTES = 0
+proxhpc.assemble.rounds._KEY_BYTES = proxhpc.assemble.rounds._EXACT_BYTES = 4 << 20
+proxhpc.run.shards.MIN_GROUP_BYTES = 2 << 20
+proxhpc.launch.step.ROUND_DELAYS = (0,)
+proxhpc.launch.step.MAX_ROUNDS_WITHOUT_PROGRESS = len(proxhpc.faults.FAULT_POINTS)
+"""
+DRAFTS = (
+    *("00000", "sketch", "merge", "shuffled", "parts", "corpus", "flags", "clusters", "duplicates"),
+    *("line_programs", *(kind for each in MATCH_ROUNDS.values() for kind in each.writes)),
+)
+POINTS = (
+    *FAULT_POINTS,
+    *(f"round written {name}" for name in MATCH_ROUNDS),
+    *(f"draft written {folder}" for folder in DRAFTS),
+)
 SUBMITTING = FAULT_POINTS[
     FAULT_POINTS.index("advance held") : FAULT_POINTS.index("all released") + 1
 ]
@@ -83,8 +105,23 @@ HIDING = (
 WORKERS = 6  # more than an array of MaxArraySize 5 holds
 MIN_EVENTS = 10  # of a run, if it lasts long enough
 
-Expected = tuple[dict[str, str], dict[str, Any]]
-"""The parts of the corpus and the counts of an undisturbed run."""
+Sections = dict[str, Any]  # of a manifest
+
+
+class Expected(NamedTuple):
+    """What an undisturbed run publishes: SHA-256 of its parts, its counts, rows of its listings."""
+
+    parts: dict[str, str]
+    counts: dict[str, Any]
+    listings: dict[str, list[Any]]
+
+
+class Setting(NamedTuple):
+    """Sections of a run's manifest, where to keep it if it breaks, and whether its merge is big."""
+
+    sections: Sections
+    keep: Path | None
+    in_arrays: bool = False
 
 
 class BrokenRunError(Exception):
@@ -103,6 +140,16 @@ class ChaosRun:
     start: float = field(default_factory=time.monotonic)
     scheduled: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
     inodes: dict[str, int] = field(default_factory=dict)  # of published ledgers
+
+    @property
+    def site(self) -> Path:
+        """The folder of the `sitecustomize` of all processes of the run."""
+        return self.folder / "site"
+
+    def env(self, **variables: str) -> dict[str, str]:
+        """The environment of commands that a person runs."""
+        path = f"{self.site}:{os.environ.get('PYTHONPATH', '')}"
+        return self.cluster.env(**variables, PYTHONPATH=path)
 
     def kill(self) -> str:
         """SIGKILL a worker."""
@@ -305,7 +352,7 @@ class ChaosRun:
         with (self.folder / "launch.log").open("ab") as log:
             return subprocess.Popen(
                 [*prefix, *PROXHPC, "launch", str(self.run.root)],
-                env=self.cluster.env(**armed, **variables, PATH=path),
+                env=self.env(**armed, **variables, PATH=path),
                 stdout=log,
                 stderr=log,
             )
@@ -357,36 +404,106 @@ WEIGHTS = {  # how often each event is drawn
 }
 
 
-def plan(folder: Path, corpus: Sequence[Path], site: str) -> RunDir:
+def plan(folder: Path, corpus: Sequence[Path], site: str, sections: Sections) -> RunDir:
     """Plan a run in `folder`, with more commits than usual."""
-    sections = {"sharding": {"tokens": 60_000}, "commit": {"documents": 16}, "dedup": ALL_ROUNDS}
-    path = manifest(folder, corpus, **sections)
+    smaller = {"sharding": {"tokens": 60_000}, "commit": {"documents": 16}}
+    path = manifest(folder, corpus, **smaller, **sections)
     run = RunDir(folder / "disk" / "run")
     command = [*PROXHPC, "plan", str(path), "--freeze", "--site", site, "--run", str(run.root)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return run
 
 
-def undisturbed(folder: Path, corpus: Sequence[Path]) -> Expected:
-    """Bytes and counts of the corpus of an undisturbed run in local processes."""
+def undisturbed(folder: Path, corpus: Sequence[Path], sections: Sections) -> Expected:
+    """What an undisturbed run in local processes publishes."""
     folder.mkdir()
-    run = plan(folder, corpus, local_site(folder))
+    run = plan(folder, corpus, local_site(folder), sections)
     command = [*PROXHPC, "launch", str(run.root), "--site", local_site(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return corpus_bytes(run), merged_counts(run)
+    return published(run)
 
 
-def merged_counts(run: RunDir) -> dict[str, Any]:
-    """The counts in the summary of the merge."""
+def published(run: RunDir) -> Expected:
+    """The parts of the corpus, the counts of the merge, and the rows of its listings."""
     summary: dict[str, Any] = orjson.loads(run.merge_summary.read_bytes())
-    return dict(summary["counts"])
+    listings = (run.duplicates, run.quarantine, run.benchmark_hits)
+    rows = {path.name: [*read_listing(path)] for path in listings if path.exists()}
+    counts = {key: summary[key] for key in summary.keys() - {"match_digest", "parts"}}
+    return Expected(corpus_bytes(run), counts, rows)
+
+
+def many_links(folder: Path) -> list[Path]:
+    """Write documents with URLs, dumps and scores, exact copies with the same ids among them."""
+    paths = many_documents(folder, 6)
+    paths.append(Path(shutil.copy(paths[0], folder / "again.jsonl.zst")))
+    for path in paths:
+        rows = [*read_listing(path)]
+        for row in rows:
+            number, copy = map(int, row["id"].split("#"))
+            page = f"http://example.org/{copy}/{number % 900}"
+            row |= {"url": page, "dump": f"{path.name[:4]}-{copy % 2}", "score": number % 7}
+        write_jsonl(path, rows)
+    return paths
+
+
+def merges(corpus: Sequence[Path]) -> list[Sections]:
+    """Sections of merges whose rounds, files and options differ."""
+    rows = [*read_listing(corpus[0])][:900]
+    other = {
+        "paths": [str(write_jsonl(corpus[0].with_name("other.jsonl"), rows[::9]))],
+        "id": "id",
+    }
+    output = {"part_size": "512KiB"}
+    return [
+        {
+            "dedup": ALL_ROUNDS | {"keep": "highest", "by": "score", "survivors": 2},
+            "output": output | {"cluster_size": True},
+        },
+        {
+            "dedup": {"near": {"threshold": 0.7}, "against": other},
+            "output": output | {"shuffle": True},
+        },
+        {
+            "dedup": {
+                "near": {"verify": "signature"},
+                "within": "dump",
+                "lines": {"keep": 0},
+                "against": other | {"mode": "contained", "share": 0.9},
+            },
+            "output": output | {"format": "jsonl.gz"},
+        },
+    ]
+
+
+def merge_points(plan: Plan) -> list[str]:
+    """Every point of a plan's merge: drafts of all its files, ends of its rounds and phases."""
+    rounds, manifest = round_names(plan), plan.manifest
+    optional = {
+        "00000": bool(plan.benchmarks),  # the first one's index
+        "shuffled": manifest.output.shuffle,
+        "clusters": manifest.output.cluster_size,
+        "line_programs": manifest.dedup.lines,
+        "partly_compared": False,  # of large families only
+        "match": False,  # the last round writes one file, in `merge`
+    }
+    written = {kind for name in rounds for kind in MATCH_ROUNDS[name].writes}
+    unused = {kind for each in MATCH_ROUNDS.values() for kind in each.writes} - written
+    drafts = [kind for kind in DRAFTS if kind not in unused and optional.get(kind, True)]
+    phases = FAULT_POINTS[FAULT_POINTS.index("sketch written") :]
+    return [
+        *(f"draft written {kind}" for kind in drafts),
+        *(
+            f"round written {name}" for name in rounds if name != "collect"
+        ),  # "match written" ends it
+        *(point for point in phases if point != "round written"),
+    ]
 
 
 @contextmanager
 def chaos_run(
-    cluster: SlurmCluster, folder: Path, corpus: Sequence[Path], keep: Path | None
+    cluster: SlurmCluster, folder: Path, corpus: Sequence[Path], setting: Setting
 ) -> Iterator[ChaosRun]:
-    """A planned run on a separate file system; copied to `keep` if it breaks."""
+    """A planned run on a separate file system; copied to the setting's folder if it breaks."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     (folder / "faults").mkdir()
@@ -394,10 +511,10 @@ def chaos_run(
     subprocess.run(mount, check=True)
     try:
         chaos = ChaosRun(cluster, folder, RunDir(disk / "run"), random.Random(folder.name))
-        plan(folder, corpus, slurm_site(chaos))
+        plan(folder, corpus, slurm_site(chaos, setting.in_arrays), setting.sections)
         yield chaos
     except BaseException:
-        if keep:
+        if keep := setting.keep:
             shutil.copytree(folder, keep / folder.name, dirs_exist_ok=True)
             (keep / folder.name / "queue").write_text(cluster.describe())
             shutil.copytree(cluster.root / "log", keep / folder.name / "slurm", dirs_exist_ok=True)
@@ -410,7 +527,7 @@ def chaos_run(
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def slurm_site(chaos: ChaosRun) -> str:
+def slurm_site(chaos: ChaosRun, in_arrays: bool) -> str:
     """A site whose workers have separate pid namespaces and die at armed points."""
     python = chaos.folder / "python"
     # The namespace's first process is a shell, because the first process cannot kill itself.
@@ -419,9 +536,10 @@ def slurm_site(chaos: ChaosRun) -> str:
         f' sh -c \'{sys.executable} "$@"; exit $?\' sh "$@"\n'
     )
     python.chmod(0o755)
-    (chaos.folder / "site").mkdir()
-    late_files = Path(__file__).with_name("late_files.py")
-    shutil.copy(late_files, chaos.folder / "site" / "sitecustomize.py")
+    chaos.site.mkdir()
+    customize = Path(__file__).with_name("late_files.py").read_text()
+    customize += IN_ARRAYS if in_arrays else ""
+    (chaos.site / "sitecustomize.py").write_text(customize)
     armed = ",".join(f"{point}:{chaos.token(point)}" for point in POINTS)
     site = {
         "name": "chaos",
@@ -435,9 +553,9 @@ def slurm_site(chaos: ChaosRun) -> str:
             "unset PROXHPC_FAULT_SIGNAL",  # of a launcher that was to be frozen: jobs inherit it
             f"export PATH={write_wrappers(chaos)}:$PATH",
             f"export LATE_FOLDER={chaos.run.root} LATE_SWITCH={chaos.folder}/late",
-            f"export PYTHONPATH={chaos.folder / 'site'}:$PYTHONPATH",
+            f"export PYTHONPATH={chaos.site}:$PYTHONPATH",
         ],
-        "phases": {"merge": {"workers": 2}},  # arrays, unless the corpus is small
+        "phases": {"merge": {"workers": 4}},  # arrays, unless the corpus is small
     }
     path = chaos.folder / "slurm.yaml"
     path.write_text(yaml.safe_dump(site))
@@ -503,17 +621,18 @@ def disturb(chaos: ChaosRun, events: int, kinds: dict[str, int]) -> Counter[str]
     return wait_until_finished(chaos, act)
 
 
-def crash_at(chaos: ChaosRun, point: str) -> Counter[str]:
-    """Launch with a crash armed at this point, and at those that lead to it."""
+def crash_at(chaos: ChaosRun, points: Sequence[str]) -> Counter[str]:
+    """Launch with a crash armed at each of these points, and at those that lead to them."""
 
     def act(counts: Counter[str]) -> bool:
-        if point == "shard left" and chaos.armed and any(chaos.run.shards.rglob("*.a*")):
+        if "shard left" in points and chaos.armed and any(chaos.run.shards.rglob("*.a*")):
             chaos.scancel()  # a worker that must stop leaves its shard
         return False
 
-    chaos.arm(*AFTER_DEATHS.get(point, ()), point)
-    if chaos.launcher_dies(point):
-        print_event(chaos, "launcher", f"died at '{point}'")
+    for point in points:
+        chaos.arm(*AFTER_DEATHS.get(point, ()), point)
+        if chaos.launcher_dies(point):
+            print_event(chaos, "launcher", f"died at '{point}'")
     chaos.relaunch()
     counts = wait_until_finished(chaos, act)
     if chaos.armed:
@@ -524,11 +643,15 @@ def crash_at(chaos: ChaosRun, point: str) -> Counter[str]:
 def check(chaos: ChaosRun, expected: Expected) -> None:
     """Raise BrokenRunError unless the finished run is as it must be."""
     run = chaos.run
-    if corpus_bytes(run) != expected[0]:
+    found = published(run)
+    if found.parts != expected.parts:
         raise BrokenRunError("the corpus differs from that of an undisturbed run")
-    if merged_counts(run) != expected[1]:
-        raise BrokenRunError(f"counts are {merged_counts(run)}, not {expected[1]}")
-    proof = subprocess.run([*PROXHPC, "verify", str(run.root)], capture_output=True, text=True)
+    if found.counts != expected.counts:
+        raise BrokenRunError(f"counts are {found.counts}, not {expected.counts}")
+    if found.listings != expected.listings:
+        raise BrokenRunError("a listing differs from that of an undisturbed run")
+    command, env = [*PROXHPC, "verify", str(run.root)], chaos.env()
+    proof = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if proof.returncode:
         raise BrokenRunError(f"verify: {proof.stdout}{proof.stderr}")
     remains = [path.name for path in run.shards.rglob("*.a*")]
@@ -552,10 +675,11 @@ def run_all(
     cluster: SlurmCluster, root: Path, corpus: Sequence[Path], options: argparse.Namespace
 ) -> tuple[int, Counter[str]]:
     """Make runs until there were enough runs and events; the runs, and the events by kind."""
-    expected = undisturbed(root / "undisturbed", corpus)
-    print(f"undisturbed: {expected[1]['documents']} documents", flush=True)
+    setting = Setting({"dedup": ALL_ROUNDS}, options.keep)
+    expected = undisturbed(root / "undisturbed", corpus, setting.sections)
+    print(f"undisturbed: {expected.counts['counts']['documents']} documents", flush=True)
     kinds = {kind: n for kind, n in WEIGHTS.items() if not options.only or kind in options.only}
-    points = list(options.points or POINTS)
+    points = list(options.points or FAULT_POINTS)
     runs, total = 0, Counter[str]()
     while (
         points
@@ -564,9 +688,9 @@ def run_all(
     ):
         runs += 1
         folder = root / f"{options.seed}-{runs:02d}"
-        with chaos_run(cluster, folder, corpus, options.keep) as chaos:
+        with chaos_run(cluster, folder, corpus, setting) as chaos:
             if options.points is not None:
-                counts = crash_at(chaos, points.pop(0))
+                counts = crash_at(chaos, [points.pop(0)])
             else:
                 runs_left = max(1, options.runs - runs + 1)
                 events = -(-(options.events - total.total()) // runs_left)
@@ -575,6 +699,20 @@ def run_all(
             print_event(chaos, "same", f"corpus and counts after {counts.total()} events")
         total += counts
     return runs, total
+
+
+def crash_merges(cluster: SlurmCluster, root: Path, keep: Path | None) -> tuple[int, Counter[str]]:
+    """Crash at every point of each of the merges; the runs, and the events by kind."""
+    corpus, total = many_links(root / "many"), Counter[str]()
+    settings = [Setting(sections, keep, in_arrays=True) for sections in merges(corpus)]
+    for number, setting in enumerate(settings, 1):
+        expected = undisturbed(root / f"undisturbed-{number}", corpus, setting.sections)
+        with chaos_run(cluster, root / f"merge-{number}", corpus, setting) as chaos:
+            counts = crash_at(chaos, merge_points(Plan.load(chaos.run)))
+            check(chaos, expected)
+            print_event(chaos, "same", f"corpus and counts after {counts.total()} events")
+        total += counts
+    return len(settings), total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -592,6 +730,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--points", nargs="*", choices=POINTS, help="a run for each fault point, or for these"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="merges with crashes at all their points"
+    )
     parser.add_argument("--max-array-size", type=int, default=1001)
     parser.add_argument("--no-accounting", action="store_true", help="a Slurm without sacct")
     parser.add_argument("--keep", type=Path, help="folder for copies of broken runs")
@@ -599,11 +740,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spec = Spec(accounting=not options.no_accounting, max_array_size=options.max_array_size)
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as name:
         root = Path(name)
-        corpus = [path.absolute() for path in options.corpus] or many_documents(root / "many", 6)
         (root / "slurm").mkdir()
         try:
             with SlurmCluster(root / "slurm", spec) as cluster:
-                runs, total = run_all(cluster, root, corpus, options)
+                if options.merge:
+                    runs, total = crash_merges(cluster, root, options.keep)
+                else:
+                    corpus = [path.absolute() for path in options.corpus]
+                    runs, total = run_all(
+                        cluster, root, corpus or many_links(root / "many"), options
+                    )
         except BrokenRunError as error:
             print(f"BROKEN: {error}")
             return 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from proxhpc.errors import RetryError, UserError
+from proxhpc.faults import fault_point
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -127,6 +128,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            fault_point("draft written", path.parent.name)
             os.replace(draft, path)
         except BaseException:
             draft.unlink(missing_ok=True)
