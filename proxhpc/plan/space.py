@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from proxhpc.assemble.benchmark import estimate_index
 from proxhpc.assemble.match import round_names, round_units
 from proxhpc.assemble.merge import default_memory
 from proxhpc.assemble.phases import in_arrays
@@ -27,6 +28,7 @@ _FILES_OF_ROUNDS = 3  # that exist at the same time, for each unit
 _SCATTERED = 1.15  # scattered rows in relation to the corpus, at a lower zstd level
 _REPORT_BYTES = 400_000  # report, examples and listings
 _INTERPRETER = 150 << 20  # bytes of memory of each process of the merge
+_INDEX_FILES = 8  # of a benchmark, with folders
 _GROUP_DOCUMENT = 32  # bytes of memory for each document of a group, in some rounds
 _UNIT_KINDS: tuple[UnitKind, ...] = ("group", "exact", "key")
 
@@ -59,7 +61,8 @@ def estimate_space(plan: Plan, site: Site, sizes: Sizes) -> tuple[PhaseSpace, ..
     lines = sizes.corpus_bytes_raw // _LINE_CHARS if plan.manifest.dedup.lines else 0
     sketched = refined + documents * _sketch_bytes(plan) + lines * LINE_DTYPE.itemsize
     sketched += 0 if lines else round(_PATCHES * sizes.ledger_bytes)
-    inodes += 1 + groups * (5 + bool(near))
+    sketched += estimate_index(plan)
+    inodes += 1 + groups * (5 + bool(near)) + _INDEX_FILES * len(plan.benchmarks)
     phases.append(("sketch", sketched, inodes))
     units = sum(unit_count(plan, kind) for kind in _UNIT_KINDS)
     in_lines = lines * EXCHANGES["lines"].columns * _ROW_BYTES  # bands have no files by then
