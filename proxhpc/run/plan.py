@@ -41,7 +41,7 @@ from proxhpc.spec.yaml_lines import Key, quoted
 T = TypeVar("T")
 
 BYTES_PER_TOKEN = 4  # estimate without a tokenizer, in UTF-8 bytes
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 _SIZED = ("none", "gzip", "zstd")
 _DOUBLINGS = 8
