@@ -21,6 +21,7 @@ from proxhpc.errors import StopError
 from proxhpc.launch.launch import Run
 from proxhpc.program.execute import change_text
 from proxhpc.program.match import SpanChange
+from proxhpc.program.replay import ReplayResult
 from proxhpc.run.ledger import Row
 
 TEXTS = st.text(st.sampled_from('ab\n\\"/\té中😀\u2028'), max_size=30)
@@ -29,7 +30,8 @@ TEXTS = st.text(st.sampled_from('ab\n\\"/\té中😀\u2028'), max_size=30)
 def record(line: bytes, text: str, changes: Sequence[SpanChange]) -> ReplayedRecord:
     refined_text = change_text(text, changes) if changes else text
     read = Document("7", text, 0, 0, {}, line)
-    return ReplayedRecord(0, Row("7", 0, 0, "edited"), read, refined_text, changes)
+    result = ReplayResult("edited", refined_text, {}, changes=changes)
+    return ReplayedRecord(0, Row("7", 0, 0, "edited"), read, refined_text, result)
 
 
 @given(TEXTS, st.lists(st.tuples(st.integers(0, 31), st.integers(0, 9), TEXTS), max_size=4))

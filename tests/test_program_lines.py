@@ -186,8 +186,6 @@ def test_a_line_that_is_not_split_means_what_it_did(parts, data):
     program = removals(data.draw(st.lists(st.integers(0, total - 1))))
     program += '\nnormalize("a", "b")\nnormalize("One.")'
     windows = [window(0, total, program)]
-    starts = line_starts(text)
-    assert read_windows(text, windows, PROX, starts) == read_windows(text, windows, PROX)
     assert replay(text, None, windows, FREE, PROX, ()) == replay(text, None, windows, FREE, PROX)
 
 
@@ -273,13 +271,15 @@ def test_blank_lines_without_numbers(numbering, program, after):
 )
 def test_the_usual_programs_where_blank_lines_have_no_numbers(program, removed, lenient):
     program_format = ProgramFormat("prox", blank_lines="skipped")
-    (edits,) = read_windows("a\n\nb\n", [window(0, 4, program)], program_format)
+    (edits,) = read_windows("a\n\nb\n", [window(0, 4, program)], program_format, [0, 2, 3, 5, 6])
     assert (edits.removed, edits.lenient, edits.rejected) == (removed, lenient, {})
 
 
 def test_a_range_of_lines_with_text_includes_the_blank_lines_between_them():
     program_format = ProgramFormat("rescraper", blank_lines="skipped")
-    (edits,) = read_windows(TEXT, [window(0, 7, "<edit>\nrm 2-4\nrm 5-7")], program_format)
+    (edits,) = read_windows(
+        TEXT, [window(0, 7, "<edit>\nrm 2-4\nrm 5-7")], program_format, line_starts(TEXT)
+    )
     assert edits.removed == [(1, 5), (6, 7)]
 
 
@@ -297,7 +297,7 @@ def test_a_number_means_the_line_that_has_it(parts, numbering, blank_lines, dial
     shown = data.draw(st.integers(0, start)), data.draw(st.integers(stop, len(parts)))
     windows = [window(start, stop, "", shown)]
     program_format = ProgramFormat(dialect, numbering, blank_lines)
-    ((_, lines),) = window_lines(text, windows, program_format)
+    ((_, lines),) = window_lines(text, windows, program_format, line_starts(text))
     numbered = [n for n in range(len(parts)) if blank_lines == "numbered" or parts[n].strip()]
     first = (dialect != "prox") + (
         sum(n < shown[0] for n in numbered) if numbering == "document" else 0

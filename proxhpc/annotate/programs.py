@@ -108,7 +108,7 @@ def program_labels(
     known: set[int] = set()
     starts = line_starts(text)
     total = len(starts) - 1
-    executed = execute(text, total, windows, policy)
+    executed = execute(text, starts, windows, policy)
     for call, window, result in zip(row.windows, windows, executed, strict=True):
         if window.rejected.keys() - {"other_window"} or window.rewrites or call.finish != "stop":
             discarded["chunk", "bad_answer"] += 1

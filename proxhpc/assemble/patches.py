@@ -226,7 +226,8 @@ def make_patch(record: ReplayedRecord, row: bytes) -> tuple[int, list[int], list
     if fields and row.startswith(fields):
         ranges, literals = [0, len(fields)], [b"", row[len(fields) :]]
     else:
-        ranges, literals = _find_pieces(document, record.changes, row)
+        changes = record.result.changes if record.result else ()
+        ranges, literals = _find_pieces(document, changes, row)
         if _join(line, ranges, literals) != row:
             ranges, literals = [], [row]
     digest = xxhash.xxh3_64_intdigest(line) if ranges else 0

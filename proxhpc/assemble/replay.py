@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from proxhpc.assemble.policy_change import PolicyChange
 from proxhpc.corpus.document import BadRecord, Document, Span, SpanEnd
 from proxhpc.dedup.hashes import Sketch
 from proxhpc.errors import ShardError, StopError
-from proxhpc.program.match import SpanChange
 from proxhpc.program.replay import ReplayResult
 from proxhpc.run.ledger import Row, read_ledger
 from proxhpc.run.paths import RunDir
@@ -23,20 +22,21 @@ from proxhpc.run.plan import Plan
 FAR = 1 << 20  # bytes of text from which it is faster to open a file anew than to pass them over
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make
 class ReplayedRecord:
     """One record of the input with its ledger row; `number` counts a shard's records from 0.
 
     `document` is None if the record could not be read; `text`, the refined text, is None if the
-    document does not reach the corpus. `changes` make it from the raw text, if they are known.
-    `merge_program` removed repeated lines from the text, and with them `removed_tokens`.
+    document does not reach the corpus. `result` is that of the row's programs, if they
+    were replayed. `merge_program` removed repeated lines from the text, and with them
+    `removed_tokens`.
     """
 
     number: int
     row: Row
     document: Document | None = None
     text: str | None = None
-    changes: Sequence[SpanChange] = ()
+    result: ReplayResult | None = None
     merge_program: str = ""
     removed_tokens: int = 0
 
@@ -233,7 +233,7 @@ class _Replay:
         if self.policy_change is not None:
             row, result = self.policy_change.apply(item, row, result)
         text = result.text if result.outcome in ("kept", "edited") else None
-        return ReplayedRecord(number, row, item, text, result.changes)
+        return ReplayedRecord(number, row, item, text, result)
 
     def mismatch(self, problem: str) -> StopError:
         """Return the error that this ledger does not belong to its input."""

@@ -131,12 +131,13 @@ class CorpusStats:
         raw = record.document.text if record.document else None
         lines = 0
         if raw is not None:
-            lines = log2_bucket(raw.count("\n") + 1)
+            lines = (record.result and record.result.lines) or raw.count("\n") + 1
             self.raw_tokens[log2_bucket(row.tokens_in)] += 1
-            self.raw_lines[lines] += 1
+            self.raw_lines[log2_bucket(lines)] += 1
         if text is not None:
+            lines = lines if text is raw else text.count("\n") + 1
             self.refined_tokens[log2_bucket(row.tokens_out)] += 1
-            self.refined_lines[lines if text is raw else log2_bucket(text.count("\n") + 1)] += 1
+            self.refined_lines[log2_bucket(lines)] += 1
         elif row.tokens_in:
             self.lost_tokens[f"{row.outcome} {row.reason}"] += row.tokens_in
         if row.doc is not None:

@@ -15,7 +15,7 @@ from proxhpc.program.align import EditCosts, LinePairs, align_lines
 from proxhpc.program.edits import WindowLines, program_edits
 from proxhpc.program.execute import apply_changes, execute, outside_removed
 from proxhpc.program.hunks import TOKEN, AlignedText, Hunk, joined_hunks, text_hunks
-from proxhpc.program.lines import Range
+from proxhpc.program.lines import Range, line_starts
 from proxhpc.program.match import SpanChange, find_literal
 from proxhpc.program.parse import SURROGATE
 from proxhpc.program.policy import Policy
@@ -125,7 +125,7 @@ class _Goal:
     def problem(self, program: Program) -> str:
         """Execute a candidate and return why it is not a solution, or ""."""
         edits = program_edits(program, self.dialect, self.window, {})
-        changes = execute(self.before, self.window.stop, [edits], _POLICY)
+        changes = execute(self.before, line_starts(self.before), [edits], _POLICY)
         result = apply_changes(self.before, changes)
         if _lines(result, self.dialect) != _lines(self.after, self.dialect):
             return "the only candidate has another effect"

@@ -16,7 +16,6 @@ from operator import itemgetter
 from proxhpc.program.edits import StringEdit, WindowEdits
 from proxhpc.program.envelope import add_count
 from proxhpc.program.layout import (
-    LineOffsets,
     accepted_lines,
     drop_blank,
     drop_emptied,
@@ -25,7 +24,6 @@ from proxhpc.program.layout import (
     trimmed,
     without_blank_lines,
 )
-from proxhpc.program.lines import line_starts
 from proxhpc.program.match import SpanChange, find_edit
 from proxhpc.program.policy import Policy
 from proxhpc.program.syntax import DIALECTS
@@ -49,22 +47,15 @@ replace strings outside them and insert lines. `replaced` counts the strings and
 
 
 def execute(
-    text: str,
-    total: int,
-    windows: Sequence[WindowEdits],
-    policy: Policy,
-    starts: Sequence[int] | None = None,
+    text: str, offsets: Sequence[int], windows: Sequence[WindowEdits], policy: Policy
 ) -> list[WindowChanges]:
-    """Return the changes of each window's program in a text of `total` lines.
+    """Return the changes of each window's program in a text whose lines have these offsets.
 
     `windows` are ascending and disjoint; rejected statements are added to their counts, and blank
-    lines that an edited window loses to their removed lines. `starts` are the offsets of all lines,
-    if known. The caller applies the error budget. Never raises. Takes time linear in text and
-    programs for each of a window's different strings, whose number the policy limits.
+    lines that an edited window loses to their removed lines. The caller applies the error budget.
+    Never raises. Takes time linear in text and programs for each of a window's different strings,
+    whose number the policy limits.
     """
-    if starts is None and windows and DIALECTS[windows[0].dialect].compacts:
-        starts = line_starts(text)
-    offsets: LineOffsets = starts or _line_starts(text, total, windows)
     results = []
     for window in windows:
         changes = holes = [(offsets[a], offsets[b], "") for a, b in window.removed]
@@ -83,7 +74,7 @@ def execute(
 def _layout(
     text: str,
     window: WindowEdits,
-    offsets: LineOffsets,
+    offsets: Sequence[int],
     changes: tuple[list[SpanChange], list[SpanChange]],
     policy: Policy,
 ) -> tuple[list[SpanChange], int]:
@@ -165,48 +156,8 @@ def outside_removed(
     return outside
 
 
-def _line_starts(text: str, total: int, windows: Sequence[WindowEdits]) -> dict[int, int]:
-    """Return the offsets of the lines that `windows` need, where line `total` is after the text.
-
-    Each half of the text is scanned from its end, no further than needed.
-    """
-    lines: list[int] = []
-    for start, stop, removed, strings, *_ in windows:
-        for pair in removed:
-            lines += pair
-        if strings:
-            if start:
-                lines.append(start)
-            if stop < total:
-                lines.append(stop)
-            if strings[0][0] is not None:
-                lines += [line + end for line, *_ in strings if line is not None for end in (0, 1)]
-    lines.sort()
-    starts = {0: 0, total: len(text) + 1}
-    half = total // 2
-    known = at = 0
-    find = text.find
-    for line in lines:
-        if line > half:
-            break
-        while known < line:
-            at = find("\n", at) + 1
-            known += 1
-        starts[line] = at
-    known, at = total, len(text) + 1
-    rfind = text.rfind
-    for line in reversed(lines):
-        if line <= half:
-            break
-        while known > line:
-            at = rfind("\n", 0, at - 1) + 1
-            known -= 1
-        starts[line] = at
-    return starts
-
-
 def _changes(
-    text: str, window: WindowEdits, offsets: LineOffsets, holes: list[SpanChange], policy: Policy
+    text: str, window: WindowEdits, offsets: Sequence[int], holes: list[SpanChange], policy: Policy
 ) -> tuple[list[SpanChange], int]:
     """Return disjoint ascending changes outside of removed lines, and the number of occurrences."""
     strings, limit = window.strings, policy.max_strings
@@ -239,7 +190,7 @@ def _changes(
 
 
 def _line_changes(
-    text: str, window: WindowEdits, offsets: LineOffsets, string: StringEdit, policy: Policy
+    text: str, window: WindowEdits, offsets: Sequence[int], string: StringEdit, policy: Policy
 ) -> list[SpanChange] | str:
     """Return the change of a string that starts on one line, or the reason for a rejection."""
     line, source, target, _ = string

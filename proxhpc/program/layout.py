@@ -6,7 +6,7 @@ newline, so that each of its lines has one.
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 
@@ -19,8 +19,6 @@ from proxhpc.program.words import common_ends
 
 _NEWLINES = re.compile("\n{2,}")
 _stop, _target = itemgetter(1), itemgetter(2)
-LineOffsets = Mapping[int, int] | Sequence[int]
-"""Where each line of a text begins; the line after the last one begins after its newline."""
 
 
 def trimmed(text: str, change: SpanChange) -> SpanChange:
@@ -69,7 +67,7 @@ def accepted_lines(window: WindowEdits, policy: Policy) -> list[Insertion]:
 def insert_lines(
     text: str,
     insertions: Sequence[Insertion],
-    offsets: LineOffsets,
+    offsets: Sequence[int],
     holes: Sequence[SpanChange],
     edits: Sequence[SpanChange],
 ) -> list[SpanChange]:
@@ -128,7 +126,7 @@ def change_groups(
 
 
 def drop_emptied(
-    text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
+    text: str, window: WindowEdits, offsets: Sequence[int], changes: Sequence[SpanChange]
 ) -> list[SpanChange]:
     """Return a window's changes, sorted, with the lines of which they leave nothing removed.
 
@@ -151,7 +149,7 @@ def drop_emptied(
 
 
 def drop_blank(
-    text: str, window: WindowEdits, offsets: LineOffsets, changes: Sequence[SpanChange]
+    text: str, window: WindowEdits, offsets: Sequence[int], changes: Sequence[SpanChange]
 ) -> None:
     """Add a window's blank lines to its removed lines, except those that changes touch."""
     blank = []

@@ -33,8 +33,7 @@ _CHARS_PER_WORD, _DENSE_PER_WORD = 6, 1.5
 _MAX_LINES = 1_000_000_000  # numbers in programs have up to nine digits
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOutput:
+class ModelOutput(NamedTuple):
     """The text that a model generated for one request, and why generation ended."""
 
     program: str
@@ -85,6 +84,7 @@ class ReplayResult(NamedTuple):
     statements and windows that were not executed, and the limits that kept the original text.
     `lenient` counts by name what was overlooked to read and execute the programs. `removed` are
     ranges [a, b) of removed lines. `changes` are those of an edited text, if they are known.
+    `lines` is how many the original text has, if that is known and none was split, else 0.
     """
 
     outcome: Outcome
@@ -96,6 +96,7 @@ class ReplayResult(NamedTuple):
     removed: Sequence[Range] = ()
     lenient: Mapping[str, int] = MappingProxyType({})
     changes: Sequence[SpanChange] = ()
+    lines: int = 0
 
 
 def doc_verdict(emitted: ModelOutput, policy: AnyPolicy) -> DocVerdict:
@@ -175,13 +176,12 @@ def _replay_windows(
     lenient: dict[str, int],
 ) -> ReplayResult:
     """Apply a document's chunk programs to it, adding to the counts `rejected` and `lenient`."""
-    starts = line_starts(text, cuts) if cuts else None
-    total = text.count("\n") + 1 if starts is None else len(starts) - 1
-    edits = read_windows(text, windows, program_format, starts, total, strict=policy.strict)
+    starts = line_starts(text, cuts)
+    edits = read_windows(text, windows, program_format, starts, strict=policy.strict)
     accepted = []
     removed: list[Range] = []
     replaced = 0
-    for window, result in zip(edits, execute(text, total, edits, policy, starts), strict=True):
+    for window, result in zip(edits, execute(text, starts, edits, policy), strict=True):
         if window.rewrites:
             return ReplayResult("quarantined", "", rejected, "rewrite")
         if window.truncated:
@@ -200,10 +200,9 @@ def _replay_windows(
         accepted.append(result)
         removed += window.removed
         replaced += result[1]
-    changes = join_changes(text, accepted, starts or ()) if removed or replaced else []
-    after = change_text(text, changes) if changes else text
-    limited = _apply_limits(text, after, policy, removed, replaced, rejected)
-    return limited._replace(changes=changes) if limited.outcome == "edited" else limited
+    changes = join_changes(text, accepted, starts if cuts else ()) if removed or replaced else []
+    limited = _apply_limits(text, changes, policy, removed, replaced, rejected)
+    return limited if cuts else limited._replace(lines=len(starts) - 1)
 
 
 def _errors(window: WindowEdits, policy: Policy) -> int:
@@ -218,19 +217,17 @@ def read_windows(
     text: str,
     windows: Sequence[WindowProgram],
     program_format: ProgramFormat,
-    starts: Sequence[int] | None = None,
-    total: int | None = None,
+    starts: Sequence[int],
     *,
     strict: bool = False,
 ) -> list[WindowEdits]:
     """Return the edits of all windows, before they are executed.
 
-    `starts` are the offsets of all lines and `total` is their number, if they are known. ShardError
-    if a window does not fit.
+    `starts` are the `line_starts` of the text. ShardError if a window does not fit.
     """
     dialect = program_format.dialect
     edits = []
-    for window, lines in window_lines(text, windows, program_format, starts, total):
+    for window, lines in window_lines(text, windows, program_format, starts):
         output = window.output
         edits.append(read_window(output.program, dialect, output.finish, lines, strict=strict))
     return edits
@@ -246,7 +243,7 @@ def read_window_program(
     if program_format.blank_lines == "skipped":
         window = WindowProgram(0, _MAX_LINES, window.output)
         program_format = ProgramFormat(program_format.dialect)
-    (edits,) = read_windows("", [window], program_format, total=_MAX_LINES, strict=strict)
+    (edits,) = read_windows("", [window], program_format, range(_MAX_LINES + 1), strict=strict)
     return edits
 
 
@@ -254,16 +251,13 @@ def window_lines(
     text: str,
     windows: Sequence[WindowProgram],
     program_format: ProgramFormat,
-    starts: Sequence[int] | None = None,
-    total: int | None = None,
+    starts: Sequence[int],
 ) -> list[tuple[WindowProgram, WindowLines]]:
     """Return each window and the lines that the numbers in its program mean, as `read_windows`."""
     numbered: list[int] | None = None
     if program_format.blank_lines == "skipped":
-        starts = starts or line_starts(text)
         numbered = [n for n, (a, b) in enumerate(pairwise(starts)) if text[a:b].strip()]
-    if total is None:
-        total = text.count("\n") + 1 if starts is None else len(starts) - 1
+    total = len(starts) - 1
     base, in_document = FIRST_LINE[program_format.dialect], program_format.numbering == "document"
     seen: list[int] | None = None
     pairs, at = [], 0
@@ -288,13 +282,14 @@ def window_lines(
 
 def _apply_limits(
     before: str,
-    after: str,
+    changes: Sequence[SpanChange],
     policy: Policy,
     removed: Sequence[Range],
     replaced: int,
     rejected: dict[str, int],
 ) -> ReplayResult:
-    """Apply the limits on a whole document."""
+    """Change a whole document, within the limits."""
+    after = change_text(before, changes) if changes else before
     counts = (sum(stop - start for start, stop in removed), replaced)
     if after == before:
         return ReplayResult("kept", before, rejected, "", *counts, removed)
@@ -305,7 +300,7 @@ def _apply_limits(
         return _at_limit(policy.on_removed_share, "removed_share", before, rejected)
     if lost > policy.short_loss * len(before) and is_short(after, policy):
         return _at_limit(policy.on_short, "short", before, rejected)
-    return ReplayResult("edited", after, rejected, "", *counts, removed)
+    return ReplayResult("edited", after, rejected, "", *counts, removed, changes=changes)
 
 
 def _at_limit(action: Action, reason: str, text: str, rejected: dict[str, int]) -> ReplayResult:

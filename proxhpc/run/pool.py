@@ -4,6 +4,7 @@ A unit is a function of (run, plan, number). Its result must not depend on which
 when, or how often, so array elements on a cluster call the same functions.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from proxhpc.run.plan import Plan
 T = TypeVar("T")
 Unit = Callable[[RunDir, Plan, int], T]
 ReportProgress = Callable[[str, int, int], None]
+_COLLECTED = 100_000  # objects between collections: units make many, and hardly any in cycles
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,12 @@ def open_pool(
     `command` is the verb that error messages name.
     """
     if processes <= 1:
-        yield Pool(run, plan, command, progress=progress)
+        before = gc.get_threshold()
+        gc.set_threshold(_COLLECTED)
+        try:
+            yield Pool(run, plan, command, progress=progress)
+        finally:
+            gc.set_threshold(*before)
         return
     earlier_children = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
@@ -116,6 +123,7 @@ _state: tuple[RunDir, Plan] | None = None  # of a process of the pool: sent once
 def _initialize(run: RunDir, plan: Plan) -> None:
     """Prepare a process of the pool, which must not outlive the one that opened it."""
     global _state
+    gc.set_threshold(_COLLECTED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and stops us
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()

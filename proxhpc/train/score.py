@@ -16,6 +16,7 @@ from proxhpc.evaluate.bootstrap import auc
 from proxhpc.evaluate.metrics import f1, token_f1
 from proxhpc.program.edits import WindowEdits, WindowLines, read_window
 from proxhpc.program.execute import apply_changes, execute
+from proxhpc.program.lines import line_starts
 from proxhpc.program.policy import Policy
 from proxhpc.program.replay import ModelOutput, doc_verdict
 from proxhpc.program.syntax import FIRST_LINE
@@ -164,4 +165,4 @@ def _execute(row: ExampleRow, program: str) -> tuple[str, bool]:
     """The text that a program makes of a window, and whether all of the program is valid."""
     window, is_valid = _read(row, program)
     text = "\n".join(row.lines)
-    return apply_changes(text, execute(text, len(row.lines), [window], _POLICY)), is_valid
+    return apply_changes(text, execute(text, line_starts(text), [window], _POLICY)), is_valid
