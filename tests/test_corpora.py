@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from proxhpc.spec.manifest import Manifest, load_manifest
 from proxhpc.spec.sections import Output
 from runs import PARAGRAPH
 
-pytest.importorskip("datasets")
+# Only a subprocess imports it, which takes seconds.
+pytestmark = pytest.mark.skipif(find_spec("datasets") is None, reason="no package datasets")
 COUNT = 30
 ROOT = Path(__file__).parents[1]
 

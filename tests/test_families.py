@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
+from proxhpc.assemble.merge import merge_run
 from proxhpc.cli.main import main
+from proxhpc.launch.launch import prepare_run
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
-from runs import check_balance, manifest, rows_of, write_jsonl
+from proxhpc.worker.worker import Assignment, run_worker
+from runs import check_balance, local_site, manifest, rows_of, write_jsonl
 from slurm_cluster import SlurmCluster
-from test_slurm_run import finished, launch
+from test_slurm_run import finished, launch, site
 from tiny_models import save_parrot
 
 PAGE = """Home | Login
@@ -100,24 +102,25 @@ def test_a_preview_of_each_family(
     assert row["text"] == wanted
 
 
-def test_runs_of_all_families_on_a_real_slurm(cluster: SlurmCluster, tmp_path: Path) -> None:
-    site = {"name": "test", "kind": "slurm", "workers": 1, "cpus": 1, "time": 15}
-    site_file = tmp_path / "site.yaml"
-    site_file.write_text(yaml.safe_dump(site))
+def test_runs_of_all_families(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """One of them on a real Slurm, the others in this process."""
     pages = [{"id": f"page-{n}", "text": f"{PAGE} {n}"} for n in range(4)]
     source = write_jsonl(tmp_path / "pages.jsonl.zst", pages)
-    wanted: dict[str, str] = {}
     for name in FAMILIES:
-        folder = tmp_path / f"run-{name}"
+        folder = tmp_path / name
         folder.mkdir()
-        stage, wanted[name] = family(folder, name)
+        stage, wanted = family(folder, name)
         path = manifest(folder, [source], stages=[stage], engine={"name": "transformers"})
-        launch(cluster, path, str(site_file), folder / "run")
-    for name in FAMILIES:
-        run = RunDir(tmp_path / f"run-{name}" / "run")
-        cluster.until(finished(run), f"the report of {name}", timeout=420)
+        run = RunDir(folder / "run")
+        if name == "ultrax":
+            launch(cluster, path, site(folder, workers=1), run.root)
+            cluster.until(finished(run), f"the report of {name}", timeout=420)
+        else:
+            prepare_run(path, local_site(folder), None)
+            run_worker(run, Assignment(), lambda _: None)
+            merge_run(run)
         assert check_balance(run)["documents"] == len(pages)
         plan = Plan.load(run)
         for row, page in zip(rows_of(run, plan), pages, strict=True):
             text = row.replay(page["text"], plan.manifest.policy, plan.manifest.program_format).text
-            assert text == wanted[name]
+            assert text == wanted

@@ -37,7 +37,15 @@ from slurm_cluster import SlurmCluster
 from slurm_config import Spec, user_name
 from test_slurm_run import finished, idle
 from test_slurm_run import launch as launch_by_hand
-from test_submit import SUBMISSION, cluster, run_jobs, runs_by_point, small, start
+from test_submit import (
+    SUBMISSION,
+    cluster,
+    run_jobs,
+    runs_by_point,
+    small,
+    start,
+    wait_for_one_submission,
+)
 
 __all__ = ["cluster"]  # a fixture
 
@@ -522,17 +530,7 @@ def test_launchers_that_were_frozen_submit_nothing_twice(
         for pid in descendants(process.pid):
             os.kill(pid, signal.SIGCONT)
         process.wait(timeout=60)
-
-    def left(run: Run) -> str:
-        jobs = run_jobs(cluster, run.plan.run_id)
-        return str(sorted((tag.phase, job.reason) for job, tag in jobs if job.state != "CANCELLED"))
-
-    def is_one_submission(run: Run) -> bool:
-        return left(run) == "[('control', 'Dependency'), ('refine', 'BeginTime')]"
-
-    # Slurm finds the reason some time after the release.
-    for point, run in runs.items():
-        cluster.until(partial(is_one_submission, run), f"jobs: {point}", 60, partial(left, run))
+    wait_for_one_submission(cluster, runs)
 
 
 def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
