@@ -4,12 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from operator import mul
 
-import orjson
-from pydantic import ValidationError
-
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import peak_flops
 from proxhpc.account.flops import Usage, flops, sum_or_none
+from proxhpc.cluster.backend import recorded_site
+from proxhpc.errors import UserError
 from proxhpc.outputs import UsageTotals
 from proxhpc.report.model import (
     CostReport,
@@ -197,8 +196,8 @@ def _worker(beat: Heartbeat) -> WorkerReport:
 def _read_site(run: RunDir) -> Site | None:
     """The latest launch's site; None without a site of ours, for example after a plain sbatch."""
     try:
-        return Site.model_validate(orjson.loads(run.site.read_bytes()))
-    except (FileNotFoundError, orjson.JSONDecodeError, ValidationError):
+        return recorded_site(run)
+    except (FileNotFoundError, UserError):
         return None
 
 
