@@ -409,7 +409,7 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
 def test_a_file_that_does_not_fit_is_not_begun(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_free_bytes", lambda _: 2000)
+    monkeypatch.setattr(staging, "free_space", lambda path: (path, 2000, None))
     with pytest.raises(UserError, match=r"are to be copied to .*, which has 2\.0 KiB free"):
         stage(tmp_path, "memory://bucket/in/*.jsonl")
 

@@ -51,6 +51,16 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def free_space(path: Path) -> tuple[Path, int, int | None]:
+    """Return the nearest folder of `path` that exists, and its free bytes and inodes.
+
+    The inodes are None where the file system has no limit of them. Quotas are not known.
+    """
+    folder = next(each for each in (path, *path.parents) if each.is_dir())
+    free = os.statvfs(folder)
+    return folder, free.f_bavail * free.f_frsize, free.f_favail if free.f_files else None
+
+
 def sync_directory(directory: Path) -> None:
     """Make created, renamed and removed names in `directory` durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxhpc.cluster import slurm
-from proxhpc.corpus.disk import create, publish
+from proxhpc.corpus.disk import create, free_space, publish
 from proxhpc.doctor.finding import Finding
 from proxhpc.errors import ProxError
 
@@ -82,14 +82,13 @@ def _visibility(work: Path) -> Finding:
 
 
 def _space(folder: Path) -> Iterator[Finding]:
-    stat = os.statvfs(folder)
-    free = stat.f_bavail * stat.f_frsize
+    _, free, inodes = free_space(folder)
     finding = Finding.warning if free < MIN_FREE_BYTES else Finding.ok
     yield finding("free space", f"{free / 2**30:,.0f} GiB on {folder}")
-    if stat.f_files:
-        finding = Finding.warning if stat.f_favail < MIN_INODES else Finding.ok
+    if inodes is not None:
+        finding = Finding.warning if inodes < MIN_INODES else Finding.ok
         consequence = "a shard needs up to three files while it is refined, and one afterwards"
-        yield finding("free inodes", f"{stat.f_favail:,}", consequence)
+        yield finding("free inodes", f"{inodes:,}", consequence)
     for command in (("lfs", "quota", "-u", slurm.user_name(), str(folder)), ("quota", "-s")):
         if shutil.which(command[0]):
             with suppress(OSError, subprocess.SubprocessError):

@@ -1,6 +1,5 @@
 """Estimates what a run will need: time, tokens kept, disk space and memory."""
 
-import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from proxhpc.account.counts import Counts
 from proxhpc.account.devices import named_gpu, peak_flops
 from proxhpc.account.quantity import memory_size
+from proxhpc.corpus.disk import free_space
 from proxhpc.engines.device import gpu_names
 from proxhpc.evaluate.bootstrap import resample, score
 from proxhpc.evaluate.metrics import MetricLevel, Ratio
@@ -90,15 +90,12 @@ def estimate_run(plan: Plan, site: Site, run: RunDir, counts: Counts | None = No
 
 
 def _shortages(run: RunDir, space: tuple[PhaseSpace, ...]) -> Iterator[str]:
-    """Yield what the file system of the run directory lacks; quotas are not known here."""
-    folder = next(path for path in (run.root, *run.root.parents) if path.is_dir())
-    free = os.statvfs(folder)
-    available = {"bytes": free.f_bavail * free.f_frsize}
-    if free.f_files:  # otherwise the file system has no limit of them
-        available["inodes"] = free.f_favail
-    for unit, number in available.items():
+    """Yield what the file system of the run directory lacks."""
+    folder, *available = free_space(run.root)
+    for unit, number in zip(("bytes", "inodes"), available, strict=True):
         needed = max(getattr(phase, unit) for phase in space)
-        if needed > number and not run.plan.exists():  # a started run uses some of it
+        # A started run uses some of it.
+        if number is not None and needed > number and not run.plan.exists():
             room = f"{short(number)} free {unit}"
             yield f"{folder} has {room}; the run needs about {short(needed)}"
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from proxhpc.account.quantity import SHOWN, memory_size, quantity, shorten
-from proxhpc.corpus.disk import append_line, is_disk_full
+from proxhpc.corpus.disk import append_line, free_space, is_disk_full
 from proxhpc.errors import ProxError, RetryError, UserError
 from proxhpc.run.paths import RunDir, StagingDir
 from proxhpc.run.remote import RemoteFile, RemoteListing, copy_file, draft_of, list_url
@@ -128,7 +128,7 @@ class Staging:
         total = sum(file.size or 0 for file in missing)
         drafts = [draft_of(file, self.dir.copy(file.name)) for file in missing]
         before = sum(draft.stat().st_size for draft in drafts if draft.exists())
-        if total - before > _free_bytes(self.dir.root):
+        if total - before > free_space(self.dir.root)[1]:
             raise UserError(
                 f"{memory_size(total - before)} are to be copied to {self.dir.root}, which has "
                 f"{self._free()}",
@@ -184,7 +184,7 @@ class Staging:
             append_line(self.dir.index, orjson.dumps(entry))
 
     def _free(self) -> str:
-        return f"{memory_size(_free_bytes(self.dir.root))} free (`proxhpc doctor` shows quotas)"
+        return f"{memory_size(free_space(self.dir.root)[1])} free (`proxhpc doctor` shows quotas)"
 
     def _copy(
         self, file: RemoteFile, advance: Callable[[int], None], stop: threading.Event
@@ -204,8 +204,3 @@ def _progress(files: int, done: int, total: int, speed: float) -> str:
         left = f", about {(total - done) / speed / 60:,.0f} min left" if speed else ""
         share = f"{done / max(total, 1):.1%} of {memory_size(total)}"
     return f"copying {quantity(files, 'file')}: {share}, {memory_size(speed)}/s{left}"
-
-
-def _free_bytes(folder: Path) -> int:
-    status = os.statvfs(next(path for path in (folder, *folder.parents) if path.is_dir()))
-    return status.f_bavail * status.f_frsize
