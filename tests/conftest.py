@@ -26,7 +26,7 @@ MARKS = {"slurm": "slurm", "slurm_programs": "slurm", "smollm2": "model", "vllm"
 MARKS["chromium"] = "chromium"
 # Files that take longest, longest first: what begins last would otherwise end long after the rest.
 LONG = (
-    *("engines", "adapt", "package", "adapt_pairs", "pretrain", "prove_run", "assemble"),
+    *("engines", "adapt", "package", "pretrain", "prove_run", "adapt_pairs", "assemble"),
     *("doctor", "engine_children", "calibrate", "lease_machine"),
 )
 # Files whose tests of Slurm take about as long as those of all other files.

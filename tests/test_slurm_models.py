@@ -17,7 +17,7 @@ from test_slurm_run import finished, launch
 from test_walk_stage import programs, refined
 from tiny_models import save_walk
 
-DOCUMENTS = 30
+DOCUMENTS = 16
 MAX_NEW = 12
 REFINER = {"version": 1, "prompt": "walk", "doc": {"bias": -2.0}, "chunk": {"bias": 0.5}}
 
@@ -73,7 +73,7 @@ def run_engine(
         stages=[{"level": "doc"} | stage, {"level": "chunk", "window_tokens": 400} | stage],
         engine=engine,
         commit={"documents": 8},
-        sharding={"tokens": 1000},
+        sharding={"tokens": 500},
     )
     site_file = tmp_path / "site.yaml"
     site = {"name": "test", "kind": "slurm", "workers": 1, "cpus": 2, "time": 15}
