@@ -11,7 +11,7 @@ from proxhpc.corpus.document import SpanEnd
 from proxhpc.corpus.frames import FrameWriter, read_frames
 from proxhpc.errors import StopError
 from proxhpc.run.crash_backoff import CrashBackoff
-from proxhpc.run.ledger import Call, LedgerState, LedgerWriter, Row, read_ledger, resume
+from proxhpc.run.ledger import Call, LedgerState, LedgerWriter, Row, read_ledger, read_rows, resume
 
 Payloads = list[bytes]
 
@@ -52,6 +52,14 @@ def test_a_whole_ledger_is_read(tmp_path: Path) -> None:
     assert list(read_ledger(tmp_path / "ledger", "plan", 7)) == [
         *(row(0), row(1), row(2), SpanEnd(0, 3, True, 1))
     ]
+
+
+def test_rows_are_found_by_number(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "ledger")
+    for numbers in ([], [0], [1, 2], [2]):
+        assert list(read_rows(tmp_path / "ledger", "plan", 7, numbers)) == [*map(row, numbers)]
+    with pytest.raises(StopError, match="it has no record number 3"):
+        list(read_rows(tmp_path / "ledger", "plan", 7, [1, 3]))
 
 
 DAMAGES: dict[str, tuple[Callable[[Payloads], Payloads], str]] = {

@@ -13,10 +13,9 @@ import zstandard
 from proxhpc.assemble.rows import record_source
 from proxhpc.assemble.sketch import require_receipt
 from proxhpc.corpus.disk import replacing
-from proxhpc.corpus.document import SpanEnd
 from proxhpc.dedup.arrays import check_file, damaged_file
 from proxhpc.dedup.hashes import Sketch
-from proxhpc.run.ledger import read_ledger
+from proxhpc.run.ledger import read_rows
 from proxhpc.run.paths import RunDir
 from proxhpc.run.plan import Plan
 from proxhpc.run.shards import shard_groups
@@ -26,27 +25,22 @@ DocumentName = tuple[str, str]  # id, source
 _COPIED = 1 << 20  # bytes at a time
 
 
-def read_names(run: RunDir, plan: Plan, shard: int) -> Iterator[DocumentName]:
-    """The names of the records of a shard, or of a piece of the external corpus, in order."""
-    if shard < len(plan.shards):
-        for row in read_ledger(run.ledger(shard), plan.digest, shard):
-            if not isinstance(row, SpanEnd):
-                yield row.id, record_source(plan, row)
-        return
-    group = len(shard_groups(plan)) + shard - len(plan.shards)
-    path = run.sketch_names(group)
-    check_file(path, require_receipt(run, group).names)
-    for name in read_listing(path):
-        yield name["id"], name["source"]
-
-
 def name_documents(run: RunDir, plan: Plan, documents: Sketch) -> Iterator[DocumentName]:
     """The names of documents of one group, which are in input order."""
     for shard in np.unique(documents["shard"]).tolist():
-        names, position = read_names(run, plan, shard), 0
-        for record in documents["record"][documents["shard"] == shard].tolist():
-            yield next(islice(names, record - position, None))
-            position = record + 1
+        numbers = documents["record"][documents["shard"] == shard].tolist()
+        if shard < len(plan.shards):
+            for row in read_rows(run.ledger(shard), plan.digest, shard, numbers):
+                yield row.id, record_source(plan, row)
+            continue
+        group = len(shard_groups(plan)) + shard - len(plan.shards)
+        path = run.sketch_names(group)
+        check_file(path, require_receipt(run, group).names)
+        names, position = read_listing(path), 0
+        for number in numbers:
+            name = next(islice(names, number - position, None))
+            position = number + 1
+            yield name["id"], name["source"]
 
 
 def join_listings(path: Path, pieces: Sequence[tuple[Path, str]]) -> None:

@@ -381,32 +381,68 @@ def read_ledger(path: Path, plan: str, shard: int) -> Iterator[Row | SpanEnd]:
 
     StopError names the file if it is incomplete, of another plan, or does not match its summary.
     """
-    state = LedgerState()
+    counts = Counts()
+    for header, lines in _read_commits(path, plan, shard, counts):
+        rows = [Row.decode(line) for line in lines]
+        counts += tally(rows)
+        counts.blank_lines += sum(end.blank for end in header.ends)
+        yield from rows
+        yield from header.ends
+
+
+def read_rows(path: Path, plan: str, shard: int, numbers: Iterable[int]) -> Iterator[Row]:
+    """Yield the rows with these ascending numbers, as `read_ledger`; others are not parsed.
+
+    If the last commit is reached, the ledger is checked as a whole.
+    """
+    wanted, first = iter(numbers), 0
+    number = next(wanted, None)
+    for header, lines in _read_commits(path, plan, shard):
+        while number is not None and number < first + header.rows:
+            yield Row.decode(lines[number - first])
+            number = next(wanted, None)
+        if number is None:
+            return
+        first += header.rows
+    raise _damaged(path, f"it has no record number {number}")
+
+
+def _read_commits(
+    path: Path, plan: str, shard: int, counts: Counts | None = None
+) -> Iterator[tuple[CommitHeader, list[bytes]]]:
+    """Yield the commits of a published ledger with the lines of their rows.
+
+    At the end the ledger is checked against its summary, and so are `counts`, which are those of
+    its rows by then.
+    """
+    commits, digest = 0, xxhash.xxh3_128()
     summary: dict[str, Any] | None = None
     for frame in read_frames(path, strict=True):
         if summary is not None:
             raise _damaged(path, "it has frames after the summary")
-        head, rows = parse_frame(frame.payload)
+        first, *lines = frame.payload.split(b"\n")
+        head = orjson.loads(first)
         if head["plan"] != plan or head["shard"] != shard:
             raise _damaged(path, "it belongs to another plan or shard")
         if "backoff" in head:
             continue
-        if head["commit"] != state.commits:
-            raise _damaged(path, f"commit {state.commits} is missing")
+        if head["commit"] != commits:
+            raise _damaged(path, f"commit {commits} is missing")
         if "summary" in head:
             summary = head
             continue
         header = CommitHeader.decode(head)
-        if header.rows != len(rows):
-            raise _damaged(path, f"commit {header.commit} has {len(rows)} of {header.rows} rows")
-        state.add(header, rows, frame.payload)
-        yield from rows
-        yield from header.ends
+        if header.rows != len(lines):
+            raise _damaged(path, f"commit {header.commit} has {len(lines)} of {header.rows} rows")
+        commits += 1
+        digest.update(frame.payload)
+        yield header, lines
     if summary is None:
         raise _damaged(path, "the summary is missing")
-    state.counts.check(str(path))
-    recomputed = (state.digest.hexdigest(), state.counts.to_dict())
-    if recomputed != (summary["digest"], summary["counts"]):
+    if counts is not None:
+        counts.check(str(path))
+    recomputed = summary["counts"] if counts is None else counts.to_dict()
+    if (digest.hexdigest(), recomputed) != (summary["digest"], summary["counts"]):
         raise _damaged(path, "the summary does not match the rows")
 
 
